@@ -1,0 +1,111 @@
+"""What the API needs of the node; `linkd.node.Node` provides it. All in the reactor's thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol
+
+from twisted.internet.defer import Deferred
+
+from linkd.config import Config
+from linkd.core.batch import Batch, Draft
+from linkd.log.engine import Consumer, Log, Settled
+from linkd.status import Event, NodeStatus, Outage
+
+Start = int | Literal["earliest", "latest"]
+
+
+class Sink(Protocol):
+    """Where a subscription's records go. All of it is called in order."""
+
+    def batch(self, batch: Batch) -> bool:
+        """Take records of the log; their first is the next one wanted. Return whether there is room for more:
+        after False nothing comes until `Subscription.resume`."""
+
+    def volatile(self, batch: Batch) -> None:
+        """Take records that have no offset (`batch.offset` is 0). Drop them where there is no room."""
+
+    def gap(self, first: int, next: int) -> None:
+        """Hear that offsets `first` to `next` - 1, some of which may have been wanted, are gone."""
+
+    def end(self, reason: str) -> None:
+        """Hear that nothing more comes: another took the consumer's name (`replaced`), `stopped`, or an error."""
+
+
+class Subscription(Protocol):
+    """A reader of the log, following its end."""
+
+    next: int
+
+    def resume(self) -> None:
+        """There is room again."""
+
+    def ack(self, next: int, done: Callable[[Exception | None], None]) -> None:
+        """Set the named consumer's cursor; `done(None)` once it is durable. Cumulative; never moves back."""
+
+    def close(self) -> None:
+        """Nothing more is wanted."""
+
+
+class NodePort(Protocol):
+    """The node."""
+
+    name: str
+    config: Config
+    log: Log
+    starting: bool
+    stopping: bool
+
+    def publish(self, draft: Draft, settled: Settled) -> None:
+        """Publish on a durable channel (settled once on disk) or a volatile one (settled at once, offset 0).
+
+        The channel's rule adds its `ttl` where the draft has none. The draft's encoding has been checked.
+        """
+
+    def wait_for(self, peer: str, next: int) -> Deferred[None]:
+        """Fire once everything below `next` is on `peer`'s disk; cancel it to stop waiting.
+
+        Raises:
+            KeyError: No such peer.
+        """
+
+    def sends(self, peer: str, channel: str) -> bool:
+        """Tell whether `peer` gets `channel`: our `send`, and its `receive` as far as it is known."""
+
+    def subscribe(
+        self, patterns: Sequence[str], start: Start, sink: Sink, consumer: str | None = None
+    ) -> Subscription:
+        """Follow the log from `start`, or from where `consumer` stands (`start` then only where it is new).
+
+        The sink is never called from within. Volatile records come as they pass.
+        """
+
+    def consumers(self) -> list[Consumer]:
+        """Return the named consumers."""
+
+    def ack(self, consumer: str, next: int) -> Deferred[None]:
+        """Set a named consumer's cursor from outside a subscription; KeyError if there is none."""
+
+    def forget(self, consumer: str) -> Deferred[bool]:
+        """Remove a named consumer; fires with whether there was one."""
+
+    def status(self) -> NodeStatus:
+        """Return what is true now."""
+
+    def events(self, after: int = 0) -> list[Event]:
+        """Return the remembered changes with a number above `after`, oldest first."""
+
+    def on_event(self, call: Callable[[Event], None]) -> Callable[[], None]:
+        """Have each change told as it happens, ahead of any message; returns how to end that."""
+
+    def outages(self, peer: str | None = None, since_seconds: float | None = None) -> list[Outage]:
+        """Return the recorded outages, oldest first."""
+
+    def kick(self, peer: str) -> None:
+        """Try again at once; KeyError if there is no such peer."""
+
+    def resync(self, peer: str, confirmed: bool) -> Deferred[str]:
+        """Tell what a resync would send again or lose; do it where confirmed. KeyError if there is no such peer."""
+
+    def trim(self, before: int, confirmed: bool) -> tuple[int, int]:
+        """Return (records, of them owed) below `before`; delete them where confirmed."""

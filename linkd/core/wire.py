@@ -1,0 +1,208 @@
+"""The messages between nodes: WebSocket subprotocol `linkd.1`, docs/protocol.md.
+
+Each is one binary WebSocket message: a msgpack array whose first item is the message's tag. Items that a
+newer version appends are ignored; an unknown tag is the peer's error.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from linkd.core.batch import Origin
+from linkd.errors import RemoteProtocolError
+
+SUBPROTOCOL = "linkd.1"
+VERSION = 1
+PREVIOUS_VERSION = 1
+"""The oldest version of the protocol that this node still speaks."""
+
+MAX_HELLO_BYTES = 65_536
+MAX_MESSAGE_BYTES = 131_072
+"""No message but `hello` counts more: batches are cut to 64 KiB, larger records travel in parts."""
+
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=63)]
+Token = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+Channel = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+Natural = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e10)]
+Text = Annotated[str, msgspec.Meta(max_length=1024)]
+
+
+class Generation(msgspec.Struct, array_like=True, frozen=True, order=True):
+    """Which connection of which boot: within one boot a higher counter is newer."""
+
+    boot: Token
+    counter: Natural
+
+
+class EpochStart(msgspec.Struct, array_like=True, frozen=True):
+    """An epoch of a log and the first offset in it; it ends where the next one starts."""
+
+    epoch: Token
+    first: Natural
+
+
+class EpochEnd(msgspec.Struct, array_like=True, frozen=True):
+    """How far a receiver has a peer's log within one epoch: all below `next`."""
+
+    epoch: Token
+    next: Natural
+
+
+class Cursor(msgspec.Struct, array_like=True, frozen=True):
+    """How far a receiver has a peer's log.
+
+    Args:
+        log: The log's id.
+        epochs: How far in each epoch it saw, oldest first, at most 64.
+        committed: Everything below is on the receiver's disk; at most the newest epoch's `next`.
+    """
+
+    log: Token
+    epochs: Annotated[tuple[EpochEnd, ...], msgspec.Meta(min_length=1, max_length=64)]
+    committed: Natural
+
+    @property
+    def next(self) -> int:
+        """The offset that the receiver wants next."""
+        return self.epochs[-1].next
+
+
+class Hello(msgspec.Struct, array_like=True, frozen=True, tag="hello"):
+    """The first message each way; the dialer's comes first.
+
+    Args:
+        version: The highest protocol version that the node speaks.
+        node: Its name.
+        software: What it runs, for people.
+        generation: The dialer's connection; the listener repeats it.
+        log: Its log's id.
+        epochs: The newest epochs of its log, oldest first, at most 64.
+        next: The next offset of its log.
+        cursor: How far it has the other's log, None if it never had anything.
+        wants: The patterns of what it takes from the other.
+        ping_interval: Seconds between the listener's pings; 0 from a dialer.
+        proof: The listener's answer to the dialer's nonce, where a shared secret is used; else empty.
+        compress: The encodings of batches that it can read (`zstd`), beside none.
+    """
+
+    version: Natural
+    node: Name
+    software: Text
+    generation: Generation
+    log: Token
+    epochs: Annotated[tuple[EpochStart, ...], msgspec.Meta(min_length=1, max_length=64)]
+    next: Natural
+    cursor: Cursor | None
+    wants: Annotated[tuple[Channel, ...], msgspec.Meta(max_length=1024)]
+    ping_interval: Seconds
+    proof: Annotated[str, msgspec.Meta(max_length=128)] = ""
+    compress: Annotated[tuple[Token, ...], msgspec.Meta(max_length=8)] = ()
+
+
+class Step(msgspec.Struct, array_like=True, frozen=True, tag="batch", gc=False):
+    """The next step through the sender's log, with the records in it that the receiver wants.
+
+    A step without records (`count` 0) only carries the position over what was skipped.
+
+    Args:
+        previous: Where the receiver's cursor must stand.
+        next: Where it stands once this is stored.
+        epoch: The epoch of the sender's log just below `next`.
+        channel: The batch's channel; empty in a step without records.
+        count: Number of records.
+        size: Bytes of the records in all; what `records` lacks follows in `part` messages.
+        records: Encoded records side by side, or their beginning.
+        time: Unix seconds of publication at the origin.
+        ttl: Seconds of life left when it was sent, or None.
+        origin: Where the records were published; None in a step without records.
+        encoding: How the records are packed: empty, or `zstd`.
+    """
+
+    previous: Natural
+    next: Natural
+    epoch: Token
+    channel: Annotated[str, msgspec.Meta(max_length=255)] = ""
+    count: Natural = 0
+    size: Natural = 0
+    records: bytes = b""
+    time: Seconds = 0.0
+    ttl: Seconds | None = None
+    origin: Origin | None = None
+    encoding: Annotated[str, msgspec.Meta(max_length=16)] = ""
+
+
+class Part(msgspec.Struct, array_like=True, frozen=True, tag="part", gc=False):
+    """The next bytes of the records of the last `batch`."""
+
+    records: bytes
+
+
+class Volatile(msgspec.Struct, array_like=True, frozen=True, tag="volatile", gc=False):
+    """Records that were never in a log: sent while the link is up, else dropped."""
+
+    channel: Channel
+    count: Natural
+    records: bytes
+    time: Seconds
+    ttl: Seconds | None
+    node: Name
+    log: Token
+    sequence: Natural
+
+
+class Ack(msgspec.Struct, array_like=True, frozen=True, tag="ack", gc=False):
+    """Everything of the receiver of this message below `next` is on the sender's disk."""
+
+    next: Natural
+
+
+class GapTold(msgspec.Struct, array_like=True, frozen=True, tag="gap"):
+    """Offsets `previous` to `next` - 1 of the sender's log are gone, though the receiver was owed some."""
+
+    previous: Natural
+    next: Natural
+    epoch: Token
+
+
+class Goodbye(msgspec.Struct, array_like=True, frozen=True, tag="goodbye"):
+    """The last message before a close.
+
+    Args:
+        reason: One word of docs/protocol.md's reasons.
+        detail: One sentence for people.
+        retry_after: Seconds that the other should stay away, or None.
+    """
+
+    reason: Token
+    detail: Text = ""
+    retry_after: Seconds | None = None
+
+
+Message = Hello | Step | Part | Volatile | Ack | GapTold | Goodbye
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Message)
+
+
+def encode(message: Message) -> bytes:
+    """Return `message` as the payload of one binary WebSocket message."""
+    return _encoder.encode(message)
+
+
+def decode(payload: bytes) -> Message:
+    """Return the message in `payload`.
+
+    Raises:
+        RemoteProtocolError: It is too long, malformed, out of bounds or of an unknown tag.
+    """
+    if len(payload) > MAX_MESSAGE_BYTES:
+        raise RemoteProtocolError(
+            f"expected a message of at most {MAX_MESSAGE_BYTES} bytes, got {len(payload)}", 1009
+        )
+    try:
+        return _decoder.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RemoteProtocolError(f"malformed message: {error}", 1007) from None

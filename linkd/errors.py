@@ -1,0 +1,127 @@
+"""The errors that linkd raises, split by who must act.
+
+    LinkdError
+    ├── ConfigError            the operator: mend the configuration
+    ├── LocalProtocolError     us: a bug in linkd
+    ├── RemoteProtocolError    the peer: it broke the protocol; has `close_code`
+    ├── AttemptFailed          nobody: its `kind` decides when the dialer tries again
+    ├── PublishError           the publisher
+    │   ├── ChannelRefused     the channel is not one that it may use
+    │   ├── BodyTooLarge       the body is above `max_body_bytes`
+    │   ├── LogFull            the log or its disk has no room
+    │   └── BadRecord          a record, an id or a number of it is malformed
+    ├── LogDamaged             the operator: a file of the log cannot be read
+    ├── Gap                    the reader: offsets that it wants are gone
+    └── StateTooNew            the operator: state was written by a newer linkd
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+FailureKind = Literal["unreachable", "broken", "busy", "rejected"]
+"""What an attempt's failure says about the next one (docs/protocol.md, "When a dialer comes back")."""
+
+Reason = Literal[
+    "ping-timeout",
+    "silence",
+    "unreachable",
+    "refused",
+    "dns",
+    "tls",
+    "rejected",
+    "busy",
+    "protocol",
+    "closed",
+    "replaced",
+    "duplicate",
+    "stopped",
+]
+"""Why a link last left `up`, or why the last attempt failed, in one word."""
+
+
+class LinkdError(Exception):
+    """The base of all errors that linkd raises on purpose."""
+
+
+class ConfigError(LinkdError):
+    """The configuration can't be used; the message names file, key, what was expected and got."""
+
+
+class LocalProtocolError(LinkdError):
+    """linkd itself broke a rule of the protocol or of a state machine: a bug."""
+
+
+class RemoteProtocolError(LinkdError):
+    """The peer broke the protocol.
+
+    Args:
+        message: What was expected and what came.
+        close_code: The WebSocket close code to answer with.
+    """
+
+    def __init__(self, message: str, close_code: int = 3002) -> None:
+        super().__init__(message)
+        self.close_code = close_code
+
+
+class AttemptFailed(LinkdError):
+    """One attempt to reach a peer failed.
+
+    Args:
+        kind: What it says about the next attempt.
+        reason: One word of `Reason`.
+        detail: One sentence for people.
+        retry_after: Seconds that the peer asked to wait, or None.
+    """
+
+    def __init__(
+        self, kind: FailureKind, reason: Reason, detail: str, retry_after: float | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.kind = kind
+        self.reason = reason
+        self.detail = detail
+        self.retry_after = retry_after
+
+
+class PublishError(LinkdError):
+    """A publish was refused and nothing of it was stored."""
+
+
+class ChannelRefused(PublishError):
+    """The channel's name is malformed, or the caller may not use it."""
+
+
+class BodyTooLarge(PublishError):
+    """A body is larger than `max_body_bytes`."""
+
+
+class LogFull(PublishError):
+    """The log has reached its bound, or the disk has no room."""
+
+
+class BadRecord(PublishError):
+    """A record, its id or a producer's number is malformed."""
+
+
+class LogDamaged(LinkdError):
+    """A file of the log can't be read; the message says which, and what to do."""
+
+
+class Gap(LinkdError):
+    """Offsets that a reader wants are no longer in the log.
+
+    Args:
+        wanted: The offset asked for.
+        first: The oldest offset that is still there.
+    """
+
+    def __init__(self, wanted: int, first: int) -> None:
+        super().__init__(f"offsets {wanted} to {first - 1} are no longer in the log")
+        self.wanted = wanted
+        self.first = first
+
+
+class StateTooNew(LinkdError):
+    """State on disk was written by a newer linkd; the message names the version needed."""

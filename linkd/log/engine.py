@@ -1,0 +1,150 @@
+"""What any log promises. Every engine passes tests/unit/log/test_conformance.py.
+
+All methods are called, and all callbacks come, in one thread (the reactor's); an engine does its disk work
+elsewhere and comes back through the `post` that it was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import msgspec
+
+from linkd.core.batch import Batch, Draft
+from linkd.core.wire import Cursor, EpochStart
+from linkd.errors import LinkdError
+
+
+class Appended(msgspec.Struct, frozen=True, gc=False):
+    """A publish is on disk.
+
+    Args:
+        offset: The first record's offset; of the first publish, where it was a repeat.
+        count: Records stored by this publish: 0 if all were repeats.
+        duplicate: It was a repeat (same id, or same producer and sequence).
+    """
+
+    offset: int
+    count: int
+    duplicate: bool = False
+
+
+Settled = Callable[[Appended | LinkdError], None]
+"""Called once for each append: it is on disk, or nothing of it is and this is why."""
+
+
+class Told(msgspec.Struct, frozen=True):
+    """Something that an operator must hear of: damage found, what was kept, what is lost.
+
+    Args:
+        level: `warn` or `error`.
+        event: A name out of linkd.events.
+        detail: One sentence with file, offsets and what to do.
+    """
+
+    level: str
+    event: str
+    detail: str
+
+
+class Log(Protocol):
+    """A node's durable, append-only sequence of records.
+
+    Attributes:
+        id: Random and lasting; another log has another.
+        epoch: Random and new at every start; what is appended now lies in it.
+        first: The oldest offset still there (== `next` in an empty log).
+        next: The offset that the next committed record gets; everything below is on disk.
+        size_bytes: What it occupies on disk.
+        max_bytes: Its bound.
+        full: Why local publishes are refused now, or None.
+        told: What was found at start, for the operator.
+        on_commit: Called with the new `next` after each commit that moved it, after the appends were settled.
+        on_trim: Called with the new `first` when records went; whoever is owed some is told a gap.
+    """
+
+    id: str
+    epoch: str
+    first: int
+    next: int
+    size_bytes: int
+    max_bytes: int
+    full: str | None
+    told: Sequence[Told]
+    on_commit: list[Callable[[int], None]]
+    on_trim: list[Callable[[int], None]]
+
+    def clock(self) -> float:
+        """Return the log's own clock: seconds that only grow, monotonic while running, never back over a restart."""
+
+    def epochs(self) -> tuple[EpochStart, ...]:
+        """Return the newest epochs, oldest first, at most 64."""
+
+    def epoch_below(self, position: int) -> str:
+        """Return the epoch in which the record just below `position` lies (the first epoch at the start)."""
+
+    def append(self, draft: Draft, settled: Settled) -> None:
+        """Append a publish; `settled` is called once it is on disk, or with the error (LogFull, BadRecord).
+
+        Publishes that wait together are committed together; adjacent ones without ids and producer of the same
+        channel and ttl may become one batch, but of at most MAX_BATCH_BYTES.
+        """
+
+    def store(self, batch: Batch, settled: Settled) -> None:
+        """Append a received batch (`source` set, `offset` ignored; `count` 0 only moves the cursor).
+
+        Batch and cursor become one atomic write. Order is that of the calls. A batch whose `source.previous` is not
+        where the peer's cursor stands (appends under way counted) is settled at once as a duplicate and changes
+        nothing. Records at or below what is known of their origin and channel are left out; the cursor moves all the
+        same. Without room it waits, for as long as it takes, and is settled when there is room again.
+        """
+
+    def cursor(self, peer: str) -> Cursor | None:
+        """Return how far this log has `peer`'s log: `next` counts appends under way, `committed` does not."""
+
+    def set_cursor(self, peer: str, cursor: Cursor | None, settled: Settled) -> None:
+        """Replace a peer's cursor by an operator's word (`linkd resync`), or forget it; durable once settled."""
+
+    def read(self, position: int, max_bytes: int) -> list[Batch] | None:
+        """Return the batches from `position` on, in order: at least one if there is any, about `max_bytes` in all.
+
+        The first may begin before `position` (`Batch.from_offset`). Empty at the log's end. None: not in memory, `fetch`.
+
+        Raises:
+            Gap: `position` lies below `first`.
+        """
+
+    def fetch(
+        self, position: int, max_bytes: int, done: Callable[[list[Batch] | LinkdError], None]
+    ) -> None:
+        """Like `read`, from disk, off this thread; `done` gets the batches, or Gap or LogDamaged."""
+
+    def locate(self, time: float) -> int:
+        """Return the first offset of a batch published at or after `time`, Unix seconds; `next` if none."""
+
+    def release(self, before: int) -> None:
+        """Tell that nothing below `before` is owed to anyone any more."""
+
+    def trim(self, before: int) -> int:
+        """Delete records below `before`, owed or not, in whole segments; return how many go."""
+
+    def close(self, done: Callable[[], None]) -> None:
+        """Commit what waits, settle it, end the threads, then call `done`."""
+
+
+class Consumer(msgspec.Struct, frozen=True):
+    """A named consumer: `next` is its durable cursor, `patterns` what it takes, `seen` Unix seconds of its last call."""
+
+    name: str
+    next: int
+    patterns: tuple[str, ...]
+    seen: float
+
+
+class PeerCursor(msgspec.Struct, frozen=True):
+    """What a peer has of our log: everything below `acked`; `made` is where its cursor was made."""
+
+    peer: str
+    made: int
+    acked: int

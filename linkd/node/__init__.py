@@ -1,0 +1,1 @@
+"""The node: its links, its log, and who reads and publishes."""

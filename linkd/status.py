@@ -1,0 +1,96 @@
+"""What status, events and outages say to programs: the fields of docs/api.md.
+
+Durations are seconds as floats, times RFC 3339 UTC with milliseconds, null where not known.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+LinkState = Literal[
+    "stopped", "connecting", "opening", "resuming", "up", "waiting", "rejected", "diverged"
+]
+
+
+class LogStatus(msgspec.Struct, frozen=True):
+    """The log: oldest offset, next offset, bytes on disk and their bound."""
+
+    id: str
+    first: int
+    next: int
+    bytes: int
+    max_bytes: int
+    full: str | None = None
+
+
+class ConsumerStatus(msgspec.Struct, frozen=True):
+    """A named consumer: its cursor, and how many offsets lie between it and the log's end."""
+
+    name: str
+    next: int
+    lag_records: int
+
+
+class LinkStatus(msgspec.Struct, frozen=True):
+    """One link, as it is now."""
+
+    peer: str
+    role: Literal["dialer", "listener"]
+    state: LinkState
+    since_seconds: float
+    generation: str | None
+    address: str | None
+    rtt_seconds: float | None
+    silence_seconds: float | None
+    backlog_records: int
+    backlog_bytes: int
+    backlog_age_seconds: float | None
+    sent_records: int
+    received_records: int
+    attempts: int
+    next_attempt_seconds: float | None
+    reason: str | None
+    detail: str | None
+    peer_version: str | None
+    certificate_expires_seconds: float | None
+    required: bool = False
+
+
+class NodeStatus(msgspec.Struct, frozen=True):
+    """A node, as it is now."""
+
+    node: str
+    version: str
+    uptime_seconds: float
+    log: LogStatus
+    consumers: list[ConsumerStatus]
+    links: list[LinkStatus]
+
+
+class Event(msgspec.Struct, frozen=True):
+    """One change of a link (`event` "link.<new state>") or of the node; `number` counts them within this run."""
+
+    number: int
+    time: str
+    event: str
+    peer: str | None
+    generation: str | None
+    old: str | None
+    new: str | None
+    reason: str | None
+    detail: str | None
+
+
+class Outage(msgspec.Struct, frozen=True):
+    """One outage of one link, from the last byte heard until the next connection is up."""
+
+    peer: str
+    began: str
+    reason: str
+    noticed_after_seconds: float | None
+    down_seconds: float | None
+    attempts: int
+    replayed_records: int
+    drained_seconds: float | None
