@@ -1,0 +1,209 @@
+"""Who the other end is, where a shared secret says so: nonces, proofs and secret files.
+
+The secret never crosses the wire. For every attempt the listener gives a fresh nonce; each end proves that
+it knows the secret by an HMAC over its role, both names and that nonce, so that a proof fits one end of
+one attempt between two nodes and nothing else. docs/protocol.md, "Proof by a shared secret".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+import stat
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections import deque
+from pathlib import Path
+from typing import Literal
+
+from linkd.core.wire import SUBPROTOCOL
+from linkd.errors import ConfigError
+
+NONCE_LIFETIME = 30.0
+"""Seconds for which a nonce can be spent."""
+
+MIN_SECRET_CHARACTERS = 32
+MAX_SECRET_BYTES = 4096
+MAX_NONCE_CHARACTERS = 64
+
+Role = Literal["dialer", "listener"]
+
+_RANDOM_BYTES = 16
+_MAC_BYTES = 16
+_TIME_BYTES = 8
+_NONCE_BYTES = _TIME_BYTES + _RANDOM_BYTES + _MAC_BYTES
+
+
+class Nonces:
+    """Fresh nonces that can be spent once, within 30 s.
+
+    A nonce carries its own time and a MAC under a key that lives as long as this object, so one that was
+    given out and never comes back costs no memory: nobody can fill a table and lock the others out. Only
+    spent ones are remembered, for as long as they would be valid. A restart voids all.
+
+    Args:
+        per_address: How many one address is given within a lifetime.
+        total: How many may be spent within a lifetime; above that all are refused.
+        addresses: How many addresses are counted apart; above that counting starts anew.
+    """
+
+    def __init__(
+        self, per_address: int = 1024, total: int = 65_536, addresses: int = 16_384
+    ) -> None:
+        self._key = secrets.token_bytes(32)
+        self._per_address = per_address
+        self._total = total
+        self._addresses = addresses
+        self._given: dict[str, int] = {}
+        self._window = 0.0
+        self._spent: set[str] = set()
+        self._order: deque[tuple[float, str]] = deque()
+
+    def issue(self, now: float, address: str) -> str | None:
+        """Return a fresh nonce for someone at `address`, or None where that address has had its share.
+
+        Args:
+            now: Seconds on the monotonic clock.
+            address: Where it is sent to; only counted.
+        """
+        if now - self._window >= NONCE_LIFETIME or len(self._given) >= self._addresses:
+            self._given.clear()
+            self._window = now
+        given = self._given.get(address, 0)
+        if given >= self._per_address:
+            return None
+        self._given[address] = given + 1
+        body = int(now * 1000).to_bytes(_TIME_BYTES, "big", signed=True)
+        body += secrets.token_bytes(_RANDOM_BYTES)
+        return urlsafe_b64encode(body + self._mac(body)).rstrip(b"=").decode()
+
+    def spend(self, nonce: str, now: float) -> bool:
+        """Use a nonce up; tell whether it was good. `refusal` says why it was not."""
+        return self.refusal(nonce, now) is None
+
+    def refusal(self, nonce: str, now: float) -> str | None:
+        """Use a nonce up; return None if it was good, else one sentence that says what was wrong.
+
+        Args:
+            nonce: What the dialer sent; anything.
+            now: Seconds on the monotonic clock.
+        """
+        self._forget(now)
+        issued = self._issued(nonce)
+        if issued is None:
+            return "the nonce was not given out by this listener since it started"
+        if not 0 <= now - issued < NONCE_LIFETIME:
+            return (
+                f"the nonce is {now - issued:.0f} s old, at most {NONCE_LIFETIME:.0f} s are allowed"
+            )
+        if nonce in self._spent:
+            return "the nonce was used before"
+        if len(self._spent) >= self._total:
+            return "too many nonces were spent at once"
+        self._spent.add(nonce)
+        self._order.append((issued + NONCE_LIFETIME, nonce))
+        return None
+
+    def _issued(self, nonce: str) -> float | None:
+        """Return when this object issued `nonce`, None if it did not."""
+        if len(nonce) > MAX_NONCE_CHARACTERS or not nonce.isascii():
+            return None
+        try:
+            raw = urlsafe_b64decode(nonce + "=" * (-len(nonce) % 4))
+        except ValueError:
+            return None
+        canonical = urlsafe_b64encode(raw).rstrip(b"=").decode()
+        if len(raw) != _NONCE_BYTES or canonical != nonce:
+            return None
+        body, mac = raw[:-_MAC_BYTES], raw[-_MAC_BYTES:]
+        if not hmac.compare_digest(mac, self._mac(body)):
+            return None
+        return int.from_bytes(body[:_TIME_BYTES], "big", signed=True) / 1000
+
+    def _mac(self, body: bytes) -> bytes:
+        return hmac.digest(self._key, body, hashlib.sha256)[:_MAC_BYTES]
+
+    def _forget(self, now: float) -> None:
+        """Drop spent nonces that are too old to be spent again anyway, at most 64 a call."""
+        for _ in range(64):
+            if not self._order or self._order[0][0] > now - NONCE_LIFETIME:
+                return
+            self._spent.discard(self._order.popleft()[1])
+
+
+def prove(secret: bytes, role: Role, dialer: str, listener: str, nonce: str) -> str:
+    """Return the proof, 64 hexadecimal digits, that the end in `role` knows `secret`.
+
+    HMAC-SHA256 over the protocol's name, role, both nodes' names and the nonce, each in UTF-8 and preceded
+    by its length as 2 bytes, big end first, so that no two lists of fields have one encoding.
+    """
+    return hmac.new(secret, _fields(role, dialer, listener, nonce), hashlib.sha256).hexdigest()
+
+
+def verify(  # noqa: PLR0913 -- the five fields of a proof and the proof
+    secret: bytes, role: Role, dialer: str, listener: str, nonce: str, proof: str
+) -> bool:
+    """Tell in constant time whether `proof` is what `prove` returns for the rest."""
+    expected = prove(secret, role, dialer, listener, nonce)
+    return hmac.compare_digest(expected.encode(), proof.encode("utf-8", "replace"))
+
+
+def _fields(*fields: str) -> bytes:
+    """Encode a list of strings so that it can be read in one way only."""
+    encoded = [field.encode() for field in (SUBPROTOCOL, *fields)]
+    return b"".join(len(field).to_bytes(2, "big") + field for field in encoded)
+
+
+def secret_path(name: str | os.PathLike[str]) -> Path:
+    """Return where a secret lies: the path itself, or below $CREDENTIALS_DIRECTORY.
+
+    A name without a slash, and one that begins with `$CREDENTIALS_DIRECTORY/`, is a systemd credential.
+
+    Raises:
+        ConfigError: It is a credential and the service was given none.
+    """
+    text = os.fspath(name)
+    bare = text.removeprefix("$CREDENTIALS_DIRECTORY/")
+    if bare == text and "/" in text:
+        return Path(text)
+    directory = os.environ.get("CREDENTIALS_DIRECTORY")
+    if not directory:
+        raise ConfigError(
+            f"{text}: expected an absolute path, or a systemd credential of this name;"
+            " CREDENTIALS_DIRECTORY is not set: add LoadCredential= to the unit"
+        )
+    return Path(directory) / bare
+
+
+def load_secret(path: str | os.PathLike[str]) -> bytes:
+    """Return the secret in a file, without the final newline; see `secret_path` for names.
+
+    Raises:
+        ConfigError: It can't be read, others than owner and group may read or write it, or it has fewer
+            than 32 characters. The message says what to do and never holds any of the secret.
+    """
+    place = secret_path(path)
+    try:
+        with place.open("rb") as file:
+            status = os.fstat(file.fileno())
+            content = file.read(MAX_SECRET_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{place}: cannot read the secret: {error.strerror}") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise ConfigError(f"{place}: expected a file with a secret, got something else")
+    if status.st_mode & stat.S_IRWXO:
+        raise ConfigError(
+            f"{place}: everyone on this machine may use this secret (mode"
+            f" {stat.S_IMODE(status.st_mode):04o}): chmod o= {place}"
+        )
+    if len(content) > MAX_SECRET_BYTES:
+        raise ConfigError(f"{place}: expected at most {MAX_SECRET_BYTES} bytes of secret, got more")
+    secret = content.removesuffix(b"\n").removesuffix(b"\r")
+    characters = len(secret.decode("utf-8", "replace"))
+    if characters < MIN_SECRET_CHARACTERS:
+        raise ConfigError(
+            f"{place}: expected a secret of at least {MIN_SECRET_CHARACTERS} characters, got"
+            f" {characters}: make one with `openssl rand -hex 32`"
+        )
+    return secret
