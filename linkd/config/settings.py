@@ -1,0 +1,355 @@
+"""The table of all settings: every key of linkd.toml with its type, default, bounds and meaning.
+
+Defaults, checks, docs/configuration.md and what a reload may change all come from here. A key in TOML is the
+attribute's name, but for the tables that may stand several times: `[[peer]]` is `peers`, `[[channel]]`
+`channels`, `[[api.key]]` `api.keys`. Seconds are floats, sizes end in `_bytes`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+WhenFull = Literal["reject", "drop-oldest"]
+Delivery = Literal["durable", "volatile"]
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9.-]{0,62}$"
+CONSUMER_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+DEFAULT_FILE = Path("/etc/linkd/linkd.toml")
+MAX_BODY_BYTES = 16 * 1024 * 1024
+
+Reload = Literal["live", "restart"]
+
+
+def _meta(description: str, reload: Reload = "live", **bounds: Any) -> Meta:
+    """Return the note on one setting: what it means, whether a reload applies it, its bounds."""
+    return Meta(description=description, extra={"reload": reload}, **bounds)
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """A table of settings."""
+
+
+class NodeSettings(Settings, frozen=True, kw_only=True):
+    """This node."""
+
+    name: Annotated[str, _meta("The name that peers know this node by.", "restart")]
+    state_dir: Annotated[
+        str,
+        _meta(
+            "Directory of the log and of keys; mode 0700, one daemon at a time.",
+            "restart",
+        ),
+    ] = "/var/lib/linkd"
+
+
+class ApiKey(Settings, frozen=True, kw_only=True):
+    """Who may call over `api.http`."""
+
+    name: Annotated[str, _meta("The caller's name, as the log and the events say it.")]
+    secret_file: Annotated[
+        str, _meta("File with the key: at least 32 characters, mode 0600 or 0640.")
+    ]
+    publish: Annotated[
+        tuple[str, ...], _meta("Patterns of the channels that it may publish on.")
+    ] = ()
+    subscribe: Annotated[tuple[str, ...], _meta("Patterns of the channels that it may read.")] = ()
+
+
+class ApiSettings(Settings, frozen=True, kw_only=True):
+    """The API for applications, the commands, metrics and the dashboard."""
+
+    socket: Annotated[
+        str,
+        _meta("Path of the unix socket, mode 0660: file permissions guard it.", "restart"),
+    ] = "/run/linkd/linkd.sock"
+    http: Annotated[
+        str | None,
+        _meta("`HOST:PORT` for HTTP and WebSocket callers; absent: none.", "restart"),
+    ] = None
+    require_key: Annotated[
+        bool, _meta("Callers over `http` need a key; false only on loopback.")
+    ] = True
+    certificate: Annotated[
+        str | None,
+        _meta("PEM file with the certificate chain for `http`; absent: no TLS."),
+    ] = None
+    private_key: Annotated[
+        str | None,
+        _meta("PEM file with the private key of `certificate` (`key` is taken by `[[api.key]]`)."),
+    ] = None
+    insecure: Annotated[
+        bool,
+        _meta("Allow `http` beyond loopback without a certificate (a VPN, a lab)."),
+    ] = False
+    origins: Annotated[
+        tuple[str, ...],
+        _meta("Origins of web pages, beside the daemon's own, from which a browser may call."),
+    ] = ()
+    hosts: Annotated[
+        tuple[str, ...],
+        _meta("Host names, beside the address of `http`, that callers may use."),
+    ] = ()
+    keys: Annotated[tuple[ApiKey, ...], _meta("Who may call over `http`.")] = msgspec.field(
+        default=(), name="key"
+    )
+
+
+class ListenSettings(Settings, frozen=True, kw_only=True):
+    """Where peers dial this node; absent where none does."""
+
+    address: Annotated[
+        str,
+        _meta("`HOST:PORT`, `[IPV6]:PORT` or `:PORT` for all addresses.", "restart"),
+    ]
+    certificate: Annotated[
+        str | None, _meta("PEM file with the certificate chain; absent: no TLS.")
+    ] = None
+    key: Annotated[str | None, _meta("PEM file with the private key of `certificate`.")] = None
+    client_ca: Annotated[
+        str | None,
+        _meta("PEM file with the authorities that sign peers' certificates."),
+    ] = None
+    insecure: Annotated[
+        bool,
+        _meta("Allow listening beyond loopback without a certificate (a VPN, a lab)."),
+    ] = False
+
+
+class HeartbeatSettings(Settings, frozen=True, kw_only=True):
+    """How soon a dead path is noticed: the listener after `ping_interval + ping_timeout` of silence, the dialer
+    after twice the listener's `ping_interval`."""
+
+    ping_interval: Annotated[
+        float,
+        _meta("Seconds between pings of the listening end.", "live", ge=1.0, le=60.0),
+    ] = 5.0
+    ping_timeout: Annotated[
+        float,
+        _meta(
+            "Seconds beyond `ping_interval` that silence may last; at most `ping_interval`.",
+            "live",
+            ge=1.0,
+            le=60.0,
+        ),
+    ] = 2.0
+
+
+class ReconnectSettings(Settings, frozen=True, kw_only=True):
+    """How a dialer comes back."""
+
+    connect_timeout: Annotated[
+        float,
+        _meta(
+            "Seconds that an attempt may take, from name look-up to hello.",
+            ge=1.0,
+            le=60.0,
+        ),
+    ] = 5.0
+    max_delay: Annotated[
+        float,
+        _meta("The longest delay in seconds after broken attempts.", ge=0.5, le=3600.0),
+    ] = 15.0
+    stable_after: Annotated[
+        float,
+        _meta(
+            "Seconds that a connection must be up before delays start anew.",
+            ge=0.0,
+            le=3600.0,
+        ),
+    ] = 5.0
+
+
+class LogSettings(Settings, frozen=True, kw_only=True):
+    """The durable log."""
+
+    engine: Annotated[
+        Literal["segments", "memory"],
+        _meta("`segments` is durable; `memory` forgets all at a stop (a lab).", "restart"),
+    ] = "segments"
+    max_bytes: Annotated[
+        int, _meta("The log's bound on disk.", "restart", ge=16_777_216, le=2**50)
+    ] = 10_737_418_240
+    max_age: Annotated[
+        float,
+        _meta(
+            "Seconds after which a record that nobody is owed goes.",
+            "restart",
+            ge=60.0,
+            le=1e9,
+        ),
+    ] = 604_800.0
+    min_free_bytes: Annotated[
+        int,
+        _meta(
+            "Publishes are refused below so much free disk.",
+            "restart",
+            ge=1_048_576,
+            le=2**50,
+        ),
+    ] = 67_108_864
+    when_full: Annotated[
+        WhenFull,
+        _meta(
+            "`reject` refuses publishes, `drop-oldest` deletes owed records and tells the gap.",
+            "restart",
+        ),
+    ] = "reject"
+    max_body_bytes: Annotated[
+        int,
+        _meta("The largest message; up to 16 MiB.", "restart", ge=1024, le=MAX_BODY_BYTES),
+    ] = 1_048_576
+    segment_bytes: Annotated[
+        int,
+        _meta(
+            "A log file is closed and the next begun at this size.",
+            "restart",
+            ge=1_048_576,
+            le=2**31,
+        ),
+    ] = 67_108_864
+    memory_bytes: Annotated[
+        int,
+        _meta(
+            "The newest part of the log that is kept in memory.",
+            "restart",
+            ge=1_048_576,
+            le=2**40,
+        ),
+    ] = 33_554_432
+    id_window: Annotated[
+        float,
+        _meta(
+            "Seconds in which a repeated `id` is recognised.",
+            "restart",
+            ge=0.0,
+            le=31_536_000.0,
+        ),
+    ] = 86_400.0
+    max_ids: Annotated[
+        int,
+        _meta(
+            "The most ids remembered; the oldest go first.",
+            "restart",
+            ge=1000,
+            le=10**9,
+        ),
+    ] = 1_000_000
+    consumer_max_idle: Annotated[
+        float,
+        _meta(
+            "Seconds after which an absent named consumer is removed.",
+            ge=60.0,
+            le=31_536_000.0,
+        ),
+    ] = 604_800.0
+
+
+class ChannelSettings(Settings, frozen=True, kw_only=True):
+    """How messages on some channels are treated; the first match wins, the default is durable without ttl."""
+
+    name: Annotated[str, _meta("A channel or a pattern.")]
+    delivery: Annotated[
+        Delivery,
+        _meta("`durable`: on disk first; `volatile`: sent if the link is up, else dropped."),
+    ] = "durable"
+    ttl: Annotated[
+        Annotated[float, Meta(gt=0.0, le=1e9)] | None,
+        _meta("Seconds after which a message is worthless; absent: never."),
+    ] = None
+
+
+class PeerSettings(Settings, frozen=True, kw_only=True):
+    """Another node."""
+
+    name: Annotated[str, _meta("The peer's `node.name`.")]
+    dial: Annotated[
+        tuple[str, ...],
+        _meta("URLs, tried in turn: `wss://HOST:PORT/link`; absent: the peer dials this node."),
+    ] = ()
+    send: Annotated[tuple[str, ...], _meta("Patterns: what of this node's log goes to it.")] = ()
+    receive: Annotated[tuple[str, ...], _meta("Patterns: what this node takes from it.")] = ()
+    required: Annotated[bool, _meta("Counts for `/readyz` and `linkd status --check`.")] = False
+    secret_file: Annotated[
+        str | None,
+        _meta("File with the shared secret: at least 32 characters, mode 0600 or 0640."),
+    ] = None
+    ca: Annotated[str | None, _meta("PEM file with the authority of the peer's certificate.")] = (
+        None
+    )
+    certificate: Annotated[
+        str | None, _meta("PEM file with this node's certificate for this peer.")
+    ] = None
+    key: Annotated[str | None, _meta("PEM file with the private key of `certificate`.")] = None
+    insecure: Annotated[bool, _meta("Allow `ws://` beyond loopback (a VPN, a lab).")] = False
+    compress: Annotated[bool, _meta("Compress what is sent with zstd, where both ends can.")] = (
+        False
+    )
+    when_full: Annotated[
+        WhenFull | None,
+        _meta("Overrides `log.when_full` for what is owed to this peer."),
+    ] = None
+
+
+class LimitSettings(Settings, frozen=True, kw_only=True):
+    """Bounds against floods; the defaults suit ten thousand peers."""
+
+    hello_timeout: Annotated[
+        float,
+        _meta("Seconds in which an accepted connection must say hello.", ge=1.0, le=60.0),
+    ] = 5.0
+    pending: Annotated[int, _meta("Connections without a hello, in all.", ge=1, le=1_000_000)] = (
+        1024
+    )
+    pending_per_address: Annotated[
+        int, _meta("Connections without a hello from one address.", ge=1, le=1_000_000)
+    ] = 64
+    handshakes_per_second: Annotated[
+        float,
+        _meta("New connections a second, in all; more are answered 503.", ge=1.0, le=1e6),
+    ] = 200.0
+    handshakes_per_second_per_address: Annotated[
+        float, _meta("New connections a second from one address.", ge=0.1, le=1e6)
+    ] = 20.0
+    header_bytes: Annotated[int, _meta("The largest head of a request.", ge=1024, le=1_048_576)] = (
+        16_384
+    )
+    api_connections: Annotated[
+        int, _meta("Connections to the API, in all.", ge=4, le=1_000_000)
+    ] = 4096
+    api_connections_per_address: Annotated[
+        int, _meta("Connections to `api.http` from one address.", ge=1, le=1_000_000)
+    ] = 256
+    subscriptions: Annotated[
+        int, _meta("Subscriptions of one API connection.", ge=1, le=100_000)
+    ] = 256
+    consumers: Annotated[int, _meta("Named consumers.", ge=1, le=1_000_000)] = 10_000
+    publish_pending_bytes: Annotated[
+        int,
+        _meta(
+            "Bytes of publishes that wait for the disk, per API connection.",
+            ge=65_536,
+            le=2**34,
+        ),
+    ] = 33_554_432
+
+
+class Config(Settings, frozen=True, kw_only=True):
+    """Everything that linkd is told, checked."""
+
+    node: NodeSettings
+    api: ApiSettings = ApiSettings()
+    listen: ListenSettings | None = None
+    heartbeat: HeartbeatSettings = HeartbeatSettings()
+    reconnect: ReconnectSettings = ReconnectSettings()
+    log: LogSettings = LogSettings()
+    limits: LimitSettings = LimitSettings()
+    channels: tuple[ChannelSettings, ...] = msgspec.field(default=(), name="channel")
+    peers: tuple[PeerSettings, ...] = msgspec.field(default=(), name="peer")
+
+    def peer(self, name: str) -> PeerSettings | None:
+        """Return the peer of that name, if there is one."""
+        return next((peer for peer in self.peers if peer.name == name), None)
