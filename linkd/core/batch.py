@@ -44,6 +44,10 @@ class Origin(msgspec.Struct, array_like=True, frozen=True, gc=False):
     first: int
 
 
+NOWHERE = Origin("", "", "", 0)
+"""The origin of a step without records."""
+
+
 class Source(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Which step of a peer's log a received batch is: it takes our cursor from `previous` to `next`."""
 

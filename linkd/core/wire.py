@@ -79,7 +79,7 @@ class Hello(msgspec.Struct, array_like=True, frozen=True, tag="hello"):
         software: What it runs, for people.
         generation: The dialer's connection; the listener repeats it.
         log: Its log's id.
-        epochs: The newest epochs of its log, oldest first, at most 64.
+        epochs: The newest epochs of its log, oldest first, at most 1,024; epochs without records are left out.
         next: The next offset of its log.
         cursor: How far it has the other's log, None if it never had anything.
         wants: The patterns of what it takes from the other.
@@ -93,7 +93,7 @@ class Hello(msgspec.Struct, array_like=True, frozen=True, tag="hello"):
     software: Text
     generation: Generation
     log: Token
-    epochs: Annotated[tuple[EpochStart, ...], msgspec.Meta(min_length=1, max_length=64)]
+    epochs: Annotated[tuple[EpochStart, ...], msgspec.Meta(min_length=1, max_length=1024)]
     next: Natural
     cursor: Cursor | None
     wants: Annotated[tuple[Channel, ...], msgspec.Meta(max_length=1024)]
@@ -203,6 +203,7 @@ def decode(payload: bytes) -> Message:
             f"expected a message of at most {MAX_MESSAGE_BYTES} bytes, got {len(payload)}", 1009
         )
     try:
-        return _decoder.decode(payload)
+        message: Message = _decoder.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RemoteProtocolError(f"malformed message: {error}", 1007) from None
+    return message

@@ -79,7 +79,11 @@ class Log(Protocol):
         """Return the log's own clock: seconds that only grow, monotonic while running, never back over a restart."""
 
     def epochs(self) -> tuple[EpochStart, ...]:
-        """Return the newest epochs, oldest first, at most 64."""
+        """Return the newest epochs, oldest first, at most 1,024.
+
+        Epochs in which nothing lies are left out (a daemon that restarts all night must not push out the epoch that a
+        peer's cursor names); the last one always stands.
+        """
 
     def epoch_below(self, position: int) -> str:
         """Return the epoch in which the record just below `position` lies (the first epoch at the start)."""
@@ -104,7 +108,19 @@ class Log(Protocol):
         """Return how far this log has `peer`'s log: `next` counts appends under way, `committed` does not."""
 
     def set_cursor(self, peer: str, cursor: Cursor | None, settled: Settled) -> None:
-        """Replace a peer's cursor by an operator's word (`linkd resync`), or forget it; durable once settled."""
+        """Replace a peer's cursor (its log was put back to an older copy, or `linkd resync`), or forget it.
+
+        Takes effect at once for the `store` calls that follow; durable once settled.
+        """
+
+    def owed(self, position: int) -> dict[str, tuple[int, int]]:
+        """Return (records, bytes of records) by channel from `position` to the log's end.
+
+        Asked seldom (at start and when a position moves back); sealed segments keep their totals.
+        """
+
+    def stamp_at(self, position: int) -> float | None:
+        """Return about when (the log's clock) the first record at or after `position` was stored; None if none was."""
 
     def read(self, position: int, max_bytes: int) -> list[Batch] | None:
         """Return the batches from `position` on, in order: at least one if there is any, about `max_bytes` in all.

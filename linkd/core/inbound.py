@@ -1,0 +1,194 @@
+"""Being taken through a peer's log: what comes next, what is on its way to our disk, what to acknowledge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from linkd.core.batch import MAX_BATCH_BYTES, NOWHERE, Batch, Source, split_raw
+from linkd.core.session_types import Effect, Gone, Pass, Refused, Send, SessionSettings, Store
+from linkd.core.wire import Ack, Cursor, GapTold, Part, Step, Volatile, encode
+from linkd.errors import BadRecord, RemoteProtocolError
+
+_NO_ORIGIN = "a batch with records needs an origin"
+
+
+class Inbound:
+    """The receiving half of a session.
+
+    Attributes:
+        received: The next offset of the peer's log that we want; everything below has come, if not to disk.
+        committed: Everything below is on our disk.
+        received_records: Records received, since the start.
+    """
+
+    __slots__ = (
+        "_acked",
+        "_connected",
+        "_log",
+        "_parts",
+        "_settings",
+        "_size",
+        "_step",
+        "_unpack",
+        "committed",
+        "received",
+        "received_records",
+    )
+
+    def __init__(
+        self, settings: SessionSettings, unpack: Callable[[bytes, int], bytes] | None = None
+    ) -> None:
+        self._settings = settings
+        self._unpack = unpack
+        self._connected = False
+        self._log = ""
+        self._step: Step | None = None
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._acked = 0
+        self.received: int | None = None
+        self.committed = 0
+        self.received_records = 0
+
+    def greeted(self, log: str, cursor: Cursor | None) -> None:
+        """Begin on a new connection where our cursor stands; None takes what the peer begins with."""
+        self.disconnected()
+        self._connected = True
+        self._log = log
+        self.received = None if cursor is None else cursor.next
+        self.committed = 0 if cursor is None else cursor.committed
+        self._acked = self.committed
+
+    def disconnected(self) -> None:
+        """Forget a batch of which parts are missing."""
+        self._connected = False
+        self._step = None
+        self._parts = []
+        self._size = 0
+
+    def step(self, step: Step) -> list[Effect]:
+        """Take the next step of the peer's log.
+
+        Raises:
+            RemoteProtocolError: It does not begin where we stand, or is malformed.
+        """
+        self._check_place(step.previous, step.next)
+        if not step.count:
+            if step.size or step.records:
+                raise RemoteProtocolError("a step without records carries bytes")
+            return [self._store(step, b"")]
+        self._check_batch(step)
+        if len(step.records) == step.size:
+            return self._whole(step, step.records)
+        self._step, self._parts, self._size = step, [step.records], len(step.records)
+        return []
+
+    def part(self, part: Part) -> list[Effect]:
+        """Take the next bytes of a large record.
+
+        Raises:
+            RemoteProtocolError: None is under way, or it is longer than announced.
+        """
+        step = self._step
+        if step is None:
+            raise RemoteProtocolError("a part, but no batch is under way")
+        self._size += len(part.records)
+        if not part.records or self._size > step.size:
+            raise RemoteProtocolError(f"expected {step.size} bytes in parts, got {self._size}")
+        self._parts.append(part.records)
+        if self._size < step.size:
+            return []
+        records, self._step, self._parts = b"".join(self._parts), None, []
+        return self._whole(step, records)
+
+    def gap(self, gap: GapTold) -> list[Effect]:
+        """Move on over offsets that the peer no longer has."""
+        first = gap.previous if self.received is None else self.received
+        self._check_place(gap.previous, gap.next)
+        step = Step(gap.previous, gap.next, gap.epoch)
+        return [Gone(first, gap.next, inbound=True), self._store(step, b"")]
+
+    def volatile(self, message: Volatile) -> list[Effect]:
+        """Take records that were never in a log."""
+        if not self._settings.receive.match(message.channel):
+            return [Refused(message.channel, message.count)]
+        _check_records(message.records, message.count)
+        self.received_records += message.count
+        return [Pass(message)]
+
+    def stored(self, next: int) -> None:
+        """Everything below `next` of the peer's log is on our disk."""
+        self.committed = max(self.committed, next)
+
+    def ack(self) -> list[Effect]:
+        """Acknowledge what is on disk, where that is news."""
+        if not self._connected or self.committed <= self._acked:
+            return []
+        self._acked = self.committed
+        return [Send(encode(Ack(self.committed)))]
+
+    def _check_place(self, previous: int, next: int) -> None:
+        """Hold a step against where we stand."""
+        if self._step is not None:
+            raise RemoteProtocolError("a new step while parts of the last one are missing")
+        if self.received is None:
+            self.received = previous
+        if previous != self.received:
+            raise RemoteProtocolError(f"a step from {previous}, expected one from {self.received}")
+        if next <= previous:
+            raise RemoteProtocolError(f"a step from {previous} to {next}")
+
+    def _check_batch(self, step: Step) -> None:
+        """Hold a batch's head against its bounds, before its bytes are kept."""
+        if step.origin is None or not step.channel:
+            raise RemoteProtocolError(_NO_ORIGIN)
+        if step.count > step.next - step.previous:
+            raise RemoteProtocolError(f"{step.count} records from {step.previous} to {step.next}")
+        if step.encoding and (step.encoding != "zstd" or self._unpack is None):
+            raise RemoteProtocolError(f"records packed as {step.encoding!r}, which was not offered")
+        limit = self._settings.max_records_bytes if step.count == 1 else MAX_BATCH_BYTES
+        if not len(step.records) <= step.size <= limit:
+            raise RemoteProtocolError(
+                f"a batch of {step.size} bytes, expected at most {limit}", 1009
+            )
+        if len(step.records) < step.size and len(step.records) < MAX_BATCH_BYTES:
+            raise RemoteProtocolError("a batch in parts begins with a full one")
+
+    def _whole(self, step: Step, records: bytes) -> list[Effect]:
+        """Store a batch that has come whole."""
+        if step.encoding and self._unpack is not None:
+            try:
+                records = self._unpack(records, self._settings.max_records_bytes)
+            except ValueError as error:
+                raise RemoteProtocolError(f"packed records: {error}", 1007) from None
+        _check_records(records, step.count)
+        if not self._settings.receive.match(step.channel):
+            empty = Step(step.previous, step.next, step.epoch)
+            return [Refused(step.channel, step.count), self._store(empty, b"")]
+        self.received_records += step.count
+        return [self._store(step, records)]
+
+    def _store(self, step: Step, records: bytes) -> Store:
+        """Move on, and hand the step to the log."""
+        self.received = step.next
+        source = Source(self._settings.peer, self._log, step.epoch, step.previous, step.next)
+        return Store(
+            Batch(
+                0,
+                step.channel,
+                step.count,
+                records,
+                step.time,
+                step.origin or NOWHERE,
+                ttl=step.ttl,
+                source=source,
+            )
+        )
+
+
+def _check_records(records: bytes, count: int) -> None:
+    """Hold the number of records against what was said."""
+    try:
+        split_raw(records, count)
+    except BadRecord as error:
+        raise RemoteProtocolError(str(error), 1007) from None

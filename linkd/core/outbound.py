@@ -1,0 +1,294 @@
+"""Taking a peer through our log: what is sent next, what is under way, what it has acknowledged."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from linkd.core.batch import MAX_BATCH_BYTES, Batch
+from linkd.core.channels import Patterns
+from linkd.core.session_types import Acked, Effect, Expired, Gone, Read, Send, SessionSettings
+from linkd.core.wire import GapTold, Hello, Part, Step, encode
+from linkd.errors import LocalProtocolError, RemoteProtocolError
+
+_BURST_BYTES = 65_536
+"""What is handed to the connection before it is asked again whether it has room."""
+
+_PACK_FROM_BYTES = 512
+"""Smaller batches gain nothing from compression."""
+
+
+class Outbound:
+    """The sending half of a session.
+
+    Attributes:
+        position: The next offset of our log that the peer has not been sent.
+        acked: Everything below is on the peer's disk.
+        sent_records: Records sent, since the start.
+        flight_bytes: Bytes sent and not yet acknowledged.
+        owed_records: Records of the log that the peer gets and has not acknowledged.
+        owed_bytes: Bytes of these.
+        wants: What the peer takes, as it said last; None before its first hello.
+    """
+
+    __slots__ = (
+        "_connected",
+        "_expired",
+        "_flight",
+        "_pack",
+        "_packing",
+        "_pending",
+        "_reading",
+        "_settings",
+        "_skipped_epoch",
+        "_told",
+        "_writable",
+        "acked",
+        "deadline",
+        "flight_bytes",
+        "log_next",
+        "owed_bytes",
+        "owed_records",
+        "position",
+        "sent_records",
+        "wants",
+    )
+
+    def __init__(
+        self, settings: SessionSettings, pack: Callable[[bytes], bytes] | None = None
+    ) -> None:
+        self._settings = settings
+        self._pack = pack
+        self._packing = False
+        self._connected = False
+        self._writable = False
+        self._reading = False
+        self._pending: deque[Batch] = deque()
+        self._flight: deque[tuple[int, int, int, float]] = deque()
+        self._told = 1  # the position that the peer has been told
+        self._skipped_epoch = ""  # the epoch below `position` where that is above `_told`
+        self.position = 1
+        self.acked = 1
+        self.log_next = 1
+        self.sent_records = 0
+        self.owed_records = 0
+        self.owed_bytes = 0
+        self.flight_bytes = 0
+        self.wants: Patterns | None = None
+        self.deadline: float | None = None
+
+    def begin(self, acked: int) -> None:
+        """Set where the peer stands, out of our own notes."""
+        self.acked = self.position = self._told = acked
+
+    def owes(self, batch: Batch) -> bool:
+        """Tell whether the peer gets this batch, by what we send, what it takes, and where it came from."""
+        settings = self._settings
+        return (
+            batch.origin.node != settings.peer
+            and (batch.source is None or batch.source.peer != settings.peer)
+            and settings.send.match(batch.channel)
+            and (self.wants is None or self.wants.match(batch.channel))
+        )
+
+    def owe(self, records: int, size: int) -> None:
+        """Note that the peer is owed more."""
+        self.owed_records += records
+        self.owed_bytes += size
+
+    def _settle(self, records: int, size: int) -> None:
+        """Note that the peer is owed less; at the log's end it is owed nothing."""
+        self.owed_records = max(0, self.owed_records - records)
+        self.owed_bytes = max(0, self.owed_bytes - size)
+
+    def oldest_stamp(self) -> float | None:
+        """Return the log's clock at the storing of the oldest batch under way, or None."""
+        return self._flight[0][3] if self._flight else None
+
+    def greeted(self, theirs: Hello, start: int, acked: int, writable: bool) -> list[Effect]:
+        """Begin on a new connection at `start`."""
+        self.disconnected()
+        self._connected = True
+        self._writable = writable
+        self.wants = Patterns(theirs.wants)
+        self._packing = self._pack is not None and "zstd" in theirs.compress
+        self.position = self._told = start
+        self.acked = acked
+        effects: list[Effect] = [Acked(acked)]
+        effects += self._more()
+        return effects
+
+    def disconnected(self) -> None:
+        """Nothing is under way any more; what was not acknowledged is sent again."""
+        self._connected = self._writable = self._reading = False
+        self._pending.clear()
+        self._flight.clear()
+        self.flight_bytes = 0
+        self.deadline = None
+
+    def grew(self, next: int) -> list[Effect]:
+        """Our log has committed everything below `next`."""
+        self.log_next = next
+        return self._more()
+
+    def writable(self, writable: bool, clock: float, now: float) -> list[Effect]:
+        """The connection has room, or has none any more.
+
+        Each call sends about 64 KiB at most: the driver asks how the connection stands, and calls again.
+        """
+        self._writable = writable
+        return self._pump(clock, now) if writable else []
+
+    @property
+    def eager(self) -> bool:
+        """Whether there is something to send at once, had the connection room."""
+        return bool(self._pending) and self.flight_bytes < self._settings.window_bytes
+
+    def read(self, batches: list[Batch], clock: float, now: float) -> list[Effect]:
+        """Take what was read from `position` on; `clock` is the log's own."""
+        self._reading = False
+        if not self._connected:
+            return []
+        self._pending.extend(batches)
+        return self._pump(clock, now) if self._writable else []
+
+    def missing(self, first: int, epoch: str) -> list[Effect]:
+        """Our log now begins at `first`, above `position`; `epoch` is the one below it."""
+        self._reading = False
+        if not self._connected or first <= self.position:
+            return []
+        wanted, self.position = self.position, first
+        self._pending.clear()
+        told = GapTold(self._told, first, epoch)
+        self._told = first
+        self._flight.append((first, 0, 0, 0.0))
+        return [Send(encode(told)), Gone(wanted, first, inbound=False), *self._more()]
+
+    def acknowledged(self, next: int) -> list[Effect]:
+        """The peer has acknowledged.
+
+        Raises:
+            RemoteProtocolError: It acknowledged what it was never sent.
+        """
+        if next > self._told:
+            raise RemoteProtocolError(
+                f"acknowledged {next}, but was sent only what lies below {self._told}"
+            )
+        if next <= self.acked:
+            return []
+        self.acked = next
+        flight = self._flight
+        while flight and flight[0][0] <= next:
+            _, records, size, _ = flight.popleft()
+            self.flight_bytes -= size
+            self._settle(records, size)
+        if next >= self.log_next:
+            self.owed_records = self.owed_bytes = 0
+        return [Acked(next), *self._more()]
+
+    def wake(self, now: float) -> list[Effect]:
+        """Tell a position that has moved over skipped records alone."""
+        if self.deadline is None or now < self.deadline:
+            return []
+        self.deadline = None
+        return self._tell_position()
+
+    def _tell_position(self) -> list[Effect]:
+        """Send a step without records."""
+        if not self._connected or self.position <= self._told:
+            return []
+        step = Step(self._told, self.position, self._skipped_epoch)
+        self._told = self.position
+        self._flight.append((self.position, 0, 0, 0.0))
+        return [Send(encode(step))]
+
+    def _more(self) -> list[Effect]:
+        """Ask for more of the log where there is more and room for it."""
+        if (
+            self._reading
+            or not self._writable
+            or self._pending
+            or self.position >= self.log_next
+            or self.flight_bytes >= self._settings.window_bytes
+        ):
+            return []
+        self._reading = True
+        return [Read(self.position, self._settings.read_bytes)]
+
+    def _pump(self, clock: float, now: float) -> list[Effect]:
+        """Send what was read, as far as there is room; ask for more."""
+        effects: list[Effect] = []
+        pending = self._pending
+        until = min(self._settings.window_bytes, self.flight_bytes + _BURST_BYTES)
+        while pending and self.flight_bytes < until:
+            self._one(pending.popleft(), clock, effects)
+        if self.position > self._told and self.deadline is None:
+            self.deadline = now + self._settings.position_interval
+        elif self.position == self._told:
+            self.deadline = None
+        effects += self._more()
+        return effects
+
+    def _one(self, batch: Batch, clock: float, effects: list[Effect]) -> None:
+        """Pass one batch: send it, or skip it."""
+        if batch.next <= self.position:
+            return
+        if batch.offset < self.position:
+            batch = batch.from_offset(self.position)
+        if batch.offset > self.position:
+            self._skip_hole(batch, effects)
+        owed = self.owes(batch)
+        self.position = batch.next
+        if not owed or batch.expired(clock):
+            self._skipped_epoch = batch.epoch
+            if owed:
+                self._settle(batch.count, len(batch.records))
+                effects.append(Expired(batch.channel, batch.count))
+            return
+        self._send(batch, clock, effects)
+
+    def _skip_hole(self, batch: Batch, effects: list[Effect]) -> None:
+        """Tell offsets that lie nowhere: damage, or the jump of a mended log."""
+        effects += self._tell_position()
+        effects.append(Send(encode(GapTold(self._told, batch.offset, batch.epoch))))
+        effects.append(Gone(self._told, batch.offset, inbound=False))
+        self.position = self._told = batch.offset
+        self._flight.append((batch.offset, 0, 0, 0.0))
+
+    def _send(self, batch: Batch, clock: float, effects: list[Effect]) -> None:
+        """Send one batch, in parts where it is large."""
+        records, encoding = batch.records, ""
+        if self._packing and self._pack is not None and len(records) >= _PACK_FROM_BYTES:
+            records, encoding = self._pack(records), "zstd"
+        size = len(records)
+        step = Step(
+            self._told,
+            batch.next,
+            batch.epoch,
+            batch.channel,
+            batch.count,
+            size,
+            records if size <= MAX_BATCH_BYTES else records[:MAX_BATCH_BYTES],
+            batch.time,
+            batch.ttl if batch.ttl is None else batch.ttl_left(clock),
+            batch.origin,
+            encoding,
+        )
+        effects.append(Send(encode(step)))
+        for at in range(MAX_BATCH_BYTES, size, MAX_BATCH_BYTES):
+            effects.append(Send(encode(Part(records[at : at + MAX_BATCH_BYTES]))))
+        self._told = batch.next
+        self._flight.append((batch.next, batch.count, len(batch.records), batch.stamp))
+        self.flight_bytes += len(batch.records)
+        self.sent_records += batch.count
+
+    def check(self) -> None:
+        """Hold the invariants (tests).
+
+        Raises:
+            LocalProtocolError: One is broken.
+        """
+        if not self.acked <= self._told <= self.position:
+            raise LocalProtocolError(
+                f"acked {self.acked}, told {self._told}, position {self.position}"
+            )

@@ -1,0 +1,48 @@
+"""Where two nodes go on after a break: by epochs, so that a disk put back to an older copy is noticed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from linkd.core.wire import Cursor, EpochEnd, EpochStart
+
+
+def agree(epochs: Sequence[EpochStart], next: int, cursor: Cursor) -> EpochEnd | None:
+    """Return where sending goes on: the end of the newest epoch that both ends know.
+
+    Both ends compute it from the same two hellos and so come to the same place.
+
+    Args:
+        epochs: The sender's epochs, oldest first.
+        next: The next offset of the sender's log.
+        cursor: How far the receiver has that log; its log id is the sender's.
+
+    Returns:
+        The epoch and the offset, or None where no epoch is common.
+    """
+    ends = {
+        start.epoch: epochs[i + 1].first if i + 1 < len(epochs) else next
+        for i, start in enumerate(epochs)
+    }
+    for known in reversed(cursor.epochs):
+        end = ends.get(known.epoch)
+        if end is not None:
+            return EpochEnd(known.epoch, min(end, known.next))
+    return None
+
+
+def truncate(cursor: Cursor, agreed: EpochEnd) -> Cursor:
+    """Return the cursor put back to `agreed`; itself where it stands there already."""
+    if cursor.epochs[-1] == agreed:
+        return cursor
+    kept = []
+    for known in cursor.epochs:
+        if known.epoch == agreed.epoch:
+            break
+        kept.append(known)
+    return Cursor(cursor.log, (*kept, agreed), min(cursor.committed, agreed.next))
+
+
+def lost_at_sender(cursor: Cursor, agreed: EpochEnd) -> tuple[int, int] | None:
+    """Return the offsets [first, next) that the receiver has and the sender no longer knows, or None."""
+    return (agreed.next, cursor.next) if cursor.next > agreed.next else None

@@ -1,0 +1,109 @@
+"""What goes into a session and what comes out."""
+
+from __future__ import annotations
+
+import msgspec
+
+from linkd.core.batch import Batch
+from linkd.core.channels import Patterns
+from linkd.core.wire import Cursor, Volatile
+
+
+class SessionSettings(msgspec.Struct, frozen=True):
+    """The bounds of a session.
+
+    Args:
+        node: Our name.
+        peer: The peer's name.
+        send: What of our log goes to the peer.
+        receive: What we take from it.
+        window_bytes: Most bytes of records that may be sent and not yet acknowledged.
+        read_bytes: About how much of the log is read at once.
+        max_records_bytes: The largest batch of one record that is taken.
+        position_interval: Seconds after which a position that moved over skipped records alone is told.
+    """
+
+    node: str
+    peer: str
+    send: Patterns
+    receive: Patterns
+    window_bytes: int = 8 * 1024 * 1024
+    read_bytes: int = 512 * 1024
+    max_records_bytes: int = 17 * 1024 * 1024
+    position_interval: float = 0.5
+
+
+class Send(msgspec.Struct, frozen=True, gc=False):
+    """Send this message on the live connection."""
+
+    payload: bytes
+
+
+class Read(msgspec.Struct, frozen=True, gc=False):
+    """Read our log from `position`; answer with `Outbound.read` or `Outbound.missing`."""
+
+    position: int
+    max_bytes: int
+
+
+class Store(msgspec.Struct, frozen=True, gc=False):
+    """Store a received batch; answer with `Inbound.stored` once it is on disk."""
+
+    batch: Batch
+
+
+class Rewind(msgspec.Struct, frozen=True):
+    """Set our cursor in the peer's log; None forgets it."""
+
+    cursor: Cursor | None
+
+
+class Acked(msgspec.Struct, frozen=True, gc=False):
+    """The peer has everything below `next` of our log on its disk."""
+
+    next: int
+
+
+class Pass(msgspec.Struct, frozen=True, gc=False):
+    """Hand on a volatile message."""
+
+    message: Volatile
+
+
+class Tell(msgspec.Struct, frozen=True):
+    """Say something in the log: `level` warn or error, an event's name, a sentence."""
+
+    level: str
+    event: str
+    detail: str
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """`count` records of `channel` came that are not in our `receive`; they were left out."""
+
+    channel: str
+    count: int
+
+
+class Expired(msgspec.Struct, frozen=True):
+    """`count` records of `channel` outlived their ttl and were skipped."""
+
+    channel: str
+    count: int
+
+
+class Gone(msgspec.Struct, frozen=True):
+    """Offsets [first, next) are gone: told by the peer (`inbound`), or told to it."""
+
+    first: int
+    next: int
+    inbound: bool
+
+
+class Diverged(msgspec.Struct, frozen=True):
+    """No common epoch: nothing is sent until an operator says from where."""
+
+    detail: str
+
+
+Effect = Send | Read | Store | Rewind | Acked | Pass | Tell | Refused | Expired | Gone | Diverged
