@@ -164,3 +164,32 @@ class PeerCursor(msgspec.Struct, frozen=True):
     peer: str
     made: int
     acked: int
+
+
+class CursorStore(Protocol):
+    """What is small and changes in place, in one file beside the log. Reads are from memory.
+
+    A `done` is called in the reactor's thread once the change is on disk: with None, or with the error.
+    """
+
+    def peers(self) -> dict[str, PeerCursor]:
+        """Return what each peer has of our log."""
+
+    def set_peer(self, cursor: PeerCursor) -> None:
+        """Note a peer's progress; soon durable."""
+
+    def remove_peer(self, peer: str) -> None:
+        """Forget a peer."""
+
+    def consumers(self) -> dict[str, Consumer]:
+        """Return the named consumers."""
+
+    def set_consumer(
+        self, consumer: Consumer, done: Callable[[Exception | None], None] | None = None
+    ) -> None:
+        """Note a consumer's cursor."""
+
+    def remove_consumer(
+        self, name: str, done: Callable[[Exception | None], None] | None = None
+    ) -> None:
+        """Forget a consumer."""
