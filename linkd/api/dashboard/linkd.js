@@ -33,7 +33,7 @@
  * @property {any} [WebSocket] The class to use where the platform has none, as that of `ws` in Node.js 20.
  * @property {typeof fetch} [fetch] Likewise for the token.
  * @property {number} [pingInterval] A ping goes out this often: 5.
- * @property {number} [pingTimeout] With nothing heard for this long after a ping, the connection is dropped: 5.
+ * @property {number} [pingTimeout] With nothing heard for `pingInterval + pingTimeout`, the connection is dropped: 2.
  * @property {number} [connectTimeout] For token, connect and upgrade together: 10.
  * @property {number} [minDelay] The backoff starts here: 0.5.
  * @property {number} [maxDelay] And never exceeds this: 15.
@@ -52,7 +52,7 @@ const RESERVED = ["ping", "pong", "subscribe", "unsubscribe", "ack", "error", "s
 const WORD = "[A-Za-z0-9_-]+";
 const DEFAULTS = {
   pingInterval: 5,
-  pingTimeout: 5,
+  pingTimeout: 2,
   connectTimeout: 10,
   minDelay: 0.5,
   maxDelay: 15,
@@ -391,7 +391,8 @@ export class Linkd extends EventTarget {
     clearTimeout(this._timers.attempt);
     this._heard = now();
     this._timers.stable = setTimeout(() => (this._failures = 0), this.options.stableAfter * 1000);
-    this._timers.ping = setInterval(() => this._ping(), this.options.pingInterval * 1000);
+    this._timers.ping = setInterval(() => this.send({ type: "ping" }), this.options.pingInterval * 1000);
+    this._watch(this._generation);
     this._enter("up", null, null);
     this._guarded(() => this.onOpen());
     this._fire("open", null);
@@ -400,28 +401,22 @@ export class Linkd extends EventTarget {
     for (const { frame } of this._pending.values()) this.send(frame);
   }
 
-  /** Ask for a sign of life; without one in time, reconnect. */
-  _ping() {
-    const generation = this._generation;
-    const asked = now();
-    const due = asked + this.options.pingTimeout;
-    this.send({ type: "ping" });
-    const judge = () => {
-      if (generation !== this._generation || this._heard >= asked) return;
+  /**
+   * Drop the connection once nothing was heard for `pingInterval + pingTimeout`.
+   * @param {number} generation
+   * @param {number} [grace] The silence that is forgiven on top.
+   */
+  _watch(generation, grace = 0) {
+    const { pingInterval, pingTimeout } = this.options;
+    const due = this._heard + pingInterval + pingTimeout + grace;
+    const look = () => {
+      const silence = now() - this._heard;
+      if (silence < pingInterval + pingTimeout) this._watch(generation);
       // Woken late (a sleeping laptop, a throttled tab): read first, then judge.
-      if (now() > due + 1) {
-        this._timers.pong = setTimeout(() => {
-          if (generation === this._generation && this._heard < asked) this._silent(generation);
-        }, 500);
-      } else this._silent(generation);
+      else if (grace === 0 && now() > due + 1) this._watch(generation, silence - pingInterval - pingTimeout + 0.5);
+      else this._failed(generation, new LinkdError("silence", `nothing heard for ${silence.toFixed(1)} s`));
     };
-    clearTimeout(this._timers.pong);
-    this._timers.pong = setTimeout(judge, this.options.pingTimeout * 1000);
-  }
-
-  /** @param {number} generation */
-  _silent(generation) {
-    this._failed(generation, new LinkdError("silence", `nothing heard for ${(now() - this._heard).toFixed(1)} s`));
+    this._timers.silence = setTimeout(look, Math.max(0, due - now()) * 1000);
   }
 
   /** @param {any} text */

@@ -1,0 +1,315 @@
+// linkd.js in Node.js, against a stand-in for the node whose faults are at hand.
+import assert from "node:assert/strict";
+import { afterEach, beforeEach, test } from "node:test";
+import { from } from "rxjs";
+import WebSocket from "ws";
+import { Linkd, LinkdError, connect } from "../../linkd/api/dashboard/linkd.js";
+import { StubNode } from "./support/stub.mjs";
+import { until } from "./support/until.mjs";
+
+const KEY = "k".repeat(32);
+const FAST = { minDelay: 0.01, maxDelay: 0.05, pingInterval: 0.1, pingTimeout: 0.15, stableAfter: 0.05, connectTimeout: 1 };
+let stub;
+let opened;
+
+beforeEach(async () => {
+  stub = await new StubNode({ key: KEY }).start();
+  opened = [];
+});
+afterEach(async () => {
+  for (const each of opened) each.close();
+  await stub.stop();
+});
+
+function client(options = {}, Class = Linkd) {
+  const node = new Class({ url: stub.url, key: KEY, WebSocket, ...FAST, ...options });
+  opened.push(node);
+  return node.open();
+}
+const up = (node) => until(() => node.isUp);
+
+async function restart(pause = 30) {
+  await stub.stop();
+  await new Promise((resolve) => setTimeout(resolve, pause));
+  await stub.start();
+}
+
+test("every connection has a fresh token", async () => {
+  const node = client();
+  await up(node);
+  stub.cutConnections();
+  await until(() => stub.seen.upgrades.length === 2 && node.isUp);
+  assert.equal(new Set(stub.seen.upgrades).size, 2);
+  assert.ok(stub.seen.upgrades.every((token) => /^[\w-]{20,}$/.test(token)));
+});
+
+test("a token request that fails is repeated without costing a backoff", async () => {
+  stub.refuseTokens = 2;
+  const node = client();
+  await up(node);
+  assert.equal(stub.seen.tokens, 3);
+  assert.equal(node.status.value.attempts, 0);
+});
+
+test("a refused key is told as rejected and tried again slowly", async () => {
+  const errors = [];
+  const node = client({ key: "wrong", maxDelay: 5 });
+  node.addEventListener("error", (event) => errors.push(event.detail));
+  await until(() => node.status.value.state === "rejected");
+  assert.equal(errors[0].code, "rejected");
+  assert.ok(node.status.value.retrySeconds >= 4);
+});
+
+test("a token can come from the caller, afresh each time", async () => {
+  let asked = 0;
+  const node = client({ key: undefined, token: async () => ((asked += 1), stub.token()) });
+  await up(node);
+  stub.cutConnections();
+  await until(() => asked === 2 && node.isUp);
+});
+
+test("the backoff is jittered over the whole range, doubles, and is capped", async () => {
+  await stub.stop();
+  const delays = [];
+  const node = client({ key: undefined, random: () => 0.5, minDelay: 0.01, maxDelay: 0.05 });
+  node.status.subscribe(({ state, retrySeconds }) => state === "waiting" && delays.push(retrySeconds));
+  await until(() => delays.length >= 5);
+  await stub.start();
+  assert.deepEqual(delays.slice(0, 5), [0.005, 0.01, 0.02, 0.025, 0.025]);
+});
+
+test("it gives up after as many attempts as asked, and says so", async () => {
+  await stub.stop();
+  const states = [];
+  const node = client({ key: undefined, maxAttempts: 3 });
+  node.addEventListener("status", (event) => states.push(event.detail.state));
+  const lost = node.publish("orders", 1).catch((error) => error);
+  await until(() => node.status.value.state === "stopped");
+  assert.equal((await lost).code, "unsettled");
+  assert.equal(states.filter((state) => state === "connecting").length, 2); // the first was before we listened
+  await stub.start();
+});
+
+test("silence drops the connection, and the next one works", async () => {
+  const closed = [];
+  const node = client();
+  node.addEventListener("close", (event) => closed.push(event.detail.reason));
+  await up(node);
+  const began = performance.now();
+  stub.mute = true;
+  await until(() => closed.length === 1);
+  const took = (performance.now() - began) / 1000;
+  assert.match(closed[0], /nothing heard/);
+  assert.ok(took >= 0.15 && took < 0.6, `noticed after ${took}`);
+  stub.mute = false;
+  await up(node);
+});
+
+test("pings keep a quiet connection up, and a node's ping is answered", async () => {
+  const node = client();
+  await up(node);
+  for (const each of stub.sockets.clients) stub.send(each, { type: "ping" });
+  await until(() => stub.seen.frames.filter(({ type }) => type === "ping").length >= 5);
+  assert.equal(stub.seen.upgrades.length, 1);
+  assert.equal(stub.seen.frames.filter(({ type }) => type === "pong").length, 1);
+  assert.ok(node.isUp);
+});
+
+test("a subscription goes on by offset after a restart: nothing missed, nothing twice", async () => {
+  const got = [];
+  const node = client();
+  node.subscribe("orders.*", ({ offset, data }) => got.push([offset, data]));
+  await up(node);
+  await until(() => stub.seen.frames.some(({ type }) => type === "subscribe"));
+  stub.publish("orders.a", "created", 1);
+  stub.publish("other", "created", "not this");
+  await until(() => got.length === 1);
+  await stub.stop();
+  stub.publish("orders.b", "created", 2);
+  stub.publish("orders.b", null, 3);
+  await stub.start();
+  await until(() => got.length === 3);
+  stub.publish("orders.c", "created", 4);
+  await until(() => got.length === 4);
+  assert.deepEqual(got, [[1, 1], [3, 2], [4, 3], [5, 4]]);
+});
+
+test("messages between subscribing and the first message are not lost to a cut", async () => {
+  const got = [];
+  const node = client();
+  const subscription = node.subscribe("orders", ({ data }) => got.push(data));
+  await until(() => subscription.next !== undefined);
+  await stub.stop();
+  stub.publish("orders", "created", "meanwhile");
+  await stub.start();
+  await until(() => got.length === 1);
+  assert.deepEqual(got, ["meanwhile"]);
+});
+
+test("what the node sends twice arrives once", async () => {
+  const got = [];
+  const node = client();
+  node.subscribe("orders", ({ data }) => got.push(data));
+  await up(node);
+  await until(() => stub.seen.frames.some(({ type }) => type === "subscribe"));
+  stub.publish("orders", "a", 1);
+  for (const each of stub.sockets.clients) stub.send(each, stub.records[0]);
+  stub.publish("orders", "a", 2);
+  await until(() => got.includes(2));
+  assert.deepEqual(got, [1, 2]);
+});
+
+test("calls by type are never doubled, not by adding twice nor by reconnecting", async () => {
+  const got = [];
+  const created = (data) => got.push(data);
+  const node = client();
+  node.on("created", created);
+  node.on("created", created);
+  node.subscribe(">");
+  await up(node);
+  stub.cutConnections();
+  await until(() => stub.seen.frames.filter(({ type }) => type === "subscribe").length === 2);
+  stub.publish("orders", "created", 1);
+  stub.publish("orders", "deleted", 2);
+  await until(() => node.isUp && got.length === 1);
+  node.off("created", created);
+  stub.publish("orders", "created", 3);
+  await node.publish("orders", "end");
+  assert.deepEqual(got, [1]);
+});
+
+test("two subscriptions to one pattern are one to the node, and both hear", async () => {
+  const got = [[], []];
+  const node = client();
+  await up(node);
+  const first = node.subscribe("orders", ({ data }) => got[0].push(data));
+  const second = node.subscribe("orders", ({ data }) => got[1].push(data));
+  await until(() => first.next !== undefined);
+  stub.publish("orders", "a", 1);
+  await until(() => got[1].length === 1);
+  first.unsubscribe();
+  await node.publish("orders", 2);
+  second.unsubscribe();
+  await node.publish("orders", 3);
+  assert.deepEqual(got, [[1], [1, 2]]);
+  assert.equal(stub.seen.frames.filter(({ type }) => type === "subscribe").length, 1);
+});
+
+test("a publish that was in flight is sent again under its id and stored once", async () => {
+  const node = client();
+  await up(node);
+  stub.dropAcks = 1;
+  const ack = await node.publish("orders", { total: 1 }, { type: "created", id: "order-1" });
+  assert.deepEqual(ack, { id: "order-1", offset: 1 });
+  assert.equal(stub.records.length, 1);
+  assert.equal(stub.seen.frames.filter(({ id }) => id === "order-1").length, 2);
+});
+
+test("a hundred publishes across a restart are all settled, in order, each stored once", async () => {
+  const node = client();
+  await up(node);
+  const acks = Array.from({ length: 100 }, (_, index) => node.publish("orders", index));
+  await restart();
+  const offsets = (await Promise.all(acks)).map(({ offset }) => offset);
+  assert.deepEqual(stub.records.map(({ data }) => data), Array.from({ length: 100 }, (_, index) => index));
+  assert.deepEqual(offsets, Array.from({ length: 100 }, (_, index) => index + 1));
+});
+
+test("a publish may be told to fail while the connection is down", async () => {
+  const node = client({ whenDown: "reject" });
+  await assert.rejects(node.publish("orders", 1), { code: "down" });
+  await up(node);
+  stub.dropAcks = 1;
+  await assert.rejects(node.publish("orders", 2, { id: "x" }), { code: "unsettled", id: "x" });
+  await assert.rejects(node.publish("orders", 3, { whenDown: "wait", type: "ping" }), { code: "bad-type" });
+});
+
+test("a refusal rejects the publish or ends the subscription, and names why", async () => {
+  const errors = [];
+  const node = client();
+  node.addEventListener("error", (event) => errors.push(event.detail));
+  node.subscribe("secret.plans");
+  await until(() => errors.length === 1);
+  assert.ok(errors[0] instanceof LinkdError);
+  assert.equal(errors[0].code, "channel-refused");
+  stub.cutConnections();
+  await up(node);
+  assert.equal(stub.seen.frames.filter(({ type }) => type === "subscribe").length, 1);
+});
+
+test("a publish that nobody answers ends at its timeout", async () => {
+  const node = client({ pingInterval: 5 });
+  await up(node);
+  stub.mute = true;
+  await assert.rejects(node.publish("orders", 1, { timeout: 0.05 }), { code: "timeout" });
+});
+
+test("status is an observable: the present value first, then each change", async () => {
+  const seen = [];
+  const node = client();
+  const subscription = from(node.status).subscribe(({ state }) => seen.push(state));
+  await up(node);
+  stub.cutConnections();
+  await until(() => seen.length >= 5);
+  assert.deepEqual(seen.slice(0, 5), ["connecting", "up", "waiting", "connecting", "up"]);
+  subscription.unsubscribe();
+  node.close();
+  assert.equal(seen.at(-1), "up");
+});
+
+test("hooks of a subclass are called, and onMessage may keep a message back", async () => {
+  const seen = [];
+  class Mine extends Linkd {
+    onOpen() {
+      seen.push("open");
+    }
+    onMessage({ data }) {
+      seen.push(data);
+      return data !== "hidden";
+    }
+    onClose() {
+      seen.push("close");
+    }
+  }
+  const got = [];
+  const node = client({}, Mine);
+  node.subscribe("orders", ({ data }) => got.push(data));
+  await node.publish("orders", "hidden");
+  await node.publish("orders", "shown");
+  stub.cutConnections();
+  await until(() => seen.length === 5);
+  assert.deepEqual(seen, ["open", "hidden", "shown", "close", "open"]);
+  assert.deepEqual(got, ["shown"]);
+});
+
+test("frames go through the caller's encode and decode", async () => {
+  const rot = (text) => JSON.stringify({ ...JSON.parse(text), seen: true });
+  const got = [];
+  const node = client({ encode: (frame) => rot(JSON.stringify(frame)), decode: (text) => ({ ...JSON.parse(text), mark: 1 }) });
+  node.subscribe("orders", (message) => got.push(message.mark));
+  await node.publish("orders", 1);
+  await until(() => got.length === 1);
+  assert.equal(got[0], 1);
+  assert.ok(stub.seen.frames.every(({ seen }) => seen));
+});
+
+test("changes of links arrive", async () => {
+  const node = client({ status: true });
+  await up(node);
+  stub.cut("hub");
+  await until(() => node.links.value.get("hub")?.state === "waiting");
+  assert.equal(node.links.value.get("hub").reason, "ping-timeout");
+});
+
+test("closed is closed: nothing reconnects, what waits is told", async () => {
+  const node = connect({ url: stub.url, key: KEY, WebSocket, ...FAST });
+  await up(node);
+  stub.mute = true;
+  const waiting = node.publish("orders", 1);
+  node.close();
+  await assert.rejects(waiting, { code: "unsettled" });
+  stub.mute = false;
+  await new Promise((resolve) => setTimeout(resolve, 150));
+  assert.equal(stub.seen.upgrades.length, 1);
+  assert.equal(node.status.value.state, "stopped");
+});

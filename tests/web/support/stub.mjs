@@ -1,0 +1,246 @@
+// A stand-in for a node: speaks the local API of docs/api.md as far as linkd.js and the dashboard use it, from memory,
+// with its faults at the test's hand.
+import { createServer } from "node:http";
+import { randomUUID } from "node:crypto";
+import { readFile } from "node:fs/promises";
+import { WebSocketServer } from "ws";
+
+const FILES = new URL("../../../linkd/api/dashboard/", import.meta.url);
+const TYPES = { js: "text/javascript; charset=utf-8", css: "text/css; charset=utf-8", html: "text/html; charset=utf-8" };
+const CSP =
+  "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self';" +
+  " base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+export class StubNode {
+  constructor({ key = null } = {}) {
+    this.key = key;
+    this.port = 0;
+    this.records = [];
+    this.next = 1;
+    this.ids = new Map();
+    this.tokens = new Set();
+    this.sessions = new Set();
+    this.outages = [];
+    this.events = [];
+    this.started = Date.now();
+    this.links = [link("hub", { role: "dialer" }), link("warehouse", { role: "listener" })];
+    this.mute = false; // hear everything, answer nothing
+    this.dropAcks = 0; // store so many publishes, then cut the connection instead of answering
+    this.refuseTokens = 0; // answer so many token requests with 500
+    this.seen = { tokens: 0, upgrades: [], frames: [] };
+  }
+
+  get url() {
+    return `http://127.0.0.1:${this.port}`;
+  }
+
+  async start() {
+    this.server = createServer((request, response) => {
+      this.answer(request, response).catch((error) => response.writeHead(500).end(String(error)));
+    });
+    this.sockets = new WebSocketServer({ noServer: true });
+    this.server.on("upgrade", (request, socket, head) => this.upgrade(request, socket, head));
+    await new Promise((resolve) => this.server.listen(this.port, "127.0.0.1", resolve));
+    this.port = this.server.address().port;
+    return this;
+  }
+
+  async stop() {
+    this.cutConnections();
+    this.server.closeAllConnections();
+    await new Promise((resolve) => this.server.close(resolve));
+  }
+
+  cutConnections() {
+    for (const each of this.sockets.clients) each.terminate();
+  }
+
+  admits(request) {
+    if (this.key === null) return true;
+    const bearer = (request.headers.authorization ?? "").replace(/^Bearer /, "");
+    if (bearer === this.key) return true;
+    const cookie = /linkd_session=([^;]+)/.exec(request.headers.cookie ?? "")?.[1];
+    return this.sessions.has(cookie);
+  }
+
+  async answer(request, response) {
+    const url = new URL(request.url, this.url);
+    const json = (status, body, headers = {}) =>
+      response.writeHead(status, { "Content-Type": "application/json", ...headers }).end(JSON.stringify(body));
+    const name = url.pathname === "/" ? "index.html" : /^\/(?:dashboard\/([\w.-]+)|(linkd\.js))$/.exec(url.pathname)?.slice(1).join("");
+    if (name) {
+      const body = await readFile(new URL(name, FILES)).catch(() => null);
+      if (body === null) return json(404, { error: "not-found", message: name });
+      const headers = { "Content-Type": TYPES[name.split(".").pop()] ?? "text/plain", "X-Content-Type-Options": "nosniff" };
+      if (name === "index.html") headers["Content-Security-Policy"] = CSP;
+      return response.writeHead(200, headers).end(body);
+    }
+    if (url.pathname === "/v1/session" && request.method === "POST") {
+      const token = (request.headers.authorization ?? "").replace(/^Bearer /, "");
+      if (!this.tokens.delete(token)) return json(401, { error: "unauthorized", message: "no such token" });
+      const session = randomUUID();
+      this.sessions.add(session);
+      return response.writeHead(204, { "Set-Cookie": `linkd_session=${session}; HttpOnly; SameSite=Strict; Path=/` }).end();
+    }
+    if (!this.admits(request)) return json(401, { error: "unauthorized", message: "a key, a token or a session is needed" });
+    if (url.pathname === "/v1/token" && request.method === "POST") {
+      this.seen.tokens += 1;
+      if (this.refuseTokens > 0) return (this.refuseTokens -= 1), json(500, { error: "internal", message: "as asked" });
+      return json(201, { token: this.token(), expires_seconds: 30 });
+    }
+    if (url.pathname === "/v1/status") return json(200, this.status());
+    if (url.pathname === "/v1/outages") return json(200, { outages: this.outages });
+    if (url.pathname === "/v1/events") return json(200, { events: this.events, next: this.events.length + 1 });
+    return json(404, { error: "not-found", message: url.pathname });
+  }
+
+  token() {
+    const token = randomUUID();
+    this.tokens.add(token);
+    return token;
+  }
+
+  upgrade(request, socket, head) {
+    const url = new URL(request.url, this.url);
+    const admitted = this.tokens.delete(url.searchParams.get("ws_token")) || this.admits(request);
+    this.seen.upgrades.push(url.searchParams.get("ws_token"));
+    if (!admitted) return socket.end("HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+    this.sockets.handleUpgrade(request, socket, head, (ws) => this.serve(ws, url));
+  }
+
+  serve(ws, url) {
+    ws.patterns = new Map();
+    ws.envelope = url.searchParams.get("envelope") === "1";
+    ws.wantsStatus = url.searchParams.get("status") === "1";
+    ws.channel = url.searchParams.get("channel");
+    if (ws.channel) ws.patterns.set(ws.channel, this.next);
+    ws.on("message", (bytes) => this.frame(ws, String(bytes)));
+  }
+
+  send(ws, frame) {
+    if (!this.mute) ws.send(JSON.stringify(frame));
+  }
+
+  frame(ws, text) {
+    const frame = JSON.parse(text);
+    this.seen.frames.push(frame);
+    const { type, data, id } = frame;
+    if (type === "ping") return this.send(ws, { type: "pong" });
+    if (type === "pong") return;
+    if (type === "unsubscribe") return void ws.patterns.delete(data.channel);
+    if (type === "subscribe") {
+      if (data.channel.startsWith("secret")) {
+        return this.send(ws, { type: "error", data: { id, error: "channel-refused", message: `${data.channel} is refused` } });
+      }
+      const from = data.from ?? this.next;
+      ws.patterns.set(data.channel, from);
+      if (id) this.send(ws, { type: "ack", data: { id, offset: from } });
+      for (const record of this.records) if (record.offset >= from && matches(data.channel, record.channel)) this.send(ws, record);
+      return;
+    }
+    this.publish(frame.channel ?? ws.channel, type, data, id, ws);
+  }
+
+  publish(channel, type, data, id = null, ws = null) {
+    let offset = id && this.ids.get(id);
+    if (!offset) {
+      offset = this.next;
+      this.next += 1;
+      if (id) this.ids.set(id, offset);
+      const record = { type, data, channel, offset, origin: "edge-1", time: new Date().toISOString() };
+      this.records.push(record);
+      for (const each of this.sockets.clients) {
+        if ([...each.patterns.keys()].some((pattern) => matches(pattern, channel))) this.send(each, record);
+      }
+    }
+    if (!ws || !id) return offset;
+    if (this.dropAcks > 0) return (this.dropAcks -= 1), ws.terminate();
+    this.send(ws, { type: "ack", data: { id, offset } });
+    return offset;
+  }
+
+  // What the tests do to the links.
+
+  change(peer, state, reason = null, detail = null) {
+    const it = this.links.find((each) => each.peer === peer);
+    const old = it.state;
+    Object.assign(it, { state, reason, detail, changed: Date.now() });
+    if (old === "up") Object.assign(it, { down: Date.now(), rtt_seconds: null, silence_seconds: null, backlog_records: 40, backlog_bytes: 9000 });
+    if (state === "up") {
+      if (it.down) this.outages.push(outage(peer, it.down - 6400, reason ?? it.why ?? "ping-timeout", 6.4, (Date.now() - it.down) / 1000 + 6.4));
+      Object.assign(it, { rtt_seconds: 0.012, silence_seconds: 0.4, backlog_records: 0, backlog_bytes: 0, down: null });
+    } else it.why = reason;
+    const event = { number: this.events.length + 1, time: new Date().toISOString(), event: `link.${state}`, peer, generation: "b-1", old, new: state, reason, detail };
+    this.events.push(event);
+    for (const each of this.sockets.clients) {
+      if (each.wantsStatus) this.send(each, { type: "status", data: this.linkStatus(it) });
+    }
+  }
+
+  cut(peer) {
+    this.change(peer, "waiting", "ping-timeout", "nothing heard for 7.0 s");
+  }
+
+  restore(peer) {
+    this.change(peer, "up");
+  }
+
+  history(outages = 500, hours = 24) {
+    let seed = 7;
+    const random = () => (seed = (seed * 16807) % 2147483647) / 2147483647;
+    const reasons = ["ping-timeout", "silence", "closed", "unreachable", "refused"];
+    const now = Date.now();
+    this.outages = Array.from({ length: outages }, () => {
+      const down = 3 + random() ** 4 * 600;
+      return outage(this.links[random() < 0.7 ? 0 : 1].peer, now - random() * (hours * 3.6e6 - 7e5) - 7e5, reasons[Math.floor(random() * 5)], 2 + random() * 5, down);
+    }).sort((a, b) => a.began.localeCompare(b.began));
+    for (const each of this.outages.slice(-60)) {
+      const began = Date.parse(each.began);
+      const event = (state, old, at, reason) => ({ number: this.events.length + 1, time: new Date(at).toISOString(), event: `link.${state}`, peer: each.peer, generation: "b-1", old, new: state, reason, detail: reason && `nothing heard for ${each.noticed_after_seconds} s` });
+      this.events.push(event("waiting", "up", began + each.noticed_after_seconds * 1000, each.reason));
+      this.events.push(event("up", "resuming", began + each.down_seconds * 1000, null));
+    }
+  }
+
+  linkStatus(it) {
+    const { changed, down, why, ...fields } = it;
+    const jitter = it.state === "up" ? { rtt_seconds: 0.011 + Math.random() * 0.004, silence_seconds: Math.random() * 2 } : {};
+    if (it.state === "up") it.sent_records += 20 + Math.floor(Math.random() * 20);
+    if (it.state === "up") it.received_records += 5 + Math.floor(Math.random() * 9);
+    return { ...fields, ...jitter, since_seconds: (Date.now() - changed) / 1000 };
+  }
+
+  status() {
+    return {
+      node: "edge-1",
+      version: "1.0.0",
+      uptime_seconds: (Date.now() - this.started) / 1000 + 86400 * 12,
+      log: { id: "l-1", first: 1, next: this.next, bytes: 4.1e9, max_bytes: 10_737_418_240 },
+      consumers: [{ name: "billing", next: this.next, lag_records: 0 }, { name: "reports", next: 1, lag_records: 1840 }],
+      links: this.links.map((each) => this.linkStatus(each)),
+    };
+  }
+}
+
+function link(peer, fields) {
+  return {
+    peer, state: "up", generation: "b-1", address: "203.0.113.9:9443", rtt_seconds: 0.012, silence_seconds: 0.4,
+    backlog_records: 0, backlog_bytes: 0, backlog_age_seconds: null, sent_records: 183_220, received_records: 20_411, attempts: 0,
+    next_attempt_seconds: null, reason: null, detail: null, peer_version: "1.0.0", certificate_expires_seconds: 5_200_000,
+    required: true, changed: Date.now() - 3_700_000, down: null, why: null, ...fields,
+  };
+}
+
+function outage(peer, began, reason, noticed, down) {
+  return {
+    peer, began: new Date(began).toISOString(), reason, noticed_after_seconds: Number(noticed.toFixed(3)),
+    down_seconds: Number(Math.max(down, noticed).toFixed(3)), attempts: 1 + Math.floor(down / 5), replayed_records: Math.floor(down * 20), drained_seconds: 0.21,
+  };
+}
+
+function matches(pattern, channel) {
+  const words = pattern.split(".");
+  const parts = channel.split(".");
+  return words.every((word, at) => word === ">" || (parts[at] !== undefined && (word === "*" || word === parts[at]))) &&
+    (words.at(-1) === ">" || words.length === parts.length);
+}
