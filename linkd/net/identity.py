@@ -141,9 +141,7 @@ def prove(secret: bytes, role: Role, dialer: str, listener: str, nonce: str) -> 
     return hmac.new(secret, _fields(role, dialer, listener, nonce), hashlib.sha256).hexdigest()
 
 
-def verify(  # noqa: PLR0913 -- the five fields of a proof and the proof
-    secret: bytes, role: Role, dialer: str, listener: str, nonce: str, proof: str
-) -> bool:
+def verify(secret: bytes, role: Role, dialer: str, listener: str, nonce: str, proof: str) -> bool:
     """Tell in constant time whether `proof` is what `prove` returns for the rest."""
     expected = prove(secret, role, dialer, listener, nonce)
     return hmac.compare_digest(expected.encode(), proof.encode("utf-8", "replace"))
@@ -151,7 +149,7 @@ def verify(  # noqa: PLR0913 -- the five fields of a proof and the proof
 
 def _fields(*fields: str) -> bytes:
     """Encode a list of strings so that it can be read in one way only."""
-    encoded = [field.encode() for field in (SUBPROTOCOL, *fields)]
+    encoded = [field.encode("utf-8", "surrogatepass") for field in (SUBPROTOCOL, *fields)]
     return b"".join(len(field).to_bytes(2, "big") + field for field in encoded)
 
 

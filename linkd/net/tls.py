@@ -1,0 +1,355 @@
+"""TLS at both ends: 1.2 or newer, names checked, certificates that may change while links are up.
+
+The listener's settings lie behind `ServerTls`, which every accepted connection asks anew; the dialer reads
+its files for every attempt. So new files are in force at once and no link is touched.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+from weakref import WeakKeyDictionary
+
+from cryptography import x509
+from OpenSSL import SSL, crypto
+from twisted.internet.abstract import isIPAddress, isIPv6Address
+from twisted.internet.interfaces import (
+    IOpenSSLClientConnectionCreator,
+    IOpenSSLServerConnectionCreator,
+    IReactorTime,
+)
+from twisted.internet.ssl import CertificateOptions, TLSVersion
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.protocols.tls import TLSMemoryBIOProtocol
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from linkd.config import ListenSettings, PeerSettings
+from linkd.errors import AttemptFailed, ConfigError
+from linkd.net import tls_reasons
+from linkd.net.certificates import (
+    KeyPair,
+    certificate_names,
+    load_certificates,
+    load_key_pair,
+    load_revocation_lists,
+    names_host,
+)
+
+WATCH_INTERVAL: Final = 3.0
+"""Seconds between looks at the files' times."""
+
+WARN_DAYS: Final = 14.0
+"""From so many days before its end on, a certificate is named in the log, once a day."""
+
+AUTHORITY_FILE: Final = "ca.crt"
+REVOCATION_FILE: Final = "revoked.crl"
+"""What `linkd.pairing` keeps in the state directory's `pairing`: its own authority and revocation list."""
+
+_NO_REVOCATION_LIST: Final = 3
+"""X509_V_ERR_UNABLE_TO_GET_CRL: an authority without a list; it can't revoke, which is no error."""
+
+
+def _options(
+    pair: KeyPair | None,
+    trusted: Sequence[x509.Certificate] | None,
+    lists: Sequence[x509.CertificateRevocationList] = (),
+) -> CertificateOptions:
+    """Return the options of one end: TLS 1.2 at least, nothing resumed past a check.
+
+    Args:
+        pair: This end's certificate and key, if it has one.
+        trusted: Authorities; None for the system's.
+        lists: Revocation lists of these authorities.
+    """
+    if pair is None:
+        options = CertificateOptions(raiseMinimumTo=TLSVersion.TLSv1_2)
+    else:
+        options = CertificateOptions(
+            privateKey=crypto.PKey.from_cryptography_key(pair.key),  # type: ignore[arg-type]
+            certificate=crypto.X509.from_cryptography(pair.leaf),
+            extraCertChain=[crypto.X509.from_cryptography(each) for each in pair.chain],
+            raiseMinimumTo=TLSVersion.TLSv1_2,
+        )
+    context = options.getContext()
+    if trusted is None:
+        context.set_default_verify_paths()
+        return options
+    store = context.get_cert_store()
+    assert store is not None
+    for certificate in trusted:
+        store.add_cert(crypto.X509.from_cryptography(certificate))
+    for each in lists:
+        store.add_crl(each)
+    if lists:
+        store.set_flags(crypto.X509StoreFlags.CRL_CHECK)
+    return options
+
+
+@implementer(IOpenSSLServerConnectionCreator)
+class ServerTls:
+    """The listener's side of TLS, whose files may change at any time.
+
+    Where there are authorities, a dialer's certificate is asked for and verified if one comes. It is not
+    required here: who comes without one has to know the shared secret, or an invitation's code.
+
+    Args:
+        listen: Where certificate, key and authorities lie.
+        pairing: The directory of `linkd.pairing`, whose authority and revocation list count too.
+        wall: Returns Unix seconds, to judge how long the certificate lasts.
+
+    Raises:
+        ConfigError: The files can't be used.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        listen: ListenSettings,
+        pairing: Path | None = None,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._listen = listen
+        self._pairing = pairing
+        self._wall = wall
+        self._verdicts: WeakKeyDictionary[object, int] = WeakKeyDictionary()
+        self._looping: LoopingCall | None = None
+        self._warned: float | None = None
+        self._stamps = self._look()
+        self._asks = False
+        self._pair, self._options, self._revoked = self._load()
+
+    @property
+    def leaf(self) -> x509.Certificate:
+        """The certificate in force."""
+        return self._pair.leaf
+
+    @property
+    def expires(self) -> float:
+        """Unix seconds at which the certificate in force ends."""
+        return self._pair.leaf.not_valid_after_utc.timestamp()
+
+    def configure(self, listen: ListenSettings) -> str | None:
+        """Use other files from now on; as `reload`, and on a complaint the old settings stay."""
+        before, self._listen = self._listen, listen
+        complaint = self.reload()
+        if complaint is not None:
+            self._listen = before
+        return complaint
+
+    def reload(self) -> str | None:
+        """Load leaf, key, authorities and revocation lists anew; links that are up are not touched.
+
+        Returns:
+            None where the new files are in force, else one sentence: what is wrong, and the old stay.
+        """
+        self._stamps = self._look()
+        try:
+            self._pair, self._options, self._revoked = self._load()
+        except ConfigError as error:
+            complaint = f"{error}; the certificate in force stays"
+            self._log.error("{detail}", event="tls.kept", detail=complaint)
+            return complaint
+        self._log.info("certificates loaded", event="tls.loaded", expires_seconds=self._left())
+        return None
+
+    def watch(self, reactor: IReactorTime, interval: float = WATCH_INTERVAL) -> None:
+        """Look every `interval` seconds whether a file has changed, and reload then."""
+        self.stop()
+        self._looping = LoopingCall(self.check)
+        self._looping.clock = reactor
+        self._looping.start(interval, now=False)
+
+    def stop(self) -> None:
+        """Watch no more."""
+        if self._looping is not None and self._looping.running:
+            self._looping.stop()
+        self._looping = None
+
+    def check(self) -> None:
+        """Reload if a file has changed since it was read; warn where the certificate ends soon."""
+        if self._look() != self._stamps:
+            self.reload()
+        left, now = self._left(), self._wall()
+        if left > WARN_DAYS * 86_400:
+            self._warned = None
+        elif self._warned is None or now - self._warned >= 86_400:
+            self._warned = now
+            self._log.warn(
+                "the certificate of this listener ends in {days} days: renew it",
+                event="tls.expiring",
+                days=round(left / 86_400, 1),
+            )
+
+    def serverConnectionForTLS(self, tls_protocol: TLSMemoryBIOProtocol) -> SSL.Connection:
+        """Return the OpenSSL side of one accepted connection, with what is in force now."""
+        connection = self._options.serverConnectionForTLS(tls_protocol)
+
+        def judge(_: object, __: object, number: int, ___: int, ok: int) -> bool:
+            if ok or number == _NO_REVOCATION_LIST:
+                return True
+            self._verdicts[tls_protocol] = number
+            return False
+
+        connection.set_verify(SSL.VERIFY_PEER if self._asks else SSL.VERIFY_NONE, judge)
+        return connection
+
+    def explain(self, transport: object, reason: Failure | BaseException) -> str | None:
+        """Return one sentence on why an accepted connection's handshake failed; None if it was not TLS.
+
+        Args:
+            transport: The protocol's transport, which TLS made.
+            reason: What its `connectionLost` got.
+        """
+        number = self._verdicts.pop(transport, None)
+        if number is not None:
+            where = "`listen.client_ca`"
+            return tls_reasons.verdict(number, "the dialer's certificate", where, "clientAuth")
+        return tls_reasons.said(_error(reason), "the dialer", "`ca` of this peer")
+
+    def revoked(self, transport: object) -> bool:
+        """Tell whether the certificate that the other end has shown is revoked by now."""
+        certificate = peer_certificate(transport)
+        if certificate is None:
+            return False
+        return any(
+            each.issuer == certificate.issuer
+            and each.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None
+            for each in self._revoked
+        )
+
+    def _left(self) -> float:
+        return self.expires - self._wall()
+
+    def _files(self) -> list[Path]:
+        listen = self._listen
+        named = [Path(each) for each in (listen.certificate, listen.key, listen.client_ca) if each]
+        if self._pairing is not None:
+            named += [self._pairing / AUTHORITY_FILE, self._pairing / REVOCATION_FILE]
+        return named
+
+    def _look(self) -> list[tuple[int, int, int] | None]:
+        """Return what shows that a file has changed: its number, size and time."""
+        stamps: list[tuple[int, int, int] | None] = []
+        for path in self._files():
+            try:
+                status = path.stat()
+            except OSError:
+                stamps.append(None)
+            else:
+                stamps.append((status.st_ino, status.st_size, status.st_mtime_ns))
+        return stamps
+
+    def _load(self) -> tuple[KeyPair, CertificateOptions, list[x509.CertificateRevocationList]]:
+        listen = self._listen
+        if listen.certificate is None or listen.key is None:
+            raise ConfigError("listen: expected both `certificate` and `key` for TLS")
+        pair = load_key_pair(listen.certificate, listen.key)
+        trusted: list[x509.Certificate] = []
+        lists: list[x509.CertificateRevocationList] = []
+        if listen.client_ca is not None:
+            trusted += load_certificates(listen.client_ca)
+            lists += load_revocation_lists(listen.client_ca)
+        if self._pairing is not None and (self._pairing / AUTHORITY_FILE).exists():
+            trusted += load_certificates(self._pairing / AUTHORITY_FILE)
+        if self._pairing is not None and (self._pairing / REVOCATION_FILE).exists():
+            lists += load_revocation_lists(self._pairing / REVOCATION_FILE)
+        try:
+            options = _options(pair, trusted, lists)
+        except (SSL.Error, crypto.Error, ValueError) as error:
+            raise ConfigError(f"{listen.certificate}: OpenSSL refuses it: {error}") from None
+        self._asks = bool(trusted)
+        return pair, options, lists
+
+
+@implementer(IOpenSSLClientConnectionCreator)
+class ClientTls:
+    """The dialer's side of TLS for one attempt; made by `client_context`."""
+
+    def __init__(self, options: CertificateOptions, host: str) -> None:
+        self._options = options
+        self._host = host
+        self._verdict: int | None = None
+
+    def clientConnectionForTLS(self, tls_protocol: TLSMemoryBIOProtocol) -> SSL.Connection:
+        """Return the OpenSSL side of the connection: verifies chain and name, names the host (SNI)."""
+        connection = self._options.clientConnectionForTLS(tls_protocol)
+        if not (isIPAddress(self._host) or isIPv6Address(self._host)):
+            connection.set_tlsext_host_name(self._host.encode("idna"))
+        connection.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, self._judge)
+        return connection
+
+    def explain(self, reason: Failure | BaseException) -> AttemptFailed | None:
+        """Return why the handshake failed, as the attempt's failure; None if TLS was not the reason."""
+        if self._verdict is not None:
+            whose = f"the certificate of {self._host}"
+            return tls_reasons.rejected(
+                tls_reasons.verdict(self._verdict, whose, "`ca` of this peer", "serverAuth")
+            )
+        detail = tls_reasons.said(_error(reason), self._host, "`listen.client_ca`")
+        return None if detail is None else tls_reasons.rejected(detail)
+
+    def _judge(
+        self, _: SSL.Connection, certificate: crypto.X509, number: int, depth: int, ok: int
+    ) -> bool:
+        if not ok:
+            self._verdict = number
+        elif depth == 0 and not names_host(certificate.to_cryptography(), self._host):
+            self._verdict = tls_reasons.HOSTNAME_MISMATCH
+        return self._verdict is None
+
+
+def client_context(peer: PeerSettings, host: str) -> ClientTls:
+    """Return the dialer's side of TLS for one attempt, from the files as they are now.
+
+    Args:
+        peer: Where authority, certificate and key lie; without `ca` the system's authorities are trusted.
+        host: The URL's host, a name or an address, without brackets.
+
+    Raises:
+        AttemptFailed: The files can't be used; rejected, with what to mend.
+    """
+    try:
+        pair = None
+        if peer.certificate is not None or peer.key is not None:
+            if peer.certificate is None or peer.key is None:
+                raise ConfigError(f"peer {peer.name}: expected both `certificate` and `key`")
+            pair = load_key_pair(peer.certificate, peer.key)
+        options = _options(pair, None if peer.ca is None else load_certificates(peer.ca))
+    except ConfigError as error:
+        raise tls_reasons.rejected(str(error)) from None
+    except (SSL.Error, crypto.Error, ValueError) as error:
+        raise tls_reasons.rejected(
+            f"peer {peer.name}: OpenSSL refuses its files: {error}"
+        ) from None
+    return ClientTls(options, host)
+
+
+def peer_certificate(transport: object) -> x509.Certificate | None:
+    """Return the certificate that the other end has shown and that was verified, or None."""
+    get = getattr(transport, "getPeerCertificate", None)
+    shown: crypto.X509 | None = None if get is None else get()
+    return None if shown is None else shown.to_cryptography()
+
+
+def peer_names(transport: object) -> list[str]:
+    """Return the node names that the other end may bear by its certificate; none without one."""
+    certificate = peer_certificate(transport)
+    return [] if certificate is None else certificate_names(certificate)
+
+
+def certificate_expires(transport: object) -> float | None:
+    """Return the Unix seconds at which the other end's certificate ends, None if it showed none."""
+    certificate = peer_certificate(transport)
+    return None if certificate is None else certificate.not_valid_after_utc.timestamp()
+
+
+def _error(reason: Failure | BaseException) -> BaseException:
+    """Return the exception in a Failure."""
+    if isinstance(reason, BaseException):
+        return reason
+    return reason.value if reason.value is not None else ConnectionError()
