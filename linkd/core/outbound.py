@@ -21,6 +21,11 @@ _PACK_FROM_BYTES = 512
 class Outbound:
     """The sending half of a session.
 
+    Args:
+        settings: Names, patterns and bounds.
+        epoch_below: Tells the epoch of our log just below an offset.
+        pack: Compresses a batch, or None.
+
     Attributes:
         position: The next offset of our log that the peer has not been sent.
         acked: Everything below is on the peer's disk.
@@ -35,16 +40,18 @@ class Outbound:
         "_connected",
         "_expired",
         "_flight",
+        "_live_end",
         "_pack",
         "_packing",
         "_pending",
         "_reading",
+        "_rest",
         "_settings",
-        "_skipped_epoch",
         "_told",
         "_writable",
         "acked",
         "deadline",
+        "epoch_below",
         "flight_bytes",
         "log_next",
         "owed_bytes",
@@ -55,18 +62,23 @@ class Outbound:
     )
 
     def __init__(
-        self, settings: SessionSettings, pack: Callable[[bytes], bytes] | None = None
+        self,
+        settings: SessionSettings,
+        epoch_below: Callable[[int], str],
+        pack: Callable[[bytes], bytes] | None = None,
     ) -> None:
         self._settings = settings
         self._pack = pack
         self._packing = False
+        self.epoch_below = epoch_below
         self._connected = False
         self._writable = False
         self._reading = False
         self._pending: deque[Batch] = deque()
         self._flight: deque[tuple[int, int, int, float]] = deque()
+        self._rest = memoryview(b"")  # what is still to be sent of a large record
+        self._live_end = 0  # behind the last batch pending, where they were offered; else 0
         self._told = 1  # the position that the peer has been told
-        self._skipped_epoch = ""  # the epoch below `position` where that is above `_told`
         self.position = 1
         self.acked = 1
         self.log_next = 1
@@ -122,6 +134,8 @@ class Outbound:
         """Nothing is under way any more; what was not acknowledged is sent again."""
         self._connected = self._writable = self._reading = False
         self._pending.clear()
+        self._rest = memoryview(b"")
+        self._live_end = 0
         self._flight.clear()
         self.flight_bytes = 0
         self.deadline = None
@@ -130,6 +144,37 @@ class Outbound:
         """Our log has committed everything below `next`."""
         self.log_next = next
         return self._more()
+
+    def offer(self, batches: list[Batch], next: int, clock: float, now: float) -> list[Effect]:
+        """Take what our log has just committed: the peer's batches of it, and the log's new end.
+
+        A peer that keeps up is so spared the reading of what is not for it.
+        """
+        live = (
+            self._connected
+            and self._writable
+            and not self._reading
+            and not self._pending
+            and not self._rest
+            and self.position == self.log_next
+            and self.flight_bytes < self._settings.window_bytes
+        )
+        self.log_next = next
+        if not live:
+            return self._more()
+        if not batches:
+            self._skip_to(next, now)
+            return []
+        self._pending.extend(batches)
+        self._live_end = next
+        return self._pump(clock, now)
+
+    def _skip_to(self, next: int, now: float) -> None:
+        """Pass what is not for the peer, to the end of what was offered."""
+        self.position = next
+        self._live_end = 0
+        if self.deadline is None:
+            self.deadline = now + self._settings.position_interval
 
     def writable(self, writable: bool, clock: float, now: float) -> list[Effect]:
         """The connection has room, or has none any more.
@@ -142,7 +187,9 @@ class Outbound:
     @property
     def eager(self) -> bool:
         """Whether there is something to send at once, had the connection room."""
-        return bool(self._pending) and self.flight_bytes < self._settings.window_bytes
+        return bool(self._rest) or (
+            bool(self._pending) and self.flight_bytes < self._settings.window_bytes
+        )
 
     def read(self, batches: list[Batch], clock: float, now: float) -> list[Effect]:
         """Take what was read from `position` on; `clock` is the log's own."""
@@ -152,14 +199,15 @@ class Outbound:
         self._pending.extend(batches)
         return self._pump(clock, now) if self._writable else []
 
-    def missing(self, first: int, epoch: str) -> list[Effect]:
-        """Our log now begins at `first`, above `position`; `epoch` is the one below it."""
+    def missing(self, first: int) -> list[Effect]:
+        """Our log now begins at `first`, above `position`."""
         self._reading = False
         if not self._connected or first <= self.position:
             return []
         wanted, self.position = self.position, first
         self._pending.clear()
-        told = GapTold(self._told, first, epoch)
+        self._live_end = 0
+        told = GapTold(self._told, first, self.epoch_below(first))
         self._told = first
         self._flight.append((first, 0, 0, 0.0))
         return [Send(encode(told)), Gone(wanted, first, inbound=False), *self._more()]
@@ -197,7 +245,7 @@ class Outbound:
         """Send a step without records."""
         if not self._connected or self.position <= self._told:
             return []
-        step = Step(self._told, self.position, self._skipped_epoch)
+        step = Step(self._told, self.position, self.epoch_below(self.position))
         self._told = self.position
         self._flight.append((self.position, 0, 0, 0.0))
         return [Send(encode(step))]
@@ -219,9 +267,17 @@ class Outbound:
         """Send what was read, as far as there is room; ask for more."""
         effects: list[Effect] = []
         pending = self._pending
-        until = min(self._settings.window_bytes, self.flight_bytes + _BURST_BYTES)
-        while pending and self.flight_bytes < until:
-            self._one(pending.popleft(), clock, effects)
+        window = self._settings.window_bytes
+        room = _BURST_BYTES
+        while room > 0:
+            if self._rest:
+                room -= self._part(effects)
+            elif pending and self.flight_bytes < window:
+                room -= self._one(pending.popleft(), clock, effects)
+            else:
+                break
+        if self._live_end and not pending:
+            self._skip_to(self._live_end, now)
         if self.position > self._told and self.deadline is None:
             self.deadline = now + self._settings.position_interval
         elif self.position == self._told:
@@ -229,23 +285,28 @@ class Outbound:
         effects += self._more()
         return effects
 
-    def _one(self, batch: Batch, clock: float, effects: list[Effect]) -> None:
-        """Pass one batch: send it, or skip it."""
+    def _part(self, effects: list[Effect]) -> int:
+        """Send the next part of a large record; return its bytes."""
+        part, self._rest = self._rest[:MAX_BATCH_BYTES], self._rest[MAX_BATCH_BYTES:]
+        effects.append(Send(encode(Part(bytes(part)))))
+        return len(part)
+
+    def _one(self, batch: Batch, clock: float, effects: list[Effect]) -> int:
+        """Pass one batch: send it, or skip it; return the bytes sent."""
         if batch.next <= self.position:
-            return
+            return 0
         if batch.offset < self.position:
             batch = batch.from_offset(self.position)
-        if batch.offset > self.position:
+        if batch.offset > self.position and not self._live_end:
             self._skip_hole(batch, effects)
         owed = self.owes(batch)
         self.position = batch.next
         if not owed or batch.expired(clock):
-            self._skipped_epoch = batch.epoch
             if owed:
                 self._settle(batch.count, len(batch.records))
                 effects.append(Expired(batch.channel, batch.count))
-            return
-        self._send(batch, clock, effects)
+            return 0
+        return self._send(batch, clock, effects)
 
     def _skip_hole(self, batch: Batch, effects: list[Effect]) -> None:
         """Tell offsets that lie nowhere: damage, or the jump of a mended log."""
@@ -255,8 +316,8 @@ class Outbound:
         self.position = self._told = batch.offset
         self._flight.append((batch.offset, 0, 0, 0.0))
 
-    def _send(self, batch: Batch, clock: float, effects: list[Effect]) -> None:
-        """Send one batch, in parts where it is large."""
+    def _send(self, batch: Batch, clock: float, effects: list[Effect]) -> int:
+        """Send one batch, or where it is large its beginning; return the bytes sent."""
         records, encoding = batch.records, ""
         if self._packing and self._pack is not None and len(records) >= _PACK_FROM_BYTES:
             records, encoding = self._pack(records), "zstd"
@@ -275,12 +336,13 @@ class Outbound:
             encoding,
         )
         effects.append(Send(encode(step)))
-        for at in range(MAX_BATCH_BYTES, size, MAX_BATCH_BYTES):
-            effects.append(Send(encode(Part(records[at : at + MAX_BATCH_BYTES]))))
+        if size > MAX_BATCH_BYTES:
+            self._rest = memoryview(records)[MAX_BATCH_BYTES:]
         self._told = batch.next
         self._flight.append((batch.next, batch.count, len(batch.records), batch.stamp))
         self.flight_bytes += len(batch.records)
         self.sent_records += batch.count
+        return min(size, MAX_BATCH_BYTES)
 
     def check(self) -> None:
         """Hold the invariants (tests).

@@ -46,6 +46,7 @@ class Session:
 
     Args:
         settings: Names, patterns and bounds.
+        epoch_below: Tells the epoch of our log just below an offset.
         pack: Compresses a batch, or None.
         unpack: Decompresses one of at most so many bytes, or None where that can't be done here.
     """
@@ -55,11 +56,12 @@ class Session:
     def __init__(
         self,
         settings: SessionSettings,
+        epoch_below: Callable[[int], str],
         pack: Callable[[bytes], bytes] | None = None,
         unpack: Callable[[bytes, int], bytes] | None = None,
     ) -> None:
         self.settings = settings
-        self.outbound = Outbound(settings, pack)
+        self.outbound = Outbound(settings, epoch_below, pack)
         self.inbound = Inbound(settings, unpack)
 
     @property

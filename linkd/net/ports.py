@@ -33,6 +33,9 @@ class Connection(Protocol):
     def send(self, payload: bytes) -> None:
         """Send one binary message (`wire.encode`); nothing happens once the connection has ended."""
 
+    def answer(self, hello: Hello) -> None:
+        """Listening end: send our own hello, `proof` filled in; the connection counts from now on."""
+
     def silence_seconds(self) -> float:
         """Return how long nothing has been heard."""
 
@@ -54,8 +57,8 @@ class LinkPort(Protocol):
     def greeted(self, connection: Connection, hello: Hello) -> None:
         """The peer has proved who it is and said hello. The link takes the connection over, or refuses it.
 
-        On the listening end our own hello has not been sent yet: the link sends it with `send`
-        (through `Connection.answer`) if it takes the connection.
+        On the listening end our own hello has not been sent yet: the link sends it
+        (with `Connection.answer`) if it takes the connection.
         """
 
     def received(self, connection: Connection, message: Message) -> None:
