@@ -1,0 +1,45 @@
+"""The one way to log."""
+
+from __future__ import annotations
+
+from twisted.logger import Logger, LogLevel
+
+from linkd.events.kind import COMMON_FIELDS, Level
+from linkd.events.table import KINDS
+
+Value = str | int | float | bool | None
+
+_log = Logger(namespace="linkd")
+_LEVELS = {
+    "debug": LogLevel.debug,
+    "info": LogLevel.info,
+    "warn": LogLevel.warn,
+    "error": LogLevel.error,
+}
+
+
+def loose_fields(event: str, fields: list[str] | tuple[str, ...]) -> list[str]:
+    """Return what of `fields` the table lacks for `event`; `["event"]` for an unknown event."""
+    kind = KINDS.get(event)
+    if kind is None:
+        return ["event"]
+    return [name for name in fields if name not in kind.fields and name not in COMMON_FIELDS]
+
+
+def emit(event: str, level: Level | None = None, /, **fields: Value) -> None:
+    """Log one line.
+
+    A name or a field that the table lacks does not stop the daemon: the line is written, and a
+    `node.bug` beside it. tests/unit/test_events.py finds such calls in the source.
+
+    Args:
+        event: A name in the table.
+        level: Another than the table's, where the case is better or worse.
+        fields: What was measured; None is left out. Durations in seconds, sizes in bytes.
+    """
+    loose = loose_fields(event, tuple(fields))
+    if loose:
+        emit("node.bug", where=event, detail=f"the table of events has no {', '.join(loose)}")
+    kind = KINDS.get(event)
+    chosen = level or (kind.level if kind else "error")
+    _log.emit(_LEVELS[chosen], None, event=event, **fields)

@@ -1,0 +1,179 @@
+"""What is said of links, of connections and of the listener."""
+
+from linkd.events.kind import kind
+
+_LINK_DOWN = (
+    "noticed_after_seconds silence_seconds up_seconds delay_seconds attempts url backlog_records"
+)
+_MEND = "Read `detail`, mend it on this host or the peer, then `linkd kick PEER`."
+
+ROWS = (
+    # Links
+    kind("link.connecting", "debug", "url attempts", "An attempt has begun."),
+    kind(
+        "link.opening", "debug", "url attempts", "TCP stands; TLS, upgrade and hello are under way."
+    ),
+    kind(
+        "link.resuming",
+        "debug",
+        "",
+        "The peer has said hello; the two ends compare how far they are.",
+    ),
+    kind(
+        "link.up",
+        "info",
+        "outage_seconds attempts replayed_records backlog_records rtt_seconds peer_version",
+        "The link is up. `outage_seconds` counts from the last byte heard before.",
+    ),
+    kind(
+        "link.waiting",
+        "warn",
+        _LINK_DOWN,
+        "The link is down and will be dialed again, by us or by the peer.",
+        "If it stays: `linkd status PEER`; docs/operations.md, the page for 3 a.m.",
+        folds="peer reason",
+    ),
+    kind(
+        "link.rejected",
+        "error",
+        _LINK_DOWN,
+        "The peer refuses us, or we the peer: identity, certificate, path or protocol.",
+        _MEND,
+        folds="peer reason detail",
+    ),
+    kind(
+        "link.diverged",
+        "error",
+        "",
+        "The two logs have nothing in common any more, as after a disk restored from a "
+        "backup; nothing is sent.",
+        "`linkd resync PEER` says what would be sent again or lost; then repeat it with `--yes`.",
+    ),
+    kind(
+        "link.stopped", "info", "", "The link has ended: its peer was removed, or the daemon stops."
+    ),
+    kind(
+        "link.drained",
+        "info",
+        "drained_seconds replayed_records",
+        "All that waited during an outage is on the peer's disk.",
+    ),
+    kind(
+        "link.replaced",
+        "info",
+        "",
+        "The peer came back and took its session over from its older connection.",
+    ),
+    kind(
+        "link.duplicate",
+        "error",
+        "other_address",
+        "Two hosts use one name and take over from each other: a cloned host. Both are refused.",
+        "Give one of them another `node.name` and an empty `state_dir`.",
+        folds="peer",
+    ),
+    kind(
+        "link.gap",
+        "error",
+        "first next records",
+        "Records that the peer was owed are gone from the log: `first` to `next` - 1.",
+        "Restore them from their source if they matter; raise `log.max_bytes`.",
+    ),
+    kind(
+        "link.records-lost",
+        "error",
+        "first next records",
+        "A log has come back older than it was: these offsets are lost on the end that "
+        "`detail` names.",
+        "Find out why the disk went back in time; fetch the records from the other end.",
+    ),
+    kind(
+        "link.refused-records",
+        "warn",
+        "channel records",
+        "Records came a second time, or in a loop, and were left out.",
+        "Nothing, unless it grows: look at `send` and `receive` of the hosts in the ring.",
+        folds="peer channel",
+    ),
+    kind(
+        "link.unwanted-records",
+        "warn",
+        "channel records",
+        "The peer sent what our `receive` does not take; it was left out.",
+        "Compare `send` there with `receive` here.",
+        folds="peer channel",
+    ),
+    kind(
+        "link.withheld",
+        "warn",
+        "",
+        "This node has no room for what the peer sends; it is not acknowledged until there is.",
+        "Make room: see log.full.",
+        folds="peer",
+    ),
+    kind("link.kicked", "info", "", "`linkd kick`: the dialer retries at once."),
+    kind(
+        "link.resynced",
+        "warn",
+        "first next records",
+        "An operator's `linkd resync` has moved the peer's cursor.",
+    ),
+    kind(
+        "link.certificate-expires",
+        "warn",
+        "certificate_expires_seconds",
+        "The peer's certificate ends soon; after that the link stays down.",
+        "Renew it on the peer and reload there.",
+        folds="peer",
+    ),
+    # Connections and the listener
+    kind("listener.started", "info", "tls", "Peers can dial this address."),
+    kind("listener.stopped", "info", "", "Peers cannot dial this address any more."),
+    kind(
+        "listener.busy",
+        "warn",
+        "pending handshakes_per_second retry_after_seconds",
+        "Too many connections at once: newcomers are told to come back later.",
+        "Nothing after a restart of a hub; else see `[limits]` and who connects.",
+        folds="reason",
+    ),
+    kind(
+        "connection.refused",
+        "warn",
+        "claimed close_code",
+        "A connection was closed: bad bytes, a wrong or late hello, an unknown name, a "
+        "wrong proof.",
+        "If `address` is one of yours, compare names and secrets; else a firewall.",
+        folds="peer reason",
+    ),
+    kind("connection.lost", "debug", "silence_seconds up_seconds", "A connection has ended."),
+    kind(
+        "connection.protocol",
+        "error",
+        "close_code",
+        "The peer broke the protocol; the connection was closed.",
+        "Compare the versions of both ends; report it.",
+        folds="peer reason",
+    ),
+    kind(
+        "tls.loaded",
+        "info",
+        "certificate expires_seconds days",
+        "A changed certificate is in use for new connections.",
+    ),
+    kind(
+        "tls.kept",
+        "error",
+        "certificate",
+        "A certificate or key cannot be used; the one before stays in use.",
+        "Mend the file that `detail` names, then reload.",
+    ),
+    kind(
+        "tls.expiring",
+        "warn",
+        "certificate expires_seconds days",
+        "Our own certificate ends soon; after that peers refuse us.",
+        "Renew it and reload.",
+        folds="certificate",
+    ),
+)

@@ -1,0 +1,104 @@
+"""What is said of the durable log and of consumers."""
+
+from linkd.events.kind import kind
+
+ROWS = (
+    # The log and consumers
+    kind("log.opened", "info", "id epoch first next bytes open_seconds", "The log is open."),
+    kind(
+        "log.damaged",
+        "error",
+        "file first next",
+        "A file of the log cannot be read; it was set aside and what is readable is kept.",
+        "Keep the file for an examination, check the disk; the gap was told to all who "
+        "are owed it.",
+    ),
+    kind(
+        "log.repaired",
+        "warn",
+        "file bytes",
+        "An unfinished write at the end of the log was cut off: nobody had been told that "
+        "it was stored.",
+    ),
+    kind(
+        "log.rebuilt",
+        "warn",
+        "file",
+        "The index beside the log was damaged or absent and was made anew from the log.",
+    ),
+    kind(
+        "log.full",
+        "error",
+        "bytes max_bytes free_bytes",
+        "Publishes are refused: the log has reached its bound, or the disk has no room.",
+        "`linkd status` shows who is owed most; bring that link back, make room, or raise "
+        "`log.max_bytes`.",
+        folds="reason",
+    ),
+    kind("log.room", "info", "bytes max_bytes free_bytes", "Publishes are taken again."),
+    kind(
+        "log.disk-failed",
+        "error",
+        "file",
+        "The disk refused a write or a sync; nothing unsaved was acknowledged.",
+        "Check the disk (`dmesg`), its room and the file's permissions.",
+        folds="reason",
+    ),
+    kind(
+        "log.dropped",
+        "warn",
+        "first next records",
+        'Owed records were deleted, as `when_full = "drop-oldest"` says.',
+        "Raise `log.max_bytes`, or bring the link back that lags.",
+        folds="peer",
+    ),
+    kind(
+        "log.trimmed",
+        "warn",
+        "first next records",
+        "An operator's `linkd log trim` has deleted records.",
+    ),
+    kind(
+        "log.slow",
+        "warn",
+        "commit_seconds",
+        "A commit to disk took long; publishers wait for it.",
+        "Look for what else uses the disk.",
+        folds="event",
+    ),
+    kind(
+        "consumer.created",
+        "info",
+        "consumer next",
+        "A named consumer is new; from now on what it has not acknowledged is kept.",
+    ),
+    kind(
+        "consumer.replaced",
+        "warn",
+        "consumer",
+        "Another client took a consumer's name; the older one was ended.",
+        "If it repeats, two programs use one name.",
+        folds="consumer",
+    ),
+    kind(
+        "consumer.gap",
+        "error",
+        "consumer first next records",
+        "Records that a named consumer wanted are gone from the log.",
+        "Restore them from their source if they matter.",
+        folds="consumer",
+    ),
+    kind(
+        "consumer.removed",
+        "error",
+        "consumer next idle_seconds",
+        "A named consumer was absent for `consumer_max_idle` and is owed nothing any more.",
+        "If its program still exists, start it and read what it missed from elsewhere.",
+    ),
+    kind(
+        "consumer.deleted",
+        "info",
+        "consumer next",
+        "`linkd consumers --delete` has removed a consumer.",
+    ),
+)

@@ -1,0 +1,130 @@
+"""What the daemon says of itself, its API and its libraries."""
+
+from linkd.events.kind import kind
+
+ROWS = (
+    # The daemon
+    kind("node.starting", "info", "node version state_dir", "The daemon starts."),
+    kind("node.ready", "info", "node peers start_seconds", "All sockets listen."),
+    kind("node.stopping", "info", "signal", "A clean stop has begun; peers are told goodbye."),
+    kind(
+        "node.stopped",
+        "info",
+        "stop_seconds",
+        "The daemon has stopped; what it accepted is on disk.",
+    ),
+    kind(
+        "node.reloaded",
+        "info",
+        "changes",
+        "A new configuration is in force; `detail` says what changed.",
+    ),
+    kind(
+        "node.reload-refused",
+        "error",
+        "",
+        "The new configuration has an error; the old one stays in force.",
+        "Mend what `detail` names; `linkd check` shows the same error. Then reload again.",
+    ),
+    kind(
+        "node.restart-needed",
+        "warn",
+        "setting",
+        "A setting has changed that a reload cannot apply; its old value stays in force.",
+        "Restart the service when it suits: `systemctl restart linkd`.",
+    ),
+    kind(
+        "node.network-changed",
+        "info",
+        "",
+        "Addresses or routes of this host have changed: dialers retry at once.",
+    ),
+    kind("node.kicked", "info", "", "Every dialer retries at once: SIGUSR1 or `linkd kick`."),
+    kind(
+        "node.late",
+        "warn",
+        "late_seconds",
+        "The daemon's loop woke late: a busy or frozen machine, or a slow disk.",
+        "If it repeats, look for what else uses the processor; links may be noticed late.",
+        folds="event",
+    ),
+    kind(
+        "node.stuck",
+        "error",
+        "overdue_seconds",
+        "A dialer makes no progress; the watchdog is not fed any more and systemd "
+        "restarts the service.",
+        "Report it with the lines before it.",
+        folds="event",
+    ),
+    kind(
+        "node.bug",
+        "error",
+        "where",
+        "linkd itself broke a rule; the connection concerned was aborted.",
+        "Report it with the lines around it.",
+        folds="where",
+    ),
+    # The API
+    kind("api.started", "info", "tls", "Applications can call this address."),
+    kind(
+        "api.refused",
+        "warn",
+        "caller status path",
+        "A call was refused: no key, a wrong one, a foreign origin, a channel that it may not use.",
+        "If `address` is one of yours, compare its key with `[[api.key]]`.",
+        folds="reason caller",
+    ),
+    kind(
+        "api.slow",
+        "warn",
+        "caller",
+        "A client does not read what it subscribed to; it was ended or given less.",
+        "Look at that program.",
+        folds="caller",
+    ),
+    kind(
+        "api.busy",
+        "warn",
+        "connections",
+        "Too many connections to the API: a newcomer was refused.",
+        "Look for a program that leaks connections; see `[limits]`.",
+        folds="reason",
+    ),
+    # Pairing and drills
+    kind("pairing.invited", "info", "name expires_seconds", "A code for a new peer was made."),
+    kind("pairing.joined", "info", "name", "A new peer has joined with its code."),
+    kind(
+        "pairing.refused",
+        "warn",
+        "name",
+        "A code was wrong, used or expired.",
+        "If nobody of yours tried, watch `address`.",
+        folds="reason",
+    ),
+    kind(
+        "pairing.revoked",
+        "warn",
+        "name",
+        "A peer's certificate was revoked; its connection was ended.",
+    ),
+    kind("drill.started", "warn", "drill", "A fault is made on purpose."),
+    kind("drill.ended", "info", "drill verdict", "The fault is over."),
+    # What libraries log
+    kind(
+        "library.warn",
+        "warn",
+        "namespace",
+        "Twisted or Autobahn warns.",
+        "Report it if it repeats.",
+        folds="namespace detail",
+    ),
+    kind(
+        "library.error",
+        "error",
+        "namespace",
+        "Twisted or Autobahn failed; the traceback follows.",
+        "Report it.",
+        folds="namespace detail",
+    ),
+)

@@ -1,0 +1,200 @@
+"""Where lines go: standard error, as text or JSON, for a terminal or the journal."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Literal, TextIO, cast
+
+from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogBeginner
+
+from linkd.events.folding import Fields, Folding
+from linkd.events.kind import COMMON_FIELDS, Level
+
+Format = Literal["text", "json"]
+
+_PRIORITIES: Mapping[str, int] = {"debug": 7, "info": 6, "warn": 4, "error": 3}
+"""What the journal understands at the head of a line. Source: sd-daemon(3)."""
+
+_LEVELS: Mapping[object, Level] = {
+    LogLevel.debug: "debug",
+    LogLevel.info: "info",
+    LogLevel.warn: "warn",
+    LogLevel.error: "error",
+    LogLevel.critical: "error",
+}
+_ORDER = ("debug", "info", "warn", "error")
+
+_NOISE = ("dropping connection to peer", "dropConnection", "Connection to/from peer")
+"""What Autobahn warns of whenever a connection ends: the link's own line says it better."""
+
+
+def text_line(event: str, fields: Fields) -> str:
+    """Return `event key=value …`: common fields first, None left out, floats to a millisecond."""
+    words = [event]
+    for name in sorted(fields, key=_place):
+        value = fields[name]
+        if value is not None:
+            words.append(f"{name}={_text_value(value)}")
+    return " ".join(words)
+
+
+def json_line(event: str, fields: Fields, level: Level, stamp: float) -> str:
+    """Return one JSON object: `time`, `level`, `event`, then the fields as in `text_line`."""
+    line: dict[str, object] = {"time": _rfc3339(stamp), "level": level, "event": event}
+    for name in sorted(fields, key=_place):
+        value = fields[name]
+        line[name] = round(value, 3) if isinstance(value, float) else value
+    return json.dumps(line, ensure_ascii=False, default=str)
+
+
+class Observer:
+    """Write what is logged to a stream, repeats folded.
+
+    Args:
+        stream: Where to; a stream that is gone is ignored.
+        format: `text` or `json`.
+        least: Lines below this level are left out.
+        journal: The stream is the journal's: lines begin with their priority instead of the time.
+        clock: Monotonic seconds, for folding.
+    """
+
+    def __init__(
+        self,
+        stream: TextIO,
+        format: Format = "text",
+        least: Level = "info",
+        journal: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._stream = stream
+        self._format = format
+        self._least = _ORDER.index(least)
+        self._journal = journal
+        self._clock = clock
+        self._folding = Folding()
+        self._levels: dict[str, Level] = {}
+
+    def __call__(self, event: LogEvent) -> None:
+        """Take one event of twisted.logger."""
+        level = _LEVELS.get(event.get("log_level"), "info")
+        name = event.get("event")
+        if name is None:
+            foreign = _foreign(event, level)
+            if foreign is None:
+                return
+            name, level, fields = foreign
+        else:
+            fields = _fields(event)
+        if _ORDER.index(level) < self._least:
+            return
+        self._levels[name] = level
+        stamp = event.get("log_time", time.time())
+        for line_event, line_fields in self._folding.take(name, fields, self._clock()):
+            self._write(line_event, line_fields, stamp)
+        if "log_failure" in event:
+            self._trace(event["log_failure"].getTraceback())
+
+    def flush(self, all: bool = False) -> None:
+        """Write the summaries of repeats that are due, or all."""
+        for event, fields in self._folding.flush(self._clock(), all):
+            self._write(event, fields, time.time())
+
+    def _write(self, event: str, fields: Fields, stamp: float) -> None:
+        """Write one line."""
+        level = self._levels[event]
+        if self._format == "json":
+            body = json_line(event, fields, level, stamp)
+        else:
+            body = text_line(event, fields)
+        self._put(self._head(level, stamp) + body)
+
+    def _head(self, level: Level, stamp: float) -> str:
+        """Return what stands before a line."""
+        if self._journal:
+            return f"<{_PRIORITIES[level]}>"
+        return "" if self._format == "json" else f"{_rfc3339(stamp)} {level:5} "
+
+    def _trace(self, traceback: str) -> None:
+        """Write a traceback, in text only: each of its lines has the priority of an error."""
+        if self._format == "text":
+            head = "<3>" if self._journal else "    "
+            self._put("\n".join(head + line for line in traceback.rstrip().splitlines()))
+
+    def _put(self, text: str) -> None:
+        """Write to the stream; there is nobody to tell if that fails."""
+        try:
+            self._stream.write(text + "\n")
+            self._stream.flush()
+        except (OSError, ValueError):
+            pass
+
+
+def to_journal(stream: TextIO, environment: Mapping[str, str]) -> bool:
+    """Tell whether `stream` is the journal's. Source: systemd.exec(5), JOURNAL_STREAM."""
+    device, _, inode = environment.get("JOURNAL_STREAM", "").partition(":")
+    try:
+        status = os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return False
+    return (device, inode) == (str(status.st_dev), str(status.st_ino))
+
+
+def install(stream: TextIO, format: Format = "text", least: Level = "info") -> Observer:
+    """Have all that is logged from now on written to `stream`; return the observer, to flush it."""
+    observer = Observer(stream, format, least, journal=to_journal(stream, os.environ))
+    globalLogBeginner.beginLoggingTo(
+        [cast(ILogObserver, observer)], redirectStandardIO=False, discardBuffer=True
+    )
+    return observer
+
+
+def _fields(event: LogEvent) -> Fields:
+    """Return the fields of one of our lines; a text beside them is its detail."""
+    fields = {
+        name: value for name, value in event.items() if name != "event" and name[:4] != "log_"
+    }
+    if event.get("log_format") and "detail" not in fields:
+        fields["detail"] = formatEvent(event)
+    return fields
+
+
+def _foreign(event: LogEvent, level: Level) -> tuple[str, Level, Fields] | None:
+    """Return our line for one of Twisted's or Autobahn's, or None where it is not worth one."""
+    if level not in ("warn", "error"):
+        return None
+    text = " ".join(formatEvent(event).split())[:500]
+    namespace = str(event.get("log_namespace", ""))
+    if "autobahn" in namespace and level == "warn" and any(noise in text for noise in _NOISE):
+        return None
+    if "log_failure" in event:
+        text = f"{text} {event['log_failure'].getErrorMessage()}".strip()
+    fields = {"namespace": namespace, "detail": text}
+    return (
+        ("library.error", "error", fields) if level == "error" else ("library.warn", "warn", fields)
+    )
+
+
+def _place(name: str) -> int:
+    """Common fields first, in their order; the rest as they came (sorting is stable)."""
+    return COMMON_FIELDS.index(name) if name in COMMON_FIELDS else len(COMMON_FIELDS)
+
+
+def _text_value(value: object) -> str:
+    """Return a value for a line of text: bare where it is one word."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    text = str(value)
+    bare = text and text.isprintable() and not any(sign in text for sign in ' "=\\')
+    return text if bare else json.dumps(text, ensure_ascii=False)
+
+
+def _rfc3339(stamp: float) -> str:
+    """Return Unix seconds as UTC with milliseconds."""
+    moment = datetime.fromtimestamp(stamp, UTC)
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
