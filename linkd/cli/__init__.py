@@ -1,0 +1,129 @@
+"""The `linkd` command: one module a command, loaded only when it is asked for, so that it starts fast."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from linkd.cli import exits
+from linkd.cli.exits import Ended
+from linkd.errors import ConfigError, LinkdError
+
+__all__ = ["main"]
+
+_COMMANDS: dict[str, tuple[str, str]] = {
+    "run": ("run", "run the node in the foreground"),
+    "check": ("check", "check the configuration and show what is in force"),
+    "status": ("status", "what is true of every link now"),
+    "publish": ("publish", "publish one message, or one a line"),
+    "subscribe": ("subscribe", "print messages as they come, one object a line"),
+    "consumers": ("consumers", "list or delete named consumers"),
+    "events": ("events", "changes of links"),
+    "outages": ("outages", "every outage: noticed after, down for, why; availability"),
+    "kick": ("kick", "have a link try again at once"),
+    "log": ("log", "look into the log, verify it, trim it"),
+    "token": ("token", "a token that opens one connection, or the dashboard"),
+    "resync": ("resync", "start a diverged link anew"),
+    "invite": ("pairing", "make a code that lets another node join"),
+    "join": ("pairing", "join a node by its code"),
+    "peers": ("pairing", "list the peers that were paired"),
+    "revoke": ("pairing", "take a pairing back"),
+    "version": ("version", "print the version"),
+}
+"""Command: its module in `linkd.cli`, and one line of help.
+
+A module has `add(subparsers)`, which adds its parser and sets `run`, a function of the parsed arguments
+that returns the exit code.
+"""
+
+_TAKES_VALUE = ("-c", "--config", "--socket")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; never raises but for a bug.
+
+    Args:
+        argv: What follows the program's name; None: the process's.
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
+    try:
+        arguments = _parser(_command(words)).parse_args(words)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else exits.USAGE
+    try:
+        code = int(arguments.run(arguments))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        _close_quietly()
+        return exits.FINE
+    except KeyboardInterrupt:
+        return exits.INTERRUPTED
+    except (Ended, ConfigError, LinkdError) as error:
+        return _tell(error)
+
+
+def _tell(error: Exception) -> int:
+    """Print an error and return its exit code."""
+    sys.stderr.write(f"linkd: {error}\n")
+    if isinstance(error, Ended):
+        return error.code
+    if isinstance(error, ConfigError):
+        return exits.USAGE
+    from linkd.client.errors import NoDaemon, TimedOut
+
+    if isinstance(error, NoDaemon):
+        return exits.NO_DAEMON
+    if isinstance(error, TimedOut):
+        return exits.TIMED_OUT
+    return exits.REFUSED
+
+
+def _command(words: Sequence[str]) -> str | None:
+    """Return the first word that is neither an option nor an option's value."""
+    skip = False
+    for word in words:
+        if skip:
+            skip = False
+        elif word in _TAKES_VALUE:
+            skip = True
+        elif not word.startswith("-"):
+            return word
+    return None
+
+
+def _parser(command: str | None) -> argparse.ArgumentParser:
+    """Return a parser that knows `command` in full and the others by name."""
+    from linkd.cli.options import add_socket
+
+    parser = argparse.ArgumentParser(
+        prog="linkd",
+        description="A resilient link between servers.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    add_socket(parser)
+    subparsers = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
+    wanted = _COMMANDS[command][0] if command in _COMMANDS else None
+    if wanted is not None:
+        importlib.import_module(f"linkd.cli.{wanted}").add(subparsers)
+    for name, (module, line) in _COMMANDS.items():
+        if module != wanted:
+            subparsers.add_parser(name, help=line)
+    return parser
+
+
+def _version() -> str:
+    from linkd import __version__
+
+    return f"linkd {__version__}"
+
+
+def _close_quietly() -> None:
+    """Let the interpreter's last flush go nowhere: the reader of our output is gone."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

@@ -1,0 +1,23 @@
+"""`linkd version`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from linkd import __version__
+
+
+def add(subparsers: Any) -> None:
+    """Add the command's parser."""
+    parser = subparsers.add_parser("version", help="print the version")
+    parser.add_argument("--json", action="store_true", help="as an object")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the version of this installation; it asks no daemon."""
+    print(
+        f'{{"version":"{__version__}"}}' if arguments.json else f"linkd {__version__}"
+    )
+    return 0

@@ -1,0 +1,53 @@
+"""What can go wrong between an application and its daemon.
+
+ClientError (a LinkdError)
+├── NoDaemon        nobody answers at the socket or URL
+├── Refused         the daemon said no; has `status`, `error` and, where a publish was stored, `offset`
+│   └── TimedOut    it is stored, but the peer that was waited for did not have it in time
+├── Replaced        another subscriber took the consumer's name
+└── Closed          the node was closed while something was under way
+"""
+
+from __future__ import annotations
+
+from linkd.errors import LinkdError
+
+
+class ClientError(LinkdError):
+    """The base of the client's errors."""
+
+
+class NoDaemon(ClientError):
+    """Nobody answers at the socket or URL; the message says which, and what the system said."""
+
+
+class Refused(ClientError):
+    """The daemon refused a call; nothing was changed unless `offset` is set.
+
+    Args:
+        error: One word of docs/api.md's errors, such as `log-full`.
+        message: One sentence for people.
+        status: The HTTP status, or 0 where it came over a stream.
+        offset: Where the message lies, if it was stored all the same.
+    """
+
+    def __init__(
+        self, error: str, message: str, status: int = 0, offset: int | None = None
+    ) -> None:
+        super().__init__(f"{error}: {message}" if message else error)
+        self.error = error
+        self.message = message
+        self.status = status
+        self.offset = offset
+
+
+class TimedOut(Refused):
+    """The peer that was waited for did not have it in time; it is stored at `offset`."""
+
+
+class Replaced(ClientError):
+    """Another subscriber took the consumer's name."""
+
+
+class Closed(ClientError):
+    """The node was closed."""
