@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from cryptography import x509
 from OpenSSL import SSL, crypto
@@ -65,16 +65,14 @@ def _options(
         trusted: Authorities; None for the system's.
         lists: Revocation lists of these authorities.
     """
-    if pair is None:
-        options = CertificateOptions(raiseMinimumTo=TLSVersion.TLSv1_2)
-    else:
-        options = CertificateOptions(
-            privateKey=crypto.PKey.from_cryptography_key(pair.key),  # type: ignore[arg-type]
-            certificate=crypto.X509.from_cryptography(pair.leaf),
-            extraCertChain=[crypto.X509.from_cryptography(each) for each in pair.chain],
-            raiseMinimumTo=TLSVersion.TLSv1_2,
-        )
+    options = CertificateOptions(raiseMinimumTo=TLSVersion.TLSv1_2)
     context = options.getContext()
+    if pair is not None:
+        context.use_certificate(pair.leaf)
+        context.use_privatekey(pair.key)  # type: ignore[arg-type]
+        for each in pair.chain:
+            context.add_extra_chain_cert(each)
+        context.check_privatekey()
     if trusted is None:
         context.set_default_verify_paths()
         return options
@@ -82,8 +80,8 @@ def _options(
     assert store is not None
     for certificate in trusted:
         store.add_cert(crypto.X509.from_cryptography(certificate))
-    for each in lists:
-        store.add_crl(each)
+    for revoked in lists:
+        store.add_crl(revoked)
     if lists:
         store.set_flags(crypto.X509StoreFlags.CRL_CHECK)
     return options
@@ -188,11 +186,13 @@ class ServerTls:
     def serverConnectionForTLS(self, tls_protocol: TLSMemoryBIOProtocol) -> SSL.Connection:
         """Return the OpenSSL side of one accepted connection, with what is in force now."""
         connection = self._options.serverConnectionForTLS(tls_protocol)
+        weak = ref(tls_protocol)
 
         def judge(_: object, __: object, number: int, ___: int, ok: int) -> bool:
             if ok or number == _NO_REVOCATION_LIST:
                 return True
-            self._verdicts[tls_protocol] = number
+            if (transport := weak()) is not None:
+                self._verdicts[transport] = number
             return False
 
         connection.set_verify(SSL.VERIFY_PEER if self._asks else SSL.VERIFY_NONE, judge)
