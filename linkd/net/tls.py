@@ -349,7 +349,7 @@ def certificate_expires(transport: object) -> float | None:
 
 
 def _error(reason: Failure | BaseException) -> BaseException:
-    """Return the exception in a Failure."""
-    if isinstance(reason, BaseException):
-        return reason
-    return reason.value if reason.value is not None else ConnectionError()
+    """Return the exception in a Failure, which is an exception itself."""
+    if isinstance(reason, Failure):
+        return reason.value if reason.value is not None else ConnectionError()
+    return reason
