@@ -252,6 +252,7 @@ class Outbound:
 
     def _more(self) -> list[Effect]:
         """Ask for more of the log where there is more and room for it."""
+        self.log_next = max(self.log_next, self.position)
         if (
             self._reading
             or not self._writable

@@ -78,7 +78,7 @@ class Session:
             effects.append(
                 Tell(
                     "warn",
-                    "session.foreign-cursor",
+                    "link.new-log",
                     f"{theirs.node} knows another log of this node ({mine.log}); it starts anew"
                     " with this one",
                 )
@@ -96,7 +96,7 @@ class Session:
                 effects.append(
                     Tell(
                         "error",
-                        "session.lost-here",
+                        "link.records-lost",
                         f"this node's log was put back to an older copy: offsets {lost[0]} to"
                         f" {lost[1] - 1}, which {theirs.node} has, are unknown here; sending goes"
                         f" on at {start}",
@@ -118,7 +118,7 @@ class Session:
                 Rewind(None),
                 Tell(
                     "warn",
-                    "session.new-log",
+                    "link.new-log",
                     f"{theirs.node} has a new log ({theirs.log}, before {cursor.log}); what was"
                     " still to come from the old one is gone with it",
                 ),
@@ -179,7 +179,7 @@ def _put_back(peer: str, lost: tuple[int, int]) -> Tell:
     """Say what the peer's restored disk no longer knows."""
     return Tell(
         "error",
-        "session.lost-there",
+        "link.records-lost",
         f"{peer} was put back to an older copy of its log: offsets {lost[0]} to {lost[1] - 1}, which this"
         " node has, are unknown there; this node keeps them",
     )

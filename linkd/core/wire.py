@@ -141,7 +141,11 @@ class Part(msgspec.Struct, array_like=True, frozen=True, tag="part", gc=False):
 
 
 class Volatile(msgspec.Struct, array_like=True, frozen=True, tag="volatile", gc=False):
-    """Records that were never in a log: sent while the link is up, else dropped."""
+    """Records that were never in a log: sent while the link is up, else dropped.
+
+    `node` published them as its `sequence`-th message since its start `run`; what is not above the highest
+    sequence known of a run is dropped: no loops, no doubles.
+    """
 
     channel: Channel
     count: Natural
@@ -149,7 +153,7 @@ class Volatile(msgspec.Struct, array_like=True, frozen=True, tag="volatile", gc=
     time: Seconds
     ttl: Seconds | None
     node: Name
-    log: Token
+    run: Token
     sequence: Natural
 
 

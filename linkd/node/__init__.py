@@ -1,1 +1,6 @@
 """The node: its links, its log, and who reads and publishes."""
+
+from linkd.node.driver import LinkDriver
+from linkd.node.node import Node
+
+__all__ = ["LinkDriver", "Node"]

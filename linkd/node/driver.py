@@ -50,7 +50,7 @@ class Around(Protocol):
     def changed(self, driver: LinkDriver, change: links.Changed, silence: float | None) -> None:
         """The link's state has changed; `silence` is what its last connection had, where it has just ended."""
 
-    def tell(self, level: str, event: str, **fields: object) -> None:
+    def tell(self, level: str, event: str, **fields: str | int | float | None) -> None:
         """Say something in the log."""
 
     def count(self, what: str, peer: str, channel: str, records: int) -> None:
@@ -121,9 +121,7 @@ class LinkDriver:
             send=Patterns(settings.send),
             receive=Patterns(settings.receive),
         )
-        return Session(
-            bounds, around.log.epoch_below, pack if settings.compress else None, unpack
-        )
+        return Session(bounds, around.log.epoch_below, pack if settings.compress else None, unpack)
 
     # -- what the connections tell (LinkPort) -------------------------------------------------
 
@@ -164,7 +162,7 @@ class LinkDriver:
         try:
             effects = self.session.received(message, self._clock.seconds())
         except RemoteProtocolError as error:
-            self._around.tell("warn", "link.protocol", peer=self.peer, detail=str(error))
+            self._around.tell("warn", "connection.protocol", peer=self.peer, detail=str(error))
             connection.abort("protocol", str(error))
             return
         if effects:
@@ -204,9 +202,7 @@ class LinkDriver:
     def failed(self, failure: AttemptFailed) -> None:
         """The attempt has failed."""
         self._run(
-            links.AttemptFailed(
-                failure.kind, failure.reason, failure.detail, failure.retry_after
-            )
+            links.AttemptFailed(failure.kind, failure.reason, failure.detail, failure.retry_after)
         )
 
     # -- what the node tells ------------------------------------------------------------------
@@ -318,13 +314,9 @@ class LinkDriver:
             done = partial(self._fetched, self.connection)
             self._log.fetch(effect.position, effect.max_bytes, done)
             return
-        self._perform(
-            self.session.outbound.read(batches, self._log.clock(), self._clock.seconds())
-        )
+        self._perform(self.session.outbound.read(batches, self._log.clock(), self._clock.seconds()))
 
-    def _fetched(
-        self, connection: Connection | None, batches: list[Batch] | LinkdError
-    ) -> None:
+    def _fetched(self, connection: Connection | None, batches: list[Batch] | LinkdError) -> None:
         """Take what was read from disk, unless for an older connection."""
         if connection is not self.connection or connection is None:
             return
@@ -345,7 +337,7 @@ class LinkDriver:
     def _stored(self, next: int, outcome: Appended | LinkdError) -> None:
         """A received batch is on disk, or was there before."""
         if isinstance(outcome, LinkdError):
-            self._around.tell("error", "log.store-failed", peer=self.peer, detail=str(outcome))
+            self._around.tell("error", "log.disk-failed", peer=self.peer, detail=str(outcome))
             return
         self.session.inbound.stored(next)
         if not self._ack_due:
@@ -373,8 +365,10 @@ class LinkDriver:
         self._around.count("refused", self.peer, effect.channel, effect.count)
         self._around.tell(
             "warn",
-            "session.refused",
+            "link.unwanted-records",
             peer=self.peer,
+            channel=effect.channel,
+            records=effect.count,
             detail=f"{self.peer} sent {effect.channel}, which is not in `receive`: left out",
         )
 
@@ -387,7 +381,7 @@ class LinkDriver:
         self._around.count("gap", self.peer, "", effect.next - effect.first)
         self._around.tell(
             "error",
-            "session.gap",
+            "link.gap",
             peer=self.peer,
             first=effect.first,
             next=effect.next,
@@ -470,6 +464,34 @@ class LinkDriver:
 
     # -- what is true now ---------------------------------------------------------------------
 
+    @property
+    def generation(self) -> str | None:
+        """The generation of the connection that counts, for people and logs."""
+        return None if self.connection is None else _say(self.connection.generation)
+
+    def measured(
+        self, change: links.Changed, silence: float | None
+    ) -> dict[str, str | int | float | None]:
+        """Return what was measured about a change, for its line in the log."""
+        if change.new == "up":
+            return {"backlog_records": self.session.outbound.owed_records or None}
+        if change.new not in ("waiting", "rejected"):
+            return {}
+        upcoming = None if self.dialer is None else self.dialer.next_attempt
+        delay = None if upcoming is None else max(0.0, upcoming - self._clock.seconds())
+        return {
+            "noticed_after_seconds": None if silence is None else round(silence, 3),
+            "delay_seconds": None if delay is None else round(delay, 3),
+            "attempts": self.link.attempts or None,
+        }
+
+    def rejoin(self) -> None:
+        """Begin the link anew, after an operator's resync."""
+        connection = self.connection
+        if connection is not None:
+            connection.abort("closed", "the link begins anew after a resync")
+        self._run(links.Rejoined())
+
     def backlog_age(self) -> float | None:
         """Return the age in seconds of the oldest record owed, or None."""
         outbound = self.session.outbound
@@ -491,7 +513,7 @@ class LinkDriver:
             role=self.role,
             state=link.state,
             since_seconds=now - link.since,
-            generation=None if connection is None else _say(connection.generation),
+            generation=self.generation,
             address=None if connection is None else connection.address,
             rtt_seconds=None if connection is None else connection.rtt_seconds,
             silence_seconds=None if connection is None else connection.silence_seconds(),

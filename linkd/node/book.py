@@ -1,0 +1,61 @@
+"""The changes of this run: remembered, and told as they happen."""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_right
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from linkd.status import Event
+
+_REMEMBERED = 10_000
+
+
+def rfc3339(seconds: float) -> str:
+    """Return Unix seconds as RFC 3339 UTC with milliseconds."""
+    moment = datetime.fromtimestamp(seconds, UTC)
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+
+
+class Book:
+    """The last 10,000 changes."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+        self._number = 0
+        self._followers: list[Callable[[Event], None]] = []
+
+    def add(self, event: str, **fields: str | None) -> None:
+        """Remember a change and tell it to all who follow."""
+        self._number += 1
+        made = Event(
+            number=self._number,
+            time=rfc3339(time.time()),
+            event=event,
+            peer=fields.get("peer"),
+            generation=fields.get("generation"),
+            old=fields.get("old"),
+            new=fields.get("new"),
+            reason=fields.get("reason"),
+            detail=fields.get("detail"),
+        )
+        self._events.append(made)
+        if len(self._events) > _REMEMBERED * 2:
+            del self._events[:_REMEMBERED]
+        for follower in list(self._followers):
+            follower(made)
+
+    def after(self, number: int) -> list[Event]:
+        """Return the remembered changes above `number`, oldest first."""
+        return self._events[bisect_right(self._events, number, key=lambda e: e.number) :]
+
+    def follow(self, call: Callable[[Event], None]) -> Callable[[], None]:
+        """Have each change told; returns how to end that."""
+        self._followers.append(call)
+
+        def end() -> None:
+            if call in self._followers:
+                self._followers.remove(call)
+
+        return end

@@ -1,0 +1,476 @@
+"""The node: all links of this node, its log, and who reads and publishes here."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import TypeVar
+
+import msgspec
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
+
+import linkd
+from linkd import events
+from linkd.api.port import Sink, Start
+from linkd.config import ChannelSettings, Config, PeerSettings
+from linkd.core import link as links
+from linkd.core import wire
+from linkd.core.backoff import Backoff
+from linkd.core.batch import Batch, Draft
+from linkd.core.channels import Patterns
+from linkd.errors import LinkdError
+from linkd.log.engine import Appended, Consumer, CursorStore, Log, PeerCursor, Settled
+from linkd.net.ports import Dialer
+from linkd.node.book import Book
+from linkd.node.driver import LinkDriver
+from linkd.node.follow import Follower
+from linkd.node.readers import Readers
+from linkd.node.volatile import VolatileSequence, as_batch
+from linkd.node.waits import Waits
+from linkd.status import Event, LogStatus, NodeStatus, Outage
+
+_Result = TypeVar("_Result")
+
+MakeDialer = Callable[["Node", LinkDriver], Dialer]
+
+_TICK_SECONDS = 0.25
+_ALL = 1 << 62
+
+
+class Route(msgspec.Struct, frozen=True):
+    """Who gets one channel: peers and readers."""
+
+    drivers: tuple[LinkDriver, ...]
+    followers: tuple[Follower, ...]
+
+
+class Node:
+    """One running linkd; `linkd.api.port.NodePort` and `linkd.net.ports.Nodes`.
+
+    Args:
+        config: What is in force.
+        log: Its log, open.
+        cursors: What peers and consumers have.
+        clock: The reactor.
+        make_dialer: Makes the dialing end of a link.
+        rng: For delays.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        log: Log,
+        cursors: CursorStore,
+        clock: IReactorTime,
+        make_dialer: MakeDialer,
+        rng: Random,
+    ) -> None:
+        self.name = config.node.name
+        self.software = f"linkd {linkd.__version__}"
+        self.config = config
+        self.log = log
+        self.clock = clock
+        self.starting = True
+        self.stopping = False
+        self.counts: Counter[tuple[str, str, str]] = Counter()
+        self._cursors = cursors
+        self._make_dialer = make_dialer
+        self._rng = rng
+        self._began = clock.seconds()
+        self._book = Book()
+        self._drivers: dict[str, LinkDriver] = {}
+        self._waits: dict[str, Waits] = {}
+        self._readers = Readers(self, log, cursors)
+        self._volatile = VolatileSequence(self.name, f"{rng.getrandbits(64):016x}")
+        self._routes: dict[str, Route] = {}
+        self._rules: dict[str, ChannelSettings | None] = {}
+        self._seen = log.next
+        self._tick = LoopingCall(self._ticked)
+        self._tick.clock = clock
+        self._hour = 0.0
+        log.on_commit.append(self._committed)
+        log.on_trim.append(self._trimmed)
+
+    # -- life ---------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin all links."""
+        known = self._cursors.peers()
+        names = {peer.name for peer in self.config.peers}
+        for name in [name for name in known if name not in names]:
+            self._cursors.remove_peer(name)
+        for settings in self.config.peers:
+            self._add(settings)
+        self.starting = False
+        self._tick.start(_TICK_SECONDS, now=False)
+
+    def stop(self, detail: str) -> Deferred[None]:
+        """End all links and subscriptions; fires once the log has committed what waits."""
+        self.stopping = True
+        if self._tick.running:
+            self._tick.stop()
+        self._readers.stop()
+        for driver in self._drivers.values():
+            driver.stop(detail)
+        done: Deferred[None] = Deferred()
+        self.log.close(lambda: done.callback(None))
+        return done
+
+    def _add(self, settings: PeerSettings) -> LinkDriver:
+        """Begin the link to one peer."""
+        if settings.name not in self._cursors.peers():
+            here = self.log.next
+            self._cursors.set_peer(PeerCursor(settings.name, here, here))
+        backoff = Backoff(self.config.reconnect, self._rng) if settings.dial else None
+        driver = LinkDriver(self, settings, backoff)
+        self._drivers[settings.name] = driver
+        self._waits[settings.name] = Waits()
+        driver.begin()
+        if settings.dial:
+            driver.dialer = self._make_dialer(self, driver)
+        self.routes_changed()
+        driver.start()
+        return driver
+
+    def _remove(self, name: str, detail: str) -> None:
+        """End the link to one peer."""
+        driver = self._drivers.pop(name)
+        driver.stop(detail)
+        del self._waits[name]
+        self.routes_changed()
+
+    def reload(self, config: Config) -> None:
+        """Put a new configuration in force; links of peers that it doesn't change stay up."""
+        old, self.config = self.config, config
+        before = {peer.name: peer for peer in old.peers}
+        after = {peer.name: peer for peer in config.peers}
+        for name in [name for name in before if name not in after]:
+            self._remove(name, "the peer was removed from the configuration")
+            self._cursors.remove_peer(name)
+        anew = old.reconnect != config.reconnect or old.heartbeat != config.heartbeat
+        for name, settings in after.items():
+            if name not in before:
+                self._add(settings)
+            elif settings != before[name] or (anew and settings.dial):
+                self._remove(name, "its configuration has changed")
+                self._add(settings)
+        self._rules.clear()
+        self.routes_changed()
+
+    def progress(self, now: float) -> str | None:
+        """Return what makes no progress (for the watchdog), or None where all do."""
+        for driver in self._drivers.values():
+            dialer = driver.dialer
+            if dialer is not None and dialer.deadline is not None and now > dialer.deadline + 10.0:
+                return (
+                    f"the attempt to reach {driver.peer} is {now - dialer.deadline:.0f} s overdue"
+                )
+        return None
+
+    # -- for the listener (linkd.net.ports.Nodes) -----------------------------------------------
+
+    def peer(self, name: str) -> PeerSettings | None:
+        """Return the configured peer of that name."""
+        driver = self._drivers.get(name)
+        return None if driver is None else driver.settings
+
+    def link(self, name: str) -> LinkDriver | None:
+        """Return the link to the peer of that name."""
+        return self._drivers.get(name)
+
+    def links(self) -> list[LinkDriver]:
+        """Return all links."""
+        return list(self._drivers.values())
+
+    def busy(self) -> float | None:
+        """Return after how many seconds newcomers should come back, or None."""
+        return 1.0 if self.starting or self.stopping else None
+
+    def network_changed(self) -> None:
+        """Addresses or routes of this host have changed."""
+        for driver in self._drivers.values():
+            driver.network_changed()
+
+    def kick_all(self) -> None:
+        """Every dialer tries again at once."""
+        for driver in self._drivers.values():
+            driver.kick()
+
+    # -- publishing ---------------------------------------------------------------------------
+
+    def _rule(self, channel: str) -> ChannelSettings | None:
+        """Return how messages of `channel` are treated; None: durable without ttl."""
+        try:
+            return self._rules[channel]
+        except KeyError:
+            found = next(
+                (rule for rule in self.config.channels if Patterns((rule.name,)).match(channel)),
+                None,
+            )
+            if len(self._rules) > 100_000:
+                self._rules.clear()
+            self._rules[channel] = found
+            return found
+
+    def publish(self, draft: Draft, settled: Settled) -> None:
+        """Publish; see `linkd.api.port.NodePort.publish`."""
+        rule = self._rule(draft.channel)
+        if rule is None:
+            self.log.append(draft, settled)
+            return
+        if draft.ttl is None and rule.ttl is not None:
+            draft = msgspec.structs.replace(draft, ttl=rule.ttl)
+        if rule.delivery == "durable":
+            self.log.append(draft, settled)
+            return
+        message = self._volatile.make(draft)
+        self._spread(message, None)
+        settled(Appended(0, draft.count))
+
+    def passed(self, message: wire.Volatile, driver: LinkDriver) -> None:
+        """A volatile message came from a peer: hand it out and on, once."""
+        if self._volatile.fresh(message):
+            self._spread(message, driver)
+
+    def _spread(self, message: wire.Volatile, source: LinkDriver | None) -> None:
+        """Hand a volatile message to readers and to the peers that get its channel."""
+        route = self._route(message.channel)
+        if route.followers:
+            batch = as_batch(message, self.log.clock())
+            for follower in route.followers:
+                follower.volatile(batch)
+        payload = b""
+        for driver in route.drivers:
+            if driver is source or driver.peer == message.node:
+                continue
+            payload = payload or wire.encode(message)
+            if not driver.volatile(payload):
+                self.count("dropped", driver.peer, message.channel, message.count)
+
+    def wait_for(self, peer: str, next: int) -> Deferred[None]:
+        """Fire once everything below `next` is on `peer`'s disk."""
+        waits = self._waits[peer]
+        if self._drivers[peer].session.outbound.acked >= next:
+            return succeed(None)
+        return waits.until(next)
+
+    def sends(self, peer: str, channel: str) -> bool:
+        """Tell whether `peer` gets `channel`."""
+        return self._drivers[peer].owes(channel)
+
+    # -- what was committed -----------------------------------------------------------------------
+
+    def _route(self, channel: str) -> Route:
+        """Return who gets `channel`."""
+        route = self._routes.get(channel)
+        if route is None:
+            if len(self._routes) > 100_000:
+                self._routes.clear()
+            drivers = tuple(d for d in self._drivers.values() if d.owes(channel))
+            route = self._routes[channel] = Route(drivers, self._readers.interested(channel))
+        return route
+
+    def routes_changed(self) -> None:
+        """Somebody wants something else now."""
+        self._routes.clear()
+
+    def _committed(self, next: int) -> None:
+        """Hand what was committed to those who keep up; count what is owed."""
+        seen, self._seen = self._seen, next
+        batches = self.log.read(seen, _ALL) or []
+        for_drivers: dict[LinkDriver, list[Batch]] = {}
+        for_followers: dict[Follower, list[Batch]] = {}
+        for batch in batches:
+            route = self._route(batch.channel)
+            for driver in route.drivers:
+                outbound = driver.session.outbound
+                if outbound.owes(batch):
+                    outbound.owe(batch.count, len(batch.records))
+                    for_drivers.setdefault(driver, []).append(batch)
+            for follower in route.followers:
+                for_followers.setdefault(follower, []).append(batch)
+        for driver, mine in for_drivers.items():
+            driver.offer(mine, next)
+        for follower, wanted in for_followers.items():
+            follower.offer(wanted, next)
+
+    def _trimmed(self, first: int) -> None:
+        """Records went; whoever was owed some hears of the gap when it comes to it."""
+        for driver in self._drivers.values():
+            driver.trimmed(first)
+
+    def _ticked(self) -> None:
+        """Move everyone on over what is not for them; say what is owed to nobody."""
+        next = self.log.next
+        for driver in self._drivers.values():
+            if driver.session.outbound.log_next < next:
+                driver.offer([], next)
+        self._readers.tick()
+        self.log.release(min(self._peers_low_water(), self._readers.low_water()))
+        now = time.time()
+        if not self._hour <= now < self._hour + 3600.0:
+            self._hour = now
+            self._readers.expire(now)
+
+    def _peers_low_water(self) -> int:
+        """Return the offset below which no peer is owed anything."""
+        low = self.log.next
+        crowded = self.log.size_bytes > 0.85 * self.log.max_bytes
+        for driver in self._drivers.values():
+            if not (crowded and driver.settings.when_full == "drop-oldest"):
+                low = min(low, driver.session.outbound.acked)
+        return low
+
+    # -- what drivers tell (driver.Around, readers.Around) ------------------------------------------
+
+    def acked_by(self, peer: str) -> int:
+        """Return the offset below which the peer has everything, as noted on disk."""
+        return min(self._cursors.peers()[peer].acked, self.log.next)
+
+    def peer_acked(self, driver: LinkDriver, next: int) -> None:
+        """The peer has acknowledged."""
+        known = self._cursors.peers().get(driver.peer)
+        if known is None or self._drivers.get(driver.peer) is not driver:
+            return
+        if known.acked != next:
+            self._cursors.set_peer(PeerCursor(driver.peer, known.made, next))
+        self._waits[driver.peer].acked(next)
+
+    def changed(self, driver: LinkDriver, change: links.Changed, silence: float | None) -> None:
+        """A link's state has changed: remember it, say it."""
+        generation = driver.generation
+        self._book.add(
+            f"link.{change.new}",
+            peer=driver.peer,
+            generation=generation,
+            old=change.old,
+            new=change.new,
+            reason=change.reason,
+            detail=change.detail,
+        )
+        events.emit(
+            f"link.{change.new}",
+            peer=driver.peer,
+            generation=generation,
+            old=change.old,
+            new=change.new,
+            reason=change.reason,
+            detail=change.detail,
+            **driver.measured(change, silence),
+        )
+
+    def tell(self, level: str, event: str, **fields: str | int | float | None) -> None:
+        """Say something in the log."""
+        events.emit(event, level, **fields)  # type: ignore[arg-type]  # a core's words for a level
+
+    def count(self, what: str, peer: str, channel: str, records: int) -> None:
+        """Count records that were refused, expired, dropped or lost."""
+        self.counts[what, peer, channel] += records
+
+    # -- for the API (linkd.api.port.NodePort) ----------------------------------------------------
+
+    def subscribe(
+        self, patterns: Sequence[str], start: Start, sink: Sink, consumer: str | None = None
+    ) -> Follower:
+        """Follow the log; see `linkd.api.port.NodePort.subscribe`."""
+        return self._readers.subscribe(patterns, start, sink, consumer)
+
+    def consumers(self) -> list[Consumer]:
+        """Return the named consumers."""
+        return self._readers.consumers()
+
+    def ack(self, consumer: str, next: int) -> Deferred[None]:
+        """Set a named consumer's cursor; KeyError if there is none."""
+        done: Deferred[None] = Deferred()
+        self._readers.ack(consumer, next, lambda error: _settle(done, error, None))
+        return done
+
+    def forget(self, consumer: str) -> Deferred[bool]:
+        """Remove a named consumer; fires with whether there was one."""
+        done: Deferred[bool] = Deferred()
+        if not self._readers.forget(consumer, lambda error: _settle(done, error, True)):
+            return succeed(False)
+        return done
+
+    def status(self) -> NodeStatus:
+        """Return what is true now."""
+        log = self.log
+        return NodeStatus(
+            node=self.name,
+            version=linkd.__version__,
+            uptime_seconds=self.clock.seconds() - self._began,
+            log=LogStatus(log.id, log.first, log.next, log.size_bytes, log.max_bytes, log.full),
+            consumers=self._readers.statuses(),
+            links=[driver.status() for driver in self._drivers.values()],
+        )
+
+    def events(self, after: int = 0) -> list[Event]:
+        """Return the remembered changes with a number above `after`."""
+        return self._book.after(after)
+
+    def on_event(self, call: Callable[[Event], None]) -> Callable[[], None]:
+        """Have each change told as it happens."""
+        return self._book.follow(call)
+
+    def outages(self, peer: str | None = None, since_seconds: float | None = None) -> list[Outage]:
+        """Return the recorded outages, oldest first."""
+        return []
+
+    def kick(self, peer: str) -> None:
+        """Try again at once; KeyError if there is no such peer."""
+        self._drivers[peer].kick()
+        events.emit("link.kicked", peer=peer)
+
+    def resync(self, peer: str, confirmed: bool) -> Deferred[str]:
+        """Forget how far this node has the peer's log, so that the peer sends from where its own notes stand."""
+        driver = self._drivers[peer]
+        cursor = self.log.cursor(peer)
+        outbound = driver.session.outbound
+        told = (
+            f"this node has nothing of {peer}'s log yet"
+            if cursor is None
+            else f"this node has {peer}'s log {cursor.log} up to offset {cursor.next - 1}; after a"
+            f" resync {peer} sends again from where its own notes stand: records that this node knows by"
+            " their origin are left out, others may come a second time, and what is not there any more"
+            " is lost"
+        )
+        told += (
+            f". Towards {peer} this node's notes stand at offset {outbound.acked} of {self.log.next - 1}"
+            f" ({outbound.owed_records} records owed); to send from there, run `linkd resync"
+            f" {self.name}` on {peer} too"
+        )
+        if not confirmed:
+            return succeed(told)
+        done: Deferred[str] = Deferred()
+
+        def settled(outcome: Appended | LinkdError) -> None:
+            if isinstance(outcome, LinkdError):
+                done.errback(outcome)
+                return
+            events.emit("link.resynced", peer=peer, detail=told)
+            driver.rejoin()
+            done.callback(told)
+
+        self.log.set_cursor(peer, None, settled)
+        return done
+
+    def trim(self, before: int, confirmed: bool) -> tuple[int, int]:
+        """Return (records, of them owed) below `before`; delete them where confirmed."""
+        before = min(before, self.log.next)
+        low = min(self._peers_low_water(), self._readers.low_water())
+        owed = max(0, before - max(low, self.log.first))
+        if confirmed:
+            return self.log.trim(before), owed
+        return max(0, before - self.log.first), owed
+
+
+def _settle(done: Deferred[_Result], error: Exception | None, result: _Result) -> None:
+    """Fire `done`."""
+    if error is None:
+        done.callback(result)
+    else:
+        done.errback(error)
