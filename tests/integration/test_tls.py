@@ -79,10 +79,9 @@ async def test_both_ends_know_each_other(pair: Pair, listen: Listen) -> None:
     assert listener.ends[0].names == ["edge-1"]
     leaf = pair.hub_leaf
     expires = certificate_expires(end.transport)
-    assert expires is not None and expires > time.time()
+    assert expires is not None
+    assert expires > time.time()
     assert end.transport.getPeerCertificate().get_serial_number() == tls_lab.serial(leaf)
-    connection = end.transport.getHandle()
-    assert connection is not None
     await hang_up(end)
 
 
@@ -115,11 +114,12 @@ async def test_a_dialer_refuses_a_listener_that_is_not_the_one(
 ) -> None:
     listener = listen(pair.listen(spoil(pair)))
     ours, theirs = await refused(listener, pair.dialer())
-    assert ours is not None and ours.startswith("the certificate of localhost")
+    assert ours is not None
+    assert ours.startswith("the certificate of localhost")
     assert words in ours
-    assert theirs is not None and theirs.startswith(("the dialer", "TLS with the dialer"))
-    mended, key = pair.files.write("hub", pair.hub_leaf)
-    assert Path(mended).exists() and Path(key).exists()
+    assert theirs is not None
+    assert theirs.startswith(("the dialer", "TLS with the dialer"))
+    pair.files.write("hub", pair.hub_leaf)
     assert listener.tls.reload() is None
     await hang_up(await welcome(listener, pair.dialer()))
 
@@ -128,7 +128,8 @@ async def test_a_dialer_refuses_a_listener_that_is_not_the_one(
 async def test_a_dialer_refuses_a_self_signed_listener(pair: Pair, listen: Listen) -> None:
     listener = listen(pair.listen(tls_lab.self_signed("localhost")))
     ours, _ = await refused(listener, pair.dialer())
-    assert ours is not None and "self-signed" in ours
+    assert ours is not None
+    assert "self-signed" in ours
 
 
 @pytest.mark.parametrize(
@@ -159,9 +160,11 @@ async def test_a_listener_refuses_a_dialer_that_does_not_belong(
 ) -> None:
     listener = listen(pair.listen())
     ours, theirs = await refused(listener, pair.dialer(spoil(pair)))
-    assert theirs is not None and theirs.startswith("the dialer's certificate")
+    assert theirs is not None
+    assert theirs.startswith("the dialer's certificate")
     assert words in theirs
-    assert ours is not None and told in ours
+    assert ours is not None
+    assert told in ours
     await hang_up(await welcome(listener, pair.dialer()))
 
 
@@ -178,8 +181,10 @@ async def test_a_revoked_dialer_is_refused_and_its_link_is_known(
     listener.tls.check()
     assert listener.tls.revoked(accepted.transport)
     ours, theirs = await refused(listener, pair.dialer())
-    assert ours is not None and "revoked" in ours
-    assert theirs is not None and "revoked" in theirs
+    assert ours is not None
+    assert "revoked" in ours
+    assert theirs is not None
+    assert "revoked" in theirs
     other = await welcome(listener, pair.dialer(pair.ca.issue_cert("edge-2")))
     await hang_up(other)
     await hang_up(up)
@@ -201,7 +206,8 @@ async def test_an_outdated_revocation_list_refuses_and_says_so(pair: Pair, liste
     lists = tls_lab.revocation_list(pair.ca, until=-1)
     listener = listen(pair.listen(ca=pair.files.authority("old", pair.ca, lists=lists)))
     _, theirs = await refused(listener, pair.dialer())
-    assert theirs is not None and "revocation list has expired" in theirs
+    assert theirs is not None
+    assert "revocation list has expired" in theirs
 
 
 @pytest_twisted.ensureDeferred
@@ -318,7 +324,8 @@ async def test_a_broken_pair_of_files_keeps_the_old_in_force(pair: Pair, listen:
         pair.ca.issue_cert("localhost").private_key_pem.bytes()
     )
     complaint = tls.reload()
-    assert complaint is not None and "does not belong to the certificate" in complaint
+    assert complaint is not None
+    assert "does not belong to the certificate" in complaint
     assert tls.leaf.serial_number == before
     await hang_up(await welcome(listener, pair.dialer()))
 
@@ -344,8 +351,7 @@ async def test_the_files_are_watched(pair: Pair, listen: Listen) -> None:
 def test_no_session_outlives_a_revocation(pair: Pair) -> None:
     """A resumed session would skip the verification of the dialer's certificate."""
     tls = pair.listen()
-    assert isinstance(tls, ServerTls)
-    assert tls_lab.offers_no_resumption(tls)
+    assert not tls_lab.resumes(tls)
 
 
 def test_listen_without_a_key_is_refused(pair: Pair) -> None:

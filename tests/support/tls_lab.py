@@ -191,7 +191,7 @@ class Greeter(End):
 
 
 class Pair:
-    """The usual case: an authority, a listener `hub` and a dialer `edge-1`, to be spoilt by a test."""
+    """The usual case, to be spoilt by a test: an authority, a listener `hub`, a dialer `edge-1`."""
 
     def __init__(self, directory: Path) -> None:
         self.files = Files(directory)
@@ -309,13 +309,22 @@ def negotiated(wrap: ssl.SSLContext, port: int) -> str | None:
         return secured.version()
 
 
-def offers_no_resumption(tls: ServerTls) -> bool:
-    """Tell whether a full handshake in memory leaves a dialer without a session to resume."""
+def resumes(tls: ServerTls) -> bool:
+    """Tell whether the session of one full handshake in memory can be resumed in a second one."""
     wrap = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     wrap.check_hostname = False
     wrap.verify_mode = ssl.CERT_NONE
+    first = _handshake(tls, wrap, None)
+    assert first.version() == "TLSv1.3"
+    return bool(_handshake(tls, wrap, first.session).session_reused)
+
+
+def _handshake(
+    tls: ServerTls, wrap: ssl.SSLContext, session: ssl.SSLSession | None
+) -> ssl.SSLObject:
+    """Let a plain client and the listener's TLS shake hands in memory; return the client."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    client = wrap.wrap_bio(incoming, outgoing)
+    client = wrap.wrap_bio(incoming, outgoing, session=session)
     transport = _Anyone(tls)
     server = tls.serverConnectionForTLS(cast(Any, transport))
     server.set_accept_state()
@@ -330,8 +339,7 @@ def offers_no_resumption(tls: ServerTls) -> bool:
             incoming.write(server.bio_read(65_536))
     with contextlib.suppress(ssl.SSLWantReadError):
         client.read(1)
-    assert client.version() == "TLSv1.3"
-    return client.session is None or not client.session.has_ticket
+    return client
 
 
 class _Anyone:
