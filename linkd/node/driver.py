@@ -10,8 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal, Protocol
 
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
-
+from linkd.clock import Clock, Timer
 from linkd.config import Config, PeerSettings
 from linkd.core import link as links
 from linkd.core import session_types as sessions
@@ -36,7 +35,7 @@ class Around(Protocol):
     software: str
     config: Config
     log: Log
-    clock: IReactorTime
+    clock: Clock
 
     def acked_by(self, peer: str) -> int:
         """Return the offset below which the peer has everything, as noted on disk."""
@@ -87,8 +86,8 @@ class LinkDriver:
         self._greeted: dict[int, tuple[Connection, wire.Hello]] = {}
         self._said: wire.Hello | None = None
         self._ack_due = False
-        self._link_timer: IDelayedCall | None = None
-        self._wake_timer: IDelayedCall | None = None
+        self._link_timer: Timer | None = None
+        self._wake_timer: Timer | None = None
         self._last_silence: float | None = None
         self._performers: dict[type, Callable[..., None]] = {
             sessions.Send: self._send,

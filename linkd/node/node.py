@@ -10,12 +10,12 @@ from typing import TypeVar
 
 import msgspec
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 
 import linkd
 from linkd import events
 from linkd.api.port import Sink, Start
+from linkd.clock import Clock
 from linkd.config import ChannelSettings, Config, PeerSettings
 from linkd.core import link as links
 from linkd.core import wire
@@ -65,7 +65,7 @@ class Node:
         config: Config,
         log: Log,
         cursors: CursorStore,
-        clock: IReactorTime,
+        clock: Clock,
         make_dialer: MakeDialer,
         rng: Random,
     ) -> None:

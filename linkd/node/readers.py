@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
-from twisted.internet.interfaces import IReactorTime
 
 from linkd.api.port import Sink, Start
+from linkd.clock import Clock
 from linkd.config import Config
 from linkd.core.batch import Batch
 from linkd.core.channels import Patterns
@@ -23,7 +23,7 @@ class Around(Protocol):
     """What readers need of their node."""
 
     config: Config
-    clock: IReactorTime
+    clock: Clock
 
     def tell(self, level: str, event: str, **fields: str | int | float | None) -> None:
         """Say something in the log."""

@@ -1,0 +1,29 @@
+"""What linkd needs of a reactor to tell time: monotonic seconds and timers. `twisted.internet.task.Clock` fits too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+
+class Timer(Protocol):
+    """A call to come."""
+
+    def active(self) -> bool:
+        """Tell whether it is still to come."""
+
+    def cancel(self) -> None:
+        """Don't make it; only while active."""
+
+    def reset(self, seconds: float) -> None:
+        """Make it so many seconds from now instead; only while active."""
+
+
+class Clock(Protocol):
+    """Monotonic seconds, and calls at a later time."""
+
+    def seconds(self) -> float:
+        """Return the time now."""
+
+    def callLater(self, delay: float, callable: Callable[..., Any], *args: Any) -> Timer:
+        """Call after `delay` seconds."""
