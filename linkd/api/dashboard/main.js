@@ -1,0 +1,201 @@
+// The page: asks the node once a second, and hears changes of links the moment they happen.
+import { Linkd } from "/linkd.js";
+import { byId, say } from "./dom.js";
+import { EventLog } from "./events.js";
+import { lasting, size } from "./format.js";
+import { LinkCard } from "./links.js";
+import { MessageBox } from "./messages.js";
+import { askForToken, enter } from "./session.js";
+
+const POLL = 1000;
+const HISTORY = 15_000;
+const THEMES = ["system", "light", "dark"];
+
+class Dashboard {
+  constructor() {
+    this.node = new Linkd({ status: true });
+    this.events = new EventLog();
+    this.messages = new MessageBox(this.node);
+    /** @type {Map<string, LinkCard>} */
+    this.cards = new Map();
+    /** @type {any} */
+    this.status = null;
+    /** @type {any[]} */
+    this.outages = [];
+    this.asking = false;
+    this.drawn = 0;
+    this.node.status.subscribe((status) => this.connection(status));
+    this.node.addEventListener("link", (/** @type {any} */ event) => this.changed(event.detail));
+    byId("retry").addEventListener("click", () => this.node.kick());
+    theme(() => this.cards.forEach(({ plots }) => plots.redraw(true)));
+  }
+
+  async run() {
+    await enter();
+    await this.poll();
+    await this.history();
+    this.node.open();
+    setInterval(() => this.tick(), POLL);
+    setInterval(() => this.history(), HISTORY);
+  }
+
+  /** @param {string} path @returns {Promise<any>} null where it could not be had */
+  async get(path) {
+    const answer = await fetch(path, { headers: { Accept: "application/json" }, signal: AbortSignal.timeout(5000) }).catch(() => null);
+    if (answer?.status === 401) askForToken(() => this.entered());
+    return answer?.ok ? answer.json().catch(() => null) : null;
+  }
+
+  async entered() {
+    this.node.kick();
+    await this.poll();
+    await this.history();
+  }
+
+  tick() {
+    const now = Date.now();
+    for (const card of this.cards.values()) card.age(now);
+    this.connection(this.node.status.value);
+    if (!document.hidden) this.poll();
+  }
+
+  async poll() {
+    if (this.asking) return;
+    this.asking = true;
+    const status = await this.get("/v1/status").finally(() => (this.asking = false));
+    if (status === null) return;
+    this.status = status;
+    this.show();
+    const at = Date.now() / 1000;
+    for (const link of status.links) this.cards.get(link.peer)?.plots.add(link, at);
+  }
+
+  async history() {
+    const [outages, events] = await Promise.all([this.get("/v1/outages"), this.get("/v1/events")]);
+    if (events) this.events.show(events.events);
+    if (outages) this.outages = outages.outages;
+    this.draw();
+  }
+
+  draw() {
+    const now = Date.now();
+    const began = performance.now();
+    for (const [peer, card] of this.cards) {
+      const mine = this.outages.filter((outage) => outage.peer === peer);
+      // An outage that goes on may not be in the list yet.
+      if (card.link && downFor(card) !== null && !mine.some(({ down_seconds: down }) => down === null)) mine.push(open(card, now));
+      card.history(mine, now);
+    }
+    performance.measure("linkd-history", { start: began });
+  }
+
+  /** A link changed: say so now, and fetch the rest. @param {any} change */
+  changed(change) {
+    const link = this.status?.links.find((/** @type {any} */ { peer }) => peer === change.peer);
+    if (link) {
+      Object.assign(link, { since_seconds: 0, next_attempt_seconds: null }, change);
+      this.show();
+    }
+    clearTimeout(this.drawn);
+    this.drawn = setTimeout(() => Promise.all([this.poll(), this.history()]), 150);
+  }
+
+  show() {
+    const { node, version, uptime_seconds: uptime, log, links } = this.status;
+    say(byId("node"), node);
+    say(byId("about"), `linkd ${version} · running for ${lasting(uptime)}`);
+    const fill = log.max_bytes ? log.bytes / log.max_bytes : 0;
+    say(byId("log-text"), `${size(log.bytes)} of ${size(log.max_bytes)}`);
+    byId("log-fill").style.scale = `${Math.min(1, fill)} 1`;
+    byId("log-fill").dataset.tone = fill >= 0.8 ? "bad" : "";
+    const now = Date.now();
+    for (const link of links) this.card(link.peer).tell(link, now);
+    for (const [peer, card] of this.cards) {
+      if (links.some((/** @type {any} */ each) => each.peer === peer)) continue;
+      card.element.remove();
+      this.cards.delete(peer);
+    }
+    this.headline(links);
+    this.messages.tell(links);
+  }
+
+  /** @param {string} peer */
+  card(peer) {
+    let card = this.cards.get(peer);
+    if (!card) {
+      card = new LinkCard(peer);
+      this.cards.set(peer, card);
+      byId("links").append(card.element);
+    }
+    return card;
+  }
+
+  /** @param {any[]} links */
+  headline(links) {
+    const down = links.filter(({ state }) => state !== "up");
+    const text = links.length === 0
+      ? "No links are configured"
+      : down.length === 0
+        ? links.length === 1 ? "The link is up" : `All ${links.length} links are up`
+        : down.length === 1 ? `The link to ${down[0].peer} is down` : `${down.length} of ${links.length} links are down`;
+    say(byId("headline"), text);
+    document.querySelector(".summary").dataset.tone = down.length ? "bad" : "good";
+    document.title = `${down.length ? "▼ " : ""}${this.status.node} · linkd`;
+  }
+
+  /** What is known of our own connection to the node. @param {import("./linkd.js").Status} status */
+  connection({ state, retrySeconds, attempts }) {
+    if (state === "waiting" && this.lostAt === undefined) {
+      this.lostAt = Date.now();
+      this.get("/v1/status"); // a session that ended asks for a token
+    }
+    if (state === "up") this.lostAt = undefined;
+    const lost = this.lostAt !== undefined;
+    byId("connection").dataset.state = lost ? "waiting" : state;
+    say(byId("connection"), lost ? "not connected" : state === "up" ? "live" : "connecting");
+    document.body.dataset.stale = String(lost);
+    byId("lost").hidden = !lost;
+    if (lost) {
+      const since = lasting((Date.now() - this.lostAt) / 1000);
+      const next = retrySeconds === null ? "trying" : `trying again within ${Math.ceil(retrySeconds)} s`;
+      say(byId("lost-text"), `No connection to the node for ${since}. What you see is from before. Attempt ${attempts}, ${next}.`);
+    }
+    this.messages.judge();
+  }
+}
+
+/** Seconds for which a link has not been up, as far as this page knows; null while it is. @param {LinkCard} card */
+function downFor(card) {
+  return card.link.state === "up" || card.link.state === "stopped" ? null : card.link.since_seconds;
+}
+
+/** @param {LinkCard} card @param {number} now milliseconds */
+function open(card, now) {
+  const { peer, reason, attempts, since_seconds: since } = card.link;
+  const began = new Date(now - since * 1000).toISOString();
+  return { peer, began, reason: reason ?? "down", noticed_after_seconds: null, down_seconds: null, attempts, replayed_records: 0, drained_seconds: null };
+}
+
+/** @param {() => void} changed */
+function theme(changed) {
+  const root = document.documentElement;
+  const button = byId("theme");
+  const shown = () => say(button, { system: "Auto", light: "Light", dark: "Dark" }[root.dataset.theme ?? "system"] ?? "Auto");
+  button.addEventListener("click", () => {
+    const next = THEMES[(THEMES.indexOf(root.dataset.theme ?? "system") + 1) % THEMES.length];
+    if (next === "system") delete root.dataset.theme;
+    else root.dataset.theme = next;
+    try {
+      if (next === "system") localStorage.removeItem("linkd-theme");
+      else localStorage.setItem("linkd-theme", next);
+    } catch {
+      // No storage: it holds until the page is left.
+    }
+    shown();
+    changed();
+  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", changed);
+  shown();
+}
+
+new Dashboard().run();
