@@ -1,0 +1,67 @@
+"""`linkd status --check`: one line and an exit code as Nagios and its kin want them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from linkd.cli.text import duration, plural, printable
+from linkd.status import LinkStatus, NodeStatus
+
+WARN_FILL: Final = 0.8
+WARN_CERTIFICATE_SECONDS: Final = 14 * 86_400.0
+
+_WORDS: Final = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
+
+
+def check_line(status: NodeStatus, peer: str | None = None) -> tuple[int, str]:
+    """Judge a status and say it in one line with performance figures.
+
+    Args:
+        status: The node's.
+        peer: Only this link, which then counts as required.
+
+    Returns:
+        0 up; 1 warning: a link that is not required is down, the log is filling, a certificate expires
+        within 14 days; 2 a required link is down; 3 no such peer. And the line.
+    """
+    links = [link for link in status.links if peer is None or link.peer == peer]
+    if peer is not None and not links:
+        return 3, f"LINKD UNKNOWN - no peer {peer} is configured"
+    down = [link for link in links if link.state != "up"]
+    broken = [link for link in down if link.required or peer is not None]
+    complaints = [_down(link) for link in down] + _warnings(status, links)
+    code = 2 if broken else 1 if complaints else 0
+    told = "; ".join(complaints) or f"{plural(len(links), 'link')} up"
+    return (
+        code,
+        f"LINKD {_WORDS[code]} - {printable(told).replace('|', '/')} | {_figures(status, links)}",
+    )
+
+
+def _down(link: LinkStatus) -> str:
+    why = f" ({link.reason})" if link.reason else ""
+    return f"{link.peer} {link.state} for {duration(link.since_seconds)}{why}"
+
+
+def _warnings(status: NodeStatus, links: list[LinkStatus]) -> list[str]:
+    """Return what is not yet broken but will be."""
+    log = status.log
+    found = []
+    if log.full:
+        found.append(f"publishes are refused: {log.full}")
+    elif log.max_bytes and log.bytes / log.max_bytes >= WARN_FILL:
+        found.append(f"log {log.bytes / log.max_bytes:.0%} full")
+    for link in links:
+        left = link.certificate_expires_seconds
+        if left is not None and left < WARN_CERTIFICATE_SECONDS:
+            found.append(f"certificate of {link.peer} expires in {duration(left)}")
+    return found
+
+
+def _figures(status: NodeStatus, links: list[LinkStatus]) -> str:
+    up = sum(link.state == "up" for link in links)
+    backlog = sum(link.backlog_records for link in links)
+    return (
+        f"up={up};;;0;{len(links)} backlog={backlog};;;0"
+        f" log={status.log.bytes}B;;;0;{status.log.max_bytes}"
+    )

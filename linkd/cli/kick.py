@@ -1,0 +1,23 @@
+"""`linkd kick`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from linkd.cli import calls, exits
+from linkd.cli.options import add_socket
+
+
+def add(subparsers: Any) -> None:
+    """Add the command's parser."""
+    parser = subparsers.add_parser("kick", help="have a link try again at once")
+    add_socket(parser)
+    parser.add_argument("peer", metavar="PEER")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Have the link to a peer try again at once, whatever its delay."""
+    calls.post(arguments, f"/v1/peers/{calls.quoted(arguments.peer)}/kick")
+    return exits.FINE

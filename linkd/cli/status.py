@@ -1,0 +1,207 @@
+"""`linkd status`: what is true of every link now, fit to be read at 3 a.m."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import Any, Final
+
+import msgspec
+
+from linkd.cli import calls, exits
+from linkd.cli.check_line import check_line
+from linkd.cli.exits import Ended
+from linkd.cli.options import add_socket
+from linkd.cli.text import Colour, Paint, cut, duration, number, printable, size, table
+from linkd.client.errors import ClientError, NoDaemon
+from linkd.errors import LinkdError
+from linkd.status import LinkStatus, NodeStatus
+
+WATCH_SECONDS: Final = 1.0
+_UNKNOWN: Final = 3
+_CLEAR: Final = "\x1b[H\x1b[2J\x1b[3J"
+_COLOURS: Final[dict[str, Colour]] = {"up": "green", "rejected": "red", "diverged": "red"}
+_HEAD: Final = (
+    "PEER",
+    "STATE",
+    "SINCE",
+    "RTT",
+    "SILENT",
+    "BACKLOG",
+    "BYTES",
+    "AGE",
+    "NEXT",
+    "CERT",
+)
+
+
+def add(subparsers: Any) -> None:
+    """Add the command's parser."""
+    parser = subparsers.add_parser("status", help="what is true of every link now")
+    add_socket(parser)
+    parser.add_argument("peer", nargs="?", metavar="PEER", help="only this link, in full")
+    parser.add_argument("--json", action="store_true", help="as an object; with --watch one a line")
+    parser.add_argument("--watch", action="store_true", help="redraw every second until ^C")
+    parser.add_argument("--check", action="store_true", help="one line and an exit code for Nagios")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the status once, or again and again; with `--check` one line and Nagios' codes."""
+    if arguments.check:
+        return _check(arguments)
+    if arguments.watch:
+        return _watch(arguments)
+    print(_drawn(arguments, Paint()))
+    return exits.FINE
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    try:
+        code, line = check_line(decode(_fetch(arguments)), arguments.peer)
+    except (LinkdError, Ended) as error:
+        code, line = _UNKNOWN, f"LINKD UNKNOWN - {error}"
+    print(line)
+    return code
+
+
+def _watch(arguments: argparse.Namespace) -> int:
+    paint = Paint()
+    clear = _CLEAR if sys.stdout.isatty() and not arguments.json else ""
+    while True:
+        try:
+            drawn = _drawn(arguments, paint)
+        except NoDaemon as error:
+            if arguments.json:
+                raise
+            drawn = paint(f"linkd: {error}", "red")
+        sys.stdout.write(f"{clear}{drawn}\n")
+        sys.stdout.flush()
+        time.sleep(WATCH_SECONDS)
+
+
+def _fetch(arguments: argparse.Namespace) -> bytes:
+    return calls.get(arguments, "/v1/status").body
+
+
+def decode(body: bytes) -> NodeStatus:
+    """Return the status in a daemon's answer; raise ClientError if it is none."""
+    try:
+        return msgspec.json.decode(body, type=NodeStatus)
+    except msgspec.DecodeError as error:
+        raise ClientError(f"expected a status from the daemon: {error}") from None
+
+
+def _drawn(arguments: argparse.Namespace, paint: Paint) -> str:
+    body = _fetch(arguments)
+    status = decode(body)
+    if arguments.peer is None:
+        return body.decode().strip() if arguments.json else node_text(status, paint)
+    for link in status.links:
+        if link.peer == arguments.peer:
+            return msgspec.json.encode(link).decode() if arguments.json else link_text(link, paint)
+    names = ", ".join(link.peer for link in status.links) or "none"
+    raise Ended(exits.REFUSED, f"no peer {arguments.peer!r} is configured; there are: {names}")
+
+
+def node_text(status: NodeStatus, paint: Paint) -> str:
+    """Return the table of a node and its links, 80 columns wide."""
+    log = status.log
+    fill = log.bytes / log.max_bytes if log.max_bytes else 0.0
+    lines = [
+        f"{paint(status.node, 'bold')}  linkd {printable(status.version)}  running {duration(status.uptime_seconds)}"
+        f"  log {_fill(fill, paint)} of {size(log.max_bytes)}, next offset {log.next:,}"
+    ]
+    if log.full:
+        lines.append(paint(cut(f"publishes are refused: {printable(log.full)}", 80), "red"))
+    if status.links:
+        lines += ["", *_links(status.links, paint)]
+    else:
+        lines.append("no peer is configured")
+    if status.consumers:
+        rows = [[cut(c.name, 40), number(c.next), number(c.lag_records)] for c in status.consumers]
+        lines += ["", *table(("CONSUMER", "NEXT OFFSET", "BEHIND"), rows, frozenset((1, 2)))]
+    return "\n".join(lines)
+
+
+def _fill(fill: float, paint: Paint) -> str:
+    text = f"{fill:.0%}"
+    return paint(text, "red") if fill >= 0.9 else paint(text, "yellow") if fill >= 0.7 else text
+
+
+def _links(links: list[LinkStatus], paint: Paint) -> list[str]:
+    """Return the table of links; below a link why it last fell, where it did."""
+    head, *rows = table(_HEAD, [_row(link) for link in links], frozenset(range(2, len(_HEAD))))
+    lines = [head]
+    for link, row in zip(links, rows, strict=True):
+        lines.append(row.replace(link.state, _state(link, paint), 1) if paint.on else row)
+        if why := _why(link):
+            lines.append(paint(cut(f"  {why}", 80), "dim"))
+    return lines
+
+
+def _row(link: LinkStatus) -> list[str]:
+    return [
+        cut(link.peer, 12),
+        link.state,
+        duration(link.since_seconds),
+        duration(link.rtt_seconds),
+        duration(link.silence_seconds),
+        _short(link.backlog_records),
+        size(link.backlog_bytes).replace(" ", ""),
+        duration(link.backlog_age_seconds),
+        duration(link.next_attempt_seconds),
+        duration(link.certificate_expires_seconds),
+    ]
+
+
+def _short(count: int) -> str:
+    """Return a count in at most five characters."""
+    for limit, unit, width in (
+        (99_999, 1, ""),
+        (9_999_500, 1_000, "k"),
+        (9_999_500_000, 1_000_000, "M"),
+    ):
+        if count <= limit:
+            return f"{count / unit:.0f}{width}"
+    return f"{count / 1e9:.0f}G"
+
+
+def _state(link: LinkStatus, paint: Paint) -> str:
+    return paint(link.state, _COLOURS.get(link.state, "yellow"))
+
+
+def _why(link: LinkStatus) -> str:
+    """Return why the link last fell, or why the last attempt failed."""
+    if not link.reason:
+        return ""
+    detail = printable(f": {link.detail}" if link.detail else "")
+    if link.state == "up":
+        return f"last fell by {link.reason}{detail}"
+    tries = f" after {link.attempts:,} attempts" if link.attempts > 1 else ""
+    return f"{link.reason}{tries}{detail}"
+
+
+def link_text(link: LinkStatus, paint: Paint) -> str:
+    """Return all that is known of one link, a line each."""
+    rows = [
+        ("state", f"{_state(link, paint)} for {duration(link.since_seconds)}"),
+        ("role", link.role + (", required" if link.required else "")),
+        ("address", printable(link.address or "–")),
+        ("why", printable(_why(link) or "–")),
+        ("attempts", number(link.attempts)),
+        ("next attempt in", duration(link.next_attempt_seconds)),
+        ("round trip", duration(link.rtt_seconds)),
+        ("silence", duration(link.silence_seconds)),
+        (
+            "backlog",
+            f"{number(link.backlog_records)} records, {size(link.backlog_bytes)},"
+            f" oldest {duration(link.backlog_age_seconds)}",
+        ),
+        ("sent, received", f"{number(link.sent_records)}, {number(link.received_records)} records"),
+        ("certificate expires in", duration(link.certificate_expires_seconds)),
+        ("peer's version", printable(link.peer_version or "–")),
+        ("generation", link.generation or "–"),
+    ]
+    return "\n".join([paint(link.peer, "bold"), *(f"  {name:<23} {value}" for name, value in rows)])
