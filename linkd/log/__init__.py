@@ -1,0 +1,1 @@
+"""The durable log: what a log promises (`engine`), files (`segments`), cursors, memory for tests."""

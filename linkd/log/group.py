@@ -1,0 +1,297 @@
+"""Groups: what one commit takes to the disk, made of all that waits, in order.
+
+A publish is judged here (a repeat? how much is new?), gets its offset and goes into a batch; adjacent drafts
+without ids and producer share one. A group that can't be written is taken back whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from linkd.core.batch import MAX_BATCH_BYTES, Batch, Draft, Origin, join_raw, split_raw
+from linkd.log.engine import Appended, Settled
+from linkd.log.ids import Ids, digest
+from linkd.log.state import Place, State, Undo, take_back
+
+
+class Stored(msgspec.Struct, frozen=True, gc=False):
+    """A received batch that waits, and the cursor behind it."""
+
+    batch: Batch
+    place: Place
+
+
+class CursorSet(msgspec.Struct, frozen=True, gc=False):
+    """A cursor to be replaced, or forgotten."""
+
+    peer: str
+    place: Place | None
+
+
+class EpochOpened(msgspec.Struct, frozen=True, gc=False):
+    """A new epoch, from `first` on."""
+
+    epoch: str
+    first: int
+
+
+Waiting = tuple[Draft | Stored | CursorSet | EpochOpened, Settled]
+
+Item = tuple[str, object, int]
+
+
+class Publish(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """The whole of a publish that was too large for one batch: its first offset and count."""
+
+    first: int
+    count: int
+    last: bool
+
+
+class Piece(msgspec.Struct, gc=False):
+    """One frame to be: a batch (of a step without records: count 0), or a change without one.
+
+    Args:
+        batch: The batch, its offset and epoch set; None for a change.
+        change: What changes where there is no batch.
+        has_ids: Its records' ids count for repeats.
+        publish: Where it is part of a larger publish.
+    """
+
+    batch: Batch | None
+    change: CursorSet | EpochOpened | None = None
+    has_ids: bool = False
+    publish: Publish | None = None
+
+
+class Group(msgspec.Struct):
+    """What one commit writes and whom it answers.
+
+    Attributes:
+        waiting: What it was made of.
+        pieces: The frames, in order.
+        outcomes: Whom to answer once it is on disk, with what; an error answers at once with that error.
+        size: About its bytes.
+        next: The log's next offset behind it.
+        undo: How to take it back.
+        before: The log's next offset before it.
+    """
+
+    waiting: Sequence[Waiting]
+    stamp: float
+    before: int
+    pieces: list[Piece] = msgspec.field(default_factory=list)
+    outcomes: list[tuple[Settled, Appended]] = msgspec.field(default_factory=list)
+    size: int = 0
+    next: int = 0
+    undo: Undo = msgspec.field(default_factory=list)
+
+
+class Grouping:
+    """Makes groups of what waits.
+
+    Args:
+        node: This node's name.
+        state: The log's state, frames under way counted.
+        ids: The ids published here.
+    """
+
+    __slots__ = ("_epoch", "_group", "_ids", "_node", "_state")
+
+    def __init__(self, node: str, state: State, ids: Ids) -> None:
+        self._node = node
+        self._state = state
+        self._ids = ids
+
+    def make(self, waiting: Sequence[Waiting], stamp: float) -> Group:
+        """Return the group of all of `waiting`, and count it in."""
+        state = self._state
+        group = self._group = Group(waiting, stamp, state.next)
+        state.undo = group.undo
+        index, end = 0, len(waiting)
+        while index < end:
+            item, settled = waiting[index]
+            if type(item) is Draft:
+                if item.ids or item.producer is not None or len(item.records) > MAX_BATCH_BYTES:
+                    self._single(item, settled)
+                else:
+                    index = self._run(waiting, index, item)
+                    continue
+            elif type(item) is Stored:
+                self._stored(item, settled)
+            else:
+                assert isinstance(item, CursorSet | EpochOpened)
+                self._change(item, settled)
+            index += 1
+        group.next = state.next
+        return group
+
+    def take_back(self, group: Group) -> None:
+        """Undo the newest group that still counts."""
+        take_back(group.undo)
+        self._state.next = group.before
+
+    def _run(self, waiting: Sequence[Waiting], index: int, first: Draft) -> int:
+        """Put drafts from `index` on into one batch, as many as may share it; return where the next begins."""
+        channel, ttl = first.channel, first.ttl
+        offset = start = self._state.next
+        parts: list[bytes] = []
+        size = 0
+        outcome = self._group.outcomes.append
+        for item, settled in waiting[index:]:
+            if (
+                type(item) is not Draft
+                or item.channel != channel
+                or item.ttl != ttl
+                or item.ids
+                or item.producer is not None
+            ):
+                break
+            records = item.records
+            size += len(records)
+            if size > MAX_BATCH_BYTES:
+                size -= len(records)
+                break
+            parts.append(records)
+            count = item.count
+            outcome((settled, Appended(offset, count)))
+            offset += count
+        records = parts[0] if len(parts) == 1 else b"".join(parts)
+        self._put(first, offset - start, records)
+        return index + len(parts)
+
+    def _put(
+        self, draft: Draft, count: int, records: bytes, publish: Publish | None = None
+    ) -> None:
+        """Give `count` of a draft's records their offsets and put them into the group."""
+        state, group = self._state, self._group
+        offset, epoch = state.next, state.epoch
+        batch = Batch(
+            offset,
+            draft.channel,
+            count,
+            records,
+            draft.time,
+            Origin(self._node, state.log, epoch, offset),
+            epoch,
+            draft.ttl,
+            group.stamp,
+            None,
+            draft.producer,
+        )
+        group.pieces.append(Piece(batch, None, bool(draft.ids), publish))
+        group.size += len(records) + 256
+        state.next = offset + count
+
+    def _single(self, draft: Draft, settled: Settled) -> None:
+        """Put a draft that shares no batch into the group, but for what of it is a repeat."""
+        state, group = self._state, self._group
+        if draft.producer is not None:
+            repeat = state.repeated(draft.producer)
+            if repeat is not None:
+                group.outcomes.append((settled, Appended(repeat[0], 0, True)))
+                return
+        count, records = draft.count, draft.records
+        keys: list[tuple[int, bytes]] = []
+        first = state.next
+        if draft.ids:
+            count, records, keys, known = self._new_of(draft)
+            if not count:
+                group.outcomes.append((settled, Appended(known, 0, True)))
+                if draft.producer is not None:
+                    state.number(draft.producer, known, 0, group.stamp)
+                return
+        if count > 1 and len(records) > MAX_BATCH_BYTES:
+            self._split(draft, count, records)
+        else:
+            self._put(draft, count, records)
+        for place, key in keys:
+            self._ids.add(key, first + place, group.stamp, group.undo)
+        if draft.producer is not None:
+            state.number(draft.producer, first, count, group.stamp)
+        group.outcomes.append((settled, Appended(first, count)))
+
+    def _new_of(self, draft: Draft) -> tuple[int, bytes, list[tuple[int, bytes]], int]:
+        """Return what of a draft with ids is new: count, records, (place, digest) of its ids; and where the
+        first of the others lies.
+        """
+        find, channel = self._ids.find, draft.channel
+        kept: list[int] = []
+        keys: list[tuple[int, bytes]] = []
+        here: set[bytes] = set()
+        known = 0
+        for place, id in enumerate(draft.ids):
+            if id:
+                key = digest(channel, id)
+                if key in here:
+                    continue
+                offset = find(key)
+                if offset is not None:
+                    known = known or offset
+                    continue
+                here.add(key)
+                keys.append((len(kept), key))
+            kept.append(place)
+        if len(kept) == draft.count:
+            return draft.count, draft.records, keys, known
+        if not kept:
+            return 0, b"", [], known
+        raws = split_raw(draft.records, draft.count)
+        return len(kept), join_raw([raws[place] for place in kept]), keys, known
+
+    def _split(self, draft: Draft, count: int, records: bytes) -> None:
+        """Put a draft that is too large for one batch into several, all or none of which will be there."""
+        first = self._state.next
+        runs: list[list[msgspec.Raw]] = [[]]
+        size = 0
+        for raw in split_raw(records, count):
+            length = len(bytes(raw))
+            if runs[-1] and size + length > MAX_BATCH_BYTES:
+                runs.append([])
+                size = 0
+            runs[-1].append(raw)
+            size += length
+        for number, run in enumerate(runs, 1):
+            whole = Publish(first, count, number == len(runs))
+            self._put(draft, len(run), join_raw(run), whole)
+
+    def _stored(self, item: Stored, settled: Settled) -> None:
+        """Put a received batch into the group, but for what of it is known; the cursor moves all the same."""
+        state, group, batch = self._state, self._group, item.batch
+        assert batch.source is not None
+        skip = state.known(batch) if batch.count else 0
+        count = batch.count - skip
+        changes: dict[str, object] = {"offset": state.next, "epoch": state.epoch}
+        if skip and count:
+            batch = batch.from_offset(batch.offset + skip)
+        if not count:
+            changes |= {"count": 0, "records": b""}
+        batch = msgspec.structs.replace(batch, stamp=group.stamp, **changes)
+        state.put(item.batch.source.peer, item.place)  # type: ignore[union-attr]
+        if count:
+            state.learn(batch)
+        group.pieces.append(Piece(batch))
+        group.size += len(batch.records) + 256
+        group.outcomes.append((settled, Appended(state.next, count, skip > 0 and not count)))
+        state.next += count
+
+    def _change(self, item: CursorSet | EpochOpened, settled: Settled) -> None:
+        """Put a change without records into the group."""
+        state, group = self._state, self._group
+        if isinstance(item, CursorSet):
+            state.put(item.peer, item.place)
+        else:
+            state.open_epoch(item.epoch, item.first)
+        group.pieces.append(Piece(None, item))
+        group.size += 256
+        group.outcomes.append((settled, Appended(state.next, 0)))
+
+
+def ignore(outcome: object) -> None:
+    """Settle nothing: nobody waits for it."""
+
+
+Post = Callable[[Callable[[], None]], None]
+"""Calls a function soon, in the reactor's thread."""

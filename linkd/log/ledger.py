@@ -1,0 +1,191 @@
+"""What all engines share: the queue in front of the disk, groups under way, and who is told when one is there.
+
+An engine says when a group goes (`_pump`) and calls `_committed` or `_failed` for each, in order.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from random import Random
+
+from linkd.core.batch import Batch, Draft
+from linkd.core.wire import Cursor, EpochStart
+from linkd.errors import BadRecord, LinkdError, LogFull
+from linkd.log.engine import Appended, Settled, Told
+from linkd.log.group import CursorSet, EpochOpened, Group, Grouping, Stored, Waiting, ignore
+from linkd.log.ids import Ids
+from linkd.log.state import Place, State, follows, moved, placed
+from linkd.log.tail import Tail
+
+
+def new_token(rng: Random) -> str:
+    """Return a random id for a log or an epoch."""
+    return f"{rng.getrandbits(64):016x}"
+
+
+class Ledger:
+    """The part of a log that knows no disk; `linkd.log.engine.Log` says what the methods promise."""
+
+    def __init__(self, node: str, state: State, ids: Ids, tail: Tail) -> None:
+        self.node = node
+        self.id = state.log
+        self.epoch = state.epoch
+        self.first = tail.first
+        self.next = state.next
+        self.size_bytes = 0
+        self.max_bytes = 0
+        self.full: str | None = None
+        self.told: list[Told] = []
+        self.on_commit: list[Callable[[int], None]] = []
+        self.on_trim: list[Callable[[int], None]] = []
+        self._state = state
+        self._ids = ids
+        self._tail = tail
+        self._grouping = Grouping(node, state, ids)
+        self._waiting: list[Waiting] = []
+        self._waiting_bytes = 0
+        self._under_way: deque[Group] = deque()
+        self._places: dict[str, Place | None] = {peer: state.place(peer) for peer in state.peers()}
+        self._committed_places = dict(self._places)
+        self._closing: Callable[[], None] | None = None
+        self._closed = False
+
+    def clock(self) -> float:
+        """Return the log's own clock."""
+        raise NotImplementedError
+
+    def _pump(self) -> None:
+        """Something waits: send a group on its way, if it is time for one."""
+        raise NotImplementedError
+
+    # what it knows
+
+    def epochs(self) -> tuple[EpochStart, ...]:
+        """Return the newest epochs, oldest first."""
+        return self._state.epochs()
+
+    def epoch_below(self, position: int) -> str:
+        """Return the epoch in which the record just below `position` lies."""
+        return self._state.epoch_below(position)
+
+    def cursor(self, peer: str) -> Cursor | None:
+        """Return how far this log has `peer`'s log."""
+        place = self._places.get(peer)
+        if place is None:
+            return None
+        durable = self._committed_places.get(peer)
+        committed = 0
+        if durable is not None and durable[0] == place[0]:
+            committed = min(durable[1][-1].next, place[1][-1].next)
+        return Cursor(place[0], place[1], committed)
+
+    # what comes in
+
+    def append(self, draft: Draft, settled: Settled) -> None:
+        """Append a publish."""
+        if self.full is not None:
+            settled(LogFull(self.full))
+            return
+        if draft.ids or draft.producer is not None or draft.count < 1:
+            error = _malformed(draft)
+            if error is not None:
+                settled(error)
+                return
+        if self._closed:
+            settled(LogFull("the log is closed"))
+            return
+        self._waiting.append((draft, settled))
+        self._waiting_bytes += len(draft.records)
+        self._pump()
+
+    def store(self, batch: Batch, settled: Settled) -> None:
+        """Append a received batch."""
+        source = batch.source
+        assert source is not None
+        place = self._places.get(source.peer)
+        if not follows(place, source):
+            settled(Appended(self.next, 0, True))
+            return
+        place = self._places[source.peer] = moved(place, source)
+        self._queue(Stored(batch, place), settled)
+        self._waiting_bytes += len(batch.records)
+
+    def set_cursor(self, peer: str, cursor: Cursor | None, settled: Settled) -> None:
+        """Replace a peer's cursor, or forget it."""
+        place = None if cursor is None else placed(cursor)
+        self._places[peer] = place
+        self._queue(CursorSet(peer, place), settled)
+
+    def _queue(self, item: Stored | CursorSet | EpochOpened, settled: Settled) -> None:
+        """Let something wait that must get through."""
+        if self._closed:
+            settled(LogFull("the log is closed"))
+            return
+        self._waiting.append((item, settled))
+        self._pump()
+
+    # groups
+
+    def _make_group(self) -> Group:
+        """Make a group of all that waits."""
+        waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
+        group = self._grouping.make(waiting, self.clock())
+        self._under_way.append(group)
+        return group
+
+    def _committed(self, group: Group) -> None:
+        """The oldest group under way is on disk: keep its batches at hand, answer, tell who follows."""
+        assert group is self._under_way[0]
+        self._under_way.popleft()
+        add, places = self._tail.add, self._committed_places
+        for piece in group.pieces:
+            batch = piece.batch
+            if batch is not None:
+                if batch.count:
+                    add(batch)
+                if batch.source is not None:
+                    source = batch.source
+                    places[source.peer] = moved(places.get(source.peer), source)
+            elif isinstance(piece.change, CursorSet):
+                places[piece.change.peer] = piece.change.place
+        before, self.next = self.next, group.next
+        for settled, appended in group.outcomes:
+            settled(appended)
+        if group.next != before:
+            for told in tuple(self.on_commit):
+                told(group.next)
+
+    def _failed(self, why: str) -> None:
+        """No group under way got to the disk: publishes are refused, all else waits on, in order."""
+        waiting: list[Waiting] = []
+        for group in reversed(self._under_way):
+            self._grouping.take_back(group)
+        for group in self._under_way:
+            waiting.extend(group.waiting)
+        self._under_way.clear()
+        self.full = why
+        waiting.extend(self._waiting)
+        self._waiting = [entry for entry in waiting if not isinstance(entry[0], Draft)]
+        self._waiting_bytes = sum(
+            len(item.batch.records) for item, _ in self._waiting if isinstance(item, Stored)
+        )
+        error = LogFull(why)
+        for item, settled in waiting:
+            if isinstance(item, Draft):
+                settled(error)
+
+    def _open_epoch(self, epoch: str, first: int) -> None:
+        """Let the first group of this run begin with its epoch."""
+        self._waiting.append((EpochOpened(epoch, first), ignore))
+
+
+def _malformed(draft: Draft) -> LinkdError | None:
+    """Return what is wrong with a draft, or None."""
+    if draft.count < 1:
+        return BadRecord(f"expected at least one record, got {draft.count}")
+    if draft.ids and len(draft.ids) != draft.count:
+        return BadRecord(f"expected no ids or {draft.count}, got {len(draft.ids)}")
+    if draft.producer is not None and draft.producer.sequence < 1:
+        return BadRecord(f"expected a sequence from 1 on, got {draft.producer.sequence}")
+    return None

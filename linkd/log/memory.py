@@ -1,0 +1,183 @@
+"""A log in memory: the same promises to who runs beside it, nothing of them after the process. For tests and labs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from random import Random
+
+from linkd.core.batch import Batch
+from linkd.errors import Gap, LinkdError
+from linkd.log.group import EpochOpened, Group, ignore
+from linkd.log.ids import Ids
+from linkd.log.ledger import Ledger, new_token
+from linkd.log.state import State
+from linkd.log.tail import Tail
+
+
+class MemoryLog(Ledger):
+    """A log whose disk is a list.
+
+    Args:
+        node: This node's name.
+        rng: Where ids and epochs come from.
+        delayed: Commits wait for `commit`; else each append is committed before the call returns.
+        clock: The log's clock; seconds that only grow.
+        id_window: Seconds in which a repeated id is recognised.
+    """
+
+    def __init__(
+        self,
+        node: str,
+        rng: Random | None = None,
+        *,
+        delayed: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+        id_window: float = 86_400.0,
+    ) -> None:
+        self.rng = rng or Random()
+        state = State(new_token(self.rng))
+        self._disk: list[Group] = []
+        self._delayed = delayed
+        self._now = clock
+        self._pumping = False
+        self._id_window = id_window
+        super().__init__(node, state, Ids(id_window, 1_000_000), Tail(None, 1))
+        self.max_bytes = 2**40
+        self._start(new_token(self.rng), 1)
+
+    def _start(self, epoch: str, first: int) -> None:
+        """Open this run's epoch, durable at once."""
+        self.epoch = epoch
+        self._waiting.append((EpochOpened(epoch, first), ignore))
+        self._commit_all()
+
+    def clock(self) -> float:
+        """Return the log's own clock."""
+        return self._now()
+
+    def _pump(self) -> None:
+        if not self._delayed and not self._pumping:
+            self._commit_all()
+
+    def commit(self) -> None:
+        """Commit all that waits, settle it, and tell who follows."""
+        self._commit_all()
+
+    def _commit_all(self) -> None:
+        """Commit until nothing waits."""
+        self._pumping = True
+        try:
+            while self._waiting and self.full is None:
+                group = self._make_group()
+                self._disk.append(group)
+                self.size_bytes += group.size
+                self._committed(group)
+        finally:
+            self._pumping = False
+
+    def crash(self) -> MemoryLog:
+        """Return the log as it is found after a crash now: what waited is lost and never settled."""
+        self._closed = True
+        found = MemoryLog.__new__(MemoryLog)
+        found.rng, found._delayed, found._now = self.rng, self._delayed, self._now
+        found._disk, found._pumping, found._id_window = list(self._disk), False, self._id_window
+        state, ids = State(self.id), self._ids
+        tail = Tail(None, self.first)
+        for group in self._disk:
+            for piece in group.pieces:
+                if piece.batch is not None:
+                    state.replay(piece.batch)
+                    if piece.batch.count and piece.batch.next > self.first:
+                        tail.add(piece.batch)
+                elif isinstance(piece.change, EpochOpened):
+                    state.open_epoch(piece.change.epoch, piece.change.first)
+                elif piece.change is not None:
+                    state.put(piece.change.peer, piece.change.place)
+        state.undo = []
+        Ledger.__init__(found, self.node, state, ids, tail)
+        found.size_bytes, found.max_bytes = self.size_bytes, self.max_bytes
+        found._start(new_token(self.rng), state.next)
+        return found
+
+    def fill(self, why: str) -> None:
+        """Let the log be full: publishes are refused, what peers send waits."""
+        self._failed(why)
+
+    def drain(self) -> None:
+        """Let there be room again."""
+        self.full = None
+        self._pump()
+
+    # reading
+
+    def read(self, position: int, max_bytes: int) -> list[Batch] | None:
+        """Return the batches from `position` on."""
+        if position < self.first:
+            raise Gap(position, self.first)
+        if position >= self.next:
+            return []
+        return self._tail.read(position, max_bytes)
+
+    def fetch(
+        self, position: int, max_bytes: int, done: Callable[[list[Batch] | LinkdError], None]
+    ) -> None:
+        """Like `read`; `done` is called before this returns."""
+        try:
+            found = self.read(position, max_bytes)
+        except Gap as gap:
+            done(gap)
+        else:
+            done(found or [])
+
+    def owed(self, position: int) -> dict[str, tuple[int, int]]:
+        """Return (records, bytes of records) by channel from `position` on."""
+        return count_owed(self._tail.behind(position), position)
+
+    def stamp_at(self, position: int) -> float | None:
+        """Return when the first record at or after `position` was stored."""
+        batch = self._tail.at(position)
+        return None if batch is None else batch.stamp
+
+    def locate(self, time: float) -> int:
+        """Return the first offset of a batch published at or after `time`."""
+        for batch in self._tail.behind(self.first):
+            if batch.time >= time:
+                return batch.offset
+        return self.next
+
+    def release(self, before: int) -> None:
+        """Nothing below `before` is owed; it is kept all the same."""
+
+    def trim(self, before: int) -> int:
+        """Delete the batches that lie below `before` as a whole; return how many records go."""
+        old = self.first
+        batches = self._tail.behind(self.first)
+        gone = [batch for batch in batches if batch.next <= before]
+        if not gone:
+            return 0
+        self.first = gone[-1].next
+        self._tail.forget(self.first)
+        for told in tuple(self.on_trim):
+            told(self.first)
+        return self.first - old
+
+    def close(self, done: Callable[[], None]) -> None:
+        """Commit what waits, then call `done`."""
+        self._commit_all()
+        self._closed = True
+        done()
+
+
+def count_owed(
+    batches: Sequence[Batch], position: int
+) -> dict[str, tuple[int, int]]:
+    """Return (records, bytes of records) by channel of what lies at or after `position`."""
+    owed: dict[str, tuple[int, int]] = {}
+    for batch in batches:
+        count, size = batch.count, len(batch.records)
+        if batch.offset < position:
+            count, size = batch.next - position, size * (batch.next - position) // batch.count
+        records, total = owed.get(batch.channel, (0, 0))
+        owed[batch.channel] = (records + count, total + size)
+    return owed

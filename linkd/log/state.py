@@ -1,0 +1,268 @@
+"""What a log remembers beside its records: the fold over its frames, pure.
+
+Epochs, how far it has each peer's log, what it knows of each origin, and producers' numbers. Every change is
+noted in `undo`, so that a group of frames that never reached the disk can be taken back.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from linkd.core.batch import Batch, Producer, Source
+from linkd.core.wire import Cursor, EpochEnd, EpochStart
+
+MAX_EPOCHS = 1024
+MAX_CURSOR_EPOCHS = 64
+MAX_OLDER_EPOCHS = 64
+MAX_RECENT = 128
+MAX_PRODUCERS = 10_000
+
+ABSENT: Any = object()
+
+Undo = list[tuple[dict[Any, Any], Any, Any]]
+"""For each change: the table, the key, and what lay there before."""
+
+
+Place = tuple[str, tuple[EpochEnd, ...]]
+"""How far a peer's log is stored here: its id, and the end in each epoch, oldest first, at most 64."""
+
+
+def follows(place: Place | None, source: Source) -> bool:
+    """Tell whether a step begins where its peer's cursor stands; a first step, or one of a new log, always does."""
+    return place is None or place[0] != source.log or place[1][-1].next == source.previous
+
+
+def moved(place: Place | None, source: Source) -> Place:
+    """Return the cursor at the end of a step that follows it."""
+    end = EpochEnd(source.epoch, source.next)
+    if place is None or place[0] != source.log:
+        return (source.log, (end,))
+    epochs = place[1]
+    if epochs[-1].epoch == source.epoch:
+        return (source.log, (*epochs[:-1], end))
+    return (source.log, (*epochs[1 - MAX_CURSOR_EPOCHS :], end))
+
+
+def placed(cursor: Cursor) -> Place:
+    """Return a cursor without what is known of its durability."""
+    return (cursor.log, cursor.epochs[-MAX_CURSOR_EPOCHS:])
+
+
+class OriginHigh(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """The highest offset known of one channel of another log: its current epoch, and the older ones."""
+
+    epoch: str
+    high: int
+    older: tuple[str, ...] = ()
+
+
+class Highest(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A producer's highest sequence, and the log's clock when it came."""
+
+    sequence: int
+    stamp: float
+
+
+class Snapshot(msgspec.Struct, array_like=True, frozen=True):
+    """All of a state, as it opens a segment."""
+
+    log: str
+    next: int
+    epochs: tuple[EpochStart, ...]
+    cursors: dict[str, Place]
+    origins: tuple[tuple[str, str, OriginHigh], ...]
+    highest: dict[str, Highest]
+    recent: dict[str, tuple[tuple[int, int, int], ...]]
+    acks: tuple[tuple[str, int, int], ...] = ()
+    consumers: tuple[tuple[str, int, tuple[str, ...], float], ...] = ()
+
+
+class State:
+    """The fold over a log's frames.
+
+    Args:
+        log: The log's id.
+
+    Attributes:
+        next: The offset that the next record gets, frames under way counted.
+        undo: Changes since the caller last put a fresh list here.
+    """
+
+    __slots__ = ("_cursors", "_epochs", "_highest", "_origins", "_recent", "log", "next", "undo")
+
+    def __init__(self, log: str) -> None:
+        self.log = log
+        self.next = 1
+        self.undo: Undo = []
+        self._epochs: list[EpochStart] = []
+        self._cursors: dict[str, Place] = {}
+        self._origins: dict[tuple[str, str], OriginHigh] = {}
+        self._highest: dict[str, Highest] = {}
+        self._recent: dict[str, dict[int, tuple[int, int]]] = {}
+
+    # epochs
+
+    @property
+    def epoch(self) -> str:
+        """The newest epoch; empty before the first."""
+        return self._epochs[-1].epoch if self._epochs else ""
+
+    def open_epoch(self, epoch: str, first: int) -> None:
+        """Begin `epoch` at offset `first`; an epoch in which nothing lies gives way to it."""
+        if self._epochs and self._epochs[-1].first >= self.next:
+            self._epochs.pop()
+        self._epochs.append(EpochStart(epoch, first))
+        del self._epochs[:-MAX_EPOCHS]
+        self.next = max(self.next, first)
+
+    def epochs(self) -> tuple[EpochStart, ...]:
+        """Return the newest epochs, oldest first; all but the last have records."""
+        return tuple(self._epochs)
+
+    def epoch_below(self, position: int) -> str:
+        """Return the epoch of the record just below `position`; the oldest known at the start."""
+        for start in reversed(self._epochs):
+            if start.first < position:
+                return start.epoch
+        return self._epochs[0].epoch if self._epochs else ""
+
+    # peers' logs
+
+    def peers(self) -> list[str]:
+        """Return the peers whose logs it has a cursor in."""
+        return list(self._cursors)
+
+    def place(self, peer: str) -> Place | None:
+        """Return the log id and the epochs of a peer's cursor, frames under way counted."""
+        return self._cursors.get(peer)
+
+    def put(self, peer: str, place: Place | None) -> None:
+        """Set a peer's cursor, or forget it."""
+        cursors = self._cursors
+        self.undo.append((cursors, peer, cursors.get(peer, ABSENT)))
+        if place is None:
+            cursors.pop(peer, None)
+        else:
+            cursors[peer] = place
+
+    # origins
+
+    def known(self, batch: Batch) -> int:
+        """Return how many of a received batch's records, from its first on, are known already."""
+        origin = batch.origin
+        if origin.log == self.log:
+            return batch.count
+        high = self._origins.get((origin.log, batch.channel))
+        if high is None:
+            return 0
+        if origin.epoch == high.epoch:
+            return min(max(high.high + 1 - origin.first, 0), batch.count)
+        return batch.count if origin.epoch in high.older else 0
+
+    def learn(self, batch: Batch) -> None:
+        """Note a received batch's last record as the highest of its origin and channel."""
+        origin, origins = batch.origin, self._origins
+        key = (origin.log, batch.channel)
+        old = origins.get(key, ABSENT)
+        self.undo.append((origins, key, old))
+        last = origin.first + batch.count - 1
+        if old is ABSENT:
+            origins[key] = OriginHigh(origin.epoch, last)
+        elif old.epoch == origin.epoch:
+            origins[key] = OriginHigh(old.epoch, last, old.older)
+        else:
+            older = (*old.older[1 - MAX_OLDER_EPOCHS :], old.epoch)
+            origins[key] = OriginHigh(origin.epoch, last, older)
+
+    # producers
+
+    def repeated(self, producer: Producer) -> tuple[int, int] | None:
+        """Return (first offset, count) of a sequence that came already, or None if it is new.
+
+        (0, 0) where it lies so far back that only its number is known.
+        """
+        highest = self._highest.get(producer.name)
+        if highest is None or producer.sequence > highest.sequence:
+            return None
+        return self._recent[producer.name].get(producer.sequence, (0, 0))
+
+    def number(self, producer: Producer, offset: int, count: int, stamp: float) -> None:
+        """Note a producer's new sequence."""
+        name = producer.name
+        recent = self._recent.get(name)
+        if recent is None:
+            recent = self._recent[name] = {}
+        elif len(recent) >= 2 * MAX_RECENT:
+            for sequence in list(recent)[:-MAX_RECENT]:
+                del recent[sequence]
+        undo = self.undo
+        undo.append((self._highest, name, self._highest.get(name, ABSENT)))
+        undo.append((recent, producer.sequence, ABSENT))
+        self._highest[name] = Highest(producer.sequence, stamp)
+        recent[producer.sequence] = (offset, count)
+
+    def forget_producers(self, before: float) -> None:
+        """Forget producers not heard of since `before`, seconds on the log's clock, and above 10,000 the oldest."""
+        highest = self._highest
+        gone = [name for name, last in highest.items() if last.stamp < before]
+        if len(highest) - len(gone) > MAX_PRODUCERS:
+            order = sorted(highest, key=lambda name: highest[name].stamp)
+            gone = order[: max(len(gone), len(highest) - MAX_PRODUCERS)]
+        for name in gone:
+            del highest[name]
+            del self._recent[name]
+
+    # frames
+
+    def replay(self, batch: Batch) -> None:
+        """Fold a stored batch, as when it was stored."""
+        self.next = batch.offset + batch.count
+        if batch.source is not None:
+            source = batch.source
+            self.put(source.peer, moved(self.place(source.peer), source))
+            if batch.count:
+                self.learn(batch)
+        elif batch.producer is not None:
+            self.number(batch.producer, batch.offset, batch.count, batch.stamp)
+
+    def snapshot(self) -> Snapshot:
+        """Return all of it."""
+        return Snapshot(
+            self.log,
+            self.next,
+            tuple(self._epochs),
+            dict(self._cursors),
+            tuple((log, channel, high) for (log, channel), high in self._origins.items()),
+            dict(self._highest),
+            {
+                name: tuple((n, *place) for n, place in list(recent.items())[-MAX_RECENT:])
+                for name, recent in self._recent.items()
+                if name in self._highest
+            },
+        )
+
+    @classmethod
+    def restored(cls, snapshot: Snapshot) -> State:
+        """Return the state that `snapshot` was taken of."""
+        state = cls(snapshot.log)
+        state.next = snapshot.next
+        state._epochs = list(snapshot.epochs)
+        state._cursors = dict(snapshot.cursors)
+        state._origins = {(log, channel): high for log, channel, high in snapshot.origins}
+        state._highest = dict(snapshot.highest)
+        state._recent = {
+            name: {n: (offset, count) for n, offset, count in snapshot.recent.get(name, ())}
+            for name in snapshot.highest
+        }
+        return state
+
+
+def take_back(undo: Undo) -> None:
+    """Undo the changes, the newest first."""
+    for table, key, old in reversed(undo):
+        if old is ABSENT:
+            table.pop(key, None)
+        else:
+            table[key] = old

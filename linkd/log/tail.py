@@ -1,0 +1,107 @@
+"""The newest batches of a log, in memory and in order of their offsets."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+
+from linkd.core.batch import NOWHERE, Batch
+from linkd.errors import Gap
+
+_OVERHEAD = 400
+_NOTHING = Batch(0, "", 0, b"", 0.0, NOWHERE)
+
+
+class Tail:
+    """Committed batches from `first` up to the log's end.
+
+    Args:
+        max_bytes: About how much it keeps; None keeps all.
+        first: The offset at which it begins.
+
+    Attributes:
+        first: Everything from here on is in memory.
+    """
+
+    __slots__ = ("_batches", "_max_bytes", "_offsets", "_size", "_start", "first")
+
+    def __init__(self, max_bytes: int | None, first: int) -> None:
+        self._max_bytes = max_bytes
+        self._offsets: list[int] = []
+        self._batches: list[Batch] = []
+        self._start = 0
+        self._size = 0
+        self.first = first
+
+    def add(self, batch: Batch) -> None:
+        """Put a committed batch behind the others, and forget the oldest where it is too much."""
+        self._offsets.append(batch.offset)
+        self._batches.append(batch)
+        if self._max_bytes is None:
+            return
+        self._size += len(batch.records) + _OVERHEAD
+        while self._size > self._max_bytes and self._start < len(self._batches) - 1:
+            self._drop()
+        if self._start > 1024 and self._start * 2 > len(self._batches):
+            self._compact()
+
+    def forget(self, before: int) -> None:
+        """Forget batches that lie below `before` as a whole."""
+        while self._start < len(self._batches) and self._batches[self._start].next <= before:
+            self._drop()
+        self._compact()
+        self.first = max(self.first, before)
+
+    def read(self, position: int, max_bytes: int) -> list[Batch]:
+        """Return batches from `position` (at or above `first`) on: at least one if there is any.
+
+        Raises:
+            Gap: There is a hole at `position`.
+        """
+        batches = self._batches
+        index = bisect_right(self._offsets, position, self._start) - 1
+        if index < self._start or batches[index].next <= position:
+            index += 1
+            if index < len(batches) and batches[index].offset > position:
+                raise Gap(position, batches[index].offset)
+        return take(batches, index, position, max_bytes)
+
+    def at(self, position: int) -> Batch | None:
+        """Return the batch in which `position` lies, or the first behind it."""
+        index = max(self._start, bisect_right(self._offsets, position, self._start) - 1)
+        while index < len(self._batches) and self._batches[index].next <= position:
+            index += 1
+        return self._batches[index] if index < len(self._batches) else None
+
+    def behind(self, position: int) -> Sequence[Batch]:
+        """Return all batches with a record at or after `position`."""
+        index = max(self._start, bisect_right(self._offsets, position, self._start) - 1)
+        return [batch for batch in self._batches[index:] if batch.next > position]
+
+    def _drop(self) -> None:
+        """Forget the oldest batch."""
+        batch = self._batches[self._start]
+        self._size -= len(batch.records) + _OVERHEAD
+        self.first = batch.next
+        self._batches[self._start] = _NOTHING
+        self._start += 1
+
+    def _compact(self) -> None:
+        """Free the room of what was forgotten."""
+        del self._offsets[: self._start], self._batches[: self._start]
+        self._start = 0
+
+
+def take(batches: Sequence[Batch], index: int, position: int, max_bytes: int) -> list[Batch]:
+    """Return batches from `index` on, about `max_bytes` in all, up to the first hole."""
+    taken: list[Batch] = []
+    size, expected = 0, position
+    while index < len(batches):
+        batch = batches[index]
+        if taken and (size >= max_bytes or batch.offset != expected):
+            break
+        taken.append(batch)
+        size += len(batch.records)
+        expected = batch.next
+        index += 1
+    return taken
