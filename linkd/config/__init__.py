@@ -1,6 +1,8 @@
-"""The configuration: one typed table of settings, read from TOML files, checked before anything starts."""
+"""The configuration: one typed table of settings, read from TOML files, checked before use."""
 
-from linkd.config.loading import files, load
+from linkd.config.addresses import Url, is_loopback, parse_address, parse_url
+from linkd.config.changes import Change, changes, in_force
+from linkd.config.loading import Unreadable, files, load
 from linkd.config.settings import (
     ApiKey,
     ApiSettings,
@@ -18,6 +20,7 @@ from linkd.config.settings import (
 __all__ = [
     "ApiKey",
     "ApiSettings",
+    "Change",
     "ChannelSettings",
     "Config",
     "HeartbeatSettings",
@@ -27,6 +30,13 @@ __all__ = [
     "NodeSettings",
     "PeerSettings",
     "ReconnectSettings",
+    "Unreadable",
+    "Url",
+    "changes",
     "files",
+    "in_force",
+    "is_loopback",
     "load",
+    "parse_address",
+    "parse_url",
 ]

@@ -10,8 +10,16 @@ from typing import Any
 
 import msgspec
 
-from linkd.config.settings import DEFAULT_FILE, Config
+from linkd.config.rules import broken
+from linkd.config.settings import DEFAULT_FILE, PATHS, Config
+from linkd.config.shape import Trouble, misshapen, missing, shown
 from linkd.errors import ConfigError
+
+_MOST_FILE_BYTES = 16 * 1024 * 1024
+
+
+class Unreadable(ConfigError, OSError):
+    """A file of the configuration is not there, or this user may not read it."""
 
 
 def files(path: Path | None = None, environment: Mapping[str, str] | None = None) -> list[Path]:
@@ -29,16 +37,125 @@ def files(path: Path | None = None, environment: Mapping[str, str] | None = None
 def load(paths: Sequence[Path] | None = None) -> Config:
     """Return the configuration in `paths`, or in the usual files.
 
+    Relative paths in it are made absolute: a secret or certificate that systemd has put into
+    `$CREDENTIALS_DIRECTORY` is taken from there, anything else lies beside the first file.
+
+    Args:
+        paths: Files in the order in which they are read; None: `files()`.
+
     Raises:
-        ConfigError: Which file, which key, what was expected and got.
+        ConfigError: One line for each error: file, key, what was expected and got.
+        Unreadable: A file can't be read.
     """
-    tables: dict[str, Any] = {}
-    for path in files() if paths is None else paths:
-        for key, value in tomllib.loads(path.read_text()).items():
-            tables[key] = (
-                tables[key] + value if key in tables and isinstance(value, list) else value
-            )
+    chosen = list(files() if paths is None else paths)
+    merged = _Merged(chosen[0])
+    troubles = [line for path in chosen for line in merged.add(path, _parse(path))]
+    if not troubles:
+        troubles = [merged.line(trouble) for trouble in missing(merged.tables)]
+    if troubles:
+        raise ConfigError("\n".join(troubles))
+    tables = _absolute(merged.tables, chosen[0].absolute().parent)
+    config = msgspec.convert(tables, Config)
+    troubles = [merged.line(trouble) for trouble in broken(config)]
+    if troubles:
+        raise ConfigError("\n".join(troubles))
+    return config
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    """Read one file as TOML."""
     try:
-        return msgspec.convert(tables, Config, strict=True)
-    except msgspec.ValidationError as error:
-        raise ConfigError(str(error)) from None
+        with path.open("rb") as file:
+            content = file.read(_MOST_FILE_BYTES + 1)
+    except OSError as error:
+        raise Unreadable(f"{path}: can't be read: {error.strerror}") from None
+    if len(content) > _MOST_FILE_BYTES:
+        raise ConfigError(f"{path}: expected at most {_MOST_FILE_BYTES} bytes")
+    try:
+        return tomllib.loads(content.decode())
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}: expected UTF-8, got other bytes in line {line}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: not TOML that linkd reads: nested too deep") from None
+
+
+class _Merged:
+    """The tables of all files in one, and which file each key is from."""
+
+    def __init__(self, first: Path) -> None:
+        self.tables: dict[str, Any] = {}
+        self._first = first
+        self._scalars: dict[tuple[str | int, ...], Path] = {}
+        self._items: dict[tuple[str | int, ...], list[tuple[Path, int]]] = {}
+
+    def add(self, path: Path, tables: dict[str, Any]) -> list[str]:
+        """Merge one file's tables; return its errors, one a line."""
+        troubles = [f"{path}: {_key(place)}: {what}" for place, what in misshapen(tables)]
+        return troubles or list(self._merge(path, self.tables, tables, ()))
+
+    def _merge(
+        self, path: Path, into: dict[str, Any], tables: dict[str, Any], place: tuple[str, ...]
+    ) -> list[str]:
+        """Merge tables, append arrays of tables; whatever else stands twice is an error."""
+        troubles: list[str] = []
+        for key, value in tables.items():
+            here = (*place, key)
+            if isinstance(value, dict):
+                self._scalars.setdefault(here, path)
+                troubles += self._merge(path, into.setdefault(key, {}), value, here)
+            elif isinstance(value, list) and value and isinstance(value[0], dict):
+                into.setdefault(key, []).extend(value)
+                self._items.setdefault(here, []).extend((path, i) for i in range(len(value)))
+            elif key in into and into[key] != []:
+                earlier = self._scalars[here]
+                troubles.append(f"{path}: {_key(here)}: {earlier} has set it already")
+            else:
+                into[key] = value
+                self._scalars[here] = path
+        return troubles
+
+    def line(self, trouble: Trouble) -> str:
+        """Return an error as `FILE: KEY: what`; an index counts within its file, from 0."""
+        place, what = trouble
+        path, shown_place, name = self._first, list(place), ""
+        for length in range(1, len(place) + 1):
+            part = place[:length]
+            path = self._scalars.get(part, path)
+            index = place[length] if length < len(place) else None
+            if part in self._items and isinstance(index, int):
+                path, shown_place[length] = self._items[part][index]
+                name = self._name_of(part, index)
+        return f"{path}: {_key(shown_place)}{name}: {what}"
+
+    def _name_of(self, array: tuple[str | int, ...], index: int) -> str:
+        """Return ` (NAME)` of an item of an array of tables, where it has one."""
+        table: Any = self.tables
+        for key in array:
+            table = table[key]
+        name = table[index].get("name")
+        return f" ({shown(name)})" if name else ""
+
+
+def _key(place: Sequence[str | int]) -> str:
+    """Return `peer[2].dial[0]`."""
+    text = ""
+    for part in place:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def _absolute(value: Any, base: Path, key: str = "") -> Any:
+    """Return the tables with every path in them absolute."""
+    if isinstance(value, dict):
+        return {name: _absolute(item, base, name) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_absolute(item, base) for item in value]
+    if key not in PATHS or not isinstance(value, str) or value[:1] in ("", "/", "$"):
+        return value
+    credentials = os.environ.get("CREDENTIALS_DIRECTORY")
+    if credentials and (Path(credentials) / value).is_file():
+        return str(Path(credentials) / value)
+    return str(base / value)

@@ -1,8 +1,8 @@
 """The table of all settings: every key of linkd.toml with its type, default, bounds and meaning.
 
-Defaults, checks, docs/configuration.md and what a reload may change all come from here. A key in TOML is the
-attribute's name, but for the tables that may stand several times: `[[peer]]` is `peers`, `[[channel]]`
-`channels`, `[[api.key]]` `api.keys`. Seconds are floats, sizes end in `_bytes`.
+Defaults, checks, docs/configuration.md and what a reload may change all come from here. A key in
+TOML is the attribute's name, but for the tables that may stand several times: `[[peer]]` is `peers`,
+`[[channel]]` `channels`, `[[api.key]]` `api.keys`. Seconds are floats, sizes end in `_bytes`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,11 @@ Delivery = Literal["durable", "volatile"]
 NAME_PATTERN = r"^[a-z0-9][a-z0-9.-]{0,62}$"
 CONSUMER_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 DEFAULT_FILE = Path("/etc/linkd/linkd.toml")
+PATHS = frozenset(
+    {"state_dir", "socket", "secret_file", "certificate", "key", "private_key", "ca", "client_ca"}
+)
+"""Keys whose values are paths."""
+
 MAX_BODY_BYTES = 16 * 1024 * 1024
 
 Reload = Literal["live", "restart"]
@@ -120,8 +125,8 @@ class ListenSettings(Settings, frozen=True, kw_only=True):
 
 
 class HeartbeatSettings(Settings, frozen=True, kw_only=True):
-    """How soon a dead path is noticed: the listener after `ping_interval + ping_timeout` of silence, the dialer
-    after twice the listener's `ping_interval`."""
+    """How soon a dead path is noticed: by the listener after `ping_interval + ping_timeout` of silence,
+    by the dialer after twice the listener's `ping_interval`."""
 
     ping_interval: Annotated[
         float,
@@ -249,7 +254,7 @@ class LogSettings(Settings, frozen=True, kw_only=True):
 
 
 class ChannelSettings(Settings, frozen=True, kw_only=True):
-    """How messages on some channels are treated; the first match wins, the default is durable without ttl."""
+    """How messages on some channels are treated; the first match wins, the default is durable."""
 
     name: Annotated[str, _meta("A channel or a pattern.")]
     delivery: Annotated[

@@ -1,0 +1,102 @@
+"""Addresses and URLs as they stand in the configuration."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from urllib.parse import urlsplit
+
+import msgspec
+
+DEFAULT_PATH = "/link"
+_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_-]{1,63})*\.?")
+
+
+class Url(msgspec.Struct, frozen=True):
+    """Where a peer is dialed.
+
+    Args:
+        secure: `wss://`.
+        host: A name or an address, without brackets.
+        port: TCP port.
+        path: Begins with `/`.
+    """
+
+    secure: bool
+    host: str
+    port: int
+    path: str
+
+
+def parse_url(text: str) -> Url:
+    """Return the parts of `ws[s]://HOST[:PORT][/PATH]`; the path is `/link` where none is given.
+
+    Raises:
+        ValueError: What was expected and got.
+    """
+    expected = 'expected "wss://HOST:PORT/link" or "ws://HOST:PORT/link"'
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError as error:
+        raise ValueError(f"{expected}: {error}") from None
+    if parts.scheme not in ("ws", "wss"):
+        raise ValueError(f'{expected}: the scheme is "{parts.scheme}"')
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ValueError(f"{expected}: no user, query or fragment belongs there")
+    if any(sign.isspace() or not sign.isprintable() for sign in text):
+        raise ValueError(f"{expected}: it has a blank or a control character")
+    host = parts.hostname or ""
+    if not is_host(host):
+        raise ValueError(f'{expected}: "{host}" is no host')
+    if port == 0:
+        raise ValueError(f"{expected}: no port 0")
+    secure = parts.scheme == "wss"
+    path = parts.path if parts.path not in ("", "/") else DEFAULT_PATH
+    return Url(secure, host, port or (443 if secure else 80), path)
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Return host and port of `HOST:PORT`, `[IPV6]:PORT` or `:PORT` (host empty: all addresses).
+
+    Port 0 lets the system choose.
+
+    Raises:
+        ValueError: What was expected and got.
+    """
+    expected = 'expected "ADDRESS:PORT", "[IPV6]:PORT" or ":PORT"'
+    host, colon, digits = text.rpartition(":")
+    if not colon or not digits.isascii() or not digits.isdigit() or int(digits) > 65535:
+        raise ValueError(f"{expected}, the port from 0 to 65535")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+        if ":" not in host:
+            raise ValueError(f"{expected}: only IPv6 addresses stand in brackets")
+    elif ":" in host:
+        raise ValueError(f"{expected}: an IPv6 address needs brackets")
+    if host == "localhost":
+        host = "127.0.0.1"
+    try:
+        return (str(ipaddress.ip_address(host)) if host else ""), int(digits)
+    except ValueError:
+        raise ValueError(f'{expected}: "{host}" is no address of this host') from None
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether `host` can only be this machine: 127.0.0.0/8, ::1 or localhost."""
+    if host.lower().rstrip(".") == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def is_host(text: str) -> bool:
+    """Tell whether `text` is a name or an address."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        digits_only = all(part.isdigit() for part in text.rstrip(".").split("."))
+        return len(text) <= 253 and _HOST.fullmatch(text) is not None and not digits_only
+    return True
