@@ -33,7 +33,7 @@ export function size(bytes) {
   if (bytes < 1000) return `${Math.round(bytes)} B`;
   const power = Math.min(4, Math.floor(Math.log10(bytes) / 3));
   const value = bytes / 1000 ** power;
-  return `${value.toFixed(value < 10 ? 1 : 0)} ${["B", "kB", "MB", "GB", "TB"][power]}`;
+  return `${value.toFixed(value < 100 ? 1 : 0)} ${["B", "kB", "MB", "GB", "TB"][power]}`;
 }
 
 /** 1,840; 12.4 k; 3.1 M. @param {number | null | undefined} number */

@@ -45,7 +45,7 @@ export class LinkCard {
     const title = make("h2", {}, peer, this.state, this.since);
     this.element = make(
       "article",
-      { className: "card link", dataset: { peer } },
+      { className: "card link", id: `link-${peer}`, dataset: { peer } },
       make("header", {}, title, this.facts),
       this.why,
       this.day.element,
@@ -55,23 +55,42 @@ export class LinkCard {
     /** @type {any} */
     this.link = null;
     this.told = 0;
+    /** When it last left `up`, in milliseconds; null while it is. @type {number | null} */
+    this.fell = null;
   }
 
   /** Take what is true of the link at `at` (milliseconds). @param {any} link @param {number} at */
   tell(link, at) {
     this.link = link;
     this.told = at;
+    this.fell = link.state === "up" || link.state === "stopped" ? null : (this.fell ?? at - link.since_seconds * 1000);
     this.element.dataset.tone = tone(link.state);
     this.element.dataset.state = link.state;
     say(this.state, link.state);
     say(this.facts, facts(link));
     say(this.why, why(link));
+    this.why.title = this.why.textContent;
     this.age(at);
   }
 
   /** Let the clock run on between two answers. @param {number} now milliseconds */
   age(now) {
     if (this.link) say(this.since, `for ${lasting(this.link.since_seconds + (now - this.told) / 1000)}`);
+  }
+
+  /** Learn from the events when this outage began: a link that is down changes state while it tries. @param {any[]} events oldest first */
+  fellAsIn(events) {
+    if (this.fell === null || !this.link) return;
+    const last = events.findLast(({ peer, old }) => peer === this.link.peer && old === "up");
+    if (last) this.fell = Math.min(this.fell, Date.parse(last.time));
+  }
+
+  /** The outage that goes on, as /v1/outages would tell it; null while the link is up. */
+  openOutage() {
+    if (this.fell === null) return null;
+    const { peer, reason, attempts } = this.link;
+    const began = new Date(this.fell).toISOString();
+    return { peer, began, reason: reason ?? "down", noticed_after_seconds: null, down_seconds: null, attempts, replayed_records: 0, drained_seconds: null };
   }
 
   /** @param {any[]} outages of this link @param {number} now milliseconds */

@@ -1,8 +1,8 @@
 // The page: asks the node once a second, and hears changes of links the moment they happen.
 import { Linkd } from "/linkd.js";
-import { byId, say } from "./dom.js";
+import { byId, make, say } from "./dom.js";
 import { EventLog } from "./events.js";
-import { lasting, size } from "./format.js";
+import { lasting, size, tone } from "./format.js";
 import { LinkCard } from "./links.js";
 import { MessageBox } from "./messages.js";
 import { askForToken, enter } from "./session.js";
@@ -37,6 +37,7 @@ class Dashboard {
     this.node.open();
     setInterval(() => this.tick(), POLL);
     setInterval(() => this.history(), HISTORY);
+    document.addEventListener("visibilitychange", () => this.tick());
   }
 
   /** @param {string} path @returns {Promise<any>} null where it could not be had */
@@ -72,7 +73,10 @@ class Dashboard {
 
   async history() {
     const [outages, events] = await Promise.all([this.get("/v1/outages"), this.get("/v1/events")]);
-    if (events) this.events.show(events.events);
+    if (events) {
+      this.events.show(events.events);
+      this.cards.forEach((card) => card.fellAsIn(events.events));
+    }
     if (outages) this.outages = outages.outages;
     this.draw();
   }
@@ -83,7 +87,8 @@ class Dashboard {
     for (const [peer, card] of this.cards) {
       const mine = this.outages.filter((outage) => outage.peer === peer);
       // An outage that goes on may not be in the list yet.
-      if (card.link && downFor(card) !== null && !mine.some(({ down_seconds: down }) => down === null)) mine.push(open(card, now));
+      const open = card.openOutage();
+      if (open && !mine.some(({ down_seconds: down }) => down === null)) mine.push(open);
       card.history(mine, now);
     }
     performance.measure("linkd-history", { start: began });
@@ -115,6 +120,8 @@ class Dashboard {
       card.element.remove();
       this.cards.delete(peer);
     }
+    index(links);
+    document.body.dataset.loaded = "true";
     this.headline(links);
     this.messages.tell(links);
   }
@@ -136,7 +143,7 @@ class Dashboard {
     const text = links.length === 0
       ? "No links are configured"
       : down.length === 0
-        ? links.length === 1 ? "The link is up" : `All ${links.length} links are up`
+        ? ["The link is up", "Both links are up"][links.length - 1] ?? `All ${links.length} links are up`
         : down.length === 1 ? `The link to ${down[0].peer} is down` : `${down.length} of ${links.length} links are down`;
     say(byId("headline"), text);
     document.querySelector(".summary").dataset.tone = down.length ? "bad" : "good";
@@ -164,16 +171,18 @@ class Dashboard {
   }
 }
 
-/** Seconds for which a link has not been up, as far as this page knows; null while it is. @param {LinkCard} card */
-function downFor(card) {
-  return card.link.state === "up" || card.link.state === "stopped" ? null : card.link.since_seconds;
-}
-
-/** @param {LinkCard} card @param {number} now milliseconds */
-function open(card, now) {
-  const { peer, reason, attempts, since_seconds: since } = card.link;
-  const began = new Date(now - since * 1000).toISOString();
-  return { peer, began, reason: reason ?? "down", noticed_after_seconds: null, down_seconds: null, attempts, replayed_records: 0, drained_seconds: null };
+/** With many links: one mark each, leading to its card. @param {any[]} links */
+function index(links) {
+  const list = byId("index");
+  list.hidden = links.length < 4;
+  if (list.hidden) return;
+  links.forEach(({ peer, state }, at) => {
+    const mark = list.children[at] ?? list.appendChild(make("a"));
+    mark.href = `#link-${peer}`;
+    mark.dataset.tone = tone(state);
+    say(mark, peer);
+  });
+  while (list.childElementCount > links.length) list.lastElementChild.remove();
 }
 
 /** @param {() => void} changed */

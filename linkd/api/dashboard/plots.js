@@ -17,10 +17,10 @@ const PLOTS = [
     figure: (s) => [count(s.backlog_records), `records, ${size(s.backlog_bytes)}`],
   },
   {
-    title: "Throughput",
+    title: "Throughput, records/s",
     axis: count,
     series: [(s, before) => rate(s, before, "sent_records"), (s, before) => rate(s, before, "received_records")],
-    figure: (s, before) => [perSecond(rate(s, before, "sent_records")), `out, ${perSecond(rate(s, before, "received_records"))} in, records/s`],
+    figure: (s, before) => [perSecond(rate(s, before, "sent_records")), `out, ${perSecond(rate(s, before, "received_records"))} in`],
   },
 ];
 
@@ -56,6 +56,8 @@ export class Plots {
 
   /** @param {any} link as in /v1/status @param {number} at seconds since 1970 */
   add(link, at) {
+    // Asked again because something changed: too near to the sample before for a rate.
+    if (this.before && at - this.before.at < 0.7) return;
     const sample = { ...link, at };
     this.times.push(at);
     for (const { plot, figure, unit, values } of this.panels) {
@@ -111,10 +113,10 @@ function chart({ plot, canvas }) {
       height: HEIGHT,
       legend: { show: false },
       cursor: { show: false },
-      padding: [6, 2, 0, 0],
+      padding: [6, 14, 0, 0],
       scales: { x: { time: true }, y: { range: (_u, _min, max) => [0, max > 0 ? max * 1.15 : 1] } },
       axes: [
-        { ...axis, grid: { show: false }, size: 18, gap: 3, space: 60, values: (u, splits) => splits.map((at) => ago(u.scales.x.max - at)), splits: (u) => [u.scales.x.max - 240, u.scales.x.max - 120, u.scales.x.max] },
+        { ...axis, grid: { show: false }, size: 18, gap: 3, space: 60, values: (u, splits) => splits.map((at) => ago(u.scales.x.max - at)), splits: (u) => (u.width < 190 ? [240, 0] : [240, 120, 0]).map((before) => u.scales.x.max - before) },
         { ...axis, size: 52, gap: 4, space: 28, values: (_u, splits) => splits.map((value) => (plot.axis === count && value % 1 ? "" : plot.axis === short && value === 0 ? "0" : plot.axis(value))) },
       ],
       series: [{}, ...plot.series.map((_read, index) => ({ stroke: strokes[index], width: 1.5, points: { show: false }, spanGaps: false }))],

@@ -191,7 +191,7 @@ export class StubNode {
     const reasons = ["ping-timeout", "silence", "closed", "unreachable", "refused"];
     const now = Date.now();
     this.outages = Array.from({ length: outages }, () => {
-      const down = 3 + random() ** 4 * 600;
+      const down = 3 + random() ** 9 * 500;
       return outage(this.links[random() < 0.7 ? 0 : 1].peer, now - random() * (hours * 3.6e6 - 7e5) - 7e5, reasons[Math.floor(random() * 5)], 2 + random() * 5, down);
     }).sort((a, b) => a.began.localeCompare(b.began));
     for (const each of this.outages.slice(-60)) {
@@ -200,6 +200,7 @@ export class StubNode {
       this.events.push(event("waiting", "up", began + each.noticed_after_seconds * 1000, each.reason));
       this.events.push(event("up", "resuming", began + each.down_seconds * 1000, null));
     }
+    this.events.sort((a, b) => a.time.localeCompare(b.time)).forEach((each, at) => (each.number = at + 1));
   }
 
   linkStatus(it) {
