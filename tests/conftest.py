@@ -1,0 +1,73 @@
+"""Fixtures for all tests: the lab, hypothesis profiles, and that no test leaves a timer behind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+
+from tests.support.daemon import Daemon
+from tests.support.lab import Lab, Namespace
+from tests.support.needs import need
+
+hypothesis.settings.register_profile(
+    "ci", derandomize=True, deadline=None, database=None, print_blob=True
+)
+hypothesis.settings.register_profile(
+    "campaign", max_examples=2000, deadline=None, database=None, print_blob=True
+)
+CAMPAIGN = os.environ.get("LINKD_CAMPAIGN") == "1"
+hypothesis.settings.load_profile("campaign" if CAMPAIGN else "ci")
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    """Return a lab without hosts; all its hosts end with the test."""
+    need("iptables in a network namespace")
+    with Lab(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def daemons() -> Iterator[Callable[..., Daemon]]:
+    """Return a function that starts a daemon (arguments as `Daemon`); all end with the test."""
+    started: list[Daemon] = []
+
+    def start(
+        name: str,
+        config: str,
+        host: Namespace | None = None,
+        ready_within: float | None = 20.0,
+        **rest: object,
+    ) -> Daemon:
+        daemon = Daemon(name, config, host, **rest)  # type: ignore[arg-type]
+        started.append(daemon)
+        daemon.start(ready_within)
+        return daemon
+
+    yield start
+    for daemon in reversed(started):
+        daemon.close()
+
+
+@pytest.fixture
+def clean_reactor() -> Iterator[None]:
+    """Fail the test if it leaves a delayed call, a reader or a writer on the reactor.
+
+    For tests that run on the real reactor: `pytestmark = pytest.mark.usefixtures("clean_reactor")`.
+    """
+    from twisted.internet import reactor as installed  # only where a test runs on it
+
+    reactor: Any = installed
+
+    def held() -> set[object]:
+        return {*reactor.getDelayedCalls(), *reactor.getReaders(), *reactor.getWriters()}
+
+    before = held()
+    yield
+    left = [str(thing) for thing in held() - before]
+    assert not left, f"left on the reactor: {left}"

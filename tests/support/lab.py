@@ -1,0 +1,272 @@
+"""Hosts on one machine: each a network namespace, joined by a router in the middle.
+
+Needs root, or user namespaces; never touches the machine's own network. A namespace lives as long
+as its holder process, and a holder ends when the process that made it ends, even by kill -9:
+nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Literal
+
+Way = Literal["both", "in", "out"]
+ROOT = Path(__file__).resolve().parents[2]
+ADMIN_PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+
+
+class Namespace:
+    """A network and mount namespace, and a way to run commands in it.
+
+    Attributes:
+        name: For messages.
+        pid: Of the process that holds it.
+    """
+
+    def __init__(self, name: str, parent: Namespace | None = None) -> None:
+        """Make it; `parent` is the user namespace to make it in, where this process is not root."""
+        self.name = name
+        self._user = os.geteuid() != 0
+        if parent is not None and self._user:
+            command = parent.enter(["unshare", "-n", "-m", "sh", "-c", "echo ready; exec cat"])
+        else:
+            options = ["-U", "-r"] if self._user else []
+            command = ["unshare", *options, "-n", "-m", "sh", "-c", "echo ready; exec cat"]
+        self._holder = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/", start_new_session=True
+        )
+        self.pid = self._holder.pid
+        assert self._holder.stdout is not None
+        if self._holder.stdout.readline() != b"ready\n":
+            self.close()
+            raise RuntimeError(f"cannot make a network namespace for {name}")
+        # Without duplicate address detection IPv6 works as soon as its link is up.
+        self.sh("ip link set lo up; echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad")
+
+    def enter(self, command: Sequence[str]) -> list[str]:
+        """Return the command line that runs `command` inside."""
+        user = ["-U", "--preserve-credentials"] if self._user else []
+        return ["nsenter", "-t", str(self.pid), *user, "-n", "-m", "--", *command]
+
+    def run(
+        self, *command: str, check: bool = True, timeout: float = 30.0, stdin: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command inside to its end.
+
+        Raises:
+            RuntimeError: It failed, and `check` is set; the message has what it said.
+            subprocess.TimeoutExpired: It took longer than `timeout` seconds.
+        """
+        done = subprocess.run(
+            self.enter(command),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            input=stdin if stdin is not None else "",
+            env={**os.environ, "PATH": ADMIN_PATH},
+        )
+        if check and done.returncode != 0:
+            said = (done.stderr or done.stdout).strip()
+            raise RuntimeError(f"{self.name}: {' '.join(command)}: exit {done.returncode}: {said}")
+        return done
+
+    def sh(self, script: str) -> str:
+        """Run a shell script inside, stop at its first error, and return its output."""
+        return self.run("sh", "-euc", script).stdout
+
+    def popen(
+        self,
+        command: Sequence[str],
+        env: Mapping[str, str] | None = None,
+        stdout: int | IO[Any] | None = None,
+        stderr: int | IO[Any] | None = None,
+        stdin: int | IO[Any] | None = subprocess.DEVNULL,
+    ) -> subprocess.Popen[bytes]:
+        """Start a command inside, in a session of its own; its pid is the command's own."""
+        return subprocess.Popen(
+            self.enter(command),
+            env={**os.environ, "PATH": ADMIN_PATH, **(env or {})},
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
+        )
+
+    def close(self) -> None:
+        """End the holder; the namespace goes when the last process in it ends."""
+        for stream in (self._holder.stdin, self._holder.stdout):
+            if stream is not None:
+                stream.close()
+        try:
+            self._holder.wait(5)
+        except subprocess.TimeoutExpired:
+            self._holder.kill()
+            self._holder.wait(5)
+
+
+class Host(Namespace):
+    """A host of the lab, with an IPv4 and an IPv6 address of its own.
+
+    Attributes:
+        address, address6: Where others reach it.
+    """
+
+    def __init__(self, name: str, number: int, middle: Namespace, hosts_file: Path) -> None:
+        """Make host `number` (1 to 250) and join it to the router."""
+        super().__init__(name, middle)
+        self.number = number
+        self.address = f"10.99.{number}.2"
+        self.address6 = f"fd99:0:0:{number:x}::2"
+        self._hosts_file = hosts_file
+        near, far = f"v{number}", "eth0"
+        try:
+            middle.sh(
+                f"ip link add {near} type veth peer name {far} netns {self.pid}\n"
+                f"ip addr add 10.99.{number}.1/24 dev {near}\n"
+                f"ip addr add fd99:0:0:{number:x}::1/64 dev {near} nodad\n"
+                f"ip link set {near} up"
+            )
+            self.sh(
+                f"ip addr add {self.address}/24 dev {far}\n"
+                f"ip addr add {self.address6}/64 dev {far} nodad\n"
+                f"ip link set {far} up\n"
+                f"ip route add default via 10.99.{number}.1\n"
+                f"ip -6 route add default via fd99:0:0:{number:x}::1"
+            )
+            self.names({})
+            self.sh(f"mount --bind {hosts_file} /etc/hosts")
+        except BaseException:
+            self.close()
+            raise
+
+    def names(self, names: Mapping[str, str]) -> None:
+        """Say what names mean on this host from now on: name to address."""
+        lines = ["127.0.0.1 localhost", "::1 localhost"]
+        lines += [f"{address} {name}" for name, address in names.items()]
+        self._hosts_file.write_text("\n".join(lines) + "\n")
+
+    def drop(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run scripts/drop.sh here."""
+        return self.run("sh", str(ROOT / "scripts" / "drop.sh"), *arguments, check=check)
+
+    def restore(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run scripts/restore.sh here."""
+        return self.run("sh", str(ROOT / "scripts" / "restore.sh"), *arguments, check=check)
+
+    def rules(self) -> list[str]:
+        """Return the rules that drop.sh has put here, of both address families."""
+        listed = self.sh("iptables -w 5 -S; ip6tables -w 5 -S").splitlines()
+        return [line for line in listed if "linkd-drop:" in line]
+
+
+class Fault:
+    """Rules in the middle that spoil what passes there, until `end`. Ends itself as a context."""
+
+    def __init__(self, middle: Namespace, rules: Sequence[str]) -> None:
+        """Put the rules (`iptables -A FORWARD …` without the first three words) in force."""
+        self._middle = middle
+        self._rules = list(rules)
+        self._middle.sh("\n".join(f"{tool(rule)} -w 5 -I FORWARD {rule}" for rule in rules))
+
+    def end(self) -> None:
+        """Take the rules away; again is harmless."""
+        rules, self._rules = self._rules, []
+        if rules:
+            self._middle.sh("\n".join(f"{tool(rule)} -w 5 -D FORWARD {rule}" for rule in rules))
+
+    def __enter__(self) -> Fault:
+        """Return self."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End it."""
+        self.end()
+
+
+def tool(rule: str) -> str:
+    """Return the program for a rule: by its address family."""
+    return "ip6tables" if ":" in rule.split(" -m ", 1)[0] else "iptables"
+
+
+class Lab:
+    """Hosts, and a router in the middle that joins them; a context that ends everything.
+
+    Attributes:
+        middle: The router's namespace.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Make the router; `directory` is for small files."""
+        self._directory = directory
+        self._hosts: list[Host] = []
+        self.middle = Namespace("middle")
+        try:
+            self.middle.sh(
+                "echo 1 > /proc/sys/net/ipv4/ip_forward\n"
+                "echo 1 > /proc/sys/net/ipv6/conf/all/forwarding"
+            )
+        except BaseException:
+            self.middle.close()
+            raise
+
+    def host(self, name: str) -> Host:
+        """Make another host."""
+        number = len(self._hosts) + 1
+        host = Host(name, number, self.middle, self._directory / f"hosts-{number}")
+        self._hosts.append(host)
+        return host
+
+    def cut(self, a: Host, b: Host, way: Way = "both") -> Fault:
+        """Drop in the middle what passes between two hosts: `in` is what goes to `a`."""
+        return self._fault(a, b, way, "-j DROP")
+
+    def loss(self, a: Host, b: Host, probability: float, way: Way = "both") -> Fault:
+        """Drop packets between two hosts at random, with a probability of 0 to 1 each way."""
+        match = f"-m statistic --mode random --probability {probability:.3f}"
+        return self._fault(a, b, way, f"{match} -j DROP")
+
+    def drop_large(self, a: Host, b: Host, over_bytes: int = 1000, way: Way = "both") -> Fault:
+        """Drop IP packets that are longer than so many bytes."""
+        return self._fault(a, b, way, f"-m length --length {over_bytes + 1}:65535 -j DROP")
+
+    def _fault(self, a: Host, b: Host, way: Way, rest: str) -> Fault:
+        rules = []
+        for one, two in ((a.address, b.address), (a.address6, b.address6)):
+            if way in ("both", "in"):
+                rules.append(f"-s {two} -d {one} {rest}")
+            if way in ("both", "out"):
+                rules.append(f"-s {one} -d {two} {rest}")
+        return Fault(self.middle, rules)
+
+    def close(self) -> None:
+        """End all namespaces."""
+        for namespace in (*reversed(self._hosts), self.middle):
+            namespace.close()
+
+    def __enter__(self) -> Lab:
+        """Return self."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End all namespaces."""
+        self.close()
+
+
+def python(*arguments: str) -> list[str]:
+    """Return a command line of this Python where `linkd` and `tests` can be imported."""
+    return ["env", f"PYTHONPATH={ROOT}", sys.executable, *arguments]

@@ -1,0 +1,302 @@
+"""drop.sh and restore.sh: which rules they make and take away, what they refuse, and when."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.lab import ROOT, Lab, Namespace
+from tests.support.needs import need
+
+pytestmark = pytest.mark.lab
+
+DROP = str(ROOT / "scripts" / "drop.sh")
+RESTORE = str(ROOT / "scripts" / "restore.sh")
+HOST = "192.0.2.7"
+TOKEN = re.compile(r' -m comment --comment "?linkd-drop:(.*):[0-9]+-[0-9]+"? -j DROP')
+
+
+@pytest.fixture
+def box() -> Iterator[Namespace]:
+    """Return a namespace of its own."""
+    need("iptables in a network namespace")
+    namespace = Namespace("box")
+    yield namespace
+    namespace.close()
+
+
+def rules(box: Namespace) -> list[str]:
+    """Return the rules in force, comments shortened to the host."""
+    listed = box.sh("iptables -w 5 -S; ip6tables -w 5 -S").splitlines()
+    return [TOKEN.sub(r" # \1", line) for line in listed if not line.startswith("-P")]
+
+
+def drop(box: Namespace, *arguments: str) -> tuple[int, str]:
+    """Run drop.sh; return its exit status and all it said."""
+    done = box.run("sh", DROP, *arguments, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def restore(box: Namespace, *arguments: str) -> tuple[int, str]:
+    """Run restore.sh; return its exit status and all it said."""
+    done = box.run("sh", RESTORE, *arguments, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def until(box: Namespace, wanted: list[str], within: float) -> float:
+    """Wait until these are the rules; return how many seconds that took."""
+    begun = time.monotonic()
+    while rules(box) != wanted:
+        assert time.monotonic() - begun < within, rules(box)
+        time.sleep(0.05)
+    return time.monotonic() - begun
+
+
+BOTH = [f"-A INPUT -s {HOST}/32 # {HOST}", f"-A OUTPUT -d {HOST}/32 # {HOST}"]
+
+
+def test_both_directions_again_and_back(box: Namespace) -> None:
+    assert drop(box, HOST) == (0, f"Dropping all packets to and from {HOST} ({HOST}).\n")
+    assert rules(box) == BOTH
+    assert drop(box, HOST)[0] == 0
+    assert rules(box) == BOTH
+    assert restore(box, HOST) == (0, f"Restored: {HOST}.\n")
+    assert rules(box) == []
+    assert restore(box, HOST) == (0, f"Nothing is dropped for {HOST}.\n")
+
+
+@pytest.mark.parametrize(("direction", "rule"), [("in", BOTH[0]), ("out", BOTH[1])])
+def test_one_direction(box: Namespace, direction: str, rule: str) -> None:
+    assert drop(box, HOST, "--direction", direction)[0] == 0
+    assert rules(box) == [rule]
+
+
+def test_a_port_at_either_end(box: Namespace) -> None:
+    assert drop(box, "--port", "9443", HOST)[0] == 0
+    found = set(rules(box))
+    assert found == {
+        f"-A {chain} {end} {HOST}/32 -p {protocol} -m {protocol} --{port} 9443 # {HOST}"
+        for chain, end in (("INPUT", "-s"), ("OUTPUT", "-d"))
+        for protocol in ("tcp", "udp")
+        for port in ("sport", "dport")
+    }
+    assert drop(box, "--port", "9444", HOST)[0] == 0
+    assert len(rules(box)) == 16
+    assert drop(box, "--port", "9443", HOST)[0] == 0
+    assert len(rules(box)) == 16
+    assert restore(box)[0] == 0
+    assert rules(box) == []
+
+
+def test_ipv6_goes_to_ip6tables(box: Namespace) -> None:
+    assert drop(box, "2001:DB8::7")[0] == 0
+    assert rules(box) == [
+        "-A INPUT -s 2001:db8::7/128 # 2001:db8::7",
+        "-A OUTPUT -d 2001:db8::7/128 # 2001:db8::7",
+    ]
+    assert restore(box, "2001:db8::7")[1] == "Restored: 2001:db8::7.\n"
+    assert rules(box) == []
+
+
+def test_a_name_is_looked_up_once_and_restored_when_it_means_nothing_any_more(lab: Lab) -> None:
+    host = lab.host("one")
+    host.names({"hub.example.net": "192.0.2.9"})
+    host.drop("hub.example.net")
+    assert rules(host) == [
+        "-A INPUT -s 192.0.2.9/32 # hub.example.net",
+        "-A OUTPUT -d 192.0.2.9/32 # hub.example.net",
+    ]
+    host.names({})
+    assert drop(host, "hub.example.net")[0] == 1
+    assert len(rules(host)) == 2
+    host.restore("hub.example.net")
+    assert rules(host) == []
+
+
+def test_our_rules_come_first_and_others_stay(box: Namespace) -> None:
+    accept = f"-A INPUT -s {HOST}/32 -j ACCEPT"
+    theirs = f"-A INPUT -s {HOST}/32 -m comment --comment mine -j DROP"
+    box.sh(f"iptables {accept}; iptables {theirs}")
+    drop(box, HOST)
+    assert rules(box)[0] == BOTH[0]
+    box.sh(f"iptables -I INPUT -s {HOST} -j ACCEPT")
+    drop(box, HOST)
+    assert rules(box)[0] == BOTH[0]
+    assert len(rules(box)) == 5
+    restore(box)
+    assert rules(box) == [accept, accept, theirs]
+
+
+def test_restore_tells_other_hosts_apart(box: Namespace) -> None:
+    drop(box, HOST)
+    drop(box, "192.0.2.70")
+    code, said = restore(box, "192.0.2.71")
+    assert (code, said) == (
+        0,
+        f"Nothing is dropped for 192.0.2.71; dropped are: {HOST} 192.0.2.70.\n",
+    )
+    restore(box, HOST)
+    assert all("192.0.2.70" in rule for rule in rules(box))
+    assert restore(box)[1] == "Restored: 192.0.2.70.\n"
+
+
+def test_for_restores_by_itself(box: Namespace) -> None:
+    code, said = drop(box, HOST, "--for", "1.5")
+    assert code == 0
+    assert said == f"Dropping all packets to and from {HOST} ({HOST}), for 1.5 s.\n"
+    assert rules(box) == BOTH
+    assert until(box, [], 4.0) > 0.5
+
+
+def test_for_restores_though_the_terminal_has_gone(box: Namespace) -> None:
+    command = box.enter(["sh", "-c", f"sh {DROP} {HOST} --for 1; kill -HUP 0; sleep 60"])
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as terminal:
+        assert terminal.stdout is not None
+        assert b"for 1 s" in terminal.stdout.readline()
+        assert terminal.wait(5) != 0
+    assert rules(box) == BOTH
+    until(box, [], 4.0)
+
+
+def test_a_later_drop_takes_over_from_a_timer(box: Namespace) -> None:
+    drop(box, HOST, "--for", "1")
+    drop(box, HOST)
+    time.sleep(1.6)
+    assert rules(box) == BOTH
+    drop(box, HOST, "--for", "1")
+    drop(box, HOST, "--for", "3")
+    time.sleep(1.8)
+    assert rules(box) == BOTH
+    until(box, [], 4.0)
+
+
+def test_restore_before_the_timer_and_a_new_drop_are_not_undone_by_it(box: Namespace) -> None:
+    drop(box, HOST, "--for", "1")
+    restore(box, HOST)
+    drop(box, HOST)
+    time.sleep(1.6)
+    assert rules(box) == BOTH
+
+
+SESSION = """
+import socket, sys
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+client = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+accepted = listener.accept()
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def session(box: Namespace) -> Iterator[None]:
+    """Hold a connection with port 22 of 127.0.0.1."""
+    process = box.popen(
+        [sys.executable, "-c", SESSION, "22"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    yield
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.usefixtures("session")
+def test_a_host_with_an_ssh_session_is_refused(box: Namespace) -> None:
+    code, said = drop(box, "127.0.0.1")
+    assert code == 1
+    assert "an ssh session with 127.0.0.1 is established" in said
+    assert drop(box, "localhost")[0] == 1
+    assert rules(box) == []
+    assert drop(box, "127.0.0.1", "--port", "9443")[0] == 0
+    assert drop(box, HOST)[0] == 0
+    assert drop(box, "127.0.0.1", "--force")[0] == 0
+    restore(box)
+    assert drop(box, "127.0.0.1", "--for", "1")[0] == 0
+    until(box, [], 4.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "HOST is missing"),
+        (("a", "b"), "one HOST, got a and b"),
+        (("a b",), "HOST must be a name or an address, got 'a b'"),
+        (("$(reboot)",), "HOST must be a name or an address"),
+        (("10.0.0.0/8",), "HOST must be a name or an address"),
+        (("--fast", HOST), "unknown option --fast"),
+        (("-x",), "unknown option -x"),
+        ((HOST, "--port"), "--port needs a value"),
+        ((HOST, "--port", "0"), "--port must be a number from 1 to 65535, got '0'"),
+        ((HOST, "--port", "65536"), "--port must be a number from 1 to 65535, got '65536'"),
+        ((HOST, "--port", "ssh"), "--port must be a number from 1 to 65535, got 'ssh'"),
+        ((HOST, "--direction", "up"), "--direction must be both, in or out, got 'up'"),
+        ((HOST, "--for", "soon"), "--for must be a number of seconds, got 'soon'"),
+        ((HOST, "--for", "0.0"), "--for must be more than 0 seconds, got '0.0'"),
+        ((HOST, "--for", "-1"), "--for must be a number of seconds, got '-1'"),
+        (("x" * 201,), "HOST is longer than 200 characters"),
+    ],
+)
+def test_wrong_usage(arguments: tuple[str, ...], said: str) -> None:
+    done = subprocess.run(["sh", DROP, *arguments], capture_output=True, text=True, timeout=10)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"drop.sh: {said}")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("host", ["300.1.1.1", "1.2.3", "no-such-host.invalid", "1::2::3"])
+def test_a_host_that_is_none(box: Namespace, host: str) -> None:
+    code, said = drop(box, host)
+    assert code == 1
+    assert host in said
+    assert rules(box) == []
+
+
+def test_wrong_usage_of_restore() -> None:
+    for arguments in (["a", "b"], ["-x"]):
+        done = subprocess.run(["sh", RESTORE, *arguments], capture_output=True, timeout=10)
+        assert done.returncode == 2
+        assert done.stdout == b""
+
+
+def test_without_iptables_or_privilege(tmp_path: Path) -> None:
+    need("iptables")
+    for name in ("sh", "tr", "awk", "sort", "getent", "date", "sed"):
+        (tmp_path / name).symlink_to(shutil.which(name) or "")
+    for script in (DROP, RESTORE):
+        text = Path(script).read_text().replace("PATH=$PATH:/usr/sbin:/sbin", "")
+        copy = tmp_path / Path(script).name
+        copy.write_text(text)
+        done = subprocess.run(
+            ["/bin/sh", str(copy), HOST],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            env={"PATH": str(tmp_path)},
+        )
+        assert done.returncode == 1
+        assert "iptables is missing" in done.stderr
+        plain = ["sh", script, HOST]
+        if os.geteuid() == 0:
+            plain = ["setpriv", "--reuid", "65534", "--clear-groups", *plain]
+        done = subprocess.run(plain, capture_output=True, text=True, timeout=10)
+        assert done.returncode == 1
+        assert "it needs root" in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_help_is_on_standard_output() -> None:
+    for script in (DROP, RESTORE):
+        done = subprocess.run(["sh", script, "--help"], capture_output=True, text=True, timeout=10)
+        assert done.returncode == 0
+        assert done.stdout.startswith("Usage: ")
+        assert done.stderr == ""
