@@ -1,8 +1,8 @@
 """The table of all settings: every key of linkd.toml with its type, default, bounds and meaning.
 
 Defaults, checks, docs/configuration.md and what a reload may change all come from here. A key in
-TOML is the attribute's name, but for the tables that may stand several times: `[[peer]]` is `peers`,
-`[[channel]]` `channels`, `[[api.key]]` `api.keys`. Seconds are floats, sizes end in `_bytes`.
+TOML is the attribute's name, but for the tables that may stand several times: `[[peer]]` is
+`peers`, `[[channel]]` `channels`, `[[api.key]]` `api.keys`. Seconds are floats, sizes end in `_bytes`.
 """
 
 from __future__ import annotations
@@ -125,8 +125,8 @@ class ListenSettings(Settings, frozen=True, kw_only=True):
 
 
 class HeartbeatSettings(Settings, frozen=True, kw_only=True):
-    """How soon a dead path is noticed: by the listener after `ping_interval + ping_timeout` of silence,
-    by the dialer after twice the listener's `ping_interval`."""
+    """How soon a dead path is noticed: by the listener after `ping_interval + ping_timeout` of
+    silence, by the dialer after twice the listener's `ping_interval`."""
 
     ping_interval: Annotated[
         float,

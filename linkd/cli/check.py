@@ -1,0 +1,87 @@
+"""`linkd check`: validate the configuration and every file that it names; show what is in force."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from linkd.cli import exits
+from linkd.config import Config, files, load
+from linkd.config.shape import shown
+
+
+def add(subparsers: Any) -> None:
+    """Add the command's parser."""
+    from linkd.cli.options import add_config
+
+    parser = subparsers.add_parser(
+        "check", help="check the configuration and show what is in force"
+    )
+    add_config(parser)
+    parser.add_argument("--json", action="store_true", help="as one object")
+    parser.add_argument("-q", "--quiet", action="store_true", help="say nothing where all is well")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print what is in force and return 0; or print one line for each error and return 2.
+
+    Raises:
+        ConfigError: Errors in the files themselves, one line each.
+    """
+    named = getattr(arguments, "config", None)
+    paths = files(Path(named) if named else None)
+    config = load(paths)
+    from linkd.preflight import file_troubles
+
+    troubles = file_troubles(config)
+    for trouble in troubles:
+        sys.stderr.write(f"linkd: {trouble}\n")
+    if troubles:
+        return exits.USAGE
+    if arguments.json:
+        print(json.dumps(msgspec.to_builtins(config), indent=2))
+    elif not arguments.quiet:
+        print(f"# {', '.join(str(path) for path in paths)}: fine")
+        print("\n".join(in_toml(config)))
+    return exits.FINE
+
+
+def in_toml(config: Config) -> Iterator[str]:
+    """Yield the lines of a file that says all of `config`, defaults too."""
+    tables: dict[str, Any] = msgspec.to_builtins(config)
+    for name, value in tables.items():
+        if isinstance(value, dict):
+            yield from _table(f"[{name}]", name, value)
+        elif isinstance(value, list):
+            for item in value:
+                yield from _table(f"[[{name}]]", name, item)
+
+
+def _table(heading: str, name: str, table: dict[str, Any]) -> Iterator[str]:
+    """Yield one table's lines, and those of the arrays of tables within it."""
+    yield ""
+    yield heading
+    nested = []
+    for key, value in table.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            nested += [(f"[[{name}.{key}]]", f"{name}.{key}", item) for item in value]
+        elif value is not None and not (value == [] and (name, key) == ("api", "key")):
+            yield f"{key} = {_value(value)}"
+    for each in nested:
+        yield from _table(*each)
+
+
+def _value(value: object) -> str:
+    """Return a value as TOML writes it."""
+    if isinstance(value, list):
+        return "[" + ", ".join(_value(item) for item in value) + "]"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    return shown(value)

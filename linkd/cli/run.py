@@ -1,0 +1,37 @@
+"""`linkd run`: the node, in the foreground; what the unit starts."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add(subparsers: Any) -> None:
+    """Add the command's parser."""
+    from linkd.cli.options import add_config
+
+    parser = subparsers.add_parser("run", help="run the node in the foreground")
+    add_config(parser)
+    parser.add_argument(
+        "--log-format", choices=("text", "json"), default="text", help="of what goes to stderr"
+    )
+    parser.add_argument(
+        "--log-level",
+        choices=("debug", "info", "warn", "error"),
+        default="info",
+        help="the least level that is written",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run until a signal ends it, and return the exit code.
+
+    Raises:
+        ConfigError: The configuration, or a file or socket that it names, can't be used.
+    """
+    from linkd.daemon import run as run_daemon
+
+    named = getattr(arguments, "config", None)
+    return run_daemon(Path(named) if named else None, arguments.log_format, arguments.log_level)

@@ -1,0 +1,63 @@
+"""The files that a configuration names: are they there, safe and right?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from linkd.config import Config
+from linkd.errors import ConfigError
+from linkd.net.certificates import load_certificates, load_key_pair
+from linkd.net.identity import load_secret
+
+
+def file_troubles(config: Config) -> list[str]:
+    """Return one line for each secret, certificate or key that can't be used."""
+    return [
+        f"{key}: {error}" for key, read in _reads(config) if (error := _error(read)) is not None
+    ]
+
+
+def _error(read: Callable[[], object]) -> str | None:
+    """Return why a file can't be used."""
+    try:
+        read()
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def _reads(config: Config) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Yield each setting that names a file, and how the file is read."""
+    listen, api = config.listen, config.api
+    if listen is not None:
+        yield from _pair("listen.certificate", listen.certificate, listen.key)
+        yield from _authority("listen.client_ca", listen.client_ca)
+    if api.http is not None:
+        yield from _pair("api.certificate", api.certificate, api.private_key)
+        for key in api.keys:
+            yield from _secret(f"api.key ({key.name}).secret_file", key.secret_file)
+    for peer in config.peers:
+        name = f"peer ({peer.name})"
+        yield from _secret(f"{name}.secret_file", peer.secret_file)
+        yield from _authority(f"{name}.ca", peer.ca)
+        yield from _pair(f"{name}.certificate", peer.certificate, peer.key)
+
+
+def _secret(key: str, path: str | None) -> Iterator[tuple[str, Callable[[], object]]]:
+    """A secret, where one is named."""
+    if path is not None:
+        yield key, lambda: load_secret(path)
+
+
+def _authority(key: str, path: str | None) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Authorities' certificates, where a file is named."""
+    if path is not None:
+        yield key, lambda: load_certificates(path)
+
+
+def _pair(
+    key: str, certificate: str | None, private: str | None
+) -> Iterator[tuple[str, Callable[[], object]]]:
+    """A certificate and its key, where they are named."""
+    if certificate is not None and private is not None:
+        yield key, lambda: load_key_pair(certificate, private)
