@@ -171,7 +171,7 @@ class Outages:
         return [_told(row) for row in rows if since is None or _end(row) > since]
 
     def availability(self, peer: str, stamp: float) -> dict[str, float]:
-        """Return the share, 0 to 1, of the last hour, day, week and 30 days that the link was up."""
+        """Return the share, 0 to 1, of the last hour, day, week and 30 days that it was up."""
         rows = [self._rows[number] for number in self._of.get(peer, [])]
         return {name: share_up(_spans(rows), span, stamp) for name, span in WINDOWS.items()}
 

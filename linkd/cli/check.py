@@ -12,14 +12,13 @@ from typing import Any
 import msgspec
 
 from linkd.cli import exits
+from linkd.cli.options import add_config
 from linkd.config import Config, files, load
 from linkd.config.shape import shown
 
 
 def add(subparsers: Any) -> None:
     """Add the command's parser."""
-    from linkd.cli.options import add_config
-
     parser = subparsers.add_parser(
         "check", help="check the configuration and show what is in force"
     )
@@ -38,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     named = getattr(arguments, "config", None)
     paths = files(Path(named) if named else None)
     config = load(paths)
-    from linkd.preflight import file_troubles
+    from linkd.preflight import file_troubles  # noqa: PLC0415  # it loads cryptography
 
     troubles = file_troubles(config)
     for trouble in troubles:

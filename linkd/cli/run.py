@@ -6,11 +6,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from linkd.cli.options import add_config
+
 
 def add(subparsers: Any) -> None:
     """Add the command's parser."""
-    from linkd.cli.options import add_config
-
     parser = subparsers.add_parser("run", help="run the node in the foreground")
     add_config(parser)
     parser.add_argument(
@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         ConfigError: The configuration, or a file or socket that it names, can't be used.
     """
-    from linkd.daemon import run as run_daemon
+    from linkd.daemon import run as run_daemon  # noqa: PLC0415  # it installs the reactor
 
     named = getattr(arguments, "config", None)
     return run_daemon(Path(named) if named else None, arguments.log_format, arguments.log_level)

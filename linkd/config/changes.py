@@ -95,9 +95,7 @@ def _keep(old: Any, new: Any) -> Any:
             continue
         if isinstance(before, Settings) and isinstance(after, Settings):
             kept[field.name] = _keep(before, after)
-        elif isinstance(before, Settings) or isinstance(after, Settings):
-            kept[field.name] = before
-        elif needs_restart(type(new), field.name):
+        elif isinstance(before or after, Settings) or needs_restart(type(new), field.name):
             kept[field.name] = before
     return msgspec.structs.replace(new, **kept)
 

@@ -109,7 +109,7 @@ def _api(config: Config) -> Iterator[Trouble]:
     if api.http is None:
         return
     try:
-        host, port = parse_address(api.http)
+        host, _ = parse_address(api.http)
     except ValueError as error:
         yield ("api", "http"), f"{error}, got {shown(api.http)}"
         return

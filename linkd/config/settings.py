@@ -2,7 +2,8 @@
 
 Defaults, checks, docs/configuration.md and what a reload may change all come from here. A key in
 TOML is the attribute's name, but for the tables that may stand several times: `[[peer]]` is
-`peers`, `[[channel]]` `channels`, `[[api.key]]` `api.keys`. Seconds are floats, sizes end in `_bytes`.
+`peers`, `[[channel]]` `channels`, `[[api.key]]` `api.keys`. Seconds are floats, sizes end in
+`_bytes`.
 """
 
 from __future__ import annotations
@@ -125,8 +126,11 @@ class ListenSettings(Settings, frozen=True, kw_only=True):
 
 
 class HeartbeatSettings(Settings, frozen=True, kw_only=True):
-    """How soon a dead path is noticed: by the listener after `ping_interval + ping_timeout` of
-    silence, by the dialer after twice the listener's `ping_interval`."""
+    """How soon a dead path is noticed.
+
+    By the listener after `ping_interval + ping_timeout` of silence, by the dialer after twice the
+    listener's `ping_interval`.
+    """
 
     ping_interval: Annotated[
         float,

@@ -91,8 +91,10 @@ ROWS = (
         "link.new-log",
         "warn",
         "",
-        "The peer's log, or ours as the peer knew it, is another one now: a new or emptied state directory.",
-        "If nobody emptied it on purpose, look for the old `state_dir`: what was owed from it is only there.",
+        "The peer's log, or ours as the peer knew it, is another one now: a new or emptied "
+        "state directory.",
+        "If nobody emptied it on purpose, look for the old `state_dir`: what was owed from it is "
+        "only there.",
     ),
     kind(
         "link.refused-records",

@@ -11,6 +11,7 @@ from typing import Literal, TextIO, cast
 
 from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogBeginner
 
+from linkd.clock import wall
 from linkd.events.folding import Fields, Folding
 from linkd.events.kind import COMMON_FIELDS, Level
 
@@ -92,7 +93,7 @@ class Observer:
         if _ORDER.index(level) < self._least:
             return
         self._levels[name] = level
-        stamp = event.get("log_time", time.time())
+        stamp = event.get("log_time") or wall()
         for line_event, line_fields in self._folding.take(name, fields, self._clock()):
             self._write(line_event, line_fields, stamp)
         if "log_failure" in event:
@@ -101,7 +102,7 @@ class Observer:
     def flush(self, all: bool = False) -> None:
         """Write the summaries of repeats that are due, or all."""
         for event, fields in self._folding.flush(self._clock(), all):
-            self._write(event, fields, time.time())
+            self._write(event, fields, wall())
 
     def _write(self, event: str, fields: Fields, stamp: float) -> None:
         """Write one line."""
