@@ -1,4 +1,4 @@
-"""The `linkd` command: one module a command, loaded only when it is asked for, so that it starts fast."""
+"""The `linkd` command: one module a command, loaded when it is asked for: it starts fast."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ import os
 import sys
 from collections.abc import Sequence
 
+from linkd import __version__
 from linkd.cli import exits
 from linkd.cli.exits import Ended
+from linkd.cli.options import add_socket
+from linkd.client.errors import NoDaemon, TimedOut
 from linkd.errors import ConfigError, LinkdError
 
 __all__ = ["main"]
@@ -35,8 +38,8 @@ _COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Command: its module in `linkd.cli`, and one line of help.
 
-A module has `add(subparsers)`, which adds its parser and sets `run`, a function of the parsed arguments
-that returns the exit code.
+A module has `add(subparsers)`, which adds its parser and sets `run`, a function of the parsed
+arguments that returns the exit code.
 """
 
 _TAKES_VALUE = ("-c", "--config", "--socket")
@@ -73,8 +76,6 @@ def _tell(error: Exception) -> int:
         return error.code
     if isinstance(error, ConfigError):
         return exits.USAGE
-    from linkd.client.errors import NoDaemon, TimedOut
-
     if isinstance(error, NoDaemon):
         return exits.NO_DAEMON
     if isinstance(error, TimedOut):
@@ -97,14 +98,12 @@ def _command(words: Sequence[str]) -> str | None:
 
 def _parser(command: str | None) -> argparse.ArgumentParser:
     """Return a parser that knows `command` in full and the others by name."""
-    from linkd.cli.options import add_socket
-
     parser = argparse.ArgumentParser(
         prog="linkd",
         description="A resilient link between servers.",
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=_version())
+    parser.add_argument("--version", action="version", version=f"linkd {__version__}")
     add_socket(parser)
     subparsers = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
     wanted = _COMMANDS[command][0] if command in _COMMANDS else None
@@ -114,12 +113,6 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
         if module != wanted:
             subparsers.add_parser(name, help=line)
     return parser
-
-
-def _version() -> str:
-    from linkd import __version__
-
-    return f"linkd {__version__}"
 
 
 def _close_quietly() -> None:

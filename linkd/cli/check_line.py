@@ -21,8 +21,8 @@ def check_line(status: NodeStatus, peer: str | None = None) -> tuple[int, str]:
         peer: Only this link, which then counts as required.
 
     Returns:
-        0 up; 1 warning: a link that is not required is down, the log is filling, a certificate expires
-        within 14 days; 2 a required link is down; 3 no such peer. And the line.
+        0 up; 1 warning: a link that is not required is down, the log is filling, a certificate
+        expires within 14 days; 2 a required link is down; 3 no such peer. And the line.
     """
     links = [link for link in status.links if peer is None or link.peer == peer]
     if peer is not None and not links:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
-DEFAULT_SOCKET = "/run/linkd/linkd.sock"
+if TYPE_CHECKING:
+    from linkd.config import Config
+
+DEFAULT_SOCKET: Final = "/run/linkd/linkd.sock"
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
@@ -34,8 +38,8 @@ def add_socket(parser: argparse.ArgumentParser) -> None:
 def socket_path(arguments: argparse.Namespace) -> str:
     """Return the daemon's socket: `--socket`, `LINKD_SOCKET`, the configuration, the default path.
 
-    A configuration that was named must be readable and right; an unnamed one that isn't there, or that
-    this user may not read, is passed over.
+    A configuration that was named must be readable and right; an unnamed one that isn't there, or
+    that this user may not read, is passed over.
 
     Raises:
         ConfigError: The configuration can't be used.
@@ -43,17 +47,32 @@ def socket_path(arguments: argparse.Namespace) -> str:
     named = getattr(arguments, "socket", None) or os.environ.get("LINKD_SOCKET")
     if named:
         return str(named)
-    config = getattr(arguments, "config", None) or os.environ.get("LINKD_CONFIG")
-    if config:
-        return _configured(Path(config))
+    if _named_config(arguments):
+        return configuration(arguments).api.socket
     try:
-        return _configured(None)
+        found = Path("/etc/linkd/linkd.toml").is_file()
     except OSError:
+        found = False
+    if not found or not os.access("/etc/linkd/linkd.toml", os.R_OK):
         return DEFAULT_SOCKET
+    return configuration(arguments).api.socket
 
 
-def _configured(path: Path | None) -> str:
-    """Read the socket's path from the configuration."""
-    from linkd.config import files, load
+def configuration(arguments: argparse.Namespace) -> Config:
+    """Return the configuration that `-c` or `LINKD_CONFIG` names, else the usual one.
 
-    return str(load(files(path)).api.socket)
+    Raises:
+        ConfigError: It can't be used; the message names file and key.
+    """
+    from linkd.config import files, load  # noqa: PLC0415 - most commands need no TOML reader
+    from linkd.errors import ConfigError  # noqa: PLC0415
+
+    named = _named_config(arguments)
+    try:
+        return load(files(Path(named) if named else None))
+    except OSError as error:
+        raise ConfigError(f"{error.filename}: {error.strerror}") from None
+
+
+def _named_config(arguments: argparse.Namespace) -> str | None:
+    return getattr(arguments, "config", None) or os.environ.get("LINKD_CONFIG")

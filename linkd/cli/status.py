@@ -110,8 +110,9 @@ def node_text(status: NodeStatus, paint: Paint) -> str:
     log = status.log
     fill = log.bytes / log.max_bytes if log.max_bytes else 0.0
     lines = [
-        f"{paint(status.node, 'bold')}  linkd {printable(status.version)}  running {duration(status.uptime_seconds)}"
-        f"  log {_fill(fill, paint)} of {size(log.max_bytes)}, next offset {log.next:,}"
+        f"{paint(status.node, 'bold')}  linkd {printable(status.version)}"
+        f"  running {duration(status.uptime_seconds)}",
+        f"log {_fill(fill, paint)} of {size(log.max_bytes)}, next offset {log.next:,}",
     ]
     if log.full:
         lines.append(paint(cut(f"publishes are refused: {printable(log.full)}", 80), "red"))

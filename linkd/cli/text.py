@@ -14,16 +14,18 @@ _DASH = "–"
 
 
 def duration(seconds: float | None) -> str:
-    """Return a duration in at most seven characters: `12ms 3.2s 59s 4m12s 3h04m 12d`; a dash for None."""
+    """Return a duration in few characters: `12ms 3.2s 59s 4m12s 3h04m 12d`; a dash for None."""
     if seconds is None:
         return _DASH
     if seconds < 0:
         return "-" + duration(-seconds)
-    if seconds < 0.9995:
-        return f"{seconds * 1000:.0f}ms"
     if seconds < 9.95:
-        return f"{seconds:.1f}s"
-    whole = round(seconds)
+        return f"{seconds * 1000:.0f}ms" if seconds < 0.9995 else f"{seconds:.1f}s"
+    return _long(round(seconds))
+
+
+def _long(whole: int) -> str:
+    """Return a duration of ten seconds or more."""
     if whole < 60:
         return f"{whole}s"
     if whole < 3600:
@@ -64,12 +66,12 @@ def cut(text: str, width: int) -> str:
 
 
 def printable(text: str) -> str:
-    """Return `text` on one line and without control characters: what a peer says must not steer a terminal."""
+    """Return `text` on one line, without control characters: no peer may steer a terminal."""
     return "".join(letter if letter.isprintable() else "�" for letter in text)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: frozenset[int]) -> list[str]:
-    """Return lines with aligned columns; those whose index is in `right` are aligned to the right."""
+    """Return lines of aligned columns; those whose index is in `right` lie to the right."""
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
     return [
         "  ".join(

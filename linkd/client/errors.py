@@ -2,7 +2,7 @@
 
 ClientError (a LinkdError)
 ├── NoDaemon        nobody answers at the socket or URL
-├── Refused         the daemon said no; has `status`, `error` and, where a publish was stored, `offset`
+├── Refused         the daemon said no; has `status`, `error` and, where it stored, `offset`
 │   └── TimedOut    it is stored, but the peer that was waited for did not have it in time
 ├── Replaced        another subscriber took the consumer's name
 └── Closed          the node was closed while something was under way

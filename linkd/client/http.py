@@ -1,4 +1,4 @@
-"""Plain HTTP/1.1 over the daemon's unix socket, without any library to load: for commands that must start fast."""
+"""Plain HTTP/1.1 over the daemon's unix socket, with no library to load: it starts fast."""
 
 from __future__ import annotations
 
@@ -166,9 +166,7 @@ class Exchange:
     def _read_head(self) -> None:
         while b"\r\n\r\n" not in self._rest:
             if len(self._rest) > MAX_HEAD_BYTES:
-                raise ClientError(
-                    f"expected HTTP from {self._path}: its head has no end"
-                )
+                raise ClientError(f"expected HTTP from {self._path}: its head has no end")
             piece = self._receive()
             if not piece:
                 raise NoDaemon(f"the daemon at {self._path} closed without an answer")
@@ -195,24 +193,18 @@ class Exchange:
         while b"\r\n" not in self._rest:
             piece = self._receive()
             if not piece or len(self._rest) > MAX_HEAD_BYTES:
-                raise NoDaemon(
-                    f"the daemon at {self._path} broke off in the middle of an answer"
-                )
+                raise NoDaemon(f"the daemon at {self._path} broke off in the middle of an answer")
             self._rest += piece
         line, self._rest = self._rest.split(b"\r\n", 1)
         return line
 
     def _exactly(self, size: int) -> Iterator[bytes]:
         if not 0 <= size <= MAX_ANSWER_BYTES:
-            raise ClientError(
-                f"expected an answer of at most {MAX_ANSWER_BYTES} bytes, got {size}"
-            )
+            raise ClientError(f"expected an answer of at most {MAX_ANSWER_BYTES} bytes, got {size}")
         while size:
             piece = self._take_some(size)
             if not piece:
-                raise NoDaemon(
-                    f"the daemon at {self._path} broke off in the middle of an answer"
-                )
+                raise NoDaemon(f"the daemon at {self._path} broke off in the middle of an answer")
             size -= len(piece)
             yield piece
 
@@ -234,15 +226,11 @@ class Exchange:
             return NoDaemon(
                 f"the daemon at {self._path} did not answer in {self._socket.gettimeout():.0f} s"
             )
-        return NoDaemon(
-            f"the daemon at {self._path} went away: {error.strerror or error}"
-        )
+        return NoDaemon(f"the daemon at {self._path} went away: {error.strerror or error}")
 
 
 def _number(text: str, base: int) -> int:
     try:
         return int(text.strip(), base)
     except ValueError:
-        raise ClientError(
-            f"expected a number from the daemon, got {text[:40]!r}"
-        ) from None
+        raise ClientError(f"expected a number from the daemon, got {text[:40]!r}") from None

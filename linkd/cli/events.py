@@ -1,0 +1,101 @@
+"""`linkd events`: changes of links, as they were or as they happen."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any, Final
+
+import msgspec
+
+from linkd.cli import calls, exits
+from linkd.cli.options import add_socket, socket_path
+from linkd.cli.text import printable
+from linkd.client.errors import ClientError, NoDaemon
+from linkd.client.http import Exchange
+from linkd.status import Event
+
+AGAIN_SECONDS: Final = 0.5
+SILENCE_SECONDS: Final = 60.0
+"""The daemon sends a comment more often than that; a stream without any is dead."""
+
+
+class _Page(msgspec.Struct, frozen=True):
+    events: list[Event]
+
+
+def add(subparsers: Any) -> None:
+    """Add the command's parser."""
+    parser = subparsers.add_parser("events", help="changes of links")
+    add_socket(parser)
+    parser.add_argument("--follow", "-f", action="store_true", help="go on with what happens")
+    parser.add_argument("--json", action="store_true", help="one event a line")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the remembered changes, oldest first; with `--follow` each new one as it happens."""
+    body = calls.get(arguments, "/v1/events").body
+    try:
+        page = msgspec.json.decode(body, type=_Page)
+    except msgspec.DecodeError as error:
+        raise ClientError(f"expected events from the daemon: {error}") from None
+    for event in page.events:
+        _print(event, arguments.json)
+    if arguments.follow:
+        last = page.events[-1].number if page.events else 0
+        for event in _follow(socket_path(arguments), last):
+            _print(event, arguments.json)
+    return exits.FINE
+
+
+def _print(event: Event, as_json: bool) -> None:
+    print(msgspec.json.encode(event).decode() if as_json else event_text(event), flush=True)
+
+
+def event_text(event: Event) -> str:
+    """Return an event in one line for people."""
+    change = f" {event.old or '–'} -> {event.new}" if event.new else ""
+    why = f" ({event.reason})" if event.reason else ""
+    detail = f": {event.detail}" if event.detail else ""
+    return printable(f"{event.time}  {event.peer or '–':<16} {event.event}{change}{why}{detail}")
+
+
+def _follow(path: str, last: int) -> Iterator[Event]:
+    """Yield events after number `last` for ever, also over restarts of the daemon."""
+    while True:
+        try:
+            for event in _stream(path, last):
+                last = event.number
+                yield event
+        except NoDaemon as error:
+            sys.stderr.write(f"linkd: {error}; trying again\n")
+        time.sleep(AGAIN_SECONDS)
+        if _restarted(path, last):
+            last = 0
+
+
+def _restarted(path: str, last: int) -> bool:
+    """Tell whether the daemon numbers its events anew: it knows none as high as `last`."""
+    try:
+        with Exchange(path, 10.0) as exchange:
+            exchange.send("GET", "/v1/events")
+            page = msgspec.json.decode(b"".join(exchange.pieces()), type=_Page)
+    except (ClientError, msgspec.DecodeError):
+        return False
+    return not page.events or page.events[-1].number < last
+
+
+def _stream(path: str, last: int) -> Iterator[Event]:
+    """Yield the events of one event stream until it ends."""
+    with Exchange(path, SILENCE_SECONDS) as exchange:
+        exchange.send(
+            "GET",
+            "/v1/events",
+            headers={"Accept": "text/event-stream", "Last-Event-ID": str(last)},
+        )
+        for line in exchange.lines():
+            if line.startswith(b"data:"):
+                yield msgspec.json.decode(line[5:], type=Event)

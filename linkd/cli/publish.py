@@ -1,0 +1,95 @@
+"""`linkd publish`: one message, or one a line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any, Final
+from urllib.parse import urlencode
+
+import msgspec
+
+from linkd.cli import calls, exits
+from linkd.cli.exits import Ended
+from linkd.cli.options import add_socket, socket_path
+from linkd.client.http import call, expect
+
+MAX_BODY_BYTES: Final = 16 * 1024 * 1024
+DEFAULT_TIMEOUT: Final = 30.0
+
+
+def add(subparsers: Any) -> None:
+    """Add the command's parser."""
+    parser = subparsers.add_parser("publish", help="publish one message, or one a line")
+    add_socket(parser)
+    parser.add_argument("channel", metavar="CHANNEL")
+    parser.add_argument("body", nargs="?", default="-", metavar="BODY", help="-: standard input")
+    parser.add_argument("--lines", action="store_true", help="each line of the input is a message")
+    parser.add_argument("--type", default="", metavar="T", help="the application's word for it")
+    parser.add_argument("--id", default="", help="the same id again stores nothing")
+    parser.add_argument("--ttl", type=float, metavar="S", help="seconds of life")
+    parser.add_argument("--content-type", default="", metavar="TYPE", help="such as text/plain")
+    parser.add_argument("--wait", metavar="PEER", help="until that peer has it on disk")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=DEFAULT_TIMEOUT,
+        metavar="S",
+        help="how long --wait waits (default: %(default)s)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the answer as an object")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Publish; returns once it is on disk, or with `--wait` on the peer's disk."""
+    if arguments.lines:
+        if arguments.id:
+            raise Ended(exits.USAGE, "--id names one message, --lines publishes many")
+        from linkd.cli.lines import publish_lines  # noqa: PLC0415 - one message starts fast
+
+        return publish_lines(arguments)
+    answer = expect(
+        call(
+            socket_path(arguments),
+            "POST",
+            _target(arguments),
+            _body(arguments.body),
+            _headers(arguments),
+            timeout=10.0 + (arguments.timeout if arguments.wait else 0.0),
+        )
+    ).json()
+    if arguments.json:
+        print(msgspec.json.encode(answer).decode())
+    elif answer.get("duplicate"):
+        print(f"offset {answer['offset']} (published before, nothing stored)")
+    else:
+        print(f"offset {answer['offset']}")
+    return exits.FINE
+
+
+def _target(arguments: argparse.Namespace) -> str:
+    target = f"/v1/channels/{calls.quoted(arguments.channel)}"
+    if arguments.wait is None:
+        return target
+    return f"{target}?{urlencode({'wait': arguments.wait, 'timeout': arguments.timeout})}"
+
+
+def _headers(arguments: argparse.Namespace) -> dict[str, str]:
+    given = {
+        "Content-Type": arguments.content_type,
+        "Linkd-Type": arguments.type,
+        "Linkd-Id": arguments.id,
+        "Linkd-Ttl": "" if arguments.ttl is None else f"{arguments.ttl:g}",
+    }
+    return {name: value for name, value in given.items() if value}
+
+
+def _body(given: str) -> bytes:
+    """Return the message: what was typed, or all of standard input."""
+    if given != "-":
+        return given.encode("utf-8", "surrogateescape")
+    body = sys.stdin.buffer.read(MAX_BODY_BYTES + 1)
+    if len(body) > MAX_BODY_BYTES:
+        raise Ended(exits.USAGE, f"expected at most {MAX_BODY_BYTES} bytes, got more; try --lines")
+    return body

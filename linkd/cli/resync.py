@@ -1,0 +1,35 @@
+"""`linkd resync`: start a link anew whose two ends no longer know each other's logs."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from linkd.cli import calls, exits
+from linkd.cli.options import add_socket
+from linkd.cli.text import printable
+
+
+def add(subparsers: Any) -> None:
+    """Add the command's parser."""
+    parser = subparsers.add_parser("resync", help="start a diverged link anew")
+    add_socket(parser)
+    parser.add_argument("peer", metavar="PEER")
+    parser.add_argument(
+        "--yes", action="store_true", help="do it; without it only told what would be"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Tell what a resync would send again or lose, and return 1; with `--yes` do it."""
+    answer = calls.post(
+        arguments,
+        f"/v1/peers/{calls.quoted(arguments.peer)}/resync",
+        {"confirmed": bool(arguments.yes)},
+    ).json()
+    print(printable(str(answer.get("message", ""))))
+    if arguments.yes:
+        return exits.FINE
+    print("nothing was changed; add --yes to do it")
+    return exits.ANSWER_IS_NO

@@ -1,0 +1,50 @@
+"""`linkd token`: a token that opens one connection, or the dashboard."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import msgspec
+
+from linkd.cli import calls, exits
+from linkd.cli.exits import Ended
+from linkd.cli.options import add_socket, configuration
+
+
+_ANY_4 = "0.0.0.0"  # noqa: S104 - it is looked for, not bound
+
+
+def add(subparsers: Any) -> None:
+    """Add the command's parser."""
+    parser = subparsers.add_parser(
+        "token", help="a token that opens one connection, or the dashboard"
+    )
+    add_socket(parser)
+    parser.add_argument("--channel", metavar="PATTERN", help="good for these channels only")
+    parser.add_argument("--dashboard", action="store_true", help="print an address for a browser")
+    parser.add_argument("--json", action="store_true", help="as an object")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print a fresh token: good for 30 s, once."""
+    body = None if arguments.channel is None else {"channel": arguments.channel}
+    answer = calls.post(arguments, "/v1/token", body).json()
+    if arguments.dashboard:
+        print(f"{_base(arguments)}/?token={answer['token']}")
+    elif arguments.json:
+        print(msgspec.json.encode(answer).decode())
+    else:
+        print(answer["token"])
+    return exits.FINE
+
+
+def _base(arguments: argparse.Namespace) -> str:
+    """Return the address of the daemon's `http` out of the configuration."""
+    api = configuration(arguments).api
+    if api.http is None:
+        raise Ended(exits.USAGE, "the dashboard needs `http` in [api], such as 127.0.0.1:9480")
+    host, _, port = api.http.rpartition(":")
+    host = {_ANY_4: "127.0.0.1", "[::]": "[::1]", "": "127.0.0.1"}.get(host, host)
+    return f"{'https' if api.certificate else 'http'}://{host}:{port}"
