@@ -1,9 +1,15 @@
-"""What linkd needs of a reactor to tell time: monotonic seconds and timers. `twisted.internet.task.Clock` fits too."""
+"""What linkd needs to tell time: monotonic seconds and timers of the reactor, and wall-clock stamps."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
+
+
+def wall() -> float:
+    """Return Unix seconds: for stamps only, since the wall clock can step."""
+    return time.time()  # noqa: TID251  # the one place
 
 
 class Timer(Protocol):

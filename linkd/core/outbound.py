@@ -243,7 +243,7 @@ class Outbound:
 
     def _tell_position(self) -> list[Effect]:
         """Send a step without records."""
-        if not self._connected or self.position <= self._told:
+        if not self._connected or self._rest or self.position <= self._told:
             return []
         step = Step(self._told, self.position, self.epoch_below(self.position))
         self._told = self.position
@@ -257,6 +257,7 @@ class Outbound:
             self._reading
             or not self._writable
             or self._pending
+            or self._rest
             or self.position >= self.log_next
             or self.flight_bytes >= self._settings.window_bytes
         ):

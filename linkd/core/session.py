@@ -106,7 +106,8 @@ class Session:
         if received is None:
             return [*effects, Diverged(_no_common_epoch(theirs.node, "its log"))]
         effects += received
-        committed = min(start, mine.committed) if mine is not None else start
+        # A receiver that has nothing on disk yet says 0: our own note stands.
+        committed = start if mine is None else min(start, mine.committed or greeting.acked)
         return effects + self.outbound.greeted(theirs, start, committed, greeting.writable)
 
     def _take_up(self, ours: Hello, theirs: Hello) -> list[Effect] | None:

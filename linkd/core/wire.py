@@ -57,7 +57,8 @@ class Cursor(msgspec.Struct, array_like=True, frozen=True):
     Args:
         log: The log's id.
         epochs: How far in each epoch it saw, oldest first, at most 64.
-        committed: Everything below is on the receiver's disk; at most the newest epoch's `next`.
+        committed: Everything below is on the receiver's disk; at most the newest epoch's `next`; 0 where
+            nothing is yet.
     """
 
     log: Token

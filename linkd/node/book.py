@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from bisect import bisect_right
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+from linkd.clock import wall
 from linkd.status import Event
 
 _REMEMBERED = 10_000
@@ -31,7 +31,7 @@ class Book:
         self._number += 1
         made = Event(
             number=self._number,
-            time=rfc3339(time.time()),
+            time=rfc3339(wall()),
             event=event,
             peer=fields.get("peer"),
             generation=fields.get("generation"),

@@ -1,7 +1,7 @@
 """The driver of one link: performs what the two pure cores decide, and tells them what came of it.
 
-`core.link` decides about connections, `core.session` about records. Append comes before send, commit before ack: both
-follow from the order in which effects are performed here.
+`core.link` decides about connections, `core.session` about records. Append comes before send, commit
+before ack: both follow from the order in which effects are performed here.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal, Protocol
 
-from linkd.clock import Clock, Timer
+from linkd.clock import Clock, Timer, wall
 from linkd.config import Config, PeerSettings
 from linkd.core import link as links
 from linkd.core import session_types as sessions
@@ -47,7 +47,7 @@ class Around(Protocol):
         """A volatile message came."""
 
     def changed(self, driver: LinkDriver, change: links.Changed, silence: float | None) -> None:
-        """The link's state has changed; `silence` is what its last connection had, where it has just ended."""
+        """The link's state has changed; `silence`: how long its connection, just ended, was silent."""
 
     def tell(self, level: str, event: str, **fields: str | int | float | None) -> None:
         """Say something in the log."""
@@ -507,6 +507,8 @@ class LinkDriver:
         dialer, outbound = self.dialer, self.session.outbound
         upcoming = None if dialer is None else dialer.next_attempt
         expires = None if connection is None else connection.certificate_expires
+        if expires is not None:
+            expires -= wall()
         return LinkStatus(
             peer=self.peer,
             role=self.role,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from random import Random
@@ -15,7 +14,7 @@ from twisted.internet.task import LoopingCall
 import linkd
 from linkd import events
 from linkd.api.port import Sink, Start
-from linkd.clock import Clock
+from linkd.clock import Clock, wall
 from linkd.config import ChannelSettings, Config, PeerSettings
 from linkd.core import link as links
 from linkd.core import wire
@@ -90,7 +89,7 @@ class Node:
         self._rules: dict[str, ChannelSettings | None] = {}
         self._seen = log.next
         self._tick = LoopingCall(self._ticked)
-        self._tick.clock = clock
+        self._tick.clock = clock  # type: ignore[assignment]  # it needs no more than ours offers
         self._hour = 0.0
         log.on_commit.append(self._committed)
         log.on_trim.append(self._trimmed)
@@ -305,13 +304,13 @@ class Node:
 
     def _ticked(self) -> None:
         """Move everyone on over what is not for them; say what is owed to nobody."""
-        next = self.log.next
+        end = self.log.next
         for driver in self._drivers.values():
-            if driver.session.outbound.log_next < next:
-                driver.offer([], next)
+            if driver.session.outbound.log_next < end:
+                driver.offer([], end)
         self._readers.tick()
         self.log.release(min(self._peers_low_water(), self._readers.low_water()))
-        now = time.time()
+        now = wall()
         if not self._hour <= now < self._hour + 3600.0:
             self._hour = now
             self._readers.expire(now)
@@ -325,7 +324,7 @@ class Node:
                 low = min(low, driver.session.outbound.acked)
         return low
 
-    # -- what drivers tell (driver.Around, readers.Around) ------------------------------------------
+    # -- what drivers and readers tell ------------------------------------------------------------
 
     def acked_by(self, peer: str) -> int:
         """Return the offset below which the peer has everything, as noted on disk."""
@@ -426,22 +425,22 @@ class Node:
         events.emit("link.kicked", peer=peer)
 
     def resync(self, peer: str, confirmed: bool) -> Deferred[str]:
-        """Forget how far this node has the peer's log, so that the peer sends from where its own notes stand."""
+        """Forget how far this node has the peer's log: the peer then goes by its own notes."""
         driver = self._drivers[peer]
         cursor = self.log.cursor(peer)
         outbound = driver.session.outbound
         told = (
             f"this node has nothing of {peer}'s log yet"
             if cursor is None
-            else f"this node has {peer}'s log {cursor.log} up to offset {cursor.next - 1}; after a"
-            f" resync {peer} sends again from where its own notes stand: records that this node knows by"
-            " their origin are left out, others may come a second time, and what is not there any more"
-            " is lost"
+            else f"this node has {peer}'s log {cursor.log} up to offset {cursor.next - 1}; after"
+            f" a resync {peer} sends again from where its own notes stand: records that this node"
+            " knows by their origin are left out, others may come a second time, and what is not"
+            " there any more is lost"
         )
         told += (
-            f". Towards {peer} this node's notes stand at offset {outbound.acked} of {self.log.next - 1}"
-            f" ({outbound.owed_records} records owed); to send from there, run `linkd resync"
-            f" {self.name}` on {peer} too"
+            f". Towards {peer} this node's notes stand at offset {outbound.acked} of"
+            f" {self.log.next - 1} ({outbound.owed_records} records owed); to send from there, run"
+            f" `linkd resync {self.name}` on {peer} too"
         )
         if not confirmed:
             return succeed(told)

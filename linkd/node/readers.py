@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
 
 from linkd.api.port import Sink, Start
-from linkd.clock import Clock
+from linkd.clock import Clock, wall
 from linkd.config import Config
 from linkd.core.batch import Batch
 from linkd.core.channels import Patterns
@@ -94,7 +93,7 @@ class Readers:
             self._around.tell("info", "consumer.created", consumer=name, next=start)
         else:
             start = known.next
-        self._store.set_consumer(Consumer(name, start, patterns, time.time()))
+        self._store.set_consumer(Consumer(name, start, patterns, wall()))
         return start
 
     def offer(self, follower: Follower, batches: list[Batch], next: int) -> None:
@@ -107,10 +106,10 @@ class Readers:
 
     def tick(self) -> None:
         """Move followers on over what is not for them; remove consumers that stay away."""
-        next = self._log.next
+        end = self._log.next
         for follower in list(self._followers):
-            if follower.next < next:
-                follower.offer([], next)
+            if follower.next < end:
+                follower.offer([], end)
 
     def expire(self, now: float) -> None:
         """Remove named consumers that have been absent for too long; `now` is Unix seconds."""
@@ -135,9 +134,9 @@ class Readers:
 
     def statuses(self) -> list[ConsumerStatus]:
         """Return how far each named consumer is."""
-        next = self._log.next
+        end = self._log.next
         return [
-            ConsumerStatus(consumer.name, consumer.next, max(0, next - consumer.next))
+            ConsumerStatus(consumer.name, consumer.next, max(0, end - consumer.next))
             for consumer in self.consumers()
         ]
 
@@ -153,7 +152,7 @@ class Readers:
         """
         known = self._store.consumers()[name]
         moved = max(known.next, min(next, self._log.next))
-        self._store.set_consumer(msgspec.structs.replace(known, next=moved, seen=time.time()), done)
+        self._store.set_consumer(msgspec.structs.replace(known, next=moved, seen=wall()), done)
 
     def forget(self, name: str, done: Callable[[Exception | None], None]) -> bool:
         """Remove a consumer; return whether there was one."""

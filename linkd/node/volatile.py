@@ -9,7 +9,7 @@ _ORIGINS_KNOWN = 10_000
 
 
 class VolatileSequence:
-    """Numbers our own volatile messages, and knows which of others' came before: no loops, no doubles.
+    """Numbers our own volatile messages, knows which of others' came before: no loops, no doubles.
 
     Args:
         node: Our name.

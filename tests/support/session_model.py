@@ -1,0 +1,218 @@
+"""Nodes of pure sessions over logs in memory, joined by pipes that a test cuts where it likes."""
+
+from __future__ import annotations
+
+from collections import deque
+from random import Random
+
+from linkd.core import session_types as types
+from linkd.core import wire
+from linkd.core.batch import Batch, Draft, Record, decode_records, encode_records
+from linkd.core.channels import Patterns
+from linkd.core.session import Greeting, Session
+from linkd.errors import Gap, LinkdError
+from linkd.log.engine import Appended
+from linkd.log.memory import MemoryLog
+
+
+class Pipe:
+    """One direction of a connection."""
+
+    def __init__(self) -> None:
+        self.messages: deque[bytes] = deque()
+
+
+class Link:
+    """One node's end of a link: a session, and the pipes of its connection."""
+
+    def __init__(self, node: ModelNode, peer: str, settings: types.SessionSettings) -> None:
+        self.node = node
+        self.peer = peer
+        self.settings = settings
+        self.session = self.make()
+        self.out: Pipe | None = None
+        self.inward: Pipe | None = None
+        self.other: Link | None = None
+        self.acked = 1
+        self.diverged = False
+
+    def make(self) -> Session:
+        session = Session(self.settings, lambda position: self.node.log.epoch_below(position))
+        return session
+
+    def hello(self) -> wire.Hello:
+        log = self.node.log
+        return wire.Hello(
+            1,
+            self.node.name,
+            "model",
+            wire.Generation("b", 1),
+            log.id,
+            log.epochs(),
+            log.next,
+            log.cursor(self.peer),
+            self.settings.receive.patterns,
+            5.0,
+        )
+
+    def greeted(self, ours: wire.Hello, theirs: wire.Hello) -> None:
+        self.session.outbound.log_next = self.node.log.next
+        self.perform(self.session.greeted(Greeting(ours, theirs, self.acked, True), 0.0))
+
+    def cut(self) -> None:
+        for end in (self, self.other):
+            if end is not None:
+                end.out = end.inward = None
+                end.session.disconnected()
+        if self.other is not None:
+            self.other.other = None
+            self.other = None
+
+    def deliver(self, count: int) -> None:
+        """Take up to `count` messages that lie in the pipe."""
+        for _ in range(count):
+            if self.inward is None or not self.inward.messages:
+                return
+            self.perform(self.session.received(wire.decode(self.inward.messages.popleft()), 0.0))
+
+    def pump(self) -> None:
+        outbound = self.session.outbound
+        if self.out is not None:
+            self.perform(outbound.writable(True, self.node.log.clock(), 0.0))
+            self.perform(self.session.wake(1e9))
+            self.perform(self.session.inbound.ack())
+
+    def perform(self, effects: list[types.Effect]) -> None:
+        outbound, log = self.session.outbound, self.node.log
+        for effect in effects:
+            if isinstance(effect, types.Send):
+                if self.out is not None:
+                    self.out.messages.append(effect.payload)
+            elif isinstance(effect, types.Read):
+                try:
+                    batches = log.read(effect.position, effect.max_bytes)
+                except Gap as gap:
+                    self.perform(outbound.missing(gap.first))
+                else:
+                    assert batches is not None
+                    self.perform(outbound.read(batches, log.clock(), 0.0))
+            elif isinstance(effect, types.Store):
+                self.store(effect.batch)
+            elif isinstance(effect, types.Rewind):
+                log.set_cursor(self.peer, effect.cursor, lambda outcome: None)
+            elif isinstance(effect, types.Acked):
+                self.acked = effect.next
+            elif isinstance(effect, types.Tell):
+                self.node.told.append(effect)
+            elif isinstance(effect, types.Gone):
+                self.node.gone.append(effect)
+            elif isinstance(effect, types.Diverged):
+                self.diverged = True
+        outbound.check()
+
+    def store(self, batch: Batch) -> None:
+        source = batch.source
+        assert source is not None
+        session = self.session
+
+        def settled(outcome: Appended | LinkdError) -> None:
+            assert isinstance(outcome, Appended)
+            session.inbound.stored(source.next)
+
+        self.node.log.store(batch, settled)
+
+
+class ModelNode:
+    """A node: a log whose commits come by hand, and its links."""
+
+    def __init__(self, name: str, rng: Random) -> None:
+        self.name = name
+        self.log = MemoryLog(name, rng, delayed=True, clock=lambda: 0.0)
+        self.links: dict[str, Link] = {}
+        self.acked: dict[str, list[bytes]] = {}
+        self.told: list[types.Tell] = []
+        self.gone: list[types.Gone] = []
+        self.log.on_commit.append(self.committed)
+
+    def link(self, peer: str, send: tuple[str, ...], receive: tuple[str, ...], window: int) -> Link:
+        settings = types.SessionSettings(
+            self.name, peer, Patterns(send), Patterns(receive), window_bytes=window, read_bytes=4000
+        )
+        self.links[peer] = Link(self, peer, settings)
+        return self.links[peer]
+
+    def committed(self, next: int) -> None:
+        for link in self.links.values():
+            position = link.session.outbound.log_next
+            batches = self.log.read(max(position, self.log.first), 1 << 60) or []
+            mine = [b for b in batches if link.session.outbound.owes(b) and b.offset >= position]
+            link.perform(link.session.outbound.offer(mine, next, 0.0, 0.0))
+
+    def publish(self, channel: str, bodies: list[bytes]) -> None:
+        records = encode_records([Record(body) for body in bodies])
+        kept = self.acked.setdefault(channel, [])
+
+        def settled(outcome: Appended | LinkdError) -> None:
+            assert isinstance(outcome, Appended)
+            kept.extend(bodies)
+
+        self.log.append(Draft(channel, len(bodies), records, 0.0), settled)
+
+    def crash(self) -> None:
+        """Kill it: what was not committed is lost, all connections end, a new process begins."""
+        for link in self.links.values():
+            link.cut()
+        self.log = self.log.crash()
+        self.log.on_commit.append(self.committed)
+        for link in self.links.values():
+            link.session = link.make()
+            link.session.outbound.begin(min(link.acked, self.log.next))
+            link.session.outbound.log_next = self.log.next
+
+    def bodies(self, origin: str, channel: str) -> list[bytes]:
+        """Return the bodies of one origin and channel as they lie in this log."""
+        found: list[bytes] = []
+        position = self.log.first
+        while position < self.log.next:
+            batches = self.log.read(position, 1 << 60)
+            assert batches
+            for batch in batches:
+                if batch.origin.node == origin and batch.channel == channel:
+                    found += [r.body for r in decode_records(batch.records, batch.count)]
+            position = batches[-1].next
+        return found
+
+
+def connect(one: Link, two: Link) -> None:
+    """Join two ends by a new connection, which takes the place of any older one."""
+    for end in (one, two):
+        end.cut()
+    there, back = Pipe(), Pipe()
+    one.out, one.inward = there, back
+    two.out, two.inward = back, there
+    one.other, two.other = two, one
+    hello_one, hello_two = one.hello(), two.hello()
+    one.greeted(hello_one, hello_two)
+    two.greeted(hello_two, hello_one)
+
+
+def settle(nodes: list[ModelNode], rounds: int = 2000) -> None:
+    """Let all that is under way come to its end.
+
+    Raises:
+        AssertionError: It does not within `rounds`.
+    """
+    still = 0
+    for _ in range(rounds):
+        before = [(n.log.next, [link.acked for link in n.links.values()]) for n in nodes]
+        for node in nodes:
+            node.log.commit()
+            for link in node.links.values():
+                link.deliver(1000)
+                link.pump()
+        after = [(n.log.next, [link.acked for link in n.links.values()]) for n in nodes]
+        quiet = all(not l.inward or not l.inward.messages for n in nodes for l in n.links.values())
+        still = still + 1 if before == after and quiet else 0
+        if still == 3:
+            return
+    raise AssertionError("no end")
