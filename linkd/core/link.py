@@ -1,0 +1,379 @@
+"""The life of a link: which connection is its own, what state people see, when the dialer tries again.
+
+Pure: inputs and `now` go in, effects come out. The driver performs the effects in their order and calls
+`handle(Wake(), now)` at `deadline`.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal, get_args
+
+from linkd.core.backoff import Backoff
+from linkd.core.link_types import (
+    Abort,
+    Acknowledged,
+    Adopt,
+    AttemptBegan,
+    AttemptFailed,
+    Changed,
+    Dial,
+    Diverged,
+    Effect,
+    Greeted,
+    Input,
+    Kick,
+    Lost,
+    NetworkChanged,
+    Opening,
+    Refuse,
+    Rejoined,
+    Resumed,
+    Start,
+    Stop,
+    StopDialing,
+    Wake,
+)
+from linkd.core.takeover import Refusal, Takeovers
+from linkd.errors import LocalProtocolError, Reason
+from linkd.status import LinkState
+
+Kind = Literal[
+    "start",
+    "stop",
+    "hurry",
+    "wake",
+    "began",
+    "opening",
+    "failed",
+    "failed-rejected",
+    "greeted",
+    "refused",
+    "resumed",
+    "acknowledged",
+    "diverged",
+    "rejoined",
+    "lost",
+    "lost-rejected",
+    "late",
+]
+"""Kinds of inputs, as far as they lead to different states."""
+
+STATES: Final[tuple[LinkState, ...]] = get_args(LinkState)
+KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
+
+TABLE: Final[dict[tuple[LinkState, Kind], LinkState]] = {
+    ("stopped", "start"): "waiting",
+    ("connecting", "stop"): "stopped",
+    ("connecting", "hurry"): "waiting",
+    ("connecting", "opening"): "opening",
+    ("connecting", "failed"): "waiting",
+    ("connecting", "failed-rejected"): "rejected",
+    ("connecting", "greeted"): "resuming",
+    ("opening", "stop"): "stopped",
+    ("opening", "failed"): "waiting",
+    ("opening", "failed-rejected"): "rejected",
+    ("opening", "greeted"): "resuming",
+    ("resuming", "stop"): "stopped",
+    ("resuming", "resumed"): "up",
+    ("resuming", "diverged"): "diverged",
+    ("resuming", "greeted"): "resuming",
+    ("resuming", "lost"): "waiting",
+    ("resuming", "lost-rejected"): "rejected",
+    ("up", "stop"): "stopped",
+    ("up", "diverged"): "diverged",
+    ("up", "greeted"): "resuming",
+    ("up", "lost"): "waiting",
+    ("up", "lost-rejected"): "rejected",
+    ("waiting", "stop"): "stopped",
+    ("waiting", "hurry"): "waiting",
+    ("waiting", "began"): "connecting",
+    ("waiting", "failed"): "waiting",
+    ("waiting", "failed-rejected"): "rejected",
+    ("waiting", "greeted"): "resuming",
+    ("rejected", "stop"): "stopped",
+    ("rejected", "hurry"): "rejected",
+    ("rejected", "began"): "connecting",
+    ("rejected", "failed"): "waiting",
+    ("rejected", "failed-rejected"): "rejected",
+    ("rejected", "greeted"): "resuming",
+    ("diverged", "stop"): "stopped",
+    ("diverged", "rejoined"): "resuming",
+    ("diverged", "greeted"): "resuming",
+    ("diverged", "lost"): "waiting",
+    ("diverged", "lost-rejected"): "rejected",
+}
+"""What each kind of input makes of each state. docs draw their diagram from this."""
+
+_EVERYWHERE: Final[tuple[Kind, ...]] = ("wake", "acknowledged", "refused", "late")
+_CONNECTED: Final[tuple[LinkState, ...]] = ("resuming", "up", "diverged")
+_ATTEMPT: Final[tuple[Kind, ...]] = ("hurry", "began", "opening", "failed", "failed-rejected")
+
+IGNORED: Final[frozenset[tuple[LinkState, Kind]]] = frozenset(
+    # These change no state anywhere; a late input of an older connection is one of them.
+    [(state, kind) for state in STATES for kind in _EVERYWHERE]
+    # While a connection lives, our own attempts don't count: both ends may dial.
+    + [(state, kind) for state in _CONNECTED for kind in _ATTEMPT]
+    # Stopping and attempts cross; a stopped link stays so.
+    + [("stopped", kind) for kind in ("stop", *_ATTEMPT)]
+    # One attempt tells of each address that it dials; a hurry does not cut an open TCP connection off.
+    + [("connecting", "began"), ("opening", "began"), ("opening", "opening"), ("opening", "hurry")]
+)
+"""What leaves a state as it is; any other pair is a bug and raises."""
+
+_REJECTING: Final[tuple[Reason, ...]] = ("rejected", "duplicate", "tls")
+
+
+class Link:
+    """One link's connections.
+
+    Args:
+        name: This node's name.
+        peer: The peer's name.
+        backoff: The delays of our dialer; None where the peer dials us.
+
+    Attributes:
+        state: As people see it.
+        since: When it was entered, seconds on the injected monotonic clock.
+        reason: Why the link last left `up`, or why the last attempt failed.
+        detail: The same in one sentence.
+        connection: The key of the live connection, or None.
+        attempts: Attempts since the last connection was up.
+        deadline: When `Wake` is due, or None.
+    """
+
+    def __init__(self, name: str, peer: str, backoff: Backoff | None) -> None:
+        self.state: LinkState = "stopped"
+        self.since = 0.0
+        self.reason: Reason | None = None
+        self.detail: str | None = None
+        self.attempts = 0
+        self.deadline: float | None = None
+        self._name = name
+        self._peer = peer
+        self._backoff = backoff
+        self._takeovers = Takeovers(name, peer)
+        self._live: Greeted | None = None
+        self._was_up = False
+        self._up_since: float | None = None
+        self._unproved = False
+        self._effects: list[Effect] = []
+
+    @property
+    def connection(self) -> int | None:
+        """The key of the live connection."""
+        return None if self._live is None else self._live.connection
+
+    def handle(self, input: Input, now: float) -> list[Effect]:
+        """Take one input.
+
+        Args:
+            input: What happened.
+            now: Seconds on the injected monotonic clock.
+
+        Raises:
+            LocalProtocolError: It can't happen in this state.
+        """
+        self._effects = []
+        refusal = self._refusal(input, now)
+        kind = self._kind(input, refusal)
+        new = TABLE.get((self.state, kind))
+        if new is None and (self.state, kind) not in IGNORED:
+            raise LocalProtocolError(f"link to {self._peer}: {kind} in state {self.state}")
+        if refusal is not None and isinstance(input, Greeted):
+            self._effects.append(Refuse(input.connection, refusal.reason, refusal.detail))
+        elif kind in ("wake", "acknowledged"):
+            self._settle(now, isinstance(input, Acknowledged))
+        elif new is not None:
+            self._act(input, new, now)
+        return self._effects
+
+    def _kind(self, input: Input, refusal: Refusal | None) -> Kind:
+        """Classify an input; what comes from another connection than the live one is `late`."""
+        if isinstance(input, Lost | Resumed) and input.connection != self.connection:
+            return "late"
+        if isinstance(input, Greeted):
+            return "greeted" if refusal is None else "refused"
+        if isinstance(input, AttemptFailed):
+            return "failed-rejected" if input.kind == "rejected" else "failed"
+        if isinstance(input, Lost):
+            return "lost-rejected" if input.reason in _REJECTING else "lost"
+        return _PLAIN[type(input)]
+
+    def _refusal(self, input: Input, now: float) -> Refusal | None:
+        """Return why a newcomer can't be had."""
+        if not isinstance(input, Greeted):
+            return None
+        if self.state == "stopped":
+            return Refusal("stopped", f"{self._name} is stopping")
+        if self._live is None:
+            return None
+        return self._takeovers.judge(self._live, input, now)
+
+    def _act(self, input: Input, new: LinkState, now: float) -> None:
+        """Do what an input that counts asks for, and enter the new state."""
+        if isinstance(input, Greeted):
+            self._adopt(input, new, now)
+        elif isinstance(input, AttemptFailed):
+            self._failed(input, new, now)
+        elif isinstance(input, Lost):
+            self._lost(input, new, now)
+        elif isinstance(input, Resumed):
+            self._resumed(input, new, now)
+        elif isinstance(input, Stop):
+            self._forget()
+            if self._backoff is not None:
+                self._effects.append(StopDialing())
+            self._tell("stopped", input.detail)
+            self._enter(new, "stopped", now)
+        elif isinstance(input, Diverged):
+            self._up_since = self.deadline = None
+            self._tell(None, input.detail)
+            self._enter(new, None, now)
+        elif isinstance(input, Start | Kick | NetworkChanged):
+            self._dial(0.0)
+            self._enter(new, None, now)
+        else:
+            if isinstance(input, AttemptBegan):
+                self.attempts += 1
+            self._enter(new, None, now)
+
+    def _enter(self, state: LinkState, reason: Reason | None, now: float) -> None:
+        """Set the state: nothing else does. `reason` says why the link is not up, where this tells."""
+        old, self.state = self.state, state
+        if old == state:
+            return
+        self.since = now
+        detail = self.detail if reason is not None or state == "diverged" else None
+        self._effects.append(Changed(old, state, reason, detail))
+
+    def _adopt(self, new: Greeted, state: LinkState, now: float) -> None:
+        """Make a newcomer the live connection; the older one goes at once."""
+        old, self._live = self._live, new
+        self._up_since = self.deadline = None
+        if old is not None:
+            detail = f"taken over by a newer connection from {new.address}"
+            self._effects.append(Abort(old.connection, "replaced", detail))
+            self._tell("replaced", detail)
+        if self._needs_no_dialing(new):
+            self._effects.append(StopDialing())
+        self._enter(state, None if old is None else "replaced", now)
+        self._effects.append(Adopt(new.connection))
+
+    def _needs_no_dialing(self, new: Greeted) -> bool:
+        """Tell whether our dialer must stop for a connection that the peer dialed.
+
+        An attempt of the lesser name goes on: it replaces what the peer dialed, at both ends alike.
+        """
+        if self._backoff is None or new.dialed:
+            return False
+        return self.state in ("waiting", "rejected") or self._name > self._peer
+
+    def _resumed(self, input: Resumed, state: LinkState, now: float) -> None:
+        """The link is up; it proves stable later."""
+        self._was_up = True
+        self._up_since = now
+        self._unproved = input.owed
+        if self._backoff is not None:
+            self.deadline = now + self._backoff.stable_after
+        self._enter(state, None, now)
+
+    def _settle(self, now: float, acknowledged: bool) -> None:
+        """Start the delays anew once the connection has proved stable."""
+        self._unproved = self._unproved and not acknowledged
+        if self.deadline is not None and now >= self.deadline:
+            self.deadline = None
+        if self._stable(now) and self._backoff is not None:
+            self._backoff.reset()
+
+    def _stable(self, now: float) -> bool:
+        """Tell whether the live connection was up for long enough and carried what was owed."""
+        if self._backoff is None or self._up_since is None or self._unproved:
+            return False
+        return now - self._up_since >= self._backoff.stable_after
+
+    def _failed(self, input: AttemptFailed, state: LinkState, now: float) -> None:
+        """An attempt has failed: wait, and dial again."""
+        self._tell(input.reason, input.detail)
+        if self._backoff is not None:
+            self._dial(self._backoff.failed(input.kind, input.retry_after))
+        self._enter(state, input.reason, now)
+
+    def _lost(self, input: Lost, state: LinkState, now: float) -> None:
+        """The live connection has ended: dial again, or wait to be dialed."""
+        self._settle(now, acknowledged=False)
+        stable = self._stable(now)
+        self._forget()
+        self._tell(input.reason, input.detail)
+        backoff = self._backoff
+        if backoff is not None:
+            if state == "rejected":
+                after = backoff.rejected()
+            elif input.retry_after is not None:
+                after = backoff.busy(input.retry_after)
+            else:
+                after = backoff.lost(input.silent, stable)
+            self._dial(after)
+        self._enter(state, input.reason, now)
+
+    def _forget(self) -> None:
+        """There is no live connection any more."""
+        self._live = None
+        self._up_since = self.deadline = None
+        if self._was_up:
+            self._was_up = False
+            self.attempts = 0
+
+    def _dial(self, after: float) -> None:
+        if self._backoff is not None:
+            self._effects.append(Dial(after))
+
+    def _tell(self, reason: Reason | None, detail: str) -> None:
+        """Remember why the link is not up."""
+        if reason is not None:
+            self.reason = reason
+        self.detail = detail
+
+
+_PLAIN: Final[dict[type, Kind]] = {
+    Start: "start",
+    Stop: "stop",
+    Kick: "hurry",
+    NetworkChanged: "hurry",
+    Wake: "wake",
+    AttemptBegan: "began",
+    Opening: "opening",
+    Acknowledged: "acknowledged",
+    Diverged: "diverged",
+    Rejoined: "rejoined",
+    Resumed: "resumed",
+}
+
+__all__ = [
+    "IGNORED",
+    "KINDS",
+    "STATES",
+    "TABLE",
+    "Abort",
+    "Acknowledged",
+    "Adopt",
+    "AttemptBegan",
+    "AttemptFailed",
+    "Changed",
+    "Dial",
+    "Diverged",
+    "Effect",
+    "Greeted",
+    "Input",
+    "Kick",
+    "Link",
+    "Lost",
+    "NetworkChanged",
+    "Opening",
+    "Refuse",
+    "Rejoined",
+    "Resumed",
+    "Start",
+    "Stop",
+    "StopDialing",
+    "Wake",
+]
