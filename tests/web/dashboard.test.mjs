@@ -1,0 +1,246 @@
+// The dashboard in a real Chromium, against a stand-in for the node.
+import assert from "node:assert/strict";
+import { mkdirSync } from "node:fs";
+import { after, afterEach, before, beforeEach, test } from "node:test";
+import { launch, openPage } from "./support/browser.mjs";
+import { StubNode } from "./support/stub.mjs";
+import { until } from "./support/until.mjs";
+
+const SHOTS = process.env.LINKD_SHOTS;
+let browser;
+let stub;
+
+before(async () => (browser = await launch()));
+after(() => browser?.close());
+beforeEach(async () => (stub = await new StubNode().start()));
+afterEach(() => stub.stop());
+
+const card = (page, peer) => page.locator(`.link[data-peer="${peer}"]`);
+const live = (page) => page.locator('#connection[data-state="up"]').waitFor();
+
+async function shot(page, name) {
+  if (!SHOTS) return;
+  mkdirSync(SHOTS, { recursive: true });
+  await page.screenshot({ path: `${SHOTS}/${name}.png`, fullPage: true });
+}
+
+test("a cut turns the link red and locks the box, keeping what was typed; the return unlocks it", async () => {
+  const { page, wrong, close } = await openPage(browser, stub.url);
+  await live(page);
+  assert.equal(await card(page, "hub").getAttribute("data-tone"), "good");
+  await page.fill("#message-body", '{"total": 12}');
+  const began = Date.now();
+  stub.cut("hub");
+  await page.locator('.link[data-peer="hub"][data-tone="bad"]').waitFor({ timeout: 2000 });
+  const told = Date.now() - began;
+  assert.ok(told < 200, `told after ${told} ms`);
+  assert.equal(await page.locator("#message-body").isDisabled(), true);
+  assert.match(await page.textContent("#lock"), /hub is waiting/);
+  assert.match(await page.textContent("#headline"), /hub is down/);
+  assert.match(await card(page, "hub").locator(".why").textContent(), /ping-timeout: nothing heard for 7.0 s/);
+  assert.equal(await card(page, "warehouse").getAttribute("data-tone"), "good");
+  await until(async () => (await card(page, "hub").locator(".day rect").count()) === 1);
+  stub.restore("hub");
+  await page.locator('.link[data-peer="hub"][data-tone="good"]').waitFor({ timeout: 2000 });
+  assert.equal(await page.locator("#message-body").isEnabled(), true);
+  assert.equal(await page.inputValue("#message-body"), '{"total": 12}');
+  await until(async () => (await page.locator("#events li").count()) === 2);
+  assert.match(await page.locator("#events li").last().textContent(), /hub.*up → waiting · ping-timeout/);
+  assert.deepEqual(wrong, []);
+  await close();
+});
+
+test("a link that is not chosen does not lock the box", async () => {
+  const { page, close } = await openPage(browser, stub.url);
+  await live(page);
+  await page.selectOption("#message-link", "warehouse");
+  stub.cut("hub");
+  await page.locator('.link[data-peer="hub"][data-tone="bad"]').waitFor();
+  assert.equal(await page.locator("#message-body").isEnabled(), true);
+  await page.selectOption("#message-link", "hub");
+  assert.equal(await page.locator("#message-body").isDisabled(), true);
+  await page.selectOption("#message-link", "warehouse");
+  assert.equal(await page.locator("#message-body").isEnabled(), true);
+  await close();
+});
+
+test("a message is published with its type, acknowledged, and shown as it arrives; markup stays text", async () => {
+  const { page, wrong, close } = await openPage(browser, stub.url);
+  await live(page);
+  await page.fill("#message-channel", "orders");
+  await page.fill("#message-type", "created");
+  await page.fill("#message-body", '{"total": 12, "note": "<img src=x onerror=alert(1)>"}');
+  await page.click("#message button");
+  await page.locator("#arrived .mono").waitFor();
+  assert.match(await page.textContent("#message-answer"), /on disk, offset 1/);
+  assert.deepEqual(stub.records.map(({ type, channel, data }) => [type, channel, data.total]), [["created", "orders", 12]]);
+  assert.match(await page.textContent("#arrived li"), /orders · created.*<img src=x onerror=alert\(1\)>/);
+  await page.fill("#message-body", "just text");
+  await page.press("#message-body", "Control+Enter");
+  await until(() => stub.records.length === 2);
+  assert.equal(stub.records[1].data, "just text");
+  await page.fill("#message-pattern", "other.*");
+  await page.press("#message-pattern", "Enter");
+  await until(() => stub.seen.frames.some(({ type, data }) => type === "subscribe" && data.channel === "other.*"));
+  stub.publish("orders", "created", 3);
+  stub.publish("other.one", "created", 4);
+  await until(async () => /other.one/.test(await page.textContent("#arrived li")));
+  assert.equal(await page.locator("#arrived li").count(), 3);
+  assert.deepEqual(wrong, []);
+  await close();
+});
+
+test("it says when it has lost the node, locks the box, and goes on by itself", async () => {
+  const { page, wrong, close } = await openPage(browser, stub.url);
+  await live(page);
+  await stub.stop();
+  await page.locator("#lost").waitFor({ timeout: 3000 });
+  assert.match(await page.textContent("#lost-text"), /No connection to the node/);
+  assert.equal(await page.locator("#message-body").isDisabled(), true);
+  assert.equal(await page.evaluate(() => document.body.dataset.stale), "true");
+  await shot(page, "lost");
+  stub.publish("orders", "created", "while you were away");
+  await stub.start();
+  await page.click("#retry");
+  await page.locator("#lost").waitFor({ state: "hidden" });
+  await live(page);
+  assert.equal(await page.locator("#message-body").isEnabled(), true);
+  await until(async () => /while you were away/.test(await page.textContent("#arrived")));
+  assert.deepEqual(wrong, []);
+  await close();
+});
+
+test("the token of the address becomes a session and leaves the address; a used one asks for another", async () => {
+  stub.key = "k".repeat(32);
+  const token = stub.token();
+  const first = await openPage(browser, `${stub.url}/?token=${token}`);
+  await live(first.page);
+  assert.equal(first.page.url(), `${stub.url}/`);
+  await first.page.reload();
+  await live(first.page);
+  assert.deepEqual(first.wrong, []);
+  await first.close();
+  const { page, wrong, close } = await openPage(browser, `${stub.url}/?token=${token}`);
+  await page.locator("#sign-in[open]").waitFor();
+  await shot(page, "sign-in");
+  await page.fill("#sign-in-token", token);
+  await page.click("#sign-in button");
+  await until(async () => /not valid/.test(await page.textContent("#sign-in-answer")));
+  await page.fill("#sign-in-token", stub.token());
+  await page.click("#sign-in button");
+  await page.locator("#sign-in").waitFor({ state: "hidden" });
+  await live(page);
+  assert.deepEqual(wrong, []);
+  await close();
+});
+
+test("24 hours with 500 outages draw in less than a second; hover and keys tell of each", async () => {
+  stub.history(500);
+  const { page, wrong, close } = await openPage(browser, stub.url);
+  await live(page);
+  const took = await page.evaluate(() => performance.getEntriesByName("linkd-history").map(({ duration }) => duration));
+  const shown = await page.evaluate(() => performance.now());
+  console.log(`drew 500 outages in ${took[0].toFixed(1)} ms; all there ${shown.toFixed(0)} ms after the page was asked for`);
+  assert.ok(took[0] < 1000);
+  assert.equal(await page.locator(".day rect").count(), 500);
+  const strip = card(page, "hub").locator(".day svg");
+  const bar = await strip.locator("rect").nth(100).boundingBox();
+  await page.mouse.move(bar.x + bar.width / 2, bar.y + 5);
+  assert.match(await page.textContent("#hint"), /· (ping-timeout|silence|closed|unreachable|refused)down for .*noticed after .*attempt/);
+  await page.mouse.move(5, 5);
+  assert.equal(await page.locator("#hint").isVisible(), false);
+  await strip.focus();
+  await page.keyboard.press("End");
+  const last = await page.textContent("#hint");
+  await page.keyboard.press("ArrowLeft");
+  assert.notEqual(await page.textContent("#hint"), last);
+  await page.keyboard.press("Escape");
+  assert.equal(await page.locator("#hint").isVisible(), false);
+  assert.match(await strip.getAttribute("aria-label"), /^24 hours: up \d\d\.\d+ %, \d+ outages$/);
+  assert.deepEqual(wrong, []);
+  await close();
+});
+
+test("the plots move, and nothing on the page jumps while links fall and return", async () => {
+  const { page, close } = await openPage(browser, stub.url);
+  await live(page);
+  await page.waitForTimeout(1500);
+  const painted = () => page.evaluate(() => document.querySelector(".plot canvas").toDataURL());
+  const before = await painted();
+  await page.evaluate(() => (globalThis.layoutShift = 0));
+  for (const act of ["cut", "restore", "cut", "restore"]) {
+    stub[act]("hub");
+    await page.waitForTimeout(700);
+  }
+  assert.notEqual(await painted(), before);
+  const shift = await page.evaluate(() => globalThis.layoutShift);
+  assert.ok(shift < 0.02, `layout shift ${shift}`);
+  await close();
+});
+
+test("light, dark and narrow: legible, nothing wider than the window, the choice of theme stays", async () => {
+  stub.history(500);
+  stub.cut("warehouse");
+  for (const [name, options] of Object.entries({
+    light: { colorScheme: "light" },
+    dark: { colorScheme: "dark" },
+    narrow: { colorScheme: "light", viewport: { width: 360, height: 740 } },
+  })) {
+    const { page, wrong, close } = await openPage(browser, stub.url, options);
+    await live(page);
+    await page.waitForTimeout(2500);
+    const [wide, ink, ground] = await page.evaluate(() => {
+      const style = getComputedStyle(document.body);
+      return [document.documentElement.scrollWidth - innerWidth, style.color, style.backgroundColor];
+    });
+    assert.ok(wide <= 0, `${name}: ${wide} px too wide`);
+    assert.ok(contrast(ink, ground) > 7, `${name}: ${ink} on ${ground}`);
+    await shot(page, name);
+    assert.deepEqual(wrong, []);
+    if (name === "light") {
+      await page.click("#theme");
+      await page.click("#theme");
+      assert.equal(await page.textContent("#theme"), "Dark");
+      await page.reload();
+      assert.equal(await page.evaluate(() => document.documentElement.dataset.theme), "dark");
+    }
+    await close();
+  }
+});
+
+test("every control is reached by the Tab key alone, in reading order", async () => {
+  const { page, close } = await openPage(browser, stub.url);
+  await live(page);
+  const order = [];
+  for (let press = 0; press < 20; press += 1) {
+    await page.keyboard.press("Tab");
+    order.push(await page.evaluate(() => document.activeElement.id || document.activeElement.getAttribute("aria-label") || document.activeElement.className));
+  }
+  const wanted = ["skip", "theme", "24 hours: up 100 %, 0 outages", "events", "message-link", "message-channel", "message-type", "message-body", "message-pattern", "arrived"];
+  assert.deepEqual(order.filter((each) => wanted.includes(each)).filter((each, at, all) => all.indexOf(each) === at), wanted);
+  await close();
+});
+
+test("forty links: an index leads to each", async () => {
+  const model = stub.links[0];
+  stub.links = Array.from({ length: 40 }, (_, index) => ({ ...model, peer: `edge-${index}` }));
+  stub.cut("edge-7");
+  const { page, wrong, close } = await openPage(browser, stub.url);
+  await live(page);
+  assert.equal(await page.locator("#index a").count(), 40);
+  assert.equal(await page.locator('#index a[data-tone="bad"]').textContent(), "edge-7");
+  await page.click("#index a >> text=edge-33");
+  await until(() => page.evaluate(() => document.querySelector("#link-edge-33").getBoundingClientRect().top < innerHeight));
+  assert.deepEqual(wrong, []);
+  await close();
+});
+
+/** The ratio of WCAG 2 section 1.4.3. @param {string} one @param {string} other as rgb(…) */
+function contrast(one, other) {
+  const light = (colour) => {
+    const [r, g, b] = colour.match(/[\d.]+/g).map((part) => (part / 255 <= 0.04045 ? part / 255 / 12.92 : ((part / 255 + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const [bright, dark] = [light(one), light(other)].sort((a, b) => b - a);
+  return (bright + 0.05) / (dark + 0.05);
+}
