@@ -72,7 +72,7 @@ class Dashboard {
   }
 
   async history() {
-    const [outages, events] = await Promise.all([this.get("/v1/outages"), this.get("/v1/events")]);
+    const [outages, events] = await Promise.all([this.get("/v1/outages?since=86400"), this.get("/v1/events")]);
     if (events) {
       this.events.show(events.events);
       this.cards.forEach((card) => card.fellAsIn(events.events));
