@@ -67,6 +67,7 @@ class LinkDriver:
         link: Its connections.
         session: Its records.
         connection: The one that counts, or None.
+        drain_to: The end of what was owed when the link came up, until the peer has it.
     """
 
     def __init__(self, around: Around, settings: PeerSettings, backoff: Backoff | None) -> None:
@@ -86,6 +87,7 @@ class LinkDriver:
         self._greeted: dict[int, tuple[Connection, wire.Hello]] = {}
         self._said: wire.Hello | None = None
         self._ack_due = False
+        self.drain_to: int | None = None
         self._link_timer: Timer | None = None
         self._wake_timer: Timer | None = None
         self._last_silence: float | None = None
@@ -468,16 +470,12 @@ class LinkDriver:
         """The generation of the connection that counts, for people and logs."""
         return None if self.connection is None else _say(self.connection.generation)
 
-    def measured(
-        self, change: links.Changed, silence: float | None
-    ) -> dict[str, str | int | float | None]:
-        """Return what was measured about a change, for its line in the log."""
-        if change.new == "up":
-            return {"backlog_records": self.session.outbound.owed_records or None}
-        if change.new not in ("waiting", "rejected"):
-            return {}
+    def measured(self, silence: float | None) -> dict[str, str | int | float | None]:
+        """Return what was measured about the link's going down, for its line in the log."""
         upcoming = None if self.dialer is None else self.dialer.next_attempt
         delay = None if upcoming is None else max(0.0, upcoming - self._clock.seconds())
+        if self.link.state not in ("waiting", "rejected"):
+            return {}
         return {
             "noticed_after_seconds": None if silence is None else round(silence, 3),
             "delay_seconds": None if delay is None else round(delay, 3),

@@ -30,6 +30,7 @@ from linkd.node.follow import Follower
 from linkd.node.readers import Readers
 from linkd.node.volatile import VolatileSequence, as_batch
 from linkd.node.waits import Waits
+from linkd.outages import Outages
 from linkd.status import Event, LogStatus, NodeStatus, Outage
 
 _Result = TypeVar("_Result")
@@ -57,6 +58,7 @@ class Node:
         clock: The reactor.
         make_dialer: Makes the dialing end of a link.
         rng: For delays.
+        outages: What happened to the links.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Node:
         clock: Clock,
         make_dialer: MakeDialer,
         rng: Random,
+        outages: Outages,
     ) -> None:
         self.name = config.node.name
         self.software = f"linkd {linkd.__version__}"
@@ -79,6 +82,7 @@ class Node:
         self._cursors = cursors
         self._make_dialer = make_dialer
         self._rng = rng
+        self._outages = outages
         self._began = clock.seconds()
         self._book = Book()
         self._drivers: dict[str, LinkDriver] = {}
@@ -124,7 +128,9 @@ class Node:
         if settings.name not in self._cursors.peers():
             here = self.log.next
             self._cursors.set_peer(PeerCursor(settings.name, here, here))
-        backoff = Backoff(self.config.reconnect, self._rng) if settings.dial else None
+        backoff = (
+            Backoff(self.config.reconnect, self._rng, len(settings.dial)) if settings.dial else None
+        )
         driver = LinkDriver(self, settings, backoff)
         self._drivers[settings.name] = driver
         self._waits[settings.name] = Waits()
@@ -150,6 +156,7 @@ class Node:
         for name in [name for name in before if name not in after]:
             self._remove(name, "the peer was removed from the configuration")
             self._cursors.remove_peer(name)
+            self._outages.remove(name)
         anew = old.reconnect != config.reconnect or old.heartbeat != config.heartbeat
         for name, settings in after.items():
             if name not in before:
@@ -338,6 +345,17 @@ class Node:
         if known.acked != next:
             self._cursors.set_peer(PeerCursor(driver.peer, known.made, next))
         self._waits[driver.peer].acked(next)
+        if driver.drain_to is not None and next >= driver.drain_to:
+            driver.drain_to = None
+            drained = self._outages.drained(driver.peer, self.clock.seconds())
+            if drained is not None:
+                seconds, records = drained
+                events.emit(
+                    "link.drained",
+                    peer=driver.peer,
+                    drained_seconds=round(seconds, 3),
+                    replayed_records=records,
+                )
 
     def changed(self, driver: LinkDriver, change: links.Changed, silence: float | None) -> None:
         """A link's state has changed: remember it, say it."""
@@ -359,8 +377,26 @@ class Node:
             new=change.new,
             reason=change.reason,
             detail=change.detail,
-            **driver.measured(change, silence),
+            **self._measured(driver, change, silence),
         )
+
+    def _measured(
+        self, driver: LinkDriver, change: links.Changed, silence: float | None
+    ) -> dict[str, str | int | float | None]:
+        """Record what the change means for the link's outages; return what was measured."""
+        now, owed = self.clock.seconds(), driver.session.outbound.owed_records
+        if change.old == "up":
+            self._outages.fell(driver.peer, change.reason or "closed", silence, now, wall())
+        if change.new != "up":
+            return driver.measured(silence)
+        down = self._outages.rose(driver.peer, driver.link.attempts, owed, now, wall())
+        driver.drain_to = self.log.next if owed else None
+        return {
+            "outage_seconds": None if down is None else round(down, 3),
+            "attempts": driver.link.attempts or None,
+            "replayed_records": owed if down is not None else None,
+            "peer_version": driver.peer_version,
+        }
 
     def tell(self, level: str, event: str, **fields: str | int | float | None) -> None:
         """Say something in the log."""
@@ -417,7 +453,8 @@ class Node:
 
     def outages(self, peer: str | None = None, since_seconds: float | None = None) -> list[Outage]:
         """Return the recorded outages, oldest first."""
-        return []
+        since = None if since_seconds is None else wall() - since_seconds
+        return self._outages.recorded(peer, since)
 
     def kick(self, peer: str) -> None:
         """Try again at once; KeyError if there is no such peer."""
