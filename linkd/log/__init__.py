@@ -1,1 +1,67 @@
-"""The durable log: what a log promises (`engine`), files (`segments`), cursors, memory for tests."""
+"""The durable log: what a log promises (`engine`), in files (`segments`), in memory (`memory`)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from linkd.log.engine import Log
+from linkd.log.group import Post
+from linkd.log.memory import MemoryLog
+from linkd.log.segments import SegmentLog, SegmentSettings
+from linkd.log.state import Snapshot
+
+__all__ = ["LogSettings", "MemoryLog", "SegmentLog", "SegmentSettings", "open_log"]
+
+
+class LogSettings(Protocol):
+    """What `[log]` says; `linkd.config.LogSettings` is one."""
+
+    @property
+    def engine(self) -> str: ...
+    @property
+    def max_bytes(self) -> int: ...
+    @property
+    def max_age(self) -> float: ...
+    @property
+    def min_free_bytes(self) -> int: ...
+    @property
+    def when_full(self) -> str: ...
+    @property
+    def segment_bytes(self) -> int: ...
+    @property
+    def memory_bytes(self) -> int: ...
+    @property
+    def id_window(self) -> float: ...
+    @property
+    def max_ids(self) -> int: ...
+
+
+def open_log(
+    settings: LogSettings,
+    state_dir: Path,
+    node: str,
+    post: Post,
+    *,
+    wall: Callable[[], float] = time.time,
+) -> Log:
+    """Open the log in `state_dir`, or begin it.
+
+    Args:
+        settings: The engine and its bounds.
+        state_dir: The node's directory; the log gets a folder in it.
+        node: This node's name.
+        post: Brings a call into the thread that uses the log (`reactor.callFromThread`).
+        wall: Unix seconds; they only stamp.
+
+    Raises:
+        LogDamaged: Another daemon has it, or a file can't be read; the message says what to do.
+        StateTooNew: It was written by a newer linkd.
+    """
+    if settings.engine == "memory":
+        return MemoryLog(node, id_window=settings.id_window)
+    names = SegmentSettings.__struct_fields__
+    bounds = SegmentSettings(**{name: getattr(settings, name) for name in names})
+    return SegmentLog(Path(state_dir) / "log", node, bounds, post, wall=wall)

@@ -23,14 +23,14 @@ class Stored(msgspec.Struct, frozen=True, gc=False):
     place: Place
 
 
-class CursorSet(msgspec.Struct, frozen=True, gc=False):
+class CursorSet(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """A cursor to be replaced, or forgotten."""
 
     peer: str
     place: Place | None
 
 
-class EpochOpened(msgspec.Struct, frozen=True, gc=False):
+class EpochOpened(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """A new epoch, from `first` on."""
 
     epoch: str

@@ -169,9 +169,7 @@ class MemoryLog(Ledger):
         done()
 
 
-def count_owed(
-    batches: Sequence[Batch], position: int
-) -> dict[str, tuple[int, int]]:
+def count_owed(batches: Sequence[Batch], position: int) -> dict[str, tuple[int, int]]:
     """Return (records, bytes of records) by channel of what lies at or after `position`."""
     owed: dict[str, tuple[int, int]] = {}
     for batch in batches:

@@ -1,0 +1,94 @@
+"""The few file operations of the log, in one place so that tests can record, tear and refuse them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+_MOST_BUFFERS = 1000
+
+
+class Files(Protocol):
+    """What the log asks of the disk. All raise OSError."""
+
+    def open(self, path: Path, *, create: bool = False) -> int:
+        """Open a file for reading and writing; create it where it must not be there yet."""
+
+    def write(self, fd: int, at: int, buffers: Sequence[bytes]) -> None:
+        """Write all of `buffers`, one behind the other, at a place."""
+
+    def sync(self, fd: int) -> None:
+        """Return once what was written is on the disk."""
+
+    def sync_dir(self, path: Path) -> None:
+        """Return once the directory's entries are on the disk."""
+
+    def truncate(self, fd: int, size: int) -> None:
+        """Cut the file."""
+
+    def close(self, fd: int) -> None:
+        """Close it."""
+
+    def rename(self, old: Path, new: Path) -> None:
+        """Give a file another name, in place of what has it."""
+
+    def unlink(self, path: Path) -> None:
+        """Delete a file."""
+
+    def free_bytes(self, path: Path) -> int:
+        """Return what the disk of `path` has left for us."""
+
+
+class RealFiles:
+    """The operating system's files."""
+
+    def open(self, path: Path, *, create: bool = False) -> int:
+        """Open a file for reading and writing."""
+        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if create else 0)
+        return os.open(path, flags, 0o600)
+
+    def write(self, fd: int, at: int, buffers: Sequence[bytes]) -> None:
+        """Write all of `buffers`, one behind the other, at a place."""
+        if len(buffers) > _MOST_BUFFERS:
+            buffers = [b"".join(buffers)]
+        size = sum(map(len, buffers))
+        written = os.pwritev(fd, buffers, at)
+        if written < size:
+            rest = memoryview(b"".join(buffers))
+            while written < size:
+                written += os.pwrite(fd, rest[written:], at + written)
+
+    def sync(self, fd: int) -> None:
+        """Return once what was written is on the disk."""
+        os.fdatasync(fd)
+
+    def sync_dir(self, path: Path) -> None:
+        """Return once the directory's entries are on the disk."""
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def truncate(self, fd: int, size: int) -> None:
+        """Cut the file."""
+        os.ftruncate(fd, size)
+
+    def close(self, fd: int) -> None:
+        """Close it."""
+        os.close(fd)
+
+    def rename(self, old: Path, new: Path) -> None:
+        """Give a file another name, in place of what has it."""
+        os.replace(old, new)
+
+    def unlink(self, path: Path) -> None:
+        """Delete a file."""
+        os.unlink(path)
+
+    def free_bytes(self, path: Path) -> int:
+        """Return what the disk of `path` has left for us."""
+        stat = os.statvfs(path)
+        return stat.f_bavail * stat.f_frsize

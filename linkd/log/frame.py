@@ -1,0 +1,175 @@
+"""Frames: what a segment file is made of. A prefix with a CRC over all behind it, a head, opaque records.
+
+    magic 4 | crc32 | head bytes | record bytes | synced: u32 each | kind u8 | flags u8 | 0 u16
+    | stamp f64 | wall f64 | head (msgpack) | records
+
+`synced` is how much of the file was durable when the frame was written: whatever a crash tears lies behind it,
+so a bad frame before it is damage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from struct import Struct
+from zlib import crc32
+
+import msgspec
+
+from linkd.core.batch import Batch, Origin, Producer, Source
+from linkd.log.group import CursorSet, EpochOpened, Piece, Publish
+
+MAGIC = b"LkF\x01"
+HEAD, BATCH, EPOCH, CURSOR, CLOSE = 1, 2, 3, 4, 5
+HAS_IDS = 1
+
+_PREFIX = Struct("<4sIIIIBBHdd")
+_BODY = Struct("<IIIBBHdd")
+_LEAD = Struct("<4sI")
+PREFIX_BYTES = _PREFIX.size
+MAX_HEAD_BYTES = 1 << 20
+MAX_RECORDS_BYTES = 1 << 30
+
+
+class Head(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What a batch's frame says of it; `origin` None: published here."""
+
+    offset: int
+    channel: str
+    count: int
+    time: float
+    epoch: str
+    ttl: float | None
+    origin: Origin | None
+    source: Source | None
+    producer: Producer | None
+    publish: Publish | None = None
+
+
+class Frame(msgspec.Struct, frozen=True, gc=False):
+    """A frame as found in a file: where it begins and ends, and what it holds."""
+
+    at: int
+    end: int
+    kind: int
+    flags: int
+    synced: int
+    stamp: float
+    wall: float
+    head: bytes
+    records: bytes
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_head = msgspec.msgpack.Decoder(Head)
+_cursor = msgspec.msgpack.Decoder(CursorSet)
+_epoch = msgspec.msgpack.Decoder(EpochOpened)
+
+
+def piece_head(piece: Piece) -> tuple[int, int, bytes, bytes]:
+    """Return kind, flags, head and records of the frame of a piece."""
+    batch = piece.batch
+    if batch is None:
+        change = piece.change
+        kind = CURSOR if isinstance(change, CursorSet) else EPOCH
+        return kind, 0, _encode(change), b""
+    head = _encode(
+        (
+            batch.offset,
+            batch.channel,
+            batch.count,
+            batch.time,
+            batch.epoch,
+            batch.ttl,
+            None if batch.source is None else batch.origin,
+            batch.source,
+            batch.producer,
+            piece.publish,
+        )
+    )
+    return BATCH, HAS_IDS if piece.has_ids else 0, head, batch.records
+
+
+def frame_prefix(
+    kind: int, flags: int, head: bytes, records: bytes, synced: int, stamp: float, wall: float
+) -> bytes:
+    """Return the prefix of a frame; `head` and `records` follow it."""
+    body = _BODY.pack(len(head), len(records), synced, kind, flags, 0, stamp, wall)
+    crc = crc32(records, crc32(head, crc32(body)))
+    return _LEAD.pack(MAGIC, crc) + body
+
+
+def frame_at(buffer: memoryview | bytes, at: int, base: int = 0) -> Frame | None:
+    """Return the frame that begins at `at` in `buffer`, which lies at `base` in its file; None if none does."""
+    if at + PREFIX_BYTES > len(buffer):
+        return None
+    magic, crc, head, records, synced, kind, flags, _, stamp, wall = _PREFIX.unpack_from(buffer, at)
+    if magic != MAGIC:
+        return None
+    body = at + PREFIX_BYTES
+    end = body + head + records
+    if end > len(buffer) or crc32(buffer[at + 8 : end]) != crc:
+        return None
+    return Frame(
+        base + at,
+        base + end,
+        kind,
+        flags,
+        synced,
+        stamp,
+        wall,
+        bytes(buffer[body : body + head]),
+        bytes(buffer[body + head : end]),
+    )
+
+
+def frame_size(buffer: memoryview | bytes, at: int) -> int | None:
+    """Return how long the frame at `at` says it is; None if no frame begins there."""
+    if at + PREFIX_BYTES > len(buffer):
+        return None
+    magic, _, head, records, *_ = _PREFIX.unpack_from(buffer, at)
+    if magic != MAGIC or head > MAX_RECORDS_BYTES or records > MAX_RECORDS_BYTES:
+        return None
+    size: int = PREFIX_BYTES + head + records
+    return size
+
+
+def frames(buffer: memoryview | bytes, at: int = 0, base: int = 0) -> Iterator[Frame]:
+    """Yield the frames from `at` on, up to the first that is none."""
+    while (frame := frame_at(buffer, at, base)) is not None:
+        yield frame
+        at = frame.end - base
+
+
+def batch_of(frame: Frame, node: str, log: str) -> tuple[Batch, Publish | None]:
+    """Return the batch in a frame of the log `log` of `node`.
+
+    Raises:
+        msgspec.DecodeError: The head is none.
+    """
+    head = _head.decode(frame.head)
+    origin = head.origin
+    if origin is None:
+        origin = Origin(node, log, head.epoch, head.offset)
+    return Batch(
+        head.offset,
+        head.channel,
+        head.count,
+        frame.records,
+        head.time,
+        origin,
+        head.epoch,
+        head.ttl,
+        frame.stamp,
+        head.source,
+        head.producer,
+    ), head.publish
+
+
+def head_of(frame: Frame) -> Head:
+    """Return the head of a batch's frame."""
+    return _head.decode(frame.head)
+
+
+def change_of(frame: Frame) -> CursorSet | EpochOpened:
+    """Return the change in a frame without a batch."""
+    return _cursor.decode(frame.head) if frame.kind == CURSOR else _epoch.decode(frame.head)

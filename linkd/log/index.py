@@ -1,0 +1,120 @@
+"""What is known of a segment without opening it: where records lie, about every half MiB, and their totals."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from pathlib import Path
+
+import msgspec
+
+from linkd.core.batch import Batch
+
+BLOCK_BYTES = 512 * 1024
+FORMAT = 1
+
+
+class Block(msgspec.Struct, array_like=True, gc=False):
+    """A run of frames.
+
+    Attributes:
+        offset: The first record's offset in it.
+        at: Where it begins in the file.
+        stamp: The log's clock at its first frame.
+        time: The newest publishing time in it, Unix seconds.
+        totals: (records, bytes of records) by channel.
+    """
+
+    offset: int
+    at: int
+    stamp: float
+    time: float
+    totals: dict[str, tuple[int, int]]
+
+
+class SegmentHead(msgspec.Struct, array_like=True, frozen=True):
+    """What opens a segment, before the snapshot of the state.
+
+    Args:
+        format: The format's version.
+        needs: The linkd version that reads it.
+        number: Its place among the segments; its file is named after it.
+        log: The log's id.
+        node: The node's name.
+        first: The offset that its first record gets at least.
+        previous: The number of the segment before, 0 if none.
+        previous_size: How much of that one counts.
+    """
+
+    format: int
+    needs: str
+    number: int
+    log: str
+    node: str
+    first: int
+    previous: int
+    previous_size: int
+
+
+class Index(msgspec.Struct, array_like=True):
+    """A segment as far as it is committed.
+
+    Attributes:
+        number: As in its head; so are `log`, `node` and `first`.
+        next: The offset behind its last record; `first` if it has none.
+        size: Bytes that count.
+        stamp: The log's clock at its last frame.
+        has_ids: It has records whose ids count for repeats.
+        blocks: In order.
+    """
+
+    number: int
+    log: str
+    node: str
+    first: int
+    next: int
+    size: int
+    stamp: float
+    has_ids: bool
+    blocks: list[Block]
+
+    def add(self, batch: Batch, at: int, has_ids: bool) -> None:
+        """Count in the batch in the frame at `at`, behind all others."""
+        blocks = self.blocks
+        size = len(batch.records)
+        if not blocks or at - blocks[-1].at >= BLOCK_BYTES:
+            totals = {batch.channel: (batch.count, size)}
+            blocks.append(Block(batch.offset, at, batch.stamp, batch.time, totals))
+        else:
+            block = blocks[-1]
+            old = block.totals.get(batch.channel)
+            block.totals[batch.channel] = (
+                (batch.count, size) if old is None else (old[0] + batch.count, old[1] + size)
+            )
+            if batch.time > block.time:
+                block.time = batch.time
+        self.next = batch.offset + batch.count
+        self.stamp = batch.stamp
+        if has_ids:
+            self.has_ids = True
+
+    def block_of(self, position: int) -> int:
+        """Return which block holds `position`, or the first where all lie behind it."""
+        return max(0, bisect_right(self.blocks, position, key=_offset) - 1)
+
+    def block_end(self, number: int) -> int:
+        """Return where a block ends in the file."""
+        return self.blocks[number + 1].at if number + 1 < len(self.blocks) else self.size
+
+
+def _offset(block: Block) -> int:
+    return block.offset
+
+
+def segment_path(folder: Path, number: int) -> Path:
+    """Return the file of a segment."""
+    return folder / f"{number:012d}.log"
+
+
+def index_path(folder: Path, number: int) -> Path:
+    """Return the file of a sealed segment's index."""
+    return folder / f"{number:012d}.idx"

@@ -1,0 +1,152 @@
+"""The thread that reads: batches that memory no longer has, and other slow work on files."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from queue import SimpleQueue
+
+import msgspec
+
+from linkd.core.batch import Batch
+from linkd.log.frame import BATCH, Frame, batch_of, frame_at, frame_size, head_of
+from linkd.log.group import Post
+from linkd.log.index import Index
+
+_CHUNK_BYTES = 1 << 20
+_MOST_HINTS = 512
+
+
+class Damage(Exception):
+    """A segment has a bad frame.
+
+    Args:
+        path: The file.
+        at: Where.
+    """
+
+    def __init__(self, path: Path, at: int) -> None:
+        super().__init__(f"{path}: no frame at byte {at}")
+        self.path = path
+        self.at = at
+        self.index: Index | None = None
+        self.last: Frame | None = None
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where to look for an offset: a file of which `size` bytes count, from `at` on."""
+
+    path: Path
+    node: str
+    log: str
+    at: int
+    size: int
+
+
+class Reader:
+    """Does slow work in order, off the reactor's thread.
+
+    Args:
+        post: Brings a call into the reactor's thread.
+    """
+
+    def __init__(self, post: Post) -> None:
+        self._post = post
+        self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._hints: OrderedDict[int, tuple[Path, int]] = OrderedDict()
+        self._thread = threading.Thread(target=self._run, name="linkd-log-reader", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Do what is there, then end the thread and wait for it."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def work(self, job: Callable[[], None]) -> None:
+        """Do a job behind all others."""
+        self._queue.put(job)
+
+    def fetch(
+        self,
+        place: Place,
+        position: int,
+        max_bytes: int,
+        done: Callable[[list[Batch] | OSError | Damage], None],
+    ) -> None:
+        """Read about `max_bytes` of batches from `position` on, all of one file; `done` comes in the reactor."""
+
+        def job() -> None:
+            found: list[Batch] | OSError | Damage
+            try:
+                found = self.batches(place, position, max_bytes)
+            except (OSError, Damage) as error:
+                found = error
+            self._post(lambda: done(found))
+
+        self._queue.put(job)
+
+    def batches(self, place: Place, position: int, max_bytes: int) -> list[Batch]:
+        """Return batches from `position` on, up to a hole; where `position` is in one, the first behind it.
+
+        Raises:
+            Damage: There is a bad frame on the way.
+            OSError: The file can't be read.
+        """
+        at = place.at
+        hint = self._hints.pop(position, None)
+        if hint is not None and hint[0] == place.path and at <= hint[1] <= place.size:
+            at = hint[1]
+        taken: list[Batch] = []
+        size, expected = 0, position
+        for frame in walk(place.path, at, place.size, max(_CHUNK_BYTES, max_bytes)):
+            if frame.kind == BATCH:
+                head = head_of(frame)
+                if head.count and head.offset + head.count > position:
+                    if taken and (size >= max_bytes or head.offset != expected):
+                        break
+                    batch = batch_of(frame, place.node, place.log)[0]
+                    taken.append(batch)
+                    size += len(batch.records)
+                    expected = batch.next
+            at = frame.end
+        self._hints[expected] = (place.path, at)
+        if len(self._hints) > _MOST_HINTS:
+            self._hints.popitem(last=False)
+        return taken
+
+    def _run(self) -> None:
+        """Do one job after the other."""
+        while (job := self._queue.get()) is not None:
+            job()
+
+
+def walk(path: Path, at: int, size: int, chunk_bytes: int = _CHUNK_BYTES) -> Iterator[Frame]:
+    """Yield the frames of the first `size` bytes of a file, from `at` on.
+
+    Raises:
+        Damage: There is none where one should be.
+        OSError: The file can't be read.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        while at < size:
+            wanted = min(chunk_bytes, size - at)
+            buffer = os.pread(fd, wanted, at)
+            head = frame_size(buffer, 0)
+            if head is not None and wanted < head <= size - at:
+                buffer = os.pread(fd, head, at)
+            view, base, inside = memoryview(buffer), at, 0
+            while (frame := frame_at(view, inside, base)) is not None:
+                yield frame
+                inside = frame.end - base
+                at = frame.end
+            if inside == 0:
+                raise Damage(path, at)
+    finally:
+        os.close(fd)

@@ -1,0 +1,199 @@
+"""The one thread that writes: takes what is there, writes it in one call, syncs, and says so in the reactor."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from queue import Empty, SimpleQueue
+
+import msgspec
+
+from linkd.log.files import Files
+from linkd.log.frame import frame_prefix
+from linkd.log.group import Group, Post
+from linkd.log.index import Index
+
+Part = tuple[int, int, bytes, bytes]
+"""Kind, flags, head and records of a frame."""
+
+
+class Job(msgspec.Struct, frozen=True):
+    """A group on its way to the disk.
+
+    Args:
+        era: Jobs of an era in which one failed are left unwritten.
+        group: The group.
+        parts: Its frames.
+        wall: Unix seconds at which it was made.
+        at: Where its frames begin in the file.
+        creates: The file to begin with it; None goes on in the last one.
+        begins: The segment that begins with it.
+    """
+
+    era: int
+    group: Group
+    parts: Sequence[Part]
+    wall: float
+    at: int
+    creates: Path | None = None
+    begins: Index | None = None
+
+
+class Written(msgspec.Struct, frozen=True):
+    """Jobs that are on disk, and what the disk has left."""
+
+    jobs: Sequence[Job]
+    free_bytes: int
+
+
+class Failed(msgspec.Struct, frozen=True):
+    """A job could not be written, nor what came behind it in its era.
+
+    Args:
+        error: Why.
+        usable: The file was put back to its last good length and can go on.
+    """
+
+    error: OSError
+    usable: bool
+
+
+class Writer:
+    """Writes jobs in order.
+
+    Args:
+        files: The disk.
+        folder: Where the segments lie.
+        post: Brings a call into the reactor's thread.
+        report: Called there with what became of the jobs; with None when nothing came for `tick` seconds.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        folder: Path,
+        post: Post,
+        report: Callable[[Written | Failed | None], None],
+    ) -> None:
+        self.tick = 1.0
+        self._files = files
+        self._folder = folder
+        self._post = post
+        self._report = report
+        self._queue: SimpleQueue[Job | None] = SimpleQueue()
+        self._fd = -1
+        self._size = 0
+        self._bad_era = -1
+        self._ended: Callable[[], None] = _nothing
+        self._thread = threading.Thread(target=self._run, name="linkd-log-writer", daemon=True)
+
+    def start(self, path: Path | None, size: int) -> None:
+        """Begin, going on behind the first `size` bytes of `path`."""
+        if path is not None:
+            self._fd, self._size = self._files.open(path), size
+        self._thread.start()
+
+    def put(self, job: Job) -> None:
+        """Let a job be written behind all others."""
+        self._queue.put(job)
+
+    def stop(self, done: Callable[[], None]) -> None:
+        """Write what is there, then end the thread; `done` is called in the reactor behind all reports."""
+        self._ended = done
+        self._queue.put(None)
+
+    def _run(self) -> None:
+        """Take all that is there, again and again."""
+        running = True
+        while running:
+            jobs: list[Job] = []
+            try:
+                item = self._queue.get(timeout=self.tick)
+                while True:
+                    if item is None:
+                        running = False
+                        break
+                    if item.era > self._bad_era:
+                        if jobs and item.creates is not None:
+                            self._commit(jobs)
+                            jobs = []
+                        jobs.append(item)
+                    item = self._queue.get_nowait()
+            except Empty:
+                if not jobs:
+                    self._post(self._tell(None))
+            if jobs:
+                self._commit(jobs)
+        if self._fd >= 0:
+            self._files.close(self._fd)
+        self._post(self._ended)
+
+    def _tell(self, outcome: Written | Failed | None) -> Callable[[], None]:
+        """Return the call that reports `outcome`."""
+        return lambda: self._report(outcome)
+
+    def _commit(self, jobs: list[Job]) -> None:
+        """Write jobs of one file and sync it, or put it back as it was."""
+        if jobs[0].era <= self._bad_era:
+            return
+        try:
+            self._write(jobs)
+        except OSError as error:
+            self._bad_era = jobs[0].era
+            self._post(self._tell(Failed(error, self._put_back())))
+            return
+        free = 2**62
+        with suppress(OSError):
+            free = self._files.free_bytes(self._folder)
+        self._post(self._tell(Written(jobs, free)))
+
+    def _write(self, jobs: list[Job]) -> None:
+        """Write jobs of one file and sync it."""
+        creates = jobs[0].creates
+        if creates is not None:
+            self._create(creates)
+        buffers: list[bytes] = []
+        synced = self._size
+        for job in jobs:
+            stamp, wall = job.group.stamp, job.wall
+            for kind, flags, head, records in job.parts:
+                prefix = frame_prefix(kind, flags, head, records, synced, stamp, wall)
+                buffers += (prefix, head, records)
+        self._files.write(self._fd, synced, buffers)
+        self._files.sync(self._fd)
+        if creates is not None:
+            self._files.sync_dir(self._folder)
+        self._size = synced + sum(map(len, buffers))
+
+    def _create(self, path: Path) -> None:
+        """Go on in a new file."""
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            self._files.close(fd)
+        self._size = 0
+        with suppress(FileNotFoundError):
+            self._files.unlink(path)
+        self._fd = self._files.open(path, create=True)
+
+    def _put_back(self) -> bool:
+        """Cut what a failed write left; tell whether the file can go on."""
+        if self._fd < 0 or self._size == 0:
+            return False
+        try:
+            self._files.truncate(self._fd, self._size)
+            self._files.sync(self._fd)
+        except OSError:
+            return False
+        return True
+
+
+def why(error: OSError) -> str:
+    """Say why the disk refused."""
+    return f"the disk refuses to write: {os.strerror(error.errno or 0)}"
+
+
+def _nothing() -> None:
+    """Nobody waits for the end."""
