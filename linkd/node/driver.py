@@ -1,7 +1,7 @@
-"""The driver of one link: performs what the two pure cores decide, and tells them what came of it.
+"""The driver of one link: performs what the two pure cores decide, tells them what came of it.
 
-`core.link` decides about connections, `core.session` about records. Append comes before send, commit
-before ack: both follow from the order in which effects are performed here.
+`core.link` decides about connections, `core.session` about records. Append comes before send, and
+commit before ack: both follow from the order in which effects are performed here.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Around(Protocol):
         """A volatile message came."""
 
     def changed(self, driver: LinkDriver, change: links.Changed, silence: float | None) -> None:
-        """The link's state has changed; `silence`: how long its connection, just ended, was silent."""
+        """The link's state has changed; `silence`: of its connection, where that has just ended."""
 
     def tell(self, level: str, event: str, **fields: str | int | float | None) -> None:
         """Say something in the log."""
@@ -87,6 +87,7 @@ class LinkDriver:
         self._greeted: dict[int, tuple[Connection, wire.Hello]] = {}
         self._said: wire.Hello | None = None
         self._ack_due = False
+        self._unproved = False  # up, but nothing of what was owed has been acknowledged yet
         self.drain_to: int | None = None
         self._link_timer: Timer | None = None
         self._wake_timer: Timer | None = None
@@ -355,6 +356,9 @@ class LinkDriver:
 
     def _acked(self, effect: sessions.Acked) -> None:
         self._around.peer_acked(self, effect.next)
+        if self._unproved and self.link.state == "up":
+            self._unproved = False
+            self._run(links.Acknowledged())
 
     def _pass(self, effect: sessions.Pass) -> None:
         self._around.passed(effect.message, self)
@@ -421,7 +425,8 @@ class LinkDriver:
             self._recount()
         self._around.routes_changed()
         if not any(isinstance(effect, sessions.Diverged) for effect in effects):
-            self._run(links.Resumed(connection.key))
+            owed = self._unproved = self.session.outbound.owed_records > 0
+            self._run(links.Resumed(connection.key, owed))
         self._perform(effects)
 
     def _recount(self) -> None:
@@ -456,7 +461,7 @@ class LinkDriver:
     def _refuse(self, effect: links.Refuse) -> None:
         held = self._greeted.pop(effect.connection, None)
         if held is not None:
-            message = wire.Goodbye(effect.reason, effect.detail, effect.retry_after)
+            message = wire.Goodbye(effect.reason, effect.detail)
             held[0].goodbye(message)
 
     def _changed(self, effect: links.Changed) -> None:
@@ -487,7 +492,6 @@ class LinkDriver:
         connection = self.connection
         if connection is not None:
             connection.abort("closed", "the link begins anew after a resync")
-        self._run(links.Rejoined())
 
     def backlog_age(self) -> float | None:
         """Return the age in seconds of the oldest record owed, or None."""

@@ -16,11 +16,11 @@ from linkd import events
 from linkd.api.port import Sink, Start
 from linkd.clock import Clock, wall
 from linkd.config import ChannelSettings, Config, PeerSettings
-from linkd.core import link as links
 from linkd.core import wire
 from linkd.core.backoff import Backoff
 from linkd.core.batch import Batch, Draft
 from linkd.core.channels import Patterns
+from linkd.core.link_types import Changed
 from linkd.errors import LinkdError
 from linkd.log.engine import Appended, Consumer, CursorStore, Log, PeerCursor, Settled
 from linkd.net.ports import Dialer
@@ -41,6 +41,14 @@ _TICK_SECONDS = 0.25
 _ALL = 1 << 62
 
 
+class Stores(msgspec.Struct, frozen=True):
+    """What the disk remembers: the log, what peers and consumers have, what happened to the links."""
+
+    log: Log
+    cursors: CursorStore
+    outages: Outages
+
+
 class Route(msgspec.Struct, frozen=True):
     """Who gets one channel: peers and readers."""
 
@@ -53,41 +61,37 @@ class Node:
 
     Args:
         config: What is in force.
-        log: Its log, open.
-        cursors: What peers and consumers have.
+        stores: What its disk remembers, open.
         clock: The reactor.
         make_dialer: Makes the dialing end of a link.
         rng: For delays.
-        outages: What happened to the links.
     """
 
     def __init__(
         self,
         config: Config,
-        log: Log,
-        cursors: CursorStore,
+        stores: Stores,
         clock: Clock,
         make_dialer: MakeDialer,
         rng: Random,
-        outages: Outages,
     ) -> None:
         self.name = config.node.name
         self.software = f"linkd {linkd.__version__}"
         self.config = config
-        self.log = log
+        self.log = log = stores.log
         self.clock = clock
         self.starting = True
         self.stopping = False
         self.counts: Counter[tuple[str, str, str]] = Counter()
-        self._cursors = cursors
+        self._cursors = stores.cursors
         self._make_dialer = make_dialer
         self._rng = rng
-        self._outages = outages
+        self._outages = stores.outages
         self._began = clock.seconds()
         self._book = Book()
         self._drivers: dict[str, LinkDriver] = {}
         self._waits: dict[str, Waits] = {}
-        self._readers = Readers(self, log, cursors)
+        self._readers = Readers(self, log, stores.cursors)
         self._volatile = VolatileSequence(self.name, f"{rng.getrandbits(64):016x}")
         self._routes: dict[str, Route] = {}
         self._rules: dict[str, ChannelSettings | None] = {}
@@ -357,7 +361,7 @@ class Node:
                     replayed_records=records,
                 )
 
-    def changed(self, driver: LinkDriver, change: links.Changed, silence: float | None) -> None:
+    def changed(self, driver: LinkDriver, change: Changed, silence: float | None) -> None:
         """A link's state has changed: remember it, say it."""
         generation = driver.generation
         self._book.add(
@@ -381,7 +385,7 @@ class Node:
         )
 
     def _measured(
-        self, driver: LinkDriver, change: links.Changed, silence: float | None
+        self, driver: LinkDriver, change: Changed, silence: float | None
     ) -> dict[str, str | int | float | None]:
         """Record what the change means for the link's outages; return what was measured."""
         now, owed = self.clock.seconds(), driver.session.outbound.owed_records
