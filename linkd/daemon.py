@@ -1,0 +1,323 @@
+"""The daemon: assembly, signals and the service manager; the one module that names the reactor."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from twisted.internet import error as net_error
+from twisted.internet import tcp
+from twisted.internet.defer import Deferred, DeferredList, inlineCallbacks, maybeDeferred
+from twisted.internet.task import LoopingCall
+from twisted.python.failure import Failure
+
+import linkd
+from linkd import events
+from linkd.config import Config, changes, files, in_force, load
+from linkd.errors import ConfigError, LinkdError, StateTooNew
+from linkd.events.observers import Format, Observer
+from linkd.events.kind import Level
+from linkd.preflight import file_troubles
+from linkd.premises import Occupied, allow_open_files, claim_state, clear_socket
+from linkd.systemd import ServiceManager
+
+STOP_SECONDS = 4.5
+"""A clean stop gives up waiting for goodbyes after so long."""
+
+LATE_SECONDS = 0.5
+"""A loop that wakes so late is said to be late."""
+
+_TICK = 1.0
+_FLUSH = 10.0
+
+
+class Part(Protocol):
+    """A part of the daemon that listens somewhere."""
+
+    def start(self) -> None:
+        """Listen; raises CannotListenError."""
+
+    def stop(self) -> Deferred[None] | None:
+        """Listen no more and end what is open."""
+
+    def reload(self, config: Config) -> None:
+        """Take over what a reload may change."""
+
+
+class Heart(Protocol):
+    """What the daemon needs of the node."""
+
+    def start(self) -> None: ...
+    def stop(self, detail: str) -> Deferred[None]: ...
+    def reload(self, config: Config) -> None: ...
+    def progress(self, now: float) -> str | None: ...
+    def kick_all(self) -> None: ...
+    def network_changed(self) -> None: ...
+    def summary(self) -> tuple[int, list[str]]: ...
+
+
+class Daemon:
+    """One run of the daemon, from start to stop.
+
+    Args:
+        config: What is in force.
+        paths: Finds the configuration's files again at a reload.
+        node: The node.
+        parts: The API and, where peers dial us, the listener.
+        reactor: Twisted's.
+        manager: The service manager.
+
+    Attributes:
+        code: The exit code.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        paths: Callable[[], Sequence[Path]],
+        node: Heart,
+        parts: Sequence[Part],
+        reactor: Any,
+        manager: ServiceManager,
+    ) -> None:
+        self.config = config
+        self.code = 0
+        self._paths = paths
+        self._node = node
+        self._parts = parts
+        self._reactor = reactor
+        self._manager = manager
+        self._began = reactor.seconds()
+        self._expected = 0.0
+        self._stopping = False
+        self._loops: list[LoopingCall] = []
+
+    def start(self) -> None:
+        """Listen everywhere, begin all links, and say READY; a part that can't listen ends the run."""
+        try:
+            for part in self._parts:
+                part.start()
+        except net_error.CannotListenError as error:
+            self._give_up(cannot_listen(error))
+            return
+        except LinkdError as error:
+            self._give_up(str(error))
+            return
+        self._node.start()
+        self._expected = self._reactor.seconds() + _TICK
+        self._loop(_TICK, self._tick)
+        if self._manager.watchdog_interval is not None:
+            self._loop(self._manager.watchdog_interval, self._feed)
+            self._feed()
+        self._manager.ready()
+        self._tell_status()
+        events.emit(
+            "node.ready",
+            node=self.config.node.name,
+            peers=len(self.config.peers),
+            start_seconds=self._reactor.seconds() - self._began,
+        )
+        gc.collect()
+        gc.freeze()
+
+    def _give_up(self, message: str) -> None:
+        """End the run before it has begun."""
+        sys.stderr.write(f"linkd: {message}\n")
+        self.code = 1
+        self._reactor.stop()
+
+    def _loop(self, interval: float, call: Callable[[], None]) -> None:
+        """Call something again and again, on the reactor's clock."""
+        loop = LoopingCall(call)
+        loop.clock = self._reactor
+        self._loops.append(loop)
+        loop.start(interval, now=False).addErrback(self._bug)
+
+    def _bug(self, failure: Failure) -> None:
+        """A loop has failed: say so and go on without it; the watchdog's then restarts us."""
+        events.emit("node.bug", where="daemon", detail=failure.getErrorMessage())
+
+    def _tick(self) -> None:
+        """Look whether we woke late; tell the service manager how the links are."""
+        now = self._reactor.seconds()
+        late = now - self._expected
+        self._expected = now + _TICK
+        if late > LATE_SECONDS:
+            events.emit("node.late", late_seconds=late)
+        self._tell_status()
+
+    def _tell_status(self) -> None:
+        """Tell the service manager how the links are, in one line."""
+        up, down = self._node.summary()
+        line = f"{up} up, {len(down)} down"
+        if down:
+            line += f" ({', '.join(down[:5])}{', …' if len(down) > 5 else ''})"
+        self._manager.status(f"links: {line}")
+
+    def _feed(self) -> None:
+        """Feed the watchdog, while every dialer makes progress."""
+        stuck = self._node.progress(self._reactor.seconds())
+        if stuck is None:
+            self._manager.alive()
+        else:
+            events.emit("node.stuck", detail=stuck)
+
+    def kick(self) -> None:
+        """Have every dialer try again at once."""
+        events.emit("node.kicked", reason="SIGUSR1")
+        self._node.kick_all()
+
+    def reload(self) -> None:
+        """Put the changed configuration in force, or refuse it with the reason."""
+        if self._stopping:
+            return
+        self._manager.reloading()
+        try:
+            new = checked(self._paths())
+            differences = changes(self.config, new)
+            config = in_force(self.config, new)
+            self._node.reload(config)
+            for part in self._parts:
+                part.reload(config)
+            self.config = config
+        except LinkdError as error:
+            events.emit("node.reload-refused", detail=str(error))
+        else:
+            for change in differences:
+                if not change.live:
+                    events.emit("node.restart-needed", setting=change.key, detail=change.detail)
+            live = [str(change) for change in differences if change.live]
+            detail = "; ".join(live)[:1000] or "nothing has changed that a reload applies"
+            events.emit("node.reloaded", changes=len(live), detail=detail)
+        self._manager.ready()
+        self._tell_status()
+
+    def stop(self, why: str) -> Deferred[None] | None:
+        """Stop cleanly: say goodbye to peers, commit what waits, then end the reactor."""
+        if self._stopping:
+            return None
+        self._stopping = True
+        self._manager.stopping()
+        events.emit("node.stopping", signal=why)
+        done: Deferred[None] = self._stop()
+        return done
+
+    @inlineCallbacks
+    def _stop(self) -> Iterator[Any]:
+        """Do what `stop` promises, within STOP_SECONDS."""
+        began = self._reactor.seconds()
+        last_call = self._reactor.callLater(STOP_SECONDS, self._end, began)
+        for loop in self._loops:
+            if loop.running:
+                loop.stop()
+        node = maybeDeferred(self._node.stop, "a clean stop")
+        parts = [maybeDeferred(part.stop) for part in self._parts]
+        for deferred in (node, *parts):
+            deferred.addErrback(self._bug)
+        yield DeferredList([node, *parts])
+        while open_connections(self._reactor) and last_call.active():
+            pause: Deferred[None] = Deferred()
+            self._reactor.callLater(0.02, pause.callback, None)
+            yield pause
+        if last_call.active():
+            last_call.cancel()
+            self._end(began)
+
+    def _end(self, began: float) -> None:
+        """End the reactor."""
+        events.emit("node.stopped", stop_seconds=self._reactor.seconds() - began)
+        self._reactor.stop()
+
+
+def open_connections(reactor: Any) -> int:
+    """Return how many connections are still open, accepted or made."""
+    seen = {*reactor.getReaders(), *reactor.getWriters()}
+    return sum(isinstance(each, tcp.Connection) for each in seen)
+
+
+def checked(paths: Sequence[Path]) -> Config:
+    """Return the configuration in `paths`, its files checked too.
+
+    Raises:
+        ConfigError: One line for each error.
+    """
+    config = load(paths)
+    troubles = file_troubles(config)
+    if troubles:
+        raise ConfigError("\n".join(troubles))
+    return config
+
+
+def cannot_listen(error: net_error.CannotListenError) -> str:
+    """Return what to do when an address can't be listened on."""
+    where = f"{error.interface or '*'}:{error.port}"
+    number = getattr(error.socketError, "errno", None)
+    why = os.strerror(number) if number else str(error.socketError)
+    return f"can't listen on {where}: {why}; `ss -ltnp` shows who does"
+
+
+def run(path: Path | None, log_format: Format = "text", least: Level = "info") -> int:
+    """Run the node until a signal ends it, and return the exit code.
+
+    Args:
+        path: The configuration's main file; None: the usual one.
+        log_format: Of the lines on standard error.
+        least: The least level that is written.
+
+    Raises:
+        ConfigError: The configuration or a file that it names can't be used (exit code 2).
+    """
+    def paths() -> list[Path]:
+        return files(path)
+
+    config = checked(paths())
+    observer = events.install(sys.stderr, log_format, least)
+    try:
+        lock = claim_state(config.node.state_dir)
+        clear_socket(config.api.socket)
+        try:
+            return _run(config, paths, observer)
+        finally:
+            os.close(lock)
+    except StateTooNew as error:
+        raise ConfigError(str(error)) from None
+    except Occupied as error:
+        sys.stderr.write(f"linkd: {error}\n")
+        return 1
+
+
+def _run(config: Config, paths: Callable[[], Sequence[Path]], observer: Observer) -> int:
+    """Build all parts on the reactor and run it."""
+    from twisted.internet import reactor as installed  # noqa: PLC0415, TID251  # the one place
+
+    reactor: Any = installed
+    reactor.seconds = time.monotonic
+    from linkd.assembly import assemble  # noqa: PLC0415  # its imports may look at the reactor
+
+    allow_open_files()
+    name, state = config.node.name, config.node.state_dir
+    events.emit("node.starting", node=name, version=linkd.__version__, state_dir=state)
+    node, parts = assemble(config, reactor)
+    daemon = Daemon(config, paths, node, parts, reactor, ServiceManager(os.environ))
+    _on_signal(reactor, signal.SIGTERM, lambda: daemon.stop("SIGTERM"))
+    _on_signal(reactor, signal.SIGINT, lambda: daemon.stop("SIGINT"))
+    _on_signal(reactor, signal.SIGHUP, daemon.reload)
+    _on_signal(reactor, signal.SIGUSR1, daemon.kick)
+    flushing = LoopingCall(observer.flush)
+    flushing.clock = reactor
+    flushing.start(_FLUSH, now=False)
+    reactor.callWhenRunning(daemon.start)
+    reactor.run(installSignalHandlers=False)
+    observer.flush(all=True)
+    return daemon.code
+
+
+def _on_signal(reactor: Any, number: signal.Signals, call: Callable[[], object]) -> None:
+    """Have `call` made in the reactor's thread when the signal comes."""
+    signal.signal(number, lambda *_: reactor.callFromThread(call))

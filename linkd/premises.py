@@ -1,0 +1,92 @@
+"""What the daemon needs of its host before it starts: its state alone, its socket's path free."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import resource
+import socket
+import stat
+from pathlib import Path
+
+from linkd.errors import ConfigError, LinkdError
+
+
+class Occupied(LinkdError):
+    """Another process holds what the daemon needs; the message says what, and how to find it."""
+
+
+def claim_state(path: str) -> int:
+    """Make the state directory if it isn't there, and lock it; return the lock, an open file.
+
+    The lock ends with the process, however that ends.
+
+    Raises:
+        ConfigError: It can't be made or written, or other users may write to it.
+        Occupied: Another daemon holds it.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+        if status.st_mode & stat.S_IWOTH:
+            raise ConfigError(
+                f"node.state_dir: {path}: everyone on this machine may write to it: chmod 0700 {path}"
+            )
+        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(f"node.state_dir: {path}: can't be used: {error.strerror}") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        holder = os.pread(lock, 32, 0).decode(errors="replace").strip()
+        os.close(lock)
+        raise Occupied(
+            f"node.state_dir: {path}: another linkd uses it" + (f", pid {holder}" if holder else "")
+        ) from None
+    try:
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise ConfigError(f"node.state_dir: {path}: can't be used: {error.strerror}") from None
+    return lock
+
+
+def clear_socket(path: str) -> None:
+    """Make way for the API's socket: make its directory, remove what a dead daemon left.
+
+    Raises:
+        ConfigError: The path can't be used, or something else than a socket lies there.
+        Occupied: A live daemon listens there.
+    """
+    try:
+        Path(path).parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        if not stat.S_ISSOCK(Path(path).lstat().st_mode):
+            raise ConfigError(f"api.socket: {path}: expected a free path, something else is there")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ConfigError(f"api.socket: {path}: can't be used: {error.strerror}") from None
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            Path(path).unlink(missing_ok=True)
+            return
+        except OSError as error:
+            raise Occupied(f"api.socket: {path}: in use: {error.strerror or error}") from None
+    raise Occupied(f"api.socket: {path}: a running daemon listens there")
+
+
+def allow_open_files() -> int:
+    """Raise the number of files that may be open as far as it goes, and return it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (OSError, ValueError):
+            return soft
+    return hard
