@@ -1,0 +1,103 @@
+"""From what applications publish to encoded records, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final
+
+import msgspec
+
+from linkd.core.batch import MAX_BATCH_BYTES, MAX_ID_BYTES, MAX_TYPE_BYTES, Record
+from linkd.errors import BadRecord
+
+TEXT: Final = "text/plain; charset=utf-8"
+JSON: Final = "application/json"
+
+Encode = Callable[[Any], tuple[bytes, str]]
+"""Return a value's body and its content type."""
+
+Decode = Callable[[bytes, str], Any]
+"""Return the value of a body with its content type."""
+
+MARGIN_BYTES: Final = 24
+"""Heads of array, body and strings, at most, beside the content type of `encode_value`."""
+
+_BATCH_BYTES: Final = MAX_BATCH_BYTES - 64
+_packer: Final = msgspec.msgpack.Encoder()
+_to_json: Final = msgspec.json.Encoder()
+_from_json: Final = msgspec.json.Decoder()
+
+
+def encode_value(value: Any) -> tuple[bytes, str]:
+    """Return bytes as they are, text as UTF-8, and any other value as JSON.
+
+    Raises:
+        BadRecord: The value has no JSON.
+    """
+    if isinstance(value, bytes):
+        return value, ""
+    if isinstance(value, str):
+        return value.encode(), TEXT
+    if isinstance(value, bytearray | memoryview):
+        return bytes(value), ""
+    try:
+        return _to_json.encode(value), JSON
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadRecord(f"expected bytes, text or what JSON can say: {error}") from None
+
+
+def decode_value(body: bytes, content_type: str) -> Any:
+    """Return a body as the value that it was: JSON, text or bytes.
+
+    A body without a content type is bytes, and so is one that is not what its type says.
+    """
+    kind = content_type.partition(";")[0].strip().lower()
+    try:
+        if kind == JSON:
+            return _from_json.decode(body)
+        if kind.startswith("text/"):
+            return body.decode()
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return body
+    return body
+
+
+def check_words(type_: str, id_: str) -> None:
+    """Raise BadRecord where a type or an id is longer than 255 bytes."""
+    for name, word, most in (("type", type_, MAX_TYPE_BYTES), ("id", id_, MAX_ID_BYTES)):
+        if len(word) > most // 4 and len(word.encode()) > most:
+            raise BadRecord(f"expected a {name} of at most {most} bytes, got {len(word.encode())}")
+
+
+def pack(records: list[Record]) -> bytes:
+    """Return the encodings of records side by side, with one allocation for all of them."""
+    packed = _packer.encode(records)
+    count = len(records)
+    return packed[1 if count < 16 else 3 if count < 65_536 else 5 :]
+
+
+def batches(values: Iterable[Any], type_: str, encode: Encode) -> Iterator[tuple[int, bytes]]:
+    """Encode values into batches of at most 64 KiB, or of one record.
+
+    Yields:
+        The number of records and their encodings.
+
+    Raises:
+        BadRecord: A value has no encoding, or the type is too long.
+    """
+    check_words(type_, "")
+    held: list[Record] = []
+    append = held.append
+    fixed = MARGIN_BYTES + 4 * len(type_)
+    size = 0
+    for value in values:
+        body, content_type = encode(value)
+        more = len(body) + fixed + len(content_type)
+        if size + more > _BATCH_BYTES and held:
+            yield len(held), pack(held)
+            held.clear()
+            size = 0
+        append(Record(body, type_, "", content_type))
+        size += more
+    if held:
+        yield len(held), pack(held)

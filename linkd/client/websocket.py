@@ -1,0 +1,120 @@
+"""The WebSocket under a stream, without any I/O: bytes in, messages out, and the other way round.
+
+The rules of RFC 6455 are the `websockets` library's; asyncio and Twisted only carry the bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from websockets.client import ClientProtocol
+from websockets.exceptions import InvalidStatus
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Response
+from websockets.protocol import State
+from websockets.typing import Subprotocol
+from websockets.uri import parse_uri
+
+from linkd.client.errors import ClientError, Refused
+
+MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
+
+
+class WebSocket:
+    """One connection of a client, from its first byte to its last.
+
+    Attributes:
+        opened: The daemon has accepted the upgrade.
+
+    Args:
+        url: `ws://` or `wss://` with path and query; over a unix socket only its path counts.
+        subprotocol: The only one that is offered, and must be taken.
+        headers: Further headers of the request.
+    """
+
+    def __init__(self, url: str, subprotocol: str, headers: Mapping[str, str]) -> None:
+        self.opened = False
+        self._wanted = subprotocol
+        self._protocol = ClientProtocol(
+            parse_uri(url), subprotocols=[Subprotocol(subprotocol)], max_size=MAX_MESSAGE_BYTES
+        )
+        request = self._protocol.connect()
+        for name, value in headers.items():
+            request.headers[name] = value
+        self._protocol.send_request(request)
+        self._pieces: list[bytes] = []
+
+    @property
+    def closing(self) -> bool:
+        """Whether one of the two ends has said that it closes, or the connection is broken."""
+        return self._protocol.state in (State.CLOSING, State.CLOSED)
+
+    @property
+    def farewell(self) -> str:
+        """Why the daemon closed, in its own words, as far as it said so."""
+        code, reason = self._protocol.close_code, self._protocol.close_reason
+        return f"{code} {reason}".strip() if code is not None else "the connection was lost"
+
+    def to_send(self) -> bytes:
+        """Return what the transport must send now, in order; empty if nothing."""
+        pieces = self._protocol.data_to_send()
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def send(self, message: bytes) -> None:
+        """Queue one binary message; only while opened and not closing."""
+        self._protocol.send_binary(message)
+
+    def close(self) -> None:
+        """Queue the closing handshake, where there is anything to close."""
+        if self._protocol.state is State.OPEN:
+            self._protocol.send_close(1000)
+
+    def receive(self, received: bytes) -> list[bytes]:
+        """Take bytes from the transport and return the messages that they complete.
+
+        Raises:
+            Refused: The daemon refused the upgrade; it has the HTTP status.
+            ClientError: What came is no WebSocket, or not the subprotocol asked for.
+        """
+        self._protocol.receive_data(received)
+        messages: list[bytes] = []
+        for event in self._protocol.events_received():
+            if isinstance(event, Response):
+                self._upgraded(event)
+            elif isinstance(event, Frame):
+                self._take(event, messages)
+        if not self.opened and self._protocol.handshake_exc is not None:
+            raise _refusal(self._protocol.handshake_exc)
+        return messages
+
+    def _upgraded(self, response: Response) -> None:
+        if self._protocol.handshake_exc is not None:
+            raise _refusal(self._protocol.handshake_exc, response)
+        if self._protocol.subprotocol != self._wanted:
+            raise ClientError(
+                f"expected subprotocol {self._wanted}, got {self._protocol.subprotocol or 'none'}"
+            )
+        self.opened = True
+
+    def _take(self, frame: Frame, messages: list[bytes]) -> None:
+        """Put frames together to messages; the library has answered pings and closes already."""
+        if frame.opcode not in (Opcode.BINARY, Opcode.CONT):
+            return
+        if frame.fin and not self._pieces:
+            messages.append(bytes(frame.data))
+            return
+        self._pieces.append(bytes(frame.data))
+        if frame.fin:
+            messages.append(b"".join(self._pieces))
+            self._pieces.clear()
+
+
+def _refusal(error: Exception, response: Response | None = None) -> ClientError:
+    """Say in our words why the upgrade failed."""
+    if isinstance(error, InvalidStatus):
+        response = error.response
+    if response is not None:
+        body = bytes(response.body or b"")[:300].decode("utf-8", "replace")
+        return Refused(response.reason_phrase.lower() or "refused", body, response.status_code)
+    return ClientError(f"expected a WebSocket: {error}")
