@@ -1,0 +1,362 @@
+"""The frames of `/v1/stream`: WebSocket subprotocol `linkd.client.1`, docs/api.md, "The stream".
+
+Each binary WebSocket message is one msgpack array of frames; each frame is an array whose first
+item is the
+frame's number. Items that a newer version appends are ignored; an unknown number ends the
+connection.
+Publishes and deliveries carry encoded records side by side (`linkd.core.batch`), which the daemon
+never opens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+
+from linkd.core.batch import array_header
+from linkd.errors import RemoteProtocolError
+from linkd.status import LinkStatus
+
+SUBPROTOCOL = "linkd.client.1"
+VERSION = 1
+
+MAX_MESSAGE_BYTES = 17_825_792
+"""No WebSocket message is larger (17 MiB: a body of 16 MiB and its frame)."""
+
+Name = Annotated[str, msgspec.Meta(max_length=255)]
+Text = Annotated[str, msgspec.Meta(max_length=1024)]
+Natural = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+Sequenced = Annotated[int, msgspec.Meta(ge=1, le=2**62)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e10)]
+Patterns = Annotated[tuple[Name, ...], msgspec.Meta(min_length=1, max_length=1024)]
+Ids = Annotated[tuple[Name, ...], msgspec.Meta(max_length=65_536)]
+Start = Natural | Literal["earliest", "latest"]
+
+
+# From the client
+
+
+class Open(msgspec.Struct, array_like=True, frozen=True, tag=1):
+    """The client's first frame.
+
+    Args:
+        version: The highest version that it speaks.
+        producer: Its lasting, unique name where its publishes are to be settled once, also over
+            restarts; else
+            empty. Sequences of one producer only grow; a second holder of the name ends the first.
+        software: What it is, for people.
+    """
+
+    version: Natural
+    producer: Annotated[str, msgspec.Meta(max_length=128)] = ""
+    software: Text = ""
+
+
+class Publish(msgspec.Struct, array_like=True, frozen=True, tag=2, gc=False):
+    """Store `count` records, all or none; many may be in flight.
+
+    Args:
+        sequence: The client's number for it: each larger than the one before.
+        channel: A channel's name.
+        count: Number of records, at least 1.
+        records: Their encodings, side by side.
+        ttl: Seconds of life, or None for ever.
+        ids: The records' ids where repeats of them count; empty, or one a record.
+    """
+
+    sequence: Sequenced
+    channel: Name
+    count: Sequenced
+    records: bytes
+    ttl: Seconds | None = None
+    ids: Ids = ()
+
+
+class Wait(msgspec.Struct, array_like=True, frozen=True, tag=3):
+    """Ask to be told (`Waited`) once `peer` has everything below `next` on disk.
+
+    Args:
+        id: The client's number for this question.
+        peer: The peer's name.
+        channel: The channel concerned: refused at once where the peer does not get it.
+        next: One more than the last offset concerned.
+        timeout: Seconds to wait at most.
+    """
+
+    id: Natural
+    peer: Name
+    channel: Name
+    next: Natural
+    timeout: Seconds
+
+
+class Subscribe(msgspec.Struct, array_like=True, frozen=True, tag=4):
+    """Follow channels.
+
+    Args:
+        id: The client's number for this subscription, in use for no other.
+        patterns: What it wants.
+        start: The first offset wanted, `earliest` or `latest`; with a consumer's name only where
+            that is new.
+        consumer: The name of a lasting consumer, or empty.
+        credit: Bytes of records that may come before the client gives more (`Credit`).
+    """
+
+    id: Natural
+    patterns: Patterns
+    start: Start
+    consumer: Annotated[str, msgspec.Meta(max_length=63)]
+    credit: Natural
+
+
+class Unsubscribe(msgspec.Struct, array_like=True, frozen=True, tag=5):
+    """Nothing more is wanted; what is on its way still comes, then `Ended`."""
+
+    id: Natural
+
+
+class Credit(msgspec.Struct, array_like=True, frozen=True, tag=6, gc=False):
+    """So many more bytes of records may come."""
+
+    id: Natural
+    bytes: Natural
+
+
+class Ack(msgspec.Struct, array_like=True, frozen=True, tag=7, gc=False):
+    """The subscription's consumer is done with all below `next`; answered with `Acked` once that
+    is on disk.
+    """
+
+    id: Natural
+    next: Natural
+
+
+class Watch(msgspec.Struct, array_like=True, frozen=True, tag=8):
+    """Ask for `StatusChanged`: all links at once, then each change ahead of all messages."""
+
+
+# From the daemon
+
+
+class Opened(msgspec.Struct, array_like=True, frozen=True, tag=32):
+    """The answer to `Open`.
+
+    Args:
+        version: What both speak from here on.
+        node: The node's name.
+        software: What it runs.
+        log: Its log's id.
+        next: The next offset of its log.
+        max_body_bytes: The largest body.
+        max_pending_bytes: Bytes of records in publishes that may wait for their answer.
+    """
+
+    version: Natural
+    node: str
+    software: str
+    log: str
+    next: Natural
+    max_body_bytes: Natural
+    max_pending_bytes: Natural
+
+
+class Published(msgspec.Struct, array_like=True, frozen=True, tag=33, gc=False):
+    """A publish is on disk.
+
+    Args:
+        sequence: Which.
+        offset: Its first record's offset; of the first publish where all of it was a repeat; 0 on a
+            volatile channel, or where a repeat lies so far back that only its number is known.
+        count: Records stored: 0 if all were repeats.
+        duplicate: It was a repeat.
+    """
+
+    sequence: Natural
+    offset: Natural
+    count: Natural
+    duplicate: bool = False
+
+
+class PublishedRun(msgspec.Struct, array_like=True, frozen=True, tag=34, gc=False):
+    """Publishes of one record each, with numbers without holes from `sequence` on, are on disk at
+    `offset` and behind it.
+
+    Args:
+        sequence: The first.
+        offset: Its record's offset; each next one's is one more.
+        count: How many publishes.
+    """
+
+    sequence: Natural
+    offset: Natural
+    count: Natural
+
+
+class PublishFailed(msgspec.Struct, array_like=True, frozen=True, tag=35):
+    """Nothing of a publish was stored; `error` is one word of docs/api.md."""
+
+    sequence: Natural
+    error: str
+    message: str
+
+
+class Waited(msgspec.Struct, array_like=True, frozen=True, tag=36):
+    """The answer to `Wait`: the peer has it where `error` is empty; else `timeout`, `not-sent` or
+    `not-found`.
+    """
+
+    id: Natural
+    error: str = ""
+    message: str = ""
+
+
+class Subscribed(msgspec.Struct, array_like=True, frozen=True, tag=37):
+    """A subscription began: `next` is the first offset that it may bring."""
+
+    id: Natural
+    next: Natural
+
+
+class Deliver(msgspec.Struct, array_like=True, frozen=True, tag=38, gc=False):
+    """Records of the log; costs `len(records)` of the credit.
+
+    Args:
+        id: Which subscription.
+        offset: The first record's offset; the others follow without holes.
+        channel: Their channel.
+        count: How many.
+        records: Their encodings, side by side.
+        time: Unix seconds of publication.
+        origin: The node where they were published.
+        first: The first record's offset at the origin.
+    """
+
+    id: Natural
+    offset: Natural
+    channel: str
+    count: Natural
+    records: bytes
+    time: float
+    origin: str
+    first: Natural
+
+
+class DeliverVolatile(msgspec.Struct, array_like=True, frozen=True, tag=39, gc=False):
+    """Records without an offset; those for which there was no credit were dropped: `dropped` since
+    the last.
+    """
+
+    id: Natural
+    channel: str
+    count: Natural
+    records: bytes
+    time: float
+    origin: str
+    dropped: Natural = 0
+
+
+class GapTold(msgspec.Struct, array_like=True, frozen=True, tag=40):
+    """Offsets `first` to `next` - 1, some of which may have been wanted, are gone."""
+
+    id: Natural
+    first: Natural
+    next: Natural
+
+
+class Acked(msgspec.Struct, array_like=True, frozen=True, tag=41, gc=False):
+    """The consumer's cursor is on disk; everything below `next` will not come again."""
+
+    id: Natural
+    next: Natural
+
+
+class Ended(msgspec.Struct, array_like=True, frozen=True, tag=42):
+    """A subscription ended: `unsubscribed`, `replaced`, `deleted`, `stopped`, `refused` or an
+    error in words.
+    """
+
+    id: Natural
+    reason: str
+    message: str = ""
+
+
+class StatusChanged(msgspec.Struct, array_like=True, frozen=True, tag=43):
+    """Links as they are now; `event` is what happened (`link.up`), empty in the first."""
+
+    links: tuple[LinkStatus, ...]
+    event: str = ""
+
+
+class Failed(msgspec.Struct, array_like=True, frozen=True, tag=44):
+    """A frame was refused, or the connection ends now; `id` is the frame's, 0 where it concerns
+    the connection.
+    """
+
+    id: Natural
+    error: str
+    message: str
+
+
+FromClient = Open | Publish | Wait | Subscribe | Unsubscribe | Credit | Ack | Watch
+FromDaemon = (
+    Opened
+    | Published
+    | PublishedRun
+    | PublishFailed
+    | Waited
+    | Subscribed
+    | Deliver
+    | DeliverVolatile
+    | GapTold
+    | Acked
+    | Ended
+    | StatusChanged
+    | Failed
+)
+
+_encoder = msgspec.msgpack.Encoder()
+_from_client = msgspec.msgpack.Decoder(list[FromClient])
+_from_daemon = msgspec.msgpack.Decoder(list[FromDaemon])
+_Frame = TypeVar("_Frame")
+
+
+def encode(frames: Sequence[FromClient] | Sequence[FromDaemon]) -> bytes:
+    """Return one message with these frames."""
+    return _encoder.encode(frames)
+
+
+encode_frame = _encoder.encode
+"""Return one frame's encoding, to be put side by side with others by `join`."""
+
+
+def join(encoded: Iterable[bytes], count: int) -> bytes:
+    """Return one message of `count` encoded frames."""
+    return array_header(count) + b"".join(encoded)
+
+
+def decode_from_client(message: bytes) -> list[FromClient]:
+    """Return a client's frames.
+
+    Raises:
+        RemoteProtocolError: It is no array of frames that this version knows; `close_code` is 1008.
+    """
+    return _decode(_from_client, message)
+
+
+def decode_from_daemon(message: bytes) -> list[FromDaemon]:
+    """Return the daemon's frames.
+
+    Raises:
+        RemoteProtocolError: It is no array of frames that this version knows.
+    """
+    return _decode(_from_daemon, message)
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[list[_Frame]], message: bytes) -> list[_Frame]:
+    """Decode one message."""
+    try:
+        return decoder.decode(message)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RemoteProtocolError(f"expected an array of frames: {error}", 1008) from None
