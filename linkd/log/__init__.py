@@ -7,13 +7,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from linkd.log.cursors import CursorFile, MemoryCursors
 from linkd.log.engine import Log
 from linkd.log.group import Post
 from linkd.log.memory import MemoryLog
 from linkd.log.segments import SegmentLog, SegmentSettings
-from linkd.log.state import Snapshot
 
-__all__ = ["LogSettings", "MemoryLog", "SegmentLog", "SegmentSettings", "open_log"]
+__all__ = [
+    "CursorFile",
+    "LogSettings",
+    "MemoryCursors",
+    "MemoryLog",
+    "SegmentLog",
+    "SegmentSettings",
+    "open_cursors",
+    "open_log",
+]
 
 
 class LogSettings(Protocol):
@@ -65,3 +74,22 @@ def open_log(
     names = SegmentSettings.__struct_fields__
     bounds = SegmentSettings(**{name: getattr(settings, name) for name in names})
     return SegmentLog(Path(state_dir) / "log", node, bounds, post, wall=wall)
+
+
+def open_cursors(
+    log: Log, state_dir: Path, post: Post, *, wall: Callable[[], float] = time.time
+) -> MemoryCursors:
+    """Open the file of cursors and outages that belongs to `log`, or begin it.
+
+    Returns:
+        A `CursorStore` and `OutageStore` with `told` (what the operator must hear of) and `close(done)`;
+        close it before the log. Beside a log in memory it lies in memory too.
+
+    Raises:
+        StateTooNew: It was written by a newer linkd.
+    """
+    if not isinstance(log, SegmentLog):
+        return MemoryCursors()
+    cursors = CursorFile(Path(state_dir) / "cursors.db", log.id, log.snapshot, post, wall)
+    log.carried = cursors.carried
+    return cursors

@@ -6,7 +6,7 @@ An engine says when a group goes (`_pump`) and calls `_committed` or `_failed` f
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 
 from linkd.core.batch import Batch, Draft
@@ -36,7 +36,7 @@ class Ledger:
         self.size_bytes = 0
         self.max_bytes = 0
         self.full: str | None = None
-        self.told: list[Told] = []
+        self.told: Sequence[Told] = []
         self.on_commit: list[Callable[[int], None]] = []
         self.on_trim: list[Callable[[int], None]] = []
         self._state = state

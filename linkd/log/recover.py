@@ -211,7 +211,7 @@ def _last(
         found.told.append(
             Told(
                 "warn",
-                "log.healed",
+                "log.repaired",
                 f"{path}: the last {size - index.size} bytes were a write that a crash broke off and were cut;"
                 f" offset {state.next} comes next",
             )

@@ -59,7 +59,10 @@ class SegmentLog(Ledger):
         rng: Where ids and epochs come from.
         monotonic: Seconds that only grow.
         wall: Unix seconds.
-        carried: What the snapshots carry beside the state: peers' acks and consumers' cursors.
+
+    Attributes:
+        snapshot: The newest one found at start, or None.
+        carried: Puts into each snapshot what it carries beside the state: peers' acks, consumers' cursors.
 
     Raises:
         LogDamaged: Another daemon has it, or a file can't be read.
@@ -77,13 +80,12 @@ class SegmentLog(Ledger):
         rng: Random | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
-        carried: Callable[[Snapshot], Snapshot] = lambda snapshot: snapshot,
     ) -> None:
         self._folder = folder
         self._settings = settings
         self._files = files or RealFiles()
         self._wall = wall
-        self._carried = carried
+        self.carried: Callable[[Snapshot], Snapshot] = lambda snapshot: snapshot
         rng = rng or SystemRandom()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = _lock(folder)
@@ -174,7 +176,7 @@ class SegmentLog(Ledger):
             (last.size if self._writing is None else self._at) if last else 0,
         )
         encode = msgspec.msgpack.encode
-        parts.append((HEAD, 0, encode(head), encode(self._carried(state.snapshot()))))
+        parts.append((HEAD, 0, encode(head), encode(self.carried(state.snapshot()))))
         return Index(number, self.id, self.node, first, first, 0, self.clock(), False, [])
 
     def _written(self, job: Job) -> None:

@@ -1,0 +1,297 @@
+"""What is small and changes in place, in one SQLite file beside the log: peers' acks, consumers, outages.
+
+All of it lies in memory; one thread writes what changed behind it, many changes in one transaction. A lost
+file costs progress, never records: the log's last snapshot carries the cursors too.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import apsw
+import msgspec
+
+from linkd.errors import StateTooNew
+from linkd.log.engine import Consumer, PeerCursor, Told
+from linkd.log.group import Post
+from linkd.log.state import Snapshot
+
+FORMAT = 1
+LAZY_SECONDS = 0.1
+"""What nobody waits for is on disk about so soon."""
+
+RETRY_SECONDS = 1.0
+
+_PEER, _CONSUMER, _OUTAGE = "peer", "consumer", "outage"
+
+Done = Callable[[Exception | None], None]
+_Key = tuple[str, str | int]
+
+_encode = msgspec.msgpack.Encoder().encode
+_consumer = msgspec.msgpack.Decoder(Consumer)
+_peer = msgspec.msgpack.Decoder(PeerCursor)
+
+_DAMAGED = (apsw.CorruptError, apsw.NotADBError, apsw.FormatError, msgspec.DecodeError)
+
+
+class MemoryCursors:
+    """Cursors and outages that end with the process; the memory half of `CursorFile`."""
+
+    def __init__(self) -> None:
+        self.told: list[Told] = []
+        self._peers: dict[str, PeerCursor] = {}
+        self._consumers: dict[str, Consumer] = {}
+        self._outages: dict[int, bytes] = {}
+
+    def peers(self) -> dict[str, PeerCursor]:
+        """Return what each peer has of our log."""
+        return dict(self._peers)
+
+    def set_peer(self, cursor: PeerCursor) -> None:
+        """Note a peer's progress; soon durable."""
+        self._peers[cursor.peer] = cursor
+        self._changed(_PEER, cursor.peer, cursor)
+
+    def remove_peer(self, peer: str) -> None:
+        """Forget a peer."""
+        self._peers.pop(peer, None)
+        self._changed(_PEER, peer, None)
+
+    def consumers(self) -> dict[str, Consumer]:
+        """Return the named consumers."""
+        return dict(self._consumers)
+
+    def set_consumer(self, consumer: Consumer, done: Done | None = None) -> None:
+        """Note a consumer's cursor; `done` once it is on disk."""
+        self._consumers[consumer.name] = consumer
+        self._changed(_CONSUMER, consumer.name, consumer, done)
+
+    def remove_consumer(self, name: str, done: Done | None = None) -> None:
+        """Forget a consumer; `done` once that is on disk."""
+        self._consumers.pop(name, None)
+        self._changed(_CONSUMER, name, None, done)
+
+    def outages(self) -> list[tuple[int, bytes]]:
+        """Return all outages, by number."""
+        return sorted(self._outages.items())
+
+    def set_outage(self, number: int, row: bytes) -> None:
+        """Add or replace an outage; soon durable."""
+        self._outages[number] = row
+        self._changed(_OUTAGE, number, row)
+
+    def remove_outage(self, number: int) -> None:
+        """Forget an outage, if it is there."""
+        self._outages.pop(number, None)
+        self._changed(_OUTAGE, number, None)
+
+    def carried(self, snapshot: Snapshot) -> Snapshot:
+        """Return the snapshot with the cursors in it."""
+        return msgspec.structs.replace(
+            snapshot,
+            acks=tuple((c.peer, c.made, c.acked) for c in self._peers.values()),
+            consumers=tuple((c.name, c.next, c.patterns, c.seen) for c in self._consumers.values()),
+        )
+
+    def close(self, done: Callable[[], None]) -> None:
+        """Write what is not on disk yet, then call `done`."""
+        done()
+
+    def _changed(self, kind: str, key: str | int, value: Any, done: Done | None = None) -> None:
+        """Nothing outlives the process; who waits is told at once."""
+        if done is not None:
+            done(None)
+
+    def _fall_back(self, snapshot: Snapshot) -> None:
+        """Take the cursors that a snapshot carries."""
+        for peer, made, acked in snapshot.acks:
+            self.set_peer(PeerCursor(peer, made, acked))
+        for name, next, patterns, seen in snapshot.consumers:
+            self.set_consumer(Consumer(name, next, patterns, seen))
+
+
+class CursorFile(MemoryCursors):
+    """Cursors and outages in a file.
+
+    Args:
+        path: The file; made where it is missing.
+        log: The id of the log that it belongs to.
+        snapshot: What the log carries of it, for the case that the file is lost; None in a new log.
+        post: Brings a call into the thread in which all methods are called.
+        wall: Unix seconds.
+
+    Attributes:
+        told: What the operator must hear of.
+
+    Raises:
+        StateTooNew: It was written by a newer linkd.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        log: str,
+        snapshot: Snapshot | None,
+        post: Post,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        super().__init__()
+        self._path = path
+        self._log = log
+        self._post = post
+        self._wall = wall
+        self._lock = threading.Condition()
+        self._dirty: dict[_Key, bytes | None] = {}
+        self._waiting: list[Done] = []
+        self._ended: Callable[[], None] | None = None
+        self._db = self._find(snapshot)
+        self._thread = threading.Thread(target=self._run, name="linkd-log-cursors", daemon=True)
+        self._thread.start()
+
+    def close(self, done: Callable[[], None]) -> None:
+        """Write what is not on disk yet, then call `done`."""
+        with self._lock:
+            self._ended = done
+            self._lock.notify()
+
+    def _changed(self, kind: str, key: str | int, value: Any, done: Done | None = None) -> None:
+        """Let a row be written."""
+        row = value if value is None or isinstance(value, bytes) else _encode(value)
+        with self._lock:
+            self._dirty[kind, key] = row
+            if done is not None:
+                self._waiting.append(done)
+                self._lock.notify()
+            elif len(self._dirty) == 1:
+                self._lock.notify()
+
+    # opening
+
+    def _find(self, snapshot: Snapshot | None) -> apsw.Connection:
+        """Open the file and read it; set a bad one aside and go back to what the log carries."""
+        there = self._path.exists()
+        try:
+            db = self._open()
+            if there:
+                self._read(db)
+        except _DAMAGED as error:
+            aside = self._set_aside()
+            self._lost(
+                snapshot, f"{self._path} is damaged ({error}) and was set aside as {aside.name}"
+            )
+            return self._open()
+        if not there and snapshot is not None:
+            self._lost(snapshot, f"{self._path} was missing")
+        return db
+
+    def _open(self) -> apsw.Connection:
+        """Open the file, or begin it."""
+        db = apsw.Connection(str(self._path))
+        db.set_busy_timeout(5000)
+        db.execute("pragma journal_mode = wal")
+        db.execute("pragma synchronous = full")
+        (version,) = next(db.execute("pragma user_version"))
+        if version > FORMAT:
+            db.close()
+            raise StateTooNew(
+                f"{self._path} was written by a newer linkd (format {version}, this one reads {FORMAT})"
+            )
+        with db:
+            db.execute(
+                "create table if not exists kept"
+                " (kind text, key, value blob, primary key (kind, key)) without rowid"
+            )
+            db.execute(f"pragma user_version = {FORMAT}")
+            db.execute("insert or ignore into kept values ('log', 'id', ?)", (self._log.encode(),))
+        return db
+
+    def _read(self, db: apsw.Connection) -> None:
+        """Take all rows into memory."""
+        for (said,) in db.execute("pragma quick_check"):
+            if said != "ok":
+                db.close()
+                raise apsw.CorruptError(said)
+        for kind, key, value in db.execute("select kind, key, value from kept"):
+            if kind == _PEER:
+                self._peers[key] = _peer.decode(value)
+            elif kind == _CONSUMER:
+                self._consumers[key] = _consumer.decode(value)
+            elif kind == _OUTAGE:
+                self._outages[key] = value
+            elif kind == "log" and value != self._log.encode():
+                db.close()
+                raise apsw.CorruptError(
+                    f"it belongs to the log {bytes(value).decode(errors='replace')}"
+                )
+
+    def _set_aside(self) -> Path:
+        """Give the file another name."""
+        aside = self._path.with_name(f"{self._path.name}.damaged-{int(self._wall())}")
+        self._path.replace(aside)
+        for end in ("-wal", "-shm"):
+            self._path.with_name(self._path.name + end).unlink(missing_ok=True)
+        return aside
+
+    def _lost(self, snapshot: Snapshot | None, what: str) -> None:
+        """Begin with what the log carries, and say so."""
+        self._peers.clear()
+        self._consumers.clear()
+        self._outages.clear()
+        if snapshot is not None:
+            self._fall_back(snapshot)
+        self.told.append(
+            Told(
+                "warn",
+                "log.rebuilt",
+                f"{what}; made anew from the log: {len(self._peers)} peers and"
+                f" {len(self._consumers)} consumers stand where they last were noted there and may"
+                " get records again; the history of outages begins anew",
+            )
+        )
+
+    # the thread
+
+    def _run(self) -> None:
+        """Write what changed, again and again."""
+        while True:
+            with self._lock:
+                while not self._dirty and not self._waiting and self._ended is None:
+                    self._lock.wait()
+                if not self._waiting and self._ended is None:
+                    self._lock.wait(LAZY_SECONDS)
+                rows, self._dirty = self._dirty, {}
+                waiting, self._waiting = self._waiting, []
+                ended = self._ended
+            error = self._write(rows)
+            if waiting:
+                self._post(lambda waiting=waiting, error=error: _tell(waiting, error))  # type: ignore[misc]
+            if ended is not None:
+                self._db.close()
+                self._post(ended)
+                return
+            if error is not None:
+                with self._lock:
+                    self._dirty = rows | self._dirty
+                    self._lock.wait(RETRY_SECONDS)
+
+    def _write(self, rows: dict[_Key, bytes | None]) -> Exception | None:
+        """Write rows in one transaction; return why it failed, if it did."""
+        try:
+            with self._db:
+                gone = [key for key, row in rows.items() if row is None]
+                kept = [(*key, row) for key, row in rows.items() if row is not None]
+                self._db.executemany("delete from kept where kind = ? and key = ?", gone)
+                self._db.executemany("insert or replace into kept values (?, ?, ?)", kept)
+        except apsw.Error as error:
+            return error
+        return None
+
+
+def _tell(waiting: Sequence[Done], error: Exception | None) -> None:
+    """Tell all who wait."""
+    for done in waiting:
+        done(error)
