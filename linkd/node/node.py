@@ -42,7 +42,7 @@ _ALL = 1 << 62
 
 
 class Stores(msgspec.Struct, frozen=True):
-    """What the disk remembers: the log, what peers and consumers have, what happened to the links."""
+    """What the disk remembers: the log, the cursors in it, what happened to the links."""
 
     log: Log
     cursors: CursorStore

@@ -1,0 +1,250 @@
+"""Nodes on a test clock, joined by connections that are lists: no socket, no disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import count
+from random import Random
+
+from twisted.internet.task import Clock
+
+from linkd.config import Config, HeartbeatSettings, NodeSettings, PeerSettings
+from linkd.core import wire
+from linkd.core.batch import Batch, Draft, Record, decode_records, encode_records
+from linkd.errors import AttemptFailed, Reason
+from linkd.log.engine import Appended, Consumer, PeerCursor
+from linkd.log.memory import MemoryLog
+from linkd.node import LinkDriver, Node, Stores
+from linkd.outages import Outages
+
+_keys = count(1)
+
+
+class FakeCursors:
+    """A CursorStore that forgets with the process."""
+
+    def __init__(self) -> None:
+        self._peers: dict[str, PeerCursor] = {}
+        self._consumers: dict[str, Consumer] = {}
+        self._outages: dict[int, bytes] = {}
+
+    def peers(self) -> dict[str, PeerCursor]:
+        return self._peers
+
+    def set_peer(self, cursor: PeerCursor) -> None:
+        self._peers[cursor.peer] = cursor
+
+    def remove_peer(self, peer: str) -> None:
+        self._peers.pop(peer, None)
+
+    def consumers(self) -> dict[str, Consumer]:
+        return self._consumers
+
+    def set_consumer(
+        self, consumer: Consumer, done: Callable[[Exception | None], None] | None = None
+    ) -> None:
+        self._consumers[consumer.name] = consumer
+        if done is not None:
+            done(None)
+
+    def remove_consumer(
+        self, name: str, done: Callable[[Exception | None], None] | None = None
+    ) -> None:
+        self._consumers.pop(name, None)
+        if done is not None:
+            done(None)
+
+    def outages(self) -> list[tuple[int, bytes]]:
+        return sorted(self._outages.items())
+
+    def set_outage(self, number: int, row: bytes) -> None:
+        self._outages[number] = row
+
+    def remove_outage(self, number: int) -> None:
+        self._outages.pop(number, None)
+
+
+class FakeConnection:
+    """One end of a connection."""
+
+    def __init__(self, clock: Clock, driver: LinkDriver, dialed: bool, generation: wire.Generation) -> None:
+        self.key = next(_keys)
+        self.dialed = dialed
+        self.generation = generation
+        self.address = "192.0.2.1:9443"
+        self.writable = True
+        self.rtt_seconds: float | None = 0.001
+        self.certificate_expires: float | None = None
+        self.driver = driver
+        self.other: FakeConnection | None = None
+        self.ended = False
+        self.heard = clock.seconds()
+        self.sent: list[bytes] = []
+        self._clock = clock
+
+    def send(self, payload: bytes) -> None:
+        if not self.ended:
+            self.sent.append(payload)
+            self._clock.callLater(0.001, self._arrive, payload)
+
+    def _arrive(self, payload: bytes) -> None:
+        other = self.other
+        if other is None or other.ended or self.ended:
+            return
+        other.heard = self._clock.seconds()
+        message = wire.decode(payload)
+        if isinstance(message, wire.Hello):
+            other.driver.greeted(other, message)
+        else:
+            other.driver.received(other, message)
+
+    def answer(self, hello: wire.Hello) -> None:
+        self.send(wire.encode(hello))
+
+    def silence_seconds(self) -> float:
+        return self._clock.seconds() - self.heard
+
+    def abort(self, reason: Reason, detail: str) -> None:
+        self.end(reason, detail)
+
+    def goodbye(self, message: wire.Goodbye) -> None:
+        self.send(wire.encode(message))
+        self.end("stopped", message.detail)
+        if self.other is not None:
+            self.other.end("stopped", message.detail, message)
+
+    def end(self, reason: Reason, detail: str, goodbye: wire.Goodbye | None = None) -> None:
+        if not self.ended:
+            self.ended = True
+            self.driver.lost(self, reason, detail, goodbye)
+
+
+class FakeDialer:
+    """A dialer whose attempts succeed at once while `net.path` is open."""
+
+    def __init__(self, net: FakeNet, driver: LinkDriver) -> None:
+        self.attempts = 0
+        self.deadline: float | None = None
+        self.next_attempt: float | None = None
+        self._net = net
+        self._driver = driver
+        self._timer = None
+        self._counter = 0
+
+    def dial(self, after: float) -> None:
+        self.stop()
+        self.next_attempt = self._net.clock.seconds() + after
+        self._timer = self._net.clock.callLater(after, self._attempt)
+
+    def stop(self) -> None:
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        self.next_attempt = None
+
+    def _attempt(self) -> None:
+        self.next_attempt = None
+        self.attempts += 1
+        self._counter = next(_keys)
+        self._driver.attempting("ws://fake", None)
+        if not self._net.open:
+            self._driver.failed(AttemptFailed("unreachable", "unreachable", "no path"))
+            return
+        self._driver.opening()
+        generation = wire.Generation(self._net.boots[self._driver], self._counter)
+        self._net.join(self._driver, generation)
+
+
+class FakeNet:
+    """Some nodes and the path between them."""
+
+    def __init__(self, seed: int = 1) -> None:
+        self.clock = Clock()
+        self.rng = Random(seed)
+        self.open = True
+        self.nodes: dict[str, Node] = {}
+        self.boots: dict[LinkDriver, str] = {}
+        self.ends: list[FakeConnection] = []
+
+    def node(self, name: str, *peers: PeerSettings, **sections: object) -> Node:
+        config = Config(
+            node=NodeSettings(name=name), heartbeat=HeartbeatSettings(), peers=peers, **sections
+        )  # type: ignore[arg-type]
+        cursors = FakeCursors()
+        log = MemoryLog(name, self.rng, clock=self.clock.seconds)
+        stores = Stores(log, cursors, Outages(cursors))
+
+        def dialer(node: Node, driver: LinkDriver) -> FakeDialer:
+            self.boots[driver] = f"boot-{node.name}"
+            return FakeDialer(self, driver)
+
+        made = Node(config, stores, self.clock, dialer, self.rng)
+        self.nodes[name] = made
+        return made
+
+    def join(self, driver: LinkDriver, generation: wire.Generation) -> None:
+        near = self.nodes[driver._around.name]
+        far = self.nodes[driver.peer].link(near.name)
+        assert far is not None
+        one = FakeConnection(self.clock, driver, True, generation)
+        two = FakeConnection(self.clock, far, False, generation)
+        one.other, two.other = two, one
+        self.ends += [one, two]
+        one.send(wire.encode(driver.hello(generation)))
+
+    def cut(self, reason: Reason = "silence") -> None:
+        """Close the path; both ends notice at once."""
+        self.open = False
+        for end in self.ends:
+            end.end(reason, "cut by the test")
+        self.ends.clear()
+
+    def run(self, seconds: float) -> None:
+        """Let time pass."""
+        for _ in range(int(seconds * 1000)):
+            self.clock.advance(0.001)
+
+
+class Kept:
+    """A sink that keeps what comes."""
+
+    def __init__(self, room: int = 1 << 30) -> None:
+        self.bodies: list[bytes] = []
+        self.offsets: list[int] = []
+        self.volatiles: list[bytes] = []
+        self.gaps: list[tuple[int, int]] = []
+        self.ended: str | None = None
+        self.room = room
+
+    def batch(self, batch: Batch) -> bool:
+        self.bodies += bodies(batch)
+        self.offsets += range(batch.offset, batch.next)
+        self.room -= batch.count
+        return self.room > 0
+
+    def volatile(self, batch: Batch) -> None:
+        self.volatiles += bodies(batch)
+
+    def gap(self, first: int, next: int) -> None:
+        self.gaps.append((first, next))
+
+    def end(self, reason: str) -> None:
+        self.ended = reason
+
+
+def bodies(batch: Batch) -> list[bytes]:
+    return [record.body for record in decode_records(batch.records, batch.count)]
+
+
+def publish(node: Node, channel: str, *contents: bytes, ttl: float | None = None) -> list[object]:
+    """Publish, and return the list that gets the outcome."""
+    outcomes: list[object] = []
+    records = encode_records([Record(content) for content in contents])
+    node.publish(Draft(channel, len(contents), records, 0.0, ttl), outcomes.append)
+    return outcomes
+
+
+def one_publish(node: Node, channel: str, body: bytes) -> int:
+    """Publish one durable message and return its offset."""
+    outcome = publish(node, channel, body)[0]
+    assert isinstance(outcome, Appended)
+    return outcome.offset

@@ -1,0 +1,242 @@
+"""Two nodes on a test clock: what is published here arrives there, and what is told is true."""
+
+from __future__ import annotations
+
+import pytest
+
+from linkd.config import ChannelSettings, PeerSettings
+from linkd.core.wire import decode
+from linkd.log.engine import Appended
+from tests.support.fake_net import FakeNet, Kept, one_publish, publish
+
+EDGE = PeerSettings(name="edge", send=("commands.>", "both"), receive=("orders", "both", "now"))
+HUB = PeerSettings(
+    name="hub", dial=("ws://hub/link",), send=("orders", "both", "now"), receive=(">",)
+)
+
+
+@pytest.fixture
+def net() -> FakeNet:
+    net = FakeNet()
+    volatile = (ChannelSettings(name="now", delivery="volatile", ttl=5.0),)
+    net.node("hub", EDGE, channels=volatile)
+    net.node("edge", HUB, channels=volatile)
+    for node in net.nodes.values():
+        node.start()
+    return net
+
+
+def subscribed(net: FakeNet, name: str, *patterns: str, **rest: object) -> Kept:
+    kept = Kept()
+    net.nodes[name].subscribe(patterns, rest.pop("start", "earliest"), kept, **rest)  # type: ignore[arg-type]
+    return kept
+
+
+def test_a_message_crosses_and_status_tells(net: FakeNet) -> None:
+    net.run(0.1)
+    kept = subscribed(net, "hub", ">")
+    assert one_publish(net.nodes["edge"], "orders", b"one") == 1
+    assert one_publish(net.nodes["edge"], "private", b"mine") == 2
+    net.run(1.0)
+    assert kept.bodies == [b"one"]
+    link = net.nodes["edge"].status().links[0]
+    assert (link.state, link.backlog_records, link.sent_records) == ("up", 0, 1)
+    assert net.nodes["hub"].status().links[0].received_records == 1
+    assert net.nodes["edge"].link("hub").session.outbound.acked == 3
+
+
+def test_a_cut_and_the_return_lose_nothing(net: FakeNet) -> None:
+    net.run(0.1)
+    kept = subscribed(net, "hub", "orders")
+    for number in range(20):
+        one_publish(net.nodes["edge"], "orders", b"%d" % number)
+        if number == 5:
+            net.cut()
+            net.run(0.05)
+        if number == 12:
+            net.open = True
+        net.run(0.2)
+    net.run(2.0)
+    assert kept.bodies == [b"%d" % number for number in range(20)]
+    edge = net.nodes["edge"]
+    assert edge.status().links[0].state == "up"
+    outage = edge.outages("hub")[-1]
+    assert outage.reason == "silence"
+    assert outage.replayed_records >= 6
+    assert outage.drained_seconds is not None
+    assert [e.new for e in edge.events() if e.peer == "hub"][-1] == "up"
+
+
+def test_backlog_counts_what_is_owed_and_no_more(net: FakeNet) -> None:
+    net.run(0.1)
+    net.cut()
+    edge = net.nodes["edge"]
+    for _ in range(7):
+        publish(edge, "orders", b"12345", b"67890")
+        publish(edge, "private", b"not for the hub")
+    net.run(1.0)
+    link = edge.status().links[0]
+    assert link.backlog_records == 14
+    assert link.backlog_bytes >= 14 * 5
+    assert link.backlog_age_seconds == pytest.approx(1.0, abs=0.1)
+    net.open = True
+    net.run(3.0)
+    assert edge.status().links[0].backlog_records == 0
+    assert edge.status().links[0].backlog_age_seconds is None
+
+
+def test_volatile_messages_go_now_or_never(net: FakeNet) -> None:
+    here, there = subscribed(net, "edge", "now"), subscribed(net, "hub", "now")
+    net.run(0.1)
+    outcome = publish(net.nodes["edge"], "now", b"tick")
+    net.run(0.1)
+    assert outcome == [Appended(0, 1)]
+    assert here.volatiles == there.volatiles == [b"tick"]
+    net.cut()
+    publish(net.nodes["edge"], "now", b"lost")
+    net.open = True
+    net.run(2.0)
+    assert there.volatiles == [b"tick"]
+    assert net.nodes["edge"].counts["dropped", "hub", "now"] == 1
+    assert net.nodes["edge"].log.next == 1
+
+
+def test_waiting_for_a_peer_ends_with_its_acknowledgement(net: FakeNet) -> None:
+    net.run(0.1)
+    edge, fired = net.nodes["edge"], []
+    offset = one_publish(edge, "orders", b"x")
+    edge.wait_for("hub", offset + 1).addCallback(fired.append)
+    assert not fired
+    net.run(0.1)
+    assert fired == [None]
+    with pytest.raises(KeyError):
+        edge.wait_for("nobody", 1)
+    assert edge.sends("hub", "orders")
+    assert not edge.sends("hub", "private")
+
+
+def test_a_consumer_gets_again_only_what_it_had_not_acknowledged(net: FakeNet) -> None:
+    edge = net.nodes["edge"]
+    kept = Kept()
+    held = edge.subscribe((">",), "earliest", kept, "billing")
+    for number in range(5):
+        one_publish(edge, "orders", b"%d" % number)
+    net.run(0.1)
+    done = []
+    held.ack(4, done.append)
+    assert done == [None]
+    held.close()
+    again = Kept()
+    second = edge.subscribe((">",), "earliest", again, "billing")
+    net.run(0.1)
+    assert again.bodies == [b"3", b"4"]
+    third = Kept()
+    edge.subscribe((">",), "latest", third, "billing")
+    net.run(0.1)
+    assert again.ended == "replaced"
+    assert third.bodies == [b"3", b"4"]
+    second.ack(6, done.append)
+    assert isinstance(done[-1], LookupError)
+    assert edge.status().consumers[0].lag_records == 2
+
+
+def test_a_slow_reader_is_paused_and_misses_nothing(net: FakeNet) -> None:
+    edge = net.nodes["edge"]
+    slow = Kept(room=2)
+    held = edge.subscribe(("orders",), "earliest", slow)
+    net.run(0.01)
+    for number in range(10):
+        one_publish(edge, "orders", b"%d" % number)
+    net.run(1.0)
+    assert slow.bodies == [b"0", b"1"]
+    slow.room = 100
+    held.resume()
+    one_publish(edge, "orders", b"10")
+    assert slow.bodies == [b"%d" % number for number in range(11)]
+    assert slow.offsets == sorted(set(slow.offsets))
+
+
+def test_expired_records_are_skipped_and_counted(net: FakeNet) -> None:
+    net.run(0.1)
+    net.cut()
+    edge = net.nodes["edge"]
+    publish(edge, "orders", b"soon", ttl=1.0)
+    publish(edge, "orders", b"later", ttl=60.0)
+    net.run(2.0)
+    net.open = True
+    kept = subscribed(net, "hub", "orders")
+    net.run(2.0)
+    assert kept.bodies == [b"later"]
+    assert edge.counts["expired", "hub", "orders"] == 1
+    assert edge.status().links[0].backlog_records == 0
+
+
+def test_a_reload_leaves_untouched_links_up(net: FakeNet) -> None:
+    from msgspec.structs import replace
+
+    net.run(0.1)
+    edge = net.nodes["edge"]
+    generation = edge.link("hub").generation
+    edge.reload(replace(edge.config, peers=(HUB, PeerSettings(name="other"))))
+    assert edge.link("hub").generation == generation
+    assert edge.link("other") is not None
+    edge.reload(replace(edge.config, peers=(replace(HUB, required=True),)))
+    net.run(2.0)
+    assert edge.link("other") is None
+    assert edge.link("hub").generation != generation
+    assert edge.status().links[0].state == "up"
+
+
+def test_a_kick_dials_at_once(net: FakeNet) -> None:
+    net.run(0.1)
+    net.cut("closed")
+    net.run(0.01)
+    net.open = True
+    net.nodes["edge"].kick("hub")
+    net.run(0.05)
+    assert net.nodes["edge"].status().links[0].state == "up"
+    with pytest.raises(KeyError):
+        net.nodes["edge"].kick("nobody")
+
+
+def test_a_stop_says_goodbye_and_the_peer_shows_it(net: FakeNet) -> None:
+    net.run(0.1)
+    stopped = []
+    net.nodes["edge"].stop("the daemon stops").addCallback(stopped.append)
+    net.run(0.1)
+    assert stopped == [None]
+    link = net.nodes["hub"].status().links[0]
+    assert (link.state, link.reason) == ("waiting", "stopped")
+
+
+def test_what_is_not_taken_is_left_out_and_counted(net: FakeNet) -> None:
+    net.run(0.1)
+    edge, hub = net.nodes["edge"], net.nodes["hub"]
+    edge.link("hub").session.outbound.wants = None  # a peer that sends what it should not
+    edge.link("hub").session.outbound._settings = edge.link("hub").session.settings.__class__(
+        node="edge", peer="hub", send=hub.link("edge").session.settings.receive.__class__((">",)),
+        receive=edge.link("hub").session.settings.receive,
+    )
+    edge.routes_changed()
+    one_publish(edge, "private", b"secret")
+    edge.link("hub").offer(edge.log.read(1, 1 << 20), edge.log.next)
+    one_publish(edge, "orders", b"fine")
+    kept = subscribed(net, "hub", ">")
+    net.run(1.0)
+    assert kept.bodies == [b"fine"]
+    assert hub.counts["refused", "edge", "private"] == 1
+
+
+def test_a_broken_step_aborts_the_connection(net: FakeNet) -> None:
+    net.run(0.1)
+    edge = net.nodes["edge"]
+    one_publish(edge, "orders", b"x")
+    net.run(0.1)
+    hub_link = net.nodes["hub"].link("edge")
+    connection = hub_link.connection
+    assert connection is not None
+    step = next(p for p in connection.other.sent if decode(p).__class__.__name__ == "Step")
+    hub_link.received(connection, decode(step))  # again: not where the cursor stands
+    assert connection.ended
+    net.run(2.0)
+    assert edge.status().links[0].state == "up"
