@@ -82,7 +82,7 @@ class Log(Protocol):
         """Return the newest epochs, oldest first, at most 1,024.
 
         Epochs in which nothing lies are left out (a daemon that restarts all night must not push out the epoch that a
-        peer's cursor names); the last one always stands.
+        peer's cursor names); the first and the last always stand.
         """
 
     def epoch_below(self, position: int) -> str:

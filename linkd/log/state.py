@@ -111,7 +111,8 @@ class State:
 
     def open_epoch(self, epoch: str, first: int) -> None:
         """Begin `epoch` at offset `first`; an epoch in which nothing lies gives way to it."""
-        if self._epochs and self._epochs[-1].first >= self.next:
+        # The first one stays even so: a copy of an empty log has it in common with what grew from it.
+        if len(self._epochs) > 1 and self._epochs[-1].first >= self.next:
             self._epochs.pop()
         self._epochs.append(EpochStart(epoch, first))
         del self._epochs[:-MAX_EPOCHS]
@@ -216,8 +217,8 @@ class State:
 
     # frames
 
-    def replay(self, batch: Batch) -> None:
-        """Fold a stored batch, as when it was stored."""
+    def replay(self, batch: Batch, whole: tuple[int, int] | None = None) -> None:
+        """Fold a stored batch, as when it was stored; `whole` is (first, count) of a publish of several."""
         self.next = batch.offset + batch.count
         if batch.source is not None:
             source = batch.source
@@ -225,7 +226,8 @@ class State:
             if batch.count:
                 self.learn(batch)
         elif batch.producer is not None:
-            self.number(batch.producer, batch.offset, batch.count, batch.stamp)
+            first, count = whole or (batch.offset, batch.count)
+            self.number(batch.producer, first, count, batch.stamp)
 
     def snapshot(self) -> Snapshot:
         """Return all of it."""
