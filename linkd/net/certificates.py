@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -113,3 +114,8 @@ def certificate_names(certificate: x509.Certificate) -> list[str]:
 def days_left(expires: float, wall: float) -> float:
     """Return how many days lie between `wall` and `expires`, both Unix seconds; negative once over."""
     return (expires - wall) / 86_400
+
+
+def unix_seconds() -> float:
+    """Return the wall clock, which certificates are judged by."""
+    return datetime.datetime.now(datetime.UTC).timestamp()

@@ -138,7 +138,9 @@ def prove(secret: bytes, role: Role, dialer: str, listener: str, nonce: str) -> 
     HMAC-SHA256 over the protocol's name, role, both nodes' names and the nonce, each in UTF-8 and preceded
     by its length as 2 bytes, big end first, so that no two lists of fields have one encoding.
     """
-    return hmac.new(secret, _fields(role, dialer, listener, nonce), hashlib.sha256).hexdigest()
+    return hmac.new(
+        secret, encode_fields(role, dialer, listener, nonce), hashlib.sha256
+    ).hexdigest()
 
 
 def verify(secret: bytes, role: Role, dialer: str, listener: str, nonce: str, proof: str) -> bool:
@@ -147,8 +149,8 @@ def verify(secret: bytes, role: Role, dialer: str, listener: str, nonce: str, pr
     return hmac.compare_digest(expected.encode(), proof.encode("utf-8", "replace"))
 
 
-def _fields(*fields: str) -> bytes:
-    """Encode a list of strings so that it can be read in one way only."""
+def encode_fields(*fields: str) -> bytes:
+    """Encode strings after the protocol's name, each behind its length, so that it reads in one way."""
     encoded = [field.encode("utf-8", "surrogatepass") for field in (SUBPROTOCOL, *fields)]
     return b"".join(len(field).to_bytes(2, "big") + field for field in encoded)
 

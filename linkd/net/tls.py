@@ -6,7 +6,6 @@ its files for every attempt. So new files are in force at once and no link is to
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -22,11 +21,11 @@ from twisted.internet.interfaces import (
 )
 from twisted.internet.ssl import CertificateOptions, TLSVersion
 from twisted.internet.task import LoopingCall
-from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from linkd import events
 from linkd.config import ListenSettings, PeerSettings
 from linkd.errors import AttemptFailed, ConfigError
 from linkd.net import tls_reasons
@@ -37,6 +36,7 @@ from linkd.net.certificates import (
     load_key_pair,
     load_revocation_lists,
     names_host,
+    unix_seconds,
 )
 
 WATCH_INTERVAL: Final = 3.0
@@ -103,13 +103,11 @@ class ServerTls:
         ConfigError: The files can't be used.
     """
 
-    _log = Logger()
-
     def __init__(
         self,
         listen: ListenSettings,
         pairing: Path | None = None,
-        wall: Callable[[], float] = time.time,
+        wall: Callable[[], float] = unix_seconds,
     ) -> None:
         self._listen = listen
         self._pairing = pairing
@@ -150,9 +148,9 @@ class ServerTls:
             self._pair, self._options, self._revoked = self._load()
         except ConfigError as error:
             complaint = f"{error}; the certificate in force stays"
-            self._log.error("{detail}", event="tls.kept", detail=complaint)
+            events.emit("tls.kept", certificate=self._listen.certificate, detail=complaint)
             return complaint
-        self._log.info("certificates loaded", event="tls.loaded", expires_seconds=self._left())
+        self._tell("tls.loaded")
         return None
 
     def watch(self, reactor: IReactorTime, interval: float = WATCH_INTERVAL) -> None:
@@ -177,11 +175,17 @@ class ServerTls:
             self._warned = None
         elif self._warned is None or now - self._warned >= 86_400:
             self._warned = now
-            self._log.warn(
-                "the certificate of this listener ends in {days} days: renew it",
-                event="tls.expiring",
-                days=round(left / 86_400, 1),
-            )
+            self._tell("tls.expiring")
+
+    def _tell(self, event: str) -> None:
+        """Log how long the certificate in force lasts."""
+        left = self._left()
+        events.emit(
+            event,
+            certificate=self._listen.certificate,
+            expires_seconds=round(left),
+            days=round(left / 86_400, 1),
+        )
 
     def serverConnectionForTLS(self, tls_protocol: TLSMemoryBIOProtocol) -> SSL.Connection:
         """Return the OpenSSL side of one accepted connection, with what is in force now."""

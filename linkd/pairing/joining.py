@@ -1,0 +1,330 @@
+"""The joining node's end of pairing, and the renewal of what it got. Blocks; no reactor."""
+
+from __future__ import annotations
+
+import hmac
+import http.client
+import re
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, NamedTuple, TypeVar
+
+import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from linkd.config import Config, PeerSettings
+from linkd.config.addresses import Url, parse_url
+from linkd.config.settings import NAME_PATTERN
+from linkd.errors import ConfigError, LinkdError
+from linkd.net.certificates import certificate_names, load_certificates, load_key_pair
+from linkd.pairing import messages
+from linkd.pairing.authority import DIRECTORY
+from linkd.pairing.code import Code, decode_code, fingerprint
+from linkd.pairing.files import make_directory, write_whole
+from linkd.pairing.terms import PairingRefused, check_patterns, is_ours, peer_table
+
+TIMEOUT: Final = 10.0
+_TRIES: Final = 3
+_MAX_ANSWER_BYTES: Final = 65_536
+
+Answer = TypeVar("Answer")
+Say = Callable[[str], None]
+
+
+class HubUnreachable(LinkdError):
+    """The hub does not answer at the address in the code."""
+
+
+class Joining(NamedTuple):
+    """What `join` has done.
+
+    Args:
+        peer: The hub's name.
+        file: The configuration file that it wrote.
+        url: What is dialed from now on.
+        expires: Unix seconds at which the certificate ends.
+    """
+
+    peer: str
+    file: Path
+    url: str
+    expires: float
+
+
+def join(text: str, config: Config, directory: Path, say: Say = lambda _: None) -> Joining:
+    """Join the hub that made the code `text`.
+
+    The hub is believed only once its certificate is vouched for by the one whose fingerprint stands in the
+    code, and its answer is proved with the code's secret.
+
+    Args:
+        text: The code.
+        config: This node's configuration.
+        directory: `linkd.d`, where the one file goes.
+        say: Told each step, for people.
+
+    Raises:
+        ConfigError: The code is mistyped, for another node, or files can't be written.
+        PairingRefused: The hub says no, or someone else answers in its place.
+        HubUnreachable: Nobody answers.
+    """
+    code = decode_code(text)
+    if code.name != config.node.name:
+        raise ConfigError(
+            f"the code is for the node {code.name!r}, this one is {config.node.name!r}: set"
+            " `node.name`, or have a code made for this name"
+        )
+    place = Path(config.node.state_dir) / DIRECTORY
+    _check_places(place, directory)
+    url = parse_url(code.url)
+    vouched = _vouched(url, code)
+    if vouched.node in {peer.name for peer in config.peers} and not is_ours(
+        directory / f"{vouched.node}.toml"
+    ):
+        raise ConfigError(f"a [[peer]] {vouched.node!r} stands in the configuration: remove it")
+    vouching = vouched.certificate
+    say(f"{code.address} is the node that made the code")
+    key = ec.generate_private_key(ec.SECP256R1())
+    answer = _admitted(url, vouching, code, key)
+    leaf = x509.load_pem_x509_certificate(answer.certificate.encode())
+    if answer.node != vouched.node:
+        raise PairingRefused(f"{vouched.node} calls itself {answer.node} now")
+    if leaf.public_key() != key.public_key() or code.name not in certificate_names(leaf):
+        raise PairingRefused(f"{answer.node} sent a certificate that is not for this node")
+    say(f"{answer.node} has given this node a certificate")
+    private = answer.private or not _public(url)
+    file = _write(_Written(code, answer, key, vouching if private else None), place, directory)
+    return Joining(answer.node, file, code.url, leaf.not_valid_after_utc.timestamp())
+
+
+def renew(peer: PeerSettings) -> float:
+    """Get a new certificate from the hub `peer` in place of the one that ends; the key stays.
+
+    Returns:
+        Unix seconds at which the new one ends.
+
+    Raises:
+        ConfigError: Its files can't be used or written.
+        PairingRefused: The hub says no.
+        HubUnreachable: Nobody answers at any of its URLs.
+    """
+    if peer.certificate is None or peer.key is None:
+        raise ConfigError(f"peer {peer.name}: expected `certificate` and `key`")
+    pair = load_key_pair(peer.certificate, peer.key)
+    key = pair.key
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ConfigError(f"{peer.key}: expected a P-256 key")
+    request = make_request(key, peer.name)
+    old = pair.leaf.public_bytes(serialization.Encoding.PEM).decode()
+    vouching = None if peer.ca is None else Path(peer.ca).read_text()
+    failure: LinkdError = HubUnreachable(f"peer {peer.name} has no wss:// URL")
+    for url in (parse_url(text) for text in peer.dial):
+        if not url.secure:
+            continue
+
+        def ask(leaf: bytes) -> messages.Ask:
+            text = messages.renewal_text(leaf, request)
+            signature = key.sign(text, ec.ECDSA(hashes.SHA256()))
+            return messages.AskRenewal(old, request, signature.hex())
+
+        try:
+            renewed, _ = _exchange(url, _trusting(vouching), ask, messages.Renewed)
+        except HubUnreachable as error:
+            failure = error
+            continue
+        leaf = x509.load_pem_x509_certificate(renewed.certificate.encode())
+        if leaf.public_key() != key.public_key():
+            raise PairingRefused(f"{peer.name} sent a certificate that is not for this node's key")
+        write_whole(Path(peer.certificate), renewed.certificate.encode(), 0o640)
+        return leaf.not_valid_after_utc.timestamp()
+    raise failure
+
+
+def _check_places(place: Path, directory: Path) -> None:
+    """Find out before the code is used whether what comes of it can be written."""
+    try:
+        make_directory(place.parent, 0o700)
+        make_directory(place, 0o700)
+        make_directory(directory, 0o750)
+        for each in (place, directory):
+            write_whole(each / ".writable", b"", 0o600)
+            (each / ".writable").unlink()
+    except OSError as error:
+        raise ConfigError(f"{error.filename}: {error.strerror}: run this as root") from None
+
+
+def _vouched(url: Url, code: Code) -> messages.Vouched:
+    """Return what vouches for the hub and fits the code; it need not be believed to be asked."""
+    blind = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    blind.check_hostname = False
+    blind.verify_mode = ssl.CERT_NONE
+    told, _ = _exchange(url, blind, lambda _: messages.AskAuthority(), messages.Vouched)
+    try:
+        der = x509.load_pem_x509_certificate(told.certificate.encode()).public_bytes(
+            serialization.Encoding.DER
+        )
+    except ValueError:
+        raise PairingRefused(f"{code.address} answered with no certificate") from None
+    if not re.fullmatch(NAME_PATTERN, told.node):
+        raise PairingRefused(f"{code.address} gives no name that a node may have")
+    if not hmac.compare_digest(fingerprint(der), code.fingerprint):
+        raise PairingRefused(
+            f"{code.address} is not the node that made the code: someone else answers there"
+        )
+    return told
+
+
+def _admitted(
+    url: Url, vouching: str, code: Code, key: ec.EllipticCurvePrivateKey
+) -> messages.Joined:
+    """Return the hub's proved answer."""
+    request = make_request(key, code.name)
+    asked: messages.AskJoin | None = None
+
+    def ask(leaf: bytes) -> messages.Ask:
+        nonlocal asked
+        bare = messages.AskJoin(code.invitation, code.name, request, "")
+        proof = messages.join_proof(code.secret, leaf, bare)
+        asked = msgspec.structs.replace(bare, proof=proof)
+        return asked
+
+    answer, leaf = _exchange(url, _trusting(vouching), ask, messages.Joined)
+    assert asked is not None
+    expected = messages.hub_proof(code.secret, leaf, asked, answer)
+    if not hmac.compare_digest(expected.encode(), answer.proof.encode("utf-8", "replace")):
+        raise PairingRefused(f"{code.address} did not prove that it made the code")
+    return answer
+
+
+def _exchange(
+    url: Url,
+    trusting: ssl.SSLContext,
+    ask: Callable[[bytes], messages.Ask],
+    answer: type[Answer],
+) -> tuple[Answer, bytes]:
+    """Post what `ask` says to the hub's leaf, DER; return the answer and that leaf.
+
+    A lost answer is asked for again: the hub answers the same question alike.
+    """
+    for tries_left in reversed(range(_TRIES)):
+        connection = http.client.HTTPSConnection(
+            url.host, url.port, timeout=TIMEOUT, context=trusting
+        )
+        try:
+            connection.connect()
+            leaf = _leaf(connection)
+            body = msgspec.json.encode(ask(leaf))
+            connection.request("POST", messages.PATH, body, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            return _read(response.status, response.read(_MAX_ANSWER_BYTES), answer), leaf
+        except ssl.SSLCertVerificationError as error:
+            raise PairingRefused(
+                f"{url.host}:{url.port} showed a certificate that the code does not vouch for"
+                f" ({error.verify_message}): someone may stand in between"
+            ) from None
+        except (OSError, http.client.HTTPException) as error:
+            if not tries_left:
+                raise HubUnreachable(f"{url.host}:{url.port} does not answer: {error}") from None
+        finally:
+            connection.close()
+    raise HubUnreachable(f"{url.host}:{url.port} does not answer")
+
+
+def _leaf(connection: http.client.HTTPSConnection) -> bytes:
+    """Return the certificate, DER, that the hub has shown."""
+    shown = (
+        connection.sock.getpeercert(True) if isinstance(connection.sock, ssl.SSLSocket) else None
+    )
+    if not isinstance(shown, bytes):
+        raise PairingRefused("the hub has shown no certificate")
+    return shown
+
+
+def _read(status: int, body: bytes, answer: type[Answer]) -> Answer:
+    """Return the hub's answer, or raise what it refused."""
+    try:
+        if status == 200:
+            return msgspec.json.decode(body, type=answer)
+        refused = msgspec.json.decode(body, type=messages.Refused)
+    except msgspec.DecodeError:
+        raise PairingRefused(
+            f"expected an answer of linkd's pairing, got status {status}: is that a linkd node?"
+        ) from None
+    raise PairingRefused(refused.message)
+
+
+def _trusting(vouching: str | None) -> ssl.SSLContext:
+    """Return the settings of a client that trusts one certificate, or the system's authorities."""
+    trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    trusting.minimum_version = ssl.TLSVersion.TLSv1_2
+    if vouching is None:
+        trusting.load_default_certs()
+        return trusting
+    trusting.load_verify_locations(cadata=vouching)
+    trusting.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return trusting
+
+
+def _public(url: Url) -> bool:
+    """Tell whether the system's authorities vouch for the hub."""
+    try:
+        _exchange(url, _trusting(None), lambda _: messages.AskAuthority(), messages.Vouched)
+    except LinkdError:
+        return False
+    return True
+
+
+def make_request(key: ec.EllipticCurvePrivateKey, name: str) -> str:
+    """Return a signing request, PEM."""
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    request = x509.CertificateSigningRequestBuilder().subject_name(subject)
+    return request.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
+
+
+class _Written(NamedTuple):
+    """What is to be written down."""
+
+    code: Code
+    answer: messages.Joined
+    key: ec.EllipticCurvePrivateKey
+    vouching: str | None
+
+
+def _write(what: _Written, place: Path, directory: Path) -> Path:
+    """Write key, certificate and authority into the state directory, then the one file of the peer."""
+    hub = what.answer.node
+    key_pem = what.key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    write_whole(place / f"to-{hub}.key", key_pem, 0o600)
+    write_whole(place / f"to-{hub}.crt", what.answer.certificate.encode(), 0o640)
+    more: list[tuple[str, str | tuple[str, ...]]] = [
+        ("dial", (what.code.url,)),
+        ("certificate", str(place / f"to-{hub}.crt")),
+        ("key", str(place / f"to-{hub}.key")),
+    ]
+    if what.vouching is not None:
+        write_whole(place / f"to-{hub}.ca", what.vouching.encode(), 0o640)
+        more.append(("ca", str(place / f"to-{hub}.ca")))
+    send, receive = check_patterns(what.answer.send), check_patterns(what.answer.receive)
+    text = peer_table(hub, send, receive, more)
+    write_whole(directory / f"{hub}.toml", text.encode(), 0o640)
+    return directory / f"{hub}.toml"
+
+
+def due(peer: PeerSettings, state_dir: Path, wall: float) -> float | None:
+    """Return the Unix seconds at which a paired certificate ends, if it is time to renew it.
+
+    That is when less than a third of its life is left. None for what pairing has not written.
+    """
+    if peer.certificate is None or Path(peer.certificate).parent != state_dir / DIRECTORY:
+        return None
+    leaf = load_certificates(peer.certificate)[0]
+    ends, began = leaf.not_valid_after_utc.timestamp(), leaf.not_valid_before_utc.timestamp()
+    return ends if ends - wall < (ends - began) / 3 else None
