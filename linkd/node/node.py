@@ -181,6 +181,11 @@ class Node:
                 )
         return None
 
+    def summary(self) -> tuple[int, list[str]]:
+        """Return how many links are up, and the peers of those that are not."""
+        down = [d.peer for d in self._drivers.values() if d.link.state != "up"]
+        return len(self._drivers) - len(down), down
+
     # -- for the listener (linkd.net.ports.Nodes) -----------------------------------------------
 
     def peer(self, name: str) -> PeerSettings | None:
