@@ -18,8 +18,8 @@ _SOCKET_PATH_BYTES = 107
 
 
 def broken(config: Config) -> list[Trouble]:
-    """Return every rule that the configuration breaks."""
-    return [
+    """Return every rule that the configuration breaks, one for each place."""
+    troubles = [
         *_names(config),
         *_paths(config, ()),
         *_api(config),
@@ -28,6 +28,7 @@ def broken(config: Config) -> list[Trouble]:
         *_channels(config),
         *_peers(config),
     ]
+    return list({place: (place, what) for place, what in reversed(troubles)}.values())[::-1]
 
 
 def _names(config: Config) -> Iterator[Trouble]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -35,7 +36,7 @@ def shown(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return '"' + (value if len(value) <= 60 else value[:60] + "…") + '"'
+        return json.dumps(value if len(value) <= 60 else value[:60] + "…", ensure_ascii=False)
     if isinstance(value, dict):
         return "a table"
     if isinstance(value, list):
@@ -160,7 +161,9 @@ def _meant(kind: inspect.Type, value: object) -> str:
 
 def _hint(key: str, known: tuple[str, ...], place: tuple[str | int, ...]) -> str:
     """Say which key was meant, or where this one belongs, or what there is."""
-    near = difflib.get_close_matches(key.lower().replace("-", "_"), known, 1, 0.6)
+    word = key.lower().replace("-", "_")
+    longer = [name for name in known if len(word) > 2 and name.startswith(f"{word}_")]
+    near = longer or difflib.get_close_matches(word, known, 1, 0.6)
     if near:
         return f"did you mean `{near[0]}`?"
     homes = [home for home in HOMES.get(key, ()) if home != _table(place)]
