@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def in_toml(config: Config) -> Iterator[str]:
     """Yield the lines of a file that says all of `config`, defaults too."""
-    tables: dict[str, Any] = msgspec.to_builtins(config)
+    tables: dict[str, Any] = json.loads(msgspec.json.encode(config))
     for name, value in tables.items():
         if isinstance(value, dict):
             yield from _table(f"[{name}]", name, value)

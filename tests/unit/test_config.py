@@ -1,0 +1,318 @@
+"""Good configurations: what is in force, where paths lead, what a reload changes."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from linkd.cli import main
+from linkd.cli.check import in_toml
+from linkd.config import (
+    ApiKey,
+    ApiSettings,
+    ChannelSettings,
+    Config,
+    HeartbeatSettings,
+    ListenSettings,
+    NodeSettings,
+    PeerSettings,
+    Url,
+    changes,
+    files,
+    in_force,
+    is_loopback,
+    load,
+    parse_address,
+    parse_url,
+)
+from linkd.preflight import file_troubles
+
+ROOT = Path(__file__).resolve().parents[2]
+SAMPLES = sorted((ROOT / "conf").glob("*.toml"))
+HERE = Config(node=NodeSettings(name="here"))
+
+
+def peer(name: str = "hub", **fields: object) -> PeerSettings:
+    made = PeerSettings(name=name, dial=("wss://hub/link",), secret_file="/s")
+    return msgspec.structs.replace(made, **fields)
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda path: path.stem)
+def test_samples_are_fine(sample: Path) -> None:
+    config = load([sample])
+    assert config.peers
+
+
+def test_there_are_the_promised_samples() -> None:
+    assert {path.stem for path in SAMPLES} >= {"hub", "edge", "telemetry", "lab"}
+
+
+def test_defaults(tmp_path: Path) -> None:
+    config = load([write(tmp_path / "a.toml", '[node]\nname = "here"\n')])
+    assert config == HERE
+    assert config.node.state_dir == "/var/lib/linkd"
+    assert config.api.socket == "/run/linkd/linkd.sock"
+    assert (config.heartbeat.ping_interval, config.heartbeat.ping_timeout) == (5.0, 2.0)
+    assert (config.reconnect.connect_timeout, config.reconnect.max_delay) == (5.0, 15.0)
+    assert config.log.max_bytes == 10 * 2**30
+    assert config.listen is None
+    assert config.peer("hub") is None
+
+
+def test_whole_numbers_are_seconds_too(tmp_path: Path) -> None:
+    text = '[node]\nname = "here"\n[heartbeat]\nping_interval = 3\n'
+    interval = load([write(tmp_path / "a.toml", text)]).heartbeat.ping_interval
+    assert interval == 3.0
+    assert isinstance(interval, float)
+
+
+def test_drop_ins_add_peers_in_order(tmp_path: Path) -> None:
+    head = '[node]\nname = "here"\n[listen]\naddress = "127.0.0.1:1"\n'
+    one = '[[peer]]\nname = "{}"\nsecret_file = "/s"\n'
+    main_file = write(tmp_path / "linkd.toml", head + one.format("a"))
+    write(tmp_path / "linkd.d/20.toml", one.format("c"))
+    write(tmp_path / "linkd.d/10.toml", one.format("b") + "[reconnect]\nmax_delay = 3.0\n")
+    write(tmp_path / "linkd.d/note.txt", "not read")
+    found = files(main_file)
+    assert [path.name for path in found] == ["linkd.toml", "10.toml", "20.toml"]
+    config = load(found)
+    assert [each.name for each in config.peers] == ["a", "b", "c"]
+    assert config.reconnect.max_delay == 3.0
+    assert config.peer("b") is config.peers[1]
+
+
+def test_which_file(tmp_path: Path) -> None:
+    assert files(None, {})[0] == Path("/etc/linkd/linkd.toml")
+    assert files(None, {"LINKD_CONFIG": str(tmp_path / "x")}) == [tmp_path / "x"]
+    assert files(tmp_path / "y", {"LINKD_CONFIG": "/x"}) == [tmp_path / "y"]
+
+
+def test_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (
+        '[node]\nname = "here"\nstate_dir = "state"\n[listen]\naddress = "127.0.0.1:1"\n'
+        '[[peer]]\nname = "a"\nsecret_file = "a.secret"\n'
+        '[[peer]]\nname = "b"\nsecret_file = "b.secret"\n'
+        '[[peer]]\nname = "c"\nsecret_file = "/etc/c"\n'
+    )
+    credentials = tmp_path / "credentials"
+    write(credentials / "a.secret", "x")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(credentials))
+    config = load([write(tmp_path / "etc/linkd.toml", text)])
+    assert config.node.state_dir == str(tmp_path / "etc/state")
+    assert [each.secret_file for each in config.peers] == [
+        str(credentials / "a.secret"),
+        str(tmp_path / "etc/b.secret"),
+        "/etc/c",
+    ]
+
+
+def test_check_shows_what_is_in_force(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    secret = write(tmp_path / "s", "0123456789" * 4)
+    secret.chmod(0o600)
+    text = (
+        f'[node]\nname = "here"\n[api]\nhttp = "127.0.0.1:1"\n[[api.key]]\nname = "k"\n'
+        f'secret_file = "{secret}"\npublish = ["a.>"]\n[[channel]]\nname = "*"\nttl = 1.5\n'
+        f'[[peer]]\nname = "hub"\ndial = ["wss://hub"]\nsecret_file = "{secret}"\n'
+    )
+    file = write(tmp_path / "a.toml", text)
+    assert main(["check", "-c", str(file)]) == 0
+    said = capsys.readouterr().out
+    again = write(tmp_path / "b.toml", said)
+    assert load([again]) == load([file])
+    assert main(["check", "-c", str(file), "--quiet"]) == 0
+    assert capsys.readouterr().out == ""
+    assert main(["check", "-c", str(file), "--json"]) == 0
+    shown = msgspec.json.decode(capsys.readouterr().out)
+    assert shown["peer"][0]["name"] == "hub"
+
+
+def test_check_looks_into_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short = write(tmp_path / "short", "abc")
+    short.chmod(0o600)
+    world = write(tmp_path / "world", "0123456789" * 4)
+    world.chmod(0o644)
+    text = (
+        '[node]\nname = "here"\n[listen]\naddress = "127.0.0.1:1"\ncertificate = "c"\nkey = "k"\n'
+        'client_ca = "ca"\n'
+        + "".join(
+            f'[[peer]]\nname = "{name}"\nsecret_file = "{name}"\n'
+            for name in ("short", "world", "none")
+        )
+    )
+    assert main(["check", "-c", str(write(tmp_path / "a.toml", text))]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[1] for line in lines] == [
+        "listen.certificate",
+        "listen.client_ca",
+        "peer (short).secret_file",
+        "peer (world).secret_file",
+        "peer (none).secret_file",
+    ]
+    assert "at least 32 characters" in lines[2]
+    assert "0644" in lines[3]
+    assert "No such file" in lines[4]
+    assert stat.S_IMODE(world.stat().st_mode) == 0o644
+
+
+def test_keys_of_an_api_that_is_not_there_are_not_read() -> None:
+    key = ApiKey(name="k", secret_file="/nowhere")
+    assert file_troubles(msgspec.structs.replace(HERE, api=ApiSettings(keys=(key,)))) == []
+
+
+@given(
+    interval=st.floats(1, 60),
+    max_bytes=st.integers(2**26, 2**40),
+    ttl=st.none() | st.floats(0.001, 1e9),
+    send=st.lists(st.sampled_from(["a", "a.*", ">", "a.b_c.>"])),
+    insecure=st.booleans(),
+)
+def test_what_check_prints_is_read_back(
+    tmp_path_factory: pytest.TempPathFactory,
+    interval: float,
+    max_bytes: int,
+    ttl: float | None,
+    send: list[str],
+    insecure: bool,
+) -> None:
+    config = msgspec.structs.replace(
+        HERE,
+        heartbeat=HeartbeatSettings(ping_interval=interval, ping_timeout=1.0),
+        log=msgspec.structs.replace(HERE.log, max_bytes=max_bytes),
+        channels=(ChannelSettings(name="x", ttl=ttl),),
+        peers=(peer(send=tuple(send), insecure=insecure),),
+    )
+    file = tmp_path_factory.mktemp("c") / "a.toml"
+    file.write_text("\n".join(in_toml(config)))
+    assert load([file]) == config
+
+
+def _parsed(parse: Callable[[str], object], text: str) -> bool:
+    try:
+        parse(text)
+    except ValueError:
+        return False
+    return True
+
+
+class TestAddresses:
+    """URLs and addresses."""
+
+    @pytest.mark.parametrize(
+        ("text", "url"),
+        [
+            ("wss://hub.example.net", Url(True, "hub.example.net", 443, "/link")),
+            ("wss://hub:9443/", Url(True, "hub", 9443, "/link")),
+            ("ws://[2001:db8::7]:80/x/y", Url(False, "2001:db8::7", 80, "/x/y")),
+            ("WSS://HUB:1/link", Url(True, "hub", 1, "/link")),
+        ],
+    )
+    def test_url(self, text: str, url: Url) -> None:
+        assert parse_url(text) == url
+
+    @pytest.mark.parametrize(
+        ("text", "address"),
+        [
+            ("0.0.0.0:9443", ("0.0.0.0", 9443)),
+            (":0", ("", 0)),
+            ("[::1]:1", ("::1", 1)),
+            ("localhost:80", ("127.0.0.1", 80)),
+        ],
+    )
+    def test_address(self, text: str, address: tuple[str, int]) -> None:
+        assert parse_address(text) == address
+
+    def test_loopback(self) -> None:
+        assert all(map(is_loopback, ["127.0.0.1", "127.9.9.9", "::1", "localhost", "LocalHost."]))
+        assert not any(map(is_loopback, ["", "0.0.0.0", "::", "hub", "localhost.example.net"]))
+
+    @given(st.text(max_size=40))
+    def test_anything_is_an_address_or_a_value_error(self, text: str) -> None:
+        for parse in (parse_url, parse_address):
+            with (
+                pytest.raises(ValueError, match="^expected ")
+                if not _parsed(parse, text)
+                else (nullcontext())
+            ):
+                parse(text)
+
+
+class TestReload:
+    """What changes, and what of it is in force at once."""
+
+    def said(self, old: Config, new: Config) -> list[tuple[str, bool]]:
+        return [(str(change), change.live) for change in changes(old, new)]
+
+    def test_nothing(self) -> None:
+        assert changes(HERE, HERE) == []
+        assert in_force(HERE, HERE) == HERE
+
+    def test_peers(self) -> None:
+        old = msgspec.structs.replace(HERE, peers=(peer("a"), peer("b"), peer("c")))
+        new = msgspec.structs.replace(
+            HERE, peers=(peer("b", send=("x",), required=True), peer("c"), peer("d"))
+        )
+        assert self.said(old, new) == [
+            ('peer "a": removed', True),
+            ('peer "b": send, required changed', True),
+            ('peer "d": added', True),
+        ]
+        assert in_force(old, new) == new
+
+    def test_order_of_channels_counts(self) -> None:
+        one, two = ChannelSettings(name="a"), ChannelSettings(name=">")
+        old = msgspec.structs.replace(HERE, channels=(one, two))
+        new = msgspec.structs.replace(HERE, channels=(two, one))
+        assert self.said(old, new) == [("channel: another order", True)]
+
+    def test_all_peers_removed(self) -> None:
+        old = msgspec.structs.replace(HERE, peers=(peer("a"),))
+        assert self.said(old, HERE) == [('peer "a": removed', True)]
+
+    def test_live_and_restart(self) -> None:
+        new = msgspec.structs.replace(
+            HERE,
+            node=NodeSettings(name="there", state_dir="/x"),
+            heartbeat=HeartbeatSettings(ping_interval=2.0),
+            api=ApiSettings(http="127.0.0.1:1", origins=("https://a",)),
+        )
+        assert self.said(HERE, new) == [
+            ('node.name: "here" -> "there"', False),
+            ('node.state_dir: "/var/lib/linkd" -> "/x"', False),
+            ('api.http: none -> "127.0.0.1:1"', False),
+            ('api.origins: [] -> ["https://a"]', True),
+            ("heartbeat.ping_interval: 5.0 -> 2.0", True),
+        ]
+        kept = in_force(HERE, new)
+        assert kept.node == HERE.node
+        assert kept.api == ApiSettings(origins=("https://a",))
+        assert kept.heartbeat.ping_interval == 2.0
+
+    def test_a_new_listener_needs_a_restart(self) -> None:
+        new = msgspec.structs.replace(HERE, listen=ListenSettings(address="127.0.0.1:1"))
+        assert self.said(HERE, new) == [("[listen]: added", False)]
+        assert self.said(new, HERE) == [("[listen]: removed", False)]
+        assert in_force(HERE, new) == HERE
+        assert in_force(new, HERE) == new
+
+    def test_certificates_are_live(self) -> None:
+        old = msgspec.structs.replace(HERE, listen=ListenSettings(address=":1", certificate="/a"))
+        new = msgspec.structs.replace(HERE, listen=ListenSettings(address=":2", certificate="/b"))
+        assert self.said(old, new) == [
+            ('listen.address: ":1" -> ":2"', False),
+            ('listen.certificate: "/a" -> "/b"', True),
+        ]
+        kept = in_force(old, new).listen
+        assert kept == ListenSettings(address=":1", certificate="/b")

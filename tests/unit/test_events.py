@@ -1,0 +1,299 @@
+"""Lines of the log: the table, the calls that use it, text, JSON, the journal, folding."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from twisted.internet.task import Clock
+from twisted.logger import Logger, LogLevel, globalLogPublisher
+from twisted.python.failure import Failure
+
+from linkd.events import COMMON_FIELDS, KINDS, Observer, emit, json_line, loose_fields, text_line
+from linkd.events.folding import MOST_KEYS, Folding
+from linkd.events.observers import to_journal
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Written:
+    """An observer of everything that is logged, on a clock of its own."""
+
+    def __init__(self) -> None:
+        self.stream = io.StringIO()
+        self.clock = Clock()
+
+    def observe(self, **options: object) -> Observer:
+        observer = Observer(self.stream, clock=self.clock.seconds, **options)  # type: ignore[arg-type]
+        self.observer = observer
+        globalLogPublisher.addObserver(observer)
+        return observer
+
+    @property
+    def lines(self) -> list[str]:
+        """What was written, without the time."""
+        return [
+            line[25:] if line[:2] == "20" else line for line in self.stream.getvalue().splitlines()
+        ]
+
+
+@pytest.fixture
+def written() -> Iterator[Written]:
+    made = Written()
+    yield made
+    if hasattr(made, "observer"):
+        globalLogPublisher.removeObserver(made.observer)
+
+
+def calls() -> Iterator[tuple[str, str, list[str]]]:
+    """Yield (place, event, fields) of each line that the source logs with a literal name."""
+    for path in sorted((ROOT / "linkd").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            keywords = [word.arg for word in node.keywords if word.arg]
+            place = f"{path.relative_to(ROOT)}:{node.lineno}"
+            event = next((word.value for word in node.keywords if word.arg == "event"), None)
+            if name in ("debug", "info", "warn", "error", "failure") and event is not None:
+                fields = [word for word in keywords if word not in ("event", "failure")]
+                assert isinstance(event, ast.Constant), place
+                yield place, str(event.value), fields
+            for position, verb in (
+                (0, "emit"),
+                (1, "tell"),
+                (1, "_tell"),
+                (1, "Tell"),
+                (1, "Told"),
+            ):
+                if name == verb and len(node.args) > position:
+                    literal = node.args[position]
+                    if isinstance(literal, ast.Constant) and isinstance(literal.value, str):
+                        fields = [word for word in keywords if word not in ("level", "event")]
+                        yield place, literal.value, fields
+
+
+def test_every_line_in_the_source_is_in_the_table() -> None:
+    found = list(calls())
+    assert len(found) >= 5
+    wrong = [
+        f"{place}: {event}: {loose}"
+        for place, event, fields in found
+        if (loose := loose_fields(event, fields))
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)
+def test_each_row_is_whole(kind) -> None:
+    area, _, what = kind.name.partition(".")
+    assert area.isalpha()
+    assert what.replace("-", "").isalpha()
+    assert kind.meaning.endswith(".")
+    assert kind.act
+    assert set(kind.folds) <= {"event", *COMMON_FIELDS, *kind.fields}
+    if kind.level == "error":
+        assert kind.act != "Nothing.", "an error says what to do"
+
+
+def test_text() -> None:
+    line = text_line(
+        "link.up",
+        {"outage_seconds": 3.41249, "replayed_records": 120, "peer": "hub", "reason": None},
+    )
+    assert line == "link.up peer=hub outage_seconds=3.412 replayed_records=120"
+
+
+def test_text_quotes_what_is_not_one_word() -> None:
+    fields = {"detail": 'say "no"', "where": "", "url": "a=b", "node": "x\ny", "tls": True}
+    assert text_line("node.bug", fields) == (
+        r'node.bug detail="say \"no\"" where="" url="a=b" node="x\ny" tls=true'
+    )
+
+
+def test_json() -> None:
+    line = json.loads(json_line("link.up", {"rtt_seconds": 0.12345, "peer": "hub"}, "info", 0.25))
+    assert line == {
+        "time": "1970-01-01T00:00:00.250Z",
+        "level": "info",
+        "event": "link.up",
+        "peer": "hub",
+        "rtt_seconds": 0.123,
+    }
+
+
+def test_a_terminal_gets_the_time(written: Written) -> None:
+    written.observe()
+    emit("node.ready", node="a", peers=2, start_seconds=0.5)
+    line = written.stream.getvalue()
+    assert line[4] == "-"
+    assert line[23] == "Z"
+    assert written.lines == ["info  node.ready node=a peers=2 start_seconds=0.500"]
+
+
+def test_the_journal_gets_priorities(written: Written) -> None:
+    written.observe(journal=True, least="debug")
+    emit("link.connecting", peer="hub")
+    emit("link.up", peer="hub")
+    emit("link.waiting", peer="hub", reason="silence")
+    emit("link.diverged", peer="hub")
+    assert [line[:3] for line in written.lines] == ["<7>", "<6>", "<4>", "<3>"]
+
+
+def test_a_level_may_be_another(written: Written) -> None:
+    written.observe(journal=True)
+    emit("link.up", "error", peer="hub")
+    assert written.lines == ["<3>link.up peer=hub"]
+
+
+def test_json_in_the_journal_has_priorities_too(written: Written) -> None:
+    written.observe(journal=True, format="json")
+    emit("link.up", peer="hub")
+    assert written.lines[0].startswith('<6>{"time": ')
+
+
+def test_debug_is_left_out(written: Written) -> None:
+    written.observe()
+    emit("link.connecting", peer="hub")
+    assert written.lines == []
+
+
+def test_an_unknown_name_or_field_is_told_and_written(written: Written) -> None:
+    written.observe()
+    emit("no.such", x=1)
+    emit("link.up", peer="hub", colour="red")
+    assert [line.split()[1] for line in written.lines] == [
+        "node.bug", "no.such", "node.bug", "link.up",
+    ]  # fmt: skip
+    assert "has no colour" in written.lines[2]
+
+
+def test_lines_through_a_logger_of_twisted(written: Written) -> None:
+    written.observe()
+    Logger().error("{detail}", event="tls.kept", detail="bad file")
+    Logger().info("fine", event="tls.loaded", days=3.0)
+    assert written.lines == [
+        'error tls.kept detail="bad file"',
+        "info  tls.loaded detail=fine days=3.000",
+    ]
+
+
+def test_libraries(written: Written) -> None:
+    written.observe()
+    log = Logger(namespace="twisted.x")
+    log.info("not this")
+    log.warn("this   and\nthat")
+    autobahn = Logger(namespace="autobahn.twisted.websocket.WebSocketServerProtocol")
+    autobahn.emit(LogLevel.warn, "dropping connection to peer {peer} with abort=True: x", peer="y")
+    autobahn.emit(LogLevel.warn, "something else")
+    assert written.lines == [
+        'warn  library.warn detail="this and that" namespace=twisted.x',
+        'warn  library.warn detail="something else" namespace='
+        "autobahn.twisted.websocket.WebSocketServerProtocol",
+    ]
+
+
+def test_a_traceback_has_its_priority_on_each_line(written: Written) -> None:
+    written.observe(journal=True)
+    try:
+        raise ValueError("oh\nno")
+    except ValueError:
+        Logger(namespace="x").failure("broken", Failure())
+    assert written.lines[0] == '<3>library.error detail="broken oh\\nno" namespace=x'
+    assert len(written.lines) > 3
+    assert all(line.startswith("<3>") for line in written.lines)
+
+
+def test_a_stream_that_is_gone(written: Written) -> None:
+    written.observe()
+    written.stream.close()
+    emit("link.up", peer="hub")
+    assert written.stream.closed
+
+
+def test_to_journal(tmp_path: Path) -> None:
+    with (tmp_path / "x").open("w") as stream:
+        status = os.fstat(stream.fileno())
+        here = f"{status.st_dev}:{status.st_ino}"
+        assert to_journal(stream, {"JOURNAL_STREAM": here})
+        assert not to_journal(stream, {"JOURNAL_STREAM": f"{here}1"})
+        assert not to_journal(stream, {})
+    assert not to_journal(io.StringIO(), {"JOURNAL_STREAM": here})
+
+
+class TestFolding:
+    """Repeats: the first is written, the rest counted."""
+
+    WAIT: ClassVar = {"peer": "hub", "reason": "unreachable"}
+
+    def take(self, folding: Folding, times: list[float]) -> list[tuple[float, object]]:
+        return [
+            (now, fields.get("repeats"))
+            for now in times
+            for _, fields in folding.take("link.waiting", self.WAIT, now)
+        ]
+
+    def test_a_summary_every_window(self) -> None:
+        folding = Folding(window=120.0)
+        said = self.take(folding, [float(second) for second in range(300)])
+        assert said == [(0.0, None), (120.0, 120), (240.0, 120)]
+
+    def test_the_last_one_speaks(self) -> None:
+        folding = Folding(window=10.0)
+        for number in range(5):
+            folding.take("link.waiting", {**self.WAIT, "attempts": number}, number * 1.0)
+        (event, fields), = folding.flush(12.0)  # fmt: skip
+        assert event == "link.waiting"
+        assert fields == {**self.WAIT, "attempts": 4, "repeats": 4, "within_seconds": 4.0}
+        assert folding.flush(30.0) == []
+
+    def test_after_a_quiet_window_a_line_is_written_at_once(self) -> None:
+        folding = Folding(window=10.0)
+        self.take(folding, [0.0])
+        assert folding.flush(11.0) == []
+        assert self.take(folding, [12.0]) == [(12.0, None)]
+
+    def test_another_reason_is_another_line(self) -> None:
+        folding = Folding()
+        assert len(folding.take("link.waiting", self.WAIT, 0.0)) == 1
+        assert len(folding.take("link.waiting", {**self.WAIT, "reason": "dns"}, 0.0)) == 1
+        assert folding.take("link.waiting", {**self.WAIT, "reason": "dns"}, 0.0) == []
+
+    def test_a_change_of_the_same_peer_settles_first(self) -> None:
+        folding = Folding()
+        self.take(folding, [0.0, 1.0, 2.0])
+        folding.take("link.waiting", {"peer": "other", "reason": "dns"}, 2.0)
+        lines = folding.take("link.up", {"peer": "hub"}, 3.0)
+        assert [event for event, _ in lines] == ["link.waiting", "link.up"]
+        assert lines[0][1]["repeats"] == 2
+        assert self.take(folding, [4.0]) == [(4.0, None)]
+        assert folding.take("link.waiting", {"peer": "other", "reason": "dns"}, 5.0) == []
+
+    def test_memory_is_bounded(self) -> None:
+        folding = Folding()
+        for number in range(MOST_KEYS):
+            folding.take("link.waiting", {"peer": str(number), "reason": "dns"}, 0.0)
+        folding.take("link.waiting", {"peer": "0", "reason": "dns"}, 1.0)
+        lines = folding.take("link.waiting", {"peer": "one more", "reason": "dns"}, 2.0)
+        assert [fields["peer"] for _, fields in lines] == ["0", "one more"]
+
+    def test_the_end_tells_all(self, written: Written) -> None:
+        observer = written.observe()
+        emit("link.waiting", peer="hub", reason="dns", attempts=1)
+        emit("link.waiting", peer="hub", reason="dns", attempts=2)
+        assert len(written.lines) == 1
+        observer.flush(all=True)
+        assert written.lines[1] == (
+            "warn  link.waiting peer=hub reason=dns attempts=2 repeats=1 within_seconds=0.000"
+        )
+
+
+def test_a_clock_may_be_any_function() -> None:
+    clock: Callable[[], float] = Clock().seconds
+    assert Observer(io.StringIO(), clock=clock).flush() is None
