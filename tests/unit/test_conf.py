@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import pytest
+from tests.support.needs import need
 
 ROOT = Path(__file__).resolve().parents[2]
 ALERTS = ROOT / "conf" / "alerts.yml"
@@ -45,12 +43,9 @@ _GRAFANA = {"$rate_interval": "5m", "$instance": ".*", "$peer": ".*"}
 
 def promtool(*arguments: str | Path) -> str:
     """Return what promtool said; fail with it if promtool finds fault."""
-    program = shutil.which("promtool")
-    if program is None:
-        assert "LINKD_REQUIRE_ALL" not in os.environ, "promtool is missing"
-        pytest.skip("promtool is missing (Debian: prometheus)")
+    need("promtool")
     done = subprocess.run(
-        [program, *map(str, arguments)], capture_output=True, text=True, timeout=30, check=False
+        ["promtool", *map(str, arguments)], capture_output=True, text=True, timeout=30, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { mkdirSync } from "node:fs";
 import { after, afterEach, before, beforeEach, test } from "node:test";
-import { launch, openPage } from "./support/browser.mjs";
+import { launch, openPage, withBrowser } from "./support/browser.mjs";
 import { StubNode } from "./support/stub.mjs";
 import { until } from "./support/until.mjs";
 
@@ -10,7 +10,9 @@ const SHOTS = process.env.LINKD_SHOTS;
 let browser;
 let stub;
 
-before(async () => (browser = await launch()));
+before(async () => {
+  if (!withBrowser.skip) browser = await launch();
+});
 after(() => browser?.close());
 beforeEach(async () => (stub = await new StubNode().start()));
 afterEach(() => stub.stop());
@@ -24,7 +26,7 @@ async function shot(page, name) {
   await page.screenshot({ path: `${SHOTS}/${name}.png`, fullPage: true });
 }
 
-test("a cut turns the link red and locks the box, keeping what was typed; the return unlocks it", async () => {
+test("a cut turns the link red and locks the box, keeping what was typed; the return unlocks it", withBrowser, async () => {
   const { page, wrong, close } = await openPage(browser, stub.url);
   await live(page);
   assert.equal(await card(page, "hub").getAttribute("data-tone"), "good");
@@ -50,7 +52,7 @@ test("a cut turns the link red and locks the box, keeping what was typed; the re
   await close();
 });
 
-test("a link that is not chosen does not lock the box", async () => {
+test("a link that is not chosen does not lock the box", withBrowser, async () => {
   const { page, close } = await openPage(browser, stub.url);
   await live(page);
   await page.selectOption("#message-link", "warehouse");
@@ -64,7 +66,7 @@ test("a link that is not chosen does not lock the box", async () => {
   await close();
 });
 
-test("a message is published with its type, acknowledged, and shown as it arrives; markup stays text", async () => {
+test("a message is published with its type, acknowledged, and shown as it arrives; markup stays text", withBrowser, async () => {
   const { page, wrong, close } = await openPage(browser, stub.url);
   await live(page);
   await page.fill("#message-channel", "orders");
@@ -90,7 +92,7 @@ test("a message is published with its type, acknowledged, and shown as it arrive
   await close();
 });
 
-test("it says when it has lost the node, locks the box, and goes on by itself", async () => {
+test("it says when it has lost the node, locks the box, and goes on by itself", withBrowser, async () => {
   const { page, wrong, close } = await openPage(browser, stub.url);
   await live(page);
   await stub.stop();
@@ -110,7 +112,7 @@ test("it says when it has lost the node, locks the box, and goes on by itself", 
   await close();
 });
 
-test("the token of the address becomes a session and leaves the address; a used one asks for another", async () => {
+test("the token of the address becomes a session and leaves the address; a used one asks for another", withBrowser, async () => {
   stub.key = "k".repeat(32);
   const token = stub.token();
   const first = await openPage(browser, `${stub.url}/?token=${token}`);
@@ -134,7 +136,7 @@ test("the token of the address becomes a session and leaves the address; a used 
   await close();
 });
 
-test("24 hours with 500 outages draw in less than a second; hover and keys tell of each", async () => {
+test("24 hours with 500 outages draw in less than a second; hover and keys tell of each", withBrowser, async () => {
   stub.history(500);
   const { page, wrong, close } = await openPage(browser, stub.url);
   await live(page);
@@ -161,7 +163,7 @@ test("24 hours with 500 outages draw in less than a second; hover and keys tell 
   await close();
 });
 
-test("the plots move, and nothing on the page jumps while links fall and return", async () => {
+test("the plots move, and nothing on the page jumps while links fall and return", withBrowser, async () => {
   const { page, close } = await openPage(browser, stub.url);
   await live(page);
   await page.waitForTimeout(1500);
@@ -178,7 +180,7 @@ test("the plots move, and nothing on the page jumps while links fall and return"
   await close();
 });
 
-test("light, dark and narrow: legible, nothing wider than the window, the choice of theme stays", async () => {
+test("light, dark and narrow: legible, nothing wider than the window, the choice of theme stays", withBrowser, async () => {
   stub.history(500);
   stub.cut("warehouse");
   for (const [name, options] of Object.entries({
@@ -208,7 +210,7 @@ test("light, dark and narrow: legible, nothing wider than the window, the choice
   }
 });
 
-test("every control is reached by the Tab key alone, in reading order", async () => {
+test("every control is reached by the Tab key alone, in reading order", withBrowser, async () => {
   const { page, close } = await openPage(browser, stub.url);
   await live(page);
   const order = [];
@@ -221,7 +223,7 @@ test("every control is reached by the Tab key alone, in reading order", async ()
   await close();
 });
 
-test("forty links: an index leads to each", async () => {
+test("forty links: an index leads to each", withBrowser, async () => {
   const model = stub.links[0];
   stub.links = Array.from({ length: 40 }, (_, index) => ({ ...model, peer: `edge-${index}` }));
   stub.cut("edge-7");

@@ -6,6 +6,11 @@ const FLAGS = [
 ];
 export const CHROMIUM = process.env.CHROMIUM ?? ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"].find(existsSync);
 
+/** Options of a test that needs a browser: skipped without one, unless nothing may be. */
+export const withBrowser = {
+  skip: !CHROMIUM && process.env.LINKD_REQUIRE_ALL !== "1" && "this machine lacks Chromium",
+};
+
 /** Start a Chromium with a fresh profile. As root it runs without its sandbox, which needs a user to drop to. */
 export function launch() {
   if (!CHROMIUM) throw new Error("no Chromium: see tests/web/README.md");

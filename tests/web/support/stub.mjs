@@ -24,6 +24,7 @@ export class StubNode {
     this.events = [];
     this.started = Date.now();
     this.links = [link("hub", { role: "dialer" }), link("warehouse", { role: "listener" })];
+    this.pages = new Map(); // served as HTML, by path
     this.mute = false; // hear everything, answer nothing
     this.dropAcks = 0; // store so many publishes, then cut the connection instead of answering
     this.refuseTokens = 0; // answer so many token requests with 500
@@ -75,6 +76,8 @@ export class StubNode {
       if (name === "index.html") headers["Content-Security-Policy"] = CSP;
       return response.writeHead(200, headers).end(body);
     }
+    if (this.pages.has(url.pathname)) return response.writeHead(200, { "Content-Type": TYPES.html }).end(this.pages.get(url.pathname));
+    if (url.pathname === "/favicon.ico") return response.writeHead(204).end();
     if (url.pathname === "/v1/session" && request.method === "POST") {
       const token = (request.headers.authorization ?? "").replace(/^Bearer /, "");
       if (!this.tokens.delete(token)) return json(401, { error: "unauthorized", message: "no such token" });
@@ -91,7 +94,16 @@ export class StubNode {
     if (url.pathname === "/v1/status") return json(200, this.status());
     if (url.pathname === "/v1/outages") return json(200, { outages: this.outages });
     if (url.pathname === "/v1/events") return json(200, { events: this.events, next: this.events.length + 1 });
+    if (url.pathname.startsWith("/v1/channels/")) return this.follow(request, response, url.pathname.slice(13));
     return json(404, { error: "not-found", message: url.pathname });
+  }
+
+  follow(request, response, channel) {
+    const after = Number(request.headers["last-event-id"] ?? 0);
+    response.writeHead(200, { "Content-Type": "text/event-stream" });
+    for (const record of this.records) {
+      if (record.channel === channel && record.offset > after) response.write(`id: ${record.offset}\ndata: ${JSON.stringify(record)}\n\n`);
+    }
   }
 
   token() {
