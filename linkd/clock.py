@@ -1,4 +1,7 @@
-"""What linkd needs to tell time: monotonic seconds and timers of the reactor, and wall-clock stamps."""
+"""What linkd needs to tell time.
+
+Monotonic seconds and timers of the reactor, and wall-clock stamps.
+"""
 
 from __future__ import annotations
 

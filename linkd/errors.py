@@ -1,18 +1,18 @@
 """The errors that linkd raises, split by who must act.
 
-    LinkdError
-    ├── ConfigError            the operator: mend the configuration
-    ├── LocalProtocolError     us: a bug in linkd
-    ├── RemoteProtocolError    the peer: it broke the protocol; has `close_code`
-    ├── AttemptFailed          nobody: its `kind` decides when the dialer tries again
-    ├── PublishError           the publisher
-    │   ├── ChannelRefused     the channel is not one that it may use
-    │   ├── BodyTooLarge       the body is above `max_body_bytes`
-    │   ├── LogFull            the log or its disk has no room
-    │   └── BadRecord          a record, an id or a number of it is malformed
-    ├── LogDamaged             the operator: a file of the log cannot be read
-    ├── Gap                    the reader: offsets that it wants are gone
-    └── StateTooNew            the operator: state was written by a newer linkd
+LinkdError
+├── ConfigError            the operator: mend the configuration
+├── LocalProtocolError     us: a bug in linkd
+├── RemoteProtocolError    the peer: it broke the protocol; has `close_code`
+├── AttemptFailed          nobody: its `kind` decides when the dialer tries again
+├── PublishError           the publisher
+│   ├── ChannelRefused     the channel is not one that it may use
+│   ├── BodyTooLarge       the body is above `max_body_bytes`
+│   ├── LogFull            the log or its disk has no room
+│   └── BadRecord          a record, an id or a number of it is malformed
+├── LogDamaged             the operator: a file of the log cannot be read
+├── Gap                    the reader: offsets that it wants are gone
+└── StateTooNew            the operator: state was written by a newer linkd
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from __future__ import annotations
 from typing import Literal
 
 FailureKind = Literal["unreachable", "broken", "busy", "rejected"]
-"""What an attempt's failure says about the next one (docs/protocol.md, "When a dialer comes back")."""
+"""What an attempt's failure says about the next one; docs/protocol.md, "When a dialer comes back"."""
 
 Reason = Literal[
     "ping-timeout",

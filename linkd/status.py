@@ -70,7 +70,10 @@ class NodeStatus(msgspec.Struct, frozen=True):
 
 
 class Event(msgspec.Struct, frozen=True):
-    """One change of a link (`event` "link.<new state>") or of the node; `number` counts them within this run."""
+    """One change of a link (`event` "link.<new state>") or of the node.
+
+    `number` counts them within this run.
+    """
 
     number: int
     time: str

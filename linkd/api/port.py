@@ -19,17 +19,23 @@ class Sink(Protocol):
     """Where a subscription's records go. All of it is called in order."""
 
     def batch(self, batch: Batch) -> bool:
-        """Take records of the log; their first is the next one wanted. Return whether there is room for more:
-        after False nothing comes until `Subscription.resume`."""
+        """Take records of the log.
+
+        Their first is the next one wanted. Return whether there is room for more:
+        after False nothing comes until `Subscription.resume`.
+        """
 
     def volatile(self, batch: Batch) -> None:
-        """Take records that have no offset (`batch.offset` is 0). Drop them where there is no room."""
+        """Take records without an offset (`batch.offset` is 0); drop them where there is no room."""
 
     def gap(self, first: int, next: int) -> None:
         """Hear that offsets `first` to `next` - 1, some of which may have been wanted, are gone."""
 
     def end(self, reason: str) -> None:
-        """Hear that nothing more comes: another took the consumer's name (`replaced`), `stopped`, or an error."""
+        """Hear that nothing more comes.
+
+        Another took the consumer's name (`replaced`), `stopped`, or an error.
+        """
 
 
 class Subscription(Protocol):
@@ -41,7 +47,10 @@ class Subscription(Protocol):
         """There is room again."""
 
     def ack(self, next: int, done: Callable[[Exception | None], None]) -> None:
-        """Set the named consumer's cursor; `done(None)` once it is durable. Cumulative; never moves back."""
+        """Set the named consumer's cursor; `done(None)` once it is durable. Cumulative.
+
+        Never moves back.
+        """
 
     def close(self) -> None:
         """Nothing more is wanted."""
@@ -57,9 +66,12 @@ class NodePort(Protocol):
     stopping: bool
 
     def publish(self, draft: Draft, settled: Settled) -> None:
-        """Publish on a durable channel (settled once on disk) or a volatile one (settled at once, offset 0).
+        """Publish on a durable channel (settled once on disk) or a volatile one (settled at once.
 
-        The channel's rule adds its `ttl` where the draft has none. The draft's encoding has been checked.
+        Offset 0).
+
+        The channel's rule adds its `ttl` where the draft has none. The draft's encoding has been
+        checked.
         """
 
     def wait_for(self, peer: str, next: int) -> Deferred[None]:
@@ -70,12 +82,17 @@ class NodePort(Protocol):
         """
 
     def sends(self, peer: str, channel: str) -> bool:
-        """Tell whether `peer` gets `channel`: our `send`, and its `receive` as far as it is known."""
+        """Tell whether `peer` gets `channel`.
+
+        Our `send`, and its `receive` as far as it is known.
+        """
 
     def subscribe(
         self, patterns: Sequence[str], start: Start, sink: Sink, consumer: str | None = None
     ) -> Subscription:
-        """Follow the log from `start`, or from where `consumer` stands (`start` then only where it is new).
+        """Follow the log from `start`.
+
+        Or from where `consumer` stands (`start` then only where it is new).
 
         The sink is never called from within. Volatile records come as they pass.
         """
@@ -105,7 +122,10 @@ class NodePort(Protocol):
         """Try again at once; KeyError if there is no such peer."""
 
     def resync(self, peer: str, confirmed: bool) -> Deferred[str]:
-        """Tell what a resync would send again or lose; do it where confirmed. KeyError if there is no such peer."""
+        """Tell what a resync would send again or lose.
+
+        Do it where confirmed. KeyError if there is no such peer.
+        """
 
     def trim(self, before: int, confirmed: bool) -> tuple[int, int]:
         """Return (records, of them owed) below `before`; delete them where confirmed."""

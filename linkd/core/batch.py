@@ -1,7 +1,7 @@
 """Records and batches: the unit of storage, of transfer and of handing out.
 
-A batch is a run of records of one channel whose encoded records lie side by side in `records`, so that
-storing, sending and receiving it never opens it. Only what needs a record's inside decodes it.
+A batch is a run of records of one channel whose encoded records lie side by side in `records`, so
+that storing, sending and receiving it never opens it. Only what needs a record's inside decodes it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ class Record(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class Origin(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """Where a batch was published: node, log id, epoch, and the offset of its first record there."""
+    """Where a batch was published.
+
+    Node, log id, epoch, and the offset of its first record there.
+    """
 
     node: str
     log: str
@@ -49,7 +52,10 @@ NOWHERE = Origin("", "", "", 0)
 
 
 class Source(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """Which step of a peer's log a received batch is: it takes our cursor from `previous` to `next`."""
+    """Which step of a peer's log a received batch is.
+
+    It takes our cursor from `previous` to `next`.
+    """
 
     peer: str
     log: str
@@ -59,7 +65,7 @@ class Source(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class Producer(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """A stream client's name for itself and its number for this batch: 1, 2, 3, …"""
+    """A stream client's name for itself and its number for this batch, counted from 1."""
 
     name: str
     sequence: int
@@ -122,7 +128,10 @@ class Batch(msgspec.Struct, array_like=True, frozen=True, gc=False):
         return self.offset + self.count
 
     def expired(self, clock: float) -> bool:
-        """Tell whether its records have outlived their ttl at `clock`, seconds on the log's clock."""
+        """Tell whether its records have outlived their ttl at `clock`.
+
+        Seconds on the log's clock.
+        """
         return self.ttl is not None and clock - self.stamp >= self.ttl
 
     def ttl_left(self, clock: float) -> float | None:

@@ -23,7 +23,7 @@ def check_channel(name: str) -> str:
     """
     if len(name) > MAX_CHANNEL_BYTES or not _NAME.fullmatch(name):
         raise ChannelRefused(
-            f"{name[:80]!r} is no channel: expected dot-separated words of letters, digits, _ and -,"
+            f"{name[:80]!r} is no channel: expected dot-separated words of letters, digits, _, -,"
             f" at most {MAX_CHANNEL_BYTES} bytes"
         )
     return name

@@ -1,4 +1,7 @@
-"""Being taken through a peer's log: what comes next, what is on its way to our disk, what to acknowledge."""
+"""Being taken through a peer's log.
+
+What comes next, what is on its way to our disk, what to acknowledge.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,8 @@ class Inbound:
     """The receiving half of a session.
 
     Attributes:
-        received: The next offset of the peer's log that we want; everything below has come, if not to disk.
+        received: The next offset of the peer's log that we want; everything below has come, if not
+            to disk.
         committed: Everything below is on our disk.
         received_records: Records received, since the start.
     """
@@ -51,7 +55,10 @@ class Inbound:
         self.received_records = 0
 
     def greeted(self, log: str, cursor: Cursor | None) -> None:
-        """Begin on a new connection where our cursor stands; None takes what the peer begins with."""
+        """Begin on a new connection where our cursor stands.
+
+        None takes what the peer begins with.
+        """
         self.disconnected()
         self._connected = True
         self._log = log

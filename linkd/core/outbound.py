@@ -94,7 +94,10 @@ class Outbound:
         self.acked = self.position = self._told = acked
 
     def owes(self, batch: Batch) -> bool:
-        """Tell whether the peer gets this batch, by what we send, what it takes, and where it came from."""
+        """Tell whether the peer gets this batch, by what we send, what it takes.
+
+        And where it came from.
+        """
         settings = self._settings
         return (
             batch.origin.node != settings.peer
@@ -179,7 +182,8 @@ class Outbound:
     def writable(self, writable: bool, clock: float, now: float) -> list[Effect]:
         """The connection has room, or has none any more.
 
-        Each call sends about 64 KiB at most: the driver asks how the connection stands, and calls again.
+        Each call sends about 64 KiB at most: the driver asks how the connection stands, and calls
+        again.
         """
         self._writable = writable
         return self._pump(clock, now) if writable else []

@@ -1,4 +1,7 @@
-"""Where two nodes go on after a break: by epochs, so that a disk put back to an older copy is noticed."""
+"""Where two nodes go on after a break.
+
+By epochs, so that a disk put back to an older copy is noticed.
+"""
 
 from __future__ import annotations
 
@@ -44,5 +47,8 @@ def truncate(cursor: Cursor, agreed: EpochEnd) -> Cursor:
 
 
 def lost_at_sender(cursor: Cursor, agreed: EpochEnd) -> tuple[int, int] | None:
-    """Return the offsets [first, next) that the receiver has and the sender no longer knows, or None."""
+    """Return the offsets [first, next) that the receiver has and the sender no longer knows.
+
+    Or None.
+    """
     return (agreed.next, cursor.next) if cursor.next > agreed.next else None

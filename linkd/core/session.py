@@ -1,8 +1,11 @@
-"""What two nodes agree on about their logs: who has what, what is sent next, what may be acknowledged.
+"""What two nodes agree on about their logs.
 
-Pure: inputs and `now` go in, effects come out. One session outlives all connections of its link. It has two
-halves that share nothing but the connection: `Outbound` takes the peer through our log, `Inbound` takes us
-through the peer's.
+Who has what, what is sent next, what may be acknowledged.
+
+Pure: inputs and `now` go in, effects come out. One session outlives all connections of its link. It
+    has two
+halves that share nothing but the connection: `Outbound` takes the peer through our log, `Inbound`
+takes us through the peer's.
 """
 
 from __future__ import annotations
@@ -70,7 +73,10 @@ class Session:
         return self.outbound.deadline
 
     def greeted(self, greeting: Greeting, now: float) -> list[Effect]:
-        """Begin on a new connection; what was under way on an older one is sent again or forgotten."""
+        """Begin on a new connection.
+
+        What was under way on an older one is sent again or forgotten.
+        """
         ours, theirs = greeting.ours, greeting.theirs
         effects: list[Effect] = []
         mine = theirs.cursor
@@ -171,8 +177,8 @@ class Session:
 def _no_common_epoch(peer: str, whose: str) -> str:
     """Say why nothing can be sent."""
     return (
-        f"no epoch of {whose} is known to both this node and {peer}, though its id is the same: nothing is"
-        f" sent until `linkd resync {peer}` says from where"
+        f"no epoch of {whose} is known to both this node and {peer}, though its id is the same:"
+        f" nothing is sent until `linkd resync {peer}` says from where"
     )
 
 
@@ -181,8 +187,8 @@ def _put_back(peer: str, lost: tuple[int, int]) -> Tell:
     return Tell(
         "error",
         "link.records-lost",
-        f"{peer} was put back to an older copy of its log: offsets {lost[0]} to {lost[1] - 1}, which this"
-        " node has, are unknown there; this node keeps them",
+        f"{peer} was put back to an older copy of its log: offsets {lost[0]} to {lost[1] - 1},"
+        " which this node has, are unknown there; this node keeps them",
     )
 
 

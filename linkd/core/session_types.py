@@ -20,7 +20,8 @@ class SessionSettings(msgspec.Struct, frozen=True):
         window_bytes: Most bytes of records that may be sent and not yet acknowledged.
         read_bytes: About how much of the log is read at once.
         max_records_bytes: The largest batch of one record that is taken.
-        position_interval: Seconds after which a position that moved over skipped records alone is told.
+        position_interval: Seconds after which a position that moved over skipped records alone is
+            told.
     """
 
     node: str

@@ -1,7 +1,7 @@
 """The messages between nodes: WebSocket subprotocol `linkd.1`, docs/protocol.md.
 
-Each is one binary WebSocket message: a msgpack array whose first item is the message's tag. Items that a
-newer version appends are ignored; an unknown tag is the peer's error.
+Each is one binary WebSocket message: a msgpack array whose first item is the message's tag. Items
+that a newer version appends are ignored; an unknown tag is the peer's error.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class Cursor(msgspec.Struct, array_like=True, frozen=True):
     Args:
         log: The log's id.
         epochs: How far in each epoch it saw, oldest first, at most 64.
-        committed: Everything below is on the receiver's disk; at most the newest epoch's `next`; 0 where
-            nothing is yet.
+        committed: Everything below is on the receiver's disk; at most the newest epoch's `next`; 0
+            where nothing is yet.
     """
 
     log: Token
@@ -80,12 +80,14 @@ class Hello(msgspec.Struct, array_like=True, frozen=True, tag="hello"):
         software: What it runs, for people.
         generation: The dialer's connection; the listener repeats it.
         log: Its log's id.
-        epochs: The newest epochs of its log, oldest first, at most 1,024; epochs without records are left out.
+        epochs: The newest epochs of its log, oldest first, at most 1,024; epochs without records
+            are left out.
         next: The next offset of its log.
         cursor: How far it has the other's log, None if it never had anything.
         wants: The patterns of what it takes from the other.
         ping_interval: Seconds between the listener's pings; 0 from a dialer.
-        proof: The listener's answer to the dialer's nonce, where a shared secret is used; else empty.
+        proof: The listener's answer to the dialer's nonce, where a shared secret is used; else
+            empty.
         compress: The encodings of batches that it can read (`zstd`), beside none.
     """
 
@@ -144,8 +146,8 @@ class Part(msgspec.Struct, array_like=True, frozen=True, tag="part", gc=False):
 class Volatile(msgspec.Struct, array_like=True, frozen=True, tag="volatile", gc=False):
     """Records that were never in a log: sent while the link is up, else dropped.
 
-    `node` published them as its `sequence`-th message since its start `run`; what is not above the highest
-    sequence known of a run is dropped: no loops, no doubles.
+    `node` published them as its `sequence`-th message since its start `run`; what is not above the
+    highest sequence known of a run is dropped: no loops, no doubles.
     """
 
     channel: Channel
@@ -165,7 +167,7 @@ class Ack(msgspec.Struct, array_like=True, frozen=True, tag="ack", gc=False):
 
 
 class GapTold(msgspec.Struct, array_like=True, frozen=True, tag="gap"):
-    """Offsets `previous` to `next` - 1 of the sender's log are gone, though the receiver was owed some."""
+    """Offsets `previous` to `next` - 1 of the sender's log are gone; some may have been owed."""
 
     previous: Natural
     next: Natural

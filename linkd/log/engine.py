@@ -1,7 +1,7 @@
 """What any log promises. Every engine passes tests/unit/log/test_conformance.py.
 
-All methods are called, and all callbacks come, in one thread (the reactor's); an engine does its disk work
-elsewhere and comes back through the `post` that it was given.
+All methods are called, and all callbacks come, in one thread (the reactor's); an engine does its
+disk work elsewhere and comes back through the `post` that it was given.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ class Log(Protocol):
         max_bytes: Its bound.
         full: Why local publishes are refused now, or None.
         told: What was found at start, for the operator.
-        on_commit: Called with the new `next` after each commit that moved it, after the appends were settled.
+        on_commit: Called with the new `next` after each commit that moved it, after the appends
+            were settled.
         on_trim: Called with the new `first` when records went; whoever is owed some is told a gap.
     """
 
@@ -76,39 +77,50 @@ class Log(Protocol):
     on_trim: list[Callable[[int], None]]
 
     def clock(self) -> float:
-        """Return the log's own clock: seconds that only grow, monotonic while running, never back over a restart."""
+        """Return the log's own clock.
+
+        Seconds that only grow, monotonic while running, never back over a restart.
+        """
 
     def epochs(self) -> tuple[EpochStart, ...]:
         """Return the newest epochs, oldest first, at most 1,024.
 
-        Epochs in which nothing lies are left out (a daemon that restarts all night must not push out the epoch that a
-        peer's cursor names); the first and the last always stand.
+        Epochs in which nothing lies are left out (a daemon that restarts all night must not push
+        out the epoch that a peer's cursor names); the first and the last always stand.
         """
 
     def epoch_below(self, position: int) -> str:
-        """Return the epoch in which the record just below `position` lies (the first epoch at the start)."""
+        """Return the epoch of the record just below `position`; at the start the first epoch."""
 
     def append(self, draft: Draft, settled: Settled) -> None:
-        """Append a publish; `settled` is called once it is on disk, or with the error (LogFull, BadRecord).
+        """Append a publish.
 
-        Publishes that wait together are committed together; adjacent ones without ids and producer of the same
-        channel and ttl may become one batch, but of at most MAX_BATCH_BYTES.
+        `settled` is called once it is on disk, or with the error (LogFull, BadRecord).
+        Publishes that wait together are committed together; adjacent ones without ids and producer
+        of the same channel and ttl may become one batch, but of at most MAX_BATCH_BYTES.
         """
 
     def store(self, batch: Batch, settled: Settled) -> None:
-        """Append a received batch (`source` set, `offset` ignored; `count` 0 only moves the cursor).
+        """Append a received batch: `source` set, `offset` ignored; `count` 0 only moves the cursor.
 
-        Batch and cursor become one atomic write. Order is that of the calls. A batch whose `source.previous` is not
-        where the peer's cursor stands (appends under way counted) is settled at once as a duplicate and changes
-        nothing. Records at or below what is known of their origin and channel are left out; the cursor moves all the
-        same. Without room it waits, for as long as it takes, and is settled when there is room again.
+
+        Batch and cursor become one atomic write. Order is that of the calls. A batch whose
+        `source.previous` is not where the peer's cursor stands (appends under way counted) is
+        settled at once as a duplicate and changes nothing. Records at or below what is known of
+        their origin and channel are left out; the cursor moves all the same. Without room it waits,
+        for as long as it takes, and is settled when there is room again.
         """
 
     def cursor(self, peer: str) -> Cursor | None:
-        """Return how far this log has `peer`'s log: `next` counts appends under way, `committed` does not."""
+        """Return how far this log has `peer`'s log.
+
+        `next` counts appends under way, `committed` does not.
+        """
 
     def set_cursor(self, peer: str, cursor: Cursor | None, settled: Settled) -> None:
-        """Replace a peer's cursor (its log was put back to an older copy, or `linkd resync`), or forget it.
+        """Replace a peer's cursor, or forget it.
+
+        Its log was put back to an older copy, or an operator says so (`linkd resync`).
 
         Takes effect at once for the `store` calls that follow; durable once settled.
         """
@@ -120,12 +132,18 @@ class Log(Protocol):
         """
 
     def stamp_at(self, position: int) -> float | None:
-        """Return about when (the log's clock) the first record at or after `position` was stored; None if none was."""
+        """Return about when (the log's clock) the first record at or after `position` was stored.
+
+        None if none was.
+        """
 
     def read(self, position: int, max_bytes: int) -> list[Batch] | None:
-        """Return the batches from `position` on, in order: at least one if there is any, about `max_bytes` in all.
+        """Return the batches from `position` on, in order.
 
-        The first may begin before `position` (`Batch.from_offset`). Empty at the log's end. None: not in memory, `fetch`.
+        At least one if there is any, about `max_bytes` in all.
+
+        The first may begin before `position` (`Batch.from_offset`). Empty at the log's end. None:
+        not in memory, `fetch`.
 
         Raises:
             Gap: `position` lies below `first`.
@@ -134,10 +152,16 @@ class Log(Protocol):
     def fetch(
         self, position: int, max_bytes: int, done: Callable[[list[Batch] | LinkdError], None]
     ) -> None:
-        """Like `read`, from disk, off this thread; `done` gets the batches, or Gap or LogDamaged."""
+        """Like `read`, from disk, off this thread.
+
+        `done` gets the batches, or Gap or LogDamaged.
+        """
 
     def locate(self, time: float) -> int:
-        """Return the first offset of a batch published at or after `time`, Unix seconds; `next` if none."""
+        """Return the first offset of a batch published at or after `time`, Unix seconds.
+
+        `next` if none.
+        """
 
     def release(self, before: int) -> None:
         """Tell that nothing below `before` is owed to anyone any more."""
@@ -150,7 +174,10 @@ class Log(Protocol):
 
 
 class Consumer(msgspec.Struct, frozen=True):
-    """A named consumer: `next` is its durable cursor, `patterns` what it takes, `seen` Unix seconds of its last call."""
+    """A named consumer: `next` is its durable cursor, `patterns` what it takes.
+
+    `seen` Unix seconds of its last call.
+    """
 
     name: str
     next: int
@@ -169,7 +196,8 @@ class PeerCursor(msgspec.Struct, frozen=True):
 class CursorStore(Protocol):
     """What is small and changes in place, in one file beside the log. Reads are from memory.
 
-    A `done` is called in the reactor's thread once the change is on disk: with None, or with the error.
+    A `done` is called in the reactor's thread once the change is on disk: with None, or with the
+    error.
     """
 
     def peers(self) -> dict[str, PeerCursor]:

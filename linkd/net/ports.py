@@ -1,4 +1,7 @@
-"""What connections need of the links above them; linkd.node provides it. All in the reactor's thread."""
+"""What connections need of the links above them.
+
+The node provides it. All in the reactor's thread.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +34,16 @@ class Connection(Protocol):
     certificate_expires: float | None
 
     def send(self, payload: bytes) -> None:
-        """Send one binary message (`wire.encode`); nothing happens once the connection has ended."""
+        """Send one binary message (`wire.encode`).
+
+        Nothing happens once the connection has ended.
+        """
 
     def answer(self, hello: Hello) -> None:
-        """Listening end: send our own hello, `proof` filled in; the connection counts from now on."""
+        """Listening end: send our own hello, `proof` filled in.
+
+        The connection counts from now on.
+        """
 
     def silence_seconds(self) -> float:
         """Return how long nothing has been heard."""
@@ -43,7 +52,10 @@ class Connection(Protocol):
         """End it now; `lost` follows with this reason."""
 
     def goodbye(self, message: Goodbye) -> None:
-        """Send a goodbye, close, and abort after 3 s; `lost` follows with reason `stopped` or as the goodbye says."""
+        """Send a goodbye, close, and abort after 3 s.
+
+        `lost` follows with reason `stopped` or as the goodbye says.
+        """
 
 
 class LinkPort(Protocol):
@@ -55,7 +67,9 @@ class LinkPort(Protocol):
         """Return what we say first on a connection (`proof` empty: the connection fills it in)."""
 
     def greeted(self, connection: Connection, hello: Hello) -> None:
-        """The peer has proved who it is and said hello. The link takes the connection over, or refuses it.
+        """The peer has proved who it is and said hello. The link takes the connection over.
+
+        Or refuses it.
 
         On the listening end our own hello has not been sent yet: the link sends it
         (with `Connection.answer`) if it takes the connection.
@@ -67,8 +81,13 @@ class LinkPort(Protocol):
     def writable(self, connection: Connection) -> None:
         """`writable` has become true."""
 
-    def lost(self, connection: Connection, reason: Reason, detail: str, goodbye: Goodbye | None) -> None:
-        """A greeted connection has ended; always told once. `goodbye` is what the peer said last, if it did."""
+    def lost(
+        self, connection: Connection, reason: Reason, detail: str, goodbye: Goodbye | None
+    ) -> None:
+        """A greeted connection has ended.
+
+        Always told once. `goodbye` is what the peer said last, if it did.
+        """
 
     def attempting(self, url: str, address: str | None) -> None:
         """Dialer: an attempt has begun (address None), or has got as far as dialing `address`."""
@@ -94,7 +113,10 @@ class Dialer(Protocol):
     next_attempt: float | None
 
     def dial(self, after: float) -> None:
-        """Begin an attempt after so many seconds, 0 for at once; replaces what was scheduled before."""
+        """Begin an attempt after so many seconds, 0 for at once.
+
+        Replaces what was scheduled before.
+        """
 
     def stop(self) -> None:
         """Dial no more, and end the attempt under way."""
