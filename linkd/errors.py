@@ -20,7 +20,7 @@ from __future__ import annotations
 from typing import Literal
 
 FailureKind = Literal["unreachable", "broken", "busy", "rejected"]
-"""What an attempt's failure says about the next one; docs/protocol.md, "When a dialer comes back"."""
+"""What a failure says about the next attempt; docs/protocol.md, "When a dialer comes back"."""
 
 Reason = Literal[
     "ping-timeout",

@@ -26,10 +26,10 @@ class Sink(Protocol):
         """
 
     def volatile(self, batch: Batch) -> None:
-        """Take records without an offset (`batch.offset` is 0); drop them where there is no room."""
+        """Take records without an offset (it is 0); drop them where there is no room."""
 
     def gap(self, first: int, next: int) -> None:
-        """Hear that offsets `first` to `next` - 1, some of which may have been wanted, are gone."""
+        """Hear that offsets `first` to `next` - 1 are gone; some of them may have been wanted."""
 
     def end(self, reason: str) -> None:
         """Hear that nothing more comes.

@@ -101,7 +101,6 @@ class Log(Protocol):
         """
 
     def store(self, batch: Batch, settled: Settled) -> None:
-        """Append a received batch: `source` set, `offset` ignored; `count` 0 only moves the cursor.
 
 
         Batch and cursor become one atomic write. Order is that of the calls. A batch whose
