@@ -10,6 +10,7 @@ from typing import Any
 import hypothesis
 import pytest
 
+from tests.support import figures
 from tests.support.daemon import Daemon
 from tests.support.lab import Lab, Namespace
 from tests.support.needs import need
@@ -71,3 +72,11 @@ def clean_reactor() -> Iterator[None]:
     yield
     left = [str(thing) for thing in held() - before]
     assert not left, f"left on the reactor: {left}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what the tests have measured."""
+    if figures.TOLD:
+        terminalreporter.section("measured")
+        for line in figures.TOLD:
+            terminalreporter.write_line(line)

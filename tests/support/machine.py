@@ -1,8 +1,8 @@
 """A machine with a real systemd: booted in namespaces of its own over a throw-away copy of `/`.
 
-Everything that the booted system writes goes to a tmpfs that ends with it: its root is an overlay, and
-/tmp, /run, /dev and the cgroups are its own; /sys and /proc/sys are read-only, so that it changes
-nothing of the machine that runs it. Needs root.
+Everything that the booted system writes goes to a tmpfs that ends with it: its root is an overlay,
+and /tmp, /run, /dev and the cgroups are its own; /sys and /proc/sys are read-only, so that it
+changes nothing of the machine that runs it. Needs root.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ else
     mount -t cgroup -o none,name=systemd cgroup "$r/sys/fs/cgroup/systemd"
 fi
 # Nothing that would reach for the kernel or the devices of the machine that runs this.
-for masked in systemd-modules-load systemd-sysctl systemd-udevd systemd-udev-trigger systemd-binfmt; do
-    ln -sf /dev/null "$r/etc/systemd/system/$masked.service"
+for masked in modules-load sysctl udevd udev-trigger binfmt; do
+    ln -sf /dev/null "$r/etc/systemd/system/systemd-$masked.service"
 done
 hostname "$NAME"
 ip link set lo up
@@ -251,6 +251,6 @@ def join(one: Machine, two: Machine) -> None:
 
 
 def host_files() -> Iterator[str]:
-    """Return what lies in /tmp and /run of the machine that runs the tests, to see that it stays."""
+    """Return what lies in /tmp, /run and /dev of the machine that runs the tests: it must stay."""
     for top in ("/tmp", "/run", "/dev"):
-        yield from (f"{top}/{name}" for name in sorted(os.listdir(top)))
+        yield from sorted(str(path) for path in Path(top).iterdir())

@@ -1,0 +1,173 @@
+"""The unit under a real systemd: ready, killed, stuck, wrong, reloaded, stopped; and cut."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+
+from tests.service.conftest import EDGE, HUB, Pair, link, wait_link
+from tests.support import figures
+from tests.support.lab import ROOT
+from tests.support.machine import Machine
+
+pytestmark = [pytest.mark.service, pytest.mark.slow]
+
+
+def restarts(machine: Machine) -> int:
+    """Return how often systemd has started the service again."""
+    return int(machine.show("linkd.service", "NRestarts"))
+
+
+def test_it_is_hardened(bare: Pair) -> None:
+    said = bare.hub.run("systemd-analyze", "security", "--no-pager", "linkd.service").stdout
+    found = re.search(r"Overall exposure level for linkd.service: ([0-9.]+)", said)
+    assert found is not None, said
+    figures.tell(f"systemd-analyze security: {found[1]}")
+    assert float(found[1]) <= 2.0
+
+
+def test_it_is_ready_when_it_listens_and_does_not_wait_for_peers(pair: Pair) -> None:
+    pair.edge.run("systemctl", "stop", "linkd.service")
+    pair.hub.run("systemctl", "restart", "linkd.service")
+    listening = pair.hub.sh("ss -Hltn")
+    assert "0.0.0.0:443" in listening
+    assert pair.hub.run("test", "-S", "/run/linkd/linkd.sock").returncode == 0
+    assert "1 down (edge)" in pair.hub.show("linkd.service", "StatusText")
+    process = pair.hub.main_pid()
+    owner = pair.hub.sh(f"stat -c %U /proc/{process}; stat -c '%U %a' /var/lib/linkd /etc/linkd")
+    assert owner.split("\n") == ["linkd", "linkd 700", "root 750", ""]
+
+
+def test_a_port_that_is_taken_is_not_ready(pair: Pair) -> None:
+    pair.hub.run("systemctl", "stop", "linkd.service")
+    holder = "import socket, time; s = socket.create_server(('0.0.0.0', 443)); time.sleep(60)"
+    pair.hub.run("systemd-run", "--unit=holder", "/usr/bin/python3", "-c", holder)
+    try:
+        end = time.monotonic() + 10
+        while "0.0.0.0:443" not in pair.hub.sh("ss -Hltn"):
+            assert time.monotonic() < end
+        done = pair.hub.run("systemctl", "start", "linkd.service", check=False)
+        assert done.returncode != 0
+        assert pair.hub.show("linkd.service", "ActiveState") != "active"
+        assert "443" in pair.hub.journal()
+    finally:
+        pair.hub.run("systemctl", "stop", "holder.service", check=False)
+    pair.hub.wait_active(within=10.0)
+
+
+def test_killed_ten_times_it_is_back_ten_times(pair: Pair) -> None:
+    before, back = restarts(pair.edge), []
+    for _ in range(10):
+        old = pair.edge.main_pid()
+        pair.edge.run("kill", "-9", str(old))
+        killed = time.monotonic()
+        while pair.edge.main_pid() in (0, old):
+            assert time.monotonic() - killed < 15, pair.edge.journal()[-3000:]
+            time.sleep(0.05)
+        pair.edge.wait_active(within=15.0)
+        back.append(time.monotonic() - killed)
+    assert restarts(pair.edge) == before + 10
+    waited = wait_link(pair.edge, "hub", "up", 10.0)
+    figures.tell(f"kill -9: ready again {figures.spread(back)}; link up {waited:.2f} s later")
+
+
+def test_a_wrong_configuration_stops_it_and_does_not_loop(pair: Pair) -> None:
+    pair.edge.run("systemctl", "stop", "linkd.service")
+    pair.edge.write("/etc/linkd/linkd.toml", EDGE.replace("dial", "dail"))
+    assert pair.edge.run("systemctl", "start", "linkd.service", check=False).returncode != 0
+    time.sleep(4.0)
+    assert pair.edge.show("linkd.service", "ActiveState") == "failed"
+    assert pair.edge.show("linkd.service", "ExecMainStatus") == "2"
+    assert restarts(pair.edge) == 0
+    journal = pair.edge.journal()
+    assert "dail" in journal
+    assert "Traceback" not in journal
+
+
+def test_a_blocked_loop_is_restarted_by_the_watchdog(pair: Pair) -> None:
+    before, old = restarts(pair.edge), pair.edge.main_pid()
+    pair.edge.run("kill", "-STOP", str(old))
+    stopped = time.monotonic()
+    while pair.edge.main_pid() in (0, old):
+        assert time.monotonic() - stopped < 30, pair.edge.journal()[-3000:]
+        time.sleep(0.2)
+    pair.edge.wait_active(within=15.0)
+    waited = time.monotonic() - stopped
+    assert restarts(pair.edge) == before + 1
+    wait_link(pair.edge, "hub", "up", 10.0)
+    figures.tell(f"blocked loop: ready again after {waited:.1f} s")
+
+
+def test_a_reload_keeps_links_and_a_bad_file_makes_it_fail(pair: Pair) -> None:
+    process, generation = pair.hub.main_pid(), link(pair.hub, "edge")["generation"]
+    more = HUB + (
+        '[[peer]]\nname = "third"\nsecret_file = "/run/credentials/linkd.service/secret_edge"\n'
+    )
+    pair.hub.write("/etc/linkd/linkd.toml", more)
+    pair.hub.run("systemctl", "reload", "linkd.service")
+    end = time.monotonic() + 5
+    while link(pair.hub, "third")["state"] == "absent":
+        assert time.monotonic() < end, pair.hub.journal()[-3000:]
+        time.sleep(0.1)
+    pair.hub.write("/etc/linkd/linkd.toml", more.replace("insecure", "unsecure"))
+    done = pair.hub.run("systemctl", "reload", "linkd.service", check=False)
+    assert done.returncode != 0
+    assert "unsecure" in pair.hub.journal()
+    time.sleep(1.0)
+    assert link(pair.hub, "third")["state"] != "absent"
+    assert link(pair.hub, "edge")["state"] == "up"
+    assert link(pair.hub, "edge")["generation"] == generation
+    assert pair.hub.main_pid() == process
+
+
+def test_it_stops_clean_and_soon(pair: Pair) -> None:
+    begun = time.monotonic()
+    pair.hub.run("systemctl", "stop", "linkd.service")
+    waited = time.monotonic() - begun
+    assert waited < 5.0
+    assert pair.hub.show("linkd.service", "Result") == "success"
+    assert pair.hub.show("linkd.service", "ExecMainStatus") == "0"
+    end = time.monotonic() + 5
+    while (found := link(pair.edge, "hub"))["state"] == "up":
+        assert time.monotonic() < end
+    assert found["reason"] in ("stopped", "refused")
+    assert "reason=stopped" in pair.edge.journal()
+    figures.tell(f"clean stop: {waited:.2f} s")
+
+
+def test_two_hosts_cut_by_the_scripts(pair: Pair) -> None:
+    """By the scripts as installed, restored by their own timer."""
+    restored = "iptables -S | grep -c linkd-drop || true"
+    for machine, other in ((pair.hub, "10.98.0.2"), (pair.edge, "10.98.0.1")):
+        pair.hub.run("journalctl", "--rotate")
+        machine.run("sh", "/opt/linkd/share/drop.sh", other, "--for", "12")
+        begun = time.monotonic()
+        wait_link(pair.edge, "hub", "waiting", 12.0)
+        while machine.sh(restored).strip() != "0":
+            assert time.monotonic() - begun < 20
+            time.sleep(0.05)
+        waited = wait_link(pair.edge, "hub", "up", 5.0)
+        figures.tell(f"cut for 12 s by the script on {machine.name}: up {waited:.2f} s after it")
+    for machine, bounds in ((pair.hub, (6.9, 7.1)), (pair.edge, (9.9, 10.1))):
+        lines = [line for line in machine.journal().splitlines() if "old=up" in line]
+        noticed = [
+            float(found[1])
+            for line in lines
+            if re.search(r"reason=(silence|ping-timeout)", line)
+            and (found := re.search(r"noticed_after_seconds=([0-9.]+)", line))
+        ]
+        assert len(noticed) >= 2, lines
+        assert all(bounds[0] <= seconds <= bounds[1] for seconds in noticed[-2:]), noticed
+
+
+def test_the_timer_of_drop_is_a_service_of_its_own(pair: Pair) -> None:
+    """Where systemd runs, --for outlives the session that asked for it."""
+    pair.edge.run("sh", str(ROOT / "scripts" / "drop.sh"), "192.0.2.7", "--for", "2")
+    units = pair.edge.sh("systemctl list-units --plain --no-legend 'linkd-restore-*'")
+    assert "linkd-restore-" in units
+    end = time.monotonic() + 6
+    while "linkd-drop" in pair.edge.sh("iptables -S"):
+        assert time.monotonic() < end
+        time.sleep(0.1)
