@@ -1,0 +1,328 @@
+"""The listening end of one connection: token, upgrade, proof, hello, and its silence."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, ClassVar
+
+from autobahn.twisted.websocket import WebSocketServerProtocol
+from autobahn.websocket.types import ConnectionDeny, ConnectionRequest
+from twisted.internet.interfaces import IDelayedCall
+from twisted.python.failure import Failure
+
+from linkd.core.wire import PREVIOUS_VERSION, SUBPROTOCOL, Hello, Message, encode
+from linkd.errors import ConfigError, Reason, RemoteProtocolError
+from linkd.net import heads
+from linkd.net.connection import Connection, cancel
+from linkd.net.identity import NONCE_LIFETIME, load_secret, prove, verify
+from linkd.net.tls import certificate_expires, peer_names
+
+if TYPE_CHECKING:
+    from linkd.net.listener import Listener
+
+MAX_POSTS = 4
+MAX_POST_BYTES = 16_384
+
+
+class _Denied(ConnectionDeny):  # type: ignore[misc]
+    """An upgrade is refused.
+
+    Args:
+        status: The HTTP status.
+        word: The reason in one word.
+        detail: One sentence, also for the dialer.
+        retry_after: Seconds to stay away, or None.
+    """
+
+    def __init__(
+        self, status: int, word: Reason, detail: str, retry_after: float | None = None
+    ) -> None:
+        super().__init__(status, detail)
+        self.word = word
+        self.detail = detail
+        self.retry_after = retry_after
+
+
+class AcceptedConnection(Connection, WebSocketServerProtocol):  # type: ignore[misc]
+    """A connection that a peer dialed."""
+
+    dialed: ClassVar[bool] = False
+    silent_reason: ClassVar[Reason] = "ping-timeout"
+    factory: Listener
+    openHandshakeTimeout = 0
+
+    _claimed: str | None = None
+    _proved = False
+    _secret: bytes | None = None
+    _nonce = ""
+    _posts = 0
+    _pending = False
+    _hello_call: IDelayedCall | None = None
+    _denied: _Denied | None = None
+    _wait: _Denied | None = None
+
+    # -- before the upgrade -------------------------------------------------------------------
+
+    def connectionMade(self) -> None:
+        """A newcomer: count it, and give it its time."""
+        super().connectionMade()
+        listener = self.factory
+        listener.admission.enter(self.host)
+        self._pending = True
+        wait = listener.admission.rate(self.host, self.clock.seconds())
+        if wait is not None:
+            self._wait = _Denied(503, "busy", wait.reason, wait.seconds)
+        timeout = listener.config.limits.hello_timeout
+        self._hello_call = self.clock.callLater(timeout, self._late, timeout)
+
+    def _late(self, timeout: float) -> None:
+        self._hello_call = None
+        detail = f"no hello came within {timeout:g} s"
+        self._count("protocol", detail)
+        self.abort("protocol", detail)
+
+    def processHandshake(self) -> None:
+        """Answer what is posted ahead of the upgrade, then let Autobahn upgrade."""
+        limit = self.factory.config.limits.header_bytes
+        while True:
+            end = self.data.find(heads.END)
+            if end > limit or (end < 0 and len(self.data) > limit):
+                self._refuse(431, "protocol", f"a request's head has more than {limit} bytes")
+            if end < 0 or end > limit:
+                return
+            if not self.data.startswith(b"POST "):
+                break
+            if not self._posted(end):
+                return
+        super().processHandshake()
+
+    def _posted(self, end: int) -> bool:
+        """Answer one POST; tell whether the connection goes on with another request."""
+        head = heads.parse_head(self.data[:end])
+        size = None if head is None else head.number("content-length", MAX_POST_BYTES)
+        if head is None or size is None or "transfer-encoding" in head.headers:
+            self._refuse(400, "protocol", "a malformed POST request")
+            return False
+        begin = end + len(heads.END)
+        if len(self.data) < begin + size:
+            return False
+        body, self.data = self.data[begin : begin + size], self.data[begin + size :]
+        self._posts += 1
+        if self._posts > MAX_POSTS:
+            self._refuse(400, "protocol", "too many POST requests on one connection")
+            return False
+        if self._is_busy():
+            return False
+        path = head.first[1]
+        if path == heads.TOKEN_PATH:
+            return self._give_nonce()
+        special = self.factory.posts.get(path)
+        if special is None:
+            self._refuse(404, "protocol", "a POST to a path that is not there")
+            return False
+        status, content = special(body, self.host)
+        kind = "application/json"
+        self.sendData(heads.answer(status, content, kind=kind, close=status >= 400))
+        return status < 400
+
+    def _is_busy(self) -> bool:
+        """Send a newcomer away if there are too many."""
+        wait = self._wait
+        if wait is None:
+            seconds = self.factory.nodes.busy()
+            if seconds is not None:
+                wait = _Denied(503, "busy", "this node takes no newcomers now", seconds)
+        if wait is not None:
+            self._refuse(wait.code, wait.word, wait.detail, wait.retry_after)
+        return wait is not None
+
+    def _give_nonce(self) -> bool:
+        nonce = self.factory.nonces.issue(self.clock.seconds(), self.host)
+        if nonce is None:
+            self._refuse(503, "busy", "too many tokens were asked for from here", NONCE_LIFETIME)
+            return False
+        body = json.dumps({"nonce": nonce, "expires_seconds": NONCE_LIFETIME}).encode()
+        self.sendData(heads.answer(200, body, kind="application/json", close=False))
+        return True
+
+    def onConnect(self, request: ConnectionRequest) -> str:
+        """Judge an upgrade; synchronous, so that nothing can happen in between."""
+        try:
+            self._judge_upgrade(request)
+        except _Denied as denied:
+            self._denied = denied
+            raise
+        except Exception:
+            self._denied = _Denied(500, "protocol", "an internal error")
+            self._log_bug("an upgrade could not be judged")
+            raise self._denied from None
+        return SUBPROTOCOL
+
+    def _judge_upgrade(self, request: ConnectionRequest) -> None:
+        if request.path != heads.LINK_PATH:
+            raise _Denied(404, "protocol", f"the only path is {heads.LINK_PATH}")
+        if SUBPROTOCOL not in request.protocols:
+            raise _Denied(400, "protocol", f"the subprotocol {SUBPROTOCOL} was not offered")
+        if self._wait is not None:
+            raise self._wait
+        seconds = self.factory.nodes.busy()
+        if seconds is not None:
+            raise _Denied(503, "busy", "this node takes no newcomers now", seconds)
+        names = peer_names(self.transport)
+        claimed = request.headers.get(heads.NODE_HEADER.lower(), names[0] if names else "")
+        self._claimed = heads.printable(claimed, 63)
+        peer = self.factory.nodes.peer(claimed)
+        if peer is None or self.factory.nodes.link(claimed) is None:
+            raise _Denied(403, "rejected", f"no peer named {self._claimed!r} is configured here")
+        if claimed in names:
+            tls = self.factory.tls
+            if tls is not None and tls.revoked(self.transport):
+                raise _Denied(403, "rejected", f"the certificate of {claimed} is revoked")
+            self.certificate_expires = certificate_expires(self.transport)
+        elif peer.secret_file is None:
+            raise _Denied(401, "rejected", f"no certificate for the name {claimed} was shown")
+        else:
+            self._check_proof(request, claimed, peer.secret_file)
+        self._proved = True
+
+    def _check_proof(self, request: ConnectionRequest, claimed: str, secret_file: str) -> None:
+        nonce = request.headers.get(heads.NONCE_HEADER.lower(), "")
+        proof = request.headers.get(heads.PROOF_HEADER.lower(), "")
+        listener = self.factory
+        complaint = listener.nonces.refusal(nonce, self.clock.seconds())
+        if complaint is not None:
+            raise _Denied(401, "rejected", complaint)
+        try:
+            secret = load_secret(secret_file)
+        except ConfigError as error:
+            listener.tell("error", "connection.refused", peer=claimed, detail=str(error))
+            raise _Denied(403, "rejected", f"the secret for {claimed} can't be read") from None
+        if not verify(secret, "dialer", claimed, listener.nodes.name, nonce, proof):
+            raise _Denied(401, "rejected", f"{claimed} does not know the secret that is set here")
+        self._secret, self._nonce = secret, nonce
+
+    def failHandshake(self, reason: str, code: int = 400, responseHeaders: object = None) -> None:
+        """Refuse an upgrade with a fixed phrase, and say why."""
+        denied = self._denied or _Denied(code, "protocol", heads.printable(str(reason)))
+        self._refuse(denied.code, denied.word, denied.detail, denied.retry_after)
+
+    def _refuse(
+        self, status: int, word: Reason, detail: str, retry_after: float | None = None
+    ) -> None:
+        """Answer with an HTTP status and close."""
+        if self._ending is not None:
+            return
+        self._count(word, detail)
+        self._ending = (word, detail)
+        self.sendData(heads.answer(status, detail.encode() + b"\n", retry_after))
+        self.data = b""
+        self.dropConnection(abort=False)
+
+    # -- hello --------------------------------------------------------------------------------
+
+    def first(self, message: Message) -> None:
+        """Take the dialer's hello, and give the link this connection."""
+        if not isinstance(message, Hello):
+            kind = type(message).__name__.lower()
+            raise RemoteProtocolError(f"expected hello first, got {kind}")
+        if message.node != self._claimed:
+            raise RemoteProtocolError(
+                f"the hello is of {heads.printable(message.node, 63)}, proved was {self._claimed}",
+                3003,
+            )
+        if message.version < PREVIOUS_VERSION:
+            raise RemoteProtocolError(
+                f"expected protocol version {PREVIOUS_VERSION} or newer, got {message.version}"
+            )
+        link = self.factory.nodes.link(message.node)
+        if link is None:
+            raise RemoteProtocolError(f"no peer named {message.node} is configured here", 3003)
+        self._settle()
+        self.generation = message.generation
+        self.port = link
+        link.greeted(self, message)  # type: ignore[arg-type]
+
+    def answer(self, hello: Hello) -> None:
+        """Send our hello, with the proof that we know the secret."""
+        if self._secret is not None:
+            name, nonce = self.factory.nodes.name, self._nonce
+            proof = prove(self._secret, "listener", hello_dialer(self), name, nonce)
+            fields = {each: getattr(hello, each) for each in hello.__struct_fields__}
+            hello = Hello(**{**fields, "proof": proof})
+            self._secret = None
+        self.send(encode(hello))
+
+    def _settle(self) -> None:
+        """It counts as a newcomer no longer."""
+        cancel(self._hello_call)
+        self._hello_call = None
+        if self._pending:
+            self._pending = False
+            self.factory.admission.leave(self.host)
+
+    def fail(self, reason: Reason, detail: str, close_code: int) -> None:
+        """End it and tell the other why; counted where it was never greeted."""
+        if self.port is None and self._ending is None:
+            self._count(reason, detail, close_code)
+        super().fail(reason, detail, close_code)
+
+    def ended_early(self, reason: Failure) -> None:
+        """It ended before its hello: say why, unless that was said."""
+        self._settle()
+        if self._ending is None:
+            tls = self.factory.tls
+            explained = None if tls is None else tls.explain(self.transport, reason)
+            if explained is not None:
+                self._count("tls", explained)
+            elif self._claimed is not None or self.data:
+                self._count("closed", "it closed before its hello")
+
+    def _count(self, word: Reason, detail: str, close_code: int | None = None) -> None:
+        self.factory.refused(self, word, detail, self._claimed, close_code)
+
+    def _log_bug(self, what: str) -> None:
+        self.log._log.failure("{what}", what=what)
+
+    # -- silence ------------------------------------------------------------------------------
+
+    def _sendAutoPing(self) -> None:
+        """Ping; the time-out is the moment at which silence reaches its limit."""
+        super()._sendAutoPing()
+        now = self.clock.seconds()
+        if self.autoPingTimeoutCall is not None:
+            wanted = self.life.deadline - now
+            if wanted < self.autoPingTimeout:
+                self.autoPingTimeoutCall.reset(max(0.0, wanted))
+
+    def onAutoPingTimeout(self) -> None:
+        """No pong in time: that alone proves nothing, silence does."""
+        self.autoPingTimeoutCall = None
+        if self.life.silent(self.clock.seconds()):
+            self.judge()
+        else:
+            self.watch()
+
+    def watch(self) -> None:
+        """Ping every interval whatever arrives, and judge when silence may reach its limit."""
+        now = self.clock.seconds()
+        next_ping = (self._pinged_at or now) + self.autoPingInterval
+        timer = self.factory._batched_timer
+        if next_ping < self.life.deadline:
+            self.autoPingPending = None
+            self.autoPingPendingCall = timer.call_later(
+                max(0.0, next_ping - now), self._sendAutoPing
+            )
+        else:
+            after = self.life.deadline - now
+            self.autoPingTimeoutCall = timer.call_later(after, self.onAutoPingTimeout)
+
+    def onOpen(self) -> None:
+        """The upgrade is done; first pings are spread over half an interval."""
+        call = self.autoPingPendingCall
+        if call is not None:
+            call.reset(self.autoPingInterval * (0.5 + 0.5 * self.factory.random.random()))
+
+
+def hello_dialer(connection: AcceptedConnection) -> str:
+    """Return the name of the dialer of an accepted connection."""
+    return connection._claimed or ""

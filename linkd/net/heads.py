@@ -1,0 +1,85 @@
+"""Heads of HTTP requests and answers, as far as linkd needs them ahead of the upgrade."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Final, NamedTuple
+
+END: Final = b"\r\n\r\n"
+
+NODE_HEADER: Final = "Linkd-Node"
+NONCE_HEADER: Final = "Linkd-Nonce"
+PROOF_HEADER: Final = "Linkd-Proof"
+TOKEN_PATH: Final = "/token"
+LINK_PATH: Final = "/link"
+
+
+class Head(NamedTuple):
+    """The first line's words, and the headers by their names in lower case; a repeated one counts once."""
+
+    first: list[str]
+    headers: dict[str, str]
+
+    def number(self, name: str, most: int) -> int | None:
+        """Return a header's number from 0 to `most`, 0 where it is absent, None where it is bad."""
+        text = self.headers.get(name, "0")
+        if not (text.isascii() and text.isdigit() and len(text) <= 12):
+            return None
+        return int(text) if int(text) <= most else None
+
+
+def parse_head(raw: bytes) -> Head | None:
+    """Return the head of a request or an answer, without its empty line; None if it is malformed."""
+    lines = raw.decode("latin-1").split("\r\n")
+    first = lines[0].split(" ", 2)
+    if len(first) < 2:
+        return None
+    headers: dict[str, str] = {}
+    for line in lines[1:]:
+        name, colon, value = line.partition(":")
+        if not colon or not name or name != name.strip():
+            return None
+        headers.setdefault(name.lower(), value.strip())
+    return Head(first, headers)
+
+
+def post(path: str, host: str, node: str, body: bytes = b"") -> bytes:
+    """Return a POST request of the node named `node`."""
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: {host}\r\n{NODE_HEADER}: {node}\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode("latin-1") + body
+
+
+def answer(
+    status: int,
+    body: bytes,
+    retry_after: float | None = None,
+    kind: str = "text/plain; charset=utf-8",
+    close: bool = True,
+) -> bytes:
+    """Return an HTTP answer.
+
+    Args:
+        status: Its number; the phrase is the standard one, never a caller's words.
+        body: Its body.
+        retry_after: Seconds to stay away.
+        kind: The body's content type.
+        close: The connection ends behind it.
+    """
+    lines = [
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
+        f"Content-Type: {kind}",
+        f"Content-Length: {len(body)}",
+    ]
+    if retry_after is not None:
+        lines.append(f"Retry-After: {max(1, round(retry_after))}")
+    if close:
+        lines.append("Connection: close")
+    return "\r\n".join(lines).encode("latin-1") + END + body
+
+
+def printable(text: str, most: int = 200) -> str:
+    """Return a stranger's words, short and without what would break a line."""
+    return "".join(each if each.isprintable() else "?" for each in text[:most])

@@ -1,0 +1,185 @@
+"""Where peers dial us: the server factory, what it has refused, and its port."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+from autobahn.twisted.websocket import WebSocketServerFactory
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.interfaces import IAddress, IListeningPort
+from twisted.protocols.tls import TLSMemoryBIOFactory
+
+from linkd.config import Config, ListenSettings
+from linkd.core.liveness import listener_limit
+from linkd.core.wire import MAX_MESSAGE_BYTES, SUBPROTOCOL
+from linkd.errors import ConfigError, Reason
+from linkd.events import Level, emit
+from linkd.net import heads
+from linkd.net.accepted import AcceptedConnection
+from linkd.net.admission import Admission
+from linkd.net.connection import ABORT_AFTER
+from linkd.net.identity import Nonces
+from linkd.net.ports import Nodes
+from linkd.net.sockets import show
+from linkd.net.timers import ExactTimer
+from linkd.net.tls import ServerTls
+
+Post = Callable[[bytes, str], tuple[int, bytes]]
+"""Answers a POST ahead of any upgrade: body and address in, status and JSON out."""
+
+
+class Listener(WebSocketServerFactory):  # type: ignore[misc]
+    """The listening end of all links.
+
+    Args:
+        nodes: The node whose peers dial.
+        config: What is in force; `configure` replaces it.
+        reactor: Clock and sockets.
+        tls: Its side of TLS, None without.
+        posts: Other paths to which may be posted, as for pairing.
+
+    Attributes:
+        refusals: How many connections were refused, by reason.
+    """
+
+    protocol = AcceptedConnection
+    noisy = False
+
+    def __init__(
+        self,
+        nodes: Nodes,
+        config: Config,
+        reactor: Any,
+        tls: ServerTls | None = None,
+        posts: dict[str, Post] | None = None,
+    ) -> None:
+        super().__init__(protocols=[SUBPROTOCOL], server="", reactor=reactor)
+        self._batched_timer = ExactTimer(reactor)
+        self.clock = reactor
+        self.nodes = nodes
+        self.tls = tls
+        self.posts = posts or {}
+        self.nonces = Nonces()
+        self.random = Random()
+        self.refusals: Counter[str] = Counter()
+        self.admission = Admission(config.limits)
+        self._port: IListeningPort | None = None
+        self.configure(config)
+
+    def configure(self, config: Config) -> None:
+        """Use these settings for new connections."""
+        self.config = config
+        self.admission.limits = config.limits
+        heartbeat = config.heartbeat
+        self.first_limit = listener_limit(heartbeat.ping_interval, heartbeat.ping_timeout)
+        self.setProtocolOptions(
+            versions=[13],
+            webStatus=False,
+            maxFramePayloadSize=MAX_MESSAGE_BYTES,
+            maxMessagePayloadSize=MAX_MESSAGE_BYTES,
+            failByDrop=False,
+            openHandshakeTimeout=0,
+            closeHandshakeTimeout=ABORT_AFTER,
+            tcpNoDelay=True,
+            autoPingInterval=heartbeat.ping_interval,
+            autoPingTimeout=heartbeat.ping_timeout,
+            autoPingSize=12,
+            autoPingRestartOnAnyTraffic=False,
+        )
+
+    def start(self) -> None:
+        """Listen.
+
+        Raises:
+            ConfigError: There is no `[listen]`, or its address can't be had.
+        """
+        listen = self.config.listen
+        if listen is None:
+            raise ConfigError("listen: expected an address to listen on")
+        host, port = listen_address(listen)
+        factory = self if self.tls is None else TLSMemoryBIOFactory(self.tls, False, self)
+        try:
+            self._port = self.reactor.listenTCP(port, factory, backlog=1024, interface=host)
+        except OSError as error:
+            raise ConfigError(f"listen.address: {listen.address}: {error}") from None
+        except Exception as error:
+            raise ConfigError(f"listen.address: {listen.address}: {error}") from None
+        emit("listener.started", address=self.address, tls=self.tls is not None)
+
+    @property
+    def address(self) -> str:
+        """Where it listens, for people and tests; empty if it does not."""
+        if self._port is None:
+            return ""
+        host: Any = self._port.getHost()
+        return show(host.host, host.port)
+
+    @property
+    def port_number(self) -> int:
+        """The TCP port on which it listens; 0 if it does not."""
+        if self._port is None:
+            return 0
+        host: Any = self._port.getHost()
+        return int(host.port)
+
+    def stop(self) -> Deferred[None]:
+        """Listen no more; connections stay."""
+        port, self._port = self._port, None
+        if port is None:
+            return maybeDeferred(lambda: None)
+        emit("listener.stopped")
+        return maybeDeferred(port.stopListening)
+
+    def buildProtocol(self, addr: IAddress) -> AcceptedConnection | None:
+        """Take a newcomer, or close it at once where too many have not said hello."""
+        host = str(getattr(addr, "host", "")).removeprefix("::ffff:")
+        full = self.admission.full(host)
+        if full is not None:
+            self.refusals["busy"] += 1
+            emit("listener.busy", reason="busy", detail=full, pending=self.admission.pending)
+            return None
+        connection: AcceptedConnection = super().buildProtocol(addr)
+        return connection
+
+    def refused(
+        self,
+        connection: AcceptedConnection,
+        reason: Reason,
+        detail: str,
+        claimed: str | None,
+        close_code: int | None,
+    ) -> None:
+        """Count a connection that was closed before it was greeted, and say so."""
+        self.refusals[reason] += 1
+        if reason == "busy":
+            emit("listener.busy", reason=reason, detail=detail, pending=self.admission.pending)
+            return
+        self.tell(
+            "warn",
+            "connection.refused",
+            address=connection.address,
+            reason=reason,
+            detail=heads.printable(detail, 300),
+            claimed=claimed,
+            close_code=close_code,
+        )
+
+    def tell(self, level: Level, event: str, **fields: str | int | float | None) -> None:
+        """Say something in the log."""
+        emit(event, level, **fields)
+
+
+def listen_address(listen: ListenSettings) -> tuple[str, int]:
+    """Return host and port of `listen.address`; an empty host means all addresses.
+
+    Raises:
+        ConfigError: It is not `HOST:PORT`.
+    """
+    host, colon, port = listen.address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not port.isdigit() or int(port) > 65_535:
+        raise ConfigError(f"listen.address: expected HOST:PORT, got {listen.address!r}")
+    return host or "::", int(port)

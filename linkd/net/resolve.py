@@ -1,0 +1,102 @@
+"""Names looked up afresh for every attempt, in threads, with the last good addresses to fall back on."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import Final
+
+from twisted.internet.abstract import isIPAddress, isIPv6Address
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IDelayedCall
+from twisted.python.failure import Failure
+
+from linkd.net.timers import Clock, cancel
+
+PATIENCE: Final = 0.25
+"""Seconds without an answer after which the last good addresses serve."""
+
+Lookup = Callable[[str], Deferred[list[str]]]
+"""Looks a name up; fails with an OSError."""
+
+
+def interleave(addresses: list[str]) -> list[str]:
+    """Return addresses without repeats, families in turn, beginning with that of the first (RFC 8305)."""
+    unique = list(dict.fromkeys(addresses))
+    if not unique:
+        return []
+    first_is_six = ":" in unique[0]
+    lead = [each for each in unique if (":" in each) == first_is_six]
+    rest = [each for each in unique if (":" in each) != first_is_six]
+    mixed: list[str] = []
+    for index in range(max(len(lead), len(rest))):
+        mixed += lead[index : index + 1] + rest[index : index + 1]
+    return mixed
+
+
+def look_up(host: str) -> list[str]:
+    """Return the addresses of a name, as the system orders them; blocks.
+
+    Raises:
+        OSError: There are none.
+    """
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return [str(entry[4][0]) for entry in found]
+
+
+class Resolver:
+    """Finds addresses; one look-up a name is under way at a time, however many attempts wait for it.
+
+    Args:
+        clock: For patience.
+        lookup: Does the work, in threads of its own.
+    """
+
+    def __init__(self, clock: Clock, lookup: Lookup) -> None:
+        self._clock = clock
+        self._lookup = lookup
+        self._good: dict[str, list[str]] = {}
+        self._waiting: dict[str, list[Deferred[list[str]]]] = {}
+
+    def resolve(self, host: str) -> Deferred[list[str]]:
+        """Return the addresses of a host; an address is its own.
+
+        The Deferred fails with an OSError where the name has none and never had. It may be cancelled.
+        """
+        if isIPAddress(host) or isIPv6Address(host.partition("%")[0]):
+            return succeed([host])
+        timer: IDelayedCall | None = None
+        waiter: Deferred[list[str]] = Deferred(lambda gone: self._give_up(host, gone, timer))
+        if host in self._good:
+            timer = self._clock.callLater(PATIENCE, self._serve_old, host, waiter)
+        first = host not in self._waiting
+        self._waiting.setdefault(host, []).append(waiter)
+        if first:
+            self._lookup(host).addBoth(self._found, host)
+        return waiter
+
+    def _give_up(self, host: str, waiter: Deferred[list[str]], timer: IDelayedCall | None) -> None:
+        """A waiter has been cancelled."""
+        cancel(timer)
+        if waiter in self._waiting.get(host, ()):
+            self._waiting[host].remove(waiter)
+
+    def _serve_old(self, host: str, waiter: Deferred[list[str]]) -> None:
+        """The look-up takes long: use what was good before."""
+        waiting = self._waiting.get(host, [])
+        if waiter in waiting:
+            waiting.remove(waiter)
+            waiter.callback(self._good[host])
+
+    def _found(self, outcome: list[str] | Failure, host: str) -> None:
+        waiters = self._waiting.pop(host, [])
+        if isinstance(outcome, list) and outcome:
+            self._good[host] = interleave(outcome)
+        addresses = self._good.get(host)
+        for waiter in waiters:
+            if addresses is not None:
+                waiter.callback(addresses)
+            else:
+                error = outcome.value if isinstance(outcome, Failure) else None
+                text = str(error or "no addresses")
+                waiter.errback(Failure(OSError(f"the name {host} could not be looked up: {text}")))

@@ -1,0 +1,65 @@
+"""What linkd asks of the kernel for a connection."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import suppress
+from typing import Final
+
+TCP_USER_TIMEOUT: Final = 18
+TCP_NOTSENT_LOWAT: Final = 25
+"""Linux's option numbers; Python 3.11 does not name the second one."""
+
+NOTSENT_BYTES: Final = 65_536
+"""So little waits in the kernel, unsent, ahead of a ping."""
+
+BACKSTOP_SECONDS: Final = 3.0
+"""The kernel gives up so long after silence should have been noticed here."""
+
+
+def tune(transport: object, limit: float) -> None:
+    """Set keepalive, user timeout and a small unsent queue; a transport without a socket is left alone.
+
+    Args:
+        transport: Of a protocol, with or without TLS.
+        limit: Seconds of silence at which the connection is given up.
+
+    Source: tcp(7).
+    """
+    found = _socket(transport)
+    if found is None:
+        return
+    seconds = limit + BACKSTOP_SECONDS
+    tcp = socket.IPPROTO_TCP
+    with suppress(OSError):
+        found.setsockopt(tcp, socket.TCP_NODELAY, 1)
+        found.setsockopt(tcp, TCP_NOTSENT_LOWAT, NOTSENT_BYTES)
+        found.setsockopt(tcp, TCP_USER_TIMEOUT, int(seconds * 1000))
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        found.setsockopt(tcp, socket.TCP_KEEPIDLE, max(1, int(seconds)))
+        found.setsockopt(tcp, socket.TCP_KEEPINTVL, max(1, int(seconds / 3)))
+        found.setsockopt(tcp, socket.TCP_KEEPCNT, 3)
+
+
+def _socket(transport: object) -> socket.socket | None:
+    """Return the TCP socket below a transport."""
+    for _ in range(3):
+        get = getattr(transport, "getHandle", None)
+        handle = None if get is None else get()
+        if isinstance(handle, socket.socket):
+            return handle if handle.family in (socket.AF_INET, socket.AF_INET6) else None
+        transport = getattr(transport, "transport", None)
+    return None
+
+
+def show(host: str, port: int) -> str:
+    """Return an address for people: `192.0.2.7:9443`, `[2001:db8::7]:9443`."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def peer_of(transport: object) -> tuple[str, int]:
+    """Return host and port of a transport's other end."""
+    get = getattr(transport, "getPeer", None)
+    address = None if get is None else get()
+    host = str(getattr(address, "host", "")).removeprefix("::ffff:")
+    return host, int(getattr(address, "port", 0))

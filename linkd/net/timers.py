@@ -1,0 +1,43 @@
+"""Timers that fire when asked, on the injected clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from twisted.internet.interfaces import IDelayedCall
+
+
+class Clock(Protocol):
+    """A reactor, or `twisted.internet.task.Clock`: monotonic seconds and calls later."""
+
+    def seconds(self) -> float:
+        """Return monotonic seconds."""
+
+    def callLater(
+        self, delay: float, callable: Callable[..., object], *args: object
+    ) -> IDelayedCall:
+        """Call `callable` after `delay` seconds."""
+
+
+class ExactTimer:
+    """Takes the place of Autobahn's batched timer, which rounds down to whole seconds (up to 1 s early).
+
+    Args:
+        clock: What the factory runs on.
+    """
+
+    __slots__ = ("_clock",)
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    def call_later(self, delay: float, call: Callable[..., object], *args: object) -> IDelayedCall:
+        """Call `call` after exactly `delay` seconds."""
+        return self._clock.callLater(delay, call, *args)
+
+
+def cancel(call: IDelayedCall | None) -> None:
+    """Cancel a call that may have happened, or never have been planned."""
+    if call is not None and call.active():
+        call.cancel()
