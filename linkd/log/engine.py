@@ -96,12 +96,13 @@ class Log(Protocol):
         """Append a publish.
 
         `settled` is called once it is on disk, or with the error (LogFull, BadRecord).
+
         Publishes that wait together are committed together; adjacent ones without ids and producer
         of the same channel and ttl may become one batch, but of at most MAX_BATCH_BYTES.
         """
 
     def store(self, batch: Batch, settled: Settled) -> None:
-
+        """Append a received batch: `source` set, `offset` ignored; `count` 0 only moves the cursor.
 
         Batch and cursor become one atomic write. Order is that of the calls. A batch whose
         `source.previous` is not where the peer's cursor stands (appends under way counted) is
