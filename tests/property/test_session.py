@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import count as counting
 from random import Random
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.session_model import ModelNode, connect, settle
+
+_numbers = counting()
 
 CHANNELS = ("a", "b.c", "private")
 
@@ -28,15 +31,14 @@ steps = st.lists(
 
 def run(nodes: list[ModelNode], todo: list[tuple[str, int, int, int]]) -> None:
     """Take the steps, then let all links be up and everything come to its end."""
-    number = 0
+
     for what, who, other, count in todo:
         node = nodes[who % len(nodes)]
         links = list(node.links.values())
         link = links[other % len(links)]
         if what in {"publish", "big"}:
             size = 90_000 if what == "big" and count == 1 else 3
-            bodies = [b"%d-%s" % (number + i, b"x" * size) for i in range(count)]
-            number += count
+            bodies = [b"%d-%s" % (next(_numbers), b"x" * size) for _ in range(count)]
             node.publish(CHANNELS[other % 3], bodies)
         elif what == "commit":
             node.log.commit()

@@ -169,6 +169,18 @@ class ModelNode:
             link.session.outbound.begin(min(link.acked, self.log.next))
             link.session.outbound.log_next = self.log.next
 
+    def backup(self) -> list[object]:
+        """Return a copy of the disk as it is now."""
+        return [list(self.log._disk), {peer: link.acked for peer, link in self.links.items()}]
+
+    def restore(self, copy: list[object]) -> None:
+        """Put the disk back to an older copy, and start on it."""
+        disk, acked = copy
+        self.log._disk = list(disk)  # type: ignore[call-overload]
+        for peer, link in self.links.items():
+            link.acked = acked[peer]  # type: ignore[index]
+        self.crash()
+
     def bodies(self, origin: str, channel: str) -> list[bytes]:
         """Return the bodies of one origin and channel as they lie in this log."""
         found: list[bytes] = []
