@@ -205,6 +205,29 @@ test("a publish that was in flight is sent again under its id and stored once", 
   assert.equal(stub.seen.frames.filter(({ id }) => id === "order-1").length, 2);
 });
 
+test("two thousand publishes wait their turn: never more than the window is under way", async () => {
+  const node = client({ pingInterval: 5 });
+  await up(node);
+  stub.mute = true;
+  const acks = Array.from({ length: 2000 }, (_, index) => node.publish("orders", index));
+  await until(() => stub.records.length === 256);
+  await new Promise((resolve) => setTimeout(resolve, 50));
+  assert.equal(stub.records.length, 256);
+  stub.mute = false;
+  stub.cutConnections();
+  await Promise.all(acks);
+  assert.deepEqual(stub.records.map(({ data }) => data), Array.from({ length: 2000 }, (_, index) => index));
+});
+
+test("a node that is stopping is waited for", async () => {
+  const node = client();
+  await up(node);
+  stub.unavailable = 2;
+  assert.equal((await node.publish("orders", 1)).offset, 1);
+  stub.unavailable = 1;
+  await assert.rejects(node.publish("orders", 1, { whenDown: "reject" }), { code: "unavailable" });
+});
+
 test("a hundred publishes across a restart are all settled, in order, each stored once", async () => {
   const node = client();
   await up(node);

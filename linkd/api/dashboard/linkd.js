@@ -48,6 +48,8 @@
  * @property {() => number} [random] For tests: [0, 1).
  */
 
+/** So many publishes are under way at once; the others wait here, not in buffers on the way. */
+const WINDOW = 256;
 const RESERVED = ["ping", "pong", "subscribe", "unsubscribe", "ack", "error", "status", "joined", "left", "gap"];
 const WORD = "[A-Za-z0-9_-]+";
 const DEFAULTS = {
@@ -181,6 +183,10 @@ export class Linkd extends EventTarget {
     /** @type {Map<string, {frame: any, whenDown: string, timer: any,
      *   resolve: (ack: {id: string, offset: number}) => void, reject: (error: LinkdError) => void}>} */
     this._pending = new Map();
+    /** Ids of those that were not yet sent on this connection, oldest first. @type {string[]} */
+    this._unsent = [];
+    /** Ids of those that were, and are not answered. @type {Set<string>} */
+    this._underWay = new Set();
     /** @type {any} */
     this._socket = null;
     this._generation = 0;
@@ -288,7 +294,8 @@ export class Linkd extends EventTarget {
       const timer = timeout === undefined ? null : setTimeout(late, timeout * 1000);
       const entry = { frame: { type, data: data ?? null, channel, id }, whenDown, timer, resolve, reject };
       this._pending.set(id, entry);
-      this.send(entry.frame);
+      this._unsent.push(id);
+      this._sendPending();
     });
   }
 
@@ -398,7 +405,9 @@ export class Linkd extends EventTarget {
     this._fire("open", null);
     for (const each of this._subscriptions) each._id = null;
     for (const each of this._subscriptions) if (each._id === null) this._sendSubscribe(each);
-    for (const { frame } of this._pending.values()) this.send(frame);
+    this._unsent = [...this._pending.keys()];
+    this._underWay.clear();
+    this._sendPending();
   }
 
   /**
@@ -460,7 +469,9 @@ export class Linkd extends EventTarget {
   _refused(data) {
     const error = new LinkdError(data.error ?? "error", data.message ?? "refused", data.id ?? null);
     for (const each of [...this._subscriptions]) if (data.id && each._id === data.id) this._subscriptions.delete(each);
-    if (data.id && this._pending.has(data.id)) this._settle(data.id, error);
+    const entry = this._pending.get(data.id);
+    if (entry?.whenDown === "wait" && error.code === "unavailable") this._sendLater(data.id);
+    else if (entry) this._settle(data.id, error);
     else this._error(error);
   }
 
@@ -506,14 +517,37 @@ export class Linkd extends EventTarget {
     this.send({ type: "unsubscribe", data: { channel: pattern } });
   }
 
+  _sendPending() {
+    while (this.isUp && this._underWay.size < WINDOW && this._unsent.length > 0) {
+      const id = /** @type {string} */ (this._unsent.shift());
+      const entry = this._pending.get(id);
+      if (!entry) continue;
+      this._underWay.add(id);
+      this.send(entry.frame);
+    }
+  }
+
+  /** The node is starting or stopping: the same again in a second, if the connection lives that long. @param {string} id */
+  _sendLater(id) {
+    const generation = this._generation;
+    this._underWay.delete(id);
+    setTimeout(() => {
+      if (generation !== this._generation) return;
+      this._unsent.push(id);
+      this._sendPending();
+    }, 1000);
+  }
+
   /** @param {string} id @param {LinkdError | null} error @param {number} [offset] */
   _settle(id, error, offset = 0) {
     const entry = this._pending.get(id);
     if (!entry) return;
     this._pending.delete(id);
+    this._underWay.delete(id);
     clearTimeout(entry.timer);
     if (error) entry.reject(error);
     else entry.resolve({ id, offset });
+    this._sendPending();
   }
 
   /** @param {(entry: {whenDown: string}) => boolean} which @param {string} code @param {string} message */

@@ -27,6 +27,7 @@ export class StubNode {
     this.pages = new Map(); // served as HTML, by path
     this.mute = false; // hear everything, answer nothing
     this.dropAcks = 0; // store so many publishes, then cut the connection instead of answering
+    this.unavailable = 0; // refuse so many publishes as a node does that is stopping
     this.refuseTokens = 0; // answer so many token requests with 500
     this.seen = { tokens: 0, upgrades: [], frames: [] };
   }
@@ -149,6 +150,10 @@ export class StubNode {
       if (id) this.send(ws, { type: "ack", data: { id, offset: from } });
       for (const record of this.records) if (record.offset >= from && matches(data.channel, record.channel)) this.send(ws, record);
       return;
+    }
+    if (this.unavailable > 0) {
+      this.unavailable -= 1;
+      return this.send(ws, { type: "error", data: { id, error: "unavailable", message: "stopping" } });
     }
     this.publish(frame.channel ?? ws.channel, type, data, id, ws);
   }
