@@ -8,6 +8,7 @@ from linkd.pairing.authority import Authority, Issued
 from linkd.pairing.code import Code, decode_code, encode_code
 from linkd.pairing.hub import Pairing
 from linkd.pairing.joining import HubUnreachable, Joining, join
+from linkd.pairing.local import local_call
 from linkd.pairing.renewal import Renewal
 from linkd.pairing.terms import Hooks, PairedPeer, PairingRefused
 
@@ -25,4 +26,5 @@ __all__ = [
     "decode_code",
     "encode_code",
     "join",
+    "local_call",
 ]

@@ -22,6 +22,7 @@ from linkd.config import Config
 from linkd.config.settings import NAME_PATTERN
 from linkd.errors import ConfigError
 from linkd.net.certificates import load_certificates, names_host
+from linkd.net.limits import Buckets
 from linkd.net.tls import AUTHORITY_FILE
 from linkd.pairing import messages
 from linkd.pairing.addresses import host_of, own_hosts, public_address
@@ -33,7 +34,6 @@ from linkd.pairing.terms import Hooks, PairedPeer, PairingRefused, check_pattern
 CODE_SECONDS: Final = 600.0
 MAX_INVITATIONS: Final = 256
 MAX_WRONG_PROOFS: Final = 10
-MAX_ANSWERS_PER_SECOND: Final = 20.0
 
 _INVALID = (InvalidSignature, AssertionError, ValueError)
 
@@ -73,8 +73,7 @@ class Pairing:
         self._wall = wall
         self._invitations: dict[str, _Invitation] = {}
         self._authority: Authority | None = None
-        self._answers = MAX_ANSWERS_PER_SECOND
-        self._answered_at = clock()
+        self._strangers = Buckets(rate=1.0, burst=10.0, total_rate=20.0, total_burst=40.0)
 
     # What a person asks for, over the unix socket
 
@@ -174,6 +173,12 @@ class Pairing:
 
     # What a joining node asks for, over the listener's port
 
+    @property
+    def posts(self) -> dict[str, Callable[[bytes, str], tuple[int, bytes]]]:
+        """What the listener dispatches: path, and what answers body and address there."""
+        path = messages.PATH
+        return {path: lambda body, address: self.post(path, body, address, self._clock())}
+
     def post(self, path: str, body: bytes, address: str, now: float) -> tuple[int, bytes]:
         """Answer `POST /pair`; return status and body (JSON).
 
@@ -185,7 +190,7 @@ class Pairing:
         """
         if path != messages.PATH:
             return _no(404, "no-such-path", "expected POST /pair")
-        if not self._allow(now):
+        if self._strangers.take(address, now):
             return _no(429, "busy", "too many pairing requests: try again in a few seconds")
         try:
             ask = msgspec.json.decode(body[: messages.MAX_BODY_BYTES + 1], type=messages.Ask)
@@ -196,10 +201,16 @@ class Pairing:
         except PairingRefused as refusal:
             name = getattr(ask, "name", None)
             shown = name if name and re.fullmatch(NAME_PATTERN, name) else None
-            events.emit("pairing.refused", name=shown, address=address, reason=str(refusal))
+            events.emit(
+                "pairing.refused",
+                name=shown,
+                address=address,
+                reason="refused",
+                detail=str(refusal),
+            )
             return _no(403, "refused", str(refusal))
         except (ConfigError, OSError) as error:
-            events.emit("pairing.refused", "error", address=address, reason=str(error))
+            events.emit("pairing.refused", "error", address=address, detail=str(error))
             return _no(503, "unavailable", "the hub could not do it: see its log")
 
     def _answer(self, ask: messages.Ask, now: float) -> msgspec.Struct:
@@ -369,16 +380,6 @@ class Pairing:
         limit = self._clock() - 3600.0
         for key in [key for key, each in self._invitations.items() if each.ends < limit]:
             del self._invitations[key]
-
-    def _allow(self, now: float) -> bool:
-        """Bound the work that strangers can cause, in all."""
-        gained = max(0.0, now - self._answered_at) * MAX_ANSWERS_PER_SECOND
-        self._answers = min(MAX_ANSWERS_PER_SECOND, self._answers + gained)
-        self._answered_at = now
-        if self._answers < 1.0:
-            return False
-        self._answers -= 1.0
-        return True
 
 
 def _request(pem: str) -> x509.CertificateSigningRequest:

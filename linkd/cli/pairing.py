@@ -1,0 +1,187 @@
+"""`linkd invite`, `linkd join`, `linkd peers`, `linkd revoke`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import struct
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from linkd.cli import calls, exits, text
+from linkd.cli.exits import Ended
+from linkd.cli.options import add_socket, socket_path
+
+if TYPE_CHECKING:
+    from linkd.pairing import Joining
+
+_PREFIX: Final = "/v1/pairing"
+_POLL_SECONDS: Final = 0.25
+
+
+def add(subparsers: Any) -> None:
+    """Add the four commands' parsers."""
+    invite = subparsers.add_parser("invite", help="make a code that lets another node join")
+    add_socket(invite)
+    invite.add_argument("name", metavar="NAME", help="the other node's `node.name`")
+    invite.add_argument("--address", metavar="HOST[:PORT]", help="where it reaches this node")
+    invite.add_argument(
+        "--send", metavar="PATTERN", nargs="+", help="what it gets (default: NAME.>)"
+    )
+    invite.add_argument(
+        "--receive", metavar="PATTERN", nargs="+", help="what it may send (default: >)"
+    )
+    invite.add_argument("--json", action="store_true", help="as an object")
+    invite.set_defaults(run=_invite)
+    join = subparsers.add_parser("join", help="join a node by its code")
+    add_socket(join)
+    join.add_argument("code", metavar="CODE", nargs="+", help="what `linkd invite` printed")
+    join.add_argument(
+        "--timeout", type=float, default=30.0, metavar="S", help="wait so long for `up` (30)"
+    )
+    join.set_defaults(run=_join)
+    peers = subparsers.add_parser("peers", help="list the peers that were paired")
+    add_socket(peers)
+    peers.add_argument("--json", action="store_true", help="one object a line")
+    peers.set_defaults(run=_peers)
+    revoke = subparsers.add_parser("revoke", help="take a pairing back")
+    add_socket(revoke)
+    revoke.add_argument("name", metavar="NAME")
+    revoke.set_defaults(run=_revoke)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run whichever of the four was parsed."""
+    return int(arguments.run(arguments))
+
+
+def _invite(arguments: argparse.Namespace) -> int:
+    """Print the code, and how long it is good."""
+    asked = {
+        "name": arguments.name,
+        "address": arguments.address,
+        "send": arguments.send,
+        "receive": arguments.receive,
+    }
+    told = calls.post(arguments, f"{_PREFIX}/invite", asked).json()
+    if arguments.json:
+        sys.stdout.write(
+            f'{{"code":"{told["code"]}","expires_seconds":{told["expires_seconds"]}}}\n'
+        )
+        return exits.FINE
+    sys.stderr.write(
+        f"On {arguments.name}, within {told['expires_seconds'] / 60:.0f} minutes, once:\n"
+    )
+    sys.stdout.write(f"linkd join {told['code']}\n")
+    return exits.FINE
+
+
+def _join(arguments: argparse.Namespace) -> int:
+    """Join, have the daemon reload, and report the first `up`."""
+    from linkd.config import files, load
+    from linkd.pairing import HubUnreachable, PairingRefused, join
+
+    named = getattr(arguments, "config", None)
+    paths = files(Path(named) if named else None)
+    config = load(paths)
+    try:
+        done = join("".join(arguments.code), config, paths[0].parent / "linkd.d", _say)
+    except PairingRefused as error:
+        raise Ended(exits.REFUSED, str(error)) from None
+    except HubUnreachable as error:
+        raise Ended(exits.ANSWER_IS_NO, str(error)) from None
+    _say(f"wrote {done.file}")
+    path = socket_path(arguments)
+    if not _reload(path):
+        _say("the daemon is not running: start it, and the link comes up")
+        return exits.FINE
+    return _wait_up(path, done, arguments.timeout)
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+
+
+def _reload(path: str) -> bool:
+    """Have the daemon at the socket read its files anew; tell whether there is one.
+
+    Its process id comes from the socket itself (SO_PEERCRED), so no file can name a wrong one.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(3.0)
+        try:
+            probe.connect(path)
+        except OSError:
+            return False
+        size = struct.calcsize("3i")
+        pid, _, _ = struct.unpack(
+            "3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+        )
+    try:
+        os.kill(pid, signal.SIGHUP)
+    except PermissionError:
+        raise Ended(
+            exits.REFUSED, f"process {pid} may not be told to reload by this user: reload it"
+        ) from None
+    return True
+
+
+def _wait_up(path: str, done: Joining, timeout: float) -> int:
+    """Watch the link until it is up."""
+    from linkd.client.http import call, expect
+
+    began = time.monotonic()
+    last = "not configured yet"
+    while time.monotonic() - began < timeout:
+        for link in expect(call(path, "GET", "/v1/status")).json()["links"]:
+            if link["peer"] == done.peer:
+                if link["state"] == "up":
+                    _say(f"{done.peer} is up at {done.url}")
+                    return exits.FINE
+                last = link["detail"] or link["state"]
+        time.sleep(_POLL_SECONDS)
+    raise Ended(
+        exits.TIMED_OUT, f"{done.peer} is not up after {timeout:g} s: {text.printable(last)}"
+    )
+
+
+def _peers(arguments: argparse.Namespace) -> int:
+    """Print who was invited or paired."""
+    import msgspec
+
+    rows = calls.get(arguments, f"{_PREFIX}/peers").json()["peers"]
+    if arguments.json:
+        for row in rows:
+            sys.stdout.write(f"{msgspec.json.encode(row).decode()}\n")
+        return exits.FINE
+    if not rows:
+        _say("nobody was paired with this node: see `linkd invite`")
+        return exits.FINE
+    cells = [
+        [
+            row["name"],
+            row["state"],
+            text.duration(row["expires_seconds"]),
+            "yes" if row["configured"] else "no",
+        ]
+        for row in rows
+    ]
+    head = ["PEER", "STATE", "ENDS IN", "CONFIGURED"]
+    for line in text.table(head, cells, frozenset({2})):
+        sys.stdout.write(f"{line}\n")
+    return exits.FINE
+
+
+def _revoke(arguments: argparse.Namespace) -> int:
+    """Take a peer's certificates back, at once."""
+    target = f"{_PREFIX}/peers/{calls.quoted(arguments.name)}/revoke"
+    told = calls.post(arguments, target).json()
+    _say(
+        f"{text.plural(told['certificates'], 'certificate')} of {arguments.name} taken back. Its"
+        " [[peer]] and what is owed to it stay: delete its file in linkd.d to forget both"
+    )
+    return exits.FINE

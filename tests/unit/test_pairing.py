@@ -1,0 +1,329 @@
+"""Codes, the authority's files, invitations and what they refuse; no socket."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import msgspec
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from linkd.config import Config, ListenSettings, NodeSettings
+from linkd.errors import ConfigError, StateTooNew
+from linkd.net.certificates import certificate_names, load_certificates, load_revocation_lists
+from linkd.pairing import (
+    Authority,
+    Code,
+    Hooks,
+    Pairing,
+    PairingRefused,
+    decode_code,
+    encode_code,
+    local_call,
+)
+from linkd.pairing.addresses import host_of, public_address
+from linkd.pairing.files import write_whole
+from linkd.pairing.joining import make_request
+
+CODE = Code("edge-1", "hub.example.net:9443", bytes(range(10)), bytes(range(10, 20)))
+NAMES = st.from_regex(r"[a-z0-9][a-z0-9.-]{0,62}", fullmatch=True)
+TEN = st.binary(min_size=10, max_size=10)
+
+
+@given(NAMES, st.from_regex(r"[a-z0-9.-]{1,80}:[0-9]{1,5}", fullmatch=True), TEN, TEN)
+def test_a_code_says_what_was_put_in(name: str, address: str, print_: bytes, secret: bytes) -> None:
+    code = Code(name, address, print_, secret)
+    text = encode_code(code)
+    assert decode_code(text) == code
+    assert decode_code(f" {text.lower().replace('-', ' ')}\n") == code
+
+
+def test_a_code_is_misread_as_people_do() -> None:
+    text = encode_code(CODE)
+    assert decode_code(text.replace("O", "0").replace("I", "1").replace("B", "8")) == CODE
+
+
+def test_every_mistyped_letter_is_found() -> None:
+    text = encode_code(CODE)
+    for index, letter in enumerate(text):
+        if letter != "-":
+            other = "A" if letter != "A" else "C"
+            with pytest.raises(ConfigError, match="code"):
+                decode_code(text[:index] + other + text[index + 1 :])
+
+
+@pytest.mark.parametrize("text", ["", "A", "linkd join", "ABCDE-FGHIJ", "€", "9" * 40, "A" * 5000])
+def test_what_is_no_code(text: str) -> None:
+    with pytest.raises(ConfigError, match="code"):
+        decode_code(text)
+
+
+def test_the_invitation_s_name_tells_nothing_of_the_secret() -> None:
+    other = msgspec.structs.replace(CODE, secret=bytes(10))
+    assert CODE.invitation != other.invitation
+    assert CODE.secret.hex() not in CODE.invitation
+    assert CODE.url == "wss://hub.example.net:9443/link"
+
+
+@pytest.mark.parametrize(
+    ("listen", "given_", "expected"),
+    [
+        (":9443", "hub.example.net", "hub.example.net:9443"),
+        ("0.0.0.0:9443", "Hub.Example.Net:443", "hub.example.net:443"),
+        ("[::]:9443", "[2001:db8::1]", "[2001:db8::1]:9443"),
+        ("[::]:9443", "wss://hub.example.net:8443/link", "hub.example.net:8443"),
+        ("192.0.2.7:9443", None, "192.0.2.7:9443"),
+        ("[2001:db8::1]:9443", None, "[2001:db8::1]:9443"),
+    ],
+)
+def test_where_others_reach_the_listener(listen: str, given_: str | None, expected: str) -> None:
+    assert public_address(listen, given_) == expected
+
+
+def test_an_address_that_is_none() -> None:
+    with pytest.raises(ValueError, match="expected HOST"):
+        public_address(":9443", "a b")
+    assert host_of("[2001:db8::1]:9443") == "2001:db8::1"
+
+
+class Wall:
+    """A wall clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def csr(name: str = "edge-1") -> x509.CertificateSigningRequest:
+    pem = make_request(ec.generate_private_key(ec.SECP256R1()), name)
+    return x509.load_pem_x509_csr(pem.encode())
+
+
+@pytest.fixture
+def wall() -> Wall:
+    return Wall()
+
+
+@pytest.fixture
+def authority(tmp_path: Path, wall: Wall) -> Authority:
+    return Authority(tmp_path / "pairing", "hub", wall)
+
+
+def test_the_authority_s_files_are_closed(authority: Authority, tmp_path: Path) -> None:
+    authority.hub_certificate(["hub.example.net"])
+    authority.issue(csr(), "edge-1")
+    modes = {each.name: each.stat().st_mode & 0o777 for each in (tmp_path / "pairing").iterdir()}
+    assert (tmp_path / "pairing").stat().st_mode & 0o777 == 0o700
+    assert modes == {
+        "ca.crt": 0o640,
+        "ca.key": 0o600,
+        "hub.crt": 0o640,
+        "hub.key": 0o600,
+        "issued.json": 0o600,
+        "revoked.crl": 0o640,
+    }
+
+
+def test_the_authority_decides_the_name(authority: Authority) -> None:
+    pem = authority.issue(csr("somebody-else"), "edge-1")
+    leaf = x509.load_pem_x509_certificate(pem.encode())
+    assert certificate_names(leaf) == ["edge-1", "edge-1"]
+    usage = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    assert [each.dotted_string for each in usage] == ["1.3.6.1.5.5.7.3.2"]
+    basic = leaf.extensions.get_extension_for_class(x509.BasicConstraints).value
+    assert not basic.ca
+
+
+def test_the_authority_survives_a_restart(authority: Authority, tmp_path: Path, wall: Wall) -> None:
+    pem = authority.issue(csr(), "edge-1")
+    leaf = x509.load_pem_x509_certificate(pem.encode())
+    again = Authority(tmp_path / "pairing", "hub", wall)
+    assert again.certificate == authority.certificate
+    entry = again.good(leaf)
+    assert entry is not None
+    assert entry.name == "edge-1"
+    assert [each.name for each in again.revoke("edge-1")] == ["edge-1"]
+    assert again.revoke("edge-1") == []
+    third = Authority(tmp_path / "pairing", "hub", wall)
+    assert third.good(leaf) is None
+    lists = load_revocation_lists(tmp_path / "pairing" / "revoked.crl")
+    assert lists[0].get_revoked_certificate_by_serial_number(leaf.serial_number) is not None
+
+
+def test_a_certificate_of_another_authority_is_not_good(
+    authority: Authority, tmp_path: Path, wall: Wall
+) -> None:
+    other = Authority(tmp_path / "other", "hub", wall)
+    leaf = x509.load_pem_x509_certificate(other.issue(csr(), "edge-1").encode())
+    assert authority.good(leaf) is None
+
+
+def test_the_hub_s_own_certificate_is_kept_until_it_must_change(
+    authority: Authority, wall: Wall
+) -> None:
+    path, _ = authority.hub_certificate(["hub.example.net", "192.0.2.7"])
+    first = load_certificates(path)[0]
+    authority.hub_certificate(["192.0.2.7"])
+    assert load_certificates(path)[0] == first
+    authority.hub_certificate(["2001:db8::7"])
+    second = load_certificates(path)[0]
+    names = second.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["hub.example.net"]
+    assert len(names.get_values_for_type(x509.IPAddress)) == 2
+    wall.now += 250 * 86_400
+    authority.hub_certificate([])
+    assert load_certificates(path)[0].not_valid_after_utc > second.not_valid_after_utc
+    assert load_certificates(path)[0].public_key() == first.public_key()
+
+
+def test_state_of_a_newer_linkd_is_refused(
+    authority: Authority, tmp_path: Path, wall: Wall
+) -> None:
+    authority.issue(csr(), "edge-1")
+    (tmp_path / "pairing" / "issued.json").write_text('{"version":2,"certificates":[]}')
+    with pytest.raises(StateTooNew, match="version 1, got 2"):
+        Authority(tmp_path / "pairing", "hub", wall)
+    (tmp_path / "pairing" / "issued.json").write_text("{")
+    with pytest.raises(ConfigError, match="cannot read"):
+        Authority(tmp_path / "pairing", "hub", wall)
+
+
+def test_a_file_is_whole_or_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    write_whole(path, b"old", 0o600)
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="No space"):
+        write_whole(path, b"new", 0o600)
+    assert path.read_bytes() == b"old"
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+class Desk:
+    """A `Pairing` on clocks that a test moves, without any listener."""
+
+    def __init__(self, directory: Path, listen: ListenSettings | None) -> None:
+        (directory / "state").mkdir(parents=True)
+        node = NodeSettings(name="hub", state_dir=str(directory / "state"))
+        self.config = Config(node=node, listen=listen)
+        self.now = 1000.0
+        self.ended: list[str] = []
+        hooks = Hooks(lambda: self.config, self._leaf, lambda: None, self.ended.append)
+        self.pairing = Pairing(hooks, directory / "linkd.d", lambda: self.now, Wall())
+
+    def _leaf(self) -> x509.Certificate | None:
+        listen = self.config.listen
+        if listen is None or listen.certificate is None:
+            return None
+        return load_certificates(listen.certificate)[0]
+
+    def enable(self) -> None:
+        """Put into [listen] what `invite` asks for."""
+        with pytest.raises(PairingRefused) as caught:
+            self.pairing.invite("edge-1", "127.0.0.1")
+        lines = dict(
+            line.replace('"', "").split(" = ") for line in str(caught.value).splitlines()[1:]
+        )
+        assert set(lines) == {"certificate", "key", "client_ca"}
+        listen = ListenSettings(address="127.0.0.1:9443", **lines)
+        self.config = msgspec.structs.replace(self.config, listen=listen)
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path, ListenSettings(address="127.0.0.1:9443"))
+
+
+def test_a_hub_without_tls_is_told_which_lines_it_lacks(desk: Desk) -> None:
+    assert desk.pairing.post("/pair", b'{"ask":"authority"}', "192.0.2.7", 1.0)[0] == 403
+    desk.enable()
+    code = decode_code(desk.pairing.invite("edge-1", "127.0.0.1"))
+    assert (code.name, code.address) == ("edge-1", "127.0.0.1:9443")
+
+
+def test_a_node_that_nobody_dials_invites_nobody(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, None)
+    with pytest.raises(PairingRefused, match=r"add \[listen\]"):
+        desk.pairing.invite("edge-1")
+
+
+@pytest.mark.parametrize("name", ["hub", "", "Edge", "../etc", "a" * 64, "edge\n"])
+def test_names_that_nobody_may_have(desk: Desk, name: str) -> None:
+    with pytest.raises(PairingRefused, match="can't be invited"):
+        desk.pairing.invite(name, "127.0.0.1")
+
+
+def test_codes_are_bounded_in_number_and_time(desk: Desk) -> None:
+    desk.enable()
+    for number in range(256):
+        desk.pairing.invite(f"edge-{number}", "127.0.0.1")
+    with pytest.raises(PairingRefused, match="256 codes are out"):
+        desk.pairing.invite("edge-256", "127.0.0.1")
+    desk.now += 601.0
+    assert desk.pairing.peers() == []
+    desk.now += 3600.0
+    desk.pairing.invite("edge-256", "127.0.0.1")
+
+
+def test_revoking_takes_a_code_back(desk: Desk) -> None:
+    desk.enable()
+    desk.pairing.invite("edge-1", "127.0.0.1")
+    assert [each.state for each in desk.pairing.peers()] == ["invited"]
+    assert desk.pairing.revoke("edge-1") == 0
+    assert desk.ended == ["edge-1"]
+    assert desk.pairing.peers() == []
+    with pytest.raises(PairingRefused, match="no node 'edge-2'"):
+        desk.pairing.revoke("edge-2")
+
+
+def test_strangers_cause_bounded_work(desk: Desk) -> None:
+    desk.enable()
+    answers = [desk.pairing.post("/pair", b"{}", "192.0.2.7", 5.0)[0] for _ in range(1000)]
+    assert answers.count(400) == 10
+    assert answers.count(429) == 990
+    assert desk.pairing.post("/pair", b"{}", "192.0.2.8", 5.0)[0] == 400
+
+
+def test_any_bytes_are_answered(desk: Desk) -> None:
+    desk.enable()
+    noise = random.Random(7)
+    bodies = [b"", b"null", b"[]", b'{"ask":"join"}', b"\xff" * 100, b"{" * 20_000]
+    bodies += [noise.randbytes(noise.randrange(200)) for _ in range(200)]
+    for index, body in enumerate(bodies):
+        status, answer = desk.pairing.post("/pair", body, f"192.0.2.{index % 250}", index * 1.0)
+        assert status == 400
+        assert msgspec.json.decode(answer)["error"] == "malformed"
+    assert desk.pairing.post("/pairs", b"", "192.0.2.1", 999.0)[0] == 404
+
+
+def test_calls_on_the_socket(desk: Desk) -> None:
+    assert local_call(desk.pairing, "POST", "/v1/pairing/invite", b'{"name":"edge-1"}')[0] == 409
+    desk.enable()
+    asked = b'{"name":"edge-1","address":"127.0.0.1","send":["orders"],"receive":["a.*"]}'
+    status, body = local_call(desk.pairing, "POST", "/v1/pairing/invite", asked)
+    assert status == 201
+    told = msgspec.json.decode(body)
+    assert decode_code(told["code"]).name == "edge-1"
+    assert told["expires_seconds"] == 600.0
+    status, body = local_call(desk.pairing, "GET", "/v1/pairing/peers", b"")
+    assert status == 200
+    assert msgspec.json.decode(body) == {
+        "peers": [
+            {"name": "edge-1", "state": "invited", "expires_seconds": 600.0, "configured": False}
+        ]
+    }
+    assert local_call(desk.pairing, "POST", "/v1/pairing/peers/edge-1/revoke", b"")[0] == 200
+    assert local_call(desk.pairing, "POST", "/v1/pairing/peers/edge-9/revoke", b"")[0] == 409
+    assert local_call(desk.pairing, "POST", "/v1/pairing/invite", b'{"nome":1}')[0] == 400
+    assert local_call(desk.pairing, "DELETE", "/v1/pairing/peers", b"")[0] == 404
+    bad = b'{"name":"edge-1","address":"127.0.0.1","send":["a b"]}'
+    assert local_call(desk.pairing, "POST", "/v1/pairing/invite", bad)[0] == 409
