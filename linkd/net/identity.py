@@ -127,7 +127,7 @@ class Nonces:
     def _forget(self, now: float) -> None:
         """Drop spent nonces that are too old to be spent again anyway, at most 64 a call."""
         for _ in range(64):
-            if not self._order or self._order[0][0] > now - NONCE_LIFETIME:
+            if not self._order or self._order[0][0] > now:
                 return
             self._spent.discard(self._order.popleft()[1])
 
