@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -98,18 +99,16 @@ def install(machine: Machine, wheels: Path) -> str:
 def bare(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     """Return two joined machines with linkd installed, but not configured."""
     before = set(host_files())
-    made: list[Machine] = []
-    try:
-        for name in ("hub", "edge"):
-            made.append(Machine(name, tmp_path_factory.mktemp(name)))
+    with ExitStack() as stack:
+        made = [
+            stack.enter_context(Machine(name, tmp_path_factory.mktemp(name)))
+            for name in ("hub", "edge")
+        ]
         join(made[0], made[1])
         with ThreadPoolExecutor(2) as pool:
             for said in pool.map(install, made, [wheels, wheels]):
                 assert "Next: write /etc/linkd/linkd.toml" in said
         yield Pair(made[0], made[1])
-    finally:
-        for machine in made:
-            machine.close()
     assert before <= set(host_files()), "files of the machine that runs the tests have gone"
 
 

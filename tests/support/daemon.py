@@ -328,7 +328,14 @@ class Daemon:
 
     # Asking it
 
-    def call(self, method: str, path: str, body: bytes | None = None, timeout: float = 5.0) -> Any:
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        content_type: str = "application/json",
+        timeout: float = 5.0,
+    ) -> Any:
         """Call its local API on the socket; return the decoded JSON, or the text.
 
         Raises:
@@ -337,7 +344,8 @@ class Daemon:
         """
         connection = _Local(str(self.socket), timeout)
         try:
-            connection.request(method, path, body)
+            headers = {"Content-Type": content_type} if body is not None else {}
+            connection.request(method, path, body, headers)
             response = connection.getresponse()
             text = response.read().decode()
         finally:
