@@ -85,8 +85,8 @@ class Log(Protocol):
     def epochs(self) -> tuple[EpochStart, ...]:
         """Return the newest epochs, oldest first, at most 1,024.
 
-        Epochs in which nothing lies are left out (a daemon that restarts all night must not push
-        out the epoch that a peer's cursor names); the first and the last always stand.
+        Where there are more, those in which nothing lies go first: a daemon that restarts all
+        night must not push out the epoch that a peer's cursor names.
         """
 
     def epoch_below(self, position: int) -> str:

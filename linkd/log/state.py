@@ -111,15 +111,21 @@ class State:
 
     def open_epoch(self, epoch: str, first: int) -> None:
         """Begin `epoch` at offset `first`; an epoch in which nothing lies gives way to it."""
-        # The first one stays even so: a copy of an empty log has it in common with what grew from it.
-        if len(self._epochs) > 1 and self._epochs[-1].first >= self.next:
-            self._epochs.pop()
         self._epochs.append(EpochStart(epoch, first))
-        del self._epochs[:-MAX_EPOCHS]
+        if len(self._epochs) > MAX_EPOCHS:
+            del self._epochs[self._least_wanted()]
         self.next = max(self.next, first)
 
+    def _least_wanted(self) -> int:
+        """Return which epoch goes first: the oldest without records, else the oldest.
+
+        Even an empty one may be all that a copy of this log has in common with what grew from it.
+        """
+        starts = [start.first for start in self._epochs]
+        return next((i for i in range(len(starts) - 1) if starts[i] == starts[i + 1]), 0)
+
     def epochs(self) -> tuple[EpochStart, ...]:
-        """Return the newest epochs, oldest first; all but the last have records."""
+        """Return the newest epochs, oldest first."""
         return tuple(self._epochs)
 
     def epoch_below(self, position: int) -> str:

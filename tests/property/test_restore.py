@@ -19,7 +19,8 @@ def test_a_restored_node_goes_on(before, between, after, seed, which) -> None:
     one.link("two", (">",), (">",), 1 << 20)
     two.link("one", (">",), (">",), 1 << 20)
     nodes = [one, two]
-    run(nodes, [("publish", 0, 0, 1), ("publish", 1, 0, 1), *before])
+    run(nodes, [("publish", 0, 0, 1), ("publish", 1, 0, 1)])
+    run(nodes, before)
     restored, other = nodes[which], nodes[1 - which]
     copy = restored.backup()
     marked = [(w, who, o, c) for w, who, o, c in between]
