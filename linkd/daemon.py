@@ -7,22 +7,22 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from twisted.internet import error as net_error
 from twisted.internet import tcp
-from twisted.internet.defer import Deferred, DeferredList, inlineCallbacks, maybeDeferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
 import linkd
 from linkd import events
-from linkd.config import Config, changes, files, in_force, load
+from linkd.config import Change, Config, changes, files, in_force, load
 from linkd.errors import ConfigError, LinkdError, StateTooNew
-from linkd.events.observers import Format, Observer
 from linkd.events.kind import Level
+from linkd.events.observers import Format, Observer
 from linkd.preflight import file_troubles
 from linkd.premises import Occupied, allow_open_files, claim_state, clear_socket
 from linkd.systemd import ServiceManager
@@ -37,29 +37,29 @@ _TICK = 1.0
 _FLUSH = 10.0
 
 
-class Part(Protocol):
-    """A part of the daemon that listens somewhere."""
+class Assembled(Protocol):
+    """What the daemon needs of its parts; `linkd.assembly.Assembly` provides it."""
+
+    def listen(self) -> None:
+        """Open all sockets; raises LinkdError where one can't be had."""
 
     def start(self) -> None:
-        """Listen; raises CannotListenError."""
-
-    def stop(self) -> Deferred[None] | None:
-        """Listen no more and end what is open."""
+        """Begin all links."""
 
     def reload(self, config: Config) -> None:
-        """Take over what a reload may change."""
+        """Put a new configuration in force."""
 
+    def stop(self, detail: str) -> Deferred[None]:
+        """Say goodbye, end all, commit what waits."""
 
-class Heart(Protocol):
-    """What the daemon needs of the node."""
+    def progress(self, now: float) -> str | None:
+        """Return what makes no progress."""
 
-    def start(self) -> None: ...
-    def stop(self, detail: str) -> Deferred[None]: ...
-    def reload(self, config: Config) -> None: ...
-    def progress(self, now: float) -> str | None: ...
-    def kick_all(self) -> None: ...
-    def network_changed(self) -> None: ...
-    def summary(self) -> tuple[int, list[str]]: ...
+    def summary(self) -> tuple[int, list[str]]:
+        """Return how many links are up, and the peers of those that are not."""
+
+    def kick_all(self) -> None:
+        """Every dialer tries again at once."""
 
 
 class Daemon:
@@ -68,8 +68,6 @@ class Daemon:
     Args:
         config: What is in force.
         paths: Finds the configuration's files again at a reload.
-        node: The node.
-        parts: The API and, where peers dial us, the listener.
         reactor: Twisted's.
         manager: The service manager.
 
@@ -81,42 +79,41 @@ class Daemon:
         self,
         config: Config,
         paths: Callable[[], Sequence[Path]],
-        node: Heart,
-        parts: Sequence[Part],
         reactor: Any,
         manager: ServiceManager,
     ) -> None:
         self.config = config
         self.code = 0
         self._paths = paths
-        self._node = node
-        self._parts = parts
         self._reactor = reactor
         self._manager = manager
+        self._parts: Assembled | None = None
         self._began = reactor.seconds()
         self._expected = 0.0
         self._stopping = False
         self._loops: list[LoopingCall] = []
 
-    def start(self) -> None:
-        """Listen everywhere, begin all links, and say READY; a part that can't listen ends the run."""
+    def start(self, parts: Assembled) -> None:
+        """Listen everywhere, begin all links, and say READY; a socket that can't be had ends it."""
+        self._parts = parts
         try:
-            for part in self._parts:
-                part.start()
-        except net_error.CannotListenError as error:
-            self._give_up(cannot_listen(error))
+            parts.listen()
+        except (LinkdError, net_error.CannotListenError) as error:
+            message = (
+                cannot_listen(error) if isinstance(error, net_error.CannotListenError) else error
+            )
+            sys.stderr.write(f"linkd: {message}\n")
+            self.code = 1
+            self._reactor.stop()
             return
-        except LinkdError as error:
-            self._give_up(str(error))
-            return
-        self._node.start()
+        parts.start()
         self._expected = self._reactor.seconds() + _TICK
-        self._loop(_TICK, self._tick)
+        self._loop(_TICK, lambda: self._tick(parts))
         if self._manager.watchdog_interval is not None:
-            self._loop(self._manager.watchdog_interval, self._feed)
-            self._feed()
+            self._loop(self._manager.watchdog_interval, lambda: self._feed(parts))
+            self._feed(parts)
         self._manager.ready()
-        self._tell_status()
+        self._tell_status(parts)
         events.emit(
             "node.ready",
             node=self.config.node.name,
@@ -125,12 +122,6 @@ class Daemon:
         )
         gc.collect()
         gc.freeze()
-
-    def _give_up(self, message: str) -> None:
-        """End the run before it has begun."""
-        sys.stderr.write(f"linkd: {message}\n")
-        self.code = 1
-        self._reactor.stop()
 
     def _loop(self, interval: float, call: Callable[[], None]) -> None:
         """Call something again and again, on the reactor's clock."""
@@ -143,26 +134,26 @@ class Daemon:
         """A loop has failed: say so and go on without it; the watchdog's then restarts us."""
         events.emit("node.bug", where="daemon", detail=failure.getErrorMessage())
 
-    def _tick(self) -> None:
+    def _tick(self, parts: Assembled) -> None:
         """Look whether we woke late; tell the service manager how the links are."""
         now = self._reactor.seconds()
         late = now - self._expected
         self._expected = now + _TICK
         if late > LATE_SECONDS:
             events.emit("node.late", late_seconds=late)
-        self._tell_status()
+        self._tell_status(parts)
 
-    def _tell_status(self) -> None:
+    def _tell_status(self, parts: Assembled) -> None:
         """Tell the service manager how the links are, in one line."""
-        up, down = self._node.summary()
+        up, down = parts.summary()
         line = f"{up} up, {len(down)} down"
         if down:
             line += f" ({', '.join(down[:5])}{', …' if len(down) > 5 else ''})"
         self._manager.status(f"links: {line}")
 
-    def _feed(self) -> None:
+    def _feed(self, parts: Assembled) -> None:
         """Feed the watchdog, while every dialer makes progress."""
-        stuck = self._node.progress(self._reactor.seconds())
+        stuck = parts.progress(self._reactor.seconds())
         if stuck is None:
             self._manager.alive()
         else:
@@ -170,69 +161,72 @@ class Daemon:
 
     def kick(self) -> None:
         """Have every dialer try again at once."""
-        events.emit("node.kicked", reason="SIGUSR1")
-        self._node.kick_all()
+        if self._parts is not None and not self._stopping:
+            events.emit("node.kicked", reason="SIGUSR1")
+            self._parts.kick_all()
 
     def reload(self) -> None:
         """Put the changed configuration in force, or refuse it with the reason."""
-        if self._stopping:
+        parts = self._parts
+        if parts is None or self._stopping:
             return
         self._manager.reloading()
         try:
             new = checked(self._paths())
             differences = changes(self.config, new)
             config = in_force(self.config, new)
-            self._node.reload(config)
-            for part in self._parts:
-                part.reload(config)
+            parts.reload(config)
             self.config = config
         except LinkdError as error:
             events.emit("node.reload-refused", detail=str(error))
         else:
-            for change in differences:
-                if not change.live:
-                    events.emit("node.restart-needed", setting=change.key, detail=change.detail)
-            live = [str(change) for change in differences if change.live]
-            detail = "; ".join(live)[:1000] or "nothing has changed that a reload applies"
-            events.emit("node.reloaded", changes=len(live), detail=detail)
+            _tell_changes(differences)
         self._manager.ready()
-        self._tell_status()
+        self._tell_status(parts)
 
-    def stop(self, why: str) -> Deferred[None] | None:
+    def stop(self, why: str) -> None:
         """Stop cleanly: say goodbye to peers, commit what waits, then end the reactor."""
         if self._stopping:
-            return None
+            return
         self._stopping = True
         self._manager.stopping()
         events.emit("node.stopping", signal=why)
-        done: Deferred[None] = self._stop()
-        return done
-
-    @inlineCallbacks
-    def _stop(self) -> Iterator[Any]:
-        """Do what `stop` promises, within STOP_SECONDS."""
-        began = self._reactor.seconds()
-        last_call = self._reactor.callLater(STOP_SECONDS, self._end, began)
         for loop in self._loops:
             if loop.running:
                 loop.stop()
-        node = maybeDeferred(self._node.stop, "a clean stop")
-        parts = [maybeDeferred(part.stop) for part in self._parts]
-        for deferred in (node, *parts):
-            deferred.addErrback(self._bug)
-        yield DeferredList([node, *parts])
-        while open_connections(self._reactor) and last_call.active():
-            pause: Deferred[None] = Deferred()
-            self._reactor.callLater(0.02, pause.callback, None)
-            yield pause
-        if last_call.active():
-            last_call.cancel()
-            self._end(began)
+        began = self._reactor.seconds()
+        limit = self._reactor.callLater(STOP_SECONDS, self._end, began)
+        if self._parts is None:
+            self._drain(began, limit)
+            return
+        stopped = maybeDeferred(self._parts.stop, "stopped by its operator")
+        stopped.addErrback(self._bug)
+        stopped.addCallback(lambda _: self._drain(began, limit))
+
+    def _drain(self, began: float, limit: Any) -> None:
+        """End once the last connection is closed; `limit` ends it in any case."""
+        if not limit.active():
+            return
+        if open_connections(self._reactor):
+            self._reactor.callLater(0.02, self._drain, began, limit)
+            return
+        limit.cancel()
+        self._end(began)
 
     def _end(self, began: float) -> None:
         """End the reactor."""
         events.emit("node.stopped", stop_seconds=self._reactor.seconds() - began)
         self._reactor.stop()
+
+
+def _tell_changes(differences: Sequence[Change]) -> None:
+    """Say what a reload has changed, and what waits for a restart."""
+    for change in differences:
+        if not change.live:
+            events.emit("node.restart-needed", setting=change.key, detail=change.detail)
+    live = [str(change) for change in differences if change.live]
+    detail = "; ".join(live)[:1000] or "nothing has changed that a reload applies"
+    events.emit("node.reloaded", changes=len(live), detail=detail)
 
 
 def open_connections(reactor: Any) -> int:
@@ -255,7 +249,7 @@ def checked(paths: Sequence[Path]) -> Config:
 
 
 def cannot_listen(error: net_error.CannotListenError) -> str:
-    """Return what to do when an address can't be listened on."""
+    """Return what to say when an address can't be listened on."""
     where = f"{error.interface or '*'}:{error.port}"
     number = getattr(error.socketError, "errno", None)
     why = os.strerror(number) if number else str(error.socketError)
@@ -273,6 +267,7 @@ def run(path: Path | None, log_format: Format = "text", least: Level = "info") -
     Raises:
         ConfigError: The configuration or a file that it names can't be used (exit code 2).
     """
+
     def paths() -> list[Path]:
         return files(path)
 
@@ -298,13 +293,13 @@ def _run(config: Config, paths: Callable[[], Sequence[Path]], observer: Observer
 
     reactor: Any = installed
     reactor.seconds = time.monotonic
-    from linkd.assembly import assemble  # noqa: PLC0415  # its imports may look at the reactor
+    from linkd.assembly import Assembly  # noqa: PLC0415  # it loads all of linkd
 
     allow_open_files()
+    daemon = Daemon(config, paths, reactor, ServiceManager(os.environ))
     name, state = config.node.name, config.node.state_dir
     events.emit("node.starting", node=name, version=linkd.__version__, state_dir=state)
-    node, parts = assemble(config, reactor)
-    daemon = Daemon(config, paths, node, parts, reactor, ServiceManager(os.environ))
+    assembly = Assembly(config, paths()[0].parent / "linkd.d", reactor, daemon.reload)
     _on_signal(reactor, signal.SIGTERM, lambda: daemon.stop("SIGTERM"))
     _on_signal(reactor, signal.SIGINT, lambda: daemon.stop("SIGINT"))
     _on_signal(reactor, signal.SIGHUP, daemon.reload)
@@ -312,7 +307,7 @@ def _run(config: Config, paths: Callable[[], Sequence[Path]], observer: Observer
     flushing = LoopingCall(observer.flush)
     flushing.clock = reactor
     flushing.start(_FLUSH, now=False)
-    reactor.callWhenRunning(daemon.start)
+    reactor.callWhenRunning(daemon.start, assembly)
     reactor.run(installSignalHandlers=False)
     observer.flush(all=True)
     return daemon.code

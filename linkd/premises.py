@@ -32,7 +32,7 @@ def claim_state(path: str) -> int:
         status = folder.stat()
         if status.st_mode & stat.S_IWOTH:
             raise ConfigError(
-                f"node.state_dir: {path}: everyone on this machine may write to it: chmod 0700 {path}"
+                f"node.state_dir: {path}: everyone may write to it: chmod 0700 {path}"
             )
         lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What linkd tells the service manager that started it. Source: sd_notify(3), sd_watchdog_enabled(3)."""
+"""What linkd tells the service manager that started it. Source: sd_notify(3)."""
 
 from __future__ import annotations
 

@@ -242,7 +242,7 @@ class TestAddresses:
     def test_anything_is_an_address_or_a_value_error(self, text: str) -> None:
         for parse in (parse_url, parse_address):
             with (
-                pytest.raises(ValueError, match="^expected ")
+                pytest.raises(ValueError, match=r"^expected ")
                 if not _parsed(parse, text)
                 else (nullcontext())
             ):

@@ -1,0 +1,160 @@
+"""How a daemon is put together out of the node, its stores, the listener, the API and pairing."""
+
+from __future__ import annotations
+
+import random
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from twisted.internet import threads
+from twisted.internet.defer import Deferred, maybeDeferred
+
+from linkd import events
+from linkd.api import Api
+from linkd.clock import wall
+from linkd.config import Config
+from linkd.log import open_cursors, open_log
+from linkd.net.dialer import LinkDialer, Origin
+from linkd.net.listener import Listener
+from linkd.net.resolve import Resolver, look_up
+from linkd.net.tls import ServerTls
+from linkd.node import Node, Stores
+from linkd.node.driver import LinkDriver
+from linkd.outages import Outages
+from linkd.pairing import Hooks, Pairing, Renewal
+
+_LOOKUP_THREADS = 32
+"""Dead name servers and many peers must not starve the reactor's threads."""
+
+
+class Assembly:
+    """All parts of one daemon, built but not started.
+
+    Args:
+        config: What is in force.
+        folder: The directory of further configuration files, where pairing writes.
+        reactor: Twisted's.
+        reload: Reads the configuration anew, as SIGHUP does.
+
+    Raises:
+        LinkdError: The log can't be opened, or a certificate can't be used.
+    """
+
+    def __init__(
+        self, config: Config, folder: Path, reactor: Any, reload: Callable[[], None]
+    ) -> None:
+        self.config = config
+        self._reactor = reactor
+        reactor.suggestThreadPoolSize(_LOOKUP_THREADS)
+        state = Path(config.node.state_dir)
+        post = reactor.callFromThread
+        log = open_log(config.log, state, config.node.name, post, wall=wall)
+        self._cursors = open_cursors(log, state, post, wall=wall)
+        for told in (*log.told, *self._cursors.told):
+            events.emit(told.event, told.level, detail=told.detail)  # type: ignore[arg-type]
+        stores = Stores(log, self._cursors, Outages(self._cursors))
+        self._origin = Origin(
+            config.node.name, secrets.token_hex(8), reactor, Resolver(reactor, _in_thread)
+        )
+        self.node = Node(config, stores, reactor, self._make_dialer, random.Random())
+        self._tls = self._server_tls(state / "pairing")
+        hooks = Hooks(lambda: self.config, self._leaf, reload, self._revoked)
+        self.pairing = Pairing(hooks, folder, reactor.seconds, wall)
+        self._renewal = Renewal(
+            lambda: self.config, wall, threads.deferToThread, self.pairing.renew_own
+        )
+        self._listener = (
+            None
+            if config.listen is None
+            else Listener(self.node, config, reactor, self._tls, self.pairing.posts)
+        )
+        self._api = Api(self.node, config, reactor, self.pairing)
+
+    def _make_dialer(self, node: Node, driver: LinkDriver) -> LinkDialer:
+        """Make the dialing end of one link."""
+        timeout = node.config.reconnect.connect_timeout
+        return LinkDialer(driver, driver.settings, self._origin, timeout)
+
+    def _server_tls(self, pairing: Path) -> ServerTls | None:
+        """Return the listener's side of TLS, where it has one."""
+        listen = self.config.listen
+        if listen is None or listen.certificate is None:
+            return None
+        return ServerTls(listen, pairing, wall)
+
+    def _leaf(self) -> x509.Certificate | None:
+        """Return the certificate that the listener shows now."""
+        return None if self._tls is None else self._tls.leaf
+
+    def _revoked(self, name: str) -> None:
+        """A peer's certificates were taken back: newcomers are refused, and it is dropped now."""
+        if self._tls is not None:
+            self._tls.reload()
+        link = self.node.link(name)
+        if link is not None and link.connection is not None:
+            link.connection.abort("rejected", "its certificate was revoked")
+
+    def listen(self) -> None:
+        """Open all sockets.
+
+        Raises:
+            LinkdError: One can't be had.
+        """
+        self._api.listen()
+        if self._listener is not None:
+            self._listener.start()
+
+    def start(self) -> None:
+        """Begin all links, and what is looked after from time to time."""
+        self.node.start()
+        if self._tls is not None:
+            self._tls.watch(self._reactor)
+        self._renewal.start(self._reactor)
+
+    def reload(self, config: Config) -> None:
+        """Put a new configuration in force; untouched links stay up."""
+        self.config = config
+        if self._listener is not None and config.listen is not None:
+            self._listener.configure(config)
+            if self._tls is not None:
+                self._tls.configure(config.listen)
+        self.node.reload(config)
+        self._api.configure(config)
+
+    def stop(self, detail: str) -> Deferred[None]:
+        """Say goodbye, end all, commit what waits; fires once that is on disk."""
+        self._renewal.stop()
+        if self._tls is not None:
+            self._tls.stop()
+        if self._listener is not None:
+            self._listener.stop()
+        stopped = maybeDeferred(self.node.stop, detail)
+        stopped.addBoth(lambda _: maybeDeferred(self._api.stop))
+        stopped.addBoth(lambda _: self._close_cursors())
+        return stopped
+
+    def _close_cursors(self) -> Deferred[None]:
+        """Write what the cursors' file lacks."""
+        done: Deferred[None] = Deferred()
+        self._cursors.close(lambda: done.callback(None))
+        return done
+
+    def progress(self, now: float) -> str | None:
+        """Return what makes no progress, or None."""
+        return self.node.progress(now)
+
+    def summary(self) -> tuple[int, list[str]]:
+        """Return how many links are up, and the peers of those that are not."""
+        return self.node.summary()
+
+    def kick_all(self) -> None:
+        """Every dialer tries again at once."""
+        self.node.kick_all()
+
+
+def _in_thread(host: str) -> Deferred[list[str]]:
+    """Look a name up in a thread."""
+    return threads.deferToThread(look_up, host)
