@@ -3,13 +3,13 @@
     magic 4 | crc32 | head bytes | record bytes | synced: u32 each | kind u8 | flags u8 | 0 u16
     | stamp f64 | wall f64 | head (msgpack) | records
 
-`synced` is how much of the file was durable when the frame was written: whatever a crash tears lies behind it,
+The CRC begins from the log's secret seed (0 in a segment's first frame, which carries it), so that no published
+body can pass for a frame. `synced` is how much of the file was durable when the frame was written: whatever a crash tears lies behind it,
 so a bad frame before it is damage.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from struct import Struct
 from zlib import crc32
 
@@ -19,15 +19,14 @@ from linkd.core.batch import Batch, Origin, Producer, Source
 from linkd.log.group import CursorSet, EpochOpened, Piece, Publish
 
 MAGIC = b"LkF\x01"
-HEAD, BATCH, EPOCH, CURSOR, CLOSE = 1, 2, 3, 4, 5
+HEAD, BATCH, EPOCH, CURSOR, SMALL = 1, 2, 3, 4, 5
 HAS_IDS = 1
 
 _PREFIX = Struct("<4sIIIIBBHdd")
 _BODY = Struct("<IIIBBHdd")
 _LEAD = Struct("<4sI")
 PREFIX_BYTES = _PREFIX.size
-MAX_HEAD_BYTES = 1 << 20
-MAX_RECORDS_BYTES = 1 << 30
+_MOST_BYTES = 1 << 30
 
 
 class Head(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -43,6 +42,10 @@ class Head(msgspec.Struct, array_like=True, frozen=True, gc=False):
     source: Source | None
     producer: Producer | None
     publish: Publish | None = None
+
+
+Part = tuple[int, int, bytes, bytes]
+"""Kind, flags, head and records of a frame to be."""
 
 
 class Frame(msgspec.Struct, frozen=True, gc=False):
@@ -65,7 +68,7 @@ _cursor = msgspec.msgpack.Decoder(CursorSet)
 _epoch = msgspec.msgpack.Decoder(EpochOpened)
 
 
-def piece_head(piece: Piece) -> tuple[int, int, bytes, bytes]:
+def part_of(piece: Piece) -> Part:
     """Return kind, flags, head and records of the frame of a piece."""
     batch = piece.batch
     if batch is None:
@@ -89,16 +92,15 @@ def piece_head(piece: Piece) -> tuple[int, int, bytes, bytes]:
     return BATCH, HAS_IDS if piece.has_ids else 0, head, batch.records
 
 
-def frame_prefix(
-    kind: int, flags: int, head: bytes, records: bytes, synced: int, stamp: float, wall: float
-) -> bytes:
+def frame_prefix(part: Part, synced: int, stamp: float, wall: float, seed: int = 0) -> bytes:
     """Return the prefix of a frame; `head` and `records` follow it."""
+    kind, flags, head, records = part
     body = _BODY.pack(len(head), len(records), synced, kind, flags, 0, stamp, wall)
-    crc = crc32(records, crc32(head, crc32(body)))
+    crc = crc32(records, crc32(head, crc32(body, seed)))
     return _LEAD.pack(MAGIC, crc) + body
 
 
-def frame_at(buffer: memoryview | bytes, at: int, base: int = 0) -> Frame | None:
+def frame_at(buffer: memoryview | bytes, at: int, base: int = 0, seed: int = 0) -> Frame | None:
     """Return the frame that begins at `at` in `buffer`, which lies at `base` in its file; None if none does."""
     if at + PREFIX_BYTES > len(buffer):
         return None
@@ -107,7 +109,10 @@ def frame_at(buffer: memoryview | bytes, at: int, base: int = 0) -> Frame | None
         return None
     body = at + PREFIX_BYTES
     end = body + head + records
-    if end > len(buffer) or crc32(buffer[at + 8 : end]) != crc:
+    if (
+        end > len(buffer)
+        or crc32(buffer[at + 8 : end], 0 if kind in (HEAD, SMALL) else seed) != crc
+    ):
         return None
     return Frame(
         base + at,
@@ -127,17 +132,10 @@ def frame_size(buffer: memoryview | bytes, at: int) -> int | None:
     if at + PREFIX_BYTES > len(buffer):
         return None
     magic, _, head, records, *_ = _PREFIX.unpack_from(buffer, at)
-    if magic != MAGIC or head > MAX_RECORDS_BYTES or records > MAX_RECORDS_BYTES:
+    if magic != MAGIC or head > _MOST_BYTES or records > _MOST_BYTES:
         return None
     size: int = PREFIX_BYTES + head + records
     return size
-
-
-def frames(buffer: memoryview | bytes, at: int = 0, base: int = 0) -> Iterator[Frame]:
-    """Yield the frames from `at` on, up to the first that is none."""
-    while (frame := frame_at(buffer, at, base)) is not None:
-        yield frame
-        at = frame.end - base
 
 
 def batch_of(frame: Frame, node: str, log: str) -> tuple[Batch, Publish | None]:

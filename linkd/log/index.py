@@ -11,6 +11,8 @@ from linkd.core.batch import Batch
 
 BLOCK_BYTES = 512 * 1024
 FORMAT = 1
+NEEDS = "0.1"
+"""The linkd version that reads this format."""
 
 
 class Block(msgspec.Struct, array_like=True, gc=False):
@@ -43,6 +45,8 @@ class SegmentHead(msgspec.Struct, array_like=True, frozen=True):
         first: The offset that its first record gets at least.
         previous: The number of the segment before, 0 if none.
         previous_size: How much of that one counts.
+        seed: The log's secret start of CRCs.
+        salvaged: It was put together from what was readable; all of it counts.
     """
 
     format: int
@@ -53,6 +57,8 @@ class SegmentHead(msgspec.Struct, array_like=True, frozen=True):
     first: int
     previous: int
     previous_size: int
+    seed: int
+    salvaged: bool = False
 
 
 class Index(msgspec.Struct, array_like=True):

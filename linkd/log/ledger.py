@@ -19,6 +19,10 @@ from linkd.log.state import Place, State, follows, moved, placed
 from linkd.log.tail import Tail
 
 
+GROUP_BYTES = 8 * 1024 * 1024
+"""About the most that one commit takes."""
+
+
 def new_token(rng: Random) -> str:
     """Return a random id for a log or an epoch."""
     return f"{rng.getrandbits(64):016x}"
@@ -45,6 +49,7 @@ class Ledger:
         self._grouping = Grouping(node, state, ids)
         self._waiting: list[Waiting] = []
         self._waiting_bytes = 0
+        self._room = 2**62
         self._under_way: deque[Group] = deque()
         self._places: dict[str, Place | None] = {peer: state.place(peer) for peer in state.peers()}
         self._committed_places = dict(self._places)
@@ -95,8 +100,12 @@ class Ledger:
         if self._closed:
             settled(LogFull("the log is closed"))
             return
-        self._waiting.append((draft, settled))
         self._waiting_bytes += len(draft.records)
+        if self._waiting_bytes > self._room:
+            self._waiting_bytes -= len(draft.records)
+            settled(LogFull(f"the log has room for {self._room} bytes more"))
+            return
+        self._waiting.append((draft, settled))
         self._pump()
 
     def store(self, batch: Batch, settled: Settled) -> None:
@@ -108,8 +117,8 @@ class Ledger:
             settled(Appended(self.next, 0, True))
             return
         place = self._places[source.peer] = moved(place, source)
-        self._queue(Stored(batch, place), settled)
         self._waiting_bytes += len(batch.records)
+        self._queue(Stored(batch, place), settled)
 
     def set_cursor(self, peer: str, cursor: Cursor | None, settled: Settled) -> None:
         """Replace a peer's cursor, or forget it."""
@@ -129,10 +138,28 @@ class Ledger:
 
     def _make_group(self) -> Group:
         """Make a group of all that waits."""
-        waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
+        waiting, self._waiting = self._waiting, []
+        if self._waiting_bytes > GROUP_BYTES:
+            self._waiting_bytes -= self._put_off(waiting)
+        else:
+            self._waiting_bytes = 0
         group = self._grouping.make(waiting, self.clock())
         self._under_way.append(group)
         return group
+
+    def _put_off(self, waiting: list[Waiting]) -> int:
+        """Let what is too much for one group wait on; return the bytes that go."""
+        size = 0
+        for number, (item, _) in enumerate(waiting):
+            if isinstance(item, Draft):
+                size += len(item.records)
+            elif isinstance(item, Stored):
+                size += len(item.batch.records)
+            if size >= GROUP_BYTES:
+                self._waiting = waiting[number + 1 :]
+                del waiting[number + 1 :]
+                break
+        return size
 
     def _committed(self, group: Group) -> None:
         """The oldest group under way is on disk: keep its batches at hand, answer, tell who follows."""

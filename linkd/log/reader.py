@@ -6,15 +6,16 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 
 import msgspec
 
 from linkd.core.batch import Batch
+from linkd.log.files import Files
 from linkd.log.frame import BATCH, Frame, batch_of, frame_at, frame_size, head_of
 from linkd.log.group import Post
-from linkd.log.index import Index
 
 _CHUNK_BYTES = 1 << 20
 _MOST_HINTS = 512
@@ -26,14 +27,14 @@ class Damage(Exception):
     Args:
         path: The file.
         at: Where.
+        foreign: It is a segment of another log, or another segment.
     """
 
-    def __init__(self, path: Path, at: int) -> None:
+    def __init__(self, path: Path, at: int, foreign: bool = False) -> None:
         super().__init__(f"{path}: no frame at byte {at}")
         self.path = path
         self.at = at
-        self.index: Index | None = None
-        self.last: Frame | None = None
+        self.foreign = foreign
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -50,10 +51,12 @@ class Reader:
     """Does slow work in order, off the reactor's thread.
 
     Args:
+        seed: The log's, for CRCs.
         post: Brings a call into the reactor's thread.
     """
 
-    def __init__(self, post: Post) -> None:
+    def __init__(self, seed: int, post: Post) -> None:
+        self._seed = seed
         self._post = post
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._hints: OrderedDict[int, tuple[Path, int]] = OrderedDict()
@@ -70,6 +73,15 @@ class Reader:
 
     def work(self, job: Callable[[], None]) -> None:
         """Do a job behind all others."""
+        self._queue.put(job)
+
+    def delete(self, files: Files, path: Path) -> None:
+        """Delete a file, if it is there."""
+
+        def job() -> None:
+            with suppress(OSError):
+                files.unlink(path)
+
         self._queue.put(job)
 
     def fetch(
@@ -104,7 +116,7 @@ class Reader:
             at = hint[1]
         taken: list[Batch] = []
         size, expected = 0, position
-        for frame in walk(place.path, at, place.size, max(_CHUNK_BYTES, max_bytes)):
+        for frame in walk(place.path, at, place.size, self._seed):
             if frame.kind == BATCH:
                 head = head_of(frame)
                 if head.count and head.offset + head.count > position:
@@ -126,7 +138,7 @@ class Reader:
             job()
 
 
-def walk(path: Path, at: int, size: int, chunk_bytes: int = _CHUNK_BYTES) -> Iterator[Frame]:
+def walk(path: Path, at: int, size: int, seed: int) -> Iterator[Frame]:
     """Yield the frames of the first `size` bytes of a file, from `at` on.
 
     Raises:
@@ -136,13 +148,13 @@ def walk(path: Path, at: int, size: int, chunk_bytes: int = _CHUNK_BYTES) -> Ite
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         while at < size:
-            wanted = min(chunk_bytes, size - at)
+            wanted = min(_CHUNK_BYTES, size - at)
             buffer = os.pread(fd, wanted, at)
             head = frame_size(buffer, 0)
             if head is not None and wanted < head <= size - at:
                 buffer = os.pread(fd, head, at)
             view, base, inside = memoryview(buffer), at, 0
-            while (frame := frame_at(view, inside, base)) is not None:
+            while (frame := frame_at(view, inside, base, seed)) is not None:
                 yield frame
                 inside = frame.end - base
                 at = frame.end

@@ -2,236 +2,197 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
-from linkd.errors import LogDamaged, StateTooNew
+from linkd.errors import LogDamaged
+from linkd.log.damage import Ward, good_frames
 from linkd.log.engine import Told
 from linkd.log.files import Files
-from linkd.log.frame import (
-    BATCH,
-    CURSOR,
-    EPOCH,
-    HAS_IDS,
-    HEAD,
-    MAGIC,
-    Frame,
-    batch_of,
-    change_of,
-    frame_at,
-    frame_size,
-)
-from linkd.log.group import EpochOpened
-from linkd.log.index import FORMAT, Index, SegmentHead, index_path, segment_path
-from linkd.log.reader import Damage, walk
+from linkd.log.frame import Frame
+from linkd.log.identity import Identity, load_identity, save_identity
+from linkd.log.index import Index, SegmentHead, segment_path
+from linkd.log.lock import not_ours
+from linkd.log.reader import Damage
+from linkd.log.scan import numbers, read_head, scan
+from linkd.log.seal import load_index
 from linkd.log.state import Snapshot, State
 
-_HEAD_CHUNK = 65_536
+JUMP = 1 << 24
+"""How far above all known offsets an epoch opens where the log's end was lost: more than a segment holds."""
 
-_head = msgspec.msgpack.Decoder(SegmentHead)
+_MOST_REPAIRS = 10_000
+
 _snapshot = msgspec.msgpack.Decoder(Snapshot)
-_index = msgspec.msgpack.Decoder(Index)
+
+Heads = dict[int, tuple[SegmentHead, Frame]]
 
 
 class Found(msgspec.Struct):
     """A log as it was found.
 
     Attributes:
-        state: None where there is no log yet.
+        identity: Who it is; None where there is no log yet.
+        state: As of its last frame.
+        snapshot: What the last segment opens with; None where there is none.
         segments: Oldest first.
         stamp: The log's clock at the last frame.
-        wall: Unix seconds then.
+        wall: Unix seconds then; None where there is none.
         told: What the operator must hear of.
-        jump: The next epoch must open far above all that is known.
     """
 
-    state: State | None
-    snapshot: Snapshot | None
-    segments: list[Index]
-    stamp: float
-    wall: float
-    told: list[Told]
-    jump: bool = False
+    identity: Identity | None
+    state: State | None = None
+    snapshot: Snapshot | None = None
+    segments: list[Index] = msgspec.field(default_factory=list)
+    stamp: float = 0.0
+    wall: float | None = None
+    told: list[Told] = msgspec.field(default_factory=list)
 
 
-def read_head(path: Path) -> tuple[SegmentHead, Frame]:
-    """Return what opens a segment.
-
-    Raises:
-        Damage: Nothing readable does.
-        StateTooNew: It was written by a newer linkd.
-        OSError: It can't be read.
-    """
-    with path.open("rb") as file:
-        buffer = file.read(_HEAD_CHUNK)
-        size = frame_size(buffer, 0)
-        if size is not None and len(buffer) < size <= path.stat().st_size:
-            buffer += file.read(size - len(buffer))
-    frame = frame_at(buffer, 0)
-    if frame is None or frame.kind != HEAD:
-        raise Damage(path, 0)
-    version, needs = msgspec.msgpack.decode(frame.head)[:2]
-    if version > FORMAT:
-        raise StateTooNew(
-            f"{path} was written by a newer linkd (format {version}, this one reads {FORMAT}):"
-            f" linkd {needs} or later is needed"
-        )
-    return _head.decode(frame.head), frame
-
-
-def numbers(folder: Path) -> list[int]:
-    """Return the numbers of the segment files in a folder, in order."""
-    return sorted(
-        int(name[:-4])
-        for name in os.listdir(folder)
-        if name.endswith(".log") and len(name) == 16 and name[:-4].isdigit()
-    )
-
-
-def load_index(folder: Path, number: int, size: int) -> Index | None:
-    """Return the index of a sealed segment of `size` bytes, or None if there is none that fits."""
-    try:
-        raw = index_path(folder, number).read_bytes()
-    except OSError:
-        return None
-    frame = frame_at(raw, 0)
-    if frame is None:
-        return None
-    try:
-        index = _index.decode(frame.head)
-    except msgspec.DecodeError:
-        return None
-    return index if index.number == number and index.size <= size else None
-
-
-def scan(path: Path, head: SegmentHead, size: int, state: State | None) -> tuple[Index, Frame]:
-    """Return the index of a segment's first `size` bytes and its last frame; fold the frames into `state`.
+def recover(folder: Path, files: Files, wall: Callable[[], float]) -> Found:
+    """Find the log in `folder`, heal the end of its last segment, and mend what is damaged.
 
     Raises:
-        Damage: At the first bad frame.
-    """
-    index = Index(head.number, head.log, head.node, head.first, head.first, 0, 0.0, False, [])
-    last: Frame | None = None
-    try:
-        for frame in walk(path, 0, size):
-            _fold(frame, index, state)
-            index.size, last = frame.end, frame
-    except Damage as damage:
-        damage.index, damage.last = index, last
-        raise
-    if last is None:
-        raise Damage(path, 0)
-    return index, last
-
-
-def _fold(frame: Frame, index: Index, state: State | None) -> None:
-    """Count a frame in."""
-    index.stamp = frame.stamp
-    if frame.kind == BATCH:
-        batch, _ = batch_of(frame, index.node, index.log)
-        if batch.count:
-            index.add(batch, frame.at, bool(frame.flags & HAS_IDS))
-        if state is not None:
-            state.replay(batch)
-    elif state is not None and frame.kind in (CURSOR, EPOCH):
-        change = change_of(frame)
-        if isinstance(change, EpochOpened):
-            state.open_epoch(change.epoch, change.first)
-        else:
-            state.put(change.peer, change.place)
-
-
-def recover(folder: Path, files: Files) -> Found:
-    """Find the log in `folder`, and heal the end of its last segment.
-
-    Raises:
-        LogDamaged: A file can't be read; the message says what to do.
+        LogDamaged: A file can't be read or mended; the message says what to do.
         StateTooNew: It was written by a newer linkd.
     """
-    present = numbers(folder)
-    told: list[Told] = []
-    segments: list[Index] = []
-    found = Found(None, None, segments, 0.0, 0.0, told)
-    heads: dict[int, tuple[SegmentHead, Frame]] = {}
     try:
-        while present:
+        identity = load_identity(folder) or _guess(folder)
+        if identity is None:
+            return Found(None)
+        ward = Ward(folder, files, identity, wall)
+        for _ in range(_MOST_REPAIRS):
             try:
-                heads[present[-1]] = read_head(segment_path(folder, present[-1]))
-                break
-            except Damage:
-                path = segment_path(folder, present[-1])
-                if not _settled_beyond(path, 0):
-                    files.unlink(path)
-                    present.pop()
-                    continue
-                raise
-        if not present:
-            return found
-        for number in present[:-1]:
-            heads[number] = read_head(segment_path(folder, number))
-        for number, after in zip(present[:-1], present[1:], strict=True):
-            size = heads[after][0].previous_size
-            path = segment_path(folder, number)
-            index = load_index(folder, number, size)
-            if index is None:
-                index, _ = scan(path, heads[number][0], size, None)
-            segments.append(index)
-        _last(folder, files, present[-1], heads[present[-1]], found)
-    except Damage as damage:
-        raise LogDamaged(str(damage)) from None
+                found = _find(folder, files, ward)
+            except Damage as damage:
+                ward.mend(damage)
+            else:
+                return _settled(folder, files, ward, found)
     except OSError as error:
-        raise LogDamaged(f"{error.filename}: {error.strerror}") from None
+        raise LogDamaged(not_ours(error, folder)) from None
+    raise LogDamaged(f"{folder} could not be mended: move it away, and start with an empty log")
+
+
+def _guess(folder: Path) -> Identity | None:
+    """Return who the log is by its segments, where its own file says nothing."""
+    votes: dict[tuple[str, int], int] = {}
+    for number in numbers(folder):
+        try:
+            head, _ = read_head(segment_path(folder, number))
+        except Damage:
+            continue
+        votes[head.log, head.seed] = votes.get((head.log, head.seed), 0) + 1
+    if not votes:
+        return None
+    log, seed = max(votes, key=lambda key: votes[key])
+    return Identity(log, seed, 0, 1)
+
+
+def _find(folder: Path, files: Files, ward: Ward) -> Found:
+    """Read all segments' heads and indexes, and the last one whole.
+
+    Raises:
+        Damage: Something must be mended first.
+    """
+    identity = ward.identity
+    found = Found(identity, told=ward.told)
+    heads = _heads(folder, files, ward)
+    if not heads:
+        return found
+    order = sorted(heads)
+    for number, after in zip(order[:-1], order[1:], strict=True):
+        head, path = heads[number][0], segment_path(folder, number)
+        size = path.stat().st_size
+        if not head.salvaged and heads[after][0].previous == number:
+            counts = heads[after][0].previous_size
+            if size < counts:
+                raise Damage(path, size)
+            size = counts
+        index = load_index(folder, number, identity.log)
+        if index is None or index.size != size:
+            index, _ = scan(path, head, size, None)
+        found.segments.append(index)
+        if heads[after][0].previous != number:
+            ward.missing(number, after, index.next, heads[after][0].first)
+    _last(folder, files, ward, heads[order[-1]], found)
     return found
 
 
+def _heads(folder: Path, files: Files, ward: Ward) -> Heads:
+    """Return what opens each segment.
+
+    Raises:
+        Damage: One has no head, or that of another.
+    """
+    ward.take_back_renamed()
+    heads: Heads = {}
+    present = numbers(folder)
+    for number in present:
+        path = segment_path(folder, number)
+        try:
+            head, frame = read_head(path)
+        except Damage:
+            if number == present[-1] and not good_frames(path, ward.identity.seed):
+                files.unlink(path)
+                continue
+            raise
+        if head.log != ward.identity.log or head.number != number:
+            raise Damage(path, 0, foreign=True)
+        heads[number] = (head, frame)
+    return heads
+
+
 def _last(
-    folder: Path, files: Files, number: int, head: tuple[SegmentHead, Frame], found: Found
+    folder: Path, files: Files, ward: Ward, opened: tuple[SegmentHead, Frame], found: Found
 ) -> None:
     """Fold the last segment, and cut what a crash left at its end."""
-    path = segment_path(folder, number)
-    size = path.stat().st_size
-    found.snapshot = _snapshot.decode(head[1].records)
+    head, frame = opened
+    path = segment_path(folder, head.number)
+    found.snapshot = _snapshot.decode(frame.records)
     state = State.restored(found.snapshot)
+    size = path.stat().st_size
     try:
-        index, last = scan(path, head[0], size, state)
+        index, last = scan(path, head, size, state)
     except Damage as damage:
-        if damage.index is None or damage.last is None:
+        at = damage.at
+        if any(good.synced > at for good in good_frames(path, head.seed, at)):
             raise
-        index, last = damage.index, damage.last
-        if _settled_beyond(path, index.size):
-            raise
+        state = State.restored(found.snapshot)
+        index, last = scan(path, head, at, state)
+    if index.size < size:
         fd = files.open(path)
         try:
             files.truncate(fd, index.size)
             files.sync(fd)
         finally:
             files.close(fd)
-        found.told.append(
+        ward.told.append(
             Told(
                 "warn",
                 "log.repaired",
-                f"{path}: the last {size - index.size} bytes were a write that a crash broke off and were cut;"
-                f" offset {state.next} comes next",
+                f"{path}: the last {size - index.size} bytes were a write that a crash broke off"
+                f" and were cut; the next offset is {state.next}",
             )
         )
     state.undo = []
-    found.state = state
+    found.state, found.stamp, found.wall = state, last.stamp, last.wall
     found.segments.append(index)
-    found.stamp, found.wall = last.stamp, last.wall
 
 
-def _settled_beyond(path: Path, at: int) -> bool:
-    """Tell whether a good frame behind `at` says that the file was durable beyond it."""
-    buffer = path.read_bytes()
-    view, bad = memoryview(buffer), at
-    while (at := buffer.find(MAGIC, at)) >= 0:
-        frame = frame_at(view, at)
-        if frame is None:
-            at += 1
-        elif frame.synced > bad:
-            return True
-        else:
-            at = frame.end
-    return False
+def _settled(folder: Path, files: Files, ward: Ward, found: Found) -> Found:
+    """Note durably from where on offsets may be given out; return what was found."""
+    identity = ward.identity
+    last = found.segments[-1].number if found.segments else 0
+    known = max(identity.next, found.state.next if found.state is not None else 1)
+    if last < identity.number:
+        ward.missing(last, identity.number + 1, found.state.next if found.state else 1, None)
+    first = known + JUMP if ward.jump else identity.next
+    found.identity = Identity(identity.log, identity.seed, last, first)
+    if found.state is None:
+        found.state = State(identity.log)
+    if found.identity != load_identity(folder):
+        save_identity(files, folder, found.identity)
+    return found

@@ -12,12 +12,9 @@ from queue import Empty, SimpleQueue
 import msgspec
 
 from linkd.log.files import Files
-from linkd.log.frame import frame_prefix
+from linkd.log.frame import HEAD, Part, frame_prefix
 from linkd.log.group import Group, Post
 from linkd.log.index import Index
-
-Part = tuple[int, int, bytes, bytes]
-"""Kind, flags, head and records of a frame."""
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -67,6 +64,7 @@ class Writer:
     Args:
         files: The disk.
         folder: Where the segments lie.
+        seed: The log's, for CRCs.
         post: Brings a call into the reactor's thread.
         report: Called there with what became of the jobs; with None when nothing came for `tick` seconds.
     """
@@ -75,12 +73,14 @@ class Writer:
         self,
         files: Files,
         folder: Path,
+        seed: int,
         post: Post,
         report: Callable[[Written | Failed | None], None],
     ) -> None:
         self.tick = 1.0
         self._files = files
         self._folder = folder
+        self._seed = seed
         self._post = post
         self._report = report
         self._queue: SimpleQueue[Job | None] = SimpleQueue()
@@ -159,9 +159,10 @@ class Writer:
         synced = self._size
         for job in jobs:
             stamp, wall = job.group.stamp, job.wall
-            for kind, flags, head, records in job.parts:
-                prefix = frame_prefix(kind, flags, head, records, synced, stamp, wall)
-                buffers += (prefix, head, records)
+            for part in job.parts:
+                seed = 0 if part[0] == HEAD else self._seed
+                prefix = frame_prefix(part, synced, stamp, wall, seed)
+                buffers += (prefix, part[2], part[3])
         self._files.write(self._fd, synced, buffers)
         self._files.sync(self._fd)
         if creates is not None:

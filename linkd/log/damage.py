@@ -1,0 +1,213 @@
+"""Quarantine: a bad file is set aside, what is readable of it goes on under its name, and the loss is stated."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from linkd.log.engine import Told
+from linkd.log.files import Files
+from linkd.log.frame import BATCH, HEAD, MAGIC, Frame, frame_at, frame_prefix, head_of
+from linkd.log.identity import Identity
+from linkd.log.index import FORMAT, NEEDS, SegmentHead, index_path, segment_path
+from linkd.log.reader import Damage
+from linkd.log.scan import numbers, read_head, scan
+from linkd.log.seal import ids_path
+from linkd.log.state import Snapshot, State
+
+_snapshot = msgspec.msgpack.Decoder(Snapshot)
+
+
+def good_frames(path: Path, seed: int, at: int = 0) -> list[Frame]:
+    """Return all frames of a file from `at` on that are whole, whatever lies between them."""
+    return list(_good_frames(path.read_bytes(), seed, at))
+
+
+def _good_frames(buffer: bytes, seed: int, at: int) -> Iterator[Frame]:
+    view = memoryview(buffer)
+    while (at := buffer.find(MAGIC, at)) >= 0:
+        frame = frame_at(view, at, 0, seed)
+        if frame is None:
+            at += 1
+        else:
+            yield frame
+            at = frame.end
+
+
+class Ward:
+    """Mends a log's folder, one file at a time.
+
+    Args:
+        folder: Where the segments lie.
+        files: The disk.
+        identity: Who the log is.
+        wall: Unix seconds.
+
+    Attributes:
+        told: What the operator must hear of.
+        jump: The log's end was lost: the next epoch must open far above all that is known.
+    """
+
+    def __init__(
+        self, folder: Path, files: Files, identity: Identity, wall: Callable[[], float]
+    ) -> None:
+        self.identity = identity
+        self.told: list[Told] = []
+        self.jump = False
+        self._folder = folder
+        self._files = files
+        self._wall = wall
+
+    def mend(self, damage: Damage) -> None:
+        """Set a bad file aside and go on with what is readable of it.
+
+        Raises:
+            OSError: The disk refuses.
+        """
+        path = damage.path
+        number = int(path.stem)
+        last = number == numbers(self._folder)[-1]
+        if damage.foreign:
+            aside = self._set_aside(path)
+            self._say(f"{path} belongs to another log, or has another's name; set aside as {aside}")
+            return
+        frames = good_frames(path, self.identity.seed)
+        batches = [frame for frame in frames if frame.kind == BATCH]
+        head, snapshot = self._head(number, frames)
+        aside = self._set_aside(path)
+        if batches or frames[:1] != [] or last:
+            self._write(path, head, snapshot, [frame for frame in frames if frame.kind != HEAD])
+        self.jump = self.jump or last
+        holes, end = _holes(head.first, batches)
+        if last:
+            holes.append(f"all from {end} on that were there")
+        else:
+            after = read_head(segment_path(self._folder, self._after(number)))[0].first
+            if after > end:
+                holes.append(f"{end} to {after - 1}")
+        lost = ", ".join(holes) or "none"
+        self._say(
+            f"{path} is damaged at byte {damage.at} and was set aside as {aside}; what is readable"
+            f" is kept; offsets lost: {lost}. Keep that file for an examination, check the disk"
+        )
+
+    def missing(self, before: int, after: int, next: int, first: int | None) -> None:
+        """Say that the segments between two numbers are gone, and with them offsets from `next` up to `first`."""
+        names = ", ".join(segment_path(self._folder, n).name for n in range(before + 1, after)[:3])
+        if first is None:
+            self.jump = True
+            lost = f"all from {next} on that were there"
+        else:
+            lost = f"{next} to {first - 1}" if first > next else "none"
+        self._say(
+            f"{self._folder}: segments are missing ({names}); offsets lost: {lost}."
+            " Put the files back while linkd is stopped, if there is a copy"
+        )
+
+    def take_back_renamed(self) -> None:
+        """Give files of this log that were renamed their names again."""
+        present = set(numbers(self._folder))
+        for name in sorted(os.listdir(self._folder)):
+            path = self._folder / name
+            if ".damaged-" in name or name.endswith((".idx", ".ids", ".part")) or name == "lock":
+                continue
+            head = self._head_of(path) if path.is_file() else None
+            if head is None or head.number in present or path.name == "identity":
+                continue
+            right = segment_path(self._folder, head.number)
+            self._files.rename(path, right)
+            present.add(head.number)
+            self._say(f"{path} is {right.name}, and was given its name again", "warn")
+
+    def _head_of(self, path: Path) -> SegmentHead | None:
+        """Return the head of a segment of this log, or None if the file is none."""
+        try:
+            head, _ = read_head(path)
+        except Damage:
+            return None
+        return head if head.log == self.identity.log else None
+
+    def _set_aside(self, path: Path) -> str:
+        """Give a file a name that says that it is damaged; return that."""
+        aside = path.with_name(f"{path.name}.damaged-{int(self._wall())}")
+        while aside.exists():
+            aside = aside.with_name(aside.name + "x")
+        self._files.rename(path, aside)
+        for beside in (index_path, ids_path):
+            beside(self._folder, int(path.stem)).unlink(missing_ok=True)
+        return aside.name
+
+    def _after(self, number: int) -> int:
+        """Return the number of the next segment that is there."""
+        return min(other for other in numbers(self._folder) if other > number)
+
+    def _head(self, number: int, frames: list[Frame]) -> tuple[SegmentHead, bytes]:
+        """Return what the mended segment opens with: its own head and snapshot, or what can be told."""
+        if frames and frames[0].kind == HEAD and frames[0].at == 0:
+            head = msgspec.msgpack.decode(frames[0].head, type=SegmentHead)
+            return msgspec.structs.replace(head, salvaged=True), frames[0].records
+        state, previous, node = self._state_before(number)
+        identity = self.identity
+        head = SegmentHead(
+            FORMAT, NEEDS, number, identity.log, node, state.next, previous, 0, identity.seed, True
+        )
+        return head, msgspec.msgpack.encode(state.snapshot())
+
+    def _state_before(self, number: int) -> tuple[State, int, str]:
+        """Return the state at the end of the segment before, its number, and the node's name then."""
+        earlier = [other for other in numbers(self._folder) if other < number]
+        for other in reversed(earlier):
+            path = segment_path(self._folder, other)
+            try:
+                head, frame = read_head(path)
+                state = State.restored(_snapshot.decode(frame.records))
+                scan(path, head, path.stat().st_size, state)
+            except Damage:
+                continue
+            return state, other, head.node
+        return State(self.identity.log), earlier[-1] if earlier else 0, ""
+
+    def _write(self, path: Path, head: SegmentHead, snapshot: bytes, frames: list[Frame]) -> None:
+        """Write a segment of good frames."""
+        encoded = msgspec.msgpack.encode(head)
+        stamp, wall = (frames[0].stamp, frames[0].wall) if frames else (0.0, self._wall())
+        buffers = [
+            frame_prefix((HEAD, 0, encoded, snapshot), 0, stamp, wall, 0),
+            encoded,
+            snapshot,
+        ]
+        for frame in frames:
+            part = (frame.kind, frame.flags, frame.head, frame.records)
+            prefix = frame_prefix(part, 0, frame.stamp, frame.wall, self.identity.seed)
+            buffers += (prefix, frame.head, frame.records)
+        fresh = path.with_name(path.name + ".part")
+        fresh.unlink(missing_ok=True)
+        fd = self._files.open(fresh, create=True)
+        try:
+            self._files.write(fd, 0, buffers)
+            self._files.sync(fd)
+        finally:
+            self._files.close(fd)
+        self._files.rename(fresh, path)
+        self._files.sync_dir(self._folder)
+
+    def _say(self, detail: str, level: str = "error") -> None:
+        """Tell the operator, once."""
+        told = Told(level, "log.damaged", detail)
+        if told not in self.told:
+            self.told.append(told)
+
+
+def _holes(first: int, frames: list[Frame]) -> tuple[list[str], int]:
+    """Return which offsets are missing between frames of batches, and the offset behind the last."""
+    holes, expected = [], first
+    for frame in frames:
+        head = head_of(frame)
+        if head.count:
+            if head.offset > expected:
+                holes.append(f"{expected} to {head.offset - 1}")
+            expected = head.offset + head.count
+    return holes, expected

@@ -1,0 +1,119 @@
+"""Reading a segment from one end to the other."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from linkd.errors import StateTooNew
+from linkd.log.frame import (
+    BATCH,
+    CURSOR,
+    EPOCH,
+    HAS_IDS,
+    HEAD,
+    Frame,
+    batch_of,
+    change_of,
+    frame_at,
+    frame_size,
+)
+from linkd.log.group import EpochOpened, Publish
+from linkd.log.index import FORMAT, Index, SegmentHead
+from linkd.log.reader import Damage, walk
+from linkd.log.state import State
+
+_HEAD_CHUNK = 65_536
+_NAME_LENGTH = 16
+
+_head = msgspec.msgpack.Decoder(SegmentHead)
+
+
+def numbers(folder: Path) -> list[int]:
+    """Return the numbers of the segment files in a folder, in order."""
+    return sorted(
+        int(name[:-4])
+        for name in os.listdir(folder)
+        if name.endswith(".log") and len(name) == _NAME_LENGTH and name[:-4].isdigit()
+    )
+
+
+def read_head(path: Path) -> tuple[SegmentHead, Frame]:
+    """Return what opens a segment.
+
+    Raises:
+        Damage: Nothing readable does.
+        StateTooNew: It was written by a newer linkd.
+        OSError: It can't be read.
+    """
+    with path.open("rb") as file:
+        buffer = file.read(_HEAD_CHUNK)
+        size = frame_size(buffer, 0)
+        if size is not None and len(buffer) < size <= os.fstat(file.fileno()).st_size:
+            buffer += file.read(size - len(buffer))
+    frame = frame_at(buffer, 0)
+    if frame is None or frame.kind != HEAD:
+        raise Damage(path, 0)
+    version, needs = msgspec.msgpack.decode(frame.head)[:2]
+    if version > FORMAT:
+        raise StateTooNew(
+            f"{path} was written by a newer linkd (format {version}, this one reads {FORMAT}):"
+            f" linkd {needs} or later is needed"
+        )
+    return _head.decode(frame.head), frame
+
+
+def scan(path: Path, head: SegmentHead, size: int, state: State | None) -> tuple[Index, Frame]:
+    """Return the index of a segment's first `size` bytes and its last frame; fold the frames into `state`.
+
+    A publish of several frames whose last is not there does not count, nor what follows it.
+
+    Raises:
+        Damage: At the first bad frame.
+    """
+    index = Index(head.number, head.log, head.node, head.first, head.first, 0, 0.0, False, [])
+    last: Frame | None = None
+    held: list[Frame] = []
+    for frame in walk(path, 0, size, head.seed):
+        held.append(frame)
+        if frame.kind == BATCH:
+            _, publish = batch_of(frame, head.node, head.log)
+            if publish is not None and not publish.last:
+                continue
+        for ready in held:
+            _fold(ready, index, state)
+        index.size, last = frame.end, frame
+        held.clear()
+    if last is None:
+        raise Damage(path, 0)
+    return index, last
+
+
+def _fold(frame: Frame, index: Index, state: State | None) -> None:
+    """Count a frame in."""
+    index.stamp = frame.stamp
+    if frame.kind == BATCH:
+        batch, publish = batch_of(frame, index.node, index.log)
+        if batch.count:
+            index.add(batch, frame.at, bool(frame.flags & HAS_IDS))
+        if state is not None:
+            state.replay(batch, _whole(publish))
+    elif state is not None:
+        fold_change(frame, state)
+
+
+def fold_change(frame: Frame, state: State) -> None:
+    """Fold a frame without a batch."""
+    if frame.kind in (CURSOR, EPOCH):
+        change = change_of(frame)
+        if isinstance(change, EpochOpened):
+            state.open_epoch(change.epoch, change.first)
+        else:
+            state.put(change.peer, change.place)
+
+
+def _whole(publish: Publish | None) -> tuple[int, int] | None:
+    """Return (first, count) of the publish that a frame is part of."""
+    return None if publish is None else (publish.first, publish.count)
