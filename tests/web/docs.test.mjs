@@ -116,10 +116,10 @@ test("a subclass", async () => {
 
 test("rxjs", async () => {
   stub.key = null;
-  const { orders } = await example("rxjs/webSocket", {}, ["orders"]);
+  const { following } = await example("rxjs/webSocket", {}, ["following"]);
   await until(() => shown.length === 1);
   assert.equal(shown[0][0].data.total, 12);
-  orders.complete();
+  following.unsubscribe();
 });
 
 test("EventSource", async () => {
