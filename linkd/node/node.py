@@ -380,6 +380,7 @@ class Node:
         )
         events.emit(
             f"link.{change.new}",
+            "info" if change.old == "stopped" else None,
             peer=driver.peer,
             generation=generation,
             old=change.old,
