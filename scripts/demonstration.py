@@ -190,6 +190,9 @@ def main() -> int:
                 return 1
     except KeyboardInterrupt:
         return 130
+    except RuntimeError as error:
+        print(f"\nVerdict: NOT as promised: a node did not start.\n{error}", file=sys.stderr)
+        return 1
     print("\nVerdict: as promised: cut noticed, link back, nothing lost, nothing twice, in order.")
     return 0
 

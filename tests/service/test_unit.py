@@ -111,10 +111,10 @@ def test_a_reload_keeps_links_and_a_bad_file_makes_it_fail(pair: Pair) -> None:
     while link(pair.hub, "third")["state"] == "absent":
         assert time.monotonic() < end, pair.hub.journal()[-3000:]
         time.sleep(0.1)
-    pair.hub.write("/etc/linkd/linkd.toml", more.replace("insecure", "unsecure"))
+    pair.hub.write("/etc/linkd/linkd.toml", more.replace("insecure", "in_secure"))
     done = pair.hub.run("systemctl", "reload", "linkd.service", check=False)
     assert done.returncode != 0
-    assert "unsecure" in pair.hub.journal()
+    assert "in_secure" in pair.hub.journal()
     time.sleep(1.0)
     assert link(pair.hub, "third")["state"] != "absent"
     assert link(pair.hub, "edge")["state"] == "up"
