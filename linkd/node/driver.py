@@ -416,16 +416,17 @@ class LinkDriver:
             ours = self.hello(connection.generation)
             connection.answer(ours)
         acked = self._around.acked_by(self.peer)
-        before = self.session.outbound.acked
-        self.session.outbound.log_next = self._log.next
+        outbound = self.session.outbound
+        before = (outbound.acked, outbound.wants)
+        outbound.log_next = self._log.next
         effects = self.session.greeted(
             Greeting(ours, theirs, acked, connection.writable), self._clock.seconds()
         )
-        if self.session.outbound.acked != before:
+        if (outbound.acked, outbound.wants) != before:
             self._recount()
         self._around.routes_changed()
         if not any(isinstance(effect, sessions.Diverged) for effect in effects):
-            owed = self._unproved = self.session.outbound.owed_records > 0
+            owed = self._unproved = outbound.owed_records > 0
             self._run(links.Resumed(connection.key, owed))
         self._perform(effects)
 

@@ -92,7 +92,7 @@ class Readers:
                 )
             self._around.tell("info", "consumer.created", consumer=name, next=start)
         else:
-            start = known.next
+            start = min(known.next, self._log.next)  # the log may have been put back
         self._store.set_consumer(Consumer(name, start, patterns, wall()))
         return start
 
