@@ -87,7 +87,8 @@ class MemoryLog(Ledger):
         for group in self._disk:
             for piece in group.pieces:
                 if piece.batch is not None:
-                    state.replay(piece.batch)
+                    whole = piece.publish
+                    state.replay(piece.batch, (whole.first, whole.count) if whole else None)
                     if piece.batch.count and piece.batch.next > self.first:
                         tail.add(piece.batch)
                 elif isinstance(piece.change, EpochOpened):

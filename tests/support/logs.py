@@ -1,0 +1,161 @@
+"""Logs under test: opened, driven and crashed the same way whatever their engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from linkd.core.batch import Batch, Draft, Origin, Producer, Record, Source, decode_records, encode_records
+from linkd.errors import LinkdError
+from linkd.log.engine import Appended
+from linkd.log.memory import MemoryLog
+from linkd.log.segments import SegmentLog, SegmentSettings
+from tests.support.turns import Turns
+
+Outcome = Appended | LinkdError
+
+
+class MemoryBench:
+    """A memory log on the bench."""
+
+    def __init__(self, path: Path) -> None:
+        self.log: Any = MemoryLog("edge", Random(1))
+
+    def until(self, true: Callable[[], object]) -> None:
+        """Nothing to wait for."""
+        assert true()
+
+    def restart(self, node: str = "edge") -> Any:
+        """Crash it and find it again."""
+        self.log = self.log.crash()
+        return self.log
+
+    def close(self) -> None:
+        """End."""
+        done: list[bool] = []
+        self.log.close(lambda: done.append(True))
+        assert done
+
+
+class SegmentBench:
+    """A segment log on the bench."""
+
+    def __init__(self, path: Path, **settings: Any) -> None:
+        self.path = path
+        self.turns = Turns()
+        self.files: Any = None
+        self.now = [1000.0]
+        self.wall = [1_700_000_000.0]
+        settings = {"segment_bytes": 1 << 20, "memory_bytes": 1 << 16} | settings
+        self.settings = SegmentSettings(**settings)
+        self.log = self.open()
+
+    def open(self, node: str = "edge") -> SegmentLog:
+        """Open it, and wait for its epoch."""
+        self.log = SegmentLog(
+            self.path,
+            node,
+            self.settings,
+            self.turns.post,
+            files=self.files,
+            rng=Random(),
+            monotonic=lambda: self.now[0],
+            wall=lambda: self.wall[0],
+        )
+        self.turns.until(lambda: not self.log._under_way or self.log.full)
+        return self.log
+
+    def until(self, true: Callable[[], object]) -> None:
+        """Wait for it."""
+        self.turns.until(true)
+
+    def restart(self, node: str = "edge") -> SegmentLog:
+        """Close it and open it again."""
+        self.close()
+        return self.open(node)
+
+    def close(self) -> None:
+        """Close it."""
+        done: list[bool] = []
+        self.log.close(lambda: done.append(True))
+        self.turns.until(lambda: done)
+
+
+def records(*bodies: bytes, ids: tuple[str, ...] = ()) -> bytes:
+    """Return encoded records."""
+    names = ids or ("",) * len(bodies)
+    return encode_records(Record(body, id=id) for body, id in zip(bodies, names, strict=True))
+
+
+def draft(*bodies: bytes, channel: str = "orders", **more: Any) -> Draft:
+    """Return a draft of records with these bodies."""
+    encoded = records(*bodies, ids=more.get("ids", ()))
+    return Draft(channel, len(bodies), encoded, more.pop("time", 1.0), **more)
+
+
+def received(
+    previous: int,
+    next: int,
+    *bodies: bytes,
+    channel: str = "orders",
+    peer: str = "hub",
+    log: str = "hublog",
+    epoch: str = "e1",
+    origin: Origin | None = None,
+) -> Batch:
+    """Return a batch as a session hands it over."""
+    source = Source(peer, log, epoch, previous, next)
+    origin = origin or Origin(peer, log, epoch, next - len(bodies))
+    return Batch(0, channel, len(bodies), records(*bodies), 1.0, origin, source=source)
+
+
+def append(bench: Any, *drafts: Draft) -> list[Outcome]:
+    """Append drafts and return what became of them, in order."""
+    got: list[Outcome] = []
+    for one in drafts:
+        bench.log.append(one, got.append)
+    bench.until(lambda: len(got) == len(drafts))
+    return got
+
+
+def store(bench: Any, *batches: Batch) -> list[Outcome]:
+    """Store batches and return what became of them."""
+    got: list[Outcome] = []
+    for one in batches:
+        bench.log.store(one, got.append)
+    bench.until(lambda: len(got) == len(batches))
+    return got
+
+
+def fetch(bench: Any, position: int, max_bytes: int = 1 << 20) -> Any:
+    """Fetch and return what came."""
+    got: list[Any] = []
+    bench.log.fetch(position, max_bytes, got.append)
+    bench.until(lambda: got)
+    return got[0]
+
+
+def everything(bench: Any, position: int | None = None) -> list[Batch]:
+    """Return all batches from `position` on, over gaps."""
+    batches: list[Batch] = []
+    at = bench.log.first if position is None else position
+    while at < bench.log.next:
+        found = fetch(bench, at)
+        if isinstance(found, list):
+            batches += found
+            at = found[-1].next
+        else:
+            at = found.first
+    return batches
+
+
+def bodies(batches: list[Batch]) -> list[bytes]:
+    """Return the bodies of all records."""
+    return [r.body for batch in batches for r in decode_records(batch.records, batch.count)]
+
+
+def numbered(name: str, sequence: int) -> Producer:
+    """Return a producer's number."""
+    return Producer(name, sequence)

@@ -1,0 +1,234 @@
+"""What every engine promises (linkd.log.engine.Log), asked of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from linkd.core.batch import MAX_BATCH_BYTES, Origin
+from linkd.core.wire import Cursor, EpochEnd
+from linkd.errors import BadRecord, Gap
+from linkd.log.engine import Appended
+from tests.support.logs import (
+    MemoryBench,
+    SegmentBench,
+    append,
+    bodies,
+    draft,
+    everything,
+    fetch,
+    numbered,
+    received,
+    store,
+)
+
+
+@pytest.fixture(params=[MemoryBench, SegmentBench])
+def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
+    one = request.param(tmp_path / "log")
+    yield one
+    one.close()
+
+
+def test_offsets_count_from_one_without_holes(bench: Any) -> None:
+    got = append(bench, draft(b"a"), draft(b"b", b"c"), draft(b"d", channel="other"))
+    assert got == [Appended(1, 1), Appended(2, 2), Appended(4, 1)]
+    assert (bench.log.first, bench.log.next) == (1, 5)
+    assert bodies(bench.log.read(1, 1 << 20)) == [b"a", b"b", b"c", b"d"]
+
+
+def test_what_is_read_carries_origin_epoch_and_stamp(bench: Any) -> None:
+    append(bench, draft(b"a", ttl=5.0, time=7.0))
+    (batch,) = bench.log.read(1, 1)
+    assert batch.origin == Origin("edge", bench.log.id, bench.log.epoch, 1)
+    assert (batch.epoch, batch.ttl, batch.time) == (bench.log.epoch, 5.0, 7.0)
+    assert batch.stamp <= bench.log.clock()
+    assert bench.log.stamp_at(1) == batch.stamp
+    assert bench.log.stamp_at(2) is None
+
+
+def test_a_read_in_the_middle_and_at_the_end(bench: Any) -> None:
+    append(bench, draft(b"a", b"b", b"c"))
+    (batch,) = bench.log.read(2, 1)
+    assert bodies([batch.from_offset(2)]) == [b"b", b"c"]
+    assert bench.log.read(4, 1) == []
+    assert bench.log.read(5, 1) == []
+
+
+def test_a_repeated_id_answers_the_first_offset(bench: Any) -> None:
+    first = append(bench, draft(b"a", ids=("x",)), draft(b"b", ids=("x",)), draft(b"c"))
+    assert first == [Appended(1, 1), Appended(1, 0, True), Appended(2, 1)]
+    assert append(bench, draft(b"d", channel="other", ids=("x",))) == [Appended(3, 1)]
+    bench.restart()
+    assert append(bench, draft(b"e", ids=("x",))) == [Appended(1, 0, True)]
+
+
+def test_of_a_publish_only_what_is_new_is_stored(bench: Any) -> None:
+    append(bench, draft(b"a", ids=("x",)))
+    got = append(bench, draft(b"a", b"b", b"c", b"d", ids=("x", "y", "", "y")))
+    assert got == [Appended(2, 2)]
+    assert bodies(everything(bench)) == [b"a", b"b", b"c"]
+
+
+def test_a_producer_is_settled_once(bench: Any) -> None:
+    p = numbered
+    got = append(bench, draft(b"a", producer=p("p", 1)), draft(b"b", b"c", producer=p("p", 2)))
+    assert got == [Appended(1, 1), Appended(2, 2)]
+    again = append(bench, draft(b"b", b"c", producer=p("p", 2)), draft(b"a", producer=p("p", 1)))
+    assert again == [Appended(2, 0, True), Appended(1, 0, True)]
+    bench.restart()
+    again = append(bench, draft(b"b", producer=p("p", 2)), draft(b"z", producer=p("p", 5)))
+    assert again == [Appended(2, 0, True), Appended(4, 1)]
+    assert append(bench, draft(b"y", producer=p("p", 4))) == [Appended(0, 0, True)]
+
+
+def test_malformed_drafts_are_refused(bench: Any) -> None:
+    got = append(
+        bench,
+        draft(b"a", b"b", ids=("x", "y")).__class__("c", 2, b"\xc0\xc0", 1.0, ids=("x",)),
+        draft(b"a", producer=numbered("p", 0)),
+        draft(b"a").__class__("c", 0, b"", 1.0),
+    )
+    assert all(isinstance(outcome, BadRecord) for outcome in got)
+    assert bench.log.next == 1
+
+
+def test_a_large_publish_is_split_and_stays_one(bench: Any) -> None:
+    got = append(
+        bench, draft(*[b"%05d" % n + bytes(1000) for n in range(200)], producer=numbered("p", 1))
+    )
+    assert got == [Appended(1, 200)]
+    batches = everything(bench)
+    assert len(batches) > 2
+    assert all(len(batch.records) <= MAX_BATCH_BYTES for batch in batches)
+    assert [int(body[:5]) for body in bodies(batches)] == list(range(200))
+    bench.restart()
+    assert append(bench, draft(b"", producer=numbered("p", 1))) == [Appended(1, 0, True)]
+
+
+def test_a_received_step_moves_the_cursor(bench: Any) -> None:
+    assert bench.log.cursor("hub") is None
+    assert store(bench, received(4, 9, b"a", b"b")) == [Appended(1, 2)]
+    assert bench.log.cursor("hub") == Cursor("hublog", (EpochEnd("e1", 9),), 9)
+    assert store(bench, received(4, 9, b"a", b"b"))[0].duplicate
+    assert store(bench, received(9, 12)) == [Appended(3, 0)]
+    assert store(bench, received(12, 14, b"c", epoch="e2")) == [Appended(3, 1)]
+    bench.restart()
+    assert bench.log.cursor("hub") == Cursor("hublog", (EpochEnd("e1", 12), EpochEnd("e2", 14)), 14)
+    assert store(bench, received(14, 15, b"d", epoch="e2")) == [Appended(4, 1)]
+    assert bodies(everything(bench)) == [b"a", b"b", b"c", b"d"]
+    assert everything(bench)[0].source is not None
+
+
+def test_steps_under_way_count(bench: Any) -> None:
+    got: list[Any] = []
+    bench.log.store(received(1, 2, b"a"), got.append)
+    bench.log.store(received(1, 2, b"a"), got.append)
+    bench.log.store(received(2, 3, b"b"), got.append)
+    assert bench.log.cursor("hub").next == 3
+    bench.until(lambda: len(got) == 3)
+    assert sum(one.count for one in got) == 2
+    assert bench.log.cursor("hub").committed == 3
+
+
+def test_a_set_cursor_takes_effect_at_once(bench: Any) -> None:
+    store(bench, received(1, 10, b"a"))
+    got: list[Any] = []
+    bench.log.set_cursor("hub", Cursor("hublog", (EpochEnd("e1", 5),), 5), got.append)
+    assert bench.log.cursor("hub").next == 5
+    bench.log.store(received(5, 6, origin=Origin("x", "x", "e", 1)), got.append)
+    bench.until(lambda: len(got) == 2)
+    bench.restart()
+    assert bench.log.cursor("hub").next == 6
+    bench.log.set_cursor("hub", None, got.append)
+    assert bench.log.cursor("hub") is None
+    bench.until(lambda: len(got) == 3)
+    bench.restart()
+    assert bench.log.cursor("hub") is None
+
+
+def test_known_records_of_an_origin_are_left_out(bench: Any) -> None:
+    far = lambda epoch, first: Origin("far", "farlog", epoch, first)  # noqa: E731 - terse
+    assert store(bench, received(1, 4, b"1", b"2", b"3", origin=far("a", 1)))[0].count == 3
+    got = store(bench, received(1, 5, b"2", b"3", b"4", peer="b", log="b", origin=far("a", 2)))
+    assert got == [Appended(4, 1)]
+    assert store(bench, received(5, 6, b"4", peer="b", log="b", origin=far("a", 4)))[0].duplicate
+    assert store(bench, received(6, 7, b"n", peer="b", log="b", origin=far("b", 2)))[0].count == 1
+    assert store(bench, received(7, 8, b"o", peer="b", log="b", origin=far("a", 9)))[0].count == 0
+    mine = Origin("edge", bench.log.id, bench.log.epoch, 1)
+    assert store(bench, received(8, 9, b"me", peer="b", log="b", origin=mine))[0].count == 0
+    assert bench.log.cursor("b").next == 9
+    bench.restart()
+    assert store(bench, received(9, 10, b"o", peer="b", log="b", origin=far("a", 9)))[0].count == 0
+    assert bodies(everything(bench)) == [b"1", b"2", b"3", b"4", b"n"]
+
+
+def test_each_start_has_its_epoch_and_empty_ones_are_left_out(bench: Any) -> None:
+    log = bench.log
+    one, first = log.id, log.epoch
+    append(bench, draft(b"a"))
+    bench.restart()
+    bench.restart()
+    log = bench.restart()
+    assert log.id == one
+    assert [(e.epoch, e.first) for e in log.epochs()] == [(first, 1), (log.epoch, 2)]
+    append(bench, draft(b"b"))
+    assert [log.epoch_below(position) for position in (1, 2, 3)] == [first, first, log.epoch]
+
+
+def test_the_clock_never_goes_back(bench: Any) -> None:
+    before = bench.log.clock()
+    bench.restart()
+    assert bench.log.clock() >= before
+
+
+def test_owed_counts_by_channel(bench: Any) -> None:
+    append(bench, draft(b"a", b"b"), draft(b"c", channel="x"), draft(b"d"))
+    size = len(draft(b"a").records)
+    assert bench.log.owed(1) == {"orders": (3, 3 * size), "x": (1, size)}
+    assert bench.log.owed(2) == {"orders": (2, 2 * size), "x": (1, size)}
+    assert bench.log.owed(5) == {}
+
+
+def test_locate_finds_by_time(bench: Any) -> None:
+    append(bench, draft(b"a", time=10.0), draft(b"b", time=20.0, channel="x"))
+    assert [bench.log.locate(at) for at in (5.0, 10.0, 15.0, 25.0)] == [1, 1, 2, 3]
+
+
+def test_who_follows_is_told_after_the_appends(bench: Any) -> None:
+    order: list[Any] = []
+    bench.log.on_commit.append(order.append)
+    bench.log.append(draft(b"a"), lambda outcome: order.append(outcome.offset))
+    bench.until(lambda: len(order) == 2)
+    assert order == [1, 2]
+
+
+def test_what_was_trimmed_is_a_gap(bench: Any) -> None:
+    append(bench, draft(b"a"), draft(b"b", channel="x"))
+    told: list[int] = []
+    bench.log.on_trim.append(told.append)
+    assert bench.log.trim(3) == 2
+    bench.until(lambda: told)
+    assert (bench.log.first, told) == (3, [3])
+    with pytest.raises(Gap) as gap:
+        bench.log.read(1, 1)
+    assert (gap.value.wanted, gap.value.first) == (1, 3)
+    assert isinstance(fetch(bench, 2), Gap)
+    append(bench, draft(b"c"))
+    bench.restart()
+    assert bench.log.first == 3
+    assert bodies(everything(bench)) == [b"c"]
+
+
+def test_nothing_is_taken_after_close(bench: Any) -> None:
+    bench.close()
+    got: list[Any] = []
+    bench.log.append(draft(b"a"), got.append)
+    bench.log.set_cursor("hub", None, got.append)
+    assert all(isinstance(one, Exception) for one in got)
+    assert len(got) == 2
+    if isinstance(bench, SegmentBench):
+        bench.open()
