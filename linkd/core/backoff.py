@@ -46,8 +46,8 @@ class Bounds(Protocol):
 class Backoff:
     """The delays of one dialer.
 
-    A round is one failed attempt for every URL; within a round the next URL comes at once, behind it the
-    least of the delays that its failures ask for.
+    A round is one failed attempt for every URL; within a round the next URL comes at once,
+    behind it the least of the delays that its failures ask for.
 
     Args:
         bounds: The settings.
@@ -69,7 +69,7 @@ class Backoff:
         self._round = []
 
     def lost(self, silent: bool, stable: bool) -> float:
-        """Return the delay after a connection that was greeted: 0 after silence, up to 1 s after a close.
+        """Return the delay after a greeted connection: 0 after silence, up to 1 s after a close.
 
         Args:
             silent: It was given up for silence; else it was closed, reset or taken over.
@@ -95,7 +95,7 @@ class Backoff:
         return delay
 
     def busy(self, retry_after: float) -> float:
-        """Return the delay after a peer said when to come back: at least that, at most twice that."""
+        """Return the delay after a peer said when to come back: that, up to twice that."""
         return min(retry_after, MAX_RETRY_AFTER) * (1 + self._random.random())
 
     def rejected(self) -> float:

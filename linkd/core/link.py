@@ -1,7 +1,7 @@
-"""The life of a link: which connection is its own, what state people see, when the dialer tries again.
+"""The life of a link: which connection is its own, its state, when the dialer tries again.
 
-Pure: inputs and `now` go in, effects come out. The driver performs the effects in their order and calls
-`handle(Wake(), now)` at `deadline`.
+Pure: inputs and `now` go in, effects come out. The driver performs the effects in their order and
+calls `handle(Wake(), now)` at `deadline`.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ IGNORED: Final[frozenset[tuple[LinkState, Kind]]] = frozenset(
     + [(state, kind) for state in _CONNECTED for kind in _ATTEMPT]
     # Stopping and attempts cross; a stopped link stays so.
     + [("stopped", kind) for kind in ("stop", *_ATTEMPT)]
-    # One attempt tells of each address that it dials; a hurry does not cut an open TCP connection off.
+    # One attempt tells of each address; a hurry does not cut an open TCP connection off.
     + [("connecting", "began"), ("opening", "began"), ("opening", "opening"), ("opening", "hurry")]
 )
 """What leaves a state as it is; any other pair is a bug and raises."""
@@ -238,7 +238,7 @@ class Link:
             self._enter(new, None, now)
 
     def _enter(self, state: LinkState, reason: Reason | None, now: float) -> None:
-        """Set the state: nothing else does. `reason` says why the link is not up, where this tells."""
+        """Set the state: nothing else does. `reason` says why the link is not up, if known."""
         old, self.state = self.state, state
         if old == state:
             return

@@ -1,4 +1,4 @@
-"""Whether the other end of one connection is still there: any byte is life, silence is judged exactly."""
+"""Whether the other end is still there: any byte is life, silence is judged exactly."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ PONG_AFTER = 1.0
 """An end into which bytes flow says something once it has said nothing for so many seconds."""
 
 FLOW_BYTES = 256
-"""What arrives at once is a flow from so many bytes on; less may be a ping or a pong, which need no answer."""
+"""So much at once is a flow; less may be a ping or a pong, which ask for no pong of ours."""
 
 MIN_INTERVAL = 1.0
 MAX_INTERVAL = 60.0

@@ -13,7 +13,7 @@ CLONE_WINDOW = 60.0
 """Two boots that take over from each other so often within so many seconds run on two hosts."""
 
 CLONE_MEMORY = 600.0
-"""A boot refused as a clone is refused for so many seconds after its last try, while the other lives."""
+"""A refused clone stays refused for so many seconds after its last try, while the other lives."""
 
 
 class Refusal(NamedTuple):

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from autobahn.twisted.websocket import WebSocketServerProtocol
-from autobahn.websocket.types import ConnectionDeny, ConnectionRequest
-from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
 from linkd.core.wire import PREVIOUS_VERSION, SUBPROTOCOL, Hello, Message, encode
 from linkd.errors import ConfigError, Reason, RemoteProtocolError
 from linkd.net import heads
-from linkd.net.connection import Connection, cancel
+from linkd.net.connection import Connection
 from linkd.net.identity import NONCE_LIFETIME, load_secret, prove, verify
+from linkd.net.timers import Call, cancel
 from linkd.net.tls import certificate_expires, peer_names
+from linkd.net.websocket import ConnectionDeny, ServerProtocol
 
 if TYPE_CHECKING:
     from linkd.net.listener import Listener
@@ -43,7 +42,7 @@ class _Denied(ConnectionDeny):  # type: ignore[misc]
         self.retry_after = retry_after
 
 
-class AcceptedConnection(Connection, WebSocketServerProtocol):  # type: ignore[misc]
+class AcceptedConnection(Connection, ServerProtocol):  # type: ignore[misc]
     """A connection that a peer dialed."""
 
     dialed: ClassVar[bool] = False
@@ -51,13 +50,16 @@ class AcceptedConnection(Connection, WebSocketServerProtocol):  # type: ignore[m
     factory: Listener
     openHandshakeTimeout = 0
 
+    autoPingTimeoutCall: Call | None
+    autoPingPendingCall: Call | None
+
     _claimed: str | None = None
     _proved = False
     _secret: bytes | None = None
     _nonce = ""
     _posts = 0
     _pending = False
-    _hello_call: IDelayedCall | None = None
+    _hello_call: Call | None = None
     _denied: _Denied | None = None
     _wait: _Denied | None = None
 
@@ -145,20 +147,20 @@ class AcceptedConnection(Connection, WebSocketServerProtocol):  # type: ignore[m
         self.sendData(heads.answer(200, body, kind="application/json", close=False))
         return True
 
-    def onConnect(self, request: ConnectionRequest) -> str:
+    def onConnect(self, request: Any) -> str:
         """Judge an upgrade; synchronous, so that nothing can happen in between."""
         try:
             self._judge_upgrade(request)
         except _Denied as denied:
             self._denied = denied
             raise
-        except Exception:
+        except Exception:  # noqa: BLE001 - a bug must not reach the dialer as text
             self._denied = _Denied(500, "protocol", "an internal error")
             self._log_bug("an upgrade could not be judged")
             raise self._denied from None
         return SUBPROTOCOL
 
-    def _judge_upgrade(self, request: ConnectionRequest) -> None:
+    def _judge_upgrade(self, request: Any) -> None:
         if request.path != heads.LINK_PATH:
             raise _Denied(404, "protocol", f"the only path is {heads.LINK_PATH}")
         if SUBPROTOCOL not in request.protocols:
@@ -175,6 +177,8 @@ class AcceptedConnection(Connection, WebSocketServerProtocol):  # type: ignore[m
         if peer is None or self.factory.nodes.link(claimed) is None:
             raise _Denied(403, "rejected", f"no peer named {self._claimed!r} is configured here")
         if claimed in names:
+            if peer.secret_file is not None and heads.NONCE_HEADER.lower() in request.headers:
+                self._check_proof(request, claimed, peer.secret_file)
             tls = self.factory.tls
             if tls is not None and tls.revoked(self.transport):
                 raise _Denied(403, "rejected", f"the certificate of {claimed} is revoked")
@@ -185,7 +189,7 @@ class AcceptedConnection(Connection, WebSocketServerProtocol):  # type: ignore[m
             self._check_proof(request, claimed, peer.secret_file)
         self._proved = True
 
-    def _check_proof(self, request: ConnectionRequest, claimed: str, secret_file: str) -> None:
+    def _check_proof(self, request: Any, claimed: str, secret_file: str) -> None:
         nonce = request.headers.get(heads.NONCE_HEADER.lower(), "")
         proof = request.headers.get(heads.PROOF_HEADER.lower(), "")
         listener = self.factory
@@ -240,7 +244,7 @@ class AcceptedConnection(Connection, WebSocketServerProtocol):  # type: ignore[m
         self._settle()
         self.generation = message.generation
         self.port = link
-        link.greeted(self, message)  # type: ignore[arg-type]
+        link.greeted(self, message)
 
     def answer(self, hello: Hello) -> None:
         """Send our hello, with the proof that we know the secret."""

@@ -18,7 +18,7 @@ class Wait(NamedTuple):
 
 
 class _Bucket:
-    """Tokens that come back at a rate; it may be in debt, which spreads those who are sent away."""
+    """Tokens that come back at a rate, a second's worth at most; debt spreads those sent away."""
 
     __slots__ = ("at", "tokens")
 
@@ -27,7 +27,7 @@ class _Bucket:
         self.at = at
 
     def take(self, rate: float, now: float) -> float:
-        """Take one token; return 0, or the seconds until it would be there. A second's worth is saved up."""
+        """Take one token; return 0, or the seconds until it would be there."""
         burst = max(1.0, rate)
         self.tokens = min(burst, self.tokens + (now - self.at) * rate)
         self.at = now
@@ -57,7 +57,7 @@ class Admission:
         self._rates: dict[str, _Bucket] = {}
 
     def full(self, address: str) -> str | None:
-        """Return which bound on connections without a hello one more from `address` would break, or None."""
+        """Return which bound one more newcomer from `address` would break, or None."""
         if self.pending >= self.limits.pending:
             return f"{self.pending} connections have not said hello"
         here = self._addresses.get(address, 0)

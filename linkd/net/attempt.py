@@ -1,4 +1,4 @@
-"""One attempt to reach a peer at one URL: look-up, TCP to each address, within one budget of time."""
+"""One attempt to reach a peer at one URL: look-up, TCP to each address, one budget of time."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from urllib.parse import urlsplit
 from twisted.internet import error
 from twisted.internet.base import BaseConnector
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IAddress, IDelayedCall, IProtocol
+from twisted.internet.interfaces import IAddress, IProtocol
 from twisted.internet.protocol import ClientFactory
 from twisted.python.failure import Failure
 
-from linkd.errors import AttemptFailed, ConfigError
+from linkd.errors import AttemptFailed, ConfigError, Reason
 from linkd.net.resolve import Resolver
 from linkd.net.sockets import show
-from linkd.net.timers import cancel
+from linkd.net.timers import Call, cancel
 
 STAGGER: Final = 0.25
 """Seconds after which the next address is tried beside one that has not answered (RFC 8305)."""
@@ -63,7 +63,7 @@ class Attempt(BaseConnector):
     """A connector whose one budget lasts until the hello; it dials by itself, names and all.
 
     Args:
-        factory: The dialer: its `buildProtocol`, `clientConnectionFailed` and `clientConnectionLost` are called.
+        factory: The dialer: `begin`, `clientConnectionFailed` and `-Lost` of it are called.
         target: Where to.
         budget: For how long.
         wrap: Puts TLS around the factory where the URL says so.
@@ -80,6 +80,8 @@ class Attempt(BaseConnector):
     ) -> None:
         super().__init__(factory, budget.whole, reactor)
         self.target = target
+        self._dialer = factory
+        self._net = reactor
         self.budget = budget
         self.began = reactor.seconds()
         self.failure: AttemptFailed | None = None
@@ -89,7 +91,7 @@ class Attempt(BaseConnector):
         self._lookup: Deferred[Any] | None = None
         self._addresses: list[str] = []
         self._dialing: list[Any] = []
-        self._stagger: IDelayedCall | None = None
+        self._stagger: Call | None = None
         self._ended = False
         self._problems: list[str] = []
         self._refused = False
@@ -108,13 +110,13 @@ class Attempt(BaseConnector):
         if self._ended:
             return
         if self.winner is not None:
-            self._fail(self.failure or self._too_late("the handshake"))
+            late = self._too_late("the handshake")
+            self._fail(AttemptFailed("broken", late.reason, late.detail))
             return
         where = "the name look-up" if self._lookup is not None else "TCP"
-        kind_detail = self._too_late(where)
-        if where != "TCP":
-            kind_detail = AttemptFailed("unreachable", "dns", str(kind_detail))
-        self._fail(kind_detail)
+        late = self._too_late(where)
+        reason: Reason = "unreachable" if where == "TCP" else "dns"
+        self._fail(AttemptFailed("unreachable", reason, late.detail))
 
     def loseConnection(self) -> None:
         """End it."""
@@ -152,7 +154,7 @@ class Attempt(BaseConnector):
 
     def _unresolved(self, reason: Failure) -> None:
         self._lookup = None
-        if not reason.check(CancelledError):
+        if not isinstance(reason.value, CancelledError):
             self._fail(AttemptFailed("unreachable", "dns", str(reason.value)))
 
     def _resolved(self, addresses: list[str]) -> None:
@@ -175,14 +177,14 @@ class Attempt(BaseConnector):
                 self._all_failed()
             return
         address = self._addresses.pop(0)
-        self.factory.dialing(self, show(address, self.target.port))
+        self._dialer.dialing(self, show(address, self.target.port))
         if self._ended:
             return
         race = _Race(self, show(address, self.target.port))
         left = self.budget.whole - (self.reactor.seconds() - self.began)
         timeout = max(0.01, min(self.budget.tcp, left))
         self._dialing.append(race)
-        race.connector = self.reactor.connectTCP(address, self.target.port, race, timeout)
+        race.connector = self._net.connectTCP(address, self.target.port, race, timeout)
         if self._addresses:
             self._stagger = self.reactor.callLater(STAGGER, self._next_address)
 
@@ -192,7 +194,7 @@ class Attempt(BaseConnector):
             self._dialing.remove(race)
         if self._ended or self.winner is not None:
             return
-        if reason.check(error.ConnectionRefusedError):
+        if isinstance(reason.value, error.ConnectionRefusedError):
             self._refused = True
         self._problems.append(f"{race.address}: {_short(reason)}")
         self._next_address()
@@ -204,7 +206,7 @@ class Attempt(BaseConnector):
         else:
             self._fail(AttemptFailed("unreachable", "unreachable", detail))
 
-    def address_won(self, race: Any, address: IAddress) -> IProtocol | None:
+    def address_won(self, race: Any, address: IAddress | None) -> IProtocol | None:
         """One address has answered; the others are left."""
         if self._ended or self.winner is not None:
             return None
@@ -218,6 +220,11 @@ class Attempt(BaseConnector):
             self._fail(failure)
             return None
         built: IProtocol | None = wrapped.buildProtocol(address)
+        return built
+
+    def begin(self, address: IAddress | None) -> IProtocol | None:
+        """Build the WebSocket protocol, once TCP stands."""
+        built: IProtocol | None = self._dialer.begin(self, address)
         return built
 
     def _drop_dialing(self) -> None:
@@ -234,7 +241,7 @@ class Attempt(BaseConnector):
         self._finish()
         if not was_ended:
             self.state = "disconnected"
-            self.factory.clientConnectionLost(self, reason)
+            self._dialer.clientConnectionLost(self, reason)
 
     def _fail(self, failure: AttemptFailed) -> None:
         """The attempt has failed."""
@@ -245,7 +252,7 @@ class Attempt(BaseConnector):
         if self.winner is not None:
             self.winner.abortConnection()
         self.state = "disconnected"
-        self.factory.clientConnectionFailed(self, Failure(failure))
+        self._dialer.clientConnectionFailed(self, Failure(failure))  # type: ignore[no-untyped-call]
 
     def _finish(self) -> None:
         """Leave nothing behind but the winner."""
@@ -259,7 +266,7 @@ class Attempt(BaseConnector):
         self._drop_dialing()
 
 
-class _Race(ClientFactory):  # type: ignore[type-arg]
+class _Race(ClientFactory):
     """Dials one address for an attempt."""
 
     noisy = False
@@ -274,7 +281,7 @@ class _Race(ClientFactory):  # type: ignore[type-arg]
         """Remember what to stop."""
         self.connector = connector
 
-    def buildProtocol(self, addr: IAddress) -> IProtocol | None:
+    def buildProtocol(self, addr: IAddress | None) -> IProtocol | None:
         """TCP stands."""
         protocol = self._attempt.address_won(self, addr)
         self._won = protocol is not None
@@ -290,7 +297,7 @@ class _Race(ClientFactory):  # type: ignore[type-arg]
             self._attempt.winner_lost(reason)
 
 
-class _Inner(ClientFactory):  # type: ignore[type-arg]
+class _Inner(ClientFactory):
     """What TLS wraps: builds the WebSocket protocol of an attempt."""
 
     noisy = False
@@ -298,18 +305,18 @@ class _Inner(ClientFactory):  # type: ignore[type-arg]
     def __init__(self, attempt: Attempt) -> None:
         self._attempt = attempt
 
-    def buildProtocol(self, addr: IAddress) -> IProtocol | None:
+    def buildProtocol(self, addr: IAddress | None) -> IProtocol | None:
         """Build it."""
-        return self._attempt.factory.begin(self._attempt, addr)  # type: ignore[no-any-return, attr-defined]
+        return self._attempt.begin(addr)
 
 
 def _short(reason: Failure) -> str:
     """Return why one address failed, in a few words."""
     value = reason.value
-    if reason.check(error.TimeoutError, error.TCPTimedOutError):
+    if isinstance(value, error.TimeoutError | error.TCPTimedOutError):
         return "no answer"
-    if reason.check(error.ConnectionRefusedError):
+    if isinstance(reason.value, error.ConnectionRefusedError):
         return "refused"
-    if reason.check(error.NoRouteError):
+    if isinstance(value, error.NoRouteError):
         return "no route"
     return str(getattr(value, "osError", None) or value)

@@ -1,7 +1,8 @@
 """One WebSocket between two nodes: framing in both directions, life and silence, one end.
 
-Autobahn does handshakes, control frames, fragments and closing. Whole binary messages in one frame, which is
-all that linkd sends, are taken and written here: many in one chunk of bytes, without copying what follows.
+Autobahn does handshakes, control frames, fragments and closing. Whole binary messages in one frame,
+which is all that linkd sends, are taken and written here: many in one chunk of bytes, without
+copying what follows.
 """
 
 from __future__ import annotations
@@ -10,9 +11,6 @@ import random
 from itertools import count
 from typing import Any, ClassVar, Final, get_args
 
-from autobahn.websocket.protocol import WebSocketProtocol
-from autobahn.websocket.xormasker import create_xor_masker
-from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -29,14 +27,15 @@ from linkd.core.wire import (
 from linkd.errors import Reason, RemoteProtocolError
 from linkd.net.ports import LinkPort
 from linkd.net.sockets import peer_of, show, tune
-from linkd.net.timers import Clock, cancel
+from linkd.net.timers import Call, Clock, cancel
+from linkd.net.websocket import STATE_CLOSED, STATE_CLOSING, STATE_OPEN, create_xor_masker
 
 ABORT_AFTER: Final = 3.0
 """Seconds from a close to the abort."""
 
-_OPEN: Final = WebSocketProtocol.STATE_OPEN
-_CLOSED: Final = WebSocketProtocol.STATE_CLOSED
-_CLOSING: Final = WebSocketProtocol.STATE_CLOSING
+_OPEN: Final = STATE_OPEN
+_CLOSED: Final = STATE_CLOSED
+_CLOSING: Final = STATE_CLOSING
 _REASONS: Final = frozenset(get_args(Reason))
 _PONG_UNMASKED: Final = b"\x8a\x00"
 _PONG_MASKED: Final = b"\x8a\x80\x00\x00\x00\x00"
@@ -94,7 +93,7 @@ class Connection:
     port_number = 0
     _ending: tuple[Reason, str] | None = None
     _goodbye: Goodbye | None = None
-    _abort_call: IDelayedCall | None = None
+    _abort_call: Call | None = None
     _pinged_at: float | None = None
     _judging = False
 
@@ -120,7 +119,10 @@ class Connection:
         for name in _HANDSHAKE_LEFTOVERS:
             self.__dict__.pop(name, None)
         self.transport.registerProducer(self, True)
-        self.onOpen()
+        try:
+            self.onOpen()
+        except Exception:  # noqa: BLE001 - as in dataReceived
+            self._bug("an open connection could not begin")
 
     def onOpen(self) -> None:
         """The WebSocket is open."""
@@ -138,8 +140,11 @@ class Connection:
         self.data = self.data + data if self.data else data
         try:
             self.consumeData()
-        except Exception:
-            self._bug("what was received could not be worked on")
+        except Exception:  # noqa: BLE001 - the one place: log and abort
+            if self._ending is None:
+                self._bug("what was received could not be worked on")
+            else:
+                self.transport.abortConnection()
 
     def consumeData(self) -> None:
         """Work on what has come."""
@@ -272,7 +277,7 @@ class Connection:
         if self.port is not None and self.state == _OPEN:
             try:
                 self.port.writable(self)  # type: ignore[arg-type]
-            except Exception:
+            except Exception:  # noqa: BLE001 - as above
                 self._bug("no more could be sent")
 
     def stopProducing(self) -> None:
@@ -334,10 +339,17 @@ class Connection:
         if self._ending is not None:
             return
         self._ending = (reason, detail)
+        self.failedByMe = True
         if self.state == _OPEN:
-            self.sendCloseFrame(close_code, detail.encode()[:120])
+            self.sendCloseFrame(
+                close_code, detail.encode()[:120].decode("utf-8", "ignore").encode()
+            )
         else:
             self.abort(reason, detail)
+
+    def _fail_connection(self, code: int = 1002, reason: str = "") -> None:
+        """Autobahn found what came wrong."""
+        self.fail("protocol", reason, code)
 
     def goodbye(self, message: Goodbye) -> None:
         """Send a goodbye and close."""

@@ -1,24 +1,23 @@
-"""The dialing end of one connection: token, upgrade, hello, the listener's proof, and its silence."""
+"""The dialing end of one connection: token, upgrade, hello, the listener's proof, silence."""
 
 from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from autobahn.twisted.websocket import WebSocketClientProtocol
-from autobahn.websocket.types import ConnectingRequest
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
 from linkd.core.liveness import dialer_limit
 from linkd.core.wire import PREVIOUS_VERSION, SUBPROTOCOL, Goodbye, Hello, Message, encode
 from linkd.errors import AttemptFailed, Reason, RemoteProtocolError
 from linkd.net import heads
-from linkd.net.connection import Connection, cancel
+from linkd.net.connection import Connection
 from linkd.net.identity import MAX_NONCE_CHARACTERS, prove, verify
 from linkd.net.sockets import show, tune
+from linkd.net.timers import Call, cancel
 from linkd.net.tls import certificate_expires
+from linkd.net.websocket import ClientProtocol, ConnectingRequest
 
 if TYPE_CHECKING:
     from linkd.net.attempt import Attempt
@@ -26,12 +25,10 @@ if TYPE_CHECKING:
 
 MAX_ANSWER_BYTES: Final = 16_384
 PING_EVERY: Final = 4
-"""The dialer pings so many intervals apart: only for the round trip, the listener's pings are its life."""
-
-_OPEN: Final = WebSocketClientProtocol.STATE_OPEN
+"""It pings so many intervals apart, for the round trip; the listener's pings are its life."""
 
 
-class DialedConnection(Connection, WebSocketClientProtocol):  # type: ignore[misc]
+class DialedConnection(Connection, ClientProtocol):  # type: ignore[misc]
     """A connection that we dialed."""
 
     dialed: ClassVar[bool] = True
@@ -43,12 +40,12 @@ class DialedConnection(Connection, WebSocketClientProtocol):  # type: ignore[mis
     secret: bytes | None = None
     failure: AttemptFailed | None = None
     _nonce = ""
-    _token: Deferred[ConnectingRequest] | None = None
-    _watch_call: IDelayedCall | None = None
+    _token: Deferred[Any] | None = None
+    _watch_call: Call | None = None
 
     # -- token and upgrade --------------------------------------------------------------------
 
-    def onConnecting(self, transport_details: object) -> Deferred[ConnectingRequest]:
+    def onConnecting(self, transport_details: object) -> Deferred[Any]:
         """Get a nonce on this very connection, then upgrade with the proof."""
         dialer, target = self.factory, self.attempt.target
         dialer.port.opening()
@@ -59,7 +56,7 @@ class DialedConnection(Connection, WebSocketClientProtocol):  # type: ignore[mis
         self._token = Deferred()
         return self._token
 
-    def _request(self, headers: dict[str, str]) -> ConnectingRequest:
+    def _request(self, headers: dict[str, str]) -> Any:
         target = self.attempt.target
         host = f"[{target.host}]" if ":" in target.host else target.host
         return ConnectingRequest(
@@ -120,7 +117,8 @@ class DialedConnection(Connection, WebSocketClientProtocol):  # type: ignore[mis
             return
         size = head.number("content-length", MAX_ANSWER_BYTES) or 0
         self.data = self.data[end + len(heads.END) + size :]
-        assert self.secret is not None and self._token is not None
+        assert self.secret is not None
+        assert self._token is not None
         self._nonce = nonce
         proof = prove(self.secret, "dialer", self.factory.node, self.factory.port.peer, nonce)
         token, self._token = self._token, None
@@ -255,7 +253,7 @@ class DialedConnection(Connection, WebSocketClientProtocol):  # type: ignore[mis
         self._watch_call = self.clock.callLater(max(0.0, after), self._check)
 
     def _check(self) -> None:
-        """The keepalive check: drop the link at the moment when silence reaches twice the interval."""
+        """The keepalive check: drop it at the moment when silence reaches twice the interval."""
         self._watch_call = None
         if self.life.silent(self.clock.seconds()):
             self.judge()

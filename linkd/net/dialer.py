@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from autobahn.twisted.websocket import WebSocketClientFactory
 from twisted.internet.interfaces import IAddress
 from twisted.internet.protocol import ReconnectingClientFactory
 from twisted.protocols.tls import TLSMemoryBIOFactory
@@ -23,6 +22,7 @@ from linkd.net.ports import LinkPort
 from linkd.net.resolve import Resolver
 from linkd.net.timers import ExactTimer, cancel
 from linkd.net.tls import ClientTls, client_context
+from linkd.net.websocket import ClientFactory
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Origin:
     resolver: Resolver
 
 
-class LinkDialer(WebSocketClientFactory, ReconnectingClientFactory):  # type: ignore[misc]
+class LinkDialer(ClientFactory, ReconnectingClientFactory):  # type: ignore[misc]
     """Dials one peer; `linkd.net.ports.Dialer`.
 
     The delays are the link's: a failed attempt is told to it, and it says `dial`. What
@@ -62,10 +62,11 @@ class LinkDialer(WebSocketClientFactory, ReconnectingClientFactory):  # type: ig
 
     protocol = DialedConnection
     noisy = False
-    jitter = None
+    jitter = 0.0
     factor = 1.0
-    maxDelay = 1e9
-    initialDelay = delay = 0.5
+    maxDelay = 1_000_000_000
+    initialDelay = delay = 0.0
+    clock: Any
 
     def __init__(
         self, port: LinkPort, peer: PeerSettings, origin: Origin, connect_timeout: float
@@ -83,6 +84,7 @@ class LinkDialer(WebSocketClientFactory, ReconnectingClientFactory):  # type: ig
         self._counter = 0
         self._url = 0
         self._tls: ClientTls | None = None
+        self._secret: bytes | None = None
         self._stopped = True
         self.configure(peer, connect_timeout)
 
@@ -129,7 +131,7 @@ class LinkDialer(WebSocketClientFactory, ReconnectingClientFactory):  # type: ig
         self.continueTrying = 1
         self.delay = after
         self.next_attempt = self.clock.seconds() + after
-        self.retry(_Next(self))
+        self.retry(_Next(self))  # type: ignore[no-untyped-call]
 
     def stop(self) -> None:
         """Dial no more, and end the attempt under way."""
@@ -182,24 +184,27 @@ class LinkDialer(WebSocketClientFactory, ReconnectingClientFactory):  # type: ig
         """
         attempt = self.connector
         assert attempt is not None
+        self._secret = None
+        if self.settings.secret_file is not None:
+            try:
+                self._secret = load_secret(self.settings.secret_file)
+            except ConfigError as error:
+                raise AttemptFailed("rejected", "rejected", str(error)) from None
         if not attempt.target.secure:
             return inner
-        self._tls = client_context(self.settings, attempt.target.host)
-        return TLSMemoryBIOFactory(self._tls, True, inner)
+        creator: Any = client_context(self.settings, attempt.target.host)
+        self._tls = creator
+        return TLSMemoryBIOFactory(creator, True, inner)
 
     def begin(self, attempt: Attempt, addr: IAddress) -> DialedConnection | None:
         """Build the protocol of an attempt whose TCP connection stands."""
         if self.connector is not attempt:
             return None
-        connection: DialedConnection = self.buildProtocol(addr)
+        connection: Any = self.buildProtocol(addr)
         connection.attempt = attempt
-        if self.settings.secret_file is not None:
-            try:
-                connection.secret = load_secret(self.settings.secret_file)
-            except ConfigError as error:
-                attempt.failure = AttemptFailed("rejected", "rejected", str(error))
-                return None
-        return connection
+        connection.secret, self._secret = self._secret, None
+        built: DialedConnection = connection
+        return built
 
     def next_generation(self) -> Generation:
         """Return the generation of a new connection."""
@@ -214,7 +219,7 @@ class LinkDialer(WebSocketClientFactory, ReconnectingClientFactory):  # type: ig
         self.connector = None
         self.attempts = 0
         self._url = self.targets.index(connection.attempt.target)
-        self.port.greeted(connection, hello)  # type: ignore[arg-type]
+        self.port.greeted(connection, hello)
 
     def ended_early(self, connection: DialedConnection, reason: Failure) -> None:
         """A connection ended before its hello: find out why for the attempt."""

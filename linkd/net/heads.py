@@ -10,12 +10,12 @@ END: Final = b"\r\n\r\n"
 NODE_HEADER: Final = "Linkd-Node"
 NONCE_HEADER: Final = "Linkd-Nonce"
 PROOF_HEADER: Final = "Linkd-Proof"
-TOKEN_PATH: Final = "/token"
+TOKEN_PATH: Final = "/token"  # noqa: S105 - a path
 LINK_PATH: Final = "/link"
 
 
 class Head(NamedTuple):
-    """The first line's words, and the headers by their names in lower case; a repeated one counts once."""
+    """The first line's words, and the headers by names in lower case; the first one counts."""
 
     first: list[str]
     headers: dict[str, str]
@@ -29,7 +29,7 @@ class Head(NamedTuple):
 
 
 def parse_head(raw: bytes) -> Head | None:
-    """Return the head of a request or an answer, without its empty line; None if it is malformed."""
+    """Return the head of a request or an answer, without its empty line; None if malformed."""
     lines = raw.decode("latin-1").split("\r\n")
     first = lines[0].split(" ", 2)
     if len(first) < 2:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
-from autobahn.twisted.websocket import WebSocketServerFactory
-from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.internet.interfaces import IAddress, IListeningPort
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IAddress
 from twisted.protocols.tls import TLSMemoryBIOFactory
 
 from linkd.config import Config, ListenSettings
@@ -26,12 +26,13 @@ from linkd.net.ports import Nodes
 from linkd.net.sockets import show
 from linkd.net.timers import ExactTimer
 from linkd.net.tls import ServerTls
+from linkd.net.websocket import ServerFactory
 
 Post = Callable[[bytes, str], tuple[int, bytes]]
 """Answers a POST ahead of any upgrade: body and address in, status and JSON out."""
 
 
-class Listener(WebSocketServerFactory):  # type: ignore[misc]
+class Listener(ServerFactory):  # type: ignore[misc]
     """The listening end of all links.
 
     Args:
@@ -66,7 +67,7 @@ class Listener(WebSocketServerFactory):  # type: ignore[misc]
         self.random = Random()
         self.refusals: Counter[str] = Counter()
         self.admission = Admission(config.limits)
-        self._port: IListeningPort | None = None
+        self._port: Any = None
         self.configure(config)
 
     def configure(self, config: Config) -> None:
@@ -100,12 +101,11 @@ class Listener(WebSocketServerFactory):  # type: ignore[misc]
         if listen is None:
             raise ConfigError("listen: expected an address to listen on")
         host, port = listen_address(listen)
-        factory = self if self.tls is None else TLSMemoryBIOFactory(self.tls, False, self)
+        tls: Any = self.tls
+        factory = self if tls is None else TLSMemoryBIOFactory(tls, False, self)
         try:
             self._port = self.reactor.listenTCP(port, factory, backlog=1024, interface=host)
-        except OSError as error:
-            raise ConfigError(f"listen.address: {listen.address}: {error}") from None
-        except Exception as error:
+        except CannotListenError as error:
             raise ConfigError(f"listen.address: {listen.address}: {error}") from None
         emit("listener.started", address=self.address, tls=self.tls is not None)
 
@@ -129,9 +129,10 @@ class Listener(WebSocketServerFactory):  # type: ignore[misc]
         """Listen no more; connections stay."""
         port, self._port = self._port, None
         if port is None:
-            return maybeDeferred(lambda: None)
+            return succeed(None)
         emit("listener.stopped")
-        return maybeDeferred(port.stopListening)
+        stopped: Deferred[None] = maybeDeferred(port.stopListening)
+        return stopped
 
     def buildProtocol(self, addr: IAddress) -> AcceptedConnection | None:
         """Take a newcomer, or close it at once where too many have not said hello."""

@@ -1,4 +1,4 @@
-"""Names looked up afresh for every attempt, in threads, with the last good addresses to fall back on."""
+"""Names looked up afresh for every attempt; the last good addresses serve while that takes long."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import Final
 
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
-from linkd.net.timers import Clock, cancel
+from linkd.net.timers import Call, Clock, cancel
 
 PATIENCE: Final = 0.25
 """Seconds without an answer after which the last good addresses serve."""
@@ -21,7 +20,7 @@ Lookup = Callable[[str], Deferred[list[str]]]
 
 
 def interleave(addresses: list[str]) -> list[str]:
-    """Return addresses without repeats, families in turn, beginning with that of the first (RFC 8305)."""
+    """Return addresses without repeats, families in turn, that of the first leading (RFC 8305)."""
     unique = list(dict.fromkeys(addresses))
     if not unique:
         return []
@@ -45,7 +44,7 @@ def look_up(host: str) -> list[str]:
 
 
 class Resolver:
-    """Finds addresses; one look-up a name is under way at a time, however many attempts wait for it.
+    """Finds addresses; one look-up a name is under way at a time, however many attempts wait.
 
     Args:
         clock: For patience.
@@ -56,47 +55,48 @@ class Resolver:
         self._clock = clock
         self._lookup = lookup
         self._good: dict[str, list[str]] = {}
-        self._waiting: dict[str, list[Deferred[list[str]]]] = {}
+        self._waiting: dict[str, dict[Deferred[list[str]], Call | None]] = {}
 
     def resolve(self, host: str) -> Deferred[list[str]]:
         """Return the addresses of a host; an address is its own.
 
-        The Deferred fails with an OSError where the name has none and never had. It may be cancelled.
+        The Deferred fails with an OSError where the name has none and never had; it may be cancelled.
         """
         if isIPAddress(host) or isIPv6Address(host.partition("%")[0]):
             return succeed([host])
-        timer: IDelayedCall | None = None
-        waiter: Deferred[list[str]] = Deferred(lambda gone: self._give_up(host, gone, timer))
+        waiter: Deferred[list[str]] = Deferred(lambda gone: self._leave(host, gone))
+        timer: Call | None = None
         if host in self._good:
             timer = self._clock.callLater(PATIENCE, self._serve_old, host, waiter)
         first = host not in self._waiting
-        self._waiting.setdefault(host, []).append(waiter)
+        self._waiting.setdefault(host, {})[waiter] = timer
         if first:
             self._lookup(host).addBoth(self._found, host)
         return waiter
 
-    def _give_up(self, host: str, waiter: Deferred[list[str]], timer: IDelayedCall | None) -> None:
-        """A waiter has been cancelled."""
-        cancel(timer)
-        if waiter in self._waiting.get(host, ()):
-            self._waiting[host].remove(waiter)
+    def _leave(self, host: str, waiter: Deferred[list[str]]) -> bool:
+        """Let a waiter go; tell whether it was still waiting."""
+        waiting = self._waiting.get(host, {})
+        if waiter not in waiting:
+            return False
+        cancel(waiting.pop(waiter))
+        return True
 
     def _serve_old(self, host: str, waiter: Deferred[list[str]]) -> None:
         """The look-up takes long: use what was good before."""
-        waiting = self._waiting.get(host, [])
-        if waiter in waiting:
-            waiting.remove(waiter)
+        if self._leave(host, waiter):
             waiter.callback(self._good[host])
 
     def _found(self, outcome: list[str] | Failure, host: str) -> None:
-        waiters = self._waiting.pop(host, [])
+        waiting = self._waiting.pop(host, {})
         if isinstance(outcome, list) and outcome:
             self._good[host] = interleave(outcome)
         addresses = self._good.get(host)
-        for waiter in waiters:
+        for waiter, timer in waiting.items():
+            cancel(timer)
             if addresses is not None:
                 waiter.callback(addresses)
             else:
                 error = outcome.value if isinstance(outcome, Failure) else None
                 text = str(error or "no addresses")
-                waiter.errback(Failure(OSError(f"the name {host} could not be looked up: {text}")))
+                waiter.errback(OSError(f"the name {host} could not be looked up: {text}"))

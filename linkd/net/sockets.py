@@ -18,7 +18,7 @@ BACKSTOP_SECONDS: Final = 3.0
 
 
 def tune(transport: object, limit: float) -> None:
-    """Set keepalive, user timeout and a small unsent queue; a transport without a socket is left alone.
+    """Set keepalive, user timeout and a small unsent queue, where there is a socket.
 
     Args:
         transport: Of a protocol, with or without TLS.

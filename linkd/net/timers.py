@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from twisted.internet.interfaces import IDelayedCall
+
+class Call(Protocol):
+    """A call that was asked for; Twisted's IDelayedCall."""
+
+    def active(self) -> bool:
+        """Tell whether it is still to come."""
+
+    def cancel(self) -> None:
+        """Have it not happen."""
+
+    def reset(self, secondsFromNow: float) -> None:
+        """Have it happen at another time."""
 
 
 class Clock(Protocol):
@@ -14,14 +25,12 @@ class Clock(Protocol):
     def seconds(self) -> float:
         """Return monotonic seconds."""
 
-    def callLater(
-        self, delay: float, callable: Callable[..., object], *args: object
-    ) -> IDelayedCall:
+    def callLater(self, delay: float, callable: Callable[..., object], *args: object) -> Call:
         """Call `callable` after `delay` seconds."""
 
 
 class ExactTimer:
-    """Takes the place of Autobahn's batched timer, which rounds down to whole seconds (up to 1 s early).
+    """Takes the place of Autobahn's batched timer, which is up to a second early.
 
     Args:
         clock: What the factory runs on.
@@ -32,12 +41,12 @@ class ExactTimer:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
 
-    def call_later(self, delay: float, call: Callable[..., object], *args: object) -> IDelayedCall:
+    def call_later(self, delay: float, call: Callable[..., object], *args: object) -> Call:
         """Call `call` after exactly `delay` seconds."""
         return self._clock.callLater(delay, call, *args)
 
 
-def cancel(call: IDelayedCall | None) -> None:
+def cancel(call: Call | None) -> None:
     """Cancel a call that may have happened, or never have been planned."""
     if call is not None and call.active():
         call.cancel()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +146,7 @@ def secret_file(directory: Path, text: str = SECRET) -> str:
     """Write a secret where only its owner reads it; return its path."""
     path = directory / "secret"
     path.write_text(text + "\n")
-    os.chmod(path, 0o600)
+    path.chmod(0o600)
     return str(path)
 
 
