@@ -1,0 +1,97 @@
+"""docs/protocol.md says what the code does."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import get_args
+
+import pytest
+
+from linkd.core import backoff, liveness, takeover, wire
+from linkd.core.batch import MAX_BATCH_BYTES
+from linkd.net import heads, identity
+from linkd.net.accepted import MAX_POST_BYTES, MAX_POSTS
+from linkd.pairing.hub import CODE_SECONDS, MAX_WRONG_PROOFS
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def tables() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "protocol_tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def document() -> str:
+    return (ROOT / "docs" / "protocol.md").read_text()
+
+
+def test_the_tables_are_current(tables: ModuleType, document: str) -> None:
+    assert tables.rewritten(document) == document, "run: python -m docs.protocol_tables"
+
+
+def test_every_message_and_struct_has_its_table(tables: ModuleType, document: str) -> None:
+    shown = set(re.findall(r"<!-- (\w+) -->", document)) - {"end"}
+    assert shown == set(tables.STRUCTS)
+    assert {each.__name__ for each in get_args(wire.Message)} <= shown
+
+
+def test_every_field_is_explained(tables: ModuleType) -> None:
+    for struct in tables.STRUCTS.values():
+        for line in tables.table(struct).splitlines()[2:]:
+            assert line.split("|")[-2].strip(), line
+
+
+def test_a_changed_table_is_noticed(tables: ModuleType, document: str) -> None:
+    spoilt = document.replace("| 1 | version | integer", "| 1 | version | string")
+    assert spoilt != document
+    assert tables.rewritten(spoilt) == document
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        f"subprotocol `{wire.SUBPROTOCOL}`",
+        f"at most {wire.MAX_MESSAGE_BYTES:,} bytes",
+        f"at most {MAX_BATCH_BYTES:,} bytes of records",
+        f"`POST {heads.TOKEN_PATH}`",
+        f"`{heads.LINK_PATH}`",
+        f"`{heads.NODE_HEADER}`, `{heads.NONCE_HEADER}: NONCE` and `{heads.PROOF_HEADER}: PROOF`",
+        f"within {identity.NONCE_LIFETIME:.0f} s",
+        f"at least {identity.MIN_SECRET_CHARACTERS} characters",
+        f"up to {identity.MAX_NONCE_CHARACTERS} of",
+        f"body of at most {MAX_POST_BYTES // 1024} KiB",
+        f"within {CODE_SECONDS / 60:.0f} min",
+        f"{backoff.UNREACHABLE_DELAY:g} s ± {backoff.JITTER:.0%}".replace("%", " %"),
+        f"{backoff.REJECTED_DELAY:g} s ± {backoff.JITTER:.0%}".replace("%", " %"),
+        f"at most {backoff.MAX_RETRY_AFTER:g} s counts",
+        f"the next URL {backoff.NEXT_URL_DELAY:g} s after",
+        f"TCP is given up after {backoff.TCP_TIMEOUT:g} s",
+        f"receives {liveness.FLOW_BYTES} bytes",
+        f"{liveness.MIN_INTERVAL:.0f} to {liveness.MAX_INTERVAL:.0f} s",
+        f"within {takeover.CLONE_WINDOW:g} s run on two hosts",
+        f"for {takeover.CLONE_MEMORY:g} s",
+    ],
+)
+def test_numbers_and_names_in_the_text(document: str, words: str) -> None:
+    assert words in re.sub(r"\s+", " ", document)
+
+
+def test_numbers_that_stand_as_words() -> None:
+    assert MAX_POSTS == 4
+    assert MAX_WRONG_PROOFS == 10
+    assert takeover.CLONE_TAKEOVERS == 3
+    assert backoff.PATIENT_EVERY == 4
+
+
+def test_the_example_s_proof(document: str) -> None:
+    proof = identity.prove(b"0123456789abcdef" * 2, "dialer", "edge-1", "hub", "nonce")
+    assert f"`{proof}`" in document
