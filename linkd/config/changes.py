@@ -7,7 +7,7 @@ from typing import Any, get_type_hints
 
 import msgspec
 
-from linkd.config.settings import Config, Settings
+from linkd.config.settings import ApiSettings, Config, ListenSettings, Settings
 from linkd.config.shape import shown
 
 
@@ -48,6 +48,13 @@ def needs_restart(struct: type[msgspec.Struct], field: str) -> bool:
     return False
 
 
+def _waits(struct: type[msgspec.Struct], field: str, before: object, after: object) -> bool:
+    """Tell whether a change waits for a restart; so does a socket's going over to TLS, or back."""
+    socket = struct in (ListenSettings, ApiSettings)
+    turns = socket and field in ("certificate", "key", "private_key")
+    return needs_restart(struct, field) or (turns and (before is None) != (after is None))
+
+
 def _differences(old: Settings, new: Settings, place: str) -> Iterator[Change]:
     """Compare two tables of one struct."""
     for field in msgspec.structs.fields(old):
@@ -62,7 +69,7 @@ def _differences(old: Settings, new: Settings, place: str) -> Iterator[Change]:
         elif _named(before) or _named(after):
             yield from _items(key, before, after)
         else:
-            live = not needs_restart(type(old), field.name)
+            live = not _waits(type(old), field.name, before, after)
             yield Change(key, live, f"{_said(before)} -> {_said(after)}")
 
 
@@ -95,7 +102,7 @@ def _keep(old: Any, new: Any) -> Any:
             continue
         if isinstance(before, Settings) and isinstance(after, Settings):
             kept[field.name] = _keep(before, after)
-        elif isinstance(before or after, Settings) or needs_restart(type(new), field.name):
+        elif isinstance(before or after, Settings) or _waits(type(new), field.name, before, after):
             kept[field.name] = before
     return msgspec.structs.replace(new, **kept)
 

@@ -316,3 +316,12 @@ class TestReload:
         ]
         kept = in_force(old, new).listen
         assert kept == ListenSettings(address=":1", certificate="/b")
+
+    def test_a_socket_goes_over_to_tls_at_a_restart(self) -> None:
+        plain = msgspec.structs.replace(HERE, listen=ListenSettings(address=":1"))
+        secure = msgspec.structs.replace(
+            HERE, listen=ListenSettings(address=":1", certificate="/c", key="/k")
+        )
+        assert [live for _, live in self.said(plain, secure)] == [False, False]
+        assert in_force(plain, secure) == plain
+        assert in_force(secure, plain) == secure

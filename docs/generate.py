@@ -1,0 +1,209 @@
+"""Write configuration.md and events.md out of the tables in the code: `python docs/generate.py`.
+
+With `--check` nothing is written: a page that is not current is named, and the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from itertools import groupby
+from pathlib import Path
+
+from msgspec import inspect
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from linkd.config.changes import needs_restart
+from linkd.config.shape import expectation, tables
+from linkd.events import COMMON_FIELDS, KINDS, Kind
+
+DOCS = Path(__file__).resolve().parent
+
+CONFIGURATION = """\
+<!-- Made by docs/generate.py out of linkd/config/settings.py; don't edit it here. -->
+# Configuration
+
+linkd reads `/etc/linkd/linkd.toml`, then `/etc/linkd/linkd.d/*.toml` in the order of their names;
+`-c FILE` or `LINKD_CONFIG` names another file, whose `linkd.d` lies beside it. Tables that may
+stand several times (`[[peer]]`, `[[channel]]`, `[[api.key]]`) add up over all files; any other
+setting stands once, in one file. Samples: `conf/hub.toml`, `conf/edge.toml`, `conf/telemetry.toml`,
+`conf/lab.toml`.
+
+- Seconds are numbers (`5` or `2.5`), sizes are whole numbers of bytes and end in `_bytes`.
+- A relative path names a file in `$CREDENTIALS_DIRECTORY` (systemd's `LoadCredential=`) if it is
+  there, else beside the first configuration file.
+- A channel is words of letters, digits, `_` and `-` between dots, at most 255 bytes. In patterns
+  `*` is one word and `>` is the rest.
+- A secret is a file of at least 32 characters that only owner and group may read:
+  `openssl rand -hex 32`.
+- Without TLS nothing goes beyond loopback unless `insecure = true` stands in that table.
+
+`linkd check` reads all files, those that they name too, and prints what is in force, defaults and
+all; or one line for each error, with exit code 2:
+
+```
+linkd: /etc/linkd/linkd.toml: peer[0].dail ("hub"): unknown key; did you mean `dial`?
+linkd: /etc/linkd/linkd.d/b.toml: heartbeat.ping_interval: expected a number from 1 to 60, got "5"
+```
+
+An index counts within its file, from 0. `systemctl reload linkd` (SIGHUP) applies what the tables
+below call *live*, leaves every link up that it doesn't touch, and names what needs a restart. A
+file with an error is refused and the old configuration stays in force. Files of secrets and
+certificates are read anew at a reload.
+"""
+
+EVENTS = """\
+<!-- Made by docs/generate.py out of linkd/events; don't edit it here. -->
+# What linkd logs
+
+One line a change, on standard error: `EVENT key=value …`. On a terminal it begins with time and
+level; in the journal with the priority that journald understands (`journalctl -u linkd -p
+warning`). `linkd run --log-format json` writes an object a line with `time`, `level`, `event` and
+the fields. `--log-level debug` adds what stands here as debug. A value with blanks is quoted as in
+JSON. Never in a line: a payload, a secret.
+
+Any line may have, in this order: {common}. Durations end in `_seconds` and have milliseconds.
+
+A line that repeats within 2 minutes is counted instead; then one line stands for all: `repeats=17
+within_seconds=118.204`, with the fields of the last. What makes two lines repeats of each other
+stands under *repeats by*.
+
+What a field means where it stands:
+
+- `reason`: one word: `ping-timeout silence unreachable refused dns tls rejected busy protocol
+  closed replaced duplicate stopped`.
+- `detail`: one sentence.
+- `outage_seconds`: from the last byte heard on one connection until the next was up.
+- `noticed_after_seconds`: from the last byte heard until the link was given up.
+- `delay_seconds`: until the next attempt.
+- `first`, `next`: offsets; `next` is the one behind the last.
+"""
+
+AREAS: Mapping[str, str] = {
+    "node": "The daemon",
+    "link": "Links",
+    "listener": "The listener",
+    "connection": "Connections",
+    "tls": "Certificates",
+    "log": "The log",
+    "consumer": "Named consumers",
+    "api": "The API",
+    "pairing": "Pairing",
+    "drill": "Drills",
+    "library": "Libraries",
+}
+
+
+def configuration() -> str:
+    """Return configuration.md."""
+    return "\n".join([CONFIGURATION, *_settings()]).rstrip() + "\n"
+
+
+def _settings() -> Iterator[str]:
+    """Yield the lines of each table of settings."""
+    for heading, struct in tables():
+        yield f"## `{heading}`"
+        yield ""
+        yield " ".join((struct.__doc__ or "").split())
+        yield ""
+        yield "| key | value | default | changes | meaning |"
+        yield "|---|---|---|---|---|"
+        kind = inspect.type_info(struct)
+        assert isinstance(kind, inspect.StructType)
+        for field in kind.fields:
+            if _is_table(field.type):
+                continue
+            reload = "restart" if needs_restart(struct, field.name) else "live"
+            expected = expectation(field.type).replace('"', "`")
+            meaning = _meaning(field.type)
+            default = _default(field)
+            yield f"| `{field.encode_name}` | {expected} | {default} | {reload} | {meaning} |"
+        yield ""
+
+
+def _is_table(kind: inspect.Type) -> bool:
+    """Tell whether a setting is a table with a section of its own."""
+    if isinstance(kind, inspect.Metadata):
+        return _is_table(kind.type)
+    if isinstance(kind, inspect.UnionType):
+        return any(map(_is_table, kind.types))
+    if isinstance(kind, inspect.VarTupleType):
+        return _is_table(kind.item_type)
+    return isinstance(kind, inspect.StructType)
+
+
+def _meaning(kind: inspect.Type) -> str:
+    """Return what the table of settings says of one."""
+    assert isinstance(kind, inspect.Metadata), kind
+    return str((kind.extra_json_schema or {})["description"])
+
+
+def _default(field: inspect.Field) -> str:
+    """Return a default as TOML writes it."""
+    if field.required:
+        return "required"
+    if field.default is None:
+        return ""
+    value = [] if field.default == () else field.default
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 10_000:
+        return f"`{value:_}`"
+    return f"`{json.dumps(value)}`"
+
+
+def events() -> str:
+    """Return events.md."""
+    common = ", ".join(f"`{name}`" for name in COMMON_FIELDS)
+    return "\n".join([EVENTS.format(common=common), *_kinds()]).rstrip() + "\n"
+
+
+def _kinds() -> Iterator[str]:
+    """Yield the lines of each table of events."""
+    rows = sorted(KINDS.values(), key=lambda kind: (list(AREAS).index(_area(kind)), kind.name))
+    for area, kinds in groupby(rows, _area):
+        yield f"## {AREAS[area]}"
+        yield ""
+        yield "| event | level | its fields | meaning | what to do | repeats by |"
+        yield "|---|---|---|---|---|---|"
+        for kind in kinds:
+            fields = " ".join(f"`{name}`" for name in kind.fields)
+            folds = " ".join(f"`{name}`" for name in kind.folds)
+            cells = (f"`{kind.name}`", kind.level, fields, kind.meaning, kind.act, folds)
+            yield f"| {' | '.join(cells)} |"
+        yield ""
+
+
+def _area(kind: Kind) -> str:
+    """Return the first word of an event's name."""
+    return kind.name.partition(".")[0]
+
+
+PAGES = {"configuration.md": configuration, "events.md": events}
+
+
+def stale() -> list[str]:
+    """Return the pages that differ from what the code says."""
+    return [
+        name
+        for name, page in PAGES.items()
+        if not (DOCS / name).exists() or (DOCS / name).read_text() != page()
+    ]
+
+
+def main() -> int:
+    """Write the pages, or check them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; 1 if one is stale")
+    if parser.parse_args().check:
+        for name in (names := stale()):
+            sys.stderr.write(f"docs/{name} is not current: run `python docs/generate.py`\n")
+        return 1 if names else 0
+    for name, page in PAGES.items():
+        (DOCS / name).write_text(page())
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
