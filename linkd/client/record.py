@@ -3,60 +3,88 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
 
-from linkd.client.bodies import JSON, Decode, decode_value
+from linkd.client.bodies import JSON, Decode
+from linkd.core.batch import Record as Encoded
+from linkd.core.batch import decode_records
+from linkd.core.stream import Deliver, DeliverVolatile
 
 _encoder: Final = msgspec.json.Encoder()
 
+Ack = Callable[[int], Awaitable[None]]
 
-class Record:
+
+class Reading(msgspec.Struct, frozen=True, eq=False):
+    """What the records of one subscription have in common: how to decode and to acknowledge."""
+
+    decode: Decode
+    ack: Ack
+
+
+class Record(msgspec.Struct, frozen=True, eq=False):
     """One message out of a log.
 
-    Attributes:
+    Args:
         offset: Its place in this daemon's log; 0 for a volatile one, which has none.
         channel: Where it was published.
-        type: The application's word for what it is; empty if none.
-        id: What makes a repeated publish harmless; empty if none.
         origin: The node where it was published.
         time: Unix seconds of publication.
-        body: The bytes as published.
-        content_type: As published; empty if none was given.
+        encoded: Body, type, id and content type as they were published.
+        reading: What it has in common with the others of its subscription.
     """
 
-    __slots__ = (
-        "_decode", "body", "channel", "content_type", "id", "offset", "origin", "time", "type",
-    )  # fmt: skip
+    offset: int
+    channel: str
+    origin: str
+    time: float
+    encoded: Encoded
+    reading: Reading
 
-    def __init__(
-        self, offset: int, channel: str, origin: str, time: float, decode: Decode = decode_value
-    ) -> None:
-        self.offset = offset
-        self.channel = channel
-        self.origin = origin
-        self.time = time
-        self.body = b""
-        self.type = ""
-        self.id = ""
-        self.content_type = ""
-        self._decode = decode
+    @property
+    def body(self) -> bytes:
+        """The bytes as published."""
+        return self.encoded.body
+
+    @property
+    def type(self) -> str:
+        """The application's word for what it is; empty if none was given."""
+        return self.encoded.type
+
+    @property
+    def id(self) -> str:
+        """What makes a repeated publish harmless; empty if none."""
+        return self.encoded.id
+
+    @property
+    def content_type(self) -> str:
+        """As published; empty if none was given."""
+        return self.encoded.content_type
 
     @property
     def data(self) -> Any:
         """The value that was published: JSON, text or bytes, by its content type."""
-        return self._decode(self.body, self.content_type)
-
-    def json(self) -> Any:
-        """Return the body read as JSON, whatever its type; raise ValueError if it is none."""
-        return msgspec.json.decode(self.body)
+        return self.reading.decode(self.encoded.body, self.encoded.content_type)
 
     @property
     def text(self) -> str:
         """The body read as UTF-8; what is none is replaced."""
-        return self.body.decode("utf-8", "replace")
+        return self.encoded.body.decode("utf-8", "replace")
+
+    def json(self) -> Any:
+        """Return the body read as JSON, whatever its type; raise ValueError if it is none."""
+        return msgspec.json.decode(self.encoded.body)
+
+    def ack(self) -> Awaitable[None]:
+        """Say that this record and all before it are done; await it to know that it is on disk.
+
+        Not awaited it is sent all the same. Only for records of a named consumer.
+        """
+        return self.reading.ack(self.offset + 1)
 
     def to_json(self) -> bytes:
         """Return the record as one JSON object, the same as the HTTP API's."""
@@ -73,8 +101,18 @@ class Record:
             }
         )
 
-    def __repr__(self) -> str:
-        return f"<record {self.offset} of {self.channel}, {len(self.body)} bytes>"
+
+def unpack(frame: Deliver | DeliverVolatile, reading: Reading, skip: int = 0) -> list[Record]:
+    """Return a delivery's records without the first `skip`; raise BadRecord if it is malformed."""
+    encoded = decode_records(frame.records, frame.count)
+    channel, origin, time = frame.channel, frame.origin, frame.time
+    if isinstance(frame, DeliverVolatile):
+        return [Record(0, channel, origin, time, one, reading) for one in encoded]
+    first = frame.offset + skip
+    return [
+        Record(offset, channel, origin, time, one, reading)
+        for offset, one in enumerate(encoded[skip:] if skip else encoded, first)
+    ]
 
 
 def stamp(time: float) -> str:

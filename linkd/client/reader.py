@@ -1,0 +1,204 @@
+"""One subscription of a client: where it stands, over any number of connections."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from linkd.client.errors import ClientError, Refused, Replaced
+from linkd.client.record import Reading, Record, unpack
+from linkd.core.stream import (
+    Ack,
+    Acked,
+    Credit,
+    Deliver,
+    DeliverVolatile,
+    Ended,
+    FromClient,
+    GapTold,
+    Start,
+    Subscribe,
+    Subscribed,
+)
+from linkd.errors import Gap, LinkdError
+
+DEFAULT_WINDOW: Final = 1024 * 1024
+
+Done = Callable[[LinkdError | None], None]
+
+
+class Taker(Protocol):
+    """Who takes a subscription's records; called in order."""
+
+    def records(self, records: list[Record], size: int) -> None:
+        """Take records; `size` is given back by `Reader.consumed` once they are used."""
+
+    def gap(self, gap: Gap) -> None:
+        """Hear of offsets that are gone, some of which may have been wanted."""
+
+    def dropped(self, count: int) -> None:
+        """Hear how many volatile records were dropped for want of room."""
+
+    def ended(self, error: LinkdError | None) -> None:
+        """Hear that nothing more comes: None if that was asked for."""
+
+
+class Reader:
+    """The state of one subscription.
+
+    Attributes:
+        id: Its number towards the daemon.
+        next: The next offset wanted; None until the daemon has said where it begins.
+
+    Args:
+        id: See above.
+        patterns: What it wants.
+        start: Where it begins, unless a consumer's cursor says so.
+        consumer: A consumer's name, or empty.
+        window: Bytes that may lie unused at the client; the daemon sends no more than that ahead.
+    """
+
+    def __init__(
+        self,
+        id: int,
+        patterns: tuple[str, ...],
+        start: Start,
+        consumer: str = "",
+        window: int = DEFAULT_WINDOW,
+    ) -> None:
+        self.id = id
+        self.next: int | None = None
+        self.taker: Taker | None = None
+        self.reading: Reading | None = None
+        self.over = False
+        self._patterns = patterns
+        self._start: Start = start
+        self._consumer = consumer
+        self._window = window
+        self._held = 0
+        self._owed_credit = 0
+        self._acked = 0
+        self._ack_wanted = 0
+        self._ack_sent = 0
+        self._acking: list[tuple[int, Done]] = []
+
+    # From the application
+
+    def consumed(self, size: int) -> None:
+        """Have `size` bytes of records used; the daemon may send as many more."""
+        self._held -= size
+        self._owed_credit += size
+
+    def ack(self, next: int, done: Done) -> None:
+        """Set the consumer's cursor; `done(None)` once it is on disk. Cumulative."""
+        if not self._consumer:
+            done(ClientError("only a subscription with a consumer's name is acknowledged"))
+        elif next <= self._acked:
+            done(None)
+        elif self.over:
+            done(ClientError(f"the subscription of {self._consumer} has ended"))
+        else:
+            self._ack_wanted = max(self._ack_wanted, next)
+            self._acking.append((next, done))
+
+    # From the session
+
+    def restore(self, log_next: int, same_log: bool) -> Subscribe:
+        """Return the frame that begins it on a new connection, where it stood on the last one.
+
+        Args:
+            log_next: The next offset of the daemon's log.
+            same_log: Whether it is the log of the last connection; another is read from its start.
+        """
+        if not same_log and self.next is not None:
+            self.next = None
+            self._acked = self._ack_wanted = 0
+            self._start = "earliest"
+            self._settle_acks(None, ClientError("the daemon has another log than before"))
+        elif self.next is not None:
+            self.next = min(self.next, log_next)
+        self._ack_sent = self._owed_credit = 0
+        start = self._start if self.next is None else self.next
+        return Subscribe(
+            self.id, self._patterns, start, self._consumer, max(0, self._window - self._held)
+        )
+
+    def to_send(self) -> list[FromClient]:
+        """Return the credit and the ack that are due."""
+        frames: list[FromClient] = []
+        if self._owed_credit * 4 >= self._window:
+            frames.append(Credit(self.id, self._owed_credit))
+            self._owed_credit = 0
+        if self._ack_wanted > self._ack_sent:
+            self._ack_sent = self._ack_wanted
+            frames.append(Ack(self.id, self._ack_wanted))
+        return frames
+
+    def begun(self, frame: Subscribed) -> None:
+        """Note where the daemon begins."""
+        if self.next is None:
+            self.next = frame.next
+
+    def deliver(self, frame: Deliver) -> None:
+        """Hand on records; those that were handed on before a reconnect are left out."""
+        size = len(frame.records)
+        behind = frame.offset + frame.count
+        skip = 0 if self.next is None else max(0, self.next - frame.offset)
+        if skip >= frame.count or self.taker is None or self.reading is None:
+            self._owed_credit += size
+            return
+        self.next = behind
+        self._held += size
+        self.taker.records(unpack(frame, self.reading, skip), size)
+
+    def deliver_volatile(self, frame: DeliverVolatile) -> None:
+        """Hand on records that have no offset."""
+        size = len(frame.records)
+        if self.taker is None or self.reading is None:
+            return
+        if frame.dropped:
+            self.taker.dropped(frame.dropped)
+        if frame.count:
+            self._held += size
+            self.taker.records(unpack(frame, self.reading), size)
+
+    def gap(self, frame: GapTold) -> None:
+        """Hand on a gap, unless what is gone was handed on before."""
+        first = frame.first if self.next is None else max(frame.first, self.next)
+        if first >= frame.next:
+            return
+        self.next = frame.next
+        if self.taker is not None:
+            self.taker.gap(Gap(first, frame.next))
+
+    def acked(self, frame: Acked) -> None:
+        """Settle the acks below what is on disk."""
+        self._acked = max(self._acked, frame.next)
+        self._settle_acks(frame.next, None)
+
+    def end(self, frame: Ended) -> None:
+        """End it, unless the daemon only restarts."""
+        if frame.reason == "stopped":
+            return
+        error: LinkdError | None = None
+        if frame.reason == "replaced":
+            error = Replaced(frame.message or f"another subscriber took {self._consumer}")
+        elif frame.reason != "unsubscribed":
+            error = Refused(frame.reason, frame.message)
+        self.finish(error)
+
+    def finish(self, error: LinkdError | None) -> None:
+        """End it for good."""
+        if self.over:
+            return
+        self.over = True
+        self._settle_acks(None, error or ClientError("the subscription has ended"))
+        if self.taker is not None:
+            self.taker.ended(error)
+
+    def _settle_acks(self, below: int | None, error: LinkdError | None) -> None:
+        """Settle the acks up to `below`; all of them where that is None."""
+        settled = [entry for entry in self._acking if below is None or entry[0] <= below]
+        self._acking = [entry for entry in self._acking if below is not None and entry[0] > below]
+        for _, done in settled:
+            done(error)

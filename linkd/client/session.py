@@ -1,0 +1,301 @@
+"""What a client wants of its daemon, without any I/O: it outlives connections and daemons.
+
+The edges (asyncio, Twisted) call `connected`, `received` and `lost` as connections come and go, and
+after each call send what `take` returns. Publishes that were in flight are sent again under their
+numbers, so that the daemon stores each once; subscriptions go on where they stood.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
+
+from linkd import __version__
+from linkd.client.errors import Refused, TimedOut
+from linkd.client.flight import DEFAULT_BYTES, Flight, Gatherer
+from linkd.client.reader import DEFAULT_WINDOW, Done, Reader
+from linkd.core import stream
+from linkd.core.channels import is_pattern
+from linkd.core.stream import FromClient, FromDaemon
+from linkd.errors import ChannelRefused, LinkdError
+
+MESSAGE_BYTES: Final = 262_144
+"""A message is closed once it holds so many bytes."""
+
+
+class _Question(msgspec.Struct):
+    """A publisher waits for a peer: until when, and whom to tell."""
+
+    peer: str
+    channel: str
+    next: int
+    deadline: float
+    done: Done
+
+
+class Session:
+    """The state that lasts.
+
+    Attributes:
+        flight: The publishes under way.
+        gatherer: Single publishes that become batches.
+        open: Whether the daemon has answered on the present connection.
+        node: The daemon's node name, once known.
+        max_body_bytes: The daemon's bound, once known.
+        links: Peer: the state of its link, as far as the daemon tells.
+        on_open: Called when the daemon has answered and all is restored.
+        on_links: Called with `links` when they changed.
+
+    Args:
+        producer: A name that no other client has: numbers of publishes are settled under it.
+        max_bytes: Bytes of publishes that may be under way.
+    """
+
+    def __init__(self, producer: str, max_bytes: int = DEFAULT_BYTES) -> None:
+        self.flight = Flight(max_bytes)
+        self.gatherer = Gatherer(self.flight)
+        self.open = False
+        self.node = ""
+        self.max_body_bytes: int | None = None
+        self.links: dict[str, str] = {}
+        self.on_open: Callable[[], None] = _nothing
+        self.on_links: Callable[[dict[str, str]], None] = _ignore
+        self.last_failure: LinkdError | None = None
+        self._producer = producer
+        self._max_bytes = max_bytes
+        self._log = ""
+        self._log_next = 0
+        self._ids = 0
+        self._readers: dict[int, Reader] = {}
+        self._questions: dict[int, _Question] = {}
+        self._asked: set[int] = set()
+        self._control: list[FromClient] = []
+
+    # From the application
+
+    def subscribe(
+        self,
+        patterns: Sequence[str],
+        start: stream.Start,
+        consumer: str = "",
+        window: int = DEFAULT_WINDOW,
+    ) -> Reader:
+        """Begin a subscription; the caller sets the reader's `taker` and `reading` at once.
+
+        Raises:
+            ChannelRefused: A pattern is malformed, or there is none.
+        """
+        for pattern in patterns:
+            if not is_pattern(pattern):
+                raise ChannelRefused(f"{pattern[:80]!r} is no channel and no pattern")
+        if not patterns:
+            raise ChannelRefused("expected a channel or pattern, got none")
+        self._ids += 1
+        reader = Reader(self._ids, tuple(patterns), start, consumer, window)
+        self._readers[reader.id] = reader
+        if self.open:
+            self._control.append(reader.restore(self._log_next, same_log=True))
+        return reader
+
+    def unsubscribe(self, reader: Reader) -> None:
+        """End a subscription at once."""
+        if self._readers.pop(reader.id, None) is not None and self.open:
+            self._control += reader.to_send()
+            self._control.append(stream.Unsubscribe(reader.id))
+        reader.finish(None)
+
+    def wait(self, peer: str, channel: str, next: int, deadline: float, done: Done) -> None:
+        """Have `done` called once `peer` has all below `next` on disk, or with why not.
+
+        Args:
+            peer: The peer's name.
+            channel: The channel concerned.
+            next: One more than the last offset concerned; 0 where it isn't known.
+            deadline: Monotonic seconds.
+            done: Called once; TimedOut if it did not have it in time.
+        """
+        self._ids += 1
+        question = _Question(peer, channel, next or self._log_next, deadline, done)
+        self._questions[self._ids] = question
+
+    def close(self, closed: LinkdError) -> None:
+        """End all that is under way with `closed`."""
+        self.gatherer.seal()
+        self.flight.abandon(closed)
+        for reader in list(self._readers.values()):
+            reader.finish(closed)
+        self._readers.clear()
+        for question in list(self._questions.values()):
+            question.done(closed)
+        self._questions.clear()
+
+    # From the edge
+
+    def connected(self) -> None:
+        """Begin on a new connection, whose upgrade is through."""
+        self.last_failure = None
+        software = f"linkd-python {__version__}"
+        self._control = [stream.Open(stream.VERSION, self._producer, software)]
+
+    def lost(self) -> None:
+        """Hear that the connection is gone; the next one restores all."""
+        self.open = False
+        self._control.clear()
+        self.flight.lost()
+        self._asked.clear()
+        if self.links:
+            self.links = {}
+            self.on_links(self.links)
+
+    def received(self, message: bytes) -> None:
+        """Take one message of the daemon; raise RemoteProtocolError if it is malformed."""
+        for frame in stream.decode_from_daemon(message):
+            self._take(frame)
+
+    def take(self, now: float) -> list[bytes]:
+        """Return the messages to send now, in order.
+
+        Args:
+            now: Monotonic seconds.
+        """
+        frames, self._control = self._control, []
+        if self.open:
+            for reader in self._readers.values():
+                frames += reader.to_send()
+            self.gatherer.seal()
+            frames += self.flight.next_to_send()
+            frames += self._ask(now)
+        return _messages(frames)
+
+    def expire(self, now: float) -> float | None:
+        """End the waits whose time is over; return when the next one's is, or None."""
+        for id_, question in list(self._questions.items()):
+            if question.deadline <= now:
+                del self._questions[id_]
+                self._asked.discard(id_)
+                question.done(_late(question.peer))
+        return min((each.deadline for each in self._questions.values()), default=None)
+
+    # Frames
+
+    def _take(self, frame: FromDaemon) -> None:
+        """Take one frame; what belongs to nobody any more is ignored."""
+        if isinstance(frame, stream.Deliver):
+            if reader := self._readers.get(frame.id):
+                reader.deliver(frame)
+        elif isinstance(frame, stream.Published):
+            self.flight.published(frame)
+        elif isinstance(frame, stream.PublishedRun):
+            self.flight.run(frame)
+        elif isinstance(frame, stream.PublishFailed):
+            self.flight.failed(frame)
+        elif isinstance(frame, stream.Opened):
+            self._opened(frame)
+        elif isinstance(frame, stream.StatusChanged):
+            self.links = {link.peer: link.state for link in frame.links}
+            self.on_links(self.links)
+        elif isinstance(frame, stream.Waited):
+            self._waited(frame.id, frame.error, frame.message)
+        elif isinstance(frame, stream.Failed):
+            self._failed(frame)
+        else:
+            self._to_reader(frame)
+
+    def _to_reader(
+        self,
+        frame: (
+            stream.Subscribed
+            | stream.DeliverVolatile
+            | stream.GapTold
+            | stream.Acked
+            | stream.Ended
+        ),
+    ) -> None:
+        reader = self._readers.get(frame.id)
+        if reader is None:
+            return
+        if isinstance(frame, stream.DeliverVolatile):
+            reader.deliver_volatile(frame)
+        elif isinstance(frame, stream.Acked):
+            reader.acked(frame)
+        elif isinstance(frame, stream.Subscribed):
+            reader.begun(frame)
+        elif isinstance(frame, stream.GapTold):
+            reader.gap(frame)
+        else:
+            reader.end(frame)
+            if reader.over:
+                self._readers.pop(frame.id, None)
+
+    def _opened(self, frame: stream.Opened) -> None:
+        """Restore all on a daemon that has answered: each subscription once, then the publishes."""
+        same_log = self._log in ("", frame.log)
+        self._log, self._log_next = frame.log, frame.next
+        self.node, self.max_body_bytes = frame.node, frame.max_body_bytes
+        self.flight.max_bytes = min(self._max_bytes, frame.max_pending_bytes)
+        self.open = True
+        self._control.append(stream.Watch())
+        self._control += [reader.restore(frame.next, same_log) for reader in self._readers.values()]
+        self.on_open()
+
+    def _ask(self, now: float) -> list[FromClient]:
+        """Return the questions that this daemon has not been asked yet."""
+        asked: list[FromClient] = []
+        for id_, each in self._questions.items():
+            if id_ not in self._asked:
+                self._asked.add(id_)
+                left = max(0.0, each.deadline - now)
+                asked.append(stream.Wait(id_, each.peer, each.channel, each.next, left))
+        return asked
+
+    def _waited(self, id_: int, error: str, message: str) -> None:
+        question = self._questions.pop(id_, None)
+        self._asked.discard(id_)
+        if question is None:
+            return
+        if not error:
+            question.done(None)
+        elif error == "timeout":
+            question.done(_late(question.peer))
+        else:
+            question.done(Refused(error, message))
+
+    def _failed(self, frame: stream.Failed) -> None:
+        """Take a refusal: of a subscription, of a question, or of the connection."""
+        refused = Refused(frame.error, frame.message)
+        if reader := self._readers.pop(frame.id, None):
+            reader.finish(refused)
+        elif frame.id in self._questions:
+            self._waited(frame.id, frame.error, frame.message)
+        else:
+            self.last_failure = refused
+
+
+def _messages(frames: list[FromClient]) -> list[bytes]:
+    """Put frames into messages of about 256 KiB."""
+    messages: list[bytes] = []
+    held: list[FromClient] = []
+    size = 0
+    for frame in frames:
+        held.append(frame)
+        size += len(frame.records) + 64 if isinstance(frame, stream.Publish) else 64
+        if size >= MESSAGE_BYTES:
+            messages.append(stream.encode(held))
+            held, size = [], 0
+    if held:
+        messages.append(stream.encode(held))
+    return messages
+
+
+def _late(peer: str) -> TimedOut:
+    return TimedOut("timeout", f"{peer} did not have it in time; it is stored and will get there")
+
+
+def _nothing() -> None:
+    """Stand in for a hook that nobody set."""
+
+
+def _ignore(_: dict[str, str]) -> None:
+    """Stand in for a hook that nobody set."""

@@ -1,0 +1,177 @@
+"""Records as they come, as an asynchronous iterator."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from types import TracebackType
+from typing import Self
+
+from linkd.client.reader import Reader
+from linkd.client.record import Record
+from linkd.client.session import Session
+from linkd.errors import Gap, LinkdError
+
+
+class Inbox:
+    """Where a reader's records wait for the application; bounded by the reader's window."""
+
+    def __init__(self, session: Session, reader: Reader, flush: Callable[[], None]) -> None:
+        self.session = session
+        self.reader = reader
+        self.flush = flush
+        self.on_message: Callable[[Record], object] | None = None
+        self.on_gap: Callable[[Gap], object] | None = None
+        self.error: LinkdError | None = None
+        self.over = False
+        self.lost_volatile = 0
+        self.waiter: asyncio.Future[None] | None = None
+        self.chunks: deque[tuple[list[Record], int]] = deque()
+
+    def records(self, records: list[Record], size: int) -> None:
+        """Take records."""
+        self.chunks.append((records, size))
+        self.wake()
+        if self.on_message is not None:
+            for record in records:
+                self.on_message(record)
+
+    def gap(self, gap: Gap) -> None:
+        """Pass a gap on."""
+        if self.on_gap is not None:
+            self.on_gap(gap)
+
+    def dropped(self, count: int) -> None:
+        """Count volatile records that there was no room for."""
+        self.lost_volatile += count
+
+    def ended(self, error: LinkdError | None) -> None:
+        """Have the iteration end once all that came was taken."""
+        self.over, self.error = True, error
+        self.wake()
+
+    def wake(self) -> None:
+        """Go on with whoever waits."""
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(None)
+
+    async def chunk(self) -> tuple[list[Record], int] | None:
+        """Return the next records and their size; None at the end; raise why it ended."""
+        while not self.chunks:
+            if self.over:
+                if self.error is not None:
+                    raise self.error
+                return None
+            self.waiter = asyncio.get_running_loop().create_future()
+            await self.waiter
+        return self.chunks.popleft()
+
+    def used(self, size: int) -> None:
+        """Give room back to the daemon."""
+        self.reader.consumed(size)
+        self.flush()
+
+    def ack(self, next: int) -> Awaitable[None]:
+        """Set the consumer's cursor."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def done(error: LinkdError | None) -> None:
+            if future.done():
+                return
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
+                future.exception()  # Whoever awaits it gets it; nobody has to.
+
+        self.reader.ack(next, done)
+        self.flush()
+        return future
+
+    def close(self) -> None:
+        """End the subscription."""
+        self.session.unsubscribe(self.reader)
+        self.flush()
+
+
+class Subscription:
+    """An asynchronous iterator of records; over reconnects none comes twice, none is left out.
+
+    It ends with `close`, at the end of an `async with`, or when nobody holds it any more. One at a
+    time may iterate over it.
+    """
+
+    def __init__(self, inbox: Inbox) -> None:
+        self._inbox = inbox
+        self._loop = asyncio.get_running_loop()
+        self._current: list[Record] = []
+        self._at = 0
+        self._size = 0
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Record:
+        at = self._at
+        if at >= len(self._current):
+            await self._fetch()
+            at = 0
+        self._at = at + 1
+        return self._current[at]
+
+    async def batches(self) -> AsyncIterator[list[Record]]:
+        """Yield the records in the runs in which they came: faster where there are many."""
+        while True:
+            try:
+                await self._fetch()
+            except StopAsyncIteration:
+                return
+            self._at = len(self._current)
+            yield self._current
+
+    async def _fetch(self) -> None:
+        """Make the next run of records the current one; raise StopAsyncIteration at the end."""
+        if self._size:
+            self._inbox.used(self._size)
+            self._size = 0
+        chunk = await self._inbox.chunk()
+        if chunk is None:
+            raise StopAsyncIteration
+        self._current, self._size = chunk
+        self._at = 0
+
+    @property
+    def next(self) -> int | None:
+        """The offset behind the last record that arrived; None until it has begun."""
+        return self._inbox.reader.next
+
+    @property
+    def lost_volatile(self) -> int:
+        """How many volatile records were dropped because they weren't taken fast enough."""
+        return self._inbox.lost_volatile
+
+    def ack(self, next: int) -> Awaitable[None]:
+        """Say that all below `next` is done; await it to know that it is on disk."""
+        return self._inbox.ack(next)
+
+    async def close(self) -> None:
+        """End it; the iteration ends once all that came was taken."""
+        self._inbox.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def __del__(self) -> None:
+        if not self._inbox.over:
+            with contextlib.suppress(RuntimeError):  # The loop is closed: so is the connection.
+                self._loop.call_soon_threadsafe(self._inbox.close)

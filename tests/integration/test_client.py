@@ -1,0 +1,230 @@
+"""The asyncio client against a daemon that comes and goes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import linkd.client
+from linkd.client.errors import Closed, NoDaemon, Refused
+from linkd.errors import ChannelRefused, LogFull
+from tests.support.stream_daemon import StreamDaemon
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(30):
+            await test
+
+    asyncio.run(bounded())
+
+
+@asynccontextmanager
+async def daemon(path: Path) -> AsyncIterator[StreamDaemon]:
+    fake = StreamDaemon(path / "d.sock")
+    await fake.start()
+    try:
+        yield fake
+    finally:
+        await fake.stop()
+
+
+def test_publish_and_subscribe(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with daemon(tmp_path) as fake, linkd.client.connect(fake.path) as node:
+            records = node.subscribe("orders", start="earliest")
+            assert await node.publish("orders", {"total": 12}, type="created", wait="hub") == 1
+            assert await node.publish("orders", "text") == 2
+            assert await node.publish("orders", b"\xff") == 3
+            got = [await anext(records) for _ in range(3)]
+            assert [(record.offset, record.type, record.data) for record in got] == [
+                (1, "created", {"total": 12}),
+                (2, "", "text"),
+                (3, "", b"\xff"),
+            ]
+            assert node.name == "edge-1"
+            assert node.status.value.links == {"hub": "up"}
+
+    run(check())
+
+
+def test_ten_thousand_in_flight_over_a_kill(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with daemon(tmp_path) as fake, linkd.client.connect(fake.path) as node:
+            fake.die_after = 3
+            numbers = [
+                asyncio.create_task(node.publish("orders", f"{index}".encode() * 30, id=""))
+                for index in range(10_000)
+            ]
+            while fake.die_after is not None:
+                await asyncio.sleep(0.001)
+            await fake.stop()
+            await asyncio.sleep(0.05)
+            await fake.start()
+            offsets = await asyncio.gather(*numbers)
+            assert offsets == list(range(1, 10_001))
+            expected = [f"{index}".encode() * 30 for index in range(10_000)]
+            assert fake.bodies("orders") == expected
+
+    run(check())
+
+
+def test_subscriptions_are_restored_once(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with (
+            daemon(tmp_path) as fake,
+            linkd.client.connect(fake.path, min_delay=0.01) as node,
+        ):
+            heard: list[str] = []
+            node.on("created", lambda record: heard.append(record.text), channel="orders")
+            node.on("created", (other := lambda record: heard.append("other")), channel="orders")
+            node.off("created", other)
+            records = node.subscribe("orders")
+            await node.opened(5)
+            for index in range(3):
+                await node.publish("orders", f"{index}", type="created")
+                assert (await anext(records)).data == f"{index}"
+                await fake.stop()
+                await fake.start()
+            await node.publish("orders", "end", type="created")
+            assert (await anext(records)).data == "end"
+            while len(heard) < 4:
+                await asyncio.sleep(0.001)
+            assert heard == ["0", "1", "2", "end"]
+            assert fake.subscribed["orders",] == 2 * fake.opened
+
+    run(check())
+
+
+def test_a_consumer_gets_again_only_what_it_had_not_acknowledged(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with daemon(tmp_path) as fake:
+            async with linkd.client.connect(fake.path) as node:
+                billing = node.subscribe("orders", consumer="billing", start="earliest")
+                await node.publish_many("orders", [f"{index}" for index in range(10)])
+                for _ in range(4):
+                    record = await anext(billing)
+                await record.ack()
+                await anext(billing)
+            async with linkd.client.connect(fake.path) as node:
+                again = node.subscribe("orders", consumer="billing")
+                assert [(await anext(again)).data for _ in range(6)] == list("456789")
+
+    run(check())
+
+
+def test_a_slow_reader_bounds_what_is_sent_ahead(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with daemon(tmp_path) as fake, linkd.client.connect(fake.path) as node:
+            slow = node.subscribe("bulk", window=100_000)
+            await node.opened(5)
+            stored = await node.publish_many("bulk", [b"x" * 1000] * 2000)
+            assert stored.count == 2000
+            assert (slow.next or 0) < 400
+            assert [(await anext(slow)).offset for _ in range(2000)] == list(
+                range(stored.first, stored.last + 1)
+            )
+
+    run(check())
+
+
+def test_gaps_are_told(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with daemon(tmp_path) as fake, linkd.client.connect(fake.path) as node:
+            for index in range(5):
+                await node.publish("orders", index)
+            await fake.trim(4)
+            gaps: list[tuple[int, int]] = []
+            records = node.subscribe(
+                "orders", start=2, on_gap=lambda gap: gaps.append((gap.wanted, gap.first))
+            )
+            assert (await anext(records)).offset == 4
+            assert gaps == [(2, 4)]
+
+    run(check())
+
+
+def test_refusals(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with daemon(tmp_path) as fake, linkd.client.connect(fake.path) as node:
+            with pytest.raises(LogFull):
+                await node.publish("refused", 1)
+            with pytest.raises(ChannelRefused):
+                await node.publish("no channel", 1)
+            with pytest.raises(Refused, match="not-found"):
+                await node.publish("orders", 1, wait="nobody")
+            fake.deaf = True
+            waiting = asyncio.create_task(node.publish("orders", 2))
+            await asyncio.sleep(0.05)
+        with pytest.raises(Closed):
+            await waiting
+
+    run(check())
+
+
+def test_without_a_daemon(tmp_path: Path) -> None:
+    async def check() -> None:
+        path = tmp_path / "none.sock"
+        async with linkd.client.connect(path, when_down="fail") as node:
+            with pytest.raises(NoDaemon):
+                await node.publish("orders", 1)
+            with pytest.raises(NoDaemon):
+                await node.opened(0.05)
+        async with linkd.client.connect(path, max_attempts=2, min_delay=0.001) as node:
+            with pytest.raises(NoDaemon):
+                await node.publish("orders", 1)
+            assert node.status.value.state == "stopped"
+
+    run(check())
+
+
+def test_hooks_and_status(tmp_path: Path) -> None:
+    async def check() -> None:
+        told: list[object] = []
+        node = linkd.client.connect(
+            tmp_path / "d.sock",
+            min_delay=0.01,
+            on_open=lambda: told.append("open"),
+            on_close=lambda reason: told.append("close"),
+            on_message=lambda record: told.append(record.data),
+        )
+        async with daemon(tmp_path) as fake, node:
+            states: list[str] = []
+            node.status.subscribe(lambda status: states.append(status.state))
+            records = node.subscribe("orders")
+            await node.opened(5)
+            await node.publish("orders", 7)
+            await anext(records)
+            await fake.stop()
+            await fake.start()
+            while told.count("open") < 2:
+                await asyncio.sleep(0.001)
+        assert told[:4] == ["open", 7, "close", "open"]
+        changes = [state for state, before in pairwise([*states, ""]) if state != before]
+        assert changes[:5] == ["stopped", "connecting", "up", "waiting", "connecting"]
+        assert states[-1] == "stopped"
+
+    run(check())
+
+
+def test_a_subscription_that_nobody_holds_ends(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with daemon(tmp_path) as fake, linkd.client.connect(fake.path) as node:
+            await node.publish_many("orders", [1, 2, 3])
+            async for record in node.subscribe("orders", start="earliest"):
+                if record.offset == 2:
+                    break
+            await _until(lambda: not any(fake._connections.values()))
+
+    run(check())
+
+
+async def _until(true: Callable[[], bool]) -> None:
+    while not true():
+        await asyncio.sleep(0.001)
