@@ -1,0 +1,159 @@
+"""Many nodes in one process, each with one link that it dials: a crowd for one hub.
+
+`python -m tests.support.swarm URL COUNT SECRET_FILE` starts `edge-1` to `edge-COUNT` with logs in
+memory and no local API; each line on standard input is answered by one JSON line about all.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import random
+import resource
+import select
+import subprocess
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+from tests.support.lab import ROOT, Namespace, python
+
+
+def _node(name: str, url: str, secret_file: str, reactor: Any, shared: Any) -> Any:
+    """Return one node, not yet started."""
+    from linkd.config import Config
+    from linkd.config.settings import NodeSettings, PeerSettings
+    from linkd.log import MemoryCursors, MemoryLog
+    from linkd.net.dialer import LinkDialer, Origin
+    from linkd.node import Node, Stores
+    from linkd.outages import Outages
+
+    peer = PeerSettings(name="hub", dial=(url,), insecure=True, secret_file=secret_file)
+    config = Config(node=NodeSettings(name=name), peers=(peer,))
+    origin = Origin(name, f"{random.getrandbits(64):016x}", reactor, shared)
+
+    def dialer(node: Any, driver: Any) -> Any:
+        return LinkDialer(driver, driver.settings, origin, config.reconnect.connect_timeout)
+
+    stores = Stores(MemoryLog(name), MemoryCursors(), Outages(MemoryCursors()))
+    return Node(config, stores, reactor, dialer, random.Random())
+
+
+def _report(nodes: list[Any]) -> dict[str, Any]:
+    """Return how all links are."""
+    links = [node.status().links[0] for node in nodes]
+    ended = [outage for node in nodes for outage in node.outages() if outage.down_seconds]
+    return {
+        "up": sum(link.state == "up" for link in links),
+        "trying": max(link.attempts for link in links),
+        "attempts": [outage.attempts for outage in ended],
+        "down": [outage.down_seconds for outage in ended],
+        "at": time.monotonic(),
+    }
+
+
+def main(url: str, count: int, secret_file: str) -> None:
+    """Run the nodes until standard input ends."""
+    from twisted.internet import reactor as installed
+    from twisted.internet import stdio, threads
+    from twisted.protocols.basic import LineOnlyReceiver
+
+    from linkd.net.resolve import Resolver, look_up
+
+    reactor: Any = installed
+    reactor.seconds = time.monotonic
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    shared = Resolver(reactor, lambda host: threads.deferToThread(look_up, host))
+    nodes = [_node(f"edge-{n + 1}", url, secret_file, reactor, shared) for n in range(count)]
+
+    class Orders(LineOnlyReceiver):
+        delimiter = b"\n"
+
+        def lineReceived(self, line: bytes) -> None:
+            print(json.dumps(_report(nodes)), flush=True)
+
+        def connectionLost(self, reason: object = None) -> None:
+            if reactor.running:
+                reactor.stop()
+
+    standard: Any = stdio.StandardIO
+    standard(Orders(), stdout=2)
+    for number, node in enumerate(nodes):
+        reactor.callLater(number * 0.005, node.start)
+    gc.collect()
+    gc.freeze()
+    reactor.run()
+
+
+class Swarm:
+    """A swarm process; a context that ends it."""
+
+    def __init__(self, url: str, count: int, secret_file: str, host: Namespace | None) -> None:
+        """Start it, on this machine or inside a host."""
+        command = python("-m", "tests.support.swarm", url, str(count), secret_file)
+        self._process = subprocess.Popen(
+            command if host is None else host.enter(command),
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def report(self) -> dict[str, Any]:
+        """Return `up` (links), `trying` (most attempts now), `attempts` and `down` by outage.
+
+        Raises:
+            RuntimeError: The swarm has gone, or did not answer within 20 s.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(b"\n")
+        self._process.stdin.flush()
+        if not select.select([self._process.stdout], [], [], 20.0)[0]:
+            raise RuntimeError("the swarm does not answer")
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the swarm has gone, exit {self._process.wait(5)}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def wait_up(self, count: int, within: float) -> float:
+        """Wait until so many links are up; return when that was seen (monotonic).
+
+        Raises:
+            RuntimeError: They were not in time.
+        """
+        end = time.monotonic() + within
+        while (report := self.report())["up"] < count:
+            if time.monotonic() > end:
+                raise RuntimeError(f"{report['up']} of {count} links are up after {within} s")
+            time.sleep(0.2)
+        return float(report["at"])
+
+    def close(self) -> None:
+        """End it."""
+        self._process.kill()
+        self._process.wait(5)
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                stream.close()
+
+    def __enter__(self) -> Swarm:
+        """Return self."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End it."""
+        self.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
