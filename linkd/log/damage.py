@@ -78,8 +78,7 @@ class Ward:
         batches = [frame for frame in frames if frame.kind == BATCH]
         head, snapshot = self._head(number, frames)
         aside = self._set_aside(path)
-        if batches or frames[:1] != [] or last:
-            self._write(path, head, snapshot, [frame for frame in frames if frame.kind != HEAD])
+        self._write(path, head, snapshot, [frame for frame in frames if frame.kind != HEAD])
         self.jump = self.jump or last
         holes, end = _holes(head.first, batches)
         if last:

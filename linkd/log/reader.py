@@ -75,6 +75,10 @@ class Reader:
         """Do a job behind all others."""
         self._queue.put(job)
 
+    def forget(self) -> None:
+        """Forget where offsets were found; called in a job."""
+        self._hints.clear()
+
     def delete(self, files: Files, path: Path) -> None:
         """Delete a file, if it is there."""
 

@@ -13,6 +13,7 @@ import msgspec
 
 from linkd.core.batch import Batch
 from linkd.errors import Gap, LinkdError, LogDamaged, LogFull
+from linkd.log.damage import Ward
 from linkd.log.engine import Told
 from linkd.log.files import Files, RealFiles
 from linkd.log.frame import HAS_IDS, HEAD, PREFIX_BYTES, Part, part_of
@@ -22,8 +23,9 @@ from linkd.log.ids import Ids
 from linkd.log.index import FORMAT, NEEDS, Index, SegmentHead, index_path, segment_path
 from linkd.log.ledger import Ledger, new_token
 from linkd.log.lock import lock, not_ours
-from linkd.log.reader import Damage, Reader
+from linkd.log.reader import Reader
 from linkd.log.recover import Found, recover
+from linkd.log.retrieval import Retrieval
 from linkd.log.seal import ids_path, load_ids, seal
 from linkd.log.shelf import Shelf
 from linkd.log.state import Snapshot, State
@@ -109,6 +111,15 @@ class SegmentLog(Ledger):
         self._looked = monotonic()
         self._writer = Writer(self._files, folder, self._seed, post, self._report)
         self._reader = Reader(self._seed, post)
+        self._retrieval = Retrieval(
+            self._shelf,
+            self._reader,
+            self._files,
+            post,
+            self,
+            lambda: Ward(folder, self._files, self._identity, wall),
+            self._tell,
+        )
         if self._writing is None:
             self._writer.start(None, 0)
         else:
@@ -309,25 +320,16 @@ class SegmentLog(Ledger):
         except Gap as gap:
             done(gap)
             return
-        place = self._shelf.place(position) if batches is None else None
-        if batches is not None:
+        if batches is None:
+            self._retrieval.fetch(position, max_bytes, done)
+        else:
             done(batches)
-            return
-        if place is None:
-            done(Gap(position, self.next))
-            return
 
-        def found(batches: list[Batch] | OSError | Damage) -> None:
-            if position < self.first:
-                done(Gap(position, self.first))
-            elif not isinstance(batches, list):
-                done(LogDamaged(str(batches)))
-            elif batches and batches[0].offset > position:
-                done(Gap(position, batches[0].offset))
-            else:
-                done(batches)
-
-        self._reader.fetch(place, position, max_bytes, found)
+    def _tell(self, told: Told) -> None:
+        """Have the operator told."""
+        self.told = (*self.told, told)
+        for call in tuple(self.on_told):
+            call(told)
 
     def owed(self, position: int) -> dict[str, tuple[int, int]]:
         """Return (records, bytes of records) by channel from `position` on."""

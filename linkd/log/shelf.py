@@ -78,6 +78,12 @@ class Shelf:
                             return batch.offset
         return None
 
+    def replace(self, index: Index) -> None:
+        """Put a mended segment's index in place of the one it had, if that is still there."""
+        for place, segment in enumerate(self.segments):
+            if segment.number == index.number:
+                self.segments[place] = index
+
     def drop(self, count: int) -> list[Index]:
         """Take the oldest segments off; return them."""
         gone = self.segments[:count]

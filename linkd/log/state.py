@@ -111,6 +111,8 @@ class State:
 
     def open_epoch(self, epoch: str, first: int) -> None:
         """Begin `epoch` at offset `first`; an epoch in which nothing lies gives way to it."""
+        if self._epochs and self._epochs[-1].epoch == epoch:
+            self._epochs.pop()
         self._epochs.append(EpochStart(epoch, first))
         if len(self._epochs) > MAX_EPOCHS:
             del self._epochs[self._least_wanted()]

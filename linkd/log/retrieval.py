@@ -1,0 +1,147 @@
+"""Fetching what memory no longer has; a sealed segment found bad on the way is mended and fetching goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from linkd.core.batch import Batch
+from linkd.errors import Gap, LinkdError, LogDamaged
+from linkd.log.damage import Ward
+from linkd.log.engine import Told
+from linkd.log.files import Files
+from linkd.log.group import Post
+from linkd.log.index import Index
+from linkd.log.lock import not_ours
+from linkd.log.reader import Damage, Reader
+from linkd.log.scan import read_head, scan
+from linkd.log.seal import seal
+from linkd.log.shelf import Shelf
+
+Fetched = Callable[[list[Batch] | LinkdError], None]
+
+
+class Bounds(Protocol):
+    """How far the log reaches now."""
+
+    first: int
+    next: int
+
+
+class Retrieval:
+    """Reads from segments.
+
+    Args:
+        shelf: The segments.
+        reader: The thread that reads.
+        files: The disk.
+        post: Brings a call into the log's thread.
+        bounds: The log.
+        ward: Makes what mends a folder.
+        tell: Called with what the operator must hear of.
+    """
+
+    def __init__(
+        self,
+        shelf: Shelf,
+        reader: Reader,
+        files: Files,
+        post: Post,
+        bounds: Bounds,
+        ward: Callable[[], Ward],
+        tell: Callable[[Told], None],
+    ) -> None:
+        self._shelf = shelf
+        self._reader = reader
+        self._files = files
+        self._post = post
+        self._bounds = bounds
+        self._ward = ward
+        self._tell = tell
+
+    def fetch(self, position: int, max_bytes: int, done: Fetched) -> None:
+        """Read about `max_bytes` of batches from `position` on; `done` gets them, or Gap or LogDamaged."""
+        bounds = self._bounds
+        if position < bounds.first:
+            done(Gap(position, bounds.first))
+            return
+        place = self._shelf.place(position)
+        if place is None:
+            done(Gap(position, bounds.next) if position < bounds.next else [])
+            return
+
+        def found(batches: list[Batch] | OSError | Damage) -> None:
+            if position < bounds.first:
+                done(Gap(position, bounds.first))
+            elif isinstance(batches, FileNotFoundError):
+                self._mend(Damage(place.path, 0), lambda: self.fetch(position, max_bytes, done))
+            elif isinstance(batches, OSError):
+                done(LogDamaged(not_ours(batches, place.path)))
+            elif isinstance(batches, Damage):
+                last = self._shelf.last
+                if last is not None and self._shelf.path(last) == batches.path:
+                    done(LogDamaged(f"{batches}; restart linkd to have it mended"))
+                else:
+                    self._mend(batches, lambda: self.fetch(position, max_bytes, done))
+            elif batches and batches[0].offset > position:
+                done(Gap(position, batches[0].offset))
+            else:
+                done(batches)
+
+        self._reader.fetch(place, position, max_bytes, found)
+
+    def _mend(self, damage: Damage, again: Callable[[], None]) -> None:
+        """Mend a sealed segment in the background, then go on."""
+        number = int(damage.path.stem)
+        before = next((s for s in self._shelf.segments if s.number == number), None)
+
+        def job() -> None:
+            told: list[Told] = []
+            index = None if before is None else self._mended(damage, before, told)
+            self._reader.forget()
+            self._post(lambda: mended(index, told))
+
+        def mended(index: Index | None, told: list[Told]) -> None:
+            if index is not None:
+                self._shelf.replace(index)
+            for one in told:
+                self._tell(one)
+            again()
+
+        self._reader.work(job)
+
+    def _mended(self, damage: Damage, before: Index, told: list[Told]) -> Index:
+        """Return the index of a segment once it is mended; an empty one where that failed."""
+        path = damage.path
+        try:
+            ward = self._ward()
+            if not path.exists():
+                told.append(
+                    Told(
+                        "error",
+                        "log.damaged",
+                        f"{path} is gone; offsets lost: {before.first} to {before.next - 1}",
+                    )
+                )
+                return _empty(before)
+            head, _ = read_head(path)
+            try:
+                return scan(path, head, before.size, None)[0]
+            except Damage as worse:
+                damage = worse
+            ward.mend(damage)
+            told += ward.told
+            head, _ = read_head(path)
+            index, _ = scan(path, head, path.stat().st_size, None)
+            seal(self._files, path.parent, index, ())
+        except (OSError, Damage) as error:
+            told.append(Told("error", "log.damaged", f"{path} could not be mended: {error}"))
+            return _empty(before)
+        return index
+
+
+def _empty(index: Index) -> Index:
+    """Return the index of a segment of which nothing can be read."""
+    return msgspec.structs.replace(index, next=index.first, blocks=[])
