@@ -18,7 +18,7 @@ from linkd.clock import Clock, wall
 from linkd.config import ChannelSettings, Config, PeerSettings
 from linkd.core import wire
 from linkd.core.backoff import Backoff
-from linkd.core.batch import Batch, Draft
+from linkd.core.batch import Draft
 from linkd.core.channels import Patterns
 from linkd.core.link_types import Changed
 from linkd.errors import LinkdError
@@ -28,7 +28,8 @@ from linkd.node.book import Book
 from linkd.node.driver import LinkDriver
 from linkd.node.follow import Follower
 from linkd.node.readers import Readers
-from linkd.node.volatile import VolatileSequence, as_batch
+from linkd.node.spread import Spread
+from linkd.node.volatile import VolatileSequence
 from linkd.node.waits import Waits
 from linkd.outages import Outages
 from linkd.status import Event, LogStatus, NodeStatus, Outage
@@ -38,7 +39,6 @@ _Result = TypeVar("_Result")
 MakeDialer = Callable[["Node", LinkDriver], Dialer]
 
 _TICK_SECONDS = 0.25
-_ALL = 1 << 62
 
 
 class Stores(msgspec.Struct, frozen=True):
@@ -47,13 +47,6 @@ class Stores(msgspec.Struct, frozen=True):
     log: Log
     cursors: CursorStore
     outages: Outages
-
-
-class Route(msgspec.Struct, frozen=True):
-    """Who gets one channel: peers and readers."""
-
-    drivers: tuple[LinkDriver, ...]
-    followers: tuple[Follower, ...]
 
 
 class Node:
@@ -93,13 +86,12 @@ class Node:
         self._waits: dict[str, Waits] = {}
         self._readers = Readers(self, log, stores.cursors)
         self._volatile = VolatileSequence(self.name, f"{rng.getrandbits(64):016x}")
-        self._routes: dict[str, Route] = {}
+        self._spread = Spread(log, self._drivers, self._readers, self.count)
         self._rules: dict[str, ChannelSettings | None] = {}
-        self._seen = log.next
         self._tick = LoopingCall(self._ticked)
         self._tick.clock = clock  # type: ignore[assignment]  # it needs no more than ours offers
         self._hour = 0.0
-        log.on_commit.append(self._committed)
+        log.on_commit.append(self._spread.committed)
         log.on_trim.append(self._trimmed)
 
     # -- life ---------------------------------------------------------------------------------
@@ -138,7 +130,6 @@ class Node:
         driver = LinkDriver(self, settings, backoff)
         self._drivers[settings.name] = driver
         self._waits[settings.name] = Waits()
-        driver.begin()
         if settings.dial:
             driver.dialer = self._make_dialer(self, driver)
         self.routes_changed()
@@ -243,88 +234,39 @@ class Node:
             self.log.append(draft, settled)
             return
         message = self._volatile.make(draft)
-        self._spread(message, None)
+        self._spread.volatile(message, None)
         settled(Appended(0, draft.count))
 
-    def passed(self, message: wire.Volatile, driver: LinkDriver) -> None:
+    def passed(self, message: wire.Volatile, peer: str) -> None:
         """A volatile message came from a peer: hand it out and on, once."""
         if self._volatile.fresh(message):
-            self._spread(message, driver)
-
-    def _spread(self, message: wire.Volatile, source: LinkDriver | None) -> None:
-        """Hand a volatile message to readers and to the peers that get its channel."""
-        route = self._route(message.channel)
-        if route.followers:
-            batch = as_batch(message, self.log.clock())
-            for follower in route.followers:
-                follower.volatile(batch)
-        payload = b""
-        for driver in route.drivers:
-            if driver is source or driver.peer == message.node:
-                continue
-            payload = payload or wire.encode(message)
-            if not driver.volatile(payload):
-                self.count("dropped", driver.peer, message.channel, message.count)
+            self._spread.volatile(message, peer)
 
     def wait_for(self, peer: str, next: int) -> Deferred[None]:
         """Fire once everything below `next` is on `peer`'s disk."""
         waits = self._waits[peer]
-        if self._drivers[peer].session.outbound.acked >= next:
+        if self._drivers[peer].carrier.session.outbound.acked >= next:
             return succeed(None)
         return waits.until(next)
 
     def sends(self, peer: str, channel: str) -> bool:
         """Tell whether `peer` gets `channel`."""
-        return self._drivers[peer].owes(channel)
+        return self._drivers[peer].carrier.owes(channel)
 
-    # -- what was committed -----------------------------------------------------------------------
-
-    def _route(self, channel: str) -> Route:
-        """Return who gets `channel`."""
-        route = self._routes.get(channel)
-        if route is None:
-            if len(self._routes) > 100_000:
-                self._routes.clear()
-            drivers = tuple(d for d in self._drivers.values() if d.owes(channel))
-            route = self._routes[channel] = Route(drivers, self._readers.interested(channel))
-        return route
+    # -- what happens by itself -------------------------------------------------------------------
 
     def routes_changed(self) -> None:
         """Somebody wants something else now."""
-        self._routes.clear()
-
-    def _committed(self, next: int) -> None:
-        """Hand what was committed to those who keep up; count what is owed."""
-        seen, self._seen = self._seen, next
-        batches = self.log.read(seen, _ALL) or []
-        for_drivers: dict[LinkDriver, list[Batch]] = {}
-        for_followers: dict[Follower, list[Batch]] = {}
-        for batch in batches:
-            route = self._route(batch.channel)
-            for driver in route.drivers:
-                outbound = driver.session.outbound
-                if outbound.owes(batch):
-                    outbound.owe(batch.count, len(batch.records))
-                    for_drivers.setdefault(driver, []).append(batch)
-            for follower in route.followers:
-                for_followers.setdefault(follower, []).append(batch)
-        for driver, mine in for_drivers.items():
-            driver.offer(mine, next)
-        for follower, wanted in for_followers.items():
-            follower.offer(wanted, next)
+        self._spread.changed()
 
     def _trimmed(self, first: int) -> None:
         """Records went; whoever was owed some hears of the gap when it comes to it."""
         for driver in self._drivers.values():
-            driver.trimmed(first)
+            driver.carrier.trimmed(first)
 
     def _ticked(self) -> None:
         """Move everyone on over what is not for them; say what is owed to nobody."""
-        end = self.log.next
-        for driver in self._drivers.values():
-            if driver.session.outbound.log_next < end:
-                driver.offer([], end)
-        self._readers.tick()
+        self._spread.tick()
         self.log.release(min(self._peers_low_water(), self._readers.low_water()))
         now = wall()
         if not self._hour <= now < self._hour + 3600.0:
@@ -337,7 +279,7 @@ class Node:
         crowded = self.log.size_bytes > 0.85 * self.log.max_bytes
         for driver in self._drivers.values():
             if not (crowded and driver.settings.when_full == "drop-oldest"):
-                low = min(low, driver.session.outbound.acked)
+                low = min(low, driver.carrier.session.outbound.acked)
         return low
 
     # -- what drivers and readers tell ------------------------------------------------------------
@@ -346,10 +288,10 @@ class Node:
         """Return the offset below which the peer has everything, as noted on disk."""
         return min(self._cursors.peers()[peer].acked, self.log.next)
 
-    def peer_acked(self, driver: LinkDriver, next: int) -> None:
+    def peer_acked(self, peer: str, next: int) -> None:
         """The peer has acknowledged."""
-        known = self._cursors.peers().get(driver.peer)
-        if known is None or self._drivers.get(driver.peer) is not driver:
+        known, driver = self._cursors.peers().get(peer), self._drivers.get(peer)
+        if known is None or driver is None:
             return
         if known.acked != next:
             self._cursors.set_peer(PeerCursor(driver.peer, known.made, next))
@@ -394,7 +336,7 @@ class Node:
         self, driver: LinkDriver, change: Changed, silence: float | None
     ) -> dict[str, str | int | float | None]:
         """Record what the change means for the link's outages; return what was measured."""
-        now, owed = self.clock.seconds(), driver.session.outbound.owed_records
+        now, owed = self.clock.seconds(), driver.carrier.session.outbound.owed_records
         if change.old == "up":
             self._outages.fell(driver.peer, change.reason or "closed", silence, now, wall())
         if change.new != "up":
@@ -475,7 +417,7 @@ class Node:
         """Forget how far this node has the peer's log: the peer then goes by its own notes."""
         driver = self._drivers[peer]
         cursor = self.log.cursor(peer)
-        outbound = driver.session.outbound
+        outbound = driver.carrier.session.outbound
         told = (
             f"this node has nothing of {peer}'s log yet"
             if cursor is None

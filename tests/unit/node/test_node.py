@@ -42,7 +42,7 @@ def test_a_message_crosses_and_status_tells(net: FakeNet) -> None:
     link = net.nodes["edge"].status().links[0]
     assert (link.state, link.backlog_records, link.sent_records) == ("up", 0, 1)
     assert net.nodes["hub"].status().links[0].received_records == 1
-    assert net.nodes["edge"].link("hub").session.outbound.acked == 3
+    assert net.nodes["edge"].link("hub").carrier.session.outbound.acked == 3
 
 
 def test_a_cut_and_the_return_lose_nothing(net: FakeNet) -> None:
@@ -212,14 +212,14 @@ def test_a_stop_says_goodbye_and_the_peer_shows_it(net: FakeNet) -> None:
 def test_what_is_not_taken_is_left_out_and_counted(net: FakeNet) -> None:
     net.run(0.1)
     edge, hub = net.nodes["edge"], net.nodes["hub"]
-    edge.link("hub").session.outbound.wants = None  # a peer that sends what it should not
-    edge.link("hub").session.outbound._settings = edge.link("hub").session.settings.__class__(
-        node="edge", peer="hub", send=hub.link("edge").session.settings.receive.__class__((">",)),
-        receive=edge.link("hub").session.settings.receive,
+    edge.link("hub").carrier.session.outbound.wants = None  # a peer that sends what it should not
+    edge.link("hub").carrier.session.outbound._settings = edge.link("hub").carrier.session.settings.__class__(
+        node="edge", peer="hub", send=hub.link("edge").carrier.session.settings.receive.__class__((">",)),
+        receive=edge.link("hub").carrier.session.settings.receive,
     )
     edge.routes_changed()
     one_publish(edge, "private", b"secret")
-    edge.link("hub").offer(edge.log.read(1, 1 << 20), edge.log.next)
+    edge.link("hub").carrier.offer(edge.log.read(1, 1 << 20), edge.log.next)
     one_publish(edge, "orders", b"fine")
     kept = subscribed(net, "hub", ">")
     net.run(1.0)

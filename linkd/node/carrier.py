@@ -1,0 +1,333 @@
+"""Carrying records over one link: performs what the session decides, tells it what came of it.
+
+Append comes before send, and commit before ack: both follow from the order in which effects are
+performed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+from linkd.clock import Clock, Timer
+from linkd.config import PeerSettings
+from linkd.core import session_types as sessions
+from linkd.core import wire
+from linkd.core.batch import Batch
+from linkd.core.channels import Patterns
+from linkd.core.session import Greeting, Session
+from linkd.errors import Gap, LinkdError, RemoteProtocolError
+from linkd.log.engine import Appended, Log
+from linkd.net.ports import Connection
+from linkd.node.codec import pack, unpack
+
+
+class Around(Protocol):
+    """What a carrier needs of its node."""
+
+    name: str
+    log: Log
+    clock: Clock
+
+    def acked_by(self, peer: str) -> int:
+        """Return the offset below which the peer has everything, as noted on disk."""
+
+    def peer_acked(self, peer: str, next: int) -> None:
+        """The peer has acknowledged."""
+
+    def passed(self, message: wire.Volatile, peer: str) -> None:
+        """A volatile message came."""
+
+    def tell(self, level: str, event: str, **fields: str | int | float | None) -> None:
+        """Say something in the log."""
+
+    def count(self, what: str, peer: str, channel: str, records: int) -> None:
+        """Count records that were refused, expired, dropped or lost."""
+
+
+class LinkWords(Protocol):
+    """What a carrier tells its link."""
+
+    def acknowledged(self) -> None:
+        """Some of what was owed when the link came up has been acknowledged."""
+
+    def diverged(self, detail: str) -> None:
+        """The two logs have no epoch in common."""
+
+
+class Carrier:
+    """Carries records over one link; outlives its connections.
+
+    Args:
+        around: The node.
+        settings: The peer's.
+        link: The link that it works for.
+
+    Attributes:
+        session: What is agreed with the peer.
+        connection: The connection that counts, or None.
+    """
+
+    def __init__(self, around: Around, settings: PeerSettings, link: LinkWords) -> None:
+        self.peer = settings.name
+        self.settings = settings
+        self._around = around
+        self._link = link
+        self._log = around.log
+        self._clock = around.clock
+        self._sends = Patterns(settings.send)
+        bounds = sessions.SessionSettings(
+            node=around.name,
+            peer=settings.name,
+            send=self._sends,
+            receive=Patterns(settings.receive),
+        )
+        epoch_below = around.log.epoch_below
+        self.session = Session(bounds, epoch_below, pack if settings.compress else None, unpack)
+        self.session.outbound.begin(around.acked_by(settings.name))
+        self.session.outbound.log_next = self._log.next
+        self.connection: Connection | None = None
+        self._begun: list[sessions.Effect] = []
+        self._ack_due = False
+        self._unproved = False  # up, but nothing of what was owed has been acknowledged yet
+        self._wake_timer: Timer | None = None
+        self._performers: dict[type, Callable[..., None]] = {
+            sessions.Send: self._send,
+            sessions.Read: self._read,
+            sessions.Store: self._store,
+            sessions.Rewind: self._rewind,
+            sessions.Acked: self._acked,
+            sessions.Pass: self._pass,
+            sessions.Tell: self._tell,
+            sessions.Refused: self._refused,
+            sessions.Expired: self._expired,
+            sessions.Gone: self._gone,
+            sessions.Diverged: self._diverged,
+        }
+        self.recount()
+
+    # -- connections --------------------------------------------------------------------------
+
+    def begin(self, connection: Connection, ours: wire.Hello, theirs: wire.Hello) -> bool:
+        """Begin on a new connection; return whether the two ends agree on how far they are."""
+        self.drop()
+        self.connection = connection
+        outbound = self.session.outbound
+        before = (outbound.acked, outbound.wants)
+        outbound.log_next = self._log.next
+        greeting = Greeting(ours, theirs, self._around.acked_by(self.peer), connection.writable)
+        self._begun = self.session.greeted(greeting, self._clock.seconds())
+        if (outbound.acked, outbound.wants) != before:
+            self.recount()
+        self._unproved = outbound.owed_records > 0
+        return not any(isinstance(effect, sessions.Diverged) for effect in self._begun)
+
+    def go_on(self) -> None:
+        """Do what the new connection's hellos led to."""
+        effects, self._begun = self._begun, []
+        self.perform(effects)
+
+    def drop(self) -> None:
+        """Let go of the connection that counted."""
+        if self.connection is not None:
+            self.connection = None
+            self.session.disconnected()
+
+    def stop(self) -> None:
+        """Nothing more is to come."""
+        if self._wake_timer is not None and self._wake_timer.active():
+            self._wake_timer.cancel()
+        self._wake_timer = None
+
+    def received(self, connection: Connection, message: wire.Message) -> None:
+        """Take a message; a late one of an older connection is dropped here."""
+        if connection is not self.connection:
+            return
+        try:
+            effects = self.session.received(message, self._clock.seconds())
+        except RemoteProtocolError as error:
+            self._around.tell("warn", "connection.protocol", peer=self.peer, detail=str(error))
+            connection.abort("protocol", str(error))
+            return
+        if effects:
+            self.perform(effects)
+
+    def writable(self, connection: Connection) -> None:
+        """There is room for more."""
+        if connection is self.connection:
+            now = self._clock.seconds()
+            self.perform(self.session.outbound.writable(True, self._log.clock(), now))
+
+    # -- what the node tells ------------------------------------------------------------------
+
+    def offer(self, batches: list[Batch], next: int) -> None:
+        """Take what was committed: the peer's batches, and the log's new end."""
+        outbound = self.session.outbound
+        effects = outbound.offer(batches, next, self._log.clock(), self._clock.seconds())
+        if effects or outbound.deadline is not None:
+            self.perform(effects)
+
+    def trimmed(self, first: int) -> None:
+        """The log now begins at `first`; what was owed below is said when the peer is met."""
+        outbound = self.session.outbound
+        if outbound.acked < first and outbound.owed_records:
+            self.recount()
+
+    def volatile(self, payload: bytes) -> bool:
+        """Send records that were never in a log; False if they had to be dropped."""
+        connection = self.connection
+        if connection is None or not connection.writable:
+            return False
+        connection.send(payload)
+        return True
+
+    def owes(self, channel: str) -> bool:
+        """Tell whether the peer gets `channel`."""
+        wants = self.session.outbound.wants
+        return self._sends.match(channel) and (wants is None or wants.match(channel))
+
+    def recount(self) -> None:
+        """Count anew what the peer is owed, after its position has jumped."""
+        outbound = self.session.outbound
+        outbound.owed_records = outbound.owed_bytes = 0
+        position = max(outbound.acked, self._log.first)
+        if position >= self._log.next:
+            return
+        for channel, (records, size) in self._log.owed(position).items():
+            if self.owes(channel):
+                outbound.owe(records, size)
+
+    def backlog_age(self) -> float | None:
+        """Return the age in seconds of the oldest record owed, or None."""
+        outbound = self.session.outbound
+        if not outbound.owed_records:
+            return None
+        stamp = outbound.oldest_stamp()
+        if stamp is None:
+            stamp = self._log.stamp_at(max(outbound.acked, self._log.first))
+        return None if stamp is None else max(0.0, self._log.clock() - stamp)
+
+    # -- performing ---------------------------------------------------------------------------
+
+    def perform(self, effects: list[sessions.Effect]) -> None:
+        """Perform a session's effects; ask for more as long as the connection has room."""
+        outbound, performers = self.session.outbound, self._performers
+        while True:
+            for effect in effects:
+                performers[type(effect)](effect)
+            connection = self.connection
+            if connection is None or not outbound.eager:
+                break
+            if not connection.writable:
+                outbound.writable(False, 0.0, 0.0)
+                break
+            effects = outbound.writable(True, self._log.clock(), self._clock.seconds())
+            if not effects:
+                break
+        if outbound.deadline is not None and self._wake_timer is None:
+            after = max(0.0, outbound.deadline - self._clock.seconds())
+            self._wake_timer = self._clock.callLater(after, self._wake)
+
+    def _wake(self) -> None:
+        """The session's deadline may have come."""
+        self._wake_timer = None
+        self.perform(self.session.wake(self._clock.seconds()))
+
+    def _send(self, effect: sessions.Send) -> None:
+        if self.connection is not None:
+            self.connection.send(effect.payload)
+
+    def _read(self, effect: sessions.Read) -> None:
+        try:
+            batches = self._log.read(effect.position, effect.max_bytes)
+        except Gap as gap:
+            self.perform(self.session.outbound.missing(gap.first))
+            return
+        if batches is None:
+            done = partial(self._fetched, self.connection)
+            self._log.fetch(effect.position, effect.max_bytes, done)
+            return
+        self.perform(self.session.outbound.read(batches, self._log.clock(), self._clock.seconds()))
+
+    def _fetched(self, connection: Connection | None, batches: list[Batch] | LinkdError) -> None:
+        """Take what was read from disk, unless for an older connection."""
+        if connection is not self.connection or connection is None:
+            return
+        outbound = self.session.outbound
+        if isinstance(batches, Gap):
+            self.perform(outbound.missing(batches.first))
+        elif isinstance(batches, LinkdError):
+            self._around.tell("error", "log.damaged", peer=self.peer, detail=str(batches))
+            connection.abort("closed", str(batches))
+        else:
+            self.perform(outbound.read(batches, self._log.clock(), self._clock.seconds()))
+
+    def _store(self, effect: sessions.Store) -> None:
+        source = effect.batch.source
+        assert source is not None  # a received batch has one
+        self._log.store(effect.batch, partial(self._stored, source.next))
+
+    def _stored(self, next: int, outcome: Appended | LinkdError) -> None:
+        """A received batch is on disk, or was there before."""
+        if isinstance(outcome, LinkdError):
+            self._around.tell("error", "log.disk-failed", peer=self.peer, detail=str(outcome))
+            return
+        self.session.inbound.stored(next)
+        if not self._ack_due:
+            self._ack_due = True
+            self._clock.callLater(0, self._flush_ack)
+
+    def _flush_ack(self) -> None:
+        """Acknowledge what one commit has brought to disk, in one message."""
+        self._ack_due = False
+        self.perform(self.session.inbound.ack())
+
+    def _rewind(self, effect: sessions.Rewind) -> None:
+        self._log.set_cursor(self.peer, effect.cursor, _ignore)
+
+    def _acked(self, effect: sessions.Acked) -> None:
+        self._around.peer_acked(self.peer, effect.next)
+        if self._unproved:
+            self._unproved = False
+            self._link.acknowledged()
+
+    def _pass(self, effect: sessions.Pass) -> None:
+        self._around.passed(effect.message, self.peer)
+
+    def _tell(self, effect: sessions.Tell) -> None:
+        self._around.tell(effect.level, effect.event, peer=self.peer, detail=effect.detail)
+
+    def _refused(self, effect: sessions.Refused) -> None:
+        self._around.count("refused", self.peer, effect.channel, effect.count)
+        self._around.tell(
+            "warn",
+            "link.unwanted-records",
+            peer=self.peer,
+            channel=effect.channel,
+            records=effect.count,
+            detail=f"{self.peer} sent {effect.channel}, which is not in `receive`: left out",
+        )
+
+    def _expired(self, effect: sessions.Expired) -> None:
+        self._around.count("expired", self.peer, effect.channel, effect.count)
+
+    def _gone(self, effect: sessions.Gone) -> None:
+        whose = f"{self.peer}'s log" if effect.inbound else "this node's log"
+        detail = f"offsets {effect.first} to {effect.next - 1} of {whose} are gone"
+        self._around.count("gap", self.peer, "", effect.next - effect.first)
+        self._around.tell(
+            "error",
+            "link.gap",
+            peer=self.peer,
+            first=effect.first,
+            next=effect.next,
+            detail=detail,
+        )
+
+    def _diverged(self, effect: sessions.Diverged) -> None:
+        self._link.diverged(effect.detail)
+
+
+def _ignore(outcome: Appended | LinkdError) -> None:
+    """What follows in the log waits for it."""
