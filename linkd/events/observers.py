@@ -44,11 +44,12 @@ def text_line(event: str, fields: Fields) -> str:
 
 
 def json_line(event: str, fields: Fields, level: Level, stamp: float) -> str:
-    """Return one JSON object: `time`, `level`, `event`, then the fields as in `text_line`."""
+    """Return one JSON object: `time`, `level`, `event`, then the fields; None left out."""
     line: dict[str, object] = {"time": _rfc3339(stamp), "level": level, "event": event}
     for name in sorted(fields, key=_place):
         value = fields[name]
-        line[name] = round(value, 3) if isinstance(value, float) else value
+        if value is not None:
+            line[name] = round(value, 3) if isinstance(value, float) else value
     return json.dumps(line, ensure_ascii=False, default=str)
 
 

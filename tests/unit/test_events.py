@@ -118,7 +118,9 @@ def test_text_quotes_what_is_not_one_word() -> None:
 
 
 def test_json() -> None:
-    line = json.loads(json_line("link.up", {"rtt_seconds": 0.12345, "peer": "hub"}, "info", 0.25))
+    line = json.loads(
+        json_line("link.up", {"rtt_seconds": 0.12345, "peer": "hub", "old": None}, "info", 0.25)
+    )
     assert line == {
         "time": "1970-01-01T00:00:00.250Z",
         "level": "info",
