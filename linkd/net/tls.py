@@ -78,6 +78,7 @@ def _options(
         return options
     store = context.get_cert_store()
     assert store is not None
+    store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
     for certificate in trusted:
         store.add_cert(crypto.X509.from_cryptography(certificate))
     for revoked in lists:

@@ -23,6 +23,7 @@ from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
 from linkd.config import ListenSettings, PeerSettings
+from linkd.errors import AttemptFailed
 from linkd.net.tls import ClientTls, ServerTls, client_context, peer_names
 
 NOW = datetime.datetime.now(datetime.UTC)
@@ -342,8 +343,30 @@ def _handshake(
     return client
 
 
+def shake(server: ServerTls, client: ClientTls) -> AttemptFailed | None:
+    """Let both ends shake hands in memory; return why the dialer refuses, None if it does not."""
+    ends = []
+    for creator, is_client in ((server, False), (client, True)):
+        transport = _Anyone(creator, is_client)
+        make = client.clientConnectionForTLS if is_client else server.serverConnectionForTLS
+        connection = make(cast(Any, transport))
+        (connection.set_connect_state if is_client else connection.set_accept_state)()
+        ends.append(connection)
+    for _ in range(6):
+        for ours, theirs in (ends, reversed(ends)):
+            try:
+                ours.do_handshake()
+            except SSL.WantReadError:
+                pass
+            except SSL.Error as error:
+                return client.explain(error)
+            with contextlib.suppress(SSL.WantReadError):
+                theirs.bio_write(ours.bio_read(65_536))
+    return None
+
+
 class _Anyone:
     """Stands for a transport that TLS made."""
 
-    def __init__(self, tls: ServerTls) -> None:
-        self.factory = TLSMemoryBIOFactory(tls, False, Factory())
+    def __init__(self, tls: ServerTls | ClientTls, is_client: bool = False) -> None:
+        self.factory = TLSMemoryBIOFactory(tls, is_client, Factory())
