@@ -1,3 +1,4 @@
+// @ts-check
 // The little that this page needs of a view library.
 
 /** @param {string} id @returns {any} */

@@ -1,3 +1,4 @@
+// @ts-check
 // The changes of the links, newest first.
 import { byId, make } from "./dom.js";
 import { clock, tone } from "./format.js";

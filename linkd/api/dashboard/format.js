@@ -1,3 +1,4 @@
+// @ts-check
 // Numbers and times as people read them. Units stand with every number; what is not known is a dash.
 
 export const DASH = "–";

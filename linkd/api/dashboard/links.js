@@ -1,3 +1,4 @@
+// @ts-check
 // One card a link: what it is now, what it was, and how it does.
 import { make, say } from "./dom.js";
 import { lasting, tone } from "./format.js";

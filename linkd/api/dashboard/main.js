@@ -1,3 +1,4 @@
+// @ts-check
 // The page: asks the node once a second, and hears changes of links the moment they happen.
 import { Linkd } from "/linkd.js";
 import { byId, make, say } from "./dom.js";

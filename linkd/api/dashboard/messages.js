@@ -1,3 +1,4 @@
+// @ts-check
 // A box to publish from, locked while the chosen link is down, and what arrives.
 import { byId, make, say } from "./dom.js";
 import { clock } from "./format.js";

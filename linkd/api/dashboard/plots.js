@@ -1,3 +1,4 @@
+// @ts-check
 // What is measured now, as it moves: four small plots a link, fed once a second.
 import uPlot from "./uplot.js";
 import { make, say } from "./dom.js";

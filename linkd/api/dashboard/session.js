@@ -1,3 +1,4 @@
+// @ts-check
 // Who may see this page: a token becomes a cookie session.
 import { byId, say } from "./dom.js";
 

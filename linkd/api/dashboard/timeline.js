@@ -1,3 +1,4 @@
+// @ts-check
 // A strip of time with a link's outages as bars.
 import { hint, make } from "./dom.js";
 import { clock, lasting, percent, short } from "./format.js";
