@@ -20,12 +20,16 @@ class Identity(msgspec.Struct, array_like=True, frozen=True):
         seed: The secret start of its CRCs.
         number: A segment that there was; where none reaches it, some are gone.
         next: No offset below may be given out again.
+        oldest: The oldest segment that was not deleted on purpose; 0 before the first.
+        first: The first offset in it.
     """
 
     log: str
     seed: int
     number: int
     next: int
+    oldest: int = 0
+    first: int = 1
 
 
 def load_identity(folder: Path) -> Identity | None:

@@ -103,6 +103,8 @@ def _find(folder: Path, files: Files, ward: Ward) -> Found:
     if not heads:
         return found
     order = sorted(heads)
+    if 0 < identity.oldest < order[0]:
+        ward.missing(identity.oldest - 1, order[0], identity.first, heads[order[0]][0].first)
     for number, after in zip(order[:-1], order[1:], strict=True):
         head, path = heads[number][0], segment_path(folder, number)
         size = path.stat().st_size
@@ -190,7 +192,15 @@ def _settled(folder: Path, files: Files, ward: Ward, found: Found) -> Found:
     if last < identity.number:
         ward.missing(last, identity.number + 1, found.state.next if found.state else 1, None)
     first = known + JUMP if ward.jump else identity.next
-    found.identity = Identity(identity.log, identity.seed, last, first)
+    oldest = found.segments[0] if found.segments else None
+    found.identity = Identity(
+        identity.log,
+        identity.seed,
+        last,
+        first,
+        oldest.number if oldest else 0,
+        oldest.first if oldest else first,
+    )
     if found.state is None:
         found.state = State(identity.log)
     if found.identity != load_identity(folder):

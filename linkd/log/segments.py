@@ -231,8 +231,7 @@ class SegmentLog(Ledger):
     def _written(self, job: Job) -> None:
         """A job is on disk: count its frames in, and answer."""
         if job.begins is not None:
-            self._seal()
-            self._shelf.segments.append(job.begins)
+            self._begun(job.begins)
         segment, at = self._shelf.segments[-1], job.at
         pieces = iter(job.group.pieces)
         for part in job.parts:
@@ -260,22 +259,27 @@ class SegmentLog(Ledger):
         self._blocked = why(outcome.error)
         self._failed(self._blocked)
 
-    def _seal(self) -> None:
-        """Write the index of the segment to which nothing is added any more."""
-        last = self._shelf.last
+    def _begun(self, begins: Index) -> None:
+        """A segment has begun: write the index of the one before, and that there is this one."""
+        files, folder, last = self._files, self._folder, self._shelf.last
+        self._shelf.segments.append(begins)
         if last is not None:
-            files, folder = self._files, self._folder
             known = list(self._ids.since(last.first)) if last.has_ids else []
-            identity = self._identity = msgspec.structs.replace(
-                self._identity, number=last.number + 1, next=max(self._identity.next, last.next)
-            )
+            self._reader.work(lambda: seal(files, folder, last, known))
+        self._note(number=begins.number, next=max(self._identity.next, begins.first))
 
-            def job() -> None:
-                seal(files, folder, last, known)
-                with suppress(OSError):
-                    save_identity(files, folder, identity)
+    def _note(self, **changes: int) -> None:
+        """Note in the background which segments there are."""
+        oldest = self._shelf.segments[0]
+        identity = self._identity = msgspec.structs.replace(
+            self._identity, oldest=oldest.number, first=oldest.first, **changes
+        )
 
-            self._reader.work(job)
+        def job() -> None:
+            with suppress(OSError):
+                save_identity(self._files, self._folder, identity)
+
+        self._reader.work(job)
 
     def _measure(self) -> None:
         """Sum up what it occupies, and say whether publishes are taken."""
@@ -404,6 +408,7 @@ class SegmentLog(Ledger):
     def _drop(self, count: int) -> None:
         """Delete the oldest segments in the background, and tell who follows."""
         gone = self._shelf.drop(count)
+        self._note()
         for segment in gone:
             for path in (index_path, ids_path, segment_path):
                 self._reader.delete(self._files, path(self._folder, segment.number))

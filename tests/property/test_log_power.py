@@ -1,0 +1,213 @@
+"""Power loss and damage: the files as a crash or a bad disk may leave them, and what the log makes of them."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from linkd.log.engine import Appended
+from tests.support.disk import RecordingFiles
+from tests.support.logs import SegmentBench, append, bodies, draft, everything, numbered, received
+
+Steps = list[tuple[Any, ...]]
+
+
+def _scratch() -> Path:
+    """Return a directory that lasts for one example."""
+    return Path(tempfile.mkdtemp(prefix="linkd-power-"))
+
+
+def _write_some(
+    bench: SegmentBench, rng: Random, begin: int = 0
+) -> list[tuple[int, bytes, int]]:
+    """Append and store a few; return (offset, first body, steps of the disk before it was settled)."""
+    settled: list[tuple[int, bytes, int]] = []
+    cursor = bench.log.cursor("hub")
+    position = 1 if cursor is None else cursor.next
+    for number in range(begin, begin + rng.randrange(4, 12)):
+        body = b"%04d" % number + rng.randbytes(rng.choice([0, 30, 3000, 70_000, 400_000]))
+        done: list[Any] = []
+        if rng.random() < 0.3:
+            bench.log.store(received(position, 2 * number + 3, body), done.append)
+            position = 2 * number + 3
+        elif rng.random() < 0.3:
+            bench.log.append(draft(body, producer=numbered("p", number + 1)), done.append)
+        else:
+            bench.log.append(draft(body), done.append)
+        bench.until(lambda done=done: done)
+        (outcome,) = done
+        assert isinstance(outcome, Appended)
+        assert outcome.count == 1
+        settled.append((outcome.offset, body, len(bench.files.steps)))
+    return settled
+
+
+def _rebuild(folder: Path, root: Path, steps: Steps, cut: int, rng: Random) -> None:
+    """Make the files as power lost after `cut` steps may leave them.
+
+    What was synced is there. Of later writes each 512 bytes are there, or zeros, or the file ends before.
+    """
+    names: dict[int, Path] = {}
+    safe: dict[int, bytearray] = {}
+    loose: dict[int, list[tuple[int, bytes]]] = {}
+    paths: dict[Path, int] = {}
+    for step in steps[:cut]:
+        if step[0] == "create":
+            paths[step[1]] = step[2]
+            safe[step[2]], loose[step[2]] = bytearray(), []
+        elif step[0] == "open":
+            number = paths[step[1]]
+            safe[step[2]], loose[step[2]] = safe[number], loose[number]
+            paths[step[1]] = step[2]
+        elif step[0] == "write":
+            loose[step[1]].append((step[2], step[3]))
+        elif step[0] == "sync":
+            for at, content in loose[step[1]]:
+                _put(safe[step[1]], at, content)
+            loose[step[1]].clear()
+        elif step[0] == "truncate":
+            del safe[step[1]][step[2] :]
+            loose[step[1]].clear()
+        elif step[0] == "rename":
+            paths[step[2]] = paths.pop(step[1])
+        elif step[0] == "unlink":
+            paths.pop(step[1], None)
+    for path, number in paths.items():
+        names[number] = path
+        content = bytearray(safe[number])
+        for at, written in loose[number]:
+            for begin in range(0, len(written), 512):
+                if rng.random() < 0.6:
+                    _put(content, at + begin, written[begin : begin + 512])
+        if loose[number] and rng.random() < 0.5:
+            del content[rng.randrange(len(safe[number]), len(content) + 1) :]
+        (folder / path.relative_to(root)).write_bytes(bytes(content))
+
+
+def _put(content: bytearray, at: int, written: bytes) -> None:
+    """Write into `content`, with zeros up to there."""
+    if len(content) < at:
+        content.extend(bytes(at - len(content)))
+    content[at : at + len(written)] = written
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32), where=st.floats(0, 1))
+def test_what_was_settled_survives_power_loss(seed: int, where: float) -> None:
+    rng, root = Random(seed), _scratch()
+    try:
+        bench = SegmentBench.__new__(SegmentBench)
+        files = RecordingFiles()
+        _open(bench, root / "log", files)
+        settled = _write_some(bench, rng)
+        bench.close()
+        steps = list(files.steps)
+        cut = int(where * (len(steps) - 3)) + 3
+        (root / "found").mkdir()
+        _rebuild(root / "found", root / "log", steps, cut, rng)
+        _open(bench, root / "found", RecordingFiles())
+        found = {
+            offset: body
+            for batch in everything(bench)
+            for offset, body in enumerate(bodies([batch]), batch.offset)
+        }
+        for offset, body, after in settled:
+            if after <= cut:
+                assert found.get(offset) == body
+        assert [told for told in bench.log.told if told.event != "log.repaired"] == []
+        (outcome,) = append(bench, draft(b"on it goes"))
+        assert isinstance(outcome, Appended)
+        bench.close()
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def _open(bench: SegmentBench, path: Path, files: Any) -> None:
+    """Open a log there on these files."""
+    SegmentBench.__init__(bench, path, files=files)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_a_flipped_byte_anywhere_is_stated_or_harmless(seed: int) -> None:
+    rng, root = Random(seed), _scratch()
+    try:
+        bench = SegmentBench(root / "log")
+        bench.files = RecordingFiles()
+        settled = _write_some(bench, rng) if bench.restart() else []
+        was, epoch = bench.log.id, bench.log.epoch
+        bench.close()
+        victim = rng.choice(sorted(p for p in (root / "log").iterdir() if p.stat().st_size))
+        content = bytearray(victim.read_bytes())
+        at = rng.randrange(len(content))
+        content[at] ^= 1 << rng.randrange(8)
+        victim.write_bytes(bytes(content))
+        bench.open()
+        assert bench.log.id == was
+        found = {
+            offset: body
+            for batch in everything(bench)
+            for offset, body in enumerate(bodies([batch]), batch.offset)
+        }
+        missing = [offset for offset, body, _ in settled if found.get(offset) != body]
+        assert all(found.get(offset) in (None, body) for offset, body, _ in settled)
+        if missing:
+            assert bench.log.told
+            assert len(missing) <= 1 or victim.suffix != ".log"
+            assert bench.log.epoch != epoch
+        (outcome,) = append(bench, draft(b"on it goes"))
+        assert isinstance(outcome, Appended)
+        assert outcome.offset > max(offset for offset, _, _ in settled) or missing
+        bench.close()
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32), what=st.sampled_from(["truncated", "deleted", "renamed"]))
+def test_a_lost_file_is_stated(seed: int, what: str) -> None:
+    rng, root = Random(seed), _scratch()
+    try:
+        bench = SegmentBench(root / "log")
+        bench.files = RecordingFiles()
+        bench.restart()
+        settled = _write_some(bench, rng)
+        settled += _write_some(bench, rng, 20)
+        was = bench.log.id
+        bench.close()
+        victim = rng.choice(sorted((root / "log").glob("*.log")))
+        last = victim == max((root / "log").glob("*.log"))
+        size = victim.stat().st_size
+        if what == "truncated":
+            with victim.open("r+b") as file:
+                file.truncate(rng.randrange(size))
+        elif what == "deleted":
+            victim.unlink()
+        else:
+            victim.rename(victim.with_name("lost+found"))
+        bench.open()
+        assert bench.log.id == was
+        found = {
+            offset: body
+            for batch in everything(bench)
+            for offset, body in enumerate(bodies([batch]), batch.offset)
+        }
+        missing = [offset for offset, body, _ in settled if found.get(offset) != body]
+        assert not (missing and what == "renamed")
+        assert bench.log.told or not missing
+        (outcome,) = append(bench, draft(b"on it goes"))
+        assert isinstance(outcome, Appended)
+        if what == "deleted" or not last:
+            assert outcome.offset > max(offset for offset, _, _ in settled)
+        bench.close()
+        again = bench.open().told
+        assert [told for told in again if told.event == "log.repaired"] == []
+        bench.close()
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
