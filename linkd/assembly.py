@@ -13,7 +13,7 @@ from twisted.internet import threads
 from twisted.internet.defer import Deferred, maybeDeferred
 
 from linkd import events
-from linkd.api import Api
+from linkd.api.server import Api
 from linkd.clock import wall
 from linkd.config import Config
 from linkd.log import open_cursors, open_log
@@ -71,7 +71,7 @@ class Assembly:
             if config.listen is None
             else Listener(self.node, config, reactor, self._tls, self.pairing.posts)
         )
-        self._api = Api(self.node, config, reactor, self.pairing)
+        self._api = Api(self.node, config, reactor)
 
     def _make_dialer(self, node: Node, driver: LinkDriver) -> LinkDialer:
         """Make the dialing end of one link."""
@@ -122,7 +122,7 @@ class Assembly:
             if self._tls is not None:
                 self._tls.configure(config.listen)
         self.node.reload(config)
-        self._api.configure(config)
+        self._api.reload(config)
 
     def stop(self, detail: str) -> Deferred[None]:
         """Say goodbye, end all, commit what waits; fires once that is on disk."""
