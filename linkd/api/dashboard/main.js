@@ -24,7 +24,10 @@ class Dashboard {
     /** @type {any[]} */
     this.outages = [];
     this.asking = false;
-    this.drawn = 0;
+    /** @type {any} */
+    this.drawn = null;
+    /** Since when the connection is lost, in milliseconds. @type {number | undefined} */
+    this.lostAt = undefined;
     this.node.status.subscribe((status) => this.connection(status));
     this.node.addEventListener("link", (/** @type {any} */ event) => this.changed(event.detail));
     byId("retry").addEventListener("click", () => this.node.kick());
@@ -147,7 +150,7 @@ class Dashboard {
         ? ["The link is up", "Both links are up"][links.length - 1] ?? `All ${links.length} links are up`
         : down.length === 1 ? `The link to ${down[0].peer} is down` : `${down.length} of ${links.length} links are down`;
     say(byId("headline"), text);
-    document.querySelector(".summary").dataset.tone = down.length ? "bad" : "good";
+    byId("summary").dataset.tone = down.length ? "bad" : "good";
     document.title = `${down.length ? "▼ " : ""}${this.status.node} · linkd`;
   }
 
@@ -163,7 +166,7 @@ class Dashboard {
     say(byId("connection"), lost ? "not connected" : state === "up" ? "live" : "connecting");
     document.body.dataset.stale = String(lost);
     byId("lost").hidden = !lost;
-    if (lost) {
+    if (this.lostAt !== undefined) {
       const since = lasting((Date.now() - this.lostAt) / 1000);
       const next = retrySeconds === null ? "trying" : `trying again within ${Math.ceil(retrySeconds)} s`;
       say(byId("lost-text"), `No connection to the node for ${since}. What you see is from before. Attempt ${attempts}, ${next}.`);

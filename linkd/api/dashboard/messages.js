@@ -9,7 +9,7 @@ export class MessageBox {
   /** @param {import("./linkd.js").Linkd} node */
   constructor(node) {
     this.node = node;
-    this.section = document.querySelector(".messages");
+    this.section = byId("messages");
     this.box = byId("box");
     this.choice = byId("message-link");
     this.answer = byId("message-answer");

@@ -4,10 +4,19 @@ import uPlot from "./uplot.js";
 import { make, say } from "./dom.js";
 import { DASH, count, short, size } from "./format.js";
 
+/** A sample is a link of /v1/status with `at`, when it was taken, in seconds since 1970. @typedef {any} Sample */
+/**
+ * @typedef {object} Plot
+ * @property {string} title
+ * @property {(value: number) => string} axis
+ * @property {((sample: Sample, before: Sample) => number | null)[]} series
+ * @property {(sample: Sample, before: Sample) => [string, string]} figure The number, and what belongs to it.
+ */
+
 const KEPT = 600; // samples, one a second
 const HEIGHT = 84;
 
-/** What each plot shows: its figure, its series and how they are read from two samples. */
+/** What each link shows. @type {Plot[]} */
 const PLOTS = [
   { title: "Round trip", axis: short, series: [(s) => s.rtt_seconds], figure: (s) => [short(s.rtt_seconds), ""] },
   { title: "Silence", axis: short, series: [(s) => s.silence_seconds], figure: (s) => [short(s.silence_seconds), ""] },
@@ -108,7 +117,8 @@ function chart({ plot, canvas }) {
   const font = `11px ${getComputedStyle(document.body).fontFamily}`;
   const strokes = [colour(canvas, "--plot"), colour(canvas, "--plot-2")];
   const axis = { stroke: quiet, font, ticks: { show: false }, grid: { stroke: line, width: 1 } };
-  return new uPlot(
+  const Chart = /** @type {any} */ (uPlot);
+  return new Chart(
     {
       width: canvas.clientWidth || 200,
       height: HEIGHT,
