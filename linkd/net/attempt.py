@@ -252,7 +252,7 @@ class Attempt(BaseConnector):
         if self.winner is not None:
             self.winner.abortConnection()
         self.state = "disconnected"
-        self._dialer.clientConnectionFailed(self, Failure(failure))  # type: ignore[no-untyped-call]
+        self._dialer.clientConnectionFailed(self, Failure(failure))
 
     def _finish(self) -> None:
         """Leave nothing behind but the winner."""

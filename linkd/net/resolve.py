@@ -60,11 +60,11 @@ class Resolver:
     def resolve(self, host: str) -> Deferred[list[str]]:
         """Return the addresses of a host; an address is its own.
 
-        The Deferred fails with an OSError where the name has none and never had; it may be cancelled.
+        The Deferred fails with an OSError where it has none and never had; it may be cancelled.
         """
         if isIPAddress(host) or isIPv6Address(host.partition("%")[0]):
             return succeed([host])
-        waiter: Deferred[list[str]] = Deferred(lambda gone: self._leave(host, gone))
+        waiter: Deferred[list[str]] = Deferred(lambda gone: self._forget(host, gone))
         timer: Call | None = None
         if host in self._good:
             timer = self._clock.callLater(PATIENCE, self._serve_old, host, waiter)
@@ -81,6 +81,10 @@ class Resolver:
             return False
         cancel(waiting.pop(waiter))
         return True
+
+    def _forget(self, host: str, waiter: Deferred[list[str]]) -> None:
+        """A waiter was cancelled."""
+        self._leave(host, waiter)
 
     def _serve_old(self, host: str, waiter: Deferred[list[str]]) -> None:
         """The look-up takes long: use what was good before."""

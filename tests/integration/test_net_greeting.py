@@ -68,20 +68,25 @@ async def test_they_greet_talk_and_part(two: Two) -> None:
     assert near.generation == far.generation
     assert near.address == f"127.0.0.1:{two.listener.port_number}"
     assert two.at_edge.told == ["attempting", "attempting", "opening", "greeted"]
-    assert dialer.deadline is None and dialer.attempts == 0
+    assert dialer.deadline is None
+    assert dialer.attempts == 0
 
     near.send(encode(Ack(7)))
     await two.at_hub.until("received", reactor)
     far.send(encode(Ack(8)))
     await two.at_edge.until("received", reactor)
-    assert two.at_hub.messages == [Ack(7)] and two.at_edge.messages == [Ack(8)]
-    assert near.rtt_seconds is not None and near.rtt_seconds < 1.0
+    assert two.at_hub.messages == [Ack(7)]
+    assert two.at_edge.messages == [Ack(8)]
+    assert near.rtt_seconds is not None
+    assert near.rtt_seconds < 1.0
 
     far.goodbye(Goodbye("stopped", "the hub is restarted", 3.0))
     await two.at_edge.until("lost", reactor)
     reason, detail, goodbye = two.at_edge.losses[0]
-    assert reason == "stopped" and "the hub is restarted" in detail
-    assert goodbye is not None and goodbye.retry_after == 3.0
+    assert reason == "stopped"
+    assert "the hub is restarted" in detail
+    assert goodbye is not None
+    assert goodbye.retry_after == 3.0
     if not two.at_hub.losses:
         await two.at_hub.until("lost", reactor)
     assert two.at_hub.losses[0][0] == "stopped"
