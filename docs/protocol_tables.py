@@ -2,8 +2,8 @@
 
     python -m docs.protocol_tables
 
-rewrites what stands between `<!-- NAME -->` and `<!-- end -->`; tests/unit/test_protocol_doc.py fails while
-that would change anything.
+rewrites what stands between `<!-- NAME -->` and `<!-- end -->`; tests/unit/test_protocol_doc.py
+fails while that would change anything.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def table(struct: type[msgspec.Struct]) -> str:
     return "\n".join(lines)
 
 
-def kind_of(kind: inspect.Type) -> str:
+def kind_of(kind: inspect.Type) -> str:  # noqa: PLR0911  # one a type
     """Return a type and its bounds in words."""
     match kind:
         case inspect.IntType():
@@ -155,7 +155,7 @@ def _default(field: inspect.Field) -> str:
         value = field.default_factory() if callable(field.default_factory) else None
     if value is None:
         return "nil"
-    if value == () or value == b"" or value == "":
+    if value in ((), b"", ""):
         return "empty"
     return f"{value:g}" if isinstance(value, float) else str(value)
 

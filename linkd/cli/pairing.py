@@ -82,8 +82,8 @@ def _invite(arguments: argparse.Namespace) -> int:
 
 def _join(arguments: argparse.Namespace) -> int:
     """Join, have the daemon reload, and report the first `up`."""
-    from linkd.config import files, load
-    from linkd.pairing import HubUnreachable, PairingRefused, join
+    from linkd.config import files, load  # noqa: PLC0415  # slow to load
+    from linkd.pairing import HubUnreachable, PairingRefused, join  # noqa: PLC0415
 
     named = getattr(arguments, "config", None)
     paths = files(Path(named) if named else None)
@@ -132,7 +132,7 @@ def _reload(path: str) -> bool:
 
 def _wait_up(path: str, done: Joining, timeout: float) -> int:
     """Watch the link until it is up."""
-    from linkd.client.http import call, expect
+    from linkd.client.http import call, expect  # noqa: PLC0415
 
     began = time.monotonic()
     last = "not configured yet"
@@ -151,7 +151,7 @@ def _wait_up(path: str, done: Joining, timeout: float) -> int:
 
 def _peers(arguments: argparse.Namespace) -> int:
     """Print who was invited or paired."""
-    import msgspec
+    import msgspec  # noqa: PLC0415
 
     rows = calls.get(arguments, f"{_PREFIX}/peers").json()["peers"]
     if arguments.json:

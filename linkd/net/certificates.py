@@ -99,7 +99,7 @@ def names_host(certificate: x509.Certificate, host: str) -> bool:
 
 
 def certificate_names(certificate: x509.Certificate) -> list[str]:
-    """Return the node names that a certificate gives its holder: DNS names, and `linkd:NAME` URIs."""
+    """Return the node names that a certificate holds: DNS names, and `linkd:NAME` URIs."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (x509.ExtensionNotFound, ValueError):
@@ -112,7 +112,7 @@ def certificate_names(certificate: x509.Certificate) -> list[str]:
 
 
 def days_left(expires: float, wall: float) -> float:
-    """Return how many days lie between `wall` and `expires`, both Unix seconds; negative once over."""
+    """Return the days from `wall` to `expires`, both Unix seconds; negative once over."""
     return (expires - wall) / 86_400
 
 

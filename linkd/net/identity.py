@@ -1,8 +1,9 @@
 """Who the other end is, where a shared secret says so: nonces, proofs and secret files.
 
-The secret never crosses the wire. For every attempt the listener gives a fresh nonce; each end proves that
-it knows the secret by an HMAC over its role, both names and that nonce, so that a proof fits one end of
-one attempt between two nodes and nothing else. docs/protocol.md, "Proof by a shared secret".
+The secret never crosses the wire. For every attempt the listener gives a fresh nonce; each end
+proves that it knows the secret by an HMAC over its role, both names and that nonce, so that a proof
+fits one end of one attempt between two nodes and nothing else. docs/protocol.md, "Proof by a shared
+secret".
 """
 
 from __future__ import annotations
@@ -38,9 +39,10 @@ _NONCE_BYTES = _TIME_BYTES + _RANDOM_BYTES + _MAC_BYTES
 class Nonces:
     """Fresh nonces that can be spent once, within 30 s.
 
-    A nonce carries its own time and a MAC under a key that lives as long as this object, so one that was
-    given out and never comes back costs no memory: nobody can fill a table and lock the others out. Only
-    spent ones are remembered, for as long as they would be valid. A restart voids all.
+    A nonce carries its own time and a MAC under a key that lives as long as this object, so one
+    that was given out and never comes back costs no memory: nobody can fill a table and lock the
+    others out. Only spent ones are remembered, for as long as they would be valid. A restart voids
+    all.
 
     Args:
         per_address: How many one address is given within a lifetime.
@@ -61,7 +63,7 @@ class Nonces:
         self._order: deque[tuple[float, str]] = deque()
 
     def issue(self, now: float, address: str) -> str | None:
-        """Return a fresh nonce for someone at `address`, or None where that address has had its share.
+        """Return a fresh nonce for `address`, or None where that address has had its share.
 
         Args:
             now: Seconds on the monotonic clock.
@@ -135,8 +137,9 @@ class Nonces:
 def prove(secret: bytes, role: Role, dialer: str, listener: str, nonce: str) -> str:
     """Return the proof, 64 hexadecimal digits, that the end in `role` knows `secret`.
 
-    HMAC-SHA256 over the protocol's name, role, both nodes' names and the nonce, each in UTF-8 and preceded
-    by its length as 2 bytes, big end first, so that no two lists of fields have one encoding.
+    HMAC-SHA256 over the protocol's name, role, both nodes' names and the nonce, each in UTF-8 and
+    preceded by its length as 2 bytes, big end first, so that no two lists of fields have one
+    encoding.
     """
     return hmac.new(
         secret, encode_fields(role, dialer, listener, nonce), hashlib.sha256
@@ -150,7 +153,7 @@ def verify(secret: bytes, role: Role, dialer: str, listener: str, nonce: str, pr
 
 
 def encode_fields(*fields: str) -> bytes:
-    """Encode strings after the protocol's name, each behind its length, so that it reads in one way."""
+    """Encode the protocol's name and strings, each behind its length: it reads in one way only."""
     encoded = [field.encode("utf-8", "surrogatepass") for field in (SUBPROTOCOL, *fields)]
     return b"".join(len(field).to_bytes(2, "big") + field for field in encoded)
 
@@ -158,7 +161,8 @@ def encode_fields(*fields: str) -> bytes:
 def secret_path(name: str | os.PathLike[str]) -> Path:
     """Return where a secret lies: the path itself, or below $CREDENTIALS_DIRECTORY.
 
-    A name without a slash, and one that begins with `$CREDENTIALS_DIRECTORY/`, is a systemd credential.
+    A name without a slash, and one that begins with `$CREDENTIALS_DIRECTORY/`, is a systemd
+    credential.
 
     Raises:
         ConfigError: It is a credential and the service was given none.
@@ -180,8 +184,8 @@ def load_secret(path: str | os.PathLike[str]) -> bytes:
     """Return the secret in a file, without the final newline; see `secret_path` for names.
 
     Raises:
-        ConfigError: It can't be read, others than owner and group may read or write it, or it has fewer
-            than 32 characters. The message says what to do and never holds any of the secret.
+        ConfigError: It can't be read, others than owner and group may read or write it, or it has
+            fewer than 32 characters. The message says what to do and never holds any of the secret.
     """
     place = secret_path(path)
     try:

@@ -1,7 +1,7 @@
 """Bounds on what strangers can cause: token buckets, each address for itself and all together.
 
-The tables are bounded, so that a flood from many addresses costs a fixed amount of memory; the address
-that was quiet longest is forgotten first.
+The tables are bounded, so that a flood from many addresses costs a fixed amount of memory; the
+address that was quiet longest is forgotten first.
 """
 
 from __future__ import annotations

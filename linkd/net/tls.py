@@ -1,7 +1,7 @@
 """TLS at both ends: 1.2 or newer, names checked, certificates that may change while links are up.
 
-The listener's settings lie behind `ServerTls`, which every accepted connection asks anew; the dialer reads
-its files for every attempt. So new files are in force at once and no link is touched.
+The listener's settings lie behind `ServerTls`, which every accepted connection asks anew; the
+dialer reads its files for every attempt. So new files are in force at once and no link is touched.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from twisted.internet.ssl import CertificateOptions, TLSVersion
 from twisted.internet.task import LoopingCall
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
-from zope.interface import implementer
+from zope.interface import implementer  # type: ignore[import-untyped]
 
 from linkd import events
 from linkd.config import ListenSettings, PeerSettings
@@ -47,7 +47,7 @@ WARN_DAYS: Final = 14.0
 
 AUTHORITY_FILE: Final = "ca.crt"
 REVOCATION_FILE: Final = "revoked.crl"
-"""What `linkd.pairing` keeps in the state directory's `pairing`: its own authority and revocation list."""
+"""In the state directory's `pairing`: this node's own authority and its revocation list."""
 
 _NO_REVOCATION_LIST: Final = 3
 """X509_V_ERR_UNABLE_TO_GET_CRL: an authority without a list; it can't revoke, which is no error."""
@@ -92,8 +92,9 @@ def _options(
 class ServerTls:
     """The listener's side of TLS, whose files may change at any time.
 
-    Where there are authorities, a dialer's certificate is asked for and verified if one comes. It is not
-    required here: who comes without one has to know the shared secret, or an invitation's code.
+    Where there are authorities, a dialer's certificate is asked for and verified if one comes. It
+    is not required here: who comes without one has to know the shared secret, or an invitation's
+    code.
 
     Args:
         listen: Where certificate, key and authorities lie.
@@ -142,7 +143,8 @@ class ServerTls:
         """Load leaf, key, authorities and revocation lists anew; links that are up are not touched.
 
         Returns:
-            None where the new files are in force, else one sentence: what is wrong, and the old stay.
+            None where the new files are in force, else one sentence: what is wrong, and the old
+            stay.
         """
         self._stamps = self._look()
         try:
@@ -204,7 +206,7 @@ class ServerTls:
         return connection
 
     def explain(self, transport: object, reason: Failure | BaseException) -> str | None:
-        """Return one sentence on why an accepted connection's handshake failed; None if it was not TLS.
+        """Return why an accepted connection's handshake failed; None if it was not TLS.
 
         Args:
             transport: The protocol's transport, which TLS made.
@@ -281,7 +283,7 @@ class ClientTls:
         self._verdict: int | None = None
 
     def clientConnectionForTLS(self, tls_protocol: TLSMemoryBIOProtocol) -> SSL.Connection:
-        """Return the OpenSSL side of the connection: verifies chain and name, names the host (SNI)."""
+        """Return the OpenSSL side of it: verifies chain and name, names the host (SNI)."""
         connection = self._options.clientConnectionForTLS(tls_protocol)
         if not (isIPAddress(self._host) or isIPv6Address(self._host)):
             connection.set_tlsext_host_name(self._host.encode("idna"))
@@ -289,7 +291,7 @@ class ClientTls:
         return connection
 
     def explain(self, reason: Failure | BaseException) -> AttemptFailed | None:
-        """Return why the handshake failed, as the attempt's failure; None if TLS was not the reason."""
+        """Return the attempt's failure if TLS was the reason, else None."""
         if self._verdict is not None:
             whose = f"the certificate of {self._host}"
             return tls_reasons.rejected(
@@ -312,7 +314,8 @@ def client_context(peer: PeerSettings, host: str) -> ClientTls:
     """Return the dialer's side of TLS for one attempt, from the files as they are now.
 
     Args:
-        peer: Where authority, certificate and key lie; without `ca` the system's authorities are trusted.
+        peer: Where authority, certificate and key lie; without `ca` the system's authorities are
+            trusted.
         host: The URL's host, a name or an address, without brackets.
 
     Raises:

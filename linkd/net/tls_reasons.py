@@ -21,7 +21,7 @@ _VERDICTS: Final[dict[int, str]] = {
     21: "is signed by an authority that is not trusted here: add that authority to {ca}",
     23: "has been revoked: pair that node again, or give it a new certificate",
     26: "is not meant for this use: its extended key usage lacks {usage}",
-    HOSTNAME_MISMATCH: "is not for the name that was dialed: dial a name that it holds, or renew it",
+    HOSTNAME_MISMATCH: "is not for the name that was dialed: dial one that it holds, or renew it",
     66: "has a key that is too short: renew it with a longer key",
     68: "is signed with a digest that is too weak: renew it",
 }
@@ -79,7 +79,7 @@ def openssl_words(error: BaseException) -> str:
 
 
 def said(error: BaseException, who: str, their_ca: str) -> str | None:
-    """Return one sentence for a handshake that failed for another reason than a certificate refused here.
+    """Return why a handshake failed, where it was not for a certificate refused here.
 
     Args:
         error: What ended the connection.

@@ -14,7 +14,7 @@ _OUTSIDE: Final = (
     (socket.AF_INET, ("192.0.2.1", 9)),
     (socket.AF_INET6, ("2001:db8::1", 9)),
 )
-"""Addresses for documentation (RFC 5737, RFC 3849): where packets to the outside would leave from."""
+"""Addresses for documentation (RFC 5737, RFC 3849): to find which of ours leads outside."""
 
 _GIVEN = re.compile(r"(?P<host>\[[0-9a-f:.]+\]|[a-z0-9.-]+)(:(?P<port>[0-9]{1,5}))?")
 

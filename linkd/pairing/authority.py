@@ -87,7 +87,7 @@ class Authority:
         return self._path(name)
 
     def issue(self, request: x509.CertificateSigningRequest, name: str) -> str:
-        """Sign a certificate for the peer `name`: for dialing only, so that it can't stand for the hub.
+        """Sign a certificate for the peer `name`: for dialing only, it can't stand for the hub.
 
         Args:
             request: Holds the peer's public key; nothing else of it is used.
@@ -97,7 +97,8 @@ class Authority:
             The certificate, PEM.
 
         Raises:
-            ConfigError: The request is not signed by its own key, or its key is not of an elliptic curve.
+            ConfigError: The request is not signed by its own key, or its key is not of an elliptic
+                curve.
         """
         key = request.public_key()
         if not isinstance(key, ec.EllipticCurvePublicKey) or not request.is_signature_valid:

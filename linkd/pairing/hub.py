@@ -1,4 +1,4 @@
-"""The hub's end of pairing: invitations, the answers to `POST /pair`, the list of peers, revocation."""
+"""The hub's end of pairing: invitations, answers to `POST /pair`, peers, revocation."""
 
 from __future__ import annotations
 
@@ -140,7 +140,8 @@ class Pairing:
     def revoke(self, name: str) -> int:
         """Take back every certificate and code of `name`, at once; return how many certificates.
 
-        Its `[[peer]]` and what is owed to it stay, until its file is deleted or it is invited again.
+        Its `[[peer]]` and what is owed to it stay, until its file is deleted or it is invited
+        again.
 
         Raises:
             PairingRefused: No node of that name was invited or paired.
@@ -344,7 +345,7 @@ class Pairing:
         return leaf
 
     def _vouching(self, leaf: x509.Certificate) -> tuple[x509.Certificate, bool]:
-        """Return what vouches for the listener's certificate, and whether peers must be told of it."""
+        """Return what vouches for the listener's certificate, and whether peers need it told."""
         authority = self._open_authority().certificate
         try:
             leaf.verify_directly_issued_by(authority)
@@ -364,7 +365,7 @@ class Pairing:
             raise PairingRefused(f"{self._directory}: {error.strerror}: make it") from None
         if not os.access(self._directory, os.W_OK):
             raise PairingRefused(
-                f"{self._directory}: the daemon must be able to write there, for the new peer's file"
+                f"{self._directory}: the daemon must be able to write there the new peer's file"
             )
 
     def _write_peer(self, invitation: _Invitation) -> None:

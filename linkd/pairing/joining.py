@@ -58,8 +58,8 @@ class Joining(NamedTuple):
 def join(text: str, config: Config, directory: Path, say: Say = lambda _: None) -> Joining:
     """Join the hub that made the code `text`.
 
-    The hub is believed only once its certificate is vouched for by the one whose fingerprint stands in the
-    code, and its answer is proved with the code's secret.
+    The hub is believed only once its certificate is vouched for by the one whose fingerprint stands
+    in the code, and its answer is proved with the code's secret.
 
     Args:
         text: The code.
@@ -295,7 +295,7 @@ class _Written(NamedTuple):
 
 
 def _write(what: _Written, place: Path, directory: Path) -> Path:
-    """Write key, certificate and authority into the state directory, then the one file of the peer."""
+    """Write key, certificate and authority into the state, then the one file of the peer."""
     hub = what.answer.node
     key_pem = what.key.private_bytes(
         serialization.Encoding.PEM,

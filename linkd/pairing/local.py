@@ -40,7 +40,7 @@ class Peers(msgspec.Struct, frozen=True):
 
 
 class Revoked(msgspec.Struct, frozen=True):
-    """The answer of `POST /v1/pairing/peers/NAME/revoke`: how many certificates were good until now."""
+    """The answer of `POST …/peers/NAME/revoke`: how many certificates were good until now."""
 
     certificates: int
 

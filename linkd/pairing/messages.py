@@ -56,7 +56,7 @@ Ask = AskAuthority | AskJoin | AskRenewal
 
 
 class Vouched(msgspec.Struct, frozen=True):
-    """The certificate that vouches for the hub, an authority's or its own; and the hub's name, unproved."""
+    """The certificate that vouches for the hub, an authority's or its own, and its name."""
 
     certificate: Pem
     node: Short
@@ -96,7 +96,7 @@ class Refused(msgspec.Struct, frozen=True):
 
 
 def join_proof(secret: bytes, leaf: bytes, ask: AskJoin) -> str:
-    """Return the joining node's proof: it knows the code's secret, and talks to the holder of `leaf`.
+    """Return the joining node's proof: it knows the secret, and talks to the holder of `leaf`.
 
     Args:
         secret: The code's 80 bits.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,8 @@ async def hub(tmp_path: Path) -> AsyncIterator[Hub]:
 
 
 @pytest.fixture
-def edge(tmp_path: Path) -> Iterator[Config]:
-    yield edge_config(tmp_path / "edge", "edge-1")
+def edge(tmp_path: Path) -> Config:
+    return edge_config(tmp_path / "edge", "edge-1")
 
 
 def linkd_d(edge: Config) -> Path:

@@ -1,4 +1,4 @@
-"""A hub that answers `POST /pair` over TLS on loopback, and the configuration of a node that joins."""
+"""A hub that answers `POST /pair` over TLS on loopback, and the settings of a node that joins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nonces are fresh, single and short-lived; proofs fit one end of one attempt; secrets stay closed."""
+"""Nonces are fresh, single and short-lived; proofs fit one attempt; secrets stay closed."""
 
 from __future__ import annotations
 
