@@ -42,10 +42,8 @@ def in_force(old: Config, new: Config) -> Config:
 def needs_restart(struct: type[msgspec.Struct], field: str) -> bool:
     """Tell whether a setting of a table is read at start only."""
     hint = get_type_hints(struct, include_extras=True)[field]
-    for note in getattr(hint, "__metadata__", ()):
-        if isinstance(note, msgspec.Meta) and note.extra:
-            return note.extra.get("reload") == "restart"
-    return False
+    notes = [note.extra or {} for note in getattr(hint, "__metadata__", ())]
+    return {"reload": "restart"} in notes
 
 
 def _waits(struct: type[msgspec.Struct], field: str, before: object, after: object) -> bool:

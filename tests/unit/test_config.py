@@ -32,6 +32,7 @@ from linkd.config import (
     parse_address,
     parse_url,
 )
+from linkd.errors import ConfigError
 from linkd.preflight import file_troubles
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -247,6 +248,26 @@ class TestAddresses:
                 else (nullcontext())
             ):
                 parse(text)
+
+
+class TestPairedPeers:
+    """A peer without secret and certificate that pairing has vouched for."""
+
+    TEXT = (
+        '[node]\nname = "here"\nstate_dir = "{state}"\n[[peer]]\nname = "a"\n'
+        '[listen]\naddress = "127.0.0.1:1"\ncertificate = "c"\nkey = "k"\n'
+    )
+
+    def test_with_an_authority(self, tmp_path: Path) -> None:
+        write(tmp_path / "pairing/ca.crt", "")
+        load([write(tmp_path / "a.toml", self.TEXT.format(state=tmp_path))])
+
+    def test_without(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="neither a secret nor a certificate"):
+            load([write(tmp_path / "a.toml", self.TEXT.format(state=tmp_path))])
+
+    def test_who_may_not_look_does_not_complain(self, tmp_path: Path) -> None:
+        load([write(tmp_path / "a.toml", self.TEXT.format(state="/" + "x" * 300))])
 
 
 class TestReload:

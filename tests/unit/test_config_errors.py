@@ -108,6 +108,7 @@ BAD: dict[str, tuple[str, str, str]] = {
     "listen port": (NODE + '[listen]\naddress = "127.0.0.1"\n', "listen.address", ":PORT"),
     "listen port number": (NODE + '[listen]\naddress = "127.0.0.1:70000"\n', "listen.address", "65535"),
     "listen IPv6": (NODE + '[listen]\naddress = "::1:9443"\n', "listen.address", "brackets"),
+    "listen brackets": (NODE + '[listen]\naddress = "[hub]:1"\n', "listen.address", "only IPv6"),
     "listen name": (NODE + '[listen]\naddress = "hub:9443"\n', "listen.address", "no address"),
     "listen in the clear": (NODE + '[listen]\naddress = ":9443"\n', "listen.address", "insecure = true"),
     "listen without key": (NODE + LISTEN + 'certificate = "c"\n', "listen.key", "private key"),
@@ -164,6 +165,14 @@ def test_what_is_not_toml(kind: str, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert said.startswith(f"linkd: {file}: ")
     assert words in said
     assert said.count("\n") == 1
+
+
+def test_a_file_that_is_too_large(tmp_path: Path) -> None:
+    file = tmp_path / "linkd.toml"
+    with file.open("wb") as sparse:
+        sparse.truncate(16 * 1024 * 1024 + 1)
+    with pytest.raises(ConfigError, match="expected at most 16777216 bytes"):
+        load([file])
 
 
 def test_at_least_forty_kinds() -> None:

@@ -6,6 +6,8 @@ import ast
 import io
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -212,6 +214,24 @@ def test_a_traceback_has_its_priority_on_each_line(written: Written) -> None:
     assert all(line.startswith("<3>") for line in written.lines)
 
 
+def test_a_traceback_is_not_for_programs(written: Written) -> None:
+    written.observe(format="json")
+    Logger(namespace="x").failure("broken", Failure(ValueError("no")))
+    (line,) = written.lines
+    assert json.loads(line)["detail"] == "broken no"
+
+
+def test_install(capfd: pytest.CaptureFixture[str]) -> None:
+    program = (
+        "import sys; from linkd.events import emit, install; emit('node.kicked');"
+        "install(sys.stderr, 'json', 'warn'); emit('link.up', peer='a');"
+        "emit('link.diverged', peer='b')"
+    )
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=30).returncode == 0
+    (line,) = capfd.readouterr().err.splitlines()
+    assert json.loads(line)["event"] == "link.diverged"
+
+
 def test_a_stream_that_is_gone(written: Written) -> None:
     written.observe()
     written.stream.close()
@@ -260,6 +280,12 @@ class TestFolding:
         self.take(folding, [0.0])
         assert folding.flush(11.0) == []
         assert self.take(folding, [12.0]) == [(12.0, None)]
+
+    def test_a_window_that_lasts_is_not_flushed(self) -> None:
+        folding = Folding(window=10.0)
+        self.take(folding, [0.0, 1.0])
+        assert folding.flush(9.0) == []
+        assert len(folding.flush(9.0, all=True)) == 1
 
     def test_another_reason_is_another_line(self) -> None:
         folding = Folding()
