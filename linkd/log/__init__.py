@@ -11,6 +11,7 @@ from linkd.log.cursors import CursorFile, MemoryCursors
 from linkd.log.engine import Log
 from linkd.log.group import Post
 from linkd.log.memory import MemoryLog
+from linkd.log.offline import stat, verify
 from linkd.log.segments import SegmentLog, SegmentSettings
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "SegmentSettings",
     "open_cursors",
     "open_log",
+    "stat",
+    "verify",
 ]
 
 

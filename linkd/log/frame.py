@@ -30,7 +30,10 @@ _MOST_BYTES = 1 << 30
 
 
 class Head(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """What a batch's frame says of it; `origin` None: published here."""
+    """What a batch's frame says of it; `origin` None: published here.
+
+    `counts`: the records of each of the sequences of a producer that it holds, `producer` being the last.
+    """
 
     offset: int
     channel: str
@@ -42,6 +45,7 @@ class Head(msgspec.Struct, array_like=True, frozen=True, gc=False):
     source: Source | None
     producer: Producer | None
     publish: Publish | None = None
+    counts: tuple[int, ...] = ()
 
 
 Part = tuple[int, int, bytes, bytes]
@@ -87,6 +91,7 @@ def part_of(piece: Piece) -> Part:
             batch.source,
             batch.producer,
             piece.publish,
+            piece.counts,
         )
     )
     return BATCH, HAS_IDS if piece.has_ids else 0, head, batch.records
@@ -138,8 +143,8 @@ def frame_size(buffer: memoryview | bytes, at: int) -> int | None:
     return size
 
 
-def batch_of(frame: Frame, node: str, log: str) -> tuple[Batch, Publish | None]:
-    """Return the batch in a frame of the log `log` of `node`.
+def batch_of(frame: Frame, node: str, log: str) -> tuple[Batch, Head]:
+    """Return the batch in a frame of the log `log` of `node`, and its head.
 
     Raises:
         msgspec.DecodeError: The head is none.
@@ -160,7 +165,7 @@ def batch_of(frame: Frame, node: str, log: str) -> tuple[Batch, Publish | None]:
         frame.stamp,
         head.source,
         head.producer,
-    ), head.publish
+    ), head
 
 
 def head_of(frame: Frame) -> Head:

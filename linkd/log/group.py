@@ -7,6 +7,7 @@ without ids and producer share one. A group that can't be written is taken back 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 import msgspec
 
@@ -39,8 +40,6 @@ class EpochOpened(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 Waiting = tuple[Draft | Stored | CursorSet | EpochOpened, Settled]
 
-Item = tuple[str, object, int]
-
 
 class Publish(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """The whole of a publish that was too large for one batch: its first offset and count."""
@@ -58,12 +57,14 @@ class Piece(msgspec.Struct, gc=False):
         change: What changes where there is no batch.
         has_ids: Its records' ids count for repeats.
         publish: Where it is part of a larger publish.
+        counts: The records of each sequence of a producer that it holds.
     """
 
     batch: Batch | None
     change: CursorSet | EpochOpened | None = None
     has_ids: bool = False
     publish: Publish | None = None
+    counts: tuple[int, ...] = ()
 
 
 class Group(msgspec.Struct):
@@ -114,8 +115,11 @@ class Grouping:
         while index < end:
             item, settled = waiting[index]
             if type(item) is Draft:
-                if item.ids or item.producer is not None or len(item.records) > MAX_BATCH_BYTES:
+                if item.ids or len(item.records) > MAX_BATCH_BYTES:
                     self._single(item, settled)
+                elif item.producer is not None:
+                    index = self._produced(waiting, index, item)
+                    continue
                 else:
                     index = self._run(waiting, index, item)
                     continue
@@ -140,7 +144,7 @@ class Grouping:
         parts: list[bytes] = []
         size = 0
         outcome = self._group.outcomes.append
-        for item, settled in waiting[index:]:
+        for item, settled in islice(waiting, index, None):
             if (
                 type(item) is not Draft
                 or item.channel != channel
@@ -160,6 +164,50 @@ class Grouping:
             offset += count
         records = parts[0] if len(parts) == 1 else b"".join(parts)
         self._put(first, offset - start, records)
+        return index + len(parts)
+
+    def _produced(self, waiting: Sequence[Waiting], index: int, first: Draft) -> int:
+        """Put a producer's drafts from `index` on, one sequence after the other, into one batch.
+
+        Returns:
+            Where the next begins.
+        """
+        channel, ttl, producer = first.channel, first.ttl, first.producer
+        assert producer is not None
+        if self._state.repeated(producer) is not None:
+            self._single(first, waiting[index][1])
+            return index + 1
+        name, sequence = producer.name, producer.sequence
+        offset = start = self._state.next
+        parts: list[bytes] = []
+        counts: list[int] = []
+        size = 0
+        outcome = self._group.outcomes.append
+        for item, settled in islice(waiting, index, None):
+            if type(item) is not Draft or item.channel != channel or item.ttl != ttl or item.ids:
+                break
+            number, records = item.producer, item.records
+            size += len(records)
+            if (
+                size > MAX_BATCH_BYTES
+                or number is None
+                or number.sequence != sequence
+                or number.name != name
+            ):
+                break
+            sequence += 1
+            producer = number
+            parts.append(records)
+            count = item.count
+            counts.append(count)
+            outcome((settled, Appended(offset, count)))
+            offset += count
+        records = parts[0] if len(parts) == 1 else b"".join(parts)
+        self._state.number_run(producer, start, counts, self._group.stamp)
+        if len(counts) > 1:
+            first = msgspec.structs.replace(first, producer=producer)
+        self._put(first, offset - start, records)
+        self._group.pieces[-1].counts = tuple(counts)
         return index + len(parts)
 
     def _put(

@@ -88,7 +88,8 @@ class MemoryLog(Ledger):
             for piece in group.pieces:
                 if piece.batch is not None:
                     whole = piece.publish
-                    state.replay(piece.batch, (whole.first, whole.count) if whole else None)
+                    part = (whole.first, whole.count) if whole else None
+                    state.replay(piece.batch, part, piece.counts)
                     if piece.batch.count and piece.batch.next > self.first:
                         tail.add(piece.batch)
                 elif isinstance(piece.change, EpochOpened):

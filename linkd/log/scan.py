@@ -19,6 +19,7 @@ from linkd.log.frame import (
     change_of,
     frame_at,
     frame_size,
+    head_of,
 )
 from linkd.log.group import EpochOpened, Publish
 from linkd.log.index import FORMAT, Index, SegmentHead
@@ -79,7 +80,7 @@ def scan(path: Path, head: SegmentHead, size: int, state: State | None) -> tuple
     for frame in walk(path, 0, size, head.seed):
         held.append(frame)
         if frame.kind == BATCH:
-            _, publish = batch_of(frame, head.node, head.log)
+            publish = head_of(frame).publish
             if publish is not None and not publish.last:
                 continue
         for ready in held:
@@ -95,11 +96,11 @@ def _fold(frame: Frame, index: Index, state: State | None) -> None:
     """Count a frame in."""
     index.stamp = frame.stamp
     if frame.kind == BATCH:
-        batch, publish = batch_of(frame, index.node, index.log)
+        batch, head = batch_of(frame, index.node, index.log)
         if batch.count:
             index.add(batch, frame.at, bool(frame.flags & HAS_IDS))
         if state is not None:
-            state.replay(batch, _whole(publish))
+            state.replay(batch, _whole(head.publish), head.counts)
     elif state is not None:
         fold_change(frame, state)
 

@@ -6,6 +6,7 @@ noted in `undo`, so that a group of frames that never reached the disk can be ta
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -16,7 +17,7 @@ from linkd.core.wire import Cursor, EpochEnd, EpochStart
 MAX_EPOCHS = 1024
 MAX_CURSOR_EPOCHS = 64
 MAX_OLDER_EPOCHS = 64
-MAX_RECENT = 128
+MAX_RECENT = 1024
 MAX_PRODUCERS = 10_000
 
 ABSENT: Any = object()
@@ -212,6 +213,20 @@ class State:
         self._highest[name] = Highest(producer.sequence, stamp)
         recent[producer.sequence] = (offset, count)
 
+    def number_run(self, last: Producer, offset: int, counts: Sequence[int], stamp: float) -> None:
+        """Note a producer's new sequences up to `last`, one after the other from `offset` on."""
+        name, sequence = last.name, last.sequence - len(counts) + 1
+        self.number(Producer(name, sequence), offset, counts[0], stamp)
+        if len(counts) == 1:
+            return
+        recent, note = self._recent[name], self.undo.append
+        for before, count in zip(counts, counts[1:], strict=False):
+            offset += before
+            sequence += 1
+            recent[sequence] = (offset, count)
+            note((recent, sequence, ABSENT))
+        self._highest[name] = Highest(sequence, stamp)
+
     def forget_producers(self, before: float) -> None:
         """Forget producers not heard of since `before`, seconds on the log's clock, and above 10,000 the oldest."""
         highest = self._highest
@@ -225,7 +240,9 @@ class State:
 
     # frames
 
-    def replay(self, batch: Batch, whole: tuple[int, int] | None = None) -> None:
+    def replay(
+        self, batch: Batch, whole: tuple[int, int] | None = None, counts: Sequence[int] = ()
+    ) -> None:
         """Fold a stored batch, as when it was stored; `whole` is (first, count) of a publish of several."""
         self.next = batch.offset + batch.count
         if batch.source is not None:
@@ -234,8 +251,11 @@ class State:
             if batch.count:
                 self.learn(batch)
         elif batch.producer is not None:
-            first, count = whole or (batch.offset, batch.count)
-            self.number(batch.producer, first, count, batch.stamp)
+            if counts:
+                self.number_run(batch.producer, batch.offset, counts, batch.stamp)
+            else:
+                first, count = whole or (batch.offset, batch.count)
+                self.number(batch.producer, first, count, batch.stamp)
 
     def snapshot(self) -> Snapshot:
         """Return all of it."""

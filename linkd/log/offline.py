@@ -1,0 +1,160 @@
+"""Looking into a log's files without opening it: nothing is changed, and a daemon may be at work on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from linkd.errors import LogDamaged
+from linkd.log.damage import good_frames
+from linkd.log.identity import load_identity
+from linkd.log.index import Index, SegmentHead, segment_path
+from linkd.log.lock import not_ours
+from linkd.log.reader import Damage
+from linkd.log.scan import numbers, read_head, scan
+from linkd.log.seal import load_index
+
+
+class Stat(msgspec.Struct, frozen=True):
+    """What lies in a log.
+
+    Args:
+        id: Its id; empty where there is no log.
+        node: Its node's name.
+        first: The oldest offset.
+        next: The next offset.
+        records: How many there are.
+        bytes: What its segments occupy.
+        segments: How many there are.
+        channels: Records by channel.
+    """
+
+    id: str
+    node: str
+    first: int
+    next: int
+    records: int
+    bytes: int
+    segments: int
+    channels: dict[str, int]
+
+
+class Verified(msgspec.Struct, frozen=True):
+    """What reading every file has shown.
+
+    Args:
+        sound: Nothing is damaged.
+        segments: How many were read.
+        records: How many whole records they hold.
+        bytes: How much was read.
+        damage: What is wrong, a sentence each.
+        notes: What is worth knowing and needs nothing done.
+    """
+
+    sound: bool
+    segments: int
+    records: int
+    bytes: int
+    damage: list[str]
+    notes: list[str]
+
+
+def stat(path: Path) -> Stat:
+    """Return what lies in the log in the folder `path`.
+
+    Raises:
+        LogDamaged: A file can't be read.
+        StateTooNew: It was written by a newer linkd.
+    """
+    identity = load_identity(path)
+    indexes, size, node = [], 0, ""
+    try:
+        for number in numbers(path):
+            file = segment_path(path, number)
+            head, _ = read_head(file)
+            index = load_index(path, number, head.log)
+            indexes.append(index or _partly(file, head))
+            size += file.stat().st_size
+            node = head.node
+    except Damage as damage:
+        raise LogDamaged(f"{damage}; `linkd log verify` tells more") from None
+    except OSError as error:
+        raise LogDamaged(not_ours(error, path)) from None
+    channels: dict[str, int] = {}
+    for index in indexes:
+        for block in index.blocks:
+            for channel, (records, _) in block.totals.items():
+                channels[channel] = channels.get(channel, 0) + records
+    known = identity.next if identity is not None else 1
+    return Stat(
+        identity.log if identity is not None else (indexes[0].log if indexes else ""),
+        node,
+        indexes[0].first if indexes else known,
+        max(known, indexes[-1].next) if indexes else known,
+        sum(channels.values()),
+        size,
+        len(indexes),
+        channels,
+    )
+
+
+def verify(path: Path) -> Verified:
+    """Read every segment of the log in the folder `path` and say what is damaged.
+
+    Raises:
+        LogDamaged: A file can't be read at all.
+        StateTooNew: It was written by a newer linkd.
+    """
+    damage: list[str] = []
+    notes: list[str] = []
+    records = size = expected = 0
+    identity = load_identity(path)
+    if identity is None:
+        damage.append(f"{path}/identity is missing or damaged; the segments tell the rest")
+    try:
+        present = numbers(path)
+        for number in present:
+            file = segment_path(path, number)
+            size += file.stat().st_size
+            last = number == present[-1]
+            index = _checked(file, last, damage, notes)
+            if index is None:
+                continue
+            if identity is not None and index.log != identity.log:
+                damage.append(f"{file} belongs to another log")
+            if expected and index.first > expected:
+                damage.append(f"{file}: offsets {expected} to {index.first - 1} are not there")
+            expected = index.next
+            records += sum(n for block in index.blocks for n, _ in block.totals.values())
+    except OSError as error:
+        raise LogDamaged(not_ours(error, path)) from None
+    if identity is not None and present and present[-1] < identity.number:
+        damage.append(f"{path}: the segments from {present[-1] + 1} to {identity.number} are gone")
+    return Verified(not damage, len(present), records, size, damage, notes)
+
+
+def _checked(file: Path, last: bool, damage: list[str], notes: list[str]) -> Index | None:
+    """Read a segment; add what is wrong with it; return what is readable up to there."""
+    try:
+        head, _ = read_head(file)
+    except Damage:
+        damage.append(f"{file}: it does not open as a segment")
+        return None
+    try:
+        return scan(file, head, file.stat().st_size, None)[0]
+    except Damage as found:
+        good = good_frames(file, head.seed, found.at)
+        if last and not any(frame.synced > found.at for frame in good):
+            notes.append(f"{file}: a write broke off, or is under way, at byte {found.at}")
+        else:
+            damage.append(f"{file}: damaged at byte {found.at}; {len(good)} good frames follow")
+        return scan(file, head, found.at, None)[0]
+
+
+def _partly(file: Path, head: SegmentHead) -> Index:
+    """Return the index of a segment up to its first bad frame."""
+    try:
+        return scan(file, head, file.stat().st_size, None)[0]
+    except Damage as damage:
+        return scan(file, head, damage.at, None)[0]
