@@ -1,0 +1,1 @@
+"""The campaign: random faults on real daemons under traffic; a checker knows every record."""

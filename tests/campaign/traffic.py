@@ -1,0 +1,139 @@
+"""Publishers who know what they have published, and a named consumer that is killed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+import time
+from dataclasses import dataclass, field
+from http.client import HTTPException
+from random import Random
+
+from tests.support.daemon import COMMAND, Daemon
+from tests.support.lab import python
+import itertools
+
+RETRY_SECONDS = 0.05
+
+
+@dataclass
+class Ledger:
+    """What one publisher knows of its records, numbered from 0."""
+
+    name: str
+    channel: str
+    acked: list[tuple[int, int]] = field(default_factory=list)
+    doubtful: list[tuple[int, int]] = field(default_factory=list)
+    refused: int = 0
+    next: int = 0
+
+    def count(self) -> int:
+        """Return how many records were acknowledged."""
+        return sum(last - first for first, last in self.acked)
+
+
+class Publisher(threading.Thread):
+    """Publishes numbered records at one daemon, as fast as asked, until told to stop.
+
+    A call that failed without an answer is doubtful: its records may be there once, or not at all.
+    They are not tried again, so that whatever is there twice was doubled by linkd.
+    """
+
+    def __init__(self, daemon: Daemon, name: str, channel: str, rng: Random, rate: float) -> None:
+        super().__init__(daemon=True, name=name)
+        self.ledger = Ledger(name, channel)
+        self._at = daemon
+        self._rng = rng
+        self._rate = rate
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        """Publish until told to stop."""
+        ledger = self.ledger
+        while not self._ended.is_set():
+            began = time.monotonic()
+            count = self._rng.randint(1, 100)
+            first, last = ledger.next, ledger.next + count
+            body = "\n".join(
+                json.dumps({"p": ledger.name, "n": number}) for number in range(first, last)
+            ).encode()
+            ledger.next = last
+            path = f"/v1/channels/{ledger.channel}"
+            try:
+                self._at.call("POST", path, body, "application/x-ndjson", timeout=30.0)
+            except RuntimeError:
+                ledger.refused += count
+                self._ended.wait(RETRY_SECONDS)
+            except (OSError, ValueError, EOFError, HTTPException):
+                ledger.doubtful.append((first, last))
+                self._ended.wait(RETRY_SECONDS)
+            else:
+                ledger.acked.append((first, last))
+            self._ended.wait(max(0.0, count / self._rate - (time.monotonic() - began)))
+
+    def end(self) -> None:
+        """Stop, and wait for the call under way."""
+        self._ended.set()
+        self.join(60.0)
+
+
+class Audit:
+    """A named consumer at one daemon, run as `linkd subscribe`, killed and restarted."""
+
+    def __init__(self, daemon: Daemon, pattern: str, name: str = "audit") -> None:
+        self._at = daemon
+        self._pattern = pattern
+        self._name = name
+        self._process: subprocess.Popen[bytes] | None = None
+        self._reader: threading.Thread | None = None
+        self.runs: list[list[tuple[int, str, int]]] = []
+
+    def start(self) -> None:
+        """Begin a run."""
+        command = python(
+            *COMMAND,
+            "--socket",
+            str(self._at.socket),
+            "subscribe",
+            self._pattern,
+            "--consumer",
+            self._name,
+            "--from",
+            "earliest",
+            "--json",
+        )
+        if self._at.host is None:
+            self._process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            )
+        else:
+            self._process = self._at.host.popen(
+                command, {}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            )
+        run: list[tuple[int, str, int]] = []
+        self.runs.append(run)
+        self._reader = threading.Thread(target=self._read, args=(self._process, run), daemon=True)
+        self._reader.start()
+
+    def _read(self, process: subprocess.Popen[bytes], run: list[tuple[int, str, int]]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if not line.endswith(b"\n"):
+                return  # killed in the midst of a line
+            record = json.loads(line)
+            run.append((record["offset"], record["data"]["p"], record["data"]["n"]))
+
+    def kill(self) -> None:
+        """End the run as kill -9 does."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(10)
+            assert self._reader is not None
+            self._reader.join(10)
+            self._process = None
+
+    @property
+    def last(self) -> int:
+        """The last offset that it has seen."""
+        return max((run[-1][0] for run in self.runs if run), default=0)
