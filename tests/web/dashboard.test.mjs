@@ -125,6 +125,9 @@ test("the token of the address becomes a session and leaves the address; a used 
   const { page, wrong, close } = await openPage(browser, `${stub.url}/?token=${token}`);
   await page.locator("#sign-in[open]").waitFor();
   await shot(page, "sign-in");
+  const refused = stub.seen.refused;
+  await page.waitForTimeout(2500);
+  assert.equal(stub.seen.refused, refused, "nothing is asked without a session");
   await page.fill("#sign-in-token", token);
   await page.click("#sign-in button");
   await until(async () => /not valid/.test(await page.textContent("#sign-in-answer")));
@@ -132,6 +135,10 @@ test("the token of the address becomes a session and leaves the address; a used 
   await page.click("#sign-in button");
   await page.locator("#sign-in").waitFor({ state: "hidden" });
   await live(page);
+  stub.sessions.clear();
+  stub.cutConnections();
+  await page.locator("#sign-in[open]").waitFor();
+  assert.equal(await page.locator("#message-body").isDisabled(), true);
   assert.deepEqual(wrong, []);
   await close();
 });

@@ -24,6 +24,7 @@ class Dashboard {
     /** @type {any[]} */
     this.outages = [];
     this.asking = false;
+    this.signedOut = false;
     /** @type {any} */
     this.drawn = null;
     /** Since when the connection is lost, in milliseconds. @type {number | undefined} */
@@ -38,7 +39,7 @@ class Dashboard {
     await enter();
     await this.poll();
     await this.history();
-    this.node.open();
+    if (!this.signedOut) this.node.open();
     setInterval(() => this.tick(), POLL);
     setInterval(() => this.history(), HISTORY);
     document.addEventListener("visibilitychange", () => this.tick());
@@ -47,14 +48,22 @@ class Dashboard {
   /** @param {string} path @returns {Promise<any>} null where it could not be had */
   async get(path) {
     const answer = await fetch(path, { headers: { Accept: "application/json" }, signal: AbortSignal.timeout(5000) }).catch(() => null);
-    if (answer?.status === 401) askForToken(() => this.entered());
+    if (answer?.status === 401) this.signOut();
     return answer?.ok ? answer.json().catch(() => null) : null;
   }
 
-  async entered() {
-    this.node.kick();
-    await this.poll();
-    await this.history();
+  /** No session: ask for a token, and until there is one ask the node for nothing, which it would count as guessing. */
+  signOut() {
+    if (this.signedOut) return;
+    this.signedOut = true;
+    this.node.close();
+    if (!this.status) say(byId("headline"), "Sign in to see this node");
+    askForToken(async () => {
+      this.signedOut = false;
+      this.node.open();
+      await this.poll();
+      await this.history();
+    });
   }
 
   tick() {
@@ -65,7 +74,7 @@ class Dashboard {
   }
 
   async poll() {
-    if (this.asking) return;
+    if (this.asking || this.signedOut) return;
     this.asking = true;
     const status = await this.get("/v1/status").finally(() => (this.asking = false));
     if (status === null) return;
@@ -76,6 +85,7 @@ class Dashboard {
   }
 
   async history() {
+    if (this.signedOut) return;
     const [outages, events] = await Promise.all([this.get("/v1/outages?since=86400"), this.get("/v1/events")]);
     if (events) {
       this.events.show(events.events);
@@ -160,10 +170,10 @@ class Dashboard {
       this.lostAt = Date.now();
       this.get("/v1/status"); // a session that ended asks for a token
     }
-    if (state === "up") this.lostAt = undefined;
+    if (state === "up" || state === "stopped") this.lostAt = undefined;
     const lost = this.lostAt !== undefined;
     byId("connection").dataset.state = lost ? "waiting" : state;
-    say(byId("connection"), lost ? "not connected" : state === "up" ? "live" : "connecting");
+    say(byId("connection"), lost ? "not connected" : state === "up" ? "live" : this.signedOut ? "signed out" : "connecting");
     document.body.dataset.stale = String(lost);
     byId("lost").hidden = !lost;
     if (this.lostAt !== undefined) {

@@ -29,7 +29,7 @@ export class StubNode {
     this.dropAcks = 0; // store so many publishes, then cut the connection instead of answering
     this.unavailable = 0; // refuse so many publishes as a node does that is stopping
     this.refuseTokens = 0; // answer so many token requests with 500
-    this.seen = { tokens: 0, upgrades: [], frames: [] };
+    this.seen = { refused: 0, tokens: 0, upgrades: [], frames: [] };
   }
 
   get url() {
@@ -86,7 +86,7 @@ export class StubNode {
       this.sessions.add(session);
       return response.writeHead(204, { "Set-Cookie": `linkd_session=${session}; HttpOnly; SameSite=Strict; Path=/` }).end();
     }
-    if (!this.admits(request)) return json(401, { error: "unauthorized", message: "a key, a token or a session is needed" });
+    if (!this.admits(request)) return (this.seen.refused += 1), json(401, { error: "unauthorized", message: "a key, a token or a session is needed" });
     if (url.pathname === "/v1/token" && request.method === "POST") {
       this.seen.tokens += 1;
       if (this.refuseTokens > 0) return (this.refuseTokens -= 1), json(500, { error: "internal", message: "as asked" });
@@ -117,6 +117,7 @@ export class StubNode {
     const url = new URL(request.url, this.url);
     const admitted = this.tokens.delete(url.searchParams.get("ws_token")) || this.admits(request);
     this.seen.upgrades.push(url.searchParams.get("ws_token"));
+    if (!admitted) this.seen.refused += 1;
     if (!admitted) return socket.end("HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
     this.sockets.handleUpgrade(request, socket, head, (ws) => this.serve(ws, url));
   }
