@@ -19,6 +19,7 @@ from linkd.config import Config
 from linkd.log import open_cursors, open_log
 from linkd.net.dialer import LinkDialer, Origin
 from linkd.net.listener import Listener
+from linkd.net.netlink import NetworkWatch
 from linkd.net.resolve import Resolver, look_up
 from linkd.net.tls import ServerTls
 from linkd.node import Node, Stores
@@ -66,6 +67,7 @@ class Assembly:
         self._renewal = Renewal(
             lambda: self.config, wall, threads.deferToThread, self.pairing.renew_own
         )
+        self._network = NetworkWatch(reactor, self._network_changed)
         self._listener = (
             None
             if config.listen is None
@@ -97,6 +99,11 @@ class Assembly:
         if link is not None and link.connection is not None:
             link.connection.abort("rejected", "its certificate was revoked")
 
+    def _network_changed(self) -> None:
+        """Addresses or routes of this host have changed: what failed may work now."""
+        events.emit("node.network-changed")
+        self.node.network_changed()
+
     def listen(self) -> None:
         """Open all sockets.
 
@@ -113,6 +120,7 @@ class Assembly:
         if self._tls is not None:
             self._tls.watch(self._reactor)
         self._renewal.start(self._reactor)
+        self._network.start()
 
     def reload(self, config: Config) -> None:
         """Put a new configuration in force; untouched links stay up."""
@@ -127,6 +135,7 @@ class Assembly:
     def stop(self, detail: str) -> Deferred[None]:
         """Say goodbye, end all, commit what waits; fires once that is on disk."""
         self._renewal.stop()
+        self._network.stop()
         if self._tls is not None:
             self._tls.stop()
         if self._listener is not None:

@@ -38,6 +38,7 @@ ROWS = (
         "info",
         "",
         "Addresses or routes of this host have changed: dialers retry at once.",
+        folds="event",
     ),
     kind("node.kicked", "info", "", "Every dialer retries at once: SIGUSR1 or `linkd kick`."),
     kind(
