@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,6 @@ from linkd.core.batch import Batch, decode_records
 from linkd.errors import LinkdError
 from linkd.log import open_log
 from tests.campaign.traffic import Ledger
-import itertools
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 import tempfile
 import time
@@ -18,7 +19,6 @@ from tests.campaign.traffic import Audit, Publisher
 from tests.support.daemon import Clock, Daemon, listen, peer
 from tests.support.lab import Lab
 from tests.support.needs import faketime
-import itertools
 
 BOUNDS = {"ping-timeout": (6.9, 7.2), "silence": (9.9, 10.2)}
 SETTLE_SECONDS = 120.0

@@ -12,7 +12,6 @@ from random import Random
 
 from tests.support.daemon import COMMAND, Daemon
 from tests.support.lab import python
-import itertools
 
 RETRY_SECONDS = 0.05
 
