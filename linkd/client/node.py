@@ -28,9 +28,8 @@ from linkd.client.session import Session
 from linkd.client.subscription import Inbox, Subscription
 from linkd.client.upkeep import Upkeep, Watched
 from linkd.core.batch import Record as Encoded
-from linkd.core.channels import check_channel
 from linkd.core.stream import Published
-from linkd.errors import BodyTooLarge, LinkdError
+from linkd.errors import LinkdError
 
 WAIT_SECONDS: Final = 30.0
 GRACE_SECONDS: Final = 1.0
@@ -245,15 +244,9 @@ class Node:
         return future
 
     def _check_publish(self, channel: str, size: int) -> None:
-        """Refuse at once what the daemon would refuse."""
+        """Refuse at once what can only fail."""
         self._check()
-        check_channel(channel)
-        most = self._session.max_body_bytes
-        if most is not None and size > most:
-            raise BodyTooLarge(f"expected a body of at most {most} bytes, got {size}")
-        if self._settings.when_down == "fail" and not self._session.open:
-            reason = self.status.value.reason or "not connected yet"
-            raise NoDaemon(f"no daemon at {self._address}: {reason}")
+        self._session.check_publish(channel, size, self._settings.when_down)
 
     def _check(self) -> None:
         if self._upkeep.failed is not None:

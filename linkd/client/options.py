@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Awaitable, Callable
-from typing import Any, Literal, TypedDict
+from typing import Any, Final, Literal, TypedDict
 
 import msgspec
 
@@ -13,6 +12,9 @@ from linkd.client.flight import DEFAULT_BYTES
 from linkd.client.record import Record
 from linkd.core.stream import Published, Start
 from linkd.errors import Gap
+
+REJECTED: Final = (400, 401, 403, 404, 421)
+"""Statuses that trying again soon will not change."""
 
 Key = str | Callable[[], str | Awaitable[str]]
 """A key of `[[api.key]]`, or who brings a fresh key or token for each connection."""
@@ -23,7 +25,8 @@ class ConnectOptions(TypedDict, total=False):
 
     Args:
         key: For `http`: a key, or who brings a fresh key or token for each connection.
-        tls: For `https`: what to trust; absent: the system's certificates.
+        tls: For `https`: what to trust (asyncio: an SSLContext; Twisted: what
+            `optionsForClientTLS` returns); absent: the system's certificates.
         max_attempts: Give up after so many failures in a row; absent: never.
         connect_timeout: Seconds for one attempt, until the daemon has answered: 5.
         silence_timeout: Seconds without a byte until the connection counts as dead: 12.
@@ -41,7 +44,7 @@ class ConnectOptions(TypedDict, total=False):
     """
 
     key: Key
-    tls: ssl.SSLContext
+    tls: Any
     max_attempts: int
     connect_timeout: float
     silence_timeout: float

@@ -13,13 +13,13 @@ from typing import Final
 import msgspec
 
 from linkd import __version__
-from linkd.client.errors import Refused, TimedOut
+from linkd.client.errors import NoDaemon, Refused, TimedOut
 from linkd.client.flight import DEFAULT_BYTES, Flight, Gatherer
 from linkd.client.reader import DEFAULT_WINDOW, Done, Reader
 from linkd.core import stream
-from linkd.core.channels import is_pattern
+from linkd.core.channels import check_channel, is_pattern
 from linkd.core.stream import FromClient, FromDaemon
-from linkd.errors import ChannelRefused, LinkdError
+from linkd.errors import BodyTooLarge, ChannelRefused, LinkdError
 
 MESSAGE_BYTES: Final = 262_144
 """A message is closed once it holds so many bytes."""
@@ -74,6 +74,22 @@ class Session:
         self._control: list[FromClient] = []
 
     # From the application
+
+    def check_publish(self, channel: str, size: int, when_down: str) -> None:
+        """Refuse at once what the daemon would refuse, and what can't wait.
+
+        Raises:
+            ChannelRefused: It is no channel.
+            BodyTooLarge: The body is above what the daemon takes.
+            NoDaemon: There is no connection, and `when_down` is `fail`.
+        """
+        check_channel(channel)
+        if self.max_body_bytes is not None and size > self.max_body_bytes:
+            raise BodyTooLarge(
+                f"expected a body of at most {self.max_body_bytes} bytes, got {size}"
+            )
+        if when_down == "fail" and not self.open:
+            raise NoDaemon("there is no connection to the daemon now")
 
     def subscribe(
         self,

@@ -15,7 +15,7 @@ from linkd.client.address import Address
 from linkd.client.backoff import Backoff
 from linkd.client.errors import Closed, NoDaemon, Refused
 from linkd.client.observable import Observable, State, Status
-from linkd.client.options import Settings
+from linkd.client.options import REJECTED, Settings
 from linkd.client.session import Session
 from linkd.client.wire import Wire, dial
 from linkd.errors import LinkdError
@@ -23,8 +23,6 @@ from linkd.errors import LinkdError
 _log = logging.getLogger("linkd.client")
 
 CLOSE_SECONDS = 1.0
-REJECTED = (400, 401, 403, 404, 421)
-"""Statuses that trying again soon will not change."""
 
 
 class Watched(Observable[Status]):
