@@ -132,8 +132,13 @@ class ServerTls:
         return self._pair.leaf.not_valid_after_utc.timestamp()
 
     def configure(self, listen: ListenSettings) -> str | None:
-        """Use other files from now on; as `reload`, and on a complaint the old settings stay."""
+        """Use other files from now on, or look whether those in use have changed.
+
+        As `reload`; on a complaint the old settings stay.
+        """
         before, self._listen = self._listen, listen
+        if listen == before and self._look() == self._stamps:
+            return None
         complaint = self.reload()
         if complaint is not None:
             self._listen = before

@@ -5,7 +5,7 @@ the hub's small certificate authority; `Renewal` keeps certificates from ending.
 a port of its own.
 """
 
-from linkd.pairing.authority import Authority, Issued
+from linkd.pairing.authority import Authority, Issued, prepare
 from linkd.pairing.code import Code, decode_code, encode_code
 from linkd.pairing.hub import Pairing
 from linkd.pairing.joining import HubUnreachable, Joining, join
@@ -28,4 +28,5 @@ __all__ = [
     "encode_code",
     "join",
     "local_call",
+    "prepare",
 ]

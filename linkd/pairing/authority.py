@@ -15,9 +15,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from linkd.config import Config
 from linkd.errors import ConfigError, StateTooNew
 from linkd.net.certificates import load_certificates, names_host
 from linkd.net.tls import AUTHORITY_FILE, REVOCATION_FILE
+from linkd.pairing.addresses import own_hosts
 from linkd.pairing.files import make_directory, write_whole
 
 DIRECTORY: Final = "pairing"
@@ -298,3 +300,37 @@ def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
+
+
+def prepare(config: Config, wall: Callable[[], float]) -> bool:
+    """Make this node's own authority and certificate where `[listen]` names them and they lack.
+
+    So a hub's configuration may name `pairing/hub.crt`, `hub.key` and `ca.crt` in its state directory
+    before anything lies there. Any other file is left alone.
+
+    Args:
+        config: The configuration, before its files are checked.
+        wall: Returns Unix seconds.
+
+    Returns:
+        Whether anything was made.
+
+    Raises:
+        ConfigError: What lies there can't be used, or nothing can be written there.
+    """
+    listen = config.listen
+    place = Path(config.node.state_dir) / DIRECTORY
+    if listen is None:
+        return False
+    named = {Path(each) for each in (listen.certificate, listen.key, listen.client_ca) if each}
+    wanted = {place / "hub.crt", place / "hub.key", place / AUTHORITY_FILE}
+    if all(each.exists() for each in named & wanted):
+        return False
+    try:
+        make_directory(place.parent, 0o700)
+        authority = Authority(place, config.node.name, wall)
+        if place / "hub.crt" in named:
+            authority.hub_certificate(own_hosts(config.node.name, listen.address))
+    except OSError as error:
+        raise ConfigError(f"{place}: cannot write there: {error.strerror}") from None
+    return True

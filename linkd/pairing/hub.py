@@ -328,7 +328,7 @@ class Pairing:
         if listen.certificate is None:
             raise PairingRefused(
                 "pairing needs TLS. This node has its own certificate now: put these lines into"
-                f' [listen], reload, and invite again:\ncertificate = "{ours}"\n'
+                f' [listen], restart linkd, and invite again:\ncertificate = "{ours}"\n'
                 f'key = "{key}"\nclient_ca = "{ca}"'
             )
         if listen.client_ca is None:
@@ -336,7 +336,9 @@ class Pairing:
                 "put this line into [listen], reload, and invite again, so that peers may come with"
                 f' certificates of this node\'s own authority:\nclient_ca = "{ca}"'
             )
-        leaf = load_certificates(listen.certificate)[0]
+        leaf = self._hooks.leaf()
+        if leaf is None:
+            raise PairingRefused("the listener has no TLS yet: restart linkd, and invite again")
         if not names_host(leaf, host):
             raise PairingRefused(
                 f"the certificate in {listen.certificate} is not for {host}: name the address that"

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from linkd.config import Config, ListenSettings, NodeSettings
 from linkd.errors import ConfigError, StateTooNew
 from linkd.net.certificates import certificate_names, load_certificates, load_revocation_lists
+from linkd.net.tls import ServerTls
 from linkd.pairing import (
     Authority,
     Code,
@@ -24,6 +25,7 @@ from linkd.pairing import (
     decode_code,
     encode_code,
     local_call,
+    prepare,
 )
 from linkd.pairing.addresses import host_of, public_address
 from linkd.pairing.files import write_whole
@@ -327,3 +329,39 @@ def test_calls_on_the_socket(desk: Desk) -> None:
     assert local_call(desk.pairing, "DELETE", "/v1/pairing/peers", b"")[0] == 404
     bad = b'{"name":"edge-1","address":"127.0.0.1","send":["a b"]}'
     assert local_call(desk.pairing, "POST", "/v1/pairing/invite", bad)[0] == 409
+
+
+def test_a_hub_may_name_files_that_pairing_will_make(tmp_path: Path, wall: Wall) -> None:
+    place = tmp_path / "state" / "pairing"
+    listen = ListenSettings(
+        address="0.0.0.0:9443",
+        certificate=str(place / "hub.crt"),
+        key=str(place / "hub.key"),
+        client_ca=str(place / "ca.crt"),
+    )
+    node = NodeSettings(name="hub", state_dir=str(tmp_path / "state"))
+    config = Config(node=node, listen=listen)
+    assert prepare(config, wall)
+    before = (place / "hub.crt").read_bytes()
+    assert not prepare(config, wall)
+    assert (place / "hub.crt").read_bytes() == before
+    assert ServerTls(listen, place, wall).leaf.subject.rfc4514_string() == "CN=hub"
+    elsewhere = msgspec.structs.replace(listen, certificate="/nowhere/hub.crt", key="/nowhere/k")
+    assert not prepare(msgspec.structs.replace(config, listen=elsewhere), wall)
+    assert not prepare(msgspec.structs.replace(config, listen=None), wall)
+
+
+def test_a_state_directory_that_cannot_be_written_is_named(tmp_path: Path, wall: Wall) -> None:
+    (tmp_path / "state").write_text("a file")
+    place = tmp_path / "state" / "pairing"
+    listen = ListenSettings(address=":9443", certificate=str(place / "hub.crt"), key="k")
+    node = NodeSettings(name="hub", state_dir=str(tmp_path / "state"))
+    with pytest.raises(ConfigError, match="cannot write there"):
+        prepare(Config(node=node, listen=listen), wall)
+
+
+def test_a_listener_that_still_runs_without_tls(desk: Desk) -> None:
+    desk.enable()
+    desk.pairing._hooks = Hooks(lambda: desk.config, lambda: None, lambda: None, desk.ended.append)
+    with pytest.raises(PairingRefused, match="restart linkd"):
+        desk.pairing.invite("edge-1", "127.0.0.1")
