@@ -186,14 +186,14 @@ def _place(name: str) -> int:
 
 
 def _text_value(value: object) -> str:
-    """Return a value for a line of text: bare where it is one word."""
+    """Return a value for a line of text: bare where it is one word, no terminal's command."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
         return f"{value:.3f}"
     text = str(value)
     bare = text and text.isprintable() and not any(sign in text for sign in ' "=\\')
-    return text if bare else json.dumps(text, ensure_ascii=False)
+    return text if bare else json.dumps(text, ensure_ascii=not text.isprintable())
 
 
 def _rfc3339(stamp: float) -> str:

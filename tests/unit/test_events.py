@@ -119,6 +119,13 @@ def test_text_quotes_what_is_not_one_word() -> None:
     )
 
 
+def test_text_moves_no_cursor() -> None:
+    line = text_line("node.bug", {"detail": "\x1b[2J \x9b1A \u202e\u2028 größe"})
+    assert line.isprintable()
+    assert line.isascii()
+    assert text_line("node.bug", {"detail": "größe ja"}) == 'node.bug detail="größe ja"'
+
+
 def test_json() -> None:
     line = json.loads(
         json_line("link.up", {"rtt_seconds": 0.12345, "peer": "hub", "old": None}, "info", 0.25)
