@@ -100,7 +100,7 @@ test("silence drops the connection, and the next one works", async () => {
   await until(() => closed.length === 1);
   const took = (performance.now() - began) / 1000;
   assert.match(closed[0], /nothing heard/);
-  assert.ok(took >= 0.15 && took < 0.6, `noticed after ${took}`);
+  assert.ok(took >= 0.15 && took < 1.5, `noticed after ${took}`);
   stub.mute = false;
   await up(node);
 });

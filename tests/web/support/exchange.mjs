@@ -29,7 +29,11 @@ const far = new Linkd({ url: hub, WebSocket }).open();
 far.subscribe("orders", ({ data, origin }) => atHub.push({ ...data, origin }));
 
 async function round(number) {
-  for (const [name, it] of Object.entries(all)) await until(() => it.open || Promise.reject(new Error(`${name} is not open`)).catch(() => false), 20);
+  for (const [name, it] of Object.entries(all)) {
+    await until(() => it.open, 20).catch(() => {
+      throw new Error(`${name} is not open`);
+    });
+  }
   await until(() => far.isUp);
   const senders = Object.entries(all).filter(([, it]) => it.send);
   for (let index = 0; index < ROUND; index += 1) {
