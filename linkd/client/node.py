@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, Unpack
@@ -139,7 +138,9 @@ class Node:
             self._session.gatherer.add(channel, record, ttl, _settle(future))
             self._upkeep.plan_flush()
             offset = await future
-        await self._wait_for_peer(options, channel, offset + 1 if offset else 0)
+        if peer := options.get("wait"):
+            timeout = options.get("timeout", WAIT_SECONDS)
+            await self.wait_for(peer, channel, offset + 1 if offset else 0, timeout)
         return offset
 
     async def publish_many(
@@ -150,21 +151,69 @@ class Node:
         Raises:
             PublishError: As `publish`; other batches than the one refused may be stored.
         """
+        total = await (await self.enqueue(channel, values, **options))
+        if peer := options.get("wait"):
+            timeout = options.get("timeout", WAIT_SECONDS)
+            await self.wait_for(peer, channel, total.last + 1 if total.last else 0, timeout)
+        return total
+
+    async def enqueue(
+        self, channel: str, values: Iterable[Any], **options: Unpack[PublishManyOptions]
+    ) -> asyncio.Future[Stored]:
+        """Take many values; return once there was room for all, with what to await for the rest.
+
+        What is enqueued first is stored first. `wait` and `timeout` do not count here.
+        """
         self._check_publish(channel, 0)
-        ttl = options.get("ttl")
-        under_way: deque[tuple[int, asyncio.Future[Published]]] = deque()
-        total = Stored(0, 0, 0)
+        counts: list[int] = []
+        under_way: list[asyncio.Future[Published]] = []
         for count, records in batches(values, options.get("type", ""), self._settings.encode):
             await self._room()
-            under_way.append((count, self._send(channel, count, records, ttl)))
-            while under_way and under_way[0][1].done():
-                number, future = under_way.popleft()
-                total = plus(total, number, future.result())
-        stored = await asyncio.gather(*(future for _, future in under_way))
-        for (number, _), one in zip(under_way, stored, strict=True):
-            total = plus(total, number, one)
-        await self._wait_for_peer(options, channel, total.last + 1 if total.last else 0)
-        return total
+            counts.append(count)
+            under_way.append(self._send(channel, count, records, options.get("ttl")))
+
+        async def settled() -> Stored:
+            total = Stored(0, 0, 0)
+            for count, one in zip(counts, await asyncio.gather(*under_way), strict=True):
+                total = plus(total, count, one)
+            return total
+
+        return asyncio.ensure_future(settled())
+
+    async def wait_for(
+        self,
+        peer: str,
+        channel: str,
+        next: int,
+        timeout: float = WAIT_SECONDS,  # noqa: ASYNC109
+    ) -> None:
+        """Return once `peer` has everything of `channel` below offset `next` on disk.
+
+        Args:
+            peer: Its name.
+            channel: One that it gets.
+            next: One more than the last offset concerned; 0 for all that there is now.
+            timeout: Seconds.
+
+        Raises:
+            TimedOut: Not in time.
+            Refused: It does not get that channel, or there is no such peer.
+        """
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def done(error: LinkdError | None) -> None:
+            if future.done():
+                return
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
+
+        deadline = time.monotonic() + timeout
+        self._session.wait(peer, channel, next, deadline, done)
+        self._upkeep.plan_flush()
+        self._plan_expiry()
+        await future
 
     async def flush(self) -> None:
         """Return once every publish under way is settled."""
@@ -260,29 +309,6 @@ class Node:
             self._upkeep.flush()
             self._check()
             await self._upkeep.changed()
-
-    async def _wait_for_peer(
-        self, options: PublishOptions | PublishManyOptions, channel: str, next: int
-    ) -> None:
-        """Return once the peer in `wait` has all below `next`."""
-        peer = options.get("wait")
-        if not peer:
-            return
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-        def done(error: LinkdError | None) -> None:
-            if future.done():
-                return
-            if error is None:
-                future.set_result(None)
-            else:
-                future.set_exception(error)
-
-        deadline = time.monotonic() + options.get("timeout", WAIT_SECONDS)
-        self._session.wait(peer, channel, next, deadline, done)
-        self._upkeep.plan_flush()
-        self._plan_expiry()
-        await future
 
     def _plan_expiry(self) -> None:
         """End the waits whose time is over, also while there is no connection."""

@@ -71,7 +71,8 @@ class Wire(Protocol):
             self.transport.write(pieces)
 
     def close(self) -> None:
-        """Begin the closing handshake."""
+        """Begin the closing handshake, once what is due was sent."""
+        self.flush()
         self._websocket.close()
         self.flush()
 
@@ -153,6 +154,7 @@ class Upkeep:
         """End the connection and the attempts; what is under way fails with Closed."""
         if self.failed is None:
             self.failed = Closed("the node was closed")
+        self.flush()
         self._session.close(self.failed)
         if (wire := self._wire) is not None:
             wire.close()

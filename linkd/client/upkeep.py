@@ -79,6 +79,7 @@ class Upkeep:
         """End the connection and the attempts; what is under way fails with Closed."""
         if self.failed is None:
             self.failed = Closed("the node was closed")
+        self.flush()
         self._session.close(self.failed)
         if (wire := self._wire) is not None:
             wire.close()

@@ -118,7 +118,8 @@ class Wire(asyncio.Protocol):
             self._transport.write(pieces)
 
     def close(self) -> None:
-        """Begin the closing handshake."""
+        """Begin the closing handshake, once what is due was sent."""
+        self.flush()
         self._websocket.close()
         self.flush()
         if self._transport is not None and not self._websocket.opened:

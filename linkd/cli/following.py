@@ -1,0 +1,84 @@
+"""What commands on the stream share: a connection that must be up at first, and may fall later."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, TextIO
+
+from linkd.cli.options import socket_path
+from linkd.cli.text import printable
+from linkd.client import connect
+from linkd.client.errors import NoDaemon, Refused
+from linkd.client.node import Node
+from linkd.client.record import Record
+
+
+@asynccontextmanager
+async def connected(arguments: argparse.Namespace, **options: Any) -> AsyncIterator[Node]:
+    """Yield a node that is up; it then outlives restarts of the daemon, which are told on stderr.
+
+    Raises:
+        NoDaemon: Nobody answers at the socket at first.
+        Refused: The daemon refuses the connection.
+    """
+    path = socket_path(arguments)
+    node = connect(path, max_delay=2.0, on_error=_tell, **options)
+    async with node:
+        async for status in node.status:
+            if status.state == "up":
+                break
+            if status.state == "rejected":
+                raise Refused("refused", status.reason or "")
+            if status.state == "waiting":
+                raise NoDaemon(status.reason or f"no daemon at {path}")
+        yield node
+
+
+def _tell(error: Exception) -> None:
+    sys.stderr.write(f"linkd: {error}\n")
+
+
+def follow(arguments: argparse.Namespace, output: TextIO) -> None:
+    """Print records until there were `--count` of them."""
+    asyncio.run(_follow(arguments, output))
+
+
+async def _follow(arguments: argparse.Namespace, output: TextIO) -> None:
+    left = arguments.count
+    async with connected(arguments) as node:
+        records = node.subscribe(
+            *arguments.patterns, consumer=arguments.consumer, start=arguments.start
+        )
+        async for run in records.batches():
+            shown = run if left is None else run[:left]
+            lines = [_line(record, arguments.json) for record in shown]
+            output.write("\n".join(lines) + "\n")
+            output.flush()
+            acked = records.ack(shown[-1].offset + 1) if arguments.consumer else None
+            if left is not None:
+                left -= len(shown)
+                if left <= 0:
+                    if acked is not None:
+                        await acked
+                    return
+
+
+def _line(record: Record, as_json: bool) -> str:
+    """Return a record in one line."""
+    if as_json:
+        return record.to_json().decode()
+    type_ = f" [{record.type}]" if record.type else ""
+    offset = f"{record.offset:>8}" if record.offset else "volatile"
+    return printable(f"{offset} {record.channel}{type_} {_body(record)}")
+
+
+def _body(record: Record) -> str:
+    """Return a body for people: text, or how many bytes."""
+    try:
+        return record.body.decode()
+    except UnicodeDecodeError:
+        return f"({len(record.body)} bytes)"

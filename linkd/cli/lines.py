@@ -1,0 +1,186 @@
+"""`linkd publish --lines`: a stream of lines, in batches, with progress on long input."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import stat
+import sys
+import threading
+import time
+from collections import deque
+from typing import Final
+
+import msgspec
+
+from linkd.cli import exits
+from linkd.cli.exits import Ended
+from linkd.cli.following import connected
+from linkd.cli.text import plural, size
+from linkd.client.node import Node
+from linkd.client.options import Stored
+from linkd.errors import LinkdError
+
+READ_BYTES: Final = 262_144
+MAX_AHEAD: Final = 16
+"""So many pieces of input may be read, and so many publishes be under way, ahead of the daemon."""
+
+PROGRESS_SECONDS: Final = 0.2
+
+
+def publish_lines(arguments: argparse.Namespace) -> int:
+    """Publish each line of the input; returns once all are on disk.
+
+    Raises:
+        Ended: The daemon refused some; the message says how many were stored before.
+    """
+    if arguments.body != "-":
+        raise Ended(exits.USAGE, "--lines reads standard input: leave BODY out, or give -")
+    stored = asyncio.run(_publish(arguments))
+    if arguments.json:
+        print(msgspec.json.encode(stored).decode())
+    elif stored.count:
+        print(f"{plural(stored.count, 'message')}, offsets {stored.first} to {stored.last}")
+    else:
+        print("no line, no message")
+    return exits.FINE
+
+
+async def _publish(arguments: argparse.Namespace) -> Stored:
+    content_type = arguments.content_type
+    async with connected(arguments, encode=lambda line: (line, content_type)) as node:
+        lines = _Lines(node, arguments)
+        try:
+            await lines.all(Input(sys.stdin.fileno()))
+        except LinkdError as error:
+            told = f"{plural(lines.total.count, 'message')} stored, then: {error}"
+            raise Ended(exits.REFUSED, told) from None
+        finally:
+            lines.progress.end()
+        if arguments.wait and lines.total.count:
+            behind = lines.total.last + 1 if lines.total.last else 0
+            await node.wait_for(arguments.wait, arguments.channel, behind, arguments.timeout)
+        return lines.total
+
+
+class _Lines:
+    """The lines of one input on their way."""
+
+    def __init__(self, node: Node, arguments: argparse.Namespace) -> None:
+        self.total = Stored(0, 0, 0)
+        self.progress = Progress(_file_bytes(sys.stdin.fileno()))
+        self._node = node
+        self._arguments = arguments
+        self._under_way: deque[asyncio.Future[Stored]] = deque()
+
+    async def all(self, given: Input) -> None:
+        """Publish to the end of the input, with some publishes under way at any time."""
+        rest = b""
+        while piece := await given.read():
+            *lines, rest = (rest + piece).split(b"\n")
+            await self._send(lines)
+            self.progress.show(self.total.count, len(piece))
+        if rest:
+            await self._send([rest])
+        while self._under_way:
+            await self._settle()
+
+    async def _send(self, lines: list[bytes]) -> None:
+        if not lines:
+            return
+        given = self._arguments
+        options = (
+            {"type": given.type} if given.ttl is None else {"type": given.type, "ttl": given.ttl}
+        )
+        self._under_way.append(await self._node.enqueue(given.channel, lines, **options))
+        while self._under_way and (self._under_way[0].done() or len(self._under_way) > MAX_AHEAD):
+            await self._settle()
+
+    async def _settle(self) -> None:
+        stored = await self._under_way.popleft()
+        first = self.total.first or stored.first
+        self.total = Stored(first, stored.last, self.total.count + stored.count)
+
+
+class Input:
+    """Bytes of a file, a pipe or a terminal, as soon as they are there, read in a thread of its own.
+
+    The thread is a daemon: a pipe on which nothing comes must not hold up ^C.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._loop = asyncio.get_running_loop()
+        self._pieces: asyncio.Queue[bytes] = asyncio.Queue()
+        self._room = threading.Semaphore(MAX_AHEAD)
+        threading.Thread(target=self._run, name="input", daemon=True).start()
+
+    async def read(self) -> bytes:
+        """Return what came next; empty at the end."""
+        piece = await self._pieces.get()
+        self._room.release()
+        return piece
+
+    def _run(self) -> None:
+        piece = b"-"
+        while piece:
+            self._room.acquire()
+            try:
+                piece = os.read(self._fd, READ_BYTES)
+            except OSError:
+                piece = b""
+            try:
+                self._loop.call_soon_threadsafe(self._pieces.put_nowait, piece)
+            except RuntimeError:  # The loop has ended.
+                return
+
+
+class Progress:
+    """A line on a terminal's stderr that says how far it is; nothing elsewhere.
+
+    Args:
+        whole: Bytes of the whole input; 0 where that isn't known.
+    """
+
+    def __init__(self, whole: int) -> None:
+        self._whole = whole
+        self._done = 0
+        self._began = time.monotonic()
+        self._shown = self._began
+        self._on = sys.stderr.isatty()
+        self._drawn = False
+
+    def show(self, messages: int, more: int) -> None:
+        """Draw anew, at most five times a second, once it takes longer than that."""
+        self._done += more
+        now = time.monotonic()
+        if not self._on or now - self._shown < PROGRESS_SECONDS:
+            return
+        self._shown, self._drawn = now, True
+        rate = messages / (now - self._began)
+        sys.stderr.write(f"\r\x1b[K{progress_text(self._done, self._whole, messages, rate)}")
+        sys.stderr.flush()
+
+    def end(self) -> None:
+        """Remove the line."""
+        if self._drawn:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+
+def progress_text(done: int, whole: int, messages: int, rate: float) -> str:
+    """Return the progress in one line: a bar where the whole is known."""
+    told = f"{messages:,} messages, {size(done)}, {rate:,.0f}/s"
+    if not whole:
+        return told
+    share = min(1.0, done / whole)
+    return f"[{'#' * round(share * 24):<24}] {share:4.0%} {told}"
+
+
+def _file_bytes(fd: int) -> int:
+    """Return how many bytes are left in a regular file; 0 for anything else."""
+    about = os.fstat(fd)
+    if not stat.S_ISREG(about.st_mode):
+        return 0
+    return max(0, about.st_size - os.lseek(fd, 0, os.SEEK_CUR))
