@@ -1,4 +1,4 @@
-"""Two transports joined in memory, on a Clock: what one writes, the other's protocol gets when told."""
+"""Two transports joined in memory, on a Clock: one writes, the other hears when told to."""
 
 from __future__ import annotations
 

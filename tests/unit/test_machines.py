@@ -58,7 +58,7 @@ def link_in(state: str) -> Link:
 
 
 def kind_met(state: str, kind: str) -> str:
-    """Return which kind an input really is in a state: without a connection nothing is lost or resumed."""
+    """Return which kind an input is in a state: without a connection nothing is lost."""
     if state not in CONNECTED:
         if kind in ("lost", "lost-rejected", "resumed"):
             return "late"
