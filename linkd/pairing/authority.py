@@ -305,8 +305,8 @@ def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 def prepare(config: Config, wall: Callable[[], float]) -> bool:
     """Make this node's own authority and certificate where `[listen]` names them and they lack.
 
-    So a hub's configuration may name `pairing/hub.crt`, `hub.key` and `ca.crt` in its state directory
-    before anything lies there. Any other file is left alone.
+    So a hub's configuration may name `pairing/hub.crt`, `hub.key` and `ca.crt` in its state
+    directory before anything lies there. Any other file is left alone.
 
     Args:
         config: The configuration, before its files are checked.
