@@ -33,8 +33,9 @@ setting stands once, in one file. Samples: `conf/hub.toml`, `conf/edge.toml`, `c
 `conf/lab.toml`.
 
 - Seconds are numbers (`5` or `2.5`), sizes are whole numbers of bytes and end in `_bytes`.
-- A relative path names a file in `$CREDENTIALS_DIRECTORY` (systemd's `LoadCredential=`) if it is
-  there, else beside the first configuration file.
+- A relative path lies beside the first configuration file. Secrets and certificates are looked for
+  in `$CREDENTIALS_DIRECTORY` first (systemd's `LoadCredential=`; also as `secret_NAME`, as the unit
+  has it), and in `credentials` beside the first file last.
 - A channel is words of letters, digits, `_` and `-` between dots, at most 255 bytes. In patterns
   `*` is one word and `>` is the rest.
 - A secret is a file of at least 32 characters that only owner and group may read:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,8 @@ def load(paths: Sequence[Path] | None = None) -> Config:
     """Return the configuration in `paths`, or in the usual files.
 
     Relative paths in it are made absolute: a secret or certificate that systemd has put into
-    `$CREDENTIALS_DIRECTORY` is taken from there, anything else lies beside the first file.
+    `$CREDENTIALS_DIRECTORY` is taken from there, else from beside the first file or from
+    `credentials` beside it.
 
     Args:
         paths: Files in the order in which they are read; None: `files()`.
@@ -155,7 +156,18 @@ def _absolute(value: Any, base: Path, key: str = "") -> Any:
         return [_absolute(item, base) for item in value]
     if key not in PATHS or not isinstance(value, str) or value[:1] in ("", "/", "$"):
         return value
+    return next(filter(os.path.isfile, _places(value, base)), str(base / value))
+
+
+def _places(name: str, base: Path) -> Iterator[str]:
+    """Yield where a file with a relative name may lie; source: systemd.exec(5), LoadCredential=.
+
+    The unit loads the directory /etc/linkd/credentials as `secret`: systemd calls each file in it
+    `secret_NAME`. Outside the service the same name finds the same file.
+    """
     credentials = os.environ.get("CREDENTIALS_DIRECTORY")
-    if credentials and (Path(credentials) / value).is_file():
-        return str(Path(credentials) / value)
-    return str(base / value)
+    if credentials:
+        yield str(Path(credentials) / name)
+        yield str(Path(credentials) / f"secret_{name}")
+    yield str(base / name)
+    yield str(base / "credentials" / name)

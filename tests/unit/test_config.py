@@ -120,6 +120,22 @@ def test_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     ]
 
 
+def test_credentials_of_the_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`LoadCredential=secret:/etc/linkd/credentials`, in the service and outside of it."""
+    text = (
+        '[node]\nname = "here"\n[listen]\naddress = "127.0.0.1:1"\n'
+        '[[peer]]\nname = "hub"\nsecret_file = "hub"\n'
+    )
+    (tmp_path / "etc").mkdir()
+    file = write(tmp_path / "etc/linkd.toml", text)
+    outside = write(tmp_path / "etc/credentials/hub", "x")
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    assert load([file]).peers[0].secret_file == str(outside)
+    inside = write(tmp_path / "run/secret_hub", "x")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path / "run"))
+    assert load([file]).peers[0].secret_file == str(inside)
+
+
 def test_check_shows_what_is_in_force(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     secret = write(tmp_path / "s", "0123456789" * 4)
     secret.chmod(0o600)
