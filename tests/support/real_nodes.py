@@ -1,0 +1,94 @@
+"""Whole nodes, on real disks and loopback sockets, in the test's own reactor."""
+
+from __future__ import annotations
+
+import random
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+from twisted.internet import reactor, threads
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+
+from linkd.config import Config, ListenSettings, NodeSettings, PeerSettings
+from linkd.log import open_cursors, open_log
+from linkd.net.dialer import LinkDialer, Origin
+from linkd.net.listener import Listener
+from linkd.net.resolve import Resolver, look_up
+from linkd.node import Node, Stores
+from linkd.outages import Outages
+
+SECRET = "a secret of the tests, long enough for linkd"
+
+
+def peer(folder: Path, name: str, port: int | None = None, **rest: object) -> PeerSettings:
+    """Return the settings of a peer: one that we dial at `port`, or one that dials us."""
+    secret = folder / "secret"
+    if not secret.exists():
+        secret.touch(0o600)
+        secret.write_text(SECRET)
+    dial = () if port is None else (f"ws://127.0.0.1:{port}/link",)
+    return PeerSettings(name=name, dial=dial, secret_file=str(secret), **rest)  # type: ignore[arg-type]
+
+
+class RealNode:
+    """A node, and a listener where it has one."""
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        peers: tuple[PeerSettings, ...],
+        listens: bool = False,
+        **sections: object,
+    ) -> None:
+        listen = ListenSettings(address="127.0.0.1:0") if listens else None
+        state = folder / name
+        state.mkdir(exist_ok=True)
+        config = Config(
+            node=NodeSettings(name=name, state_dir=str(state)),
+            listen=listen,
+            peers=peers,
+            **sections,
+        )  # type: ignore[arg-type]
+        post: Callable[[Callable[[], None]], None] = reactor.callFromThread
+        self.log = open_log(config.log, state, name, post)
+        self.cursors = open_cursors(self.log, state, post)
+        resolver = Resolver(reactor, lambda host: threads.deferToThread(look_up, host))
+        origin = Origin(name, secrets.token_hex(8), reactor, resolver)
+        timeout = config.reconnect.connect_timeout
+        self.node = Node(
+            config,
+            Stores(self.log, self.cursors, Outages(self.cursors)),
+            reactor,
+            lambda node, driver: LinkDialer(driver, driver.settings, origin, timeout),
+            random.Random(),
+        )
+        self.listener = Listener(self.node, config, reactor, None, None) if listens else None
+        self.port = 0
+        if self.listener is not None:
+            self.listener.start()
+            self.port = self.listener.port_number
+        self.node.start()
+
+    async def stop(self) -> None:
+        """End it and all that it has open."""
+        if self.listener is not None:
+            self.listener.stop()
+        await self.node.stop("the test ends")
+        closed: Deferred[None] = Deferred()
+        self.cursors.close(lambda: closed.callback(None))
+        await closed
+
+
+async def until(true: Callable[[], bool], within: float = 30.0) -> None:
+    """Wait until something is true.
+
+    Raises:
+        AssertionError: It is not within so many seconds.
+    """
+    end = reactor.seconds() + within
+    while not true():
+        assert reactor.seconds() < end, "not in time"
+        await deferLater(reactor, 0.01)
