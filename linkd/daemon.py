@@ -24,7 +24,7 @@ from linkd.errors import ConfigError, LinkdError, StateTooNew
 from linkd.events.kind import Level
 from linkd.events.observers import Format, Observer
 from linkd.preflight import file_troubles
-from linkd.premises import Occupied, allow_open_files, claim_state, clear_socket
+from linkd.premises import allow_open_files, claim_state, clear_socket
 from linkd.systemd import ServiceManager
 
 STOP_SECONDS = 4.5
@@ -280,9 +280,11 @@ def run(path: Path | None, log_format: Format = "text", least: Level = "info") -
             return _run(config, paths, observer)
         finally:
             os.close(lock)
+    except ConfigError:
+        raise
     except StateTooNew as error:
         raise ConfigError(str(error)) from None
-    except Occupied as error:
+    except LinkdError as error:
         sys.stderr.write(f"linkd: {error}\n")
         return 1
 
