@@ -17,7 +17,7 @@ from linkd.log.damage import Ward
 from linkd.log.engine import Told
 from linkd.log.files import Files, RealFiles
 from linkd.log.frame import HAS_IDS, HEAD, PREFIX_BYTES, Part, part_of
-from linkd.log.group import Post
+from linkd.log.group import CursorSet, Post, ignore
 from linkd.log.identity import Identity, save_identity
 from linkd.log.ids import Ids
 from linkd.log.index import FORMAT, NEEDS, Index, SegmentHead, index_path, segment_path
@@ -220,6 +220,8 @@ class SegmentLog(Ledger):
             self._back(outcome)
         else:
             self._stuck = False
+            if self._blocked and not self._waiting:
+                self._waiting.append((CursorSet("", None), ignore))
             with suppress(OSError):
                 self._free_bytes = self._files.free_bytes(self._folder)
         if outcome is None or now - self._looked >= 1.0:

@@ -69,6 +69,8 @@ class Writer:
         report: Called there with what became of the jobs; with None when nothing came for `tick` seconds.
     """
 
+    tick = 1.0
+
     def __init__(
         self,
         files: Files,
@@ -77,7 +79,6 @@ class Writer:
         post: Post,
         report: Callable[[Written | Failed | None], None],
     ) -> None:
-        self.tick = 1.0
         self._files = files
         self._folder = folder
         self._seed = seed

@@ -23,9 +23,7 @@ def _scratch() -> Path:
     return Path(tempfile.mkdtemp(prefix="linkd-power-"))
 
 
-def _write_some(
-    bench: SegmentBench, rng: Random, begin: int = 0
-) -> list[tuple[int, bytes, int]]:
+def _write_some(bench: SegmentBench, rng: Random, begin: int = 0) -> list[tuple[int, bytes, int]]:
     """Append and store a few; return (offset, first body, steps of the disk before it was settled)."""
     settled: list[tuple[int, bytes, int]] = []
     cursor = bench.log.cursor("hub")

@@ -7,14 +7,20 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from linkd.core.batch import Batch, Draft, Origin, Producer, Record, Source, decode_records, encode_records
-from linkd.errors import LinkdError
-from linkd.log.engine import Appended
+from linkd.core.batch import (
+    Batch,
+    Draft,
+    Origin,
+    Producer,
+    Record,
+    Source,
+    decode_records,
+    encode_records,
+)
 from linkd.log.memory import MemoryLog
 from linkd.log.segments import SegmentLog, SegmentSettings
+from linkd.log.writer import Writer
 from tests.support.turns import Turns
-
-Outcome = Appended | LinkdError
 
 
 class MemoryBench:
@@ -45,11 +51,12 @@ class SegmentBench:
     def __init__(self, path: Path, **settings: Any) -> None:
         self.path = path
         self.turns = Turns()
-        self.files: Any = None
+        self.files: Any = settings.pop("files", None)
         self.now = [1000.0]
         self.wall = [1_700_000_000.0]
         settings = {"segment_bytes": 1 << 20, "memory_bytes": 1 << 16} | settings
         self.settings = SegmentSettings(**settings)
+        Writer.tick = 0.05
         self.log = self.open()
 
     def open(self, node: str = "edge") -> SegmentLog:
@@ -111,18 +118,18 @@ def received(
     return Batch(0, channel, len(bodies), records(*bodies), 1.0, origin, source=source)
 
 
-def append(bench: Any, *drafts: Draft) -> list[Outcome]:
+def append(bench: Any, *drafts: Draft) -> list[Any]:
     """Append drafts and return what became of them, in order."""
-    got: list[Outcome] = []
+    got: list[Any] = []
     for one in drafts:
         bench.log.append(one, got.append)
     bench.until(lambda: len(got) == len(drafts))
     return got
 
 
-def store(bench: Any, *batches: Batch) -> list[Outcome]:
+def store(bench: Any, *batches: Batch) -> list[Any]:
     """Store batches and return what became of them."""
-    got: list[Outcome] = []
+    got: list[Any] = []
     for one in batches:
         bench.log.store(one, got.append)
     bench.until(lambda: len(got) == len(batches))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from linkd.core.batch import MAX_BATCH_BYTES, Origin
+from linkd.core.batch import MAX_BATCH_BYTES, Draft, Origin
 from linkd.core.wire import Cursor, EpochEnd
 from linkd.errors import BadRecord, Gap
 from linkd.log.engine import Appended
@@ -88,9 +88,9 @@ def test_a_producer_is_settled_once(bench: Any) -> None:
 def test_malformed_drafts_are_refused(bench: Any) -> None:
     got = append(
         bench,
-        draft(b"a", b"b", ids=("x", "y")).__class__("c", 2, b"\xc0\xc0", 1.0, ids=("x",)),
+        Draft("c", 2, b"\xc0\xc0", 1.0, ids=("x",)),
         draft(b"a", producer=numbered("p", 0)),
-        draft(b"a").__class__("c", 0, b"", 1.0),
+        Draft("c", 0, b"", 1.0),
     )
     assert all(isinstance(outcome, BadRecord) for outcome in got)
     assert bench.log.next == 1
@@ -151,7 +151,10 @@ def test_a_set_cursor_takes_effect_at_once(bench: Any) -> None:
 
 
 def test_known_records_of_an_origin_are_left_out(bench: Any) -> None:
-    far = lambda epoch, first: Origin("far", "farlog", epoch, first)  # noqa: E731 - terse
+
+    def far(epoch: str, first: int) -> Origin:
+        return Origin("far", "farlog", epoch, first)
+
     assert store(bench, received(1, 4, b"1", b"2", b"3", origin=far("a", 1)))[0].count == 3
     got = store(bench, received(1, 5, b"2", b"3", b"4", peer="b", log="b", origin=far("a", 2)))
     assert got == [Appended(4, 1)]

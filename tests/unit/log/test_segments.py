@@ -1,0 +1,302 @@
+"""The segments engine: full disks, failed syncs, retention, damage, and who may open it."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from linkd.core.batch import Draft
+from linkd.errors import Gap, LogDamaged, LogFull, StateTooNew
+from linkd.log import stat, verify
+from linkd.log.engine import Appended
+from linkd.log.frame import HEAD, frame_at, frame_prefix
+from linkd.log.writer import Written
+from tests.support.disk import RecordingFiles
+from tests.support.logs import (
+    SegmentBench,
+    append,
+    bodies,
+    draft,
+    everything,
+    fetch,
+    numbered,
+    received,
+    store,
+)
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[SegmentBench]:
+    one = SegmentBench(tmp_path / "log", files=RecordingFiles())
+    yield one
+    one.files.refuse = one.files.refuse_sync = one.files.refuse_truncate = 0
+    one.close()
+
+
+def fill(bench: SegmentBench, count: int, size: int = 100_000) -> None:
+    """Append so many records of a size."""
+    for number in range(count):
+        (outcome,) = append(bench, draft(b"%06d" % number + bytes(size)))
+        assert isinstance(outcome, Appended)
+
+
+@pytest.mark.parametrize("tear", [0, 7, 100, 5000])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EROFS])
+def test_a_refused_write_fails_publishes_and_lets_peers_wait(
+    bench: SegmentBench, code: int, tear: int
+) -> None:
+    append(bench, draft(b"before", producer=numbered("p", 1)))
+    bench.files.refuse, bench.files.tear = code, tear
+    got: list[Any] = []
+    waited: list[Any] = []
+    bench.log.append(draft(b"lost" + bytes(9000), producer=numbered("p", 2)), got.append)
+    bench.log.store(received(1, 2, b"kept"), waited.append)
+    bench.log.append(draft(b"lost too", ids=("x",)), got.append)
+    bench.until(lambda: len(got) == 2)
+    assert all(isinstance(outcome, LogFull) for outcome in got)
+    assert bench.log.full is not None
+    assert isinstance(append(bench, draft(b"refused"))[0], LogFull)
+    assert waited == []
+    cursor = bench.log.cursor("hub")
+    assert cursor is not None
+    assert (cursor.next, cursor.committed) == (2, 0)
+    bench.files.refuse = bench.files.tear = 0
+    bench.until(lambda: waited)
+    assert waited == [Appended(2, 1)]
+    assert bench.log.full is None
+    again = append(bench, draft(b"a", producer=numbered("p", 2)), draft(b"b", ids=("x",)))
+    assert again == [Appended(3, 1), Appended(4, 1)]
+    bench.restart()
+    assert bench.log.told == []
+    assert bodies(everything(bench)) == [b"before", b"kept", b"a", b"b"]
+
+
+def test_after_a_failed_sync_a_new_segment_begins(bench: SegmentBench) -> None:
+    append(bench, draft(b"before"))
+    bench.files.refuse_sync = bench.files.refuse_truncate = errno.EIO
+    assert isinstance(append(bench, draft(b"lost"))[0], LogFull)
+    bench.files.refuse_sync = bench.files.refuse_truncate = 0
+    bench.until(lambda: bench.log.full is None)
+    assert append(bench, draft(b"after")) == [Appended(2, 1)]
+    assert len(list(bench.path.glob("*.log"))) == 2
+    bench.restart()
+    assert bench.log.told == []
+    assert bodies(everything(bench)) == [b"before", b"after"]
+    assert verify(bench.path).sound
+
+
+def test_a_start_on_a_full_disk_waits_for_room(bench: SegmentBench) -> None:
+    append(bench, draft(b"before"))
+    bench.close()
+    bench.files.refuse = errno.ENOSPC
+    bench.open()
+    assert bench.log.full is not None
+    bench.files.refuse = 0
+    bench.until(lambda: bench.log.full is None)
+    assert append(bench, draft(b"after")) == [Appended(2, 1)]
+
+
+def test_little_room_on_the_disk_refuses_publishes_only(bench: SegmentBench) -> None:
+    bench.files.free = 1000
+    append(bench, draft(b"a"))
+    assert isinstance(append(bench, draft(b"b"))[0], LogFull)
+    assert store(bench, received(1, 2, b"c")) == [Appended(2, 1)]
+    bench.files.free = None
+    bench.until(lambda: bench.log.full is None)
+
+
+def test_reject_keeps_what_is_owed_and_a_reserve_for_peers(tmp_path: Path) -> None:
+    bench = SegmentBench(tmp_path / "log", max_bytes=16 * MIB)
+    refused = 0
+    for _ in range(30):
+        (outcome,) = append(bench, draft(bytes(600_000)))
+        refused += isinstance(outcome, LogFull)
+    assert refused >= 5
+    assert bench.log.first == 1
+    assert bench.log.size_bytes <= 16 * MIB * 9 // 10
+    assert store(bench, received(1, 2, bytes(600_000)))[0].count == 1
+    waited: list[Any] = []
+    for number in range(2, 6):
+        bench.log.store(received(number, number + 1, bytes(600_000)), waited.append)
+    bench.until(lambda: bench.log._stuck)
+    assert len(waited) < 4
+    bench.log.release(bench.log.next)
+    bench.until(lambda: len(waited) == 4)
+    assert isinstance(append(bench, draft(b"again"))[0], Appended)
+    bench.close()
+
+
+def test_drop_oldest_makes_room_and_tells(tmp_path: Path) -> None:
+    bench = SegmentBench(tmp_path / "log", max_bytes=16 * MIB, when_full="drop-oldest")
+    told: list[int] = []
+    bench.log.on_trim.append(told.append)
+    fill(bench, 60, 600_000)
+    assert told
+    assert told == sorted(told)
+    assert bench.log.first == told[-1]
+    assert bench.log.size_bytes <= 16 * MIB
+    with pytest.raises(Gap):
+        bench.log.read(1, 1)
+    bench.close()
+    assert len(list((tmp_path / "log").glob("*.log"))) <= 18
+
+
+def test_what_is_owed_to_nobody_goes_by_age(bench: SegmentBench) -> None:
+    fill(bench, 30)
+    bench.now[0] += 10.0
+    first = bench.log.first
+    bench.log.release(bench.log.next)
+    assert bench.log.first == first
+    bench.now[0] += bench.settings.max_age
+    bench.until(lambda: bench.log.first == bench.log.next)
+    assert append(bench, draft(b"x")) == [Appended(31, 1)]
+
+
+def test_what_is_trimmed_stays_gone(bench: SegmentBench) -> None:
+    fill(bench, 30)
+    before = bench.log.first
+    count = bench.log.trim(15)
+    assert 0 < count < 15
+    assert bench.log.first == before + count
+    bench.restart()
+    assert (bench.log.first, bench.log.told) == (before + count, [])
+    assert isinstance(fetch(bench, 1), Gap)
+
+
+def test_only_one_opens_it(bench: SegmentBench) -> None:
+    with pytest.raises(LogDamaged, match="in use"):
+        SegmentBench(bench.path)
+
+
+def test_a_newer_format_is_left_alone(bench: SegmentBench) -> None:
+    bench.close()
+    (path,) = bench.path.glob("*.log")
+    frame = frame_at(path.read_bytes(), 0)
+    assert frame is not None
+    head = msgspec.msgpack.decode(frame.head)
+    head[0], head[1] = 99, "7.5"
+    encoded = msgspec.msgpack.encode(head)
+    rest = path.read_bytes()[frame.end :]
+    prefix = frame_prefix((HEAD, 0, encoded, frame.records), 0, frame.stamp, frame.wall)
+    content = prefix + encoded + frame.records + rest
+    path.write_bytes(content)
+    with pytest.raises(StateTooNew, match=r"7\.5"):
+        bench.open()
+    assert path.read_bytes() == content
+    path.unlink()
+    bench.open()
+
+
+def test_another_node_name_begins_a_segment(bench: SegmentBench) -> None:
+    append(bench, draft(b"a"))
+    bench.restart("cloud")
+    append(bench, draft(b"b"))
+    bench.restart("cloud")
+    assert [batch.origin.node for batch in everything(bench)] == ["edge", "cloud"]
+
+
+def test_ttl_counts_on_over_a_restart(bench: SegmentBench) -> None:
+    append(bench, draft(b"a", ttl=50.0))
+    bench.close()
+    bench.now[0], bench.wall[0] = 5.0, bench.wall[0] + 30.0
+    bench.open()
+    (batch,) = everything(bench)
+    assert batch.ttl_left(bench.log.clock()) == pytest.approx(20.0)
+    bench.close()
+    bench.wall[0] -= 1000.0
+    bench.open()
+    assert batch.ttl_left(bench.log.clock()) == pytest.approx(20.0)
+
+
+def test_damage_met_while_reading_is_mended_and_told(bench: SegmentBench) -> None:
+    fill(bench, 30)
+    bench.close()
+    path = min(bench.path.glob("*.log"))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+    bench.open()
+    told: list[Any] = []
+    bench.log.on_told.append(told.append)
+    found = {batch.offset for batch in everything(bench)}
+    assert len(found) == 29
+    (lost,) = set(range(1, 31)) - found
+    assert len(told) == 1
+    assert f"offsets lost: {lost} to {lost}" in told[0].detail
+    assert isinstance(fetch(bench, lost), Gap)
+    assert len(list(bench.path.glob("*.damaged-*"))) == 1
+    bench.restart()
+    assert {batch.offset for batch in everything(bench)} == found
+
+
+def test_a_segment_deleted_under_way_is_a_gap(bench: SegmentBench) -> None:
+    fill(bench, 30)
+    second = sorted(bench.path.glob("*.log"))[1]
+    second.unlink()
+    found = {batch.offset for batch in everything(bench)}
+    assert 0 < len(found) < 30
+    assert any("is gone" in told.detail for told in bench.log.told)
+
+
+def test_a_foreign_segment_is_set_aside(bench: SegmentBench, tmp_path: Path) -> None:
+    append(bench, draft(b"mine"))
+    other = SegmentBench(tmp_path / "other")
+    append(other, draft(b"theirs"))
+    other.close()
+    bench.close()
+    (path,) = (tmp_path / "other").glob("*.log")
+    (bench.path / "000000000007.log").write_bytes(path.read_bytes())
+    bench.open()
+    assert bodies(everything(bench)) == [b"mine"]
+    assert "another log" in bench.log.told[0].detail
+
+
+def test_offline_looks_change_nothing(bench: SegmentBench) -> None:
+    fill(bench, 30)
+    seen = stat(bench.path)
+    assert (seen.records, seen.first, seen.next, seen.channels) == (30, 1, 31, {"orders": 30})
+    assert verify(bench.path).sound
+    path = min(bench.path.glob("*.log"))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+    found = verify(bench.path)
+    assert not found.sound
+    assert any("damaged at byte" in one for one in found.damage)
+    assert path.read_bytes() == bytes(content)
+
+
+def test_pipelined_sequences_share_a_batch_and_are_told_apart(bench: SegmentBench) -> None:
+    drafts = [draft(b"%d" % n, b"", producer=numbered("p", n)) for n in range(1, 9)]
+    got = append(bench, *drafts)
+    assert got == [Appended(2 * n - 1, 2) for n in range(1, 9)]
+    assert len(everything(bench)) < 8
+    bench.restart()
+    assert append(bench, drafts[4], drafts[7]) == [Appended(9, 0, True), Appended(15, 0, True)]
+
+
+def test_many_at_once_share_commits(bench: SegmentBench) -> None:
+    written = []
+    report = bench.log._report
+
+    def count(outcome: Any) -> None:
+        written.append(isinstance(outcome, Written))
+        report(outcome)
+
+    bench.log._writer._report = count
+    got = append(bench, *[draft(b"%d" % n) for n in range(5000)])
+    assert [outcome.offset for outcome in got] == list(range(1, 5001))
+    assert sum(written) < 10
+
+
+def test_a_flood_is_cut_into_commits(bench: SegmentBench) -> None:
+    got = append(bench, *[Draft("c", 1, draft(bytes(60_000)).records, 1.0) for _ in range(400)])
+    assert all(isinstance(outcome, Appended) for outcome in got)
+    assert len(list(bench.path.glob("*.log"))) >= 3
