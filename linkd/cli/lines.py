@@ -19,7 +19,7 @@ from linkd.cli.exits import Ended
 from linkd.cli.following import connected
 from linkd.cli.text import plural, size
 from linkd.client.node import Node
-from linkd.client.options import Stored
+from linkd.client.options import PublishManyOptions, Stored
 from linkd.errors import LinkdError
 
 READ_BYTES: Final = 262_144
@@ -90,9 +90,9 @@ class _Lines:
         if not lines:
             return
         given = self._arguments
-        options = (
-            {"type": given.type} if given.ttl is None else {"type": given.type, "ttl": given.ttl}
-        )
+        options: PublishManyOptions = {"type": given.type}
+        if given.ttl is not None:
+            options["ttl"] = given.ttl
         self._under_way.append(await self._node.enqueue(given.channel, lines, **options))
         while self._under_way and (self._under_way[0].done() or len(self._under_way) > MAX_AHEAD):
             await self._settle()

@@ -11,7 +11,6 @@ from linkd.cli import calls, exits
 from linkd.cli.exits import Ended
 from linkd.cli.options import add_socket, configuration
 
-
 _ANY_4 = "0.0.0.0"  # noqa: S104 - it is looked for, not bound
 
 

@@ -63,7 +63,8 @@ class Session:
         self.on_open: Callable[[], None] = _nothing
         self.on_links: Callable[[dict[str, str]], None] = _ignore
         self.last_failure: LinkdError | None = None
-        self._producer = producer
+        software = f"linkd-python {__version__}"
+        self._hello = stream.Open(stream.VERSION, producer, software)
         self._max_bytes = max_bytes
         self._log = ""
         self._log_next = 0
@@ -72,6 +73,7 @@ class Session:
         self._questions: dict[int, _Question] = {}
         self._asked: set[int] = set()
         self._control: list[FromClient] = []
+        self._reopening = False
 
     # From the application
 
@@ -136,6 +138,12 @@ class Session:
         question = _Question(peer, channel, next or self._log_next, deadline, done)
         self._questions[self._ids] = question
 
+    @property
+    def displaced(self) -> bool:
+        """Whether another client opened under this producer's name: the two must not take turns."""
+        failure = self.last_failure
+        return isinstance(failure, Refused) and failure.error == "replaced"
+
     def close(self, closed: LinkdError) -> None:
         """End all that is under way with `closed`."""
         self.gatherer.seal()
@@ -152,8 +160,8 @@ class Session:
     def connected(self) -> None:
         """Begin on a new connection, whose upgrade is through."""
         self.last_failure = None
-        software = f"linkd-python {__version__}"
-        self._control = [stream.Open(stream.VERSION, self._producer, software)]
+        self._control = [self._hello]
+        self._reopening = False
 
     def lost(self) -> None:
         """Hear that the connection is gone; the next one restores all."""
@@ -207,10 +215,12 @@ class Session:
             self.flight.run(frame)
         elif isinstance(frame, stream.PublishFailed):
             self.flight.failed(frame)
+            self._begin_anew(frame)
         elif isinstance(frame, stream.Opened):
             self._opened(frame)
         elif isinstance(frame, stream.StatusChanged):
-            self.links = {link.peer: link.state for link in frame.links}
+            changed = {link.peer: link.state for link in frame.links}
+            self.links = {**self.links, **changed} if frame.event else changed
             self.on_links(self.links)
         elif isinstance(frame, stream.Waited):
             self._waited(frame.id, frame.error, frame.message)
@@ -249,12 +259,21 @@ class Session:
         """Restore all on a daemon that has answered: each subscription once, then the publishes."""
         same_log = self._log in ("", frame.log)
         self._log, self._log_next = frame.log, frame.next
+        if self.open:
+            self._reopening = False
+            return
         self.node, self.max_body_bytes = frame.node, frame.max_body_bytes
         self.flight.max_bytes = min(self._max_bytes, frame.max_pending_bytes)
         self.open = True
         self._control.append(stream.Watch())
         self._control += [reader.restore(frame.next, same_log) for reader in self._readers.values()]
         self.on_open()
+
+    def _begin_anew(self, frame: stream.PublishFailed) -> None:
+        """Have the daemon take publishes again: once its log was full it refuses all until then."""
+        if frame.error == "log-full" and not self._reopening:
+            self._reopening = True
+            self._control.append(self._hello)
 
     def _ask(self, now: float) -> list[FromClient]:
         """Return the questions that this daemon has not been asked yet."""

@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 from linkd import __version__
 from linkd.client.address import Address
 from linkd.client.backoff import Backoff
-from linkd.client.errors import Closed, NoDaemon, Refused
+from linkd.client.errors import Closed, NoDaemon, Refused, Replaced
 from linkd.client.observable import Observable, Status
 from linkd.client.options import REJECTED, Settings
 from linkd.client.session import Session
@@ -246,6 +246,8 @@ class Upkeep:
         began = time.monotonic()
         reason = await self._until_lost(wire)
         self.call(self._settings.on_close, reason)
+        if self._session.displaced:
+            self._give_up(Replaced(reason))
         return reason, self._backoff.lost(time.monotonic() - began, random.random())
 
     async def _dial(self) -> Wire:
@@ -323,10 +325,14 @@ class Upkeep:
             self.report(error)
         most = self._settings.max_attempts
         if most is not None and self._backoff.failures >= most:
-            self.failed = error
-            self._session.close(error)
-            self._set(state="stopped", attempts=self._backoff.failures, reason=str(error))
-            self.wake()
+            self._give_up(error)
+
+    def _give_up(self, error: LinkdError) -> None:
+        """Expect nothing more: all that is under way fails with `error`."""
+        self.failed = error
+        self._session.close(error)
+        self._set(state="stopped", attempts=self._backoff.failures, reason=str(error))
+        self.wake()
 
     def _opened(self) -> None:
         self._set(state="up", attempts=0, retry_seconds=None, reason=None)

@@ -13,7 +13,7 @@ import msgspec
 
 from linkd.client.address import Address
 from linkd.client.backoff import Backoff
-from linkd.client.errors import Closed, NoDaemon, Refused
+from linkd.client.errors import Closed, NoDaemon, Refused, Replaced
 from linkd.client.observable import Observable, State, Status
 from linkd.client.options import REJECTED, Settings
 from linkd.client.session import Session
@@ -157,6 +157,8 @@ class Upkeep:
         began = time.monotonic()
         reason = await self._until_lost(wire)
         self.call(self._settings.on_close, reason)
+        if self._session.displaced:
+            self._give_up(Replaced(reason))
         return "waiting", reason, self._backoff.lost(time.monotonic() - began, random.random())
 
     def _attempt_failed(self, error: LinkdError) -> tuple[State, str, float]:
@@ -167,11 +169,15 @@ class Upkeep:
         delay = self._backoff.failed(random.random())
         most = self._settings.max_attempts
         if most is not None and self._backoff.failures >= most:
-            self.failed = error
-            self._session.close(error)
-            self._set(state="stopped", attempts=self._backoff.failures, reason=str(error))
-            self.wake()
+            self._give_up(error)
         return "rejected" if rejected else "waiting", str(error), delay
+
+    def _give_up(self, error: LinkdError) -> None:
+        """Expect nothing more: all that is under way fails with `error`."""
+        self.failed = error
+        self._session.close(error)
+        self._set(state="stopped", attempts=self._backoff.failures, reason=str(error))
+        self.wake()
 
     async def _until_lost(self, wire: Wire) -> str:
         """Return why the connection is gone; end it when it falls silent."""

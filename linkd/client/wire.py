@@ -105,7 +105,8 @@ class Wire(asyncio.Protocol):
     @property
     def reason(self) -> str:
         """Why it is gone, in a few words."""
-        return str(self.failure) if self.failure is not None else self._websocket.farewell
+        failure = self.failure or self._session.last_failure
+        return str(failure) if failure is not None else self._websocket.farewell
 
     def flush(self) -> None:
         """Send what the session wants sent."""
