@@ -39,7 +39,7 @@ def test_a_name_that_is_unknown_then_wrong_then_right(lab: Lab, daemons: Start) 
     nobody = lab.host("nobody")
     hub = daemons("hub", listen() + peer("edge"), hub_host)
     edge = daemons("edge", peer("hub", "ws://hub.example.net:9443/link"), edge_host)
-    time.sleep(2.0)
+    edge.wait_line(10.0, peer="hub", reason="dns")
     assert edge.link("hub")["reason"] == "dns"
     edge_host.names({"hub.example.net": nobody.address})
     edge.wait_line(20.0, peer="hub", reason="refused")

@@ -112,7 +112,7 @@ def one_way(star: Star, edge: Edge, at_hub: bool, direction: str) -> str:
             seconds = float(line.fields["noticed_after_seconds"])
             assert seconds <= bounds[1]
         told.append(f"{line.fields['reason']} {seconds:.2f} s")
-    host.restore()
+    host.restore(other.address)
     back = up(edge.daemon, "hub", time.monotonic() - 0.5, 10.0)
     assert back
     return f"only {direction} at the {'hub' if at_hub else 'edge'}: listener, dialer: " + ", ".join(

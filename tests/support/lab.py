@@ -139,7 +139,13 @@ class Host(Namespace):
                 f"ip -6 route add default via fd99:0:0:{number:x}::1"
             )
             self.names({})
-            self.sh(f"mount --bind {hosts_file} /etc/hosts")
+            # A name that is not in the file is unknown at once: no name server is asked.
+            resolver = hosts_file.with_suffix(".resolv")
+            resolver.write_text("nameserver 127.0.0.1\n")
+            self.sh(
+                f"mount --bind {hosts_file} /etc/hosts\n"
+                f"mount --bind {resolver} /etc/resolv.conf"
+            )
         except BaseException:
             self.close()
             raise
