@@ -1,0 +1,200 @@
+"""Cursors and outages: kept, written behind, made anew where the file is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+
+from linkd.errors import StateTooNew
+from linkd.log import MemoryCursors, MemoryLog, open_cursors, open_log
+from linkd.log.cursors import CursorFile
+from linkd.log.engine import Consumer, PeerCursor
+from linkd.log.segments import SegmentLog, SegmentSettings
+from tests.support.logs import append, draft
+from tests.support.turns import Turns
+
+
+class Settings(SegmentSettings, frozen=True, kw_only=True):
+    """The log's settings, with the engine."""
+
+    engine: str = "segments"
+
+
+class Pair:
+    """A log and its cursors."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.turns = Turns()
+        self.open()
+
+    def open(self) -> None:
+        """Open both."""
+        self.log: Any = open_log(Settings(segment_bytes=1 << 20), self.folder, "edge", self.turns.post)
+        self.cursors = open_cursors(self.log, self.folder, self.turns.post)
+
+    def until(self, true: Any) -> None:
+        """Wait for it."""
+        self.turns.until(true)
+
+    def close(self) -> None:
+        """Close both."""
+        for one in (self.cursors, self.log):
+            done: list[bool] = []
+            one.close(lambda done=done: done.append(True))
+            self.turns.until(lambda done=done: done)
+
+    def restart(self) -> MemoryCursors:
+        """Close and open both."""
+        self.close()
+        self.open()
+        return self.cursors
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Pair]:
+    one = Pair(tmp_path)
+    yield one
+    one.close()
+
+
+BILLING = Consumer("billing", 7, ("orders", "x.>"), 5.0)
+HUB = PeerCursor("hub", 1, 9)
+
+
+def change(pair: Pair) -> None:
+    """Put a peer, a consumer and two outages there, durably."""
+    done: list[Any] = []
+    pair.cursors.set_peer(HUB)
+    pair.cursors.set_outage(1, b"one")
+    pair.cursors.set_outage(2, b"two")
+    pair.cursors.set_consumer(BILLING, done.append)
+    pair.until(lambda: done)
+    assert done == [None]
+
+
+def test_what_was_set_is_there_after_a_restart(pair: Pair) -> None:
+    change(pair)
+    cursors = pair.restart()
+    assert cursors.peers() == {"hub": HUB}
+    assert cursors.consumers() == {"billing": BILLING}
+    assert cursors.outages() == [(1, b"one"), (2, b"two")]
+    assert cursors.told == []
+
+
+def test_what_was_removed_stays_away(pair: Pair) -> None:
+    change(pair)
+    done: list[Any] = []
+    pair.cursors.remove_peer("hub")
+    pair.cursors.remove_outage(1)
+    pair.cursors.remove_outage(77)
+    pair.cursors.remove_consumer("billing", done.append)
+    pair.until(lambda: done)
+    cursors = pair.restart()
+    assert (cursors.peers(), cursors.consumers()) == ({}, {})
+    assert cursors.outages() == [(2, b"two")]
+
+
+def test_what_nobody_waits_for_is_soon_on_disk(pair: Pair) -> None:
+    pair.cursors.set_peer(HUB)
+    other = apsw.Connection(str(pair.folder / "cursors.db"), flags=apsw.SQLITE_OPEN_READONLY)
+    query = "select count(*) from kept where kind = 'peer'"
+    pair.turns.post(lambda: None)
+
+    def there() -> bool:
+        pair.turns.post(lambda: None)
+        return bool(next(other.execute(query))[0])
+
+    pair.until(there)
+    other.close()
+
+
+@pytest.mark.parametrize("how", ["deleted", "rubbish", "flipped", "foreign"])
+def test_a_lost_file_is_made_anew_from_the_log(pair: Pair, how: str) -> None:
+    change(pair)
+    for _ in range(13):
+        append(pair, draft(bytes(100_000)))
+    pair.close()
+    path = pair.folder / "cursors.db"
+    if how == "deleted":
+        path.unlink()
+    elif how == "foreign":
+        db = apsw.Connection(str(path))
+        db.execute("update kept set value = x'1234' where kind = 'log'")
+        db.close()
+    elif how == "rubbish":
+        path.write_bytes(b"rubbish" * 1000)
+    else:
+        content = bytearray(path.read_bytes())
+        content[100:120] = bytes(20)
+        path.write_bytes(bytes(content))
+    pair.open()
+    assert pair.cursors.peers() == {"hub": HUB}
+    assert pair.cursors.consumers() == {"billing": BILLING}
+    assert [told.event for told in pair.cursors.told] == ["log.rebuilt"]
+    assert pair.restart().told == []
+
+
+def test_a_newer_file_is_left_alone(pair: Pair) -> None:
+    change(pair)
+    pair.close()
+    db = apsw.Connection(str(pair.folder / "cursors.db"))
+    db.execute("pragma user_version = 99")
+    db.close()
+    with pytest.raises(StateTooNew, match="format 99"):
+        pair.open()
+    db = apsw.Connection(str(pair.folder / "cursors.db"))
+    db.execute("pragma user_version = 1")
+    db.close()
+    done: list[bool] = []
+    pair.log.close(lambda: done.append(True))
+    pair.until(lambda: done)
+    pair.open()
+
+
+def test_a_refused_write_is_told_and_tried_again(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("linkd.log.cursors.RETRY_SECONDS", 0.01)
+    assert isinstance(pair.cursors, CursorFile)
+    real = pair.cursors._write
+    refuse = [True]
+
+    def write(rows: Any) -> Exception | None:
+        return apsw.FullError("no room") if refuse[0] else real(rows)
+
+    monkeypatch.setattr(pair.cursors, "_write", write)
+    done: list[Any] = []
+    pair.cursors.set_consumer(BILLING, done.append)
+    pair.until(lambda: done)
+    assert isinstance(done[0], apsw.FullError)
+    refuse[0] = False
+    pair.cursors.set_consumer(Consumer("x", 1, (), 1.0), done.append)
+    pair.until(lambda: len(done) == 2)
+    assert done[1] is None
+    assert set(pair.restart().consumers()) == {"billing", "x"}
+
+
+def test_a_disk_error_is_returned(pair: Pair) -> None:
+    assert isinstance(pair.cursors, CursorFile)
+    pair.cursors._db.execute("pragma query_only = on")
+    done: list[Any] = []
+    pair.cursors.set_consumer(BILLING, done.append)
+    pair.until(lambda: done)
+    assert isinstance(done[0], apsw.Error)
+    pair.cursors._db.execute("pragma query_only = off")
+
+
+def test_beside_a_log_in_memory_cursors_are_in_memory_too(tmp_path: Path) -> None:
+    turns = Turns()
+    log = open_log(Settings(engine="memory"), tmp_path, "edge", turns.post)
+    assert isinstance(log, MemoryLog)
+    cursors = open_cursors(log, tmp_path, turns.post)
+    done: list[Any] = []
+    cursors.set_consumer(BILLING, done.append)
+    cursors.set_peer(HUB)
+    cursors.close(lambda: done.append(True))
+    assert done == [None, True]
+    assert not isinstance(log, SegmentLog)
