@@ -146,6 +146,20 @@ test("messages between subscribing and the first message are not lost to a cut",
   assert.deepEqual(got, ["meanwhile"]);
 });
 
+test("volatile messages, text and bytes arrive as what they are", async () => {
+  const got = [];
+  const node = client();
+  const subscription = node.subscribe(">", ({ offset, type, data }) => got.push([offset, type, data]));
+  await until(() => subscription.next !== undefined);
+  const [socket] = stub.sockets.clients;
+  stub.send(socket, { channel: "telemetry", offset: null, type: null, origin: "edge-1", data: { t: 1 } });
+  stub.send(socket, { channel: "notes", offset: 7, type: "note", origin: "edge-1", text: "hello" });
+  stub.send(socket, { channel: "files", offset: 8, type: null, origin: "edge-1", base64: "AP8=" });
+  stub.send(socket, { channel: "orders", offset: 9, type: "status", origin: "edge-1", data: null });
+  await until(() => got.length === 4);
+  assert.deepEqual(got, [[0, null, { t: 1 }], [7, "note", "hello"], [8, null, Uint8Array.of(0, 255)], [9, "status", null]]);
+});
+
 test("what the node sends twice arrives once", async () => {
   const got = [];
   const node = client();

@@ -15,7 +15,8 @@
  */
 
 /**
- * One message as it arrives. `offset` is 0 where the channel is volatile.
+ * One message as it arrives. `offset` is 0 where the channel is volatile. `data` is what its JSON says, a string
+ * where it was published as text, a Uint8Array where it is neither.
  * @typedef {{channel: string, type: string | null, data: any, offset: number, origin: string | null,
  *   time?: string, id?: string | null}} Message
  */
@@ -439,7 +440,7 @@ export class Linkd extends EventTarget {
       return;
     }
     if (frame === null || typeof frame !== "object") return;
-    if (frame.channel !== undefined && typeof frame.offset === "number") this._message(frame);
+    if (typeof frame.channel === "string") this._message(frame);
     else this._control(frame.type, frame.data ?? {});
   }
 
@@ -475,9 +476,12 @@ export class Linkd extends EventTarget {
     else this._error(error);
   }
 
-  /** @param {Message} frame */
+  /** @param {any} frame */
   _message(frame) {
-    const message = { ...frame, type: frame.type ?? null, origin: frame.origin ?? null };
+    const { type = null, origin = null, offset, text, base64, ...rest } = frame;
+    const data = "data" in frame ? frame.data : (text ?? (base64 === undefined ? null : bytes(base64)));
+    /** @type {Message} */
+    const message = { ...rest, type, origin, offset: offset ?? 0, data };
     let keep = true;
     this._guarded(() => (keep = this.onMessage(message) !== false));
     if (!keep) return;
@@ -641,6 +645,11 @@ export function connect(options) {
 /** Seconds that never step. */
 function now() {
   return performance.now() / 1000;
+}
+
+/** @param {string} base64 */
+function bytes(base64) {
+  return Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
 }
 
 /** @param {string} pattern */
