@@ -195,7 +195,12 @@ class PublishedRun(msgspec.Struct, array_like=True, frozen=True, tag=34, gc=Fals
 
 
 class PublishFailed(msgspec.Struct, array_like=True, frozen=True, tag=35):
-    """Nothing of a publish was stored; `error` is one word of docs/api.md."""
+    """Nothing of a publish was stored; `error` is one word of docs/api.md.
+
+    After `log-full` all later publishes of a named producer are refused likewise until it sends
+    `Open`
+    again: then what was refused may come again, under its old numbers and in its old order.
+    """
 
     sequence: Natural
     error: str

@@ -1,0 +1,202 @@
+"""What tells of the node and acts on it: status, events, outages, consumers, links, log, tokens,
+probes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from linkd.api.call import Answer, Call, answer, number, seconds
+from linkd.api.keys import COOKIE, SESSION_SECONDS, TOKEN_SECONDS
+from linkd.api.reading import check_consumer, wants_stream
+from linkd.api.refusals import Refusal
+from linkd.api.sse import stream_events
+from linkd.core.channels import is_pattern
+from linkd.errors import LinkdError
+
+if TYPE_CHECKING:
+    from linkd.api.server import Api
+
+_CLEARED = f"{COOKIE}=; HttpOnly; SameSite=Strict; Path=/; Max-Age=0"
+
+
+async def status(api: Api, call: Call) -> Answer:
+    """Answer what is true now."""
+    call.only()
+    return answer(api.node.status())
+
+
+async def events(api: Api, call: Call) -> Answer | None:
+    """Answer the remembered changes, or follow them."""
+    call.only("after")
+    last = call.header("Last-Event-ID")
+    after = number(last, "Last-Event-ID") if last else call.number("after", 0)
+    if wants_stream(call):
+        stream_events(api, call, after)
+        return None
+    found = api.node.events(after)
+    return answer({"events": found, "next": found[-1].number + 1 if found else after + 1})
+
+
+async def outages(api: Api, call: Call) -> Answer:
+    """Answer the recorded outages, oldest first."""
+    call.only("peer", "since")
+    since = call.text("since")
+    return answer(
+        {
+            "outages": api.node.outages(
+                call.text("peer"), None if since is None else seconds(since, "since")
+            )
+        }
+    )
+
+
+async def consumers(api: Api, call: Call) -> Answer:
+    """Answer the named consumers that the caller may see."""
+    call.only()
+    end = api.node.log.next
+    return answer(
+        {
+            "consumers": [
+                {
+                    "name": one.name,
+                    "next": one.next,
+                    "lag_records": max(0, end - one.next),
+                    "patterns": one.patterns,
+                }
+                for one in api.node.consumers()
+                if api.sees(call, one)
+            ]
+        }
+    )
+
+
+async def forget(api: Api, call: Call) -> Answer:
+    """Remove a named consumer."""
+    call.only()
+    name = api.check_consumer(call, check_consumer(call.path["name"]))
+    if not await api.node.forget(name):
+        raise Refusal("not-found", f"there is no consumer {name}")
+    return Answer(204)
+
+
+async def kick(api: Api, call: Call) -> Answer:
+    """Have a link try again at once."""
+    call.only()
+    call.caller.check_operator()
+    peer = call.path["name"]
+    try:
+        api.node.kick(peer)
+    except KeyError:
+        raise _no_peer(peer) from None
+    return answer({"peer": peer})
+
+
+class Confirmed(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of what destroys or repeats messages: nothing happens unless confirmed."""
+
+    confirmed: bool = False
+
+
+class Trim(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of a trim: records below `before`."""
+
+    before: int
+    confirmed: bool = False
+
+
+class TokenWanted(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of a call for a token: a pattern that narrows it."""
+
+    channel: str | None = None
+
+
+async def resync(api: Api, call: Call) -> Answer:
+    """Tell what a resync would send again or lose; do it where confirmed."""
+    call.only()
+    call.caller.check_operator()
+    peer, wanted = call.path["name"], call.json(Confirmed)
+    try:
+        told = await api.node.resync(peer, wanted.confirmed)
+    except KeyError:
+        raise _no_peer(peer) from None
+    except Refusal:
+        raise
+    except LinkdError as error:
+        raise Refusal("diverged", str(error)) from None
+    return answer({"peer": peer, "message": told, "done": wanted.confirmed})
+
+
+async def trim(api: Api, call: Call) -> Answer:
+    """Tell how many records lie below an offset; delete them where confirmed."""
+    call.only()
+    call.caller.check_operator()
+    wanted = call.json(Trim)
+    if not 0 <= wanted.before <= 2**62:
+        raise Refusal("malformed", f"before: expected an offset, got {wanted.before}")
+    records, owed = api.node.trim(wanted.before, wanted.confirmed)
+    return answer({"records": records, "owed": owed, "done": wanted.confirmed})
+
+
+async def token(api: Api, call: Call) -> Answer:
+    """Answer a fresh token: 30 s, once, never wider than the key."""
+    call.only()
+    if call.request.admitted.by == "cookie":
+        raise Refusal("forbidden", "a cookie session gets no token; use a key or the socket")
+    wanted = call.json(TokenWanted).channel
+    if wanted is not None and not is_pattern(wanted):
+        raise Refusal("malformed", f"channel: {wanted[:80]!r} is no channel or pattern")
+    fresh = api.keyring.issue(call.caller, () if wanted is None else (wanted,))
+    return answer({"token": fresh, "expires_seconds": TOKEN_SECONDS}, 201)
+
+
+async def open_session(api: Api, call: Call) -> Answer:
+    """Open a cookie session for a token or a key."""
+    call.only()
+    admitted = call.request.admitted
+    value = api.keyring.open_session(call.caller, admitted.patterns)
+    secure = "; Secure" if call.request.isSecure() else ""
+    cookie = (
+        f"{COOKIE}={value}; HttpOnly; SameSite=Strict; Path=/;"
+        f" Max-Age={math.floor(SESSION_SECONDS)}{secure}"
+    )
+    return Answer(204, headers={"Set-Cookie": cookie})
+
+
+async def close_session(api: Api, call: Call) -> Answer:
+    """Take the cookie away."""
+    call.only()
+    return Answer(204, headers={"Set-Cookie": _CLEARED})
+
+
+async def healthz(api: Api, call: Call) -> Answer:
+    """Tell that the process makes progress: this answer is the proof, and says how late it woke
+    lately.
+    """
+    return answer({"ok": True, "late_seconds": round(api.late_seconds, 3)})
+
+
+async def readyz(api: Api, call: Call) -> Answer:
+    """Tell whether all required links are up."""
+    node = api.node
+    if node.starting or node.stopping:
+        return answer({"ready": False, "waiting_for": []}, 503)
+    down = [link.peer for link in node.status().links if link.required and link.state != "up"]
+    return answer({"ready": not down, "waiting_for": down}, 503 if down else 200)
+
+
+async def metrics(api: Api, call: Call) -> Answer:
+    """Answer the metrics in Prometheus' text format."""
+    return Answer(200, api.metrics.text(), "text/plain; version=0.0.4; charset=utf-8")
+
+
+async def openapi(api: Api, call: Call) -> Answer:
+    """Answer the description of all this."""
+    return answer(api.description)
+
+
+def _no_peer(peer: str) -> Refusal:
+    return Refusal("not-found", f"there is no peer {peer[:63]}")

@@ -1,0 +1,145 @@
+"""One call of the HTTP API: what was asked, and the answer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import unquote_to_bytes
+
+import msgspec
+
+from linkd.api.bodies import to_json
+from linkd.api.callers import Caller
+from linkd.api.refusals import Refusal
+
+if TYPE_CHECKING:
+    from linkd.api.site import ApiRequest
+
+_Struct = TypeVar("_Struct")
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What a call is answered.
+
+    Args:
+        status: HTTP status.
+        body: Its bytes.
+        type: Its content type.
+        headers: Further headers.
+    """
+
+    status: int = 200
+    body: bytes = b""
+    type: str = "application/json"
+    headers: Mapping[str, str] = {}
+
+
+def answer(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Answer:
+    """Return an answer in JSON."""
+    return Answer(status, to_json(value), headers=headers or {})
+
+
+class Call:
+    """One call under way.
+
+    Args:
+        request: The request, complete.
+        caller: Who calls.
+        path: The values that stand in the path, by name.
+    """
+
+    def __init__(self, request: ApiRequest, caller: Caller, path: Mapping[str, str]) -> None:
+        self.request = request
+        self.caller = caller
+        self.path = path
+        self._query = query_of(request.uri)
+
+    # what was asked
+
+    def text(self, name: str) -> str | None:
+        """Return a query value, None where it is absent."""
+        return self._query.get(name)
+
+    def number(self, name: str, default: int, most: int = 2**62, least: int = 0) -> int:
+        """Return a query value that is a whole number within bounds, else raise Refusal."""
+        given = self._query.get(name)
+        return default if given is None else number(given, name, most, least)
+
+    def seconds(self, name: str, default: float, most: float) -> float:
+        """Return a query value in seconds, cut to `most`; raise Refusal where it is no such
+        number.
+        """
+        given = self._query.get(name)
+        return default if given is None else min(seconds(given, name), most)
+
+    def only(self, *names: str) -> None:
+        """Raise Refusal where the query has other names."""
+        other = sorted(set(self._query) - set(names) - {"token"})
+        if other:
+            known = ", ".join(names) or "none"
+            raise Refusal("malformed", f"unknown in the query: {other[0][:80]}; known: {known}")
+
+    def header(self, name: str) -> str | None:
+        """Return a request header as text, None where it is absent; raise Refusal unless it is
+        UTF-8.
+        """
+        return self.request.header(name)
+
+    def body(self) -> bytes:
+        """Return the request's body."""
+        return self.request.body()
+
+    def json(self, kind: Callable[..., _Struct]) -> _Struct:
+        """Return the body as a struct; an empty one as `{}`; raise Refusal where it does not
+        fit.
+        """
+        try:
+            return msgspec.json.decode(self.body() or b"{}", type=kind)  # type: ignore[arg-type]
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise Refusal("malformed", f"the body: {error}") from None
+
+
+def number(given: str, name: str, most: int = 2**62, least: int = 0) -> int:
+    """Return a whole number in plain digits within bounds; raise Refusal where it is none."""
+    if given.isascii() and given.isdigit() and len(given) <= 19 and least <= int(given) <= most:
+        return int(given)
+    raise Refusal(
+        "malformed", f"{name}: expected a number from {least} to {most}, got {given[:40]!r}"
+    )
+
+
+def seconds(given: str, name: str) -> float:
+    """Return seconds that are finite and not negative; raise Refusal where it is no such number."""
+    try:
+        value = float(given)
+    except ValueError:
+        value = math.nan
+    if not (given.isascii() and 0.0 <= value < math.inf and "_" not in given):
+        raise Refusal("malformed", f"{name}: expected seconds, got {given[:40]!r}")
+    return value
+
+
+def query_of(uri: bytes) -> dict[str, str]:
+    """Return the query of a request's target; raise Refusal where a name comes twice or is no
+    UTF-8.
+    """
+    found: dict[str, str] = {}
+    _, _, query = uri.partition(b"?")
+    for piece in query.split(b"&"):
+        if not piece:
+            continue
+        name, _, value = piece.partition(b"=")
+        key = unquoted(name.replace(b"+", b" "))
+        if key in found:
+            raise Refusal("malformed", f"{key[:80]} stands twice in the query")
+        found[key] = unquoted(value.replace(b"+", b" "))
+    return found
+
+
+def unquoted(piece: bytes) -> str:
+    """Return a percent-encoded piece of a target as text; raise Refusal unless it is UTF-8."""
+    try:
+        return unquote_to_bytes(piece).decode()
+    except UnicodeDecodeError:
+        raise Refusal("malformed", "expected UTF-8 in path and query") from None

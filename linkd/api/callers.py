@@ -1,0 +1,96 @@
+"""Who calls, and which channels that caller may use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from linkd.api.refusals import Refusal
+from linkd.core.channels import Patterns, check_channel, is_pattern
+from linkd.errors import ChannelRefused
+
+
+class Caller:
+    """Who makes a call.
+
+    Args:
+        name: For the log: a key's name, `socket`, or `anyone` where no key is required.
+        publish: Sets of patterns that a channel must match, each, to be published on.
+        subscribe: Sets of patterns that must cover, each, what is read.
+        operator: It may act on links, consumers and the log (the socket, a key for `>`).
+    """
+
+    __slots__ = ("_covered", "name", "operator", "publish", "subscribe")
+
+    def __init__(
+        self,
+        name: str,
+        publish: tuple[Patterns, ...] = (),
+        subscribe: tuple[Patterns, ...] = (),
+        operator: bool = True,
+    ) -> None:
+        self.name = name
+        self.publish = publish
+        self.subscribe = subscribe
+        self.operator = operator
+        self._covered: dict[str, bool] = {}
+
+    def narrowed(self, pattern: str) -> Caller:
+        """Return the caller with no right beyond `pattern`."""
+        only = (Patterns((pattern,)),)
+        return Caller(self.name, self.publish + only, self.subscribe + only, operator=False)
+
+    def check_publish(self, channel: str) -> str:
+        """Return `channel`; raise Refusal where it is no channel, or not one to publish on."""
+        if not all(patterns.match(channel) for patterns in self.publish):
+            raise Refusal("channel-refused", f"{self.name} may not publish on {channel[:255]}")
+        try:
+            return check_channel(channel)
+        except ChannelRefused as error:
+            raise Refusal("malformed", str(error)) from None
+
+    def check_subscribe(self, pattern: str) -> str:
+        """Return `pattern`; raise Refusal where it is none, or reaches beyond what may be read."""
+        covered = self._covered.get(pattern)
+        if covered is None:
+            if not is_pattern(pattern):
+                raise Refusal(
+                    "malformed",
+                    f"{pattern[:80]!r} is no channel or pattern: expected dot-separated words,"
+                    " * for one word, > last for the rest",
+                )
+            covered = all(covers(patterns.patterns, pattern) for patterns in self.subscribe)
+            if len(self._covered) > 1000:
+                self._covered.clear()
+            self._covered[pattern] = covered
+        if not covered:
+            raise Refusal("channel-refused", f"{self.name} may not read {pattern}")
+        return pattern
+
+    def check_operator(self) -> None:
+        """Raise Refusal unless the caller may act on links, consumers and the log."""
+        if not self.operator:
+            raise Refusal("forbidden", f"{self.name} may not act on links, consumers or the log")
+
+
+def covers(allowed: Iterable[str], pattern: str) -> bool:
+    """Tell whether one of the allowed patterns selects every channel that `pattern` selects."""
+    return any(_covers(one.split("."), pattern.split(".")) for one in allowed)
+
+
+def _covers(allowed: list[str], wanted: list[str]) -> bool:
+    """Compare word by word."""
+    for place, word in enumerate(allowed):
+        if word == ">":
+            return len(wanted) > place
+        if place >= len(wanted) or wanted[place] == ">":
+            return False
+        if word not in ("*", wanted[place]):
+            return False
+    return len(allowed) == len(wanted)
+
+
+SOCKET = Caller("socket")
+"""Who calls over the unix socket: file permissions have let it in."""
+
+ANYONE = Caller("anyone")
+"""Who calls over loopback where no key is required."""

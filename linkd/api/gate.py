@@ -1,0 +1,184 @@
+"""Who may make which call: Host and Origin, key, cookie or token, judged before a body is read."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Literal
+from urllib.parse import urlsplit
+
+import msgspec
+
+from linkd.api.call import query_of
+from linkd.api.callers import ANYONE, SOCKET, Caller
+from linkd.api.keys import COOKIE, Keyring, WrongKeys
+from linkd.api.refusals import Refusal
+from linkd.api.routes import Match, find
+from linkd.api.site import ApiRequest
+from linkd.config import Config
+from linkd.config.addresses import parse_address
+
+By = Literal["socket", "key", "cookie", "token", "anyone"]
+
+
+class Admitted(msgspec.Struct, frozen=True):
+    """A request that may go on.
+
+    Args:
+        match: The route, and the values in its path.
+        caller: Who calls.
+        by: What let it in.
+        patterns: How narrow its token was.
+        origin: The foreign origin that may read the answer, or empty.
+    """
+
+    match: Match
+    caller: Caller
+    by: By
+    patterns: tuple[str, ...] = ()
+    origin: str = ""
+
+
+class Gate:
+    """Judges requests.
+
+    Args:
+        config: Names, origins and whether a key is needed.
+        keyring: The keys.
+        wrong: Counts wrong ones.
+    """
+
+    def __init__(self, config: Config, keyring: Keyring, wrong: WrongKeys) -> None:
+        self._keyring = keyring
+        self._wrong = wrong
+        self.reload(config)
+
+    def reload(self, config: Config) -> None:
+        """Take names and origins from another configuration."""
+        api = config.api
+        host = parse_address(api.http)[0] if api.http else ""
+        self._hosts = {"localhost", host, *(name.lower().rstrip(".") for name in api.hosts)} - {""}
+        self._origins = {origin.lower().rstrip("/") for origin in api.origins}
+
+    def admit(self, request: ApiRequest) -> Admitted:
+        """Return who calls what; raise Refusal."""
+        if request.local:
+            return Admitted(_match(request), SOCKET, "socket")
+        host = self._check_host(request)
+        origin = self._check_origin(request, host)
+        match = _match(request)
+        caller, by, patterns = self._caller(request, match)
+        return Admitted(match, caller, by, patterns, origin)
+
+    def preflight(self, request: ApiRequest) -> str:
+        """Return the origin whose browser asks whether it may call; raise Refusal."""
+        host = (request.header("Host") or "") if request.local else self._check_host(request)
+        return self._check_origin(request, host) or (request.header("Origin") or "")
+
+    # Host and Origin
+
+    def _check_host(self, request: ApiRequest) -> str:
+        """Return the request's Host: an address, or a name that is this node's (no DNS
+        rebinding).
+        """
+        given = (request.header("Host") or "").lower()
+        try:
+            parts = urlsplit(f"//{given}")
+            name, _ = (parts.hostname or "").rstrip("."), parts.port
+        except ValueError:
+            name = ""
+        if not given or not name or parts.netloc != given or "@" in given:
+            raise Refusal("malformed", "expected a Host")
+        if name not in self._hosts and not _is_address(name):
+            raise Refusal("misdirected", "this Host is not one of this node's; see api.hosts")
+        return given
+
+    def _check_origin(self, request: ApiRequest, host: str) -> str:
+        """Return the foreign origin that may call, empty where there is none; raise Refusal for
+        any other.
+        """
+        origin = request.header("Origin")
+        if origin is None:
+            self._check_site(request)
+            return ""
+        lowered = origin.lower()
+        scheme = "https" if request.isSecure() else "http"
+        if lowered == f"{scheme}://{host}":
+            return ""
+        if lowered in self._origins:
+            return origin
+        raise Refusal("origin-refused", "this Origin may not call; see api.origins")
+
+    def _check_site(self, request: ApiRequest) -> None:
+        """Raise Refusal where a browser says that another site's page makes the call, unasked."""
+        site = request.header("Sec-Fetch-Site")
+        if site not in ("cross-site", "same-site"):
+            return
+        if request.header("Sec-Fetch-Mode") == "navigate" and request.path == b"/":
+            return
+        raise Refusal("origin-refused", "a page of another site may not call")
+
+    # who
+
+    def _caller(self, request: ApiRequest, match: Match) -> tuple[Caller, By, tuple[str, ...]]:
+        access = match.route.access
+        if access == "open":
+            return ANYONE, "anyone", ()
+        bearer = self._bearer(request)
+        if bearer is not None:
+            known = self._keyring.by_key(bearer)
+            if known is not None:
+                return known, "key", ()
+        token = bearer or _query_token(request)
+        if token is not None and access == "token":
+            spent = self._keyring.spend(token)
+            if spent is not None:
+                return spent[0], "token", spent[1]
+        if token is not None:
+            self._wrong.wrong(request.address)
+            raise _unauthorized("the key or token is not known, used, or expired")
+        return self._without(request)
+
+    def _without(self, request: ApiRequest) -> tuple[Caller, By, tuple[str, ...]]:
+        """Return who calls with neither key nor token."""
+        cookie = request.received_cookies.get(COOKIE.encode())
+        if cookie is not None:
+            known = self._keyring.by_cookie(cookie.decode("ascii", "replace"))
+            if known is not None:
+                return known, "cookie", ()
+        if not self._keyring.require_key:
+            return ANYONE, "anyone", ()
+        if cookie is not None:
+            raise _unauthorized("the session has expired; sign in with a new token")
+        raise _unauthorized("a key, a cookie session or a token is needed")
+
+    def _bearer(self, request: ApiRequest) -> str | None:
+        given = request.header("Authorization")
+        if given is None:
+            return None
+        scheme, _, key = given.partition(" ")
+        if scheme.lower() != "bearer" or not key.strip():
+            self._wrong.wrong(request.address)
+            raise _unauthorized("expected Authorization: Bearer KEY")
+        return key.strip()
+
+
+def _match(request: ApiRequest) -> Match:
+    return find(request.method.decode("latin-1"), request.path)
+
+
+def _query_token(request: ApiRequest) -> str | None:
+    query = query_of(request.uri)
+    return query.get("ws_token") or query.get("token")
+
+
+def _unauthorized(message: str) -> Refusal:
+    return Refusal("unauthorized", message, {"WWW-Authenticate": "Bearer"})
+
+
+def _is_address(name: str) -> bool:
+    """Tell whether a host is an address: no name server had a say in it."""
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True

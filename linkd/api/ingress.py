@@ -1,0 +1,260 @@
+"""Publishes of one stream client: checked, put together where that changes nothing, settled in
+order.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from linkd.api.refusals import Refusal, refusal_of
+from linkd.clock import wall
+from linkd.core import stream
+from linkd.core.batch import (
+    MAX_BATCH_BYTES,
+    Draft,
+    Producer,
+    decode_records,
+    split_raw,
+)
+from linkd.errors import BadRecord, BodyTooLarge, LinkdError
+from linkd.log.engine import Appended, Settled
+
+if TYPE_CHECKING:
+    from linkd.api.stream import StreamSession
+
+RECORD_BYTES = 1024
+"""What a record's type, id and content type may add to its body."""
+
+MAX_PRODUCERS = 10_000
+MAX_CHANNELS = 10_000
+
+
+class ProducerState:
+    """What this run of the daemon knows of a producer.
+
+    Attributes:
+        holder: The client that publishes under its name.
+        top: The highest sequence that was handed to the log.
+        known: No sequence above `top` is in the log: publishes above may share a batch.
+    """
+
+    __slots__ = ("holder", "known", "top")
+
+    def __init__(self) -> None:
+        self.holder: Ingress | None = None
+        self.top = 0
+        self.known = False
+
+
+class Producers:
+    """All producers of this run; those longest unheard of are forgotten first."""
+
+    def __init__(self) -> None:
+        self._states: OrderedDict[str, ProducerState] = OrderedDict()
+
+    def take(self, name: str, holder: Ingress) -> ProducerState:
+        """Give a name to a holder; the one before is ended."""
+        state = self._states.get(name)
+        if state is None:
+            state = self._states[name] = ProducerState()
+        self._states.move_to_end(name)
+        before, state.holder = state.holder, holder
+        if before is not None and before is not holder:
+            before.lose()
+        if len(self._states) > MAX_PRODUCERS:
+            for old, other in list(self._states.items())[:100]:
+                if other.holder is None:
+                    del self._states[old]
+        return state
+
+
+class Ingress:
+    """The publishes of one client.
+
+    Adjacent publishes on one channel become one append: that is what makes single records cheap.
+    Those of a
+    named producer only once it is certain that none of them is in the log already: the log knows a
+    producer's
+    highest number alone, and a batch is a repeat as a whole or not at all.
+
+    Args:
+        session: The client's stream.
+    """
+
+    def __init__(self, session: StreamSession) -> None:
+        self._session = session
+        self._name = ""
+        self._state: ProducerState | None = None
+        self._pending: list[stream.Publish] = []
+        self._unsettled = 0
+        self._refusing = False
+        self._closed = False
+        self._channels: set[str] = set()
+
+    def open(self, producer: str) -> None:
+        """Publishes come under this producer's name from here on (none where it is empty)."""
+        self._refusing = False
+        if producer == self._name and self._state is not None:
+            return
+        self._release()
+        self._name = producer
+        self._state = self._session.api.producers.take(producer, self) if producer else None
+
+    def lose(self) -> None:
+        """Another client has taken the name."""
+        self._closed = True
+        self._state = None
+        self._session.replaced()
+
+    def closed(self) -> None:
+        """The client is gone; what was handed to the log stays there."""
+        self._closed = True
+        self._pending.clear()
+        self._release()
+
+    def _release(self) -> None:
+        if self._state is not None and self._state.holder is self:
+            self._state.holder = None
+        self._state = None
+
+    def publish(self, frame: stream.Publish) -> None:
+        """Take a publish; it is handed on at the end of the turn."""
+        self._pending.append(frame)
+
+    def flush(self) -> None:
+        """Hand on what came in this turn."""
+        pending = self._pending
+        if not pending or self._closed:
+            return
+        self._pending = []
+        index, end = 0, len(pending)
+        while index < end:
+            run = self._run(pending, index)
+            index += len(run)
+            self._hand_on(run)
+
+    def _run(self, pending: list[stream.Publish], index: int) -> list[stream.Publish]:
+        """Return the publishes from `index` on that may share an append: at least one."""
+        first = pending[index]
+        run = [first]
+        if not self._shares(first):
+            return run
+        channel, ttl, last = first.channel, first.ttl, first.sequence
+        size = len(first.records)
+        for place in range(index + 1, len(pending)):
+            frame = pending[place]
+            size += len(frame.records)
+            if (
+                frame.channel != channel
+                or frame.ttl != ttl
+                or frame.ids
+                or size > MAX_BATCH_BYTES
+                or frame.sequence <= last
+            ):
+                break
+            last = frame.sequence
+            run.append(frame)
+        return run
+
+    def _shares(self, frame: stream.Publish) -> bool:
+        """Tell whether a publish may share an append with those behind it."""
+        if frame.ids:
+            return False
+        state = self._state
+        return state is None or (state.known and frame.sequence > state.top)
+
+    def _hand_on(self, run: list[stream.Publish]) -> None:
+        """Check a run and append it; where it is malformed, each publish for itself."""
+        first = run[0]
+        records = first.records if len(run) == 1 else b"".join([frame.records for frame in run])
+        count = first.count if len(run) == 1 else sum([frame.count for frame in run])
+        try:
+            self._check(first, count, records)
+        except LinkdError as error:
+            if len(run) > 1:
+                for frame in run:
+                    self._hand_on([frame])
+                return
+            self._refuse(run, refusal_of(error))
+            return
+        producer = None
+        state = self._state
+        if state is not None:
+            producer = Producer(self._name, run[-1].sequence)
+            state.top = max(state.top, run[-1].sequence)
+        self._unsettled += len(records)
+        draft = Draft(first.channel, count, records, wall(), first.ttl, first.ids, producer)
+        try:
+            self._session.api.node.publish(draft, self._settled(run, len(records)))
+        except LinkdError as error:
+            self._settled(run, len(records))(error)
+
+    def _check(self, first: stream.Publish, count: int, records: bytes) -> None:
+        """Raise an error where a run may not be published."""
+        if self._refusing:
+            raise Refusal("log-full", "a publish before it was refused: open again, then repeat")
+        channel = first.channel
+        if channel not in self._channels:
+            self._session.caller.check_publish(channel)
+            if len(self._channels) >= MAX_CHANNELS:
+                self._channels.clear()
+            self._channels.add(channel)
+        limits = self._session.api.node.config
+        if self._unsettled + len(records) > 2 * limits.limits.publish_pending_bytes:
+            raise Refusal("too-many", "too many bytes wait for the disk (max_pending_bytes)")
+        if first.ttl is not None and first.ttl <= 0.0:
+            raise BadRecord("expected a ttl above 0")
+        most = limits.log.max_body_bytes
+        if first.ids:
+            found = decode_records(records, count)
+            if tuple(record.id for record in found) != first.ids:
+                raise BadRecord("expected as ids those of the records")
+            if any(len(id.encode()) > 255 for id in first.ids):
+                raise BadRecord("expected ids of at most 255 bytes")
+        elif count > len(records):
+            raise BadRecord(f"expected {count} encoded records in {len(records)} bytes")
+        else:
+            raws = split_raw(records, count)
+            if len(records) > most and any(len(bytes(raw)) > most + RECORD_BYTES for raw in raws):
+                raise BodyTooLarge(f"expected bodies of at most {most} bytes (log.max_body_bytes)")
+
+    def _settled(self, run: list[stream.Publish], size: int) -> Settled:
+        """Return what answers a run once the log has settled it."""
+
+        def settled(outcome: Appended | LinkdError) -> None:
+            self._unsettled -= size
+            if isinstance(outcome, LinkdError):
+                refusal = refusal_of(outcome)
+                # A later number in the log would make this one look like a repeat of something stored.
+                self._refusing = self._state is not None and refusal.error == "log-full"
+                self._refuse(run, refusal)
+                return
+            state = self._state
+            if state is not None and not outcome.duplicate and outcome.offset:
+                state.known = True
+            if not self._closed:
+                self._answer(run, outcome)
+
+        return settled
+
+    def _answer(self, run: list[stream.Publish], outcome: Appended) -> None:
+        """Tell the client where its records lie."""
+        send, offset = self._session.send, outcome.offset
+        first = run[0]
+        if len(run) == 1:
+            send(stream.Published(first.sequence, offset, outcome.count, outcome.duplicate))
+            return
+        plain = run[-1].sequence - first.sequence == len(run) - 1 and outcome.count == len(run)
+        if plain and offset:
+            send(stream.PublishedRun(first.sequence, offset, len(run)))
+            return
+        for frame in run:
+            send(stream.Published(frame.sequence, offset, frame.count))
+            offset += frame.count if offset else 0
+
+    def _refuse(self, run: list[stream.Publish], refusal: Refusal) -> None:
+        if self._closed:
+            return
+        for frame in run:
+            self._session.send(stream.PublishFailed(frame.sequence, refusal.error, refusal.message))

@@ -1,0 +1,247 @@
+"""Keys, tokens and cookie sessions: what turns a request over `http` into a caller."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import os
+import secrets
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from linkd.api.callers import ANYONE, SOCKET, Caller
+from linkd.api.refusals import Refusal
+from linkd.config import Config
+from linkd.core.channels import Patterns
+from linkd.net.identity import load_secret
+
+TOKEN_SECONDS = 30.0
+SESSION_SECONDS = 43_200.0
+MAX_TOKENS = 10_000
+WRONG_PER_MINUTE = 20
+MAX_ADDRESSES = 10_000
+COOKIE = "linkd_session"
+SESSION_KEY_FILE = "session.key"
+
+
+class _Session(msgspec.Struct, array_like=True, frozen=True):
+    """What a cookie says: whose it is, how narrow, until when (Unix seconds), and of which key's
+    secret.
+    """
+
+    key: str
+    patterns: tuple[str, ...]
+    expires: float
+    mark: str
+
+
+class _Key(msgspec.Struct, frozen=True):
+    """One key in force."""
+
+    caller: Caller
+    digest: bytes
+    secret: bytes
+
+
+class _Token(msgspec.Struct, frozen=True):
+    """A token that waits to be spent."""
+
+    key: str
+    patterns: tuple[str, ...]
+    expires: float
+
+
+class Keyring:
+    """All that lets callers in over `http`.
+
+    Args:
+        config: Where the keys lie; `reload` reads them anew.
+        clock: Monotonic seconds.
+        wall: Unix seconds, for the cookies, which outlive a restart.
+
+    Raises:
+        ConfigError: A key's file cannot be read, or holds no fit secret.
+    """
+
+    def __init__(
+        self, config: Config, clock: Callable[[], float], wall: Callable[[], float]
+    ) -> None:
+        self._clock = clock
+        self._wall = wall
+        self._tokens: OrderedDict[bytes, _Token] = OrderedDict()
+        self._signing = _signing_key(Path(config.node.state_dir))
+        self._keys: dict[str, _Key] = {}
+        self.require_key = True
+        self.reload(config)
+
+    def reload(self, config: Config) -> None:
+        """Read the keys anew; on ConfigError the old ones stay in force."""
+        keys: dict[str, _Key] = {}
+        for key in config.api.keys:
+            secret = load_secret(key.secret_file)
+            everything = ">" in key.publish and ">" in key.subscribe
+            caller = Caller(
+                key.name, (Patterns(key.publish),), (Patterns(key.subscribe),), everything
+            )
+            keys[key.name] = _Key(caller, _digest(secret), secret)
+        self._keys = keys
+        self.require_key = config.api.require_key
+
+    def by_key(self, presented: str) -> Caller | None:
+        """Return whose key that is, in a time that tells nothing of the keys."""
+        digest = _digest(presented.encode("utf-8", "surrogateescape"))
+        found = None
+        for key in self._keys.values():
+            if hmac.compare_digest(key.digest, digest):
+                found = key.caller
+        return found
+
+    # tokens
+
+    def issue(self, caller: Caller, patterns: tuple[str, ...]) -> str:
+        """Return a fresh token: good once, for 30 s, for `caller` narrowed to `patterns`."""
+        now = self._clock()
+        while self._tokens:
+            oldest = next(iter(self._tokens.values()))
+            if oldest.expires > now and len(self._tokens) < MAX_TOKENS:
+                break
+            self._tokens.popitem(last=False)
+        token = secrets.token_urlsafe(32)
+        self._tokens[_digest(token.encode())] = _Token(caller.name, patterns, now + TOKEN_SECONDS)
+        return token
+
+    def spend(self, presented: str) -> tuple[Caller, tuple[str, ...]] | None:
+        """Return for whom a token was issued, how narrow; None where it is used, expired or
+        forged.
+        """
+        token = self._tokens.pop(_digest(presented.encode("utf-8", "surrogateescape")), None)
+        if token is None or token.expires <= self._clock():
+            return None
+        caller = self._named(token.key)
+        return None if caller is None else (_narrow(caller, token.patterns), token.patterns)
+
+    # cookie sessions
+
+    def open_session(self, caller: Caller, patterns: tuple[str, ...]) -> str:
+        """Return a cookie's value, signed; it holds over restarts until 12 h later, or until its
+        key changes.
+        """
+        session = _Session(
+            caller.name, patterns, self._wall() + SESSION_SECONDS, self._mark(caller.name)
+        )
+        packed = msgspec.msgpack.encode(session)
+        return f"{_text(packed)}.{_text(self._sign(packed))}"
+
+    def by_cookie(self, value: str) -> Caller | None:
+        """Return whose session that is; None where it is expired, forged, or its key is gone."""
+        packed_text, _, signature = value.partition(".")
+        try:
+            packed, signed = _bytes(packed_text), _bytes(signature)
+        except ValueError:
+            return None
+        if not hmac.compare_digest(self._sign(packed), signed):
+            return None
+        session = msgspec.msgpack.decode(packed, type=_Session)
+        caller = self._named(session.key)
+        if (
+            caller is None
+            or not 0 < session.expires - self._wall() <= SESSION_SECONDS
+            or not hmac.compare_digest(self._mark(session.key), session.mark)
+        ):
+            return None
+        return _narrow(caller, session.patterns)
+
+    def _named(self, name: str) -> Caller | None:
+        """Return the caller of that name as of now."""
+        if name == SOCKET.name:
+            return SOCKET
+        if name == ANYONE.name:
+            return None if self.require_key else ANYONE
+        key = self._keys.get(name)
+        return None if key is None else key.caller
+
+    def _mark(self, name: str) -> str:
+        """Return what changes when a key's secret does."""
+        key = self._keys.get(name)
+        return _text(self._sign(b"mark" + (key.secret if key else name.encode())))[:16]
+
+    def _sign(self, packed: bytes) -> bytes:
+        return hmac.new(self._signing, packed, hashlib.sha256).digest()
+
+
+class WrongKeys:
+    """Counts wrong keys by address: beyond 20 a minute they are answered 429.
+
+    Args:
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._seen: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def wrong(self, address: str) -> None:
+        """Count one; raise Refusal where there were too many."""
+        now = self._clock()
+        spent, at = self._seen.pop(address, (0.0, now))
+        spent = max(0.0, spent - (now - at) * WRONG_PER_MINUTE / 60.0)
+        while len(self._seen) >= MAX_ADDRESSES:
+            self._seen.popitem(last=False)
+        if spent + 1.0 > WRONG_PER_MINUTE:
+            self._seen[address] = (spent, now)
+            wait = (spent + 1.0 - WRONG_PER_MINUTE) * 60.0 / WRONG_PER_MINUTE
+            raise Refusal(
+                "too-many", "too many wrong keys", {"Retry-After": str(max(1, round(wait)))}
+            )
+        self._seen[address] = (spent + 1.0, now)
+
+
+def _narrow(caller: Caller, patterns: tuple[str, ...]) -> Caller:
+    for pattern in patterns:
+        caller = caller.narrowed(pattern)
+    return caller
+
+
+def _digest(secret: bytes) -> bytes:
+    return hashlib.sha256(secret).digest()
+
+
+def _text(value: bytes) -> str:
+    return base64.urlsafe_b64encode(value).rstrip(b"=").decode()
+
+
+def _bytes(text: str) -> bytes:
+    """Return what `_text` encoded; raise ValueError where it is nothing of the kind."""
+    if len(text) > 4096 or not text.isascii():
+        raise ValueError("no cookie of ours")
+    return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+
+
+def _signing_key(state_dir: Path) -> bytes:
+    """Return the key that signs cookies, made at the first start, mode 0600; without a directory,
+    a fresh one.
+    """
+    path = state_dir / SESSION_KEY_FILE
+    try:
+        found = path.read_bytes()
+        if len(found) == 32:
+            return found
+    except OSError:
+        pass
+    fresh = secrets.token_bytes(32)
+    try:
+        part = path.with_suffix(".new")
+        part.unlink(missing_ok=True)
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as out:
+            out.write(fresh)
+            out.flush()
+            os.fsync(out.fileno())
+        part.replace(path)
+    except OSError:
+        pass  # Sessions then end with this process; everything else works.
+    return fresh

@@ -1,0 +1,176 @@
+"""`POST /v1/channels/{channel}`: one message, or one a line."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from twisted.internet.defer import Deferred, TimeoutError as TimedOut
+
+from linkd.api.bodies import JSON, NDJSON, check_body, check_json, kind_of
+from linkd.api.call import Answer, Call, answer, seconds
+from linkd.api.refusals import Refusal, refusal_of
+from linkd.clock import wall
+from linkd.core.batch import MAX_ID_BYTES, MAX_TYPE_BYTES, Draft, Record, encode_records
+from linkd.core.channels import Patterns
+from linkd.errors import BadRecord, BodyTooLarge, LinkdError
+from linkd.log.engine import Appended
+
+if TYPE_CHECKING:
+    from linkd.api.port import NodePort
+    from linkd.api.server import Api
+    from linkd.config import Config
+
+MAX_WAIT_SECONDS = 3600.0
+DEFAULT_WAIT_SECONDS = 30.0
+MAX_CONTENT_TYPE_BYTES = 255
+MAX_TTL_SECONDS = 1e9
+
+_CONTENT_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+*-]+(\s*;[\x20-\x7e]*)?")
+_FORM = "application/x-www-form-urlencoded"
+
+
+async def publish(api: Api, call: Call) -> Answer:
+    """Publish; answered once it is on disk, with `wait` once it is on that peer's disk."""
+    call.only("wait", "timeout")
+    channel = call.caller.check_publish(call.path["channel"])
+    peer = call.text("wait")
+    timeout = call.seconds("timeout", DEFAULT_WAIT_SECONDS, MAX_WAIT_SECONDS)
+    if peer is not None:
+        check_wait(api.node, peer, channel)
+    draft = _draft(call, channel, api.node.config.log.max_body_bytes)
+    stored = await append(api.node, draft)
+    told: dict[str, object] = {"offset": stored.offset, "count": stored.count}
+    if stored.duplicate:
+        told["duplicate"] = True
+    if peer is not None:
+        next_ = stored.offset + (stored.count or 1)
+        if not await reached(api, peer, next_, timeout):
+            raise Refusal(
+                "timeout", f"{peer} did not have it within {timeout:g} s; it stays owed", None, told
+            )
+    return answer(told, 200 if stored.duplicate else 201)
+
+
+def _draft(call: Call, channel: str, most: int) -> Draft:
+    """Return what is to be published; raise Refusal where it is malformed."""
+    content_type = _content_type(call)
+    type_ = _word(call, "Linkd-Type", MAX_TYPE_BYTES)
+    id_ = _word(call, "Linkd-Id", MAX_ID_BYTES)
+    ttl_given = call.header("Linkd-Ttl")
+    ttl = None if ttl_given is None else seconds(ttl_given, "Linkd-Ttl")
+    if ttl is not None and not 0.0 < ttl <= MAX_TTL_SECONDS:
+        raise Refusal("malformed", f"Linkd-Ttl: expected seconds above 0, got {ttl:g}")
+    body = call.body()
+    if kind_of(content_type) == NDJSON:
+        if id_:
+            raise Refusal("malformed", "Linkd-Id names one message, and this may be many")
+        records = _lines(body, type_, most)
+    else:
+        if len(body) > most:
+            raise refusal_of(too_large(len(body), most))
+        check_body(body, content_type)
+        records = [Record(body, type_, id_, content_type)]
+    ids = (id_,) if id_ else ()
+    return Draft(channel, len(records), encode_records(records), wall(), ttl, ids)
+
+
+def _lines(body: bytes, type_: str, most: int) -> list[Record]:
+    """Return one record for each line that is not blank."""
+    records: list[Record] = []
+    for place, line in enumerate(body.split(b"\n"), 1):
+        value = line.strip()
+        if not value:
+            continue
+        if len(value) > most:
+            raise refusal_of(too_large(len(value), most))
+        check_json(value, f"line {place}")
+        records.append(Record(value, type_, "", JSON))
+    if not records:
+        raise Refusal("malformed", "expected one JSON value a line, got none")
+    return records
+
+
+def _content_type(call: Call) -> str:
+    """Return the content type to be stored: what curl says without being told counts as none."""
+    if call.header("Content-Encoding") not in (None, "identity"):
+        raise Refusal("unsupported-type", "expected a body without Content-Encoding")
+    given = (call.header("Content-Type") or "").strip()
+    if given and (len(given) > MAX_CONTENT_TYPE_BYTES or not _CONTENT_TYPE.fullmatch(given)):
+        raise Refusal("unsupported-type", f"{given[:80]!r} is no content type")
+    return "" if kind_of(given) == _FORM else given
+
+
+def _word(call: Call, name: str, most: int) -> str:
+    """Return a header's word, or an empty one."""
+    text = call.header(name) or ""
+    if len(text.encode()) > most:
+        raise Refusal("malformed", f"{name}: expected at most {most} bytes")
+    return text
+
+
+def too_large(size: int, most: int) -> BodyTooLarge:
+    """Return the error of a body above `log.max_body_bytes`."""
+    return BodyTooLarge(f"expected a body of at most {most} bytes (log.max_body_bytes), got {size}")
+
+
+def append(node: NodePort, draft: Draft) -> Deferred[Appended]:
+    """Publish; fires once it is on disk, fails with a Refusal."""
+    done: Deferred[Appended] = Deferred()
+
+    def settled(outcome: Appended | LinkdError) -> None:
+        if done.called:
+            return
+        if isinstance(outcome, LinkdError):
+            done.errback(refusal_of(outcome))
+        else:
+            done.callback(outcome)
+
+    try:
+        node.publish(draft, settled)
+    except LinkdError as error:
+        settled(error)
+    return done
+
+
+def volatile(config: Config, channel: str) -> bool:
+    """Tell whether messages on `channel` are sent without being stored."""
+    for rule in config.channels:
+        if Patterns((rule.name,)).match(channel):
+            return rule.delivery == "volatile"
+    return False
+
+
+def check_wait(node: NodePort, peer: str, channel: str) -> None:
+    """Raise Refusal unless one can wait until `peer` has what is published on `channel`."""
+    try:
+        sends = node.sends(peer, channel)
+    except KeyError:
+        raise Refusal("not-found", f"there is no peer {peer[:63]}") from None
+    if not sends:
+        raise Refusal("not-sent", f"{peer} does not get {channel}: see its `send` and `receive`")
+    if volatile(node.config, channel):
+        raise Refusal("not-sent", f"{channel} is volatile: no peer acknowledges it")
+
+
+async def reached(api: Api, peer: str, next_: int, timeout: float) -> bool:
+    """Wait until `peer` has all below `next_` on disk; tell whether it has within `timeout`
+    seconds.
+    """
+    waiting = api.node.wait_for(peer, next_)
+    waiting.addTimeout(timeout, api.reactor)
+    try:
+        await waiting
+    except TimedOut:
+        return False
+    return True
+
+
+def check_words(record: Record) -> None:
+    """Raise BadRecord where a type or an id is too long."""
+    for name, word, most in (
+        ("type", record.type, MAX_TYPE_BYTES),
+        ("id", record.id, MAX_ID_BYTES),
+    ):
+        if len(word.encode()) > most:
+            raise BadRecord(f"expected a {name} of at most {most} bytes, got {len(word.encode())}")

@@ -1,0 +1,278 @@
+"""Pages of the log, and the exact bytes of one record."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import msgspec
+from twisted.internet.defer import Deferred, TimeoutError as TimedOut
+
+from linkd.api.bodies import record_objects, records_of, to_json
+from linkd.api.call import Answer, Call, answer, number
+from linkd.api.refusals import Refusal, refusal_of
+from linkd.api.sse import stream_records
+from linkd.config.settings import CONSUMER_NAME_PATTERN
+from linkd.core.batch import Batch
+from linkd.core.channels import Patterns
+from linkd.errors import Gap, LinkdError
+from linkd.log.engine import Log
+
+if TYPE_CHECKING:
+    from linkd.api.port import Start
+    from linkd.api.server import Api
+
+DEFAULT_LIMIT = 100
+MAX_LIMIT = 10_000
+MAX_PAGE_BYTES = 16 * 1024 * 1024
+MAX_SCAN_BYTES = 64 * 1024 * 1024
+"""A page whose channel is rare ends after so much of the log; `next` goes on from there."""
+
+MAX_WAIT_SECONDS = 300.0
+_READ_BYTES = 1_048_576
+_CONSUMER = re.compile(CONSUMER_NAME_PATTERN)
+_PLAIN_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+(; ?charset=[A-Za-z0-9-]+)?")
+
+
+async def read(api: Api, call: Call) -> Answer | None:
+    """Answer a page, or follow the channel as an event stream."""
+    pattern = call.caller.check_subscribe(call.path["channel"])
+    if wants_stream(call):
+        call.only("from", "consumer")
+        stream_records(api, call, pattern)
+        return None
+    call.only("from", "limit", "wait", "consumer")
+    limit = call.number("limit", DEFAULT_LIMIT, MAX_LIMIT, 1)
+    wait = call.seconds("wait", 0.0, MAX_WAIT_SECONDS)
+    consumer = consumer_of(call)
+    if consumer is None:
+        start = start_of(call.text("from"), "earliest")
+        position = _position(api.node.log, start)
+    else:
+        position = api.stand(pattern, start_of(call.text("from"), "latest"), consumer)
+    page = Page(api, pattern, position, limit)
+    deadline = api.reactor.seconds() + wait
+    await page.fill()
+    while not page.records and page.gap is None:
+        left = deadline - api.reactor.seconds()
+        if left <= 0 or not await committed(api, page.next, left):
+            break
+        await page.fill()
+    return Answer(200, page.body())
+
+
+def wants_stream(call: Call) -> bool:
+    """Tell whether the caller asks for an event stream."""
+    return "text/event-stream" in (call.header("Accept") or "").lower()
+
+
+def consumer_of(call: Call) -> str | None:
+    """Return the consumer's name that the query gives, if it does; raise Refusal where it is
+    none.
+    """
+    name = call.text("consumer")
+    return None if name is None else check_consumer(name)
+
+
+def check_consumer(name: str) -> str:
+    """Return `name`; raise Refusal where no consumer can be called so."""
+    if not _CONSUMER.fullmatch(name):
+        raise Refusal("malformed", f"{name[:63]!r} is no consumer's name: {CONSUMER_NAME_PATTERN}")
+    return name
+
+
+def start_of(given: str | None, default: Start) -> Start:
+    """Return where reading starts: `earliest`, `latest` or an offset."""
+    if given is None:
+        return default
+    if given == "earliest":
+        return "earliest"
+    return "latest" if given == "latest" else number(given, "from")
+
+
+def _position(log: Log, start: Start) -> int:
+    """Return the offset that a start means now."""
+    if start == "earliest":
+        return log.first
+    return log.next if start == "latest" else min(max(1, start), log.next)
+
+
+class Page:
+    """Records of one pattern from a position on, filled until there are enough or the log ends.
+
+    Attributes:
+        next: Where the next page starts.
+        gap: (first, next) of offsets that were wanted and are gone, or None.
+    """
+
+    def __init__(self, api: Api, pattern: str, position: int, limit: int) -> None:
+        self.next = position
+        self.gap: tuple[int, int] | None = None
+        self.records: list[bytes] = []
+        self._api = api
+        self._log = api.node.log
+        self._patterns = Patterns((pattern,))
+        self._limit = limit
+        self._bytes = 0
+        self._scanned = 0
+
+    async def fill(self) -> None:
+        """Read on until the page is full, the log ends, or enough of it was looked at."""
+        while not self._full():
+            batches = await self._read()
+            if batches is None:
+                continue
+            if not batches:
+                break
+            clock = self._log.clock()
+            for batch in batches:
+                self._scanned += len(batch.records)
+                if not self._take(batch, clock):
+                    return
+            await self._api.pause()
+
+    def _full(self) -> bool:
+        return (
+            len(self.records) >= self._limit
+            or self._bytes >= MAX_PAGE_BYTES
+            or self._scanned >= MAX_SCAN_BYTES
+        )
+
+    async def _read(self) -> list[Batch] | None:
+        """Return what comes next; None where a gap was stepped over."""
+        try:
+            found = self._log.read(self.next, _READ_BYTES)
+            return found if found is not None else await fetch(self._log, self.next, _READ_BYTES)
+        except Gap as gap:
+            self._note_gap(gap.first)
+            return None
+
+    def _note_gap(self, to: int) -> None:
+        first = self.gap[0] if self.gap else self.next
+        self.gap, self.next = (first, to), to
+
+    def _take(self, batch: Batch, clock: float) -> bool:
+        """Take a batch's records; tell whether there is room for more."""
+        if batch.next <= self.next:
+            return True
+        if batch.offset > self.next:
+            self._note_gap(batch.offset)
+        batch = batch.from_offset(self.next)
+        if self._patterns.match(batch.channel) and not batch.expired(clock):
+            for offset, encoded in record_objects(batch):
+                if len(self.records) >= self._limit or self._bytes >= MAX_PAGE_BYTES:
+                    self.next = offset
+                    return False
+                self.records.append(encoded)
+                self._bytes += len(encoded)
+        self.next = batch.next
+        return True
+
+    def body(self) -> bytes:
+        """Return the page as JSON."""
+        gap = None if self.gap is None else {"first": self.gap[0], "next": self.gap[1]}
+        return b'{"records":[%b],"next":%d,"gap":%b}' % (
+            b",".join(self.records),
+            self.next,
+            to_json(gap),
+        )
+
+
+def fetch(log: Log, position: int, size: int) -> Deferred[list[Batch]]:
+    """Read from disk; fails with Gap or LogDamaged."""
+    done: Deferred[list[Batch]] = Deferred()
+
+    def fetched(found: list[Batch] | LinkdError) -> None:
+        if done.called:
+            return
+        if isinstance(found, LinkdError):
+            done.errback(found)
+        else:
+            done.callback(found)
+
+    log.fetch(position, size, fetched)
+    return done
+
+
+async def committed(api: Api, position: int, timeout: float) -> bool:
+    """Wait until the log reaches beyond `position`; tell whether it has within `timeout`
+    seconds.
+    """
+    log = api.node.log
+    if log.next > position:
+        return True
+    moved: Deferred[None] = Deferred()
+    told: Callable[[int], None] = lambda _: None if moved.called else moved.callback(None)  # noqa: E731
+    log.on_commit.append(told)
+    moved.addTimeout(timeout, api.reactor)
+    try:
+        await moved
+    except TimedOut:
+        return False
+    finally:
+        log.on_commit.remove(told)
+    return True
+
+
+async def record(api: Api, call: Call) -> Answer:
+    """Answer the exact bytes of one body, with the content type that it was published with."""
+    call.only()
+    offset = number(call.path["offset"], "offset")
+    log = api.node.log
+    batch = await _at(log, offset)
+    if not all(patterns.match(batch.channel) for patterns in call.caller.subscribe):
+        raise Refusal("channel-refused", f"{call.caller.name} may not read {batch.channel}")
+    if batch.expired(log.clock()):
+        raise Refusal("not-found", f"the record at {offset} has outlived its ttl")
+    one = records_of(batch.from_offset(offset))[0]
+    plain = _PLAIN_TYPE.fullmatch(one.content_type)
+    return Answer(
+        200,
+        one.body,
+        one.content_type if plain else "application/octet-stream",
+        {
+            "Linkd-Channel": batch.channel,
+            "Content-Disposition": "attachment",
+            "Content-Security-Policy": "sandbox; default-src 'none'",
+        },
+    )
+
+
+async def _at(log: Log, offset: int) -> Batch:
+    """Return the batch in which `offset` lies; raise Refusal where there is none."""
+    if not 0 < offset < log.next:
+        raise Refusal("not-found", f"there is no record at {offset}: the next is {log.next}")
+    try:
+        found = log.read(offset, 1)
+        if found is None:
+            found = await fetch(log, offset, 1)
+    except Gap as gap:
+        raise Refusal("gap", str(gap)) from None
+    except LinkdError as error:
+        raise refusal_of(error) from None
+    for batch in found:
+        if batch.offset <= offset < batch.next:
+            return batch
+    raise Refusal("gap", f"offset {offset} is no longer in the log")
+
+
+class ConsumerAck(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of an ack: everything below `next` is done."""
+
+    next: int
+
+
+async def acknowledge(api: Api, call: Call) -> Answer:
+    """Set a consumer's cursor; answered once it is on disk."""
+    call.only()
+    name = api.check_consumer(call, check_consumer(call.path["name"]))
+    wanted = call.json(ConsumerAck).next
+    if not 0 <= wanted <= 2**62:
+        raise Refusal("malformed", f"next: expected an offset, got {wanted}")
+    try:
+        await api.node.ack(name, wanted)
+    except KeyError:
+        raise Refusal("not-found", f"there is no consumer {name}") from None
+    next_ = next((c.next for c in api.node.consumers() if c.name == name), wanted)
+    return answer({"name": name, "next": next_})

@@ -1,0 +1,96 @@
+"""What callers are refused, each with one status, one word and one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from linkd.errors import (
+    BadRecord,
+    BodyTooLarge,
+    ChannelRefused,
+    LinkdError,
+    LogDamaged,
+    LogFull,
+    PublishError,
+)
+
+WORDS: dict[str, tuple[int, str]] = {
+    "malformed": (400, "The request is malformed; `message` says what was expected."),
+    "unauthorized": (
+        401,
+        "No key, or none that is known; a token that is used, expired or forged.",
+    ),
+    "channel-refused": (403, "The key may not use this channel or pattern."),
+    "origin-refused": (403, "A web page of another origin may not call; see `api.origins`."),
+    "forbidden": (403, "The key may not do this."),
+    "not-found": (404, "There is no such path, peer, consumer or record."),
+    "method-not-allowed": (405, "The path knows other methods; see `Allow`."),
+    "not-sent": (409, "The peer does not get this channel."),
+    "diverged": (409, "The call does not fit the state of the link."),
+    "gap": (410, "The record is no longer in the log."),
+    "body-too-large": (
+        413,
+        "The body is larger than `log.max_body_bytes`, or the request than 16 MiB.",
+    ),
+    "unsupported-type": (
+        415,
+        "The body is not what its Content-Type says, or the type is unknown.",
+    ),
+    "misdirected": (421, "The Host is not one of this node's; see `api.hosts`."),
+    "too-many": (429, "Too many wrong keys, subscriptions or unsettled publishes."),
+    "internal": (500, "linkd made a mistake; its log has the details."),
+    "unavailable": (503, "The node is starting or stopping."),
+    "timeout": (504, "It is stored at `offset`, but the peer did not have it in time."),
+    "log-full": (507, "The log or its disk has no room; nothing was stored."),
+}
+"""Every word that `error` may have: its HTTP status and meaning."""
+
+
+class Refusal(LinkdError):
+    """A call is refused.
+
+    Args:
+        error: One of `WORDS`.
+        message: One sentence for people; never a secret.
+        headers: Further headers of the answer.
+        more: Further fields of the answer's body.
+    """
+
+    def __init__(
+        self,
+        error: str,
+        message: str,
+        headers: Mapping[str, str] | None = None,
+        more: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.error = error
+        self.status = WORDS[error][0]
+        self.message = message
+        self.headers = dict(headers or {})
+        self.more = dict(more or {})
+
+    def body(self) -> dict[str, Any]:
+        """Return what the answer says."""
+        return {"error": self.error, "message": self.message, **self.more}
+
+
+_KINDS: tuple[tuple[type[LinkdError], str], ...] = (
+    (ChannelRefused, "channel-refused"),
+    (BodyTooLarge, "body-too-large"),
+    (LogFull, "log-full"),
+    (LogDamaged, "log-full"),
+    (BadRecord, "malformed"),
+    (PublishError, "too-many"),
+)
+
+
+def refusal_of(error: LinkdError) -> Refusal:
+    """Return what a caller is told of one of linkd's errors."""
+    if isinstance(error, Refusal):
+        return error
+    for kind, word in _KINDS:
+        if isinstance(error, kind):
+            return Refusal(word, str(error))
+    return Refusal("internal", "linkd made a mistake; its log has the details")

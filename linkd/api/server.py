@@ -1,0 +1,328 @@
+"""The API's server: listens on the unix socket and on `http`, judges, dispatches, ends."""
+
+from __future__ import annotations
+
+import socket as sockets
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred, DeferredList, ensureDeferred, maybeDeferred
+from twisted.internet.error import CannotListenError
+from twisted.internet.task import LoopingCall
+
+from linkd import events
+from linkd.api.call import Answer, Call
+from linkd.api.files import Files
+from linkd.api.gate import Admitted, Gate
+from linkd.api.ingress import Producers
+from linkd.api.keys import Keyring, WrongKeys
+from linkd.api.metrics import Metrics
+from linkd.api.openapi import describe
+from linkd.api.port import NodePort, Sink, Start, Subscription
+from linkd.api.presence import Presence
+from linkd.api.refusals import Refusal, refusal_of
+from linkd.api.site import ApiRequest, ApiSite
+from linkd.api.upgrade import Upgrades
+from linkd.clock import wall
+from linkd.config import Config
+from linkd.config.addresses import parse_address
+from linkd.errors import ConfigError, PublishError
+from linkd.log.engine import Consumer
+from linkd.net.tls import ServerTls
+
+if TYPE_CHECKING:
+    from linkd.api.sse import EventStream
+
+STOP_SECONDS = 3.0
+"""Callers whose connection is not over by then are cut."""
+
+_BEAT_SECONDS = 1.0
+
+
+class Api:
+    """The API of one node.
+
+    Args:
+        node: What it serves.
+        config: Where it listens, and who may call.
+        reactor: The reactor.
+
+    Raises:
+        ConfigError: A key's file cannot be read.
+    """
+
+    def __init__(self, node: NodePort, config: Config, reactor: Any) -> None:
+        self.node = node
+        self.reactor = reactor
+        self.config = config
+        self.keyring = Keyring(config, reactor.seconds, wall)
+        self.gate = Gate(config, self.keyring, WrongKeys(reactor.seconds))
+        self.metrics = Metrics(node)
+        self.description = describe()
+        self.streams: set[EventStream] = set()
+        self.upgrades = Upgrades(self)
+        self.producers = Producers()
+        self.presence = Presence()
+        self.late_seconds = 0.0
+        self._files = Files()
+        self._running: set[Deferred[Any]] = set()
+        self._sites: list[ApiSite] = []
+        self._ports: list[Any] = []
+        self._tls: ServerTls | None = None
+        self._due = 0.0
+        self._beat = LoopingCall(self._beaten)
+        self._beat.clock = reactor
+
+    # life
+
+    def listen(self) -> None:
+        """Begin to listen.
+
+        Raises:
+            ConfigError: An address or the socket's path cannot be had, or TLS files are unfit.
+        """
+        api = self.config.api
+        try:
+            self._ports.append(_listen_unix(self.reactor, Path(api.socket), self._site()))
+            events.emit("api.started", address=f"unix:{api.socket}", tls=False)
+            if api.http is not None:
+                self._listen_http(api.http)
+        except (OSError, CannotListenError) as error:
+            for port in self._ports:
+                port.stopListening()
+            raise ConfigError(f"the API cannot listen: {error}") from None
+        self._due = self.reactor.seconds() + _BEAT_SECONDS
+        self._beat.start(_BEAT_SECONDS, now=False)
+
+    def _listen_http(self, address: str) -> None:
+        host, number = parse_address(address)
+        self._tls = server_tls(self.config)
+        if self._tls is None:
+            port = self.reactor.listenTCP(number, self._site(), interface=host)
+        else:
+            self._tls.watch(self.reactor)
+            port = self.reactor.listenSSL(number, self._site(), self._tls, interface=host)
+        self._ports.append(port)
+        got = port.getHost()
+        events.emit("api.started", address=f"{got.host}:{got.port}", tls=self._tls is not None)
+
+    @property
+    def http_port(self) -> int | None:
+        """The TCP port of `http`, once it listens there."""
+        return self._ports[1].getHost().port if len(self._ports) > 1 else None
+
+    def stop(self) -> Deferred[None]:
+        """Listen no more, end what runs, say goodbye to sockets; fires once all connections are
+        closed.
+        """
+        if self._beat.running:
+            self._beat.stop()
+        if self._tls is not None:
+            self._tls.stop()
+        closed = [maybeDeferred(port.stopListening) for port in self._ports]
+        for running in list(self._running):
+            running.cancel()
+        for stream in list(self.streams):
+            stream.end()
+        ended = self.upgrades.stop()
+        for site in self._sites:
+            for channel in list(site.channels):
+                channel.loseConnection()
+        late = self.reactor.callLater(STOP_SECONDS, self._abort)
+        done: Deferred[None] = Deferred()
+
+        def over(_: object) -> None:
+            if late.active():
+                late.cancel()
+            self._abort()
+            with suppress(OSError):
+                Path(self.config.api.socket).unlink()
+            done.callback(None)
+
+        DeferredList([*closed, ended], consumeErrors=True).addCallback(over)
+        return done
+
+    def _abort(self) -> None:
+        """Cut what is still open."""
+        self.upgrades.abort()
+        for site in self._sites:
+            for channel in list(site.channels):
+                channel.forceAbortClient()
+
+    def reload(self, config: Config) -> None:
+        """Put another configuration in force: keys, names, origins, certificates.
+
+        Raises:
+            ConfigError: A key's file cannot be read; nothing has changed.
+        """
+        self.keyring.reload(config)
+        self.gate.reload(config)
+        self.config = config
+        if self._tls is not None:
+            self._tls.reload()
+
+    def _site(self) -> ApiSite:
+        limits = self.config.limits
+        site = ApiSite(
+            self,
+            self.reactor,
+            limits.header_bytes,
+            limits.api_connections,
+            limits.api_connections_per_address,
+        )
+        self._sites.append(site)
+        return site
+
+    def _beaten(self) -> None:
+        now = self.reactor.seconds()
+        self.late_seconds = max(0.0, now - self._due)
+        self._due = now + _BEAT_SECONDS
+        self.metrics.sample()
+
+    # answering (linkd.api.site.Answering)
+
+    def admit(self, request: ApiRequest) -> None:
+        """Judge a request by its head."""
+        if request.method == b"OPTIONS" and request.header("Origin") is not None:
+            request.admitted = None
+            return
+        admitted = self.gate.admit(request)
+        request.admitted = admitted
+        if admitted.origin:
+            request.setHeader(b"Access-Control-Allow-Origin", admitted.origin.encode())
+            request.setHeader(b"Vary", b"Origin")
+        node = self.node
+        if not admitted.match.route.always and (node.starting or node.stopping):
+            word = "starting" if node.starting else "stopping"
+            raise Refusal("unavailable", f"the node is {word}", {"Retry-After": "1"})
+
+    def serve(self, request: ApiRequest) -> Deferred[Answer | None]:
+        """Answer a complete request."""
+        admitted: Admitted | None = request.admitted
+        running: Deferred[Answer | None] = ensureDeferred(
+            self._preflight(request) if admitted is None else self._answer(request, admitted)
+        )
+        if not running.called:
+            self._running.add(running)
+            running.addBoth(self._done, running)
+        return running
+
+    def _done(self, result: Any, running: Deferred[Any]) -> Any:
+        self._running.discard(running)
+        return result
+
+    async def _answer(self, request: ApiRequest, admitted: Admitted) -> Answer | None:
+        route = admitted.match.route
+        call = Call(request, admitted.caller, admitted.match.path)
+        if route.socket:
+            self.upgrades.take(call, route.path)
+            return None
+        if route.run is None:
+            return self._files.answer(
+                request.path.decode("ascii", "replace"), request.header("If-None-Match")
+            )
+        return await route.run(self, call)
+
+    async def _preflight(self, request: ApiRequest) -> Answer:
+        """Answer a browser that asks whether a page of another origin may call."""
+        origin = self.gate.preflight(request)
+        return Answer(
+            204,
+            headers={
+                "Access-Control-Allow-Origin": origin,
+                "Access-Control-Allow-Methods": "GET, POST, DELETE",
+                "Access-Control-Allow-Headers": "Authorization, Content-Type, Last-Event-ID,"
+                " Linkd-Type, Linkd-Id, Linkd-Ttl",
+                "Access-Control-Max-Age": "600",
+                "Vary": "Origin",
+            },
+        )
+
+    # for those who answer
+
+    def pause(self) -> Deferred[None]:
+        """Let others have the reactor before going on."""
+        turn: Deferred[None] = Deferred()
+        self.reactor.callLater(0, turn.callback, None)
+        return turn
+
+    def subscribe(
+        self, patterns: Sequence[str], start: Start, sink: Sink, consumer: str | None
+    ) -> Subscription:
+        """Subscribe at the node; raise Refusal where it refuses."""
+        try:
+            return self.node.subscribe(patterns, start, sink, consumer)
+        except PublishError as error:
+            raise refusal_of(error) from None
+
+    def stand(self, pattern: str, start: Start, consumer: str) -> int:
+        """Take a consumer's name for one page; return where it stands."""
+        subscription = self.subscribe((pattern,), start, _Nobody(), consumer)
+        position = subscription.next
+        subscription.close()
+        return position
+
+    def sees(self, call: Call, consumer: Consumer) -> bool:
+        """Tell whether a caller may know of a consumer: it may read all that the consumer reads."""
+        try:
+            for pattern in consumer.patterns:
+                call.caller.check_subscribe(pattern)
+        except Refusal:
+            return False
+        return True
+
+    def check_consumer(self, call: Call, name: str) -> str:
+        """Return a consumer's name; raise Refusal where there is none that the caller may act
+        on.
+        """
+        for consumer in self.node.consumers():
+            if consumer.name == name and self.sees(call, consumer):
+                return name
+        raise Refusal("not-found", f"there is no consumer {name}")
+
+
+class _Nobody:
+    """A sink that takes nothing."""
+
+    def batch(self, batch: object) -> bool:
+        return False
+
+    def volatile(self, batch: object) -> None:
+        pass
+
+    def gap(self, first: int, next: int) -> None:
+        pass
+
+    def end(self, reason: str) -> None:
+        pass
+
+
+def server_tls(config: Config) -> ServerTls | None:
+    """Return TLS for `http` out of `api.certificate` and `api.private_key`, None where it has
+    none.
+    """
+    from linkd.config import ListenSettings  # noqa: PLC0415 - its shape is what ServerTls reads
+
+    api = config.api
+    if api.http is None or api.certificate is None:
+        return None
+    return ServerTls(
+        ListenSettings(address=api.http, certificate=api.certificate, key=api.private_key)
+    )
+
+
+def _listen_unix(reactor: Any, path: Path, site: ApiSite) -> Any:
+    """Listen at a path, mode 0660; what a daemon that is gone left there is replaced."""
+    if path.is_socket():
+        with sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM) as probe:
+            probe.settimeout(1.0)
+            try:
+                probe.connect(str(path))
+            except (ConnectionRefusedError, FileNotFoundError):
+                with suppress(FileNotFoundError):
+                    path.unlink()
+            else:
+                raise OSError(f"another daemon answers at {path}")
+    return reactor.listenUNIX(str(path), site, mode=0o660)

@@ -1,0 +1,184 @@
+"""Server-Sent Events: records by offset and events by number, resumed after `Last-Event-ID`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from twisted.internet.interfaces import IPushProducer
+from twisted.internet.task import LoopingCall
+from twisted.python.failure import Failure
+from zope.interface import implementer  # type: ignore[import-untyped]
+
+from linkd.api.bodies import record_objects, to_json
+from linkd.api.call import Call, number
+from linkd.core.batch import Batch
+from linkd.status import Event
+
+if TYPE_CHECKING:
+    from linkd.api.port import Start, Subscription
+    from linkd.api.server import Api
+
+COMMENT_SECONDS = 10.0
+"""An idle stream carries a comment so often, so that both ends see whether it lives."""
+
+
+@implementer(IPushProducer)
+class EventStream:
+    """One answer of type text/event-stream.
+
+    Args:
+        api: The API.
+        call: The call that it answers.
+    """
+
+    def __init__(self, api: Api, call: Call) -> None:
+        self._api = api
+        self._request = call.request
+        self._paused = False
+        self._beat = LoopingCall(self._comment)
+        self._beat.clock = api.reactor
+        self.on_room: Callable[[], None] = _nothing
+        self.on_gone: Callable[[], None] = _nothing
+
+    def begin(self) -> None:
+        """Send the head."""
+        request = self._request
+        request.begin(
+            200,
+            {
+                "Content-Type": "text/event-stream; charset=utf-8",
+                "Cache-Control": "no-store",
+                "X-Accel-Buffering": "no",
+            },
+        )
+        request.registerProducer(self, True)
+        request.notifyFinish().addErrback(self._lost)
+        request.write(b"retry: 1000\n\n")
+        self._beat.start(COMMENT_SECONDS, now=False).addErrback(lambda _: None)
+        self._api.streams.add(self)
+
+    def send(self, lines: bytes) -> bool:
+        """Send whole events; tell whether there is room for more."""
+        if not self._request.gone:
+            self._request.write(lines)
+        return not self._paused
+
+    @property
+    def paused(self) -> bool:
+        """Whether the caller reads too slowly just now."""
+        return self._paused
+
+    def end(self) -> None:
+        """Nothing more comes."""
+        self._over()
+        if not self._request.gone:
+            self._request.unregisterProducer()
+            self._request.finish()
+
+    def _comment(self) -> None:
+        if not self._paused:
+            self.send(b":\n\n")
+
+    def _lost(self, _: Failure) -> None:
+        self._over()
+
+    def _over(self) -> None:
+        if self in self._api.streams:
+            self._api.streams.discard(self)
+            if self._beat.running:
+                self._beat.stop()
+            self.on_gone()
+
+    # what the transport tells
+
+    def pauseProducing(self) -> None:
+        """The caller reads too slowly."""
+        self._paused = True
+
+    def resumeProducing(self) -> None:
+        """There is room again."""
+        self._paused = False
+        self.on_room()
+
+    def stopProducing(self) -> None:
+        """The connection is going away."""
+        self._paused = True
+
+
+class RecordStream:
+    """A sink that writes records as events."""
+
+    def __init__(self, stream: EventStream) -> None:
+        self._stream = stream
+
+    def batch(self, batch: Batch) -> bool:
+        """Write a batch's records."""
+        return self._stream.send(b"".join([event(one, at) for at, one in record_objects(batch)]))
+
+    def volatile(self, batch: Batch) -> None:
+        """Write records without an id, unless the caller is slow."""
+        if not self._stream.paused:
+            self._stream.send(b"".join([event(one, None) for _, one in record_objects(batch)]))
+
+    def gap(self, first: int, next: int) -> None:
+        """Write that offsets are gone."""
+        self._stream.send(event(to_json({"first": first, "next": next}), None, b"gap"))
+
+    def end(self, reason: str) -> None:
+        """Write why nothing more comes, and end."""
+        self._stream.send(event(to_json({"reason": reason}), None, b"end"))
+        self._stream.end()
+
+
+def stream_records(api: Api, call: Call, pattern: str) -> None:
+    """Follow a pattern as an event stream."""
+    from linkd.api.reading import consumer_of, start_of  # noqa: PLC0415 - they know each other
+
+    last = call.header("Last-Event-ID")
+    start: Start = start_of(call.text("from"), "latest")
+    if last:
+        start = number(last, "Last-Event-ID") + 1
+    consumer = consumer_of(call)
+    stream = EventStream(api, call)
+    subscription: Subscription = api.subscribe((pattern,), start, RecordStream(stream), consumer)
+    stream.on_room = subscription.resume
+    stream.on_gone = subscription.close
+    stream.begin()
+
+
+def stream_events(api: Api, call: Call, after: int) -> None:
+    """Follow the changes of links as an event stream, from behind number `after` on."""
+    stream = EventStream(api, call)
+    stream.begin()
+    waiting: list[Event] = api.node.events(after)
+
+    def room() -> None:
+        if waiting and not stream.paused:
+            lines = [event(to_json(one), one.number) for one in waiting]
+            waiting.clear()
+            stream.send(b"".join(lines))
+
+    def happened(one: Event) -> None:
+        if len(waiting) < 1000:
+            waiting.append(one)
+        room()
+
+    stream.on_room = room
+    stream.on_gone = api.node.on_event(happened)
+    room()
+
+
+def event(encoded: bytes, id: int | None, name: bytes = b"") -> bytes:
+    """Return one event with these bytes, of however many lines."""
+    head = b"event: %b\n" % name if name else b""
+    if id is not None:
+        head += b"id: %d\n" % id
+    if b"\n" in encoded or b"\r" in encoded:
+        encoded = encoded.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        return head + b"".join(b"data: %b\n" % line for line in encoded.split(b"\n")) + b"\n"
+    return b"%bdata: %b\n\n" % (head, encoded)
+
+
+def _nothing() -> None:
+    """Nobody is to be told."""

@@ -1,0 +1,353 @@
+"""`/v1/stream`: publishes and deliveries in whole batches, many in flight (docs/api.md, "The
+stream").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred
+
+import linkd
+from linkd.api.callers import Caller
+from linkd.api.ingress import Ingress
+from linkd.api.publishing import check_wait, reached
+from linkd.api.reading import check_consumer
+from linkd.api.refusals import Refusal, refusal_of
+from linkd.api.upgrade import NORMAL, REFUSED, Socket
+from linkd.core import stream
+from linkd.core.batch import Batch
+from linkd.errors import LinkdError, RemoteProtocolError
+from linkd.status import Event
+
+if TYPE_CHECKING:
+    from linkd.api.port import Subscription
+    from linkd.api.server import Api
+
+MESSAGE_BYTES = 131_072
+"""Frames are gathered into messages of about this size."""
+
+MAX_WAITS = 10_000
+MAX_WAIT_SECONDS = 3600.0
+
+
+class StreamSession:
+    """One client's stream.
+
+    Args:
+        api: The API.
+        caller: Who it is.
+        socket: Its WebSocket.
+    """
+
+    def __init__(self, api: Api, caller: Caller, socket: Socket) -> None:
+        self.api = api
+        self.caller = caller
+        self.socket = socket
+        self.ingress = Ingress(self)
+        self._opened = False
+        self._subscriptions: dict[int, StreamSink] = {}
+        self._waits: dict[int, Deferred[Any]] = {}
+        self._out: list[bytes] = []
+        self._urgent: list[bytes] = []
+        self._out_bytes = 0
+        self._flush_due = False
+        self._unwatch: Callable[[], None] | None = None
+        self._happened: dict[str | None, str] = {}
+        self._calls: dict[type, Callable[[Any], None]] = {
+            stream.Open: self._open,
+            stream.Wait: self._wait,
+            stream.Subscribe: self._subscribe,
+            stream.Unsubscribe: self._unsubscribe,
+            stream.Credit: self._credit,
+            stream.Ack: self._ack,
+            stream.Watch: self._watch,
+        }
+
+    # what the socket tells
+
+    def opened(self) -> None:
+        """The client speaks first."""
+
+    def message(self, payload: bytes, binary: bool) -> None:
+        """Take a message's frames."""
+        try:
+            if not binary:
+                raise RemoteProtocolError("expected binary messages", REFUSED)
+            frames = stream.decode_from_client(payload)
+        except RemoteProtocolError as error:
+            self._fatal("malformed", str(error))
+            return
+        publish, calls = self.ingress.publish, self._calls
+        for frame in frames:
+            if type(frame) is stream.Publish and self._opened:
+                publish(frame)
+            elif type(frame) is stream.Open or self._opened:
+                self.ingress.flush()
+                calls[type(frame)](frame)
+            else:
+                self._fatal("malformed", "expected open as the first frame")
+                return
+
+    def turned(self) -> None:
+        """Hand on what came together."""
+        self.ingress.flush()
+
+    def room(self) -> None:
+        """The client reads again."""
+        for sink in list(self._subscriptions.values()):
+            sink.resume()
+
+    def closed(self) -> None:
+        """The client is gone."""
+        for sink in list(self._subscriptions.values()):
+            sink.close()
+        self._subscriptions.clear()
+        for waiting in list(self._waits.values()):
+            waiting.cancel()
+        self._waits.clear()
+        self.ingress.closed()
+        if self._unwatch is not None:
+            self._unwatch()
+            self._unwatch = None
+
+    # sending
+
+    def send(self, frame: stream.FromDaemon) -> None:
+        """Send a frame, together with what else is sent in this turn."""
+        encoded = stream.encode_frame(frame)
+        self._out.append(encoded)
+        self._out_bytes += len(encoded)
+        if self._out_bytes >= MESSAGE_BYTES:
+            self.flush()
+        elif not self._flush_due:
+            self._flush_due = True
+            self.api.reactor.callLater(0, self._flush_now)
+
+    def _flush_now(self) -> None:
+        self._flush_due = False
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what was gathered, what is urgent first."""
+        out = self._urgent + self._out if self._urgent else self._out
+        if out:
+            self._out, self._urgent, self._out_bytes = [], [], 0
+            self.socket.send(stream.join(out, len(out)), True)
+
+    def _fatal(self, error: str, message: str) -> None:
+        """Say what was wrong, and end."""
+        self.ingress.flush()
+        self.send(stream.Failed(0, error, message))
+        self.flush()
+        self.socket.close(REFUSED, message)
+
+    def replaced(self) -> None:
+        """Another connection opened under this producer's name."""
+        self.send(stream.Failed(0, "replaced", "another client opened with this producer's name"))
+        self.flush()
+        self.socket.close(NORMAL, "replaced")
+
+    # frames
+
+    def _open(self, frame: stream.Open) -> None:
+        if frame.version < stream.VERSION:
+            self._fatal("malformed", f"expected version {stream.VERSION}, got {frame.version}")
+            return
+        self._opened = True
+        self.ingress.open(frame.producer)
+        node = self.api.node
+        self.send(
+            stream.Opened(
+                stream.VERSION,
+                node.name,
+                f"linkd {linkd.__version__}",
+                node.log.id,
+                node.log.next,
+                node.config.log.max_body_bytes,
+                node.config.limits.publish_pending_bytes,
+            )
+        )
+
+    def _wait(self, frame: stream.Wait) -> None:
+        if frame.id in self._waits or len(self._waits) >= MAX_WAITS:
+            self.send(stream.Waited(frame.id, "too-many", f"at most {MAX_WAITS}, each its own id"))
+            return
+        timeout = min(frame.timeout, MAX_WAIT_SECONDS)
+        try:
+            self.caller.check_publish(frame.channel)
+            check_wait(self.api.node, frame.peer, frame.channel)
+        except Refusal as refusal:
+            self.send(stream.Waited(frame.id, refusal.error, refusal.message))
+            return
+        waiting = Deferred.fromCoroutine(reached(self.api, frame.peer, frame.next, timeout))
+        self._waits[frame.id] = waiting
+        waiting.addCallbacks(
+            lambda there: self._waited(frame, there), lambda _: self._waits.pop(frame.id, None)
+        )
+
+    def _waited(self, frame: stream.Wait, there: bool) -> None:
+        self._waits.pop(frame.id, None)
+        if there:
+            self.send(stream.Waited(frame.id))
+        else:
+            late = f"{frame.peer} did not have it within {frame.timeout:g} s; it stays owed"
+            self.send(stream.Waited(frame.id, "timeout", late))
+
+    def _subscribe(self, frame: stream.Subscribe) -> None:
+        most = self.api.node.config.limits.subscriptions
+        try:
+            if frame.id in self._subscriptions:
+                raise Refusal("malformed", f"subscription {frame.id} is in use")
+            if len(self._subscriptions) >= most:
+                raise Refusal("too-many", f"at most {most} subscriptions (limits.subscriptions)")
+            for pattern in frame.patterns:
+                self.caller.check_subscribe(pattern)
+            consumer = check_consumer(frame.consumer) if frame.consumer else None
+            sink = StreamSink(self, frame.id, frame.credit)
+            sink.subscription = self.api.subscribe(frame.patterns, frame.start, sink, consumer)
+        except LinkdError as error:
+            refusal = refusal_of(error)
+            self.send(stream.Failed(frame.id, refusal.error, refusal.message))
+            return
+        self._subscriptions[frame.id] = sink
+        self.send(stream.Subscribed(frame.id, sink.subscription.next))
+
+    def _unsubscribe(self, frame: stream.Unsubscribe) -> None:
+        sink = self._subscriptions.get(frame.id)
+        if sink is not None:
+            sink.close()
+            self.ended(sink, "unsubscribed")
+
+    def ended(self, sink: StreamSink, reason: str) -> None:
+        """A subscription has ended."""
+        if self._subscriptions.get(sink.id) is sink:
+            del self._subscriptions[sink.id]
+            self.send(stream.Ended(sink.id, reason))
+
+    def _credit(self, frame: stream.Credit) -> None:
+        sink = self._subscriptions.get(frame.id)
+        if sink is not None:
+            sink.give(frame.bytes)
+
+    def _ack(self, frame: stream.Ack) -> None:
+        sink = self._subscriptions.get(frame.id)
+        if sink is None or sink.subscription is None:
+            self.send(stream.Failed(frame.id, "not-found", "there is no such subscription"))
+            return
+
+        def done(error: Exception | None) -> None:
+            if error is None:
+                self.send(stream.Acked(frame.id, frame.next))
+            else:
+                self.send(stream.Failed(frame.id, "not-found", str(error)))
+
+        sink.subscription.ack(frame.next, done)
+
+    # status
+
+    def _watch(self, _: stream.Watch) -> None:
+        if self._unwatch is None:
+            self._unwatch = self.api.node.on_event(self._event)
+        links = tuple(self.api.node.status().links)
+        self.send(stream.StatusChanged(links))
+
+    def _event(self, event: Event) -> None:
+        """A link changed: tell its state ahead of all messages, once this turn is over."""
+        if not self._happened:
+            self.api.reactor.callLater(0, self._tell_changes)
+        self._happened[event.peer] = event.event
+
+    def _tell_changes(self) -> None:
+        happened, self._happened = self._happened, {}
+        if self._unwatch is None:
+            return
+        for link in self.api.node.status().links:
+            if link.peer in happened:
+                frame = stream.StatusChanged((link,), happened[link.peer])
+                self._urgent.append(stream.encode_frame(frame))
+        self.flush()
+
+
+class StreamSink:
+    """Where one subscription's records go, as far as the client gave credit.
+
+    Args:
+        session: The client's stream.
+        id: The client's number for it.
+        credit: Bytes of records that may come.
+    """
+
+    def __init__(self, session: StreamSession, id: int, credit: int) -> None:
+        self.id = id
+        self.subscription: Subscription | None = None
+        self._session = session
+        self._credit = credit
+        self._stopped = False
+        self._dropped = 0
+
+    def batch(self, batch: Batch) -> bool:
+        """Send records on as they are."""
+        records, origin = batch.records, batch.origin
+        self._session.send(
+            stream.Deliver(
+                self.id,
+                batch.offset,
+                batch.channel,
+                batch.count,
+                records,
+                batch.time,
+                origin.node,
+                origin.first,
+            )
+        )
+        self._credit -= len(records)
+        self._stopped = self._credit <= 0 or self._session.socket.paused
+        return not self._stopped
+
+    def volatile(self, batch: Batch) -> None:
+        """Send records that have no offset, where there is credit; else count them."""
+        if self._credit <= 0 or self._session.socket.paused:
+            self._dropped += batch.count
+            return
+        dropped, self._dropped = self._dropped, 0
+        self._credit -= len(batch.records)
+        self._session.send(
+            stream.DeliverVolatile(
+                self.id,
+                batch.channel,
+                batch.count,
+                batch.records,
+                batch.time,
+                batch.origin.node,
+                dropped,
+            )
+        )
+
+    def gap(self, first: int, next: int) -> None:
+        """Tell that offsets are gone."""
+        self._session.send(stream.GapTold(self.id, first, next))
+
+    def end(self, reason: str) -> None:
+        """Nothing more comes."""
+        self.subscription = None
+        self._session.ended(self, reason)
+
+    def give(self, bytes: int) -> None:
+        """The client takes so many more bytes."""
+        self._credit = min(self._credit + bytes, 2**62)
+        self.resume()
+
+    def resume(self) -> None:
+        """Go on if there is credit and room."""
+        if self._stopped and self._credit > 0 and not self._session.socket.paused:
+            self._stopped = False
+            if self.subscription is not None:
+                self.subscription.resume()
+
+    def close(self) -> None:
+        """The client wants nothing more."""
+        subscription, self.subscription = self.subscription, None
+        if subscription is not None:
+            subscription.close()

@@ -1,0 +1,296 @@
+"""`/ws`: a text frame is one message; for browsers and any WebSocket client (docs/api.md, "The
+WebSocket").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from linkd.api.bodies import to_json
+from linkd.api.call import Call
+from linkd.api.publishing import check_words, too_large
+from linkd.api.reading import start_of
+from linkd.api.refusals import Refusal, refusal_of
+from linkd.api.textframes import Frame, Told, parse, told
+from linkd.api.upgrade import Socket
+from linkd.clock import wall
+from linkd.core.batch import Batch, Draft, Record, encode_records
+from linkd.errors import LinkdError
+from linkd.log.engine import Appended
+from linkd.status import Event
+
+if TYPE_CHECKING:
+    from linkd.api.port import Start, Subscription
+    from linkd.api.server import Api
+
+_FLAGS = {None: False, "0": False, "1": True}
+
+
+class TextSession:
+    """One client of `/ws`.
+
+    Args:
+        api: The API.
+        call: The request that became the WebSocket.
+        socket: The WebSocket.
+
+    Raises:
+        Refusal: The query is malformed, or the caller may neither publish on the channel nor read
+        it.
+    """
+
+    def __init__(self, api: Api, call: Call, socket: Socket) -> None:
+        call.only("ws_token", "token", "channel", "from", "envelope", "status", "presence")
+        self.socket = socket
+        self.envelope = _flag(call, "envelope")
+        self._api = api
+        self._caller = call.caller
+        self._status = _flag(call, "status")
+        self._presence = _flag(call, "presence")
+        self._channel = call.text("channel")
+        self._from = start_of(call.text("from"), "latest")
+        self._reads = self._channel is not None and self._may_read(self._channel)
+        self._subscriptions: dict[str, TextSink] = {}
+        self._unsettled = 0
+        self._number: int | None = None
+        self._unwatch: Callable[[], None] | None = None
+        self._happened: set[str] = set()
+        self._ended = False
+
+    def _may_read(self, channel: str) -> bool:
+        """Tell whether the URL's channel may be read; raise Refusal where it may not be published
+        on either.
+        """
+        try:
+            self._caller.check_subscribe(channel)
+        except Refusal as refusal:
+            if refusal.error == "malformed":
+                raise
+            self._caller.check_publish(channel)
+            return False
+        return True
+
+    # what the socket tells
+
+    def opened(self) -> None:
+        """Begin: follow the URL's channel, and what else was asked for."""
+        if self._status:
+            self._unwatch = self._api.node.on_event(self._event)
+            for link in self._api.node.status().links:
+                self._send_object("status", link)
+        if self._channel is not None and self._reads:
+            self._follow(self._channel, self._from)
+        name = self._caller.name
+        self._number = self._api.presence.join(self._channel or "", name, self, self._presence)
+
+    def message(self, payload: bytes, binary: bool) -> None:
+        """Take one message; a refusal is told, and the connection stays."""
+        frame: Frame | None = None
+        try:
+            frame = parse(payload, binary)
+            self._take(frame)
+        except LinkdError as error:
+            self._refuse(None if frame is None else frame.id, refusal_of(error))
+
+    def turned(self) -> None:
+        """Nothing is kept back."""
+
+    def room(self) -> None:
+        """The client reads again."""
+        for sink in list(self._subscriptions.values()):
+            sink.resume()
+
+    def closed(self) -> None:
+        """The client is gone."""
+        self._ended = True
+        if self._number is not None:
+            self._api.presence.leave(self._channel or "", self._caller.name, self._number)
+            self._number = None
+        for sink in list(self._subscriptions.values()):
+            sink.close()
+        self._subscriptions.clear()
+        if self._unwatch is not None:
+            self._unwatch()
+            self._unwatch = None
+
+    # frames
+
+    def _take(self, frame: Frame) -> None:
+        if frame.kind == "ping":
+            self.socket.send(b'{"type":"pong"}', False)
+        elif frame.kind == "subscribe":
+            self._subscribe(frame)
+        elif frame.kind == "unsubscribe":
+            self._unsubscribe(frame)
+        elif frame.kind == "publish":
+            self._publish(frame)
+
+    def _subscribe(self, frame: Frame) -> None:
+        pattern, start = frame.channel or "", frame.start
+        sink = self._follow(pattern, "latest" if start is None else start)
+        if frame.id is not None and sink.subscription is not None:
+            self._ack(frame.id, sink.subscription.next)
+
+    def _follow(self, pattern: str, start: Start) -> TextSink:
+        """Follow a pattern; one that is followed already begins anew."""
+        self._caller.check_subscribe(pattern)
+        most = self._api.node.config.limits.subscriptions
+        before = self._subscriptions.pop(pattern, None)
+        if before is None and len(self._subscriptions) >= most:
+            raise Refusal("too-many", f"at most {most} subscriptions (limits.subscriptions)")
+        if before is not None:
+            before.close()
+        sink = TextSink(self, pattern)
+        sink.subscription = self._api.subscribe((pattern,), start, sink, None)
+        self._subscriptions[pattern] = sink
+        return sink
+
+    def _unsubscribe(self, frame: Frame) -> None:
+        sink = self._subscriptions.pop(frame.channel or "", None)
+        if sink is None:
+            raise Refusal("not-found", f"{(frame.channel or '')[:80]} is not followed")
+        sink.close()
+        if frame.id is not None:
+            self._ack(frame.id, self._api.node.log.next)
+
+    def _publish(self, frame: Frame) -> None:
+        channel = frame.channel or self._channel
+        if channel is None:
+            raise Refusal("malformed", "expected a channel, in the frame or in the URL")
+        self._caller.check_publish(channel)
+        config = self._api.node.config
+        if len(frame.body) > config.log.max_body_bytes:
+            raise too_large(len(frame.body), config.log.max_body_bytes)
+        if self._unsettled + len(frame.body) > config.limits.publish_pending_bytes:
+            raise Refusal("too-many", "too many bytes wait for the disk")
+        id_ = "" if frame.id is None else str(frame.id)
+        record = Record(frame.body, frame.type, id_, frame.content_type)
+        check_words(record)
+        draft = Draft(channel, 1, encode_records((record,)), wall(), None, (id_,) if id_ else ())
+        size = len(frame.body)
+        self._unsettled += size
+
+        def settled(outcome: Appended | LinkdError) -> None:
+            self._unsettled -= size
+            if isinstance(outcome, LinkdError):
+                self._refuse(frame.id, refusal_of(outcome))
+            elif frame.id is not None:
+                self._ack(frame.id, outcome.offset)
+
+        self._api.node.publish(draft, settled)
+
+    # what is sent
+
+    def _ack(self, id: str | int, offset: int) -> None:
+        self._send_object("ack", {"id": id, "offset": offset})
+
+    def _refuse(self, id: str | int | None, refusal: Refusal) -> None:
+        more = {"id": id, "error": refusal.error, "message": refusal.message}
+        self._send_object("error", more)
+
+    def _send_object(self, type_: str, value: Any) -> None:
+        if not self._ended:
+            self.socket.send(to_json({"type": type_, "data": value}), False)
+
+    def gap(self, pattern: str, first: int, next: int) -> None:
+        """Tell that offsets are gone."""
+        self._send_object("gap", {"channel": pattern, "first": first, "next": next})
+
+    def dropped(self, pattern: str, count: int) -> None:
+        """Tell how many messages without an offset were not sent because the client reads too
+        slowly.
+        """
+        self._send_object("gap", {"channel": pattern, "dropped": count})
+
+    def lost(self, sink: TextSink, reason: str) -> None:
+        """A subscription was ended by the node."""
+        if self._subscriptions.get(sink.pattern) is sink:
+            del self._subscriptions[sink.pattern]
+            if reason != "stopped":
+                self._refuse(None, Refusal("internal", f"{sink.pattern}: {reason}"))
+
+    def joined(self, kind: str, number: int, name: str, count: int) -> None:
+        """Tell who joined or left."""
+        more = {"channel": self._channel, "id": number, "name": name, "count": count}
+        self._send_object(kind, more)
+
+    # status
+
+    def _event(self, event: Event) -> None:
+        if event.peer is None:
+            return
+        if not self._happened:
+            self._api.reactor.callLater(0, self._tell_changes)
+        self._happened.add(event.peer)
+
+    def _tell_changes(self) -> None:
+        happened, self._happened = self._happened, set()
+        if self._unwatch is None:
+            return
+        for link in self._api.node.status().links:
+            if link.peer in happened:
+                self._send_object("status", link)
+
+
+class TextSink:
+    """Where one pattern's records go."""
+
+    def __init__(self, session: TextSession, pattern: str) -> None:
+        self.pattern = pattern
+        self.subscription: Subscription | None = None
+        self._session = session
+        self._stopped = False
+        self._dropped = 0
+
+    def batch(self, batch: Batch) -> bool:
+        """Send each record as a message."""
+        self._send(batch)
+        self._stopped = self._session.socket.paused
+        return not self._stopped
+
+    def _send(self, batch: Batch) -> None:
+        send = self._session.socket.send
+        one: Told
+        for one in told(batch, self._session.envelope):
+            send(one.payload, one.binary)
+
+    def volatile(self, batch: Batch) -> None:
+        """Send them where the client keeps up; else count them."""
+        if self._session.socket.paused:
+            self._dropped += batch.count
+            return
+        if self._dropped:
+            dropped, self._dropped = self._dropped, 0
+            self._session.dropped(self.pattern, dropped)
+        self._send(batch)
+
+    def gap(self, first: int, next: int) -> None:
+        """Tell that offsets are gone."""
+        self._session.gap(self.pattern, first, next)
+
+    def end(self, reason: str) -> None:
+        """Nothing more comes."""
+        self.subscription = None
+        self._session.lost(self, reason)
+
+    def resume(self) -> None:
+        """The client reads again."""
+        if self._stopped and not self._session.socket.paused:
+            self._stopped = False
+            if self.subscription is not None:
+                self.subscription.resume()
+
+    def close(self) -> None:
+        """The client wants nothing more of it."""
+        subscription, self.subscription = self.subscription, None
+        if subscription is not None:
+            subscription.close()
+
+
+def _flag(call: Call, name: str) -> bool:
+    """Return a query value that is 0 or 1."""
+    given = call.text(name)
+    if given not in _FLAGS:
+        raise Refusal("malformed", f"{name}: expected 0 or 1, got {(given or '')[:40]!r}")
+    return _FLAGS[given]

@@ -1,0 +1,258 @@
+"""A node for tests of the API: a log in memory, the real readers, and links that a test sets as it likes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import msgspec
+from twisted.internet.defer import Deferred, succeed
+
+from linkd.api.port import Sink, Start
+from linkd.config import ApiKey, ApiSettings, ChannelSettings, Config, LimitSettings, NodeSettings
+from linkd.core.batch import Batch, Draft, Origin
+from linkd.core.channels import Patterns
+from linkd.errors import LinkdError
+from linkd.log.engine import Appended, Consumer, PeerCursor, Settled
+from linkd.log.memory import MemoryLog
+from linkd.node.follow import Follower
+from linkd.node.readers import Readers
+from linkd.status import Event, LinkStatus, LogStatus, NodeStatus, Outage
+
+KEY = "k" * 40
+SHOP_KEY = "s" * 40
+
+
+class Cursors:
+    """A store of cursors whose disk is a dict."""
+
+    def __init__(self) -> None:
+        self._consumers: dict[str, Consumer] = {}
+
+    def peers(self) -> dict[str, PeerCursor]:
+        return {}
+
+    def set_peer(self, cursor: PeerCursor) -> None:
+        raise NotImplementedError
+
+    def remove_peer(self, peer: str) -> None:
+        raise NotImplementedError
+
+    def consumers(self) -> dict[str, Consumer]:
+        return dict(self._consumers)
+
+    def set_consumer(
+        self, consumer: Consumer, done: Callable[[Exception | None], None] | None = None
+    ) -> None:
+        self._consumers[consumer.name] = consumer
+        if done is not None:
+            done(None)
+
+    def remove_consumer(
+        self, name: str, done: Callable[[Exception | None], None] | None = None
+    ) -> None:
+        self._consumers.pop(name, None)
+        if done is not None:
+            done(None)
+
+
+class FakeNode:
+    """`linkd.api.port.NodePort` without links.
+
+    Attributes:
+        links: What status says of them; `change` sets one and tells the event.
+        reached: For each peer, the offset below which it "has" everything.
+        published: Drafts as they came.
+    """
+
+    def __init__(self, config: Config, clock: Any, *, delayed: bool = False) -> None:
+        self.name = config.node.name
+        self.config = config
+        self.clock = clock
+        self.log = MemoryLog(self.name, Random(7), delayed=delayed, clock=clock.seconds)
+        self.starting = False
+        self.stopping = False
+        self.links: dict[str, LinkStatus] = {"hub": link("hub")}
+        self.reached: dict[str, int] = {}
+        self.published: list[Draft] = []
+        self.told: list[tuple[str, dict[str, Any]]] = []
+        self.kicked: list[str] = []
+        self.recorded: list[Outage] = []
+        self._waits: list[tuple[str, int, Deferred[None]]] = []
+        self._events: list[Event] = []
+        self._watchers: list[Callable[[Event], None]] = []
+        self.readers = Readers(self, self.log, Cursors())
+        self._seen = self.log.next
+        self.log.on_commit.append(self._committed)
+
+    # what readers need
+
+    def tell(self, level: str, event: str, **fields: Any) -> None:
+        self.told.append((event, fields))
+
+    def count(self, what: str, peer: str, channel: str, records: int) -> None:
+        self.told.append((what, {"records": records}))
+
+    def routes_changed(self) -> None:
+        pass
+
+    def _committed(self, next: int) -> None:
+        seen, self._seen = self._seen, next
+        batches = self.log.read(seen, 1 << 62) or []
+        for follower in list(self.readers._followers):
+            mine = [batch for batch in batches if follower.patterns.match(batch.channel)]
+            follower.offer(mine, next)
+
+    # NodePort
+
+    def publish(self, draft: Draft, settled: Settled) -> None:
+        self.published.append(draft)
+        for rule in self.config.channels:
+            if rule.delivery == "volatile" and Patterns((rule.name,)).match(draft.channel):
+                origin = Origin(self.name, self.log.id, "", 0)
+                batch = Batch(0, draft.channel, draft.count, draft.records, draft.time, origin)
+                self.readers.volatile(batch)
+                settled(Appended(0, draft.count))
+                return
+        self.log.append(draft, settled)
+
+    def wait_for(self, peer: str, next: int) -> Deferred[None]:
+        if peer not in self.links:
+            raise KeyError(peer)
+        if self.reached.get(peer, 0) >= next:
+            return succeed(None)
+        waiting: Deferred[None] = Deferred()
+        self._waits.append((peer, next, waiting))
+        return waiting
+
+    def reach(self, peer: str, next: int) -> None:
+        """Let a peer have everything below `next`."""
+        self.reached[peer] = next
+        for entry in list(self._waits):
+            if entry[0] == peer and entry[1] <= next:
+                self._waits.remove(entry)
+                if not entry[2].called:
+                    entry[2].callback(None)
+
+    def sends(self, peer: str, channel: str) -> bool:
+        if peer not in self.links:
+            raise KeyError(peer)
+        return not channel.startswith("private")
+
+    def subscribe(
+        self, patterns: Sequence[str], start: Start, sink: Sink, consumer: str | None = None
+    ) -> Follower:
+        return self.readers.subscribe(patterns, start, sink, consumer)
+
+    def consumers(self) -> list[Consumer]:
+        return self.readers.consumers()
+
+    def ack(self, consumer: str, next: int) -> Deferred[None]:
+        done: Deferred[None] = Deferred()
+        self.readers.ack(consumer, next, lambda error: done.callback(None))
+        return done
+
+    def forget(self, consumer: str) -> Deferred[bool]:
+        return succeed(self.readers.forget(consumer, lambda error: None))
+
+    def status(self) -> NodeStatus:
+        log = self.log
+        return NodeStatus(
+            self.name,
+            "0.0.0",
+            1.5,
+            LogStatus(log.id, log.first, log.next, log.size_bytes, log.max_bytes, log.full),
+            self.readers.statuses(),
+            list(self.links.values()),
+        )
+
+    def events(self, after: int = 0) -> list[Event]:
+        return [event for event in self._events if event.number > after]
+
+    def on_event(self, call: Callable[[Event], None]) -> Callable[[], None]:
+        self._watchers.append(call)
+        return lambda: self._watchers.remove(call)
+
+    def change(self, peer: str, state: Any, reason: str | None = None) -> None:
+        """Let a link change its state."""
+        old = self.links[peer].state
+        self.links[peer] = msgspec.structs.replace(self.links[peer], state=state, reason=reason)
+        event = Event(
+            len(self._events) + 1,
+            "2026-11-21T03:00:00.000Z",
+            f"link.{state}",
+            peer,
+            "b-1",
+            old,
+            state,
+            reason,
+            None,
+        )
+        self._events.append(event)
+        for watcher in list(self._watchers):
+            watcher(event)
+
+    def outages(self, peer: str | None = None, since_seconds: float | None = None) -> list[Outage]:
+        return [one for one in self.recorded if peer in (None, one.peer)]
+
+    def kick(self, peer: str) -> None:
+        if peer not in self.links:
+            raise KeyError(peer)
+        self.kicked.append(peer)
+
+    def resync(self, peer: str, confirmed: bool) -> Deferred[str]:
+        if peer not in self.links:
+            raise KeyError(peer)
+        if peer == "stubborn":
+            raise LinkdError("this link has nothing to resync")
+        return succeed("nothing would be sent again")
+
+    def trim(self, before: int, confirmed: bool) -> tuple[int, int]:
+        if confirmed:
+            return self.log.trim(before), 0
+        return max(0, min(before, self.log.next) - self.log.first), 1
+
+
+def link(peer: str, **changes: Any) -> LinkStatus:
+    """Return a link that is up."""
+    status = LinkStatus(
+        peer, "dialer", "up", 10.0, "b-1", "192.0.2.7:9443", 0.012, 0.4, 0, 0, None, 5, 6, 1,
+        None, None, None, "0.0.0", 5_200_000.0, required=True,
+    )  # fmt: skip
+    return msgspec.structs.replace(status, **changes)
+
+
+def make_config(directory: Path, **api: Any) -> Config:
+    """Return a configuration of an API with two keys, on a free port."""
+    directory.mkdir(parents=True, exist_ok=True)
+    keys = []
+    for name, secret, publish, subscribe in (
+        ("admin", KEY, (">",), (">",)),
+        ("shop", SHOP_KEY, ("orders",), ("orders", "news.*")),
+    ):
+        path = directory / f"{name}.key"
+        path.write_text(secret)
+        path.chmod(0o600)
+        keys.append(
+            ApiKey(name=name, secret_file=str(path), publish=publish, subscribe=subscribe)
+        )
+    settings: dict[str, Any] = {
+        "socket": str(directory / "linkd.sock"),
+        "http": "127.0.0.1:0",
+        "keys": tuple(keys),
+        **api,
+    }
+    return Config(
+        node=NodeSettings(name="edge-1", state_dir=str(directory)),
+        api=ApiSettings(**settings),
+        channels=(ChannelSettings(name="telemetry.>", delivery="volatile"),),
+        limits=LimitSettings(subscriptions=256),
+    )
+
+
+def now() -> float:
+    """Return Unix seconds."""
+    return time.time()
