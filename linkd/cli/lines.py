@@ -104,7 +104,7 @@ class _Lines:
 
 
 class Input:
-    """Bytes of a file, a pipe or a terminal, as soon as they are there, read in a thread of its own.
+    """Bytes of a file, pipe or terminal, as soon as they are there, read in a thread of its own.
 
     The thread is a daemon: a pipe on which nothing comes must not hold up ^C.
     """

@@ -13,13 +13,13 @@ import msgspec
 
 from linkd.cli import calls, exits
 from linkd.cli.options import add_socket
-from linkd.cli.text import cut, duration, number, table
+from linkd.cli.text import cut, duration, number, short, table
 from linkd.client.errors import ClientError
 from linkd.status import Outage
 
 WINDOWS: Final = (("1h", 3600.0), ("24h", 86_400.0), ("7d", 604_800.0), ("30d", 2_592_000.0))
 _UNITS: Final = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
-_HEAD: Final = ("BEGAN (UTC)", "PEER", "REASON", "NOTICED", "DOWN", "TRIES", "REPLAYED", "DRAINED")
+_HEAD: Final = ("BEGAN (UTC)", "PEER", "REASON", "NOTICED", "DOWN", "TRIES", "REPLAY", "DRAINED")
 
 
 class _Page(msgspec.Struct, frozen=True):
@@ -96,13 +96,13 @@ def outages_text(outages: Sequence[Outage]) -> list[str]:
         return ["no outage is recorded"]
     rows = [
         [
-            one.began[:19].replace("T", " "),
-            cut(one.peer, 10),
+            one.began[5:19].replace("T", " "),
+            cut(one.peer, 9),
             cut(one.reason, 12),
             duration(one.noticed_after_seconds),
             "still" if one.down_seconds is None else duration(one.down_seconds),
             number(one.attempts),
-            number(one.replayed_records),
+            short(one.replayed_records),
             duration(one.drained_seconds),
         ]
         for one in outages

@@ -13,7 +13,7 @@ from linkd.cli import calls, exits
 from linkd.cli.check_line import check_line
 from linkd.cli.exits import Ended
 from linkd.cli.options import add_socket
-from linkd.cli.text import Colour, Paint, cut, duration, number, printable, size, table
+from linkd.cli.text import Colour, Paint, cut, duration, number, printable, short, size, table
 from linkd.client.errors import ClientError, NoDaemon
 from linkd.errors import LinkdError
 from linkd.status import LinkStatus, NodeStatus
@@ -149,24 +149,12 @@ def _row(link: LinkStatus) -> list[str]:
         duration(link.since_seconds),
         duration(link.rtt_seconds),
         duration(link.silence_seconds),
-        _short(link.backlog_records),
+        short(link.backlog_records),
         size(link.backlog_bytes).replace(" ", ""),
         duration(link.backlog_age_seconds),
         duration(link.next_attempt_seconds),
         duration(link.certificate_expires_seconds),
     ]
-
-
-def _short(count: int) -> str:
-    """Return a count in at most five characters."""
-    for limit, unit, width in (
-        (99_999, 1, ""),
-        (9_999_500, 1_000, "k"),
-        (9_999_500_000, 1_000_000, "M"),
-    ):
-        if count <= limit:
-            return f"{count / unit:.0f}{width}"
-    return f"{count / 1e9:.0f}G"
 
 
 def _state(link: LinkStatus, paint: Paint) -> str:

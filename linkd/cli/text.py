@@ -55,6 +55,18 @@ def number(count: int | None) -> str:
     return _DASH if count is None else f"{count:,}"
 
 
+def short(count: int) -> str:
+    """Return a count in at most five characters."""
+    for limit, unit, width in (
+        (99_999, 1, ""),
+        (9_999_500, 1_000, "k"),
+        (9_999_500_000, 1_000_000, "M"),
+    ):
+        if count <= limit:
+            return f"{count / unit:.0f}{width}"
+    return f"{count / 1e9:.0f}G"
+
+
 def plural(count: int, word: str) -> str:
     """Return `1 record`, `2 records`."""
     return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"

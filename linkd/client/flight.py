@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from linkd.client.bodies import MARGIN_BYTES, pack
-from linkd.client.errors import ClientError, Refused
+from linkd.client.errors import Refused
 from linkd.core.batch import MAX_BATCH_BYTES, Record
 from linkd.core.stream import Publish, Published, PublishedRun, PublishFailed
 from linkd.errors import BadRecord, BodyTooLarge, ChannelRefused, LinkdError, LogFull
@@ -22,10 +22,8 @@ DEFAULT_BYTES: Final = 8 * 1024 * 1024
 _ERRORS: Final[dict[str, Callable[[str], LinkdError]]] = {
     "log-full": LogFull,
     "channel-refused": ChannelRefused,
-    "too-large": BodyTooLarge,
     "body-too-large": BodyTooLarge,
     "malformed": BadRecord,
-    "bad-record": BadRecord,
 }
 
 
@@ -95,7 +93,12 @@ class Flight:
             )
 
     def failed(self, frame: PublishFailed) -> None:
-        """Settle one publish with the daemon's refusal."""
+        """Settle one publish with the daemon's refusal.
+
+        What a daemon that stops refuses stays, for the next one.
+        """
+        if frame.error == "unavailable":
+            return
         self._settle(frame.sequence, refusal(frame.error, frame.message))
 
     def abandon(self, error: LinkdError) -> None:
@@ -178,7 +181,3 @@ def refusal(error: str, message: str) -> LinkdError:
     """Return the exception for one word of docs/api.md's errors."""
     kind = _ERRORS.get(error)
     return kind(message) if kind is not None else Refused(error, message)
-
-
-class Unsettled(ClientError):
-    """A publish was under way when the node was closed: it may have been stored, or not."""

@@ -219,7 +219,7 @@ class Session:
         elif isinstance(frame, stream.Opened):
             self._opened(frame)
         elif isinstance(frame, stream.StatusChanged):
-            changed = {link.peer: link.state for link in frame.links}
+            changed: dict[str, str] = {link.peer: link.state for link in frame.links}
             self.links = {**self.links, **changed} if frame.event else changed
             self.on_links(self.links)
         elif isinstance(frame, stream.Waited):

@@ -1,0 +1,246 @@
+"""The simple commands against canned answers: what they print, what they ask, how they end."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from linkd.cli import main
+from tests.support.http_daemon import HttpDaemon
+
+
+def link(peer: str, state: str = "up", **more: Any) -> dict[str, Any]:
+    return {
+        "peer": peer, "role": "dialer", "state": state, "since_seconds": 3605.0,
+        "generation": "ab:1", "address": "192.0.2.7:9443", "rtt_seconds": 0.0123,
+        "silence_seconds": 0.4, "backlog_records": 0, "backlog_bytes": 0,
+        "backlog_age_seconds": None, "sent_records": 10, "received_records": 3, "attempts": 0,
+        "next_attempt_seconds": None, "reason": None, "detail": None, "peer_version": "0.1.0",
+        "certificate_expires_seconds": None, "required": True,
+    } | more  # fmt: skip
+
+
+def status(*links: dict[str, Any], **log: Any) -> dict[str, Any]:
+    return {
+        "node": "edge-1",
+        "version": "0.1.0",
+        "uptime_seconds": 93784.0,
+        "log": {"id": "L", "first": 1, "next": 12346, "bytes": 1 << 30, "max_bytes": 10 << 30}
+        | log,
+        "consumers": [{"name": "billing", "next": 12000, "lag_records": 346}],
+        "links": list(links),
+    }
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HttpDaemon]:
+    with HttpDaemon(tmp_path / "d.sock") as running:
+        monkeypatch.setenv("LINKD_SOCKET", str(running.path))
+        yield running
+
+
+def test_status_fits_eighty_columns_and_says_why(
+    daemon: HttpDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    down = link(
+        "a-peer-with-a-long-name.example.net", "waiting", reason="unreachable", attempts=17,
+        detail="no answer within 5.0 s from 192.0.2.7:9443, nor from 2001:db8::7 port 9443",
+        next_attempt_seconds=0.42, rtt_seconds=None, silence_seconds=None,
+        backlog_records=123_456_789, backlog_bytes=99_999_999_999, backlog_age_seconds=864_000.0,
+        certificate_expires_seconds=89 * 86_400.0,
+    )  # fmt: skip
+    daemon.answers["GET /v1/status"] = (200, status(link("hub", reason="ping-timeout"), down))
+    assert main(["status"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0] == "edge-1  linkd 0.1.0  running 1d02h"
+    assert lines[1] == "log 10% of 10 GiB, next offset 12,346"
+    assert lines[4].split()[:5] == ["hub", "up", "1h00m", "12ms", "400ms"]
+    assert lines[5] == "  last fell by ping-timeout"
+    assert lines[6].split() == [
+        "a-peer-with…", "waiting", "1h00m", "–", "–", "123M", "93GiB", "10d", "420ms", "89d",
+    ]  # fmt: skip
+    assert lines[7].startswith("  unreachable after 17 attempts: no answer within 5.0 s")
+    assert lines[-1].split() == ["billing", "12,000", "346"]
+
+
+def test_status_of_one_peer_and_json(
+    daemon: HttpDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    daemon.chunked = True
+    daemon.answers["GET /v1/status"] = (200, status(link("hub")))
+    assert main(["status", "hub"]) == 0
+    assert "round trip              12ms" in capsys.readouterr().out
+    assert main(["status", "--json"]) == 0
+    assert msgspec.json.decode(capsys.readouterr().out)["node"] == "edge-1"
+    assert main(["status", "hub", "--json"]) == 0
+    assert msgspec.json.decode(capsys.readouterr().out)["peer"] == "hub"
+    assert main(["status", "nobody"]) == 4
+    assert "there are: hub" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "line"),
+    [
+        (status(link("hub")), 0, "LINKD OK - 1 link up | up=1;;;0;1 backlog=0;;;0"),
+        (status(link("hub", "waiting", reason="dns")), 2, "LINKD CRITICAL - hub waiting for 1h"),
+        (status(link("b", "waiting", required=False)), 1, "LINKD WARNING - b waiting for 1h00m"),
+        (status(link("hub"), bytes=9 << 30), 1, "LINKD WARNING - log 90% full"),
+        (status(link("hub"), full="no room"), 1, "LINKD WARNING - publishes are refused: no room"),
+        (status(link("hub", certificate_expires_seconds=3e5)), 1, "LINKD WARNING - certificate of hub"),
+    ],
+)  # fmt: skip
+def test_check_speaks_nagios(
+    daemon: HttpDaemon,
+    capsys: pytest.CaptureFixture[str],
+    answer: dict[str, Any],
+    code: int,
+    line: str,
+) -> None:
+    daemon.answers["GET /v1/status"] = (200, answer)
+    assert main(["status", "--check"]) == code
+    assert capsys.readouterr().out.startswith(line)
+
+
+def test_check_is_unknown_without_a_daemon(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["status", "--check", "--socket", str(tmp_path / "none")]) == 3
+    assert capsys.readouterr().out.startswith("LINKD UNKNOWN - no daemon at ")
+
+
+def test_no_daemon_is_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["status"], ["publish", "a", "b"], ["kick", "hub"], ["subscribe", "a"]):
+        assert main(["--socket", str(tmp_path / "none"), *command]) == 3
+        assert capsys.readouterr().err.startswith("linkd: no daemon at ")
+
+
+def test_usage_is_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main([]) == 2
+    assert main(["nonsense"]) == 2
+    assert main(["publish"]) == 2
+    assert main(["publish", "a", "--lines", "--id", "x"]) == 2
+    assert main(["-c", str(tmp_path / "none.toml"), "status"]) == 2
+    assert main(["outages", "--since", "yesterday"]) == 2
+    capsys.readouterr()
+
+
+def test_help_is_0(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert "every outage" in capsys.readouterr().out
+    assert main(["version"]) == 0
+    assert capsys.readouterr().out.startswith("linkd 0.")
+
+
+def test_publish_asks_what_was_typed(
+    daemon: HttpDaemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon.answers["POST /v1/channels/orders"] = (201, {"offset": 7, "count": 1})
+    words = ["--type", "created", "--id", "o-1", "--ttl", "60", "--wait", "hub", "--timeout", "5"]
+    assert main(["publish", "orders", '{"total":12}', *words]) == 0
+    assert capsys.readouterr().out == "offset 7\n"
+    asked = daemon.asked[0]
+    assert asked.target == "/v1/channels/orders?wait=hub&timeout=5.0"
+    assert asked.body == b'{"total":12}'
+    headers = {name: value for name, value in asked.headers.items() if name.startswith("linkd-")}
+    assert headers == {"linkd-type": "created", "linkd-id": "o-1", "linkd-ttl": "60"}
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xffbytes")))
+    assert main(["publish", "orders", "-", "--json"]) == 0
+    assert daemon.asked[1].body == b"\xffbytes"
+    assert capsys.readouterr().out == '{"offset":7,"count":1}\n'
+
+
+def test_refusals_are_4_and_time_outs_5(
+    daemon: HttpDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    daemon.answers["POST /v1/channels/orders"] = (507, {"error": "log-full", "message": "no room"})
+    assert main(["publish", "orders", "x"]) == 4
+    assert capsys.readouterr().err == "linkd: log-full: no room\n"
+    late = {"error": "timeout", "message": "hub did not have it", "offset": 7}
+    daemon.answers["POST /v1/channels/orders"] = (504, late)
+    assert main(["publish", "orders", "x", "--wait", "hub"]) == 5
+    daemon.answers["POST /v1/channels/orders"] = (500, b"<html>")
+    assert main(["publish", "orders", "x"]) == 4
+    assert "500: <html>" in capsys.readouterr().err
+
+
+def test_outages_and_availability(daemon: HttpDaemon, capsys: pytest.CaptureFixture[str]) -> None:
+    def outage(ago: timedelta, down: float | None) -> dict[str, Any]:
+        began = (datetime.now(UTC) - ago).isoformat(timespec="milliseconds")
+        return {
+            "peer": "hub", "began": began.replace("+00:00", "Z"), "reason": "ping-timeout",
+            "noticed_after_seconds": 6.9, "down_seconds": down, "attempts": 3,
+            "replayed_records": 1200, "drained_seconds": 0.5,
+        }  # fmt: skip
+
+    found = [outage(timedelta(days=2), 86_400.0), outage(timedelta(minutes=6), None)]
+    daemon.answers["GET /v1/outages"] = (200, {"outages": found})
+    assert main(["outages"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[1].split()[2:] == ["hub", "ping-timeout", "6.9s", "1d00h", "3", "1200", "500ms"]
+    assert lines[2].split()[5] == "still"
+    assert lines[-1].split() == ["hub", "90.000%", "99.583%", "85.655%", "96.653%"]
+    assert main(["outages", "--since", "1h", "--json"]) == 0
+    assert capsys.readouterr().out.count("\n") == 1
+    assert "since=2592000" in daemon.asked[-1].target
+
+
+def test_events(daemon: HttpDaemon, capsys: pytest.CaptureFixture[str]) -> None:
+    event = {
+        "number": 1, "time": "2026-11-21T03:00:00.000Z", "event": "link.waiting", "peer": "hub",
+        "generation": "a:1", "old": "up", "new": "waiting", "reason": "silence",
+        "detail": "nothing\x1b[2J heard",
+    }  # fmt: skip
+    daemon.answers["GET /v1/events"] = (200, {"events": [event]})
+    assert main(["events"]) == 0
+    said = capsys.readouterr().out
+    assert "up -> waiting (silence): nothing�[2J heard" in said
+    assert main(["events", "--json"]) == 0
+    assert msgspec.json.decode(capsys.readouterr().out)["event"] == "link.waiting"
+
+
+def test_acting_commands(daemon: HttpDaemon, capsys: pytest.CaptureFixture[str]) -> None:
+    daemon.answers |= {
+        "POST /v1/peers/hub/kick": (200, {"peer": "hub"}),
+        "POST /v1/peers/hub/resync": (200, {"peer": "hub", "message": "12 again"}),
+        "POST /v1/log/trim": (200, {"records": 12, "owed": 3, "done": False}),
+        "POST /v1/token": (201, {"token": "t0ken", "expires_seconds": 30}),
+        "GET /v1/consumers": (200, {"consumers": [status()["consumers"][0]]}),
+        "DELETE /v1/consumers/billing": (204, b""),
+        "GET /v1/status": (200, status(link("hub"))),
+    }  # fmt: skip
+    assert main(["kick", "hub"]) == 0
+    assert main(["resync", "hub"]) == 1
+    assert daemon.asked[-1].body == b'{"confirmed":false}'
+    assert main(["resync", "hub", "--yes"]) == 0
+    assert daemon.asked[-1].body == b'{"confirmed":true}'
+    assert main(["log", "trim", "--before", "13"]) == 1
+    assert "12 records below 13 would go, 3 of them still owed" in capsys.readouterr().out
+    assert main(["token", "--channel", "orders"]) == 0
+    assert capsys.readouterr().out == "t0ken\n"
+    assert daemon.asked[-1].body == b'{"channel":"orders"}'
+    assert main(["consumers"]) == 0
+    assert "billing" in capsys.readouterr().out
+    assert main(["consumers", "--delete", "billing"]) == 0
+    assert daemon.asked[-1].method == "DELETE"
+    assert main(["log", "stat"]) == 0
+    assert "12,345 offsets, 1 to 12,345" in capsys.readouterr().out
+    assert main(["kick", "nobody"]) == 4
+
+
+def test_the_dashboards_address_comes_from_the_configuration(
+    daemon: HttpDaemon, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    daemon.answers["POST /v1/token"] = (201, {"token": "t0ken", "expires_seconds": 30})
+    file = tmp_path / "linkd.toml"
+    file.write_text('[node]\nname = "edge-1"\n[api]\nhttp = "127.0.0.1:9480"\n')
+    assert main(["-c", str(file), "token", "--dashboard"]) == 0
+    assert capsys.readouterr().out == "http://127.0.0.1:9480/?token=t0ken\n"
