@@ -11,6 +11,7 @@ from typing import Any
 from cryptography import x509
 from twisted.internet import threads
 from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.task import LoopingCall
 
 from linkd import events
 from linkd.api.server import Api
@@ -26,6 +27,9 @@ from linkd.node import Node, Stores
 from linkd.node.driver import LinkDriver
 from linkd.outages import Outages
 from linkd.pairing import Hooks, Pairing, Renewal
+
+NOTE_SECONDS = 10.0
+"""An outage that begins with our own end is known to begin at most so much too early."""
 
 _LOOKUP_THREADS = 32
 """Dead name servers and many peers must not starve the reactor's threads."""
@@ -56,7 +60,10 @@ class Assembly:
         self._cursors = open_cursors(log, state, post, wall=wall)
         for told in (*log.told, *self._cursors.told):
             events.emit(told.event, told.level, detail=told.detail)  # type: ignore[arg-type]
-        stores = Stores(log, self._cursors, Outages(self._cursors))
+        self._outages = Outages(self._cursors)
+        peers = [peer.name for peer in config.peers]
+        self._outages.resume(peers, reactor.seconds(), wall())
+        stores = Stores(log, self._cursors, self._outages)
         self._origin = Origin(
             config.node.name, secrets.token_hex(8), reactor, Resolver(reactor, _in_thread)
         )
@@ -67,6 +74,7 @@ class Assembly:
         self._renewal = Renewal(
             lambda: self.config, wall, threads.deferToThread, self.pairing.renew_own
         )
+        self._noting = LoopingCall(self._note)
         self._network = NetworkWatch(reactor, self._network_changed)
         self._listener = (
             None
@@ -104,6 +112,11 @@ class Assembly:
         events.emit("node.network-changed")
         self.node.network_changed()
 
+    def _note(self) -> None:
+        """Note which links are up, for the run after a kill."""
+        up = [link.peer for link in self.node.links() if link.link.state == "up"]
+        self._outages.alive(up, wall())
+
     def listen(self) -> None:
         """Open all sockets.
 
@@ -121,6 +134,8 @@ class Assembly:
             self._tls.watch(self._reactor)
         self._renewal.start(self._reactor)
         self._network.start()
+        self._noting.clock = self._reactor
+        self._noting.start(NOTE_SECONDS, now=False)
 
     def reload(self, config: Config) -> None:
         """Put a new configuration in force; untouched links stay up."""
@@ -136,6 +151,8 @@ class Assembly:
         """Say goodbye, end all, commit what waits; fires once that is on disk."""
         self._renewal.stop()
         self._network.stop()
+        if self._noting.running:
+            self._noting.stop()
         if self._tls is not None:
             self._tls.stop()
         if self._listener is not None:
@@ -147,6 +164,7 @@ class Assembly:
 
     def _close_cursors(self) -> Deferred[None]:
         """Write what the cursors' file lacks."""
+        self._outages.alive([], wall())
         done: Deferred[None] = Deferred()
         self._cursors.close(lambda: done.callback(None))
         return done

@@ -18,6 +18,9 @@ MOST = 20_000
 
 LEAST = 100
 
+_ALIVE = 0
+"""The number of the row that is no outage."""
+
 WINDOWS: Mapping[str, float] = {
     "hour": 3600.0,
     "day": 86_400.0,
@@ -63,6 +66,13 @@ class _Row(msgspec.Struct):
     drained: float | None = None
 
 
+class _Alive(msgspec.Struct):
+    """Which links were up when this was last noted; row 0, for when the daemon is killed."""
+
+    stamp: float
+    up: list[str]
+
+
 class _Running(msgspec.Struct):
     """What this run knows of a link's newest outage: its row, and monotonic times."""
 
@@ -85,8 +95,12 @@ class Outages:
         self._rows: dict[int, _Row] = {}
         self._of: dict[str, list[int]] = {}
         self._running: dict[str, _Running] = {}
+        self._left: _Alive | None = None
         for number, encoded in store.outages():
             try:
+                if number == _ALIVE:
+                    self._left = msgspec.json.decode(encoded, type=_Alive)
+                    continue
                 row = msgspec.json.decode(encoded, type=_Row)
             except msgspec.DecodeError:
                 store.remove_outage(number)
@@ -94,6 +108,34 @@ class Outages:
             self._rows[number] = row
             self._of.setdefault(row.peer, []).append(number)
         self._next = max(self._rows, default=0) + 1
+
+    def alive(self, up: list[str], stamp: float) -> None:
+        """Note which links are up, so that a killed daemon knows later since when it was gone.
+
+        Args:
+            up: Peers whose links are up; none after a clean end.
+            stamp: Unix seconds.
+        """
+        self._store.set_outage(_ALIVE, msgspec.json.encode(_Alive(stamp, up)))
+
+    def resume(self, peers: Iterable[str], now: float, stamp: float) -> None:
+        """Begin an outage for each link that was up when the last run was killed.
+
+        Args:
+            peers: Who is configured now.
+            now: Monotonic seconds.
+            stamp: Unix seconds.
+        """
+        left, self._left = self._left, None
+        if left is None:
+            return
+        for peer in sorted({*left.up} & {*peers}):
+            mine = self._of.get(peer)
+            if mine and self._rows[mine[-1]].down is None:
+                continue
+            gone = max(0.0, stamp - left.stamp)
+            self.fell(peer, "closed", None, now - gone, stamp - gone)
+        self.alive([], stamp)
 
     def fell(self, peer: str, reason: str, silence: float | None, now: float, stamp: float) -> None:
         """Note that a link has left `up`.

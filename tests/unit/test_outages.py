@@ -94,6 +94,43 @@ def test_a_restart_in_the_middle(store: Store) -> None:
     assert again.recorded()[0].down_seconds == 60.0
 
 
+def test_a_run_that_was_killed(store: Store) -> None:
+    before = Outages(store)
+    before.resume(["hub", "edge"], 0.0, T0)
+    before.alive(["gone", "hub"], T0 + 100)
+    after = Outages(store)
+    after.resume(["hub", "edge"], now=5.0, stamp=T0 + 130)
+    assert after.rose("hub", 1, 0, now=7.0, stamp=T0 + 132) == 32.0
+    assert after.rose("edge", 1, 0, now=7.0, stamp=T0 + 132) is None
+    (outage,) = after.recorded()
+    assert (outage.peer, outage.reason, outage.noticed_after_seconds) == ("hub", "closed", None)
+    assert outage.began == "2023-11-14T22:15:00.000Z"
+    again = Outages(store)
+    again.resume(["hub"], 0.0, T0 + 200)
+    assert len(again.recorded()) == 1
+
+
+def test_an_outage_under_way_at_the_kill_goes_on(store: Store) -> None:
+    before = Outages(store)
+    before.alive(["hub"], T0)
+    before.fell("hub", "silence", 1.0, 5.0, T0 + 5)
+    after = Outages(store)
+    after.resume(["hub"], 0.0, T0 + 9)
+    assert after.rose("hub", 1, 0, 1.0, T0 + 10) == 6.0
+    assert len(after.recorded()) == 1
+
+
+def test_a_run_that_ended_cleanly_left_nothing(store: Store) -> None:
+    before = Outages(store)
+    before.alive(["hub"], T0)
+    before.fell("hub", "stopped", 0.0, 0.0, T0 + 1)
+    before.alive([], T0 + 1)
+    after = Outages(store)
+    after.resume(["hub"], 0.0, T0 + 9)
+    assert len(after.recorded()) == 1
+    assert after.rose("hub", 1, 0, 1.0, T0 + 11) == 10.0
+
+
 def test_a_wall_clock_that_went_back_makes_no_negative_outage(store: Store) -> None:
     Outages(store).fell("hub", "stopped", 0.0, now=5000.0, stamp=T0)
     assert Outages(store).rose("hub", 1, 0, now=3.0, stamp=T0 - 3600.0) == 0.0
