@@ -146,6 +146,50 @@ test("messages between subscribing and the first message are not lost to a cut",
   assert.deepEqual(got, ["meanwhile"]);
 });
 
+test("a pattern that another covers shares its stream, and gets its own when the other ends or is refused", async () => {
+  const got = { all: [], orders: [] };
+  const node = client();
+  await up(node);
+  const orders = node.subscribe("orders", ({ data }) => got.orders.push(data));
+  const all = node.subscribe(">", ({ data }) => got.all.push(data));
+  await until(() => all.next !== undefined && orders.next !== undefined);
+  const [socket] = stub.sockets.clients;
+  assert.deepEqual([...socket.patterns.keys()], [">"]);
+  stub.publish("orders", "a", 1);
+  stub.publish("other", "a", 2);
+  await until(() => got.all.length === 2);
+  all.unsubscribe();
+  await node.publish("orders", 3);
+  assert.deepEqual([...socket.patterns.keys()], ["orders"]);
+  await until(() => got.orders.length === 2);
+  assert.deepEqual(got, { all: [1, 2], orders: [1, 3] });
+  const secret = node.subscribe("secret.*");
+  const covered = node.subscribe("secret.a");
+  await until(() => !node._subscriptions.has(secret) && !node._subscriptions.has(covered));
+});
+
+test("patterns that overlap in part: everything once, also when one stream lags behind and the connection falls", async () => {
+  const got = { left: [], right: [] };
+  const node = client();
+  await up(node);
+  node.subscribe("a.*", ({ offset }) => got.left.push(offset));
+  const right = node.subscribe("*.b", ({ offset }) => got.right.push(offset));
+  await until(() => right.next !== undefined);
+  const [socket] = stub.sockets.clients;
+  const record = (offset, channel) => ({ type: "x", data: null, channel, offset, origin: "edge-1" });
+  stub.records.push(record(1, "c.b"), record(2, "a.b"), record(3, "c.b"));
+  stub.next = 4;
+  // The stream of a.* has reached 2, that of *.b nothing yet, then 1, and then the connection falls.
+  stub.send(socket, stub.records[1]);
+  stub.send(socket, stub.records[0]);
+  await until(() => got.right.length === 2);
+  stub.cutConnections();
+  await until(() => got.right.length === 3);
+  await node.publish("a.b", 1);
+  await until(() => got.left.length === 2 && got.right.length === 4);
+  assert.deepEqual(got, { left: [2, 4], right: [2, 1, 3, 4] });
+});
+
 test("volatile messages, text and bytes arrive as what they are", async () => {
   const got = [];
   const node = client();
@@ -231,6 +275,21 @@ test("two thousand publishes wait their turn: never more than the window is unde
   stub.cutConnections();
   await Promise.all(acks);
   assert.deepEqual(stub.records.map(({ data }) => data), Array.from({ length: 2000 }, (_, index) => index));
+});
+
+test("a subscription from the earliest gets what there was", async () => {
+  stub.publish("orders", "a", 1);
+  stub.publish("orders", "a", 2);
+  const got = [];
+  const node = client();
+  node.subscribe("orders", ({ data }) => got.push(data));
+  await up(node);
+  node.subscribe("orders", ({ data }) => got.push(`again ${data}`), { from: "earliest" });
+  await until(() => got.includes("again 2"));
+  assert.ok(stub.seen.frames.some(({ data }) => data?.from === "earliest"));
+  stub.publish("orders", "a", 3);
+  await until(() => got.includes("again 3"));
+  assert.deepEqual(got.filter((each) => typeof each === "number"), [3]);
 });
 
 test("a node that is stopping is waited for", async () => {

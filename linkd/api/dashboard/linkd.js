@@ -51,8 +51,9 @@
 
 /** So many publishes are under way at once; the others wait here, not in buffers on the way. */
 const WINDOW = 256;
+/** Offsets that a subscription remembers where patterns overlap in part. */
+const REMEMBERED = 10_000;
 const RESERVED = ["ping", "pong", "subscribe", "unsubscribe", "ack", "error", "status", "joined", "left", "gap"];
-const WORD = "[A-Za-z0-9_-]+";
 const DEFAULTS = {
   pingInterval: 5,
   pingTimeout: 2,
@@ -67,6 +68,9 @@ const DEFAULTS = {
   decode: JSON.parse,
   random: Math.random,
 };
+
+/** Refusals of a publish that pass by themselves. */
+const LATER = ["unavailable", "too-many"];
 
 /** @type {Status} */
 const STOPPED = { state: "stopped", attempts: 0, retrySeconds: null, reason: null };
@@ -133,11 +137,11 @@ export class Subscription {
     this.node = node;
     this.pattern = pattern;
     this.call = call;
-    /** The next offset wanted; undefined where it is only "from now on". @type {number | undefined} */
-    this.next = from === "earliest" ? 1 : from;
-    /** The frame that subscribed on this connection, for its ack or refusal. @type {string | null} */
-    this._id = null;
-    this._regex = patternRegex(pattern);
+    /** Everything below was seen; undefined until something was. @type {number | undefined} */
+    this.next = typeof from === "number" ? from : undefined;
+    this._earliest = from === "earliest";
+    /** Offsets at or above `next` that were seen by way of another subscription. @type {Set<number>} */
+    this._seen = new Set();
   }
 
   /** Nothing more comes. */
@@ -145,15 +149,28 @@ export class Subscription {
     this.node._forget(this);
   }
 
+  /** Where the node is to begin. @returns {number | "earliest" | undefined} */
+  get _start() {
+    return this.next ?? (this._earliest ? "earliest" : undefined);
+  }
+
   /**
    * Tell whether `message` is new for this subscription, and remember that it was seen.
    * @param {Message} message
+   * @param {boolean} alone Only this subscription's own stream can have brought it, in order.
    */
-  _wants(message) {
-    if (!this._regex.test(message.channel)) return false;
-    if (!message.offset) return true;
-    if (this.next !== undefined && message.offset < this.next) return false;
-    this.next = message.offset + 1;
+  _wants(message, alone) {
+    const { offset, channel } = message;
+    if (!covers(this.pattern, channel)) return false;
+    if (!offset) return true;
+    if ((this.next !== undefined && offset < this.next) || this._seen.has(offset)) return false;
+    if (alone) {
+      this.next = offset + 1;
+      for (const each of this._seen) if (each <= offset) this._seen.delete(each);
+    } else {
+      this._seen.add(offset);
+      if (this._seen.size > REMEMBERED) for (const oldest of this._seen) return this._seen.delete(oldest);
+    }
     return true;
   }
 }
@@ -181,6 +198,8 @@ export class Linkd extends EventTarget {
     this._byType = new Map();
     /** @type {Set<Subscription>} */
     this._subscriptions = new Set();
+    /** What the node was asked to follow on this connection: the patterns that no other covers, with the frame's id. */
+    this._followed = new Map();
     /** @type {Map<string, {frame: any, whenDown: string, timer: any,
      *   resolve: (ack: {id: string, offset: number}) => void, reject: (error: LinkdError) => void}>} */
     this._pending = new Map();
@@ -273,7 +292,7 @@ export class Linkd extends EventTarget {
   subscribe(pattern, call, { from } = {}) {
     const subscription = new Subscription(this, pattern, call, from);
     this._subscriptions.add(subscription);
-    if (this.isUp) this._sendSubscribe(subscription);
+    this._follow(subscription);
     return subscription;
   }
 
@@ -404,8 +423,8 @@ export class Linkd extends EventTarget {
     this._enter("up", null, null);
     this._guarded(() => this.onOpen());
     this._fire("open", null);
-    for (const each of this._subscriptions) each._id = null;
-    for (const each of this._subscriptions) if (each._id === null) this._sendSubscribe(each);
+    this._followed.clear();
+    this._follow();
     this._unsent = [...this._pending.keys()];
     this._underWay.clear();
     this._sendPending();
@@ -460,18 +479,23 @@ export class Linkd extends EventTarget {
 
   /** @param {any} data */
   _acked(data) {
-    const subscriptions = [...this._subscriptions].filter((each) => each._id === data.id);
-    if (subscriptions.length === 0) return this._settle(data.id, null, data.offset ?? 0);
+    const root = this._root(data.id);
+    if (root === undefined) return this._settle(data.id, null, data.offset ?? 0);
     // Where "from now on" began: should the connection fall before the first message, it goes on from there.
-    if (data.offset > 0) for (const each of subscriptions) each.next ??= data.offset;
+    if (data.offset > 0) for (const each of this._members(root)) each.next ??= data.offset;
   }
 
   /** @param {any} data */
   _refused(data) {
     const error = new LinkdError(data.error ?? "error", data.message ?? "refused", data.id ?? null);
-    for (const each of [...this._subscriptions]) if (data.id && each._id === data.id) this._subscriptions.delete(each);
+    const root = this._root(error.id);
+    if (root !== undefined) {
+      this._followed.delete(root);
+      for (const each of [...this._subscriptions]) if (each.pattern === root) this._subscriptions.delete(each);
+      this._follow();
+    }
     const entry = this._pending.get(data.id);
-    if (entry?.whenDown === "wait" && error.code === "unavailable") this._sendLater(data.id);
+    if (entry?.whenDown === "wait" && LATER.includes(error.code)) this._sendLater(data.id);
     else if (entry) this._settle(data.id, error);
     else this._error(error);
   }
@@ -485,7 +509,8 @@ export class Linkd extends EventTarget {
     let keep = true;
     this._guarded(() => (keep = this.onMessage(message) !== false));
     if (!keep) return;
-    const takers = [...this._subscriptions].filter((each) => each._wants(message));
+    const alone = [...this._followed.keys()].filter((root) => covers(root, message.channel)).length < 2;
+    const takers = [...this._subscriptions].filter((each) => each._wants(message, alone));
     if (takers.length === 0) return;
     for (const each of takers) this._guarded(() => each.call?.(message));
     const calls = message.type === null ? undefined : this._byType.get(message.type);
@@ -493,32 +518,42 @@ export class Linkd extends EventTarget {
   }
 
   /**
-   * Subscribe to the pattern of `subscription`: once on a connection, however many follow it.
-   * @param {Subscription} subscription
+   * Have the node follow what is subscribed, each message over one stream only: a pattern that another covers is left out.
+   * @param {Subscription | null} [added] The one that is new: where it starts at an offset, its stream begins anew there.
    */
-  _sendSubscribe(subscription) {
-    const { pattern: channel } = subscription;
-    const same = [...this._subscriptions].filter((each) => each.pattern === channel);
-    const wanted = () => same.flatMap(({ next }) => (next === undefined ? [] : [next]));
-    const running = same.find((each) => each._id !== null);
-    if (running && subscription.next === undefined) {
-      subscription._id = running._id;
-      if (wanted().length > 0) subscription.next = Math.max(...wanted());
-      return;
+  _follow(added = null) {
+    if (!this.isUp) return;
+    const patterns = [...new Set([...this._subscriptions].map(({ pattern }) => pattern))];
+    const roots = patterns.filter((each) => !patterns.some((other) => other !== each && covers(other, each)));
+    for (const channel of roots) {
+      const members = this._members(channel);
+      if (this._followed.has(channel) && !(added && members.includes(added) && added._start !== undefined)) continue;
+      const starts = members.flatMap(({ _start }) => (_start === undefined ? [] : [_start]));
+      const from = starts.includes("earliest") ? "earliest" : Math.min(.../** @type {number[]} */ (starts));
+      const id = this._id();
+      this._followed.set(channel, id);
+      this.send({ type: "subscribe", data: starts.length > 0 ? { channel, from } : { channel }, id });
     }
-    if (running) this.send({ type: "unsubscribe", data: { channel } });
-    const id = this._id();
-    for (const each of same) each._id = id;
-    const data = wanted().length > 0 ? { channel, from: Math.min(...wanted()) } : { channel };
-    this.send({ type: "subscribe", data, id });
+    for (const channel of [...this._followed.keys()]) {
+      if (roots.includes(channel)) continue;
+      this._followed.delete(channel);
+      this.send({ type: "unsubscribe", data: { channel } });
+    }
+  }
+
+  /** @param {string} root */
+  _members(root) {
+    return [...this._subscriptions].filter(({ pattern }) => covers(root, pattern));
+  }
+
+  /** @param {string | null} id The pattern whose `subscribe` had this id. @returns {string | undefined} */
+  _root(id) {
+    return id === null ? undefined : [...this._followed].find(([, each]) => each === id)?.[0];
   }
 
   /** @param {Subscription} subscription */
   _forget(subscription) {
-    if (!this._subscriptions.delete(subscription)) return;
-    const { pattern } = subscription;
-    if ([...this._subscriptions].some((each) => each.pattern === pattern)) return;
-    this.send({ type: "unsubscribe", data: { channel: pattern } });
+    if (this._subscriptions.delete(subscription)) this._follow();
   }
 
   _sendPending() {
@@ -652,8 +687,18 @@ function bytes(base64) {
   return Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
 }
 
-/** @param {string} pattern */
-function patternRegex(pattern) {
-  const words = pattern.split(".").map((word) => (word === "*" ? WORD : word === ">" ? `${WORD}(\\.${WORD})*` : word.replace(/[^\w-]/g, "\\$&")));
-  return new RegExp(`^${words.join("\\.")}$`);
+/**
+ * Tell whether `wide` selects every channel that `narrow`, a pattern or a channel, selects.
+ * @param {string} wide
+ * @param {string} narrow
+ */
+function covers(wide, narrow) {
+  const words = narrow.split(".");
+  const parts = wide.split(".");
+  for (const [place, part] of parts.entries()) {
+    if (part === ">") return words.length > place;
+    if (place >= words.length || words[place] === ">") return false;
+    if (part !== "*" && part !== words[place]) return false;
+  }
+  return parts.length === words.length;
 }

@@ -27,6 +27,8 @@ class Dashboard {
     this.signedOut = false;
     /** @type {any} */
     this.drawn = null;
+    /** @type {any} */
+    this.showing = null;
     /** Since when the connection is lost, in milliseconds. @type {number | undefined} */
     this.lostAt = undefined;
     this.node.status.subscribe((status) => this.connection(status));
@@ -113,7 +115,11 @@ class Dashboard {
     const link = this.status?.links.find((/** @type {any} */ { peer }) => peer === change.peer);
     if (link) {
       Object.assign(link, { since_seconds: 0, next_attempt_seconds: null }, change);
-      this.show();
+      // Many links can change at once: all are shown together.
+      this.showing ??= setTimeout(() => {
+        this.showing = null;
+        this.show();
+      }, 10);
     }
     clearTimeout(this.drawn);
     this.drawn = setTimeout(() => Promise.all([this.poll(), this.history()]), 150);

@@ -146,7 +146,7 @@ export class StubNode {
       if (data.channel.startsWith("secret")) {
         return this.send(ws, { type: "error", data: { id, error: "channel-refused", message: `${data.channel} is refused` } });
       }
-      const from = data.from ?? this.next;
+      const from = data.from === "earliest" ? 1 : (data.from ?? this.next);
       ws.patterns.set(data.channel, from);
       if (id) this.send(ws, { type: "ack", data: { id, offset: from } });
       for (const record of this.records) if (record.offset >= from && matches(data.channel, record.channel)) this.send(ws, record);
