@@ -136,6 +136,7 @@ def _wait_up(path: str, done: Joining, timeout: float) -> int:
 
     began = time.monotonic()
     last = "not configured yet"
+    kicked = False
     while time.monotonic() - began < timeout:
         for link in expect(call(path, "GET", "/v1/status")).json()["links"]:
             if link["peer"] == done.peer:
@@ -143,6 +144,9 @@ def _wait_up(path: str, done: Joining, timeout: float) -> int:
                     _say(f"{done.peer} is up at {done.url}")
                     return exits.FINE
                 last = link["detail"] or link["state"]
+                if not kicked and link["state"] in ("waiting", "rejected"):
+                    kicked = True  # after a revocation its next attempt may be a minute away
+                    call(path, "POST", f"/v1/peers/{calls.quoted(done.peer)}/kick")
         time.sleep(_POLL_SECONDS)
     raise Ended(
         exits.TIMED_OUT, f"{done.peer} is not up after {timeout:g} s: {text.printable(last)}"

@@ -33,6 +33,7 @@ class Calls(Resource):
         super().__init__()
         self.hub = hub
         self.state = "up"
+        self.kicks = 0
 
     def render(self, request: Request) -> bytes:
         """Answer as the API does."""
@@ -40,6 +41,9 @@ class Calls(Resource):
         if path == "/v1/status":
             link = {"peer": "hub", "state": self.state, "detail": "no\x1b[31m way"}
             return json.dumps({"links": [link]}).encode()
+        if path == "/v1/peers/hub/kick":
+            self.kicks += 1
+            return b"{}"
         body = request.content.read()
         status, answer = local_call(self.hub.pairing, request.method.decode(), path, body)
         request.setResponseCode(status)
@@ -126,6 +130,7 @@ async def test_a_link_that_does_not_come_up_is_said(
     assert "hub is not up after 0.5 s" in said
     assert "\x1b" not in said
     assert len(hangups) == 1
+    assert desk.calls.kicks == 1
 
 
 @pytest_twisted.ensureDeferred
