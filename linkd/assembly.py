@@ -55,11 +55,21 @@ class Assembly:
         self._reactor = reactor
         reactor.suggestThreadPoolSize(_LOOKUP_THREADS)
         state = Path(config.node.state_dir)
-        post = reactor.callFromThread
+        post, began = reactor.callFromThread, reactor.seconds()
         log = open_log(config.log, state, config.node.name, post, wall=wall)
         self._cursors = open_cursors(log, state, post, wall=wall)
         for told in (*log.told, *self._cursors.told):
             events.emit(told.event, told.level, detail=told.detail)  # type: ignore[arg-type]
+        self._log, self._full = log, False
+        events.emit(
+            "log.opened",
+            id=log.id,
+            epoch=log.epoch,
+            first=log.first,
+            next=log.next,
+            bytes=log.size_bytes,
+            open_seconds=reactor.seconds() - began,
+        )
         self._outages = Outages(self._cursors)
         peers = [peer.name for peer in config.peers]
         self._outages.resume(peers, reactor.seconds(), wall())
@@ -74,7 +84,10 @@ class Assembly:
         self._renewal = Renewal(
             lambda: self.config, wall, threads.deferToThread, self.pairing.renew_own
         )
-        self._noting = LoopingCall(self._note)
+        self._loops = (
+            (LoopingCall(self._note), NOTE_SECONDS),
+            (LoopingCall(self._watch_log), 1.0),
+        )
         self._network = NetworkWatch(reactor, self._network_changed)
         self._listener = (
             None
@@ -117,6 +130,15 @@ class Assembly:
         up = [link.peer for link in self.node.links() if link.link.state == "up"]
         self._outages.alive(up, wall())
 
+    def _watch_log(self) -> None:
+        """Say when publishes are refused for want of room, and when they are taken again."""
+        why, was = self._log.full, self._full
+        self._full = why is not None
+        if self._full != was:
+            event = "log.full" if self._full else "log.room"
+            size, bound = self._log.size_bytes, self._log.max_bytes
+            events.emit(event, bytes=size, max_bytes=bound, detail=why)
+
     def listen(self) -> None:
         """Open all sockets.
 
@@ -134,8 +156,9 @@ class Assembly:
             self._tls.watch(self._reactor)
         self._renewal.start(self._reactor)
         self._network.start()
-        self._noting.clock = self._reactor
-        self._noting.start(NOTE_SECONDS, now=False)
+        for loop, interval in self._loops:
+            loop.clock = self._reactor
+            loop.start(interval, now=False)
 
     def reload(self, config: Config) -> None:
         """Put a new configuration in force; untouched links stay up."""
@@ -151,8 +174,9 @@ class Assembly:
         """Say goodbye, end all, commit what waits; fires once that is on disk."""
         self._renewal.stop()
         self._network.stop()
-        if self._noting.running:
-            self._noting.stop()
+        for loop, _ in self._loops:
+            if loop.running:
+                loop.stop()
         if self._tls is not None:
             self._tls.stop()
         if self._listener is not None:

@@ -76,7 +76,8 @@ def calls() -> Iterator[tuple[str, str, list[str]]]:
             ):
                 if name == verb and len(node.args) > position:
                     literal = node.args[position]
-                    if isinstance(literal, ast.Constant) and isinstance(literal.value, str):
+                    known = isinstance(literal, ast.Constant) and isinstance(literal.value, str)
+                    if known and (verb == "emit" or "." in literal.value):
                         fields = [word for word in keywords if word not in ("level", "event")]
                         yield place, literal.value, fields
 
