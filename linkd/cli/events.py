@@ -44,6 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise ClientError(f"expected events from the daemon: {error}") from None
     for event in page.events:
         _print(event, arguments.json)
+    if not (page.events or arguments.json or arguments.follow):
+        print("no link has changed since the start")
     if arguments.follow:
         last = page.events[-1].number if page.events else 0
         for event in _follow(socket_path(arguments), last):

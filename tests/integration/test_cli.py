@@ -1,0 +1,191 @@
+"""The command as a process, against a real daemon."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.daemon import Daemon
+from tests.support.lab import python
+
+ROOT = Path(__file__).resolve().parents[2]
+LINKD = [sys.executable, "-m", "linkd.cli"]
+
+
+@pytest.fixture(scope="module")
+def daemon() -> Iterator[Daemon]:
+    with Daemon("edge-1", "") as running:
+        yield running
+
+
+def environment(daemon: Daemon) -> dict[str, str]:
+    return {**os.environ, "LINKD_SOCKET": str(daemon.socket), "PYTHONPATH": str(ROOT)}
+
+
+def linkd(daemon: Daemon, *words: str, given: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*LINKD, *words], input=given, env=environment(daemon), capture_output=True, text=True,
+        timeout=30, check=False,
+    )  # fmt: skip
+
+
+def started(daemon: Daemon, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*LINKD, *words], env=environment(daemon), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def line(process: subprocess.Popen[str], within: float = 10.0) -> str:
+    assert process.stdout is not None
+    ready, _, _ = select.select([process.stdout], [], [], within)
+    assert ready, "nothing came"
+    return process.stdout.readline().rstrip("\n")
+
+
+def ended(process: subprocess.Popen[str]) -> None:
+    if process.poll() is None:
+        process.kill()
+    process.communicate()
+
+
+def test_lines_go_through_a_pipe(daemon: Daemon) -> None:
+    given = "".join(f"line {index}\n" for index in range(20_000)) + "no end"
+    done = linkd(daemon, "publish", "lines", "--lines", "--json", given=given)
+    assert done.returncode == 0, done.stderr
+    stored = json.loads(done.stdout)
+    assert stored["count"] == 20_001
+    done = linkd(daemon, "subscribe", "lines", "--from", "earliest", "--count", "20001", "--json")
+    assert [json.loads(each)["text"] for each in done.stdout.splitlines()] == given.splitlines()
+
+
+def test_what_trickles_in_goes_out_at_once(daemon: Daemon) -> None:
+    reader = started(daemon, "subscribe", "trickle", "--json", "--from", "earliest")
+    writer = started(daemon, "publish", "trickle", "--lines")
+    try:
+        assert writer.stdin is not None
+        for index in range(3):
+            writer.stdin.write(f"{index}\n")
+            writer.stdin.flush()
+            assert json.loads(line(reader))["text"] == f"{index}"
+    finally:
+        ended(writer)
+        ended(reader)
+
+
+def test_subscribe_survives_kill_9_of_the_daemon(daemon: Daemon) -> None:
+    reader = started(daemon, "subscribe", "survive", "--json", "--from", "earliest")
+    try:
+        for index in range(3):
+            assert linkd(daemon, "publish", "survive", f"{index}").returncode == 0
+            assert json.loads(line(reader))["text"] == f"{index}"
+            daemon.kill()
+            daemon.start()
+    finally:
+        ended(reader)
+
+
+def test_consumers_go_on_where_they_stood(daemon: Daemon) -> None:
+    linkd(daemon, "publish", "shop", "--lines", given="a\nb\nc\nd\n")
+    words = [
+        "subscribe",
+        "shop",
+        "--consumer",
+        "billing",
+        "--from",
+        "earliest",
+        "--json",
+        "--count",
+    ]
+    for count, expected in (("1", "a"), ("2", "bc"), ("1", "d")):
+        done = linkd(daemon, *words, count)
+        got = [json.loads(each)["text"] for each in done.stdout.splitlines()]
+        assert "".join(got) == expected, done.stderr
+    assert "billing" in linkd(daemon, "consumers").stdout
+    assert linkd(daemon, "consumers", "--delete", "billing").returncode == 0
+    assert linkd(daemon, "consumers", "--delete", "billing").returncode == 4
+
+
+def test_a_closed_pipe_ends_quietly(daemon: Daemon) -> None:
+    linkd(daemon, "publish", "pipe", "--lines", given="x\n" * 50_000)
+    reader = started(daemon, "subscribe", "pipe", "--from", "earliest")
+    try:
+        line(reader)
+        assert reader.stdout is not None
+        reader.stdout.close()
+        assert reader.wait(10) == 0
+        assert reader.stderr is not None
+        assert reader.stderr.read() == ""
+    finally:
+        if reader.poll() is None:
+            reader.kill()
+        reader.wait()
+
+
+@pytest.mark.parametrize(
+    "words", [("subscribe", "quiet"), ("publish", "quiet", "--lines"), ("status", "--watch")]
+)
+def test_interrupted_is_130(daemon: Daemon, words: tuple[str, ...]) -> None:
+    process = started(daemon, *words)
+    try:
+        time.sleep(0.6)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    finally:
+        ended(process)
+
+
+def test_refusals(daemon: Daemon) -> None:
+    assert linkd(daemon, "publish", "no channel", "x").returncode == 4
+    assert linkd(daemon, "publish", "a", "x", "--wait", "nobody").returncode == 4
+    assert linkd(daemon, "publish", "no channel", "--lines", given="x\n").returncode == 4
+    assert linkd(daemon, "subscribe", "no channel").returncode == 4
+    assert linkd(daemon, "kick", "nobody").returncode == 4
+    assert linkd(daemon, "resync", "nobody").returncode == 4
+
+
+def test_looking_at_the_log(daemon: Daemon) -> None:
+    linkd(daemon, "publish", "stat", "x")
+    assert "offset" in linkd(daemon, "log", "stat").stdout
+    directory = str(daemon.directory / "state" / "log")
+    assert json.loads(linkd(daemon, "log", "stat", "--json", "--dir", directory).stdout)["records"]
+    assert json.loads(linkd(daemon, "log", "verify", "--json", "--dir", directory).stdout)["sound"]
+    done = linkd(daemon, "log", "trim", "--before", "2")
+    assert (done.returncode, "nothing was changed" in done.stdout) == (1, True)
+
+
+def test_everything_else_answers(daemon: Daemon) -> None:
+    for words in (["status"], ["status", "--check"], ["events"], ["outages"], ["token"]):
+        done = linkd(daemon, *words)
+        assert (done.returncode, done.stderr) == (0, ""), words
+        assert done.stdout
+
+
+def test_it_starts_fast(daemon: Daemon) -> None:
+    """The best of a few whole processes takes at most 150 ms: the machine may be busy."""
+    for words in (["status"], ["publish", "fast", "x"]):
+        best = min(_seconds(daemon, words) for _ in range(5))
+        print(f"linkd {words[0]}: {best * 1000:.0f} ms")
+        assert best <= 0.15
+    loaded = "import sys; from linkd.cli import main; main(['status']); print(*sys.modules)"
+    done = subprocess.run(
+        python("-c", loaded), env=environment(daemon), capture_output=True, text=True, check=True
+    )
+    assert not {"twisted", "autobahn", "asyncio", "websockets"} & set(done.stdout.split())
+
+
+def _seconds(daemon: Daemon, words: list[str]) -> float:
+    began = time.monotonic()
+    assert linkd(daemon, *words).returncode == 0
+    return time.monotonic() - began

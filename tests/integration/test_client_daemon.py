@@ -1,0 +1,135 @@
+"""The clients against a real daemon that is killed under them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterator
+from typing import Any
+
+import pytest
+
+import linkd.client
+from tests.support.daemon import Daemon
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(60):
+            await test
+
+    asyncio.run(bounded())
+
+
+@pytest.fixture
+def daemon() -> Iterator[Daemon]:
+    with Daemon("edge-1", "") as running:
+        yield running
+
+
+async def restart(daemon: Daemon) -> None:
+    await asyncio.to_thread(daemon.kill)
+    await asyncio.to_thread(daemon.start)
+
+
+def test_ten_thousand_in_flight_over_kill_9(daemon: Daemon) -> None:
+    """Each of them is settled, in order, and stored once, wherever the kill falls."""
+
+    async def check() -> None:
+        # At most 64 KiB under way: the kill falls among many batches.
+        options = {"max_in_flight_bytes": 65_536, "min_delay": 0.05, "max_delay": 0.2}
+        async with linkd.client.connect(daemon.socket, **options) as node:
+            settled = 0
+
+            def count(_: asyncio.Task[int]) -> None:
+                nonlocal settled
+                settled += 1
+
+            publishes = []
+            for index in range(10_000):
+                publishes.append(asyncio.create_task(node.publish("orders", f"{index:0100}")))
+                publishes[-1].add_done_callback(count)
+            killed_at = 0
+            while not killed_at:
+                await asyncio.sleep(0)
+                killed_at = settled
+            await restart(daemon)
+            offsets = await asyncio.gather(*publishes)
+            print(f"killed after {killed_at} of {len(offsets)} were settled")
+            assert killed_at < 10_000
+            assert offsets == sorted(set(offsets))
+            records = node.subscribe("orders", start="earliest")
+            stored = [await anext(records) for _ in range(10_000)]
+            assert [record.text for record in stored] == [
+                f"{index:0100}" for index in range(10_000)
+            ]
+            assert [record.offset for record in stored] == offsets
+            await node.publish("orders", "last")
+            assert (await anext(records)).text == "last"
+
+    run(check())
+
+
+def test_subscribers_and_consumers_survive_kill_9(daemon: Daemon) -> None:
+    async def check() -> None:
+        async with linkd.client.connect(daemon.socket, min_delay=0.05, max_delay=0.2) as node:
+            heard: list[str] = []
+            node.on("created", lambda record: heard.append(record.text), channel="orders")
+            billing = node.subscribe("orders", consumer="billing", start="earliest")
+            await node.opened(5)
+            for index in range(6):
+                await node.publish("orders", f"{index}", type="created")
+                record = await anext(billing)
+                assert record.text == f"{index}"
+                if index < 3:
+                    await record.ack()
+                if index in (1, 4):
+                    await restart(daemon)
+            while len(heard) < 6:
+                await asyncio.sleep(0.01)
+            assert heard == [f"{index}" for index in range(6)]
+        async with linkd.client.connect(daemon.socket) as node:
+            billing = node.subscribe("orders", consumer="billing")
+            assert [(await anext(billing)).text for _ in range(3)] == ["3", "4", "5"]
+
+    run(check())
+
+
+def test_an_id_is_stored_once_and_a_frozen_daemon_is_noticed(daemon: Daemon) -> None:
+    async def check() -> None:
+        options = {"silence_timeout": 6.5, "min_delay": 0.05, "max_delay": 0.2}
+        async with linkd.client.connect(daemon.socket, **options) as node:
+            first = await node.publish("orders", {"total": 1}, id="o-1")
+            assert await node.publish("orders", {"total": 1}, id="o-1") == first
+            loop = asyncio.get_running_loop()
+            daemon.freeze()
+            frozen = loop.time()
+            async for status in node.status:
+                if status.state != "up":
+                    break
+            noticed = loop.time() - frozen
+            daemon.thaw()
+            print(f"noticed after {noticed:.2f} s")
+            assert 1.4 <= noticed <= 7.0
+            await node.publish("orders", "after")
+
+    run(check())
+
+
+def test_a_stopping_daemon_loses_nothing(daemon: Daemon) -> None:
+    async def check() -> None:
+        async with linkd.client.connect(daemon.socket, min_delay=0.05, max_delay=0.2) as node:
+            publishes = [asyncio.create_task(node.publish("a", index)) for index in range(2_000)]
+            stopping = asyncio.create_task(asyncio.to_thread(daemon.stop))
+            publishes += [
+                asyncio.create_task(node.publish("a", index)) for index in range(2_000, 4_000)
+            ]
+            await stopping
+            await asyncio.to_thread(daemon.start)
+            offsets = await asyncio.gather(*publishes)
+            assert offsets == list(range(offsets[0], offsets[0] + 4_000)) or offsets == sorted(
+                set(offsets)
+            )
+            records = node.subscribe("a", start="earliest")
+            assert [(await anext(records)).data for _ in range(4_000)] == list(range(4_000))
+
+    run(check())
