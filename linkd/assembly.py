@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from linkd.api.server import Api
 from linkd.clock import wall
 from linkd.config import Config
 from linkd.log import open_cursors, open_log
+from linkd.log.engine import Log, Told
 from linkd.net.dialer import LinkDialer, Origin
 from linkd.net.listener import Listener
 from linkd.net.netlink import NetworkWatch
@@ -58,18 +59,8 @@ class Assembly:
         post, began = reactor.callFromThread, reactor.seconds()
         log = open_log(config.log, state, config.node.name, post, wall=wall)
         self._cursors = open_cursors(log, state, post, wall=wall)
-        for told in (*log.told, *self._cursors.told):
-            events.emit(told.event, told.level, detail=told.detail)  # type: ignore[arg-type]
+        _tell_opened(log, (*log.told, *self._cursors.told), reactor.seconds() - began)
         self._log, self._full = log, False
-        events.emit(
-            "log.opened",
-            id=log.id,
-            epoch=log.epoch,
-            first=log.first,
-            next=log.next,
-            bytes=log.size_bytes,
-            open_seconds=reactor.seconds() - began,
-        )
         self._outages = Outages(self._cursors)
         peers = [peer.name for peer in config.peers]
         self._outages.resume(peers, reactor.seconds(), wall())
@@ -204,6 +195,21 @@ class Assembly:
     def kick_all(self) -> None:
         """Every dialer tries again at once."""
         self.node.kick_all()
+
+
+def _tell_opened(log: Log, found: Sequence[Told], seconds: float) -> None:
+    """Say that the log is open, and what was found in it."""
+    for told in found:
+        events.emit(told.event, told.level, detail=told.detail)  # type: ignore[arg-type]
+    events.emit(
+        "log.opened",
+        id=log.id,
+        epoch=log.epoch,
+        first=log.first,
+        next=log.next,
+        bytes=log.size_bytes,
+        open_seconds=seconds,
+    )
 
 
 def _in_thread(host: str) -> Deferred[list[str]]:
