@@ -22,6 +22,9 @@ from linkd.log.engine import Appended, Log
 from linkd.net.ports import Connection
 from linkd.node.codec import pack, unpack
 
+_VOLATILE_BYTES = 262_144
+"""Volatile messages that may wait in a connection without room: beyond that they are dropped."""
+
 
 class Around(Protocol):
     """What a carrier needs of its node."""
@@ -91,6 +94,7 @@ class Carrier:
         self._begun: list[sessions.Effect] = []
         self._ack_due = False
         self._unproved = False  # up, but nothing of what was owed has been acknowledged yet
+        self._waiting_bytes = 0
         self._wake_timer: Timer | None = None
         self._performers: dict[type, Callable[..., None]] = {
             sessions.Send: self._send,
@@ -113,6 +117,7 @@ class Carrier:
         """Begin on a new connection; return whether the two ends agree on how far they are."""
         self.drop()
         self.connection = connection
+        self._waiting_bytes = 0
         outbound = self.session.outbound
         before = (outbound.acked, outbound.wants)
         outbound.log_next = self._log.next
@@ -156,6 +161,7 @@ class Carrier:
     def writable(self, connection: Connection) -> None:
         """There is room for more."""
         if connection is self.connection:
+            self._waiting_bytes = 0
             now = self._clock.seconds()
             self.perform(self.session.outbound.writable(True, self._log.clock(), now))
 
@@ -177,8 +183,14 @@ class Carrier:
     def volatile(self, payload: bytes) -> bool:
         """Send records that were never in a log; False if they had to be dropped."""
         connection = self.connection
-        if connection is None or not connection.writable:
+        if connection is None:
             return False
+        if connection.writable:
+            self._waiting_bytes = 0
+        elif self._waiting_bytes + len(payload) > _VOLATILE_BYTES:
+            return False
+        else:
+            self._waiting_bytes += len(payload)
         connection.send(payload)
         return True
 

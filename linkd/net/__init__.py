@@ -1,0 +1,1 @@
+"""Connections between nodes: Twisted and Autobahn, TLS, identity, name look-up."""
