@@ -1,0 +1,63 @@
+"""Every example of docs/clients/python.md and cli.md, run against a real daemon."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.daemon import Daemon
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def examples(page: str, language: str) -> list[str]:
+    text = (ROOT / "docs" / "clients" / page).read_text()
+    found = re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert found
+    return found
+
+
+@pytest.fixture(scope="module")
+def daemon() -> Iterator[Daemon]:
+    with Daemon("edge-1", "") as running:
+        yield running
+
+
+def run(daemon: Daemon, *command: str, path: str = "") -> str:
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=30, check=False, cwd="/",
+        env={
+            **os.environ,
+            "LINKD_SOCKET": str(daemon.socket),
+            "PYTHONPATH": str(ROOT),
+            "PATH": f"{path}:{os.environ['PATH']}",
+        },
+    )  # fmt: skip
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert done.stderr == ""
+    return done.stdout
+
+
+@pytest.mark.parametrize("example", examples("python.md", "python"))
+def test_python(daemon: Daemon, example: str) -> None:
+    assert run(daemon, sys.executable, "-c", example)
+
+
+@pytest.mark.parametrize("example", examples("cli.md", "sh"))
+def test_cli(daemon: Daemon, example: str, tmp_path: Path) -> None:
+    command = tmp_path / "linkd"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m linkd.cli "$@"\n')
+    command.chmod(0o755)
+    assert run(daemon, "bash", "-euo", "pipefail", "-c", example, path=str(tmp_path))
+
+
+def test_the_examples_say_what_they_promise(daemon: Daemon) -> None:
+    said = run(daemon, sys.executable, "-c", examples("python.md", "python")[1])
+    assert said.startswith("10000 stored, in order: True\n10000 more, from ")
+    assert run(daemon, sys.executable, "-c", examples("python.md", "python")[-1]) == "all there\n"
