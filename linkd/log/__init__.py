@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from linkd import clock
 from linkd.log.cursors import CursorFile, MemoryCursors
 from linkd.log.engine import Log
 from linkd.log.group import Post
@@ -57,7 +57,7 @@ def open_log(
     node: str,
     post: Post,
     *,
-    wall: Callable[[], float] = time.time,
+    wall: Callable[[], float] = clock.wall,
 ) -> Log:
     """Open the log in `state_dir`, or begin it.
 
@@ -80,12 +80,13 @@ def open_log(
 
 
 def open_cursors(
-    log: Log, state_dir: Path, post: Post, *, wall: Callable[[], float] = time.time
+    log: Log, state_dir: Path, post: Post, *, wall: Callable[[], float] = clock.wall
 ) -> MemoryCursors:
     """Open the file of cursors and outages that belongs to `log`, or begin it.
 
     Returns:
-        A `CursorStore` and `OutageStore` with `told` (what the operator must hear of) and `close(done)`;
+        A `CursorStore` and `OutageStore` with `told` (what the operator must hear of) and
+        `close(done)`;
         close it before the log. Beside a log in memory it lies in memory too.
 
     Raises:

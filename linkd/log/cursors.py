@@ -1,13 +1,15 @@
-"""What is small and changes in place, in one SQLite file beside the log: peers' acks, consumers, outages.
+"""What is small and changes in place, in one SQLite file beside the log.
 
-All of it lies in memory; one thread writes what changed behind it, many changes in one transaction. A lost
+Peers' acks, consumers, outages.
+
+All of it lies in memory; one thread writes what changed behind it, many changes in one transaction.
+A lost
 file costs progress, never records: the log's last snapshot carries the cursors too.
 """
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import apsw
 import msgspec
 
+from linkd import clock
 from linkd.errors import StateTooNew
 from linkd.log.engine import Consumer, PeerCursor, Told
 from linkd.log.group import Post
@@ -110,8 +113,8 @@ class MemoryCursors:
         """Take the cursors that a snapshot carries."""
         for peer, made, acked in snapshot.acks:
             self.set_peer(PeerCursor(peer, made, acked))
-        for name, next, patterns, seen in snapshot.consumers:
-            self.set_consumer(Consumer(name, next, patterns, seen))
+        for consumer in snapshot.consumers:
+            self.set_consumer(Consumer(*consumer))
 
 
 class CursorFile(MemoryCursors):
@@ -137,7 +140,7 @@ class CursorFile(MemoryCursors):
         log: str,
         snapshot: Snapshot | None,
         post: Post,
-        wall: Callable[[], float] = time.time,
+        wall: Callable[[], float] = clock.wall,
     ) -> None:
         super().__init__()
         self._path = path
@@ -198,7 +201,8 @@ class CursorFile(MemoryCursors):
         if version > FORMAT:
             db.close()
             raise StateTooNew(
-                f"{self._path} was written by a newer linkd (format {version}, this one reads {FORMAT})"
+                f"{self._path} was written by a newer linkd"
+                f" (format {version}, this one reads {FORMAT})"
             )
         with db:
             db.execute(
@@ -268,15 +272,39 @@ class CursorFile(MemoryCursors):
                 ended = self._ended
             error = self._write(rows)
             if waiting:
-                self._post(lambda waiting=waiting, error=error: _tell(waiting, error))  # type: ignore[misc]
+                self._post(_telling(waiting, error))
             if ended is not None:
                 self._db.close()
                 self._post(ended)
                 return
-            if error is not None:
+            if isinstance(error, _DAMAGED):
+                self._begin_anew(error)
+            elif error is not None:
                 with self._lock:
                     self._dirty = rows | self._dirty
                     self._lock.wait(RETRY_SECONDS)
+
+    def _begin_anew(self, error: Exception) -> None:
+        """Set a file aside that went bad under way, and have all of memory written again."""
+        self._db.close()
+        aside = self._set_aside()
+        self._db = self._open()
+        told = Told(
+            "warn",
+            "log.rebuilt",
+            f"{self._path} went bad ({error}), was set aside as {aside.name} and made anew",
+        )
+
+        def all_again() -> None:
+            self.told.append(told)
+            for cursor in self._peers.values():
+                self._changed(_PEER, cursor.peer, cursor)
+            for consumer in self._consumers.values():
+                self._changed(_CONSUMER, consumer.name, consumer)
+            for number, row in self._outages.items():
+                self._changed(_OUTAGE, number, row)
+
+        self._post(all_again)
 
     def _write(self, rows: dict[_Key, bytes | None]) -> Exception | None:
         """Write rows in one transaction; return why it failed, if it did."""
@@ -291,7 +319,11 @@ class CursorFile(MemoryCursors):
         return None
 
 
-def _tell(waiting: Sequence[Done], error: Exception | None) -> None:
-    """Tell all who wait."""
-    for done in waiting:
-        done(error)
+def _telling(waiting: Sequence[Done], error: Exception | None) -> Callable[[], None]:
+    """Return the call that tells all who wait."""
+
+    def tell() -> None:
+        for done in waiting:
+            done(error)
+
+    return tell

@@ -1,8 +1,10 @@
-"""Quarantine: a bad file is set aside, what is readable of it goes on under its name, and the loss is stated."""
+"""Quarantine: a bad file is set aside, what is readable of it goes on under its name.
+
+And the loss is stated.
+"""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -94,7 +96,10 @@ class Ward:
         )
 
     def missing(self, before: int, after: int, next: int, first: int | None) -> None:
-        """Say that the segments between two numbers are gone, and with them offsets from `next` up to `first`."""
+        """Say that the segments between two numbers are gone.
+
+        And with them offsets from `next` up to `first`.
+        """
         names = ", ".join(segment_path(self._folder, n).name for n in range(before + 1, after)[:3])
         if first is None:
             self.jump = True
@@ -109,8 +114,8 @@ class Ward:
     def take_back_renamed(self) -> None:
         """Give files of this log that were renamed their names again."""
         present = set(numbers(self._folder))
-        for name in sorted(os.listdir(self._folder)):
-            path = self._folder / name
+        for path in sorted(self._folder.iterdir()):
+            name = path.name
             if ".damaged-" in name or name.endswith((".idx", ".ids", ".part")) or name == "lock":
                 continue
             head = self._head_of(path) if path.is_file() else None
@@ -144,7 +149,10 @@ class Ward:
         return min(other for other in numbers(self._folder) if other > number)
 
     def _head(self, number: int, frames: list[Frame]) -> tuple[SegmentHead, bytes]:
-        """Return what the mended segment opens with: its own head and snapshot, or what can be told."""
+        """Return what the mended segment opens with.
+
+        Its own head and snapshot, or what can be told.
+        """
         if frames and frames[0].kind == HEAD and frames[0].at == 0:
             head = msgspec.msgpack.decode(frames[0].head, type=SegmentHead)
             return msgspec.structs.replace(head, salvaged=True), frames[0].records
@@ -156,7 +164,10 @@ class Ward:
         return head, msgspec.msgpack.encode(state.snapshot())
 
     def _state_before(self, number: int) -> tuple[State, int, str]:
-        """Return the state at the end of the segment before, its number, and the node's name then."""
+        """Return the state at the end of the segment before, its number.
+
+        And the node's name then.
+        """
         earlier = [other for other in numbers(self._folder) if other < number]
         for other in reversed(earlier):
             path = segment_path(self._folder, other)
@@ -201,7 +212,10 @@ class Ward:
 
 
 def _holes(first: int, frames: list[Frame]) -> tuple[list[str], int]:
-    """Return which offsets are missing between frames of batches, and the offset behind the last."""
+    """Return which offsets are missing between frames of batches.
+
+    And the offset behind the last.
+    """
     holes, expected = [], first
     for frame in frames:
         head = head_of(frame)

@@ -1,4 +1,7 @@
-"""The few file operations of the log, in one place so that tests can record, tear and refuse them."""
+"""The few file operations of the log, in one place so that tests can record.
+
+Tear and refuse them.
+"""
 
 from __future__ import annotations
 
@@ -82,11 +85,11 @@ class RealFiles:
 
     def rename(self, old: Path, new: Path) -> None:
         """Give a file another name, in place of what has it."""
-        os.replace(old, new)
+        old.replace(new)
 
     def unlink(self, path: Path) -> None:
         """Delete a file."""
-        os.unlink(path)
+        path.unlink()
 
     def free_bytes(self, path: Path) -> int:
         """Return what the disk of `path` has left for us."""

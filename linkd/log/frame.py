@@ -1,10 +1,14 @@
-"""Frames: what a segment file is made of. A prefix with a CRC over all behind it, a head, opaque records.
+"""Frames: what a segment file is made of.
+
+A prefix with a CRC over all behind it, a head, opaque records.
 
     magic 4 | crc32 | head bytes | record bytes | synced: u32 each | kind u8 | flags u8 | 0 u16
     | stamp f64 | wall f64 | head (msgpack) | records
 
-The CRC begins from the log's secret seed (0 in a segment's first frame, which carries it), so that no published
-body can pass for a frame. `synced` is how much of the file was durable when the frame was written: whatever a crash tears lies behind it,
+The CRC begins from the log's secret seed (0 in a segment's first frame, which carries it), so that
+no published
+body can pass for a frame. `synced` is how much of the file was durable when the frame was written:
+whatever a crash tears lies behind it,
 so a bad frame before it is damage.
 """
 
@@ -32,7 +36,8 @@ _MOST_BYTES = 1 << 30
 class Head(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """What a batch's frame says of it; `origin` None: published here.
 
-    `counts`: the records of each of the sequences of a producer that it holds, `producer` being the last.
+    `counts`: the records of each of the sequences of a producer that it holds, `producer` being the
+    last.
     """
 
     offset: int
@@ -106,7 +111,10 @@ def frame_prefix(part: Part, synced: int, stamp: float, wall: float, seed: int =
 
 
 def frame_at(buffer: memoryview | bytes, at: int, base: int = 0, seed: int = 0) -> Frame | None:
-    """Return the frame that begins at `at` in `buffer`, which lies at `base` in its file; None if none does."""
+    """Return the frame that begins at `at` in `buffer`, which lies at `base` in its file.
+
+    None if none does.
+    """
     if at + PREFIX_BYTES > len(buffer):
         return None
     magic, crc, head, records, synced, kind, flags, _, stamp, wall = _PREFIX.unpack_from(buffer, at)

@@ -1,6 +1,7 @@
 """Groups: what one commit takes to the disk, made of all that waits, in order.
 
-A publish is judged here (a repeat? how much is new?), gets its offset and goes into a batch; adjacent drafts
+A publish is judged here (a repeat? how much is new?), gets its offset and goes into a batch;
+adjacent drafts
 without ids and producer share one. A group that can't be written is taken back whole.
 """
 
@@ -73,7 +74,8 @@ class Group(msgspec.Struct):
     Attributes:
         waiting: What it was made of.
         pieces: The frames, in order.
-        outcomes: Whom to answer once it is on disk, with what; an error answers at once with that error.
+        outcomes: Whom to answer once it is on disk, with what; an error answers at once with that
+            error.
         size: About its bytes.
         next: The log's next offset behind it.
         undo: How to take it back.
@@ -138,7 +140,10 @@ class Grouping:
         self._state.next = group.before
 
     def _run(self, waiting: Sequence[Waiting], index: int, first: Draft) -> int:
-        """Put drafts from `index` on into one batch, as many as may share it; return where the next begins."""
+        """Put drafts from `index` on into one batch, as many as may share it.
+
+        Return where the next begins.
+        """
         channel, ttl = first.channel, first.ttl
         offset = start = self._state.next
         parts: list[bytes] = []
@@ -262,7 +267,9 @@ class Grouping:
         group.outcomes.append((settled, Appended(first, count)))
 
     def _new_of(self, draft: Draft) -> tuple[int, bytes, list[tuple[int, bytes]], int]:
-        """Return what of a draft with ids is new: count, records, (place, digest) of its ids; and where the
+        """Return what of a draft with ids is new: count, records, (place, digest) of its ids.
+
+        And where the
         first of the others lies.
         """
         find, channel = self._ids.find, draft.channel
@@ -270,9 +277,9 @@ class Grouping:
         keys: list[tuple[int, bytes]] = []
         here: set[bytes] = set()
         known = 0
-        for place, id in enumerate(draft.ids):
-            if id:
-                key = digest(channel, id)
+        for place, name in enumerate(draft.ids):
+            if name:
+                key = digest(channel, name)
                 if key in here:
                     continue
                 offset = find(key)
@@ -290,7 +297,10 @@ class Grouping:
         return len(kept), join_raw([raws[place] for place in kept]), keys, known
 
     def _split(self, draft: Draft, count: int, records: bytes) -> None:
-        """Put a draft that is too large for one batch into several, all or none of which will be there."""
+        """Put a draft that is too large for one batch into several.
+
+        All or none of which will be there.
+        """
         first = self._state.next
         runs: list[list[msgspec.Raw]] = [[]]
         size = 0
@@ -306,7 +316,10 @@ class Grouping:
             self._put(draft, len(run), join_raw(run), whole)
 
     def _stored(self, item: Stored, settled: Settled) -> None:
-        """Put a received batch into the group, but for what of it is known; the cursor moves all the same."""
+        """Put a received batch into the group, but for what of it is known.
+
+        The cursor moves all the same.
+        """
         state, group, batch = self._state, self._group, item.batch
         assert batch.source is not None
         skip = state.known(batch) if batch.count else 0

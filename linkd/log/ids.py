@@ -11,7 +11,10 @@ _GENERATIONS = 8
 
 
 def digest(channel: str, id: str) -> bytes:
-    """Return the 16 bytes that stand for an id on a channel; two ids never share them in practice."""
+    """Return the 16 bytes that stand for an id on a channel.
+
+    Two ids never share them in practice.
+    """
     return blake2b(f"{channel}\0{id}".encode(), digest_size=16).digest()
 
 

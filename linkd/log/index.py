@@ -1,4 +1,7 @@
-"""What is known of a segment without opening it: where records lie, about every half MiB, and their totals."""
+"""What is known of a segment without opening it.
+
+Where records lie, about every half MiB, and their totals.
+"""
 
 from __future__ import annotations
 
@@ -96,8 +99,7 @@ class Index(msgspec.Struct, array_like=True):
             block.totals[batch.channel] = (
                 (batch.count, size) if old is None else (old[0] + batch.count, old[1] + size)
             )
-            if batch.time > block.time:
-                block.time = batch.time
+            block.time = max(block.time, batch.time)
         self.next = batch.offset + batch.count
         self.stamp = batch.stamp
         if has_ids:

@@ -1,4 +1,6 @@
-"""What all engines share: the queue in front of the disk, groups under way, and who is told when one is there.
+"""What all engines share.
+
+The queue in front of the disk, groups under way, and who is told when one is there.
 
 An engine says when a group goes (`_pump`) and calls `_committed` or `_failed` for each, in order.
 """
@@ -18,7 +20,6 @@ from linkd.log.ids import Ids
 from linkd.log.state import Place, State, follows, moved, placed
 from linkd.log.tail import Tail
 
-
 GROUP_BYTES = 8 * 1024 * 1024
 """About the most that one commit takes."""
 
@@ -29,7 +30,10 @@ def new_token(rng: Random) -> str:
 
 
 class Ledger:
-    """The part of a log that knows no disk; `linkd.log.engine.Log` says what the methods promise."""
+    """The part of a log that knows no disk.
+
+    `linkd.log.engine.Log` says what the methods promise.
+    """
 
     def __init__(self, node: str, state: State, ids: Ids, tail: Tail) -> None:
         self.node = node
@@ -162,7 +166,10 @@ class Ledger:
         return size
 
     def _committed(self, group: Group) -> None:
-        """The oldest group under way is on disk: keep its batches at hand, answer, tell who follows."""
+        """The oldest group under way is on disk.
+
+        Keep its batches at hand, answer, tell who follows.
+        """
         assert group is self._under_way[0]
         self._under_way.popleft()
         add, places = self._tail.add, self._committed_places
@@ -184,7 +191,10 @@ class Ledger:
                 told(group.next)
 
     def _failed(self, why: str) -> None:
-        """No group under way got to the disk: publishes are refused, all else waits on, in order."""
+        """No group under way got to the disk.
+
+        Publishes are refused, all else waits on, in order.
+        """
         waiting: list[Waiting] = []
         for group in reversed(self._under_way):
             self._grouping.take_back(group)

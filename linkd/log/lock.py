@@ -10,7 +10,9 @@ from linkd.errors import LogDamaged
 
 
 def lock(folder: Path) -> int:
-    """Make the folder where it is missing and keep other daemons out; return the file to close at the end.
+    """Make the folder where it is missing and keep other daemons out.
+
+    Return the file to close at the end.
 
     Raises:
         LogDamaged: One is in already, or the folder is not ours.

@@ -1,4 +1,7 @@
-"""A log in memory: the same promises to who runs beside it, nothing of them after the process. For tests and labs."""
+"""A log in memory: the same promises to who runs beside it, nothing of them after the process.
+
+For tests and labs.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +80,10 @@ class MemoryLog(Ledger):
             self._pumping = False
 
     def crash(self) -> MemoryLog:
-        """Return the log as it is found after a crash now: what waited is lost and never settled."""
+        """Return the log as it is found after a crash now.
+
+        What waited is lost and never settled.
+        """
         self._closed = True
         found = MemoryLog.__new__(MemoryLog)
         found.rng, found._delayed, found._now = self.rng, self._delayed, self._now

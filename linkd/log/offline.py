@@ -1,4 +1,7 @@
-"""Looking into a log's files without opening it: nothing is changed, and a daemon may be at work on them."""
+"""Looking into a log's files without opening it.
+
+Nothing is changed, and a daemon may be at work on them.
+"""
 
 from __future__ import annotations
 

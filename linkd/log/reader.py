@@ -95,7 +95,10 @@ class Reader:
         max_bytes: int,
         done: Callable[[list[Batch] | OSError | Damage], None],
     ) -> None:
-        """Read about `max_bytes` of batches from `position` on, all of one file; `done` comes in the reactor."""
+        """Read about `max_bytes` of batches from `position` on, all of one file.
+
+        `done` comes in the reactor.
+        """
 
         def job() -> None:
             found: list[Batch] | OSError | Damage
@@ -108,7 +111,9 @@ class Reader:
         self._queue.put(job)
 
     def batches(self, place: Place, position: int, max_bytes: int) -> list[Batch]:
-        """Return batches from `position` on, up to a hole; where `position` is in one, the first behind it.
+        """Return batches from `position` on, up to a hole.
+
+        Where `position` is in one, the first behind it.
 
         Raises:
             Damage: There is a bad frame on the way.

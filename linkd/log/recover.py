@@ -1,8 +1,12 @@
-"""Finding a log again: its segments, its state from the last snapshot on, and where its last write broke off."""
+"""Finding a log again: its segments, its state from the last snapshot on.
+
+And where its last write broke off.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -21,7 +25,10 @@ from linkd.log.seal import load_index
 from linkd.log.state import Snapshot, State
 
 JUMP = 1 << 24
-"""How far above all known offsets an epoch opens where the log's end was lost: more than a segment holds."""
+"""How far above all known offsets an epoch opens where the log's end was lost.
+
+More than a segment holds.
+"""
 
 _MOST_REPAIRS = 10_000
 
@@ -105,7 +112,7 @@ def _find(folder: Path, files: Files, ward: Ward) -> Found:
     order = sorted(heads)
     if 0 < identity.oldest < order[0]:
         ward.missing(identity.oldest - 1, order[0], identity.first, heads[order[0]][0].first)
-    for number, after in zip(order[:-1], order[1:], strict=True):
+    for number, after in pairwise(order):
         head, path = heads[number][0], segment_path(folder, number)
         size = path.stat().st_size
         if not head.salvaged and heads[after][0].previous == number:

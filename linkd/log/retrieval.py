@@ -1,4 +1,7 @@
-"""Fetching what memory no longer has; a sealed segment found bad on the way is mended and fetching goes on."""
+"""Fetching what memory no longer has.
+
+A sealed segment found bad on the way is mended and fetching goes on.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +65,10 @@ class Retrieval:
         self._tell = tell
 
     def fetch(self, position: int, max_bytes: int, done: Fetched) -> None:
-        """Read about `max_bytes` of batches from `position` on; `done` gets them, or Gap or LogDamaged."""
+        """Read about `max_bytes` of batches from `position` on.
+
+        `done` gets them, or Gap or LogDamaged.
+        """
         bounds = self._bounds
         if position < bounds.first:
             done(Gap(position, bounds.first))

@@ -35,9 +35,9 @@ _head = msgspec.msgpack.Decoder(SegmentHead)
 def numbers(folder: Path) -> list[int]:
     """Return the numbers of the segment files in a folder, in order."""
     return sorted(
-        int(name[:-4])
-        for name in os.listdir(folder)
-        if name.endswith(".log") and len(name) == _NAME_LENGTH and name[:-4].isdigit()
+        int(path.stem)
+        for path in folder.iterdir()
+        if path.suffix == ".log" and len(path.name) == _NAME_LENGTH and path.stem.isdigit()
     )
 
 
@@ -67,7 +67,9 @@ def read_head(path: Path) -> tuple[SegmentHead, Frame]:
 
 
 def scan(path: Path, head: SegmentHead, size: int, state: State | None) -> tuple[Index, Frame]:
-    """Return the index of a segment's first `size` bytes and its last frame; fold the frames into `state`.
+    """Return the index of a segment's first `size` bytes and its last frame.
+
+    Fold the frames into `state`.
 
     A publish of several frames whose last is not there does not count, nor what follows it.
 

@@ -1,4 +1,7 @@
-"""What is written beside a segment to which nothing is added any more: its index, and the ids in it."""
+"""What is written beside a segment to which nothing is added any more.
+
+Its index, and the ids in it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The default engine: append-only files of CRC-framed batches, committed in groups by one thread."""
+"""The default engine: append-only files of CRC-framed batches.
+
+Committed in groups by one thread.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from random import Random, SystemRandom
 
 import msgspec
 
+from linkd import clock
 from linkd.core.batch import Batch
 from linkd.errors import Gap, LinkdError, LogDamaged, LogFull
 from linkd.log.damage import Ward
@@ -65,7 +69,8 @@ class SegmentLog(Ledger):
 
     Attributes:
         snapshot: The newest one found at start, or None.
-        carried: Puts into each snapshot what it carries beside the state: peers' acks, consumers' cursors.
+        carried: Puts into each snapshot what it carries beside the state: peers' acks, consumers'
+            cursors.
         on_told: Called with what the operator must hear of while it runs.
 
     Raises:
@@ -83,7 +88,7 @@ class SegmentLog(Ledger):
         files: Files | None = None,
         rng: Random | None = None,
         monotonic: Callable[[], float] = time.monotonic,
-        wall: Callable[[], float] = time.time,
+        wall: Callable[[], float] = clock.wall,
     ) -> None:
         self._folder = folder
         self._settings = settings

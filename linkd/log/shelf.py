@@ -1,4 +1,7 @@
-"""All segments of a log, oldest first, as far as they are committed: where what lies, and what may go."""
+"""All segments of a log, oldest first, as far as they are committed.
+
+Where what lies, and what may go.
+"""
 
 from __future__ import annotations
 
@@ -118,7 +121,7 @@ class Shelf:
 
 
 def add_owed(owed: dict[str, tuple[int, int]], batches: Sequence[Batch], position: int) -> None:
-    """Add (records, bytes of records) by channel of what of `batches` lies at or after `position`."""
+    """Add (records, bytes) by channel of what of `batches` lies at or after `position`."""
     for batch in batches:
         count, size = batch.count, len(batch.records)
         if batch.next <= position:

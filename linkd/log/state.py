@@ -1,12 +1,14 @@
 """What a log remembers beside its records: the fold over its frames, pure.
 
-Epochs, how far it has each peer's log, what it knows of each origin, and producers' numbers. Every change is
+Epochs, how far it has each peer's log, what it knows of each origin, and producers' numbers. Every
+change is
 noted in `undo`, so that a group of frames that never reached the disk can be taken back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -27,11 +29,17 @@ Undo = list[tuple[dict[Any, Any], Any, Any]]
 
 
 Place = tuple[str, tuple[EpochEnd, ...]]
-"""How far a peer's log is stored here: its id, and the end in each epoch, oldest first, at most 64."""
+"""How far a peer's log is stored here.
+
+Its id, and the end in each epoch, oldest first, at most 64.
+"""
 
 
 def follows(place: Place | None, source: Source) -> bool:
-    """Tell whether a step begins where its peer's cursor stands; a first step, or one of a new log, always does."""
+    """Tell whether a step begins where its peer's cursor stands.
+
+    A first step, or one of a new log, always does.
+    """
     return place is None or place[0] != source.log or place[1][-1].next == source.previous
 
 
@@ -52,7 +60,10 @@ def placed(cursor: Cursor) -> Place:
 
 
 class OriginHigh(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """The highest offset known of one channel of another log: its current epoch, and the older ones."""
+    """The highest offset known of one channel of another log.
+
+    Its current epoch, and the older ones.
+    """
 
     epoch: str
     high: int
@@ -220,7 +231,7 @@ class State:
         if len(counts) == 1:
             return
         recent, note = self._recent[name], self.undo.append
-        for before, count in zip(counts, counts[1:], strict=False):
+        for before, count in pairwise(counts):
             offset += before
             sequence += 1
             recent[sequence] = (offset, count)
@@ -228,7 +239,10 @@ class State:
         self._highest[name] = Highest(sequence, stamp)
 
     def forget_producers(self, before: float) -> None:
-        """Forget producers not heard of since `before`, seconds on the log's clock, and above 10,000 the oldest."""
+        """Forget producers not heard of since `before`, seconds on the log's clock.
+
+        And above 10,000 the oldest.
+        """
         highest = self._highest
         gone = [name for name, last in highest.items() if last.stamp < before]
         if len(highest) - len(gone) > MAX_PRODUCERS:
@@ -243,7 +257,10 @@ class State:
     def replay(
         self, batch: Batch, whole: tuple[int, int] | None = None, counts: Sequence[int] = ()
     ) -> None:
-        """Fold a stored batch, as when it was stored; `whole` is (first, count) of a publish of several."""
+        """Fold a stored batch, as when it was stored.
+
+        `whole` is (first, count) of a publish of several.
+        """
         self.next = batch.offset + batch.count
         if batch.source is not None:
             source = batch.source

@@ -1,4 +1,7 @@
-"""The one thread that writes: takes what is there, writes it in one call, syncs, and says so in the reactor."""
+"""The one thread that writes.
+
+Takes what is there, writes it in one call, syncs, and says so in the reactor.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +69,8 @@ class Writer:
         folder: Where the segments lie.
         seed: The log's, for CRCs.
         post: Brings a call into the reactor's thread.
-        report: Called there with what became of the jobs; with None when nothing came for `tick` seconds.
+        report: Called there with what became of the jobs; with None when nothing came for `tick`
+            seconds.
     """
 
     tick = 1.0
@@ -102,7 +106,10 @@ class Writer:
         self._queue.put(job)
 
     def stop(self, done: Callable[[], None]) -> None:
-        """Write what is there, then end the thread; `done` is called in the reactor behind all reports."""
+        """Write what is there, then end the thread.
+
+        `done` is called in the reactor behind all reports.
+        """
         self._ended = done
         self._queue.put(None)
 

@@ -1,4 +1,7 @@
-"""Power loss and damage: the files as a crash or a bad disk may leave them, and what the log makes of them."""
+"""Power loss and damage.
+
+The files as a crash or a bad disk may leave them, and what the log makes of them.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,10 @@ def _scratch() -> Path:
 
 
 def _write_some(bench: SegmentBench, rng: Random, begin: int = 0) -> list[tuple[int, bytes, int]]:
-    """Append and store a few; return (offset, first body, steps of the disk before it was settled)."""
+    """Append and store a few.
+
+    Return (offset, first body, steps of the disk before it was settled).
+    """
     settled: list[tuple[int, bytes, int]] = []
     cursor = bench.log.cursor("hub")
     position = 1 if cursor is None else cursor.next
@@ -49,7 +55,8 @@ def _write_some(bench: SegmentBench, rng: Random, begin: int = 0) -> list[tuple[
 def _rebuild(folder: Path, root: Path, steps: Steps, cut: int, rng: Random) -> None:
     """Make the files as power lost after `cut` steps may leave them.
 
-    What was synced is there. Of later writes each 512 bytes are there, or zeros, or the file ends before.
+    What was synced is there. Of later writes each 512 bytes are there, or zeros, or the file ends
+    before.
     """
     names: dict[int, Path] = {}
     safe: dict[int, bytearray] = {}

@@ -14,7 +14,8 @@ class RecordingFiles(RealFiles):
     """Real files; every change is noted in `steps`, and may be refused.
 
     Attributes:
-        steps: ("write", file, at, bytes), ("sync", file), ("truncate", file, size), ("create", path, file),
+        steps: ("write", file, at, bytes), ("sync", file), ("truncate", file, size), ("create",
+            path, file),
             ("rename", old, new), ("unlink", path), ("sync_dir",): file is a number that lasts.
         refuse: The errno that the next writes fail with; 0 none.
         refuse_sync: The same for syncs.
