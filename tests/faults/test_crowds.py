@@ -51,7 +51,9 @@ def test_500_dialers_and_a_listener_that_restarts(lab: Lab, daemons: Start) -> N
     count = 500
     hub_host, crowd_host = lab.host("hub"), lab.host("crowd")
     names = "".join(peer(f"edge-{number + 1}") for number in range(count))
-    hub = daemons("hub", listen() + names, hub_host)
+    # All come from one address here; the bound on all addresses together is as it is.
+    limits = "[limits]\npending_per_address = 1000\nhandshakes_per_second_per_address = 1000.0\n"
+    hub = daemons("hub", limits + listen() + names, hub_host)
     url = f"ws://{hub_host.address}:9443/link"
     with Swarm(url, count, str(hub.directory / "secret"), crowd_host) as swarm:
         begun = time.monotonic()

@@ -20,6 +20,7 @@ from tests.support.lab import ROOT
 from tests.support.machine import Machine, host_files, join
 from tests.support.needs import lacking, need
 
+SOURCE = "/opt/source"
 SYSTEM_PYTHON = "/usr/bin/python3"
 API = '[api]\nsocket = "/run/linkd/linkd.sock"\n'
 CREDENTIALS = "/run/credentials/linkd.service"
@@ -82,23 +83,29 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def install(machine: Machine, wheels: Path) -> str:
     """Run scripts/install on a machine; return what it said."""
-    # /tmp is the machine's own: the wheels go in through a pipe.
-    packed = subprocess.Popen(["tar", "-C", str(wheels), "-c", "."], stdout=subprocess.PIPE)
-    machine.sh("mkdir -p /opt/wheels")
-    subprocess.run(
-        machine.enter("tar", "-C", "/opt/wheels", "-x"), stdin=packed.stdout, check=True, timeout=60
-    )
-    assert packed.wait(10) == 0
+    carry(machine, wheels, "/opt/wheels", ".")
+    carry(machine, ROOT, SOURCE, "scripts", "systemd", "conf")
+    script = f"{SOURCE}/scripts/install"
+    return machine.run(script, "--wheels", "/opt/wheels", timeout=300).stdout
+
+
+def carry(machine: Machine, directory: Path, to: str, *names: str) -> None:
+    """Copy files to a machine, through a pipe: its /tmp, for one, is its own."""
+    packed = subprocess.Popen(["tar", "-C", str(directory), "-c", *names], stdout=subprocess.PIPE)
+    machine.sh(f"rm -rf {to}; mkdir -p {to}")
+    unpack = machine.enter("tar", "-C", to, "-x")
+    subprocess.run(unpack, stdin=packed.stdout, check=True, timeout=60)
     assert packed.stdout is not None
     packed.stdout.close()
-    script = str(ROOT / "scripts" / "install")
-    return machine.run(script, "--wheels", "/opt/wheels", timeout=300).stdout
+    assert packed.wait(10) == 0
 
 
 @pytest.fixture(scope="module")
 def bare(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     """Return two joined machines with linkd installed, but not configured."""
     before = set(host_files())
+    marker = tmp_path_factory.mktemp("marker") / "stays"
+    marker.write_text("here")
     with ExitStack() as stack:
         made = [
             stack.enter_context(Machine(name, tmp_path_factory.mktemp(name)))
@@ -109,7 +116,9 @@ def bare(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pai
             for said in pool.map(install, made, [wheels, wheels]):
                 assert "Next: write /etc/linkd/linkd.toml" in said
         yield Pair(made[0], made[1])
-    assert before <= set(host_files()), "files of the machine that runs the tests have gone"
+    gone = before - set(host_files())
+    assert marker.read_text() == "here", "files of the machine that runs the tests have gone"
+    assert not gone, f"gone from the machine that runs the tests: {gone}"
 
 
 @pytest.fixture
@@ -121,13 +130,14 @@ def pair(bare: Pair) -> Iterator[Pair]:
     bare.edge.write("/etc/linkd/hub.secret", SECRET)
     for machine in bare:
         machine.run("systemctl", "reset-failed", "linkd.service", check=False)
-        machine.run("systemctl", "restart", "linkd.service")
+        started = machine.run("systemctl", "restart", "linkd.service", check=False)
+        assert started.returncode == 0, machine.journal()[-3000:]
     wait_link(bare.edge, "hub", "up", 20.0)
     yield bare
     for machine in bare:
         machine.run("systemctl", "kill", "-s", "CONT", "linkd.service", check=False)
         machine.run("systemctl", "stop", "linkd.service", check=False)
-        machine.run("sh", str(ROOT / "scripts" / "restore.sh"))
+        machine.run("sh", f"{SOURCE}/scripts/restore.sh")
 
 
 def link(machine: Machine, peer: str) -> dict[str, object]:

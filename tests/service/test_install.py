@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.service.conftest import EDGE, Pair, install, link, wait_link
-from tests.support.lab import ROOT
+from tests.service.conftest import EDGE, SOURCE, Pair, install, link, wait_link
 from tests.support.machine import Machine
 
 pytestmark = [pytest.mark.service, pytest.mark.slow]
 
-INSTALL = str(ROOT / "scripts" / "install")
+INSTALL = f"{SOURCE}/scripts/install"
 
 
 def release(machine: Machine) -> str:

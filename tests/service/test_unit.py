@@ -7,9 +7,8 @@ import time
 
 import pytest
 
-from tests.service.conftest import EDGE, HUB, Pair, link, wait_link
+from tests.service.conftest import EDGE, HUB, SOURCE, Pair, link, wait_link
 from tests.support import figures
-from tests.support.lab import ROOT
 from tests.support.machine import Machine
 
 pytestmark = [pytest.mark.service, pytest.mark.slow]
@@ -164,7 +163,7 @@ def test_two_hosts_cut_by_the_scripts(pair: Pair) -> None:
 
 def test_the_timer_of_drop_is_a_service_of_its_own(pair: Pair) -> None:
     """Where systemd runs, --for outlives the session that asked for it."""
-    pair.edge.run("sh", str(ROOT / "scripts" / "drop.sh"), "192.0.2.7", "--for", "2")
+    pair.edge.run("sh", f"{SOURCE}/scripts/drop.sh", "192.0.2.7", "--for", "2")
     units = pair.edge.sh("systemctl list-units --plain --no-legend 'linkd-restore-*'")
     assert "linkd-restore-" in units
     end = time.monotonic() + 6

@@ -251,6 +251,6 @@ def join(one: Machine, two: Machine) -> None:
 
 
 def host_files() -> Iterator[str]:
-    """Return what lies in /tmp, /run and /dev of the machine that runs the tests: it must stay."""
-    for top in ("/tmp", "/run", "/dev"):
+    """Return what lies in /run and /dev of the machine that runs the tests: it must stay."""
+    for top in ("/run", "/dev"):
         yield from sorted(str(path) for path in Path(top).iterdir())

@@ -13,6 +13,7 @@ import resource
 import select
 import subprocess
 import sys
+import threading
 import time
 from types import TracebackType
 from typing import Any
@@ -42,11 +43,11 @@ def _node(name: str, url: str, secret_file: str, reactor: Any, shared: Any) -> A
 
 def _report(nodes: list[Any]) -> dict[str, Any]:
     """Return how all links are."""
-    links = [node.status().links[0] for node in nodes]
+    links = [link for node in nodes for link in node.status().links]
     ended = [outage for node in nodes for outage in node.outages() if outage.down_seconds]
     return {
         "up": sum(link.state == "up" for link in links),
-        "trying": max(link.attempts for link in links),
+        "trying": max((link.attempts for link in links), default=0),
         "attempts": [outage.attempts for outage in ended],
         "down": [outage.down_seconds for outage in ended],
         "at": time.monotonic(),
@@ -56,8 +57,7 @@ def _report(nodes: list[Any]) -> dict[str, Any]:
 def main(url: str, count: int, secret_file: str) -> None:
     """Run the nodes until standard input ends."""
     from twisted.internet import reactor as installed
-    from twisted.internet import stdio, threads
-    from twisted.protocols.basic import LineOnlyReceiver
+    from twisted.internet import threads
 
     from linkd.net.resolve import Resolver, look_up
 
@@ -68,18 +68,12 @@ def main(url: str, count: int, secret_file: str) -> None:
     shared = Resolver(reactor, lambda host: threads.deferToThread(look_up, host))
     nodes = [_node(f"edge-{n + 1}", url, secret_file, reactor, shared) for n in range(count)]
 
-    class Orders(LineOnlyReceiver):
-        delimiter = b"\n"
+    def obey() -> None:
+        for _ in sys.stdin:
+            reactor.callFromThread(lambda: print(json.dumps(_report(nodes)), flush=True))
+        reactor.callFromThread(reactor.stop)
 
-        def lineReceived(self, line: bytes) -> None:
-            print(json.dumps(_report(nodes)), flush=True)
-
-        def connectionLost(self, reason: object = None) -> None:
-            if reactor.running:
-                reactor.stop()
-
-    standard: Any = stdio.StandardIO
-    standard(Orders(), stdout=2)
+    threading.Thread(target=obey, daemon=True).start()
     for number, node in enumerate(nodes):
         reactor.callLater(number * 0.005, node.start)
     gc.collect()
