@@ -236,9 +236,7 @@ def make_config(directory: Path, **api: Any) -> Config:
         path = directory / f"{name}.key"
         path.write_text(secret)
         path.chmod(0o600)
-        keys.append(
-            ApiKey(name=name, secret_file=str(path), publish=publish, subscribe=subscribe)
-        )
+        keys.append(ApiKey(name=name, secret_file=str(path), publish=publish, subscribe=subscribe))
     settings: dict[str, Any] = {
         "socket": str(directory / "linkd.sock"),
         "http": "127.0.0.1:0",
