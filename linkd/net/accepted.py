@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 MAX_POSTS = 4
 MAX_POST_BYTES = 16_384
 
+_CLOSE_ENOUGH = 0.001
+"""Seconds by which silence may be judged late, rather than move a timer for every ping."""
+
 
 class _Denied(ConnectionDeny):  # type: ignore[misc]
     """An upgrade is refused.
@@ -292,11 +295,15 @@ class AcceptedConnection(Connection, ServerProtocol):  # type: ignore[misc]
     def _sendAutoPing(self) -> None:
         """Ping; the time-out is the moment at which silence reaches its limit."""
         super()._sendAutoPing()
-        now = self.clock.seconds()
-        if self.autoPingTimeoutCall is not None:
-            wanted = self.life.deadline - now
-            if wanted < self.autoPingTimeout:
-                self.autoPingTimeoutCall.reset(max(0.0, wanted))
+        wanted = self.life.deadline - self.clock.seconds()
+        if wanted < self.autoPingTimeout - _CLOSE_ENOUGH:
+            self._rearm(max(0.0, wanted))
+
+    def _rearm(self, after: float) -> None:
+        """Look at the silence after so many seconds; Twisted's `reset` to sooner costs a search."""
+        cancel(self.autoPingTimeoutCall)
+        timer = self.factory._batched_timer
+        self.autoPingTimeoutCall = timer.call_later(after, self.onAutoPingTimeout)
 
     def onAutoPingTimeout(self) -> None:
         """No pong in time: that alone proves nothing, silence does."""
@@ -317,14 +324,14 @@ class AcceptedConnection(Connection, ServerProtocol):  # type: ignore[misc]
                 max(0.0, next_ping - now), self._sendAutoPing
             )
         else:
-            after = self.life.deadline - now
-            self.autoPingTimeoutCall = timer.call_later(after, self.onAutoPingTimeout)
+            self._rearm(self.life.deadline - now)
 
     def onOpen(self) -> None:
         """The upgrade is done; first pings are spread over half an interval."""
-        call = self.autoPingPendingCall
-        if call is not None:
-            call.reset(self.autoPingInterval * (0.5 + 0.5 * self.factory.random.random()))
+        cancel(self.autoPingPendingCall)
+        after = self.autoPingInterval * (0.5 + 0.5 * self.factory.random.random())
+        timer = self.factory._batched_timer
+        self.autoPingPendingCall = timer.call_later(after, self._sendAutoPing)
 
 
 def hello_dialer(connection: AcceptedConnection) -> str:

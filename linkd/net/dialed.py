@@ -42,6 +42,7 @@ class DialedConnection(Connection, ClientProtocol):  # type: ignore[misc]
     _nonce = ""
     _token: Deferred[Any] | None = None
     _watch_call: Call | None = None
+    _ping_every = 0.0
 
     # -- token and upgrade --------------------------------------------------------------------
 
@@ -191,7 +192,7 @@ class DialedConnection(Connection, ClientProtocol):  # type: ignore[misc]
         self.secret = None
         self.attempt.greeted()
         self.watch()
-        self.autoPingInterval = PING_EVERY * message.ping_interval
+        self._ping_every = PING_EVERY * message.ping_interval
         self._sendAutoPing()
         self.port = dialer.port
         dialer.greeted(self, message)
@@ -246,6 +247,13 @@ class DialedConnection(Connection, ClientProtocol):  # type: ignore[misc]
         super().connectionLost(reason)
 
     # -- silence ------------------------------------------------------------------------------
+
+    def onPing(self, payload: bytes) -> None:
+        """Answer a ping; now and then ping as well, in the same packet."""
+        super().onPing(payload)
+        if self._pinged_at is not None and self._ping_every > 0:
+            if self.clock.seconds() - self._pinged_at >= self._ping_every:
+                self._sendAutoPing()
 
     def watch(self) -> None:
         """Be called when silence may reach its limit."""

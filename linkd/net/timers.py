@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
+
+PING_GRID: Final = 0.1
+"""Seconds between moments at which pings go out."""
 
 
 class Call(Protocol):
@@ -32,17 +35,25 @@ class Clock(Protocol):
 class ExactTimer:
     """Takes the place of Autobahn's batched timer, which is up to a second early.
 
+    Pings may share a moment, so that a thousand idle links wake the reactor ten times a second
+    and not six hundred times: they come up to `PING_GRID` early. All else comes when asked.
+
     Args:
         clock: What the factory runs on.
+        ping: The name of what sends a ping.
     """
 
-    __slots__ = ("_clock",)
+    __slots__ = ("_clock", "_ping")
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, ping: str = "_sendAutoPing") -> None:
         self._clock = clock
+        self._ping = ping
 
     def call_later(self, delay: float, call: Callable[..., object], *args: object) -> Call:
-        """Call `call` after exactly `delay` seconds."""
+        """Call `call` after exactly `delay` seconds, a ping a little earlier."""
+        if delay > PING_GRID and getattr(call, "__name__", "") == self._ping:
+            now = self._clock.seconds()
+            delay = max(0.0, (now + delay) // PING_GRID * PING_GRID - now)
         return self._clock.callLater(delay, call, *args)
 
 

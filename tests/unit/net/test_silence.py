@@ -212,4 +212,5 @@ def test_autobahn_takes_its_timers_from_where_the_exact_one_is(pair: Pair) -> No
 
     pair.listener._batched_timer = Noting()
     pair.pipe.run(11.0, 0.01)
-    assert asked[:4] == [2.0, 5.0, 2.0, 5.0]
+    assert asked.count(5.0) == 2
+    assert asked.count(2.0) == 2
