@@ -12,7 +12,8 @@ from linkd.log.engine import Log
 from linkd.log.group import Post
 from linkd.log.memory import MemoryLog
 from linkd.log.offline import stat, verify
-from linkd.log.segments import SegmentLog, SegmentSettings
+from linkd.log.segments import SegmentLog
+from linkd.log.settings import Edges, SegmentSettings
 
 __all__ = [
     "CursorFile",
@@ -32,23 +33,40 @@ class LogSettings(Protocol):
     """What `[log]` says; `linkd.config.LogSettings` is one."""
 
     @property
-    def engine(self) -> str: ...
+    def engine(self) -> str:
+        """`segments` or `memory`."""
+
     @property
-    def max_bytes(self) -> int: ...
+    def max_bytes(self) -> int:
+        """The bound on disk."""
+
     @property
-    def max_age(self) -> float: ...
+    def max_age(self) -> float:
+        """Seconds."""
+
     @property
-    def min_free_bytes(self) -> int: ...
+    def min_free_bytes(self) -> int:
+        """Of the disk."""
+
     @property
-    def when_full(self) -> str: ...
+    def when_full(self) -> str:
+        """`reject` or `drop-oldest`."""
+
     @property
-    def segment_bytes(self) -> int: ...
+    def segment_bytes(self) -> int:
+        """Of one file."""
+
     @property
-    def memory_bytes(self) -> int: ...
+    def memory_bytes(self) -> int:
+        """Of the newest part."""
+
     @property
-    def id_window(self) -> float: ...
+    def id_window(self) -> float:
+        """Seconds."""
+
     @property
-    def max_ids(self) -> int: ...
+    def max_ids(self) -> int:
+        """The most remembered."""
 
 
 def open_log(
@@ -76,7 +94,7 @@ def open_log(
         return MemoryLog(node, id_window=settings.id_window)
     names = SegmentSettings.__struct_fields__
     bounds = SegmentSettings(**{name: getattr(settings, name) for name in names})
-    return SegmentLog(Path(state_dir) / "log", node, bounds, post, wall=wall)
+    return SegmentLog(Path(state_dir) / "log", node, bounds, post, Edges(wall=wall))
 
 
 def open_cursors(

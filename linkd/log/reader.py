@@ -57,7 +57,7 @@ class Reader:
 
     def __init__(self, seed: int, post: Post) -> None:
         self._seed = seed
-        self._post = post
+        self.post = post
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._hints: OrderedDict[int, tuple[Path, int]] = OrderedDict()
         self._thread = threading.Thread(target=self._run, name="linkd-log-reader", daemon=True)
@@ -106,7 +106,7 @@ class Reader:
                 found = self.batches(place, position, max_bytes)
             except (OSError, Damage) as error:
                 found = error
-            self._post(lambda: done(found))
+            self.post(lambda: done(found))
 
         self._queue.put(job)
 

@@ -15,7 +15,6 @@ from linkd.errors import Gap, LinkdError, LogDamaged
 from linkd.log.damage import Ward
 from linkd.log.engine import Told
 from linkd.log.files import Files
-from linkd.log.group import Post
 from linkd.log.index import Index
 from linkd.log.lock import not_ours
 from linkd.log.reader import Damage, Reader
@@ -40,7 +39,6 @@ class Retrieval:
         shelf: The segments.
         reader: The thread that reads.
         files: The disk.
-        post: Brings a call into the log's thread.
         bounds: The log.
         ward: Makes what mends a folder.
         tell: Called with what the operator must hear of.
@@ -51,7 +49,6 @@ class Retrieval:
         shelf: Shelf,
         reader: Reader,
         files: Files,
-        post: Post,
         bounds: Bounds,
         ward: Callable[[], Ward],
         tell: Callable[[Told], None],
@@ -59,7 +56,6 @@ class Retrieval:
         self._shelf = shelf
         self._reader = reader
         self._files = files
-        self._post = post
         self._bounds = bounds
         self._ward = ward
         self._tell = tell
@@ -107,7 +103,7 @@ class Retrieval:
             told: list[Told] = []
             index = None if before is None else self._mended(damage, before, told)
             self._reader.forget()
-            self._post(lambda: mended(index, told))
+            self._reader.post(lambda: mended(index, told))
 
         def mended(index: Index | None, told: list[Told]) -> None:
             if index is not None:

@@ -6,20 +6,17 @@ Committed in groups by one thread.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from random import Random, SystemRandom
+from random import Random
 
 import msgspec
 
-from linkd import clock
 from linkd.core.batch import Batch
 from linkd.errors import Gap, LinkdError, LogDamaged, LogFull
 from linkd.log.damage import Ward
 from linkd.log.engine import Told
-from linkd.log.files import Files, RealFiles
 from linkd.log.frame import HAS_IDS, HEAD, PREFIX_BYTES, Part, part_of
 from linkd.log.group import CursorSet, Post, ignore
 from linkd.log.identity import Identity, save_identity
@@ -31,6 +28,7 @@ from linkd.log.reader import Reader
 from linkd.log.recover import Found, recover
 from linkd.log.retrieval import Retrieval
 from linkd.log.seal import ids_path, load_ids, seal
+from linkd.log.settings import Edges, SegmentSettings
 from linkd.log.shelf import Shelf
 from linkd.log.state import Snapshot, State
 from linkd.log.tail import Tail
@@ -41,19 +39,6 @@ EAGER_BYTES = 256 * 1024
 """So much is sent behind the commit under way; less waits for its end."""
 
 
-class SegmentSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """The bounds of a log; the names are those of `linkd.config`."""
-
-    max_bytes: int = 10_737_418_240
-    max_age: float = 604_800.0
-    min_free_bytes: int = 67_108_864
-    when_full: str = "reject"
-    segment_bytes: int = 67_108_864
-    memory_bytes: int = 33_554_432
-    id_window: float = 86_400.0
-    max_ids: int = 1_000_000
-
-
 class SegmentLog(Ledger):
     """A log in the files of a folder.
 
@@ -62,10 +47,7 @@ class SegmentLog(Ledger):
         node: This node's name.
         settings: Its bounds.
         post: Brings a call into the thread in which all methods are called.
-        files: The disk.
-        rng: Where ids and epochs come from.
-        monotonic: Seconds that only grow.
-        wall: Unix seconds.
+        edges: What it touches of the world.
 
     Attributes:
         snapshot: The newest one found at start, or None.
@@ -84,18 +66,13 @@ class SegmentLog(Ledger):
         node: str,
         settings: SegmentSettings,
         post: Post,
-        *,
-        files: Files | None = None,
-        rng: Random | None = None,
-        monotonic: Callable[[], float] = time.monotonic,
-        wall: Callable[[], float] = clock.wall,
+        edges: Edges | None = None,
     ) -> None:
         self._folder = folder
         self._settings = settings
-        self._files = files or RealFiles()
-        self._monotonic = monotonic
-        self._wall = wall
-        rng = rng or SystemRandom()
+        edges = edges or Edges()
+        self._files, rng = edges.files, edges.rng
+        self._monotonic, self._wall = monotonic, wall = edges.monotonic, edges.wall
         self._lock = lock(folder)
         try:
             self._take(recover(folder, self._files, wall), node, rng)
@@ -120,7 +97,6 @@ class SegmentLog(Ledger):
             self._shelf,
             self._reader,
             self._files,
-            post,
             self,
             lambda: Ward(folder, self._files, self._identity, wall),
             self._tell,
@@ -369,13 +345,7 @@ class SegmentLog(Ledger):
     def trim(self, before: int) -> int:
         """Delete whole segments below `before`; return how many records go."""
         before = min(before, self.next)
-        count = sum(
-            records
-            for segment in self._shelf.segments
-            if segment.first < segment.next <= before
-            for block in segment.blocks
-            for records, _ in block.totals.values()
-        )
+        count = self._shelf.records_below(before)
         self._trim_to = max(self._trim_to, before)
         last = self._shelf.last
         if last is not None and last is self._writing and last.first < last.next <= before:
@@ -401,15 +371,16 @@ class SegmentLog(Ledger):
         for segment in segments[:-1]:
             over = size > most
             free = segment.next <= self._owed_from and (over or segment.stamp < oldest)
-            if not (free or segment.next <= self._trim_to):
-                if not (over and settings.when_full == "drop-oldest"):
-                    break
+            dropped = over and settings.when_full == "drop-oldest"
+            if not (free or dropped or segment.next <= self._trim_to):
+                break
             size -= segment.size
             count += 1
         if count:
             self._drop(count)
-        elif len(segments) == 1 and segments[0].first < segments[0].next <= self._owed_from:
-            if segments[0].stamp < oldest and segments[0] is self._writing:
+        elif len(segments) == 1 and segments[0] is self._writing:
+            only = segments[0]
+            if only.first < only.next <= self._owed_from and only.stamp < oldest:
                 self._begin_anew()
 
     def _drop(self, count: int) -> None:

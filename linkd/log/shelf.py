@@ -65,6 +65,16 @@ class Shelf:
                     owed[channel] = (old[0] + records, old[1] + size)
         return owed
 
+    def records_below(self, position: int) -> int:
+        """Return how many records the segments hold that lie below `position` as a whole."""
+        return sum(
+            records
+            for segment in self.segments
+            if segment.first < segment.next <= position
+            for block in segment.blocks
+            for records, _ in block.totals.values()
+        )
+
     def stamp_at(self, position: int) -> float | None:
         """Return about when the first record at or after `position` was stored."""
         for segment in self._behind(position):

@@ -17,8 +17,10 @@ from linkd.core.batch import (
     decode_records,
     encode_records,
 )
+from linkd.log.files import RealFiles
 from linkd.log.memory import MemoryLog
-from linkd.log.segments import SegmentLog, SegmentSettings
+from linkd.log.segments import SegmentLog
+from linkd.log.settings import Edges, SegmentSettings
 from linkd.log.writer import Writer
 from tests.support.turns import Turns
 
@@ -66,10 +68,7 @@ class SegmentBench:
             node,
             self.settings,
             self.turns.post,
-            files=self.files,
-            rng=Random(),
-            monotonic=lambda: self.now[0],
-            wall=lambda: self.wall[0],
+            Edges(self.files or RealFiles(), Random(), lambda: self.now[0], lambda: self.wall[0]),
         )
         self.turns.until(lambda: not self.log._under_way or self.log.full)
         return self.log
@@ -93,7 +92,7 @@ class SegmentBench:
 def records(*bodies: bytes, ids: tuple[str, ...] = ()) -> bytes:
     """Return encoded records."""
     names = ids or ("",) * len(bodies)
-    return encode_records(Record(body, id=id) for body, id in zip(bodies, names, strict=True))
+    return encode_records(Record(body, id=name) for body, name in zip(bodies, names, strict=True))
 
 
 def draft(*bodies: bytes, channel: str = "orders", **more: Any) -> Draft:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from linkd.errors import StateTooNew
 from linkd.log import MemoryCursors, MemoryLog, open_cursors, open_log
 from linkd.log.cursors import CursorFile
 from linkd.log.engine import Consumer, PeerCursor
-from linkd.log.segments import SegmentLog, SegmentSettings
+from linkd.log.segments import SegmentLog
+from linkd.log.settings import SegmentSettings
 from tests.support.logs import append, draft
 from tests.support.turns import Turns
 
@@ -34,7 +36,9 @@ class Pair:
 
     def open(self) -> None:
         """Open both."""
-        self.log: Any = open_log(Settings(segment_bytes=1 << 20), self.folder, "edge", self.turns.post)
+        self.log: Any = open_log(
+            Settings(segment_bytes=1 << 20), self.folder, "edge", self.turns.post
+        )
         self.cursors = open_cursors(self.log, self.folder, self.turns.post)
 
     def until(self, true: Any) -> None:
@@ -43,10 +47,11 @@ class Pair:
 
     def close(self) -> None:
         """Close both."""
-        for one in (self.cursors, self.log):
+        closers: list[Any] = [self.cursors.close, self.log.close]
+        for close in closers:
             done: list[bool] = []
-            one.close(lambda done=done: done.append(True))
-            self.turns.until(lambda done=done: done)
+            close(partial(done.append, True))
+            self.turns.until(partial(len, done))
 
     def restart(self) -> MemoryCursors:
         """Close and open both."""
@@ -156,7 +161,9 @@ def test_a_newer_file_is_left_alone(pair: Pair) -> None:
     pair.open()
 
 
-def test_a_refused_write_is_told_and_tried_again(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_write_is_told_and_tried_again(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("linkd.log.cursors.RETRY_SECONDS", 0.01)
     assert isinstance(pair.cursors, CursorFile)
     real = pair.cursors._write

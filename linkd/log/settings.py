@@ -1,0 +1,41 @@
+"""The bounds of a segment log, and what it touches of the world."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from random import Random, SystemRandom
+
+import msgspec
+
+from linkd import clock
+from linkd.log.files import Files, RealFiles
+
+
+class SegmentSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """The bounds of a log; the names are those of `linkd.config`."""
+
+    max_bytes: int = 10_737_418_240
+    max_age: float = 604_800.0
+    min_free_bytes: int = 67_108_864
+    when_full: str = "reject"
+    segment_bytes: int = 67_108_864
+    memory_bytes: int = 33_554_432
+    id_window: float = 86_400.0
+    max_ids: int = 1_000_000
+
+
+class Edges(msgspec.Struct, frozen=True):
+    """What a log touches of the world; tests put their own here.
+
+    Args:
+        files: The disk.
+        rng: Where ids, epochs and seeds come from.
+        monotonic: Seconds that only grow.
+        wall: Unix seconds.
+    """
+
+    files: Files = msgspec.field(default_factory=RealFiles)
+    rng: Random = msgspec.field(default_factory=SystemRandom)
+    monotonic: Callable[[], float] = time.monotonic
+    wall: Callable[[], float] = clock.wall
