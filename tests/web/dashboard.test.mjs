@@ -53,6 +53,21 @@ test("a cut turns the link red and locks the box, keeping what was typed; the re
   await close();
 });
 
+test("an outage of many attempts is two lines in the log, and says how many", withBrowser, async () => {
+  const { page, close } = await openPage(browser, stub.url);
+  await live(page);
+  stub.cut("hub");
+  for (let attempt = 0; attempt < 50; attempt += 1) {
+    stub.change("hub", "connecting");
+    stub.change("hub", "waiting", "unreachable", "no route");
+  }
+  await until(async () => /down for/.test(await card(page, "hub").locator(".since").textContent()));
+  stub.restore("hub");
+  await until(async () => /up.*50 attempts/.test(await page.locator("#events li").first().textContent()));
+  assert.equal(await page.locator("#events li").count(), 2);
+  await close();
+});
+
 test("a link that is not chosen does not lock the box", withBrowser, async () => {
   const { page, close } = await openPage(browser, stub.url);
   await live(page);

@@ -4,6 +4,7 @@ import { byId, make } from "./dom.js";
 import { clock, tone } from "./format.js";
 
 const SHOWN = 200;
+const STEPS = ["waiting", "connecting", "opening", "resuming"];
 
 export class EventLog {
   constructor() {
@@ -13,13 +14,33 @@ export class EventLog {
 
   /** Show these events. @param {any[]} events oldest first */
   show(events) {
-    const latest = events.slice(-SHOWN).reverse();
+    const latest = folded(events).slice(-SHOWN).reverse();
     const mark = latest.length > 0 ? `${latest[0].number} ${latest[0].time} ${latest.length}` : "none";
     if (mark === this.newest) return;
     this.newest = mark;
     if (latest.length === 0) this.list.replaceChildren(make("li", { className: "none" }, "Nothing has changed since the node started."));
     else this.list.replaceChildren(...latest.map(line));
   }
+}
+
+/**
+ * Leave out the steps of attempts, of which an outage of an hour has thousands; say instead how many it took.
+ * @param {any[]} events
+ */
+function folded(events) {
+  /** @type {Map<string, number>} */
+  const attempts = new Map();
+  const kept = [];
+  for (const event of events) {
+    const step = event.peer !== null && event.old !== "up" && STEPS.includes(event.new);
+    const made = attempts.get(event.peer) ?? 0;
+    if (step) attempts.set(event.peer, made + (event.new === "connecting" ? 1 : 0));
+    else {
+      kept.push(made > 1 ? { ...event, detail: [event.detail, `${made} attempts`].filter(Boolean).join(", ") } : event);
+      attempts.delete(event.peer);
+    }
+  }
+  return kept;
 }
 
 /** @param {any} event */

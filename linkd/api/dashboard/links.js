@@ -27,7 +27,7 @@ function facts(link) {
   return [
     link.role === "dialer" ? "we dial" : "they dial",
     link.address,
-    link.peer_version && `version ${link.peer_version}`,
+    link.peer_version,
     expires === null ? null : expires < 0 ? "certificate expired" : `certificate ${lasting(expires)}`,
     link.required && "required",
   ].filter(Boolean).join(" · ");
@@ -76,7 +76,9 @@ export class LinkCard {
 
   /** Let the clock run on between two answers. @param {number} now milliseconds */
   age(now) {
-    if (this.link) say(this.since, `for ${lasting(this.link.since_seconds + (now - this.told) / 1000)}`);
+    if (!this.link) return;
+    const since = this.link.since_seconds + (now - this.told) / 1000;
+    say(this.since, this.fell === null ? `for ${lasting(since)}` : `down for ${lasting((now - this.fell) / 1000)}`);
   }
 
   /** Learn from the events when this outage began: a link that is down changes state while it tries. @param {any[]} events oldest first */

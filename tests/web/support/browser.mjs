@@ -30,7 +30,8 @@ export async function openPage(browser, url, options = {}) {
   page.on("console", (message) => {
     const text = message.text();
     const network = /net::ERR_|WebSocket connection to|status of (401|503)/.test(text);
-    if (["error", "warning"].includes(message.type()) && !network) wrong.push(text);
+    const icon = message.location().url.endsWith("/favicon.ico"); // asked for where a page is no page of ours
+    if (["error", "warning"].includes(message.type()) && !network && !icon) wrong.push(text);
   });
   page.on("request", (request) => {
     if (new URL(request.url()).origin !== new URL(url).origin && !request.url().startsWith("data:")) wrong.push(`foreign: ${request.url()}`);

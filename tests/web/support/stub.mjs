@@ -245,7 +245,7 @@ function link(peer, fields) {
   return {
     peer, state: "up", generation: "b-1", address: "203.0.113.9:9443", rtt_seconds: 0.012, silence_seconds: 0.4,
     backlog_records: 0, backlog_bytes: 0, backlog_age_seconds: null, sent_records: 183_220, received_records: 20_411, attempts: 0,
-    next_attempt_seconds: null, reason: null, detail: null, peer_version: "1.0.0", certificate_expires_seconds: 5_200_000,
+    next_attempt_seconds: null, reason: null, detail: null, peer_version: "linkd 1.0.0", certificate_expires_seconds: 5_200_000,
     required: true, changed: Date.now() - 3_700_000, down: null, why: null, ...fields,
   };
 }
