@@ -13,6 +13,7 @@ import pytest
 from tests.support import figures
 from tests.support.daemon import COMMAND, Daemon, listen, peer
 from tests.support.lab import Host, Lab, python
+from tests.unit.test_conf import METRICS
 from tests.web.driver import Driver
 
 pytestmark = [pytest.mark.web, pytest.mark.slow]
@@ -132,6 +133,15 @@ def test_well_known_clients_publish_and_receive_over_the_pair(daemons: Start) ->
                 assert it["published"] in (True, None), (round_name, name, it)
         assert seen.last("doubled") == 0
         assert seen.last("wrong") == []
+
+
+def test_the_metrics_that_alerts_and_grafana_ask_for_are_there(daemons: Start) -> None:
+    edge, *_ = pair_here(daemons)
+    edge.call("POST", "/v1/channels/orders", b"1")
+    text = edge.call("GET", "/metrics")
+    for name, kind in METRICS.items():
+        assert f"# TYPE {name} {kind}" in text, name
+    assert "\nlinkd_log_commit_seconds_count 0.0" not in text, "a commit was made, and not counted"
 
 
 def test_linkd_js_settles_each_publish_once_over_kills_of_the_daemon(daemons: Start) -> None:
