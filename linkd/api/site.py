@@ -266,6 +266,7 @@ class ApiChannel(_Channel):  # type: ignore[misc]
         self.setTimeout(None)
         self._undue()
         self.transport.unregisterProducer()
+        self.site.channels.discard(self)
         released, self.released = self.released, None
         return released
 

@@ -132,7 +132,18 @@ class ApiSocket(ServerProtocol):  # type: ignore[misc]  # Autobahn has no types
         """Say goodbye; cut it 3 s later."""
         if self.open:
             self.open = False
-            self.sendClose(code, reason[:120])
+            # sendClose would refuse the codes that RFC 6455 has for a server that stops or refuses.
+            self.sendCloseFrame(code, reason.encode()[:120].decode("utf-8", "ignore").encode())
+            self._cut_soon()
+
+    def dropConnection(self, abort: bool = False) -> None:
+        """End the connection; one that lingers, since the other end doesn't read, is cut."""
+        super().dropConnection(abort)
+        if not abort:
+            self._cut_soon()
+
+    def _cut_soon(self) -> None:
+        if self._late is None and self.transport is not None:
             self._late = self.upgrades.api.reactor.callLater(CLOSE_SECONDS, self.cut)
 
     def cut(self) -> None:
@@ -214,7 +225,7 @@ class Upgrades:
             maxMessagePayloadSize=max_message,
             maxFramePayloadSize=max_message,
             openHandshakeTimeout=5,
-            closeHandshakeTimeout=3,
+            closeHandshakeTimeout=0,  # ours is `_cut_soon`: Autobahn's outlives the connection
             autoPingInterval=self.api.config.heartbeat.ping_interval,
             autoPingTimeout=PONG_SECONDS,
             tcpNoDelay=True,

@@ -1,0 +1,619 @@
+"""`/ws` and `/v1/stream` on a fake node, over real sockets, with the `websockets` library."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import ClientConnection, connect, unix_connect
+from websockets.typing import Subprotocol
+
+from linkd.core import stream
+from linkd.core.batch import Draft, Record, decode_records, encode_records
+from tests.support.api_calls import Served, thread, until
+from tests.support.fake_node import KEY, SHOP_KEY
+
+ONE = encode_records([Record(b"x" * 100)])
+
+
+@pytest_twisted.async_yield_fixture  # type: ignore[misc]
+async def served(tmp_path: Path) -> AsyncIterator[Served]:
+    one = Served(tmp_path)
+    yield one
+    await one.stop()
+
+
+def put(served: Served, channel: str, *bodies: bytes) -> None:
+    """Store messages."""
+    records = [Record(body, "", "", "application/json") for body in bodies]
+    draft = Draft(channel, len(records), encode_records(records), 1_790_000_000.25)
+    served.node.log.append(draft, lambda _: None)
+
+
+class Text:
+    """A client of `/ws`; blocks, for a thread."""
+
+    def __init__(self, wire: ClientConnection) -> None:
+        self.wire = wire
+
+    def say(self, frame: Any) -> None:
+        self.wire.send(frame if isinstance(frame, str) else json.dumps(frame))
+
+    def hear(self) -> Any:
+        got = self.wire.recv(timeout=5)
+        assert isinstance(got, str)
+        try:
+            return json.loads(got)
+        except ValueError:
+            return got
+
+    def silent(self) -> bool:
+        try:
+            self.wire.recv(timeout=0.2)
+        except TimeoutError:
+            return True
+        return False
+
+
+@contextmanager
+def text(served: Served, query: str = "") -> Iterator[Text]:
+    with unix_connect(served.path, f"ws://localhost/ws?{query}") as wire:
+        yield Text(wire)
+
+
+class Stream:
+    """A client of `/v1/stream`; blocks, for a thread."""
+
+    def __init__(self, wire: ClientConnection) -> None:
+        self.wire = wire
+        self.frames: list[Any] = []
+
+    def say(self, *frames: Any) -> None:
+        self.wire.send(stream.encode(frames))
+
+    def hear(self, kind: type | None = None) -> Any:
+        """Return the next frame, or the next of a kind; others are dropped."""
+        while True:
+            while not self.frames:
+                message = self.wire.recv(timeout=5)
+                assert isinstance(message, bytes)
+                self.frames = list(stream.decode_from_daemon(message))
+            frame = self.frames.pop(0)
+            if kind is None or isinstance(frame, kind):
+                return frame
+
+
+@contextmanager
+def streaming(served: Served, producer: str = "") -> Iterator[Stream]:
+    with unix_connect(
+        served.path,
+        "ws://localhost/v1/stream",
+        subprotocols=[Subprotocol(stream.SUBPROTOCOL)],
+        max_size=None,
+    ) as wire:
+        client = Stream(wire)
+        client.say(stream.Open(1, producer, "tests"))
+        assert isinstance(client.hear(), stream.Opened)
+        yield client
+
+
+def talk(served: Served, query: str, call: Callable[[Text], Any]) -> Any:
+    """Run `call` with a client of `/ws` in a thread."""
+
+    def run() -> Any:
+        with text(served, query) as client:
+            return call(client)
+
+    return thread(run)
+
+
+def pump(served: Served, call: Callable[[Stream], Any], producer: str = "") -> Any:
+    """Run `call` with a client of the stream in a thread."""
+
+    def run() -> Any:
+        with streaming(served, producer) as client:
+            return call(client)
+
+    return thread(run)
+
+
+# /ws
+
+
+@pytest_twisted.ensureDeferred
+async def test_values_arrive_as_they_were_published(served: Served) -> None:
+    frames = [
+        '{"action":"join","handler":"room", "n": 1.50}',
+        '"a string"',
+        "12",
+        "null",
+        "[1, 2]",
+        "plain text",
+        '{"type":"no data"}',
+        '{"type":5,"data":1}',
+        '{"type":"created","data":1,"more":2}',
+    ]
+
+    def run(client: Text) -> list[str]:
+        heard = []
+        for frame in frames:
+            client.wire.send(frame)
+            heard.append(str(client.wire.recv(timeout=5)))
+        return heard
+
+    assert await talk(served, "channel=orders", run) == frames
+
+
+@pytest_twisted.ensureDeferred
+async def test_typed_messages_and_acks(served: Served) -> None:
+    def run(client: Text) -> None:
+        client.say({"type": "created", "data": {"n": 1}, "id": "c-1"})
+        heard = [client.hear(), client.hear()]
+        assert {"type": "ack", "data": {"id": "c-1", "offset": 1}} in heard
+        assert {
+            "type": "created",
+            "data": {"n": 1},
+            "channel": "orders",
+            "offset": 1,
+            "origin": "edge-1",
+        } in heard
+        client.say({"type": "created", "data": {"n": 1}, "id": "c-1"})
+        assert client.hear() == {"type": "ack", "data": {"id": "c-1", "offset": 1}}
+        client.say({"type": "noted", "data": None, "channel": "other", "id": 7})
+        assert client.hear() == {"type": "ack", "data": {"id": 7, "offset": 2}}
+        client.say({"type": "ping"})
+        assert client.hear() == {"type": "pong"}
+
+    await talk(served, "channel=orders", run)
+    assert served.node.log.next == 3
+
+
+@pytest_twisted.ensureDeferred
+async def test_refusals_keep_the_connection(served: Served) -> None:
+    def run(client: Text) -> None:
+        for frame, error in (
+            ({"type": "ack", "data": 1}, "malformed"),
+            ({"type": "created", "data": 1, "channel": "or ders", "id": "x"}, "malformed"),
+            ({"type": "created", "data": 1, "channel": 5}, "malformed"),
+            ({"type": "created", "data": 1, "id": [1]}, "malformed"),
+            ({"type": "subscribe", "data": {"channel": "a..b"}, "id": "x"}, "malformed"),
+            ({"type": "subscribe", "data": "orders"}, "malformed"),
+            ({"type": "subscribe"}, "malformed"),
+            ({"type": "unsubscribe", "data": {"channel": "never"}}, "not-found"),
+            ("no channel", "malformed"),
+        ):
+            client.say(frame)
+            told = client.hear()
+            assert told["type"] == "error", frame
+            assert told["data"]["error"] == error, frame
+            assert told["data"]["message"]
+        client.say({"type": "ping"})
+        assert client.hear() == {"type": "pong"}
+
+    await talk(served, "", run)
+
+
+@pytest_twisted.ensureDeferred
+async def test_subscribe_from_an_offset_and_unsubscribe(served: Served) -> None:
+    put(served, "orders", b"1", b"2", b"3")
+
+    def run(client: Text) -> None:
+        client.say({"type": "subscribe", "data": {"channel": "orders", "from": 2}, "id": "s"})
+        assert client.hear() == {"type": "ack", "data": {"id": "s", "offset": 2}}
+        heard = [client.hear(), client.hear()]
+        assert [(one["data"], one["offset"], one["type"]) for one in heard] == [
+            (2, 2, None),
+            (3, 3, None),
+        ]
+        client.say({"type": "unsubscribe", "data": {"channel": "orders"}})
+        client.say({"type": "x", "data": 1, "channel": "orders"})
+        assert client.silent()
+
+    await talk(served, "envelope=1", run)
+
+
+@pytest_twisted.ensureDeferred
+async def test_status_comes_with_each_change(served: Served) -> None:
+    def run() -> Any:
+        with text(served, "status=1") as client:
+            first = client.hear()
+            served_change()
+            return first, client.hear()
+
+    def served_change() -> None:
+        from tests.support.api_calls import reactor
+
+        reactor.callFromThread(served.node.change, "hub", "waiting", "ping-timeout")
+
+    first, then = await thread(run)
+    assert (first["type"], first["data"]["peer"], first["data"]["state"]) == ("status", "hub", "up")
+    assert (then["data"]["state"], then["data"]["reason"]) == ("waiting", "ping-timeout")
+    await until(lambda: not served.node._watchers)
+
+
+@pytest_twisted.ensureDeferred
+async def test_presence(served: Served) -> None:
+    def run() -> None:
+        with text(served, "channel=room&presence=1") as one:
+            with text(served, "channel=room"):
+                joined = one.hear()
+                assert joined["type"] == "joined"
+                assert joined["data"]["count"] == 2
+            left = one.hear()
+            assert left["type"] == "left"
+            assert left["data"]["id"] == joined["data"]["id"]
+
+    await thread(run)
+
+
+@pytest_twisted.ensureDeferred
+async def test_tokens_open_one_websocket(served: Served) -> None:
+    body = b'{"channel":"orders"}'
+    made = await served.keyed("POST", "/v1/token", body, key=SHOP_KEY)
+    token = made.json()["token"]
+
+    def attempt(query: str, **headers: str) -> int:
+        try:
+            with connect(
+                f"ws://127.0.0.1:{served.port}/ws?{query}", additional_headers=headers
+            ) as wire:
+                wire.send('{"type":"created","data":1,"channel":"other","id":"x"}')
+                told = json.loads(wire.recv(timeout=5))
+                assert told["data"]["error"] == "channel-refused"
+                return 101
+        except InvalidStatus as error:
+            assert json.loads(error.response.body or b"{}")["error"]
+            return error.response.status_code
+
+    assert await thread(lambda: attempt(f"ws_token={token}&channel=orders")) == 101
+    assert await thread(lambda: attempt(f"ws_token={token}&channel=orders")) == 401
+    assert await thread(lambda: attempt("channel=orders")) == 401
+    assert await thread(lambda: attempt("ws_token=forged&channel=orders")) == 401
+    bearer = {"Authorization": f"Bearer {SHOP_KEY}"}
+    assert await thread(lambda: attempt("channel=orders", **bearer)) == 101
+    assert await thread(lambda: attempt("channel=news", **bearer)) == 403
+    foreign = {**bearer, "Origin": "https://evil.example"}
+    assert await thread(lambda: attempt("channel=orders", **foreign)) == 403
+    narrowed = (await served.keyed("POST", "/v1/token", body, key=SHOP_KEY)).json()["token"]
+    assert await thread(lambda: attempt(f"ws_token={narrowed}&channel=news.a")) == 403
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_upgrade_is_needed(served: Served) -> None:
+    for target in ("/ws", "/v1/stream"):
+        answer = await served.call("GET", target)
+        assert (answer.status, answer.json()["error"]) == (400, "malformed")
+
+
+@pytest_twisted.ensureDeferred
+async def test_subscriptions_are_bounded(served: Served) -> None:
+    def run(client: Text) -> int:
+        for number in range(300):
+            client.say({"type": "subscribe", "data": {"channel": f"c.{number}"}, "id": number})
+        kinds = [client.hear()["type"] for _ in range(300)]
+        return kinds.count("ack")
+
+    assert await talk(served, "", run) == 256
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_slow_reader_is_bounded_and_misses_nothing(served: Served) -> None:
+    """40 MB for a client that doesn't read: the node's follower stops; then all of it comes."""
+    body = b'"' + b"x" * 19_998 + b'"'
+
+    def run() -> int:
+        with text(served, "channel=big") as client:
+            client.say({"type": "ping"})
+            assert client.hear() == {"type": "pong"}
+            publish()
+            time.sleep(0.5)
+            queued = sum(len(s.transport._tempDataBuffer) for s in served.api.upgrades._open)
+            assert queued < 400
+            heard = 0
+            while heard < 2000:
+                got = client.wire.recv(timeout=10)
+                assert len(got) == 20_000
+                heard += 1
+            return heard
+
+    def publish() -> None:
+        from tests.support.api_calls import reactor
+
+        def all_of_it() -> None:
+            for _ in range(2000):
+                put(served, "big", body)
+
+        reactor.callFromThread(all_of_it)
+
+    assert await thread(run) == 2000
+
+
+# /v1/stream
+
+
+@pytest_twisted.ensureDeferred
+async def test_publishes_are_settled_in_order(served: Served) -> None:
+    def run(client: Stream) -> list[tuple[int, int]]:
+        count = 10_000
+        for first in range(1, count + 1, 100):
+            client.say(*[stream.Publish(first + n, "orders", 1, ONE) for n in range(100)])
+        settled: list[tuple[int, int]] = []
+        while len(settled) < count:
+            frame = client.hear()
+            if isinstance(frame, stream.PublishedRun):
+                settled += [(frame.sequence + n, frame.offset + n) for n in range(frame.count)]
+            else:
+                assert isinstance(frame, stream.Published), frame
+                assert frame.count == 1
+                settled.append((frame.sequence, frame.offset))
+        return settled
+
+    settled = await pump(served, run, "producer-1")
+    assert settled == [(n, n) for n in range(1, 10_001)]
+    assert served.node.log.next == 10_001
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_producer_that_repeats_stores_once(served: Served) -> None:
+    """Whatever the repeated publishes share a message with, each number is stored once."""
+
+    def publish(client: Stream, first: int, last: int) -> list[Any]:
+        client.say(*[stream.Publish(n, "orders", 1, ONE) for n in range(first, last + 1)])
+        settled = 0
+        frames = []
+        while settled < last + 1 - first:
+            frame = client.hear()
+            frames.append(frame)
+            settled += frame.count if isinstance(frame, stream.PublishedRun) else 1
+        return frames
+
+    await pump(served, lambda client: publish(client, 1, 20), "p")
+    await pump(served, lambda client: publish(client, 11, 40), "p")
+    assert served.node.log.next == 41
+
+    def twice(client: Stream) -> list[Any]:
+        publish(client, 41, 50)
+        publish(client, 51, 60)
+        return publish(client, 45, 70)
+
+    frames = await pump(served, twice, "p")
+    assert served.node.log.next == 71
+    assert all(frame.duplicate for frame in frames if frame.sequence <= 60)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_new_daemon_knows_what_was_stored(tmp_path: Path) -> None:
+    """After a crash the API knows nothing of a producer: it must not put old and new into one append."""
+    served = Served(tmp_path)
+
+    def publish(client: Stream, first: int, last: int) -> None:
+        client.say(*[stream.Publish(n, "orders", 1, ONE) for n in range(first, last + 1)])
+        settled = 0
+        while settled < last + 1 - first:
+            frame = client.hear()
+            settled += frame.count if isinstance(frame, stream.PublishedRun) else 1
+
+    try:
+        await pump(served, lambda client: publish(client, 1, 20), "p")
+        served.api.producers._states.clear()
+        await pump(served, lambda client: publish(client, 11, 40), "p")
+        assert served.node.log.next == 41
+    finally:
+        await served.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_after_log_full_a_producer_opens_again(served: Served) -> None:
+    def run(client: Stream) -> None:
+        from tests.support.api_calls import reactor
+
+        client.say(stream.Publish(1, "orders", 1, ONE))
+        assert client.hear() == stream.Published(1, 1, 1)
+        reactor.callFromThread(served.node.log.fill, "no room")
+        time.sleep(0.1)
+        client.say(stream.Publish(2, "orders", 1, ONE))
+        assert client.hear().error == "log-full"
+        reactor.callFromThread(served.node.log.drain)
+        time.sleep(0.1)
+        client.say(stream.Publish(3, "orders", 1, ONE))
+        assert client.hear().error == "log-full"
+        client.say(stream.Open(1, "p"), *[stream.Publish(n, "orders", 1, ONE) for n in (2, 3)])
+        assert isinstance(client.hear(), stream.Opened)
+        settled = [client.hear(stream.Published) for _ in range(2)]
+        assert settled == [stream.Published(2, 2, 1), stream.Published(3, 3, 1)]
+
+    await pump(served, run, "p")
+    assert served.node.log.next == 4
+
+
+@pytest_twisted.ensureDeferred
+async def test_malformed_publishes_are_refused_alone(served: Served) -> None:
+    big = encode_records([Record(b"x" * 1_060_000)])
+    ids = encode_records([Record(b"x", "", "i-1")])
+
+    def run(client: Stream) -> list[Any]:
+        client.say(
+            stream.Publish(1, "orders", 1, ONE),
+            stream.Publish(2, "orders", 2, ONE),
+            stream.Publish(3, "or ders", 1, ONE),
+            stream.Publish(4, "orders", 1, b"\xc1"),
+            stream.Publish(5, "orders", 1, big),
+            stream.Publish(6, "orders", 1, ids, None, ("other",)),
+            stream.Publish(7, "orders", 1, ids, None, ("i-1",)),
+            stream.Publish(8, "orders", 1, ids, None, ("i-1",)),
+            stream.Publish(9, "orders", 4_000_000_000, ONE),
+            stream.Publish(10, "orders", 1, ONE),
+        )
+        return [client.hear() for _ in range(10)]
+
+    frames = await pump(served, run)
+    by_sequence = {frame.sequence: frame for frame in frames}
+    errors = {n: f.error for n, f in by_sequence.items() if isinstance(f, stream.PublishFailed)}
+    assert errors == {
+        2: "malformed",
+        3: "malformed",
+        4: "malformed",
+        5: "body-too-large",
+        6: "malformed",
+        9: "malformed",
+    }
+    assert by_sequence[8].duplicate
+    assert by_sequence[8].offset == by_sequence[7].offset
+    assert served.node.log.next == 4
+
+
+@pytest_twisted.ensureDeferred
+async def test_deliveries_cost_credit(served: Served) -> None:
+    put(served, "orders", *[b"%d" % n for n in range(1000)])
+    put(served, "other", b"1")
+    for _ in range(10):
+        put(served, "orders", b"2")
+
+    def run(client: Stream) -> list[int]:
+        client.say(stream.Subscribe(5, ("orders",), 2, "", 1))
+        assert client.hear() == stream.Subscribed(5, 2)
+        first = client.hear()
+        assert (first.offset, first.count, first.channel) == (2, 999, "orders")
+        assert decode_records(first.records, 999)[0].body == b"1"
+        with pytest.raises(TimeoutError):
+            client.wire.recv(timeout=0.2)
+        client.say(stream.Credit(5, 1_000_000))
+        got = [client.hear(stream.Deliver).offset for _ in range(10)]
+        client.say(stream.Unsubscribe(5))
+        assert client.hear() == stream.Ended(5, "unsubscribed")
+        return got
+
+    assert await pump(served, run) == list(range(1002, 1012))
+    assert not served.node.readers._followers
+
+
+@pytest_twisted.ensureDeferred
+async def test_consumers_acks_and_takeover(served: Served) -> None:
+    put(served, "orders", b"1")
+    put(served, "orders", b"2")
+    wanted = stream.Subscribe(1, ("orders",), "earliest", "billing", 1_000_000)
+
+    def run() -> None:
+        with streaming(served) as one:
+            one.say(wanted)
+            assert one.hear(stream.Deliver).offset == 1
+            one.say(stream.Ack(1, 2))
+            assert one.hear(stream.Acked) == stream.Acked(1, 2)
+            with streaming(served) as two:
+                two.say(wanted)
+                assert two.hear(stream.Deliver).offset == 2
+                assert one.hear(stream.Ended) == stream.Ended(1, "replaced")
+
+    await thread(run)
+    assert served.node.consumers()[0].next == 2
+
+
+@pytest_twisted.ensureDeferred
+async def test_gaps_volatile_and_status(served: Served) -> None:
+    for n in range(4):
+        put(served, "orders", b"%d" % n)
+    served.node.log.trim(3)
+
+    def run(client: Stream) -> None:
+        from tests.support.api_calls import reactor
+
+        client.say(stream.Subscribe(1, ("orders", "telemetry.>"), 1, "", 1_000_000))
+        assert client.hear(stream.GapTold) == stream.GapTold(1, 1, 3)
+        assert client.hear(stream.Deliver).offset == 3
+        client.say(stream.Publish(1, "telemetry.a", 1, ONE))
+        frames = [client.hear(), client.hear(), client.hear()]
+        assert stream.Published(1, 0, 1) in frames
+        assert any(isinstance(frame, stream.DeliverVolatile) for frame in frames)
+        client.say(stream.Watch())
+        assert client.hear(stream.StatusChanged).links[0].state == "up"
+        reactor.callFromThread(served.node.change, "hub", "waiting", "silence")
+        told = client.hear(stream.StatusChanged)
+        assert (told.event, told.links[0].reason) == ("link.waiting", "silence")
+
+    await pump(served, run)
+
+
+@pytest_twisted.ensureDeferred
+async def test_waits_for_peers(served: Served) -> None:
+    def run(client: Stream) -> None:
+        from tests.support.api_calls import reactor
+
+        client.say(stream.Wait(1, "hub", "orders", 5, 10.0), stream.Wait(2, "x", "orders", 5, 1.0))
+        assert client.hear(stream.Waited).error == "not-found"
+        client.say(stream.Wait(3, "hub", "private", 5, 1.0), stream.Wait(4, "hub", "a", 99, 0.1))
+        assert client.hear(stream.Waited).error == "not-sent"
+        assert client.hear(stream.Waited).error == "timeout"
+        reactor.callFromThread(served.node.reach, "hub", 5)
+        assert client.hear(stream.Waited) == stream.Waited(1)
+
+    await pump(served, run)
+
+
+@pytest.mark.parametrize("message", [b"", b"\xc1", b"\x91\x91\x63", b"\x90\x90", "text"])
+@pytest_twisted.ensureDeferred
+async def test_what_is_no_frame_ends_the_stream(served: Served, message: bytes | str) -> None:
+    def run(client: Stream) -> int:
+        client.wire.send(message)
+        assert client.hear().error == "malformed"
+        with pytest.raises(ConnectionClosed) as caught:
+            client.wire.recv(timeout=5)
+        assert caught.value.rcvd is not None
+        return caught.value.rcvd.code
+
+    assert await pump(served, run) == 1008
+
+
+@pytest_twisted.ensureDeferred
+async def test_keys_bound_the_stream(served: Served) -> None:
+    def run() -> None:
+        with connect(
+            f"ws://127.0.0.1:{served.port}/v1/stream",
+            subprotocols=[Subprotocol(stream.SUBPROTOCOL)],
+            additional_headers={"Authorization": f"Bearer {SHOP_KEY}"},
+        ) as wire:
+            client = Stream(wire)
+            client.say(
+                stream.Open(1),
+                stream.Publish(1, "other", 1, ONE),
+                stream.Subscribe(1, (">",), "latest", "", 1),
+                stream.Publish(2, "orders", 1, ONE),
+            )
+            assert client.hear(stream.PublishFailed).error == "channel-refused"
+            assert client.hear(stream.Failed).error == "channel-refused"
+            assert client.hear(stream.Published).sequence == 2
+
+    await thread(run)
+
+
+@pytest_twisted.ensureDeferred
+async def test_stopping_says_goodbye(tmp_path: Path) -> None:
+    served = Served(tmp_path)
+
+    def run() -> int:
+        with streaming(served) as client:
+            stopping()
+            with pytest.raises(ConnectionClosed) as caught:
+                client.wire.recv(timeout=5)
+            assert caught.value.rcvd is not None
+            return caught.value.rcvd.code
+
+    stopped: list[Any] = []
+
+    def stopping() -> None:
+        from tests.support.api_calls import reactor
+
+        reactor.callFromThread(lambda: served.stop().addBoth(stopped.append))
+
+    assert await thread(run) == 1001
+    await until(lambda: stopped == [None])
+
+
+def test_keys_differ() -> None:
+    assert KEY != SHOP_KEY
