@@ -339,8 +339,7 @@ class SegmentLog(Ledger):
         """Nothing below `before` is owed any more."""
         if before > self._owed_from:
             self._owed_from = before
-            self._retain()
-            self._measure()
+            self._make_room()
 
     def trim(self, before: int) -> int:
         """Delete whole segments below `before`; return how many records go."""
@@ -350,9 +349,16 @@ class SegmentLog(Ledger):
         last = self._shelf.last
         if last is not None and last is self._writing and last.first < last.next <= before:
             self._begin_anew()
+        self._make_room()
+        return count
+
+    def _make_room(self) -> None:
+        """Delete what may go, and go on with what waits for room."""
         self._retain()
         self._measure()
-        return count
+        if self._stuck and not self._blocked and self.size_bytes < self.max_bytes:
+            self._stuck = False
+            self._pump()
 
     def _begin_anew(self) -> None:
         """Begin a segment, so that the last one can go."""

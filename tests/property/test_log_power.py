@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -44,7 +45,7 @@ def _write_some(bench: SegmentBench, rng: Random, begin: int = 0) -> list[tuple[
             bench.log.append(draft(body, producer=numbered("p", number + 1)), done.append)
         else:
             bench.log.append(draft(body), done.append)
-        bench.until(lambda done=done: done)
+        bench.until(partial(len, done))
         (outcome,) = done
         assert isinstance(outcome, Appended)
         assert outcome.count == 1
@@ -52,47 +53,67 @@ def _write_some(bench: SegmentBench, rng: Random, begin: int = 0) -> list[tuple[
     return settled
 
 
-def _rebuild(folder: Path, root: Path, steps: Steps, cut: int, rng: Random) -> None:
-    """Make the files as power lost after `cut` steps may leave them.
+class _Disk:
+    """The files as they were, what of them was synced, and what was not."""
 
-    What was synced is there. Of later writes each 512 bytes are there, or zeros, or the file ends
-    before.
-    """
-    names: dict[int, Path] = {}
-    safe: dict[int, bytearray] = {}
-    loose: dict[int, list[tuple[int, bytes]]] = {}
-    paths: dict[Path, int] = {}
-    for step in steps[:cut]:
-        if step[0] == "create":
-            paths[step[1]] = step[2]
-            safe[step[2]], loose[step[2]] = bytearray(), []
-        elif step[0] == "open":
-            number = paths[step[1]]
-            safe[step[2]], loose[step[2]] = safe[number], loose[number]
-            paths[step[1]] = step[2]
-        elif step[0] == "write":
-            loose[step[1]].append((step[2], step[3]))
-        elif step[0] == "sync":
-            for at, content in loose[step[1]]:
-                _put(safe[step[1]], at, content)
-            loose[step[1]].clear()
-        elif step[0] == "truncate":
-            del safe[step[1]][step[2] :]
-            loose[step[1]].clear()
-        elif step[0] == "rename":
-            paths[step[2]] = paths.pop(step[1])
-        elif step[0] == "unlink":
-            paths.pop(step[1], None)
-    for path, number in paths.items():
-        names[number] = path
-        content = bytearray(safe[number])
-        for at, written in loose[number]:
+    def __init__(self) -> None:
+        self.paths: dict[Path, int] = {}
+        self.safe: dict[int, bytearray] = {}
+        self.loose: dict[int, list[tuple[int, bytes]]] = {}
+
+    def create(self, path: Path, file: int) -> None:
+        self.paths[path] = file
+        self.safe[file], self.loose[file] = bytearray(), []
+
+    def open(self, path: Path, file: int) -> None:
+        number = self.paths[path]
+        self.safe[file], self.loose[file] = self.safe[number], self.loose[number]
+        self.paths[path] = file
+
+    def write(self, file: int, at: int, content: bytes) -> None:
+        self.loose[file].append((at, content))
+
+    def sync(self, file: int) -> None:
+        for at, content in self.loose[file]:
+            _put(self.safe[file], at, content)
+        self.loose[file].clear()
+
+    def truncate(self, file: int, size: int) -> None:
+        del self.safe[file][size:]
+        self.loose[file].clear()
+
+    def rename(self, old: Path, new: Path) -> None:
+        self.paths[new] = self.paths.pop(old)
+
+    def unlink(self, path: Path) -> None:
+        self.paths.pop(path, None)
+
+    def sync_dir(self) -> None:
+        """Names last at once here."""
+
+    def left(self, file: int, rng: Random) -> bytes:
+        """Return a file as power lost now may leave it."""
+        safe, loose = self.safe[file], self.loose[file]
+        content = bytearray(safe)
+        for at, written in loose:
             for begin in range(0, len(written), 512):
                 if rng.random() < 0.6:
                     _put(content, at + begin, written[begin : begin + 512])
-        if loose[number] and rng.random() < 0.5:
-            del content[rng.randrange(len(safe[number]), len(content) + 1) :]
-        (folder / path.relative_to(root)).write_bytes(bytes(content))
+        if loose and rng.random() < 0.5:
+            del content[rng.randrange(len(safe), len(content) + 1) :]
+        return bytes(content)
+
+
+def _rebuild(folder: Path, root: Path, steps: Steps, cut: int, rng: Random) -> None:
+    """Make the files as power lost after `cut` steps may leave them.
+
+    What was synced is there. Of later writes each 512 bytes are there, or zeros, or the file ends.
+    """
+    disk = _Disk()
+    for step in steps[:cut]:
+        getattr(disk, step[0])(*step[1:])
+    for path, file in disk.paths.items():
+        (folder / path.relative_to(root)).write_bytes(disk.left(file, rng))
 
 
 def _put(content: bytearray, at: int, written: bytes) -> None:
