@@ -108,6 +108,7 @@ class Wire(Protocol):
 
     def connectionLost(self, reason: Failure | None = None) -> None:
         """Tell the session, which keeps what is under way for the next connection."""
+        self._websocket.lost()
         if self._begun:
             self._session.lost()
         failure = self.failure or self._session.last_failure

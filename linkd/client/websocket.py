@@ -54,7 +54,11 @@ class WebSocket:
     def farewell(self) -> str:
         """Why the daemon closed, in its own words, as far as it said so."""
         code, reason = self._protocol.close_code, self._protocol.close_reason
-        return f"{code} {reason}".strip() if code is not None else "the connection was lost"
+        return "the connection was lost" if code in (None, 1006) else f"{code} {reason}".strip()
+
+    def lost(self) -> None:
+        """Hear from the transport that nothing more comes; `farewell` is right from then on."""
+        self._protocol.receive_eof()
 
     def to_send(self) -> bytes:
         """Return what the transport must send now, in order; empty if nothing."""

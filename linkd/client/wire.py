@@ -160,6 +160,7 @@ class Wire(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the session, which keeps what is under way for the next connection."""
+        self._websocket.lost()
         if exc is not None and self.failure is None:
             self.failure = ClientError(str(exc))
         if self._begun:

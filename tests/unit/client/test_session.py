@@ -1,0 +1,357 @@
+"""The session: what each new connection gets, and that nothing is settled or handed on twice."""
+
+from __future__ import annotations
+
+import pytest
+
+from linkd.client.errors import Closed, NoDaemon, Refused, Replaced, TimedOut
+from linkd.client.reader import Reader
+from linkd.client.record import Reading, Record
+from linkd.client.session import Session
+from linkd.core import stream
+from linkd.core.batch import Record as Encoded
+from linkd.core.batch import encode_records
+from linkd.core.stream import Published
+from linkd.errors import BodyTooLarge, ChannelRefused, Gap, LinkdError, LogFull
+from tests.support.stream_daemon import LINK
+
+
+class Taker:
+    """Notes what a reader hands on."""
+
+    def __init__(self) -> None:
+        self.offsets: list[int] = []
+        self.gaps: list[tuple[int, int]] = []
+        self.lost = 0
+        self.end: list[LinkdError | None] = []
+
+    def records(self, records: list[Record], size: int) -> None:
+        self.offsets += [record.offset for record in records]
+
+    def gap(self, gap: Gap) -> None:
+        self.gaps.append((gap.wanted, gap.first))
+
+    def dropped(self, count: int) -> None:
+        self.lost += count
+
+    def ended(self, error: LinkdError | None) -> None:
+        self.end.append(error)
+
+
+def frames(session: Session, now: float = 0.0) -> list[stream.FromClient]:
+    return [frame for message in session.take(now) for frame in stream.decode_from_client(message)]
+
+
+def tell(session: Session, *told: stream.FromDaemon) -> None:
+    session.received(stream.encode(told))
+
+
+def opened(log: str = "L", next: int = 1, pending: int = 1 << 20) -> stream.Opened:
+    return stream.Opened(1, "edge-1", "fake", log, next, 1000, pending)
+
+
+def up(session: Session, **more: object) -> list[stream.FromClient]:
+    """Bring a new connection up and return what is restored on it."""
+    session.connected()
+    (hello,) = frames(session)
+    assert isinstance(hello, stream.Open)
+    tell(session, opened(**more))  # type: ignore[arg-type]
+    watch, *restored = frames(session)
+    assert watch == stream.Watch()
+    return restored
+
+
+def reader(
+    session: Session, taker: Taker, start: stream.Start = "latest", consumer: str = ""
+) -> Reader:
+    async def ack(_: int) -> None:
+        """Not used."""
+
+    made = session.subscribe(["a"], start, consumer, window=1000)
+    made.taker = taker
+    made.reading = Reading(lambda body, _: body, ack)
+    return made
+
+
+def deliver(id: int, offset: int, count: int) -> stream.Deliver:
+    records = encode_records([Encoded(b"x")] * count)
+    return stream.Deliver(id, offset, "a", count, records, 0.0, "edge-1", offset)
+
+
+def test_publishes_are_sent_again_under_their_numbers_and_settled_once() -> None:
+    session = Session("p")
+    settled: list[Published | LinkdError] = []
+    for index in range(3):
+        session.flight.add("a", 1, b"%d" % index, settled.append)
+    assert session.take(0.0) == []
+    sent = up(session)
+    assert [frame.sequence for frame in sent if isinstance(frame, stream.Publish)] == [1, 2, 3]
+    tell(session, stream.Published(1, 10, 1))
+    session.lost()
+    assert not session.open
+    sent = up(session, next=13)
+    assert [frame.sequence for frame in sent if isinstance(frame, stream.Publish)] == [2, 3]
+    tell(session, stream.Published(2, 11, 0, duplicate=True), stream.PublishedRun(2, 11, 2))
+    assert [each.offset for each in settled if isinstance(each, Published)] == [10, 11, 12]
+    assert session.flight.bytes == 0
+
+
+def test_no_more_is_sent_ahead_than_the_daemon_takes() -> None:
+    session = Session("p")
+    settled: list[Published | LinkdError] = []
+    for _ in range(5):
+        session.flight.add("a", 1, b"x" * 40, settled.append)
+    assert len(up(session, pending=100)) == 2
+    tell(session, stream.Published(1, 1, 1))
+    assert [frame.sequence for frame in frames(session) if isinstance(frame, stream.Publish)] == [3]
+    session.lost()
+    assert len(up(session, pending=100)) == 2
+
+
+def test_single_records_of_one_turn_become_one_publish_a_channel() -> None:
+    session = Session("p")
+    offsets: list[int | LinkdError] = []
+    for index in range(4):
+        first = session.gatherer.add("ab"[index % 2], Encoded(b"x"), None, offsets.append)
+        assert first == (index == 0)
+    sent = up(session)
+    counts = [(f.channel, f.count) for f in sent if isinstance(f, stream.Publish)]
+    assert counts == [("a", 2), ("b", 2)]
+    tell(session, stream.Published(1, 7, 2), stream.PublishFailed(2, "malformed", "why"))
+    assert offsets[:2] == [7, 8]
+    assert all(isinstance(each, LinkdError) for each in offsets[2:])
+
+
+def test_large_gatherings_are_cut() -> None:
+    session = Session("p")
+    for _ in range(3):
+        session.gatherer.add("a", Encoded(b"x" * 40_000), None, lambda _: None)
+    sent = up(session)
+    assert [f.count for f in sent if isinstance(f, stream.Publish)] == [1, 1, 1]
+
+
+def test_after_a_full_log_the_session_begins_anew_once() -> None:
+    session = Session("p")
+    settled: list[Published | LinkdError] = []
+    session.flight.add("a", 1, b"x", settled.append)
+    session.flight.add("a", 1, b"x", settled.append)
+    up(session)
+    tell(session, *(stream.PublishFailed(n, "log-full", "no room") for n in (1, 2)))
+    assert [type(each) for each in settled] == [LogFull, LogFull]
+    assert [type(frame) for frame in frames(session)] == [stream.Open]
+    tell(session, opened())
+    assert frames(session) == []
+
+
+def test_what_a_stopping_daemon_refuses_stays_for_the_next() -> None:
+    session = Session("p")
+    settled: list[Published | LinkdError] = []
+    session.flight.add("a", 1, b"x", settled.append)
+    up(session)
+    tell(session, stream.PublishFailed(1, "unavailable", "stopping"))
+    session.lost()
+    assert settled == []
+    assert len(up(session)) == 1
+
+
+def test_a_subscription_goes_on_where_it_stood_and_hands_on_nothing_twice() -> None:
+    session, taker = Session("p"), Taker()
+    made = reader(session, taker)
+    assert up(session, next=5) == [stream.Subscribe(1, ("a",), "latest", "", 1000)]
+    tell(session, stream.Subscribed(1, 5), deliver(1, 5, 3))
+    session.lost()
+    assert up(session, next=9) == [stream.Subscribe(1, ("a",), 8, "", 1000 - made_size(3))]
+    tell(session, stream.Subscribed(1, 8), deliver(1, 6, 2), deliver(1, 7, 2))
+    assert taker.offsets == [5, 6, 7, 8]
+    assert made.next == 9
+
+
+def made_size(count: int) -> int:
+    return len(encode_records([Encoded(b"x")] * count))
+
+
+def test_a_subscription_before_its_first_answer_begins_anew() -> None:
+    session, taker = Session("p"), Taker()
+    reader(session, taker, "earliest")
+    up(session)
+    session.lost()
+    (again,) = up(session)
+    assert isinstance(again, stream.Subscribe)
+    assert again.start == "earliest"
+
+
+def test_a_log_that_is_another_is_read_from_its_start_and_one_that_shrank_from_its_end() -> None:
+    session, taker = Session("p"), Taker()
+    reader(session, taker)
+    up(session, next=5)
+    tell(session, stream.Subscribed(1, 5), deliver(1, 5, 3))
+    session.lost()
+    (shrunk,) = up(session, next=6)
+    assert isinstance(shrunk, stream.Subscribe)
+    assert shrunk.start == 6
+    session.lost()
+    (other,) = up(session, log="M", next=3)
+    assert isinstance(other, stream.Subscribe)
+    assert other.start == "earliest"
+
+
+def test_credit_is_given_back_as_records_are_used() -> None:
+    session, taker = Session("p"), Taker()
+    made = reader(session, taker)
+    up(session)
+    tell(session, stream.Subscribed(1, 1), deliver(1, 1, 3))
+    made.consumed(100)
+    assert frames(session) == []
+    made.consumed(150)
+    assert frames(session) == [stream.Credit(1, 250)]
+
+
+def test_acks_are_cumulative_and_sent_again() -> None:
+    session, taker = Session("p"), Taker()
+    made = reader(session, taker, "earliest", "billing")
+    up(session)
+    done: list[tuple[int, LinkdError | None]] = []
+    for next_ in (2, 3):
+        made.ack(next_, lambda error, next_=next_: done.append((next_, error)))  # type: ignore[misc]
+    assert frames(session) == [stream.Ack(1, 3)]
+    tell(session, stream.Acked(1, 2))
+    assert done == [(2, None)]
+    session.lost()
+    assert stream.Ack(1, 3) in up(session)
+    tell(session, stream.Acked(1, 3))
+    assert done == [(2, None), (3, None)]
+    made.ack(2, lambda error: done.append((0, error)))
+    assert done[-1] == (0, None)
+    assert frames(session) == []
+
+
+def test_only_consumers_acknowledge() -> None:
+    session, taker = Session("p"), Taker()
+    errors: list[LinkdError | None] = []
+    reader(session, taker).ack(2, errors.append)
+    assert isinstance(errors[0], LinkdError)
+
+
+def test_gaps_are_told_once() -> None:
+    session, taker = Session("p"), Taker()
+    reader(session, taker, 2)
+    up(session, next=10)
+    tell(session, stream.Subscribed(1, 2), stream.GapTold(1, 2, 5), deliver(1, 5, 1))
+    tell(session, stream.GapTold(1, 3, 6), stream.GapTold(1, 4, 8))
+    assert taker.gaps == [(2, 5), (6, 8)]
+
+
+def test_volatile_records_and_drops_are_handed_on() -> None:
+    session, taker = Session("p"), Taker()
+    reader(session, taker)
+    up(session)
+    records = encode_records([Encoded(b"x")])
+    tell(session, stream.DeliverVolatile(1, "a", 1, records, 0.0, "edge-1", 4))
+    assert (taker.offsets, taker.lost) == ([0], 4)
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind"),
+    [("unsubscribed", type(None)), ("replaced", Replaced), ("deleted", Refused)],
+)
+def test_an_end_is_told_with_its_reason(reason: str, kind: type) -> None:
+    session, taker = Session("p"), Taker()
+    reader(session, taker, "earliest", "billing")
+    up(session)
+    tell(session, stream.Ended(1, reason), deliver(1, 1, 1))
+    assert [type(each) for each in taker.end] == [kind]
+    assert taker.offsets == []
+    session.lost()
+    assert up(session) == []
+
+
+def test_a_daemon_that_stops_ends_no_subscription() -> None:
+    session, taker = Session("p"), Taker()
+    reader(session, taker)
+    up(session)
+    tell(session, stream.Ended(1, "stopped"))
+    session.lost()
+    assert len(up(session)) == 1
+    assert taker.end == []
+
+
+def test_unsubscribing_ends_it_here_and_there() -> None:
+    session, taker = Session("p"), Taker()
+    made = reader(session, taker)
+    up(session)
+    session.unsubscribe(made)
+    session.unsubscribe(made)
+    assert frames(session) == [stream.Unsubscribe(1)]
+    assert taker.end == [None]
+
+
+def test_a_refused_subscription_ends_and_a_refused_connection_is_remembered() -> None:
+    session, taker = Session("p"), Taker()
+    reader(session, taker)
+    up(session)
+    tell(session, stream.Failed(1, "channel-refused", "no"))
+    assert [type(each) for each in taker.end] == [Refused]
+    tell(session, stream.Failed(0, "replaced", "another"))
+    assert session.displaced
+
+
+def test_waits_are_asked_again_and_end_in_time() -> None:
+    session = Session("p")
+    done: list[LinkdError | None] = []
+    session.wait("hub", "a", 8, 30.0, done.append)
+    session.wait("hub", "a", 0, 40.0, done.append)
+    first, second = (frame for frame in up(session, next=20) if isinstance(frame, stream.Wait))
+    assert (first.next, first.timeout, second.next) == (8, 30.0, 0)
+    session.lost()
+    session.connected()
+    frames(session)
+    tell(session, opened())
+    assert [f.timeout for f in frames(session, 10.0) if isinstance(f, stream.Wait)] == [20.0, 30.0]
+    tell(session, stream.Waited(first.id))
+    assert done == [None]
+    assert session.expire(39.0) == 40.0
+    assert session.expire(40.0) is None
+    assert isinstance(done[1], TimedOut)
+    session.wait("x", "a", 8, 99.0, done.append)
+    (third,) = frames(session, 50.0)
+    assert isinstance(third, stream.Wait)
+    tell(session, stream.Waited(third.id, "not-found", "no x"), stream.Waited(third.id))
+    assert isinstance(done[2], Refused)
+
+
+def test_closing_settles_all() -> None:
+    session, taker = Session("p"), Taker()
+    settled: list[Published | LinkdError] = []
+    done: list[LinkdError | None] = []
+    reader(session, taker)
+    session.flight.add("a", 1, b"x", settled.append)
+    session.wait("hub", "a", 8, 30.0, done.append)
+    session.close(Closed("closed"))
+    assert [type(each) for each in (*settled, *done, *taker.end)] == [Closed] * 3
+
+
+def test_links_are_merged_and_forgotten_with_the_connection() -> None:
+    session = Session("p")
+    heard: list[dict[str, str]] = []
+    session.on_links = heard.append
+    up(session)
+    tell(session, stream.StatusChanged((LINK,)))
+    other = stream.msgspec.structs.replace(LINK, peer="b", state="waiting")
+    tell(session, stream.StatusChanged((other,), "link.waiting"))
+    session.lost()
+    assert heard == [{"hub": "up"}, {"hub": "up", "b": "waiting"}, {}]
+
+
+def test_what_can_only_fail_is_refused_at_once() -> None:
+    session = Session("p")
+    with pytest.raises(ChannelRefused):
+        session.check_publish("a b", 1, "wait")
+    with pytest.raises(NoDaemon):
+        session.check_publish("a", 1, "fail")
+    up(session)
+    session.check_publish("a", 1000, "fail")
+    with pytest.raises(BodyTooLarge):
+        session.check_publish("a", 1001, "wait")
+    for patterns in ([], ["a b"]):
+        with pytest.raises(ChannelRefused):
+            session.subscribe(patterns, "latest")

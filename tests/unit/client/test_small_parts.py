@@ -1,0 +1,133 @@
+"""Addresses, delays, observables, bodies, records."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from linkd.client.address import address
+from linkd.client.backoff import Backoff
+from linkd.client.bodies import batches, check_words, decode_value, encode_value
+from linkd.client.observable import Observable
+from linkd.client.record import Reading, stamp, unpack
+from linkd.core.batch import MAX_BATCH_BYTES, Record, decode_records, encode_records
+from linkd.core.stream import Deliver
+from linkd.errors import BadRecord
+
+
+def test_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LINKD_SOCKET", raising=False)
+    assert address().socket == "/run/linkd/linkd.sock"
+    monkeypatch.setenv("LINKD_SOCKET", "/tmp/x.sock")
+    assert str(address()) == "/tmp/x.sock"
+    assert address(Path("/a/b")).url == "ws://localhost/v1/stream"
+    assert address("unix:///a/b").socket == "/a/b"
+    there = address("https://hub.example.net/linkd/")
+    assert (there.host, there.port, there.tls) == ("hub.example.net", 443, True)
+    assert there.url == "wss://hub.example.net/linkd/v1/stream"
+    assert address("http://[::1]:9480").url == "ws://[::1]:9480/v1/stream"
+    assert str(address("ws://h:1")) == "ws://h:1/v1/stream"
+    for wrong in ("ftp://x", "http://"):
+        with pytest.raises(ValueError, match="expected a socket's path"):
+            address(wrong)
+
+
+def test_delays_double_up_to_the_cap_and_start_anew_after_a_stable_connection() -> None:
+    backoff = Backoff(0.2, 15.0, stable_after=5.0)
+    delays = [backoff.failed(0.5) for _ in range(9)]
+    assert delays[:3] == [0.1, 0.2, 0.4]
+    assert delays[-1] == 7.5
+    assert backoff.lost(4.9, 0.5) == 7.5
+    assert backoff.lost(5.0, 0.5) == 0.1
+    assert backoff.failures == 1
+    for _ in range(2000):
+        backoff.failed(0.999)
+    assert backoff.failed(0.0) == 0.0
+
+
+def test_observers_get_the_present_value_and_each_change() -> None:
+    value, heard = Observable(1), list[int]()
+    unsubscribe = value.subscribe(heard.append)
+    value.set(2)
+    value.set(2)
+    unsubscribe()
+    unsubscribe()
+    value.set(3)
+    assert (heard, value.value) == ([1, 2], 3)
+
+
+numbers = st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
+json_values = st.recursive(
+    st.none() | st.booleans() | numbers | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
+
+
+@given(json_values | st.binary())
+def test_a_value_comes_back_as_it_was(value: object) -> None:
+    body, content_type = encode_value(value)
+    assert decode_value(body, content_type) == value
+
+
+def test_bodies_that_are_not_what_they_say_stay_bytes() -> None:
+    assert decode_value(b"{", "application/json") == b"{"
+    assert decode_value(b"\xff", "text/plain") == b"\xff"
+    assert decode_value(b"5", "Application/JSON; charset=utf-8") == 5
+    assert encode_value(bytearray(b"x")) == (b"x", "")
+    for wrong in (object(), {1j}):
+        with pytest.raises(BadRecord):
+            encode_value(wrong)
+    assert math.isnan(1e400 - 1e400)
+    assert encode_value(math.inf)[0] == b"null"
+
+
+@given(
+    st.lists(st.binary(max_size=40_000), max_size=12), st.sampled_from(["", "created", "é" * 127])
+)
+def test_batches_hold_every_record_in_order_within_bounds(bodies: list[bytes], type_: str) -> None:
+    made = list(batches(bodies, type_, encode_value))
+    for count, records in made:
+        assert count == 1 or len(records) <= MAX_BATCH_BYTES
+    found = [record for count, records in made for record in decode_records(records, count)]
+    assert [record.body for record in found] == bodies
+    assert all(record.type == type_ for record in found)
+
+
+def test_words_are_bounded() -> None:
+    check_words("x" * 255, "é" * 127)
+    for wrong in (("x" * 256, ""), ("", "é" * 128)):
+        with pytest.raises(BadRecord):
+            check_words(*wrong)
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "shown"),
+    [
+        (b'{"a": 1}', "application/json", b'"data":{"a": 1}'),
+        (b'{"a":1}', "", b'"data":{"a":1}'),
+        (b"[1]", "text/plain", b'"text":"[1]"'),
+        (b"{no", "", b'"text":"{no"'),
+        (b"\xff", "", b'"base64":"/w=="'),
+    ],
+)
+def test_a_record_as_json(body: bytes, content_type: str, shown: bytes) -> None:
+    async def ack(_: int) -> None:
+        """Not used."""
+
+    records = encode_records([Record(b""), Record(body, "t", "i", content_type)])
+    frame = Deliver(1, 6, "a", 2, records, 1_763_690_400.1234, "edge-1", 6)
+    (record,) = unpack(frame, Reading(decode_value, ack), skip=1)
+    said = record.to_json()
+    assert said.startswith(b'{"offset":7,"channel":"a","type":"t","id":"i","origin":"edge-1"')
+    assert b'"time":"2025-11-21T02:00:00.123Z"' in said
+    assert shown in said
+    assert (record.offset, record.body, record.id) == (7, body, "i")
+
+
+def test_stamps_have_milliseconds() -> None:
+    assert stamp(0.0) == "1970-01-01T00:00:00.000Z"
