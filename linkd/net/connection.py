@@ -28,7 +28,13 @@ from linkd.errors import Reason, RemoteProtocolError
 from linkd.net.ports import LinkPort
 from linkd.net.sockets import peer_of, show, tune
 from linkd.net.timers import Call, Clock, cancel
-from linkd.net.websocket import STATE_CLOSED, STATE_CLOSING, STATE_OPEN, create_xor_masker
+from linkd.net.websocket import (
+    STATE_CLOSED,
+    STATE_CLOSING,
+    STATE_OPEN,
+    FrameHeader,
+    create_xor_masker,
+)
 
 ABORT_AFTER: Final = 3.0
 """Seconds from a close to the abort."""
@@ -37,6 +43,12 @@ _OPEN: Final = STATE_OPEN
 _CLOSED: Final = STATE_CLOSED
 _CLOSING: Final = STATE_CLOSING
 _REASONS: Final = frozenset(get_args(Reason))
+_MESSAGE: Final = 0x82
+_PING: Final = 0x89
+_WHOLE: Final = (_MESSAGE, _PING, 0x8A)
+"""First bytes of whole frames that are taken here; Autobahn takes the rest."""
+
+_PONG_HEADER: Final = FrameHeader(10, True, 0, 0, None)
 _PONG_UNMASKED: Final = b"\x8a\x00"
 _PONG_MASKED: Final = b"\x8a\x80\x00\x00\x00\x00"
 _SMALL: Final = 1536
@@ -164,12 +176,15 @@ class Connection:
         masked = 0 if self.dialed else 0x80
         waiting = True
         while size - position >= 2:
-            second = data[position + 1]
-            if data[position] != 0x82 or second & 0x80 != masked:
+            first, second = data[position], data[position + 1]
+            length, start = second & 0x7F, position + 2
+            if first not in _WHOLE or second & 0x80 != masked:
                 waiting = False
                 break
-            length, start = second & 0x7F, position + 2
             if length >= 126:
+                if first != _MESSAGE:
+                    waiting = False
+                    break
                 wide = 2 if length == 126 else 8
                 length = int.from_bytes(data[start : start + wide], "big")
                 if start + wide > size:
@@ -187,12 +202,27 @@ class Connection:
             if masked:
                 payload = _xor(data[start - 4 : start], payload)
             position = end
-            self._message(payload)
+            if first == _MESSAGE:
+                self._message(payload)
+            elif first == _PING:
+                self.onPing(payload)
+            else:
+                self._pong(payload)
             if self.state != _OPEN:
                 waiting = False
                 break
         self.data = data[position:]
         return waiting or not self.data
+
+    def _pong(self, payload: bytes) -> None:
+        """Let Autobahn take a pong as if it had found it itself."""
+        self.current_frame = _PONG_HEADER
+        self.control_frame_data = [payload]
+        self.processControlFrame()  # type: ignore[attr-defined]
+        self.current_frame = None
+
+    def onPong(self, payload: bytes) -> None:
+        """It is life, which was noted."""
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
         """A message came in several frames, or as text."""

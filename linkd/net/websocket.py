@@ -18,6 +18,8 @@ ConnectingRequest: Any = types.ConnectingRequest
 
 create_xor_masker: Any = vars(_xormasker)["create_xor_masker"]
 
+FrameHeader: Any = vars(protocol)["FrameHeader"]
+
 STATE_CLOSED: int = protocol.WebSocketProtocol.STATE_CLOSED
 STATE_CLOSING: int = protocol.WebSocketProtocol.STATE_CLOSING
 STATE_OPEN: int = protocol.WebSocketProtocol.STATE_OPEN
