@@ -28,7 +28,7 @@ from linkd.log.reader import Reader
 from linkd.log.recover import Found, recover
 from linkd.log.retrieval import Retrieval
 from linkd.log.seal import ids_path, load_ids, seal
-from linkd.log.settings import Edges, SegmentSettings
+from linkd.log.settings import Edges, SegmentSettings, refusal
 from linkd.log.shelf import Shelf
 from linkd.log.state import Snapshot, State
 from linkd.log.tail import Tail
@@ -266,22 +266,12 @@ class SegmentLog(Ledger):
 
     def _measure(self) -> None:
         """Sum up what it occupies, and say whether publishes are taken."""
+        settings = self._settings
         self.size_bytes = self._shelf.size + self._under_way_bytes
-        limit = self.max_bytes * 9 // 10
-        self._room = max(0, limit - self.size_bytes)
-        if self._blocked:
-            self.full = self._blocked
-        elif not self._room and self._settings.when_full == "reject":
-            self.full = f"{self.size_bytes} bytes are 90 % of log.max_bytes ({self.max_bytes})"
-        elif self._free_bytes < self._settings.min_free_bytes:
-            self.full = (
-                f"the disk has {self._free_bytes} bytes left, less than log.min_free_bytes"
-                f" ({self._settings.min_free_bytes})"
-            )
-        else:
-            self.full = None
-        if self._settings.when_full != "reject":
-            self._room = 2**62
+        self.full = self._blocked or refusal(settings, self.size_bytes, self._free_bytes)
+        self._room = 2**62
+        if settings.when_full == "reject":
+            self._room = max(0, settings.max_bytes * 9 // 10 - self.size_bytes)
 
     # reading
 

@@ -39,3 +39,13 @@ class Edges(msgspec.Struct, frozen=True):
     rng: Random = msgspec.field(default_factory=SystemRandom)
     monotonic: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = clock.wall
+
+
+def refusal(settings: SegmentSettings, size: int, free: int) -> str | None:
+    """Return why a log of `size` bytes, on a disk with `free` bytes left, refuses publishes."""
+    if settings.when_full == "reject" and size >= settings.max_bytes * 9 // 10:
+        return f"{size} bytes are 90 % of log.max_bytes ({settings.max_bytes})"
+    if free < settings.min_free_bytes:
+        least = settings.min_free_bytes
+        return f"the disk has {free} bytes left, less than log.min_free_bytes ({least})"
+    return None
