@@ -121,7 +121,7 @@ def verify(path: Path) -> Verified:
             file = segment_path(path, number)
             size += file.stat().st_size
             last = number == present[-1]
-            index = _checked(file, last, damage, notes)
+            index = _checked(file, None if last else _counts(path, present, number), damage, notes)
             if index is None:
                 continue
             if identity is not None and index.log != identity.log:
@@ -137,18 +137,37 @@ def verify(path: Path) -> Verified:
     return Verified(not damage, len(present), records, size, damage, notes)
 
 
-def _checked(file: Path, last: bool, damage: list[str], notes: list[str]) -> Index | None:
-    """Read a segment; add what is wrong with it; return what is readable up to there."""
+def _counts(path: Path, present: list[int], number: int) -> int:
+    """Return how much of a segment counts, as the one behind it says."""
+    size = segment_path(path, number).stat().st_size
+    after = present[present.index(number) + 1]
+    try:
+        own, _ = read_head(segment_path(path, number))
+        head, _ = read_head(segment_path(path, after))
+    except Damage:
+        return size
+    return size if own.salvaged or head.previous != number else head.previous_size
+
+
+def _checked(file: Path, counts: int | None, damage: list[str], notes: list[str]) -> Index | None:
+    """Read what counts of a segment (None: the last one, all of it) and add what is wrong with it.
+
+    Returns:
+        What is readable up to there; None where it does not open.
+    """
     try:
         head, _ = read_head(file)
     except Damage:
         damage.append(f"{file}: it does not open as a segment")
         return None
     try:
-        return scan(file, head, file.stat().st_size, None)[0]
+        size = file.stat().st_size
+        if counts is not None and size < counts:
+            raise Damage(file, size)
+        return scan(file, head, size if counts is None else counts, None)[0]
     except Damage as found:
         good = good_frames(file, head.seed, found.at)
-        if last and not any(frame.synced > found.at for frame in good):
+        if counts is None and not any(frame.synced > found.at for frame in good):
             notes.append(f"{file}: a write broke off, or is under way, at byte {found.at}")
         else:
             damage.append(f"{file}: damaged at byte {found.at}; {len(good)} good frames follow")

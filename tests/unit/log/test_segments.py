@@ -92,6 +92,20 @@ def test_after_a_failed_sync_a_new_segment_begins(bench: SegmentBench) -> None:
     assert verify(bench.path).sound
 
 
+def test_what_a_failed_write_left_behind_does_not_count(bench: SegmentBench) -> None:
+    append(bench, draft(b"before"))
+    bench.files.refuse, bench.files.tear = errno.EIO, 90
+    bench.files.refuse_truncate = errno.EIO
+    assert isinstance(append(bench, draft(b"lost"))[0], LogFull)
+    bench.files.refuse = bench.files.refuse_truncate = 0
+    bench.until(lambda: bench.log.full is None)
+    assert append(bench, draft(b"after")) == [Appended(2, 1)]
+    assert verify(bench.path).sound
+    bench.restart()
+    assert bench.log.told == []
+    assert bodies(everything(bench)) == [b"before", b"after"]
+
+
 def test_a_start_on_a_full_disk_waits_for_room(bench: SegmentBench) -> None:
     append(bench, draft(b"before"))
     bench.close()
