@@ -53,13 +53,13 @@ def test_again_it_upgrades_and_leaves_the_configuration_alone(pair: Pair, wheels
 def test_an_upgrade_that_is_not_ready_is_taken_back(
     pair: Pair, wheels: Path, tmp_path: Path
 ) -> None:
-    before = release(pair.edge)
+    before, kept = release(pair.edge), pair.edge.sh("ls /opt/linkd.releases")
     with pytest.raises(RuntimeError, match="went back to the version"):
         install(pair.edge, broken(wheels, tmp_path))
     assert release(pair.edge) == before
     pair.edge.wait_active()
     wait_link(pair.edge, "hub", "up", 15.0)
-    assert pair.edge.sh("ls /opt/linkd.releases").split() == [Path(before).name]
+    assert pair.edge.sh("ls /opt/linkd.releases") == kept
 
 
 def test_uninstall_keeps_what_is_yours_and_purge_does_not(pair: Pair, wheels: Path) -> None:
@@ -80,7 +80,7 @@ def test_uninstall_keeps_what_is_yours_and_purge_does_not(pair: Pair, wheels: Pa
     assert link(pair.edge, "hub")["state"] == "up"
     pair.edge.run(INSTALL, "--purge", "--yes")
     left = pair.edge.sh(
-        "ls -d /etc/linkd /var/lib/linkd /opt/linkd* 2>/dev/null; id linkd 2>&1 || true"
+        "ls -d /etc/linkd /var/lib/linkd /opt/linkd* 2>/dev/null || true; id linkd 2>&1 || true"
     )
     assert "no such user" in left
     assert "/linkd" not in left

@@ -58,7 +58,9 @@ cd "$r"
 mkdir -p old
 pivot_root . old
 export container=unshare
-exec chroot . /bin/sh -c 'umount -l /old; exec /lib/systemd/systemd --system --unit=basic.target'
+# Shared among its own: credentials are mounted from a namespace below it.
+exec chroot . /bin/sh -c 'umount -l /old; mount --make-rshared /
+    exec /lib/systemd/systemd --system --unit=basic.target'
 """
 
 
