@@ -7,17 +7,14 @@ copying what follows.
 
 from __future__ import annotations
 
-import random
 from itertools import count
 from typing import Any, ClassVar, Final, get_args
 
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from linkd.core.liveness import FLOW_BYTES, PONG_AFTER, Liveness
 from linkd.core.wire import (
     MAX_HELLO_BYTES,
-    MAX_MESSAGE_BYTES,
     Generation,
     Goodbye,
     Message,
@@ -25,6 +22,7 @@ from linkd.core.wire import (
     encode,
 )
 from linkd.errors import Reason, RemoteProtocolError
+from linkd.net.frames import MESSAGE, PING, PONG, SMALL_BYTES, put, take
 from linkd.net.ports import LinkPort
 from linkd.net.sockets import peer_of, show, tune
 from linkd.net.timers import Call, Clock, cancel
@@ -33,7 +31,7 @@ from linkd.net.websocket import (
     STATE_CLOSING,
     STATE_OPEN,
     FrameHeader,
-    create_xor_masker,
+    Quiet,
 )
 
 ABORT_AFTER: Final = 3.0
@@ -43,36 +41,11 @@ _OPEN: Final = STATE_OPEN
 _CLOSED: Final = STATE_CLOSED
 _CLOSING: Final = STATE_CLOSING
 _REASONS: Final = frozenset(get_args(Reason))
-_MESSAGE: Final = 0x82
-_PING: Final = 0x89
-_WHOLE: Final = (_MESSAGE, _PING, 0x8A)
-"""First bytes of whole frames that are taken here; Autobahn takes the rest."""
-
 _PONG_HEADER: Final = FrameHeader(10, True, 0, 0, None)
 _PONG_UNMASKED: Final = b"\x8a\x00"
 _PONG_MASKED: Final = b"\x8a\x80\x00\x00\x00\x00"
-_SMALL: Final = 1536
-"""Below so many bytes one big XOR beats the set-up of a masker (measured: 1 KiB 1.8 and 2.6 µs)."""
-
 _keys = count(1)
 _no_generation: Final = Generation("-", 0)
-
-
-class Quiet:
-    """Takes what Autobahn logs: linkd says itself what happened, in one line; only errors go on."""
-
-    _log = Logger(namespace="linkd.net.autobahn")
-
-    def debug(self, *_: object, **__: object) -> None:
-        """Say nothing."""
-
-    info = warn = trace = debug
-
-    def error(self, format: str | None = None, **fields: object) -> None:
-        """Say it at debug level: the connection's end says it for people."""
-        self._log.debug(format or "", **fields)
-
-    critical = failure = error
 
 
 class Connection:
@@ -170,49 +143,24 @@ class Connection:
             super().consumeData()  # type: ignore[misc]
 
     def _take(self) -> bool:
-        """Take whole messages off the front; tell whether nothing more can be done for now."""
+        """Take whole frames off the front; tell whether nothing more can be done for now."""
         data, position = self.data, 0
-        size = len(data)
         masked = 0 if self.dialed else 0x80
-        waiting = True
-        while size - position >= 2:
-            first, second = data[position], data[position + 1]
-            length, start = second & 0x7F, position + 2
-            if first not in _WHOLE or second & 0x80 != masked:
-                waiting = False
+        while self.state == _OPEN:
+            found = take(data, position, masked)
+            if found is True or found is False:
                 break
-            if length >= 126:
-                if first != _MESSAGE:
-                    waiting = False
-                    break
-                wide = 2 if length == 126 else 8
-                length = int.from_bytes(data[start : start + wide], "big")
-                if start + wide > size:
-                    break
-                if length > MAX_MESSAGE_BYTES or length < (126 if wide == 2 else 65_536):
-                    waiting = False
-                    break
-                start += wide
-            if masked:
-                start += 4
-            end = start + length
-            if end > size:
-                break
-            payload = data[start:end]
-            if masked:
-                payload = _xor(data[start - 4 : start], payload)
-            position = end
-            if first == _MESSAGE:
+            first, payload, position = found
+            if first == MESSAGE:
                 self._message(payload)
-            elif first == _PING:
+            elif first == PING:
                 self.onPing(payload)
             else:
                 self._pong(payload)
-            if self.state != _OPEN:
-                waiting = False
-                break
+        else:
+            found = False
         self.data = data[position:]
-        return waiting or not self.data
+        return bool(found) or not self.data
 
     def _pong(self, payload: bytes) -> None:
         """Let Autobahn take a pong as if it had found it itself."""
@@ -260,14 +208,14 @@ class Connection:
     def onPing(self, payload: bytes) -> None:
         """Answer a ping."""
         if self.state == _OPEN:
-            self._frame(0x8A, payload)
+            self._frame(PONG, payload)
 
     # -- sending ------------------------------------------------------------------------------
 
     def send(self, payload: bytes) -> None:
         """Send one binary message."""
         if self.state == _OPEN:
-            self._frame(0x82, payload)
+            self._frame(MESSAGE, payload)
 
     def sendFrame(self, opcode: int, payload: bytes = b"", **_: Any) -> None:
         """Send what Autobahn wants sent: pings, pongs, closes; all of them whole."""
@@ -279,23 +227,12 @@ class Connection:
         self.transport.write(data)
 
     def _frame(self, first: int, payload: bytes) -> None:
-        length = len(payload)
-        masked = 0x80 if self.dialed else 0
-        if length < 126:
-            head = bytes((first, masked | length))
-        elif length < 65_536:
-            head = bytes((first, masked | 126, length >> 8, length & 0xFF))
-        else:
-            head = bytes((first, masked | 127)) + length.to_bytes(8, "big")
-        if masked:
-            mask = random.getrandbits(32).to_bytes(4, "big")
-            head += mask
-            payload = _xor(mask, payload)
+        head, body = put(first, payload, 0x80 if self.dialed else 0)
         self.life.sent_at = self.clock.seconds()
-        if length < _SMALL:
-            self.transport.write(head + payload)
+        if len(body) < SMALL_BYTES:
+            self.transport.write(head + body)
         else:
-            self.transport.writeSequence((head, payload))
+            self.transport.writeSequence((head, body))
 
     def pauseProducing(self) -> None:
         """The transport has enough."""
@@ -442,33 +379,11 @@ class Connection:
 
 
 _HANDSHAKE_LEFTOVERS: Final = (
-    "http_request_data",
-    "http_response_data",
-    "http_headers",
-    "http_status_line",
-    "http_request_uri",
-    "http_request_path",
-    "http_request_params",
-    "http_request_host",
-    "websocket_protocols",
-    "websocket_origin",
-    "websocket_extensions",
-    "websocket_extensions_in_use",
-    "websocket_key",
-    "_wskey",
-)
-
-
-def _xor(mask: bytes, payload: bytes) -> bytes:
-    """Mask or unmask a payload."""
-    size = len(payload)
-    if size >= _SMALL:
-        masked: bytes = create_xor_masker(mask, size).process(payload)
-        return masked
-    key = (mask * (size // 4 + 1))[:size]
-    return (int.from_bytes(payload, "little") ^ int.from_bytes(key, "little")).to_bytes(
-        size, "little"
-    )
+    "http_request_data http_response_data http_headers http_status_line "
+    "http_request_uri http_request_path http_request_params http_request_host "
+    "websocket_protocols websocket_origin websocket_extensions "
+    "websocket_extensions_in_use websocket_key _wskey"
+).split()
 
 
 def _why(goodbye: Goodbye | None, reason: Failure) -> tuple[Reason, str]:

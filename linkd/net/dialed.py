@@ -251,9 +251,9 @@ class DialedConnection(Connection, ClientProtocol):  # type: ignore[misc]
     def onPing(self, payload: bytes) -> None:
         """Answer a ping; now and then ping as well, in the same packet."""
         super().onPing(payload)
-        if self._pinged_at is not None and self._ping_every > 0:
-            if self.clock.seconds() - self._pinged_at >= self._ping_every:
-                self._sendAutoPing()
+        since = self._pinged_at
+        if since is not None and 0 < self._ping_every <= self.clock.seconds() - since:
+            self._sendAutoPing()
 
     def watch(self) -> None:
         """Be called when silence may reach its limit."""

@@ -7,6 +7,7 @@ from typing import Any
 from autobahn.twisted import websocket
 from autobahn.websocket import USES_NVX, protocol, types
 from autobahn.websocket import xormasker as _xormasker
+from twisted.logger import Logger
 
 ServerProtocol: Any = websocket.WebSocketServerProtocol
 ClientProtocol: Any = websocket.WebSocketClientProtocol
@@ -26,3 +27,20 @@ STATE_OPEN: int = protocol.WebSocketProtocol.STATE_OPEN
 
 NATIVE: bool = bool(USES_NVX)
 """Masking runs as native code: without it large messages of a dialer cost a hundred times more."""
+
+
+class Quiet:
+    """Takes what Autobahn logs: linkd says itself what happened, in one line; only errors go on."""
+
+    _log = Logger(namespace="linkd.net.autobahn")
+
+    def debug(self, *_: object, **__: object) -> None:
+        """Say nothing."""
+
+    info = warn = trace = debug
+
+    def error(self, format: str | None = None, **fields: object) -> None:
+        """Say it at debug level: the connection's end says it for people."""
+        self._log.debug(format or "", **fields)
+
+    critical = failure = error

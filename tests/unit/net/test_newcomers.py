@@ -1,0 +1,134 @@
+"""Bounds on newcomers, look-ups that share their work, frames, and word of network changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from twisted.internet.defer import CancelledError, Deferred, fail
+from twisted.internet.task import Clock
+
+from linkd.config import LimitSettings
+from linkd.net.admission import Admission
+from linkd.net.frames import MESSAGE, put, take, xor
+from linkd.net.heads import parse_head
+from linkd.net.netlink import NetworkWatch
+from linkd.net.resolve import Resolver, interleave
+
+
+def test_newcomers_are_bounded_in_all_and_by_address() -> None:
+    admission = Admission(LimitSettings(pending=3, pending_per_address=2))
+    for _ in range(2):
+        assert admission.full("a") is None
+        admission.enter("a")
+    assert "from a" in str(admission.full("a"))
+    assert admission.full("b") is None
+    admission.enter("b")
+    assert "3 connections" in str(admission.full("c"))
+    for address in ("a", "a", "b"):
+        admission.leave(address)
+    assert admission.pending == 0
+    assert admission._addresses == {}
+
+
+def test_those_sent_away_are_told_to_come_at_the_rate() -> None:
+    admission = Admission(
+        LimitSettings(handshakes_per_second=10.0, handshakes_per_second_per_address=1000.0)
+    )
+    waits = [admission.rate(f"a{number}", 100.0) for number in range(30)]
+    assert waits[:10] == [None] * 10
+    seconds = [wait.seconds for wait in waits[10:] if wait is not None]
+    assert len(seconds) == 20
+    assert seconds == sorted(seconds)
+    assert seconds[-1] == pytest.approx(2.0, abs=0.2)
+    assert admission.rate("later", 103.1) is None
+
+
+def test_one_look_up_serves_all_who_wait_and_old_answers_serve_after_a_quarter_second() -> None:
+    clock, answers = Clock(), [Deferred[list[str]](), Deferred[list[str]]()]
+    asked: list[str] = []
+
+    def lookup(host: str) -> Deferred[list[str]]:
+        asked.append(host)
+        return answers[len(asked) - 1]
+
+    resolver = Resolver(clock, lookup)
+    got: list[Any] = []
+    for _ in range(3):
+        resolver.resolve("hub.example.net").addCallback(got.append)
+    assert len(asked) == 1
+    answers[0].callback(["192.0.2.1"])
+    assert got == [["192.0.2.1"]] * 3
+    resolver.resolve("hub.example.net").addCallback(got.append)
+    gone = resolver.resolve("hub.example.net")
+    gone.addErrback(lambda failure: failure.trap(CancelledError))
+    gone.cancel()
+    clock.advance(0.249)
+    assert len(got) == 3
+    clock.advance(0.002)
+    assert len(got) == 4
+    answers[1].callback(["192.0.2.2"])
+    assert clock.getDelayedCalls() == []
+
+
+def test_a_name_that_never_had_an_address_fails() -> None:
+    resolver = Resolver(Clock(), lambda _: fail(OSError("no such name")))
+    problems: list[Any] = []
+    resolver.resolve("none.example").addErrback(problems.append)
+    assert "none.example could not be looked up: no such name" in str(problems[0].value)
+
+
+def test_families_take_turns() -> None:
+    assert interleave(["::1", "::2", "192.0.2.1", "::1"]) == ["::1", "192.0.2.1", "::2"]
+    assert interleave([]) == []
+
+
+@pytest.mark.parametrize("masked", [0, 0x80])
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 1535, 1536, 65_535, 65_536, 131_072])
+def test_frames_come_back_as_they_were_put(masked: int, size: int) -> None:
+    payload = bytes(number % 251 for number in range(size))
+    whole = b"".join(put(MESSAGE, payload, masked))
+    assert take(b"??" + whole + b"rest", 2, masked) == (MESSAGE, payload, 2 + len(whole))
+    for cut in (0, 1, 2, 5, len(whole) - 1):
+        if cut >= len(whole):
+            continue
+        assert take(whole[:cut], 0, masked) is True
+    if size:
+        assert take(whole, 0, masked ^ 0x80) is False
+
+
+def test_masking_twice_is_nothing() -> None:
+    for size in (1, 7, 1536, 5000):
+        assert xor(b"abcd", xor(b"abcd", b"x" * size)) == b"x" * size
+
+
+def test_too_long_a_frame_is_not_waited_for() -> None:
+    assert take(b"\x82\x7f" + (131_073).to_bytes(8, "big"), 0, 0) is False
+
+
+def test_heads_that_are_none() -> None:
+    for raw in (
+        b"",
+        b"GET",
+        b"GET / HTTP/1.1\r\nno colon",
+        b"GET / HTTP/1.1\r\n: x",
+        b"G / H\r\n a: b",
+    ):
+        assert parse_head(raw) is None
+
+
+def test_a_burst_of_network_changes_is_told_once() -> None:
+    clock, told = Clock(), []
+    watch = NetworkWatch(clock, lambda: told.append(clock.seconds()))
+    for _ in range(5):
+        watch.noticed()
+        clock.advance(0.2)
+    assert told == []
+    clock.advance(0.3)
+    assert len(told) == 1
+    for _ in range(40):
+        watch.noticed()
+        clock.advance(0.1)
+    assert 2 <= len(told) <= 4
+    watch.stop()
+    assert clock.getDelayedCalls() == []
