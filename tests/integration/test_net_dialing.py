@@ -1,4 +1,4 @@
-"""A dialer against servers of all kinds: what it says of them, how often it comes, how long it hangs."""
+"""A dialer against servers of all kinds: what it says of them, how often it comes."""
 
 from __future__ import annotations
 
