@@ -12,12 +12,18 @@ import msgspec
 
 from linkd.cli import calls, exits
 from linkd.cli.options import add_socket, socket_path
+from linkd.cli.status import decode
 from linkd.cli.text import printable
-from linkd.client.errors import ClientError, NoDaemon
-from linkd.client.http import Exchange
+from linkd.client.errors import ClientError, NoDaemon, Refused
+from linkd.client.http import Answer, Exchange, call, expect
 from linkd.status import Event
 
 AGAIN_SECONDS: Final = 0.5
+FINE: Final = 200
+STARTING: Final = 503
+SAME_SECONDS: Final = 0.5
+"""Starts that lie closer together are one start, as far as it can be told."""
+
 SILENCE_SECONDS: Final = 60.0
 """The daemon sends a comment more often than that; a stream without any is dead."""
 
@@ -37,6 +43,8 @@ def add(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the remembered changes, oldest first; with `--follow` each new one as it happens."""
+    path = socket_path(arguments)
+    born = _born(path)
     body = calls.get(arguments, "/v1/events").body
     try:
         page = msgspec.json.decode(body, type=_Page)
@@ -48,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         print("no link has changed since the start")
     if arguments.follow:
         last = page.events[-1].number if page.events else 0
-        for event in _follow(socket_path(arguments), last):
+        for event in _follow(path, last, born):
             _print(event, arguments.json)
     return exits.FINE
 
@@ -65,29 +73,27 @@ def event_text(event: Event) -> str:
     return printable(f"{event.time}  {event.peer or '–':<16} {event.event}{change}{why}{detail}")
 
 
-def _follow(path: str, last: int) -> Iterator[Event]:
+def _follow(path: str, last: int, born: float) -> Iterator[Event]:
     """Yield events after number `last` for ever, also over restarts of the daemon."""
     while True:
         try:
+            now_born = _born(path)
+            if abs(now_born - born) > SAME_SECONDS:
+                born, last = now_born, 0  # It numbers its events anew.
             for event in _stream(path, last):
                 last = event.number
                 yield event
-        except NoDaemon as error:
+        except (NoDaemon, Refused) as error:
+            if isinstance(error, Refused) and error.status != STARTING:
+                raise
             sys.stderr.write(f"linkd: {error}; trying again\n")
         time.sleep(AGAIN_SECONDS)
-        if _restarted(path, last):
-            last = 0
 
 
-def _restarted(path: str, last: int) -> bool:
-    """Tell whether the daemon numbers its events anew: it knows none as high as `last`."""
-    try:
-        with Exchange(path, 10.0) as exchange:
-            exchange.send("GET", "/v1/events")
-            page = msgspec.json.decode(b"".join(exchange.pieces()), type=_Page)
-    except (ClientError, msgspec.DecodeError):
-        return False
-    return not page.events or page.events[-1].number < last
+def _born(path: str) -> float:
+    """Return when the daemon started, monotonic seconds; raise NoDaemon if there is none."""
+    status = decode(expect(call(path, "GET", "/v1/status")).body)
+    return time.monotonic() - status.uptime_seconds
 
 
 def _stream(path: str, last: int) -> Iterator[Event]:
@@ -98,6 +104,8 @@ def _stream(path: str, last: int) -> Iterator[Event]:
             "/v1/events",
             headers={"Accept": "text/event-stream", "Last-Event-ID": str(last)},
         )
+        if exchange.status != FINE:
+            expect(Answer(exchange.status, exchange.headers, b"".join(exchange.pieces())))
         for line in exchange.lines():
             if line.startswith(b"data:"):
                 yield msgspec.json.decode(line[5:], type=Event)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,10 +46,18 @@ def started(daemon: Daemon, *words: str) -> subprocess.Popen[str]:
 
 
 def line(process: subprocess.Popen[str], within: float = 10.0) -> str:
-    assert process.stdout is not None
-    ready, _, _ = select.select([process.stdout], [], [], within)
-    assert ready, "nothing came"
-    return process.stdout.readline().rstrip("\n")
+    got: list[str] = []
+
+    def read() -> None:
+        assert process.stdout is not None
+        got.append(process.stdout.readline())
+
+    reading = threading.Thread(target=read, daemon=True)
+    reading.start()
+    reading.join(within)
+    assert got, "nothing came"
+    assert got[0], f"it ended with {process.wait(5)}"
+    return got[0].rstrip("\n")
 
 
 def ended(process: subprocess.Popen[str]) -> None:
@@ -189,3 +197,26 @@ def _seconds(daemon: Daemon, words: list[str]) -> float:
     began = time.monotonic()
     assert linkd(daemon, *words).returncode == 0
     return time.monotonic() - began
+
+
+def test_events_are_followed_over_a_restart() -> None:
+    config = """
+[[peer]]
+name = "hub"
+dial = ["ws://127.0.0.1:1/link"]
+secret_file = "{secret}"
+"""
+    with Daemon("edge-1", config) as daemon:
+        follower = started(daemon, "events", "--follow", "--json")
+        try:
+            assert json.loads(line(follower))["peer"] == "hub"
+            daemon.kill()
+            daemon.start()
+            before = time.monotonic()
+            while json.loads(line(follower))["number"] != 1:
+                assert time.monotonic() - before < 10
+        finally:
+            ended(follower)
+        assert "hub" in linkd(daemon, "status").stdout
+        assert linkd(daemon, "status", "--check").returncode == 1
+        assert linkd(daemon, "kick", "hub").returncode == 0

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Coroutine, Iterator
 from typing import Any
 
 import pytest
 
 import linkd.client
-from tests.support.daemon import Daemon
+from linkd.client.errors import NoDaemon, Refused
+from linkd.errors import ChannelRefused
+from tests.support.daemon import SECRET, Daemon
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
@@ -133,3 +136,46 @@ def test_a_stopping_daemon_loses_nothing(daemon: Daemon) -> None:
             assert [(await anext(records)).data for _ in range(4_000)] == list(range(4_000))
 
     run(check())
+
+
+def test_over_http_with_a_key(unused_port: int) -> None:
+    config = f"""
+http = "127.0.0.1:{unused_port}"
+[[api.key]]
+name = "shop"
+secret_file = "{{secret}}"
+publish = ["orders"]
+subscribe = ["orders"]
+"""
+
+    async def check(daemon: Daemon) -> None:
+        url = f"http://127.0.0.1:{unused_port}"
+        errors: list[Exception] = []
+
+        async def key() -> str:
+            return SECRET
+
+        async with linkd.client.connect(url, key=key) as node:
+            records = node.subscribe("orders")
+            await node.publish("orders", 1)
+            assert (await anext(records)).data == 1
+            with pytest.raises(ChannelRefused):
+                await node.publish("others", 1)
+            with pytest.raises(Refused):
+                await anext(node.subscribe("others"))
+        async with linkd.client.connect(url, key="wrong" * 9, on_error=errors.append) as node:
+            with pytest.raises(NoDaemon, match="unauthorized"):
+                await node.opened(1)
+            assert node.status.value.state == "rejected"
+        assert isinstance(errors[0], Refused)
+        assert errors[0].status == 401
+
+    with Daemon("edge-1", config) as daemon:
+        run(check(daemon))
+
+
+@pytest.fixture
+def unused_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

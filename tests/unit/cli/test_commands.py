@@ -199,6 +199,7 @@ def test_events(daemon: HttpDaemon, capsys: pytest.CaptureFixture[str]) -> None:
         "generation": "a:1", "old": "up", "new": "waiting", "reason": "silence",
         "detail": "nothing\x1b[2J heard",
     }  # fmt: skip
+    daemon.answers["GET /v1/status"] = (200, status())
     daemon.answers["GET /v1/events"] = (200, {"events": [event]})
     assert main(["events"]) == 0
     said = capsys.readouterr().out
