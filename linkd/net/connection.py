@@ -378,12 +378,22 @@ class Connection:
         """Autobahn's word for it; `connectionLost` follows."""
 
 
-_HANDSHAKE_LEFTOVERS: Final = (
-    "http_request_data http_response_data http_headers http_status_line "
-    "http_request_uri http_request_path http_request_params http_request_host "
-    "websocket_protocols websocket_origin websocket_extensions "
-    "websocket_extensions_in_use websocket_key _wskey"
-).split()
+_HANDSHAKE_LEFTOVERS: Final = [
+    "http_request_data",
+    "http_response_data",
+    "http_headers",
+    "http_status_line",
+    "http_request_uri",
+    "http_request_path",
+    "http_request_params",
+    "http_request_host",
+    "websocket_protocols",
+    "websocket_origin",
+    "websocket_extensions",
+    "websocket_extensions_in_use",
+    "websocket_key",
+    "_wskey",
+]
 
 
 def _why(goodbye: Goodbye | None, reason: Failure) -> tuple[Reason, str]:

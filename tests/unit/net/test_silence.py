@@ -141,10 +141,12 @@ def test_without_pongs_the_listener_goes_on_pinging_while_bytes_come(pair: Pair)
 
 
 def test_bytes_in_the_socket_count_though_the_reactor_woke_late(pair: Pair) -> None:
-    pair.pipe.run(6.0)
-    held, pair.pipe.cut = pair.pipe.near, True
+    pair.pipe.run(4.0)
+    pair.pipe.cut = True
+    pair.pipe.run(2.0)
+    assert pair.far.autoPingTimeoutCall is not None
     pair.near.send(encode(Ack(3)))
-    waiting = held.written
+    waiting = pair.pipe.near.written
     pair.clock.rightNow += 30.0
     # All timers that are due run first; only then does the reactor read.
     due = [call for call in pair.clock.getDelayedCalls() if call.getTime() <= pair.clock.seconds()]
