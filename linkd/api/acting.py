@@ -1,6 +1,4 @@
-"""What tells of the node and acts on it: status, events, outages, consumers, links, log, tokens,
-probes.
-"""
+"""What tells of the node, and what acts on it."""
 
 from __future__ import annotations
 
@@ -166,20 +164,18 @@ async def open_session(api: Api, call: Call) -> Answer:
     return Answer(204, headers={"Set-Cookie": cookie})
 
 
-async def close_session(api: Api, call: Call) -> Answer:
+async def close_session(_: Api, call: Call) -> Answer:
     """Take the cookie away."""
     call.only()
     return Answer(204, headers={"Set-Cookie": _CLEARED})
 
 
-async def healthz(api: Api, call: Call) -> Answer:
-    """Tell that the process makes progress: this answer is the proof, and says how late it woke
-    lately.
-    """
+async def healthz(api: Api, _: Call) -> Answer:
+    """Tell that the process makes progress, and how late it woke lately."""
     return answer({"ok": True, "late_seconds": round(api.late_seconds, 3)})
 
 
-async def readyz(api: Api, call: Call) -> Answer:
+async def readyz(api: Api, _: Call) -> Answer:
     """Tell whether all required links are up."""
     node = api.node
     if node.starting or node.stopping:
@@ -188,12 +184,12 @@ async def readyz(api: Api, call: Call) -> Answer:
     return answer({"ready": not down, "waiting_for": down}, 503 if down else 200)
 
 
-async def metrics(api: Api, call: Call) -> Answer:
+async def metrics(api: Api, _: Call) -> Answer:
     """Answer the metrics in Prometheus' text format."""
     return Answer(200, api.metrics.text(), "text/plain; version=0.0.4; charset=utf-8")
 
 
-async def openapi(api: Api, call: Call) -> Answer:
+async def openapi(api: Api, _: Call) -> Answer:
     """Answer the description of all this."""
     return answer(api.description)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
@@ -67,9 +67,7 @@ class Call:
         return default if given is None else number(given, name, most, least)
 
     def seconds(self, name: str, default: float, most: float) -> float:
-        """Return a query value in seconds, cut to `most`; raise Refusal where it is no such
-        number.
-        """
+        """Return a query value in seconds, cut to `most`, else raise Refusal."""
         given = self._query.get(name)
         return default if given is None else min(seconds(given, name), most)
 
@@ -81,23 +79,20 @@ class Call:
             raise Refusal("malformed", f"unknown in the query: {other[0][:80]}; known: {known}")
 
     def header(self, name: str) -> str | None:
-        """Return a request header as text, None where it is absent; raise Refusal unless it is
-        UTF-8.
-        """
+        """Return a request header in UTF-8, else raise Refusal; None where it is absent."""
         return self.request.header(name)
 
     def body(self) -> bytes:
         """Return the request's body."""
         return self.request.body()
 
-    def json(self, kind: Callable[..., _Struct]) -> _Struct:
-        """Return the body as a struct; an empty one as `{}`; raise Refusal where it does not
-        fit.
-        """
+    def json(self, kind: type[_Struct]) -> _Struct:
+        """Return the body as a struct, an empty one as `{}`; raise Refusal if it does not fit."""
         try:
-            return msgspec.json.decode(self.body() or b"{}", type=kind)  # type: ignore[arg-type]
+            found: _Struct = msgspec.json.decode(self.body() or b"{}", type=kind)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Refusal("malformed", f"the body: {error}") from None
+        return found
 
 
 def number(given: str, name: str, most: int = 2**62, least: int = 0) -> int:
@@ -121,9 +116,7 @@ def seconds(given: str, name: str) -> float:
 
 
 def query_of(uri: bytes) -> dict[str, str]:
-    """Return the query of a request's target; raise Refusal where a name comes twice or is no
-    UTF-8.
-    """
+    """Return a target's query; raise Refusal where a name comes twice or is no UTF-8."""
     found: dict[str, str] = {}
     _, _, query = uri.partition(b"?")
     for piece in query.split(b"&"):

@@ -77,9 +77,7 @@ class Gate:
     # Host and Origin
 
     def _check_host(self, request: ApiRequest) -> str:
-        """Return the request's Host: an address, or a name that is this node's (no DNS
-        rebinding).
-        """
+        """Return the Host: an address, or a name of this node's (no DNS rebinding)."""
         given = (request.header("Host") or "").lower()
         try:
             parts = urlsplit(f"//{given}")
@@ -93,9 +91,7 @@ class Gate:
         return given
 
     def _check_origin(self, request: ApiRequest, host: str) -> str:
-        """Return the foreign origin that may call, empty where there is none; raise Refusal for
-        any other.
-        """
+        """Return the foreign origin that may call, or empty; raise Refusal for any other."""
         origin = request.header("Origin")
         if origin is None:
             self._check_site(request)

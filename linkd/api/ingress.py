@@ -1,6 +1,4 @@
-"""Publishes of one stream client: checked, put together where that changes nothing, settled in
-order.
-"""
+"""Publishes of one stream client: checked, put together where possible, settled in order."""
 
 from __future__ import annotations
 
@@ -210,7 +208,7 @@ class Ingress:
             found = decode_records(records, count)
             if tuple(record.id for record in found) != first.ids:
                 raise BadRecord("expected as ids those of the records")
-            if any(len(id.encode()) > 255 for id in first.ids):
+            if any(len(one.encode()) > 255 for one in first.ids):
                 raise BadRecord("expected ids of at most 255 bytes")
         elif count > len(records):
             raise BadRecord(f"expected {count} encoded records in {len(records)} bytes")
@@ -221,12 +219,15 @@ class Ingress:
 
     def _settled(self, run: list[stream.Publish], size: int) -> Settled:
         """Return what answers a run once the log has settled it."""
+        api = self._session.api
+        began = api.reactor.seconds()
 
         def settled(outcome: Appended | LinkdError) -> None:
             self._unsettled -= size
+            api.metrics.commit.observe(api.reactor.seconds() - began)
             if isinstance(outcome, LinkdError):
                 refusal = refusal_of(outcome)
-                # A later number in the log would make this one look like a repeat of something stored.
+                # A later number in the log would make this one look like a repeat of a stored one.
                 self._refusing = self._state is not None and refusal.error == "log-full"
                 self._refuse(run, refusal)
                 return

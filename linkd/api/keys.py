@@ -29,9 +29,7 @@ SESSION_KEY_FILE = "session.key"
 
 
 class _Session(msgspec.Struct, array_like=True, frozen=True):
-    """What a cookie says: whose it is, how narrow, until when (Unix seconds), and of which key's
-    secret.
-    """
+    """What a cookie says: whose it is, how narrow, until when, and of which key's secret."""
 
     key: str
     patterns: tuple[str, ...]
@@ -115,9 +113,7 @@ class Keyring:
         return token
 
     def spend(self, presented: str) -> tuple[Caller, tuple[str, ...]] | None:
-        """Return for whom a token was issued, how narrow; None where it is used, expired or
-        forged.
-        """
+        """Return a token's caller and patterns; None where it is used, expired or forged."""
         token = self._tokens.pop(_digest(presented.encode("utf-8", "surrogateescape")), None)
         if token is None or token.expires <= self._clock():
             return None
@@ -127,9 +123,7 @@ class Keyring:
     # cookie sessions
 
     def open_session(self, caller: Caller, patterns: tuple[str, ...]) -> str:
-        """Return a cookie's value, signed; it holds over restarts until 12 h later, or until its
-        key changes.
-        """
+        """Return a cookie's signed value: good for 12 h, over restarts, until its key changes."""
         session = _Session(
             caller.name, patterns, self._wall() + SESSION_SECONDS, self._mark(caller.name)
         )
@@ -222,9 +216,7 @@ def _bytes(text: str) -> bytes:
 
 
 def _signing_key(state_dir: Path) -> bytes:
-    """Return the key that signs cookies, made at the first start, mode 0600; without a directory,
-    a fresh one.
-    """
+    """Return the key that signs cookies: made at the first start, mode 0600."""
     path = state_dir / SESSION_KEY_FILE
     try:
         found = path.read_bytes()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Protocol
 
 from twisted.internet.defer import Deferred
@@ -64,6 +64,8 @@ class NodePort(Protocol):
     log: Log
     starting: bool
     stopping: bool
+    counts: Mapping[tuple[str, str, str], int]
+    """Records by (refused, expired, dropped or lost; peer; channel)."""
 
     def publish(self, draft: Draft, settled: Settled) -> None:
         """Publish on a durable channel (settled once on disk) or a volatile one (settled at once.

@@ -1,6 +1,4 @@
-"""Who is there on `/ws`: those who opened with the same channel and asked for it hear of each
-other.
-"""
+"""Who is there on `/ws`: those who opened with the same channel hear of each other."""
 
 from __future__ import annotations
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from twisted.internet.defer import Deferred, TimeoutError as TimedOut
+from twisted.internet.defer import Deferred
+from twisted.internet.defer import TimeoutError as TimedOut
 
 from linkd.api.bodies import JSON, NDJSON, check_body, check_json, kind_of
 from linkd.api.call import Answer, Call, answer, seconds
@@ -39,7 +40,9 @@ async def publish(api: Api, call: Call) -> Answer:
     if peer is not None:
         check_wait(api.node, peer, channel)
     draft = _draft(call, channel, api.node.config.log.max_body_bytes)
+    began = api.reactor.seconds()
     stored = await append(api.node, draft)
+    api.metrics.commit.observe(api.reactor.seconds() - began)
     told: dict[str, object] = {"offset": stored.offset, "count": stored.count}
     if stored.duplicate:
         told["duplicate"] = True
@@ -153,12 +156,10 @@ def check_wait(node: NodePort, peer: str, channel: str) -> None:
         raise Refusal("not-sent", f"{channel} is volatile: no peer acknowledges it")
 
 
-async def reached(api: Api, peer: str, next_: int, timeout: float) -> bool:
-    """Wait until `peer` has all below `next_` on disk; tell whether it has within `timeout`
-    seconds.
-    """
+async def reached(api: Api, peer: str, next_: int, within: float) -> bool:
+    """Wait until `peer` has all below `next_` on disk; tell whether it has in time."""
     waiting = api.node.wait_for(peer, next_)
-    waiting.addTimeout(timeout, api.reactor)
+    waiting.addTimeout(within, api.reactor)
     try:
         await waiting
     except TimedOut:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgspec
-from twisted.internet.defer import Deferred, TimeoutError as TimedOut
+from twisted.internet.defer import Deferred
+from twisted.internet.defer import TimeoutError as TimedOut
 
 from linkd.api.bodies import record_objects, records_of, to_json
 from linkd.api.call import Answer, Call, answer, number
@@ -68,9 +69,7 @@ def wants_stream(call: Call) -> bool:
 
 
 def consumer_of(call: Call) -> str | None:
-    """Return the consumer's name that the query gives, if it does; raise Refusal where it is
-    none.
-    """
+    """Return the query's consumer, if it names one; raise Refusal where that is no name."""
     name = call.text("consumer")
     return None if name is None else check_consumer(name)
 
@@ -195,17 +194,15 @@ def fetch(log: Log, position: int, size: int) -> Deferred[list[Batch]]:
     return done
 
 
-async def committed(api: Api, position: int, timeout: float) -> bool:
-    """Wait until the log reaches beyond `position`; tell whether it has within `timeout`
-    seconds.
-    """
+async def committed(api: Api, position: int, within: float) -> bool:
+    """Wait until the log reaches beyond `position`; tell whether it has in time."""
     log = api.node.log
     if log.next > position:
         return True
     moved: Deferred[None] = Deferred()
     told: Callable[[int], None] = lambda _: None if moved.called else moved.callback(None)  # noqa: E731
     log.on_commit.append(told)
-    moved.addTimeout(timeout, api.reactor)
+    moved.addTimeout(within, api.reactor)
     try:
         await moved
     except TimedOut:

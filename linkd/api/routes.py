@@ -72,7 +72,7 @@ ROUTES: tuple[Route, ...] = (
     Route(
         method="POST",
         path="/v1/channels/{channel}",
-        about="Publish the body as one message, or as one a line (application/x-ndjson), all or none.",
+        about="Publish the body as one message, or one a line (application/x-ndjson).",
         run=publishing.publish,
         answers={
             200: "A message with that id was published before; nothing was stored.",

@@ -114,9 +114,7 @@ class Api:
         return self._ports[1].getHost().port if len(self._ports) > 1 else None
 
     def stop(self) -> Deferred[None]:
-        """Listen no more, end what runs, say goodbye to sockets; fires once all connections are
-        closed.
-        """
+        """Listen no more, end what runs; fires once all connections are closed."""
         if self._beat.running:
             self._beat.stop()
         if self._tls is not None:
@@ -179,9 +177,8 @@ class Api:
         now = self.reactor.seconds()
         self.late_seconds = max(0.0, now - self._due)
         self._due = now + _BEAT_SECONDS
-        self.metrics.sample()
 
-    # answering (linkd.api.site.Answering)
+    # what a site asks
 
     def admit(self, request: ApiRequest) -> None:
         """Judge a request by its head."""
@@ -274,9 +271,7 @@ class Api:
         return True
 
     def check_consumer(self, call: Call, name: str) -> str:
-        """Return a consumer's name; raise Refusal where there is none that the caller may act
-        on.
-        """
+        """Return `name`; raise Refusal unless it is a consumer that the caller may act on."""
         for consumer in self.node.consumers():
             if consumer.name == name and self.sees(call, consumer):
                 return name
@@ -300,9 +295,7 @@ class _Nobody:
 
 
 def server_tls(config: Config) -> ServerTls | None:
-    """Return TLS for `http` out of `api.certificate` and `api.private_key`, None where it has
-    none.
-    """
+    """Return TLS for `http`, None where no certificate is configured."""
     from linkd.config import ListenSettings  # noqa: PLC0415 - its shape is what ServerTls reads
 
     api = config.api

@@ -1,6 +1,4 @@
-"""HTTP/1.1 under the API: connections with bounds and deadlines, requests judged before their body
-is read.
-"""
+"""HTTP/1.1 under the API: bounds, deadlines, requests judged before their body is read."""
 
 from __future__ import annotations
 
@@ -168,7 +166,7 @@ class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
         if not values:
             return None
         try:
-            text = values[0].decode()
+            text: str = values[0].decode()
         except UnicodeDecodeError:
             raise Refusal("malformed", f"expected UTF-8 in the header {name}") from None
         if len(values) > 1:
@@ -217,9 +215,7 @@ class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
         self.write(result.body if result.status not in (204, 304) else b"")
 
     def hand_over(self) -> Any:
-        """Give the connection away (to a WebSocket): return what counts it; this request never
-        ends.
-        """
+        """Give the connection away, to a WebSocket; return how to tell that it has ended."""
         self._drop_body()
         self.gone = True
         return self.channel.hand_over()
@@ -289,8 +285,8 @@ class ApiChannel(_Channel):  # type: ignore[misc]
         )
         self.transport.writeSequence(
             (
-                b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nConnection: close\r\n",
-                b"Content-Length: %d\r\n\r\n" % len(body),
+                b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\n",
+                b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body),
                 body,
             )
         )

@@ -1,6 +1,4 @@
-"""`/v1/stream`: publishes and deliveries in whole batches, many in flight (docs/api.md, "The
-stream").
-"""
+"""`/v1/stream`: publishes and deliveries in whole batches, many in flight."""
 
 from __future__ import annotations
 

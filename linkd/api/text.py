@@ -1,6 +1,4 @@
-"""`/ws`: a text frame is one message; for browsers and any WebSocket client (docs/api.md, "The
-WebSocket").
-"""
+"""`/ws`: a text frame is one message; for browsers and any WebSocket client."""
 
 from __future__ import annotations
 
@@ -59,9 +57,7 @@ class TextSession:
         self._ended = False
 
     def _may_read(self, channel: str) -> bool:
-        """Tell whether the URL's channel may be read; raise Refusal where it may not be published
-        on either.
-        """
+        """Tell whether the URL's channel may be read; raise Refusal where it is no use at all."""
         try:
             self._caller.check_subscribe(channel)
         except Refusal as refusal:
@@ -198,9 +194,7 @@ class TextSession:
         self._send_object("gap", {"channel": pattern, "first": first, "next": next})
 
     def dropped(self, pattern: str, count: int) -> None:
-        """Tell how many messages without an offset were not sent because the client reads too
-        slowly.
-        """
+        """Tell how many messages without an offset a slow client has missed."""
         self._send_object("gap", {"channel": pattern, "dropped": count})
 
     def lost(self, sink: TextSink, reason: str) -> None:

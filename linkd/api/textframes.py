@@ -90,9 +90,7 @@ def parse(payload: bytes, binary: bool) -> Frame:
 
 
 def _typed(given: dict[str, msgspec.Raw]) -> Frame | None:
-    """Return what an object with a type and no foreign keys means; None: it is a value like any
-    other.
-    """
+    """Return what an object with a type means; None: it is a value like any other."""
     type_ = _plain(given["type"])
     if not isinstance(type_, str) or ("data" not in given and type_ not in _CALLS):
         return None
@@ -135,9 +133,7 @@ def _plain(value: msgspec.Raw | None) -> Any:
 
 
 def told(batch: Batch, envelope: bool) -> Iterator[Told]:
-    """Yield each record of a batch as a message: typed ones, and with `envelope` all, with their
-    place.
-    """
+    """Yield each record of a batch as a message; typed ones, or all, in an envelope."""
     offset = batch.offset
     for place, record in enumerate(records_of(batch)):
         if record.type or envelope:

@@ -1,11 +1,9 @@
 """The frames of `/v1/stream`: WebSocket subprotocol `linkd.client.1`, docs/api.md, "The stream".
 
 Each binary WebSocket message is one msgpack array of frames; each frame is an array whose first
-item is the
-frame's number. Items that a newer version appends are ignored; an unknown number ends the
-connection.
-Publishes and deliveries carry encoded records side by side (`linkd.core.batch`), which the daemon
-never opens.
+item is the frame's number. Items that a newer version appends are ignored; an unknown number ends
+the connection. Publishes and deliveries carry encoded records side by side (`linkd.core.batch`),
+which the daemon never opens.
 """
 
 from __future__ import annotations
@@ -125,9 +123,7 @@ class Credit(msgspec.Struct, array_like=True, frozen=True, tag=6, gc=False):
 
 
 class Ack(msgspec.Struct, array_like=True, frozen=True, tag=7, gc=False):
-    """The subscription's consumer is done with all below `next`; answered with `Acked` once that
-    is on disk.
-    """
+    """The consumer is done with all below `next`; answered with `Acked` once that is on disk."""
 
     id: Natural
     next: Natural
@@ -180,11 +176,10 @@ class Published(msgspec.Struct, array_like=True, frozen=True, tag=33, gc=False):
 
 
 class PublishedRun(msgspec.Struct, array_like=True, frozen=True, tag=34, gc=False):
-    """Publishes of one record each, with numbers without holes from `sequence` on, are on disk at
-    `offset` and behind it.
+    """Publishes of one record each, numbered without holes, are on disk side by side.
 
     Args:
-        sequence: The first.
+        sequence: The first one's number.
         offset: Its record's offset; each next one's is one more.
         count: How many publishes.
     """
@@ -208,9 +203,7 @@ class PublishFailed(msgspec.Struct, array_like=True, frozen=True, tag=35):
 
 
 class Waited(msgspec.Struct, array_like=True, frozen=True, tag=36):
-    """The answer to `Wait`: the peer has it where `error` is empty; else `timeout`, `not-sent` or
-    `not-found`.
-    """
+    """The answer to `Wait`: the peer has it, or an `error` says why not (`timeout`, `not-sent`)."""
 
     id: Natural
     error: str = ""
@@ -249,9 +242,7 @@ class Deliver(msgspec.Struct, array_like=True, frozen=True, tag=38, gc=False):
 
 
 class DeliverVolatile(msgspec.Struct, array_like=True, frozen=True, tag=39, gc=False):
-    """Records without an offset; those for which there was no credit were dropped: `dropped` since
-    the last.
-    """
+    """Records without an offset; `dropped` many before them found no credit."""
 
     id: Natural
     channel: str
@@ -278,9 +269,7 @@ class Acked(msgspec.Struct, array_like=True, frozen=True, tag=41, gc=False):
 
 
 class Ended(msgspec.Struct, array_like=True, frozen=True, tag=42):
-    """A subscription ended: `unsubscribed`, `replaced`, `deleted`, `stopped`, `refused` or an
-    error in words.
-    """
+    """A subscription ended: `unsubscribed`, `replaced`, `deleted`, `stopped`, or an error."""
 
     id: Natural
     reason: str
@@ -295,9 +284,7 @@ class StatusChanged(msgspec.Struct, array_like=True, frozen=True, tag=43):
 
 
 class Failed(msgspec.Struct, array_like=True, frozen=True, tag=44):
-    """A frame was refused, or the connection ends now; `id` is the frame's, 0 where it concerns
-    the connection.
-    """
+    """A frame was refused; where `id` is 0, the connection ends now."""
 
     id: Natural
     error: str

@@ -284,8 +284,8 @@ async def test_status_outages_probes_and_metrics(served: Served) -> None:
     text = (await served.call("GET", "/metrics")).body.decode()
     for line in (
         'linkd_link_up{peer="hub"} 0.0',
-        'linkd_link_outages_total{peer="hub",reason="silence"} 1.0',
-        'linkd_link_down_seconds_bucket{le="15.0",peer="hub"} 1.0',
+        'linkd_link_outages_total{peer="hub",reason="silence"} 1',
+        'linkd_link_down_seconds_bucket{peer="hub",le="15.0"} 1',
         'linkd_records_sent_total{peer="hub"} 5.0',
         "linkd_log_bytes ",
         "linkd_log_commit_seconds_bucket",

@@ -1,8 +1,9 @@
-"""A node for tests of the API: a log in memory, the real readers, and links that a test sets as it likes."""
+"""A node for tests of the API: a log in memory, the real readers, links that a test sets."""
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
@@ -78,6 +79,7 @@ class FakeNode:
         self.links: dict[str, LinkStatus] = {"hub": link("hub")}
         self.reached: dict[str, int] = {}
         self.published: list[Draft] = []
+        self.counts: Counter[tuple[str, str, str]] = Counter()
         self.told: list[tuple[str, dict[str, Any]]] = []
         self.kicked: list[str] = []
         self.recorded: list[Outage] = []
