@@ -21,8 +21,8 @@ from linkd.status import Event
 AGAIN_SECONDS: Final = 0.5
 FINE: Final = 200
 STARTING: Final = 503
-SAME_SECONDS: Final = 0.5
-"""Starts that lie closer together are one start, as far as it can be told."""
+ROUNDED_SECONDS: Final = 0.01
+"""So exact is a daemon's word for how long it has run."""
 
 SILENCE_SECONDS: Final = 60.0
 """The daemon sends a comment more often than that; a stream without any is dead."""
@@ -73,12 +73,12 @@ def event_text(event: Event) -> str:
     return printable(f"{event.time}  {event.peer or '–':<16} {event.event}{change}{why}{detail}")
 
 
-def _follow(path: str, last: int, born: float) -> Iterator[Event]:
+def _follow(path: str, last: int, born: tuple[float, float]) -> Iterator[Event]:
     """Yield events after number `last` for ever, also over restarts of the daemon."""
     while True:
         try:
             now_born = _born(path)
-            if abs(now_born - born) > SAME_SECONDS:
+            if now_born[0] > born[1]:
                 born, last = now_born, 0  # It numbers its events anew.
             for event in _stream(path, last):
                 last = event.number
@@ -90,10 +90,11 @@ def _follow(path: str, last: int, born: float) -> Iterator[Event]:
         time.sleep(AGAIN_SECONDS)
 
 
-def _born(path: str) -> float:
-    """Return when the daemon started, monotonic seconds; raise NoDaemon if there is none."""
-    status = decode(expect(call(path, "GET", "/v1/status")).body)
-    return time.monotonic() - status.uptime_seconds
+def _born(path: str) -> tuple[float, float]:
+    """Return between which monotonic seconds the daemon started; raise NoDaemon if there is none."""
+    asked = time.monotonic()
+    ran = decode(expect(call(path, "GET", "/v1/status")).body).uptime_seconds
+    return asked - ran - ROUNDED_SECONDS, time.monotonic() - ran + ROUNDED_SECONDS
 
 
 def _stream(path: str, last: int) -> Iterator[Event]:

@@ -94,7 +94,7 @@ def test_status_of_one_peer_and_json(
         (status(link("b", "waiting", required=False)), 1, "LINKD WARNING - b waiting for 1h00m"),
         (status(link("hub"), bytes=9 << 30), 1, "LINKD WARNING - log 90% full"),
         (status(link("hub"), full="no room"), 1, "LINKD WARNING - publishes are refused: no room"),
-        (status(link("hub", certificate_expires_seconds=3e5)), 1, "LINKD WARNING - certificate of hub"),
+        (status(link("b", certificate_expires_seconds=3e5)), 1, "LINKD WARNING - certificate of b"),
     ],
 )  # fmt: skip
 def test_check_speaks_nagios(
