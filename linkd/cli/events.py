@@ -91,7 +91,7 @@ def _follow(path: str, last: int, born: tuple[float, float]) -> Iterator[Event]:
 
 
 def _born(path: str) -> tuple[float, float]:
-    """Return between which monotonic seconds the daemon started; raise NoDaemon if there is none."""
+    """Return between which monotonic seconds the daemon started; raise NoDaemon if none is."""
     asked = time.monotonic()
     ran = decode(expect(call(path, "GET", "/v1/status")).body).uptime_seconds
     return asked - ran - ROUNDED_SECONDS, time.monotonic() - ran + ROUNDED_SECONDS
