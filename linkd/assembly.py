@@ -174,15 +174,7 @@ class Assembly:
             self._listener.stop()
         stopped = maybeDeferred(self.node.stop, detail)
         stopped.addBoth(lambda _: maybeDeferred(self._api.stop))
-        stopped.addBoth(lambda _: self._close_cursors())
         return stopped
-
-    def _close_cursors(self) -> Deferred[None]:
-        """Write what the cursors' file lacks."""
-        self._outages.alive([], wall())
-        done: Deferred[None] = Deferred()
-        self._cursors.close(lambda: done.callback(None))
-        return done
 
     def progress(self, now: float) -> str | None:
         """Return what makes no progress, or None."""

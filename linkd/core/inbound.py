@@ -8,8 +8,28 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from linkd.core.batch import MAX_BATCH_BYTES, NOWHERE, Batch, Source, split_raw
-from linkd.core.session_types import Effect, Gone, Pass, Refused, Send, SessionSettings, Store
-from linkd.core.wire import Ack, Cursor, GapTold, Part, Step, Volatile, encode
+from linkd.core.session_types import (
+    Effect,
+    Gone,
+    Pass,
+    Refused,
+    Rewind,
+    Send,
+    SessionSettings,
+    Store,
+)
+from linkd.core.wire import (
+    Ack,
+    Cursor,
+    EpochEnd,
+    EpochStart,
+    GapTold,
+    Hello,
+    Part,
+    Step,
+    Volatile,
+    encode,
+)
 from linkd.errors import BadRecord, RemoteProtocolError
 
 _NO_ORIGIN = "a batch with records needs an origin"
@@ -28,6 +48,7 @@ class Inbound:
     __slots__ = (
         "_acked",
         "_connected",
+        "_epochs",
         "_log",
         "_parts",
         "_settings",
@@ -46,6 +67,7 @@ class Inbound:
         self._unpack = unpack
         self._connected = False
         self._log = ""
+        self._epochs: tuple[EpochStart, ...] = ()
         self._step: Step | None = None
         self._parts: list[bytes] = []
         self._size = 0
@@ -54,14 +76,16 @@ class Inbound:
         self.committed = 0
         self.received_records = 0
 
-    def greeted(self, log: str, cursor: Cursor | None) -> None:
+    def greeted(self, theirs: Hello, cursor: Cursor | None) -> None:
         """Begin on a new connection where our cursor stands.
 
-        None takes what the peer begins with.
+        Without one, the first step says where; the epoch in which that lies is noted with it, so
+        that a copy of the peer's log as it was before has something in common with our cursor.
         """
         self.disconnected()
         self._connected = True
-        self._log = log
+        self._log = theirs.log
+        self._epochs = theirs.epochs
         self.received = None if cursor is None else cursor.next
         self.committed = 0 if cursor is None else cursor.committed
         self._acked = self.committed
@@ -79,16 +103,17 @@ class Inbound:
         Raises:
             RemoteProtocolError: It does not begin where we stand, or is malformed.
         """
-        self._check_place(step.previous, step.next)
+        begun = self._check_place(step.previous, step.next)
         if not step.count:
             if step.size or step.records:
                 raise RemoteProtocolError("a step without records carries bytes")
-            return [self._store(step, b"")]
+            return [*begun, self._store(step, b"")]
         self._check_batch(step)
         if len(step.records) == step.size:
-            return self._whole(step, step.records)
+            whole = self._whole(step, step.records)
+            return [*begun, *whole] if begun else whole
         self._step, self._parts, self._size = step, [step.records], len(step.records)
-        return []
+        return begun
 
     def part(self, part: Part) -> list[Effect]:
         """Take the next bytes of a large record.
@@ -111,9 +136,9 @@ class Inbound:
     def gap(self, gap: GapTold) -> list[Effect]:
         """Move on over offsets that the peer no longer has."""
         first = gap.previous if self.received is None else self.received
-        self._check_place(gap.previous, gap.next)
+        begun = self._check_place(gap.previous, gap.next)
         step = Step(gap.previous, gap.next, gap.epoch)
-        return [Gone(first, gap.next, inbound=True), self._store(step, b"")]
+        return [*begun, Gone(first, gap.next, inbound=True), self._store(step, b"")]
 
     def volatile(self, message: Volatile) -> list[Effect]:
         """Take records that were never in a log."""
@@ -134,16 +159,20 @@ class Inbound:
         self._acked = self.committed
         return [Send(encode(Ack(self.committed)))]
 
-    def _check_place(self, previous: int, next: int) -> None:
-        """Hold a step against where we stand."""
+    def _check_place(self, previous: int, next: int) -> list[Effect]:
+        """Hold a step against where we stand; the very first one sets our cursor."""
         if self._step is not None:
             raise RemoteProtocolError("a new step while parts of the last one are missing")
-        if self.received is None:
-            self.received = previous
-        if previous != self.received:
-            raise RemoteProtocolError(f"a step from {previous}, expected one from {self.received}")
         if next <= previous:
             raise RemoteProtocolError(f"a step from {previous} to {next}")
+        if self.received is None:
+            self.received = previous
+            below = [start.epoch for start in self._epochs if start.first < previous]
+            base = EpochEnd(below[-1] if below else self._epochs[0].epoch, previous)
+            return [Rewind(Cursor(self._log, (base,), previous))]
+        if previous != self.received:
+            raise RemoteProtocolError(f"a step from {previous}, expected one from {self.received}")
+        return []
 
     def _check_batch(self, step: Step) -> None:
         """Hold a batch's head against its bounds, before its bytes are kept."""

@@ -142,7 +142,7 @@ class Session:
                 if lost:
                     effects.append(_put_back(theirs.node, lost))
                 cursor = kept
-        self.inbound.greeted(theirs.log, cursor)
+        self.inbound.greeted(theirs, cursor)
         return effects
 
     def received(self, message: Message, now: float) -> list[Effect]:

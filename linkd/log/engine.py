@@ -221,3 +221,6 @@ class CursorStore(Protocol):
         self, name: str, done: Callable[[Exception | None], None] | None = None
     ) -> None:
         """Forget a consumer."""
+
+    def close(self, done: Callable[[], None]) -> None:
+        """Write what waits, end the thread, then call `done`; before the log is closed."""

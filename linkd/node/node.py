@@ -116,7 +116,7 @@ class Node:
         for driver in self._drivers.values():
             driver.stop(detail)
         done: Deferred[None] = Deferred()
-        self.log.close(lambda: done.callback(None))
+        self._cursors.close(lambda: self.log.close(lambda: done.callback(None)))
         return done
 
     def _add(self, settings: PeerSettings) -> LinkDriver:

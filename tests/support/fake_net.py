@@ -54,6 +54,9 @@ class FakeCursors:
         if done is not None:
             done(None)
 
+    def close(self, done: Callable[[], None]) -> None:
+        done()
+
     def outages(self) -> list[tuple[int, bytes]]:
         return sorted(self._outages.items())
 
@@ -67,7 +70,9 @@ class FakeCursors:
 class FakeConnection:
     """One end of a connection."""
 
-    def __init__(self, clock: Clock, driver: LinkDriver, dialed: bool, generation: wire.Generation) -> None:
+    def __init__(
+        self, clock: Clock, driver: LinkDriver, dialed: bool, generation: wire.Generation
+    ) -> None:
         self.key = next(_keys)
         self.dialed = dialed
         self.generation = generation

@@ -7,8 +7,8 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 from twisted.internet import reactor, threads
-from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
 from linkd.config import Config, ListenSettings, NodeSettings, PeerSettings
@@ -65,21 +65,36 @@ class RealNode:
             lambda node, driver: LinkDialer(driver, driver.settings, origin, timeout),
             random.Random(),
         )
-        self.listener = Listener(self.node, config, reactor, None, None) if listens else None
+        self.listener: Listener | None = None
         self.port = 0
-        if self.listener is not None:
-            self.listener.start()
-            self.port = self.listener.port_number
+        if listens:
+            self.listen()
         self.node.start()
 
+    def listen(self) -> None:
+        """Listen, after `deafen` at the same port again."""
+        address = ListenSettings(address=f"127.0.0.1:{self.port}")
+        config = msgspec.structs.replace(self.node.config, listen=address)
+        self.listener = Listener(self.node, config, reactor, None, None)
+        self.listener.start()
+        self.port = self.listener.port_number
+
+    async def deafen(self, name: str) -> None:
+        """Listen no more, and drop the connection of a peer."""
+        assert self.listener is not None
+        await self.listener.stop()
+        link = self.node.link(name)
+        assert link is not None
+        if link.connection is not None:
+            link.connection.abort("closed", "cut by the test")
+
     async def stop(self) -> None:
-        """End it and all that it has open."""
+        """End it and all that it has open; once."""
+        if self.node.stopping:
+            return
         if self.listener is not None:
-            self.listener.stop()
+            await self.listener.stop()
         await self.node.stop("the test ends")
-        closed: Deferred[None] = Deferred()
-        self.cursors.close(lambda: closed.callback(None))
-        await closed
 
 
 async def until(true: Callable[[], bool], within: float = 30.0) -> None:
