@@ -135,8 +135,6 @@ class Api:
             if late.active():
                 late.cancel()
             self._abort()
-            with suppress(OSError):
-                Path(self.config.api.socket).unlink()
             done.callback(None)
 
         DeferredList([*closed, ended], consumeErrors=True).addCallback(over)
