@@ -143,8 +143,7 @@ class Host(Namespace):
             resolver = hosts_file.with_suffix(".resolv")
             resolver.write_text("nameserver 127.0.0.1\n")
             self.sh(
-                f"mount --bind {hosts_file} /etc/hosts\n"
-                f"mount --bind {resolver} /etc/resolv.conf"
+                f"mount --bind {hosts_file} /etc/hosts\nmount --bind {resolver} /etc/resolv.conf"
             )
         except BaseException:
             self.close()
