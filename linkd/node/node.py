@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import TypeVar
 
@@ -75,7 +75,8 @@ class Node:
         self.clock = clock
         self.starting = True
         self.stopping = False
-        self.counts: Counter[tuple[str, str, str]] = Counter()
+        self._counter: Counter[tuple[str, str, str]] = Counter()
+        self.counts: Mapping[tuple[str, str, str], int] = self._counter
         self._cursors = stores.cursors
         self._make_dialer = make_dialer
         self._rng = rng
@@ -356,7 +357,7 @@ class Node:
 
     def count(self, what: str, peer: str, channel: str, records: int) -> None:
         """Count records that were refused, expired, dropped or lost."""
-        self.counts[what, peer, channel] += records
+        self._counter[what, peer, channel] += records
 
     # -- for the API (linkd.api.port.NodePort) ----------------------------------------------------
 
