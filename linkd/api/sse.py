@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from twisted.internet.interfaces import IPushProducer
 from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
-from zope.interface import implementer  # type: ignore[import-untyped]
+from zope.interface import implementer
 
 from linkd.api.bodies import record_objects, to_json
 from linkd.api.call import Call, number

@@ -213,8 +213,12 @@ def test_what_is_not_taken_is_left_out_and_counted(net: FakeNet) -> None:
     net.run(0.1)
     edge, hub = net.nodes["edge"], net.nodes["hub"]
     edge.link("hub").carrier.session.outbound.wants = None  # a peer that sends what it should not
-    edge.link("hub").carrier.session.outbound._settings = edge.link("hub").carrier.session.settings.__class__(
-        node="edge", peer="hub", send=hub.link("edge").carrier.session.settings.receive.__class__((">",)),
+    edge.link("hub").carrier.session.outbound._settings = edge.link(
+        "hub"
+    ).carrier.session.settings.__class__(
+        node="edge",
+        peer="hub",
+        send=hub.link("edge").carrier.session.settings.receive.__class__((">",)),
         receive=edge.link("hub").carrier.session.settings.receive,
     )
     edge.routes_changed()
