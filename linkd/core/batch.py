@@ -175,9 +175,10 @@ def decode_records(records: bytes, count: int) -> list[Record]:
     Raises:
         BadRecord: These are not `count` well-formed records.
     """
+    _check_count(count, records)
     try:
         return _typed.decode(array_header(count) + records)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadRecord(f"expected {count} encoded records: {error}") from None
 
 
@@ -187,10 +188,17 @@ def split_raw(records: bytes, count: int) -> list[msgspec.Raw]:
     Raises:
         BadRecord: These are not `count` msgpack values.
     """
+    _check_count(count, records)
     try:
         return _raw.decode(array_header(count) + records)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise BadRecord(f"expected {count} encoded records: {error}") from None
+
+
+def _check_count(count: int, records: bytes) -> None:
+    """Raise BadRecord where there can't be `count` records: each takes a byte at least."""
+    if count > len(records):
+        raise BadRecord(f"expected {count} encoded records in {len(records)} bytes")
 
 
 def join_raw(records: Sequence[msgspec.Raw]) -> bytes:

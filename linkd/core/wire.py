@@ -211,6 +211,6 @@ def decode(payload: bytes) -> Message:
         )
     try:
         message: Message = _decoder.decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RemoteProtocolError(f"malformed message: {error}", 1007) from None
     return message
