@@ -21,6 +21,7 @@ RESERVED = frozenset(
 _KEYS = frozenset(("type", "data", "channel", "id"))
 _CALLS = frozenset(("ping", "pong", "subscribe", "unsubscribe"))
 
+_UNREADABLE = object()
 _value = msgspec.json.Decoder()
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -129,7 +130,13 @@ def _following(type_: str, data: msgspec.Raw | None, id_: str | int | None) -> F
 
 
 def _plain(value: msgspec.Raw | None) -> Any:
-    return None if value is None else _value.decode(value)
+    """Return a value; what can't be read, as a number out of range, is neither text nor number."""
+    if value is None:
+        return None
+    try:
+        return _value.decode(value)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _UNREADABLE
 
 
 def told(batch: Batch, envelope: bool) -> Iterator[Told]:
