@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import secrets
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from linkd.net.tls import ServerTls
 from linkd.node import Node, Stores
 from linkd.node.driver import LinkDriver
 from linkd.outages import Outages
-from linkd.pairing import Hooks, Pairing, Renewal
+from linkd.pairing import Hooks, Pairing, Renewal, local_call
 
 NOTE_SECONDS = 10.0
 """An outage that begins with our own end is known to begin at most so much too early."""
@@ -85,7 +86,7 @@ class Assembly:
             if config.listen is None
             else Listener(self.node, config, reactor, self._tls, self.pairing.posts)
         )
-        self._api = Api(self.node, config, reactor)
+        self._api = Api(self.node, config, reactor, partial(local_call, self.pairing))
 
     def _make_dialer(self, node: Node, driver: LinkDriver) -> LinkDialer:
         """Make the dialing end of one link."""

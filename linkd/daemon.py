@@ -19,10 +19,12 @@ from twisted.python.failure import Failure
 
 import linkd
 from linkd import events
+from linkd.clock import wall
 from linkd.config import Change, Config, changes, files, in_force, load
 from linkd.errors import ConfigError, LinkdError, StateTooNew
 from linkd.events.kind import Level
 from linkd.events.observers import Format, Observer
+from linkd.pairing import prepare
 from linkd.preflight import file_troubles
 from linkd.premises import allow_open_files, claim_state, clear_socket
 from linkd.systemd import ServiceManager
@@ -236,12 +238,16 @@ def open_connections(reactor: Any) -> int:
 
 
 def checked(paths: Sequence[Path]) -> Config:
-    """Return the configuration in `paths`, its files checked too.
+    """Return the configuration in `paths`, its files checked too; pairing's own are made first.
 
     Raises:
         ConfigError: One line for each error.
     """
     config = load(paths)
+    try:
+        prepare(config, wall)
+    except StateTooNew as error:
+        raise ConfigError(str(error)) from None
     troubles = file_troubles(config)
     if troubles:
         raise ConfigError("\n".join(troubles))

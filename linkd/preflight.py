@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from linkd.config import Config
 from linkd.errors import ConfigError
@@ -11,7 +12,10 @@ from linkd.net.identity import load_secret
 
 
 def file_troubles(config: Config) -> list[str]:
-    """Return one line for each secret, certificate or key that can't be used."""
+    """Return one line for each secret, certificate or key that can't be used.
+
+    What pairing makes at the daemon's start may still be missing.
+    """
     return [
         f"{key}: {error}" for key, read in _reads(config) if (error := _error(read)) is not None
     ]
@@ -30,8 +34,10 @@ def _reads(config: Config) -> Iterator[tuple[str, Callable[[], object]]]:
     """Yield each setting that names a file, and how the file is read."""
     listen, api = config.listen, config.api
     if listen is not None:
-        yield from _pair("listen.certificate", listen.certificate, listen.key)
-        yield from _authority("listen.client_ca", listen.client_ca)
+        if not _to_be_made(config, listen.certificate):
+            yield from _pair("listen.certificate", listen.certificate, listen.key)
+        if not _to_be_made(config, listen.client_ca):
+            yield from _authority("listen.client_ca", listen.client_ca)
     if api.http is not None:
         yield from _pair("api.certificate", api.certificate, api.private_key)
         for key in api.keys:
@@ -41,6 +47,16 @@ def _reads(config: Config) -> Iterator[tuple[str, Callable[[], object]]]:
         yield from _secret(f"{name}.secret_file", peer.secret_file)
         yield from _authority(f"{name}.ca", peer.ca)
         yield from _pair(f"{name}.certificate", peer.certificate, peer.key)
+
+
+def _to_be_made(config: Config, path: str | None) -> bool:
+    """Tell whether a file of `[listen]` is one that `linkd.pairing.prepare` will make."""
+    if path is None or Path(path).parent != Path(config.node.state_dir) / "pairing":
+        return False
+    try:
+        return not Path(path).exists()
+    except OSError:
+        return False
 
 
 def _secret(key: str, path: str | None) -> Iterator[tuple[str, Callable[[], object]]]:

@@ -128,6 +128,17 @@ async def resync(api: Api, call: Call) -> Answer:
     return answer({"peer": peer, "message": told, "done": wanted.confirmed})
 
 
+async def pair(api: Api, call: Call) -> Answer:
+    """Invite, list or revoke: what pairing answers, as it is."""
+    call.only()
+    if api.pairing is None:
+        raise Refusal("not-found", "there is no pairing here")
+    request = call.request
+    target = request.path.decode("ascii", "replace")
+    status, body = api.pairing(request.method.decode("latin-1"), target, call.body())
+    return Answer(status, body)
+
+
 async def trim(api: Api, call: Call) -> Answer:
     """Tell how many records lie below an offset; delete them where confirmed."""
     call.only()

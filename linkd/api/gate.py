@@ -117,6 +117,8 @@ class Gate:
 
     def _caller(self, request: ApiRequest, match: Match) -> tuple[Caller, By, tuple[str, ...]]:
         access = match.route.access
+        if access == "socket":
+            raise Refusal("not-found", "this is asked on the unix socket only")
         if access == "open":
             return ANYONE, "anyone", ()
         bearer = self._bearer(request)

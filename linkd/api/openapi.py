@@ -66,7 +66,7 @@ def _operation(route: Route) -> dict[str, Any]:
             *(_parameter(param, "header") for param in route.headers),
         ],
         "responses": _responses(route),
-        "security": [] if route.access == "open" else [{"key": []}, {"session": []}],
+        "security": [{"key": []}, {"session": []}] if route.access in ("caller", "token") else [],
     }
     if route.body:
         operation["requestBody"] = {

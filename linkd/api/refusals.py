@@ -28,6 +28,7 @@ WORDS: dict[str, tuple[int, str]] = {
     "method-not-allowed": (405, "The path knows other methods; see `Allow`."),
     "not-sent": (409, "The peer does not get this channel."),
     "diverged": (409, "The call does not fit the state of the link."),
+    "pairing-refused": (409, "This node can't be paired with like that; `message` says why."),
     "gap": (410, "The record is no longer in the log."),
     "body-too-large": (
         413,
@@ -40,6 +41,7 @@ WORDS: dict[str, tuple[int, str]] = {
     "misdirected": (421, "The Host is not one of this node's; see `api.hosts`."),
     "too-many": (429, "Too many wrong keys, subscriptions or unsettled publishes."),
     "internal": (500, "linkd made a mistake; its log has the details."),
+    "pairing-failed": (500, "Pairing could not write its files; `message` names them."),
     "unavailable": (503, "The node is starting or stopping."),
     "timeout": (504, "It is stored at `offset`, but the peer did not have it in time."),
     "log-full": (507, "The log or its disk has no room; nothing was stored."),

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from linkd.api.server import Api
 
 Run = Callable[["Api", Call], Awaitable[Answer | None]]
-Access = Literal["open", "caller", "token"]
-"""`open`: anyone. `caller`: a key, a cookie session, or the socket. `token`: a token too."""
+Access = Literal["open", "caller", "token", "socket"]
+"""`open`: anyone. `caller`: a key, a cookie session, or the socket. `token`: a token too. `socket`:
+the unix socket alone; elsewhere there is no such path."""
 
 
 class Param(msgspec.Struct, frozen=True):
@@ -202,6 +203,38 @@ ROUTES: tuple[Route, ...] = (
         answers={200: "What would go, or went."},
         body=_JSON,
         fields=(Param("before", "The offset.", "integer"), _CONFIRMED),
+    ),
+    Route(
+        method="POST",
+        path="/v1/pairing/invite",
+        about="Make a code with which another node can join, once. On the unix socket only.",
+        run=acting.pair,
+        access="socket",
+        answers={201: "The code.", 409: "This node can't be paired with like that."},
+        body=_JSON,
+        fields=(
+            Param("name", "The other node's name."),
+            Param("address", "HOST or HOST:PORT at which it reaches this node."),
+            Param("send", "Patterns of what it gets.", "array"),
+            Param("receive", "Patterns of what it may send.", "array"),
+        ),
+    ),
+    Route(
+        method="GET",
+        path="/v1/pairing/peers",
+        about="Who was invited or paired. On the unix socket only.",
+        run=acting.pair,
+        access="socket",
+        answers={200: "The peers, by name."},
+        always=True,
+    ),
+    Route(
+        method="POST",
+        path="/v1/pairing/peers/{name}/revoke",
+        about="Take every certificate of a peer back, at once. On the unix socket only.",
+        run=acting.pair,
+        access="socket",
+        answers={200: "How many were good until now.", 409: "No such node was paired."},
     ),
     Route(
         method="POST",

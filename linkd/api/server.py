@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket as sockets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +41,10 @@ STOP_SECONDS = 3.0
 _BEAT_SECONDS = 1.0
 
 
+LocalCall = Callable[[str, str, bytes], tuple[int, bytes]]
+"""Answers what is asked on the socket alone: method, path and body in, status and JSON out."""
+
+
 class Api:
     """The API of one node.
 
@@ -48,15 +52,23 @@ class Api:
         node: What it serves.
         config: Where it listens, and who may call.
         reactor: The reactor.
+        pairing: Answers below `/v1/pairing`; None: there is none.
 
     Raises:
         ConfigError: A key's file cannot be read.
     """
 
-    def __init__(self, node: NodePort, config: Config, reactor: Any) -> None:
+    def __init__(
+        self,
+        node: NodePort,
+        config: Config,
+        reactor: Any,
+        pairing: LocalCall | None = None,
+    ) -> None:
         self.node = node
         self.reactor = reactor
         self.config = config
+        self.pairing = pairing
         self.keyring = Keyring(config, reactor.seconds, wall)
         self.gate = Gate(config, self.keyring, WrongKeys(reactor.seconds))
         self.metrics = Metrics(node)
