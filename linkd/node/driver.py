@@ -245,8 +245,17 @@ class LinkDriver:
 
     def _refuse(self, effect: links.Refuse) -> None:
         held = self._greeted.pop(effect.connection, None)
-        if held is not None:
-            held[0].goodbye(wire.Goodbye(effect.reason, effect.detail))
+        if held is None:
+            return
+        if effect.reason == "duplicate":
+            self._around.tell(
+                "error",
+                "link.duplicate",
+                peer=self.peer,
+                address=held[0].address,
+                detail=effect.detail,
+            )
+        held[0].goodbye(wire.Goodbye(effect.reason, effect.detail))
 
     def _changed(self, effect: links.Changed) -> None:
         silence, self._last_silence = self._last_silence, None
