@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -61,8 +62,21 @@ def _to_be_made(config: Config, path: str | None) -> bool:
 
 def _secret(key: str, path: str | None) -> Iterator[tuple[str, Callable[[], object]]]:
     """A secret, where one is named."""
-    if path is not None:
+    if path is not None and not _hidden(path):
         yield key, lambda: load_secret(path)
+
+
+def _hidden(path: str) -> bool:
+    """Tell whether a path lies in the unit's credentials, hidden from us.
+
+    Systemd hides them from the command that a reload runs; the daemon has read them at its start.
+    """
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    return (
+        folder is not None
+        and Path(path).is_relative_to(folder)
+        and not os.access(folder, os.R_OK | os.X_OK)
+    )
 
 
 def _authority(key: str, path: str | None) -> Iterator[tuple[str, Callable[[], object]]]:
