@@ -38,8 +38,8 @@ def add_socket(parser: argparse.ArgumentParser) -> None:
 def socket_path(arguments: argparse.Namespace) -> str:
     """Return the daemon's socket: `--socket`, `LINKD_SOCKET`, the configuration, the default path.
 
-    A configuration that was named must be readable and right; an unnamed one that isn't there, or
-    that this user may not read, is passed over.
+    A configuration that was named must be readable and right. Of an unnamed one no more is asked
+    than where the socket is: a mistake in it must not hide a daemon that runs on the one before.
 
     Raises:
         ConfigError: The configuration can't be used.
@@ -55,7 +55,19 @@ def socket_path(arguments: argparse.Namespace) -> str:
         found = False
     if not found or not os.access("/etc/linkd/linkd.toml", os.R_OK):
         return DEFAULT_SOCKET
-    return configuration(arguments).api.socket
+    return _socket_in(Path("/etc/linkd/linkd.toml"))
+
+
+def _socket_in(path: Path) -> str:
+    """Return `api.socket` of a configuration that may be wrong, else the default."""
+    import tomllib  # noqa: PLC0415 - most commands need no TOML reader
+
+    try:
+        api = tomllib.loads(path.read_text()).get("api", {})
+    except (OSError, ValueError):
+        return DEFAULT_SOCKET
+    found = api.get("socket") if isinstance(api, dict) else None
+    return found if isinstance(found, str) else DEFAULT_SOCKET
 
 
 def configuration(arguments: argparse.Namespace) -> Config:
