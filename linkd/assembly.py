@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from linkd.api.server import Api
 from linkd.clock import wall
 from linkd.config import Config
 from linkd.log import open_cursors, open_log
-from linkd.log.engine import Log, Told
+from linkd.log.engine import Log
 from linkd.net.dialer import LinkDialer, Origin
 from linkd.net.listener import Listener
 from linkd.net.netlink import NetworkWatch
@@ -27,6 +27,7 @@ from linkd.net.resolve import Resolver, look_up
 from linkd.net.tls import ServerTls
 from linkd.node import Node, Stores
 from linkd.node.driver import LinkDriver
+from linkd.node.losses import LogWatch
 from linkd.outages import Outages
 from linkd.pairing import Hooks, Pairing, Renewal, local_call
 
@@ -60,8 +61,7 @@ class Assembly:
         post, began = reactor.callFromThread, reactor.seconds()
         log = open_log(config.log, state, config.node.name, post, wall=wall)
         self._cursors = open_cursors(log, state, post, wall=wall)
-        _tell_opened(log, (*log.told, *self._cursors.told), reactor.seconds() - began)
-        self._log, self._full = log, False
+        opened = reactor.seconds() - began
         self._outages = Outages(self._cursors)
         peers = [peer.name for peer in config.peers]
         self._outages.resume(peers, reactor.seconds(), wall())
@@ -70,6 +70,8 @@ class Assembly:
             config.node.name, secrets.token_hex(8), reactor, Resolver(reactor, _in_thread)
         )
         self.node = Node(config, stores, reactor, self._make_dialer, random.Random())
+        self._watch = LogWatch(self.node, log, self._cursors)
+        _tell_opened(log, opened)
         self._tls = self._server_tls(state / "pairing")
         hooks = Hooks(lambda: self.config, self._leaf, reload, self._revoked)
         self.pairing = Pairing(hooks, folder, reactor.seconds, wall)
@@ -78,7 +80,7 @@ class Assembly:
         )
         self._loops = (
             (LoopingCall(self._note), NOTE_SECONDS),
-            (LoopingCall(self._watch_log), 1.0),
+            (LoopingCall(self._watch.look), 1.0),
         )
         self._network = NetworkWatch(reactor, self._network_changed)
         self._listener = (
@@ -121,15 +123,6 @@ class Assembly:
         """Note which links are up, for the run after a kill."""
         up = [link.peer for link in self.node.links() if link.link.state == "up"]
         self._outages.alive(up, wall())
-
-    def _watch_log(self) -> None:
-        """Say when publishes are refused for want of room, and when they are taken again."""
-        why, was = self._log.full, self._full
-        self._full = why is not None
-        if self._full != was:
-            event = "log.full" if self._full else "log.room"
-            size, bound = self._log.size_bytes, self._log.max_bytes
-            events.emit(event, bytes=size, max_bytes=bound, detail=why)
 
     def listen(self) -> None:
         """Open all sockets.
@@ -190,10 +183,8 @@ class Assembly:
         self.node.kick_all()
 
 
-def _tell_opened(log: Log, found: Sequence[Told], seconds: float) -> None:
-    """Say that the log is open, and what was found in it."""
-    for told in found:
-        events.emit(told.event, told.level, detail=told.detail)  # type: ignore[arg-type]
+def _tell_opened(log: Log, seconds: float) -> None:
+    """Say that the log is open."""
     events.emit(
         "log.opened",
         id=log.id,

@@ -15,7 +15,11 @@ LinkState = Literal[
 
 
 class LogStatus(msgspec.Struct, frozen=True):
-    """The log: oldest offset, next offset, bytes on disk and their bound."""
+    """The log: oldest offset, next offset, bytes on disk and their bound.
+
+    `full` says why publishes are refused, or is null; `losses` has a sentence for each of the
+    newest damages, gaps and losses since the start.
+    """
 
     id: str
     first: int
@@ -23,6 +27,7 @@ class LogStatus(msgspec.Struct, frozen=True):
     bytes: int
     max_bytes: int
     full: str | None = None
+    losses: list[str] = []
 
 
 class ConsumerStatus(msgspec.Struct, frozen=True):

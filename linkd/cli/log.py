@@ -62,6 +62,8 @@ def _print_log(log: LogStatus) -> None:
     print(f"{size(log.bytes)} of {size(log.max_bytes)}")
     if log.full:
         print(f"publishes are refused: {log.full}")
+    for loss in log.losses:
+        print(loss)
 
 
 def _verify(arguments: argparse.Namespace) -> int:

@@ -20,6 +20,7 @@ from linkd.status import LinkStatus, NodeStatus
 
 WATCH_SECONDS: Final = 1.0
 _UNKNOWN: Final = 3
+_LOSSES: Final = 3
 _CLEAR: Final = "\x1b[H\x1b[2J\x1b[3J"
 _COLOURS: Final[dict[str, Colour]] = {"up": "green", "rejected": "red", "diverged": "red"}
 _HEAD: Final = (
@@ -116,6 +117,7 @@ def node_text(status: NodeStatus, paint: Paint) -> str:
     ]
     if log.full:
         lines.append(paint(cut(f"publishes are refused: {printable(log.full)}", 80), "red"))
+    lines += [paint(cut(printable(loss), 80), "red") for loss in log.losses[-_LOSSES:]]
     if status.links:
         lines += ["", *_links(status.links, paint)]
     else:

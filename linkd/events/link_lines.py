@@ -98,7 +98,7 @@ ROWS = (
     ),
     kind(
         "link.refused-records",
-        "warn",
+        "info",
         "channel records",
         "Records came a second time, or in a loop, and were left out.",
         "Nothing, unless it grows: look at `send` and `receive` of the hosts in the ring.",

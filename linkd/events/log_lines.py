@@ -48,7 +48,7 @@ ROWS = (
         "log.dropped",
         "warn",
         "first next records",
-        'Owed records were deleted, as `when_full = "drop-oldest"` says.',
+        'Owed records were deleted, as `when_full = "drop-oldest"` or a trim says.',
         "Raise `log.max_bytes`, or bring the link back that lags.",
         folds="peer",
     ),
@@ -61,7 +61,7 @@ ROWS = (
     kind(
         "log.slow",
         "warn",
-        "commit_seconds",
+        "",
         "A commit to disk took long; publishers wait for it.",
         "Look for what else uses the disk.",
         folds="event",

@@ -46,6 +46,7 @@ class MemoryCursors:
 
     def __init__(self) -> None:
         self.told: list[Told] = []
+        self.on_told: list[Callable[[Told], None]] = []
         self._peers: dict[str, PeerCursor] = {}
         self._consumers: dict[str, Consumer] = {}
         self._outages: dict[int, bytes] = {}
@@ -128,7 +129,8 @@ class CursorFile(MemoryCursors):
         wall: Unix seconds.
 
     Attributes:
-        told: What the operator must hear of.
+        told: What was found at start, for the operator.
+        on_told: Called with what the operator must hear of while it runs.
 
     Raises:
         StateTooNew: It was written by a newer linkd.
@@ -297,6 +299,8 @@ class CursorFile(MemoryCursors):
 
         def all_again() -> None:
             self.told.append(told)
+            for call in tuple(self.on_told):
+                call(told)
             for cursor in self._peers.values():
                 self._changed(_PEER, cursor.peer, cursor)
             for consumer in self._consumers.values():

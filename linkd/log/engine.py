@@ -59,7 +59,8 @@ class Log(Protocol):
         size_bytes: What it occupies on disk.
         max_bytes: Its bound.
         full: Why local publishes are refused now, or None.
-        told: What was found at start, for the operator.
+        told: What was found at start, for the operator, and the newest of what was met since.
+        on_told: Called with what the operator must hear of while it runs.
         on_commit: Called with the new `next` after each commit that moved it, after the appends
             were settled.
         on_trim: Called with the new `first` when records went; whoever is owed some is told a gap.
@@ -73,6 +74,7 @@ class Log(Protocol):
     max_bytes: int
     full: str | None
     told: Sequence[Told]
+    on_told: list[Callable[[Told], None]]
     on_commit: list[Callable[[int], None]]
     on_trim: list[Callable[[int], None]]
 

@@ -24,6 +24,10 @@ GROUP_BYTES = 8 * 1024 * 1024
 """About the most that one commit takes."""
 
 
+MOST_TOLD = 100
+"""So much of what was told is kept."""
+
+
 def new_token(rng: Random) -> str:
     """Return a random id for a log or an epoch."""
     return f"{rng.getrandbits(64):016x}"
@@ -45,6 +49,7 @@ class Ledger:
         self.max_bytes = 0
         self.full: str | None = None
         self.told: Sequence[Told] = []
+        self.on_told: list[Callable[[Told], None]] = []
         self.on_commit: list[Callable[[int], None]] = []
         self.on_trim: list[Callable[[int], None]] = []
         self._state = state
@@ -107,10 +112,20 @@ class Ledger:
         self._waiting_bytes += len(draft.records)
         if self._waiting_bytes > self._room:
             self._waiting_bytes -= len(draft.records)
-            settled(LogFull(f"the log has room for {self._room} bytes more"))
+            settled(self._no_room())
             return
         self._waiting.append((draft, settled))
         self._pump()
+
+    def _no_room(self) -> LogFull:
+        """Return why a publish is refused that no longer fits."""
+        return LogFull(f"the log has room for {self._room} bytes more")
+
+    def _tell(self, told: Told) -> None:
+        """Have the operator told; the newest are kept."""
+        self.told = (*self.told[-MOST_TOLD:], told)
+        for call in tuple(self.on_told):
+            call(told)
 
     def store(self, batch: Batch, settled: Settled) -> None:
         """Append a received batch."""

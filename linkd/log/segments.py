@@ -5,6 +5,7 @@ Committed in groups by one thread.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -35,6 +36,9 @@ from linkd.log.tail import Tail
 from linkd.log.writer import Failed, Job, Writer, Written, why
 
 MOST_UNDER_WAY = 3
+SLOW_SECONDS = 1.0
+"""A commit that takes longer is worth a line."""
+
 EAGER_BYTES = 256 * 1024
 """So much is sent behind the commit under way; less waits for its end."""
 
@@ -53,7 +57,6 @@ class SegmentLog(Ledger):
         snapshot: The newest one found at start, or None.
         carried: Puts into each snapshot what it carries beside the state: peers' acks, consumers'
             cursors.
-        on_told: Called with what the operator must hear of while it runs.
 
     Raises:
         LogDamaged: Another daemon has it, or a file can't be read.
@@ -88,7 +91,7 @@ class SegmentLog(Ledger):
         self._owed_from = 1
         self._trim_to = 1
         self._free_bytes = 2**62
-        self._stuck = self._rolls = False
+        self._stuck = self._rolls = self._tight = False
         self._blocked = ""
         self._looked = monotonic()
         self._writer = Writer(self._files, folder, self._seed, post, self._report)
@@ -127,7 +130,6 @@ class SegmentLog(Ledger):
         super().__init__(node, state, ids, Tail(settings.memory_bytes, state.next))
         self.first = found.segments[0].first if found.segments else self._first_of_epoch
         self.told = found.told
-        self.on_told: list[Callable[[Told], None]] = []
         self.max_bytes = settings.max_bytes
         self.snapshot = found.snapshot
         self.carried: Callable[[Snapshot], Snapshot] = lambda snapshot: snapshot
@@ -195,6 +197,9 @@ class SegmentLog(Ledger):
         now = self._monotonic()
         if isinstance(outcome, Written):
             self._free_bytes = outcome.free_bytes
+            if outcome.seconds >= SLOW_SECONDS:
+                took = f"a commit took {outcome.seconds:.1f} s; publishers waited for it"
+                self._tell(Told("warn", "log.slow", took))
             for job in outcome.jobs:
                 self._written(job)
         elif isinstance(outcome, Failed):
@@ -239,7 +244,10 @@ class SegmentLog(Ledger):
         self._under_way_bytes = 0
         self._writing = last if outcome.usable else None
         self._at = last.size if last is not None else 0
-        self._blocked = why(outcome.error)
+        was, self._blocked = self._blocked, why(outcome.error)
+        if self._blocked != was and outcome.error.errno != errno.ENOSPC:
+            said = f"{self._folder}: {self._blocked}; tried again every second"
+            self._tell(Told("error", "log.disk-failed", said))
         self._failed(self._blocked)
 
     def _begun(self, begins: Index) -> None:
@@ -268,10 +276,19 @@ class SegmentLog(Ledger):
         """Sum up what it occupies, and say whether publishes are taken."""
         settings = self._settings
         self.size_bytes = self._shelf.size + self._under_way_bytes
-        self.full = self._blocked or refusal(settings, self.size_bytes, self._free_bytes)
         self._room = 2**62
         if settings.when_full == "reject":
             self._room = max(0, settings.max_bytes * 9 // 10 - self.size_bytes)
+        self.full = self._blocked or refusal(settings, self.size_bytes, self._free_bytes)
+        if self._tight and self.full is None:
+            self.full = f"a publish did not fit into the {self._room} bytes left up to 90 %"
+
+    def _no_room(self) -> LogFull:
+        """Refuse a publish; near the bound all others too, until a segment has gone."""
+        if self._room < self._segment_bytes:
+            self._tight = True
+            self._measure()
+        return super()._no_room()
 
     # reading
 
@@ -301,12 +318,6 @@ class SegmentLog(Ledger):
             self._retrieval.fetch(position, max_bytes, done)
         else:
             done(batches)
-
-    def _tell(self, told: Told) -> None:
-        """Have the operator told."""
-        self.told = (*self.told, told)
-        for call in tuple(self.on_told):
-            call(told)
 
     def owed(self, position: int) -> dict[str, tuple[int, int]]:
         """Return (records, bytes of records) by channel from `position` on."""
@@ -382,6 +393,7 @@ class SegmentLog(Ledger):
     def _drop(self, count: int) -> None:
         """Delete the oldest segments in the background, and tell who follows."""
         gone = self._shelf.drop(count)
+        self._tight = False
         self._note()
         for segment in gone:
             for path in (index_path, ids_path, segment_path):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -43,10 +44,11 @@ class Job(msgspec.Struct, frozen=True):
 
 
 class Written(msgspec.Struct, frozen=True):
-    """Jobs that are on disk, and what the disk has left."""
+    """Jobs that are on disk, what the disk has left, and how long the commit took."""
 
     jobs: Sequence[Job]
     free_bytes: int
+    seconds: float
 
 
 class Failed(msgspec.Struct, frozen=True):
@@ -147,6 +149,7 @@ class Writer:
         """Write jobs of one file and sync it, or put it back as it was."""
         if jobs[0].era <= self._bad_era:
             return
+        began = time.monotonic()
         try:
             self._write(jobs)
         except OSError as error:
@@ -156,7 +159,7 @@ class Writer:
         free = 2**62
         with suppress(OSError):
             free = self._files.free_bytes(self._folder)
-        self._post(self._tell(Written(jobs, free)))
+        self._post(self._tell(Written(jobs, free, time.monotonic() - began)))
 
     def _write(self, jobs: list[Job]) -> None:
         """Write jobs of one file and sync it."""

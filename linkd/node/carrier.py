@@ -175,10 +175,24 @@ class Carrier:
             self.perform(effects)
 
     def trimmed(self, first: int) -> None:
-        """The log now begins at `first`; what was owed below is said when the peer is met."""
+        """The log now begins at `first`; what was owed below is told the peer when it is met."""
         outbound = self.session.outbound
-        if outbound.acked < first and outbound.owed_records:
-            self.recount()
+        before = outbound.owed_records
+        if outbound.acked >= first or not before:
+            return
+        self.recount()
+        if outbound.owed_records < before:
+            lost = before - outbound.owed_records
+            self._around.tell(
+                "warn",
+                "log.dropped",
+                peer=self.peer,
+                first=outbound.acked,
+                next=first,
+                records=lost,
+                detail=f"{lost} records that {self.peer} was owed, among the offsets"
+                f" {outbound.acked} to {first - 1}, were deleted",
+            )
 
     def volatile(self, payload: bytes) -> bool:
         """Send records that were never in a log; False if they had to be dropped."""
@@ -278,17 +292,31 @@ class Carrier:
     def _store(self, effect: sessions.Store) -> None:
         source = effect.batch.source
         assert source is not None  # a received batch has one
-        self._log.store(effect.batch, partial(self._stored, source.next))
+        self._log.store(effect.batch, partial(self._stored, effect.batch, source.next))
 
-    def _stored(self, next: int, outcome: Appended | LinkdError) -> None:
+    def _stored(self, batch: Batch, next: int, outcome: Appended | LinkdError) -> None:
         """A received batch is on disk, or was there before."""
         if isinstance(outcome, LinkdError):
             self._around.tell("error", "log.disk-failed", peer=self.peer, detail=str(outcome))
             return
         self.session.inbound.stored(next)
+        if outcome.count < batch.count:
+            self._repeated(batch.channel, batch.count - outcome.count)
         if not self._ack_due:
             self._ack_due = True
             self._clock.callLater(0, self._flush_ack)
+
+    def _repeated(self, channel: str, records: int) -> None:
+        """Records came a second time, or in a loop, and were left out."""
+        self._around.count("repeated", self.peer, channel, records)
+        self._around.tell(
+            "info",
+            "link.refused-records",
+            peer=self.peer,
+            channel=channel,
+            records=records,
+            detail=f"{self.peer} sent {channel}, which is here already: left out",
+        )
 
     def _flush_ack(self) -> None:
         """Acknowledge what one commit has brought to disk, in one message."""

@@ -153,6 +153,11 @@ class LinkDriver:
             links.AttemptFailed(failure.kind, failure.reason, failure.detail, failure.retry_after)
         )
 
+    def turned_away(self, reason: Reason, detail: str) -> None:
+        """Someone under the peer's name was refused: say so, where we wait for it to dial."""
+        if self.role == "listener":
+            self._run(links.AttemptFailed("rejected", reason, detail))
+
     # -- what the carrier tells ---------------------------------------------------------------
 
     def acknowledged(self) -> None:
@@ -241,6 +246,15 @@ class LinkDriver:
             if held[0] is self.connection:
                 self._last_silence = held[0].silence_seconds()
                 self.carrier.drop()
+                if effect.reason == "replaced":
+                    address = held[0].address
+                    self._around.tell(
+                        "info",
+                        "link.replaced",
+                        peer=self.peer,
+                        address=address,
+                        detail=effect.detail,
+                    )
             held[0].abort(effect.reason, effect.detail)
 
     def _refuse(self, effect: links.Refuse) -> None:

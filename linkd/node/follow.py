@@ -150,6 +150,7 @@ class Follower:
     def _gap(self, first: int) -> None:
         """Move on over what is gone."""
         wanted, self.next = self.next, first
+        self._owner.gone(self, wanted, first)
         self._sink.gap(wanted, first)
 
     def _deliver(self) -> None:
@@ -186,3 +187,6 @@ class FollowerOwner(Protocol):
 
     def expired(self, batch: Batch) -> None:
         """Records outlived their ttl and were skipped."""
+
+    def gone(self, follower: Follower, first: int, next: int) -> None:
+        """Offsets [first, next) that it wanted are gone from the log."""

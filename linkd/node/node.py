@@ -27,6 +27,7 @@ from linkd.net.ports import Dialer
 from linkd.node.book import Book
 from linkd.node.driver import LinkDriver
 from linkd.node.follow import Follower
+from linkd.node.losses import Losses
 from linkd.node.readers import Readers
 from linkd.node.spread import Spread
 from linkd.node.volatile import VolatileSequence
@@ -83,6 +84,7 @@ class Node:
         self._outages = stores.outages
         self._began = clock.seconds()
         self._book = Book()
+        self._losses = Losses(self._book)
         self._drivers: dict[str, LinkDriver] = {}
         self._waits: dict[str, Waits] = {}
         self._readers = Readers(self, log, stores.cursors)
@@ -352,7 +354,8 @@ class Node:
         }
 
     def tell(self, level: str, event: str, **fields: str | int | float | None) -> None:
-        """Say something in the log."""
+        """Say something in the log; what is worse than usual is remembered too."""
+        self._losses.take(event, fields)
         events.emit(event, level, **fields)  # type: ignore[arg-type]  # a core's words for a level
 
     def count(self, what: str, peer: str, channel: str, records: int) -> None:
@@ -391,7 +394,15 @@ class Node:
             node=self.name,
             version=linkd.__version__,
             uptime_seconds=self.clock.seconds() - self._began,
-            log=LogStatus(log.id, log.first, log.next, log.size_bytes, log.max_bytes, log.full),
+            log=LogStatus(
+                log.id,
+                log.first,
+                log.next,
+                log.size_bytes,
+                log.max_bytes,
+                log.full,
+                self._losses.sentences(),
+            ),
             consumers=self._readers.statuses(),
             links=[driver.status() for driver in self._drivers.values()],
         )
@@ -452,9 +463,12 @@ class Node:
         before = min(before, self.log.next)
         low = min(self._peers_low_water(), self._readers.low_water())
         owed = max(0, before - max(low, self.log.first))
-        if confirmed:
-            return self.log.trim(before), owed
-        return max(0, before - self.log.first), owed
+        if not confirmed:
+            return max(0, before - self.log.first), owed
+        first, count = self.log.first, self.log.trim(before)
+        if count:
+            self.tell("warn", "log.trimmed", first=first, next=self.log.first, records=count)
+        return count, owed
 
 
 def _settle(done: Deferred[_Result], error: Exception | None, result: _Result) -> None:

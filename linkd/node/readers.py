@@ -198,3 +198,16 @@ class Readers:
     def expired(self, batch: Batch) -> None:
         """Records outlived their ttl before a reader came to them."""
         self._around.count("expired", "", batch.channel, batch.count)
+
+    def gone(self, follower: Follower, first: int, next: int) -> None:
+        """Offsets that a reader wanted are gone; of a named one it is said here too."""
+        if follower.consumer is not None:
+            self._around.tell(
+                "error",
+                "consumer.gap",
+                consumer=follower.consumer,
+                first=first,
+                next=next,
+                records=next - first,
+                detail=f"offsets {first} to {next - 1}, which {follower.consumer} wanted, are gone",
+            )

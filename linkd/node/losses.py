@@ -1,0 +1,130 @@
+"""What befalls the log and what lies in it: told as it happens, and kept for status and events."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Protocol
+
+from linkd.log import MemoryCursors
+from linkd.log.engine import Log, Told
+from linkd.node.book import Book
+from linkd.node.driver import LinkDriver
+
+Fields = Mapping[str, str | int | float | None]
+
+_LOST = frozenset(
+    (
+        "consumer.gap",
+        "consumer.removed",
+        "link.gap",
+        "link.records-lost",
+        "log.damaged",
+        "log.dropped",
+    )
+)
+"""Records are gone, or somebody hears of them no more."""
+
+_KEPT = _LOST | {
+    "link.new-log",
+    "link.withheld",
+    "log.disk-failed",
+    "log.full",
+    "log.rebuilt",
+    "log.repaired",
+    "log.room",
+    "log.trimmed",
+}
+"""What `linkd events` shows beside the changes of links."""
+
+_MOST = 20
+
+
+class Losses:
+    """The newest losses of this run; what is worth it goes into the book too.
+
+    Args:
+        book: The remembered changes.
+    """
+
+    def __init__(self, book: Book) -> None:
+        self._book = book
+        self._sentences: deque[str] = deque(maxlen=_MOST)
+
+    def take(self, event: str, fields: Fields) -> None:
+        """Take what is said in the log."""
+        if event not in _KEPT:
+            return
+        peer, detail = _text(fields.get("peer")), _text(fields.get("detail"))
+        self._book.add(event, peer=peer, detail=detail)
+        if event in _LOST and detail is not None:
+            self._sentences.append(f"{event}: {detail}")
+
+    def sentences(self) -> list[str]:
+        """Return a sentence for each, oldest first."""
+        return list(self._sentences)
+
+
+def _text(value: str | int | float | None) -> str | None:
+    return None if value is None else str(value)
+
+
+class Around(Protocol):
+    """What the watch needs of its node."""
+
+    def links(self) -> list[LinkDriver]:
+        """Return all links."""
+
+    def tell(self, level: str, event: str, **fields: str | int | float | None) -> None:
+        """Say something in the log."""
+
+
+class LogWatch:
+    """Says what a log and its cursors tell, that there is no room, and that there is some again.
+
+    Args:
+        around: The node.
+        log: Its log.
+        cursors: What lies beside it.
+    """
+
+    def __init__(self, around: Around, log: Log, cursors: MemoryCursors) -> None:
+        self._around = around
+        self._log = log
+        self._full = False
+        self._waited: dict[str, int] = {}
+        self._withheld: set[str] = set()
+        for told in (*log.told, *cursors.told):
+            self._told(told)
+        log.on_told.append(self._told)
+        cursors.on_told.append(self._told)
+
+    def look(self) -> None:
+        """Compare with the last look; called about once a second."""
+        why, was = self._log.full, self._full
+        self._full = why is not None
+        if self._full != was:
+            size, bound = self._log.size_bytes, self._log.max_bytes
+            level, event = ("error", "log.full") if self._full else ("info", "log.room")
+            self._around.tell(level, event, bytes=size, max_bytes=bound, detail=why)
+        waiting = self._waiting() if self._full else {}
+        for peer in sorted(waiting.keys() - self._withheld):
+            if waiting[peer] == self._waited.get(peer):
+                self._withheld.add(peer)
+                said = f"what {peer} sent from offset {waiting[peer]} of its log on waits for room"
+                self._around.tell("warn", "link.withheld", peer=peer, detail=said)
+        self._withheld &= waiting.keys()
+        self._waited = waiting
+
+    def _waiting(self) -> dict[str, int]:
+        """Return the peers of whose records some wait for the disk, and where they begin."""
+        waiting = {}
+        for link in self._around.links():
+            inbound = link.carrier.session.inbound
+            if inbound.received is not None and inbound.committed < inbound.received:
+                waiting[link.peer] = inbound.committed
+        return waiting
+
+    def _told(self, told: Told) -> None:
+        """Pass on what the log or its cursors say."""
+        self._around.tell(told.level, told.event, detail=told.detail)
