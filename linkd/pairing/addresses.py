@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import ipaddress
 import re
 import socket
+import struct
 from typing import Final
 
 from linkd.config.addresses import parse_address
@@ -15,6 +17,9 @@ _OUTSIDE: Final = (
     (socket.AF_INET6, ("2001:db8::1", 9)),
 )
 """Addresses for documentation (RFC 5737, RFC 3849): to find which of ours leads outside."""
+
+_SIOCGIFADDR: Final = 0x8915
+"""ioctl: an interface's IPv4 address; netdevice(7)."""
 
 _GIVEN = re.compile(r"(?P<host>\[[0-9a-f:.]+\]|[a-z0-9.-]+)(:(?P<port>[0-9]{1,5}))?")
 
@@ -65,7 +70,11 @@ def _joined(host: str, port: int) -> str:
 
 
 def _outgoing() -> list[str]:
-    """Return the addresses that packets to the outside would carry; sends none."""
+    """Return the addresses that packets to the outside would carry; sends none.
+
+    Without a route to the outside: the addresses of this host's lines, so that two hosts on a line
+    of their own can be paired.
+    """
     found = []
     for family, target in _OUTSIDE:
         try:
@@ -74,4 +83,20 @@ def _outgoing() -> list[str]:
                 found.append(str(ipaddress.ip_address(probe.getsockname()[0].partition("%")[0])))
         except OSError:
             continue
+    return found or _of_interfaces()
+
+
+def _of_interfaces() -> list[str]:
+    """Return the IPv4 addresses of all interfaces but the loopback."""
+    found = []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            try:
+                asked = struct.pack("256s", name.encode()[:15])
+                answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, asked)
+            except OSError:
+                continue
+            address = ipaddress.IPv4Address(answer[20:24])
+            if not address.is_loopback:
+                found.append(str(address))
     return found
