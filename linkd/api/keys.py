@@ -18,6 +18,7 @@ from linkd.api.refusals import Refusal
 from linkd.config import Config
 from linkd.core.channels import Patterns
 from linkd.net.identity import load_secret
+from linkd.net.limits import origin
 
 TOKEN_SECONDS = 30.0
 SESSION_SECONDS = 43_200.0
@@ -180,7 +181,7 @@ class WrongKeys:
 
     def wrong(self, address: str) -> None:
         """Count one; raise Refusal where there were too many."""
-        now = self._clock()
+        now, address = self._clock(), origin(address)
         spent, at = self._seen.pop(address, (0.0, now))
         spent = max(0.0, spent - (now - at) * WRONG_PER_MINUTE / 60.0)
         while len(self._seen) >= MAX_ADDRESSES:

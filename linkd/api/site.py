@@ -17,6 +17,7 @@ from linkd import events
 from linkd.api.bodies import to_json
 from linkd.api.call import Answer
 from linkd.api.refusals import Refusal
+from linkd.net.limits import origin
 
 MAX_REQUEST_BYTES = 17_825_792
 """No request is larger: 16 MiB and its frame."""
@@ -339,7 +340,7 @@ class ApiSite(_Factory):  # type: ignore[misc]
     def buildProtocol(self, addr: IAddress) -> Any:
         """Return a connection, or None where there are too many."""
         local = isinstance(addr, UNIXAddress)
-        address = "socket" if local else str(getattr(addr, "host", "?"))
+        address = "socket" if local else origin(str(getattr(addr, "host", "?")))
         most, per_address = self._limits
         if self._open.total() >= most or (not local and self._open[address] >= per_address):
             events.emit(

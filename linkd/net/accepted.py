@@ -280,9 +280,15 @@ class AcceptedConnection(Connection, ServerProtocol):  # type: ignore[misc]
             tls = self.factory.tls
             explained = None if tls is None else tls.explain(self.transport, reason)
             if explained is not None:
+                self._claimed = self._known(tls.claimed(self.transport)) if tls else None
                 self._count("tls", explained)
             elif self._claimed is not None or self.data:
                 self._count("closed", "it closed before its hello")
+
+    def _known(self, names: list[str]) -> str | None:
+        """Return the first of a refused certificate's names that is a peer's."""
+        known = (heads.printable(name, 63) for name in names[:8])
+        return next((name for name in known if self.factory.nodes.link(name) is not None), None)
 
     def _count(self, word: Reason, detail: str, close_code: int | None = None) -> None:
         self.factory.refused(self, word, detail, self._claimed, close_code)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from linkd.config import LimitSettings
+from linkd.net.limits import origin
 
 MAX_ADDRESSES: Final = 16_384
 """So many addresses are counted apart; above that counting starts anew."""
@@ -39,7 +40,7 @@ class _Bucket:
 
 
 class Admission:
-    """Counts the connections that have not said hello.
+    """Counts the connections that have not said hello; an IPv6 /64 counts as one address.
 
     Args:
         limits: The bounds; may be replaced.
@@ -60,7 +61,7 @@ class Admission:
         """Return which bound one more newcomer from `address` would break, or None."""
         if self.pending >= self.limits.pending:
             return f"{self.pending} connections have not said hello"
-        here = self._addresses.get(address, 0)
+        here = self._addresses.get(origin(address), 0)
         if here >= self.limits.pending_per_address:
             return f"{here} connections from {address} have not said hello"
         return None
@@ -68,11 +69,13 @@ class Admission:
     def enter(self, address: str) -> None:
         """Count a newcomer."""
         self.pending += 1
+        address = origin(address)
         self._addresses[address] = self._addresses.get(address, 0) + 1
 
     def leave(self, address: str) -> None:
         """A newcomer has said hello, or has gone."""
         self.pending -= 1
+        address = origin(address)
         left = self._addresses[address] - 1
         if left:
             self._addresses[address] = left
@@ -87,6 +90,7 @@ class Admission:
             now: Seconds on the monotonic clock.
         """
         limits = self.limits
+        address = origin(address)
         if len(self._rates) >= MAX_ADDRESSES and address not in self._rates:
             self._rates.clear()
         each = limits.handshakes_per_second_per_address

@@ -81,6 +81,7 @@ class Connection:
     _abort_call: Call | None = None
     _pinged_at: float | None = None
     _judging = False
+    _gone = False
 
     # -- beginning ----------------------------------------------------------------------------
 
@@ -296,6 +297,8 @@ class Connection:
         """End it now."""
         if self._ending is None:
             self._ending = (reason, detail)
+        if self._gone:
+            return
         if self.state == _CLOSED:
             self.transport.abortConnection()
         else:
@@ -359,6 +362,7 @@ class Connection:
 
     def connectionLost(self, reason: Failure) -> None:
         """The end: tell it once."""
+        self._gone = True
         super().connectionLost(reason)  # type: ignore[misc]
         for name in ("_abort_call", "closeHandshakeTimeoutCall"):
             cancel(self.__dict__.pop(name, None))

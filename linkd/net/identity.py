@@ -20,6 +20,7 @@ from typing import Literal
 
 from linkd.core.wire import SUBPROTOCOL
 from linkd.errors import ConfigError
+from linkd.net.limits import origin
 
 NONCE_LIFETIME = 30.0
 """Seconds for which a nonce can be spent."""
@@ -72,6 +73,7 @@ class Nonces:
         if now - self._window >= NONCE_LIFETIME or len(self._given) >= self._addresses:
             self._given.clear()
             self._window = now
+        address = origin(address)
         given = self._given.get(address, 0)
         if given >= self._per_address:
             return None

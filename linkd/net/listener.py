@@ -158,6 +158,9 @@ class Listener(ServerFactory):  # type: ignore[misc]
         if reason == "busy":
             emit("listener.busy", reason=reason, detail=detail, pending=self.admission.pending)
             return
+        link = self.nodes.link(claimed) if claimed and reason in ("rejected", "tls") else None
+        if link is not None:
+            link.turned_away(reason, f"{heads.printable(detail, 300)} (from {connection.host})")
         self.tell(
             "warn",
             "connection.refused",

@@ -98,6 +98,12 @@ class LinkPort(Protocol):
     def failed(self, failure: AttemptFailed) -> None:
         """Dialer: the attempt has failed; nothing more happens until `Dialer.dial`."""
 
+    def turned_away(self, reason: Reason, detail: str) -> None:
+        """Listener: someone who may be the peer was refused before a hello; for status and log.
+
+        Nothing was proved: it may change what is told of a link that is down, and nothing else.
+        """
+
 
 class Dialer(Protocol):
     """The dialing end of one link: a ReconnectingClientFactory underneath.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 from weakref import WeakKeyDictionary, ref
 
 from cryptography import x509
@@ -88,6 +88,13 @@ def _options(
     return options
 
 
+class _Verdict(NamedTuple):
+    """Why a dialer's certificate was refused, and whose it says it is."""
+
+    number: int
+    names: list[str]
+
+
 @implementer(IOpenSSLServerConnectionCreator)
 class ServerTls:
     """The listener's side of TLS, whose files may change at any time.
@@ -114,7 +121,7 @@ class ServerTls:
         self._listen = listen
         self._pairing = pairing
         self._wall = wall
-        self._verdicts: WeakKeyDictionary[object, int] = WeakKeyDictionary()
+        self._verdicts: WeakKeyDictionary[object, _Verdict] = WeakKeyDictionary()
         self._looping: LoopingCall | None = None
         self._warned: float | None = None
         self._stamps = self._look()
@@ -200,11 +207,12 @@ class ServerTls:
         connection = self._options.serverConnectionForTLS(tls_protocol)
         weak = ref(tls_protocol)
 
-        def judge(_: object, __: object, number: int, ___: int, ok: int) -> bool:
+        def judge(_: object, shown: crypto.X509, number: int, depth: int, ok: int) -> bool:
             if ok or number == _NO_REVOCATION_LIST:
                 return True
             if (transport := weak()) is not None:
-                self._verdicts[transport] = number
+                names = certificate_names(shown.to_cryptography()) if depth == 0 else []
+                self._verdicts[transport] = _Verdict(number, names)
             return False
 
         connection.set_verify(SSL.VERIFY_PEER if self._asks else SSL.VERIFY_NONE, judge)
@@ -217,11 +225,16 @@ class ServerTls:
             transport: The protocol's transport, which TLS made.
             reason: What its `connectionLost` got.
         """
-        number = self._verdicts.pop(transport, None)
-        if number is not None:
-            where = "`listen.client_ca`"
-            return tls_reasons.verdict(number, "the dialer's certificate", where, "clientAuth")
+        found = self._verdicts.get(transport)
+        if found is not None:
+            where, whose = "`listen.client_ca`", "the dialer's certificate"
+            return tls_reasons.verdict(found.number, whose, where, "clientAuth")
         return tls_reasons.said(_error(reason), "the dialer", "`ca` of this peer")
+
+    def claimed(self, transport: object) -> list[str]:
+        """Return the node names in a certificate that was refused: nothing of it is proved."""
+        found = self._verdicts.get(transport)
+        return [] if found is None else found.names
 
     def revoked(self, transport: object) -> bool:
         """Tell whether the certificate that the other end has shown is revoked by now."""

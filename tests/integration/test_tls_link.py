@@ -141,6 +141,10 @@ async def test_a_dialer_s_bad_certificate_and_its_healing(
     assert len(said) == 1
     assert hub_says in said[0][1]
     assert ends.at_hub.told == []
+    ((reason, detail),) = ends.at_hub.refusals
+    assert reason == said[0][0]
+    assert hub_says in detail
+    assert detail.endswith("(from 127.0.0.1)")
     await ends.up(ends.dialer())
 
 

@@ -61,6 +61,7 @@ class Link:
         self.messages: list[Message] = []
         self.failures: list[AttemptFailed] = []
         self.losses: list[tuple[Reason, str, Goodbye | None]] = []
+        self.refusals: list[tuple[Reason, str]] = []
         self.addresses: list[str | None] = []
         self.redial: Any = None
         self._waiting: list[tuple[str, Deferred[None]]] = []
@@ -107,6 +108,10 @@ class Link:
         if self.redial is not None:
             self.redial(failure)
         self._tell("failed")
+
+    def turned_away(self, reason: Reason, detail: str) -> None:
+        """Remember why."""
+        self.refusals.append((reason, detail))
 
     def _tell(self, what: str) -> None:
         self.told.append(what)
