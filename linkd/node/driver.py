@@ -267,6 +267,7 @@ class LinkDriver:
                 "link.duplicate",
                 peer=self.peer,
                 address=held[0].address,
+                reason=effect.reason,
                 detail=effect.detail,
             )
         held[0].goodbye(wire.Goodbye(effect.reason, effect.detail))
