@@ -182,8 +182,11 @@ class StreamSession:
         waiting = Deferred.fromCoroutine(reached(self.api, frame.peer, frame.next, timeout))
         self._waits[frame.id] = waiting
         waiting.addCallbacks(
-            lambda there: self._waited(frame, there), lambda _: self._waits.pop(frame.id, None)
+            lambda there: self._waited(frame, there), lambda _: self._forgotten(frame)
         )
+
+    def _forgotten(self, frame: stream.Wait) -> None:
+        self._waits.pop(frame.id, None)
 
     def _waited(self, frame: stream.Wait, there: bool) -> None:
         self._waits.pop(frame.id, None)
