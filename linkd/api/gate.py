@@ -11,8 +11,8 @@ import msgspec
 from linkd.api.call import query_of
 from linkd.api.callers import ANYONE, SOCKET, Caller
 from linkd.api.keys import COOKIE, Keyring, WrongKeys
+from linkd.api.matching import Match, find
 from linkd.api.refusals import Refusal
-from linkd.api.routes import Match, find
 from linkd.api.site import ApiRequest
 from linkd.config import Config
 from linkd.config.addresses import parse_address

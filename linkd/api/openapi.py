@@ -9,7 +9,9 @@ import msgspec
 
 import linkd
 from linkd.api.refusals import WORDS
-from linkd.api.routes import ROUTES, Param, Route
+from linkd.api.route import Param, Route
+from linkd.api.routes import ROUTES
+from linkd.core.channels import CHANNELS_PATTERN
 from linkd.status import Event, NodeStatus, Outage
 
 _ANY_CALL = (400, 401, 403, 413, 421, 429, 500, 503)
@@ -53,15 +55,11 @@ def describe() -> dict[str, Any]:
 
 
 def _operation(route: Route) -> dict[str, Any]:
-    names = re.findall(r"\{(\w+)\}", route.path)
     operation: dict[str, Any] = {
         "summary": route.about,
         "operationId": route.method.lower() + re.sub(r"\W+", "_", route.path).rstrip("_"),
         "parameters": [
-            *(
-                {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-                for name in names
-            ),
+            *(_parameter(param, "path") for param in route.places),
             *(_parameter(param, "query") for param in route.query),
             *(_parameter(param, "header") for param in route.headers),
         ],
@@ -70,8 +68,8 @@ def _operation(route: Route) -> dict[str, Any]:
     }
     if route.body:
         operation["requestBody"] = {
-            "required": False,
-            "content": {kind: {"schema": _body(route)} for kind in route.body},
+            "required": any(field.required for field in route.fields),
+            "content": {kind: {"schema": _body(route, kind)} for kind in route.body},
         }
     return operation
 
@@ -81,18 +79,35 @@ def _parameter(param: Param, place: str) -> dict[str, Any]:
         "name": param.name,
         "in": place,
         "description": param.about,
-        "schema": {"type": param.type},
+        "required": place == "path" or param.required,
+        "schema": _schema(param),
     }
 
 
-def _body(route: Route) -> dict[str, Any]:
+def _schema(param: Param) -> dict[str, Any]:
+    """Return what a value must look like."""
+    schema: dict[str, Any] = {"type": param.type}
+    if param.type == "array":
+        schema["items"] = {"type": "string", "pattern": CHANNELS_PATTERN}
+    bounds = {
+        "pattern": param.pattern,
+        "minimum": param.least,
+        "maximum": param.most,
+        "enum": list(param.choice) or None,
+    }
+    return schema | {key: bound for key, bound in bounds.items() if bound is not None}
+
+
+def _body(route: Route, kind: str) -> dict[str, Any]:
+    """Return what a body must look like."""
     if not route.fields:
-        return {}
+        return {} if kind == "application/json" else {"type": "string"}
     return {
         "type": "object",
         "additionalProperties": False,
+        "required": [field.name for field in route.fields if field.required],
         "properties": {
-            field.name: {"type": field.type, "description": field.about} for field in route.fields
+            field.name: {**_schema(field), "description": field.about} for field in route.fields
         },
     }
 
@@ -105,13 +120,25 @@ def _responses(route: Route) -> dict[str, Any]:
         if status >= 400 and route.path != "/readyz":
             said["content"] = error
         elif status in (200, 201, 503) and route.gives:
-            said["content"] = {kind: {} for kind in route.gives}
+            said["content"] = {kind: _content(route.path, kind) for kind in route.gives}
         responses[str(status)] = said
     for status in _ANY_CALL:
         meanings = [meaning for number, meaning in WORDS.values() if number == status]
         responses.setdefault(str(status), {"description": " ".join(meanings), "content": error})
-    if route.path.count("{"):
+    if route.path.count("{") or route.access == "socket":
         responses.setdefault("404", {"description": WORDS["not-found"][1], "content": error})
     if route.body:
         responses.setdefault("415", {"description": WORDS["unsupported-type"][1], "content": error})
     return dict(sorted(responses.items()))
+
+
+def _content(path: str, kind: str) -> dict[str, Any]:
+    """Return what an answer in JSON looks like, where a struct says so."""
+    schema: dict[str, Any] | None = None
+    if kind == "application/json" and path == "/v1/status":
+        schema = {"$ref": "#/components/schemas/NodeStatus"}
+    elif kind == "application/json" and path in ("/v1/events", "/v1/outages"):
+        key, name = ("events", "Event") if path == "/v1/events" else ("outages", "Outage")
+        of = {"type": "array", "items": {"$ref": f"#/components/schemas/{name}"}}
+        schema = {"type": "object", "required": [key], "properties": {key: of}}
+    return {} if schema is None else {"schema": schema}

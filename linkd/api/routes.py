@@ -2,70 +2,23 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Literal
-
-import msgspec
-
 from linkd.api import acting, publishing, reading
-from linkd.api.call import Answer, Call, unquoted
-from linkd.api.refusals import Refusal
+from linkd.api.route import Param, Route
+from linkd.config.settings import CONSUMER_NAME_PATTERN, NAME_PATTERN
+from linkd.core.channels import CHANNEL_PATTERN, CHANNELS_PATTERN
 
-if TYPE_CHECKING:
-    from linkd.api.server import Api
-
-Run = Callable[["Api", Call], Awaitable[Answer | None]]
-Access = Literal["open", "caller", "token", "socket"]
-"""`open`: anyone. `caller`: a key, a cookie session, or the socket. `token`: a token too. `socket`:
-the unix socket alone; elsewhere there is no such path."""
-
-
-class Param(msgspec.Struct, frozen=True):
-    """A value in the query or a header."""
-
-    name: str
-    about: str
-    type: str = "string"
-
-
-class Route(msgspec.Struct, frozen=True, kw_only=True):
-    """One call.
-
-    Args:
-        method: GET, POST or DELETE.
-        path: Its path; `{name}` stands for one segment.
-        about: What it does, one sentence.
-        run: What answers it; None for files and WebSockets.
-        access: Who may call.
-        answers: What each status means, beside those that any call may have.
-        query: What may stand in the query.
-        headers: What request headers mean something.
-        body: The content types of the request's body, none where it has none.
-        fields: Of the body where it is a JSON object.
-        gives: Content types of the answer.
-        always: Also while the node starts or stops.
-        socket: A WebSocket.
-    """
-
-    method: str
-    path: str
-    about: str
-    run: Run | None = None
-    access: Access = "caller"
-    answers: dict[int, str]
-    query: tuple[Param, ...] = ()
-    headers: tuple[Param, ...] = ()
-    body: tuple[str, ...] = ()
-    fields: tuple[Param, ...] = ()
-    gives: tuple[str, ...] = ("application/json",)
-    always: bool = False
-    socket: bool = False
-
-
-_FROM = Param("from", "The first offset wanted, `earliest` or `latest`.")
-_CONSUMER = Param("consumer", "A named consumer, in place of `from`; made where it is new.")
-_LAST = Param("Last-Event-ID", "Resume an event stream after this.", "integer")
+_CHANNEL = Param("channel", "A channel.", pattern=CHANNEL_PATTERN)
+_CHANNELS = Param("channel", "A channel or pattern.", pattern=CHANNELS_PATTERN)
+_NAMED = Param("name", "A consumer's name.", pattern=CONSUMER_NAME_PATTERN)
+_PEER = Param("name", "A peer's name.", pattern=NAME_PATTERN)
+_OFFSET = r"^(earliest|latest|[0-9]{1,18})$"
+_FROM = Param("from", "The first offset wanted, `earliest` or `latest`.", pattern=_OFFSET)
+_CONSUMER = Param(
+    "consumer",
+    "A named consumer, in place of `from`; made where it is new.",
+    pattern=CONSUMER_NAME_PATTERN,
+)
+_LAST = Param("Last-Event-ID", "Resume an event stream after this.", "integer", least=0)
 _CONFIRMED = Param("confirmed", "Do it; else only told what would be.", "boolean")
 _JSON = ("application/json",)
 
@@ -73,6 +26,7 @@ ROUTES: tuple[Route, ...] = (
     Route(
         method="POST",
         path="/v1/channels/{channel}",
+        places=(_CHANNEL,),
         about="Publish the body as one message, or one a line (application/x-ndjson).",
         run=publishing.publish,
         answers={
@@ -84,26 +38,27 @@ ROUTES: tuple[Route, ...] = (
         },
         query=(
             Param("wait", "Answer once this peer has it on disk."),
-            Param("timeout", "Seconds to wait at most, 30 by default.", "number"),
+            Param("timeout", "Seconds to wait at most, 30 by default.", "number", least=0),
         ),
         headers=(
             Param("Linkd-Type", "The application's word for what it is."),
             Param("Linkd-Id", "The same id again stores nothing; for one message only."),
-            Param("Linkd-Ttl", "Seconds of life.", "number"),
+            Param("Linkd-Ttl", "Seconds of life.", "number", least=0.001, most=1e9),
         ),
         body=("application/json", "application/x-ndjson", "text/plain", "application/octet-stream"),
     ),
     Route(
         method="GET",
         path="/v1/channels/{channel}",
+        places=(_CHANNELS,),
         about="A page of a channel or pattern; with Accept: text/event-stream, follow it.",
         run=reading.read,
         answers={200: "A page, or an event stream whose event ids are offsets."},
         query=(
             _FROM,
             _CONSUMER,
-            Param("limit", "Records at most, 100 by default, up to 10000.", "integer"),
-            Param("wait", "Seconds to wait for a first record, up to 300.", "number"),
+            Param("limit", "Records at most, 100 by default.", "integer", least=1, most=10_000),
+            Param("wait", "Seconds to wait for a first record, up to 300.", "number", least=0),
         ),
         headers=(_LAST,),
         gives=("application/json", "text/event-stream"),
@@ -118,15 +73,19 @@ ROUTES: tuple[Route, ...] = (
     Route(
         method="POST",
         path="/v1/consumers/{name}/ack",
+        places=(_NAMED,),
         about="Set a consumer's cursor: everything below `next` is done; it never moves back.",
         run=reading.acknowledge,
         answers={200: "It is on disk.", 404: "There is no such consumer."},
         body=_JSON,
-        fields=(Param("next", "The next offset wanted.", "integer"),),
+        fields=(
+            Param("next", "The next offset wanted.", "integer", least=0, most=2**62, required=True),
+        ),
     ),
     Route(
         method="DELETE",
         path="/v1/consumers/{name}",
+        places=(_NAMED,),
         about="Forget a consumer and its cursor.",
         run=acting.forget,
         answers={204: "It is gone.", 404: "There is no such consumer."},
@@ -135,6 +94,7 @@ ROUTES: tuple[Route, ...] = (
     Route(
         method="GET",
         path="/v1/records/{offset}",
+        places=(Param("offset", "Its offset.", "integer", least=0),),
         about="The exact bytes of one body.",
         run=reading.record,
         answers={
@@ -158,7 +118,7 @@ ROUTES: tuple[Route, ...] = (
         about="The changes of links, as a page or as an event stream.",
         run=acting.events,
         answers={200: "The changes, oldest first."},
-        query=(Param("after", "Only those with a higher number.", "integer"),),
+        query=(Param("after", "Only those with a higher number.", "integer", least=0),),
         headers=(_LAST,),
         gives=("application/json", "text/event-stream"),
         always=True,
@@ -171,13 +131,14 @@ ROUTES: tuple[Route, ...] = (
         answers={200: "The outages."},
         query=(
             Param("peer", "Only this peer's."),
-            Param("since", "Only of the last so many seconds.", "number"),
+            Param("since", "Only of the last so many seconds.", "number", least=0),
         ),
         always=True,
     ),
     Route(
         method="POST",
         path="/v1/peers/{name}/kick",
+        places=(_PEER,),
         about="Have a link try again at once, whatever its delay.",
         run=acting.kick,
         answers={200: "It tries.", 404: "There is no such peer."},
@@ -185,6 +146,7 @@ ROUTES: tuple[Route, ...] = (
     Route(
         method="POST",
         path="/v1/peers/{name}/resync",
+        places=(_PEER,),
         about="Tell what a resync would send again or lose; do it where confirmed.",
         run=acting.resync,
         answers={
@@ -202,7 +164,10 @@ ROUTES: tuple[Route, ...] = (
         run=acting.trim,
         answers={200: "What would go, or went."},
         body=_JSON,
-        fields=(Param("before", "The offset.", "integer"), _CONFIRMED),
+        fields=(
+            Param("before", "The offset.", "integer", least=0, most=2**62, required=True),
+            _CONFIRMED,
+        ),
     ),
     Route(
         method="POST",
@@ -231,6 +196,7 @@ ROUTES: tuple[Route, ...] = (
     Route(
         method="POST",
         path="/v1/pairing/peers/{name}/revoke",
+        places=(_PEER,),
         about="Take every certificate of a peer back, at once. On the unix socket only.",
         run=acting.pair,
         access="socket",
@@ -243,7 +209,7 @@ ROUTES: tuple[Route, ...] = (
         run=acting.token,
         answers={201: "The token."},
         body=_JSON,
-        fields=(Param("channel", "A pattern that narrows it."),),
+        fields=(Param("channel", "A pattern that narrows it.", pattern=CHANNELS_PATTERN),),
         always=True,
     ),
     Route(
@@ -297,11 +263,24 @@ ROUTES: tuple[Route, ...] = (
         query=(
             Param("ws_token", "A token, where no header can be sent."),
             Param("token", "The same."),
-            Param("channel", "What is published without a channel goes there; it is followed."),
-            Param("from", "Follow the channel from this offset, `earliest` or `latest`."),
-            Param("envelope", "1: everything arrives with channel, offset and origin.", "integer"),
-            Param("status", "1: changes of links arrive too.", "integer"),
-            Param("presence", "1: who joins and leaves arrives too.", "integer"),
+            Param(
+                "channel",
+                "What is published without a channel goes there; it is followed.",
+                pattern=CHANNELS_PATTERN,
+            ),
+            Param(
+                "from",
+                "Follow the channel from this offset, `earliest` or `latest`.",
+                pattern=_OFFSET,
+            ),
+            Param(
+                "envelope",
+                "1: everything arrives with channel, offset and origin.",
+                "integer",
+                choice=(0, 1),
+            ),
+            Param("status", "1: changes of links arrive too.", "integer", choice=(0, 1)),
+            Param("presence", "1: who joins and leaves arrives too.", "integer", choice=(0, 1)),
         ),
         gives=(),
         socket=True,
@@ -355,6 +334,7 @@ ROUTES: tuple[Route, ...] = (
     Route(
         method="GET",
         path="/dashboard/{file}",
+        places=(Param("file", "Its name."),),
         about="The dashboard's scripts and styles.",
         access="open",
         answers={200: "A file.", 304: "It has not changed.", 404: "There is no such file."},
@@ -362,60 +342,3 @@ ROUTES: tuple[Route, ...] = (
         always=True,
     ),
 )
-
-
-class Match(msgspec.Struct, frozen=True):
-    """A route, and the values in its path."""
-
-    route: Route
-    path: dict[str, str]
-
-
-def _pattern(path: str) -> re.Pattern[bytes]:
-    parts = re.split(r"(\{\w+\})", path)
-    regex = "".join(
-        f"(?P<{part[1:-1]}>[^/]+)" if part.startswith("{") else re.escape(part) for part in parts
-    )
-    return re.compile(regex.encode())
-
-
-_PATTERNS: tuple[tuple[re.Pattern[bytes], dict[str, Route]], ...] = tuple(
-    (_pattern(path), {route.method: route for route in ROUTES if route.path == path})
-    for path in dict.fromkeys(route.path for route in ROUTES)
-)
-
-
-def find(method: str, path: bytes) -> Match:
-    """Return the route of a request.
-
-    Raises:
-        Refusal: There is no such path, or it knows other methods.
-    """
-    for pattern, routes in _PATTERNS:
-        found = pattern.fullmatch(path)
-        if found is None:
-            continue
-        wanted = "GET" if method == "HEAD" and "GET" in routes and _heads(routes["GET"]) else method
-        route = routes.get(wanted)
-        if route is None:
-            raise Refusal(
-                "method-not-allowed",
-                f"{method[:20]} is not for this path",
-                {"Allow": ", ".join(allowed(routes))},
-            )
-        values: dict[str, Any] = found.groupdict()
-        return Match(route, {name: unquoted(value) for name, value in values.items()})
-    raise Refusal("not-found", "there is no such path; see /v1/openapi.json")
-
-
-def _heads(route: Route) -> bool:
-    """Tell whether HEAD makes sense: what is open has an end and changes nothing."""
-    return route.access == "open"
-
-
-def allowed(routes: dict[str, Route]) -> list[str]:
-    """Return the methods of a path."""
-    methods = list(routes)
-    if "GET" in routes and _heads(routes["GET"]):
-        methods.append("HEAD")
-    return methods

@@ -10,8 +10,10 @@ from linkd.errors import ChannelRefused
 MAX_CHANNEL_BYTES = 255
 
 _WORD = r"[A-Za-z0-9_-]+"
-_NAME = re.compile(rf"{_WORD}(\.{_WORD})*")
-_PATTERN = re.compile(rf"(({_WORD}|\*)\.)*({_WORD}|\*|>)")
+CHANNEL_PATTERN = rf"^{_WORD}(\.{_WORD})*$"
+CHANNELS_PATTERN = rf"^(({_WORD}|\*)\.)*({_WORD}|\*|>)$"
+_NAME = re.compile(CHANNEL_PATTERN)
+_PATTERN = re.compile(CHANNELS_PATTERN)
 
 
 def check_channel(name: str) -> str:
