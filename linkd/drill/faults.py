@@ -1,0 +1,319 @@
+"""The drills of a throw-away pair: what each does to it, and what must come of that."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from linkd.drill.bounds import Bounds, Expectation, silent_for
+from linkd.drill.deadman import DrillFailed
+from linkd.drill.pair import Pair, Setup
+from linkd.drill.path import FilteredPath, RelayedPath, Way
+
+LOSS: Final = 0.05
+SLOW_BYTES: Final = 32_768.0
+FLAP_DOWN: Final = 0.4
+FLAP_UP: Final = 1.1
+STEPS: Final = (("hub", 3600.0), ("edge", -3600.0), ("hub", -288.0), ("edge", 288.0))
+CERTIFICATE_SECONDS: Final = 8.0
+_RESET_SECONDS: Final = 0.5
+_KEEP_FREE_KIB: Final = 1024
+
+Deed = Callable[[Pair], None]
+
+
+class Drill(msgspec.Struct, frozen=True, kw_only=True):
+    """One drill.
+
+    Args:
+        name: As it is asked for.
+        about: What is done, in one sentence.
+        begin: Makes the fault.
+        mend: Takes it back.
+        during: Called again and again while it lasts; None: nothing to do.
+        lasts: How long it lasts, by the bounds in force, in seconds.
+        expects: What must be seen, by the bounds and how long it lasted.
+        setup: How the pair is to be.
+        needs: What it can't do without: `namespaces`, `libfaketime`.
+    """
+
+    name: str
+    about: str
+    begin: Deed
+    mend: Deed
+    expects: Callable[[Bounds, float], Expectation]
+    lasts: Callable[[Bounds], float]
+    during: Deed | None = None
+    setup: Setup = Setup()
+    needs: tuple[str, ...] = ()
+
+
+def _heal(pair: Pair) -> None:
+    pair.path.heal()
+
+
+def _block(way: Way) -> Deed:
+    def begin(pair: Pair) -> None:
+        pair.path.block(way)
+
+    return begin
+
+
+def _reset(pair: Pair) -> None:
+    pair.path.reject()
+
+
+def _lose(pair: Pair) -> None:
+    if not isinstance(pair.path, FilteredPath):
+        raise DrillFailed("packets can be lost only where there is a packet filter")
+    pair.path.lose(LOSS)
+
+
+def _slow(pair: Pair) -> None:
+    if not isinstance(pair.path, RelayedPath):
+        raise DrillFailed("only the relay can be slow")
+    pair.path.slow(SLOW_BYTES)
+
+
+def _flap(pair: Pair) -> None:
+    pair.path.block("both")
+    time.sleep(FLAP_DOWN)
+    pair.path.heal()
+    time.sleep(FLAP_UP)
+
+
+def _nothing(pair: Pair) -> None:
+    pass
+
+
+def _unknown(pair: Pair) -> None:
+    """Take the hub's name away, and cut what is open so that it must be looked up."""
+    pair.know_hub(False)
+    pair.path.reject()
+    time.sleep(_RESET_SECONDS)
+    pair.path.heal()
+
+
+def _known(pair: Pair) -> None:
+    pair.know_hub(True)
+
+
+def _appear(pair: Pair) -> None:
+    pair.start_hub()
+
+
+def _kill(pair: Pair) -> None:
+    pair.hub.kill()
+
+
+def _freeze(pair: Pair) -> None:
+    pair.hub.signal(signal.SIGSTOP)
+
+
+def _thaw(pair: Pair) -> None:
+    pair.hub.signal(signal.SIGCONT)
+
+
+def _step(pair: Pair) -> None:
+    for name, seconds in STEPS:
+        pair.step_clock(name, seconds)
+        time.sleep(1.0)
+
+
+def _unstep(pair: Pair) -> None:
+    for name, _ in STEPS:
+        pair.step_clock(name, 0.0)
+
+
+def _fill(pair: Pair) -> None:
+    """Fill the hub's disk but for a megabyte."""
+    state = pair.hub.directory / "state"
+    pair.hub.place.sh(
+        f"free=$(df -k --output=avail '{state}' | tail -n 1); "
+        f"head -c $(( (free - {_KEEP_FREE_KIB}) * 1024 )) /dev/zero > '{state}/ballast'"
+    )
+
+
+def _empty(pair: Pair) -> None:
+    pair.hub.place.sh(f"rm -f '{pair.hub.directory / 'state' / 'ballast'}'")
+
+
+def _expire(pair: Pair) -> None:
+    """Wait until the certificate has ended, then cut what is open so that it must be shown."""
+    time.sleep(max(0.0, pair.ends_at + 1.0 - time.monotonic()))
+    pair.path.reject()
+    time.sleep(_RESET_SECONDS)
+    pair.path.heal()
+
+
+def _renew(pair: Pair) -> None:
+    """Install a new certificate, reload the hub, and have the edge try at once."""
+    pair.renew()
+    time.sleep(1.0)
+    pair.edge.daemon.kick("hub")
+
+
+def _dead(bounds: Bounds) -> float:
+    """Return how long a path must be dead for both ends to notice it."""
+    return bounds.slowest + 4.0
+
+
+def _both(bounds: Bounds, seconds: float) -> Expectation:
+    return Expectation(falls=("listener", "dialer"), back=bounds.back_broken)
+
+
+def _stays(bounds: Bounds, seconds: float) -> Expectation:
+    return Expectation(stays=True)
+
+
+def _flapped(bounds: Bounds, seconds: float) -> Expectation:
+    """A connection may die of it, and then must be noticed in time and come back."""
+    return Expectation(back=bounds.back_attempt)
+
+
+def _frozen(bounds: Bounds, seconds: float) -> Expectation:
+    silent = silent_for(bounds, seconds)
+    falls = tuple(role for role in silent.falls if role == "dialer")
+    return Expectation(falls=falls, undisturbed=("dialer",), back=bounds.back_attempt)
+
+
+def _absent(bounds: Bounds, seconds: float) -> Expectation:
+    return Expectation(back=bounds.back_broken, says="refused")
+
+
+def _killed(bounds: Bounds, seconds: float) -> Expectation:
+    return Expectation(falls=("dialer",), undisturbed=("dialer",), back=bounds.back_broken)
+
+
+def _nameless(bounds: Bounds, seconds: float) -> Expectation:
+    return Expectation(falls=("listener", "dialer"), says="dns")
+
+
+def _expired(bounds: Bounds, seconds: float) -> Expectation:
+    return Expectation(falls=("listener", "dialer"), says="tls", back=4.0)
+
+
+_ALL = (
+    Drill(
+        name="blackhole",
+        about="every packet is dropped, both ways",
+        begin=_block("both"),
+        mend=_heal,
+        lasts=_dead,
+        expects=silent_for,
+    ),
+    Drill(
+        name="oneway",
+        about="packets pass from the dialer to the listener, and none back",
+        begin=_block("down"),
+        mend=_heal,
+        lasts=_dead,
+        expects=silent_for,
+    ),
+    Drill(
+        name="reset",
+        about="every connection is reset, and new ones are refused",
+        begin=_reset,
+        mend=_heal,
+        lasts=lambda bounds: 3.0,
+        expects=_both,
+    ),
+    Drill(
+        name="loss",
+        about=f"{LOSS * 100:.0f} % of the packets are lost, each way",
+        begin=_lose,
+        mend=_heal,
+        lasts=lambda bounds: 3 * bounds.slowest,
+        expects=_stays,
+        needs=("namespaces",),
+    ),
+    Drill(
+        name="slow",
+        about=f"{SLOW_BYTES / 1024:.0f} KiB pass each way in a second",
+        begin=_slow,
+        mend=_heal,
+        lasts=lambda bounds: 2 * bounds.slowest,
+        expects=_stays,
+        setup=Setup(relay=True),
+    ),
+    Drill(
+        name="flap",
+        about=f"the path goes for {FLAP_DOWN} s and comes for {FLAP_UP} s, again and again",
+        begin=_nothing,
+        during=_flap,
+        mend=_heal,
+        lasts=lambda bounds: 2 * bounds.slowest,
+        expects=_flapped,
+    ),
+    Drill(
+        name="dns",
+        about="the connection is cut, and the hub's name has no address any more",
+        begin=_unknown,
+        mend=_known,
+        lasts=lambda bounds: 6.0,
+        expects=_nameless,
+        setup=Setup(by_name=True),
+        needs=("namespaces",),
+    ),
+    Drill(
+        name="absent",
+        about="the edge starts while there is no hub",
+        begin=_nothing,
+        mend=_appear,
+        lasts=lambda bounds: 6.0,
+        expects=_absent,
+        setup=Setup(hub_absent=True),
+    ),
+    Drill(
+        name="kill",
+        about="the hub is killed by kill -9 and started again",
+        begin=_kill,
+        mend=_appear,
+        lasts=lambda bounds: 3.0,
+        expects=_killed,
+    ),
+    Drill(
+        name="freeze",
+        about="the hub's process is stopped; its kernel goes on answering",
+        begin=_freeze,
+        mend=_thaw,
+        lasts=_dead,
+        expects=_frozen,
+    ),
+    Drill(
+        name="clock",
+        about="the wall clocks step by an hour and by 288 s, forth and back",
+        begin=_step,
+        mend=_unstep,
+        lasts=lambda bounds: bounds.slowest + 2.0,
+        expects=_stays,
+        setup=Setup(clocks=True),
+        needs=("libfaketime",),
+    ),
+    Drill(
+        name="disk",
+        about="the hub's disk is full",
+        begin=_fill,
+        mend=_empty,
+        lasts=lambda bounds: bounds.slowest + 2.0,
+        expects=_stays,
+        setup=Setup(small_disk=True),
+        needs=("namespaces",),
+    ),
+    Drill(
+        name="certificate",
+        about="the hub's certificate expires; it is renewed, and the edge kicked",
+        begin=_expire,
+        mend=_renew,
+        lasts=lambda bounds: 5.0,
+        expects=_expired,
+        setup=Setup(certificate_seconds=CERTIFICATE_SECONDS),
+    ),
+)
+
+DRILLS: Final = {drill.name: drill for drill in _ALL}
+"""Every drill of a throw-away pair by its name, in the order in which `all` runs them."""

@@ -1,0 +1,236 @@
+"""A relay between the two ends that can swallow bytes and let them pass again.
+
+No connection is closed when it stops or resumes: what came meanwhile waits, as packets wait for
+their retransmission. A connection that is opened meanwhile waits as well. So a path that dies and
+heals can be had where the packet filter can't be used.
+
+It runs as a plain script with the standard library alone, one thread a direction. Orders come as
+JSON lines on standard input and are answered by `{"port": N}`; it ends when that input ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+CHUNK_BYTES: Final = 4096
+_BUFFER_BYTES: Final = 16_384
+_ANSWER_SECONDS: Final = 10.0
+_ESTABLISHED: Final = 1
+_CONNECT_SECONDS: Final = 5.0
+_RST_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+
+
+class _Path:
+    """The relay inside its process; `up` is from the dialer to the listener."""
+
+    def __init__(self, listen: tuple[str, int], target: tuple[str, int]) -> None:
+        self.listen, self._target = listen, target
+        self._gates = {"up": threading.Event(), "down": threading.Event()}
+        self._rate: float | None = None
+        self._open: set[socket.socket] = set()
+        self._cut: set[socket.socket] = set()
+        self._lock = threading.Lock()
+        self._listener: socket.socket | None = None
+        for gate in self._gates.values():
+            gate.set()
+        self._begin()
+
+    def obey(self, order: dict[str, Any]) -> None:
+        """Do what an order says: see `Relay.tell`."""
+        for way, passes in order.get("pass", {}).items():
+            (self._gates[way].set if passes else self._gates[way].clear)()
+        if "rate" in order:
+            self._rate = order["rate"]
+        if "listening" in order:
+            if order["listening"] and self._listener is None:
+                self._begin()
+            elif not order["listening"] and self._listener is not None:
+                listener, self._listener = self._listener, None
+                with contextlib.suppress(OSError):
+                    listener.shutdown(socket.SHUT_RDWR)
+                listener.close()
+        if order.get("reset"):
+            self._reset()
+
+    def _begin(self) -> None:
+        """Listen."""
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
+        listener.bind(self.listen)
+        listener.listen(16)
+        self.listen = listener.getsockname()
+        self._listener = listener
+        _thread(self._accept, listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        """Take connections until the listener is closed."""
+        while True:
+            try:
+                near, _ = listener.accept()
+            except OSError:
+                return
+            _thread(self._join, near)
+
+    def _join(self, near: socket.socket) -> None:
+        """Join a connection to the target, once the path is open."""
+        self._keep(near)
+        for gate in self._gates.values():
+            gate.wait()
+        far = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            if _state(near) != _ESTABLISHED:
+                raise OSError("the dialer gave up meanwhile")
+            far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
+            far.settimeout(_CONNECT_SECONDS)
+            far.connect(self._target)
+            far.settimeout(None)
+        except OSError:
+            far.close()
+            self._drop(near)
+            return
+        self._keep(far)
+        _thread(self._pump, near, far, "up")
+        _thread(self._pump, far, near, "down")
+
+    def _pump(self, source: socket.socket, sink: socket.socket, way: str) -> None:
+        """Carry one direction until either end closes; then close both."""
+        with contextlib.suppress(OSError):
+            while True:
+                piece = source.recv(CHUNK_BYTES)
+                self._gates[way].wait()
+                if not piece:
+                    break
+                if self._rate is not None:
+                    time.sleep(len(piece) / self._rate)
+                sink.sendall(piece)
+        self._gates[way].wait()
+        self._drop(source)
+        self._drop(sink)
+
+    def _keep(self, sock: socket.socket) -> None:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
+        with self._lock:
+            self._open.add(sock)
+
+    def _drop(self, sock: socket.socket) -> None:
+        with self._lock:
+            self._open.discard(sock)
+            was_cut = sock in self._cut
+            self._cut.discard(sock)
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_RD if was_cut else socket.SHUT_RDWR)
+        sock.close()
+
+    def _reset(self) -> None:
+        """Answer every connection by a reset, at both ends."""
+        with self._lock:
+            sockets, self._open = self._open, set()
+            self._cut |= sockets
+        for sock in sockets:
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RST_ON_CLOSE)
+                sock.shutdown(socket.SHUT_RD)
+            with contextlib.suppress(OSError):
+                sock.close()
+
+
+def _thread(target: Callable[..., None], *arguments: Any) -> None:
+    threading.Thread(target=target, args=arguments, daemon=True).start()
+
+
+def _state(sock: socket.socket) -> int:
+    """Return the kernel's word for the state of a TCP connection."""
+    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+
+
+class Relay:
+    """A relay process; a context that ends it.
+
+    Attributes:
+        port: Where it listens.
+        pid: Of its process.
+    """
+
+    def __init__(self, target: tuple[str, int], prefix: Sequence[str] = ()) -> None:
+        """Start it on loopback before `target`; `prefix` is a command that enters a place.
+
+        Raises:
+            OSError: It did not start.
+        """
+        own = [sys.executable, "-I", str(Path(__file__).resolve()), target[0], str(target[1])]
+        self._process = subprocess.Popen(
+            [*prefix, *own],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd="/",
+            start_new_session=True,
+        )
+        self.pid = self._process.pid
+        try:
+            self.port = self.tell()
+        except BaseException:
+            self.close()
+            raise
+
+    def tell(self, **order: Any) -> int:
+        """Give an order and return the port once it is done.
+
+        Orders: `pass` (`{"up": bool, "down": bool}`: whether bytes from the dialer, or to it,
+        pass), `rate` (bytes a second each way, or None), `reset` (True: an RST to both ends of
+        every connection), `listening` (bool: False refuses what is new).
+
+        Raises:
+            OSError: The relay has gone or does not answer.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(order).encode() + b"\n")
+        self._process.stdin.flush()
+        if not select.select([self._process.stdout], [], [], _ANSWER_SECONDS)[0]:
+            raise OSError(f"the relay does not answer within {_ANSWER_SECONDS:.0f} s")
+        line = self._process.stdout.readline()
+        if not line:
+            raise OSError("the relay has ended")
+        return int(json.loads(line)["port"])
+
+    def close(self) -> None:
+        """End it and all its connections; again is harmless."""
+        self._process.kill()
+        self._process.wait(5)
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+
+    def __enter__(self) -> Relay:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _main() -> None:
+    """Be the relay."""
+    path = _Path(("127.0.0.1", 0), (sys.argv[1], int(sys.argv[2])))
+    for line in sys.stdin:
+        path.obey(json.loads(line))
+        print(json.dumps({"port": path.listen[1]}), flush=True)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,198 @@
+"""What a drill has shown: for programs, and as text for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+from linkd.drill.probe import Counted
+from linkd.status import Outage
+
+Verdict = Literal["pass", "fail", "skipped"]
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One bound: what was to be, whether it was, and what was seen."""
+
+    what: str
+    ok: bool
+    got: str
+
+
+class State(msgspec.Struct, frozen=True):
+    """A link's state over a span; seconds since the drill's beginning."""
+
+    state: str
+    began: float
+    ended: float
+
+
+class EndReport(msgspec.Struct, frozen=True):
+    """What one end has seen.
+
+    Args:
+        name: The end.
+        role: `listener` or `dialer`; None if it was never reached.
+        outages: Those that began during the drill.
+        back_seconds: From the restore until the link was up again; 0 if it came back before, None
+            if it never was down or is not back.
+        up: Whether it was up at the end.
+        states: The link's states over time.
+    """
+
+    name: str
+    role: str | None
+    outages: list[Outage]
+    back_seconds: float | None
+    up: bool
+    states: list[State]
+
+    @property
+    def noticed(self) -> float | None:
+        """After how much silence the link was first given up; None where it was not, or not known."""
+        known = [one.noticed_after_seconds for one in self.outages]
+        return next((seconds for seconds in known if seconds is not None), None)
+
+    @property
+    def down(self) -> float | None:
+        """The longest outage in seconds; None without one."""
+        return max((one.down_seconds or 0.0 for one in self.outages), default=None)
+
+    @property
+    def replayed(self) -> int:
+        """Records that had waited and were sent afterwards."""
+        return sum(one.replayed_records for one in self.outages)
+
+    @property
+    def reasons(self) -> str:
+        """Why the link fell, in order, each once."""
+        return " ".join(dict.fromkeys(one.reason for one in self.outages))
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """One drill.
+
+    Args:
+        drill: Its name.
+        about: What was done, in one sentence.
+        began: RFC 3339, UTC.
+        where: `namespaces`, `relay` or `running`.
+        verdict: Whether every check held.
+        why: Why it was skipped, or what else is to be known.
+        fault_began, fault_ended: Seconds since the drill's beginning.
+        ends: What each known end has seen.
+        messages: What became of the numbered messages, by channel; empty: not checked.
+        checks: What was held against the bounds.
+    """
+
+    drill: str
+    about: str
+    began: str
+    where: str
+    verdict: Verdict
+    why: str = ""
+    fault_began: float = 0.0
+    fault_ended: float = 0.0
+    ends: list[EndReport] = []
+    messages: dict[str, Counted] = {}
+    checks: list[Check] = []
+
+
+_HEAD = ("END", "ROLE", "NOTICED AFTER", "DOWN FOR", "BACK AFTER", "REPLAYED", "WHY")
+_SUMMARY = ("DRILL", "NOTICED AFTER", "DOWN", "BACK", "REPLAYED", "LOST", "TWICE", "ORDER", "VERDICT")
+
+
+def seconds(value: float | None) -> str:
+    """Return seconds for people, or a dash."""
+    return "–" if value is None else f"{value:.2f} s"
+
+
+def text(report: Report) -> list[str]:
+    """Return a report in lines for people."""
+    lines = [f"{report.drill}: {report.about}"]
+    if report.verdict == "skipped":
+        return [*lines, f"  skipped: {report.why}"]
+    lines.append(
+        f"  fault for {report.fault_ended - report.fault_began:.1f} s, {_where(report.where)}"
+    )
+    rows = [
+        (
+            end.name,
+            end.role or "–",
+            seconds(end.noticed),
+            seconds(end.down),
+            seconds(end.back_seconds),
+            f"{end.replayed:,}" if end.outages else "–",
+            end.reasons or "no outage",
+        )
+        for end in report.ends
+    ]
+    lines += [f"  {line}" for line in aligned(_HEAD, rows)]
+    lines.append(f"  messages: {_messages(report)}")
+    lines += [
+        f"  {'ok  ' if check.ok else 'FAIL'} {check.what}: {check.got}" for check in report.checks
+    ]
+    if report.why:
+        lines.append(f"  {report.why}")
+    return [*lines, f"  {report.verdict.upper()}"]
+
+
+def summary(reports: Sequence[Report]) -> list[str]:
+    """Return one line a drill."""
+    rows = []
+    for report in reports:
+        if report.verdict == "skipped":
+            rows.append((report.drill, *("–",) * 7, f"skipped: {report.why}"))
+            continue
+        noticed = " ".join(f"{end.name} {seconds(end.noticed)}" for end in report.ends)
+        counted = list(report.messages.values())
+        rows.append(
+            (
+                report.drill,
+                noticed,
+                seconds(_most([end.down for end in report.ends])),
+                seconds(_most([end.back_seconds for end in report.ends])),
+                f"{sum(end.replayed for end in report.ends):,}",
+                *(
+                    [f"{sum(getattr(one, field) for one in counted):,}" if counted else "–"][0]
+                    for field in ("lost", "twice", "out_of_order")
+                ),
+                report.verdict,
+            )
+        )
+    return aligned(_SUMMARY, rows)
+
+
+def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return lines of aligned columns."""
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in [head, *rows]
+    ]
+
+
+def _most(values: Sequence[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None)
+
+
+def _where(where: str) -> str:
+    return {
+        "namespaces": "in network namespaces",
+        "relay": "through the relay",
+        "running": "on the running pair",
+    }[where]
+
+
+def _messages(report: Report) -> str:
+    if not report.messages:
+        return "not checked"
+    return "; ".join(
+        f"{channel} {one.published:,} published"
+        + (f", {one.refused:,} refused" if one.refused else "")
+        + (f", {one.doubtful:,} in doubt" if one.doubtful else "")
+        + f", lost {one.lost}, twice {one.twice}, out of order {one.out_of_order}"
+        for channel, one in report.messages.items()
+    )
