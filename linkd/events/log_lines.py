@@ -33,7 +33,6 @@ ROWS = (
         "Publishes are refused: the log has reached its bound, or the disk has no room.",
         "`linkd status` shows who is owed most; bring that link back, make room, or raise "
         "`log.max_bytes`.",
-        folds="reason",
     ),
     kind("log.room", "info", "bytes max_bytes free_bytes", "Publishes are taken again."),
     kind(

@@ -108,6 +108,7 @@ def open_cursors(
         close it before the log. Beside a log in memory it lies in memory too.
 
     Raises:
+        LogDamaged: It can't be opened; the message says what to do.
         StateTooNew: It was written by a newer linkd.
     """
     if not isinstance(log, SegmentLog):

@@ -9,6 +9,7 @@ file costs progress, never records: the log's last snapshot carries the cursors 
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ import apsw
 import msgspec
 
 from linkd import clock
-from linkd.errors import StateTooNew
+from linkd.errors import LogDamaged, StateTooNew
 from linkd.log.engine import Consumer, PeerCursor, Told
 from linkd.log.group import Post
 from linkd.log.state import Snapshot
@@ -133,6 +134,7 @@ class CursorFile(MemoryCursors):
         on_told: Called with what the operator must hear of while it runs.
 
     Raises:
+        LogDamaged: It can't be opened; the message says what to do.
         StateTooNew: It was written by a newer linkd.
     """
 
@@ -153,7 +155,10 @@ class CursorFile(MemoryCursors):
         self._dirty: dict[_Key, bytes | None] = {}
         self._waiting: list[Done] = []
         self._ended: Callable[[], None] | None = None
-        self._db = self._find(snapshot)
+        try:
+            self._db = self._find(snapshot)
+        except (apsw.Error, OSError) as error:
+            raise LogDamaged(_unusable(path, error)) from None
         self._thread = threading.Thread(target=self._run, name="linkd-log-cursors", daemon=True)
         self._thread.start()
 
@@ -206,6 +211,8 @@ class CursorFile(MemoryCursors):
                 f"{self._path} was written by a newer linkd"
                 f" (format {version}, this one reads {FORMAT})"
             )
+        if version == FORMAT:
+            return db
         with db:
             db.execute(
                 "create table if not exists kept"
@@ -321,6 +328,18 @@ class CursorFile(MemoryCursors):
         except apsw.Error as error:
             return error
         return None
+
+
+def _unusable(path: Path, error: Exception) -> str:
+    """Say why a file can't be opened, and what to do."""
+    if isinstance(error, apsw.FullError):
+        return f"{path} can't be opened, the disk is full: make room, then start linkd again"
+    if isinstance(error, PermissionError | apsw.CantOpenError | apsw.ReadOnlyError):
+        return (
+            f"{path} may not be read and written by this user (uid {os.geteuid()}):"
+            f" run `chown -R` on {path.parent} for the user that linkd runs as"
+        )
+    return f"{path} can't be opened ({error}): check the disk, then start linkd again"
 
 
 def _telling(waiting: Sequence[Done], error: Exception | None) -> Callable[[], None]:

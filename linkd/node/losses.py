@@ -38,6 +38,8 @@ _KEPT = _LOST | {
 """What `linkd events` shows beside the changes of links."""
 
 _MOST = 20
+_LOOKS = 2
+"""After so many looks with room it is said: a log at its bound flaps."""
 
 
 class Losses:
@@ -92,6 +94,7 @@ class LogWatch:
         self._around = around
         self._log = log
         self._full = False
+        self._looks_with_room = 0
         self._waited: dict[str, int] = {}
         self._withheld: set[str] = set()
         for told in (*log.told, *cursors.told):
@@ -101,12 +104,14 @@ class LogWatch:
 
     def look(self) -> None:
         """Compare with the last look; called about once a second."""
-        why, was = self._log.full, self._full
-        self._full = why is not None
-        if self._full != was:
-            size, bound = self._log.size_bytes, self._log.max_bytes
-            level, event = ("error", "log.full") if self._full else ("info", "log.room")
-            self._around.tell(level, event, bytes=size, max_bytes=bound, detail=why)
+        why, size, bound = self._log.full, self._log.size_bytes, self._log.max_bytes
+        self._looks_with_room = 0 if why is not None else self._looks_with_room + 1
+        if why is not None and not self._full:
+            self._full = True
+            self._around.tell("error", "log.full", bytes=size, max_bytes=bound, detail=why)
+        elif self._full and self._looks_with_room == _LOOKS:
+            self._full = False
+            self._around.tell("info", "log.room", bytes=size, max_bytes=bound)
         waiting = self._waiting() if self._full else {}
         for peer in sorted(waiting.keys() - self._withheld):
             if waiting[peer] == self._waited.get(peer):

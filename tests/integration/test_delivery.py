@@ -188,6 +188,7 @@ async def test_a_full_log_refuses_publishers_and_still_takes_from_peers(tmp_path
         )
         await until(lambda: hub.log.next == stored + 1)
         await until(lambda: edge.node.status().links[0].backlog_records == 0)
+        await until(lambda: edge.log.full is None)
         assert isinstance(await settled(publish(edge, "orders", b"room again")), Appended)
     finally:
         await stop(edge, hub)

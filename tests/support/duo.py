@@ -1,0 +1,119 @@
+"""Two real daemons on loopback, one dialing the other, and what lies in their logs."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from tests.support.daemon import COMMAND, Daemon, listen, peer
+from tests.support.lab import Namespace, python
+
+ALL = 'send = [">"]\nreceive = [">"]\n'
+
+
+def free_port() -> int:
+    """Return a port of loopback that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Duo:
+    """`hub`, which listens, and `edge`, which dials it; each sends the other everything.
+
+    A context that ends both. Not started.
+
+    Args:
+        host: Where both run; None is this machine.
+        sections: TOML for both, such as `[log]`.
+    """
+
+    def __init__(self, sections: str = "", host: Namespace | None = None) -> None:
+        port = free_port() if host is None else 9443
+        self.hub = Daemon(
+            "hub", sections + listen(port, "127.0.0.1") + peer("edge", extra=ALL), host
+        )
+        url = f"ws://127.0.0.1:{port}/link"
+        self.edge = Daemon("edge", sections + peer("hub", url, extra=ALL), host)
+
+    def start(self) -> None:
+        """Start both and wait until they are joined."""
+        self.hub.start()
+        self.edge.start()
+        self.joined()
+
+    def joined(self, within: float = 20.0) -> None:
+        """Wait until the link is up at both ends."""
+        self.hub.wait_up("edge", within)
+        self.edge.wait_up("hub", within)
+
+    def settled(self, within: float = 30.0) -> None:
+        """Wait until neither owes the other anything."""
+        for daemon, other in ((self.hub, "edge"), (self.edge, "hub")):
+            until(lambda d=daemon, o=other: not d.link(o)["backlog_records"], within)
+
+    def close(self) -> None:
+        """End both."""
+        self.edge.close()
+        self.hub.close()
+
+    def __enter__(self) -> Duo:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def until(true: Callable[[], object], within: float = 20.0) -> float:
+    """Wait until something is true; return after how many seconds it was.
+
+    Raises:
+        AssertionError: It is not within so many seconds.
+    """
+    began = time.monotonic()
+    while not true():
+        assert time.monotonic() - began < within, "not in time"
+        time.sleep(0.02)
+    return time.monotonic() - began
+
+
+def publish(daemon: Daemon, channel: str, numbers: Sequence[int], size: int = 0) -> int:
+    """Publish numbered records as one call; return the offset of the first."""
+    filling = "x" * size
+    body = "\n".join(json.dumps({"p": channel, "n": number, "x": filling}) for number in numbers).encode()
+    path = f"/v1/channels/{channel}"
+    return int(daemon.call("POST", path, body, "application/x-ndjson", timeout=30.0)["offset"])
+
+
+def numbers(daemon: Daemon, channel: str) -> list[int]:
+    """Return the numbers of the records of a channel, in the order in which they lie there."""
+    found: list[int] = []
+    at = 1
+    while True:
+        page = daemon.call("GET", f"/v1/channels/{channel}?from={at}&limit=1000", timeout=30.0)
+        found += [record["data"]["n"] for record in page["records"]]
+        if page["next"] == at:
+            return found
+        at = page["next"]
+
+
+def run(daemon: Daemon, *words: str, timeout: float = 20.0) -> subprocess.CompletedProcess[str]:
+    """Run the command against a daemon."""
+    command = python(*COMMAND, words[0], "--socket", str(daemon.socket), *words[1:])
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+
+
+def segments(daemon: Daemon) -> list[Path]:
+    """Return the files of a daemon's log, oldest first."""
+    return sorted((daemon.directory / "state" / "log").glob("*.log"))
