@@ -38,7 +38,7 @@ struct conn {
 };
 
 static struct {
-    int proto, size, batch, channels, groups, qos, sink, early, lasting, alone;
+    int proto, size, batch, channels, groups, qos, sink, early, lasting, alone, shared;
     long window, rate, copies;
     u64 count;
     double seconds;
@@ -148,8 +148,8 @@ static u64 number(const u8 **p) {
 /* messages */
 
 static int channel_name(char *to, int channel) {
-    const char *format = o.proto == MQTT ? "bench/%d/%d" : "bench.%d.%d";
-    return sprintf(to, format, channel % o.groups, channel);
+    const char *format = o.proto == MQTT ? "bench/%d/%d/%d" : "bench.%d.%d.%d";
+    return sprintf(to, format, channel % o.groups, o.shared ? channel % n_subs : 0, channel);
 }
 
 static void body(struct bytes *b, int channel, u64 at) {
@@ -437,7 +437,7 @@ static void greet_linkd(struct conn *c, int index) {
     if (!c->is_pub) {
         m.begin = m.end = 0;
         const char *start = o.early ? "earliest" : "latest";
-        name = o.groups > 1 ? sprintf(line, "bench.%d.*", index) : sprintf(line, "bench.>");
+        name = o.shared ? sprintf(line, "bench.*.%d.*", index) : sprintf(line, "bench.>");
         addc(&m, 0x91); addc(&m, 0x96); addc(&m, 4); addc(&m, 1); addc(&m, 0x91);
         addc(&m, 0xa0 | name); add(&m, line, name);
         addc(&m, 0xa0 | (int)strlen(start)); add(&m, start, strlen(start));
@@ -645,9 +645,10 @@ static void report(void) {
 int main(int argc, char **argv) {
     static const struct option names[] = {{"proto", 1, 0, 'p'}, {"pub", 1, 0, 'P'}, {"sub", 1, 0, 'S'},
         {"size", 1, 0, 's'}, {"batch", 1, 0, 'b'}, {"window", 1, 0, 'w'}, {"rate", 1, 0, 'r'}, {"count", 1, 0, 'n'},
-        {"seconds", 1, 0, 't'}, {"channels", 1, 0, 'c'}, {"groups", 1, 0, 'g'}, {"copies", 1, 0, 'C'},
+        {"seconds", 1, 0, 't'}, {"channels", 1, 0, 'c'}, {"groups", 1, 0, 'g'},
         {"qos", 1, 0, 'q'}, {"sink", 0, 0, 'k'}, {"earliest", 0, 0, 'e'},
-        {"lasting", 0, 0, 'l'}, {"alone", 0, 0, 'a'}, {0}};
+        {"lasting", 0, 0, 'l'}, {"alone", 0, 0, 'a'}, {"shared", 0, 0, 'h'},
+        {0}};
     int pub = 0, c;
     char *subs = NULL;
     while ((c = getopt_long(argc, argv, "", names, NULL)) != -1) switch (c) {
@@ -662,12 +663,12 @@ int main(int argc, char **argv) {
     case 't': o.seconds = atof(optarg); break;
     case 'c': o.channels = atoi(optarg); break;
     case 'g': o.groups = atoi(optarg); break;
-    case 'C': o.copies = atol(optarg); break;
     case 'q': o.qos = atoi(optarg); break;
     case 'k': o.sink = 1; break;
     case 'e': o.early = 1; break;
     case 'l': o.lasting = 1; break;
     case 'a': o.alone = 1; break;
+    case 'h': o.shared = 1; break;
     default: return 2;
     }
     if (o.size < HEAD || o.batch < 1 || o.batch > 60000 || o.channels > MAX_CHANNELS) die("impossible options");
@@ -686,7 +687,7 @@ int main(int argc, char **argv) {
             n_conns = n_subs;
         }
     }
-    if (!o.copies) o.copies = n_subs;
+    o.copies = o.shared ? 1 : n_subs;
     run();
     report();
     return 0;

@@ -102,7 +102,7 @@ class System:
         source: The port where the load publishes.
         sinks: The ports where it receives.
         options: What the load needs besides.
-        windows: The most messages under way, by the load.
+        window: The most messages that the load has under way: where the system is fastest.
     """
 
     title = ""
@@ -143,10 +143,15 @@ class System:
             for number in range(self.peers):
                 self.edges.append(self.start_edge(number))
             self.linked()
-        except BaseException:
+        except BaseException as error:
+            error.add_note("\n".join(self._said()))
             self.close()
             raise
         return self
+
+    def _said(self) -> list[str]:
+        """Return the last that the daemons have written."""
+        return [f"{out.name}: {out.read_text()[-400:]}" for out in self.folder.glob("*.out")]
 
     def __exit__(
         self,
@@ -193,6 +198,7 @@ class Linkd(System):
 
     title = "linkd"
     protocol = "linkd"
+    window = 4000
 
     def __init__(self, peers: int = 1, fan_out: bool = False, groups: int = 0) -> None:
         """Prepare; `groups`: peer number n gets the channels of group n alone, of so many."""
@@ -225,10 +231,14 @@ class Linkd(System):
             f"send = {patterns}\nreceive = {patterns}\n"
         )
 
+    def settled(self) -> bool:
+        """Whether the hub's peers have acknowledged all."""
+        return not any(link["backlog_records"] for link in self.status(self.hub_port)["links"])
+
     def _patterns(self, number: int) -> str:
         if not self.groups:
             return '["bench.>"]'
-        return f'["bench.{number}.*"]'
+        return f'["bench.{number}.>"]'
 
     def start_hub(self) -> None:
         peers = "".join(
@@ -270,6 +280,7 @@ class Mosquitto(System):
 
     title = "mosquitto, QoS 1"
     protocol = "mqtt"
+    window = 100
 
     @classmethod
     def version(cls) -> str | None:
@@ -364,7 +375,14 @@ class Nats(System):
 
     def _create_streams(self, port: int, domain: str, mirrors: Sequence[tuple[int, str]]) -> None:
         time.sleep(1.0)
-        stream = {"name": "BENCH", "subjects": ["bench.>"], "storage": "file", "num_replicas": 1}
+        most = 4 << 30
+        stream = {
+            "name": "BENCH",
+            "subjects": ["bench.>"],
+            "storage": "file",
+            "num_replicas": 1,
+            "max_bytes": most,
+        }
         _nats_call(port, "$JS.API.STREAM.CREATE.BENCH", stream)
         for number, (there, _) in enumerate(mirrors):
             name = f"MIRROR{number}"
@@ -372,6 +390,7 @@ class Nats(System):
                 "name": name,
                 "storage": "file",
                 "num_replicas": 1,
+                "max_bytes": most,
                 "mirror": {
                     "name": "BENCH",
                     "external": {

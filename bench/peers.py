@@ -1,0 +1,336 @@
+"""linkd beside its peers: the same load, interleaved in one run, medians and spread of all rounds.
+
+python -m bench.peers [--quick] [--rounds N] [--seconds S] [--only PART,...]
+
+Parts: throughput, latency, drain, fan-out, channels. Writes docs/measurements/peers.md and plots.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+from bench import figures, floor
+from bench.figures import FOLDER, Figure, figure, machine, short, spread
+from bench.load import load
+from bench.systems import ALL, Linkd, Mosquitto, Nats, System, wait
+
+WINDOW_BYTES = 8 << 20
+"""So many bytes of messages are under way at most, whatever the system: what linkd's clients allow."""
+
+PARTS = ("throughput", "latency", "drain", "fan-out", "channels")
+
+
+class Way(NamedTuple):
+    """One way to send messages of one size."""
+
+    size: int
+    batch: int = 1
+    alone: bool = False
+
+    @property
+    def title(self) -> str:
+        """For tables."""
+        if self.batch > 1:
+            return f"batches of {self.batch}"
+        return "one a WebSocket message" if self.alone else "one a frame"
+
+    def window(self, system: System) -> int:
+        """How many publishes are under way."""
+        return max(2, min(system.window, WINDOW_BYTES // (self.size * self.batch)))
+
+
+def batch_of(size: int) -> int:
+    """Return how many records linkd's clients put into one batch of at most 64 KiB, here up to 64."""
+    return max(1, min(64, (65_536 - 64) // (size + 16)))
+
+
+SIZES = (100, 1024, 65_536, 1 << 20)
+NAMES = {100: "100 B", 1024: "1 KiB", 65_536: "64 KiB", 1 << 20: "1 MiB"}
+
+
+def ways(system: System) -> list[Way]:
+    """Return how a system is loaded."""
+    found = [Way(size) for size in SIZES]
+    if isinstance(system, Linkd):
+        found += [Way(size, batch_of(size)) for size in SIZES if batch_of(size) > 1]
+        found.append(Way(100, 1, True))
+    return found
+
+
+class Found:
+    """All that was measured: (what, system, case) to the values of its rounds."""
+
+    def __init__(self) -> None:
+        self.values: dict[tuple[str, str, Any], list[float]] = defaultdict(list)
+        self.notes: list[str] = []
+
+    def add(self, what: str, system: str, case: Any, value: float) -> None:
+        """Keep one value."""
+        self.values[what, system, case].append(value)
+
+    def get(self, what: str, system: str, case: Any) -> Figure | None:
+        """Return what came of the rounds, None if nothing did."""
+        values = self.values.get((what, system, case))
+        return figure(values) if values else None
+
+    def cell(self, what: str, system: str, case: Any) -> str:
+        """Return it for a table."""
+        found = self.get(what, system, case)
+        return "–" if found is None else spread(found)
+
+    def ratio(self, what: str, case: Any, others: Sequence[Any], over: Any) -> float | None:
+        """Return linkd's median over the best other's, in the same rounds."""
+        mine = self.get(what, "linkd", case)
+        theirs = [self.get(what, name, over) for name in others]
+        best = max((one.median for one in theirs if one is not None), default=0.0)
+        return mine.median / best if mine is not None and best else None
+
+
+def say(text: str) -> None:
+    """Print one line of progress."""
+    print(text, flush=True)
+
+
+def present() -> list[type[System]]:
+    """Return the systems that this machine has; say which it lacks."""
+    found = []
+    for kind in ALL:
+        version = kind.version()
+        if version is None:
+            say(f"not measured: {kind.title} (Debian, Ubuntu: apt install mosquitto nats-server)")
+        else:
+            found.append(kind)
+    return found
+
+
+def checked(system: System, case: str, found: dict[str, Any], notes: list[str]) -> bool:
+    """Whether all that was sent arrived; note what did not, or came twice."""
+    short_of = found["sent"] - found["received"]
+    if found["missing"] or found["repeated"] or found["said"] or short_of > 0:
+        notes.append(
+            f"{system.title}, {case}: sent {found['sent']:,}, received {found['received']:,}, "
+            f"out of place {found['missing']:,}, repeated {found['repeated']:,} {found['said']}"
+        )
+    return short_of <= 0
+
+
+def throughput(kinds: Sequence[type[System]], rounds: int, seconds: float, found: Found) -> None:
+    """Publish as fast as it goes, at one node; receive all at the other."""
+    with ExitStack() as stack:
+        systems = [stack.enter_context(kind()) for kind in kinds]
+        for number in range(rounds):
+            for size in SIZES:
+                for system in systems:
+                    for way in ways(system):
+                        if way.size == size:
+                            _once(system, way, seconds, found)
+                found.add("disk", "", size, floor.disk_bytes_per_second(max(4096, size), 0.5))
+            say(f"throughput: round {number + 1} of {rounds} done")
+
+
+def _once(system: System, way: Way, seconds: float, found: Found) -> None:
+    """One run of one system."""
+    before = system.cpu_seconds()
+    result = load(
+        system.protocol,
+        pub=system.source,
+        sub=system.sinks,
+        seconds=seconds,
+        size=way.size,
+        batch=way.batch,
+        alone=way.alone,
+        window=way.window(system),
+        qos=system.qos,
+    )
+    used = system.cpu_seconds() - before
+    case = f"{NAMES[way.size]}, {way.title}"
+    if not checked(system, case, result, found.notes):
+        return
+    rate = result["received"] / result["seconds"]
+    found.add("rate", system.title, way, rate)
+    found.add("cpu", system.title, way, used / result["received"] * 1e6)
+    found.add("client", system.title, way, result["cpu_seconds"] / result["seconds"] * 100)
+    found.add("memory", system.title, way, system.resident_bytes() / 2**20)
+    say(
+        f"  {system.title:18} {case:32} {short(rate):>10} messages/s "
+        f"{short(used / result['received'] * 1e6):>8} CPU s a million"
+    )
+
+
+def latency(kinds: Sequence[type[System]], rounds: int, seconds: float, found: Found) -> None:
+    """Publish at a steady pace; each message says when it was sent."""
+    with ExitStack() as stack:
+        systems = [stack.enter_context(kind()) for kind in kinds]
+        for number in range(rounds):
+            for rate in (1000, 10_000):
+                commit, trip = floor.commit_seconds(200), floor.round_trip_seconds(200)
+                found.add("floor", "", rate, (2 * commit + trip) * 1000)
+                for system in systems:
+                    result = load(
+                        system.protocol,
+                        pub=system.source,
+                        sub=system.sinks,
+                        seconds=seconds,
+                        rate=rate,
+                        window=50_000,
+                        qos=system.qos,
+                    )
+                    if checked(system, f"{rate:,}/s", result, found.notes):
+                        found.add("p50", system.title, rate, result["p50_us"] / 1000)
+                        found.add("p99", system.title, rate, result["p99_us"] / 1000)
+            say(f"latency: round {number + 1} of {rounds} done")
+
+
+def drain(kinds: Sequence[type[System]], count: int, found: Found) -> None:
+    """Let a backlog grow while the hub is gone; then time how it comes."""
+    for kind in kinds:
+        with kind() as system:
+            if not isinstance(system, Linkd):  # mosquitto must know of the consumer before
+                load(system.protocol, pub=system.source, sub=system.sinks, count=1, lasting=True)
+            assert system.hub is not None
+            system.hub.stop()
+            batch = 64 if isinstance(system, Linkd) else 1
+            way = Way(100, batch)
+            filled = load(
+                system.protocol,
+                pub=system.source,
+                count=count,
+                batch=batch,
+                window=way.window(system),
+                qos=system.qos,
+            )
+            system.start_hub()
+            options = {"sub": system.sinks, "count": count, "qos": system.qos}
+            back = time.monotonic()
+            result = load(system.protocol, lasting=True, earliest=True, **options)
+            took = time.monotonic() - back
+        if result["received"] < count:
+            found.notes.append(f"{system.title}, drain: {result['received']:,} of {count:,} came")
+            continue
+        found.add("drain", system.title, count, result["received"] / result["seconds"])
+        found.add("drained in", system.title, count, took)
+        found.add("filled at", system.title, count, filled["acked"] / filled["ack_seconds"])
+        say(f"drain: {system.title}: {short(result['received'] / result['seconds'])} messages/s")
+
+
+def fan_out(kinds: Sequence[type[System]], peers: int, seconds: float, found: Found) -> None:
+    """Publish at the hub; each of many peers gets all."""
+    for kind in kinds:
+        with kind(peers, fan_out=True) as system:
+            way = Way(100, 64 if isinstance(system, Linkd) else 1)
+            before = system.cpu_seconds()
+            result = load(
+                system.protocol,
+                pub=system.source,
+                sub=system.sinks,
+                seconds=seconds,
+                batch=way.batch,
+                window=max(16, way.window(system) // 10),
+                qos=system.qos,
+            )
+            used = system.cpu_seconds() - before
+            short_of = result["sent"] * peers - result["received"]
+            if short_of > 0:
+                found.notes.append(f"{system.title}, fan-out: {short_of:,} did not come")
+                continue
+            rate = result["received"] / result["seconds"]
+            found.add("fan-out", system.title, peers, rate)
+            found.add("fan-out cpu", system.title, peers, used / result["received"] * 1e6)
+            found.add("fan-out memory", system.title, peers, system.resident_bytes() / 2**20)
+            say(f"fan-out to {peers}: {system.title}: {short(rate)} deliveries/s")
+
+
+def channels(rounds: int, count: int, found: Found) -> None:
+    """The same records over one channel, peer and consumer, and over many."""
+    few = {"peers": 1, "channels": 1, "consumers": 1}
+    many = {"peers": 50, "channels": 100, "consumers": 20}
+    for shape in (few, many):
+        groups = 0 if shape["peers"] == 1 else shape["peers"]
+        with Linkd(shape["peers"], fan_out=True, groups=groups) as system:
+            for _ in range(rounds):
+                began = time.monotonic()
+                result = load(
+                    "linkd",
+                    pub=system.source,
+                    sub=",".join([str(system.hub_port)] * shape["consumers"]),
+                    count=count,
+                    batch=64,
+                    window=1000,
+                    channels=shape["channels"],
+                    groups=max(1, groups),
+                    shared=True,
+                )
+                wait("the peers of linkd", system.settled, 120.0)
+                took = time.monotonic() - began
+                assert result["received"] == count, result
+                case = tuple(shape.values())
+                found.add("channels", "linkd", case, count / took)
+        say(f"channels: {shape}: {found.cell('channels', 'linkd', case)} records/s")
+
+
+def ceiling(seconds: float) -> list[list[str]]:
+    """Measure the load itself, against a sink that answers at once."""
+    rows = []
+    for protocol, batch in (("linkd", 64), ("linkd", 1), ("mqtt", 1), ("nats", 1)):
+        row = [protocol, f"{batch} a frame"]
+        for size in (100, 1024, 65_536):
+            if batch > 1 and size > 1024:
+                row.append("–")
+                continue
+            result = load(
+                protocol, sink=True, seconds=seconds, size=size, batch=min(batch, batch_of(size))
+            )
+            row.append(short(result["received"] / result["seconds"]))
+        rows.append(row)
+    return rows
+
+
+def main() -> int:
+    """Measure what is asked for."""
+    parser = argparse.ArgumentParser(prog="bench.peers", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
+    parser.add_argument("--rounds", type=int, help="rounds of each measurement (5; quick: 1)")
+    parser.add_argument("--seconds", type=float, help="of one run (3; quick: 1)")
+    parser.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas")
+    parser.add_argument("--peers", type=int, help="of the fan-out (100; quick: 10)")
+    asked = parser.parse_args()
+    quick = asked.quick
+    rounds = asked.rounds or (1 if quick else 5)
+    seconds = asked.seconds or (1.0 if quick else 3.0)
+    parts = asked.only.split(",")
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown:
+        parser.error(f"no such part: {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    where, kinds, found = machine(), present(), Found()
+    swift = [kind for kind in kinds if kind in (Linkd, Mosquitto, Nats)]
+    peers = asked.peers or (10 if quick else 100)
+    roof = ceiling(min(seconds, 1.0))
+    if "throughput" in parts:
+        throughput(kinds, rounds, seconds, found)
+    if "latency" in parts:
+        latency(kinds, rounds, seconds, found)
+    if "drain" in parts:
+        drain(swift, 100_000 if quick else 1_000_000, found)
+    if "fan-out" in parts:
+        fan_out(swift, peers, seconds, found)
+    if "channels" in parts and not quick:
+        channels(min(rounds, 3), 640_000, found)
+    figures.drawing = not quick
+    from bench.told import tell  # noqa: PLC0415 - it writes what this module measures
+
+    text = tell(found, kinds, roof, where, f"{rounds} rounds of {seconds:g} s")
+    print(text)
+    if not quick:
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        (FOLDER / "peers.md").write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
