@@ -29,6 +29,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "kick": ("kick", "have a link try again at once"),
     "log": ("log", "look into the log, verify it, trim it"),
     "token": ("token", "a token that opens one connection, or the dashboard"),
+    "drill": ("drill", "make a fault on purpose, and judge what comes of it"),
     "resync": ("resync", "start a diverged link anew"),
     "invite": ("pairing", "make a code that lets another node join"),
     "join": ("pairing", "join a node by its code"),

@@ -1,1 +1,1 @@
-"""Faults made on purpose, and verdicts."""
+"""Faults made on purpose, and verdicts: see README.md beside this file."""

@@ -1,4 +1,4 @@
-"""What a drill may expect of the links: the configured bounds, and what each drill makes of them."""
+"""What a drill may expect of the links: the configured bounds, and what follows from them."""
 
 from __future__ import annotations
 

@@ -206,7 +206,7 @@ class Switch:
         self._order(remove=directory)
 
     def over(self, within: float) -> float | None:
-        """Wait up to `within` seconds for it to end by itself; return when the fault ended, or None.
+        """Wait up to `within` seconds for its end; return when the fault ended, or None.
 
         Raises:
             DrillFailed: The fault could not be taken back; the message has what the system said.
@@ -280,7 +280,7 @@ def _moment(answer: dict[str, Any]) -> float:
 def _main() -> None:
     """Be the switch."""
 
-    def terminated(number: int, frame: FrameType | None) -> None:
+    def terminated(_number: int, _frame: FrameType | None) -> None:
         raise SystemExit(0)
 
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE):

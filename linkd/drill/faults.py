@@ -162,15 +162,15 @@ def _dead(bounds: Bounds) -> float:
     return bounds.slowest + 4.0
 
 
-def _both(bounds: Bounds, seconds: float) -> Expectation:
+def _both(bounds: Bounds, _seconds: float) -> Expectation:
     return Expectation(falls=("listener", "dialer"), back=bounds.back_broken)
 
 
-def _stays(bounds: Bounds, seconds: float) -> Expectation:
+def _stays(_bounds: Bounds, _seconds: float) -> Expectation:
     return Expectation(stays=True)
 
 
-def _flapped(bounds: Bounds, seconds: float) -> Expectation:
+def _flapped(bounds: Bounds, _seconds: float) -> Expectation:
     """A connection may die of it, and then must be noticed in time and come back."""
     return Expectation(back=bounds.back_attempt)
 
@@ -181,19 +181,19 @@ def _frozen(bounds: Bounds, seconds: float) -> Expectation:
     return Expectation(falls=falls, undisturbed=("dialer",), back=bounds.back_attempt)
 
 
-def _absent(bounds: Bounds, seconds: float) -> Expectation:
+def _absent(bounds: Bounds, _seconds: float) -> Expectation:
     return Expectation(back=bounds.back_broken, says="refused")
 
 
-def _killed(bounds: Bounds, seconds: float) -> Expectation:
+def _killed(bounds: Bounds, _seconds: float) -> Expectation:
     return Expectation(falls=("dialer",), undisturbed=("dialer",), back=bounds.back_broken)
 
 
-def _nameless(bounds: Bounds, seconds: float) -> Expectation:
+def _nameless(_bounds: Bounds, _seconds: float) -> Expectation:
     return Expectation(falls=("listener", "dialer"), says="dns")
 
 
-def _expired(bounds: Bounds, seconds: float) -> Expectation:
+def _expired(_bounds: Bounds, _seconds: float) -> Expectation:
     return Expectation(falls=("listener", "dialer"), says="tls", back=4.0)
 
 
@@ -219,7 +219,7 @@ _ALL = (
         about="every connection is reset, and new ones are refused",
         begin=_reset,
         mend=_heal,
-        lasts=lambda bounds: 3.0,
+        lasts=lambda _: 3.0,
         expects=_both,
     ),
     Drill(
@@ -254,7 +254,7 @@ _ALL = (
         about="the connection is cut, and the hub's name has no address any more",
         begin=_unknown,
         mend=_known,
-        lasts=lambda bounds: 6.0,
+        lasts=lambda _: 6.0,
         expects=_nameless,
         setup=Setup(by_name=True),
         needs=("namespaces",),
@@ -264,7 +264,7 @@ _ALL = (
         about="the edge starts while there is no hub",
         begin=_nothing,
         mend=_appear,
-        lasts=lambda bounds: 6.0,
+        lasts=lambda _: 6.0,
         expects=_absent,
         setup=Setup(hub_absent=True),
     ),
@@ -273,7 +273,7 @@ _ALL = (
         about="the hub is killed by kill -9 and started again",
         begin=_kill,
         mend=_appear,
-        lasts=lambda bounds: 3.0,
+        lasts=lambda _: 3.0,
         expects=_killed,
     ),
     Drill(
@@ -309,7 +309,7 @@ _ALL = (
         about="the hub's certificate expires; it is renewed, and the edge kicked",
         begin=_expire,
         mend=_renew,
-        lasts=lambda bounds: 5.0,
+        lasts=lambda _: 5.0,
         expects=_expired,
         setup=Setup(certificate_seconds=CERTIFICATE_SECONDS),
     ),

@@ -30,9 +30,7 @@ def judge(
     for end in ends:
         checks += _fell(end, expected)
         if end.role in expected.undisturbed:
-            checks += [
-                _noticed(end, one, bounds) for one in end.outages if one.reason in SILENT
-            ]
+            checks += [_noticed(end, one, bounds) for one in end.outages if one.reason in SILENT]
         if not end.up or end.back_seconds is not None:
             checks.append(_back(end, expected))
     if expected.says is not None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final
 
 from linkd.client.errors import ClientError
@@ -97,7 +98,7 @@ class _Course:
 
     def run(self) -> Report:
         """Run it to its end."""
-        threads = [*self._watches, *self._publishers]
+        threads: list[Watch | Publisher] = [*self._watches, *self._publishers]
         try:
             for thread in threads:
                 thread.start()
@@ -233,28 +234,25 @@ def end_report(watch: Watch, times: Times) -> EndReport:
 
 def run_all(
     drills: Sequence[Drill], bounds: Bounds, say: Callable[[str, str], None], bare: bool = False
-) -> list[Report]:
-    """Run drills one after the other; one that could not be made is reported as failed.
+) -> Iterator[Report]:
+    """Yield the report of each drill as it ends; one that could not be carried out has failed.
 
     Args:
-        drills: What to run.
+        drills: What to run, one after the other.
         bounds: For all.
         say: Shows progress: the drill's name, and what goes on.
         bare: Do without namespaces.
     """
-    reports = []
     for drill in drills:
         try:
-            reports.append(run(drill, bounds, lambda what, name=drill.name: say(name, what), bare))
+            report = run(drill, bounds, partial(say, drill.name), bare)
         except (DrillFailed, ClientError, OSError) as error:
-            reports.append(
-                Report(
-                    drill=drill.name,
-                    about=drill.about,
-                    began=now_text(),
-                    where="relay" if bare else "namespaces",
-                    verdict="fail",
-                    why=f"it could not be carried out: {error}",
-                )
+            report = Report(
+                drill=drill.name,
+                about=drill.about,
+                began=now_text(),
+                where="relay" if bare else "namespaces",
+                verdict="fail",
+                why=f"it could not be carried out: {error}",
             )
-    return reports
+        yield report

@@ -22,7 +22,8 @@ from linkd.drill.asking import Daemon
 from linkd.drill.bounds import Bounds
 from linkd.drill.certificates import Authority
 from linkd.drill.deadman import PREFIX, DrillFailed, Switch, admin_path
-from linkd.drill.path import FilteredPath, Path as PathBetween, RelayedPath
+from linkd.drill.path import FilteredPath, RelayedPath
+from linkd.drill.path import Path as PathBetween
 from linkd.drill.place import HUB_NAME, Ground, Namespaces, Place, prepare
 from linkd.drill.relay import Relay
 
@@ -297,9 +298,7 @@ class Pair:
         to_hub = f'send = ["{UP_CHANNEL}"]\nreceive = ["{DOWN_CHANNEL}"]\n'
         dial = f'dial = ["{scheme}://{self._dial}/link"]\n'
         small = [log] if self.setup.small_disk else []
-        self.hub.configure(
-            [*common, *small, listen, f'[[peer]]\nname = "edge"\n{shared}{to_edge}']
-        )
+        self.hub.configure([*common, *small, listen, f'[[peer]]\nname = "edge"\n{shared}{to_edge}'])
         self.edge.configure([*common, f'[[peer]]\nname = "hub"\n{dial}{shared}{trust}{to_hub}'])
         if self.setup.clocks:
             for end in self.ends:

@@ -38,8 +38,8 @@ class FilteredPath:
         self._rules("-j DROP", way)
 
     def reject(self) -> None:
-        """Answer all TCP by a reset."""
-        self._rules("-p tcp -j REJECT --reject-with tcp-reset", "both")
+        """Answer all TCP by a reset; the resets themselves must pass."""
+        self._rules("-p tcp ! --tcp-flags RST RST -j REJECT --reject-with tcp-reset", "both")
 
     def lose(self, share: float) -> None:
         """Drop packets at random, 0 to 1, as they arrive, each way."""

@@ -39,7 +39,8 @@ class Publisher(threading.Thread):
 
     Attributes:
         refused: How many messages the daemon would not take.
-        last: The offset of the last message that was stored; 0 if none was.
+        channel: Where to.
+        mark: Tells these messages from others on the channel.
 
     Args:
         socket: The daemon's.
@@ -50,10 +51,9 @@ class Publisher(threading.Thread):
     def __init__(self, socket: str, channel: str, mark: str) -> None:
         super().__init__(daemon=True, name=f"probe {channel}")
         self.refused = 0
-        self.last = 0
         self._socket = socket
-        self._channel = channel
-        self._mark = mark
+        self.channel = channel
+        self.mark = mark
         self._next = 0
         self._acked: list[tuple[int, int]] = []
         self._doubtful: list[tuple[int, int]] = []
@@ -82,14 +82,12 @@ class Publisher(threading.Thread):
         span = self._next, self._next + BATCH
         self._next = span[1]
         body = b"\n".join(
-            msgspec.json.encode({"drill": self._mark, "n": number}) for number in range(*span)
+            msgspec.json.encode({"drill": self.mark, "n": number}) for number in range(*span)
         )
         headers = {"Content-Type": "application/x-ndjson"}
-        target = f"/v1/channels/{self._channel}"
+        target = f"/v1/channels/{self.channel}"
         try:
-            answer = expect(
-                call(self._socket, "POST", target, body, headers, timeout=_SENT_SECONDS)
-            )
+            expect(call(self._socket, "POST", target, body, headers, timeout=_SENT_SECONDS))
         except Refused:
             self.refused += BATCH
             return False
@@ -100,7 +98,6 @@ class Publisher(threading.Thread):
                 self.refused += BATCH
             return False
         self._acked.append(span)
-        self.last = int(answer.json()["offset"]) + BATCH - 1
         return True
 
     def judge(self, numbers: Iterable[int]) -> Counted:
@@ -132,7 +129,7 @@ def arrived(socket: str, channel: str, mark: str) -> list[int]:
         page: dict[str, Any] = expect(call(socket, "GET", target, timeout=_SENT_SECONDS)).json()
         for record in page["records"]:
             content = record.get("data")
-            if isinstance(content, dict) and content.get("drill") == mark:
+            if isinstance(content, dict) and content.get("drill") == mark and "n" in content:
                 numbers.append(int(content["n"]))
         if not page["records"] and page["next"] <= position:
             return numbers

@@ -51,7 +51,7 @@ class EndReport(msgspec.Struct, frozen=True):
 
     @property
     def noticed(self) -> float | None:
-        """After how much silence the link was first given up; None where it was not, or not known."""
+        """After how much silence the link was first given up; None if it was not, or not known."""
         known = [one.noticed_after_seconds for one in self.outages]
         return next((seconds for seconds in known if seconds is not None), None)
 
@@ -101,7 +101,17 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _HEAD = ("END", "ROLE", "NOTICED AFTER", "DOWN FOR", "BACK AFTER", "REPLAYED", "WHY")
-_SUMMARY = ("DRILL", "NOTICED AFTER", "DOWN", "BACK", "REPLAYED", "LOST", "TWICE", "ORDER", "VERDICT")
+_SUMMARY = (
+    "DRILL",
+    "NOTICED AFTER",
+    "DOWN",
+    "BACK",
+    "REPLAYED",
+    "LOST",
+    "TWICE",
+    "ORDER",
+    "VERDICT",
+)
 
 
 def seconds(value: float | None) -> str:
@@ -141,7 +151,7 @@ def text(report: Report) -> list[str]:
 
 def summary(reports: Sequence[Report]) -> list[str]:
     """Return one line a drill."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for report in reports:
         if report.verdict == "skipped":
             rows.append((report.drill, *("–",) * 7, f"skipped: {report.why}"))
@@ -155,10 +165,7 @@ def summary(reports: Sequence[Report]) -> list[str]:
                 seconds(_most([end.down for end in report.ends])),
                 seconds(_most([end.back_seconds for end in report.ends])),
                 f"{sum(end.replayed for end in report.ends):,}",
-                *(
-                    [f"{sum(getattr(one, field) for one in counted):,}" if counted else "–"][0]
-                    for field in ("lost", "twice", "out_of_order")
-                ),
+                *_counts(counted),
                 report.verdict,
             )
         )
@@ -172,6 +179,17 @@ def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in [head, *rows]
     ]
+
+
+def _counts(counted: Sequence[Counted]) -> tuple[str, str, str]:
+    """Return how many messages were lost, doubled, out of order; dashes where not checked."""
+    if not counted:
+        return "–", "–", "–"
+    return (
+        f"{sum(one.lost for one in counted):,}",
+        f"{sum(one.twice for one in counted):,}",
+        f"{sum(one.out_of_order for one in counted):,}",
+    )
 
 
 def _most(values: Sequence[float | None]) -> float | None:

@@ -1,0 +1,243 @@
+"""A drill on a running pair: only what cannot harm it, for a short time, taken back by itself."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shlex
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from linkd.client.errors import Refused
+from linkd.client.http import call, expect
+from linkd.drill.asking import Daemon
+from linkd.drill.bounds import Bounds, Expectation, silent_for
+from linkd.drill.deadman import DrillFailed, Switch, admin_path
+from linkd.drill.judge import judge
+from linkd.drill.lab import Times, end_report
+from linkd.drill.probe import Counted, Publisher, arrived
+from linkd.drill.report import Check, Report
+from linkd.drill.rules import MARK, Kind, Remote, commands, remote
+from linkd.drill.watch import Watch
+from linkd.status import LinkStatus
+
+MAX_SECONDS: Final = 120.0
+ABOUT: Final[dict[Kind, str]] = {
+    "blackhole": "every packet of the link is dropped, both ways",
+    "oneway": "what the peer sends is dropped, what goes to it passes",
+    "reset": "every connection of the link is reset, and new ones are refused",
+}
+_GRACE_SECONDS: Final = 10.0
+_DRAIN_SECONDS: Final = 60.0
+_BACKUP_SECONDS: Final = 3.0
+_POLL_SECONDS: Final = 0.1
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What the operator asks for.
+
+    Args:
+        kind: The fault.
+        peer: Whose link.
+        seconds: How long, at most 120.
+        channel: Where numbered messages are published meanwhile; None: nowhere.
+        far_socket: Where the peer's own socket can be reached from here; None: nowhere.
+    """
+
+    kind: Kind
+    peer: str
+    seconds: float
+    channel: str | None = None
+    far_socket: str | None = None
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What will be done, for the operator to agree to.
+
+    Args:
+        node: This node's name.
+        link: The link as it is.
+        far: The packets it concerns.
+        token: Marks the rules.
+        begin, undo: The commands.
+    """
+
+    node: str
+    link: LinkStatus
+    far: Remote
+    token: str
+    begin: list[list[str]]
+    undo: list[list[str]]
+
+    def lines(self, request: Request) -> list[str]:
+        """Return it for people."""
+        return [
+            f"{ABOUT[request.kind]} between {self.node} and {request.peer} "
+            f"({self.link.address}), for {request.seconds:g} s, by",
+            *(f"  {shlex.join(command)}" for command in self.begin),
+            "taken back by a process of its own, also if this command or terminal dies.",
+        ]
+
+
+def plan(request: Request, daemon: Daemon) -> Plan:
+    """Return what will be done; nothing is changed.
+
+    Raises:
+        DrillFailed: The link is not there, not up, or its packets can't be told from others.
+        ClientError: The daemon does not answer.
+    """
+    status = daemon.status()
+    link = next((link for link in status.links if link.peer == request.peer), None)
+    if link is None:
+        names = ", ".join(link.peer for link in status.links) or "none"
+        raise DrillFailed(f"there is no peer {request.peer!r} here; there is {names}")
+    if link.state != "up" or link.address is None:
+        raise DrillFailed(f"the link to {request.peer} is {link.state}: a drill needs it up")
+    try:
+        far = remote(link.role, link.address)
+    except ValueError as error:
+        raise DrillFailed(str(error)) from None
+    token = secrets.token_hex(6)
+    begin, undo = commands(request.kind, far, token)
+    return Plan(status.node, link, far, token, begin, undo)
+
+
+def run(
+    request: Request, made: Plan, daemon: Daemon, bounds: Bounds, say: Callable[[str], None]
+) -> Report:
+    """Do what was planned, and return what it showed; the fault is gone in any case.
+
+    Raises:
+        DrillFailed: The fault could not be made or taken back; the message says what is left.
+        ClientError: The daemon does not answer any more.
+    """
+    times = Times()
+    watches = [Watch(made.node, daemon, request.peer)]
+    if request.far_socket is not None:
+        watches.append(Watch(request.peer, Daemon(request.far_socket), made.node))
+    mark = f"{MARK}-{made.token}"
+    publisher = None
+    if request.channel is not None:
+        publisher = Publisher(daemon.socket, request.channel, mark)
+    threads: list[Watch | Publisher] = [*watches, *([publisher] if publisher else [])]
+    try:
+        for thread in threads:
+            thread.start()
+        time.sleep(1.0)
+        _fault(request, made, times, say)
+        expected = _expected(request, bounds, times)
+        _wait_up(watches, times.restored + expected.back + _GRACE_SECONDS, times, say)
+        time.sleep(1.0)
+        checks = []
+        messages: dict[str, Counted] = {}
+        if publisher is not None:
+            checks.append(_delivered(publisher, daemon, request, say))
+            if request.far_socket is not None:
+                numbers = arrived(request.far_socket, publisher.channel, mark)
+                messages[publisher.channel] = publisher.judge(numbers)
+    finally:
+        for thread in threads:
+            thread.end()
+    ends = [end_report(watch, times) for watch in watches]
+    dialers = (reason for watch in watches if watch.role == "dialer" for reason in watch.reasons)
+    checks = [*judge(ends, dialers, messages, expected, bounds), *checks]
+    return Report(
+        drill=request.kind,
+        about=f"{ABOUT[request.kind]}: {made.node} and {request.peer}",
+        began=times.stamp,
+        where="running",
+        verdict="pass" if all(check.ok for check in checks) else "fail",
+        why=f"bounds: {bounds.source}",
+        fault_began=round(times.fault - times.began, 3),
+        fault_ended=round(times.restored - times.began, 3),
+        ends=ends,
+        messages=messages,
+        checks=checks,
+    )
+
+
+def _fault(request: Request, made: Plan, times: Times, say: Callable[[str], None]) -> None:
+    """Make the fault and wait until it has been taken back."""
+    _backup(request, made)
+    with Switch() as switch:
+        times.fault = switch.fault(made.begin, made.undo, request.seconds)
+        until = times.fault + request.seconds
+        ended = None
+        while ended is None:
+            left = until - time.monotonic()
+            say(f"fault: {ABOUT[request.kind]}, {max(0.0, left):.0f} s left")
+            if left < -_GRACE_SECONDS:
+                raise DrillFailed("the fault was not taken back: look at iptables -S")
+            ended = switch.over(0.5)
+        times.restored = ended
+
+
+def _expected(request: Request, bounds: Bounds, times: Times) -> Expectation:
+    """Return what must be seen."""
+    lasted = times.restored - times.fault
+    if request.kind == "reset":
+        return Expectation(back=bounds.back_broken)
+    return silent_for(bounds, lasted)
+
+
+def _wait_up(watches: list[Watch], until: float, times: Times, say: Callable[[str], None]) -> None:
+    """Wait until all known ends are up."""
+    time.sleep(_POLL_SECONDS * 2)
+    while not all(watch.up for watch in watches) and time.monotonic() < until:
+        say(f"restored; waiting for the link, {time.monotonic() - times.restored:.1f} s")
+        time.sleep(_POLL_SECONDS)
+
+
+def _delivered(
+    publisher: Publisher, daemon: Daemon, request: Request, say: Callable[[str], None]
+) -> Check:
+    """Return whether the peer says that it has all of the numbered messages on its disk."""
+    publisher.end()
+    say("waiting until the peer has the numbered messages")
+    what = f"{request.peer} has acknowledged all that was published on {publisher.channel}"
+    got = f"{publisher.published:,} published, {publisher.refused:,} refused"
+    target = f"/v1/channels/{publisher.channel}?wait={request.peer}&timeout={_DRAIN_SECONDS:g}"
+    last = msgspec.json.encode({"drill": publisher.mark, "last": True})
+    try:
+        headers = {"Content-Type": "application/json"}
+        expect(call(daemon.socket, "POST", target, last, headers, timeout=_DRAIN_SECONDS + 10.0))
+    except Refused as error:
+        return Check(what, False, f"{got}; {error}")
+    return Check(what, publisher.published > 0, got)
+
+
+def _backup(request: Request, made: Plan) -> None:
+    """Have systemd take the fault back too, a little later, where it is there.
+
+    It ends every process of a session that is over on hosts that are set so (KillUserProcesses):
+    the switch as well. What it starts itself lives on.
+    """
+    if not Path("/run/systemd/system").is_dir() or shutil.which("systemd-run") is None:
+        return
+    try:
+        if Path("/proc/self/ns/net").readlink() != Path("/proc/1/ns/net").readlink():
+            return
+    except OSError:
+        return
+    undo = "; ".join(f"{shlex.join(command)} 2>/dev/null" for command in made.undo)
+    subprocess.run(
+        [
+            "systemd-run",
+            "--quiet",
+            "--collect",
+            f"--unit={MARK}-{made.token}",
+            f"--setenv=PATH={admin_path()}",
+            "/bin/sh",
+            "-c",
+            f"sleep {request.seconds + _BACKUP_SECONDS:g}; {undo}; true",
+        ],
+        capture_output=True,
+        timeout=10,
+        env={**os.environ, "PATH": admin_path()},
+    )
