@@ -36,7 +36,14 @@ def claim_state(path: str) -> int:
             )
         lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise ConfigError(f"node.state_dir: {path}: can't be used: {error.strerror}") from None
+        mend = (
+            f": run `chown -R` on it for the user that linkd runs as (uid {os.geteuid()})"
+            if isinstance(error, PermissionError)
+            else ""
+        )
+        raise ConfigError(
+            f"node.state_dir: {path}: can't be used: {error.strerror}{mend}"
+        ) from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -31,7 +31,8 @@ def small() -> Iterator[Duo]:
     duo = Duo(LOG, host)
     try:
         host.sh(
-            f"mkdir {state(duo.hub)} && mount -t tmpfs -o mode=0700,size={SIZE} tmpfs {state(duo.hub)}"
+            f"mkdir {state(duo.hub)}\n"
+            f"mount -t tmpfs -o mode=0700,size={SIZE} tmpfs {state(duo.hub)}"
         )
         yield duo
     finally:

@@ -84,7 +84,8 @@ async def test_the_backlog_of_an_outage_drains_at_speed_and_nothing_waits_behind
         seconds = time.monotonic() - began
         print(
             f"{count} records drained in {seconds:.2f} s: {count / seconds:,.0f} records/s,"
-            f" {count * 100 / seconds / 1e6:.0f} MB/s; volatile crossed in {max(crossed):.3f} s at most"
+            f" {count * 100 / seconds / 1e6:.0f} MB/s; volatile crossed"
+            f" in {max(crossed):.3f} s at most"
         )
         assert hub.log.next == edge.log.next == count + 1
         assert max(crossed) < 1.0

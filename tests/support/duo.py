@@ -91,7 +91,8 @@ def until(true: Callable[[], object], within: float = 20.0) -> float:
 def publish(daemon: Daemon, channel: str, numbers: Sequence[int], size: int = 0) -> int:
     """Publish numbered records as one call; return the offset of the first."""
     filling = "x" * size
-    body = "\n".join(json.dumps({"p": channel, "n": number, "x": filling}) for number in numbers).encode()
+    lines = [json.dumps({"p": channel, "n": number, "x": filling}) for number in numbers]
+    body = "\n".join(lines).encode()
     path = f"/v1/channels/{channel}"
     return int(daemon.call("POST", path, body, "application/x-ndjson", timeout=30.0)["offset"])
 
