@@ -86,8 +86,8 @@ class Ward:
         if last:
             holes.append(f"all from {end} on that were there")
         else:
-            after = read_head(segment_path(self._folder, self._after(number)))[0].first
-            if after > end:
+            after = self._first_after(number)
+            if after is not None and after > end:
                 holes.append(f"{end} to {after - 1}")
         lost = ", ".join(holes) or "none"
         self._say(
@@ -144,9 +144,16 @@ class Ward:
             beside(self._folder, int(path.stem)).unlink(missing_ok=True)
         return aside.name
 
-    def _after(self, number: int) -> int:
-        """Return the number of the next segment that is there."""
-        return min(other for other in numbers(self._folder) if other > number)
+    def _first_after(self, number: int) -> int | None:
+        """Return the first offset of the next segment, or None where that can't be read either.
+
+        Then the loss is told when that one is mended, or when it is found to be gone.
+        """
+        after = min(other for other in numbers(self._folder) if other > number)
+        try:
+            return read_head(segment_path(self._folder, after))[0].first
+        except Damage:
+            return None
 
     def _head(self, number: int, frames: list[Frame]) -> tuple[SegmentHead, bytes]:
         """Return what the mended segment opens with.

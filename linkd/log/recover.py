@@ -115,8 +115,8 @@ def _find(folder: Path, files: Files, ward: Ward) -> Found:
     for number, after in pairwise(order):
         head, path = heads[number][0], segment_path(folder, number)
         size = path.stat().st_size
-        if not head.salvaged and heads[after][0].previous == number:
-            counts = heads[after][0].previous_size
+        counts = heads[after][0].previous_size  # 0 where a mended head no longer knows
+        if counts and not head.salvaged and heads[after][0].previous == number:
             if size < counts:
                 raise Damage(path, size)
             size = counts

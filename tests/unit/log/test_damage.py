@@ -49,6 +49,34 @@ def test_a_damaged_head_costs_no_record(bench: SegmentBench, which: int) -> None
     assert len(bodies(everything(bench))) == 31
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_damaged_heads_of_neighbours_cost_no_record(bench: SegmentBench, first: int) -> None:
+    """Found by fuzzing: the first one's mending asked the second one's head."""
+    fill(bench)
+    bench.close()
+    for path in sorted(bench.path.glob("*.log"))[first : first + 2]:
+        flip(path, 60)
+    bench.open()
+    assert len(bodies(everything(bench))) == 31
+    assert sum("set aside" in told.detail for told in bench.log.told) == 2
+    bench.restart()
+    assert bench.log.told == []
+
+
+def test_a_neighbour_that_is_empty_is_told_as_lost(bench: SegmentBench) -> None:
+    fill(bench)
+    bench.close()
+    paths = sorted(bench.path.glob("*.log"))
+    flip(paths[0], 60)
+    paths[1].write_bytes(b"")
+    bench.open()
+    kept = len(bodies(everything(bench)))
+    assert 0 < kept < 31
+    assert any(
+        "set aside" in told.detail and "lost: none" not in told.detail for told in bench.log.told
+    )
+
+
 def test_a_damaged_head_of_the_only_segment_costs_no_record(bench: SegmentBench) -> None:
     append(bench, draft(b"a"), draft(b"b"))
     store(bench, received(1, 5, b"c"))
