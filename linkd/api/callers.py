@@ -17,9 +17,13 @@ class Caller:
         publish: Sets of patterns that a channel must match, each, to be published on.
         subscribe: Sets of patterns that must cover, each, what is read.
         operator: It may act on links, consumers and the log (the socket, a key for `>`).
+        mark: Changes when the key's secret does.
+
+    Attributes:
+        narrowing: The patterns that it was narrowed to, one after the other.
     """
 
-    __slots__ = ("_covered", "name", "operator", "publish", "subscribe")
+    __slots__ = ("_covered", "mark", "name", "narrowing", "operator", "publish", "subscribe")
 
     def __init__(
         self,
@@ -27,17 +31,22 @@ class Caller:
         publish: tuple[Patterns, ...] = (),
         subscribe: tuple[Patterns, ...] = (),
         operator: bool = True,
+        mark: bytes = b"",
     ) -> None:
         self.name = name
         self.publish = publish
         self.subscribe = subscribe
         self.operator = operator
+        self.mark = mark
+        self.narrowing: tuple[str, ...] = ()
         self._covered: dict[str, bool] = {}
 
     def narrowed(self, pattern: str) -> Caller:
         """Return the caller with no right beyond `pattern`."""
         only = (Patterns((pattern,)),)
-        return Caller(self.name, self.publish + only, self.subscribe + only, operator=False)
+        narrow = Caller(self.name, self.publish + only, self.subscribe + only, False, self.mark)
+        narrow.narrowing = (*self.narrowing, pattern)
+        return narrow
 
     def check_publish(self, channel: str) -> str:
         """Return `channel`; raise Refusal where it is no channel, or not one to publish on."""

@@ -162,6 +162,10 @@ class Ingress:
         state = self._state
         return state is None or (state.known and frame.sequence > state.top)
 
+    def forget_rights(self) -> None:
+        """The caller's rights have changed: each channel is checked anew."""
+        self._channels.clear()
+
     def _hand_on(self, run: list[stream.Publish]) -> None:
         """Check a run and append it; where it is malformed, each publish for itself."""
         first = run[0]

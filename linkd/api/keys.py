@@ -17,6 +17,7 @@ from linkd.api.callers import ANYONE, SOCKET, Caller
 from linkd.api.refusals import Refusal
 from linkd.config import Config
 from linkd.core.channels import Patterns
+from linkd.errors import ConfigError
 from linkd.net.identity import load_secret
 from linkd.net.limits import origin
 
@@ -81,12 +82,13 @@ class Keyring:
         """Read the keys anew; on ConfigError the old ones stay in force."""
         keys: dict[str, _Key] = {}
         for key in config.api.keys:
+            if key.name in (SOCKET.name, ANYONE.name):
+                raise ConfigError(f"api.key: {key.name!r} has a meaning of its own; name it else")
             secret = load_secret(key.secret_file)
             everything = ">" in key.publish and ">" in key.subscribe
-            caller = Caller(
-                key.name, (Patterns(key.publish),), (Patterns(key.subscribe),), everything
-            )
-            keys[key.name] = _Key(caller, _digest(secret), secret)
+            digest = _digest(secret)
+            rights = (Patterns(key.publish),), (Patterns(key.subscribe),)
+            keys[key.name] = _Key(Caller(key.name, *rights, everything, digest), digest, secret)
         self._keys = keys
         self.require_key = config.api.require_key
 
@@ -98,6 +100,13 @@ class Keyring:
             if hmac.compare_digest(key.digest, digest):
                 found = key.caller
         return found
+
+    def renewed(self, caller: Caller) -> Caller | None:
+        """Return who let in before is as of now; None where the key is gone, or another."""
+        known = self._named(caller.name)
+        if known is None or known.mark != caller.mark:
+            return None
+        return _narrow(known, caller.narrowing)
 
     # tokens
 

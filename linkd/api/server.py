@@ -24,9 +24,9 @@ from linkd.api.port import NodePort, Sink, Start, Subscription
 from linkd.api.presence import Presence
 from linkd.api.refusals import Refusal, refusal_of
 from linkd.api.site import ApiRequest, ApiSite
-from linkd.api.upgrade import Upgrades
+from linkd.api.upgrade import ApiSocket, Upgrades
 from linkd.clock import wall
-from linkd.config import Config
+from linkd.config import Config, ListenSettings
 from linkd.config.addresses import parse_address
 from linkd.errors import ConfigError, PublishError
 from linkd.log.engine import Consumer
@@ -162,14 +162,24 @@ class Api:
     def reload(self, config: Config) -> None:
         """Put another configuration in force: keys, names, origins, certificates.
 
+        Who is connected keeps no right that his key has lost, and nothing once the key is gone.
+
         Raises:
             ConfigError: A key's file cannot be read; nothing has changed.
         """
         self.keyring.reload(config)
         self.gate.reload(config)
         self.config = config
-        if self._tls is not None:
-            self._tls.reload()
+        listen = _tls_files(config)
+        if self._tls is not None and listen is not None:
+            self._tls.configure(listen)
+        open_now: list[ApiSocket | EventStream] = [*self.upgrades.sockets(), *self.streams]
+        for held in open_now:
+            caller = self.keyring.renewed(held.caller)
+            if caller is None:
+                held.disallow()
+            elif caller is not held.caller:
+                held.allow(caller)
 
     def _site(self) -> ApiSite:
         limits = self.config.limits
@@ -306,14 +316,16 @@ class _Nobody:
 
 def server_tls(config: Config) -> ServerTls | None:
     """Return TLS for `http`, None where no certificate is configured."""
-    from linkd.config import ListenSettings  # noqa: PLC0415 - its shape is what ServerTls reads
+    listen = _tls_files(config)
+    return None if listen is None else ServerTls(listen)
 
+
+def _tls_files(config: Config) -> ListenSettings | None:
+    """Return the certificate of `http` in the shape that ServerTls reads; None: no TLS."""
     api = config.api
     if api.http is None or api.certificate is None:
         return None
-    return ServerTls(
-        ListenSettings(address=api.http, certificate=api.certificate, key=api.private_key)
-    )
+    return ListenSettings(address=api.http, certificate=api.certificate, key=api.private_key)
 
 
 def _listen_unix(reactor: Any, path: Path, site: ApiSite) -> Any:

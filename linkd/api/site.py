@@ -377,7 +377,7 @@ class ApiSite(_Factory):  # type: ignore[misc]
             events.emit(
                 "api.refused",
                 reason=refusal.error,
-                caller=caller.name if caller else request.address,
+                caller=caller.name if caller else origin(request.address),
                 address=request.address,
                 status=refusal.status,
                 path=request.path.decode("ascii", "replace")[:200],

@@ -12,6 +12,8 @@ from zope.interface import implementer
 
 from linkd.api.bodies import record_objects, to_json
 from linkd.api.call import Call, number
+from linkd.api.callers import Caller
+from linkd.api.refusals import Refusal
 from linkd.core.batch import Batch
 from linkd.status import Event
 
@@ -35,11 +37,13 @@ class EventStream:
     def __init__(self, api: Api, call: Call) -> None:
         self._api = api
         self._request = call.request
+        self.caller = call.caller
         self._paused = False
         self._beat = LoopingCall(self._comment)
         self._beat.clock = api.reactor
         self.on_room: Callable[[], None] = _nothing
         self.on_gone: Callable[[], None] = _nothing
+        self.pattern: str | None = None
 
     def begin(self) -> None:
         """Send the head."""
@@ -68,6 +72,23 @@ class EventStream:
     def paused(self) -> bool:
         """Whether the caller reads too slowly just now."""
         return self._paused
+
+    def allow(self, caller: Caller) -> None:
+        """The caller's rights have changed: end what they no longer cover."""
+        self.caller = caller
+        try:
+            if self.pattern is not None:
+                caller.check_subscribe(self.pattern)
+        except Refusal as refusal:
+            self._say_end(refusal.error)
+
+    def disallow(self) -> None:
+        """The caller's key is gone, or another."""
+        self._say_end("unauthorized")
+
+    def _say_end(self, reason: str) -> None:
+        self.send(event(to_json({"reason": reason}), None, b"end"))
+        self.end()
 
     def end(self) -> None:
         """Nothing more comes."""
@@ -142,6 +163,7 @@ def stream_records(api: Api, call: Call, pattern: str) -> None:
     consumer = consumer_of(call)
     stream = EventStream(api, call)
     subscription: Subscription = api.subscribe((pattern,), start, RecordStream(stream), consumer)
+    stream.pattern = pattern
     stream.on_room = subscription.resume
     stream.on_gone = subscription.close
     stream.begin()

@@ -63,6 +63,18 @@ class StreamSession:
             stream.Watch: self._watch,
         }
 
+    def allow(self, caller: Caller) -> None:
+        """The caller's rights have changed: end what they no longer cover, and say so."""
+        self.caller = caller
+        self.ingress.forget_rights()
+        for sink in list(self._subscriptions.values()):
+            try:
+                for pattern in sink.patterns:
+                    caller.check_subscribe(pattern)
+            except Refusal as refusal:
+                sink.close()
+                self.ended(sink, refusal.error)
+
     # what the socket tells
 
     def opened(self) -> None:
@@ -206,7 +218,7 @@ class StreamSession:
             for pattern in frame.patterns:
                 self.caller.check_subscribe(pattern)
             consumer = check_consumer(frame.consumer) if frame.consumer else None
-            sink = StreamSink(self, frame.id, frame.credit)
+            sink = StreamSink(self, frame.id, frame.patterns, frame.credit)
             sink.subscription = self.api.subscribe(frame.patterns, frame.start, sink, consumer)
         except LinkdError as error:
             refusal = refusal_of(error)
@@ -277,11 +289,15 @@ class StreamSink:
     Args:
         session: The client's stream.
         id: The client's number for it.
+        patterns: What it follows.
         credit: Bytes of records that may come.
     """
 
-    def __init__(self, session: StreamSession, id: int, credit: int) -> None:
+    def __init__(
+        self, session: StreamSession, id: int, patterns: tuple[str, ...], credit: int
+    ) -> None:
         self.id = id
+        self.patterns = patterns
         self.subscription: Subscription | None = None
         self._session = session
         self._credit = credit

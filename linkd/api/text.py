@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from linkd.api.bodies import to_json
 from linkd.api.call import Call
+from linkd.api.callers import Caller
 from linkd.api.publishing import check_words, too_large
 from linkd.api.reading import start_of
 from linkd.api.refusals import Refusal, refusal_of
@@ -43,7 +44,7 @@ class TextSession:
         self.socket = socket
         self.envelope = _flag(call, "envelope")
         self._api = api
-        self._caller = call.caller
+        self.caller = call.caller
         self._status = _flag(call, "status")
         self._presence = _flag(call, "presence")
         self._channel = call.text("channel")
@@ -59,13 +60,24 @@ class TextSession:
     def _may_read(self, channel: str) -> bool:
         """Tell whether the URL's channel may be read; raise Refusal where it is no use at all."""
         try:
-            self._caller.check_subscribe(channel)
+            self.caller.check_subscribe(channel)
         except Refusal as refusal:
             if refusal.error == "malformed":
                 raise
-            self._caller.check_publish(channel)
+            self.caller.check_publish(channel)
             return False
         return True
+
+    def allow(self, caller: Caller) -> None:
+        """The caller's rights have changed: end what they no longer cover, and say so."""
+        self.caller = caller
+        for pattern, sink in list(self._subscriptions.items()):
+            try:
+                caller.check_subscribe(pattern)
+            except Refusal as refusal:
+                del self._subscriptions[pattern]
+                sink.close()
+                self._refuse(None, refusal)
 
     # what the socket tells
 
@@ -77,7 +89,7 @@ class TextSession:
                 self._send_object("status", link)
         if self._channel is not None and self._reads:
             self._follow(self._channel, self._from)
-        name = self._caller.name
+        name = self.caller.name
         self._number = self._api.presence.join(self._channel or "", name, self, self._presence)
 
     def message(self, payload: bytes, binary: bool) -> None:
@@ -101,7 +113,7 @@ class TextSession:
         """The client is gone."""
         self._ended = True
         if self._number is not None:
-            self._api.presence.leave(self._channel or "", self._caller.name, self._number)
+            self._api.presence.leave(self._channel or "", self.caller.name, self._number)
             self._number = None
         for sink in list(self._subscriptions.values()):
             sink.close()
@@ -130,7 +142,7 @@ class TextSession:
 
     def _follow(self, pattern: str, start: Start) -> TextSink:
         """Follow a pattern; one that is followed already begins anew."""
-        self._caller.check_subscribe(pattern)
+        self.caller.check_subscribe(pattern)
         most = self._api.node.config.limits.subscriptions
         before = self._subscriptions.pop(pattern, None)
         if before is None and len(self._subscriptions) >= most:
@@ -154,7 +166,7 @@ class TextSession:
         channel = frame.channel or self._channel
         if channel is None:
             raise Refusal("malformed", "expected a channel, in the frame or in the URL")
-        self._caller.check_publish(channel)
+        self.caller.check_publish(channel)
         config = self._api.node.config
         if len(frame.body) > config.log.max_body_bytes:
             raise too_large(len(frame.body), config.log.max_body_bytes)

@@ -13,6 +13,7 @@ from zope.interface import implementer
 
 from linkd import events
 from linkd.api.call import Call
+from linkd.api.callers import Caller
 from linkd.api.refusals import Refusal
 from linkd.core.stream import MAX_MESSAGE_BYTES, SUBPROTOCOL
 from linkd.net.timers import ExactTimer
@@ -35,7 +36,16 @@ BUG = 1011
 
 
 class Session(Protocol):
-    """What is spoken on one WebSocket."""
+    """What is spoken on one WebSocket.
+
+    Attributes:
+        caller: Who is at the other end.
+    """
+
+    caller: Caller
+
+    def allow(self, caller: Caller) -> None:
+        """The caller's rights have changed: end what they no longer cover."""
 
     def opened(self) -> None:
         """It is open."""
@@ -120,6 +130,21 @@ class ApiSocket(ServerProtocol):  # type: ignore[misc]  # Autobahn has no types
         if self.released is not None:
             self.released()
             self.released = None
+
+    # for the API
+
+    @property
+    def caller(self) -> Caller:
+        """Who is at the other end."""
+        return self.session.caller
+
+    def allow(self, caller: Caller) -> None:
+        """The caller's rights have changed."""
+        self._guarded(lambda: self.session.allow(caller))
+
+    def disallow(self) -> None:
+        """The caller's key is gone, or another."""
+        self.close(REFUSED, "the key is not in force any more")
 
     # for the session
 
@@ -253,6 +278,10 @@ class Upgrades:
         if path == "/v1/stream":
             return StreamSession(self.api, call.caller, socket)
         return TextSession(self.api, call, socket)
+
+    def sockets(self) -> list[ApiSocket]:
+        """Return those that are open."""
+        return [socket for socket in self._open if socket.open]
 
     def gone(self, socket: ApiSocket) -> None:
         """A WebSocket has ended."""
