@@ -1,0 +1,89 @@
+"""An API without a port: a fake node, a clock, sockets of lists; its mistakes are errors."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.task import Clock
+from twisted.logger import globalLogPublisher
+
+from linkd.api.server import Api
+from tests.support.fake_node import FakeNode, make_config
+
+_FOLDER = tempfile.TemporaryDirectory(prefix="linkd-fuzz-")
+
+
+class Mistake(AssertionError):
+    """linkd has logged a mistake of its own."""
+
+
+class Bench:
+    """The API, made anew with an empty log where an input has stored something.
+
+    Args:
+        api: What `[api]` says beyond the defaults.
+    """
+
+    def __init__(self, **api: Any) -> None:
+        self._config = make_config(Path(_FOLDER.name), **api)
+        self._logged: list[dict[str, Any]] = []
+        self.clock = Clock()
+        self.api: Any = None
+        globalLogPublisher.addObserver(self._observe)
+        self.fresh()
+
+    def _observe(self, event: dict[str, Any]) -> None:
+        if event.get("event") == "node.bug" or "log_failure" in event:
+            self._logged.append(event)
+
+    def fresh(self) -> None:
+        """Begin with an empty log."""
+        self.clock = Clock()
+        self.node = FakeNode(self._config, self.clock)
+        if self.api is None:
+            self.api = Api(self.node, self._config, self.clock)
+            self._beginning = self.node.log.next
+        api = self.api
+        api.node, api.reactor = self.node, self.clock
+        api.streams.clear()
+        api.producers._states.clear()
+        api.keyring._tokens.clear()
+        api.gate._wrong._seen.clear()
+
+    def finish(self) -> None:
+        """Let time pass, and raise Mistake where anything went wrong.
+
+        Raises:
+            Mistake: A bug or a failure was logged.
+        """
+        for _ in range(4):
+            self.clock.advance(0.0)
+        logged, self._logged = self._logged, []
+        self.fresh()
+        if logged:
+            failure = logged[0].get("log_failure")
+            text = logged[0].get("detail") or (failure and failure.getTraceback()) or logged[0]
+            raise Mistake(str(text))
+
+
+class Socket:
+    """A WebSocket whose other end reads, or doesn't."""
+
+    def __init__(self) -> None:
+        self.paused = False
+        self.open = True
+        self.sent: list[tuple[bytes, bool]] = []
+        self.code = 0
+
+    def send(self, payload: bytes, binary: bool) -> None:
+        """Take a message."""
+        if self.open:
+            self.sent.append((payload, binary))
+
+    def close(self, code: int, reason: str) -> None:
+        """End."""
+        self.open = False
+        self.code = code
+        assert len(reason) < 100_000

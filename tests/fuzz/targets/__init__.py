@@ -1,0 +1,33 @@
+"""The targets: each takes any bytes, and raises where linkd does what it has not documented."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+
+CORPUS = Path(__file__).parents[1] / "corpus"
+
+NAMES: Mapping[str, tuple[str, ...]] = {
+    "wire": ("linkd.core",),
+    "session": ("linkd.core",),
+    "stream": ("linkd.core.stream",),
+    "stream_session": ("linkd.api.stream", "linkd.api.ingress", "linkd.api.callers"),
+    "config": ("linkd.config",),
+    "identity": ("linkd.net.heads", "linkd.net.identity", "linkd.pairing.code", "linkd.api.keys"),
+    "frames": ("linkd.net.frames",),
+    "http": ("linkd.api",),
+    "text": ("linkd.api.textframes", "linkd.api.bodies"),
+    "text_session": ("linkd.api.text", "linkd.api.textframes", "linkd.api.callers"),
+    "log": ("linkd.log.frame", "linkd.log.seal"),
+    "recovery": ("linkd.log",),
+}
+"""Each target's name, and the modules in which it looks for new ways to go."""
+
+Target = Callable[[bytes], None]
+
+
+def load(name: str) -> Target:
+    """Return a target: `name`'s module has one function `one`."""
+    found: Target = import_module(f"tests.fuzz.targets.{name}").one
+    return found

@@ -1,0 +1,22 @@
+"""WebSocket frames as linkd takes them itself, ahead of Autobahn, whole and in pieces."""
+
+from __future__ import annotations
+
+from linkd.net import frames
+
+
+def one(content: bytes) -> None:
+    """Take frames until one must wait or is Autobahn's; hold each against RFC 6455 section 5.2."""
+    masked = 0x80 if content[:1] >= b"\x80" else 0
+    data, position = content[1:], 0
+    while True:
+        found = frames.take(data, position, masked)
+        if isinstance(found, bool):
+            break
+        first, payload, end = found
+        assert position + 2 <= end <= len(data)
+        assert first == data[position]
+        again = b"".join(frames.put(first, payload, 0))
+        assert frames.take(again, 0, 0) == (first, payload, len(again))
+        assert frames.take(data[: end - 1], position, masked) is True
+        position = end

@@ -1,0 +1,26 @@
+"""Messages of `/ws`, and bodies over HTTP: parsed, or a Refusal."""
+
+from __future__ import annotations
+
+from linkd.api.bodies import check_body, shown
+from linkd.api.refusals import Refusal
+from linkd.api.textframes import parse
+from tests.fuzz.reading import Input
+from tests.fuzz.templates import TEXTS
+
+_TYPES = ("application/json", "text/plain", "text/plain; charset=utf-8", "image/png", "")
+
+
+def one(content: bytes) -> None:
+    """Parse a message; half of the inputs say how a proper one is spoilt."""
+    lead = content[0] if content else 0
+    message = content[1:] if lead < 0x80 else Input(content[1:]).near(TEXTS)
+    type_ = _TYPES[lead % len(_TYPES)]
+    try:
+        frame = parse(message, lead & 0x70 == 0x70)
+        assert frame.kind != "publish" or isinstance(frame.body, bytes)
+        check_body(message, type_)
+    except Refusal:
+        pass
+    name, value = shown(message, type_)
+    assert name != "base64" or isinstance(value, str)
