@@ -146,7 +146,8 @@ def _counts(path: Path, present: list[int], number: int) -> int:
         head, _ = read_head(segment_path(path, after))
     except Damage:
         return size
-    return size if own.salvaged or head.previous != number else head.previous_size
+    told = head.previous_size if head.previous == number and not own.salvaged else 0
+    return told or size
 
 
 def _checked(file: Path, counts: int | None, damage: list[str], notes: list[str]) -> Index | None:
