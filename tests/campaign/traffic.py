@@ -60,7 +60,9 @@ class Publisher(threading.Thread):
             ledger.next = last
             path = f"/v1/channels/{ledger.channel}"
             try:
-                self._at.call("POST", path, body, "application/x-ndjson", timeout=30.0)
+                said = self._at.call("POST", path, body, "application/x-ndjson", timeout=30.0)
+                if "offset" not in said:  # 503: it is starting or stopping
+                    raise RuntimeError(str(said))
             except RuntimeError:
                 ledger.refused += count
                 self._ended.wait(RETRY_SECONDS)
