@@ -189,8 +189,13 @@ def _killed(bounds: Bounds, _seconds: float) -> Expectation:
     return Expectation(falls=("dialer",), undisturbed=("dialer",), back=bounds.back_broken)
 
 
+def _remembered(_bounds: Bounds, _seconds: float) -> Expectation:
+    """The last good address serves: the link is back before the name is."""
+    return Expectation(falls=("listener", "dialer"), back=0.0)
+
+
 def _nameless(_bounds: Bounds, _seconds: float) -> Expectation:
-    return Expectation(falls=("listener", "dialer"), says="dns")
+    return Expectation(says="dns")
 
 
 def _expired(_bounds: Bounds, _seconds: float) -> Expectation:
@@ -254,9 +259,19 @@ _ALL = (
         about="the connection is cut, and the hub's name has no address any more",
         begin=_unknown,
         mend=_known,
+        lasts=lambda bounds: bounds.back_broken / 2,
+        expects=_remembered,
+        setup=Setup(by_name=True),
+        needs=("namespaces",),
+    ),
+    Drill(
+        name="nameless",
+        about="the edge starts while the hub's name has no address",
+        begin=_nothing,
+        mend=_known,
         lasts=lambda _: 6.0,
         expects=_nameless,
-        setup=Setup(by_name=True),
+        setup=Setup(by_name=True, nameless=True),
         needs=("namespaces",),
     ),
     Drill(

@@ -51,6 +51,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
         hub_absent: Only the edge is started.
         relay: The path goes through the relay, also where there are namespaces.
         by_name: The edge dials the hub by its name.
+        nameless: That name has no address yet when the edge starts.
         clocks: Both live by wall clocks that can be stepped.
         small_disk: The hub's disk is small.
         certificate_seconds: TLS, with a certificate of the hub that is valid for so long.
@@ -59,6 +60,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     hub_absent: bool = False
     relay: bool = False
     by_name: bool = False
+    nameless: bool = False
     clocks: bool = False
     small_disk: bool = False
     certificate_seconds: float | None = None
@@ -225,11 +227,13 @@ class Pair:
                 state = self.hub.directory / "state"
                 state.mkdir()
                 self.hub.place.sh(f"mount -t tmpfs -o size={SMALL_DISK},mode=700 tmpfs '{state}'")
+            if self.setup.nameless:
+                self.know_hub(False)
             for end in self.ends:
                 if not (self.setup.hub_absent and end.name == "hub"):
                     self._stack.callback(end.close)
                     end.start()
-            if not self.setup.hub_absent:
+            if not (self.setup.hub_absent or self.setup.nameless):
                 self._await_up()
         except BaseException:
             self._stack.close()

@@ -21,7 +21,15 @@ _SENT_SECONDS: Final = 30.0
 
 
 class Counted(msgspec.Struct, frozen=True):
-    """What became of one publisher's messages."""
+    """What became of one publisher's messages.
+
+    Args:
+        published: Those that the daemon said it has on disk.
+        refused: Those that it would not take.
+        doubtful: Those of calls that were never answered.
+        lost, twice, out_of_order: Of those published, at the other end.
+        slowest_seconds: The longest that a call took that was answered.
+    """
 
     published: int
     refused: int
@@ -29,6 +37,7 @@ class Counted(msgspec.Struct, frozen=True):
     lost: int
     twice: int
     out_of_order: int
+    slowest_seconds: float
 
 
 class Publisher(threading.Thread):
@@ -51,6 +60,7 @@ class Publisher(threading.Thread):
     def __init__(self, socket: str, channel: str, mark: str) -> None:
         super().__init__(daemon=True, name=f"probe {channel}")
         self.refused = 0
+        self._slowest = 0.0
         self._socket = socket
         self.channel = channel
         self.mark = mark
@@ -86,6 +96,7 @@ class Publisher(threading.Thread):
         )
         headers = {"Content-Type": "application/x-ndjson"}
         target = f"/v1/channels/{self.channel}"
+        began = time.monotonic()
         try:
             expect(call(self._socket, "POST", target, body, headers, timeout=_SENT_SECONDS))
         except Refused:
@@ -97,6 +108,7 @@ class Publisher(threading.Thread):
             else:
                 self.refused += BATCH
             return False
+        self._slowest = max(self._slowest, time.monotonic() - began)
         self._acked.append(span)
         return True
 
@@ -113,6 +125,7 @@ class Publisher(threading.Thread):
             ),
             twice=len(arrived) - len(there),
             out_of_order=sum(b <= a for a, b in itertools.pairwise(arrived)),
+            slowest_seconds=round(self._slowest, 3),
         )
 
 

@@ -212,5 +212,6 @@ def _messages(report: Report) -> str:
         + (f", {one.refused:,} refused" if one.refused else "")
         + (f", {one.doubtful:,} in doubt" if one.doubtful else "")
         + f", lost {one.lost}, twice {one.twice}, out of order {one.out_of_order}"
+        + f", slowest publish {one.slowest_seconds:.2f} s"
         for channel, one in report.messages.items()
     )

@@ -1,0 +1,74 @@
+"""Rules of the packet filter: narrow, marked, and taken back exactly."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from linkd.drill.rules import Kind, Remote, commands, local_port, remote
+
+HEAD = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid\n"
+
+
+@pytest.mark.parametrize("kind", ["blackhole", "oneway", "reset"])
+@pytest.mark.parametrize("far", [Remote("10.0.0.1", 9443, False), Remote("fd00::1", 9443, True)])
+def test_what_is_made_is_exactly_what_is_taken_back(kind: Kind, far: Remote) -> None:
+    begin, undo = commands(kind, far, "token")
+    assert len(begin) == len(undo) == (1 if kind == "oneway" else 2)
+    for made, gone in zip(begin, undo, strict=True):
+        assert made[0] == gone[0] == ("ip6tables" if ":" in far.address else "iptables")
+        assert made[made.index("-I") + 1 :] == gone[gone.index("-D") + 1 :]
+        assert "linkd-drill:token" in made
+        assert far.address in made
+        assert "9443" in made
+
+
+def test_only_the_links_own_port_is_touched() -> None:
+    dialed, _ = commands("blackhole", Remote("10.0.0.1", 9443, False), "t")
+    assert "INPUT -p tcp -s 10.0.0.1 --sport 9443" in " ".join(dialed[0])
+    assert "OUTPUT -p tcp -d 10.0.0.1 --dport 9443" in " ".join(dialed[1])
+    accepted, _ = commands("blackhole", Remote("10.0.0.2", 9443, True), "t")
+    assert "INPUT -p tcp -s 10.0.0.2 --dport 9443" in " ".join(accepted[0])
+    assert "OUTPUT -p tcp -d 10.0.0.2 --sport 9443" in " ".join(accepted[1])
+
+
+def test_resets_themselves_pass() -> None:
+    begin, _ = commands("reset", Remote("10.0.0.1", 9443, False), "t")
+    assert all("! --tcp-flags RST RST" in " ".join(command) for command in begin)
+
+
+def test_a_dialers_rules_go_by_the_peers_port() -> None:
+    assert remote("dialer", "10.0.0.1:9443") == Remote("10.0.0.1", 9443, False)
+    assert remote("dialer", "[fd00::1]:443") == Remote("fd00::1", 443, False)
+    assert remote("dialer", "[::ffff:10.0.0.1]:443") == Remote("10.0.0.1", 443, False)
+
+
+def test_a_listeners_rules_go_by_its_own_port() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as near,
+        server.accept()[0],
+    ):
+        host, port = near.getsockname()
+        expected = Remote("127.0.0.1", server.getsockname()[1], True)
+        assert remote("listener", f"{host}:{port}") == expected
+
+
+def test_an_unknown_connection_or_address_is_refused() -> None:
+    with pytest.raises(ValueError, match="no connection with 192.0.2.1:1"):
+        remote("listener", "192.0.2.1:1")
+    with pytest.raises(ValueError, match="hub"):
+        remote("dialer", "hub:9443")
+
+
+def test_the_kernels_lists_are_read(tmp_path: Path) -> None:
+    listening = "   0: 00000000:24E3 00000000:0000 0A 0 0 0 0 0\n"
+    four = "   1: 0100000A:24E3 0200000A:C350 01 0 0 0 0 0\n"
+    six = "   2: 0000000000000000FFFF00000100000A:24E4 0000000000000000FFFF00000300000A:C351 01 0\n"
+    (tmp_path / "tcp").write_text(HEAD + listening + four)
+    (tmp_path / "tcp6").write_text(HEAD + six)
+    assert local_port("10.0.0.2", 50000, tmp_path) == 0x24E3
+    assert local_port("10.0.0.3", 50001, tmp_path) == 0x24E4
+    assert local_port("10.0.0.2", 50001, tmp_path) is None
