@@ -77,6 +77,8 @@ class Ward:
             self._say(f"{path} belongs to another log, or has another's name; set aside as {aside}")
             return
         frames = good_frames(path, self.identity.seed)
+        if last:
+            frames = _complete(frames)
         batches = [frame for frame in frames if frame.kind == BATCH]
         head, snapshot = self._head(number, frames)
         aside = self._set_aside(path)
@@ -181,7 +183,7 @@ class Ward:
             try:
                 head, frame = read_head(path)
                 state = State.restored(_snapshot.decode(frame.records))
-                scan(path, head, path.stat().st_size, state)
+                scan(path, head, path.stat().st_size, state, sealed=True)
             except Damage:
                 continue
             return state, other, head.node
@@ -216,6 +218,17 @@ class Ward:
         told = Told(level, "log.damaged", detail)
         if told not in self.told:
             self.told.append(told)
+
+
+def _complete(frames: list[Frame]) -> list[Frame]:
+    """Return frames without the publish at the end of which a part is missing."""
+    end = len(frames)
+    while end and frames[end - 1].kind == BATCH:
+        publish = head_of(frames[end - 1]).publish
+        if publish is None or publish.last:
+            break
+        end -= 1
+    return frames[:end]
 
 
 def _holes(first: int, frames: list[Frame]) -> tuple[list[str], int]:

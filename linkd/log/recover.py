@@ -122,7 +122,7 @@ def _find(folder: Path, files: Files, ward: Ward) -> Found:
             size = counts
         index = load_index(folder, number, identity.log)
         if index is None or index.size != size:
-            index, _ = scan(path, head, size, None)
+            index, _ = scan(path, head, size, None, sealed=True)
         found.segments.append(index)
         if heads[after][0].previous != number:
             ward.missing(number, after, index.next, heads[after][0].first)

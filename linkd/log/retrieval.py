@@ -130,13 +130,13 @@ class Retrieval:
                 return _empty(before)
             head, _ = read_head(path)
             try:
-                return scan(path, head, before.size, None)[0]
+                return scan(path, head, before.size, None, sealed=True)[0]
             except Damage as worse:
                 damage = worse
             ward.mend(damage)
             told += ward.told
             head, _ = read_head(path)
-            index, _ = scan(path, head, path.stat().st_size, None)
+            index, _ = scan(path, head, path.stat().st_size, None, sealed=True)
             seal(self._files, path.parent, index, ())
         except (OSError, Damage) as error:
             told.append(Told("error", "log.damaged", f"{path} could not be mended: {error}"))

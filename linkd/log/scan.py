@@ -66,12 +66,15 @@ def read_head(path: Path) -> tuple[SegmentHead, Frame]:
     return _head.decode(frame.head), frame
 
 
-def scan(path: Path, head: SegmentHead, size: int, state: State | None) -> tuple[Index, Frame]:
+def scan(
+    path: Path, head: SegmentHead, size: int, state: State | None, sealed: bool = False
+) -> tuple[Index, Frame]:
     """Return the index of a segment's first `size` bytes and its last frame.
 
     Fold the frames into `state`.
 
-    A publish of several frames whose last is not there does not count, nor what follows it.
+    A publish of several frames whose last is not there does not count, nor what follows it: nobody
+    was told that it was stored. In a `sealed` segment it was stored: what is readable counts.
 
     Raises:
         Damage: At the first bad frame.
@@ -89,6 +92,10 @@ def scan(path: Path, head: SegmentHead, size: int, state: State | None) -> tuple
             _fold(ready, index, state)
         index.size, last = frame.end, frame
         held.clear()
+    if sealed and held:
+        for ready in held:
+            _fold(ready, index, state)
+        index.size, last = held[-1].end, held[-1]
     if last is None:
         raise Damage(path, 0)
     return index, last

@@ -133,6 +133,8 @@ class SegmentLog(Ledger):
         self.max_bytes = settings.max_bytes
         self.snapshot = found.snapshot
         self.carried: Callable[[Snapshot], Snapshot] = lambda snapshot: snapshot
+        if self.snapshot is not None:
+            self.carried = self.snapshot.carry
         passed = 0.0 if found.wall is None else max(0.0, self._wall() - found.wall)
         self._clock_offset = found.stamp + passed - now
         for segment in found.segments:

@@ -106,7 +106,8 @@ class Shelf:
     def _behind(self, position: int) -> Sequence[Index]:
         """Return the segments with records at or behind `position`."""
         number = max(0, bisect_right(self.segments, position, key=_first) - 1)
-        return [segment for segment in self.segments[number:] if segment.next > position]
+        behind = [segment for segment in self.segments[number:] if segment.next > position]
+        return [segment for segment in behind if segment.blocks]
 
     def _block(self, segment: Index, number: int, tail: Tail) -> Sequence[Batch]:
         """Return the batches of a block, none where they can't be read."""

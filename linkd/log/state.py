@@ -90,6 +90,10 @@ class Snapshot(msgspec.Struct, array_like=True, frozen=True):
     acks: tuple[tuple[str, int, int], ...] = ()
     consumers: tuple[tuple[str, int, tuple[str, ...], float], ...] = ()
 
+    def carry(self, newer: Snapshot) -> Snapshot:
+        """Return a newer snapshot with what this one carries beside the state."""
+        return msgspec.structs.replace(newer, acks=self.acks, consumers=self.consumers)
+
 
 class State:
     """The fold over a log's frames.

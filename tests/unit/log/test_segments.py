@@ -314,3 +314,92 @@ def test_a_flood_is_cut_into_commits(bench: SegmentBench) -> None:
     got = append(bench, *[Draft("c", 1, draft(bytes(60_000)).records, 1.0) for _ in range(400)])
     assert all(isinstance(outcome, Appended) for outcome in got)
     assert len(list(bench.path.glob("*.log"))) >= 3
+
+
+def test_a_segment_that_begins_at_the_start_counts_as_empty_and_carries_what_was(
+    bench: SegmentBench,
+) -> None:
+    bench.log.carried = lambda snapshot: msgspec.structs.replace(
+        snapshot, acks=(("hub", 1, 3),), consumers=(("audit", 3, (">",), 1.0),)
+    )
+    fill(bench, 22)
+    assert bench.log._at >= MIB
+    log = bench.restart()
+    assert len(log._shelf.segments) == 3
+    assert log.owed(3)["orders"][0] == 20
+    assert log.stamp_at(3) is not None
+    assert bodies(fetch(bench, 3))[0][:6] == b"000002"
+    log = bench.restart()
+    assert log.snapshot is not None
+    assert log.snapshot.acks == (("hub", 1, 3),)
+    assert log.snapshot.consumers == (("audit", 3, (">",), 1.0),)
+
+
+def test_a_large_publish_cut_in_a_sealed_segment_keeps_what_is_readable(tmp_path: Path) -> None:
+    bench = SegmentBench(tmp_path / "log")
+    append(bench, draft(*[b"%06d" % n + bytes(6000) for n in range(50)]))
+    fill(bench, 12)
+    bench.close()
+    first = min((tmp_path / "log").glob("*.log"))
+    with first.open("r+b") as file:
+        file.truncate(150_000)
+    log = bench.open()
+    kept = len(bodies(fetch(bench, 1)))
+    assert 20 <= kept < 50
+    assert f"offsets lost: {kept + 1} to {log._shelf.segments[1].first - 1}" in log.told[0].detail
+    bench.close()
+
+
+def test_a_large_publish_cut_in_the_last_segment_goes_as_a_whole(tmp_path: Path) -> None:
+    bench = SegmentBench(tmp_path / "log")
+    append(bench, draft(b"spoilt"))
+    append(bench, draft(b"kept"))
+    append(bench, draft(*[b"%06d" % n + bytes(6000) for n in range(50)]))
+    bench.close()
+    last = max((tmp_path / "log").glob("*.log"))
+    content = bytearray(last.read_bytes())
+    content[content.index(b"spoilt")] ^= 1
+    last.write_bytes(content[:200_000])
+    log = bench.open()
+    assert bodies(everything(bench, 1)) == [b"kept"]
+    assert "offsets lost: 1 to 1, all from 3 on that were there" in log.told[0].detail
+    bench.close()
+
+
+def test_a_publish_that_does_not_fit_near_the_bound_closes_the_log_until_a_segment_has_gone(
+    tmp_path: Path,
+) -> None:
+    bench = SegmentBench(tmp_path / "log", max_bytes=16 * MIB)
+    fill(bench, 147)
+    assert bench.log.full is None
+    (refused,) = append(bench, draft(bytes(500_000)))
+    assert isinstance(refused, LogFull)
+    assert "did not fit" in (bench.log.full or "")
+    (small,) = append(bench, draft(b"small"))
+    assert isinstance(small, LogFull)
+    bench.log.release(bench.log.next)
+    bench.until(lambda: bench.log.full is None)
+    (small,) = append(bench, draft(b"small"))
+    assert isinstance(small, Appended)
+    bench.close()
+
+
+def test_a_slow_commit_and_a_refused_one_are_told(
+    bench: SegmentBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+    bench.log.on_told.append(told.append)
+    monkeypatch.setattr("linkd.log.segments.SLOW_SECONDS", 0.0)
+    append(bench, draft(b"slow"))
+    assert told[0].event == "log.slow"
+    monkeypatch.undo()
+    told.clear()
+    bench.files.refuse = errno.EIO
+    append(bench, draft(b"refused"))
+    append(bench, draft(b"refused"))
+    assert [(one.level, one.event) for one in told] == [("error", "log.disk-failed")]
+    bench.files.refuse = 0
+    bench.until(lambda: bench.log.full is None)
+    bench.files.refuse = errno.ENOSPC
+    append(bench, draft(b"refused"))
+    assert len(told) == 1
