@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
 
 from linkd.status import LinkStatus, NodeStatus, Outage
 
@@ -97,14 +97,21 @@ class Metrics:
 
     Args:
         node: The node.
+        delayed_calls: Tells how many calls wait for their time in the reactor.
 
     Attributes:
         commit: Seconds from a publish to its commit.
     """
 
-    def __init__(self, node: NodePort) -> None:
+    def __init__(self, node: NodePort, delayed_calls: Callable[[], int] = lambda: 0) -> None:
         self._node = node
         self._registry = CollectorRegistry()
+        waiting = Gauge(
+            "linkd_process_delayed_calls",
+            "Calls that wait for their time: a leak of timers shows here.",
+            registry=self._registry,
+        )
+        waiting.set_function(delayed_calls)
         self.commit = Histogram(
             "linkd_log_commit_seconds",
             "From a publish to its commit.",

@@ -71,7 +71,7 @@ class Api:
         self.pairing = pairing
         self.keyring = Keyring(config, reactor.seconds, wall)
         self.gate = Gate(config, self.keyring, WrongKeys(reactor.seconds))
-        self.metrics = Metrics(node)
+        self.metrics = Metrics(node, lambda: len(reactor.getDelayedCalls()))
         self.description = describe()
         self.streams: set[EventStream] = set()
         self.upgrades = Upgrades(self)
