@@ -23,6 +23,7 @@ from linkd.core.wire import (
 )
 from linkd.errors import Reason, RemoteProtocolError
 from linkd.net.frames import MESSAGE, PING, PONG, SMALL_BYTES, put, take
+from linkd.net.heads import printable
 from linkd.net.ports import LinkPort
 from linkd.net.sockets import peer_of, show, tune
 from linkd.net.timers import Call, Clock, cancel
@@ -37,8 +38,12 @@ from linkd.net.websocket import (
 ABORT_AFTER: Final = 3.0
 """Seconds from a close to the abort."""
 
+MAX_FRAMES: Final = 256
+"""Frames in which one message may come: each costs as much as a whole message."""
+
 _OPEN: Final = STATE_OPEN
 _CLOSED: Final = STATE_CLOSED
+_CLOSED_WELL: Final = (1000, 1001)
 _CLOSING: Final = STATE_CLOSING
 _REASONS: Final = frozenset(get_args(Reason))
 _PONG_HEADER: Final = FrameHeader(10, True, 0, 0, None)
@@ -63,6 +68,8 @@ class Connection:
     factory: Any
     state: int
     data: bytes
+    remoteCloseCode: int | None
+    remoteCloseReason: str | None
     current_frame: Any
     inside_message: bool
     life: Liveness
@@ -82,6 +89,7 @@ class Connection:
     _pinged_at: float | None = None
     _judging = False
     _gone = False
+    _frames = 0
 
     # -- beginning ----------------------------------------------------------------------------
 
@@ -138,10 +146,25 @@ class Connection:
             whole = self.current_frame is None and not self.inside_message
             if whole and self.state == _OPEN and self._take():
                 return
-            if not self.processData():  # type: ignore[attr-defined]
+            if not self.processData() or self._too_many():  # type: ignore[attr-defined]
                 return
         if self.data:
             super().consumeData()  # type: ignore[misc]
+
+    def onFrameBegin(self) -> None:
+        """Autobahn has a frame's head: count it."""
+        self._frames += 1
+        super().onFrameBegin()  # type: ignore[misc]
+
+    def _too_many(self) -> bool:
+        """End a message in too many frames; tell whether nothing more is to be read at all."""
+        if self._frames > MAX_FRAMES:
+            self.fail("protocol", f"a message came in more than {MAX_FRAMES} frames", 3002)
+        if self._frames <= 2 * MAX_FRAMES:
+            return False
+        self.data = b""
+        self.transport.abortConnection()
+        return True
 
     def _take(self) -> bool:
         """Take whole frames off the front; tell whether nothing more can be done for now."""
@@ -175,6 +198,7 @@ class Connection:
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
         """A message came in several frames, or as text."""
+        self._frames = 0
         if isBinary:
             self._message(payload)
         else:
@@ -207,8 +231,8 @@ class Connection:
         raise NotImplementedError
 
     def onPing(self, payload: bytes) -> None:
-        """Answer a ping."""
-        if self.state == _OPEN:
+        """Answer a ping, unless the other end does not read what we have sent already."""
+        if self.state == _OPEN and self.writable:
             self._frame(PONG, payload)
 
     # -- sending ------------------------------------------------------------------------------
@@ -371,8 +395,20 @@ class Connection:
             self.ended_early(reason)
             return
         goodbye = self._goodbye
-        why, detail = self._ending or _why(goodbye, reason)
+        why, detail = self._ending or self._why(goodbye, reason)
         port.lost(self, why, detail, goodbye)  # type: ignore[arg-type]
+
+    def _why(self, goodbye: Goodbye | None, reason: Failure) -> tuple[Reason, str]:
+        """Return why a connection ended that we did not end."""
+        if goodbye is not None:
+            word: Reason = goodbye.reason if goodbye.reason in _REASONS else "closed"  # type: ignore[assignment]
+            return word, f"the peer said goodbye: {goodbye.detail or goodbye.reason}"
+        code = self.remoteCloseCode
+        if code is not None and code not in _CLOSED_WELL:
+            said = printable(self.remoteCloseReason or "") or "no reason given"
+            return "protocol", f"the peer closed the connection ({code}): {said}"
+        text = str(reason.value).strip() or "no reason given"
+        return "closed", f"the connection was closed: {text}"
 
     def ended_early(self, reason: Failure) -> None:
         """It ended before it was greeted."""
@@ -398,12 +434,3 @@ _HANDSHAKE_LEFTOVERS: Final = [
     "websocket_key",
     "_wskey",
 ]
-
-
-def _why(goodbye: Goodbye | None, reason: Failure) -> tuple[Reason, str]:
-    """Return why a connection ended that we did not end."""
-    if goodbye is not None:
-        word: Reason = goodbye.reason if goodbye.reason in _REASONS else "closed"  # type: ignore[assignment]
-        return word, f"the peer said goodbye: {goodbye.detail or goodbye.reason}"
-    text = str(reason.value).strip() or "no reason given"
-    return "closed", f"the connection was closed: {text}"

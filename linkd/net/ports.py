@@ -51,6 +51,12 @@ class Connection(Protocol):
     def abort(self, reason: Reason, detail: str) -> None:
         """End it now; `lost` follows with this reason."""
 
+    def fail(self, reason: Reason, detail: str, close_code: int) -> None:
+        """End it and tell the other why; nothing is received any more.
+
+        `lost` follows with this reason, 3 s later where the other does not answer.
+        """
+
     def goodbye(self, message: Goodbye) -> None:
         """Send a goodbye, close, and abort after 3 s.
 

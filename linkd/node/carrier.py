@@ -153,7 +153,7 @@ class Carrier:
             effects = self.session.received(message, self._clock.seconds())
         except RemoteProtocolError as error:
             self._around.tell("warn", "connection.protocol", peer=self.peer, detail=str(error))
-            connection.abort("protocol", str(error))
+            connection.fail("protocol", str(error), error.close_code)
             return
         if effects:
             self.perform(effects)

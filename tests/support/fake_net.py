@@ -112,6 +112,9 @@ class FakeConnection:
     def abort(self, reason: Reason, detail: str) -> None:
         self.end(reason, detail)
 
+    def fail(self, reason: Reason, detail: str, close_code: int) -> None:
+        self.end(reason, detail)
+
     def goodbye(self, message: wire.Goodbye) -> None:
         self.send(wire.encode(message))
         self.end("stopped", message.detail)
