@@ -108,18 +108,25 @@ def _running(arguments: argparse.Namespace) -> Iterable[Report]:
     """Return the report of a drill on a running pair, once it was agreed to and is over."""
     from linkd.drill import running  # noqa: PLC0415
     from linkd.drill.asking import Daemon  # noqa: PLC0415
+    from linkd.drill.deadman import DrillFailed  # noqa: PLC0415
 
     request = _request(arguments)
     daemon = Daemon(socket_path(arguments))
-    made = running.plan(request, daemon)
+    try:
+        made = running.plan(request, daemon)
+    except DrillFailed as error:
+        raise Ended(exits.REFUSED, str(error)) from None
     bounds = _bounds(arguments, required=False)
     sys.stderr.write("\n".join(made.lines(request)) + "\n")
     if not arguments.yes and not _agreed():
         raise Ended(exits.ANSWER_IS_NO, "nothing was done")
     progress = _Progress(1)
-    report = running.run(
-        request, made, daemon, bounds, lambda what: progress.say(request.kind, what)
-    )
+    try:
+        report = running.run(
+            request, made, daemon, bounds, lambda what: progress.say(request.kind, what)
+        )
+    except DrillFailed as error:
+        raise Ended(exits.ANSWER_IS_NO, str(error)) from None
     return progress.follow([report])
 
 

@@ -57,7 +57,7 @@ def test_a_listeners_rules_go_by_its_own_port() -> None:
 
 
 def test_an_unknown_connection_or_address_is_refused() -> None:
-    with pytest.raises(ValueError, match="no connection with 192.0.2.1:1"):
+    with pytest.raises(ValueError, match=r"no connection with 192\.0\.2\.1:1"):
         remote("listener", "192.0.2.1:1")
     with pytest.raises(ValueError, match="hub"):
         remote("dialer", "hub:9443")

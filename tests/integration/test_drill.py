@@ -1,0 +1,321 @@
+"""`linkd drill`: on a running pair in the lab, and on throw-away pairs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
+
+import pytest
+
+from tests.support import figures
+from tests.support.daemon import COMMAND, Daemon, listen, peer
+from tests.support.lab import Host, Lab, python
+from tests.support.needs import need
+
+QUICK = "[heartbeat]\nping_interval = 1.0\nping_timeout = 1.0\n[reconnect]\nmax_delay = 3.0\n"
+CARRIES = 'send = [">"]\nreceive = [">"]\n'
+
+
+class Running(NamedTuple):
+    """A running pair."""
+
+    hub: Daemon
+    edge: Daemon
+    hub_host: Host
+    edge_host: Host
+
+
+@pytest.fixture
+def running(lab: Lab, daemons: Callable[..., Daemon]) -> Running:
+    hub_host, edge_host = lab.host("hub"), lab.host("edge")
+    hub = daemons("hub", QUICK + listen() + peer("edge", extra=CARRIES), hub_host)
+    dial = peer("hub", f"ws://{hub_host.address}:9443/link", extra=CARRIES)
+    edge = daemons("edge", QUICK + dial, edge_host)
+    edge.wait_up("hub")
+    hub.wait_up("edge")
+    return Running(hub, edge, hub_host, edge_host)
+
+
+def command(daemon: Daemon, *words: str) -> list[str]:
+    return python(*COMMAND, "-c", str(daemon.config_file), "drill", *words)
+
+
+def rules(host: Host) -> list[str]:
+    said = host.sh("iptables -w 5 -S; ip6tables -w 5 -S")
+    return [line for line in said.splitlines() if "linkd-drill" in line]
+
+
+def until(check: Callable[[], bool], within: float, what: str) -> None:
+    end = time.monotonic() + within
+    while not check():
+        assert time.monotonic() < end, what
+        time.sleep(0.05)
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize("kind", ["blackhole", "oneway", "reset"])
+@pytest.mark.parametrize("at", ["hub", "edge"])
+def test_a_running_pair_is_drilled_and_judged(running: Running, kind: str, at: str) -> None:
+    here, there, host = (
+        (running.hub, running.edge, running.hub_host)
+        if at == "hub"
+        else (running.edge, running.hub, running.edge_host)
+    )
+    words = [kind, "--peer", there.name, "--for", "4", "--yes", "--json"]
+    both = ["--far-socket", str(there.socket), "--channel", "probe"]
+    done = host.run(*command(here, *words, *both), check=False, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(done.stdout)
+    assert report["verdict"] == "pass"
+    ends = {end["name"]: end for end in report["ends"]}
+    assert set(ends) == {"hub", "edge"}
+    for end in ends.values():
+        assert end["outages"], end
+        assert end["back_seconds"] < 5.0
+    counted = report["messages"]["probe"]
+    assert counted["published"] > 50
+    assert (counted["lost"], counted["twice"], counted["out_of_order"]) == (0, 0, 0)
+    assert 3.9 < report["fault_ended"] - report["fault_began"] < 5.0
+    assert rules(host) == []
+    assert "linkd-drill:" in done.stderr, "the rules are shown before they are made"
+    noticed = {name: end["outages"][0] for name, end in ends.items()}
+    figures.tell(
+        f"drill {kind} on a running pair, by {at}: "
+        + ", ".join(
+            f"{name} {one['noticed_after_seconds']} s ({one['reason']})"
+            for name, one in noticed.items()
+        )
+    )
+
+
+@pytest.mark.lab
+def test_without_the_far_end_only_this_end_is_judged(running: Running) -> None:
+    words = command(running.edge, "blackhole", "--peer", "hub", "--for", "3", "--yes")
+    done = running.edge_host.run(*words, check=False, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "messages: not checked" in done.stdout
+    assert "this node's configuration" in done.stdout
+    assert "\n  hub " not in done.stdout
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGHUP, 130)]
+)
+def test_the_path_is_restored_though_the_command_dies(
+    running: Running, number: signal.Signals, code: int
+) -> None:
+    words = command(running.edge, "blackhole", "--peer", "hub", "--for", "60", "--yes")
+    drill = running.edge_host.popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        until(lambda: len(rules(running.edge_host)) == 2, 15.0, "the fault was not made")
+        drill.send_signal(number)
+        assert drill.wait(20) == code
+        until(lambda: not rules(running.edge_host), 5.0, "the fault is still there")
+    finally:
+        drill.kill()
+        drill.wait(5)
+        assert drill.stdout is not None
+        drill.stdout.close()
+    running.edge.wait_up("hub")
+
+
+@pytest.mark.lab
+def test_a_link_that_is_down_or_unknown_is_not_drilled(running: Running) -> None:
+    words = ["blackhole", "--for", "3", "--yes", "--peer"]
+    unknown = running.edge_host.run(*command(running.edge, *words, "nobody"), check=False)
+    assert unknown.returncode == 4
+    assert "there is no peer 'nobody' here; there is hub" in unknown.stderr
+    running.hub.kill()
+    until(lambda: running.edge.link("hub")["state"] != "up", 5.0, "it stays up")
+    down = running.edge_host.run(*command(running.edge, *words, "hub"), check=False)
+    assert down.returncode == 4
+    assert "a drill needs it up" in down.stderr
+    assert rules(running.edge_host) == []
+
+
+@pytest.mark.lab
+def test_nobody_is_asked_where_there_is_no_terminal(running: Running) -> None:
+    words = command(running.edge, "blackhole", "--for", "3", "--peer", "hub")
+    done = running.edge_host.run(*words, check=False)
+    assert done.returncode == 2
+    assert "--yes" in done.stderr
+    assert rules(running.edge_host) == []
+
+
+# Throw-away pairs
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """Return where the drills of a test put what they make; it must be empty afterwards."""
+    made = Path(tempfile.mkdtemp(prefix="t-"))
+    made.chmod(0o777)
+    yield made
+    try:
+        assert list(made.glob("linkd-drill-*")) == []
+        assert processes(made) == []
+    finally:
+        shutil.rmtree(made)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    file = tmp_path / "linkd.toml"
+    file.write_text(
+        f'[node]\nname = "quick"\nstate_dir = "{tmp_path}"\n[api]\nsocket = "{tmp_path}/s"\n{QUICK}'
+    )
+    return file
+
+
+def processes(directory: Path) -> list[str]:
+    """Return the command lines of processes that know a directory."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        if str(directory) in words:
+            found.append(words)
+    return found
+
+
+def lab_drill(config: Path, directory: Path, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        python(*COMMAND, "-c", str(config), "drill", "--lab", *words),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(directory)},
+        start_new_session=True,
+    )
+
+
+def reports(drill: subprocess.Popen[str], within: float) -> list[dict[str, Any]]:
+    out, said = drill.communicate(timeout=within)
+    assert drill.returncode == 0, out + said
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def check(report: dict[str, Any]) -> None:
+    assert report["verdict"] == "pass", report
+    for counted in report["messages"].values():
+        assert counted["published"] > 0
+        assert (counted["lost"], counted["twice"], counted["out_of_order"]) == (0, 0, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.lab
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("blackhole", "oneway", "reset"),
+        ("loss", "slow", "flap"),
+        ("dns", "nameless", "absent"),
+        ("kill", "freeze"),
+        ("disk", "certificate"),
+    ],
+    ids="-".join,
+)
+def test_drills_in_namespaces_pass(names: tuple[str, ...], config: Path, directory: Path) -> None:
+    need("iptables in a network namespace")
+    told = reports(lab_drill(config, directory, *names, "--json"), 150.0)
+    assert [report["drill"] for report in told] == list(names)
+    for report in told:
+        assert report["where"] == "namespaces"
+        check(report)
+
+
+@pytest.mark.slow
+def test_a_stepped_clock_passes(config: Path, directory: Path) -> None:
+    need("libfaketime")
+    (report,) = reports(lab_drill(config, directory, "clock", "--json"), 90.0)
+    check(report)
+    assert all(not end["outages"] for end in report["ends"])
+
+
+@pytest.mark.slow
+def test_without_namespaces_the_relay_stands_in(
+    config: Path, directory: Path, tmp_path: Path
+) -> None:
+    picture = tmp_path / "drill.svg"
+    words = ("blackhole", "oneway", "reset", "loss", "--relay", "--json", "--svg", str(picture))
+    told = reports(lab_drill(config, directory, *words), 120.0)
+    assert [report["where"] for report in told] == ["relay"] * 4
+    for report in told[:3]:
+        check(report)
+        assert all(end["outages"] for end in report["ends"])
+    assert told[3]["verdict"] == "skipped"
+    assert "needs network namespaces" in told[3]["why"]
+    assert ElementTree.parse(picture).getroot().tag.endswith("svg")
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)]
+)
+@pytest.mark.parametrize("words", [(), ("--relay",)], ids=["namespaces", "relay"])
+def test_everything_ends_with_the_command(
+    config: Path, directory: Path, number: signal.Signals, code: int, words: tuple[str, ...]
+) -> None:
+    drill = lab_drill(config, directory, "blackhole", *words)
+    assert drill.stderr is not None
+    for line in drill.stderr:
+        if "fault:" in line:
+            break
+    assert len(processes(directory)) >= 2
+    drill.send_signal(number)
+    drill.communicate(timeout=30)
+    assert drill.returncode == code
+    until(lambda: not processes(directory), 5.0, "processes are left")
+    until(lambda: not list(directory.iterdir()), 5.0, "files are left")
+
+
+def test_a_verdict_that_falls_short_is_exit_1(config: Path, directory: Path) -> None:
+    """The pair can't be made: its directory can't be written."""
+    missing = directory / "missing"
+    drill = lab_drill(config, missing, "reset")
+    out, said = drill.communicate(timeout=30)
+    assert drill.returncode == 1, out + said
+    assert "FAIL" in out
+    assert "could not be carried out" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--lab", "earthquake"], "there is no drill 'earthquake'; there is blackhole"),
+        (["kill", "--peer", "hub"], "other drills need --lab"),
+        (["blackhole"], "expected --peer NAME"),
+        (["blackhole", "--peer", "hub", "--for", "121"], "from 1 to 120 seconds, got 121"),
+        (["--lab", "kill", "--peer", "hub"], "are for a running pair"),
+        ([], "expected one of blackhole, oneway, reset"),
+    ],
+)
+def test_wrong_usage_is_exit_2(config: Path, words: list[str], expected: str) -> None:
+    done = subprocess.run(
+        python(*COMMAND, "-c", str(config), "drill", *words),
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert done.returncode == 2, done.stderr
+    assert expected in done.stderr
+
+
+def test_every_drill_is_listed(config: Path) -> None:
+    done = subprocess.run(
+        python(*COMMAND, "drill", "--list"), capture_output=True, text=True, timeout=20
+    )
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) == 14
+    assert "blackhole" in done.stdout
