@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from linkd.api.call import Answer, Call, answer, number, seconds
+from linkd.api.call import Answer, Call, answer, number, seconds, whole
 from linkd.api.keys import COOKIE, SESSION_SECONDS, TOKEN_SECONDS
 from linkd.api.reading import check_consumer, wants_stream
 from linkd.api.refusals import Refusal
@@ -102,7 +102,7 @@ class Confirmed(msgspec.Struct, forbid_unknown_fields=True):
 class Trim(msgspec.Struct, forbid_unknown_fields=True):
     """The body of a trim: records below `before`."""
 
-    before: int
+    before: int | float
     confirmed: bool = False
 
 
@@ -144,9 +144,7 @@ async def trim(api: Api, call: Call) -> Answer:
     call.only()
     call.caller.check_operator()
     wanted = call.json(Trim)
-    if not 0 <= wanted.before <= 2**62:
-        raise Refusal("malformed", f"before: expected an offset, got {wanted.before}")
-    records, owed = api.node.trim(wanted.before, wanted.confirmed)
+    records, owed = api.node.trim(whole(wanted.before, "before"), wanted.confirmed)
     return answer({"records": records, "owed": owed, "done": wanted.confirmed})
 
 

@@ -104,6 +104,13 @@ def number(given: str, name: str, most: int = 2**62, least: int = 0) -> int:
     )
 
 
+def whole(value: int | float, name: str) -> int:
+    """Return an offset out of JSON, where 5.0 is 5; raise Refusal where it is none."""
+    if 0 <= value <= 2**62 and value == int(value):
+        return int(value)
+    raise Refusal("malformed", f"{name}: expected an offset, got {value}")
+
+
 def seconds(given: str, name: str) -> float:
     """Return seconds that are finite and not negative; raise Refusal where it is no such number."""
     try:

@@ -86,7 +86,7 @@ def _parameter(param: Param, place: str) -> dict[str, Any]:
 
 def _schema(param: Param) -> dict[str, Any]:
     """Return what a value must look like."""
-    schema: dict[str, Any] = {"type": param.type}
+    schema: dict[str, Any] = {"type": [param.type, "null"] if param.null else param.type}
     if param.type == "array":
         schema["items"] = {"type": "string", "pattern": CHANNELS_PATTERN}
     bounds = {

@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as TimedOut
 
 from linkd.api.bodies import record_objects, records_of, to_json
-from linkd.api.call import Answer, Call, answer, number
+from linkd.api.call import Answer, Call, answer, number, whole
 from linkd.api.refusals import Refusal, refusal_of
 from linkd.api.sse import stream_records
 from linkd.config.settings import CONSUMER_NAME_PATTERN
@@ -257,16 +257,14 @@ async def _at(log: Log, offset: int) -> Batch:
 class ConsumerAck(msgspec.Struct, forbid_unknown_fields=True):
     """The body of an ack: everything below `next` is done."""
 
-    next: int
+    next: int | float
 
 
 async def acknowledge(api: Api, call: Call) -> Answer:
     """Set a consumer's cursor; answered once it is on disk."""
     call.only()
     name = api.check_consumer(call, check_consumer(call.path["name"]))
-    wanted = call.json(ConsumerAck).next
-    if not 0 <= wanted <= 2**62:
-        raise Refusal("malformed", f"next: expected an offset, got {wanted}")
+    wanted = whole(call.json(ConsumerAck).next, "next")
     try:
         await api.node.ack(name, wanted)
     except KeyError:

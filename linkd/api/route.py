@@ -30,6 +30,7 @@ class Param(msgspec.Struct, frozen=True):
         most: The greatest number.
         choice: All that it may be, where that is little.
         required: It must be there.
+        null: It may be null, as if it were not there.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Param(msgspec.Struct, frozen=True):
     most: float | None = None
     choice: tuple[str | int, ...] = ()
     required: bool = False
+    null: bool = False
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,7 +18,7 @@ _CONSUMER = Param(
     "A named consumer, in place of `from`; made where it is new.",
     pattern=CONSUMER_NAME_PATTERN,
 )
-_LAST = Param("Last-Event-ID", "Resume an event stream after this.", "integer", least=0)
+_LAST = Param("Last-Event-ID", "Resume an event stream after this.", "integer", least=0, most=2**62)
 _CONFIRMED = Param("confirmed", "Do it; else only told what would be.", "boolean")
 _JSON = ("application/json",)
 
@@ -94,7 +94,7 @@ ROUTES: tuple[Route, ...] = (
     Route(
         method="GET",
         path="/v1/records/{offset}",
-        places=(Param("offset", "Its offset.", "integer", least=0),),
+        places=(Param("offset", "Its offset.", "integer", least=0, most=2**62),),
         about="The exact bytes of one body.",
         run=reading.record,
         answers={
@@ -118,7 +118,7 @@ ROUTES: tuple[Route, ...] = (
         about="The changes of links, as a page or as an event stream.",
         run=acting.events,
         answers={200: "The changes, oldest first."},
-        query=(Param("after", "Only those with a higher number.", "integer", least=0),),
+        query=(Param("after", "Only those with a higher number.", "integer", least=0, most=2**62),),
         headers=(_LAST,),
         gives=("application/json", "text/event-stream"),
         always=True,
@@ -209,7 +209,9 @@ ROUTES: tuple[Route, ...] = (
         run=acting.token,
         answers={201: "The token."},
         body=_JSON,
-        fields=(Param("channel", "A pattern that narrows it.", pattern=CHANNELS_PATTERN),),
+        fields=(
+            Param("channel", "A pattern that narrows it.", pattern=CHANNELS_PATTERN, null=True),
+        ),
         always=True,
     ),
     Route(
