@@ -37,6 +37,7 @@ _ALERTS: Final[tuple[tuple[str, str], ...]] = (
     ("unsupported certificate", "refuses this node's certificate: its key usage does not fit"),
     ("protocol version", "speaks no version of TLS that is allowed here: 1.2 is the oldest"),
     ("handshake failure", "found no common cipher, or refuses this node's certificate"),
+    ("internal error", "refuses this node's certificate: is it for the name that was dialed?"),
     ("insufficient security", "finds this node's ciphers too weak"),
 )
 """What the other end told us in an alert, by words in OpenSSL's text for it."""
