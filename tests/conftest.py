@@ -19,7 +19,7 @@ hypothesis.settings.register_profile(
     "ci", derandomize=True, deadline=None, database=None, print_blob=True
 )
 hypothesis.settings.register_profile(
-    "campaign", max_examples=2000, deadline=None, database=None, print_blob=True
+    "campaign", max_examples=10_000, deadline=None, database=None, print_blob=True
 )
 CAMPAIGN = os.environ.get("LINKD_CAMPAIGN") == "1"
 hypothesis.settings.load_profile("campaign" if CAMPAIGN else "ci")

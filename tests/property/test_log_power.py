@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from linkd.log.engine import Appended
+from tests.conftest import CAMPAIGN
 from tests.support.disk import RecordingFiles
 from tests.support.logs import SegmentBench, append, bodies, draft, everything, numbered, received
 
@@ -58,17 +59,19 @@ class _Disk:
 
     def __init__(self) -> None:
         self.paths: dict[Path, int] = {}
+        self.loose_names: dict[Path, list[int | None]] = {}
         self.safe: dict[int, bytearray] = {}
         self.loose: dict[int, list[tuple[int, bytes]]] = {}
 
     def create(self, path: Path, file: int) -> None:
-        self.paths[path] = file
+        self._name(path, file)
         self.safe[file], self.loose[file] = bytearray(), []
 
     def open(self, path: Path, file: int) -> None:
         number = self.paths[path]
         self.safe[file], self.loose[file] = self.safe[number], self.loose[number]
-        self.paths[path] = file
+        for names in (self.paths, *self.loose_names.values()):
+            _replace(names, number, file)
 
     def write(self, file: int, at: int, content: bytes) -> None:
         self.loose[file].append((at, content))
@@ -83,13 +86,34 @@ class _Disk:
         self.loose[file].clear()
 
     def rename(self, old: Path, new: Path) -> None:
-        self.paths[new] = self.paths.pop(old)
+        file = self.paths[old]
+        self._name(old, None)
+        self._name(new, file)
 
     def unlink(self, path: Path) -> None:
-        self.paths.pop(path, None)
+        self._name(path, None)
 
     def sync_dir(self) -> None:
-        """Names last at once here."""
+        """All names that there are now last."""
+        self.loose_names.clear()
+
+    def _name(self, path: Path, file: int | None) -> None:
+        """Let a name mean another file, or none; until the directory is synced that may get lost."""
+        self.loose_names.setdefault(path, [self.paths.get(path)]).append(file)
+        if file is None:
+            self.paths.pop(path, None)
+        else:
+            self.paths[path] = file
+
+    def names_left(self, rng: Random) -> dict[Path, int]:
+        """Return what each name may mean after power is lost now: any of what it meant lately."""
+        found = dict(self.paths)
+        for path, meant in self.loose_names.items():
+            file = rng.choice(meant)
+            found.pop(path, None)
+            if file is not None:
+                found[path] = file
+        return found
 
     def left(self, file: int, rng: Random) -> bytes:
         """Return a file as power lost now may leave it."""
@@ -108,12 +132,20 @@ def _rebuild(folder: Path, root: Path, steps: Steps, cut: int, rng: Random) -> N
     """Make the files as power lost after `cut` steps may leave them.
 
     What was synced is there. Of later writes each 512 bytes are there, or zeros, or the file ends.
+    Names given, changed or taken away since the directory was synced are as before, or as then.
     """
     disk = _Disk()
     for step in steps[:cut]:
         getattr(disk, step[0])(*step[1:])
-    for path, file in disk.paths.items():
+    for path, file in disk.names_left(rng).items():
         (folder / path.relative_to(root)).write_bytes(disk.left(file, rng))
+
+
+def _replace(names: dict[Path, int] | list[int | None], old: int, new: int) -> None:
+    """Call a file by its new number wherever its old one stands."""
+    for place, file in list(names.items() if isinstance(names, dict) else enumerate(names)):
+        if file == old:
+            names[place] = new  # type: ignore[index]
 
 
 def _put(content: bytearray, at: int, written: bytes) -> None:
@@ -123,7 +155,7 @@ def _put(content: bytearray, at: int, written: bytes) -> None:
     content[at : at + len(written)] = written
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=10_000 if CAMPAIGN else 60, deadline=None)
 @given(seed=st.integers(0, 2**32), where=st.floats(0, 1))
 def test_what_was_settled_survives_power_loss(seed: int, where: float) -> None:
     rng, root = Random(seed), _scratch()
@@ -159,7 +191,7 @@ def _open(bench: SegmentBench, path: Path, files: Any) -> None:
     SegmentBench.__init__(bench, path, files=files)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=10_000 if CAMPAIGN else 60, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_a_flipped_byte_anywhere_is_stated_or_harmless(seed: int) -> None:
     rng, root = Random(seed), _scratch()
@@ -195,7 +227,7 @@ def test_a_flipped_byte_anywhere_is_stated_or_harmless(seed: int) -> None:
         shutil.rmtree(root, ignore_errors=True)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=10_000 if CAMPAIGN else 40, deadline=None)
 @given(seed=st.integers(0, 2**32), what=st.sampled_from(["truncated", "deleted", "renamed"]))
 def test_a_lost_file_is_stated(seed: int, what: str) -> None:
     rng, root = Random(seed), _scratch()
