@@ -16,6 +16,9 @@ from xml.etree import ElementTree
 
 import pytest
 
+from linkd.cli import main
+from linkd.drill import judge
+from linkd.drill.deadman import DrillFailed
 from tests.support import figures
 from tests.support.daemon import COMMAND, Daemon, listen, peer
 from tests.support.lab import Host, Lab, python
@@ -280,14 +283,34 @@ def test_everything_ends_with_the_command(
     until(lambda: not list(directory.iterdir()), 5.0, "files are left")
 
 
-def test_a_verdict_that_falls_short_is_exit_1(config: Path, directory: Path) -> None:
-    """The pair can't be made: its directory can't be written."""
-    missing = directory / "missing"
-    drill = lab_drill(config, missing, "reset")
-    out, said = drill.communicate(timeout=30)
-    assert drill.returncode == 1, out + said
-    assert "FAIL" in out
-    assert "could not be carried out" in out
+def test_a_verdict_that_falls_short_is_exit_1(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The bound is moved to where no daemon can keep it."""
+    monkeypatch.setattr(judge, "LATE_SECONDS", -1.0)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    words = ["-c", str(config), "drill", "--lab", "blackhole", "--relay", "--json"]
+    assert main(words) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["verdict"] == "fail"
+    failed = [one["what"] for one in report["checks"] if not one["ok"]]
+    assert failed == [
+        "hub: noticed after 1.8 to 1.0 s of silence",
+        "edge: noticed after 1.8 to 1.0 s of silence",
+    ]
+
+
+def test_a_drill_that_cannot_be_carried_out_has_failed(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise DrillFailed("no room")
+
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr("linkd.drill.pair.Pair._prepare", refuse)
+    assert main(["-c", str(config), "drill", "--lab", "reset", "kill"]) == 1
+    said = capsys.readouterr().out
+    assert said.count("it could not be carried out: no room") == 2
 
 
 @pytest.mark.parametrize(
