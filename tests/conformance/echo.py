@@ -1,0 +1,257 @@
+"""Echoes for a conformance suite: linkd's listener, dialer and `/ws`, whose messages come back.
+
+    python -m tests.conformance.echo listener PORT     ws://127.0.0.1:PORT/link
+    python -m tests.conformance.echo ws PORT           ws://127.0.0.1:PORT/ws
+    python -m tests.conformance.echo dialer PORT AGENT the suite's server on PORT, all its cases
+
+What is replaced is what a message means and who may connect; the protocol classes, the factories
+and their options are those of the daemon, but for the limits on sizes and on frames a message.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from twisted.internet import reactor as installed
+from twisted.internet.protocol import ClientFactory as PlainClientFactory
+
+from linkd.api.server import Api
+from linkd.api.upgrade import Socket, Upgrades
+from linkd.config import Config, HeartbeatSettings, ListenSettings, NodeSettings, PeerSettings
+from linkd.net import connection
+from linkd.net.accepted import AcceptedConnection
+from linkd.net.attempt import Target
+from linkd.net.dialed import DialedConnection
+from linkd.net.dialer import LinkDialer, Origin
+from linkd.net.listener import Listener
+from linkd.net.resolve import Resolver, look_up
+from tests.support.fake_node import FakeNode, make_config
+from tests.support.net_lab import Link
+
+reactor: Any = installed
+UNLIMITED = {"maxFramePayloadSize": 0, "maxMessagePayloadSize": 0}
+
+
+class Echoing:
+    """Mixed into a connection between nodes: what comes goes back."""
+
+    def _message(self, payload: bytes) -> None:
+        self._frame(0x82, payload)  # type: ignore[attr-defined]
+
+    def onMessage(self, payload: bytes, isBinary: bool) -> None:
+        """A message came in frames, or as text."""
+        self._frames = 0
+        self._frame(0x82 if isBinary else 0x81, payload)  # type: ignore[attr-defined]
+
+
+class EchoAccepted(Echoing, AcceptedConnection):
+    """The listening end."""
+
+    def onConnect(self, request: Any) -> None:
+        """Take anyone, on no subprotocol."""
+
+    def onOpen(self) -> None:
+        """It has said enough."""
+        self._settle()
+        super().onOpen()
+
+
+class EchoListener(Listener):
+    """The listener's factory."""
+
+    protocol = EchoAccepted
+
+
+class _Nodes:
+    """A node that knows nobody."""
+
+    name = "hub"
+
+    def peer(self, name: str) -> None:
+        """Nobody."""
+
+    def link(self, name: str) -> None:
+        """Nobody."""
+
+    def busy(self) -> None:
+        """It is not."""
+
+
+def listener(port: int) -> Any:
+    """Listen as a node does; return the factory."""
+    listen = ListenSettings(address=f"127.0.0.1:{port}", insecure=True)
+    config = Config(
+        node=NodeSettings(name="hub", state_dir=tempfile.gettempdir()),
+        listen=listen,
+        heartbeat=HeartbeatSettings(ping_interval=60.0, ping_timeout=30.0),
+    )
+    factory = EchoListener(_Nodes(), config, reactor)  # type: ignore[arg-type]
+    factory.setProtocolOptions(**UNLIMITED)
+    factory.start()
+    return factory
+
+
+# /ws
+
+
+class EchoSession:
+    """What is spoken on `/ws` here."""
+
+    def __init__(self, socket: Socket) -> None:
+        self._socket = socket
+
+    def opened(self) -> None:
+        """Nothing to say first."""
+
+    def message(self, payload: bytes, binary: bool) -> None:
+        """Send it back."""
+        self._socket.send(payload, binary)
+
+    def turned(self) -> None:
+        """Nothing is kept back."""
+
+    def room(self) -> None:
+        """Nothing waits."""
+
+    def closed(self) -> None:
+        """Nothing to end."""
+
+
+class EchoUpgrades(Upgrades):
+    """The API's WebSockets."""
+
+    def _session(self, call: Any, path: str, socket: Socket) -> EchoSession:
+        return EchoSession(socket)
+
+
+def ws(port: int) -> Api:
+    """Serve the API; return it."""
+    folder = tempfile.mkdtemp(prefix="linkd-echo-")
+    config = make_config(Path(folder), http=f"127.0.0.1:{port}", require_key=False)
+    node: Any = FakeNode(config, reactor)
+    api = Api(node, config, reactor)
+    api.upgrades = EchoUpgrades(api)
+    for factory in api.upgrades._factories.values():
+        factory.setProtocolOptions(**UNLIMITED)
+    api.listen()
+    return api
+
+
+# The dialer
+
+
+class EchoDialed(Echoing, DialedConnection):
+    """The dialing end: as soon as it is open, what comes goes back."""
+
+    def onConnecting(self, transport_details: object) -> Any:
+        """Ask for no subprotocol, with no proof."""
+        self.factory.port.opening()
+        request = self._request({})
+        request.protocols = []
+        return request
+
+    def _upgraded(self, end: int) -> None:
+        super(DialedConnection, self).processHandshake()
+
+    def onOpen(self) -> None:
+        """No hello: the suite speaks first."""
+
+    def onMessage(self, payload: bytes, isBinary: bool) -> None:
+        """Echo, or read the suite's count."""
+        if self.factory.counting:
+            self.factory.count = int(payload)
+        else:
+            super().onMessage(payload, isBinary)
+
+    def ended_early(self, reason: Any) -> None:
+        """One case is over."""
+        self.factory.over()
+
+
+class EchoDialer(LinkDialer):
+    """Dials the suite's server once for each case."""
+
+    protocol = EchoDialed
+
+    def __init__(self, port: int, agent: str) -> None:
+        peer = PeerSettings(name="suite", dial=(f"ws://127.0.0.1:{port}/",), insecure=True)
+        origin = Origin("edge", "boot", reactor, Resolver(look_up, reactor))
+        super().__init__(Link("edge", "suite"), peer, origin, 5.0)
+        self.setProtocolOptions(**UNLIMITED)
+        self.counting = True
+        self.count = 0
+        self._case = 0
+        self._agent = agent
+        self._port = port
+
+    def run(self) -> None:
+        """Ask how many cases there are, then run them all."""
+        self._to("/getCaseCount")
+
+    def _to(self, resource: str) -> None:
+        target = Target(f"ws://127.0.0.1:{self._port}{resource}", False, "127.0.0.1", self._port,
+                        resource)  # fmt: skip
+        reactor.connectTCP("127.0.0.1", self._port, _Once(self, target))
+
+    def over(self) -> None:
+        """Go on to the next case, the report, the end."""
+        self.counting = False
+        self._case += 1
+        if self._case <= self.count:
+            self._to(f"/runCase?case={self._case}&agent={self._agent}")
+        elif self._case == self.count + 1:
+            self._to(f"/updateReports?agent={self._agent}")
+        else:
+            reactor.stop()
+
+
+class _Once(PlainClientFactory):
+    """Makes one connection of a dialer."""
+
+    noisy = False
+
+    def __init__(self, dialer: EchoDialer, target: Target) -> None:
+        self._dialer = dialer
+        self._target = target
+
+    def buildProtocol(self, addr: Any) -> Any:
+        """Return it."""
+        built: Any = LinkDialer.buildProtocol(self._dialer, addr)
+        built.attempt = _Attempt(self._target)
+        return built
+
+    def clientConnectionFailed(self, connector: Any, reason: Any) -> None:
+        """The suite is not there."""
+        print(f"no suite at {self._target.url}: {reason.value}", file=sys.stderr)
+        reactor.stop()
+
+
+class _Attempt:
+    """Where a connection goes."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.failure = None
+
+
+def unlimited_frames() -> None:
+    """Let a message come in as many frames as the suite likes."""
+    connection.MAX_FRAMES = 1 << 30  # type: ignore[misc]
+
+
+def main() -> None:
+    """Serve or dial until told to stop."""
+    unlimited_frames()
+    what, port = sys.argv[1], int(sys.argv[2])
+    if what == "dialer":
+        reactor.callWhenRunning(EchoDialer(port, sys.argv[3]).run)
+    else:
+        reactor.callWhenRunning({"listener": listener, "ws": ws}[what], port)
+    reactor.run()
+
+
+if __name__ == "__main__":
+    main()
