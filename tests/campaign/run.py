@@ -22,6 +22,8 @@ from tests.support.needs import faketime
 
 BOUNDS = {"ping-timeout": (6.9, 7.2), "silence": (9.9, 10.2)}
 SETTLE_SECONDS = 120.0
+QUIET_SECONDS = 5.0
+"""The named consumer has come to the end when nothing new reaches it for so long."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class Report:
     outside: list[str] = field(default_factory=list)
     bugs: list[str] = field(default_factory=list)
     undrained: list[str] = field(default_factory=list)
+    late: list[str] = field(default_factory=list)
+    began: float = 0.0
 
     @property
     def good(self) -> bool:
@@ -95,6 +99,8 @@ class Report:
                 )
         for what in ("audit", "outside", "bugs", "undrained"):
             said += [f"{what}: {line}" for line in getattr(self, what)]
+        if not self.good:
+            said += [f"late: {line}" for line in self.late]
         said.append("GOOD" if self.good else "NOT GOOD")
         return said
 
@@ -156,7 +162,7 @@ class Campaign:
     def run(self, say: Any = None) -> Report:
         """Make the faults under traffic, let all settle, and judge."""
         report = Report(self.plan)
-        began = time.monotonic()
+        began = report.began = time.monotonic()
         publishers = self._publishers()
         for publisher in publishers:
             publisher.start()
@@ -196,6 +202,7 @@ class Campaign:
     def _settle(self, report: Report) -> None:
         """Wait until everyone has everything."""
         until = time.monotonic() + SETTLE_SECONDS
+        seen, quiet = 0, time.monotonic()
         waiting = ["?"]
         while waiting and time.monotonic() < until:
             time.sleep(0.5)
@@ -204,18 +211,11 @@ class Campaign:
                 for link in daemon.status()["links"]:
                     if link["state"] != "up" or link["backlog_records"]:
                         waiting.append(f"{daemon.name} to {link['peer']}: {link}")
-            hub = self.scene.hub.status()
-            if not waiting and self.scene.audit.last < self._last_up(hub["log"]["next"]):
-                waiting = [
-                    f"the consumer is at {self.scene.audit.last} of {hub['log']['next'] - 1}"
-                ]
+            if self.scene.audit.last > seen:
+                seen, quiet = self.scene.audit.last, time.monotonic()
+            if not waiting and time.monotonic() < quiet + QUIET_SECONDS:
+                waiting = [f"the consumer has just come to offset {seen}"]
         report.undrained = waiting
-
-    def _last_up(self, end: int) -> int:
-        """Return the last offset at the hub that the consumer gets: it lies close to the end."""
-        listed = self.scene.hub.call("GET", "/v1/consumers")
-        rows = listed["consumers"] if isinstance(listed, dict) else listed
-        return min((row["next"] - 1 for row in rows), default=end - 1)
 
     def _judge(self, report: Report, publishers: list[Publisher]) -> None:
         """Stop all daemons, read their logs, and hold them against what was published."""
@@ -251,9 +251,11 @@ class Campaign:
             if publisher.startswith("hub/"):
                 continue
             if got.get(publisher, []) != numbers:
+                mine = got.get(publisher, [])
+                where = "the end" if mine == numbers[: len(mine)] else "the midst"
                 wrong.append(
-                    f"the consumer got {len(got.get(publisher, []))} of {len(numbers)} records of"
-                    f" {publisher}"
+                    f"the consumer got {len(mine)} of {len(numbers)} records of {publisher}: some"
+                    f" are missing at {where}"
                 )
         return wrong
 
@@ -263,6 +265,9 @@ class Campaign:
             for line in daemon.lines:
                 fields = line.fields
                 event = str(fields.get("event", ""))
+                if event == "node.late":
+                    late = f"{daemon.name} woke {fields.get('late_seconds')} s late"
+                    report.late.append(f"{late}, at {line.at - report.began:.1f} s")
                 if event in ("node.bug", "library.error") or "Traceback" in str(fields.get("text")):
                     report.bugs.append(f"{daemon.name}: {fields}"[:500])
                 reason, seconds = fields.get("reason"), fields.get("noticed_after_seconds")
@@ -277,7 +282,11 @@ class Campaign:
                 report.noticed.append((daemon.name, reason, seconds))
                 low, high = BOUNDS[reason]
                 if not low <= seconds <= high:
-                    report.outside.append(f"{daemon.name} noticed {reason} after {seconds} s")
+                    at = line.at - report.began
+                    report.outside.append(
+                        f"{daemon.name} noticed {reason} of {fields.get('peer')} after {seconds} s,"
+                        f" at {at:.1f} s"
+                    )
 
 
 def main(plan: Plan) -> Report:
