@@ -98,8 +98,7 @@ def plot(name: str, title: str, groups: Sequence[tuple[str, Sequence[Bar]]]) -> 
         most = max(bar.found.most for bar in bars) or 1.0
         for bar in bars:
             low, middle, high = (
-                wide * value / most
-                for value in (bar.found.least, bar.found.median, bar.found.most)
+                wide * value / most for value in (bar.found.least, bar.found.median, bar.found.most)
             )
             fill = "#2563a8" if bar.label.startswith("linkd") else "#9a9a9a"
             mid = y + line / 2

@@ -304,7 +304,7 @@ class Mosquitto(System):
 
     def start_hub(self) -> None:
         self.hub = self._run("hub", self.hub_port)
-        wait("mosquitto", lambda: _listens(self.hub_port))
+        wait("mosquitto", lambda: listens(self.hub_port))
 
     def start_edge(self, number: int) -> Process:
         way = "in" if self.fan_out else "out"
@@ -318,7 +318,7 @@ class Mosquitto(System):
 
     def linked(self) -> None:
         for port in self.edge_ports:
-            wait("mosquitto", lambda port=port: _listens(port))
+            wait("mosquitto", lambda port=port: listens(port))
         time.sleep(1.5)
 
 
@@ -356,7 +356,7 @@ class Nats(System):
     def start_hub(self) -> None:
         listen = f'leafnodes {{ listen: "127.0.0.1:{self.link_port}" }}\n'
         self.hub = self._run("hub", self.hub_port, listen)
-        wait("NATS", lambda: _listens(self.hub_port))
+        wait("NATS", lambda: listens(self.hub_port))
 
     def start_edge(self, number: int) -> Process:
         remote = f'leafnodes {{ remotes: [ {{ url: "nats://127.0.0.1:{self.link_port}" }} ] }}\n'
@@ -364,7 +364,7 @@ class Nats(System):
 
     def linked(self) -> None:
         for port in self.edge_ports:
-            wait("NATS", lambda port=port: _listens(port))
+            wait("NATS", lambda port=port: listens(port))
         if self.fan_out:
             from_port, from_domain = self.hub_port, "hub"
             mirrors = [(port, f"edge{n}") for n, port in enumerate(self.edge_ports)]
@@ -415,7 +415,7 @@ class Nats(System):
 _PATH = os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin"
 
 
-def _listens(port: int) -> bool:
+def listens(port: int) -> bool:
     """Whether somebody listens."""
     with socket.create_connection(("127.0.0.1", port), 1):
         return True

@@ -67,7 +67,14 @@ def _throughput(found: Found, titles: Sequence[str]) -> list[str]:
         ]
         for title, way in order
     ]
-    head = ["size", "system", "messages/s", "CPU s a million, both", "load, % of a core", "MiB, both"]
+    head = [
+        "size",
+        "system",
+        "messages/s",
+        "CPU s a million, both",
+        "load, % of a core",
+        "MiB, both",
+    ]
     disk = ", ".join(
         f"{NAMES[size]}: {short(one.median / 1e6)} MB/s"
         for size in SIZES
@@ -168,7 +175,13 @@ def _fan_out(found: Found, titles: Sequence[str]) -> list[str]:
     ]
     if not rows:
         return []
-    head = ["peers", "system", "deliveries/s, all peers", "CPU s a million, all", "MiB, all daemons"]
+    head = [
+        "peers",
+        "system",
+        "deliveries/s, all peers",
+        "CPU s a million, all",
+        "MiB, all daemons",
+    ]
     return [
         "## Fan-out\n",
         "One publisher at the hub, each of the peers (a daemon each, all on this machine) gets all,"

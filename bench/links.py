@@ -1,0 +1,208 @@
+"""Idle links: what one costs in memory and processor time, beside a bare server; and how they return.
+
+python -m bench.links [--quick]
+
+One process holds the listening ends, another the dialing ends. linkd's listener is a whole daemon,
+with a peer and a session for each link, and real nodes dial it; the others are bare servers of
+Autobahn and of the `websockets` library with the same auto-ping, dialed by bare connections. Writes docs/measurements/links.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.figures import FOLDER, figure, machine, short, spread, table
+from bench.swarm import Bare
+from bench.systems import SECRET, Process, free_port, listens, wait
+from tests.support.swarm import Swarm
+
+PING_INTERVAL, PING_TIMEOUT = 5, 2
+SERVERS = ("linkd", "autobahn", "websockets")
+
+
+# The listening ends: each runs until it is ended
+
+
+def serve_linkd(port: int, count: int) -> None:
+    """Run a node with so many peers that dial it."""
+    from linkd.cli import main as linkd
+
+    folder = Path(os.environ["LINKD_BENCH_FOLDER"])
+    secret = folder / "secret"
+    secret.touch(0o600)
+    secret.write_text(SECRET)
+    peers = "".join(
+        f'[[peer]]\nname = "edge-{n + 1}"\nsecret_file = "{secret}"\nsend = ["to.{n}"]\n'
+        for n in range(count)
+    )
+    config = folder / "linkd.toml"
+    config.write_text(
+        f'[node]\nname = "hub"\nstate_dir = "{folder / "state"}"\n'
+        f'[api]\nsocket = "{folder / "sock"}"\n'
+        f'[listen]\naddress = "127.0.0.1:{port}"\n'
+        "[limits]\nhandshakes_per_second = 100000.0\npending = 20000\n"
+        "pending_per_address = 20000\nhandshakes_per_second_per_address = 100000.0\n" + peers
+    )
+    sys.argv = ["linkd", "run", "-c", str(config)]
+    raise SystemExit(linkd())
+
+
+def serve_autobahn(port: int, _: int) -> None:
+    """Run a bare server of Autobahn."""
+    from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
+    from twisted.internet import reactor
+
+    factory: Any = WebSocketServerFactory()
+    factory.protocol = WebSocketServerProtocol
+    factory.setProtocolOptions(autoPingInterval=PING_INTERVAL, autoPingTimeout=PING_TIMEOUT)
+    tcp: Any = reactor
+    tcp.listenTCP(port, factory, backlog=5000, interface="127.0.0.1")
+    tcp.run()
+
+
+def serve_websockets(port: int, _: int) -> None:
+    """Run a bare server of the `websockets` library."""
+    import asyncio
+
+    from websockets.asyncio.server import ServerConnection, serve
+
+    async def hold(connection: ServerConnection) -> None:
+        await connection.wait_closed()
+
+    async def run() -> None:
+        settings: dict[str, Any] = {
+            "ping_interval": PING_INTERVAL,
+            "ping_timeout": PING_TIMEOUT,
+            "compression": None,
+            "backlog": 5000,
+        }
+        async with serve(hold, "127.0.0.1", port, **settings):
+            await asyncio.get_running_loop().create_future()
+
+    asyncio.run(run())
+
+
+def _limit() -> None:
+    """Allow as many sockets as there may be."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def start_server(kind: str, port: int, count: int, folder: Path) -> Process:
+    """Start a server, and wait until it listens."""
+    os.environ["LINKD_BENCH_FOLDER"] = str(folder)
+    command = [sys.executable, "-m", "bench.links", "--serve", kind]
+    command += ["--port", str(port), "--count", str(count)]
+    server = Process(command, folder, f"server-{time.monotonic_ns()}")
+    wait("the server", lambda: listens(port), 60.0)
+    return server
+
+
+def one(kind: str, count: int, seconds: float) -> dict[str, float]:
+    """Measure one server with so many idle links; end it, start it again, and time the return."""
+    with tempfile.TemporaryDirectory(prefix="linkd-bench-") as name:
+        folder, port = Path(name), free_port()
+        server = start_server(kind, port, count, folder)
+        swarm: Swarm | None = None
+        try:
+            empty, began = server.resident_bytes(), time.monotonic()
+            if kind == "linkd":
+                url = f"ws://127.0.0.1:{port}/link"
+                swarm = Swarm(url, count, str(folder / "secret"), None)
+            else:
+                swarm = Bare(port, count)
+            within = 60.0 + count / 20
+            up = swarm.wait_up(count, within) - began
+            time.sleep(PING_INTERVAL + 1)
+            cpu, began = server.cpu_seconds(), time.monotonic()
+            time.sleep(seconds)
+            used = (server.cpu_seconds() - cpu) / (time.monotonic() - began)
+            full = server.resident_bytes()
+            server.stop()
+            server = start_server(kind, port, count, folder)
+            listening = time.monotonic()
+            back = swarm.wait_up(count, within) - listening
+            return {
+                "bytes": (full - empty) / count,
+                "empty": empty / 2**20,
+                "percent": used * 100,
+                "dialed_in": up,
+                "back_in": max(0.0, back),
+                "cpu_back": server.cpu_seconds(),
+            }
+        finally:
+            server.stop()
+            if swarm is not None:
+                swarm.close()
+
+
+def main() -> int:
+    """Measure all servers, interleaved."""
+    parser = argparse.ArgumentParser(prog="bench.links", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="200 links, one round")
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--counts", default="1000,5000")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of idling")
+    parser.add_argument("--serve", choices=SERVERS, help="(for its own use)")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--count", type=int, default=0)
+    asked = parser.parse_args()
+    _limit()
+    if asked.serve:
+        gc.collect()
+        globals()[f"serve_{asked.serve}"](asked.port, asked.count)
+        return 0
+    counts = [200] if asked.quick else [int(count) for count in asked.counts.split(",")]
+    rounds = asked.rounds or (1 if asked.quick else 3)
+    where, rows = machine(), []
+    for count in counts:
+        found: dict[str, list[dict[str, float]]] = {kind: [] for kind in SERVERS}
+        for _ in range(rounds):
+            for kind in SERVERS:
+                found[kind].append(one(kind, count, 10.0 if asked.quick else asked.seconds))
+                print(f"{count} links, {kind}: {found[kind][-1]}", flush=True)
+        rows += _rows(count, found)
+    head = ["links", "server", "KiB a link", "of Autobahn", "% of a core", "of Autobahn"]
+    head += ["all up, s", "all back, s", "CPU s of the return"]
+    text = (
+        "# Idle links\n\n"
+        f"Measured {where}. {rounds} rounds, interleaved; median (least to most). Command:"
+        " `python -m bench.links`. Auto-ping every 5 s; nothing else passes. `all back` counts from"
+        " the moment at which the restarted listener listens again; dialers retry within 0 to 1 s,"
+        " at random.\n\n" + table(head, rows) + "\n"
+    )
+    print(text)
+    if not asked.quick:
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        (FOLDER / "links.md").write_text(text)
+    return 0
+
+
+def _rows(count: int, found: dict[str, list[dict[str, float]]]) -> list[list[str]]:
+    """Return a table's rows for one number of links."""
+    rows = []
+
+    def of(kind: str, what: str) -> Any:
+        return figure([each[what] for each in found[kind]])
+
+    for kind in SERVERS:
+        row = [f"{count:,}", kind]
+        for what, scale in (("bytes", 1024), ("percent", 1)):
+            mine, bare = of(kind, what), of("autobahn", what)
+            row.append(spread(mine, lambda value, scale=scale: short(value / scale)))
+            row.append(f"{mine.median / bare.median:.2f} ×" if bare.median else "–")
+        row += [spread(of(kind, what)) for what in ("dialed_in", "back_in", "cpu_back")]
+        rows.append(row)
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(main())

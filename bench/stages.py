@@ -1,0 +1,328 @@
+"""The stages that a record passes, each alone: made ready once, then run for so many batches."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from prometheus_client import Histogram
+from twisted.internet.task import Clock
+from websockets.protocol import State
+
+from bench.floor import Bench, folder
+from linkd.api.stream import StreamSession, StreamSink
+from linkd.client.bodies import pack
+from linkd.client.session import Session as ClientSession
+from linkd.client.websocket import WebSocket
+from linkd.config import Config, NodeSettings
+from linkd.core import stream, wire
+from linkd.core.batch import Batch, Draft, Origin, Record, Source, encode_records
+from linkd.core.channels import Patterns
+from linkd.core.session import Greeting, Session
+from linkd.core.session_types import Send, SessionSettings, Store
+from linkd.log.engine import Appended
+from linkd.log.memory import MemoryLog
+from linkd.net.frames import put, take
+
+Run = Callable[[int], None]
+"""Passes so many batches through the stage."""
+
+
+class Load:
+    """What goes through the stages.
+
+    Args:
+        count: Records a batch.
+        size: Bytes a body.
+    """
+
+    def __init__(self, count: int, size: int) -> None:
+        self.count = count
+        self.bodies = [b"x" * size] * count
+        self.records = encode_records([Record(body) for body in self.bodies])
+        self.origin = Origin("edge", "log", "epoch", 1)
+
+    def draft(self) -> Draft:
+        """Return a draft of one batch."""
+        return Draft("bench", self.count, self.records, 0.0)
+
+    def batch(self, offset: int, source: Source | None = None) -> Batch:
+        """Return a batch as the log hands it out."""
+        return Batch(
+            offset, "bench", self.count, self.records, 0.0, self.origin, "epoch", source=source
+        )
+
+
+class _Socket:
+    """A WebSocket of the API that takes all."""
+
+    paused = False
+    open = True
+
+    def send(self, payload: bytes, binary: bool) -> None:
+        """Send."""
+        self.sent = payload
+
+    def close(self, code: int, reason: str) -> None:
+        """Close.
+
+        Raises:
+            RuntimeError: Always: no stage ends in a refusal.
+        """
+        raise RuntimeError(reason)
+
+
+class _Caller:
+    """Who may do all."""
+
+    def check_publish(self, channel: str) -> None:
+        """Allow it."""
+
+
+def _stream_session(publish: Callable[[Draft, Any], None], clock: Clock) -> StreamSession:
+    """Return the daemon's end of a stream, on a node that is not there."""
+    config = Config(node=NodeSettings(name="edge"))
+    log = SimpleNamespace(id="log", next=1)
+    node = SimpleNamespace(name="edge", log=log, config=config, publish=publish)
+    commit = Histogram("commit", "Seconds of a commit.", registry=None)
+    metrics = SimpleNamespace(commit=commit)
+    api: Any = SimpleNamespace(node=node, reactor=clock, producers=None, metrics=metrics)
+    caller: Any = _Caller()
+    session = StreamSession(api, caller, _Socket())
+    session.message(stream.encode([stream.Open(1, "", "bench")]), True)
+    clock.advance(0)
+    return session
+
+
+@contextlib.contextmanager
+def client_out(load: Load) -> Iterator[Run]:
+    """Client: records made, encoded, numbered, put into a masked WebSocket message; its answer."""
+    session = ClientSession("bench")
+    session.open = True
+    socket = WebSocket("ws://localhost/v1/stream", stream.SUBPROTOCOL, {})
+    socket._protocol.state = State.OPEN  # without a handshake
+    socket.to_send()
+    number = 0
+
+    def run(times: int) -> None:
+        nonlocal number
+        for _ in range(times):
+            number += 1
+            packed = pack([Record(body) for body in load.bodies])
+            session.flight.add("bench", load.count, packed, lambda outcome: None)
+            for message in session.take(0.0):
+                socket.send(message)
+            socket.to_send()
+            session.received(stream.encode([stream.Published(number, 1, load.count)]))
+
+    yield run
+
+
+@contextlib.contextmanager
+def api_in(load: Load) -> Iterator[Run]:
+    """API: a message decoded, its records checked, handed on, answered."""
+    clock = Clock()
+
+    def publish(draft: Draft, settled: Any) -> None:
+        settled(Appended(1, draft.count))
+
+    session = _stream_session(publish, clock)
+    number = 0
+
+    def run(times: int) -> None:
+        nonlocal number
+        for _ in range(times):
+            number += 1
+            publishing = stream.Publish(number, "bench", load.count, load.records)
+            session.message(stream.encode([publishing]), True)
+            session.turned()
+            clock.advance(0)
+
+    yield run
+
+
+@contextlib.contextmanager
+def log_memory(load: Load) -> Iterator[Run]:
+    """Log without its disk: offsets given, a batch made, committed, read back."""
+    log = MemoryLog("edge")
+
+    def run(times: int) -> None:
+        draft = load.draft()
+        for _ in range(times):
+            log.append(draft, lambda outcome: None)
+            log._disk.clear()
+
+    yield run
+
+
+@contextlib.contextmanager
+def log_disk(load: Load) -> Iterator[Run]:
+    """Log with its disk: as above, CRC, write, fdatasync; as many batches a commit as wait."""
+    with folder() as path:
+        bench = Bench(Path(path))
+
+        def run(times: int) -> None:
+            draft = load.draft()
+            for begin in range(0, times, 64):
+                bench.append([draft] * min(64, times - begin))
+
+        yield run
+        bench.close()
+
+
+def _greeted() -> tuple[Session, Session]:
+    """Return both ends of a session, greeted."""
+    every = Patterns((">",))
+    ends = []
+    for ours, theirs in (("edge", "hub"), ("hub", "edge")):
+        settings = SessionSettings(ours, theirs, every, every)
+        ends.append(Session(settings, lambda position: "epoch"))
+    hellos = [
+        wire.Hello(
+            1,
+            name,
+            "bench",
+            wire.Generation("boot", 1),
+            f"log-{name}",
+            (wire.EpochStart("epoch", 1),),
+            1,
+            None,
+            (">",),
+            5.0,
+        )
+        for name in ("edge", "hub")
+    ]
+    ends[0].greeted(Greeting(hellos[0], hellos[1], 1, True), 0.0)
+    ends[1].greeted(Greeting(hellos[1], hellos[0], 1, True), 0.0)
+    return ends[0], ends[1]
+
+
+@contextlib.contextmanager
+def session_and_wire(load: Load) -> Iterator[Run]:
+    """Session and wire, both ends: a committed batch encoded; decoded, checked; acknowledged."""
+    near, far = _greeted()
+    offset = 1
+
+    def run(times: int) -> None:
+        nonlocal offset
+        for _ in range(times):
+            batch = load.batch(offset)
+            offset = batch.next
+            near.outbound.owe(batch.count, len(batch.records))
+            for effect in near.outbound.offer([batch], offset, 0.0, 0.0):
+                if type(effect) is not Send:
+                    continue
+                for taken in far.received(wire.decode(effect.payload), 0.0):
+                    if type(taken) is Store:
+                        far.inbound.stored(taken.batch.source.next)  # type: ignore[union-attr]
+            for answer in far.inbound.ack():
+                near.received(wire.decode(answer.payload), 0.0)  # type: ignore[union-attr]
+
+    yield run
+
+
+@contextlib.contextmanager
+def net(load: Load) -> Iterator[Run]:
+    """Net: a WebSocket frame made and masked; found and unmasked at the other end."""
+    payload = wire.encode(
+        wire.Step(1, 2, "epoch", "bench", load.count, len(load.records), load.records)
+    )
+
+    def run(times: int) -> None:
+        for _ in range(times):
+            take(b"".join(put(0x82, payload, 0x80)), 0, 0x80)
+
+    yield run
+
+
+@contextlib.contextmanager
+def log_store(load: Load) -> Iterator[Run]:
+    """Log at the receiver, without its disk: a received batch judged and stored with its cursor."""
+    log = MemoryLog("hub")
+    next = 1
+
+    def run(times: int) -> None:
+        nonlocal next
+        for _ in range(times):
+            source = Source("edge", "log", "epoch", next, next + load.count)
+            origin = Origin("edge", "log", "epoch", next)
+            next += load.count
+            log.store(
+                Batch(0, "bench", load.count, load.records, 0.0, origin, source=source),
+                lambda outcome: None,
+            )
+            log._disk.clear()
+
+    yield run
+
+
+@contextlib.contextmanager
+def consumer_out(load: Load) -> Iterator[Run]:
+    """API: a batch handed to a subscriber, put into a message."""
+    clock = Clock()
+    session = _stream_session(lambda draft, settled: None, clock)
+    sink = StreamSink(session, 1, ("bench",), 2**62)
+    offset = 1
+
+    def run(times: int) -> None:
+        nonlocal offset
+        for _ in range(times):
+            batch = load.batch(offset)
+            offset = batch.next
+            sink.batch(batch)
+            clock.advance(0)
+
+    yield run
+
+
+class _Taker:
+    """Takes records."""
+
+    def records(self, records: list[Any], size: int) -> None:
+        """Take them."""
+
+    def gap(self, gap: object) -> None:
+        """Hear of a gap."""
+
+    def dropped(self, count: int) -> None:
+        """Hear of drops."""
+
+    def ended(self, error: object) -> None:
+        """Hear of the end."""
+
+
+@contextlib.contextmanager
+def client_in(load: Load) -> Iterator[Run]:
+    """Client: a delivery decoded into records for the application."""
+    session = ClientSession("bench")
+    session.open = True
+    reader = session.subscribe(["bench"], "latest", window=2**40)
+    reader.taker, reader.reading = _Taker(), reader
+    offset = 1
+
+    def run(times: int) -> None:
+        nonlocal offset
+        for _ in range(times):
+            frame = stream.Deliver(
+                reader.id, offset, "bench", load.count, load.records, 0.0, "edge", offset
+            )
+            offset += load.count
+            session.received(stream.encode([frame]))
+
+    yield run
+
+
+STAGES: dict[str, Callable[[Load], contextlib.AbstractContextManager[Run]]] = {
+    "client-out": client_out,
+    "api-in": api_in,
+    "log": log_memory,
+    "log-disk": log_disk,
+    "session-wire": session_and_wire,
+    "net": net,
+    "log-store": log_store,
+    "api-out": consumer_out,
+    "client-in": client_in,
+}
