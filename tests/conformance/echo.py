@@ -17,6 +17,7 @@ from typing import Any
 
 from twisted.internet import reactor as installed
 from twisted.internet.protocol import ClientFactory as PlainClientFactory
+from twisted.internet.threads import deferToThread
 
 from linkd.api.server import Api
 from linkd.api.upgrade import Socket, Upgrades
@@ -50,7 +51,7 @@ class Echoing:
 class EchoAccepted(Echoing, AcceptedConnection):
     """The listening end."""
 
-    def onConnect(self, request: Any) -> None:
+    def onConnect(self, request: Any) -> Any:
         """Take anyone, on no subprotocol."""
 
     def onOpen(self) -> None:
@@ -88,7 +89,7 @@ def listener(port: int) -> Any:
         listen=listen,
         heartbeat=HeartbeatSettings(ping_interval=60.0, ping_timeout=30.0),
     )
-    factory = EchoListener(_Nodes(), config, reactor)  # type: ignore[arg-type]
+    factory = EchoListener(_Nodes(), config, reactor)
     factory.setProtocolOptions(**UNLIMITED)
     factory.start()
     return factory
@@ -123,7 +124,7 @@ class EchoSession:
 class EchoUpgrades(Upgrades):
     """The API's WebSockets."""
 
-    def _session(self, call: Any, path: str, socket: Socket) -> EchoSession:
+    def _session(self, call: Any, path: str, socket: Socket) -> Any:
         return EchoSession(socket)
 
 
@@ -178,7 +179,7 @@ class EchoDialer(LinkDialer):
 
     def __init__(self, port: int, agent: str) -> None:
         peer = PeerSettings(name="suite", dial=(f"ws://127.0.0.1:{port}/",), insecure=True)
-        origin = Origin("edge", "boot", reactor, Resolver(look_up, reactor))
+        origin = Origin("edge", "boot", reactor, Resolver(reactor, lambda host: deferToThread(look_up, host)))
         super().__init__(Link("edge", "suite"), peer, origin, 5.0)
         self.setProtocolOptions(**UNLIMITED)
         self.counting = True

@@ -1,7 +1,7 @@
 """Run the Autobahn Testsuite on linkd's listener, dialer and `/ws`; say what it found.
 
-`python -m tests.conformance.suite WSTEST [--all] [--cases PATTERN] [--results FOLDER] [END...]`;
-each END is `listener`, `dialer` or `ws`, all three where none is named. Without `--all` the cases of
+`python -m tests.conformance.suite WSTEST [--all] [--cases PATTERN] [--results DIR] [END...]`; each
+END is `listener`, `dialer` or `ws`, all three where none is named. Without `--all` the cases of
 speed and of compression, which linkd does not offer, are left out.
 """
 
