@@ -179,7 +179,8 @@ class EchoDialer(LinkDialer):
 
     def __init__(self, port: int, agent: str) -> None:
         peer = PeerSettings(name="suite", dial=(f"ws://127.0.0.1:{port}/",), insecure=True)
-        origin = Origin("edge", "boot", reactor, Resolver(reactor, lambda host: deferToThread(look_up, host)))
+        resolver = Resolver(reactor, lambda host: deferToThread(look_up, host))
+        origin = Origin("edge", "boot", reactor, resolver)
         super().__init__(Link("edge", "suite"), peer, origin, 5.0)
         self.setProtocolOptions(**UNLIMITED)
         self.counting = True

@@ -6,10 +6,10 @@ from linkd.net import frames
 
 
 def one(content: bytes) -> None:
-    """Take frames until one must wait or is Autobahn's; hold each against RFC 6455 section 5.2."""
+    """Take up to four frames until one must wait or is Autobahn's; hold each against RFC 6455 section 5.2."""
     masked = 0x80 if content[:1] >= b"\x80" else 0
     data, position = content[1:], 0
-    while True:
+    for _ in range(4):
         found = frames.take(data, position, masked)
         if isinstance(found, bool):
             break
