@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from linkd.api.call import Answer, Call, answer, number, seconds, whole
+from linkd.api.call import Answer, Call, answer, seconds, whole
 from linkd.api.keys import COOKIE, SESSION_SECONDS, TOKEN_SECONDS
-from linkd.api.reading import check_consumer, wants_stream
+from linkd.api.reading import check_consumer, last_event, wants_stream
 from linkd.api.refusals import Refusal
 from linkd.api.sse import stream_events
 from linkd.core.channels import is_pattern
@@ -30,8 +30,8 @@ async def status(api: Api, call: Call) -> Answer:
 async def events(api: Api, call: Call) -> Answer | None:
     """Answer the remembered changes, or follow them."""
     call.only("after")
-    last = call.header("Last-Event-ID")
-    after = number(last, "Last-Event-ID") if last else call.number("after", 0)
+    after, last = call.number("after", 0), last_event(call)
+    after = after if last is None else last
     if wants_stream(call):
         stream_events(api, call, after)
         return None

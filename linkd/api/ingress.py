@@ -228,7 +228,7 @@ class Ingress:
 
         def settled(outcome: Appended | LinkdError) -> None:
             self._unsettled -= size
-            api.metrics.commit.observe(api.reactor.seconds() - began)
+            api.metrics.publish.observe(api.reactor.seconds() - began)
             if isinstance(outcome, LinkdError):
                 refusal = refusal_of(outcome)
                 # A later number in the log would make this one look like a repeat of a stored one.

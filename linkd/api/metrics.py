@@ -16,10 +16,11 @@ from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_late
 from linkd.status import LinkStatus, NodeStatus, Outage
 
 if TYPE_CHECKING:
-    from linkd.api.port import NodePort
+    from linkd.api.port import Measure, NodePort
 
 SECONDS = (0.5, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 30.0, 60.0, 300.0, 1800.0, 7200.0, 43_200.0)
 FAST_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+AGE_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 600.0, 3600.0)
 MAX_REMEMBERED = 100_000
 
 _Value = Callable[[LinkStatus], float | None]
@@ -73,12 +74,16 @@ class PeerHistogram:
         counts = self._counts.setdefault(peer, [0] * (len(self._bounds) + 1))
         counts[bisect_left(self._bounds, value)] += 1
         self._sums[peer] = self._sums.get(peer, 0.0) + value
-        self._texts[peer] = self._text(peer)
+        self._texts.pop(peer, None)
 
     def lines(self) -> Iterator[str]:
         """Yield its text."""
         yield self._head
-        yield from self._texts.values()
+        texts = self._texts
+        for peer in self._counts:
+            if peer not in texts:
+                texts[peer] = self._text(peer)
+            yield texts[peer]
 
     def _text(self, peer: str) -> str:
         """Return one peer's lines."""
@@ -100,7 +105,7 @@ class Metrics:
         delayed_calls: Tells how many calls wait for their time in the reactor.
 
     Attributes:
-        commit: Seconds from a publish to its commit.
+        publish: Seconds from a publish to its answer.
     """
 
     def __init__(self, node: NodePort, delayed_calls: Callable[[], int] = lambda: 0) -> None:
@@ -112,11 +117,29 @@ class Metrics:
             registry=self._registry,
         )
         waiting.set_function(delayed_calls)
-        self.commit = Histogram(
-            "linkd_log_commit_seconds",
-            "From a publish to its commit.",
+        self.publish = Histogram(
+            "linkd_publish_seconds",
+            "From a publish to its answer, once it is on disk.",
             registry=self._registry,
             buckets=FAST_SECONDS,
+        )
+        commit = Histogram(
+            "linkd_log_commit_seconds",
+            "From a commit's first byte until it is on disk.",
+            registry=self._registry,
+            buckets=FAST_SECONDS,
+        )
+        node.log.on_written.append(commit.observe)
+        node.on_measured.append(self._measured)
+        self._round_trip = PeerHistogram(
+            "linkd_link_round_trip_seconds",
+            "Round trips of pings.",
+            FAST_SECONDS,
+        )
+        self._age = PeerHistogram(
+            "linkd_records_age_seconds",
+            "Of received batches, from their publish to their arrival, by both wall clocks.",
+            AGE_SECONDS,
         )
         self._noticed = PeerHistogram(
             "linkd_link_noticed_after_seconds",
@@ -145,11 +168,17 @@ class Metrics:
             *self._of_outages(),
             *self._noticed.lines(),
             *self._down.lines(),
+            *self._round_trip.lines(),
+            *self._age.lines(),
             *self._of_dropped(),
             *_of_node(status),
             "",
         ]
         return "\n".join(lines).encode() + generate_latest(self._registry)
+
+    def _measured(self, what: Measure, peer: str, seconds: float) -> None:
+        """Count what was measured on a link."""
+        (self._age if what == "age" else self._round_trip).observe(peer, seconds)
 
     def _passed(self, outage: Outage) -> None:
         """Count an outage once it has ended."""

@@ -12,6 +12,9 @@ from linkd.core.batch import Batch, Draft
 from linkd.log.engine import Consumer, Log, Settled
 from linkd.status import Event, NodeStatus, Outage
 
+Measure = Literal["round trip", "age"]
+"""`age`: of a received batch, by the wall clocks of its origin and of this host."""
+
 Start = int | Literal["earliest", "latest"]
 
 
@@ -66,6 +69,8 @@ class NodePort(Protocol):
     stopping: bool
     counts: Mapping[tuple[str, str, str], int]
     """Records by (refused, expired, dropped or lost; peer; channel)."""
+    on_measured: list[Callable[[Measure, str, float], None]]
+    """Called with what was measured on a link: peer, seconds."""
 
     def publish(self, draft: Draft, settled: Settled) -> None:
         """Publish on a durable channel (settled once on disk) or a volatile one (settled at once.

@@ -42,7 +42,7 @@ async def publish(api: Api, call: Call) -> Answer:
     draft = _draft(call, channel, api.node.config.log.max_body_bytes)
     began = api.reactor.seconds()
     stored = await append(api.node, draft)
-    api.metrics.commit.observe(api.reactor.seconds() - began)
+    api.metrics.publish.observe(api.reactor.seconds() - began)
     told: dict[str, object] = {"offset": stored.offset, "count": stored.count}
     if stored.duplicate:
         told["duplicate"] = True

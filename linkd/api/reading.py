@@ -44,6 +44,7 @@ async def read(api: Api, call: Call) -> Answer | None:
         stream_records(api, call, pattern)
         return None
     call.only("from", "limit", "wait", "consumer")
+    last_event(call)
     limit = call.number("limit", DEFAULT_LIMIT, MAX_LIMIT, 1)
     wait = call.seconds("wait", 0.0, MAX_WAIT_SECONDS)
     consumer = consumer_of(call)
@@ -66,6 +67,12 @@ async def read(api: Api, call: Call) -> Answer | None:
 def wants_stream(call: Call) -> bool:
     """Tell whether the caller asks for an event stream."""
     return "text/event-stream" in (call.header("Accept") or "").lower()
+
+
+def last_event(call: Call) -> int | None:
+    """Return the id behind which an event stream resumes, if it does."""
+    given = call.header("Last-Event-ID")
+    return number(given, "Last-Event-ID") if given else None
 
 
 def consumer_of(call: Call) -> str | None:

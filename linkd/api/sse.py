@@ -11,7 +11,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from linkd.api.bodies import record_objects, to_json
-from linkd.api.call import Call, number
+from linkd.api.call import Call
 from linkd.api.callers import Caller
 from linkd.api.refusals import Refusal
 from linkd.core.batch import Batch
@@ -154,12 +154,12 @@ class RecordStream:
 
 def stream_records(api: Api, call: Call, pattern: str) -> None:
     """Follow a pattern as an event stream."""
-    from linkd.api.reading import consumer_of, start_of  # noqa: PLC0415 - they know each other
+    from linkd.api.reading import consumer_of, last_event, start_of  # noqa: PLC0415 - they know each other
 
-    last = call.header("Last-Event-ID")
     start: Start = start_of(call.text("from"), "latest")
-    if last:
-        start = number(last, "Last-Event-ID") + 1
+    last = last_event(call)
+    if last is not None:
+        start = last + 1
     consumer = consumer_of(call)
     stream = EventStream(api, call)
     subscription: Subscription = api.subscribe((pattern,), start, RecordStream(stream), consumer)

@@ -63,6 +63,7 @@ class Log(Protocol):
         on_told: Called with what the operator must hear of while it runs.
         on_commit: Called with the new `next` after each commit that moved it, after the appends
             were settled.
+        on_written: Called with the seconds that each commit took to reach the disk.
         on_trim: Called with the new `first` when records went; whoever is owed some is told a gap.
     """
 
@@ -76,6 +77,7 @@ class Log(Protocol):
     told: Sequence[Told]
     on_told: list[Callable[[Told], None]]
     on_commit: list[Callable[[int], None]]
+    on_written: list[Callable[[float], None]]
     on_trim: list[Callable[[int], None]]
 
     def clock(self) -> float:

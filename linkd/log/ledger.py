@@ -51,6 +51,7 @@ class Ledger:
         self.told: Sequence[Told] = []
         self.on_told: list[Callable[[Told], None]] = []
         self.on_commit: list[Callable[[int], None]] = []
+        self.on_written: list[Callable[[float], None]] = []
         self.on_trim: list[Callable[[int], None]] = []
         self._state = state
         self._ids = ids

@@ -202,6 +202,8 @@ class SegmentLog(Ledger):
             if outcome.seconds >= SLOW_SECONDS:
                 took = f"a commit took {outcome.seconds:.1f} s; publishers waited for it"
                 self._tell(Told("warn", "log.slow", took))
+            for told in self.on_written:
+                told(outcome.seconds)
             for job in outcome.jobs:
                 self._written(job)
         elif isinstance(outcome, Failed):

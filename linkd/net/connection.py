@@ -7,6 +7,7 @@ copying what follows.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import count
 from typing import Any, ClassVar, Final, get_args
 
@@ -81,6 +82,7 @@ class Connection:
     rtt_seconds: float | None = None
     certificate_expires: float | None = None
     port: LinkPort | None = None
+    on_round_trip: Callable[[float], None] | None = None
     host = ""
     port_number = 0
     _ending: tuple[Reason, str] | None = None
@@ -291,6 +293,8 @@ class Connection:
         """The pong to our last ping came."""
         if self._pinged_at is not None:
             self.rtt_seconds = self.clock.seconds() - self._pinged_at
+            if self.on_round_trip is not None:
+                self.on_round_trip(self.rtt_seconds)
 
     def judge(self) -> None:
         """Silence has reached the limit: read what is in the socket, then abort.

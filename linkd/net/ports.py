@@ -5,6 +5,7 @@ The node provides it. All in the reactor's thread.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from linkd.config import PeerSettings
@@ -22,6 +23,7 @@ class Connection(Protocol):
         address: The other end, for people: `192.0.2.7:9443`, `[2001:db8::7]:9443`.
         writable: There is room for another message without delaying a ping or an ack.
         rtt_seconds: The last measured round trip, or None.
+        on_round_trip: Called with each measured round trip in seconds, where it is set.
         certificate_expires: Unix seconds, or None where the other showed no certificate.
     """
 
@@ -31,6 +33,7 @@ class Connection(Protocol):
     address: str
     writable: bool
     rtt_seconds: float | None
+    on_round_trip: Callable[[float], None] | None
     certificate_expires: float | None
 
     def send(self, payload: bytes) -> None:

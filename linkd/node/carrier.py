@@ -10,7 +10,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
-from linkd.clock import Clock, Timer
+from linkd.api.port import Measure
+from linkd.clock import Clock, Timer, wall
 from linkd.config import PeerSettings
 from linkd.core import session_types as sessions
 from linkd.core import wire
@@ -44,6 +45,9 @@ class Around(Protocol):
 
     def tell(self, level: str, event: str, **fields: str | int | float | None) -> None:
         """Say something in the log."""
+
+    def observe(self, what: Measure, peer: str, seconds: float) -> None:
+        """Tell whoever keeps figures what was measured."""
 
     def count(self, what: str, peer: str, channel: str, records: int) -> None:
         """Count records that were refused, expired, dropped or lost."""
@@ -292,6 +296,8 @@ class Carrier:
     def _store(self, effect: sessions.Store) -> None:
         source = effect.batch.source
         assert source is not None  # a received batch has one
+        if effect.batch.count:
+            self._around.observe("age", self.peer, max(0.0, wall() - effect.batch.time))
         self._log.store(effect.batch, partial(self._stored, effect.batch, source.next))
 
     def _stored(self, batch: Batch, next: int, outcome: Appended | LinkdError) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, Protocol
 
 from linkd.clock import Timer, wall
@@ -233,6 +234,7 @@ class LinkDriver:
         else:
             ours = self.hello(connection.generation)
             connection.answer(ours)
+        connection.on_round_trip = partial(self._around.observe, "round trip", self.peer)
         agreed = self.carrier.begin(connection, ours, theirs)
         self._around.routes_changed()
         if agreed:

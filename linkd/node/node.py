@@ -13,7 +13,7 @@ from twisted.internet.task import LoopingCall
 
 import linkd
 from linkd import events
-from linkd.api.port import Sink, Start
+from linkd.api.port import Measure, Sink, Start
 from linkd.clock import Clock, wall
 from linkd.config import ChannelSettings, Config, PeerSettings
 from linkd.core import wire
@@ -78,6 +78,7 @@ class Node:
         self.stopping = False
         self._counter: Counter[tuple[str, str, str]] = Counter()
         self.counts: Mapping[tuple[str, str, str], int] = self._counter
+        self.on_measured: list[Callable[[Measure, str, float], None]] = []
         self._cursors = stores.cursors
         self._make_dialer = make_dialer
         self._rng = rng
@@ -357,6 +358,11 @@ class Node:
         """Say something in the log; what is worse than usual is remembered too."""
         self._losses.take(event, fields)
         events.emit(event, level, **fields)  # type: ignore[arg-type]  # a core's words for a level
+
+    def observe(self, what: Measure, peer: str, seconds: float) -> None:
+        """Tell whoever keeps figures what was measured."""
+        for told in self.on_measured:
+            told(what, peer, seconds)
 
     def count(self, what: str, peer: str, channel: str, records: int) -> None:
         """Count records that were refused, expired, dropped or lost."""

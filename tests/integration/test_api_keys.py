@@ -124,7 +124,7 @@ def test_a_reload_narrows_or_ends_what_is_open(daemon: Daemon, port: int) -> Non
     with (
         opened(port, "/ws?channel=orders", additional_headers=bearer()) as wire,
         opened(port, "/v1/stream", additional_headers=bearer()) as batched,
-        _events(port, "bills") as events,
+        Events(port, "bills") as events,
     ):
         wire.send(json.dumps({"type": "subscribe", "id": 1, "data": {"channel": "bills"}}))
         assert json.loads(wire.recv(timeout=5))["type"] == "ack"
@@ -171,7 +171,7 @@ def _frames(wire: ClientConnection, kind: type) -> Any:
     raise AssertionError(f"no {kind.__name__}")
 
 
-class _events:
+class Events:
     """A channel as an event stream, with a key."""
 
     def __init__(self, port: int, channel: str) -> None:
@@ -185,7 +185,7 @@ class _events:
     def read(self) -> bytes:
         return self._answer.read()
 
-    def __enter__(self) -> _events:
+    def __enter__(self) -> Events:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -254,7 +254,8 @@ def test_an_event_stream_with_a_cookie_resumes_over_kills(daemon: Daemon, port: 
     follower.wait(lambda it: len(it.bodies) >= 150)
     follower.stopping = True
     figures.tell(
-        f"event stream over 2 kills: {len(follower.bodies)} of 150 in order, opened {follower.opened} times"
+        f"event stream over 2 kills: {len(follower.bodies)} of 150 in order,"
+        f" opened {follower.opened} times"
     )
     assert follower.bodies == list(range(150))
     assert follower.opened == 3
@@ -264,7 +265,9 @@ SCRIPT = """
 import { Linkd } from %(module)s;
 const got = [];
 const node = new Linkd({ url: %(url)s, %(how)s, minDelay: 0.05, maxDelay: 0.2 }).open();
-const all = new Promise((resolve) => node.subscribe("orders", ({ data }) => got.push(data) === 4 && resolve()));
+let done;
+const all = new Promise((resolve) => (done = resolve));
+node.subscribe("orders", ({ data }) => got.push(data) === 4 && done());
 await node.publish("orders", 1);
 await node.publish("orders", 2);
 process.stdout.write("restart\\n");
@@ -283,8 +286,8 @@ def test_linkd_js_in_node_over_a_restart(daemon: Daemon, port: int, how: str) ->
     need("node")
     key = json.dumps(f"Bearer {SECRET}")
     asked = (
-        'token: async () => (await (await fetch(%s + "/v1/token", { method: "POST",'
-        " headers: { Authorization: %s } })).json()).token" % (json.dumps(_url(port)), key)
+        f'token: async () => (await (await fetch("{_url(port)}/v1/token", {{ method: "POST",'
+        f" headers: {{ Authorization: {key} }} }})).json()).token"
     )
     program = SCRIPT % {
         "module": json.dumps((ROOT / "linkd/api/dashboard/linkd.js").as_uri()),
@@ -316,7 +319,7 @@ def _url(port: int) -> str:
 
 
 def test_http_with_tls_takes_another_certificate_at_reload(port: int, tmp_path: Path) -> None:
-    """Calls and WebSockets over TLS; a reload that names other files shows the other certificate."""
+    """Over TLS too; a reload that names other files shows the other certificate."""
     import ssl
 
     authority = trustme.CA()

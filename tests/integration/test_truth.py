@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from http.client import HTTPConnection
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -229,6 +230,8 @@ class _Crowded:
 
     def __init__(self) -> None:
         self.counts: dict[tuple[str, str, str], int] = {}
+        self.on_measured: list[Any] = []
+        self.log = SimpleNamespace(on_written=[])
         self.stamp = 0.0
 
     def status(self) -> NodeStatus:

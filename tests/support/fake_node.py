@@ -80,6 +80,7 @@ class FakeNode:
         self.reached: dict[str, int] = {}
         self.published: list[Draft] = []
         self.counts: Counter[tuple[str, str, str]] = Counter()
+        self.on_measured: list[Any] = []
         self.told: list[tuple[str, dict[str, Any]]] = []
         self.kicked: list[str] = []
         self.recorded: list[Outage] = []

@@ -133,7 +133,8 @@ class _Path:
         if order.get("reset"):
             for writer in tuple(self.open):
                 sock = writer.get_extra_info("socket")
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                with contextlib.suppress(OSError):  # it may be closed already
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 writer.transport.abort()
         if "listening" in order:
             await self._listening(bool(order["listening"]))
