@@ -24,6 +24,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--edges", type=int, help="1 is a pair; the default varies: 1, 5, 1, 2")
     parser.add_argument("--rate", type=float, default=400.0, help="records/s of each publisher")
     parser.add_argument("--longest", type=float, default=14.0, help="seconds of a fault at most")
+    parser.add_argument("--clocks", action="store_true", help="step wall clocks too")
     parser.add_argument("--results", type=Path, help="write reports into this folder")
     return parser.parse_args()
 
@@ -45,7 +46,7 @@ def run() -> int:
     number = 0
     while True:
         edges = shapes[number % len(shapes)]
-        plan = Plan(seed + number, edges, asked.faults, 2, asked.rate, asked.longest)
+        plan = Plan(seed + number, edges, asked.faults, 2, asked.rate, asked.longest, asked.clocks)
         print(f"campaign: seed {plan.seed}, {edges} edge(s)", file=sys.stderr, flush=True)
         report = main(plan)
         if asked.results is not None:
