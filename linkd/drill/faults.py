@@ -15,7 +15,7 @@ from linkd.drill.pair import Pair, Setup
 from linkd.drill.path import FilteredPath, RelayedPath, Way
 
 LOSS: Final = 0.05
-SLOW_BYTES: Final = 32_768.0
+SLOW_BYTES: Final = 4096.0
 FLAP_DOWN: Final = 0.4
 FLAP_UP: Final = 1.1
 STEPS: Final = (("hub", 3600.0), ("edge", -3600.0), ("hub", -288.0), ("edge", 288.0))

@@ -108,7 +108,8 @@ class End:
         Raises:
             DrillFailed: It ended, or does not answer within 30 s; the message has its last words.
         """
-        root = Path(__file__).resolve().parents[2]
+        root = str(Path(__file__).resolve().parents[2])
+        paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         own = ["-m", "linkd.cli", "run", "-c", str(self.directory / "linkd.toml")]
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -117,8 +118,7 @@ class End:
                 stdout=log,
                 stderr=log,
                 cwd="/",
-                env={**os.environ, "PATH": admin_path(), "PYTHONPATH": str(root)}
-                | self.environment,
+                env={**os.environ, "PATH": admin_path(), "PYTHONPATH": paths} | self.environment,
                 start_new_session=True,
             )
         self._switch.keep(self._process.pid)

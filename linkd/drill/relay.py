@@ -28,6 +28,7 @@ CHUNK_BYTES: Final = 4096
 _BUFFER_BYTES: Final = 16_384
 _ANSWER_SECONDS: Final = 10.0
 _ESTABLISHED: Final = 1
+_EVEN_SECONDS: Final = 0.05
 _CONNECT_SECONDS: Final = 5.0
 _RST_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
@@ -109,7 +110,7 @@ class _Path:
         """Carry one direction until either end closes; then close both."""
         with contextlib.suppress(OSError):
             while True:
-                piece = source.recv(CHUNK_BYTES)
+                piece = source.recv(self._most())
                 self._gates[way].wait()
                 if not piece:
                     break
@@ -119,6 +120,12 @@ class _Path:
         self._gates[way].wait()
         self._drop(source)
         self._drop(sink)
+
+    def _most(self) -> int:
+        """Return how many bytes to carry at once: on a slow path few, so that they flow evenly."""
+        if self._rate is None:
+            return CHUNK_BYTES
+        return max(1, min(CHUNK_BYTES, int(self._rate * _EVEN_SECONDS)))
 
     def _keep(self, sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -16,6 +16,7 @@ _GAP: Final = 12
 _TOP: Final = 44
 _AXIS: Final = 40
 _SKIPPED: Final = 56
+_LETTER: Final = 6.2
 _COLOURS: Final = {
     "up": "#2e9e5b",
     "waiting": "#d64545",
@@ -136,7 +137,7 @@ def _marks(end: EndReport, report: Report, y: float, scale: float) -> str:
 
 def _mark(x: float, y: float, said: str) -> str:
     """Return a mark with a few words, to its left where there is no room to its right."""
-    before = x > WIDTH - 200
+    before = x + _LETTER * len(said) > WIDTH
     anchor, shift = ("end", -4) if before else ("start", 4)
     return (
         f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{y - 3}" y2="{y + _ROW - 5}" stroke="#000000"/>'
