@@ -146,7 +146,7 @@ class Assembly:
             loop.start(interval, now=False)
 
     def reload(self, config: Config) -> None:
-        """Put a new configuration in force; untouched links stay up."""
+        """Put a new configuration in force; untouched links stay up, certificates are looked at."""
         self.config = config
         if self._listener is not None and config.listen is not None:
             self._listener.configure(config)
@@ -154,6 +154,7 @@ class Assembly:
                 self._tls.configure(config.listen)
         self.node.reload(config)
         self._api.reload(config)
+        self._renewal.check()
 
     def stop(self, detail: str) -> Deferred[None]:
         """Say goodbye, end all, commit what waits; fires once that is on disk."""
