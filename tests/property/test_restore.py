@@ -1,4 +1,4 @@
-"""A disk put back to an older copy: nothing new is lost or taken for old, and what is lost is said exactly."""
+"""A disk put back to an older copy: nothing new is lost, and what is lost is said exactly."""
 
 from __future__ import annotations
 

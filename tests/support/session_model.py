@@ -132,6 +132,8 @@ class ModelNode:
         self.acked: dict[str, list[bytes]] = {}
         self.told: list[types.Tell] = []
         self.gone: list[types.Gone] = []
+        self.kept: dict[tuple[str, str], list[bytes]] = {}
+        self.kept_to = 0
         self.log.on_commit.append(self.committed)
 
     def link(self, peer: str, send: tuple[str, ...], receive: tuple[str, ...], window: int) -> Link:
@@ -180,6 +182,30 @@ class ModelNode:
         for peer, link in self.links.items():
             link.acked = acked[peer]  # type: ignore[index]
         self.crash()
+
+    def trim(self, before: int) -> None:
+        """Delete what lies below; the model remembers it."""
+        self.keep()
+        self.log.trim(before)
+
+    def keep(self) -> None:
+        """Remember all that lies in the log."""
+        position = max(self.log.first, self.kept_to)
+        while position < self.log.next:
+            batches = self.log.read(position, 1 << 60)
+            assert batches
+            for batch in batches:
+                if batch.offset >= position:
+                    bodies = [r.body for r in decode_records(batch.records, batch.count)]
+                    key = (batch.origin.node, batch.channel)
+                    self.kept.setdefault(key, []).extend(bodies)
+            position = batches[-1].next
+        self.kept_to = self.log.next
+
+    def all_bodies(self, origin: str, channel: str) -> list[bytes]:
+        """Return the bodies of one origin and channel, also those that were trimmed."""
+        self.keep()
+        return self.kept.get((origin, channel), [])
 
     def bodies(self, origin: str, channel: str) -> list[bytes]:
         """Return the bodies of one origin and channel as they lie in this log."""
