@@ -57,11 +57,18 @@ class Suite:
         folder: For specifications and reports.
         cases: Patterns of the cases to run.
         excluded: Patterns of those not to run.
+        pongs: Let the ends send pongs that nobody asked for (see `echo`).
     """
 
     def __init__(
-        self, wstest: str, folder: Path, cases: Sequence[str], excluded: Sequence[str]
+        self,
+        wstest: str,
+        folder: Path,
+        cases: Sequence[str],
+        excluded: Sequence[str],
+        pongs: bool,
     ) -> None:
+        self._pongs = pongs
         self._wstest = wstest
         self._folder = folder
         self._cases = list(cases)
@@ -76,7 +83,8 @@ class Suite:
         return self._against_dialer() if end == "dialer" else self._against(end)
 
     def _echo(self, *words: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([sys.executable, "-m", "tests.conformance.echo", *words])
+        quiet = () if self._pongs else ("--no-pongs",)
+        return subprocess.Popen([sys.executable, "-m", "tests.conformance.echo", *words, *quiet])
 
     def _against(self, end: str) -> dict[str, Any]:
         port = free_port()
@@ -182,6 +190,7 @@ def main() -> int:
     parser.add_argument("wstest")
     parser.add_argument("ends", nargs="*", metavar="END", help=", ".join(ENDS))
     parser.add_argument("--all", action="store_true", help="speed and compression, too: an hour")
+    parser.add_argument("--no-pongs", action="store_true", help="none unasked: for 9.*")
     parser.add_argument("--cases", action="append", help="a pattern, as 1.*; may be repeated")
     parser.add_argument("--results", type=Path)
     given = parser.parse_intermixed_args()
@@ -191,7 +200,9 @@ def main() -> int:
     folder = given.results or Path(tempfile.mkdtemp(prefix="linkd-conformance-"))
     folder.mkdir(parents=True, exist_ok=True)
     excluded = () if given.all else (*SLOW, *COMPRESSION)
-    suite = Suite(given.wstest, folder.absolute(), given.cases or ["*"], excluded)
+    suite = Suite(
+        given.wstest, folder.absolute(), given.cases or ["*"], excluded, not given.no_pongs
+    )
     kept = True
     for end in given.ends or ENDS:
         began = time.monotonic()

@@ -6,7 +6,7 @@ from linkd.net import frames
 
 
 def one(content: bytes) -> None:
-    """Take up to four frames until one must wait or is Autobahn's; hold each against RFC 6455 section 5.2."""
+    """Take up to four frames; hold each against RFC 6455 section 5.2."""
     masked = 0x80 if content[:1] >= b"\x80" else 0
     data, position = content[1:], 0
     for _ in range(4):
