@@ -34,11 +34,12 @@ class Link:
         self.inward: Pipe | None = None
         self.other: Link | None = None
         self.acked = 1
-        self.diverged = False
 
     def make(self) -> Session:
-        session = Session(self.settings, lambda position: self.node.log.epoch_below(position))
-        return session
+        return Session(self.settings, self._epoch_below)
+
+    def _epoch_below(self, position: int) -> str:
+        return self.node.log.epoch_below(position)
 
     def hello(self) -> wire.Hello:
         log = self.node.log
@@ -83,32 +84,31 @@ class Link:
             self.perform(self.session.inbound.ack())
 
     def perform(self, effects: list[types.Effect]) -> None:
-        outbound, log = self.session.outbound, self.node.log
         for effect in effects:
             if isinstance(effect, types.Send):
                 if self.out is not None:
                     self.out.messages.append(effect.payload)
             elif isinstance(effect, types.Read):
-                try:
-                    batches = log.read(effect.position, effect.max_bytes)
-                except Gap as gap:
-                    self.perform(outbound.missing(gap.first))
-                else:
-                    assert batches is not None
-                    self.perform(outbound.read(batches, log.clock(), 0.0))
+                self.read(effect)
             elif isinstance(effect, types.Store):
                 self.store(effect.batch)
             elif isinstance(effect, types.Rewind):
-                log.set_cursor(self.peer, effect.cursor, lambda outcome: None)
+                self.node.log.set_cursor(self.peer, effect.cursor, lambda outcome: None)
             elif isinstance(effect, types.Acked):
                 self.acked = effect.next
-            elif isinstance(effect, types.Tell):
-                self.node.told.append(effect)
-            elif isinstance(effect, types.Gone):
-                self.node.gone.append(effect)
-            elif isinstance(effect, types.Diverged):
-                self.diverged = True
-        outbound.check()
+            else:
+                self.node.hear(effect)
+        self.session.outbound.check()
+
+    def read(self, effect: types.Read) -> None:
+        outbound, log = self.session.outbound, self.node.log
+        try:
+            batches = log.read(effect.position, effect.max_bytes)
+        except Gap as gap:
+            self.perform(outbound.missing(gap.first))
+        else:
+            assert batches is not None
+            self.perform(outbound.read(batches, log.clock(), 0.0))
 
     def store(self, batch: Batch) -> None:
         source = batch.source
@@ -142,6 +142,13 @@ class ModelNode:
         )
         self.links[peer] = Link(self, peer, settings)
         return self.links[peer]
+
+    def hear(self, effect: types.Effect) -> None:
+        """Remember what was said."""
+        if isinstance(effect, types.Tell):
+            self.told.append(effect)
+        elif isinstance(effect, types.Gone):
+            self.gone.append(effect)
 
     def committed(self, next: int) -> None:
         for link in self.links.values():
@@ -249,7 +256,7 @@ def settle(nodes: list[ModelNode], rounds: int = 2000) -> None:
                 link.deliver(1000)
                 link.pump()
         after = [(n.log.next, [link.acked for link in n.links.values()]) for n in nodes]
-        quiet = all(not l.inward or not l.inward.messages for n in nodes for l in n.links.values())
+        quiet = all(not e.inward or not e.inward.messages for n in nodes for e in n.links.values())
         still = still + 1 if before == after and quiet else 0
         if still == 3:
             return
