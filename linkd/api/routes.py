@@ -18,7 +18,9 @@ _CONSUMER = Param(
     "A named consumer, in place of `from`; made where it is new.",
     pattern=CONSUMER_NAME_PATTERN,
 )
-_LAST = Param("Last-Event-ID", "Resume an event stream after this.", "integer", least=0, most=2**62)
+_LAST = Param(
+    "Last-Event-ID", "Resume an event stream after this offset or number.", pattern=r"^[0-9]{0,18}$"
+)
 _CONFIRMED = Param("confirmed", "Do it; else only told what would be.", "boolean")
 _JSON = ("application/json",)
 

@@ -29,6 +29,9 @@ CLOSE_SECONDS = 3.0
 ENVELOPE_BYTES = 65_536
 """A text frame may be so much larger than the body in it."""
 
+MAX_FRAMES = 1024
+"""Frames in which one message may come: each costs as much as a whole message."""
+
 NORMAL = 1000
 GOING_AWAY = 1001
 REFUSED = 1008
@@ -94,6 +97,7 @@ class ApiSocket(ServerProtocol):  # type: ignore[misc]  # Autobahn has no types
         self.paused = False
         self.open = False
         self._late: Any = None
+        self._frames = 0
 
     # Autobahn's callbacks
 
@@ -109,8 +113,31 @@ class ApiSocket(ServerProtocol):  # type: ignore[misc]  # Autobahn has no types
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
         """A message came."""
+        self._frames = 0
         if self.open:
             self._guarded(lambda: self.session.message(payload, isBinary))
+
+    def onPing(self, payload: bytes) -> None:
+        """Answer a ping, unless the other end does not read what we have sent already."""
+        if not self.paused:
+            super().onPing(payload)
+
+    def onFrameBegin(self) -> None:
+        """The head of a frame has come: count it."""
+        self._frames += 1
+        super().onFrameBegin()
+
+    def processData(self) -> bool:
+        """Take the next frame, or a part; tell whether there may be another."""
+        going_on: bool = super().processData()
+        if self._frames <= MAX_FRAMES:
+            return going_on
+        self.close(REFUSED, f"a message came in more than {MAX_FRAMES} frames")
+        if self._frames <= 2 * MAX_FRAMES:
+            return going_on
+        self.data = b""
+        self.cut()
+        return False
 
     def dataReceived(self, data: bytes) -> None:
         """Bytes came: tell the messages in them, then that these were all."""
@@ -242,7 +269,7 @@ class Upgrades:
     def _factory(self, max_message: int) -> Any:
         """Return an Autobahn factory."""
         reactor = self.api.reactor
-        factory = ServerFactory(reactor=reactor, protocols=[SUBPROTOCOL])
+        factory = ServerFactory(reactor=reactor, protocols=[SUBPROTOCOL], server="")
         factory._batched_timer = ExactTimer(reactor)
         factory.setProtocolOptions(
             webStatus=False,
