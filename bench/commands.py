@@ -21,7 +21,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="bench.commands", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="10 runs each, not 50")
     asked = parser.parse_args()
-    where, taken = machine(), {}
+    where = machine()
+    taken: dict[str, list[float]] = {}
     with Linkd() as system:
         socket = str(system.folder / "edge-0.sock")
         python = [sys.executable, "-m"]

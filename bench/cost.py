@@ -24,8 +24,11 @@ from bench.stages import STAGES, Load
 LOADS = {"100 B, 64 a batch": (64, 100), "100 B, alone": (1, 100), "1 KiB, 62 a batch": (62, 1024)}
 
 
-def measure(stage: str, load: Load, rounds: int, seconds: float) -> tuple[list[float], list[float]]:
-    """Return microseconds a record by the processor's time and by the clock, one of each a round."""
+Taken = tuple[list[float], list[float]]
+
+
+def measure(stage: str, load: Load, rounds: int, seconds: float) -> Taken:
+    """Return microseconds a record by the processor's time and by the clock, one a round."""
     cpu, wall = [], []
     with STAGES[stage](load) as run:
         run(64)

@@ -1,10 +1,11 @@
-"""Idle links: what one costs in memory and processor time, beside a bare server; and how they return.
+"""Idle links: what one costs in memory and processor time, and how they return.
 
 python -m bench.links [--quick]
 
 One process holds the listening ends, another the dialing ends. linkd's listener is a whole daemon,
 with a peer and a session for each link, and real nodes dial it; the others are bare servers of
-Autobahn and of the `websockets` library with the same auto-ping, dialed by bare connections. Writes docs/measurements/links.md.
+Autobahn and of the `websockets` library with the same auto-ping, dialed by bare connections.
+Writes docs/measurements/links.md.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.figures import FOLDER, figure, machine, short, spread, table
+from bench.figures import FOLDER, Figure, figure, machine, spread, table
 from bench.swarm import Bare
 from bench.systems import SECRET, Process, free_port, listens, wait
 from tests.support.swarm import Swarm
@@ -33,7 +34,7 @@ SERVERS = ("linkd", "autobahn", "websockets")
 
 def serve_linkd(port: int, count: int) -> None:
     """Run a node with so many peers that dial it."""
-    from linkd.cli import main as linkd
+    from linkd.cli import main as linkd  # noqa: PLC0415 - as below
 
     folder = Path(os.environ["LINKD_BENCH_FOLDER"])
     secret = folder / "secret"
@@ -57,11 +58,12 @@ def serve_linkd(port: int, count: int) -> None:
 
 def serve_autobahn(port: int, _: int) -> None:
     """Run a bare server of Autobahn."""
-    from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
-    from twisted.internet import reactor
+    # Only what the server itself needs may count as its memory.
+    from autobahn.twisted import websocket  # noqa: PLC0415
+    from twisted.internet import reactor  # noqa: PLC0415
 
-    factory: Any = WebSocketServerFactory()
-    factory.protocol = WebSocketServerProtocol
+    factory: Any = websocket.WebSocketServerFactory()
+    factory.protocol = websocket.WebSocketServerProtocol
     factory.setProtocolOptions(autoPingInterval=PING_INTERVAL, autoPingTimeout=PING_TIMEOUT)
     tcp: Any = reactor
     tcp.listenTCP(port, factory, backlog=5000, interface="127.0.0.1")
@@ -70,9 +72,9 @@ def serve_autobahn(port: int, _: int) -> None:
 
 def serve_websockets(port: int, _: int) -> None:
     """Run a bare server of the `websockets` library."""
-    import asyncio
+    import asyncio  # noqa: PLC0415 - as above
 
-    from websockets.asyncio.server import ServerConnection, serve
+    from websockets.asyncio.server import ServerConnection, serve  # noqa: PLC0415
 
     async def hold(connection: ServerConnection) -> None:
         await connection.wait_closed()
@@ -176,8 +178,11 @@ def main() -> int:
         "# Idle links\n\n"
         f"Measured {where}. {rounds} rounds, interleaved; median (least to most). Command:"
         " `python -m bench.links`. Auto-ping every 5 s; nothing else passes. `all back` counts from"
-        " the moment at which the restarted listener listens again; dialers retry within 0 to 1 s,"
-        " at random.\n\n" + table(head, rows) + "\n"
+        " the moment at which the restarted listener listens again. Bare dialers retry within 0 to"
+        " 1 s, at random; nodes do so first, and then wait longer and longer while they are refused"
+        " (up to 15 s, at random): the longer the start takes, the longer the return.\n\n"
+        + table(head, rows)
+        + "\n"
     )
     print(text)
     if not asked.quick:
@@ -197,7 +202,7 @@ def _rows(count: int, found: dict[str, list[dict[str, float]]]) -> list[list[str
         row = [f"{count:,}", kind]
         for what, scale in (("bytes", 1024), ("percent", 1)):
             mine, bare = of(kind, what), of("autobahn", what)
-            row.append(spread(mine, lambda value, scale=scale: short(value / scale)))
+            row.append(spread(Figure(*(value / scale for value in mine))))
             row.append(f"{mine.median / bare.median:.2f} ×" if bare.median else "–")
         row += [spread(of(kind, what)) for what in ("dialed_in", "back_in", "cpu_back")]
         rows.append(row)

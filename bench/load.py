@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import shutil
@@ -25,7 +26,9 @@ def program() -> str:
         raise RuntimeError(
             "the load needs a C compiler (Debian, Ubuntu: apt install gcc libc6-dev)"
         )
-    target = Path(tempfile.mkdtemp(prefix="linkd-load-")) / "load"
+    folder = tempfile.mkdtemp(prefix="linkd-load-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    target = Path(folder) / "load"
     done = subprocess.run(
         [compiler, "-O2", "-o", str(target), str(SOURCE)], capture_output=True, text=True
     )

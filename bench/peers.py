@@ -21,7 +21,7 @@ from bench.load import load
 from bench.systems import ALL, Linkd, Mosquitto, Nats, System, wait
 
 WINDOW_BYTES = 8 << 20
-"""So many bytes of messages are under way at most, whatever the system: what linkd's clients allow."""
+"""So many bytes are under way at most, whatever the system: what linkd's clients allow."""
 
 PARTS = ("throughput", "latency", "drain", "fan-out", "channels")
 
@@ -46,7 +46,7 @@ class Way(NamedTuple):
 
 
 def batch_of(size: int) -> int:
-    """Return how many records linkd's clients put into one batch of at most 64 KiB, here up to 64."""
+    """Return how many records a client puts into one batch of at most 64 KiB, here up to 64."""
     return max(1, min(64, (65_536 - 64) // (size + 16)))
 
 
@@ -117,7 +117,7 @@ def checked(system: System, case: str, found: dict[str, Any], notes: list[str]) 
             f"{system.title}, {case}: sent {found['sent']:,}, received {found['received']:,}, "
             f"out of place {found['missing']:,}, repeated {found['repeated']:,} {found['said']}"
         )
-    return short_of <= 0
+    return bool(short_of <= 0)
 
 
 def throughput(kinds: Sequence[type[System]], rounds: int, seconds: float, found: Found) -> None:

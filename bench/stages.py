@@ -15,6 +15,7 @@ from websockets.protocol import State
 from bench.floor import Bench, folder
 from linkd.api.stream import StreamSession, StreamSink
 from linkd.client.bodies import pack
+from linkd.client.record import Reading
 from linkd.client.session import Session as ClientSession
 from linkd.client.websocket import WebSocket
 from linkd.config import Config, NodeSettings
@@ -97,6 +98,23 @@ def _stream_session(publish: Callable[[Draft, Any], None], clock: Clock) -> Stre
     return session
 
 
+def _ignore(_: object) -> None:
+    """Settle nothing."""
+
+
+def _body(body: bytes, _: str) -> bytes:
+    """Leave a body as it is."""
+    return body
+
+
+def _acknowledge(_: object) -> Any:
+    """Acknowledge nothing."""
+
+
+def _publish_nothing(_: Draft, __: object) -> None:
+    """Publish nothing."""
+
+
 @contextlib.contextmanager
 def client_out(load: Load) -> Iterator[Run]:
     """Client: records made, encoded, numbered, put into a masked WebSocket message; its answer."""
@@ -112,7 +130,7 @@ def client_out(load: Load) -> Iterator[Run]:
         for _ in range(times):
             number += 1
             packed = pack([Record(body) for body in load.bodies])
-            session.flight.add("bench", load.count, packed, lambda outcome: None)
+            session.flight.add("bench", load.count, packed, _ignore)
             for message in session.take(0.0):
                 socket.send(message)
             socket.to_send()
@@ -152,7 +170,7 @@ def log_memory(load: Load) -> Iterator[Run]:
     def run(times: int) -> None:
         draft = load.draft()
         for _ in range(times):
-            log.append(draft, lambda outcome: None)
+            log.append(draft, _ignore)
             log._disk.clear()
 
     yield run
@@ -179,7 +197,7 @@ def _greeted() -> tuple[Session, Session]:
     ends = []
     for ours, theirs in (("edge", "hub"), ("hub", "edge")):
         settings = SessionSettings(ours, theirs, every, every)
-        ends.append(Session(settings, lambda position: "epoch"))
+        ends.append(Session(settings, lambda _: "epoch"))
     hellos = [
         wire.Hello(
             1,
@@ -242,17 +260,17 @@ def net(load: Load) -> Iterator[Run]:
 def log_store(load: Load) -> Iterator[Run]:
     """Log at the receiver, without its disk: a received batch judged and stored with its cursor."""
     log = MemoryLog("hub")
-    next = 1
+    position = 1
 
     def run(times: int) -> None:
-        nonlocal next
+        nonlocal position
         for _ in range(times):
-            source = Source("edge", "log", "epoch", next, next + load.count)
-            origin = Origin("edge", "log", "epoch", next)
-            next += load.count
+            source = Source("edge", "log", "epoch", position, position + load.count)
+            origin = Origin("edge", "log", "epoch", position)
+            position += load.count
             log.store(
                 Batch(0, "bench", load.count, load.records, 0.0, origin, source=source),
-                lambda outcome: None,
+                _ignore,
             )
             log._disk.clear()
 
@@ -263,7 +281,7 @@ def log_store(load: Load) -> Iterator[Run]:
 def consumer_out(load: Load) -> Iterator[Run]:
     """API: a batch handed to a subscriber, put into a message."""
     clock = Clock()
-    session = _stream_session(lambda draft, settled: None, clock)
+    session = _stream_session(_publish_nothing, clock)
     sink = StreamSink(session, 1, ("bench",), 2**62)
     offset = 1
 
@@ -300,7 +318,7 @@ def client_in(load: Load) -> Iterator[Run]:
     session = ClientSession("bench")
     session.open = True
     reader = session.subscribe(["bench"], "latest", window=2**40)
-    reader.taker, reader.reading = _Taker(), reader
+    reader.taker, reader.reading = _Taker(), Reading(_body, _acknowledge)
     offset = 1
 
     def run(times: int) -> None:

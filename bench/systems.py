@@ -1,4 +1,4 @@
-"""The systems side by side: two nodes of each, linked over loopback, with the disk as their best durable mode has it.
+"""The systems side by side: two nodes of each, linked over loopback, as durable as each can be.
 
 Each is a context: on entry its daemons run and the link is up; on exit they are gone, and their
 directories too.
@@ -17,11 +17,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-SECRET = "a secret of the benchmark, long enough for linkd"  # noqa: S105 - loopback only
+from linkd import __version__
+
+SECRET = "a secret of the benchmark, long enough for linkd"
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -210,8 +213,6 @@ class Linkd(System):
 
     @classmethod
     def version(cls) -> str | None:
-        from linkd import __version__
-
         return f"linkd {__version__}"
 
     def _run(self, name: str, port: int, rest: str) -> Process:
@@ -262,7 +263,7 @@ class Linkd(System):
 
         wait("the links of linkd", up, 30.0 + self.peers)
         for port in self.edge_ports:
-            wait("an edge of linkd", lambda port=port: self.status(port))
+            wait("an edge of linkd", partial(self.status, port))
 
     def status(self, port: int) -> dict[str, Any]:
         """Return a node's `/v1/status`."""
@@ -318,7 +319,7 @@ class Mosquitto(System):
 
     def linked(self) -> None:
         for port in self.edge_ports:
-            wait("mosquitto", lambda port=port: listens(port))
+            wait("mosquitto", partial(listens, port))
         time.sleep(1.5)
 
 
@@ -364,7 +365,7 @@ class Nats(System):
 
     def linked(self) -> None:
         for port in self.edge_ports:
-            wait("NATS", lambda port=port: listens(port))
+            wait("NATS", partial(listens, port))
         if self.fan_out:
             from_port, from_domain = self.hub_port, "hub"
             mirrors = [(port, f"edge{n}") for n, port in enumerate(self.edge_ports)]

@@ -18,9 +18,9 @@ def tell(
     parts = [
         "# linkd beside its peers\n",
         f"Measured {where}. {'; '.join(versions)}. {how}, interleaved; median (least to most).\n",
-        "Command: `scripts/bench` (this part: `python -m bench.peers`). Publish at one node, receive"
-        " at the other, over loopback; one C client for all (bench/load.c). linkd runs with its"
-        " default settings: each message is on the disks of both ends (fdatasync) before it is"
+        "Command: `scripts/bench` (this part: `python -m bench.peers`). Publish at one node,"
+        " receive at the other, over loopback; one C client for all (bench/load.c). linkd runs"
+        " with its default settings: each message is on the disks of both ends (fdatasync) before it is"
         " acknowledged. mosquitto keeps its messages in memory and writes them out now and then;"
         " JetStream writes them to files and syncs now and then.\n",
         "The load's own ceiling, against a sink that answers at once, messages/s:\n",
@@ -133,7 +133,8 @@ def _latency(found: Found, titles: Sequence[str]) -> list[str]:
     plot("latency", "From publish to delivery at the other node, 100 B", groups)
     return [
         "## Latency\n",
-        "From `send` at the publisher to `recv` at the receiver, 100 B; linkd: on both disks by then.\n",
+        "From `send` at the publisher to `recv` at the receiver, 100 B; linkd: on both disks by"
+        " then.\n",
         "![latency](latency.svg)\n",
         table(["pace", "system", "median, ms", "p99, ms"], rows) + "\n",
     ]
@@ -155,13 +156,13 @@ def _drain(found: Found, titles: Sequence[str]) -> list[str]:
     head = ["backlog", "system", "messages/s", "s, from the hub's start", "filled at, messages/s"]
     return [
         "## Drain after an outage\n",
-        "The hub is stopped, messages of 100 B are published at the edge, the hub starts again and a"
-        " consumer there reads. The rate counts from the first message to the last.\n",
+        "The hub is stopped, messages of 100 B are published at the edge, the hub starts again and"
+        " a consumer there reads. The rate counts from the first message to the last.\n",
         table(head, rows) + "\n",
     ]
 
 
-def _fan_out(found: Found, titles: Sequence[str]) -> list[str]:
+def _fan_out(found: Found, _: Sequence[str]) -> list[str]:
     rows = [
         [
             str(peers),
@@ -190,7 +191,7 @@ def _fan_out(found: Found, titles: Sequence[str]) -> list[str]:
     ]
 
 
-def _channels(found: Found, titles: Sequence[str]) -> list[str]:
+def _channels(found: Found, _: Sequence[str]) -> list[str]:
     rows = []
     for what, title, case in list(found.values):
         if what == "channels":
