@@ -121,7 +121,7 @@ def flood(scene: Scene, kind: str, rate: int, port: int = 9443) -> dict[str, int
         "seconds": SECONDS,
         "rate": rate,
         "sources": sources(scene.crowd),
-        "secret": SECRET,
+        "secret": KEY if port == 9480 else SECRET,
     }
     command = python("-m", "tests.support.strangers", json.dumps(order))
     process = scene.crowd.popen(command, stdout=subprocess.PIPE)
@@ -241,6 +241,12 @@ def test_garbage(scene: Scene) -> None:
 @pytest.mark.parametrize("kind", ["fragments", "empty-fragments"])
 def test_a_peer_that_sends_fragments_without_end(scene: Scene, kind: str) -> None:
     told = endure(scene, kind, 5)
+    assert told.get("never cut", 0) == 0
+    assert told["cut"] >= 5
+
+
+def test_a_caller_that_sends_fragments_without_end(scene: Scene) -> None:
+    told = endure(scene, "api-fragments", 5, 9480)
     assert told.get("never cut", 0) == 0
     assert told["cut"] >= 5
 

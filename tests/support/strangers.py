@@ -284,6 +284,32 @@ async def empty_fragments(flood: Flood, stranger: Stranger) -> str:
     return "never cut"
 
 
+async def api_fragments(flood: Flood, stranger: Stranger) -> str:
+    """Send fragments of one byte to the API, with a key that is right."""
+    lines = [
+        "GET /ws HTTP/1.1",
+        f"Host: {flood.order.host}",
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        f"Sec-WebSocket-Key: {base64.b64encode(os.urandom(16)).decode()}",
+        "Sec-WebSocket-Version: 13",
+        f"Authorization: Bearer {flood.order.secret}",
+    ]
+    status, _, _ = await stranger.ask("\r\n".join([*lines, "", ""]).encode())
+    if status != 101:
+        return str(status)
+    piece = b"\x00\x81\x00\x00\x00\x00x" * 5000
+    stranger.writer.write(frame(b"x", 0x01))
+    try:
+        while flood.left > 0:
+            stranger.writer.write(piece)
+            await stranger.writer.drain()
+            await asyncio.sleep(0)
+    except OSError:
+        return "cut"
+    return "never cut"
+
+
 async def pings(flood: Flood, stranger: Stranger) -> str:
     """Send pings without end, and never read what comes back."""
     refused = await greet(flood, stranger)
@@ -395,6 +421,7 @@ KINDS: Final[dict[str, tuple[Callable[[Flood, Stranger], Awaitable[str]], bool]]
     "fragments": (fragments, True),
     "empty-fragments": (empty_fragments, True),
     "pings": (pings, True),
+    "api-fragments": (api_fragments, True),
     "huge-length": (huge_length, False),
     "deflated": (deflated, False),
     "bomb": (bomb, False),
