@@ -13,7 +13,9 @@ from linkd.core.wire import Cursor, EpochEnd, EpochStart
 def agree(epochs: Sequence[EpochStart], next: int, cursor: Cursor) -> EpochEnd | None:
     """Return where sending goes on: the end of the newest epoch that both ends know.
 
-    Both ends compute it from the same two hellos and so come to the same place.
+    Both ends compute it from the same two hellos and so come to the same place. A receiver that
+    knows a later epoch has passed all of this one, wherever its own note of it ends: what was not
+    for it at the end of an epoch may have been skipped in one step with the beginning of the next.
 
     Args:
         epochs: The sender's epochs, oldest first.
@@ -27,10 +29,11 @@ def agree(epochs: Sequence[EpochStart], next: int, cursor: Cursor) -> EpochEnd |
         start.epoch: epochs[i + 1].first if i + 1 < len(epochs) else next
         for i, start in enumerate(epochs)
     }
+    passed = cursor.epochs[-1].next
     for known in reversed(cursor.epochs):
         end = ends.get(known.epoch)
         if end is not None:
-            return EpochEnd(known.epoch, min(end, known.next))
+            return EpochEnd(known.epoch, min(end, passed))
     return None
 
 

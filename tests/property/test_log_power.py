@@ -98,7 +98,7 @@ class _Disk:
         self.loose_names.clear()
 
     def _name(self, path: Path, file: int | None) -> None:
-        """Let a name mean another file, or none; until the directory is synced that may get lost."""
+        """Let a name mean another file, or none: not for sure before the directory is synced."""
         self.loose_names.setdefault(path, [self.paths.get(path)]).append(file)
         if file is None:
             self.paths.pop(path, None)

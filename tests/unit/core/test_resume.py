@@ -1,0 +1,50 @@
+"""Where two nodes go on: at the end of the newest epoch that both know, exactly."""
+
+from __future__ import annotations
+
+import pytest
+
+from linkd.core.resume import agree, lost_at_sender, truncate
+from linkd.core.wire import Cursor, EpochEnd, EpochStart
+
+
+def starts(*firsts: tuple[str, int]) -> tuple[EpochStart, ...]:
+    return tuple(EpochStart(epoch, first) for epoch, first in firsts)
+
+
+def cursor(*ends: tuple[str, int], committed: int = 0) -> Cursor:
+    return Cursor("log", tuple(EpochEnd(epoch, next) for epoch, next in ends), committed)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "next", "known", "agreed", "lost"),
+    [
+        # Nothing has happened: where the cursor stands.
+        ((("a", 1), ("b", 10)), 20, (("b", 15),), ("b", 15), None),
+        # The sender restarted since.
+        ((("a", 1), ("b", 10), ("c", 20)), 30, (("a", 10), ("b", 15)), ("b", 15), None),
+        # Put back to its first epoch, and started anew.
+        ((("a", 1), ("c", 8)), 12, (("a", 10), ("b", 15)), ("a", 8), (8, 15)),
+        # Put back; the end of `a` was skipped in one step with the beginning of `b`.
+        ((("a", 1), ("c", 8)), 12, (("a", 5), ("b", 15)), ("a", 8), (8, 15)),
+        # Damaged, and opened far above: what is readable comes after where the cursor stands.
+        ((("a", 1), ("c", 9000)), 9100, (("a", 5), ("b", 15)), ("a", 15), None),
+        # Nothing in common.
+        ((("c", 9000),), 9100, (("a", 5), ("b", 15)), None, None),
+    ],
+)
+def test_agree(epochs, next, known, agreed, lost) -> None:
+    its = cursor(*known, committed=4)
+    found = agree(starts(*epochs), next, its)
+    assert found == (None if agreed is None else EpochEnd(*agreed))
+    if found is not None:
+        assert lost_at_sender(its, found) == lost
+        kept = truncate(its, found)
+        assert kept.epochs[-1] == found
+        assert kept.committed == 4
+
+
+def test_truncate_leaves_alone_what_is_not_beyond() -> None:
+    its = cursor(("a", 10), ("b", 15), committed=15)
+    assert truncate(its, EpochEnd("b", 15)) is its
+    assert truncate(its, EpochEnd("a", 8)) == cursor(("a", 8), committed=8)
