@@ -318,6 +318,8 @@ def _faked(clock: Path) -> dict[str, str]:
         "FAKETIME_NO_CACHE": "1",
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
         "DONT_FAKE_MONOTONIC": "1",
+        # Else its waits on conditions stall for seconds, steps or none: the interpreter's own lock.
+        "FAKETIME_FORCE_MONOTONIC_FIX": "0",
     }
 
 

@@ -17,12 +17,12 @@ import msgspec
 from linkd.client.errors import Refused
 from linkd.client.http import call, expect
 from linkd.drill.asking import Daemon
-from linkd.drill.bounds import Bounds, Expectation, silent_for
+from linkd.drill.bounds import LATE_SECONDS, Bounds, Expectation, silent_for
 from linkd.drill.deadman import DrillFailed, Switch, admin_path
 from linkd.drill.judge import judge
 from linkd.drill.lab import Times, end_report
 from linkd.drill.probe import Counted, Publisher, arrived
-from linkd.drill.report import Check, Report
+from linkd.drill.report import Check, EndReport, Report
 from linkd.drill.rules import MARK, Kind, Remote, commands, remote
 from linkd.drill.watch import Watch
 from linkd.status import LinkStatus
@@ -121,11 +121,12 @@ def run(
     watches = [Watch(made.node, daemon, request.peer)]
     if request.far_socket is not None:
         watches.append(Watch(request.peer, Daemon(request.far_socket), made.node))
-    mark = f"{MARK}-{made.token}"
     publisher = None
     if request.channel is not None:
-        publisher = Publisher(daemon.socket, request.channel, mark)
+        publisher = Publisher(daemon.socket, request.channel, f"{MARK}-{made.token}")
     threads: list[Watch | Publisher] = [*watches, *([publisher] if publisher else [])]
+    delivered: list[Check] = []
+    messages: dict[str, Counted] = {}
     try:
         for thread in threads:
             thread.start()
@@ -134,26 +135,42 @@ def run(
         expected = _expected(request, bounds, times)
         _wait_up(watches, times.restored + expected.back + _GRACE_SECONDS, times, say)
         time.sleep(1.0)
-        checks = []
-        messages: dict[str, Counted] = {}
         if publisher is not None:
-            checks.append(_delivered(publisher, daemon, request, say))
+            delivered.append(_delivered(publisher, daemon, request, say))
             if request.far_socket is not None:
-                numbers = arrived(request.far_socket, publisher.channel, mark)
+                numbers = arrived(request.far_socket, publisher.channel, publisher.mark)
                 messages[publisher.channel] = publisher.judge(numbers)
     finally:
         for thread in threads:
             thread.end()
     ends = [end_report(watch, times) for watch in watches]
-    dialers = (reason for watch in watches if watch.role == "dialer" for reason in watch.reasons)
-    checks = [*judge(ends, dialers, messages, expected, bounds), *checks]
+    checks = [*judge(ends, (), messages, expected, bounds), *delivered]
+    return _report(request, times, ends, messages, checks, _why(bounds, request))
+
+
+def _why(bounds: Bounds, request: Request) -> str:
+    """Return what the verdict is held against, and what it can't say."""
+    short = request.kind != "reset" and request.seconds < bounds.slowest + LATE_SECONDS
+    note = f"; shorter than {bounds.slowest:g} s, so not both ends had to notice" if short else ""
+    return f"bounds: {bounds.source}{note}"
+
+
+def _report(
+    request: Request,
+    times: Times,
+    ends: list[EndReport],
+    messages: dict[str, Counted],
+    checks: list[Check],
+    why: str,
+) -> Report:
+    """Put it together."""
     return Report(
         drill=request.kind,
-        about=f"{ABOUT[request.kind]}: {made.node} and {request.peer}",
+        about=f"{ABOUT[request.kind]}; the peer is {request.peer}",
         began=times.stamp,
         where="running",
         verdict="pass" if all(check.ok for check in checks) else "fail",
-        why=f"bounds: {bounds.source}",
+        why=why,
         fault_began=round(times.fault - times.began, 3),
         fault_ended=round(times.restored - times.began, 3),
         ends=ends,
