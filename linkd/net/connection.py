@@ -23,11 +23,11 @@ from linkd.core.wire import (
     encode,
 )
 from linkd.errors import Reason, RemoteProtocolError
-from linkd.net.frames import MESSAGE, PING, PONG, SMALL_BYTES, put, take
+from linkd.net.frames import MESSAGE, PING, PONG, take
 from linkd.net.heads import printable
-from linkd.net.ports import LinkPort
+from linkd.net.sending import Sending
 from linkd.net.sockets import peer_of, show, tune
-from linkd.net.timers import Call, Clock, cancel
+from linkd.net.timers import Call, cancel
 from linkd.net.websocket import (
     STATE_CLOSED,
     STATE_CLOSING,
@@ -54,7 +54,7 @@ _keys = count(1)
 _no_generation: Final = Generation("-", 0)
 
 
-class Connection:
+class Connection(Sending):
     """What both ends share; `linkd.net.ports.Connection`, mixed into Autobahn's protocol.
 
     Attributes beside the port's:
@@ -63,25 +63,18 @@ class Connection:
     """
 
     log: Any = Quiet()
-    dialed: ClassVar[bool]
     silent_reason: ClassVar[Reason]
-    transport: Any
     factory: Any
-    state: int
     data: bytes
     remoteCloseCode: int | None
     remoteCloseReason: str | None
     current_frame: Any
     inside_message: bool
-    life: Liveness
-    clock: Clock
 
     key = 0
     generation = _no_generation
-    writable = True
     rtt_seconds: float | None = None
     certificate_expires: float | None = None
-    port: LinkPort | None = None
     on_round_trip: Callable[[float], None] | None = None
     host = ""
     port_number = 0
@@ -236,47 +229,6 @@ class Connection:
         """Answer a ping, unless the other end does not read what we have sent already."""
         if self.state == _OPEN and self.writable:
             self._frame(PONG, payload)
-
-    # -- sending ------------------------------------------------------------------------------
-
-    def send(self, payload: bytes) -> None:
-        """Send one binary message."""
-        if self.state == _OPEN:
-            self._frame(MESSAGE, payload)
-
-    def sendFrame(self, opcode: int, payload: bytes = b"", **_: Any) -> None:
-        """Send what Autobahn wants sent: pings, pongs, closes; all of them whole."""
-        self._frame(0x80 | opcode, payload)
-
-    def sendData(self, data: bytes, sync: bool = False, chopsize: int | None = None) -> None:
-        """Send what Autobahn has to say in the opening handshake."""
-        self.life.sent_at = self.clock.seconds()
-        self.transport.write(data)
-
-    def _frame(self, first: int, payload: bytes) -> None:
-        head, body = put(first, payload, 0x80 if self.dialed else 0)
-        self.life.sent_at = self.clock.seconds()
-        if len(body) < SMALL_BYTES:
-            self.transport.write(head + body)
-        else:
-            self.transport.writeSequence((head, body))
-
-    def pauseProducing(self) -> None:
-        """The transport has enough."""
-        self.writable = False
-
-    def resumeProducing(self) -> None:
-        """The transport has room again."""
-        self.writable = True
-        if self.port is not None and self.state == _OPEN:
-            try:
-                self.port.writable(self)  # type: ignore[arg-type]
-            except Exception:  # noqa: BLE001 - as above
-                self._bug("no more could be sent")
-
-    def stopProducing(self) -> None:
-        """The transport has gone."""
-        self.writable = False
 
     # -- silence ------------------------------------------------------------------------------
 
