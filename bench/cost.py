@@ -73,7 +73,7 @@ def _counted(stage: str, times: int) -> int:
     return int(found[1].replace(",", ""))
 
 
-def instructions(stage: str, few: int = 64, many: int = 1064) -> float:
+def instructions(stage: str, few: int = 64, many: int = 564) -> float:
     """Return the instructions a record: those of many batches, less those of few."""
     return (_counted(stage, many) - _counted(stage, few)) / ((many - few) * 64)
 

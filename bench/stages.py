@@ -8,11 +8,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from prometheus_client import Histogram
 from twisted.internet.task import Clock
 from websockets.protocol import State
 
 from bench.floor import Bench, folder
+from linkd.api.metrics import Metrics
 from linkd.api.stream import StreamSession, StreamSink
 from linkd.client.bodies import pack
 from linkd.client.record import Reading
@@ -87,10 +87,9 @@ def _stream_session(publish: Callable[[Draft, Any], None], clock: Clock) -> Stre
     """Return the daemon's end of a stream, on a node that is not there."""
     config = Config(node=NodeSettings(name="edge"))
     log = SimpleNamespace(id="log", next=1)
-    node = SimpleNamespace(name="edge", log=log, config=config, publish=publish)
-    commit = Histogram("commit", "Seconds of a commit.", registry=None)
-    metrics = SimpleNamespace(commit=commit)
-    api: Any = SimpleNamespace(node=node, reactor=clock, producers=None, metrics=metrics)
+    node: Any = SimpleNamespace(name="edge", log=log, config=config, publish=publish)
+    measured = Metrics(node)
+    api: Any = SimpleNamespace(node=node, reactor=clock, producers=None, metrics=measured)
     caller: Any = _Caller()
     session = StreamSession(api, caller, _Socket())
     session.message(stream.encode([stream.Open(1, "", "bench")]), True)

@@ -21,8 +21,8 @@ def tell(
         "Command: `scripts/bench` (this part: `python -m bench.peers`). Publish at one node,"
         " receive at the other, over loopback; one C client for all (bench/load.c). linkd runs"
         " with its default settings: each message is on the disks of both ends (fdatasync) before"
-        " it is acknowledged. mosquitto keeps its messages in memory and writes them out now and then;"
-        " JetStream writes them to files and syncs now and then.\n",
+        " it is acknowledged. mosquitto keeps its messages in memory and writes them out now and"
+        " then; JetStream writes them to files and syncs now and then.\n",
         "The load's own ceiling, against a sink that answers at once, messages/s:\n",
         table(["protocol", "", "100 B", "1 KiB", "64 KiB"], roof) + "\n",
     ]
