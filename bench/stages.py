@@ -86,7 +86,7 @@ class _Caller:
 def _stream_session(publish: Callable[[Draft, Any], None], clock: Clock) -> StreamSession:
     """Return the daemon's end of a stream, on a node that is not there."""
     config = Config(node=NodeSettings(name="edge"))
-    log = SimpleNamespace(id="log", next=1)
+    log = MemoryLog("edge")
     node: Any = SimpleNamespace(name="edge", log=log, config=config, publish=publish)
     measured = Metrics(node)
     api: Any = SimpleNamespace(node=node, reactor=clock, producers=None, metrics=measured)
