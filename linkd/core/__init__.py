@@ -1,1 +1,1 @@
-"""The pure core: no Twisted, no socket, no clock, no disk. Inputs and `now` go in, effects come out."""
+"""The pure core: no Twisted, socket, clock or disk. Inputs and `now` go in, effects come out."""
