@@ -44,9 +44,9 @@ def add(subparsers: Any) -> None:
         "--for",
         dest="seconds",
         type=float,
-        default=DEFAULT_SECONDS,
+        default=None,
         metavar="SECONDS",
-        help="how long, on a running pair; at most 120 (default: %(default)g)",
+        help=f"how long, on a running pair; at most 120 (default: {DEFAULT_SECONDS:g})",
     )
     parser.add_argument("--channel", metavar="CHANNEL", help="publish numbered messages there")
     parser.add_argument(
@@ -94,8 +94,8 @@ def _lab(arguments: argparse.Namespace) -> Iterable[Report]:
     if unknown:
         known = ", ".join(DRILLS)
         raise Ended(exits.USAGE, f"there is no drill {unknown[0]!r}; there is {known}, or all")
-    if arguments.peer or arguments.channel or arguments.far_socket:
-        raise Ended(exits.USAGE, "--peer, --channel and --far-socket are for a running pair")
+    if arguments.peer or arguments.channel or arguments.far_socket or arguments.seconds:
+        raise Ended(exits.USAGE, "--peer, --for, --channel, --far-socket are for a running pair")
     progress = _Progress(len(names))
     named = getattr(arguments, "config", None) or os.environ.get("LINKD_CONFIG")
     bounds = _bounds(arguments, required=bool(named)) if named else _defaults()
@@ -139,19 +139,21 @@ def _request(arguments: argparse.Namespace) -> Any:
             exits.USAGE,
             f"expected one of {', '.join(RUNNING)} for a running pair; other drills need --lab",
         )
+    if arguments.relay:
+        raise Ended(exits.USAGE, "--relay is for --lab")
     if not arguments.peer:
         raise Ended(exits.USAGE, "expected --peer NAME, or --lab for a throw-away pair")
-    if not 1.0 <= arguments.seconds <= MAX_SECONDS:
+    seconds = DEFAULT_SECONDS if arguments.seconds is None else arguments.seconds
+    if not 1.0 <= seconds <= MAX_SECONDS:
         raise Ended(
-            exits.USAGE,
-            f"expected --for from 1 to {MAX_SECONDS:g} seconds, got {arguments.seconds:g}",
+            exits.USAGE, f"expected --for from 1 to {MAX_SECONDS:g} seconds, got {seconds:g}"
         )
     if os.geteuid() != 0:
         raise Ended(exits.USAGE, "a drill on a running pair needs root (try sudo); --lab does not")
     return Request(
         kind=arguments.names[0],
         peer=arguments.peer,
-        seconds=arguments.seconds,
+        seconds=seconds,
         channel=arguments.channel,
         far_socket=arguments.far_socket,
     )

@@ -24,6 +24,7 @@ _RESET_SECONDS: Final = 0.5
 _KEEP_FREE_KIB: Final = 1024
 
 Deed = Callable[[Pair], None]
+Expects = Callable[[Bounds, float], Expectation]
 
 
 class Drill(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,7 +46,7 @@ class Drill(msgspec.Struct, frozen=True, kw_only=True):
     about: str
     begin: Deed
     mend: Deed
-    expects: Callable[[Bounds, float], Expectation]
+    expects: Expects
     lasts: Callable[[Bounds], float]
     during: Deed | None = None
     setup: Setup = Setup()
@@ -102,20 +103,25 @@ def _known(pair: Pair) -> None:
     pair.know_hub(True)
 
 
-def _appear(pair: Pair) -> None:
-    pair.start_hub()
+def _appear(name: str) -> Deed:
+    def mend(pair: Pair) -> None:
+        pair.start(name)
+
+    return mend
 
 
-def _kill(pair: Pair) -> None:
-    pair.hub.kill()
+def _kill(name: str) -> Deed:
+    def begin(pair: Pair) -> None:
+        pair.end(name).kill()
+
+    return begin
 
 
-def _freeze(pair: Pair) -> None:
-    pair.hub.signal(signal.SIGSTOP)
+def _signal(name: str, number: signal.Signals) -> Deed:
+    def deed(pair: Pair) -> None:
+        pair.end(name).signal(number)
 
-
-def _thaw(pair: Pair) -> None:
-    pair.hub.signal(signal.SIGCONT)
+    return deed
 
 
 def _step(pair: Pair) -> None:
@@ -175,18 +181,27 @@ def _flapped(bounds: Bounds, _seconds: float) -> Expectation:
     return Expectation(back=bounds.back_attempt)
 
 
-def _frozen(bounds: Bounds, seconds: float) -> Expectation:
-    silent = silent_for(bounds, seconds)
-    falls = tuple(role for role in silent.falls if role == "dialer")
-    return Expectation(falls=falls, undisturbed=("dialer",), back=bounds.back_attempt)
+def _frozen(watching: str) -> Expects:
+    """Only the end that was not frozen can notice in time."""
+
+    def expects(bounds: Bounds, seconds: float) -> Expectation:
+        falls = tuple(role for role in silent_for(bounds, seconds).falls if role == watching)
+        return Expectation(falls=falls, undisturbed=(watching,), back=bounds.back_attempt)
+
+    return expects
 
 
 def _absent(bounds: Bounds, _seconds: float) -> Expectation:
     return Expectation(back=bounds.back_broken, says="refused")
 
 
-def _killed(bounds: Bounds, _seconds: float) -> Expectation:
-    return Expectation(falls=("dialer",), undisturbed=("dialer",), back=bounds.back_broken)
+def _killed(watching: str) -> Expects:
+    """Only the end that was not killed can notice."""
+
+    def expects(bounds: Bounds, _seconds: float) -> Expectation:
+        return Expectation(falls=(watching,), undisturbed=(watching,), back=bounds.back_broken)
+
+    return expects
 
 
 def _remembered(_bounds: Bounds, _seconds: float) -> Expectation:
@@ -278,7 +293,7 @@ _ALL = (
         name="absent",
         about="the edge starts while there is no hub",
         begin=_nothing,
-        mend=_appear,
+        mend=_appear("hub"),
         lasts=lambda _: 6.0,
         expects=_absent,
         setup=Setup(hub_absent=True),
@@ -286,18 +301,34 @@ _ALL = (
     Drill(
         name="kill",
         about="the hub is killed by kill -9 and started again",
-        begin=_kill,
-        mend=_appear,
+        begin=_kill("hub"),
+        mend=_appear("hub"),
         lasts=lambda _: 3.0,
-        expects=_killed,
+        expects=_killed("dialer"),
+    ),
+    Drill(
+        name="kill-edge",
+        about="the edge is killed by kill -9 and started again",
+        begin=_kill("edge"),
+        mend=_appear("edge"),
+        lasts=lambda _: 3.0,
+        expects=_killed("listener"),
     ),
     Drill(
         name="freeze",
         about="the hub's process is stopped; its kernel goes on answering",
-        begin=_freeze,
-        mend=_thaw,
+        begin=_signal("hub", signal.SIGSTOP),
+        mend=_signal("hub", signal.SIGCONT),
         lasts=_dead,
-        expects=_frozen,
+        expects=_frozen("dialer"),
+    ),
+    Drill(
+        name="freeze-edge",
+        about="the edge's process is stopped; its kernel goes on answering",
+        begin=_signal("edge", signal.SIGSTOP),
+        mend=_signal("edge", signal.SIGCONT),
+        lasts=_dead,
+        expects=_frozen("listener"),
     ),
     Drill(
         name="clock",

@@ -244,10 +244,15 @@ class Pair:
         """End everything that was started, and remove it."""
         self._stack.close()
 
-    def start_hub(self) -> None:
-        """Start the hub, which was absent or has been killed."""
-        self._stack.callback(self.hub.close)
-        self.hub.start()
+    def end(self, name: str) -> End:
+        """Return the end of that name."""
+        return self.hub if name == "hub" else self.edge
+
+    def start(self, name: str) -> None:
+        """Start an end that was absent or has been killed."""
+        end = self.end(name)
+        self._stack.callback(end.close)
+        end.start()
 
     def know_hub(self, known: bool) -> None:
         """Say whether the hub's name has an address from now on; only in namespaces."""

@@ -199,7 +199,10 @@ def _expected(request: Request, bounds: Bounds, times: Times) -> Expectation:
     """Return what must be seen."""
     lasted = times.restored - times.fault
     if request.kind == "reset":
-        return Expectation(back=bounds.back_broken)
+        # On an idle link the first packet to be reset is the listener's next ping.
+        shown = lasted >= bounds.heartbeat.ping_interval + LATE_SECONDS
+        falls = ("listener", "dialer") if shown else ()
+        return Expectation(falls=falls, back=bounds.back_broken)
     return silent_for(bounds, lasted)
 
 

@@ -226,6 +226,7 @@ def check(report: dict[str, Any]) -> None:
         ("loss", "slow", "flap"),
         ("dns", "nameless", "absent"),
         ("kill", "freeze"),
+        ("kill-edge", "freeze-edge"),
         ("disk", "certificate"),
     ],
     ids="-".join,
@@ -321,6 +322,9 @@ def test_a_drill_that_cannot_be_carried_out_has_failed(
         (["blackhole"], "expected --peer NAME"),
         (["blackhole", "--peer", "hub", "--for", "121"], "from 1 to 120 seconds, got 121"),
         (["--lab", "kill", "--peer", "hub"], "are for a running pair"),
+        (["--lab", "kill", "--for", "5"], "are for a running pair"),
+        (["blackhole", "--peer", "hub", "--for", "0"], "from 1 to 120 seconds, got 0"),
+        (["blackhole", "--peer", "hub", "--relay"], "--relay is for --lab"),
         ([], "expected one of blackhole, oneway, reset"),
     ],
 )
@@ -340,5 +344,5 @@ def test_every_drill_is_listed(config: Path) -> None:
         python(*COMMAND, "drill", "--list"), capture_output=True, text=True, timeout=20
     )
     assert done.returncode == 0
-    assert len(done.stdout.splitlines()) == 14
+    assert len(done.stdout.splitlines()) == 16
     assert "blackhole" in done.stdout
