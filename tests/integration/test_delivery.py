@@ -16,6 +16,7 @@ from linkd.core.batch import Draft, Record, encode_records
 from linkd.errors import LogFull
 from linkd.log.engine import Appended
 from tests.conftest import CAMPAIGN
+from tests.support import figures
 from tests.support.fake_net import Kept
 from tests.support.real_nodes import RealNode, peer, until
 
@@ -82,7 +83,7 @@ async def test_the_backlog_of_an_outage_drains_at_speed_and_nothing_waits_behind
             crossed.append(time.monotonic() - sent)
             assert time.monotonic() - began < 60.0
         seconds = time.monotonic() - began
-        print(
+        figures.tell(
             f"{count} records drained in {seconds:.2f} s: {count / seconds:,.0f} records/s,"
             f" {count * 100 / seconds / 1e6:.0f} MB/s; volatile crossed"
             f" in {max(crossed):.3f} s at most"

@@ -9,6 +9,7 @@ import pytest_twisted
 
 from linkd.core.batch import Batch, Draft, Record, decode_records, encode_records
 from tests.conftest import CAMPAIGN
+from tests.support import figures
 from tests.support.real_nodes import RealNode, peer, until
 
 PEERS = 20
@@ -95,6 +96,5 @@ async def test_each_peer_gets_exactly_its_own(tmp_path: Path) -> None:
             await node.stop()
     seconds = time.monotonic() - began
     total = EACH * CHANNELS
-    print(
-        f"{total} records in, {sum(len(channels(n)) for n in range(PEERS)) * EACH} out: {seconds:.1f} s"
-    )
+    out = sum(len(channels(n)) for n in range(PEERS)) * EACH
+    figures.tell(f"hub: {total} records in, {out} out to {PEERS} peers in {seconds:.1f} s")
