@@ -13,7 +13,7 @@ def starts(*firsts: tuple[str, int]) -> tuple[EpochStart, ...]:
 
 
 def cursor(*ends: tuple[str, int], committed: int = 0) -> Cursor:
-    return Cursor("log", tuple(EpochEnd(epoch, next) for epoch, next in ends), committed)
+    return Cursor("log", tuple(EpochEnd(*end) for end in ends), committed)
 
 
 @pytest.mark.parametrize(
