@@ -23,6 +23,7 @@ from twisted.internet import reactor as installed
 from twisted.internet.protocol import ClientFactory as PlainClientFactory
 from twisted.internet.threads import deferToThread
 
+from linkd.api import upgrade
 from linkd.api.server import Api
 from linkd.api.upgrade import Socket, Upgrades
 from linkd.config import Config, HeartbeatSettings, ListenSettings, NodeSettings, PeerSettings
@@ -245,9 +246,10 @@ class _Attempt:
 
 def main() -> None:
     """Serve or dial until told to stop."""
-    connection.MAX_FRAMES = 1 << 30  # type: ignore[misc]
+    vars(connection)["MAX_FRAMES"] = 1 << 30
+    vars(upgrade)["MAX_FRAMES"] = 1 << 30
     if sys.argv[-1] == "--no-pongs":
-        connection.PONG_AFTER = 1e9  # type: ignore[misc]
+        vars(connection)["PONG_AFTER"] = 1e9
     what, port = sys.argv[1], int(sys.argv[2])
     if what == "dialer":
         reactor.callWhenRunning(EchoDialer(port, sys.argv[3]).run)
