@@ -209,7 +209,12 @@ class LogSettings(Settings, frozen=True, kw_only=True):
     ] = "reject"
     max_body_bytes: Annotated[
         int,
-        _meta("The largest message; up to 16 MiB.", "restart", ge=1024, le=MAX_BODY_BYTES),
+        _meta(
+            "The largest message published here; up to 16 MiB. What peers send may have 16 MiB.",
+            "restart",
+            ge=1024,
+            le=MAX_BODY_BYTES,
+        ),
     ] = 1_048_576
     segment_bytes: Annotated[
         int,

@@ -19,7 +19,8 @@ class SessionSettings(msgspec.Struct, frozen=True):
         receive: What we take from it.
         window_bytes: Most bytes of records that may be sent and not yet acknowledged.
         read_bytes: About how much of the log is read at once.
-        max_records_bytes: The largest batch of one record that is taken.
+        max_records_bytes: The largest batch of one record that is taken: whatever our own
+            `log.max_body_bytes`, a peer's may be larger, and its record would block all behind it.
         position_interval: Seconds after which a position that moved over skipped records alone is
             told.
     """
