@@ -87,7 +87,9 @@ def _stream_session(publish: Callable[[Draft, Any], None], clock: Clock) -> Stre
     """Return the daemon's end of a stream, on a node that is not there."""
     config = Config(node=NodeSettings(name="edge"))
     log = MemoryLog("edge")
-    node: Any = SimpleNamespace(name="edge", log=log, config=config, publish=publish)
+    node: Any = SimpleNamespace(
+        name="edge", log=log, config=config, publish=publish, on_measured=[]
+    )
     measured = Metrics(node)
     api: Any = SimpleNamespace(node=node, reactor=clock, producers=None, metrics=measured)
     caller: Any = _Caller()
