@@ -1,4 +1,4 @@
-"""Write configuration.md and events.md out of the tables in the code: `python docs/generate.py`.
+"""Write the pages that tables in the code make: `python docs/generate.py`.
 
 With `--check` nothing is written: a page that is not current is named, and the exit code is 1.
 """
@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from linkd.config.changes import needs_restart
 from linkd.config.shape import expectation, tables
+from linkd.core.link import IGNORED, STATES, TABLE
 from linkd.events import COMMON_FIELDS, KINDS, Kind
 
 DOCS = Path(__file__).resolve().parent
@@ -181,7 +182,46 @@ def _area(kind: Kind) -> str:
     return kind.name.partition(".")[0]
 
 
-PAGES = {"configuration.md": configuration, "events.md": events}
+LINK_STATES = """\
+<!-- Made by docs/generate.py out of linkd/core/link.py; don't edit it here. -->
+# The states of a link
+
+```mermaid
+stateDiagram-v2
+    [*] --> stopped
+{arrows}
+```
+
+`hurry` is a kick or a change of this host's network, `greeted` a connection whose other end has
+proved who it is and said hello; `failed-rejected` and `lost-rejected` are failures that an operator
+must mend. A newer connection of the same peer takes over: from `up` to `resuming` and back.
+
+| in state | these change nothing |
+|---|---|
+{ignored}
+
+Any other pair of state and input is a bug in linkd and raises.
+"""
+
+
+def link_states() -> str:
+    """Return the page on the states of a link."""
+    between: dict[tuple[str, str], list[str]] = {}
+    for (state, kind), new in TABLE.items():
+        between.setdefault((state, new), []).append(kind)
+    arrows = [f"    {old} --> {new}: {', '.join(kinds)}" for (old, new), kinds in between.items()]
+    ignored = [
+        f"| `{state}` | {', '.join(f'`{k}`' for s, k in sorted(IGNORED) if s == state)} |"
+        for state in STATES
+    ]
+    return LINK_STATES.format(arrows="\n".join(arrows), ignored="\n".join(ignored))
+
+
+PAGES = {
+    "configuration.md": configuration,
+    "events.md": events,
+    "link-states.md": link_states,
+}
 
 
 def stale() -> list[str]:
