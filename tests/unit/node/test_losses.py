@@ -1,0 +1,98 @@
+"""What befalls the log: told once, kept for status and events."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from linkd.log import MemoryCursors, MemoryLog
+from linkd.log.engine import Told
+from linkd.node.book import Book
+from linkd.node.losses import LogWatch, Losses
+
+
+class Node:
+    """Keeps what it is told; has one link, whose inbound half a test sets."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str, dict[str, Any]]] = []
+        self.inbound = SimpleNamespace(received=None, committed=0)
+
+    def tell(self, level: str, event: str, **fields: Any) -> None:
+        self.told.append((level, event, fields))
+
+    def links(self) -> list[Any]:
+        session = SimpleNamespace(inbound=self.inbound)
+        return [SimpleNamespace(peer="edge", carrier=SimpleNamespace(session=session))]
+
+    @property
+    def events(self) -> list[str]:
+        return [event for _, event, _ in self.told]
+
+
+def watched() -> tuple[Node, MemoryLog, MemoryCursors, LogWatch]:
+    node, log, cursors = Node(), MemoryLog("hub"), MemoryCursors()
+    return node, log, cursors, LogWatch(node, log, cursors)
+
+
+def test_what_was_found_and_what_is_met_is_told() -> None:
+    node, log, cursors = Node(), MemoryLog("hub"), MemoryCursors()
+    log.told = [Told("error", "log.damaged", "one")]
+    cursors.told = [Told("warn", "log.rebuilt", "two")]
+    LogWatch(node, log, cursors)
+    log._tell(Told("warn", "log.slow", "three"))
+    cursors.on_told[0](Told("warn", "log.rebuilt", "four"))
+    assert [fields["detail"] for _, _, fields in node.told] == ["one", "two", "three", "four"]
+    assert log.told[-1].detail == "three"
+
+
+def test_full_and_room_are_told_once_and_room_only_once_it_lasts() -> None:
+    node, log, _, watch = watched()
+    log.full = "the disk has nothing left"
+    for _ in range(3):
+        watch.look()
+    log.full = None
+    watch.look()
+    log.full = "again"
+    watch.look()
+    log.full = None
+    for _ in range(3):
+        watch.look()
+    assert node.events == ["log.full", "log.room"]
+    assert node.told[0][2]["detail"] == "the disk has nothing left"
+
+
+def test_a_peer_whose_records_wait_is_named_once() -> None:
+    node, log, _, watch = watched()
+    node.inbound.received, node.inbound.committed = 20, 10
+    watch.look()
+    watch.look()
+    assert node.events == []
+    log.full = "no room"
+    for _ in range(4):
+        watch.look()
+    node.inbound.committed = 20
+    watch.look()
+    node.inbound.received = 30
+    watch.look()
+    watch.look()
+    assert node.events == ["log.full", "link.withheld", "link.withheld"]
+    assert "from offset 10 " in node.told[1][2]["detail"]
+    assert "from offset 20 " in node.told[2][2]["detail"]
+
+
+def test_losses_are_kept_and_the_rest_is_not() -> None:
+    book = Book()
+    losses = Losses(book)
+    losses.take("link.up", {"peer": "edge", "detail": "no"})
+    losses.take("log.room", {"bytes": 5})
+    losses.take("link.gap", {"peer": "edge", "detail": "offsets 1 to 5 are gone"})
+    assert losses.sentences() == ["link.gap: offsets 1 to 5 are gone"]
+    assert [(e.event, e.peer, e.detail) for e in book.after(0)] == [
+        ("log.room", None, None),
+        ("link.gap", "edge", "offsets 1 to 5 are gone"),
+    ]
+    for number in range(30):
+        losses.take("log.damaged", {"detail": str(number)})
+    assert len(losses.sentences()) == 20
+    assert losses.sentences()[-1] == "log.damaged: 29"
