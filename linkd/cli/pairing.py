@@ -39,7 +39,9 @@ def add(subparsers: Any) -> None:
     invite.set_defaults(run=_invite)
     join = subparsers.add_parser("join", help="join a node by its code")
     add_socket(join)
-    join.add_argument("code", metavar="CODE", nargs="+", help="what `linkd invite` printed")
+    join.add_argument(
+        "code", metavar="CODE", nargs="+", help="what `linkd invite` printed; - reads it"
+    )
     join.add_argument(
         "--timeout", type=float, default=30.0, metavar="S", help="wait so long for `up` (30)"
     )
@@ -89,7 +91,7 @@ def _join(arguments: argparse.Namespace) -> int:
     paths = files(Path(named) if named else None)
     config = load(paths)
     try:
-        done = join("".join(arguments.code), config, paths[0].parent / "linkd.d", _say)
+        done = join(_code(arguments.code), config, paths[0].parent / "linkd.d", _say)
     except PairingRefused as error:
         raise Ended(exits.REFUSED, str(error)) from None
     except HubUnreachable as error:
@@ -100,6 +102,11 @@ def _join(arguments: argparse.Namespace) -> int:
         _say("the daemon is not running: start it, and the link comes up")
         return exits.FINE
     return _wait_up(path, done, arguments.timeout)
+
+
+def _code(words: list[str]) -> str:
+    """Return the code: as typed, or read, so that other users of this host can't see it."""
+    return sys.stdin.readline() if words == ["-"] else "".join(words)
 
 
 def _say(line: str) -> None:

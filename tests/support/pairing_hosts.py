@@ -61,14 +61,13 @@ while True:
 
 
 def command(
-    daemon: Daemon, *words: str, host: Namespace | None = None, timeout: float = 60.0
+    daemon: Daemon, *words: str, stdin: str = "", timeout: float = 60.0
 ) -> subprocess.CompletedProcess[str]:
     """Run `linkd …` as a person at the daemon's host would."""
     line = [*python(*COMMAND), *words, "-c", str(daemon.config_file)]
-    at = host or daemon.host
-    if at is not None:
-        return at.run(*line, check=False, timeout=timeout)
-    return subprocess.run(line, capture_output=True, text=True, timeout=timeout)
+    if daemon.host is not None:
+        return daemon.host.run(*line, check=False, timeout=timeout, stdin=stdin)
+    return subprocess.run(line, capture_output=True, text=True, timeout=timeout, input=stdin)
 
 
 def invite(hub: Daemon, name: str, *options: str) -> str:
