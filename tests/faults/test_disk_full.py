@@ -147,7 +147,7 @@ def test_a_full_disk_refuses_publishers_and_loses_nothing(small: Duo, leave: int
     for publisher in publishers:
         publisher.start()
     try:
-        rounds = 5 if CAMPAIGN else 2
+        rounds = 5 if CAMPAIGN else 1
         for _ in range(rounds):
             time.sleep(1.0)
             fill(hub, leave)

@@ -158,6 +158,7 @@ async def test_a_ring_of_three_keeps_each_record_once(tmp_path: Path) -> None:
             assert len(sink.bodies) == 300
         for node in nodes:
             assert node.log.next == 301
+            assert any(what == "repeated" for what, _, _ in node.node.counts)
             assert not any(link.backlog_records for link in node.node.status().links)
     finally:
         await stop(*reversed(nodes))
