@@ -86,75 +86,102 @@ def histogram(text: str, name: str, peer_name: str) -> tuple[int, float]:
     return int(float(found[0][1])), float(found[1][1])
 
 
+class Accounts:
+    """What is told of the same changes, and how far the accounts are apart in seconds."""
+
+    def __init__(self, edge: Daemon, poll: Poll) -> None:
+        self.worst: dict[str, float] = {}
+        self.total = self.looks = 0
+        self._edge, self._poll = edge, poll
+        self._offset = time.time() - time.monotonic()
+        self._metrics = edge.call("GET", "/metrics")
+        self._outages = edge.call("GET", "/v1/outages")["outages"]
+        self._events = edge.call("GET", "/v1/events")["events"]
+
+    def agree(self, name: str, one: float, other: float) -> None:
+        """Note how far two figures for one thing are apart."""
+        self.worst[name] = max(self.worst.get(name, 0.0), abs(one - other))
+
+    def compare(self, name: str) -> None:
+        """Compare all that is told of one link."""
+        falls = list(self._edge.matching(peer=name, old="up"))
+        rises = list(self._edge.matching(peer=name, event="link.up"))[1:]
+        told = [one for one in self._outages if one["peer"] == name]
+        assert len(falls) == len(rises) == len(told) == CUTS
+        self.total += len(told)
+        for fall, rise, outage in zip(falls, rises, told, strict=True):
+            began = _unix(outage["began"]) - self._offset
+            noticed, down = outage["noticed_after_seconds"], outage["down_seconds"]
+            assert outage["reason"] == fall.fields["reason"]
+            self.agree("outages", began + noticed, fall.at)
+            self.agree("outages", began + down, rise.at)
+            self.agree("log's fields", fall.fields["noticed_after_seconds"], noticed)
+            self.agree("log's fields", rise.fields["outage_seconds"], down)
+            self._compare_change(name, fall.fields["new"], fall.at)
+            self._compare_change(name, "up", rise.at)
+        for metric, key in (("noticed_after", "noticed_after_seconds"), ("down", "down_seconds")):
+            count, summed = histogram(self._metrics, f"linkd_link_{metric}_seconds", name)
+            assert count == CUTS
+            self.agree("metrics", summed, sum(one[key] for one in told))
+
+    def _compare_change(self, name: str, state: str, at: float) -> None:
+        """Compare when a change is said to have happened."""
+        told_at = [
+            _unix(one["time"]) - self._offset
+            for one in self._events
+            if (one["peer"], one["new"]) == (name, state)
+        ]
+        self.agree("events", at, _nearest(at, told_at))
+        seen_at = [
+            when
+            for when, peer_name, new in self._poll.changes
+            if (peer_name, new) == (name, state) and abs(when - at) < 1.0
+        ]
+        if seen_at:  # some states last less than the time between two looks
+            self.looks += 1
+            self.agree("status", at, _nearest(at, seen_at))
+
+
+def cut_all(edge: Daemon, hubs: list[Daemon], relays: list[Relay]) -> list[tuple[str, float]]:
+    """Cut each link, wait until all are back; return when each reset was made (monotonic)."""
+    began = time.monotonic()
+    resets = []
+    for number, (hub, relay) in enumerate(zip(hubs, relays, strict=True)):
+        if number % 2:
+            relay.tell(frozen=True)
+        else:
+            relay.tell(reset=True)
+            resets.append((hub.name, time.monotonic()))
+        time.sleep(0.15)
+    for number, hub in enumerate(hubs):
+        edge.wait_line(14.0, began, peer=hub.name, old="up")
+        if number % 2:
+            relays[number].tell(frozen=False)
+    for hub in hubs:
+        edge.wait_line(20.0, began, peer=hub.name, event="link.up")
+    time.sleep(0.3)
+    return resets
+
+
 def test_twenty_cuts_told_alike_by_all() -> None:
     """Ten links at once, cut by a reset or a freeze: every account of each outage is one."""
     with linked(LINKS) as (edge, hubs, relays):
-        offset = time.time() - time.monotonic()
         poll = Poll(edge)
-        for _ in range(CUTS):
-            began = time.monotonic()
-            for number, relay in enumerate(relays):
-                if number % 2:
-                    relay.tell(frozen=True)
-                else:
-                    relay.tell(reset=True)
-                time.sleep(0.15)
-            for number, hub in enumerate(hubs):
-                edge.wait_line(14.0, began, peer=hub.name, old="up")
-                if number % 2:
-                    relays[number].tell(frozen=False)
-            for hub in hubs:
-                edge.wait_line(20.0, began, peer=hub.name, event="link.up")
-            time.sleep(0.3)
+        resets = [reset for _ in range(CUTS) for reset in cut_all(edge, hubs, relays)]
         poll.stop()
-        metrics = edge.call("GET", "/metrics")
-        outages = edge.call("GET", "/v1/outages")["outages"]
-        events = edge.call("GET", "/v1/events")["events"]
-        worst = dict.fromkeys(("status", "events", "outages", "metrics", "log's fields"), 0.0)
-
-        def agree(name: str, one: float, other: float) -> None:
-            worst[name] = max(worst[name], abs(one - other))
-
-        total = looks = 0
+        accounts = Accounts(edge, poll)
         for hub in hubs:
-            falls = list(edge.matching(peer=hub.name, old="up"))
-            rises = list(edge.matching(peer=hub.name, event="link.up"))[1:]
-            told = [one for one in outages if one["peer"] == hub.name]
-            assert len(falls) == len(rises) == len(told) == CUTS
-            total += len(told)
-            for fall, rise, outage in zip(falls, rises, told, strict=True):
-                began = _unix(outage["began"]) - offset
-                noticed, down = outage["noticed_after_seconds"], outage["down_seconds"]
-                assert outage["reason"] == fall.fields["reason"]
-                agree("outages", began + noticed, fall.at)
-                agree("outages", began + down, rise.at)
-                agree("log's fields", fall.fields["noticed_after_seconds"], noticed)
-                agree("log's fields", rise.fields["outage_seconds"], down)
-                for at, state in ((fall.at, fall.fields["new"]), (rise.at, "up")):
-                    told_at = [
-                        _unix(one["time"]) - offset
-                        for one in events
-                        if (one["peer"], one["new"]) == (hub.name, state)
-                    ]
-                    agree("events", at, _nearest(at, told_at))
-                    seen_at = [
-                        when
-                        for when, name, new in poll.changes
-                        if (name, new) == (hub.name, state) and abs(when - at) < 1.0
-                    ]
-                    if seen_at:  # some states last less than the time between two looks
-                        looks += 1
-                        agree("status", at, _nearest(at, seen_at))
-            for name, key in (("noticed_after", "noticed_after_seconds"), ("down", "down_seconds")):
-                count, summed = histogram(metrics, f"linkd_link_{name}_seconds", hub.name)
-                assert count == CUTS
-                agree("metrics", summed, sum(one[key] for one in told))
+            accounts.compare(hub.name)
+        for name, at in resets:
+            falls = [line.at for line in edge.matching(peer=name, old="up")]
+            accounts.agree("clock outside", at, _nearest(at, falls))
+    worst = accounts.worst
     figures.tell(
-        f"{total} outages, told alike to within: "
+        f"{accounts.total} outages, told alike to within: "
         + ", ".join(f"{name} {seconds * 1000:.0f} ms" for name, seconds in worst.items())
     )
-    assert total >= 20
-    assert looks >= 1.5 * total
+    assert accounts.total >= 20
+    assert accounts.looks >= 1.5 * accounts.total
     assert max(worst.values()) <= WITHIN, worst
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import statistics
 import threading
 import time
 from collections.abc import Iterator
@@ -13,12 +12,14 @@ from typing import Any
 
 from websockets.sync.client import ClientConnection, unix_connect
 
+from tests.conftest import CAMPAIGN
 from tests.support import figures
 from tests.support.daemon import Daemon
 from tests.support.pairs import Pair, fetch, memory
 
 SLOW = 200
 BATCH = 4_000
+ROUNDS = 20 if CAMPAIGN else 5
 BODY = b'"' + b"x" * 1022 + b'"'
 LINES = b"\n".join([BODY] * 1000)
 
@@ -78,7 +79,7 @@ def test_slow_readers_beside_a_fast_one() -> None:
     with Daemon("edge-1", config) as daemon, follow(daemon, "channel=load.d") as fast:
         timed(daemon, fast)
         before = memory(daemon)
-        for _ in range(3):
+        for _ in range(ROUNDS):
             alone.append(timed(daemon, fast))
             with crowd(daemon):
                 publish(daemon, "load.d", 1)
@@ -86,52 +87,52 @@ def test_slow_readers_beside_a_fast_one() -> None:
                     fast.recv(timeout=20)
                 beside.append(timed(daemon, fast))
         grown = memory(daemon) - before
-    slowed = statistics.median(beside) / statistics.median(alone) - 1.0
-    rates = [BATCH / statistics.median(one) for one in (alone, beside)]
+    # The best of each: what else this machine does only ever adds.
+    slowed = min(beside) / min(alone) - 1.0
+    rates = [BATCH / min(one) for one in (alone, beside)]
     figures.tell(
         f"fast reader alone {rates[0]:.0f}/s, beside {SLOW} slow ones {rates[1]:.0f}/s:"
         f" slowed by {slowed:+.1%}; the daemon grew by {grown / 1e6:.0f} MB"
     )
-    assert min(beside) <= 1.1 * min(alone) or slowed <= 0.1
+    assert slowed <= 0.1
     assert grown < SLOW * 600_000
 
 
 def test_slow_readers_hear_what_they_missed() -> None:
     """Volatile messages are counted to the last; what was deleted meanwhile is told as a gap."""
     config = '[[channel]]\nname = "load.v"\ndelivery = "volatile"\n'
-    with Daemon("edge-1", config) as daemon:
-        with follow(daemon, "channel=load.%3E&envelope=1") as slow:
-            publish(daemon, "load.d", 4)
-            publish(daemon, "load.v", 2)
-            end = daemon.status()["log"]["next"]
-            daemon.call(
-                "POST", "/v1/log/trim", json.dumps({"before": end, "confirmed": True}).encode()
-            )
-            got: list[int] = []
-            volatile = dropped = missed = 0
-            position, last = 1, end
-            daemon.call("POST", "/v1/channels/load.d", b'"last"')
-            while position <= last:
-                told = json.loads(slow.recv(timeout=20))
-                if told["type"] == "gap" and "first" in told["data"]:
-                    assert told["data"]["first"] == position, told
-                    missed += told["data"]["next"] - position
-                    position = told["data"]["next"]
-                elif told["type"] == "gap":
-                    dropped += told["data"]["dropped"]
-                elif told["offset"]:
-                    assert told["offset"] == position
-                    position += 1
-                    got.append(told["offset"])
-                else:
-                    volatile += 1
-            daemon.call("POST", "/v1/channels/load.v", b'"last"')
-            while dropped + volatile < 2001:
-                told = json.loads(slow.recv(timeout=20))
-                if told["type"] == "gap":
-                    dropped += told["data"]["dropped"]
-                else:
-                    volatile += 1
+    with ExitStack() as stack:
+        daemon = stack.enter_context(Daemon("edge-1", config))
+        slow = stack.enter_context(follow(daemon, "channel=load.%3E&envelope=1"))
+        publish(daemon, "load.d", 4)
+        publish(daemon, "load.v", 2)
+        end = daemon.status()["log"]["next"]
+        daemon.call("POST", "/v1/log/trim", json.dumps({"before": end, "confirmed": True}).encode())
+        got: list[int] = []
+        volatile = dropped = missed = 0
+        position, last = 1, end
+        daemon.call("POST", "/v1/channels/load.d", b'"last"')
+        while position <= last:
+            told = json.loads(slow.recv(timeout=20))
+            if told["type"] == "gap" and "first" in told["data"]:
+                assert told["data"]["first"] == position, told
+                missed += told["data"]["next"] - position
+                position = told["data"]["next"]
+            elif told["type"] == "gap":
+                dropped += told["data"]["dropped"]
+            elif told["offset"]:
+                assert told["offset"] == position
+                position += 1
+                got.append(told["offset"])
+            else:
+                volatile += 1
+        daemon.call("POST", "/v1/channels/load.v", b'"last"')
+        while dropped + volatile < 2001:
+            told = json.loads(slow.recv(timeout=20))
+            if told["type"] == "gap":
+                dropped += told["data"]["dropped"]
+            else:
+                volatile += 1
     figures.tell(
         f"slow reader: {len(got)} of {last} durable got, {missed} told as gone;"
         f" volatile {volatile} got, {dropped} told as dropped"
