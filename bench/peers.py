@@ -13,6 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, NamedTuple
 
 from bench import figures, floor
@@ -311,16 +312,21 @@ def main() -> int:
     swift = [kind for kind in kinds if kind in (Linkd, Mosquitto, Nats)]
     peers = asked.peers or (10 if quick else 100)
     roof = ceiling(min(seconds, 1.0))
-    if "throughput" in parts:
-        throughput(kinds, rounds, seconds, found)
-    if "latency" in parts:
-        latency(kinds, rounds, seconds, found)
-    if "drain" in parts:
-        drain(swift, 100_000 if quick else 1_000_000, found)
-    if "fan-out" in parts:
-        fan_out(swift, peers, seconds, found)
-    if "channels" in parts and not quick:
-        channels(min(rounds, 3), 640_000, found)
+    backlog = 100_000 if quick else 1_000_000
+    runs = {
+        "throughput": partial(throughput, kinds, rounds, seconds, found),
+        "latency": partial(latency, kinds, rounds, seconds, found),
+        "drain": partial(drain, swift, backlog, found),
+        "fan-out": partial(fan_out, swift, peers, seconds, found),
+        "channels": partial(channels, min(rounds, 3), 640_000, found),
+    }
+    for part, run in runs.items():
+        if part in parts and not (quick and part == "channels"):
+            try:
+                run()
+            except RuntimeError as error:  # what was measured so far is told all the same
+                found.notes.append(f"{part} ended early: {error}")
+                say(f"{part} ended early: {error} {getattr(error, '__notes__', '')}")
     figures.drawing = not quick
     from bench.told import tell  # noqa: PLC0415 - it writes what this module measures
 

@@ -261,7 +261,7 @@ class Linkd(System):
             links = self.status(self.hub_port)["links"]
             return all(link["state"] == "up" for link in links)
 
-        wait("the links of linkd", up, 30.0 + self.peers)
+        wait("the links of linkd", up, 60.0 + 3 * self.peers)
         for port in self.edge_ports:
             wait("an edge of linkd", partial(self.status, port))
 
