@@ -88,10 +88,15 @@ class Audit:
         self._name = name
         self._process: subprocess.Popen[bytes] | None = None
         self._reader: threading.Thread | None = None
+        self._wanted = False
         self.runs: list[list[tuple[int, str, int]]] = []
 
     def start(self) -> None:
-        """Begin a run."""
+        """Begin a run; it is begun again whenever it ends by itself."""
+        self._wanted = True
+        self._begin()
+
+    def _begin(self) -> None:
         command = python(
             *COMMAND,
             "--socket",
@@ -124,15 +129,21 @@ class Audit:
                 return  # killed in the midst of a line
             record = json.loads(line)
             run.append((record["offset"], record["data"]["p"], record["data"]["n"]))
+        process.wait(10)
+        if self._wanted:  # no daemon when it started: its supervisor starts it again
+            time.sleep(RETRY_SECONDS * 10)
+            self._begin()
 
     def kill(self) -> None:
         """End the run as kill -9 does."""
-        if self._process is not None:
+        self._wanted = False
+        if self._reader is None or self._process is None:
+            return
+        reader = self._reader
+        while reader.is_alive():
             self._process.kill()
-            self._process.wait(10)
-            assert self._reader is not None
-            self._reader.join(10)
-            self._process = None
+            reader.join(0.2)
+            reader = self._reader
 
     @property
     def last(self) -> int:
