@@ -148,7 +148,7 @@ def one(kind: str, count: int, seconds: float) -> dict[str, float]:
 def main() -> int:
     """Measure all servers, interleaved."""
     parser = argparse.ArgumentParser(prog="bench.links", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="200 links, one round")
+    parser.add_argument("--quick", action="store_true", help="100 links, one round")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--counts", default="1000,5000")
     parser.add_argument("--seconds", type=float, default=20.0, help="of idling")
@@ -161,14 +161,14 @@ def main() -> int:
         gc.collect()
         globals()[f"serve_{asked.serve}"](asked.port, asked.count)
         return 0
-    counts = [200] if asked.quick else [int(count) for count in asked.counts.split(",")]
+    counts = [100] if asked.quick else [int(count) for count in asked.counts.split(",")]
     rounds = asked.rounds or (1 if asked.quick else 3)
     where, rows = machine(), []
     for count in counts:
         found: dict[str, list[dict[str, float]]] = {kind: [] for kind in SERVERS}
         for _ in range(rounds):
             for kind in SERVERS:
-                found[kind].append(one(kind, count, 10.0 if asked.quick else asked.seconds))
+                found[kind].append(one(kind, count, 5.0 if asked.quick else asked.seconds))
                 print(f"{count} links, {kind}: {found[kind][-1]}", flush=True)
         rows += _rows(count, found)
     head = ["links", "server", "KiB a link", "of Autobahn", "% of a core", "of Autobahn"]

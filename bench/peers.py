@@ -297,19 +297,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="bench.peers", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
     parser.add_argument("--rounds", type=int, help="rounds of each measurement (5; quick: 1)")
-    parser.add_argument("--seconds", type=float, help="of one run (3; quick: 1)")
-    parser.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas")
+    parser.add_argument("--seconds", type=float, help="of one run (3; quick: 0.5)")
+    parser.add_argument("--only", help="parts, separated by commas (all; quick: the first three)")
     parser.add_argument("--peers", type=int, help="of the fan-out (100; quick: 10)")
     asked = parser.parse_args()
     quick = asked.quick
     rounds = asked.rounds or (1 if quick else 5)
-    seconds = asked.seconds or (1.0 if quick else 3.0)
-    parts = asked.only.split(",")
+    seconds = asked.seconds or (0.5 if quick else 3.0)
+    parts = asked.only.split(",") if asked.only else PARTS[: 3 if quick else 5]
     unknown = [part for part in parts if part not in PARTS]
     if unknown:
         parser.error(f"no such part: {', '.join(unknown)}; there are {', '.join(PARTS)}")
     where, kinds, found = machine(), present(), Found()
     swift = [kind for kind in kinds if kind in (Linkd, Mosquitto, Nats)]
+    kinds = swift if quick else kinds
     peers = asked.peers or (10 if quick else 100)
     roof = ceiling(min(seconds, 1.0))
     backlog = 100_000 if quick else 1_000_000
@@ -321,7 +322,7 @@ def main() -> int:
         "channels": partial(channels, min(rounds, 3), 640_000, found),
     }
     for part, run in runs.items():
-        if part in parts and not (quick and part == "channels"):
+        if part in parts:
             try:
                 run()
             except RuntimeError as error:  # what was measured so far is told all the same
