@@ -11,7 +11,6 @@ from linkd.core.batch import decode_records
 from tests.property.test_session import ACTIONS, TRIM, run
 from tests.support.session_model import ModelNode
 
-
 PUBLISH = ACTIONS[0]
 steps = st.lists(st.one_of(*ACTIONS, PUBLISH, PUBLISH, TRIM, TRIM, TRIM), max_size=60)
 

@@ -10,7 +10,7 @@ from typing import Any
 import apsw
 import pytest
 
-from linkd.errors import StateTooNew
+from linkd.errors import LogDamaged, StateTooNew
 from linkd.log import MemoryCursors, MemoryLog, open_cursors, open_log
 from linkd.log.cursors import CursorFile
 from linkd.log.engine import Consumer, PeerCursor
@@ -205,3 +205,58 @@ def test_beside_a_log_in_memory_cursors_are_in_memory_too(tmp_path: Path) -> Non
     cursors.close(lambda: done.append(True))
     assert done == [None, True]
     assert not isinstance(log, SegmentLog)
+
+
+def test_a_file_that_goes_bad_under_way_is_made_anew_and_told(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change(pair)
+    assert isinstance(pair.cursors, CursorFile)
+    real, broken = pair.cursors._write, [True]
+
+    def write(rows: Any) -> Exception | None:
+        if broken:
+            broken.clear()
+            return apsw.CorruptError("a bad page")
+        return real(rows)
+
+    monkeypatch.setattr(pair.cursors, "_write", write)
+    told: list[Any] = []
+    pair.cursors.on_told.append(told.append)
+    pair.cursors.set_consumer(BILLING)
+    pair.until(lambda: told)
+    assert told == pair.cursors.told[-1:]
+    assert told[0].event == "log.rebuilt"
+    assert "a bad page" in told[0].detail
+    before = (pair.cursors.peers(), pair.cursors.consumers(), pair.cursors.outages())
+    found = pair.restart()
+    assert (found.peers(), found.consumers(), found.outages()) == before
+    assert list(pair.folder.glob("cursors.db.damaged-*"))
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (apsw.FullError("full"), "make room"),
+        (apsw.CantOpenError("unable"), "chown -R"),
+        (PermissionError(13, "no"), "chown -R"),
+        (apsw.IOError("disk I/O error"), "check the disk"),
+    ],
+)
+def test_a_file_that_cannot_be_opened_says_what_to_do(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, error: Exception, says: str
+) -> None:
+    pair.close()
+
+    def refuse(file: CursorFile) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CursorFile, "_open", refuse)
+        log: Any = open_log(Settings(), pair.folder, "edge", pair.turns.post)
+        with pytest.raises(LogDamaged, match=says):
+            open_cursors(log, pair.folder, pair.turns.post)
+        done: list[bool] = []
+        log.close(partial(done.append, True))
+        pair.until(lambda: done)
+    pair.open()
