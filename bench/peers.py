@@ -309,7 +309,7 @@ def main() -> int:
     if unknown:
         parser.error(f"no such part: {', '.join(unknown)}; there are {', '.join(PARTS)}")
     where, kinds, found = machine(), present(), Found()
-    swift = [kind for kind in kinds if kind in (Linkd, Mosquitto, Nats)]
+    swift: list[type[System]] = [one for one in kinds if one in (Linkd, Mosquitto, Nats)]
     kinds = swift if quick else kinds
     peers = asked.peers or (10 if quick else 100)
     roof = ceiling(min(seconds, 1.0))
