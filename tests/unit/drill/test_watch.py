@@ -1,0 +1,135 @@
+"""What a watch makes of a daemon's words, and what is planned on a running pair."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from linkd.client.errors import NoDaemon
+from linkd.drill.asking import Daemon
+from linkd.drill.deadman import DrillFailed
+from linkd.drill.lab import Times, end_report
+from linkd.drill.running import Request, plan
+from linkd.drill.watch import GONE, Watch
+from linkd.status import LinkStatus, LogStatus, NodeStatus, Outage
+
+
+def link(state: str, since: float, **more: Any) -> LinkStatus:
+    fields: dict[str, Any] = {
+        "peer": "hub", "role": "dialer", "state": state, "since_seconds": since,
+        "generation": None, "address": "192.0.2.1:9443", "rtt_seconds": None,
+        "silence_seconds": None, "backlog_records": 0, "backlog_bytes": 0,
+        "backlog_age_seconds": None, "sent_records": 0, "received_records": 0, "attempts": 0,
+        "next_attempt_seconds": None, "reason": None, "detail": None, "peer_version": None,
+        "certificate_expires_seconds": None,
+    }  # fmt: skip
+    return LinkStatus(**{**fields, **more})
+
+
+def outage(began: str) -> Outage:
+    return Outage("hub", began, "silence", 10.0, 12.0, 3, 40, 0.1)
+
+
+class Scripted(Daemon):
+    """Says what it is told to say; None: it does not answer."""
+
+    def __init__(self, *links: LinkStatus | None) -> None:
+        super().__init__("/nowhere")
+        self.links = list(links)
+        self.kept = [outage("old")]
+
+    def status(self) -> NodeStatus:
+        now = self.links.pop(0)
+        if now is None:
+            raise NoDaemon("no daemon")
+        return NodeStatus("edge", "1", 1.0, LogStatus("L", 1, 1, 0, 1), [], [now])
+
+    def outages(self, peer: str) -> list[Outage]:
+        return self.kept
+
+
+def watched(*links: LinkStatus | None) -> tuple[Watch, Scripted]:
+    daemon = Scripted(*links)
+    watch = Watch("edge", daemon, "hub")
+    for _ in links:
+        watch._look()
+    return watch, daemon
+
+
+def test_states_become_spans_without_holes() -> None:
+    watch, _ = watched(link("up", 100.0), link("up", 100.1), link("waiting", 0.0), link("up", 0.0))
+    assert [span.state for span in watch.spans] == ["up", "waiting", "up"]
+    for before, after in zip(watch.spans, watch.spans[1:], strict=False):
+        assert before.ended == after.began
+    assert watch.role == "dialer"
+
+
+def test_a_state_begins_when_the_daemon_says_not_when_it_was_asked() -> None:
+    watch, daemon = watched(link("waiting", 0.0))
+    time.sleep(0.3)
+    daemon.links.append(link("up", 0.2))
+    watch._look()
+    since = watch.up_since()
+    assert since is not None
+    assert 0.19 < time.monotonic() - since < 0.3
+    assert watch.spans[0].ended == since
+
+
+def test_a_silent_daemon_is_gone() -> None:
+    watch, _ = watched(link("up", 5.0), None)
+    assert watch.spans[-1].state == GONE
+    assert not watch.up
+    assert watch.up_since() is None
+
+
+def test_reasons_count_only_while_the_link_is_down() -> None:
+    watch, _ = watched(link("up", 1.0, reason="closed"), link("waiting", 0.0, reason="dns"))
+    assert watch.reasons == {"dns"}
+
+
+def test_only_outages_of_the_drill_count() -> None:
+    watch, daemon = watched(link("up", 1.0))
+    assert watch.outages() == []
+    daemon.kept = [outage("old"), outage("new")]
+    assert [one.began for one in watch.outages()] == ["new"]
+
+
+def test_a_link_that_never_fell_has_no_return() -> None:
+    times = Times()
+    watch, daemon = watched(link("up", 100.0))
+    times.fault = times.restored = time.monotonic()
+    assert end_report(watch, times).back_seconds is None
+    daemon.links += [link("waiting", 0.0), link("up", 0.0)]
+    watch._look()
+    watch._look()
+    back = end_report(watch, times).back_seconds
+    assert back is not None
+    assert 0.0 <= back < 0.5
+
+
+REQUEST = Request(kind="blackhole", peer="hub", seconds=30.0)
+
+
+def test_a_plan_names_the_rules_and_changes_nothing() -> None:
+    made = plan(REQUEST, Scripted(link("up", 9.0)))
+    assert made.node == "edge"
+    said = "\n".join(made.lines(REQUEST))
+    assert "for 30 s" in said
+    assert "iptables -w 5 -I INPUT -p tcp -s 192.0.2.1 --sport 9443" in said
+    assert f"linkd-drill:{made.token}" in said
+
+
+@pytest.mark.parametrize(
+    ("now", "expected"),
+    [
+        (link("waiting", 1.0), "is waiting: a drill needs it up"),
+        (link("up", 1.0, peer="other"), "there is no peer 'hub' here; there is other"),
+        (link("up", 1.0, address=None), "a drill needs it up"),
+        (link("up", 1.0, role="listener"), "no connection with 192"),
+    ],
+)
+def test_what_cannot_be_drilled_is_refused(now: LinkStatus, expected: str) -> None:
+    with pytest.raises(DrillFailed, match=expected):
+        plan(REQUEST, Scripted(now))
