@@ -19,7 +19,7 @@ from tests.support.pairs import Pair, fetch, memory
 
 SLOW = 200
 BATCH = 4_000
-ROUNDS = 20 if CAMPAIGN else 5
+ROUNDS = 20 if CAMPAIGN else 4
 BODY = b'"' + b"x" * 1022 + b'"'
 LINES = b"\n".join([BODY] * 1000)
 

@@ -14,7 +14,7 @@ from tests.support.daemon import SECRET, Daemon, listen, peer
 from tests.support.needs import lacking
 from tests.support.pairs import free_port
 
-EXAMPLES = "200" if CAMPAIGN else "10"
+EXAMPLES = "200" if CAMPAIGN else "5"
 SETTINGS = """
 [generation]
 # Names of headers that nobody knows are ignored, as HTTP wants it.

@@ -220,7 +220,7 @@ def test_status_while_100_mb_drain(pair: Pair) -> None:
             f" most {max(seconds) * 1000:.0f} ms of {len(seconds)}"
         )
         assert statistics.median(seconds) < 0.05
-        assert sorted(seconds)[int(0.9 * len(seconds))] < 0.1
+        assert sorted(seconds)[int(0.9 * len(seconds))] < 0.05
     assert busy >= 3, "it was drained before anyone could ask"
     assert pair.hub.status()["log"]["next"] > 100_000
 
