@@ -136,7 +136,7 @@ case $seconds in
 *[1-9]*) ;;
 *) wrong "--for must be more than 0 seconds, got '$seconds'" ;;
 esac
-host=$(printf '%s' "$host" | tr 'A-Z' 'a-z')
+host=$(printf '%s' "$host" | tr '[:upper:]' '[:lower:]')
 PATH=$PATH:/usr/sbin:/sbin
 
 found=$(addresses)
@@ -224,6 +224,6 @@ both) what="all packets to and from" ;;
 in) what="all packets from" ;;
 out) what="all packets to" ;;
 esac
-# shellcheck disable=SC2086
+# shellcheck disable=SC2086,SC2116  # one line out of several
 printf 'Dropping %s %s (%s)%s%s.\n' "$what" "$host" "$(echo $found)" \
     "${port:+, port $port}" "${seconds:+, for $seconds s}"

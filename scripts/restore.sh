@@ -23,7 +23,7 @@ case ${1-} in
 -*) fail "unknown option $1 (try restore.sh --help)" 2 ;;
 esac
 [ $# -le 1 ] || fail "one HOST or none, got $# (try restore.sh --help)" 2
-host=$(printf '%s' "${1-}" | tr 'A-Z' 'a-z')
+host=$(printf '%s' "${1-}" | tr '[:upper:]' '[:lower:]')
 PATH=$PATH:/usr/sbin:/sbin
 newline='
 '

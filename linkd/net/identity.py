@@ -52,7 +52,7 @@ class Nonces:
     """
 
     def __init__(
-        self, per_address: int = 1024, total: int = 65_536, addresses: int = 16_384
+        self, per_address: int = 16_384, total: int = 65_536, addresses: int = 16_384
     ) -> None:
         self._key = secrets.token_bytes(32)
         self._per_address = per_address

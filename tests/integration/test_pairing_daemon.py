@@ -41,7 +41,7 @@ def test_a_hub_from_nothing_is_paired_with_on_its_socket_alone() -> None:
         with pytest.raises(RuntimeError, match=r"409 .*pairing-refused"):
             hub.call("POST", "/v1/pairing/peers/nobody/revoke", b"")
         with pytest.raises(RuntimeError, match=r"400 .*malformed"):
-            hub.call("POST", "/v1/pairing/invite", b'{"nam":"edge"}')
+            hub.call("POST", "/v1/pairing/invite", b'{"title":"edge"}')
 
 
 def test_a_node_that_nobody_dials_says_so() -> None:

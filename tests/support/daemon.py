@@ -74,6 +74,8 @@ class Clock:
             "FAKETIME_NO_CACHE": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             "DONT_FAKE_MONOTONIC": "1",
+            # Without this its wrapped waits stall the writer's thread for seconds.
+            "FAKETIME_FORCE_MONOTONIC_FIX": "0",
         }
 
 
