@@ -7,6 +7,7 @@ import pytest
 from linkd.config import ChannelSettings, PeerSettings
 from linkd.core.wire import decode
 from linkd.log.engine import Appended
+from tests.support import figures
 from tests.support.fake_net import FakeNet, Kept, one_publish, publish
 
 EDGE = PeerSettings(name="edge", send=("commands.>", "both"), receive=("orders", "both", "now"))
@@ -244,3 +245,28 @@ def test_a_broken_step_aborts_the_connection(net: FakeNet) -> None:
     assert connection.ended
     net.run(2.0)
     assert edge.status().links[0].state == "up"
+
+
+def test_ten_minutes_without_a_path_and_back_within_a_moment(net: FakeNet) -> None:
+    net.run(0.1)
+    edge = net.nodes["edge"]
+    back = []
+    for down in (8.0, 30.0, 600.0):
+        net.cut()
+        for _ in range(int(down * 100)):
+            net.clock.advance(0.01)
+        one_publish(edge, "orders", b"%d" % int(down))
+        net.open = True
+        waited = 0.0
+        while edge.status().links[0].state != "up":
+            net.clock.advance(0.01)
+            waited += 0.01
+            assert waited < 3.0
+        back.append(waited)
+        net.run(1.0)
+    assert max(back) <= 0.65  # an unreachable peer is dialed every 0.5 s ± 20 %, however long
+    attempts = edge.outages("hub")[-1].attempts
+    assert 900 <= attempts <= 1600
+    figures.tell(
+        f"10 min without a path: {attempts} attempts, up {back[-1]:.2f} s after it is back"
+    )
