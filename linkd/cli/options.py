@@ -83,7 +83,8 @@ def configuration(arguments: argparse.Namespace) -> Config:
     try:
         return load(files(Path(named) if named else None))
     except OSError as error:
-        raise ConfigError(f"{error.filename}: {error.strerror}") from None
+        told = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        raise ConfigError(told) from None
 
 
 def _named_config(arguments: argparse.Namespace) -> str | None:
