@@ -23,7 +23,9 @@ def add(subparsers: Any) -> None:
     parser = subparsers.add_parser("publish", help="publish one message, or one a line")
     add_socket(parser)
     parser.add_argument("channel", metavar="CHANNEL")
-    parser.add_argument("body", nargs="?", default="-", metavar="BODY", help="-: standard input")
+    parser.add_argument(
+        "body", nargs="?", default="-", metavar="BODY", help="absent or -: standard input"
+    )
     parser.add_argument("--lines", action="store_true", help="each line of the input is a message")
     parser.add_argument("--type", default="", metavar="T", help="the application's word for it")
     parser.add_argument("--id", default="", help="the same id again stores nothing")
