@@ -19,24 +19,31 @@ class Wait(NamedTuple):
 
 
 class _Bucket:
-    """Tokens that come back at a rate, a second's worth at most; debt spreads those sent away."""
+    """Tokens that come back at a rate, a second's worth at most.
 
-    __slots__ = ("at", "tokens")
+    Those sent away are spread over the seconds to come, but hold no token: if each of a crowd took
+    one by asking, its own returns would keep it out for ever.
+    """
+
+    __slots__ = ("at", "away", "tokens")
 
     def __init__(self, tokens: float, at: float) -> None:
         self.tokens = tokens
+        self.away = 0.0
         self.at = at
 
     def take(self, rate: float, now: float) -> float:
         """Take one token; return 0, or the seconds until it would be there."""
         burst = max(1.0, rate)
-        self.tokens = min(burst, self.tokens + (now - self.at) * rate)
+        back = (now - self.at) * rate
+        self.tokens = min(burst, self.tokens + back)
+        self.away = max(0.0, self.away - back)
         self.at = now
         if self.tokens >= 1.0:
             self.tokens -= 1.0
             return 0.0
-        self.tokens = max(self.tokens - 1.0, -60.0 * rate)
-        return (1.0 - self.tokens) / rate
+        self.away = min(self.away + 1.0, 60.0 * rate)
+        return (self.away + 1.0 - self.tokens) / rate
 
 
 class Admission:
