@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as TimedOut
 
 from linkd.api.bodies import JSON, NDJSON, check_body, check_json, kind_of
@@ -162,7 +162,7 @@ async def reached(api: Api, peer: str, next_: int, within: float) -> bool:
     waiting.addTimeout(within, api.reactor)
     try:
         await waiting
-    except TimedOut:
+    except (TimedOut, CancelledError):
         return False
     return True
 

@@ -5,6 +5,7 @@ What comes next, what is on its way to our disk, what to acknowledge.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 
 from linkd.core.batch import MAX_BATCH_BYTES, NOWHERE, Batch, Source, split_raw
@@ -55,6 +56,8 @@ class Inbound:
         "_size",
         "_step",
         "_unpack",
+        "_waiting",
+        "_waiting_bytes",
         "committed",
         "received",
         "received_records",
@@ -72,6 +75,8 @@ class Inbound:
         self._parts: list[bytes] = []
         self._size = 0
         self._acked = 0
+        self._waiting: deque[tuple[int, int]] = deque()  # steps on their way to disk: next, bytes
+        self._waiting_bytes = 0
         self.received: int | None = None
         self.committed = 0
         self.received_records = 0
@@ -89,6 +94,8 @@ class Inbound:
         self.received = None if cursor is None else cursor.next
         self.committed = 0 if cursor is None else cursor.committed
         self._acked = self.committed
+        self._waiting.clear()
+        self._waiting_bytes = 0
 
     def disconnected(self) -> None:
         """Forget a batch of which parts are missing."""
@@ -151,6 +158,9 @@ class Inbound:
     def stored(self, next: int) -> None:
         """Everything below `next` of the peer's log is on our disk."""
         self.committed = max(self.committed, next)
+        waiting = self._waiting
+        while waiting and waiting[0][0] <= next:
+            self._waiting_bytes -= waiting.popleft()[1]
 
     def ack(self) -> list[Effect]:
         """Acknowledge what is on disk, where that is news."""
@@ -207,6 +217,13 @@ class Inbound:
     def _store(self, step: Step, records: bytes) -> Store:
         """Move on, and hand the step to the log."""
         self.received = step.next
+        self._waiting.append((step.next, len(records)))
+        self._waiting_bytes += len(records)
+        if self._waiting_bytes > self._settings.max_waiting_bytes:
+            raise RemoteProtocolError(
+                f"{self._waiting_bytes} bytes came that were not acknowledged, expected at most"
+                f" {self._settings.max_waiting_bytes}"
+            )
         source = Source(self._settings.peer, self._log, step.epoch, step.previous, step.next)
         return Store(
             Batch(

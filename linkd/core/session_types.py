@@ -21,6 +21,7 @@ class SessionSettings(msgspec.Struct, frozen=True):
         read_bytes: About how much of the log is read at once.
         max_records_bytes: The largest batch of one record that is taken: whatever our own
             `log.max_body_bytes`, a peer's may be larger, and its record would block all behind it.
+        max_waiting_bytes: Most bytes of records that may wait for our disk: far above any window.
         position_interval: Seconds after which a position that moved over skipped records alone is
             told.
     """
@@ -32,6 +33,7 @@ class SessionSettings(msgspec.Struct, frozen=True):
     window_bytes: int = 8 * 1024 * 1024
     read_bytes: int = 512 * 1024
     max_records_bytes: int = 17 * 1024 * 1024
+    max_waiting_bytes: int = 64 * 1024 * 1024
     position_interval: float = 0.5
 
 

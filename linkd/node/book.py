@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+from linkd import events
 from linkd.clock import wall
 from linkd.status import Event
 
@@ -44,7 +45,11 @@ class Book:
         if len(self._events) > _REMEMBERED * 2:
             del self._events[:_REMEMBERED]
         for follower in list(self._followers):
-            follower(made)
+            try:
+                follower(made)
+            except Exception as error:  # noqa: BLE001  # a follower's bug is not the link's
+                self.end_of(follower)
+                events.emit("node.bug", where="follower", detail=f"{type(error).__name__}: {error}")
 
     def after(self, number: int) -> list[Event]:
         """Return the remembered changes above `number`, oldest first."""
@@ -54,8 +59,9 @@ class Book:
         """Have each change told; returns how to end that."""
         self._followers.append(call)
 
-        def end() -> None:
-            if call in self._followers:
-                self._followers.remove(call)
+        return lambda: self.end_of(call)
 
-        return end
+    def end_of(self, call: Callable[[Event], None]) -> None:
+        """Tell `call` no more."""
+        if call in self._followers:
+            self._followers.remove(call)

@@ -97,6 +97,7 @@ class Carrier:
         self.connection: Connection | None = None
         self._begun: list[sessions.Effect] = []
         self._ack_due = False
+        self._read_effects: list[sessions.Effect] = []  # what a read at once has led to
         self._unproved = False  # up, but nothing of what was owed has been acknowledged yet
         self._waiting_bytes = 0
         self._wake_timer: Timer | None = None
@@ -246,6 +247,9 @@ class Carrier:
         while True:
             for effect in effects:
                 performers[type(effect)](effect)
+            if self._read_effects:
+                effects, self._read_effects = self._read_effects, []
+                continue
             connection = self.connection
             if connection is None or not outbound.eager:
                 break
@@ -269,16 +273,18 @@ class Carrier:
             self.connection.send(effect.payload)
 
     def _read(self, effect: sessions.Read) -> None:
+        """Read; what comes at once is gone on with in `perform`'s loop, however long the log is."""
+        outbound = self.session.outbound
         try:
             batches = self._log.read(effect.position, effect.max_bytes)
         except Gap as gap:
-            self.perform(self.session.outbound.missing(gap.first))
+            self._read_effects = outbound.missing(gap.first)
             return
         if batches is None:
             done = partial(self._fetched, self.connection)
             self._log.fetch(effect.position, effect.max_bytes, done)
             return
-        self.perform(self.session.outbound.read(batches, self._log.clock(), self._clock.seconds()))
+        self._read_effects = outbound.read(batches, self._log.clock(), self._clock.seconds())
 
     def _fetched(self, connection: Connection | None, batches: list[Batch] | LinkdError) -> None:
         """Take what was read from disk, unless for an older connection."""
@@ -305,12 +311,26 @@ class Carrier:
         if isinstance(outcome, LinkdError):
             self._around.tell("error", "log.disk-failed", peer=self.peer, detail=str(outcome))
             return
-        self.session.inbound.stored(next)
+        if outcome.duplicate:
+            self.catch_up()  # the step may still be on its way to disk: only that is acknowledged
+        else:
+            self.session.inbound.stored(next)
         if outcome.count < batch.count:
             self._repeated(batch.channel, batch.count - outcome.count)
         if not self._ack_due:
             self._ack_due = True
             self._clock.callLater(0, self._flush_ack)
+
+    def catch_up(self) -> None:
+        """Learn what an older connection's steps have brought to disk meanwhile."""
+        inbound = self.session.inbound
+        if self.connection is None or inbound.received is None:
+            return
+        if inbound.committed < inbound.received:
+            cursor = self._log.cursor(self.peer)
+            if cursor is not None:
+                inbound.stored(min(cursor.committed, inbound.received))
+                self.perform(inbound.ack())
 
     def _repeated(self, channel: str, records: int) -> None:
         """Records came a second time, or in a loop, and were left out."""

@@ -182,6 +182,7 @@ class LinkDriver:
         if connection is not None:
             connection.goodbye(wire.Goodbye("stopped", detail, retry_after))
         self._run(links.Stop(detail))
+        self.carrier.drop()
         self.carrier.stop()
 
     def kick(self) -> None:

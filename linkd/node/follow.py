@@ -170,8 +170,9 @@ class Follower:
             if batch.expired(clock):
                 self._owner.expired(batch)
                 continue
-            if not self._sink.batch(batch):
-                self._paused = True
+            self._paused = True  # a sink may ask to go on from within
+            if self._sink.batch(batch):
+                self._paused = False
 
 
 class FollowerOwner(Protocol):

@@ -133,7 +133,7 @@ class Node:
         )
         driver = LinkDriver(self, settings, backoff)
         self._drivers[settings.name] = driver
-        self._waits[settings.name] = Waits()
+        self._waits.setdefault(settings.name, Waits())
         if settings.dial:
             driver.dialer = self._make_dialer(self, driver)
         self.routes_changed()
@@ -144,7 +144,6 @@ class Node:
         """End the link to one peer."""
         driver = self._drivers.pop(name)
         driver.stop(detail)
-        del self._waits[name]
         self.routes_changed()
 
     def reload(self, config: Config) -> None:
@@ -156,6 +155,7 @@ class Node:
             self._remove(name, "the peer was removed from the configuration")
             self._cursors.remove_peer(name)
             self._outages.remove(name)
+            self._waits.pop(name).end()
         anew = old.reconnect != config.reconnect or old.heartbeat != config.heartbeat
         for name, settings in after.items():
             if name not in before:
@@ -269,6 +269,13 @@ class Node:
             driver.carrier.trimmed(first)
 
     def _ticked(self) -> None:
+        """Do what is due from time to time; a bug in it must not end it for ever."""
+        try:
+            self._tick_over()
+        except Exception as error:  # noqa: BLE001  # said, and tried again at the next tick
+            events.emit("node.bug", where="tick", detail=f"{type(error).__name__}: {error}")
+
+    def _tick_over(self) -> None:
         """Move everyone on over what is not for them; say what is owed to nobody."""
         self._spread.tick()
         self.log.release(min(self._peers_low_water(), self._readers.low_water()))

@@ -92,6 +92,7 @@ class Spread:
         """Move everyone on over what is not for them."""
         end = self._log.next
         for driver in self._drivers.values():
+            driver.carrier.catch_up()
             if driver.carrier.session.outbound.log_next < end:
                 driver.carrier.offer([], end)
         self._readers.tick()
