@@ -42,14 +42,12 @@ async def events(api: Api, call: Call) -> Answer | None:
 async def outages(api: Api, call: Call) -> Answer:
     """Answer the recorded outages, oldest first."""
     call.only("peer", "since")
-    since = call.text("since")
-    return answer(
-        {
-            "outages": api.node.outages(
-                call.text("peer"), None if since is None else seconds(since, "since")
-            )
-        }
-    )
+    peer, since = call.text("peer"), call.text("since")
+    span = None if since is None else seconds(since, "since")
+    try:
+        return answer({"outages": api.node.outages(peer, span)})
+    except KeyError:
+        raise _no_peer(peer or "") from None
 
 
 async def consumers(api: Api, call: Call) -> Answer:

@@ -123,7 +123,7 @@ class NodePort(Protocol):
         """Have each change told as it happens, ahead of any message; returns how to end that."""
 
     def outages(self, peer: str | None = None, since_seconds: float | None = None) -> list[Outage]:
-        """Return the recorded outages, oldest first."""
+        """Return the recorded outages, oldest first; KeyError if there is no such peer."""
 
     def kick(self, peer: str) -> None:
         """Try again at once; KeyError if there is no such peer."""

@@ -130,7 +130,7 @@ ROUTES: tuple[Route, ...] = (
         path="/v1/outages",
         about="The recorded outages, oldest first.",
         run=acting.outages,
-        answers={200: "The outages."},
+        answers={200: "The outages.", 404: "There is no such peer."},
         query=(
             Param("peer", "Only this peer's."),
             Param("since", "Only of the last so many seconds.", "number", least=0),

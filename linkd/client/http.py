@@ -102,6 +102,12 @@ class Exchange:
         self._socket.settimeout(timeout)
         try:
             self._socket.connect(path)
+        except PermissionError:
+            self._socket.close()
+            raise NoDaemon(
+                f"{path}: permission denied; call as root, or as a user in the socket's group"
+                " (`sudo adduser NAME linkd`, then log in again)"
+            ) from None
         except OSError as error:
             self._socket.close()
             raise NoDaemon(f"no daemon at {path}: {error.strerror or error}") from None

@@ -429,7 +429,9 @@ class Node:
         return self._book.follow(call)
 
     def outages(self, peer: str | None = None, since_seconds: float | None = None) -> list[Outage]:
-        """Return the recorded outages, oldest first."""
+        """Return the recorded outages, oldest first; KeyError if there is no such peer."""
+        if peer is not None and peer not in self._drivers:
+            raise KeyError(peer)
         since = None if since_seconds is None else wall() - since_seconds
         return self._outages.recorded(peer, since)
 
