@@ -54,6 +54,7 @@ class Spread:
         self._count = count
         self._routes: dict[str, Route] = {}
         self._seen = log.next
+        self._ticked = 0
 
     def changed(self) -> None:
         """Somebody wants something else now."""
@@ -91,10 +92,11 @@ class Spread:
     def tick(self) -> None:
         """Move everyone on over what is not for them."""
         end = self._log.next
-        for driver in self._drivers.values():
-            driver.carrier.catch_up()
-            if driver.carrier.session.outbound.log_next < end:
-                driver.carrier.offer([], end)
+        if end != self._ticked:
+            self._ticked = end
+            for driver in self._drivers.values():
+                if driver.carrier.session.outbound.log_next < end:
+                    driver.carrier.offer([], end)
         self._readers.tick()
 
     def volatile(self, message: wire.Volatile, source: str | None) -> None:
