@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -24,6 +25,9 @@ class Files(Protocol):
 
     def sync(self, fd: int) -> None:
         """Return once what was written is on the disk."""
+
+    def uncache(self, fd: int, at: int, size: int) -> None:
+        """Let the system's page cache go of bytes that were synced."""
 
     def sync_dir(self, path: Path) -> None:
         """Return once the directory's entries are on the disk."""
@@ -66,6 +70,11 @@ class RealFiles:
     def sync(self, fd: int) -> None:
         """Return once what was written is on the disk."""
         os.fdatasync(fd)
+
+    def uncache(self, fd: int, at: int, size: int) -> None:
+        """Let the system's page cache go of bytes that were synced, where it listens to that."""
+        with suppress(OSError):
+            os.posix_fadvise(fd, at, size, os.POSIX_FADV_DONTNEED)
 
     def sync_dir(self, path: Path) -> None:
         """Return once the directory's entries are on the disk."""
