@@ -60,7 +60,7 @@ def test_cancelled_waits_are_forgotten():
         d = edge.wait_for("hub", off + 1)
         d.addErrback(lambda _: None)
         d.cancel()
-    assert len(edge._waits["hub"]._heap) < 200
+    assert len(edge._links._waits["hub"]._heap) < 200
 
 
 def test_tick_survives_a_bug():

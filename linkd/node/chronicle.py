@@ -1,0 +1,109 @@
+"""What happens on a node: said in the log, remembered, and measured as outages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from linkd import events
+from linkd.clock import Clock, wall
+from linkd.core.link_types import Changed
+from linkd.log.engine import Log
+from linkd.node.book import Book
+from linkd.node.driver import LinkDriver
+from linkd.node.losses import Losses
+from linkd.outages import Outages
+from linkd.status import Event, Outage
+
+
+class Chronicle:
+    """Hears of every change once, and sees to it that everybody is told the same of it.
+
+    Args:
+        log: The node's log: its end says when what an outage left is drained.
+        outages: What happened to the links, on disk.
+        clock: The reactor.
+    """
+
+    def __init__(self, log: Log, outages: Outages, clock: Clock) -> None:
+        self._log = log
+        self._outages = outages
+        self._clock = clock
+        self._book = Book()
+        self._losses = Losses(self._book)
+
+    def changed(self, driver: LinkDriver, change: Changed, silence: float | None) -> None:
+        """A link's state has changed: remember it, say it."""
+        same: dict[str, str | None] = {
+            "peer": driver.peer,
+            "generation": driver.generation,
+            "old": change.old,
+            "new": change.new,
+            "reason": change.reason,
+            "detail": change.detail,
+        }
+        self._book.add(f"link.{change.new}", **same)
+        events.emit(
+            f"link.{change.new}",
+            "info" if change.old == "stopped" else None,
+            **same,
+            **self._measured(driver, change, silence),
+        )
+
+    def _measured(
+        self, driver: LinkDriver, change: Changed, silence: float | None
+    ) -> dict[str, str | int | float | None]:
+        """Record what the change means for the link's outages; return what was measured."""
+        now, owed = self._clock.seconds(), driver.carrier.session.outbound.owed_records
+        if change.old == "up":
+            self._outages.fell(driver.peer, change.reason or "closed", silence, now, wall())
+        if change.new != "up":
+            return driver.measured(silence)
+        down = self._outages.rose(driver.peer, driver.link.attempts, owed, now, wall())
+        driver.drain_to = self._log.next if owed else None
+        return {
+            "outage_seconds": None if down is None else round(down, 3),
+            "attempts": driver.link.attempts or None,
+            "replayed_records": owed if down is not None else None,
+            "peer_version": driver.peer_version,
+        }
+
+    def acked(self, driver: LinkDriver, next: int) -> None:
+        """A peer has everything below `next`: what an outage left may be drained by that."""
+        if driver.drain_to is None or next < driver.drain_to:
+            return
+        driver.drain_to = None
+        drained = self._outages.drained(driver.peer, self._clock.seconds())
+        if drained is not None:
+            seconds, records = drained
+            events.emit(
+                "link.drained",
+                peer=driver.peer,
+                drained_seconds=round(seconds, 3),
+                replayed_records=records,
+            )
+
+    def tell(self, level: str, event: str, **fields: str | int | float | None) -> None:
+        """Say something in the log; what is worse than usual is remembered too."""
+        self._losses.take(event, fields)
+        events.emit(event, level, **fields)  # type: ignore[arg-type]  # a core's words for a level
+
+    def forget(self, peer: str) -> None:
+        """A peer is configured no more: its outages go."""
+        self._outages.remove(peer)
+
+    def sentences(self) -> list[str]:
+        """Return what befell the log in this run, a sentence each, oldest first."""
+        return self._losses.sentences()
+
+    def after(self, number: int) -> list[Event]:
+        """Return the remembered changes with a number above `number`, oldest first."""
+        return self._book.after(number)
+
+    def follow(self, call: Callable[[Event], None]) -> Callable[[], None]:
+        """Have each change told as it happens; returns how to end that."""
+        return self._book.follow(call)
+
+    def outages(self, peer: str | None, since_seconds: float | None) -> list[Outage]:
+        """Return the recorded outages, oldest first; of one peer, of the last seconds."""
+        since = None if since_seconds is None else wall() - since_seconds
+        return self._outages.recorded(peer, since)
