@@ -172,11 +172,11 @@ class CursorFile(MemoryCursors):
         """Let a row be written."""
         row = value if value is None or isinstance(value, bytes) else _encode(value)
         with self._lock:
+            idle = not self._dirty
             self._dirty[kind, key] = row
             if done is not None:
                 self._waiting.append(done)
-                self._lock.notify()
-            elif len(self._dirty) == 1:
+            if idle or done is not None:
                 self._lock.notify()
 
     # opening

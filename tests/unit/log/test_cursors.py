@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -39,7 +40,7 @@ class Pair:
         self.log: Any = open_log(
             Settings(segment_bytes=1 << 20), self.folder, "edge", self.turns.post
         )
-        self.cursors = open_cursors(self.log, self.folder, self.turns.post)
+        self.cursors: Any = open_cursors(self.log, self.folder, self.turns.post)
 
     def until(self, true: Any) -> None:
         """Wait for it."""
@@ -116,6 +117,19 @@ def test_what_nobody_waits_for_is_soon_on_disk(pair: Pair) -> None:
 
     pair.until(there)
     other.close()
+
+
+def test_a_row_that_changes_all_the_time_is_written_ten_times_a_second(pair: Pair) -> None:
+    commits: list[str] = []
+    pair.cursors._db.set_commit_hook(lambda: commits.append("one") or False)
+    until = time.monotonic() + 0.5
+    changes = 0
+    while time.monotonic() < until:
+        changes += 1
+        pair.cursors.set_peer(PeerCursor("hub", 1, changes))
+        time.sleep(0.001)
+    assert changes > 50
+    assert 1 <= len(commits) <= 7
 
 
 @pytest.mark.parametrize("how", ["deleted", "rubbish", "flipped", "foreign"])
