@@ -40,7 +40,7 @@ class Pair:
         self.log: Any = open_log(
             Settings(segment_bytes=1 << 20), self.folder, "edge", self.turns.post
         )
-        self.cursors: Any = open_cursors(self.log, self.folder, self.turns.post)
+        self.cursors = open_cursors(self.log, self.folder, self.turns.post)
 
     def until(self, true: Any) -> None:
         """Wait for it."""
@@ -120,8 +120,14 @@ def test_what_nobody_waits_for_is_soon_on_disk(pair: Pair) -> None:
 
 
 def test_a_row_that_changes_all_the_time_is_written_ten_times_a_second(pair: Pair) -> None:
-    commits: list[str] = []
-    pair.cursors._db.set_commit_hook(lambda: commits.append("one") or False)
+    commits: list[float] = []
+
+    def committing() -> bool:
+        commits.append(time.monotonic())
+        return False
+
+    assert isinstance(pair.cursors, CursorFile)
+    pair.cursors._db.set_commit_hook(committing)
     until = time.monotonic() + 0.5
     changes = 0
     while time.monotonic() < until:
