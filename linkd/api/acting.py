@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from linkd.api.call import Answer, Call, answer, seconds, whole
+from linkd.api.answer import Answer, answer
+from linkd.api.call import Call, seconds, whole
 from linkd.api.keys import COOKIE, SESSION_SECONDS, TOKEN_SECONDS
 from linkd.api.reading import check_consumer, last_event, wants_stream
 from linkd.api.refusals import Refusal

@@ -1,43 +1,19 @@
-"""One call of the HTTP API: what was asked, and the answer."""
+"""One call of the HTTP API: who asks, and for what."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TypeVar
 from urllib.parse import unquote_to_bytes
 
 import msgspec
 
-from linkd.api.bodies import to_json
 from linkd.api.callers import Caller
 from linkd.api.refusals import Refusal
-
-if TYPE_CHECKING:
-    from linkd.api.site import ApiRequest
+from linkd.api.request import ApiRequest
 
 _Struct = TypeVar("_Struct")
-
-
-class Answer(msgspec.Struct, frozen=True):
-    """What a call is answered.
-
-    Args:
-        status: HTTP status.
-        body: Its bytes.
-        type: Its content type.
-        headers: Further headers.
-    """
-
-    status: int = 200
-    body: bytes = b""
-    type: str = "application/json"
-    headers: Mapping[str, str] = {}
-
-
-def answer(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Answer:
-    """Return an answer in JSON."""
-    return Answer(status, to_json(value), headers=headers or {})
 
 
 class Call:

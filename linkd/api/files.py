@@ -7,7 +7,7 @@ from importlib.resources import files
 
 import msgspec
 
-from linkd.api.call import Answer
+from linkd.api.answer import Answer
 from linkd.api.refusals import Refusal
 
 TYPES = {

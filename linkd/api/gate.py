@@ -13,7 +13,7 @@ from linkd.api.callers import ANYONE, SOCKET, Caller
 from linkd.api.keys import COOKIE, Keyring, WrongKeys
 from linkd.api.matching import Match, find
 from linkd.api.refusals import Refusal
-from linkd.api.site import ApiRequest
+from linkd.api.request import ApiRequest
 from linkd.config import Config
 from linkd.config.addresses import parse_address
 

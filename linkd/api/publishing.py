@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as TimedOut
 
+from linkd.api.answer import Answer, answer
 from linkd.api.bodies import JSON, NDJSON, check_body, check_json, kind_of
-from linkd.api.call import Answer, Call, answer, seconds
+from linkd.api.call import Call, seconds
 from linkd.api.refusals import Refusal, refusal_of
 from linkd.clock import wall
 from linkd.core.batch import MAX_ID_BYTES, MAX_TYPE_BYTES, Draft, Record, encode_records

@@ -10,8 +10,9 @@ import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as TimedOut
 
+from linkd.api.answer import Answer, answer
 from linkd.api.bodies import record_objects, records_of, to_json
-from linkd.api.call import Answer, Call, answer, number, whole
+from linkd.api.call import Call, number, whole
 from linkd.api.refusals import Refusal, refusal_of
 from linkd.api.sse import stream_records
 from linkd.config.settings import CONSUMER_NAME_PATTERN

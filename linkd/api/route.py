@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from linkd.api.call import Answer, Call
+from linkd.api.answer import Answer
+from linkd.api.call import Call
 
 if TYPE_CHECKING:
     from linkd.api.server import Api

@@ -13,7 +13,8 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.task import LoopingCall
 
 from linkd import events
-from linkd.api.call import Answer, Call
+from linkd.api.answer import Answer
+from linkd.api.call import Call
 from linkd.api.files import Files
 from linkd.api.gate import Admitted, Gate
 from linkd.api.ingress import Producers
@@ -23,7 +24,8 @@ from linkd.api.openapi import describe
 from linkd.api.port import NodePort, Sink, Start, Subscription
 from linkd.api.presence import Presence
 from linkd.api.refusals import Refusal, refusal_of
-from linkd.api.site import ApiRequest, ApiSite
+from linkd.api.request import ApiRequest
+from linkd.api.site import ApiSite
 from linkd.api.upgrade import ApiSocket, Upgrades
 from linkd.clock import wall
 from linkd.config import Config, ListenSettings
