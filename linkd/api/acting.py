@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from linkd.api.answer import Answer, answer
+from linkd.api.asked import check_consumer, last_event, wants_stream
 from linkd.api.call import Call, seconds, whole
 from linkd.api.keys import COOKIE, SESSION_SECONDS, TOKEN_SECONDS
-from linkd.api.reading import check_consumer, last_event, wants_stream
 from linkd.api.refusals import Refusal
+from linkd.api.service import Service
 from linkd.api.sse import stream_events
 from linkd.core.channels import is_pattern
 from linkd.errors import LinkdError
 
-if TYPE_CHECKING:
-    from linkd.api.server import Api
-
 _CLEARED = f"{COOKIE}=; HttpOnly; SameSite=Strict; Path=/; Max-Age=0"
 
 
-async def status(api: Api, call: Call) -> Answer:
+async def status(api: Service, call: Call) -> Answer:
     """Answer what is true now."""
     call.only()
     return answer(api.node.status())
 
 
-async def events(api: Api, call: Call) -> Answer | None:
+async def events(api: Service, call: Call) -> Answer | None:
     """Answer the remembered changes, or follow them."""
     call.only("after")
     after, last = call.number("after", 0), last_event(call)
@@ -40,7 +37,7 @@ async def events(api: Api, call: Call) -> Answer | None:
     return answer({"events": found, "next": found[-1].number + 1 if found else after + 1})
 
 
-async def outages(api: Api, call: Call) -> Answer:
+async def outages(api: Service, call: Call) -> Answer:
     """Answer the recorded outages, oldest first."""
     call.only("peer", "since")
     peer, since = call.text("peer"), call.text("since")
@@ -51,7 +48,7 @@ async def outages(api: Api, call: Call) -> Answer:
         raise _no_peer(peer or "") from None
 
 
-async def consumers(api: Api, call: Call) -> Answer:
+async def consumers(api: Service, call: Call) -> Answer:
     """Answer the named consumers that the caller may see."""
     call.only()
     end = api.node.log.next
@@ -71,7 +68,7 @@ async def consumers(api: Api, call: Call) -> Answer:
     )
 
 
-async def forget(api: Api, call: Call) -> Answer:
+async def forget(api: Service, call: Call) -> Answer:
     """Remove a named consumer."""
     call.only()
     name = api.check_consumer(call, check_consumer(call.path["name"]))
@@ -80,7 +77,7 @@ async def forget(api: Api, call: Call) -> Answer:
     return Answer(204)
 
 
-async def kick(api: Api, call: Call) -> Answer:
+async def kick(api: Service, call: Call) -> Answer:
     """Have a link try again at once."""
     call.only()
     call.caller.check_operator()
@@ -111,7 +108,7 @@ class TokenWanted(msgspec.Struct, forbid_unknown_fields=True):
     channel: str | None = None
 
 
-async def resync(api: Api, call: Call) -> Answer:
+async def resync(api: Service, call: Call) -> Answer:
     """Tell what a resync would send again or lose; do it where confirmed."""
     call.only()
     call.caller.check_operator()
@@ -127,7 +124,7 @@ async def resync(api: Api, call: Call) -> Answer:
     return answer({"peer": peer, "message": told, "done": wanted.confirmed})
 
 
-async def pair(api: Api, call: Call) -> Answer:
+async def pair(api: Service, call: Call) -> Answer:
     """Invite, list or revoke: what pairing answers, as it is."""
     call.only()
     if api.pairing is None:
@@ -138,7 +135,7 @@ async def pair(api: Api, call: Call) -> Answer:
     return Answer(status, body)
 
 
-async def trim(api: Api, call: Call) -> Answer:
+async def trim(api: Service, call: Call) -> Answer:
     """Tell how many records lie below an offset; delete them where confirmed."""
     call.only()
     call.caller.check_operator()
@@ -147,7 +144,7 @@ async def trim(api: Api, call: Call) -> Answer:
     return answer({"records": records, "owed": owed, "done": wanted.confirmed})
 
 
-async def token(api: Api, call: Call) -> Answer:
+async def token(api: Service, call: Call) -> Answer:
     """Answer a fresh token: 30 s, once, never wider than the key."""
     call.only()
     if call.request.admitted.by == "cookie":
@@ -159,7 +156,7 @@ async def token(api: Api, call: Call) -> Answer:
     return answer({"token": fresh, "expires_seconds": TOKEN_SECONDS}, 201)
 
 
-async def open_session(api: Api, call: Call) -> Answer:
+async def open_session(api: Service, call: Call) -> Answer:
     """Open a cookie session for a token or a key."""
     call.only()
     admitted = call.request.admitted
@@ -172,18 +169,18 @@ async def open_session(api: Api, call: Call) -> Answer:
     return Answer(204, headers={"Set-Cookie": cookie})
 
 
-async def close_session(_: Api, call: Call) -> Answer:
+async def close_session(_: Service, call: Call) -> Answer:
     """Take the cookie away."""
     call.only()
     return Answer(204, headers={"Set-Cookie": _CLEARED})
 
 
-async def healthz(api: Api, _: Call) -> Answer:
+async def healthz(api: Service, _: Call) -> Answer:
     """Tell that the process makes progress, and how late it woke lately."""
     return answer({"ok": True, "late_seconds": round(api.late_seconds, 3)})
 
 
-async def readyz(api: Api, _: Call) -> Answer:
+async def readyz(api: Service, _: Call) -> Answer:
     """Tell whether all required links are up."""
     node = api.node
     if node.starting or node.stopping:
@@ -192,12 +189,12 @@ async def readyz(api: Api, _: Call) -> Answer:
     return answer({"ready": not down, "waiting_for": down}, 503 if down else 200)
 
 
-async def metrics(api: Api, _: Call) -> Answer:
+async def metrics(api: Service, _: Call) -> Answer:
     """Answer the metrics in Prometheus' text format."""
     return Answer(200, api.metrics.text(), "text/plain; version=0.0.4; charset=utf-8")
 
 
-async def openapi(api: Api, _: Call) -> Answer:
+async def openapi(api: Service, _: Call) -> Answer:
     """Answer the description of all this."""
     return answer(api.description)
 

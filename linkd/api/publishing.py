@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as TimedOut
@@ -11,17 +10,15 @@ from twisted.internet.defer import TimeoutError as TimedOut
 from linkd.api.answer import Answer, answer
 from linkd.api.bodies import JSON, NDJSON, check_body, check_json, kind_of
 from linkd.api.call import Call, seconds
+from linkd.api.port import NodePort
 from linkd.api.refusals import Refusal, refusal_of
+from linkd.api.service import Service
 from linkd.clock import wall
+from linkd.config import Config
 from linkd.core.batch import MAX_ID_BYTES, MAX_TYPE_BYTES, Draft, Record, encode_records
 from linkd.core.channels import Patterns
 from linkd.errors import BadRecord, BodyTooLarge, LinkdError
 from linkd.log.engine import Appended
-
-if TYPE_CHECKING:
-    from linkd.api.port import NodePort
-    from linkd.api.server import Api
-    from linkd.config import Config
 
 MAX_WAIT_SECONDS = 3600.0
 DEFAULT_WAIT_SECONDS = 30.0
@@ -32,7 +29,7 @@ _CONTENT_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+*-]+(\s*;[\
 _FORM = "application/x-www-form-urlencoded"
 
 
-async def publish(api: Api, call: Call) -> Answer:
+async def publish(api: Service, call: Call) -> Answer:
     """Publish; answered once it is on disk, with `wait` once it is on that peer's disk."""
     call.only("wait", "timeout")
     channel = call.caller.check_publish(call.path["channel"])
@@ -157,7 +154,7 @@ def check_wait(node: NodePort, peer: str, channel: str) -> None:
         raise Refusal("not-sent", f"{channel} is volatile: no peer acknowledges it")
 
 
-async def reached(api: Api, peer: str, next_: int, within: float) -> bool:
+async def reached(api: Service, peer: str, next_: int, within: float) -> bool:
     """Wait until `peer` has all below `next_` on disk; tell whether it has in time."""
     waiting = api.node.wait_for(peer, next_)
     waiting.addTimeout(within, api.reactor)

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as TimedOut
 
 from linkd.api.answer import Answer, answer
+from linkd.api.asked import check_consumer, consumer_of, last_event, start_of, wants_stream
 from linkd.api.bodies import record_objects, records_of, to_json
 from linkd.api.call import Call, number, whole
+from linkd.api.port import Start
 from linkd.api.refusals import Refusal, refusal_of
+from linkd.api.service import Service
 from linkd.api.sse import stream_records
-from linkd.config.settings import CONSUMER_NAME_PATTERN
 from linkd.core.batch import Batch
 from linkd.core.channels import Patterns
 from linkd.errors import Gap, LinkdError
 from linkd.log.engine import Log
-
-if TYPE_CHECKING:
-    from linkd.api.port import Start
-    from linkd.api.server import Api
 
 DEFAULT_LIMIT = 100
 MAX_LIMIT = 10_000
@@ -33,11 +30,10 @@ MAX_SCAN_BYTES = 64 * 1024 * 1024
 
 MAX_WAIT_SECONDS = 300.0
 _READ_BYTES = 1_048_576
-_CONSUMER = re.compile(CONSUMER_NAME_PATTERN)
 _PLAIN_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+(; ?charset=[A-Za-z0-9-]+)?")
 
 
-async def read(api: Api, call: Call) -> Answer | None:
+async def read(api: Service, call: Call) -> Answer | None:
     """Answer a page, or follow the channel as an event stream."""
     pattern = call.caller.check_subscribe(call.path["channel"])
     if wants_stream(call):
@@ -65,39 +61,6 @@ async def read(api: Api, call: Call) -> Answer | None:
     return Answer(200, page.body())
 
 
-def wants_stream(call: Call) -> bool:
-    """Tell whether the caller asks for an event stream."""
-    return "text/event-stream" in (call.header("Accept") or "").lower()
-
-
-def last_event(call: Call) -> int | None:
-    """Return the id behind which an event stream resumes, if it does."""
-    given = call.header("Last-Event-ID")
-    return number(given, "Last-Event-ID") if given else None
-
-
-def consumer_of(call: Call) -> str | None:
-    """Return the query's consumer, if it names one; raise Refusal where that is no name."""
-    name = call.text("consumer")
-    return None if name is None else check_consumer(name)
-
-
-def check_consumer(name: str) -> str:
-    """Return `name`; raise Refusal where no consumer can be called so."""
-    if not _CONSUMER.fullmatch(name):
-        raise Refusal("malformed", f"{name[:63]!r} is no consumer's name: {CONSUMER_NAME_PATTERN}")
-    return name
-
-
-def start_of(given: str | None, default: Start) -> Start:
-    """Return where reading starts: `earliest`, `latest` or an offset."""
-    if given is None:
-        return default
-    if given == "earliest":
-        return "earliest"
-    return "latest" if given == "latest" else number(given, "from")
-
-
 def _position(log: Log, start: Start) -> int:
     """Return the offset that a start means now."""
     if start == "earliest":
@@ -113,7 +76,7 @@ class Page:
         gap: (first, next) of offsets that were wanted and are gone, or None.
     """
 
-    def __init__(self, api: Api, pattern: str, position: int, limit: int) -> None:
+    def __init__(self, api: Service, pattern: str, position: int, limit: int) -> None:
         self.next = position
         self.gap: tuple[int, int] | None = None
         self.records: list[bytes] = []
@@ -202,7 +165,7 @@ def fetch(log: Log, position: int, size: int) -> Deferred[list[Batch]]:
     return done
 
 
-async def committed(api: Api, position: int, within: float) -> bool:
+async def committed(api: Service, position: int, within: float) -> bool:
     """Wait until the log reaches beyond `position`; tell whether it has in time."""
     log = api.node.log
     if log.next > position:
@@ -220,7 +183,7 @@ async def committed(api: Api, position: int, within: float) -> bool:
     return True
 
 
-async def record(api: Api, call: Call) -> Answer:
+async def record(api: Service, call: Call) -> Answer:
     """Answer the exact bytes of one body, with the content type that it was published with."""
     call.only()
     offset = number(call.path["offset"], "offset")
@@ -268,7 +231,7 @@ class ConsumerAck(msgspec.Struct, forbid_unknown_fields=True):
     next: int | float
 
 
-async def acknowledge(api: Api, call: Call) -> Answer:
+async def acknowledge(api: Service, call: Call) -> Answer:
     """Set a consumer's cursor; answered once it is on disk."""
     call.only()
     name = api.check_consumer(call, check_consumer(call.path["name"]))

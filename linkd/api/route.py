@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import msgspec
 
 from linkd.api.answer import Answer
 from linkd.api.call import Call
+from linkd.api.service import Service
 
-if TYPE_CHECKING:
-    from linkd.api.server import Api
-
-Run = Callable[["Api", Call], Awaitable[Answer | None]]
+Run = Callable[[Service, Call], Awaitable[Answer | None]]
 Access = Literal["open", "caller", "token", "socket"]
 """`open`: anyone. `caller`: a key, a cookie session, or the socket. `token`: a token too. `socket`:
 the unix socket alone; elsewhere there is no such path."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import socket as sockets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredList, ensureDeferred, maybeDeferred
 from twisted.internet.error import CannotListenError
@@ -25,8 +25,11 @@ from linkd.api.port import NodePort, Sink, Start, Subscription
 from linkd.api.presence import Presence
 from linkd.api.refusals import Refusal, refusal_of
 from linkd.api.request import ApiRequest
+from linkd.api.service import Following, LocalCall
 from linkd.api.site import ApiSite
-from linkd.api.upgrade import ApiSocket, Upgrades
+from linkd.api.stream import StreamSession
+from linkd.api.text import TextSession
+from linkd.api.upgrade import ApiSocket, Session, Socket, Upgrades
 from linkd.clock import wall
 from linkd.config import Config, ListenSettings
 from linkd.config.addresses import parse_address
@@ -34,17 +37,10 @@ from linkd.errors import ConfigError, PublishError
 from linkd.log.engine import Consumer
 from linkd.net.tls import ServerTls
 
-if TYPE_CHECKING:
-    from linkd.api.sse import EventStream
-
 STOP_SECONDS = 3.0
 """Callers whose connection is not over by then are cut."""
 
 _BEAT_SECONDS = 1.0
-
-
-LocalCall = Callable[[str, str, bytes], tuple[int, bytes]]
-"""Answers what is asked on the socket alone: method, path and body in, status and JSON out."""
 
 
 class Api:
@@ -75,8 +71,8 @@ class Api:
         self.gate = Gate(config, self.keyring, WrongKeys(reactor.seconds))
         self.metrics = Metrics(node, lambda: len(reactor.getDelayedCalls()))
         self.description = describe()
-        self.streams: set[EventStream] = set()
-        self.upgrades = Upgrades(self)
+        self.streams: set[Following] = set()
+        self.upgrades = Upgrades(self, self._speak)
         self.producers = Producers()
         self.presence = Presence()
         self.late_seconds = 0.0
@@ -175,7 +171,7 @@ class Api:
         listen = _tls_files(config)
         if self._tls is not None and listen is not None:
             self._tls.configure(listen)
-        open_now: list[ApiSocket | EventStream] = [*self.upgrades.sockets(), *self.streams]
+        open_now: list[ApiSocket | Following] = [*self.upgrades.sockets(), *self.streams]
         for held in open_now:
             caller = self.keyring.renewed(held.caller)
             if caller is None:
@@ -259,7 +255,13 @@ class Api:
             },
         )
 
-    # for those who answer
+    def _speak(self, call: Call, path: str, socket: Socket) -> Session:
+        """Begin what is spoken on a WebSocket."""
+        if path == "/v1/stream":
+            return StreamSession(self, call.caller, socket)
+        return TextSession(self, call, socket)
+
+    # for those who answer (linkd.api.service.Service)
 
     def pause(self) -> Deferred[None]:
         """Let others have the reactor before going on."""

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from twisted.internet.interfaces import IPushProducer
 from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from linkd.api.asked import consumer_of, last_event, start_of
 from linkd.api.bodies import record_objects, to_json
 from linkd.api.call import Call
 from linkd.api.callers import Caller
+from linkd.api.port import Start, Subscription
 from linkd.api.refusals import Refusal
+from linkd.api.service import Service
 from linkd.core.batch import Batch
 from linkd.status import Event
-
-if TYPE_CHECKING:
-    from linkd.api.port import Start, Subscription
-    from linkd.api.server import Api
 
 COMMENT_SECONDS = 10.0
 """An idle stream carries a comment so often, so that both ends see whether it lives."""
@@ -34,7 +32,7 @@ class EventStream:
         call: The call that it answers.
     """
 
-    def __init__(self, api: Api, call: Call) -> None:
+    def __init__(self, api: Service, call: Call) -> None:
         self._api = api
         self._request = call.request
         self.caller = call.caller
@@ -152,10 +150,8 @@ class RecordStream:
         self._stream.end()
 
 
-def stream_records(api: Api, call: Call, pattern: str) -> None:
+def stream_records(api: Service, call: Call, pattern: str) -> None:
     """Follow a pattern as an event stream."""
-    from linkd.api.reading import consumer_of, last_event, start_of  # noqa: PLC0415 - they know each other
-
     start: Start = start_of(call.text("from"), "latest")
     last = last_event(call)
     if last is not None:
@@ -169,7 +165,7 @@ def stream_records(api: Api, call: Call, pattern: str) -> None:
     stream.begin()
 
 
-def stream_events(api: Api, call: Call, after: int) -> None:
+def stream_events(api: Service, call: Call, after: int) -> None:
     """Follow the changes of links as an event stream, from behind number `after` on."""
     stream = EventStream(api, call)
     stream.begin()

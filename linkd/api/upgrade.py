@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from autobahn.twisted.resource import WebSocketResource
 from twisted.internet.defer import Deferred
@@ -15,12 +15,10 @@ from linkd import events
 from linkd.api.call import Call
 from linkd.api.callers import Caller
 from linkd.api.refusals import Refusal
+from linkd.api.service import Service
 from linkd.core.stream import MAX_MESSAGE_BYTES, SUBPROTOCOL
 from linkd.net.timers import ExactTimer
 from linkd.net.websocket import ServerFactory, ServerProtocol
-
-if TYPE_CHECKING:
-    from linkd.api.server import Api
 
 PONG_SECONDS = 30
 """An application may be busy for so long; then a connection that answers no ping is cut."""
@@ -82,6 +80,10 @@ class Socket(Protocol):
 
     def close(self, code: int, reason: str) -> None:
         """Say goodbye; cut it 3 s later."""
+
+
+Speak = Callable[[Call, str, Socket], Session]
+"""Begins what is spoken on a WebSocket: the request that became it, its path, and itself."""
 
 
 class ApiSocket(ServerProtocol):  # type: ignore[misc]  # Autobahn has no types
@@ -254,10 +256,12 @@ class Upgrades:
 
     Args:
         api: The API.
+        speak: Begins what is spoken on one of them; raises Refusal where the caller may not.
     """
 
-    def __init__(self, api: Api) -> None:
+    def __init__(self, api: Service, speak: Speak) -> None:
         self.api = api
+        self._speak = speak
         self._open: set[ApiSocket] = set()
         self._ended: Deferred[None] | None = None
         most = api.config.log.max_body_bytes
@@ -291,20 +295,12 @@ class Upgrades:
         _check_upgrade(call, path)
         protocol = ApiSocket()
         protocol.upgrades = self
-        protocol.session = self._session(call, path, protocol)
+        protocol.session = self._speak(call, path, protocol)
         protocol.subprotocol = SUBPROTOCOL if path == "/v1/stream" else None
         self._open.add(protocol)
         resource = WebSocketResource(_One(self._factories[path], protocol))
         protocol.released = request.hand_over()
         resource.render(request)
-
-    def _session(self, call: Call, path: str, socket: Socket) -> Session:
-        from linkd.api.stream import StreamSession  # noqa: PLC0415 - it knows this module
-        from linkd.api.text import TextSession  # noqa: PLC0415
-
-        if path == "/v1/stream":
-            return StreamSession(self.api, call.caller, socket)
-        return TextSession(self.api, call, socket)
 
     def sockets(self) -> list[ApiSocket]:
         """Return those that are open."""

@@ -126,20 +126,13 @@ class EchoSession:
         """Nothing to end."""
 
 
-class EchoUpgrades(Upgrades):
-    """The API's WebSockets."""
-
-    def _session(self, call: Any, path: str, socket: Socket) -> Any:
-        return EchoSession(socket)
-
-
 def ws(port: int) -> Api:
     """Serve the API; return it."""
     folder = tempfile.mkdtemp(prefix="linkd-echo-")
     config = make_config(Path(folder), http=f"127.0.0.1:{port}", require_key=False)
     node: Any = FakeNode(config, reactor)
     api = Api(node, config, reactor)
-    api.upgrades = EchoUpgrades(api)
+    api.upgrades = Upgrades(api, lambda call, path, socket: EchoSession(socket))
     for factory in api.upgrades._factories.values():
         factory.setProtocolOptions(**UNLIMITED)
     api.listen()

@@ -1,0 +1,87 @@
+"""What those who answer calls need of the API; `linkd.api.server.Api` provides it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred
+
+from linkd.api.call import Call
+from linkd.api.callers import Caller
+from linkd.api.ingress import Producers
+from linkd.api.keys import Keyring
+from linkd.api.metrics import Metrics
+from linkd.api.port import NodePort, Sink, Start, Subscription
+from linkd.api.presence import Presence
+from linkd.config import Config
+from linkd.log.engine import Consumer
+
+LocalCall = Callable[[str, str, bytes], tuple[int, bytes]]
+"""Answers what is asked on the socket alone: method, path and body in, status and JSON out."""
+
+
+class Following(Protocol):
+    """An answer without an end, whose caller's rights are looked at again at a reload.
+
+    Attributes:
+        caller: Who follows.
+    """
+
+    caller: Caller
+
+    def allow(self, caller: Caller) -> None:
+        """The caller's rights have changed: end it where they no longer cover it."""
+
+    def disallow(self) -> None:
+        """The caller's key is gone, or another."""
+
+    def end(self) -> None:
+        """End it: the node stops."""
+
+
+class Service(Protocol):
+    """The API, as those who answer its calls see it.
+
+    Attributes:
+        node: What it serves.
+        config: What is in force.
+        reactor: Clock and turns.
+        pairing: Answers below `/v1/pairing`; None: there is none.
+        keyring: Keys, tokens and cookie sessions.
+        metrics: What is counted.
+        description: Of all calls, for OpenAPI.
+        streams: The event streams under way.
+        producers: Who publishes under which name on `/v1/stream`.
+        presence: Who is there on `/ws`.
+        late_seconds: How late the reactor woke lately.
+    """
+
+    node: NodePort
+    config: Config
+    reactor: Any
+    pairing: LocalCall | None
+    keyring: Keyring
+    metrics: Metrics
+    description: dict[str, Any]
+    streams: set[Following]
+    producers: Producers
+    presence: Presence
+    late_seconds: float
+
+    def pause(self) -> Deferred[None]:
+        """Let others have the reactor before going on."""
+
+    def subscribe(
+        self, patterns: Sequence[str], start: Start, sink: Sink, consumer: str | None
+    ) -> Subscription:
+        """Subscribe at the node; raise Refusal where it refuses."""
+
+    def stand(self, pattern: str, start: Start, consumer: str) -> int:
+        """Take a consumer's name for one page; return where it stands."""
+
+    def sees(self, call: Call, consumer: Consumer) -> bool:
+        """Tell whether a caller may know of a consumer: it may read all that the consumer reads."""
+
+    def check_consumer(self, call: Call, name: str) -> str:
+        """Return `name`; raise Refusal unless it is a consumer that the caller may act on."""
