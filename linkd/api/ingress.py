@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
+from linkd.api.callers import Caller
+from linkd.api.metrics import Metrics
+from linkd.api.port import NodePort
 from linkd.api.refusals import Refusal, refusal_of
 from linkd.clock import wall
 from linkd.core import stream
@@ -17,9 +20,6 @@ from linkd.core.batch import (
 )
 from linkd.errors import BadRecord, BodyTooLarge, LinkdError
 from linkd.log.engine import Appended, Settled
-
-if TYPE_CHECKING:
-    from linkd.api.stream import StreamSession
 
 RECORD_BYTES = 1024
 """What a record's type, id and content type may add to its body."""
@@ -67,6 +67,35 @@ class Producers:
         return state
 
 
+class Around(Protocol):
+    """What the publishes of a client need of the API."""
+
+    node: NodePort
+    reactor: Any
+    metrics: Metrics
+    producers: Producers
+
+
+class Client(Protocol):
+    """The stream on which publishes come.
+
+    Attributes:
+        caller: Who publishes.
+    """
+
+    caller: Caller
+
+    @property
+    def api(self) -> Around:
+        """The API."""
+
+    def send(self, frame: stream.FromDaemon) -> None:
+        """Send the client a frame."""
+
+    def replaced(self) -> None:
+        """Another client publishes under its name now."""
+
+
 class Ingress:
     """The publishes of one client.
 
@@ -80,7 +109,7 @@ class Ingress:
         session: The client's stream.
     """
 
-    def __init__(self, session: StreamSession) -> None:
+    def __init__(self, session: Client) -> None:
         self._session = session
         self._name = ""
         self._state: ProducerState | None = None

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.defer import Deferred
 
 import linkd
+from linkd.api.asked import check_consumer
 from linkd.api.callers import Caller
 from linkd.api.ingress import Ingress
 from linkd.api.publishing import check_wait, reached
-from linkd.api.reading import check_consumer
 from linkd.api.refusals import Refusal, refusal_of
 from linkd.api.upgrade import NORMAL, REFUSED, Socket
 from linkd.core import stream
@@ -21,7 +21,7 @@ from linkd.status import Event
 
 if TYPE_CHECKING:
     from linkd.api.port import Subscription
-    from linkd.api.server import Api
+    from linkd.api.service import Service
 
 MESSAGE_BYTES = 131_072
 """Frames are gathered into messages of about this size."""
@@ -39,7 +39,7 @@ class StreamSession:
         socket: Its WebSocket.
     """
 
-    def __init__(self, api: Api, caller: Caller, socket: Socket) -> None:
+    def __init__(self, api: Service, caller: Caller, socket: Socket) -> None:
         self.api = api
         self.caller = caller
         self.socket = socket

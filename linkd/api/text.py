@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from linkd.api.asked import start_of
 from linkd.api.bodies import to_json
 from linkd.api.call import Call
 from linkd.api.callers import Caller
 from linkd.api.publishing import check_words, too_large
-from linkd.api.reading import start_of
 from linkd.api.refusals import Refusal, refusal_of
 from linkd.api.textframes import Frame, Told, parse, told
 from linkd.api.upgrade import Socket
@@ -21,7 +21,7 @@ from linkd.status import Event
 
 if TYPE_CHECKING:
     from linkd.api.port import Start, Subscription
-    from linkd.api.server import Api
+    from linkd.api.service import Service
 
 _FLAGS = {None: False, "0": False, "1": True}
 
@@ -39,7 +39,7 @@ class TextSession:
         it.
     """
 
-    def __init__(self, api: Api, call: Call, socket: Socket) -> None:
+    def __init__(self, api: Service, call: Call, socket: Socket) -> None:
         call.only("ws_token", "token", "channel", "from", "envelope", "status", "presence")
         self.socket = socket
         self.envelope = _flag(call, "envelope")
