@@ -72,6 +72,7 @@ def seeds() -> Iterator[tuple[str, bytes]]:
     yield from (("log", b"\x00" + bytes((kind, 1, 5)) + b"\x91\x01abc" * 3) for kind in range(7))
     yield from (("log", b"\x01LkF\x01" + b"\x00" * 40) for _ in range(1))
     yield from (("recovery", one) for one in _random(b"\x01", 12))
+    yield from (("config", one) for one in _random(b"\x80", 6))
 
 
 def main() -> None:
