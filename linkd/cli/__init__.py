@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from linkd import __version__
 from linkd.cli import exits
-from linkd.cli.exits import Ended
+from linkd.cli.exits import Ended, ReaderGone
 from linkd.cli.options import add_socket
 from linkd.client.errors import NoDaemon, TimedOut
 from linkd.errors import ConfigError, LinkdError
@@ -22,7 +22,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "check": ("check", "check the configuration and show what is in force"),
     "status": ("status", "what is true of every link now"),
     "publish": ("publish", "publish one message, or one a line"),
-    "subscribe": ("subscribe", "print messages as they come, one object a line"),
+    "subscribe": ("subscribe", "print messages as they come"),
     "consumers": ("consumers", "list or delete named consumers"),
     "events": ("events", "changes of links"),
     "outages": ("outages", "every outage: noticed after, down for, why; availability"),
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = int(arguments.run(arguments))
         sys.stdout.flush()
         return code
-    except BrokenPipeError:
+    except (BrokenPipeError, ReaderGone):
         _close_quietly()
         return exits.FINE
     except KeyboardInterrupt:

@@ -8,6 +8,8 @@ from urllib.parse import quote
 
 import msgspec
 
+from linkd.cli import exits
+from linkd.cli.exits import Ended
 from linkd.cli.options import socket_path
 from linkd.client.http import Answer, call, expect
 
@@ -37,5 +39,11 @@ def delete(arguments: argparse.Namespace, target: str) -> Answer:
 
 
 def quoted(word: str) -> str:
-    """Return `word` fit for one segment of a path."""
+    """Return `word` fit for one segment of a path.
+
+    Raises:
+        Ended: It is empty, or would climb in the path: no name looks so.
+    """
+    if word in ("", ".", ".."):
+        raise Ended(exits.USAGE, f"expected a name, got {word!r}")
     return quote(word, safe="")

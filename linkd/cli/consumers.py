@@ -14,10 +14,15 @@ from linkd.cli.text import cut, number, table
 
 def add(subparsers: Any) -> None:
     """Add the command's parser."""
-    parser = subparsers.add_parser("consumers", help="list or delete named consumers")
+    parser = subparsers.add_parser(
+        "consumers",
+        help="list or delete named consumers",
+        description="List the named consumers: the next offset that each wants, and how far it is"
+        " behind the log's end.",
+    )
     add_socket(parser)
     parser.add_argument("--delete", metavar="NAME", help="forget this consumer and its cursor")
-    parser.add_argument("--json", action="store_true", help="one consumer a line")
+    parser.add_argument("--json", action="store_true", help="print one object a line")
     parser.set_defaults(run=run)
 
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from linkd.cli import calls, exits
+from linkd.cli.audience import end_when_gone
 from linkd.cli.options import add_socket, socket_path
 from linkd.cli.status import decode
 from linkd.cli.text import printable
@@ -34,10 +35,17 @@ class _Page(msgspec.Struct, frozen=True):
 
 def add(subparsers: Any) -> None:
     """Add the command's parser."""
-    parser = subparsers.add_parser("events", help="changes of links")
+    parser = subparsers.add_parser(
+        "events",
+        help="changes of links",
+        description="Print the changes of links since the daemon started, as far as it remembers"
+        " them, oldest first.",
+    )
     add_socket(parser)
-    parser.add_argument("--follow", "-f", action="store_true", help="go on with what happens")
-    parser.add_argument("--json", action="store_true", help="one event a line")
+    parser.add_argument(
+        "--follow", "-f", action="store_true", help="go on with each change as it happens"
+    )
+    parser.add_argument("--json", action="store_true", help="print one object a line")
     parser.set_defaults(run=run)
 
 
@@ -55,6 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not (page.events or arguments.json or arguments.follow):
         print("no link has changed since the start")
     if arguments.follow:
+        end_when_gone(sys.stdout)
         last = page.events[-1].number if page.events else 0
         for event in _follow(path, last, born):
             _print(event, arguments.json)

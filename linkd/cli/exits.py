@@ -11,6 +11,13 @@ TIMED_OUT = 5
 INTERRUPTED = 130
 
 
+class ReaderGone(Exception):
+    """Nobody reads the output any more: the command ends quietly.
+
+    No OSError, so that nothing takes it for the daemon's connection.
+    """
+
+
 class Ended(Exception):
     """A command ends with a sentence for the person who typed it.
 

@@ -6,9 +6,11 @@ import argparse
 import asyncio
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TextIO
 
+from linkd.cli.audience import when_gone
+from linkd.cli.exits import ReaderGone
 from linkd.cli.options import socket_path
 from linkd.cli.text import printable
 from linkd.client import connect
@@ -43,11 +45,38 @@ def _tell(error: Exception) -> None:
 
 
 def follow(arguments: argparse.Namespace, output: TextIO) -> None:
-    """Print records until there were `--count` of them."""
+    """Print records until there were `--count` of them.
+
+    Raises:
+        ReaderGone: Nobody reads `output` any more.
+    """
     asyncio.run(_follow(arguments, output))
 
 
 async def _follow(arguments: argparse.Namespace, output: TextIO) -> None:
+    """Print until all is printed, or the reader of the output is gone."""
+    loop = asyncio.get_running_loop()
+    printing = asyncio.create_task(_print(arguments, output))
+    gone = asyncio.Event()
+
+    def end() -> None:
+        gone.set()
+        printing.cancel()
+
+    def tell() -> None:
+        with suppress(RuntimeError):  # The loop has ended.
+            loop.call_soon_threadsafe(end)
+
+    when_gone(output, tell)
+    try:
+        await printing
+    except asyncio.CancelledError:
+        if gone.is_set():
+            raise ReaderGone from None
+        raise
+
+
+async def _print(arguments: argparse.Namespace, output: TextIO) -> None:
     left = arguments.count
     async with connected(arguments) as node:
         records = node.subscribe(
@@ -77,8 +106,8 @@ def _line(record: Record, as_json: bool) -> str:
 
 
 def _body(record: Record) -> str:
-    """Return a body for people: text, or how many bytes."""
+    """Return a body for people: text, or how many bytes, or that there are none."""
     try:
-        return record.body.decode()
+        return record.body.decode() or "(empty)"
     except UnicodeDecodeError:
         return f"({len(record.body)} bytes)"

@@ -4,28 +4,53 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from linkd.cli import calls, exits
+from linkd.cli.exits import Ended
 from linkd.cli.options import add_socket, configuration
 from linkd.cli.status import decode
 from linkd.cli.text import number, plural, size
 from linkd.client.errors import NoDaemon
 from linkd.status import LogStatus
 
+if TYPE_CHECKING:
+    from linkd.log.offline import Stat, Verified
+
 
 def add(subparsers: Any) -> None:
     """Add the command's parser with its three verbs."""
-    parser = subparsers.add_parser("log", help="look into the log, verify it, trim it")
+    parser = subparsers.add_parser(
+        "log",
+        help="look into the log, verify it, trim it",
+        description="Look into the node's log, verify it, trim it.",
+    )
     verbs = parser.add_subparsers(metavar="VERB", dest="verb", required=True)
-    stat = verbs.add_parser("stat", help="what lies in the log; without a daemon, from its files")
-    stat.add_argument("--json", action="store_true", help="as an object")
-    verify = verbs.add_parser("verify", help="read every file and say what is damaged")
-    verify.add_argument("--json", action="store_true", help="as an object")
-    trim = verbs.add_parser("trim", help="delete records below an offset")
-    trim.add_argument("--before", type=int, required=True, metavar="OFFSET")
+    stat = verbs.add_parser(
+        "stat",
+        help="what lies in the log; without a daemon, from its files",
+        description="Print what lies in the log, as the daemon says; without a daemon, or with"
+        " --dir, as the files say.",
+    )
+    stat.add_argument("--json", action="store_true", help="print an object")
+    verify = verbs.add_parser(
+        "verify",
+        help="read every file and say what is damaged",
+        description="Read every file of the log, beside a running daemon or without one, and say"
+        " what is damaged. Exit code 1 where something is.",
+    )
+    verify.add_argument("--json", action="store_true", help="print an object")
+    trim = verbs.add_parser(
+        "trim",
+        help="delete records below an offset",
+        description="Delete records below an offset, owed ones too: peers and consumers that"
+        " wanted them are told the gap. It says first how many.",
+    )
+    trim.add_argument(
+        "--before", type=_offset, required=True, metavar="OFFSET", help="records below it go"
+    )
     trim.add_argument(
         "--yes", action="store_true", help="do it; without it only told what would be"
     )
@@ -34,6 +59,12 @@ def add(subparsers: Any) -> None:
         verb.set_defaults(run=function)
     for offline in (stat, verify):
         offline.add_argument("--dir", metavar="DIR", help="the log's directory, read as files")
+
+
+def _offset(text: str) -> int:
+    if text.isascii() and text.isdigit():
+        return int(text)
+    raise argparse.ArgumentTypeError(f"expected an offset, got {text!r}")
 
 
 def _stat(arguments: argparse.Namespace) -> int:
@@ -51,14 +82,34 @@ def _stat(arguments: argparse.Namespace) -> int:
             return exits.FINE
     from linkd.log import stat  # noqa: PLC0415 - only where the files are read
 
-    _print(stat(_directory(arguments)), arguments.json)
+    found = stat(_directory(arguments))
+    if arguments.json:
+        print(msgspec.json.encode(found).decode())
+    else:
+        print("\n".join(stat_text(found)))
     return exits.FINE
+
+
+def stat_text(found: Stat) -> list[str]:
+    """Return what the files say, a line each."""
+    held = f"{plural(found.records, 'record')} in {plural(found.segments, 'segment')}"
+    return [
+        f"log {found.id or 'without an id'}: {_reach(found.first, found.next)}",
+        f"{held}, {size(found.bytes)}",
+        *(f"  {channel}: {plural(count, 'record')}" for channel, count in found.channels.items()),
+    ]
+
+
+def _reach(first: int, next: int) -> str:
+    """Return which offsets there are."""
+    if next <= first:
+        return f"empty, the next offset is {next:,}"
+    return f"{plural(next - first, 'offset')}, {first:,} to {next - 1:,}"
 
 
 def _print_log(log: LogStatus) -> None:
     """Print what the daemon says of its log."""
-    offsets = plural(log.next - log.first, "offset")
-    print(f"log {log.id}: {offsets}, {log.first:,} to {log.next - 1:,}")
+    print(f"log {log.id}: {_reach(log.first, log.next)}")
     print(f"{size(log.bytes)} of {size(log.max_bytes)}")
     if log.full:
         print(f"publishes are refused: {log.full}")
@@ -70,9 +121,26 @@ def _verify(arguments: argparse.Namespace) -> int:
     """Read every file of the log; the answer is no (1) where something is damaged."""
     from linkd.log import verify  # noqa: PLC0415 - only where the files are read
 
-    found = verify(_directory(arguments))
-    _print(found, arguments.json)
+    directory = _directory(arguments)
+    found = verify(directory)
+    if arguments.json:
+        print(msgspec.json.encode(found).decode())
+    else:
+        print("\n".join(verified_text(found, directory)))
     return exits.FINE if found.sound else exits.ANSWER_IS_NO
+
+
+def verified_text(found: Verified, directory: Path) -> list[str]:
+    """Return what was read and what is wrong with it, a line each."""
+    read = (
+        f"{plural(found.segments, 'segment')}, {plural(found.records, 'record')},"
+        f" {size(found.bytes)} in {directory}"
+    )
+    notes = [f"  note: {one}" for one in found.notes]
+    if found.sound:
+        return [f"no damage found; read and checked: {read}", *notes]
+    what = [f"  {one}" for one in found.damage]
+    return [f"DAMAGED, see below; what is readable: {read}", *what, *notes]
 
 
 def _trim(arguments: argparse.Namespace) -> int:
@@ -93,20 +161,20 @@ def _trim(arguments: argparse.Namespace) -> int:
 
 
 def _directory(arguments: argparse.Namespace) -> Path:
-    """Return where the log's files lie."""
+    """Return where the log's files lie.
+
+    Raises:
+        Ended: There is no such folder.
+    """
     if arguments.dir is not None:
-        return Path(arguments.dir)
-    return Path(configuration(arguments).node.state_dir) / "log"
-
-
-def _print(found: Any, as_json: bool) -> None:
-    """Print a struct, one field a line, or as JSON."""
-    if as_json:
-        print(msgspec.json.encode(found).decode())
-        return
-    for name, value in msgspec.to_builtins(found).items():
-        if isinstance(value, list):
-            for one in value:
-                print(f"{name}: {one}")
-        else:
-            print(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}")
+        directory = Path(arguments.dir)
+    else:
+        directory = Path(configuration(arguments).node.state_dir) / "log"
+    try:
+        names = [path.name for path in directory.iterdir()]
+        if "lock" in names or "identity" in names or any(one.endswith(".log") for one in names):
+            return directory
+        told = "no log lies there"
+    except OSError as error:
+        told = error.strerror or str(error)
+    raise Ended(exits.USAGE, f"{directory}: {told}; --dir or -c tell where the log lies")

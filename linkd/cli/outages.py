@@ -28,13 +28,22 @@ class _Page(msgspec.Struct, frozen=True):
 
 def add(subparsers: Any) -> None:
     """Add the command's parser."""
-    parser = subparsers.add_parser("outages", help="every outage, and availability")
-    add_socket(parser)
-    parser.add_argument("peer", nargs="?", metavar="PEER")
-    parser.add_argument(
-        "--since", type=span, metavar="SPAN", default=None, help="only the last 90s, 15m, 24h, 7d"
+    parser = subparsers.add_parser(
+        "outages",
+        help="every outage: noticed after, down for, why; availability",
+        description="Print every outage, oldest first, and the share of the last hour, day, week"
+        " and month in which each link was up.",
     )
-    parser.add_argument("--json", action="store_true", help="one outage a line")
+    add_socket(parser)
+    parser.add_argument("peer", nargs="?", metavar="PEER", help="only this link")
+    parser.add_argument(
+        "--since",
+        type=span,
+        metavar="SPAN",
+        default=None,
+        help="only what fell into the last 90s, 15m, 24h, 7d, 2w",
+    )
+    parser.add_argument("--json", action="store_true", help="print one object a line")
     parser.set_defaults(run=run)
 
 

@@ -25,7 +25,12 @@ _POLL_SECONDS: Final = 0.25
 
 def add(subparsers: Any) -> None:
     """Add the four commands' parsers."""
-    invite = subparsers.add_parser("invite", help="make a code that lets another node join")
+    invite = subparsers.add_parser(
+        "invite",
+        help="make a code that lets another node join",
+        description="Make a code with which another node joins this one: good for ten minutes,"
+        " once.",
+    )
     add_socket(invite)
     invite.add_argument("name", metavar="NAME", help="the other node's `node.name`")
     invite.add_argument("--address", metavar="HOST[:PORT]", help="where it reaches this node")
@@ -35,9 +40,14 @@ def add(subparsers: Any) -> None:
     invite.add_argument(
         "--receive", metavar="PATTERN", nargs="+", help="what it may send (default: >)"
     )
-    invite.add_argument("--json", action="store_true", help="as an object")
+    invite.add_argument("--json", action="store_true", help="print an object")
     invite.set_defaults(run=_invite)
-    join = subparsers.add_parser("join", help="join a node by its code")
+    join = subparsers.add_parser(
+        "join",
+        help="join a node by its code",
+        description="Join the node that made the code: fetch a certificate, write the [[peer]] into"
+        " linkd.d, have the daemon reload, and report the first `up`.",
+    )
     add_socket(join)
     join.add_argument(
         "code", metavar="CODE", nargs="+", help="what `linkd invite` printed; - reads it"
@@ -46,13 +56,21 @@ def add(subparsers: Any) -> None:
         "--timeout", type=float, default=30.0, metavar="S", help="wait so long for `up` (30)"
     )
     join.set_defaults(run=_join)
-    peers = subparsers.add_parser("peers", help="list the peers that were paired")
+    peers = subparsers.add_parser(
+        "peers",
+        help="list the peers that were paired",
+        description="List who was invited or paired, and when the certificates end.",
+    )
     add_socket(peers)
-    peers.add_argument("--json", action="store_true", help="one object a line")
+    peers.add_argument("--json", action="store_true", help="print one object a line")
     peers.set_defaults(run=_peers)
-    revoke = subparsers.add_parser("revoke", help="take a pairing back")
+    revoke = subparsers.add_parser(
+        "revoke",
+        help="take a pairing back",
+        description="Take a peer's certificates back, at once; a link that is up is cut.",
+    )
     add_socket(revoke)
-    revoke.add_argument("name", metavar="NAME")
+    revoke.add_argument("name", metavar="NAME", help="the peer, as `linkd peers` names it")
     revoke.set_defaults(run=_revoke)
 
 

@@ -20,24 +20,40 @@ DEFAULT_TIMEOUT: Final = 30.0
 
 def add(subparsers: Any) -> None:
     """Add the command's parser."""
-    parser = subparsers.add_parser("publish", help="publish one message, or one a line")
+    parser = subparsers.add_parser(
+        "publish",
+        help="publish one message, or one a line",
+        description="Publish one message, or with --lines one a line; return once it is on disk.",
+    )
     add_socket(parser)
-    parser.add_argument("channel", metavar="CHANNEL")
+    parser.add_argument("channel", metavar="CHANNEL", help="words between dots, such as orders.new")
     parser.add_argument(
-        "body", nargs="?", default="-", metavar="BODY", help="absent or -: standard input"
+        "body",
+        nargs="?",
+        default="-",
+        metavar="BODY",
+        help="the message; absent or -: standard input, all of it; '' is an empty message",
     )
     parser.add_argument("--lines", action="store_true", help="each line of the input is a message")
-    parser.add_argument("--type", default="", metavar="T", help="the application's word for it")
-    parser.add_argument("--id", default="", help="the same id again stores nothing")
-    parser.add_argument("--ttl", type=float, metavar="S", help="seconds of life")
-    parser.add_argument("--content-type", default="", metavar="TYPE", help="such as text/plain")
-    parser.add_argument("--wait", metavar="PEER", help="until that peer has it on disk")
+    parser.add_argument(
+        "--type", default="", metavar="T", help="the kind of message, in the application's words"
+    )
+    parser.add_argument(
+        "--id", default="", metavar="ID", help="published again with it, nothing is stored"
+    )
+    parser.add_argument(
+        "--ttl", type=float, metavar="S", help="drop it if it is not there after S seconds"
+    )
+    parser.add_argument(
+        "--content-type", default="", metavar="TYPE", help="what the body is, such as text/plain"
+    )
+    parser.add_argument("--wait", metavar="PEER", help="return only once that peer has it on disk")
     parser.add_argument(
         "--timeout",
         type=float,
         default=DEFAULT_TIMEOUT,
         metavar="S",
-        help="how long --wait waits (default: %(default)s)",
+        help="how long --wait waits (default: %(default)g seconds)",
     )
     parser.add_argument("--json", action="store_true", help="print the answer as an object")
     parser.set_defaults(run=run)
@@ -51,12 +67,13 @@ def run(arguments: argparse.Namespace) -> int:
         from linkd.cli.lines import publish_lines  # noqa: PLC0415 - one message starts fast
 
         return publish_lines(arguments)
+    body = _body(arguments.body)
     answer = expect(
         call(
             socket_path(arguments),
             "POST",
             _target(arguments),
-            _body(arguments.body),
+            body,
             _headers(arguments),
             timeout=10.0 + (arguments.timeout if arguments.wait else 0.0),
         )
@@ -66,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
     elif answer.get("duplicate"):
         print(f"offset {answer['offset']} (published before, nothing stored)")
     else:
-        print(f"offset {answer['offset']}")
+        print(f"offset {answer['offset']}" + ("" if body else " (an empty message)"))
     return exits.FINE
 
 
@@ -91,6 +108,8 @@ def _body(given: str) -> bytes:
     """Return the message: what was typed, or all of standard input."""
     if given != "-":
         return given.encode("utf-8", "surrogateescape")
+    if sys.stdin.isatty():
+        sys.stderr.write("linkd: the message is read from here: type it, then ^D\n")
     body = sys.stdin.buffer.read(MAX_BODY_BYTES + 1)
     if len(body) > MAX_BODY_BYTES:
         raise Ended(exits.USAGE, f"expected at most {MAX_BODY_BYTES} bytes, got more; try --lines")

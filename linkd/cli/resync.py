@@ -12,9 +12,14 @@ from linkd.cli.text import printable
 
 def add(subparsers: Any) -> None:
     """Add the command's parser."""
-    parser = subparsers.add_parser("resync", help="start a diverged link anew")
+    parser = subparsers.add_parser(
+        "resync",
+        help="start a diverged link anew",
+        description="Start a link anew whose two ends no longer know each other's logs. It says"
+        " first what would be sent again or lost.",
+    )
     add_socket(parser)
-    parser.add_argument("peer", metavar="PEER")
+    parser.add_argument("peer", metavar="PEER", help="whose link")
     parser.add_argument(
         "--yes", action="store_true", help="do it; without it only told what would be"
     )

@@ -11,16 +11,24 @@ from linkd.cli.options import add_config
 
 def add(subparsers: Any) -> None:
     """Add the command's parser."""
-    parser = subparsers.add_parser("run", help="run the node in the foreground")
+    parser = subparsers.add_parser(
+        "run",
+        help="run the node in the foreground",
+        description="Run the node in the foreground until a signal ends it: what the systemd unit"
+        " starts. SIGHUP reads the configuration anew, SIGUSR1 has every link try again at once.",
+    )
     add_config(parser)
     parser.add_argument(
-        "--log-format", choices=("text", "json"), default="text", help="of what goes to stderr"
+        "--log-format",
+        choices=("text", "json"),
+        default="text",
+        help="how the lines on stderr look (default: text)",
     )
     parser.add_argument(
         "--log-level",
         choices=("debug", "info", "warn", "error"),
         default="info",
-        help="the least level that is written",
+        help="the least level that is written (default: info)",
     )
     parser.set_defaults(run=run)
 

@@ -39,10 +39,17 @@ _HEAD: Final = (
 
 def add(subparsers: Any) -> None:
     """Add the command's parser."""
-    parser = subparsers.add_parser("status", help="what is true of every link now")
+    parser = subparsers.add_parser(
+        "status",
+        help="what is true of every link now",
+        description="Print what is true of the node and of every link now. SILENT: how long"
+        " nothing was heard; NEXT: until the next attempt; CERT: until the certificate expires.",
+    )
     add_socket(parser)
     parser.add_argument("peer", nargs="?", metavar="PEER", help="only this link, in full")
-    parser.add_argument("--json", action="store_true", help="as an object; with --watch one a line")
+    parser.add_argument(
+        "--json", action="store_true", help="print an object; with --watch one a line"
+    )
     parser.add_argument("--watch", action="store_true", help="redraw every second until ^C")
     parser.add_argument("--check", action="store_true", help="one line and an exit code for Nagios")
     parser.set_defaults(run=run)

@@ -10,8 +10,12 @@ from linkd import __version__
 
 def add(subparsers: Any) -> None:
     """Add the command's parser."""
-    parser = subparsers.add_parser("version", help="print the version")
-    parser.add_argument("--json", action="store_true", help="as an object")
+    parser = subparsers.add_parser(
+        "version",
+        help="print the version",
+        description="Print the version of this installation; the daemon is not asked.",
+    )
+    parser.add_argument("--json", action="store_true", help="print an object")
     parser.set_defaults(run=run)
 
 

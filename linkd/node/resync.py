@@ -38,14 +38,14 @@ def _told(node: str, log: Log, driver: LinkDriver) -> str:
     outbound = driver.carrier.session.outbound
     told = (
         f"this node has nothing of {peer}'s log yet"
-        if cursor is None
+        if cursor is None or cursor.next <= 1
         else f"this node has {peer}'s log {cursor.log} up to offset {cursor.next - 1}; after"
         f" a resync {peer} sends again from where its own notes stand: records that this node"
         " knows by their origin are left out, others may come a second time, and what is not"
         " there any more is lost"
     )
     return (
-        f"{told}. Towards {peer} this node's notes stand at offset {outbound.acked} of"
-        f" {log.next - 1} ({outbound.owed_records} records owed); to send from there, run"
-        f" `linkd resync {node}` on {peer} too"
+        f"{told}. By this node's notes {peer} has everything below offset {outbound.acked} of a log"
+        f" whose next offset is {log.next} ({outbound.owed_records} records owed); to send from"
+        f" there, run `linkd resync {node}` on {peer} too"
     )

@@ -140,6 +140,50 @@ def test_a_closed_pipe_ends_quietly(daemon: Daemon) -> None:
 
 
 @pytest.mark.parametrize(
+    "words",
+    [("subscribe", "one", "--from", "earliest"), ("events", "--follow"), ("subscribe", "none")],
+)
+def test_a_reader_that_goes_ends_it_though_nothing_is_written_any_more(
+    daemon: Daemon, words: tuple[str, ...]
+) -> None:
+    linkd(daemon, "publish", "one", "x")
+    process = started(daemon, *words)
+    try:
+        if words[1] == "one":
+            line(process)
+        else:
+            time.sleep(0.6)
+            assert process.poll() is None
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.wait(5) == 0
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+
+def test_beyond_the_end_it_says_so_and_waits(daemon: Daemon) -> None:
+    reader = started(daemon, "subscribe", "later", "--from", "999999999", "--json")
+    try:
+        assert reader.stderr is not None
+        assert "waiting for what comes" in reader.stderr.readline()
+        time.sleep(0.6)
+        assert linkd(daemon, "publish", "later", "x").returncode == 0
+        assert json.loads(line(reader))["text"] == "x"
+    finally:
+        ended(reader)
+
+
+def test_an_empty_message_arrives(daemon: Daemon) -> None:
+    assert "(an empty message)" in linkd(daemon, "publish", "empty", "").stdout
+    got = linkd(daemon, "subscribe", "empty", "--from", "earliest", "--count", "1")
+    assert got.stdout.endswith(" empty (empty)\n")
+
+
+@pytest.mark.parametrize(
     "words", [("subscribe", "quiet"), ("publish", "quiet", "--lines"), ("status", "--watch")]
 )
 def test_interrupted_is_130(daemon: Daemon, words: tuple[str, ...]) -> None:

@@ -129,6 +129,9 @@ def test_usage_is_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["publish", "a", "--lines", "--id", "x"]) == 2
     assert main(["-c", str(tmp_path / "none.toml"), "status"]) == 2
     assert main(["outages", "--since", "yesterday"]) == 2
+    assert main(["subscribe", "a", "--count", "-1"]) == 2
+    assert main(["subscribe", "a", "--from", "-1"]) == 2
+    assert main(["log", "trim", "--before", "-1"]) == 2
     capsys.readouterr()
 
 
@@ -155,6 +158,62 @@ def test_publish_asks_what_was_typed(
     assert main(["publish", "orders", "-", "--json"]) == 0
     assert daemon.asked[1].body == b"\xffbytes"
     assert capsys.readouterr().out == '{"offset":7,"count":1}\n'
+
+
+def test_an_empty_message_is_a_message_and_called_so(
+    daemon: HttpDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    daemon.answers["POST /v1/channels/orders"] = (201, {"offset": 7, "count": 1})
+    assert main(["publish", "orders", ""]) == 0
+    assert capsys.readouterr().out == "offset 7 (an empty message)\n"
+    assert daemon.asked[0].body == b""
+
+
+def test_who_types_the_message_is_told_how_to_end_it(
+    daemon: HttpDaemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon.answers["POST /v1/channels/orders"] = (201, {"offset": 7, "count": 1})
+    typed = io.TextIOWrapper(io.BytesIO(b"typed\n"))
+    monkeypatch.setattr(typed, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdin", typed)
+    assert main(["publish", "orders"]) == 0
+    assert "^D" in capsys.readouterr().err
+    assert daemon.asked[0].body == b"typed\n"
+
+
+def test_beyond_the_end_is_said_and_a_consumer_that_stands_is_not_bothered(
+    daemon: HttpDaemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    followed = []
+    monkeypatch.setattr("linkd.cli.following.follow", lambda *given: followed.append(given))
+    daemon.answers["GET /v1/status"] = (200, status())
+    for words, told in (
+        (["--from", "12347"], True),
+        (["--from", "12346"], False),
+        (["--from", "99999", "--consumer", "shop"], True),
+        (["--from", "99999", "--consumer", "billing"], False),
+        (["--from", "earliest"], False),
+    ):
+        assert main(["subscribe", "orders", *words]) == 0
+        said = capsys.readouterr().err
+        assert ("the log's next offset is 12,346; waiting" in said) is told, words
+        assert said.count("\n") == told
+    assert len(followed) == 5
+
+
+@pytest.mark.parametrize("word", ["", ".", ".."])
+@pytest.mark.parametrize(
+    "words",
+    [["kick"], ["resync"], ["revoke"], ["publish"], ["consumers", "--delete"]],
+    ids=lambda words: words[0],
+)
+def test_what_can_be_no_name_is_not_asked_for(
+    words: list[str], word: str, daemon: HttpDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["x"] if words == ["publish"] else []
+    assert main([*words, word, *more]) == 2
+    assert capsys.readouterr().err == f"linkd: expected a name, got {word!r}\n"
+    assert daemon.asked == []
 
 
 def test_refusals_are_4_and_time_outs_5(

@@ -1,0 +1,62 @@
+"""Every command, verb, argument and option says in `--help` what it is for."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+import pytest
+
+from linkd import cli
+
+
+def parsers(
+    parser: argparse.ArgumentParser,
+) -> Iterator[tuple[argparse.ArgumentParser, str | None]]:
+    """Yield each parser below `parser` with its line in the list above it, verbs too."""
+    for action in parser._actions:
+        if not isinstance(action, argparse._SubParsersAction):
+            continue
+        lines = {choice.dest: choice.help for choice in action._choices_actions}
+        for name, below in action.choices.items():
+            yield below, lines.get(name)
+            yield from parsers(below)
+
+
+def whole(command: str) -> Iterator[tuple[argparse.ArgumentParser, str | None]]:
+    for parser, line in parsers(cli._parser(command)):
+        if parser.prog.split()[1] == command:
+            yield parser, line
+
+
+@pytest.mark.parametrize("command", cli._COMMANDS)
+def test_everything_is_described(command: str) -> None:
+    found = list(whole(command))
+    assert found
+    for parser, line in found:
+        assert line, f"{parser.prog}: no line in the list of commands"
+        assert parser.description, f"{parser.prog}: no description"
+        assert parser.description.endswith("."), parser.prog
+        for action in parser._actions:
+            where = f"{parser.prog}: {'/'.join(action.option_strings) or action.dest}"
+            if isinstance(action, argparse._SubParsersAction):
+                continue
+            assert action.help, where
+            assert action.help != argparse.SUPPRESS, where
+            assert len(action.help.split()) > 1, where
+
+
+@pytest.mark.parametrize("command", cli._COMMANDS)
+def test_the_line_of_a_command_is_the_same_before_and_after_it_is_loaded(command: str) -> None:
+    lines = {parser.prog: line for parser, line in whole(command)}
+    assert lines[f"linkd {command}"] == cli._COMMANDS[command][1]
+
+
+@pytest.mark.parametrize("command", cli._COMMANDS)
+def test_help_fits_eighty_columns(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "82")
+    for parser, _ in whole(command):
+        assert cli.main([*parser.prog.split()[1:], "--help"]) == 0
+        assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
