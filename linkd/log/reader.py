@@ -18,6 +18,7 @@ from linkd.log.frame import BATCH, Frame, batch_of, frame_at, frame_size, head_o
 from linkd.log.group import Post
 
 _CHUNK_BYTES = 1 << 20
+_SPARE_BYTES = 1 << 16
 _MOST_HINTS = 512
 
 
@@ -125,17 +126,20 @@ class Reader:
             at = hint[1]
         taken: list[Batch] = []
         size, expected = 0, position
-        for frame in walk(place.path, at, place.size, self._seed):
+        chunk = min(_CHUNK_BYTES, max_bytes + _SPARE_BYTES)
+        for frame in walk(place.path, at, place.size, self._seed, chunk):
             if frame.kind == BATCH:
                 head = head_of(frame)
                 if head.count and head.offset + head.count > position:
-                    if taken and (size >= max_bytes or head.offset != expected):
+                    if taken and head.offset != expected:
                         break
                     batch = batch_of(frame, place.node, place.log)[0]
                     taken.append(batch)
                     size += len(batch.records)
                     expected = batch.next
             at = frame.end
+            if size >= max_bytes:
+                break
         self._hints[expected] = (place.path, at)
         if len(self._hints) > _MOST_HINTS:
             self._hints.popitem(last=False)
@@ -147,8 +151,8 @@ class Reader:
             job()
 
 
-def walk(path: Path, at: int, size: int, seed: int) -> Iterator[Frame]:
-    """Yield the frames of the first `size` bytes of a file, from `at` on.
+def walk(path: Path, at: int, size: int, seed: int, chunk: int = _CHUNK_BYTES) -> Iterator[Frame]:
+    """Yield the frames of the first `size` bytes of a file, from `at` on, read by `chunk` bytes.
 
     Raises:
         Damage: There is none where one should be.
@@ -157,7 +161,7 @@ def walk(path: Path, at: int, size: int, seed: int) -> Iterator[Frame]:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         while at < size:
-            wanted = min(_CHUNK_BYTES, size - at)
+            wanted = min(chunk, size - at)
             buffer = os.pread(fd, wanted, at)
             head = frame_size(buffer, 0)
             if head is not None and wanted < head <= size - at:

@@ -1,0 +1,75 @@
+"""What the log asks of the disk beside its writes: what it reads twice, what it lets go of."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from linkd.log.writer import UNCACHE_BYTES
+from tests.support.disk import RecordingFiles
+from tests.support.logs import SegmentBench, append, draft, fetch
+
+MIB = 1 << 20
+
+
+class CachingFiles(RecordingFiles):
+    """Notes what of a file the page cache is told to let go of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.let_go: list[tuple[int, int, int]] = []
+
+    def uncache(self, fd: int, at: int, size: int) -> None:
+        """Note it, with the file's size at that time."""
+        self.let_go.append((at, size, os.fstat(fd).st_size))
+        super().uncache(fd, at, size)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[SegmentBench]:
+    one = SegmentBench(tmp_path / "log", files=CachingFiles(), segment_bytes=32 * MIB)
+    yield one
+    one.close()
+
+
+def test_the_page_cache_is_told_to_let_go_of_what_is_written_step_by_step(
+    bench: SegmentBench,
+) -> None:
+    for _ in range(140):
+        append(bench, draft(bytes(100_000)))
+    bench.close()
+    let_go = bench.files.let_go
+    assert [at for at, _, _ in let_go[1:]] == [at + size for at, size, _ in let_go[:-1]]
+    assert let_go[0][0] == 0
+    assert all(size >= UNCACHE_BYTES for _, size, _ in let_go)
+    assert all(at + size == there for at, size, there in let_go)
+    assert len(let_go) == 140 * 100_000 // UNCACHE_BYTES
+    bench.open()
+    assert fetch(bench, 1)[0].count == 1
+
+
+def test_a_fetch_reads_little_more_than_was_asked_for(
+    bench: SegmentBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(60):
+        append(bench, draft(bytes(50_000)))
+    read: list[int] = []
+    pread: Any = os.pread
+
+    def counting(fd: int, size: int, at: int) -> bytes:
+        found: bytes = pread(fd, size, at)
+        read.append(len(found))
+        return found
+
+    monkeypatch.setattr(os, "pread", counting)
+    position = 1
+    while position <= 40:
+        batches = fetch(bench, position, 250_000)
+        assert batches[0].offset == position
+        position = batches[-1].next
+    assert position == 41
+    assert sum(read) < 40 * 50_000 * 1.5
