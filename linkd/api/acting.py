@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -15,6 +16,9 @@ from linkd.api.service import Service
 from linkd.api.sse import stream_events
 from linkd.core.channels import is_pattern
 from linkd.errors import LinkdError
+
+DRILL_PATTERN = r"^[a-z][a-z0-9-]{0,31}$"
+"""What a drill can be called."""
 
 _CLEARED = f"{COOKIE}=; HttpOnly; SameSite=Strict; Path=/; Max-Age=0"
 
@@ -102,6 +106,15 @@ class Trim(msgspec.Struct, forbid_unknown_fields=True):
     confirmed: bool = False
 
 
+class Drill(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of what a drill tells: that it begins, for how long, or that it is over."""
+
+    drill: Annotated[str, msgspec.Meta(pattern=DRILL_PATTERN)]
+    state: Literal["started", "ended"]
+    seconds: float = 0.0
+    verdict: Literal["pass", "fail"] | None = None
+
+
 class TokenWanted(msgspec.Struct, forbid_unknown_fields=True):
     """The body of a call for a token: a pattern that narrows it."""
 
@@ -122,6 +135,20 @@ async def resync(api: Service, call: Call) -> Answer:
     except LinkdError as error:
         raise Refusal("diverged", str(error)) from None
     return answer({"peer": peer, "message": told, "done": wanted.confirmed})
+
+
+async def drill(api: Service, call: Call) -> Answer:
+    """Let the log and the events say that a fault is made on purpose, or is over."""
+    call.only()
+    peer, told = call.path["name"], call.json(Drill)
+    try:
+        if told.state == "started":
+            api.node.drill_began(peer, told.drill, told.seconds)
+        else:
+            api.node.drill_ended(peer, told.drill, told.verdict)
+    except KeyError:
+        raise _no_peer(peer) from None
+    return Answer(204)
 
 
 async def pair(api: Service, call: Call) -> Answer:

@@ -128,6 +128,15 @@ class NodePort(Protocol):
     def kick(self, peer: str) -> None:
         """Try again at once; KeyError if there is no such peer."""
 
+    def drill_began(self, peer: str, drill: str, seconds: float) -> None:
+        """Hear that a fault is made on the link on purpose; KeyError if there is no such peer."""
+
+    def drill_ended(self, peer: str, drill: str, verdict: str | None) -> None:
+        """Hear that it is over; KeyError if there is no such peer.
+
+        The verdict is None where there was none, as the drill was broken off.
+        """
+
     def resync(self, peer: str, confirmed: bool) -> Deferred[str]:
         """Tell what a resync would send again or lose.
 

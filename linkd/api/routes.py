@@ -161,6 +161,23 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route(
         method="POST",
+        path="/v1/peers/{name}/drill",
+        places=(_PEER,),
+        about="Tell of a fault made on purpose: log and events say so. On the unix socket only.",
+        run=acting.drill,
+        access="socket",
+        answers={204: "It is said.", 404: "There is no such peer."},
+        body=_JSON,
+        fields=(
+            Param("drill", "Its name.", pattern=acting.DRILL_PATTERN, required=True),
+            Param("state", "Whether it begins.", choice=("started", "ended"), required=True),
+            Param("seconds", "How long it is to last.", "number"),
+            Param("verdict", "What came of it.", choice=("pass", "fail"), null=True),
+        ),
+        gives=(),
+    ),
+    Route(
+        method="POST",
         path="/v1/log/trim",
         about="Tell how many records lie below an offset; delete them where confirmed.",
         run=acting.trim,

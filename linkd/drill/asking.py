@@ -54,6 +54,19 @@ class Daemon:
         """Have the link to a peer try again at once; raise ClientError."""
         expect(call(self.socket, "POST", f"/v1/peers/{peer}/kick"))
 
+    def drill_began(self, peer: str, drill: str, seconds: float) -> None:
+        """Have it say that a fault is made on the link to a peer; raise ClientError."""
+        self._tell_drill(peer, {"drill": drill, "state": "started", "seconds": seconds})
+
+    def drill_ended(self, peer: str, drill: str, verdict: str | None) -> None:
+        """Have it say that the fault is over, and what came of it; raise ClientError."""
+        self._tell_drill(peer, {"drill": drill, "state": "ended", "verdict": verdict})
+
+    def _tell_drill(self, peer: str, told: dict[str, str | float | None]) -> None:
+        body, headers = msgspec.json.encode(told), {"Content-Type": "application/json"}
+        target = f"/v1/peers/{peer}/drill"
+        expect(call(self.socket, "POST", target, body, headers, timeout=ANSWER_SECONDS))
+
     def _get(self, target: str, kind: type[T]) -> T:
         answer = expect(call(self.socket, "GET", target, timeout=ANSWER_SECONDS))
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shlex
@@ -14,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from linkd.client.errors import Refused
+from linkd.client.errors import ClientError, Refused
 from linkd.client.http import call, expect
 from linkd.drill.asking import Daemon
 from linkd.drill.bounds import LATE_SECONDS, Bounds, Expectation, silent_for
@@ -113,10 +114,27 @@ def run(
 ) -> Report:
     """Do what was planned, and return what it showed; the fault is gone in any case.
 
+    The daemon here is told, so that its log and its events say that the outage was made on purpose.
+
     Raises:
         DrillFailed: The fault could not be made or taken back; the message says what is left.
         ClientError: The daemon does not answer any more.
     """
+    verdict = None
+    daemon.drill_began(request.peer, request.kind, request.seconds)
+    try:
+        report = _course(request, made, daemon, bounds, say)
+        verdict = report.verdict
+    finally:
+        with contextlib.suppress(ClientError):  # the report says more than that a daemon is gone
+            daemon.drill_ended(request.peer, request.kind, verdict)
+    return report
+
+
+def _course(
+    request: Request, made: Plan, daemon: Daemon, bounds: Bounds, say: Callable[[str], None]
+) -> Report:
+    """Watch, make the fault, wait until all is well again, and judge."""
     times = Times()
     watches = [Watch(made.node, daemon, request.peer)]
     if request.far_socket is not None:

@@ -109,8 +109,18 @@ ROWS = (
         "name",
         "A peer's certificate was revoked; its connection was ended.",
     ),
-    kind("drill.started", "warn", "drill", "A fault is made on purpose."),
-    kind("drill.ended", "info", "drill verdict", "The fault is over."),
+    kind(
+        "drill.started",
+        "warn",
+        "drill",
+        "`linkd drill` makes a fault on the link to `peer`: what follows there is on purpose.",
+    ),
+    kind(
+        "drill.ended",
+        "info",
+        "drill verdict",
+        "The fault is over; `verdict` is `pass` or `fail`, absent where the drill was broken off.",
+    ),
     # What libraries log
     kind(
         "library.warn",

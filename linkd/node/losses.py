@@ -26,6 +26,8 @@ _LOST = frozenset(
 """Records are gone, or somebody hears of them no more."""
 
 _KEPT = _LOST | {
+    "drill.ended",
+    "drill.started",
     "link.new-log",
     "link.withheld",
     "log.disk-failed",

@@ -300,14 +300,31 @@ class Node:
 
     def outages(self, peer: str | None = None, since_seconds: float | None = None) -> list[Outage]:
         """Return the recorded outages, oldest first; KeyError if there is no such peer."""
-        if peer is not None and peer not in self._links.drivers:
-            raise KeyError(peer)
+        if peer is not None:
+            self._check_peer(peer)
         return self._chronicle.outages(peer, since_seconds)
 
     def kick(self, peer: str) -> None:
         """Try again at once; KeyError if there is no such peer."""
         self._links.drivers[peer].kick()
         events.emit("link.kicked", peer=peer)
+
+    def drill_began(self, peer: str, drill: str, seconds: float) -> None:
+        """A fault is made on a link on purpose; KeyError if there is no such peer."""
+        self._check_peer(peer)
+        detail = f"{drill} for {seconds:g} s, made on purpose"
+        self.tell("warn", "drill.started", peer=peer, drill=drill, detail=detail)
+
+    def drill_ended(self, peer: str, drill: str, verdict: str | None) -> None:
+        """It is over; KeyError if there is no such peer."""
+        self._check_peer(peer)
+        detail = f"{drill}: {verdict or 'broken off'}"
+        self.tell("info", "drill.ended", peer=peer, drill=drill, verdict=verdict, detail=detail)
+
+    def _check_peer(self, peer: str) -> None:
+        """Raise KeyError if there is no such peer."""
+        if peer not in self._links.drivers:
+            raise KeyError(peer)
 
     def resync(self, peer: str, confirmed: bool) -> Deferred[str]:
         """Forget how far this node has the peer's log: the peer then goes by its own notes."""

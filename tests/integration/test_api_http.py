@@ -298,6 +298,15 @@ async def test_acting_on_links_and_log(served: Served) -> None:
     assert (await served.call("POST", "/v1/peers/hub/kick")).status == 200
     assert served.node.kicked == ["hub"]
     assert (await served.call("POST", "/v1/peers/nobody/kick")).status == 404
+    drill = "/v1/peers/hub/drill"
+    began = b'{"drill":"blackhole","state":"started","seconds":30}'
+    ended = b'{"drill":"blackhole","state":"ended","verdict":"pass"}'
+    assert (await served.call("POST", drill, began, JSON)).status == 204
+    assert (await served.call("POST", drill, ended, JSON)).status == 204
+    assert [event for event, _ in served.node.told] == ["drill.started", "drill.ended"]
+    assert (await served.call("POST", "/v1/peers/nobody/drill", began, JSON)).status == 404
+    assert (await served.call("POST", drill, b'{"drill":"X","state":"ended"}', JSON)).status == 400
+    assert (await served.keyed("POST", drill, began, JSON)).status == 404, "on the socket only"
     told = await served.call("POST", "/v1/peers/hub/resync", b'{"confirmed":false}', JSON)
     assert told.json() == {"peer": "hub", "message": "nothing would be sent again", "done": False}
     put(served, "orders", b"1")

@@ -100,14 +100,30 @@ def test_a_running_pair_is_drilled_and_judged(running: Running, kind: str, at: s
     )
 
 
+def told(daemon: Daemon, since: int) -> list[str]:
+    """Return what the daemon's events say of drills, behind number `since`."""
+    events = daemon.call("GET", f"/v1/events?after={since}")["events"]
+    return [f"{one['peer']}: {one['detail']}" for one in events if "drill." in one["event"]]
+
+
+def last_event(daemon: Daemon) -> int:
+    """Return the number of the newest event."""
+    return int(daemon.call("GET", "/v1/events")["next"]) - 1
+
+
 @pytest.mark.lab
 def test_without_the_far_end_only_this_end_is_judged(running: Running) -> None:
     words = command(running.edge, "blackhole", "--peer", "hub", "--for", "3", "--yes")
+    since = last_event(running.edge)
     done = running.edge_host.run(*words, check=False, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "messages: not checked" in done.stdout
     assert "this node's configuration" in done.stdout
     assert "\n  hub " not in done.stdout
+    assert told(running.edge, since) == [
+        "hub: blackhole for 3 s, made on purpose",
+        "hub: blackhole: pass",
+    ]
 
 
 @pytest.mark.lab
@@ -118,12 +134,17 @@ def test_the_path_is_restored_though_the_command_dies(
     running: Running, number: signal.Signals, code: int
 ) -> None:
     words = command(running.edge, "blackhole", "--peer", "hub", "--for", "60", "--yes")
+    since = last_event(running.edge)
     drill = running.edge_host.popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         until(lambda: len(rules(running.edge_host)) == 2, 15.0, "the fault was not made")
         drill.send_signal(number)
         assert drill.wait(20) == code
         until(lambda: not rules(running.edge_host), 5.0, "the fault is still there")
+        said = ["hub: blackhole for 60 s, made on purpose"]
+        if number != signal.SIGKILL:
+            said.append("hub: blackhole: broken off")
+        assert told(running.edge, since) == said
     finally:
         drill.kill()
         drill.wait(5)

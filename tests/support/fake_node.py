@@ -150,6 +150,17 @@ class FakeNode:
     ) -> Follower:
         return self.readers.subscribe(patterns, start, sink, consumer)
 
+    def drill_began(self, peer: str, drill: str, seconds: float) -> None:
+        self._tell_drill(peer, "drill.started", drill, seconds)
+
+    def drill_ended(self, peer: str, drill: str, verdict: str | None) -> None:
+        self._tell_drill(peer, "drill.ended", drill, verdict)
+
+    def _tell_drill(self, peer: str, event: str, drill: str, more: object) -> None:
+        if peer not in self.links:
+            raise KeyError(peer)
+        self.told.append((event, {"peer": peer, "drill": drill, "more": more}))
+
     def consumers(self) -> list[Consumer]:
         return self.readers.consumers()
 

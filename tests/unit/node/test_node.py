@@ -270,3 +270,21 @@ def test_ten_minutes_without_a_path_and_back_within_a_moment(net: FakeNet) -> No
     figures.tell(
         f"10 min without a path: {attempts} attempts, up {back[-1]:.2f} s after it is back"
     )
+
+
+def test_a_drill_stands_among_the_events(net: FakeNet) -> None:
+    net.run(0.1)
+    edge = net.nodes["edge"]
+    last = edge.events()[-1].number
+    edge.drill_began("hub", "blackhole", 30.0)
+    edge.drill_ended("hub", "blackhole", "pass")
+    edge.drill_ended("hub", "reset", None)
+    assert [(e.event, e.peer, e.detail) for e in edge.events(last)] == [
+        ("drill.started", "hub", "blackhole for 30 s, made on purpose"),
+        ("drill.ended", "hub", "blackhole: pass"),
+        ("drill.ended", "hub", "reset: broken off"),
+    ]
+    for told in (edge.drill_began, edge.drill_ended):
+        with pytest.raises(KeyError):
+            told("nobody", "reset", None)
+    assert edge.status().log.losses == []
