@@ -10,6 +10,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import pytest
+from twisted.internet.task import Clock
+
+from linkd.api.metrics import Metrics
+from tests.support.fake_node import FakeNode, make_config
 from tests.support.needs import need
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,28 +22,16 @@ ALERTS = ROOT / "conf" / "alerts.yml"
 ALERT_TESTS = Path(__file__).parent / "conf" / "alerts.test.yml"
 DASHBOARD = ROOT / "conf" / "grafana-dashboard.json"
 
-METRICS = {
-    "linkd_link_up": "gauge",
-    "linkd_link_rtt_seconds": "gauge",
-    "linkd_link_silence_seconds": "gauge",
-    "linkd_link_attempts_total": "counter",
-    "linkd_link_outages_total": "counter",
-    "linkd_link_noticed_after_seconds": "histogram",
-    "linkd_link_down_seconds": "histogram",
-    "linkd_link_backlog_records": "gauge",
-    "linkd_link_backlog_bytes": "gauge",
-    "linkd_link_backlog_age_seconds": "gauge",
-    "linkd_link_certificate_expires_seconds": "gauge",
-    "linkd_records_sent_total": "counter",
-    "linkd_records_received_total": "counter",
-    "linkd_records_dropped_total": "counter",
-    "linkd_log_bytes": "gauge",
-    "linkd_log_max_bytes": "gauge",
-    "linkd_log_commit_seconds": "histogram",
-}
-"""Name and type of each metric that alerts and dashboard may use (docs/api.md)."""
-
+EVERYTHING = re.compile(r"^# TYPE (\w+) (\w+)$", re.MULTILINE)
 _GRAFANA = {"$rate_interval": "5m", "$instance": ".*", "$peer": ".*"}
+
+
+@pytest.fixture
+def metrics(tmp_path: Path) -> dict[str, str]:
+    """Name and type of each metric that a node has."""
+    said = Metrics(FakeNode(make_config(tmp_path), Clock())).text().decode()
+    found = dict(EVERYTHING.findall(said))
+    return {name: kind for name, kind in found.items() if not name.endswith("_created")}
 
 
 def promtool(*arguments: str | Path) -> str:
@@ -73,7 +66,7 @@ def expressions() -> Iterator[tuple[str, str]]:
 
 
 def test_alert_rules_are_valid() -> None:
-    assert "11 rules found" in promtool("check", "rules", ALERTS)
+    assert "12 rules found" in promtool("check", "rules", ALERTS)
 
 
 def test_each_alert_fires_when_it_should_and_not_before() -> None:
@@ -83,22 +76,43 @@ def test_each_alert_fires_when_it_should_and_not_before() -> None:
     assert tested == alerts
 
 
-def test_alerts_and_dashboard_ask_only_for_metrics_that_we_have() -> None:
+def test_alerts_and_dashboard_ask_only_for_metrics_that_we_have(metrics: dict[str, str]) -> None:
     asked = metrics_in(ALERTS.read_text()).union(*(metrics_in(each) for _, each in expressions()))
-    assert asked <= METRICS.keys()
+    assert asked <= metrics.keys()
 
 
-def test_the_dashboard_shows_every_metric() -> None:
+def test_the_dashboard_shows_every_metric(metrics: dict[str, str]) -> None:
     shown = set().union(*(metrics_in(each) for _, each in expressions()))
-    assert shown == METRICS.keys()
+    assert metrics.keys() - shown == set()
+    histograms = {name for name, kind in metrics.items() if kind == "histogram"}
+    assert len(histograms) >= 6
+    buckets = {
+        name
+        for _, each in expressions()
+        for name in re.findall(r"histogram_quantile\(.*?(linkd_\w+)_bucket", each)
+    }
+    assert buckets == histograms
 
 
-def test_counters_and_histograms_are_read_as_such() -> None:
+def test_labels_that_are_asked_for_are_labels_that_there_are() -> None:
+    known = {"instance", "peer", "reason", "consumer", "le"}
+    texts = [ALERTS.read_text(), *(each for _, each in expressions())]
+    for text in texts:
+        for names in re.findall(r"\bby \(([^)]*)\)", text):
+            assert set(re.split(r",\s*", names)) <= known, names
+        assert set(re.findall(r"\$labels\.(\w+)", text)) <= known
+    for panel in dashboard()["panels"]:
+        for target in panel.get("targets", []):
+            named = set(re.findall(r"{{(\w+)}}", target.get("legendFormat", "")))
+            assert named <= known, panel["title"]
+
+
+def test_counters_and_histograms_are_read_as_such(metrics: dict[str, str]) -> None:
     for title, expression in expressions():
         for name in re.findall(r"\blinkd_\w+", expression):
             base = re.sub(r"_(bucket|count|sum)$", "", name)
             ranged = re.search(rf"(rate|increase)\({name}{{[^}}]*}}\[", expression) is not None
-            assert ranged == (METRICS[base] != "gauge") or "changes(" in expression, (title, name)
+            assert ranged == (metrics[base] != "gauge") or "changes(" in expression, (title, name)
 
 
 def test_every_query_of_the_dashboard_is_promql(tmp_path: Path) -> None:
@@ -126,3 +140,12 @@ def test_the_dashboard_names_no_host_and_no_fixed_data_source() -> None:
     text = DASHBOARD.read_text()
     assert "://" not in text
     assert set(re.findall(r'"uid": "([^"]*)"', text)) == {"linkd", "${datasource}"}
+
+
+def test_samples_hold_no_secret_and_say_how_to_make_one() -> None:
+    for sample in sorted((ROOT / "conf").glob("*.toml")):
+        text = sample.read_text()
+        assert not re.search(r"[0-9A-Za-z+=_-]{32,}", text), sample
+        assert not re.search(r"^\s*(secret|password|token)\s*=", text, re.MULTILINE), sample
+        if "secret_file" in text:
+            assert "openssl rand -hex 32" in text, sample
