@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import secrets
+import signal
 import sys
+import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 
+from tests.campaign import steady
 from tests.campaign.run import Plan, Report, main
 
 
@@ -26,6 +30,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--longest", type=float, default=14.0, help="seconds of a fault at most")
     parser.add_argument("--clocks", action="store_true", help="step wall clocks too")
     parser.add_argument("--results", type=Path, help="write reports into this folder")
+    parser.add_argument(
+        "--steady",
+        metavar="KIND[,KIND]",
+        help=f"no faults: {', '.join(steady.KINDS)} or all, side by side, for --hours: no link may"
+        " drop",
+    )
     return parser.parse_args()
 
 
@@ -37,9 +47,37 @@ def keep(report: Report, folder: Path) -> None:
     stem.with_suffix(".json").write_text(json.dumps(asdict(report), indent=1) + "\n")
 
 
+def run_steady(asked: argparse.Namespace) -> int:
+    """Run the steady hours that were asked for; the status is 1 where anything dropped."""
+    names = list(steady.KINDS) if asked.steady == "all" else asked.steady.split(",")
+    if unknown := [name for name in names if name not in steady.KINDS]:
+        print(f"campaign: no kind {unknown[0]}: {', '.join(steady.KINDS)}, all", file=sys.stderr)
+        return 2
+    stop = threading.Event()
+
+    def told(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    signal.signal(signal.SIGINT, told)
+    signal.signal(signal.SIGTERM, told)
+
+    def keep_one(result: steady.Result) -> None:
+        print("\n".join(result.lines()), flush=True)
+        if asked.results is not None:
+            asked.results.mkdir(parents=True, exist_ok=True)
+            path = asked.results / f"steady-{result.kind}.json"
+            path.write_text(json.dumps(steady.as_json(result), indent=1) + "\n")
+
+    seconds = 3600.0 * (asked.hours or 1.0)
+    results = list(steady.run(names, seconds, stop, keep_one))
+    return 0 if all(result.good for result in results) else 1
+
+
 def run() -> int:
     """Run until the time is over, or something is not good."""
     asked = arguments()
+    if asked.steady is not None:
+        return run_steady(asked)
     seed = secrets.randbelow(1_000_000) if asked.seed is None else asked.seed
     until = time.monotonic() + (asked.hours or 0.0) * 3600.0
     shapes = [asked.edges] if asked.edges else [1, 5, 1, 2]
