@@ -19,19 +19,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.support.ports import free_port
+
 ENDS = ("listener", "dialer", "ws")
 SLOW = ("9.*",)
 COMPRESSION = ("12.*", "13.*")
 STRICT = frozenset(("OK", "INFORMATIONAL"))
 _PATHS = {"listener": "/link", "ws": "/ws"}
 _LIMIT_SECONDS = 3600.0
-
-
-def free_port() -> int:
-    """Return a port of loopback on which nobody listens just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_for(port: int, process: subprocess.Popen[bytes], within: float = 30.0) -> None:

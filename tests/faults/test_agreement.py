@@ -13,7 +13,7 @@ from typing import NamedTuple
 from tests.conftest import CAMPAIGN
 from tests.support import figures
 from tests.support.daemon import Daemon, listen, peer
-from tests.support.pairs import free_port
+from tests.support.ports import free_port
 from tests.support.relay import Relay
 
 LINKS = 10

@@ -18,7 +18,7 @@ import trustme
 from linkd.net.identity import prove
 from tests.support import figures
 from tests.support.daemon import SECRET, Daemon, listen, peer
-from tests.support.pairs import free_port
+from tests.support.ports import free_port
 from tests.support.strangers import Flood, Order, Stranger, upgrade
 from tests.support.tls_lab import Files, at, client_hello, revocation_list, self_signed, serial
 

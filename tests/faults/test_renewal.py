@@ -21,7 +21,7 @@ from tests.support import figures
 from tests.support.daemon import Clock, Daemon
 from tests.support.needs import need
 from tests.support.pairing_hosts import HUB, command, invite
-from tests.support.pairs import free_port
+from tests.support.ports import free_port
 from tests.support.tls_lab import Files
 
 pytestmark = pytest.mark.slow

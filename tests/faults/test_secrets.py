@@ -24,7 +24,7 @@ from tests.support import figures
 from tests.support.daemon import COMMAND, SECRET, Daemon, listen, peer
 from tests.support.lab import python
 from tests.support.pairing_hosts import HUB, command, invite
-from tests.support.pairs import free_port
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.slow
 

@@ -22,7 +22,8 @@ from linkd.core import stream
 from tests.support import figures
 from tests.support.daemon import SECRET, Daemon
 from tests.support.needs import need
-from tests.support.pairs import fetch, free_port
+from tests.support.pairs import fetch
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN_SECONDS = 30.0

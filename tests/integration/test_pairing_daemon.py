@@ -8,7 +8,8 @@ import pytest
 
 from tests.support.daemon import Daemon
 from tests.support.pairing_hosts import HUB, command
-from tests.support.pairs import fetch, free_port
+from tests.support.pairs import fetch
+from tests.support.ports import free_port
 
 PATHS = (
     ("GET", "/v1/pairing/peers"),

@@ -12,13 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.daemon import Daemon, listen, peer
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+from tests.support.ports import free_port
 
 
 @pytest.fixture

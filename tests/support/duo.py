@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -12,16 +11,9 @@ from types import TracebackType
 
 from tests.support.daemon import COMMAND, Daemon, listen, peer
 from tests.support.lab import Namespace, python
+from tests.support.ports import free_port
 
 ALL = 'send = [">"]\nreceive = [">"]\n'
-
-
-def free_port() -> int:
-    """Return a port of loopback that nobody listens at."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Duo:
@@ -30,17 +22,20 @@ class Duo:
     A context that ends both. Not started.
 
     Args:
-        host: Where both run; None is this machine.
         sections: TOML for both, such as `[log]`.
+        host: Where both run; None is this machine.
+        api: Lines for the edge's `[api]`.
+
+    Attributes:
+        edge, hub: The daemons.
     """
 
-    def __init__(self, sections: str = "", host: Namespace | None = None) -> None:
+    def __init__(self, sections: str = "", host: Namespace | None = None, api: str = "") -> None:
         port = free_port() if host is None else 9443
-        self.hub = Daemon(
-            "hub", sections + listen(port, "127.0.0.1") + peer("edge", extra=ALL), host
-        )
-        url = f"ws://127.0.0.1:{port}/link"
-        self.edge = Daemon("edge", sections + peer("hub", url, extra=ALL), host)
+        there = listen(port, "127.0.0.1") + peer("edge", extra=ALL)
+        self.hub = Daemon("hub", sections + there, host)
+        here = peer("hub", f"ws://127.0.0.1:{port}/link", extra=ALL)
+        self.edge = Daemon("edge", api + sections + here, host)
 
     def start(self) -> None:
         """Start both and wait until they are joined."""

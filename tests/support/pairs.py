@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Mapping
 from http.client import HTTPConnection
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from tests.support.daemon import Daemon, listen, peer
-
-EVERYTHING = 'send = [">"]\nreceive = [">"]\n'
-
-
-def free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+from tests.support.daemon import Daemon
+from tests.support.duo import Duo
+from tests.support.ports import free_port
 
 
 def memory(daemon: Daemon) -> int:
@@ -30,49 +20,28 @@ def memory(daemon: Daemon) -> int:
     raise RuntimeError(f"{daemon.name} has no memory: it has ended")
 
 
-class Pair:
-    """A hub, and an edge that dials it; a context that starts both, waits for the link, ends both.
+class Pair(Duo):
+    """A hub, and an edge that dials it and answers over `http`; to enter it starts both.
+
+    Args:
+        api: Lines for the edge's `[api]`.
 
     Attributes:
-        edge, hub: The daemons.
         port: The edge's `http`.
     """
 
-    def __init__(self, api: str = "require_key = false\n", more: str = "") -> None:
-        """Prepare them; `api` goes into the edge's `[api]`, `more` into its file."""
+    def __init__(self, api: str = "require_key = false\n") -> None:
         self.port = free_port()
-        self._link = free_port()
-        there = listen(self._link, "127.0.0.1") + peer("edge", extra=EVERYTHING)
-        self.hub = Daemon("hub", there)
-        url = f"ws://127.0.0.1:{self._link}/link"
-        here = f'http = "127.0.0.1:{self.port}"\n{api}{more}' + peer("hub", url, extra=EVERYTHING)
-        self.edge = Daemon("edge", here)
+        super().__init__(api=f'http = "127.0.0.1:{self.port}"\n{api}')
 
     def __enter__(self) -> Pair:
         """Start both, and wait until the link is up."""
         try:
-            self.hub.start()
-            self.edge.start()
-            self.edge.wait_up("hub")
-            self.hub.wait_up("edge")
+            self.start()
         except BaseException:
             self.close()
             raise
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """End both."""
-        self.close()
-
-    def close(self) -> None:
-        """Kill both and remove their directories."""
-        self.edge.close()
-        self.hub.close()
 
     def fetch(
         self, method: str, target: str, body: Any = None, headers: Mapping[str, str] | None = None

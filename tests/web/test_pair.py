@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import pytest
 from tests.support import figures
 from tests.support.daemon import COMMAND, Daemon, listen, peer
 from tests.support.lab import Host, Lab, python
+from tests.support.ports import free_port
 from tests.unit.test_conf import METRICS
 from tests.web.driver import Driver
 
@@ -26,14 +26,6 @@ SLACK = 1.0
 def page(port: int) -> str:
     """Return the lines of [api] that serve pages to whoever is on this host."""
     return f'http = "127.0.0.1:{port}"\nrequire_key = false\n'
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def pair_over(lab: Lab, daemons: Start) -> tuple[Host, Daemon, Host, Daemon]:

@@ -6,7 +6,7 @@ import pytest
 
 from tests.support import figures
 from tests.support.daemon import Daemon
-from tests.support.pairs import free_port
+from tests.support.ports import free_port
 from tests.web.driver import Driver
 
 pytestmark = [pytest.mark.web]
