@@ -8,6 +8,7 @@ import socket
 import statistics
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from http.client import HTTPConnection
 from types import SimpleNamespace
@@ -35,7 +36,7 @@ def pair() -> Iterator[Pair]:
         yield linked
 
 
-class Watcher:
+class Watcher(ABC):
     """A follower of changes: keeps when each came."""
 
     def __init__(self) -> None:
@@ -50,8 +51,9 @@ class Watcher:
         with contextlib.suppress(OSError, ConnectionClosed):
             self.run()
 
+    @abstractmethod
     def run(self) -> None:
-        raise NotImplementedError
+        """Follow until the other end is gone."""
 
     def note(self, peer: str, state: str) -> None:
         self.seen.append((time.monotonic(), peer, state))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import count
 from random import Random
 
@@ -12,59 +11,13 @@ from linkd.config import Config, HeartbeatSettings, NodeSettings, PeerSettings
 from linkd.core import wire
 from linkd.core.batch import Batch, Draft, Record, decode_records, encode_records
 from linkd.errors import AttemptFailed, Reason
-from linkd.log.engine import Appended, Consumer, PeerCursor
+from linkd.log import MemoryCursors
+from linkd.log.engine import Appended
 from linkd.log.memory import MemoryLog
 from linkd.node import LinkDriver, Node, Stores
 from linkd.outages import Outages
 
 _keys = count(1)
-
-
-class FakeCursors:
-    """A CursorStore that forgets with the process."""
-
-    def __init__(self) -> None:
-        self._peers: dict[str, PeerCursor] = {}
-        self._consumers: dict[str, Consumer] = {}
-        self._outages: dict[int, bytes] = {}
-
-    def peers(self) -> dict[str, PeerCursor]:
-        return self._peers
-
-    def set_peer(self, cursor: PeerCursor) -> None:
-        self._peers[cursor.peer] = cursor
-
-    def remove_peer(self, peer: str) -> None:
-        self._peers.pop(peer, None)
-
-    def consumers(self) -> dict[str, Consumer]:
-        return self._consumers
-
-    def set_consumer(
-        self, consumer: Consumer, done: Callable[[Exception | None], None] | None = None
-    ) -> None:
-        self._consumers[consumer.name] = consumer
-        if done is not None:
-            done(None)
-
-    def remove_consumer(
-        self, name: str, done: Callable[[Exception | None], None] | None = None
-    ) -> None:
-        self._consumers.pop(name, None)
-        if done is not None:
-            done(None)
-
-    def close(self, done: Callable[[], None]) -> None:
-        done()
-
-    def outages(self) -> list[tuple[int, bytes]]:
-        return sorted(self._outages.items())
-
-    def set_outage(self, number: int, row: bytes) -> None:
-        self._outages[number] = row
-
-    def remove_outage(self, number: int) -> None:
-        self._outages.pop(number, None)
 
 
 class FakeConnection:
@@ -177,7 +130,7 @@ class FakeNet:
         config = Config(
             node=NodeSettings(name=name), heartbeat=HeartbeatSettings(), peers=peers, **sections
         )  # type: ignore[arg-type]
-        cursors = FakeCursors()
+        cursors = MemoryCursors()
         log = MemoryLog(name, self.rng, clock=self.clock.seconds)
         stores = Stores(log, cursors, Outages(cursors))
 

@@ -17,7 +17,8 @@ from linkd.config import ApiKey, ApiSettings, ChannelSettings, Config, LimitSett
 from linkd.core.batch import Batch, Draft, Origin
 from linkd.core.channels import Patterns
 from linkd.errors import LinkdError
-from linkd.log.engine import Appended, Consumer, PeerCursor, Settled
+from linkd.log import MemoryCursors
+from linkd.log.engine import Appended, Consumer, Settled
 from linkd.log.memory import MemoryLog
 from linkd.node.follow import Follower
 from linkd.node.readers import Readers
@@ -25,39 +26,6 @@ from linkd.status import Event, LinkStatus, LogStatus, NodeStatus, Outage
 
 KEY = "k" * 40
 SHOP_KEY = "s" * 40
-
-
-class Cursors:
-    """A store of cursors whose disk is a dict."""
-
-    def __init__(self) -> None:
-        self._consumers: dict[str, Consumer] = {}
-
-    def peers(self) -> dict[str, PeerCursor]:
-        return {}
-
-    def set_peer(self, cursor: PeerCursor) -> None:
-        raise NotImplementedError
-
-    def remove_peer(self, peer: str) -> None:
-        raise NotImplementedError
-
-    def consumers(self) -> dict[str, Consumer]:
-        return dict(self._consumers)
-
-    def set_consumer(
-        self, consumer: Consumer, done: Callable[[Exception | None], None] | None = None
-    ) -> None:
-        self._consumers[consumer.name] = consumer
-        if done is not None:
-            done(None)
-
-    def remove_consumer(
-        self, name: str, done: Callable[[Exception | None], None] | None = None
-    ) -> None:
-        self._consumers.pop(name, None)
-        if done is not None:
-            done(None)
 
 
 class FakeNode:
@@ -87,7 +55,7 @@ class FakeNode:
         self._waits: list[tuple[str, int, Deferred[None]]] = []
         self._events: list[Event] = []
         self._watchers: list[Callable[[Event], None]] = []
-        self.readers = Readers(self, self.log, Cursors())
+        self.readers = Readers(self, self.log, MemoryCursors())
         self._seen = self.log.next
         self.log.on_commit.append(self._committed)
 
