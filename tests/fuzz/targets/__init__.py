@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 
+import linkd
+
 CORPUS = Path(__file__).parents[1] / "corpus"
 
 NAMES: Mapping[str, tuple[str, ...]] = {
@@ -20,8 +22,11 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "text": ("linkd.api.textframes", "linkd.api.bodies"),
     "text_session": ("linkd.api.text", "linkd.api.textframes", "linkd.api.callers"),
     "log": ("linkd.log.frame", "linkd.log.seal"),
-    "recovery": ("linkd.log",),
-}
+    "recovery": (
+        "linkd.log.recover", "linkd.log.damage", "linkd.log.scan", "linkd.log.seal",
+        "linkd.log.identity", "linkd.log.reader",
+    ),
+}  # fmt: skip
 """Each target's name, and the modules in which it looks for new ways to go."""
 
 Target = Callable[[bytes], None]
@@ -30,4 +35,16 @@ Target = Callable[[bytes], None]
 def load(name: str) -> Target:
     """Return a target: `name`'s module has one function `one`."""
     found: Target = import_module(f"tests.fuzz.targets.{name}").one
+    return found
+
+
+def beside(name: str) -> list[str]:
+    """Return the modules of linkd in which a target looks for nothing."""
+    root = Path(linkd.__file__).parent
+    found = []
+    for path in root.rglob("*.py"):
+        parts = path.relative_to(root.parent).with_suffix("").parts
+        module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        if not any(module == one or module.startswith(one + ".") for one in NAMES[name]):
+            found.append(module)
     return found

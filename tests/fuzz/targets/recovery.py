@@ -1,90 +1,118 @@
 """A log's folder whose files were changed, cut, swapped and deleted: found again or LinkdError.
 
-Found twice, the second time finds no less than the first, and gives out no offset anew.
+Found twice, the second time finds no less than the first, and gives out no offset anew. The files
+lie in memory (`tests.fuzz.folder`): what a crash does to a disk is held up by tests/property.
 """
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import linkd.log.reader
+import linkd.log.scan
 from linkd.errors import LinkdError
 from linkd.log.files import RealFiles
 from linkd.log.recover import Found, recover
+from linkd.log.segments import SegmentLog
+from linkd.log.settings import Edges
 from linkd.log.writer import Writer
+from tests.fuzz import folder
 from tests.fuzz.reading import Input
 from tests.support.logs import SegmentBench, append, draft, numbered, received
 
-_SCRATCH = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
-_FOLDER = tempfile.TemporaryDirectory(prefix="linkd-fuzz-", dir=_SCRATCH)
+_WALL = 1_790_000_000.0
 
 
-class Quick(RealFiles):
-    """Files that are not synced: the machine does not lose its power here."""
+class Bench(SegmentBench):
+    """A log that is the same each time."""
 
-    def sync(self, fd: int) -> None:
-        """Nothing waits."""
+    def open(self, node: str = "edge") -> SegmentLog:
+        """Open it, and wait for its epoch."""
+        self.wall[0] = _WALL - 1000.0
+        edges = Edges(RealFiles(), Random(7), lambda: self.now[0], lambda: self.wall[0])
+        self.log = SegmentLog(self.path, node, self.settings, self.turns.post, edges)
+        self.turns.until(lambda: not self.log._under_way)
+        return self.log
 
-    def sync_dir(self, path: Path) -> None:
-        """Nothing waits."""
 
-
-def _template() -> dict[str, bytes]:
-    """Return the files of a log of several small segments, with cursors, ids and producers."""
+def _template(where: Path) -> dict[str, bytes]:
+    """Return the files of a log of three small segments, with cursors, ids and producers."""
     tick = Writer.tick
-    folder = Path(_FOLDER.name) / "template"
-    bench = SegmentBench(folder, segment_bytes=4096, memory_bytes=4096, files=Quick())
+    bench = Bench(where, segment_bytes=600, memory_bytes=4096)
     try:
         rng, position = Random(5), 1
-        for number in range(12):
-            done: list[Any] = []
-            body = b"%03d" % number + rng.randbytes(rng.choice((0, 30, 900)))
+        for number in range(9):
+            body = b"%03d" % number + rng.randbytes(rng.choice((0, 30, 90)))
             if number % 3 == 0:
+                done: list[Any] = []
                 bench.log.store(received(position, position + 2, body), done.append)
                 position += 2
+                bench.until(lambda done=done: len(done))  # type: ignore[misc]
             elif number % 3 == 1:
-                bench.log.append(draft(body, producer=numbered("p", number)), done.append)
+                append(bench, draft(body, producer=numbered("p", number)))
             else:
-                bench.log.append(draft(body), done.append)
-            bench.until(lambda done=done: len(done))  # type: ignore[misc]
+                append(bench, draft(body, ids=(f"i{number}",)))
         append(bench, draft(b"last"))
     finally:
         bench.close()
         Writer.tick = tick
-    found = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "lock"}
-    shutil.rmtree(folder)
-    return found
+    return {path.name: path.read_bytes() for path in sorted(where.iterdir()) if path.suffix}
 
 
-TEMPLATE = _template()
+def template() -> dict[str, bytes]:
+    """Return the files of a proper log."""
+    with tempfile.TemporaryDirectory(prefix="linkd-fuzz-") as scratch:
+        where = Path(scratch) / "log"
+        files = _template(where)
+        return {"identity": (where / "identity").read_bytes(), **files}
+
+
+TEMPLATE = template()
 NAMES = sorted(TEMPLATE)
 
 
-def one(content: bytes) -> None:
-    """Damage a copy of the files, and find the log again, twice."""
+def damaged(content: bytes) -> dict[str, bytes]:
+    """Return the files after what an input says: at most eight bad things."""
     given = Input(content)
     files = dict(TEMPLATE)
     for _ in range(8):
         if not given:
             break
         _damage(files, given)
-    folder = Path(_FOLDER.name) / "log"
-    folder.mkdir()
+    return files
+
+
+def found_in(path: Any, files: Any) -> Found | LinkdError:
+    """Find a log.
+
+    Args:
+        path: Its folder, of a kind that `files` works on.
+        files: The disk.
+    """
     try:
-        for name, damaged in files.items():
-            (folder / name).write_bytes(damaged)
-        try:
-            first = recover(folder, Quick(), lambda: 1_790_000_000.0)
-        except LinkdError:
-            return
-        second = recover(folder, Quick(), lambda: 1_790_000_001.0)
-        assert _next(second) >= _next(first), (_next(first), _next(second))
-        assert {one.number for one in first.segments} <= {one.number for one in second.segments}
+        return recover(path, files, lambda: _WALL)
+    except LinkdError as error:
+        return error
+
+
+def one(content: bytes) -> None:
+    """Damage a copy of the files, and find the log again; where that changed a file, twice."""
+    folder.forget()
+    linkd.log.reader.os = linkd.log.scan.os = folder  # type: ignore[attr-defined]
+    lies, files = folder.Folder(damaged(content)), folder.MemoryFiles()
+    path: Any = lies.path()
+    before = dict(lies.content)
+    try:
+        first = found_in(path, files)
+        if isinstance(first, Found) and lies.content != before:
+            second = recover(path, files, lambda: _WALL + 1.0)
+            assert _next(second) >= _next(first), (_next(first), _next(second))
+            assert {one.number for one in first.segments} <= {one.number for one in second.segments}
     finally:
-        shutil.rmtree(folder)
+        linkd.log.reader.os = linkd.log.scan.os = folder.os  # type: ignore[attr-defined]
 
 
 def _next(found: Found) -> int:
