@@ -16,9 +16,10 @@ from linkd.api.call import Call
 from linkd.api.callers import Caller
 from linkd.api.refusals import Refusal
 from linkd.api.service import Service
+from linkd.api.whole import WholeMessages
 from linkd.core.stream import MAX_MESSAGE_BYTES, SUBPROTOCOL
 from linkd.net.timers import ExactTimer
-from linkd.net.websocket import ServerFactory, ServerProtocol
+from linkd.net.websocket import ServerFactory
 
 PONG_SECONDS = 30
 """An application may be busy for so long; then a connection that answers no ping is cut."""
@@ -86,7 +87,7 @@ Speak = Callable[[Call, str, Socket], Session]
 """Begins what is spoken on a WebSocket: the request that became it, its path, and itself."""
 
 
-class ApiSocket(ServerProtocol):  # type: ignore[misc]  # Autobahn has no types
+class ApiSocket(WholeMessages):
     """One WebSocket: Autobahn's callbacks, none of which may raise."""
 
     upgrades: Upgrades
@@ -179,8 +180,12 @@ class ApiSocket(ServerProtocol):  # type: ignore[misc]  # Autobahn has no types
 
     def send(self, payload: bytes, binary: bool) -> None:
         """Send one message."""
-        if self.open:
-            self.sendMessage(payload, binary)
+        if not self.open:
+            return
+        if binary:
+            self.send_binary(payload)
+        else:
+            self.sendMessage(payload, False)
 
     def close(self, code: int, reason: str) -> None:
         """Say goodbye; cut it 3 s later."""
