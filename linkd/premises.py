@@ -61,6 +61,25 @@ def claim_state(path: str) -> int:
     return lock
 
 
+def unlistenable(setting: str, address: str, error: Exception) -> ConfigError:
+    """Return the error of an address that can't be listened on: its setting, why, what to do.
+
+    Args:
+        setting: What names the address, such as `listen.address`.
+        address: As it stands there.
+        error: An OSError, or what Twisted wraps around one.
+    """
+    cause = getattr(error, "socketError", error)
+    number = getattr(cause, "errno", None)
+    mend = {
+        errno.EADDRINUSE: "; `ss -ltnp` shows what listens there already: stop it, or set another",
+        errno.EADDRNOTAVAIL: "; `ip address` lists the addresses that this host has",
+        errno.EACCES: "; a port below 1024 needs root, or the unit, which may have them",
+    }.get(number or 0, "")
+    why = os.strerror(number) if number else str(cause)
+    return ConfigError(f"{setting}: can't listen on {address}: {why}{mend}")
+
+
 def clear_socket(path: str) -> None:
     """Make way for the API's socket: make its directory, remove what a dead daemon left.
 

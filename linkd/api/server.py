@@ -33,9 +33,10 @@ from linkd.api.upgrade import ApiSocket, Session, Socket, Upgrades
 from linkd.clock import wall
 from linkd.config import Config, ListenSettings
 from linkd.config.addresses import parse_address
-from linkd.errors import ConfigError, PublishError
+from linkd.errors import PublishError
 from linkd.log.engine import Consumer
 from linkd.net.tls import ServerTls
+from linkd.premises import unlistenable
 
 STOP_SECONDS = 3.0
 """Callers whose connection is not over by then are cut."""
@@ -94,15 +95,17 @@ class Api:
             ConfigError: An address or the socket's path cannot be had, or TLS files are unfit.
         """
         api = self.config.api
+        setting, address = "api.socket", api.socket
         try:
             self._ports.append(_listen_unix(self.reactor, Path(api.socket), self._site()))
             events.emit("api.started", address=f"unix:{api.socket}", tls=False)
             if api.http is not None:
+                setting, address = "api.http", api.http
                 self._listen_http(api.http)
         except (OSError, CannotListenError) as error:
             for port in self._ports:
                 port.stopListening()
-            raise ConfigError(f"the API cannot listen: {error}") from None
+            raise unlistenable(setting, address, error) from None
         self._due = self.reactor.seconds() + _BEAT_SECONDS
         self._beat.start(_BEAT_SECONDS, now=False)
 

@@ -71,8 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _tell(error: Exception) -> int:
-    """Print an error and return its exit code."""
-    sys.stderr.write(f"linkd: {error}\n")
+    """Print an error, a line for each where there are several, and return its exit code."""
+    for line in str(error).splitlines() or [type(error).__name__]:
+        sys.stderr.write(f"linkd: {line}\n")
     if isinstance(error, Ended):
         return error.code
     if isinstance(error, ConfigError):

@@ -27,6 +27,7 @@ from linkd.net.sockets import show
 from linkd.net.timers import ExactTimer
 from linkd.net.tls import ServerTls
 from linkd.net.websocket import ServerFactory
+from linkd.premises import unlistenable
 
 Post = Callable[[bytes, str], tuple[int, bytes]]
 """Answers a POST ahead of any upgrade: body and address in, status and JSON out."""
@@ -106,7 +107,7 @@ class Listener(ServerFactory):  # type: ignore[misc]
         try:
             self._port = self.reactor.listenTCP(port, factory, backlog=1024, interface=host)
         except CannotListenError as error:
-            raise ConfigError(f"listen.address: {listen.address}: {error}") from None
+            raise unlistenable("listen.address", listen.address, error) from None
         emit("listener.started", address=self.address, tls=self.tls is not None)
 
     @property
