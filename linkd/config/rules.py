@@ -6,8 +6,6 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import msgspec
-
 from linkd.config.addresses import is_loopback, parse_address, parse_url
 from linkd.config.settings import NAME_PATTERN, PATHS, Config, PeerSettings, Settings
 from linkd.config.shape import Trouble, shown
@@ -51,16 +49,16 @@ def _names(config: Config) -> Iterator[Trouble]:
 
 def _paths(table: Settings, place: tuple[str | int, ...]) -> Iterator[Trouble]:
     """No path is empty."""
-    for field in msgspec.structs.fields(table):
-        value = getattr(table, field.name)
-        here = (*place, field.encode_name)
+    for name, key in zip(table.__struct_fields__, table.__struct_encode_fields__, strict=True):
+        value = getattr(table, name)
+        here = (*place, key)
         if isinstance(value, Settings):
             yield from _paths(value, here)
         elif isinstance(value, tuple):
             for index, item in enumerate(value):
                 if isinstance(item, Settings):
                     yield from _paths(item, (*here, index))
-        elif value == "" or (field.encode_name in PATHS and "\0" in str(value)):
+        elif value == "" or (key in PATHS and "\0" in str(value)):
             yield here, f"expected something, got {shown(value)}"
 
 
