@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -152,6 +153,7 @@ def main() -> int:
     if unknown := [name for name in asked.targets if name not in NAMES]:
         parser.error(f"no such target: {', '.join(unknown)}")
     asked.seconds = asked.seconds or (0 if asked.inputs else 60)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # So that nothing outlives it.
     asked.found.mkdir(parents=True, exist_ok=True)
     print(f"{'target':<15} {'inputs':>12} {'seconds':>8}  outcome", flush=True)
     broke = 0
