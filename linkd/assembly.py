@@ -89,6 +89,8 @@ class Assembly:
             else Listener(self.node, config, reactor, self._tls, self.pairing.posts)
         )
         self._api = Api(self.node, config, reactor, partial(local_call, self.pairing))
+        if self._listener is not None:
+            self._api.metrics.refused = self._listener.refusals
 
     def _make_dialer(self, node: Node, driver: LinkDriver) -> LinkDialer:
         """Make the dialing end of one link."""

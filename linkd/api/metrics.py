@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
@@ -106,9 +106,11 @@ class Metrics:
 
     Attributes:
         publish: Seconds from a publish to its answer.
+        refused: Connections that the listener refused, by reason, where there is one.
     """
 
     def __init__(self, node: NodePort, delayed_calls: Callable[[], int] = lambda: 0) -> None:
+        self.refused: Mapping[str, int] = {}
         self._node = node
         self._registry = CollectorRegistry()
         waiting = Gauge(
@@ -171,6 +173,7 @@ class Metrics:
             *self._round_trip.lines(),
             *self._age.lines(),
             *self._of_dropped(),
+            *self._of_refused(),
             *_of_node(status),
             "",
         ]
@@ -217,6 +220,12 @@ class Metrics:
             counts[peer, reason] += count
         for (peer, reason), count in counts.items():
             yield f'{name}{{peer="{peer}",reason="{reason}"}} {count}'
+
+    def _of_refused(self) -> Iterator[str]:
+        name = "linkd_listener_refused_total"
+        yield _head(name, "Connections refused before they were a peer's.", "counter")
+        for reason, count in self.refused.items():
+            yield f'{name}{{reason="{reason}"}} {count}'
 
 
 def _head(name: str, about: str, kind: str) -> str:

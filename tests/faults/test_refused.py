@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import trustme
 
+from linkd.client.http import call, expect
 from linkd.net.identity import prove
 from tests.support import figures
 from tests.support.daemon import SECRET, Daemon, listen, peer
@@ -72,6 +73,8 @@ def test_a_wrong_secret(daemons: Start) -> None:
         edge.start()
         words = "does not know the secret"
         refused_slowly(edge, hub, words, words)
+        metrics = expect(call(str(hub.socket), "GET", "/metrics")).body.decode()
+        assert 'linkd_listener_refused_total{reason="rejected"} 1\n' in metrics
         secret.write_text(SECRET)
         healed(edge, hub)
 

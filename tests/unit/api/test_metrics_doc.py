@@ -1,8 +1,9 @@
-"""docs/metrics.md lists each metric with its kind, and nothing else."""
+"""docs/metrics.md lists each metric with its kind, and nothing else; what the listener refused."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 
 from twisted.internet.task import Clock
@@ -19,3 +20,12 @@ def test_every_metric_is_there_with_its_kind(tmp_path: Path) -> None:
     made = {name: kind for name, kind in made.items() if not name.endswith("_created")}
     told = dict(re.findall(r"^\| `(\w+)` \| (\w+) \| \S", DOCS.read_text(), re.MULTILINE))
     assert told == made
+
+
+def test_what_the_listener_refused_is_counted_by_reason(tmp_path: Path) -> None:
+    metrics = Metrics(FakeNode(make_config(tmp_path), Clock()))
+    metrics.refused = counted = Counter({"busy": 4})
+    counted["rejected"] += 1
+    said = metrics.text().decode().splitlines()
+    assert 'linkd_listener_refused_total{reason="busy"} 4' in said
+    assert 'linkd_listener_refused_total{reason="rejected"} 1' in said
