@@ -1,9 +1,9 @@
 """Fuzz targets until so many inputs were tried: `python -m tests.fuzz.shares --inputs N TARGET...`.
 
 A target's inputs are split into shares. Each share is a process of its own (`tests.fuzz.run`) with
-a seed of its own; they give what finds new ways to each other through one folder. In one share of
-four inputs may be as long as MOST_BYTES, in the others they are short: a course of events that is
-short costs little, and most of what can break breaks in a few events.
+a seed of its own; they give what finds new ways to each other through one folder. How long inputs
+may be differs from share to share: a course of events that is short costs little, and most of what
+can break breaks in a few events.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import msgspec
 
 from tests.fuzz.targets import NAMES
 
-MOST_BYTES = (1024, 64, 256, 64)
-"""How long inputs may be, by share; the fifth share begins anew."""
+MOST_BYTES = (1024, 32, 64, 32, 256, 32, 64, 32)
+"""How long inputs may be, by share; the ninth share begins anew."""
 
-SHARES_A_PROCESS = 4
+SHARES_A_PROCESS = 8
 """Into how many shares the inputs are split for each process that runs at a time."""
 
 _EXECUTED = re.compile(r"^stat::number_of_executed_units:\s+(\d+)$", re.MULTILINE)
