@@ -38,15 +38,15 @@ def agree(epochs: Sequence[EpochStart], next: int, cursor: Cursor) -> EpochEnd |
 
 
 def truncate(cursor: Cursor, agreed: EpochEnd) -> Cursor:
-    """Return the cursor put back to `agreed`; itself where it stands there already."""
+    """Return the cursor put back to `agreed`, of whose epoch it knows.
+
+    Itself where it stands there already.
+    """
     if cursor.epochs[-1] == agreed:
         return cursor
-    kept = []
-    for known in cursor.epochs:
-        if known.epoch == agreed.epoch:
-            break
-        kept.append(known)
-    return Cursor(cursor.log, (*kept, agreed), min(cursor.committed, agreed.next))
+    place = [known.epoch for known in cursor.epochs].index(agreed.epoch)
+    kept = (*cursor.epochs[:place], agreed)
+    return Cursor(cursor.log, kept, min(cursor.committed, agreed.next))
 
 
 def lost_at_sender(cursor: Cursor, agreed: EpochEnd) -> tuple[int, int] | None:

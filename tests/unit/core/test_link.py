@@ -233,6 +233,38 @@ def test_two_boots_that_fight_are_told_apart_and_one_stays() -> None:
     assert made.connection == 3
 
 
+def test_a_flood_of_clones_is_refused_and_not_remembered_without_bound() -> None:
+    made = up(link(dials=False), dialed=False, now=0.0)
+    now, key = 1.0, 2
+    for number in range(100):
+        for boot, adopted in ((f"b{number}", True), ("a", True), (f"b{number}", False)):
+            new = greeted(key, key, boot, dialed=False)
+            assert only(made.handle(new, now), Adopt if adopted else Refuse)
+            now, key = now + 0.1, key + 1
+    assert len(made._takeovers._clones) == 64
+    # What is remembered goes ten minutes after the last try; then a boot takes over as any other.
+    later = now + 601.0
+    assert only(made.handle(greeted(key, key, "b1", dialed=False), later), Adopt)
+
+
+def test_a_clone_stays_refused_for_ten_minutes_after_its_last_try_and_not_longer() -> None:
+    made = up(link(dials=False), dialed=False, now=0.0)
+    for key, boot in ((2, "b"), (3, "a"), (4, "b")):
+        made.handle(greeted(key, key, boot, dialed=False), 1.0)
+    assert made.connection == 3
+    assert only(made.handle(greeted(5, 5, "b", dialed=False), 600.9), Refuse)
+    assert only(made.handle(greeted(6, 6, "b", dialed=False), 1200.8), Refuse)
+    assert only(made.handle(greeted(7, 7, "b", dialed=False), 1800.8), Adopt)
+
+
+def test_two_takeovers_a_minute_apart_no_longer_count() -> None:
+    for last, kind in ((60.9, Refuse), (61.0, Adopt)):
+        made = up(link(dials=False), dialed=False, now=0.0)
+        made.handle(greeted(2, 2, "b", dialed=False), 1.0)
+        made.handle(greeted(3, 3, "a", dialed=False), 2.0)
+        assert only(made.handle(greeted(4, 4, "b", dialed=False), last), kind)
+
+
 def test_takeovers_further_apart_are_no_fight() -> None:
     made = up(link(dials=False), dialed=False, now=0.0)
     for number in range(2, 12):
@@ -314,6 +346,26 @@ def test_attempts_count_since_the_last_connection_was_up() -> None:
     assert made.attempts == 4
     made.handle(Lost(1, "silence", "gone", None, True), 20.0)
     assert made.attempts == 0
+
+
+def test_a_connection_that_was_never_up_does_not_end_the_count_of_attempts() -> None:
+    made = link()
+    made.handle(AttemptBegan(), 1.0)
+    made.handle(greeted(1), 1.0)
+    made.handle(Lost(1, "closed", "gone"), 2.0)
+    assert (made.state, made.attempts, made.connection) == ("waiting", 1, None)
+
+
+def test_a_listener_never_dials_whatever_comes() -> None:
+    made = link(dials=False)
+    effects = made.handle(AttemptFailed("broken", "closed", "late"), 1.0)
+    effects += made.handle(NetworkChanged(), 1.0)
+    up(made, dialed=False)
+    effects += made.handle(Wake(), 1000.0)
+    effects += made.handle(Lost(1, "duplicate", "gone", 5.0), 1001.0)
+    effects += made.handle(Stop("the daemon stops"), 1002.0)
+    assert [type(each) for each in effects] == [Changed, Changed]
+    assert made.state == "stopped"
 
 
 def test_what_can_not_be_raises() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from linkd.core import wire
+from linkd.core import stream, wire
 from linkd.core.batch import decode_records, split_raw
 from linkd.errors import BadRecord, RemoteProtocolError
 
@@ -14,6 +14,52 @@ DEEP = b"\x91" * 60_000 + b"\xc0"
 def test_a_message_with_a_deep_item_behind_the_known_ones_is_refused() -> None:
     with pytest.raises(RemoteProtocolError, match="malformed"):
         wire.decode(b"\x93\xa3ack\x05" + DEEP)
+
+
+def test_a_message_above_the_bound_is_refused_before_it_is_read() -> None:
+    at_bound = wire.encode(wire.Part(bytes(wire.MAX_MESSAGE_BYTES - 11)))
+    assert len(at_bound) == wire.MAX_MESSAGE_BYTES
+    assert isinstance(wire.decode(at_bound), wire.Part)
+    with pytest.raises(RemoteProtocolError, match="at most 131072 bytes, got 131073") as caught:
+        wire.decode(at_bound + b"\xc0")
+    assert caught.value.close_code == 1009
+
+
+@pytest.mark.parametrize(
+    ("payload", "said"),
+    [
+        (b"", "malformed"),
+        (b"\x92\xa4nope\x05", "malformed"),
+        (b"\x92\xa3ack\xff", "malformed"),
+        (b"\x92\xa4part\xa1x", "malformed"),
+        (b"\x94\xa3gap\x01\x02\xa1\xff", "malformed"),
+    ],
+)
+def test_what_is_no_message_is_the_peers_error(payload: bytes, said: str) -> None:
+    with pytest.raises(RemoteProtocolError, match=said) as caught:
+        wire.decode(payload)
+    assert caught.value.close_code == 1007
+
+
+def test_items_of_a_newer_version_are_ignored() -> None:
+    assert wire.decode(b"\x93\xa3ack\x05\xc0") == wire.Ack(5)
+
+
+def test_frames_are_joined_unopened_and_read_back() -> None:
+    frames = [stream.Ack(1, 5), stream.Credit(2, 10)]
+    joined = stream.join(map(stream.encode_frame, frames), 2)
+    assert joined == stream.encode(frames)
+    assert stream.decode_from_client(joined) == frames
+    acked = [stream.Acked(1, 5)]
+    assert stream.decode_from_daemon(stream.encode(acked)) == acked
+
+
+@pytest.mark.parametrize("rubbish", [b"", b"\xc0", b"\x91\x91\x7f", b"\x91" + DEEP])
+def test_what_is_no_array_of_frames_is_refused(rubbish: bytes) -> None:
+    for decode in (stream.decode_from_client, stream.decode_from_daemon):
+        with pytest.raises(RemoteProtocolError, match="expected an array of frames") as caught:
+            decode(rubbish)
+        assert caught.value.close_code == 1008
 
 
 def test_deep_records_are_refused() -> None:

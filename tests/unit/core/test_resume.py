@@ -48,3 +48,5 @@ def test_truncate_leaves_alone_what_is_not_beyond() -> None:
     its = cursor(("a", 10), ("b", 15), committed=15)
     assert truncate(its, EpochEnd("b", 15)) is its
     assert truncate(its, EpochEnd("a", 8)) == cursor(("a", 8), committed=8)
+    older = cursor(("a", 10), ("b", 15), ("c", 20), committed=3)
+    assert truncate(older, EpochEnd("b", 12)) == cursor(("a", 10), ("b", 12), committed=3)

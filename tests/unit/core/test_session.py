@@ -1,0 +1,602 @@
+"""A session with a peer that keeps to the protocol, and with one that does not."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from linkd.core import wire
+from linkd.core.batch import MAX_BATCH_BYTES, Batch, Origin, Record, Source, encode_records
+from linkd.core.channels import Patterns
+from linkd.core.session import Greeting, Session
+from linkd.core.session_types import (
+    Acked,
+    Diverged,
+    Effect,
+    Expired,
+    Gone,
+    Pass,
+    Read,
+    Refused,
+    Rewind,
+    Send,
+    SessionSettings,
+    Store,
+    Tell,
+)
+from linkd.core.wire import Ack, Cursor, EpochEnd, EpochStart, GapTold, Hello, Part, Step, Volatile
+from linkd.errors import LocalProtocolError, RemoteProtocolError
+
+ORIGIN = Origin("hub", "hublog", "e1", 1)
+HERE = Origin("edge", "edgelog", "m1", 1)
+
+
+def packed(records: bytes) -> bytes:
+    """Stand in for a compressor."""
+    return zlib.compress(records)
+
+
+def unpacked(records: bytes, most: int) -> bytes:
+    """Stand in for its other half."""
+    try:
+        found = zlib.decompress(records)
+    except zlib.error as error:
+        raise ValueError(str(error)) from None
+    if len(found) > most:
+        raise ValueError(f"{len(found)} bytes")
+    return found
+
+
+def hello(node: str = "hub", cursor: Cursor | None = None, **changes: Any) -> Hello:
+    """Return a hello; the hub's log reaches from 1 to 99 in `e1`."""
+    fields: dict[str, Any] = {
+        "log": f"{node}log",
+        "epochs": (EpochStart("e1" if node == "hub" else "m1", 1),),
+        "next": 100,
+        "wants": (">",),
+        "compress": (),
+    } | changes
+    return Hello(
+        1,
+        node,
+        "test",
+        wire.Generation("b", 1),
+        fields["log"],
+        fields["epochs"],
+        fields["next"],
+        cursor,
+        fields["wants"],
+        5.0,
+        "",
+        fields["compress"],
+    )
+
+
+def at(next: int, log: str = "hublog", epoch: str = "e1", committed: int | None = None) -> Cursor:
+    """Return a cursor in one epoch."""
+    return Cursor(log, (EpochEnd(epoch, next),), next if committed is None else committed)
+
+
+def made(**changes: Any) -> Session:
+    """Return the edge's session with the hub; it takes orders and sends all."""
+    pack, unpack = changes.pop("pack", None), changes.pop("unpack", None)
+    settings = SessionSettings("edge", "hub", Patterns((">",)), Patterns(("orders",)), **changes)
+    return Session(settings, lambda position: "m1", pack, unpack)
+
+
+def greeted(
+    session: Session,
+    cursor: Cursor | None = None,
+    theirs: Hello | None = None,
+    acked: int = 1,
+    writable: bool = True,
+) -> list[Effect]:
+    """Begin on a connection; `cursor` is where the edge stands in the hub's log."""
+    ours = hello("edge", cursor)
+    session.outbound.log_next = ours.next
+    return session.greeted(Greeting(ours, theirs or hello(), acked, writable), 0.0)
+
+
+def begun(cursor: Cursor | None = None, **changes: Any) -> Session:
+    """Return a session on a connection, at offset 10 of the hub's log."""
+    session = made(**changes)
+    greeted(session, cursor or at(10))
+    return session
+
+
+def step(previous: int, next: int, *bodies: bytes, **changes: Any) -> Step:
+    """Return a step with these records."""
+    records = encode_records(Record(body) for body in bodies)
+    fields: dict[str, Any] = {
+        "channel": "orders",
+        "count": len(bodies),
+        "size": len(records),
+        "records": records,
+        "origin": ORIGIN,
+        "encoding": "",
+    } | changes
+    if not bodies and not changes:
+        return Step(previous, next, "e1")
+    return Step(
+        previous,
+        next,
+        "e1",
+        fields["channel"],
+        fields["count"],
+        fields["size"],
+        fields["records"],
+        1.0,
+        None,
+        fields["origin"],
+        fields["encoding"],
+    )
+
+
+def batch(offset: int, *bodies: bytes, **changes: Any) -> Batch:
+    """Return a batch of our log."""
+    fields: dict[str, Any] = {"channel": "orders", "ttl": None, "stamp": 0.0} | changes
+    records = encode_records(Record(body) for body in bodies)
+    origin = Origin("edge", "edgelog", "m1", offset)
+    return Batch(
+        offset,
+        fields["channel"],
+        len(bodies),
+        records,
+        1.0,
+        fields.get("origin", origin),
+        "m1",
+        fields["ttl"],
+        fields["stamp"],
+        fields.get("source"),
+    )
+
+
+def sent(effects: Sequence[Effect]) -> list[wire.Message]:
+    """Return the messages that were sent."""
+    return [wire.decode(each.payload) for each in effects if isinstance(each, Send)]
+
+
+LARGE = encode_records([Record(bytes(70_000))])
+FULL, REST = LARGE[:MAX_BATCH_BYTES], LARGE[MAX_BATCH_BYTES:]
+BEGINNING = step(10, 11, b"", count=1, size=len(LARGE), records=FULL)
+VOLATILE = Volatile("orders", 2, b"\xc0", 1.0, None, "hub", "r", 1)
+
+
+@pytest.mark.parametrize(
+    ("messages", "said", "code"),
+    [
+        ([step(10, 10, b"x")], "a step from 10 to 10", 3002),
+        ([step(11, 12, b"x")], "from 11, expected one from 10", 3002),
+        ([step(9, 12, b"x")], "from 9, expected one from 10", 3002),
+        ([GapTold(9, 12, "e1")], "from 9, expected one from 10", 3002),
+        ([step(10, 11, count=0, size=3, records=b"")], "without records carries bytes", 3002),
+        ([step(10, 11, count=0, size=0, records=b"x")], "without records carries bytes", 3002),
+        ([step(10, 11, b"x", origin=None)], "needs an origin", 3002),
+        ([step(10, 11, b"x", channel="")], "needs an origin", 3002),
+        ([step(10, 11, b"x", b"y")], "2 records from 10 to 11", 3002),
+        ([step(10, 11, b"x", encoding="zstd")], "was not offered", 3002),
+        ([step(10, 12, b"", b"", size=MAX_BATCH_BYTES + 1)], "expected at most 65536", 1009),
+        ([step(10, 11, b"x", size=100_001)], "expected at most 100000", 1009),
+        ([step(10, 11, b"x", size=3)], "a batch of 3 bytes", 1009),
+        ([step(10, 11, b"x", size=70_000)], "begins with a full one", 3002),
+        ([step(10, 12, b"x", b"y", count=1)], "expected 1 encoded records", 1007),
+        ([step(10, 11, records=b"\xc1", count=1, size=1)], "expected 1 encoded records", 1007),
+        ([Part(b"x")], "no batch is under way", 3002),
+        ([BEGINNING, Part(b"")], "bytes in parts", 3002),
+        ([BEGINNING, Part(REST + b"x")], "bytes in parts", 3002),
+        ([BEGINNING, step(10, 12, b"x")], "parts of the last one are missing", 3002),
+        ([BEGINNING, GapTold(10, 12, "e1")], "parts of the last one are missing", 3002),
+        ([VOLATILE], "expected 2 encoded records", 1007),
+        ([hello()], "a second hello", 3002),
+        ([Ack(101)], "acknowledged 101", 3002),
+    ],
+)
+def test_who_breaks_the_protocol_changes_nothing(
+    messages: list[wire.Message], said: str, code: int
+) -> None:
+    session = begun(max_records_bytes=100_000)
+    for message in messages[:-1]:
+        assert session.received(message, 0.0) == []
+    with pytest.raises(RemoteProtocolError, match=said) as caught:
+        session.received(messages[-1], 0.0)
+    assert caught.value.close_code == code
+    assert session.inbound.received == 10
+    assert (session.inbound.received_records, session.outbound.acked) == (0, 1)
+    # After the break it goes on where it was, with nothing left of what was half there.
+    session.disconnected()
+    greeted(session, at(10))
+    (store,) = session.received(step(10, 11, b"x"), 0.0)
+    assert isinstance(store, Store)
+
+
+def test_what_came_is_acknowledged_once_it_is_on_disk_and_once() -> None:
+    session = begun()
+    (store,) = session.received(step(10, 12, b"x", b"y"), 0.0)
+    assert isinstance(store, Store)
+    assert store.batch.source == Source("hub", "hublog", "e1", 10, 12)
+    inbound = session.inbound
+    assert inbound.ack() == []
+    inbound.stored(12)
+    assert sent(inbound.ack()) == [Ack(12)]
+    assert inbound.ack() == []
+    inbound.stored(11)
+    assert (inbound.committed, inbound.ack()) == (12, [])
+    session.received(step(12, 13, b"z"), 0.0)
+    session.disconnected()
+    inbound.stored(13)
+    assert inbound.ack() == []
+    assert inbound.received_records == 3
+
+
+def test_a_large_record_comes_in_parts_and_is_stored_whole() -> None:
+    session = begun()
+    assert session.received(BEGINNING, 0.0) == []
+    assert session.received(Part(REST[:100]), 0.0) == []
+    (store,) = session.received(Part(REST[100:]), 0.0)
+    assert isinstance(store, Store)
+    assert store.batch.records == LARGE
+    assert session.inbound.received == 11
+    (store,) = session.received(step(11, 12, b"next"), 0.0)
+    assert isinstance(store, Store)
+
+
+def test_the_first_step_sets_our_cursor_in_the_epoch_below_it() -> None:
+    epochs = (EpochStart("e0", 1), EpochStart("e1", 40), EpochStart("e2", 60))
+    for previous, epoch in ((50, "e1"), (40, "e0"), (41, "e1"), (1, "e0"), (70, "e2")):
+        for message in (step(previous, 80, b"x"), GapTold(previous, 80, "e2"), BEGINNING):
+            session = made()
+            assert greeted(session, theirs=hello(epochs=epochs))
+            begins = previous if message is not BEGINNING else 10
+            effects = session.received(message, 0.0)
+            below = epoch if message is not BEGINNING else "e0"
+            base = Cursor("hublog", (EpochEnd(below, begins),), begins)
+            assert effects[0] == Rewind(base)
+            stores = [each for each in effects if isinstance(each, Store)]
+            if isinstance(message, GapTold):
+                assert effects[1] == Gone(previous, 80, inbound=True)
+            assert len(stores) == (message is not BEGINNING)
+
+
+def test_a_gap_is_told_from_where_we_stood_and_moves_us_on() -> None:
+    session = begun()
+    told, store = session.received(GapTold(10, 30, "e1"), 0.0)
+    assert told == Gone(10, 30, inbound=True)
+    assert isinstance(store, Store)
+    assert (store.batch.count, store.batch.source) == (0, Source("hub", "hublog", "e1", 10, 30))
+    assert session.inbound.received == 30
+
+
+def test_a_step_without_records_moves_our_cursor_and_nothing_else() -> None:
+    session = begun()
+    (store,) = session.received(step(10, 30), 0.0)
+    assert isinstance(store, Store)
+    assert (store.batch.count, store.batch.source) == (0, Source("hub", "hublog", "e1", 10, 30))
+    assert (session.inbound.received, session.inbound.received_records) == (30, 0)
+
+
+def test_our_own_notes_say_where_the_peer_stands_until_it_says_so() -> None:
+    session = made()
+    session.outbound.begin(42)
+    session.outbound.check()
+    assert (session.outbound.acked, session.outbound.position) == (42, 42)
+    assert session.outbound.grew(50) == []
+
+
+def test_what_we_do_not_take_is_left_out_and_the_cursor_moves() -> None:
+    session = begun()
+    refused, store = session.received(step(10, 12, b"x", b"y", channel="secret"), 0.0)
+    assert refused == Refused("secret", 2)
+    assert isinstance(store, Store)
+    assert (store.batch.count, store.batch.records) == (0, b"")
+    assert store.batch.source == Source("hub", "hublog", "e1", 10, 12)
+    records = encode_records([Record(b"v")])
+    volatile = Volatile("secret", 1, records, 1.0, None, "hub", "r", 1)
+    assert session.received(volatile, 0.0) == [Refused("secret", 1)]
+    assert session.inbound.received_records == 0
+    taken = Volatile("orders", 1, records, 1.0, None, "hub", "r", 2)
+    assert session.received(taken, 0.0) == [Pass(taken)]
+    assert session.inbound.received_records == 1
+
+
+def test_packed_records_are_stored_unpacked_and_bad_ones_refused() -> None:
+    session = begun(unpack=unpacked, max_records_bytes=2000)
+    records = encode_records([Record(bytes(900))])
+    small = packed(records)
+    good = step(10, 11, b"", encoding="zstd", size=len(small), records=small)
+    (store,) = session.received(good, 0.0)
+    assert isinstance(store, Store)
+    assert store.batch.records == records
+    bomb = packed(bytes(3000))
+    for bad, said in ((b"rubbish", "packed records"), (bomb, "3000 bytes")):
+        message = step(11, 12, b"", encoding="zstd", size=len(bad), records=bad)
+        with pytest.raises(RemoteProtocolError, match=said) as caught:
+            session.received(message, 0.0)
+        assert caught.value.close_code == 1007
+    with pytest.raises(RemoteProtocolError, match="'lz4', which was not offered"):
+        session.received(step(11, 12, b"x", encoding="lz4"), 0.0)
+
+
+def test_a_peer_that_ignores_the_window_is_stopped_while_our_disk_stands() -> None:
+    body = bytes(10_000)
+    session = begun(max_waiting_bytes=40_000)
+    for offset in range(10, 13):
+        session.received(step(offset, offset + 1, body), 0.0)
+    session.inbound.stored(12)
+    for offset in range(13, 15):
+        session.received(step(offset, offset + 1, body), 0.0)
+    with pytest.raises(RemoteProtocolError, match="expected at most 40000"):
+        session.received(step(15, 16, body), 0.0)
+
+
+# two hellos
+
+
+def test_a_new_log_of_the_peer_begins_anew() -> None:
+    session = made()
+    effects = greeted(session, at(10, log="oldlog"))
+    assert effects[0] == Rewind(None)
+    assert isinstance(effects[1], Tell)
+    assert (effects[1].level, effects[1].event) == ("warn", "link.new-log")
+    assert "hublog" in effects[1].detail
+    assert "oldlog" in effects[1].detail
+    assert session.inbound.received is None
+    rewind, _ = session.received(step(70, 71, b"x"), 0.0)
+    assert isinstance(rewind, Rewind)
+
+
+def test_a_peer_that_knows_another_log_of_ours_gets_what_our_notes_say() -> None:
+    session = made()
+    effects = greeted(session, theirs=hello(cursor=at(55, log="lostlog")), acked=20)
+    assert isinstance(effects[0], Tell)
+    assert (effects[0].level, effects[0].event) == ("warn", "link.new-log")
+    assert "lostlog" in effects[0].detail
+    assert effects[1:] == [Acked(20), Read(20, session.settings.read_bytes)]
+
+
+def test_without_a_common_epoch_nothing_is_sent() -> None:
+    for cursor, theirs, whose in (
+        (None, hello(cursor=at(50, "edgelog", "x9")), "this node's log"),
+        (at(50, epoch="x9"), hello(), "its log"),
+    ):
+        session = made()
+        effects = greeted(session, cursor, theirs)
+        assert [type(each) for each in effects] == [Diverged]
+        assert isinstance(effects[0], Diverged)
+        assert whose in effects[0].detail
+        assert "linkd resync hub" in effects[0].detail
+        assert session.outbound.grew(200) == []
+
+
+def test_a_log_that_was_put_back_is_said_with_its_offsets() -> None:
+    session = made()
+    effects = greeted(session, theirs=hello(cursor=at(150, "edgelog", "m1")))
+    assert isinstance(effects[0], Tell)
+    assert effects[0].level == "error"
+    assert "offsets 100 to 149, which hub has, are unknown here" in effects[0].detail
+    assert (session.outbound.position, session.outbound.acked) == (100, 100)
+    session = made()
+    rewind, told, *_ = greeted(session, at(120))
+    assert rewind == Rewind(at(100))
+    assert isinstance(told, Tell)
+    assert told.level == "error"
+    assert "offsets 100 to 119, which this node has, are unknown there" in told.detail
+    assert session.inbound.received == 100
+
+
+def test_a_cursor_in_an_older_epoch_is_put_back_without_a_word_where_nothing_is_lost() -> None:
+    epochs = (EpochStart("e1", 1), EpochStart("e9", 5000))
+    cursor = Cursor("hublog", (EpochEnd("e1", 40), EpochEnd("gone", 60)), 60)
+    session = made()
+    effects = greeted(session, cursor, hello(epochs=epochs, next=5100))
+    assert effects[0] == Rewind(at(60))
+    assert not [each for each in effects if isinstance(each, Tell)]
+    assert session.inbound.received == 60
+
+
+def test_sending_begins_at_the_peers_cursor_whatever_our_notes_say() -> None:
+    session = made()
+    theirs = hello(cursor=at(50, "edgelog", "m1", committed=45))
+    effects = greeted(session, theirs=theirs, acked=30)
+    assert effects == [Acked(45), Read(50, session.settings.read_bytes)]
+    nothing_yet = hello(cursor=at(50, "edgelog", "m1", committed=0))
+    assert greeted(session, theirs=nothing_yet, acked=30)[0] == Acked(30)
+
+
+# sending
+
+
+def test_a_large_record_goes_in_parts_with_room_asked_for_between() -> None:
+    session = made()
+    outbound = session.outbound
+    greeted(session, acked=1)
+    body = bytes(150_000)
+    effects = outbound.read([batch(1, body), batch(2, b"small")], 0.0, 0.0)
+    (first,) = sent(effects)
+    assert isinstance(first, Step)
+    assert (len(first.records), first.count) == (MAX_BATCH_BYTES, 1)
+    assert outbound.eager
+    got = first.records
+    while outbound.eager:
+        effects = outbound.writable(True, 0.0, 0.0)
+        assert sum(len(each.payload) for each in effects if isinstance(each, Send)) <= 140_000
+        for message in sent(effects):
+            if isinstance(message, Part):
+                got += message.records
+            else:
+                assert isinstance(message, Step)
+                assert (message.previous, message.next) == (2, 3)
+                assert len(got) == first.size
+    assert got == encode_records([Record(body)])
+    assert outbound.sent_records == 2
+
+
+def test_a_connection_without_room_gets_nothing_and_goes_on_where_it_stopped() -> None:
+    session = made()
+    outbound = session.outbound
+    greeted(session, writable=False)
+    assert outbound.grew(102) == []
+    assert outbound.read([batch(1, b"x")], 0.0, 0.0) == []
+    assert outbound.writable(False, 0.0, 0.0) == []
+    (message,) = sent(outbound.writable(True, 0.0, 0.0))
+    assert isinstance(message, Step)
+    assert (message.previous, message.next) == (1, 2)
+
+
+def test_the_window_holds_until_something_is_acknowledged() -> None:
+    session = made(window_bytes=1500)
+    outbound = session.outbound
+    greeted(session, theirs=hello())
+    outbound.owe(4, 4 * len(batch(1, bytes(1000)).records))
+    batches = [batch(offset, bytes(1000), stamp=float(offset)) for offset in range(1, 5)]
+    assert len(sent(outbound.read(batches, 0.0, 0.0))) == 2
+    assert outbound.oldest_stamp() == 1.0
+    assert not outbound.eager
+    assert outbound.writable(True, 0.0, 0.0) == []
+    assert session.received(Ack(2), 0.0)[0] == Acked(2)
+    assert session.received(Ack(2), 0.0) == []
+    assert outbound.oldest_stamp() == 2.0
+    assert outbound.owed_records == 3
+    assert len(sent(outbound.writable(True, 0.0, 0.0))) == 1
+    with pytest.raises(RemoteProtocolError, match="acknowledged 5, but was sent only"):
+        session.received(Ack(5), 0.0)
+    outbound.log_next = 4
+    session.received(Ack(4), 0.0)
+    assert (outbound.owed_records, outbound.owed_bytes, outbound.flight_bytes) == (0, 0, 0)
+    assert outbound.oldest_stamp() is None
+
+
+def test_nothing_is_owed_to_where_it_came_from_or_is_not_taken() -> None:
+    session = made()
+    outbound = session.outbound
+    came = Source("hub", "hublog", "e1", 1, 2)
+    assert not outbound.owes(batch(1, b"x", origin=ORIGIN))
+    assert not outbound.owes(batch(1, b"x", origin=Origin("far", "f", "e", 1), source=came))
+    assert outbound.owes(batch(1, b"x"))
+    greeted(session, theirs=hello(wants=("metrics.>",)))
+    assert not outbound.owes(batch(1, b"x"))
+    assert outbound.owes(batch(1, b"x", channel="metrics.cpu"))
+
+
+def test_what_outlived_its_ttl_is_skipped_and_counted() -> None:
+    session = made()
+    outbound = session.outbound
+    greeted(session)
+    outbound.owe(3, 300)
+    old = batch(1, b"x", b"y", ttl=5.0, stamp=10.0)
+    fresh = batch(3, b"z", ttl=9.0, stamp=10.0)
+    effects = outbound.read([old, fresh], 15.0, 0.0)
+    assert effects[0] == Expired("orders", 2)
+    (message,) = sent(effects)
+    assert isinstance(message, Step)
+    assert (message.previous, message.next, message.ttl) == (1, 4, 4.0)
+    assert outbound.owed_records == 1
+
+
+def test_a_position_over_skipped_records_alone_is_told_when_it_is_due_not_before() -> None:
+    session = made()
+    outbound = session.outbound
+    greeted(session)
+    private = batch(1, *[b"x"] * 99, origin=ORIGIN)
+    assert outbound.read([private], 0.0, 7.0) == []
+    assert session.deadline == 7.5
+    assert session.wake(7.49) == []
+    assert sent(session.wake(7.5)) == [Step(1, 100, "m1")]
+    assert session.deadline is None
+    assert session.wake(9.0) == []
+    assert session.received(Ack(100), 0.0)[0] == Acked(100)
+    # Live: what the log has just committed is offered, and nothing of it is for the peer.
+    assert outbound.offer([], 105, 0.0, 8.0) == []
+    assert outbound.offer([], 106, 0.0, 8.2) == []
+    assert session.deadline == 8.5
+    assert sent(session.wake(8.5)) == [Step(100, 106, "m1")]
+    outbound.offer([], 107, 0.0, 9.0)
+    (message,) = sent(outbound.offer([batch(110, b"y")], 112, 0.0, 9.1))
+    assert isinstance(message, Step)
+    assert (message.previous, message.next) == (106, 111)
+    assert outbound.position == 112
+    outbound.log_next = 112
+    session.disconnected()
+    assert session.deadline is None
+    assert session.wake(99.0) == []
+
+
+def test_a_position_waits_for_the_rest_of_a_large_record() -> None:
+    session = made()
+    outbound = session.outbound
+    greeted(session)
+    (first,) = sent(outbound.read([batch(1, bytes(200_000))], 0.0, 0.0))
+    assert isinstance(first, Step)
+    outbound.deadline = 1.0
+    assert session.wake(1.0) == []
+
+
+def test_what_is_offered_while_older_records_are_read_is_read_in_its_turn() -> None:
+    session = made()
+    outbound = session.outbound
+    assert greeted(session) == [Acked(1), Read(1, session.settings.read_bytes)]
+    assert outbound.offer([batch(100, b"live")], 101, 0.0, 0.0) == []
+    effects = outbound.read([batch(1, *[b"x"] * 99)], 0.0, 0.0)
+    assert effects[-1] == Read(100, session.settings.read_bytes)
+    effects = outbound.read([batch(99, b"x", b"live")], 0.0, 0.0)
+    (message,) = sent(effects)
+    assert isinstance(message, Step)
+    assert (message.previous, message.next, message.count) == (100, 101, 1)
+    assert outbound.read([batch(99, b"x", b"live")], 0.0, 0.0) == []
+    assert outbound.position == 101
+
+
+def test_what_is_gone_from_our_log_is_told_as_a_gap() -> None:
+    session = made()
+    outbound = session.outbound
+    greeted(session)
+    gap, gone, more = outbound.missing(60)
+    assert sent([gap]) == [GapTold(1, 60, "m1")]
+    assert gone == Gone(1, 60, inbound=False)
+    assert more == Read(60, session.settings.read_bytes)
+    assert outbound.missing(60) == []
+    session.received(Ack(60), 0.0)
+    assert (outbound.acked, outbound.position) == (60, 60)
+    session.disconnected()
+    assert outbound.missing(90) == []
+    assert outbound.read([batch(60, b"x")], 0.0, 0.0) == []
+
+
+def test_a_hole_in_our_log_is_told_behind_what_was_skipped_before_it() -> None:
+    session = made()
+    outbound = session.outbound
+    greeted(session)
+    skipped = batch(1, b"x", b"y", origin=ORIGIN)
+    effects = outbound.read([skipped, batch(50, b"z")], 0.0, 0.0)
+    position, gap, message = sent(effects)
+    assert position == Step(1, 3, "m1")
+    assert gap == GapTold(3, 50, "m1")
+    assert isinstance(message, Step)
+    assert (message.previous, message.next) == (50, 51)
+    assert [each for each in effects if isinstance(each, Gone)] == [Gone(3, 50, inbound=False)]
+
+
+def test_records_are_packed_where_both_ends_can_and_it_pays() -> None:
+    for offered, size, encoding in (
+        ((), 5000, ""),
+        (("zstd",), 300, ""),
+        (("zstd",), 5000, "zstd"),
+    ):
+        session = made(pack=packed)
+        greeted(session, theirs=hello(compress=offered))
+        (message,) = sent(session.outbound.read([batch(1, bytes(size))], 0.0, 0.0))
+        assert isinstance(message, Step)
+        assert message.encoding == encoding
+        assert (message.size < 5000) is (size < 5000 or encoding == "zstd")
+        # The window and what is owed count what the records are, not how they travel.
+        assert session.outbound.flight_bytes == len(batch(1, bytes(size)).records)
+
+
+def test_a_session_that_lost_count_of_itself_is_caught() -> None:
+    session = begun()
+    session.outbound.check()
+    session.outbound.acked = 1000
+    with pytest.raises(LocalProtocolError, match="acked 1000"):
+        session.outbound.check()
