@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 from linkd import __version__
 from linkd.cli import exits
@@ -55,9 +57,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     try:
         arguments = _parser(_command(words)).parse_args(words)
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else exits.USAGE
-    try:
         code = int(arguments.run(arguments))
         sys.stdout.flush()
         return code
@@ -66,13 +65,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return exits.FINE
     except KeyboardInterrupt:
         return exits.INTERRUPTED
+    except SystemExit as end:  # The parser has said what is wrong, or shown its help.
+        return end.code if isinstance(end.code, int) else exits.USAGE
     except (Ended, ConfigError, LinkdError) as error:
         return _tell(error)
 
 
 def _tell(error: Exception) -> int:
     """Print an error, a line for each where there are several, and return its exit code."""
-    for line in str(error).splitlines() or [type(error).__name__]:
+    told = str(error) or type(error).__name__
+    if isinstance(error, NoDaemon) and told.startswith("no daemon at "):
+        told += "; `systemctl status linkd` tells whether it runs, --socket names another"
+    for line in told.splitlines():
         sys.stderr.write(f"linkd: {line}\n")
     if isinstance(error, Ended):
         return error.code
@@ -110,11 +114,23 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
     wanted = _COMMANDS[command][0] if command in _COMMANDS else None
     if wanted is not None:
-        importlib.import_module(f"linkd.cli.{wanted}").add(subparsers)
+        _loaded(wanted).add(subparsers)
     for name, (module, line) in _COMMANDS.items():
         if module != wanted:
             subparsers.add_parser(name, help=line)
     return parser
+
+
+def _loaded(module: str) -> ModuleType:
+    """Import a command's module; a ^C meanwhile counts afterwards.
+
+    One that hits an extension while it is being loaded can crash the process.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return importlib.import_module(f"linkd.cli.{module}")
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _close_quietly() -> None:

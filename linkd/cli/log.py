@@ -14,6 +14,7 @@ from linkd.cli.options import add_socket, configuration
 from linkd.cli.status import decode
 from linkd.cli.text import number, plural, size
 from linkd.client.errors import NoDaemon
+from linkd.errors import ConfigError
 from linkd.status import LogStatus
 
 if TYPE_CHECKING:
@@ -69,11 +70,12 @@ def _offset(text: str) -> int:
 
 def _stat(arguments: argparse.Namespace) -> int:
     """Print what the daemon says of its log; without a daemon, what the files say."""
+    absent = None
     if arguments.dir is None:
         try:
             log = decode(calls.get(arguments, "/v1/status").body).log
-        except NoDaemon:
-            pass
+        except NoDaemon as error:
+            absent = error
         else:
             if arguments.json:
                 print(msgspec.json.encode(log).decode())
@@ -82,7 +84,12 @@ def _stat(arguments: argparse.Namespace) -> int:
             return exits.FINE
     from linkd.log import stat  # noqa: PLC0415 - only where the files are read
 
-    found = stat(_directory(arguments))
+    try:
+        found = stat(_directory(arguments))
+    except (ConfigError, Ended) as error:
+        if absent is None:
+            raise
+        raise Ended(exits.NO_DAEMON, f"{absent}; and of its files: {error}") from None
     if arguments.json:
         print(msgspec.json.encode(found).decode())
     else:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import io
+import signal
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import msgspec
@@ -120,6 +123,47 @@ def test_no_daemon_is_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     for command in (["status"], ["publish", "a", "b"], ["kick", "hub"], ["subscribe", "a"]):
         assert main(["--socket", str(tmp_path / "none"), *command]) == 3
         assert capsys.readouterr().err.startswith("linkd: no daemon at ")
+
+
+def test_who_finds_no_daemon_is_told_where_to_look(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    absent = str(tmp_path / "none")
+    assert main(["status", "--socket", absent]) == 3
+    said = capsys.readouterr().err
+    assert "`systemctl status linkd`" in said
+    assert said.count("\n") == 1
+    assert main(["-c", str(tmp_path / "none.toml"), "log", "stat", "--socket", absent]) == 3
+    said = capsys.readouterr().err
+    assert said.startswith(f"linkd: no daemon at {absent}: ")
+    assert "none.toml: can't be read" in said
+
+
+def test_each_error_has_a_line_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "linkd.toml"
+    file.write_text('[node]\nname = "a"\nname_ = "b"\n[logs]\n')
+    assert main(["check", "-c", str(file)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith(f"linkd: {file}: ") for line in lines)
+
+
+def test_interrupted_while_it_loads_it_ends_as_ever(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = importlib.import_module
+
+    def load(name: str) -> ModuleType:
+        signal.raise_signal(signal.SIGINT)
+        return real(name)
+
+    monkeypatch.setattr(importlib, "import_module", load)
+    assert main(["version"]) == 130
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.undo()
+    assert main(["version"]) == 0
 
 
 def test_usage_is_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
