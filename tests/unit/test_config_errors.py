@@ -4,12 +4,15 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 
 import pytest
+from msgspec import inspect
 
 from linkd.cli import main
 from linkd.config import load
+from linkd.config.shape import expectation, misshapen, tables
 from linkd.errors import ConfigError
 
 NODE = '[node]\nname = "here"\n'
@@ -177,6 +180,26 @@ def test_a_file_that_is_too_large(tmp_path: Path) -> None:
 
 def test_at_least_forty_kinds() -> None:
     assert len(BAD) + len(BROKEN) >= 40
+
+
+def test_each_setting_given_a_date_says_what_the_documentation_says_of_it() -> None:
+    checked = 0
+    for heading, struct in tables():
+        kind = inspect.type_info(struct)
+        assert isinstance(kind, inspect.StructType)
+        for field in kind.fields:
+            words = expectation(field.type)
+            assert words
+            assert "None" not in words
+            wrong: object = {field.encode_name: date(2026, 1, 1)}
+            for word in reversed(heading.strip("[]").split(".")):
+                wrong = {word: [wrong] if f"[[{word}]]" in heading or word == "key" else wrong}
+            assert isinstance(wrong, dict)
+            said = [what for where, what in misshapen(wrong) if where[-1] == field.encode_name]
+            assert len(said) == 1
+            assert said[0].startswith(f"expected {words}, got 2026-01-01")
+            checked += 1
+    assert checked > 40
 
 
 def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
