@@ -67,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return exits.INTERRUPTED
     except SystemExit as end:  # The parser has said what is wrong, or shown its help.
         return end.code if isinstance(end.code, int) else exits.USAGE
+    except UnicodeEncodeError as error:
+        return _tell(Ended(exits.USAGE, f"expected UTF-8, got {error.object!r}"))
     except (Ended, ConfigError, LinkdError) as error:
         return _tell(error)
 

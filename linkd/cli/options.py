@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from linkd.config import Config
 
 DEFAULT_SOCKET: Final = "/run/linkd/linkd.sock"
+MAX_TTL_SECONDS: Final = 1e9
+MAX_WAIT_SECONDS: Final = 3600.0
+"""As the daemon has them."""
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +36,28 @@ def add_socket(parser: argparse.ArgumentParser) -> None:
         default=argparse.SUPPRESS,
         help="the daemon's socket (default: LINKD_SOCKET, else what the configuration says)",
     )
+
+
+def seconds(text: str, most: float = MAX_TTL_SECONDS) -> float:
+    """Return the seconds that `text` says; for argparse.
+
+    Raises:
+        ArgumentTypeError: It is no number above 0 and up to `most`.
+    """
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 0.0 < found <= most:
+        raise argparse.ArgumentTypeError(
+            f"expected seconds, above 0 and at most {most:,.0f}, got {text!r}"
+        )
+    return found
+
+
+def patience(text: str) -> float:
+    """Return how long to wait, in seconds, at most an hour; for argparse."""
+    return seconds(text, MAX_WAIT_SECONDS)
 
 
 def socket_path(arguments: argparse.Namespace) -> str:

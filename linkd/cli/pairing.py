@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from linkd.cli import calls, exits, text
 from linkd.cli.exits import Ended
-from linkd.cli.options import add_socket, socket_path
+from linkd.cli.options import add_socket, patience, socket_path
 
 if TYPE_CHECKING:
     from linkd.pairing import Joining
@@ -53,7 +53,7 @@ def add(subparsers: Any) -> None:
         "code", metavar="CODE", nargs="+", help="what `linkd invite` printed; - reads it"
     )
     join.add_argument(
-        "--timeout", type=float, default=30.0, metavar="S", help="wait so long for `up` (30)"
+        "--timeout", type=patience, default=30.0, metavar="S", help="wait so long for `up` (30)"
     )
     join.set_defaults(run=_join)
     peers = subparsers.add_parser(

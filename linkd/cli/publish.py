@@ -11,7 +11,7 @@ import msgspec
 
 from linkd.cli import calls, exits
 from linkd.cli.exits import Ended
-from linkd.cli.options import add_socket, socket_path
+from linkd.cli.options import add_socket, patience, seconds, socket_path
 from linkd.client.http import call, expect
 
 MAX_BODY_BYTES: Final = 16 * 1024 * 1024
@@ -42,7 +42,7 @@ def add(subparsers: Any) -> None:
         "--id", default="", metavar="ID", help="published again with it, nothing is stored"
     )
     parser.add_argument(
-        "--ttl", type=float, metavar="S", help="drop it if it is not there after S seconds"
+        "--ttl", type=seconds, metavar="S", help="drop it if it is not there after S seconds"
     )
     parser.add_argument(
         "--content-type", default="", metavar="TYPE", help="what the body is, such as text/plain"
@@ -50,7 +50,7 @@ def add(subparsers: Any) -> None:
     parser.add_argument("--wait", metavar="PEER", help="return only once that peer has it on disk")
     parser.add_argument(
         "--timeout",
-        type=float,
+        type=patience,
         default=DEFAULT_TIMEOUT,
         metavar="S",
         help="how long --wait waits (default: %(default)g seconds)",

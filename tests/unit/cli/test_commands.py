@@ -150,6 +150,20 @@ def test_each_error_has_a_line_of_its_own(
     assert all(line.startswith(f"linkd: {file}: ") for line in lines)
 
 
+def test_what_is_no_utf_8_is_usage(daemon: HttpDaemon, capsys: pytest.CaptureFixture[str]) -> None:
+    daemon.answers["POST /v1/channels/orders"] = (201, {"offset": 7, "count": 1})
+    for words in (
+        ["kick", "\udcff"],
+        ["publish", "orders\udcff", "x"],
+        ["publish", "orders", "x", "--type", "\udcff"],
+        ["token", "--channel", "\udcff"],
+    ):
+        assert main(words) == 2, words
+        assert "expected UTF-8" in capsys.readouterr().err
+    assert main(["publish", "orders", "\udcff"]) == 0
+    assert daemon.asked[-1].body == b"\xff"
+
+
 def test_interrupted_while_it_loads_it_ends_as_ever(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,6 +190,10 @@ def test_usage_is_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["subscribe", "a", "--count", "-1"]) == 2
     assert main(["subscribe", "a", "--from", "-1"]) == 2
     assert main(["log", "trim", "--before", "-1"]) == 2
+    for given in ("nan", "inf", "-5", "0", "1e99", "abc"):
+        assert main(["publish", "a", "x", "--wait", "hub", "--timeout", given]) == 2, given
+        assert main(["publish", "a", "x", "--ttl", given]) == 2, given
+        assert main(["join", "code", "--timeout", given]) == 2, given
     capsys.readouterr()
 
 
