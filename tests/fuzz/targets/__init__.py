@@ -22,11 +22,8 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "text": ("linkd.api.textframes", "linkd.api.bodies"),
     "text_session": ("linkd.api.text", "linkd.api.textframes", "linkd.api.callers"),
     "log": ("linkd.log.frame", "linkd.log.seal"),
-    "recovery": (
-        "linkd.log.recover", "linkd.log.damage", "linkd.log.scan", "linkd.log.seal",
-        "linkd.log.identity", "linkd.log.reader",
-    ),
-}  # fmt: skip
+    "recovery": ("linkd.log.recover", "linkd.log.damage"),
+}
 """Each target's name, and the modules in which it looks for new ways to go."""
 
 Target = Callable[[bytes], None]
