@@ -14,7 +14,14 @@ from pathlib import Path
 from types import FrameType
 
 from tests.campaign import steady
-from tests.campaign.run import Plan, Report, main
+from tests.campaign.acts import FLAVOURS, Act, Plan, script
+from tests.campaign.broken import BUILDS
+from tests.campaign.minimise import minimise
+from tests.campaign.report import Report
+from tests.campaign.run import main
+
+LEAST_SECONDS = 90.0
+"""With less time than this left no other run is begun."""
 
 
 def arguments() -> argparse.Namespace:
@@ -28,7 +35,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--edges", type=int, help="1 is a pair; the default varies: 1, 5, 1, 2")
     parser.add_argument("--rate", type=float, default=400.0, help="records/s of each publisher")
     parser.add_argument("--longest", type=float, default=14.0, help="seconds of a fault at most")
-    parser.add_argument("--clocks", action="store_true", help="step wall clocks too")
+    parser.add_argument("--flavour", choices=FLAVOURS, help="the default varies with the seed")
+    parser.add_argument("--only", metavar="N,N", help="of all acts of the seed only these")
+    parser.add_argument(
+        "--minimise", type=int, metavar="SEED", help="find the fewest acts of it that still fail"
+    )
+    parser.add_argument("--tries", type=int, default=20, help="runs that minimising may take")
+    parser.add_argument("--broken", choices=BUILDS, help="run a build that is broken on purpose")
     parser.add_argument("--results", type=Path, help="write reports into this folder")
     parser.add_argument(
         "--steady",
@@ -44,7 +57,8 @@ def keep(report: Report, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     stem = folder / f"campaign-{report.plan.seed}"
     stem.with_suffix(".txt").write_text("\n".join(report.lines()) + "\n")
-    stem.with_suffix(".json").write_text(json.dumps(asdict(report), indent=1) + "\n")
+    found = {**asdict(report), "good": report.good}
+    stem.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
 
 
 def run_steady(asked: argparse.Namespace) -> int:
@@ -73,31 +87,83 @@ def run_steady(asked: argparse.Namespace) -> int:
     return 0 if all(result.good for result in results) else 1
 
 
+def plan_of(asked: argparse.Namespace, seed: int, number: int) -> Plan:
+    """Return the plan of the run of that number."""
+    shapes = [asked.edges] if asked.edges else [1, 5, 1, 2]
+    flavour = asked.flavour or FLAVOURS[seed % len(FLAVOURS)]
+    return Plan(
+        seed,
+        shapes[number % len(shapes)],
+        asked.faults,
+        2,
+        asked.rate,
+        asked.longest,
+        flavour,
+        asked.broken or "",
+    )
+
+
+def again(plan: Plan, acts: list[Act] | None) -> str:
+    """Return the command that does the same once more."""
+    only = "" if acts is None else " --only " + ",".join(str(act.number) for act in acts)
+    broken = f" --broken {plan.broken}" if plan.broken else ""
+    return (
+        f"again: scripts/campaign --seed {plan.seed} --edges {plan.edges} --faults {plan.faults}"
+        f" --rate {plan.rate:g} --longest {plan.longest:g} --flavour {plan.flavour}{broken}{only}"
+    )
+
+
+def reduce(plan: Plan, tries: int, until: float) -> int:
+    """Find the fewest faults that fail, and print them and the command that makes them."""
+
+    def fails(acts: list[Act]) -> bool:
+        if time.monotonic() > until:
+            return False
+        numbers = ",".join(str(act.number) for act in acts)
+        good = main(plan, acts).good
+        print(f"minimise: acts {numbers}: {'good' if good else 'fails'}", flush=True)
+        return not good
+
+    acts = script(plan)
+    if not fails(acts):
+        print("minimise: all of them together did not fail this time")
+        return 0
+    left = minimise(acts, fails, tries)
+    print(f"minimise: {len(left)} of {len(acts)} acts are enough:")
+    for act in left:
+        print(f"  {act.number}: {' and '.join(act.kinds)}, up to {act.seconds:.1f} s")
+    print(again(plan, left), flush=True)
+    return 1
+
+
 def run() -> int:
     """Run until the time is over, or something is not good."""
     asked = arguments()
     if asked.steady is not None:
         return run_steady(asked)
-    seed = secrets.randbelow(1_000_000) if asked.seed is None else asked.seed
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything is ended
     until = time.monotonic() + (asked.hours or 0.0) * 3600.0
-    shapes = [asked.edges] if asked.edges else [1, 5, 1, 2]
+    if asked.minimise is not None:
+        return reduce(
+            plan_of(asked, asked.minimise, 0), asked.tries, until if asked.hours else 1e18
+        )
+    seed = secrets.randbelow(1_000_000) if asked.seed is None else asked.seed
     number = 0
     while True:
-        edges = shapes[number % len(shapes)]
-        plan = Plan(seed + number, edges, asked.faults, 2, asked.rate, asked.longest, asked.clocks)
-        print(f"campaign: seed {plan.seed}, {edges} edge(s)", file=sys.stderr, flush=True)
-        report = main(plan)
+        plan = plan_of(asked, seed + number, number)
+        print(f"campaign: seed {plan.seed}, {plan.edges} edge(s)", file=sys.stderr, flush=True)
+        acts = None
+        if asked.only:
+            wanted = {int(word) for word in asked.only.split(",")}
+            acts = [act for act in script(plan) if act.number in wanted]
+        report = main(plan, acts, until if asked.hours else 1e18)
         if asked.results is not None:
             keep(report, asked.results)
         if not report.good:
-            print(
-                f"again: scripts/campaign --seed {plan.seed} --edges {edges} --faults {plan.faults}"
-                f" --rate {plan.rate} --longest {plan.longest}",
-                flush=True,
-            )
+            print(again(plan, acts), flush=True)
             return 1
         number += 1
-        if time.monotonic() >= until:
+        if time.monotonic() >= until - LEAST_SECONDS:
             return 0
 
 

@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
+from linkd.drill.certificates import Authority
+from tests.campaign.acts import Act
 from tests.campaign.traffic import Audit
 from tests.support.daemon import Clock, Daemon
 from tests.support.lab import Fault, Host, Lab
+
+HUB_NAME = "hub.lab"
+DISK = "1g"
+"""The size of the small disk."""
+
+LEFT_KIB = 256
+"""What is left of it when it is full."""
+
+RATES = ("4kb/s", "8kb/s", "16kb/s", "32kb/s")
+RESET_SECONDS = 1.0
+RENEWED_SECONDS = 86_400.0
 
 
 @dataclass
@@ -25,7 +39,11 @@ class Edge:
 
 @dataclass
 class Scene:
-    """What faults may touch."""
+    """What faults may touch.
+
+    `small` is the daemon whose log has a disk of its own, `authority` who issued the hub's
+    certificate (None: the links are not encrypted).
+    """
 
     lab: Lab
     hub_host: Host
@@ -34,6 +52,8 @@ class Scene:
     audit: Audit
     clocks: dict[str, Clock]
     rng: Random
+    small: tuple[Daemon, Host] | None = None
+    authority: Authority | None = None
 
     def daemons(self) -> list[Daemon]:
         """Return all daemons, the hub first."""
@@ -50,6 +70,8 @@ class Happened:
     ended: float
     disturbed: tuple[str, ...] = ()
     """Daemons that were killed or frozen: their own measurements don't count meanwhile."""
+
+    act: int = 0
 
 
 Run = Callable[[Scene, float], Happened]
@@ -83,11 +105,48 @@ def _reset(scene: Scene, seconds: float) -> Happened:
     """Answer every packet of the connection by a reset."""
     edge = scene.rng.choice(scene.edges)
     began = time.monotonic()
+    _reset_edge(scene, edge, min(seconds, 2.0))
+    return Happened("reset", edge.name, began, time.monotonic())
+
+
+def _reset_edge(scene: Scene, edge: Edge, seconds: float) -> None:
     rule = f"INPUT -p tcp -s {scene.hub_host.address} -j REJECT --reject-with tcp-reset"
     edge.host.sh(f"iptables -w 5 -I {rule}")
-    time.sleep(min(seconds, 2.0))
-    edge.host.sh(f"iptables -w 5 -D {rule}")
-    return Happened("reset", edge.name, began, time.monotonic())
+    try:
+        time.sleep(seconds)
+    finally:
+        edge.host.sh(f"iptables -w 5 -D {rule}")
+
+
+def _slow(scene: Scene, seconds: float) -> Happened:
+    """Let no more than a few kilobytes a second pass each way; the rest is dropped."""
+    edge = scene.rng.choice(scene.edges)
+    rate, hub = scene.rng.choice(RATES), scene.hub_host
+    began = time.monotonic()
+    limit = f"-m hashlimit --hashlimit-above {rate} --hashlimit-burst 16kb --hashlimit-name"
+    rules = [
+        f"-s {one} -d {two} {limit} s{edge.host.number}{way} -j DROP"
+        for way, one, two in (
+            ("i", hub.address, edge.host.address),
+            ("o", edge.host.address, hub.address),
+        )
+    ]
+    with Fault(scene.lab.middle, rules):
+        time.sleep(seconds)
+    return Happened(f"slow {rate}", edge.name, began, time.monotonic())
+
+
+def _dns(scene: Scene, seconds: float) -> Happened:
+    """Take the hub's name away from an edge, and cut what is open, so that it is looked up."""
+    edge = scene.rng.choice(scene.edges)
+    began = time.monotonic()
+    edge.host.names({})
+    try:
+        _reset_edge(scene, edge, min(seconds, RESET_SECONDS))
+        time.sleep(max(0.0, seconds - RESET_SECONDS))
+    finally:
+        edge.host.names({HUB_NAME: scene.hub_host.address})
+    return Happened("dns", edge.name, began, time.monotonic())
 
 
 def _flap(scene: Scene, seconds: float) -> Happened:
@@ -109,6 +168,16 @@ def _kill(scene: Scene, seconds: float) -> Happened:
     time.sleep(min(seconds, scene.rng.uniform(0.0, 3.0)))
     daemon.start(60.0)
     return Happened("kill -9", daemon.name, began, time.monotonic(), (daemon.name,))
+
+
+def _absent(scene: Scene, seconds: float) -> Happened:
+    """Stop one daemon cleanly, and start it only when the time is over."""
+    daemon = scene.rng.choice(scene.daemons())
+    began = time.monotonic()
+    daemon.stop(20.0)
+    time.sleep(seconds)
+    daemon.start(60.0)
+    return Happened("absent", daemon.name, began, time.monotonic(), (daemon.name,))
 
 
 def _restart_both(scene: Scene, seconds: float) -> Happened:
@@ -151,6 +220,43 @@ def _clock(scene: Scene, seconds: float) -> Happened:
     return Happened("clock step", name, began, time.monotonic())
 
 
+def _disk(scene: Scene, seconds: float) -> Happened:
+    """Leave no room on the small disk: publishes are refused, and what peers send waits."""
+    if scene.small is None:
+        raise RuntimeError("no daemon has a small disk")
+    daemon, host = scene.small
+    state = daemon.directory / "state"
+    began = time.monotonic()
+    used = int(host.sh(f"df -k --output=used '{state}' | tail -n 1"))
+    host.sh(f"mount -o remount,size={used + LEFT_KIB}k '{state}'")
+    try:
+        time.sleep(seconds)
+    finally:
+        host.sh(f"mount -o remount,size={DISK} '{state}'")
+    return Happened("disk full", daemon.name, began, time.monotonic())
+
+
+def _certificate(scene: Scene, seconds: float) -> Happened:
+    """Let the hub's certificate end, cut what is open so that it is shown, then renew it."""
+    if scene.authority is None:
+        raise RuntimeError("the links are not encrypted")
+    edge = scene.rng.choice(scene.edges)
+    began = time.monotonic()
+    try:
+        scene.authority.issue(scene.hub_host.address, 1.0)
+        scene.hub.signal(signal.SIGHUP)
+        time.sleep(2.0)
+        _reset_edge(scene, edge, RESET_SECONDS)
+        time.sleep(seconds)
+    finally:
+        scene.authority.issue(scene.hub_host.address, RENEWED_SECONDS)
+        scene.hub.signal(signal.SIGHUP)
+    time.sleep(1.0)
+    for each in scene.edges:  # else who was rejected tries again after a minute
+        each.daemon.signal(signal.SIGUSR1)
+    return Happened("certificate", edge.name, began, time.monotonic())
+
+
 def _kick(scene: Scene, seconds: float) -> Happened:
     """Ask all dialers to try again, out of season."""
     edge = scene.rng.choice(scene.edges)
@@ -160,20 +266,57 @@ def _kick(scene: Scene, seconds: float) -> Happened:
     return Happened("kick", edge.name, began, time.monotonic())
 
 
-FAULTS: dict[str, tuple[int, Run]] = {
-    "cut": (4, _path("cut", lambda lab, edge, hub: lab.cut(edge.host, hub))),
-    "one way in": (2, _path("one way in", lambda lab, edge, hub: lab.cut(edge.host, hub, "in"))),
-    "one way out": (2, _path("one way out", lambda lab, edge, hub: lab.cut(edge.host, hub, "out"))),
-    "loss": (2, _path("loss 10 %", lambda lab, edge, hub: lab.loss(edge.host, hub, 0.1))),
-    "large": (1, _path("large packets", lambda lab, edge, hub: lab.drop_large(edge.host, hub))),
-    "drop.sh": (3, _drop_script),
-    "reset": (3, _reset),
-    "flap": (2, _flap),
-    "kill": (5, _kill),
-    "restart": (1, _restart_both),
-    "freeze": (3, _freeze),
-    "consumer": (3, _consumer),
-    "clock": (1, _clock),
-    "kick": (1, _kick),
+FAULTS: dict[str, Run] = {
+    "cut": _path("cut", lambda lab, edge, hub: lab.cut(edge.host, hub)),
+    "one way in": _path("one way in", lambda lab, edge, hub: lab.cut(edge.host, hub, "in")),
+    "one way out": _path("one way out", lambda lab, edge, hub: lab.cut(edge.host, hub, "out")),
+    "loss": _path("loss 10 %", lambda lab, edge, hub: lab.loss(edge.host, hub, 0.1)),
+    "slow": _slow,
+    "large": _path("large packets", lambda lab, edge, hub: lab.drop_large(edge.host, hub)),
+    "drop.sh": _drop_script,
+    "reset": _reset,
+    "flap": _flap,
+    "dns": _dns,
+    "kill": _kill,
+    "absent": _absent,
+    "restart": _restart_both,
+    "freeze": _freeze,
+    "disk": _disk,
+    "certificate": _certificate,
+    "kick": _kick,
+    "consumer": _consumer,
+    "clock": _clock,
 }
-"""Each with its weight."""
+
+
+def perform(scene: Scene, act: Act) -> list[Happened]:
+    """Make the faults of an act, all at once, and mend them; return what happened.
+
+    Raises:
+        Exception: The lab could not make or mend one; the others are mended.
+    """
+    done: list[Happened] = []
+    wrong: list[Exception] = []
+
+    def one(place: int, kind: str) -> None:
+        rng = Random(f"{act.seed}/{place}")
+        if place:
+            time.sleep(rng.uniform(0.0, 1.0))
+        try:
+            done.append(replace(FAULTS[kind](replace(scene, rng=rng), act.seconds), act=act.number))
+        except Exception as error:  # raised below, once all have ended
+            wrong.append(error)
+
+    others = [
+        threading.Thread(target=one, args=(place, kind))
+        for place, kind in enumerate(act.kinds)
+        if place
+    ]
+    for other in others:
+        other.start()
+    one(0, act.kinds[0])
+    for other in others:
+        other.join()
+    if wrong:
+        raise wrong[0]
+    return done

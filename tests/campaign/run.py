@@ -7,105 +7,30 @@ import itertools
 import sys
 import tempfile
 import time
-from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
-from typing import Any
 
-from tests.campaign.checker import Verdict, judge, read_log
-from tests.campaign.faults import FAULTS, Edge, Happened, Scene
+from linkd.drill.certificates import Authority
+from tests.campaign.acts import Act, Plan, script
+from tests.campaign.checker import judge, read_log
+from tests.campaign.faults import DISK, HUB_NAME, RENEWED_SECONDS, Edge, Scene, perform
+from tests.campaign.report import BACK_SECONDS, BOUNDS, Report
 from tests.campaign.traffic import Audit, Publisher
 from tests.support.daemon import Clock, Daemon, listen, peer
-from tests.support.lab import Lab
+from tests.support.lab import Host, Lab
 from tests.support.needs import faketime
 
-BOUNDS = {"ping-timeout": (6.9, 7.2), "silence": (9.9, 10.2)}
 SETTLE_SECONDS = 120.0
+RESERVE_SECONDS = 40.0
+"""Kept for settling and judging where a campaign has to be over at a given time."""
+
 QUIET_SECONDS = 5.0
 """The named consumer has come to the end when nothing new reaches it for so long."""
 
-
-@dataclass(frozen=True)
-class Plan:
-    """What is to be done.
-
-    Args:
-        seed: Of everything that is random.
-        edges: 1 is a pair.
-        faults: How many.
-        publishers: At each daemon.
-        rate: Records a second of each publisher.
-        longest: Seconds that a fault lasts at most.
-        clocks: Step wall clocks too. The library that does so makes every look at a clock dear: the
-            daemons wake late, and their detection times are not judged.
-    """
-
-    seed: int
-    edges: int = 1
-    faults: int = 200
-    publishers: int = 2
-    rate: float = 400.0
-    longest: float = 14.0
-    clocks: bool = False
-
-
-@dataclass
-class Report:
-    """What came of it."""
-
-    plan: Plan
-    seconds: float = 0.0
-    happened: list[Happened] = field(default_factory=list)
-    verdicts: list[Verdict] = field(default_factory=list)
-    audit: list[str] = field(default_factory=list)
-    consumed: int = 0
-    doubtful: int = 0
-    refused: int = 0
-    noticed: list[tuple[str, str, float]] = field(default_factory=list)
-    outside: list[str] = field(default_factory=list)
-    bugs: list[str] = field(default_factory=list)
-    undrained: list[str] = field(default_factory=list)
-    late: list[str] = field(default_factory=list)
-    began: float = 0.0
-
-    @property
-    def good(self) -> bool:
-        """Whether every promise was kept."""
-        kept = all(verdict.good for verdict in self.verdicts)
-        return kept and not (self.audit or self.outside or self.bugs or self.undrained)
-
-    def published(self) -> int:
-        """Return how many records were acknowledged, each counted once."""
-        return sum({v.publisher: v.acked for v in self.verdicts}.values())
-
-    def lines(self) -> list[str]:
-        """Return it for people."""
-        kinds = Counter(happened.kind for happened in self.happened)
-        lost = sum(len(v.lost) for v in self.verdicts)
-        twice = sum(len(v.twice) for v in self.verdicts)
-        disorder = sum(v.out_of_order for v in self.verdicts)
-        said = [
-            f"seed {self.plan.seed}, {self.plan.edges} edge(s), {len(self.happened)} faults in"
-            f" {self.seconds:.0f} s: "
-            + ", ".join(f"{n} {kind}" for kind, n in kinds.most_common()),
-            f"{self.published()} records acknowledged ({self.doubtful} in doubt, {self.refused}"
-            f" refused), {self.consumed} read by the named consumer in spite of its deaths",
-            f"lost {lost}, twice {twice}, out of order {disorder}",
-        ]
-        for reason, bound in BOUNDS.items():
-            times = sorted(seconds for _, why, seconds in self.noticed if why == reason)
-            if times:
-                said.append(
-                    f"{reason}: {len(times)} times, {times[0]:.3f} to {times[-1]:.3f} s, median"
-                    f" {times[len(times) // 2]:.3f} s (bound {bound[0]} to {bound[1]} s)"
-                )
-        for what in ("audit", "outside", "bugs", "undrained"):
-            said += [f"{what}: {line}" for line in getattr(self, what)]
-        if not self.good:
-            said += [f"late: {line}" for line in self.late]
-        said.append("GOOD" if self.good else "NOT GOOD")
-        return said
+TAKES = 'send = ["down.>", "up.>"]\nreceive = ["up.>"]\n'
+GIVES = 'send = ["up.>"]\nreceive = ["down.>", "up.>"]\n'
+Say = Callable[[str], None]
 
 
 class Campaign:
@@ -113,7 +38,6 @@ class Campaign:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.rng = Random(plan.seed)
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Campaign:
@@ -131,64 +55,130 @@ class Campaign:
 
     def _build(self) -> None:
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="campaign-")))
+        folder.chmod(0o755)
         lab = self._stack.enter_context(Lab(folder))
         names = [f"edge-{number + 1}" for number in range(self.plan.edges)]
-        hub_host = lab.host("hub")
-        clocks = {}
-        environments: dict[str, dict[str, str]] = {}
-        if self.plan.clocks and faketime() is not None:
-            for name in ("hub", *names):
-                own = folder / name
-                own.mkdir()
-                clocks[name] = Clock(own)
-                environments[name] = clocks[name].environment()
-        takes = 'send = ["down.>", "up.>"]\nreceive = ["up.>"]\n'
-        gives = 'send = ["up.>"]\nreceive = ["down.>", "up.>"]\n'
-        hub_config = listen() + "".join(peer(name, extra=takes) for name in names)
-        hub = Daemon("hub", hub_config, hub_host, environments.get("hub"))
-        self._stack.callback(hub.close)
-        edges = []
-        dial = peer("hub", f"ws://{hub_host.address}:9443/link", extra=gives)
+        hosts = {name: lab.host(name) for name in ("hub", *names)}
+        authority = Authority(folder) if self.plan.flavour == "tls" else None
+        hub_config, dial = self._configs(names, hosts["hub"].address, authority)
+        configs = {"hub": hub_config, **dict.fromkeys(names, dial)}
+        self._clocks = self._make_clocks(folder, list(hosts))
+        daemons = {name: self._daemon(name, hosts[name], configs[name]) for name in hosts}
         for name in names:
-            host = lab.host(name)
-            daemon = Daemon(name, dial, host, environments.get(name))
-            self._stack.callback(daemon.close)
-            edges.append(Edge(name, host, daemon))
-        audit = Audit(hub, "up.>")
+            hosts[name].names({HUB_NAME: hosts["hub"].address})
+        small = Random(self.plan.seed).choice(list(hosts))
+        state = daemons[small].directory / "state"
+        state.mkdir(0o700)
+        hosts[small].sh(f"mount -t tmpfs -o size={DISK},mode=700 tmpfs '{state}'")
+        audit = Audit(daemons["hub"], "up.>")
         self._stack.callback(audit.kill)
-        self.scene = Scene(lab, hub_host, hub, edges, audit, clocks, self.rng)
+        edges = [Edge(name, hosts[name], daemons[name]) for name in names]
+        self.scene = Scene(
+            lab,
+            hosts["hub"],
+            daemons["hub"],
+            edges,
+            audit,
+            self._clocks,
+            Random(self.plan.seed),
+            (daemons[small], hosts[small]),
+            authority,
+        )
         for daemon in self.scene.daemons():
             daemon.start(60.0)
         for edge in edges:
             edge.daemon.wait_up("hub", 30.0)
 
-    def run(self, say: Any = None) -> Report:
-        """Make the faults under traffic, let all settle, and judge."""
+    def _configs(
+        self, names: Sequence[str], address: str, authority: Authority | None
+    ) -> tuple[str, str]:
+        """Return the configuration of the hub, and that of every edge."""
+        peers = "".join(peer(name, extra=TAKES) for name in names)
+        if authority is None:
+            return listen() + peers, peer("hub", f"ws://{HUB_NAME}:9443/link", extra=GIVES)
+        certificate, key = authority.issue(address, RENEWED_SECONDS)
+        encrypted = listen().replace(
+            "insecure = true\n", f'certificate = "{certificate}"\nkey = "{key}"\n'
+        )
+        dial = peer("hub", f"wss://{address}:9443/link", extra=GIVES)
+        return encrypted + peers, dial.replace("insecure = true\n", f'ca = "{authority.file}"\n')
+
+    def _make_clocks(self, folder: Path, names: Sequence[str]) -> dict[str, Clock]:
+        """Make a wall clock for every daemon, where clocks are to be stepped."""
+        if self.plan.flavour != "clocks":
+            return {}
+        if faketime() is None:
+            raise RuntimeError("this machine lacks libfaketime")
+        for name in names:
+            (folder / name).mkdir()
+        return {name: Clock(folder / name) for name in names}
+
+    def _daemon(self, name: str, host: Host, config: str) -> Daemon:
+        """Make a daemon, not started."""
+        clock = self._clocks.get(name)
+        daemon = Daemon(name, config, host, clock.environment() if clock is not None else None)
+        self._stack.callback(daemon.close)
+        if self.plan.broken:
+            daemon.program = ("-m", "tests.campaign.broken", self.plan.broken)
+        return daemon
+
+    def run(
+        self, acts: Sequence[Act] | None = None, until: float = 1e18, say: Say = print
+    ) -> Report:
+        """Make the faults under traffic, let all settle, and judge.
+
+        Args:
+            acts: What to do; None: what the plan says.
+            until: Monotonic seconds at which it must be over.
+            say: Told of each act.
+        """
         report = Report(self.plan)
         began = report.began = time.monotonic()
         publishers = self._publishers()
         for publisher in publishers:
             publisher.start()
         self.scene.audit.start()
-        kinds = [kind for kind, (weight, _) in FAULTS.items() for _ in range(weight)]
-        for number in range(self.plan.faults):
-            kind = self.rng.choice(kinds)
-            if kind == "clock" and not self.scene.clocks:
-                continue
-            time.sleep(self.rng.uniform(0.0, 2.0))
-            happened = FAULTS[kind][1](self.scene, self.rng.uniform(0.1, self.plan.longest))
-            report.happened.append(happened)
-            if say is not None:
-                say(
-                    f"{number + 1}/{self.plan.faults} {happened.kind} {happened.whom}"
-                    f" {happened.ended - happened.began:.1f} s"
-                )
+        for act in script(self.plan) if acts is None else acts:
+            if time.monotonic() + act.pause + act.seconds > until - RESERVE_SECONDS:
+                break
+            time.sleep(act.pause)
+            happened = perform(self.scene, act)
+            report.happened += happened
+            if act.settle:
+                self._await_links(act, report)
+            told = ", ".join(f"{h.kind} {h.whom} {h.ended - h.began:.1f} s" for h in happened)
+            say(f"{act.number + 1}/{self.plan.faults} {told}")
         for publisher in publishers:
             publisher.end()
         self._settle(report)
         report.seconds = time.monotonic() - began
         self._judge(report, publishers)
         return report
+
+    def _await_links(self, act: Act, report: Report) -> None:
+        """Wait until all links are up at both ends; note how long that took."""
+        began = time.monotonic()
+        down = ["?"]
+        while down and time.monotonic() < began + 2 * BACK_SECONDS:
+            try:
+                down = self._down()
+            except OSError:  # too busy to answer
+                down = ["no answer"]
+            if down:
+                time.sleep(0.05)
+        took = time.monotonic() - began
+        report.back.append((act.number, round(took, 3)))
+        if took > BACK_SECONDS:
+            report.overdue.append(f"after act {act.number} ({', '.join(act.kinds)}): {took:.1f} s")
+
+    def _down(self) -> list[str]:
+        """Return the links that are not up."""
+        return [
+            f"{daemon.name} to {link['peer']}"
+            for daemon in self.scene.daemons()
+            for link in daemon.status()["links"]
+            if link["state"] != "up"
+        ]
 
     def _publishers(self) -> list[Publisher]:
         """Make the publishers of every daemon."""
@@ -197,7 +187,7 @@ class Campaign:
             branch = "down" if daemon.name == "hub" else f"up.{daemon.name}"
             for number in range(self.plan.publishers):
                 name = f"{daemon.name}/{number}"
-                rng = Random(self.rng.getrandbits(64))
+                rng = Random(f"{self.plan.seed}/{name}")
                 channel = f"{branch}.{number}"
                 made.append(Publisher(daemon, name, channel, rng, self.plan.rate))
         return made
@@ -226,7 +216,11 @@ class Campaign:
         scene.audit.kill()
         for daemon in scene.daemons():
             daemon.stop(20.0)
-        logs = {d.name: read_log(d.directory / "state", d.name) for d in scene.daemons()}
+        hosts = {"hub": scene.hub_host, **{edge.name: edge.host for edge in scene.edges}}
+        logs = {  # as their hosts see them: one has a disk of its own
+            d.name: read_log(Path(f"/proc/{hosts[d.name].pid}/root{d.directory}/state"), d.name)
+            for d in scene.daemons()
+        }
         for publisher in publishers:
             ledger = publisher.ledger
             report.doubtful += sum(last - first for first, last in ledger.doubtful)
@@ -284,7 +278,7 @@ class Campaign:
                     continue
                 report.noticed.append((daemon.name, reason, seconds))
                 low, high = BOUNDS[reason]
-                if not low <= seconds <= high and not self.plan.clocks:
+                if not low <= seconds <= high:
                     at = line.at - report.began
                     report.outside.append(
                         f"{daemon.name} noticed {reason} of {fields.get('peer')} after {seconds} s,"
@@ -292,9 +286,13 @@ class Campaign:
                     )
 
 
-def main(plan: Plan) -> Report:
+def main(plan: Plan, acts: Sequence[Act] | None = None, until: float = 1e18) -> Report:
     """Run a campaign and print how it goes."""
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
     with Campaign(plan) as campaign:
-        report = campaign.run(lambda line: print(line, file=sys.stderr, flush=True))
+        report = campaign.run(acts, until, say)
     print("\n".join(report.lines()), flush=True)
     return report

@@ -87,6 +87,7 @@ class Daemon:
         directory: Short-lived; has `linkd.toml`, `state/`, `linkd.sock`, `secret`.
         lines: What it has written, oldest first, over all its starts.
         pid: Of the process under way, or of the last one.
+        program: Of this Python, which is `linkd`; may be replaced before a start.
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class Daemon:
         self.environment = dict(environment or {})
         self.lines: list[Line] = []
         self.pid = 0
+        self.program: Sequence[str] = COMMAND
         self._command = command
         self._came = threading.Condition()
         self._process: subprocess.Popen[bytes] | None = None
@@ -147,7 +149,7 @@ class Daemon:
         path.chmod(0o777)
         self.notices.clear()
         command = self._command or python(
-            *COMMAND, "run", "-c", str(self.config_file), "--log-format", "json"
+            *self.program, "run", "-c", str(self.config_file), "--log-format", "json"
         )
         environment = {"NOTIFY_SOCKET": str(path), "PYTHONUNBUFFERED": "1", **self.environment}
         if self.host is None:

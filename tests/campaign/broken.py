@@ -1,0 +1,77 @@
+"""Builds broken on purpose, as real daemons: a campaign that can't catch them proves nothing.
+
+`python -m tests.campaign.broken NAME run …` is `linkd run …` with one rule of it broken.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from linkd.cli import main
+from linkd.core.inbound import Inbound
+from linkd.core.liveness import Liveness
+from linkd.core.takeover import Refusal, Takeovers
+from linkd.log import recover, segments
+from linkd.log.files import Files
+from linkd.log.recover import Found
+from linkd.log.state import State
+
+
+def ack_before_commit() -> None:
+    """Acknowledge what has arrived, not what is on disk."""
+    whole = Inbound.ack
+
+    def ack(self: Inbound) -> object:
+        self.committed = max(self.committed, self.received or 0)
+        return whole(self)
+
+    Inbound.ack = ack  # type: ignore[method-assign,assignment]
+
+
+def no_takeover() -> None:
+    """Refuse who comes back as long as the old connection counts as alive."""
+
+    def judge(self: Takeovers, live: object, new: object, now: float) -> Refusal:
+        return Refusal("replaced", "broken on purpose")
+
+    Takeovers.judge = judge  # type: ignore[method-assign]
+
+
+def polled_keepalive() -> None:
+    """Look every five seconds whether the time of silence has passed."""
+
+    def poll(self: Liveness) -> float:
+        return math.ceil((self.heard_at + self.limit) / 5.0) * 5.0
+
+    Liveness.deadline = property(poll)  # type: ignore[assignment,method-assign]
+
+
+def cursor_apart() -> None:
+    """Keep how far a peer's log is stored here apart from the records: a crash takes it back."""
+    whole = recover.recover
+
+    def stale(folder: Path, files: Files, wall: Callable[[], float]) -> Found:
+        found = whole(folder, files, wall)
+        if found.state is not None and found.snapshot is not None:
+            older = State.restored(found.snapshot)
+            found.state._cursors = older._cursors
+            found.state._origins = older._origins
+        return found
+
+    segments.recover = stale  # type: ignore[attr-defined]
+
+
+BUILDS: dict[str, Callable[[], None]] = {
+    "ack-before-commit": ack_before_commit,
+    "no-takeover": no_takeover,
+    "polled-keepalive": polled_keepalive,
+    "cursor-apart": cursor_apart,
+}
+
+if __name__ == "__main__":
+    BUILDS[sys.argv[1]]()
+    sys.argv[1:] = sys.argv[2:]
+    raise SystemExit(main())
