@@ -155,6 +155,8 @@ class CursorFile(MemoryCursors):
         self._dirty: dict[_Key, bytes | None] = {}
         self._waiting: list[Done] = []
         self._ended: Callable[[], None] | None = None
+        self._bad: Exception | None = None  # why the file is to be made anew
+        self._aside = ""  # what it is called since it was set aside for that
         try:
             self._db = self._find(snapshot)
         except (apsw.Error, OSError) as error:
@@ -276,46 +278,57 @@ class CursorFile(MemoryCursors):
                     self._lock.wait()
                 if not self._waiting and self._ended is None:
                     self._lock.wait(LAZY_SECONDS)
+            error = None if self._bad is None else self._begin_anew(self._bad)
+            with self._lock:
                 rows, self._dirty = self._dirty, {}
                 waiting, self._waiting = self._waiting, []
                 ended = self._ended
-            error = self._write(rows)
+            error = error or self._write(rows)
             if waiting:
                 self._post(_telling(waiting, error))
             if ended is not None:
                 self._db.close()
                 self._post(ended)
                 return
-            if isinstance(error, _DAMAGED):
-                self._begin_anew(error)
-            elif error is not None:
+            if error is not None:
+                if isinstance(error, _DAMAGED):
+                    self._bad, self._aside = error, ""
                 with self._lock:
                     self._dirty = rows | self._dirty
                     self._lock.wait(RETRY_SECONDS)
 
-    def _begin_anew(self, error: Exception) -> None:
-        """Set a file aside that went bad under way, and have all of memory written again."""
+    def _begin_anew(self, bad: Exception) -> Exception | None:
+        """Set a file aside that went bad under way, and let all of memory be written into another.
+
+        Returns:
+            Why that failed; the next try goes on from there.
+        """
         self._db.close()
-        aside = self._set_aside()
-        self._db = self._open()
+        try:
+            self._aside = self._aside or self._set_aside().name
+            self._db = self._open()
+        except (apsw.Error, OSError) as error:
+            return error
         told = Told(
             "warn",
             "log.rebuilt",
-            f"{self._path} went bad ({error}), was set aside as {aside.name} and made anew",
+            f"{self._path} went bad ({bad}), was set aside as {self._aside} and made anew",
         )
+        self._bad, self._aside = None, ""
+        rows: dict[_Key, bytes | None] = {}
+        rows |= {(_PEER, cursor.peer): _encode(cursor) for cursor in tuple(self._peers.values())}
+        rows |= {(_CONSUMER, one.name): _encode(one) for one in tuple(self._consumers.values())}
+        rows |= {(_OUTAGE, number): row for number, row in tuple(self._outages.items())}
+        with self._lock:
+            self._dirty = rows | self._dirty
 
-        def all_again() -> None:
+        def tell() -> None:
             self.told.append(told)
             for call in tuple(self.on_told):
                 call(told)
-            for cursor in self._peers.values():
-                self._changed(_PEER, cursor.peer, cursor)
-            for consumer in self._consumers.values():
-                self._changed(_CONSUMER, consumer.name, consumer)
-            for number, row in self._outages.items():
-                self._changed(_OUTAGE, number, row)
 
-        self._post(all_again)
+        self._post(tell)
+        return None
 
     def _write(self, rows: dict[_Key, bytes | None]) -> Exception | None:
         """Write rows in one transaction; return why it failed, if it did."""

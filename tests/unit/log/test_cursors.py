@@ -138,7 +138,7 @@ def test_a_row_that_changes_all_the_time_is_written_ten_times_a_second(pair: Pai
     assert 1 <= len(commits) <= 7
 
 
-@pytest.mark.parametrize("how", ["deleted", "rubbish", "flipped", "foreign"])
+@pytest.mark.parametrize("how", ["deleted", "rubbish", "flipped", "foreign", "no row"])
 def test_a_lost_file_is_made_anew_from_the_log(pair: Pair, how: str) -> None:
     change(pair)
     for _ in range(13):
@@ -150,6 +150,10 @@ def test_a_lost_file_is_made_anew_from_the_log(pair: Pair, how: str) -> None:
     elif how == "foreign":
         db = apsw.Connection(str(path))
         db.execute("update kept set value = x'1234' where kind = 'log'")
+        db.close()
+    elif how == "no row":
+        db = apsw.Connection(str(path))
+        db.execute("insert into kept values ('peer', 'bad', x'c1')")
         db.close()
     elif how == "rubbish":
         path.write_bytes(b"rubbish" * 1000)
@@ -280,3 +284,61 @@ def test_a_file_that_cannot_be_opened_says_what_to_do(
         log.close(partial(done.append, True))
         pair.until(lambda: done)
     pair.open()
+
+
+def test_a_file_that_goes_bad_while_the_disk_refuses_another_is_made_anew_once_it_does_not(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ended the thread: no consumer's ack was ever answered again, nor the close."""
+    monkeypatch.setattr("linkd.log.cursors.RETRY_SECONDS", 0.01)
+    change(pair)
+    assert isinstance(pair.cursors, CursorFile)
+    write, opened = pair.cursors._write, pair.cursors._open
+    broken, refused = [True], [True] * 3
+
+    def bad(rows: Any) -> Exception | None:
+        return apsw.CorruptError("a bad page") if broken and broken.pop() else write(rows)
+
+    def full() -> apsw.Connection:
+        if refused:
+            refused.pop()
+            raise apsw.FullError("no room")
+        return opened()
+
+    monkeypatch.setattr(pair.cursors, "_write", bad)
+    monkeypatch.setattr(pair.cursors, "_open", full)
+    done: list[Any] = []
+    pair.cursors.set_consumer(BILLING, done.append)
+    pair.until(lambda: done)
+    assert isinstance(done[0], apsw.CorruptError)
+    last = Consumer("last", 3, (), 1.0)
+    pair.cursors.set_consumer(last, done.append)
+    pair.until(lambda: len(done) == 2)
+    pair.until(lambda: pair.cursors.told)
+    found = pair.restart()
+    assert found.told == []
+    assert found.consumers() == {"billing": BILLING, "last": last}
+    assert found.peers() == {"hub": HUB}
+    assert found.outages() == [(1, b"one"), (2, b"two")]
+    assert len(list(pair.folder.glob("cursors.db.damaged-*"))) == 1
+
+
+def test_all_that_is_known_is_in_the_new_file_before_the_end(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change(pair)
+    assert isinstance(pair.cursors, CursorFile)
+    monkeypatch.setattr("linkd.log.cursors.RETRY_SECONDS", 0.01)
+    write, broken = pair.cursors._write, [True]
+
+    def bad(rows: Any) -> Exception | None:
+        return apsw.CorruptError("a bad page") if broken and broken.pop() else write(rows)
+
+    monkeypatch.setattr(pair.cursors, "_write", bad)
+    pair.cursors.set_peer(PeerCursor("other", 2, 3))
+    deadline = time.monotonic() + 10
+    while broken and time.monotonic() < deadline:
+        time.sleep(0.001)
+    found = pair.restart()
+    assert set(found.peers()) == {"hub", "other"}
+    assert found.consumers() == {"billing": BILLING}
