@@ -13,7 +13,7 @@ from types import ModuleType
 from linkd import __version__
 from linkd.cli import exits
 from linkd.cli.exits import Ended, ReaderGone
-from linkd.cli.options import add_socket
+from linkd.cli.options import Whole, add_socket
 from linkd.client.errors import NoDaemon, TimedOut
 from linkd.errors import ConfigError, LinkdError
 
@@ -106,14 +106,12 @@ def _command(words: Sequence[str]) -> str | None:
 
 def _parser(command: str | None) -> argparse.ArgumentParser:
     """Return a parser that knows `command` in full and the others by name."""
-    parser = argparse.ArgumentParser(
-        prog="linkd",
-        description="A resilient link between servers.",
-        allow_abbrev=False,
-    )
+    parser = Whole(prog="linkd", description="A resilient link between servers.")
     parser.add_argument("--version", action="version", version=f"linkd {__version__}")
     add_socket(parser)
-    subparsers = parser.add_subparsers(metavar="COMMAND", dest="command", required=True)
+    subparsers = parser.add_subparsers(
+        metavar="COMMAND", dest="command", required=True, parser_class=Whole
+    )
     wanted = _COMMANDS[command][0] if command in _COMMANDS else None
     if wanted is not None:
         _loaded(wanted).add(subparsers)

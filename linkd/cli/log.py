@@ -46,8 +46,8 @@ def add(subparsers: Any) -> None:
     trim = verbs.add_parser(
         "trim",
         help="delete records below an offset",
-        description="Delete records below an offset, owed ones too: peers and consumers that"
-        " wanted them are told the gap. It says first how many.",
+        description="Delete records below an offset, owed ones too, in whole files: peers and"
+        " consumers that wanted them are told the gap. It says first how many.",
     )
     trim.add_argument(
         "--before", type=_offset, required=True, metavar="OFFSET", help="records below it go"
@@ -157,14 +157,17 @@ def _trim(arguments: argparse.Namespace) -> int:
         "/v1/log/trim",
         {"before": arguments.before, "confirmed": bool(arguments.yes)},
     ).json()
-    told = f"{plural(answer['records'], 'record')} below {number(arguments.before)}"
-    owed = f"{number(answer['owed'])} of them still owed to a peer or consumer"
-    if arguments.yes:
-        print(f"deleted {told}, {owed}")
-        return exits.FINE
-    print(f"{told} would go, {owed}")
-    print("nothing was changed; add --yes to do it")
-    return exits.ANSWER_IS_NO
+    below = number(arguments.before)
+    owed = f"{number(answer['owed'])} below it still owed to a peer or consumer"
+    if not arguments.yes:
+        print(f"up to {plural(answer['records'], 'record')} below {below} would go, {owed}")
+        print("nothing was changed; add --yes to do it")
+        return exits.ANSWER_IS_NO
+    if answer["records"]:
+        print(f"deleted {plural(answer['records'], 'record')} below {below}, {owed}")
+    else:
+        print(f"nothing to delete: no file of the log lies wholly below {below}, and only those go")
+    return exits.FINE
 
 
 def _directory(arguments: argparse.Namespace) -> Path:

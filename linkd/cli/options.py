@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from linkd.config import Config
@@ -14,6 +14,13 @@ DEFAULT_SOCKET: Final = "/run/linkd/linkd.sock"
 MAX_TTL_SECONDS: Final = 1e9
 MAX_WAIT_SECONDS: Final = 3600.0
 """As the daemon has them."""
+
+
+class Whole(argparse.ArgumentParser):
+    """A parser that takes no abbreviated options: what works today must work tomorrow."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:

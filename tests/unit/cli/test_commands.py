@@ -183,6 +183,8 @@ def test_interrupted_while_it_loads_it_ends_as_ever(
 def test_usage_is_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main([]) == 2
     assert main(["nonsense"]) == 2
+    assert main(["status", "--js"]) == 2
+    assert main(["log", "trim", "--before", "3", "--ye"]) == 2
     assert main(["publish"]) == 2
     assert main(["publish", "a", "--lines", "--id", "x"]) == 2
     assert main(["-c", str(tmp_path / "none.toml"), "status"]) == 2
@@ -345,7 +347,12 @@ def test_acting_commands(daemon: HttpDaemon, capsys: pytest.CaptureFixture[str])
     assert main(["resync", "hub", "--yes"]) == 0
     assert daemon.asked[-1].body == b'{"confirmed":true}'
     assert main(["log", "trim", "--before", "13"]) == 1
-    assert "12 records below 13 would go, 3 of them still owed" in capsys.readouterr().out
+    assert "up to 12 records below 13 would go, 3 below it still owed" in capsys.readouterr().out
+    assert main(["log", "trim", "--before", "13", "--yes"]) == 0
+    assert "deleted 12 records below 13, 3 below it still owed" in capsys.readouterr().out
+    daemon.answers["POST /v1/log/trim"] = (200, {"records": 0, "owed": 0, "done": True})
+    assert main(["log", "trim", "--before", "13", "--yes"]) == 0
+    assert "nothing to delete: no file of the log lies wholly below 13" in capsys.readouterr().out
     assert main(["token", "--channel", "orders"]) == 0
     assert capsys.readouterr().out == "t0ken\n"
     assert daemon.asked[-1].body == b'{"channel":"orders"}'
