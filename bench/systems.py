@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -96,7 +97,7 @@ class Process:
         return self._process.poll() is None
 
 
-class System:
+class System(ABC):
     """Two nodes of one system, `edge` and `hub`, or a hub and many.
 
     Attributes:
@@ -125,9 +126,9 @@ class System:
         self.edges: list[Process] = []
 
     @classmethod
+    @abstractmethod
     def version(cls) -> str | None:
         """Return what is installed, or None."""
-        raise NotImplementedError
 
     @property
     def source(self) -> int:
@@ -171,17 +172,17 @@ class System:
                 process.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    @abstractmethod
     def start_hub(self) -> None:
         """Start the hub."""
-        raise NotImplementedError
 
+    @abstractmethod
     def start_edge(self, number: int) -> Process:
         """Start one that dials the hub."""
-        raise NotImplementedError
 
+    @abstractmethod
     def linked(self) -> None:
         """Wait until messages pass."""
-        raise NotImplementedError
 
     def processes(self) -> list[Process]:
         """All daemons."""

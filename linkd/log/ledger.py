@@ -7,6 +7,7 @@ An engine says when a group goes (`_pump`) and calls `_committed` or `_failed` f
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from random import Random
@@ -33,7 +34,7 @@ def new_token(rng: Random) -> str:
     return f"{rng.getrandbits(64):016x}"
 
 
-class Ledger:
+class Ledger(ABC):
     """The part of a log that knows no disk.
 
     `linkd.log.engine.Log` says what the methods promise.
@@ -66,13 +67,13 @@ class Ledger:
         self._closing: Callable[[], None] | None = None
         self._closed = False
 
+    @abstractmethod
     def clock(self) -> float:
         """Return the log's own clock."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _pump(self) -> None:
         """Something waits: send a group on its way, if it is time for one."""
-        raise NotImplementedError
 
     # what it knows
 

@@ -7,6 +7,7 @@ copying what follows.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from itertools import count
 from typing import Any, ClassVar, Final, get_args
@@ -217,13 +218,13 @@ class Connection(Sending):
         except RemoteProtocolError as error:
             self.fail("protocol", str(error), error.close_code)
 
+    @abstractmethod
     def first(self, message: Message) -> None:
         """Take the peer's first message.
 
         Raises:
             RemoteProtocolError: It is no hello, or not one to be had.
         """
-        raise NotImplementedError
 
     def onPing(self, payload: bytes) -> None:
         """Answer a ping, unless the other end does not read what we have sent already."""
@@ -267,9 +268,9 @@ class Connection(Sending):
         else:
             self.watch()
 
+    @abstractmethod
     def watch(self) -> None:
         """Be called again when silence may reach the limit."""
-        raise NotImplementedError
 
     # -- ending -------------------------------------------------------------------------------
 
@@ -366,9 +367,9 @@ class Connection(Sending):
         text = str(reason.value).strip() or "no reason given"
         return "closed", f"the connection was closed: {text}"
 
+    @abstractmethod
     def ended_early(self, reason: Failure) -> None:
         """It ended before it was greeted."""
-        raise NotImplementedError
 
     def onClose(self, *_: object) -> None:
         """Autobahn's word for it; `connectionLost` follows."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 from linkd.core.liveness import Liveness
@@ -11,7 +12,7 @@ from linkd.net.timers import Clock
 from linkd.net.websocket import STATE_OPEN
 
 
-class Sending:
+class Sending(ABC):
     """The sending half of `linkd.net.connection.Connection`; also the transport's producer."""
 
     dialed: ClassVar[bool]
@@ -62,6 +63,6 @@ class Sending:
         """The transport has gone."""
         self.writable = False
 
+    @abstractmethod
     def _bug(self, what: str) -> None:
         """Say a bug, and end the connection."""
-        raise NotImplementedError
