@@ -6,14 +6,12 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 
 import msgspec
 
 from linkd.core.batch import Batch
-from linkd.log.files import Files
 from linkd.log.frame import BATCH, Frame, batch_of, frame_at, frame_size, head_of
 from linkd.log.group import Post
 
@@ -79,15 +77,6 @@ class Reader:
     def forget(self) -> None:
         """Forget where offsets were found; called in a job."""
         self._hints.clear()
-
-    def delete(self, files: Files, path: Path) -> None:
-        """Delete a file, if it is there."""
-
-        def job() -> None:
-            with suppress(OSError):
-                files.unlink(path)
-
-        self._queue.put(job)
 
     def fetch(
         self,

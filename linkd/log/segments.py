@@ -22,13 +22,14 @@ from linkd.log.frame import HAS_IDS, HEAD, PREFIX_BYTES, Part, part_of
 from linkd.log.group import CursorSet, Post, ignore
 from linkd.log.identity import Identity, save_identity
 from linkd.log.ids import Ids
-from linkd.log.index import FORMAT, NEEDS, Index, SegmentHead, index_path, segment_path
+from linkd.log.index import FORMAT, NEEDS, Index, SegmentHead, segment_path
 from linkd.log.ledger import Ledger, new_token
 from linkd.log.lock import lock, not_ours
 from linkd.log.reader import Reader
 from linkd.log.recover import Found, recover
+from linkd.log.retention import Retention, remove
 from linkd.log.retrieval import Retrieval
-from linkd.log.seal import ids_path, load_ids, seal
+from linkd.log.seal import load_ids, seal
 from linkd.log.settings import Edges, SegmentSettings, refusal
 from linkd.log.shelf import Shelf
 from linkd.log.state import Snapshot, State
@@ -88,8 +89,8 @@ class SegmentLog(Ledger):
         self._segment_bytes = min(settings.segment_bytes, max(1 << 20, settings.max_bytes // 16))
         self._era = 0
         self._under_way_bytes = 0
-        self._owed_from = 1
-        self._trim_to = 1
+        most = self.max_bytes * 9 // 10 - self._segment_bytes
+        self._retention = Retention(settings, most)
         self._free_bytes = 2**62
         self._stuck = self._rolls = self._tight = False
         self._blocked = ""
@@ -104,10 +105,12 @@ class SegmentLog(Ledger):
             lambda: Ward(folder, self._files, self._identity, wall),
             self._tell,
         )
-        if self._writing is None:
-            self._writer.start(None, 0)
-        else:
-            self._writer.start(segment_path(folder, self._writing.number), self._at)
+        last = None if self._writing is None else segment_path(folder, self._writing.number)
+        try:
+            self._writer.start(last, self._at)
+        except OSError as error:
+            os.close(self._lock)
+            raise LogDamaged(not_ours(error, folder)) from None
         self._reader.start()
         self._measure()
         self.epoch = new_token(rng)
@@ -152,7 +155,7 @@ class SegmentLog(Ledger):
 
     def _pump(self) -> None:
         """Send what waits on its way, if nothing is or it is much."""
-        if not self._waiting or self._stuck:
+        if not self._waiting or self._stuck or self._closed:
             return
         under_way = len(self._under_way)
         if under_way and (under_way >= MOST_UNDER_WAY or self._waiting_bytes < EAGER_BYTES):
@@ -342,15 +345,15 @@ class SegmentLog(Ledger):
 
     def release(self, before: int) -> None:
         """Nothing below `before` is owed any more."""
-        if before > self._owed_from:
-            self._owed_from = before
+        if before > self._retention.owed_from:
+            self._retention.owed_from = before
             self._make_room()
 
     def trim(self, before: int) -> int:
         """Delete whole segments below `before`; return how many records go."""
         before = min(before, self.next)
         count = self._shelf.records_below(before)
-        self._trim_to = max(self._trim_to, before)
+        self._retention.trim_to = max(self._retention.trim_to, before)
         last = self._shelf.last
         if last is not None and last is self._writing and last.first < last.next <= before:
             self._begin_anew()
@@ -373,35 +376,22 @@ class SegmentLog(Ledger):
             self._send()
 
     def _retain(self) -> None:
-        """Delete the segments that may go: trimmed, or owed to nobody and too old or too much."""
-        settings, segments = self._settings, self._shelf.segments
+        """Delete the segments that may go."""
+        segments, clock = self._shelf.segments, self.clock()
         size = self._shelf.size + self._under_way_bytes
-        most = self.max_bytes * 9 // 10 - self._segment_bytes
-        oldest = self.clock() - settings.max_age
-        count = 0
-        for segment in segments[:-1]:
-            over = size > most
-            free = segment.next <= self._owed_from and (over or segment.stamp < oldest)
-            dropped = over and settings.when_full == "drop-oldest"
-            if not (free or dropped or segment.next <= self._trim_to):
-                break
-            size -= segment.size
-            count += 1
+        count = self._retention.count(segments, size, clock)
         if count:
             self._drop(count)
-        elif len(segments) == 1 and segments[0] is self._writing:
-            only = segments[0]
-            if only.first < only.next <= self._owed_from and only.stamp < oldest:
-                self._begin_anew()
+        elif segments == [self._writing] and self._retention.outlived(segments[0], clock):
+            self._begin_anew()
 
     def _drop(self, count: int) -> None:
         """Delete the oldest segments in the background, and tell who follows."""
         gone = self._shelf.drop(count)
         self._tight = False
         self._note()
-        for segment in gone:
-            for path in (index_path, ids_path, segment_path):
-                self._reader.delete(self._files, path(self._folder, segment.number))
+        numbers = [segment.number for segment in gone]
+        self._reader.work(lambda: remove(self._files, self._folder, numbers))
         first = self._shelf.segments[0].first
         if first > self.first:
             self.first = first

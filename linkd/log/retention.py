@@ -1,0 +1,64 @@
+"""Which segments may go: trimmed, or owed to nobody and too old or too much."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from linkd.log.files import Files
+from linkd.log.index import Index, index_path, segment_path
+from linkd.log.seal import ids_path
+from linkd.log.settings import SegmentSettings
+
+
+class Retention:
+    """How far a log's segments are needed.
+
+    Args:
+        settings: The log's bounds.
+        most: Bytes of all segments above which old ones go.
+
+    Attributes:
+        owed_from: Nothing below it is owed to anybody.
+        trim_to: What lies below it was trimmed.
+    """
+
+    def __init__(self, settings: SegmentSettings, most: int) -> None:
+        self._settings = settings
+        self._most = most
+        self.owed_from = 1
+        self.trim_to = 1
+
+    def count(self, segments: Sequence[Index], size: int, clock: float) -> int:
+        """Return how many of the oldest segments may go; the last one never does.
+
+        Args:
+            segments: All of them, oldest first.
+            size: Bytes of all, and of what is under way.
+            clock: The log's own time, in seconds.
+        """
+        oldest = clock - self._settings.max_age
+        count = 0
+        for segment in segments[:-1]:
+            over = size > self._most
+            free = segment.next <= self.owed_from and (over or segment.stamp < oldest)
+            dropped = over and self._settings.when_full == "drop-oldest"
+            if not (free or dropped or segment.next <= self.trim_to):
+                break
+            size -= segment.size
+            count += 1
+        return count
+
+    def outlived(self, segment: Index, clock: float) -> bool:
+        """Whether a segment has records, all of which are owed to nobody and too old."""
+        oldest = clock - self._settings.max_age
+        return segment.first < segment.next <= self.owed_from and segment.stamp < oldest
+
+
+def remove(files: Files, folder: Path, numbers: Sequence[int]) -> None:
+    """Delete segments and what lies beside them, as far as the disk lets us."""
+    for number in numbers:
+        for path in (index_path, ids_path, segment_path):
+            with suppress(OSError):
+                files.unlink(path(folder, number))
