@@ -254,7 +254,8 @@ class StreamSession:
             if error is None:
                 self.send(stream.Acked(frame.id, frame.next))
             else:
-                self.send(stream.Failed(frame.id, "not-found", str(error)))
+                word = "not-found" if isinstance(error, KeyError) else "log-full"
+                self.send(stream.Failed(frame.id, word, f"the cursor is not stored: {error}"))
 
         sink.subscription.ack(frame.next, done)
 

@@ -1,0 +1,36 @@
+"""What a client is told of an ack that was not stored: no room is not called "not found"."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from linkd.api.stream import StreamSession
+from linkd.core import stream
+
+
+def answer(error: Exception | None) -> Any:
+    session: Any = object.__new__(StreamSession)
+    kept = SimpleNamespace(ack=lambda _next, done: done(error))
+    session._subscriptions = {1: SimpleNamespace(subscription=kept)}
+    told: list[Any] = []
+    session.send = told.append
+    session._ack(stream.Ack(1, 7))
+    (frame,) = told
+    return frame
+
+
+def test_stored() -> None:
+    assert answer(None) == stream.Acked(1, 7)
+
+
+@pytest.mark.parametrize(
+    ("error", "word"),
+    [(KeyError("billing"), "not-found"), (OSError("database or disk is full"), "log-full")],
+)
+def test_not_stored(error: Exception, word: str) -> None:
+    failed = answer(error)
+    assert (failed.id, failed.error) == (1, word)
+    assert str(error) in failed.message
