@@ -74,11 +74,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _tell(error: Exception) -> int:
-    """Print an error, a line for each where there are several, and return its exit code."""
+    """Print an error, each of a configuration's on its own line, and return its exit code."""
     told = str(error) or type(error).__name__
     if isinstance(error, NoDaemon) and told.startswith("no daemon at "):
         told += "; `systemctl status linkd` tells whether it runs, --socket names another"
-    for line in told.splitlines():
+    for line in told.splitlines() if isinstance(error, ConfigError) else [told]:
         sys.stderr.write(f"linkd: {line}\n")
     if isinstance(error, Ended):
         return error.code

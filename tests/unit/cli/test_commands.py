@@ -150,6 +150,16 @@ def test_each_error_has_a_line_of_its_own(
     assert all(line.startswith(f"linkd: {file}: ") for line in lines)
 
 
+def test_lines_that_are_meant_to_be_copied_stay_as_they_are(
+    daemon: HttpDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = 'put these lines into [listen]:\nkey = "/k"'
+    answer = (409, {"error": "pairing-refused", "message": message})
+    daemon.answers["POST /v1/pairing/invite"] = answer
+    assert main(["invite", "edge-1"]) == 4
+    assert capsys.readouterr().err.splitlines()[1] == 'key = "/k"'
+
+
 def test_what_is_no_utf_8_is_usage(daemon: HttpDaemon, capsys: pytest.CaptureFixture[str]) -> None:
     daemon.answers["POST /v1/channels/orders"] = (201, {"offset": 7, "count": 1})
     for words in (
