@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
-from tests.campaign import steady
+from tests.campaign import page, steady
 from tests.campaign.acts import FLAVOURS, Act, Plan, script
 from tests.campaign.broken import BUILDS
 from tests.campaign.minimise import minimise
@@ -41,6 +41,13 @@ def arguments() -> argparse.Namespace:
         "--minimise", type=int, metavar="SEED", help="find the fewest acts of it that still fail"
     )
     parser.add_argument("--tries", type=int, default=20, help="runs that minimising may take")
+    parser.add_argument(
+        "--page",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help="run nothing: put the results in these folders into docs/measurements",
+    )
     parser.add_argument("--broken", choices=BUILDS, help="run a build that is broken on purpose")
     parser.add_argument("--results", type=Path, help="write reports into this folder")
     parser.add_argument(
@@ -139,6 +146,10 @@ def reduce(plan: Plan, tries: int, until: float) -> int:
 def run() -> int:
     """Run until the time is over, or something is not good."""
     asked = arguments()
+    if asked.page is not None:
+        for path in page.write(asked.page):
+            print(path)
+        return 0
     if asked.steady is not None:
         return run_steady(asked)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything is ended

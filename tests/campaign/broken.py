@@ -14,10 +14,13 @@ from linkd.cli import main
 from linkd.core.inbound import Inbound
 from linkd.core.liveness import Liveness
 from linkd.core.takeover import Refusal, Takeovers
+from linkd.core.wire import EpochEnd
 from linkd.log import recover, segments
 from linkd.log.files import Files
 from linkd.log.recover import Found
-from linkd.log.state import State
+
+BEHIND = 500
+"""How many offsets a cursor lies behind that was not written with its batch."""
 
 
 def ack_before_commit() -> None:
@@ -55,10 +58,12 @@ def cursor_apart() -> None:
 
     def stale(folder: Path, files: Files, wall: Callable[[], float]) -> Found:
         found = whole(folder, files, wall)
-        if found.state is not None and found.snapshot is not None:
-            older = State.restored(found.snapshot)
-            found.state._cursors = older._cursors
-            found.state._origins = older._origins
+        if (state := found.state) is not None:
+            for peer, (log, ends) in list(state._cursors.items()):
+                older = max([1, *(end.next for end in ends[:-1])])
+                last = EpochEnd(ends[-1].epoch, max(older, ends[-1].next - BEHIND))
+                state._cursors[peer] = (log, (*ends[:-1], last))
+            state._origins.clear()
         return found
 
     segments.recover = stale  # type: ignore[attr-defined]

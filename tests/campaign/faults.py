@@ -123,7 +123,7 @@ def _slow(scene: Scene, seconds: float) -> Happened:
     edge = scene.rng.choice(scene.edges)
     rate, hub = scene.rng.choice(RATES), scene.hub_host
     began = time.monotonic()
-    limit = f"-m hashlimit --hashlimit-above {rate} --hashlimit-burst 16kb --hashlimit-name"
+    limit = f"-m hashlimit --hashlimit-above {rate} --hashlimit-burst 32kb --hashlimit-name"
     rules = [
         f"-s {one} -d {two} {limit} s{edge.host.number}{way} -j DROP"
         for way, one, two in (

@@ -271,7 +271,7 @@ class Campaign:
                 if fields.get("old") != "up" or reason not in BOUNDS or seconds is None:
                     continue
                 disturbed = any(
-                    daemon.name in h.disturbed and h.began - 11 < line.at < h.ended + 11
+                    daemon.name in h.disturbed and h.began - 1 < line.at < h.ended + 11
                     for h in report.happened
                 )
                 if disturbed:

@@ -44,7 +44,7 @@ class Kind:
     told: str
     shape: Shape | None = None
     loss: float = 0.0
-    rate: float = 400.0
+    rate: float = 100.0
     size: int = 200
     backlog: int = 64 << 20
 
@@ -54,13 +54,12 @@ KINDS = {
     "slow": Kind(
         "a line of 512 kbit/s each way with a queue of 250 ms, always full",
         Shape(rate=64_000.0, buffer=0.25, delay=0.02),
-        rate=1000.0,
+        rate=100.0,
+        size=2000,
         backlog=1 << 20,
     ),
     "loss": Kind("5 % of all packets lost each way", loss=0.05),
-    "delay": Kind(
-        "300 ms of delay each way, ± 100 ms of jitter", Shape(delay=0.3, jitter=0.1), size=200
-    ),
+    "delay": Kind("300 ms of delay each way, ± 100 ms of jitter", Shape(delay=0.3, jitter=0.1)),
 }
 LOG = '[log]\nmax_bytes = 536870912\nsegment_bytes = 33554432\nwhen_full = "reject"\n'
 BOTH = 'send = ["a.>", "b.>"]\nreceive = ["a.>", "b.>"]\n'

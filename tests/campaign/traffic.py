@@ -63,7 +63,7 @@ class Publisher(threading.Thread):
                 said = self._at.call("POST", path, body, "application/x-ndjson", timeout=30.0)
                 if "offset" not in said:  # 503: it is starting or stopping
                     raise RuntimeError(str(said))
-            except RuntimeError:
+            except (RuntimeError, FileNotFoundError, ConnectionRefusedError):  # or it isn't there
                 ledger.refused += count
                 self._ended.wait(RETRY_SECONDS)
             except (OSError, ValueError, EOFError, HTTPException):
