@@ -13,12 +13,20 @@ import msgspec
 from linkd.log.engine import Told
 from linkd.log.files import Files
 from linkd.log.frame import BATCH, HEAD, MAGIC, Frame, frame_at, frame_prefix, head_of
-from linkd.log.identity import Identity
+from linkd.log.identity import Identity, save_identity
 from linkd.log.index import FORMAT, NEEDS, SegmentHead, index_path, segment_path
 from linkd.log.reader import Damage
 from linkd.log.scan import numbers, read_head, scan
 from linkd.log.seal import ids_path
 from linkd.log.state import Snapshot, State
+
+JUMP = 1 << 24
+"""How far above all known offsets an epoch opens where the log's end was lost.
+
+More than a segment holds.
+"""
+
+_BESIDE = (".idx", ".ids", ".idx.part", ".ids.part", "identity.part")
 
 _snapshot = msgspec.msgpack.Decoder(Snapshot)
 
@@ -81,10 +89,13 @@ class Ward:
             frames = _complete(frames)
         batches = [frame for frame in frames if frame.kind == BATCH]
         head, snapshot = self._head(number, frames)
-        aside = self._set_aside(path)
-        self._write(path, head, snapshot, [frame for frame in frames if frame.kind != HEAD])
-        self.jump = self.jump or last
         holes, end = _holes(head.first, batches)
+        fresh = self._write(path, head, snapshot, [frame for frame in frames if frame.kind != HEAD])
+        if last:
+            self._jump(end)
+        aside = self._set_aside(path)
+        self._files.rename(fresh, path)
+        self._files.sync_dir(self._folder)
         if last:
             holes.append(f"all from {end} on that were there")
         else:
@@ -96,6 +107,12 @@ class Ward:
             f"{path} is damaged at byte {damage.at} and was set aside as {aside}; what is readable"
             f" is kept; offsets lost: {lost}. Keep that file for an examination, check the disk"
         )
+
+    def _jump(self, known: int) -> None:
+        """Let the next epoch open far above, also if a crash comes before it is noted for good."""
+        self.jump = True
+        floor = msgspec.structs.replace(self.identity, next=max(self.identity.next, known) + JUMP)
+        save_identity(self._files, self._folder, floor)
 
     def missing(self, before: int, after: int, next: int, first: int | None) -> None:
         """Say that the segments between two numbers are gone.
@@ -118,15 +135,21 @@ class Ward:
         present = set(numbers(self._folder))
         for path in sorted(self._folder.iterdir()):
             name = path.name
-            if ".damaged-" in name or name.endswith((".idx", ".ids", ".part")) or name == "lock":
+            if ".damaged-" in name or name.endswith(_BESIDE) or name in ("identity", "lock"):
                 continue
             head = self._head_of(path) if path.is_file() else None
-            if head is None or head.number in present or path.name == "identity":
-                continue
+            if head is None or head.number in present or head.number < self.identity.oldest:
+                continue  # one below was deleted on purpose: this is somebody's copy
             right = segment_path(self._folder, head.number)
             self._files.rename(path, right)
             present.add(head.number)
-            self._say(f"{path} is {right.name}, and was given its name again", "warn")
+            if name.endswith(".part"):
+                self._say(
+                    f"{right} is damaged and was being mended when linkd ended; what is readable is"
+                    f" kept, what is not is still in {right.name}.damaged-*"
+                )
+            else:
+                self._say(f"{path} is {right.name}, and was given its name again", "warn")
 
     def _head_of(self, path: Path) -> SegmentHead | None:
         """Return the head of a segment of this log, or None if the file is none."""
@@ -189,8 +212,11 @@ class Ward:
             return state, other, head.node
         return State(self.identity.log), earlier[-1] if earlier else 0, ""
 
-    def _write(self, path: Path, head: SegmentHead, snapshot: bytes, frames: list[Frame]) -> None:
-        """Write a segment of good frames."""
+    def _write(self, path: Path, head: SegmentHead, snapshot: bytes, frames: list[Frame]) -> Path:
+        """Write a segment of good frames beside the bad one; return the file.
+
+        It is whole before the bad one gets another name: a crash in between costs nothing.
+        """
         encoded = msgspec.msgpack.encode(head)
         stamp, wall = (frames[0].stamp, frames[0].wall) if frames else (0.0, self._wall())
         buffers = [
@@ -210,8 +236,7 @@ class Ward:
             self._files.sync(fd)
         finally:
             self._files.close(fd)
-        self._files.rename(fresh, path)
-        self._files.sync_dir(self._folder)
+        return fresh
 
     def _say(self, detail: str, level: str = "error") -> None:
         """Tell the operator, once."""

@@ -11,7 +11,7 @@ import msgspec
 
 from linkd.errors import LogDamaged
 from linkd.log.damage import good_frames
-from linkd.log.identity import load_identity
+from linkd.log.identity import Identity, load_identity
 from linkd.log.index import Index, SegmentHead, segment_path
 from linkd.log.lock import not_ours
 from linkd.log.reader import Damage
@@ -132,9 +132,22 @@ def verify(path: Path) -> Verified:
             records += sum(n for block in index.blocks for n, _ in block.totals.values())
     except OSError as error:
         raise LogDamaged(not_ours(error, path)) from None
-    if identity is not None and present and present[-1] < identity.number:
-        damage.append(f"{path}: the segments from {present[-1] + 1} to {identity.number} are gone")
+    damage += _gone(path, identity, present)
     return Verified(not damage, len(present), records, size, damage, notes)
+
+
+def _gone(path: Path, identity: Identity | None, present: list[int]) -> list[str]:
+    """Say which segments are not there at either end, of those that there were."""
+    now = load_identity(path)  # a daemon at work notes what it deletes before it does
+    if identity is None or now is None:
+        return []
+    gone = []
+    last = present[-1] if present else max(0, now.oldest - 1)
+    if present and 0 < now.oldest < present[0]:
+        gone.append(f"{path}: the segments from {now.oldest} to {present[0] - 1} are gone")
+    if last < identity.number:
+        gone.append(f"{path}: the segments from {last + 1} to {identity.number} are gone")
+    return gone
 
 
 def _counts(path: Path, present: list[int], number: int) -> int:

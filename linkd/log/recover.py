@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from linkd.errors import LogDamaged
-from linkd.log.damage import Ward, good_frames
+from linkd.log.damage import JUMP, Ward, good_frames
 from linkd.log.engine import Told
 from linkd.log.files import Files
 from linkd.log.frame import Frame
@@ -23,12 +23,6 @@ from linkd.log.reader import Damage
 from linkd.log.scan import numbers, read_head, scan
 from linkd.log.seal import load_index
 from linkd.log.state import Snapshot, State
-
-JUMP = 1 << 24
-"""How far above all known offsets an epoch opens where the log's end was lost.
-
-More than a segment holds.
-"""
 
 _MOST_REPAIRS = 10_000
 
@@ -144,10 +138,13 @@ def _heads(folder: Path, files: Files, ward: Ward) -> Heads:
         try:
             head, frame = read_head(path)
         except Damage:
-            if number == present[-1] and not good_frames(path, ward.identity.seed):
-                files.unlink(path)
-                continue
-            raise
+            begun = (
+                number <= ward.identity.number
+            )  # it was on disk: no write that a crash broke off
+            if begun or number < present[-1] or good_frames(path, ward.identity.seed):
+                raise
+            files.unlink(path)
+            continue
         if head.log != ward.identity.log or head.number != number:
             raise Damage(path, 0, foreign=True)
         heads[number] = (head, frame)

@@ -59,6 +59,7 @@ class Retrieval:
         self._bounds = bounds
         self._ward = ward
         self._tell = tell
+        self._said = ""
 
     def fetch(self, position: int, max_bytes: int, done: Fetched) -> None:
         """Read about `max_bytes` of batches from `position` on.
@@ -74,11 +75,14 @@ class Retrieval:
             done(Gap(position, bounds.next) if position < bounds.next else [])
             return
 
+        def again() -> None:
+            self.fetch(position, max_bytes, done)
+
         def found(batches: list[Batch] | OSError | Damage) -> None:
             if position < bounds.first:
                 done(Gap(position, bounds.first))
             elif isinstance(batches, FileNotFoundError):
-                self._mend(Damage(place.path, 0), lambda: self.fetch(position, max_bytes, done))
+                self._mend(Damage(place.path, 0), again, done)
             elif isinstance(batches, OSError):
                 done(LogDamaged(not_ours(batches, place.path)))
             elif isinstance(batches, Damage):
@@ -86,7 +90,7 @@ class Retrieval:
                 if last is not None and self._shelf.path(last) == batches.path:
                     done(LogDamaged(f"{batches}; restart linkd to have it mended"))
                 else:
-                    self._mend(batches, lambda: self.fetch(position, max_bytes, done))
+                    self._mend(batches, again, done)
             elif batches and batches[0].offset > position:
                 done(Gap(position, batches[0].offset))
             else:
@@ -94,56 +98,64 @@ class Retrieval:
 
         self._reader.fetch(place, position, max_bytes, found)
 
-    def _mend(self, damage: Damage, again: Callable[[], None]) -> None:
-        """Mend a sealed segment in the background, then go on."""
+    def _mend(self, damage: Damage, again: Callable[[], None], done: Fetched) -> None:
+        """Mend a sealed segment in the background, then go on.
+
+        Where the disk refuses that, who reads is told so, and not that all of it is gone: what is
+        readable there is read once it can be mended.
+        """
         number = int(damage.path.stem)
         before = next((s for s in self._shelf.segments if s.number == number), None)
 
         def job() -> None:
             told: list[Told] = []
-            index = None if before is None else self._mended(damage, before, told)
+            index: Index | LogDamaged | None = None
+            try:
+                index = None if before is None else self._mended(damage, before, told)
+            except (OSError, Damage) as error:
+                index = LogDamaged(f"{damage.path} could not be mended: {error}")
             self._reader.forget()
             self._reader.post(lambda: mended(index, told))
 
-        def mended(index: Index | None, told: list[Told]) -> None:
-            if index is not None:
-                self._shelf.replace(index)
+        def mended(index: Index | LogDamaged | None, told: list[Told]) -> None:
             for one in told:
                 self._tell(one)
+            if isinstance(index, LogDamaged):
+                if str(index) != self._said:
+                    self._said = str(index)
+                    self._tell(Told("error", "log.damaged", self._said))
+                done(index)
+                return
+            if index is not None:
+                self._shelf.replace(index)
             again()
 
         self._reader.work(job)
 
     def _mended(self, damage: Damage, before: Index, told: list[Told]) -> Index:
-        """Return the index of a segment once it is mended; an empty one where that failed."""
-        path = damage.path
-        try:
-            ward = self._ward()
-            if not path.exists():
-                told.append(
-                    Told(
-                        "error",
-                        "log.damaged",
-                        f"{path} is gone; offsets lost: {before.first} to {before.next - 1}",
-                    )
-                )
-                return _empty(before)
-            head, _ = read_head(path)
-            try:
-                return scan(path, head, before.size, None, sealed=True)[0]
-            except Damage as worse:
-                damage = worse
-            ward.mend(damage)
+        """Return the index of a segment once it is mended; an empty one where it is gone.
+
+        Raises:
+            OSError: The disk refuses.
+            Damage: It could not be read all the same.
+        """
+        path, ward = damage.path, self._ward()
+        if not path.exists():
+            ward.take_back_renamed()
             told += ward.told
+        if not path.exists():
+            lost = f"offsets lost: {before.first} to {before.next - 1}"
+            told.append(Told("error", "log.damaged", f"{path} is gone; {lost}"))
+            return msgspec.structs.replace(before, next=before.first, blocks=[])
+        try:
             head, _ = read_head(path)
-            index, _ = scan(path, head, path.stat().st_size, None, sealed=True)
-            seal(self._files, path.parent, index, ())
-        except (OSError, Damage) as error:
-            told.append(Told("error", "log.damaged", f"{path} could not be mended: {error}"))
-            return _empty(before)
+            size = path.stat().st_size if head.salvaged else before.size
+            return scan(path, head, size, None, sealed=True)[0]
+        except Damage as worse:
+            damage = worse
+        ward.mend(damage)
+        told[:] = ward.told
+        head, _ = read_head(path)
+        index, _ = scan(path, head, path.stat().st_size, None, sealed=True)
+        seal(self._files, path.parent, index, ())
         return index
-
-
-def _empty(index: Index) -> Index:
-    """Return the index of a segment of which nothing can be read."""
-    return msgspec.structs.replace(index, next=index.first, blocks=[])

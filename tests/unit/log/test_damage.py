@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import errno
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from linkd.errors import LogDamaged
+from linkd.errors import Gap, LogDamaged
+from linkd.log import stat, verify
+from linkd.log.damage import JUMP
+from linkd.log.files import RealFiles
+from linkd.log.index import segment_path
 from linkd.log.lock import not_ours
-from tests.support.logs import SegmentBench, append, bodies, draft, everything, received, store
+from tests.support.logs import (
+    SegmentBench,
+    append,
+    bodies,
+    draft,
+    everything,
+    fetch,
+    received,
+    store,
+)
 
 
 @pytest.fixture
@@ -121,3 +136,77 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(LogDamaged, match="check the disk"):
         SegmentBench(tmp_path / "file" / "log")
+
+
+def first_of(bench: SegmentBench, which: int) -> int:
+    """Return the first offset of a segment."""
+    return int(bench.log._shelf.segments[which].first)
+
+
+class Breaking(RealFiles):
+    """Real files; after so many changes the disk is gone."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def _count(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise OSError(errno.EIO, "gone")
+
+    def open(self, path: Path, *, create: bool = False) -> int:
+        self._count()
+        return super().open(path, create=create)
+
+    def write(self, fd: int, at: int, buffers: Sequence[bytes]) -> None:
+        self._count()
+        super().write(fd, at, buffers)
+
+    def rename(self, old: Path, new: Path) -> None:
+        self._count()
+        super().rename(old, new)
+
+    def sync_dir(self, path: Path) -> None:
+        self._count()
+        super().sync_dir(path)
+
+
+@pytest.mark.parametrize("which", [0, 1, -1])
+def test_a_mending_that_is_cut_off_anywhere_costs_nothing_that_is_readable(
+    bench: SegmentBench, tmp_path: Path, which: int
+) -> None:
+    fill(bench)
+    end = bench.log.next
+    bench.close()
+    path = sorted(bench.path.glob("*.log"))[which]
+    flip(path, path.stat().st_size // 2)
+    good = bench.path
+    for left in range(40):
+        bench.path = tmp_path / str(left)
+        shutil.copytree(good, bench.path)
+        bench.files = disk = Breaking(left)
+        try:
+            bench.open()
+        except LogDamaged:
+            disk.left = 1 << 30
+            bench.open()
+        refused = fetch(bench, first_of(bench, which))
+        while isinstance(refused, LogDamaged):
+            assert "could not be mended" in str(refused)
+            assert bench.log.told[-1].detail == str(refused)
+            disk.left = 1 << 30
+            refused = fetch(bench, first_of(bench, which))
+        assert len(bodies(everything(bench))) == 30, left
+        assert list(bench.path.glob("*.damaged-*")), left
+        disk.left = max(disk.left, 1 << 20)
+        bench.until(lambda: bench.log.full is None)
+        (outcome,) = append(bench, draft(b"on it goes"))
+        assert outcome.offset >= end, left
+        bench.close()
+        assert all(one.endswith("are not there") for one in verify(bench.path).damage)
+        if disk.left < 1 << 29:
+            break
+    else:
+        raise AssertionError("no end")
+    bench.path, bench.files = good, None
+    bench.open()
