@@ -28,10 +28,21 @@ def files(path: Path | None = None, environment: Mapping[str, str] | None = None
     Args:
         path: The file named with `-c`; None: `LINKD_CONFIG`, else /etc/linkd/linkd.toml.
         environment: Where `LINKD_CONFIG` is looked up; None: the process's.
+
+    Raises:
+        Unreadable: `linkd.d` is there and can't be read: its peers must not be forgotten silently.
     """
     environment = os.environ if environment is None else environment
     main = path or Path(environment.get("LINKD_CONFIG") or DEFAULT_FILE)
-    return [main, *sorted((main.parent / "linkd.d").glob("*.toml"))]
+    folder = main.parent / "linkd.d"
+    try:
+        return [main, *sorted(path for path in folder.iterdir() if path.suffix == ".toml")]
+    except (FileNotFoundError, NotADirectoryError):
+        return [main]
+    except OSError as error:
+        if not os.access(main, os.R_OK):
+            return [main]  # Which is what there is to say.
+        raise Unreadable(f"{folder}: can't be read: {error.strerror}") from None
 
 
 def load(paths: Sequence[Path] | None = None) -> Config:
