@@ -109,10 +109,6 @@ class Index(msgspec.Struct, array_like=True):
         """Return which block holds `position`, or the first where all lie behind it."""
         return max(0, bisect_right(self.blocks, position, key=_offset) - 1)
 
-    def block_end(self, number: int) -> int:
-        """Return where a block ends in the file."""
-        return self.blocks[number + 1].at if number + 1 < len(self.blocks) else self.size
-
 
 def _offset(block: Block) -> int:
     return block.offset

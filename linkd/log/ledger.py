@@ -170,16 +170,16 @@ class Ledger(ABC):
 
     def _put_off(self, waiting: list[Waiting]) -> int:
         """Let what is too much for one group wait on; return the bytes that go."""
-        size = 0
-        for number, (item, _) in enumerate(waiting):
+        size = number = 0
+        while size < GROUP_BYTES and number < len(waiting):
+            item = waiting[number][0]
             if isinstance(item, Draft):
                 size += len(item.records)
             elif isinstance(item, Stored):
                 size += len(item.batch.records)
-            if size >= GROUP_BYTES:
-                self._waiting = waiting[number + 1 :]
-                del waiting[number + 1 :]
-                break
+            number += 1
+        self._waiting = waiting[number:]
+        del waiting[number:]
         return size
 
     def _committed(self, group: Group) -> None:

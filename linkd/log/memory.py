@@ -100,7 +100,8 @@ class MemoryLog(Ledger):
                         tail.add(piece.batch)
                 elif isinstance(piece.change, EpochOpened):
                     state.open_epoch(piece.change.epoch, piece.change.first)
-                elif piece.change is not None:
+                else:
+                    assert piece.change is not None  # a piece is a batch or a change
                     state.put(piece.change.peer, piece.change.place)
         state.undo = []
         Ledger.__init__(found, self.node, state, ids, tail)

@@ -185,7 +185,7 @@ def _checked(file: Path, counts: int | None, damage: list[str], notes: list[str]
             notes.append(f"{file}: a write broke off, or is under way, at byte {found.at}")
         else:
             damage.append(f"{file}: damaged at byte {found.at}; {len(good)} good frames follow")
-        return scan(file, head, found.at, None)[0]
+        return _partly(file, head)
 
 
 def _partly(file: Path, head: SegmentHead) -> Index:

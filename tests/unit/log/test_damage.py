@@ -6,14 +6,14 @@ import errno
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from linkd.errors import Gap, LogDamaged
-from linkd.log import stat, verify
+from linkd.log import verify
 from linkd.log.damage import JUMP
 from linkd.log.files import RealFiles
-from linkd.log.index import segment_path
 from linkd.log.lock import not_ours
 from tests.support.logs import (
     SegmentBench,
@@ -209,4 +209,189 @@ def test_a_mending_that_is_cut_off_anywhere_costs_nothing_that_is_readable(
     else:
         raise AssertionError("no end")
     bench.path, bench.files = good, None
+    bench.open()
+
+
+def test_a_copy_of_a_segment_that_was_deleted_on_purpose_stays_a_copy(bench: SegmentBench) -> None:
+    """It came back under its name, its records with it, and those between were told as lost."""
+    fill(bench)
+    first = min(bench.path.glob("*.log"))
+    shutil.copy(first, bench.path / "copy of 1")
+    bench.log.trim(20)
+    bench.until(lambda: bench.log.first > 1)
+    begins = bench.log.first
+    bench.restart()
+    assert (bench.log.first, bench.log.told) == (begins, [])
+    assert (bench.path / "copy of 1").exists()
+
+
+def test_a_last_segment_of_which_nothing_is_readable_is_set_aside_and_told(
+    bench: SegmentBench,
+) -> None:
+    """It was deleted, as if a crash had broken off its first write."""
+    fill(bench)
+    end = bench.log.next
+    bench.close()
+    last = max(bench.path.glob("*.log"))
+    spoilt = bytes(last.stat().st_size)
+    last.write_bytes(spoilt)
+    bench.open()
+    (aside,) = bench.path.glob("*.damaged-*")
+    assert aside.read_bytes() == spoilt
+    assert "all from" in bench.log.told[0].detail
+    assert append(bench, draft(b"x"))[0].offset >= end + JUMP - 30
+
+
+def test_a_first_write_of_a_segment_that_a_crash_broke_off_goes_without_a_word(
+    bench: SegmentBench,
+) -> None:
+    fill(bench)
+    bench.close()
+    (bench.path / "000000000004.log").write_bytes(b"LkF\x01" + bytes(100))
+    bench.open()
+    assert bench.log.told == []
+    assert len(bodies(everything(bench))) == 31
+
+
+def test_segments_that_are_gone_are_told_with_their_offsets(bench: SegmentBench) -> None:
+    fill(bench)
+    starts = [segment.first for segment in bench.log._shelf.segments]
+    bench.close()
+    good = bench.path
+    for which, lost in (
+        (0, f"lost: 1 to {starts[1] - 1}"),
+        (1, f"lost: {starts[1]} to {starts[2] - 1}"),
+        (2, f"lost: all from {starts[2]} on"),
+    ):
+        bench.path = good.with_name(f"log{which}")
+        shutil.copytree(good, bench.path)
+        sorted(bench.path.glob("*.log"))[which].unlink()
+        bench.open()
+        assert [lost in told.detail for told in bench.log.told] == [True]
+        gone = fetch(bench, starts[which])
+        assert which == 2 or isinstance(gone, Gap)
+        assert append(bench, draft(b"x"))[0].offset > 31
+        bench.close()
+    bench.path = good
+    bench.open()
+
+
+def test_a_second_bad_file_in_one_second_takes_no_name_from_the_first(bench: SegmentBench) -> None:
+    fill(bench)
+    for _ in range(2):
+        bench.close()
+        flip(min(bench.path.glob("*.log")), 60)
+        bench.open()
+    assert len(list(bench.path.glob("*.damaged-*"))) == 2
+
+
+def test_an_index_and_ids_of_another_kind_are_made_anew(bench: SegmentBench) -> None:
+    for number in range(13):
+        some = draft(b"%d" % number + bytes(100_000), b"", ids=(f"id{number}", ""))
+        append(bench, some)
+    bench.close()
+    (index,) = bench.path.glob("*.idx")
+    (ids,) = bench.path.glob("*.ids")
+    index.write_bytes(ids.read_bytes())
+    ids.unlink()
+    bench.open()
+    assert bench.log.told == []
+    assert append(bench, draft(b"x", ids=("id3",)))[0].duplicate
+    assert len(bodies(everything(bench))) == 26
+
+
+def test_ids_of_a_segment_that_is_damaged_too_are_known_as_far_as_they_are_readable(
+    bench: SegmentBench,
+) -> None:
+    fill(bench)
+    bench.close()
+    for path in bench.path.glob("*.ids"):
+        path.unlink()
+    first = min(bench.path.glob("*.log"))
+    flip(first, first.stat().st_size // 2)
+    bench.open()
+    known, lost = append(bench, draft(b"x", ids=("id1",)), draft(b"y", ids=("id9",)))
+    assert (known.duplicate, lost.duplicate) == (True, False)
+
+
+def test_damage_in_the_last_segment_met_while_reading_waits_for_a_restart(
+    tmp_path: Path,
+) -> None:
+    bench = SegmentBench(tmp_path / "log", memory_bytes=1)
+    for number in range(5):
+        append(bench, draft(b"%d" % number + bytes(1000)))
+    (path,) = bench.path.glob("*.log")
+    content = path.read_bytes()
+    flip(path, 3000)
+    found = fetch(bench, 1)
+    assert isinstance(found, LogDamaged)
+    assert "restart linkd" in str(found)
+    path.write_bytes(content)
+    assert len(bodies(fetch(bench, 1))) == 5
+    flip(path, 3000)
+    bench.restart()
+    assert len(bodies(everything(bench, 1))) == 4
+    bench.close()
+
+
+def test_a_file_that_may_not_be_read_is_named_and_no_gap(
+    bench: SegmentBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(bench)
+
+    def refuse(*args: object) -> None:
+        raise PermissionError(errno.EACCES, "no")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bench.log._reader, "batches", refuse)
+        found = fetch(bench, 1)
+    assert isinstance(found, LogDamaged)
+    assert "chown" in str(found)
+    assert bodies(fetch(bench, 1))
+
+
+def test_what_is_trimmed_while_it_is_read_is_a_gap(bench: SegmentBench) -> None:
+    fill(bench)
+    got: list[Any] = []
+    bench.log.fetch(1, 1000, got.append)
+    bench.log.trim(20)
+    first = bench.log.first
+    bench.until(lambda: got)
+    assert isinstance(got[0], Gap)
+    assert got[0].first == first > 1
+    # And while it is mended: the segment has gone meanwhile.
+    bench.restart()
+    second = bench.log._shelf.segments[0]
+    flip(bench.log._shelf.path(second), 200_000)
+    bench.log.fetch(second.first, 1 << 20, got.append)
+    bench.log._reader.work(lambda: None)
+    bench.until(lambda: bench.log.trim(31) >= 0 or got)
+    bench.until(lambda: len(got) == 2)
+    assert isinstance(got[1], Gap)
+
+
+def test_a_segment_that_cannot_be_opened_for_writing_is_named(
+    bench: SegmentBench,
+) -> None:
+    append(bench, draft(b"a"))
+    bench.close()
+
+    class ReadOnly(RealFiles):
+        def open(self, path: Path, *, create: bool = False) -> int:
+            if path.suffix == ".log":
+                raise PermissionError(errno.EACCES, "denied", str(path))
+            return super().open(path, create=create)
+
+    bench.files = ReadOnly()
+    with pytest.raises(LogDamaged, match="chown"):
+        bench.open()
+    bench.files = Breaking(0)
+    (bench.path / "identity").unlink()
+    with pytest.raises(LogDamaged, match="check the disk"):
+        bench.open()
+    for path in bench.path.glob("*.log"):
+        path.unlink()
+    with pytest.raises(LogDamaged, match="check the disk"):
+        bench.open()
+    bench.files = None
     bench.open()

@@ -10,11 +10,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from linkd.core.batch import Draft
+from linkd.core.batch import Draft, Origin
 from linkd.errors import Gap, LogDamaged, LogFull, StateTooNew
 from linkd.log import stat, verify
 from linkd.log.engine import Appended
 from linkd.log.frame import HEAD, frame_at, frame_prefix
+from linkd.log.reader import Damage
+from linkd.log.scan import read_head, scan
 from linkd.log.writer import Written
 from tests.support.disk import RecordingFiles
 from tests.support.logs import (
@@ -403,3 +405,157 @@ def test_a_slow_commit_and_a_refused_one_are_told(
     bench.files.refuse = errno.ENOSPC
     append(bench, draft(b"refused"))
     assert len(told) == 1
+
+
+def test_what_waits_when_a_stuck_log_is_closed_is_answered(bench: SegmentBench) -> None:
+    """A look at the disk that was on its way sent it behind the writer's end: never answered."""
+    append(bench, draft(b"before"))
+    bench.files.refuse = errno.EIO
+    append(bench, draft(b"refused"))
+    waited: list[Any] = []
+    bench.log.store(received(1, 2, b"kept"), waited.append)
+    done: list[bool] = []
+    log = bench.log
+    bench.files.refuse = 0
+    log.close(lambda: done.append(True))
+    log._report(None)
+    bench.until(lambda: done)
+    assert len(waited) == 1
+    assert isinstance(waited[0], LogFull)
+    bench.open()
+    assert bodies(everything(bench)) == [b"before"]
+
+
+def test_what_waits_is_committed_before_the_log_is_closed(bench: SegmentBench) -> None:
+    got: list[Any] = []
+    for number in range(50):
+        bench.log.append(draft(b"%d" % number), got.append)
+    done: list[int] = []
+    bench.log.close(lambda: done.append(len(got)))
+    bench.until(lambda: done)
+    assert done == [50]
+    bench.open()
+    assert len(bodies(everything(bench))) == 50
+
+
+def test_a_record_larger_than_what_is_read_at_once_and_a_long_head(bench: SegmentBench) -> None:
+    for number in range(40):
+        channel = f"{number:03d}." + "x" * 200
+        origin = Origin(f"node{number}", f"log{number}" * 40, "e" * 60, 1)
+        store(bench, received(1, 2, b"", channel=channel, peer=f"p{number}", origin=origin))
+    for number in range(15):
+        append(bench, draft(b"%02d" % number + bytes(3_000_000), channel="large"))
+    bench.restart()
+    assert len(bodies(everything(bench))) == 55
+    assert [len(body) for body in bodies(fetch(bench, 41, 1000))] == [3_000_002]
+    for number in range(40):
+        assert bench.log.cursor(f"p{number}").next == 2
+
+
+def test_many_readers_at_once_are_each_read_from_their_place(bench: SegmentBench) -> None:
+    for _ in range(13):
+        append(bench, *[draft(b"%d" % n, channel=f"c{n % 2}") for n in range(100)])
+    fill(bench, 13)
+    got: dict[int, Any] = {}
+    for position in range(1, 701):
+        bench.log.fetch(position, 1, lambda found, at=position: got.__setitem__(at, found))
+    bench.until(lambda: len(got) == 700)
+    assert all(found[0].offset <= at < found[-1].next for at, found in got.items())
+    assert len(bench.log._reader._hints) <= 512
+
+
+def test_times_and_totals_of_what_memory_no_longer_has(
+    bench: SegmentBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(30):
+        append(bench, draft(b"%06d" % number + bytes(100_000), time=1000.0 + number))
+    log = bench.restart()
+    assert [log.locate(at) for at in (0.0, 1000.5, 1029.0, 1029.5)] == [1, 2, 30, 31]
+    assert log.owed(29)["orders"][0] == 2
+    assert (log.owed(31), log.stamp_at(31)) == ({}, None)
+    assert log._shelf.stamp_at(31) is None
+    first = min(bench.path.glob("*.log"))
+    content = bytearray(first.read_bytes())
+    content[250_000] ^= 1
+    first.write_bytes(bytes(content))
+    # What can't be read is passed over: the next block answers.
+    assert 2 < log.locate(1000.5) < 10
+
+
+def test_only_a_step_forward_of_what_is_owed_looks_for_room(bench: SegmentBench) -> None:
+    fill(bench, 13)
+    bench.log.release(5)
+    bench.log.release(3)
+    assert bench.log._retention.owed_from == 5
+    assert bench.log.first == 1
+
+
+def test_a_publish_that_does_not_fit_by_far_closes_the_log_to_nobody_else(tmp_path: Path) -> None:
+    bench = SegmentBench(tmp_path / "log", max_bytes=16 * MIB)
+    (refused,) = append(bench, draft(bytes(15 * MIB)))
+    assert isinstance(refused, LogFull)
+    assert bench.log.full is None
+    (taken,) = append(bench, draft(b"small"))
+    assert isinstance(taken, Appended)
+    bench.close()
+
+
+def test_a_trim_while_something_is_under_way_takes_what_it_can(bench: SegmentBench) -> None:
+    fill(bench, 3)
+    got: list[Any] = []
+    bench.log.append(draft(b"under way"), got.append)
+    assert bench.log.trim(4) == 3
+    bench.until(lambda: got)
+    assert bodies(everything(bench, 4)) == [b"under way"]
+
+
+def test_producers_runs_end_at_a_gap_a_channel_and_64_kib(bench: SegmentBench) -> None:
+    drafts = [
+        draft(b"a", producer=numbered("p", 1)),
+        draft(b"b", producer=numbered("p", 2)),
+        draft(b"c", producer=numbered("p", 4)),
+        draft(b"d", producer=numbered("p", 5), channel="other"),
+        draft(b"e", producer=numbered("q", 1), channel="other"),
+        draft(bytes(40_000), producer=numbered("q", 2), channel="other"),
+        draft(bytes(40_000), producer=numbered("q", 3), channel="other"),
+        draft(b"f", producer=numbered("q", 4), channel="other", ids=("x",)),
+        draft(b"f", producer=numbered("q", 5), channel="other", ids=("x",)),
+        draft(b"g", channel="other"),
+    ]
+    got = append(bench, *drafts)
+    assert got == [
+        *[Appended(n, 1) for n in range(1, 9)],
+        Appended(8, 0, True),
+        Appended(9, 1),
+    ]
+    bench.restart()
+    again = append(bench, *drafts[:8])
+    assert again == [Appended(n, 0, True) for n in range(1, 9)]
+    assert append(bench, draft(b"z", producer=numbered("p", 3))) == [Appended(0, 0, True)]
+
+
+def test_a_flood_of_received_batches_is_cut_into_commits_in_order(bench: SegmentBench) -> None:
+    waited: list[Any] = []
+    count = 200
+    for n in range(1, count + 1):
+        bench.log.store(received(n, n + 1, b"%04d" % n + bytes(60_000)), waited.append)
+        if n == 100:
+            bench.log.set_cursor("other", None, waited.append)
+    bench.until(lambda: len(waited) == count + 1)
+    assert [int(body[:4]) for body in bodies(everything(bench, 1))] == list(range(1, count + 1))
+
+
+def test_who_follows_commits_hears_how_long_each_took(bench: SegmentBench) -> None:
+    took: list[float] = []
+    bench.log.on_written.append(took.append)
+    append(bench, draft(b"a"))
+    assert took
+    assert all(0 <= each < 10 for each in took)
+
+
+def test_a_scan_of_nothing_is_damage(bench: SegmentBench) -> None:
+    append(bench, draft(b"a"))
+    (path,) = bench.path.glob("*.log")
+    head, _ = read_head(path)
+    with pytest.raises(Damage):
+        scan(path, head, 0, None)

@@ -1,0 +1,61 @@
+"""The log in memory: commits by hand, a disk that is full, a crash."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+from linkd.errors import LogFull
+from linkd.log import MemoryLog
+from linkd.log.engine import Appended
+from tests.support.logs import draft, received
+
+
+def test_nothing_is_settled_before_its_commit_and_nothing_of_it_outlives_a_crash() -> None:
+    log = MemoryLog("edge", Random(1), delayed=True)
+    got: list[Any] = []
+    log.append(draft(b"a"), got.append)
+    log.store(received(1, 5, b"b"), got.append)
+    assert (got, log.next) == ([], 1)
+    log.commit()
+    assert got == [Appended(1, 1), Appended(2, 1)]
+    log.append(draft(b"c"), got.append)
+    found = log.crash()
+    assert (found.next, len(got)) == (3, 2)
+    cursor = found.cursor("hub")
+    assert cursor is not None
+    assert (cursor.next, cursor.committed) == (5, 5)
+
+
+def test_a_full_log_refuses_publishes_and_lets_what_peers_sent_wait() -> None:
+    log = MemoryLog("edge", Random(1), delayed=True)
+    got: list[Any] = []
+    kept: list[Any] = []
+    log.append(draft(b"a"), got.append)
+    log.store(received(1, 5, b"b"), kept.append)
+    log.fill("no room")
+    assert isinstance(got[0], LogFull)
+    log.append(draft(b"c"), got.append)
+    assert isinstance(got[1], LogFull)
+    log.commit()
+    assert (kept, log.next) == ([], 1)
+    log.drain()
+    log.commit()
+    assert kept == [Appended(1, 1)]
+    log.append(draft(b"d"), got.append)
+    log.commit()
+    assert got[2] == Appended(2, 1)
+    assert log.trim(1) == 0
+
+
+def test_what_is_appended_by_who_is_told_of_a_commit_comes_behind_it() -> None:
+    log = MemoryLog("edge", Random(1))
+    got: list[Any] = []
+
+    def more(outcome: Any) -> None:
+        got.append(outcome)
+        if len(got) < 3:
+            log.append(draft(b"%d" % len(got)), more)
+
+    log.append(draft(b"0"), more)
+    assert got == [Appended(1, 1), Appended(2, 1), Appended(3, 1)]
