@@ -171,7 +171,9 @@ def run() -> int:
         if asked.results is not None:
             keep(report, asked.results)
         if not report.good:
-            print(again(plan, acts), flush=True)
+            command = again(plan, acts)
+            print(command)
+            print(command.replace("again:", "fewer:").replace("--seed", "--minimise"), flush=True)
             return 1
         number += 1
         if time.monotonic() >= until - LEAST_SECONDS:

@@ -40,8 +40,8 @@ them: then the verdict is taken at the lower end of that doubt (two standard err
 LOG_BYTES = 16_777_216
 """The bound of each log, the least there can be: it is full, and turns over, within minutes."""
 
-FULL = 0.9
-"""The share of it above which it counts as full: it goes down by a segment of a sixteenth."""
+FULL = 0.75
+"""The share of it above which it counts as full: what is below makes room for what comes."""
 
 _FREEZE_SECONDS = 11.0
 _PORT = 19_443
