@@ -16,7 +16,7 @@ from linkd.log.frame import BATCH, HEAD, MAGIC, Frame, frame_at, frame_prefix, h
 from linkd.log.identity import Identity, save_identity
 from linkd.log.index import FORMAT, NEEDS, SegmentHead, index_path, segment_path
 from linkd.log.reader import Damage
-from linkd.log.scan import numbers, read_head, scan
+from linkd.log.scan import empty_index, fold, numbers, read_head
 from linkd.log.seal import ids_path
 from linkd.log.state import Snapshot, State
 
@@ -188,29 +188,34 @@ class Ward:
         if frames and frames[0].kind == HEAD and frames[0].at == 0:
             head = msgspec.msgpack.decode(frames[0].head, type=SegmentHead)
             return msgspec.structs.replace(head, salvaged=True), frames[0].records
-        state, previous, node = self._state_before(number)
+        state, previous, node = self._state_before(number, frames)
         identity = self.identity
         head = SegmentHead(
             FORMAT, NEEDS, number, identity.log, node, state.next, previous, 0, identity.seed, True
         )
         return head, msgspec.msgpack.encode(state.snapshot())
 
-    def _state_before(self, number: int) -> tuple[State, int, str]:
+    def _state_before(self, number: int, frames: list[Frame]) -> tuple[State, int, str]:
         """Return the state at the end of the segment before, its number.
 
-        And the node's name then.
+        And the node's name then. What is readable of that one counts, though it be damaged too.
         """
         earlier = [other for other in numbers(self._folder) if other < number]
         for other in reversed(earlier):
             path = segment_path(self._folder, other)
             try:
                 head, frame = read_head(path)
-                state = State.restored(_snapshot.decode(frame.records))
-                scan(path, head, path.stat().st_size, state, sealed=True)
             except Damage:
                 continue
+            state, index = State.restored(_snapshot.decode(frame.records)), empty_index(head)
+            for good in good_frames(path, self.identity.seed):
+                fold(good, index, state)
             return state, other, head.node
-        return State(self.identity.log), earlier[-1] if earlier else 0, ""
+        state = State(self.identity.log)
+        offsets = [head_of(frame).offset for frame in frames if frame.kind == BATCH]
+        oldest = number == self.identity.oldest or not offsets
+        state.next = self.identity.first if oldest else offsets[0]
+        return state, earlier[-1] if earlier else 0, ""
 
     def _write(self, path: Path, head: SegmentHead, snapshot: bytes, frames: list[Frame]) -> Path:
         """Write a segment of good frames beside the bad one; return the file.

@@ -105,19 +105,19 @@ class Retrieval:
         readable there is read once it can be mended.
         """
         number = int(damage.path.stem)
-        before = next((s for s in self._shelf.segments if s.number == number), None)
+        before = next(segment for segment in self._shelf.segments if segment.number == number)
 
         def job() -> None:
             told: list[Told] = []
-            index: Index | LogDamaged | None = None
+            index: Index | LogDamaged
             try:
-                index = None if before is None else self._mended(damage, before, told)
+                index = self._mended(damage, before, told)
             except (OSError, Damage) as error:
                 index = LogDamaged(f"{damage.path} could not be mended: {error}")
             self._reader.forget()
             self._reader.post(lambda: mended(index, told))
 
-        def mended(index: Index | LogDamaged | None, told: list[Told]) -> None:
+        def mended(index: Index | LogDamaged, told: list[Told]) -> None:
             for one in told:
                 self._tell(one)
             if isinstance(index, LogDamaged):
@@ -126,8 +126,7 @@ class Retrieval:
                     self._tell(Told("error", "log.damaged", self._said))
                 done(index)
                 return
-            if index is not None:
-                self._shelf.replace(index)
+            self._shelf.replace(index)
             again()
 
         self._reader.work(job)

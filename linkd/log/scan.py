@@ -79,7 +79,7 @@ def scan(
     Raises:
         Damage: At the first bad frame.
     """
-    index = Index(head.number, head.log, head.node, head.first, head.first, 0, 0.0, False, [])
+    index = empty_index(head)
     last: Frame | None = None
     held: list[Frame] = []
     for frame in walk(path, 0, size, head.seed):
@@ -89,19 +89,24 @@ def scan(
             if publish is not None and not publish.last:
                 continue
         for ready in held:
-            _fold(ready, index, state)
+            fold(ready, index, state)
         index.size, last = frame.end, frame
         held.clear()
     if sealed and held:
         for ready in held:
-            _fold(ready, index, state)
+            fold(ready, index, state)
         index.size, last = held[-1].end, held[-1]
     if last is None:
         raise Damage(path, 0)
     return index, last
 
 
-def _fold(frame: Frame, index: Index, state: State | None) -> None:
+def empty_index(head: SegmentHead) -> Index:
+    """Return the index of a segment before anything of it is counted in."""
+    return Index(head.number, head.log, head.node, head.first, head.first, 0, 0.0, False, [])
+
+
+def fold(frame: Frame, index: Index, state: State | None) -> None:
     """Count a frame in."""
     index.stamp = frame.stamp
     if frame.kind == BATCH:

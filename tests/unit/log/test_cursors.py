@@ -138,7 +138,7 @@ def test_a_row_that_changes_all_the_time_is_written_ten_times_a_second(pair: Pai
     assert 1 <= len(commits) <= 7
 
 
-@pytest.mark.parametrize("how", ["deleted", "rubbish", "flipped", "foreign", "no row"])
+@pytest.mark.parametrize("how", ["deleted", "rubbish", "flipped", "foreign", "no row", "page"])
 def test_a_lost_file_is_made_anew_from_the_log(pair: Pair, how: str) -> None:
     change(pair)
     for _ in range(13):
@@ -155,6 +155,15 @@ def test_a_lost_file_is_made_anew_from_the_log(pair: Pair, how: str) -> None:
         db = apsw.Connection(str(path))
         db.execute("insert into kept values ('peer', 'bad', x'c1')")
         db.close()
+    elif how == "page":
+        db = apsw.Connection(str(path))
+        db.executemany(
+            "insert into kept values ('outage', ?, zeroblob(900))", ((n,) for n in range(9, 99))
+        )
+        db.close()
+        content = bytearray(path.read_bytes())
+        content[5 * 4096 + 8 : 5 * 4096 + 40] = bytes(32)
+        path.write_bytes(bytes(content))
     elif how == "rubbish":
         path.write_bytes(b"rubbish" * 1000)
     else:
@@ -342,3 +351,15 @@ def test_all_that_is_known_is_in_the_new_file_before_the_end(
     found = pair.restart()
     assert set(found.peers()) == {"hub", "other"}
     assert found.consumers() == {"billing": BILLING}
+
+
+def test_a_bad_file_beside_a_new_log_begins_anew(tmp_path: Path) -> None:
+    turns = Turns()
+    path = tmp_path / "cursors.db"
+    path.write_bytes(b"rubbish" * 1000)
+    cursors = CursorFile(path, "log", None, turns.post)
+    assert (cursors.peers(), cursors.consumers(), cursors.outages()) == ({}, {}, [])
+    assert "0 peers and 0 consumers" in cursors.told[0].detail
+    done: list[bool] = []
+    cursors.close(partial(done.append, True))
+    turns.until(lambda: done)

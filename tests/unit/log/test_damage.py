@@ -359,15 +359,109 @@ def test_what_is_trimmed_while_it_is_read_is_a_gap(bench: SegmentBench) -> None:
     bench.until(lambda: got)
     assert isinstance(got[0], Gap)
     assert got[0].first == first > 1
-    # And while it is mended: the segment has gone meanwhile.
-    bench.restart()
-    second = bench.log._shelf.segments[0]
-    flip(bench.log._shelf.path(second), 200_000)
-    bench.log.fetch(second.first, 1 << 20, got.append)
-    bench.log._reader.work(lambda: None)
-    bench.until(lambda: bench.log.trim(31) >= 0 or got)
-    bench.until(lambda: len(got) == 2)
-    assert isinstance(got[1], Gap)
+
+
+def test_what_is_trimmed_while_it_is_mended_is_a_gap(bench: SegmentBench) -> None:
+    fill(bench)
+    flip(min(bench.path.glob("*.log")), 200_000)
+    got: list[Any] = []
+    mending: list[bool] = []
+    mend = bench.log._retrieval._mend
+
+    def begun(*args: Any) -> None:
+        mending.append(True)
+        mend(*args)
+
+    bench.log._retrieval._mend = begun
+    bench.log.fetch(1, 1 << 20, got.append)
+    bench.until(lambda: mending)
+    assert bench.log.trim(20) > 0
+    bench.until(lambda: got)
+    assert isinstance(got[0], Gap)
+    assert got[0].first == bench.log.first > 1
+
+
+def test_a_mending_that_the_disk_refuses_is_said_once_and_to_each_who_reads(
+    bench: SegmentBench,
+) -> None:
+    """It was told as the loss of the whole segment, and peers were sent on over all of it."""
+    fill(bench)
+    flip(min(bench.path.glob("*.log")), 200_000)
+    disk = Breaking(0)
+    bench.log._retrieval._files = bench.log._files = disk
+    for _ in range(3):
+        found = fetch(bench, 1)
+        assert isinstance(found, LogDamaged)
+        assert "could not be mended" in str(found)
+    assert [told.level for told in bench.log.told] == ["error"]
+    disk.left = 1 << 20
+    assert len(bodies(everything(bench))) == 30
+
+
+def test_a_file_that_lost_its_name_is_given_it_again(bench: SegmentBench) -> None:
+    fill(bench)
+    bench.close()
+    for path in bench.path.glob("*.log"):
+        path.rename(path.with_name("found" + path.stem[-1]))
+    bench.open()
+    assert [told.level for told in bench.log.told] == ["warn"] * 3
+    assert len(bodies(everything(bench))) == 31
+
+
+def test_a_head_that_is_damaged_behind_a_damaged_segment_hides_nothing_of_it(
+    bench: SegmentBench,
+) -> None:
+    """The second was taken to begin at offset 1: nothing of the first was found any more."""
+    store(bench, received(1, 9, b"first of all"))
+    for step in range(9, 12):
+        store(bench, received(step, step + 1))
+    fill_from = len(bodies(everything(bench)))
+    for number in range(30):
+        append(bench, draft(b"%02d" % number + bytes(100_000)))
+    bench.close()
+    first, second, last = sorted(bench.path.glob("*.log"))
+    flip(first, first.stat().st_size // 2)
+    flip(second, 60)
+    bench.open()
+    assert len(bodies(everything(bench))) == fill_from + 29
+    assert bench.log.cursor("hub").next == 12
+    bench.close()
+    first.unlink()
+    flip(second, 60)
+    flip(last, 200_000)
+    bench.open()
+    details = [told.detail for told in bench.log.told]
+    assert len(details) == len(set(details)) == 3
+    assert bench.log.cursor("hub").next == 12
+
+
+def test_a_write_that_a_crash_broke_off_is_cut_and_told(bench: SegmentBench) -> None:
+    append(bench, draft(b"a"), draft(b"b"))
+    bench.close()
+    (path,) = bench.path.glob("*.log")
+    with path.open("ab") as file:
+        file.write(b"LkF\x01" + bytes(77))
+    bench.open()
+    (told,) = bench.log.told
+    assert (told.level, told.event) == ("warn", "log.repaired")
+    assert "the last 81 bytes" in told.detail
+    assert "the next offset is 3" in told.detail
+    assert append(bench, draft(b"c"))[0].offset == 3
+    assert bodies(bench.restart().read(1, 1) or everything(bench)) == [b"a", b"b", b"c"]
+
+
+def test_a_log_that_no_mending_makes_whole_is_not_opened(
+    bench: SegmentBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(bench)
+    bench.close()
+    flip(min(bench.path.glob("*.log")), 60)
+    with monkeypatch.context() as patched:
+        patched.setattr("linkd.log.damage.Ward.mend", lambda ward, damage: None)
+        patched.setattr("linkd.log.recover._MOST_REPAIRS", 20)
+        with pytest.raises(LogDamaged, match="could not be mended: move it away"):
+            bench.open()
+    bench.open()
 
 
 def test_a_segment_that_cannot_be_opened_for_writing_is_named(
@@ -395,3 +489,30 @@ def test_a_segment_that_cannot_be_opened_for_writing_is_named(
         bench.open()
     bench.files = None
     bench.open()
+
+
+def test_heads_that_are_damaged_under_way_hide_nothing_of_their_neighbours(
+    bench: SegmentBench,
+) -> None:
+    fill(bench)
+    first, second, _ = sorted(bench.path.glob("*.log"))
+    begins = bench.log._shelf.segments[1].first
+    flip(first, 60)
+    flip(second, 60)
+    flip(second, second.stat().st_size // 2)
+    assert isinstance(fetch(bench, begins), list)
+    assert len(bodies(everything(bench))) == 30
+    bench.restart()
+    assert len(bodies(everything(bench))) == 30
+
+
+def test_a_damaged_head_of_the_oldest_segment_brings_nothing_back(bench: SegmentBench) -> None:
+    fill(bench)
+    bench.log.trim(20)
+    bench.until(lambda: bench.log.first > 1)
+    begins = bench.log.first
+    bench.close()
+    flip(min(bench.path.glob("*.log")), 60)
+    bench.open()
+    assert bench.log.first == begins
+    assert "offsets lost: none" in bench.log.told[0].detail
