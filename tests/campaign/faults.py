@@ -227,8 +227,14 @@ def _disk(scene: Scene, seconds: float) -> Happened:
     daemon, host = scene.small
     state = daemon.directory / "state"
     began = time.monotonic()
-    used = int(host.sh(f"df -k --output=used '{state}' | tail -n 1"))
-    host.sh(f"mount -o remount,size={used + LEFT_KIB}k '{state}'")
+    for trial in range(10):
+        used = int(host.sh(f"df -k --output=used '{state}' | tail -n 1"))
+        try:
+            host.sh(f"mount -o remount,size={used + LEFT_KIB}k '{state}'")
+            break
+        except RuntimeError:  # more than that was written in between
+            if trial == 9:
+                raise
     try:
         time.sleep(seconds)
     finally:
