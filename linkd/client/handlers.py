@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
+from linkd.client.loop import Loop
 from linkd.client.record import Record
-from linkd.client.subscription import Subscription
+from linkd.client.subscription import Records
 
 Function = Callable[[Record], object]
 
 
 class Listening(Protocol):
-    """What a node gives to its handlers."""
+    """What a node gives to its functions by type."""
 
-    def listen(self, pattern: str) -> Subscription:
+    def listen(self, pattern: str) -> Records:
         """Begin a subscription from now on."""
 
     def report(self, error: Exception) -> None:
@@ -26,18 +26,19 @@ class Listening(Protocol):
 class Handlers:
     """The functions of one node: one subscription a pattern, however many functions there are."""
 
-    def __init__(self, node: Listening) -> None:
+    def __init__(self, node: Listening, loop: Loop) -> None:
         self._node = node
+        self._loop = loop
         self._functions: dict[str, dict[tuple[str, Function], None]] = {}
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._cancels: dict[str, Callable[[], Awaitable[object]]] = {}
 
     def on(self, type_: str, function: Function, pattern: str) -> None:
         """Call `function` for each record of that type; registered twice it is called once."""
         functions = self._functions.setdefault(pattern, {})
         functions[type_, function] = None
-        if pattern not in self._tasks:
+        if pattern not in self._cancels:
             listening = self._pump(functions, self._node.listen(pattern))
-            self._tasks[pattern] = asyncio.get_running_loop().create_task(listening)
+            self._cancels[pattern] = self._loop.run(listening)
 
     def off(self, type_: str, function: Function | None) -> None:
         """Forget a function, or all of a type; the last one of a pattern ends its subscription."""
@@ -47,25 +48,25 @@ class Handlers:
                     del functions[known_type, known]
             if not functions:
                 del self._functions[pattern]
-                self._tasks.pop(pattern).cancel()
+                self._cancels.pop(pattern)()
 
     def close(self) -> None:
         """Forget all."""
         self._functions.clear()
-        for task in self._tasks.values():
-            task.cancel()
-        self._tasks.clear()
+        cancels, self._cancels = self._cancels, {}
+        for cancel in cancels.values():
+            cancel()
 
-    async def _pump(
-        self, functions: dict[tuple[str, Function], None], subscription: Subscription
-    ) -> None:
+    async def _pump(self, functions: dict[tuple[str, Function], None], records: Records) -> None:
         """Call the functions of each record in the order of the records, one after the other."""
         try:
-            async with subscription:
-                async for record in subscription:
+            async with records:
+                async for record in records:
                     for type_, function in list(functions):
                         if type_ in ("*", record.type):
                             await self._call(function, record)
+        except self._loop.cancelled:
+            raise
         except Exception as error:  # noqa: BLE001 - it belongs to the application
             self._node.report(error)
 
@@ -74,5 +75,7 @@ class Handlers:
             outcome = function(record)
             if inspect.isawaitable(outcome):
                 await outcome
+        except self._loop.cancelled:
+            raise
         except Exception as error:  # noqa: BLE001 - it belongs to the application
             self._node.report(error)

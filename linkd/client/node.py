@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
-import time
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Coroutine, Iterable
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar, Unpack
+from typing import Any, Self, Unpack
 
 from linkd.client.address import Address
-from linkd.client.bodies import batches, check_words, pack
-from linkd.client.errors import ClientError, NoDaemon
-from linkd.client.handlers import Function, Handlers
+from linkd.client.asyncio_edge import AsyncioLoop, Watched, dial
+from linkd.client.calls import WAIT_SECONDS, Calls
+from linkd.client.handlers import Function
+from linkd.client.observable import Status
 from linkd.client.options import (
     PublishManyOptions,
     PublishOptions,
@@ -21,20 +21,30 @@ from linkd.client.options import (
     SubscribeOptions,
     plus,
 )
-from linkd.client.reader import DEFAULT_WINDOW
-from linkd.client.record import Reading, Record
-from linkd.client.session import Session
-from linkd.client.subscription import Inbox, Subscription
-from linkd.client.upkeep import Upkeep, Watched
-from linkd.core.batch import Record as Encoded
-from linkd.core.stream import Published
-from linkd.errors import LinkdError
+from linkd.client.subscription import Inbox, Records
 
-WAIT_SECONDS: Final = 30.0
-GRACE_SECONDS: Final = 1.0
-"""How much longer than the daemon a client waits before it says itself that the time is over."""
+__all__ = ["Node", "Subscription"]
 
-T = TypeVar("T")
+
+class Subscription(Records):
+    """An asynchronous iterator of records; over reconnects none comes twice, none is left out.
+
+    It ends with `close`, at the end of an `async with`, or when nobody holds it any more. One at a
+    time may iterate over it.
+    """
+
+    def __init__(self, inbox: Inbox) -> None:
+        super().__init__(inbox)
+        self._loop = asyncio.get_running_loop()
+
+    async def close(self) -> None:
+        """End it; the iteration ends once all that came was taken."""
+        self._inbox.close()
+
+    def __del__(self) -> None:
+        if not self._inbox.over:
+            with contextlib.suppress(RuntimeError):  # The loop is closed: so is the connection.
+                self._loop.call_soon_threadsafe(self._inbox.close)
 
 
 class Node:
@@ -44,14 +54,8 @@ class Node:
     """
 
     def __init__(self, where: Address, settings: Settings) -> None:
-        self._address = where
-        self._settings = settings
-        self._session = Session(
-            settings.producer or secrets.token_hex(16), settings.max_in_flight_bytes
-        )
-        self._upkeep = Upkeep(where, settings, self._session)
-        self._handlers = Handlers(self)
-        self._expiry: asyncio.TimerHandle | None = None
+        self._status = Watched(Status())
+        self._calls = Calls(AsyncioLoop(), dial, where, settings, self._status)
 
     async def __aenter__(self) -> Self:
         self.start()
@@ -68,16 +72,16 @@ class Node:
     @property
     def name(self) -> str:
         """The daemon's node name; empty until it was reached."""
-        return self._session.node
+        return self._calls.session.node
 
     @property
     def status(self) -> Watched:
         """The connection's state and the links', to be watched."""
-        return self._upkeep.status
+        return self._status
 
     def start(self) -> None:
         """Begin to connect, and keep connected until `close`."""
-        self._upkeep.start()
+        self._calls.upkeep.start()
 
     async def opened(self, timeout: float | None = None) -> None:  # noqa: ASYNC109
         """Return once the connection is up.
@@ -91,21 +95,17 @@ class Node:
         """
         try:
             async with asyncio.timeout(timeout):
-                while not self._session.open:
-                    self._check()
-                    await self._upkeep.changed()
+                await self._calls.until_open()
         except TimeoutError:
-            reason = self.status.value.reason or "no answer"
-            raise NoDaemon(f"no daemon at {self._address} in {timeout:g} s: {reason}") from None
+            raise self._calls.not_open(timeout or 0.0) from None
 
     async def close(self) -> None:
         """End the connection; what is under way fails with Closed."""
-        self._handlers.close()
-        if self._expiry is not None:
-            self._expiry.cancel()
-        await self._upkeep.close()
+        await self._calls.close()
 
-    async def publish(self, channel: str, value: Any, **options: Unpack[PublishOptions]) -> int:
+    def publish(
+        self, channel: str, value: Any, **options: Unpack[PublishOptions]
+    ) -> Coroutine[Any, Any, int]:
         """Publish one value; return its offset once it is on the daemon's disk.
 
         Publishes that are under way together are sent and stored together.
@@ -124,24 +124,8 @@ class Node:
             TimedOut: It is stored, but the peer did not have it in time.
             NoDaemon: There is no connection, and `when_down` is `fail`.
         """
-        type_, id_ = options.get("type", ""), options.get("id", "")
-        check_words(type_, id_)
-        body, content_type = self._settings.encode(value)
-        self._check_publish(channel, len(body))
-        await self._room()
-        record = Encoded(body, type_, id_, content_type)
-        ttl = options.get("ttl")
-        if id_:
-            offset = (await self._send(channel, 1, pack([record]), ttl, (id_,))).offset
-        else:
-            future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-            self._session.gatherer.add(channel, record, ttl, _settle(future))
-            self._upkeep.plan_flush()
-            offset = await future
-        if peer := options.get("wait"):
-            timeout = options.get("timeout", WAIT_SECONDS)
-            await self.wait_for(peer, channel, offset + 1 if offset else 0, timeout)
-        return offset
+        # the coroutine itself: another around it would cost each publish a microsecond
+        return self._calls.publish(channel, value, options)
 
     async def publish_many(
         self, channel: str, values: Iterable[Any], **options: Unpack[PublishManyOptions]
@@ -152,9 +136,7 @@ class Node:
             PublishError: As `publish`; other batches than the one refused may be stored.
         """
         total = await (await self.enqueue(channel, values, **options))
-        if peer := options.get("wait"):
-            timeout = options.get("timeout", WAIT_SECONDS)
-            await self.wait_for(peer, channel, total.last + 1 if total.last else 0, timeout)
+        await self._calls.wait_as_asked(options, channel, total.last)
         return total
 
     async def enqueue(
@@ -164,17 +146,12 @@ class Node:
 
         What is enqueued first is stored first. `wait` and `timeout` do not count here.
         """
-        self._check_publish(channel, 0)
-        counts: list[int] = []
-        under_way: list[asyncio.Future[Published]] = []
-        for count, records in batches(values, options.get("type", ""), self._settings.encode):
-            await self._room()
-            counts.append(count)
-            under_way.append(self._send(channel, count, records, options.get("ttl")))
+        under_way = await self._calls.send_many(channel, values, options)
 
         async def settled() -> Stored:
             total = Stored(0, 0, 0)
-            for count, one in zip(counts, await asyncio.gather(*under_way), strict=True):
+            outcomes = await asyncio.gather(*(outcome for _, outcome in under_way))
+            for (count, _), one in zip(under_way, outcomes, strict=True):
                 total = plus(total, count, one)
             return total
 
@@ -199,29 +176,11 @@ class Node:
             TimedOut: Not in time.
             Refused: It does not get that channel, or there is no such peer.
         """
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-        def done(error: LinkdError | None) -> None:
-            if future.done():
-                return
-            if error is None:
-                future.set_result(None)
-            else:
-                future.set_exception(error)
-
-        deadline = time.monotonic() + timeout
-        self._session.wait(peer, channel, next, deadline, done)
-        self._upkeep.plan_flush()
-        self._plan_expiry()
-        await future
+        await self._calls.wait_for(peer, channel, next, timeout)
 
     async def flush(self) -> None:
         """Return once every publish under way is settled."""
-        self._upkeep.flush()
-        self._session.gatherer.seal()
-        while len(self._session.flight):
-            self._check()
-            await self._upkeep.changed()
+        await self._calls.until_settled()
 
     def subscribe(self, *patterns: str, **options: Unpack[SubscribeOptions]) -> Subscription:
         """Follow channels: an asynchronous iterator of records, which begins now.
@@ -233,21 +192,7 @@ class Node:
         Raises:
             ChannelRefused: A pattern is malformed. What the daemon refuses, the iterator raises.
         """
-        self._check()
-        reader = self._session.subscribe(
-            patterns,
-            options.get("start", "latest"),
-            options.get("consumer", ""),
-            options.get("window", DEFAULT_WINDOW),
-        )
-        inbox = Inbox(self._session, reader, self._upkeep.plan_flush)
-        inbox.on_gap = options.get("on_gap", self.report)
-        if self._settings.on_message is not None:
-            inbox.on_message = self._message
-        reader.taker = inbox
-        reader.reading = Reading(self._settings.decode, inbox.ack)
-        self._upkeep.plan_flush()
-        return Subscription(inbox)
+        return Subscription(self._calls.inbox(patterns, options))
 
     def on(self, type: str, function: Function, channel: str = ">") -> None:
         """Call `function` with each record of a type that arrives on a channel from now on.
@@ -260,11 +205,11 @@ class Node:
             function: Takes a record.
             channel: A channel or pattern.
         """
-        self._handlers.on(type, function, channel)
+        self._calls.on(self, type, function, channel)
 
     def off(self, type: str, function: Function | None = None) -> None:
         """Forget a function, or all functions of a type."""
-        self._handlers.off(type, function)
+        self._calls.off(type, function)
 
     def listen(self, pattern: str) -> Subscription:
         """Begin the subscription of `on`'s functions."""
@@ -272,65 +217,4 @@ class Node:
 
     def report(self, error: Exception) -> None:
         """Tell the application what went wrong: `on_error`, or the log where there is none."""
-        self._upkeep.report(error)
-
-    def _message(self, record: Record) -> None:
-        self._upkeep.call(self._settings.on_message, record)
-
-    def _send(
-        self,
-        channel: str,
-        count: int,
-        records: bytes,
-        ttl: float | None,
-        ids: tuple[str, ...] = (),
-    ) -> asyncio.Future[Published]:
-        """Queue one publish and return its outcome."""
-        future: asyncio.Future[Published] = asyncio.get_running_loop().create_future()
-        self._session.gatherer.seal()
-        self._session.flight.add(channel, count, records, _settle(future), ttl, ids)
-        self._upkeep.plan_flush()
-        return future
-
-    def _check_publish(self, channel: str, size: int) -> None:
-        """Refuse at once what can only fail."""
-        self._check()
-        self._session.check_publish(channel, size, self._settings.when_down)
-
-    def _check(self) -> None:
-        if self._upkeep.failed is not None:
-            raise self._upkeep.failed
-        if not self._upkeep.started:
-            raise ClientError("the node was not started: `async with connect() as node`")
-
-    async def _room(self) -> None:
-        """Return once there is room for another publish."""
-        while self._session.flight.bytes >= self._settings.max_in_flight_bytes:
-            self._upkeep.flush()
-            self._check()
-            await self._upkeep.changed()
-
-    def _plan_expiry(self) -> None:
-        """End the waits whose time is over, also while there is no connection."""
-        if self._expiry is not None:
-            self._expiry.cancel()
-            self._expiry = None
-        now = time.monotonic()
-        deadline = self._session.expire(now - GRACE_SECONDS)
-        if deadline is not None:
-            later = asyncio.get_running_loop().call_later
-            self._expiry = later(deadline + GRACE_SECONDS - now, self._plan_expiry)
-
-
-def _settle(future: asyncio.Future[T]) -> Callable[[T | LinkdError], None]:
-    """Return what settles a future; one that was cancelled is left alone."""
-
-    def settled(outcome: T | LinkdError) -> None:
-        if future.done():
-            return
-        if isinstance(outcome, LinkdError):
-            future.set_exception(outcome)
-        else:
-            future.set_result(outcome)
-
-    return settled
+        self._calls.upkeep.report(error)

@@ -1,14 +1,13 @@
-"""Records as they come, as an asynchronous iterator."""
+"""Records as they come, as an asynchronous iterator, on any loop."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Self
 
+from linkd.client.loop import Loop
 from linkd.client.reader import Reader
 from linkd.client.record import Record
 from linkd.client.session import Session
@@ -16,9 +15,18 @@ from linkd.errors import Gap, LinkdError
 
 
 class Inbox:
-    """Where a reader's records wait for the application; bounded by the reader's window."""
+    """Where a reader's records wait for the application; bounded by the reader's window.
 
-    def __init__(self, session: Session, reader: Reader, flush: Callable[[], None]) -> None:
+    Args:
+        loop: The event loop.
+        session: Whose reader it is.
+        reader: The subscription.
+        flush: Has what the session wants sent go out soon.
+    """
+
+    def __init__(
+        self, loop: Loop, session: Session, reader: Reader, flush: Callable[[], None]
+    ) -> None:
         self.session = session
         self.reader = reader
         self.flush = flush
@@ -27,8 +35,9 @@ class Inbox:
         self.error: LinkdError | None = None
         self.over = False
         self.lost_volatile = 0
-        self.waiter: asyncio.Future[None] | None = None
         self.chunks: deque[tuple[list[Record], int]] = deque()
+        self._loop = loop
+        self._go_on: Callable[[None], None] | None = None
 
     def records(self, records: list[Record], size: int) -> None:
         """Take records."""
@@ -54,8 +63,9 @@ class Inbox:
 
     def wake(self) -> None:
         """Go on with whoever waits."""
-        if self.waiter is not None and not self.waiter.done():
-            self.waiter.set_result(None)
+        if self._go_on is not None:
+            go_on, self._go_on = self._go_on, None
+            go_on(None)
 
     async def chunk(self) -> tuple[list[Record], int] | None:
         """Return the next records and their size; None at the end; raise why it ended."""
@@ -64,8 +74,8 @@ class Inbox:
                 if self.error is not None:
                     raise self.error
                 return None
-            self.waiter = asyncio.get_running_loop().create_future()
-            await self.waiter
+            waiting, self._go_on = self._loop.promise()
+            await waiting
         return self.chunks.popleft()
 
     def used(self, size: int) -> None:
@@ -75,20 +85,10 @@ class Inbox:
 
     def ack(self, next: int) -> Awaitable[None]:
         """Set the consumer's cursor."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-        def done(error: LinkdError | None) -> None:
-            if future.done():
-                return
-            if error is None:
-                future.set_result(None)
-            else:
-                future.set_exception(error)
-                future.exception()  # Whoever awaits it gets it; nobody has to.
-
-        self.reader.ack(next, done)
+        durable, settle = self._loop.promise()
+        self.reader.ack(next, settle)
         self.flush()
-        return future
+        return durable
 
     def close(self) -> None:
         """End the subscription."""
@@ -96,16 +96,15 @@ class Inbox:
         self.flush()
 
 
-class Subscription:
+class Records:
     """An asynchronous iterator of records; over reconnects none comes twice, none is left out.
 
-    It ends with `close`, at the end of an `async with`, or when nobody holds it any more. One at a
-    time may iterate over it.
+    One at a time may iterate over it. It ends when its inbox is closed, at the latest at the end of
+    an `async with`.
     """
 
     def __init__(self, inbox: Inbox) -> None:
         self._inbox = inbox
-        self._loop = asyncio.get_running_loop()
         self._current: list[Record] = []
         self._at = 0
         self._size = 0
@@ -156,10 +155,6 @@ class Subscription:
         """Say that all below `next` is done; await it to know that it is on disk."""
         return self._inbox.ack(next)
 
-    async def close(self) -> None:
-        """End it; the iteration ends once all that came was taken."""
-        self._inbox.close()
-
     async def __aenter__(self) -> Self:
         return self
 
@@ -169,9 +164,4 @@ class Subscription:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self.close()
-
-    def __del__(self) -> None:
-        if not self._inbox.over:
-            with contextlib.suppress(RuntimeError):  # The loop is closed: so is the connection.
-                self._loop.call_soon_threadsafe(self._inbox.close)
+        self._inbox.close()

@@ -1,79 +1,72 @@
-"""What keeps an asyncio client connected: attempts, delays, silence, hooks, status."""
+"""What keeps a client connected, on any loop: attempts, delays, silence, hooks, status."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import random
-import time
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
 
 import msgspec
 
-from linkd.client.address import Address
 from linkd.client.backoff import Backoff
 from linkd.client.errors import Closed, NoDaemon, Refused, Replaced
+from linkd.client.loop import Loop
 from linkd.client.observable import Observable, State, Status
 from linkd.client.options import REJECTED, Settings
 from linkd.client.session import Session
-from linkd.client.wire import Wire, dial
+from linkd.client.wire import Wire
 from linkd.errors import LinkdError
 
-_log = logging.getLogger("linkd.client")
+CLOSE_SECONDS: Final = 1.0
 
-CLOSE_SECONDS = 1.0
-
-
-class Watched(Observable[Status]):
-    """The status, which can also be iterated over as it changes."""
-
-    async def __aiter__(self) -> AsyncIterator[Status]:
-        """Yield the present status and each later one, until it is `stopped` by a close."""
-        changes: asyncio.Queue[Status] = asyncio.Queue()
-        unsubscribe = self.subscribe(changes.put_nowait)
-        try:
-            while True:
-                status = await changes.get()
-                yield status
-                if status.state == "stopped" and status.reason is not None:
-                    return
-        finally:
-            unsubscribe()
+Dial = Callable[[Callable[[], None]], Awaitable[Wire]]
+"""Opens one connection, up to the daemon's answer; raises NoDaemon or Refused. What it is given is
+called after each piece of the daemon's."""
 
 
 class Upkeep:
     """Connects, and connects again, until closed or out of attempts.
 
     Attributes:
-        status: The connection's state and the links'.
         failed: Why nothing more is to be expected, or None.
         started: Whether it was started.
+
+    Args:
+        loop: The event loop.
+        dial: Opens a connection.
+        settings: Delays, time-outs and hooks.
+        session: What the connections serve.
+        status: The connection's state and the links', kept right from here on.
     """
 
-    def __init__(self, where: Address, settings: Settings, session: Session) -> None:
-        self.status = Watched(Status())
+    def __init__(
+        self,
+        loop: Loop,
+        dial: Dial,
+        settings: Settings,
+        session: Session,
+        status: Observable[Status],
+    ) -> None:
         self.failed: LinkdError | None = None
-        self._address = where
+        self.started = False
+        self._loop = loop
+        self._dial = dial
         self._settings = settings
         self._session = session
+        self._status = status
         self._backoff = Backoff(settings.min_delay, settings.max_delay)
         self._wire: Wire | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._waiters: list[asyncio.Future[None]] = []
-        self._flush_planned = False
+        self._cancel: Callable[[], Awaitable[object]] | None = None
+        self._waiters: list[Callable[[None], None]] = []
+        self._flush_off: Callable[[], None] | None = None
         session.on_open = self._opened
         session.on_links = self._links_changed
 
-    @property
-    def started(self) -> bool:
-        """Whether it was started."""
-        return self._task is not None
-
     def start(self) -> None:
         """Begin to connect."""
-        if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._keep_connected())
+        if not self.started:
+            self.started = True
+            self._cancel = self._loop.run(self._keep_connected())
 
     async def close(self) -> None:
         """End the connection and the attempts; what is under way fails with Closed."""
@@ -83,43 +76,45 @@ class Upkeep:
         self._session.close(self.failed)
         if (wire := self._wire) is not None:
             wire.close()
-            await asyncio.wait([wire.lost], timeout=CLOSE_SECONDS)
-            wire.abort()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            off = self._loop.later(CLOSE_SECONDS, wire.abort)
+            while not wire.gone:
+                await self.changed()
+            off()
+        if self._cancel is not None:
+            await self._cancel()
         self._set(state="stopped", retry_seconds=None, reason=str(self.failed))
         self.wake()
 
     def plan_flush(self) -> None:
         """Send once this turn of the loop is over, so that what comes together goes together."""
-        if not self._flush_planned:
-            self._flush_planned = True
-            asyncio.get_running_loop().call_soon(self.flush)
+        if self._flush_off is None and self.failed is None:
+            self._flush_off = self._loop.soon(self.flush)
 
     def flush(self) -> None:
         """Send what the session wants sent."""
-        self._flush_planned = False
+        if self._flush_off is not None:
+            self._flush_off()
+            self._flush_off = None
         if self._wire is not None:
             self._wire.flush()
 
-    async def changed(self) -> None:
-        """Return when something may have changed."""
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
-        await waiter
+    def changed(self) -> Awaitable[None]:
+        """Return what to await until something may have changed."""
+        waiting, go_on = self._loop.promise()
+        self._waiters.append(go_on)
+        return waiting
 
     def wake(self) -> None:
         """Let go on who waits for a change."""
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        if self._waiters:
+            waiters, self._waiters = self._waiters, []
+            for go_on in waiters:
+                go_on(None)
 
     def report(self, error: Exception) -> None:
         """Tell the application what went wrong: `on_error`, or the log where there is none."""
         if self._settings.on_error is None:
-            _log.warning("%s", error, exc_info=None if isinstance(error, LinkdError) else error)
+            self._loop.complain(str(error), error)
         else:
             self.call(self._settings.on_error, error)
 
@@ -131,7 +126,7 @@ class Upkeep:
             hook(*arguments)
         except Exception as error:  # noqa: BLE001 - it belongs to the application
             if hook is self._settings.on_error:
-                _log.exception("on_error failed")
+                self._loop.complain("on_error failed", error)
             else:
                 self.report(error)
 
@@ -147,19 +142,18 @@ class Upkeep:
             if self.failed is None:
                 failures = self._backoff.failures
                 self._set(state=state, attempts=failures, retry_seconds=delay, reason=reason)
-                await asyncio.sleep(delay)
+                await self._loop.sleep(delay)
 
     async def _one_connection(self) -> tuple[State, str, float]:
         """Connect and return, once the connection is gone, why, and when to connect again."""
-        wire = await dial(self._address, self._settings, self._session, self._received)
-        self._wire = wire
+        self._wire = wire = await self._dial(self.wake)
         wire.flush()
-        began = time.monotonic()
+        began = self._loop.time()
         reason = await self._until_lost(wire)
         self.call(self._settings.on_close, reason)
         if self._session.displaced:
             self._give_up(Replaced(reason))
-        return "waiting", reason, self._backoff.lost(time.monotonic() - began, random.random())
+        return "waiting", reason, self._backoff.lost(self._loop.time() - began, random.random())
 
     def _attempt_failed(self, error: LinkdError) -> tuple[State, str, float]:
         """Tell of a refusal, and give up where that was asked for."""
@@ -182,12 +176,21 @@ class Upkeep:
     async def _until_lost(self, wire: Wire) -> str:
         """Return why the connection is gone; end it when it falls silent."""
         silence = self._settings.silence_timeout
-        loop = asyncio.get_running_loop()
-        while not wire.lost.done():
-            left = wire.heard + silence - loop.time()
-            await asyncio.wait([wire.lost], timeout=max(left, 0.0))
-            if wire.heard + silence <= loop.time():
+        off: list[Callable[[], None]] = []
+
+        def check() -> None:
+            left = wire.heard + silence - self._loop.time()
+            if left > 0:
+                off[:] = [self._loop.later(left, check)]
+            else:
                 wire.abort(NoDaemon(f"nothing was heard for {silence:g} s"))
+
+        check()
+        try:
+            await wire.lost
+        finally:
+            for each in off:
+                each()
         return wire.reason
 
     def _opened(self) -> None:
@@ -199,9 +202,5 @@ class Upkeep:
     def _links_changed(self, links: dict[str, str]) -> None:
         self._set(links=links)
 
-    def _received(self) -> None:
-        if self._waiters:
-            self.wake()
-
     def _set(self, **changes: Any) -> None:
-        self.status.set(msgspec.structs.replace(self.status.value, **changes))
+        self._status.set(msgspec.structs.replace(self._status.value, **changes))

@@ -1,57 +1,21 @@
-"""One connection to a daemon on asyncio: it carries bytes between a transport and the session."""
+"""One connection to a daemon: it carries bytes between a transport and the session."""
 
 from __future__ import annotations
 
-import asyncio
 import inspect
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 from linkd import __version__
 from linkd.client.address import Address
-from linkd.client.errors import ClientError, NoDaemon
-from linkd.client.options import Key, Settings
+from linkd.client.errors import NoDaemon
+from linkd.client.loop import Loop
+from linkd.client.options import Key
 from linkd.client.session import Session
 from linkd.client.websocket import WebSocket
 from linkd.core.stream import SUBPROTOCOL
 from linkd.errors import LinkdError
-
-
-async def dial(
-    where: Address, settings: Settings, session: Session, changed: Callable[[], None]
-) -> Wire:
-    """Open one connection, up to the daemon's answer.
-
-    Args:
-        where: The daemon.
-        settings: Key, TLS and time-out of the attempt.
-        session: What the connection serves.
-        changed: Called after each piece of the daemon's that was taken.
-
-    Raises:
-        NoDaemon: Nobody answers there, or not in time.
-        Refused: The daemon refused the connection.
-    """
-    wire: Wire | None = None
-    try:
-        async with asyncio.timeout(settings.connect_timeout):
-            wire = Wire(where, await bearer(settings.key), session, changed)
-            await _connect(where, settings, wire)
-            await asyncio.wait([wire.lost, wire.opened], return_when=asyncio.FIRST_COMPLETED)
-    except TimeoutError:
-        if wire is not None:
-            wire.abort()
-        raise NoDaemon(
-            f"no daemon at {where}: no answer in {settings.connect_timeout:g} s"
-        ) from None
-    except OSError as error:
-        raise NoDaemon(f"no daemon at {where}: {error.strerror or error}") from None
-    except asyncio.CancelledError:
-        if wire is not None:
-            wire.abort()
-        raise
-    if not wire.opened.done():
-        raise wire.failure or session.last_failure or NoDaemon(f"{where}: {wire.reason}")
-    return wire
 
 
 async def bearer(key: Key | None) -> dict[str, str]:
@@ -65,23 +29,22 @@ async def bearer(key: Key | None) -> dict[str, str]:
     return headers
 
 
-async def _connect(where: Address, settings: Settings, wire: Wire) -> None:
-    loop = asyncio.get_running_loop()
-    if where.socket:
-        await loop.create_unix_connection(lambda: wire, where.socket)
-    else:
-        tls = (settings.tls or True) if where.tls else None
-        await loop.create_connection(lambda: wire, where.host, where.port, ssl=tls)
-
-
-class Wire(asyncio.Protocol):
-    """The bytes of one connection.
+class Wire:
+    """The bytes of one connection; an edge adds the transport.
 
     Attributes:
-        opened: Done when the daemon has answered.
-        lost: Done when the connection is gone.
+        opened: To be awaited: the daemon has answered, or the connection was lost before.
+        lost: To be awaited: the connection is gone.
+        gone: Whether it is.
         heard: The loop's time of the last byte.
         failure: Why we ended it, if we did.
+
+    Args:
+        where: The daemon.
+        headers: Further headers of the upgrade.
+        session: What the connection serves.
+        changed: Called after each piece of the daemon's that was taken.
+        loop: The event loop.
     """
 
     def __init__(
@@ -90,17 +53,41 @@ class Wire(asyncio.Protocol):
         headers: dict[str, str],
         session: Session,
         changed: Callable[[], None],
+        loop: Loop,
     ) -> None:
-        self._loop = asyncio.get_running_loop()
-        self.opened: asyncio.Future[None] = self._loop.create_future()
-        self.lost: asyncio.Future[None] = self._loop.create_future()
-        self.heard = self._loop.time()
+        self.opened: Awaitable[None]
+        self.lost: Awaitable[None]
+        self.opened, self._answered = loop.promise()
+        self.lost, self._ended = loop.promise()
+        self.gone = False
+        self.heard = loop.time()
         self.failure: LinkdError | None = None
+        self._where = where
         self._session = session
         self._changed = changed
+        self._time = loop.time
         self._begun = False
-        self._transport: asyncio.Transport | None = None
         self._websocket = WebSocket(where.url, SUBPROTOCOL, headers)
+
+    # The transport's
+
+    @abstractmethod
+    def _writable(self) -> bool:
+        """Tell whether there is a transport that is not closing."""
+
+    @abstractmethod
+    def _write(self, pieces: Any) -> None:
+        """Send bytes."""
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Close once all is sent."""
+
+    @abstractmethod
+    def _abort(self) -> None:
+        """Cut it, where there is something to cut."""
+
+    # For who keeps it
 
     @property
     def reason(self) -> str:
@@ -110,37 +97,30 @@ class Wire(asyncio.Protocol):
 
     def flush(self) -> None:
         """Send what the session wants sent."""
-        if self._transport is None or self._transport.is_closing():
+        if not self._writable():
             return
         if self._begun and not self._websocket.closing:
-            for message in self._session.take(self._loop.time()):
+            for message in self._session.take(self._time()):
                 self._websocket.send(message)
         if pieces := self._websocket.to_send():
-            self._transport.write(pieces)
+            self._write(pieces)
 
     def close(self) -> None:
         """Begin the closing handshake, once what is due was sent."""
         self.flush()
         self._websocket.close()
         self.flush()
-        if self._transport is not None and not self._websocket.opened:
-            self._transport.abort()
 
     def abort(self, failure: LinkdError | None = None) -> None:
         """End it at once."""
         self.failure = self.failure or failure
-        if self._transport is not None:
-            self._transport.abort()
+        self._abort()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Send the upgrade's request."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        self.flush()
+    # From the transport
 
-    def data_received(self, data: bytes) -> None:
+    def took(self, data: bytes) -> None:
         """Take bytes of the daemon."""
-        self.heard = self._loop.time()
+        self.heard = self._time()
         try:
             messages = self._websocket.receive(data)
             if self._websocket.opened and not self._begun:
@@ -151,20 +131,20 @@ class Wire(asyncio.Protocol):
         except LinkdError as error:
             self.abort(error)
             return
-        if self._session.open and not self.opened.done():
-            self.opened.set_result(None)
+        if self._session.open:
+            self._answered(None)
         self.flush()
         self._changed()
-        if self._websocket.closing and self._transport is not None:
-            self._transport.close()
+        if self._websocket.closing:
+            self._close()
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def ended(self) -> None:
         """Tell the session, which keeps what is under way for the next connection."""
         self._websocket.lost()
-        if exc is not None and self.failure is None:
-            self.failure = ClientError(str(exc))
         if self._begun:
             self._session.lost()
-        if not self.lost.done():
-            self.lost.set_result(None)
+        self.gone = True
+        failure = self.failure or self._session.last_failure
+        self._answered(failure or NoDaemon(f"{self._where}: {self.reason}"))
+        self._ended(None)
         self._changed()

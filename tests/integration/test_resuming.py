@@ -5,13 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-import time
 import urllib.parse
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-
-import pytest
 
 import linkd.client
 import linkd.client.node
@@ -100,11 +96,9 @@ class Jumping(asyncio.SelectorEventLoop):
         return ready
 
 
-def test_an_hour_without_a_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_hour_without_a_daemon(tmp_path: Path) -> None:
     """3,600 simulated seconds: attempts go on, and all is registered once when it is back."""
     loop = Jumping()
-    for module in (linkd.client.node, linkd.client.upkeep):
-        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=loop.time, time=time.time))
 
     async def check() -> None:
         fake = StreamDaemon(tmp_path / "d.sock")

@@ -1,0 +1,159 @@
+"""The Twisted edge of the client: its loop and its connections."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint, wrapClientTLS
+from twisted.internet.error import ConnectError
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.ssl import optionsForClientTLS
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from linkd.client.address import Address
+from linkd.client.errors import NoDaemon
+from linkd.client.options import Settings
+from linkd.client.session import Session
+from linkd.client.wire import Wire, bearer
+from linkd.errors import LinkdError
+
+_log = Logger("linkd.client")
+
+
+class TwistedLoop:
+    """A reactor as `linkd.client.loop.Loop`."""
+
+    cancelled: type[BaseException] = CancelledError
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+
+    def time(self) -> float:
+        """Return monotonic seconds."""
+        return time.monotonic()
+
+    def promise(self) -> tuple[Deferred[Any], Callable[[Any], None]]:
+        """Return a Deferred, and what settles it."""
+        deferred: Deferred[Any] = Deferred()
+
+        def settle(outcome: Any) -> None:
+            if deferred.called:
+                return
+            if isinstance(outcome, LinkdError):
+                deferred.errback(Failure(outcome))
+            else:
+                deferred.callback(outcome)
+
+        return deferred, settle
+
+    def soon(self, call: Callable[[], None]) -> Callable[[], None]:
+        """Call once this turn is over."""
+        return self.later(0.0, call)
+
+    def later(self, seconds: float, call: Callable[[], None]) -> Callable[[], None]:
+        """Call after so many seconds."""
+        due = self._reactor.callLater(seconds, call)
+
+        def off() -> None:
+            if due.active():
+                due.cancel()
+
+        return off
+
+    def run(self, coroutine: Coroutine[Any, Any, None]) -> Callable[[], Awaitable[object]]:
+        """Run a coroutine; it begins at once."""
+        running = Deferred.fromCoroutine(coroutine)
+        running.addErrback(lambda failure: failure.trap(CancelledError))
+
+        def cancel() -> Awaitable[object]:
+            running.cancel()
+            return succeed(None)
+
+        return cancel
+
+    async def sleep(self, seconds: float) -> None:
+        """Return after so many seconds."""
+        await deferLater(self._reactor, seconds)
+
+    def complain(self, said: str, error: Exception) -> None:
+        """Log what nobody has asked to be told."""
+        _log.warn("{said}", said=said, log_failure=Failure(error))
+
+
+class Dialer:
+    """Opens connections on a reactor."""
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+
+    async def dial(
+        self, where: Address, settings: Settings, session: Session, changed: Callable[[], None]
+    ) -> Wire:
+        """Open one connection, up to the daemon's answer; raise NoDaemon or Refused."""
+        seconds = settings.connect_timeout
+        headers = await bearer(settings.key)
+        wire = TwistedWire(where, headers, session, changed, TwistedLoop(self._reactor))
+        late = NoDaemon(f"no daemon at {where}: no answer in {seconds:g} s")
+        deadline = self._reactor.callLater(seconds, wire.abort, late)
+        try:
+            connecting = self._endpoint(where, settings).connect(Factory.forProtocol(lambda: wire))
+            await connecting.addTimeout(seconds, self._reactor)
+            await wire.opened
+        except (OSError, ConnectError, TimeoutError) as error:
+            raise NoDaemon(f"no daemon at {where}: {error}") from None
+        except CancelledError:
+            wire.abort()
+            raise
+        except LinkdError:
+            raise
+        except Exception as error:  # noqa: BLE001 - Twisted's look-up and TLS raise many kinds
+            raise NoDaemon(f"no daemon at {where}: {error}") from None
+        finally:
+            if deadline.active():
+                deadline.cancel()
+        return wire
+
+    def _endpoint(self, where: Address, settings: Settings) -> Any:
+        if where.socket:
+            return UNIXClientEndpoint(self._reactor, where.socket)
+        endpoint: Any = HostnameEndpoint(self._reactor, where.host, where.port)
+        if where.tls:
+            endpoint = wrapClientTLS(settings.tls or optionsForClientTLS(where.host), endpoint)
+        return endpoint
+
+
+class TwistedWire(Wire, Protocol):
+    """A connection whose bytes Twisted carries."""
+
+    transport: Any
+
+    def connectionMade(self) -> None:
+        """Send the upgrade's request."""
+        self.flush()
+
+    def dataReceived(self, data: bytes) -> None:
+        """Take bytes of the daemon."""
+        self.took(data)
+
+    def connectionLost(self, reason: Failure | None = None) -> None:
+        """The connection is gone."""
+        self.ended()
+
+    def _writable(self) -> bool:
+        return self.transport is not None and not self.gone
+
+    def _write(self, pieces: Any) -> None:
+        self.transport.write(pieces)
+
+    def _close(self) -> None:
+        if self.transport is not None:
+            self.transport.loseConnection()
+
+    def _abort(self) -> None:
+        if self.transport is not None and not self.gone:
+            self.transport.abortConnection()
