@@ -331,6 +331,17 @@ def test_a_peer_that_ignores_the_window_is_stopped_while_our_disk_stands() -> No
         session.received(step(15, 16, body), 0.0)
 
 
+def test_a_new_connection_forgets_what_was_half_there_and_what_waited() -> None:
+    session = begun(max_waiting_bytes=40_000)
+    for offset in range(10, 13):
+        session.received(step(offset, offset + 1, bytes(12_000)), 0.0)
+    session.received(step(13, 14, b"", count=1, size=len(LARGE), records=FULL), 0.0)
+    greeted(session, at(10))
+    for offset in range(10, 13):
+        (store,) = session.received(step(offset, offset + 1, bytes(12_000)), 0.0)
+        assert isinstance(store, Store)
+
+
 # two hellos
 
 
