@@ -528,7 +528,12 @@ def test_a_position_over_skipped_records_alone_is_told_when_it_is_due_not_before
     assert isinstance(message, Step)
     assert (message.previous, message.next) == (106, 111)
     assert outbound.position == 112
-    outbound.log_next = 112
+    with pytest.raises(RemoteProtocolError, match="sent only what lies below 111"):
+        session.received(Ack(112), 0.0)
+    assert session.deadline is not None
+    outbound.offer([batch(112, b"z")], 113, 0.0, 9.2)
+    assert session.deadline is None
+    outbound.offer([], 114, 0.0, 9.3)
     session.disconnected()
     assert session.deadline is None
     assert session.wake(99.0) == []
@@ -542,6 +547,38 @@ def test_a_position_waits_for_the_rest_of_a_large_record() -> None:
     assert isinstance(first, Step)
     outbound.deadline = 1.0
     assert session.wake(1.0) == []
+
+
+def test_a_connection_that_ends_within_a_large_record_leaves_nothing_of_it() -> None:
+    session = made()
+    greeted(session)
+    session.outbound.read([batch(1, bytes(200_000)), batch(2, b"x")], 0.0, 0.0)
+    assert session.outbound.eager
+    session.disconnected()
+    assert not session.outbound.eager
+    assert session.outbound.flight_bytes == 0
+    greeted(session)
+    (first,) = sent(session.outbound.read([batch(1, bytes(200_000))], 0.0, 0.0))
+    assert isinstance(first, Step)
+    assert (first.previous, len(first.records)) == (1, MAX_BATCH_BYTES)
+
+
+def test_no_more_of_the_log_is_read_than_the_window_takes() -> None:
+    session = made(window_bytes=1500)
+    greeted(session)
+    effects = session.outbound.read([batch(1, bytes(2000))], 0.0, 0.0)
+    assert [type(each) for each in effects] == [Send]
+    assert session.outbound.offer([batch(100, b"x")], 101, 0.0, 0.0) == []
+    more = Read(2, session.settings.read_bytes)
+    assert session.received(Ack(2), 0.0) == [Acked(2), more]
+
+
+def test_records_that_were_committed_but_not_offered_are_read_not_skipped() -> None:
+    session = made()
+    greeted(session, acked=100)
+    session.outbound.log_next = 105
+    more = Read(100, session.settings.read_bytes)
+    assert session.outbound.offer([batch(110, b"x")], 111, 0.0, 0.0) == [more]
 
 
 def test_what_is_offered_while_older_records_are_read_is_read_in_its_turn() -> None:
