@@ -28,6 +28,14 @@ virtual machines by far (measured: commits of 1 MiB at 390 MB/s without, 1,600 M
 """
 
 
+GATHER_BYTES = 1 << 17
+GATHER_SECONDS = 0.001
+"""After a commit of so many bytes about as much waits again: a moment later one commit takes more.
+
+Nobody notices the moment at such a rate (measured: 10 % more records of 1 KiB, 15 % of 64 KiB).
+"""
+
+
 class Job(msgspec.Struct, frozen=True):
     """A group on its way to the disk.
 
@@ -144,8 +152,8 @@ class Writer:
             except Empty:
                 if not jobs:
                     self._post(self._tell(None))
-            if jobs:
-                self._commit(jobs)
+            if jobs and self._commit(jobs) >= GATHER_BYTES and running:
+                time.sleep(GATHER_SECONDS)
         if self._fd >= 0:
             self._files.close(self._fd)
         self._post(self._ended)
@@ -154,25 +162,26 @@ class Writer:
         """Return the call that reports `outcome`."""
         return lambda: self._report(outcome)
 
-    def _commit(self, jobs: list[Job]) -> None:
-        """Write jobs of one file and sync it, or put it back as it was."""
+    def _commit(self, jobs: list[Job]) -> int:
+        """Write jobs of one file and sync it, or put it back as it was; return how many bytes."""
         if jobs[0].era <= self._bad_era:
-            return
+            return 0
         began = time.monotonic()
         try:
-            self._write(jobs)
+            written = self._write(jobs)
         except OSError as error:
             self._bad_era = jobs[0].era
             self._post(self._tell(Failed(error, self._put_back())))
-            return
+            return 0
         free = 2**62
         with suppress(OSError):
             free = self._files.free_bytes(self._folder)
         self._post(self._tell(Written(jobs, free, time.monotonic() - began)))
         self._uncache()
+        return written
 
-    def _write(self, jobs: list[Job]) -> None:
-        """Write jobs of one file and sync it."""
+    def _write(self, jobs: list[Job]) -> int:
+        """Write jobs of one file and sync it; return how many bytes."""
         creates = jobs[0].creates
         if creates is not None:
             self._create(creates)
@@ -188,7 +197,9 @@ class Writer:
         self._files.sync(self._fd)
         if creates is not None:
             self._files.sync_dir(self._folder)
-        self._size = synced + sum(map(len, buffers))
+        written = sum(map(len, buffers))
+        self._size = synced + written
+        return written
 
     def _uncache(self) -> None:
         """Leave the page cache to others, once the publishers have their answer."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from linkd.log.writer import UNCACHE_BYTES
+from linkd.log.writer import GATHER_BYTES, GATHER_SECONDS, UNCACHE_BYTES
 from tests.support.disk import RecordingFiles
 from tests.support.logs import SegmentBench, append, draft, fetch
 
@@ -50,6 +51,18 @@ def test_the_page_cache_is_told_to_let_go_of_what_is_written_step_by_step(
     assert len(let_go) == 140 * 100_000 // UNCACHE_BYTES
     bench.open()
     assert fetch(bench, 1)[0].count == 1
+
+
+def test_after_a_large_commit_more_is_gathered_for_the_next(
+    bench: SegmentBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    append(bench, draft(bytes(50_000)))
+    assert slept == []
+    append(bench, draft(bytes(GATHER_BYTES)))
+    append(bench, draft(b"small again"))
+    assert slept == [GATHER_SECONDS]
 
 
 def test_a_fetch_reads_little_more_than_was_asked_for(
