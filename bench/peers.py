@@ -8,6 +8,7 @@ Parts: throughput, latency, drain, fan-out, channels. Writes docs/measurements/p
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections import defaultdict
@@ -23,6 +24,8 @@ from bench.systems import ALL, Linkd, Mosquitto, Nats, System, wait
 
 WINDOW_BYTES = 8 << 20
 """So many bytes are under way at most, whatever the system: what linkd's clients allow."""
+
+SETTLE_SECONDS = 0.3
 
 PARTS = ("throughput", "latency", "drain", "fan-out", "channels")
 
@@ -121,6 +124,12 @@ def checked(system: System, case: str, found: dict[str, Any], notes: list[str]) 
     return bool(short_of <= 0)
 
 
+def settle() -> None:
+    """Let what the run before left unwritten be written: nobody's sync waits for another's data."""
+    os.sync()
+    time.sleep(SETTLE_SECONDS)
+
+
 def throughput(kinds: Sequence[type[System]], rounds: int, seconds: float, found: Found) -> None:
     """Publish as fast as it goes, at one node; receive all at the other."""
     with ExitStack() as stack:
@@ -131,12 +140,14 @@ def throughput(kinds: Sequence[type[System]], rounds: int, seconds: float, found
                     for way in ways(system):
                         if way.size == size:
                             _once(system, way, seconds, found)
+                settle()
                 found.add("disk", "", size, floor.disk_bytes_per_second(max(4096, size), 0.5))
             say(f"throughput: round {number + 1} of {rounds} done")
 
 
 def _once(system: System, way: Way, seconds: float, found: Found) -> None:
     """One run of one system."""
+    settle()
     before = system.cpu_seconds()
     result = load(
         system.protocol,
@@ -173,6 +184,7 @@ def latency(kinds: Sequence[type[System]], rounds: int, seconds: float, found: F
                 commit, trip = floor.commit_seconds(200), floor.round_trip_seconds(200)
                 found.add("floor", "", rate, (2 * commit + trip) * 1000)
                 for system in systems:
+                    settle()
                     result = load(
                         system.protocol,
                         pub=system.source,
