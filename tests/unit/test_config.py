@@ -32,6 +32,7 @@ from linkd.config import (
     parse_address,
     parse_url,
 )
+from linkd.config.loading import Unreadable
 from linkd.errors import ConfigError
 from linkd.preflight import file_troubles
 
@@ -99,6 +100,15 @@ def test_which_file(tmp_path: Path) -> None:
     assert files(None, {})[0] == Path("/etc/linkd/linkd.toml")
     assert files(None, {"LINKD_CONFIG": str(tmp_path / "x")}) == [tmp_path / "x"]
     assert files(tmp_path / "y", {"LINKD_CONFIG": "/x"}) == [tmp_path / "y"]
+
+
+def test_a_folder_that_cannot_be_read_is_said_unless_its_file_cannot_either(tmp_path: Path) -> None:
+    main = tmp_path / "linkd.toml"
+    (tmp_path / "linkd.d").symlink_to("linkd.d")
+    assert files(main) == [main]
+    main.write_text("")
+    with pytest.raises(Unreadable, match=r"linkd\.d: can't be read: Too many levels"):
+        files(main)
 
 
 def test_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

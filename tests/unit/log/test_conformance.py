@@ -123,6 +123,16 @@ def test_a_received_step_moves_the_cursor(bench: Any) -> None:
     assert everything(bench)[0].source is not None
 
 
+def test_a_step_from_elsewhere_changes_nothing_whatever_is_in_it(bench: Any) -> None:
+    store(bench, received(4, 9, b"a"))
+    for previous in (2, 8, 10):
+        new = Origin("far", "farlog", "f", 100 + previous)
+        (outcome,) = store(bench, received(previous, 20, b"x", origin=new))
+        assert (outcome.count, outcome.duplicate) == (0, True)
+    assert bench.log.cursor("hub") == Cursor("hublog", (EpochEnd("e1", 9),), 9)
+    assert bodies(everything(bench)) == [b"a"]
+
+
 def test_steps_under_way_count(bench: Any) -> None:
     got: list[Any] = []
     bench.log.store(received(1, 2, b"a"), got.append)
