@@ -521,3 +521,27 @@ def test_a_damaged_head_of_the_oldest_segment_brings_nothing_back(bench: Segment
     bench.open()
     assert bench.log.first == begins
     assert "offsets lost: none" in bench.log.told[0].detail
+
+
+def test_a_finished_segment_that_was_cut_is_told_at_the_start(bench: SegmentBench) -> None:
+    fill(bench)
+    first, *_ = bench.log._shelf.segments
+    bench.close()
+    path = min(bench.path.glob("*.log"))
+    os.truncate(path, path.stat().st_size - 7)
+    bench.open()
+    (told,) = bench.log.told
+    assert f"offsets lost: {first.next - 1} to {first.next - 1}" in told.detail
+    assert sum(records for records, _ in bench.log.owed(1).values()) == 30
+
+
+def test_a_large_publish_that_ends_a_damaged_log_is_kept_whole(bench: SegmentBench) -> None:
+    append(bench, draft(b"spoilt"))
+    append(bench, draft(b"kept"))
+    append(bench, draft(*[b"%06d" % number + bytes(6000) for number in range(50)]))
+    bench.close()
+    (path,) = bench.path.glob("*.log")
+    flip(path, path.read_bytes().index(b"spoilt"))
+    bench.open()
+    assert len(bodies(everything(bench, 2))) == 51
+    assert "offsets lost: 1 to 1, all from 53 on" in bench.log.told[0].detail
