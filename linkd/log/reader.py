@@ -6,6 +6,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from errno import EIO
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -96,6 +97,8 @@ class Reader:
                 found = self.batches(place, position, max_bytes)
             except (OSError, Damage) as error:
                 found = error
+            except Exception as error:  # noqa: BLE001 - who waits must hear, and so must those behind
+                found = OSError(EIO, f"{type(error).__name__}: {error}", str(place.path))
             self.post(lambda: done(found))
 
         self._queue.put(job)

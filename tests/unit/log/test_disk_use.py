@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from linkd.errors import LogDamaged
 from linkd.log.writer import GATHER_BYTES, GATHER_SECONDS, UNCACHE_BYTES
 from tests.support.disk import RecordingFiles
 from tests.support.logs import SegmentBench, append, draft, fetch
@@ -86,3 +87,20 @@ def test_a_fetch_reads_little_more_than_was_asked_for(
         position = batches[-1].next
     assert position == 41
     assert sum(read) < 40 * 50_000 * 1.5
+
+
+def test_what_nobody_thought_of_fails_one_fetch_and_not_those_behind_it(
+    bench: SegmentBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(3):
+        append(bench, draft(bytes(50_000)))
+
+    def wrong(*_: object) -> None:
+        raise ValueError("what is this?")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("linkd.log.reader.batch_of", wrong)
+        told = fetch(bench, 1)
+    assert isinstance(told, LogDamaged)
+    assert "ValueError: what is this?" in str(told)
+    assert fetch(bench, 1)[0].offset == 1
