@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from bench import figures, floor
+from bench.crowd import Crowd
 from bench.figures import FOLDER, Figure, figure, machine, short, spread
 from bench.load import load
 from bench.systems import ALL, Linkd, Mosquitto, Nats, System, wait
@@ -53,6 +54,21 @@ def batch_of(size: int) -> int:
     """Return how many records a client puts into one batch of at most 64 KiB, here up to 64."""
     return max(1, min(64, (65_536 - 64) // (size + 16)))
 
+
+class Shape(NamedTuple):
+    """Over how many channels the same records go, to how many peers and consumers of a hub."""
+
+    channels: int
+    peers: int
+    consumers: int
+
+    @property
+    def title(self) -> str:
+        """For tables."""
+        return f"{self.channels} channels, {self.peers} peers, {self.consumers} consumers"
+
+
+ONE, MANY = Shape(1, 1, 1), Shape(100, 50, 20)
 
 SIZES = (100, 1024, 65_536, 1 << 20)
 NAMES = {100: "100 B", 1024: "1 KiB", 65_536: "64 KiB", 1 << 20: "1 MiB"}
@@ -261,30 +277,41 @@ def fan_out(kinds: Sequence[type[System]], peers: int, seconds: float, found: Fo
 
 def channels(rounds: int, count: int, found: Found) -> None:
     """The same records over one channel, peer and consumer, and over many."""
-    few = {"peers": 1, "channels": 1, "consumers": 1}
-    many = {"peers": 50, "channels": 100, "consumers": 20}
-    for shape in (few, many):
-        groups = 0 if shape["peers"] == 1 else shape["peers"]
-        with Linkd(shape["peers"], fan_out=True, groups=groups) as system:
-            for _ in range(rounds):
-                began = time.monotonic()
-                result = load(
-                    "linkd",
-                    pub=system.source,
-                    sub=",".join([str(system.hub_port)] * shape["consumers"]),
-                    count=count,
-                    batch=64,
-                    window=1000,
-                    channels=shape["channels"],
-                    groups=max(1, groups),
-                    shared=True,
+    for kind, what in ((Crowd, "channels"), (Linkd, "channels, daemons")):
+        with ExitStack() as stack:
+            systems = {
+                shape: stack.enter_context(
+                    kind(shape.peers, fan_out=True, groups=shape.peers if shape.peers > 1 else 0)
                 )
-                wait("the peers of linkd", system.settled, 120.0)
-                took = time.monotonic() - began
-                assert result["received"] == count, result
-                case = tuple(shape.values())
-                found.add("channels", "linkd", case, count / took)
-        say(f"channels: {shape}: {found.cell('channels', 'linkd', case)} records/s")
+                for shape in (ONE, MANY)
+            }
+            for _ in range(rounds):
+                for shape, system in systems.items():
+                    found.add(what, "linkd", shape, _spread_rate(system, shape, count))
+        for shape in (ONE, MANY):
+            say(f"{what}: {shape.title}: {found.cell(what, 'linkd', shape)} records/s")
+
+
+def _spread_rate(system: Linkd, shape: Shape, count: int) -> float:
+    """Publish so many records at a hub; return how many a second its peers had acknowledged."""
+    settle()
+    began = time.monotonic()
+    result = load(
+        "linkd",
+        pub=system.source,
+        sub=",".join([str(system.hub_port)] * shape.consumers),
+        count=count,
+        batch=64,
+        window=1000,
+        channels=shape.channels,
+        groups=max(1, system.groups),
+        shared=True,
+    )
+    wait("the peers of linkd", system.settled, 120.0)
+    took = time.monotonic() - began
+    if result["received"] != count:
+        raise RuntimeError(f"{shape.title}: {result['received']:,} of {count:,} came")
+    return count / took
 
 
 def ceiling(seconds: float) -> list[list[str]]:

@@ -202,7 +202,7 @@ class Linkd(System):
 
     title = "linkd"
     protocol = "linkd"
-    window = 4000
+    window = 20_000
 
     def __init__(self, peers: int = 1, fan_out: bool = False, groups: int = 0) -> None:
         """Prepare; `groups`: peer number n gets the channels of group n alone, of so many."""
@@ -244,7 +244,7 @@ class Linkd(System):
 
     def start_hub(self) -> None:
         peers = "".join(
-            self._peer(f"edge-{number}", self._patterns(number)) for number in range(self.peers)
+            self._peer(f"edge-{number + 1}", self._patterns(number)) for number in range(self.peers)
         )
         most = "[limits]\nhandshakes_per_second_per_address = 200.0\npending_per_address = 1000\n"
         listen = f'[listen]\naddress = "127.0.0.1:{self.link_port}"\n'
@@ -252,7 +252,7 @@ class Linkd(System):
         wait("the hub of linkd", lambda: self.status(self.hub_port))
 
     def start_edge(self, number: int) -> Process:
-        name = f"edge-{number}"
+        name = f"edge-{number + 1}"
         dial = f"ws://127.0.0.1:{self.link_port}/link"
         patterns = self._patterns(number)
         return self._run(name, self.edge_ports[number], self._peer("hub", patterns, dial))

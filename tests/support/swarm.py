@@ -1,7 +1,8 @@
 """Many nodes in one process, each with one link that it dials: a crowd for one hub.
 
-`python -m tests.support.swarm URL COUNT SECRET_FILE` starts `edge-1` to `edge-COUNT` with logs in
-memory and no local API; each line on standard input is answered by one JSON line about all.
+`python -m tests.support.swarm URL COUNT SECRET_FILE [PATTERN...]` starts `edge-1` to `edge-COUNT`,
+with logs in memory and no local API, which take from the hub what matches a pattern; each line on
+standard input is answered by one JSON line about all.
 """
 
 from __future__ import annotations
@@ -21,16 +22,15 @@ from typing import Any
 from tests.support.lab import ROOT, Namespace, python
 
 
-def _node(name: str, url: str, secret_file: str, reactor: Any, shared: Any) -> Any:
-    """Return one node, not yet started."""
+def _node(name: str, peer: Any, reactor: Any, shared: Any) -> Any:
+    """Return one node with one peer, not yet started."""
     from linkd.config import Config
-    from linkd.config.settings import NodeSettings, PeerSettings
+    from linkd.config.settings import NodeSettings
     from linkd.log import MemoryCursors, MemoryLog
     from linkd.net.dialer import LinkDialer, Origin
     from linkd.node import Node, Stores
     from linkd.outages import Outages
 
-    peer = PeerSettings(name="hub", dial=(url,), insecure=True, secret_file=secret_file)
     config = Config(node=NodeSettings(name=name), peers=(peer,))
     origin = Origin(name, f"{random.getrandbits(64):016x}", reactor, shared)
 
@@ -54,11 +54,12 @@ def _report(nodes: list[Any]) -> dict[str, Any]:
     }
 
 
-def main(url: str, count: int, secret_file: str) -> None:
+def main(url: str, count: int, secret_file: str, *receive: str) -> None:
     """Run the nodes until standard input ends."""
     from twisted.internet import reactor as installed
     from twisted.internet import threads
 
+    from linkd.config.settings import PeerSettings
     from linkd.net.resolve import Resolver, look_up
 
     reactor: Any = installed
@@ -66,7 +67,10 @@ def main(url: str, count: int, secret_file: str) -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     shared = Resolver(reactor, lambda host: threads.deferToThread(look_up, host))
-    nodes = [_node(f"edge-{n + 1}", url, secret_file, reactor, shared) for n in range(count)]
+    peer = PeerSettings(
+        name="hub", dial=(url,), insecure=True, secret_file=secret_file, receive=receive
+    )
+    nodes = [_node(f"edge-{n + 1}", peer, reactor, shared) for n in range(count)]
 
     def obey() -> None:
         for _ in sys.stdin:
@@ -84,9 +88,11 @@ def main(url: str, count: int, secret_file: str) -> None:
 class Swarm:
     """A swarm process; a context that ends it."""
 
-    def __init__(self, url: str, count: int, secret_file: str, host: Namespace | None) -> None:
+    def __init__(
+        self, url: str, count: int, secret_file: str, host: Namespace | None, *receive: str
+    ) -> None:
         """Start it, on this machine or inside a host."""
-        command = python("-m", "tests.support.swarm", url, str(count), secret_file)
+        command = python("-m", "tests.support.swarm", url, str(count), secret_file, *receive)
         self._process = subprocess.Popen(
             command if host is None else host.enter(command),
             cwd=ROOT,
@@ -150,4 +156,4 @@ class Swarm:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    main(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])
