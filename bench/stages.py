@@ -252,7 +252,7 @@ def net(load: Load) -> Iterator[Run]:
 
     def run(times: int) -> None:
         for _ in range(times):
-            take(b"".join(put(0x82, payload, 0x80)), 0, 0x80)
+            take(b"".join(put(0x82, payload, 0x80)), 0, 0x80, wire.MAX_MESSAGE_BYTES)
 
     yield run
 

@@ -6,7 +6,9 @@ directories too.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import itertools
 import json
 import os
 import re
@@ -28,12 +30,19 @@ from linkd import __version__
 SECRET = "a secret of the benchmark, long enough for linkd"
 TICKS = os.sysconf("SC_CLK_TCK")
 
+_ports = itertools.count(20_000)
+
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
+    """Return a port of 127.0.0.1 that nobody listens on now.
+
+    None that the kernel gives to outgoing connections: one of those might take it first.
+    """
+    while True:
+        with contextlib.suppress(OSError):
+            port = next(_ports)
+            socket.create_server(("127.0.0.1", port)).close()
+            return port
 
 
 def wait(what: str, true: Callable[[], object], within: float = 30.0) -> None:
@@ -154,8 +163,9 @@ class System(ABC):
         return self
 
     def _said(self) -> list[str]:
-        """Return the last that the daemons have written."""
-        return [f"{out.name}: {out.read_text()[-400:]}" for out in self.folder.glob("*.out")]
+        """Return the last that daemons have written, of those without a link first."""
+        said = [f"{out.name}: {out.read_text()[-400:]}" for out in self.folder.glob("*.out")]
+        return [each for each in said if "link.up" not in each][:10] or said[:10]
 
     def __exit__(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from linkd.api.callers import Caller
@@ -145,9 +146,9 @@ class Ingress:
             self._state.holder = None
         self._state = None
 
-    def publish(self, frame: stream.Publish) -> None:
-        """Take a publish; it is handed on at the end of the turn."""
-        self._pending.append(frame)
+    def publish(self, frames: Sequence[stream.Publish]) -> None:
+        """Take publishes; they are handed on at the end of the turn."""
+        self._pending += frames
 
     def flush(self) -> None:
         """Hand on what came in this turn."""
@@ -164,25 +165,24 @@ class Ingress:
     def _run(self, pending: list[stream.Publish], index: int) -> list[stream.Publish]:
         """Return the publishes from `index` on that may share an append: at least one."""
         first = pending[index]
-        run = [first]
         if not self._shares(first):
-            return run
+            return [first]
         channel, ttl, last = first.channel, first.ttl, first.sequence
         size = len(first.records)
         for place in range(index + 1, len(pending)):
             frame = pending[place]
             size += len(frame.records)
+            sequence = frame.sequence
             if (
                 frame.channel != channel
+                or size > MAX_BATCH_BYTES
+                or sequence <= last
                 or frame.ttl != ttl
                 or frame.ids
-                or size > MAX_BATCH_BYTES
-                or frame.sequence <= last
             ):
-                break
-            last = frame.sequence
-            run.append(frame)
-        return run
+                return pending[index:place]
+            last = sequence
+        return pending[index:]
 
     def _shares(self, frame: stream.Publish) -> bool:
         """Tell whether a publish may share an append with those behind it."""

@@ -27,6 +27,7 @@ MESSAGE_BYTES = 131_072
 """Frames are gathered into messages of about this size."""
 
 MAX_WAITS = 10_000
+_PUBLISHES = {stream.Publish}
 MAX_WAIT_SECONDS = 3600.0
 
 
@@ -89,13 +90,15 @@ class StreamSession:
         except RemoteProtocolError as error:
             self._fatal("malformed", str(error))
             return
-        publish, calls = self.ingress.publish, self._calls
+        if self._opened and set(map(type, frames)) == _PUBLISHES:
+            self.ingress.publish(frames)  # type: ignore[arg-type]
+            return
         for frame in frames:
             if type(frame) is stream.Publish and self._opened:
-                publish(frame)
+                self.ingress.publish((frame,))
             elif type(frame) is stream.Open or self._opened:
                 self.ingress.flush()
-                calls[type(frame)](frame)
+                self._calls[type(frame)](frame)
             else:
                 self._fatal("malformed", "expected open as the first frame")
                 return

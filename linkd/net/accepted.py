@@ -49,6 +49,7 @@ class AcceptedConnection(Connection, ServerProtocol):  # type: ignore[misc]
     """A connection that a peer dialed."""
 
     dialed: ClassVar[bool] = False
+    masked: ClassVar[int] = 0x80
     silent_reason: ClassVar[Reason] = "ping-timeout"
     factory: Listener
     openHandshakeTimeout = 0

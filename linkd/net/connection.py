@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 from linkd.core.liveness import FLOW_BYTES, PONG_AFTER, Liveness
 from linkd.core.wire import (
     MAX_HELLO_BYTES,
+    MAX_MESSAGE_BYTES,
     Generation,
     Goodbye,
     Message,
@@ -24,18 +25,18 @@ from linkd.core.wire import (
     encode,
 )
 from linkd.errors import Reason, RemoteProtocolError
-from linkd.net.frames import MESSAGE, PING, PONG, take
+from linkd.net.frames import MESSAGE, PING, PONG
 from linkd.net.heads import printable
 from linkd.net.sending import Sending
 from linkd.net.sockets import peer_of, show, tune
 from linkd.net.timers import Call, cancel
 from linkd.net.websocket import (
     STATE_CLOSED,
-    STATE_CLOSING,
     STATE_OPEN,
     FrameHeader,
     Quiet,
 )
+from linkd.net.whole import WholeFrames
 
 ABORT_AFTER: Final = 3.0
 """Seconds from a close to the abort."""
@@ -46,7 +47,6 @@ MAX_FRAMES: Final = 256
 _OPEN: Final = STATE_OPEN
 _CLOSED: Final = STATE_CLOSED
 _CLOSED_WELL: Final = (1000, 1001)
-_CLOSING: Final = STATE_CLOSING
 _REASONS: Final = frozenset(get_args(Reason))
 _PONG_HEADER: Final = FrameHeader(10, True, 0, 0, None)
 _PONG_UNMASKED: Final = b"\x8a\x00"
@@ -55,7 +55,7 @@ _keys = count(1)
 _no_generation: Final = Generation("-", 0)
 
 
-class Connection(Sending):
+class Connection(WholeFrames, Sending):
     """What both ends share; `linkd.net.ports.Connection`, mixed into Autobahn's protocol.
 
     Attributes beside the port's:
@@ -64,13 +64,11 @@ class Connection(Sending):
     """
 
     log: Any = Quiet()
+    most_whole: ClassVar[int] = MAX_MESSAGE_BYTES
     silent_reason: ClassVar[Reason]
     factory: Any
-    data: bytes
     remoteCloseCode: int | None
     remoteCloseReason: str | None
-    current_frame: Any
-    inside_message: bool
 
     key = 0
     generation = _no_generation
@@ -136,16 +134,9 @@ class Connection(Sending):
             else:
                 self.transport.abortConnection()
 
-    def consumeData(self) -> None:
-        """Work on what has come."""
-        while self.state in (_OPEN, _CLOSING):
-            whole = self.current_frame is None and not self.inside_message
-            if whole and self.state == _OPEN and self._take():
-                return
-            if not self.processData() or self._too_many():  # type: ignore[attr-defined]
-                return
-        if self.data:
-            super().consumeData()  # type: ignore[misc]
+    def processData(self) -> bool:
+        """Let Autobahn take the next frame, or a part of it; tell whether there may be another."""
+        return super().processData() and not self._too_many()  # type: ignore[misc]
 
     def onFrameBegin(self) -> None:
         """Autobahn has a frame's head: count it."""
@@ -162,25 +153,15 @@ class Connection(Sending):
         self.transport.abortConnection()
         return True
 
-    def _take(self) -> bool:
-        """Take whole frames off the front; tell whether nothing more can be done for now."""
-        data, position = self.data, 0
-        masked = 0 if self.dialed else 0x80
-        while self.state == _OPEN:
-            found = take(data, position, masked)
-            if found is True or found is False:
-                break
-            first, payload, position = found
-            if first == MESSAGE:
-                self._message(payload)
-            elif first == PING:
-                self.onPing(payload)
-            else:
-                self._pong(payload)
+    def whole(self, first: int, payload: bytes) -> bool:
+        """Take a message, a ping or a pong that came in one frame."""
+        if first == MESSAGE:
+            self._message(payload)
+        elif first == PING:
+            self.onPing(payload)
         else:
-            found = False
-        self.data = data[position:]
-        return bool(found) or not self.data
+            self._pong(payload)
+        return True
 
     def _pong(self, payload: bytes) -> None:
         """Let Autobahn take a pong as if it had found it itself."""

@@ -32,6 +32,7 @@ class DialedConnection(Connection, ClientProtocol):  # type: ignore[misc]
     """A connection that we dialed."""
 
     dialed: ClassVar[bool] = True
+    masked: ClassVar[int] = 0
     silent_reason: ClassVar[Reason] = "silence"
     factory: LinkDialer
     openHandshakeTimeout = 0

@@ -1,11 +1,10 @@
-"""WebSocket frames as linkd sends them: whole, binary, up to 128 KiB (RFC 6455 section 5.2)."""
+"""WebSocket frames as linkd sends them: whole and binary (RFC 6455 section 5.2)."""
 
 from __future__ import annotations
 
 import random
 from typing import Final
 
-from linkd.core.wire import MAX_MESSAGE_BYTES
 from linkd.net.websocket import create_xor_masker
 
 MESSAGE: Final = 0x82
@@ -20,13 +19,14 @@ Found = tuple[int, bytes, int]
 """A frame: its first byte, its payload, and where the next one begins."""
 
 
-def take(data: bytes, position: int, masked: int) -> Found | bool:
+def take(data: bytes, position: int, masked: int, most: int) -> Found | bool:
     """Return the frame at `position`.
 
     Args:
         data: What was received.
         position: Where the frame begins.
         masked: 0x80 where frames must be masked, else 0.
+        most: The longest payload, in bytes, that is not left to Autobahn.
 
     Returns:
         True where more bytes must come first; False where it is Autobahn's to take or to refuse.
@@ -45,7 +45,7 @@ def take(data: bytes, position: int, masked: int) -> Found | bool:
         if start + wide > size:
             return True
         length = int.from_bytes(data[start : start + wide], "big")
-        if length > MAX_MESSAGE_BYTES or length < (126 if wide == 2 else 65_536):
+        if length > most or length < (126 if wide == 2 else 65_536):
             return False
         start += wide
     if masked:

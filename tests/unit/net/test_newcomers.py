@@ -9,6 +9,7 @@ from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.task import Clock
 
 from linkd.config import LimitSettings
+from linkd.core.wire import MAX_MESSAGE_BYTES as MOST
 from linkd.net.admission import Admission
 from linkd.net.frames import MESSAGE, put, take, xor
 from linkd.net.heads import parse_head
@@ -88,13 +89,13 @@ def test_families_take_turns() -> None:
 def test_frames_come_back_as_they_were_put(masked: int, size: int) -> None:
     payload = bytes(number % 251 for number in range(size))
     whole = b"".join(put(MESSAGE, payload, masked))
-    assert take(b"??" + whole + b"rest", 2, masked) == (MESSAGE, payload, 2 + len(whole))
+    assert take(b"??" + whole + b"rest", 2, masked, MOST) == (MESSAGE, payload, 2 + len(whole))
     for cut in (0, 1, 2, 5, len(whole) - 1):
         if cut >= len(whole):
             continue
-        assert take(whole[:cut], 0, masked) is True
+        assert take(whole[:cut], 0, masked, MOST) is True
     if size:
-        assert take(whole, 0, masked ^ 0x80) is False
+        assert take(whole, 0, masked ^ 0x80, MOST) is False
 
 
 def test_masking_twice_is_nothing() -> None:
@@ -103,7 +104,7 @@ def test_masking_twice_is_nothing() -> None:
 
 
 def test_too_long_a_frame_is_not_waited_for() -> None:
-    assert take(b"\x82\x7f" + (131_073).to_bytes(8, "big"), 0, 0) is False
+    assert take(b"\x82\x7f" + (131_073).to_bytes(8, "big"), 0, 0, MOST) is False
 
 
 def test_heads_that_are_none() -> None:
