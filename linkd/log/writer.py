@@ -59,7 +59,7 @@ class Job(msgspec.Struct, frozen=True):
 
 
 class Written(msgspec.Struct, frozen=True):
-    """Jobs that are on disk, what the disk has left, and how long the commit took."""
+    """Jobs that are on disk, what the disk had left before, and how long the commit took."""
 
     jobs: Sequence[Job]
     free_bytes: int
@@ -110,6 +110,7 @@ class Writer:
         self._size = 0
         self._uncached = 0
         self._bad_era = -1
+        self._free = 2**62
         self._ended: Callable[[], None] = _nothing
         self._thread = threading.Thread(target=self._run, name="linkd-log-writer", daemon=True)
 
@@ -134,6 +135,7 @@ class Writer:
 
     def _run(self) -> None:
         """Take all that is there, again and again."""
+        self._measure()
         running = True
         while running:
             jobs: list[Job] = []
@@ -163,7 +165,7 @@ class Writer:
         return lambda: self._report(outcome)
 
     def _commit(self, jobs: list[Job]) -> int:
-        """Write jobs of one file and sync it, or put it back as it was; return how many bytes."""
+        """Write jobs of one file, or put it back as it was; return how many bytes."""
         if jobs[0].era <= self._bad_era:
             return 0
         began = time.monotonic()
@@ -173,15 +175,13 @@ class Writer:
             self._bad_era = jobs[0].era
             self._post(self._tell(Failed(error, self._put_back())))
             return 0
-        free = 2**62
-        with suppress(OSError):
-            free = self._files.free_bytes(self._folder)
-        self._post(self._tell(Written(jobs, free, time.monotonic() - began)))
+        self._post(self._tell(Written(jobs, self._free, time.monotonic() - began)))
         self._uncache()
+        self._measure()
         return written
 
     def _write(self, jobs: list[Job]) -> int:
-        """Write jobs of one file and sync it; return how many bytes."""
+        """Write jobs of one file, which syncs them; return how many bytes."""
         creates = jobs[0].creates
         if creates is not None:
             self._create(creates)
@@ -194,12 +194,16 @@ class Writer:
                 prefix = frame_prefix(part, synced, stamp, wall, seed)
                 buffers += (prefix, part[2], part[3])
         self._files.write(self._fd, synced, buffers)
-        self._files.sync(self._fd)
         if creates is not None:
             self._files.sync_dir(self._folder)
         written = sum(map(len, buffers))
         self._size = synced + written
         return written
+
+    def _measure(self) -> None:
+        """Note what the disk has left, for the next report: no publisher waits for this."""
+        with suppress(OSError):
+            self._free = self._files.free_bytes(self._folder)
 
     def _uncache(self) -> None:
         """Leave the page cache to others, once the publishers have their answer."""

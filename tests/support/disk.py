@@ -44,13 +44,14 @@ class RecordingFiles(RealFiles):
         return fd
 
     def write(self, fd: int, at: int, buffers: Sequence[bytes]) -> None:
-        """Write, or refuse."""
+        """Write and sync, or refuse either."""
         if self.refuse:
             if self.tear:
                 os.pwrite(fd, b"".join(buffers)[: self.tear], at)
             raise OSError(self.refuse, os.strerror(self.refuse))
         super().write(fd, at, buffers)
         self.steps.append(("write", self._numbers[fd], at, b"".join(buffers)))
+        self.sync(fd)
 
     def sync(self, fd: int) -> None:
         """Sync, or refuse."""

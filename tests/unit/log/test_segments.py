@@ -121,9 +121,10 @@ def test_a_start_on_a_full_disk_waits_for_room(bench: SegmentBench) -> None:
 
 def test_little_room_on_the_disk_refuses_publishes_only(bench: SegmentBench) -> None:
     bench.files.free = 1000
-    append(bench, draft(b"a"))
-    assert isinstance(append(bench, draft(b"b"))[0], LogFull)
-    assert store(bench, received(1, 2, b"c")) == [Appended(2, 1)]
+    append(bench, draft(b"a"))  # the disk is looked at behind a commit, and told with the next
+    append(bench, draft(b"b"))
+    assert isinstance(append(bench, draft(b"c"))[0], LogFull)
+    assert store(bench, received(1, 2, b"d")) == [Appended(3, 1)]
     bench.files.free = None
     bench.until(lambda: bench.log.full is None)
 
