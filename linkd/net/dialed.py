@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from linkd.net.dialer import LinkDialer
 
 MAX_ANSWER_BYTES: Final = 16_384
-PING_EVERY: Final = 4
+PING_EVERY: Final = 6
 """It pings so many intervals apart, for the round trip; the listener's pings are its life."""
 
 
