@@ -18,7 +18,11 @@ dropped. Dropping again changes nothing but the time of --for; other ports or di
   --port N                 only TCP and UDP packets with port N at either end
   --for SECONDS            restore by itself after so long, even if this terminal is gone;
                            a later drop of HOST sets a new time, or none
-  --force                  drop even though an ssh session with HOST is established
+  --force                  drop although that cuts this host from itself, or you from it
+
+Refused without --force: an address of this host itself, loopback too, unless --port is given; and
+a host from which you have come by ssh, or with which any ssh session is established, unless --for
+restores the path in less than 600 seconds.
 
 Exit: 0 dropped, 1 refused or failed (nothing is dropped then), 2 wrong usage.
 END
@@ -34,6 +38,7 @@ wrong() { fail "$1 (try drop.sh --help)" 2; }
 # Print the addresses of $host, one a line; nothing if there are none.
 addresses() {
     case $host in
+    ::ffff:*.*) printf '%s\n' "${host#::ffff:}" ;;
     *:*) printf '%s\n' "$host" ;;
     *[!0-9.]*) getent ahosts "$host" | awk '{ sub(/^::ffff:/, "", $1); print $1 }' | sort -u ;;
     *)
@@ -49,6 +54,43 @@ tool_for() {
     *:*) echo ip6tables ;;
     *) echo iptables ;;
     esac
+}
+
+# Print the address $1 as the kernel writes it, behind "local" if it is one of this host's own.
+routed() {
+    ip -o route get "$1" 2>/dev/null | awk '
+        $1 == "local" { own = "local " }
+        { for (i = 1; i <= NF; i++) if ($i ~ /[.:]/) { print own $i; exit } }'
+}
+
+# Whether the address $1 is this host itself: what talks to it would talk to itself no more.
+is_own() {
+    case $1 in
+    127.* | ::1) return 0 ;;
+    esac
+    case $(routed "$1") in
+    local*) return 0 ;;
+    esac
+    return 1
+}
+
+# Print SSH_CONNECTION of this process and of those that have started it: sudo takes it away.
+ssh_connections() {
+    [ -z "${SSH_CONNECTION-}" ] || printf '%s\n' "$SSH_CONNECTION"
+    pid=$$
+    while [ "${pid:-0}" -gt 1 ]; do
+        tr '\0' '\n' 2>/dev/null <"/proc/$pid/environ" | sed -n 's/^SSH_CONNECTION=//p'
+        pid=$(sed -n 's/^PPid:[[:space:]]*//p' "/proc/$pid/status")
+    done 2>/dev/null
+}
+
+# Print a line if this terminal has come by ssh from the address $1.
+ssh_operator() {
+    here=$(routed "$1")
+    ssh_connections | awk -v port="$port" -v one="$1" -v two="${here#local }" '
+        { sub(/^::ffff:/, "", $1); sub(/%.*/, "", $1) }
+        port != "" && $2 != port && $4 != port { next }
+        $1 == one || $1 == two { print $3, $4, "from", $1, $2; exit }'
 }
 
 # Print a line for each established ssh session with the address $1: ports or program say so.
@@ -142,6 +184,15 @@ PATH=$PATH:/usr/sbin:/sbin
 found=$(addresses)
 [ -n "$found" ] || fail "cannot find the address of '$host'"
 
+for address in $found; do
+    case $address in
+    *[1-9a-f]*) ;;
+    *) fail "'$address' is no host's address" ;;
+    esac
+    [ -n "$force$port" ] || ! is_own "$address" ||
+        fail "$address is this host itself, which would be cut from its own services; use --port N or --force"
+done
+
 # Nothing is changed before all that is needed is known to be there.
 tools=''
 for address in $found; do
@@ -153,13 +204,21 @@ for address in $found; do
     tools="$tools $tool"
 done
 
-if [ -z "$force" ] && [ -z "$seconds" ]; then
+# An ssh session outlives some minutes without a packet.
+soon=${seconds%%.*}
+if [ -z "$force" ] && { [ -z "$seconds" ] || [ "${soon:-0}" -ge 600 ]; }; then
+    way_out="use --for SECONDS, below 600, or --force"
+    for address in $found; do
+        session=$(ssh_operator "$address")
+        [ -z "$session" ] ||
+            fail "you have come from $host by ssh (to $session) and would be cut off; $way_out"
+    done
     command -v ss >/dev/null ||
-        fail "ss is missing, so an ssh session with $host cannot be ruled out; use --for or --force"
+        fail "ss is missing, so an ssh session with $host cannot be ruled out; $way_out"
     for address in $found; do
         session=$(ssh_sessions "$address" | head -n 1)
         [ -z "$session" ] ||
-            fail "an ssh session with $host is established ($session) and would be cut; use --for SECONDS or --force"
+            fail "an ssh session with $host is established ($session) and would be cut; $way_out"
     done
 fi
 

@@ -4,10 +4,13 @@ set -uf
 
 usage() {
     cat <<'END'
-Usage: restore.sh [HOST]
+Usage: restore.sh [HOST | --drills]
 
 Removes the rules that drop.sh has put there for HOST, or for all hosts. HOST is what drop.sh was
 given; it is not looked up, so this works without name service too.
+
+  --drills  remove the rules of `linkd drill` instead: it takes them back itself within 123 s, unless
+            its processes were killed one by one. A drill that is under way is spoiled by this.
 
 Exit: 0 restored or nothing to restore, 1 failed, 2 wrong usage.
 END
@@ -18,8 +21,14 @@ fail() {
     exit "${2:-1}"
 }
 
+mark=linkd-drop
 case ${1-} in
 -h | --help) usage; exit 0 ;;
+--drills)
+    mark=linkd-drill
+    shift
+    [ $# = 0 ] || fail "--drills takes no HOST, got $1 (try restore.sh --help)" 2
+    ;;
 -*) fail "unknown option $1 (try restore.sh --help)" 2 ;;
 esac
 [ $# -le 1 ] || fail "one HOST or none, got $# (try restore.sh --help)" 2
@@ -28,19 +37,27 @@ PATH=$PATH:/usr/sbin:/sbin
 newline='
 '
 
-# Print "CHAIN MATCH... --comment linkd-drop:HOST:TOKEN -j DROP" for every rule of drop.sh in $1.
+# Print "CHAIN MATCH... --comment $2:..." for every rule in $1 that is marked by $2.
 present() {
-    "$1" -w 5 -S | tr -d '"' | awk '$1 == "-A" && / --comment linkd-drop:/ { sub(/^-A /, ""); print }'
+    "$1" -w 5 -S | tr -d '"' | awk -v mark=" --comment $2:" '
+        $1 == "-A" && index($0, mark) { sub(/^-A /, ""); print }'
 }
 
-# Print the HOST of the rule $1. An IPv6 address has colons of its own: the token is behind the last.
+# Print the HOST of the rule $1 (an IPv6 address has colons of its own: the token is behind the
+# last), or all of a drill's mark.
 host_of() {
-    name=${1#*--comment linkd-drop:}
+    name=${1#*--comment }
     name=${name%% *}
-    printf '%s\n' "${name%:*}"
+    case $name in
+    linkd-drop:*)
+        name=${name#linkd-drop:}
+        name=${name%:*}
+        ;;
+    esac
+    printf '%s\n' "$name"
 }
 
-seen='' removed='' others=''
+seen='' removed='' others='' drills=''
 for tool in iptables ip6tables; do
     command -v "$tool" >/dev/null || continue
     seen=yes
@@ -49,8 +66,9 @@ for tool in iptables ip6tables; do
         [ "$tool" = ip6tables ] && ! [ -e /proc/net/if_inet6 ] && continue
         fail "$tool refuses: ${said:-no reason given}; it needs root (try sudo)"
     }
+    [ "$mark" = linkd-drill ] || [ -z "$(present "$tool" linkd-drill)" ] || drills=yes
     IFS=$newline
-    for rule in $(present "$tool"); do
+    for rule in $(present "$tool" "$mark"); do
         unset IFS
         name=$(host_of "$rule")
         if [ -n "$host" ] && [ "$name" != "$host" ]; then
@@ -59,8 +77,8 @@ for tool in iptables ip6tables; do
         fi
         # shellcheck disable=SC2086  # a rule is several words
         said=$("$tool" -w 5 -D $rule 2>&1) || {
-            # A timer of drop.sh may have been faster: only what is still there is an error.
-            present "$tool" | grep -qxF -- "$rule" && fail "$tool cannot remove '$rule': $said"
+            # A timer, or the drill itself, may have been faster: only what is still there is an error.
+            present "$tool" "$mark" | grep -qxF -- "$rule" && fail "$tool cannot remove '$rule': $said"
         }
         removed="$removed$name$newline"
     done
@@ -72,8 +90,13 @@ list() { printf '%s' "$1" | sort -u | tr '\n' ' ' | sed 's/ $//'; }
 
 if [ -n "$removed" ]; then
     printf 'Restored: %s.\n' "$(list "$removed")"
+elif [ "$mark" = linkd-drill ]; then
+    printf 'No drill has left rules here.\n'
 elif [ -n "$others" ]; then
     printf 'Nothing is dropped for %s; dropped are: %s.\n' "$host" "$(list "$others")"
 else
     printf 'Nothing is dropped%s.\n' "${host:+ for $host}"
+fi
+if [ -n "$drills" ]; then
+    printf 'Rules of linkd drill are in force: they go by themselves within 123 s; restore.sh --drills removes them now.\n'
 fi

@@ -148,6 +148,28 @@ def test_restore_tells_other_hosts_apart(box: Namespace) -> None:
     assert restore(box)[1] == "Restored: 192.0.2.70.\n"
 
 
+def test_what_a_drill_has_left_is_said_and_removed_only_when_asked(box: Namespace) -> None:
+    mark = "-m comment --comment linkd-drill:abc -j DROP"
+    box.sh(f"iptables -I INPUT -p tcp -s {HOST} --sport 9443 {mark}")
+    box.sh(f"ip6tables -I OUTPUT -p tcp -d fd00::7 --dport 9443 {mark}")
+    box.sh(f"iptables -A INPUT -s {HOST} -m comment --comment mine -j DROP")
+    drop(box, HOST)
+    for words in ((HOST,), ()):
+        code, said = restore(box, *words)
+        assert code == 0
+        assert said.splitlines()[-1].endswith("restore.sh --drills removes them now.")
+    assert len(rules(box)) == 3
+    drop(box, HOST)
+    assert restore(box, "--drills") == (0, "Restored: linkd-drill:abc.\n")
+    assert rules(box) == [
+        *BOTH[:1],
+        f"-A INPUT -s {HOST}/32 -m comment --comment mine -j DROP",
+        BOTH[1],
+    ]
+    assert restore(box, "--drills") == (0, "No drill has left rules here.\n")
+    assert restore(box) == (0, f"Restored: {HOST}.\n")
+
+
 def test_for_restores_by_itself(box: Namespace) -> None:
     code, said = drop(box, HOST, "--for", "1.5")
     assert code == 0
@@ -211,17 +233,72 @@ def session(box: Namespace) -> Iterator[None]:
 
 @pytest.mark.usefixtures("session")
 def test_a_host_with_an_ssh_session_is_refused(box: Namespace) -> None:
-    code, said = drop(box, "127.0.0.1")
+    # With a port, so that it is not refused for being this host itself.
+    code, said = drop(box, "127.0.0.1", "--port", "22")
     assert code == 1
     assert "an ssh session with 127.0.0.1 is established" in said
-    assert drop(box, "localhost")[0] == 1
+    assert drop(box, "localhost", "--port", "22")[0] == 1
+    assert drop(box, "127.0.0.1", "--port", "22", "--for", "600")[0] == 1
     assert rules(box) == []
     assert drop(box, "127.0.0.1", "--port", "9443")[0] == 0
     assert drop(box, HOST)[0] == 0
     assert drop(box, "127.0.0.1", "--force")[0] == 0
     restore(box)
-    assert drop(box, "127.0.0.1", "--for", "1")[0] == 0
+    assert drop(box, "127.0.0.1", "--port", "22", "--for", "1")[0] == 0
     until(box, [], 4.0)
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "127.8.8.8", "localhost", "::1", "0::1", "::ffff:127.0.0.1", "192.0.2.1"]
+)
+def test_this_host_itself_is_refused(box: Namespace, host: str) -> None:
+    box.sh("ip addr add 192.0.2.1/24 dev lo")
+    for words in ((), ("--for", "1"), ("--direction", "out")):
+        code, said = drop(box, host, *words)
+        assert code == 1
+        assert " is this host itself" in said
+        assert "--force" in said
+        assert said.count("\n") == 1
+    assert rules(box) == []
+    assert drop(box, host, "--port", "9443")[0] == 0
+    restore(box)
+    assert drop(box, host, "--force")[0] == 0
+    assert len(rules(box)) in (2, 4)  # localhost may have two addresses
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "0:0::0"])
+def test_the_address_of_nobody_is_refused_whatever_is_said(box: Namespace, host: str) -> None:
+    assert drop(box, host, "--force") == (1, f"drop.sh: '{host}' is no host's address\n")
+    assert rules(box) == []
+
+
+@pytest.mark.parametrize(
+    ("come", "host"),
+    [(HOST, HOST), (f"::ffff:{HOST}", HOST), (HOST, f"::ffff:{HOST}"), ("fd00::7", "fd00:0::7")],
+)
+def test_the_host_that_the_operator_has_come_from_is_refused(
+    box: Namespace, come: str, host: str
+) -> None:
+    box.sh(
+        "ip link add near type veth peer name far; ip link set near up; ip link set far up\n"
+        "ip addr add 192.0.2.1/24 dev near; ip addr add fd00::1/64 dev near nodad"
+    )
+    session = f"SSH_CONNECTION={come} 50022 192.0.2.1 2222"
+    # As sudo has it: the variable is the parent's, no longer the script's own.
+    sudo = ["env", session, "sh", "-c", f'env -u SSH_CONNECTION sh {DROP} "$@"; exit $?', "-"]
+    for command in (["env", session, "sh", DROP], sudo):
+        for words in ([], ["--port", "2222"], ["--for", "86400"]):
+            done = box.run(*command, host, *words, check=False)
+            assert done.returncode == 1, done.stdout
+            assert f"you have come from {host} by ssh" in done.stderr
+            assert "--for SECONDS, below 600, or --force" in done.stderr
+        assert rules(box) == []
+        for words in (["--port", "9443"], ["--for", "30"], ["--force"]):
+            assert box.run(*command, host, *words, check=False).returncode == 0
+            assert rules(box)
+            restore(box)
+        assert box.run(*command, "192.0.2.99").returncode == 0
+        restore(box)
 
 
 @pytest.mark.parametrize(
@@ -262,7 +339,7 @@ def test_a_host_that_is_none(box: Namespace, host: str) -> None:
 
 
 def test_wrong_usage_of_restore() -> None:
-    for arguments in (["a", "b"], ["-x"]):
+    for arguments in (["a", "b"], ["-x"], ["--drills", "a"]):
         done = subprocess.run(["sh", RESTORE, *arguments], capture_output=True, timeout=10)
         assert done.returncode == 2
         assert done.stdout == b""
