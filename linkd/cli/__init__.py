@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import importlib
 import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 
 from linkd import __version__
@@ -47,6 +50,9 @@ arguments that returns the exit code.
 
 _TAKES_VALUE = ("-c", "--config", "--socket")
 
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF, errno.EROFS)
+"""What an output says that takes nothing any more: a full disk, a terminal that is gone."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; never raises but for a bug.
@@ -55,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: What follows the program's name; None: the process's.
     """
     words = sys.argv[1:] if argv is None else list(argv)
+    _open_streams()
     try:
         arguments = _parser(_command(words)).parse_args(words)
         code = int(arguments.run(arguments))
@@ -71,6 +78,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _tell(Ended(exits.USAGE, f"expected UTF-8, got {error.object!r}"))
     except (Ended, ConfigError, LinkdError) as error:
         return _tell(error)
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        _close_quietly()
+        return _tell(Ended(exits.USAGE, f"cannot write the output: {error.strerror}"))
 
 
 def _tell(error: Exception) -> int:
@@ -78,8 +90,9 @@ def _tell(error: Exception) -> int:
     told = str(error) or type(error).__name__
     if isinstance(error, NoDaemon) and told.startswith("no daemon at "):
         told += "; `systemctl status linkd` tells whether it runs, --socket names another"
-    for line in told.splitlines() if isinstance(error, ConfigError) else [told]:
-        sys.stderr.write(f"linkd: {line}\n")
+    with contextlib.suppress(OSError):  # The exit code still says it.
+        for line in told.splitlines() if isinstance(error, ConfigError) else [told]:
+            sys.stderr.write(f"linkd: {line}\n")
     if isinstance(error, Ended):
         return error.code
     if isinstance(error, ConfigError):
@@ -131,6 +144,13 @@ def _loaded(module: str) -> ModuleType:
         return importlib.import_module(f"linkd.cli.{module}")
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _open_streams() -> None:
+    """Have what was started without a standard stream (`2>&-`) write nowhere, and not fail."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - for the process
 
 
 def _close_quietly() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
+import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from linkd.cli import exits
+from linkd.cli.audience import end_when_gone
 from linkd.cli.exits import Ended
 from linkd.cli.options import add_socket, configuration, socket_path
 from linkd.errors import ConfigError
@@ -25,6 +28,15 @@ if TYPE_CHECKING:
 RUNNING: Final = ("blackhole", "oneway", "reset")
 MAX_SECONDS: Final = 120.0
 DEFAULT_SECONDS: Final = 30.0
+_FILTER_SECONDS: Final = 20.0
+
+_EXITS: Final = """\
+The fault is taken back in any case, whatever becomes of this command.
+
+Exit: 0 all passed or were skipped, 1 one fell short or could not be carried
+out, 2 usage, 3 no daemon at the socket, 4 the link is not there, not up or
+being drilled already, 130 interrupted.
+"""
 
 
 def add(subparsers: Any) -> None:
@@ -32,8 +44,10 @@ def add(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "drill",
         help="make a fault on purpose, and judge what comes of it",
-        description="On a running pair: linkd drill blackhole|oneway|reset --peer NAME. "
+        description="On a running pair: linkd drill blackhole|oneway|reset --peer NAME.\n"
         "On a throw-away pair on this machine: linkd drill --lab [NAME ...].",
+        epilog=_EXITS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_socket(parser)
     parser.add_argument("names", nargs="*", metavar="NAME", help="the drill; --list names them")
@@ -46,7 +60,7 @@ def add(subparsers: Any) -> None:
         type=float,
         default=None,
         metavar="SECONDS",
-        help=f"how long, on a running pair; at most 120 (default: {DEFAULT_SECONDS:g})",
+        help=f"how long, on a running pair, 1 to 120 (default: {DEFAULT_SECONDS:g})",
     )
     parser.add_argument("--channel", metavar="CHANNEL", help="publish numbered messages there")
     parser.add_argument(
@@ -72,7 +86,11 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"{name:<12} {'      ' if name in RUNNING else '--lab '} {drill.about}")
         return exits.FINE
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _interrupt)
+    end_when_gone(sys.stdout)
+    if arguments.svg:
+        _writable(arguments.svg)
     reports = _lab(arguments) if arguments.lab else _running(arguments)
     return _tell(arguments, reports)
 
@@ -94,7 +112,8 @@ def _lab(arguments: argparse.Namespace) -> Iterable[Report]:
     if unknown:
         known = ", ".join(DRILLS)
         raise Ended(exits.USAGE, f"there is no drill {unknown[0]!r}; there is {known}, or all")
-    if arguments.peer or arguments.channel or arguments.far_socket or arguments.seconds:
+    asked = (arguments.peer, arguments.channel, arguments.far_socket, arguments.seconds)
+    if any(option is not None for option in asked):
         raise Ended(exits.USAGE, "--peer, --for, --channel, --far-socket are for a running pair")
     progress = _Progress(len(names))
     named = getattr(arguments, "config", None) or os.environ.get("LINKD_CONFIG")
@@ -116,17 +135,21 @@ def _running(arguments: argparse.Namespace) -> Iterable[Report]:
         made = running.plan(request, daemon)
     except DrillFailed as error:
         raise Ended(exits.REFUSED, str(error)) from None
+    if request.far_socket is not None:
+        _is_peer(request.far_socket, request.peer)
     bounds = _bounds(arguments, required=False)
-    sys.stderr.write("\n".join(made.lines(request)) + "\n")
+    _say("\n".join(made.lines(request)) + "\n")
     if not arguments.yes and not _agreed():
         raise Ended(exits.ANSWER_IS_NO, "nothing was done")
+    _unspoiled(made.begin[0][0], made.far.address)
     progress = _Progress(1)
     try:
         report = running.run(
             request, made, daemon, bounds, lambda what: progress.say(request.kind, what)
         )
     except DrillFailed as error:
-        raise Ended(exits.ANSWER_IS_NO, str(error)) from None
+        note = "; its rules are removed now" if _took_back(made.undo) else ""
+        raise Ended(exits.ANSWER_IS_NO, f"{error}{note}") from None
     return progress.follow([report])
 
 
@@ -161,11 +184,91 @@ def _request(arguments: argparse.Namespace) -> Any:
 
 def _agreed() -> bool:
     """Ask; raise Ended where nobody can be asked."""
-    if not sys.stdin.isatty():
+    if not (sys.stdin.isatty() and sys.stderr.isatty() and _say("Go on? [y/N] ")):
         raise Ended(exits.USAGE, "expected --yes, as nobody can be asked here")
-    sys.stderr.write("Go on? [y/N] ")
-    sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _is_peer(socket: str, peer: str) -> None:
+    """Raise Ended where the daemon at the far socket is another than the peer.
+
+    Raises:
+        ClientError: There is none.
+    """
+    from linkd.drill.asking import Daemon  # noqa: PLC0415
+
+    node = Daemon(socket).status().node
+    if node != peer:
+        raise Ended(exits.USAGE, f"expected the socket of {peer} at {socket}, got that of {node}")
+
+
+def _unspoiled(tool: str, address: str) -> None:
+    """Raise Ended where this host's packet filter can't be used, or has a fault on this link.
+
+    Two faults at once would be judged as one, wrongly.
+
+    Args:
+        tool: The filter's program.
+        address: The peer's.
+    """
+    from linkd.drill.deadman import admin_path  # noqa: PLC0415
+    from linkd.drill.rules import MARK  # noqa: PLC0415
+
+    found = shutil.which(tool, path=admin_path())
+    if found is None:
+        raise Ended(exits.ANSWER_IS_NO, f"{tool} is missing (Debian: apt install iptables)")
+    try:
+        listed = subprocess.run(
+            [found, "-w", "5", "-S"], capture_output=True, text=True, timeout=_FILTER_SECONDS
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Ended(exits.ANSWER_IS_NO, f"{tool} can't be used: {error}") from None
+    if listed.returncode != 0:
+        said = listed.stderr.strip().partition("\n")[0] or f"exit {listed.returncode}"
+        raise Ended(exits.ANSWER_IS_NO, f"{tool} can't be used: {said}")
+    if f"{MARK}:" in listed.stdout:
+        raise Ended(
+            exits.REFUSED,
+            "a drill is under way on this host: wait until it is over; what one has left that was "
+            f"killed, `{tool} -S | grep {MARK}` shows and `restore.sh --drills` removes",
+        )
+    if any("linkd-drop:" in line and f" {address}/" in line for line in listed.stdout.splitlines()):
+        raise Ended(exits.REFUSED, f"drop.sh drops packets of {address}: run restore.sh first")
+
+
+def _took_back(undo: Sequence[Sequence[str]]) -> bool:
+    """Remove what a dead man's switch that was itself killed has left; return whether it had."""
+    from linkd.drill.deadman import admin_path  # noqa: PLC0415
+
+    environment = {**os.environ, "PATH": admin_path()}
+    done = [
+        subprocess.run(command, capture_output=True, timeout=_FILTER_SECONDS * 2, env=environment)
+        for command in undo
+    ]
+    return any(one.returncode == 0 for one in done)
+
+
+def _writable(file: str) -> None:
+    """Raise Ended where a file can't be written: better before the drill than after it."""
+    path = Path(file)
+    try:
+        new = not path.exists()
+        with path.open("a"):
+            pass
+        if new:
+            path.unlink()
+    except OSError as error:
+        raise Ended(exits.USAGE, f"{file}: {error.strerror}") from None
+
+
+def _say(text: str) -> bool:
+    """Write on standard error; return whether it could be: no drill ends for want of a reader."""
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except OSError:
+        return False
+    return True
 
 
 def _bounds(arguments: argparse.Namespace, required: bool) -> Bounds:
@@ -204,13 +307,12 @@ class _Progress:
         """Show what goes on in a drill."""
         line = f"[{self._done + 1}/{self._count}] {name}: {what}"
         if self._terminal:
-            sys.stderr.write(f"\r\x1b[K{line[:118]}")
-            sys.stderr.flush()
+            _say(f"\r\x1b[K{line[:118]}")
             return
         step = what.partition(", ")[0].partition("; ")[0]
         if (name, step) != self._last:
             self._last = (name, step)
-            sys.stderr.write(f"[{self._done + 1}/{self._count}] {name}: {step}\n")
+            _say(f"[{self._done + 1}/{self._count}] {name}: {step}\n")
 
     def follow(self, reports: Iterable[Report]) -> Iterable[Report]:
         """Yield reports, and count them."""
@@ -224,8 +326,7 @@ class _Progress:
 
     def _clear(self) -> None:
         if self._terminal:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
+            _say("\r\x1b[K")
 
 
 def _tell(arguments: argparse.Namespace, reports: Iterable[Report]) -> int:
@@ -234,6 +335,7 @@ def _tell(arguments: argparse.Namespace, reports: Iterable[Report]) -> int:
     from linkd.drill.svg import draw  # noqa: PLC0415
 
     told: list[Report] = []
+    undrawn = False
     for report in reports:
         told.append(report)
         if arguments.json:
@@ -244,7 +346,9 @@ def _tell(arguments: argparse.Namespace, reports: Iterable[Report]) -> int:
             try:
                 Path(arguments.svg).write_text(draw(told))
             except OSError as error:
-                raise Ended(exits.USAGE, f"{arguments.svg}: {error.strerror}") from None
+                undrawn = True
+                _say(f"linkd: {arguments.svg}: {error.strerror}\n")
     if not arguments.json and len(told) > 1:
         print("\n".join(summary(told)))
-    return exits.ANSWER_IS_NO if any(one.verdict == "fail" for one in told) else exits.FINE
+    failed = undrawn or any(one.verdict == "fail" for one in told)
+    return exits.ANSWER_IS_NO if failed else exits.FINE
