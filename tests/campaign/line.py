@@ -12,7 +12,6 @@ import json
 import os
 import selectors
 import struct
-import subprocess
 import sys
 import time
 from collections import deque
@@ -22,7 +21,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from tests.support.lab import ROOT, Namespace, python
+from tests.support.child import Child
+from tests.support.lab import Namespace
 
 NEAR, FAR = "10.98.0.1", "10.98.0.2"
 DEVICE = "line"
@@ -178,21 +178,17 @@ def _main(arguments: Sequence[str]) -> None:
     _Carrier((near, _device()), Shape(**json.loads(arguments[1]))).serve()
 
 
-class Line:
+class Line(Child):
     """A line between two hosts; a context that ends it. `NEAR` and `FAR` are their addresses."""
+
+    _name = "line"
 
     def __init__(self, near: Namespace, far: Namespace, shape: Shape) -> None:
         """Make the devices and begin to carry."""
-        command = python("-m", "tests.campaign.line", str(far.pid), json.dumps(asdict(shape)))
-        self._process = subprocess.Popen(
-            near.enter(command),
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-        )
+        module = ("tests.campaign.line", str(far.pid), json.dumps(asdict(shape)))
+        super().__init__(module, near)
         try:
-            self._answer()
+            self.answer()
             for host, own, other in ((near, NEAR, FAR), (far, FAR, NEAR)):
                 host.sh(
                     f"ip addr add {own} peer {other} dev {DEVICE}\n"
@@ -208,34 +204,7 @@ class Line:
         Raises:
             RuntimeError: The line has gone.
         """
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(order).encode() + b"\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> dict[str, float]:
-        assert self._process.stdout is not None
-        said = self._process.stdout.readline()
-        if not said:
-            raise RuntimeError(f"the line has gone, exit {self._process.wait(5)}")
-        counts: dict[str, float] = json.loads(said)
-        return counts
-
-    def close(self) -> None:
-        """End it, and its devices with it."""
-        self._process.kill()
-        self._process.wait(5)
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                stream.close()
-
-    def __enter__(self) -> Line:
-        """Return self."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End it."""
-        self.close()
+        return self.ask(**order)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.campaign.line import NEAR, Line, Shape
+from tests.campaign.stage import Stage
+from tests.support.child import end
 from tests.support.daemon import Daemon, listen, peer
 from tests.support.lab import Lab, python
 
@@ -159,38 +160,20 @@ class Traffic:
 
     def close(self) -> None:
         """End it."""
-        self._process.kill()
-        self._process.wait(5)
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                stream.close()
+        end(self._process)
 
 
-class Steady:
+class Steady(Stage):
     """One steady time: two hosts, the line, two daemons, traffic; a context that ends all."""
 
     def __init__(self, name: str) -> None:
+        super().__init__()
         self.name, self.kind = name, KINDS[name]
-        self._stack = contextlib.ExitStack()
         self._rtts: list[float] = []
         self.result = Result(name)
 
-    def __enter__(self) -> Steady:
+    def _build(self, folder: Path, lab: Lab) -> None:
         """Build it and wait until the link is up at both ends."""
-        try:
-            self._build()
-        except BaseException:
-            self._stack.close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End everything."""
-        self._stack.close()
-
-    def _build(self) -> None:
-        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="steady-")))
-        lab = self._stack.enter_context(Lab(folder))
         hub_host, edge_host = lab.host("hub"), lab.host("edge")
         address, self.line = hub_host.address, None
         if self.kind.shape is not None:

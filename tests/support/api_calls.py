@@ -15,6 +15,7 @@ from twisted.internet.threads import deferToThread
 
 from linkd.api.server import Api
 from tests.support.fake_node import KEY, FakeNode, make_config
+from tests.support.unix_http import UnixConnection
 
 reactor: Any = installed
 Result = TypeVar("Result")
@@ -31,19 +32,6 @@ class Answered:
 
     def json(self) -> Any:
         return json.loads(self.body)
-
-
-class UnixConnection(http.client.HTTPConnection):
-    """HTTP over a unix socket."""
-
-    def __init__(self, path: str, timeout: float) -> None:
-        super().__init__("localhost", timeout=timeout)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
 
 
 class Served:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import os
 import shutil
@@ -15,11 +14,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 
+from tests.support import leash
 from tests.support.lab import Namespace, python
 from tests.support.needs import faketime
+from tests.support.queueing import Queueing
+from tests.support.unix_http import UnixConnection
 
 T = TypeVar("T")
 COMMAND = ("-c", "from linkd.cli import main; raise SystemExit(main())")
@@ -29,24 +30,13 @@ SECRET = "a-secret-for-the-lab-0123456789-0123456789"
 class Line(NamedTuple):
     """One line that the daemon has written: when it came (monotonic, ours), and its fields.
 
-    A line that is no JSON object has the one field `text`.
+    A line that is no JSON object has the one field `text`. `queued` are the seconds, just before,
+    that the daemon was ready to run and got no processor: no bound of its own includes them.
     """
 
     at: float
     fields: dict[str, Any]
-
-
-class _Local(http.client.HTTPConnection):
-    """HTTP over a unix socket."""
-
-    def __init__(self, path: str, timeout: float) -> None:
-        super().__init__("localhost", timeout=timeout)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
+    queued: float = 0.0
 
 
 class Clock:
@@ -106,6 +96,7 @@ class Daemon:
         self.name = name
         self.host = host
         self.directory = Path(tempfile.mkdtemp(prefix="linkd-"))
+        leash.hold(self.directory)
         self.directory.chmod(0o755)
         self.config_file = self.directory / "linkd.toml"
         self.socket = self.directory / "linkd.sock"
@@ -167,7 +158,8 @@ class Daemon:
                 command, environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
             )
         self.pid = self._process.pid
-        self._reader = threading.Thread(target=self._read, args=(self._process,), daemon=True)
+        reading = (self._process, Queueing(self.pid))
+        self._reader = threading.Thread(target=self._read, args=reading, daemon=True)
         self._reader.start()
         threading.Thread(target=self._notified, args=(self._notices,), daemon=True).start()
         if ready_within is not None:
@@ -177,19 +169,18 @@ class Daemon:
                 self.kill()
                 raise
 
-    def _read(self, process: subprocess.Popen[bytes]) -> None:
+    def _read(self, process: subprocess.Popen[bytes], queueing: Queueing) -> None:
         assert process.stdout is not None
         for raw in process.stdout:
-            at = time.monotonic()
+            at, queued = time.monotonic(), queueing.recent()
             text = raw.decode(errors="replace").rstrip("\n")
-            try:
-                fields = json.loads(
-                    text[3:] if text[:1] == "<" else text
-                )  # after a journal priority
+            try:  # after a journal priority
+                fields = json.loads(text[3:] if text[:1] == "<" else text)
             except ValueError:
                 fields = None
+            found = fields if isinstance(fields, dict) else {"text": text}
             with self._came:
-                self.lines.append(Line(at, fields if isinstance(fields, dict) else {"text": text}))
+                self.lines.append(Line(at, found, queued))
                 self._came.notify_all()
         with self._came:
             self._came.notify_all()
@@ -272,12 +263,7 @@ class Daemon:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """End it."""
         self.close()
 
@@ -346,7 +332,7 @@ class Daemon:
             RuntimeError: A status of 400 or more (but 503, which /readyz answers when not ready).
             OSError: Nobody answers.
         """
-        connection = _Local(str(self.socket), timeout)
+        connection = UnixConnection(str(self.socket), timeout)
         try:
             headers = {"Content-Type": content_type} if body is not None else {}
             connection.request(method, path, body, headers)

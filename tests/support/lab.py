@@ -1,8 +1,8 @@
 """Hosts on one machine: each a network namespace, joined by a router in the middle.
 
 Needs root, or user namespaces; never touches the machine's own network. A namespace lives as long
-as its holder process, and a holder ends when the process that made it ends, even by kill -9:
-nothing is left behind.
+as its holder process, and a holder and all that runs inside end when the process that made it ends,
+even by kill -9 (tests/support/leash.py): nothing is left behind.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Literal
+
+from tests.support import leash
 
 Way = Literal["both", "in", "out"]
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,6 +32,7 @@ class Namespace:
 
     def __init__(self, name: str, parent: Namespace | None = None) -> None:
         """Make it; `parent` is the user namespace to make it in, where this process is not root."""
+        leash.hold()
         self.name = name
         self._user = os.geteuid() != 0
         if parent is not None and self._user:
@@ -96,6 +99,20 @@ class Namespace:
             stderr=stderr,
             start_new_session=True,
         )
+
+    @contextmanager
+    def serving(self, code: str, *arguments: str) -> Iterator[None]:
+        """Run a Python program inside, from when it prints `ready` to the end of the context."""
+        process = self.popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        try:
+            if process.stdout.readline() != b"ready\n":
+                raise RuntimeError(f"{self.name}: it does not serve: exit {process.wait(5)}")
+            yield
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
 
     def close(self) -> None:
         """End the holder; the namespace goes when the last process in it ends."""
@@ -188,12 +205,7 @@ class Fault:
         """Return self."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """End it."""
         self.end()
 
@@ -262,12 +274,7 @@ class Lab:
         """Return self."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """End all namespaces."""
         self.close()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,14 +94,5 @@ def man_in_the_middle(host: Host, to: str, name: str, directory: Path) -> Iterat
     certificate, key = directory / "between.crt", directory / "between.key"
     certificate.write_bytes(b"".join(blob.bytes() for blob in leaf.cert_chain_pems))
     key.write_bytes(leaf.private_key_pem.bytes())
-    arguments = [to, "9443", str(certificate), str(key)]
-    process = host.popen([sys.executable, "-c", _BETWEEN, *arguments], stdout=subprocess.PIPE)
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
+    with host.serving(_BETWEEN, to, "9443", str(certificate), str(key)):
         yield
-    finally:
-        process.kill()
-        process.wait()
-        assert process.stdout is not None
-        process.stdout.close()

@@ -10,17 +10,15 @@ import asyncio
 import contextlib
 import json
 import os
-import select
 import socket
 import struct
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any
 
-from tests.support.lab import ROOT, Namespace, python
+from tests.support.child import Child
+from tests.support.lab import Namespace
 
 CHUNK = 4096
 
@@ -158,12 +156,14 @@ async def _main(arguments: Sequence[str]) -> None:
     os._exit(0)
 
 
-class Relay:
-    """A relay process; a context that ends it.
+class Relay(Child):
+    """A relay process; a context that ends it and all its connections.
 
     Attributes:
         port: Where it listens.
     """
+
+    _name = "relay"
 
     def __init__(
         self,
@@ -172,18 +172,10 @@ class Relay:
         host: Namespace | None = None,
     ) -> None:
         """Start it, on this machine or inside a host; at first it forwards to `target`."""
-        command = python(
-            "-m", "tests.support.relay", listen[0], str(listen[1]), target[0], str(target[1])
-        )
-        self._process = subprocess.Popen(
-            command if host is None else host.enter(command),
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-        )
+        addresses = (listen[0], str(listen[1]), target[0], str(target[1]))
+        super().__init__(("tests.support.relay", *addresses), host)
         try:
-            self.port = int(self._answer()["port"])
+            self.port = int(self.answer()["port"])
         except BaseException:
             self.close()
             raise
@@ -199,44 +191,9 @@ class Relay:
             `accepted` (monotonic seconds of each), `passed` (bytes), `port`.
 
         Raises:
-            RuntimeError: The relay has gone, or did not answer within 5 s.
+            RuntimeError: The relay has gone, or did not answer within 10 s.
         """
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(order).encode() + b"\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        stream = self._process.stdout
-        assert stream is not None
-        if not select.select([stream], [], [], 10.0)[0]:
-            raise RuntimeError("the relay does not answer")
-        line = stream.readline()
-        if not line:
-            raise RuntimeError(f"the relay has gone, exit {self._process.wait(5)}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def close(self) -> None:
-        """End it and all its connections."""
-        self._process.kill()
-        self._process.wait(5)
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                stream.close()
-
-    def __enter__(self) -> Relay:
-        """Return self."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """End it."""
-        self.close()
+        return self.ask(**order)
 
 
 if __name__ == "__main__":

@@ -11,15 +11,14 @@ import gc
 import json
 import random
 import resource
-import select
 import subprocess
 import sys
 import threading
 import time
-from types import TracebackType
 from typing import Any
 
-from tests.support.lab import ROOT, Namespace, python
+from tests.support.child import Child
+from tests.support.lab import Namespace
 
 
 def _node(name: str, peer: Any, reactor: Any, shared: Any) -> Any:
@@ -85,22 +84,19 @@ def main(url: str, count: int, secret_file: str, *receive: str) -> None:
     reactor.run()
 
 
-class Swarm:
+class Swarm(Child):
     """A swarm process; a context that ends it."""
+
+    _name = "swarm"
+    _patience = 20.0
+    _stderr = subprocess.DEVNULL
 
     def __init__(
         self, url: str, count: int, secret_file: str, host: Namespace | None, *receive: str
     ) -> None:
         """Start it, on this machine or inside a host."""
-        command = python("-m", "tests.support.swarm", url, str(count), secret_file, *receive)
-        self._process = subprocess.Popen(
-            command if host is None else host.enter(command),
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        module = ("tests.support.swarm", url, str(count), secret_file, *receive)
+        super().__init__(module, host)
 
     def report(self) -> dict[str, Any]:
         """Return `up` (links), `trying` (most attempts now), `attempts` and `down` by outage.
@@ -108,17 +104,7 @@ class Swarm:
         Raises:
             RuntimeError: The swarm has gone, or did not answer within 20 s.
         """
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(b"\n")
-        self._process.stdin.flush()
-        if not select.select([self._process.stdout], [], [], 20.0)[0]:
-            raise RuntimeError("the swarm does not answer")
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the swarm has gone, exit {self._process.wait(5)}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        return self.ask()
 
     def wait_up(self, count: int, within: float) -> float:
         """Wait until so many links are up; return when that was seen (monotonic).
@@ -132,27 +118,6 @@ class Swarm:
                 raise RuntimeError(f"{report['up']} of {count} links are up after {within} s")
             time.sleep(0.2)
         return float(report["at"])
-
-    def close(self) -> None:
-        """End it."""
-        self._process.kill()
-        self._process.wait(5)
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                stream.close()
-
-    def __enter__(self) -> Swarm:
-        """Return self."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """End it."""
-        self.close()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -52,19 +53,9 @@ time.sleep(60)
 """
 
 
-@contextlib.contextmanager
-def echo(host: Host, address: str) -> Iterator[None]:
+def echo(host: Host, address: str) -> AbstractContextManager[None]:
     """Run an echo server on port 9000 of a host."""
-    process = host.popen([sys.executable, "-c", ECHO, address], stdout=subprocess.PIPE)
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
-        yield
-    finally:
-        process.kill()
-        process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
+    return host.serving(ECHO, address)
 
 
 def reaches(host: Host, address: str, size: int = 10) -> bool:
