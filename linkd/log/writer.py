@@ -212,9 +212,11 @@ class Writer:
             self._uncached = self._size
 
     def _create(self, path: Path) -> None:
-        """Go on in a new file."""
+        """Go on in a new file; the page cache lets go of what is left of the last one."""
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
+            if self._size > self._uncached:
+                self._files.uncache(fd, self._uncached, self._size - self._uncached)
             self._files.close(fd)
         self._size = self._uncached = 0
         with suppress(FileNotFoundError):

@@ -31,6 +31,18 @@ class CachingFiles(RecordingFiles):
         super().uncache(fd, at, size)
 
 
+class NamingFiles(RecordingFiles):
+    """Notes of which file the page cache is told to let go of what."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.let_go: list[tuple[str, int, int]] = []
+
+    def uncache(self, fd: int, at: int, size: int) -> None:
+        """Note it."""
+        self.let_go.append((str(Path(f"/proc/self/fd/{fd}").readlink()), at, size))
+
+
 @pytest.fixture
 def bench(tmp_path: Path) -> Iterator[SegmentBench]:
     one = SegmentBench(tmp_path / "log", files=CachingFiles(), segment_bytes=32 * MIB)
@@ -52,6 +64,22 @@ def test_the_page_cache_is_told_to_let_go_of_what_is_written_step_by_step(
     assert len(let_go) == 140 * 100_000 // UNCACHE_BYTES
     bench.open()
     assert fetch(bench, 1)[0].count == 1
+
+
+def test_the_page_cache_is_told_to_let_go_of_the_rest_of_a_finished_file(tmp_path: Path) -> None:
+    """What was written of it after the last whole step stayed for good."""
+    files = NamingFiles()
+    bench = SegmentBench(tmp_path / "log", files=files, segment_bytes=6 * MIB)
+    for _ in range(140):
+        append(bench, draft(bytes(100_000)))
+    bench.close()
+    *finished, last = sorted(bench.path.glob("*.log"))
+    assert len(finished) == 2
+    for path in finished:
+        let_go = [(at, at + size) for name, at, size in files.let_go if name == str(path)]
+        assert [end for _, end in let_go[:-1]] == [at for at, _ in let_go[1:]]
+        assert (let_go[0][0], let_go[-1][1]) == (0, path.stat().st_size)
+    assert all(size >= UNCACHE_BYTES for name, _, size in files.let_go if name == str(last))
 
 
 def test_after_a_large_commit_more_is_gathered_for_the_next(
