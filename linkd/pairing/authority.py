@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -13,11 +12,23 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from linkd.config import Config
 from linkd.errors import ConfigError, StateTooNew
 from linkd.net.certificates import load_certificates, names_host
+from linkd.net.issuing import (
+    FOR_DIALING,
+    FOR_LISTENING,
+    Issuer,
+    Subject,
+    Validity,
+    general_name,
+    issue,
+    key_pem,
+    make_authority,
+    make_key,
+    pem,
+)
 from linkd.net.tls import AUTHORITY_FILE, REVOCATION_FILE
 from linkd.pairing.addresses import own_hosts
 from linkd.pairing.files import make_directory, write_whole
@@ -25,7 +36,8 @@ from linkd.pairing.files import make_directory, write_whole
 DIRECTORY: Final = "pairing"
 AUTHORITY_DAYS: Final = 3650.0
 LEAF_DAYS: Final = 365.0
-_BACK_DAYS: Final = 1.0
+_DAY_SECONDS: Final = 86_400.0
+_BACK_SECONDS: Final = _DAY_SECONDS
 """Certificates begin so long before they are made: clocks of two hosts differ."""
 
 _STATE_VERSION: Final = 1
@@ -68,8 +80,9 @@ class Authority:
         make_directory(directory, 0o700)
         if not self._path("ca.key").exists():
             self._found()
-        self._key = _load_key(self._path("ca.key"))
+        key = _load_key(self._path("ca.key"))
         self.certificate = load_certificates(self._path(AUTHORITY_FILE))[0]
+        self._issuer = Issuer(self.certificate, key)
         self._state = self._load_state()
         if not self._path(REVOCATION_FILE).exists():
             self._write_revocations()
@@ -82,7 +95,7 @@ class Authority:
     @property
     def certificate_pem(self) -> str:
         """The authority's certificate."""
-        return _pem(self.certificate).decode()
+        return pem(self.certificate).decode()
 
     def path(self, name: str) -> Path:
         """Return where a file of the authority lies: `ca.crt`, `hub.crt`, `hub.key`."""
@@ -105,10 +118,9 @@ class Authority:
         key = request.public_key()
         if not isinstance(key, ec.EllipticCurvePublicKey) or not request.is_signature_valid:
             raise ConfigError("expected a signing request for an elliptic key, signed by that key")
-        names = x509.SubjectAlternativeName(
-            [x509.DNSName(name), x509.UniformResourceIdentifier(f"linkd:{name}")]
-        )
-        certificate = self._sign(name, key, names, [ExtendedKeyUsageOID.CLIENT_AUTH])
+        names = [x509.DNSName(name), x509.UniformResourceIdentifier(f"linkd:{name}")]
+        subject = Subject(name, names, key)
+        certificate = issue(self._issuer, subject, FOR_DIALING, self._valid(LEAF_DAYS))
         self._state.certificates.append(
             Issued(
                 name,
@@ -118,7 +130,7 @@ class Authority:
             )
         )
         self._write_state()
-        return _pem(certificate).decode()
+        return pem(certificate).decode()
 
     def revoke(self, name: str) -> list[Issued]:
         """Take back every certificate of `name`; return those that were good until now."""
@@ -155,80 +167,34 @@ class Authority:
         if certificate.exists() and key.exists():
             leaf = load_certificates(certificate)[0]
             left = leaf.not_valid_after_utc.timestamp() - self._wall()
-            if left > LEAF_DAYS * 86_400 / 3 and all(names_host(leaf, host) for host in hosts):
+            if left > LEAF_DAYS * _DAY_SECONDS / 3 and all(
+                names_host(leaf, host) for host in hosts
+            ):
                 return certificate, key
             known = _hosts(leaf)
         if not key.exists():
-            write_whole(key, _key_pem(ec.generate_private_key(ec.SECP256R1())), 0o600)
+            write_whole(key, key_pem(make_key()), 0o600)
         public = _load_key(key).public_key()
-        names = x509.SubjectAlternativeName(
-            [_general(host) for host in dict.fromkeys([*known, *hosts])]
-        )
-        usage = [ExtendedKeyUsageOID.SERVER_AUTH]
-        signed = self._sign(self._node, public, names, usage)
-        write_whole(certificate, _pem(signed) + _pem(self.certificate), 0o640)
+        names = [general_name(host) for host in dict.fromkeys([*known, *hosts])]
+        subject = Subject(self._node, names, public)
+        signed = issue(self._issuer, subject, FOR_LISTENING, self._valid(LEAF_DAYS))
+        write_whole(certificate, pem(signed) + pem(self.certificate), 0o640)
         return certificate, key
 
     def _path(self, name: str) -> Path:
         return self._directory / name
 
     def _found(self) -> None:
-        """Make the authority: key first, so that a crash leaves no certificate without one."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"linkd pairing {self._node}")])
-        usage = x509.KeyUsage(
-            digital_signature=False,
-            content_commitment=False,
-            key_encipherment=False,
-            data_encipherment=False,
-            key_agreement=False,
-            key_cert_sign=True,
-            crl_sign=True,
-            encipher_only=False,
-            decipher_only=False,
+        """Make the authority; its key is written last, and tells that all of it is there."""
+        key = make_key()
+        certificate = make_authority(
+            key, f"linkd pairing {self._node}", self._valid(AUTHORITY_DAYS)
         )
-        certificate = (
-            self._dated(AUTHORITY_DAYS)
-            .subject_name(name)
-            .issuer_name(name)
-            .public_key(key.public_key())
-            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .add_extension(usage, critical=True)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
-            .sign(key, hashes.SHA256())
-        )
-        write_whole(self._path(AUTHORITY_FILE), _pem(certificate), 0o640)
-        write_whole(self._path("ca.key"), _key_pem(key), 0o600)
+        write_whole(self._path(AUTHORITY_FILE), pem(certificate), 0o640)
+        write_whole(self._path("ca.key"), key_pem(key), 0o600)
 
-    def _dated(self, days: float) -> x509.CertificateBuilder:
-        now = datetime.datetime.fromtimestamp(self._wall(), datetime.UTC)
-        return (
-            x509.CertificateBuilder()
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(days=_BACK_DAYS))
-            .not_valid_after(now + datetime.timedelta(days=days))
-        )
-
-    def _sign(
-        self,
-        name: str,
-        key: ec.EllipticCurvePublicKey,
-        names: x509.SubjectAlternativeName,
-        usages: Sequence[x509.ObjectIdentifier],
-    ) -> x509.Certificate:
-        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
-        return (
-            self._dated(LEAF_DAYS)
-            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
-            .issuer_name(self.certificate.subject)
-            .public_key(key)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(x509.ExtendedKeyUsage(list(usages)), critical=False)
-            .add_extension(names, critical=False)
-            .add_extension(issuer, critical=False)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-            .sign(self._key, hashes.SHA256())
-        )
+    def _valid(self, days: float) -> Validity:
+        return Validity.around(self._wall(), _BACK_SECONDS, days * _DAY_SECONDS)
 
     def _load_state(self) -> _State:
         path = self._path("issued.json")
@@ -246,24 +212,23 @@ class Authority:
         write_whole(self._path("issued.json"), msgspec.json.encode(self._state), 0o600)
 
     def _write_revocations(self) -> None:
-        now = datetime.datetime.fromtimestamp(self._wall(), datetime.UTC)
+        validity = self._valid(AUTHORITY_DAYS)
         builder = (
             x509.CertificateRevocationListBuilder()
             .issuer_name(self.certificate.subject)
-            .last_update(now - datetime.timedelta(days=_BACK_DAYS))
-            .next_update(now + datetime.timedelta(days=AUTHORITY_DAYS))
+            .last_update(validity.begins)
+            .next_update(validity.ends)
         )
         for each in self._state.certificates:
             if each.revoked is not None:
                 builder = builder.add_revoked_certificate(
                     x509.RevokedCertificateBuilder()
                     .serial_number(int(each.serial, 16))
-                    .revocation_date(datetime.datetime.fromtimestamp(each.revoked, datetime.UTC))
+                    .revocation_date(datetime.fromtimestamp(each.revoked, UTC))
                     .build()
                 )
-        signed = builder.sign(self._key, hashes.SHA256())
-        pem = signed.public_bytes(serialization.Encoding.PEM)
-        write_whole(self._path(REVOCATION_FILE), pem, 0o640)
+        signed = builder.sign(self._issuer.key, hashes.SHA256())
+        write_whole(self._path(REVOCATION_FILE), pem(signed), 0o640)
 
 
 def _hosts(leaf: x509.Certificate) -> list[str]:
@@ -271,13 +236,6 @@ def _hosts(leaf: x509.Certificate) -> list[str]:
     names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     addresses = names.get_values_for_type(x509.IPAddress)
     return [*names.get_values_for_type(x509.DNSName), *map(str, addresses)]
-
-
-def _general(host: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(host))
-    except ValueError:
-        return x509.DNSName(host)
 
 
 def _load_key(path: Path) -> ec.EllipticCurvePrivateKey:
@@ -288,18 +246,6 @@ def _load_key(path: Path) -> ec.EllipticCurvePrivateKey:
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ConfigError(f"{path}: expected a P-256 key")
     return key
-
-
-def _pem(certificate: x509.Certificate) -> bytes:
-    return certificate.public_bytes(serialization.Encoding.PEM)
-
-
-def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
 
 
 def prepare(config: Config, wall: Callable[[], float]) -> bool:

@@ -14,13 +14,13 @@ import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from linkd.config import Config, PeerSettings
 from linkd.config.addresses import Url, parse_url
 from linkd.config.settings import NAME_PATTERN
 from linkd.errors import ConfigError, LinkdError
 from linkd.net.certificates import certificate_names, load_certificates, load_key_pair
+from linkd.net.issuing import common_name, key_pem, make_key, pem
 from linkd.pairing import messages
 from linkd.pairing.authority import DIRECTORY
 from linkd.pairing.code import Code, decode_code, fingerprint
@@ -88,7 +88,7 @@ def join(text: str, config: Config, directory: Path, say: Say = lambda _: None) 
         raise ConfigError(f"a [[peer]] {vouched.node!r} stands in the configuration: remove it")
     vouching = vouched.certificate
     say(f"{code.address} is the node that made the code")
-    key = ec.generate_private_key(ec.SECP256R1())
+    key = make_key()
     answer = _admitted(url, vouching, code, key)
     leaf = x509.load_pem_x509_certificate(answer.certificate.encode())
     if answer.node != vouched.node:
@@ -119,7 +119,7 @@ def renew(peer: PeerSettings) -> float:
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ConfigError(f"{peer.key}: expected a P-256 key")
     request = make_request(key, peer.name)
-    old = pair.leaf.public_bytes(serialization.Encoding.PEM).decode()
+    old = pem(pair.leaf).decode()
     vouching = None if peer.ca is None else Path(peer.ca).read_text()
     failure: LinkdError = HubUnreachable(f"peer {peer.name} has no wss:// URL")
     for url in (parse_url(text) for text in peer.dial):
@@ -280,8 +280,7 @@ def _public(url: Url) -> bool:
 
 def make_request(key: ec.EllipticCurvePrivateKey, name: str) -> str:
     """Return a signing request, PEM."""
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    request = x509.CertificateSigningRequestBuilder().subject_name(subject)
+    request = x509.CertificateSigningRequestBuilder().subject_name(common_name(name))
     return request.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
 
 
@@ -297,12 +296,7 @@ class _Written(NamedTuple):
 def _write(what: _Written, place: Path, directory: Path) -> Path:
     """Write key, certificate and authority into the state, then the one file of the peer."""
     hub = what.answer.node
-    key_pem = what.key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-    write_whole(place / f"to-{hub}.key", key_pem, 0o600)
+    write_whole(place / f"to-{hub}.key", key_pem(what.key), 0o600)
     write_whole(place / f"to-{hub}.crt", what.answer.certificate.encode(), 0o640)
     more: list[tuple[str, str | tuple[str, ...]]] = [
         ("dial", (what.code.url,)),
