@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from linkd.drill.bounds import Bounds, Expectation, silent_for
 from linkd.drill.deadman import DrillFailed
@@ -25,6 +26,15 @@ _KEEP_FREE_KIB: Final = 1024
 
 Deed = Callable[[Pair], None]
 Expects = Callable[[Bounds, float], Expectation]
+Lasts = Callable[[Bounds], float]
+
+
+def _heal(pair: Pair) -> None:
+    pair.path.heal()
+
+
+def _nothing(pair: Pair) -> None:
+    pass
 
 
 class Drill(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,8 +43,8 @@ class Drill(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         name: As it is asked for.
         about: What is done, in one sentence.
-        begin: Makes the fault.
-        mend: Takes it back.
+        begin: Makes the fault; absent: it is there from the start, or `during` makes it.
+        mend: Takes it back; absent: everything passes again.
         during: Called again and again while it lasts; None: nothing to do.
         lasts: How long it lasts, by the bounds in force, in seconds.
         expects: What must be seen, by the bounds and how long it lasted.
@@ -44,17 +54,13 @@ class Drill(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     about: str
-    begin: Deed
-    mend: Deed
     expects: Expects
-    lasts: Callable[[Bounds], float]
+    lasts: Lasts
+    begin: Deed = _nothing
+    mend: Deed = _heal
     during: Deed | None = None
     setup: Setup = Setup()
     needs: tuple[str, ...] = ()
-
-
-def _heal(pair: Pair) -> None:
-    pair.path.heal()
 
 
 def _block(way: Way) -> Deed:
@@ -87,16 +93,17 @@ def _flap(pair: Pair) -> None:
     time.sleep(FLAP_UP)
 
 
-def _nothing(pair: Pair) -> None:
-    pass
+def _cut(pair: Pair) -> None:
+    """Reset what is open, and let what is new pass."""
+    pair.path.reject()
+    time.sleep(_RESET_SECONDS)
+    pair.path.heal()
 
 
 def _unknown(pair: Pair) -> None:
     """Take the hub's name away, and cut what is open so that it must be looked up."""
     pair.know_hub(False)
-    pair.path.reject()
-    time.sleep(_RESET_SECONDS)
-    pair.path.heal()
+    _cut(pair)
 
 
 def _known(pair: Pair) -> None:
@@ -151,9 +158,7 @@ def _empty(pair: Pair) -> None:
 def _expire(pair: Pair) -> None:
     """Wait until the certificate has ended, then cut what is open so that it must be shown."""
     time.sleep(max(0.0, pair.ends_at + 1.0 - time.monotonic()))
-    pair.path.reject()
-    time.sleep(_RESET_SECONDS)
-    pair.path.heal()
+    _cut(pair)
 
 
 def _renew(pair: Pair) -> None:
@@ -163,17 +168,31 @@ def _renew(pair: Pair) -> None:
     pair.edge.daemon.kick("hub")
 
 
-def _dead(bounds: Bounds) -> float:
-    """Return how long a path must be dead for both ends to notice it."""
-    return bounds.slowest + 4.0
+def _seconds(seconds: float) -> Lasts:
+    return lambda _bounds: seconds
 
 
-def _both(bounds: Bounds, _seconds: float) -> Expectation:
-    return Expectation(falls=("listener", "dialer"), back=bounds.back_broken)
+def _slowest(times: float = 1.0, plus: float = 0.0) -> Lasts:
+    """Last as long as the slower end takes to notice, times and plus something."""
+    return lambda bounds: times * bounds.slowest + plus
 
 
-def _stays(_bounds: Bounds, _seconds: float) -> Expectation:
-    return Expectation(stays=True)
+_DEAD: Final = _slowest(plus=4.0)
+"""How long a path must be dead for both ends to notice it."""
+
+
+def _sees(expected: Expectation) -> Expects:
+    """Expect the same whatever the bounds are and however long it lasted."""
+    return lambda _bounds, _seconds: expected
+
+
+def _broken(expected: Expectation) -> Expects:
+    """Expect the dialer back as after a refusal, a reset or a close."""
+    return lambda bounds, _seconds: replace(expected, back=bounds.back_broken)
+
+
+_BOTH: Final = Expectation(falls=("listener", "dialer"))
+_STAYS: Final = _sees(Expectation(stays=True))
 
 
 def _flapped(bounds: Bounds, _seconds: float) -> Expectation:
@@ -191,30 +210,33 @@ def _frozen(watching: str) -> Expects:
     return expects
 
 
-def _absent(bounds: Bounds, _seconds: float) -> Expectation:
-    return Expectation(back=bounds.back_broken, says="refused")
+_WATCHING: Final = {"hub": "dialer", "edge": "listener"}
+"""The role of the end that goes on where the other is killed or frozen."""
 
 
-def _killed(watching: str) -> Expects:
-    """Only the end that was not killed can notice."""
-
-    def expects(bounds: Bounds, _seconds: float) -> Expectation:
-        return Expectation(falls=(watching,), undisturbed=(watching,), back=bounds.back_broken)
-
-    return expects
-
-
-def _remembered(_bounds: Bounds, _seconds: float) -> Expectation:
-    """The last good address serves: the link is back before the name is."""
-    return Expectation(falls=("listener", "dialer"), back=0.0)
-
-
-def _nameless(_bounds: Bounds, _seconds: float) -> Expectation:
-    return Expectation(says="dns")
+def _killing(name: str, end: str) -> Drill:
+    """Return the drill that kills an end: only the other can notice."""
+    watching = (_WATCHING[end],)
+    return Drill(
+        name=name,
+        about=f"the {end} is killed by kill -9 and started again",
+        begin=_kill(end),
+        mend=_appear(end),
+        lasts=_seconds(3.0),
+        expects=_broken(Expectation(falls=watching, undisturbed=watching)),
+    )
 
 
-def _expired(_bounds: Bounds, _seconds: float) -> Expectation:
-    return Expectation(falls=("listener", "dialer"), says="tls", back=4.0)
+def _freezing(name: str, end: str) -> Drill:
+    """Return the drill that stops an end's process."""
+    return Drill(
+        name=name,
+        about=f"the {end}'s process is stopped; its kernel goes on answering",
+        begin=_signal(end, signal.SIGSTOP),
+        mend=_signal(end, signal.SIGCONT),
+        lasts=_DEAD,
+        expects=_frozen(_WATCHING[end]),
+    )
 
 
 _ALL = (
@@ -222,51 +244,44 @@ _ALL = (
         name="blackhole",
         about="every packet is dropped, both ways",
         begin=_block("both"),
-        mend=_heal,
-        lasts=_dead,
+        lasts=_DEAD,
         expects=silent_for,
     ),
     Drill(
         name="oneway",
         about="packets pass from the dialer to the listener, and none back",
         begin=_block("down"),
-        mend=_heal,
-        lasts=_dead,
+        lasts=_DEAD,
         expects=silent_for,
     ),
     Drill(
         name="reset",
         about="every connection is reset, and new ones are refused",
         begin=_reset,
-        mend=_heal,
-        lasts=lambda _: 3.0,
-        expects=_both,
+        lasts=_seconds(3.0),
+        expects=_broken(_BOTH),
     ),
     Drill(
         name="loss",
         about=f"{LOSS * 100:.0f} % of the packets are lost, each way",
         begin=_lose,
-        mend=_heal,
-        lasts=lambda bounds: 3 * bounds.slowest,
-        expects=_stays,
+        lasts=_slowest(times=3),
+        expects=_STAYS,
         needs=("namespaces",),
     ),
     Drill(
         name="slow",
         about=f"{SLOW_BYTES / 1024:.0f} KiB pass each way in a second",
         begin=_slow,
-        mend=_heal,
-        lasts=lambda bounds: 2 * bounds.slowest,
-        expects=_stays,
+        lasts=_slowest(times=2),
+        expects=_STAYS,
         setup=Setup(relay=True),
     ),
     Drill(
         name="flap",
         about=f"the path goes for {FLAP_DOWN} s and comes for {FLAP_UP} s, again and again",
-        begin=_nothing,
         during=_flap,
-        mend=_heal,
-        lasts=lambda bounds: 2 * bounds.slowest,
+        lasts=_slowest(times=2),
         expects=_flapped,
     ),
     Drill(
@@ -275,68 +290,38 @@ _ALL = (
         begin=_unknown,
         mend=_known,
         lasts=lambda bounds: bounds.back_broken / 2,
-        expects=_remembered,
+        expects=_sees(replace(_BOTH, back=0.0)),  # the last good address serves
         setup=Setup(by_name=True),
         needs=("namespaces",),
     ),
     Drill(
         name="nameless",
         about="the edge starts while the hub's name has no address",
-        begin=_nothing,
         mend=_known,
-        lasts=lambda _: 6.0,
-        expects=_nameless,
+        lasts=_seconds(6.0),
+        expects=_sees(Expectation(says="dns")),
         setup=Setup(by_name=True, nameless=True),
         needs=("namespaces",),
     ),
     Drill(
         name="absent",
         about="the edge starts while there is no hub",
-        begin=_nothing,
         mend=_appear("hub"),
-        lasts=lambda _: 6.0,
-        expects=_absent,
+        lasts=_seconds(6.0),
+        expects=_broken(Expectation(says="refused")),
         setup=Setup(hub_absent=True),
     ),
-    Drill(
-        name="kill",
-        about="the hub is killed by kill -9 and started again",
-        begin=_kill("hub"),
-        mend=_appear("hub"),
-        lasts=lambda _: 3.0,
-        expects=_killed("dialer"),
-    ),
-    Drill(
-        name="kill-edge",
-        about="the edge is killed by kill -9 and started again",
-        begin=_kill("edge"),
-        mend=_appear("edge"),
-        lasts=lambda _: 3.0,
-        expects=_killed("listener"),
-    ),
-    Drill(
-        name="freeze",
-        about="the hub's process is stopped; its kernel goes on answering",
-        begin=_signal("hub", signal.SIGSTOP),
-        mend=_signal("hub", signal.SIGCONT),
-        lasts=_dead,
-        expects=_frozen("dialer"),
-    ),
-    Drill(
-        name="freeze-edge",
-        about="the edge's process is stopped; its kernel goes on answering",
-        begin=_signal("edge", signal.SIGSTOP),
-        mend=_signal("edge", signal.SIGCONT),
-        lasts=_dead,
-        expects=_frozen("listener"),
-    ),
+    _killing("kill", "hub"),
+    _killing("kill-edge", "edge"),
+    _freezing("freeze", "hub"),
+    _freezing("freeze-edge", "edge"),
     Drill(
         name="clock",
         about="the wall clocks step by an hour and by 288 s, forth and back",
         begin=_step,
         mend=_unstep,
-        lasts=lambda bounds: bounds.slowest + 2.0,
-        expects=_stays,
+        lasts=_slowest(plus=2.0),
+        expects=_STAYS,
         setup=Setup(clocks=True),
         needs=("libfaketime",),
     ),
@@ -345,8 +330,8 @@ _ALL = (
         about="the hub's disk is full",
         begin=_fill,
         mend=_empty,
-        lasts=lambda bounds: bounds.slowest + 2.0,
-        expects=_stays,
+        lasts=_slowest(plus=2.0),
+        expects=_STAYS,
         setup=Setup(small_disk=True),
         needs=("namespaces",),
     ),
@@ -355,8 +340,8 @@ _ALL = (
         about="the hub's certificate expires; it is renewed, and the edge kicked",
         begin=_expire,
         mend=_renew,
-        lasts=lambda _: 5.0,
-        expects=_expired,
+        lasts=_seconds(5.0),
+        expects=_sees(replace(_BOTH, says="tls", back=4.0)),
         setup=Setup(certificate_seconds=CERTIFICATE_SECONDS),
     ),
 )
