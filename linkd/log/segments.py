@@ -236,7 +236,7 @@ class SegmentLog(Ledger):
                     segment.add(batch, at, bool(part[1] & HAS_IDS))
             at += PREFIX_BYTES + len(part[2]) + len(part[3])
         self._under_way_bytes -= at - job.at
-        segment.size, segment.stamp = at, job.group.stamp
+        self._shelf.grow(at, job.group.stamp)
         self._blocked = ""
         if job.begins is not None:
             self._retain()
@@ -260,7 +260,7 @@ class SegmentLog(Ledger):
     def _begun(self, begins: Index) -> None:
         """A segment has begun: write the index of the one before, and that there is this one."""
         files, folder, last = self._files, self._folder, self._shelf.last
-        self._shelf.segments.append(begins)
+        self._shelf.add(begins)
         if last is not None:
             known = list(self._ids.since(last.first)) if last.has_ids else []
             self._reader.work(lambda: seal(files, folder, last, known))

@@ -23,17 +23,17 @@ class Shelf:
         folder: Where their files lie.
         seed: The log's, for CRCs.
         segments: Oldest first.
+
+    Attributes:
+        segments: They, to look at; what changes one of their sizes goes through the methods here.
+        size: Bytes in all; a running sum, for it is asked at each commit.
     """
 
     def __init__(self, folder: Path, seed: int, segments: list[Index]) -> None:
         self._folder = folder
         self._seed = seed
         self.segments = segments
-
-    @property
-    def size(self) -> int:
-        """Bytes in all."""
-        return sum([segment.size for segment in self.segments])
+        self.size = sum(segment.size for segment in segments)
 
     @property
     def last(self) -> Index | None:
@@ -91,16 +91,29 @@ class Shelf:
                             return batch.offset
         return None
 
+    def add(self, index: Index) -> None:
+        """Put a segment behind all others."""
+        self.segments.append(index)
+        self.size += index.size
+
+    def grow(self, size: int, stamp: float) -> None:
+        """Note how much of the newest segment counts now, and the log's clock at its end."""
+        last = self.segments[-1]
+        self.size += size - last.size
+        last.size, last.stamp = size, stamp
+
     def replace(self, index: Index) -> None:
         """Put a mended segment's index in place of the one it had, if that is still there."""
         for place, segment in enumerate(self.segments):
             if segment.number == index.number:
                 self.segments[place] = index
+                self.size += index.size - segment.size
 
     def drop(self, count: int) -> list[Index]:
         """Take the oldest segments off; return them."""
         gone = self.segments[:count]
         del self.segments[:count]
+        self.size -= sum(segment.size for segment in gone)
         return gone
 
     def _behind(self, position: int) -> Sequence[Index]:
