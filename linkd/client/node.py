@@ -5,22 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Coroutine, Iterable
-from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Unpack
 
 from linkd.client.address import Address
 from linkd.client.asyncio_edge import AsyncioLoop, Watched, dial
 from linkd.client.calls import WAIT_SECONDS, Calls
-from linkd.client.handlers import Function
+from linkd.client.face import Face
 from linkd.client.observable import Status
-from linkd.client.options import (
-    PublishManyOptions,
-    PublishOptions,
-    Settings,
-    Stored,
-    SubscribeOptions,
-    plus,
-)
+from linkd.client.options import PublishManyOptions, PublishOptions, Settings, Stored, plus
 from linkd.client.subscription import Inbox, Records
 
 __all__ = ["Node", "Subscription"]
@@ -47,41 +39,16 @@ class Subscription(Records):
                 self._loop.call_soon_threadsafe(self._inbox.close)
 
 
-class Node:
+class Node(Face[Watched, Subscription]):
     """A daemon, over any number of connections to it.
 
     Made by `linkd.client.connect`; `async with` starts and closes it.
     """
 
     def __init__(self, where: Address, settings: Settings) -> None:
-        self._status = Watched(Status())
-        self._calls = Calls(AsyncioLoop(), dial, where, settings, self._status)
-
-    async def __aenter__(self) -> Self:
-        self.start()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.close()
-
-    @property
-    def name(self) -> str:
-        """The daemon's node name; empty until it was reached."""
-        return self._calls.session.node
-
-    @property
-    def status(self) -> Watched:
-        """The connection's state and the links', to be watched."""
-        return self._status
-
-    def start(self) -> None:
-        """Begin to connect, and keep connected until `close`."""
-        self._calls.upkeep.start()
+        status = Watched(Status())
+        calls = Calls(AsyncioLoop(), dial, where, settings, status)
+        super().__init__(calls, status, Subscription)
 
     async def opened(self, timeout: float | None = None) -> None:  # noqa: ASYNC109
         """Return once the connection is up.
@@ -181,40 +148,3 @@ class Node:
     async def flush(self) -> None:
         """Return once every publish under way is settled."""
         await self._calls.until_settled()
-
-    def subscribe(self, *patterns: str, **options: Unpack[SubscribeOptions]) -> Subscription:
-        """Follow channels: an asynchronous iterator of records, which begins now.
-
-        Args:
-            *patterns: Channels; `*` stands for one word, `>` last for the rest.
-            **options: See SubscribeOptions.
-
-        Raises:
-            ChannelRefused: A pattern is malformed. What the daemon refuses, the iterator raises.
-        """
-        return Subscription(self._calls.inbox(patterns, options))
-
-    def on(self, type: str, function: Function, channel: str = ">") -> None:
-        """Call `function` with each record of a type that arrives on a channel from now on.
-
-        Records come one after the other, in order; a coroutine function is awaited. Registered
-        twice it is called once, also after reconnects. What it raises goes to `on_error`.
-
-        Args:
-            type: The records' type; `*` for every one.
-            function: Takes a record.
-            channel: A channel or pattern.
-        """
-        self._calls.on(self, type, function, channel)
-
-    def off(self, type: str, function: Function | None = None) -> None:
-        """Forget a function, or all functions of a type."""
-        self._calls.off(type, function)
-
-    def listen(self, pattern: str) -> Subscription:
-        """Begin the subscription of `on`'s functions."""
-        return self.subscribe(pattern)
-
-    def report(self, error: Exception) -> None:
-        """Tell the application what went wrong: `on_error`, or the log where there is none."""
-        self._calls.upkeep.report(error)

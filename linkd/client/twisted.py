@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Unpack
 
 from twisted.internet.defer import Deferred
 
 from linkd.client.address import Address, address
 from linkd.client.calls import Calls
-from linkd.client.handlers import Function
+from linkd.client.face import Face
 from linkd.client.observable import Observable, Status
 from linkd.client.options import (
     ConnectOptions,
@@ -26,7 +25,6 @@ from linkd.client.options import (
     PublishOptions,
     Settings,
     Stored,
-    SubscribeOptions,
     plus,
 )
 from linkd.client.subscription import Records
@@ -64,40 +62,14 @@ class Subscription(Records):
         self._inbox.close()
 
 
-class Node:
+class Node(Face[Observable[Status], Subscription]):
     """A daemon, over any number of connections to it."""
 
     def __init__(self, reactor: Any, where: Address, settings: Settings) -> None:
         self._reactor = reactor
-        self._status = Observable(Status())
+        status = Observable(Status())
         loop, dial = TwistedLoop(reactor), Dialer(reactor).dial
-        self._calls = Calls(loop, dial, where, settings, self._status)
-
-    async def __aenter__(self) -> Self:
-        self.start()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.close()
-
-    @property
-    def name(self) -> str:
-        """The daemon's node name; empty until it was reached."""
-        return self._calls.session.node
-
-    @property
-    def status(self) -> Observable[Status]:
-        """The connection's state and the links', to be watched."""
-        return self._status
-
-    def start(self) -> None:
-        """Begin to connect, and keep connected until `close`."""
-        self._calls.upkeep.start()
+        super().__init__(Calls(loop, dial, where, settings, status), status, Subscription)
 
     def opened(self, timeout: float | None = None) -> Deferred[None]:
         """Fire once the connection is up; NoDaemon if it isn't within `timeout` seconds."""
@@ -130,34 +102,6 @@ class Node:
     def flush(self) -> Deferred[None]:
         """Fire once every publish under way is settled."""
         return Deferred.fromCoroutine(self._calls.until_settled())
-
-    def subscribe(self, *patterns: str, **options: Unpack[SubscribeOptions]) -> Subscription:
-        """Follow channels: an asynchronous iterator of records, which begins now.
-
-        Raises:
-            ChannelRefused: A pattern is malformed. What the daemon refuses, the iterator raises.
-        """
-        return Subscription(self._calls.inbox(patterns, options))
-
-    def on(self, type: str, function: Function, channel: str = ">") -> None:
-        """Call `function` with each record of a type (`*`: any) that arrives from now on.
-
-        Records come one after the other, in order; a Deferred that it returns is waited for.
-        Registered twice it is called once. What it raises goes to `on_error`.
-        """
-        self._calls.on(self, type, function, channel)
-
-    def off(self, type: str, function: Function | None = None) -> None:
-        """Forget a function, or all functions of a type."""
-        self._calls.off(type, function)
-
-    def listen(self, pattern: str) -> Subscription:
-        """Begin the subscription of `on`'s functions."""
-        return self.subscribe(pattern)
-
-    def report(self, error: Exception) -> None:
-        """Tell the application what went wrong: `on_error`, or the log where there is none."""
-        self._calls.upkeep.report(error)
 
     async def _publish_many(
         self, channel: str, values: Iterable[Any], options: PublishManyOptions
