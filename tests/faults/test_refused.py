@@ -19,8 +19,8 @@ from linkd.client.http import call, expect
 from linkd.net.identity import prove
 from tests.support import figures
 from tests.support.daemon import SECRET, Daemon, listen, peer
+from tests.support.flood import Flood, Order, Stranger, upgrade
 from tests.support.ports import free_port
-from tests.support.strangers import Flood, Order, Stranger, upgrade
 from tests.support.tls_lab import Files, at, client_hello, revocation_list, self_signed, serial
 
 pytestmark = pytest.mark.slow
