@@ -12,8 +12,6 @@ from contextlib import suppress
 from pathlib import Path
 from random import Random
 
-import msgspec
-
 from linkd.core.batch import Batch
 from linkd.errors import Gap, LinkdError, LogDamaged, LogFull
 from linkd.log.damage import Ward
@@ -22,17 +20,18 @@ from linkd.log.frame import HAS_IDS, HEAD, PREFIX_BYTES, Part, part_of
 from linkd.log.group import CursorSet, Post, ignore
 from linkd.log.identity import Identity, save_identity
 from linkd.log.ids import Ids
-from linkd.log.index import FORMAT, NEEDS, Index, SegmentHead, segment_path
+from linkd.log.index import Index, segment_path
 from linkd.log.ledger import Ledger, new_token
 from linkd.log.lock import lock, not_ours
 from linkd.log.reader import Reader
 from linkd.log.recover import Found, recover
-from linkd.log.retention import Retention, remove
+from linkd.log.retention import Retention
 from linkd.log.retrieval import Retrieval
-from linkd.log.seal import load_ids, seal
+from linkd.log.seal import load_ids
 from linkd.log.settings import Edges, SegmentSettings, refusal
 from linkd.log.shelf import Shelf
 from linkd.log.state import Snapshot, State
+from linkd.log.succession import Succession
 from linkd.log.tail import Tail
 from linkd.log.writer import Failed, Job, Writer, Written, why
 
@@ -79,7 +78,7 @@ class SegmentLog(Ledger):
         self._monotonic, self._wall = monotonic, wall = edges.monotonic, edges.wall
         self._lock = lock(folder)
         try:
-            self._take(recover(folder, self._files, wall), node, rng)
+            identity = self._take(recover(folder, self._files, wall), node, rng)
         except LinkdError:
             os.close(self._lock)
             raise
@@ -97,12 +96,13 @@ class SegmentLog(Ledger):
         self._looked = monotonic()
         self._writer = Writer(self._files, folder, self._seed, post, self._report)
         self._reader = Reader(self._seed, post)
+        self._succession = Succession(folder, self._files, self._shelf, self._reader, identity)
         self._retrieval = Retrieval(
             self._shelf,
             self._reader,
             self._files,
             self,
-            lambda: Ward(folder, self._files, self._identity, wall),
+            lambda: Ward(folder, self._files, self._succession.identity, wall),
             self._tell,
         )
         last = None if self._writing is None else segment_path(folder, self._writing.number)
@@ -117,14 +117,13 @@ class SegmentLog(Ledger):
         self._open_epoch(self.epoch, self._first_of_epoch)
         self._pump()
 
-    def _take(self, found: Found, node: str, rng: Random) -> None:
-        """Begin with what was found."""
+    def _take(self, found: Found, node: str, rng: Random) -> Identity:
+        """Begin with what was found; return who the log is."""
         settings, now = self._settings, self._monotonic()
         identity = found.identity
         if identity is None:
             identity = Identity(new_token(rng), rng.getrandbits(32), 0, 1)
             save_identity(self._files, self._folder, identity)
-        self._identity = identity
         self._seed = identity.seed
         state = found.state or State(identity.log)
         self._first_of_epoch = max(state.next, identity.next)
@@ -146,6 +145,7 @@ class SegmentLog(Ledger):
         last = self._shelf.last
         self._writing = last if last is not None and last.node == node else None
         self._at = 0 if self._writing is None else self._writing.size
+        return identity
 
     def clock(self) -> float:
         """Return the log's own clock."""
@@ -170,7 +170,8 @@ class SegmentLog(Ledger):
         parts: list[Part] = []
         creates = begins = None
         if self._writing is None or self._rolls or self._at >= self._segment_bytes:
-            begins = self._begin_segment(parts)
+            opening, begins = self._begin_segment()
+            parts.append(opening)
             creates = segment_path(self._folder, begins.number)
             self._writing, self._at, self._rolls = begins, 0, False
         at = self._at
@@ -181,21 +182,16 @@ class SegmentLog(Ledger):
         self._under_way_bytes += size
         self._writer.put(Job(self._era, group, parts, self._wall(), at, creates, begins))
 
-    def _begin_segment(self, parts: list[Part]) -> Index:
-        """Begin the next segment with a snapshot."""
-        state, last = self._state, self._writing or self._shelf.last
-        state.forget_producers(self.clock() - self._settings.id_window)
-        number, previous, size = 1, 0, 0
-        if last is not None:
-            number, previous = last.number + 1, last.number
-            size = last.size if self._writing is None else self._at
-        first = state.next
-        head = SegmentHead(
-            FORMAT, NEEDS, number, self.id, self.node, first, previous, size, self._seed
-        )
-        encode = msgspec.msgpack.encode
-        parts.append((HEAD, 0, encode(head), encode(self.carried(state.snapshot()))))
-        return Index(number, self.id, self.node, first, first, 0, self.clock(), False, [])
+    def _begin_segment(self) -> tuple[Part, Index]:
+        """Return what opens the next segment, with a snapshot of the state, and its index."""
+        last, size = self._writing, self._at
+        if last is None:
+            last = self._shelf.last
+            size = 0 if last is None else last.size
+        clock = self.clock()
+        self._state.forget_producers(clock - self._settings.id_window)
+        snapshot = self.carried(self._state.snapshot())
+        return self._succession.begin(self.node, snapshot, last, size, clock)
 
     def _report(self, outcome: Written | Failed | None) -> None:
         """Take what the writer says."""
@@ -258,26 +254,10 @@ class SegmentLog(Ledger):
         self._failed(self._blocked)
 
     def _begun(self, begins: Index) -> None:
-        """A segment has begun: write the index of the one before, and that there is this one."""
-        files, folder, last = self._files, self._folder, self._shelf.last
-        self._shelf.add(begins)
-        if last is not None:
-            known = list(self._ids.since(last.first)) if last.has_ids else []
-            self._reader.work(lambda: seal(files, folder, last, known))
-        self._note(number=begins.number, next=max(self._identity.next, begins.first))
-
-    def _note(self, **changes: int) -> None:
-        """Note in the background which segments there are."""
-        oldest = self._shelf.segments[0]
-        identity = self._identity = msgspec.structs.replace(
-            self._identity, oldest=oldest.number, first=oldest.first, **changes
-        )
-
-        def job() -> None:
-            with suppress(OSError):
-                save_identity(self._files, self._folder, identity)
-
-        self._reader.work(job)
+        """A segment has begun: the one before is finished."""
+        last = self._shelf.last
+        ids = list(self._ids.since(last.first)) if last is not None and last.has_ids else []
+        self._succession.begun(begins, ids)
 
     def _measure(self) -> None:
         """Sum up what it occupies, and say whether publishes are taken."""
@@ -387,11 +367,8 @@ class SegmentLog(Ledger):
 
     def _drop(self, count: int) -> None:
         """Delete the oldest segments in the background, and tell who follows."""
-        gone = self._shelf.drop(count)
+        self._succession.drop(count)
         self._tight = False
-        self._note()
-        numbers = [segment.number for segment in gone]
-        self._reader.work(lambda: remove(self._files, self._folder, numbers))
         first = self._shelf.segments[0].first
         if first > self.first:
             self.first = first

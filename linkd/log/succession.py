@@ -1,0 +1,96 @@
+"""How one segment follows another.
+
+What opens the next, what is written beside the one before, the note of which there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from linkd.log.files import Files
+from linkd.log.frame import HEAD, Part
+from linkd.log.identity import Identity, save_identity
+from linkd.log.index import FORMAT, NEEDS, Index, SegmentHead
+from linkd.log.reader import Reader
+from linkd.log.retention import remove
+from linkd.log.seal import seal
+from linkd.log.shelf import Shelf
+from linkd.log.state import Snapshot
+
+
+class Succession:
+    """The coming and going of a log's segments.
+
+    Args:
+        folder: Where they lie.
+        files: The disk.
+        shelf: Those that there are.
+        reader: The thread that does slow work.
+        identity: Who the log is.
+
+    Attributes:
+        identity: The same with the newest note of which segments there are.
+    """
+
+    def __init__(
+        self, folder: Path, files: Files, shelf: Shelf, reader: Reader, identity: Identity
+    ) -> None:
+        self._folder = folder
+        self._files = files
+        self._shelf = shelf
+        self._reader = reader
+        self.identity = identity
+
+    def begin(
+        self, node: str, snapshot: Snapshot, last: Index | None, size: int, clock: float
+    ) -> tuple[Part, Index]:
+        """Return what opens the segment behind `last`, and what is known of it before its commit.
+
+        Args:
+            node: This node's name.
+            snapshot: The state there.
+            last: The segment before; it may be under way itself.
+            size: How much of that one will count.
+            clock: The log's own time, in seconds.
+        """
+        log, seed, first = self.identity.log, self.identity.seed, snapshot.next
+        previous = 0 if last is None else last.number
+        number = previous + 1
+        head = SegmentHead(FORMAT, NEEDS, number, log, node, first, previous, size, seed)
+        encode = msgspec.msgpack.encode
+        part = (HEAD, 0, encode(head), encode(snapshot))
+        return part, Index(number, log, node, first, first, 0, clock, False, [])
+
+    def begun(self, begins: Index, ids: Sequence[tuple[bytes, int]]) -> None:
+        """A segment is on disk: write the index and `ids` of the one before, and that it is there.
+
+        Both come behind what the reader has to do.
+        """
+        files, folder, last = self._files, self._folder, self._shelf.last
+        self._shelf.add(begins)
+        if last is not None:
+            self._reader.work(lambda: seal(files, folder, last, ids))
+        self._note(number=begins.number, next=max(self.identity.next, begins.first))
+
+    def drop(self, count: int) -> None:
+        """Take the oldest segments off: note that first, then delete them, in the background."""
+        numbers = [segment.number for segment in self._shelf.drop(count)]
+        self._note()
+        self._reader.work(lambda: remove(self._files, self._folder, numbers))
+
+    def _note(self, **changes: int) -> None:
+        """Note in the background which segments there are."""
+        oldest = self._shelf.segments[0]
+        identity = self.identity = msgspec.structs.replace(
+            self.identity, oldest=oldest.number, first=oldest.first, **changes
+        )
+
+        def job() -> None:
+            with suppress(OSError):
+                save_identity(self._files, self._folder, identity)
+
+        self._reader.work(job)

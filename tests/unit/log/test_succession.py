@@ -1,0 +1,106 @@
+"""How segments follow one another: each names the one before, and what is noted only grows."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import msgspec
+
+from linkd.log.files import RealFiles
+from linkd.log.frame import HEAD
+from linkd.log.identity import Identity, load_identity
+from linkd.log.index import Index, SegmentHead, segment_path
+from linkd.log.reader import Reader
+from linkd.log.seal import ids_path, load_index, read_small
+from linkd.log.shelf import Shelf
+from linkd.log.state import Snapshot, State
+from linkd.log.succession import Succession
+
+
+def succession(folder: Path, files: RealFiles | None = None) -> tuple[Succession, Shelf, Reader]:
+    """Return one of a log without segments."""
+    shelf, reader = Shelf(folder, 7, []), Reader(7, lambda call: call())
+    identity = Identity("log", 7, 0, 40)
+    return Succession(folder, files or RealFiles(), shelf, reader, identity), shelf, reader
+
+
+def at(offset: int) -> Snapshot:
+    """Return a snapshot of a state whose next offset is that."""
+    state = State("log")
+    state.next = offset
+    return state.snapshot()
+
+
+def done(reader: Reader) -> None:
+    """Let the reader do what it has."""
+    reader.start()
+    reader.stop()
+
+
+def test_each_segment_names_the_one_before_and_how_much_of_it_counts(tmp_path: Path) -> None:
+    order, _, _ = succession(tmp_path)
+    part, first = order.begin("edge", at(1), None, 0, 5.0)
+    head = msgspec.msgpack.decode(part[2], type=SegmentHead)
+    assert (part[0], head.number, head.previous, head.previous_size) == (HEAD, 1, 0, 0)
+    assert (head.log, head.seed, head.node, head.first, head.salvaged) == (
+        "log",
+        7,
+        "edge",
+        1,
+        False,
+    )
+    assert msgspec.msgpack.decode(part[3], type=Snapshot) == at(1)
+    assert first == Index(1, "log", "edge", 1, 1, 0, 5.0, False, [])
+    part, second = order.begin("edge", at(9), first, 777, 6.0)
+    head = msgspec.msgpack.decode(part[2], type=SegmentHead)
+    assert (head.number, head.previous, head.previous_size, head.first) == (2, 1, 777, 9)
+    assert (second.number, second.first, second.next) == (2, 9, 9)
+
+
+def test_a_beginning_seals_the_one_before_and_is_noted(tmp_path: Path) -> None:
+    order, shelf, reader = succession(tmp_path)
+    order.begun(Index(1, "log", "edge", 1, 9, 500, 5.0, True, []), ())
+    order.begun(Index(2, "log", "edge", 9, 60, 300, 6.0, False, []), [(b"key", 3)])
+    done(reader)
+    assert [segment.number for segment in shelf.segments] == [1, 2]
+    assert load_index(tmp_path, 1, "log") == shelf.segments[0]
+    assert load_index(tmp_path, 2, "log") is None
+    assert msgspec.msgpack.decode(read_small(ids_path(tmp_path, 1)) or b"") == [[b"key", 3]]
+    # The next offset that was promised before lies above: it stays.
+    assert load_identity(tmp_path) == order.identity == Identity("log", 7, 2, 40, 1, 1)
+
+
+def test_what_goes_is_noted_before_it_is_deleted(tmp_path: Path) -> None:
+    order, shelf, reader = succession(tmp_path)
+    for number in (1, 2, 3):
+        segment_path(tmp_path, number).write_bytes(b"x")
+        order.begun(
+            Index(number, "log", "edge", 10 * number, 10 * number + 10, 1, 5.0, False, []), ()
+        )
+    order.drop(2)
+    assert [segment.number for segment in shelf.segments] == [3]
+    done(reader)
+    assert [path.name for path in sorted(tmp_path.glob("*.log"))] == ["000000000003.log"]
+    assert list(tmp_path.glob("*.idx")) == []
+    assert load_identity(tmp_path) == Identity("log", 7, 3, 40, 3, 30)
+
+
+class Refusing(RealFiles):
+    """Files on a disk that takes nothing."""
+
+    def open(self, path: Path, *, create: bool = False) -> int:
+        """Refuse."""
+        raise OSError(errno.ENOSPC, "full", str(path))
+
+
+def test_a_note_that_the_disk_refuses_ends_nothing(tmp_path: Path) -> None:
+    order, _, reader = succession(tmp_path, Refusing())
+    order.begun(Index(1, "log", "edge", 1, 9, 500, 5.0, False, []), ())
+    order.begun(Index(2, "log", "edge", 9, 9, 0, 5.0, False, []), ())
+    went_on: list[bool] = []
+    reader.work(lambda: went_on.append(True))
+    done(reader)
+    assert went_on
+    assert list(tmp_path.iterdir()) == []
+    assert order.identity.number == 2
