@@ -5,17 +5,18 @@ And the loss is stated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from linkd.log.engine import Told
 from linkd.log.files import Files
-from linkd.log.frame import BATCH, HEAD, MAGIC, Frame, frame_at, frame_prefix, head_of
+from linkd.log.frame import BATCH, HEAD, Frame, frame_prefix, head_of
 from linkd.log.identity import Identity, save_identity
 from linkd.log.index import FORMAT, NEEDS, SegmentHead, index_path, segment_path
 from linkd.log.reader import Damage
+from linkd.log.salvage import good_frames
 from linkd.log.scan import empty_index, fold, numbers, read_head
 from linkd.log.seal import ids_path
 from linkd.log.state import Snapshot, State
@@ -29,22 +30,6 @@ More than a segment holds.
 _BESIDE = (".idx", ".ids", ".idx.part", ".ids.part", "identity.part")
 
 _snapshot = msgspec.msgpack.Decoder(Snapshot)
-
-
-def good_frames(path: Path, seed: int, at: int = 0) -> list[Frame]:
-    """Return all frames of a file from `at` on that are whole, whatever lies between them."""
-    return list(_good_frames(path.read_bytes(), seed, at))
-
-
-def _good_frames(buffer: bytes, seed: int, at: int) -> Iterator[Frame]:
-    view = memoryview(buffer)
-    while (at := buffer.find(MAGIC, at)) >= 0:
-        frame = frame_at(view, at, 0, seed)
-        if frame is None:
-            at += 1
-        else:
-            yield frame
-            at = frame.end
 
 
 class Ward:

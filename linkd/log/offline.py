@@ -10,11 +10,11 @@ from pathlib import Path
 import msgspec
 
 from linkd.errors import LogDamaged
-from linkd.log.damage import good_frames
 from linkd.log.identity import Identity, load_identity
 from linkd.log.index import Index, SegmentHead, segment_path
 from linkd.log.lock import not_ours
 from linkd.log.reader import Damage
+from linkd.log.salvage import good_frames
 from linkd.log.scan import numbers, read_head, scan
 from linkd.log.seal import load_index
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from linkd.errors import LogDamaged
-from linkd.log.damage import JUMP, Ward, good_frames
+from linkd.log.damage import JUMP, Ward
 from linkd.log.engine import Told
 from linkd.log.files import Files
 from linkd.log.frame import Frame
@@ -20,6 +20,7 @@ from linkd.log.identity import Identity, load_identity, save_identity
 from linkd.log.index import Index, SegmentHead, segment_path
 from linkd.log.lock import not_ours
 from linkd.log.reader import Damage
+from linkd.log.salvage import good_frames
 from linkd.log.scan import numbers, read_head, scan
 from linkd.log.seal import load_index
 from linkd.log.state import Snapshot, State

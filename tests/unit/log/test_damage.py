@@ -15,6 +15,7 @@ from linkd.errors import Gap, LogDamaged
 from linkd.log import verify
 from linkd.log.damage import JUMP
 from linkd.log.files import RealFiles
+from linkd.log.frame import HEAD, SMALL, frame_prefix
 from linkd.log.lock import not_ours
 from tests.support.logs import (
     SegmentBench,
@@ -47,6 +48,11 @@ def fill(bench: SegmentBench) -> None:
     for number in range(30):
         append(bench, draft(b"%02d" % number + bytes(100_000), ids=(f"id{number}",)))
     store(bench, received(1, 5, b"from the hub"))
+
+
+def forged(kind: int, inside: bytes) -> bytes:
+    """Return a frame as anybody can make it who knows the format, and not the log's seed."""
+    return frame_prefix((kind, 0, b"", inside), 1 << 31, 1.0, 1.0) + inside
 
 
 @pytest.mark.parametrize("which", [0, 1, -1])
@@ -545,3 +551,38 @@ def test_a_large_publish_that_ends_a_damaged_log_is_kept_whole(bench: SegmentBen
     bench.open()
     assert len(bodies(everything(bench, 2))) == 51
     assert "offsets lost: 1 to 1, all from 53 on" in bench.log.told[0].detail
+
+
+@pytest.mark.parametrize("kind", [HEAD, SMALL])
+def test_a_body_passes_for_no_head_where_a_write_broke_off(bench: SegmentBench, kind: int) -> None:
+    """Its CRC needs no secret: the broken write was told as damage, and offsets jumped."""
+    append(bench, draft(b"kept"))
+    append(bench, draft(forged(kind, b"never")))
+    bench.close()
+    (path,) = bench.path.glob("*.log")
+    os.truncate(path, path.stat().st_size - 1)
+    bench.open()
+    assert [told.event for told in bench.log.told] == ["log.repaired"]
+    assert append(bench, draft(b"x"))[0].offset == 2
+    assert bodies(everything(bench)) == [b"kept", b"x"]
+
+
+@pytest.mark.parametrize("kind", [HEAD, SMALL])
+def test_a_body_passes_for_no_head_where_a_segment_is_mended(
+    bench: SegmentBench, kind: int
+) -> None:
+    """It was taken over as a frame that no reader takes: each mending peeled one shell off."""
+    body = b"inmost"
+    for _ in range(3):
+        body = forged(kind, body)
+    append(bench, draft(body))
+    fill(bench)
+    bench.close()
+    path = min(bench.path.glob("*.log"))
+    at = path.read_bytes().index(body)
+    flip(path, at - 1)
+    bench.open()
+    assert len(bodies(everything(bench))) == 31
+    (told,) = bench.log.told
+    assert "offsets lost: 1 to 1." in told.detail
+    assert len(list(bench.path.glob("*.damaged-*"))) == 1
