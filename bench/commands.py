@@ -24,7 +24,7 @@ def main() -> int:
     where = machine()
     taken: dict[str, list[float]] = {}
     with Linkd() as system:
-        socket = str(system.folder / "edge-0.sock")
+        socket = str(system.folder / "edge-1.sock")
         python = [sys.executable, "-m"]
         commands = {
             "`linkd publish bench.x hello`": [
