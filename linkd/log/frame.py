@@ -140,6 +140,24 @@ def frame_at(buffer: memoryview | bytes, at: int, base: int = 0, seed: int = 0) 
     )
 
 
+class Claim(msgspec.Struct, frozen=True, gc=False):
+    """What bytes say of themselves that look like a frame: its kind, its CRC, and over what."""
+
+    kind: int
+    crc: int
+    begin: int
+    end: int
+
+
+def claim_at(buffer: memoryview | bytes, at: int) -> Claim | None:
+    """Return what the frame that seems to begin at `at` claims; None if none fits in there."""
+    if at + PREFIX_BYTES > len(buffer):
+        return None
+    magic, crc, head, records, _, kind, *_ = _PREFIX.unpack_from(buffer, at)
+    end = at + PREFIX_BYTES + head + records
+    return Claim(kind, crc, at + 8, end) if magic == MAGIC and end <= len(buffer) else None
+
+
 def frame_size(buffer: memoryview | bytes, at: int) -> int | None:
     """Return how long the frame at `at` says it is; None if no frame begins there."""
     if at + PREFIX_BYTES > len(buffer):
