@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from twisted.python.failure import Failure
 
@@ -11,13 +11,11 @@ from linkd.core.wire import PREVIOUS_VERSION, SUBPROTOCOL, Hello, Message, encod
 from linkd.errors import ConfigError, Reason, RemoteProtocolError
 from linkd.net import heads
 from linkd.net.connection import Connection
+from linkd.net.factories import ListenerPort
 from linkd.net.identity import NONCE_LIFETIME, load_secret, prove, verify
 from linkd.net.timers import Call, cancel
 from linkd.net.tls import certificate_expires, peer_names
 from linkd.net.websocket import ConnectionDeny, ServerProtocol
-
-if TYPE_CHECKING:
-    from linkd.net.listener import Listener
 
 MAX_POSTS = 4
 MAX_POST_BYTES = 16_384
@@ -51,7 +49,7 @@ class AcceptedConnection(Connection, ServerProtocol):  # type: ignore[misc]
     dialed: ClassVar[bool] = False
     masked: ClassVar[int] = 0x80
     silent_reason: ClassVar[Reason] = "ping-timeout"
-    factory: Listener
+    factory: ListenerPort[AcceptedConnection]
     openHandshakeTimeout = 0
 
     autoPingTimeoutCall: Call | None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
@@ -12,16 +12,14 @@ from linkd.core.liveness import dialer_limit
 from linkd.core.wire import PREVIOUS_VERSION, SUBPROTOCOL, Goodbye, Hello, Message, encode
 from linkd.errors import AttemptFailed, Reason, RemoteProtocolError
 from linkd.net import heads
+from linkd.net.attempt import Attempt
 from linkd.net.connection import Connection
+from linkd.net.factories import DialerPort
 from linkd.net.identity import MAX_NONCE_CHARACTERS, prove, verify
 from linkd.net.sockets import show, tune
 from linkd.net.timers import Call, cancel
 from linkd.net.tls import certificate_expires
 from linkd.net.websocket import ClientProtocol, ConnectingRequest
-
-if TYPE_CHECKING:
-    from linkd.net.attempt import Attempt
-    from linkd.net.dialer import LinkDialer
 
 MAX_ANSWER_BYTES: Final = 16_384
 PING_EVERY: Final = 6
@@ -34,7 +32,7 @@ class DialedConnection(Connection, ClientProtocol):  # type: ignore[misc]
     dialed: ClassVar[bool] = True
     masked: ClassVar[int] = 0
     silent_reason: ClassVar[Reason] = "silence"
-    factory: LinkDialer
+    factory: DialerPort[DialedConnection]
     openHandshakeTimeout = 0
 
     attempt: Attempt

@@ -17,6 +17,7 @@ from linkd.errors import AttemptFailed, ConfigError
 from linkd.net.attempt import Attempt, Budget, Target, parse_url
 from linkd.net.connection import ABORT_AFTER
 from linkd.net.dialed import DialedConnection
+from linkd.net.factories import DialerPort
 from linkd.net.identity import load_secret
 from linkd.net.ports import LinkPort
 from linkd.net.resolve import Resolver
@@ -42,7 +43,11 @@ class Origin:
     resolver: Resolver
 
 
-class LinkDialer(ClientFactory, ReconnectingClientFactory):  # type: ignore[misc]
+class LinkDialer(
+    ClientFactory,  # type: ignore[misc]
+    ReconnectingClientFactory,
+    DialerPort[DialedConnection],
+):
     """Dials one peer; `linkd.net.ports.Dialer`.
 
     The delays are the link's: a failed attempt is told to it, and it says `dial`. What

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -21,6 +20,7 @@ from linkd.net import heads
 from linkd.net.accepted import AcceptedConnection
 from linkd.net.admission import Admission
 from linkd.net.connection import ABORT_AFTER
+from linkd.net.factories import ListenerPort, Post
 from linkd.net.identity import Nonces
 from linkd.net.ports import Nodes
 from linkd.net.sockets import show
@@ -29,11 +29,8 @@ from linkd.net.tls import ServerTls
 from linkd.net.websocket import ServerFactory
 from linkd.premises import unlistenable
 
-Post = Callable[[bytes, str], tuple[int, bytes]]
-"""Answers a POST ahead of any upgrade: body and address in, status and JSON out."""
 
-
-class Listener(ServerFactory):  # type: ignore[misc]
+class Listener(ServerFactory, ListenerPort[AcceptedConnection]):  # type: ignore[misc]
     """The listening end of all links.
 
     Args:
