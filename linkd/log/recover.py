@@ -22,7 +22,7 @@ from linkd.log.lock import not_ours
 from linkd.log.reader import Damage
 from linkd.log.salvage import good_frames
 from linkd.log.scan import numbers, read_head, scan
-from linkd.log.seal import load_index
+from linkd.log.seal import load_index, seal
 from linkd.log.state import Snapshot, State
 
 _MOST_REPAIRS = 10_000
@@ -118,6 +118,7 @@ def _find(folder: Path, files: Files, ward: Ward) -> Found:
         index = load_index(folder, number, identity.log)
         if index is None or index.size != size:
             index, _ = scan(path, head, size, None, sealed=True)
+            seal(files, folder, index, ())  # the next start need not read it again
         found.segments.append(index)
         if heads[after][0].previous != number:
             ward.missing(number, after, index.next, heads[after][0].first)

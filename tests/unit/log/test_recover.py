@@ -1,0 +1,121 @@
+"""Finding a log again: what is read once is not read at every start."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from linkd.log import recover, seal, verify
+from linkd.log.files import RealFiles
+from linkd.log.seal import load_index
+from tests.support.logs import SegmentBench, append, bodies, draft, everything
+
+COUNT = 30
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[SegmentBench]:
+    one = SegmentBench(tmp_path / "log")
+    for number in range(COUNT):
+        append(one, draft(b"%02d" % number + bytes(100_000), ids=(f"id{number}",)))
+    one.close()
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def scanned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the names of the files that are read whole at a start, as they are."""
+    names: list[str] = []
+    scan = recover.scan
+
+    def noting(path: Path, *rest: Any, **more: Any) -> Any:
+        names.append(path.name)
+        return scan(path, *rest, **more)
+
+    monkeypatch.setattr(recover, "scan", noting)
+    return names
+
+
+def test_an_index_that_is_missing_is_written_once(bench: SegmentBench, scanned: list[str]) -> None:
+    """Such a segment was read whole at every start."""
+    *finished, last = sorted(path.name for path in bench.path.glob("*.log"))
+    written = {path: path.read_bytes() for path in bench.path.glob("*.idx")}
+    assert len(written) == len(finished) == 2
+    log = bench.log.id
+    before = [load_index(bench.path, number, log) for number in (1, 2)]
+    for path in written:
+        path.unlink()
+    bench.open()
+    assert scanned == [*finished, last]
+    bench.close()
+    scanned.clear()
+    bench.open()
+    assert scanned == [last]
+    assert [load_index(bench.path, number, log) for number in (1, 2)] == before
+    assert bench.log.told == []
+    assert len(bodies(everything(bench))) == COUNT
+    assert append(bench, draft(b"x", ids=("id3",)))[0].duplicate
+    assert verify(bench.path).sound
+
+
+def test_a_segment_that_was_mended_at_a_start_is_read_once_more_only(
+    bench: SegmentBench, scanned: list[str]
+) -> None:
+    first, *_, last = sorted(bench.path.glob("*.log"))
+    content = bytearray(first.read_bytes())
+    content[60] ^= 4
+    first.write_bytes(bytes(content))
+    bench.open()
+    assert scanned.count(first.name) == 1
+    bench.close()
+    scanned.clear()
+    bench.open()
+    assert scanned == [last.name]
+    assert len(bodies(everything(bench))) == COUNT
+
+
+def test_an_index_that_says_another_size_is_not_believed(
+    bench: SegmentBench, scanned: list[str]
+) -> None:
+    first = min(bench.path.glob("*.log"))
+    index = load_index(bench.path, 1, bench.log.id)
+    assert index is not None
+    right, index.size = index.size, index.size - 1
+    seal.seal(RealFiles(), bench.path, index, ())
+    bench.open()
+    assert scanned[0] == first.name
+    found = load_index(bench.path, 1, bench.log.id)
+    assert found is not None
+    assert found.size == right
+
+
+class NoIndex(RealFiles):
+    """Files on a disk that takes no index."""
+
+    def open(self, path: Path, *, create: bool = False) -> int:
+        """Open, or refuse."""
+        if path.name.endswith(".idx.part"):
+            raise OSError(errno.ENOSPC, "full", str(path))
+        return super().open(path, create=create)
+
+
+def test_an_index_that_the_disk_refuses_is_made_at_the_next_start(
+    bench: SegmentBench, scanned: list[str]
+) -> None:
+    for path in bench.path.glob("*.idx"):
+        path.unlink()
+    bench.files = NoIndex()
+    for _ in range(2):
+        scanned.clear()
+        bench.open()
+        assert len(scanned) == 3
+        assert len(bodies(everything(bench))) == COUNT
+        bench.close()
+    bench.files = None
+    bench.open()
+    assert len(list(bench.path.glob("*.idx"))) == 2
