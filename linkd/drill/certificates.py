@@ -6,18 +6,8 @@ from pathlib import Path
 from typing import Final
 
 from linkd import clock
-from linkd.net.issuing import (
-    FOR_LISTENING,
-    Issuer,
-    Subject,
-    Validity,
-    general_name,
-    issue,
-    key_pem,
-    make_authority,
-    make_key,
-    pem,
-)
+from linkd.net import issuing
+from linkd.net.issuing import Issuer, Subject, Validity
 
 _AUTHORITY_BACK_SECONDS: Final = 3600.0
 _AUTHORITY_SECONDS: Final = 86_400.0
@@ -32,12 +22,12 @@ class Authority:
     """
 
     def __init__(self, directory: Path) -> None:
-        key = make_key()
+        key = issuing.make_key()
         validity = Validity.around(clock.wall(), _AUTHORITY_BACK_SECONDS, _AUTHORITY_SECONDS)
-        self._issuer = Issuer(make_authority(key, "linkd drill", validity), key)
+        self._issuer = Issuer(issuing.make_authority(key, "linkd drill", validity), key)
         self._directory = directory
         self.file = directory / "ca.crt"
-        self.file.write_bytes(pem(self._issuer.certificate))
+        self.file.write_bytes(issuing.pem(self._issuer.certificate))
 
     def issue(self, address: str, seconds: float) -> tuple[Path, Path]:
         """Write a certificate of a listener and its key, `hub.crt` and `hub.key`.
@@ -49,12 +39,12 @@ class Authority:
         Returns:
             The paths of the two files, which replace those written before.
         """
-        key = make_key()
-        subject = Subject("hub", [general_name(address)], key.public_key())
+        key = issuing.make_key()
+        subject = Subject("hub", [issuing.general_name(address)], key.public_key())
         validity = Validity.around(clock.wall(), _LEAF_BACK_SECONDS, seconds)
-        certificate = issue(self._issuer, subject, FOR_LISTENING, validity)
+        certificate = issuing.issue(self._issuer, subject, issuing.FOR_LISTENING, validity)
         files = self._directory / "hub.crt", self._directory / "hub.key"
         files[1].touch(0o600)
-        files[1].write_bytes(key_pem(key))
-        files[0].write_bytes(pem(certificate))
+        files[1].write_bytes(issuing.key_pem(key))
+        files[0].write_bytes(issuing.pem(certificate))
         return files

@@ -15,20 +15,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from linkd.config import Config
 from linkd.errors import ConfigError, StateTooNew
+from linkd.net import issuing
 from linkd.net.certificates import load_certificates, names_host
-from linkd.net.issuing import (
-    FOR_DIALING,
-    FOR_LISTENING,
-    Issuer,
-    Subject,
-    Validity,
-    general_name,
-    issue,
-    key_pem,
-    make_authority,
-    make_key,
-    pem,
-)
+from linkd.net.issuing import Issuer, Subject, Validity
 from linkd.net.tls import AUTHORITY_FILE, REVOCATION_FILE
 from linkd.pairing.addresses import own_hosts
 from linkd.pairing.files import make_directory, write_whole
@@ -95,7 +84,7 @@ class Authority:
     @property
     def certificate_pem(self) -> str:
         """The authority's certificate."""
-        return pem(self.certificate).decode()
+        return issuing.pem(self.certificate).decode()
 
     def path(self, name: str) -> Path:
         """Return where a file of the authority lies: `ca.crt`, `hub.crt`, `hub.key`."""
@@ -120,7 +109,9 @@ class Authority:
             raise ConfigError("expected a signing request for an elliptic key, signed by that key")
         names = [x509.DNSName(name), x509.UniformResourceIdentifier(f"linkd:{name}")]
         subject = Subject(name, names, key)
-        certificate = issue(self._issuer, subject, FOR_DIALING, self._valid(LEAF_DAYS))
+        certificate = issuing.issue(
+            self._issuer, subject, issuing.FOR_DIALING, self._valid(LEAF_DAYS)
+        )
         self._state.certificates.append(
             Issued(
                 name,
@@ -130,7 +121,7 @@ class Authority:
             )
         )
         self._write_state()
-        return pem(certificate).decode()
+        return issuing.pem(certificate).decode()
 
     def revoke(self, name: str) -> list[Issued]:
         """Take back every certificate of `name`; return those that were good until now."""
@@ -173,12 +164,12 @@ class Authority:
                 return certificate, key
             known = _hosts(leaf)
         if not key.exists():
-            write_whole(key, key_pem(make_key()), 0o600)
+            write_whole(key, issuing.key_pem(issuing.make_key()), 0o600)
         public = _load_key(key).public_key()
-        names = [general_name(host) for host in dict.fromkeys([*known, *hosts])]
+        names = [issuing.general_name(host) for host in dict.fromkeys([*known, *hosts])]
         subject = Subject(self._node, names, public)
-        signed = issue(self._issuer, subject, FOR_LISTENING, self._valid(LEAF_DAYS))
-        write_whole(certificate, pem(signed) + pem(self.certificate), 0o640)
+        signed = issuing.issue(self._issuer, subject, issuing.FOR_LISTENING, self._valid(LEAF_DAYS))
+        write_whole(certificate, issuing.pem(signed) + issuing.pem(self.certificate), 0o640)
         return certificate, key
 
     def _path(self, name: str) -> Path:
@@ -186,12 +177,12 @@ class Authority:
 
     def _found(self) -> None:
         """Make the authority; its key is written last, and tells that all of it is there."""
-        key = make_key()
-        certificate = make_authority(
+        key = issuing.make_key()
+        certificate = issuing.make_authority(
             key, f"linkd pairing {self._node}", self._valid(AUTHORITY_DAYS)
         )
-        write_whole(self._path(AUTHORITY_FILE), pem(certificate), 0o640)
-        write_whole(self._path("ca.key"), key_pem(key), 0o600)
+        write_whole(self._path(AUTHORITY_FILE), issuing.pem(certificate), 0o640)
+        write_whole(self._path("ca.key"), issuing.key_pem(key), 0o600)
 
     def _valid(self, days: float) -> Validity:
         return Validity.around(self._wall(), _BACK_SECONDS, days * _DAY_SECONDS)
@@ -228,7 +219,7 @@ class Authority:
                     .build()
                 )
         signed = builder.sign(self._issuer.key, hashes.SHA256())
-        write_whole(self._path(REVOCATION_FILE), pem(signed), 0o640)
+        write_whole(self._path(REVOCATION_FILE), issuing.pem(signed), 0o640)
 
 
 def _hosts(leaf: x509.Certificate) -> list[str]:
