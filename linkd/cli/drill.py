@@ -19,7 +19,8 @@ from linkd.cli import exits
 from linkd.cli.audience import end_when_gone
 from linkd.cli.exits import Ended
 from linkd.cli.options import add_socket, configuration, socket_path
-from linkd.errors import ConfigError
+from linkd.core.channels import check_channel
+from linkd.errors import ChannelRefused, ConfigError
 
 if TYPE_CHECKING:
     from linkd.drill.bounds import Bounds
@@ -150,7 +151,18 @@ def _running(arguments: argparse.Namespace) -> Iterable[Report]:
     except DrillFailed as error:
         note = "; its rules are removed now" if _took_back(made.undo) else ""
         raise Ended(exits.ANSWER_IS_NO, f"{error}{note}") from None
-    return progress.follow([report])
+    return progress.follow([_honest(report)])
+
+
+def _honest(report: Report) -> Report:
+    """Return a report that says so where a daemon was gone meanwhile."""
+    from linkd.drill.watch import GONE  # noqa: PLC0415
+
+    gone = [end.name for end in report.ends if any(one.state == GONE for one in end.states)]
+    if not gone:
+        return report
+    note = f"the daemon of {', '.join(gone)} did not answer for a while: drill again while it runs"
+    return msgspec.structs.replace(report, why=f"{note}; {report.why}")
 
 
 def _request(arguments: argparse.Namespace) -> Any:
@@ -171,6 +183,11 @@ def _request(arguments: argparse.Namespace) -> Any:
         raise Ended(
             exits.USAGE, f"expected --for from 1 to {MAX_SECONDS:g} seconds, got {seconds:g}"
         )
+    if arguments.channel is not None:
+        try:
+            check_channel(arguments.channel)
+        except ChannelRefused as error:
+            raise Ended(exits.USAGE, str(error)) from None
     if os.geteuid() != 0:
         raise Ended(exits.USAGE, "a drill on a running pair needs root (try sudo); --lab does not")
     return Request(

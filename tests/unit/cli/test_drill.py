@@ -14,12 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from linkd import cli
 from linkd.cli import drill, main
 from linkd.drill import deadman, lab, running
-from linkd.drill.report import Report
+from linkd.drill.report import EndReport, Report, State
 from linkd.drill.rules import Remote
 from tests.support.http_daemon import HttpDaemon
 
@@ -169,6 +170,34 @@ def test_the_far_socket_must_be_the_peers(
         daemon.answers["GET /v1/status"] = (200, status | {"node": "hub"})
         assert main([*WORDS, *far]) == 0
     assert done == ["blackhole"]
+
+
+@pytest.mark.parametrize("channel", ["", "a b", "a..b", "orders.>", "x\r\nHost: y"])
+def test_a_channel_that_is_none_is_refused_before_the_fault(
+    done: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], channel: str
+) -> None:
+    packet_filter(tmp_path, "")
+    assert main([*WORDS, "--channel", channel]) == 2
+    assert " is no channel" in capsys.readouterr().err
+    assert done == []
+
+
+def test_a_daemon_that_was_gone_is_said_in_the_report(
+    done: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    packet_filter(tmp_path, "")
+    for states, note in ((["up", "gone"], True), (["up", "waiting", "up"], False)):
+        spans = [State(state, 0.0, 1.0) for state in states]
+        end = EndReport("edge", "dialer", [], None, False, spans)
+        seen = msgspec.structs.replace(report(verdict="fail"), ends=[end], why="bounds")
+        monkeypatch.setattr(running, "run", lambda *_, seen=seen: seen)
+        assert main([*WORDS, "--json"]) == 1
+        why = json.loads(capsys.readouterr().out)["why"]
+        assert ("the daemon of edge did not answer for a while" in why) is note
+        assert why.endswith("bounds")
 
 
 @pytest.mark.parametrize("given", ["0", "0.5", "121", "nan", "inf", "-3"])
