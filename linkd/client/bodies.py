@@ -57,7 +57,7 @@ def decode_value(body: bytes, content_type: str) -> Any:
             return _from_json.decode(body)
         if kind.startswith("text/"):
             return body.decode()
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return body
     return body
 

@@ -77,7 +77,10 @@ class Record(msgspec.Struct, frozen=True, eq=False):
 
     def json(self) -> Any:
         """Return the body read as JSON, whatever its type; raise ValueError if it is none."""
-        return msgspec.json.decode(self.encoded.body)
+        try:
+            return msgspec.json.decode(self.encoded.body)
+        except RecursionError:
+            raise ValueError("expected JSON that is not nested so deeply") from None
 
     def ack(self) -> Awaitable[None]:
         """Say that this record and all before it are done; await it to know that it is on disk.
@@ -126,7 +129,7 @@ def _shown(body: bytes, content_type: str) -> tuple[str, Any]:
     if kind == JSON or (not kind.startswith("text/") and body[:1] in (b"{", b"[")):
         try:
             msgspec.json.decode(body)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             pass
         else:
             return "data", msgspec.Raw(body)

@@ -18,6 +18,9 @@ from linkd.core.batch import MAX_BATCH_BYTES, Record, decode_records, encode_rec
 from linkd.core.stream import Deliver
 from linkd.errors import BadRecord
 
+DEEP = b"[" * 5000 + b"]" * 5000
+"""JSON that is deeper than a reader of JSON goes."""
+
 
 def test_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LINKD_SOCKET", raising=False)
@@ -77,6 +80,8 @@ def test_a_value_comes_back_as_it_was(value: object) -> None:
 def test_bodies_that_are_not_what_they_say_stay_bytes() -> None:
     assert decode_value(b"{", "application/json") == b"{"
     assert decode_value(b"\xff", "text/plain") == b"\xff"
+    assert decode_value(b'"\xff"', "application/json") == b'"\xff"'
+    assert decode_value(DEEP, "application/json") == DEEP
     assert decode_value(b"5", "Application/JSON; charset=utf-8") == 5
     assert encode_value(bytearray(b"x")) == (b"x", "")
     for wrong in (object(), {1j}):
@@ -113,6 +118,8 @@ def test_words_are_bounded() -> None:
         (b"[1]", "text/plain", b'"text":"[1]"'),
         (b"{no", "", b'"text":"{no"'),
         (b"\xff", "", b'"base64":"/w=="'),
+        (b'["\xff"]', "", b'"base64":"WyL/Il0="'),
+        pytest.param(DEEP, "application/json", b'"text":"[[[[', id="deep"),
     ],
 )
 def test_a_record_as_json(body: bytes, content_type: str, shown: bytes) -> None:
@@ -127,6 +134,9 @@ def test_a_record_as_json(body: bytes, content_type: str, shown: bytes) -> None:
     assert b'"time":"2025-11-21T02:00:00.123Z"' in said
     assert shown in said
     assert (record.offset, record.body, record.id) == (7, body, "i")
+    if body == DEEP:
+        with pytest.raises(ValueError, match="deep"):
+            record.json()
 
 
 def test_stamps_have_milliseconds() -> None:
