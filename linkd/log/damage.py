@@ -20,6 +20,7 @@ from linkd.log.salvage import good_frames
 from linkd.log.scan import empty_index, fold, numbers, read_head
 from linkd.log.seal import ids_path
 from linkd.log.state import Snapshot, State
+from linkd.log.untold import Untold
 
 JUMP = 1 << 24
 """How far above all known offsets an epoch opens where the log's end was lost.
@@ -27,7 +28,8 @@ JUMP = 1 << 24
 More than a segment holds.
 """
 
-_BESIDE = (".idx", ".ids", ".idx.part", ".ids.part", "identity.part")
+_BESIDE = (".idx", ".ids", ".idx.part", ".ids.part")
+_OTHERS = ("identity", "identity.part", "lock", "untold", "untold.part")
 
 _snapshot = msgspec.msgpack.Decoder(Snapshot)
 
@@ -55,6 +57,7 @@ class Ward:
         self._folder = folder
         self._files = files
         self._wall = wall
+        self._untold = Untold(files, folder)
 
     def mend(self, damage: Damage) -> None:
         """Set a bad file aside and go on with what is readable of it.
@@ -66,8 +69,12 @@ class Ward:
         number = int(path.stem)
         last = number == numbers(self._folder)[-1]
         if damage.foreign:
-            aside = self._set_aside(path)
-            self._say(f"{path} belongs to another log, or has another's name; set aside as {aside}")
+            aside = self._aside(path)
+            said = (
+                f"{path} belongs to another log, or has another's name; set aside as {aside.name}"
+            )
+            self._say(said, aside=aside.name)
+            self._set_aside(path, aside)
             return
         frames = good_frames(path, self.identity.seed)
         if last:
@@ -78,20 +85,22 @@ class Ward:
         fresh = self._write(path, head, snapshot, [frame for frame in frames if frame.kind != HEAD])
         if last:
             self._jump(end)
-        aside = self._set_aside(path)
-        self._files.rename(fresh, path)
-        self._files.sync_dir(self._folder)
         if last:
             holes.append(f"all from {end} on that were there")
         else:
             after = self._first_after(number)
             if after is not None and after > end:
                 holes.append(f"{end} to {after - 1}")
-        lost = ", ".join(holes) or "none"
+        lost, aside = ", ".join(holes) or "none", self._aside(path)
         self._say(
-            f"{path} is damaged at byte {damage.at} and was set aside as {aside}; what is readable"
-            f" is kept; offsets lost: {lost}. Keep that file for an examination, check the disk"
+            f"{path} is damaged at byte {damage.at} and was set aside as {aside.name}; what is"
+            f" readable is kept; offsets lost: {lost}. Keep that file for an examination, check the"
+            " disk",
+            aside=aside.name,
         )
+        self._set_aside(path, aside)
+        self._files.rename(fresh, path)
+        self._files.sync_dir(self._folder)
 
     def _jump(self, known: int) -> None:
         """Let the next epoch open far above, also if a crash comes before it is noted for good."""
@@ -120,7 +129,7 @@ class Ward:
         present = set(numbers(self._folder))
         for path in sorted(self._folder.iterdir()):
             name = path.name
-            if ".damaged-" in name or name.endswith(_BESIDE) or name in ("identity", "lock"):
+            if ".damaged-" in name or name.endswith(_BESIDE) or name in _OTHERS:
                 continue
             head = self._head_of(path) if path.is_file() else None
             if head is None or head.number in present or head.number < self.identity.oldest:
@@ -144,15 +153,18 @@ class Ward:
             return None
         return head if head.log == self.identity.log else None
 
-    def _set_aside(self, path: Path) -> str:
-        """Give a file a name that says that it is damaged; return that."""
+    def _aside(self, path: Path) -> Path:
+        """Return a name for a file that says that it is damaged, and that no other has."""
         aside = path.with_name(f"{path.name}.damaged-{int(self._wall())}")
         while aside.exists():
             aside = aside.with_name(aside.name + "x")
+        return aside
+
+    def _set_aside(self, path: Path, aside: Path) -> None:
+        """Give a file that name; what lies beside it goes."""
         self._files.rename(path, aside)
         for beside in (index_path, ids_path):
             beside(self._folder, int(path.stem)).unlink(missing_ok=True)
-        return aside.name
 
     def _first_after(self, number: int) -> int | None:
         """Return the first offset of the next segment, or None where that can't be read either.
@@ -228,11 +240,16 @@ class Ward:
             self._files.close(fd)
         return fresh
 
-    def _say(self, detail: str, level: str = "error") -> None:
-        """Tell the operator, once."""
+    def _say(self, detail: str, level: str = "error", aside: str = "") -> None:
+        """Tell the operator, once; a loss also if a crash comes before he heard of it.
+
+        Said of a file that is set aside before that is done.
+        """
         told = Told(level, "log.damaged", detail)
         if told not in self.told:
             self.told.append(told)
+            if level == "error":
+                self._untold.note(detail, aside)
 
 
 def _complete(frames: list[Frame]) -> list[Frame]:

@@ -24,6 +24,7 @@ from linkd.log.salvage import good_frames
 from linkd.log.scan import numbers, read_head, scan
 from linkd.log.seal import load_index, seal
 from linkd.log.state import Snapshot, State
+from linkd.log.untold import Untold
 
 _MOST_REPAIRS = 10_000
 
@@ -66,6 +67,7 @@ def recover(folder: Path, files: Files, wall: Callable[[], float]) -> Found:
         if identity is None:
             return Found(None)
         ward = Ward(folder, files, identity, wall)
+        ward.told += Untold(files, folder).told()
         for _ in range(_MOST_REPAIRS):
             try:
                 found = _find(folder, files, ward)

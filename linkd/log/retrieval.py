@@ -21,6 +21,7 @@ from linkd.log.reader import Damage, Reader
 from linkd.log.scan import read_head, scan
 from linkd.log.seal import seal
 from linkd.log.shelf import Shelf
+from linkd.log.untold import Untold
 
 Fetched = Callable[[list[Batch] | LinkdError], None]
 
@@ -120,6 +121,8 @@ class Retrieval:
         def mended(index: Index | LogDamaged, told: list[Told]) -> None:
             for one in told:
                 self._tell(one)
+            if told:
+                self._reader.work(lambda: Untold(self._files, damage.path.parent).forget(told))
             if isinstance(index, LogDamaged):
                 if str(index) != self._said:
                     self._said = str(index)

@@ -33,6 +33,7 @@ from linkd.log.shelf import Shelf
 from linkd.log.state import Snapshot, State
 from linkd.log.succession import Succession
 from linkd.log.tail import Tail
+from linkd.log.untold import Untold
 from linkd.log.writer import Failed, Job, Writer, Written, why
 
 MOST_UNDER_WAY = 3
@@ -131,7 +132,7 @@ class SegmentLog(Ledger):
         ids = Ids(settings.id_window, settings.max_ids)
         super().__init__(node, state, ids, Tail(settings.memory_bytes, state.next))
         self.first = found.segments[0].first if found.segments else self._first_of_epoch
-        self.told = found.told
+        self.told = self._unheard = found.told
         self.max_bytes = settings.max_bytes
         self.snapshot = found.snapshot
         self.carried: Callable[[Snapshot], Snapshot] = lambda snapshot: snapshot
@@ -196,6 +197,9 @@ class SegmentLog(Ledger):
     def _report(self, outcome: Written | Failed | None) -> None:
         """Take what the writer says."""
         now = self._monotonic()
+        if self._unheard:  # reports come when who opened the log has read `told`
+            heard, self._unheard = self._unheard, []
+            self._reader.work(lambda: Untold(self._files, self._folder).forget(heard))
         if isinstance(outcome, Written):
             self._free_bytes = outcome.free_bytes
             if outcome.seconds >= SLOW_SECONDS:
