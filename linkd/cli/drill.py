@@ -30,6 +30,7 @@ RUNNING: Final = ("blackhole", "oneway", "reset")
 MAX_SECONDS: Final = 120.0
 DEFAULT_SECONDS: Final = 30.0
 _FILTER_SECONDS: Final = 20.0
+_ENDS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _EXITS: Final = """\
 The fault is taken back in any case, whatever becomes of this command.
@@ -86,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
         for name, drill in DRILLS.items():
             print(f"{name:<12} {'      ' if name in RUNNING else '--lab '} {drill.about}")
         return exits.FINE
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in _ENDS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, _interrupt)
     end_when_gone(sys.stdout)
@@ -97,7 +98,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    """End as by ^C: what was made and started is taken back and ended on the way out."""
+    """End: what was made and started is taken back and ended on the way out.
+
+    Once only: who presses ^C again and again would break off the taking back.
+    """
+    for number in _ENDS:
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

@@ -31,7 +31,7 @@ FILTERED = f"-A INPUT -s {PEER}/32 -p tcp -m comment --comment"
 @pytest.fixture(autouse=True)
 def signals() -> Iterator[None]:
     """Put back what a command does to signals."""
-    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
     before = [signal.getsignal(number) for number in numbers]
     yield
     for number, what in zip(numbers, before, strict=True):
@@ -267,6 +267,28 @@ def test_what_nohup_has_others_ignore_stays_ignored(monkeypatch: pytest.MonkeyPa
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     assert main(["drill", "--lab", "reset"]) == 0
     assert signal.getsignal(signal.SIGHUP) is drill._interrupt
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_impatience_does_not_break_off_the_taking_back(
+    monkeypatch: pytest.MonkeyPatch, first: signal.Signals
+) -> None:
+    restored = []
+
+    def run_all(*_: object) -> Iterator[Report]:
+        try:
+            yield report("reset")
+            os.kill(os.getpid(), first)
+            threading.Event().wait(5.0)
+        finally:
+            for _ in range(3):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.01)
+            restored.append(True)
+
+    monkeypatch.setattr(lab, "run_all", run_all)
+    assert main(["drill", "--lab", "reset", "kill", "--json"]) == 130
+    assert restored == [True]
 
 
 def test_drills_end_when_nobody_reads_their_reports_any_more(
