@@ -89,27 +89,25 @@ def test_a_quiet_link_stays_up_and_is_pinged_every_interval(pair: Pair) -> None:
     assert pair.far.rtt_seconds is not None
 
 
+@pytest.mark.parametrize(
+    ("end", "limit", "reason"), [("hub", 7.0, "ping-timeout"), ("edge", 10.0, "silence")]
+)
 @pytest.mark.parametrize("phase", [0.0, 1.0, 2.5, 4.99, 5.1])
-def test_the_listener_notices_at_seven_seconds_of_silence(tmp_path: Path, phase: float) -> None:
+def test_each_end_notices_at_its_limit_of_silence(
+    tmp_path: Path, end: str, limit: float, reason: str, phase: float
+) -> None:
     pair = Pair(tmp_path)
+    connection, link, transport = {
+        "hub": (pair.far, pair.at_hub, pair.pipe.far),
+        "edge": (pair.near, pair.at_edge, pair.pipe.near),
+    }[end]
     pair.pipe.run(10.0 + phase)
     pair.pipe.cut = True
-    silent_before = pair.far.silence_seconds()
-    after = pair.down_after(pair.at_hub, 8.0)
-    assert silent_before + after == pytest.approx(7.0, abs=0.003)
-    assert pair.at_hub.losses[0][0] == "ping-timeout"
-    assert pair.pipe.far.aborted
-
-
-@pytest.mark.parametrize("phase", [0.0, 1.0, 2.5, 4.99, 5.1])
-def test_the_dialer_notices_at_ten_seconds_of_silence(tmp_path: Path, phase: float) -> None:
-    pair = Pair(tmp_path)
-    pair.pipe.run(10.0 + phase)
-    pair.pipe.cut = True
-    silent_before = pair.near.silence_seconds()
-    after = pair.down_after(pair.at_edge, 11.0)
-    assert silent_before + after == pytest.approx(10.0, abs=0.003)
-    assert pair.at_edge.losses[0][0] == "silence"
+    silent_before = connection.silence_seconds()
+    after = pair.down_after(link, limit + 1.0)
+    assert silent_before + after == pytest.approx(limit, abs=0.003)
+    assert link.losses[0][0] == reason
+    assert transport.aborted
 
 
 @pytest.mark.parametrize("heard", [0.5, 3.0, 4.9, 5.0, 5.5, 6.9])
