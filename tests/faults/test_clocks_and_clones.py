@@ -49,7 +49,7 @@ def test_stepped_wall_clocks_drop_nothing_and_stall_nothing(
         for daemon, name, bounds in ((hub, "edge", (6.9, 7.1)), (edge, "hub", (9.9, 10.1))):
             line = daemon.wait_line(12.0, cut, peer=name, old="up")
             seconds = float(line.fields["noticed_after_seconds"])
-            assert bounds[0] <= seconds <= bounds[1], line
+            assert bounds[0] <= seconds <= bounds[1] + line.queued, line
             figures.tell(
                 f"wall clock stepped by an hour, then cut: {daemon.name} after {seconds:.2f} s"
             )

@@ -16,6 +16,7 @@ import pytest
 
 from tests.support.daemon import Daemon
 from tests.support.lab import python
+from tests.support.queueing import LEAST_SECONDS, spent
 
 ROOT = Path(__file__).resolve().parents[2]
 LINKD = [sys.executable, "-m", "linkd.cli"]
@@ -225,10 +226,14 @@ def test_everything_else_answers(daemon: Daemon) -> None:
 
 
 def test_it_starts_fast(daemon: Daemon) -> None:
-    """The best of a few whole processes takes at most 150 ms: the machine may be busy."""
+    """The best of a few whole processes takes at most 150 ms, less what it waits for a processor.
+
+    What the machine is busy with is no fault of the command's: where it, the daemon that it asks or
+    this test was ready to run and others had the processors, that time is the machine's.
+    """
     for words in (["status"], ["publish", "fast", "x"]):
-        best = min(_seconds(daemon, words) for _ in range(5))
-        print(f"linkd {words[0]}: {best * 1000:.0f} ms")
+        best, queued = min(_seconds(daemon, words) for _ in range(5))
+        print(f"linkd {words[0]}: {best * 1000:.0f} ms, and {queued * 1000:.0f} ms in the queue")
         assert best <= 0.15
     loaded = "import sys; from linkd.cli import main; main(['status']); print(*sys.modules)"
     done = subprocess.run(
@@ -237,10 +242,20 @@ def test_it_starts_fast(daemon: Daemon) -> None:
     assert not {"twisted", "autobahn", "asyncio", "websockets"} & set(done.stdout.split())
 
 
-def _seconds(daemon: Daemon, words: list[str]) -> float:
-    began = time.monotonic()
-    assert linkd(daemon, *words).returncode == 0
-    return time.monotonic() - began
+def _seconds(daemon: Daemon, words: list[str]) -> tuple[float, float]:
+    """Return how long a command took, and for how long it waited for a processor besides."""
+    others = (daemon.pid, os.getpid())
+    before, began = spent(*others)[1], time.monotonic()
+    with subprocess.Popen(
+        [*LINKD, *words], env=environment(daemon), stdout=subprocess.DEVNULL
+    ) as process:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        took = time.monotonic() - began
+        ran, queued = spent(process.pid)
+        queued += spent(*others)[1] - before
+    assert process.returncode == 0
+    queued = min(queued, took - ran) if queued >= LEAST_SECONDS else 0.0
+    return took - queued, queued
 
 
 def test_events_are_followed_over_a_restart() -> None:

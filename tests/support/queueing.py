@@ -6,6 +6,7 @@ added to the bound. On a machine with a processor to spare that is nothing.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -17,11 +18,25 @@ LEAST_SECONDS = 0.02
 """Waits that are shorter, all together, count as none: every machine has them."""
 
 
-class Queueing:
-    """Follows how long one process's main thread waits for a processor, until it has ended.
+def spent(*pids: int) -> tuple[float, float]:
+    """Return for how many seconds these processes' threads have run, and waited to run, in all.
 
-    Source: the second figure in /proc/PID/schedstat (Documentation/scheduler/sched-stats.rst).
+    A process that has ended counts until somebody has asked for its status; where the kernel does
+    not tell, it has done neither.
+
+    Source: the first figures in /proc/PID/schedstat (Documentation/scheduler/sched-stats.rst).
     """
+    ran = waited = 0
+    for pid in pids:
+        for thread in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+            with contextlib.suppress(OSError, ValueError):
+                one, other, _ = thread.read_text().split()
+                ran, waited = ran + int(one), waited + int(other)
+    return ran / 1e9, waited / 1e9
+
+
+class Queueing:
+    """Follows how long one process's main thread waits for a processor, until it has ended."""
 
     def __init__(self, pid: int) -> None:
         """Begin to follow it; where the kernel does not tell, no wait is seen."""
