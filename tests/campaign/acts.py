@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
-Flavour = Literal["plain", "tls", "clocks"]
-FLAVOURS: tuple[Flavour, ...] = ("plain", "tls", "clocks")
+Flavour = Literal["plain", "tls", "clocks", "tight"]
+FLAVOURS: tuple[Flavour, ...] = ("plain", "tls", "clocks", "tight")
 
 TOGETHER = 0.2
 """The share of acts that are several faults at once."""
@@ -37,15 +37,19 @@ GROUPS: dict[str, dict[str, int]] = {
         "disk": 3,
         "certificate": 3,
         "kick": 1,
+        "starve": 4,
+        "power": 6,
     },
     "rest": {"consumer": 3, "clock": 3},
 }
 """The kinds of faults, each with its weight. Of one group only one at a time is made."""
 
 ONLY_IN: dict[str, tuple[Flavour, ...]] = {
-    "dns": ("plain", "clocks"),
+    "dns": ("plain", "clocks", "tight"),
     "certificate": ("tls",),
     "clock": ("clocks",),
+    "starve": ("tight",),
+    "power": ("tight",),
 }
 """Kinds that need a topology that has what they spoil."""
 
@@ -62,7 +66,8 @@ class Plan:
         rate: Records a second of each publisher.
         longest: Seconds that a fault lasts at most.
         flavour: `plain`; `tls`: the links are encrypted and certificates end; `clocks`: all daemons
-            live by wall clocks that are stepped.
+            live by wall clocks that are stepped; `tight`: the edges' logs are as small as can be,
+            the hub dies while its disk is full, edges are back before the hub misses them.
         broken: The name of a build broken on purpose (see broken.py); empty: the build as it is.
     """
 

@@ -6,7 +6,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -23,7 +23,17 @@ DISK = "1g"
 LEFT_KIB = 256
 """What is left of it when it is full."""
 
+STARVED_KIB = 8
+"""What is left of it when nothing at all may be written."""
+
+TURN_OVER = 80
+"""Bodies of 256 KiB after which a log of 16 MiB has nothing left of what it had before."""
+
 RATES = ("4kb/s", "8kb/s", "16kb/s", "32kb/s")
+FILLING = "filling"
+"""A channel that no peer takes."""
+
+AWAITED_SECONDS = 60.0
 RESET_SECONDS = 1.0
 RENEWED_SECONDS = 86_400.0
 
@@ -52,7 +62,7 @@ class Scene:
     audit: Audit
     clocks: dict[str, Clock]
     rng: Random
-    small: tuple[Daemon, Host] | None = None
+    small: tuple[Daemon, Host]
     authority: Authority | None = None
 
     def daemons(self) -> list[Daemon]:
@@ -70,6 +80,10 @@ class Happened:
     ended: float
     disturbed: tuple[str, ...] = ()
     """Daemons that were killed or frozen: their own measurements don't count meanwhile."""
+
+    back: float | None = None
+    """Seconds from the start of who came back until its link was up, without those in which it
+    waited for a processor."""
 
     act: int = 0
 
@@ -220,26 +234,77 @@ def _clock(scene: Scene, seconds: float) -> Happened:
     return Happened("clock step", name, began, time.monotonic())
 
 
-def _disk(scene: Scene, seconds: float) -> Happened:
-    """Leave no room on the small disk: publishes are refused, and what peers send waits."""
-    if scene.small is None:
-        raise RuntimeError("no daemon has a small disk")
-    daemon, host = scene.small
+@contextlib.contextmanager
+def _full(daemon: Daemon, host: Host, left_kib: int) -> Iterator[None]:
+    """Leave so much room on a daemon's small disk."""
     state = daemon.directory / "state"
-    began = time.monotonic()
     for trial in range(10):
         used = int(host.sh(f"df -k --output=used '{state}' | tail -n 1"))
         try:
-            host.sh(f"mount -o remount,size={used + LEFT_KIB}k '{state}'")
+            host.sh(f"mount -o remount,size={used + left_kib}k '{state}'")
             break
         except RuntimeError:  # more than that was written in between
             if trial == 9:
                 raise
     try:
-        time.sleep(seconds)
+        yield
     finally:
         host.sh(f"mount -o remount,size={DISK} '{state}'")
+
+
+def _disk(scene: Scene, seconds: float) -> Happened:
+    """Leave no room on the small disk: publishes are refused, and what peers send waits."""
+    daemon, host = scene.small
+    began = time.monotonic()
+    with _full(daemon, host, LEFT_KIB):
+        time.sleep(seconds)
     return Happened("disk full", daemon.name, began, time.monotonic())
+
+
+def _starve(scene: Scene, seconds: float) -> Happened:
+    """Let the hub write nothing, let the edges' logs turn over meanwhile, then kill the hub -9.
+
+    What it has acknowledged by then, but not written, is on no disk any more.
+    """
+    daemon, host = scene.small
+    began = time.monotonic()
+    with _full(daemon, host, STARVED_KIB):
+        time.sleep(1.0 + min(seconds, 5.0))
+        for edge in scene.edges:
+            _turn_over(edge.daemon)
+        daemon.kill()
+    daemon.start(60.0)
+    return Happened("starve", daemon.name, began, time.monotonic(), (daemon.name,))
+
+
+def _turn_over(daemon: Daemon) -> None:
+    """Publish what stays here until everything older that may be deleted is; or until refused."""
+    body = bytes(262_144)
+    with contextlib.suppress(RuntimeError, OSError):
+        for _ in range(TURN_OVER):
+            said = daemon.call("POST", f"/v1/channels/{FILLING}", body, "application/octet-stream")
+            if "offset" not in said:
+                return
+
+
+def _power(scene: Scene, seconds: float) -> Happened:
+    """Let an edge lose its power, and be back while the hub still holds its old connection."""
+    edge, hub = scene.rng.choice(scene.edges), scene.hub_host
+    began, port = time.monotonic(), ""
+    with contextlib.suppress(OSError):  # too busy to answer
+        port = str(scene.hub.link(edge.name)["address"]).rpartition(":")[2]
+    rules = [
+        f"-p tcp -s {edge.host.address} --sport {port} -d {hub.address} -j DROP",
+        f"-p tcp -s {hub.address} --dport {port} -d {edge.host.address} -j DROP",
+    ]
+    with Fault(scene.lab.middle, rules if port.isdecimal() else []):
+        edge.daemon.kill()
+        killed = time.monotonic()
+        edge.daemon.start(60.0)
+        ready = edge.daemon.wait_notice("READY=1", 1.0)
+        up = edge.daemon.wait_line(AWAITED_SECONDS, killed, peer="hub", event="link.up")
+    back = round(max(0.0, up.at - up.queued - ready), 3)
+    return Happened("power", edge.name, began, time.monotonic(), (edge.name,), back)
 
 
 def _certificate(scene: Scene, seconds: float) -> Happened:
@@ -290,6 +355,8 @@ FAULTS: dict[str, Run] = {
     "disk": _disk,
     "certificate": _certificate,
     "kick": _kick,
+    "starve": _starve,
+    "power": _power,
     "consumer": _consumer,
     "clock": _clock,
 }
@@ -309,7 +376,9 @@ def perform(scene: Scene, act: Act) -> list[Happened]:
         if place:
             time.sleep(rng.uniform(0.0, 1.0))
         try:
-            done.append(replace(FAULTS[kind](replace(scene, rng=rng), act.seconds), act=act.number))
+            happened = FAULTS[kind](replace(scene, rng=rng), act.seconds)
+            back = happened.back if len(act.kinds) == 1 else None  # others may be in its way
+            done.append(replace(happened, act=act.number, back=back))
         except Exception as error:  # raised below, once all have ended
             wrong.append(error)
 

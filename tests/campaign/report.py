@@ -16,6 +16,9 @@ BACK_SECONDS = 21.0
 """After a fault a link is up again within the longest wait between attempts (15 s), one attempt
 (5 s) and the second that a busy machine may take."""
 
+AGAIN_SECONDS = 3.0
+"""Who has lost its power is linked again so soon after its start, whatever the hub still holds."""
+
 
 @dataclass
 class Report:
@@ -78,6 +81,11 @@ class Report:
             said.append(
                 f"all links were up again {len(took)} times after the last fault had ended: median"
                 f" {took[len(took) // 2]:.2f} s, at most {took[-1]:.2f} s (bound {BACK_SECONDS} s)"
+            )
+        if power := sorted(h.back for h in self.happened if h.back is not None):
+            said.append(
+                f"who had lost its power was linked again {len(power)} times, {power[0]:.2f} to"
+                f" {power[-1]:.2f} s after its start (bound {AGAIN_SECONDS} s)"
             )
         for what in ("audit", "outside", "bugs", "undrained", "overdue"):
             said += [f"{what}: {line}" for line in getattr(self, what)]
