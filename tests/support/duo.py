@@ -7,7 +7,6 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 
 from tests.support.daemon import COMMAND, Daemon, listen, peer
 from tests.support.lab import Namespace, python
@@ -61,12 +60,7 @@ class Duo:
     def __enter__(self) -> Duo:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
