@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import FrameType
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 RUNNING: Final = ("blackhole", "oneway", "reset")
 MAX_SECONDS: Final = 120.0
 DEFAULT_SECONDS: Final = 30.0
+LAB_BYTES: Final = 128 << 20
+"""Twice what a log leaves free."""
+
 _FILTER_SECONDS: Final = 20.0
 _ENDS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -122,12 +126,25 @@ def _lab(arguments: argparse.Namespace) -> Iterable[Report]:
     asked = (arguments.peer, arguments.channel, arguments.far_socket, arguments.seconds)
     if any(option is not None for option in asked):
         raise Ended(exits.USAGE, "--peer, --for, --channel, --far-socket are for a running pair")
+    _roomy()
     progress = _Progress(len(names))
     named = getattr(arguments, "config", None) or os.environ.get("LINKD_CONFIG")
     bounds = _bounds(arguments, required=bool(named)) if named else _defaults()
     return progress.follow(
         run_all([DRILLS[name] for name in names], bounds, progress.say, arguments.relay)
     )
+
+
+def _roomy() -> None:
+    """Raise Ended where the temporary directory has no room: a pair could not even say so."""
+    directory = tempfile.gettempdir()
+    free = shutil.disk_usage(directory).free
+    if free < LAB_BYTES:
+        raise Ended(
+            exits.ANSWER_IS_NO,
+            f"{directory} has {free >> 20} MiB free, a throw-away pair needs {LAB_BYTES >> 20} MiB:"
+            " TMPDIR names another directory",
+        )
 
 
 def _running(arguments: argparse.Namespace) -> Iterable[Report]:

@@ -225,6 +225,19 @@ def test_a_picture_that_cannot_be_drawn_is_said_before_the_drill(
     assert picture.read_text().startswith("<svg")
 
 
+def test_without_room_for_a_pair_none_is_started(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lab, "run_all", lambda *_: iter([report("reset")]))
+    monkeypatch.setattr(drill, "LAB_BYTES", 1 << 60)
+    assert main(["drill", "--lab", "reset"]) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "TMPDIR names another directory" in told.err
+    monkeypatch.setattr(drill, "LAB_BYTES", 1)
+    assert main(["drill", "--lab", "reset"]) == 0
+
+
 def test_a_full_disk_costs_the_picture_and_not_the_other_drills(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
