@@ -41,7 +41,6 @@ class _Path:
         self._gates = {"up": threading.Event(), "down": threading.Event()}
         self._rate: float | None = None
         self._open: set[socket.socket] = set()
-        self._cut: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._listener: socket.socket | None = None
         for gate in self._gates.values():
@@ -136,20 +135,21 @@ class _Path:
     def _drop(self, sock: socket.socket) -> None:
         with self._lock:
             self._open.discard(sock)
-            was_cut = sock in self._cut
-            self._cut.discard(sock)
         with contextlib.suppress(OSError):
-            sock.shutdown(socket.SHUT_RD if was_cut else socket.SHUT_RDWR)
+            linger = sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, len(_RST_ON_CLOSE))
+            # shutting down what is to be reset would end it in order
+            sock.shutdown(socket.SHUT_RD if linger == _RST_ON_CLOSE else socket.SHUT_RDWR)
         sock.close()
 
     def _reset(self) -> None:
         """Answer every connection by a reset, at both ends."""
         with self._lock:
             sockets, self._open = self._open, set()
-            self._cut |= sockets
-        for sock in sockets:
+        for sock in sockets:  # all of them first: whoever wakes from one closes the other as well
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RST_ON_CLOSE)
+        for sock in sockets:
+            with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RD)
             with contextlib.suppress(OSError):
                 sock.close()
