@@ -90,6 +90,7 @@ class _Path:
         for gate in self._gates.values():
             gate.wait()
         far = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        self._keep(far)  # before it stands: a reset in between is for both ends
         try:
             if _state(near) != _ESTABLISHED:
                 raise OSError("the dialer gave up meanwhile")
@@ -98,10 +99,9 @@ class _Path:
             far.connect(self._target)
             far.settimeout(None)
         except OSError:
-            far.close()
+            self._drop(far)
             self._drop(near)
             return
-        self._keep(far)
         _thread(self._pump, near, far, "up")
         _thread(self._pump, far, near, "down")
 
