@@ -26,3 +26,11 @@ def test_a_body_of_false_heads_takes_time_by_its_length_only(tmp_path: Path) -> 
     (frame,) = good_frames(path, SEED)
     assert time.thread_time() - began < 10.0
     assert frame.records == b"the last"
+
+
+def test_a_frame_of_which_the_file_ends_in_the_prefix_is_none(tmp_path: Path) -> None:
+    whole = frame_prefix((BATCH, 0, b"", b"whole"), 0, 1.0, 1.0, SEED) + b"whole"
+    path = tmp_path / "segment"
+    for left in range(len(whole)):
+        path.write_bytes(whole + whole[:left])
+        assert [frame.records for frame in good_frames(path, SEED)] == [b"whole"]
