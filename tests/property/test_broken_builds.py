@@ -13,7 +13,7 @@ from linkd.core.takeover import Refusal, Takeovers
 from linkd.log.memory import MemoryLog
 from tests.property.test_session import two_nodes
 from tests.support.fake_net import FakeNet
-from tests.unit.net.test_silence import test_the_dialer_notices_at_ten_seconds_of_silence as silence
+from tests.unit.net.test_silence import test_each_end_notices_at_its_limit_of_silence as silence
 from tests.unit.node.test_node import EDGE, HUB
 
 WINDOW = 1 << 20
@@ -105,4 +105,4 @@ def test_a_keepalive_that_polls_is_caught(monkeypatch: pytest.MonkeyPatch, tmp_p
 
     monkeypatch.setattr(Liveness, "deadline", property(poll))
     with pytest.raises(AssertionError):
-        silence(tmp_path, 1.3)
+        silence(tmp_path, "edge", 10.0, "silence", 1.3)
