@@ -12,6 +12,7 @@ import linkd.log.reader
 import linkd.log.scan
 from linkd.errors import LinkdError
 from linkd.log.files import RealFiles
+from linkd.log.untold import Untold
 from tests.fuzz import folder
 from tests.fuzz.targets.recovery import TEMPLATE, damaged, found_in
 
@@ -29,6 +30,10 @@ def _state(found: Any, where: str) -> object:
     return None if found.state is None else found.state.snapshot(), told
 
 
+def _untold(files: Any, path: Any, where: object) -> list[str]:
+    return [each.detail.replace(str(where), "/log") for each in Untold(files, path).told()]
+
+
 def test_same_as_on_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(name.endswith(".log") for name in TEMPLATE) == 3
     rng, told = Random(2), 0
@@ -42,8 +47,13 @@ def test_same_as_on_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         with monkeypatch.context() as patched:
             patched.setattr(linkd.log.reader, "os", folder)
             patched.setattr(linkd.log.scan, "os", folder)
-            found = found_in(folder.Folder(files).path(), folder.MemoryFiles())
+            memory = folder.Folder(files).path()
+            found = found_in(memory, folder.MemoryFiles())
         assert _shown(found, "/log") == real
-        assert files == {path.name: path.read_bytes() for path in where.iterdir()}
+        assert _untold(folder.MemoryFiles(), memory, "/log") == _untold(RealFiles(), where, where)
+        left = {path.name: path.read_bytes() for path in where.iterdir()}
+        for each in (files, left):
+            each.pop("untold", None)  # it names the folder
+        assert files == left
         told += not isinstance(found, LinkdError) and bool(found.told)
     assert told > 20

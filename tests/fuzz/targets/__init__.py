@@ -21,8 +21,8 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "http": ("linkd.api",),
     "text": ("linkd.api.textframes", "linkd.api.bodies"),
     "text_session": ("linkd.api.text", "linkd.api.textframes", "linkd.api.callers"),
-    "log": ("linkd.log.frame", "linkd.log.seal"),
-    "recovery": ("linkd.log.recover", "linkd.log.damage"),
+    "log": ("linkd.log.frame", "linkd.log.seal", "linkd.log.salvage"),
+    "recovery": ("linkd.log.recover", "linkd.log.damage", "linkd.log.salvage"),
 }
 """Each target's name, and the modules in which it looks for new ways to go."""
 
