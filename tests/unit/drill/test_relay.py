@@ -117,7 +117,7 @@ def test_a_reset_is_a_reset_at_both_ends_and_new_ones_are_refused(
 def test_it_can_be_slow(relay: Relay, server: socket.socket) -> None:
     near, far = joined(relay, server)
     with near, far:
-        relay.tell(rate=4000.0)
+        relay.tell(rate=1000.0)
         near.sendall(bytes(2000))
         assert silent(far, 0.3)
         assert len(far.recv(4000)) == 2000
