@@ -27,8 +27,10 @@ MESSAGE_BYTES = 131_072
 """Frames are gathered into messages of about this size."""
 
 MAX_WAITS = 10_000
-_PUBLISHES = {stream.Publish}
 MAX_WAIT_SECONDS = 3600.0
+
+_PUBLISHES = {stream.Publish}
+"""What nearly every message holds and nothing else: then no frame needs a look of its own."""
 
 
 class StreamSession:

@@ -235,7 +235,6 @@ class Ward:
         fd = self._files.open(fresh, create=True)
         try:
             self._files.write(fd, 0, buffers)
-            self._files.sync(fd)
         finally:
             self._files.close(fd)
         return fresh

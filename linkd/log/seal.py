@@ -79,7 +79,6 @@ def write_small(files: Files, path: Path, content: bytes, stamp: float) -> None:
     fd = files.open(part, create=True)
     try:
         files.write(fd, 0, [prefix, content])
-        files.sync(fd)
     finally:
         files.close(fd)
     files.rename(part, path)

@@ -5,7 +5,7 @@ Autobahn takes about 15 µs a message and copies it four times; links and stream
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import ClassVar, Final
 
 from linkd.net.frames import take
@@ -15,7 +15,7 @@ _OPEN: Final = STATE_OPEN
 _LIVING: Final = (STATE_OPEN, STATE_CLOSING)
 
 
-class WholeFrames:
+class WholeFrames(ABC):
     """The receiving half of one end, mixed into Autobahn's protocol.
 
     Attributes:

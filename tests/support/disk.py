@@ -85,3 +85,35 @@ class RecordingFiles(RealFiles):
     def free_bytes(self, path: Path) -> int:
         """Return what is free, or what the test says."""
         return super().free_bytes(path) if self.free is None else self.free
+
+
+class Breaking(RealFiles):
+    """Real files; after so many changes the disk is gone."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def _count(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise OSError(errno.EIO, "gone")
+
+    def open(self, path: Path, *, create: bool = False) -> int:
+        """Open a file, if it is still there."""
+        self._count()
+        return super().open(path, create=create)
+
+    def write(self, fd: int, at: int, buffers: Sequence[bytes]) -> None:
+        """Write, if it is still there."""
+        self._count()
+        super().write(fd, at, buffers)
+
+    def rename(self, old: Path, new: Path) -> None:
+        """Rename, if it is still there."""
+        self._count()
+        super().rename(old, new)
+
+    def sync_dir(self, path: Path) -> None:
+        """Sync the directory, if it is still there."""
+        self._count()
+        super().sync_dir(path)

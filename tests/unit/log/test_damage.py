@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from linkd.log.damage import JUMP
 from linkd.log.files import RealFiles
 from linkd.log.frame import HEAD, SMALL, frame_prefix
 from linkd.log.lock import not_ours
+from tests.support.disk import Breaking
 from tests.support.logs import (
     SegmentBench,
     append,
@@ -148,34 +149,6 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 def first_of(bench: SegmentBench, which: int) -> int:
     """Return the first offset of a segment."""
     return int(bench.log._shelf.segments[which].first)
-
-
-class Breaking(RealFiles):
-    """Real files; after so many changes the disk is gone."""
-
-    def __init__(self, left: int) -> None:
-        self.left = left
-
-    def _count(self) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise OSError(errno.EIO, "gone")
-
-    def open(self, path: Path, *, create: bool = False) -> int:
-        self._count()
-        return super().open(path, create=create)
-
-    def write(self, fd: int, at: int, buffers: Sequence[bytes]) -> None:
-        self._count()
-        super().write(fd, at, buffers)
-
-    def rename(self, old: Path, new: Path) -> None:
-        self._count()
-        super().rename(old, new)
-
-    def sync_dir(self, path: Path) -> None:
-        self._count()
-        super().sync_dir(path)
 
 
 @pytest.mark.parametrize(

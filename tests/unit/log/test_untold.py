@@ -16,6 +16,7 @@ from linkd.log.files import RealFiles
 from linkd.log.recover import recover
 from linkd.log.seal import write_small
 from linkd.log.untold import Untold
+from tests.support.disk import Breaking
 from tests.support.logs import SegmentBench, append, bodies, draft, everything
 
 COUNT = 30
@@ -89,34 +90,6 @@ def test_a_foreign_file_is_told_after_a_crash_too(bench: SegmentBench, tmp_path:
     assert losses(bench.log.told) == [first]
 
 
-class Ending(RealFiles):
-    """Real files; after so many changes the process is gone."""
-
-    def __init__(self, left: int) -> None:
-        self.left = left
-
-    def _count(self) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise OSError(errno.EIO, "gone")
-
-    def open(self, path: Path, *, create: bool = False) -> int:
-        self._count()
-        return super().open(path, create=create)
-
-    def write(self, fd: int, at: int, buffers: Sequence[bytes]) -> None:
-        self._count()
-        super().write(fd, at, buffers)
-
-    def rename(self, old: Path, new: Path) -> None:
-        self._count()
-        super().rename(old, new)
-
-    def sync_dir(self, path: Path) -> None:
-        self._count()
-        super().sync_dir(path)
-
-
 @pytest.mark.parametrize("which", [0, -1])
 def test_wherever_a_mending_is_cut_off_the_offsets_lost_are_told_and_no_others(
     bench: SegmentBench, tmp_path: Path, which: int
@@ -133,7 +106,7 @@ def test_wherever_a_mending_is_cut_off_the_offsets_lost_are_told_and_no_others(
     for left in range(60):
         shutil.rmtree(bench.path)
         shutil.copytree(good, bench.path)
-        disk = Ending(left)
+        disk = Breaking(left)
         with suppress(LogDamaged):
             found(bench.path, disk)
         bench.open()
