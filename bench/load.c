@@ -569,8 +569,12 @@ static u64 received(void) {
     return all;
 }
 
+static int all_sent(u64 t, u64 begun) {
+    return o.count ? sent >= o.count : t - begun >= (u64)(o.seconds * 1e9);
+}
+
 static int due(u64 t, u64 begun) {
-    if (o.count ? sent >= o.count : t - begun >= (u64)(o.seconds * 1e9)) return 0;
+    if (all_sent(t, begun)) return 0;
     if (o.rate) return sent < (t - begun) * (double)o.rate / 1e9;
     return 1;
 }
@@ -584,6 +588,14 @@ static void publish(struct conn *pub, u64 begun) {
         published_units++;
         sent += o.batch;
     }
+}
+
+/* Nanoseconds until the next message is due; at most 50 ms. More wakes than that would be a load of their own. */
+static long until_due(u64 begun) {
+    u64 most = 50000000, t = now();
+    if (!o.rate || all_sent(t, begun) || published_units - acked_units >= (u64)o.window) return most;
+    u64 next = begun + (u64)(sent * 1e9 / o.rate);
+    return next > t + most ? most : next > t ? next - t : 0;
 }
 
 static int over(u64 t, u64 begun) {
@@ -614,7 +626,7 @@ static void run(void) {
                 (unsigned long long)sent, (unsigned long long)acked, (unsigned long long)received());
             break;
         }
-        struct timespec wait = {0, o.rate ? 50000 : 50000000};
+        struct timespec wait = {0, until_due(begun)};
         ppoll(f, n_conns, &wait, NULL);
         for (int i = 0; i < n_conns; i++)
             if (f[i].revents) fill_in(&conns[i], MSG_DONTWAIT);

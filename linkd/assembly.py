@@ -59,7 +59,8 @@ class Assembly:
         reactor.suggestThreadPoolSize(_LOOKUP_THREADS)
         state = Path(config.node.state_dir)
         post, began = reactor.callFromThread, reactor.seconds()
-        log = open_log(config.log, state, config.node.name, post, wall=wall)
+        turn = reactor.at_turn_end
+        log = open_log(config.log, state, config.node.name, post, wall=wall, at_turn_end=turn)
         self._cursors = open_cursors(log, state, post, wall=wall)
         opened = reactor.seconds() - began
         self._outages = Outages(self._cursors)

@@ -27,6 +27,7 @@ from linkd.events.observers import Format, Observer
 from linkd.pairing import prepare
 from linkd.preflight import file_troubles
 from linkd.premises import allow_open_files, claim_state, clear_socket
+from linkd.reactor import install as install_reactor
 from linkd.systemd import ServiceManager
 
 STOP_SECONDS = 4.5
@@ -297,9 +298,7 @@ def run(path: Path | None, log_format: Format = "text", least: Level = "info") -
 
 def _run(config: Config, paths: Callable[[], Sequence[Path]], observer: Observer) -> int:
     """Build all parts on the reactor and run it."""
-    from twisted.internet import reactor as installed  # noqa: PLC0415, TID251  # the one place
-
-    reactor: Any = installed
+    reactor: Any = install_reactor()
     reactor.seconds = time.monotonic
     from linkd.assembly import Assembly  # noqa: PLC0415  # it loads all of linkd
 

@@ -1,7 +1,8 @@
 """Metrics for Prometheus: the node's status at each scrape, and histograms of what has passed.
 
 What there is one of for each peer is written here and not by prometheus_client, which takes ten
-times as long: a scrape of 1,000 peers must not hold up a heartbeat.
+times as long: a scrape of 1,000 peers must not hold up a heartbeat. So is what is counted with each
+message.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from linkd.status import LinkStatus, NodeStatus, Outage
 
@@ -52,6 +53,38 @@ LINK_COUNTERS: tuple[tuple[str, str, _Value], ...] = (
 )
 
 
+class Buckets:
+    """What a histogram has counted.
+
+    Args:
+        bounds: Upper bounds of the buckets, ascending.
+    """
+
+    __slots__ = ("_bounds", "_counts", "_sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count a value."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def text(self, name: str, label: str = "") -> str:
+        """Return its lines, with a label such as `peer="hub"`."""
+        below = 0
+        lines = []
+        more, alone = (f"{label},", f"{{{label}}}") if label else ("", "")
+        for bound, count in zip((*self._bounds, "+Inf"), self._counts, strict=True):
+            below += count
+            lines.append(f'{name}_bucket{{{more}le="{bound}"}} {below}')
+        lines.append(f"{name}_count{alone} {below}")
+        lines.append(f"{name}_sum{alone} {self._sum!r}")
+        return "\n".join(lines)
+
+
 class PeerHistogram:
     """A histogram for each peer; its text is made anew only where something came.
 
@@ -65,36 +98,25 @@ class PeerHistogram:
         self._head = _head(name, about, "histogram")
         self._name = name
         self._bounds = bounds
-        self._counts: dict[str, list[int]] = {}
-        self._sums: dict[str, float] = {}
+        self._buckets: dict[str, Buckets] = {}
         self._texts: dict[str, str] = {}
 
     def observe(self, peer: str, value: float) -> None:
         """Count a value."""
-        counts = self._counts.setdefault(peer, [0] * (len(self._bounds) + 1))
-        counts[bisect_left(self._bounds, value)] += 1
-        self._sums[peer] = self._sums.get(peer, 0.0) + value
+        buckets = self._buckets.get(peer)
+        if buckets is None:
+            buckets = self._buckets[peer] = Buckets(self._bounds)
+        buckets.observe(value)
         self._texts.pop(peer, None)
 
     def lines(self) -> Iterator[str]:
         """Yield its text."""
         yield self._head
         texts = self._texts
-        for peer in self._counts:
+        for peer, buckets in self._buckets.items():
             if peer not in texts:
-                texts[peer] = self._text(peer)
+                texts[peer] = buckets.text(self._name, f'peer="{peer}"')
             yield texts[peer]
-
-    def _text(self, peer: str) -> str:
-        """Return one peer's lines."""
-        below = 0
-        lines = []
-        for bound, count in zip((*self._bounds, "+Inf"), self._counts[peer], strict=True):
-            below += count
-            lines.append(f'{self._name}_bucket{{peer="{peer}",le="{bound}"}} {below}')
-        lines.append(f'{self._name}_count{{peer="{peer}"}} {below}')
-        lines.append(f'{self._name}_sum{{peer="{peer}"}} {self._sums[peer]!r}')
-        return "\n".join(lines)
 
 
 class Metrics:
@@ -119,19 +141,9 @@ class Metrics:
             registry=self._registry,
         )
         waiting.set_function(delayed_calls)
-        self.publish = Histogram(
-            "linkd_publish_seconds",
-            "From a publish to its answer, once it is on disk.",
-            registry=self._registry,
-            buckets=FAST_SECONDS,
-        )
-        commit = Histogram(
-            "linkd_log_commit_seconds",
-            "From a commit's first byte until it is on disk.",
-            registry=self._registry,
-            buckets=FAST_SECONDS,
-        )
-        node.log.on_written.append(commit.observe)
+        self.publish = Buckets(FAST_SECONDS)
+        self._commit = Buckets(FAST_SECONDS)
+        node.log.on_written.append(self._commit.observe)
         node.on_measured.append(self._measured)
         self._round_trip = PeerHistogram(
             "linkd_link_round_trip_seconds",
@@ -175,6 +187,7 @@ class Metrics:
             *self._of_dropped(),
             *self._of_refused(),
             *_of_node(status),
+            *self._of_disk(),
             "",
         ]
         return "\n".join(lines).encode() + generate_latest(self._registry)
@@ -220,6 +233,14 @@ class Metrics:
             counts[peer, reason] += count
         for (peer, reason), count in counts.items():
             yield f'{name}{{peer="{peer}",reason="{reason}"}} {count}'
+
+    def _of_disk(self) -> Iterator[str]:
+        name = "linkd_publish_seconds"
+        yield _head(name, "From a publish to its answer, once it is on disk.", "histogram")
+        yield self.publish.text(name)
+        name = "linkd_log_commit_seconds"
+        yield _head(name, "From a commit's first byte until it is on disk.", "histogram")
+        yield self._commit.text(name)
 
     def _of_refused(self) -> Iterator[str]:
         name = "linkd_listener_refused_total"

@@ -76,6 +76,7 @@ def open_log(
     post: Post,
     *,
     wall: Callable[[], float] = clock.wall,
+    at_turn_end: Callable[[Callable[[], None]], None] | None = None,
 ) -> Log:
     """Open the log in `state_dir`, or begin it.
 
@@ -85,6 +86,7 @@ def open_log(
         node: This node's name.
         post: Brings a call into the thread that uses the log (`reactor.callFromThread`).
         wall: Unix seconds; they only stamp.
+        at_turn_end: See `Edges`.
 
     Raises:
         LogDamaged: Another daemon has it, or a file can't be read; the message says what to do.
@@ -92,9 +94,10 @@ def open_log(
     """
     if settings.engine == "memory":
         return MemoryLog(node, id_window=settings.id_window)
+    edges = Edges(wall=wall, at_turn_end=at_turn_end)
     names = SegmentSettings.__struct_fields__
     bounds = SegmentSettings(**{name: getattr(settings, name) for name in names})
-    return SegmentLog(Path(state_dir) / "log", node, bounds, post, Edges(wall=wall))
+    return SegmentLog(Path(state_dir) / "log", node, bounds, post, edges)
 
 
 def open_cursors(

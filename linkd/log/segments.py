@@ -88,6 +88,7 @@ class SegmentLog(Ledger):
             raise LogDamaged(not_ours(error, folder)) from None
         self._segment_bytes = min(settings.segment_bytes, max(1 << 20, settings.max_bytes // 16))
         self._era = 0
+        self._at_turn_end, self._due = edges.at_turn_end, False
         self._under_way_bytes = 0
         most = self.max_bytes * 9 // 10 - self._segment_bytes
         self._retention = Retention(settings, most)
@@ -164,7 +165,17 @@ class SegmentLog(Ledger):
         if self.size_bytes >= self.max_bytes and self._settings.when_full == "reject":
             self._stuck = True
             return
-        self._send()
+        if self._at_turn_end is None or self._waiting_bytes >= EAGER_BYTES:
+            self._send()
+        elif not self._due:
+            self._due = True
+            self._at_turn_end(self._turned)
+
+    def _turned(self) -> None:
+        """All that came in one turn waits: one commit takes it."""
+        self._due = False
+        if self._waiting and not (self._stuck or self._closed):
+            self._send()
 
     def _send(self) -> None:
         """Make a group of what waits and give it to the writer."""

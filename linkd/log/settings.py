@@ -33,12 +33,15 @@ class Edges(msgspec.Struct, frozen=True):
         rng: Where ids, epochs and seeds come from.
         monotonic: Seconds that only grow.
         wall: Unix seconds.
+        at_turn_end: Makes a call once all that came together has been worked on, in the reactor's
+            thread; None where nobody knows when that is.
     """
 
     files: Files = msgspec.field(default_factory=RealFiles)
     rng: Random = msgspec.field(default_factory=SystemRandom)
     monotonic: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = clock.wall
+    at_turn_end: Callable[[Callable[[], None]], None] | None = None
 
 
 def refusal(settings: SegmentSettings, size: int, free: int) -> str | None:

@@ -26,6 +26,12 @@ from linkd.node.codec import pack, unpack
 _VOLATILE_BYTES = 262_144
 """Volatile messages that may wait in a connection without room: beyond that they are dropped."""
 
+ACK_SECONDS = 0.005
+"""An ack follows another no sooner: each costs both ends about as much as a small batch.
+
+The first after a pause goes at once.
+"""
+
 
 class Around(Protocol):
     """What a carrier needs of its node."""
@@ -97,6 +103,7 @@ class Carrier:
         self.connection: Connection | None = None
         self._begun: list[sessions.Effect] = []
         self._ack_due = False
+        self._acknowledged_at = -ACK_SECONDS
         self._read_effects: list[sessions.Effect] = []  # what a read at once has led to
         self._unproved = False  # up, but nothing of what was owed has been acknowledged yet
         self._waiting_bytes = 0
@@ -319,7 +326,8 @@ class Carrier:
             self._repeated(batch.channel, batch.count - outcome.count)
         if not self._ack_due:
             self._ack_due = True
-            self._clock.callLater(0, self._flush_ack)
+            wait = self._acknowledged_at + ACK_SECONDS - self._clock.seconds()
+            self._clock.callLater(max(0.0, wait), self._flush_ack)
 
     def catch_up(self) -> None:
         """Learn what an older connection's steps have brought to disk meanwhile."""
@@ -345,8 +353,9 @@ class Carrier:
         )
 
     def _flush_ack(self) -> None:
-        """Acknowledge what one commit has brought to disk, in one message."""
+        """Acknowledge what commits have brought to disk, in one message."""
         self._ack_due = False
+        self._acknowledged_at = self._clock.seconds()
         self.perform(self.session.inbound.ack())
 
     def _rewind(self, effect: sessions.Rewind) -> None:

@@ -54,6 +54,7 @@ class SegmentBench:
         self.path = path
         self.turns = Turns()
         self.files: Any = settings.pop("files", None)
+        self.at_turn_end: Any = settings.pop("at_turn_end", None)
         self.now = [1000.0]
         self.wall = [1_700_000_000.0]
         settings = {"segment_bytes": 1 << 20, "memory_bytes": 1 << 16} | settings
@@ -68,7 +69,13 @@ class SegmentBench:
             node,
             self.settings,
             self.turns.post,
-            Edges(self.files or RealFiles(), Random(), lambda: self.now[0], lambda: self.wall[0]),
+            Edges(
+                self.files or RealFiles(),
+                Random(),
+                lambda: self.now[0],
+                lambda: self.wall[0],
+                self.at_turn_end,
+            ),
         )
         self.turns.until(lambda: not self.log._under_way or self.log.full)
         return self.log

@@ -17,7 +17,8 @@ from linkd.log.engine import Appended
 from linkd.log.frame import HEAD, frame_at, frame_prefix
 from linkd.log.reader import Damage
 from linkd.log.scan import read_head, scan
-from linkd.log.writer import Written
+from linkd.log.segments import EAGER_BYTES
+from linkd.log.writer import MEASURE_BYTES, Written
 from tests.support.disk import RecordingFiles
 from tests.support.logs import (
     SegmentBench,
@@ -121,7 +122,7 @@ def test_a_start_on_a_full_disk_waits_for_room(bench: SegmentBench) -> None:
 
 def test_little_room_on_the_disk_refuses_publishes_only(bench: SegmentBench) -> None:
     bench.files.free = 1000
-    append(bench, draft(b"a"))  # the disk is looked at behind a commit, and told with the next
+    append(bench, draft(bytes(MEASURE_BYTES)))  # then the disk is looked at, told with the next
     append(bench, draft(b"b"))
     assert isinstance(append(bench, draft(b"c"))[0], LogFull)
     assert store(bench, received(1, 2, b"d")) == [Appended(3, 1)]
@@ -573,4 +574,40 @@ def test_an_empty_segment_goes_without_a_word(tmp_path: Path) -> None:
     bench.until(lambda: len(list(bench.path.glob("*.log"))) == 1)
     assert (log.first, told) == (1, [])
     assert bodies(fetch(bench, 1)) == [b"a"]
+    bench.close()
+
+
+def test_what_comes_in_one_turn_is_one_commit(tmp_path: Path) -> None:
+    turn: list[Any] = []
+    bench = SegmentBench(tmp_path / "log", at_turn_end=turn.append)
+    assert len(turn) == 1
+    turn.pop()()  # its epoch
+    bench.until(lambda: not bench.log._under_way)
+    commits: list[float] = []
+    bench.log.on_written.append(commits.append)
+    outcomes: list[Any] = []
+    for body in (b"a", b"b", b"c"):
+        bench.log.append(draft(body), outcomes.append)
+    assert len(turn) == 1
+    assert not bench.log._under_way
+    turn.pop()()
+    bench.until(lambda: len(outcomes) == 3)
+    assert (len(commits), [one.offset for one in outcomes]) == (1, [1, 2, 3])
+    for body in (b"d", b"e"):
+        bench.log.append(draft(body), outcomes.append)
+    bench.close()  # a close does not wait for the end of a turn, nor does what ends then do harm
+    turn.pop()()
+    assert [one.offset for one in outcomes] == [1, 2, 3, 4, 5]
+    assert (len(commits), turn) == (2, [])
+
+
+def test_much_does_not_wait_for_the_end_of_its_turn(tmp_path: Path) -> None:
+    turn: list[Any] = []
+    bench = SegmentBench(tmp_path / "log", at_turn_end=turn.append)
+    turn.pop()()
+    bench.until(lambda: not bench.log._under_way)
+    outcomes: list[Any] = []
+    bench.log.append(draft(bytes(EAGER_BYTES)), outcomes.append)
+    bench.until(lambda: outcomes)
+    assert turn == []
     bench.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from linkd.config import ChannelSettings, PeerSettings
-from linkd.core.wire import decode
+from linkd.core.wire import Ack, decode
 from linkd.log.engine import Appended
 from tests.support import figures
 from tests.support.fake_net import FakeNet, Kept, one_publish, publish
@@ -288,3 +288,26 @@ def test_a_drill_stands_among_the_events(net: FakeNet) -> None:
         with pytest.raises(KeyError):
             told("nobody", "reset", None)
     assert edge.status().log.losses == []
+
+
+def test_the_first_ack_goes_at_once_and_those_of_a_stream_a_few_milliseconds_apart(
+    net: FakeNet,
+) -> None:
+    net.run(0.1)
+    edge, hub = net.nodes["edge"], net.nodes["hub"]
+    (listening,) = [end for end in net.ends if end.driver.peer == "edge"]
+
+    def acks() -> list[int]:
+        return [message.next for message in map(decode, listening.sent) if type(message) is Ack]
+
+    listening.sent.clear()
+    offset = one_publish(edge, "orders", b"alone")
+    net.run(0.002)
+    assert acks() == [offset + 1]
+    for _ in range(100):
+        one_publish(edge, "orders", b"of many")
+        net.run(0.001)
+    net.run(0.01)
+    assert 18 <= len(acks()) <= 24  # 100 ms of them, 5 ms apart
+    assert acks()[-1] == offset + 101 == hub.log.cursor("edge").committed
+    assert edge.link("hub").carrier.session.outbound.acked == offset + 101

@@ -1,0 +1,122 @@
+"""The daemon's reactor: Twisted's epoll reactor, made for short answers.
+
+Twisted asks epoll first whether a socket can be written to, at each message anew: two system calls
+and a round of the loop until the bytes go, and at each of them a thread that writes the log may get
+in between. Nearly always it can. Here, all that a turn has led to is written where the turn ends,
+and only sockets that are then full are given to epoll. A turn is what one wait for events has led
+to.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.epollreactor import EPollReactor
+from twisted.internet.main import installReactor
+from twisted.logger import Logger
+
+_Base: Any = EPollReactor  # it has no types
+
+
+class PromptReactor(_Base):  # type: ignore[misc]
+    """An epoll reactor that writes first, and asks where that was too much."""
+
+    _log = Logger(namespace="linkd.reactor")
+
+    def __init__(self) -> None:
+        self._fresh: dict[Any, None] = {}
+        self._full: set[Any] = set()
+        self._last: list[Callable[[], None]] = []
+        super().__init__()
+
+    def at_turn_end(self, call: Callable[[], None]) -> None:
+        """Make a call where this turn ends, before anything else can come; in its thread only."""
+        self._last.append(call)
+
+    def addWriter(self, writer: Any) -> None:
+        """Write where this turn ends, or when epoll says so where it was asked."""
+        if writer not in self._full:
+            self._fresh[writer] = None
+
+    def removeWriter(self, writer: Any) -> None:
+        """Write no more."""
+        if writer in self._full:
+            self._full.remove(writer)
+            super().removeWriter(writer)
+        else:
+            self._fresh.pop(writer, None)
+
+    def removeAll(self) -> list[Any]:
+        """Forget all descriptors, and return them."""
+        self._ask()
+        self._full.clear()
+        forgotten: list[Any] = super().removeAll()
+        return forgotten
+
+    def getWriters(self) -> list[Any]:
+        """Return all that have something to write."""
+        return [*super().getWriters(), *self._fresh]
+
+    def doIteration(self, timeout: float | None) -> None:
+        """End the turn; then wait for what comes next, and have it worked on.
+
+        Args:
+            timeout: Seconds to wait at most; None waits until something comes.
+        """
+        if self._fresh or self._last:
+            self._end_turn()
+            sooner = self.timeout()  # ending it may have led to calls
+            if sooner is not None:
+                timeout = sooner if timeout is None else min(timeout, sooner)
+        try:
+            events = self._poller.poll(-1 if timeout is None else timeout, len(self._selectables))
+        except OSError as error:
+            if error.errno == errno.EINTR:
+                return
+            raise
+        selectables, work = self._selectables, self._doReadOrWrite
+        for fd, event in events:
+            selectable = selectables.get(fd)
+            if selectable is not None:
+                work(selectable, fd, event)
+
+    def _end_turn(self) -> None:
+        """Write all that is to be sent; make the calls that were put off until now."""
+        for writer in list(self._fresh):
+            if writer in self._fresh:
+                self._write(writer)
+        self._ask()
+        calls, self._last = self._last, []
+        for call in calls:
+            with self._log.failuresHandled("a call at the end of a turn failed"):
+                call()
+
+    def _write(self, writer: Any) -> None:
+        """Have one written; it ends with the error, if there is one."""
+        try:
+            why = writer.doWrite()
+        except Exception as error:  # noqa: BLE001 - as EPollReactor does: it costs one connection
+            self._log.failure("a socket could not be written to")
+            why = error
+        if why:
+            self._disconnectSelectable(writer, why, False)
+
+    def _ask(self) -> None:
+        """Have epoll tell when what could not be written can be."""
+        fresh, self._fresh = self._fresh, {}
+        for writer in fresh:
+            self._full.add(writer)
+            super().addWriter(writer)
+
+
+def install() -> PromptReactor:
+    """Make it the one of this process, and return it.
+
+    Raises:
+        ReactorAlreadyInstalledError: There is one already.
+    """
+    reactor = PromptReactor()
+    installReactor(reactor)
+    return reactor

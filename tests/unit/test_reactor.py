@@ -1,0 +1,284 @@
+"""The daemon's reactor: what a turn has led to is written where it ends, once, and to the end."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from twisted.internet.protocol import Factory, Protocol
+from twisted.logger import globalLogPublisher
+
+from linkd.reactor import PromptReactor
+
+LARGE = 8 << 20
+
+
+class Asked(PromptReactor):
+    """One that notes how often epoll was asked whether something can be written."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        super().__init__()
+
+    def _ask(self) -> None:
+        self.asked += len(self._fresh)
+        super()._ask()
+
+
+class End(Protocol):
+    """One end of a connection."""
+
+    def __init__(self) -> None:
+        self.got = b""
+        self.lost: list[Any] = []
+        self.on_data: Callable[[], None] = lambda: None
+
+    def dataReceived(self, data: bytes) -> None:
+        self.got += data
+        self.on_data()
+
+    def connectionLost(self, reason: Any = None) -> None:
+        self.lost.append(reason)
+
+
+@pytest.fixture
+def reactor() -> Iterator[Asked]:
+    one = Asked()
+    one.startRunning()
+    yield one
+    one.removeAll()
+    one._poller.close()
+
+
+@pytest.fixture
+def said() -> Iterator[list[Any]]:
+    found: list[Any] = []
+
+    def note(event: Any) -> None:
+        if "log_failure" in event:
+            found.append(event["log_failure"])
+
+    globalLogPublisher.addObserver(note)
+    yield found
+    globalLogPublisher.removeObserver(note)
+
+
+def turn(reactor: Asked, seconds: float = 0.0) -> None:
+    """Make one turn of the loop."""
+    reactor.runUntilCurrent()
+    reactor.doIteration(seconds)
+
+
+def until(reactor: Asked, true: Callable[[], object]) -> None:
+    """Make turns until something is true."""
+    for _ in range(500):
+        if true():
+            return
+        turn(reactor, 0.01)
+    raise AssertionError("not within 500 turns")
+
+
+def joined(reactor: Asked) -> tuple[End, socket.socket]:
+    """Return an end in the reactor, and the socket that it is connected to."""
+    ends: list[End] = []
+
+    class Ends(Factory):
+        noisy = False
+
+        def buildProtocol(self, _: object) -> End:
+            ends.append(End())
+            return ends[-1]
+
+    port = reactor.listenTCP(0, Ends(), interface="127.0.0.1")
+    near = socket.create_connection(("127.0.0.1", port.getHost().port))
+    until(reactor, lambda: ends and ends[0].transport is not None)
+    near.setblocking(False)
+    reactor.asked = 0
+    return ends[0], near
+
+
+def heard(near: socket.socket) -> bytes:
+    try:
+        return near.recv(1 << 20)
+    except BlockingIOError:
+        return b""
+
+
+def test_what_is_written_in_a_turn_goes_at_its_end_and_epoll_is_not_asked(reactor: Asked) -> None:
+    end, near = joined(reactor)
+    with near:
+        reactor.callLater(0, end.transport.write, b"one ")
+        reactor.callLater(0, end.transport.write, b"two")
+        turn(reactor)
+        assert heard(near) == b"one two"
+        assert (reactor.asked, reactor.getWriters()) == (0, [])
+
+
+def test_an_answer_to_what_came_goes_at_the_end_of_that_turn(reactor: Asked) -> None:
+    end, near = joined(reactor)
+    end.on_data = lambda: end.transport.write(b"answer")
+    with near:
+        near.send(b"question")
+        turn(reactor, 1.0)  # it comes
+        turn(reactor)
+        assert heard(near) == b"answer"
+        assert reactor.asked == 0
+
+
+def test_a_full_socket_is_given_to_epoll_once_and_all_arrives(reactor: Asked) -> None:
+    end, near = joined(reactor)
+    with near:
+        body = bytes(range(256)) * (LARGE // 256)
+        end.transport.write(body)
+        turn(reactor)
+        assert reactor.asked == 1
+        assert reactor.getWriters() == [end.transport]
+        end.transport.write(b"behind it")
+        turn(reactor)
+        assert reactor.asked == 1
+        got = b""
+        for _ in range(5000):
+            got += heard(near)
+            if len(got) == LARGE + 9:
+                break
+            turn(reactor, 0.01)
+        assert got == body + b"behind it"
+        assert reactor.getWriters() == []
+        end.transport.write(b"and on")
+        turn(reactor)
+        assert heard(near) == b"and on"
+        assert reactor.asked == 1
+
+
+def test_who_stops_writing_before_the_turn_ends_is_not_asked(reactor: Asked) -> None:
+    end, near = joined(reactor)
+    with near:
+        end.transport.write(b"never")
+        end.transport.stopWriting()
+        turn(reactor)
+        assert heard(near) == b""
+        assert reactor.getWriters() == []
+
+
+def test_a_connection_that_was_reset_ends_alone(reactor: Asked) -> None:
+    end, near = joined(reactor)
+    other, there = joined(reactor)
+    near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    near.close()
+    with there:
+        end.transport.stopReading()  # so that it is the write that meets the reset
+        end.transport.write(b"too late")
+        other.transport.write(b"here")
+        until(reactor, lambda: end.lost)
+        assert len(end.lost) == 1
+        assert heard(there) == b"here"
+        assert not other.lost
+
+
+def test_one_that_breaks_ends_alone_and_is_told(reactor: Asked, said: list[Any]) -> None:
+    end, near = joined(reactor)
+    other, there = joined(reactor)
+    with near, there:
+
+        def broken() -> None:
+            raise ValueError("a mistake")
+
+        end.transport.doWrite = broken
+        end.transport.write(b"never")
+        other.transport.write(b"here")
+        turn(reactor)
+        assert heard(there) == b"here"
+        assert end.lost[0].check(ValueError)
+        assert said[0].check(ValueError)
+
+
+def test_a_connection_that_is_still_being_made_is_waited_for(reactor: Asked) -> None:
+    made: list[Any] = []
+
+    class Dialing(Factory):
+        noisy = False
+
+        def buildProtocol(self, _: object) -> End:
+            made.append(End())
+            return made[-1]
+
+        def startedConnecting(self, connector: Any) -> None:
+            pass
+
+        def clientConnectionFailed(self, connector: Any, reason: Any) -> None:
+            made.append(reason)
+
+        def clientConnectionLost(self, connector: Any, reason: Any) -> None:
+            pass
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        reactor.connectTCP("127.0.0.1", server.getsockname()[1], Dialing())
+        until(reactor, lambda: made and made[0].transport is not None)
+        there, _ = server.accept()
+        with there:
+            there.setblocking(False)
+            made[0].transport.write(b"hello")
+            turn(reactor)
+            assert heard(there) == b"hello"
+
+
+def test_a_producer_that_is_asked_for_each_piece_does_not_hold_the_loop(
+    reactor: Asked,
+) -> None:
+    end, near = joined(reactor)
+    asked: list[int] = []
+
+    class Producer:
+        def resumeProducing(self) -> None:
+            asked.append(reactor.asked)
+            end.transport.write(b"x" * 1000)
+
+        def pauseProducing(self) -> None:
+            pass
+
+        def stopProducing(self) -> None:
+            pass
+
+    with near:
+        end.transport.registerProducer(Producer(), False)  # one that is asked for each piece
+        for _ in range(10):
+            turn(reactor, 0.01)
+        assert 10 <= len(asked) <= 22  # two pieces a turn, not for ever
+        assert len(heard(near)) >= 8000
+        end.transport.unregisterProducer()
+
+
+def test_what_ending_a_turn_leads_to_is_not_waited_for(reactor: Asked) -> None:
+    called: list[str] = []
+    reactor.at_turn_end(lambda: reactor.callLater(0, called.append, "later"))
+    began = reactor.seconds()
+    turn(reactor, 30.0)
+    reactor.runUntilCurrent()
+    assert called == ["later"]
+    assert reactor.seconds() - began < 5.0
+
+
+def test_calls_at_the_end_of_a_turn_come_once_in_order_and_behind_a_mistake(
+    reactor: Asked, said: list[Any]
+) -> None:
+    called: list[int] = []
+    reactor.at_turn_end(lambda: called.append(1))
+    reactor.at_turn_end(lambda: called.append(1 // 0))
+    reactor.at_turn_end(lambda: called.append(3))
+    turn(reactor)
+    turn(reactor)
+    assert called == [1, 3]
+    assert said[0].check(ZeroDivisionError)
+
+
+def test_a_daemon_can_have_it_since_nothing_it_loads_installs_another() -> None:
+    code = (
+        "import linkd.daemon; mine = linkd.daemon.install_reactor();"
+        "from twisted.internet import reactor; assert reactor is mine; print(type(mine).__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "PromptReactor\n", done.stderr
