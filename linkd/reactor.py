@@ -67,7 +67,8 @@ class PromptReactor(_Base):  # type: ignore[misc]
         """
         if self._fresh or self._last:
             self._end_turn()
-            sooner = self.timeout()  # ending it may have led to calls
+            # Ending it may have led to calls, and those at its end to more to write.
+            sooner = 0.0 if self._fresh or self._last else self.timeout()
             if sooner is not None:
                 timeout = sooner if timeout is None else min(timeout, sooner)
         try:

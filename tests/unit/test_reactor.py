@@ -262,6 +262,21 @@ def test_what_ending_a_turn_leads_to_is_not_waited_for(reactor: Asked) -> None:
     assert reactor.seconds() - began < 5.0
 
 
+def test_what_is_written_or_put_off_at_the_very_end_of_a_turn_is_not_waited_for(
+    reactor: Asked,
+) -> None:
+    end, near = joined(reactor)
+    called: list[float] = []
+    with near:
+        began = reactor.seconds()
+        reactor.at_turn_end(lambda: end.transport.write(b"late"))
+        reactor.at_turn_end(lambda: reactor.at_turn_end(lambda: called.append(reactor.seconds())))
+        turn(reactor, 30.0)
+        turn(reactor)
+        assert heard(near) == b"late"
+        assert called[0] - began < 5.0
+
+
 def test_calls_at_the_end_of_a_turn_come_once_in_order_and_behind_a_mistake(
     reactor: Asked, said: list[Any]
 ) -> None:
