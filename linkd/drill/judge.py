@@ -44,9 +44,9 @@ def judge(
 
 def _fell(end: EndReport, expected: Expectation) -> list[Check]:
     """Return whether the link fell where it had to, and stayed where it had to."""
-    got = end.reasons or "it stayed up"
+    got = end.reasons or ("its daemon does not answer" if end.gone else "it stayed up")
     if expected.stays:
-        return [Check(f"{end.name}: the link stays up", not end.outages, got)]
+        return [Check(f"{end.name}: the link stays up", not (end.outages or end.gone), got)]
     if end.role in expected.falls:
         return [Check(f"{end.name}: the loss is noticed", bool(end.outages), got)]
     return []

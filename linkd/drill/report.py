@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 
 from linkd.drill.probe import Counted
+from linkd.drill.watch import GONE
 from linkd.status import Outage
 
 Verdict = Literal["pass", "fail", "skipped"]
@@ -64,6 +65,11 @@ class EndReport(msgspec.Struct, frozen=True):
     def replayed(self) -> int:
         """Records that had waited and were sent afterwards."""
         return sum(one.replayed_records for one in self.outages)
+
+    @property
+    def gone(self) -> bool:
+        """Whether its daemon did not answer at the end."""
+        return bool(self.states) and self.states[-1].state == GONE
 
     @property
     def reasons(self) -> str:

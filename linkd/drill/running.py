@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from linkd.client.errors import ClientError, Refused
+from linkd.client.errors import ClientError
 from linkd.client.http import call, expect
 from linkd.drill.asking import Daemon
 from linkd.drill.bounds import LATE_SECONDS, Bounds, Expectation, silent_for
@@ -36,6 +36,7 @@ ABOUT: Final[dict[Kind, str]] = {
 }
 _GRACE_SECONDS: Final = 10.0
 _DRAIN_SECONDS: Final = 60.0
+_NO_LINK_SECONDS: Final = 2.0
 _BACKUP_SECONDS: Final = 3.0
 _POLL_SECONDS: Final = 0.1
 
@@ -154,10 +155,10 @@ def _course(
         _wait_up(watches, times.restored + expected.back + _GRACE_SECONDS, times, say)
         time.sleep(1.0)
         if publisher is not None:
-            delivered.append(_delivered(publisher, daemon, request, say))
+            within = _DRAIN_SECONDS if watches[0].up else _NO_LINK_SECONDS
+            delivered.append(_delivered(publisher, daemon, request, within, say))
             if request.far_socket is not None:
-                numbers = arrived(request.far_socket, publisher.channel, publisher.mark)
-                messages[publisher.channel] = publisher.judge(numbers)
+                delivered += _counted(publisher, request, request.far_socket, messages)
     finally:
         for thread in threads:
             thread.end()
@@ -233,21 +234,39 @@ def _wait_up(watches: list[Watch], until: float, times: Times, say: Callable[[st
 
 
 def _delivered(
-    publisher: Publisher, daemon: Daemon, request: Request, say: Callable[[str], None]
+    publisher: Publisher,
+    daemon: Daemon,
+    request: Request,
+    within: float,
+    say: Callable[[str], None],
 ) -> Check:
-    """Return whether the peer says that it has all of the numbered messages on its disk."""
+    """Return whether the peer says within some seconds that it has all numbered messages on disk."""
     publisher.end()
     say("waiting until the peer has the numbered messages")
     what = f"{request.peer} has acknowledged all that was published on {publisher.channel}"
     got = f"{publisher.published:,} published, {publisher.refused:,} refused"
-    target = f"/v1/channels/{publisher.channel}?wait={request.peer}&timeout={_DRAIN_SECONDS:g}"
+    target = f"/v1/channels/{publisher.channel}?wait={request.peer}&timeout={within:g}"
     last = msgspec.json.encode({"drill": publisher.mark, "last": True})
     try:
         headers = {"Content-Type": "application/json"}
-        expect(call(daemon.socket, "POST", target, last, headers, timeout=_DRAIN_SECONDS + 10.0))
-    except Refused as error:
+        expect(call(daemon.socket, "POST", target, last, headers, timeout=within + 10.0))
+    except ClientError as error:  # the daemon may be gone: that too stands in the report
         return Check(what, False, f"{got}; {error}")
     return Check(what, publisher.published > 0, got)
+
+
+def _counted(
+    publisher: Publisher, request: Request, far_socket: str, messages: dict[str, Counted]
+) -> list[Check]:
+    """Count what has arrived at the peer; return the check that failed where it can't be asked."""
+    try:
+        numbers = arrived(far_socket, publisher.channel, publisher.mark)
+    except ClientError as error:
+        return [
+            Check(f"{request.peer} tells what it has of {publisher.channel}", False, str(error))
+        ]
+    messages[publisher.channel] = publisher.judge(numbers)
+    return []
 
 
 def _backup(request: Request, made: Plan) -> None:

@@ -127,6 +127,30 @@ def test_without_the_far_end_only_this_end_is_judged(running: Running) -> None:
 
 
 @pytest.mark.lab
+@pytest.mark.parametrize("dies", ["edge", "hub"])
+def test_a_daemon_that_dies_meanwhile_stands_in_the_report(running: Running, dies: str) -> None:
+    words = ["blackhole", "--peer", "hub", "--for", "8", "--yes", "--json"]
+    both = ["--far-socket", str(running.hub.socket), "--channel", "probe"]
+    drill = running.edge_host.popen(
+        command(running.edge, *words, *both), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    try:
+        until(lambda: len(rules(running.edge_host)) == 2, 15.0, "the fault was not made")
+        (running.edge if dies == "edge" else running.hub).kill()
+        out, _ = drill.communicate(timeout=60)
+    finally:
+        drill.kill()
+        drill.wait()
+    assert drill.returncode == 1
+    report = json.loads(out)
+    assert report["verdict"] == "fail"
+    got = {check["got"] for check in report["checks"] if not check["ok"]}
+    assert "its daemon does not answer" in got
+    assert any(running.hub.name in check["what"] for check in report["checks"] if not check["ok"])
+    assert rules(running.edge_host) == []
+
+
+@pytest.mark.lab
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGHUP, 130)]
 )

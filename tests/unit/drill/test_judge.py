@@ -8,7 +8,8 @@ from linkd.config import HeartbeatSettings, ReconnectSettings
 from linkd.drill.bounds import Bounds, Expectation, silent_for
 from linkd.drill.judge import judge
 from linkd.drill.probe import Counted
-from linkd.drill.report import EndReport
+from linkd.drill.report import EndReport, State
+from linkd.drill.watch import GONE
 from linkd.status import Outage
 
 BOUNDS = Bounds()
@@ -129,3 +130,11 @@ def test_what_a_dead_path_must_show_follows_from_its_length(
 ) -> None:
     expected = silent_for(BOUNDS, seconds)
     assert (expected.falls, expected.stays) == (falls, stays)
+
+
+@pytest.mark.parametrize("expected", [BOTH, Expectation(stays=True, back=2.5)])
+def test_an_end_whose_daemon_is_gone_did_not_stay_up(expected: Expectation) -> None:
+    gone = EndReport("hub", "listener", [], None, False, [State(GONE, 3.0, 20.0)])
+    checks = judge([gone], (), {}, expected, BOUNDS)
+    assert {check.got for check in checks} == {"its daemon does not answer", "it was not up again"}
+    assert not any(check.ok for check in checks)
