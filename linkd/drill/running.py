@@ -240,7 +240,7 @@ def _delivered(
     within: float,
     say: Callable[[str], None],
 ) -> Check:
-    """Return whether the peer says within some seconds that it has all numbered messages on disk."""
+    """Return whether the peer says within so many seconds that all of them are on its disk."""
     publisher.end()
     say("waiting until the peer has the numbered messages")
     what = f"{request.peer} has acknowledged all that was published on {publisher.channel}"

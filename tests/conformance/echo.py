@@ -19,7 +19,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from twisted.internet import reactor as installed
 from twisted.internet.protocol import ClientFactory as PlainClientFactory
 from twisted.internet.threads import deferToThread
 
@@ -34,10 +33,11 @@ from linkd.net.dialed import DialedConnection
 from linkd.net.dialer import LinkDialer, Origin
 from linkd.net.listener import Listener
 from linkd.net.resolve import Resolver, look_up
+from linkd.reactor import install
 from tests.support.fake_node import FakeNode, make_config
 from tests.support.net_lab import Link
 
-reactor: Any = installed
+reactor: Any = install()  # the daemon's
 UNLIMITED = {"maxFramePayloadSize": 0, "maxMessagePayloadSize": 0}
 
 
