@@ -249,6 +249,7 @@ def test_an_event_stream_with_a_cookie_resumes_over_kills(daemon: Daemon, port: 
     for count in range(3):
         for place in range(50):
             daemon.call("POST", "/v1/channels/orders", json.dumps(count * 50 + place).encode())
+        follower.wait(lambda it, times=count + 1: it.opened == times)
         if count < 2:
             daemon.kill()
             daemon.start()
