@@ -67,8 +67,9 @@ class PromptReactor(_Base):  # type: ignore[misc]
         """
         if self._fresh or self._last:
             self._end_turn()
-            # Ending it may have led to calls, and those at its end to more to write.
-            sooner = 0.0 if self._fresh or self._last else self.timeout()
+            # Ending it may have led to calls, those at its end to more to write, a loss to a stop.
+            stops = self._justStopped or not self.running
+            sooner = 0.0 if self._fresh or self._last or stops else self.timeout()
             if sooner is not None:
                 timeout = sooner if timeout is None else min(timeout, sooner)
         try:

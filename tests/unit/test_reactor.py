@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import globalLogPublisher
 
@@ -275,6 +276,38 @@ def test_what_is_written_or_put_off_at_the_very_end_of_a_turn_is_not_waited_for(
         turn(reactor)
         assert heard(near) == b"late"
         assert called[0] - began < 5.0
+
+
+def test_a_reactor_that_is_stopped_where_a_turn_ends_waits_for_nothing_more(
+    reactor: Asked,
+) -> None:
+    end, near = joined(reactor)
+    with near:
+        end.connectionLost = lambda reason=None: reactor.stop()  # type: ignore[method-assign]
+        end.transport.write(b"bye")
+        end.transport.loseConnection()
+        reactor.callLater(30.0, lambda: None)
+        began = reactor.seconds()
+        turn(reactor, 30.0)
+        assert reactor.seconds() - began < 5.0
+        assert heard(near) == b"bye"
+        reactor.runUntilCurrent()
+        assert not reactor.running
+
+
+def test_a_shutdown_that_ends_where_a_turn_ends_waits_for_nothing_more(reactor: Asked) -> None:
+    end, near = joined(reactor)
+    with near:
+        closed: Deferred[None] = Deferred()
+        reactor.addSystemEventTrigger("before", "shutdown", lambda: closed)
+        end.connectionLost = lambda reason=None: closed.callback(None)  # type: ignore[method-assign]
+        reactor.stop()
+        reactor.runUntilCurrent()
+        end.transport.loseConnection()
+        began = reactor.seconds()
+        turn(reactor, 30.0)
+        assert reactor.seconds() - began < 5.0
+        assert not reactor.running
 
 
 def test_calls_at_the_end_of_a_turn_come_once_in_order_and_behind_a_mistake(
