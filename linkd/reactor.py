@@ -50,10 +50,10 @@ class PromptReactor(_Base):  # type: ignore[misc]
 
     def removeAll(self) -> list[Any]:
         """Forget all descriptors, and return them."""
-        self._ask()
+        fresh, self._fresh = self._fresh, {}
+        forgotten = dict.fromkeys([*super().removeAll(), *fresh])
         self._full.clear()
-        forgotten: list[Any] = super().removeAll()
-        return forgotten
+        return list(forgotten)
 
     def getWriters(self) -> list[Any]:
         """Return all that have something to write."""

@@ -253,6 +253,29 @@ def test_a_producer_that_is_asked_for_each_piece_does_not_hold_the_loop(
         end.transport.unregisterProducer()
 
 
+def test_all_are_forgotten_at_once_full_ones_too(reactor: Asked) -> None:
+    end, near = joined(reactor)
+    other, there = joined(reactor)
+    with near, there:
+        end.transport.write(bytes(LARGE))
+        turn(reactor)
+        other.transport.write(b"never")
+        forgotten = reactor.removeAll()
+        assert {end.transport, other.transport} <= set(forgotten)
+        assert reactor.getWriters() == []
+        heard(near)
+        turn(reactor)
+        assert end.transport.dataBuffer  # nobody writes for it any more
+        assert heard(there) == b""
+        end.transport.write(b"and on")
+        for _ in range(5000):
+            if not reactor.getWriters():
+                break
+            turn(reactor, 0.01)
+            heard(near)
+        assert not end.transport.dataBuffer
+
+
 def test_what_ending_a_turn_leads_to_is_not_waited_for(reactor: Asked) -> None:
     called: list[str] = []
     reactor.at_turn_end(lambda: reactor.callLater(0, called.append, "later"))
