@@ -82,7 +82,10 @@ class PromptReactor(_Base):  # type: ignore[misc]
         for fd, event in events:
             selectable = selectables.get(fd)
             if selectable is not None:
-                work(selectable, fd, event)
+                try:
+                    work(selectable, fd, event)
+                except Exception:  # noqa: BLE001 - of its loss; the others have their turn
+                    self._log.failure("the loss of a socket failed")
 
     def _end_turn(self) -> None:
         """Write all that is to be sent; make the calls that were put off until now."""
@@ -103,14 +106,27 @@ class PromptReactor(_Base):  # type: ignore[misc]
             self._log.failure("a socket could not be written to")
             why = error
         if why:
-            self._disconnectSelectable(writer, why, False)
+            self._lose(writer, why)
 
     def _ask(self) -> None:
         """Have epoll tell when what could not be written can be."""
-        fresh, self._fresh = self._fresh, {}
-        for writer in fresh:
-            self._full.add(writer)
-            super().addWriter(writer)
+        for writer in list(self._fresh):
+            if writer not in self._fresh:
+                continue
+            del self._fresh[writer]
+            try:
+                super().addWriter(writer)
+            except Exception as error:  # noqa: BLE001 - it costs one connection
+                self._log.failure("a socket could not be waited for")
+                self._lose(writer, error)
+            else:
+                self._full.add(writer)
+
+    def _lose(self, writer: Any, why: Any) -> None:
+        """End one; a mistake at its end holds up no other."""
+        self._fresh.pop(writer, None)
+        with self._log.failuresHandled("the loss of a socket failed"):
+            self._disconnectSelectable(writer, why, False)
 
 
 def install() -> PromptReactor:

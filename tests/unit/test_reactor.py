@@ -276,6 +276,56 @@ def test_all_are_forgotten_at_once_full_ones_too(reactor: Asked) -> None:
         assert not end.transport.dataBuffer
 
 
+def test_one_that_epoll_does_not_take_ends_alone(reactor: Asked, said: list[Any]) -> None:
+    lost: list[Any] = []
+
+    class Closed:
+        def fileno(self) -> int:
+            return 1 << 20
+
+        def doWrite(self) -> None:
+            pass
+
+        def connectionLost(self, reason: Any) -> None:
+            lost.append(reason)
+            other.transport.stopWriting()
+
+    end, near = joined(reactor)
+    other, there = joined(reactor)
+    with near, there:
+        reactor.addWriter(Closed())
+        end.transport.write(bytes(LARGE))
+        other.transport.write(bytes(LARGE))
+        turn(reactor)
+        assert reactor.getWriters() == [end.transport]
+        assert lost[0].check(OSError)
+        assert said[0].check(OSError)
+
+
+def test_one_whose_loss_breaks_does_not_hold_up_the_others(reactor: Asked, said: list[Any]) -> None:
+    end, near = joined(reactor)
+    other, there = joined(reactor)
+
+    def broken(reason: Any = None) -> None:
+        raise ValueError("a mistake")
+
+    with there:
+        end.connectionLost = broken  # type: ignore[method-assign]
+        end.transport.loseConnection()
+        other.transport.write(b"here")
+        turn(reactor)
+        assert heard(there) == b"here"
+        assert said.pop().check(ValueError)
+        near.close()
+        end, near = joined(reactor)
+        end.connectionLost = broken  # type: ignore[method-assign]
+        near.close()
+        there.send(b"question")
+        until(reactor, lambda: said)
+        assert said[0].check(ValueError)
+        until(reactor, lambda: other.got)
+
+
 def test_what_ending_a_turn_leads_to_is_not_waited_for(reactor: Asked) -> None:
     called: list[str] = []
     reactor.at_turn_end(lambda: reactor.callLater(0, called.append, "later"))
