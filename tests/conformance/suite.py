@@ -1,8 +1,8 @@
 """Run the Autobahn Testsuite on linkd's listener, dialer and `/ws`; say what it found.
 
 `python -m tests.conformance.suite WSTEST [--all] [--cases PATTERN] [--results DIR] [END...]`; each
-END is `listener`, `dialer` or `ws`, all three where none is named. Without `--all` the cases of
-speed and of compression, which linkd does not offer, are left out.
+END is `listener`, `dialer` or `ws`, all three where none is named. Without `--all` or `--cases` the
+cases of speed and of compression, which linkd does not offer, are left out.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ def main() -> int:
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
     folder = given.results or Path(tempfile.mkdtemp(prefix="linkd-conformance-"))
     folder.mkdir(parents=True, exist_ok=True)
-    excluded = () if given.all else (*SLOW, *COMPRESSION)
+    excluded = () if given.all or given.cases else (*SLOW, *COMPRESSION)
     suite = Suite(
         given.wstest, folder.absolute(), given.cases or ["*"], excluded, not given.no_pongs
     )
