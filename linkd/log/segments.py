@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from random import Random
 
@@ -34,7 +33,7 @@ from linkd.log.state import Snapshot, State
 from linkd.log.succession import Succession
 from linkd.log.tail import Tail
 from linkd.log.untold import Untold
-from linkd.log.writer import Failed, Job, Writer, Written, why
+from linkd.log.writer import Failed, Idle, Job, Writer, Written, why
 
 MOST_UNDER_WAY = 3
 SLOW_SECONDS = 1.0
@@ -205,7 +204,7 @@ class SegmentLog(Ledger):
         snapshot = self.carried(self._state.snapshot())
         return self._succession.begin(self.node, snapshot, last, size, clock)
 
-    def _report(self, outcome: Written | Failed | None) -> None:
+    def _report(self, outcome: Written | Failed | Idle) -> None:
         """Take what the writer says."""
         now = self._monotonic()
         if self._unheard:  # reports come when who opened the log has read `told`
@@ -226,9 +225,8 @@ class SegmentLog(Ledger):
             self._stuck = False
             if self._blocked and not self._waiting:
                 self._waiting.append((CursorSet("", None), ignore))
-            with suppress(OSError):
-                self._free_bytes = self._files.free_bytes(self._folder)
-        if outcome is None or now - self._looked >= 1.0:
+            self._free_bytes = outcome.free_bytes
+        if isinstance(outcome, Idle) or now - self._looked >= 1.0:
             self._looked = now
             self._retain()
         self._measure()

@@ -82,6 +82,12 @@ class Failed(msgspec.Struct, frozen=True):
     usable: bool
 
 
+class Idle(msgspec.Struct, frozen=True):
+    """Nothing came for a while; what the disk has left now."""
+
+    free_bytes: int
+
+
 class Writer:
     """Writes jobs in order.
 
@@ -90,8 +96,7 @@ class Writer:
         folder: Where the segments lie.
         seed: The log's, for CRCs.
         post: Brings a call into the reactor's thread.
-        report: Called there with what became of the jobs; with None when nothing came for `tick`
-            seconds.
+        report: Called there with what became of the jobs, and when nothing came for `tick` seconds.
     """
 
     tick = 1.0
@@ -102,7 +107,7 @@ class Writer:
         folder: Path,
         seed: int,
         post: Post,
-        report: Callable[[Written | Failed | None], None],
+        report: Callable[[Written | Failed | Idle], None],
     ) -> None:
         self._files = files
         self._folder = folder
@@ -159,14 +164,15 @@ class Writer:
                     item = self._queue.get_nowait()
             except Empty:
                 if not jobs:
-                    self._post(self._tell(None))
+                    self._measure(MEASURE_BYTES)  # the next commit's report must not be older
+                    self._post(self._tell(Idle(self._free)))
             if jobs and self._commit(jobs) >= GATHER_BYTES and running:
                 time.sleep(GATHER_SECONDS)
         if self._fd >= 0:
             self._files.close(self._fd)
         self._post(self._ended)
 
-    def _tell(self, outcome: Written | Failed | None) -> Callable[[], None]:
+    def _tell(self, outcome: Written | Failed | Idle) -> Callable[[], None]:
         """Return the call that reports `outcome`."""
         return lambda: self._report(outcome)
 

@@ -18,7 +18,7 @@ from linkd.log.frame import HEAD, frame_at, frame_prefix
 from linkd.log.reader import Damage
 from linkd.log.scan import read_head, scan
 from linkd.log.segments import EAGER_BYTES
-from linkd.log.writer import MEASURE_BYTES, Written
+from linkd.log.writer import MEASURE_BYTES, Idle, Written
 from tests.support.disk import RecordingFiles
 from tests.support.logs import (
     SegmentBench,
@@ -128,6 +128,23 @@ def test_little_room_on_the_disk_refuses_publishes_only(bench: SegmentBench) -> 
     assert store(bench, received(1, 2, b"d")) == [Appended(3, 1)]
     bench.files.free = None
     bench.until(lambda: bench.log.full is None)
+
+
+def test_a_commit_after_a_pause_tells_nothing_older_than_the_pause_about_the_disk(
+    bench: SegmentBench,
+) -> None:
+    bench.files.free = 1000
+    append(bench, draft(bytes(MEASURE_BYTES)))
+    append(bench, draft(b"b"))
+    assert bench.log.full is not None
+    bench.files.free = 1 << 40
+    bench.until(lambda: bench.log.full is None)
+    assert append(bench, draft(b"c"), draft(b"d")) == [Appended(3, 1), Appended(4, 1)]
+    assert append(bench, draft(b"e")) == [Appended(5, 1)]
+    bench.files.free = 1000
+    bench.until(lambda: bench.log.full is not None)
+    store(bench, received(1, 2, b"f"))
+    assert isinstance(append(bench, draft(b"g"))[0], LogFull)
 
 
 def test_reject_keeps_what_is_owed_and_a_reserve_for_peers(tmp_path: Path) -> None:
@@ -420,7 +437,7 @@ def test_what_waits_when_a_stuck_log_is_closed_is_answered(bench: SegmentBench) 
     log = bench.log
     bench.files.refuse = 0
     log.close(lambda: done.append(True))
-    log._report(None)
+    log._report(Idle(1 << 40))
     bench.until(lambda: done)
     assert len(waited) == 1
     assert isinstance(waited[0], LogFull)
