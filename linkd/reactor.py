@@ -32,7 +32,10 @@ class PromptReactor(_Base):  # type: ignore[misc]
         super().__init__()
 
     def at_turn_end(self, call: Callable[[], None]) -> None:
-        """Make a call where this turn ends, before anything else can come; in its thread only."""
+        """Make a call where this turn ends, before what it led to is written.
+
+        For the reactor's own thread only.
+        """
         self._last.append(call)
 
     def addWriter(self, writer: Any) -> None:
@@ -67,7 +70,7 @@ class PromptReactor(_Base):  # type: ignore[misc]
         """
         if self._fresh or self._last:
             self._end_turn()
-            # Ending it may have led to calls, those at its end to more to write, a loss to a stop.
+            # Ending it may have led to calls, what was written to more to write, a loss to a stop.
             stops = self._justStopped or not self.running
             sooner = 0.0 if self._fresh or self._last or stops else self.timeout()
             if sooner is not None:
@@ -88,15 +91,17 @@ class PromptReactor(_Base):  # type: ignore[misc]
                     self._log.failure("the loss of a socket failed")
 
     def _end_turn(self) -> None:
-        """Write all that is to be sent; make the calls that were put off until now."""
+        """Make the calls that were put off until now; write all that is to be sent."""
+        calls, self._last = self._last, []
+        for call in calls:
+            try:
+                call()
+            except Exception:  # noqa: BLE001 - the others have their turn
+                self._log.failure("a call at the end of a turn failed")
         for writer in list(self._fresh):
             if writer in self._fresh:
                 self._write(writer)
         self._ask()
-        calls, self._last = self._last, []
-        for call in calls:
-            with self._log.failuresHandled("a call at the end of a turn failed"):
-                call()
 
     def _write(self, writer: Any) -> None:
         """Have one written; it ends with the error, if there is one."""

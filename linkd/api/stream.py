@@ -17,6 +17,7 @@ from linkd.api.upgrade import NORMAL, REFUSED, Socket
 from linkd.core import stream
 from linkd.core.batch import Batch
 from linkd.errors import LinkdError, RemoteProtocolError
+from linkd.net.timers import turn_end
 from linkd.status import Event
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class StreamSession:
         self._urgent: list[bytes] = []
         self._out_bytes = 0
         self._flush_due = False
+        self._at_turn_end = turn_end(api.reactor)
         self._unwatch: Callable[[], None] | None = None
         self._happened: dict[str | None, str] = {}
         self._calls: dict[type, Callable[[Any], None]] = {
@@ -138,7 +140,7 @@ class StreamSession:
             self.flush()
         elif not self._flush_due:
             self._flush_due = True
-            self.api.reactor.callLater(0, self._flush_now)
+            self._at_turn_end(self._flush_now)
 
     def _flush_now(self) -> None:
         self._flush_due = False

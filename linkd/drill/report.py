@@ -11,6 +11,7 @@ from linkd.drill.probe import Counted
 from linkd.drill.watch import GONE
 from linkd.status import Outage
 
+_LATE_SECONDS = 3.0
 Verdict = Literal["pass", "fail", "skipped"]
 
 
@@ -68,8 +69,9 @@ class EndReport(msgspec.Struct, frozen=True):
 
     @property
     def gone(self) -> bool:
-        """Whether its daemon did not answer at the end."""
-        return bool(self.states) and self.states[-1].state == GONE
+        """Whether its daemon did not answer at the end, more than once."""
+        last = self.states[-1] if self.states else None
+        return last is not None and last.state == GONE and last.ended - last.began > _LATE_SECONDS
 
     @property
     def reasons(self) -> str:

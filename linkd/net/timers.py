@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final, Protocol
 
 PING_GRID: Final = 0.25
@@ -55,6 +56,14 @@ class ExactTimer:
             now = self._clock.seconds()
             delay = max(0.0, (now + delay) // PING_GRID * PING_GRID - now)
         return self._clock.callLater(delay, call, *args)
+
+
+def turn_end(clock: Clock) -> Callable[[Callable[[], None]], object]:
+    """Return what makes a call where the reactor's turn ends; on another clock, as soon as can be.
+
+    See `linkd.reactor`.
+    """
+    return getattr(clock, "at_turn_end", None) or partial(clock.callLater, 0)
 
 
 def cancel(call: Call | None) -> None:
