@@ -6,8 +6,11 @@ import gc
 import os
 import signal
 import sys
+import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -202,9 +205,16 @@ class Daemon:
         if self._parts is None:
             self._drain(began, limit)
             return
-        stopped = maybeDeferred(self._parts.stop, "stopped by its operator")
+        detail = "stopped after a mistake" if self.code else "stopped by its operator"
+        stopped = maybeDeferred(self._parts.stop, detail)
         stopped.addErrback(self._bug)
         stopped.addCallback(lambda _: self._drain(began, limit))
+
+    def thread_died(self, thread: str, detail: str) -> None:
+        """End with code 1: what a thread did for all is done no more, and a new run does it."""
+        events.emit("node.thread-died", thread=thread, detail=detail)
+        self.code = 1
+        self.stop(f"the thread {thread} has died")
 
     def _drain(self, began: float, limit: Any) -> None:
         """End once the last connection is closed; `limit` ends it in any case."""
@@ -307,6 +317,7 @@ def _run(config: Config, paths: Callable[[], Sequence[Path]], observer: Observer
     name, state = config.node.name, config.node.state_dir
     events.emit("node.starting", node=name, version=linkd.__version__, state_dir=state)
     assembly = Assembly(config, paths()[0].parent / "linkd.d", reactor, daemon.reload)
+    threading.excepthook = partial(_thread_died, reactor, daemon)
     _on_signal(reactor, signal.SIGTERM, lambda: daemon.stop("SIGTERM"))
     _on_signal(reactor, signal.SIGINT, lambda: daemon.stop("SIGINT"))
     _on_signal(reactor, signal.SIGHUP, daemon.reload)
@@ -318,6 +329,13 @@ def _run(config: Config, paths: Callable[[], Sequence[Path]], observer: Observer
     reactor.run(installSignalHandlers=False)
     observer.flush(all=True)
     return daemon.code
+
+
+def _thread_died(reactor: Any, daemon: Daemon, what: threading.ExceptHookArgs) -> None:
+    """Have the daemon told, in the reactor's thread, that a thread ended by an exception."""
+    name = what.thread.name if what.thread is not None else "?"
+    lines = traceback.format_exception(what.exc_type, what.exc_value, what.exc_traceback)
+    reactor.callFromThread(daemon.thread_died, name, "".join(lines)[-2000:])
 
 
 def _on_signal(reactor: Any, number: signal.Signals, call: Callable[[], object]) -> None:

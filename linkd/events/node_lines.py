@@ -66,6 +66,14 @@ ROWS = (
         "Report it with the lines around it.",
         folds="where",
     ),
+    kind(
+        "node.thread-died",
+        "error",
+        "thread",
+        "A thread of linkd has ended by a mistake, such as the one that writes the log. The daemon "
+        "ends with code 1, so that the service manager starts it again.",
+        "Report it with the lines around it.",
+    ),
     # The API
     kind("api.started", "info", "tls", "Applications can call this address."),
     kind(

@@ -24,6 +24,9 @@ SETTLE_SECONDS = 120.0
 RESERVE_SECONDS = 40.0
 """Kept for settling and judging where a campaign has to be over at a given time."""
 
+MOST_TRACED = 20
+"""Lines of a traceback that are kept."""
+
 QUIET_SECONDS = 5.0
 """The named consumer has come to the end when nothing new reaches it for so long."""
 
@@ -257,14 +260,18 @@ class Campaign(Stage):
     def _judge_lines(self, report: Report) -> None:
         """Hold what the daemons said against the bounds."""
         for daemon in self.scene.daemons():
-            for line in daemon.lines:
+            for number, line in enumerate(daemon.lines):
                 fields = line.fields
                 event = str(fields.get("event", ""))
                 if event == "node.late":
                     late = f"{daemon.name} woke {fields.get('late_seconds')} s late"
                     report.late.append(f"{late}, at {line.at - report.began:.1f} s")
-                if event in ("node.bug", "library.error") or "Traceback" in str(fields.get("text")):
+                if event in ("node.bug", "library.error"):
                     report.bugs.append(f"{daemon.name}: {fields}"[:500])
+                elif "Traceback" in str(fields.get("text")):
+                    following = daemon.lines[number - 1 : number + MOST_TRACED]
+                    traced = [str(one.fields.get("text", "")) for one in following]
+                    report.bugs.append(f"{daemon.name}: {' / '.join(filter(None, traced))}"[:3000])
                 reason, seconds = fields.get("reason"), fields.get("noticed_after_seconds")
                 if fields.get("old") != "up" or reason not in BOUNDS or seconds is None:
                     continue

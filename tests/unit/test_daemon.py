@@ -8,7 +8,8 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,9 @@ class Reactor(Clock):
 
     def stop(self) -> None:
         self.stopped += 1
+
+    def callFromThread(self, call: Callable[..., object], *args: object) -> None:
+        self.callLater(0, call, *args)
 
     def getReaders(self) -> list[object]:
         return self.readers
@@ -451,3 +455,37 @@ def test_bad_configurations_end_with_2_and_no_traceback(tmp_path: Path) -> None:
     assert "node.state_dir" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert ended.stdout == ""
+
+
+def test_a_thread_that_dies_ends_the_daemon_with_code_1(house: House) -> None:
+    house.daemon.start(house.parts)
+    died = threading.ExceptHookArgs(
+        (ValueError, ValueError("a mistake"), None, threading.Thread(name="linkd-log-writer"))
+    )
+    daemons._thread_died(house.reactor, house.daemon, died)
+    house.advance(1.0)
+    assert "stop" in house.parts.calls
+    assert (house.daemon.code, house.reactor.stopped) == (1, 1)
+    (line,) = [line for line in house.log if "node.thread-died" in line]
+    assert "thread=linkd-log-writer" in line
+    assert "ValueError: a mistake" in line
+
+
+def test_a_real_daemon_whose_log_can_be_written_no_more_ends(tmp_path: Path) -> None:
+    config = tmp_path / "linkd.toml"
+    config.write_text(
+        f'[node]\nname = "here"\nstate_dir = "{tmp_path / "state"}"\n'
+        f'[api]\nsocket = "{tmp_path / "linkd.sock"}"\n'
+    )
+    code = (
+        "from linkd.log import writer; from linkd.cli import main\n"
+        "def broken(self, jobs): raise ZeroDivisionError('made by the test')\n"
+        "writer.Writer._write = broken\n"
+        f"raise SystemExit(main(['run', '-c', {str(config)!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1, done.stderr
+    assert "node.thread-died" in done.stderr
+    assert "thread=linkd-log-writer" in done.stderr
+    assert "made by the test" in done.stderr
+    assert "node.stopped" in done.stderr
