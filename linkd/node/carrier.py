@@ -26,10 +26,11 @@ from linkd.node.codec import pack, unpack
 _VOLATILE_BYTES = 262_144
 """Volatile messages that may wait in a connection without room: beyond that they are dropped."""
 
-ACK_SECONDS = 0.005
-"""An ack follows another no sooner: each costs both ends about as much as a small batch.
+ACK_SECONDS = 0.02
+ACK_BYTES = 1 << 20
+"""An ack follows another so late, or once so much is on disk: each costs as much as a small batch.
 
-The first after a pause goes at once.
+The first after a pause goes at once. At 50 peers of one hub this is a tenth of its time.
 """
 
 
@@ -104,6 +105,7 @@ class Carrier:
         self._begun: list[sessions.Effect] = []
         self._ack_due = False
         self._acknowledged_at = -ACK_SECONDS
+        self._unacknowledged_bytes = 0
         self._read_effects: list[sessions.Effect] = []  # what a read at once has led to
         self._unproved = False  # up, but nothing of what was owed has been acknowledged yet
         self._waiting_bytes = 0
@@ -324,7 +326,10 @@ class Carrier:
             self.session.inbound.stored(next)
         if outcome.count < batch.count:
             self._repeated(batch.channel, batch.count - outcome.count)
-        if not self._ack_due:
+        self._unacknowledged_bytes += len(batch.records)
+        if self._unacknowledged_bytes >= ACK_BYTES:
+            self._flush_ack()
+        elif not self._ack_due:
             self._ack_due = True
             wait = self._acknowledged_at + ACK_SECONDS - self._clock.seconds()
             self._clock.callLater(max(0.0, wait), self._flush_ack)
@@ -355,6 +360,7 @@ class Carrier:
     def _flush_ack(self) -> None:
         """Acknowledge what commits have brought to disk, in one message."""
         self._ack_due = False
+        self._unacknowledged_bytes = 0
         self._acknowledged_at = self._clock.seconds()
         self.perform(self.session.inbound.ack())
 
