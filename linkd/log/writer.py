@@ -147,7 +147,6 @@ class Writer:
     def _run(self) -> None:
         """Take all that is there, again and again."""
         self._measure(0)
-        pause = threading.Event()  # time.sleep fails where a test steps the clock (libfaketime)
         running = True
         while running:
             jobs: list[Job] = []
@@ -168,10 +167,15 @@ class Writer:
                     self._measure(MEASURE_BYTES)  # the next commit's report must not be older
                     self._post(self._tell(Idle(self._free)))
             if jobs and self._commit(jobs) >= GATHER_BYTES and running:
-                pause.wait(GATHER_SECONDS)
+                self.pause(GATHER_SECONDS)
         if self._fd >= 0:
             self._files.close(self._fd)
         self._post(self._ended)
+
+    @staticmethod
+    def pause(seconds: float) -> None:
+        """Wait, also where a test has stepped the clock: time.sleep fails there (libfaketime)."""
+        threading.Event().wait(seconds)
 
     def _tell(self, outcome: Written | Failed | Idle) -> Callable[[], None]:
         """Return the call that reports `outcome`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 
 from linkd.errors import LogDamaged
-from linkd.log.writer import GATHER_BYTES, GATHER_SECONDS, UNCACHE_BYTES
+from linkd.log.writer import GATHER_BYTES, GATHER_SECONDS, UNCACHE_BYTES, Writer
 from tests.support.disk import RecordingFiles
 from tests.support.logs import SegmentBench, append, draft, fetch
 
@@ -86,7 +85,7 @@ def test_after_a_large_commit_more_is_gathered_for_the_next(
     bench: SegmentBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slept: list[float] = []
-    monkeypatch.setattr(time, "sleep", slept.append)
+    monkeypatch.setattr(Writer, "pause", slept.append)
     append(bench, draft(bytes(50_000)))
     assert slept == []
     append(bench, draft(bytes(GATHER_BYTES)))
