@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 
@@ -15,6 +16,7 @@ from linkd.core.batch import Batch
 from linkd.errors import Gap, LinkdError, LogDamaged, LogFull
 from linkd.log.damage import Ward
 from linkd.log.engine import Told
+from linkd.log.files import Files
 from linkd.log.frame import HAS_IDS, HEAD, PREFIX_BYTES, Part, part_of
 from linkd.log.group import CursorSet, Post, ignore
 from linkd.log.identity import Identity, save_identity
@@ -91,7 +93,7 @@ class SegmentLog(Ledger):
         self._under_way_bytes = 0
         most = self.max_bytes * 9 // 10 - self._segment_bytes
         self._retention = Retention(settings, most)
-        self._free_bytes = 2**62
+        self._free_bytes = _free_bytes(self._files, folder)
         self._stuck = self._rolls = self._tight = False
         self._blocked = ""
         self._looked = monotonic()
@@ -404,3 +406,10 @@ class SegmentLog(Ledger):
             done()
 
         self._writer.stop(ended)
+
+
+def _free_bytes(files: Files, folder: Path) -> int:
+    """Return what the disk has left; much, where it does not tell."""
+    with suppress(OSError):
+        return files.free_bytes(folder)
+    return 2**62

@@ -147,6 +147,16 @@ def test_a_commit_after_a_pause_tells_nothing_older_than_the_pause_about_the_dis
     assert isinstance(append(bench, draft(b"g"))[0], LogFull)
 
 
+def test_a_disk_that_is_full_at_the_start_is_known_before_the_first_publish(tmp_path: Path) -> None:
+    files = RecordingFiles()
+    files.free = 1000
+    turn: list[Any] = []
+    bench = SegmentBench(tmp_path / "log", files=files, at_turn_end=turn.append)
+    assert isinstance(append(bench, draft(b"a"))[0], LogFull)
+    turn.pop()()
+    bench.close()
+
+
 def test_reject_keeps_what_is_owed_and_a_reserve_for_peers(tmp_path: Path) -> None:
     bench = SegmentBench(tmp_path / "log", max_bytes=16 * MIB)
     refused = 0
