@@ -638,3 +638,13 @@ def test_much_does_not_wait_for_the_end_of_its_turn(tmp_path: Path) -> None:
     bench.until(lambda: outcomes)
     assert turn == []
     bench.close()
+
+
+def test_a_disk_that_does_not_tell_what_it_has_left_refuses_nothing(tmp_path: Path) -> None:
+    class Silent(RecordingFiles):
+        def free_bytes(self, path: Path) -> int:
+            raise OSError(errno.EIO, "no answer")
+
+    bench = SegmentBench(tmp_path / "log", files=Silent())
+    assert append(bench, draft(b"a")) == [Appended(1, 1)]
+    bench.close()
