@@ -24,6 +24,7 @@ from linkd.net.dialer import LinkDialer, Origin
 from linkd.net.listener import Listener
 from linkd.net.netlink import NetworkWatch
 from linkd.net.resolve import Resolver, look_up
+from linkd.net.timers import turn_end
 from linkd.net.tls import ServerTls
 from linkd.node import Node, Stores
 from linkd.node.driver import LinkDriver
@@ -59,8 +60,8 @@ class Assembly:
         reactor.suggestThreadPoolSize(_LOOKUP_THREADS)
         state = Path(config.node.state_dir)
         post, began = reactor.callFromThread, reactor.seconds()
-        turn = reactor.at_turn_end
-        log = open_log(config.log, state, config.node.name, post, wall=wall, at_turn_end=turn)
+        name, turn = config.node.name, turn_end(reactor)
+        log = open_log(config.log, state, name, post, wall=wall, at_turn_end=turn)
         self._cursors = open_cursors(log, state, post, wall=wall)
         opened = reactor.seconds() - began
         self._outages = Outages(self._cursors)

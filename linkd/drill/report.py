@@ -11,8 +11,10 @@ from linkd.drill.probe import Counted
 from linkd.drill.watch import GONE
 from linkd.status import Outage
 
-_LATE_SECONDS = 3.0
 Verdict = Literal["pass", "fail", "skipped"]
+
+_LATE_SECONDS = 3.0
+"""A busy daemon may miss one question, which takes 2 s; one that is gone misses the next too."""
 
 
 class Check(msgspec.Struct, frozen=True):

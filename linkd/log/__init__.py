@@ -76,7 +76,7 @@ def open_log(
     post: Post,
     *,
     wall: Callable[[], float] = clock.wall,
-    at_turn_end: Callable[[Callable[[], None]], None] | None = None,
+    at_turn_end: Callable[[Callable[[], None]], object] | None = None,
 ) -> Log:
     """Open the log in `state_dir`, or begin it.
 

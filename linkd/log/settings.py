@@ -41,7 +41,7 @@ class Edges(msgspec.Struct, frozen=True):
     rng: Random = msgspec.field(default_factory=SystemRandom)
     monotonic: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = clock.wall
-    at_turn_end: Callable[[Callable[[], None]], None] | None = None
+    at_turn_end: Callable[[Callable[[], None]], object] | None = None
 
 
 def refusal(settings: SegmentSettings, size: int, free: int) -> str | None:

@@ -146,7 +146,7 @@ class Writer:
 
     def _run(self) -> None:
         """Take all that is there, again and again."""
-        self._measure(0)
+        self._measure()
         running = True
         while running:
             jobs: list[Job] = []
@@ -164,7 +164,7 @@ class Writer:
                     item = self._queue.get_nowait()
             except Empty:
                 if not jobs:
-                    self._measure(MEASURE_BYTES)  # the next commit's report must not be older
+                    self._measure()  # the next commit's report must not be older
                     self._post(self._tell(Idle(self._free)))
             if jobs and self._commit(jobs) >= GATHER_BYTES and running:
                 self.pause(GATHER_SECONDS)
@@ -194,7 +194,7 @@ class Writer:
             return 0
         self._post(self._tell(Written(jobs, self._free, time.monotonic() - began)))
         self._uncache()
-        self._measure(written)
+        self._measure_sometimes(written)
         return written
 
     def _write(self, jobs: list[Job]) -> int:
@@ -217,13 +217,16 @@ class Writer:
         self._size = synced + written
         return written
 
-    def _measure(self, written: int) -> None:
-        """Note what the disk has left, for the next report, now and then; nobody waits for this."""
-        now = time.monotonic()
+    def _measure_sometimes(self, written: int) -> None:
+        """Measure once enough was written, or long ago: behind the report, so that nobody waits."""
         self._unmeasured += written
-        if self._unmeasured < MEASURE_BYTES and now - self._measured_at < MEASURE_SECONDS:
-            return
-        self._measured_at, self._unmeasured = now, 0
+        late = time.monotonic() - self._measured_at >= MEASURE_SECONDS
+        if late or self._unmeasured >= MEASURE_BYTES:
+            self._measure()
+
+    def _measure(self) -> None:
+        """Note what the disk has left, for the next report."""
+        self._measured_at, self._unmeasured = time.monotonic(), 0
         with suppress(OSError):
             self._free = self._files.free_bytes(self._folder)
 

@@ -328,7 +328,7 @@ class Carrier:
             self._repeated(batch.channel, batch.count - outcome.count)
         self._unacknowledged_bytes += len(batch.records)
         if self._unacknowledged_bytes >= ACK_BYTES:
-            self._flush_ack()
+            self._acknowledge()  # a call that is due stays, for what comes behind
         elif not self._ack_due:
             self._ack_due = True
             wait = self._acknowledged_at + ACK_SECONDS - self._clock.seconds()
@@ -358,8 +358,12 @@ class Carrier:
         )
 
     def _flush_ack(self) -> None:
-        """Acknowledge what commits have brought to disk, in one message."""
+        """The call that was due."""
         self._ack_due = False
+        self._acknowledge()
+
+    def _acknowledge(self) -> None:
+        """Acknowledge what commits have brought to disk, in one message."""
         self._unacknowledged_bytes = 0
         self._acknowledged_at = self._clock.seconds()
         self.perform(self.session.inbound.ack())

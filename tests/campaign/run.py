@@ -269,7 +269,7 @@ class Campaign(Stage):
                 if event in ("node.bug", "library.error"):
                     report.bugs.append(f"{daemon.name}: {fields}"[:500])
                 elif "Traceback" in str(fields.get("text")):
-                    following = daemon.lines[number - 1 : number + MOST_TRACED]
+                    following = daemon.lines[max(0, number - 1) : number + MOST_TRACED]
                     traced = [str(one.fields.get("text", "")) for one in following]
                     report.bugs.append(f"{daemon.name}: {' / '.join(filter(None, traced))}"[:3000])
                 reason, seconds = fields.get("reason"), fields.get("noticed_after_seconds")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred
-from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.protocol import ClientFactory, Protocol
 from twisted.logger import globalLogPublisher
 
 from linkd.reactor import PromptReactor
@@ -83,23 +83,33 @@ def until(reactor: Asked, true: Callable[[], object]) -> None:
     raise AssertionError("not within 500 turns")
 
 
+class Ends(ClientFactory):
+    """Makes ends, on either side."""
+
+    noisy = False
+
+    def __init__(self) -> None:
+        self.made: list[End] = []
+
+    def buildProtocol(self, _: object) -> End:
+        self.made.append(End())
+        return self.made[-1]
+
+    def first(self, reactor: Asked) -> End:
+        """Return the first one, once it is connected."""
+        until(reactor, lambda: self.made and self.made[0].transport is not None)
+        return self.made[0]
+
+
 def joined(reactor: Asked) -> tuple[End, socket.socket]:
     """Return an end in the reactor, and the socket that it is connected to."""
-    ends: list[End] = []
-
-    class Ends(Factory):
-        noisy = False
-
-        def buildProtocol(self, _: object) -> End:
-            ends.append(End())
-            return ends[-1]
-
-    port = reactor.listenTCP(0, Ends(), interface="127.0.0.1")
+    factory = Ends()
+    port = reactor.listenTCP(0, factory, interface="127.0.0.1")
     near = socket.create_connection(("127.0.0.1", port.getHost().port))
-    until(reactor, lambda: ends and ends[0].transport is not None)
+    end = factory.first(reactor)
     near.setblocking(False)
     reactor.asked = 0
-    return ends[0], near
+    return end, near
 
 
 def heard(near: socket.socket) -> bytes:
@@ -198,31 +208,14 @@ def test_one_that_breaks_ends_alone_and_is_told(reactor: Asked, said: list[Any])
 
 
 def test_a_connection_that_is_still_being_made_is_waited_for(reactor: Asked) -> None:
-    made: list[Any] = []
-
-    class Dialing(Factory):
-        noisy = False
-
-        def buildProtocol(self, _: object) -> End:
-            made.append(End())
-            return made[-1]
-
-        def startedConnecting(self, connector: Any) -> None:
-            pass
-
-        def clientConnectionFailed(self, connector: Any, reason: Any) -> None:
-            made.append(reason)
-
-        def clientConnectionLost(self, connector: Any, reason: Any) -> None:
-            pass
-
+    factory = Ends()
     with socket.create_server(("127.0.0.1", 0)) as server:
-        reactor.connectTCP("127.0.0.1", server.getsockname()[1], Dialing())
-        until(reactor, lambda: made and made[0].transport is not None)
+        reactor.connectTCP("127.0.0.1", server.getsockname()[1], factory)
+        end = factory.first(reactor)
         there, _ = server.accept()
         with there:
             there.setblocking(False)
-            made[0].transport.write(b"hello")
+            end.transport.write(b"hello")
             turn(reactor)
             assert heard(there) == b"hello"
 
