@@ -14,6 +14,9 @@ from linkd.errors import LocalProtocolError, RemoteProtocolError
 _BURST_BYTES = 65_536
 """What is handed to the connection before it is asked again whether it has room."""
 
+_WHOLE_BYTES = MAX_BATCH_BYTES + 4096
+"""A record of up to so much is not cut, nor its end: a body of 64 KiB is one message, not two."""
+
 _PACK_FROM_BYTES = 512
 """Smaller batches gain nothing from compression."""
 
@@ -293,7 +296,9 @@ class Outbound:
 
     def _part(self, effects: list[Effect]) -> int:
         """Send the next part of a large record; return its bytes."""
-        part, self._rest = self._rest[:MAX_BATCH_BYTES], self._rest[MAX_BATCH_BYTES:]
+        rest = self._rest
+        size = len(rest) if len(rest) <= _WHOLE_BYTES else MAX_BATCH_BYTES
+        part, self._rest = rest[:size], rest[size:]
         effects.append(Send(encode(Part(bytes(part)))))
         return len(part)
 
@@ -326,7 +331,9 @@ class Outbound:
         """Send one batch, or where it is large its beginning; return the bytes sent."""
         records, encoding = batch.records, ""
         if self._packing and self._pack is not None and len(records) >= _PACK_FROM_BYTES:
-            records, encoding = self._pack(records), "zstd"
+            packed = self._pack(records)
+            if len(packed) < len(records):  # else it may be larger than a batch may be
+                records, encoding = packed, "zstd"
         size = len(records)
         step = Step(
             self._told,
@@ -335,20 +342,20 @@ class Outbound:
             batch.channel,
             batch.count,
             size,
-            records if size <= MAX_BATCH_BYTES else records[:MAX_BATCH_BYTES],
+            records if size <= _WHOLE_BYTES else records[:MAX_BATCH_BYTES],
             batch.time,
             batch.ttl if batch.ttl is None else batch.ttl_left(clock),
             batch.origin,
             encoding,
         )
         effects.append(Send(encode(step)))
-        if size > MAX_BATCH_BYTES:
+        if size > _WHOLE_BYTES:
             self._rest = memoryview(records)[MAX_BATCH_BYTES:]
         self._told = batch.next
         self._flight.append((batch.next, batch.count, len(batch.records), batch.stamp))
         self.flight_bytes += len(batch.records)
         self.sent_records += batch.count
-        return min(size, MAX_BATCH_BYTES)
+        return size if size <= _WHOLE_BYTES else MAX_BATCH_BYTES
 
     def check(self) -> None:
         """Hold the invariants (tests).

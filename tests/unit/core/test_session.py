@@ -6,10 +6,19 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
 from linkd.core import wire
-from linkd.core.batch import MAX_BATCH_BYTES, Batch, Origin, Record, Source, encode_records
+from linkd.core.batch import (
+    MAX_BATCH_BYTES,
+    Batch,
+    Origin,
+    Record,
+    Source,
+    decode_records,
+    encode_records,
+)
 from linkd.core.channels import Patterns
 from linkd.core.session import Greeting, Session
 from linkd.core.session_types import (
@@ -640,6 +649,36 @@ def test_records_are_packed_where_both_ends_can_and_it_pays() -> None:
         assert (message.size < 5000) is (size < 5000 or encoding == "zstd")
         # The window and what is owed count what the records are, not how they travel.
         assert session.outbound.flight_bytes == len(batch(1, bytes(size)).records)
+
+
+def test_what_does_not_get_smaller_travels_as_it_is() -> None:
+    """Packed, such a batch may be larger than the other end takes."""
+    session = made(pack=lambda records: b"the head" + records)
+    greeted(session, theirs=hello(compress=("zstd",)))
+    full = batch(1, *[bytes(1017)] * 64)
+    (message,) = sent(session.outbound.read([full], 0.0, 0.0))
+    assert isinstance(message, Step)
+    assert (message.encoding, message.size) == ("", MAX_BATCH_BYTES)
+
+
+@pytest.mark.parametrize(
+    ("size", "messages"), [(65_536, 1), (69_000, 1), (70_000, 2), (135_000, 2), (140_000, 3)]
+)
+def test_a_record_a_little_above_64_kib_is_not_cut(size: int, messages: int) -> None:
+    session, other = made(), begun()
+    greeted(session)
+    effects = session.outbound.read([batch(1, bytes(size))], 0.0, 0.0)
+    while session.outbound.eager:
+        effects += session.outbound.writable(True, 0.0, 0.0)
+    found = sent(effects)
+    assert len(found) == messages
+    assert isinstance(found[0], Step)
+    found[0] = msgspec.structs.replace(found[0], previous=10, next=11)
+    stored = []
+    for message in found:
+        stored += [each for each in other.received(message, 0.0) if isinstance(each, Store)]
+    (store,) = stored
+    assert decode_records(store.batch.records, 1) == [Record(bytes(size))]
 
 
 def test_a_session_that_lost_count_of_itself_is_caught() -> None:
