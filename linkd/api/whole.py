@@ -17,8 +17,8 @@ class WholeMessages(WholeFrames, ServerProtocol):  # type: ignore[misc]  # Autob
     """
 
     masked: ClassVar[int] = 0x80
-    most_whole: ClassVar[int] = 393_216
-    """What linkd's clients gather into one message, and the batch that goes beyond it."""
+    most_whole: int = 0
+    """Set once the handshake is over: the longest message that is taken at all."""
 
     open: bool
 

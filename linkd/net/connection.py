@@ -64,7 +64,7 @@ class Connection(WholeFrames, Sending):
     """
 
     log: Any = Quiet()
-    most_whole: ClassVar[int] = MAX_MESSAGE_BYTES
+    most_whole: int = MAX_MESSAGE_BYTES
     silent_reason: ClassVar[Reason]
     factory: Any
     remoteCloseCode: int | None
@@ -125,9 +125,8 @@ class Connection(WholeFrames, Sending):
         if len(data) >= FLOW_BYTES and now - life.sent_at >= PONG_AFTER and self.state == _OPEN:
             life.sent_at = now
             self.transport.write(_PONG_MASKED if self.dialed else _PONG_UNMASKED)
-        self.data = self.data + data if self.data else data
         try:
-            self.consumeData()
+            self.gather(data)
         except Exception:  # noqa: BLE001 - the one place: log and abort
             if self._ending is None:
                 self._bug("what was received could not be worked on")

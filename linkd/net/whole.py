@@ -13,6 +13,7 @@ from linkd.net.websocket import STATE_CLOSING, STATE_OPEN
 
 _OPEN: Final = STATE_OPEN
 _LIVING: Final = (STATE_OPEN, STATE_CLOSING)
+_SMALL_PIECE_BYTES: Final = 16_384
 
 
 class WholeFrames(ABC):
@@ -28,11 +29,33 @@ class WholeFrames(ABC):
     """
 
     masked: ClassVar[int]
-    most_whole: ClassVar[int]
+    most_whole: int
     data: bytes
     state: int
     current_frame: object
     inside_message: bool
+    _pieces: list[bytes] | None = None
+    """What has come of a frame behind `data`, while some of it is missing."""
+
+    _missing = 0
+
+    def gather(self, data: bytes) -> None:
+        """Take bytes that came, and work on them once they may hold a frame.
+
+        A long frame is put together once, when all of it is there.
+        """
+        pieces = self._pieces
+        if pieces is None:
+            self.data = self.data + data if self.data else data
+        else:
+            pieces.append(data)
+            self._missing -= len(data)
+            if self._missing > 0:
+                _merge_small(pieces)
+                return
+            self._pieces = None
+            self.data = b"".join([self.data, *pieces])
+        self.consumeData()
 
     def consumeData(self) -> None:
         """Work on what has come."""
@@ -49,19 +72,26 @@ class WholeFrames(ABC):
         """Take whole frames off the front; tell whether nothing more can be done for now."""
         data, position = self.data, 0
         masked, most, whole = self.masked, self.most_whole, self.whole
-        waits = False
         while self.state == _OPEN:
             found = take(data, position, masked, most)
-            if found is True or found is False:
-                waits = found
+            if isinstance(found, int):
+                if found and self._pieces is None:
+                    self._missing, self._pieces = found, []
                 break
             if not whole(found[0], found[1]):
                 break
             position = found[2]
         if position:
             self.data = data[position:]
-        return waits or not self.data
+        return self._pieces is not None or not self.data
 
     @abstractmethod
     def whole(self, first: int, payload: bytes) -> bool:
         """Take a frame, told by its first byte; False leaves it to Autobahn."""
+
+
+def _merge_small(pieces: list[bytes]) -> None:
+    """Put the last pieces together while they are small: many would cost more than their bytes."""
+    while len(pieces) > 1 and len(pieces[-2]) <= len(pieces[-1]) < _SMALL_PIECE_BYTES:
+        last = pieces.pop()
+        pieces[-1] += last
