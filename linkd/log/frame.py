@@ -15,11 +15,11 @@ so a bad frame before it is damage.
 from __future__ import annotations
 
 from struct import Struct
-from zlib import crc32
 
 import msgspec
 
 from linkd.core.batch import Batch, Origin, Producer, Source
+from linkd.log.checksum import crc32
 from linkd.log.group import CursorSet, EpochOpened, Piece, Publish
 
 MAGIC = b"LkF\x01"

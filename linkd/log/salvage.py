@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from zlib import crc32
 
+from linkd.log.checksum import crc32
 from linkd.log.frame import HEAD, MAGIC, SMALL, Claim, Frame, claim_at, frame_at
 
 _PATIENCE = 4
