@@ -32,6 +32,9 @@ class Bounds(Protocol):
     first: int
     next: int
 
+    def make_room(self) -> None:
+        """A segment takes less of the disk now."""
+
 
 class Retrieval:
     """Reads from segments.
@@ -105,7 +108,7 @@ class Retrieval:
         Where the disk refuses that, who reads is told so, and not that all of it is gone: what is
         readable there is read once it can be mended.
         """
-        number = int(damage.path.stem)
+        number, bounds = int(damage.path.stem), self._bounds
         before = next(segment for segment in self._shelf.segments if segment.number == number)
 
         def job() -> None:
@@ -130,6 +133,7 @@ class Retrieval:
                 done(index)
                 return
             self._shelf.replace(index)
+            bounds.make_room()
             again()
 
         self._reader.work(job)

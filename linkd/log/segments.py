@@ -342,7 +342,7 @@ class SegmentLog(Ledger):
         """Nothing below `before` is owed any more."""
         if before > self._retention.owed_from:
             self._retention.owed_from = before
-            self._make_room()
+            self.make_room()
 
     def trim(self, before: int) -> int:
         """Delete whole segments below `before`; return how many records go."""
@@ -352,10 +352,10 @@ class SegmentLog(Ledger):
         last = self._shelf.last
         if last is not None and last is self._writing and last.first < last.next <= before:
             self._begin_anew()
-        self._make_room()
+        self.make_room()
         return count
 
-    def _make_room(self) -> None:
+    def make_room(self) -> None:
         """Delete what may go, and go on with what waits for room."""
         self._retain()
         self._measure()

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import CAMPAIGN
@@ -116,6 +116,7 @@ class _Course:
 
 
 @settings(max_examples=2000 if CAMPAIGN else 40, deadline=None)
+@example(when_full="reject", steps=[("append", 400_000), ("append", 10), ("mend", 0.4)])
 @given(when_full=st.sampled_from(["reject", "drop-oldest"]), steps=st.lists(STEPS, max_size=12))
 def test_the_running_sum_of_sizes_is_the_sum(when_full: str, steps: list[tuple[str, Any]]) -> None:
     root = Path(tempfile.mkdtemp(prefix="linkd-sizes-"))
