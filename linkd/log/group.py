@@ -301,19 +301,19 @@ class Grouping:
 
         All or none of which will be there.
         """
-        first = self._state.next
-        runs: list[list[msgspec.Raw]] = [[]]
-        size = 0
+        first, cuts = self._state.next, []
+        run = begin = end = 0
         for raw in split_raw(records, count):
-            length = len(bytes(raw))
-            if runs[-1] and size + length > MAX_BATCH_BYTES:
-                runs.append([])
-                size = 0
-            runs[-1].append(raw)
-            size += length
-        for number, run in enumerate(runs, 1):
-            whole = Publish(first, count, number == len(runs))
-            self._put(draft, len(run), join_raw(run), whole)
+            size = memoryview(raw).nbytes
+            if run and end + size - begin > MAX_BATCH_BYTES:
+                cuts.append((run, begin, end))
+                run, begin = 0, end
+            run += 1
+            end += size
+        cuts.append((run, begin, end))
+        for number, (run, begin, end) in enumerate(cuts, 1):
+            whole = Publish(first, count, number == len(cuts))
+            self._put(draft, run, records[begin:end], whole)
 
     def _stored(self, item: Stored, settled: Settled) -> None:
         """Put a received batch into the group, but for what of it is known.
