@@ -15,7 +15,7 @@ from linkd.log.index import Index, SegmentHead, segment_path
 from linkd.log.lock import not_ours
 from linkd.log.reader import Damage
 from linkd.log.salvage import good_frames
-from linkd.log.scan import numbers, read_head, scan
+from linkd.log.scan import ends_at, numbers, read_head, scan
 from linkd.log.seal import load_index
 
 
@@ -182,7 +182,8 @@ def _checked(file: Path, counts: int | None, damage: list[str], notes: list[str]
     except Damage as found:
         good = good_frames(file, head.seed, found.at)
         if counts is None and not any(frame.synced > found.at for frame in good):
-            notes.append(f"{file}: a write broke off, or is under way, at byte {found.at}")
+            if ends_at(file, found.at) > found.at:
+                notes.append(f"{file}: a write broke off, or is under way, at byte {found.at}")
         else:
             damage.append(f"{file}: damaged at byte {found.at}; {len(good)} good frames follow")
         return _partly(file, head)

@@ -21,10 +21,11 @@ from linkd.log.index import Index, SegmentHead, segment_path
 from linkd.log.lock import not_ours
 from linkd.log.reader import Damage
 from linkd.log.salvage import good_frames
-from linkd.log.scan import numbers, read_head, scan
+from linkd.log.scan import ends_at, numbers, read_head, scan
 from linkd.log.seal import load_index, seal
 from linkd.log.state import Snapshot, State
 from linkd.log.untold import Untold
+from linkd.log.writer import FILL_BYTES
 
 _MOST_REPAIRS = 10_000
 
@@ -173,20 +174,22 @@ def _last(
         state = State.restored(found.snapshot)
         index, last = scan(path, head, at, state)
     if index.size < size:
+        torn = max(ends_at(path, index.size), size - 2 * FILL_BYTES) - index.size
         fd = files.open(path)
         try:
             files.truncate(fd, index.size)
             files.sync(fd)
         finally:
             files.close(fd)
-        ward.told.append(
-            Told(
-                "warn",
-                "log.repaired",
-                f"{path}: the last {size - index.size} bytes were a write that a crash broke off"
-                f" and were cut; the next offset is {state.next}",
+        if torn > 0:
+            ward.told.append(
+                Told(
+                    "warn",
+                    "log.repaired",
+                    f"{path}: the last {torn} bytes were a write that a crash broke off"
+                    f" and were cut; the next offset is {state.next}",
+                )
             )
-        )
     state.undo = []
     found.state, found.stamp, found.wall = state, last.stamp, last.wall
     found.segments.append(index)

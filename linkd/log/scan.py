@@ -101,6 +101,17 @@ def scan(
     return index, last
 
 
+def ends_at(path: Path, at: int) -> int:
+    """Return where what lies from `at` on in a file ends: the zeros behind it are room made ready.
+
+    Raises:
+        OSError: It can't be read.
+    """
+    with path.open("rb") as file:
+        file.seek(at)
+        return at + len(file.read().rstrip(b"\0"))
+
+
 def empty_index(head: SegmentHead) -> Index:
     """Return the index of a segment before anything of it is counted in."""
     return Index(head.number, head.log, head.node, head.first, head.first, 0, 0.0, False, [])

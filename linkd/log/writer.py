@@ -28,6 +28,22 @@ virtual machines by far (measured: commits of 1 MiB at 390 MB/s without, 1,600 M
 """
 
 
+FILL_BYTES = 1 << 17
+"""So many zeros are written ahead of small commits, again when half of them are used up.
+
+What is written over them changes neither the file's size nor its map, so that the disk has one
+thing to write and not several (measured: a commit of 400 B 180 µs instead of 275, and 80 µs of
+processor time instead of 125, on ext4 without a journal; one with a journal has to write that too).
+"""
+
+FILL_FOR_BYTES = 1 << 12
+"""Commits of more bytes gain less than the zeros cost."""
+
+FILL_FREE_BYTES = 1 << 26
+"""A disk that has less left is not filled with zeros."""
+
+_ZEROS = bytes(FILL_BYTES)
+
 MEASURE_BYTES = 1 << 20
 MEASURE_SECONDS = 0.1
 """What the disk has left is looked up after so many bytes, or so long, whichever comes first."""
@@ -117,6 +133,7 @@ class Writer:
         self._queue: SimpleQueue[Job | None] = SimpleQueue()
         self._fd = -1
         self._size = 0
+        self._filled = 0
         self._uncached = 0
         self._bad_era = -1
         self._free = 2**62
@@ -128,8 +145,8 @@ class Writer:
     def start(self, path: Path | None, size: int) -> None:
         """Begin, going on behind the first `size` bytes of `path`."""
         if path is not None:
-            self._fd, self._size = self._files.open(path), size
-            self._uncached = size
+            self._fd = self._files.open(path)
+            self._size = self._filled = self._uncached = size
         self._thread.start()
 
     def put(self, job: Job) -> None:
@@ -169,7 +186,7 @@ class Writer:
             if jobs and self._commit(jobs) >= GATHER_BYTES and running:
                 self.pause(GATHER_SECONDS)
         if self._fd >= 0:
-            self._files.close(self._fd)
+            self._finish(self._fd)
         self._post(self._ended)
 
     @staticmethod
@@ -195,6 +212,7 @@ class Writer:
         self._post(self._tell(Written(jobs, self._free, time.monotonic() - began)))
         self._uncache()
         self._measure_sometimes(written)
+        self._fill(written)
         return written
 
     def _write(self, jobs: list[Job]) -> int:
@@ -242,11 +260,28 @@ class Writer:
             fd, self._fd = self._fd, -1
             if self._size > self._uncached:
                 self._files.uncache(fd, self._uncached, self._size - self._uncached)
-            self._files.close(fd)
-        self._size = self._uncached = 0
+            self._finish(fd)
+        self._size = self._filled = self._uncached = 0
         with suppress(FileNotFoundError):
             self._files.unlink(path)
         self._fd = self._files.open(path, create=True)
+
+    def _fill(self, written: int) -> None:
+        """Make room ready for small commits, where there is enough of it."""
+        short = self._filled - self._size < FILL_BYTES // 2
+        if short and written <= FILL_FOR_BYTES and self._free >= FILL_FREE_BYTES:
+            begin = max(self._filled, self._size)
+            self._filled = begin + FILL_BYTES  # also if the disk refuses: it is asked again later
+            with suppress(OSError):
+                self._files.write(self._fd, begin, [_ZEROS])
+
+    def _finish(self, fd: int) -> None:
+        """Close a file, without the zeros behind what it holds."""
+        if self._filled > self._size:
+            with suppress(OSError):
+                self._files.truncate(fd, self._size)
+                self._files.sync(fd)
+        self._files.close(fd)
 
     def _put_back(self) -> bool:
         """Cut what a failed write left; tell whether the file can go on."""
@@ -255,6 +290,7 @@ class Writer:
         try:
             self._files.truncate(self._fd, self._size)
             self._files.sync(self._fd)
+            self._filled = self._size
         except OSError:
             return False
         return True

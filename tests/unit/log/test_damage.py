@@ -17,6 +17,7 @@ from linkd.log.damage import JUMP
 from linkd.log.files import RealFiles
 from linkd.log.frame import HEAD, SMALL, frame_prefix
 from linkd.log.lock import not_ours
+from linkd.log.writer import FILL_BYTES
 from tests.support.disk import Breaking
 from tests.support.logs import (
     SegmentBench,
@@ -424,7 +425,7 @@ def test_a_write_that_a_crash_broke_off_is_cut_and_told(bench: SegmentBench) -> 
     bench.close()
     (path,) = bench.path.glob("*.log")
     with path.open("ab") as file:
-        file.write(b"LkF\x01" + bytes(77))
+        file.write(b"LkF\x01" + bytes(70) + b"the end" + bytes(5000))
     bench.open()
     (told,) = bench.log.told
     assert (told.level, told.event) == ("warn", "log.repaired")
@@ -432,6 +433,38 @@ def test_a_write_that_a_crash_broke_off_is_cut_and_told(bench: SegmentBench) -> 
     assert "the next offset is 3" in told.detail
     assert append(bench, draft(b"c"))[0].offset == 3
     assert bodies(bench.restart().read(1, 1) or everything(bench)) == [b"a", b"b", b"c"]
+
+
+def test_room_made_ready_is_no_damage_and_is_given_back(bench: SegmentBench) -> None:
+    """A daemon that is killed leaves it behind; one that ends takes it away."""
+    append(bench, draft(b"a"))
+    (path,) = bench.path.glob("*.log")
+    bench.until(lambda: path.stat().st_size > FILL_BYTES)
+    killed = path.read_bytes()
+    assert killed.endswith(bytes(FILL_BYTES - 1000))
+    found = verify(bench.path)
+    assert (found.sound, found.records, found.notes) == (True, 1, [])
+    assert bench.log.size_bytes < 2000
+    bench.close()
+    size = path.stat().st_size
+    assert killed[:size].rstrip(b"\0") == path.read_bytes().rstrip(b"\0")
+    assert size < 2000
+    path.write_bytes(killed)
+    bench.open()
+    assert bench.log.told == []
+    assert append(bench, draft(b"b"))[0].offset == 2
+    assert bodies(bench.restart().read(1, 1) or everything(bench)) == [b"a", b"b"]
+
+
+def test_more_zeros_than_are_ever_made_ready_are_told(bench: SegmentBench) -> None:
+    append(bench, draft(b"a"))
+    bench.close()
+    (path,) = bench.path.glob("*.log")
+    with path.open("ab") as file:
+        file.write(bytes(2 * FILL_BYTES + 5))
+    bench.open()
+    (told,) = bench.log.told
+    assert "the last 5 bytes were a write that a crash broke off" in told.detail
 
 
 def test_a_log_that_no_mending_makes_whole_is_not_opened(

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from linkd.errors import LogDamaged
-from linkd.log.writer import GATHER_BYTES, GATHER_SECONDS, UNCACHE_BYTES, Writer
+from linkd.log.writer import (
+    FILL_BYTES,
+    FILL_FOR_BYTES,
+    FILL_FREE_BYTES,
+    GATHER_BYTES,
+    GATHER_SECONDS,
+    UNCACHE_BYTES,
+    Writer,
+)
 from tests.support.disk import RecordingFiles
-from tests.support.logs import SegmentBench, append, draft, fetch
+from tests.support.logs import SegmentBench, append, draft, everything, fetch
 
 MIB = 1 << 20
 
@@ -91,6 +100,93 @@ def test_after_a_large_commit_more_is_gathered_for_the_next(
     append(bench, draft(bytes(GATHER_BYTES)))
     append(bench, draft(b"small again"))
     assert slept == [GATHER_SECONDS]
+
+
+class FillingFiles(RecordingFiles):
+    """Notes how large the file was at each commit and after it; may refuse the zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.commits: list[tuple[int, int]] = []
+        self.fills: list[int] = []
+        self.no_zeros = False
+
+    def write(self, fd: int, at: int, buffers: Sequence[bytes]) -> None:
+        """Note what it is."""
+        before = os.fstat(fd).st_size
+        if b"".join(buffers).strip(b"\0"):
+            super().write(fd, at, buffers)
+            self.commits.append((before, os.fstat(fd).st_size))
+            return
+        self.fills.append(at)
+        if self.no_zeros:
+            raise OSError(errno.ENOSPC, "no room for zeros")
+        super().write(fd, at, buffers)
+
+
+@pytest.fixture
+def filling(tmp_path: Path) -> Iterator[SegmentBench]:
+    one = SegmentBench(tmp_path / "log", files=FillingFiles(), segment_bytes=MIB)
+    yield one
+    one.close()
+
+
+def test_small_commits_find_room_made_ready_and_the_file_does_not_grow_with_each(
+    filling: SegmentBench,
+) -> None:
+    for _ in range(300):
+        append(filling, draft(bytes(1000)))
+    filling.close()
+    files = filling.files
+    grown = [after - before for before, after in files.commits if after > before]
+    assert len(files.commits) >= 300
+    assert len(grown) <= 4  # the small files, and the first of all, before there is room
+    assert 300_000 // FILL_BYTES < len(files.fills) <= 300_000 // (FILL_BYTES // 2) + 1
+    (path,) = filling.path.glob("*.log")
+    assert path.stat().st_size < 350_000
+    filling.open()
+    assert filling.log.told == []
+    assert sum(batch.count for batch in everything(filling)) == 300
+
+
+def test_large_commits_make_no_room_ready(filling: SegmentBench) -> None:
+    append(filling, draft(b"small"))
+    filling.files.fills.clear()
+    for _ in range(40):
+        append(filling, draft(bytes(FILL_FOR_BYTES)))
+    assert filling.files.fills == []
+
+
+def test_a_finished_file_ends_with_what_it_holds(filling: SegmentBench) -> None:
+    for _ in range(5):
+        append(filling, draft(b"small"))
+    filling.log.trim(filling.log.next - 1)
+    for _ in range(300):
+        append(filling, draft(bytes(4000)))
+    *finished, last = sorted(filling.path.glob("*.log"))
+    assert finished
+    sizes = {segment.number: segment.size for segment in filling.log._shelf.segments}
+    for path in finished:
+        assert path.stat().st_size == sizes[int(path.stem)]
+    assert last.stat().st_size > sizes[int(last.stem)]
+
+
+def test_where_the_disk_has_no_room_for_zeros_commits_append(filling: SegmentBench) -> None:
+    filling.files.no_zeros = True
+    for _ in range(200):
+        append(filling, draft(bytes(1000)))
+    assert 1 <= len(filling.files.fills) <= 4  # asked again now and then, not each time
+    assert len(filling.files.commits) >= 200
+    assert filling.log.full is None
+
+
+def test_a_disk_that_has_little_left_is_not_filled_with_zeros(filling: SegmentBench) -> None:
+    append(filling, draft(b"a"))
+    filling.files.free = FILL_FREE_BYTES - 1
+    filling.restart()
+    filling.files.fills.clear()
+    append(filling, draft(b"b"))
+    assert filling.files.fills == []
 
 
 def test_a_fetch_reads_little_more_than_was_asked_for(

@@ -53,4 +53,5 @@ def test_a_new_era_is_written_behind_a_failure(tmp_path: Path) -> None:
     (path,) = tmp_path.iterdir()
     assert path.stat().st_size == 144
     synced = [step[0] for step in files.steps if step[0] in ("write", "sync", "sync_dir")]
-    assert synced[-3:] == ["write", "sync", "sync_dir"]
+    made_ready, finished = ["write", "sync"], ["sync"]
+    assert synced[-6:] == ["write", "sync", "sync_dir", *made_ready, *finished]
