@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -60,6 +61,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(head), rule, *[line(row) for row in rows]])
 
 
+def python() -> str:
+    """Name the interpreter; distributions build theirs with optimisations, others often without."""
+    whose = " of the distribution" if sys.base_prefix == "/usr" else ""
+    return f"Python {platform.python_version()}{whose}"
+
+
 def machine() -> str:
     """Describe where and when this was measured."""
     model = "unknown processor"
@@ -71,7 +78,7 @@ def machine() -> str:
     load = " ".join(f"{one:.1f}" for one in os.getloadavg())
     return (
         f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC; {model}, {os.cpu_count()} cores, "
-        f"{memory:.0f} GiB, Linux {platform.release()}, Python {platform.python_version()}; "
+        f"{memory:.0f} GiB, Linux {platform.release()}, {python()}; "
         f"load average at the start {load}"
     )
 
