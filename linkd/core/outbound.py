@@ -232,11 +232,13 @@ class Outbound:
         if next <= self.acked:
             return []
         self.acked = next
-        flight = self._flight
+        flight, all_records, all_bytes = self._flight, 0, 0
         while flight and flight[0][0] <= next:
             _, records, size, _ = flight.popleft()
-            self.flight_bytes -= size
-            self._settle(records, size)
+            all_records += records
+            all_bytes += size
+        self.flight_bytes -= all_bytes
+        self._settle(all_records, all_bytes)
         if next >= self.log_next:
             self.owed_records = self.owed_bytes = 0
         return [Acked(next), *self._more()]

@@ -56,6 +56,10 @@ class MemoryCursors:
         """Return what each peer has of our log."""
         return dict(self._peers)
 
+    def peer(self, name: str) -> PeerCursor | None:
+        """Return what one peer has, None where it is unknown."""
+        return self._peers.get(name)
+
     def set_peer(self, cursor: PeerCursor) -> None:
         """Note a peer's progress; soon durable."""
         self._peers[cursor.peer] = cursor

@@ -207,6 +207,9 @@ class CursorStore(Protocol):
     def peers(self) -> dict[str, PeerCursor]:
         """Return what each peer has of our log."""
 
+    def peer(self, name: str) -> PeerCursor | None:
+        """Return what one peer has, None where it is unknown."""
+
     def set_peer(self, cursor: PeerCursor) -> None:
         """Note a peer's progress; soon durable."""
 

@@ -86,7 +86,7 @@ class Links:
 
     def _add(self, settings: PeerSettings) -> None:
         """Begin the link to one peer."""
-        if settings.name not in self._cursors.peers():
+        if self._cursors.peer(settings.name) is None:
             here = self._around.log.next
             self._cursors.set_peer(PeerCursor(settings.name, here, here))
         reconnect = self._around.config.reconnect
@@ -146,11 +146,13 @@ class Links:
 
     def acked_by(self, peer: str) -> int:
         """Return the offset below which the peer has everything, as noted on disk."""
-        return min(self._cursors.peers()[peer].acked, self._around.log.next)
+        known = self._cursors.peer(peer)
+        assert known is not None  # noted before the link begins
+        return min(known.acked, self._around.log.next)
 
     def acked(self, peer: str, next: int) -> LinkDriver | None:
         """Note that the peer has everything below `next`; return its link, while it has one."""
-        known, driver = self._cursors.peers().get(peer), self.drivers.get(peer)
+        known, driver = self._cursors.peer(peer), self.drivers.get(peer)
         if known is None or driver is None:
             return None
         if known.acked != next:
