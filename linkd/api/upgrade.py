@@ -28,9 +28,6 @@ CLOSE_SECONDS = 3.0
 ENVELOPE_BYTES = 65_536
 """A text frame may be so much larger than the body in it."""
 
-BUFFER_BYTES = 262_144
-"""So much is read at once, and may wait for the client to read it before more is held back."""
-
 MAX_FRAMES = 1024
 """Frames in which one message may come: each costs as much as a whole message."""
 
@@ -115,7 +112,6 @@ class ApiSocket(WholeMessages):
         """The handshake is over."""
         self.open = True
         self.most_whole = self.maxFramePayloadSize
-        self.transport.bufferSize = BUFFER_BYTES
         self.transport.registerProducer(_Room(self), True)
         self._guarded(self.session.opened)
 
