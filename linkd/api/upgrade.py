@@ -31,6 +31,9 @@ ENVELOPE_BYTES = 65_536
 MAX_FRAMES = 1024
 """Frames in which one message may come: each costs as much as a whole message."""
 
+_LAST_DATA = 7
+"""The opcodes of control frames are greater."""
+
 NORMAL = 1000
 GOING_AWAY = 1001
 REFUSED = 1008
@@ -127,8 +130,9 @@ class ApiSocket(WholeMessages):
             super().onPing(payload)
 
     def onFrameBegin(self) -> None:
-        """The head of a frame has come: count it."""
-        self._frames += 1
+        """The head of a frame has come: count it, if it is of a message or within one."""
+        if self.inside_message or self.current_frame.opcode <= _LAST_DATA:  # no ping by itself
+            self._frames += 1
         super().onFrameBegin()
 
     def processData(self) -> bool:

@@ -44,6 +44,7 @@ ABORT_AFTER: Final = 3.0
 MAX_FRAMES: Final = 256
 """Frames in which one message may come: each costs as much as a whole message."""
 
+_LAST_DATA: Final = 7  # the opcodes of control frames are greater
 _OPEN: Final = STATE_OPEN
 _CLOSED: Final = STATE_CLOSED
 _CLOSED_WELL: Final = (1000, 1001)
@@ -138,8 +139,9 @@ class Connection(WholeFrames, Sending):
         return super().processData() and not self._too_many()  # type: ignore[misc]
 
     def onFrameBegin(self) -> None:
-        """Autobahn has a frame's head: count it."""
-        self._frames += 1
+        """Autobahn has a frame's head: count it, if it is of a message or within one."""
+        if self.inside_message or self.current_frame.opcode <= _LAST_DATA:  # no ping by itself
+            self._frames += 1
         super().onFrameBegin()  # type: ignore[misc]
 
     def _too_many(self) -> bool:

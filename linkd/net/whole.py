@@ -6,7 +6,7 @@ Autobahn takes about 15 µs a message and copies it four times; links and stream
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from linkd.net.frames import take
 from linkd.net.websocket import STATE_CLOSING, STATE_OPEN
@@ -32,7 +32,7 @@ class WholeFrames(ABC):
     most_whole: int
     data: bytes
     state: int
-    current_frame: object
+    current_frame: Any
     inside_message: bool
     _pieces: list[bytes] | None = None
     """What has come of a frame behind `data`, while some of it is missing."""
@@ -72,7 +72,7 @@ class WholeFrames(ABC):
         """Take whole frames off the front; tell whether nothing more can be done for now."""
         data, position = self.data, 0
         masked, most, whole = self.masked, self.most_whole, self.whole
-        while self.state == _OPEN:
+        while self.state == _OPEN and position < len(data):
             found = take(data, position, masked, most)
             if isinstance(found, int):
                 if found and self._pieces is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect, unix_connect
 from websockets.typing import Subprotocol
 
+from linkd.api.upgrade import MAX_FRAMES
 from linkd.core import stream
 from linkd.core.batch import Draft, Record, decode_records, encode_records
 from tests.support.api_calls import Served, thread, until
@@ -125,6 +126,29 @@ def pump(served: Served, call: Callable[[Stream], Any], producer: str = "") -> A
 
 
 # /ws
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_only_answers_pings_stays(served: Served) -> None:
+    """Each answer counted as a frame of a message: a reader was cut after 1,025, in 85 minutes."""
+
+    def run(client: Text) -> bool:
+        for _ in range(2 * MAX_FRAMES + 10):
+            client.wire.pong(b"here")
+        return client.wire.ping().wait(5)
+
+    assert await talk(served, "channel=orders", run)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_message_in_too_many_frames_ends_the_connection(served: Served) -> None:
+    def run(client: Text) -> int | None:
+        with suppress(ConnectionClosed):
+            client.wire.send(["x"] * (MAX_FRAMES + 10))
+            client.wire.recv(timeout=5)
+        return client.wire.close_code
+
+    assert await talk(served, "channel=orders", run) == 1008
 
 
 @pytest_twisted.ensureDeferred

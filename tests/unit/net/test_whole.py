@@ -68,7 +68,7 @@ def test_whatever_the_pieces_the_frames_are_the_same(seed: int) -> None:
         end.gather(content[at : at + size])
         at += size
     assert end.told == frames
-    assert (end.data, end.left) == (b"", b"")
+    assert (end.data, end.left, end._pieces) == (b"", b"", None)
 
 
 def test_a_long_frame_is_worked_on_when_all_of_it_is_there() -> None:
