@@ -21,6 +21,13 @@ ROWS = (
         "it was stored.",
     ),
     kind(
+        "log.unclosed",
+        "info",
+        "file bytes",
+        "linkd had not come to its end: the zeros that were made ready behind the newest records "
+        "were cut.",
+    ),
+    kind(
         "log.rebuilt",
         "warn",
         "file",

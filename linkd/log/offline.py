@@ -15,8 +15,11 @@ from linkd.log.index import Index, SegmentHead, segment_path
 from linkd.log.lock import not_ours
 from linkd.log.reader import Damage
 from linkd.log.salvage import good_frames
-from linkd.log.scan import ends_at, numbers, read_head, scan
+from linkd.log.scan import ends_at, numbers, read_head, scan, scan_sealed
 from linkd.log.seal import load_index
+
+_LOOKS = 3
+"""So often a bad place in a file that grows is looked at before it counts as damage."""
 
 
 class Stat(msgspec.Struct, frozen=True):
@@ -178,15 +181,36 @@ def _checked(file: Path, counts: int | None, damage: list[str], notes: list[str]
         size = file.stat().st_size
         if counts is not None and size < counts:
             raise Damage(file, size)
-        return scan(file, head, size if counts is None else counts, None)[0]
+        if counts is None:
+            return scan(file, head, size, None)[0]
+        return scan_sealed(file, head, counts, sure=counts < size or not head.salvaged)[0]
     except Damage as found:
-        good = good_frames(file, head.seed, found.at)
-        if counts is None and not any(frame.synced > found.at for frame in good):
-            if ends_at(file, found.at) > found.at:
-                notes.append(f"{file}: a write broke off, or is under way, at byte {found.at}")
+        if counts is None:
+            _judge_end(file, head, found.at, damage, notes)
         else:
+            good = good_frames(file, head.seed, found.at)
             damage.append(f"{file}: damaged at byte {found.at}; {len(good)} good frames follow")
         return _partly(file, head)
+
+
+def _judge_end(file: Path, head: SegmentHead, at: int, damage: list[str], notes: list[str]) -> None:
+    """Add what is wrong, or worth knowing, at the first place of the last segment without a frame.
+
+    A daemon may be at work on it: what was found there while later frames were not written yet is
+    looked at again once they are.
+    """
+    for _ in range(_LOOKS):
+        good = good_frames(file, head.seed, at)
+        if good and good[0].at == at:
+            return  # written meanwhile
+        if not any(frame.synced > at for frame in good):
+            end = ends_at(file, at)
+            if end > at:
+                notes.append(f"{file}: a write broke off, or is under way, at byte {at}")
+            else:
+                notes.append(f"{file}: from byte {at} on zeros, made ready for more")
+            return
+    damage.append(f"{file}: damaged at byte {at}; {len(good)} good frames follow")
 
 
 def _partly(file: Path, head: SegmentHead) -> Index:

@@ -21,7 +21,7 @@ from linkd.log.index import Index, SegmentHead, segment_path
 from linkd.log.lock import not_ours
 from linkd.log.reader import Damage
 from linkd.log.salvage import good_frames
-from linkd.log.scan import ends_at, numbers, read_head, scan
+from linkd.log.scan import ends_at, numbers, read_head, scan, scan_sealed
 from linkd.log.seal import load_index, seal
 from linkd.log.state import Snapshot, State
 from linkd.log.untold import Untold
@@ -114,13 +114,14 @@ def _find(folder: Path, files: Files, ward: Ward) -> Found:
         head, path = heads[number][0], segment_path(folder, number)
         size = path.stat().st_size
         counts = heads[after][0].previous_size  # 0 where a mended head no longer knows
-        if counts and not head.salvaged and heads[after][0].previous == number:
+        sure = counts > 0 and not head.salvaged and heads[after][0].previous == number
+        if sure:
             if size < counts:
                 raise Damage(path, size)
             size = counts
         index = load_index(folder, number, identity.log)
         if index is None or index.size != size:
-            index, _ = scan(path, head, size, None, sealed=True)
+            index, _ = scan_sealed(path, head, size, sure)
             seal(files, folder, index, ())  # the next start need not read it again
         found.segments.append(index)
         if heads[after][0].previous != number:
@@ -173,23 +174,32 @@ def _last(
             raise
         state = State.restored(found.snapshot)
         index, last = scan(path, head, at, state)
-    if index.size < size:
-        torn = max(ends_at(path, index.size), size - 2 * FILL_BYTES) - index.size
-        fd = files.open(path)
-        try:
+    torn = max(ends_at(path, index.size), size - 2 * FILL_BYTES) - index.size
+    fd = files.open(path)
+    try:
+        if index.size < size:
             files.truncate(fd, index.size)
-            files.sync(fd)
-        finally:
-            files.close(fd)
-        if torn > 0:
-            ward.told.append(
-                Told(
-                    "warn",
-                    "log.repaired",
-                    f"{path}: the last {torn} bytes were a write that a crash broke off"
-                    f" and were cut; the next offset is {state.next}",
-                )
+        files.sync(fd)  # what the page cache alone may have counts from here on
+    finally:
+        files.close(fd)
+    if torn > 0:
+        ward.told.append(
+            Told(
+                "warn",
+                "log.repaired",
+                f"{path}: the last {torn} bytes were a write that a crash broke off"
+                f" and were cut; the next offset is {state.next}",
             )
+        )
+    elif index.size < size:
+        ward.told.append(
+            Told(
+                "info",
+                "log.unclosed",
+                f"{path}: linkd was killed, or the machine went down; the {size - index.size} zeros"
+                f" that were made ready for more were cut; the next offset is {state.next}",
+            )
+        )
     state.undo = []
     found.state, found.stamp, found.wall = state, last.stamp, last.wall
     found.segments.append(index)

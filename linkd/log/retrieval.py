@@ -18,7 +18,7 @@ from linkd.log.files import Files
 from linkd.log.index import Index
 from linkd.log.lock import not_ours
 from linkd.log.reader import Damage, Reader
-from linkd.log.scan import read_head, scan
+from linkd.log.scan import read_head, scan, scan_sealed
 from linkd.log.seal import seal
 from linkd.log.shelf import Shelf
 from linkd.log.untold import Untold
@@ -156,7 +156,7 @@ class Retrieval:
         try:
             head, _ = read_head(path)
             size = path.stat().st_size if head.salvaged else before.size
-            return scan(path, head, size, None, sealed=True)[0]
+            return scan_sealed(path, head, size, not head.salvaged)[0]
         except Damage as worse:
             damage = worse
         ward.mend(damage)

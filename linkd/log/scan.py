@@ -101,6 +101,23 @@ def scan(
     return index, last
 
 
+def scan_sealed(path: Path, head: SegmentHead, size: int, sure: bool) -> tuple[Index, Frame]:
+    """Like `scan`, of a finished segment.
+
+    Args:
+        path: The file.
+        head: What opens it.
+        size: Bytes that count.
+        sure: So many do count; else zeros behind the last frame are none of it.
+    """
+    try:
+        return scan(path, head, size, None, sealed=True)
+    except Damage as damage:
+        if sure or ends_at(path, damage.at) > damage.at:
+            raise
+        return scan(path, head, damage.at, None, sealed=True)
+
+
 def ends_at(path: Path, at: int) -> int:
     """Return where what lies from `at` on in a file ends: the zeros behind it are room made ready.
 

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from linkd.errors import Gap, LogDamaged
-from linkd.log import verify
+from linkd.log import offline, verify
 from linkd.log.damage import JUMP
 from linkd.log.files import RealFiles
 from linkd.log.frame import HEAD, SMALL, frame_prefix
 from linkd.log.lock import not_ours
 from linkd.log.writer import FILL_BYTES
-from tests.support.disk import Breaking
+from tests.support.disk import Breaking, RecordingFiles
 from tests.support.logs import (
     SegmentBench,
     append,
@@ -443,7 +443,9 @@ def test_room_made_ready_is_no_damage_and_is_given_back(bench: SegmentBench) -> 
     killed = path.read_bytes()
     assert killed.endswith(bytes(FILL_BYTES - 1000))
     found = verify(bench.path)
-    assert (found.sound, found.records, found.notes) == (True, 1, [])
+    assert (found.sound, found.records) == (True, 1)
+    (note,) = found.notes
+    assert "zeros, made ready for more" in note
     assert bench.log.size_bytes < 2000
     bench.close()
     size = path.stat().st_size
@@ -451,9 +453,72 @@ def test_room_made_ready_is_no_damage_and_is_given_back(bench: SegmentBench) -> 
     assert size < 2000
     path.write_bytes(killed)
     bench.open()
-    assert bench.log.told == []
+    (told,) = bench.log.told
+    assert (told.level, told.event) == ("info", "log.unclosed")
+    assert f"the {len(killed) - size} zeros that were made ready" in told.detail
+    assert "the next offset is 2" in told.detail
     assert append(bench, draft(b"b"))[0].offset == 2
     assert bodies(bench.restart().read(1, 1) or everything(bench)) == [b"a", b"b"]
+
+
+def test_zeros_left_in_a_mended_file_are_no_new_damage(bench: SegmentBench) -> None:
+    """Nobody knows how much of one counts: a truncate that the disk refused leaves zeros there."""
+    fill(bench)
+    bench.close()
+    first = min(bench.path.glob("*.log"))
+    flip(first, first.stat().st_size // 2)
+    bench.open()
+    kept = [batch.offset for batch in everything(bench)]
+    assert "log.damaged" in [told.event for told in bench.log.told]
+    bench.close()
+    with first.open("ab") as file:
+        file.write(bytes(FILL_BYTES))
+    for beside in bench.path.glob("*.idx"):
+        beside.unlink()
+    assert verify(bench.path).damage == []
+    bench.open()
+    assert bench.log.told == []
+    assert [batch.offset for batch in everything(bench)] == kept
+
+
+def test_what_is_written_while_a_log_is_verified_is_no_damage(
+    bench: SegmentBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append(bench, draft(b"a"))
+    (path,) = bench.path.glob("*.log")
+    real = offline.scan
+
+    def scan_and_write(*rest: Any, **more: Any) -> Any:
+        try:
+            return real(*rest, **more)
+        finally:
+            for number in range(3):
+                append(bench, draft(b"meanwhile %d" % number))
+
+    monkeypatch.setattr(offline, "scan", scan_and_write)
+    bench.until(lambda: path.stat().st_size > FILL_BYTES)
+    found = verify(bench.path)
+    assert (found.damage, found.sound) == ([], True)
+
+
+def test_a_bad_place_that_stays_bad_is_damage_also_in_the_newest_file(bench: SegmentBench) -> None:
+    for number in range(20):
+        append(bench, draft(b"%d" % number))
+    (path,) = bench.path.glob("*.log")
+    flip(path, 500)
+    found = verify(bench.path)
+    assert not found.sound
+    assert "good frames follow" in found.damage[0]
+
+
+def test_what_is_found_at_a_start_is_synced_before_it_counts(bench: SegmentBench) -> None:
+    """Of a write whose sync failed the page cache alone may know."""
+    append(bench, draft(b"a"))
+    bench.close()
+    files = RecordingFiles()
+    bench.files = files
+    bench.open()
+    assert [step[0] for step in files.steps[:2]] == ["open", "sync"]
 
 
 def test_more_zeros_than_are_ever_made_ready_are_told(bench: SegmentBench) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from linkd.log import recover, seal, verify
+from linkd.log import recover, scan, seal, verify
 from linkd.log.files import RealFiles
 from linkd.log.seal import load_index
 from tests.support.logs import SegmentBench, append, bodies, draft, everything
@@ -31,13 +31,14 @@ def bench(tmp_path: Path) -> Iterator[SegmentBench]:
 def scanned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the names of the files that are read whole at a start, as they are."""
     names: list[str] = []
-    scan = recover.scan
+    real = scan.scan
 
     def noting(path: Path, *rest: Any, **more: Any) -> Any:
         names.append(path.name)
-        return scan(path, *rest, **more)
+        return real(path, *rest, **more)
 
     monkeypatch.setattr(recover, "scan", noting)
+    monkeypatch.setattr(scan, "scan", noting)
     return names
 
 
