@@ -18,7 +18,7 @@ from linkd import events
 from linkd.api.server import Api
 from linkd.clock import wall
 from linkd.config import Config
-from linkd.log import open_cursors, open_log
+from linkd.log import Edges, open_cursors, open_log
 from linkd.log.engine import Log
 from linkd.net.dialer import LinkDialer, Origin
 from linkd.net.listener import Listener
@@ -60,8 +60,9 @@ class Assembly:
         reactor.suggestThreadPoolSize(_LOOKUP_THREADS)
         state = Path(config.node.state_dir)
         post, began = reactor.callFromThread, reactor.seconds()
-        name, turn = config.node.name, turn_end(reactor)
-        log = open_log(config.log, state, name, post, wall=wall, at_turn_end=turn)
+        prompt = getattr(reactor, "in_turn", None)
+        edges = Edges(wall=wall, at_turn_end=turn_end(reactor), in_turn=prompt)
+        log = open_log(config.log, state, config.node.name, post, edges)
         self._cursors = open_cursors(log, state, post, wall=wall)
         opened = reactor.seconds() - began
         self._outages = Outages(self._cursors)

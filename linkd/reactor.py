@@ -5,12 +5,18 @@ and a round of the loop until the bytes go, and at each of them a thread that wr
 in between. Nearly always it can. Here, all that a turn has led to is written where the turn ends,
 and only sockets that are then full are given to epoll. A turn is what one wait for events has led
 to.
+
+A turn may also be another thread's, while the loop's own waits for events: the thread that writes
+the log goes on by itself with what a commit leads to, instead of waking the loop for it, which
+costs as much as the rest. There is one turn at a time, whosesoever it is: nothing that a turn calls
+needs a lock.
 """
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from threading import Lock
 from typing import Any
 
 from twisted.internet.epollreactor import EPollReactor
@@ -29,6 +35,10 @@ class PromptReactor(_Base):  # type: ignore[misc]
         self._fresh: dict[Any, None] = {}
         self._full: set[Any] = set()
         self._last: list[Callable[[], None]] = []
+        self._turn = Lock()  # held in every turn, by the loop whenever it does not wait
+        self._turn.acquire()
+        self._others = 0  # turns of other threads
+        self._wakes_at: float | None = 0.0  # when the loop ends its wait of itself
         super().__init__()
 
     def at_turn_end(self, call: Callable[[], None]) -> None:
@@ -37,6 +47,38 @@ class PromptReactor(_Base):  # type: ignore[misc]
         For the reactor's own thread only.
         """
         self._last.append(call)
+
+    def in_turn(self, call: Callable[[], None]) -> None:
+        """Make a call as `callFromThread` does, and in order with it; not for the loop's thread.
+
+        While the loop waits for events the call is made before this returns, in a turn of the
+        calling thread's; not once the reactor stops.
+        """
+        if not self._turn.acquire(blocking=False):
+            self.callFromThread(call)
+            return
+        try:
+            if self.threadCallQueue or self._stopped:
+                self.callFromThread(call)
+            else:
+                self._others += 1
+                self._turn_of_another(call)
+        finally:
+            self._turn.release()
+
+    def _turn_of_another(self, call: Callable[[], None]) -> None:
+        """Make a call and end its turn; wake the loop where it would wait too long now."""
+        try:
+            call()
+        except Exception:  # noqa: BLE001 - as runUntilCurrent does
+            self._log.failure("a call of another thread failed")
+        if self._fresh or self._last:
+            self._end_turn()
+        at_once = self._fresh or self._last or self.threadCallQueue or self._stopped
+        sooner = 0.0 if at_once else self.timeout()
+        wakes = self._wakes_at
+        if sooner is not None and (wakes is None or self.seconds() + sooner < wakes):
+            self.wakeUp()
 
     def addWriter(self, writer: Any) -> None:
         """Write where this turn ends, or when epoll says so where it was asked."""
@@ -75,12 +117,7 @@ class PromptReactor(_Base):  # type: ignore[misc]
             sooner = 0.0 if self._fresh or self._last or stops else self.timeout()
             if sooner is not None:
                 timeout = sooner if timeout is None else min(timeout, sooner)
-        try:
-            events = self._poller.poll(-1 if timeout is None else timeout, len(self._selectables))
-        except OSError as error:
-            if error.errno == errno.EINTR:
-                return
-            raise
+        events = self._wait(timeout)
         selectables, work = self._selectables, self._doReadOrWrite
         for fd, event in events:
             selectable = selectables.get(fd)
@@ -89,6 +126,26 @@ class PromptReactor(_Base):  # type: ignore[misc]
                     work(selectable, fd, event)
                 except Exception:  # noqa: BLE001 - of its loss; the others have their turn
                     self._log.failure("the loss of a socket failed")
+
+    def _wait(self, timeout: float | None) -> list[tuple[int, int]]:
+        """Return what has happened, as (descriptor, event); others have their turns meanwhile."""
+        most, others = len(self._selectables), self._others
+        self._wakes_at = None if timeout is None else self.seconds() + timeout
+        poll = self._poller.poll
+        try:
+            self._turn.release()
+            try:
+                events = poll(-1 if timeout is None else timeout, most)
+            finally:
+                self._turn.acquire()
+            # What was found may be of a descriptor that has been closed since, and is another now.
+            if events and others != self._others:
+                events = poll(0, most)
+        except OSError as error:
+            if error.errno == errno.EINTR:
+                return []
+            raise
+        return events  # type: ignore[no-any-return]
 
     def _end_turn(self) -> None:
         """Make the calls that were put off until now; write all that is to be sent."""

@@ -17,6 +17,7 @@ from linkd.log.settings import Edges, SegmentSettings
 
 __all__ = [
     "CursorFile",
+    "Edges",
     "LogSettings",
     "MemoryCursors",
     "MemoryLog",
@@ -74,9 +75,7 @@ def open_log(
     state_dir: Path,
     node: str,
     post: Post,
-    *,
-    wall: Callable[[], float] = clock.wall,
-    at_turn_end: Callable[[Callable[[], None]], object] | None = None,
+    edges: Edges | None = None,
 ) -> Log:
     """Open the log in `state_dir`, or begin it.
 
@@ -85,8 +84,7 @@ def open_log(
         state_dir: The node's directory; the log gets a folder in it.
         node: This node's name.
         post: Brings a call into the thread that uses the log (`reactor.callFromThread`).
-        wall: Unix seconds; they only stamp.
-        at_turn_end: See `Edges`.
+        edges: What it touches of the world, where that is not as usual.
 
     Raises:
         LogDamaged: Another daemon has it, or a file can't be read; the message says what to do.
@@ -94,7 +92,6 @@ def open_log(
     """
     if settings.engine == "memory":
         return MemoryLog(node, id_window=settings.id_window)
-    edges = Edges(wall=wall, at_turn_end=at_turn_end)
     names = SegmentSettings.__struct_fields__
     bounds = SegmentSettings(**{name: getattr(settings, name) for name in names})
     return SegmentLog(Path(state_dir) / "log", node, bounds, post, edges)

@@ -95,9 +95,9 @@ class SegmentLog(Ledger):
         self._retention = Retention(settings, most)
         self._free_bytes = _free_bytes(self._files, folder)
         self._stuck = self._rolls = self._tight = False
-        self._blocked = ""
-        self._looked = monotonic()
+        self._blocked, self._looked = "", monotonic()
         self._writer = Writer(self._files, folder, self._seed, post, self._report)
+        self._writer.in_turn = edges.in_turn or post
         self._reader = Reader(self._seed, post)
         self._succession = Succession(folder, self._files, self._shelf, self._reader, identity)
         self._retrieval = Retrieval(

@@ -35,6 +35,9 @@ class Edges(msgspec.Struct, frozen=True):
         wall: Unix seconds.
         at_turn_end: Makes a call once all that came together has been worked on, in the reactor's
             thread; None where nobody knows when that is.
+        in_turn: Brings what a small commit has led to into the reactor's thread like the log's
+            `post`, or makes the call at once in the thread that writes, as long as the reactor
+            waits; None: as `post`.
     """
 
     files: Files = msgspec.field(default_factory=RealFiles)
@@ -42,6 +45,7 @@ class Edges(msgspec.Struct, frozen=True):
     monotonic: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = clock.wall
     at_turn_end: Callable[[Callable[[], None]], object] | None = None
+    in_turn: Callable[[Callable[[], None]], None] | None = None
 
 
 def refusal(settings: SegmentSettings, size: int, free: int) -> str | None:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone
 from twisted.internet.protocol import ClientFactory, Protocol
 from twisted.logger import globalLogPublisher
+from twisted.python.failure import Failure
 
 from linkd.reactor import PromptReactor
 
@@ -387,6 +391,215 @@ def test_calls_at_the_end_of_a_turn_come_once_in_order_and_behind_a_mistake(
     turn(reactor)
     assert called == [1, 3]
     assert said[0].check(ZeroDivisionError)
+
+
+# turns of other threads
+
+
+def while_it_waits(reactor: Asked, call: Callable[[], None], seconds: float = 30.0) -> float:
+    """Hand in a call from another thread while the loop waits; return how long the loop waited."""
+
+    def hand_in() -> None:
+        deadline = time.monotonic() + 10.0
+        while reactor._turn.locked() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        reactor.in_turn(call)
+
+    other = threading.Thread(target=hand_in)
+    began = reactor.seconds()
+    other.start()
+    turn(reactor, seconds)
+    waited = reactor.seconds() - began
+    other.join(10.0)
+    assert not other.is_alive()
+    return waited
+
+
+def test_while_the_loop_waits_another_thread_has_its_turn_and_does_not_wake_it(
+    reactor: Asked,
+) -> None:
+    end, near = joined(reactor)
+    threads: list[str] = []
+
+    def call() -> None:
+        threads.append(threading.current_thread().name)
+        end.transport.write(b"one ")
+        reactor.at_turn_end(lambda: end.transport.write(b"two"))
+
+    with near:
+        waited = while_it_waits(reactor, call, 0.5)
+        assert threads != [threading.current_thread().name]
+        assert waited >= 0.45
+        assert heard(near) == b"one two"
+        assert (reactor.asked, reactor.getWriters()) == (0, [])
+
+
+def test_while_the_loop_works_a_call_of_another_thread_waits_for_its_turn(reactor: Asked) -> None:
+    called: list[str] = []
+    other = threading.Thread(target=lambda: reactor.in_turn(lambda: called.append("in turn")))
+    other.start()
+    other.join(10.0)
+    assert called == []
+    turn(reactor, 30.0)  # it does not wait for anything
+    turn(reactor)
+    assert called == ["in turn"]
+
+
+def test_calls_of_a_thread_stay_in_order_whichever_way_they_come(reactor: Asked) -> None:
+    called: list[str] = []
+
+    def hand_in() -> None:
+        reactor.threadCallQueue.append((called.append, ("first",), {}))
+        reactor.in_turn(lambda: called.append("second"))
+
+    reactor._turn.release()  # as if the loop were just about to wait
+    other = threading.Thread(target=hand_in)
+    other.start()
+    other.join(10.0)
+    reactor._turn.acquire()
+    assert called == []
+    turn(reactor)
+    assert called == ["first", "second"]
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.2])
+def test_what_a_turn_of_another_thread_puts_off_comes_when_it_should(
+    reactor: Asked, delay: float
+) -> None:
+    called: list[float] = []
+    reactor.callLater(20.0, called.append, 0.0)
+
+    def call() -> None:
+        reactor.callLater(delay, lambda: called.append(reactor.seconds()))
+
+    began = reactor.seconds()
+    while_it_waits(reactor, call)
+    until(reactor, lambda: called)
+    assert delay <= called[0] - began < delay + 5.0
+
+
+def test_what_it_puts_off_for_later_than_the_loop_waits_wakes_nobody(reactor: Asked) -> None:
+    assert while_it_waits(reactor, lambda: reactor.callLater(60.0, print), 0.3) >= 0.25
+
+
+def test_what_does_not_go_out_in_a_turn_of_another_thread_goes_later(reactor: Asked) -> None:
+    end, near = joined(reactor)
+    with near:
+        while_it_waits(reactor, lambda: end.transport.write(bytes(LARGE)), 0.2)
+        assert reactor.getWriters() == [end.transport]
+        got = 0
+        for _ in range(5000):
+            got += len(heard(near))
+            if got == LARGE:
+                break
+            turn(reactor, 0.01)
+        assert got == LARGE
+
+
+def test_a_mistake_in_a_turn_of_another_thread_is_told_and_ends_nothing(
+    reactor: Asked, said: list[Any]
+) -> None:
+    while_it_waits(reactor, lambda: print(1 // 0), 0.1)
+    assert said.pop().check(ZeroDivisionError)
+    called: list[int] = []
+    while_it_waits(reactor, lambda: called.append(1), 0.1)
+    assert called == [1]
+
+
+def test_a_reactor_that_is_stopped_in_a_turn_of_another_thread_stops(reactor: Asked) -> None:
+    assert while_it_waits(reactor, reactor.stop) < 5.0
+    called: list[int] = []
+    while_it_waits(reactor, lambda: called.append(1), 0.1)  # from here on the loop's thread alone
+    assert called == []
+    reactor.runUntilCurrent()
+    assert called == [1]
+    assert not reactor.running
+
+
+def test_news_of_a_socket_that_another_thread_has_closed_is_not_taken_for_the_next_one(
+    reactor: Asked,
+) -> None:
+    """The number of a closed socket is given to the next one that is opened."""
+    gone, near = joined(reactor)
+    fd, real = gone.transport.fileno(), reactor._poller
+    told: list[str] = []
+    next_one: list[socket.socket] = []
+
+    class Next:
+        def fileno(self) -> int:
+            return next_one[0].fileno()
+
+        def doRead(self) -> None:
+            told.append("read")
+
+        def connectionLost(self, reason: Any) -> None:
+            told.append("lost")
+
+    class Poller:
+        """Has found news, and comes to tell it once another thread has had its turn."""
+
+        def poll(self, timeout: float, most: int) -> list[tuple[int, int]]:
+            if timeout == 0:
+                return list(real.poll(0, most))
+            found = list(real.poll(timeout, most))
+            other = threading.Thread(target=lambda: reactor.in_turn(replace))
+            other.start()
+            other.join(10.0)
+            return found
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(real, name)
+
+    def replace() -> None:
+        gone.transport.connectionLost(Failure(ConnectionDone()))
+        next_one.extend(socket.socketpair())
+        reactor.addReader(Next())
+
+    with near:
+        near.shutdown(socket.SHUT_RDWR)  # news: the connection has ended
+        reactor._poller = Poller()
+        turn(reactor, 5.0)
+        reactor._poller = real
+        assert next_one[0].fileno() == fd
+        assert told == []
+        assert gone.lost
+        next_one[1].send(b"x")
+        turn(reactor, 5.0)
+        assert told == ["read"]
+        reactor.removeAll()
+        for one in next_one:
+            one.close()
+
+
+def test_turns_are_had_one_at_a_time_and_calls_of_a_thread_in_order(reactor: Asked) -> None:
+    had: dict[int, list[int]] = {0: [], 1: [], 2: []}
+    inside: list[int] = []
+    both: list[int] = []
+    calls = 300
+
+    def call(thread: int, number: int) -> None:
+        inside.append(thread)
+        if len(inside) > 1:
+            both.append(number)
+        had[thread].append(number)
+        if number % 7 == 0:
+            reactor.callLater(0, call, 2, len(had[2]))
+        inside.pop()
+
+    def hand_in(thread: int) -> None:
+        for number in range(calls):
+            reactor.in_turn(lambda number=number: call(thread, number))  # type: ignore[misc]
+            if number % 10 == 0:
+                time.sleep(0.001)
+
+    threads = [threading.Thread(target=hand_in, args=(thread,)) for thread in (0, 1)]
+    for thread in threads:
+        thread.start()
+    until(reactor, lambda: len(had[0]) == len(had[1]) == calls and len(had[2]) >= 86)
+    for thread in threads:
+        thread.join(10.0)
+    assert had[0] == had[1] == list(range(calls))
+    assert both == []
 
 
 def test_a_daemon_can_have_it_since_nothing_it_loads_installs_another() -> None:

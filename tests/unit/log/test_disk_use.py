@@ -13,10 +13,10 @@ import pytest
 from linkd.errors import LogDamaged
 from linkd.log.writer import (
     FILL_BYTES,
-    FILL_FOR_BYTES,
     FILL_FREE_BYTES,
     GATHER_BYTES,
     GATHER_SECONDS,
+    SMALL_BYTES,
     UNCACHE_BYTES,
     Writer,
 )
@@ -153,7 +153,7 @@ def test_large_commits_make_no_room_ready(filling: SegmentBench) -> None:
     append(filling, draft(b"small"))
     filling.files.fills.clear()
     for _ in range(40):
-        append(filling, draft(bytes(FILL_FOR_BYTES)))
+        append(filling, draft(bytes(SMALL_BYTES)))
     assert filling.files.fills == []
 
 
