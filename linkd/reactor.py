@@ -23,6 +23,9 @@ from twisted.internet.epollreactor import EPollReactor
 from twisted.internet.main import installReactor
 from twisted.logger import Logger
 
+_SLACK = 0.001
+"""Seconds by which the loop may come late for a timer: epoll waits for whole milliseconds."""
+
 _Base: Any = EPollReactor  # it has no types
 
 
@@ -68,16 +71,14 @@ class PromptReactor(_Base):  # type: ignore[misc]
 
     def _turn_of_another(self, call: Callable[[], None]) -> None:
         """Make a call and end its turn; wake the loop where it would wait too long now."""
-        try:
+        with self._log.failuresHandled("a call of another thread failed"):
             call()
-        except Exception:  # noqa: BLE001 - as runUntilCurrent does
-            self._log.failure("a call of another thread failed")
         if self._fresh or self._last:
             self._end_turn()
         at_once = self._fresh or self._last or self.threadCallQueue or self._stopped
         sooner = 0.0 if at_once else self.timeout()
         wakes = self._wakes_at
-        if sooner is not None and (wakes is None or self.seconds() + sooner < wakes):
+        if sooner is not None and (wakes is None or self.seconds() + sooner < wakes - _SLACK):
             self.wakeUp()
 
     def addWriter(self, writer: Any) -> None:

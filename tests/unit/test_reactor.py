@@ -482,6 +482,47 @@ def test_what_it_puts_off_for_later_than_the_loop_waits_wakes_nobody(reactor: As
     assert while_it_waits(reactor, lambda: reactor.callLater(60.0, print), 0.3) >= 0.25
 
 
+def test_turns_of_another_thread_do_not_wake_the_loop_for_timers_that_it_knows(
+    reactor: Asked,
+) -> None:
+    """When it wakes was reckoned twice, microseconds apart: every third turn woke it."""
+    reactor.callLater(60.0, print)
+    waits = 0
+
+    def hand_in() -> None:
+        for _ in range(300):
+            while reactor._turn.locked():
+                time.sleep(0.0001)
+            reactor.in_turn(lambda: None)
+        reactor.callFromThread(done.append, True)
+
+    done: list[bool] = []
+    other = threading.Thread(target=hand_in)
+    other.start()
+    while not done:
+        reactor.doIteration(reactor.timeout())
+        reactor.runUntilCurrent()
+        waits += 1
+    other.join(10.0)
+    assert waits <= 3
+
+
+def test_whatever_a_call_raises_its_turn_is_ended(reactor: Asked, said: list[Any]) -> None:
+    end, near = joined(reactor)
+
+    def call() -> None:
+        end.transport.write(b"before it")
+        reactor.callLater(0.0, called.append, 1)
+        raise SystemExit(3)
+
+    called: list[int] = []
+    with near:
+        assert while_it_waits(reactor, call) < 5.0
+        assert heard(near) == b"before it"
+        until(reactor, lambda: called)
+    assert said.pop().check(SystemExit)
+
+
 def test_what_does_not_go_out_in_a_turn_of_another_thread_goes_later(reactor: Asked) -> None:
     end, near = joined(reactor)
     with near:
