@@ -87,6 +87,7 @@ def test_what_was_set_is_there_after_a_restart(pair: Pair) -> None:
     change(pair)
     cursors = pair.restart()
     assert cursors.peers() == {"hub": HUB}
+    assert (cursors.peer("hub"), cursors.peer("nobody")) == (HUB, None)
     assert cursors.consumers() == {"billing": BILLING}
     assert cursors.outages() == [(1, b"one"), (2, b"two")]
     assert cursors.told == []
