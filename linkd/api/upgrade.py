@@ -31,9 +31,6 @@ ENVELOPE_BYTES = 65_536
 MAX_FRAMES = 1024
 """Frames in which one message may come: each costs as much as a whole message."""
 
-_LAST_DATA = 7
-"""The opcodes of control frames are greater."""
-
 NORMAL = 1000
 GOING_AWAY = 1001
 REFUSED = 1008
@@ -131,7 +128,7 @@ class ApiSocket(WholeMessages):
 
     def onFrameBegin(self) -> None:
         """The head of a frame has come: count it, if it is of a message or within one."""
-        if self.inside_message or self.current_frame.opcode <= _LAST_DATA:  # no ping by itself
+        if self.of_message():
             self._frames += 1
         super().onFrameBegin()
 

@@ -298,9 +298,8 @@ class Outbound:
 
     def _part(self, effects: list[Effect]) -> int:
         """Send the next part of a large record; return its bytes."""
-        rest = self._rest
-        size = len(rest) if len(rest) <= _WHOLE_BYTES else MAX_BATCH_BYTES
-        part, self._rest = rest[:size], rest[size:]
+        end = _first_of(len(self._rest))
+        part, self._rest = self._rest[:end], self._rest[end:]
         effects.append(Send(encode(Part(bytes(part)))))
         return len(part)
 
@@ -337,6 +336,7 @@ class Outbound:
             if len(packed) < len(records):  # else it may be larger than a batch may be
                 records, encoding = packed, "zstd"
         size = len(records)
+        end = _first_of(size)
         step = Step(
             self._told,
             batch.next,
@@ -344,20 +344,20 @@ class Outbound:
             batch.channel,
             batch.count,
             size,
-            records if size <= _WHOLE_BYTES else records[:MAX_BATCH_BYTES],
+            records[:end],
             batch.time,
             batch.ttl if batch.ttl is None else batch.ttl_left(clock),
             batch.origin,
             encoding,
         )
         effects.append(Send(encode(step)))
-        if size > _WHOLE_BYTES:
-            self._rest = memoryview(records)[MAX_BATCH_BYTES:]
+        if end < size:
+            self._rest = memoryview(records)[end:]
         self._told = batch.next
         self._flight.append((batch.next, batch.count, len(batch.records), batch.stamp))
         self.flight_bytes += len(batch.records)
         self.sent_records += batch.count
-        return size if size <= _WHOLE_BYTES else MAX_BATCH_BYTES
+        return end
 
     def check(self) -> None:
         """Hold the invariants (tests).
@@ -369,3 +369,8 @@ class Outbound:
             raise LocalProtocolError(
                 f"acked {self.acked}, told {self._told}, position {self.position}"
             )
+
+
+def _first_of(size: int) -> int:
+    """Return how many of `size` bytes go into the next message."""
+    return size if size <= _WHOLE_BYTES else MAX_BATCH_BYTES

@@ -109,6 +109,9 @@ def scan_sealed(path: Path, head: SegmentHead, size: int, sure: bool) -> tuple[I
         head: What opens it.
         size: Bytes that count.
         sure: So many do count; else zeros behind the last frame are none of it.
+
+    Raises:
+        Damage: At the first bad frame.
     """
     try:
         return scan(path, head, size, None, sealed=True)

@@ -44,7 +44,6 @@ ABORT_AFTER: Final = 3.0
 MAX_FRAMES: Final = 256
 """Frames in which one message may come: each costs as much as a whole message."""
 
-_LAST_DATA: Final = 7  # the opcodes of control frames are greater
 _OPEN: Final = STATE_OPEN
 _CLOSED: Final = STATE_CLOSED
 _CLOSED_WELL: Final = (1000, 1001)
@@ -140,7 +139,7 @@ class Connection(WholeFrames, Sending):
 
     def onFrameBegin(self) -> None:
         """Autobahn has a frame's head: count it, if it is of a message or within one."""
-        if self.inside_message or self.current_frame.opcode <= _LAST_DATA:  # no ping by itself
+        if self.of_message():
             self._frames += 1
         super().onFrameBegin()  # type: ignore[misc]
 

@@ -14,6 +14,7 @@ from linkd.net.websocket import STATE_CLOSING, STATE_OPEN
 _OPEN: Final = STATE_OPEN
 _LIVING: Final = (STATE_OPEN, STATE_CLOSING)
 _SMALL_PIECE_BYTES: Final = 16_384
+_LAST_DATA: Final = 7  # the opcodes of control frames are greater
 
 
 class WholeFrames(ABC):
@@ -84,6 +85,10 @@ class WholeFrames(ABC):
         if position:
             self.data = data[position:]
         return self._pieces is not None or not self.data
+
+    def of_message(self) -> bool:
+        """Tell whether the frame that begins is of a message or within one: no ping by itself."""
+        return self.inside_message or self.current_frame.opcode <= _LAST_DATA
 
     @abstractmethod
     def whole(self, first: int, payload: bytes) -> bool:
