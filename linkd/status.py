@@ -18,7 +18,8 @@ class LogStatus(msgspec.Struct, frozen=True):
     """The log: oldest offset, next offset, bytes on disk and their bound.
 
     `full` says why publishes are refused, or is null; `losses` has a sentence for each of the
-    newest damages, gaps and losses since the start.
+    newest damages, gaps and losses since the start; `stalled_seconds` says for how long the disk
+    has not finished a commit, and is null below 5.
     """
 
     id: str
@@ -28,6 +29,7 @@ class LogStatus(msgspec.Struct, frozen=True):
     max_bytes: int
     full: str | None = None
     losses: list[str] = []
+    stalled_seconds: float | None = None
 
 
 class ConsumerStatus(msgspec.Struct, frozen=True):

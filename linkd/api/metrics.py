@@ -273,6 +273,11 @@ def _of_node(status: NodeStatus) -> Iterator[str]:
         ("linkd_log_first_offset", "Its oldest offset.", log.first),
         ("linkd_log_next_offset", "Its next offset.", log.next),
         ("linkd_log_full", "1 while publishes are refused.", int(log.full is not None)),
+        (
+            "linkd_log_stalled_seconds",
+            "For which the disk has not finished a commit; 0 below 5.",
+            log.stalled_seconds or 0.0,
+        ),
         ("linkd_uptime_seconds", "Since the node started.", status.uptime_seconds),
     ):
         yield _head(name, about, "gauge")

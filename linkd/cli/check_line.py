@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from linkd.cli.text import duration, plural, printable
+from linkd.cli.text import disk_stalled, duration, plural, printable
 from linkd.status import LinkStatus, NodeStatus
 
 WARN_FILL: Final = 0.8
@@ -51,6 +51,8 @@ def _warnings(status: NodeStatus, links: list[LinkStatus]) -> list[str]:
         found.append(f"publishes are refused: {log.full}")
     elif log.max_bytes and log.bytes / log.max_bytes >= WARN_FILL:
         found.append(f"log {log.bytes / log.max_bytes:.0%} full")
+    if log.stalled_seconds is not None:
+        found.append(disk_stalled(log.stalled_seconds))
     for link in links:
         left = link.certificate_expires_seconds
         if left is not None and left < WARN_CERTIFICATE_SECONDS:

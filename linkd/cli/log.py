@@ -12,7 +12,7 @@ from linkd.cli import calls, exits
 from linkd.cli.exits import Ended
 from linkd.cli.options import add_socket, configuration
 from linkd.cli.status import decode
-from linkd.cli.text import number, plural, size
+from linkd.cli.text import disk_stalled, number, plural, size
 from linkd.client.errors import NoDaemon
 from linkd.errors import ConfigError
 from linkd.status import LogStatus
@@ -120,6 +120,8 @@ def _print_log(log: LogStatus) -> None:
     print(f"{size(log.bytes)} of {size(log.max_bytes)}")
     if log.full:
         print(f"publishes are refused: {log.full}")
+    if log.stalled_seconds is not None:
+        print(disk_stalled(log.stalled_seconds))
     for loss in log.losses:
         print(loss)
 

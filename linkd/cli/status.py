@@ -13,7 +13,18 @@ from linkd.cli import calls, exits
 from linkd.cli.check_line import check_line
 from linkd.cli.exits import Ended
 from linkd.cli.options import add_socket
-from linkd.cli.text import Colour, Paint, cut, duration, number, printable, short, size, table
+from linkd.cli.text import (
+    Colour,
+    Paint,
+    cut,
+    disk_stalled,
+    duration,
+    number,
+    printable,
+    short,
+    size,
+    table,
+)
 from linkd.client.errors import ClientError, NoDaemon
 from linkd.errors import LinkdError
 from linkd.status import LinkStatus, NodeStatus
@@ -124,6 +135,8 @@ def node_text(status: NodeStatus, paint: Paint) -> str:
     ]
     if log.full:
         lines.append(paint(cut(f"publishes are refused: {printable(log.full)}", 80), "red"))
+    if log.stalled_seconds is not None:
+        lines.append(paint(disk_stalled(log.stalled_seconds), "red"))
     lines += [paint(cut(printable(loss), 80), "red") for loss in log.losses[-_LOSSES:]]
     if status.links:
         lines += ["", *_links(status.links, paint)]

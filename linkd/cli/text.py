@@ -13,6 +13,11 @@ _CODES: dict[Colour, str] = {"green": "32", "yellow": "33", "red": "31", "dim": 
 _DASH = "–"
 
 
+def disk_stalled(seconds: float) -> str:
+    """Return what is said of a disk that finishes no commit."""
+    return f"the disk has not finished a commit for {duration(seconds)}"
+
+
 def duration(seconds: float | None) -> str:
     """Return a duration in few characters: `12ms 3.2s 59s 4m12s 3h04m 12d`; a dash for None."""
     if seconds is None:

@@ -65,6 +65,15 @@ ROWS = (
         "An operator's `linkd log trim` has deleted records.",
     ),
     kind(
+        "log.stalled",
+        "error",
+        "seconds",
+        "The disk has not finished a commit for so long. Links stay up, what is published waits "
+        "for its answer, nothing is lost; `log.slow` tells when it has gone on.",
+        "Look for what holds the disk up: a frozen file system, a network mount, a failing device "
+        "(`dmesg`).",
+    ),
+    kind(
         "log.slow",
         "warn",
         "",

@@ -135,6 +135,9 @@ class Log(Protocol):
         Asked seldom (at start and when a position moves back); sealed segments keep their totals.
         """
 
+    def stalled(self) -> float | None:
+        """Return for how many seconds the disk has not finished a commit; None below 5 s."""
+
     def stamp_at(self, position: int) -> float | None:
         """Return about when (the log's clock) the first record at or after `position` was stored.
 

@@ -25,6 +25,9 @@ GROUP_BYTES = 8 * 1024 * 1024
 """About the most that one commit takes."""
 
 
+STALLED_SECONDS = 5.0
+"""A disk that has not finished a commit after so long is said to be stalled."""
+
 MOST_TOLD = 100
 """So much of what was told is kept."""
 
@@ -95,6 +98,13 @@ class Ledger(ABC):
         if durable is not None and durable[0] == place[0]:
             committed = min(durable[1][-1].next, place[1][-1].next)
         return Cursor(place[0], place[1], committed)
+
+    def stalled(self) -> float | None:
+        """Return for how long the disk has not finished a commit."""
+        if not self._under_way:
+            return None
+        seconds = self.clock() - self._under_way[0].stamp
+        return seconds if seconds >= STALLED_SECONDS else None
 
     # what comes in
 

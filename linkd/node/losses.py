@@ -35,13 +35,17 @@ _KEPT = _LOST | {
     "log.rebuilt",
     "log.repaired",
     "log.room",
+    "log.stalled",
     "log.trimmed",
 }
 """What `linkd events` shows beside the changes of links."""
 
 _MOST = 20
 _LOOKS = 2
-"""After so many looks with room it is said: a log at its bound flaps."""
+"""After so many looks with room it is said: a log at its bound flaps.
+
+After so many at a stalled disk, too: a process that was frozen finds what it waited for first.
+"""
 
 
 class Losses:
@@ -84,7 +88,7 @@ class Around(Protocol):
 
 
 class LogWatch:
-    """Says what a log and its cursors tell, that there is no room, and that there is some again.
+    """Says what a log and its cursors tell, and that there is no room, or no answer of the disk.
 
     Args:
         around: The node.
@@ -97,6 +101,7 @@ class LogWatch:
         self._log = log
         self._full = False
         self._looks_with_room = 0
+        self._looks_stalled = 0
         self._waited: dict[str, int] = {}
         self._withheld: set[str] = set()
         for told in (*log.told, *cursors.told):
@@ -114,6 +119,7 @@ class LogWatch:
         elif self._full and self._looks_with_room == _LOOKS:
             self._full = False
             self._around.tell("info", "log.room", bytes=size, max_bytes=bound)
+        self._look_at_disk()
         waiting = self._waiting() if self._full else {}
         for peer in sorted(waiting.keys() - self._withheld):
             if waiting[peer] == self._waited.get(peer):
@@ -122,6 +128,14 @@ class LogWatch:
                 self._around.tell("warn", "link.withheld", peer=peer, detail=said)
         self._withheld &= waiting.keys()
         self._waited = waiting
+
+    def _look_at_disk(self) -> None:
+        """Say once that the disk answers nothing; its end is `log.slow`."""
+        seconds = self._log.stalled()
+        self._looks_stalled = 0 if seconds is None else self._looks_stalled + 1
+        if self._looks_stalled == _LOOKS:
+            said = "the disk has not finished a commit; nothing is acknowledged until it does"
+            self._around.tell("error", "log.stalled", seconds=seconds, detail=said)
 
     def _waiting(self) -> dict[str, int]:
         """Return the peers of whose records some wait for the disk, and where they begin."""

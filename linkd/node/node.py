@@ -285,6 +285,7 @@ class Node:
                 log.max_bytes,
                 log.full,
                 self._chronicle.sentences(),
+                log.stalled(),
             ),
             consumers=self._readers.statuses(),
             links=[driver.status() for driver in self.links()],

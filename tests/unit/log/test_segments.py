@@ -436,6 +436,19 @@ def test_a_slow_commit_and_a_refused_one_are_told(
     assert len(told) == 1
 
 
+def test_a_commit_under_way_for_five_seconds_is_a_stall(bench: SegmentBench) -> None:
+    bench.now[0] += 100.0
+    assert bench.log.stalled() is None
+    got: list[Any] = []
+    bench.log.append(draft(b"a"), got.append)
+    bench.now[0] += 4.9
+    assert bench.log.stalled() is None
+    bench.now[0] += 0.6
+    assert bench.log.stalled() == pytest.approx(5.5)
+    bench.until(lambda: got)
+    assert bench.log.stalled() is None
+
+
 def test_what_waits_when_a_stuck_log_is_closed_is_answered(bench: SegmentBench) -> None:
     """A look at the disk that was on its way sent it behind the writer's end: never answered."""
     append(bench, draft(b"before"))

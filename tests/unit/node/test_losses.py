@@ -96,3 +96,16 @@ def test_losses_are_kept_and_the_rest_is_not() -> None:
         losses.take("log.damaged", {"detail": str(number)})
     assert len(losses.sentences()) == 20
     assert losses.sentences()[-1] == "log.damaged: 29"
+
+
+def test_a_stalled_disk_is_told_once_and_not_at_the_first_look() -> None:
+    node, log, _, watch = watched()
+    found = iter([None, 60.0, None, 5.5, 6.5, 7.5, None, 5.0, 6.0])
+    log.stalled = lambda: next(found)  # type: ignore[method-assign]
+    said = []
+    for _ in range(9):
+        watch.look()
+        said.append(len(node.events))
+    assert said == [0, 0, 0, 0, 1, 1, 1, 1, 2]
+    assert node.events == ["log.stalled"] * 2
+    assert (node.told[0][0], node.told[0][2]["seconds"]) == ("error", 6.5)
