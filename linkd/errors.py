@@ -9,6 +9,7 @@ LinkdError
 │   ├── ChannelRefused     the channel is not one that it may use
 │   ├── BodyTooLarge       the body is above `max_body_bytes`
 │   ├── LogFull            the log or its disk has no room
+│   ├── LogClosed          nobody: the node stops, and its next run takes the publish
 │   └── BadRecord          a record, an id or a number of it is malformed
 ├── LogDamaged             the operator: a file of the log cannot be read
 ├── Gap                    the reader: offsets that it wants are gone
@@ -99,6 +100,10 @@ class BodyTooLarge(PublishError):
 
 class LogFull(PublishError):
     """The log has reached its bound, or the disk has no room."""
+
+
+class LogClosed(PublishError):
+    """The node stops; the same publish is to be made again once it is back."""
 
 
 class BadRecord(PublishError):

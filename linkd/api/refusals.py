@@ -10,6 +10,7 @@ from linkd.errors import (
     BodyTooLarge,
     ChannelRefused,
     LinkdError,
+    LogClosed,
     LogDamaged,
     LogFull,
     PublishError,
@@ -82,6 +83,7 @@ _KINDS: tuple[tuple[type[LinkdError], str], ...] = (
     (ChannelRefused, "channel-refused"),
     (BodyTooLarge, "body-too-large"),
     (LogFull, "log-full"),
+    (LogClosed, "unavailable"),
     (LogDamaged, "log-full"),
     (BadRecord, "malformed"),
     (PublishError, "too-many"),
@@ -94,5 +96,6 @@ def refusal_of(error: LinkdError) -> Refusal:
         return error
     for kind, word in _KINDS:
         if isinstance(error, kind):
-            return Refusal(word, str(error))
+            headers = {"Retry-After": "1"} if word == "unavailable" else None
+            return Refusal(word, str(error), headers)
     return Refusal("internal", "linkd made a mistake; its log has the details")

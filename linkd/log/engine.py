@@ -99,7 +99,8 @@ class Log(Protocol):
     def append(self, draft: Draft, settled: Settled) -> None:
         """Append a publish.
 
-        `settled` is called once it is on disk, or with the error (LogFull, BadRecord).
+        `settled` is called once it is on disk, or with the error (LogFull, LogClosed,
+        BadRecord).
 
         Publishes that wait together are committed together; adjacent ones without ids and producer
         of the same channel and ttl may become one batch, but of at most MAX_BATCH_BYTES.

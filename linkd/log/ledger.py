@@ -14,7 +14,7 @@ from random import Random
 
 from linkd.core.batch import Batch, Draft
 from linkd.core.wire import Cursor, EpochStart
-from linkd.errors import BadRecord, LinkdError, LogFull
+from linkd.errors import BadRecord, LinkdError, LogClosed, LogFull
 from linkd.log.engine import Appended, Settled, Told
 from linkd.log.group import CursorSet, EpochOpened, Group, Grouping, Stored, Waiting, ignore
 from linkd.log.ids import Ids
@@ -119,7 +119,7 @@ class Ledger(ABC):
                 settled(error)
                 return
         if self._closed:
-            settled(LogFull("the log is closed"))
+            settled(LogClosed("the node is stopping"))
             return
         self._waiting_bytes += len(draft.records)
         if self._waiting_bytes > self._room:
@@ -160,7 +160,7 @@ class Ledger(ABC):
     def _queue(self, item: Stored | CursorSet | EpochOpened, settled: Settled) -> None:
         """Let something wait that must get through."""
         if self._closed:
-            settled(LogFull("the log is closed"))
+            settled(LogClosed("the node is stopping"))
             return
         self._waiting.append((item, settled))
         self._pump()

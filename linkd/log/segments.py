@@ -13,7 +13,7 @@ from pathlib import Path
 from random import Random
 
 from linkd.core.batch import Batch
-from linkd.errors import Gap, LinkdError, LogDamaged, LogFull
+from linkd.errors import Gap, LinkdError, LogClosed, LogDamaged, LogFull
 from linkd.log.damage import Ward
 from linkd.log.engine import Told
 from linkd.log.files import Files
@@ -400,7 +400,7 @@ class SegmentLog(Ledger):
         def ended() -> None:
             waiting, self._waiting = self._waiting, []
             for _, settled in waiting:
-                settled(LogFull("the log is closed"))
+                settled(LogClosed("the node is stopping"))
             self._reader.stop()
             os.close(self._lock)
             done()

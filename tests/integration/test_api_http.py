@@ -127,6 +127,14 @@ async def test_log_full_is_507(served: Served) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_what_comes_while_the_node_stops_is_to_be_repeated(served: Served) -> None:
+    served.node.log.close(lambda: None)
+    answer = await served.call("POST", "/v1/channels/orders", b"x")
+    assert (answer.status, answer.json()["error"]) == (503, "unavailable")
+    assert answer.headers["retry-after"] == "1"
+
+
+@pytest_twisted.ensureDeferred
 async def test_wait_for_a_peer(served: Served) -> None:
     target = "/v1/channels/orders?wait=hub&timeout=0.2"
     late = await served.call("POST", target, b"x")

@@ -458,6 +458,27 @@ async def test_after_log_full_a_producer_opens_again(served: Served) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_what_comes_while_the_node_stops_is_unavailable_and_not_refused(
+    served: Served,
+) -> None:
+    def run(client: Stream) -> None:
+        from tests.support.api_calls import reactor
+
+        client.say(stream.Publish(1, "orders", 1, ONE))
+        assert client.hear() == stream.Published(1, 1, 1)
+        reactor.callFromThread(served.node.log.close, lambda: None)
+        time.sleep(0.1)
+        client.say(*[stream.Publish(number, "orders", 1, ONE) for number in (2, 3)])
+        failed = [client.hear(stream.PublishFailed) for _ in range(2)]
+        assert [(frame.sequence, frame.error) for frame in failed] == [
+            (2, "unavailable"),
+            (3, "unavailable"),
+        ]
+
+    await pump(served, run, "p")
+
+
+@pytest_twisted.ensureDeferred
 async def test_malformed_publishes_are_refused_alone(served: Served) -> None:
     big = encode_records([Record(b"x" * 1_060_000)])
     ids = encode_records([Record(b"x", "", "i-1")])

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from linkd.core.batch import Draft, Origin
-from linkd.errors import Gap, LogDamaged, LogFull, StateTooNew
+from linkd.errors import Gap, LogClosed, LogDamaged, LogFull, StateTooNew
 from linkd.log import stat, verify
 from linkd.log.engine import Appended
 from linkd.log.frame import HEAD, frame_at, frame_prefix
@@ -463,7 +463,7 @@ def test_what_waits_when_a_stuck_log_is_closed_is_answered(bench: SegmentBench) 
     log._report(Idle(1 << 40))
     bench.until(lambda: done)
     assert len(waited) == 1
-    assert isinstance(waited[0], LogFull)
+    assert isinstance(waited[0], LogClosed)
     bench.open()
     assert bodies(everything(bench)) == [b"before"]
 
