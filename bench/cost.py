@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 from bench.figures import FOLDER, figure, machine, short, spread, table
+from bench.packing import packing
 from bench.stages import STAGES, Load
 
 LOADS = {"100 B, 64 a batch": (64, 100), "100 B, alone": (1, 100), "1 KiB, 62 a batch": (62, 1024)}
@@ -117,8 +118,10 @@ def main() -> int:
         f"Measured {where}. Microseconds of processor time a record, median (least to most) of"
         f" {rounds} rounds. Command: `python -m bench.cost --instructions`. The kernel's part of"
         " sockets is not in it; of the log's disk it is. `log` and `log-disk` hold the same work"
-        " once without and once with its disk.\n\n" + table(head, rows) + "\n"
+        " once without and once with its disk.\n\n" + table(head, rows) + "\n\n"
     )
+    text += packing(rounds, 20 if asked.quick else 200)
+    print(text[text.index("## ") :])
     if not asked.quick:
         Path(FOLDER).mkdir(parents=True, exist_ok=True)
         (FOLDER / "cost.md").write_text(text)
