@@ -13,6 +13,7 @@ from linkd.api.refusals import Refusal, refusal_of
 from linkd.clock import wall
 from linkd.core import stream
 from linkd.core.batch import (
+    HELD_BYTES,
     MAX_BATCH_BYTES,
     Draft,
     Producer,
@@ -24,6 +25,9 @@ from linkd.log.engine import Appended, Settled
 
 RECORD_BYTES = 1024
 """What a record's type, id and content type may add to its body."""
+
+_PASSING = frozenset(("log-full", "too-many"))
+"""Refusals of publishes that are to be repeated later, under their numbers."""
 
 MAX_PRODUCERS = 10_000
 MAX_CHANNELS = 10_000
@@ -116,13 +120,13 @@ class Ingress:
         self._state: ProducerState | None = None
         self._pending: list[stream.Publish] = []
         self._unsettled = 0
-        self._refusing = False
+        self._refusing = ""  # why a named producer's publishes are refused until it opens again
         self._closed = False
         self._channels: set[str] = set()
 
     def open(self, producer: str) -> None:
         """Publishes come under this producer's name from here on (none where it is empty)."""
-        self._refusing = False
+        self._refusing = ""
         if producer == self._name and self._state is not None:
             return
         self._release()
@@ -200,8 +204,9 @@ class Ingress:
         first = run[0]
         records = first.records if len(run) == 1 else b"".join([frame.records for frame in run])
         count = first.count if len(run) == 1 else sum([frame.count for frame in run])
+        size = len(records) + HELD_BYTES * len(run)
         try:
-            self._check(first, count, records)
+            self._check(first, count, records, size)
         except LinkdError as error:
             if len(run) > 1:
                 for frame in run:
@@ -214,17 +219,18 @@ class Ingress:
         if state is not None:
             producer = Producer(self._name, run[-1].sequence)
             state.top = max(state.top, run[-1].sequence)
-        self._unsettled += len(records)
+        self._unsettled += size
         draft = Draft(first.channel, count, records, wall(), first.ttl, first.ids, producer)
         try:
-            self._session.api.node.publish(draft, self._settled(run, len(records)))
+            self._session.api.node.publish(draft, self._settled(run, size))
         except LinkdError as error:
-            self._settled(run, len(records))(error)
+            self._settled(run, size)(error)
 
-    def _check(self, first: stream.Publish, count: int, records: bytes) -> None:
-        """Raise an error where a run may not be published."""
+    def _check(self, first: stream.Publish, count: int, records: bytes, size: int) -> None:
+        """Raise an error where a run may not be published; `size`: for what it counts."""
         if self._refusing:
-            raise Refusal("log-full", "a publish before it was refused: open again, then repeat")
+            said = "a publish before it was refused: open again, then repeat"
+            raise Refusal(self._refusing, said)
         channel = first.channel
         if channel not in self._channels:
             self._session.caller.check_publish(channel)
@@ -232,7 +238,8 @@ class Ingress:
                 self._channels.clear()
             self._channels.add(channel)
         limits = self._session.api.node.config
-        if self._unsettled + len(records) > 2 * limits.limits.publish_pending_bytes:
+        most = 2 * limits.limits.publish_pending_bytes
+        if self._unsettled and self._unsettled + size > most:
             raise Refusal("too-many", "too many bytes wait for the disk (max_pending_bytes)")
         if first.ttl is not None and first.ttl <= 0.0:
             raise BadRecord("expected a ttl above 0")
@@ -260,8 +267,6 @@ class Ingress:
             api.metrics.publish.observe(api.reactor.seconds() - began)
             if isinstance(outcome, LinkdError):
                 refusal = refusal_of(outcome)
-                # A later number in the log would make this one look like a repeat of a stored one.
-                self._refusing = self._state is not None and refusal.error == "log-full"
                 self._refuse(run, refusal)
                 return
             state = self._state
@@ -288,6 +293,9 @@ class Ingress:
             offset += frame.count if offset else 0
 
     def _refuse(self, run: list[stream.Publish], refusal: Refusal) -> None:
+        if self._state is not None and refusal.error in _PASSING:
+            # A later number in the log would make this one look like a repeat of a stored one.
+            self._refusing = refusal.error
         if self._closed:
             return
         for frame in run:

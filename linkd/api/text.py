@@ -14,7 +14,7 @@ from linkd.api.refusals import Refusal, refusal_of
 from linkd.api.textframes import Frame, Told, parse, told
 from linkd.api.upgrade import Socket
 from linkd.clock import wall
-from linkd.core.batch import Batch, Draft, Record, encode_records
+from linkd.core.batch import HELD_BYTES, Batch, Draft, Record, encode_records
 from linkd.errors import LinkdError
 from linkd.log.engine import Appended
 from linkd.status import Event
@@ -170,13 +170,13 @@ class TextSession:
         config = self._api.node.config
         if len(frame.body) > config.log.max_body_bytes:
             raise too_large(len(frame.body), config.log.max_body_bytes)
-        if self._unsettled + len(frame.body) > config.limits.publish_pending_bytes:
+        size = len(frame.body) + HELD_BYTES
+        if self._unsettled and self._unsettled + size > config.limits.publish_pending_bytes:
             raise Refusal("too-many", "too many bytes wait for the disk")
         id_ = "" if frame.id is None else str(frame.id)
         record = Record(frame.body, frame.type, id_, frame.content_type)
         check_words(record)
         draft = Draft(channel, 1, encode_records((record,)), wall(), None, (id_,) if id_ else ())
-        size = len(frame.body)
         self._unsettled += size
 
         def settled(outcome: Appended | LinkdError) -> None:

@@ -10,7 +10,7 @@ import msgspec
 
 from linkd.client.bodies import MARGIN_BYTES, pack
 from linkd.client.errors import Refused
-from linkd.core.batch import MAX_BATCH_BYTES, Record
+from linkd.core.batch import HELD_BYTES, MAX_BATCH_BYTES, Record
 from linkd.core.stream import Publish, Published, PublishedRun, PublishFailed
 from linkd.errors import BadRecord, BodyTooLarge, ChannelRefused, LinkdError, LogFull
 
@@ -27,11 +27,17 @@ _ERRORS: Final[dict[str, Callable[[str], LinkdError]]] = {
 }
 
 
+def _held(publish: Publish) -> int:
+    """Return the bytes for which a publish counts."""
+    return len(publish.records) + HELD_BYTES
+
+
 class Flight:
     """The publishes of one producer, in order.
 
     Attributes:
-        bytes: Bytes of records that are not settled, sent or not.
+        bytes: Bytes of records that are not settled, sent or not; each publish counts for
+            HELD_BYTES more.
 
     Args:
         max_bytes: So many bytes may be under way at the daemon; one publish always may.
@@ -62,13 +68,13 @@ class Flight:
         publish = Publish(self._sequence, channel, count, records, ttl, ids)
         self._open[self._sequence] = (publish, settled)
         self._unsent.append(publish)
-        self.bytes += len(records)
+        self.bytes += _held(publish)
 
     def next_to_send(self) -> list[Publish]:
         """Return what may be sent now, in order; it then counts as sent."""
         ready: list[Publish] = []
         while self._unsent:
-            size = len(self._unsent[0].records)
+            size = _held(self._unsent[0])
             if self._sent_bytes and self._sent_bytes + size > self.max_bytes:
                 break
             self._sent_bytes += size
@@ -112,8 +118,9 @@ class Flight:
         if entry is None:
             return
         publish, settled = entry
-        self.bytes -= len(publish.records)
-        self._sent_bytes = max(0, self._sent_bytes - len(publish.records))
+        size = _held(publish)
+        self.bytes -= size
+        self._sent_bytes = max(0, self._sent_bytes - size)
         settled(outcome)
 
 

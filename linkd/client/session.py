@@ -270,8 +270,8 @@ class Session:
         self.on_open()
 
     def _begin_anew(self, frame: stream.PublishFailed) -> None:
-        """Have the daemon take publishes again: once its log was full it refuses all until then."""
-        if frame.error == "log-full" and not self._reopening:
+        """Have the daemon take publishes again: it refuses all behind one that may be repeated."""
+        if frame.error in ("log-full", "too-many") and not self._reopening:
             self._reopening = True
             self._control.append(self._hello)
 

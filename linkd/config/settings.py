@@ -344,7 +344,8 @@ class LimitSettings(Settings, frozen=True, kw_only=True):
     publish_pending_bytes: Annotated[
         int,
         _meta(
-            "Bytes of publishes that wait for the disk, per API connection.",
+            "Bytes of publishes that wait for the disk, per API connection; each publish counts "
+            "for 1,024 more.",
             ge=65_536,
             le=2**34,
         ),

@@ -15,6 +15,12 @@ from linkd.errors import BadRecord
 MAX_BATCH_BYTES = 65_536
 """A batch of more than one record holds at most this many bytes of encoded records."""
 
+HELD_BYTES = 1024
+"""What a batch under way counts for beside its records: about what it takes in memory (measured).
+
+Whatever bounds what waits by bytes counts it: a million messages of one byte take a gigabyte.
+"""
+
 MAX_ID_BYTES = 255
 MAX_TYPE_BYTES = 255
 

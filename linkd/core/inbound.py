@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from linkd.core.batch import MAX_BATCH_BYTES, NOWHERE, Batch, Source, split_raw
+from linkd.core.batch import HELD_BYTES, MAX_BATCH_BYTES, NOWHERE, Batch, Source, split_raw
 from linkd.core.session_types import (
     Effect,
     Gone,
@@ -217,8 +217,9 @@ class Inbound:
     def _store(self, step: Step, records: bytes) -> Store:
         """Move on, and hand the step to the log."""
         self.received = step.next
-        self._waiting.append((step.next, len(records)))
-        self._waiting_bytes += len(records)
+        size = len(records) + HELD_BYTES
+        self._waiting.append((step.next, size))
+        self._waiting_bytes += size
         if self._waiting_bytes > self._settings.max_waiting_bytes:
             raise RemoteProtocolError(
                 f"{self._waiting_bytes} bytes came that were not acknowledged, expected at most"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from linkd.core.batch import MAX_BATCH_BYTES, Batch
+from linkd.core.batch import HELD_BYTES, MAX_BATCH_BYTES, Batch
 from linkd.core.channels import Patterns
 from linkd.core.session_types import Acked, Effect, Expired, Gone, Read, Send, SessionSettings
 from linkd.core.wire import GapTold, Hello, Part, Step, encode
@@ -33,7 +33,7 @@ class Outbound:
         position: The next offset of our log that the peer has not been sent.
         acked: Everything below is on the peer's disk.
         sent_records: Records sent, since the start.
-        flight_bytes: Bytes sent and not yet acknowledged.
+        flight_bytes: Bytes sent and not yet acknowledged, HELD_BYTES a batch among them.
         owed_records: Records of the log that the peer gets and has not acknowledged.
         owed_bytes: Bytes of these.
         wants: What the peer takes, as it said last; None before its first hello.
@@ -232,12 +232,13 @@ class Outbound:
         if next <= self.acked:
             return []
         self.acked = next
-        flight, all_records, all_bytes = self._flight, 0, 0
+        flight, batches, all_records, all_bytes = self._flight, 0, 0, 0
         while flight and flight[0][0] <= next:
             _, records, size, _ = flight.popleft()
+            batches += records > 0
             all_records += records
             all_bytes += size
-        self.flight_bytes -= all_bytes
+        self.flight_bytes -= all_bytes + batches * HELD_BYTES
         self._settle(all_records, all_bytes)
         if next >= self.log_next:
             self.owed_records = self.owed_bytes = 0
@@ -355,7 +356,7 @@ class Outbound:
             self._rest = memoryview(records)[end:]
         self._told = batch.next
         self._flight.append((batch.next, batch.count, len(batch.records), batch.stamp))
-        self.flight_bytes += len(batch.records)
+        self.flight_bytes += len(batch.records) + HELD_BYTES
         self.sent_records += batch.count
         return end
 

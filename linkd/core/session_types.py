@@ -17,11 +17,13 @@ class SessionSettings(msgspec.Struct, frozen=True):
         peer: The peer's name.
         send: What of our log goes to the peer.
         receive: What we take from it.
-        window_bytes: Most bytes of records that may be sent and not yet acknowledged.
+        window_bytes: Most bytes of records that may be sent and not yet acknowledged; each batch
+            counts for HELD_BYTES more.
         read_bytes: About how much of the log is read at once.
         max_records_bytes: The largest batch of one record that is taken: whatever our own
             `log.max_body_bytes`, a peer's may be larger, and its record would block all behind it.
-        max_waiting_bytes: Most bytes of records that may wait for our disk: far above any window.
+        max_waiting_bytes: Most bytes that may wait for our disk, counted like those of a window:
+            far above any.
         position_interval: Seconds after which a position that moved over skipped records alone is
             told.
     """

@@ -18,7 +18,7 @@ from linkd.core import wire
 from linkd.core.batch import Batch
 from linkd.core.channels import Patterns
 from linkd.core.session import Greeting, Session
-from linkd.errors import Gap, LinkdError, RemoteProtocolError
+from linkd.errors import Gap, LinkdError, LogClosed, RemoteProtocolError
 from linkd.log.engine import Appended, Log
 from linkd.net.ports import Connection
 from linkd.node.codec import pack, unpack
@@ -317,6 +317,8 @@ class Carrier:
 
     def _stored(self, batch: Batch, next: int, outcome: Appended | LinkdError) -> None:
         """A received batch is on disk, or was there before."""
+        if isinstance(outcome, LogClosed):
+            return  # the peer sends it again, to our next run
         if isinstance(outcome, LinkdError):
             self._around.tell("error", "log.disk-failed", peer=self.peer, detail=str(outcome))
             return

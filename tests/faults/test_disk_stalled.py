@@ -6,12 +6,18 @@ import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, unix_connect
+from websockets.typing import Subprotocol
 
+from linkd.core import stream
+from linkd.core.batch import Record, encode_records
 from tests.conftest import CAMPAIGN
 from tests.support import figures
-from tests.support.daemon import Daemon
+from tests.support.daemon import COMMAND, Daemon
 from tests.support.duo import Duo, numbers, publish, run
 
 STALLS = """
@@ -117,3 +123,90 @@ def test_a_publisher_waits_for_its_disk_and_a_cut_meanwhile_heals(duo: Duo) -> N
     for daemon in (duo.hub, duo.edge):
         assert numbers(daemon, "a") == list(range(20))
         assert numbers(daemon, "b") == list(range(5))
+
+
+def megabytes(daemon: Daemon) -> float:
+    """Return a daemon's resident memory."""
+    for line in Path(f"/proc/{daemon.pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1024
+    raise AssertionError("no VmRSS")
+
+
+class Crowd:
+    """Publishes messages of one byte on two channels in turn, so that none shares a batch."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+        self.sent = self.published = self.failed = 0
+
+    def run(self, count: int) -> None:
+        """Publish so many, or until one is refused; return once all are answered, or 3 s later."""
+        one = encode_records([Record(b"x")])
+        where = str(self._daemon.socket), "ws://localhost/v1/stream"
+        with (
+            unix_connect(
+                *where, subprotocols=[Subprotocol(stream.SUBPROTOCOL)], max_size=None
+            ) as wire,
+            ThreadPoolExecutor() as pool,
+        ):
+            wire.send(stream.encode([stream.Open(1, "", "tests")]))
+            hearing = pool.submit(self._hear, wire)
+            while self.sent < count and not self.failed:
+                begin, self.sent = self.sent, self.sent + 500
+                these = range(begin, self.sent)
+                wire.send(
+                    stream.encode([stream.Publish(n + 1, "ab"[n % 2], 1, one) for n in these])
+                )
+            end = time.monotonic() + 3.0
+            while self.published + self.failed < self.sent and time.monotonic() < end:
+                time.sleep(0.1)
+            wire.close()
+            hearing.result(5.0)
+
+    def _hear(self, wire: ClientConnection) -> None:
+        try:
+            while True:
+                for frame in stream.decode_from_daemon(wire.recv(timeout=30.0)):
+                    if isinstance(frame, stream.Published):
+                        self.published += 1
+                    elif isinstance(frame, stream.PublishedRun):
+                        self.published += frame.count
+                    elif isinstance(frame, stream.PublishFailed):
+                        assert frame.error == "too-many"
+                        self.failed += 1
+        except ConnectionClosed:
+            return
+
+
+def test_what_waits_for_a_stalled_disk_is_bounded_however_small_the_messages(duo: Duo) -> None:
+    """Bounded by bytes of records alone, 60,000 of one byte took 60 MB, a million a gigabyte."""
+    for place, daemon in (("receiver", duo.hub), ("publisher", duo.edge)):
+        disk = Stalling(daemon)
+        duo.start()
+        publish(duo.edge, "a", range(10))
+        duo.settled()
+        before = megabytes(daemon)
+        disk.stall()
+        crowd = Crowd(duo.edge)
+        try:
+            crowd.run(200_000)
+            grown = megabytes(daemon) - before
+            figures.tell(
+                f"{place} with a stalled disk: {crowd.sent} messages of a byte, {crowd.failed}"
+                f" refused, {grown:.0f} MB more"
+            )
+            if place == "receiver":
+                assert crowd.failed == 0
+                assert grown < 40
+            else:
+                assert crowd.failed > 0
+                assert grown < 160
+            assert duo.edge.link("hub")["state"] == "up"
+        finally:
+            disk.go_on()
+        if place == "receiver":
+            duo.settled(60.0)
+        for each in (duo.hub, duo.edge):
+            assert each.stop() == 0
+            each.program = COMMAND

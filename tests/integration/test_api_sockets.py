@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import pytest_twisted
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -17,7 +18,7 @@ from websockets.typing import Subprotocol
 
 from linkd.api.upgrade import MAX_FRAMES
 from linkd.core import stream
-from linkd.core.batch import Draft, Record, decode_records, encode_records
+from linkd.core.batch import HELD_BYTES, Draft, Record, decode_records, encode_records
 from tests.support.api_calls import Served, thread, until
 from tests.support.fake_node import KEY, SHOP_KEY
 
@@ -455,6 +456,51 @@ async def test_after_log_full_a_producer_opens_again(served: Served) -> None:
 
     await pump(served, run, "p")
     assert served.node.log.next == 4
+
+
+@pytest_twisted.ensureDeferred
+async def test_after_too_many_a_producer_opens_again_and_none_is_taken_for_a_repeat(
+    served: Served,
+) -> None:
+    log = served.node.log
+    over = 2 + 131_072 // (HELD_BYTES + len(ONE))
+    limits = msgspec.structs.replace(served.node.config.limits, publish_pending_bytes=65_536)
+    served.node.config = msgspec.structs.replace(served.node.config, limits=limits)
+
+    def run(client: Stream) -> None:
+        from tests.support.api_calls import reactor
+
+        client.say(stream.Publish(1, "orders", 1, ONE))
+        assert client.hear() == stream.Published(1, 1, 1)
+        log._delayed = True
+        client.say(*[stream.Publish(n, "ab"[n % 2], 1, ONE) for n in range(2, 202)])
+        failed = [client.hear(stream.PublishFailed) for _ in range(over, 202)]
+        assert {frame.error for frame in failed} == {"too-many"}
+        assert [frame.sequence for frame in failed] == list(range(over, 202))
+        reactor.callFromThread(log.commit)
+        assert [client.hear().sequence for _ in range(2, over)] == list(range(2, over))
+        client.say(stream.Publish(202, "orders", 1, ONE))
+        assert client.hear().error == "too-many"
+        log._delayed = False
+        client.say(stream.Open(1, "p"), *[stream.Publish(n, "a", 1, ONE) for n in range(over, 203)])
+        assert isinstance(client.hear(), stream.Opened)
+        assert client.hear() == stream.PublishedRun(over, over, 203 - over)
+
+    await pump(served, run, "p")
+    assert log.next == 203
+
+
+@pytest_twisted.ensureDeferred
+async def test_one_publish_alone_is_always_taken(served: Served) -> None:
+    limits = msgspec.structs.replace(served.node.config.limits, publish_pending_bytes=65_536)
+    served.node.config = msgspec.structs.replace(served.node.config, limits=limits)
+    large = encode_records([Record(bytes(900_000))])
+
+    def run(client: Stream) -> None:
+        client.say(stream.Publish(1, "orders", 1, large))
+        assert client.hear() == stream.Published(1, 1, 1)
+
+    await pump(served, run)
 
 
 @pytest_twisted.ensureDeferred

@@ -81,7 +81,7 @@ def check(origin: ModelNode, reader: ModelNode, channel: str) -> None:
     assert subsequence(origin.acked.get(channel, []), mine), "acknowledged, but not in its own log"
 
 
-TWO_NODES = (steps_and_trims, st.integers(0, 2**32), st.sampled_from([1, 200, 1 << 20]))
+TWO_NODES = (steps_and_trims, st.integers(0, 2**32), st.sampled_from([1, 1000, 1 << 20]))
 
 
 @given(*TWO_NODES)

@@ -9,8 +9,8 @@ from linkd.client.reader import Reader
 from linkd.client.record import Reading, Record
 from linkd.client.session import Session
 from linkd.core import stream
+from linkd.core.batch import HELD_BYTES, encode_records
 from linkd.core.batch import Record as Encoded
-from linkd.core.batch import encode_records
 from linkd.core.stream import Published
 from linkd.errors import BodyTooLarge, ChannelRefused, Gap, LinkdError, LogFull
 from tests.support.stream_daemon import LINK
@@ -101,11 +101,11 @@ def test_no_more_is_sent_ahead_than_the_daemon_takes() -> None:
     settled: list[Published | LinkdError] = []
     for _ in range(5):
         session.flight.add("a", 1, b"x" * 40, settled.append)
-    assert len(up(session, pending=100)) == 2
+    assert len(up(session, pending=2 * HELD_BYTES + 100)) == 2
     tell(session, stream.Published(1, 1, 1))
     assert [frame.sequence for frame in frames(session) if isinstance(frame, stream.Publish)] == [3]
     session.lost()
-    assert len(up(session, pending=100)) == 2
+    assert len(up(session, pending=2 * HELD_BYTES + 100)) == 2
 
 
 def test_single_records_of_one_turn_become_one_publish_a_channel() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from linkd.core import wire
 from linkd.core.batch import (
+    HELD_BYTES,
     MAX_BATCH_BYTES,
     Batch,
     Origin,
@@ -466,7 +467,7 @@ def test_a_connection_without_room_gets_nothing_and_goes_on_where_it_stopped() -
 
 
 def test_the_window_holds_until_something_is_acknowledged() -> None:
-    session = made(window_bytes=1500)
+    session = made(window_bytes=1500 + 2 * HELD_BYTES)
     outbound = session.outbound
     greeted(session, theirs=hello())
     outbound.owe(4, 4 * len(batch(1, bytes(1000)).records))
@@ -556,6 +557,21 @@ def test_a_position_waits_for_the_rest_of_a_large_record() -> None:
     assert isinstance(first, Step)
     outbound.deadline = 1.0
     assert session.wake(1.0) == []
+
+
+def test_a_crowd_of_small_batches_fills_the_window_and_what_may_wait() -> None:
+    """Their records are next to nothing; what they take in memory at both ends is not."""
+    session = made(window_bytes=10 * HELD_BYTES)
+    greeted(session, theirs=hello())
+    outbound = session.outbound
+    batches = [batch(offset, b"x") for offset in range(1, 100)]
+    assert len(sent(outbound.read(batches, 0.0, 0.0))) == 10
+    assert len(sent(session.received(Ack(11), 0.0) + outbound.writable(True, 0.0, 0.0))) == 10
+    session = begun(max_waiting_bytes=10 * HELD_BYTES)
+    for offset in range(10, 19):
+        session.received(step(offset, offset + 1, b"x"), 0.0)
+    with pytest.raises(RemoteProtocolError, match="expected at most"):
+        session.received(step(19, 20, b"x"), 0.0)
 
 
 def test_a_connection_that_ends_within_a_large_record_leaves_nothing_of_it() -> None:
@@ -648,7 +664,7 @@ def test_records_are_packed_where_both_ends_can_and_it_pays() -> None:
         assert message.encoding == encoding
         assert (message.size < 5000) is (size < 5000 or encoding == "zstd")
         # The window and what is owed count what the records are, not how they travel.
-        assert session.outbound.flight_bytes == len(batch(1, bytes(size)).records)
+        assert session.outbound.flight_bytes == len(batch(1, bytes(size)).records) + HELD_BYTES
 
 
 def test_what_does_not_get_smaller_travels_as_it_is() -> None:
