@@ -9,7 +9,7 @@ from linkd.net.websocket import STATE_OPEN, ServerProtocol
 from linkd.net.whole import WholeFrames
 
 
-class WholeMessages(WholeFrames, ServerProtocol):  # type: ignore[misc]  # Autobahn has no types
+class WholeMessages(WholeFrames, ServerProtocol):
     """A server's end of a WebSocket.
 
     Attributes:

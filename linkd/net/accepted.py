@@ -43,7 +43,7 @@ class _Denied(ConnectionDeny):  # type: ignore[misc]
         self.retry_after = retry_after
 
 
-class AcceptedConnection(Connection, ServerProtocol):  # type: ignore[misc]
+class AcceptedConnection(Connection, ServerProtocol):
     """A connection that a peer dialed."""
 
     dialed: ClassVar[bool] = False

@@ -26,7 +26,7 @@ PING_EVERY: Final = 6
 """It pings so many intervals apart, for the round trip; the listener's pings are its life."""
 
 
-class DialedConnection(Connection, ClientProtocol):  # type: ignore[misc]
+class DialedConnection(Connection, ClientProtocol):
     """A connection that we dialed."""
 
     dialed: ClassVar[bool] = True

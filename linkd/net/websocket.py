@@ -7,7 +7,7 @@ by Autobahn's 16 to 22 µs; 1 KiB 0.2 and 3 µs).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from autobahn.twisted import websocket
 from autobahn.websocket import USES_NVX, protocol, types
@@ -18,8 +18,8 @@ try:
 except ImportError:  # it was built without its native code
     from websockets.utils import apply_mask as _apply_mask
 
-ServerProtocol: Any = websocket.WebSocketServerProtocol
-ClientProtocol: Any = websocket.WebSocketClientProtocol
+_Server: Any = websocket.WebSocketServerProtocol
+_Client: Any = websocket.WebSocketClientProtocol
 ServerFactory: Any = websocket.WebSocketServerFactory
 ClientFactory: Any = websocket.WebSocketClientFactory
 
@@ -54,3 +54,33 @@ class Quiet:
         self._log.debug(format or "", **fields)
 
     critical = failure = error
+
+
+class _Options:
+    """Takes a protocol's options from its factory, mixed in before Autobahn's.
+
+    Autobahn does it too, and makes a pretty list of them for its log each time: of 350 µs of a new
+    connection that was 250 (measured), and it is paid for each that is sent away too.
+    """
+
+    CONFIG_ATTRS: ClassVar[tuple[str, ...]] = ()  # none are left for Autobahn to take
+    options: ClassVar[tuple[str, ...]]
+    factory: Any
+
+    def _connectionMade(self) -> None:
+        for name in self.options:
+            if not hasattr(self, name):
+                setattr(self, name, getattr(self.factory, name))
+        super()._connectionMade()  # type: ignore[misc]
+
+
+class ServerProtocol(_Options, _Server):  # type: ignore[misc]
+    """Autobahn's protocol of the end that accepts."""
+
+    options = tuple(_Server.CONFIG_ATTRS)
+
+
+class ClientProtocol(_Options, _Client):  # type: ignore[misc]
+    """Autobahn's protocol of the end that dials."""
+
+    options = tuple(_Client.CONFIG_ATTRS)
