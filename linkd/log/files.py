@@ -108,3 +108,11 @@ class RealFiles:
         """Return what the disk of `path` has left for us."""
         stat = os.statvfs(path)
         return stat.f_bavail * stat.f_frsize
+
+
+def room(files: Files, folder: Path) -> int:
+    """Return what the disk has left; much, where it does not tell."""
+    try:
+        return files.free_bytes(folder)
+    except OSError:
+        return 2**62

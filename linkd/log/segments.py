@@ -8,30 +8,24 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
-from random import Random
 
 from linkd.core.batch import Batch
 from linkd.errors import Gap, LinkdError, LogClosed, LogDamaged, LogFull
 from linkd.log.damage import Ward
 from linkd.log.engine import Told
-from linkd.log.files import Files
+from linkd.log.files import room
 from linkd.log.frame import HAS_IDS, HEAD, PREFIX_BYTES, Part, part_of
 from linkd.log.group import CursorSet, Post, ignore
-from linkd.log.identity import Identity, save_identity
-from linkd.log.ids import Ids
 from linkd.log.index import Index, segment_path
 from linkd.log.ledger import Ledger, new_token
 from linkd.log.lock import lock, not_ours
+from linkd.log.opening import Beginning, begin
 from linkd.log.reader import Reader
-from linkd.log.recover import Found, recover
 from linkd.log.retention import Retention
 from linkd.log.retrieval import Retrieval
-from linkd.log.seal import load_ids
 from linkd.log.settings import Edges, SegmentSettings, refusal
-from linkd.log.shelf import Shelf
-from linkd.log.state import Snapshot, State
+from linkd.log.state import Snapshot
 from linkd.log.succession import Succession
 from linkd.log.tail import Tail
 from linkd.log.untold import Untold
@@ -76,79 +70,76 @@ class SegmentLog(Ledger):
         self._folder = folder
         self._settings = settings
         edges = edges or Edges()
-        self._files, rng = edges.files, edges.rng
-        self._monotonic, self._wall = monotonic, wall = edges.monotonic, edges.wall
+        self._files = edges.files
+        self._monotonic, self._wall = edges.monotonic, edges.wall
         self._lock = lock(folder)
         try:
-            identity = self._take(recover(folder, self._files, wall), node, rng)
+            found = begin(folder, settings, edges)
         except LinkdError:
             os.close(self._lock)
             raise
         except OSError as error:
             os.close(self._lock)
             raise LogDamaged(not_ours(error, folder)) from None
-        self._segment_bytes = min(settings.segment_bytes, max(1 << 20, settings.max_bytes // 16))
-        self._era = 0
-        self._at_turn_end, self._due = edges.at_turn_end, False
-        self._under_way_bytes = 0
-        most = self.max_bytes * 9 // 10 - self._segment_bytes
-        self._retention = Retention(settings, most)
-        self._free_bytes = _free_bytes(self._files, folder)
-        self._stuck = self._rolls = self._tight = False
-        self._blocked, self._looked = "", monotonic()
-        self._writer = Writer(self._files, folder, self._seed, post, self._report)
-        self._writer.in_turn = edges.in_turn or post
-        self._reader = Reader(self._seed, post)
-        self._succession = Succession(folder, self._files, self._shelf, self._reader, identity)
-        self._retrieval = Retrieval(
-            self._shelf,
-            self._reader,
-            self._files,
-            self,
-            lambda: Ward(folder, self._files, self._succession.identity, wall),
-            self._tell,
-        )
-        last = None if self._writing is None else segment_path(folder, self._writing.number)
+        self._take(node, found)
+        self._make_parts(found, post, edges)
+        path = None if self._writing is None else segment_path(folder, self._writing.number)
         try:
-            self._writer.start(last, self._at)
+            self._writer.start(path, self._at)
         except OSError as error:
             os.close(self._lock)
             raise LogDamaged(not_ours(error, folder)) from None
         self._reader.start()
         self._measure()
-        self.epoch = new_token(rng)
-        self._open_epoch(self.epoch, self._first_of_epoch)
+        self.epoch = new_token(edges.rng)
+        self._open_epoch(self.epoch, found.first_of_epoch)
         self._pump()
 
-    def _take(self, found: Found, node: str, rng: Random) -> Identity:
-        """Begin with what was found; return who the log is."""
-        settings, now = self._settings, self._monotonic()
-        identity = found.identity
-        if identity is None:
-            identity = Identity(new_token(rng), rng.getrandbits(32), 0, 1)
-            save_identity(self._files, self._folder, identity)
-        self._seed = identity.seed
-        state = found.state or State(identity.log)
-        self._first_of_epoch = max(state.next, identity.next)
-        self._shelf = Shelf(self._folder, self._seed, found.segments)
-        ids = Ids(settings.id_window, settings.max_ids)
-        super().__init__(node, state, ids, Tail(settings.memory_bytes, state.next))
-        self.first = found.segments[0].first if found.segments else self._first_of_epoch
+    def _take(self, node: str, found: Beginning) -> None:
+        """Begin where the log stands."""
+        settings = self._settings
+        tail = Tail(settings.memory_bytes, found.state.next)
+        super().__init__(node, found.state, found.ids, tail)
+        self.first = found.first
         self.told = self._unheard = found.told
         self.max_bytes = settings.max_bytes
         self.snapshot = found.snapshot
         self.carried: Callable[[Snapshot], Snapshot] = lambda snapshot: snapshot
         if self.snapshot is not None:
             self.carried = self.snapshot.carry
-        passed = 0.0 if found.wall is None else max(0.0, self._wall() - found.wall)
-        self._clock_offset = found.stamp + passed - now
-        for segment in found.segments:
-            if segment.has_ids and segment.stamp >= self.clock() - settings.id_window:
-                load_ids(self._folder, segment, self._seed, ids)
+        self._clock_offset = found.clock_offset
+        self._seed = found.identity.seed
+        self._shelf = found.shelf
         last = self._shelf.last
         self._writing = last if last is not None and last.node == node else None
         self._at = 0 if self._writing is None else self._writing.size
-        return identity
+
+    def _make_parts(self, found: Beginning, post: Post, edges: Edges) -> None:
+        """Make what works on it; nothing is under way yet."""
+        folder, settings = self._folder, self._settings
+        self._segment_bytes = min(settings.segment_bytes, max(1 << 20, settings.max_bytes // 16))
+        self._era = 0
+        self._at_turn_end, self._due = edges.at_turn_end, False
+        self._under_way_bytes = 0
+        most = self.max_bytes * 9 // 10 - self._segment_bytes
+        self._retention = Retention(settings, most)
+        self._free_bytes = room(self._files, folder)
+        self._stuck = self._rolls = self._tight = False
+        self._blocked, self._looked = "", self._monotonic()
+        self._writer = Writer(self._files, folder, self._seed, post, self._report)
+        self._writer.in_turn = edges.in_turn or post
+        self._reader = Reader(self._seed, post)
+        self._succession = Succession(
+            folder, self._files, self._shelf, self._reader, found.identity
+        )
+        self._retrieval = Retrieval(
+            self._shelf,
+            self._reader,
+            self._files,
+            self,
+            lambda: Ward(folder, self._files, self._succession.identity, self._wall),
+            self._tell,
+        )
 
     def clock(self) -> float:
         """Return the log's own clock."""
@@ -406,10 +397,3 @@ class SegmentLog(Ledger):
             done()
 
         self._writer.stop(ended)
-
-
-def _free_bytes(files: Files, folder: Path) -> int:
-    """Return what the disk has left; much, where it does not tell."""
-    with suppress(OSError):
-        return files.free_bytes(folder)
-    return 2**62

@@ -21,17 +21,11 @@ from linkd.core.session import Greeting, Session
 from linkd.errors import Gap, LinkdError, LogClosed, RemoteProtocolError
 from linkd.log.engine import Appended, Log
 from linkd.net.ports import Connection
+from linkd.node.acks import Acks
 from linkd.node.codec import pack, unpack
 
 _VOLATILE_BYTES = 262_144
 """Volatile messages that may wait in a connection without room: beyond that they are dropped."""
-
-ACK_SECONDS = 0.02
-ACK_BYTES = 1 << 20
-"""An ack follows another so late, or once so much is on disk: each costs as much as a small batch.
-
-The first after a pause goes at once. At 50 peers of one hub this is a tenth of its time.
-"""
 
 
 class Around(Protocol):
@@ -103,9 +97,7 @@ class Carrier:
         self.session.outbound.log_next = self._log.next
         self.connection: Connection | None = None
         self._begun: list[sessions.Effect] = []
-        self._ack_due = False
-        self._acknowledged_at = -ACK_SECONDS
-        self._unacknowledged_bytes = 0
+        self._acks = Acks(self._clock, self._acknowledge)
         self._read_effects: list[sessions.Effect] = []  # what a read at once has led to
         self._unproved = False  # up, but nothing of what was owed has been acknowledged yet
         self._waiting_bytes = 0
@@ -328,13 +320,7 @@ class Carrier:
             self.session.inbound.stored(next)
         if outcome.count < batch.count:
             self._repeated(batch.channel, batch.count - outcome.count)
-        self._unacknowledged_bytes += len(batch.records)
-        if self._unacknowledged_bytes >= ACK_BYTES:
-            self._acknowledge()  # a call that is due stays, for what comes behind
-        elif not self._ack_due:
-            self._ack_due = True
-            wait = self._acknowledged_at + ACK_SECONDS - self._clock.seconds()
-            self._clock.callLater(max(0.0, wait), self._flush_ack)
+        self._acks.stored(len(batch.records))
 
     def catch_up(self) -> None:
         """Learn what an older connection's steps have brought to disk meanwhile."""
@@ -359,15 +345,8 @@ class Carrier:
             detail=f"{self.peer} sent {channel}, which is here already: left out",
         )
 
-    def _flush_ack(self) -> None:
-        """The call that was due."""
-        self._ack_due = False
-        self._acknowledge()
-
     def _acknowledge(self) -> None:
         """Acknowledge what commits have brought to disk, in one message."""
-        self._unacknowledged_bytes = 0
-        self._acknowledged_at = self._clock.seconds()
         self.perform(self.session.inbound.ack())
 
     def _rewind(self, effect: sessions.Rewind) -> None:

@@ -1,0 +1,84 @@
+"""What a log begins with: what was found in its folder, or what a new one is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from linkd.log.engine import Told
+from linkd.log.identity import Identity, save_identity
+from linkd.log.ids import Ids
+from linkd.log.ledger import new_token
+from linkd.log.recover import Found, recover
+from linkd.log.seal import load_ids
+from linkd.log.settings import Edges, SegmentSettings
+from linkd.log.shelf import Shelf
+from linkd.log.state import Snapshot, State
+
+
+class Beginning(msgspec.Struct, frozen=True):
+    """What a log begins with.
+
+    Attributes:
+        identity: Who it is, on disk.
+        state: As of its last frame.
+        shelf: Its segments.
+        ids: What was published within the window.
+        first: Its oldest offset; what the next epoch begins with where it is empty.
+        first_of_epoch: What the next epoch begins with.
+        clock_offset: What the log's clock is above the monotonic one.
+        snapshot: What the last segment opens with; None where there is none.
+        told: What the operator must hear of.
+    """
+
+    identity: Identity
+    state: State
+    shelf: Shelf
+    ids: Ids
+    first: int
+    first_of_epoch: int
+    clock_offset: float
+    snapshot: Snapshot | None
+    told: Sequence[Told]
+
+
+def begin(folder: Path, settings: SegmentSettings, edges: Edges) -> Beginning:
+    """Find the log in `folder`, or make a new one.
+
+    Raises:
+        LogDamaged: A file can't be read or mended; the message says what to do.
+        StateTooNew: It was written by a newer linkd.
+        OSError: The disk refuses.
+    """
+    found = recover(folder, edges.files, edges.wall)
+    identity = found.identity
+    if identity is None:
+        identity = Identity(new_token(edges.rng), edges.rng.getrandbits(32), 0, 1)
+        save_identity(edges.files, folder, identity)
+    state = found.state or State(identity.log)
+    first_of_epoch = max(state.next, identity.next)
+    passed = 0.0 if found.wall is None else max(0.0, edges.wall() - found.wall)
+    clock = found.stamp + passed
+    offset = clock - edges.monotonic()
+    return Beginning(
+        identity,
+        state,
+        Shelf(folder, identity.seed, found.segments),
+        _ids(folder, settings, found, identity.seed, clock),
+        found.segments[0].first if found.segments else first_of_epoch,
+        first_of_epoch,
+        offset,
+        found.snapshot,
+        found.told,
+    )
+
+
+def _ids(folder: Path, settings: SegmentSettings, found: Found, seed: int, clock: float) -> Ids:
+    """Return the ids of the segments that the window still reaches."""
+    ids = Ids(settings.id_window, settings.max_ids)
+    for segment in found.segments:
+        if segment.has_ids and segment.stamp >= clock - settings.id_window:
+            load_ids(folder, segment, seed, ids)
+    return ids
