@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from heapq import heapify, heappop, heappush
+from random import Random
 from typing import Any
 
 import pytest
 from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.task import Clock
 
-from linkd.config import LimitSettings
+from linkd.config import LimitSettings, ReconnectSettings
+from linkd.core.backoff import Backoff
 from linkd.core.wire import MAX_MESSAGE_BYTES as MOST
 from linkd.net.admission import Admission
 from linkd.net.frames import MESSAGE, put, take
@@ -42,8 +45,28 @@ def test_those_sent_away_are_told_to_come_at_the_rate() -> None:
     seconds = [wait.seconds for wait in waits[10:] if wait is not None]
     assert len(seconds) == 20
     assert seconds == sorted(seconds)
-    assert seconds[-1] == pytest.approx(2.0, abs=0.2)
+    assert seconds[-1] == pytest.approx(2.0 * 2 / 3, abs=0.2)
     assert admission.rate("later", 103.1) is None
+
+
+def test_a_crowd_is_let_in_at_about_the_rate_and_asks_about_twice_each() -> None:
+    rate, count, rng = 200.0, 5_000, Random(1)
+    admission = Admission(
+        LimitSettings(handshakes_per_second=rate, handshakes_per_second_per_address=1000.0)
+    )
+    backoff = Backoff(ReconnectSettings(), rng)
+    coming = [(rng.random(), number) for number in range(count)]
+    heapify(coming)
+    attempts, now = 0, 0.0
+    while coming:
+        now, number = heappop(coming)
+        attempts += 1
+        wait = admission.rate(f"a{number}", now)
+        if wait is not None:
+            told = max(1, round(wait.seconds))  # as the header has it
+            heappush(coming, (now + backoff.busy(told), number))
+    assert count / rate <= now + 1.0 <= 1.35 * count / rate
+    assert attempts <= 2.1 * count
 
 
 def test_one_look_up_serves_all_who_wait_and_old_answers_serve_after_a_quarter_second() -> None:
