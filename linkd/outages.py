@@ -6,11 +6,11 @@ Pure but for its store: monotonic `now` and Unix `stamp` come from the caller.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
 from typing import Protocol
 
 import msgspec
 
+from linkd.core.shown import rfc3339
 from linkd.status import Outage
 
 MOST = 20_000
@@ -272,11 +272,9 @@ def _end(row: _Row) -> float:
 
 def _told(row: _Row) -> Outage:
     """Return an outage as programs get it."""
-    moment = datetime.fromtimestamp(row.began, UTC)
-    began = moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
     return Outage(
         peer=row.peer,
-        began=began,
+        began=rfc3339(row.began),
         reason=row.reason,
         noticed_after_seconds=_rounded(row.noticed_after),
         down_seconds=_rounded(row.down),

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
 from linkd.api.refusals import Refusal
 from linkd.core.batch import Batch, Record, decode_records, split_raw
+from linkd.core.shown import JSON, kind_of, rfc3339, shown
 from linkd.errors import BadRecord
 
-JSON = "application/json"
 NDJSON = "application/x-ndjson"
 _encoder = msgspec.json.Encoder()
 _any = msgspec.json.Decoder()
 _record = msgspec.msgpack.Decoder(Record)
-
-
-def kind_of(content_type: str) -> str:
-    """Return a content type without its parameters, in lower case."""
-    return content_type.partition(";")[0].strip().lower()
 
 
 def check_json(body: bytes, where: str = "the body") -> None:
@@ -48,27 +41,6 @@ def check_body(body: bytes, content_type: str) -> None:
             raise Refusal("malformed", f"expected UTF-8 in the body: {error}") from None
 
 
-def shown(body: bytes, content_type: str) -> tuple[str, Any]:
-    """Return under which key a body is shown, `data`, `text` or `base64`, and its JSON value."""
-    kind = kind_of(content_type)
-    if kind == JSON or (not kind.startswith("text/") and body[:1] in (b"{", b"[")):
-        try:
-            _any.decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            pass
-        else:
-            return "data", msgspec.Raw(body)
-    try:
-        return "text", body.decode()
-    except UnicodeDecodeError:
-        return "base64", base64.b64encode(body).decode()
-
-
-def stamp(time: float) -> str:
-    """Return Unix seconds as RFC 3339, UTC, with milliseconds."""
-    return datetime.fromtimestamp(time, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
-
-
 def records_of(batch: Batch) -> list[Record]:
     """Return a batch's records; what is no record stands there as it is, with its bytes as body."""
     try:
@@ -87,7 +59,7 @@ def records_of(batch: Batch) -> list[Record]:
 def record_objects(batch: Batch) -> Iterator[tuple[int, bytes]]:
     """Yield (offset, JSON object) of each record of a batch; volatile ones have offset 0."""
     time, origin, channel, offset = (
-        stamp(batch.time),
+        rfc3339(batch.time),
         batch.origin.node,
         batch.channel,
         batch.offset,

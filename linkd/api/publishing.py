@@ -8,7 +8,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as TimedOut
 
 from linkd.api.answer import Answer, answer
-from linkd.api.bodies import JSON, NDJSON, check_body, check_json, kind_of
+from linkd.api.bodies import NDJSON, check_body, check_json
 from linkd.api.call import Call, seconds
 from linkd.api.port import NodePort
 from linkd.api.refusals import Refusal, refusal_of
@@ -17,6 +17,7 @@ from linkd.clock import wall
 from linkd.config import Config
 from linkd.core.batch import MAX_ID_BYTES, MAX_TYPE_BYTES, Draft, Record, encode_records
 from linkd.core.channels import Patterns
+from linkd.core.shown import JSON, kind_of
 from linkd.errors import BadRecord, BodyTooLarge, LinkdError
 from linkd.log.engine import Appended
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from linkd.api.bodies import JSON, records_of, shown, stamp, to_json
+from linkd.api.bodies import records_of, to_json
 from linkd.api.refusals import Refusal
 from linkd.core.batch import Batch, Record
+from linkd.core.shown import JSON, rfc3339, shown
 
 if TYPE_CHECKING:
     from linkd.api.port import Start
@@ -160,7 +161,7 @@ def _enveloped(batch: Batch, record: Record, offset: int, envelope: bool) -> byt
         "origin": batch.origin.node,
     }
     if envelope:
-        one["time"] = stamp(batch.time)
+        one["time"] = rfc3339(batch.time)
         one["id"] = record.id or None
     return to_json(one)
 

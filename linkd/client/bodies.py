@@ -8,10 +8,10 @@ from typing import Any, Final
 import msgspec
 
 from linkd.core.batch import MAX_BATCH_BYTES, MAX_ID_BYTES, MAX_TYPE_BYTES, Record
+from linkd.core.shown import JSON
 from linkd.errors import BadRecord
 
 TEXT: Final = "text/plain; charset=utf-8"
-JSON: Final = "application/json"
 
 Encode = Callable[[Any], tuple[bytes, str]]
 """Return a value's body and its content type."""

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
 
-from linkd.client.bodies import JSON, Decode
+from linkd.client.bodies import Decode
 from linkd.core.batch import Record as Encoded
 from linkd.core.batch import decode_records
+from linkd.core.shown import rfc3339, shown
 from linkd.core.stream import Deliver, DeliverVolatile
 
 _encoder: Final = msgspec.json.Encoder()
@@ -91,7 +90,7 @@ class Record(msgspec.Struct, frozen=True, eq=False):
 
     def to_json(self) -> bytes:
         """Return the record as one JSON object, the same as the HTTP API's."""
-        name, value = _shown(self.body, self.content_type)
+        name, value = shown(self.body, self.content_type)
         return _encoder.encode(
             {
                 "offset": self.offset or None,
@@ -99,7 +98,7 @@ class Record(msgspec.Struct, frozen=True, eq=False):
                 "type": self.type or None,
                 "id": self.id or None,
                 "origin": self.origin,
-                "time": stamp(self.time),
+                "time": rfc3339(self.time),
                 name: value,
             }
         )
@@ -116,24 +115,3 @@ def unpack(frame: Deliver | DeliverVolatile, reading: Reading, skip: int = 0) ->
         Record(offset, channel, origin, time, one, reading)
         for offset, one in enumerate(encoded[skip:] if skip else encoded, first)
     ]
-
-
-def stamp(time: float) -> str:
-    """Return Unix seconds as RFC 3339, UTC, with milliseconds."""
-    return datetime.fromtimestamp(time, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
-
-
-def _shown(body: bytes, content_type: str) -> tuple[str, Any]:
-    """Return under which key a body is shown, and how (docs/api.md, "A body")."""
-    kind = content_type.partition(";")[0].strip().lower()
-    if kind == JSON or (not kind.startswith("text/") and body[:1] in (b"{", b"[")):
-        try:
-            msgspec.json.decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            pass
-        else:
-            return "data", msgspec.Raw(body)
-    try:
-        return "text", body.decode()
-    except UnicodeDecodeError:
-        return "base64", base64.b64encode(body).decode()

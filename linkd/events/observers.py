@@ -6,12 +6,12 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from typing import Literal, TextIO, cast
 
 from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogBeginner
 
 from linkd.clock import wall
+from linkd.core.shown import rfc3339
 from linkd.events.folding import Fields, Folding
 from linkd.events.kind import COMMON_FIELDS, Level
 
@@ -45,7 +45,7 @@ def text_line(event: str, fields: Fields) -> str:
 
 def json_line(event: str, fields: Fields, level: Level, stamp: float) -> str:
     """Return one JSON object: `time`, `level`, `event`, then the fields; None left out."""
-    line: dict[str, object] = {"time": _rfc3339(stamp), "level": level, "event": event}
+    line: dict[str, object] = {"time": rfc3339(stamp), "level": level, "event": event}
     for name in sorted(fields, key=_place):
         value = fields[name]
         if value is not None:
@@ -118,7 +118,7 @@ class Observer:
         """Return what stands before a line."""
         if self._journal:
             return f"<{_PRIORITIES[level]}>"
-        return "" if self._format == "json" else f"{_rfc3339(stamp)} {level:5} "
+        return "" if self._format == "json" else f"{rfc3339(stamp)} {level:5} "
 
     def _trace(self, traceback: str) -> None:
         """Write a traceback, in text only: each of its lines has the priority of an error."""
@@ -194,9 +194,3 @@ def _text_value(value: object) -> str:
     text = str(value)
     bare = text and text.isprintable() and not any(sign in text for sign in ' "=\\')
     return text if bare else json.dumps(text, ensure_ascii=not text.isprintable())
-
-
-def _rfc3339(stamp: float) -> str:
-    """Return Unix seconds as UTC with milliseconds."""
-    moment = datetime.fromtimestamp(stamp, UTC)
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable
-from datetime import UTC, datetime
 
 from linkd import events
 from linkd.clock import wall
+from linkd.core.shown import rfc3339
 from linkd.status import Event
 
 _REMEMBERED = 10_000
-
-
-def rfc3339(seconds: float) -> str:
-    """Return Unix seconds as RFC 3339 UTC with milliseconds."""
-    moment = datetime.fromtimestamp(seconds, UTC)
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
 
 
 class Book:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from linkd.api.bodies import check_body, shown
+from linkd.api.bodies import check_body
 from linkd.api.refusals import Refusal
 from linkd.api.textframes import parse
+from linkd.core.shown import shown
 from tests.fuzz.reading import Input
 from tests.fuzz.templates import TEXTS
 

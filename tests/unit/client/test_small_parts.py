@@ -13,8 +13,9 @@ from linkd.client.address import address
 from linkd.client.backoff import Backoff
 from linkd.client.bodies import batches, check_words, decode_value, encode_value
 from linkd.client.observable import Observable
-from linkd.client.record import Reading, stamp, unpack
+from linkd.client.record import Reading, unpack
 from linkd.core.batch import MAX_BATCH_BYTES, Record, decode_records, encode_records
+from linkd.core.shown import rfc3339
 from linkd.core.stream import Deliver
 from linkd.errors import BadRecord
 
@@ -140,4 +141,4 @@ def test_a_record_as_json(body: bytes, content_type: str, shown: bytes) -> None:
 
 
 def test_stamps_have_milliseconds() -> None:
-    assert stamp(0.0) == "1970-01-01T00:00:00.000Z"
+    assert rfc3339(0.0) == "1970-01-01T00:00:00.000Z"
