@@ -121,6 +121,7 @@ class Ingress:
         self._pending: list[stream.Publish] = []
         self._unsettled = 0
         self._refusing = ""  # why a named producer's publishes are refused until it opens again
+        self._owed: range | None = None  # its refused numbers, while it has not repeated the first
         self._closed = False
         self._channels: set[str] = set()
 
@@ -129,6 +130,7 @@ class Ingress:
         self._refusing = ""
         if producer == self._name and self._state is not None:
             return
+        self._owed = None
         self._release()
         self._name = producer
         self._state = self._session.api.producers.take(producer, self) if producer else None
@@ -206,7 +208,8 @@ class Ingress:
         count = first.count if len(run) == 1 else sum([frame.count for frame in run])
         size = len(records) + HELD_BYTES * len(run)
         try:
-            self._check(first, count, records, size)
+            self._check_place(first, size, alone=len(run) == 1)
+            self._check(first, count, records)
         except LinkdError as error:
             if len(run) > 1:
                 for frame in run:
@@ -226,24 +229,30 @@ class Ingress:
         except LinkdError as error:
             self._settled(run, size)(error)
 
-    def _check(self, first: stream.Publish, count: int, records: bytes, size: int) -> None:
-        """Raise an error where a run may not be published; `size`: for what it counts."""
+    def _check_place(self, first: stream.Publish, size: int, alone: bool) -> None:
+        """Raise Refusal where a run may not go now: behind a refused one, or without room."""
         if self._refusing:
             said = "a publish before it was refused: open again, then repeat"
             raise Refusal(self._refusing, said)
+        owed = self._owed
+        if owed is not None and owed.start < first.sequence < owed.stop:
+            raise Refusal("log-full", f"{owed.start} was refused: open again, then repeat from it")
+        most = 2 * self._session.api.node.config.limits.publish_pending_bytes
+        if (self._unsettled or not alone) and self._unsettled + size > most:
+            raise Refusal("too-many", "too many bytes wait for the disk (max_pending_bytes)")
+        self._owed = None
+
+    def _check(self, first: stream.Publish, count: int, records: bytes) -> None:
+        """Raise an error where a run may not be published."""
         channel = first.channel
         if channel not in self._channels:
             self._session.caller.check_publish(channel)
             if len(self._channels) >= MAX_CHANNELS:
                 self._channels.clear()
             self._channels.add(channel)
-        limits = self._session.api.node.config
-        most = 2 * limits.limits.publish_pending_bytes
-        if self._unsettled and self._unsettled + size > most:
-            raise Refusal("too-many", "too many bytes wait for the disk (max_pending_bytes)")
         if first.ttl is not None and first.ttl <= 0.0:
             raise BadRecord("expected a ttl above 0")
-        most = limits.log.max_body_bytes
+        most = self._session.api.node.config.log.max_body_bytes
         if first.ids:
             found = decode_records(records, count)
             if tuple(record.id for record in found) != first.ids:
@@ -296,6 +305,10 @@ class Ingress:
         if self._state is not None and refusal.error in _PASSING:
             # A later number in the log would make this one look like a repeat of a stored one.
             self._refusing = refusal.error
+            begin, end, owed = run[0].sequence, run[-1].sequence + 1, self._owed
+            if owed is not None:
+                begin, end = min(begin, owed.start), max(end, owed.stop)
+            self._owed = range(begin, end)
         if self._closed:
             return
         for frame in run:

@@ -81,6 +81,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     on_close: Callable[..., object] | None = None
     on_error: Callable[..., object] | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse what could only hang."""
+        if self.max_in_flight_bytes < 1:
+            least = f"expected at least 1, got {self.max_in_flight_bytes}"
+            raise ValueError(f"max_in_flight_bytes: {least}")
+
 
 class PublishManyOptions(TypedDict, total=False):
     """How to publish many values.

@@ -259,11 +259,11 @@ class Session:
         """Restore all on a daemon that has answered: each subscription once, then the publishes."""
         same_log = self._log in ("", frame.log)
         self._log, self._log_next = frame.log, frame.next
+        self.node, self.max_body_bytes = frame.node, frame.max_body_bytes
+        self.flight.max_bytes = min(self._max_bytes, frame.max_pending_bytes)
         if self.open:
             self._reopening = False
             return
-        self.node, self.max_body_bytes = frame.node, frame.max_body_bytes
-        self.flight.max_bytes = min(self._max_bytes, frame.max_pending_bytes)
         self.open = True
         self._control.append(stream.Watch())
         self._control += [reader.restore(frame.next, same_log) for reader in self._readers.values()]

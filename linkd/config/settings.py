@@ -346,7 +346,7 @@ class LimitSettings(Settings, frozen=True, kw_only=True):
         _meta(
             "Bytes of publishes that wait for the disk, per API connection; each publish counts "
             "for 1,024 more.",
-            ge=65_536,
+            ge=1_048_576,
             le=2**34,
         ),
     ] = 33_554_432

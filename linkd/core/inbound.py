@@ -33,6 +33,9 @@ from linkd.core.wire import (
 )
 from linkd.errors import BadRecord, RemoteProtocolError
 
+_BARE_BYTES = 128
+"""A step without records counts for so much: two a second, for days, must not end a connection."""
+
 _NO_ORIGIN = "a batch with records needs an origin"
 
 
@@ -217,7 +220,7 @@ class Inbound:
     def _store(self, step: Step, records: bytes) -> Store:
         """Move on, and hand the step to the log."""
         self.received = step.next
-        size = len(records) + HELD_BYTES
+        size = len(records) + (HELD_BYTES if step.count else _BARE_BYTES)
         self._waiting.append((step.next, size))
         self._waiting_bytes += size
         if self._waiting_bytes > self._settings.max_waiting_bytes:

@@ -22,8 +22,8 @@ class SessionSettings(msgspec.Struct, frozen=True):
         read_bytes: About how much of the log is read at once.
         max_records_bytes: The largest batch of one record that is taken: whatever our own
             `log.max_body_bytes`, a peer's may be larger, and its record would block all behind it.
-        max_waiting_bytes: Most bytes that may wait for our disk, counted like those of a window:
-            far above any.
+        max_waiting_bytes: Most bytes that may wait for our disk, counted like those of a window,
+            and a little for each step without records: far above any window.
         position_interval: Seconds after which a position that moved over skipped records alone is
             told.
     """

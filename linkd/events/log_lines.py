@@ -69,10 +69,11 @@ ROWS = (
         "error",
         "seconds",
         "The disk has not finished a commit for so long. Links stay up, what is published waits "
-        "for its answer, nothing is lost; `log.slow` tells when it has gone on.",
+        "for its answer, nothing is lost; `log.moving` tells when it has gone on.",
         "Look for what holds the disk up: a frozen file system, a network mount, a failing device "
         "(`dmesg`).",
     ),
+    kind("log.moving", "info", "", "The disk that was stalled finishes commits again."),
     kind(
         "log.slow",
         "warn",

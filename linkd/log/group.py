@@ -8,7 +8,6 @@ without ids and producer share one. A group that can't be written is taken back 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import islice
 
 import msgspec
 
@@ -149,7 +148,8 @@ class Grouping:
         parts: list[bytes] = []
         size = 0
         outcome = self._group.outcomes.append
-        for item, settled in islice(waiting, index, None):
+        for place in range(index, len(waiting)):  # islice would walk up to `index` each time
+            item, settled = waiting[place]
             if (
                 type(item) is not Draft
                 or item.channel != channel
@@ -188,7 +188,8 @@ class Grouping:
         counts: list[int] = []
         size = 0
         outcome = self._group.outcomes.append
-        for item, settled in islice(waiting, index, None):
+        for place in range(index, len(waiting)):  # islice would walk up to `index` each time
+            item, settled = waiting[place]
             if type(item) is not Draft or item.channel != channel or item.ttl != ttl or item.ids:
                 break
             number, records = item.producer, item.records

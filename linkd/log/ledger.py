@@ -12,9 +12,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from random import Random
 
-from linkd.core.batch import Batch, Draft
+from linkd.core.batch import HELD_BYTES, Batch, Draft
 from linkd.core.wire import Cursor, EpochStart
-from linkd.errors import BadRecord, LinkdError, LogClosed, LogFull
+from linkd.errors import BadRecord, LinkdError, LogClosed, LogFull, PublishError
 from linkd.log.engine import Appended, Settled, Told
 from linkd.log.group import CursorSet, EpochOpened, Group, Grouping, Stored, Waiting, ignore
 from linkd.log.ids import Ids
@@ -22,8 +22,11 @@ from linkd.log.state import Place, State, follows, moved, placed
 from linkd.log.tail import Tail
 
 GROUP_BYTES = 8 * 1024 * 1024
-"""About the most that one commit takes."""
+GROUP_ITEMS = 4096
+"""About the most that one commit takes: what it leads to is one turn of the reactor."""
 
+MOST_WAITING_BYTES = 256 * 1024 * 1024
+"""What waits for a disk that stands still, in memory; beyond it publishes are refused."""
 
 STALLED_SECONDS = 5.0
 """A disk that has not finished a commit after so long is said to be stalled."""
@@ -65,6 +68,7 @@ class Ledger(ABC):
         self._waiting_bytes = 0
         self._room = 2**62
         self._under_way: deque[Group] = deque()
+        self._finished = 0.0  # when a commit was finished, on the log's clock
         self._places: dict[str, Place | None] = {peer: state.place(peer) for peer in state.peers()}
         self._committed_places = dict(self._places)
         self._closing: Callable[[], None] | None = None
@@ -103,7 +107,7 @@ class Ledger(ABC):
         """Return for how long the disk has not finished a commit."""
         if not self._under_way:
             return None
-        seconds = self.clock() - self._under_way[0].stamp
+        seconds = self.clock() - max(self._under_way[0].stamp, self._finished)
         return seconds if seconds >= STALLED_SECONDS else None
 
     # what comes in
@@ -120,6 +124,10 @@ class Ledger(ABC):
                 return
         if self._closed:
             settled(LogClosed("the node is stopping"))
+            return
+        waiting = self._waiting_bytes + HELD_BYTES * len(self._waiting)
+        if waiting > MOST_WAITING_BYTES:
+            settled(PublishError("too much waits for the disk"))
             return
         self._waiting_bytes += len(draft.records)
         if self._waiting_bytes > self._room:
@@ -170,7 +178,7 @@ class Ledger(ABC):
     def _make_group(self) -> Group:
         """Make a group of all that waits."""
         waiting, self._waiting = self._waiting, []
-        if self._waiting_bytes > GROUP_BYTES:
+        if self._waiting_bytes > GROUP_BYTES or len(waiting) > GROUP_ITEMS:
             self._waiting_bytes -= self._put_off(waiting)
         else:
             self._waiting_bytes = 0
@@ -181,7 +189,8 @@ class Ledger(ABC):
     def _put_off(self, waiting: list[Waiting]) -> int:
         """Let what is too much for one group wait on; return the bytes that go."""
         size = number = 0
-        while size < GROUP_BYTES and number < len(waiting):
+        most = min(GROUP_ITEMS, len(waiting))
+        while size < GROUP_BYTES and number < most:
             item = waiting[number][0]
             if isinstance(item, Draft):
                 size += len(item.records)
@@ -199,6 +208,7 @@ class Ledger(ABC):
         """
         assert group is self._under_way[0]
         self._under_way.popleft()
+        self._finished = self.clock()
         add, places = self._tail.add, self._committed_places
         for piece in group.pieces:
             batch = piece.batch

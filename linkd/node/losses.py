@@ -32,6 +32,7 @@ _KEPT = _LOST | {
     "link.withheld",
     "log.disk-failed",
     "log.full",
+    "log.moving",
     "log.rebuilt",
     "log.repaired",
     "log.room",
@@ -130,8 +131,10 @@ class LogWatch:
         self._waited = waiting
 
     def _look_at_disk(self) -> None:
-        """Say once that the disk answers nothing; its end is `log.slow`."""
+        """Say once that the disk answers nothing, and once that it does again."""
         seconds = self._log.stalled()
+        if seconds is None and self._looks_stalled >= _LOOKS:
+            self._around.tell("info", "log.moving", detail="the disk finishes commits again")
         self._looks_stalled = 0 if seconds is None else self._looks_stalled + 1
         if self._looks_stalled == _LOOKS:
             said = "the disk has not finished a commit; nothing is acknowledged until it does"

@@ -491,6 +491,77 @@ async def test_after_too_many_a_producer_opens_again_and_none_is_taken_for_a_rep
 
 
 @pytest_twisted.ensureDeferred
+async def test_none_above_a_refused_number_is_taken_before_it_comes_again(served: Served) -> None:
+    """What was under way failed when the producer had opened again for what came behind it."""
+    log = served.node.log
+    limits = msgspec.structs.replace(served.node.config.limits, publish_pending_bytes=65_536)
+    served.node.config = msgspec.structs.replace(served.node.config, limits=limits)
+    over = 1 + 131_072 // (HELD_BYTES + len(ONE))
+
+    def publishes(first: int, end: int) -> list[stream.Publish]:
+        return [stream.Publish(number, "ab"[number % 2], 1, ONE) for number in range(first, end)]
+
+    def refused(client: Stream, first: int, end: int, error: str) -> None:
+        failed = [client.hear(stream.PublishFailed) for _ in range(first, end)]
+        assert [frame.sequence for frame in failed] == list(range(first, end))
+        assert {frame.error for frame in failed} == {error}
+
+    def run(client: Stream) -> None:
+        from tests.support.api_calls import reactor
+
+        log._delayed = True
+        client.say(*publishes(1, over + 10))
+        refused(client, over, over + 10, "too-many")
+        reactor.callFromThread(log.fill, "the disk failed")
+        refused(client, 1, over, "log-full")
+        reactor.callFromThread(log.drain)
+        log._delayed = False
+        client.say(stream.Open(1, "p"), *publishes(over, over + 10))
+        refused(client, over, over + 10, "log-full")
+        client.say(stream.Open(1, "p"), *publishes(1, over + 10))
+        for number in range(1, over + 10):
+            assert client.hear(stream.Published) == stream.Published(number, number, 1)
+        client.say(*publishes(over + 10, over + 12))
+        assert client.hear(stream.Published).offset == over + 10
+
+    await pump(served, run, "p")
+    assert log.next == over + 12
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_gives_refused_numbers_up_goes_on_with_higher_ones(served: Served) -> None:
+    def run(client: Stream) -> None:
+        from tests.support.api_calls import reactor
+
+        reactor.callFromThread(served.node.log.fill, "no room")
+        time.sleep(0.1)
+        client.say(*[stream.Publish(number, "orders", 1, ONE) for number in (5, 6)])
+        assert [client.hear().error for _ in range(2)] == ["log-full"] * 2
+        reactor.callFromThread(served.node.log.drain)
+        time.sleep(0.1)
+        client.say(stream.Open(1, "p"), stream.Publish(7, "orders", 1, ONE))
+        assert isinstance(client.hear(), stream.Opened)
+        assert client.hear() == stream.Published(7, 1, 1)
+
+    await pump(served, run, "p")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_run_of_many_is_bounded_as_each_of_them(served: Served) -> None:
+    limits = msgspec.structs.replace(served.node.config.limits, publish_pending_bytes=65_536)
+    served.node.config = msgspec.structs.replace(served.node.config, limits=limits)
+
+    def run(client: Stream) -> None:
+        served.node.log._delayed = True
+        client.say(*[stream.Publish(n, "orders", 1, ONE) for n in range(1, 1001)])
+        failed = [client.hear(stream.PublishFailed).sequence for _ in range(880)]
+        assert failed[0] > 100
+        assert failed[-1] > 980
+
+    await pump(served, run)
+
+
+@pytest_twisted.ensureDeferred
 async def test_one_publish_alone_is_always_taken(served: Served) -> None:
     limits = msgspec.structs.replace(served.node.config.limits, publish_pending_bytes=65_536)
     served.node.config = msgspec.structs.replace(served.node.config, limits=limits)

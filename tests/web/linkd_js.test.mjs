@@ -277,6 +277,21 @@ test("two thousand publishes wait their turn: never more than the window is unde
   assert.deepEqual(stub.records.map(({ data }) => data), Array.from({ length: 2000 }, (_, index) => index));
 });
 
+test("large publishes wait their turn by their size, and one is always under way", async () => {
+  const node = client({ pingInterval: 5 });
+  await up(node);
+  stub.mute = true;
+  const acks = Array.from({ length: 8 }, (_, index) => node.publish("orders", `${index}${"x".repeat(100_000)}`));
+  acks.push(node.publish("orders", "8".repeat(400_000)), node.publish("orders", "9"));
+  await until(() => stub.records.length === 2);
+  await new Promise((resolve) => setTimeout(resolve, 50));
+  assert.equal(stub.records.length, 2);
+  stub.mute = false;
+  stub.cutConnections();
+  await Promise.all(acks);
+  assert.deepEqual(stub.records.map(({ data }) => data[0]), [..."0123456789"]);
+});
+
 test("a subscription from the earliest gets what there was", async () => {
   stub.publish("orders", "a", 1);
   stub.publish("orders", "a", 2);

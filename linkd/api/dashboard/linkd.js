@@ -51,6 +51,8 @@
 
 /** So many publishes are under way at once; the others wait here, not in buffers on the way. */
 const WINDOW = 256;
+/** So many characters of publishes are on their way: less than the daemon takes, whatever its settings. */
+const WINDOW_CHARACTERS = 262_144;
 /** Offsets that a subscription remembers where patterns overlap in part. */
 const REMEMBERED = 10_000;
 const RESERVED = ["ping", "pong", "subscribe", "unsubscribe", "ack", "error", "status", "joined", "left", "gap"];
@@ -200,13 +202,15 @@ export class Linkd extends EventTarget {
     this._subscriptions = new Set();
     /** What the node was asked to follow on this connection: the patterns that no other covers, with the frame's id. */
     this._followed = new Map();
-    /** @type {Map<string, {frame: any, whenDown: string, timer: any,
+    /** `text` is the frame as it is sent. @type {Map<string, {frame: any, text?: any, whenDown: string, timer: any,
      *   resolve: (ack: {id: string, offset: number}) => void, reject: (error: LinkdError) => void}>} */
     this._pending = new Map();
     /** Ids of those that were not yet sent on this connection, oldest first. @type {string[]} */
     this._unsent = [];
-    /** Ids of those that were, and are not answered. @type {Set<string>} */
-    this._underWay = new Set();
+    /** Those that were, and are not answered: id and characters. @type {Map<string, number>} */
+    this._underWay = new Map();
+    /** The characters of all of them. */
+    this._characters = 0;
     /** @type {any} */
     this._socket = null;
     this._generation = 0;
@@ -427,6 +431,7 @@ export class Linkd extends EventTarget {
     this._follow();
     this._unsent = [...this._pending.keys()];
     this._underWay.clear();
+    this._characters = 0;
     this._sendPending();
   }
 
@@ -558,18 +563,30 @@ export class Linkd extends EventTarget {
 
   _sendPending() {
     while (this.isUp && this._underWay.size < WINDOW && this._unsent.length > 0) {
-      const id = /** @type {string} */ (this._unsent.shift());
+      const id = this._unsent[0];
       const entry = this._pending.get(id);
-      if (!entry) continue;
-      this._underWay.add(id);
-      this.send(entry.frame);
+      if (entry) {
+        entry.text ??= this.options.encode(entry.frame);
+        const { length } = entry.text;
+        if (this._underWay.size > 0 && this._characters + length > WINDOW_CHARACTERS) return;
+        this._underWay.set(id, length);
+        this._characters += length;
+        this._socket.send(entry.text);
+      }
+      this._unsent.shift();
     }
+  }
+
+  /** It is on its way no longer. @param {string} id */
+  _landed(id) {
+    this._characters -= this._underWay.get(id) ?? 0;
+    this._underWay.delete(id);
   }
 
   /** The node is starting or stopping: the same again in a second, if the connection lives that long. @param {string} id */
   _sendLater(id) {
     const generation = this._generation;
-    this._underWay.delete(id);
+    this._landed(id);
     setTimeout(() => {
       if (generation !== this._generation) return;
       this._unsent.push(id);
@@ -582,7 +599,7 @@ export class Linkd extends EventTarget {
     const entry = this._pending.get(id);
     if (!entry) return;
     this._pending.delete(id);
-    this._underWay.delete(id);
+    this._landed(id);
     clearTimeout(entry.timer);
     if (error) entry.reject(error);
     else entry.resolve({ id, offset });

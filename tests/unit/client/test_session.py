@@ -108,6 +108,22 @@ def test_no_more_is_sent_ahead_than_the_daemon_takes() -> None:
     assert len(up(session, pending=2 * HELD_BYTES + 100)) == 2
 
 
+def test_a_bound_that_was_lowered_is_obeyed_from_the_next_opened_on() -> None:
+    session = Session("p")
+    settled: list[Published | LinkdError] = []
+    up(session, pending=100 * HELD_BYTES)
+    for _ in range(5):
+        session.flight.add("a", 1, b"x", settled.append)
+    assert len([f for f in frames(session) if isinstance(f, stream.Publish)]) == 5
+    tell(session, stream.PublishFailed(1, "too-many", "why"))
+    assert [type(f) for f in frames(session)] == [stream.Open]
+    tell(session, *[stream.PublishFailed(number, "too-many", "why") for number in range(2, 6)])
+    tell(session, stream.Opened(1, "n", "s", "log", 1, 1 << 20, 2 * HELD_BYTES + 10))
+    for _ in range(5):
+        session.flight.add("a", 1, b"x", settled.append)
+    assert len([f for f in frames(session) if isinstance(f, stream.Publish)]) == 2
+
+
 def test_single_records_of_one_turn_become_one_publish_a_channel() -> None:
     session = Session("p")
     offsets: list[int | LinkdError] = []

@@ -106,6 +106,6 @@ def test_a_stalled_disk_is_told_once_and_not_at_the_first_look() -> None:
     for _ in range(9):
         watch.look()
         said.append(len(node.events))
-    assert said == [0, 0, 0, 0, 1, 1, 1, 1, 2]
-    assert node.events == ["log.stalled"] * 2
+    assert said == [0, 0, 0, 0, 1, 1, 2, 2, 3]
+    assert node.events == ["log.stalled", "log.moving", "log.stalled"]
     assert (node.told[0][0], node.told[0][2]["seconds"]) == ("error", 6.5)
