@@ -1,0 +1,41 @@
+"""Under which key a body is shown, and how; times as people and programs read them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from linkd.core.shown import kind_of, rfc3339, shown
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "name", "value"),
+    [
+        (b'{"a": 1.50}', "application/json", "data", b'{"a": 1.50}'),
+        (b" 7", "application/json; charset=utf-8", "data", b" 7"),
+        (b'{"a"', "application/json", "text", '{"a"'),
+        (b"[1,2]", "", "data", b"[1,2]"),
+        (b"[1,2", "", "text", "[1,2"),
+        (b"{}", "text/plain", "text", "{}"),
+        ("grün".encode(), "text/plain", "text", "grün"),
+        (b"7", "", "text", "7"),
+        (b"", "", "text", ""),
+        (b"\xff\x00", "", "base64", "/wA="),
+        (b"{\xff}", "application/json", "base64", "e/99"),
+        (b"[" * 100_000, "", "text", "[" * 100_000),
+    ],
+)
+def test_a_body_is_shown_as_what_it_is(
+    body: bytes, content_type: str, name: str, value: Any
+) -> None:
+    found = shown(body, content_type)
+    raw = bytes(found[1]) if isinstance(found[1], msgspec.Raw) else found[1]
+    assert (found[0], raw) == (name, value)
+
+
+def test_kinds_and_times() -> None:
+    assert kind_of(" Application/JSON ; charset=x") == "application/json"
+    assert rfc3339(0.0) == "1970-01-01T00:00:00.000Z"
+    assert rfc3339(1_700_000_000.9996) == "2023-11-14T22:13:20.999Z"
