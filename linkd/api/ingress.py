@@ -105,10 +105,10 @@ class Ingress:
     """The publishes of one client.
 
     Adjacent publishes on one channel become one append: that is what makes single records cheap.
-    Those of a
-    named producer only once it is certain that none of them is in the log already: the log knows a
-    producer's
-    highest number alone, and a batch is a repeat as a whole or not at all.
+    Those of a named producer only once it is certain that none of them is in the log already: the
+    log knows a producer's highest number alone, and a batch is a repeat as a whole or not at all.
+    For the same reason nothing above a number that was refused for now is taken before that number
+    comes again, or the producer leaves all that were refused behind.
 
     Args:
         session: The client's stream.
@@ -275,8 +275,7 @@ class Ingress:
             self._unsettled -= size
             api.metrics.publish.observe(api.reactor.seconds() - began)
             if isinstance(outcome, LinkdError):
-                refusal = refusal_of(outcome)
-                self._refuse(run, refusal)
+                self._refuse(run, refusal_of(outcome))
                 return
             state = self._state
             if state is not None and not outcome.duplicate and outcome.offset:

@@ -1,8 +1,8 @@
 """Groups: what one commit takes to the disk, made of all that waits, in order.
 
 A publish is judged here (a repeat? how much is new?), gets its offset and goes into a batch;
-adjacent drafts
-without ids and producer share one. A group that can't be written is taken back whole.
+adjacent drafts without ids and producer share one. A group that can't be written is taken back
+whole.
 """
 
 from __future__ import annotations
