@@ -11,7 +11,7 @@ _TOLD: Final = 2 / 3
 """Part of its wait that a newcomer is told: it waits up to as much again, half more in the mean.
 
 So a crowd comes at the rate; told all of it, 5,000 that are taken at 200 a second took half as
-long again.
+long again (simulated, tests/unit/net/test_newcomers.py).
 """
 
 MAX_ADDRESSES: Final = 16_384
