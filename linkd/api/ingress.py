@@ -121,7 +121,7 @@ class Ingress:
         self._pending: list[stream.Publish] = []
         self._unsettled = 0
         self._refusing = ""  # why a named producer's publishes are refused until it opens again
-        self._owed: range | None = None  # its refused numbers, while it has not repeated the first
+        self._refused: range | None = None  # its refused numbers, until it repeats the first
         self._closed = False
         self._channels: set[str] = set()
 
@@ -130,7 +130,7 @@ class Ingress:
         self._refusing = ""
         if producer == self._name and self._state is not None:
             return
-        self._owed = None
+        self._refused = None
         self._release()
         self._name = producer
         self._state = self._session.api.producers.take(producer, self) if producer else None
@@ -234,13 +234,15 @@ class Ingress:
         if self._refusing:
             said = "a publish before it was refused: open again, then repeat"
             raise Refusal(self._refusing, said)
-        owed = self._owed
-        if owed is not None and owed.start < first.sequence < owed.stop:
-            raise Refusal("log-full", f"{owed.start} was refused: open again, then repeat from it")
+        refused = self._refused
+        if refused is not None and refused.start < first.sequence < refused.stop:
+            raise Refusal(
+                "log-full", f"{refused.start} was refused: open again, then repeat from it"
+            )
         most = 2 * self._session.api.node.config.limits.publish_pending_bytes
         if (self._unsettled or not alone) and self._unsettled + size > most:
             raise Refusal("too-many", "too many bytes wait for the disk (max_pending_bytes)")
-        self._owed = None
+        self._refused = None
 
     def _check(self, first: stream.Publish, count: int, records: bytes) -> None:
         """Raise an error where a run may not be published."""
@@ -304,10 +306,10 @@ class Ingress:
         if self._state is not None and refusal.error in _PASSING:
             # A later number in the log would make this one look like a repeat of a stored one.
             self._refusing = refusal.error
-            begin, end, owed = run[0].sequence, run[-1].sequence + 1, self._owed
-            if owed is not None:
-                begin, end = min(begin, owed.start), max(end, owed.stop)
-            self._owed = range(begin, end)
+            begin, end, refused = run[0].sequence, run[-1].sequence + 1, self._refused
+            if refused is not None:
+                begin, end = min(begin, refused.start), max(end, refused.stop)
+            self._refused = range(begin, end)
         if self._closed:
             return
         for frame in run:

@@ -15,7 +15,7 @@ from tests.campaign.traffic import Publisher
 from tests.conftest import CAMPAIGN
 from tests.support import figures
 from tests.support.daemon import Daemon
-from tests.support.duo import Duo, publish, run, until
+from tests.support.duo import Duo, Watched, publish, run, until
 from tests.support.lab import Namespace
 from tests.support.needs import need
 
@@ -57,23 +57,6 @@ def free_up(daemon: Daemon) -> None:
     """Take the filling away."""
     assert daemon.host is not None
     daemon.host.run("rm", "-f", str(state(daemon) / "filling"))
-
-
-class Watched:
-    """Links of a pair, looked at all the time: did one ever leave `up`?"""
-
-    def __init__(self, duo: Duo) -> None:
-        self._since = time.monotonic()
-        self._duo = duo
-
-    def fell(self) -> list[object]:
-        """Return the lines of links that fell since."""
-        return [
-            line.fields
-            for daemon in (self._duo.hub, self._duo.edge)
-            for event in ("link.waiting", "link.rejected", "link.diverged", "connection.protocol")
-            for line in daemon.matching(self._since, event=event)
-        ]
 
 
 def refused(daemon: Daemon) -> str:

@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from websockets.exceptions import ConnectionClosed
@@ -18,7 +17,8 @@ from linkd.core.batch import Record, encode_records
 from tests.conftest import CAMPAIGN
 from tests.support import figures
 from tests.support.daemon import COMMAND, Daemon
-from tests.support.duo import Duo, numbers, publish, run, until
+from tests.support.duo import Duo, Watched, numbers, publish, run, until
+from tests.support.pairs import memory
 
 STALLS = """
 import os, time
@@ -58,17 +58,17 @@ def duo() -> Iterator[Duo]:
         yield both
 
 
-def fell(duo: Duo, since: float) -> list[object]:
-    """Return the lines of links that fell since."""
-    both = (duo.hub, duo.edge)
-    return [at.fields for d in both for at in d.matching(since, event="link.waiting")]
+def settled(duo: Duo) -> None:
+    """Start both, and have something of the edge's on the hub's disk."""
+    duo.start()
+    publish(duo.edge, "a", range(10))
+    duo.settled()
 
 
 def test_a_receiver_whose_disk_stalls_keeps_its_links(duo: Duo) -> None:
     disk = Stalling(duo.hub)
-    duo.start()
-    publish(duo.edge, "a", range(10))
-    duo.settled()
+    settled(duo)
+    watched = Watched(duo)
     began = disk.stall()
     answered = time.monotonic()
     publish(duo.edge, "a", range(10, 20))
@@ -88,7 +88,7 @@ def test_a_receiver_whose_disk_stalls_keeps_its_links(duo: Duo) -> None:
     assert "the disk has not finished a commit for " in checked.stdout
     assert "the disk has not finished a commit for " in run(duo.hub, "status").stdout
     time.sleep(max(0.0, began + SECONDS - time.monotonic()))
-    assert fell(duo, began) == []
+    assert watched.fell() == []
     disk.go_on()
     duo.settled()
     duo.hub.wait_line(5.0, began, event="log.moving")
@@ -101,9 +101,7 @@ def test_a_receiver_whose_disk_stalls_keeps_its_links(duo: Duo) -> None:
 
 def test_a_publisher_waits_for_its_disk_and_a_cut_meanwhile_heals(duo: Duo) -> None:
     disk = Stalling(duo.edge)
-    duo.start()
-    publish(duo.edge, "a", range(10))
-    duo.settled()
+    settled(duo)
     began = disk.stall()
     with ThreadPoolExecutor() as pool:
         waits = pool.submit(publish, duo.edge, "a", range(10, 20))
@@ -123,14 +121,6 @@ def test_a_publisher_waits_for_its_disk_and_a_cut_meanwhile_heals(duo: Duo) -> N
     for daemon in (duo.hub, duo.edge):
         assert numbers(daemon, "a") == list(range(20))
         assert numbers(daemon, "b") == list(range(5))
-
-
-def megabytes(daemon: Daemon) -> float:
-    """Return a daemon's resident memory."""
-    for line in Path(f"/proc/{daemon.pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1024
-    raise AssertionError("no VmRSS")
 
 
 def published(daemon: Daemon) -> bool:
@@ -190,15 +180,14 @@ def test_what_waits_for_a_stalled_disk_is_bounded_however_small_the_messages(duo
     """Bounded by bytes of records alone, 60,000 of one byte took 60 MB, a million a gigabyte."""
     for place, daemon in (("receiver", duo.hub), ("publisher", duo.edge)):
         disk = Stalling(daemon)
-        duo.start()
-        publish(duo.edge, "a", range(10))
-        duo.settled()
-        before = megabytes(daemon)
-        began = disk.stall()
+        settled(duo)
+        before = memory(daemon)
+        watched = Watched(duo)
+        disk.stall()
         crowd = Crowd(duo.edge)
         try:
             crowd.run(200_000)
-            grown = megabytes(daemon) - before
+            grown = (memory(daemon) - before) / (1 << 20)
             figures.tell(
                 f"{place} with a stalled disk: {crowd.sent} messages of a byte, {crowd.failed}"
                 f" refused, {grown:.0f} MB more"
@@ -213,7 +202,7 @@ def test_what_waits_for_a_stalled_disk_is_bounded_however_small_the_messages(duo
             disk.go_on()
         duo.settled(60.0)
         until(lambda: published(duo.edge))
-        assert fell(duo, began) == [], "what had waited held up the reactor"
+        assert watched.fell() == [], "what had waited held up the reactor"
         for each in (duo.hub, duo.edge):
             assert each.stop() == 0
             each.program = COMMAND

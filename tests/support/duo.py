@@ -107,3 +107,20 @@ def run(daemon: Daemon, *words: str, timeout: float = 20.0) -> subprocess.Comple
 def segments(daemon: Daemon) -> list[Path]:
     """Return the files of a daemon's log, oldest first."""
     return sorted((daemon.directory / "state" / "log").glob("*.log"))
+
+
+class Watched:
+    """Links of a pair, looked at all the time: did one ever leave `up`?"""
+
+    def __init__(self, duo: Duo) -> None:
+        self._since = time.monotonic()
+        self._duo = duo
+
+    def fell(self) -> list[object]:
+        """Return the lines of links that fell since."""
+        return [
+            line.fields
+            for daemon in (self._duo.hub, self._duo.edge)
+            for event in ("link.waiting", "link.rejected", "link.diverged", "connection.protocol")
+            for line in daemon.matching(self._since, event=event)
+        ]

@@ -277,6 +277,14 @@ test("two thousand publishes wait their turn: never more than the window is unde
   assert.deepEqual(stub.records.map(({ data }) => data), Array.from({ length: 2000 }, (_, index) => index));
 });
 
+test("what can't be encoded is refused at once and holds up nothing", async () => {
+  const node = client();
+  await up(node);
+  await assert.rejects(node.publish("orders", 1n), TypeError);
+  await node.publish("orders", "after");
+  assert.deepEqual(stub.records.map(({ data }) => data), ["after"]);
+});
+
 test("large publishes wait their turn by their size, and one is always under way", async () => {
   const node = client({ pingInterval: 5 });
   await up(node);

@@ -202,7 +202,7 @@ export class Linkd extends EventTarget {
     this._subscriptions = new Set();
     /** What the node was asked to follow on this connection: the patterns that no other covers, with the frame's id. */
     this._followed = new Map();
-    /** `text` is the frame as it is sent. @type {Map<string, {frame: any, text?: any, whenDown: string, timer: any,
+    /** `text` is the frame as it is sent. @type {Map<string, {text: any, whenDown: string, timer: any,
      *   resolve: (ack: {id: string, offset: number}) => void, reject: (error: LinkdError) => void}>} */
     this._pending = new Map();
     /** Ids of those that were not yet sent on this connection, oldest first. @type {string[]} */
@@ -314,9 +314,10 @@ export class Linkd extends EventTarget {
     const refused = this._refusal(type, id, whenDown);
     if (refused) return Promise.reject(refused);
     return new Promise((resolve, reject) => {
+      const text = this.options.encode({ type, data: data ?? null, channel, id }); // first: what it refuses is not kept
       const late = () => this._settle(id, new LinkdError("timeout", `no answer in ${timeout} s`, id));
       const timer = timeout === undefined ? null : setTimeout(late, timeout * 1000);
-      const entry = { frame: { type, data: data ?? null, channel, id }, whenDown, timer, resolve, reject };
+      const entry = { text, whenDown, timer, resolve, reject };
       this._pending.set(id, entry);
       this._unsent.push(id);
       this._sendPending();
@@ -566,7 +567,6 @@ export class Linkd extends EventTarget {
       const id = this._unsent[0];
       const entry = this._pending.get(id);
       if (entry) {
-        entry.text ??= this.options.encode(entry.frame);
         const { length } = entry.text;
         if (this._underWay.size > 0 && this._characters + length > WINDOW_CHARACTERS) return;
         this._underWay.set(id, length);
