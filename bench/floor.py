@@ -8,6 +8,7 @@ import statistics
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -91,15 +92,23 @@ def round_trip_seconds(times: int = 300) -> float:
     return statistics.median(taken)
 
 
-def disk_bytes_per_second(piece: int = 1 << 20, seconds: float = 1.0) -> float:
-    """Return what the disk takes when pieces are appended to a file, fdatasync after each."""
+def disk_bytes_per_second(piece: int, seconds: float, writers: int) -> float:
+    """Return what the disk takes of each of so many writers at once.
+
+    Each appends pieces to a file of its own, with fdatasync after each.
+    """
     buffer = os.urandom(piece)
-    with folder() as path:
-        fd = os.open(Path(path) / "file", os.O_CREAT | os.O_WRONLY)
+
+    def write(path: Path) -> float:
+        fd = os.open(path, os.O_CREAT | os.O_WRONLY)
         written, began = 0, time.perf_counter()
         while time.perf_counter() - began < seconds:
             written += os.write(fd, buffer)
             os.fdatasync(fd)
         took = time.perf_counter() - began
         os.close(fd)
-    return written / took
+        return written / took
+
+    with folder() as path, ThreadPoolExecutor(writers) as pool:
+        rates = list(pool.map(write, [Path(path) / str(number) for number in range(writers)]))
+    return statistics.fmean(rates)

@@ -161,8 +161,11 @@ def throughput(kinds: Sequence[type[System]], rounds: int, seconds: float, found
                     for way in ways(system):
                         if way.size == size:
                             _once(system, way, seconds, found)
-                settle()
-                found.add("disk", "", size, floor.disk_bytes_per_second(max(4096, size), 0.5))
+                for writers in (1, 2):
+                    settle()
+                    piece = max(4096, size)
+                    rate = floor.disk_bytes_per_second(piece, seconds, writers)
+                    found.add("disk", f"{writers}", size, rate)
             say(f"throughput: round {number + 1} of {rounds} done")
 
 

@@ -265,7 +265,8 @@ class Ingress:
             raise BadRecord(f"expected {count} encoded records in {len(records)} bytes")
         else:
             raws = split_raw(records, count)
-            if len(records) > most and any(len(bytes(raw)) > most + RECORD_BYTES for raw in raws):
+            sizes = (memoryview(raw).nbytes for raw in raws)
+            if len(records) > most and any(size > most + RECORD_BYTES for size in sizes):
                 raise BodyTooLarge(f"expected bodies of at most {most} bytes (log.max_body_bytes)")
 
     def _settled(self, run: list[stream.Publish], size: int) -> Settled:

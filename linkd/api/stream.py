@@ -142,6 +142,11 @@ class StreamSession:
             self._flush_due = True
             self._at_turn_end(self._flush_now)
 
+    def send_large(self, frame: stream.FromDaemon) -> None:
+        """Send a frame that is worth a message of its own: it is encoded where it stays."""
+        self.flush()
+        self.socket.send(stream.encode((frame,)), True)
+
     def _flush_now(self) -> None:
         self._flush_due = False
         self.flush()
@@ -314,8 +319,9 @@ class StreamSink:
 
     def batch(self, batch: Batch) -> bool:
         """Send records on as they are."""
-        records, origin = batch.records, batch.origin
-        self._session.send(
+        records, origin, session = batch.records, batch.origin, self._session
+        send = session.send if len(records) < MESSAGE_BYTES else session.send_large
+        send(
             stream.Deliver(
                 self.id,
                 batch.offset,

@@ -18,6 +18,7 @@ from linkd.api.refusals import Refusal
 from linkd.api.service import Service
 from linkd.api.whole import WholeMessages
 from linkd.core.stream import MAX_MESSAGE_BYTES, SUBPROTOCOL
+from linkd.net.pace import Pace
 from linkd.net.timers import ExactTimer
 from linkd.net.websocket import ServerFactory
 
@@ -112,6 +113,7 @@ class ApiSocket(WholeMessages):
         """The handshake is over."""
         self.open = True
         self.most_whole = self.maxFramePayloadSize
+        self.pace = Pace(self.transport)
         self.transport.registerProducer(_Room(self), True)
         self._guarded(self.session.opened)
 
@@ -213,9 +215,17 @@ class ApiSocket(WholeMessages):
         if self.transport is not None:
             self.transport.abortConnection()
 
+    def full(self) -> None:
+        """The other end reads too slowly just now."""
+        self.paused = True
+        if self.pace is not None:
+            self.pace.paused(self.upgrades.api.reactor.seconds())
+
     def roomy(self) -> None:
         """The other end reads again."""
         self.paused = False
+        if self.pace is not None:
+            self.pace.resumed(self.upgrades.api.reactor.seconds())
         if self.open:
             self._guarded(self.session.room)
 
@@ -236,7 +246,7 @@ class _Room:
         self._socket = socket
 
     def pauseProducing(self) -> None:
-        self._socket.paused = True
+        self._socket.full()
 
     def resumeProducing(self) -> None:
         self._socket.roomy()

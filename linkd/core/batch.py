@@ -167,6 +167,7 @@ class Batch(msgspec.Struct, array_like=True, frozen=True, gc=False):
 _encoder = msgspec.msgpack.Encoder()
 _typed = msgspec.msgpack.Decoder(list[Record])
 _raw = msgspec.msgpack.Decoder(list[msgspec.Raw])
+_lone_raw = msgspec.msgpack.Decoder(msgspec.Raw)
 
 
 def encode_records(records: Iterable[Record]) -> bytes:
@@ -196,6 +197,8 @@ def split_raw(records: bytes, count: int) -> list[msgspec.Raw]:
     """
     _check_count(count, records)
     try:
+        if count == 1:
+            return [_lone_raw.decode(records)]  # a large record is not copied behind a head
         return _raw.decode(array_header(count) + records)
     except (msgspec.DecodeError, RecursionError) as error:
         raise BadRecord(f"expected {count} encoded records: {error}") from None

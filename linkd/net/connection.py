@@ -27,6 +27,7 @@ from linkd.core.wire import (
 from linkd.errors import Reason, RemoteProtocolError
 from linkd.net.frames import MESSAGE, PING, PONG
 from linkd.net.heads import printable
+from linkd.net.pace import Pace
 from linkd.net.sending import Sending
 from linkd.net.sockets import peer_of, show, tune
 from linkd.net.timers import Call, cancel
@@ -94,6 +95,7 @@ class Connection(WholeFrames, Sending):
         self.life = Liveness(self.clock.seconds(), self.factory.first_limit)
         self.host, self.port_number = peer_of(self.transport)
         tune(self.transport, self.life.limit)
+        self.pace = Pace(self.transport)
         super().connectionMade()  # type: ignore[misc]
 
     @property

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from linkd.core.liveness import Liveness
 from linkd.net.frames import MESSAGE, SMALL_BYTES, put
+from linkd.net.pace import Pace
 from linkd.net.ports import LinkPort
 from linkd.net.timers import Clock
 from linkd.net.websocket import STATE_OPEN
@@ -20,6 +21,7 @@ class Sending(ABC):
     state: int
     life: Liveness
     clock: Clock
+    pace: Pace | None
 
     writable = True
     port: LinkPort | None = None
@@ -49,10 +51,14 @@ class Sending(ABC):
     def pauseProducing(self) -> None:
         """The transport has enough."""
         self.writable = False
+        if self.pace is not None:
+            self.pace.paused(self.clock.seconds())
 
     def resumeProducing(self) -> None:
         """The transport has room again."""
         self.writable = True
+        if self.pace is not None:
+            self.pace.resumed(self.clock.seconds())
         if self.port is not None and self.state == STATE_OPEN:
             try:
                 self.port.writable(self)  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Final
 
 from linkd.net.frames import take
+from linkd.net.pace import LEAST_BYTES, Pace
 from linkd.net.websocket import STATE_CLOSING, STATE_OPEN
 
 _OPEN: Final = STATE_OPEN
@@ -27,6 +28,7 @@ class WholeFrames(ABC):
         state: Of the WebSocket.
         current_frame: A frame that came in part.
         inside_message: More frames of a message are to come.
+        pace: Of the transport, once there is one.
     """
 
     masked: ClassVar[int]
@@ -35,6 +37,7 @@ class WholeFrames(ABC):
     state: int
     current_frame: Any
     inside_message: bool
+    pace: Pace | None = None
     _pieces: list[bytes] | None = None
     """What has come of a frame behind `data`, while some of it is missing."""
 
@@ -45,6 +48,8 @@ class WholeFrames(ABC):
 
         A long frame is put together once, when all of it is there.
         """
+        if len(data) >= LEAST_BYTES and self.pace is not None:
+            self.pace.filled()
         pieces = self._pieces
         if pieces is None:
             self.data = self.data + data if self.data else data

@@ -1,0 +1,79 @@
+"""How much is read of a connection at once, and may wait to be sent: more while it is quick."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from twisted.internet.abstract import FileDescriptor
+
+LEAST_BYTES: Final = 65_536
+"""Twisted's own measure, at which every connection begins."""
+
+MOST_BYTES: Final = 262_144
+"""Four times as much costs a fifth less processor time a record of 64 KiB (measured)."""
+
+QUICK_SECONDS: Final = 0.008
+"""`LEAST_BYTES` that pass within this time are quick: so `MOST_BYTES` hold up a ping by 32 ms."""
+
+QUICK_TIMES: Final = 4
+"""So often in a row: the first find the kernel's own buffers empty, whatever the line."""
+
+_SEND_BYTES: Final = 1 << 20
+"""What is handed to the kernel in one call; it takes what it has room for."""
+
+
+class Pace:
+    """Widens a transport's buffers while what goes through them passes quickly.
+
+    On a slow line more that waits would only be more ahead of a ping or an ack. Twisted has one
+    measure for both directions, so what is read whole widens nothing while sending is slow.
+
+    Args:
+        transport: Of a protocol, with or without TLS; nothing is done where there is no socket.
+    """
+
+    __slots__ = ("_paused_at", "_quick", "_slow", "_stream")
+
+    def __init__(self, transport: object) -> None:
+        self._stream = _stream(transport)
+        self._paused_at = 0.0
+        self._quick = 0
+        self._slow = False
+        if self._stream is not None:
+            self._stream.SEND_LIMIT = _SEND_BYTES
+
+    def filled(self) -> None:
+        """As much was read as fits: there is more."""
+        if not self._slow:
+            self._set(MOST_BYTES)
+
+    def paused(self, now: float) -> None:
+        """What waits to be sent is as much as may; monotonic seconds."""
+        self._paused_at = now
+
+    def resumed(self, now: float) -> None:
+        """The kernel has taken all that waited."""
+        stream = self._stream
+        if stream is None:
+            return
+        if now - self._paused_at > QUICK_SECONDS * stream.bufferSize / LEAST_BYTES:
+            self._slow, self._quick = True, 0
+            self._set(LEAST_BYTES)
+            return
+        self._quick += 1
+        if self._quick >= QUICK_TIMES:
+            self._slow = False
+            self._set(MOST_BYTES)
+
+    def _set(self, size: int) -> None:
+        if self._stream is not None:
+            self._stream.bufferSize = size
+
+
+def _stream(transport: object) -> FileDescriptor | None:
+    """Return what has the socket, below a transport."""
+    for _ in range(3):
+        if isinstance(transport, FileDescriptor):
+            return transport
+        transport = getattr(transport, "transport", None)
+    return None
