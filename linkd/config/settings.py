@@ -177,7 +177,11 @@ class LogSettings(Settings, frozen=True, kw_only=True):
 
     engine: Annotated[
         Literal["segments", "memory"],
-        _meta("`segments` is durable; `memory` forgets all at a stop (a lab).", "restart"),
+        _meta(
+            "`segments` is durable; `memory` forgets all at a stop, and before that what nobody is"
+            " owed beyond `memory_bytes` (a lab).",
+            "restart",
+        ),
     ] = "segments"
     max_bytes: Annotated[
         int, _meta("The log's bound on disk.", "restart", ge=16_777_216, le=2**50)

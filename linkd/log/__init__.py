@@ -90,10 +90,10 @@ def open_log(
         LogDamaged: Another daemon has it, or a file can't be read; the message says what to do.
         StateTooNew: It was written by a newer linkd.
     """
-    if settings.engine == "memory":
-        return MemoryLog(node, id_window=settings.id_window)
     names = SegmentSettings.__struct_fields__
     bounds = SegmentSettings(**{name: getattr(settings, name) for name in names})
+    if settings.engine == "memory":
+        return MemoryLog(node, id_window=settings.id_window, settings=bounds)
     return SegmentLog(Path(state_dir) / "log", node, bounds, post, edges)
 
 

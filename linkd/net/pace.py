@@ -18,6 +18,9 @@ QUICK_SECONDS: Final = 0.008
 QUICK_TIMES: Final = 4
 """So often in a row: the first find the kernel's own buffers empty, whatever the line."""
 
+LARGE_BYTES: Final = 1024
+"""Frames that are smaller cost by their number: a wide read of them would make a long turn."""
+
 _SEND_BYTES: Final = 1 << 20
 """What is handed to the kernel in one call; it takes what it has room for."""
 
@@ -26,25 +29,29 @@ class Pace:
     """Widens a transport's buffers while what goes through them passes quickly.
 
     On a slow line more that waits would only be more ahead of a ping or an ack. Twisted has one
-    measure for both directions, so what is read whole widens nothing while sending is slow.
+    measure for both directions, so what is read whole widens nothing while sending is slow; nor
+    does it once a full read was of small frames.
 
     Args:
         transport: Of a protocol, with or without TLS; nothing is done where there is no socket.
     """
 
-    __slots__ = ("_paused_at", "_quick", "_slow", "_stream")
+    __slots__ = ("_paused_at", "_quick", "_slow", "_small", "_stream")
 
     def __init__(self, transport: object) -> None:
         self._stream = _stream(transport)
         self._paused_at = 0.0
         self._quick = 0
-        self._slow = False
+        self._slow = self._small = False
         if self._stream is not None:
             self._stream.SEND_LIMIT = _SEND_BYTES
 
-    def filled(self) -> None:
-        """As much was read as fits: there is more."""
-        if not self._slow:
+    def filled(self, size: int, frames: int) -> None:
+        """As much was read as fits, so many bytes: there is more; it ended so many frames."""
+        if frames * LARGE_BYTES > size:
+            self._small = True
+            self._set(LEAST_BYTES)
+        elif not (self._slow or self._small):
             self._set(MOST_BYTES)
 
     def paused(self, now: float) -> None:
@@ -63,7 +70,8 @@ class Pace:
         self._quick += 1
         if self._quick >= QUICK_TIMES:
             self._slow = False
-            self._set(MOST_BYTES)
+            if not self._small:
+                self._set(MOST_BYTES)
 
     def _set(self, size: int) -> None:
         if self._stream is not None:

@@ -42,14 +42,20 @@ class WholeFrames(ABC):
     """What has come of a frame behind `data`, while some of it is missing."""
 
     _missing = 0
+    _ended = 0
+    """Frames, or parts of them that Autobahn took, that ended in the bytes being worked on."""
 
     def gather(self, data: bytes) -> None:
         """Take bytes that came, and work on them once they may hold a frame.
 
         A long frame is put together once, when all of it is there.
         """
+        self._ended = 0
+        self._gather(data)
         if len(data) >= LEAST_BYTES and self.pace is not None:
-            self.pace.filled()
+            self.pace.filled(len(data), self._ended)
+
+    def _gather(self, data: bytes) -> None:
         pieces = self._pieces
         if pieces is None:
             self.data = self.data + data if self.data else data
@@ -69,6 +75,7 @@ class WholeFrames(ABC):
             begun = self.current_frame is not None or self.inside_message
             if not begun and self.state == _OPEN and self._take():
                 return
+            self._ended += 1
             if not self.processData():  # type: ignore[attr-defined]
                 return
         if self.data:
@@ -76,7 +83,7 @@ class WholeFrames(ABC):
 
     def _take(self) -> bool:
         """Take whole frames off the front; tell whether nothing more can be done for now."""
-        data, position = self.data, 0
+        data, position, ended = self.data, 0, 0
         masked, most, whole = self.masked, self.most_whole, self.whole
         while self.state == _OPEN and position < len(data):
             found = take(data, position, masked, most)
@@ -87,6 +94,8 @@ class WholeFrames(ABC):
             if not whole(found[0], found[1]):
                 break
             position = found[2]
+            ended += 1
+        self._ended += ended
         if position:
             self.data = data[position:]
         return self._pieces is not None or not self.data

@@ -20,12 +20,16 @@ from typing import Any
 from tests.support.child import Child
 from tests.support.lab import Namespace
 
+LOG_BYTES = 1 << 20
+"""What each keeps of what nobody is owed: fifty logs that forget nothing would be mostly that."""
+
 
 def _node(name: str, peer: Any, reactor: Any, shared: Any) -> Any:
     """Return one node with one peer, not yet started."""
     from linkd.config import Config
     from linkd.config.settings import NodeSettings
     from linkd.log import MemoryCursors, MemoryLog
+    from linkd.log.settings import SegmentSettings
     from linkd.net.dialer import LinkDialer, Origin
     from linkd.node import Node, Stores
     from linkd.outages import Outages
@@ -36,7 +40,8 @@ def _node(name: str, peer: Any, reactor: Any, shared: Any) -> Any:
     def dialer(node: Any, driver: Any) -> Any:
         return LinkDialer(driver, driver.settings, origin, config.reconnect.connect_timeout)
 
-    stores = Stores(MemoryLog(name), MemoryCursors(), Outages(MemoryCursors()))
+    log = MemoryLog(name, settings=SegmentSettings(memory_bytes=LOG_BYTES))
+    stores = Stores(log, MemoryCursors(), Outages(MemoryCursors()))
     return Node(config, stores, reactor, dialer, random.Random())
 
 
@@ -55,7 +60,9 @@ def _report(nodes: list[Any]) -> dict[str, Any]:
 
 def main(url: str, count: int, secret_file: str, *receive: str) -> None:
     """Run the nodes until standard input ends."""
-    from twisted.internet import reactor as installed
+    from linkd.reactor import install
+
+    installed = install()  # as a daemon's, before anything names Twisted's own
     from twisted.internet import threads
 
     from linkd.config.settings import PeerSettings

@@ -6,7 +6,14 @@ import pytest
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.task import Clock
 
-from linkd.net.pace import LEAST_BYTES, MOST_BYTES, QUICK_SECONDS, QUICK_TIMES, Pace
+from linkd.net.pace import (
+    LARGE_BYTES,
+    LEAST_BYTES,
+    MOST_BYTES,
+    QUICK_SECONDS,
+    QUICK_TIMES,
+    Pace,
+)
 
 
 class Wrapped:
@@ -34,8 +41,18 @@ def test_begins_as_twisted_does(stream: FileDescriptor) -> None:
 
 
 def test_a_full_read_is_followed_by_larger_ones(stream: FileDescriptor) -> None:
-    Pace(stream).filled()
+    Pace(stream).filled(LEAST_BYTES, 1)
     assert stream.bufferSize == MOST_BYTES
+
+
+def test_many_small_frames_are_read_in_small_pieces_from_then_on(stream: FileDescriptor) -> None:
+    pace = Pace(stream)
+    pace.filled(LEAST_BYTES, 0)
+    pace.filled(MOST_BYTES, MOST_BYTES // LARGE_BYTES + 1)
+    assert stream.bufferSize == LEAST_BYTES
+    pace.filled(LEAST_BYTES, 1)
+    passed(pace, 0.0, 2 * QUICK_TIMES)
+    assert stream.bufferSize == LEAST_BYTES
 
 
 def test_more_waits_once_it_has_passed_quickly_some_times(stream: FileDescriptor) -> None:
@@ -48,7 +65,7 @@ def test_more_waits_once_it_has_passed_quickly_some_times(stream: FileDescriptor
 
 def test_a_wide_one_has_as_much_more_time(stream: FileDescriptor) -> None:
     pace = Pace(stream)
-    pace.filled()
+    pace.filled(LEAST_BYTES, 1)
     passed(pace, QUICK_SECONDS * MOST_BYTES / LEAST_BYTES)
     assert stream.bufferSize == MOST_BYTES
 
@@ -65,11 +82,11 @@ def test_one_slow_passage_is_enough_to_let_little_wait_again(stream: FileDescrip
 def test_what_is_read_widens_nothing_while_sending_is_slow(stream: FileDescriptor) -> None:
     pace = Pace(stream)
     passed(pace, 1.0)
-    pace.filled()
+    pace.filled(LEAST_BYTES, 1)
     assert stream.bufferSize == LEAST_BYTES
     passed(pace, 0.0, QUICK_TIMES)
     passed(pace, 0.0)
-    pace.filled()
+    pace.filled(LEAST_BYTES, 1)
     assert stream.bufferSize == MOST_BYTES
 
 
@@ -85,13 +102,13 @@ def test_little_waits_on_a_slow_line(stream: FileDescriptor, rate: int) -> None:
 
 
 def test_the_transport_below_tls_is_meant(stream: FileDescriptor) -> None:
-    Pace(Wrapped(stream)).filled()
+    Pace(Wrapped(stream)).filled(LEAST_BYTES, 1)
     assert stream.bufferSize == MOST_BYTES
 
 
 def test_without_a_socket_nothing_is_done() -> None:
     transport = Wrapped(object())  # type: ignore[arg-type]
     pace = Pace(transport)
-    pace.filled()
+    pace.filled(LEAST_BYTES, 1)
     passed(pace, 1.0, QUICK_TIMES)
     assert list(vars(transport)) == ["transport"]

@@ -8,6 +8,7 @@ from typing import ClassVar
 import pytest
 
 from linkd.net.frames import MESSAGE, PING, put
+from linkd.net.pace import LEAST_BYTES, Pace
 from linkd.net.websocket import STATE_CLOSING, STATE_OPEN
 from linkd.net.whole import WholeFrames
 
@@ -115,3 +116,30 @@ def test_work_asked_for_meanwhile_loses_nothing() -> None:
         end.gather(content[at : at + 30_000])
         end.consumeData()
     assert end.told == [(MESSAGE, bytes(100_000))]
+
+
+class Paced(Pace):
+    """Notes what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.told: list[tuple[int, int]] = []
+
+    def filled(self, size: int, frames: int) -> None:
+        self.told.append((size, frames))
+
+
+def test_a_full_read_is_told_with_the_frames_that_ended_in_it() -> None:
+    end, pace = End(), Paced()
+    end.pace = pace
+    small = frame(PING, b"x") * 20_000
+    end.gather(small[:LEAST_BYTES])
+    end.gather(small[LEAST_BYTES : LEAST_BYTES + 10])  # no full read
+    long = frame(MESSAGE, bytes(300_000))
+    end.gather(small[LEAST_BYTES + 10 :] + long[:1000])
+    end.gather(long[1000:])
+    each = len(frame(PING, b"x"))
+    first, second, third = pace.told
+    assert first == (LEAST_BYTES, LEAST_BYTES // each)
+    assert first[1] + second[1] == pytest.approx(20_000, abs=2)
+    assert third == (len(long) - 1000, 1)
