@@ -217,9 +217,9 @@ class ApiSocket(WholeMessages):
 
     def full(self) -> None:
         """The other end reads too slowly just now."""
-        self.paused = True
-        if self.pace is not None:
+        if not self.paused and self.pace is not None:  # each write says it again
             self.pace.paused(self.upgrades.api.reactor.seconds())
+        self.paused = True
 
     def roomy(self) -> None:
         """The other end reads again."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from linkd import clock
+from linkd.log.bounded import BoundedMemoryLog
 from linkd.log.cursors import CursorFile, MemoryCursors
 from linkd.log.engine import Log
 from linkd.log.group import Post
@@ -93,7 +94,7 @@ def open_log(
     names = SegmentSettings.__struct_fields__
     bounds = SegmentSettings(**{name: getattr(settings, name) for name in names})
     if settings.engine == "memory":
-        return MemoryLog(node, id_window=settings.id_window, settings=bounds)
+        return BoundedMemoryLog(node, bounds)
     return SegmentLog(Path(state_dir) / "log", node, bounds, post, edges)
 
 

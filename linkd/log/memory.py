@@ -1,6 +1,6 @@
 """A log in memory: the same promises to who runs beside it, nothing of them after the process.
 
-For tests and labs. What it does not keep is gone for late readers too.
+For tests and labs.
 """
 
 from __future__ import annotations
@@ -9,18 +9,17 @@ import time
 from collections.abc import Callable, Sequence
 from random import Random
 
-from linkd.core.batch import HELD_BYTES, Batch
+from linkd.core.batch import Batch
 from linkd.errors import Gap, LinkdError
 from linkd.log.group import EpochOpened, Group, ignore
 from linkd.log.ids import Ids
 from linkd.log.ledger import Ledger, new_token
-from linkd.log.settings import SegmentSettings, refusal
 from linkd.log.state import State
 from linkd.log.tail import Tail
 
 
 class MemoryLog(Ledger):
-    """A log whose disk is a list.
+    """A log whose disk is a list; all is kept.
 
     Args:
         node: This node's name.
@@ -28,8 +27,7 @@ class MemoryLog(Ledger):
         delayed: Commits wait for `commit`; else each append is committed before the call returns.
         clock: The log's clock; seconds that only grow.
         id_window: Seconds in which a repeated id is recognised.
-        settings: Its bounds: what nobody is owed goes beyond `memory_bytes`, publishes are refused
-            near `max_bytes`. Without them all is kept, also for `crash`.
+        max_ids: The most ids remembered.
     """
 
     def __init__(
@@ -40,7 +38,7 @@ class MemoryLog(Ledger):
         delayed: bool = False,
         clock: Callable[[], float] = time.monotonic,
         id_window: float = 86_400.0,
-        settings: SegmentSettings | None = None,
+        max_ids: int = 1_000_000,
     ) -> None:
         self.rng = rng or Random()
         state = State(new_token(self.rng))
@@ -49,10 +47,8 @@ class MemoryLog(Ledger):
         self._now = clock
         self._pumping = False
         self._id_window = id_window
-        self._settings = settings
-        self._owed_from = 1
-        super().__init__(node, state, Ids(id_window, 1_000_000), Tail(None, 1))
-        self.max_bytes = 2**40 if settings is None else settings.max_bytes
+        super().__init__(node, state, Ids(id_window, max_ids), Tail(None, 1))
+        self.max_bytes = 2**40
         self._start(new_token(self.rng), 1)
 
     def _start(self, epoch: str, first: int) -> None:
@@ -79,14 +75,11 @@ class MemoryLog(Ledger):
         try:
             while self._waiting and self.full is None:
                 group = self._make_group()
-                if self._settings is None:
-                    self._disk.append(group)
-                kept = (piece.batch for piece in group.pieces)
-                self.size_bytes += sum(_size(batch) for batch in kept if batch and batch.count)
+                self._disk.append(group)
+                self.size_bytes += group.size
                 self._committed(group)
         finally:
             self._pumping = False
-        self._make_room()
 
     def crash(self) -> MemoryLog:
         """Return the log as it is found after a crash now.
@@ -97,7 +90,6 @@ class MemoryLog(Ledger):
         found = MemoryLog.__new__(MemoryLog)
         found.rng, found._delayed, found._now = self.rng, self._delayed, self._now
         found._disk, found._pumping, found._id_window = list(self._disk), False, self._id_window
-        found._settings, found._owed_from = None, 1
         state, ids = State(self.id), self._ids
         tail = Tail(None, self.first)
         for group in self._disk:
@@ -166,58 +158,26 @@ class MemoryLog(Ledger):
         return self.next
 
     def release(self, before: int) -> None:
-        """Nothing below `before` is owed: what of it is too much is forgotten."""
-        self._owed_from = max(self._owed_from, before)
-        self._make_room()
-
-    def _make_room(self) -> None:
-        """Forget what may go and is too much; refuse publishes, or take them again."""
-        settings = self._settings
-        if settings is None:
-            return
-        drops = settings.when_full == "drop-oldest"
-        size, position = self.size_bytes, self.first
-        gone: list[Batch] = []
-        while size > settings.memory_bytes and (batch := self._tail.at(position)) is not None:
-            if batch.next > self._owed_from and not (drops and size > settings.max_bytes):
-                break
-            gone.append(batch)
-            size -= _size(batch)
-            position = batch.next
-        self._forget(gone)
-        why = refusal(settings, self.size_bytes, settings.min_free_bytes)
-        if why is None and self.full is not None:
-            self.drain()
-        else:
-            self.full = why
+        """Nothing below `before` is owed; it is kept all the same."""
 
     def trim(self, before: int) -> int:
         """Delete the batches that lie below `before` as a whole; return how many records go."""
         old = self.first
         batches = self._tail.behind(self.first)
-        self._forget([batch for batch in batches if batch.next <= before])
-        return self.first - old
-
-    def _forget(self, gone: Sequence[Batch]) -> None:
-        """Forget the oldest batches, and tell who follows."""
+        gone = [batch for batch in batches if batch.next <= before]
         if not gone:
-            return
+            return 0
         self.first = gone[-1].next
-        self.size_bytes -= sum(map(_size, gone))
         self._tail.forget(self.first)
         for told in tuple(self.on_trim):
             told(self.first)
+        return self.first - old
 
     def close(self, done: Callable[[], None]) -> None:
         """Commit what waits, then call `done`."""
         self._commit_all()
         self._closed = True
         done()
-
-
-def _size(batch: Batch) -> int:
-    """Return about what a batch takes in memory."""
-    return len(batch.records) + HELD_BYTES
 
 
 def count_owed(batches: Sequence[Batch], position: int) -> dict[str, tuple[int, int]]:

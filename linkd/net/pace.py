@@ -33,13 +33,14 @@ class Pace:
     does it once a full read was of small frames.
 
     Args:
-        transport: Of a protocol, with or without TLS; nothing is done where there is no socket.
+        transport: Of a protocol. Nothing is done where it is no socket's own: TLS hands on what was
+            read in pieces of its own, and how small its frames are shows too late.
     """
 
     __slots__ = ("_paused_at", "_quick", "_slow", "_small", "_stream")
 
     def __init__(self, transport: object) -> None:
-        self._stream = _stream(transport)
+        self._stream = transport if isinstance(transport, FileDescriptor) else None
         self._paused_at = 0.0
         self._quick = 0
         self._slow = self._small = False
@@ -76,12 +77,3 @@ class Pace:
     def _set(self, size: int) -> None:
         if self._stream is not None:
             self._stream.bufferSize = size
-
-
-def _stream(transport: object) -> FileDescriptor | None:
-    """Return what has the socket, below a transport."""
-    for _ in range(3):
-        if isinstance(transport, FileDescriptor):
-            return transport
-        transport = getattr(transport, "transport", None)
-    return None

@@ -50,9 +50,9 @@ class Sending(ABC):
 
     def pauseProducing(self) -> None:
         """The transport has enough."""
-        self.writable = False
-        if self.pace is not None:
+        if self.writable and self.pace is not None:  # each write says it again
             self.pace.paused(self.clock.seconds())
+        self.writable = False
 
     def resumeProducing(self) -> None:
         """The transport has room again."""

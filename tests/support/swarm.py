@@ -28,7 +28,8 @@ def _node(name: str, peer: Any, reactor: Any, shared: Any) -> Any:
     """Return one node with one peer, not yet started."""
     from linkd.config import Config
     from linkd.config.settings import NodeSettings
-    from linkd.log import MemoryCursors, MemoryLog
+    from linkd.log import MemoryCursors
+    from linkd.log.bounded import BoundedMemoryLog
     from linkd.log.settings import SegmentSettings
     from linkd.net.dialer import LinkDialer, Origin
     from linkd.node import Node, Stores
@@ -40,7 +41,7 @@ def _node(name: str, peer: Any, reactor: Any, shared: Any) -> Any:
     def dialer(node: Any, driver: Any) -> Any:
         return LinkDialer(driver, driver.settings, origin, config.reconnect.connect_timeout)
 
-    log = MemoryLog(name, settings=SegmentSettings(memory_bytes=LOG_BYTES))
+    log = BoundedMemoryLog(name, SegmentSettings(memory_bytes=LOG_BYTES))
     stores = Stores(log, MemoryCursors(), Outages(MemoryCursors()))
     return Node(config, stores, reactor, dialer, random.Random())
 

@@ -14,6 +14,7 @@ from linkd.net.pace import (
     QUICK_TIMES,
     Pace,
 )
+from linkd.net.sending import Sending
 
 
 class Wrapped:
@@ -101,14 +102,34 @@ def test_little_waits_on_a_slow_line(stream: FileDescriptor, rate: int) -> None:
             assert stream.bufferSize == LEAST_BYTES
 
 
-def test_the_transport_below_tls_is_meant(stream: FileDescriptor) -> None:
-    Pace(Wrapped(stream)).filled(LEAST_BYTES, 1)
-    assert stream.bufferSize == MOST_BYTES
-
-
-def test_without_a_socket_nothing_is_done() -> None:
-    transport = Wrapped(object())  # type: ignore[arg-type]
-    pace = Pace(transport)
+def test_under_tls_all_stays_as_it_is(stream: FileDescriptor) -> None:
+    wrapped = Wrapped(stream)
+    pace = Pace(wrapped)
     pace.filled(LEAST_BYTES, 1)
-    passed(pace, 1.0, QUICK_TIMES)
-    assert list(vars(transport)) == ["transport"]
+    passed(pace, 0.0, 2 * QUICK_TIMES)
+    assert (stream.bufferSize, list(vars(wrapped))) == (LEAST_BYTES, ["transport"])
+
+
+class Wide(Sending):
+    """Sends nowhere."""
+
+    dialed = True
+
+    def __init__(self, stream: FileDescriptor) -> None:
+        self.clock = Clock()
+        self.pace = Pace(stream)
+
+    def _bug(self, what: str) -> None:
+        raise AssertionError(what)
+
+
+def test_what_is_written_while_much_waits_does_not_make_it_quick(stream: FileDescriptor) -> None:
+    """Twisted pauses its producer again at each write."""
+    end = Wide(stream)
+    for _ in range(3 * QUICK_TIMES):
+        end.pauseProducing()
+        for _ in range(20):
+            end.clock.advance(0.005)
+            end.pauseProducing()
+        end.resumeProducing()
+        assert (stream.bufferSize, end.writable) == (LEAST_BYTES, True)
