@@ -113,7 +113,9 @@ class ApiSocket(WholeMessages):
         """The handshake is over."""
         self.open = True
         self.most_whole = self.maxFramePayloadSize
-        self.pace = Pace(self.transport)
+        self.pace = Pace(
+            self.transport
+        )  # of what is read: what waits for a slow reader stays little
         self.transport.registerProducer(_Room(self), True)
         self._guarded(self.session.opened)
 
@@ -215,17 +217,9 @@ class ApiSocket(WholeMessages):
         if self.transport is not None:
             self.transport.abortConnection()
 
-    def full(self) -> None:
-        """The other end reads too slowly just now."""
-        if not self.paused and self.pace is not None:  # each write says it again
-            self.pace.paused(self.upgrades.api.reactor.seconds())
-        self.paused = True
-
     def roomy(self) -> None:
         """The other end reads again."""
         self.paused = False
-        if self.pace is not None:
-            self.pace.resumed(self.upgrades.api.reactor.seconds())
         if self.open:
             self._guarded(self.session.room)
 
@@ -246,7 +240,7 @@ class _Room:
         self._socket = socket
 
     def pauseProducing(self) -> None:
-        self._socket.full()
+        self._socket.paused = True
 
     def resumeProducing(self) -> None:
         self._socket.roomy()
