@@ -165,7 +165,7 @@ def throughput(kinds: Sequence[type[System]], rounds: int, seconds: float, found
                     settle()
                     piece = max(4096, size)
                     rate = floor.disk_bytes_per_second(piece, seconds, writers)
-                    found.add("disk", f"{writers}", size, rate)
+                    found.add("disk", str(writers), size, rate)
             say(f"throughput: round {number + 1} of {rounds} done")
 
 

@@ -265,8 +265,8 @@ class Ingress:
             raise BadRecord(f"expected {count} encoded records in {len(records)} bytes")
         else:
             raws = split_raw(records, count)
-            sizes = (memoryview(raw).nbytes for raw in raws)
-            if len(records) > most and any(size > most + RECORD_BYTES for size in sizes):
+            largest = most + RECORD_BYTES
+            if len(records) > most and any(memoryview(raw).nbytes > largest for raw in raws):
                 raise BodyTooLarge(f"expected bodies of at most {most} bytes (log.max_body_bytes)")
 
     def _settled(self, run: list[stream.Publish], size: int) -> Settled:

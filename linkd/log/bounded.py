@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 
 from linkd.core.batch import HELD_BYTES, Batch
+from linkd.log.group import Group
 from linkd.log.memory import MemoryLog
 from linkd.log.settings import SegmentSettings, refusal
 
@@ -46,20 +47,18 @@ class BoundedMemoryLog(MemoryLog):
         self.max_bytes = settings.max_bytes
         self._measure()
 
-    def _commit_all(self) -> None:
-        """Commit until nothing waits, or nothing at all has room."""
-        self._pumping = True
-        try:
-            while self._waiting and self.size_bytes < self.max_bytes:
-                group = self._make_group()
-                kept = (piece.batch for piece in group.pieces)
-                self.size_bytes += sum(_size(batch) for batch in kept if batch and batch.count)
-                self._committed(group)
-                if self.size_bytes >= self._refuse_from:
-                    self._retain()
-                self._measure()
-        finally:
-            self._pumping = False
+    def _has_room(self) -> bool:
+        """Tell whether anything at all can be taken: what peers send has more room."""
+        return self.size_bytes < self.max_bytes
+
+    def _take(self, group: Group) -> None:
+        """Keep a group's batches, tell whom it concerns, and look what there is room for."""
+        kept = (piece.batch for piece in group.pieces)
+        self.size_bytes += sum(_size(batch) for batch in kept if batch and batch.count)
+        self._committed(group)
+        if self.size_bytes >= self._refuse_from:
+            self._retain()
+        self._measure()
 
     def release(self, before: int) -> None:
         """Nothing below `before` is owed any more."""
@@ -74,10 +73,9 @@ class BoundedMemoryLog(MemoryLog):
 
     def trim(self, before: int) -> int:
         """Delete the batches that lie below `before` as a whole; return how many records go."""
-        old, batches = self.first, self._tail.behind(self.first)
-        self._forget([batch for batch in batches if batch.next <= before])
+        count = super().trim(before)
         self._go_on()
-        return self.first - old
+        return count
 
     def _go_on(self) -> None:
         """There may be room for what waits."""
@@ -101,13 +99,8 @@ class BoundedMemoryLog(MemoryLog):
 
     def _forget(self, gone: Sequence[Batch]) -> None:
         """Forget the oldest batches, and tell who follows."""
-        if not gone:
-            return
-        self.first = gone[-1].next
         self.size_bytes -= sum(map(_size, gone))
-        self._tail.forget(self.first)
-        for told in tuple(self.on_trim):
-            told(self.first)
+        super()._forget(gone)
 
     def _measure(self) -> None:
         """Work out what there is room for."""

@@ -73,13 +73,20 @@ class MemoryLog(Ledger):
         """Commit until nothing waits."""
         self._pumping = True
         try:
-            while self._waiting and self.full is None:
-                group = self._make_group()
-                self._disk.append(group)
-                self.size_bytes += group.size
-                self._committed(group)
+            while self._waiting and self._has_room():
+                self._take(self._make_group())
         finally:
             self._pumping = False
+
+    def _has_room(self) -> bool:
+        """Tell whether another group can be taken."""
+        return self.full is None
+
+    def _take(self, group: Group) -> None:
+        """Keep a group, and tell whom it concerns."""
+        self._disk.append(group)
+        self.size_bytes += group.size
+        self._committed(group)
 
     def crash(self) -> MemoryLog:
         """Return the log as it is found after a crash now.
@@ -162,16 +169,18 @@ class MemoryLog(Ledger):
 
     def trim(self, before: int) -> int:
         """Delete the batches that lie below `before` as a whole; return how many records go."""
-        old = self.first
-        batches = self._tail.behind(self.first)
-        gone = [batch for batch in batches if batch.next <= before]
+        old, batches = self.first, self._tail.behind(self.first)
+        self._forget([batch for batch in batches if batch.next <= before])
+        return self.first - old
+
+    def _forget(self, gone: Sequence[Batch]) -> None:
+        """Forget the oldest batches, and tell who follows."""
         if not gone:
-            return 0
+            return
         self.first = gone[-1].next
         self._tail.forget(self.first)
         for told in tuple(self.on_trim):
             told(self.first)
-        return self.first - old
 
     def close(self, done: Callable[[], None]) -> None:
         """Commit what waits, then call `done`."""
