@@ -17,6 +17,7 @@ from linkd.core.batch import (
     MAX_BATCH_BYTES,
     Draft,
     Producer,
+    check_raw,
     decode_records,
     split_raw,
 )
@@ -261,12 +262,11 @@ class Ingress:
                 raise BadRecord("expected as ids those of the records")
             if any(len(one.encode()) > 255 for one in first.ids):
                 raise BadRecord("expected ids of at most 255 bytes")
-        elif count > len(records):
-            raise BadRecord(f"expected {count} encoded records in {len(records)} bytes")
+        elif len(records) <= most:
+            check_raw(records, count)
         else:
-            raws = split_raw(records, count)
             largest = most + RECORD_BYTES
-            if len(records) > most and any(memoryview(raw).nbytes > largest for raw in raws):
+            if any(memoryview(raw).nbytes > largest for raw in split_raw(records, count)):
                 raise BodyTooLarge(f"expected bodies of at most {most} bytes (log.max_body_bytes)")
 
     def _settled(self, run: list[stream.Publish], size: int) -> Settled:

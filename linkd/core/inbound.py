@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from linkd.core.batch import HELD_BYTES, MAX_BATCH_BYTES, NOWHERE, Batch, Source, split_raw
+from linkd.core.batch import HELD_BYTES, MAX_BATCH_BYTES, NOWHERE, Batch, Source, check_raw
 from linkd.core.session_types import (
     Effect,
     Gone,
@@ -246,6 +246,6 @@ class Inbound:
 def _check_records(records: bytes, count: int) -> None:
     """Hold the number of records against what was said."""
     try:
-        split_raw(records, count)
+        check_raw(records, count)
     except BadRecord as error:
         raise RemoteProtocolError(str(error), 1007) from None

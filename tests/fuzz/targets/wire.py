@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sized
+from typing import Any
+
 from linkd.core import wire
-from linkd.core.batch import decode_records, split_raw
+from linkd.core.batch import check_raw, decode_records, split_raw
 from linkd.errors import BadRecord, RemoteProtocolError
 from tests.fuzz.reading import Input
 from tests.fuzz.templates import messages
@@ -18,9 +21,16 @@ def one(content: bytes) -> None:
         return
     assert wire.decode(wire.encode(message)) == message
     if isinstance(message, wire.Step | wire.Volatile):
-        for opened in (split_raw, decode_records):
-            try:
-                found = opened(message.records, message.count)
-            except BadRecord:
-                continue
-            assert len(found) == message.count
+        found = [_number(how, message) for how in (split_raw, check_raw, decode_records)]
+        assert found[0] == found[1]
+        assert found[2] in (None, found[0])
+
+
+def _number(how: Callable[[bytes, int], Sized | None], message: wire.Step | wire.Volatile) -> Any:
+    """Return how many records were found, None where they are malformed."""
+    try:
+        records = how(message.records, message.count)
+    except BadRecord:
+        return None
+    assert records is None or len(records) == message.count
+    return message.count

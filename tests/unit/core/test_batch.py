@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from linkd.core.batch import (
     Batch,
     Origin,
     Record,
     array_header,
+    check_raw,
     decode_records,
     encode_records,
     split_raw,
@@ -58,3 +63,30 @@ def test_any_number_of_records_is_read_back(count: int) -> None:
 def test_what_is_no_record_is_refused(records: bytes) -> None:
     with pytest.raises(BadRecord, match="expected 1 encoded records"):
         decode_records(records, 1)
+
+
+_VALUES = st.recursive(
+    st.none() | st.integers(-(2**63), 2**64 - 1) | st.text(max_size=9) | st.binary(max_size=40),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=8,
+)
+
+
+@given(st.lists(_VALUES, max_size=70), st.integers(-2, 2), st.data())
+def test_records_are_checked_as_they_are_split(
+    values: list[object], off: int, data: st.DataObject
+) -> None:
+    records = bytearray(b"".join(map(msgspec.msgpack.encode, values)))
+    for _ in range(data.draw(st.integers(0, 2))):
+        if records:
+            records[data.draw(st.integers(0, len(records) - 1))] = data.draw(st.integers(0, 255))
+    count, whole = max(0, len(values) + off), bytes(records)
+    assert _outcome(check_raw, whole, count) == _outcome(split_raw, whole, count)
+
+
+def _outcome(how: Callable[[bytes, int], object], records: bytes, count: int) -> str:
+    try:
+        how(records, count)
+    except BadRecord as error:
+        return str(error)
+    return ""

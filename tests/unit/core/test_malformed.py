@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from linkd.core import stream, wire
-from linkd.core.batch import decode_records, split_raw
+from linkd.core.batch import check_raw, decode_records, split_raw
 from linkd.errors import BadRecord, RemoteProtocolError
 
 DEEP = b"\x91" * 60_000 + b"\xc0"
@@ -66,6 +66,8 @@ def test_deep_records_are_refused() -> None:
     with pytest.raises(BadRecord):
         split_raw(DEEP, 1)
     with pytest.raises(BadRecord):
+        check_raw(DEEP + b"\xc0", 2)
+    with pytest.raises(BadRecord):
         decode_records(b"\x95\xc4\x00\xa0\xa0\xa0" + DEEP, 1)
 
 
@@ -73,5 +75,7 @@ def test_deep_records_are_refused() -> None:
 def test_more_records_than_bytes_are_refused(count: int) -> None:
     with pytest.raises(BadRecord, match=f"expected {count} encoded records in 1 bytes"):
         split_raw(b"\xc0", count)
+    with pytest.raises(BadRecord, match=f"expected {count} encoded records in 1 bytes"):
+        check_raw(b"\xc0", count)
     with pytest.raises(BadRecord, match=f"expected {count} encoded records in 1 bytes"):
         decode_records(b"\xc0", count)
