@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from linkd.api.port import Sink
-from linkd.core.batch import Batch
+from linkd.core.batch import HELD_BYTES, Batch
 from linkd.core.channels import Patterns
 from linkd.errors import Gap, LinkdError
 from linkd.log.engine import Log
@@ -18,7 +18,8 @@ _READ_BYTES = 512 * 1024
 class Follower:
     """A reader that follows the log's end; `linkd.api.port.Subscription`.
 
-    While it keeps up it is handed what was committed; behind that it reads.
+    While it keeps up it is handed what was committed; of that it keeps a little while its sink has
+    no room. Behind it reads, what is for others too.
 
     Args:
         log: The log.
@@ -31,6 +32,8 @@ class Follower:
 
     __slots__ = (
         "_closed",
+        "_end",
+        "_held",
         "_live",
         "_log",
         "_owner",
@@ -58,6 +61,8 @@ class Follower:
         self._owner = owner
         self._pending: deque[Batch] = deque()
         self._live = self._paused = self._reading = self._closed = self._pumping = False
+        self._held = 0  # bytes of what is pending while live
+        self._end = start  # while live: behind what is pending nothing below is for it
         self.patterns = patterns
         self.next = start
         self.consumer = consumer
@@ -91,17 +96,19 @@ class Follower:
 
     def offer(self, batches: list[Batch], next: int) -> None:
         """Take what was just committed: its own batches of it, and the log's new end."""
-        if self._live and not self._paused and not self._pending:
-            self._pending.extend(batches)
-            self._deliver()
-            if not self._pending and not self._closed:
-                self.next = next
-            else:
-                self._live = False
-                self._pending.clear()
+        if not self._live or self._closed:
+            self.pump()
             return
-        self._live = False
-        self.pump()
+        self._pending.extend(batches)
+        self._end = next
+        if self._paused:
+            self._held += _bytes_of(batches)
+        else:
+            self._deliver()
+        if self._held > _READ_BYTES:  # the log has it too, and keeps it for all
+            self._live = False
+            self._held = 0
+            self._pending.clear()
 
     def pump(self) -> None:
         """Deliver what there is, as long as there is room."""
@@ -118,8 +125,11 @@ class Follower:
 
     def _read(self) -> bool:
         """Get more of the log; False if there is none at hand."""
+        if self._live:
+            return False  # what is more for it will be offered
         if self.next >= self._log.next:
             self._live = True
+            self._end = self.next
             return False
         try:
             batches = self._log.read(self.next, _READ_BYTES)
@@ -154,7 +164,7 @@ class Follower:
         self._sink.gap(wanted, first)
 
     def _deliver(self) -> None:
-        """Hand out what was read; what is left stays pending."""
+        """Hand out what is pending, until there is no room."""
         pending, clock = self._pending, self._log.clock()
         while pending and not self._paused and not self._closed:
             batch = pending.popleft()
@@ -165,7 +175,7 @@ class Follower:
             elif batch.offset > self.next and not self._live:
                 self._gap(batch.offset)
             self.next = batch.next
-            if not self.patterns.match(batch.channel):
+            if not (self._live or self.patterns.match(batch.channel)):
                 continue
             if batch.expired(clock):
                 self._owner.expired(batch)
@@ -173,6 +183,15 @@ class Follower:
             self._paused = True  # a sink may ask to go on from within
             if self._sink.batch(batch):
                 self._paused = False
+        if self._live and not self._closed:
+            self._held = _bytes_of(pending)
+            if not pending:
+                self.next = max(self.next, self._end)
+
+
+def _bytes_of(batches: Iterable[Batch]) -> int:
+    """Return what batches take in memory."""
+    return sum([len(batch.records) + HELD_BYTES for batch in batches])
 
 
 class FollowerOwner(Protocol):
