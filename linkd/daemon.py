@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import sys
@@ -21,7 +20,7 @@ from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
 import linkd
-from linkd import events
+from linkd import events, garbage
 from linkd.clock import wall
 from linkd.config import Change, Config, changes, files, in_force, load
 from linkd.errors import ConfigError, LinkdError, StateTooNew
@@ -126,8 +125,7 @@ class Daemon:
             peers=len(self.config.peers),
             start_seconds=self._reactor.seconds() - self._began,
         )
-        gc.collect()
-        gc.freeze()
+        garbage.settle()
 
     def _loop(self, interval: float, call: Callable[[], None]) -> None:
         """Call something again and again, on the reactor's clock."""

@@ -7,7 +7,6 @@ standard input is answered by one JSON line about all.
 
 from __future__ import annotations
 
-import gc
 import json
 import random
 import resource
@@ -66,6 +65,7 @@ def main(url: str, count: int, secret_file: str, *receive: str) -> None:
     installed = install()  # as a daemon's, before anything names Twisted's own
     from twisted.internet import threads
 
+    from linkd import garbage
     from linkd.config.settings import PeerSettings
     from linkd.net.resolve import Resolver, look_up
 
@@ -87,8 +87,7 @@ def main(url: str, count: int, secret_file: str, *receive: str) -> None:
     threading.Thread(target=obey, daemon=True).start()
     for number, node in enumerate(nodes):
         reactor.callLater(number * 0.005, node.start)
-    gc.collect()
-    gc.freeze()
+    garbage.settle()
     reactor.run()
 
 
