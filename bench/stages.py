@@ -230,7 +230,7 @@ def session_and_wire(load: Load) -> Iterator[Run]:
         for _ in range(times):
             batch = load.batch(offset)
             offset = batch.next
-            near.outbound.owe(batch.count, len(batch.records))
+            near.outbound.owe(batch.count, len(batch.records), offset)
             for effect in near.outbound.offer([batch], offset, 0.0, 0.0):
                 if type(effect) is not Send:
                     continue

@@ -38,6 +38,7 @@ class PromptReactor(_Base):  # type: ignore[misc]
         self._fresh: dict[Any, None] = {}
         self._full: set[Any] = set()
         self._last: list[Callable[[], None]] = []
+        self._put_off: list[tuple[float, Callable[[], None]]] = []  # until when, what
         self._turn = Lock()  # held in every turn, by the loop whenever it does not wait
         self._turn.acquire()
         self._others = 0  # turns of other threads
@@ -50,6 +51,13 @@ class PromptReactor(_Base):  # type: ignore[misc]
         For the reactor's own thread only.
         """
         self._last.append(call)
+
+    def when_idle(self, call: Callable[[], None], within: float) -> None:
+        """Make a call once nothing else is to be done, after `within` seconds at the latest.
+
+        For the reactor's own thread only.
+        """
+        self._put_off.append((self.seconds() + within, call))
 
     def in_turn(self, call: Callable[[], None]) -> None:
         """Make a call as `callFromThread` does, and in order with it; not for the loop's thread.
@@ -76,6 +84,7 @@ class PromptReactor(_Base):  # type: ignore[misc]
         if self._fresh or self._last:
             self._end_turn()
         at_once = self._fresh or self._last or self.threadCallQueue or self._stopped
+        at_once = at_once or self._put_off
         sooner = 0.0 if at_once else self.timeout()
         wakes = self._wakes_at
         if sooner is not None and (wakes is None or self.seconds() + sooner < wakes - _SLACK):
@@ -112,13 +121,14 @@ class PromptReactor(_Base):  # type: ignore[misc]
             timeout: Seconds to wait at most; None waits until something comes.
         """
         if self._fresh or self._last:
-            self._end_turn()
-            # Ending it may have led to calls, what was written to more to write, a loss to a stop.
-            stops = self._justStopped or not self.running
-            sooner = 0.0 if self._fresh or self._last or stops else self.timeout()
-            if sooner is not None:
-                timeout = sooner if timeout is None else min(timeout, sooner)
-        events = self._wait(timeout)
+            timeout = self._finish(timeout)
+        events = self._wait(0.0 if self._put_off else timeout)
+        if self._put_off and self._is_time(bool(events) or timeout == 0.0):
+            self._make_put_off()
+            timeout = self._finish(timeout)
+            events = self._wait(
+                0.0 if self._put_off else timeout
+            )  # all that there was is told again
         selectables, work = self._selectables, self._doReadOrWrite
         for fd, event in events:
             selectable = selectables.get(fd)
@@ -127,6 +137,27 @@ class PromptReactor(_Base):  # type: ignore[misc]
                     work(selectable, fd, event)
                 except Exception:  # noqa: BLE001 - of its loss; the others have their turn
                     self._log.failure("the loss of a socket failed")
+
+    def _finish(self, timeout: float | None) -> float | None:
+        """End the turn; return for how long to wait now."""
+        self._end_turn()
+        # Ending it may have led to calls, what was written to more to write, a loss to a stop.
+        stops = self._justStopped or not self.running
+        sooner = 0.0 if self._fresh or self._last or stops else self.timeout()
+        if sooner is None:
+            return timeout
+        return sooner if timeout is None else min(timeout, sooner)
+
+    def _is_time(self, busy: bool) -> bool:
+        """Tell whether the calls that were put off are to be made now."""
+        return not busy or self.seconds() >= self._put_off[0][0]
+
+    def _make_put_off(self) -> None:
+        """Make the calls that were put off."""
+        calls, self._put_off = self._put_off, []
+        for _, call in calls:
+            with self._log.failuresHandled("a call that was put off failed"):
+                call()
 
     def _wait(self, timeout: float | None) -> list[tuple[int, int]]:
         """Return what has happened, as (descriptor, event); others have their turns meanwhile."""

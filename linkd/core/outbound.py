@@ -44,6 +44,7 @@ class Outbound:
         "_expired",
         "_flight",
         "_live_end",
+        "_owed_end",
         "_pack",
         "_packing",
         "_pending",
@@ -88,6 +89,7 @@ class Outbound:
         self.sent_records = 0
         self.owed_records = 0
         self.owed_bytes = 0
+        self._owed_end = 1
         self.flight_bytes = 0
         self.wants: Patterns | None = None
         self.deadline: float | None = None
@@ -101,21 +103,25 @@ class Outbound:
 
         And where it came from.
         """
-        settings = self._settings
         return (
-            batch.origin.node != settings.peer
-            and (batch.source is None or batch.source.peer != settings.peer)
-            and settings.send.match(batch.channel)
+            not self.has(batch)
+            and self._settings.send.match(batch.channel)
             and (self.wants is None or self.wants.match(batch.channel))
         )
 
-    def owe(self, records: int, size: int) -> None:
-        """Note that the peer is owed more."""
+    def has(self, batch: Batch) -> bool:
+        """Tell whether the peer published this batch, or brought it here."""
+        peer, source = self._settings.peer, batch.source
+        return batch.origin.node == peer or (source is not None and source.peer == peer)
+
+    def owe(self, records: int, size: int, end: int) -> None:
+        """Note that the peer is owed more, all of it below `end`."""
         self.owed_records += records
         self.owed_bytes += size
+        self._owed_end = end
 
     def _settle(self, records: int, size: int) -> None:
-        """Note that the peer is owed less; at the log's end it is owed nothing."""
+        """Note that the peer is owed less."""
         self.owed_records = max(0, self.owed_records - records)
         self.owed_bytes = max(0, self.owed_bytes - size)
 
@@ -240,7 +246,7 @@ class Outbound:
             all_bytes += size
         self.flight_bytes -= all_bytes + batches * HELD_BYTES
         self._settle(all_records, all_bytes)
-        if next >= self.log_next:
+        if next >= self._owed_end:
             self.owed_records = self.owed_bytes = 0
         return [Acked(next), *self._more()]
 
@@ -312,7 +318,7 @@ class Outbound:
             batch = batch.from_offset(self.position)
         if batch.offset > self.position and not self._live_end:
             self._skip_hole(batch, effects)
-        owed = self.owes(batch)
+        owed = self._live_end > 0 or self.owes(batch)  # what was offered is the peer's
         self.position = batch.next
         if not owed or batch.expired(clock):
             if owed:

@@ -66,6 +66,14 @@ def turn_end(clock: Clock) -> Callable[[Callable[[], None]], object]:
     return getattr(clock, "at_turn_end", None) or partial(clock.callLater, 0)
 
 
+def when_idle(clock: Clock) -> Callable[[Callable[[], None], float], object] | None:
+    """Return what puts a call off until the reactor has nothing else to do; another clock has none.
+
+    See `linkd.reactor`.
+    """
+    return getattr(clock, "when_idle", None)
+
+
 def cancel(call: Call | None) -> None:
     """Cancel a call that may have happened, or never have been planned."""
     if call is not None and call.active():

@@ -228,7 +228,7 @@ class Carrier:
             return
         for channel, (records, size) in self._log.owed(position).items():
             if self.owes(channel):
-                outbound.owe(records, size)
+                outbound.owe(records, size, self._log.next)
 
     def backlog_age(self) -> float | None:
         """Return the age in seconds of the oldest record owed, or None."""

@@ -193,11 +193,11 @@ class LinkDriver:
         """Addresses or routes of this host have changed."""
         self._run(links.NetworkChanged())
 
-    def rejoin(self) -> None:
-        """Begin the link anew, after an operator's resync."""
+    def rejoin(self, why: str) -> None:
+        """Begin the link anew: from what both ends have on disk."""
         connection = self.connection
         if connection is not None:
-            connection.abort("closed", "the link begins anew after a resync")
+            connection.abort("closed", why)
 
     def volatile(self, payload: bytes) -> bool:
         """Send records that were never in a log; False if they had to be dropped."""

@@ -22,6 +22,7 @@ from linkd.core.batch import Draft
 from linkd.core.link_types import Changed
 from linkd.log.engine import Appended, Consumer, CursorStore, Log, Settled
 from linkd.net.ports import Dialer
+from linkd.net.timers import when_idle
 from linkd.node.chronicle import Chronicle
 from linkd.node.driver import LinkDriver
 from linkd.node.follow import Follower
@@ -85,7 +86,7 @@ class Node:
         self._readers = Readers(self, log, stores.cursors)
         self._rules = Rules(config.channels)
         self._volatile = VolatileSequence(self.name, f"{rng.getrandbits(64):016x}")
-        self._spread = Spread(log, self._links.drivers, self._readers, self.count)
+        self._spread = Spread(log, self._links.drivers, self._readers, self.count, when_idle(clock))
         self._tick = LoopingCall(self._ticked)
         self._tick.clock = clock  # type: ignore[assignment]  # it needs no more than ours offers
         self._hour = 0.0

@@ -25,7 +25,7 @@ def resync(node: str, log: Log, driver: LinkDriver, confirmed: bool) -> Deferred
             done.errback(outcome)
             return
         events.emit("link.resynced", peer=driver.peer, detail=told)
-        driver.rejoin()
+        driver.rejoin("the link begins anew after a resync")
         done.callback(told)
 
     log.set_cursor(driver.peer, None, settled)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import subprocess
 import sys
@@ -70,6 +71,15 @@ def said() -> Iterator[list[Any]]:
     globalLogPublisher.addObserver(note)
     yield found
     globalLogPublisher.removeObserver(note)
+
+
+@pytest.fixture
+def no_garbage() -> Iterator[None]:
+    """Sockets that earlier tests left close before the test, not within it."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 def turn(reactor: Asked, seconds: float = 0.0) -> None:
@@ -393,6 +403,83 @@ def test_calls_at_the_end_of_a_turn_come_once_in_order_and_behind_a_mistake(
     assert said[0].check(ZeroDivisionError)
 
 
+# calls that are put off
+
+
+def test_what_is_put_off_comes_at_once_where_nothing_else_is_to_be_done(reactor: Asked) -> None:
+    called: list[float] = []
+    began = reactor.seconds()
+    reactor.when_idle(lambda: called.append(reactor.seconds() - began), 60.0)
+    turn(reactor, 0.3)
+    assert called[0] < 0.25
+    turn(reactor, 0.01)
+    assert len(called) == 1
+
+
+def test_what_is_put_off_waits_while_there_is_more_to_do_but_not_for_ever(reactor: Asked) -> None:
+    end, near = joined(reactor)
+    called: list[float] = []
+    turns = 0
+    with near:
+        began = reactor.seconds()
+        reactor.when_idle(lambda: called.append(reactor.seconds() - began), 0.2)
+        while not called and reactor.seconds() < began + 10.0:
+            near.send(b"more")
+            turn(reactor)
+            turns += 1
+        assert 0.2 <= called[0] < 5.0
+        assert turns > 5
+        until(reactor, lambda: end.got == b"more" * turns)
+
+
+def test_what_is_put_off_waits_for_timers_that_are_due(reactor: Asked) -> None:
+    called: list[str] = []
+    reactor.when_idle(lambda: called.append("idle"), 60.0)
+    reactor.callLater(0.0, called.append, "due")
+    reactor.doIteration(reactor.timeout())
+    assert called == []
+    turn(reactor, 0.01)
+    turn(reactor, 0.01)
+    assert called == ["due", "idle"]
+
+
+def test_what_was_put_off_leads_to_is_written_and_not_waited_for(reactor: Asked) -> None:
+    end, near = joined(reactor)
+    called: list[str] = []
+
+    def call() -> None:
+        end.transport.write(b"word")
+        reactor.callLater(0.0, called.append, "soon")
+        reactor.when_idle(lambda: called.append("again"), 60.0)
+
+    with near:
+        began = reactor.seconds()
+        reactor.when_idle(call, 60.0)
+        turn(reactor, 30.0)
+        assert heard(near) == b"word"
+        until(reactor, lambda: len(called) == 2)
+        assert reactor.seconds() - began < 5.0
+    assert called == ["soon", "again"]
+
+
+def test_a_mistake_in_what_is_put_off_is_told_and_holds_up_no_other(
+    reactor: Asked, said: list[Any]
+) -> None:
+    called: list[int] = []
+    reactor.when_idle(lambda: called.append(1 // 0), 60.0)
+    reactor.when_idle(lambda: called.append(2), 60.0)
+    turn(reactor, 0.01)
+    assert called == [2]
+    assert said.pop().check(ZeroDivisionError)
+
+
+def test_what_a_turn_of_another_thread_puts_off_until_idle_wakes_the_loop(reactor: Asked) -> None:
+    called: list[int] = []
+    assert while_it_waits(reactor, lambda: reactor.when_idle(lambda: called.append(1), 60.0)) < 5.0
+    turn(reactor, 0.01)
+    assert called == [1]
+
+
 # turns of other threads
 
 
@@ -557,6 +644,7 @@ def test_a_reactor_that_is_stopped_in_a_turn_of_another_thread_stops(reactor: As
     assert not reactor.running
 
 
+@pytest.mark.usefixtures("no_garbage")
 def test_news_of_a_socket_that_another_thread_has_closed_is_not_taken_for_the_next_one(
     reactor: Asked,
 ) -> None:

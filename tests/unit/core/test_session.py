@@ -470,7 +470,7 @@ def test_the_window_holds_until_something_is_acknowledged() -> None:
     session = made(window_bytes=1500 + 2 * HELD_BYTES)
     outbound = session.outbound
     greeted(session, theirs=hello())
-    outbound.owe(4, 4 * len(batch(1, bytes(1000)).records))
+    outbound.owe(4, 4 * len(batch(1, bytes(1000)).records), 4)  # one too many, none above 3
     batches = [batch(offset, bytes(1000), stamp=float(offset)) for offset in range(1, 5)]
     assert len(sent(outbound.read(batches, 0.0, 0.0))) == 2
     assert outbound.oldest_stamp() == 1.0
@@ -483,7 +483,6 @@ def test_the_window_holds_until_something_is_acknowledged() -> None:
     assert len(sent(outbound.writable(True, 0.0, 0.0))) == 1
     with pytest.raises(RemoteProtocolError, match="acknowledged 5, but was sent only"):
         session.received(Ack(5), 0.0)
-    outbound.log_next = 4
     session.received(Ack(4), 0.0)
     assert (outbound.owed_records, outbound.owed_bytes, outbound.flight_bytes) == (0, 0, 0)
     assert outbound.oldest_stamp() is None
@@ -505,7 +504,7 @@ def test_what_outlived_its_ttl_is_skipped_and_counted() -> None:
     session = made()
     outbound = session.outbound
     greeted(session)
-    outbound.owe(3, 300)
+    outbound.owe(3, 300, 4)
     old = batch(1, b"x", b"y", ttl=5.0, stamp=10.0)
     fresh = batch(3, b"z", ttl=9.0, stamp=10.0)
     effects = outbound.read([old, fresh], 15.0, 0.0)

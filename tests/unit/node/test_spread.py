@@ -1,0 +1,196 @@
+"""What is handed out while the loop is busy: later, more at once, and nothing else is different."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from linkd.config import PeerSettings
+from linkd.core.wire import Step, decode
+from linkd.node import Node
+from tests.support.fake_net import FakeNet, Kept, bodies, publish
+
+LARGE = bytes(60_000)
+NAMES = ("one", "two", "three", "four")
+EDGES = tuple(PeerSettings(name=name, send=(f"{name}.>", "all")) for name in NAMES)
+HUB = PeerSettings(name="hub", dial=("ws://hub/link",), receive=(">",))
+
+
+class _Loop:
+    """A reactor's clock that is busy until it is said to rest."""
+
+    def __init__(self, net: FakeNet) -> None:
+        self.put_off: list[Callable[[], None]] = []
+        net.clock.when_idle = self._when_idle  # type: ignore[attr-defined]
+
+    def _when_idle(self, call: Callable[[], None], within: float) -> None:
+        assert 0.0 < within <= 0.05
+        self.put_off.append(call)
+
+    def rest(self) -> None:
+        calls, self.put_off = self.put_off, []
+        for call in calls:
+            call()
+
+
+@pytest.fixture
+def net() -> Iterator[FakeNet]:
+    net = FakeNet()
+    yield net
+    for node in net.nodes.values():
+        node.stop("the test is over")
+
+
+@pytest.fixture
+def loop(net: FakeNet) -> _Loop:
+    return _Loop(net)
+
+
+@pytest.fixture
+def hub(net: FakeNet, loop: _Loop) -> Node:
+    hub = net.node("hub", *EDGES)
+    hub.start()
+    for name in NAMES:
+        net.node(name, HUB).start()
+    net.run(0.5)
+    assert all(link.state == "up" for link in hub.status().links)
+    return hub
+
+
+def _flow(hub: Node) -> None:
+    """Commit much, of which each of many gets little: what comes behind it may be put off."""
+    publish(hub, "all", LARGE, LARGE, LARGE)
+
+
+def _commit(net: FakeNet) -> None:
+    net.clock.advance(0)
+
+
+def _steps(net: FakeNet, name: str) -> list[Step]:
+    """Return what the hub has sent to an edge."""
+    end = next(end for end in net.ends if not end.dialed and end.driver.peer == name)
+    found = [decode(payload) for payload in end.sent]
+    return [step for step in found if isinstance(step, Step) and step.count]
+
+
+def test_little_is_handed_out_at_once_and_what_follows_much_once_the_loop_rests(
+    net: FakeNet, loop: _Loop, hub: Node
+) -> None:
+    publish(hub, "one.a", b"little")
+    _commit(net)
+    assert len(_steps(net, "one")) == 1
+    _flow(hub)
+    _commit(net)
+    assert [len(_steps(net, name)) for name in NAMES] == [4, 3, 3, 3]
+    assert loop.put_off == []
+    for _ in range(3):
+        publish(hub, "four.a", b"put off")
+        _commit(net)
+    assert len(_steps(net, "four")) == 3
+    assert len(loop.put_off) == 1
+    loop.rest()
+    assert len(_steps(net, "four")) == 6
+    publish(hub, "four.a", b"little again")
+    _commit(net)
+    assert len(_steps(net, "four")) == 7
+
+
+def test_what_one_peer_alone_gets_is_never_put_off(net: FakeNet, loop: _Loop, hub: Node) -> None:
+    for number in range(6):
+        publish(hub, "one.a", LARGE, LARGE, LARGE)
+        _commit(net)
+        assert loop.put_off == [], number
+    assert sum(step.count for step in _steps(net, "one")) == 18
+
+
+def test_the_backlog_counts_what_was_put_off(net: FakeNet, loop: _Loop, hub: Node) -> None:
+    publish(hub, "one.a", b"at once")
+    _flow(hub)
+    _commit(net)
+    publish(hub, "one.a", b"put off", b"too")
+    net.run(0.06)  # what went at once is acknowledged, up to what was the log's end then
+    assert len(loop.put_off) == 1
+    assert [link.backlog_records for link in hub.status().links] == [2, 0, 0, 0]
+    loop.rest()
+    publish(hub, "one.a", b"more")
+    net.run(0.2)
+    assert [link.backlog_records for link in hub.status().links] == [0, 0, 0, 0]
+
+
+def test_a_tick_passes_nothing_that_was_put_off(net: FakeNet, loop: _Loop, hub: Node) -> None:
+    kept = Kept()
+    hub.subscribe(("four.>",), "earliest", kept)
+    net.run(0.01)
+    _flow(hub)
+    _commit(net)
+    publish(hub, "four.a", b"put off")
+    _commit(net)
+    assert kept.bodies == []
+    assert len(loop.put_off) == 1
+    net.run(1.0)
+    assert kept.bodies == [b"put off"]
+    assert net.nodes["four"].status().links[0].received_records == 4
+    loop.rest()
+    net.run(1.0)
+    assert kept.bodies == [b"put off"]
+
+
+def test_links_and_readers_that_change_meanwhile_miss_nothing_and_get_nothing_twice(
+    net: FakeNet, loop: _Loop, hub: Node
+) -> None:
+    early, late = Kept(), Kept()
+    gone = hub.subscribe(("two.>",), "earliest", early)
+    net.run(0.01)
+    _flow(hub)
+    _commit(net)
+    for name in NAMES:
+        publish(hub, f"{name}.a", name.encode())
+    _commit(net)
+    assert len(loop.put_off) == 1
+    gone.close()
+    hub.subscribe(("two.>",), "earliest", late)
+    for end in list(net.ends):
+        if end.driver.peer in ("one", "hub"):
+            end.end("closed", "cut by the test")
+    net.run(0.01)
+    loop.rest()
+    net.run(3.0)
+    loop.rest()
+    net.run(1.0)
+    assert early.bodies == []
+    assert late.bodies == [b"two"]
+    for name in NAMES:
+        got = net.nodes[name].log.read(1, 1 << 30) or []
+        assert [batch.channel for batch in got] == ["all", "all", "all", f"{name}.a"]
+        assert hub.link(name).carrier.session.outbound.owed_records == 0  # type: ignore[union-attr]
+
+
+def test_a_mistake_at_one_costs_the_others_nothing_and_it_no_record(
+    net: FakeNet, hub: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken, kept = Kept(), Kept()
+    hub.subscribe(("all",), "earliest", broken)
+    hub.subscribe(("all",), "earliest", kept)
+    net.run(0.01)
+
+    def fail(*_: object) -> bool:
+        raise RuntimeError("made by the test")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(broken, "batch", fail)
+        patch.setattr(hub.link("one").carrier, "offer", fail)  # type: ignore[union-attr]
+        publish(hub, "all", b"1")
+        _commit(net)
+    aborted = [end for end in net.ends if end.ended]
+    assert [end.driver.peer for end in aborted] == ["one"]
+    for end in aborted:
+        assert end.other is not None
+        end.other.end("closed", "as a network tells it")
+    publish(hub, "all", b"2")
+    net.run(3.0)
+    assert kept.bodies == [b"1", b"2"]
+    assert broken.ended == "linkd made a mistake; its log has the details"
+    for name in NAMES:
+        got = net.nodes[name].log.read(1, 1 << 30) or []
+        assert [body for batch in got for body in bodies(batch)] == [b"1", b"2"]
