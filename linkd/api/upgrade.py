@@ -306,6 +306,7 @@ class Upgrades:
         _check_upgrade(call, path)
         protocol = ApiSocket()
         protocol.upgrades = self
+        protocol.clock = self.api.reactor
         protocol.session = self._speak(call, path, protocol)
         protocol.subprotocol = SUBPROTOCOL if path == "/v1/stream" else None
         self._open.add(protocol)

@@ -10,7 +10,18 @@ from typing import Any, ClassVar, Final
 
 from linkd.net.frames import take
 from linkd.net.pace import LEAST_BYTES, Pace
+from linkd.net.timers import Clock
 from linkd.net.websocket import STATE_CLOSING, STATE_OPEN
+
+TURN_SECONDS: Final = 0.005
+"""For so long one connection is worked on in a turn: many small frames wait, others are heard.
+
+A read may hold 37,000 frames (measured: eight clients that sent text of one byte held the loop for
+10 s, twice the time in which a silent link is given up).
+"""
+
+_LOOK_EVERY: Final = 16
+"""So many short frames are taken between two looks at the clock."""
 
 _OPEN: Final = STATE_OPEN
 _LIVING: Final = (STATE_OPEN, STATE_CLOSING)
@@ -29,6 +40,8 @@ class WholeFrames(ABC):
         current_frame: A frame that came in part.
         inside_message: More frames of a message are to come.
         pace: Of the transport, once there is one.
+        transport: What it is read from.
+        clock: The reactor.
     """
 
     masked: ClassVar[int]
@@ -37,13 +50,21 @@ class WholeFrames(ABC):
     state: int
     current_frame: Any
     inside_message: bool
+    transport: Any
+    clock: Clock
     pace: Pace | None = None
     _pieces: list[bytes] | None = None
     """What has come of a frame behind `data`, while some of it is missing."""
 
     _missing = 0
     _ended = 0
-    """Frames, or parts of them that Autobahn took, that ended in the bytes being worked on."""
+    """Frames, or parts of them that Autobahn took, that ended in this turn."""
+
+    _until = 0.0
+    """When this turn's work on this connection ends, on the reactor's clock."""
+
+    _resting = False
+    """The rest of what came waits for the next turn; nothing is read until then."""
 
     def gather(self, data: bytes) -> None:
         """Take bytes that came, and work on them once they may hold a frame.
@@ -51,6 +72,7 @@ class WholeFrames(ABC):
         A long frame is put together once, when all of it is there.
         """
         self._ended = 0
+        self._until = self.clock.seconds() + TURN_SECONDS
         self._gather(data)
         if len(data) >= LEAST_BYTES and self.pace is not None:
             self.pace.filled(len(data), self._ended)
@@ -72,20 +94,49 @@ class WholeFrames(ABC):
     def consumeData(self) -> None:
         """Work on what has come."""
         while self.state in _LIVING:
+            if self._resting or self._is_late():
+                self._rest()
+                return
             begun = self.current_frame is not None or self.inside_message
             if not begun and self.state == _OPEN and self._take():
                 return
+            if self._is_late():
+                continue
             self._ended += 1
             if not self.processData():  # type: ignore[attr-defined]
                 return
         if self.data:
             super().consumeData()  # type: ignore[misc]
 
+    def _is_late(self) -> bool:
+        """Tell whether this turn's work has taken long enough; one frame is always worked on."""
+        return self._ended > 0 and self.clock.seconds() >= self._until
+
+    def _rest(self) -> None:
+        """Go on in the next turn, if anything is left."""
+        if self.data and not self._resting:
+            self._resting = True
+            self.transport.pauseProducing()
+            self.clock.callLater(0, self._go_on)
+
+    def _go_on(self) -> None:
+        """Work on what is left, then read on; it counts as life again: nothing could be heard."""
+        self._resting = False
+        self.dataReceived(b"")
+        if not self._resting:
+            self.transport.resumeProducing()
+
+    @abstractmethod
+    def dataReceived(self, data: bytes) -> None:
+        """Take bytes that came, by `gather`."""
+
     def _take(self) -> bool:
         """Take whole frames off the front; tell whether nothing more can be done for now."""
         data, position, ended = self.data, 0, 0
         masked, most, whole = self.masked, self.most_whole, self.whole
         while self.state == _OPEN and position < len(data):
+            if ended and ended % _LOOK_EVERY == 0 and self.clock.seconds() >= self._until:
+                break
             found = take(data, position, masked, most)
             if isinstance(found, int):
                 if found and self._pieces is None:

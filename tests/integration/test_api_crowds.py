@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from websockets.sync.client import ClientConnection, unix_connect
@@ -192,6 +192,55 @@ def ended(wire: socket.socket) -> bytes:
     except OSError:
         pass
     return got
+
+
+UPGRADE = (
+    b"GET /ws?channel=flood.%d HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
+    b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: MTIzNDU2Nzg5MDEyMzQ1Ng==\r\n\r\n"
+)
+ONE = b"\x81\x81\x00\x00\x00\x001"
+"""A frame of text, masked: the JSON value 1."""
+
+
+def test_floods_of_small_frames_leave_the_others_their_turn() -> None:
+    """Eight of them held the loop for 8 s: a silent link is given up sooner."""
+    with Pair() as pair, ExitStack() as stack:
+        port, edge = pair.port, pair.edge
+        before = edge.link("hub")
+        floods = [stack.enter_context(open_raw(port, UPGRADE % number)) for number in range(8)]
+        for flood in floods:
+            assert b" 101 " in flood.recv(4096)
+        senders = [
+            threading.Thread(target=_send_all, args=(flood, ONE * 40_000)) for flood in floods
+        ]
+        for sender in senders:
+            sender.start()
+        slowest, answers = 0.0, 0
+        began = time.monotonic()
+        while time.monotonic() - began < 5.0:
+            asked = time.monotonic()
+            assert fetch(port, "GET", "/v1/status")[0] == 200
+            slowest = max(slowest, time.monotonic() - asked)
+            answers += 1
+        for flood in floods:
+            flood.shutdown(socket.SHUT_RDWR)
+        for sender in senders:
+            sender.join(10)
+        now = edge.link("hub")
+        assert (now["generation"], now["state"]) == (before["generation"], "up")
+        taken = edge.call("GET", "/v1/status")["log"]["next"]
+        assert taken > 1000
+        assert slowest < 2.0
+        figures.tell(
+            f"8 floods of frames of one byte, {taken:,} taken in 5 s: a status meanwhile took"
+            f" {slowest:.2f} s at most of {answers}"
+        )
+
+
+def _send_all(wire: socket.socket, content: bytes) -> None:
+    with suppress(OSError):  # the test ends it
+        wire.sendall(content)
 
 
 HEAD = b"POST /v1/channels/orders HTTP/1.1\r\nHost: localhost\r\n"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import pytest
 
 from linkd.net.frames import MESSAGE, PING, put
 from linkd.net.pace import LEAST_BYTES, Pace
-from linkd.net.websocket import STATE_CLOSING, STATE_OPEN
-from linkd.net.whole import WholeFrames
+from linkd.net.websocket import STATE_CLOSED, STATE_CLOSING, STATE_OPEN
+from linkd.net.whole import TURN_SECONDS, WholeFrames
 
 
 class Autobahn:
@@ -31,12 +32,48 @@ class Autobahn:
         raise AssertionError("the state is none of these")
 
 
+class Transport:
+    """Notes whether it is read from."""
+
+    reads = True
+
+    def pauseProducing(self) -> None:
+        self.reads = False
+
+    def resumeProducing(self) -> None:
+        self.reads = True
+
+
+class Turns:
+    """A reactor in which what is called for later comes in the next turn, and no sooner."""
+
+    def __init__(self) -> None:
+        self.calls: list[Callable[[], None]] = []
+        self.now = 100.0
+
+    def seconds(self) -> float:
+        return self.now
+
+    def callLater(self, delay: float, call: Callable[[], None]) -> None:
+        assert delay == 0
+        self.calls.append(call)
+
+    def turn(self) -> None:
+        calls, self.calls = self.calls, []
+        for call in calls:
+            call()
+
+
 class End(WholeFrames, Autobahn):
     masked: ClassVar[int] = 0x80
     most_whole = 400_000
+    cost = 0.0
+    """Seconds that a frame takes."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.transport = Transport()
+        self.clock: Any = Turns()
         self.told: list[tuple[int, bytes]] = []
         self.works = 0
 
@@ -44,10 +81,28 @@ class End(WholeFrames, Autobahn):
         self.works += 1
         super().consumeData()
 
+    def dataReceived(self, data: bytes) -> None:
+        self.gather(data)
+
     def whole(self, first: int, payload: bytes) -> bool:
         assert type(payload) is bytes
+        self.clock.now += self.cost
         self.told.append((first, payload))
         return True
+
+
+A_TURN = 64
+COST = TURN_SECONDS / A_TURN * 1.0001
+"""Seconds that a frame takes where a turn has time for 64."""
+
+
+def drain(end: End) -> int:
+    """Let turns pass until nothing is left; return how many."""
+    for turns in range(1000):
+        if end.transport.reads:
+            return turns
+        end.clock.turn()
+    raise AssertionError("it never reads again")
 
 
 def frame(first: int, payload: bytes) -> bytes:
@@ -131,15 +186,100 @@ class Paced(Pace):
 
 def test_a_full_read_is_told_with_the_frames_that_ended_in_it() -> None:
     end, pace = End(), Paced()
-    end.pace = pace
+    end.pace, end.cost = pace, COST
     small = frame(PING, b"x") * 20_000
     end.gather(small[:LEAST_BYTES])
+    drain(end)
     end.gather(small[LEAST_BYTES : LEAST_BYTES + 10])  # no full read
     long = frame(MESSAGE, bytes(300_000))
     end.gather(small[LEAST_BYTES + 10 :] + long[:1000])
+    drain(end)
     end.gather(long[1000:])
-    each = len(frame(PING, b"x"))
     first, second, third = pace.told
-    assert first == (LEAST_BYTES, LEAST_BYTES // each)
-    assert first[1] + second[1] == pytest.approx(20_000, abs=2)
+    assert first == (LEAST_BYTES, A_TURN)
+    assert second == (len(small) - LEAST_BYTES - 10 + 1000, A_TURN)
     assert third == (len(long) - 1000, 1)
+    assert len(end.told) == 20_001
+
+
+def test_many_small_frames_are_worked_on_in_several_turns_and_in_order() -> None:
+    end = End()
+    end.cost = COST
+    frames = [(PING, b"%d" % number) for number in range(5 * A_TURN + 7)]
+    content = b"".join([frame(*each) for each in frames])
+    end.gather(content[:-1])
+    assert (len(end.told), end.transport.reads) == (A_TURN, False)
+    for turn in range(2, 6):
+        end.clock.turn()
+        assert (len(end.told), end.transport.reads) == (turn * A_TURN, False)
+    end.clock.turn()
+    assert (len(end.told), end.transport.reads) == (5 * A_TURN + 6, True)
+    end.gather(content[-1:])
+    assert end.told == frames
+
+
+def test_what_comes_meanwhile_all_the_same_waits_behind() -> None:
+    """TLS hands on what it has read already."""
+    end = End()
+    end.cost = COST
+    frames = [(PING, b"%d" % number) for number in range(3 * A_TURN)]
+    content = b"".join([frame(*each) for each in frames])
+    third = len(content) // 3
+    long = (MESSAGE, bytes(100_000))
+    large = frame(*long)
+    end.gather(content[:third])
+    end.gather(content[third : 2 * third])
+    end.gather(content[2 * third :] + large[:50_000])
+    told = len(end.told)
+    assert told <= A_TURN
+    end.gather(large[50_000:])
+    assert len(end.told) == told
+    assert drain(end) == 3
+    assert end.told == [*frames, long]
+
+
+def test_exactly_as_many_as_a_turn_takes_leave_nothing_to_wait_for() -> None:
+    end = End()
+    end.cost = COST
+    end.gather(frame(PING, b"x") * A_TURN)
+    assert (len(end.told), end.transport.reads, end.clock.calls) == (
+        A_TURN,
+        True,
+        [],
+    )
+
+
+class Slow(Autobahn):
+    """Takes one frame of two bytes at a time."""
+
+    clock: Any
+
+    def processData(self) -> bool:
+        self.left, self.data = self.left + self.data[:2], self.data[2:]
+        self.clock.now += COST
+        return bool(self.data)
+
+
+class SlowEnd(End, Slow):
+    """Leaves all to Autobahn."""
+
+    processData = Slow.processData
+
+
+def test_frames_that_autobahn_takes_count_too() -> None:
+    end, content = SlowEnd(), b"\x81\x80" * (2 * A_TURN + 1)
+    end.gather(content)
+    assert (len(end.left), end.transport.reads) == (2 * A_TURN, False)
+    assert drain(end) == 2
+    assert end.left == content
+
+
+def test_one_that_ends_meanwhile_is_asked_for_nothing_more() -> None:
+    end = End()
+    end.cost = COST
+    end.gather(frame(PING, b"x") * (2 * A_TURN))
+    end.state = STATE_CLOSED
+    end.data = b""
+    end.clock.turn()
+    assert len(end.told) == A_TURN
+    assert end.clock.calls == []
