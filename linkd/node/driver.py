@@ -197,6 +197,7 @@ class LinkDriver:
         """Begin the link anew: from what both ends have on disk."""
         connection = self.connection
         if connection is not None:
+            self.carrier.drop()  # nothing more goes out on it: what was sent last may have a hole
             connection.abort("closed", why)
 
     def volatile(self, payload: bytes) -> bool:

@@ -92,7 +92,7 @@ class Node:
         self._hour = 0.0
         self._ticks = 0
         log.on_commit.append(self._spread.committed)
-        log.on_trim.append(self._links.trimmed)
+        log.on_trim.append(self._trimmed)
 
     # -- life ---------------------------------------------------------------------------------
 
@@ -232,6 +232,11 @@ class Node:
     def changed(self, driver: LinkDriver, change: Changed, silence: float | None) -> None:
         """A link's state has changed: remember it, say it."""
         self._chronicle.changed(driver, change, silence)
+
+    def _trimmed(self, first: int) -> None:
+        """Records went: what was still to be handed out goes before that is told."""
+        self._spread.hand_out()
+        self._links.trimmed(first)
 
     def tell(self, level: str, event: str, **fields: str | int | float | None) -> None:
         """Say something in the log; what is worse than usual is remembered too."""

@@ -85,7 +85,7 @@ class Spread:
         self._for_drivers: dict[LinkDriver, list[Batch]] = {}
         self._for_followers: dict[Follower, list[Batch]] = {}
         self._bytes = 0  # of what is to be handed out
-        self._flows = self._waits = False
+        self._flows = self._waits = self._handing = False
 
     def changed(self) -> None:
         """Somebody wants something else now."""
@@ -116,43 +116,51 @@ class Spread:
             for follower in route.followers:
                 for_followers.setdefault(follower, []).append(batch)
         if not self._flows or self._idle is None:
-            self._hand_out()
+            self.hand_out()
         elif not self._waits:
             self._waits = True
-            self._idle(self._hand_out, PUT_OFF_SECONDS)
+            self._idle(self.hand_out, PUT_OFF_SECONDS)
 
-    def _hand_out(self) -> None:
-        """Hand to each what is for it."""
+    def hand_out(self) -> None:
+        """Hand to each what is for it; what that led to being committed at once, behind it."""
+        if self._handing:
+            return
+        self._handing = True
         self._waits = False
+        try:
+            self._hand_round()
+            while self._for_drivers or self._for_followers:
+                self._hand_round()
+        finally:
+            self._handing = False
+
+    def _hand_round(self) -> None:
+        """Hand out what there is now."""
+        end = self._seen
         for_drivers, self._for_drivers = self._for_drivers, {}
         for_followers, self._for_followers = self._for_followers, {}
         size, self._bytes = self._bytes, 0
         self._flows = FLOW_BYTES <= size < EACH_BYTES * (len(for_drivers) + len(for_followers))
         for driver, owed in for_drivers.items():
-            try:
-                driver.carrier.offer(owed, self._seen)
-            except Exception as error:  # noqa: BLE001 - who missed a commit must begin anew
-                self._bug(error)
-                driver.rejoin("the link begins anew after a mistake of ours")
+            self._offer(driver, owed, end)
         for follower, wanted in for_followers.items():
-            try:
-                follower.offer(wanted, self._seen)
-            except Exception as error:  # noqa: BLE001 - as above; the others get theirs
-                self._bug(error)
-                follower.end("linkd made a mistake; its log has the details")
+            if not _done(follower.offer, wanted, end):
+                _done(follower.end, "linkd made a mistake; its log has the details")
 
-    def _bug(self, error: Exception) -> None:
-        events.emit("node.bug", where="handing out", detail=f"{type(error).__name__}: {error}")
+    def _offer(self, driver: LinkDriver, owed: list[Batch], next: int) -> None:
+        """Hand a peer what is its own; where that fails it missed something, and begins anew."""
+        if not _done(driver.carrier.offer, owed, next):
+            _done(driver.rejoin, "the link begins anew after a mistake of ours")
 
     def tick(self) -> None:
         """Move everyone on over what is not for them."""
-        self._hand_out()
+        self.hand_out()
         end = self._log.next
         if end != self._ticked:
             self._ticked = end
             for driver in self._drivers.values():
                 if driver.carrier.session.outbound.log_next < end:
-                    driver.carrier.offer([], end)
+                    self._offer(driver, [], end)
         self._readers.tick()
 
     def volatile(self, message: wire.Volatile, source: str | None) -> None:
@@ -169,3 +177,13 @@ class Spread:
             payload = payload or wire.encode(message)
             if not driver.volatile(payload):
                 self._count("dropped", driver.peer, message.channel, message.count)
+
+
+def _done(call: Callable[..., object], *arguments: object) -> bool:
+    """Call; tell whether that went well. A mistake is said, and costs nobody else anything."""
+    try:
+        call(*arguments)
+    except Exception as error:  # noqa: BLE001 - the others get theirs
+        events.emit("node.bug", where="handing out", detail=f"{type(error).__name__}: {error}")
+        return False
+    return True

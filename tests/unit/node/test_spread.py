@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from linkd.config import PeerSettings
+from linkd.core.batch import Batch
 from linkd.core.wire import Step, decode
 from linkd.node import Node
 from tests.support.fake_net import FakeNet, Kept, bodies, publish
@@ -177,8 +178,13 @@ def test_a_mistake_at_one_costs_the_others_nothing_and_it_no_record(
     def fail(*_: object) -> bool:
         raise RuntimeError("made by the test")
 
+    def ends(reason: str) -> None:
+        broken.ended = reason
+        raise RuntimeError("made by the test, once more")
+
     with monkeypatch.context() as patch:
         patch.setattr(broken, "batch", fail)
+        patch.setattr(broken, "end", ends)
         patch.setattr(hub.link("one").carrier, "offer", fail)  # type: ignore[union-attr]
         publish(hub, "all", b"1")
         _commit(net)
@@ -194,3 +200,42 @@ def test_a_mistake_at_one_costs_the_others_nothing_and_it_no_record(
     for name in NAMES:
         got = net.nodes[name].log.read(1, 1 << 30) or []
         assert [body for batch in got for body in bodies(batch)] == [b"1", b"2"]
+
+
+def test_who_publishes_while_records_are_handed_out_is_answered_behind_them(
+    net: FakeNet, loop: _Loop, hub: Node
+) -> None:
+    class Answering(Kept):
+        """Answers in place."""
+
+        def batch(self, batch: Batch) -> bool:
+            if bodies(batch) == [b"question"]:
+                publish(hub, "all", b"answer")
+            return super().batch(batch)
+
+    readers = [Answering(), Kept()]
+    for reader in readers:
+        hub.subscribe(("all",), "latest", reader)
+    net.run(0.01)
+    _flow(hub)
+    _commit(net)
+    publish(hub, "all", b"question")
+    _commit(net)
+    loop.rest()
+    net.run(1.0)
+    for reader in readers:
+        assert reader.bodies[-2:] == [b"question", b"answer"]
+    for name in NAMES:
+        got = net.nodes[name].log.read(1, 1 << 30) or []
+        assert [body for batch in got for body in bodies(batch)][-2:] == [b"question", b"answer"]
+
+
+def test_what_was_put_off_goes_before_a_trim_is_told(net: FakeNet, loop: _Loop, hub: Node) -> None:
+    _flow(hub)
+    _commit(net)
+    publish(hub, "one.a", b"put off")
+    _commit(net)
+    assert len(_steps(net, "one")) == 3
+    for told in hub.log.on_trim:
+        told(hub.log.first)
+    assert len(_steps(net, "one")) == 4
