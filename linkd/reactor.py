@@ -126,9 +126,8 @@ class PromptReactor(_Base):  # type: ignore[misc]
         if self._put_off and self._is_time(bool(events) or timeout == 0.0):
             self._make_put_off()
             timeout = self._finish(timeout)
-            events = self._wait(
-                0.0 if self._put_off else timeout
-            )  # all that there was is told again
+            # What was found is found again, unless its socket has been closed since.
+            events = self._wait(0.0 if self._put_off else timeout)
         selectables, work = self._selectables, self._doReadOrWrite
         for fd, event in events:
             selectable = selectables.get(fd)
