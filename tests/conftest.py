@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,11 @@ hypothesis.settings.register_profile(
 )
 CAMPAIGN = os.environ.get("LINKD_CAMPAIGN") == "1"
 hypothesis.settings.load_profile("campaign" if CAMPAIGN else "ci")
+
+
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    # Under nohup: we live on without a terminal, but what tests start and hang up is to hear it.
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 @pytest.fixture
