@@ -1,7 +1,8 @@
 """The errors that linkd raises, split by who must act.
 
 LinkdError
-├── ConfigError            the operator: mend the configuration
+├── ConfigError            the operator: correct the configuration
+├── Unavailable            this host, for now: it lacks descriptors, room or a disk; tried again
 ├── LocalProtocolError     us: a bug in linkd
 ├── RemoteProtocolError    the peer: it broke the protocol; has `close_code`
 ├── AttemptFailed          nobody: its `kind` decides when the dialer tries again
@@ -18,7 +19,8 @@ LinkdError
 
 from __future__ import annotations
 
-from typing import Literal
+import errno
+from typing import Final, Literal
 
 FailureKind = Literal["unreachable", "broken", "busy", "rejected"]
 """What a failure says about the next attempt; docs/protocol.md, "When a dialer comes back"."""
@@ -47,6 +49,53 @@ class LinkdError(Exception):
 
 class ConfigError(LinkdError):
     """The configuration can't be used; the message names file, key, what was expected and got."""
+
+
+class Unavailable(LinkdError):
+    """A file can't be used for a reason of this host that may pass: the same try may work later.
+
+    It is never a reason to give up: not for exit status 2, not for a peer to count as rejected.
+    """
+
+
+_STANDING: Final = frozenset(
+    {
+        errno.EACCES,
+        errno.EEXIST,
+        errno.EINVAL,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.EPERM,
+    }
+)
+"""OSErrors that stay until an operator changes a path, its owner or its permissions."""
+
+
+def is_passing(error: OSError) -> bool:
+    """Return whether an OSError may pass by itself, so that the same call can succeed later.
+
+    EMFILE, ENFILE, ENOMEM, EIO, ESTALE, EROFS, ENOSPC and all that are not known to stay: an
+    unknown error is tried again rather than taken for a mistake in the configuration. Only a
+    missing or forbidden path, or one of the wrong kind, stays until someone changes it.
+    """
+    return error.errno not in _STANDING
+
+
+def unusable(message: str, error: OSError) -> ConfigError | Unavailable:
+    """Return the error to raise where a file or directory of the configuration can't be used.
+
+    Args:
+        message: What was tried; the system's words for `error` are appended.
+        error: What the system returned.
+
+    Returns:
+        `Unavailable` for an error that may pass (`is_passing`), else `ConfigError`.
+    """
+    kind = Unavailable if is_passing(error) else ConfigError
+    return kind(f"{message}: {error.strerror or error}")
 
 
 class LocalProtocolError(LinkdError):
