@@ -212,8 +212,8 @@ class Attempt(BaseConnector):
             return None
         self._dialing.remove(race)
         cancel(self._stagger)
-        self._drop_dialing()
         self.winner = race.connector.transport
+        self._drop_dialing()
         try:
             wrapped = self._wrap(_Inner(self))
         except AttemptFailed as failure:

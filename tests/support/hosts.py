@@ -1,0 +1,161 @@
+"""Hosts behind one name, each with a temper of its own, on a Clock: no socket, no waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from twisted.internet import error
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.base import BaseConnector
+from twisted.internet.defer import succeed
+from twisted.internet.protocol import Protocol
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+
+from linkd.config import PeerSettings
+from linkd.net.dialer import LinkDialer, Origin
+from linkd.net.listener import Listener
+from linkd.net.resolve import Resolver
+from tests.support.net_lab import Link, Nodes, secret_file, settings
+from tests.support.pipe import Pipe
+
+Temper = Literal["silent", "refusing", "mute", "bad-gateway", "good"]
+"""How a host answers: not at all, with a reset, with TCP alone, with 502, as a linkd."""
+
+STEP: Final = 0.005
+ROUND_TRIP: Final = 0.002
+URL: Final = "ws://hub.test:9443/link"
+
+
+class _BadGateway(Protocol):
+    def dataReceived(self, data: bytes) -> None:
+        transport: Any = self.transport
+        transport.write(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
+
+
+class _Line(BaseConnector):
+    """A TCP connector to one address; stopping it reports a failure at once, as Twisted's does."""
+
+    def __init__(self, hosts: Hosts, address: str, factory: Any, timeout: float) -> None:
+        super().__init__(factory, timeout, hosts)  # type: ignore[arg-type]
+        self._hosts = hosts
+        self._address = address
+        self._pipe: Pipe | None = None
+
+    def getDestination(self) -> Any:
+        """Return the address."""
+        return self._hosts.place(self._address)
+
+    def _makeTransport(self) -> Any:
+        temper = self._hosts.tempers[self._address]
+        if temper == "refusing":
+            self._hosts.callLater(
+                ROUND_TRIP, self.failIfNotConnected, error.ConnectionRefusedError()
+            )
+        elif temper != "silent":
+            self._hosts.callLater(ROUND_TRIP, self._connected, temper)
+        return self
+
+    def failIfNotConnected(self, why: Exception) -> None:
+        """TCP did not come about, or was stopped."""
+        if self.state != "connected":
+            self.connectionFailed(Failure(why))
+
+    def _connected(self, temper: Temper) -> None:
+        if self.state != "connecting":
+            return
+        near = self.buildProtocol(self._hosts.place(self._address))
+        if near is None:
+            return
+        far: Any
+        if temper == "good":
+            far = self._hosts.listener.buildProtocol(IPv4Address("TCP", "192.0.2.1", 40_000))
+        else:
+            far = _BadGateway() if temper == "bad-gateway" else Protocol()
+        self._pipe = Pipe(self._hosts, _Joined(self, near), far)
+        self._hosts.pipes.append(self._pipe)
+
+    def abortConnection(self) -> None:
+        """End the connection, as a transport does."""
+        if self._pipe is None:
+            self._hosts.callLater(0, self.connectionLost, Failure(error.ConnectionAborted()))
+        else:
+            self._pipe.near.abortConnection()
+
+
+class _Joined:
+    """A protocol whose connector hears of its end, as Twisted's does."""
+
+    def __init__(self, line: _Line, protocol: Any) -> None:
+        self._line = line
+        self._protocol = protocol
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._protocol, name)
+
+    def connectionLost(self, reason: Failure) -> None:
+        """Pass it on to both."""
+        self._protocol.connectionLost(reason)
+        self._line.connectionLost(reason)
+
+
+class Hosts(Clock):
+    """A clock, the addresses of `hub.test` and a dialer of that name.
+
+    Args:
+        directory: For the secret.
+        tempers: Of each address, in the order of the look-up.
+        connect_timeout: Of the dialer.
+
+    Attributes:
+        tempers: By address; may change.
+        dialed: Addresses in the order of their TCP attempts.
+        link: The dialer's.
+    """
+
+    def __init__(
+        self, directory: Path, tempers: Iterable[Temper], connect_timeout: float = 5.0
+    ) -> None:
+        super().__init__()
+        self.advance(1000.25)
+        self.tempers = {address(index): temper for index, temper in enumerate(tempers)}
+        self.dialed: list[str] = []
+        self.pipes: list[Pipe] = []
+        secret = secret_file(directory)
+        at_hub = Link("hub", "edge", 5.0)
+        nodes = Nodes("hub", {"edge": (PeerSettings(name="edge", secret_file=secret), at_hub)})
+        self.listener = Listener(nodes, settings(), self)
+        self.link = Link("edge", "hub")
+        resolver = Resolver(self, lambda _: succeed(list(self.tempers)))
+        peer = PeerSettings(name="hub", dial=(URL,), secret_file=secret)
+        origin = Origin("edge", "boot", self, resolver)
+        self.dialer = LinkDialer(self.link, peer, origin, connect_timeout)
+
+    def place(self, address: str) -> Any:
+        """Return an address as Twisted has it."""
+        return (IPv6Address if ":" in address else IPv4Address)("TCP", address, 9443)
+
+    def connectTCP(self, address: str, port: int, factory: Any, timeout: float) -> _Line:
+        """Begin a TCP connection; the reactor's method of that name."""
+        self.dialed.append(address)
+        line = _Line(self, address, factory, timeout)
+        line.connect()
+        return line
+
+    def run(self, seconds: float, until: str = "") -> float:
+        """Let time pass until the link is told `until`; return the seconds that took."""
+        began, already = self.seconds(), self.link.told.count(until)
+        while self.seconds() - began < seconds:
+            if until and self.link.told.count(until) > already:
+                break
+            self.advance(STEP)
+            for pipe in list(self.pipes):
+                pipe.flow()
+        return self.seconds() - began
+
+
+def address(index: int) -> str:
+    """Return the address of a host by its number: IPv6 and IPv4 in turn."""
+    return f"192.0.2.{10 + index}" if index % 2 else f"2001:db8::{10 + index:x}"
