@@ -11,7 +11,7 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IAddress
 from twisted.protocols.tls import TLSMemoryBIOFactory
 
-from linkd.config import Config, ListenSettings
+from linkd.config import Config, parse_address
 from linkd.core.liveness import listener_limit
 from linkd.core.wire import MAX_MESSAGE_BYTES, SUBPROTOCOL
 from linkd.errors import ConfigError, Reason
@@ -23,7 +23,7 @@ from linkd.net.connection import ABORT_AFTER
 from linkd.net.factories import ListenerPort, Post
 from linkd.net.identity import Nonces
 from linkd.net.ports import Nodes
-from linkd.net.sockets import show
+from linkd.net.sockets import every_address, show
 from linkd.net.timers import ExactTimer
 from linkd.net.tls import ServerTls
 from linkd.net.websocket import ServerFactory
@@ -98,11 +98,16 @@ class Listener(ServerFactory, ListenerPort[AcceptedConnection]):  # type: ignore
         listen = self.config.listen
         if listen is None:
             raise ConfigError("listen: expected an address to listen on")
-        host, port = listen_address(listen)
+        try:
+            host, port = parse_address(listen.address)
+        except ValueError as error:
+            raise ConfigError(f"listen.address: {error}, got {listen.address!r}") from None
         tls: Any = self.tls
         factory = self if tls is None else TLSMemoryBIOFactory(tls, False, self)
         try:
-            self._port = self.reactor.listenTCP(port, factory, backlog=1024, interface=host)
+            self._port = self.reactor.listenTCP(
+                port, factory, backlog=1024, interface=host or every_address()
+            )
         except CannotListenError as error:
             raise unlistenable("listen.address", listen.address, error) from None
         emit("listener.started", address=self.address, tls=self.tls is not None)
@@ -172,16 +177,3 @@ class Listener(ServerFactory, ListenerPort[AcceptedConnection]):  # type: ignore
     def tell(self, level: Level, event: str, **fields: str | int | float | None) -> None:
         """Say something in the log."""
         emit(event, level, **fields)
-
-
-def listen_address(listen: ListenSettings) -> tuple[str, int]:
-    """Return host and port of `listen.address`; an empty host means all addresses.
-
-    Raises:
-        ConfigError: It is not `HOST:PORT`.
-    """
-    host, colon, port = listen.address.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not colon or not port.isdigit() or int(port) > 65_535:
-        raise ConfigError(f"listen.address: expected HOST:PORT, got {listen.address!r}")
-    return host or "::", int(port)

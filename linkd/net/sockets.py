@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from contextlib import suppress
 from typing import Final
@@ -50,6 +51,20 @@ def _socket(transport: object) -> socket.socket | None:
             return handle if handle.family in (socket.AF_INET, socket.AF_INET6) else None
         transport = getattr(transport, "transport", None)
     return None
+
+
+def every_address() -> str:
+    """Return the address that listens on all: `::` for both families, `0.0.0.0` without IPv6.
+
+    A kernel without AF_INET6 can't make such a socket at all. Where IPv6 is only switched off
+    (`disable_ipv6`), `::` still takes IPv4.
+    """
+    try:
+        socket.socket(socket.AF_INET6, socket.SOCK_STREAM).close()
+    except OSError as error:
+        if error.errno == errno.EAFNOSUPPORT:
+            return "0.0.0.0"  # noqa: S104 -- what an empty host in the configuration asks for
+    return "::"
 
 
 def show(host: str, port: int) -> str:
