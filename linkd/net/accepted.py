@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from twisted.python.failure import Failure
 
 from linkd.core.wire import PREVIOUS_VERSION, SUBPROTOCOL, Hello, Message, encode
-from linkd.errors import ConfigError, Reason, RemoteProtocolError
+from linkd.errors import ConfigError, Reason, RemoteProtocolError, Unavailable
 from linkd.net import heads
 from linkd.net.connection import Connection
 from linkd.net.factories import ListenerPort
@@ -203,6 +203,9 @@ class AcceptedConnection(Connection, ServerProtocol):
         except ConfigError as error:
             listener.tell("error", "connection.refused", peer=claimed, detail=str(error))
             raise _Denied(403, "rejected", f"the secret for {claimed} can't be read") from None
+        except Unavailable as error:
+            listener.tell("error", "connection.refused", peer=claimed, detail=str(error))
+            raise _Denied(500, "closed", f"the secret for {claimed} can't be read now") from None
         if not verify(secret, "dialer", claimed, listener.nodes.name, nonce, proof):
             raise _Denied(401, "rejected", f"{claimed} does not know the secret that is set here")
         self._secret, self._nonce = secret, nonce

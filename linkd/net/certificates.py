@@ -16,7 +16,7 @@ from service_identity.cryptography import (
 )
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 
-from linkd.errors import ConfigError
+from linkd.errors import ConfigError, unusable
 
 _PEM_LIST = b"-----BEGIN X509 CRL-----"
 _PEM_LIST_END = b"-----END X509 CRL-----"
@@ -35,6 +35,7 @@ def load_certificates(path: Path | str) -> list[x509.Certificate]:
 
     Raises:
         ConfigError: It can't be read or holds none.
+        Unavailable: A file can't be read now; the reason may pass.
     """
     try:
         return x509.load_pem_x509_certificates(_read(path))
@@ -47,6 +48,7 @@ def load_key_pair(certificate: Path | str, key: Path | str) -> KeyPair:
 
     Raises:
         ConfigError: A file can't be read, is malformed, or the two do not belong together.
+        Unavailable: A file can't be read now; the reason may pass.
     """
     leaf, *chain = load_certificates(certificate)
     try:
@@ -63,6 +65,7 @@ def load_revocation_lists(path: Path | str) -> list[x509.CertificateRevocationLi
 
     Raises:
         ConfigError: It can't be read, or a list in it is malformed.
+        Unavailable: A file can't be read now; the reason may pass.
     """
     lists = []
     for piece in _read(path).split(_PEM_LIST)[1:]:
@@ -78,7 +81,7 @@ def _read(path: Path | str) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise ConfigError(f"{path}: cannot read it: {error.strerror}") from None
+        raise unusable(f"{path}: cannot read it", error) from None
 
 
 def _public_bytes(key: PublicKeyTypes) -> bytes:

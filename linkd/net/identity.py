@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from linkd.core.wire import SUBPROTOCOL
-from linkd.errors import ConfigError
+from linkd.errors import ConfigError, unusable
 from linkd.net.limits import origin
 
 NONCE_LIFETIME = 30.0
@@ -188,6 +188,7 @@ def load_secret(path: str | os.PathLike[str]) -> bytes:
     Raises:
         ConfigError: It can't be read, others than owner and group may read or write it, or it has
             fewer than 32 characters. The message says what to do and never holds any of the secret.
+        Unavailable: It can't be read now; the reason may pass.
     """
     place = secret_path(path)
     try:
@@ -195,7 +196,7 @@ def load_secret(path: str | os.PathLike[str]) -> bytes:
             status = os.fstat(file.fileno())
             content = file.read(MAX_SECRET_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"{place}: cannot read the secret: {error.strerror}") from None
+        raise unusable(f"{place}: cannot read the secret", error) from None
     if not stat.S_ISREG(status.st_mode):
         raise ConfigError(f"{place}: expected a file with a secret, got something else")
     if status.st_mode & stat.S_IRWXO:

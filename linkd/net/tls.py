@@ -27,7 +27,7 @@ from zope.interface import implementer
 
 from linkd import events
 from linkd.config import ListenSettings, PeerSettings
-from linkd.errors import AttemptFailed, ConfigError
+from linkd.errors import AttemptFailed, ConfigError, Unavailable
 from linkd.net import tls_reasons
 from linkd.net.certificates import (
     KeyPair,
@@ -161,7 +161,7 @@ class ServerTls:
         self._stamps = self._look()
         try:
             self._pair, self._options, self._revoked = self._load()
-        except ConfigError as error:
+        except (ConfigError, Unavailable) as error:
             complaint = f"{error}; the certificate in force stays"
             events.emit("tls.kept", certificate=self._listen.certificate, detail=complaint)
             return complaint
@@ -337,7 +337,8 @@ def client_context(peer: PeerSettings, host: str) -> ClientTls:
         host: The URL's host, a name or an address, without brackets.
 
     Raises:
-        AttemptFailed: The files can't be used; rejected, with what to mend.
+        AttemptFailed: The files can't be used; rejected, with what to correct.
+        Unavailable: A file can't be read now; the reason may pass.
     """
     try:
         pair = None
