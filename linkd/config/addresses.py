@@ -27,6 +27,11 @@ class Url(msgspec.Struct, frozen=True):
     port: int
     path: str
 
+    def __str__(self) -> str:
+        """Return the whole URL, port and path included: what is really asked for."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'wss' if self.secure else 'ws'}://{host}:{self.port}{self.path}"
+
 
 def parse_url(text: str) -> Url:
     """Return the parts of `ws[s]://HOST[:PORT][/PATH]`; the path is `/link` where none is given.

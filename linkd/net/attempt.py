@@ -1,55 +1,39 @@
-"""One attempt to reach a peer at one URL: look-up, TCP to each address, one budget of time."""
+"""One attempt to reach a peer at one URL: look-up, all its addresses, one budget of time.
+
+The addresses are tried like happy eyeballs (RFC 8305), but until the upgrade: an address that
+accepts TCP and is mute, or answers with an error, costs its turn and not the attempt. Twisted's
+`HostnameEndpoint` ends its race with the first TCP connection and cancels the others, so it can't
+pass over a mute address or one that answers 502. What it would save, the race over TCP, is a part
+of the race here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final, NamedTuple
-from urllib.parse import urlsplit
 
 from twisted.internet import error
+from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.base import BaseConnector
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IAddress, IProtocol
 from twisted.internet.protocol import ClientFactory
 from twisted.python.failure import Failure
 
-from linkd.errors import AttemptFailed, ConfigError, Reason
+from linkd.config import Url
+from linkd.errors import AttemptFailed, FailureKind, Reason
 from linkd.net.resolve import Resolver
 from linkd.net.sockets import show
 from linkd.net.timers import Call, cancel
+from linkd.net.tls import ClientTls
 
 STAGGER: Final = 0.25
 """Seconds after which the next address is tried beside one that has not answered (RFC 8305)."""
 
 MAX_ADDRESSES: Final = 8
 
-
-class Target(NamedTuple):
-    """Where a URL points."""
-
-    url: str
-    secure: bool
-    host: str
-    port: int
-    resource: str
-
-
-def parse_url(url: str) -> Target:
-    """Return where a `ws://` or `wss://` URL points.
-
-    Raises:
-        ConfigError: It is none.
-    """
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as problem:
-        raise ConfigError(f"dial: {url!r}: {problem}") from None
-    if parts.scheme not in ("ws", "wss") or not parts.hostname:
-        raise ConfigError(f"dial: expected wss://HOST:PORT/link, got {url!r}")
-    secure = parts.scheme == "wss"
-    resource = (parts.path or "/link") + (f"?{parts.query}" if parts.query else "")
-    return Target(url, secure, parts.hostname, port or (443 if secure else 80), resource)
+_DECISIVE: Final[tuple[FailureKind, ...]] = ("busy", "broken", "rejected")
+"""Of several addresses that answered, the failure of the first of these kinds counts: an attempt
+is rejected only where all of them reject it."""
 
 
 class Budget(NamedTuple):
@@ -63,21 +47,17 @@ class Attempt(BaseConnector):
     """A connector whose one budget lasts until the hello; it dials by itself, names and all.
 
     Args:
-        factory: The dialer: `begin`, `clientConnectionFailed` and `-Lost` of it are called.
+        factory: The dialer: `in_turn`, `secure`, `begin` and `clientConnectionFailed` are called.
         target: Where to.
         budget: For how long.
-        wrap: Puts TLS around the factory where the URL says so.
         reactor: Clock and sockets.
+
+    Attributes:
+        failure: Why it failed, once it has.
+        failed_address: The address that failed last, for the next attempt to begin behind it.
     """
 
-    def __init__(
-        self,
-        factory: Any,
-        target: Target,
-        budget: Budget,
-        wrap: Callable[[Any], Any],
-        reactor: Any,
-    ) -> None:
+    def __init__(self, factory: Any, target: Url, budget: Budget, reactor: Any) -> None:
         super().__init__(factory, budget.whole, reactor)
         self.target = target
         self._dialer = factory
@@ -85,20 +65,22 @@ class Attempt(BaseConnector):
         self.budget = budget
         self.began = reactor.seconds()
         self.failure: AttemptFailed | None = None
+        self.failed_address: str | None = None
         self.resolver: Resolver = factory.resolver
-        self.winner: Any = None
-        self._wrap = wrap
         self._lookup: Deferred[Any] | None = None
         self._addresses: list[str] = []
-        self._dialing: list[Any] = []
+        self._count = 1
+        self._candidates: list[Candidate] = []
+        self._passed_over: set[str] = set()
         self._stagger: Call | None = None
         self._ended = False
         self._problems: list[str] = []
+        self._answers: list[AttemptFailed] = []
         self._refused = False
 
     def getDestination(self) -> Any:
         """Return where it goes, for people."""
-        return self.target.url
+        return str(self.target)
 
     # BaseConnector asks its transport for this: we are our own.
     def _makeTransport(self) -> Any:
@@ -106,43 +88,34 @@ class Attempt(BaseConnector):
         return self
 
     def failIfNotConnected(self, problem: BaseException) -> None:
-        """The budget is spent, or nobody wants the attempt any more."""
+        """End it: its budget is spent, or nobody wants it any more."""
         if self._ended:
             return
-        if self.winner is not None:
-            late = self._too_late("the handshake")
-            self._fail(AttemptFailed("broken", late.reason, late.detail))
+        seconds = f"{self.reactor.seconds() - self.began:.1f} s"
+        if self._lookup is not None:
+            detail = f"the name look-up of {self.target} was not done within {seconds}"
+            self._fail(AttemptFailed("unreachable", "dns", detail))
             return
-        where = "the name look-up" if self._lookup is not None else "TCP"
-        late = self._too_late(where)
-        reason: Reason = "unreachable" if where == "TCP" else "dns"
-        self._fail(AttemptFailed("unreachable", reason, late.detail))
+        for candidate in self._candidates:
+            if candidate.answered:
+                late = f"the handshake was not done within {seconds}"
+                self._answers.append(AttemptFailed("broken", "unreachable", late))
+                self._note(candidate, late)
+            else:
+                self._note(candidate, "no answer")
+        self._fail(self._verdict())
 
     def loseConnection(self) -> None:
         """End it."""
         self.abandon()
 
     def abandon(self) -> None:
-        """End it without a word."""
+        """End it without a report."""
         self._finish()
-        if self.winner is not None:
-            self.winner.abortConnection()
-
-    def _too_late(self, what: str) -> AttemptFailed:
-        seconds = self.reactor.seconds() - self.began
-        problems = f" ({'; '.join(self._problems[:3])})" if self._problems else ""
-        return AttemptFailed(
-            "unreachable",
-            "unreachable",
-            f"{what} of {self.target.url} was not done within {seconds:.1f} s{problems}",
-        )
+        self._drop(self._candidates)
 
     def cancelTimeout(self) -> None:
         """The budget goes on until the hello: `greeted` ends it."""
-
-    def greeted(self) -> None:
-        """The hello has come: the budget is kept."""
-        self._finish()
 
     # -- look-up ------------------------------------------------------------------------------
 
@@ -161,101 +134,140 @@ class Attempt(BaseConnector):
         self._lookup = None
         if self._ended:
             return
-        self._addresses = list(addresses[:MAX_ADDRESSES])
+        self._addresses = self._dialer.in_turn(self.target, addresses)[:MAX_ADDRESSES]
+        self._count = len(self._addresses)
         self._next_address()
 
-    # -- TCP ----------------------------------------------------------------------------------
+    # -- the race -----------------------------------------------------------------------------
 
     def _next_address(self) -> None:
         """Dial the next address, beside those that have not answered yet."""
         cancel(self._stagger)
-        self._stagger = None
-        if self._ended or self.winner is not None:
+        if self._ended:
             return
         if not self._addresses:
-            if not self._dialing:
-                self._all_failed()
+            if not self._candidates:
+                self._fail(self._verdict())
             return
         address = self._addresses.pop(0)
         self._dialer.dialing(self, show(address, self.target.port))
         if self._ended:
             return
-        race = _Race(self, show(address, self.target.port))
+        candidate = Candidate(self, address)
         left = self.budget.whole - (self.reactor.seconds() - self.began)
         timeout = max(0.01, min(self.budget.tcp, left))
-        self._dialing.append(race)
-        race.connector = self._net.connectTCP(address, self.target.port, race, timeout)
-        if self._addresses:
-            self._stagger = self.reactor.callLater(STAGGER, self._next_address)
+        self._candidates.append(candidate)
+        self._net.connectTCP(address, self.target.port, candidate, timeout)
+        self._next_after(STAGGER)
 
-    def address_failed(self, race: Any, reason: Failure) -> None:
-        """One address did not answer."""
-        if race in self._dialing:
-            self._dialing.remove(race)
-        if self._ended or self.winner is not None:
-            return
-        if isinstance(reason.value, error.ConnectionRefusedError):
-            self._refused = True
-        self._problems.append(f"{race.address}: {_short(reason)}")
-        self._next_address()
-
-    def _all_failed(self) -> None:
-        detail = f"{self.target.url}: {'; '.join(self._problems)}"
-        if self._refused:
-            self._fail(AttemptFailed("broken", "refused", detail))
-        else:
-            self._fail(AttemptFailed("unreachable", "unreachable", detail))
-
-    def address_won(self, race: Any, address: IAddress | None) -> IProtocol | None:
-        """One address has answered; the others are left."""
-        if self._ended or self.winner is not None:
-            return None
-        self._dialing.remove(race)
+    def _next_after(self, seconds: float) -> None:
+        """Dial the next address so much later, if there is one."""
         cancel(self._stagger)
-        self.winner = race.connector.transport
-        self._drop_dialing()
+        if self._addresses and not self._ended:
+            self._stagger = self.reactor.callLater(seconds, self._next_address)
+
+    def answered(self, candidate: Candidate, address: IAddress | None) -> IProtocol | None:
+        """TCP to one address is established: give it time alone for the handshake.
+
+        Those that have not answered are stopped, to be tried again behind the others: as a rule
+        there is one handshake at a time. None is stopped twice: a distant one is not kept waiting
+        by near ones that are mute.
+        """
+        if candidate not in self._candidates:
+            return None
         try:
-            wrapped = self._wrap(_Inner(self))
+            wrapped = self._dialer.secure(candidate)
         except AttemptFailed as failure:
             self._fail(failure)
             return None
+        candidate.answered = True
+        waiting = [
+            each
+            for each in self._candidates
+            if not each.answered and each.address not in self._passed_over
+        ]
+        self._drop(waiting)
+        self._addresses += [each.address for each in waiting]
+        self._passed_over.update(each.address for each in waiting)
+        self._next_after(max(STAGGER, self.budget.whole / (self._count + 1)))
         built: IProtocol | None = wrapped.buildProtocol(address)
         return built
 
-    def begin(self, address: IAddress | None) -> IProtocol | None:
-        """Build the WebSocket protocol, once TCP stands."""
-        built: IProtocol | None = self._dialer.begin(self, address)
+    def begin(self, candidate: Candidate, address: IAddress | None) -> IProtocol | None:
+        """Build the WebSocket protocol, once TCP is established."""
+        built: IProtocol | None = self._dialer.begin(candidate, address)
         return built
 
-    def _drop_dialing(self) -> None:
-        losers, self._dialing = self._dialing, []
-        for race in losers:
-            if race.connector is not None and race.connector.state == "connecting":
-                race.connector.stopConnecting()
+    def opened(self, candidate: Candidate) -> bool:
+        """Leave all other addresses: this one has upgraded; return whether it may send its hello.
+
+        Only one connection of an attempt says hello: of two, the peer would take the older one
+        for replaced.
+        """
+        if self._ended or candidate not in self._candidates:
+            return False
+        self._drop([each for each in self._candidates if each is not candidate])
+        cancel(self._stagger)
+        return True
+
+    def greeted(self) -> None:
+        """The hello has come: the attempt has succeeded."""
+        self._finish()
+
+    def address_failed(self, candidate: Candidate, failure: AttemptFailed | Failure) -> None:
+        """Go on with the next address: one has failed, before TCP was established or after."""
+        if self._ended or candidate not in self._candidates:
+            return
+        self._candidates.remove(candidate)
+        if isinstance(failure, AttemptFailed):
+            self._answers.append(failure)
+            self._note(candidate, failure.detail)
+            if failure.retry_after is not None:
+                self._fail(self._verdict())
+                return
+        else:
+            self._refused |= isinstance(failure.value, error.ConnectionRefusedError)
+            self._note(candidate, _short(failure))
+        self._next_address()
+
+    def _note(self, candidate: Candidate, problem: str) -> None:
+        """Keep what was wrong with one address; of a URL with an address in it the URL says it."""
+        host, self.failed_address = self.target.host, candidate.address
+        if isIPAddress(host) or isIPv6Address(host.partition("%")[0]):
+            self._problems.append(problem)
+        else:
+            self._problems.append(f"{show(candidate.address, self.target.port)}: {problem}")
+
+    def _verdict(self) -> AttemptFailed:
+        """Return why the attempt failed: by an address that answered, if any did."""
+        detail = f"{self.target}: {'; '.join(self._problems)}"
+        for kind in _DECISIVE:
+            alike = [each for each in self._answers if each.kind == kind]
+            if alike:
+                first = max(alike, key=lambda each: each.retry_after or 0.0)
+                return AttemptFailed(kind, first.reason, detail, first.retry_after)
+        reason: Reason = "refused" if self._refused else "unreachable"
+        return AttemptFailed("broken" if self._refused else "unreachable", reason, detail)
+
+    def _drop(self, candidates: list[Candidate]) -> None:
+        """Leave some addresses."""
+        self._candidates = [each for each in self._candidates if each not in candidates]
+        for candidate in candidates:
+            candidate.drop()
 
     # -- ending -------------------------------------------------------------------------------
-
-    def winner_lost(self, reason: Failure) -> None:
-        """The connection has ended; before the hello that ends the attempt."""
-        was_ended, self._ended = self._ended, True
-        self._finish()
-        if not was_ended:
-            self.state = "disconnected"
-            self._dialer.clientConnectionLost(self, reason)
 
     def _fail(self, failure: AttemptFailed) -> None:
         """The attempt has failed."""
         if self._ended:
             return
         self.failure = failure
-        self._finish()
-        if self.winner is not None:
-            self.winner.abortConnection()
+        self.abandon()
         self.state = "disconnected"
         self._dialer.clientConnectionFailed(self, Failure(failure))
 
     def _finish(self) -> None:
-        """Leave nothing behind but the winner."""
+        """Leave nothing behind but what has answered."""
         self._ended = True
         if self.timeoutID is not None:
             cancel(self.timeoutID)
@@ -263,51 +275,73 @@ class Attempt(BaseConnector):
         lookup, self._lookup = self._lookup, None
         if lookup is not None:
             lookup.cancel()
-        self._drop_dialing()
 
 
-class _Race(ClientFactory):
-    """Dials one address for an attempt."""
+class Candidate(ClientFactory):
+    """One address of an attempt, from TCP to the hello.
+
+    Attributes:
+        attempt: Whose address it is.
+        address: The address alone, without a port.
+        answered: TCP is established.
+        secret: The shared secret, until the connection takes it.
+        tls: The dialer's side of TLS, if the URL asks for it.
+    """
 
     noisy = False
 
     def __init__(self, attempt: Attempt, address: str) -> None:
-        self._attempt = attempt
+        self.attempt = attempt
         self.address = address
-        self.connector: Any = None
-        self._won = False
+        self.answered = False
+        self.secret: bytes | None = None
+        self.tls: ClientTls | None = None
+        self.failure: AttemptFailed | None = None
+        self._connector: Any = None
+
+    @property
+    def target(self) -> Url:
+        """The URL of the attempt."""
+        return self.attempt.target
 
     def startedConnecting(self, connector: Any) -> None:
         """Remember what to stop."""
-        self.connector = connector
+        self._connector = connector
 
     def buildProtocol(self, addr: IAddress | None) -> IProtocol | None:
-        """TCP stands."""
-        protocol = self._attempt.address_won(self, addr)
-        self._won = protocol is not None
-        return protocol
+        """Return the protocol, TLS first where the URL asks for it."""
+        return self.attempt.answered(self, addr)
 
     def clientConnectionFailed(self, connector: Any, reason: Failure) -> None:
         """TCP failed."""
-        self._attempt.address_failed(self, reason)
+        self.attempt.address_failed(self, reason)
 
     def clientConnectionLost(self, connector: Any, reason: Failure) -> None:
-        """It ended."""
-        if self._won:
-            self._attempt.winner_lost(reason)
+        """The connection has ended, after its protocol knows it."""
+        failure = self.failure or AttemptFailed("broken", "closed", "the connection was closed")
+        self.attempt.address_failed(self, failure)
+
+    def drop(self) -> None:
+        """End it at once, without a report."""
+        if self._connector is None:
+            return
+        if self._connector.state == "connecting":
+            self._connector.stopConnecting()
+        elif self._connector.state == "connected":
+            self._connector.transport.abortConnection()
 
 
-class _Inner(ClientFactory):
-    """What TLS wraps: builds the WebSocket protocol of an attempt."""
+class Inner(ClientFactory):
+    """What TLS wraps: builds the WebSocket protocol of a candidate."""
 
     noisy = False
 
-    def __init__(self, attempt: Attempt) -> None:
-        self._attempt = attempt
+    def __init__(self, candidate: Candidate) -> None:
+        self._candidate = candidate
 
     def buildProtocol(self, addr: IAddress | None) -> IProtocol | None:
         """Build it."""
-        return self._attempt.begin(addr)
+        return self._candidate.attempt.begin(self._candidate, addr)
 
 
 def _short(reason: Failure) -> str:
@@ -315,7 +349,7 @@ def _short(reason: Failure) -> str:
     value = reason.value
     if isinstance(value, error.TimeoutError | error.TCPTimedOutError):
         return "no answer"
-    if isinstance(reason.value, error.ConnectionRefusedError):
+    if isinstance(value, error.ConnectionRefusedError):
         return "refused"
     if isinstance(value, error.NoRouteError):
         return "no route"

@@ -12,7 +12,7 @@ from linkd.core.liveness import dialer_limit
 from linkd.core.wire import PREVIOUS_VERSION, SUBPROTOCOL, Goodbye, Hello, Message, encode
 from linkd.errors import AttemptFailed, Reason, RemoteProtocolError
 from linkd.net import heads
-from linkd.net.attempt import Attempt
+from linkd.net.attempt import Candidate
 from linkd.net.connection import Connection
 from linkd.net.factories import DialerPort
 from linkd.net.identity import MAX_NONCE_CHARACTERS, prove, verify
@@ -35,7 +35,7 @@ class DialedConnection(Connection, ClientProtocol):
     factory: DialerPort[DialedConnection]
     openHandshakeTimeout = 0
 
-    attempt: Attempt
+    candidate: Candidate
     secret: bytes | None = None
     failure: AttemptFailed | None = None
     _nonce = ""
@@ -47,7 +47,7 @@ class DialedConnection(Connection, ClientProtocol):
 
     def onConnecting(self, transport_details: object) -> Deferred[Any]:
         """Get a nonce on this very connection, then upgrade with the proof."""
-        dialer, target = self.factory, self.attempt.target
+        dialer, target = self.factory, self.candidate.target
         dialer.port.opening()
         if self.secret is None:
             return succeed(self._request({}))
@@ -57,12 +57,12 @@ class DialedConnection(Connection, ClientProtocol):
         return self._token
 
     def _request(self, headers: dict[str, str]) -> Any:
-        target = self.attempt.target
+        target = self.candidate.target
         host = f"[{target.host}]" if ":" in target.host else target.host
         return ConnectingRequest(
             host,
             target.port,
-            target.resource,
+            target.path,
             headers={heads.NODE_HEADER: self.factory.node, **headers},
             useragent="",
             protocols=[SUBPROTOCOL],
@@ -92,7 +92,8 @@ class DialedConnection(Connection, ClientProtocol):
             else:
                 super().processHandshake()
         else:
-            self._refused(head, self._body(head, end) or b"")
+            asked = f"GET {self.candidate.target.path}"
+            self._refused(asked, head, self._body(head, end) or b"")
 
     def _take_nonce(self, end: int) -> None:
         head = heads.parse_head(self.data[:end])
@@ -103,7 +104,7 @@ class DialedConnection(Connection, ClientProtocol):
         if body is None:
             return
         if head.first[1] != "200":
-            self._refused(head, body)
+            self._refused(f"POST {heads.TOKEN_PATH}", head, body)
             return
         try:
             nonce = json.loads(body)["nonce"]
@@ -133,11 +134,11 @@ class DialedConnection(Connection, ClientProtocol):
             return None
         return self.data[begin : begin + size]
 
-    def _refused(self, head: heads.Head, body: bytes) -> None:
+    def _refused(self, asked: str, head: heads.Head, body: bytes) -> None:
         """The listener answered with another status than the good one."""
         status = head.first[1]
         words = heads.printable(body.decode("utf-8", "replace").strip())
-        detail = f"it answered {status}" + (f": {words}" if words else "")
+        detail = f"it answered {status} to {asked}" + (f": {words}" if words else "")
         retry = head.number("retry-after", 86_400)
         if status == "503":
             self._give_up("busy", "busy", detail, float(retry) if retry else None)
@@ -155,15 +156,17 @@ class DialedConnection(Connection, ClientProtocol):
     ) -> None:
         """End the attempt; the first reason counts."""
         if self.failure is None:
-            where = self.attempt.target.url
-            self.failure = AttemptFailed(kind, reason, f"{where}: {detail}", retry_after)
+            self.failure = AttemptFailed(kind, reason, detail, retry_after)
         self.abort(reason, detail)
 
     # -- hello --------------------------------------------------------------------------------
 
     def onOpen(self) -> None:
-        """Say hello first."""
+        """Say hello first, unless another address of the attempt was quicker."""
         dialer = self.factory
+        if not self.candidate.attempt.opened(self.candidate):
+            self.abort("replaced", "another address was quicker")
+            return
         self.generation = dialer.next_generation()
         self.send(encode(dialer.port.hello(self.generation)))
 
@@ -189,7 +192,7 @@ class DialedConnection(Connection, ClientProtocol):
         tune(self.transport, limit)
         self.certificate_expires = certificate_expires(self.transport)
         self.secret = None
-        self.attempt.greeted()
+        self.candidate.attempt.greeted()
         self.watch()
         self._ping_every = PING_EVERY * message.ping_interval
         self._sendAutoPing()
@@ -227,8 +230,7 @@ class DialedConnection(Connection, ClientProtocol):
     def fail(self, reason: Reason, detail: str, close_code: int) -> None:
         """End it and tell the other why; before the hello that is why the attempt failed."""
         if self.port is None and self.failure is None:
-            where = self.attempt.target.url
-            self.failure = AttemptFailed("rejected", reason, f"{where}: {detail}")
+            self.failure = AttemptFailed("rejected", reason, detail)
         super().fail(reason, detail, close_code)
 
     def ended_early(self, reason: Failure) -> None:

@@ -10,11 +10,11 @@ from twisted.internet.protocol import ReconnectingClientFactory
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
-from linkd.config import PeerSettings
+from linkd.config import PeerSettings, Url, parse_url
 from linkd.core.backoff import tcp_timeout
 from linkd.core.wire import MAX_MESSAGE_BYTES, SUBPROTOCOL, Generation, Hello
-from linkd.errors import AttemptFailed, ConfigError
-from linkd.net.attempt import Attempt, Budget, Target, parse_url
+from linkd.errors import AttemptFailed, ConfigError, Unavailable
+from linkd.net.attempt import Attempt, Budget, Candidate, Inner
 from linkd.net.connection import ABORT_AFTER
 from linkd.net.dialed import DialedConnection
 from linkd.net.factories import DialerPort
@@ -22,7 +22,7 @@ from linkd.net.identity import load_secret
 from linkd.net.ports import LinkPort
 from linkd.net.resolve import Resolver
 from linkd.net.timers import ExactTimer, cancel
-from linkd.net.tls import ClientTls, client_context
+from linkd.net.tls import client_context
 from linkd.net.websocket import ClientFactory
 
 
@@ -88,8 +88,8 @@ class LinkDialer(
         self._origin = origin
         self._counter = 0
         self._url = 0
-        self._tls: ClientTls | None = None
-        self._secret: bytes | None = None
+        self._good: dict[Url, str] = {}
+        self._bad: dict[Url, str] = {}
         self._stopped = True
         self.configure(peer, connect_timeout)
 
@@ -99,10 +99,14 @@ class LinkDialer(
         Raises:
             ConfigError: A URL is malformed.
         """
-        self.settings = peer
-        self.targets: list[Target] = [parse_url(url) for url in peer.dial]
+        try:
+            self.targets: list[Url] = [parse_url(url) for url in peer.dial]
+        except ValueError as error:
+            raise ConfigError(f"peer {peer.name}: dial: {error}") from None
         if not self.targets:
             raise ConfigError(f"peer {peer.name}: expected a URL to dial")
+        self.settings = peer
+        self._good, self._bad = {}, {}
         self.first_limit = self.connect_timeout = connect_timeout
         self._url %= len(self.targets)
         self.setProtocolOptions(
@@ -162,12 +166,9 @@ class LinkDialer(
         self._url = (self._url + 1) % len(self.targets)
         tcp = tcp_timeout(self.attempts, len(self.targets), self.connect_timeout)
         self.attempts += 1
-        self._tls = None
-        attempt = Attempt(
-            self, target, Budget(self.connect_timeout, tcp), self._wrap, self._origin.reactor
-        )
+        attempt = Attempt(self, target, Budget(self.connect_timeout, tcp), self._origin.reactor)
         self.connector = attempt
-        self.port.attempting(target.url, None)
+        self.port.attempting(str(target), None)
         if self.connector is attempt:
             attempt.connect()
 
@@ -179,35 +180,49 @@ class LinkDialer(
     def dialing(self, attempt: Attempt, address: str) -> None:
         """TCP to an address begins."""
         if self.connector is attempt:
-            self.port.attempting(attempt.target.url, address)
+            self.port.attempting(str(attempt.target), address)
 
-    def _wrap(self, inner: Any) -> Any:
-        """Put TLS around what builds the protocol, where the URL says so.
+    def in_turn(self, target: Url, addresses: list[str]) -> list[str]:
+        """Return a host's addresses in the order in which an attempt tries them.
+
+        First the one that was good last, else the one behind that which failed last; the rest
+        in the order of the look-up.
+        """
+        good, bad = self._good.get(target), self._bad.get(target)
+        begin = 0
+        if good in addresses:
+            begin = addresses.index(good)
+        elif bad in addresses:
+            begin = (addresses.index(bad) + 1) % len(addresses)
+        return addresses[begin:] + addresses[:begin]
+
+    def secure(self, candidate: Candidate) -> Any:
+        """Return what builds the protocol, TLS around it where the URL says so.
 
         Raises:
             AttemptFailed: Certificates or secret can't be used.
         """
-        attempt = self.connector
-        assert attempt is not None
-        self._secret = None
-        if self.settings.secret_file is not None:
-            try:
-                self._secret = load_secret(self.settings.secret_file)
-            except ConfigError as error:
-                raise AttemptFailed("rejected", "rejected", str(error)) from None
-        if not attempt.target.secure:
-            return inner
-        creator: Any = client_context(self.settings, attempt.target.host)
-        self._tls = creator
+        inner: Any = Inner(candidate)
+        try:
+            if self.settings.secret_file is not None:
+                candidate.secret = load_secret(self.settings.secret_file)
+            if not candidate.target.secure:
+                return inner
+            creator: Any = client_context(self.settings, candidate.target.host)
+        except ConfigError as error:
+            raise AttemptFailed("rejected", "rejected", str(error)) from None
+        except Unavailable as error:
+            raise AttemptFailed("unreachable", "unreachable", str(error)) from None
+        candidate.tls = creator
         return TLSMemoryBIOFactory(creator, True, inner)
 
-    def begin(self, attempt: Attempt, addr: IAddress) -> DialedConnection | None:
-        """Build the protocol of an attempt whose TCP connection stands."""
-        if self.connector is not attempt:
+    def begin(self, candidate: Candidate, addr: IAddress) -> DialedConnection | None:
+        """Build the protocol of an address whose TCP connection is established."""
+        if self.connector is not candidate.attempt:
             return None
         connection: Any = self.buildProtocol(addr)
-        connection.attempt = attempt
-        connection.secret, self._secret = self._secret, None
+        connection.candidate = candidate
+        connection.secret, candidate.secret = candidate.secret, None
         built: DialedConnection = connection
         return built
 
@@ -217,44 +232,39 @@ class LinkDialer(
         return Generation(self._origin.boot, self._counter)
 
     def greeted(self, connection: DialedConnection, hello: Hello) -> None:
-        """The peer has said hello: the attempt is over, the URL is a good one."""
-        if self.connector is not connection.attempt:
+        """The peer has said hello: the attempt is over, the URL and the address are good ones."""
+        candidate = connection.candidate
+        if self.connector is not candidate.attempt:
             connection.abort("replaced", "nobody wants this connection any more")
             return
         self.connector = None
         self.attempts = 0
-        self._url = self.targets.index(connection.attempt.target)
+        self._url = self.targets.index(candidate.target)
+        self._good[candidate.target] = candidate.address
         self.port.greeted(connection, hello)
 
     def ended_early(self, connection: DialedConnection, reason: Failure) -> None:
-        """A connection ended before its hello: find out why for the attempt."""
-        attempt = connection.attempt
-        if attempt.failure is not None:
-            return
+        """Find out why a connection ended before its hello."""
+        candidate = connection.candidate
         failure = connection.failure
-        if failure is None and self._tls is not None:
-            failure = self._tls.explain(reason)
+        if failure is None and candidate.tls is not None:
+            failure = candidate.tls.explain(reason)
         if failure is None:
-            detail = f"{attempt.target.url}: closed before its hello: {reason.value}"
+            detail = f"closed before its hello: {reason.value}"
             failure = AttemptFailed("broken", "closed", detail)
-        attempt.failure = failure
+        candidate.failure = failure
 
     def clientConnectionFailed(self, connector: Attempt, reason: Failure) -> None:
         """The attempt has failed; the link says when to dial again."""
-        self._over(connector, connector.failure)
-
-    def clientConnectionLost(self, connector: Attempt, reason: Failure) -> None:
-        """The attempt's connection has ended before its hello."""
-        self._over(connector, connector.failure)
-
-    def _over(self, attempt: Attempt, failure: AttemptFailed | None) -> None:
-        if self.connector is not attempt:
+        if self.connector is not connector:
             return
         self.connector = None
-        if failure is None:
-            detail = f"{attempt.target.url}: the connection was closed"
-            failure = AttemptFailed("broken", "closed", detail)
-        self.port.failed(failure)
+        target, failed = connector.target, connector.failed_address
+        if failed is not None:
+            self._good.pop(target, None)
+            self._bad[target] = failed
+        assert connector.failure is not None
+        self.port.failed(connector.failure)
 
 
 class _Next:

@@ -25,10 +25,16 @@ from twisted.internet.threads import deferToThread
 from linkd.api import upgrade
 from linkd.api.server import Api
 from linkd.api.upgrade import Socket, Upgrades
-from linkd.config import Config, HeartbeatSettings, ListenSettings, NodeSettings, PeerSettings
+from linkd.config import (
+    Config,
+    HeartbeatSettings,
+    ListenSettings,
+    NodeSettings,
+    PeerSettings,
+    Url,
+)
 from linkd.net import connection
 from linkd.net.accepted import AcceptedConnection
-from linkd.net.attempt import Target
 from linkd.net.dialed import DialedConnection
 from linkd.net.dialer import LinkDialer, Origin
 from linkd.net.listener import Listener
@@ -192,8 +198,7 @@ class EchoDialer(LinkDialer):
         self._to("/getCaseCount")
 
     def _to(self, resource: str) -> None:
-        target = Target(f"ws://127.0.0.1:{self._port}{resource}", False, "127.0.0.1", self._port,
-                        resource)  # fmt: skip
+        target = Url(False, "127.0.0.1", self._port, resource)
         reactor.connectTCP("127.0.0.1", self._port, _Once(self, target))
 
     def over(self) -> None:
@@ -213,28 +218,34 @@ class _Once(PlainClientFactory):
 
     noisy = False
 
-    def __init__(self, dialer: EchoDialer, target: Target) -> None:
+    def __init__(self, dialer: EchoDialer, target: Url) -> None:
         self._dialer = dialer
         self._target = target
 
     def buildProtocol(self, addr: Any) -> Any:
         """Return it."""
         built: Any = LinkDialer.buildProtocol(self._dialer, addr)
-        built.attempt = _Attempt(self._target)
+        built.candidate = _Candidate(self._target)
         return built
 
     def clientConnectionFailed(self, connector: Any, reason: Any) -> None:
         """The suite is not there."""
-        print(f"no suite at {self._target.url}: {reason.value}", file=sys.stderr)
+        print(f"no suite at {self._target}: {reason.value}", file=sys.stderr)
         reactor.stop()
 
 
-class _Attempt:
-    """Where a connection goes."""
+class _Candidate:
+    """Where a connection goes; it is its own attempt, with one address."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Url) -> None:
         self.target = target
-        self.failure = None
+        self.failure: Any = None
+        self.tls = None
+        self.attempt = self
+
+    def opened(self, candidate: Any) -> bool:
+        """Take the connection."""
+        return True
 
 
 def main() -> None:

@@ -248,6 +248,7 @@ class TestAddresses:
     )
     def test_url(self, text: str, url: Url) -> None:
         assert parse_url(text) == url
+        assert parse_url(str(url)) == url
 
     @pytest.mark.parametrize(
         ("text", "address"),

@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 from pathlib import Path
 
-from tests.support.hosts import Hosts, address
+import msgspec
+import pytest
+
+from linkd.errors import ConfigError, unusable
+from tests.support.hosts import URL, Hosts, Temper, address
+
+BAD: tuple[Temper, ...] = ("silent", "refusing", "mute", "bad-gateway")
+
+
+def up_after(tmp_path: Path, tempers: list[Temper], connect_timeout: float = 5.0) -> float:
+    """Return the seconds until the link is up, at most `connect_timeout` + 2."""
+    hosts = Hosts(tmp_path, tempers, connect_timeout)
+    hosts.link.redial = lambda _: hosts.dialer.dial(0.5)
+    hosts.dialer.dial(0.0)
+    took = hosts.run(connect_timeout + 2.0, until="greeted")
+    assert hosts.link.connections, [each.detail for each in hosts.link.failures]
+    assert len(hosts.link.connections) == 1
+    hosts.run(1.0)
+    assert hosts.link.losses == []
+    return took
 
 
 def test_a_silent_first_address_is_passed_over(tmp_path: Path) -> None:
@@ -14,3 +35,138 @@ def test_a_silent_first_address_is_passed_over(tmp_path: Path) -> None:
     assert hosts.link.connections, hosts.link.failures
     assert took < 0.4
     assert hosts.dialed == [address(0), address(1)]
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_every_order_of_few_addresses(tmp_path: Path, count: int) -> None:
+    for bad in itertools.product(BAD, repeat=count - 1):
+        for place in range(count):
+            up_after(tmp_path, [*bad[:place], "good", *bad[place:]])
+
+
+@pytest.mark.parametrize("temper", BAD)
+def test_the_last_of_eight_addresses(tmp_path: Path, temper: Temper) -> None:
+    assert up_after(tmp_path, [*[temper] * 7, "good"]) < 5.0
+    up_after(tmp_path, [*[temper] * 7, "good"], connect_timeout=2.0)
+
+
+def test_many_addresses_in_any_order(tmp_path: Path) -> None:
+    dice = random.Random(18)
+    for _ in range(60):
+        tempers: list[Temper] = [dice.choice(BAD) for _ in range(dice.randint(3, 7))]
+        tempers.insert(dice.randint(0, len(tempers)), "good")
+        up_after(tmp_path, tempers)
+
+
+def test_one_handshake_at_a_time_where_all_are_good(tmp_path: Path) -> None:
+    hosts = Hosts(tmp_path, ["good"] * 4)
+    hosts.dialer.dial(0.0)
+    assert hosts.run(5.0, until="greeted") < 0.1
+    assert hosts.dialed == [address(0)]
+
+
+def test_a_mute_address_costs_its_turn_and_not_the_attempt(tmp_path: Path) -> None:
+    hosts = Hosts(tmp_path, ["mute", "good"])
+    hosts.dialer.dial(0.0)
+    assert hosts.run(7.0, until="greeted") == pytest.approx(5.0 / 3, abs=0.1)
+    assert hosts.link.failures == []
+    hosts.run(1.0)
+    assert [pipe.near.gone for pipe in hosts.pipes] == [True, False]
+
+
+def test_the_good_address_is_dialed_first_the_next_time(tmp_path: Path) -> None:
+    hosts = Hosts(tmp_path, ["mute", "good", "silent"])
+    hosts.dialer.dial(0.0)
+    hosts.run(7.0, until="greeted")
+    hosts.link.connections[0].abort("closed", "a test")
+    hosts.run(0.1)
+    hosts.dialed.clear()
+    hosts.dialer.dial(0.0)
+    assert hosts.run(7.0, until="greeted") < 0.1
+    assert hosts.dialed == [address(1)]
+
+
+def test_the_next_attempt_begins_behind_the_address_that_failed(tmp_path: Path) -> None:
+    hosts = Hosts(tmp_path, ["mute", "mute", "mute"])
+    hosts.dialer.dial(0.0)
+    hosts.run(2.0)
+    hosts.tempers[address(0)] = "refusing"
+    hosts.run(5.0, until="failed")
+    assert hosts.dialed == [address(0), address(1), address(2)]
+    hosts.dialed.clear()
+    hosts.dialer.dial(0.0)
+    hosts.run(5.0, until="failed")
+    assert hosts.dialed[0] == address(0)
+    assert hosts.dialed[1:] == [address(1), address(2)]
+
+
+def test_an_address_that_was_good_and_fails_is_the_last_to_be_tried(tmp_path: Path) -> None:
+    hosts = Hosts(tmp_path, ["good", "silent", "silent"])
+    hosts.dialer.dial(0.0)
+    hosts.run(7.0, until="greeted")
+    hosts.link.connections[0].abort("closed", "a test")
+    hosts.run(0.1)
+    hosts.tempers[address(0)] = "bad-gateway"
+    hosts.dialed.clear()
+    for _ in range(2):
+        hosts.dialer.dial(0.0)
+        hosts.run(7.0, until="failed")
+    assert hosts.dialed[:3] == [address(0), address(1), address(2)]
+    assert hosts.link.failures[-1].kind == "broken"
+
+
+@pytest.mark.parametrize(
+    ("tempers", "kind", "reason"),
+    [
+        (["silent", "silent"], "unreachable", "unreachable"),
+        (["silent", "refusing"], "broken", "refused"),
+        (["mute", "refusing"], "broken", "unreachable"),
+        (["silent", "bad-gateway"], "broken", "closed"),
+    ],
+)
+def test_what_a_failed_attempt_counts_as(
+    tmp_path: Path, tempers: list[Temper], kind: str, reason: str
+) -> None:
+    hosts = Hosts(tmp_path, tempers)
+    hosts.dialer.dial(0.0)
+    hosts.run(7.0, until="failed")
+    failure = hosts.link.failures[-1]
+    assert (failure.kind, failure.reason) == (kind, reason)
+
+
+def test_details_name_the_addresses(tmp_path: Path) -> None:
+    hosts = Hosts(tmp_path, ["bad-gateway", "refusing", "mute", "silent"])
+    hosts.dialer.dial(0.0)
+    assert hosts.run(7.0, until="failed") == pytest.approx(5.0, abs=0.1)
+    assert hosts.link.failures[-1].detail == (
+        f"{URL}: [2001:db8::a]:9443: it answered 502 to POST /token; 192.0.2.11:9443: refused;"
+        " 192.0.2.13:9443: no answer; [2001:db8::c]:9443: the handshake was not done within 5.0 s"
+    )
+
+
+def test_a_passing_error_of_this_host_is_unreachable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hosts = Hosts(tmp_path, ["good", "good"])
+    failures = []
+    for number in (24, 5, 116, 13):  # EMFILE, EIO, ESTALE, EACCES
+
+        def load(path: object, number: int = number) -> bytes:
+            raise unusable(f"{path}: cannot read the secret", OSError(number, "why"))
+
+        monkeypatch.setattr("linkd.net.dialer.load_secret", load)
+        hosts.dialer.dial(0.0)
+        hosts.run(7.0, until="failed")
+        failures.append(hosts.link.failures[-1].kind)
+    assert failures == ["unreachable", "unreachable", "unreachable", "rejected"]
+
+
+def test_a_url_without_a_path_is_dialed_at_the_links_own(tmp_path: Path) -> None:
+    hosts = Hosts(tmp_path, ["good"])
+    peer = msgspec.structs.replace(hosts.dialer.settings, dial=("ws://hub.test:9443/",))
+    hosts.dialer.configure(peer, 5.0)
+    hosts.dialer.dial(0.0)
+    hosts.run(7.0, until="greeted")
+    assert hosts.link.failures == []
+    with pytest.raises(ConfigError, match="scheme"):
+        hosts.dialer.configure(msgspec.structs.replace(peer, dial=("http://hub.test/",)), 5.0)

@@ -10,9 +10,9 @@ import pytest
 from twisted.internet.address import IPv4Address
 from twisted.internet.task import Clock
 
-from linkd.config import PeerSettings
+from linkd.config import PeerSettings, parse_url
 from linkd.core.wire import Ack, Goodbye, encode
-from linkd.net.attempt import Attempt, Budget, parse_url
+from linkd.net.attempt import Attempt, Budget, Candidate
 from linkd.net.dialer import LinkDialer, Origin
 from linkd.net.listener import Listener
 from linkd.net.resolve import Resolver
@@ -40,13 +40,13 @@ class Pair:
         self.dialer = LinkDialer(
             self.at_edge, peer, Origin("edge", "boot", self.clock, resolver), 5.0
         )
-        attempt = Attempt(
-            self.dialer, parse_url(url), Budget(5.0, 2.0), self.dialer._wrap, self.clock
-        )
+        attempt = Attempt(self.dialer, parse_url(url), Budget(5.0, 2.0), self.clock)
         self.dialer.connector = attempt
-        self.dialer._wrap(None)
+        candidate = Candidate(attempt, "192.0.2.2")
+        attempt._candidates.append(candidate)
+        self.dialer.secure(candidate)
         self.far: Any = self.listener.buildProtocol(HERE)
-        self.near: Any = self.dialer.begin(attempt, HERE)
+        self.near: Any = self.dialer.begin(candidate, HERE)
         self.pipe = Pipe(self.clock, self.near, self.far)
         self.pipe.flow()
 
