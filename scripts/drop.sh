@@ -126,12 +126,14 @@ wanted() {
     done
 }
 
-# Print "TOOL CHAIN MATCH... -m comment --comment C -j DROP" for every rule of ours for $host.
+# Print "TOOL CHAIN MATCH... -m comment --comment C -j DROP" for every rule of ours for $host. The
+# token is behind the last colon: an IPv6 address has colons of its own, and may begin another.
 present() {
     for tool in $tools; do
-        "$tool" -w 5 -S 2>/dev/null | tr -d '"' | awk -v tool="$tool" -v mark="linkd-drop:$host:" '
-            $1 == "-A" { for (i = 2; i < NF; i++) if ($i == "--comment" && index($(i + 1), mark) == 1) {
-                sub(/^-A /, ""); print tool, $0; break } }'
+        "$tool" -w 5 -S 2>/dev/null | tr -d '"' | awk -v tool="$tool" -v mark="linkd-drop:$host" '
+            $1 == "-A" { for (i = 2; i < NF; i++) if ($i == "--comment") {
+                name = $(i + 1); sub(/:[^:]*$/, "", name)
+                if (name == mark) { sub(/^-A /, ""); print tool, $0; break } } }'
     done
 }
 

@@ -148,6 +148,39 @@ def test_restore_tells_other_hosts_apart(box: Namespace) -> None:
     assert restore(box)[1] == "Restored: 192.0.2.70.\n"
 
 
+IPV6_PREFIXES = [
+    ("fd00::1", "fd00::1:5"),
+    ("fd00::1:5", "fd00::1"),
+    ("fd00::", "fd00::1"),
+    ("2001:db8::", "2001:db8::7"),
+    ("fd00:1:2:3:4:5:6:7", "fd00:1:2:3:4:5:6:70"),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), IPV6_PREFIXES)
+def test_an_ipv6_address_that_begins_another_keeps_its_own_rules(
+    box: Namespace, one: str, other: str
+) -> None:
+    drop(box, one)
+    of_one = rules(box)
+    drop(box, other)
+    assert len(rules(box)) == 4
+    assert restore(box, other)[1] == f"Restored: {other}.\n"
+    assert rules(box) == of_one
+    assert restore(box, one)[1] == f"Restored: {one}.\n"
+    assert rules(box) == []
+
+
+def test_a_drop_of_a_shorter_ipv6_address_leaves_the_timer_of_a_longer_one(box: Namespace) -> None:
+    drop(box, "fd00::1:5", "--for", "1")
+    drop(box, "fd00::1")
+    until(
+        box,
+        ["-A INPUT -s fd00::1/128 # fd00::1", "-A OUTPUT -d fd00::1/128 # fd00::1"],
+        within=5.0,
+    )
+
+
 def test_what_a_drill_has_left_is_said_and_removed_only_when_asked(box: Namespace) -> None:
     mark = "-m comment --comment linkd-drill:abc -j DROP"
     box.sh(f"iptables -I INPUT -p tcp -s {HOST} --sport 9443 {mark}")
