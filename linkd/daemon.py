@@ -25,15 +25,16 @@ from linkd.clock import wall
 from linkd.config import Change, Config, changes, files, in_force, load
 from linkd.errors import ConfigError, LinkdError, StateTooNew
 from linkd.events.kind import Level
-from linkd.events.observers import Format, Observer
+from linkd.events.observers import Format, Installed
 from linkd.pairing import prepare
 from linkd.preflight import file_troubles
 from linkd.premises import allow_open_files, claim_state, clear_socket
 from linkd.reactor import install as install_reactor
+from linkd.signals import SignalThread
 from linkd.systemd import ServiceManager
 
-STOP_SECONDS = 4.5
-"""A clean stop gives up waiting for goodbyes after so long."""
+STOP_SECONDS = 3.5
+"""A clean stop gives up waiting for goodbyes after so long; the last lines get a second more."""
 
 LATE_SECONDS = 0.5
 """A loop that wakes so late is said to be late."""
@@ -287,12 +288,12 @@ def run(path: Path | None, log_format: Format = "text", least: Level = "info") -
         return files(path)
 
     config = checked(paths())
-    observer = events.install(sys.stderr, log_format, least)
+    installed = events.install(sys.stderr, log_format, least)
     try:
         lock = claim_state(config.node.state_dir)
         clear_socket(config.api.socket)
         try:
-            return _run(config, paths, observer)
+            return _run(config, paths, installed)
         finally:
             os.close(lock)
     except ConfigError:
@@ -304,7 +305,7 @@ def run(path: Path | None, log_format: Format = "text", least: Level = "info") -
         return 1
 
 
-def _run(config: Config, paths: Callable[[], Sequence[Path]], observer: Observer) -> int:
+def _run(config: Config, paths: Callable[[], Sequence[Path]], installed: Installed) -> int:
     """Build all parts on the reactor and run it."""
     reactor: Any = install_reactor()
     reactor.seconds = time.monotonic
@@ -312,20 +313,26 @@ def _run(config: Config, paths: Callable[[], Sequence[Path]], observer: Observer
 
     allow_open_files()
     daemon = Daemon(config, paths, reactor, ServiceManager(os.environ))
+    post = reactor.callFromThread
+    SignalThread(
+        {
+            signal.SIGTERM: partial(post, daemon.stop, "SIGTERM"),
+            signal.SIGINT: partial(post, daemon.stop, "SIGINT"),
+            signal.SIGHUP: partial(post, daemon.reload),
+            signal.SIGUSR1: partial(post, daemon.kick),
+        },
+        installed,
+    ).start()
+    threading.excepthook = partial(_thread_died, reactor, daemon)
     name, state = config.node.name, config.node.state_dir
     events.emit("node.starting", node=name, version=linkd.__version__, state_dir=state)
     assembly = Assembly(config, paths()[0].parent / "linkd.d", reactor, daemon.reload)
-    threading.excepthook = partial(_thread_died, reactor, daemon)
-    _on_signal(reactor, signal.SIGTERM, lambda: daemon.stop("SIGTERM"))
-    _on_signal(reactor, signal.SIGINT, lambda: daemon.stop("SIGINT"))
-    _on_signal(reactor, signal.SIGHUP, daemon.reload)
-    _on_signal(reactor, signal.SIGUSR1, daemon.kick)
-    flushing = LoopingCall(observer.flush)
+    flushing = LoopingCall(installed.observer.flush)
     flushing.clock = reactor
     flushing.start(_FLUSH, now=False)
     reactor.callWhenRunning(daemon.start, assembly)
     reactor.run(installSignalHandlers=False)
-    observer.flush(all=True)
+    installed.finish()
     return daemon.code
 
 
@@ -334,8 +341,3 @@ def _thread_died(reactor: Any, daemon: Daemon, what: threading.ExceptHookArgs) -
     name = what.thread.name if what.thread is not None else "?"
     lines = traceback.format_exception(what.exc_type, what.exc_value, what.exc_traceback)
     reactor.callFromThread(daemon.thread_died, name, "".join(lines)[-2000:])
-
-
-def _on_signal(reactor: Any, number: signal.Signals, call: Callable[[], object]) -> None:
-    """Have `call` made in the reactor's thread when the signal comes."""
-    signal.signal(number, lambda *_: reactor.callFromThread(call))

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from threading import Lock
+from functools import partial
+from threading import Lock, Thread
 from typing import Any
 
 from twisted.internet.epollreactor import EPollReactor
@@ -44,6 +45,16 @@ class PromptReactor(_Base):  # type: ignore[misc]
         self._others = 0  # turns of other threads
         self._wakes_at: float | None = 0.0  # when the loop ends its wait of itself
         super().__init__()
+
+    def _initThreadPool(self) -> None:
+        """Make the pool's threads end with the process, though one hangs in a name look-up."""
+        super()._initThreadPool()
+        self.threadpool.threadFactory = partial(Thread, daemon=True)
+
+    def _stopThreadPool(self) -> None:
+        """Stop the pool without waiting for its threads."""
+        self.threadpool.threads.clear()
+        super()._stopThreadPool()
 
     def at_turn_end(self, call: Callable[[], None]) -> None:
         """Make a call where this turn ends, before what it led to is written.

@@ -74,6 +74,30 @@ ROWS = (
         "ends with code 1, so that the service manager starts it again.",
         "Report it with the lines around it.",
     ),
+    kind(
+        "node.aborted",
+        "error",
+        "signal",
+        "The service manager's watchdog has ended the daemon (SIGABRT), since it made no progress; "
+        "`detail` has the place where it was.",
+        "Report it with the lines before it.",
+    ),
+    kind(
+        "node.stop-hung",
+        "error",
+        "signal stop_seconds",
+        "A clean stop hung and the process ended without it: nothing acknowledged is lost, and the "
+        "next run opens the log as after a crash. `detail` has the place where it was.",
+        "Report it with the lines before it.",
+    ),
+    kind(
+        "node.lines-dropped",
+        "warn",
+        "lines first last",
+        "The reader of standard error was too slow or had stopped, and lines between `first` and "
+        "`last` were dropped; the links went on.",
+        "Look at what reads the log: journald, a terminal that is stopped, a container's log.",
+    ),
     # The API
     kind("api.started", "info", "tls", "Applications can call this address."),
     kind(

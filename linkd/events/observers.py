@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Literal, TextIO, cast
+from typing import Final, Literal, NamedTuple, TextIO, cast
 
 from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogBeginner
 
@@ -14,6 +17,8 @@ from linkd.clock import wall
 from linkd.core.shown import rfc3339
 from linkd.events.folding import Fields, Folding
 from linkd.events.kind import COMMON_FIELDS, Level
+from linkd.events.sink import CLOSE_SECONDS, Dropped, LineSink
+from linkd.events.table import KINDS
 
 Format = Literal["text", "json"]
 
@@ -44,41 +49,92 @@ def text_line(event: str, fields: Fields) -> str:
 
 
 def json_line(event: str, fields: Fields, level: Level, stamp: float) -> str:
-    """Return one JSON object: `time`, `level`, `event`, then the fields; None left out."""
+    """Return one JSON object: `time`, `level`, `event`, then the fields; None left out.
+
+    Where a character could command a terminal, all beyond ASCII is escaped.
+    """
     line: dict[str, object] = {"time": rfc3339(stamp), "level": level, "event": event}
     for name in sorted(fields, key=_place):
         value = fields[name]
         if value is not None:
             line[name] = round(value, 3) if isinstance(value, float) else value
-    return json.dumps(line, ensure_ascii=False, default=str)
+    text = json.dumps(line, ensure_ascii=False, default=str)
+    return text if text.isprintable() else json.dumps(line, default=str)
+
+
+class LineForm(NamedTuple):
+    """How a line looks.
+
+    Args:
+        format: `text` or `json`.
+        journal: The stream is the journal's: lines begin with their priority instead of the time.
+    """
+
+    format: Format = "text"
+    journal: bool = False
+
+    def line(self, event: str, fields: Fields, level: Level, stamp: float) -> str:
+        """Return one line."""
+        if self.format == "json":
+            body = json_line(event, fields, level, stamp)
+        else:
+            body = text_line(event, fields)
+        return self._head(level, stamp) + body
+
+    def traceback(self, text: str) -> str:
+        """Return a traceback's lines, each with the priority of an error; none among JSON."""
+        if self.format == "json":
+            return ""
+        head = "<3>" if self.journal else "    "
+        return "\n".join(head + line for line in text.rstrip().splitlines())
+
+    def dropped(self, dropped: Dropped) -> str:
+        """Return the line that reports lines which the queue had no room for."""
+        fields = {
+            "lines": dropped.lines,
+            "first": rfc3339(dropped.first),
+            "last": rfc3339(dropped.last),
+        }
+        event = "node.lines-dropped"
+        return self.line(event, fields, KINDS[event].level, wall())
+
+    def _head(self, level: Level, stamp: float) -> str:
+        if self.journal:
+            return f"<{_PRIORITIES[level]}>"
+        return "" if self.format == "json" else f"{rfc3339(stamp)} {level:5} "
+
+
+TEXT_LINES: Final = LineForm()
+"""Lines of text, each with its time."""
+
+Put = Callable[[str, bool], None]
+"""Takes a line without waiting, and whether it is urgent: `LineSink.put`."""
 
 
 class Observer:
-    """Write what is logged to a stream, repeats folded.
+    """Write what is logged to a sink, repeats folded; from any thread.
 
     Args:
-        stream: Where to; a stream that is gone is ignored.
-        format: `text` or `json`.
+        put: Takes the lines.
+        form: How they look.
         least: Lines below this level are left out.
-        journal: The stream is the journal's: lines begin with their priority instead of the time.
         clock: Monotonic seconds, for folding.
     """
 
     def __init__(
         self,
-        stream: TextIO,
-        format: Format = "text",
+        put: Put,
+        form: LineForm = TEXT_LINES,
         least: Level = "info",
-        journal: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._stream = stream
-        self._format = format
+        self._put = put
+        self._form = form
         self._least = _ORDER.index(least)
-        self._journal = journal
         self._clock = clock
         self._folding = Folding()
         self._levels: dict[str, Level] = {}
+        self._lock = threading.RLock()
 
     def __call__(self, event: LogEvent) -> None:
         """Take one event of twisted.logger."""
@@ -93,46 +149,38 @@ class Observer:
             fields = _fields(event)
         if _ORDER.index(level) < self._least:
             return
-        self._levels[name] = level
         stamp = event.get("log_time") or wall()
-        for line_event, line_fields in self._folding.take(name, fields, self._clock()):
-            self._write(line_event, line_fields, stamp)
+        with self._lock:
+            self._levels[name] = level
+            for line_event, line_fields in self._folding.take(name, fields, self._clock()):
+                self._write(line_event, line_fields, stamp)
         if "log_failure" in event:
-            self._trace(event["log_failure"].getTraceback())
+            trace = self._form.traceback(event["log_failure"].getTraceback())
+            if trace:
+                self._put(trace, True)
 
     def flush(self, all: bool = False) -> None:
         """Write the summaries of repeats that are due, or all."""
-        for event, fields in self._folding.flush(self._clock(), all):
-            self._write(event, fields, wall())
+        with self._lock:
+            for event, fields in self._folding.flush(self._clock(), all):
+                self._write(event, fields, wall())
 
     def _write(self, event: str, fields: Fields, stamp: float) -> None:
         """Write one line."""
         level = self._levels[event]
-        if self._format == "json":
-            body = json_line(event, fields, level, stamp)
-        else:
-            body = text_line(event, fields)
-        self._put(self._head(level, stamp) + body)
+        self._put(self._form.line(event, fields, level, stamp), level == "error")
 
-    def _head(self, level: Level, stamp: float) -> str:
-        """Return what stands before a line."""
-        if self._journal:
-            return f"<{_PRIORITIES[level]}>"
-        return "" if self._format == "json" else f"{rfc3339(stamp)} {level:5} "
 
-    def _trace(self, traceback: str) -> None:
-        """Write a traceback, in text only: each of its lines has the priority of an error."""
-        if self._format == "text":
-            head = "<3>" if self._journal else "    "
-            self._put("\n".join(head + line for line in traceback.rstrip().splitlines()))
+class Installed(NamedTuple):
+    """The observer of all that is logged, and the sink that it writes to."""
 
-    def _put(self, text: str) -> None:
-        """Write to the stream; there is nobody to tell if that fails."""
-        try:
-            self._stream.write(text + "\n")
-            self._stream.flush()
-        except (OSError, ValueError):
-            pass
+    observer: Observer
+    sink: LineSink
+
+    def finish(self, within: float = CLOSE_SECONDS) -> None:
+        """Write all that waits, summaries of repeats too, before the process ends."""
+        self.observer.flush(all=True)
+        self.sink.finish(within)
 
 
 def to_journal(stream: TextIO, environment: Mapping[str, str]) -> bool:
@@ -145,13 +193,21 @@ def to_journal(stream: TextIO, environment: Mapping[str, str]) -> bool:
     return (device, inode) == (str(status.st_dev), str(status.st_ino))
 
 
-def install(stream: TextIO, format: Format = "text", least: Level = "info") -> Observer:
-    """Have all that is logged from now on written to `stream`; return the observer, to flush it."""
-    observer = Observer(stream, format, least, journal=to_journal(stream, os.environ))
+def install(stream: TextIO, format: Format = "text", least: Level = "info") -> Installed:
+    """Have all that is logged from now on written to `stream`, and `sys.stderr` too.
+
+    What waits when the process exits is written then.
+    """
+    form = LineForm(format, to_journal(stream, os.environ))
+    sink = LineSink(stream.fileno(), form.dropped)
+    observer = Observer(sink.put, form, least)
+    sys.stderr = cast(TextIO, sink)
+    installed = Installed(observer, sink)
+    atexit.register(installed.finish)
     globalLogBeginner.beginLoggingTo(
         [cast(ILogObserver, observer)], redirectStandardIO=False, discardBuffer=True
     )
-    return observer
+    return installed
 
 
 def _fields(event: LogEvent) -> Fields:

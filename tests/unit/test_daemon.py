@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import socket
 import stat
@@ -103,8 +102,10 @@ class House:
         self.daemon = Daemon(
             load([self.file]), lambda: [self.file], self.reactor, ServiceManager(environment)
         )
-        self.stream = io.StringIO()
-        self.observer = Observer(self.stream, clock=self.reactor.seconds)
+        self.lines: list[str] = []
+        self.observer = Observer(
+            lambda line, urgent: self.lines.extend(line.split("\n")), clock=self.reactor.seconds
+        )
         globalLogPublisher.addObserver(self.observer)
 
     def write(self, text: str = '[node]\nname = "here"\n') -> None:
@@ -127,7 +128,7 @@ class House:
     @property
     def log(self) -> list[str]:
         """The lines of the log without their times."""
-        return [line[25:] for line in self.stream.getvalue().splitlines()]
+        return [line[25:] for line in self.lines]
 
     def close(self) -> None:
         globalLogPublisher.removeObserver(self.observer)

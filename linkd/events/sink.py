@@ -1,0 +1,211 @@
+"""Lines on their way to standard error: a bounded queue, and a thread that writes it."""
+
+from __future__ import annotations
+
+import io
+import os
+import select
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from linkd.clock import wall
+
+MAX_BYTES: Final = 1_048_576
+MAX_LINES: Final = 10_000
+CLOSE_SECONDS: Final = 1.0
+
+_RESERVE: Final = 8
+"""One part in so many is kept for urgent lines."""
+
+_PIECE: Final = 4096
+"""Bytes that a pipe takes without blocking once poll(2) reports room. Source: pipe(7), PIPE_BUF."""
+
+
+class Dropped(NamedTuple):
+    """Lines that the queue had no room for: how many, and Unix seconds of the first and last."""
+
+    lines: int
+    first: float
+    last: float
+
+
+class _Line(NamedTuple):
+    content: bytes
+    urgent: bool
+    stamp: float
+
+
+class LineSink(io.TextIOBase):
+    """Write lines to a descriptor from a thread, so that no caller waits for its reader.
+
+    The queue holds at most `MAX_BYTES` and `MAX_LINES`. Beyond that new lines are dropped and
+    counted; once half of the queue is free, one line reports what was dropped. It is a text stream
+    too, so that it can take the place of `sys.stderr`.
+
+    The descriptor's flags stay as they are: other processes share them.
+
+    Args:
+        descriptor: Where to; if its reader is gone, lines are discarded.
+        notice: Returns the line that reports what was dropped.
+    """
+
+    def __init__(self, descriptor: int, notice: Callable[[Dropped], str]) -> None:
+        self._descriptor = descriptor
+        self._notice = notice
+        self._queue: deque[_Line] = deque()
+        self._bytes = 0
+        self._written = 0  # of the first line
+        self._dropped: Dropped | None = None
+        self._part = ""
+        self._changed = threading.Condition()
+        self._writing = threading.Lock()
+        thread = threading.Thread(target=self._run, name="linkd-log-lines", daemon=True)
+        # No signal is for this thread: it inherits the mask.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        thread.start()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def put(self, line: str, urgent: bool = False) -> None:
+        """Queue one line, or drop and count it; an urgent line has room of its own."""
+        content = (line + "\n").encode("utf-8", "backslashreplace")
+        with self._changed:
+            self._report_dropped()
+            if self._has_room(len(content), urgent):
+                self._append(_Line(content, urgent, wall()))
+            else:
+                self._count_dropped(wall())
+
+    def write(self, text: str) -> int:
+        """Queue the lines of a text; a line without an end waits for its rest."""
+        with self._changed:
+            *lines, self._part = (self._part + text).split("\n")
+            for line in lines:
+                self.put(line, urgent=True)
+        return len(text)
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        return self._descriptor
+
+    def drain(self, within: float) -> bool:
+        """Write what is queued in the calling thread; return whether all was written in time."""
+        deadline = time.monotonic() + within
+        while self._queue:
+            left = deadline - time.monotonic()
+            if left <= 0 or not self._is_ready(left) or not self._write_piece(left):
+                return False
+        return True
+
+    def finish(self, within: float = CLOSE_SECONDS) -> None:
+        """Write what is queued before the process ends.
+
+        Where half of the time is not enough, only urgent lines and the last one are written.
+
+        Args:
+            within: Seconds, if the descriptor's reader is slow or has stopped.
+        """
+        if self._part:
+            self.write("\n")
+        if not self.drain(within / 2):
+            self._keep_urgent()
+            self.drain(within / 2)
+
+    def _has_room(self, size: int, urgent: bool) -> bool:
+        part = 0 if urgent else 1
+        return (urgent or self._dropped is None) and (
+            self._bytes + size <= MAX_BYTES - part * MAX_BYTES // _RESERVE
+            and len(self._queue) < MAX_LINES - part * MAX_LINES // _RESERVE
+        )
+
+    def _append(self, line: _Line) -> None:
+        self._queue.append(line)
+        self._bytes += len(line.content)
+        self._changed.notify()
+
+    def _count_dropped(self, stamp: float) -> None:
+        if self._dropped is None:
+            self._dropped = Dropped(1, stamp, stamp)
+        else:
+            self._dropped = Dropped(self._dropped.lines + 1, self._dropped.first, stamp)
+
+    def _report_dropped(self) -> None:
+        """Queue the line that reports what was dropped, once half of the queue is free."""
+        if (
+            self._dropped is not None
+            and self._bytes <= MAX_BYTES // 2
+            and len(self._queue) <= MAX_LINES // 2
+        ):
+            content = (self._notice(self._dropped) + "\n").encode()
+            self._dropped = None
+            self._append(_Line(content, True, wall()))
+
+    def _keep_urgent(self) -> None:
+        """Drop and count all that waits but urgent lines, what is half written, and the last."""
+        with self._changed:
+            last = len(self._queue) - 1
+            kept: deque[_Line] = deque()
+            for place, line in enumerate(self._queue):
+                if line.urgent or place == last or (place == 0 and self._written):
+                    kept.append(line)
+                else:
+                    self._count_dropped(line.stamp)
+            self._queue = kept
+            self._bytes = sum(len(line.content) for line in kept)
+            self._report_dropped()
+
+    def _run(self) -> None:
+        """Write what is queued, for ever."""
+        while True:
+            with self._changed:
+                while not self._queue:
+                    self._changed.wait()
+            if self._is_ready(None):
+                self._write_piece(None)
+
+    def _is_ready(self, within: float | None) -> bool:
+        """Wait until the descriptor takes a piece, or until it is known that nobody reads it."""
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLOUT)
+        return bool(poll.poll(None if within is None else within * 1000))
+
+    def _write_piece(self, within: float | None) -> bool:
+        """Write one piece of what is queued; return whether this was this thread's turn in time."""
+        if not self._writing.acquire(timeout=-1 if within is None else within):
+            return False
+        try:
+            # Another thread may have written meanwhile.
+            if self._is_ready(0.0):
+                piece = self._next_piece()
+                try:
+                    self._remove(os.write(self._descriptor, piece))
+                except BlockingIOError:
+                    pass
+                except OSError:
+                    self._remove(len(piece))
+        finally:
+            self._writing.release()
+        return True
+
+    def _next_piece(self) -> bytes:
+        with self._changed:
+            pieces, size = [], -self._written
+            for line in self._queue:
+                pieces.append(line.content)
+                size += len(line.content)
+                if size >= _PIECE:
+                    break
+            return b"".join(pieces)[self._written : self._written + _PIECE]
+
+    def _remove(self, size: int) -> None:
+        """Remove written bytes from the queue."""
+        with self._changed:
+            self._written += size
+            while self._queue and self._written >= len(self._queue[0].content):
+                content = self._queue.popleft().content
+                self._written -= len(content)
+                self._bytes -= len(content)
+            self._report_dropped()
