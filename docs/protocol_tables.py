@@ -128,6 +128,8 @@ def kind_of(kind: inspect.Type) -> str:  # noqa: PLR0911  # one a type
         case inspect.VarTupleType():
             bounds = _length(kind.min_length, kind.max_length, "item")
             return f"array of {kind_of(kind.item_type)}{bounds}"
+        case inspect.DictType():
+            return "map of string to string" + _length(0, kind.max_length, "item")
         case inspect.UnionType():
             return " or ".join(kind_of(each) for each in kind.types)
         case _:

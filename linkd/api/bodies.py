@@ -8,14 +8,12 @@ from typing import Any
 import msgspec
 
 from linkd.api.refusals import Refusal
-from linkd.core.batch import Batch, Record, decode_records, split_raw
+from linkd.core.batch import Batch, read_records
 from linkd.core.shown import JSON, kind_of, rfc3339, shown
-from linkd.errors import BadRecord
 
 NDJSON = "application/x-ndjson"
 _encoder = msgspec.json.Encoder()
 _any = msgspec.json.Decoder()
-_record = msgspec.msgpack.Decoder(Record)
 
 
 def check_json(body: bytes, where: str = "the body") -> None:
@@ -41,21 +39,6 @@ def check_body(body: bytes, content_type: str) -> None:
             raise Refusal("malformed", f"expected UTF-8 in the body: {error}") from None
 
 
-def records_of(batch: Batch) -> list[Record]:
-    """Return a batch's records; what is no record stands there as it is, with its bytes as body."""
-    try:
-        return decode_records(batch.records, batch.count)
-    except BadRecord:
-        pass
-    found: list[Record] = []
-    for raw in split_raw(batch.records, batch.count):
-        try:
-            found.append(_record.decode(raw))
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            found.append(Record(bytes(raw)))
-    return found
-
-
 def record_objects(batch: Batch) -> Iterator[tuple[int, bytes]]:
     """Yield (offset, JSON object) of each record of a batch; volatile ones have offset 0."""
     time, origin, channel, offset = (
@@ -64,7 +47,7 @@ def record_objects(batch: Batch) -> Iterator[tuple[int, bytes]]:
         batch.channel,
         batch.offset,
     )
-    for place, record in enumerate(records_of(batch)):
+    for place, record in enumerate(read_records(batch.records, batch.count)):
         name, value = shown(record.body, record.content_type)
         yield (
             offset + place if offset else 0,

@@ -17,15 +17,11 @@ from linkd.core.batch import (
     MAX_BATCH_BYTES,
     Draft,
     Producer,
-    check_raw,
+    check_records,
     decode_records,
-    split_raw,
 )
-from linkd.errors import BadRecord, BodyTooLarge, LinkdError
+from linkd.errors import BadRecord, LinkdError
 from linkd.log.engine import Appended, Settled
-
-RECORD_BYTES = 1024
-"""What a record's type, id and content type may add to its body."""
 
 _PASSING = frozenset(("log-full", "too-many"))
 """Refusals of publishes that are to be repeated later, under their numbers."""
@@ -255,19 +251,11 @@ class Ingress:
             self._channels.add(channel)
         if first.ttl is not None and first.ttl <= 0.0:
             raise BadRecord("expected a ttl above 0")
-        most = self._session.api.node.config.log.max_body_bytes
+        check_records(records, count, self._session.api.node.config.log.max_body_bytes)
         if first.ids:
             found = decode_records(records, count)
-            if tuple(record.id for record in found) != first.ids:
+            if tuple([record.id for record in found]) != first.ids:
                 raise BadRecord("expected as ids those of the records")
-            if any(len(one.encode()) > 255 for one in first.ids):
-                raise BadRecord("expected ids of at most 255 bytes")
-        elif len(records) <= most:
-            check_raw(records, count)
-        else:
-            largest = most + RECORD_BYTES
-            if any(memoryview(raw).nbytes > largest for raw in split_raw(records, count)):
-                raise BodyTooLarge(f"expected bodies of at most {most} bytes (log.max_body_bytes)")
 
     def _settled(self, run: list[stream.Publish], size: int) -> Settled:
         """Return what answers a run once the log has settled it."""

@@ -15,15 +15,14 @@ from linkd.api.refusals import Refusal, refusal_of
 from linkd.api.service import Service
 from linkd.clock import wall
 from linkd.config import Config
-from linkd.core.batch import MAX_ID_BYTES, MAX_TYPE_BYTES, Draft, Record, encode_records
+from linkd.core.batch import MAX_WORD_LENGTH, Draft, Record, encode_records
 from linkd.core.channels import Patterns
 from linkd.core.shown import JSON, kind_of
-from linkd.errors import BadRecord, BodyTooLarge, LinkdError
+from linkd.errors import BodyTooLarge, LinkdError
 from linkd.log.engine import Appended
 
 MAX_WAIT_SECONDS = 3600.0
 DEFAULT_WAIT_SECONDS = 30.0
-MAX_CONTENT_TYPE_BYTES = 255
 MAX_TTL_SECONDS = 1e9
 
 _CONTENT_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+*-]+(\s*;[\x20-\x7e]*)?")
@@ -57,8 +56,8 @@ async def publish(api: Service, call: Call) -> Answer:
 def _draft(call: Call, channel: str, most: int) -> Draft:
     """Return what is to be published; raise Refusal where it is malformed."""
     content_type = _content_type(call)
-    type_ = _word(call, "Linkd-Type", MAX_TYPE_BYTES)
-    id_ = _word(call, "Linkd-Id", MAX_ID_BYTES)
+    type_ = _word(call, "Linkd-Type")
+    id_ = _word(call, "Linkd-Id")
     ttl_given = call.header("Linkd-Ttl")
     ttl = None if ttl_given is None else seconds(ttl_given, "Linkd-Ttl")
     if ttl is not None and not 0.0 < ttl <= MAX_TTL_SECONDS:
@@ -98,16 +97,16 @@ def _content_type(call: Call) -> str:
     if call.header("Content-Encoding") not in (None, "identity"):
         raise Refusal("unsupported-type", "expected a body without Content-Encoding")
     given = (call.header("Content-Type") or "").strip()
-    if given and (len(given) > MAX_CONTENT_TYPE_BYTES or not _CONTENT_TYPE.fullmatch(given)):
+    if given and (len(given) > MAX_WORD_LENGTH or not _CONTENT_TYPE.fullmatch(given)):
         raise Refusal("unsupported-type", f"{given[:80]!r} is no content type")
     return "" if kind_of(given) == _FORM else given
 
 
-def _word(call: Call, name: str, most: int) -> str:
+def _word(call: Call, name: str) -> str:
     """Return a header's word, or an empty one."""
     text = call.header(name) or ""
-    if len(text.encode()) > most:
-        raise Refusal("malformed", f"{name}: expected at most {most} bytes")
+    if len(text) > MAX_WORD_LENGTH:
+        raise Refusal("malformed", f"{name}: expected at most {MAX_WORD_LENGTH} characters")
     return text
 
 
@@ -164,13 +163,3 @@ async def reached(api: Service, peer: str, next_: int, within: float) -> bool:
     except (TimedOut, CancelledError):
         return False
     return True
-
-
-def check_words(record: Record) -> None:
-    """Raise BadRecord where a type or an id is too long."""
-    for name, word, most in (
-        ("type", record.type, MAX_TYPE_BYTES),
-        ("id", record.id, MAX_ID_BYTES),
-    ):
-        if len(word.encode()) > most:
-            raise BadRecord(f"expected a {name} of at most {most} bytes, got {len(word.encode())}")

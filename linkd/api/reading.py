@@ -11,13 +11,13 @@ from twisted.internet.defer import TimeoutError as TimedOut
 
 from linkd.api.answer import Answer, answer
 from linkd.api.asked import check_consumer, consumer_of, last_event, start_of, wants_stream
-from linkd.api.bodies import record_objects, records_of, to_json
+from linkd.api.bodies import record_objects, to_json
 from linkd.api.call import Call, number, whole
 from linkd.api.port import Start
 from linkd.api.refusals import Refusal, refusal_of
 from linkd.api.service import Service
 from linkd.api.sse import stream_records
-from linkd.core.batch import Batch
+from linkd.core.batch import Batch, read_records
 from linkd.core.channels import Patterns
 from linkd.errors import Gap, LinkdError
 from linkd.log.engine import Log
@@ -193,7 +193,7 @@ async def record(api: Service, call: Call) -> Answer:
         raise Refusal("channel-refused", f"{call.caller.name} may not read {batch.channel}")
     if batch.expired(log.clock()):
         raise Refusal("not-found", f"the record at {offset} has outlived its ttl")
-    one = records_of(batch.from_offset(offset))[0]
+    one = read_records(batch.records, batch.count)[offset - batch.offset]
     plain = _PLAIN_TYPE.fullmatch(one.content_type)
     return Answer(
         200,

@@ -9,12 +9,12 @@ from linkd.api.asked import start_of
 from linkd.api.bodies import to_json
 from linkd.api.call import Call
 from linkd.api.callers import Caller
-from linkd.api.publishing import check_words, too_large
+from linkd.api.publishing import too_large
 from linkd.api.refusals import Refusal, refusal_of
 from linkd.api.textframes import Frame, Told, parse, told
 from linkd.api.upgrade import Socket
 from linkd.clock import wall
-from linkd.core.batch import HELD_BYTES, Batch, Draft, Record, encode_records
+from linkd.core.batch import HELD_BYTES, Batch, Draft, Record, check_words, encode_records
 from linkd.errors import LinkdError
 from linkd.log.engine import Appended
 from linkd.status import Event
@@ -175,7 +175,7 @@ class TextSession:
             raise Refusal("too-many", "too many bytes wait for the disk")
         id_ = "" if frame.id is None else str(frame.id)
         record = Record(frame.body, frame.type, id_, frame.content_type)
-        check_words(record)
+        check_words(frame.type, id_)
         draft = Draft(channel, 1, encode_records((record,)), wall(), None, (id_,) if id_ else ())
         self._unsettled += size
 

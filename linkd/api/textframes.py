@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from linkd.api.bodies import records_of, to_json
+from linkd.api.bodies import to_json
 from linkd.api.refusals import Refusal
-from linkd.core.batch import Batch, Record
+from linkd.core.batch import Batch, Record, read_records
 from linkd.core.shown import JSON, rfc3339, shown
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def _plain(value: msgspec.Raw | None) -> Any:
 def told(batch: Batch, envelope: bool) -> Iterator[Told]:
     """Yield each record of a batch as a message; typed ones, or all, in an envelope."""
     offset = batch.offset
-    for place, record in enumerate(records_of(batch)):
+    for place, record in enumerate(read_records(batch.records, batch.count)):
         if record.type or envelope:
             at = offset + place if offset else 0
             yield Told(_enveloped(batch, record, at, envelope), False)

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from linkd.core.batch import MAX_BATCH_BYTES, MAX_ID_BYTES, MAX_TYPE_BYTES, Record
+from linkd.core.batch import MAX_BATCH_BYTES, Record, check_words
 from linkd.core.shown import JSON
 from linkd.errors import BadRecord
 
@@ -62,13 +62,6 @@ def decode_value(body: bytes, content_type: str) -> Any:
     return body
 
 
-def check_words(type_: str, id_: str) -> None:
-    """Raise BadRecord where a type or an id is longer than 255 bytes."""
-    for name, word, most in (("type", type_, MAX_TYPE_BYTES), ("id", id_, MAX_ID_BYTES)):
-        if len(word) > most // 4 and len(word.encode()) > most:
-            raise BadRecord(f"expected a {name} of at most {most} bytes, got {len(word.encode())}")
-
-
 def pack(records: list[Record]) -> bytes:
     """Return the encodings of records side by side, with one allocation for all of them."""
     packed = _packer.encode(records)
@@ -86,12 +79,16 @@ def batches(values: Iterable[Any], type_: str, encode: Encode) -> Iterator[tuple
         BadRecord: A value has no encoding, or the type is too long.
     """
     check_words(type_, "")
+    checked = ""
     held: list[Record] = []
     append = held.append
     fixed = MARGIN_BYTES + 4 * len(type_)
     size = 0
     for value in values:
         body, content_type = encode(value)
+        if content_type != checked:
+            check_words("", "", content_type)
+            checked = content_type
         more = len(body) + fixed + len(content_type)
         if size + more > _BATCH_BYTES and held:
             yield len(held), pack(held)

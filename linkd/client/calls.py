@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
 from linkd.client.address import Address
-from linkd.client.bodies import batches, check_words, pack
+from linkd.client.bodies import batches, pack
 from linkd.client.errors import ClientError, NoDaemon
 from linkd.client.handlers import Function, Handlers, Listening
 from linkd.client.loop import Loop
@@ -20,6 +20,7 @@ from linkd.client.subscription import Inbox
 from linkd.client.upkeep import Upkeep
 from linkd.client.wire import Wire
 from linkd.core.batch import Record as Encoded
+from linkd.core.batch import check_words
 from linkd.core.stream import Published
 
 WAIT_SECONDS: Final = 30.0
@@ -107,8 +108,8 @@ class Calls:
     async def publish(self, channel: str, value: Any, options: PublishOptions) -> int:
         """Publish one value; return its offset once it is on the daemon's disk."""
         type_, id_ = options.get("type", ""), options.get("id", "")
-        check_words(type_, id_)
         body, content_type = self._settings.encode(value)
+        check_words(type_, id_, content_type)
         self._check_publish(channel, len(body))
         if self.session.flight.bytes >= self._settings.max_in_flight_bytes:
             await self._room()

@@ -9,7 +9,7 @@ import msgspec
 
 from linkd.client.bodies import Decode
 from linkd.core.batch import Record as Encoded
-from linkd.core.batch import decode_records
+from linkd.core.batch import read_records
 from linkd.core.shown import rfc3339, shown
 from linkd.core.stream import Deliver, DeliverVolatile
 
@@ -105,8 +105,8 @@ class Record(msgspec.Struct, frozen=True, eq=False):
 
 
 def unpack(frame: Deliver | DeliverVolatile, reading: Reading, skip: int = 0) -> list[Record]:
-    """Return a delivery's records without the first `skip`; raise BadRecord if it is malformed."""
-    encoded = decode_records(frame.records, frame.count)
+    """Return a delivery's records without the first `skip`."""
+    encoded = read_records(frame.records, frame.count)
     channel, origin, time = frame.channel, frame.origin, frame.time
     if isinstance(frame, DeliverVolatile):
         return [Record(0, channel, origin, time, one, reading) for one in encoded]

@@ -6,11 +6,12 @@ that storing, sending and receiving it never opens it. Only what needs a record'
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated
 
 import msgspec
 
-from linkd.errors import BadRecord
+from linkd.errors import BadRecord, BodyTooLarge
 
 MAX_BATCH_BYTES = 65_536
 """A batch of more than one record holds at most this many bytes of encoded records."""
@@ -21,24 +22,50 @@ HELD_BYTES = 1024
 Whatever bounds what waits by bytes counts it: a million messages of one byte take a gigabyte.
 """
 
-MAX_ID_BYTES = 255
-MAX_TYPE_BYTES = 255
+MAX_WORD_LENGTH = 255
+"""A type, an id, a content type and a header's value have at most this many characters."""
+
+MAX_HEADERS = 16
+MAX_HEADER_NAME_LENGTH = 64
+
+HEADER_NAME_PATTERN = rf"^[a-z0-9-]{{1,{MAX_HEADER_NAME_LENGTH}}}\Z"
+"""Lower case: HTTP does not keep the case of a header's name."""
+
+HEADER_VALUE_PATTERN = rf"^[^\x00-\x1f\x7f-\x9f]{{0,{MAX_WORD_LENGTH}}}\Z"
+"""No control characters: a value fits into one header of HTTP."""
+
+Word = Annotated[str, msgspec.Meta(max_length=MAX_WORD_LENGTH)]
+Headers = Annotated[
+    dict[
+        Annotated[str, msgspec.Meta(pattern=HEADER_NAME_PATTERN)],
+        Annotated[str, msgspec.Meta(pattern=HEADER_VALUE_PATTERN)],
+    ],
+    msgspec.Meta(max_length=MAX_HEADERS),
+]
 
 
-class Record(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """One message as it lies in a batch: a msgpack array `[body, type, id, content_type]`.
+class Record(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True):
+    """A message in a batch: a msgpack array `[body, type, id, content_type, headers]`.
+
+    Items at the end may be left out.
 
     Args:
         body: Any bytes.
         type: The application's word for what it is; empty if it gave none.
         id: What makes a repeated publish harmless; empty if none.
         content_type: As published; empty means `application/octet-stream`.
+        headers: At most 16 short strings by name (`[a-z0-9-]`, at most 64 characters); nil if none.
     """
 
     body: bytes
-    type: str = ""
-    id: str = ""
-    content_type: str = ""
+    type: Word = ""
+    id: Word = ""
+    content_type: Word = ""
+    headers: Headers | None = None
+
+
+class Unreadable(Record, frozen=True):
+    """The place of a record that this version can't read: `body` is its whole encoding."""
 
 
 class Origin(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -164,15 +191,40 @@ class Batch(msgspec.Struct, array_like=True, frozen=True, gc=False):
         )
 
 
+_Scalar = bool | int | float | str | None
+_Shallow = _Scalar | list[_Scalar] | dict[str, _Scalar]
+
+
+class _LaterRecord(Record, frozen=True):
+    """A record of a later version: up to three more items, flat ones and no bytes."""
+
+    more_1: _Shallow = None
+    more_2: _Shallow = None
+    more_3: _Shallow = None
+
+
+class _View(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True):
+    """A record whose body is not copied: for large ones."""
+
+    body: memoryview
+    type: Word = ""
+    id: Word = ""
+    content_type: Word = ""
+    headers: Headers | None = None
+
+
 class _Passed(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """An array of any values, none of them kept: msgspec steps over what it has no field for."""
 
 
 _encoder = msgspec.msgpack.Encoder()
-_typed = msgspec.msgpack.Decoder(list[Record])
+_records = msgspec.msgpack.Decoder(list[Record])
+_later_records = msgspec.msgpack.Decoder(list[_LaterRecord])
+_views = msgspec.msgpack.Decoder(list[_View])
+_headers = msgspec.msgpack.Decoder(Headers)
 _raw = msgspec.msgpack.Decoder(list[msgspec.Raw])
-_lone_raw = msgspec.msgpack.Decoder(msgspec.Raw)
 _passed = msgspec.msgpack.Decoder(_Passed)
+_MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def encode_records(records: Iterable[Record]) -> bytes:
@@ -181,48 +233,208 @@ def encode_records(records: Iterable[Record]) -> bytes:
     return b"".join([encode(record) for record in records])
 
 
-def decode_records(records: bytes, count: int) -> list[Record]:
+def decode_records(records: bytes, count: int) -> Sequence[Record]:
     """Return the records of a batch.
+
+    The form is fixed and flat, so the answer does not depend on the depth of the stack.
 
     Raises:
         BadRecord: These are not `count` well-formed records.
     """
     _check_count(count, records)
+    encoded = array_header(count) + records
     try:
-        return _typed.decode(array_header(count) + records)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadRecord(f"expected {count} encoded records: {error}") from None
+        return _records.decode(encoded)
+    except _MALFORMED:
+        try:
+            later = _later_records.decode(encoded)
+        except _MALFORMED as error:
+            raise BadRecord(f"expected {count} encoded records: {error}") from None
+    return [Record(one.body, one.type, one.id, one.content_type, one.headers) for one in later]
+
+
+def read_records(records: bytes, count: int) -> Sequence[Record]:
+    """Return the records of a batch; in the place of one that is malformed, an `Unreadable`.
+
+    It never raises: what is stored reaches every reader.
+    """
+    try:
+        return decode_records(records, count)
+    except BadRecord:
+        pass
+    try:
+        raws = split_raw(records, count)
+    except BadRecord:
+        return [Unreadable(records)] + [Unreadable(b"")] * min(count - 1, len(records))
+    return [_read_one(bytes(raw)) for raw in raws]
+
+
+def _read_one(encoded: bytes) -> Record:
+    try:
+        return decode_records(encoded, 1)[0]
+    except BadRecord:
+        return Unreadable(encoded)
+
+
+def check_records(records: bytes, count: int, max_body_bytes: int) -> None:
+    """Check what a publisher sends: whatever passes here, every receiver and reader takes.
+
+    Raises:
+        BadRecord: These are not `count` well-formed records.
+        BodyTooLarge: A body has more than `max_body_bytes`.
+    """
+    if len(records) <= min(max_body_bytes, MAX_BATCH_BYTES):
+        decode_records(records, count)
+        return
+    _check_count(count, records)
+    found: Sequence[_View | Record]
+    try:
+        found = _views.decode(array_header(count) + records)
+    except _MALFORMED:
+        found = decode_records(records, count)
+    if any(len(one.body) > max_body_bytes for one in found):
+        raise BodyTooLarge(
+            f"expected bodies of at most {max_body_bytes} bytes (log.max_body_bytes)"
+        )
+
+
+def check_words(type_: str, id_: str, content_type: str = "") -> None:
+    """Raise BadRecord where one of them is longer than 255 characters, or is no Unicode."""
+    for name, word in (("type", type_), ("id", id_), ("content type", content_type)):
+        if len(word) > MAX_WORD_LENGTH:
+            raise BadRecord(
+                f"expected a {name} of at most {MAX_WORD_LENGTH} characters, got {len(word)}"
+            )
+        if not word.isascii():
+            try:
+                word.encode()
+            except UnicodeEncodeError as error:
+                raise BadRecord(f"expected a {name} in Unicode: {error}") from None
+
+
+def check_headers(headers: Mapping[str, str]) -> dict[str, str] | None:
+    """Return headers as a record carries them, names in lower case; None if there are none.
+
+    Raises:
+        BadRecord: There are too many, or a name or value has a form that records do not carry.
+    """
+    if not headers:
+        return None
+    lowered = {name.lower(): value for name, value in headers.items()}
+    try:
+        return _headers.decode(_encoder.encode(lowered))
+    except (*_MALFORMED, UnicodeEncodeError, TypeError):
+        raise BadRecord(
+            f"expected at most {MAX_HEADERS} headers, their names of letters, digits and -, at"
+            f" most {MAX_HEADER_NAME_LENGTH}, their values of at most {MAX_WORD_LENGTH} characters"
+            " without control characters"
+        ) from None
 
 
 def split_raw(records: bytes, count: int) -> list[msgspec.Raw]:
-    """Return the encoding of each record, unopened.
+    """Return the encoding of each record, unopened; a single one is whatever lies there.
 
     Raises:
         BadRecord: These are not `count` msgpack values.
     """
     _check_count(count, records)
+    if count == 1:
+        return [msgspec.Raw(records)]  # a large record is not copied behind a head
     try:
-        if count == 1:
-            return [_lone_raw.decode(records)]  # a large record is not copied behind a head
         return _raw.decode(array_header(count) + records)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except msgspec.DecodeError as error:
         raise BadRecord(f"expected {count} encoded records: {error}") from None
+    except RecursionError:  # a matter of the stack, which must not decide
+        ends = _ends(records, count)
+        return [
+            msgspec.Raw(records[begin:end])
+            for begin, end in zip([0, *ends[:-1]], ends, strict=True)
+        ]
 
 
 def check_raw(records: bytes, count: int) -> None:
     """Hold `count` against what lies there, as `split_raw` does, at a third of its cost.
 
+    It looks at the bounds of records only: a malformed one is no error of the peer that stored it.
+
     Raises:
         BadRecord: These are not `count` msgpack values.
     """
-    if count == 1:
-        split_raw(records, 1)
-        return
     _check_count(count, records)
+    if count == 1:
+        return
     try:
         _passed.decode(array_header(count) + records)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except msgspec.DecodeError as error:
         raise BadRecord(f"expected {count} encoded records: {error}") from None
+    except RecursionError:  # a matter of the stack, which must not decide
+        _ends(records, count)
+
+
+_LENGTH_BYTES = {
+    first + place: (size, beside, each)
+    for first, sizes, beside, each in (
+        (0xC4, (1, 2, 4), 0, 0),  # bytes
+        (0xC7, (1, 2, 4), 1, 0),  # extensions
+        (0xD9, (1, 2, 4), 0, 0),  # strings
+        (0xDC, (2, 4), 0, 1),  # arrays
+        (0xDE, (2, 4), 0, 2),  # maps
+    )
+    for place, size in enumerate(sizes)
+}
+"""Of heads with a length: its bytes, the bytes beside it, the values for each of its items."""
+
+_FIXED_BYTES = dict(
+    zip(
+        (0xC0, 0xC2, 0xC3, *range(0xCA, 0xD9)),
+        (1, 1, 1, 5, 9, 2, 3, 5, 9, 2, 3, 5, 9, 3, 4, 6, 10, 18),
+        strict=True,
+    )
+)
+"""Of the other heads from 0xC0 to 0xDF: all their bytes."""
+
+
+def _ends(records: bytes, count: int) -> list[int]:
+    """Return where each of `count` msgpack values ends, however deeply they are nested.
+
+    Raises:
+        BadRecord: These are not `count` msgpack values.
+    """
+    at, ends = 0, []
+    for _ in range(count):
+        at = _end_of(records, at)
+        ends.append(at)
+    if at != len(records):
+        raise BadRecord(f"expected {count} encoded records: they end at byte {at}")
+    return ends
+
+
+def _end_of(records: bytes, at: int) -> int:
+    """Return where the msgpack value at `at` ends; it takes a step for each value inside."""
+    left = 1
+    while left:
+        if at >= len(records):
+            raise BadRecord("expected encoded records: the last one is cut off")
+        head = records[at]
+        left -= 1
+        if head < 0x80 or head >= 0xE0:
+            at += 1
+        elif head < 0x90:
+            at, left = at + 1, left + 2 * (head & 0x0F)
+        elif head < 0xA0:
+            at, left = at + 1, left + (head & 0x0F)
+        elif head < 0xC0:
+            at += 1 + (head & 0x1F)
+        elif head in _LENGTH_BYTES:
+            size, beside, each = _LENGTH_BYTES[head]
+            length = int.from_bytes(records[at + 1 : at + 1 + size], "big")
+            at += 1 + size + (0 if each else beside + length)
+            left += each * length
+        elif head in _FIXED_BYTES:
+            at += _FIXED_BYTES[head]
+        else:
+            raise BadRecord(f"expected encoded records: byte {at} is {head:#x}")
+    return at
 
 
 def _check_count(count: int, records: bytes) -> None:

@@ -195,7 +195,7 @@ class Inbound:
             raise RemoteProtocolError(f"{step.count} records from {step.previous} to {step.next}")
         if step.encoding and (step.encoding != "zstd" or self._unpack is None):
             raise RemoteProtocolError(f"records packed as {step.encoding!r}, which was not offered")
-        limit = self._settings.max_records_bytes if step.count == 1 else MAX_BATCH_BYTES
+        limit = self._most_bytes(step.count)
         if not len(step.records) <= step.size <= limit:
             raise RemoteProtocolError(
                 f"a batch of {step.size} bytes, expected at most {limit}", 1009
@@ -203,11 +203,15 @@ class Inbound:
         if len(step.records) < step.size and len(step.records) < MAX_BATCH_BYTES:
             raise RemoteProtocolError("a batch in parts begins with a full one")
 
+    def _most_bytes(self, count: int) -> int:
+        """Return how many bytes of records a batch may have."""
+        return self._settings.max_records_bytes if count == 1 else MAX_BATCH_BYTES
+
     def _whole(self, step: Step, records: bytes) -> list[Effect]:
         """Store a batch that has come whole."""
         if step.encoding and self._unpack is not None:
             try:
-                records = self._unpack(records, self._settings.max_records_bytes)
+                records = self._unpack(records, self._most_bytes(step.count))
             except ValueError as error:
                 raise RemoteProtocolError(f"packed records: {error}", 1007) from None
         _check_records(records, step.count)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from linkd.client.address import address
 from linkd.client.backoff import Backoff
-from linkd.client.bodies import batches, check_words, decode_value, encode_value
+from linkd.client.bodies import batches, decode_value, encode_value
 from linkd.client.observable import Observable
 from linkd.client.record import Reading, unpack
 from linkd.core.batch import MAX_BATCH_BYTES, Record, decode_records, encode_records
@@ -102,13 +102,6 @@ def test_batches_hold_every_record_in_order_within_bounds(bodies: list[bytes], t
     found = [record for count, records in made for record in decode_records(records, count)]
     assert [record.body for record in found] == bodies
     assert all(record.type == type_ for record in found)
-
-
-def test_words_are_bounded() -> None:
-    check_words("x" * 255, "é" * 127)
-    for wrong in (("x" * 256, ""), ("", "é" * 128)):
-        with pytest.raises(BadRecord):
-            check_words(*wrong)
 
 
 @pytest.mark.parametrize(

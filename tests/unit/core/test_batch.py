@@ -13,13 +13,19 @@ from linkd.core.batch import (
     Batch,
     Origin,
     Record,
+    Unreadable,
+    _ends,
     array_header,
+    check_headers,
     check_raw,
+    check_records,
+    check_words,
     decode_records,
     encode_records,
+    read_records,
     split_raw,
 )
-from linkd.errors import BadRecord
+from linkd.errors import BadRecord, BodyTooLarge, LinkdError
 
 
 def batch(*bodies: bytes, ttl: float | None = None) -> Batch:
@@ -65,6 +71,129 @@ def test_what_is_no_record_is_refused(records: bytes) -> None:
         decode_records(records, 1)
 
 
+def at_depth(frames: int, call: Callable[[], object]) -> object:
+    """Return what `call` returns or raises, that many stack frames further down."""
+    if frames:
+        return at_depth(frames - 1, call)
+    try:
+        return call()
+    except LinkdError as error:
+        return type(error)
+
+
+RECORD = Record(b"body", "created", "id-1", "text/plain", {"trace-id": "7", "empty": ""})
+GOOD = encode_records((RECORD,))
+
+
+@pytest.mark.parametrize("depth", [1, 30, 31, 32, 33, 500, 900, 950, 981, 40_000])
+@pytest.mark.parametrize("head", [b"", b"\x92\xc4\x00", b"\x96\xc4\x00\xa0\xa0\xa0\xc0", b"\x81"])
+def test_a_verdict_does_not_depend_on_the_stack(depth: int, head: bytes) -> None:
+    deep = head + b"\x91" * depth + b"\xc0"
+    for records, count in ((deep, 1), (GOOD + deep + GOOD, 3)):
+        calls: tuple[Callable[[], object], ...] = (
+            lambda r=records, c=count: check_records(r, c, 1 << 20),
+            lambda r=records, c=count: check_raw(r, c),
+            lambda r=records, c=count: list(map(bytes, split_raw(r, c))),
+            lambda r=records, c=count: read_records(r, c),
+        )
+        for call in calls:
+            assert at_depth(1, call) == at_depth(200, call)
+
+
+def test_a_deep_record_is_unreadable_and_those_beside_it_are_not() -> None:
+    deep = b"\x91" * 981 + b"\xc0"
+    assert read_records(GOOD + deep + GOOD, 3) == [RECORD, Unreadable(deep), RECORD]
+    whole = batch()
+    whole = msgspec.structs.replace(whole, records=GOOD + deep + GOOD, count=3)
+    assert whole.from_offset(11).records == deep + GOOD
+    assert whole.from_offset(12).records == GOOD
+
+
+def test_headers_come_back_and_none_cost_one_byte() -> None:
+    assert decode_records(GOOD, 1) == [RECORD]
+    assert len(encode_records((Record(b"x"),))) == len(b"\x94\xc4\x01x\xa0\xa0\xa0") + 1
+    assert decode_records(b"\x94\xc4\x01x\xa0\xa0\xa0", 1) == [Record(b"x")]
+    assert decode_records(b"\x91\xc4\x01x", 1) == [Record(b"x")]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        Record(b"", "x" * 256),
+        Record(b"", "", "x" * 256),
+        Record(b"", "", "", "x" * 256),
+        Record(b"", headers={"Upper": "x"}),
+        Record(b"", headers={"x" * 65: "x"}),
+        Record(b"", headers={"": "x"}),
+        Record(b"", headers={"x\n": "x"}),
+        Record(b"", headers={"x": "x" * 256}),
+        Record(b"", headers={"x": "a\r\nb"}),
+        Record(b"", headers={"x": "a\n"}),
+        Record(b"", headers={f"x{number}": "" for number in range(17)}),
+    ],
+)
+def test_what_is_out_of_bounds_is_refused_at_the_publisher(record: Record) -> None:
+    encoded = encode_records((record,))
+    with pytest.raises(BadRecord):
+        check_records(encoded, 1, 1 << 20)
+    assert read_records(encoded, 1) == [Unreadable(encoded)]
+
+
+def test_the_bounds_themselves_are_taken() -> None:
+    word = "é" * 255
+    headers = {f"{number:064}": word for number in range(16)}
+    full = Record(b"", word, word, word, headers)
+    encoded = encode_records((full,))
+    check_records(encoded, 1, 1 << 20)
+    assert read_records(encoded, 1) == [full]
+
+
+@pytest.mark.parametrize("item", [None, 1, "x", True, 1.5, [1, "x"], {"a": None}])
+def test_flat_items_of_a_later_version_are_ignored(item: object) -> None:
+    more = msgspec.msgpack.encode([b"x", "t", "", "", {"a": "b"}, item, item, item])
+    check_records(more + GOOD, 2, 1 << 20)
+    assert read_records(more + GOOD, 2) == [Record(b"x", "t", headers={"a": "b"}), RECORD]
+    nested = msgspec.msgpack.encode([b"x", "t", "", "", {"a": "b"}, [[item]]])
+    with pytest.raises(BadRecord):
+        check_records(nested, 1, 1 << 20)
+
+
+def test_bodies_are_bounded_to_the_byte() -> None:
+    for size in (1000, 100_000):
+        two = encode_records((Record(b"y"), Record(b"x" * size, "t" * 255)))
+        check_records(two, 2, size)
+        with pytest.raises(BodyTooLarge, match=f"at most {size - 1} bytes"):
+            check_records(two, 2, size - 1)
+    later = msgspec.msgpack.encode([b"x" * 100_000, "", "", "", None, 1])
+    check_records(later, 1, 100_000)
+    with pytest.raises(BodyTooLarge):
+        check_records(later, 1, 99_999)
+
+
+def test_headers_of_an_application_are_checked_and_lowered() -> None:
+    assert check_headers({}) is None
+    assert check_headers({"Trace-Id": "7 é"}) == {"trace-id": "7 é"}
+    for wrong in ({"a b": ""}, {"a": "\n"}, {"a": "\ud800"}, {"a": 1}):
+        with pytest.raises(BadRecord, match="expected at most 16 headers"):
+            check_headers(wrong)  # type: ignore[arg-type]
+
+
+def test_words_are_bounded() -> None:
+    check_words("x" * 255, "é" * 255, "x" * 255)
+    for wrong in (
+        ("x" * 256, "", ""),
+        ("", "é" * 256, ""),
+        ("", "", "x" * 256),
+        ("\ud800", "", ""),
+    ):
+        with pytest.raises(BadRecord):
+            check_words(*wrong)
+
+
+def test_what_can_not_be_split_is_unreadable_as_a_whole() -> None:
+    assert read_records(b"\xc4\x05x", 2) == [Unreadable(b"\xc4\x05x"), Unreadable(b"")]
+
+
 _VALUES = st.recursive(
     st.none() | st.integers(-(2**63), 2**64 - 1) | st.text(max_size=9) | st.binary(max_size=40),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner),
@@ -81,12 +210,32 @@ def test_records_are_checked_as_they_are_split(
         if records:
             records[data.draw(st.integers(0, len(records) - 1))] = data.draw(st.integers(0, 255))
     count, whole = max(0, len(values) + off), bytes(records)
-    assert _outcome(check_raw, whole, count) == _outcome(split_raw, whole, count)
+    split = at_depth(0, lambda: split_raw(whole, count))
+    assert (at_depth(0, lambda: check_raw(whole, count)) is None) == isinstance(split, list)
+    if count > 1 and isinstance(split, list):
+        assert b"".join(map(bytes, split)) == whole
+        assert [len(bytes(raw)) for raw in split] == _sizes(whole, count)
+    elif count > 1 and count <= len(whole):
+        with pytest.raises(BadRecord):
+            _ends(whole, count)
+    if count > 0:
+        assert all(isinstance(one, Record) for one in read_records(whole, count))
 
 
-def _outcome(how: Callable[[bytes, int], object], records: bytes, count: int) -> str:
-    try:
-        how(records, count)
-    except BadRecord as error:
-        return str(error)
-    return ""
+def _sizes(whole: bytes, count: int) -> list[int]:
+    ends = _ends(whole, count)
+    return [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+
+
+def test_every_head_of_msgpack_is_stepped_over_as_msgspec_does() -> None:
+    for head in range(256):
+        for tail in (b"", bytes(20), b"\x01" + bytes(40), b"\x00\x03" + bytes(40)):
+            records = bytes((head,)) + tail
+            for count in range(2, min(40, len(records)) + 1):
+                split = at_depth(0, lambda r=records, c=count: split_raw(r, c))
+                ends = at_depth(0, lambda r=records, c=count: _ends(r, c))
+                if isinstance(split, list):
+                    assert isinstance(ends, list)
+                    assert [len(bytes(raw)) for raw in split] == _sizes(records, count)
+                else:
+                    assert ends is split, (head, tail, count)

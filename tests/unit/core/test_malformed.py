@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from linkd.core import stream, wire
-from linkd.core.batch import check_raw, decode_records, split_raw
+from linkd.core.batch import check_raw, check_records, decode_records, split_raw
 from linkd.errors import BadRecord, RemoteProtocolError
 
 DEEP = b"\x91" * 60_000 + b"\xc0"
@@ -62,13 +62,15 @@ def test_what_is_no_array_of_frames_is_refused(rubbish: bytes) -> None:
         assert caught.value.close_code == 1008
 
 
-def test_deep_records_are_refused() -> None:
-    with pytest.raises(BadRecord):
-        split_raw(DEEP, 1)
-    with pytest.raises(BadRecord):
-        check_raw(DEEP + b"\xc0", 2)
-    with pytest.raises(BadRecord):
-        decode_records(b"\x95\xc4\x00\xa0\xa0\xa0" + DEEP, 1)
+def test_deep_records_are_refused_at_the_publisher_and_split_like_any_other() -> None:
+    assert list(map(bytes, split_raw(DEEP, 1))) == [DEEP]
+    assert list(map(bytes, split_raw(DEEP + b"\xc0", 2))) == [DEEP, b"\xc0"]
+    check_raw(DEEP + b"\xc0", 2)
+    for encoded in (DEEP, b"\x95\xc4\x00\xa0\xa0\xa0" + DEEP):
+        with pytest.raises(BadRecord):
+            decode_records(encoded, 1)
+        with pytest.raises(BadRecord):
+            check_records(encoded, 1, 1_000_000)
 
 
 @pytest.mark.parametrize("count", [2, 2**32 - 1, 2**32, 2**62])

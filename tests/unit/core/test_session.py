@@ -175,6 +175,26 @@ BEGINNING = step(10, 11, b"", count=1, size=len(LARGE), records=FULL)
 VOLATILE = Volatile("orders", 2, b"\xc0", 1.0, None, "hub", "r", 1)
 
 
+DEEP = b"\x91" * 981 + b"\xc0"
+
+
+@pytest.mark.parametrize(
+    ("records", "count"),
+    [(DEEP, 1), (DEEP * 3, 3), (b"\xc1", 1), (b"\xc0\xc0\xc0", 1), (b"\x91\x01\x05", 2)],
+)
+def test_what_a_peer_has_stored_is_taken_whatever_is_inside(records: bytes, count: int) -> None:
+    session = begun()
+    (store,) = session.received(
+        step(10, 10 + count, records=records, count=count, size=len(records)), 0.0
+    )
+    assert isinstance(store, Store)
+    assert (store.batch.records, store.batch.count) == (records, count)
+    (passed,) = session.received(
+        msgspec.structs.replace(VOLATILE, records=records, count=count), 0.0
+    )
+    assert isinstance(passed, Pass)
+
+
 @pytest.mark.parametrize(
     ("messages", "said", "code"),
     [
@@ -192,8 +212,9 @@ VOLATILE = Volatile("orders", 2, b"\xc0", 1.0, None, "hub", "r", 1)
         ([step(10, 11, b"x", size=100_001)], "expected at most 100000", 1009),
         ([step(10, 11, b"x", size=3)], "a batch of 3 bytes", 1009),
         ([step(10, 11, b"x", size=70_000)], "begins with a full one", 3002),
-        ([step(10, 12, b"x", b"y", count=1)], "expected 1 encoded records", 1007),
-        ([step(10, 11, records=b"\xc1", count=1, size=1)], "expected 1 encoded records", 1007),
+        ([step(10, 12, records=b"\xc4\x05x", count=2, size=3)], "expected", 1007),
+        ([step(10, 12, records=b"\x91" * 2000, count=2, size=2000)], "expected", 1007),
+        ([step(10, 11, records=b"", count=1, size=0)], "expected 1 encoded records", 1007),
         ([Part(b"x")], "no batch is under way", 3002),
         ([BEGINNING, Part(b"")], "bytes in parts", 3002),
         ([BEGINNING, Part(REST + b"x")], "bytes in parts", 3002),
@@ -670,7 +691,7 @@ def test_what_does_not_get_smaller_travels_as_it_is() -> None:
     """Packed, such a batch may be larger than the other end takes."""
     session = made(pack=lambda records: b"the head" + records)
     greeted(session, theirs=hello(compress=("zstd",)))
-    full = batch(1, *[bytes(1017)] * 64)
+    full = batch(1, *[bytes(1016)] * 64)
     (message,) = sent(session.outbound.read([full], 0.0, 0.0))
     assert isinstance(message, Step)
     assert (message.encoding, message.size) == ("", MAX_BATCH_BYTES)
