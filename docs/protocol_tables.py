@@ -55,7 +55,9 @@ MEANINGS: dict[str, str] = {
     "Origin.node": "Where they were published.",
     "Origin.log": "The id of that node's log.",
     "Origin.epoch": "The epoch of that log.",
-    "Origin.first": "The offset of the first record there.",
+    "Origin.first": "The offset of the first record there; the others follow without holes.",
+    "Origin.after": "The offset of the record before it on its channel in that epoch; 0 if there"
+    " is none, nil if it is not known.",
     "Part.records": "The next bytes of the records of the last `batch`.",
     "Volatile.channel": "The records' channel.",
     "Volatile.count": "Number of records.",

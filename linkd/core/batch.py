@@ -71,13 +71,20 @@ class Unreadable(Record, frozen=True):
 class Origin(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Where a batch was published.
 
-    Node, log id, epoch, and the offset of its first record there.
+    Args:
+        node: The node's name.
+        log: Its log's id.
+        epoch: The epoch of that log.
+        first: The offset of the batch's first record there; the others follow without holes.
+        after: The offset of the record before it on its channel in that epoch; 0 if there is none,
+            None if it is not known.
     """
 
-    node: str
-    log: str
-    epoch: str
-    first: int
+    node: Annotated[str, msgspec.Meta(max_length=63)]
+    log: Annotated[str, msgspec.Meta(max_length=64)]
+    epoch: Annotated[str, msgspec.Meta(max_length=64)]
+    first: Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+    after: Annotated[int, msgspec.Meta(ge=0, le=2**62)] | None = None
 
 
 NOWHERE = Origin("", "", "", 0)
@@ -182,12 +189,21 @@ class Batch(msgspec.Struct, array_like=True, frozen=True, gc=False):
             return self
         if skip >= self.count:
             raise ValueError(f"batch {self.offset} to {self.next - 1} has no offset {offset}")
+        return self.part(skip, self.count - skip)
+
+    def part(self, skip: int, count: int) -> Batch:
+        """Return `count` of its records, behind the first `skip`; itself where that is all."""
+        if count == self.count:
+            return self
+        origin = self.origin
+        first = origin.first + skip
+        after = first - 1 if skip else origin.after
         return msgspec.structs.replace(
             self,
-            offset=offset,
-            count=self.count - skip,
-            records=join_raw(split_raw(self.records, self.count)[skip:]),
-            origin=msgspec.structs.replace(self.origin, first=self.origin.first + skip),
+            offset=self.offset + skip,
+            count=count,
+            records=join_raw(split_raw(self.records, self.count)[skip : skip + count]),
+            origin=msgspec.structs.replace(origin, first=first, after=after),
         )
 
 

@@ -14,7 +14,7 @@ from linkd.core.batch import Origin
 from linkd.errors import RemoteProtocolError
 
 SUBPROTOCOL = "linkd.1"
-VERSION = 1
+VERSION = 2
 PREVIOUS_VERSION = 1
 """The oldest version of the protocol that this node still speaks."""
 
@@ -89,6 +89,7 @@ class Hello(msgspec.Struct, array_like=True, frozen=True, tag="hello"):
         proof: The listener's answer to the dialer's nonce, where a shared secret is used; else
             empty.
         compress: The encodings of batches that it can read (`zstd`), beside none.
+        relays: It takes records from the other that began at a third node.
     """
 
     version: Natural
@@ -103,6 +104,7 @@ class Hello(msgspec.Struct, array_like=True, frozen=True, tag="hello"):
     ping_interval: Seconds
     proof: Annotated[str, msgspec.Meta(max_length=128)] = ""
     compress: Annotated[tuple[Token, ...], msgspec.Meta(max_length=8)] = ()
+    relays: bool = True
 
 
 class Step(msgspec.Struct, array_like=True, frozen=True, tag="batch", gc=False):

@@ -23,11 +23,15 @@ class Appended(msgspec.Struct, frozen=True, gc=False):
         offset: The first record's offset; of the first publish, where it was a repeat.
         count: Records stored by this publish: 0 if all were repeats.
         duplicate: It was a repeat (same id, or same producer and sequence).
+        unproven: Received records that were stored although nothing proves that they are new.
+        late: Received records that were stored behind later ones of their origin and channel.
     """
 
     offset: int
     count: int
     duplicate: bool = False
+    unproven: int = 0
+    late: int = 0
 
 
 Settled = Callable[[Appended | LinkdError], None]
@@ -111,8 +115,8 @@ class Log(Protocol):
 
         Batch and cursor become one atomic write. Order is that of the calls. A batch whose
         `source.previous` is not where the peer's cursor stands (appends under way counted) is
-        settled at once as a duplicate and changes nothing. Records at or below what is known of
-        their origin and channel are left out; the cursor moves all the same. Without room it waits,
+        settled at once as a duplicate and changes nothing. Records that are already here, by their
+        origin, are left out; the cursor moves all the same. Without room it waits,
         for as long as it takes, and is settled when there is room again.
         """
 

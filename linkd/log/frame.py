@@ -34,7 +34,7 @@ _MOST_BYTES = 1 << 30
 
 
 class Head(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """What a batch's frame says of it; `origin` None: published here.
+    """What a batch's frame says of it; `origin` None: published here, behind offset `after`.
 
     `counts`: the records of each of the sequences of a producer that it holds, `producer` being the
     last.
@@ -51,6 +51,7 @@ class Head(msgspec.Struct, array_like=True, frozen=True, gc=False):
     producer: Producer | None
     publish: Publish | None = None
     counts: tuple[int, ...] = ()
+    after: int | None = None
 
 
 Part = tuple[int, int, bytes, bytes]
@@ -97,6 +98,7 @@ def part_of(piece: Piece) -> Part:
             batch.producer,
             piece.publish,
             piece.counts,
+            batch.origin.after,
         )
     )
     return BATCH, HAS_IDS if piece.has_ids else 0, head, batch.records
@@ -178,7 +180,7 @@ def batch_of(frame: Frame, node: str, log: str) -> tuple[Batch, Head]:
     head = _head.decode(frame.head)
     origin = head.origin
     if origin is None:
-        origin = Origin(node, log, head.epoch, head.offset)
+        origin = Origin(node, log, head.epoch, head.offset, head.after)
     return Batch(
         head.offset,
         head.channel,

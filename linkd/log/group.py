@@ -14,7 +14,8 @@ import msgspec
 from linkd.core.batch import MAX_BATCH_BYTES, Batch, Draft, Origin, join_raw, split_raw
 from linkd.log.engine import Appended, Settled
 from linkd.log.ids import Ids, digest
-from linkd.log.state import Place, State, Undo, take_back
+from linkd.log.origins import Undo
+from linkd.log.state import Place, State, take_back
 
 
 class Stored(msgspec.Struct, frozen=True, gc=False):
@@ -222,13 +223,14 @@ class Grouping:
         """Give `count` of a draft's records their offsets and put them into the group."""
         state, group = self._state, self._group
         offset, epoch = state.next, state.epoch
+        after = state.follow_on(draft.channel, offset + count - 1, group.stamp)
         batch = Batch(
             offset,
             draft.channel,
             count,
             records,
             draft.time,
-            Origin(self._node, state.log, epoch, offset),
+            Origin(self._node, state.log, epoch, offset, after),
             epoch,
             draft.ttl,
             group.stamp,
@@ -317,27 +319,40 @@ class Grouping:
             self._put(draft, run, records[begin:end], whole)
 
     def _stored(self, item: Stored, settled: Settled) -> None:
-        """Put a received batch into the group, but for what of it is known.
+        """Put what is new of a received batch into the group; the cursor moves in any case.
 
-        The cursor moves all the same.
+        Where it is new in several parts, only the last one moves the cursor.
         """
         state, group, batch = self._state, self._group, item.batch
-        assert batch.source is not None
-        skip = state.known(batch) if batch.count else 0
-        count = batch.count - skip
-        changes: dict[str, object] = {"offset": state.next, "epoch": state.epoch}
-        if skip and count:
-            batch = batch.from_offset(batch.offset + skip)
-        if not count:
-            changes |= {"count": 0, "records": b""}
-        batch = msgspec.structs.replace(batch, stamp=group.stamp, **changes)
-        state.put(item.batch.source.peer, item.place)  # type: ignore[union-attr]
-        if count:
-            state.learn(batch)
-        group.pieces.append(Piece(batch))
+        source, offset = batch.source, state.next
+        assert source is not None
+        verdict = state.admit(batch, group.stamp) if batch.count else None
+        state.put(source.peer, item.place)
+        if verdict is None:
+            self._put_received(batch)
+            group.outcomes.append((settled, Appended(offset, batch.count)))
+            return
+        before = msgspec.structs.replace(source, next=source.previous)
+        for skip, count in verdict.fresh[:-1]:
+            self._put_received(msgspec.structs.replace(batch.part(skip, count), source=before))
+        if verdict.fresh:
+            self._put_received(batch.part(*verdict.fresh[-1]))
+        else:
+            self._put_received(msgspec.structs.replace(batch, count=0, records=b""))
+        count = state.next - offset
+        unproven = 0 if verdict.is_proven else count
+        appended = Appended(offset, count, not count, unproven, verdict.late)
+        group.outcomes.append((settled, appended))
+
+    def _put_received(self, batch: Batch) -> None:
+        """Give a received batch its offset and put it into the group."""
+        state, group = self._state, self._group
+        stored = msgspec.structs.replace(
+            batch, offset=state.next, epoch=state.epoch, stamp=group.stamp
+        )
+        group.pieces.append(Piece(stored))
         group.size += len(batch.records) + 256
-        group.outcomes.append((settled, Appended(state.next, count, skip > 0 and not count)))
-        state.next += count
+        state.next += batch.count
 
     def _change(self, item: CursorSet | EpochOpened, settled: Settled) -> None:
         """Put a change without records into the group."""

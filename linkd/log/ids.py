@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from hashlib import blake2b
 
-from linkd.log.state import ABSENT, Undo
+from linkd.log.origins import ABSENT, Undo
 
 _GENERATIONS = 8
 

@@ -9,23 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import msgspec
 
 from linkd.core.batch import Batch, Producer, Source
 from linkd.core.wire import Cursor, EpochEnd, EpochStart
+from linkd.log.origins import ABSENT, Origins, OriginsSnapshot, Undo, Verdict
 
 MAX_EPOCHS = 1024
 MAX_CURSOR_EPOCHS = 64
-MAX_OLDER_EPOCHS = 64
+MAX_CHANNELS = 1_000_000
+"""Own channels whose last offset is remembered."""
+
 MAX_RECENT = 1024
 MAX_PRODUCERS = 10_000
 
-ABSENT: Any = object()
-
-Undo = list[tuple[dict[Any, Any], Any, Any]]
-"""For each change: the table, the key, and what lay there before."""
+OWN = Verdict(())
+"""A record that was published here came back."""
 
 
 Place = tuple[str, tuple[EpochEnd, ...]]
@@ -49,6 +49,8 @@ def moved(place: Place | None, source: Source) -> Place:
     if place is None or place[0] != source.log:
         return (source.log, (end,))
     epochs = place[1]
+    if epochs[-1].next == source.next:  # the first pieces of a step that is stored in several
+        return place
     if epochs[-1].epoch == source.epoch:
         return (source.log, (*epochs[:-1], end))
     return (source.log, (*epochs[1 - MAX_CURSOR_EPOCHS :], end))
@@ -60,10 +62,7 @@ def placed(cursor: Cursor) -> Place:
 
 
 class OriginHigh(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """The highest offset known of one channel of another log.
-
-    Its current epoch, and the older ones.
-    """
+    """What older versions kept of a channel of another log: one highest offset."""
 
     epoch: str
     high: int
@@ -78,17 +77,18 @@ class Highest(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class Snapshot(msgspec.Struct, array_like=True, frozen=True):
-    """All of a state, as it opens a segment."""
+    """All of a state, as it opens a segment; `highs` is what older versions wrote."""
 
     log: str
     next: int
     epochs: tuple[EpochStart, ...]
     cursors: dict[str, Place]
-    origins: tuple[tuple[str, str, OriginHigh], ...]
+    highs: tuple[tuple[str, str, OriginHigh], ...]
     highest: dict[str, Highest]
     recent: dict[str, tuple[tuple[int, int, int], ...]]
     acks: tuple[tuple[str, int, int], ...] = ()
     consumers: tuple[tuple[str, int, tuple[str, ...], float], ...] = ()
+    origins: OriginsSnapshot = OriginsSnapshot()
 
     def carry(self, newer: Snapshot) -> Snapshot:
         """Return a newer snapshot with what this one carries beside the state."""
@@ -106,15 +106,28 @@ class State:
         undo: Changes since the caller last put a fresh list here.
     """
 
-    __slots__ = ("_cursors", "_epochs", "_highest", "_origins", "_recent", "log", "next", "undo")
+    __slots__ = (
+        "_cursors",
+        "_epochs",
+        "_has_forgotten",
+        "_highest",
+        "_lasts",
+        "_recent",
+        "log",
+        "next",
+        "origins",
+        "undo",
+    )
 
     def __init__(self, log: str) -> None:
         self.log = log
         self.next = 1
         self.undo: Undo = []
+        self.origins = Origins()
         self._epochs: list[EpochStart] = []
         self._cursors: dict[str, Place] = {}
-        self._origins: dict[tuple[str, str], OriginHigh] = {}
+        self._lasts: dict[str, tuple[int, float]] = {}
+        self._has_forgotten = False  # some of `_lasts`, in this epoch
         self._highest: dict[str, Highest] = {}
         self._recent: dict[str, dict[int, tuple[int, int]]] = {}
 
@@ -130,6 +143,7 @@ class State:
         if self._epochs and self._epochs[-1].epoch == epoch:
             self._epochs.pop()
         self._epochs.append(EpochStart(epoch, first))
+        self._lasts, self._has_forgotten = {}, False
         if len(self._epochs) > MAX_EPOCHS:
             del self._epochs[self._least_wanted()]
         self.next = max(self.next, first)
@@ -172,34 +186,43 @@ class State:
         else:
             cursors[peer] = place
 
+    # own channels
+
+    def follow_on(self, channel: str, last: int, stamp: float) -> int | None:
+        """Note the last offset of a batch published here.
+
+        Returns:
+            The offset of the record before it on its channel in this epoch; 0 if there is none,
+            None if it is no longer known.
+        """
+        lasts = self._lasts
+        before = lasts.pop(channel, ABSENT)
+        self.undo.append((lasts, channel, before))
+        lasts[channel] = (last, stamp)
+        if before is not ABSENT:
+            return before[0]  # type: ignore[no-any-return]
+        if len(lasts) > MAX_CHANNELS:
+            del lasts[next(iter(lasts))]
+            self._has_forgotten = True
+        return None if self._has_forgotten else 0
+
+    def forget_channels(self, before: float) -> None:
+        """Forget the last offsets of own channels on which nothing was published since `before`."""
+        lasts = self._lasts
+        for channel, (_, stamp) in list(lasts.items()):
+            if stamp >= before:
+                break
+            del lasts[channel]
+            self._has_forgotten = True
+
     # origins
 
-    def known(self, batch: Batch) -> int:
-        """Return how many of a received batch's records, from its first on, are known already."""
+    def admit(self, batch: Batch, stamp: float) -> Verdict | None:
+        """Return what is new of a received batch, and remember it; None where all of it is."""
         origin = batch.origin
         if origin.log == self.log:
-            return batch.count
-        high = self._origins.get((origin.log, batch.channel))
-        if high is None:
-            return 0
-        if origin.epoch == high.epoch:
-            return min(max(high.high + 1 - origin.first, 0), batch.count)
-        return batch.count if origin.epoch in high.older else 0
-
-    def learn(self, batch: Batch) -> None:
-        """Note a received batch's last record as the highest of its origin and channel."""
-        origin, origins = batch.origin, self._origins
-        key = (origin.log, batch.channel)
-        old = origins.get(key, ABSENT)
-        self.undo.append((origins, key, old))
-        last = origin.first + batch.count - 1
-        if old is ABSENT:
-            origins[key] = OriginHigh(origin.epoch, last)
-        elif old.epoch == origin.epoch:
-            origins[key] = OriginHigh(old.epoch, last, old.older)
-        else:
-            older = (*old.older[1 - MAX_OLDER_EPOCHS :], old.epoch)
-            origins[key] = OriginHigh(origin.epoch, last, older)
+            return OWN
+        return self.origins.admit(origin, batch.channel, batch.count, stamp, self.undo)
 
     # producers
 
@@ -270,7 +293,7 @@ class State:
             source = batch.source
             self.put(source.peer, moved(self.place(source.peer), source))
             if batch.count:
-                self.learn(batch)
+                self.admit(batch, batch.stamp)
         elif batch.producer is not None:
             if counts:
                 self.number_run(batch.producer, batch.offset, counts, batch.stamp)
@@ -285,13 +308,14 @@ class State:
             self.next,
             tuple(self._epochs),
             dict(self._cursors),
-            tuple((log, channel, high) for (log, channel), high in self._origins.items()),
+            (),
             dict(self._highest),
             {
                 name: tuple((n, *place) for n, place in list(recent.items())[-MAX_RECENT:])
                 for name, recent in self._recent.items()
                 if name in self._highest
             },
+            origins=self.origins.snapshot(),
         )
 
     @classmethod
@@ -301,7 +325,9 @@ class State:
         state.next = snapshot.next
         state._epochs = list(snapshot.epochs)
         state._cursors = dict(snapshot.cursors)
-        state._origins = {(log, channel): high for log, channel, high in snapshot.origins}
+        state.origins = Origins.restored(snapshot.origins)
+        for origin, _, high in snapshot.highs:
+            state.origins.adopt_highest(origin, high.epoch, high.high, high.older)
         state._highest = dict(snapshot.highest)
         state._recent = {
             name: {n: (offset, count) for n, offset, count in snapshot.recent.get(name, ())}

@@ -17,6 +17,7 @@ from linkd.core.takeover import Refusal, Takeovers
 from linkd.core.wire import EpochEnd
 from linkd.log import recover, segments
 from linkd.log.files import Files
+from linkd.log.origins import Origins
 from linkd.log.recover import Found
 
 BEHIND = 500
@@ -63,7 +64,7 @@ def cursor_apart() -> None:
                 older = max([1, *(end.next for end in ends[:-1])])
                 last = EpochEnd(ends[-1].epoch, max(older, ends[-1].next - BEHIND))
                 state._cursors[peer] = (log, (*ends[:-1], last))
-            state._origins.clear()
+            state.origins = Origins()
         return found
 
     segments.recover = stale  # type: ignore[attr-defined]

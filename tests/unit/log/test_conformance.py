@@ -43,7 +43,7 @@ def test_offsets_count_from_one_without_holes(bench: Any) -> None:
 def test_what_is_read_carries_origin_epoch_and_stamp(bench: Any) -> None:
     append(bench, draft(b"a", ttl=5.0, time=7.0))
     (batch,) = bench.log.read(1, 1)
-    assert batch.origin == Origin("edge", bench.log.id, bench.log.epoch, 1)
+    assert batch.origin == Origin("edge", bench.log.id, bench.log.epoch, 1, 0)
     assert (batch.epoch, batch.ttl, batch.time) == (bench.log.epoch, 5.0, 7.0)
     assert batch.stamp <= bench.log.clock()
     assert bench.log.stamp_at(1) == batch.stamp
@@ -160,23 +160,75 @@ def test_a_set_cursor_takes_effect_at_once(bench: Any) -> None:
     assert bench.log.cursor("hub") is None
 
 
-def test_known_records_of_an_origin_are_left_out(bench: Any) -> None:
+def far(epoch: str, first: int, after: int | None = None) -> Origin:
+    """Return an origin in another node's log."""
+    return Origin("far", "farlog", epoch, first, after)
 
-    def far(epoch: str, first: int) -> Origin:
-        return Origin("far", "farlog", epoch, first)
 
+def test_records_of_an_origin_that_are_here_are_left_out(bench: Any) -> None:
     assert store(bench, received(1, 4, b"1", b"2", b"3", origin=far("a", 1)))[0].count == 3
     got = store(bench, received(1, 5, b"2", b"3", b"4", peer="b", log="b", origin=far("a", 2)))
     assert got == [Appended(4, 1)]
     assert store(bench, received(5, 6, b"4", peer="b", log="b", origin=far("a", 4)))[0].duplicate
-    assert store(bench, received(6, 7, b"n", peer="b", log="b", origin=far("b", 2)))[0].count == 1
-    assert store(bench, received(7, 8, b"o", peer="b", log="b", origin=far("a", 9)))[0].count == 0
     mine = Origin("edge", bench.log.id, bench.log.epoch, 1)
-    assert store(bench, received(8, 9, b"me", peer="b", log="b", origin=mine))[0].count == 0
-    assert bench.log.cursor("b").next == 9
+    assert store(bench, received(6, 7, b"me", peer="b", log="b", origin=mine))[0].count == 0
+    assert bench.log.cursor("b").next == 7
     bench.restart()
-    assert store(bench, received(9, 10, b"o", peer="b", log="b", origin=far("a", 9)))[0].count == 0
-    assert bodies(everything(bench)) == [b"1", b"2", b"3", b"4", b"n"]
+    assert store(bench, received(7, 8, b"3", peer="b", log="b", origin=far("a", 3)))[0].count == 0
+    assert bodies(everything(bench)) == [b"1", b"2", b"3", b"4"]
+
+
+def test_a_later_path_does_not_hide_what_an_earlier_one_still_owes(bench: Any) -> None:
+    new = received(1, 2, b"11", origin=far("a", 11, 10))
+    assert store(bench, new) == [Appended(1, 1)]
+    old = received(1, 11, *[b"%d" % n for n in range(1, 11)], peer="b", origin=far("a", 1, 0))
+    assert store(bench, old) == [Appended(2, 10, late=10)]
+    both = received(11, 13, b"10", b"11", peer="b", origin=far("a", 10, 9))
+    assert store(bench, both)[0].count == 0
+    assert len(everything(bench)) == 2
+
+
+def test_an_unknown_epoch_does_not_retire_the_current_one(bench: Any) -> None:
+    store(bench, received(1, 2, b"1", origin=far("a", 1, 0)))
+    store(bench, received(1, 2, b"evil", peer="b", origin=far("no-such-epoch", 1)))
+    assert store(bench, received(2, 3, b"2", origin=far("a", 2, 1)))[0].count == 1
+    bench.restart()
+    assert store(bench, received(3, 4, b"3", origin=far("a", 3, 2)))[0].count == 1
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_batch_that_is_here_in_the_middle_is_stored_in_two_parts(
+    bench: Any, restarts: bool
+) -> None:
+    store(bench, received(1, 2, b"3", b"4", origin=far("a", 13, 12)))
+    numbers = [b"%d" % n for n in range(1, 7)]
+    whole = received(1, 20, *numbers, peer="b", log="b", epoch="e2", origin=far("a", 11, 9))
+    assert store(bench, whole) == [Appended(3, 4, late=2)]
+    if restarts:
+        bench.restart()
+    assert bench.log.cursor("b") == Cursor("b", (EpochEnd("e2", 20),), 20)
+    batches = everything(bench)
+    assert bodies(batches) == [b"3", b"4", b"1", b"2", b"5", b"6"]
+    places = [(batch.origin.first, batch.origin.after) for batch in batches]
+    assert places == [(13, 12), (11, 9), (15, 14)]
+    assert store(bench, received(2, 9, *numbers, origin=far("a", 11, 9)))[0].count == 0
+
+
+def test_each_batch_names_the_record_before_it_on_its_channel(bench: Any) -> None:
+    append(bench, draft(b"a", b"b"))
+    append(bench, draft(b"x", channel="other"), draft(b"c"))
+    append(bench, draft(b"d"), draft(b"y", channel="other"))
+    bench.restart()
+    append(bench, draft(b"e"))
+    found = [(one.channel, one.origin.first, one.origin.after) for one in everything(bench)]
+    assert found == [
+        ("orders", 1, 0),
+        ("other", 3, 0),
+        ("orders", 4, 2),
+        ("orders", 5, 4),
+        ("other", 6, 3),
+        ("orders", 7, 0),
+    ]
 
 
 def test_each_start_has_its_epoch(bench: Any) -> None:

@@ -1,0 +1,351 @@
+"""Which records of other logs are already in this log: pure.
+
+A key is (origin's log, epoch, channel). Its records have offsets with holes, so a highest offset
+proves nothing about lower ones. Each batch names the offset `after` of the record before it on its
+channel. A batch therefore covers the offsets `after + 1` to its last one, and intervals that touch
+have nothing between them.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator
+from sys import intern
+from typing import Any
+
+import msgspec
+
+from linkd.core.batch import Origin
+
+MAX_INTERVALS = 64
+"""Intervals of one key. Beyond that the lowest one is forgotten."""
+
+MAX_ENTRIES = 1_000_000
+"""Intervals and epochs of all logs. Beyond that the epochs left longest ago are folded."""
+
+MAX_FOLDED = 10_000
+"""Epochs that are remembered only as folded."""
+
+FOLD_SECONDS = 14 * 86_400.0
+"""An epoch is folded at the earliest when this node has run so long since its last record."""
+
+_MOST_IDLE_SECONDS = 3600.0
+"""A longer time between two commits counts only so much: the node may have been off."""
+
+_LOOK_SECONDS = 60.0
+"""How often at most all epochs are searched for one to fold."""
+
+ABSENT: Any = object()
+
+Undo = list[tuple[dict[Any, Any], Any, Any]]
+"""For each change: the table, the key, and the value before it."""
+
+Intervals = tuple[int, ...]
+"""Low and last offset of each interval, in ascending order; between two of them may be a hole."""
+
+
+class Verdict(msgspec.Struct, frozen=True, gc=False):
+    """What is new of a received batch.
+
+    Args:
+        fresh: (records to skip, number of records) of each part that is new, in order.
+        is_proven: This node knows that it did not have them before.
+        late: New records of which a later one of the same origin and channel is already here.
+    """
+
+    fresh: tuple[tuple[int, int], ...]
+    is_proven: bool = True
+    late: int = 0
+
+
+class KnownEpoch(msgspec.Struct, array_like=True):
+    """What is known of one epoch of an origin's log.
+
+    Args:
+        channels: The intervals of each channel.
+        top: The highest offset.
+        floor: Intervals of any channel that reached up to here were forgotten; 0 if none were.
+        used: Running seconds (`Origins.running`) at its last record.
+        floors: The same as `floor`, of single channels.
+    """
+
+    channels: dict[str, Intervals] = msgspec.field(default_factory=dict)
+    top: int = 0
+    floor: int = 0
+    used: float = 0.0
+    floors: dict[str, int] = msgspec.field(default_factory=dict)
+
+
+class KnownLog(msgspec.Struct, array_like=True):
+    """What is known of an origin's log: its epochs, and the highest offset in any of them."""
+
+    epochs: dict[str, KnownEpoch] = msgspec.field(default_factory=dict)
+    top: int = 0
+
+
+class OriginsSnapshot(msgspec.Struct, array_like=True, frozen=True):
+    """All of it, for a snapshot; `folded` holds (log, epoch)."""
+
+    logs: dict[str, KnownLog] = msgspec.field(default_factory=dict)
+    folded: tuple[tuple[str, str], ...] = ()
+    running: float = 0.0
+
+
+class Origins:
+    """The records of other logs that are here.
+
+    Admitting a batch twice is the same as admitting it once, so a snapshot may be older than the
+    frames that are folded on top of it.
+
+    Attributes:
+        running: Seconds that this node has run, by the stamps of its commits.
+    """
+
+    __slots__ = ("_folded", "_logs", "_looked", "_meter", "_stamp", "running")
+
+    def __init__(self) -> None:
+        self._logs: dict[str, KnownLog] = {}
+        self._folded: dict[tuple[str, str], None] = {}
+        self._meter = {"entries": 0}
+        self._stamp: float | None = None
+        self._looked = -_LOOK_SECONDS
+        self.running = 0.0
+
+    @property
+    def entries(self) -> int:
+        """Intervals and epochs in memory."""
+        return self._meter["entries"]
+
+    def intervals(self, log: str, epoch: str, channel: str) -> Intervals:
+        """Return the intervals of one key."""
+        known = self._logs.get(log)
+        found = None if known is None else known.epochs.get(epoch)
+        return () if found is None else found.channels.get(channel, ())
+
+    def admit(
+        self, origin: Origin, channel: str, count: int, stamp: float, undo: Undo
+    ) -> Verdict | None:
+        """Return what is new of a batch, and remember all of it.
+
+        Args:
+            origin: Where its first record was published.
+            channel: Its channel.
+            count: Number of its records, at least 1.
+            stamp: The log's clock.
+            undo: Gets how to take back what changes.
+
+        Returns:
+            None where all of it is new, proven and in order, as nearly always.
+        """
+        if stamp != self._stamp:
+            self._advance(stamp)
+        log = self._logs.get(origin.log)
+        epoch = None if log is None else log.epochs.get(origin.epoch)
+        if log is None or epoch is None:
+            if (origin.log, origin.epoch) in self._folded:
+                return Verdict(((0, count),), is_proven=False)
+            log, epoch = self._enter(origin, undo)
+        first, after = origin.first, origin.after
+        last = first + count - 1
+        low = first if after is None or after >= first else after + 1
+        held = epoch.channels.get(channel)
+        fresh: tuple[tuple[int, int], ...] | None = None
+        late = 0
+        if held is None:
+            changed: Intervals = (low, last)
+            channel = intern(channel)
+        elif first > held[-1]:
+            changed = (*held[:-1], last) if low <= held[-1] + 1 else (*held, low, last)
+        else:
+            fresh = _outside(held, first, last)
+            late = sum(some for skip, some in fresh if first + skip < held[-1])
+            changed = _joined(held, low, last)
+        is_proven = fresh == () or first > epoch.floor
+        if epoch.floors and is_proven and fresh != ():
+            is_proven = first > epoch.floors.get(channel, 0)
+        if changed != held:
+            is_proven &= self._keep(epoch, channel, held, changed, undo)
+        epoch.used = self.running
+        epoch.top = max(epoch.top, last)
+        if last > log.top:
+            log.top = last
+        elif epoch.top < log.top and fresh != () and _is_passed(log, channel, last):
+            late = count if fresh is None else sum(some for _, some in fresh)
+        if fresh is None:
+            if is_proven and not late:
+                return None
+            fresh = ((0, count),)
+        return Verdict(fresh, is_proven, late)
+
+    def _keep(
+        self,
+        epoch: KnownEpoch,
+        channel: str,
+        held: Intervals | None,
+        changed: Intervals,
+        undo: Undo,
+    ) -> bool:
+        """Set the intervals of a key; return False if there was no room for them."""
+        if len(changed) > 2 * MAX_INTERVALS:
+            epoch.floors[channel] = max(epoch.floors.get(channel, 0), changed[1])
+            changed = changed[2:]
+        more = (len(changed) - len(held or ())) // 2
+        if more:
+            if more > 0 and self.entries >= MAX_ENTRIES and not self._make_room():
+                epoch.floor = max(epoch.floor, changed[-1])
+                return False
+            self._count(more, undo)
+        undo.append((epoch.channels, channel, ABSENT if held is None else held))
+        epoch.channels[channel] = changed
+        return True
+
+    def _enter(self, origin: Origin, undo: Undo) -> tuple[KnownLog, KnownEpoch]:
+        """Begin an epoch; the others of its log stay as they are."""
+        if self.entries >= MAX_ENTRIES:
+            self._make_room()
+        log = self._logs.get(origin.log)
+        if log is None:
+            log = self._logs[origin.log] = KnownLog()
+        epoch = log.epochs[origin.epoch] = KnownEpoch(used=self.running)
+        undo.append((log.epochs, origin.epoch, ABSENT))
+        self._count(1, undo)
+        return log, epoch
+
+    def _count(self, more: int, undo: Undo) -> None:
+        """Count entries that came or went."""
+        entries = self._meter["entries"]
+        undo.append((self._meter, "entries", entries))
+        self._meter["entries"] = entries + more
+
+    def _advance(self, stamp: float) -> None:
+        """Count the time up to a commit as running time."""
+        if self._stamp is not None:
+            self.running += min(max(0.0, stamp - self._stamp), _MOST_IDLE_SECONDS)
+        self._stamp = stamp
+
+    # folding
+
+    def fold(self, seconds: float) -> int:
+        """Fold the epochs that were left and whose last record came so long ago; return how many.
+
+        What arrives of a folded epoch is stored, since nothing proves that it was here.
+
+        Args:
+            seconds: Running seconds; 14 days if less.
+        """
+        before = self.running - max(seconds, FOLD_SECONDS)
+        gone = [(log, epoch) for log, epoch, known in self._left() if known.used < before]
+        for key in gone:
+            self._fold(*key)
+        return len(gone)
+
+    def _left(self) -> Iterator[tuple[str, str, KnownEpoch]]:
+        """Yield the epochs that their origins have left: a newer one has higher offsets."""
+        for log, known in self._logs.items():
+            for epoch, one in known.epochs.items():
+                if one.top < known.top:
+                    yield log, epoch, one
+
+    def _make_room(self) -> bool:
+        """Fold the epochs that were left longest ago, a hundredth of the bound; False if none."""
+        if 0.0 <= self.running - self._looked < _LOOK_SECONDS:
+            return False
+        self._looked = self.running
+        order = sorted(self._left(), key=lambda left: left[2].used)
+        for log, epoch, _ in order:
+            self._fold(log, epoch)
+            if self.entries <= MAX_ENTRIES * 99 // 100:
+                break
+        return self.entries < MAX_ENTRIES
+
+    def _fold(self, log: str, epoch: str) -> None:
+        """Forget an epoch's intervals, and remember that they are forgotten."""
+        gone = self._logs[log].epochs.pop(epoch)
+        self._meter["entries"] -= _entries(gone)
+        if len(self._folded) >= MAX_FOLDED:
+            del self._folded[next(iter(self._folded))]
+        self._folded[log, epoch] = None
+
+    # snapshots
+
+    def snapshot(self) -> OriginsSnapshot:
+        """Return all of it; later changes are not in it."""
+        logs = {
+            log: KnownLog(
+                {
+                    name: msgspec.structs.replace(
+                        epoch, channels=dict(epoch.channels), floors=dict(epoch.floors)
+                    )
+                    for name, epoch in known.epochs.items()
+                },
+                known.top,
+            )
+            for log, known in self._logs.items()
+        }
+        return OriginsSnapshot(logs, tuple(self._folded), self.running)
+
+    def adopt_highest(self, log: str, epoch: str, high: int, older: tuple[str, ...]) -> None:
+        """Take over what older versions kept of a channel; nothing is proven up to `high`."""
+        known = self._logs.setdefault(log, KnownLog())
+        if epoch not in known.epochs:
+            known.epochs[epoch] = KnownEpoch()
+            self._meter["entries"] += 1
+        one = known.epochs[epoch]
+        one.top = one.floor = max(one.floor, high)
+        known.top = max(known.top, high)
+        self._folded |= dict.fromkeys((log, name) for name in older)
+
+    @classmethod
+    def restored(cls, snapshot: OriginsSnapshot) -> Origins:
+        """Return the origins that `snapshot` was taken of."""
+        origins = cls()
+        for log, known in snapshot.logs.items():
+            epochs = origins._logs.setdefault(log, KnownLog(top=known.top)).epochs
+            for name, epoch in known.epochs.items():
+                channels = {intern(channel): held for channel, held in epoch.channels.items()}
+                epochs[name] = msgspec.structs.replace(
+                    epoch, channels=channels, floors=dict(epoch.floors)
+                )
+                origins._meter["entries"] += _entries(epoch)
+        origins._folded = dict.fromkeys(snapshot.folded)
+        origins.running = snapshot.running
+        return origins
+
+
+def _entries(epoch: KnownEpoch) -> int:
+    """Return how many entries an epoch counts for."""
+    return 1 + sum(len(held) for held in epoch.channels.values()) // 2
+
+
+def _outside(held: Intervals, first: int, last: int) -> tuple[tuple[int, int], ...]:
+    """Return (skip, count) of each part of `first` to `last` that lies in no interval."""
+    found = []
+    at = first
+    place = bisect_left(held, first) & ~1  # the first interval that ends at or behind `first`
+    while at <= last and place < len(held):
+        low, end = held[place], held[place + 1]
+        if at < low:
+            found.append((at - first, min(low - 1, last) - at + 1))
+        at = max(at, end + 1)
+        place += 2
+    if at <= last:
+        found.append((at - first, last - at + 1))
+    return tuple(found)
+
+
+def _joined(held: Intervals, low: int, last: int) -> Intervals:
+    """Return the intervals with `low` to `last` among them; those that touch become one."""
+    begin = bisect_left(held, low - 1) & ~1  # the first interval that ends at `low` - 1 or behind
+    end = begin
+    while end < len(held) and held[end] <= last + 1:
+        low, last = min(low, held[end]), max(last, held[end + 1])
+        end += 2
+    return (*held[:begin], low, last, *held[end:])
+
+
+def _is_passed(log: KnownLog, channel: str, last: int) -> bool:
+    """Tell whether another epoch of the log has a later record of the channel."""
+    return any(
+        held is not None and held[-1] > last
+        for held in (epoch.channels.get(channel) for epoch in reversed(log.epochs.values()))
+    )
