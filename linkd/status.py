@@ -66,7 +66,11 @@ class LinkStatus(msgspec.Struct, frozen=True):
 
 
 class NodeStatus(msgspec.Struct, frozen=True):
-    """A node, as it is now."""
+    """A node, as it is now.
+
+    `warnings` has a sentence for each thing that an operator must act on and that is not one
+    link's, for as long as it lasts: `status --check` is WARNING meanwhile.
+    """
 
     node: str
     version: str
@@ -74,6 +78,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     log: LogStatus
     consumers: list[ConsumerStatus]
     links: list[LinkStatus]
+    warnings: list[str] = []
 
 
 class Event(msgspec.Struct, frozen=True):

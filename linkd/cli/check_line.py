@@ -22,7 +22,8 @@ def check_line(status: NodeStatus, peer: str | None = None) -> tuple[int, str]:
 
     Returns:
         0 up; 1 warning: a link that is not required is down, the log is filling, a certificate
-        expires within 14 days; 2 a required link is down; 3 no such peer. And the line.
+        expires within 14 days, the status has warnings; 2 a required link is down; 3 no such
+        peer. And the line.
     """
     links = [link for link in status.links if peer is None or link.peer == peer]
     if peer is not None and not links:
@@ -46,7 +47,7 @@ def _down(link: LinkStatus) -> str:
 def _warnings(status: NodeStatus, links: list[LinkStatus]) -> list[str]:
     """Return what is not yet broken but will be."""
     log = status.log
-    found = []
+    found = list(status.warnings)
     if log.full:
         found.append(f"publishes are refused: {log.full}")
     elif log.max_bytes and log.bytes / log.max_bytes >= WARN_FILL:

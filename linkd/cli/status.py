@@ -138,6 +138,7 @@ def node_text(status: NodeStatus, paint: Paint) -> str:
     if log.stalled_seconds is not None:
         lines.append(paint(disk_stalled(log.stalled_seconds), "red"))
     lines += [paint(cut(printable(loss), 80), "red") for loss in log.losses[-_LOSSES:]]
+    lines += [paint(cut(printable(warning), 80), "red") for warning in status.warnings]
     if status.links:
         lines += ["", *_links(status.links, paint)]
     else:

@@ -59,6 +59,10 @@ class Node:
         clock: The reactor.
         make_dialer: Makes the dialing end of a link.
         rng: For delays.
+
+    Attributes:
+        warnings: Standing warnings for status, a sentence each, by what they are about. Anyone who
+            finds one sets it, and removes it once it is over.
     """
 
     def __init__(
@@ -84,6 +88,7 @@ class Node:
         self._chronicle = Chronicle(log, stores.outages, clock)
         self._links = Links(self, stores.cursors, partial(make_dialer, self), rng)
         self._readers = Readers(self, log, stores.cursors)
+        self.warnings: dict[str, str] = {}
         self._rules = Rules(config.channels)
         self._volatile = VolatileSequence(self.name, f"{rng.getrandbits(64):016x}")
         self._spread = Spread(log, self._links.drivers, self._readers, self.count, when_idle(clock))
@@ -295,6 +300,7 @@ class Node:
             ),
             consumers=self._readers.statuses(),
             links=[driver.status() for driver in self.links()],
+            warnings=list(self.warnings.values()),
         )
 
     def events(self, after: int = 0) -> list[Event]:

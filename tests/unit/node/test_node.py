@@ -317,3 +317,12 @@ def test_the_first_ack_goes_at_once_and_those_of_a_stream_are_few(
     assert len(acks()) >= 3  # much does not wait
     net.run(0.05)
     assert acks()[-1] == offset + 113
+
+
+def test_standing_warnings_are_in_the_status_while_they_last() -> None:
+    node = FakeNet().node("hub")
+    assert node.status().warnings == []
+    node.warnings["x"] = "something lasts"
+    assert node.status().warnings == ["something lasts"]
+    del node.warnings["x"]
+    assert node.status().warnings == []
