@@ -23,7 +23,7 @@ import linkd
 from linkd import events, garbage
 from linkd.clock import wall
 from linkd.config import Change, Config, changes, files, in_force, load
-from linkd.errors import ConfigError, LinkdError, StateTooNew
+from linkd.errors import ConfigError, LinkdError, StateTooNew, Unavailable
 from linkd.events.kind import Level
 from linkd.events.observers import Format, Installed
 from linkd.pairing import prepare
@@ -252,6 +252,7 @@ def checked(paths: Sequence[Path]) -> Config:
 
     Raises:
         ConfigError: One line for each error.
+        Unavailable: The same, where all of them may pass by themselves.
     """
     config = load(paths)
     try:
@@ -260,7 +261,8 @@ def checked(paths: Sequence[Path]) -> Config:
         raise ConfigError(str(error)) from None
     troubles = file_troubles(config)
     if troubles:
-        raise ConfigError("\n".join(troubles))
+        standing = any(isinstance(trouble, ConfigError) for trouble in troubles)
+        raise (ConfigError if standing else Unavailable)("\n".join(map(str, troubles)))
     return config
 
 
@@ -287,9 +289,9 @@ def run(path: Path | None, log_format: Format = "text", least: Level = "info") -
     def paths() -> list[Path]:
         return files(path)
 
-    config = checked(paths())
     installed = events.install(sys.stderr, log_format, least)
     try:
+        config = checked(paths())
         lock = claim_state(config.node.state_dir)
         clear_socket(config.api.socket)
         try:
@@ -301,7 +303,8 @@ def run(path: Path | None, log_format: Format = "text", least: Level = "info") -
     except StateTooNew as error:
         raise ConfigError(str(error)) from None
     except LinkdError as error:
-        sys.stderr.write(f"linkd: {error}\n")
+        for line in str(error).splitlines():
+            sys.stderr.write(f"linkd: {line}\n")
         return 1
 
 

@@ -7,27 +7,30 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from linkd.config import Config
-from linkd.errors import ConfigError
+from linkd.errors import ConfigError, Unavailable
 from linkd.net.certificates import load_certificates, load_key_pair
 from linkd.net.identity import load_secret
 
 
-def file_troubles(config: Config) -> list[str]:
-    """Return one line for each secret, certificate or key that can't be used.
+def file_troubles(config: Config) -> list[ConfigError | Unavailable]:
+    """Return an error for each secret, certificate or key that can't be used.
 
-    What pairing makes at the daemon's start may still be missing.
+    `Unavailable` means that the next try may succeed: the disk fails, or the file is missing and
+    may come with a file system that is not mounted yet. Files that pairing makes at the daemon's
+    start may still be missing.
     """
-    return [
-        f"{key}: {error}" for key, read in _reads(config) if (error := _error(read)) is not None
-    ]
+    return [error for key, read in _reads(config) if (error := _error(key, read)) is not None]
 
 
-def _error(read: Callable[[], object]) -> str | None:
+def _error(key: str, read: Callable[[], object]) -> ConfigError | Unavailable | None:
     """Return why a file can't be used."""
     try:
         read()
+    except Unavailable as error:
+        return Unavailable(f"{key}: {error}")
     except ConfigError as error:
-        return str(error)
+        missing = isinstance(error.__context__, FileNotFoundError)
+        return (Unavailable if missing else ConfigError)(f"{key}: {error}")
     return None
 
 

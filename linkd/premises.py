@@ -10,7 +10,7 @@ import socket
 import stat
 from pathlib import Path
 
-from linkd.errors import ConfigError, LinkdError
+from linkd.errors import ConfigError, LinkdError, Unavailable, unusable
 
 
 class Occupied(LinkdError):
@@ -24,6 +24,7 @@ def claim_state(path: str) -> int:
 
     Raises:
         ConfigError: It can't be made or written, or other users may write to it.
+        Unavailable: Its disk fails, is full or read-only; that may pass.
         Occupied: Another daemon holds it.
     """
     folder = Path(path)
@@ -36,14 +37,7 @@ def claim_state(path: str) -> int:
             )
         lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        mend = (
-            f": run `chown -R` on it for the user that linkd runs as (uid {os.geteuid()})"
-            if isinstance(error, PermissionError)
-            else ""
-        )
-        raise ConfigError(
-            f"node.state_dir: {path}: can't be used: {error.strerror}{mend}"
-        ) from None
+        raise _unusable_state(path, error) from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -57,8 +51,18 @@ def claim_state(path: str) -> int:
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
     except OSError as error:
         if error.errno != errno.ENOSPC:
-            raise ConfigError(f"node.state_dir: {path}: can't be used: {error.strerror}") from None
+            raise _unusable_state(path, error) from None
     return lock
+
+
+def _unusable_state(path: str, error: OSError) -> ConfigError | Unavailable:
+    message = f"node.state_dir: {path}: can't be used"
+    if isinstance(error, PermissionError):
+        return ConfigError(
+            f"{message}: {error.strerror}: run `chown -R` on it for the user that linkd runs as"
+            f" (uid {os.geteuid()})"
+        )
+    return unusable(message, error)
 
 
 def unlistenable(setting: str, address: str, error: Exception) -> ConfigError:
@@ -84,7 +88,8 @@ def clear_socket(path: str) -> None:
     """Make way for the API's socket: make its directory, remove what a dead daemon left.
 
     Raises:
-        ConfigError: The path can't be used, or something else than a socket lies there.
+        ConfigError: The path can't be used, or something else than a socket is there.
+        Unavailable: Its disk fails, is full or read-only; that may pass.
         Occupied: A live daemon listens there.
     """
     try:
@@ -94,7 +99,7 @@ def clear_socket(path: str) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise ConfigError(f"api.socket: {path}: can't be used: {error.strerror}") from None
+        raise unusable(f"api.socket: {path}: can't be used", error) from None
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1.0)
         try:

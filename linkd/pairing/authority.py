@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from linkd.config import Config
-from linkd.errors import ConfigError, StateTooNew
+from linkd.errors import ConfigError, StateTooNew, unusable
 from linkd.net import issuing
 from linkd.net.certificates import load_certificates, names_host
 from linkd.net.issuing import Issuer, Subject, Validity
@@ -193,7 +193,9 @@ class Authority:
             return _State(_STATE_VERSION, [])
         try:
             state = msgspec.json.decode(path.read_bytes(), type=_State)
-        except (OSError, msgspec.DecodeError) as error:
+        except OSError as error:
+            raise unusable(f"{path}: cannot read what was issued", error) from None
+        except msgspec.DecodeError as error:
             raise ConfigError(f"{path}: cannot read what was issued: {error}") from None
         if state.version > _STATE_VERSION:
             raise StateTooNew(f"{path}: expected version {_STATE_VERSION}, got {state.version}")
@@ -232,7 +234,9 @@ def _hosts(leaf: x509.Certificate) -> list[str]:
 def _load_key(path: Path) -> ec.EllipticCurvePrivateKey:
     try:
         key = serialization.load_pem_private_key(path.read_bytes(), password=None)
-    except (OSError, ValueError, TypeError) as error:
+    except OSError as error:
+        raise unusable(f"{path}: cannot read the key", error) from None
+    except (ValueError, TypeError) as error:
         raise ConfigError(f"{path}: cannot read the key: {error}") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ConfigError(f"{path}: expected a P-256 key")
@@ -269,5 +273,5 @@ def prepare(config: Config, wall: Callable[[], float]) -> bool:
         if place / "hub.crt" in named:
             authority.hub_certificate(own_hosts(config.node.name, listen.address))
     except OSError as error:
-        raise ConfigError(f"{place}: cannot write there: {error.strerror}") from None
+        raise unusable(f"{place}: cannot write there", error) from None
     return True

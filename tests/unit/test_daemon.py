@@ -458,6 +458,32 @@ def test_bad_configurations_end_with_2_and_no_traceback(tmp_path: Path) -> None:
     assert ended.stdout == ""
 
 
+@pytest.mark.parametrize(("secret", "code"), [(None, 1), ("short", 2)])
+def test_a_file_that_may_come_late_ends_with_1_so_that_the_service_starts_again(
+    tmp_path: Path, secret: str | None, code: int
+) -> None:
+    file = tmp_path / "linkd.toml"
+    file.write_text(
+        f'[node]\nname = "a"\nstate_dir = "{tmp_path / "state"}"\n'
+        f'[api]\nsocket = "{tmp_path / "linkd.sock"}"\n'
+        f'[[peer]]\nname = "b"\ndial = ["ws://h.test/link"]\ninsecure = true\n'
+        f'secret_file = "{tmp_path / "secret"}"\n'
+    )
+    if secret is not None:
+        (tmp_path / "secret").write_text(secret)
+        (tmp_path / "secret").chmod(0o600)
+    ended = subprocess.run(
+        [sys.executable, "-m", "linkd", "run", "-c", str(file)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert ended.returncode == code
+    assert ended.stderr.startswith("linkd: peer (b).secret_file: ")
+    assert len(ended.stderr.splitlines()) == 1
+
+
 def test_a_thread_that_dies_ends_the_daemon_with_code_1(house: House) -> None:
     house.daemon.start(house.parts)
     died = threading.ExceptHookArgs(
