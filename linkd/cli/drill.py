@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
@@ -25,6 +26,8 @@ from linkd.errors import ChannelRefused, ConfigError
 
 if TYPE_CHECKING:
     from linkd.drill.bounds import Bounds
+    from linkd.drill.lab import Stage
+    from linkd.drill.pair import End, Pair
     from linkd.drill.report import Report
 
 RUNNING: Final = ("blackhole", "oneway", "reset")
@@ -34,6 +37,12 @@ LAB_BYTES: Final = 128 << 20
 """Twice what a log leaves free."""
 
 _FILTER_SECONDS: Final = 20.0
+_COMMAND_SECONDS: Final = 20.0
+_STAGES: Final[dict[Stage, str]] = {
+    "before": "before the fault",
+    "during": "at the end of the fault",
+    "after": "after the fault",
+}
 _ENDS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _EXITS: Final = """\
@@ -78,6 +87,11 @@ def add(subparsers: Any) -> None:
     parser.add_argument(
         "--relay", action="store_true", help="with --lab: do without network namespaces"
     )
+    parser.add_argument(
+        "--show",
+        action="store_true",
+        help="with --lab: print status, outages and log lines of both nodes as it goes",
+    )
     parser.add_argument("--json", action="store_true", help="one report a line")
     parser.add_argument("--svg", metavar="FILE", help="draw what happened into this file")
     parser.set_defaults(run=run)
@@ -114,7 +128,7 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 def _lab(arguments: argparse.Namespace) -> Iterable[Report]:
     """Return the reports of drills on throw-away pairs, as they come."""
     from linkd.drill.faults import DRILLS  # noqa: PLC0415
-    from linkd.drill.lab import run_all  # noqa: PLC0415
+    from linkd.drill.lab import run_all, show_nothing  # noqa: PLC0415
 
     names = arguments.names or ["all"]
     if "all" in names:
@@ -126,13 +140,41 @@ def _lab(arguments: argparse.Namespace) -> Iterable[Report]:
     asked = (arguments.peer, arguments.channel, arguments.far_socket, arguments.seconds)
     if any(option is not None for option in asked):
         raise Ended(exits.USAGE, "--peer, --for, --channel, --far-socket are for a running pair")
+    if arguments.show and arguments.json:
+        raise Ended(exits.USAGE, "--show is for people, --json for programs: choose one")
     _roomy()
     progress = _Progress(len(names))
+    show = partial(_show, progress) if arguments.show else show_nothing
     named = getattr(arguments, "config", None) or os.environ.get("LINKD_CONFIG")
     bounds = _bounds(arguments, required=bool(named)) if named else _defaults()
     return progress.follow(
-        run_all([DRILLS[name] for name in names], bounds, progress.say, arguments.relay)
+        run_all([DRILLS[name] for name in names], bounds, progress.say, arguments.relay, show)
     )
+
+
+def _show(progress: _Progress, stage: Stage, pair: Pair) -> None:
+    """Print what the linkd command reports of both nodes at a stage of the fault."""
+    progress.clear()
+    for end in (pair.edge, pair.hub):
+        _print_command(end, _STAGES[stage], "status")
+    if stage == "after":
+        _print_command(pair.edge, _STAGES[stage], "outages")
+        for end in (pair.edge, pair.hub):
+            print(f"$ journalctl -u linkd | grep link    # on {end.name}")
+            lines = (end.directory / "log").read_text(errors="replace").splitlines()
+            print("\n".join(line for line in lines if " link." in line), end="\n\n")
+    sys.stdout.flush()
+
+
+def _print_command(end: End, stage: str, command: str) -> None:
+    """Run a linkd command at one end of the pair and print it with its output."""
+    from linkd.drill.pair import package_environment  # noqa: PLC0415
+
+    own = [sys.executable, "-m", "linkd.cli", command, "--socket", end.daemon.socket]
+    done = subprocess.run(
+        own, capture_output=True, text=True, timeout=_COMMAND_SECONDS, env=package_environment()
+    )
+    print(f"$ linkd {command}    # on {end.name}, {stage}\n{done.stdout}{done.stderr}")
 
 
 def _roomy() -> None:
@@ -197,8 +239,9 @@ def _request(arguments: argparse.Namespace) -> Any:
             exits.USAGE,
             f"expected one of {', '.join(RUNNING)} for a running pair; other drills need --lab",
         )
-    if arguments.relay:
-        raise Ended(exits.USAGE, "--relay is for --lab")
+    for option in ("relay", "show"):
+        if getattr(arguments, option):
+            raise Ended(exits.USAGE, f"--{option} is for --lab")
     if not arguments.peer:
         raise Ended(exits.USAGE, "expected --peer NAME, or --lab for a throw-away pair")
     seconds = DEFAULT_SECONDS if arguments.seconds is None else arguments.seconds
@@ -358,13 +401,14 @@ class _Progress:
         """Yield reports, and count them."""
         try:
             for report in reports:
-                self._clear()
+                self.clear()
                 yield report
                 self._done += 1
         finally:
-            self._clear()
+            self.clear()
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
+        """Remove the line of progress from a terminal."""
         if self._terminal:
             _say("\r\x1b[K")
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from typing import Final
+from typing import Final, Literal
 
 from linkd.client.errors import ClientError
 from linkd.drill.bounds import Bounds, Expectation
@@ -21,6 +21,10 @@ from linkd.drill.watch import Watch
 
 Say = Callable[[str], None]
 """Shows progress: what goes on now, in a few words."""
+
+Stage = Literal["before", "during", "after"]
+Show = Callable[[Stage, Pair], None]
+"""Shows the pair at a stage of the fault: before it, at its end, and once both links are up."""
 
 WARM_SECONDS: Final = 2.0
 COOL_SECONDS: Final = 2.0
@@ -50,7 +54,13 @@ def now_text() -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
 
 
-def run(drill: Drill, bounds: Bounds, say: Say, bare: bool = False) -> Report:
+def show_nothing(stage: Stage, pair: Pair) -> None:
+    """Show nothing at any stage."""
+
+
+def run(
+    drill: Drill, bounds: Bounds, say: Say, bare: bool = False, show: Show = show_nothing
+) -> Report:
     """Run one drill on a pair of its own, which is gone afterwards, and return what it showed.
 
     Args:
@@ -58,6 +68,7 @@ def run(drill: Drill, bounds: Bounds, say: Say, bare: bool = False) -> Report:
         bounds: Settings of the pair, and what it is held against.
         say: Shows progress.
         bare: Do without namespaces also where they can be had.
+        show: Called at each stage of the fault, while the pair runs.
 
     Raises:
         DrillFailed: The pair can't be made, or the fault can't be made or taken back.
@@ -68,7 +79,7 @@ def run(drill: Drill, bounds: Bounds, say: Say, bare: bool = False) -> Report:
     with Pair(drill.setup, bounds, bare) as pair:
         if "namespaces" in drill.needs and not pair.ground.namespaces:
             return _skipped(drill, f"needs network namespaces: {pair.bare}")
-        return _Course(drill, bounds, say, pair).run()
+        return _Course(drill, bounds, say, show, pair).run()
 
 
 def _skipped(drill: Drill, why: str) -> Report:
@@ -86,8 +97,9 @@ def _skipped(drill: Drill, why: str) -> Report:
 class _Course:
     """The course of one drill on one pair: traffic, fault, restore, drain, count."""
 
-    def __init__(self, drill: Drill, bounds: Bounds, say: Say, pair: Pair) -> None:
+    def __init__(self, drill: Drill, bounds: Bounds, say: Say, show: Show, pair: Pair) -> None:
         self._drill, self._bounds, self._say, self._pair = drill, bounds, say, pair
+        self._show = show
         self._times = Times()
         self._watches = [Watch(end.name, end.daemon, end.other) for end in pair.ends]
         hub, edge = pair.ends
@@ -103,12 +115,15 @@ class _Course:
             for thread in threads:
                 thread.start()
             self._hold("traffic", time.monotonic() + WARM_SECONDS)
+            self._show("before", self._pair)
             self._fault()
+            self._show("during", self._pair)
             self._restore()
             self._hold("traffic goes on", time.monotonic() + COOL_SECONDS)
             for publisher in self._publishers:
                 publisher.end()
             drained = self._drain()
+            self._show("after", self._pair)
             return self._report(drained)
         finally:
             for thread in threads:
@@ -233,7 +248,11 @@ def end_report(watch: Watch, times: Times) -> EndReport:
 
 
 def run_all(
-    drills: Sequence[Drill], bounds: Bounds, say: Callable[[str, str], None], bare: bool = False
+    drills: Sequence[Drill],
+    bounds: Bounds,
+    say: Callable[[str, str], None],
+    bare: bool = False,
+    show: Show = show_nothing,
 ) -> Iterator[Report]:
     """Yield the report of each drill as it ends; one that could not be carried out has failed.
 
@@ -242,10 +261,11 @@ def run_all(
         bounds: For all.
         say: Shows progress: the drill's name, and what goes on.
         bare: Do without namespaces.
+        show: Called at each stage of each fault.
     """
     for drill in drills:
         try:
-            report = run(drill, bounds, partial(say, drill.name), bare)
+            report = run(drill, bounds, partial(say, drill.name), bare, show)
         except (DrillFailed, ClientError, OSError) as error:
             report = Report(
                 drill=drill.name,

@@ -71,6 +71,13 @@ def faketime() -> Path | None:
     return next((path for path in _FAKETIME if path.exists()), None)
 
 
+def package_environment() -> dict[str, str]:
+    """Return the environment of a process that imports this very linkd, wherever it runs."""
+    root = str(Path(__file__).resolve().parents[2])
+    paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PATH": admin_path(), "PYTHONPATH": paths}
+
+
 class End:
     """One daemon of the pair.
 
@@ -108,8 +115,6 @@ class End:
         Raises:
             DrillFailed: It ended, or does not answer within 30 s; the message has its last words.
         """
-        root = str(Path(__file__).resolve().parents[2])
-        paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         own = ["-m", "linkd.cli", "run", "-c", str(self.directory / "linkd.toml")]
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -118,7 +123,7 @@ class End:
                 stdout=log,
                 stderr=log,
                 cwd="/",
-                env={**os.environ, "PATH": admin_path(), "PYTHONPATH": paths} | self.environment,
+                env=package_environment() | self.environment,
                 start_new_session=True,
             )
         self._switch.keep(self._process.pid)

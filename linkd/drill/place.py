@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shutil
 import socket
 import subprocess
 from collections.abc import Sequence
@@ -22,6 +23,13 @@ EDGE_ADDRESS: Final = "10.213.7.2"
 HUB_NAME: Final = "hub.drill.invalid"
 PORT: Final = 9443
 _WAIT_SECONDS: Final = 10.0
+_TOOLS: Final = {
+    "unshare": "util-linux",
+    "nsenter": "util-linux",
+    "ip": "iproute2",
+    "iptables": "iptables",
+}
+"""What namespaces take: program, and the Debian package that has it."""
 
 
 class Place:
@@ -172,6 +180,10 @@ def prepare(directory: Path, bare: bool = False) -> tuple[Ground, str]:
     """
     if bare:
         return Ground(), "loopback was asked for"
+    missing = [tool for tool in _TOOLS if shutil.which(tool, path=admin_path()) is None]
+    if missing:
+        packages = " ".join(dict.fromkeys(_TOOLS[tool] for tool in missing))
+        return Ground(), f"{' and '.join(missing)} missing (Debian: apt install {packages})"
     try:
         return Namespaces(directory), ""
     except (DrillFailed, OSError) as error:

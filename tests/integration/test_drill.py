@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -309,6 +310,24 @@ def test_without_namespaces_the_relay_stands_in(
     assert ElementTree.parse(picture).getroot().tag.endswith("svg")
 
 
+def test_it_shows_what_the_command_reports_of_both_nodes(config: Path, directory: Path) -> None:
+    drill = lab_drill(config, directory, "blackhole", "--relay", "--show")
+    out, said = drill.communicate(timeout=90)
+    assert drill.returncode == 0, out + said
+    shown = re.split(r"^\$ ", out, flags=re.MULTILINE)[1:]
+    assert [one.partition("\n")[0] for one in shown] == [
+        f"linkd status    # on {end}, {stage}"
+        for stage in ("before the fault", "at the end of the fault", "after the fault")
+        for end in ("edge", "hub")
+    ] + ["linkd outages    # on edge, after the fault"] + [
+        f"journalctl -u linkd | grep link    # on {end}" for end in ("edge", "hub")
+    ]
+    up = [bool(re.search(r"^(hub|edge)\s+up ", one, re.MULTILINE)) for one in shown[:6]]
+    assert up == [True, True, False, False, True, True]
+    assert re.search(r"^\S+ \S+\s+hub\s+silence ", shown[6], re.MULTILINE)
+    assert "link.up peer=hub" in shown[7]
+
+
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)]
 )
@@ -368,6 +387,8 @@ def test_a_drill_that_cannot_be_carried_out_has_failed(
         (["blackhole", "--peer", "hub", "--for", "121"], "from 1 to 120 seconds, got 121"),
         (["--lab", "kill", "--peer", "hub"], "are for a running pair"),
         (["--lab", "kill", "--for", "5"], "are for a running pair"),
+        (["--lab", "kill", "--show", "--json"], "choose one"),
+        (["blackhole", "--peer", "hub", "--show"], "--show is for --lab"),
         (["blackhole", "--peer", "hub", "--for", "0"], "from 1 to 120 seconds, got 0"),
         (["blackhole", "--peer", "hub", "--relay"], "--relay is for --lab"),
         ([], "expected one of blackhole, oneway, reset"),

@@ -251,7 +251,7 @@ def test_a_full_disk_costs_the_picture_and_not_the_other_drills(
 def test_a_terminal_that_takes_nothing_ends_no_drill(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def run_all(_drills: object, _bounds: object, say: Any, _bare: bool) -> Iterator[Report]:
+    def run_all(_drills: object, _bounds: object, say: Any, *_: object) -> Iterator[Report]:
         say("reset", "making the fault")
         yield report("reset")
 
