@@ -63,12 +63,60 @@ def test_the_readme_names_them_all() -> None:
     readme = (ROOT / "README.md").read_text()
     for name in MODULES:
         assert f"scripts/{name}" in readme, name
-    for named in re.findall(r"scripts/([a-z.]+)", readme):
+    for named in re.findall(r"scripts/([a-z.-]+)", readme):
         assert (ROOT / "scripts" / named).exists(), named
 
 
-def test_the_demonstration_takes_no_arguments(tmp_path: Path) -> None:
+def test_the_demo_refuses_an_unknown_argument(tmp_path: Path) -> None:
     done = run("demo", "--fast", venv=tmp_path / "venv")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "takes no arguments, got --fast" in done.stderr
+    assert "expected --install or --relay, got --fast" in done.stderr
     assert not (tmp_path / "venv").exists()
+
+
+def offer(preset: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `packages demo` of scripts/environment with a table of one package that nobody has."""
+    script = f"""
+        set -eu
+        {preset}
+        . "{ROOT}/scripts/environment"
+        package_table='demo nobody-has-this 5 nobody-has-this the reason'
+        packages demo
+        echo went on
+    """
+    return subprocess.run(
+        ["sh", "-c", script, str(ROOT / "scripts" / "demo")],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        env={"PATH": "/usr/bin:/bin", **environment},
+    )
+
+
+def test_without_a_terminal_missing_packages_are_named_and_the_script_goes_on() -> None:
+    done = offer("")
+    assert (done.returncode, done.stdout) == (0, "went on\n")
+    assert "nobody-has-this" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "--install" in done.stderr or "lacks" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("preset", "environment"),
+    [("INSTALL=1", {}), ("", {"CI": "true"}), ("", {"LINKD_REQUIRE_ALL": "1"})],
+    ids=["--install", "CI", "LINKD_REQUIRE_ALL"],
+)
+def test_where_they_are_wanted_they_are_installed_without_asking(
+    tmp_path: Path, preset: str, environment: dict[str, str]
+) -> None:
+    log = tmp_path / "log"
+    for name in ("apt-get", "sudo", "id"):
+        tool = tmp_path / name
+        tool.write_text(f'#!/bin/sh\necho "{name} $*" >>{log}\n')
+        tool.chmod(0o755)
+    (tmp_path / "id").write_text("#!/bin/sh\necho 1000\n")
+    done = offer(preset, **(environment | {"PATH": f"{tmp_path}:/usr/bin:/bin"}))
+    assert (done.returncode, done.stdout) == (0, "went on\n"), done.stderr
+    (call,) = [line for line in log.read_text().splitlines() if line.startswith("sudo ")]
+    assert call.endswith("nobody-has-this") or "nobody-has-this" in log.read_text()
