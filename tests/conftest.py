@@ -26,9 +26,12 @@ CAMPAIGN = os.environ.get("LINKD_CAMPAIGN") == "1"
 hypothesis.settings.load_profile("campaign" if CAMPAIGN else "ci")
 
 
+# Started by nohup, or in the background of a script, a process ignores SIGHUP or SIGINT, and so
+# does all that it starts. The tests go on ignoring a hang-up; what they start must not.
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-    # Under nohup: we live on without a terminal, but what tests start and hang up is to hear it.
     signal.signal(signal.SIGHUP, lambda *_: None)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
@@ -78,6 +81,19 @@ def clean_reactor() -> Iterator[None]:
     yield
     left = [str(thing) for thing in held() - before]
     assert not left, f"left on the reactor: {left}"
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Send what a worker of pytest-xdist has measured to the process that reports."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["figures"] = figures.TOLD
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take what a worker has measured."""
+    figures.TOLD.extend(getattr(node, "workeroutput", {}).get("figures", ()))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -10,11 +10,15 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import NamedTuple
 
+import pytest
+
 from tests.conftest import CAMPAIGN
 from tests.support import figures
 from tests.support.daemon import Daemon, listen, peer
 from tests.support.ports import free_port
 from tests.support.relay import Relay
+
+pytestmark = pytest.mark.timing
 
 LINKS = 10
 CUTS = 20 if CAMPAIGN else 2

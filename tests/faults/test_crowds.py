@@ -15,7 +15,7 @@ from tests.support.lab import Lab
 from tests.support.relay import Relay
 from tests.support.swarm import Swarm
 
-pytestmark = [pytest.mark.lab, pytest.mark.slow]
+pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timing]
 
 Start = Callable[..., Daemon]
 

@@ -21,7 +21,7 @@ from tests.support.lab import Host, Lab, python
 from tests.support.needs import need
 from tests.support.pairs import memory
 
-pytestmark = [pytest.mark.lab, pytest.mark.slow]
+pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timing]
 
 CHANNELS = 'send = [">"]\nreceive = [">"]\n'
 KEY = "a-key-of-the-api-0123456789-0123456789"

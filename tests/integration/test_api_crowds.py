@@ -10,12 +10,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
+import pytest
 from websockets.sync.client import ClientConnection, unix_connect
 
 from tests.conftest import CAMPAIGN
 from tests.support import figures
 from tests.support.daemon import Daemon
 from tests.support.pairs import Pair, fetch, memory
+
+pytestmark = pytest.mark.timing
 
 SLOW = 200
 BATCH = 4_000

@@ -16,6 +16,7 @@ from linkd.core.batch import Draft, Record, encode_records
 from linkd.status import Outage
 from tests.support.api_calls import Served, pause, thread, until
 from tests.support.fake_node import KEY, SHOP_KEY
+from tests.support.needs import need
 
 JSON = {"Content-Type": "application/json"}
 
@@ -230,6 +231,7 @@ async def test_consumers_from_any_language(served: Served) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_event_stream_resumes_after_the_last_id(served: Served) -> None:
+    need("curl")
     put(served, "orders", b'{\n"n":1}', b"2", b"3")
 
     def follow() -> str:
@@ -257,6 +259,7 @@ async def test_event_stream_resumes_after_the_last_id(served: Served) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_events_as_page_and_stream(served: Served) -> None:
+    need("curl")
     served.node.change("hub", "waiting", "ping-timeout")
     page = (await served.call("GET", "/v1/events")).json()
     assert [event["event"] for event in page["events"]] == ["link.waiting"]

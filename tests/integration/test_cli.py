@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -184,13 +185,26 @@ def test_an_empty_message_arrives(daemon: Daemon) -> None:
     assert got.stdout.endswith(" empty (empty)\n")
 
 
+def await_connected(process: subprocess.Popen[str]) -> None:
+    """Wait until a command has a socket open: it is past its imports."""
+    end = time.monotonic() + 20.0
+    while time.monotonic() < end:
+        for entry in Path(f"/proc/{process.pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                if str(entry.readlink()).startswith("socket:"):
+                    return
+        time.sleep(0.005)
+    raise AssertionError("it has not connected within 20 s")
+
+
 @pytest.mark.parametrize(
     "words", [("subscribe", "quiet"), ("publish", "quiet", "--lines"), ("status", "--watch")]
 )
 def test_interrupted_is_130(daemon: Daemon, words: tuple[str, ...]) -> None:
     process = started(daemon, *words)
     try:
-        time.sleep(0.6)
+        await_connected(process)
+        time.sleep(0.5)  # an event loop has sockets of its own before it is connected
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 130
         assert process.stderr is not None

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -378,8 +379,7 @@ def test_wrong_usage_of_restore() -> None:
         assert done.stdout == b""
 
 
-def test_without_iptables_or_privilege(tmp_path: Path) -> None:
-    need("iptables")
+def test_without_iptables_it_names_the_package(tmp_path: Path) -> None:
     for name in ("sh", "tr", "awk", "sort", "getent", "date", "sed"):
         (tmp_path / name).symlink_to(shutil.which(name) or "")
     for script in (DROP, RESTORE):
@@ -395,13 +395,22 @@ def test_without_iptables_or_privilege(tmp_path: Path) -> None:
         )
         assert done.returncode == 1
         assert "iptables is missing" in done.stderr
-        plain = ["sh", script, HOST]
-        if os.geteuid() == 0:
-            plain = ["setpriv", "--reuid", "65534", "--clear-groups", *plain]
-        done = subprocess.run(plain, capture_output=True, text=True, timeout=10)
-        assert done.returncode == 1
-        assert "it needs root" in done.stderr
-        assert done.stderr.count("\n") == 1
+
+
+def test_without_privilege_it_asks_for_root() -> None:
+    need("iptables")
+    with tempfile.TemporaryDirectory() as directory:  # that another user may enter
+        Path(directory).chmod(0o755)
+        for script in (DROP, RESTORE):
+            copy = Path(shutil.copy(script, directory))
+            copy.chmod(0o755)
+            plain = ["sh", str(copy), HOST]
+            if os.geteuid() == 0:
+                plain = ["setpriv", "--reuid", "65534", "--clear-groups", *plain]
+            done = subprocess.run(plain, capture_output=True, text=True, timeout=10)
+            assert done.returncode == 1
+            assert "it needs root" in done.stderr
+            assert done.stderr.count("\n") == 1
 
 
 def test_help_is_on_standard_output() -> None:
