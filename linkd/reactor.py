@@ -31,7 +31,11 @@ _Base: Any = EPollReactor  # it has no types
 
 
 class PromptReactor(_Base):  # type: ignore[misc]
-    """An epoll reactor that writes first, and asks where that was too much."""
+    """An epoll reactor that writes first, and asks where that was too much.
+
+    A socket with an attribute `serves_last` that is true is worked on behind all others that are
+    ready in the same iteration: clients have it, links come first.
+    """
 
     _log = Logger(namespace="linkd.reactor")
 
@@ -139,10 +143,25 @@ class PromptReactor(_Base):  # type: ignore[misc]
             timeout = self._finish(timeout)
             # What was found is found again, unless its socket has been closed since.
             events = self._wait(0.0 if self._put_off else timeout)
+        self._work_on(events)
+
+    def _work_on(self, events: list[tuple[int, int]]) -> None:
+        """Have what has happened worked on; clients come behind links."""
         selectables, work = self._selectables, self._doReadOrWrite
+        last = []
         for fd, event in events:
             selectable = selectables.get(fd)
-            if selectable is not None:
+            if selectable is None:
+                continue
+            if getattr(selectable, "serves_last", False):
+                last.append((selectable, fd, event))
+                continue
+            try:
+                work(selectable, fd, event)
+            except Exception:  # noqa: BLE001 - of its loss; the others have their turn
+                self._log.failure("the loss of a socket failed")
+        for selectable, fd, event in last:
+            if selectables.get(fd) is selectable:
                 try:
                     work(selectable, fd, event)
                 except Exception:  # noqa: BLE001 - of its loss; the others have their turn

@@ -12,15 +12,14 @@ from twisted.python.failure import Failure
 from twisted.web import http
 
 from linkd import events
+from linkd.api.account import SMALL_BYTES, Account, Part
 from linkd.api.answer import Answer
 from linkd.api.bodies import to_json
 from linkd.api.refusals import Refusal
+from linkd.net.fair_share import FairShare
 
 MAX_REQUEST_BYTES = 17_825_792
 """No request is larger: 16 MiB and its frame."""
-
-MAX_BODIES_BYTES = 268_435_456
-"""Bytes of bodies that may be on their way in, over all connections."""
 
 _Request: Any = http.Request
 
@@ -30,8 +29,20 @@ _EVERY_ANSWER = (
 )
 
 
+_PHRASES = {421: b"Misdirected Request"}
+"""What Twisted does not know."""
+
+
 class Answering(Protocol):
-    """Who judges and answers requests."""
+    """Who judges and answers requests.
+
+    Attributes:
+        share: Gives all connections of the API their turns.
+        account: Counts what is held for callers.
+    """
+
+    share: FairShare
+    account: Account
 
     def admit(self, request: ApiRequest) -> None:
         """Judge a request by its head; raise Refusal before its body is read."""
@@ -45,11 +56,11 @@ class Site(Protocol):
 
     Attributes:
         answering: Who answers.
-        bodies_bytes: Bytes of bodies that are on their way in.
+        account: Counts what is held for callers.
     """
 
     answering: Answering
-    bodies_bytes: int
+    account: Account
 
     def refused(self, request: ApiRequest, refusal: Refusal) -> None:
         """A request was refused."""
@@ -63,8 +74,14 @@ class Carrying(Protocol):
     def first_line(self) -> tuple[bytes, bytes, bytes]:
         """Return method, target and version of the request whose head has come."""
 
+    def came(self, size: int) -> None:
+        """So many bytes of the body have come."""
+
     def complete(self) -> None:
         """The request is complete."""
+
+    def hold_answer(self, part: Part, size: int) -> None:
+        """Give bytes of an answer back to their part once the other end has read them."""
 
     def close_soon(self, request: ApiRequest) -> None:
         """Close after this request's answer, even if its body goes on."""
@@ -94,6 +111,8 @@ class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
         self._chunks: list[bytes] = []
         self._size = 0
         self._refused = False
+        self._part: Part | None = None
+        self._held = 0
         self._running: Deferred[Any] | None = None
 
     # coming in
@@ -108,25 +127,55 @@ class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
         try:
             if length is not None and length > MAX_REQUEST_BYTES:
                 raise _too_large(length)
-            if channel.site.bodies_bytes + (length or 0) > MAX_BODIES_BYTES:
-                raise Refusal(
-                    "unavailable", "too many bodies are on their way", {"Retry-After": "1"}
-                )
             channel.site.answering.admit(self)
+            self._expect_body(length)
         except Refusal as refusal:
             self._refuse(refusal)
         except Exception:  # noqa: BLE001 - a bug of ours must not look like a lost connection
             self._refuse(bug("admit"))
+
+    def _expect_body(self, length: int | None) -> None:
+        """Raise Refusal where the route takes no body, or there is no room for one like that."""
+        admitted = self.admitted
+        if length != 0 and (admitted is None or admitted.match.route.access == "open"):
+            raise Refusal("body-too-large", "this call takes no body")
+        if length:
+            self.hold(length)
+
+    @property
+    def part(self) -> Part:
+        """The caller's part of the account."""
+        if self._part is None:
+            caller = getattr(self.admitted, "caller", None)
+            name = "" if caller is None else caller.name
+            self._part = self.channel.site.account.part(name)
+        return self._part
+
+    def hold(self, size: int) -> None:
+        """Count bytes that are held until the request is answered; raise Refusal without room."""
+        if not self.part.take(size):
+            raise Refusal(
+                "unavailable",
+                "too many bytes of this caller are on their way",
+                {"Retry-After": "1"},
+            )
+        self._held += size
 
     def handleContentChunk(self, data: bytes) -> None:
         """Keep a piece of the body."""
         if self._refused:
             return
         self._size += len(data)
-        self.channel.site.bodies_bytes += len(data)
         self._chunks.append(data)
-        if self._size > MAX_REQUEST_BYTES:
-            self._refuse(_too_large(self._size))
+        try:
+            if self._size > MAX_REQUEST_BYTES:
+                raise _too_large(self._size)
+            if self._length is None:
+                self.hold(len(data))
+        except Refusal as refusal:
+            self._refuse(refusal)
+        else:
+            self.channel.came(self._size)
 
     def _refuse(self, refusal: Refusal) -> None:
         """Answer at once; what of the body still comes is read for a moment and thrown away."""
@@ -199,15 +248,16 @@ class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
         return self._chunks[0]
 
     def _drop_body(self) -> None:
-        if not self.gone:
-            self.channel.site.bodies_bytes -= self._size
+        if self._held:
+            held, self._held = self._held, 0
+            self.part.give(held)
         self._chunks, self._size = [], 0
 
     # going out
 
     def begin(self, status: int, headers: dict[str, str]) -> None:
         """Write an answer's head."""
-        self.setResponseCode(status)
+        self.setResponseCode(status, _PHRASES.get(status))
         for key, value in _EVERY_ANSWER:
             self.setHeader(key, value)
         for name, text in headers.items():
@@ -231,7 +281,13 @@ class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
         if result.status not in (204, 304):
             self.setHeader(b"Content-Type", result.type.encode())
             self.setHeader(b"Content-Length", b"%d" % len(result.body))
-        self.write(result.body if result.status not in (204, 304) else b"")
+        body = result.body if result.status not in (204, 304) else b""
+        if len(body) > SMALL_BYTES:
+            self.part.add(len(body))
+            self.write(body)
+            self.channel.hold_answer(self.part, len(body))
+        else:
+            self.write(body)
 
     def hand_over(self) -> Any:
         """Give the connection away, to a WebSocket; return how to tell that it has ended."""

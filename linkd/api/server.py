@@ -13,6 +13,7 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.task import LoopingCall
 
 from linkd import events
+from linkd.api.account import Account
 from linkd.api.answer import Answer
 from linkd.api.call import Call
 from linkd.api.files import Files
@@ -35,6 +36,7 @@ from linkd.config import Config, ListenSettings
 from linkd.config.addresses import parse_address
 from linkd.errors import PublishError
 from linkd.log.engine import Consumer
+from linkd.net.fair_share import FairShare
 from linkd.net.tls import ServerTls
 from linkd.premises import unlistenable
 
@@ -72,6 +74,8 @@ class Api:
         self.gate = Gate(config, self.keyring, WrongKeys(reactor.seconds))
         self.metrics = Metrics(node, lambda: len(reactor.getDelayedCalls()))
         self.description = describe()
+        self.share = FairShare(reactor)
+        self.account = Account()
         self.streams: set[Following] = set()
         self.upgrades = Upgrades(self, self._speak)
         self.producers = Producers()
@@ -268,9 +272,7 @@ class Api:
 
     def pause(self) -> Deferred[None]:
         """Let others have the reactor before going on."""
-        turn: Deferred[None] = Deferred()
-        self.reactor.callLater(0, turn.callback, None)
-        return turn
+        return self.share.turn()
 
     def subscribe(
         self, patterns: Sequence[str], start: Start, sink: Sink, consumer: str | None

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 
+from linkd.api.account import Account
 from linkd.api.call import Call
 from linkd.api.callers import Caller
 from linkd.api.ingress import Producers
@@ -16,6 +17,7 @@ from linkd.api.port import NodePort, Sink, Start, Subscription
 from linkd.api.presence import Presence
 from linkd.config import Config
 from linkd.log.engine import Consumer
+from linkd.net.fair_share import FairShare
 
 LocalCall = Callable[[str, str, bytes], tuple[int, bytes]]
 """Answers what is asked on the socket alone: method, path and body in, status and JSON out."""
@@ -55,6 +57,8 @@ class Service(Protocol):
         producers: Who publishes under which name on `/v1/stream`.
         presence: Who is there on `/ws`.
         late_seconds: How late the reactor woke lately.
+        share: Gives all connections of the API their turns.
+        account: Counts what is held for callers.
     """
 
     node: NodePort
@@ -68,6 +72,8 @@ class Service(Protocol):
     producers: Producers
     presence: Presence
     late_seconds: float
+    share: FairShare
+    account: Account
 
     def pause(self) -> Deferred[None]:
         """Let others have the reactor before going on."""

@@ -12,16 +12,21 @@ from twisted.python.failure import Failure
 from twisted.web import http
 
 from linkd import events
+from linkd.api.account import Part
 from linkd.api.bodies import to_json
 from linkd.api.refusals import Refusal
-from linkd.api.request import MAX_REQUEST_BYTES, Answering, ApiRequest
+from linkd.api.request import Answering, ApiRequest
+from linkd.net.fair_share import serve_last
 from linkd.net.limits import origin
 
 HEAD_SECONDS = 10.0
 """A request's head must be there so soon after its first byte."""
 
 BODY_SECONDS = 30.0
-"""And its body so soon after that, with another second for every 64 KiB."""
+"""And its body so soon after that, with another second for every 64 KiB that have come."""
+
+BODY_BYTES = 65_536
+"""At least so much of a body comes in any `BODY_SECONDS`, or its rest."""
 
 IDLE_SECONDS = 75.0
 REFUSED_SECONDS = 2.0
@@ -32,12 +37,21 @@ _Factory: Any = http.HTTPFactory
 
 
 class ApiChannel(_Channel):  # type: ignore[misc]
-    """One connection."""
+    """One connection.
+
+    One request is worked on in a turn, in the share of all connections of the API. Nothing is read,
+    and no other request begun, while an answer waits for the other end to read it: at most one is
+    queued.
+    """
 
     site: ApiSite
 
     def __init__(self) -> None:
         super().__init__()
+        self._queues = self._lost = False
+        self._unread: list[tuple[Part, int]] = []  # of answers that wait for the other end
+        self._body_began = 0.0
+        self._body_seen = 0
         self.requestFactory = ApiRequest
         self.released: Callable[[], None] | None = None
         self._deadline: Any = None
@@ -46,16 +60,80 @@ class ApiChannel(_Channel):  # type: ignore[misc]
         """Return method, target and version of the request whose head has come."""
         return self._command, self._path, self._version
 
+    def connectionMade(self) -> None:
+        """The connection is there."""
+        serve_last(self.transport)
+        super().connectionMade()
+
     def dataReceived(self, data: bytes) -> None:
         """Bytes came; a request that has begun must be complete in time."""
         if self._deadline is None and not self._handlingRequest:
             self._due(HEAD_SECONDS)
+        if not (self._handlingRequest or self._queues or self.site.share.left()):
+            self._wait()
         super().dataReceived(data)
+
+    def requestDone(self, request: ApiRequest) -> None:
+        """A request is answered; the next one that came already has to wait for its turn."""
+        self.paused = True  # of LineReceiver: what has come stays where it is
+        super().requestDone(request)
+        if self._buffer and self.persistent:
+            self._wait()
+        else:
+            self.paused = False
+        if self._waitingForTransport and self.persistent:
+            self._networkProducer.pauseProducing()
+
+    def _wait(self) -> None:
+        """Begin no request and read nothing until it is this connection's turn."""
+        self.paused = self._queues = True
+        self._networkProducer.pauseProducing()
+        if not self._waitingForTransport:
+            self.site.share.queue(self._go_on)
+
+    def _go_on(self) -> None:
+        """It is this connection's turn."""
+        if self._lost or not self._queues:
+            return
+        if self._waitingForTransport:
+            return  # `resumeProducing` queues again
+        self.paused = self._queues = False
+        self._networkProducer.resumeProducing()
+        self.dataReceived(b"")
+
+    def resumeProducing(self) -> None:
+        """The other end has read what was sent."""
+        super().resumeProducing()
+        self._release_unread()
+        if self._queues:
+            self._networkProducer.pauseProducing()
+            self.site.share.queue(self._go_on)
 
     def allHeadersReceived(self) -> None:
         """The head is there."""
-        self._due(BODY_SECONDS + (self.length or MAX_REQUEST_BYTES) / 65_536.0)
+        self._body_began = self.site.reactor.seconds()
+        self._body_seen = 0
+        self._due(BODY_SECONDS)
         super().allHeadersReceived()
+
+    def came(self, size: int) -> None:
+        """So many bytes of the body have come: more must come soon, and at a rate."""
+        if size - self._body_seen >= BODY_BYTES and self._deadline is not None:
+            self._body_seen = size
+            since = self.site.reactor.seconds() - self._body_began
+            self._due(min(BODY_SECONDS, BODY_SECONDS + size / BODY_BYTES - since))
+
+    def hold_answer(self, part: Part, size: int) -> None:
+        """Give bytes of an answer back to their part once the other end has read them."""
+        if self._waitingForTransport and not self._lost:
+            self._unread.append((part, size))
+        else:
+            part.give(size)
+
+    def _release_unread(self) -> None:
+        unread, self._unread = self._unread, []
+        for part, size in unread:
+            part.give(size)
 
     def complete(self) -> None:
         """The request is complete."""
@@ -79,7 +157,9 @@ class ApiChannel(_Channel):  # type: ignore[misc]
     def connectionLost(self, reason: Failure) -> None:
         """The connection has ended."""
         self._undue()
+        self._lost = True
         super().connectionLost(reason)
+        self._release_unread()
         if self.released is not None:
             self.released()
             self.released = None
@@ -126,6 +206,7 @@ class ApiSite(_Factory):  # type: ignore[misc]
         header_bytes: The largest head of a request.
         connections: The most connections at once.
         per_address: The most of them from one address.
+
     """
 
     noisy = False
@@ -140,7 +221,8 @@ class ApiSite(_Factory):  # type: ignore[misc]
     ) -> None:
         super().__init__(timeout=IDLE_SECONDS, reactor=reactor)
         self.answering = answering
-        self.bodies_bytes = 0
+        self.share = answering.share
+        self.account = answering.account
         self.channels: set[ApiChannel] = set()
         self._header_bytes = header_bytes
         self._limits = (connections, per_address)

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -738,3 +739,18 @@ def test_a_daemon_can_have_it_since_nothing_it_loads_installs_another() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout == "PromptReactor\n", done.stderr
+
+
+def test_a_link_is_served_before_clients_that_are_ready_in_the_same_iteration(
+    reactor: Asked,
+) -> None:
+    order: list[str] = []
+    ends = [joined(reactor) for _ in range(3)]
+    for name, (end, _) in zip(("client", "link", "other client"), ends, strict=True):
+        end.on_data = partial(order.append, name)
+        end.transport.serves_last = "client" in name  # type: ignore[union-attr]
+    for _, near in ends:
+        near.sendall(b"x")
+    until(reactor, lambda: len(order) == 3)
+    assert order[0] == "link"
+    assert sorted(order) == ["client", "link", "other client"]

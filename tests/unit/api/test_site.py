@@ -1,0 +1,259 @@
+"""HTTP under the API: one request a turn, one answer queued, bodies within bounds and in time."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.testing import StringTransport
+
+from linkd.api.account import SMALL_BYTES, Account
+from linkd.api.answer import Answer
+from linkd.api.callers import Caller
+from linkd.api.refusals import Refusal
+from linkd.api.request import MAX_REQUEST_BYTES, ApiRequest
+from linkd.api.site import BODY_BYTES, BODY_SECONDS, ApiChannel, ApiSite
+from linkd.net.fair_share import SHARE_SECONDS, FairShare
+from tests.support.step_clock import StepClock
+
+
+class Answering:
+    """Answers each request with its path; `/later` once the test does, `/open` takes no body."""
+
+    def __init__(self, clock: StepClock) -> None:
+        self.share = FairShare(clock)
+        self.account = Account()
+        self.served: list[str] = []
+        self.waiting: list[Deferred[Answer | None]] = []
+        self.body = b""
+        self.cost = 0.0
+        self._clock = clock
+
+    def admit(self, request: ApiRequest) -> None:
+        if request.path == b"/wrong-host":
+            raise Refusal("misdirected", "not this node's")
+        access = "open" if request.path == b"/open" else "caller"
+        route = SimpleNamespace(access=access)
+        request.admitted = SimpleNamespace(
+            match=SimpleNamespace(route=route), caller=Caller(request.header("Name") or "shop")
+        )
+
+    def serve(self, request: ApiRequest) -> Deferred[Answer | None]:
+        self.served.append(request.path.decode())
+        self._clock.rightNow += self.cost
+        if request.path == b"/later":
+            self.waiting.append(Deferred())
+            return self.waiting[-1]
+        return succeed(Answer(200, self.body or request.path, "text/plain"))
+
+
+class Transport(StringTransport):
+    """A transport whose other end reads only when the test says so, if it is `full`."""
+
+    full = False
+
+    def write(self, data: bytes) -> None:
+        super().write(data)
+        if self.full and self.producer is not None:
+            self.producer.pauseProducing()
+
+    def abortConnection(self) -> None:
+        self.disconnected = True
+
+
+class Site:
+    """A site of one connection."""
+
+    def __init__(self) -> None:
+        self.clock = StepClock()
+        self.answering = Answering(self.clock)
+        self.site: Any = ApiSite(self.answering, self.clock, 16_384, 20, 20)
+        self.channel, self.transport = self.connect()
+
+    def connect(self) -> tuple[ApiChannel, Transport]:
+        transport = Transport()
+        channel = self.site.buildProtocol(transport.getPeer())
+        channel.makeConnection(transport)
+        return channel, transport
+
+    def send(self, *requests: bytes) -> None:
+        self.channel.dataReceived(b"".join(requests))
+
+    @property
+    def reads(self) -> bool:
+        return bool(self.transport.producerState == "producing")
+
+
+@pytest.fixture
+def site() -> Site:
+    return Site()
+
+
+def get(path: str) -> bytes:
+    return b"GET %b HTTP/1.1\r\nHost: localhost\r\n\r\n" % path.encode()
+
+
+def post(path: str, length: int, more: bytes = b"") -> bytes:
+    head = b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n%b\r\n"
+    return head % (path.encode(), length, more)
+
+
+def test_of_pipelined_requests_one_is_answered_a_turn_in_order(site: Site) -> None:
+    site.answering.cost = SHARE_SECONDS
+    site.send(*(get(f"/{number}") for number in range(5)))
+    assert site.answering.served == ["/0"]
+    assert not site.reads
+    for _ in range(6):
+        before = len(site.answering.served)
+        site.clock.advance(0)
+        assert len(site.answering.served) <= before + 1
+    assert site.answering.served == [f"/{number}" for number in range(5)]
+    assert site.reads
+    assert site.transport.value().count(b"200 OK") == 5
+    site.clock.advance(0)
+    site.send(get("/more"))
+    assert site.answering.served[-1] == "/more"
+
+
+def test_pipelined_requests_with_bodies_keep_their_order(site: Site) -> None:
+    site.send(*(post(f"/{number}", 3) + b"abc" for number in range(3)), get("/last"))
+    for _ in range(4):
+        site.clock.advance(0)
+    assert site.answering.served == ["/0", "/1", "/2", "/last"]
+    assert site.reads
+
+
+def test_other_connections_have_their_turn_between_two_requests(site: Site) -> None:
+    other, _ = site.connect()
+    site.answering.cost = SHARE_SECONDS
+    site.send(*(get(f"/{number}") for number in range(100)))
+    other.dataReceived(get("/other"))
+    site.clock.advance(0)
+    site.clock.advance(0)
+    assert site.answering.served.index("/other") <= 2
+
+
+def test_no_request_is_begun_nor_read_while_an_answer_waits_to_be_read(site: Site) -> None:
+    site.transport.full = True
+    site.send(get("/0"), get("/1"), get("/2"))
+    for _ in range(5):
+        site.clock.advance(0)
+    assert site.answering.served == ["/0"]
+    assert not site.reads
+    site.channel.resumeProducing()
+    assert not site.reads
+    site.clock.advance(0)
+    assert site.answering.served == ["/0", "/1"]
+
+
+def test_nothing_is_read_while_a_late_answer_waits_to_be_read(site: Site) -> None:
+    site.transport.full = True
+    site.send(get("/later"))
+    site.answering.waiting[0].callback(Answer(200, b"x" * 100_000))
+    assert not site.reads
+    site.channel.resumeProducing()
+    assert site.reads
+
+
+def test_a_connection_that_ends_while_it_queues_is_forgotten(site: Site) -> None:
+    site.send(get("/0"), get("/1"))
+    site.channel.connectionLost(Any)
+    site.clock.advance(0)
+    assert site.answering.served == ["/0"]
+
+
+def test_who_comes_when_the_share_is_used_up_is_read_later(site: Site) -> None:
+    site.answering.share.queue(lambda: None)
+    site.send(get("/0"))
+    assert site.answering.served == []
+    assert not site.reads
+    site.send(get("/1"))
+    for _ in range(3):
+        site.clock.advance(0)
+    assert site.answering.served == ["/0", "/1"]
+    assert site.reads
+
+
+@pytest.mark.parametrize("head", [b"Content-Length: 1\r\n", b"Transfer-Encoding: chunked\r\n"])
+def test_an_open_route_takes_no_body(site: Site, head: bytes) -> None:
+    site.send(b"DELETE /open HTTP/1.1\r\nHost: localhost\r\n%b\r\n" % head)
+    assert b"413" in site.transport.value()
+    assert b"takes no body" in site.transport.value()
+    assert site.answering.account.held == 0
+
+
+def test_a_body_is_counted_from_its_head_to_its_answer(site: Site) -> None:
+    site.send(post("/later", 300_000))
+    assert site.answering.account.held == 300_000
+    site.send(b"x" * 300_000)
+    assert site.answering.account.held == 300_000
+    site.answering.waiting[0].callback(Answer(204))
+    assert site.answering.account.held == 0
+
+
+def test_bodies_of_one_caller_leave_room_for_others(site: Site) -> None:
+    channels = [site.connect() for _ in range(10)]
+    for channel, _ in channels:
+        channel.dataReceived(post("/a", MAX_REQUEST_BYTES))
+    refused = [transport for _, transport in channels if b"503" in transport.value()]
+    assert 1 <= len(refused) <= 4
+    assert b"Retry-After: 1" in refused[0].value()
+    site.send(post("/b", MAX_REQUEST_BYTES, b"Name: other\r\n"))
+    assert site.transport.value() == b""
+    for channel, _ in channels:
+        channel.connectionLost(Any)
+    site.channel.connectionLost(Any)
+    assert site.answering.account.held == 0
+
+
+def test_a_body_in_chunks_is_counted_as_it_comes(site: Site) -> None:
+    site.send(b"POST /later HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+    site.send(b"186a0\r\n" + b"x" * 100_000 + b"\r\n")
+    assert site.answering.account.held == 100_000
+    site.answering.account.part("").add(site.answering.account.most - 200_000)
+    site.send(b"186a0\r\n" + b"x" * 100_000 + b"\r\n")
+    assert b"503" in site.transport.value()
+
+
+def test_an_answer_is_counted_until_it_is_read(site: Site) -> None:
+    site.answering.body = b"x" * (SMALL_BYTES + 1)
+    site.send(get("/0"))
+    assert site.answering.account.held == 0
+    site.transport.full = True
+    site.send(get("/1"))
+    assert site.answering.account.held == SMALL_BYTES + 1
+    site.channel.resumeProducing()
+    assert site.answering.account.held == 0
+    site.send(get("/2"))
+    site.channel.connectionLost(Any)
+    assert site.answering.account.held == 0
+
+
+def test_a_body_that_stops_coming_is_cut(site: Site) -> None:
+    site.send(post("/a", MAX_REQUEST_BYTES), b"x" * (MAX_REQUEST_BYTES - 1))
+    site.clock.advance(BODY_SECONDS - 1)
+    assert not site.transport.disconnected
+    site.clock.advance(1)
+    assert site.transport.disconnected
+
+
+def test_a_body_that_trickles_is_cut_and_one_that_flows_is_not(site: Site) -> None:
+    site.send(post("/a", MAX_REQUEST_BYTES))
+    slow, slow_transport = site.connect()
+    slow.dataReceived(post("/b", MAX_REQUEST_BYTES))
+    for _ in range(60):
+        site.clock.advance(1)
+        site.send(b"x" * BODY_BYTES)
+        slow.dataReceived(b"x" * (BODY_BYTES // 4))
+    assert not site.transport.disconnected
+    assert slow_transport.disconnected
+    site.channel.connectionLost(Any)
+    slow.connectionLost(Any)
+    assert not site.clock.getDelayedCalls()
+
+
+def test_a_wrong_host_gets_the_phrase_of_its_status(site: Site) -> None:
+    site.send(get("/wrong-host"))
+    assert site.transport.value().startswith(b"HTTP/1.1 421 Misdirected Request\r\n")
