@@ -27,7 +27,8 @@ CONFIGURATION = """\
 <!-- Made by docs/generate.py out of linkd/config/settings.py; don't edit it here. -->
 # Configuration
 
-linkd reads `/etc/linkd/linkd.toml`, then `/etc/linkd/linkd.d/*.toml` in the order of their names;
+linkd reads `/etc/linkd/linkd.toml`, then `/etc/linkd/linkd.d/*.toml` in the order of their
+names, without those that begin with a dot;
 `-c FILE` or `LINKD_CONFIG` names another file, whose `linkd.d` lies beside it. Tables that may
 stand several times (`[[peer]]`, `[[channel]]`, `[[api.key]]`) add up over all files; any other
 setting stands once, in one file. Samples: `conf/hub.toml`, `conf/edge.toml`, `conf/telemetry.toml`,

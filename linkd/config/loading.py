@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,9 +14,10 @@ import msgspec
 from linkd.config.rules import broken
 from linkd.config.settings import DEFAULT_FILE, PATHS, Config
 from linkd.config.shape import Trouble, misshapen, missing, shown
-from linkd.errors import ConfigError
+from linkd.errors import ConfigError, Unavailable, is_passing
 
 _MOST_FILE_BYTES = 16 * 1024 * 1024
+_MARKS = {"UTF-8": codecs.BOM_UTF8, "UTF-16": codecs.BOM_UTF16_LE, "UTF-16 BE": codecs.BOM_UTF16_BE}
 
 
 class Unreadable(ConfigError, OSError):
@@ -25,24 +27,39 @@ class Unreadable(ConfigError, OSError):
 def files(path: Path | None = None, environment: Mapping[str, str] | None = None) -> list[Path]:
     """Return the files that make up the configuration, in the order in which they are read.
 
+    Files whose names begin with a dot don't count: editors and file servers put their own there
+    (`.#edge.toml`, a dangling link; `._edge.toml`, not text).
+
     Args:
         path: The file named with `-c`; None: `LINKD_CONFIG`, else /etc/linkd/linkd.toml.
         environment: Where `LINKD_CONFIG` is looked up; None: the process's.
 
     Raises:
         Unreadable: `linkd.d` is there and can't be read: its peers must not be forgotten silently.
+        Unavailable: The same, for a reason that may pass.
     """
     environment = os.environ if environment is None else environment
     main = path or Path(environment.get("LINKD_CONFIG") or DEFAULT_FILE)
     folder = main.parent / "linkd.d"
     try:
-        return [main, *sorted(path for path in folder.iterdir() if path.suffix == ".toml")]
+        return [main, *sorted(path for path in folder.iterdir() if _counts(path.name))]
     except (FileNotFoundError, NotADirectoryError):
         return [main]
     except OSError as error:
         if not os.access(main, os.R_OK):
             return [main]  # Which is what there is to say.
-        raise Unreadable(f"{folder}: can't be read: {error.strerror}") from None
+        raise _unreadable(folder, error) from None
+
+
+def _counts(name: str) -> bool:
+    """Return whether a file in `linkd.d` is a part of the configuration."""
+    return name.endswith(".toml") and not name.startswith(".")
+
+
+def _unreadable(path: Path, error: OSError) -> Unreadable | Unavailable:
+    """Return the error of a file or directory that can't be read."""
+    kind = Unavailable if is_passing(error) else Unreadable
+    return kind(f"{path}: can't be read: {error.strerror}")
 
 
 def load(paths: Sequence[Path] | None = None) -> Config:
@@ -58,6 +75,7 @@ def load(paths: Sequence[Path] | None = None) -> Config:
     Raises:
         ConfigError: One line for each error: file, key, what was expected and got.
         Unreadable: A file can't be read.
+        Unavailable: A file can't be read, for a reason that may pass.
     """
     chosen = list(files() if paths is None else paths)
     merged = _Merged(chosen[0])
@@ -80,9 +98,15 @@ def _parse(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             content = file.read(_MOST_FILE_BYTES + 1)
     except OSError as error:
-        raise Unreadable(f"{path}: can't be read: {error.strerror}") from None
+        raise _unreadable(path, error) from None
     if len(content) > _MOST_FILE_BYTES:
         raise ConfigError(f"{path}: expected at most {_MOST_FILE_BYTES} bytes")
+    mark = next((name for name, sign in _MARKS.items() if content.startswith(sign)), None)
+    if mark is not None:
+        raise ConfigError(
+            f"{path}: it begins with a byte order mark (BOM) of {mark}:"
+            " save it as UTF-8 without one"
+        )
     try:
         return tomllib.loads(content.decode())
     except UnicodeDecodeError as error:

@@ -8,6 +8,7 @@ secret".
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import hmac
 import os
@@ -183,11 +184,12 @@ def secret_path(name: str | os.PathLike[str]) -> Path:
 
 
 def load_secret(path: str | os.PathLike[str]) -> bytes:
-    """Return the secret in a file, without the final newline; see `secret_path` for names.
+    """Return the secret in a file, without white space around it; see `secret_path` for names.
 
     Raises:
-        ConfigError: It can't be read, others than owner and group may read or write it, or it has
-            fewer than 32 characters. The message says what to do and never holds any of the secret.
+        ConfigError: It can't be read, others than owner and group may read or write it, it begins
+            with a byte order mark, or has fewer than 32 characters. The message says what to do and
+            never holds any of the secret.
         Unavailable: It can't be read now; the reason may pass.
     """
     place = secret_path(path)
@@ -206,7 +208,12 @@ def load_secret(path: str | os.PathLike[str]) -> bytes:
         )
     if len(content) > MAX_SECRET_BYTES:
         raise ConfigError(f"{place}: expected at most {MAX_SECRET_BYTES} bytes of secret, got more")
-    secret = content.removesuffix(b"\n").removesuffix(b"\r")
+    if content.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ConfigError(
+            f"{place}: the secret begins with a byte order mark (BOM), which the other end may not"
+            " have: save it as plain text without one"
+        )
+    secret = content.strip()
     characters = len(secret.decode("utf-8", "replace"))
     if characters < MIN_SECRET_CHARACTERS:
         raise ConfigError(

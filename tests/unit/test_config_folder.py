@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
-from linkd.config import Unreadable, files
+from linkd.config import Unreadable, files, load
+from linkd.errors import ConfigError, Unavailable
 
 
 @pytest.fixture
@@ -24,6 +27,36 @@ def refuse(_folder: Path) -> list[Path]:
 
 def test_what_can_be_read_is_there(main: Path) -> None:
     assert files(main, {}) == [main, main.parent / "linkd.d" / "a.toml"]
+
+
+@pytest.mark.parametrize("name", [".#a.toml", "._a.toml", ".a.toml", "a.toml~", "#a.toml#"])
+def test_files_of_editors_do_not_count(main: Path, name: str) -> None:
+    (main.parent / "linkd.d" / name).symlink_to("somebody@somewhere.123:456")
+    assert files(main, {}) == [main, main.parent / "linkd.d" / "a.toml"]
+
+
+@pytest.mark.parametrize(
+    ("sign", "name"),
+    [(b"\xef\xbb\xbf", "UTF-8"), (b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16 BE")],
+)
+def test_a_byte_order_mark_is_named(main: Path, sign: bytes, name: str) -> None:
+    main.write_bytes(sign + b"[node]\n")
+    with pytest.raises(ConfigError, match=rf"byte order mark \(BOM\) of {name}:"):
+        load([main])
+
+
+def test_a_passing_error_is_no_mistake_in_the_configuration(
+    main: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> NoReturn:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "iterdir", fail)
+    with pytest.raises(Unavailable, match="Input/output error"):
+        files(main, {})
+    monkeypatch.setattr(Path, "open", fail)
+    with pytest.raises(Unavailable, match="Input/output error"):
+        load([main])
 
 
 def test_none_is_fine(tmp_path: Path) -> None:

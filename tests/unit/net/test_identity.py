@@ -172,7 +172,7 @@ def secret_file(directory: Path, content: bytes, mode: int = 0o600) -> Path:
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o400, 0o640, 0o440])
-@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n", b" \n", b"\n\n", b"\t"])
 def test_a_secret_without_its_line_s_end(tmp_path: Path, mode: int, end: bytes) -> None:
     assert load_secret(secret_file(tmp_path, SECRET + end, mode)) == SECRET
 
@@ -197,6 +197,13 @@ def test_a_secret_that_everyone_may_use_is_refused(tmp_path: Path, mode: int) ->
 def test_a_secret_of_the_wrong_length(tmp_path: Path, content: bytes, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         load_secret(secret_file(tmp_path, content))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_secret_with_a_byte_order_mark_names_it(tmp_path: Path, encoding: str) -> None:
+    path = secret_file(tmp_path, SECRET.decode().encode(encoding))
+    with pytest.raises(ConfigError, match=r"byte order mark \(BOM\)"):
+        load_secret(path)
 
 
 def test_a_secret_that_is_not_there(tmp_path: Path) -> None:
