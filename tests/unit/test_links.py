@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -17,10 +18,11 @@ PATHS = re.compile(r"`((?:docs|conf|scripts|systemd|tests|linkd|bench)/[\w./-]*\
 
 
 def pages() -> list[Path]:
-    listed = subprocess.run(
-        ["git", "-C", str(ROOT), "ls-files", "*.md"], capture_output=True, text=True, check=False
-    )
-    found = [ROOT / line for line in listed.stdout.splitlines()]
+    found: list[Path] = []
+    if shutil.which("git"):
+        words = ["git", "-C", str(ROOT), "ls-files", "*.md"]
+        listed = subprocess.run(words, capture_output=True, text=True, check=False)
+        found = [ROOT / line for line in listed.stdout.splitlines()]
     found = found or [p for p in ROOT.rglob("*.md") if not {"node_modules", ".venv"} & {*p.parts}]
     return sorted(page for page in found if page.exists())
 

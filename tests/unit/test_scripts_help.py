@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -120,3 +121,79 @@ def test_where_they_are_wanted_they_are_installed_without_asking(
     assert (done.returncode, done.stdout) == (0, "went on\n"), done.stderr
     (call,) = [line for line in log.read_text().splitlines() if line.startswith("sudo ")]
     assert call.endswith("nobody-has-this") or "nobody-has-this" in log.read_text()
+
+
+FAKE_PYTEST = """#!/bin/sh
+# Stands in for the Python of the environment: answers one run of pytest after the other.
+number=$(($(cat "{here}/count" 2>/dev/null || echo 0) + 1))
+echo "$number" >"{here}/count"
+echo "$*" >>"{here}/calls"
+cat "{here}/out.$number" 2>/dev/null
+exit "$(cat "{here}/code.$number" 2>/dev/null || echo 0)"
+"""
+ONE = "FAILED tests/unit/test_a.py::test_b[x y] - assert 1 == 2\n"
+
+
+def scripted(tmp_path: Path, *runs: tuple[int, str]) -> tuple[int, str, list[str]]:
+    """Run scripts/test with a pytest that ends so; return its code, what it printed, the calls."""
+    binary = tmp_path / "venv" / "bin"
+    binary.mkdir(parents=True)
+    (binary / "python").write_text(FAKE_PYTEST.format(here=tmp_path))
+    (binary / "python").chmod(0o755)
+    sources = [(ROOT / name).read_bytes() for name in ("setup.cfg", "pyproject.toml")]
+    words = ["cksum"]
+    summed = subprocess.run(words, input=b"".join(sources), capture_output=True, check=True)
+    (tmp_path / "venv" / ".linkd-stamp").write_text(f"{summed.stdout.decode().strip()} [test]\n")
+    for number, (code, out) in enumerate(runs, 1):
+        (tmp_path / f"code.{number}").write_text(str(code))
+        (tmp_path / f"out.{number}").write_text(out)
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "node").write_text("#!/bin/sh\nexit 1\n")
+    (tools / "node").chmod(0o755)
+    done = subprocess.run(
+        [str(ROOT / "scripts" / "test")],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env={"PATH": f"{tools}:{os.environ['PATH']}", "LINKD_VENV": str(tmp_path / "venv")},
+    )
+    calls = (tmp_path / "calls").read_text().splitlines()
+    return done.returncode, done.stdout + done.stderr, calls
+
+
+def test_all_passed_is_exit_0(tmp_path: Path) -> None:
+    code, said, calls = scripted(tmp_path, (0, "1 passed\n"), (0, "1 passed\n"))
+    assert code == 0, said
+    assert said.endswith("test: all passed\n")
+    assert ["not timing" in calls[0], "-m timing" in calls[1], len(calls)] == [True, True, 2]
+
+
+def test_what_fails_is_run_again_alone_and_listed(tmp_path: Path) -> None:
+    code, said, calls = scripted(tmp_path, (1, ONE), (0, ""), (0, "1 passed\n"))
+    assert code == 0, said
+    assert calls[2] == "-m pytest tests/unit/test_a.py::test_b[x y]"
+    assert "== 1 tests were run again, alone:\ntests/unit/test_a.py::test_b[x y]\n" in said
+
+
+def test_what_fails_again_has_failed(tmp_path: Path) -> None:
+    code, said, _ = scripted(tmp_path, (0, ""), (1, ONE), (1, ONE))
+    assert code == 1
+    assert "test: failed: timing" in said
+
+
+@pytest.mark.parametrize(
+    "out",
+    [
+        "ERROR tests/unit/test_a.py - no such module\n",
+        "interrupted\n",
+        "",
+        "".join(ONE.replace("x y", str(number)) for number in range(11)),
+    ],
+    ids=["does not import", "no names", "nothing", "too many"],
+)
+def test_what_names_no_test_or_too_many_is_not_run_again(tmp_path: Path, out: str) -> None:
+    code, said, calls = scripted(tmp_path, (2, out), (0, ""))
+    assert (code, len(calls)) == (1, 2)
+    assert "test: failed: parallel" in said
