@@ -14,6 +14,7 @@ LinkdError
 │   └── BadRecord          a record, an id or a number of it is malformed
 ├── LogDamaged             the operator: a file of the log cannot be read
 ├── Gap                    the reader: offsets that it wants are gone
+├── OutOfStep              nobody: the link rejoins from what is on disk
 └── StateTooNew            the operator: state was written by a newer linkd
 """
 
@@ -175,6 +176,22 @@ class Gap(LinkdError):
         super().__init__(f"offsets {wanted} to {first - 1} are no longer in the log")
         self.wanted = wanted
         self.first = first
+
+
+class OutOfStep(LinkdError):
+    """A received step would leave a hole in what is stored of its peer's log.
+
+    Args:
+        expected: Where the cursor in the peer's log is.
+        previous: Where the step begins.
+        next: Where it ends, beyond `expected`.
+    """
+
+    def __init__(self, expected: int, previous: int, next: int) -> None:
+        super().__init__(
+            f"a step from offset {previous} to {next} came, expected one from {expected}: storing"
+            " it would leave a hole"
+        )
 
 
 class StateTooNew(LinkdError):

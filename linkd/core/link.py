@@ -154,6 +154,7 @@ class Link:
         self._takeovers = Takeovers(name, peer)
         self._live: Greeted | None = None
         self._was_up = False
+        self._attempting = False  # our own attempt is under way
         self._up_since: float | None = None
         self._unproved = False
         self._effects: list[Effect] = []
@@ -174,6 +175,7 @@ class Link:
             LocalProtocolError: It can't happen in this state.
         """
         self._effects = []
+        self._note_attempt(input)
         refusal = self._refusal(input, now)
         kind = self._kind(input, refusal)
         new = TABLE.get((self.state, kind))
@@ -186,6 +188,13 @@ class Link:
         elif new is not None:
             self._act(input, new, now)
         return self._effects
+
+    def _note_attempt(self, input: Input) -> None:
+        """Note whether our own attempt is under way, also while a connection is alive."""
+        if isinstance(input, AttemptBegan):
+            self._attempting = True
+        elif isinstance(input, AttemptFailed) or (isinstance(input, Greeted) and input.dialed):
+            self._attempting = False
 
     def _kind(self, input: Input, refusal: Refusal | None) -> Kind:
         """Classify an input; what comes from another connection than the live one is `late`."""
@@ -221,8 +230,7 @@ class Link:
             self._resumed(input, new, now)
         elif isinstance(input, Stop):
             self._forget()
-            if self._backoff is not None:
-                self._effects.append(StopDialing())
+            self._stop_dialing()
             self._tell("stopped", input.detail)
             self._enter(new, "stopped", now)
         elif isinstance(input, Diverged):
@@ -255,7 +263,7 @@ class Link:
             self._effects.append(Abort(old.connection, "replaced", detail))
             self._tell("replaced", detail)
         if self._needs_no_dialing(new):
-            self._effects.append(StopDialing())
+            self._stop_dialing()
         self._enter(state, None if old is None else "replaced", now)
         self._effects.append(Adopt(new.connection))
 
@@ -299,13 +307,17 @@ class Link:
         self._enter(state, input.reason, now)
 
     def _lost(self, input: Lost, state: LinkState, now: float) -> None:
-        """The live connection has ended: dial again, or wait to be dialed."""
+        """The live connection has ended: dial again, or wait to be dialed.
+
+        An attempt of ours that is under way goes on: where both ends dial, the peer has perhaps
+        just taken it in place of the one that has ended.
+        """
         self._settle(now, acknowledged=False)
         stable = self._stable(now)
         self._forget()
         self._tell(input.reason, input.detail)
         backoff = self._backoff
-        if backoff is not None:
+        if backoff is not None and not self._attempting:
             if state == "rejected":
                 after = backoff.rejected()
             elif input.retry_after is not None:
@@ -325,7 +337,13 @@ class Link:
 
     def _dial(self, after: float) -> None:
         if self._backoff is not None:
+            self._attempting = False
             self._effects.append(Dial(after))
+
+    def _stop_dialing(self) -> None:
+        if self._backoff is not None:
+            self._attempting = False
+            self._effects.append(StopDialing())
 
     def _tell(self, reason: Reason | None, detail: str) -> None:
         """Remember why the link is not up."""

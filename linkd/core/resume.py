@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from linkd.core.wire import Cursor, EpochEnd, EpochStart
+from linkd.core.wire import Cursor, EpochEnd, EpochStart, Hello
 
 
 def agree(epochs: Sequence[EpochStart], next: int, cursor: Cursor) -> EpochEnd | None:
@@ -55,3 +55,42 @@ def lost_at_sender(cursor: Cursor, agreed: EpochEnd) -> tuple[int, int] | None:
     Or None.
     """
     return (agreed.next, cursor.next) if cursor.next > agreed.next else None
+
+
+def outdated(said: Hello, cursor: Cursor | None) -> bool:
+    """Tell whether the sender of `said` has sent more since, on another connection.
+
+    Both ends of a connection compute it from the same two hellos. Within one epoch, which is one
+    run of the sender, its log never gets shorter: a cursor in the newest epoch of `said` that is
+    beyond its `next` came from a connection that outlived the moment at which the hello was made.
+
+    Args:
+        said: A dialer's hello.
+        cursor: The listener's cursor in the dialer's log.
+    """
+    return (
+        cursor is not None
+        and cursor.log == said.log
+        and cursor.epochs[-1].epoch == said.epochs[-1].epoch
+        and cursor.next > said.next
+    )
+
+
+def repeats(said: Hello, true: Hello, theirs: Hello) -> bool:
+    """Tell whether a dialer says hello again: what it said is not true any more, or looks so.
+
+    Args:
+        said: The dialer's hello on this connection.
+        true: The hello that it would say now.
+        theirs: The listener's answer.
+    """
+    return (
+        _place(said.cursor) != _place(true.cursor)
+        or said.epochs != true.epochs
+        or outdated(said, theirs.cursor)
+    )
+
+
+def _place(cursor: Cursor | None) -> tuple[str, tuple[EpochEnd, ...]] | None:
+    """Return where a cursor is, without what is known of its durability."""
+    return None if cursor is None else (cursor.log, cursor.epochs)

@@ -18,6 +18,9 @@ VERSION = 2
 PREVIOUS_VERSION = 1
 """The oldest version of the protocol that this node still speaks."""
 
+HELLO_AGAIN_VERSION = 2
+"""From this version on, a dialer may say hello a second time, and the listener answers it."""
+
 MAX_HELLO_BYTES = 65_536
 MAX_MESSAGE_BYTES = 131_072
 """No message but `hello` counts more: batches are cut to 64 KiB, larger records travel in parts."""

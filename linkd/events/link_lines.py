@@ -88,6 +88,16 @@ ROWS = (
         "Find out why the disk went back in time; fetch the records from the other end.",
     ),
     kind(
+        "link.out-of-step",
+        "error",
+        "",
+        "A step came that does not begin where this node's cursor in the peer's log is; storing "
+        "it would have left a hole. The link rejoins from what both ends have on disk.",
+        "Nothing is lost. It is a mistake of linkd here or on the peer: report it, with the lines "
+        "of both hosts around it.",
+        folds="peer",
+    ),
+    kind(
         "link.new-log",
         "warn",
         "",

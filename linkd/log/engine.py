@@ -114,9 +114,10 @@ class Log(Protocol):
         """Append a received batch: `source` set, `offset` ignored; `count` 0 only moves the cursor.
 
         Batch and cursor become one atomic write. Order is that of the calls. A batch whose
-        `source.previous` is not where the peer's cursor stands (appends under way counted) is
-        settled at once as a duplicate and changes nothing. Records that are already here, by their
-        origin, are left out; the cursor moves all the same. Without room it waits,
+        `source.previous` is not where the peer's cursor stands (appends under way counted) changes
+        nothing: it is settled at once, as a duplicate where all of it is below the cursor, else
+        with OutOfStep. Records that are already here, by their origin, are left out; the cursor
+        moves all the same. Without room it waits,
         for as long as it takes, and is settled when there is room again.
         """
 

@@ -14,7 +14,7 @@ from random import Random
 
 from linkd.core.batch import HELD_BYTES, Batch, Draft
 from linkd.core.wire import Cursor, EpochStart
-from linkd.errors import BadRecord, LinkdError, LogClosed, LogFull, PublishError
+from linkd.errors import BadRecord, LinkdError, LogClosed, LogFull, OutOfStep, PublishError
 from linkd.log.engine import Appended, Settled, Told
 from linkd.log.group import CursorSet, EpochOpened, Group, Grouping, Stored, Waiting, ignore
 from linkd.log.ids import Ids
@@ -153,7 +153,11 @@ class Ledger(ABC):
         assert source is not None
         place = self._places.get(source.peer)
         if not follows(place, source):
-            settled(Appended(self.next, 0, True))
+            expected = place[1][-1].next  # type: ignore[index] # without a place, all follow
+            if source.next > expected:
+                settled(OutOfStep(expected, source.previous, source.next))
+            else:
+                settled(Appended(self.next, 0, True))
             return
         place = self._places[source.peer] = moved(place, source)
         self._waiting_bytes += len(batch.records)

@@ -18,7 +18,7 @@ from linkd.core import wire
 from linkd.core.batch import Batch
 from linkd.core.channels import Patterns
 from linkd.core.session import Greeting, Session
-from linkd.errors import Gap, LinkdError, LogClosed, RemoteProtocolError
+from linkd.errors import Gap, LinkdError, LogClosed, OutOfStep, RemoteProtocolError
 from linkd.log.engine import Appended, Log
 from linkd.net.ports import Connection
 from linkd.node.acks import Acks
@@ -63,6 +63,9 @@ class LinkWords(Protocol):
     def diverged(self, detail: str) -> None:
         """The two logs have no epoch in common."""
 
+    def rejoin(self, why: str) -> None:
+        """Begin the link again, from what both ends have on disk."""
+
 
 class Carrier:
     """Carries records over one link; outlives its connections.
@@ -75,6 +78,7 @@ class Carrier:
     Attributes:
         session: What is agreed with the peer.
         connection: The connection that counts, or None.
+        waits: That connection waits for its second hello: only volatile messages count before.
     """
 
     def __init__(self, around: Around, settings: PeerSettings, link: LinkWords) -> None:
@@ -96,6 +100,7 @@ class Carrier:
         self.session.outbound.begin(around.acked_by(settings.name))
         self.session.outbound.log_next = self._log.next
         self.connection: Connection | None = None
+        self.waits = False
         self._begun: list[sessions.Effect] = []
         self._acks = Acks(self._clock, self._acknowledge)
         self._read_effects: list[sessions.Effect] = []  # what a read at once has led to
@@ -134,6 +139,12 @@ class Carrier:
         self._unproved = outbound.owed_records > 0
         return not any(isinstance(effect, sessions.Diverged) for effect in self._begun)
 
+    def wait_for_hello(self, connection: Connection) -> None:
+        """Take a new connection whose first hellos are out of date already."""
+        self.drop()
+        self.connection = connection
+        self.waits = True
+
     def go_on(self) -> None:
         """Do what the new connection's hellos led to."""
         effects, self._begun = self._begun, []
@@ -141,6 +152,7 @@ class Carrier:
 
     def drop(self) -> None:
         """Let go of the connection that counted."""
+        self.waits = False
         if self.connection is not None:
             self.connection = None
             self.session.disconnected()
@@ -154,6 +166,8 @@ class Carrier:
     def received(self, connection: Connection, message: wire.Message) -> None:
         """Take a message; a late one of an older connection is dropped here."""
         if connection is not self.connection:
+            return
+        if self.waits and type(message) is not wire.Volatile:
             return
         try:
             effects = self.session.received(message, self._clock.seconds())
@@ -311,6 +325,12 @@ class Carrier:
         """A received batch is on disk, or was there before."""
         if isinstance(outcome, LogClosed):
             return  # the peer sends it again, to our next run
+        if isinstance(outcome, OutOfStep):
+            if self.connection is None:
+                return  # it was out of step already
+            self._around.tell("error", "link.out-of-step", peer=self.peer, detail=str(outcome))
+            self._link.rejoin(f"{outcome}; the link begins again from what is on disk")
+            return
         if isinstance(outcome, LinkdError):
             self._around.tell("error", "log.disk-failed", peer=self.peer, detail=str(outcome))
             return

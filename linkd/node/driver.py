@@ -11,6 +11,7 @@ from linkd.config import Config, PeerSettings
 from linkd.core import link as links
 from linkd.core import wire
 from linkd.core.backoff import Backoff
+from linkd.core.resume import outdated, repeats
 from linkd.errors import AttemptFailed, Reason
 from linkd.net.ports import Connection, Dialer
 from linkd.node import carrier
@@ -59,7 +60,8 @@ class LinkDriver:
         self.peer_version: str | None = None
         self.drain_to: int | None = None
         self._greeted: dict[int, tuple[Connection, wire.Hello]] = {}
-        self._said: wire.Hello | None = None
+        self._said: wire.Hello | None = None  # our hello on the connection that we dial
+        self._repeated = False  # the live connection has had its second hello
         self._timer: Timer | None = None
         self._last_silence: float | None = None
         self._performers: dict[type, Callable[..., None]] = {
@@ -88,8 +90,13 @@ class LinkDriver:
 
     def hello(self, generation: wire.Generation) -> wire.Hello:
         """Return what we say first on a connection."""
+        self._said = self._hello(generation)
+        return self._said
+
+    def _hello(self, generation: wire.Generation) -> wire.Hello:
+        """Return the hello that is true now."""
         around, log = self._around, self._around.log
-        self._said = wire.Hello(
+        return wire.Hello(
             version=wire.VERSION,
             node=around.name,
             software=around.software,
@@ -102,7 +109,6 @@ class LinkDriver:
             ping_interval=around.config.heartbeat.ping_interval,
             compress=("zstd",) if unpack is not None else (),
         )
-        return self._said
 
     def greeted(self, connection: Connection, hello: wire.Hello) -> None:
         """The peer has proved who it is and said hello."""
@@ -118,7 +124,10 @@ class LinkDriver:
 
     def received(self, connection: Connection, message: wire.Message) -> None:
         """A message after the hello."""
-        self.carrier.received(connection, message)
+        if type(message) is wire.Hello and connection is self.connection:
+            self._hello_again(connection, message)
+        else:
+            self.carrier.received(connection, message)
 
     def writable(self, connection: Connection) -> None:
         """There is room for more."""
@@ -231,17 +240,52 @@ class LinkDriver:
         connection, theirs = self._greeted[effect.connection]
         self.carrier.drop()
         self.peer_version = theirs.software
-        if connection.dialed and self._said is not None:
-            ours = self._said
-        else:
-            ours = self.hello(connection.generation)
-            connection.answer(ours)
+        self._repeated = False
         connection.on_round_trip = partial(self._around.observe, "round trip", self.peer)
+        ours = self._hello(connection.generation)
+        if connection.dialed:
+            waits = self._said is None or repeats(self._said, ours, theirs)
+        else:
+            connection.answer(ours)
+            waits = outdated(theirs, ours.cursor)
+        if not waits:
+            self._agree(connection, ours, theirs)
+        elif theirs.version < wire.HELLO_AGAIN_VERSION:
+            connection.abort("closed", "another connection carried records during the handshake")
+        else:
+            self.carrier.wait_for_hello(connection)
+            if connection.dialed:
+                self._said = ours
+                connection.send(wire.encode(ours))
+
+    def _hello_again(self, connection: Connection, theirs: wire.Hello) -> None:
+        """Take the second hello of a connection, and go by it.
+
+        A dialer sends it where another connection carried records while the first one was on its
+        way; the listener answers it. What the listener sent in between does not count.
+        """
+        first = self._greeted[connection.key][1]
+        expected = self.carrier.waits if connection.dialed else not self._repeated
+        if not expected or (theirs.node, theirs.log) != (first.node, first.log):
+            connection.fail("protocol", "a second hello that was not to be expected", 3002)
+            return
+        self._repeated = True
+        ours = self._said
+        if ours is None or not connection.dialed:
+            ours = self._hello(connection.generation)
+            connection.send(wire.encode(ours))
+        self._agree(connection, ours, theirs)
+
+    def _agree(self, connection: Connection, ours: wire.Hello, theirs: wire.Hello) -> None:
+        """Begin the session on a connection whose hellos are both true."""
         agreed = self.carrier.begin(connection, ours, theirs)
         self._around.routes_changed()
         if agreed:
-            owed = self.carrier.session.outbound.owed_records > 0
-            self._run(links.Resumed(connection.key, owed))
+            if self.link.state == "diverged":
+                self._run(links.Rejoined())
+            if self.link.state == "resuming":
+                owed = self.carrier.session.outbound.owed_records > 0
+                self._run(links.Resumed(connection.key, owed))
         self.carrier.go_on()
 
     def _abort(self, effect: links.Abort) -> None:

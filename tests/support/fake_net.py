@@ -35,15 +35,16 @@ class FakeConnection:
         self.certificate_expires: float | None = None
         self.driver = driver
         self.other: FakeConnection | None = None
-        self.ended = False
+        self.ended = self.greeted = False
         self.heard = clock.seconds()
         self.sent: list[bytes] = []
+        self.delay = 0.001
         self._clock = clock
 
     def send(self, payload: bytes) -> None:
         if not self.ended:
             self.sent.append(payload)
-            self._clock.callLater(0.001, self._arrive, payload)
+            self._clock.callLater(self.delay, self._arrive, payload)
 
     def _arrive(self, payload: bytes) -> None:
         other = self.other
@@ -51,7 +52,8 @@ class FakeConnection:
             return
         other.heard = self._clock.seconds()
         message = wire.decode(payload)
-        if isinstance(message, wire.Hello):
+        if isinstance(message, wire.Hello) and not other.greeted:
+            other.greeted = True
             other.driver.greeted(other, message)
         else:
             other.driver.received(other, message)
@@ -142,15 +144,20 @@ class FakeNet:
         self.nodes[name] = made
         return made
 
-    def join(self, driver: LinkDriver, generation: wire.Generation) -> None:
+    def join(
+        self, driver: LinkDriver, generation: wire.Generation, delay: float = 0.001
+    ) -> FakeConnection:
+        """Open a connection that `driver` dials; return its end of it."""
         near = self.nodes[driver._around.name]
         far = self.nodes[driver.peer].link(near.name)
         assert far is not None
         one = FakeConnection(self.clock, driver, True, generation)
         two = FakeConnection(self.clock, far, False, generation)
         one.other, two.other = two, one
+        one.delay = two.delay = delay
         self.ends += [one, two]
         one.send(wire.encode(driver.hello(generation)))
+        return one
 
     def cut(self, reason: Reason = "silence") -> None:
         """Close the path; both ends notice at once."""

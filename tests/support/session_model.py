@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import deque
 from random import Random
 
+from linkd.core import resume, wire
 from linkd.core import session_types as types
-from linkd.core import wire
 from linkd.core.batch import Batch, Draft, Record, decode_records, encode_records
 from linkd.core.channels import Patterns
 from linkd.core.session import Greeting, Session
@@ -22,6 +22,21 @@ class Pipe:
         self.messages: deque[bytes] = deque()
 
 
+class Dialing:
+    """A connection whose hellos are on their way, beside an older one that may still live.
+
+    Attributes:
+        said: The dialer's hello, as it was when the connection opened.
+        answer: The listener's; None before it has the dialer's.
+    """
+
+    def __init__(self, said: wire.Hello) -> None:
+        self.said = said
+        self.answer: wire.Hello | None = None
+        self.ended = False
+        self.there, self.back = Pipe(), Pipe()
+
+
 class Link:
     """One node's end of a link: a session, and the pipes of its connection."""
 
@@ -34,6 +49,10 @@ class Link:
         self.inward: Pipe | None = None
         self.other: Link | None = None
         self.acked = 1
+        self.dialing: Dialing | None = None  # what we dial
+        self.incoming: Dialing | None = None  # what the other end dials
+        self.dialed: wire.Hello | None = None  # our hello, where we dialed
+        self.waits = False
 
     def make(self) -> Session:
         return Session(self.settings, self._epoch_below)
@@ -61,20 +80,40 @@ class Link:
         self.perform(self.session.greeted(Greeting(ours, theirs, self.acked, True), 0.0))
 
     def cut(self) -> None:
-        for end in (self, self.other):
-            if end is not None:
-                end.out = end.inward = None
-                end.session.disconnected()
         if self.other is not None:
+            self.other.drop()
             self.other.other = None
             self.other = None
+        self.drop()
+
+    def drop(self) -> None:
+        """Let go of the connection at this end alone: the other hears of it later, or never."""
+        if self.incoming is not None and self.inward is self.incoming.there:
+            self.incoming.ended = True
+        self.out = self.inward = None
+        self.waits = False
+        self.session.disconnected()
 
     def deliver(self, count: int) -> None:
         """Take up to `count` messages that lie in the pipe."""
         for _ in range(count):
             if self.inward is None or not self.inward.messages:
                 return
-            self.perform(self.session.received(wire.decode(self.inward.messages.popleft()), 0.0))
+            message = wire.decode(self.inward.messages.popleft())
+            if isinstance(message, wire.Hello):
+                self.hello_again(message)
+            elif not self.waits:
+                self.perform(self.session.received(message, 0.0))
+
+    def hello_again(self, theirs: wire.Hello) -> None:
+        """Take a second hello; the listener answers it."""
+        ours = self.dialed
+        if ours is None:
+            ours = self.hello()
+            assert self.out is not None
+            self.out.messages.append(wire.encode(ours))
+        self.waits = False
+        self.greeted(ours, theirs)
 
     def pump(self) -> None:
         outbound = self.session.outbound
@@ -171,6 +210,9 @@ class ModelNode:
         """Kill it: what was not committed is lost, all connections end, a new process begins."""
         for link in self.links.values():
             link.cut()
+            for dialing in (link.dialing, link.incoming):
+                if dialing is not None:
+                    dialing.ended = True
         self.log = self.log.crash()
         self.log.on_commit.append(self.committed)
         for link in self.links.values():
@@ -232,13 +274,61 @@ def connect(one: Link, two: Link) -> None:
     """Join two ends by a new connection, which takes the place of any older one."""
     for end in (one, two):
         end.cut()
-    there, back = Pipe(), Pipe()
-    one.out, one.inward = there, back
-    two.out, two.inward = back, there
+    one.dialing = two.dialing = None
+    dial(one, two)
+    finish(one, two)
+
+
+def dial(one: Link, two: Link) -> None:
+    """Begin a connection beside the one that lives: our hello leaves now, and may age."""
+    one.dialing = two.incoming = Dialing(one.hello())
+
+
+def accept(one: Link, two: Link) -> None:
+    """Let the dialer's hello arrive: the listener lets its older connection go, and answers."""
+    dialing = one.dialing
+    if dialing is None or dialing.ended or dialing.answer is not None:
+        return
+    two.drop()
+    two.out, two.inward, two.dialed, two.dialing = dialing.back, dialing.there, None, None
     one.other, two.other = two, one
-    hello_one, hello_two = one.hello(), two.hello()
-    one.greeted(hello_one, hello_two)
-    two.greeted(hello_two, hello_one)
+    ours = dialing.answer = two.hello()
+    if resume.outdated(dialing.said, ours.cursor):
+        two.waits = True
+    else:
+        two.greeted(ours, dialing.said)
+
+
+def answered(one: Link) -> None:
+    """Let the listener's hello arrive: the dialer lets its older connection go."""
+    dialing = one.dialing
+    if dialing is None or dialing.ended or dialing.answer is None:
+        return
+    one.dialing = None
+    one.drop()
+    one.out, one.inward, one.dialed = dialing.there, dialing.back, dialing.said
+    true = one.hello()
+    if resume.repeats(dialing.said, true, dialing.answer):
+        one.waits, one.dialed = True, true
+        one.out.messages.append(wire.encode(true))
+    else:
+        one.greeted(dialing.said, dialing.answer)
+
+
+def finish(one: Link, two: Link) -> None:
+    """Let a connection that was begun become the live one of both ends."""
+    accept(one, two)
+    answered(one)
+
+
+def flow(nodes: list[ModelNode], rounds: int = 1) -> None:
+    """Let each commit, take all that has come, and send what it may."""
+    for _ in range(rounds):
+        for node in nodes:
+            node.log.commit()
+            for link in node.links.values():
+                link.deliver(1000)
+                link.pump()
 
 
 def settle(nodes: list[ModelNode], rounds: int = 2000) -> None:
@@ -250,11 +340,7 @@ def settle(nodes: list[ModelNode], rounds: int = 2000) -> None:
     still = 0
     for _ in range(rounds):
         before = [(n.log.next, [link.acked for link in n.links.values()]) for n in nodes]
-        for node in nodes:
-            node.log.commit()
-            for link in node.links.values():
-                link.deliver(1000)
-                link.pump()
+        flow(nodes)
         after = [(n.log.next, [link.acked for link in n.links.values()]) for n in nodes]
         quiet = all(not e.inward or not e.inward.messages for n in nodes for e in n.links.values())
         still = still + 1 if before == after and quiet else 0

@@ -310,6 +310,31 @@ def test_an_attempt_of_the_lesser_name_goes_on_beside_what_the_peer_dialed() -> 
         assert StopDialing() in waiting.handle(greeted(1, dialed=False), 1.1)
 
 
+def test_an_attempt_under_way_goes_on_when_what_the_peer_dialed_ends() -> None:
+    for failed, dials in ((False, False), (True, True)):
+        made = link(name="a", peer="b")
+        made.handle(AttemptBegan(), 1.0)
+        made.handle(greeted(1, dialed=False), 1.1)
+        made.handle(Resumed(1), 1.2)
+        if failed:
+            made.handle(AttemptFailed("broken", "closed", "no"), 1.3)
+        lost = made.handle(Lost(1, "closed", "replaced there"), 1.4)
+        assert any(isinstance(effect, Dial) for effect in lost) is dials
+        assert made.state == "waiting"
+    made = link(name="a", peer="b")
+    made.handle(AttemptBegan(), 1.0)
+    made.handle(greeted(1, dialed=False), 1.1)
+    made.handle(Lost(1, "closed", "replaced there"), 1.4)
+    assert made.handle(greeted(2, dialed=True), 1.5)[-1] == Adopt(2)
+    made.handle(Resumed(2), 1.6)
+    assert only(made.handle(Lost(2, "closed", "gone"), 1.7), Dial)
+    made = link(name="a", peer="b")
+    made.handle(AttemptBegan(), 1.0)
+    made.handle(greeted(1, dialed=False), 1.1)
+    made.handle(Lost(1, "closed", "replaced there"), 1.4)
+    assert only(made.handle(AttemptFailed("broken", "closed", "no"), 1.5), Dial)
+
+
 def test_stopping_ends_all_and_refuses_newcomers() -> None:
     made = up(link())
     assert made.handle(Stop("the daemon stops"), 5.0) == [

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from linkd.core.resume import agree, lost_at_sender, truncate
-from linkd.core.wire import Cursor, EpochEnd, EpochStart
+from linkd.core.resume import agree, lost_at_sender, outdated, repeats, truncate
+from linkd.core.wire import Cursor, EpochEnd, EpochStart, Generation, Hello
 
 
 def starts(*firsts: tuple[str, int]) -> tuple[EpochStart, ...]:
@@ -50,3 +50,45 @@ def test_truncate_leaves_alone_what_is_not_beyond() -> None:
     assert truncate(its, EpochEnd("a", 8)) == cursor(("a", 8), committed=8)
     older = cursor(("a", 10), ("b", 15), ("c", 20), committed=3)
     assert truncate(older, EpochEnd("b", 12)) == cursor(("a", 10), ("b", 12), committed=3)
+
+
+def _hello(next: int = 10, cursor: Cursor | None = None, *epochs: EpochStart) -> Hello:
+    return Hello(
+        2,
+        "edge",
+        "test",
+        Generation("b", 1),
+        "edgelog",
+        epochs or (EpochStart("e1", 1), EpochStart("e2", 5)),
+        next,
+        cursor,
+        (">",),
+        5.0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("cursor", "old"),
+    [
+        (None, False),
+        (Cursor("edgelog", (EpochEnd("e2", 10),), 10), False),
+        (Cursor("edgelog", (EpochEnd("e2", 11),), 10), True),
+        (Cursor("edgelog", (EpochEnd("e1", 11),), 10), False),  # a disk that was put back
+        (Cursor("another", (EpochEnd("e2", 11),), 10), False),
+    ],
+)
+def test_a_hello_is_outdated_where_its_own_run_has_sent_more(
+    cursor: Cursor | None, old: bool
+) -> None:
+    assert outdated(_hello(), cursor) == old
+    assert repeats(_hello(), _hello(12), _hello(7, cursor)) == old
+
+
+def test_a_dialer_repeats_its_hello_where_what_it_said_has_changed() -> None:
+    theirs = _hello(7)
+    here = Cursor("hublog", (EpochEnd("h", 4),), 2)
+    assert not repeats(_hello(), _hello(), theirs)
+    assert not repeats(_hello(10, here), _hello(10, Cursor("hublog", here.epochs, 4)), theirs)
+    assert repeats(_hello(10, here), _hello(10, Cursor("hublog", (EpochEnd("h", 5),), 2)), theirs)
+    assert repeats(_hello(), _hello(10, here), theirs)
+    assert repeats(_hello(), _hello(10, None, EpochStart("e1", 1)), theirs)

@@ -10,7 +10,7 @@ import pytest
 
 from linkd.core.batch import MAX_BATCH_BYTES, Draft, Origin
 from linkd.core.wire import Cursor, EpochEnd
-from linkd.errors import BadRecord, Gap
+from linkd.errors import BadRecord, Gap, OutOfStep
 from linkd.log.engine import Appended
 from tests.support.logs import (
     MemoryBench,
@@ -125,10 +125,19 @@ def test_a_received_step_moves_the_cursor(bench: Any) -> None:
 
 def test_a_step_from_elsewhere_changes_nothing_whatever_is_in_it(bench: Any) -> None:
     store(bench, received(4, 9, b"a"))
-    for previous in (2, 8, 10):
+    for previous, end in ((2, 3), (2, 9), (8, 9)):
         new = Origin("far", "farlog", "f", 100 + previous)
-        (outcome,) = store(bench, received(previous, 20, b"x", origin=new))
-        assert (outcome.count, outcome.duplicate) == (0, True)
+        assert store(bench, received(previous, end, b"x", origin=new)) == [Appended(2, 0, True)]
+    assert bench.log.cursor("hub") == Cursor("hublog", (EpochEnd("e1", 9),), 9)
+    assert bodies(everything(bench)) == [b"a"]
+
+
+@pytest.mark.parametrize("previous", [2, 8, 10])
+def test_a_step_that_would_leave_a_hole_is_no_duplicate(bench: Any, previous: int) -> None:
+    store(bench, received(4, 9, b"a"))
+    (outcome,) = store(bench, received(previous, 20, b"x"))
+    assert isinstance(outcome, OutOfStep)
+    assert str(outcome).startswith(f"a step from offset {previous} to 20 came, expected one from 9")
     assert bench.log.cursor("hub") == Cursor("hublog", (EpochEnd("e1", 9),), 9)
     assert bodies(everything(bench)) == [b"a"]
 
