@@ -9,7 +9,7 @@ import msgspec
 
 from linkd.api.refusals import Refusal
 from linkd.core.batch import Batch, read_records
-from linkd.core.shown import JSON, kind_of, rfc3339, shown
+from linkd.core.shown import JSON, body_of, extras_of, kind_of, rfc3339
 
 NDJSON = "application/x-ndjson"
 _encoder = msgspec.json.Encoder()
@@ -48,7 +48,7 @@ def record_objects(batch: Batch) -> Iterator[tuple[int, bytes]]:
         batch.offset,
     )
     for place, record in enumerate(read_records(batch.records, batch.count)):
-        name, value = shown(record.body, record.content_type)
+        name, value = body_of(record)
         yield (
             offset + place if offset else 0,
             _encoder.encode(
@@ -59,6 +59,7 @@ def record_objects(batch: Batch) -> Iterator[tuple[int, bytes]]:
                     "id": record.id or None,
                     "origin": origin,
                     "time": time,
+                    **extras_of(record),
                     name: value,
                 }
             ),

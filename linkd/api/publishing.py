@@ -15,10 +15,10 @@ from linkd.api.refusals import Refusal, refusal_of
 from linkd.api.service import Service
 from linkd.clock import wall
 from linkd.config import Config
-from linkd.core.batch import MAX_WORD_LENGTH, Draft, Record, encode_records
+from linkd.core.batch import MAX_WORD_LENGTH, Draft, Record, check_headers, encode_records
 from linkd.core.channels import Patterns
 from linkd.core.shown import JSON, kind_of
-from linkd.errors import BodyTooLarge, LinkdError
+from linkd.errors import BadRecord, BodyTooLarge, LinkdError
 from linkd.log.engine import Appended
 
 MAX_WAIT_SECONDS = 3600.0
@@ -62,22 +62,26 @@ def _draft(call: Call, channel: str, most: int) -> Draft:
     ttl = None if ttl_given is None else seconds(ttl_given, "Linkd-Ttl")
     if ttl is not None and not 0.0 < ttl <= MAX_TTL_SECONDS:
         raise Refusal("malformed", f"Linkd-Ttl: expected seconds above 0, got {ttl:g}")
+    try:
+        headers = check_headers(call.request.headers_after("Linkd-Header-"))
+    except BadRecord as error:
+        raise refusal_of(error) from None
     body = call.body()
     if kind_of(content_type) == NDJSON:
         if id_:
             raise Refusal("malformed", "Linkd-Id names one message, and this may be many")
-        records = _lines(body, type_, most)
+        records = _lines(body, Record(b"", type_, "", JSON, headers), most)
     else:
         if len(body) > most:
             raise refusal_of(too_large(len(body), most))
         check_body(body, content_type)
-        records = [Record(body, type_, id_, content_type)]
+        records = [Record(body, type_, id_, content_type, headers)]
     ids = (id_,) if id_ else ()
     return Draft(channel, len(records), encode_records(records), wall(), ttl, ids)
 
 
-def _lines(body: bytes, type_: str, most: int) -> list[Record]:
-    """Return one record for each line that is not blank."""
+def _lines(body: bytes, like: Record, most: int) -> list[Record]:
+    """Return one record for each line that is not blank, in all but its body like `like`."""
     records: list[Record] = []
     for place, line in enumerate(body.split(b"\n"), 1):
         value = line.strip()
@@ -86,7 +90,7 @@ def _lines(body: bytes, type_: str, most: int) -> list[Record]:
         if len(value) > most:
             raise refusal_of(too_large(len(value), most))
         check_json(value, f"line {place}")
-        records.append(Record(value, type_, "", JSON))
+        records.append(Record(value, like.type, "", JSON, like.headers))
     if not records:
         raise Refusal("malformed", "expected one JSON value a line, got none")
     return records

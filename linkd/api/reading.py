@@ -17,7 +17,7 @@ from linkd.api.port import Start
 from linkd.api.refusals import Refusal, refusal_of
 from linkd.api.service import Service
 from linkd.api.sse import stream_records
-from linkd.core.batch import Batch, read_records
+from linkd.core.batch import Batch, Unreadable, read_records
 from linkd.core.channels import Patterns
 from linkd.errors import Gap, LinkdError
 from linkd.log.engine import Log
@@ -195,11 +195,15 @@ async def record(api: Service, call: Call) -> Answer:
         raise Refusal("not-found", f"the record at {offset} has outlived its ttl")
     one = read_records(batch.records, batch.count)[offset - batch.offset]
     plain = _PLAIN_TYPE.fullmatch(one.content_type)
+    about = {f"Linkd-Header-{name}": value for name, value in (one.headers or {}).items()}
+    if isinstance(one, Unreadable):
+        about["Linkd-Unreadable"] = "true"
     return Answer(
         200,
         one.body,
         one.content_type if plain else "application/octet-stream",
-        {
+        about
+        | {
             "Linkd-Channel": batch.channel,
             "Content-Disposition": "attachment",
             "Content-Security-Policy": "sandbox; default-src 'none'",

@@ -241,6 +241,15 @@ class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
             raise Refusal("malformed", f"the header {name} stands there {len(values)} times")
         return text
 
+    def headers_after(self, prefix: str) -> dict[str, str]:
+        """Return the headers that begin with `prefix`, without it; raise Refusal as `header`."""
+        found: dict[str, str] = {}
+        for raw, _ in self.requestHeaders.getAllRawHeaders():
+            name = raw.decode("latin-1")
+            if name.lower().startswith(prefix.lower()):
+                found[name[len(prefix) :]] = self.header(name) or ""
+        return found
+
     def body(self) -> bytes:
         """Return the body."""
         if len(self._chunks) != 1:

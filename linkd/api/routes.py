@@ -5,6 +5,7 @@ from __future__ import annotations
 from linkd.api import acting, publishing, reading
 from linkd.api.route import Param, Route
 from linkd.config.settings import CONSUMER_NAME_PATTERN, NAME_PATTERN
+from linkd.core.batch import HEADER_VALUE_PATTERN
 from linkd.core.channels import CHANNEL_PATTERN, CHANNELS_PATTERN
 
 _CHANNEL = Param("channel", "A channel.", pattern=CHANNEL_PATTERN)
@@ -46,6 +47,12 @@ ROUTES: tuple[Route, ...] = (
             Param("Linkd-Type", "The application's word for what it is."),
             Param("Linkd-Id", "The same id again stores nothing; for one message only."),
             Param("Linkd-Ttl", "Seconds of life.", "number", least=0.001, most=1e9),
+            Param(
+                "Linkd-Header-NAME",
+                "A header of the record, under any name; at most 16, each of at most 255"
+                " characters.",
+                pattern=HEADER_VALUE_PATTERN.replace(r"\Z", "$"),
+            ),
         ),
         body=("application/json", "application/x-ndjson", "text/plain", "application/octet-stream"),
     ),

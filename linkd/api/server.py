@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket as sockets
 from collections.abc import Sequence
 from contextlib import suppress
@@ -34,6 +35,7 @@ from linkd.api.upgrade import ApiSocket, Session, Socket, Upgrades
 from linkd.clock import wall
 from linkd.config import Config, ListenSettings
 from linkd.config.addresses import parse_address
+from linkd.core.batch import MAX_HEADERS
 from linkd.errors import PublishError
 from linkd.log.engine import Consumer
 from linkd.net.fair_share import FairShare
@@ -44,6 +46,7 @@ STOP_SECONDS = 3.0
 """Callers whose connection is not over by then are cut."""
 
 _BEAT_SECONDS = 1.0
+_RECORD_HEADER = re.compile(r"linkd-header-[a-z0-9-]{1,64}", re.IGNORECASE)
 
 
 class Api:
@@ -250,13 +253,16 @@ class Api:
     async def _preflight(self, request: ApiRequest) -> Answer:
         """Answer a browser that asks whether a page of another origin may call."""
         origin = self.gate.preflight(request)
+        wanted = (request.header("Access-Control-Request-Headers") or "").split(",")
+        ours = [name.strip() for name in wanted if _RECORD_HEADER.fullmatch(name.strip())]
         return Answer(
             204,
             headers={
                 "Access-Control-Allow-Origin": origin,
                 "Access-Control-Allow-Methods": "GET, POST, DELETE",
                 "Access-Control-Allow-Headers": "Authorization, Content-Type, Last-Event-ID,"
-                " Linkd-Type, Linkd-Id, Linkd-Ttl",
+                " Linkd-Type, Linkd-Id, Linkd-Ttl"
+                + "".join([f", {name}" for name in ours[:MAX_HEADERS]]),
                 "Access-Control-Max-Age": "600",
                 "Vary": "Origin",
             },

@@ -174,7 +174,7 @@ class TextSession:
         if self._unsettled and self._unsettled + size > config.limits.publish_pending_bytes:
             raise Refusal("too-many", "too many bytes wait for the disk")
         id_ = "" if frame.id is None else str(frame.id)
-        record = Record(frame.body, frame.type, id_, frame.content_type)
+        record = Record(frame.body, frame.type, id_, frame.content_type, frame.headers)
         check_words(frame.type, id_)
         draft = Draft(channel, 1, encode_records((record,)), wall(), None, (id_,) if id_ else ())
         self._unsettled += size

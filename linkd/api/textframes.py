@@ -9,8 +9,8 @@ import msgspec
 
 from linkd.api.bodies import to_json
 from linkd.api.refusals import Refusal
-from linkd.core.batch import Batch, Record, read_records
-from linkd.core.shown import JSON, rfc3339, shown
+from linkd.core.batch import Batch, Record, Unreadable, check_headers, read_records
+from linkd.core.shown import JSON, body_of, extras_of, rfc3339
 
 if TYPE_CHECKING:
     from linkd.api.port import Start
@@ -19,7 +19,7 @@ TEXT = "text/plain; charset=utf-8"
 RESERVED = frozenset(
     ("ping", "pong", "subscribe", "unsubscribe", "ack", "error", "status", "joined", "left", "gap")
 )
-_KEYS = frozenset(("type", "data", "channel", "id"))
+_KEYS = frozenset(("type", "data", "channel", "id", "headers"))
 _CALLS = frozenset(("ping", "pong", "subscribe", "unsubscribe"))
 
 _UNREADABLE = object()
@@ -38,6 +38,7 @@ class Frame(msgspec.Struct, frozen=True):
         channel: Where, or which pattern to follow; None: the URL's.
         id: Answered with an ack where it is set.
         start: Where a subscription begins, None where it does not say.
+        headers: The headers of what is to be published, None if none.
     """
 
     kind: Literal["publish", "subscribe", "unsubscribe", "ping", "pong"]
@@ -47,6 +48,7 @@ class Frame(msgspec.Struct, frozen=True):
     channel: str | None = None
     id: str | int | None = None
     start: Start | None = None
+    headers: dict[str, str] | None = None
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -96,6 +98,11 @@ def _typed(given: dict[str, msgspec.Raw]) -> Frame | None:
     type_ = _plain(given["type"])
     if not isinstance(type_, str) or ("data" not in given and type_ not in _CALLS):
         return None
+    headers = _plain(given.get("headers"))
+    if headers is not None and not (
+        isinstance(headers, dict) and all(isinstance(each, str) for each in headers.values())
+    ):
+        return None
     id_, channel = _plain(given.get("id")), _plain(given.get("channel"))
     if not (id_ is None or isinstance(id_, str | int)) or isinstance(id_, bool):
         raise Refusal("malformed", "id: expected a string or a whole number")
@@ -111,7 +118,15 @@ def _typed(given: dict[str, msgspec.Raw]) -> Frame | None:
         return _following(type_, given.get("data"), id_)
     if type_ in RESERVED:
         raise Refusal("malformed", f"{type_} is a reserved type")
-    return Frame("publish", bytes(given["data"]), type_, JSON, channel, id_)
+    return Frame(
+        "publish",
+        bytes(given["data"]),
+        type_,
+        JSON,
+        channel,
+        id_,
+        headers=check_headers(headers or {}),
+    )
 
 
 def _following(type_: str, data: msgspec.Raw | None, id_: str | int | None) -> Frame:
@@ -141,10 +156,13 @@ def _plain(value: msgspec.Raw | None) -> Any:
 
 
 def told(batch: Batch, envelope: bool) -> Iterator[Told]:
-    """Yield each record of a batch as a message; typed ones, or all, in an envelope."""
+    """Yield each record of a batch as a message; typed ones, or all, in an envelope.
+
+    So are those with headers, and those that can't be read.
+    """
     offset = batch.offset
     for place, record in enumerate(read_records(batch.records, batch.count)):
-        if record.type or envelope:
+        if record.type or record.headers or envelope or isinstance(record, Unreadable):
             at = offset + place if offset else 0
             yield Told(_enveloped(batch, record, at, envelope), False)
         else:
@@ -152,13 +170,14 @@ def told(batch: Batch, envelope: bool) -> Iterator[Told]:
 
 
 def _enveloped(batch: Batch, record: Record, offset: int, envelope: bool) -> bytes:
-    name, value = shown(record.body, record.content_type)
+    name, value = body_of(record)
     one: dict[str, Any] = {
         "type": record.type or None,
         "base64" if name == "base64" else "data": value,
         "channel": batch.channel,
         "offset": offset,
         "origin": batch.origin.node,
+        **extras_of(record),
     }
     if envelope:
         one["time"] = rfc3339(batch.time)

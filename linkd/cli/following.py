@@ -101,12 +101,15 @@ def _line(record: Record, as_json: bool) -> str:
     if as_json:
         return record.to_json().decode()
     type_ = f" [{record.type}]" if record.type else ""
+    headers = "".join([f" {name}={value}" for name, value in record.headers.items()])
     offset = f"{record.offset:>8}" if record.offset else "volatile"
-    return printable(f"{offset} {record.channel}{type_} {_body(record)}")
+    return printable(f"{offset} {record.channel}{type_}{headers} {_body(record)}")
 
 
 def _body(record: Record) -> str:
     """Return a body for people: text, or how many bytes, or that there are none."""
+    if record.unreadable:
+        return f"(unreadable: {len(record.body)} bytes that are no record; see --json)"
     try:
         return record.body.decode() or "(empty)"
     except UnicodeDecodeError:

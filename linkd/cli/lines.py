@@ -17,6 +17,7 @@ import msgspec
 from linkd.cli import exits
 from linkd.cli.exits import Ended
 from linkd.cli.following import connected
+from linkd.cli.publish import headers_of
 from linkd.cli.text import plural, size
 from linkd.client.node import Node
 from linkd.client.options import PublishManyOptions, Stored
@@ -72,6 +73,7 @@ class _Lines:
         self.progress = Progress(_file_bytes(sys.stdin.fileno()))
         self._node = node
         self._arguments = arguments
+        self._headers = headers_of(arguments)
         self._under_way: deque[asyncio.Future[Stored]] = deque()
 
     async def all(self, given: Input) -> None:
@@ -90,7 +92,7 @@ class _Lines:
         if not lines:
             return
         given = self._arguments
-        options: PublishManyOptions = {"type": given.type}
+        options: PublishManyOptions = {"type": given.type, "headers": self._headers}
         if given.ttl is not None:
             options["ttl"] = given.ttl
         self._under_way.append(await self._node.enqueue(given.channel, lines, **options))

@@ -13,6 +13,8 @@ from linkd.cli import calls, exits
 from linkd.cli.exits import Ended
 from linkd.cli.options import add_socket, patience, seconds, socket_path
 from linkd.client.http import call, expect
+from linkd.core.batch import check_headers
+from linkd.errors import BadRecord
 
 MAX_BODY_BYTES: Final = 16 * 1024 * 1024
 DEFAULT_TIMEOUT: Final = 30.0
@@ -46,6 +48,14 @@ def add(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--content-type", default="", metavar="TYPE", help="what the body is, such as text/plain"
+    )
+    parser.add_argument(
+        "--header",
+        type=_header,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a short string to go with it; may be given up to 16 times",
     )
     parser.add_argument("--wait", metavar="PEER", help="return only once that peer has it on disk")
     parser.add_argument(
@@ -101,7 +111,31 @@ def _headers(arguments: argparse.Namespace) -> dict[str, str]:
         "Linkd-Id": arguments.id,
         "Linkd-Ttl": "" if arguments.ttl is None else f"{arguments.ttl:g}",
     }
-    return {name: value for name, value in given.items() if value}
+    about = {f"Linkd-Header-{name}": value for name, value in headers_of(arguments).items()}
+    return {name: value for name, value in given.items() if value} | about
+
+
+def headers_of(arguments: argparse.Namespace) -> dict[str, str]:
+    """Return the record's headers as they were given.
+
+    Raises:
+        Ended: A name comes twice, or a record can't carry them.
+    """
+    given = dict(arguments.header)
+    try:
+        headers = check_headers(given) or {}
+    except BadRecord as error:
+        raise Ended(exits.USAGE, f"--header: {error}") from None
+    if len(headers) < len(arguments.header):
+        raise Ended(exits.USAGE, "--header: a name is given twice")
+    return headers
+
+
+def _header(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
+    return name, value.strip()
 
 
 def _body(given: str) -> bytes:

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from linkd.core.batch import MAX_BATCH_BYTES, Record, check_words
+from linkd.core.batch import MAX_BATCH_BYTES, Record, check_words, headers_bytes
 from linkd.core.shown import JSON
 from linkd.errors import BadRecord
 
@@ -69,7 +69,9 @@ def pack(records: list[Record]) -> bytes:
     return packed[1 if count < 16 else 3 if count < 65_536 else 5 :]
 
 
-def batches(values: Iterable[Any], type_: str, encode: Encode) -> Iterator[tuple[int, bytes]]:
+def batches(
+    values: Iterable[Any], type_: str, encode: Encode, headers: dict[str, str] | None = None
+) -> Iterator[tuple[int, bytes]]:
     """Encode values into batches of at most 64 KiB, or of one record.
 
     Yields:
@@ -82,7 +84,7 @@ def batches(values: Iterable[Any], type_: str, encode: Encode) -> Iterator[tuple
     checked = ""
     held: list[Record] = []
     append = held.append
-    fixed = MARGIN_BYTES + 4 * len(type_)
+    fixed = MARGIN_BYTES + 4 * len(type_) + headers_bytes(headers)
     size = 0
     for value in values:
         body, content_type = encode(value)
@@ -94,7 +96,7 @@ def batches(values: Iterable[Any], type_: str, encode: Encode) -> Iterator[tuple
             yield len(held), pack(held)
             held.clear()
             size = 0
-        append(Record(body, type_, "", content_type))
+        append(Record(body, type_, "", content_type, headers))
         size += more
     if held:
         yield len(held), pack(held)

@@ -20,7 +20,7 @@ from linkd.client.subscription import Inbox
 from linkd.client.upkeep import Upkeep
 from linkd.client.wire import Wire
 from linkd.core.batch import Record as Encoded
-from linkd.core.batch import check_words
+from linkd.core.batch import check_headers, check_words
 from linkd.core.stream import Published
 
 WAIT_SECONDS: Final = 30.0
@@ -113,7 +113,10 @@ class Calls:
         self._check_publish(channel, len(body))
         if self.session.flight.bytes >= self._settings.max_in_flight_bytes:
             await self._room()
-        record = Encoded(body, type_, id_, content_type)
+        headers = options.get("headers")
+        record = Encoded(
+            body, type_, id_, content_type, check_headers(headers) if headers else None
+        )
         ttl = options.get("ttl")
         if id_:
             offset = (await self._send(channel, 1, pack([record]), ttl, (id_,))).offset
@@ -132,7 +135,8 @@ class Calls:
         """Queue many values, in order, as there is room; return each batch's count and outcome."""
         self._check_publish(channel, 0)
         under_way: list[tuple[int, Awaitable[Published]]] = []
-        for count, records in batches(values, options.get("type", ""), self._settings.encode):
+        type_, headers = options.get("type", ""), check_headers(options.get("headers", {}))
+        for count, records in batches(values, type_, self._settings.encode, headers):
             await self._room()
             under_way.append((count, self._send(channel, count, records, options.get("ttl"))))
         return under_way

@@ -10,7 +10,7 @@ import msgspec
 
 from linkd.client.bodies import MARGIN_BYTES, pack
 from linkd.client.errors import Refused
-from linkd.core.batch import HELD_BYTES, MAX_BATCH_BYTES, Record
+from linkd.core.batch import HELD_BYTES, MAX_BATCH_BYTES, Record, headers_bytes
 from linkd.core.stream import Publish, Published, PublishedRun, PublishFailed
 from linkd.errors import BadRecord, BodyTooLarge, ChannelRefused, LinkdError, LogFull
 
@@ -154,6 +154,8 @@ class Gatherer:
         first = not self._waiting
         key = (channel, ttl)
         size = len(record.body) + 4 * len(record.type) + len(record.content_type) + MARGIN_BYTES
+        if record.headers:
+            size += headers_bytes(record.headers)
         held = self._waiting.get(key)
         if held is not None and held.bytes + size > MAX_BATCH_BYTES - 64:
             self._close(key, self._waiting.pop(key))

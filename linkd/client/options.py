@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Literal, TypedDict
 
 import msgspec
@@ -94,12 +94,15 @@ class PublishManyOptions(TypedDict, total=False):
     Args:
         type: The application's word for what they are.
         ttl: Seconds of life.
+        headers: At most 16 short strings to go with each, by names of letters, digits and `-`,
+            which come back in lower case.
         wait: A peer: return once it has them on disk.
         timeout: Seconds that `wait` waits at most: 30.
     """
 
     type: str
     ttl: float
+    headers: Mapping[str, str]
     wait: str
     timeout: float
 

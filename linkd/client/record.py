@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 import msgspec
 
 from linkd.client.bodies import Decode
 from linkd.core.batch import Record as Encoded
-from linkd.core.batch import read_records
-from linkd.core.shown import rfc3339, shown
+from linkd.core.batch import Unreadable, read_records
+from linkd.core.shown import body_of, extras_of, rfc3339
 from linkd.core.stream import Deliver, DeliverVolatile
 
 _encoder: Final = msgspec.json.Encoder()
+_NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 Ack = Callable[[int], Awaitable[None]]
 
@@ -33,7 +35,7 @@ class Record(msgspec.Struct, frozen=True, eq=False):
         channel: Where it was published.
         origin: The node where it was published.
         time: Unix seconds of publication.
-        encoded: Body, type, id and content type as they were published.
+        encoded: Body, type, id, content type and headers as they were published.
         reading: What it has in common with the others of its subscription.
     """
 
@@ -65,6 +67,16 @@ class Record(msgspec.Struct, frozen=True, eq=False):
         return self.encoded.content_type
 
     @property
+    def headers(self) -> Mapping[str, str]:
+        """The short strings that were published with it, by their names in lower case."""
+        return self.encoded.headers or _NO_HEADERS
+
+    @property
+    def unreadable(self) -> bool:
+        """Whether this version can't read the record: `body` is then its whole encoding."""
+        return isinstance(self.encoded, Unreadable)
+
+    @property
     def data(self) -> Any:
         """The value that was published: JSON, text or bytes, by its content type."""
         return self.reading.decode(self.encoded.body, self.encoded.content_type)
@@ -90,7 +102,7 @@ class Record(msgspec.Struct, frozen=True, eq=False):
 
     def to_json(self) -> bytes:
         """Return the record as one JSON object, the same as the HTTP API's."""
-        name, value = shown(self.body, self.content_type)
+        name, value = body_of(self.encoded)
         return _encoder.encode(
             {
                 "offset": self.offset or None,
@@ -99,6 +111,7 @@ class Record(msgspec.Struct, frozen=True, eq=False):
                 "id": self.id or None,
                 "origin": self.origin,
                 "time": rfc3339(self.time),
+                **extras_of(self.encoded),
                 name: value,
             }
         )

@@ -8,6 +8,8 @@ from typing import Any
 
 import msgspec
 
+from linkd.core.batch import Record, Unreadable
+
 JSON = "application/json"
 
 _any = msgspec.json.Decoder()
@@ -32,6 +34,23 @@ def shown(body: bytes, content_type: str) -> tuple[str, Any]:
         return "text", body.decode()
     except UnicodeDecodeError:
         return "base64", base64.b64encode(body).decode()
+
+
+def body_of(record: Record) -> tuple[str, Any]:
+    """Return under which key a record's body is shown, and its JSON value."""
+    if isinstance(record, Unreadable):
+        return "base64", base64.b64encode(record.body).decode()
+    return shown(record.body, record.content_type)
+
+
+def extras_of(record: Record) -> dict[str, Any]:
+    """Return what only some records show: `headers`, and `unreadable` where nothing else is known.
+
+    The base64 of an unreadable record is its whole encoding.
+    """
+    if record.headers:
+        return {"headers": record.headers}
+    return {"unreadable": True} if isinstance(record, Unreadable) else {}
 
 
 def rfc3339(seconds: float) -> str:

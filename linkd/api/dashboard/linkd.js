@@ -16,9 +16,10 @@
 
 /**
  * One message as it arrives. `offset` is 0 where the channel is volatile. `data` is what its JSON says, a string
- * where it was published as text, a Uint8Array where it is neither.
+ * where it was published as text, a Uint8Array where it is neither. `headers` are the short strings that were
+ * published with it. Where the node can't read the record, `unreadable` is true and `data` is its whole encoding.
  * @typedef {{channel: string, type: string | null, data: any, offset: number, origin: string | null,
- *   time?: string, id?: string | null}} Message
+ *   headers: Record<string, string>, time?: string, id?: string | null, unreadable?: boolean}} Message
  */
 /** @typedef {"stopped" | "connecting" | "up" | "waiting" | "rejected"} State */
 /**
@@ -304,17 +305,18 @@ export class Linkd extends EventTarget {
    * Publish one message. Resolves once it is on the node's disk (at once, with offset 0, on a volatile channel).
    * @param {string} channel
    * @param {any} data
-   * @param {{type?: string, id?: string, whenDown?: "wait" | "reject", timeout?: number}} [options]
-   *   The same `id` again, within the node's `id_window`, is stored once.
+   * @param {{type?: string, id?: string, headers?: Record<string, string>, whenDown?: "wait" | "reject",
+   *   timeout?: number}} [options] The same `id` again, within the node's `id_window`, is stored once. `headers` are
+   *   at most 16 short strings by names of letters, digits and `-`, which come back in lower case.
    * @returns {Promise<{id: string, offset: number}>} rejected with a LinkdError: what the node refused (`log-full`,
    *   `channel-refused`, …), `down` (not sent), `unsettled` or `timeout` (the node may have it: publish it again with
    *   the error's `id` to settle it), `too-many` (`maxPending`).
    */
-  publish(channel, data, { type = "message", id = this._id(), whenDown = this.options.whenDown, timeout } = {}) {
-    const refused = this._refusal(type, id, whenDown);
+  publish(channel, data, { type = "message", id = this._id(), headers, whenDown = this.options.whenDown, timeout } = {}) {
+    const refused = this._refusal(type, id, whenDown, headers);
     if (refused) return Promise.reject(refused);
     return new Promise((resolve, reject) => {
-      const text = this.options.encode({ type, data: data ?? null, channel, id }); // first: what it refuses is not kept
+      const text = this.options.encode({ type, data: data ?? null, channel, id, headers }); // first: what it refuses is not kept
       const late = () => this._settle(id, new LinkdError("timeout", `no answer in ${timeout} s`, id));
       const timer = timeout === undefined ? null : setTimeout(late, timeout * 1000);
       const entry = { text, whenDown, timer, resolve, reject };
@@ -338,8 +340,11 @@ export class Linkd extends EventTarget {
 
   // From here on: how it is done.
 
-  /** @param {string} type @param {string} id @param {string} whenDown */
-  _refusal(type, id, whenDown) {
+  /** @param {string} type @param {string} id @param {string} whenDown @param {Record<string, string>} [headers] */
+  _refusal(type, id, whenDown, headers = {}) {
+    if (!Object.values(headers).every((each) => typeof each === "string")) {
+      return new LinkdError("malformed", "expected strings as headers", id);
+    }
     if (RESERVED.includes(type)) return new LinkdError("bad-type", `${type} is a reserved type`, id);
     if (this._pending.has(id)) return new LinkdError("bad-id", `${id} is being published`, id);
     if (this._pending.size >= this.options.maxPending) return new LinkdError("too-many", "too many publishes wait", id);
@@ -508,10 +513,10 @@ export class Linkd extends EventTarget {
 
   /** @param {any} frame */
   _message(frame) {
-    const { type = null, origin = null, offset, text, base64, ...rest } = frame;
+    const { type = null, origin = null, headers = {}, offset, text, base64, ...rest } = frame;
     const data = "data" in frame ? frame.data : (text ?? (base64 === undefined ? null : bytes(base64)));
     /** @type {Message} */
-    const message = { ...rest, type, origin, offset: offset ?? 0, data };
+    const message = { ...rest, type, origin, headers, offset: offset ?? 0, data };
     let keep = true;
     this._guarded(() => (keep = this.onMessage(message) !== false));
     if (!keep) return;

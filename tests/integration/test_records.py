@@ -1,0 +1,309 @@
+"""Records with every form that a log may hold, through a link and to every reader and client."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from websockets.sync.client import ClientConnection, unix_connect
+from websockets.typing import Subprotocol
+
+import linkd.client
+from linkd.core import stream
+from linkd.core.batch import Draft, Record, encode_records, read_records
+from tests.support.daemon import Daemon
+from tests.support.duo import Duo, run, until
+from tests.support.logs import SegmentBench, append
+from tests.support.unix_http import UnixConnection
+
+WORD = "é" * 255
+HEADERS = {f"x-{number}": WORD for number in range(16)}
+ACCEPTED = [
+    Record(b""),
+    Record(b"plain", headers={"trace-id": "7", "empty": ""}),
+    Record(b"{bad json", WORD, "", "application/json", HEADERS),
+    Record(b"[" * 900 + b"]" * 900, "", "", "application/json"),
+    Record(b"\xff\x00", "line\nend\r\n\x00", "", "no type\r\nX: y"),
+    Record(b'"\\ud800"', "<script>", "", "application/json"),
+    Record(b"\xc1" * 100_000, "large"),
+]
+"""What `/v1/stream` takes."""
+
+DEEP = b"\x91" * 981 + b"\xc0"
+UNREADABLE = [DEEP, b"\x05", b"\x91\x01", b"{", msgspec.msgpack.encode([b"", "x" * 256])]
+"""What no ingress takes, and an older or newer version may have put into a log."""
+
+
+class Client:
+    """A client of `/v1/stream`."""
+
+    def __init__(self, wire: ClientConnection) -> None:
+        self.wire = wire
+        self.sequence = 0
+        self.heard: list[stream.FromDaemon] = []
+        self.send(stream.Open(1))
+        self.hear()
+
+    def send(self, frame: stream.FromClient) -> None:
+        self.wire.send(stream.encode((frame,)))
+
+    def hear(self) -> stream.FromDaemon:
+        while not self.heard:
+            got = self.wire.recv(timeout=10)
+            assert isinstance(got, bytes)
+            self.heard += stream.decode_from_daemon(got)
+        return self.heard.pop(0)
+
+    def publish(self, records: bytes, count: int = 1, channel: str = "orders") -> Any:
+        self.sequence += 1
+        self.send(stream.Publish(self.sequence, channel, count, records))
+        return self.hear()
+
+
+@contextmanager
+def client_of(daemon: Daemon) -> Iterator[Client]:
+    with unix_connect(
+        str(daemon.socket),
+        "ws://localhost/v1/stream",
+        subprotocols=[Subprotocol(stream.SUBPROTOCOL)],
+        max_size=1 << 26,
+    ) as wire:
+        yield Client(wire)
+
+
+@pytest.fixture(scope="module")
+def duo() -> Iterator[Duo]:
+    """Two linked daemons; the edge's log has what can't be read among what can."""
+    with Duo() as pair:
+        pair.start()
+        pair.edge.stop()
+        bench = SegmentBench(pair.edge.directory / "state" / "log")
+        bench.wall[0] = time.time()
+        good = encode_records((Record(b"good"),))
+        for one in UNREADABLE:
+            append(bench, Draft("odd", 3, good + one + good, time.time()))
+        append(bench, Draft("odd", 1, DEEP, time.time()))
+        bench.close()
+        pair.edge.start()
+        pair.joined()
+        yield pair
+
+
+EXPECTED = [record for one in UNREADABLE for record in (b"good", one, b"good")] + [DEEP]
+
+
+def objects(page: list[Any]) -> list[tuple[bool, bytes]]:
+    """Return of records shown as JSON whether they are unreadable, and their bytes."""
+    return [
+        (one.get("unreadable", False), base64.b64decode(one["base64"]))
+        if "base64" in one
+        else (False, one["text"].encode())
+        for one in page
+    ]
+
+
+MARKED = [(one != b"good", one) for one in EXPECTED]
+
+
+def test_what_can_not_be_read_passes_the_link_and_reaches_every_reader(duo: Duo) -> None:
+    odd = "/v1/channels/odd?from=earliest&limit=1000"
+    until(lambda: len(duo.hub.call("GET", odd)["records"]) == len(EXPECTED))
+    assert not duo.edge.link("hub")["backlog_records"]
+    for daemon in (duo.edge, duo.hub):
+        assert objects(daemon.call("GET", odd)["records"]) == MARKED
+        page = daemon.call("GET", odd)["records"]
+        assert exact(daemon, page[1]["offset"]) == (DEEP, "true")
+        assert exact(daemon, page[0]["offset"]) == (b"good", None)
+        assert events(daemon, len(EXPECTED)) == MARKED
+        for query in ("", "&envelope=1"):
+            assert frames(daemon, query, len(EXPECTED)) == MARKED
+        assert asyncio.run(python(daemon, "odd", len(EXPECTED))) == MARKED
+        words = ("subscribe", "odd", "--from", "earliest", "--count", str(len(EXPECTED)))
+        lines = run(daemon, *words, "--json", "--consumer", "c1").stdout.splitlines()
+        assert objects([json.loads(line) for line in lines]) == MARKED
+        lines = run(daemon, *words).stdout.splitlines()
+        assert ["(unreadable:" in line for line in lines] == [mark for mark, _ in MARKED]
+    assert not list(duo.hub.matching(event="link.waiting", reason="protocol"))
+    assert duo.edge.link("hub")["state"] == "up"
+
+
+def exact(daemon: Daemon, offset: int) -> tuple[bytes, str | None]:
+    """Return the bytes of one record, and whether they are marked."""
+    connection = UnixConnection(str(daemon.socket), 5.0)
+    connection.request("GET", f"/v1/records/{offset}")
+    answer = connection.getresponse()
+    assert answer.status == 200
+    body = answer.read()
+    connection.close()
+    return body, answer.getheader("Linkd-Unreadable")
+
+
+def events(daemon: Daemon, count: int) -> list[tuple[bool, bytes]]:
+    """Follow `odd` as an event stream."""
+    command = ["curl", "-sN", "--unix-socket", str(daemon.socket), "-HAccept: text/event-stream"]
+    url = "http://localhost/v1/channels/odd?from=earliest"
+    found: list[Any] = []
+    with subprocess.Popen([*command, url], stdout=subprocess.PIPE) as curl:
+        assert curl.stdout is not None
+        for line in curl.stdout:
+            if line.startswith(b"data: "):
+                found.append(json.loads(line[6:]))
+            if len(found) == count:
+                break
+        curl.kill()
+    return objects(found)
+
+
+def frames(daemon: Daemon, query: str, count: int) -> list[tuple[bool, bytes]]:
+    """Follow `odd` over `/ws`."""
+    url = f"ws://localhost/ws?channel=odd&from=earliest{query}"
+    found: list[tuple[bool, bytes]] = []
+    with unix_connect(str(daemon.socket), url) as wire:
+        for _ in range(count):
+            got = wire.recv(timeout=10)
+            assert isinstance(got, str)
+            if got == "good":
+                found.append((False, b"good"))
+                continue
+            one = json.loads(got)
+            if "data" in one:
+                one["text"] = one["data"]
+            found += objects([one])
+    return found
+
+
+async def python(daemon: Daemon, channel: str, count: int) -> list[tuple[bool, bytes]]:
+    """Follow with the Python client."""
+    found: list[tuple[bool, bytes]] = []
+    async with asyncio.timeout(20), linkd.client.connect(daemon.socket) as node:
+        async for record in node.subscribe(channel, start="earliest"):
+            assert isinstance(record.data, bytes)
+            found.append((record.unreadable, record.body))
+            if len(found) == count:
+                break
+    return found
+
+
+def test_what_no_reader_could_read_is_refused_at_every_ingress(duo: Duo) -> None:
+    heads = (b"", b"\x95\xc4\x00\xa0\xa0\xa0", b"\x96\xc4\x00\xa0\xa0\xa0\xc0")
+    deep = [head + b"\x91" * n + b"\xc0" for n in range(1001, 1, -50) for head in heads]
+    with client_of(duo.edge) as client:
+        for one in deep + UNREADABLE:
+            answer = client.publish(one)
+            assert isinstance(answer, stream.PublishFailed)
+            assert answer.error == "malformed"
+        assert isinstance(client.publish(encode_records(ACCEPTED[:1]), 2), stream.PublishFailed)
+    assert duo.edge.link("hub")["state"] == "up"
+
+
+def test_what_ingress_takes_passes_the_link_and_reaches_every_reader(duo: Duo) -> None:
+    with client_of(duo.edge) as client:
+        for record in ACCEPTED:
+            assert isinstance(client.publish(encode_records((record,))), stream.Published)
+    path = "/v1/channels/orders?from=earliest&limit=1000"
+    until(lambda: len(duo.hub.call("GET", path)["records"]) == len(ACCEPTED))
+    for daemon in (duo.edge, duo.hub):
+        found = daemon.call("GET", path)["records"]
+        assert [one.get("headers") for one in found] == [one.headers for one in ACCEPTED]
+        assert [one["type"] or "" for one in found] == [one.type for one in ACCEPTED]
+        for one, record in zip(found, ACCEPTED, strict=True):
+            assert exact(daemon, one["offset"]) == (record.body, None)
+        with client_of(daemon) as reader:
+            reader.send(stream.Subscribe(1, ("orders",), "earliest", "", 1 << 30))
+            got: list[Record] = []
+            while len(got) < len(ACCEPTED):
+                frame = reader.hear()
+                if isinstance(frame, stream.Deliver):
+                    got += read_records(frame.records, frame.count)
+        assert got == ACCEPTED
+        words = ("subscribe", "orders", "--from", "earliest", "--count", str(len(ACCEPTED)))
+        lines = run(daemon, *words, "--json").stdout.splitlines()
+        assert [json.loads(line) for line in lines] == found
+        assert len(run(daemon, *words).stdout.splitlines()) == len(ACCEPTED)
+
+
+@pytest.fixture
+def hub(duo: Duo) -> Iterator[Client]:
+    with client_of(duo.hub) as client:
+        yield client
+
+
+def test_headers_come_from_every_publisher_to_every_reader(duo: Duo, hub: Client) -> None:
+    given = {"trace-id": "7 é", "empty": ""}
+    hub.send(stream.Subscribe(1, ("notes",), "latest", "", 1 << 30))
+    hub.hear()
+    heard: list[dict[str, str] | None] = []
+
+    def arrived(count: int) -> None:
+        while len(heard) < count:
+            frame = hub.hear()
+            if isinstance(frame, stream.Deliver):
+                heard.extend(one.headers for one in read_records(frame.records, frame.count))
+
+    connection = UnixConnection(str(duo.edge.socket), 5.0)
+    over_http = {f"Linkd-Header-{name}": value.encode() for name, value in given.items()}
+    connection.request("POST", "/v1/channels/notes", b"1", over_http)  # type: ignore[arg-type]
+    assert connection.getresponse().read().startswith(b'{"offset"')
+    arrived(1)
+    lines = over_http | {"Content-Type": b"application/x-ndjson"}
+    connection.request("POST", "/v1/channels/notes", b"1\n2\n", lines)  # type: ignore[arg-type]
+    assert connection.getresponse().read().startswith(b'{"offset"')
+    arrived(3)
+    for wrong in ({f"Linkd-Header-{n}": "" for n in range(17)}, {"Linkd-Header-a_b": ""}):
+        connection.request("POST", "/v1/channels/notes", b"1", wrong)
+        answer = connection.getresponse()
+        assert (answer.status, json.loads(answer.read())["error"]) == (400, "malformed")
+    connection.close()
+    run(duo.edge, "publish", "notes", "4", "--header", "Trace-Id=7 é", "--header", "empty=")
+    arrived(4)
+    with unix_connect(str(duo.edge.socket), "ws://localhost/ws?channel=notes") as wire:
+        wire.send(json.dumps({"type": "t", "data": 5, "headers": given}))
+        assert json.loads(wire.recv(timeout=5))["headers"] == given
+        arrived(5)
+        wire.send(json.dumps({"type": "t", "data": 5, "headers": {"a": "\n"}, "id": "x"}))
+        assert json.loads(wire.recv(timeout=5))["data"]["error"] == "malformed"
+        nested = {"type": "t", "data": 6, "headers": {"a": {}}}
+        wire.send(json.dumps(nested))
+        assert json.loads(wire.recv(timeout=5)) == nested
+        arrived(6)
+
+    async def client() -> None:
+        async with asyncio.timeout(20), linkd.client.connect(duo.edge.socket) as node:
+            await node.publish("notes", 7, headers={"Trace-Id": "7 é", "empty": ""})
+            await node.publish("notes", 8, headers=given, id="once")
+            await node.publish_many("notes", [9, 10], headers=given)
+            records = node.subscribe("notes", start="earliest")
+            found = [await anext(records) for _ in range(10)]
+            assert [dict(one.headers) for one in found] == [given] * 5 + [{}] + [given] * 4
+            assert json.loads(found[0].to_json())["headers"] == given
+
+    asyncio.run(client())
+    arrived(10)
+    assert heard == [given] * 5 + [None] + [given] * 4
+    printed = run(duo.hub, "subscribe", "notes", "--from", "earliest", "--count", "1").stdout
+    assert "trace-id=7 é" in printed
+
+
+def test_a_log_of_the_version_before_is_read(tmp_path: Path) -> None:
+    """Records of four items, as they were written before there were headers."""
+    bench = SegmentBench(tmp_path)
+    old = msgspec.msgpack.encode([b"x", "t", "i", "text/plain"])
+    append(bench, Draft("orders", 2, old + old, 1.0))
+    bench.restart()
+    found: list[Any] = []
+    bench.log.fetch(1, 1000, found.append)
+    bench.until(lambda: found)
+    ((batch,),) = found
+    assert (
+        list(read_records(batch.records, batch.count)) == [Record(b"x", "t", "i", "text/plain")] * 2
+    )
+    bench.close()
