@@ -63,6 +63,7 @@ class LinkStatus(msgspec.Struct, frozen=True):
     peer_version: str | None
     certificate_expires_seconds: float | None
     required: bool = False
+    not_relayed_records: int = 0
 
 
 class NodeStatus(msgspec.Struct, frozen=True):

@@ -53,6 +53,13 @@ LINK_COUNTERS: tuple[tuple[str, str, _Value], ...] = (
 )
 
 
+STORED = {
+    "late": "Records stored behind later ones of their origin and channel.",
+    "unproven": "Records stored although nothing proves that they are new.",
+}
+"""What is counted of records that were not dropped."""
+
+
 class Buckets:
     """What a histogram has counted.
 
@@ -232,7 +239,14 @@ class Metrics:
         for (reason, peer, _), count in self._node.counts.items():
             counts[peer, reason] += count
         for (peer, reason), count in counts.items():
-            yield f'{name}{{peer="{peer}",reason="{reason}"}} {count}'
+            if reason not in STORED:
+                yield f'{name}{{peer="{peer}",reason="{reason}"}} {count}'
+        for what, about in STORED.items():
+            name = f"linkd_records_{what}_total"
+            yield _head(name, about, "counter")
+            for (peer, reason), count in counts.items():
+                if reason == what:
+                    yield f'{name}{{peer="{peer}"}} {count}'
 
     def _of_disk(self) -> Iterator[str]:
         name = "linkd_publish_seconds"

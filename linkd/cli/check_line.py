@@ -58,6 +58,11 @@ def _warnings(status: NodeStatus, links: list[LinkStatus]) -> list[str]:
         left = link.certificate_expires_seconds
         if left is not None and left < WARN_CERTIFICATE_SECONDS:
             found.append(f"certificate of {link.peer} expires in {duration(left)}")
+        if link.not_relayed_records:
+            found.append(
+                f"{plural(link.not_relayed_records, 'record')} not relayed between this node and"
+                f" {link.peer}: see `relay` in [[peer]] of both"
+            )
     return found
 
 

@@ -40,6 +40,11 @@ def add(subparsers: Any) -> None:
     invite.add_argument(
         "--receive", metavar="PATTERN", nargs="+", help="what it may send (default: >)"
     )
+    invite.add_argument(
+        "--relay",
+        action="store_true",
+        help="a gateway: it may pass on what began at other nodes",
+    )
     invite.add_argument("--json", action="store_true", help="print an object")
     invite.set_defaults(run=_invite)
     join = subparsers.add_parser(
@@ -86,6 +91,7 @@ def _invite(arguments: argparse.Namespace) -> int:
         "address": arguments.address,
         "send": arguments.send,
         "receive": arguments.receive,
+        "relay": arguments.relay,
     }
     told = calls.post(arguments, f"{_PREFIX}/invite", asked).json()
     if arguments.json:

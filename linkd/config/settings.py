@@ -290,6 +290,10 @@ class PeerSettings(Settings, frozen=True, kw_only=True):
     ] = ()
     send: Annotated[tuple[str, ...], _meta("Patterns: what of this node's log goes to it.")] = ()
     receive: Annotated[tuple[str, ...], _meta("Patterns: what this node takes from it.")] = ()
+    relay: Annotated[
+        bool,
+        _meta("Take records from it that began at a third node; false: only what began there."),
+    ] = True
     required: Annotated[bool, _meta("Counts for `/readyz` and `linkd status --check`.")] = False
     secret_file: Annotated[
         str | None,

@@ -8,10 +8,23 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from linkd.core.batch import HELD_BYTES, MAX_BATCH_BYTES, NOWHERE, Batch, Source, check_raw
+import msgspec
+
+from linkd.core.batch import (
+    HELD_BYTES,
+    MAX_BATCH_BYTES,
+    NOWHERE,
+    Batch,
+    Origin,
+    Source,
+    check_raw,
+)
+from linkd.core.known_ends import KnownEnds
 from linkd.core.session_types import (
     Effect,
+    FalseOrigin,
     Gone,
+    NotRelayed,
     Pass,
     Refused,
     Rewind,
@@ -42,6 +55,11 @@ _NO_ORIGIN = "a batch with records needs an origin"
 class Inbound:
     """The receiving half of a session.
 
+    Args:
+        settings: Names, patterns and bounds.
+        unpack: Decompresses a batch of at most so many bytes, or None where that can't be done.
+        ends: How far the logs of this node's peers can reach.
+
     Attributes:
         received: The next offset of the peer's log that we want; everything below has come, if not
             to disk.
@@ -52,6 +70,7 @@ class Inbound:
     __slots__ = (
         "_acked",
         "_connected",
+        "_ends",
         "_epochs",
         "_log",
         "_parts",
@@ -67,9 +86,13 @@ class Inbound:
     )
 
     def __init__(
-        self, settings: SessionSettings, unpack: Callable[[bytes, int], bytes] | None = None
+        self,
+        settings: SessionSettings,
+        unpack: Callable[[bytes, int], bytes] | None = None,
+        ends: KnownEnds | None = None,
     ) -> None:
         self._settings = settings
+        self._ends = ends or KnownEnds()
         self._unpack = unpack
         self._connected = False
         self._log = ""
@@ -107,7 +130,7 @@ class Inbound:
         self._parts = []
         self._size = 0
 
-    def step(self, step: Step) -> list[Effect]:
+    def step(self, step: Step, now: float) -> list[Effect]:
         """Take the next step of the peer's log.
 
         Raises:
@@ -120,12 +143,12 @@ class Inbound:
             return [*begun, self._store(step, b"")]
         self._check_batch(step)
         if len(step.records) == step.size:
-            whole = self._whole(step, step.records)
+            whole = self._whole(step, step.records, now)
             return [*begun, *whole] if begun else whole
         self._step, self._parts, self._size = step, [step.records], len(step.records)
         return begun
 
-    def part(self, part: Part) -> list[Effect]:
+    def part(self, part: Part, now: float) -> list[Effect]:
         """Take the next bytes of a large record.
 
         Raises:
@@ -141,7 +164,7 @@ class Inbound:
         if self._size < step.size:
             return []
         records, self._step, self._parts = b"".join(self._parts), None, []
-        return self._whole(step, records)
+        return self._whole(step, records, now)
 
     def gap(self, gap: GapTold) -> list[Effect]:
         """Move on over offsets that the peer no longer has."""
@@ -150,10 +173,17 @@ class Inbound:
         step = Step(gap.previous, gap.next, gap.epoch)
         return [*begun, Gone(first, gap.next, inbound=True), self._store(step, b"")]
 
-    def volatile(self, message: Volatile) -> list[Effect]:
+    def volatile(self, message: Volatile, now: float) -> list[Effect]:
         """Take records that were never in a log."""
-        if not self._settings.receive.match(message.channel):
-            return [Refused(message.channel, message.count)]
+        channel, count = message.channel, message.count
+        if not self._settings.receive.match(channel):
+            return [Refused(channel, count)]
+        if message.node == self._settings.peer:
+            self._ends.heard(message, now)
+        elif not self._settings.relay:
+            return [NotRelayed(channel, count, inbound=True)]
+        elif not self._ends.allows_volatile(message, now):
+            return [FalseOrigin(channel, count, _volatile_sentence(message))]
         _check_records(message.records, message.count)
         self.received_records += message.count
         return [Pass(message)]
@@ -189,7 +219,10 @@ class Inbound:
 
     def _check_batch(self, step: Step) -> None:
         """Hold a batch's head against its bounds, before its bytes are kept."""
-        if step.origin is None or not step.channel:
+        origin = step.origin
+        if origin is None or not (origin.node and origin.log and origin.epoch and origin.first):
+            raise RemoteProtocolError(_NO_ORIGIN)
+        if not step.channel:
             raise RemoteProtocolError(_NO_ORIGIN)
         if step.count > step.next - step.previous:
             raise RemoteProtocolError(f"{step.count} records from {step.previous} to {step.next}")
@@ -207,7 +240,7 @@ class Inbound:
         """Return how many bytes of records a batch may have."""
         return self._settings.max_records_bytes if count == 1 else MAX_BATCH_BYTES
 
-    def _whole(self, step: Step, records: bytes) -> list[Effect]:
+    def _whole(self, step: Step, records: bytes, now: float) -> list[Effect]:
         """Store a batch that has come whole."""
         if step.encoding and self._unpack is not None:
             try:
@@ -216,10 +249,30 @@ class Inbound:
                 raise RemoteProtocolError(f"packed records: {error}", 1007) from None
         _check_records(records, step.count)
         if not self._settings.receive.match(step.channel):
-            empty = Step(step.previous, step.next, step.epoch)
-            return [Refused(step.channel, step.count), self._store(empty, b"")]
+            return self._leave_out(step, Refused(step.channel, step.count))
+        origin = step.origin
+        assert origin is not None  # checked before its bytes were kept
+        if origin.log == self._log:
+            if origin.first + step.count > step.next:
+                detail = f"{_sentence(origin)}, but its place there is below {step.next}"
+                return self._leave_out(step, FalseOrigin(step.channel, step.count, detail))
+            if origin.node != self._settings.peer and not self._settings.relay:
+                # The name that it had before, or somebody's: it speaks for itself alone.
+                step = msgspec.structs.replace(
+                    step, origin=msgspec.structs.replace(origin, node=self._settings.peer)
+                )
+        elif not self._settings.relay:
+            refused = NotRelayed(step.channel, step.count, inbound=True)
+            return self._leave_out(step, refused)
+        elif not self._ends.allows(origin, step.count, now):
+            detail = f"{_sentence(origin)}, which {origin.node} itself has not reached"
+            return self._leave_out(step, FalseOrigin(step.channel, step.count, detail))
         self.received_records += step.count
         return [self._store(step, records)]
+
+    def _leave_out(self, step: Step, why: Effect) -> list[Effect]:
+        """Move on over a batch that is not stored."""
+        return [why, self._store(Step(step.previous, step.next, step.epoch), b"")]
 
     def _store(self, step: Step, records: bytes) -> Store:
         """Move on, and hand the step to the log."""
@@ -253,3 +306,16 @@ def _check_records(records: bytes, count: int) -> None:
         check_raw(records, count)
     except BadRecord as error:
         raise RemoteProtocolError(str(error), 1007) from None
+
+
+def _sentence(origin: Origin) -> str:
+    """Name where a batch claims to begin."""
+    return f"a batch claims offset {origin.first} behind {origin.after} in {origin.node}'s log"
+
+
+def _volatile_sentence(message: Volatile) -> str:
+    """Name what a volatile message claims."""
+    return (
+        f"a volatile message claims to be number {message.sequence} of {message.node}, which"
+        f" {message.node} itself has not reached"
+    )

@@ -7,7 +7,16 @@ from collections.abc import Callable
 
 from linkd.core.batch import HELD_BYTES, MAX_BATCH_BYTES, Batch
 from linkd.core.channels import Patterns
-from linkd.core.session_types import Acked, Effect, Expired, Gone, Read, Send, SessionSettings
+from linkd.core.session_types import (
+    Acked,
+    Effect,
+    Expired,
+    Gone,
+    NotRelayed,
+    Read,
+    Send,
+    SessionSettings,
+)
 from linkd.core.wire import GapTold, Hello, Part, Step, encode
 from linkd.errors import LocalProtocolError, RemoteProtocolError
 
@@ -37,6 +46,7 @@ class Outbound:
         owed_records: Records of the log that the peer gets and has not acknowledged.
         owed_bytes: Bytes of these.
         wants: What the peer takes, as it said last; None before its first hello.
+        relays: The peer takes records that began at a third node, as it said last.
     """
 
     __slots__ = (
@@ -61,6 +71,7 @@ class Outbound:
         "owed_bytes",
         "owed_records",
         "position",
+        "relays",
         "sent_records",
         "wants",
     )
@@ -92,6 +103,7 @@ class Outbound:
         self._owed_end = 1
         self.flight_bytes = 0
         self.wants: Patterns | None = None
+        self.relays = True
         self.deadline: float | None = None
 
     def begin(self, acked: int) -> None:
@@ -99,10 +111,15 @@ class Outbound:
         self.acked = self.position = self._told = acked
 
     def owes(self, batch: Batch) -> bool:
-        """Tell whether the peer gets this batch, by what we send, what it takes.
+        """Tell whether the peer gets this batch: by channel, and by where it came from."""
+        return self.takes_from(batch) and self._is_for_peer(batch)
 
-        And where it came from.
-        """
+    def takes_from(self, batch: Batch) -> bool:
+        """Tell whether the peer takes this batch from us: published here, or it lets us relay."""
+        return self.relays or batch.source is None
+
+    def _is_for_peer(self, batch: Batch) -> bool:
+        """Tell whether the peer gets this batch if it takes what we relay."""
         return (
             not self.has(batch)
             and self._settings.send.match(batch.channel)
@@ -135,6 +152,7 @@ class Outbound:
         self._connected = True
         self._writable = writable
         self.wants = Patterns(theirs.wants)
+        self.relays = theirs.relays
         self._packing = self._pack is not None and "zstd" in theirs.compress
         self.position = self._told = start
         self.acked = acked
@@ -324,6 +342,8 @@ class Outbound:
             if owed:
                 self._settle(batch.count, len(batch.records))
                 effects.append(Expired(batch.channel, batch.count))
+            elif not self.takes_from(batch) and self._is_for_peer(batch):
+                effects.append(NotRelayed(batch.channel, batch.count, inbound=False))
             return 0
         return self._send(batch, clock, effects)
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 import msgspec
 
 from linkd.core.inbound import Inbound
+from linkd.core.known_ends import KnownEnds
 from linkd.core.outbound import Outbound
 from linkd.core.resume import agree, lost_at_sender, truncate
 from linkd.core.session_types import (
@@ -52,9 +53,10 @@ class Session:
         epoch_below: Tells the epoch of our log just below an offset.
         pack: Compresses a batch, or None.
         unpack: Decompresses one of at most so many bytes, or None where that can't be done here.
+        ends: How far the logs of this node's peers can reach; one for all its sessions.
     """
 
-    __slots__ = ("inbound", "outbound", "settings")
+    __slots__ = ("_ends", "inbound", "outbound", "settings")
 
     def __init__(
         self,
@@ -62,10 +64,12 @@ class Session:
         epoch_below: Callable[[int], str],
         pack: Callable[[bytes], bytes] | None = None,
         unpack: Callable[[bytes, int], bytes] | None = None,
+        ends: KnownEnds | None = None,
     ) -> None:
         self.settings = settings
+        self._ends = ends or KnownEnds()
         self.outbound = Outbound(settings, epoch_below, pack)
-        self.inbound = Inbound(settings, unpack)
+        self.inbound = Inbound(settings, unpack, self._ends)
 
     @property
     def deadline(self) -> float | None:
@@ -78,6 +82,7 @@ class Session:
         What was under way on an older one is sent again or forgotten.
         """
         ours, theirs = greeting.ours, greeting.theirs
+        self._ends.greeted(theirs, now)
         effects: list[Effect] = []
         mine = theirs.cursor
         if mine is not None and mine.log != ours.log:
@@ -153,13 +158,13 @@ class Session:
         """
         kind = type(message)
         if kind is Step:
-            return self.inbound.step(message)  # type: ignore[arg-type]
+            return self.inbound.step(message, now)  # type: ignore[arg-type]
         if kind is Ack:
             return self.outbound.acknowledged(message.next)  # type: ignore[union-attr]
         if kind is Part:
-            return self.inbound.part(message)  # type: ignore[arg-type]
+            return self.inbound.part(message, now)  # type: ignore[arg-type]
         if kind is Volatile:
-            return self.inbound.volatile(message)  # type: ignore[arg-type]
+            return self.inbound.volatile(message, now)  # type: ignore[arg-type]
         if kind is GapTold:
             return self.inbound.gap(message)  # type: ignore[arg-type]
         raise RemoteProtocolError(f"a second {kind.__name__.lower()} on one connection")

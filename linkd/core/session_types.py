@@ -17,6 +17,7 @@ class SessionSettings(msgspec.Struct, frozen=True):
         peer: The peer's name.
         send: What of our log goes to the peer.
         receive: What we take from it.
+        relay: We take records from it that began at a third node.
         window_bytes: Most bytes of records that may be sent and not yet acknowledged; each batch
             counts for HELD_BYTES more.
         read_bytes: About how much of the log is read at once.
@@ -37,6 +38,7 @@ class SessionSettings(msgspec.Struct, frozen=True):
     max_records_bytes: int = 17 * 1024 * 1024
     max_waiting_bytes: int = 64 * 1024 * 1024
     position_interval: float = 0.5
+    relay: bool = True
 
 
 class Send(msgspec.Struct, frozen=True, gc=False):
@@ -91,6 +93,25 @@ class Refused(msgspec.Struct, frozen=True):
     count: int
 
 
+class NotRelayed(msgspec.Struct, frozen=True):
+    """`count` records of `channel` that began at a third node were left out.
+
+    They came although our `relay` is false (`inbound`), or we skipped them since the peer's is.
+    """
+
+    channel: str
+    count: int
+    inbound: bool
+
+
+class FalseOrigin(msgspec.Struct, frozen=True):
+    """`count` records of `channel` name a place in a log that cannot be; they were left out."""
+
+    channel: str
+    count: int
+    detail: str
+
+
 class Expired(msgspec.Struct, frozen=True):
     """`count` records of `channel` outlived their ttl and were skipped."""
 
@@ -112,4 +133,18 @@ class Diverged(msgspec.Struct, frozen=True):
     detail: str
 
 
-Effect = Send | Read | Store | Rewind | Acked | Pass | Tell | Refused | Expired | Gone | Diverged
+Effect = (
+    Send
+    | Read
+    | Store
+    | Rewind
+    | Acked
+    | Pass
+    | Tell
+    | Refused
+    | NotRelayed
+    | FalseOrigin
+    | Expired
+    | Gone
+    | Diverged
+)

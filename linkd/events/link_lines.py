@@ -115,6 +115,40 @@ ROWS = (
         folds="peer channel",
     ),
     kind(
+        "link.relay-refused",
+        "error",
+        "channel records",
+        "One end sends records that began at a third node, and the other's `relay` is false: they "
+        "are left out. Once a connection, then counted.",
+        "Set `relay = true` in the `[[peer]]` of the node that passes them on, at the node that "
+        "`detail` names; or narrow its `send`.",
+    ),
+    kind(
+        "link.false-origin",
+        "error",
+        "channel records",
+        "The peer sent records with a place in a log that cannot exist: they were left out.",
+        "Look at that peer: it forges records, or its disk is damaged. docs/security.md.",
+        folds="peer",
+    ),
+    kind(
+        "link.late-records",
+        "warn",
+        "channel origin first",
+        "The peer brought records of an origin behind later ones, which came over another path; "
+        "they are stored. Once a link, then `linkd_records_late_total` counts.",
+        "Nothing, where a path was added, removed or widened.",
+    ),
+    kind(
+        "link.unproven-records",
+        "error",
+        "channel origin first records",
+        "Records came of which this node no longer knows whether it has them; they were stored, "
+        "perhaps a second time.",
+        "Look for a path whose backlog is weeks old, or for an origin with millions of channels.",
+        folds="peer",
+    ),
+    kind(
         "link.unwanted-records",
         "warn",
         "channel records",

@@ -194,6 +194,8 @@ class SegmentLog(Ledger):
             size = 0 if last is None else last.size
         clock = self.clock()
         self._state.forget_producers(clock - self._settings.id_window)
+        self._state.forget_channels(clock - self._settings.max_age)
+        self._state.origins.fold(2 * self._settings.max_age)
         snapshot = self.carried(self._state.snapshot())
         return self._succession.begin(self.node, snapshot, last, size, clock)
 

@@ -209,8 +209,9 @@ class State:
     def forget_channels(self, before: float) -> None:
         """Forget the last offsets of own channels on which nothing was published since `before`."""
         lasts = self._lasts
-        for channel, (_, stamp) in list(lasts.items()):
-            if stamp >= before:
+        while lasts:
+            channel = next(iter(lasts))
+            if lasts[channel][1] >= before:
                 break
             del lasts[channel]
             self._has_forgotten = True

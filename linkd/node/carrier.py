@@ -17,6 +17,7 @@ from linkd.core import session_types as sessions
 from linkd.core import wire
 from linkd.core.batch import Batch
 from linkd.core.channels import Patterns
+from linkd.core.known_ends import KnownEnds
 from linkd.core.session import Greeting, Session
 from linkd.errors import Gap, LinkdError, LogClosed, OutOfStep, RemoteProtocolError
 from linkd.log.engine import Appended, Log
@@ -34,6 +35,7 @@ class Around(Protocol):
     name: str
     log: Log
     clock: Clock
+    ends: KnownEnds
 
     def acked_by(self, peer: str) -> int:
         """Return the offset below which the peer has everything, as noted on disk."""
@@ -79,6 +81,8 @@ class Carrier:
         session: What is agreed with the peer.
         connection: The connection that counts, or None.
         waits: That connection waits for its second hello: only volatile messages count before.
+        not_relayed_records: Records that one end sends and the other's `relay` leaves out, since
+            the start.
     """
 
     def __init__(self, around: Around, settings: PeerSettings, link: LinkWords) -> None:
@@ -94,9 +98,11 @@ class Carrier:
             peer=settings.name,
             send=self._sends,
             receive=Patterns(settings.receive),
+            relay=settings.relay,
         )
         epoch_below = around.log.epoch_below
-        self.session = Session(bounds, epoch_below, pack if settings.compress else None, unpack)
+        packs = pack if settings.compress else None
+        self.session = Session(bounds, epoch_below, packs, unpack, around.ends)
         self.session.outbound.begin(around.acked_by(settings.name))
         self.session.outbound.log_next = self._log.next
         self.connection: Connection | None = None
@@ -106,6 +112,9 @@ class Carrier:
         self._read_effects: list[sessions.Effect] = []  # what a read at once has led to
         self._unproved = False  # up, but nothing of what was owed has been acknowledged yet
         self._waiting_bytes = 0
+        self._relay_logged = False  # that records were not relayed, on this connection
+        self._late_logged = False  # that records came late, on this link
+        self.not_relayed_records = 0
         self._wake_timer: Timer | None = None
         self._performers: dict[type, Callable[..., None]] = {
             sessions.Send: self._send,
@@ -116,6 +125,8 @@ class Carrier:
             sessions.Pass: self._pass,
             sessions.Tell: self._tell,
             sessions.Refused: self._refused,
+            sessions.NotRelayed: self.not_relayed,
+            sessions.FalseOrigin: self._false_origin,
             sessions.Expired: self._expired,
             sessions.Gone: self._gone,
             sessions.Diverged: self._diverged,
@@ -129,12 +140,13 @@ class Carrier:
         self.drop()
         self.connection = connection
         self._waiting_bytes = 0
+        self._relay_logged = False
         outbound = self.session.outbound
-        before = (outbound.acked, outbound.wants)
+        before = (outbound.acked, outbound.wants, outbound.relays)
         outbound.log_next = self._log.next
         greeting = Greeting(ours, theirs, self._around.acked_by(self.peer), connection.writable)
         self._begun = self.session.greeted(greeting, self._clock.seconds())
-        if (outbound.acked, outbound.wants) != before:
+        if (outbound.acked, outbound.wants, outbound.relays) != before:
             self.recount()
         self._unproved = outbound.owed_records > 0
         return not any(isinstance(effect, sessions.Diverged) for effect in self._begun)
@@ -338,6 +350,8 @@ class Carrier:
             self.catch_up()  # the step may still be on its way to disk: only that is acknowledged
         else:
             self.session.inbound.stored(next)
+        if outcome.unproven or outcome.late:
+            self._out_of_order(batch, outcome)
         if outcome.count < batch.count:
             self._repeated(batch.channel, batch.count - outcome.count)
         self._acks.stored(len(batch.records))
@@ -364,6 +378,34 @@ class Carrier:
             records=records,
             detail=f"{self.peer} sent {channel}, which is here already: left out",
         )
+
+    def _out_of_order(self, batch: Batch, outcome: Appended) -> None:
+        """Count received records that came late, or that may have been here before."""
+        origin, tell = batch.origin, self._around.tell
+        places: dict[str, str | int | float | None] = {
+            "channel": batch.channel,
+            "origin": origin.node,
+            "first": origin.first,
+        }
+        if outcome.late:
+            self._around.count("late", self.peer, batch.channel, outcome.late)
+            if not self._late_logged:
+                self._late_logged = True
+                detail = (
+                    f"{self.peer} brought {batch.channel} of {origin.node} from offset"
+                    f" {origin.first} on behind later records, which came over another path;"
+                    " they are stored"
+                )
+                tell("warn", "link.late-records", peer=self.peer, **places, detail=detail)
+        if outcome.unproven:
+            self._around.count("unproven", self.peer, batch.channel, outcome.unproven)
+            stored = "stored, perhaps a second time" if outcome.count else "left out"
+            detail = (
+                f"nothing here proves whether offsets {origin.first} to"
+                f" {origin.first + batch.count - 1} of {origin.node} came before: {stored}"
+            )
+            places["records"] = outcome.unproven
+            tell("error", "link.unproven-records", peer=self.peer, **places, detail=detail)
 
     def _acknowledge(self) -> None:
         """Acknowledge what commits have brought to disk, in one message."""
@@ -393,6 +435,44 @@ class Carrier:
             channel=effect.channel,
             records=effect.count,
             detail=f"{self.peer} sent {effect.channel}, which is not in `receive`: left out",
+        )
+
+    def not_relayed(self, effect: sessions.NotRelayed) -> None:
+        """Count records that began at a third node and that `relay = false` keeps out."""
+        self.not_relayed_records += effect.count
+        self._around.count("not-relayed", self.peer, effect.channel, effect.count)
+        if self._relay_logged:
+            return
+        self._relay_logged = True
+        if effect.inbound:
+            detail = (
+                f"{self.peer} sent records of {effect.channel} that began at another node: left"
+                f" out, since [[peer]] {self.peer} has relay = false here"
+            )
+        else:
+            detail = (
+                f"{self.peer} takes from this node only what is published here: records of"
+                f" {effect.channel} that began elsewhere are not sent; set relay = true in"
+                f" {self.peer}'s [[peer]] {self._around.name}, or narrow `send` here"
+            )
+        self._around.tell(
+            "error",
+            "link.relay-refused",
+            peer=self.peer,
+            channel=effect.channel,
+            records=effect.count,
+            detail=detail,
+        )
+
+    def _false_origin(self, effect: sessions.FalseOrigin) -> None:
+        self._around.count("false-origin", self.peer, effect.channel, effect.count)
+        self._around.tell(
+            "error",
+            "link.false-origin",
+            peer=self.peer,
+            channel=effect.channel,
+            records=effect.count,
+            detail=f"{self.peer} sent {effect.channel}: {effect.detail}; left out",
         )
 
     def _expired(self, effect: sessions.Expired) -> None:

@@ -108,6 +108,7 @@ class LinkDriver:
             wants=self.settings.receive,
             ping_interval=around.config.heartbeat.ping_interval,
             compress=("zstd",) if unpack is not None else (),
+            relays=self.settings.relay,
         )
 
     def greeted(self, connection: Connection, hello: wire.Hello) -> None:
@@ -365,4 +366,5 @@ class LinkDriver:
             peer_version=self.peer_version,
             certificate_expires_seconds=None if expires is None else expires - wall(),
             required=self.settings.required,
+            not_relayed_records=self.carrier.not_relayed_records,
         )

@@ -19,6 +19,7 @@ from linkd.clock import Clock, wall
 from linkd.config import Config, PeerSettings
 from linkd.core import wire
 from linkd.core.batch import Draft
+from linkd.core.known_ends import KnownEnds
 from linkd.core.link_types import Changed
 from linkd.log.engine import Appended, Consumer, CursorStore, Log, Settled
 from linkd.net.ports import Dialer
@@ -78,6 +79,7 @@ class Node:
         self.config = config
         self.log = log = stores.log
         self.clock = clock
+        self.ends = KnownEnds()
         self.starting = True
         self.stopping = False
         self._counter: Counter[tuple[str, str, str]] = Counter()

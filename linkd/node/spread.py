@@ -10,6 +10,7 @@ import msgspec
 from linkd import events
 from linkd.core import wire
 from linkd.core.batch import Batch
+from linkd.core.session_types import NotRelayed
 from linkd.log.engine import Log
 from linkd.node.driver import LinkDriver
 from linkd.node.follow import Follower
@@ -110,7 +111,11 @@ class Spread:
             route = self.route(batch.channel)
             for driver in route.drivers:
                 outbound = driver.carrier.session.outbound
-                if not outbound.has(batch):
+                if outbound.has(batch):
+                    continue
+                if not outbound.takes_from(batch):
+                    driver.carrier.not_relayed(NotRelayed(batch.channel, batch.count, False))
+                else:
                     outbound.owe(batch.count, len(batch.records), batch.next)
                     for_drivers.setdefault(driver, []).append(batch)
             for follower in route.followers:
@@ -173,6 +178,9 @@ class Spread:
         payload = b""
         for driver in route.drivers:
             if driver.peer in (source, message.node):
+                continue
+            if source is not None and not driver.carrier.session.outbound.relays:
+                driver.carrier.not_relayed(NotRelayed(message.channel, message.count, False))
                 continue
             payload = payload or wire.encode(message)
             if not driver.volatile(payload):

@@ -46,6 +46,7 @@ class _Invitation:
     ends: float
     send: tuple[str, ...]
     receive: tuple[str, ...]
+    relay: bool = False
     wrong: int = 0
     answered: tuple[messages.AskJoin, messages.Joined] | None = None
 
@@ -83,6 +84,7 @@ class Pairing:
         address: str | None = None,
         send: Sequence[str] | None = None,
         receive: Sequence[str] | None = None,
+        relay: bool = False,
     ) -> str:
         """Return a code with which the node `name` can join, once, for 10 minutes.
 
@@ -91,6 +93,7 @@ class Pairing:
             address: `HOST[:PORT]` at which it reaches this node; None: what this host is known by.
             send: Patterns of what it gets; None: what begins with its name.
             receive: Patterns of what it may send; None: everything.
+            relay: It may pass on what began at other nodes.
 
         Raises:
             PairingRefused: This node can't be paired with as it is; the message says what to do.
@@ -114,7 +117,7 @@ class Pairing:
         der = vouching.public_bytes(serialization.Encoding.DER)
         code = Code(name, at, fingerprint(der), secrets.token_bytes(SECRET_BYTES))
         ends = self._clock() + CODE_SECONDS
-        self._invitations[code.invitation] = _Invitation(code, ends, sends, receives)
+        self._invitations[code.invitation] = _Invitation(code, ends, sends, receives, relay)
         events.emit("pairing.invited", name=name, expires_seconds=CODE_SECONDS)
         return encode_code(code)
 
@@ -375,7 +378,8 @@ class Pairing:
         name = invitation.code.name
         if name in {peer.name for peer in self._config.peers}:
             return
-        text = peer_table(name, invitation.send, invitation.receive, ())
+        more = (("relay", invitation.relay),)
+        text = peer_table(name, invitation.send, invitation.receive, more)
         write_whole(self._directory / f"{name}.toml", text.encode(), 0o640)
 
     def _forget(self) -> None:

@@ -24,6 +24,7 @@ class Invite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     address: Annotated[str, Meta(max_length=300)] | None = None
     send: Patterns | None = None
     receive: Patterns | None = None
+    relay: bool = False
 
 
 class Invited(msgspec.Struct, frozen=True):
@@ -65,7 +66,7 @@ def local_call(pairing: Pairing, method: str, path: str, body: bytes) -> tuple[i
         match (method, words):
             case ("POST", ["invite"]):
                 ask = msgspec.json.decode(body, type=Invite)
-                code = pairing.invite(ask.name, ask.address, ask.send, ask.receive)
+                code = pairing.invite(ask.name, ask.address, ask.send, ask.receive, ask.relay)
                 answer = Invited(code, CODE_SECONDS)
             case ("GET", ["peers"]):
                 answer = Peers(pairing.peers())

@@ -58,7 +58,7 @@ def peer_table(
     name: str,
     send: Sequence[str],
     receive: Sequence[str],
-    more: Sequence[tuple[str, str | tuple[str, ...]]],
+    more: Sequence[tuple[str, bool | str | tuple[str, ...]]],
 ) -> str:
     """Return a file with one `[[peer]]`."""
     rows: list[tuple[str, object]] = [("name", name), ("send", send), ("receive", receive), *more]

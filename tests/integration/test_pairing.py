@@ -56,6 +56,12 @@ async def refusal(code: str, edge: Config) -> str:
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_gateway_may_pass_on_what_began_elsewhere(hub: Hub, edge: Config) -> None:
+    await joined(hub.pairing.invite("edge-1", "127.0.0.1", relay=True), edge)
+    assert hub.config.peers[0].relay
+
+
+@pytest_twisted.ensureDeferred
 async def test_from_nothing_to_a_verified_connection(hub: Hub, edge: Config) -> None:
     code = hub.pairing.invite("edge-1", "127.0.0.1")
     reloads = hub.reloads
@@ -71,6 +77,7 @@ async def test_from_nothing_to_a_verified_connection(hub: Hub, edge: Config) -> 
     assert Path(peer.key).stat().st_mode & 0o777 == 0o600
     other = hub.config.peers[0]
     assert (other.name, other.send, other.receive) == ("edge-1", ("edge-1.>",), (">",))
+    assert (peer.relay, other.relay) == (True, False)
     end = tls_lab.dial(hub.echo_number, client_context(peer, "127.0.0.1"))
     assert await within(end.data) == b"hi"
     assert hub.echo.ends[0].names == ["edge-1", "edge-1"]

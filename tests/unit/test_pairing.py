@@ -310,7 +310,7 @@ def test_any_bytes_are_answered(desk: Desk) -> None:
 def test_calls_on_the_socket(desk: Desk) -> None:
     assert local_call(desk.pairing, "POST", "/v1/pairing/invite", b'{"name":"edge-1"}')[0] == 409
     desk.enable()
-    asked = b'{"name":"edge-1","address":"127.0.0.1","send":["orders"],"receive":["a.*"]}'
+    asked = b'{"name":"edge-1","address":"127.0.0.1","receive":["a.*"],"relay":true}'
     status, body = local_call(desk.pairing, "POST", "/v1/pairing/invite", asked)
     assert status == 201
     told = msgspec.json.decode(body)

@@ -98,6 +98,7 @@ def test_status_of_one_peer_and_json(
         (status(link("hub"), bytes=9 << 30), 1, "LINKD WARNING - log 90% full"),
         (status(link("hub"), full="no room"), 1, "LINKD WARNING - publishes are refused: no room"),
         (status(link("b", certificate_expires_seconds=3e5)), 1, "LINKD WARNING - certificate of b"),
+        (status(link("b", not_relayed_records=2)), 1, "LINKD WARNING - 2 records not relayed bet"),
     ],
 )  # fmt: skip
 def test_check_speaks_nagios(

@@ -1,0 +1,83 @@
+"""How far the logs of this node's peers can reach by now, by what the peers said themselves: pure.
+
+A third node that relays a record could name any offset of its origin's log. An offset that the
+origin cannot have reached yet would hide what the origin publishes next, so it is refused. The
+origin's log grows after its hello, and what it publishes may come faster over another path than
+over its own link: the bound therefore grows with time, faster than any node publishes.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from linkd.core.batch import Origin
+from linkd.core.wire import EpochStart, Hello, Volatile
+
+GROWTH_AT_ONCE = 1_000_000
+GROWTH_PER_SECOND = 1_000_000
+"""Records that a log may have grown by since its hello: several times what one node publishes."""
+
+MAX_RUNS = 10_000
+"""Runs of nodes whose last volatile message is remembered."""
+
+
+class LogEnd(msgspec.Struct, frozen=True, gc=False):
+    """What a peer's hello named: its epochs, the next offset, and when that was."""
+
+    epochs: tuple[EpochStart, ...]
+    next: int
+    at: float
+
+
+class KnownEnds:
+    """The ends of the peers' logs and of their volatile sequences; seconds on one monotonic clock.
+
+    What no peer has named itself is not bounded.
+    """
+
+    __slots__ = ("_logs", "_nodes", "_runs")
+
+    def __init__(self) -> None:
+        self._logs: dict[str, LogEnd] = {}
+        self._nodes: dict[str, str] = {}
+        self._runs: dict[tuple[str, str], tuple[int, float]] = {}
+
+    def greeted(self, hello: Hello, now: float) -> None:
+        """Note what a peer's hello names; it replaces the peer's older one."""
+        older = self._nodes.get(hello.node)
+        if older is not None and older != hello.log:
+            self._logs.pop(older, None)
+        self._nodes[hello.node] = hello.log
+        self._logs[hello.log] = LogEnd(hello.epochs, hello.next, now)
+
+    def allows(self, origin: Origin, count: int, now: float) -> bool:
+        """Tell whether `count` records from `origin.first` on, behind `origin.after`, can exist."""
+        end = self._logs.get(origin.log)
+        if end is None:
+            return True
+        highest = max(origin.first + count - 1, origin.after or 0)
+        if end.epochs[-1].epoch == origin.epoch:
+            return highest < end.next + _growth(now - end.at)
+        starts = end.epochs
+        for place, start in enumerate(starts[:-1]):
+            if start.epoch == origin.epoch:
+                return highest < starts[place + 1].first
+        return True  # a newer epoch than the hello knows, or one that is forgotten
+
+    def heard(self, message: Volatile, now: float) -> None:
+        """Note a volatile message that came from its origin itself."""
+        runs, key = self._runs, (message.node, message.run)
+        runs.pop(key, None)
+        if len(runs) >= MAX_RUNS:
+            del runs[next(iter(runs))]
+        runs[key] = (message.sequence, now)
+
+    def allows_volatile(self, message: Volatile, now: float) -> bool:
+        """Tell whether the origin can have sent that many volatile messages in this run."""
+        known = self._runs.get((message.node, message.run))
+        return known is None or message.sequence < known[0] + _growth(now - known[1])
+
+
+def _growth(seconds: float) -> float:
+    """Return how much a log or a sequence may have grown in so many seconds."""
+    return GROWTH_AT_ONCE + GROWTH_PER_SECOND * max(0.0, seconds)
