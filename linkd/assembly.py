@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import resource
 import secrets
 from collections.abc import Callable
 from functools import partial
@@ -20,6 +21,7 @@ from linkd.clock import wall
 from linkd.config import Config
 from linkd.log import Edges, open_cursors, open_log
 from linkd.log.engine import Log
+from linkd.net.descriptors import Descriptors
 from linkd.net.dialer import LinkDialer, Origin
 from linkd.net.listener import Listener
 from linkd.net.netlink import NetworkWatch
@@ -74,6 +76,8 @@ class Assembly:
         )
         self.node = Node(config, stores, reactor, self._make_dialer, random.Random())
         self._watch = LogWatch(self.node, log, self._cursors)
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._descriptors = Descriptors(limit, self.node.warnings)
         _tell_opened(log, opened)
         self._tls = self._server_tls(state / "pairing")
         hooks = Hooks(lambda: self.config, self._leaf, reload, self._revoked)
@@ -84,6 +88,7 @@ class Assembly:
         self._loops = (
             (LoopingCall(self._note), NOTE_SECONDS),
             (LoopingCall(self._watch.look), 1.0),
+            (LoopingCall(self._descriptors.look), 1.0),
         )
         self._network = NetworkWatch(reactor, self._network_changed)
         self._listener = (
@@ -94,6 +99,7 @@ class Assembly:
         self._api = Api(self.node, config, reactor, partial(local_call, self.pairing))
         if self._listener is not None:
             self._api.metrics.refused = self._listener.refusals
+        self._api.metrics.shortages = lambda: self._descriptors.shortages
 
     def _make_dialer(self, node: Node, driver: LinkDriver) -> LinkDialer:
         """Make the dialing end of one link."""
@@ -138,6 +144,24 @@ class Assembly:
         self._api.listen()
         if self._listener is not None:
             self._listener.start()
+        self._descriptors.started()
+        self._divide()
+
+    def _divide(self) -> None:
+        """Hold connections below the limit of descriptors: those of links come first."""
+        shares = self._descriptors.divide(len(self.config.peers))
+        self._api.room.share = shares.api
+        if self._listener is not None:
+            self._listener.admission.share = shares.newcomers
+        limits = self.config.limits
+        newcomers = self._listener is not None and shares.newcomers < limits.pending
+        if shares.api < limits.api_connections or newcomers:
+            events.emit(
+                "node.limits-held",
+                limit=self._descriptors.limit,
+                api_connections=min(shares.api, limits.api_connections),
+                pending=min(shares.newcomers, limits.pending) if self._listener else None,
+            )
 
     def start(self) -> None:
         """Begin all links, and what is looked after from time to time."""
@@ -159,6 +183,7 @@ class Assembly:
                 self._tls.configure(config.listen)
         self.node.reload(config)
         self._api.reload(config)
+        self._divide()
         self._renewal.check()
 
     def stop(self, detail: str) -> Deferred[None]:

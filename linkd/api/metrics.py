@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
@@ -136,10 +136,14 @@ class Metrics:
     Attributes:
         publish: Seconds from a publish to its answer.
         refused: Connections that the listener refused, by reason, where there is one.
+        api_refused: Connections that the API refused, by reason.
+        shortages: Returns how often descriptors have run short.
     """
 
     def __init__(self, node: NodePort, delayed_calls: Callable[[], int] = lambda: 0) -> None:
         self.refused: Mapping[str, int] = {}
+        self.api_refused: Mapping[Any, int] = {}
+        self.shortages: Callable[[], int] = lambda: 0
         self._node = node
         self._registry = CollectorRegistry()
         waiting = Gauge(
@@ -261,6 +265,13 @@ class Metrics:
         yield _head(name, "Connections refused before they were a peer's.", "counter")
         for reason, count in self.refused.items():
             yield f'{name}{{reason="{reason}"}} {count}'
+        name = "linkd_api_refused_total"
+        yield _head(name, "Connections to the API refused because there were too many.", "counter")
+        for reason, count in self.api_refused.items():
+            yield f'{name}{{reason="{reason}"}} {count}'
+        name = "linkd_descriptor_shortages_total"
+        yield _head(name, "How often nearly no descriptor was left.", "counter")
+        yield f"{name} {self.shortages()}"
 
 
 def _head(name: str, about: str, kind: str) -> str:

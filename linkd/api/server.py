@@ -27,6 +27,7 @@ from linkd.api.port import NodePort, Sink, Start, Subscription
 from linkd.api.presence import Presence
 from linkd.api.refusals import Refusal, refusal_of
 from linkd.api.request import ApiRequest
+from linkd.api.room import Room
 from linkd.api.service import Following, LocalCall
 from linkd.api.site import ApiSite
 from linkd.api.stream import StreamSession
@@ -75,7 +76,9 @@ class Api:
         self.pairing = pairing
         self.keyring = Keyring(config, reactor.seconds, wall)
         self.gate = Gate(config, self.keyring, WrongKeys(reactor.seconds))
+        self.room = Room(config.limits)
         self.metrics = Metrics(node, lambda: len(reactor.getDelayedCalls()))
+        self.metrics.api_refused = self.room.refused
         self.description = describe()
         self.share = FairShare(reactor)
         self.account = Account()
@@ -178,6 +181,7 @@ class Api:
         self.keyring.reload(config)
         self.gate.reload(config)
         self.config = config
+        self.room.limits = config.limits
         listen = _tls_files(config)
         if self._tls is not None and listen is not None:
             self._tls.configure(listen)
@@ -190,14 +194,7 @@ class Api:
                 held.allow(caller)
 
     def _site(self) -> ApiSite:
-        limits = self.config.limits
-        site = ApiSite(
-            self,
-            self.reactor,
-            limits.header_bytes,
-            limits.api_connections,
-            limits.api_connections_per_address,
-        )
+        site = ApiSite(self, self.reactor, self.config.limits.header_bytes, self.room)
         self._sites.append(site)
         return site
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ from linkd.api.account import Part
 from linkd.api.bodies import to_json
 from linkd.api.refusals import Refusal
 from linkd.api.request import Answering, ApiRequest
+from linkd.api.room import SOCKET, Room
 from linkd.net.fair_share import serve_last
 from linkd.net.limits import origin
 
@@ -204,8 +204,7 @@ class ApiSite(_Factory):  # type: ignore[misc]
         answering: Who answers.
         reactor: The reactor.
         header_bytes: The largest head of a request.
-        connections: The most connections at once.
-        per_address: The most of them from one address.
+        room: The places of all connections, those of other addresses included.
 
     """
 
@@ -216,8 +215,7 @@ class ApiSite(_Factory):  # type: ignore[misc]
         answering: Answering,
         reactor: Any,
         header_bytes: int,
-        connections: int,
-        per_address: int,
+        room: Room,
     ) -> None:
         super().__init__(timeout=IDLE_SECONDS, reactor=reactor)
         self.answering = answering
@@ -225,21 +223,13 @@ class ApiSite(_Factory):  # type: ignore[misc]
         self.account = answering.account
         self.channels: set[ApiChannel] = set()
         self._header_bytes = header_bytes
-        self._limits = (connections, per_address)
-        self._open: Counter[str] = Counter()
+        self._room = room
 
     def buildProtocol(self, addr: IAddress) -> Any:
         """Return a connection, or None where there are too many."""
         local = isinstance(addr, UNIXAddress)
-        address = "socket" if local else origin(str(getattr(addr, "host", "?")))
-        most, per_address = self._limits
-        if self._open.total() >= most or (not local and self._open[address] >= per_address):
-            events.emit(
-                "api.busy",
-                reason="connections" if local or self._open.total() >= most else "address",
-                address=address,
-                connections=self._open.total(),
-            )
+        address = SOCKET if local else origin(str(getattr(addr, "host", "?")))
+        if not self._room.enter(address):
             return None
         channel = ApiChannel()
         channel.site = self
@@ -250,16 +240,13 @@ class ApiSite(_Factory):  # type: ignore[misc]
         channel.MAX_LENGTH = self._header_bytes
         channel.maxHeaders = 100
         channel.abortTimeout = 3
-        self._open[address] += 1
         self.channels.add(channel)
         channel.released = lambda: self._release(channel, address)
         return channel
 
     def _release(self, channel: ApiChannel, address: str) -> None:
         self.channels.discard(channel)
-        self._open[address] -= 1
-        if not self._open[address]:
-            del self._open[address]
+        self._room.leave(address)
 
     def refused(self, request: ApiRequest, refusal: Refusal) -> None:
         """Log what an operator should see: who is kept out, not who mistyped."""

@@ -124,6 +124,30 @@ ROWS = (
         "Look for a program that leaks connections; see `[limits]`.",
         folds="reason",
     ),
+    kind(
+        "node.descriptors-short",
+        "error",
+        "limit",
+        "Nearly all descriptors that this process may open are in use: connections are refused and "
+        "files can't be opened.",
+        "Find who holds them (`ls -l /proc/PID/fd`); raise `LimitNOFILE=` in the unit.",
+        folds="event",
+    ),
+    kind(
+        "node.descriptors-enough",
+        "info",
+        "limit",
+        "There are enough descriptors again.",
+        folds="event",
+    ),
+    kind(
+        "node.limits-held",
+        "warn",
+        "limit api_connections pending",
+        "`[limits]` allows more connections than the limit of descriptors has room for: the API "
+        "and newcomers get these, links and files come first.",
+        "Raise `LimitNOFILE=` in the unit, or lower `[limits]`.",
+    ),
     # Pairing and drills
     kind("pairing.invited", "info", "name expires_seconds", "A code for a new peer was made."),
     kind("pairing.joined", "info", "name", "A new peer has joined with its code."),

@@ -61,11 +61,13 @@ class Admission:
 
     Attributes:
         limits: The bounds in force.
+        share: Newcomers' share of this process's descriptors, or None: the settings alone count.
         pending: Connections without a hello.
     """
 
     def __init__(self, limits: LimitSettings) -> None:
         self.limits = limits
+        self.share: int | None = None
         self.pending = 0
         self._addresses: dict[str, int] = {}
         self._all: _Bucket | None = None
@@ -73,7 +75,7 @@ class Admission:
 
     def full(self, address: str) -> str | None:
         """Return which bound one more newcomer from `address` would break, or None."""
-        if self.pending >= self.limits.pending:
+        if self.pending >= min(self.limits.pending, self.share or self.limits.pending):
             return f"{self.pending} connections have not said hello"
         here = self._addresses.get(origin(address), 0)
         if here >= self.limits.pending_per_address:

@@ -14,7 +14,9 @@ from linkd.api.answer import Answer
 from linkd.api.callers import Caller
 from linkd.api.refusals import Refusal
 from linkd.api.request import MAX_REQUEST_BYTES, ApiRequest
+from linkd.api.room import Room
 from linkd.api.site import BODY_BYTES, BODY_SECONDS, ApiChannel, ApiSite
+from linkd.config import LimitSettings
 from linkd.net.fair_share import SHARE_SECONDS, FairShare
 from tests.support.step_clock import StepClock
 
@@ -69,7 +71,7 @@ class Site:
     def __init__(self) -> None:
         self.clock = StepClock()
         self.answering = Answering(self.clock)
-        self.site: Any = ApiSite(self.answering, self.clock, 16_384, 20, 20)
+        self.site: Any = ApiSite(self.answering, self.clock, 16_384, Room(LimitSettings()))
         self.channel, self.transport = self.connect()
 
     def connect(self) -> tuple[ApiChannel, Transport]:

@@ -1,0 +1,33 @@
+"""The API's connections are bounded over all of its addresses, below the limit of descriptors."""
+
+from __future__ import annotations
+
+from linkd.api.room import SOCKET, Room
+from linkd.config import LimitSettings
+
+
+def test_a_client_of_http_leaves_places_for_the_socket() -> None:
+    room = Room(LimitSettings(api_connections=16, api_connections_per_address=100))
+    assert [room.enter("192.0.2.1") for _ in range(16)] == [True] * 14 + [False] * 2
+    assert [room.enter(SOCKET) for _ in range(3)] == [True, True, False]
+    assert room.refused == {"connections": 3}
+    room.leave("192.0.2.1")
+    assert room.enter(SOCKET)
+
+
+def test_one_address_has_its_own_bound() -> None:
+    room = Room(LimitSettings(api_connections=16, api_connections_per_address=2))
+    assert [room.enter("192.0.2.1") for _ in range(3)] == [True, True, False]
+    assert room.enter("192.0.2.2")
+    assert room.refused == {"address": 1}
+    room.leave("192.0.2.1")
+    assert room.enter("192.0.2.1")
+
+
+def test_descriptors_hold_it_lower() -> None:
+    room = Room(LimitSettings())
+    assert room.most == LimitSettings().api_connections
+    room.share = 8
+    assert [room.enter("192.0.2.1") for _ in range(8)].count(True) == 7
+    room.limits = LimitSettings(api_connections=4)
+    assert room.most == 4

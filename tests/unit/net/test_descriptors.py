@@ -1,0 +1,74 @@
+"""Links and files come first; a shortage of descriptors is seen once, and over once."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+import pytest
+
+from linkd.net.descriptors import LEAST, Descriptors, Shares
+
+
+class Process:
+    """A process with a limit, and how many of its descriptors are in use."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, limit: int, used: int) -> None:
+        self.used = used
+        self.limit = limit
+        self.broken: int | None = None
+        self.lines: list[tuple[str, dict[str, Any]]] = []
+        self.warnings: dict[str, str] = {}
+        monkeypatch.setattr(
+            "linkd.net.descriptors.emit", lambda event, **fields: self.lines.append((event, fields))
+        )
+        self.descriptors = Descriptors(limit, self.warnings, self.lowest_free)
+
+    def lowest_free(self) -> int:
+        if self.broken is not None or self.used >= self.limit:
+            raise OSError(self.broken or errno.EMFILE, "Too many open files")
+        return self.used
+
+
+def test_links_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    for limit, used, peers in ((64, 24, 1), (1024, 30, 400), (65_536, 40, 10_000)):
+        process = Process(monkeypatch, limit, used)
+        process.descriptors.started()
+        shares = process.descriptors.divide(peers)
+        left = limit - used - peers - sum(shares)
+        assert left >= (limit - used - peers) // 4
+        assert shares.api > shares.newcomers
+
+
+def test_there_are_always_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = Process(monkeypatch, 20, 24)
+    process.descriptors.started()
+    assert process.descriptors.divide(1000) == Shares(LEAST, LEAST)
+
+
+def test_a_shortage_is_logged_once_and_counted_and_stands_until_it_is_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    process = Process(monkeypatch, 64, 24)
+    look = process.descriptors.look
+    look()
+    assert process.lines == []
+    for process.used in (55, 56, 64, 60, 52):
+        look()
+    assert [event for event, _ in process.lines] == ["node.descriptors-short"]
+    assert process.descriptors.shortages == 1
+    assert "of 64 descriptors" in process.warnings["descriptors"]
+    process.used = 40
+    look()
+    assert [event for event, _ in process.lines][1:] == ["node.descriptors-enough"]
+    assert process.warnings == {}
+    process.broken = errno.ENFILE
+    look()
+    assert process.descriptors.shortages == 2
+
+
+def test_the_real_ones_can_be_asked() -> None:
+    descriptors = Descriptors(1 << 20, {})
+    descriptors.started()
+    descriptors.look()
+    assert descriptors.shortages == 0
