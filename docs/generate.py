@@ -93,6 +93,8 @@ AREAS: Mapping[str, str] = {
     "tls": "Certificates",
     "log": "The log",
     "consumer": "Named consumers",
+    "ids": "Ids",
+    "producers": "Producers",
     "api": "The API",
     "pairing": "Pairing",
     "drill": "Drills",

@@ -160,6 +160,10 @@ class BadRecord(PublishError):
     """A record, its id or a producer's number is malformed."""
 
 
+class SequenceUnproven(PublishError):
+    """A producer's number lies so far back that the log no longer knows whether it is stored."""
+
+
 class LogDamaged(LinkdError):
     """A file of the log can't be read; the message says which, and what to do."""
 

@@ -33,8 +33,9 @@ class LogStatus(msgspec.Struct, frozen=True):
 
 
 class ConsumerStatus(msgspec.Struct, frozen=True):
-    """A named consumer: its cursor, and how many offsets lie between it and the log's end."""
+    """A named consumer: whose it is, its cursor, and its distance to the log's end in offsets."""
 
+    owner: str
     name: str
     next: int
     lag_records: int

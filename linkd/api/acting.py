@@ -10,12 +10,14 @@ import msgspec
 from linkd.api.answer import Answer, answer
 from linkd.api.asked import check_consumer, last_event, wants_stream
 from linkd.api.call import Call, seconds, whole
+from linkd.api.callers import ANYONE, SOCKET, Caller
 from linkd.api.keys import COOKIE, SESSION_SECONDS, TOKEN_SECONDS
 from linkd.api.refusals import Refusal
 from linkd.api.service import Service
 from linkd.api.sse import stream_events
 from linkd.core.channels import is_pattern
-from linkd.errors import LinkdError
+from linkd.errors import LinkdError, PublishError
+from linkd.status import NodeStatus
 
 DRILL_PATTERN = r"^[a-z][a-z0-9-]{0,31}$"
 """What a drill can be called."""
@@ -24,9 +26,19 @@ _CLEARED = f"{COOKIE}=; HttpOnly; SameSite=Strict; Path=/; Max-Age=0"
 
 
 async def status(api: Service, call: Call) -> Answer:
-    """Answer what is true now."""
+    """Answer what is true now, as far as the caller may see it."""
     call.only()
-    return answer(api.node.status())
+    return answer(visible_status(api, call.caller))
+
+
+def visible_status(api: Service, caller: Caller) -> NodeStatus:
+    """Return the status without what belongs to other keys."""
+    status = api.node.status()
+    if caller.operator:
+        return status
+    seen = {one.key for one in api.node.consumers() if caller.sees(one)}
+    consumers = [one for one in status.consumers if (one.owner, one.name) in seen]
+    return msgspec.structs.replace(status, consumers=consumers)
 
 
 async def events(api: Service, call: Call) -> Answer | None:
@@ -60,13 +72,14 @@ async def consumers(api: Service, call: Call) -> Answer:
         {
             "consumers": [
                 {
+                    "owner": one.owner,
                     "name": one.name,
                     "next": one.next,
                     "lag_records": max(0, end - one.next),
                     "patterns": one.patterns,
                 }
                 for one in api.node.consumers()
-                if api.sees(call, one)
+                if call.caller.sees(one)
             ]
         }
     )
@@ -74,11 +87,31 @@ async def consumers(api: Service, call: Call) -> Answer:
 
 async def forget(api: Service, call: Call) -> Answer:
     """Remove a named consumer."""
-    call.only()
-    name = api.check_consumer(call, check_consumer(call.path["name"]))
-    if not await api.node.forget(name):
-        raise Refusal("not-found", f"there is no consumer {name}")
+    call.only("owner")
+    await api.node.forget(api.find_consumer(call).key)
     return Answer(204)
+
+
+class Moved(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of a move: whose the consumer is from now on, and its new name."""
+
+    owner: str
+    name: str
+
+
+async def move(api: Service, call: Call) -> Answer:
+    """Give a consumer another owner and name."""
+    call.only("owner")
+    call.caller.check_operator()
+    consumer, wanted = api.find_consumer(call), call.json(Moved)
+    owners = {key.name for key in api.config.api.keys} | {SOCKET.name, ANYONE.name}
+    if wanted.owner not in owners:
+        raise Refusal("not-found", f"there is no key {wanted.owner[:63]}")
+    try:
+        await api.node.move(consumer.key, (wanted.owner, check_consumer(wanted.name)))
+    except PublishError as error:
+        raise Refusal("in-use", str(error)) from None
+    return answer({"owner": wanted.owner, "name": wanted.name, "next": consumer.next})
 
 
 async def kick(api: Service, call: Call) -> Answer:

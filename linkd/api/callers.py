@@ -7,13 +7,15 @@ from collections.abc import Iterable
 from linkd.api.refusals import Refusal
 from linkd.core.channels import Patterns, check_channel, is_pattern
 from linkd.errors import ChannelRefused
+from linkd.log.engine import Consumer, Owned
 
 
 class Caller:
     """Who makes a call.
 
     Args:
-        name: For the log: a key's name, `socket`, or `anyone` where no key is required.
+        name: A key's name, `socket`, or `anyone` where no key is required: the owner of the
+            consumers, producers and ids that it names.
         publish: Sets of patterns that a channel must match, each, to be published on.
         subscribe: Sets of patterns that must cover, each, what is read.
         operator: It may act on links, consumers and the log (the socket, a key for `>`).
@@ -75,6 +77,32 @@ class Caller:
             raise Refusal("channel-refused", f"{self.name} may not read {pattern}")
         return pattern
 
+    def key(self, owner: str | None, name: str) -> Owned:
+        """Return whose consumer a call means; raise Refusal where the caller may not name it."""
+        if owner is None or owner == self.name:
+            return (self.name, name)
+        if not self.operator:
+            raise Refusal("not-found", f"there is no consumer {name}")
+        return (owner, name)
+
+    def sees(self, consumer: Consumer) -> bool:
+        """Return whether the caller may know of a consumer and act on it.
+
+        One of its own, or any where it is an operator. A caller that was narrowed sees only what
+        reads nothing beyond its rights.
+        """
+        if self.operator:
+            return True
+        return self.name == consumer.owner and (
+            not self.narrowing or self.may_read(consumer.patterns)
+        )
+
+    def may_read(self, patterns: Iterable[str]) -> bool:
+        """Return whether the caller may read all that the patterns select."""
+        return all(
+            covers(allowed.patterns, pattern) for allowed in self.subscribe for pattern in patterns
+        )
+
     def check_operator(self) -> None:
         """Raise Refusal unless the caller may act on links, consumers and the log."""
         if not self.operator:
@@ -103,3 +131,6 @@ SOCKET = Caller("socket")
 
 ANYONE = Caller("anyone")
 """Who calls over loopback where no key is required."""
+
+STRANGER = Caller("stranger", (Patterns(()),), (Patterns(()),), False)
+"""Who shows no key where one is required."""

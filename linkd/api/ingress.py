@@ -21,7 +21,7 @@ from linkd.core.batch import (
     decode_records,
 )
 from linkd.errors import BadRecord, LinkdError
-from linkd.log.engine import Appended, Settled
+from linkd.log.engine import Appended, Log, Settled
 
 _PASSING = frozenset(("log-full", "too-many"))
 """Refusals of publishes that are to be repeated later, under their numbers."""
@@ -33,38 +33,48 @@ MAX_CHANNELS = 10_000
 class ProducerState:
     """What this run of the daemon knows of a producer.
 
+    Args:
+        top: The highest number that is stored.
+
     Attributes:
         holder: The client that publishes under its name.
-        top: The highest sequence that was handed to the log.
-        known: No sequence above `top` is in the log: publishes above may share a batch.
+        top: The highest number that is stored or was handed to the log: publishes above it may
+            share a batch.
+        unsettled: Appends that the log has not settled.
     """
 
-    __slots__ = ("holder", "known", "top")
+    __slots__ = ("holder", "top", "unsettled")
 
-    def __init__(self) -> None:
+    def __init__(self, top: int) -> None:
         self.holder: Ingress | None = None
-        self.top = 0
-        self.known = False
+        self.top = top
+        self.unsettled = 0
 
 
 class Producers:
-    """All producers of this run; those longest unheard of are forgotten first."""
+    """All producers of this run, each one of its owner's; the longest unused go first.
 
-    def __init__(self) -> None:
-        self._states: OrderedDict[str, ProducerState] = OrderedDict()
+    Args:
+        log: What has their numbers.
+    """
 
-    def take(self, name: str, holder: Ingress) -> ProducerState:
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._states: OrderedDict[tuple[str, str], ProducerState] = OrderedDict()
+
+    def take(self, owner: str, name: str, holder: Ingress) -> ProducerState:
         """Give a name to a holder; the one before is ended."""
-        state = self._states.get(name)
+        key = (owner, name)
+        state = self._states.get(key)
         if state is None:
-            state = self._states[name] = ProducerState()
-        self._states.move_to_end(name)
+            state = self._states[key] = ProducerState(self._log.highest(owner, name))
+        self._states.move_to_end(key)
         before, state.holder = state.holder, holder
         if before is not None and before is not holder:
             before.lose()
         if len(self._states) > MAX_PRODUCERS:
             for old, other in list(self._states.items())[:100]:
-                if other.holder is None:
+                if other.holder is None and not other.unsettled:
                     del self._states[old]
         return state
 
@@ -102,10 +112,10 @@ class Ingress:
     """The publishes of one client.
 
     Adjacent publishes on one channel become one append: that is what makes single records cheap.
-    Those of a named producer only once it is certain that none of them is in the log already: the
-    log knows a producer's highest number alone, and a batch is a repeat as a whole or not at all.
-    For the same reason nothing above a number that was refused for now is taken before that number
-    comes again, or the producer leaves all that were refused behind.
+    Those of a named producer only where none of them is in the log already, and without a hole
+    between their numbers: the log keeps each number as a proof that it is stored. Nothing above a
+    number that was refused for now is taken before that number comes again, or the producer gives
+    all that were refused up: its records stay in order.
 
     Args:
         session: The client's stream.
@@ -130,7 +140,11 @@ class Ingress:
         self._refused = None
         self._release()
         self._name = producer
-        self._state = self._session.api.producers.take(producer, self) if producer else None
+        self._state = (
+            self._session.api.producers.take(self._session.caller.name, producer, self)
+            if producer
+            else None
+        )
 
     def lose(self) -> None:
         """Another client has taken the name."""
@@ -179,7 +193,7 @@ class Ingress:
             if (
                 frame.channel != channel
                 or size > MAX_BATCH_BYTES
-                or sequence <= last
+                or (sequence != last + 1 if self._state is not None else sequence <= last)
                 or frame.ttl != ttl
                 or frame.ids
             ):
@@ -192,7 +206,7 @@ class Ingress:
         if frame.ids:
             return False
         state = self._state
-        return state is None or (state.known and frame.sequence > state.top)
+        return state is None or frame.sequence > state.top
 
     def forget_rights(self) -> None:
         """The caller's rights have changed: each channel is checked anew."""
@@ -214,13 +228,19 @@ class Ingress:
                 return
             self._refuse(run, refusal_of(error))
             return
-        producer = None
-        state = self._state
+        producer: Producer | None = None
+        counts: tuple[int, ...] = ()
+        state, owner = self._state, self._session.caller.name
         if state is not None:
-            producer = Producer(self._name, run[-1].sequence)
+            producer = Producer(self._name, run[-1].sequence, owner)
             state.top = max(state.top, run[-1].sequence)
+            state.unsettled += 1
+            if len(run) > 1:
+                counts = tuple([frame.count for frame in run])
         self._unsettled += size
-        draft = Draft(first.channel, count, records, wall(), first.ttl, first.ids, producer)
+        draft = Draft(
+            first.channel, count, records, wall(), first.ttl, first.ids, producer, counts, owner
+        )
         try:
             self._session.api.node.publish(draft, self._settled(run, size))
         except LinkdError as error:
@@ -260,17 +280,16 @@ class Ingress:
     def _settled(self, run: list[stream.Publish], size: int) -> Settled:
         """Return what answers a run once the log has settled it."""
         api = self._session.api
-        began = api.reactor.seconds()
+        began, state = api.reactor.seconds(), self._state
 
         def settled(outcome: Appended | LinkdError) -> None:
             self._unsettled -= size
+            if state is not None:
+                state.unsettled -= 1
             api.metrics.publish.observe(api.reactor.seconds() - began)
             if isinstance(outcome, LinkdError):
                 self._refuse(run, refusal_of(outcome))
                 return
-            state = self._state
-            if state is not None and not outcome.duplicate and outcome.offset:
-                state.known = True
             if not self._closed:
                 self._answer(run, outcome)
 

@@ -310,4 +310,7 @@ def _of_node(status: NodeStatus) -> Iterator[str]:
     name = "linkd_consumer_lag_records"
     yield _head(name, "Offsets between a named consumer and the log's end.", "gauge")
     for consumer in status.consumers:
-        yield f'{name}{{consumer="{consumer.name}"}} {float(consumer.lag_records)!r}'
+        yield (
+            f'{name}{{owner="{consumer.owner}",consumer="{consumer.name}"}}'
+            f" {float(consumer.lag_records)!r}"
+        )

@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred
 
 from linkd.config import Config
 from linkd.core.batch import Batch, Draft
-from linkd.log.engine import Consumer, Log, Settled
+from linkd.log.engine import Consumer, Log, Owned, Settled
 from linkd.status import Event, NodeStatus, Outage
 
 Measure = Literal["round trip", "age"]
@@ -95,7 +95,7 @@ class NodePort(Protocol):
         """
 
     def subscribe(
-        self, patterns: Sequence[str], start: Start, sink: Sink, consumer: str | None = None
+        self, patterns: Sequence[str], start: Start, sink: Sink, consumer: Owned | None = None
     ) -> Subscription:
         """Follow the log from `start`.
 
@@ -107,10 +107,21 @@ class NodePort(Protocol):
     def consumers(self) -> list[Consumer]:
         """Return the named consumers."""
 
-    def ack(self, consumer: str, next: int) -> Deferred[None]:
+    def consumer(self, key: Owned) -> Consumer | None:
+        """Return a named consumer, if there is one."""
+
+    def ack(self, consumer: Owned, next: int) -> Deferred[None]:
         """Set a named consumer's cursor from outside a subscription; KeyError if there is none."""
 
-    def forget(self, consumer: str) -> Deferred[bool]:
+    def move(self, old: Owned, new: Owned) -> Deferred[None]:
+        """Give a named consumer another owner and name.
+
+        Raises:
+            KeyError: There is no such consumer.
+            PublishError: The new name is in use, or its owner may have no further consumer.
+        """
+
+    def forget(self, consumer: Owned) -> Deferred[bool]:
         """Remove a named consumer; fires with whether there was one."""
 
     def status(self) -> NodeStatus:

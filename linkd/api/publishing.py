@@ -77,7 +77,9 @@ def _draft(call: Call, channel: str, most: int) -> Draft:
         check_body(body, content_type)
         records = [Record(body, type_, id_, content_type, headers)]
     ids = (id_,) if id_ else ()
-    return Draft(channel, len(records), encode_records(records), wall(), ttl, ids)
+    return Draft(
+        channel, len(records), encode_records(records), wall(), ttl, ids, owner=call.caller.name
+    )
 
 
 def _lines(body: bytes, like: Record, most: int) -> list[Record]:

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as TimedOut
 
 from linkd.api.answer import Answer, answer
-from linkd.api.asked import check_consumer, consumer_of, last_event, start_of, wants_stream
+from linkd.api.asked import consumer_of, last_event, start_of, wants_stream
 from linkd.api.bodies import record_objects, to_json
 from linkd.api.call import Call, number, whole
 from linkd.api.port import Start
@@ -49,7 +49,7 @@ async def read(api: Service, call: Call) -> Answer | None:
         start = start_of(call.text("from"), "earliest")
         position = _position(api.node.log, start)
     else:
-        position = api.stand(pattern, start_of(call.text("from"), "latest"), consumer)
+        position = api.stand(call.caller, pattern, start_of(call.text("from"), "latest"), consumer)
     page = Page(api, pattern, position, limit)
     deadline = api.reactor.seconds() + wait
     await page.fill()
@@ -237,12 +237,9 @@ class ConsumerAck(msgspec.Struct, forbid_unknown_fields=True):
 
 async def acknowledge(api: Service, call: Call) -> Answer:
     """Set a consumer's cursor; answered once it is on disk."""
-    call.only()
-    name = api.check_consumer(call, check_consumer(call.path["name"]))
+    call.only("owner")
+    consumer = api.find_consumer(call)
     wanted = whole(call.json(ConsumerAck).next, "next")
-    try:
-        await api.node.ack(name, wanted)
-    except KeyError:
-        raise Refusal("not-found", f"there is no consumer {name}") from None
-    next_ = next((c.next for c in api.node.consumers() if c.name == name), wanted)
-    return answer({"name": name, "next": next_})
+    await api.node.ack(consumer.key, wanted)
+    known = api.node.consumer(consumer.key) or consumer
+    return answer({"owner": known.owner, "name": known.name, "next": known.next})

@@ -14,6 +14,7 @@ from linkd.errors import (
     LogDamaged,
     LogFull,
     PublishError,
+    SequenceUnproven,
 )
 
 WORDS: dict[str, tuple[int, str]] = {
@@ -28,8 +29,13 @@ WORDS: dict[str, tuple[int, str]] = {
     "not-found": (404, "There is no such path, peer, consumer or record."),
     "method-not-allowed": (405, "The path knows other methods; see `Allow`."),
     "not-sent": (409, "The peer does not get this channel."),
+    "in-use": (409, "The name is in use, or its owner may have no further one."),
     "diverged": (409, "The call does not fit the state of the link."),
     "pairing-refused": (409, "This node can't be paired with like that; `message` says why."),
+    "sequence-unproven": (
+        409,
+        "The producer's number lies so far back that nothing proves whether it is stored.",
+    ),
     "gap": (410, "The record is no longer in the log."),
     "body-too-large": (
         413,
@@ -86,6 +92,7 @@ _KINDS: tuple[tuple[type[LinkdError], str], ...] = (
     (LogClosed, "unavailable"),
     (LogDamaged, "log-full"),
     (BadRecord, "malformed"),
+    (SequenceUnproven, "sequence-unproven"),
     (PublishError, "too-many"),
 )
 

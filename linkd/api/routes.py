@@ -14,6 +14,10 @@ _NAMED = Param("name", "A consumer's name.", pattern=CONSUMER_NAME_PATTERN)
 _PEER = Param("name", "A peer's name.", pattern=NAME_PATTERN)
 _OFFSET = r"^(earliest|latest|[0-9]{1,18})$"
 _FROM = Param("from", "The first offset wanted, `earliest` or `latest`.", pattern=_OFFSET)
+_OWNER = Param(
+    "owner",
+    "Whose consumer it is; the caller's own where absent. Only an operator may name another.",
+)
 _CONSUMER = Param(
     "consumer",
     "A named consumer, in place of `from`; made where it is new.",
@@ -86,6 +90,7 @@ ROUTES: tuple[Route, ...] = (
         about="Set a consumer's cursor: everything below `next` is done; it never moves back.",
         run=reading.acknowledge,
         answers={200: "It is on disk.", 404: "There is no such consumer."},
+        query=(_OWNER,),
         body=_JSON,
         fields=(
             Param("next", "The next offset wanted.", "integer", least=0, most=2**62, required=True),
@@ -98,7 +103,26 @@ ROUTES: tuple[Route, ...] = (
         about="Forget a consumer and its cursor.",
         run=acting.forget,
         answers={204: "It is gone.", 404: "There is no such consumer."},
+        query=(_OWNER,),
         gives=(),
+    ),
+    Route(
+        method="POST",
+        path="/v1/consumers/{name}/move",
+        places=(_NAMED,),
+        about="Give a consumer another owner and name; for the socket and a key for everything.",
+        run=acting.move,
+        answers={
+            200: "It has the new name.",
+            404: "There is no such consumer or key.",
+            409: "The name is in use, or its owner may have no further consumer.",
+        },
+        query=(_OWNER,),
+        body=_JSON,
+        fields=(
+            Param("owner", "The key that has it from now on, or `socket`.", required=True),
+            Param("name", "Its new name.", pattern=CONSUMER_NAME_PATTERN, required=True),
+        ),
     ),
     Route(
         method="GET",

@@ -16,7 +16,9 @@ from twisted.internet.task import LoopingCall
 from linkd import events
 from linkd.api.account import Account
 from linkd.api.answer import Answer
+from linkd.api.asked import check_consumer
 from linkd.api.call import Call
+from linkd.api.callers import Caller
 from linkd.api.files import Files
 from linkd.api.gate import Admitted, Gate
 from linkd.api.ingress import Producers
@@ -38,7 +40,7 @@ from linkd.config import Config, ListenSettings
 from linkd.config.addresses import parse_address
 from linkd.core.batch import MAX_HEADERS
 from linkd.errors import PublishError
-from linkd.log.engine import Consumer
+from linkd.log.engine import UNOWNED, Consumer, Owned
 from linkd.net.fair_share import FairShare
 from linkd.net.tls import ServerTls
 from linkd.premises import unlistenable
@@ -84,7 +86,7 @@ class Api:
         self.account = Account()
         self.streams: set[Following] = set()
         self.upgrades = Upgrades(self, self._speak)
-        self.producers = Producers()
+        self.producers = Producers(node.log)
         self.presence = Presence()
         self.late_seconds = 0.0
         self._files = Files()
@@ -278,36 +280,59 @@ class Api:
         return self.share.turn()
 
     def subscribe(
-        self, patterns: Sequence[str], start: Start, sink: Sink, consumer: str | None
+        self,
+        caller: Caller,
+        patterns: Sequence[str],
+        start: Start,
+        sink: Sink,
+        consumer: str | None = None,
     ) -> Subscription:
-        """Subscribe at the node; raise Refusal where it refuses."""
+        """Subscribe at the node, with a name of the caller's; raise Refusal where it refuses."""
+        key = None if consumer is None else (caller.name, consumer)
         try:
-            return self.node.subscribe(patterns, start, sink, consumer)
+            if key is not None:
+                self._check_taking(caller, key)
+            return self.node.subscribe(patterns, start, sink, key)
         except PublishError as error:
             raise refusal_of(error) from None
 
-    def stand(self, pattern: str, start: Start, consumer: str) -> int:
-        """Take a consumer's name for one page; return where it stands."""
-        subscription = self.subscribe((pattern,), start, _Nobody(), consumer)
+    def _check_taking(self, caller: Caller, key: Owned) -> None:
+        """Raise Refusal where a caller may not hold this name of its own.
+
+        A consumer that has no owner yet goes to the first caller that may read all its patterns.
+        """
+        known = self.node.consumer(key)
+        if known is None:
+            unowned = self.node.consumer((UNOWNED, key[1]))
+            if unowned is not None and caller.may_read(unowned.patterns):
+                self.node.move(unowned.key, key)
+        elif not caller.sees(known):
+            raise Refusal("forbidden", f"{key[1]} reads more than this token may")
+
+    def stand(self, caller: Caller, pattern: str, start: Start, consumer: str) -> int:
+        """Take a consumer's name for one page; return its position."""
+        subscription = self.subscribe(caller, (pattern,), start, _Nobody(), consumer)
         position = subscription.next
         subscription.close()
         return position
 
-    def sees(self, call: Call, consumer: Consumer) -> bool:
-        """Tell whether a caller may know of a consumer: it may read all that the consumer reads."""
-        try:
-            for pattern in consumer.patterns:
-                call.caller.check_subscribe(pattern)
-        except Refusal:
-            return False
-        return True
+    def find_consumer(self, call: Call) -> Consumer:
+        """Return the consumer that a call names; raise Refusal unless the caller may act on it."""
+        name = check_consumer(call.path["name"])
+        key = call.caller.key(call.text("owner"), name)
+        consumer = self.node.consumer(key)
+        if consumer is None or not call.caller.sees(consumer):
+            raise Refusal("not-found", self._not_there(call.caller, key))
+        return consumer
 
-    def check_consumer(self, call: Call, name: str) -> str:
-        """Return `name`; raise Refusal unless it is a consumer that the caller may act on."""
-        for consumer in self.node.consumers():
-            if consumer.name == name and self.sees(call, consumer):
-                return name
-        raise Refusal("not-found", f"there is no consumer {name}")
+    def _not_there(self, caller: Caller, key: Owned) -> str:
+        """Return that there is no such consumer; an operator hears whose names are like it."""
+        said = f"there is no consumer {key[1]}"
+        if not caller.operator:
+            return said
+        others = [one.owner for one in self.node.consumers() if one.name == key[1]]
+        same = f"; there is {', '.join(f'{owner}/{key[1]}' for owner in others)}" if others else ""
+        return f"there is no consumer {'/'.join(key)}{same}"
 
 
 class _Nobody:

@@ -79,15 +79,17 @@ class Service(Protocol):
         """Let others have the reactor before going on."""
 
     def subscribe(
-        self, patterns: Sequence[str], start: Start, sink: Sink, consumer: str | None
+        self,
+        caller: Caller,
+        patterns: Sequence[str],
+        start: Start,
+        sink: Sink,
+        consumer: str | None = None,
     ) -> Subscription:
-        """Subscribe at the node; raise Refusal where it refuses."""
+        """Subscribe at the node, with a name of the caller's; raise Refusal where it refuses."""
 
-    def stand(self, pattern: str, start: Start, consumer: str) -> int:
-        """Take a consumer's name for one page; return where it stands."""
+    def stand(self, caller: Caller, pattern: str, start: Start, consumer: str) -> int:
+        """Take a consumer's name for one page; return its position."""
 
-    def sees(self, call: Call, consumer: Consumer) -> bool:
-        """Tell whether a caller may know of a consumer: it may read all that the consumer reads."""
-
-    def check_consumer(self, call: Call, name: str) -> str:
-        """Return `name`; raise Refusal unless it is a consumer that the caller may act on."""
+    def find_consumer(self, call: Call) -> Consumer:
+        """Return the consumer that a call names; raise Refusal unless the caller may act on it."""

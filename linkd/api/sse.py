@@ -158,7 +158,9 @@ def stream_records(api: Service, call: Call, pattern: str) -> None:
         start = last + 1
     consumer = consumer_of(call)
     stream = EventStream(api, call)
-    subscription: Subscription = api.subscribe((pattern,), start, RecordStream(stream), consumer)
+    subscription: Subscription = api.subscribe(
+        call.caller, (pattern,), start, RecordStream(stream), consumer
+    )
     stream.pattern = pattern
     stream.on_room = subscription.resume
     stream.on_gone = subscription.close

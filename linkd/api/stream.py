@@ -189,6 +189,7 @@ class StreamSession:
                 node.log.next,
                 node.config.log.max_body_bytes,
                 node.config.limits.publish_pending_bytes,
+                node.log.highest(self.caller.name, frame.producer) if frame.producer else 0,
             )
         )
 
@@ -231,7 +232,9 @@ class StreamSession:
                 self.caller.check_subscribe(pattern)
             consumer = check_consumer(frame.consumer) if frame.consumer else None
             sink = StreamSink(self, frame.id, frame.patterns, frame.credit)
-            sink.subscription = self.api.subscribe(frame.patterns, frame.start, sink, consumer)
+            sink.subscription = self.api.subscribe(
+                self.caller, frame.patterns, frame.start, sink, consumer
+            )
         except LinkdError as error:
             refusal = refusal_of(error)
             self.send(stream.Failed(frame.id, refusal.error, refusal.message))

@@ -150,7 +150,7 @@ class TextSession:
         if before is not None:
             before.close()
         sink = TextSink(self, pattern)
-        sink.subscription = self._api.subscribe((pattern,), start, sink, None)
+        sink.subscription = self._api.subscribe(self.caller, (pattern,), start, sink)
         self._subscriptions[pattern] = sink
         return sink
 
@@ -176,7 +176,15 @@ class TextSession:
         id_ = "" if frame.id is None else str(frame.id)
         record = Record(frame.body, frame.type, id_, frame.content_type, frame.headers)
         check_words(frame.type, id_)
-        draft = Draft(channel, 1, encode_records((record,)), wall(), None, (id_,) if id_ else ())
+        draft = Draft(
+            channel,
+            1,
+            encode_records((record,)),
+            wall(),
+            None,
+            (id_,) if id_ else (),
+            owner=self.caller.name,
+        )
         self._unsettled += size
 
         def settled(outcome: Appended | LinkdError) -> None:

@@ -28,7 +28,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("status", "what is true of every link now"),
     "publish": ("publish", "publish one message, or one a line"),
     "subscribe": ("subscribe", "print messages as they come"),
-    "consumers": ("consumers", "list or delete named consumers"),
+    "consumers": ("consumers", "list, delete or move named consumers"),
     "events": ("events", "changes of links"),
     "outages": ("outages", "every outage: noticed after, down for, why; availability"),
     "kick": ("kick", "have a link try again at once"),

@@ -1,9 +1,10 @@
-"""`linkd consumers`: list or delete named consumers."""
+"""`linkd consumers`: list, delete or move named consumers."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 
@@ -16,12 +17,23 @@ def add(subparsers: Any) -> None:
     """Add the command's parser."""
     parser = subparsers.add_parser(
         "consumers",
-        help="list or delete named consumers",
-        description="List the named consumers: the next offset that each wants, and how far it is"
-        " behind the log's end.",
+        help="list, delete or move named consumers",
+        description="List the named consumers as OWNER/NAME: the next offset that each wants, and"
+        " how far it is behind the log's end. The owner is the key that has the name, or `socket`;"
+        " a NAME without an owner is the socket's.",
     )
     add_socket(parser)
-    parser.add_argument("--delete", metavar="NAME", help="forget this consumer and its cursor")
+    change = parser.add_mutually_exclusive_group()
+    change.add_argument(
+        "--delete", metavar="OWNER/NAME", help="forget this consumer and its cursor"
+    )
+    change.add_argument(
+        "--move",
+        nargs=2,
+        metavar=("OLD/NAME", "NEW/NAME"),
+        help="give a consumer another owner or name: for a renamed key, or an application that"
+        " calls with a key from now on",
+    )
     parser.add_argument("--json", action="store_true", help="print one object a line")
     parser.set_defaults(run=run)
 
@@ -29,7 +41,12 @@ def add(subparsers: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """List the consumers: next offset, and how many offsets lie between it and the log's end."""
     if arguments.delete is not None:
-        calls.delete(arguments, f"/v1/consumers/{calls.quoted(arguments.delete)}")
+        calls.delete(arguments, _path(arguments.delete))
+        return exits.FINE
+    if arguments.move is not None:
+        old, new = arguments.move
+        owner, name = _split(new)
+        calls.post(arguments, _path(old, "/move"), {"owner": owner, "name": name})
         return exits.FINE
     found = calls.get(arguments, "/v1/consumers").json()["consumers"]
     if arguments.json:
@@ -37,10 +54,26 @@ def run(arguments: argparse.Namespace) -> int:
             print(msgspec.json.encode(one).decode())
     elif found:
         rows = [
-            [cut(str(one["name"]), 40), number(one["next"]), number(one.get("lag_records"))]
+            [
+                cut(f"{one['owner']}/{one['name']}", 60),
+                number(one["next"]),
+                number(one.get("lag_records")),
+            ]
             for one in found
         ]
         print("\n".join(table(("CONSUMER", "NEXT OFFSET", "BEHIND"), rows, frozenset((1, 2)))))
     else:
         print("no consumer has a name here")
     return exits.FINE
+
+
+def _split(given: str) -> tuple[str, str]:
+    """Return owner and name of a consumer; a name alone is the socket's."""
+    owner, slash, name = given.partition("/")
+    return (owner, name) if slash else ("socket", owner)
+
+
+def _path(given: str, action: str = "") -> str:
+    """Return the path of a consumer, or of what is done with it."""
+    owner, name = _split(given)
+    return f"/v1/consumers/{calls.quoted(name)}{action}?owner={quote(owner, safe='')}"

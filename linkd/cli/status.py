@@ -144,7 +144,10 @@ def node_text(status: NodeStatus, paint: Paint) -> str:
     else:
         lines.append("no peer is configured")
     if status.consumers:
-        rows = [[cut(c.name, 40), number(c.next), number(c.lag_records)] for c in status.consumers]
+        rows = [
+            [cut(f"{c.owner}/{c.name}", 60), number(c.next), number(c.lag_records)]
+            for c in status.consumers
+        ]
         lines += ["", *table(("CONSUMER", "NEXT OFFSET", "BEHIND"), rows, frozenset((1, 2)))]
     return "\n".join(lines)
 

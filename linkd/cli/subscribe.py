@@ -62,7 +62,9 @@ def _count(text: str) -> int:
 def _tell_where(arguments: argparse.Namespace) -> None:
     """Say so where the log does not go as far as the offset asked for: it begins at the end."""
     status = decode(calls.get(arguments, "/v1/status").body)
-    stands = any(one.name == arguments.consumer for one in status.consumers)
+    stands = any(
+        (one.owner, one.name) == ("socket", arguments.consumer) for one in status.consumers
+    )
     if arguments.start > status.log.next and not stands:
         sys.stderr.write(
             f"linkd: offset {arguments.start:,} is not there yet: the log's next offset is"

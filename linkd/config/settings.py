@@ -63,6 +63,9 @@ class ApiKey(Settings, frozen=True, kw_only=True):
         tuple[str, ...], _meta("Patterns of the channels that it may publish on.")
     ] = ()
     subscribe: Annotated[tuple[str, ...], _meta("Patterns of the channels that it may read.")] = ()
+    consumers: Annotated[
+        int, _meta("Named consumers that it may have; 0: none.", ge=0, le=1_000_000)
+    ] = 100
 
 
 class ApiSettings(Settings, frozen=True, kw_only=True):

@@ -105,10 +105,14 @@ class Source(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class Producer(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """A stream client's name for itself and its number for this batch, counted from 1."""
+    """A stream client's name for itself and its number for this batch, counted from 1.
+
+    `owner` has the name: the key, or `socket`; empty in what an older linkd stored.
+    """
 
     name: str
     sequence: int
+    owner: str = ""
 
 
 class Draft(msgspec.Struct, frozen=True, gc=False):
@@ -122,6 +126,8 @@ class Draft(msgspec.Struct, frozen=True, gc=False):
         ttl: Seconds of life from now on, or None for ever.
         ids: The records' ids where they count for repeats; empty, or one a record.
         producer: The stream client's number for it, or None.
+        counts: The records of each of its numbers where it has several: `producer` has the last.
+        owner: Whose ids they are: the key's name, or `socket`.
     """
 
     channel: str
@@ -131,6 +137,8 @@ class Draft(msgspec.Struct, frozen=True, gc=False):
     ttl: float | None = None
     ids: tuple[str, ...] = ()
     producer: Producer | None = None
+    counts: tuple[int, ...] = ()
+    owner: str = ""
 
 
 class Batch(msgspec.Struct, array_like=True, frozen=True, gc=False):

@@ -147,6 +147,7 @@ class Opened(msgspec.Struct, array_like=True, frozen=True, tag=32):
         next: The next offset of its log.
         max_body_bytes: The largest body.
         max_pending_bytes: Bytes of records in publishes that may wait for their answer.
+        highest: The highest number of the producer that is stored; 0 where none is.
     """
 
     version: Natural
@@ -156,6 +157,7 @@ class Opened(msgspec.Struct, array_like=True, frozen=True, tag=32):
     next: Natural
     max_body_bytes: Natural
     max_pending_bytes: Natural
+    highest: Natural = 0
 
 
 class Published(msgspec.Struct, array_like=True, frozen=True, tag=33, gc=False):

@@ -85,36 +85,66 @@ ROWS = (
     kind(
         "consumer.created",
         "info",
-        "consumer next",
+        "owner consumer next",
         "A named consumer is new; from now on what it has not acknowledged is kept.",
     ),
     kind(
         "consumer.replaced",
         "warn",
-        "consumer",
+        "owner consumer",
         "Another client took a consumer's name; the older one was ended.",
         "If it repeats, two programs use one name.",
-        folds="consumer",
+        folds="owner consumer",
     ),
     kind(
         "consumer.gap",
         "error",
-        "consumer first next records",
+        "owner consumer first next records",
         "Records that a named consumer wanted are gone from the log.",
         "Restore them from their source if they matter.",
-        folds="consumer",
+        folds="owner consumer",
     ),
     kind(
         "consumer.removed",
         "error",
-        "consumer next idle_seconds",
+        "owner consumer next idle_seconds",
         "A named consumer was absent for `consumer_max_idle` and is owed nothing any more.",
         "If its program still exists, start it and read what it missed from elsewhere.",
     ),
     kind(
         "consumer.deleted",
         "info",
-        "consumer next",
+        "owner consumer next",
         "`linkd consumers --delete` has removed a consumer.",
+    ),
+    kind(
+        "consumer.moved",
+        "info",
+        "owner consumer next",
+        "A named consumer has another owner or name.",
+    ),
+    kind(
+        "consumer.orphaned",
+        "error",
+        "owner consumers records",
+        "The owner of named consumers is no key of the configuration any more; they keep their "
+        "records until `consumer_max_idle`.",
+        "Move each to another key (`linkd consumers --move`), or delete it.",
+    ),
+    kind(
+        "ids.forgotten",
+        "warn",
+        "",
+        "Ids were forgotten before `id_window`: a repeated publish with one of them is stored "
+        "again. Logged at most once an hour for each owner.",
+        "Raise `log.max_ids`, or let the owner give fewer ids.",
+    ),
+    kind(
+        "producers.forgotten",
+        "warn",
+        "",
+        "Producers, or their older numbers, were forgotten before `id_window`: of an owner that "
+        "has more than its share of them.",
+        "Let its programs keep their producers' names over restarts.",
     ),
 )

@@ -66,7 +66,7 @@ class BoundedMemoryLog(MemoryLog):
         now = self.clock()
         if now - self._forgot_at >= _FORGET_SECONDS:
             self._forgot_at = now
-            self._state.forget_producers(now - self._settings.id_window)
+            self._state.producers.forget(now - self._settings.id_window)
         if self.size_bytes > self._keep:
             self._retain()
             self._go_on()

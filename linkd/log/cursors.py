@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import apsw
@@ -20,11 +21,11 @@ import msgspec
 
 from linkd import clock
 from linkd.errors import LogDamaged, StateTooNew
-from linkd.log.engine import Consumer, PeerCursor, Told
+from linkd.log.engine import UNOWNED, Consumer, Owned, PeerCursor, Told
 from linkd.log.group import Post
 from linkd.log.state import Snapshot
 
-FORMAT = 1
+FORMAT = 2
 LAZY_SECONDS = 0.1
 """What nobody waits for is on disk about so soon."""
 
@@ -36,6 +37,18 @@ Done = Callable[[Exception | None], None]
 _Key = tuple[str, str | int]
 
 _encode = msgspec.msgpack.Encoder().encode
+
+
+class _Consumer1(msgspec.Struct, frozen=True):
+    """A consumer as format 1 has it: without an owner, `seen` by the wall clock."""
+
+    name: str
+    next: int
+    patterns: tuple[str, ...]
+    seen: float
+
+
+_consumer1 = msgspec.msgpack.Decoder(_Consumer1)
 _consumer = msgspec.msgpack.Decoder(Consumer)
 _peer = msgspec.msgpack.Decoder(PeerCursor)
 
@@ -49,7 +62,7 @@ class MemoryCursors:
         self.told: list[Told] = []
         self.on_told: list[Callable[[Told], None]] = []
         self._peers: dict[str, PeerCursor] = {}
-        self._consumers: dict[str, Consumer] = {}
+        self._consumers: dict[Owned, Consumer] = {}
         self._outages: dict[int, bytes] = {}
 
     def peers(self) -> dict[str, PeerCursor]:
@@ -70,19 +83,19 @@ class MemoryCursors:
         self._peers.pop(peer, None)
         self._changed(_PEER, peer, None)
 
-    def consumers(self) -> dict[str, Consumer]:
-        """Return the named consumers."""
-        return dict(self._consumers)
+    def consumers(self) -> Mapping[Owned, Consumer]:
+        """Return the named consumers, by owner and name: a view, not a copy."""
+        return MappingProxyType(self._consumers)
 
     def set_consumer(self, consumer: Consumer, done: Done | None = None) -> None:
         """Note a consumer's cursor; `done` once it is on disk."""
-        self._consumers[consumer.name] = consumer
-        self._changed(_CONSUMER, consumer.name, consumer, done)
+        self._consumers[consumer.key] = consumer
+        self._changed(_CONSUMER, _joined(consumer.key), consumer, done)
 
-    def remove_consumer(self, name: str, done: Done | None = None) -> None:
+    def remove_consumer(self, key: Owned, done: Done | None = None) -> None:
         """Forget a consumer; `done` once that is on disk."""
-        self._consumers.pop(name, None)
-        self._changed(_CONSUMER, name, None, done)
+        self._consumers.pop(key, None)
+        self._changed(_CONSUMER, _joined(key), None, done)
 
     def outages(self) -> list[tuple[int, bytes]]:
         """Return all outages, by number."""
@@ -103,7 +116,9 @@ class MemoryCursors:
         return msgspec.structs.replace(
             snapshot,
             acks=tuple((c.peer, c.made, c.acked) for c in self._peers.values()),
-            consumers=tuple((c.name, c.next, c.patterns, c.seen) for c in self._consumers.values()),
+            consumers=tuple(
+                (c.owner, c.name, c.next, c.patterns, c.idle) for c in self._consumers.values()
+            ),
         )
 
     def close(self, done: Callable[[], None]) -> None:
@@ -224,6 +239,8 @@ class CursorFile(MemoryCursors):
                 "create table if not exists kept"
                 " (kind text, key, value blob, primary key (kind, key)) without rowid"
             )
+            if version == 1:
+                _add_owners(db)
             db.execute(f"pragma user_version = {FORMAT}")
             db.execute("insert or ignore into kept values ('log', 'id', ?)", (self._log.encode(),))
         return db
@@ -238,7 +255,8 @@ class CursorFile(MemoryCursors):
             if kind == _PEER:
                 self._peers[key] = _peer.decode(value)
             elif kind == _CONSUMER:
-                self._consumers[key] = _consumer.decode(value)
+                consumer = _consumer.decode(value)
+                self._consumers[consumer.key] = consumer
             elif kind == _OUTAGE:
                 self._outages[key] = value
             elif kind == "log" and value != self._log.encode():
@@ -321,7 +339,9 @@ class CursorFile(MemoryCursors):
         self._bad, self._aside = None, ""
         rows: dict[_Key, bytes | None] = {}
         rows |= {(_PEER, cursor.peer): _encode(cursor) for cursor in tuple(self._peers.values())}
-        rows |= {(_CONSUMER, one.name): _encode(one) for one in tuple(self._consumers.values())}
+        rows |= {
+            (_CONSUMER, _joined(one.key)): _encode(one) for one in tuple(self._consumers.values())
+        }
         rows |= {(_OUTAGE, number): row for number, row in tuple(self._outages.items())}
         with self._lock:
             self._dirty = rows | self._dirty
@@ -345,6 +365,23 @@ class CursorFile(MemoryCursors):
         except apsw.Error as error:
             return error
         return None
+
+
+def _joined(key: Owned) -> str:
+    """Return owner and name as one word; neither has a slash."""
+    return "/".join(key)
+
+
+def _add_owners(db: apsw.Connection) -> None:
+    """Rewrite the consumers of format 1: none has an owner yet, and none was absent."""
+    rows = [
+        _consumer1.decode(value)
+        for (value,) in db.execute("select value from kept where kind = ?", (_CONSUMER,))
+    ]
+    db.execute("delete from kept where kind = ?", (_CONSUMER,))
+    for old in rows:
+        one = Consumer(UNOWNED, old.name, old.next, old.patterns)
+        db.execute("insert into kept values (?, ?, ?)", (_CONSUMER, _joined(one.key), _encode(one)))
 
 
 def _unusable(path: Path, error: Exception) -> str:

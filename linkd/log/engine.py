@@ -6,7 +6,7 @@ disk work elsewhere and comes back through the `post` that it was given.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -135,6 +135,9 @@ class Log(Protocol):
         Takes effect at once for the `store` calls that follow; durable once settled.
         """
 
+    def highest(self, owner: str, producer: str) -> int:
+        """Return the highest stored number of a producer, appends under way counted; 0: none."""
+
     def owed(self, position: int) -> dict[str, tuple[int, int]]:
         """Return (records, bytes of records) by channel from `position` to the log's end.
 
@@ -186,16 +189,34 @@ class Log(Protocol):
         """Commit what waits, settle it, end the threads, then call `done`."""
 
 
-class Consumer(msgspec.Struct, frozen=True):
-    """A named consumer: `next` is its durable cursor, `patterns` what it takes.
+Owned = tuple[str, str]
+"""A lasting name: its owner, and its name among the owner's."""
 
-    `seen` Unix seconds of its last call.
+UNOWNED = "unowned"
+"""The owner of consumers that a linkd without owners made, until a caller takes them."""
+
+
+class Consumer(msgspec.Struct, frozen=True):
+    """A named consumer.
+
+    Args:
+        owner: The key that has the name, `socket`, `anyone` or `unowned`.
+        name: Its name, one of its owner's.
+        next: Its durable cursor.
+        patterns: The channels that it takes.
+        idle: Seconds for which it was absent while the daemon ran.
     """
 
+    owner: str
     name: str
     next: int
     patterns: tuple[str, ...]
-    seen: float
+    idle: float = 0.0
+
+    @property
+    def key(self) -> Owned:
+        """Owner and name."""
+        return (self.owner, self.name)
 
 
 class PeerCursor(msgspec.Struct, frozen=True):
@@ -225,8 +246,8 @@ class CursorStore(Protocol):
     def remove_peer(self, peer: str) -> None:
         """Forget a peer."""
 
-    def consumers(self) -> dict[str, Consumer]:
-        """Return the named consumers."""
+    def consumers(self) -> Mapping[Owned, Consumer]:
+        """Return the named consumers, by owner and name."""
 
     def set_consumer(
         self, consumer: Consumer, done: Callable[[Exception | None], None] | None = None
@@ -234,7 +255,7 @@ class CursorStore(Protocol):
         """Note a consumer's cursor."""
 
     def remove_consumer(
-        self, name: str, done: Callable[[Exception | None], None] | None = None
+        self, key: Owned, done: Callable[[Exception | None], None] | None = None
     ) -> None:
         """Forget a consumer."""
 

@@ -37,7 +37,7 @@ class Head(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """What a batch's frame says of it; `origin` None: published here, behind offset `after`.
 
     `counts`: the records of each of the sequences of a producer that it holds, `producer` being the
-    last.
+    last. `owner`: whose the ids of its records are.
     """
 
     offset: int
@@ -52,6 +52,7 @@ class Head(msgspec.Struct, array_like=True, frozen=True, gc=False):
     publish: Publish | None = None
     counts: tuple[int, ...] = ()
     after: int | None = None
+    owner: str = ""
 
 
 Part = tuple[int, int, bytes, bytes]
@@ -99,6 +100,7 @@ def part_of(piece: Piece) -> Part:
             piece.publish,
             piece.counts,
             batch.origin.after,
+            piece.owner,
         )
     )
     return BATCH, HAS_IDS if piece.has_ids else 0, head, batch.records

@@ -11,7 +11,16 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from linkd.core.batch import MAX_BATCH_BYTES, Batch, Draft, Origin, join_raw, split_raw
+from linkd.core.batch import (
+    MAX_BATCH_BYTES,
+    Batch,
+    Draft,
+    Origin,
+    Producer,
+    join_raw,
+    split_raw,
+)
+from linkd.errors import BadRecord, LinkdError, SequenceUnproven
 from linkd.log.engine import Appended, Settled
 from linkd.log.ids import Ids, digest
 from linkd.log.origins import Undo
@@ -59,6 +68,7 @@ class Piece(msgspec.Struct, gc=False):
         has_ids: Its records' ids count for repeats.
         publish: Where it is part of a larger publish.
         counts: The records of each sequence of a producer that it holds.
+        owner: Whose its records' ids are.
     """
 
     batch: Batch | None
@@ -66,6 +76,7 @@ class Piece(msgspec.Struct, gc=False):
     has_ids: bool = False
     publish: Publish | None = None
     counts: tuple[int, ...] = ()
+    owner: str = ""
 
 
 class Group(msgspec.Struct):
@@ -86,7 +97,7 @@ class Group(msgspec.Struct):
     stamp: float
     before: int
     pieces: list[Piece] = msgspec.field(default_factory=list)
-    outcomes: list[tuple[Settled, Appended]] = msgspec.field(default_factory=list)
+    outcomes: list[tuple[Settled, Appended | LinkdError]] = msgspec.field(default_factory=list)
     size: int = 0
     next: int = 0
     undo: Undo = msgspec.field(default_factory=list)
@@ -180,10 +191,12 @@ class Grouping:
         """
         channel, ttl, producer = first.channel, first.ttl, first.producer
         assert producer is not None
-        if self._state.repeated(producer) is not None:
-            self._single(first, waiting[index][1])
+        sequence = producer.sequence - (len(first.counts) or 1) + 1
+        name, owner = producer.name, producer.owner
+        until = self._new_until(Producer(name, sequence, owner))
+        if producer.sequence >= until:
+            self._repeated(first, waiting[index][1])
             return index + 1
-        name, sequence = producer.name, producer.sequence
         offset = start = self._state.next
         parts: list[bytes] = []
         counts: list[int] = []
@@ -198,24 +211,42 @@ class Grouping:
             if (
                 size > MAX_BATCH_BYTES
                 or number is None
-                or number.sequence != sequence
+                or number.sequence >= until
                 or number.name != name
+                or number.owner != owner
+                or number.sequence != sequence + (len(item.counts) or 1) - 1
             ):
                 break
-            sequence += 1
-            producer = number
+            producer, sequence = number, number.sequence + 1
             parts.append(records)
             count = item.count
-            counts.append(count)
+            counts += item.counts or (count,)
             outcome((settled, Appended(offset, count)))
             offset += count
         records = parts[0] if len(parts) == 1 else b"".join(parts)
-        self._state.number_run(producer, start, counts, self._group.stamp)
+        group = self._group
+        self._state.producers.note(producer, start, counts, group.stamp, group.undo)
         if len(counts) > 1:
             first = msgspec.structs.replace(first, producer=producer)
         self._put(first, offset - start, records)
         self._group.pieces[-1].counts = tuple(counts)
         return index + len(parts)
+
+    def _new_until(self, producer: Producer) -> int:
+        """Return the number from which on, from that of `producer`, one may be stored already."""
+        try:
+            new = self._state.producers.stored(producer) is None
+        except LookupError:
+            new = False
+        return self._state.producers.new_until(producer) if new else producer.sequence
+
+    def _repeated(self, draft: Draft, settled: Settled) -> None:
+        """Answer a draft with a number that may be stored already."""
+        if len(draft.counts) < 2:
+            self._single(draft, settled)
+            return
+        error = BadRecord("expected numbers none of which is stored in a draft of several")
+        self._group.outcomes.append((settled, error))
 
     def _put(
         self, draft: Draft, count: int, records: bytes, publish: Publish | None = None
@@ -237,15 +268,21 @@ class Grouping:
             None,
             draft.producer,
         )
-        group.pieces.append(Piece(batch, None, bool(draft.ids), publish))
+        owner = draft.owner if draft.ids else ""
+        group.pieces.append(Piece(batch, None, bool(draft.ids), publish, (), owner))
         group.size += len(records) + 256
         state.next = offset + count
 
     def _single(self, draft: Draft, settled: Settled) -> None:
         """Put a draft that shares no batch into the group, but for what of it is a repeat."""
         state, group = self._state, self._group
-        if draft.producer is not None:
-            repeat = state.repeated(draft.producer)
+        producer = draft.producer
+        if producer is not None:
+            try:
+                repeat = state.producers.stored(producer)
+            except LookupError:
+                group.outcomes.append((settled, _unproven(producer)))
+                return
             if repeat is not None:
                 group.outcomes.append((settled, Appended(repeat[0], 0, True)))
                 return
@@ -256,17 +293,17 @@ class Grouping:
             count, records, keys, known = self._new_of(draft)
             if not count:
                 group.outcomes.append((settled, Appended(known, 0, True)))
-                if draft.producer is not None:
-                    state.number(draft.producer, known, 0, group.stamp)
+                if producer is not None:
+                    state.producers.note(producer, known, (0,), group.stamp, group.undo)
                 return
         if count > 1 and len(records) > MAX_BATCH_BYTES:
             self._split(draft, count, records)
         else:
             self._put(draft, count, records)
         for place, key in keys:
-            self._ids.add(key, first + place, group.stamp, group.undo)
-        if draft.producer is not None:
-            state.number(draft.producer, first, count, group.stamp)
+            self._ids.add(draft.owner, key, first + place, group.stamp, group.undo)
+        if producer is not None:
+            state.producers.note(producer, first, (count,), group.stamp, group.undo)
         group.outcomes.append((settled, Appended(first, count)))
 
     def _new_of(self, draft: Draft) -> tuple[int, bytes, list[tuple[int, bytes]], int]:
@@ -285,7 +322,7 @@ class Grouping:
                 key = digest(channel, name)
                 if key in here:
                     continue
-                offset = find(key)
+                offset = find(draft.owner, key)
                 if offset is not None:
                     known = known or offset
                     continue
@@ -364,6 +401,14 @@ class Grouping:
         group.pieces.append(Piece(None, item))
         group.size += 256
         group.outcomes.append((settled, Appended(state.next, 0)))
+
+
+def _unproven(producer: Producer) -> SequenceUnproven:
+    """Return why a number is neither stored nor called a repeat."""
+    return SequenceUnproven(
+        f"{producer.sequence} of producer {producer.name} lies so far back that nothing proves"
+        " whether it is stored: look in the channel, then publish it under a new number or leave it"
+    )
 
 
 def ignore(outcome: object) -> None:

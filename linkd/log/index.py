@@ -13,8 +13,8 @@ import msgspec
 from linkd.core.batch import Batch
 
 BLOCK_BYTES = 512 * 1024
-FORMAT = 1
-NEEDS = "0.1"
+FORMAT = 2
+NEEDS = "0.2"
 """The linkd version that reads this format."""
 
 

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from random import Random
 
-from linkd.core.batch import HELD_BYTES, Batch, Draft
+from linkd.core.batch import HELD_BYTES, MAX_BATCH_BYTES, Batch, Draft
 from linkd.core.wire import Cursor, EpochStart
 from linkd.errors import BadRecord, LinkdError, LogClosed, LogFull, OutOfStep, PublishError
 from linkd.log.engine import Appended, Settled, Told
@@ -30,6 +30,9 @@ MOST_WAITING_BYTES = 256 * 1024 * 1024
 
 STALLED_SECONDS = 5.0
 """A disk that has not finished a commit after so long is said to be stalled."""
+
+FORGOTTEN_SECONDS = 3600.0
+"""Forgotten ids and producers are logged so often for each owner."""
 
 MOST_TOLD = 100
 """So much of what was told is kept."""
@@ -68,6 +71,7 @@ class Ledger(ABC):
         self._waiting_bytes = 0
         self._room = 2**62
         self._under_way: deque[Group] = deque()
+        self._told_forgotten: dict[tuple[str, str], float] = {}
         self._finished = 0.0  # when a commit was finished, on the log's clock
         self._places: dict[str, Place | None] = {peer: state.place(peer) for peer in state.peers()}
         self._committed_places = dict(self._places)
@@ -102,6 +106,10 @@ class Ledger(ABC):
         if durable is not None and durable[0] == place[0]:
             committed = min(durable[1][-1].next, place[1][-1].next)
         return Cursor(place[0], place[1], committed)
+
+    def highest(self, owner: str, producer: str) -> int:
+        """Return a producer's highest stored number, appends under way counted."""
+        return self._state.producers.highest(owner, producer)
 
     def stalled(self) -> float | None:
         """Return for how long the disk has not finished a commit."""
@@ -188,7 +196,37 @@ class Ledger(ABC):
             self._waiting_bytes = 0
         group = self._grouping.make(waiting, self.clock())
         self._under_way.append(group)
+        if self._ids.forgotten or self._state.producers.forgotten:
+            self._tell_forgotten(group.stamp)
         return group
+
+    def _tell_forgotten(self, now: float) -> None:
+        """Log which ids and producers the bounds pushed out, once an hour for each owner."""
+        for owner, ids in list(self._ids.forgotten.items()):
+            if self._is_due("ids.forgotten", owner, now):
+                del self._ids.forgotten[owner]
+                said = (
+                    f"{ids.count} ids of {owner or 'an older linkd'} were forgotten before"
+                    f" log.id_window, the youngest {ids.age:.0f} s old or more: log.max_ids is"
+                    " reached"
+                )
+                self._tell(Told("warn", "ids.forgotten", said))
+        producers = self._state.producers.forgotten
+        for owner, count in list(producers.items()):
+            if self._is_due("producers.forgotten", owner, now):
+                del producers[owner]
+                said = f"{count} producers of {owner or 'an older linkd'} were forgotten, or part"
+                self._tell(Told("warn", "producers.forgotten", f"{said} of their numbers"))
+
+    def _is_due(self, event: str, owner: str, now: float) -> bool:
+        """Return whether an hour has passed since this was logged of an owner."""
+        last = self._told_forgotten.get((event, owner))
+        if last is not None and now - last < FORGOTTEN_SECONDS:
+            return False
+        if len(self._told_forgotten) > MOST_TOLD:
+            self._told_forgotten.clear()
+        self._told_forgotten[event, owner] = now
+        return True
 
     def _put_off(self, waiting: list[Waiting]) -> int:
         """Let what is too much for one group wait on; return the bytes that go."""
@@ -266,4 +304,8 @@ def _malformed(draft: Draft) -> LinkdError | None:
         return BadRecord(f"expected no ids or {draft.count}, got {len(draft.ids)}")
     if draft.producer is not None and draft.producer.sequence < 1:
         return BadRecord(f"expected a sequence from 1 on, got {draft.producer.sequence}")
+    if draft.counts and (
+        draft.ids or len(draft.records) > MAX_BATCH_BYTES or sum(draft.counts) != draft.count
+    ):
+        return BadRecord("expected several numbers of a producer only in one batch, without ids")
     return None

@@ -23,13 +23,11 @@ from linkd.log.reader import Damage
 from linkd.log.salvage import good_frames
 from linkd.log.scan import ends_at, numbers, read_head, scan, scan_sealed
 from linkd.log.seal import load_index, seal
-from linkd.log.state import Snapshot, State
+from linkd.log.state import Snapshot, State, decode_snapshot
 from linkd.log.untold import Untold
 from linkd.log.writer import FILL_BYTES
 
 _MOST_REPAIRS = 10_000
-
-_snapshot = msgspec.msgpack.Decoder(Snapshot)
 
 Heads = dict[int, tuple[SegmentHead, Frame]]
 
@@ -163,7 +161,7 @@ def _last(
     """Fold the last segment, and cut what a crash left at its end."""
     head, frame = opened
     path = segment_path(folder, head.number)
-    found.snapshot = _snapshot.decode(frame.records)
+    found.snapshot = decode_snapshot(frame.records, head.format)
     state = State.restored(found.snapshot)
     size = path.stat().st_size
     try:

@@ -20,7 +20,7 @@ from linkd.log.index import Index, index_path, segment_path
 from linkd.log.reader import Damage, walk
 
 _index = msgspec.msgpack.Decoder(Index)
-_ids = msgspec.msgpack.Decoder(list[tuple[bytes, int]])
+_ids = msgspec.msgpack.Decoder(dict[str, list[tuple[bytes, int]]] | list[tuple[bytes, int]])
 
 
 def ids_path(folder: Path, number: int) -> Path:
@@ -28,12 +28,15 @@ def ids_path(folder: Path, number: int) -> Path:
     return folder / f"{number:012d}.ids"
 
 
-def seal(files: Files, folder: Path, index: Index, ids: Sequence[tuple[bytes, int]]) -> None:
-    """Write a segment's index and ids; where that fails they are made anew at the next start."""
+def seal(files: Files, folder: Path, index: Index, ids: Sequence[tuple[str, bytes, int]]) -> None:
+    """Write a segment's index and ids; where that fails the next start makes them again."""
     encode = msgspec.msgpack.encode
     with suppress(OSError):
         if ids:
-            write_small(files, ids_path(folder, index.number), encode(ids), index.stamp)
+            mine: dict[str, list[tuple[bytes, int]]] = {}
+            for owner, key, offset in ids:
+                mine.setdefault(owner, []).append((key, offset))
+            write_small(files, ids_path(folder, index.number), encode(mine), index.stamp)
         write_small(files, index_path(folder, index.number), encode(index), index.stamp)
 
 
@@ -51,17 +54,19 @@ def load_ids(folder: Path, index: Index, seed: int, ids: Ids) -> None:
     """Remember the ids of a segment."""
     head = read_small(ids_path(folder, index.number))
     if head is not None:
-        for key, offset in _ids.decode(head):
-            ids.add(key, offset, index.stamp)
+        found = _ids.decode(head)
+        for owner, mine in (found if isinstance(found, dict) else {"": found}).items():
+            for key, offset in mine:
+                ids.add(owner, key, offset, index.stamp)
         return
     try:
         for frame in walk(segment_path(folder, index.number), 0, index.size, seed):
             if frame.kind == BATCH and frame.flags & HAS_IDS:
-                batch, _ = batch_of(frame, index.node, index.log)
+                batch, opened = batch_of(frame, index.node, index.log)
                 for place, record in enumerate(decode_records(batch.records, batch.count)):
                     if record.id:
                         key = digest(batch.channel, record.id)
-                        ids.add(key, batch.offset + place, batch.stamp)
+                        ids.add(opened.owner, key, batch.offset + place, batch.stamp)
     except (Damage, OSError, BadRecord):
         return
 

@@ -193,7 +193,7 @@ class SegmentLog(Ledger):
             last = self._shelf.last
             size = 0 if last is None else last.size
         clock = self.clock()
-        self._state.forget_producers(clock - self._settings.id_window)
+        self._state.producers.forget(clock - self._settings.id_window)
         self._state.forget_channels(clock - self._settings.max_age)
         self._state.origins.fold(2 * self._settings.max_age)
         snapshot = self.carried(self._state.snapshot())

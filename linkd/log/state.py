@@ -1,28 +1,26 @@
 """What a log remembers beside its records: the fold over its frames, pure.
 
-Epochs, how far it has each peer's log, what it knows of each origin, and producers' numbers. Every
-change is
-noted in `undo`, so that a group of frames that never reached the disk can be taken back.
+Epochs, how far it has each peer's log, what it knows of each origin, and producers' numbers
+(`linkd.log.producers`). Every change is noted in `undo`, so that a group of frames that never
+reached the disk can be taken back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import msgspec
 
-from linkd.core.batch import Batch, Producer, Source
+from linkd.core.batch import Batch, Source
 from linkd.core.wire import Cursor, EpochEnd, EpochStart
+from linkd.log.engine import UNOWNED
 from linkd.log.origins import ABSENT, Origins, OriginsSnapshot, Undo, Verdict
+from linkd.log.producers import Produced, Producers
 
 MAX_EPOCHS = 1024
 MAX_CURSOR_EPOCHS = 64
 MAX_CHANNELS = 1_000_000
 """Own channels whose last offset is remembered."""
-
-MAX_RECENT = 1024
-MAX_PRODUCERS = 10_000
 
 OWN = Verdict(())
 """A record that was published here came back."""
@@ -69,13 +67,6 @@ class OriginHigh(msgspec.Struct, array_like=True, frozen=True, gc=False):
     older: tuple[str, ...] = ()
 
 
-class Highest(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """A producer's highest sequence, and the log's clock when it came."""
-
-    sequence: int
-    stamp: float
-
-
 class Snapshot(msgspec.Struct, array_like=True, frozen=True):
     """All of a state, as it opens a segment; `highs` is what older versions wrote."""
 
@@ -83,16 +74,57 @@ class Snapshot(msgspec.Struct, array_like=True, frozen=True):
     next: int
     epochs: tuple[EpochStart, ...]
     cursors: dict[str, Place]
-    highs: tuple[tuple[str, str, OriginHigh], ...]
-    highest: dict[str, Highest]
-    recent: dict[str, tuple[tuple[int, int, int], ...]]
+    producers: tuple[tuple[str, str, Produced], ...]
     acks: tuple[tuple[str, int, int], ...] = ()
-    consumers: tuple[tuple[str, int, tuple[str, ...], float], ...] = ()
+    consumers: tuple[tuple[str, str, int, tuple[str, ...], float], ...] = ()
     origins: OriginsSnapshot = OriginsSnapshot()
+    highs: tuple[tuple[str, str, OriginHigh], ...] = ()
 
     def carry(self, newer: Snapshot) -> Snapshot:
         """Return a newer snapshot with what this one carries beside the state."""
         return msgspec.structs.replace(newer, acks=self.acks, consumers=self.consumers)
+
+
+class _Snapshot1(msgspec.Struct, array_like=True, frozen=True):
+    """A snapshot of format 1: producers and consumers had no owner."""
+
+    log: str
+    next: int
+    epochs: tuple[EpochStart, ...]
+    cursors: dict[str, Place]
+    highs: tuple[tuple[str, str, OriginHigh], ...]
+    highest: dict[str, tuple[int, float]]
+    recent: dict[str, tuple[tuple[int, int, int], ...]]
+    acks: tuple[tuple[str, int, int], ...] = ()
+    consumers: tuple[tuple[str, int, tuple[str, ...], float], ...] = ()
+
+
+_snapshot1 = msgspec.msgpack.Decoder(_Snapshot1)
+_snapshot = msgspec.msgpack.Decoder(Snapshot)
+
+
+def decode_snapshot(encoded: bytes, format: int) -> Snapshot:
+    """Return the snapshot in a segment of that format.
+
+    Raises:
+        msgspec.DecodeError: It is none.
+    """
+    if format > 1:
+        return _snapshot.decode(encoded)
+    old = _snapshot1.decode(encoded)
+    return Snapshot(
+        old.log,
+        old.next,
+        old.epochs,
+        old.cursors,
+        tuple(
+            ("", name, Produced.of_recent(stamp, high, old.recent.get(name, ())))
+            for name, (high, stamp) in old.highest.items()
+        ),
+        old.acks,
+        tuple((UNOWNED, *consumer[:3], 0.0) for consumer in old.consumers),
+        highs=old.highs,
+    )
 
 
 class State:
@@ -104,18 +136,18 @@ class State:
     Attributes:
         next: The offset that the next record gets, frames under way counted.
         undo: Changes since the caller last put a fresh list here.
+        producers: Which numbers of each producer are stored.
     """
 
     __slots__ = (
         "_cursors",
         "_epochs",
         "_has_forgotten",
-        "_highest",
         "_lasts",
-        "_recent",
         "log",
         "next",
         "origins",
+        "producers",
         "undo",
     )
 
@@ -128,8 +160,7 @@ class State:
         self._cursors: dict[str, Place] = {}
         self._lasts: dict[str, tuple[int, float]] = {}
         self._has_forgotten = False  # some of `_lasts`, in this epoch
-        self._highest: dict[str, Highest] = {}
-        self._recent: dict[str, dict[int, tuple[int, int]]] = {}
+        self.producers = Producers()
 
     # epochs
 
@@ -225,61 +256,6 @@ class State:
             return OWN
         return self.origins.admit(origin, batch.channel, batch.count, stamp, self.undo)
 
-    # producers
-
-    def repeated(self, producer: Producer) -> tuple[int, int] | None:
-        """Return (first offset, count) of a sequence that came already, or None if it is new.
-
-        (0, 0) where it lies so far back that only its number is known.
-        """
-        highest = self._highest.get(producer.name)
-        if highest is None or producer.sequence > highest.sequence:
-            return None
-        return self._recent[producer.name].get(producer.sequence, (0, 0))
-
-    def number(self, producer: Producer, offset: int, count: int, stamp: float) -> None:
-        """Note a producer's new sequence."""
-        name = producer.name
-        recent = self._recent.get(name)
-        if recent is None:
-            recent = self._recent[name] = {}
-        elif len(recent) >= 2 * MAX_RECENT:
-            for sequence in list(recent)[:-MAX_RECENT]:
-                del recent[sequence]
-        undo = self.undo
-        undo.append((self._highest, name, self._highest.get(name, ABSENT)))
-        undo.append((recent, producer.sequence, ABSENT))
-        self._highest[name] = Highest(producer.sequence, stamp)
-        recent[producer.sequence] = (offset, count)
-
-    def number_run(self, last: Producer, offset: int, counts: Sequence[int], stamp: float) -> None:
-        """Note a producer's new sequences up to `last`, one after the other from `offset` on."""
-        name, sequence = last.name, last.sequence - len(counts) + 1
-        self.number(Producer(name, sequence), offset, counts[0], stamp)
-        if len(counts) == 1:
-            return
-        recent, note = self._recent[name], self.undo.append
-        for before, count in pairwise(counts):
-            offset += before
-            sequence += 1
-            recent[sequence] = (offset, count)
-            note((recent, sequence, ABSENT))
-        self._highest[name] = Highest(sequence, stamp)
-
-    def forget_producers(self, before: float) -> None:
-        """Forget producers not heard of since `before`, seconds on the log's clock.
-
-        And above 10,000 the oldest.
-        """
-        highest = self._highest
-        gone = [name for name, last in highest.items() if last.stamp < before]
-        if len(highest) - len(gone) > MAX_PRODUCERS:
-            order = sorted(highest, key=lambda name: highest[name].stamp)
-            gone = order[: max(len(gone), len(highest) - MAX_PRODUCERS)]
-        for name in gone:
-            del highest[name]
-            del self._recent[name]
-
     # frames
 
     def replay(
@@ -296,11 +272,8 @@ class State:
             if batch.count:
                 self.admit(batch, batch.stamp)
         elif batch.producer is not None:
-            if counts:
-                self.number_run(batch.producer, batch.offset, counts, batch.stamp)
-            else:
-                first, count = whole or (batch.offset, batch.count)
-                self.number(batch.producer, first, count, batch.stamp)
+            first, count = whole or (batch.offset, batch.count)
+            self.producers.note(batch.producer, first, counts or (count,), batch.stamp, self.undo)
 
     def snapshot(self) -> Snapshot:
         """Return all of it."""
@@ -309,13 +282,7 @@ class State:
             self.next,
             tuple(self._epochs),
             dict(self._cursors),
-            (),
-            dict(self._highest),
-            {
-                name: tuple((n, *place) for n, place in list(recent.items())[-MAX_RECENT:])
-                for name, recent in self._recent.items()
-                if name in self._highest
-            },
+            tuple((*key, known) for key, known in self.producers.known()),
             origins=self.origins.snapshot(),
         )
 
@@ -329,11 +296,9 @@ class State:
         state.origins = Origins.restored(snapshot.origins)
         for origin, _, high in snapshot.highs:
             state.origins.adopt_highest(origin, high.epoch, high.high, high.older)
-        state._highest = dict(snapshot.highest)
-        state._recent = {
-            name: {n: (offset, count) for n, offset, count in snapshot.recent.get(name, ())}
-            for name in snapshot.highest
-        }
+        state.producers = Producers(
+            {(owner, name): known for owner, name, known in snapshot.producers}
+        )
         return state
 
 

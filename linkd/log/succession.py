@@ -65,7 +65,7 @@ class Succession:
         part = (HEAD, 0, encode(head), encode(snapshot))
         return part, Index(number, log, node, first, first, 0, clock, False, [])
 
-    def begun(self, begins: Index, ids: Sequence[tuple[bytes, int]]) -> None:
+    def begun(self, begins: Index, ids: Sequence[tuple[str, bytes, int]]) -> None:
         """A segment is on disk: write the index and `ids` of the one before, and that it is there.
 
         Both come behind what the reader has to do.

@@ -10,7 +10,7 @@ from linkd.api.port import Sink
 from linkd.core.batch import HELD_BYTES, Batch
 from linkd.core.channels import Patterns
 from linkd.errors import Gap, LinkdError
-from linkd.log.engine import Log
+from linkd.log.engine import Log, Owned
 
 _READ_BYTES = 512 * 1024
 
@@ -27,7 +27,7 @@ class Follower:
         start: The first offset that it wants.
         sink: Where the records go.
         owner: Told of acks and of the end.
-        consumer: Its durable name, or None.
+        consumer: Its owner and durable name, or None.
     """
 
     __slots__ = (
@@ -54,7 +54,7 @@ class Follower:
         start: int,
         sink: Sink,
         owner: FollowerOwner,
-        consumer: str | None = None,
+        consumer: Owned | None = None,
     ) -> None:
         self._log = log
         self._sink = sink

@@ -15,20 +15,20 @@ from twisted.internet.task import LoopingCall
 import linkd
 from linkd import events
 from linkd.api.port import Measure, Sink, Start
-from linkd.clock import Clock, wall
+from linkd.clock import Clock
 from linkd.config import Config, PeerSettings
 from linkd.core import wire
 from linkd.core.batch import Draft
 from linkd.core.known_ends import KnownEnds
 from linkd.core.link_types import Changed
-from linkd.log.engine import Appended, Consumer, CursorStore, Log, Settled
+from linkd.log.engine import Appended, Consumer, CursorStore, Log, Owned, Settled
 from linkd.net.ports import Dialer
 from linkd.net.timers import when_idle
 from linkd.node.chronicle import Chronicle
 from linkd.node.driver import LinkDriver
 from linkd.node.follow import Follower
 from linkd.node.links import Links
-from linkd.node.readers import Readers
+from linkd.node.readers import AGING_SECONDS, Readers
 from linkd.node.resync import resync
 from linkd.node.rules import Rules
 from linkd.node.spread import Spread
@@ -96,7 +96,7 @@ class Node:
         self._spread = Spread(log, self._links.drivers, self._readers, self.count, when_idle(clock))
         self._tick = LoopingCall(self._ticked)
         self._tick.clock = clock  # type: ignore[assignment]  # it needs no more than ours offers
-        self._hour = 0.0
+        self._aged_at = self._began
         self._ticks = 0
         log.on_commit.append(self._spread.committed)
         log.on_trim.append(self._trimmed)
@@ -106,6 +106,7 @@ class Node:
     def start(self) -> None:
         """Begin all links."""
         self._links.start(self.config.peers)
+        self._readers.tell_orphans()
         self.starting = False
         self._tick.start(_TICK_SECONDS, now=False)
 
@@ -114,6 +115,7 @@ class Node:
         self.stopping = True
         if self._tick.running:
             self._tick.stop()
+        self._readers.age()
         self._readers.stop()
         self._links.stop(detail)
         done: Deferred[None] = Deferred()
@@ -126,6 +128,8 @@ class Node:
         for peer in self._links.reload(old, config):
             self._chronicle.forget(peer)
         self._rules = Rules(config.channels)
+        if [key.name for key in config.api.keys] != [key.name for key in old.api.keys]:
+            self._readers.tell_orphans()
         self.routes_changed()
 
     def progress(self, now: float) -> str | None:
@@ -215,10 +219,10 @@ class Node:
             return  # a thousand idle links must not cost a thousand looks at every tick
         self._links.catch_up()
         self.log.release(self._low_water())
-        now = wall()
-        if not self._hour <= now < self._hour + 3600.0:
-            self._hour = now
-            self._readers.expire(now)
+        now = self.clock.seconds()
+        if now - self._aged_at >= AGING_SECONDS:
+            self._aged_at = now
+            self._readers.age()
 
     def _low_water(self) -> int:
         """Return the offset below which nobody is owed anything."""
@@ -261,7 +265,7 @@ class Node:
     # -- for the API (linkd.api.port.NodePort) ----------------------------------------------------
 
     def subscribe(
-        self, patterns: Sequence[str], start: Start, sink: Sink, consumer: str | None = None
+        self, patterns: Sequence[str], start: Start, sink: Sink, consumer: Owned | None = None
     ) -> Follower:
         """Follow the log; see `linkd.api.port.NodePort.subscribe`."""
         return self._readers.subscribe(patterns, start, sink, consumer)
@@ -270,13 +274,23 @@ class Node:
         """Return the named consumers."""
         return self._readers.consumers()
 
-    def ack(self, consumer: str, next: int) -> Deferred[None]:
+    def consumer(self, key: Owned) -> Consumer | None:
+        """Return a named consumer, if there is one."""
+        return self._readers.consumer(key)
+
+    def ack(self, consumer: Owned, next: int) -> Deferred[None]:
         """Set a named consumer's cursor; KeyError if there is none."""
         done: Deferred[None] = Deferred()
         self._readers.ack(consumer, next, lambda error: _settle(done, error, None))
         return done
 
-    def forget(self, consumer: str) -> Deferred[bool]:
+    def move(self, old: Owned, new: Owned) -> Deferred[None]:
+        """Give a named consumer another owner and name; KeyError if there is none."""
+        done: Deferred[None] = Deferred()
+        self._readers.move(old, new, lambda error: _settle(done, error, None))
+        return done
+
+    def forget(self, consumer: Owned) -> Deferred[bool]:
         """Remove a named consumer; fires with whether there was one."""
         done: Deferred[bool] = Deferred()
         if not self._readers.forget(consumer, lambda error: _settle(done, error, True)):

@@ -8,14 +8,17 @@ from typing import Protocol
 import msgspec
 
 from linkd.api.port import Sink, Start
-from linkd.clock import Clock, wall
+from linkd.clock import Clock
 from linkd.config import Config
 from linkd.core.batch import Batch
 from linkd.core.channels import Patterns
 from linkd.errors import PublishError
-from linkd.log.engine import Consumer, CursorStore, Log
+from linkd.log.engine import UNOWNED, Consumer, CursorStore, Log, Owned
 from linkd.node.follow import Follower
 from linkd.status import ConsumerStatus
+
+AGING_SECONDS = 60.0
+"""How often the absence of named consumers is counted and stored."""
 
 
 class Around(Protocol):
@@ -48,10 +51,11 @@ class Readers:
         self._log = log
         self._store = store
         self._followers: dict[Follower, None] = {}
-        self._held: dict[str, Follower] = {}
+        self._held: dict[Owned, Follower] = {}
+        self._aged_at = around.clock.seconds()
 
     def subscribe(
-        self, patterns: Sequence[str], start: Start, sink: Sink, consumer: str | None
+        self, patterns: Sequence[str], start: Start, sink: Sink, consumer: Owned | None
     ) -> Follower:
         """Follow the log; see `linkd.api.port.NodePort.subscribe`.
 
@@ -77,24 +81,37 @@ class Readers:
             return self._log.next
         return max(1, min(start, self._log.next))
 
-    def _take_name(self, name: str, start: int, patterns: tuple[str, ...]) -> int:
-        """Give a consumer's name to a new holder; return where it stands."""
-        holder = self._held.pop(name, None)
+    def _take_name(self, key: Owned, start: int, patterns: tuple[str, ...]) -> int:
+        """Give a consumer's name to a new holder; return its position."""
+        holder = self._held.pop(key, None)
+        owner, name = key
         if holder is not None:
-            self._around.tell("warn", "consumer.replaced", consumer=name)
+            self._around.tell("warn", "consumer.replaced", owner=owner, consumer=name)
             holder.end("replaced")
-        known = self._store.consumers().get(name)
+        known = self._store.consumers().get(key)
         if known is None:
-            if len(self._store.consumers()) >= self._around.config.limits.consumers:
-                raise PublishError(
-                    f"there are {self._around.config.limits.consumers} named consumers already:"
-                    " delete some (`linkd consumers --delete NAME`) or raise limits.consumers"
-                )
-            self._around.tell("info", "consumer.created", consumer=name, next=start)
+            self._check_room(owner)
+            self._around.tell("info", "consumer.created", owner=owner, consumer=name, next=start)
         else:
             start = min(known.next, self._log.next)  # the log may have been put back
-        self._store.set_consumer(Consumer(name, start, patterns, wall()))
+        self._store.set_consumer(Consumer(owner, name, start, patterns))
         return start
+
+    def _check_room(self, owner: str) -> None:
+        """Raise PublishError where an owner may have no further consumer."""
+        config = self._around.config
+        consumers = self._store.consumers()
+        mine = sum(1 for other, _ in consumers if other == owner)
+        most = config.limits.consumers
+        setting, bound = "limits.consumers", most - most // 10
+        for key in config.api.keys:
+            if key.name == owner and key.consumers < bound:
+                setting, bound = f"`consumers` of the key {owner}", key.consumers
+        if mine >= bound or len(consumers) >= most:
+            raise PublishError(
+                f"{owner} has {mine} named consumers and may have no more: delete some"
+                f" (`linkd consumers --delete {owner}/NAME`) or raise {setting}"
+            )
 
     def offer(self, follower: Follower, batches: list[Batch], next: int) -> None:
         """Hand on what was committed."""
@@ -111,60 +128,127 @@ class Readers:
             if follower.next < end:
                 follower.offer([], end)
 
-    def expire(self, now: float) -> None:
-        """Remove named consumers that have been absent for too long; `now` is Unix seconds."""
+    def age(self) -> None:
+        """Count the absence of named consumers; remove those that stay away too long.
+
+        Only the time in which this is called counts, at most twice the usual between two calls: a
+        daemon that is off or frozen, or a clock that steps, makes no consumer older.
+        """
+        now = self._around.clock.seconds()
+        passed = min(now - self._aged_at, 2 * AGING_SECONDS)
+        self._aged_at = now
         limit = self._around.config.log.consumer_max_idle
         for consumer in list(self._store.consumers().values()):
-            idle = now - consumer.seen
-            if consumer.name in self._held:
-                self._store.set_consumer(msgspec.structs.replace(consumer, seen=now))
-            elif idle > limit:
-                self._store.remove_consumer(consumer.name)
-                self._around.tell(
-                    "error",
-                    "consumer.removed",
-                    consumer=consumer.name,
-                    next=consumer.next,
-                    idle_seconds=round(idle, 1),
-                )
+            idle = 0.0 if consumer.key in self._held else consumer.idle + passed
+            if idle > limit:
+                self._store.remove_consumer(consumer.key)
+                self._tell_removed(consumer, idle)
+            elif idle != consumer.idle:
+                self._store.set_consumer(msgspec.structs.replace(consumer, idle=idle))
+
+    def _tell_removed(self, consumer: Consumer, idle: float) -> None:
+        self._around.tell(
+            "error",
+            "consumer.removed",
+            owner=consumer.owner,
+            consumer=consumer.name,
+            next=consumer.next,
+            idle_seconds=round(idle, 1),
+        )
+
+    def tell_orphans(self) -> None:
+        """Log whose key is no longer configured, and what the consumers of that key hold."""
+        config, end = self._around.config, self._log.next
+        known = {key.name for key in config.api.keys} | {"socket", UNOWNED}
+        if not config.api.require_key:
+            known.add("anyone")
+        left: dict[str, list[Consumer]] = {}
+        for consumer in self.consumers():
+            if consumer.owner not in known:
+                left.setdefault(consumer.owner, []).append(consumer)
+        for owner, mine in left.items():
+            names = ", ".join(one.name for one in mine[:10]) + (" and more" * (len(mine) > 10))
+            records = end - min(one.next for one in mine)
+            days = config.log.consumer_max_idle / 86_400.0
+            self._around.tell(
+                "error",
+                "consumer.orphaned",
+                owner=owner,
+                consumers=len(mine),
+                records=records,
+                detail=f"the key {owner} is not configured any more; its consumers ({names}) keep"
+                f" {records} records for up to {days:g} days of running time",
+            )
 
     def consumers(self) -> list[Consumer]:
-        """Return the named consumers, by name."""
-        return sorted(self._store.consumers().values(), key=lambda consumer: consumer.name)
+        """Return the named consumers, by owner and name."""
+        return sorted(self._store.consumers().values(), key=lambda consumer: consumer.key)
+
+    def consumer(self, key: Owned) -> Consumer | None:
+        """Return a named consumer, if there is one."""
+        return self._store.consumers().get(key)
 
     def statuses(self) -> list[ConsumerStatus]:
-        """Return how far each named consumer is."""
+        """Return the position of each named consumer."""
         end = self._log.next
         return [
-            ConsumerStatus(consumer.name, consumer.next, max(0, end - consumer.next))
-            for consumer in self.consumers()
+            ConsumerStatus(one.owner, one.name, one.next, max(0, end - one.next))
+            for one in self.consumers()
         ]
 
     def low_water(self) -> int:
         """Return the offset below which no named consumer wants anything."""
         return min((c.next for c in self._store.consumers().values()), default=self._log.next)
 
-    def ack(self, name: str, next: int, done: Callable[[Exception | None], None]) -> None:
+    def ack(self, key: Owned, next: int, done: Callable[[Exception | None], None]) -> None:
         """Set a consumer's cursor; it never moves back, nor beyond the log's end.
 
         Raises:
             KeyError: There is no such consumer.
         """
-        known = self._store.consumers()[name]
+        known = self._store.consumers()[key]
         moved = max(known.next, min(next, self._log.next))
-        self._store.set_consumer(msgspec.structs.replace(known, next=moved, seen=wall()), done)
+        self._store.set_consumer(msgspec.structs.replace(known, next=moved, idle=0.0), done)
 
-    def forget(self, name: str, done: Callable[[Exception | None], None]) -> bool:
+    def forget(self, key: Owned, done: Callable[[Exception | None], None]) -> bool:
         """Remove a consumer; return whether there was one."""
-        known = self._store.consumers().get(name)
+        known = self._store.consumers().get(key)
         if known is None:
             return False
-        holder = self._held.pop(name, None)
+        holder = self._held.pop(key, None)
         if holder is not None:
             holder.end("deleted")
-        self._store.remove_consumer(name, done)
-        self._around.tell("info", "consumer.deleted", consumer=name, next=known.next)
+        self._store.remove_consumer(key, done)
+        owner, name = key
+        self._around.tell("info", "consumer.deleted", owner=owner, consumer=name, next=known.next)
         return True
+
+    def move(self, old: Owned, new: Owned, done: Callable[[Exception | None], None]) -> None:
+        """Give a consumer another owner and name; who holds it is ended.
+
+        Raises:
+            KeyError: There is no such consumer.
+            PublishError: The new name is in use, or its owner may have no further consumer.
+        """
+        known = self._store.consumers()[old]
+        if new in self._store.consumers():
+            raise PublishError(f"there is a consumer {'/'.join(new)} already: delete it first")
+        if new[0] != old[0]:
+            self._check_room(new[0])
+        holder = self._held.pop(old, None)
+        if holder is not None:
+            holder.end("replaced")
+        owner, name = new
+        self._store.set_consumer(msgspec.structs.replace(known, owner=owner, name=name, idle=0.0))
+        self._store.remove_consumer(old, done)
+        self._around.tell(
+            "info",
+            "consumer.moved",
+            owner=owner,
+            consumer=name,
+            next=known.next,
+            detail=f"{'/'.join(old)} is {'/'.join(new)} now",
+        )
 
     def volatile(self, batch: Batch) -> None:
         """Hand on records that have no offset."""
@@ -182,11 +266,11 @@ class Readers:
         self, follower: Follower, next: int, done: Callable[[Exception | None], None]
     ) -> None:
         """A named consumer acknowledged through its subscription."""
-        name = follower.consumer
-        if name is None or self._held.get(name) is not follower:
+        key = follower.consumer
+        if key is None or self._held.get(key) is not follower:
             done(LookupError("this subscription holds no consumer's name"))
             return
-        self.ack(name, next, done)
+        self.ack(key, next, done)
 
     def closed(self, follower: Follower) -> None:
         """A follower has ended."""
@@ -202,12 +286,14 @@ class Readers:
     def gone(self, follower: Follower, first: int, next: int) -> None:
         """Offsets that a reader wanted are gone; of a named one it is said here too."""
         if follower.consumer is not None:
+            owner, name = follower.consumer
             self._around.tell(
                 "error",
                 "consumer.gap",
-                consumer=follower.consumer,
+                owner=owner,
+                consumer=name,
                 first=first,
                 next=next,
                 records=next - first,
-                detail=f"offsets {first} to {next - 1}, which {follower.consumer} wanted, are gone",
+                detail=f"offsets {first} to {next - 1}, which {owner}/{name} wanted, are gone",
             )

@@ -213,11 +213,19 @@ async def test_consumers_from_any_language(served: Served) -> None:
     again = (await served.call("GET", "/v1/channels/orders?consumer=billing")).json()
     assert again == page
     acked = await served.call("POST", "/v1/consumers/billing/ack", b'{"next":2}', JSON)
-    assert (acked.status, acked.json()) == (200, {"name": "billing", "next": 2})
+    assert (acked.status, acked.json()) == (200, {"owner": "socket", "name": "billing", "next": 2})
     rest = (await served.call("GET", "/v1/channels/orders?consumer=billing")).json()
     assert [record["offset"] for record in rest["records"]] == [2]
     listed = (await served.call("GET", "/v1/consumers")).json()["consumers"]
-    assert listed == [{"name": "billing", "next": 2, "lag_records": 1, "patterns": ["orders"]}]
+    assert listed == [
+        {
+            "owner": "socket",
+            "name": "billing",
+            "next": 2,
+            "lag_records": 1,
+            "patterns": ["orders"],
+        }
+    ]
     assert (await served.call("DELETE", "/v1/consumers/billing")).status == 204
     assert (await served.call("DELETE", "/v1/consumers/billing")).status == 404
     unknown = await served.call("POST", "/v1/consumers/nobody/ack", b'{"next":2}', JSON)

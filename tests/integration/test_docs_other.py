@@ -76,7 +76,7 @@ def test_every_line_of_the_curl_page(pair: Pair) -> None:
     assert '"count":2' in said[3]
     assert len(json.loads(said[4])["records"]) == 5
     assert said[6].startswith("retry: ")
-    assert json.loads(said[8]) == {"name": "billing", "next": 6}
+    assert json.loads(said[8]) == {"owner": "socket", "name": "billing", "next": 6}
     assert said[9] == '{"total":12}'
     assert json.loads(said[-1])["node"] == "edge"
 

@@ -18,7 +18,7 @@ from linkd.core.batch import Batch, Draft, Origin
 from linkd.core.channels import Patterns
 from linkd.errors import LinkdError
 from linkd.log import MemoryCursors
-from linkd.log.engine import Appended, Consumer, Settled
+from linkd.log.engine import Appended, Consumer, Owned, Settled
 from linkd.log.memory import MemoryLog
 from linkd.node.follow import Follower
 from linkd.node.readers import Readers
@@ -114,7 +114,7 @@ class FakeNode:
         return not channel.startswith("private")
 
     def subscribe(
-        self, patterns: Sequence[str], start: Start, sink: Sink, consumer: str | None = None
+        self, patterns: Sequence[str], start: Start, sink: Sink, consumer: Owned | None = None
     ) -> Follower:
         return self.readers.subscribe(patterns, start, sink, consumer)
 
@@ -132,12 +132,20 @@ class FakeNode:
     def consumers(self) -> list[Consumer]:
         return self.readers.consumers()
 
-    def ack(self, consumer: str, next: int) -> Deferred[None]:
+    def consumer(self, key: Owned) -> Consumer | None:
+        return self.readers.consumer(key)
+
+    def ack(self, consumer: Owned, next: int) -> Deferred[None]:
         done: Deferred[None] = Deferred()
         self.readers.ack(consumer, next, lambda error: done.callback(None))
         return done
 
-    def forget(self, consumer: str) -> Deferred[bool]:
+    def move(self, old: Owned, new: Owned) -> Deferred[None]:
+        done: Deferred[None] = Deferred()
+        self.readers.move(old, new, lambda error: done.callback(None))
+        return done
+
+    def forget(self, consumer: Owned) -> Deferred[bool]:
         return succeed(self.readers.forget(consumer, lambda error: None))
 
     def status(self) -> NodeStatus:

@@ -37,7 +37,7 @@ def status(*links: dict[str, Any], **log: Any) -> dict[str, Any]:
         "uptime_seconds": 93784.0,
         "log": {"id": "L", "first": 1, "next": 12346, "bytes": 1 << 30, "max_bytes": 10 << 30}
         | log,
-        "consumers": [{"name": "billing", "next": 12000, "lag_records": 346}],
+        "consumers": [{"owner": "socket", "name": "billing", "next": 12000, "lag_records": 346}],
         "links": list(links),
     }
 
@@ -71,7 +71,7 @@ def test_status_fits_eighty_columns_and_says_why(
         "a-peer-with…", "waiting", "1h00m", "–", "–", "123M", "93GiB", "10d", "420ms", "89d",
     ]  # fmt: skip
     assert lines[7].startswith("  unreachable after 17 attempts: no answer within 5.0 s")
-    assert lines[-1].split() == ["billing", "12,000", "346"]
+    assert lines[-1].split() == ["socket/billing", "12,000", "346"]
 
 
 def test_status_of_one_peer_and_json(
@@ -353,6 +353,7 @@ def test_acting_commands(daemon: HttpDaemon, capsys: pytest.CaptureFixture[str])
         "POST /v1/token": (201, {"token": "t0ken", "expires_seconds": 30}),
         "GET /v1/consumers": (200, {"consumers": [status()["consumers"][0]]}),
         "DELETE /v1/consumers/billing": (204, b""),
+        "POST /v1/consumers/billing/move": (200, {}),
         "GET /v1/status": (200, status(link("hub"))),
     }  # fmt: skip
     assert main(["kick", "hub"]) == 0
@@ -374,6 +375,10 @@ def test_acting_commands(daemon: HttpDaemon, capsys: pytest.CaptureFixture[str])
     assert "billing" in capsys.readouterr().out
     assert main(["consumers", "--delete", "billing"]) == 0
     assert daemon.asked[-1].method == "DELETE"
+    assert daemon.asked[-1].target == "/v1/consumers/billing?owner=socket"
+    assert main(["consumers", "--move", "socket/billing", "shop/bills"]) == 0
+    assert daemon.asked[-1].target == "/v1/consumers/billing/move?owner=socket"
+    assert daemon.asked[-1].body == b'{"owner":"shop","name":"bills"}'
     assert main(["log", "stat"]) == 0
     assert "12,345 offsets, 1 to 12,345" in capsys.readouterr().out
     assert main(["kick", "nobody"]) == 4

@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from linkd.core.batch import MAX_BATCH_BYTES, Draft, Origin
+from linkd.core.batch import MAX_BATCH_BYTES, Draft, Origin, Producer
 from linkd.core.wire import Cursor, EpochEnd
-from linkd.errors import BadRecord, Gap, OutOfStep
+from linkd.errors import BadRecord, Gap, OutOfStep, SequenceUnproven
 from linkd.log.engine import Appended
+from linkd.log.producers import MAX_HOLES
 from tests.support.logs import (
     MemoryBench,
     SegmentBench,
@@ -82,7 +84,64 @@ def test_a_producer_is_settled_once(bench: Any) -> None:
     bench.restart()
     again = append(bench, draft(b"b", producer=p("p", 2)), draft(b"z", producer=p("p", 5)))
     assert again == [Appended(2, 0, True), Appended(4, 1)]
-    assert append(bench, draft(b"y", producer=p("p", 4))) == [Appended(0, 0, True)]
+    assert append(bench, draft(b"y", producer=p("p", 4))) == [Appended(5, 1)]  # never stored
+    both = append(bench, draft(b"w", producer=p("p", 6)), draft(b"w", producer=p("p", 4)))
+    assert both == [Appended(6, 1), Appended(5, 0, True)]
+    assert (bench.log.highest("", "p"), bench.log.highest("", "q")) == (6, 0)
+
+
+def test_a_producer_and_its_numbers_are_its_owners(bench: Any) -> None:
+    theirs = Producer("p", 2**62, "mallory")
+    assert append(bench, draft(b"x", producer=theirs)) == [Appended(1, 1)]
+    bench.restart()
+    mine = Producer("p", 2, "shop")
+    assert append(bench, draft(b"a", producer=mine)) == [Appended(2, 1)]
+    assert append(bench, draft(b"a", producer=mine)) == [Appended(2, 0, True)]
+    assert bench.log.highest("shop", "p") == 2
+
+
+def test_a_draft_of_several_numbers_is_new_as_a_whole(bench: Any) -> None:
+    def several(number: int, *bodies_: bytes, counts: tuple[int, ...]) -> Draft:
+        one = draft(*bodies_, producer=numbered("p", number))
+        return msgspec.structs.replace(one, counts=counts)
+
+    got = append(
+        bench,
+        several(2, b"a", b"b", b"c", counts=(1, 2)),
+        draft(b"d", producer=numbered("p", 3)),
+        several(5, b"e", b"f", counts=(1, 1)),
+    )
+    assert got == [Appended(1, 3), Appended(4, 1), Appended(5, 2)]
+    bench.restart()
+    again = append(bench, *[draft(b"", producer=numbered("p", number)) for number in range(1, 6)])
+    assert again == [Appended(offset, 0, True) for offset in (1, 2, 4, 5, 6)]
+    for wrong in (
+        several(6, b"e", b"g", counts=(1, 1)),
+        several(8, b"e", b"g", counts=(1, 2)),
+    ):
+        assert [type(one) for one in append(bench, wrong)] == [BadRecord]
+
+
+def test_a_number_so_far_back_that_nothing_proves_it_is_refused(bench: Any) -> None:
+    for number in range(1, 2 * MAX_HOLES + 200, 2):
+        append(bench, draft(b"a", producer=numbered("p", number)))
+    before = bench.log.next
+    got = append(bench, draft(b"a", producer=numbered("p", 1)))
+    assert [type(one) for one in got] == [SequenceUnproven]
+    assert bench.log.next == before
+
+
+def test_an_id_is_its_owners(bench: Any) -> None:
+    mine, theirs = (
+        msgspec.structs.replace(draft(b"a", ids=("x",)), owner=owner) for owner in ("shop", "till")
+    )
+    assert append(bench, mine, theirs, mine) == [
+        Appended(1, 1),
+        Appended(2, 1),
+        Appended(1, 0, True),
+    ]
+    bench.restart()
+    assert append(bench, theirs, mine) == [Appended(2, 0, True), Appended(1, 0, True)]
 
 
 def test_malformed_drafts_are_refused(bench: Any) -> None:

@@ -68,7 +68,7 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
     one.close()
 
 
-BILLING = Consumer("billing", 7, ("orders", "x.>"), 5.0)
+BILLING = Consumer("shop", "billing", 7, ("orders", "x.>"), 5.0)
 HUB = PeerCursor("hub", 1, 9)
 
 
@@ -88,7 +88,7 @@ def test_what_was_set_is_there_after_a_restart(pair: Pair) -> None:
     cursors = pair.restart()
     assert cursors.peers() == {"hub": HUB}
     assert (cursors.peer("hub"), cursors.peer("nobody")) == (HUB, None)
-    assert cursors.consumers() == {"billing": BILLING}
+    assert cursors.consumers() == {BILLING.key: BILLING}
     assert cursors.outages() == [(1, b"one"), (2, b"two")]
     assert cursors.told == []
 
@@ -99,7 +99,7 @@ def test_what_was_removed_stays_away(pair: Pair) -> None:
     pair.cursors.remove_peer("hub")
     pair.cursors.remove_outage(1)
     pair.cursors.remove_outage(77)
-    pair.cursors.remove_consumer("billing", done.append)
+    pair.cursors.remove_consumer(BILLING.key, done.append)
     pair.until(lambda: done)
     cursors = pair.restart()
     assert (cursors.peers(), cursors.consumers()) == ({}, {})
@@ -173,7 +173,7 @@ def test_a_lost_file_is_made_anew_from_the_log(pair: Pair, how: str) -> None:
         path.write_bytes(bytes(content))
     pair.open()
     assert pair.cursors.peers() == {"hub": HUB}
-    assert pair.cursors.consumers() == {"billing": BILLING}
+    assert pair.cursors.consumers() == {BILLING.key: BILLING}
     assert [told.event for told in pair.cursors.told] == ["log.rebuilt"]
     assert pair.restart().told == []
 
@@ -212,10 +212,10 @@ def test_a_refused_write_is_told_and_tried_again(
     pair.until(lambda: done)
     assert isinstance(done[0], apsw.FullError)
     refuse[0] = False
-    pair.cursors.set_consumer(Consumer("x", 1, (), 1.0), done.append)
+    pair.cursors.set_consumer(Consumer("socket", "x", 1, (), 1.0), done.append)
     pair.until(lambda: len(done) == 2)
     assert done[1] is None
-    assert set(pair.restart().consumers()) == {"billing", "x"}
+    assert set(pair.restart().consumers()) == {BILLING.key, ("socket", "x")}
 
 
 def test_a_disk_error_is_returned(pair: Pair) -> None:
@@ -321,13 +321,13 @@ def test_a_file_that_goes_bad_while_the_disk_refuses_another_is_made_anew_once_i
     pair.cursors.set_consumer(BILLING, done.append)
     pair.until(lambda: done)
     assert isinstance(done[0], apsw.CorruptError)
-    last = Consumer("last", 3, (), 1.0)
+    last = Consumer("socket", "last", 3, (), 1.0)
     pair.cursors.set_consumer(last, done.append)
     pair.until(lambda: len(done) == 2)
     pair.until(lambda: pair.cursors.told)
     found = pair.restart()
     assert found.told == []
-    assert found.consumers() == {"billing": BILLING, "last": last}
+    assert found.consumers() == {BILLING.key: BILLING, last.key: last}
     assert found.peers() == {"hub": HUB}
     assert found.outages() == [(1, b"one"), (2, b"two")]
     assert len(list(pair.folder.glob("cursors.db.damaged-*"))) == 1
@@ -351,7 +351,7 @@ def test_all_that_is_known_is_in_the_new_file_before_the_end(
         time.sleep(0.001)
     found = pair.restart()
     assert set(found.peers()) == {"hub", "other"}
-    assert found.consumers() == {"billing": BILLING}
+    assert found.consumers() == {BILLING.key: BILLING}
 
 
 def test_a_bad_file_beside_a_new_log_begins_anew(tmp_path: Path) -> None:

@@ -352,7 +352,7 @@ def test_a_segment_that_begins_at_the_start_counts_as_empty_and_carries_what_was
     bench: SegmentBench,
 ) -> None:
     bench.log.carried = lambda snapshot: msgspec.structs.replace(
-        snapshot, acks=(("hub", 1, 3),), consumers=(("audit", 3, (">",), 1.0),)
+        snapshot, acks=(("hub", 1, 3),), consumers=(("socket", "audit", 3, (">",), 1.0),)
     )
     fill(bench, 22)
     assert bench.log._at >= MIB
@@ -364,7 +364,7 @@ def test_a_segment_that_begins_at_the_start_counts_as_empty_and_carries_what_was
     log = bench.restart()
     assert log.snapshot is not None
     assert log.snapshot.acks == (("hub", 1, 3),)
-    assert log.snapshot.consumers == (("audit", 3, (">",), 1.0),)
+    assert log.snapshot.consumers == (("socket", "audit", 3, (">",), 1.0),)
 
 
 def test_a_large_publish_cut_in_a_sealed_segment_keeps_what_is_readable(tmp_path: Path) -> None:
@@ -626,7 +626,7 @@ def test_producers_runs_end_at_a_gap_a_channel_and_64_kib(bench: SegmentBench) -
     bench.restart()
     again = append(bench, *drafts[:8])
     assert again == [Appended(n, 0, True) for n in range(1, 9)]
-    assert append(bench, draft(b"z", producer=numbered("p", 3))) == [Appended(0, 0, True)]
+    assert append(bench, draft(b"z", producer=numbered("p", 3))) == [Appended(10, 1)]
 
 
 def test_a_flood_of_received_batches_is_cut_into_commits_in_order(bench: SegmentBench) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from linkd.core.batch import NOWHERE, Batch, Producer
+from linkd.core.batch import NOWHERE, Batch
 from linkd.errors import Gap
-from linkd.log.state import MAX_EPOCHS, MAX_PRODUCERS, MAX_RECENT, State, take_back
+from linkd.log.state import MAX_EPOCHS, State
 from linkd.log.tail import Tail
 
 
@@ -28,47 +28,6 @@ def test_of_too_many_epochs_the_empty_ones_go_first_and_then_the_oldest() -> Non
     assert len(kept) == MAX_EPOCHS
     assert kept[-1] == f"busy{MAX_EPOCHS + 49}"
     assert "first" not in kept
-
-
-def test_a_producers_old_sequences_are_known_by_number_alone() -> None:
-    state = State("log")
-    for sequence in range(1, 2 * MAX_RECENT + 2):
-        state.number(Producer("p", sequence), 10 * sequence, 2, 1.0)
-    assert len(state._recent["p"]) <= 2 * MAX_RECENT
-    assert state.repeated(Producer("p", 2 * MAX_RECENT + 2)) is None
-    assert state.repeated(Producer("p", 2 * MAX_RECENT + 1)) == (10 * (2 * MAX_RECENT + 1), 2)
-    assert state.repeated(Producer("p", MAX_RECENT + 1)) == (10 * (MAX_RECENT + 1), 2)
-    assert state.repeated(Producer("p", MAX_RECENT)) == (0, 0)
-    assert state.repeated(Producer("p", 1)) == (0, 0)
-    assert state.repeated(Producer("q", 1)) is None
-    again = State.restored(state.snapshot())
-    assert again.repeated(Producer("p", 2 * MAX_RECENT)) == (20 * MAX_RECENT, 2)
-    assert again.repeated(Producer("p", 3)) == (0, 0)
-
-
-def test_a_run_of_sequences_is_noted_and_taken_back_as_one() -> None:
-    state = State("log")
-    state.number(Producer("p", 1), 1, 1, 1.0)
-    state.undo = []
-    state.number_run(Producer("p", 4), 2, [5, 1, 2], 2.0)
-    found = [state.repeated(Producer("p", n)) for n in (1, 2, 3, 4, 5)]
-    assert found == [(1, 1), (2, 5), (7, 1), (8, 2), None]
-    take_back(state.undo)
-    found = [state.repeated(Producer("p", n)) for n in (1, 2, 4)]
-    assert found == [(1, 1), None, None]
-
-
-def test_producers_are_forgotten_once_silent_and_above_a_number_the_longest_silent() -> None:
-    state = State("log")
-    for number in range(MAX_PRODUCERS + 5):
-        state.number(Producer(f"p{number}", 1), 1, 1, float(number))
-    state.forget_producers(0.0)
-    assert state.repeated(Producer("p4", 1)) is None
-    assert state.repeated(Producer("p5", 1)) == (1, 1)
-    state.forget_producers(100.0)
-    assert state.repeated(Producer("p99", 1)) is None
-    assert state.repeated(Producer("p100", 1)) == (1, 1)
-    assert len(state._recent) == MAX_PRODUCERS + 5 - 100
 
 
 def batch(offset: int, count: int = 1, size: int = 10) -> Batch:

@@ -61,12 +61,14 @@ def test_each_segment_names_the_one_before_and_how_much_of_it_counts(tmp_path: P
 def test_a_beginning_seals_the_one_before_and_is_noted(tmp_path: Path) -> None:
     order, shelf, reader = succession(tmp_path)
     order.begun(Index(1, "log", "edge", 1, 9, 500, 5.0, True, []), ())
-    order.begun(Index(2, "log", "edge", 9, 60, 300, 6.0, False, []), [(b"key", 3)])
+    order.begun(Index(2, "log", "edge", 9, 60, 300, 6.0, False, []), [("shop", b"key", 3)])
     done(reader)
     assert [segment.number for segment in shelf.segments] == [1, 2]
     assert load_index(tmp_path, 1, "log") == shelf.segments[0]
     assert load_index(tmp_path, 2, "log") is None
-    assert msgspec.msgpack.decode(read_small(ids_path(tmp_path, 1)) or b"") == [[b"key", 3]]
+    assert msgspec.msgpack.decode(read_small(ids_path(tmp_path, 1)) or b"") == {
+        "shop": [[b"key", 3]]
+    }
     # The next offset that was promised before lies above: it stays.
     assert load_identity(tmp_path) == order.identity == Identity("log", 7, 2, 40, 1, 1)
 

@@ -119,7 +119,7 @@ def test_waiting_for_a_peer_ends_with_its_acknowledgement(net: FakeNet) -> None:
 def test_a_consumer_gets_again_only_what_it_had_not_acknowledged(net: FakeNet) -> None:
     edge = net.nodes["edge"]
     kept = Kept()
-    held = edge.subscribe((">",), "earliest", kept, "billing")
+    held = edge.subscribe((">",), "earliest", kept, ("socket", "billing"))
     for number in range(5):
         one_publish(edge, "orders", b"%d" % number)
     net.run(0.1)
@@ -128,11 +128,11 @@ def test_a_consumer_gets_again_only_what_it_had_not_acknowledged(net: FakeNet) -
     assert done == [None]
     held.close()
     again = Kept()
-    second = edge.subscribe((">",), "earliest", again, "billing")
+    second = edge.subscribe((">",), "earliest", again, ("socket", "billing"))
     net.run(0.1)
     assert again.bodies == [b"3", b"4"]
     third = Kept()
-    edge.subscribe((">",), "latest", third, "billing")
+    edge.subscribe((">",), "latest", third, ("socket", "billing"))
     net.run(0.1)
     assert again.ended == "replaced"
     assert third.bodies == [b"3", b"4"]
