@@ -186,8 +186,11 @@ class Node:
 
     def passed(self, message: wire.Volatile, peer: str) -> None:
         """A volatile message came from a peer: hand it out and on, once."""
-        if self._volatile.fresh(message):
+        fate = self._volatile.judge(message)
+        if fate == "fresh":
             self._spread.volatile(message, peer)
+        else:
+            self.count(fate, peer, message.channel, message.count)
 
     def wait_for(self, peer: str, next: int) -> Deferred[None]:
         """Fire once everything below `next` is on `peer`'s disk."""
