@@ -220,11 +220,15 @@ class Consumer(msgspec.Struct, frozen=True):
 
 
 class PeerCursor(msgspec.Struct, frozen=True):
-    """What a peer has of our log: everything below `acked`; `made` is where its cursor was made."""
+    """What a peer has of our log: everything below `acked`; `made` is where its cursor was made.
+
+    `absent_seconds`: running time since it left the configuration; None while it is configured.
+    """
 
     peer: str
     made: int
     acked: int
+    absent_seconds: float | None = None
 
 
 class CursorStore(Protocol):
