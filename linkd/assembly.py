@@ -6,7 +6,6 @@ import random
 import resource
 import secrets
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from linkd.log import Edges, open_cursors, open_log
 from linkd.log.engine import Log
 from linkd.net.descriptors import Descriptors
 from linkd.net.dialer import LinkDialer, Origin
+from linkd.net.factories import Post
 from linkd.net.listener import Listener
 from linkd.net.netlink import NetworkWatch
 from linkd.net.resolve import Resolver, look_up
@@ -33,6 +33,7 @@ from linkd.node.driver import LinkDriver
 from linkd.node.losses import LogWatch
 from linkd.outages import Outages
 from linkd.pairing import Hooks, Pairing, Renewal, local_call
+from linkd.worker import Worker
 
 NOTE_SECONDS = 10.0
 """An outage that begins with our own end is known to begin at most so much too early."""
@@ -80,11 +81,16 @@ class Assembly:
         self._descriptors = Descriptors(limit, self.node.warnings)
         _tell_opened(log, opened)
         self._tls = self._server_tls(state / "pairing")
-        hooks = Hooks(lambda: self.config, self._leaf, reload, self._revoked)
-        self.pairing = Pairing(hooks, folder, reactor.seconds, wall)
-        self._renewal = Renewal(
-            lambda: self.config, wall, threads.deferToThread, self.pairing.renew_own
+        # Pairing's state is the worker's; what it asks of the daemon is done in the reactor.
+        self._worker = Worker(reactor, "linkd-pairing")
+        hooks = Hooks(
+            lambda: self.config,
+            self._leaf,
+            lambda: self._worker.in_reactor(reload),
+            lambda name: self._worker.in_reactor(self._revoked, name),
         )
+        self.pairing = Pairing(hooks, folder, reactor.seconds, wall)
+        self._renewal = Renewal(lambda: self.config, wall, threads.deferToThread, self._renew_own)
         self._loops = (
             (LoopingCall(self._note), NOTE_SECONDS),
             (LoopingCall(self._watch.look), 1.0),
@@ -94,9 +100,9 @@ class Assembly:
         self._listener = (
             None
             if config.listen is None
-            else Listener(self.node, config, reactor, self._tls, self.pairing.posts)
+            else Listener(self.node, config, reactor, self._tls, self._posts())
         )
-        self._api = Api(self.node, config, reactor, partial(local_call, self.pairing))
+        self._api = Api(self.node, config, reactor, self._pair)
         if self._listener is not None:
             self._api.metrics.refused = self._listener.refusals
         self._api.metrics.shortages = lambda: self._descriptors.shortages
@@ -124,6 +130,23 @@ class Assembly:
         link = self.node.link(name)
         if link is not None and link.connection is not None:
             link.connection.abort("rejected", "its certificate was revoked")
+
+    def _posts(self) -> dict[str, Post]:
+        """Return what the listener dispatches beside its own paths; answered by the worker."""
+
+        def answered_by(answer: Callable[[bytes, str], tuple[int, bytes]]) -> Post:
+            return lambda body, address: self._worker.call(answer, body, address)
+
+        return {path: answered_by(answer) for path, answer in self.pairing.posts.items()}
+
+    def _pair(self, method: str, path: str, body: bytes) -> Deferred[tuple[int, bytes]]:
+        """Answer a call of the API below `/v1/pairing`."""
+        return self._worker.call(local_call, self.pairing, method, path, body)
+
+    def _renew_own(self) -> Deferred[None]:
+        """Renew this node's own certificate where it ends soon, and use it at once."""
+        renewed = self._worker.call(self.pairing.renew_own)
+        return renewed.addCallback(lambda _: None if self._tls is None else self._tls.check())
 
     def _network_changed(self) -> None:
         """Addresses or routes of this host have changed: what failed may work now."""

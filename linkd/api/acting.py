@@ -205,7 +205,7 @@ async def pair(api: Service, call: Call) -> Answer:
         raise Refusal("not-found", "there is no pairing here")
     request = call.request
     target = request.path.decode("ascii", "replace")
-    status, body = api.pairing(request.method.decode("latin-1"), target, call.body())
+    status, body = await api.pairing(request.method.decode("latin-1"), target, call.body())
     return Answer(status, body)
 
 

@@ -244,6 +244,13 @@ ROWS = (
         "Mend the file that `detail` names, then reload.",
     ),
     kind(
+        "tls.repaired",
+        "warn",
+        "certificate",
+        "A file of this node's own authority was missing or damaged, and made again from ca.key.",
+        "Look at the disk: `detail` says what was wrong with the file.",
+    ),
+    kind(
         "tls.expiring",
         "warn",
         "certificate expires_seconds days",
