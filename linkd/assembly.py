@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import resource
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from linkd import events
 from linkd.api.server import Api
 from linkd.clock import wall
 from linkd.config import Config
+from linkd.errors import LinkdError
 from linkd.log import Edges, open_cursors, open_log
 from linkd.log.engine import Log
 from linkd.net.descriptors import Descriptors
@@ -33,10 +34,16 @@ from linkd.node.driver import LinkDriver
 from linkd.node.losses import LogWatch
 from linkd.outages import Outages
 from linkd.pairing import Hooks, Pairing, Renewal, local_call
+from linkd.preflight import file_troubles
 from linkd.worker import Worker
 
 NOTE_SECONDS = 10.0
 """An outage that begins with our own end is known to begin at most so much too early."""
+
+FILES_SECONDS = 300.0
+"""Secrets and certificates are read so often, to warn before a restart or a redial needs them."""
+
+_WATCHED = ("listen.certificate: ", "api.certificate: ")
 
 _LOOKUP_THREADS = 32
 """Dead name servers and many peers must not starve the reactor's threads."""
@@ -94,6 +101,8 @@ class Assembly:
         self._loops = (
             (LoopingCall(self._note), NOTE_SECONDS),
             (LoopingCall(self._watch.look), 1.0),
+            (LoopingCall(self._warn_of_certificates), 1.0),
+            (LoopingCall(self._look_at_files), FILES_SECONDS),
             (LoopingCall(self._descriptors.look), 1.0),
         )
         self._network = NetworkWatch(reactor, self._network_changed)
@@ -157,6 +166,34 @@ class Assembly:
         """Note which links are up, for the run after a kill."""
         up = [link.peer for link in self.node.links() if link.link.state == "up"]
         self._outages.alive(up, wall())
+
+    def _warn_of_certificates(self) -> None:
+        """Have a standing warning while the listener's files can't be used as they are now."""
+        found = {
+            "listen.certificate": None if self._tls is None else self._tls.complaint,
+            "api.certificate": self._api.tls_complaint,
+        }
+        for setting, complaint in found.items():
+            if complaint is None:
+                self.node.warnings.pop(setting, None)
+            else:
+                self.node.warnings[setting] = f"{setting}: {complaint}"
+
+    def _look_at_files(self) -> Deferred[None]:
+        """Have a standing warning while a file that the configuration names can't be used."""
+        return self._worker.call(file_troubles, self.config).addCallbacks(
+            self._warn_of_files, lambda _: None
+        )
+
+    def _warn_of_files(self, troubles: Sequence[LinkdError]) -> None:
+        about = "files of the configuration"
+        # The listeners' own are looked at every few seconds.
+        told = [str(each) for each in troubles if not str(each).startswith(_WATCHED)]
+        if told:
+            more = f", and {len(told) - 3} more" if len(told) > 3 else ""
+            self.node.warnings[about] = "; ".join(told[:3]) + more
+        else:
+            self.node.warnings.pop(about, None)
 
     def listen(self) -> None:
         """Open all sockets.
