@@ -23,8 +23,7 @@ class Appended(msgspec.Struct, frozen=True, gc=False):
         offset: The first record's offset; of the first publish, where it was a repeat.
         count: Records stored by this publish: 0 if all were repeats.
         duplicate: It was a repeat (same id, or same producer and sequence).
-        unproven: Received records that were stored although nothing proves that they are new, or
-            left out (`count` 0) although nothing proves that they are here.
+        unproven: Received records that were stored although nothing proves that they are new.
         late: Received records that were stored behind later ones of their origin and channel.
     """
 
@@ -167,11 +166,15 @@ class Log(Protocol):
         """
 
     def fetch(
-        self, position: int, max_bytes: int, done: Callable[[list[Batch] | LinkdError], None]
+        self,
+        position: int,
+        max_bytes: int,
+        done: Callable[[list[Batch] | LinkdError], None],
+        for_link: bool = False,
     ) -> None:
         """Like `read`, from disk, off this thread.
 
-        `done` gets the batches, or Gap or LogDamaged.
+        `done` gets the batches, or Gap or LogDamaged. Reads for links come before others.
         """
 
     def locate(self, time: float) -> int:
@@ -221,15 +224,11 @@ class Consumer(msgspec.Struct, frozen=True):
 
 
 class PeerCursor(msgspec.Struct, frozen=True):
-    """What a peer has of our log: everything below `acked`; `made` is where its cursor was made.
-
-    `absent_seconds`: running time since it left the configuration; None while it is configured.
-    """
+    """What a peer has of our log: everything below `acked`; `made` is where its cursor was made."""
 
     peer: str
     made: int
     acked: int
-    absent_seconds: float | None = None
 
 
 class CursorStore(Protocol):

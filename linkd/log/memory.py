@@ -138,7 +138,11 @@ class MemoryLog(Ledger):
         return self._tail.read(position, max_bytes)
 
     def fetch(
-        self, position: int, max_bytes: int, done: Callable[[list[Batch] | LinkdError], None]
+        self,
+        position: int,
+        max_bytes: int,
+        done: Callable[[list[Batch] | LinkdError], None],
+        for_link: bool = False,
     ) -> None:
         """Like `read`; `done` is called before this returns."""
         try:

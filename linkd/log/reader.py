@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from errno import EIO
 from pathlib import Path
@@ -19,6 +19,7 @@ from linkd.log.group import Post
 _CHUNK_BYTES = 1 << 20
 _SPARE_BYTES = 1 << 16
 _MOST_HINTS = 512
+_FIRST_RUN = 3
 
 
 class Damage(Exception):
@@ -58,7 +59,9 @@ class Reader:
     def __init__(self, seed: int, post: Post) -> None:
         self._seed = seed
         self.post = post
-        self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._tokens: SimpleQueue[bool] = SimpleQueue()  # one a job; False ends the thread
+        self._first: deque[Callable[[], None]] = deque()
+        self._others: deque[Callable[[], None]] = deque()
         self._hints: OrderedDict[int, tuple[Path, int]] = OrderedDict()
         self._thread = threading.Thread(target=self._run, name="linkd-log-reader", daemon=True)
 
@@ -68,12 +71,12 @@ class Reader:
 
     def stop(self) -> None:
         """Do what is there, then end the thread and wait for it."""
-        self._queue.put(None)
+        self._tokens.put(False)
         self._thread.join()
 
     def work(self, job: Callable[[], None]) -> None:
-        """Do a job behind all others."""
-        self._queue.put(job)
+        """Do a job behind all others but reads of clients."""
+        self._put(self._first, job)
 
     def forget(self) -> None:
         """Forget where offsets were found; called in a job."""
@@ -85,10 +88,11 @@ class Reader:
         position: int,
         max_bytes: int,
         done: Callable[[list[Batch] | OSError | Damage], None],
+        for_link: bool = False,
     ) -> None:
         """Read about `max_bytes` of batches from `position` on, all of one file.
 
-        `done` comes in the reactor.
+        `done` comes in the reactor. Reads for links come before those for clients.
         """
 
         def job() -> None:
@@ -101,7 +105,11 @@ class Reader:
                 found = OSError(EIO, f"{type(error).__name__}: {error}", str(place.path))
             self.post(lambda: done(found))
 
-        self._queue.put(job)
+        self._put(self._first if for_link else self._others, job)
+
+    def _put(self, lane: deque[Callable[[], None]], job: Callable[[], None]) -> None:
+        lane.append(job)
+        self._tokens.put(True)
 
     def batches(self, place: Place, position: int, max_bytes: int) -> list[Batch]:
         """Return batches from `position` on, up to a hole.
@@ -138,9 +146,15 @@ class Reader:
         return taken
 
     def _run(self) -> None:
-        """Do one job after the other."""
-        while (job := self._queue.get()) is not None:
-            job()
+        """Do one job after the other; what clients wait for has every fourth turn at least."""
+        first, others, run = self._first, self._others, 0
+        while self._tokens.get():
+            if first and (run < _FIRST_RUN or not others):
+                run += 1
+                first.popleft()()
+            else:
+                run = 0
+                others.popleft()()
 
 
 def walk(path: Path, at: int, size: int, seed: int, chunk: int = _CHUNK_BYTES) -> Iterator[Frame]:

@@ -65,8 +65,8 @@ class Retrieval:
         self._tell = tell
         self._said = ""
 
-    def fetch(self, position: int, max_bytes: int, done: Fetched) -> None:
-        """Read about `max_bytes` of batches from `position` on.
+    def fetch(self, position: int, max_bytes: int, done: Fetched, for_link: bool = False) -> None:
+        """Read about `max_bytes` of batches from `position` on; for a link before all clients.
 
         `done` gets them, or Gap or LogDamaged.
         """
@@ -80,7 +80,7 @@ class Retrieval:
             return
 
         def again() -> None:
-            self.fetch(position, max_bytes, done)
+            self.fetch(position, max_bytes, done, for_link)
 
         def found(batches: list[Batch] | OSError | Damage) -> None:
             if position < bounds.first:
@@ -100,7 +100,7 @@ class Retrieval:
             else:
                 done(batches)
 
-        self._reader.fetch(place, position, max_bytes, found)
+        self._reader.fetch(place, position, max_bytes, found, for_link)
 
     def _mend(self, damage: Damage, again: Callable[[], None], done: Fetched) -> None:
         """Mend a sealed segment in the background, then go on.

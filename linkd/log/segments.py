@@ -301,7 +301,11 @@ class SegmentLog(Ledger):
         return batches
 
     def fetch(
-        self, position: int, max_bytes: int, done: Callable[[list[Batch] | LinkdError], None]
+        self,
+        position: int,
+        max_bytes: int,
+        done: Callable[[list[Batch] | LinkdError], None],
+        for_link: bool = False,
     ) -> None:
         """Like `read`, from disk."""
         try:
@@ -310,7 +314,7 @@ class SegmentLog(Ledger):
             done(gap)
             return
         if batches is None:
-            self._retrieval.fetch(position, max_bytes, done)
+            self._retrieval.fetch(position, max_bytes, done, for_link)
         else:
             done(batches)
 

@@ -309,7 +309,7 @@ class Carrier:
             return
         if batches is None:
             done = partial(self._fetched, self.connection)
-            self._log.fetch(effect.position, effect.max_bytes, done)
+            self._log.fetch(effect.position, effect.max_bytes, done, for_link=True)
             return
         self._read_effects = outbound.read(batches, self._log.clock(), self._clock.seconds())
 
