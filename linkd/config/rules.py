@@ -9,7 +9,7 @@ from pathlib import Path
 from linkd.config.addresses import is_loopback, parse_address, parse_url
 from linkd.config.settings import NAME_PATTERN, PATHS, Config, PeerSettings, Settings
 from linkd.config.shape import Trouble, shown
-from linkd.core.channels import is_pattern
+from linkd.core.channels import MAX_WILDCARD_WORDS, has_too_many_words, is_pattern
 
 _NAME = re.compile(NAME_PATTERN.removesuffix("$"))
 _SOCKET_PATH_BYTES = 107
@@ -90,6 +90,12 @@ def _patterns(place: tuple[str | int, ...], patterns: Sequence[str]) -> Iterator
                 (*place, index),
                 "expected a channel or a pattern: words of letters, digits, `_` and `-` between"
                 f" dots, `*` for one word, `>` last for the rest; got {shown(pattern)}",
+            )
+        elif has_too_many_words(pattern):
+            yield (
+                (*place, index),
+                f"expected at most {MAX_WILDCARD_WORDS} words in a pattern with `*`,"
+                f" got {shown(pattern)}",
             )
 
 

@@ -64,7 +64,7 @@ def check_patterns(patterns: Sequence[str], most_bytes: int = MAX_PATTERNS_BYTES
                 f"{pattern[:80]!r} is no channel or pattern: expected dot-separated words,"
                 " * for one word, > last for the rest"
             )
-        if "*" in pattern and pattern.count(".") >= MAX_WILDCARD_WORDS:
+        if has_too_many_words(pattern):
             raise ChannelRefused(
                 f"{pattern[:80]!r}: expected at most {MAX_WILDCARD_WORDS} words in a pattern with *"
             )
@@ -202,6 +202,11 @@ class _Node(Generic[Key]):
     def is_empty(self) -> bool:
         """Return whether no pattern needs this node."""
         return not (self.below or self.here or self.rest)
+
+
+def has_too_many_words(pattern: str) -> bool:
+    """Return whether a pattern has a `*` and more words than such a pattern may."""
+    return "*" in pattern and pattern.count(".") >= MAX_WILDCARD_WORDS
 
 
 def _has_wildcard(pattern: str) -> bool:

@@ -11,7 +11,8 @@ from typing import Annotated
 import msgspec
 
 from linkd.core.batch import Origin
-from linkd.errors import RemoteProtocolError
+from linkd.core.channels import check_patterns
+from linkd.errors import ChannelRefused, RemoteProtocolError
 
 SUBPROTOCOL = "linkd.1"
 VERSION = 2
@@ -218,4 +219,9 @@ def decode(payload: bytes) -> Message:
         message: Message = _decoder.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RemoteProtocolError(f"malformed message: {error}", 1007) from None
+    if type(message) is Hello:
+        try:
+            check_patterns(message.wants, MAX_HELLO_BYTES)
+        except ChannelRefused as error:
+            raise RemoteProtocolError(f"a hello's wants: {error}", 1008) from None
     return message
