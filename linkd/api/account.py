@@ -74,11 +74,15 @@ class Part:
 
     def take(self, size: int) -> bool:
         """Count bytes that are about to be held; return whether there is room, else none are."""
-        account = self._account
-        if self.held + size > account.most - account.held - size:
+        if not self.has_room(size):
             return False
         self.add(size)
         return True
+
+    def has_room(self, size: int) -> bool:
+        """Return whether so many bytes more may be held."""
+        account = self._account
+        return self.held + size <= account.most - account.held - size
 
     def add(self, size: int) -> None:
         """Count bytes that are held already, whether there is room or not."""

@@ -17,7 +17,7 @@ from linkd.api.service import Service
 from linkd.api.sse import stream_events
 from linkd.core.channels import is_pattern
 from linkd.errors import LinkdError, PublishError
-from linkd.status import NodeStatus
+from linkd.status import LinkStatus, NodeStatus
 
 DRILL_PATTERN = r"^[a-z][a-z0-9-]{0,31}$"
 """What a drill can be called."""
@@ -28,12 +28,13 @@ _CLEARED = f"{COOKIE}=; HttpOnly; SameSite=Strict; Path=/; Max-Age=0"
 async def status(api: Service, call: Call) -> Answer:
     """Answer what is true now, as far as the caller may see it."""
     call.only()
-    return answer(visible_status(api, call.caller))
+    links = await api.link_statuses()
+    return answer(visible_status(api, call.caller, links))
 
 
-def visible_status(api: Service, caller: Caller) -> NodeStatus:
+def visible_status(api: Service, caller: Caller, links: list[LinkStatus]) -> NodeStatus:
     """Return the status without what belongs to other keys."""
-    status = api.node.status()
+    status = api.node.status(links)
     if caller.operator:
         return status
     seen = {one.key for one in api.node.consumers() if caller.sees(one)}
@@ -170,20 +171,6 @@ async def resync(api: Service, call: Call) -> Answer:
     return answer({"peer": peer, "message": told, "done": wanted.confirmed})
 
 
-async def forget_peer(api: Service, call: Call) -> Answer:
-    """Answer what a peer without an entry is owed; forget it where confirmed."""
-    call.only()
-    call.caller.check_operator()
-    peer, wanted = call.path["name"], call.json(Confirmed)
-    try:
-        records, size = api.node.forget_peer(peer, wanted.confirmed)
-    except KeyError:
-        raise _no_peer(peer) from None
-    except LinkdError as error:
-        raise Refusal("diverged", str(error)) from None
-    return answer({"peer": peer, "records": records, "bytes": size, "done": wanted.confirmed})
-
-
 async def drill(api: Service, call: Call) -> Answer:
     """Let the log and the events say that a fault is made on purpose, or is over."""
     call.only()
@@ -205,7 +192,7 @@ async def pair(api: Service, call: Call) -> Answer:
         raise Refusal("not-found", "there is no pairing here")
     request = call.request
     target = request.path.decode("ascii", "replace")
-    status, body = await api.pairing(request.method.decode("latin-1"), target, call.body())
+    status, body = api.pairing(request.method.decode("latin-1"), target, call.body())
     return Answer(status, body)
 
 
@@ -259,13 +246,15 @@ async def readyz(api: Service, _: Call) -> Answer:
     node = api.node
     if node.starting or node.stopping:
         return answer({"ready": False, "waiting_for": []}, 503)
-    down = [link.peer for link in node.status().links if link.required and link.state != "up"]
+    links = await api.link_statuses()
+    down = [link.peer for link in links if link.required and link.state != "up"]
     return answer({"ready": not down, "waiting_for": down}, 503 if down else 200)
 
 
 async def metrics(api: Service, _: Call) -> Answer:
     """Answer the metrics in Prometheus' text format."""
-    return Answer(200, api.metrics.text(), "text/plain; version=0.0.4; charset=utf-8")
+    text = await api.metrics.page(api.link_statuses, api.share)
+    return Answer(200, text, "text/plain; version=0.0.4; charset=utf-8")
 
 
 async def openapi(api: Service, _: Call) -> Answer:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from linkd.api.refusals import Refusal
-from linkd.core.channels import Patterns, check_channel, is_pattern
+from linkd.core.channels import Patterns, check_channel, check_patterns, is_pattern
 from linkd.errors import ChannelRefused
 from linkd.log.engine import Consumer, Owned
 
@@ -102,6 +102,15 @@ class Caller:
         return all(
             covers(allowed.patterns, pattern) for allowed in self.subscribe for pattern in patterns
         )
+
+    def check_patterns(self, patterns: Sequence[str]) -> None:
+        """Raise Refusal where patterns cost too much, or one reaches beyond what may be read."""
+        try:
+            check_patterns(patterns)
+        except ChannelRefused as error:
+            raise Refusal("malformed", str(error)) from None
+        for pattern in patterns:
+            self.check_subscribe(pattern)
 
     def check_operator(self) -> None:
         """Raise Refusal unless the caller may act on links, consumers and the log."""

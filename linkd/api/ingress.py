@@ -167,17 +167,26 @@ class Ingress:
         """Take publishes; they are handed on at the end of the turn."""
         self._pending += frames
 
-    def flush(self) -> None:
-        """Hand on what came in this turn."""
+    def flush(self, until: float | None = None) -> bool:
+        """Hand on what came, one append at least, until a time on the reactor's clock.
+
+        Returns:
+            Whether all of it was handed on.
+        """
         pending = self._pending
         if not pending or self._closed:
-            return
+            return True
         self._pending = []
+        clock = self._session.api.reactor
         index, end = 0, len(pending)
         while index < end:
             run = self._run(pending, index)
             index += len(run)
             self._hand_on(run)
+            if until is not None and index < end and clock.seconds() >= until:
+                self._pending = pending[index:] + self._pending
+                return False
+        return True
 
     def _run(self, pending: list[stream.Publish], index: int) -> list[stream.Publish]:
         """Return the publishes from `index` on that may share an append: at least one."""

@@ -9,20 +9,25 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
 
 from linkd.status import LinkStatus, NodeStatus, Outage
 
 if TYPE_CHECKING:
     from linkd.api.port import Measure, NodePort
+    from linkd.net.fair_share import FairShare
 
 SECONDS = (0.5, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 30.0, 60.0, 300.0, 1800.0, 7200.0, 43_200.0)
 FAST_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 AGE_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 600.0, 3600.0)
 MAX_REMEMBERED = 100_000
+PAGE_SECONDS = 1.0
+"""For so long the text that was made serves all who ask."""
 
 _Value = Callable[[LinkStatus], float | None]
 
@@ -120,10 +125,11 @@ class PeerHistogram:
         """Yield its text."""
         yield self._head
         texts = self._texts
-        for peer, buckets in self._buckets.items():
-            if peer not in texts:
-                texts[peer] = buckets.text(self._name, f'peer="{peer}"')
-            yield texts[peer]
+        for peer, buckets in list(self._buckets.items()):
+            text = texts.get(peer)
+            if text is None:
+                text = texts[peer] = buckets.text(self._name, f'peer="{peer}"')
+            yield text
 
 
 class Metrics:
@@ -180,28 +186,78 @@ class Metrics:
         self._attempts: Counter[str] = Counter()
         self._attempts_seen: dict[str, int] = {}
         self._seen: dict[tuple[str, str], None] = {}
+        self._page: bytes | None = None
+        self._page_at = 0.0
+        self._waiting: list[Deferred[None]] = []  # for the page that is made
 
     def text(self) -> bytes:
-        """Return all of it in the text format 0.0.4."""
-        status = self._node.status()
+        """Return all of it in the text format 0.0.4, at once."""
+        return "\n".join(self._lines(self._node.status())).encode() + self._own()
+
+    async def page(
+        self, links: Callable[[], Coroutine[object, object, list[LinkStatus]]], share: FairShare
+    ) -> bytes:
+        """Return all of it in the text format 0.0.4, made in slices.
+
+        It is made once for all who ask within `PAGE_SECONDS`.
+
+        Args:
+            links: Looks at the state of all links, in slices.
+            share: Gives turns.
+        """
+        if self._page is None or share.seconds() - self._page_at >= PAGE_SECONDS:
+            waiting: Deferred[None] = Deferred()
+            self._waiting.append(waiting)
+            if len(self._waiting) == 1:
+                Deferred.fromCoroutine(self._make_page(links, share)).addErrback(self._failed)
+            await waiting
+        return self._page or b""
+
+    async def _make_page(
+        self, links: Callable[[], Coroutine[object, object, list[LinkStatus]]], share: FairShare
+    ) -> None:
+        status = self._node.status(await links())
+        lines: list[str] = []
+        until = share.end()
+        for line in self._lines(status):
+            lines.append(line)
+            if share.seconds() >= until:
+                await share.turn()
+                until = share.end()
+        self._page = "\n".join(lines).encode() + self._own()
+        self._page_at = share.seconds()
+        waiting, self._waiting = self._waiting, []
+        for one in waiting:
+            if not one.called:
+                one.callback(None)
+
+    def _failed(self, failure: Failure) -> None:
+        """The text could not be made: all who wait hear of it."""
+        waiting, self._waiting = self._waiting, []
+        for one in waiting:
+            if not one.called:
+                one.errback(failure)
+
+    def _own(self) -> bytes:
+        return generate_latest(self._registry)
+
+    def _lines(self, status: NodeStatus) -> Iterator[str]:
+        """Yield its lines, some of them together."""
         for outage in self._node.outages():
             self._passed(outage)
-        lines = [
-            *_of_links(status.links, LINK_GAUGES, "gauge"),
-            *_of_links(status.links, LINK_COUNTERS, "counter"),
-            *self._of_attempts(status.links),
-            *self._of_outages(),
-            *self._noticed.lines(),
-            *self._down.lines(),
-            *self._round_trip.lines(),
-            *self._age.lines(),
-            *self._of_dropped(),
-            *self._of_refused(),
-            *_of_node(status),
-            *self._of_disk(),
-            "",
-        ]
-        return "\n".join(lines).encode() + generate_latest(self._registry)
+        yield from _of_links(status.links, LINK_GAUGES, "gauge")
+        yield from _of_links(status.links, LINK_COUNTERS, "counter")
+        yield from self._of_attempts(status.links)
+        yield from self._of_outages()
+        yield from self._noticed.lines()
+        yield from self._down.lines()
+        yield from self._round_trip.lines()
+        yield from self._age.lines()
+        yield from self._of_dropped()
+        yield from self._of_refused()
+        yield from _of_node(status)
+        yield from self._of_disk()
+        yield ""
 
     def _measured(self, what: Measure, peer: str, seconds: float) -> None:
         """Count what was measured on a link."""
@@ -233,7 +289,7 @@ class Metrics:
     def _of_outages(self) -> Iterator[str]:
         name = "linkd_link_outages_total"
         yield _head(name, "Outages that have ended.", "counter")
-        for (peer, reason), count in self._outages.items():
+        for (peer, reason), count in list(self._outages.items()):
             yield f'{name}{{peer="{peer}",reason="{reason}"}} {count}'
 
     def _of_dropped(self) -> Iterator[str]:
@@ -263,7 +319,7 @@ class Metrics:
     def _of_refused(self) -> Iterator[str]:
         name = "linkd_listener_refused_total"
         yield _head(name, "Connections refused before they were a peer's.", "counter")
-        for reason, count in self.refused.items():
+        for reason, count in list(self.refused.items()):
             yield f'{name}{{reason="{reason}"}} {count}'
         name = "linkd_api_refused_total"
         yield _head(name, "Connections to the API refused because there were too many.", "counter")

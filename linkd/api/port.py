@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from linkd.config import Config
 from linkd.core.batch import Batch, Draft
 from linkd.log.engine import Consumer, Log, Owned, Settled
-from linkd.status import Event, NodeStatus, Outage
+from linkd.status import Event, LinkStatus, NodeStatus, Outage
 
 Measure = Literal["round trip", "age"]
 """`age`: of a received batch, by the wall clocks of its origin and of this host."""
@@ -20,6 +20,18 @@ Start = int | Literal["earliest", "latest"]
 
 class Sink(Protocol):
     """Where a subscription's records go. All of it is called in order."""
+
+    def has_room(self, size: int) -> bool:
+        """Return whether records of `size` bytes may come now.
+
+        Where they may not, `Subscription.resume` is called once they may.
+        """
+
+    def hold(self, size: int) -> bool:
+        """Count bytes that are kept for the sink, negative where they no longer are.
+
+        Return whether there is room for them: else they must not be kept.
+        """
 
     def batch(self, batch: Batch) -> bool:
         """Take records of the log.
@@ -124,8 +136,14 @@ class NodePort(Protocol):
     def forget(self, consumer: Owned) -> Deferred[bool]:
         """Remove a named consumer; fires with whether there was one."""
 
-    def status(self) -> NodeStatus:
-        """Return what is true now."""
+    def status(self, links: list[LinkStatus] | None = None) -> NodeStatus:
+        """Return what is true now; `links` where the caller has them already."""
+
+    def peers(self) -> list[str]:
+        """Return the names of all peers."""
+
+    def link_status(self, peer: str) -> LinkStatus | None:
+        """Return what is true now of one link; None if there is no such peer."""
 
     def events(self, after: int = 0) -> list[Event]:
         """Return the remembered changes with a number above `after`, oldest first."""
@@ -146,14 +164,6 @@ class NodePort(Protocol):
         """Hear that it is over; KeyError if there is no such peer.
 
         The verdict is None where there was none, as the drill was broken off.
-        """
-
-    def forget_peer(self, peer: str, confirmed: bool) -> tuple[int, int]:
-        """Return (records, bytes) owed to a peer without an entry; where confirmed, forget it.
-
-        Raises:
-            KeyError: No such peer.
-            LinkdError: It is configured.
         """
 
     def resync(self, peer: str, confirmed: bool) -> Deferred[str]:

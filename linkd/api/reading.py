@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -13,6 +13,7 @@ from linkd.api.answer import Answer, answer
 from linkd.api.asked import consumer_of, last_event, start_of, wants_stream
 from linkd.api.bodies import record_objects, to_json
 from linkd.api.call import Call, number, whole
+from linkd.api.callers import Caller
 from linkd.api.port import Start
 from linkd.api.refusals import Refusal, refusal_of
 from linkd.api.service import Service
@@ -30,12 +31,14 @@ MAX_SCAN_BYTES = 64 * 1024 * 1024
 
 MAX_WAIT_SECONDS = 300.0
 _READ_BYTES = 1_048_576
+_HOLD_BYTES = 65_536
 _PLAIN_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+(; ?charset=[A-Za-z0-9-]+)?")
 
 
 async def read(api: Service, call: Call) -> Answer | None:
     """Answer a page, or follow the channel as an event stream."""
-    pattern = call.caller.check_subscribe(call.path["channel"])
+    pattern = call.path["channel"]
+    call.caller.check_patterns((pattern,))
     if wants_stream(call):
         call.only("from", "consumer")
         stream_records(api, call, pattern)
@@ -50,13 +53,14 @@ async def read(api: Service, call: Call) -> Answer | None:
         position = _position(api.node.log, start)
     else:
         position = api.stand(call.caller, pattern, start_of(call.text("from"), "latest"), consumer)
-    page = Page(api, pattern, position, limit)
+    page = Page(api, call, pattern, position, limit)
     deadline = api.reactor.seconds() + wait
     await page.fill()
     while not page.records and page.gap is None:
         left = deadline - api.reactor.seconds()
-        if left <= 0 or not await committed(api, page.next, left):
+        if left <= 0:
             break
+        await arrived(api, call.caller, pattern, page, left)
         await page.fill()
     return Answer(200, page.body())
 
@@ -76,31 +80,49 @@ class Page:
         gap: (first, next) of offsets that were wanted and are gone, or None.
     """
 
-    def __init__(self, api: Service, pattern: str, position: int, limit: int) -> None:
+    def __init__(self, api: Service, call: Call, pattern: str, position: int, limit: int) -> None:
         self.next = position
         self.gap: tuple[int, int] | None = None
         self.records: list[bytes] = []
         self._api = api
+        self._request = call.request
         self._log = api.node.log
         self._patterns = Patterns((pattern,))
         self._limit = limit
         self._bytes = 0
+        self._held = 0
         self._scanned = 0
 
     async def fill(self) -> None:
-        """Read on until the page is full, the log ends, or enough of it was looked at."""
-        while not self._full():
-            batches = await self._read()
-            if batches is None:
-                continue
-            if not batches:
-                break
-            clock = self._log.clock()
-            for batch in batches:
-                self._scanned += len(batch.records)
-                if not self._take(batch, clock):
-                    return
-            await self._api.pause()
+        """Read on until the page is full, the log ends, or enough of it was looked at.
+
+        Raises:
+            Refusal: So much is held for the caller that there is no room for one record.
+        """
+        reads, goes_on = self._api.page_reads, True
+        while goes_on and not self._full():
+            await reads.acquire()
+            try:
+                goes_on = await self._fill_some()
+            finally:
+                reads.release()
+
+    async def _fill_some(self) -> bool:
+        """Read a piece of the log, and take it in slices; return whether there may be more."""
+        api = self._api
+        batches = await self._read()
+        if batches is None:
+            return True
+        clock, until = self._log.clock(), api.share.end()
+        for batch in batches:
+            self._scanned += len(batch.records)
+            for fits in self._take(batch, clock):
+                if not fits:
+                    return False
+                if api.reactor.seconds() >= until:
+                    await api.pause()
+                    until = api.share.end()
+        return bool(batches)
 
     def _full(self) -> bool:
         return (
@@ -122,21 +144,38 @@ class Page:
         first = self.gap[0] if self.gap else self.next
         self.gap, self.next = (first, to), to
 
-    def _take(self, batch: Batch, clock: float) -> bool:
-        """Take a batch's records; tell whether there is room for more."""
+    def _take(self, batch: Batch, clock: float) -> Iterator[bool]:
+        """Take a batch's records; yield after each step whether there is room for more."""
         if batch.next <= self.next:
-            return True
+            return
         if batch.offset > self.next:
             self._note_gap(batch.offset)
         batch = batch.from_offset(self.next)
         if self._patterns.match(batch.channel) and not batch.expired(clock):
             for offset, encoded in record_objects(batch):
-                if len(self.records) >= self._limit or self._bytes >= MAX_PAGE_BYTES:
+                full = len(self.records) >= self._limit or self._bytes >= MAX_PAGE_BYTES
+                if full or not self._hold(len(encoded)):
                     self.next = offset
-                    return False
+                    yield False
+                    return
                 self.records.append(encoded)
                 self._bytes += len(encoded)
+                yield True
         self.next = batch.next
+        yield True
+
+    def _hold(self, size: int) -> bool:
+        """Have a record counted; return whether there is room for it, else raise for the first."""
+        more = self._bytes + size - self._held
+        if more <= 0:
+            return True
+        try:
+            self._request.hold(max(more, _HOLD_BYTES))
+        except Refusal:
+            if self.records:
+                return False
+            raise
+        self._held += max(more, _HOLD_BYTES)
         return True
 
     def body(self) -> bytes:
@@ -165,22 +204,58 @@ def fetch(log: Log, position: int, size: int) -> Deferred[list[Batch]]:
     return done
 
 
-async def committed(api: Service, position: int, within: float) -> bool:
-    """Wait until the log reaches beyond `position`; tell whether it has in time."""
-    log = api.node.log
-    if log.next > position:
-        return True
-    moved: Deferred[None] = Deferred()
-    told: Callable[[int], None] = lambda _: None if moved.called else moved.callback(None)  # noqa: E731
-    log.on_commit.append(told)
-    moved.addTimeout(within, api.reactor)
-    try:
-        await moved
-    except TimedOut:
+class _Arrival:
+    """A sink that waits for the first record of a pattern, or a gap, and takes none."""
+
+    def __init__(self) -> None:
+        self.came: Deferred[None] = Deferred()
+        self.next = 0
+
+    def _fire(self) -> None:
+        if not self.came.called:
+            self.came.callback(None)
+
+    def has_room(self, size: int) -> bool:
+        """Go on until there is something."""
+        return not self.came.called
+
+    def hold(self, size: int) -> bool:
+        """Keep nothing."""
+        return size <= 0
+
+    def batch(self, batch: Batch) -> bool:
+        """Note where the first record lies."""
+        self.next = batch.offset
+        self._fire()
         return False
+
+    def volatile(self, batch: Batch) -> None:
+        """Leave out what has no offset."""
+
+    def gap(self, first: int, next: int) -> None:
+        """Have the page note it."""
+        self._fire()
+
+    def end(self, reason: str) -> None:
+        """Wait no longer."""
+        self._fire()
+
+
+async def arrived(api: Service, caller: Caller, pattern: str, page: Page, within: float) -> None:
+    """Wait until something came for a page, or the time is over.
+
+    Only records that the page wants wake it: it follows its pattern.
+    """
+    arrival = _Arrival()
+    subscription = api.subscribe(caller, (pattern,), page.next, arrival)
+    arrival.came.addTimeout(within, api.reactor)
+    try:
+        await arrival.came
+    except TimedOut:
+        return
     finally:
-        log.on_commit.remove(told)
-    return True
+        subscription.close()
+    page.next = max(page.next, arrival.next)
 
 
 async def record(api: Service, call: Call) -> Answer:

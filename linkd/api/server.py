@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import re
+import socket as sockets
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import Deferred, DeferredList, ensureDeferred, maybeDeferred
+from twisted.internet.defer import (
+    Deferred,
+    DeferredList,
+    DeferredSemaphore,
+    ensureDeferred,
+    maybeDeferred,
+)
 from twisted.internet.error import CannotListenError
 from twisted.internet.task import LoopingCall
 
@@ -30,7 +38,6 @@ from linkd.api.request import ApiRequest
 from linkd.api.room import Room
 from linkd.api.service import Following, LocalCall
 from linkd.api.site import ApiSite
-from linkd.api.socket_file import SocketFile
 from linkd.api.stream import StreamSession
 from linkd.api.text import TextSession
 from linkd.api.upgrade import ApiSocket, Session, Socket, Upgrades
@@ -43,9 +50,13 @@ from linkd.log.engine import UNOWNED, Consumer, Owned
 from linkd.net.fair_share import FairShare
 from linkd.net.tls import ServerTls
 from linkd.premises import unlistenable
+from linkd.status import LinkStatus
 
 STOP_SECONDS = 3.0
 """Callers whose connection is not over by then are cut."""
+
+PAGE_READS = 8
+"""So many pages read at once: what was read for one is in memory until it is its turn."""
 
 _BEAT_SECONDS = 1.0
 _RECORD_HEADER = re.compile(r"linkd-header-[a-z0-9-]{1,64}", re.IGNORECASE)
@@ -83,6 +94,7 @@ class Api:
         self.description = describe()
         self.share = FairShare(reactor)
         self.account = Account()
+        self.page_reads = DeferredSemaphore(PAGE_READS)
         self.streams: set[Following] = set()
         self.upgrades = Upgrades(self, self._speak)
         self.producers = Producers(node.log)
@@ -92,7 +104,6 @@ class Api:
         self._running: set[Deferred[Any]] = set()
         self._sites: list[ApiSite] = []
         self._ports: list[Any] = []
-        self._socket: SocketFile | None = None
         self._tls: ServerTls | None = None
         self._due = 0.0
         self._beat = LoopingCall(self._beaten)
@@ -109,8 +120,7 @@ class Api:
         api = self.config.api
         setting, address = "api.socket", api.socket
         try:
-            self._socket = SocketFile(self.reactor, Path(api.socket), self._site())
-            self._ports.append(self._socket)
+            self._ports.append(_listen_unix(self.reactor, Path(api.socket), self._site()))
             events.emit("api.started", address=f"unix:{api.socket}", tls=False)
             if api.http is not None:
                 setting, address = "api.http", api.http
@@ -138,11 +148,6 @@ class Api:
     def http_port(self) -> int | None:
         """The TCP port of `http`, once it listens there."""
         return self._ports[1].getHost().port if len(self._ports) > 1 else None
-
-    @property
-    def tls_complaint(self) -> str | None:
-        """Why the files of `api.certificate` can't be used as they are now, or None."""
-        return None if self._tls is None else self._tls.complaint
 
     def stop(self) -> Deferred[None]:
         """Listen no more, end what runs; fires once all connections are closed."""
@@ -210,8 +215,6 @@ class Api:
         now = self.reactor.seconds()
         self.late_seconds = max(0.0, now - self._due)
         self._due = now + _BEAT_SECONDS
-        if self._socket is not None:
-            self._socket.check()
 
     # what a site asks
 
@@ -287,6 +290,19 @@ class Api:
         """Let others have the reactor before going on."""
         return self.share.turn()
 
+    async def link_statuses(self) -> list[LinkStatus]:
+        """Return the state of all links, looked at in slices."""
+        found: list[LinkStatus] = []
+        until = self.share.end()
+        for peer in self.node.peers():
+            link = self.node.link_status(peer)
+            if link is not None:
+                found.append(link)
+            if self.reactor.seconds() >= until:
+                await self.pause()
+                until = self.share.end()
+        return found
+
     def subscribe(
         self,
         caller: Caller,
@@ -346,6 +362,12 @@ class Api:
 class _Nobody:
     """A sink that takes nothing."""
 
+    def has_room(self, size: int) -> bool:
+        return False
+
+    def hold(self, size: int) -> bool:
+        return size <= 0
+
     def batch(self, batch: object) -> bool:
         return False
 
@@ -371,3 +393,18 @@ def _tls_files(config: Config) -> ListenSettings | None:
     if api.http is None or api.certificate is None:
         return None
     return ListenSettings(address=api.http, certificate=api.certificate, key=api.private_key)
+
+
+def _listen_unix(reactor: Any, path: Path, site: ApiSite) -> Any:
+    """Listen at a path, mode 0660; what a daemon that is gone left there is replaced."""
+    if path.is_socket():
+        with sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM) as probe:
+            probe.settimeout(1.0)
+            try:
+                probe.connect(str(path))
+            except (ConnectionRefusedError, FileNotFoundError):
+                with suppress(FileNotFoundError):
+                    path.unlink()
+            else:
+                raise OSError(f"another daemon answers at {path}")
+    return reactor.listenUNIX(str(path), site, mode=0o660)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredSemaphore
 
 from linkd.api.account import Account
 from linkd.api.call import Call
@@ -18,8 +18,9 @@ from linkd.api.presence import Presence
 from linkd.config import Config
 from linkd.log.engine import Consumer
 from linkd.net.fair_share import FairShare
+from linkd.status import LinkStatus
 
-LocalCall = Callable[[str, str, bytes], Deferred[tuple[int, bytes]]]
+LocalCall = Callable[[str, str, bytes], tuple[int, bytes]]
 """Answers what is asked on the socket alone: method, path and body in, status and JSON out."""
 
 
@@ -59,6 +60,7 @@ class Service(Protocol):
         late_seconds: How late the reactor woke lately.
         share: Gives all connections of the API their turns.
         account: Counts what is held for callers.
+        page_reads: Bounds how many pages read at once.
     """
 
     node: NodePort
@@ -74,6 +76,10 @@ class Service(Protocol):
     late_seconds: float
     share: FairShare
     account: Account
+    page_reads: DeferredSemaphore
+
+    async def link_statuses(self) -> list[LinkStatus]:
+        """Return the state of all links, looked at in slices."""
 
     def pause(self) -> Deferred[None]:
         """Let others have the reactor before going on."""

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from twisted.internet.interfaces import IPushProducer
 from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from linkd.api.account import SMALL_BYTES
 from linkd.api.asked import consumer_of, last_event, start_of
 from linkd.api.bodies import record_objects, to_json
 from linkd.api.call import Call
 from linkd.api.callers import Caller
-from linkd.api.port import Start, Subscription
+from linkd.api.port import Start
 from linkd.api.refusals import Refusal
 from linkd.api.service import Service
+from linkd.api.sinks import SlicedSink
 from linkd.core.batch import Batch
 from linkd.status import Event
 
@@ -30,6 +32,9 @@ class EventStream:
     Args:
         api: The API.
         call: The call that it answers.
+
+    Attributes:
+        part: The caller's part of the account.
     """
 
     def __init__(self, api: Service, call: Call) -> None:
@@ -37,6 +42,8 @@ class EventStream:
         self._request = call.request
         self.caller = call.caller
         self._paused = False
+        self._waiting = 0  # bytes that wait for the caller to read them
+        self.part = call.request.part
         self._beat = LoopingCall(self._comment)
         self._beat.clock = api.reactor
         self.on_room: Callable[[], None] = _nothing
@@ -61,10 +68,26 @@ class EventStream:
         self._api.streams.add(self)
 
     def send(self, lines: bytes) -> bool:
-        """Send whole events; tell whether there is room for more."""
+        """Send whole events; return whether there is room for more."""
         if not self._request.gone:
             self._request.write(lines)
+            if self._paused:
+                self._waiting += len(lines)
+                self.part.add(len(lines))
         return not self._paused
+
+    def has_room(self, size: int, then: Callable[[], None]) -> bool:
+        """Return whether `size` bytes may be sent now; else `then` or `on_room` is called later."""
+        if self._paused:
+            return False
+        if size <= SMALL_BYTES or self.part.has_room(size):
+            return True
+        self._api.account.when_freed(then)
+        return False
+
+    def _forget_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, 0
+        self.part.give(waiting)
 
     @property
     def paused(self) -> bool:
@@ -103,6 +126,7 @@ class EventStream:
         self._over()
 
     def _over(self) -> None:
+        self._forget_waiting()
         if self in self._api.streams:
             self._api.streams.discard(self)
             if self._beat.running:
@@ -118,6 +142,7 @@ class EventStream:
     def resumeProducing(self) -> None:
         """There is room again."""
         self._paused = False
+        self._forget_waiting()
         self.on_room()
 
     def stopProducing(self) -> None:
@@ -125,19 +150,28 @@ class EventStream:
         self._paused = True
 
 
-class RecordStream:
+class RecordStream(SlicedSink[bytes]):
     """A sink that writes records as events."""
 
-    def __init__(self, stream: EventStream) -> None:
+    def __init__(self, api: Service, stream: EventStream) -> None:
+        super().__init__(api, stream.part)
         self._stream = stream
 
-    def batch(self, batch: Batch) -> bool:
-        """Write a batch's records."""
-        return self._stream.send(b"".join([event(one, at) for at, one in record_objects(batch)]))
+    def is_open_for(self, size: int) -> bool:
+        """Return whether the caller reads."""
+        return self._stream.has_room(size, self.resume)
+
+    def pieces(self, batch: Batch) -> Iterator[bytes]:
+        """Yield each record as an event."""
+        return (event(one, at) for at, one in record_objects(batch))
+
+    def put(self, pieces: list[bytes]) -> None:
+        """Write events."""
+        self._stream.send(b"".join(pieces))
 
     def volatile(self, batch: Batch) -> None:
         """Write records without an id, unless the caller is slow."""
-        if not self._stream.paused:
+        if not (self._stream.paused or self.is_within):
             self._stream.send(b"".join([event(one, None) for _, one in record_objects(batch)]))
 
     def gap(self, first: int, next: int) -> None:
@@ -146,6 +180,7 @@ class RecordStream:
 
     def end(self, reason: str) -> None:
         """Write why nothing more comes, and end."""
+        self.subscription = None
         self._stream.send(event(to_json({"reason": reason}), None, b"end"))
         self._stream.end()
 
@@ -158,12 +193,11 @@ def stream_records(api: Service, call: Call, pattern: str) -> None:
         start = last + 1
     consumer = consumer_of(call)
     stream = EventStream(api, call)
-    subscription: Subscription = api.subscribe(
-        call.caller, (pattern,), start, RecordStream(stream), consumer
-    )
+    sink = RecordStream(api, stream)
+    sink.subscription = api.subscribe(call.caller, (pattern,), start, sink, consumer)
     stream.pattern = pattern
-    stream.on_room = subscription.resume
-    stream.on_gone = subscription.close
+    stream.on_room = sink.resume
+    stream.on_gone = sink.close
     stream.begin()
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from twisted.internet.defer import Deferred
 
 import linkd
@@ -13,6 +15,7 @@ from linkd.api.callers import Caller
 from linkd.api.ingress import Ingress
 from linkd.api.publishing import check_wait, reached
 from linkd.api.refusals import Refusal, refusal_of
+from linkd.api.sinks import ApiSink
 from linkd.api.upgrade import NORMAL, REFUSED, Socket
 from linkd.core import stream
 from linkd.core.batch import Batch
@@ -21,11 +24,13 @@ from linkd.net.timers import turn_end
 from linkd.status import Event
 
 if TYPE_CHECKING:
-    from linkd.api.port import Subscription
     from linkd.api.service import Service
 
 MESSAGE_BYTES = 131_072
 """Frames are gathered into messages of about this size."""
+
+MAX_PATTERNS_BYTES = 65_536
+"""The patterns of all subscriptions of one connection are together no longer."""
 
 MAX_WAITS = 10_000
 MAX_WAIT_SECONDS = 3600.0
@@ -48,8 +53,11 @@ class StreamSession:
         self.caller = caller
         self.socket = socket
         self.ingress = Ingress(self)
+        self.busy = False
+        self._rest: deque[stream.FromClient | msgspec.Raw] = deque()
         self._opened = False
         self._subscriptions: dict[int, StreamSink] = {}
+        self._pattern_bytes = 0
         self._waits: dict[int, Deferred[Any]] = {}
         self._out: list[bytes] = []
         self._urgent: list[bytes] = []
@@ -58,6 +66,7 @@ class StreamSession:
         self._at_turn_end = turn_end(api.reactor)
         self._unwatch: Callable[[], None] | None = None
         self._happened: dict[str | None, str] = {}
+        self._tells = self._tells_all = False  # of links, soon; of all of them
         self._calls: dict[type, Callable[[Any], None]] = {
             stream.Open: self._open,
             stream.Wait: self._wait,
@@ -90,34 +99,64 @@ class StreamSession:
         try:
             if not binary:
                 raise RemoteProtocolError("expected binary messages", REFUSED)
-            frames = stream.decode_from_client(payload)
+            frames = stream.split_from_client(payload)
         except RemoteProtocolError as error:
             self._fatal("malformed", str(error))
             return
         if self._opened and set(map(type, frames)) == _PUBLISHES:
             self.ingress.publish(frames)  # type: ignore[arg-type]
             return
-        for frame in frames:
+        self._rest = deque(frames)
+        self.busy = not self._work_off(self.api.share.end())
+
+    def go_on(self) -> None:
+        """Work on the message that came, for a slice."""
+        until = self.api.share.end()
+        self.busy = not (self._work_off(until) and self.ingress.flush(until))
+
+    def _work_off(self, until: float) -> bool:
+        """Work on frames until a time; return whether all are done."""
+        rest, clock = self._rest, self.api.reactor
+        while rest:
+            frame = rest.popleft()
+            if isinstance(frame, msgspec.Raw):
+                try:
+                    frame = stream.decode_one(frame)
+                except RemoteProtocolError as error:
+                    self._fatal("malformed", str(error))
+                    break
             if type(frame) is stream.Publish and self._opened:
                 self.ingress.publish((frame,))
             elif type(frame) is stream.Open or self._opened:
-                self.ingress.flush()
+                if not self.ingress.flush(until):
+                    rest.appendleft(frame)
+                    return False
                 self._calls[type(frame)](frame)
             else:
                 self._fatal("malformed", "expected open as the first frame")
-                return
+                break
+            if not self.socket.open:
+                break
+            if rest and (self.socket.is_stuck or clock.seconds() >= until):
+                return False
+        rest.clear()
+        return True
 
     def turned(self) -> None:
         """Hand on what came together."""
-        self.ingress.flush()
+        if not (self.busy or self.ingress.flush(self.api.share.end())):
+            self.busy = True
 
     def room(self) -> None:
         """The client reads again."""
+        if self._happened or self._tells_all:
+            self._tell_soon()
         for sink in list(self._subscriptions.values()):
             sink.resume()
 
     def closed(self) -> None:
         """The client is gone."""
+        self._rest.clear()
         for sink in list(self._subscriptions.values()):
             sink.close()
         self._subscriptions.clear()
@@ -228,8 +267,12 @@ class StreamSession:
                 raise Refusal("malformed", f"subscription {frame.id} is in use")
             if len(self._subscriptions) >= most:
                 raise Refusal("too-many", f"at most {most} subscriptions (limits.subscriptions)")
-            for pattern in frame.patterns:
-                self.caller.check_subscribe(pattern)
+            size = sum(map(len, frame.patterns))
+            if self._pattern_bytes + size > MAX_PATTERNS_BYTES:
+                raise Refusal(
+                    "too-many", f"at most {MAX_PATTERNS_BYTES} bytes of patterns a connection"
+                )
+            self.caller.check_patterns(frame.patterns)
             consumer = check_consumer(frame.consumer) if frame.consumer else None
             sink = StreamSink(self, frame.id, frame.patterns, frame.credit)
             sink.subscription = self.api.subscribe(
@@ -240,6 +283,7 @@ class StreamSession:
             self.send(stream.Failed(frame.id, refusal.error, refusal.message))
             return
         self._subscriptions[frame.id] = sink
+        self._pattern_bytes += size
         self.send(stream.Subscribed(frame.id, sink.subscription.next))
 
     def _unsubscribe(self, frame: stream.Unsubscribe) -> None:
@@ -252,6 +296,7 @@ class StreamSession:
         """A subscription has ended."""
         if self._subscriptions.get(sink.id) is sink:
             del self._subscriptions[sink.id]
+            self._pattern_bytes -= sum(map(len, sink.patterns))
             self.send(stream.Ended(sink.id, reason))
 
     def _credit(self, frame: stream.Credit) -> None:
@@ -277,29 +322,42 @@ class StreamSession:
     # status
 
     def _watch(self, _: stream.Watch) -> None:
+        """Tell of all links; once, however often that was asked until it is told."""
         if self._unwatch is None:
             self._unwatch = self.api.node.on_event(self._event)
-        links = tuple(self.api.node.status().links)
-        self.send(stream.StatusChanged(links))
+        if not self._tells_all:
+            self._tells_all = True
+            self._tell_soon()
 
     def _event(self, event: Event) -> None:
         """A link changed: tell its state ahead of all messages, once this turn is over."""
-        if not self._happened:
-            self.api.reactor.callLater(0, self._tell_changes)
         self._happened[event.peer] = event.event
+        self._tell_soon()
+
+    def _tell_soon(self) -> None:
+        if not self._tells:
+            self._tells = True
+            self.api.share.queue(self._tell_changes)
 
     def _tell_changes(self) -> None:
-        happened, self._happened = self._happened, {}
-        if self._unwatch is None:
+        """Tell of the links; where the client does not read, of all that happens until it does."""
+        self._tells = False
+        if self._unwatch is None or self.socket.paused:
             return
-        for link in self.api.node.status().links:
-            if link.peer in happened:
-                frame = stream.StatusChanged((link,), happened[link.peer])
-                self._urgent.append(stream.encode_frame(frame))
+        happened, self._happened = self._happened, {}
+        if self._tells_all:
+            self._tells_all = False
+            self._urgent.append(
+                stream.encode_frame(stream.StatusChanged(tuple(self.api.node.status().links)))
+            )
+        for peer, event in happened.items():
+            link = None if peer is None else self.api.node.link_status(peer)
+            if link is not None:
+                self._urgent.append(stream.encode_frame(stream.StatusChanged((link,), event)))
         self.flush()
 
 
-class StreamSink:
+class StreamSink(ApiSink):
     """Where one subscription's records go, as far as the client gave credit.
 
     Args:
@@ -312,13 +370,16 @@ class StreamSink:
     def __init__(
         self, session: StreamSession, id: int, patterns: tuple[str, ...], credit: int
     ) -> None:
+        super().__init__(session.api, session.api.account.part(session.caller.name))
         self.id = id
         self.patterns = patterns
-        self.subscription: Subscription | None = None
         self._session = session
         self._credit = credit
-        self._stopped = False
         self._dropped = 0
+
+    def is_open_for(self, size: int) -> bool:
+        """Return whether there is credit, and the client reads."""
+        return self._credit > 0 and self._session.socket.has_room(size)
 
     def batch(self, batch: Batch) -> bool:
         """Send records on as they are."""
@@ -372,16 +433,3 @@ class StreamSink:
         """The client takes so many more bytes."""
         self._credit = min(self._credit + bytes, 2**62)
         self.resume()
-
-    def resume(self) -> None:
-        """Go on if there is credit and room."""
-        if self._stopped and self._credit > 0 and not self._session.socket.paused:
-            self._stopped = False
-            if self.subscription is not None:
-                self.subscription.resume()
-
-    def close(self) -> None:
-        """The client wants nothing more."""
-        subscription, self.subscription = self.subscription, None
-        if subscription is not None:
-            subscription.close()

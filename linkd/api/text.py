@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from linkd.api.asked import start_of
@@ -11,6 +11,7 @@ from linkd.api.call import Call
 from linkd.api.callers import Caller
 from linkd.api.publishing import too_large
 from linkd.api.refusals import Refusal, refusal_of
+from linkd.api.sinks import SlicedSink
 from linkd.api.textframes import Frame, Told, parse, told
 from linkd.api.upgrade import Socket
 from linkd.clock import wall
@@ -20,7 +21,7 @@ from linkd.log.engine import Appended
 from linkd.status import Event
 
 if TYPE_CHECKING:
-    from linkd.api.port import Start, Subscription
+    from linkd.api.port import Start
     from linkd.api.service import Service
 
 _FLAGS = {None: False, "0": False, "1": True}
@@ -56,6 +57,8 @@ class TextSession:
         self._unwatch: Callable[[], None] | None = None
         self._happened: set[str] = set()
         self._ended = False
+        self._tells = False  # of links that changed, soon
+        self.busy = False
 
     def _may_read(self, channel: str) -> bool:
         """Tell whether the URL's channel may be read; raise Refusal where it is no use at all."""
@@ -101,11 +104,16 @@ class TextSession:
         except LinkdError as error:
             self._refuse(None if frame is None else frame.id, refusal_of(error))
 
+    def go_on(self) -> None:
+        """Each message is worked on as a whole."""
+
     def turned(self) -> None:
         """Nothing is kept back."""
 
     def room(self) -> None:
         """The client reads again."""
+        if self._happened:
+            self._tell_soon()
         for sink in list(self._subscriptions.values()):
             sink.resume()
 
@@ -142,14 +150,14 @@ class TextSession:
 
     def _follow(self, pattern: str, start: Start) -> TextSink:
         """Follow a pattern; one that is followed already begins anew."""
-        self.caller.check_subscribe(pattern)
+        self.caller.check_patterns((pattern,))
         most = self._api.node.config.limits.subscriptions
         before = self._subscriptions.pop(pattern, None)
         if before is None and len(self._subscriptions) >= most:
             raise Refusal("too-many", f"at most {most} subscriptions (limits.subscriptions)")
         if before is not None:
             before.close()
-        sink = TextSink(self, pattern)
+        sink = TextSink(self, self._api, pattern)
         sink.subscription = self._api.subscribe(self.caller, (pattern,), start, sink)
         self._subscriptions[pattern] = sink
         return sink
@@ -232,52 +240,59 @@ class TextSession:
     # status
 
     def _event(self, event: Event) -> None:
-        if event.peer is None:
-            return
-        if not self._happened:
-            self._api.reactor.callLater(0, self._tell_changes)
-        self._happened.add(event.peer)
+        if event.peer is not None:
+            self._happened.add(event.peer)
+            self._tell_soon()
+
+    def _tell_soon(self) -> None:
+        if not self._tells:
+            self._tells = True
+            self._api.share.queue(self._tell_changes)
 
     def _tell_changes(self) -> None:
-        happened, self._happened = self._happened, set()
-        if self._unwatch is None:
+        """Tell of links that changed; where the client does not read, once it does."""
+        self._tells = False
+        if self._unwatch is None or self.socket.paused:
             return
-        for link in self._api.node.status().links:
-            if link.peer in happened:
+        happened, self._happened = self._happened, set()
+        for peer in happened:
+            link = self._api.node.link_status(peer)
+            if link is not None:
                 self._send_object("status", link)
 
 
-class TextSink:
+class TextSink(SlicedSink[Told]):
     """Where one pattern's records go."""
 
-    def __init__(self, session: TextSession, pattern: str) -> None:
+    def __init__(self, session: TextSession, api: Service, pattern: str) -> None:
+        super().__init__(api, api.account.part(session.caller.name))
         self.pattern = pattern
-        self.subscription: Subscription | None = None
         self._session = session
-        self._stopped = False
         self._dropped = 0
 
-    def batch(self, batch: Batch) -> bool:
-        """Send each record as a message."""
-        self._send(batch)
-        self._stopped = self._session.socket.paused
-        return not self._stopped
+    def is_open_for(self, size: int) -> bool:
+        """Return whether the client reads."""
+        return self._session.socket.has_room(size)
 
-    def _send(self, batch: Batch) -> None:
+    def pieces(self, batch: Batch) -> Iterator[Told]:
+        """Yield each record as a message."""
+        return told(batch, self._session.envelope)
+
+    def put(self, pieces: list[Told]) -> None:
+        """Send messages."""
         send = self._session.socket.send
-        one: Told
-        for one in told(batch, self._session.envelope):
+        for one in pieces:
             send(one.payload, one.binary)
 
     def volatile(self, batch: Batch) -> None:
         """Send them where the client keeps up; else count them."""
-        if self._session.socket.paused:
+        if self._session.socket.paused or self.is_within:
             self._dropped += batch.count
             return
         if self._dropped:
             dropped, self._dropped = self._dropped, 0
             self._session.dropped(self.pattern, dropped)
-        self._send(batch)
+        self.put(list(self.pieces(batch)))
 
     def gap(self, first: int, next: int) -> None:
         """Tell that offsets are gone."""
@@ -287,19 +302,6 @@ class TextSink:
         """Nothing more comes."""
         self.subscription = None
         self._session.lost(self, reason)
-
-    def resume(self) -> None:
-        """The client reads again."""
-        if self._stopped and not self._session.socket.paused:
-            self._stopped = False
-            if self.subscription is not None:
-                self.subscription.resume()
-
-    def close(self) -> None:
-        """The client wants nothing more of it."""
-        subscription, self.subscription = self.subscription, None
-        if subscription is not None:
-            subscription.close()
 
 
 def _flag(call: Call, name: str) -> bool:

@@ -12,6 +12,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from linkd import events
+from linkd.api.account import SMALL_BYTES, Part
 from linkd.api.call import Call
 from linkd.api.callers import Caller
 from linkd.api.refusals import Refusal
@@ -25,6 +26,9 @@ from linkd.net.websocket import ServerFactory
 PONG_SECONDS = 30
 """An application may be busy for so long; then a connection that answers no ping is cut."""
 
+MESSAGE_SECONDS = 30.0
+"""A large message must be complete so soon, with another second for every 64 KiB."""
+
 CLOSE_SECONDS = 3.0
 ENVELOPE_BYTES = 65_536
 """A text frame may be so much larger than the body in it."""
@@ -32,10 +36,17 @@ ENVELOPE_BYTES = 65_536
 MAX_FRAMES = 1024
 """Frames in which one message may come: each costs as much as a whole message."""
 
+STUCK_BYTES = 1 << 20
+"""Where more waits for the other end to read it, nothing more is taken of it."""
+
+MAX_WAITING_BYTES = 32 << 20
+"""Nor is more sent, what happens elsewhere (who came, which link went) included: it is cut."""
+
 NORMAL = 1000
 GOING_AWAY = 1001
 REFUSED = 1008
 BUG = 1011
+TRY_AGAIN = 1013
 
 
 class Session(Protocol):
@@ -43,9 +54,14 @@ class Session(Protocol):
 
     Attributes:
         caller: Who is at the other end.
+        busy: A message that came is still being worked on.
     """
 
     caller: Caller
+    busy: bool
+
+    def go_on(self) -> None:
+        """Work on the message that came, for a slice; `busy` says whether there is more of it."""
 
     def allow(self, caller: Caller) -> None:
         """The caller's rights have changed: end what they no longer cover."""
@@ -77,6 +93,13 @@ class Socket(Protocol):
     paused: bool
     open: bool
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether so much waits for the other end to read it that nothing of it is taken."""
+
+    def has_room(self, size: int) -> bool:
+        """Return whether records of `size` bytes may be sent now; else `room` comes later."""
+
     def send(self, payload: bytes, binary: bool) -> None:
         """Send one message; nothing happens once it has ended."""
 
@@ -100,8 +123,13 @@ class ApiSocket(WholeMessages):
         super().__init__()
         self.paused = False
         self.open = False
+        self.waiting = 0
+        self._incoming = 0  # bytes of a message that has come in part
+        self._whole_by: Any = None  # when it must be complete
         self._late: Any = None
         self._frames = 0
+        self._goes_on: Callable[[], None] | None = None  # once the other end reads
+        self._part: Part | None = None
 
     # Autobahn's callbacks
 
@@ -112,6 +140,7 @@ class ApiSocket(WholeMessages):
     def onOpen(self) -> None:
         """The handshake is over."""
         self.open = True
+        self._part = self.upgrades.api.account.part(self.session.caller.name)
         self.most_whole = self.maxFramePayloadSize
         self.pace = Pace(
             self.transport
@@ -124,6 +153,7 @@ class ApiSocket(WholeMessages):
         self._frames = 0
         if self.open:
             self._guarded(lambda: self.session.message(payload, isBinary))
+            self.busy = self.session.busy or self.is_stuck
 
     def onPing(self, payload: bytes) -> None:
         """Answer a ping, unless the other end does not read what we have sent already."""
@@ -153,10 +183,68 @@ class ApiSocket(WholeMessages):
         self.gather(data)  # Autobahn's own makes a line for its log first, at 25 µs
         if self.open:
             self._guarded(self.session.turned)
+            if not self._hold_incoming() or self.session.busy or self.is_stuck:
+                self.busy = True
+                self._rest()
+
+    def _hold_incoming(self) -> bool:
+        """Count a large message that has come in part as a whole; return whether there is room.
+
+        So one that was begun can always be completed. A message in fragments tells its length bit
+        by bit: it is refused where there is no room for the next.
+        """
+        awaited = self.awaited()
+        if awaited <= SMALL_BYTES:
+            awaited = 0
+        more = awaited - self._incoming
+        part = self._part
+        if more == 0 or part is None:
+            return True
+        if more < 0:
+            part.give(-more)
+        elif not part.take(more):
+            if self._incoming:
+                self.close(TRY_AGAIN, "too many bytes of this caller are on their way")
+                return True
+            return False
+        self._incoming = awaited
+        if self._whole_by is not None and self._whole_by.active():
+            self._whole_by.cancel()
+        self._whole_by = None
+        if awaited:
+            seconds = MESSAGE_SECONDS + awaited / 65_536
+            self._whole_by = self.upgrades.api.reactor.callLater(seconds, self.cut)
+        return True
+
+    def turn_left(self) -> float:
+        """Return for how many seconds it may be worked on: a slice of what all clients share."""
+        return 0.0 if self.busy or self.is_stuck else self.upgrades.api.share.left()
+
+    def go_on_later(self, call: Callable[[], None]) -> None:
+        """Go on in its next turn; where the other end does not read, once it has."""
+        if self.is_stuck:
+            self._goes_on = call
+        else:
+            self.upgrades.api.share.queue(call)
+
+    def _go_on(self) -> None:
+        """Work on: first on the message that came, then on those behind it."""
+        if self.session.busy and self.open:
+            self._guarded(self.session.go_on)
+        no_room = not self._hold_incoming()
+        self.busy = self.open and (self.session.busy or self.is_stuck or no_room)
+        if no_room:
+            self.upgrades.api.account.when_freed(self._tell_freed)
+        elif self.busy:
+            self.go_on_later(self._go_on)
+        else:
+            super()._go_on()
 
     def connectionLost(self, reason: Failure) -> None:
         """The connection has ended, whatever the state of the handshake."""
         was_open, self.open = self.open, False
+        self._goes_on = None
+        self._forget_all()
         if self._late is not None and self._late.active():
             self._late.cancel()
         self.upgrades.gone(self)
@@ -188,10 +276,56 @@ class ApiSocket(WholeMessages):
         """Send one message."""
         if not self.open:
             return
+        if self.waiting > MAX_WAITING_BYTES:
+            self.cut()
+            return
         if binary:
             self.send_binary(payload)
         else:
             self.sendMessage(payload, False)
+        if self.paused and self._part is not None:
+            self.waiting += len(payload)
+            self._part.add(len(payload))
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether so much waits for the other end to read it that nothing of it is taken."""
+        return self.waiting > STUCK_BYTES
+
+    def has_room(self, size: int) -> bool:
+        """Return whether records of `size` bytes may be sent now; else `room` comes later."""
+        if self.paused or self._part is None:
+            return False
+        if size <= SMALL_BYTES or self._part.has_room(size):
+            return True
+        self.upgrades.api.account.when_freed(self._tell_room)
+        return False
+
+    def _tell_freed(self) -> None:
+        """Something was given back to the account: go on reading, if that was enough."""
+        self.upgrades.api.share.queue(self._go_on)
+
+    def _tell_room(self) -> None:
+        """Something was given back to the account."""
+        if self.open and not self.paused:
+            self.upgrades.api.share.queue(lambda: self._guarded(self.session.room))
+
+    def _forget_all(self) -> None:
+        """Nothing is held for this connection any more."""
+        self._forget_waiting()
+        incoming, self._incoming = self._incoming, 0
+        if self._part is not None:
+            self._part.give(incoming)
+        if self._whole_by is not None and self._whole_by.active():
+            self._whole_by.cancel()
+        self.upgrades.api.account.forget(self._tell_freed)
+        self.upgrades.api.account.forget(self._tell_room)
+
+    def _forget_waiting(self) -> None:
+        """Nothing that was sent waits any more."""
+        waiting, self.waiting = self.waiting, 0
+        if self._part is not None and waiting:
+            self._part.give(waiting)
 
     def close(self, code: int, reason: str) -> None:
         """Say goodbye; cut it 3 s later."""
@@ -220,8 +354,12 @@ class ApiSocket(WholeMessages):
     def roomy(self) -> None:
         """The other end reads again."""
         self.paused = False
+        self._forget_waiting()
         if self.open:
             self._guarded(self.session.room)
+        goes_on, self._goes_on = self._goes_on, None
+        if goes_on is not None:
+            self.go_on_later(goes_on)
 
     def _guarded(self, call: Callable[[], None]) -> None:
         """Call; a mistake of ours is logged, and ends this connection only."""

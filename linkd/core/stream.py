@@ -310,10 +310,19 @@ FromDaemon = (
     | Failed
 )
 
+MAX_FRAMES = 65_536
+"""Frames of one message: so many of any kind are told apart in a few milliseconds."""
+
+WHOLE_BYTES = 262_144
+"""A message up to so long is decoded at once; of a longer one, each frame when it is its turn."""
+
 _encoder = msgspec.msgpack.Encoder()
+_raw = msgspec.msgpack.Decoder(list[msgspec.Raw])
+_one_from_client = msgspec.msgpack.Decoder(FromClient)
 _from_client = msgspec.msgpack.Decoder(list[FromClient])
 _from_daemon = msgspec.msgpack.Decoder(list[FromDaemon])
 _Frame = TypeVar("_Frame")
+_MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def encode(frames: Sequence[FromClient] | Sequence[FromDaemon]) -> bytes:
@@ -339,6 +348,40 @@ def decode_from_client(message: bytes) -> list[FromClient]:
     return _decode(_from_client, message)
 
 
+def split_from_client(message: bytes) -> Sequence[FromClient | msgspec.Raw]:
+    """Return a client's frames: those of a long message as `decode_one` takes them.
+
+    Raises:
+        RemoteProtocolError: It is no array of frames that this version knows, or of too many.
+    """
+    if _count(message) > MAX_FRAMES:
+        raise RemoteProtocolError(f"expected at most {MAX_FRAMES} frames in a message", 1008)
+    if len(message) <= WHOLE_BYTES:
+        return _decode(_from_client, message)
+    return _decode(_raw, message)
+
+
+def decode_one(frame: msgspec.Raw) -> FromClient:
+    """Return one frame of a long message.
+
+    Raises:
+        RemoteProtocolError: It is no frame that this version knows.
+    """
+    try:
+        return _one_from_client.decode(frame)  # type: ignore[no-any-return]
+    except _MALFORMED as error:
+        raise RemoteProtocolError(f"expected an array of frames: {error}", 1008) from None
+
+
+def _count(message: bytes) -> int:
+    """Return how many items an array has by its first bytes; 0 where it is none."""
+    first = message[0] if message else 0
+    if first & 0xF0 == 0x90:
+        return first & 0x0F
+    width = {0xDC: 2, 0xDD: 4}.get(first, 0)
+    return int.from_bytes(message[1 : 1 + width], "big")
+
+
 def decode_from_daemon(message: bytes) -> list[FromDaemon]:
     """Return the daemon's frames.
 
@@ -352,5 +395,5 @@ def _decode(decoder: msgspec.msgpack.Decoder[list[_Frame]], message: bytes) -> l
     """Decode one message."""
     try:
         return decoder.decode(message)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except _MALFORMED as error:
         raise RemoteProtocolError(f"expected an array of frames: {error}", 1008) from None

@@ -51,6 +51,10 @@ class FairShare:
         self._until: float | None = None  # when this iteration's share ends; None: it is whole
         self._is_running = self._is_planned = False
 
+    def seconds(self) -> float:
+        """Return the reactor's clock."""
+        return self._clock.seconds()
+
     def left(self) -> float:
         """Return for how many seconds the caller may work now; 0 where it must queue."""
         if self._queue and not self._is_running:

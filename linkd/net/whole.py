@@ -6,6 +6,7 @@ Autobahn takes about 15 µs a message and copies it four times; links and stream
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar, Final
 
 from linkd.net.frames import take
@@ -39,9 +40,11 @@ class WholeFrames(ABC):
         state: Of the WebSocket.
         current_frame: A frame that came in part.
         inside_message: More frames of a message are to come.
+        message_data_total_length: Bytes of it that have come.
         pace: Of the transport, once there is one.
         transport: What it is read from.
         clock: The reactor.
+        busy: A message that was taken is still being worked on: those behind it wait.
     """
 
     masked: ClassVar[int]
@@ -50,13 +53,18 @@ class WholeFrames(ABC):
     state: int
     current_frame: Any
     inside_message: bool
+    message_data_total_length: int
     transport: Any
     clock: Clock
     pace: Pace | None = None
+    busy = False
     _pieces: list[bytes] | None = None
     """What has come of a frame behind `data`, while some of it is missing."""
 
     _missing = 0
+    _expected = 0
+    """How long the frame is of which some is missing."""
+
     _ended = 0
     """Frames, or parts of them that Autobahn took, that ended in this turn."""
 
@@ -71,8 +79,9 @@ class WholeFrames(ABC):
 
         A long frame is put together once, when all of it is there.
         """
-        self._ended = 0
-        self._until = self.clock.seconds() + TURN_SECONDS
+        left = self.turn_left()
+        self._ended = 0 if left > 0 else 1  # where there is no time at all nothing is worked on
+        self._until = self.clock.seconds() + left
         self._gather(data)
         if len(data) >= LEAST_BYTES and self.pace is not None:
             self.pace.filled(len(data), self._ended)
@@ -91,10 +100,23 @@ class WholeFrames(ABC):
             self.data = b"".join([self.data, *pieces])
         self.consumeData()
 
+    def turn_left(self) -> float:
+        """Return for how many seconds this connection may be worked on now."""
+        return TURN_SECONDS
+
+    def go_on_later(self, call: Callable[[], None]) -> None:
+        """Have work on this connection go on in its next turn."""
+        self.clock.callLater(0, call)
+
     def consumeData(self) -> None:
         """Work on what has come."""
+        self._consume()
+        if self.busy:
+            self._rest()
+
+    def _consume(self) -> None:
         while self.state in _LIVING:
-            if self._resting or self._is_late():
+            if self._resting or self.busy or self._is_late():
                 self._rest()
                 return
             begun = self.current_frame is not None or self.inside_message
@@ -114,10 +136,10 @@ class WholeFrames(ABC):
 
     def _rest(self) -> None:
         """Go on in the next turn, if anything is left."""
-        if self.data and not self._resting:
+        if (self.data or self.busy) and not self._resting:
             self._resting = True
             self.transport.pauseProducing()
-            self.clock.callLater(0, self._go_on)
+            self.go_on_later(self._go_on)
 
     def _go_on(self) -> None:
         """Work on what is left, then read on; it counts as life again: nothing could be heard."""
@@ -134,13 +156,14 @@ class WholeFrames(ABC):
         """Take whole frames off the front; tell whether nothing more can be done for now."""
         data, position, ended = self.data, 0, 0
         masked, most, whole = self.masked, self.most_whole, self.whole
-        while self.state == _OPEN and position < len(data):
+        while self.state == _OPEN and position < len(data) and not self.busy:
             if ended and ended % _LOOK_EVERY == 0 and self.clock.seconds() >= self._until:
                 break
             found = take(data, position, masked, most)
             if isinstance(found, int):
                 if found and self._pieces is None:
                     self._missing, self._pieces = found, []
+                    self._expected = len(data) - position + found
                 break
             if not whole(found[0], found[1]):
                 break
@@ -150,6 +173,16 @@ class WholeFrames(ABC):
         if position:
             self.data = data[position:]
         return self._pieces is not None or not self.data
+
+    def awaited(self) -> int:
+        """Return how many bytes are held, once all has come, of a frame or message in part."""
+        if self._pieces is not None:
+            return self._expected
+        frame = self.current_frame
+        if frame is None and not self.inside_message:
+            return 0
+        come = self.message_data_total_length if self.inside_message else 0
+        return come + (0 if frame is None else int(frame.length))
 
     def of_message(self) -> bool:
         """Tell whether the frame that begins is of a message or within one: no ping by itself."""

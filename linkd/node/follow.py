@@ -31,6 +31,7 @@ class Follower:
     """
 
     __slots__ = (
+        "_bytes",
         "_closed",
         "_end",
         "_held",
@@ -61,7 +62,8 @@ class Follower:
         self._owner = owner
         self._pending: deque[Batch] = deque()
         self._live = self._paused = self._reading = self._closed = self._pumping = False
-        self._held = 0  # bytes of what is pending while live
+        self._bytes = 0  # of what is pending
+        self._held = 0  # of these, what the sink has counted
         self._end = start  # while live: behind what is pending nothing below is for it
         self.patterns = patterns
         self.next = start
@@ -81,6 +83,8 @@ class Follower:
         if not self._closed:
             self._closed = True
             self._pending.clear()
+            self._bytes = 0
+            self._count_kept()
             self._owner.closed(self)
 
     def end(self, reason: str) -> None:
@@ -99,16 +103,13 @@ class Follower:
         if not self._live or self._closed:
             self.pump()
             return
-        self._pending.extend(batches)
+        if batches and not self._pending:
+            self.next = max(self.next, batches[0].offset)  # what was before was for others
+        self._keep(batches)
         self._end = next
-        if self._paused:
-            self._held += _bytes_of(batches)
-        else:
+        if not self._paused:
             self._deliver()
-        if self._held > _READ_BYTES:  # the log has it too, and keeps it for all
-            self._live = False
-            self._held = 0
-            self._pending.clear()
+        self._count_kept()
 
     def pump(self) -> None:
         """Deliver what there is, as long as there is room."""
@@ -117,11 +118,36 @@ class Follower:
         self._pumping = True
         try:
             while not (self._closed or self._paused or self._reading):
-                if not self._pending and not self._read():
-                    break
+                if not self._pending:
+                    if not (self._live or self._sink.has_room(0)):
+                        self._paused = True
+                        break
+                    if not self._read():
+                        break
                 self._deliver()
         finally:
             self._pumping = False
+            self._count_kept()
+
+    def _count_kept(self) -> None:
+        """Have what waits for room counted; let go of what is too much: the log keeps it for all.
+
+        It is read again when there is room.
+        """
+        more = self._bytes - self._held
+        if more > 0:
+            little = self._bytes <= _READ_BYTES or not self._live
+            if not (little and self._sink.hold(more)):
+                self._pending.clear()
+                self._bytes, self._live = 0, False
+                more = -self._held
+        if more < 0:
+            self._sink.hold(more)
+        self._held = self._bytes
+
+    def _keep(self, batches: list[Batch]) -> None:
+        self._pending.extend(batches)
+        self._bytes += _bytes_of(batches)
 
     def _read(self) -> bool:
         """Get more of the log; False if there is none at hand."""
@@ -140,7 +166,7 @@ class Follower:
             self._reading = True
             self._log.fetch(self.next, _READ_BYTES, self._fetched)
             return False
-        self._pending.extend(batches)
+        self._keep(batches)
         return bool(batches)
 
     def _fetched(self, batches: list[Batch] | LinkdError) -> None:
@@ -154,7 +180,7 @@ class Follower:
             self.end(str(batches))
             return
         else:
-            self._pending.extend(batches)
+            self._keep(batches)
         self.pump()
 
     def _gap(self, first: int) -> None:
@@ -167,15 +193,21 @@ class Follower:
         """Hand out what is pending, until there is no room."""
         pending, clock = self._pending, self._log.clock()
         while pending and not self._paused and not self._closed:
-            batch = pending.popleft()
+            batch = pending[0]
             if batch.next <= self.next:
+                self._bytes -= len(pending.popleft().records) + HELD_BYTES
                 continue
+            wanted = self._live or self.patterns.match(batch.channel)
+            if not self._sink.has_room(len(batch.records) if wanted else 0):
+                self._paused = True
+                break
+            self._bytes -= len(pending.popleft().records) + HELD_BYTES
             if batch.offset < self.next:
                 batch = batch.from_offset(self.next)
             elif batch.offset > self.next and not self._live:
                 self._gap(batch.offset)
             self.next = batch.next
-            if not (self._live or self.patterns.match(batch.channel)):
+            if not wanted:
                 continue
             if batch.expired(clock):
                 self._owner.expired(batch)
@@ -183,10 +215,8 @@ class Follower:
             self._paused = True  # a sink may ask to go on from within
             if self._sink.batch(batch):
                 self._paused = False
-        if self._live and not self._closed:
-            self._held = _bytes_of(pending)
-            if not pending:
-                self.next = max(self.next, self._end)
+        if self._live and not (self._closed or pending):
+            self.next = max(self.next, self._end)
 
 
 def _bytes_of(batches: Iterable[Batch]) -> int:

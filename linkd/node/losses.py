@@ -21,7 +21,6 @@ _LOST = frozenset(
         "link.records-lost",
         "log.damaged",
         "log.dropped",
-        "link.forgotten",
     )
 )
 """Records are gone, or somebody hears of them no more."""
@@ -39,8 +38,6 @@ _KEPT = _LOST | {
     "log.room",
     "log.stalled",
     "log.trimmed",
-    "link.absent",
-    "link.returned",
 }
 """What `linkd events` shows beside the changes of links."""
 

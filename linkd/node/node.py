@@ -21,7 +21,6 @@ from linkd.core import wire
 from linkd.core.batch import Draft
 from linkd.core.known_ends import KnownEnds
 from linkd.core.link_types import Changed
-from linkd.errors import LinkdError
 from linkd.log.engine import Appended, Consumer, CursorStore, Log, Owned, Settled
 from linkd.net.ports import Dialer
 from linkd.net.timers import when_idle
@@ -35,7 +34,7 @@ from linkd.node.rules import Rules
 from linkd.node.spread import Spread
 from linkd.node.volatile import VolatileSequence
 from linkd.outages import Outages
-from linkd.status import Event, LogStatus, NodeStatus, Outage
+from linkd.status import Event, LinkStatus, LogStatus, NodeStatus, Outage
 
 _Result = TypeVar("_Result")
 
@@ -126,7 +125,8 @@ class Node:
     def reload(self, config: Config) -> None:
         """Put a new configuration in force; links of peers that it doesn't change stay up."""
         old, self.config = self.config, config
-        self._links.reload(old, config)
+        for peer in self._links.reload(old, config):
+            self._chronicle.forget(peer)
         self._rules = Rules(config.channels)
         if [key.name for key in config.api.keys] != [key.name for key in old.api.keys]:
             self._readers.tell_orphans()
@@ -186,11 +186,8 @@ class Node:
 
     def passed(self, message: wire.Volatile, peer: str) -> None:
         """A volatile message came from a peer: hand it out and on, once."""
-        fate = self._volatile.judge(message)
-        if fate == "fresh":
+        if self._volatile.fresh(message):
             self._spread.volatile(message, peer)
-        else:
-            self.count(fate, peer, message.channel, message.count)
 
     def wait_for(self, peer: str, next: int) -> Deferred[None]:
         """Fire once everything below `next` is on `peer`'s disk."""
@@ -221,7 +218,6 @@ class Node:
         if not whole_second and self.log.size_bytes < 0.5 * self.log.max_bytes:
             return  # a thousand idle links must not cost a thousand looks at every tick
         self._links.catch_up()
-        self._links.absent.tick(self.clock.seconds())
         self.log.release(self._low_water())
         now = self.clock.seconds()
         if now - self._aged_at >= AGING_SECONDS:
@@ -252,21 +248,6 @@ class Node:
         """Records went: what was still to be handed out goes before that is told."""
         self._spread.hand_out()
         self._links.trimmed(first)
-
-    def forgotten(self, peer: str) -> None:
-        """A peer's cursor has gone: its outages go, too."""
-        self._chronicle.forget(peer)
-
-    def forget_peer(self, peer: str, confirmed: bool) -> tuple[int, int]:
-        """Return (records, bytes) owed to a peer without an entry; where confirmed, forget it.
-
-        Raises:
-            KeyError: No such peer.
-            LinkdError: It is configured.
-        """
-        if peer in self._links.drivers:
-            raise LinkdError(f"{peer} is configured: remove its [[peer]] first, and reload")
-        return self._links.absent.forget(peer, confirmed)
 
     def tell(self, level: str, event: str, **fields: str | int | float | None) -> None:
         """Say something in the log; what is worse than usual is remembered too."""
@@ -316,8 +297,12 @@ class Node:
             return succeed(False)
         return done
 
-    def status(self) -> NodeStatus:
-        """Return what is true now."""
+    def peers(self) -> list[str]:
+        """Return the names of all peers."""
+        return list(self._links.drivers)
+
+    def status(self, links: list[LinkStatus] | None = None) -> NodeStatus:
+        """Return what is true now; `links` where the caller has them already."""
         log = self.log
         return NodeStatus(
             node=self.name,
@@ -334,10 +319,14 @@ class Node:
                 log.stalled(),
             ),
             consumers=self._readers.statuses(),
-            links=[driver.status() for driver in self.links()],
-            warnings=[*self.warnings.values(), *self._links.absent.warnings()],
-            absent=self._links.absent.statuses(),
+            links=[driver.status() for driver in self.links()] if links is None else links,
+            warnings=list(self.warnings.values()),
         )
+
+    def link_status(self, peer: str) -> LinkStatus | None:
+        """Return what is true now of one link; None if there is no such peer."""
+        driver = self._links.drivers.get(peer)
+        return None if driver is None else driver.status()
 
     def events(self, after: int = 0) -> list[Event]:
         """Return the remembered changes with a number above `after`."""

@@ -11,11 +11,13 @@ from linkd.api.port import Sink, Start
 from linkd.clock import Clock
 from linkd.config import Config
 from linkd.core.batch import Batch
-from linkd.core.channels import Patterns
+from linkd.core.channels import PatternIndex, Patterns
 from linkd.errors import PublishError
 from linkd.log.engine import UNOWNED, Consumer, CursorStore, Log, Owned
 from linkd.node.follow import Follower
 from linkd.status import ConsumerStatus
+
+_CHANNELS_KNOWN = 10_000
 
 AGING_SECONDS = 60.0
 """How often the absence of named consumers is counted and stored."""
@@ -32,9 +34,6 @@ class Around(Protocol):
 
     def count(self, what: str, peer: str, channel: str, records: int) -> None:
         """Count records that were refused, expired, dropped or lost."""
-
-    def routes_changed(self) -> None:
-        """Somebody wants something else now."""
 
 
 class Readers:
@@ -53,6 +52,8 @@ class Readers:
         self._followers: dict[Follower, None] = {}
         self._held: dict[Owned, Follower] = {}
         self._aged_at = around.clock.seconds()
+        self._wanted: PatternIndex[Follower] = PatternIndex()
+        self._known: dict[str, tuple[Follower, ...]] = {}
 
     def subscribe(
         self, patterns: Sequence[str], start: Start, sink: Sink, consumer: Owned | None
@@ -67,9 +68,10 @@ class Readers:
             position = self._take_name(consumer, position, tuple(patterns))
         follower = Follower(self._log, Patterns(patterns), position, sink, self, consumer)
         self._followers[follower] = None
+        self._wanted.add(follower.patterns.patterns, follower)
+        self._known.clear()
         if consumer is not None:
             self._held[consumer] = follower
-        self._around.routes_changed()
         self._around.clock.callLater(0, follower.pump)
         return follower
 
@@ -119,14 +121,12 @@ class Readers:
 
     def interested(self, channel: str) -> tuple[Follower, ...]:
         """Return who wants `channel`."""
-        return tuple(f for f in self._followers if f.patterns.match(channel))
-
-    def tick(self) -> None:
-        """Move followers on over what is not for them; remove consumers that stay away."""
-        end = self._log.next
-        for follower in list(self._followers):
-            if follower.next < end:
-                follower.offer([], end)
+        found = self._known.get(channel)
+        if found is None:
+            if len(self._known) >= _CHANNELS_KNOWN:
+                self._known.clear()
+            found = self._known[channel] = tuple(self._wanted.match(channel))
+        return found
 
     def age(self) -> None:
         """Count the absence of named consumers; remove those that stay away too long.
@@ -274,10 +274,11 @@ class Readers:
 
     def closed(self, follower: Follower) -> None:
         """A follower has ended."""
-        self._followers.pop(follower, None)
+        if self._followers.pop(follower, follower) is None:
+            self._wanted.remove(follower.patterns.patterns, follower)
+            self._known.clear()
         if follower.consumer is not None and self._held.get(follower.consumer) is follower:
             del self._held[follower.consumer]
-        self._around.routes_changed()
 
     def expired(self, batch: Batch) -> None:
         """Records outlived their ttl before a reader came to them."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-import msgspec
-
 from linkd import events
 from linkd.core import wire
 from linkd.core.batch import Batch
@@ -37,13 +35,6 @@ _CHANNELS_KNOWN = 100_000
 
 WhenIdle = Callable[[Callable[[], None], float], object]
 """Makes a call once nothing else is to be done, after so many seconds at the latest."""
-
-
-class Route(msgspec.Struct, frozen=True):
-    """Who gets one channel: peers and readers."""
-
-    drivers: tuple[LinkDriver, ...]
-    followers: tuple[Follower, ...]
 
 
 class Count(Protocol):
@@ -80,7 +71,7 @@ class Spread:
         self._drivers = drivers
         self._readers = readers
         self._count = count
-        self._routes: dict[str, Route] = {}
+        self._routes: dict[str, tuple[LinkDriver, ...]] = {}
         self._seen = log.next
         self._ticked = 0
         self._for_drivers: dict[LinkDriver, list[Batch]] = {}
@@ -89,17 +80,17 @@ class Spread:
         self._flows = self._waits = self._handing = False
 
     def changed(self) -> None:
-        """Somebody wants something else now."""
+        """Some peer wants something else now."""
         self._routes.clear()
 
-    def route(self, channel: str) -> Route:
-        """Return who gets `channel`."""
+    def route(self, channel: str) -> tuple[LinkDriver, ...]:
+        """Return the links whose peers get `channel`."""
         route = self._routes.get(channel)
         if route is None:
             if len(self._routes) >= _CHANNELS_KNOWN:
                 self._routes.clear()
-            drivers = tuple(d for d in self._drivers.values() if d.carrier.owes(channel))
-            route = self._routes[channel] = Route(drivers, self._readers.interested(channel))
+            route = tuple(d for d in self._drivers.values() if d.carrier.owes(channel))
+            self._routes[channel] = route
         return route
 
     def committed(self, next: int) -> None:
@@ -108,8 +99,7 @@ class Spread:
         for_drivers, for_followers = self._for_drivers, self._for_followers
         for batch in self._log.read(seen, _ALL) or []:
             self._bytes += len(batch.records)
-            route = self.route(batch.channel)
-            for driver in route.drivers:
+            for driver in self.route(batch.channel):
                 outbound = driver.carrier.session.outbound
                 if outbound.has(batch):
                     continue
@@ -118,7 +108,7 @@ class Spread:
                 else:
                     outbound.owe(batch.count, len(batch.records), batch.next)
                     for_drivers.setdefault(driver, []).append(batch)
-            for follower in route.followers:
+            for follower in self._readers.interested(batch.channel):
                 for_followers.setdefault(follower, []).append(batch)
         if not self._flows or self._idle is None:
             self.hand_out()
@@ -166,17 +156,16 @@ class Spread:
             for driver in self._drivers.values():
                 if driver.carrier.session.outbound.log_next < end:
                     self._offer(driver, [], end)
-        self._readers.tick()
 
     def volatile(self, message: wire.Volatile, source: str | None) -> None:
         """Hand a volatile message, here or from peer `source`, to readers and to other peers."""
-        route = self.route(message.channel)
-        if route.followers:
+        followers = self._readers.interested(message.channel)
+        if followers:
             batch = as_batch(message, self._log.clock())
-            for follower in route.followers:
+            for follower in followers:
                 follower.volatile(batch)
         payload = b""
-        for driver in route.drivers:
+        for driver in self.route(message.channel):
             if driver.peer in (source, message.node):
                 continue
             if source is not None and not driver.carrier.session.outbound.relays:

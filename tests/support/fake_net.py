@@ -183,6 +183,12 @@ class Kept:
         self.ended: str | None = None
         self.room = room
 
+    def has_room(self, size: int) -> bool:
+        return True
+
+    def hold(self, size: int) -> bool:
+        return True
+
     def batch(self, batch: Batch) -> bool:
         self.bodies += bodies(batch)
         self.offsets += range(batch.offset, batch.next)

@@ -51,7 +51,6 @@ class FakeNode:
         self.on_measured: list[Any] = []
         self.told: list[tuple[str, dict[str, Any]]] = []
         self.kicked: list[str] = []
-        self.absent = {"old": (12, 345)}
         self.recorded: list[Outage] = []
         self._waits: list[tuple[str, int, Deferred[None]]] = []
         self._events: list[Event] = []
@@ -149,7 +148,10 @@ class FakeNode:
     def forget(self, consumer: Owned) -> Deferred[bool]:
         return succeed(self.readers.forget(consumer, lambda error: None))
 
-    def status(self) -> NodeStatus:
+    def peers(self) -> list[str]:
+        return list(self.links)
+
+    def status(self, links: list[LinkStatus] | None = None) -> NodeStatus:
         log = self.log
         return NodeStatus(
             self.name,
@@ -157,8 +159,11 @@ class FakeNode:
             1.5,
             LogStatus(log.id, log.first, log.next, log.size_bytes, log.max_bytes, log.full),
             self.readers.statuses(),
-            list(self.links.values()),
+            list(self.links.values()) if links is None else links,
         )
+
+    def link_status(self, peer: str) -> LinkStatus | None:
+        return self.links.get(peer)
 
     def events(self, after: int = 0) -> list[Event]:
         return [event for event in self._events if event.number > after]
@@ -200,14 +205,6 @@ class FakeNode:
         if peer == "stubborn":
             raise LinkdError("this link has nothing to resync")
         return succeed("nothing would be sent again")
-
-    def forget_peer(self, peer: str, confirmed: bool) -> tuple[int, int]:
-        if peer in self.links:
-            raise LinkdError(f"{peer} is configured")
-        owed = self.absent[peer]
-        if confirmed:
-            del self.absent[peer]
-        return owed
 
     def trim(self, before: int, confirmed: bool) -> tuple[int, int]:
         if confirmed:

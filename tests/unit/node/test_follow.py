@@ -47,6 +47,12 @@ class _Sink:
         self.taken: list[Batch] = []
         self.follower: Follower
 
+    def has_room(self, size: int) -> bool:
+        return self.room > 0
+
+    def hold(self, size: int) -> bool:
+        return True
+
     def batch(self, batch: Batch) -> bool:
         self.taken.append(batch)
         self.room -= 1

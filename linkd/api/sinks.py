@@ -1,0 +1,135 @@
+"""Where the records of a subscription go: as far as there is time, room and somebody who reads."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from linkd.core.batch import Batch
+
+if TYPE_CHECKING:
+    from linkd.api.account import Part
+    from linkd.api.port import Subscription
+    from linkd.api.service import Service
+
+Piece = TypeVar("Piece")
+
+
+class ApiSink(ABC):
+    """One subscription's records on their way to a client.
+
+    Args:
+        api: The API.
+        part: The caller's part of the account.
+
+    Attributes:
+        subscription: Where the records come from, until it has ended.
+    """
+
+    def __init__(self, api: Service, part: Part) -> None:
+        self.subscription: Subscription | None = None
+        self._api = api
+        self._part = part
+        self._stopped = False
+        self._queues = False
+
+    @abstractmethod
+    def is_open_for(self, size: int) -> bool:
+        """Return whether the client takes `size` bytes of records now; else `resume` comes."""
+
+    def has_room(self, size: int) -> bool:
+        """Return whether records of `size` bytes may come now; else the subscription resumes."""
+        if self.is_open_for(size):
+            if self._api.share.left() > 0:
+                return True
+            self._queue()
+        self._stopped = True
+        return False
+
+    def hold(self, size: int) -> bool:
+        """Count bytes that are read ahead, negative where they are no longer held."""
+        if size > 0:
+            return self._part.take(size)
+        self._part.give(-size)
+        return True
+
+    def _queue(self) -> None:
+        """Go on when it is this one's turn."""
+        if not self._queues:
+            self._queues = True
+            self._api.share.queue(self._have_turn)
+
+    def _have_turn(self) -> None:
+        self._queues = False
+        self.resume()
+
+    def resume(self) -> None:
+        """Go on, if the client reads."""
+        if self._stopped and self.is_open_for(0):
+            self._stopped = False
+            if self.subscription is not None:
+                self.subscription.resume()
+
+    def close(self) -> None:
+        """The client wants nothing more of it."""
+        subscription, self.subscription = self.subscription, None
+        if subscription is not None:
+            subscription.close()
+
+
+class SlicedSink(ApiSink, Generic[Piece]):
+    """A sink that opens batches: a batch of many records goes out in slices of time."""
+
+    def __init__(self, api: Service, part: Part) -> None:
+        super().__init__(api, part)
+        self._rest: Iterator[Piece] | None = None  # of the batch that is going out
+
+    @abstractmethod
+    def pieces(self, batch: Batch) -> Iterator[Piece]:
+        """Yield what goes out for each record."""
+
+    @abstractmethod
+    def put(self, pieces: list[Piece]) -> None:
+        """Send what is to go out."""
+
+    def batch(self, batch: Batch) -> bool:
+        """Send a batch's records; return whether there is room for more."""
+        self._rest = self.pieces(batch)
+        if self._send_rest():
+            return True
+        self._stopped = True
+        return False
+
+    def _send_rest(self) -> bool:
+        """Send, one piece at least, until the slice ends; return whether there is room for more."""
+        rest = self._rest
+        if rest is not None:
+            clock, until = self._api.reactor, self._api.share.end()
+            ready: list[Piece] = []
+            for piece in rest:
+                ready.append(piece)
+                if clock.seconds() >= until:
+                    self.put(ready)
+                    self._queue()
+                    return False
+            self._rest = None
+            self.put(ready)
+        return self.is_open_for(0)
+
+    def resume(self) -> None:
+        """Go on with the batch that is going out, then with others."""
+        if self._stopped and self.is_open_for(0) and self._send_rest():
+            self._stopped = False
+            if self.subscription is not None:
+                self.subscription.resume()
+
+    @property
+    def is_within(self) -> bool:
+        """Whether a batch is going out: nothing else may come in between."""
+        return self._rest is not None
+
+    def close(self) -> None:
+        """The client wants nothing more of it."""
+        self._rest = None
+        super().close()
