@@ -5,8 +5,7 @@ from __future__ import annotations
 import random
 import resource
 import secrets
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,12 @@ from linkd import events
 from linkd.api.server import Api
 from linkd.clock import wall
 from linkd.config import Config
+from linkd.errors import LinkdError
 from linkd.log import Edges, open_cursors, open_log
 from linkd.log.engine import Log
 from linkd.net.descriptors import Descriptors
 from linkd.net.dialer import LinkDialer, Origin
+from linkd.net.factories import Post
 from linkd.net.listener import Listener
 from linkd.net.netlink import NetworkWatch
 from linkd.net.resolve import Resolver, look_up
@@ -33,9 +34,16 @@ from linkd.node.driver import LinkDriver
 from linkd.node.losses import LogWatch
 from linkd.outages import Outages
 from linkd.pairing import Hooks, Pairing, Renewal, local_call
+from linkd.preflight import file_troubles
+from linkd.worker import Worker
 
 NOTE_SECONDS = 10.0
 """An outage that begins with our own end is known to begin at most so much too early."""
+
+FILES_SECONDS = 300.0
+"""Secrets and certificates are read so often, to warn before a restart or a redial needs them."""
+
+_WATCHED = ("listen.certificate: ", "api.certificate: ")
 
 _LOOKUP_THREADS = 32
 """Dead name servers and many peers must not starve the reactor's threads."""
@@ -80,23 +88,30 @@ class Assembly:
         self._descriptors = Descriptors(limit, self.node.warnings)
         _tell_opened(log, opened)
         self._tls = self._server_tls(state / "pairing")
-        hooks = Hooks(lambda: self.config, self._leaf, reload, self._revoked)
-        self.pairing = Pairing(hooks, folder, reactor.seconds, wall)
-        self._renewal = Renewal(
-            lambda: self.config, wall, threads.deferToThread, self.pairing.renew_own
+        # Pairing's state is the worker's; what it asks of the daemon is done in the reactor.
+        self._worker = Worker(reactor, "linkd-pairing")
+        hooks = Hooks(
+            lambda: self.config,
+            self._leaf,
+            lambda: self._worker.in_reactor(reload),
+            lambda name: self._worker.in_reactor(self._revoked, name),
         )
+        self.pairing = Pairing(hooks, folder, reactor.seconds, wall)
+        self._renewal = Renewal(lambda: self.config, wall, threads.deferToThread, self._renew_own)
         self._loops = (
             (LoopingCall(self._note), NOTE_SECONDS),
             (LoopingCall(self._watch.look), 1.0),
+            (LoopingCall(self._warn_of_certificates), 1.0),
+            (LoopingCall(self._look_at_files), FILES_SECONDS),
             (LoopingCall(self._descriptors.look), 1.0),
         )
         self._network = NetworkWatch(reactor, self._network_changed)
         self._listener = (
             None
             if config.listen is None
-            else Listener(self.node, config, reactor, self._tls, self.pairing.posts)
+            else Listener(self.node, config, reactor, self._tls, self._posts())
         )
-        self._api = Api(self.node, config, reactor, partial(local_call, self.pairing))
+        self._api = Api(self.node, config, reactor, self._pair)
         if self._listener is not None:
             self._api.metrics.refused = self._listener.refusals
         self._api.metrics.shortages = lambda: self._descriptors.shortages
@@ -125,6 +140,23 @@ class Assembly:
         if link is not None and link.connection is not None:
             link.connection.abort("rejected", "its certificate was revoked")
 
+    def _posts(self) -> dict[str, Post]:
+        """Return what the listener dispatches beside its own paths; answered by the worker."""
+
+        def answered_by(answer: Callable[[bytes, str], tuple[int, bytes]]) -> Post:
+            return lambda body, address: self._worker.call(answer, body, address)
+
+        return {path: answered_by(answer) for path, answer in self.pairing.posts.items()}
+
+    def _pair(self, method: str, path: str, body: bytes) -> Deferred[tuple[int, bytes]]:
+        """Answer a call of the API below `/v1/pairing`."""
+        return self._worker.call(local_call, self.pairing, method, path, body)
+
+    def _renew_own(self) -> Deferred[None]:
+        """Renew this node's own certificate where it ends soon, and use it at once."""
+        renewed = self._worker.call(self.pairing.renew_own)
+        return renewed.addCallback(lambda _: None if self._tls is None else self._tls.check())
+
     def _network_changed(self) -> None:
         """Addresses or routes of this host have changed: what failed may work now."""
         events.emit("node.network-changed")
@@ -134,6 +166,34 @@ class Assembly:
         """Note which links are up, for the run after a kill."""
         up = [link.peer for link in self.node.links() if link.link.state == "up"]
         self._outages.alive(up, wall())
+
+    def _warn_of_certificates(self) -> None:
+        """Have a standing warning while the listener's files can't be used as they are now."""
+        found = {
+            "listen.certificate": None if self._tls is None else self._tls.complaint,
+            "api.certificate": self._api.tls_complaint,
+        }
+        for setting, complaint in found.items():
+            if complaint is None:
+                self.node.warnings.pop(setting, None)
+            else:
+                self.node.warnings[setting] = f"{setting}: {complaint}"
+
+    def _look_at_files(self) -> Deferred[None]:
+        """Have a standing warning while a file that the configuration names can't be used."""
+        return self._worker.call(file_troubles, self.config).addCallbacks(
+            self._warn_of_files, lambda _: None
+        )
+
+    def _warn_of_files(self, troubles: Sequence[LinkdError]) -> None:
+        about = "files of the configuration"
+        # The listeners' own are looked at every few seconds.
+        told = [str(each) for each in troubles if not str(each).startswith(_WATCHED)]
+        if told:
+            more = f", and {len(told) - 3} more" if len(told) > 3 else ""
+            self.node.warnings[about] = "; ".join(told[:3]) + more
+        else:
+            self.node.warnings.pop(about, None)
 
     def listen(self) -> None:
         """Open all sockets.

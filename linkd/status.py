@@ -41,6 +41,20 @@ class ConsumerStatus(msgspec.Struct, frozen=True):
     lag_records: int
 
 
+class AbsentPeer(msgspec.Struct, frozen=True):
+    """A peer whose `[[peer]]` entry is missing and whose cursor, `next`, is kept for a while.
+
+    `absent_seconds` counts running time; after `forgotten_seconds` more the cursor goes.
+    """
+
+    peer: str
+    next: int
+    owed_records: int
+    owed_bytes: int
+    absent_seconds: float
+    forgotten_seconds: float
+
+
 class LinkStatus(msgspec.Struct, frozen=True):
     """One link, as it is now."""
 
@@ -71,7 +85,8 @@ class NodeStatus(msgspec.Struct, frozen=True):
     """A node, as it is now.
 
     `warnings` has a sentence for each thing that an operator must act on and that is not one
-    link's, for as long as it lasts: `status --check` is WARNING meanwhile.
+    link's, for as long as it lasts: `status --check` is WARNING meanwhile. `absent` has the peers
+    whose `[[peer]]` is missing.
     """
 
     node: str
@@ -81,6 +96,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     consumers: list[ConsumerStatus]
     links: list[LinkStatus]
     warnings: list[str] = []
+    absent: list[AbsentPeer] = []
 
 
 class Event(msgspec.Struct, frozen=True):

@@ -171,6 +171,20 @@ async def resync(api: Service, call: Call) -> Answer:
     return answer({"peer": peer, "message": told, "done": wanted.confirmed})
 
 
+async def forget_peer(api: Service, call: Call) -> Answer:
+    """Answer what a peer without an entry is owed; forget it where confirmed."""
+    call.only()
+    call.caller.check_operator()
+    peer, wanted = call.path["name"], call.json(Confirmed)
+    try:
+        records, size = api.node.forget_peer(peer, wanted.confirmed)
+    except KeyError:
+        raise _no_peer(peer) from None
+    except LinkdError as error:
+        raise Refusal("diverged", str(error)) from None
+    return answer({"peer": peer, "records": records, "bytes": size, "done": wanted.confirmed})
+
+
 async def drill(api: Service, call: Call) -> Answer:
     """Let the log and the events say that a fault is made on purpose, or is over."""
     call.only()
@@ -192,7 +206,7 @@ async def pair(api: Service, call: Call) -> Answer:
         raise Refusal("not-found", "there is no pairing here")
     request = call.request
     target = request.path.decode("ascii", "replace")
-    status, body = api.pairing(request.method.decode("latin-1"), target, call.body())
+    status, body = await api.pairing(request.method.decode("latin-1"), target, call.body())
     return Answer(status, body)
 
 

@@ -166,6 +166,14 @@ class NodePort(Protocol):
         The verdict is None where there was none, as the drill was broken off.
         """
 
+    def forget_peer(self, peer: str, confirmed: bool) -> tuple[int, int]:
+        """Return (records, bytes) owed to a peer without an entry; where confirmed, forget it.
+
+        Raises:
+            KeyError: No such peer.
+            LinkdError: It is configured.
+        """
+
     def resync(self, peer: str, confirmed: bool) -> Deferred[str]:
         """Tell what a resync would send again or lose.
 

@@ -192,6 +192,20 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route(
         method="POST",
+        path="/v1/peers/{name}/forget",
+        places=(_PEER,),
+        about="Answer what a peer whose `[[peer]]` is missing is owed; forget it where confirmed.",
+        run=acting.forget_peer,
+        answers={
+            200: "What it is, or was, owed: `records`, `bytes`; `done`.",
+            404: "There is no such peer.",
+            409: "It is configured.",
+        },
+        body=_JSON,
+        fields=(_CONFIRMED,),
+    ),
+    Route(
+        method="POST",
         path="/v1/peers/{name}/drill",
         places=(_PEER,),
         about="Tell of a fault made on purpose: log and events say so. On the unix socket only.",

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import socket as sockets
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +36,7 @@ from linkd.api.request import ApiRequest
 from linkd.api.room import Room
 from linkd.api.service import Following, LocalCall
 from linkd.api.site import ApiSite
+from linkd.api.socket_file import SocketFile
 from linkd.api.stream import StreamSession
 from linkd.api.text import TextSession
 from linkd.api.upgrade import ApiSocket, Session, Socket, Upgrades
@@ -104,6 +103,7 @@ class Api:
         self._running: set[Deferred[Any]] = set()
         self._sites: list[ApiSite] = []
         self._ports: list[Any] = []
+        self._socket: SocketFile | None = None
         self._tls: ServerTls | None = None
         self._due = 0.0
         self._beat = LoopingCall(self._beaten)
@@ -120,7 +120,8 @@ class Api:
         api = self.config.api
         setting, address = "api.socket", api.socket
         try:
-            self._ports.append(_listen_unix(self.reactor, Path(api.socket), self._site()))
+            self._socket = SocketFile(self.reactor, Path(api.socket), self._site())
+            self._ports.append(self._socket)
             events.emit("api.started", address=f"unix:{api.socket}", tls=False)
             if api.http is not None:
                 setting, address = "api.http", api.http
@@ -148,6 +149,11 @@ class Api:
     def http_port(self) -> int | None:
         """The TCP port of `http`, once it listens there."""
         return self._ports[1].getHost().port if len(self._ports) > 1 else None
+
+    @property
+    def tls_complaint(self) -> str | None:
+        """Why the files of `api.certificate` can't be used as they are now, or None."""
+        return None if self._tls is None else self._tls.complaint
 
     def stop(self) -> Deferred[None]:
         """Listen no more, end what runs; fires once all connections are closed."""
@@ -215,6 +221,8 @@ class Api:
         now = self.reactor.seconds()
         self.late_seconds = max(0.0, now - self._due)
         self._due = now + _BEAT_SECONDS
+        if self._socket is not None:
+            self._socket.check()
 
     # what a site asks
 
@@ -393,18 +401,3 @@ def _tls_files(config: Config) -> ListenSettings | None:
     if api.http is None or api.certificate is None:
         return None
     return ListenSettings(address=api.http, certificate=api.certificate, key=api.private_key)
-
-
-def _listen_unix(reactor: Any, path: Path, site: ApiSite) -> Any:
-    """Listen at a path, mode 0660; what a daemon that is gone left there is replaced."""
-    if path.is_socket():
-        with sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM) as probe:
-            probe.settimeout(1.0)
-            try:
-                probe.connect(str(path))
-            except (ConnectionRefusedError, FileNotFoundError):
-                with suppress(FileNotFoundError):
-                    path.unlink()
-            else:
-                raise OSError(f"another daemon answers at {path}")
-    return reactor.listenUNIX(str(path), site, mode=0o660)

@@ -20,7 +20,7 @@ from linkd.log.engine import Consumer
 from linkd.net.fair_share import FairShare
 from linkd.status import LinkStatus
 
-LocalCall = Callable[[str, str, bytes], tuple[int, bytes]]
+LocalCall = Callable[[str, str, bytes], Deferred[tuple[int, bytes]]]
 """Answers what is asked on the socket alone: method, path and body in, status and JSON out."""
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from linkd.cli import calls, exits, text
 from linkd.cli.exits import Ended
 from linkd.cli.options import add_socket, patience, socket_path
+from linkd.client.errors import Refused
 
 if TYPE_CHECKING:
     from linkd.pairing import Joining
@@ -64,7 +65,14 @@ def add(subparsers: Any) -> None:
     peers = subparsers.add_parser(
         "peers",
         help="list the peers that were paired",
-        description="List who was invited or paired, and when the certificates end.",
+        description="List who was invited or paired, and when the certificates end; then the peers"
+        " whose [[peer]] is missing, and what they are owed.",
+    )
+    peers.add_argument(
+        "--forget", metavar="NAME", help="end the cursor of a peer whose [[peer]] is missing"
+    )
+    peers.add_argument(
+        "--yes", action="store_true", help="do it; without it only what would go is printed"
     )
     add_socket(peers)
     peers.add_argument("--json", action="store_true", help="print one object a line")
@@ -185,30 +193,74 @@ def _wait_up(path: str, done: Joining, timeout: float) -> int:
 
 
 def _peers(arguments: argparse.Namespace) -> int:
-    """Print who was invited or paired."""
+    """Print who was invited or paired, and who is missing from the configuration."""
     import msgspec  # noqa: PLC0415
 
-    rows = calls.get(arguments, f"{_PREFIX}/peers").json()["peers"]
+    if arguments.forget is not None:
+        return _forget(arguments)
+    rows = _paired(arguments)
+    absent = calls.get(arguments, "/v1/status").json().get("absent", [])
     if arguments.json:
+        rows += [{"name": row.pop("peer"), "state": "absent", **row} for row in absent]
         for row in rows:
             sys.stdout.write(f"{msgspec.json.encode(row).decode()}\n")
         return exits.FINE
     if not rows:
         _say("nobody was paired with this node: see `linkd invite`")
-        return exits.FINE
-    cells = [
-        [
-            row["name"],
-            row["state"],
-            text.duration(row["expires_seconds"]),
-            "yes" if row["configured"] else "no",
+    else:
+        cells = [
+            [
+                row["name"],
+                row["state"],
+                text.duration(row["expires_seconds"]),
+                "yes" if row["configured"] else "no",
+            ]
+            for row in rows
         ]
-        for row in rows
-    ]
-    head = ["PEER", "STATE", "ENDS IN", "CONFIGURED"]
-    for line in text.table(head, cells, frozenset({2})):
-        sys.stdout.write(f"{line}\n")
+        _table(["PEER", "STATE", "ENDS IN", "CONFIGURED"], cells, frozenset({2}))
+    if absent:
+        _say("\nNot configured any more; put the [[peer]] back, or `linkd peers --forget NAME`:")
+        cells = [
+            [
+                row["peer"],
+                str(row["owed_records"]),
+                str(row["owed_bytes"]),
+                text.duration(row["forgotten_seconds"]),
+            ]
+            for row in absent
+        ]
+        _table(["PEER", "RECORDS OWED", "BYTES", "FORGOTTEN IN"], cells, frozenset({1, 2, 3}))
     return exits.FINE
+
+
+def _paired(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return who was invited or paired; nobody, where this node does not pair."""
+    try:
+        rows: list[dict[str, Any]] = calls.get(arguments, f"{_PREFIX}/peers").json()["peers"]
+    except Refused as refused:
+        if refused.status != 404:
+            raise
+        return []
+    return rows
+
+
+def _table(head: list[str], cells: list[list[str]], right: frozenset[int]) -> None:
+    for line in text.table(head, cells, right):
+        sys.stdout.write(f"{line}\n")
+
+
+def _forget(arguments: argparse.Namespace) -> int:
+    """Print how many records go, and return 1; with `--yes` forget the peer."""
+    name = arguments.forget
+    target = f"/v1/peers/{calls.quoted(name)}/forget"
+    told = calls.post(arguments, target, {"confirmed": bool(arguments.yes)}).json()
+    owed = f"{text.plural(told['records'], 'record')} ({told['bytes']:,} bytes)"
+    if arguments.yes:
+        print(f"{name} is forgotten; it was owed {owed}")
+        return exits.FINE
+    print(f"{name} is owed {owed}, which it would not get any more")
+    print("nothing was changed; add --yes to do it")
+    return exits.ANSWER_IS_NO
 
 
 def _revoke(arguments: argparse.Namespace) -> int:

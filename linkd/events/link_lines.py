@@ -164,6 +164,28 @@ ROWS = (
         "Make room: see log.full.",
         folds="peer",
     ),
+    kind(
+        "link.absent",
+        "error",
+        "records bytes",
+        "A peer's `[[peer]]` is missing. Its cursor is kept for 24 h of running time; what it is "
+        "owed counts for the log's bounds until then.",
+        "Put its `[[peer]]` back, or end it at once: `linkd peers --forget NAME`.",
+    ),
+    kind(
+        "link.returned",
+        "info",
+        "",
+        "An absent peer is configured again; its link goes on where it was.",
+    ),
+    kind(
+        "link.forgotten",
+        "error",
+        "records bytes",
+        "The cursor of a peer that was not configured any more has gone, and with it what it was "
+        "owed.",
+        "If it comes back, it gets what is published from then on.",
+    ),
     kind("link.kicked", "info", "", "`linkd kick`: the dialer retries at once."),
     kind(
         "link.resynced",
@@ -220,6 +242,13 @@ ROWS = (
         "certificate",
         "A certificate or key cannot be used; the one before stays in use.",
         "Mend the file that `detail` names, then reload.",
+    ),
+    kind(
+        "tls.repaired",
+        "warn",
+        "certificate",
+        "A file of this node's own authority was missing or damaged, and made again from ca.key.",
+        "Look at the disk: `detail` says what was wrong with the file.",
     ),
     kind(
         "tls.expiring",

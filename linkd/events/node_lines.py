@@ -101,6 +101,14 @@ ROWS = (
     # The API
     kind("api.started", "info", "tls", "Applications can call this address."),
     kind(
+        "api.socket-lost",
+        "warn",
+        "",
+        "The file of the API's socket was removed or replaced; it is made again within a second.",
+        "Look for what removes it, such as a cleaner of temporary files.",
+        folds="detail",
+    ),
+    kind(
         "api.refused",
         "warn",
         "caller status path",

@@ -23,7 +23,8 @@ class Appended(msgspec.Struct, frozen=True, gc=False):
         offset: The first record's offset; of the first publish, where it was a repeat.
         count: Records stored by this publish: 0 if all were repeats.
         duplicate: It was a repeat (same id, or same producer and sequence).
-        unproven: Received records that were stored although nothing proves that they are new.
+        unproven: Received records that were stored although nothing proves that they are new, or
+            left out (`count` 0) although nothing proves that they are here.
         late: Received records that were stored behind later ones of their origin and channel.
     """
 
@@ -224,11 +225,15 @@ class Consumer(msgspec.Struct, frozen=True):
 
 
 class PeerCursor(msgspec.Struct, frozen=True):
-    """What a peer has of our log: everything below `acked`; `made` is where its cursor was made."""
+    """What a peer has of our log: everything below `acked`; `made` is where its cursor was made.
+
+    `absent_seconds`: running time since it left the configuration; None while it is configured.
+    """
 
     peer: str
     made: int
     acked: int
+    absent_seconds: float | None = None
 
 
 class CursorStore(Protocol):

@@ -377,7 +377,7 @@ class Grouping:
         else:
             self._put_received(msgspec.structs.replace(batch, count=0, records=b""))
         count = state.next - offset
-        unproven = 0 if verdict.is_proven else count
+        unproven = 0 if verdict.is_proven else count or batch.count
         appended = Appended(offset, count, not count, unproven, verdict.late)
         group.outcomes.append((settled, appended))
 

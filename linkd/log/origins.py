@@ -9,7 +9,6 @@ have nothing between them.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
 from sys import intern
 from typing import Any
 
@@ -142,7 +141,7 @@ class Origins:
         log = self._logs.get(origin.log)
         epoch = None if log is None else log.epochs.get(origin.epoch)
         if log is None or epoch is None:
-            if (origin.log, origin.epoch) in self._folded:
+            if (origin.log, origin.epoch) in self._folded or not self._has_room():
                 return Verdict(((0, count),), is_proven=False)
             log, epoch = self._enter(origin, undo)
         first, after = origin.first, origin.after
@@ -191,7 +190,7 @@ class Origins:
             changed = changed[2:]
         more = (len(changed) - len(held or ())) // 2
         if more:
-            if more > 0 and self.entries >= MAX_ENTRIES and not self._make_room():
+            if more > 0 and not self._has_room():
                 epoch.floor = max(epoch.floor, changed[-1])
                 return False
             self._count(more, undo)
@@ -201,8 +200,6 @@ class Origins:
 
     def _enter(self, origin: Origin, undo: Undo) -> tuple[KnownLog, KnownEpoch]:
         """Begin an epoch; the others of its log stay as they are."""
-        if self.entries >= MAX_ENTRIES:
-            self._make_room()
         log = self._logs.get(origin.log)
         if log is None:
             log = self._logs[origin.log] = KnownLog()
@@ -234,33 +231,45 @@ class Origins:
             seconds: Running seconds; 14 days if less.
         """
         before = self.running - max(seconds, FOLD_SECONDS)
-        gone = [(log, epoch) for log, epoch, known in self._left() if known.used < before]
+        gone = [
+            (log, name)
+            for log, known in self._logs.items()
+            for name, epoch in known.epochs.items()
+            if epoch.top < known.top and epoch.used < before  # a newer one has higher offsets
+        ]
         for key in gone:
             self._fold(*key)
         return len(gone)
 
-    def _left(self) -> Iterator[tuple[str, str, KnownEpoch]]:
-        """Yield the epochs that their origins have left: a newer one has higher offsets."""
-        for log, known in self._logs.items():
-            for epoch, one in known.epochs.items():
-                if one.top < known.top:
-                    yield log, epoch, one
+    def _has_room(self) -> bool:
+        """Tell whether there is room for one more entry.
 
-    def _make_room(self) -> bool:
-        """Fold the epochs that were left longest ago, a hundredth of the bound; False if none."""
+        At the bound, fold a hundredth of it: epochs that were left, then current ones without a
+        record for 14 days, the longest unused first.
+        """
+        if self.entries < MAX_ENTRIES:
+            return True
         if 0.0 <= self.running - self._looked < _LOOK_SECONDS:
             return False
         self._looked = self.running
-        order = sorted(self._left(), key=lambda left: left[2].used)
-        for log, epoch, _ in order:
-            self._fold(log, epoch)
-            if self.entries <= MAX_ENTRIES * 99 // 100:
-                break
+        unused = self.running - FOLD_SECONDS
+        order = sorted(
+            (epoch.top == known.top, epoch.used, log, name)
+            for log, known in self._logs.items()
+            for name, epoch in known.epochs.items()
+            if epoch.top < known.top or epoch.used < unused
+        )
+        order.reverse()
+        while order and self.entries > MAX_ENTRIES * 99 // 100:
+            self._fold(*order.pop()[2:])
         return self.entries < MAX_ENTRIES
 
     def _fold(self, log: str, epoch: str) -> None:
         """Forget an epoch's intervals, and remember that they are forgotten."""
-        gone = self._logs[log].epochs.pop(epoch)
+        known = self._logs[log]
+        gone = known.epochs.pop(epoch)
+        if not known.epochs:
+            del self._logs[log]
         self._meter["entries"] -= _entries(gone)
         if len(self._folded) >= MAX_FOLDED:
             del self._folded[next(iter(self._folded))]

@@ -22,9 +22,6 @@ MAX_CURSOR_EPOCHS = 64
 MAX_CHANNELS = 1_000_000
 """Own channels whose last offset is remembered."""
 
-OWN = Verdict(())
-"""A record that was published here came back."""
-
 
 Place = tuple[str, tuple[EpochEnd, ...]]
 """How far a peer's log is stored here.
@@ -250,11 +247,23 @@ class State:
     # origins
 
     def admit(self, batch: Batch, stamp: float) -> Verdict | None:
-        """Return what is new of a received batch, and remember it; None where all of it is."""
+        """Return what is new of a received batch, and remember it; None where all of it is.
+
+        What was published here is never stored again; it is proven where this log reached so far.
+        """
         origin = batch.origin
         if origin.log == self.log:
-            return OWN
+            last = origin.first + batch.count - 1
+            return Verdict((), is_proven=self._is_own(origin.epoch, origin.first, last))
         return self.origins.admit(origin, batch.channel, batch.count, stamp, self.undo)
+
+    def _is_own(self, epoch: str, first: int, last: int) -> bool:
+        """Tell whether this log has had the offsets from `first` to `last` in `epoch`."""
+        ends = [start.first for start in self._epochs[1:]] + [self.next]
+        return any(
+            start.epoch == epoch and start.first <= first and last < end
+            for start, end in zip(self._epochs, ends, strict=True)
+        )
 
     # frames
 

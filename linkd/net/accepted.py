@@ -15,7 +15,7 @@ from linkd.net.factories import ListenerPort
 from linkd.net.identity import NONCE_LIFETIME, load_secret, prove, verify
 from linkd.net.timers import Call, cancel
 from linkd.net.tls import certificate_expires, peer_names
-from linkd.net.websocket import ConnectionDeny, ServerProtocol
+from linkd.net.websocket import STATE_CLOSED, ConnectionDeny, ServerProtocol
 
 MAX_POSTS = 4
 MAX_POST_BYTES = 16_384
@@ -60,6 +60,7 @@ class AcceptedConnection(Connection, ServerProtocol):
     _secret: bytes | None = None
     _nonce = ""
     _posts = 0
+    _answering = False
     _pending = False
     _hello_call: Call | None = None
     _denied: _Denied | None = None
@@ -88,6 +89,10 @@ class AcceptedConnection(Connection, ServerProtocol):
     def processHandshake(self) -> None:
         """Answer what is posted ahead of the upgrade, then let Autobahn upgrade."""
         limit = self.factory.config.limits.header_bytes
+        if self._answering:
+            if len(self.data) > limit + MAX_POST_BYTES:
+                self._refuse(431, "protocol", "too much came ahead of the answer to a POST")
+            return
         while True:
             end = self.data.find(heads.END)
             if end > limit or (end < 0 and len(self.data) > limit):
@@ -124,10 +129,26 @@ class AcceptedConnection(Connection, ServerProtocol):
         if special is None:
             self._refuse(404, "protocol", "a POST to a path that is not there")
             return False
-        status, content = special(body, self.host)
+        self._answering = True
+        special(body, self.host).addCallback(self._post_answered).addErrback(self._post_failed)
+        return False
+
+    def _post_answered(self, answer: tuple[int, bytes]) -> None:
+        """Send the answer of a POST, and go on with what has come meanwhile."""
+        self._answering = False
+        if self._ending is not None or self.state == STATE_CLOSED:
+            return
+        status, content = answer
         kind = "application/json"
         self.sendData(heads.answer(status, content, kind=kind, close=status >= 400))
-        return status < 400
+        if status < 400:
+            self.processHandshake()
+
+    def _post_failed(self, failure: Failure) -> None:
+        if failure.check(Unavailable) is None:
+            self._log_bug("a POST could not be answered", failure)
+        if self.state != STATE_CLOSED:
+            self._refuse(503, "busy", "it could not be answered now", 1.0)
 
     def _is_busy(self) -> bool:
         """Send a newcomer away if there are too many."""
@@ -295,8 +316,8 @@ class AcceptedConnection(Connection, ServerProtocol):
     def _count(self, word: Reason, detail: str, close_code: int | None = None) -> None:
         self.factory.refused(self, word, detail, self._claimed, close_code)
 
-    def _log_bug(self, what: str) -> None:
-        self.log._log.failure("{what}", what=what)
+    def _log_bug(self, what: str, failure: Failure | None = None) -> None:
+        self.log._log.failure("{what}", failure, what=what)
 
     # -- silence ------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Protocol, TypeVar
 
+from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from linkd.config import Config
@@ -21,7 +22,7 @@ from linkd.net.tls import ServerTls
 Made_contra = TypeVar("Made_contra", contravariant=True)
 """The connections that a factory makes."""
 
-Post = Callable[[bytes, str], tuple[int, bytes]]
+Post = Callable[[bytes, str], Deferred[tuple[int, bytes]]]
 """Answers a POST ahead of any upgrade: body and address in, status and JSON out."""
 
 

@@ -108,6 +108,9 @@ class ServerTls:
         pairing: The directory of `linkd.pairing`, whose authority and revocation list count too.
         wall: Returns Unix seconds, to judge how long the certificate lasts.
 
+    Attributes:
+        complaint: Why the files as they are now can't be used; None: what they hold is in force.
+
     Raises:
         ConfigError: The files can't be used.
     """
@@ -124,6 +127,7 @@ class ServerTls:
         self._verdicts: WeakKeyDictionary[object, _Verdict] = WeakKeyDictionary()
         self._looping: LoopingCall | None = None
         self._warned: float | None = None
+        self.complaint: str | None = None
         self._stamps = self._look()
         self._asks = False
         self._pair, self._options, self._revoked = self._load()
@@ -147,8 +151,8 @@ class ServerTls:
         if listen == before and self._look() == self._stamps:
             return None
         complaint = self.reload()
-        if complaint is not None:
-            self._listen = before
+        if complaint is not None and listen != before:
+            self._listen, self.complaint = before, None
         return complaint
 
     def reload(self) -> str | None:
@@ -163,8 +167,11 @@ class ServerTls:
             self._pair, self._options, self._revoked = self._load()
         except (ConfigError, Unavailable) as error:
             complaint = f"{error}; the certificate in force stays"
-            events.emit("tls.kept", certificate=self._listen.certificate, detail=complaint)
+            if complaint != self.complaint:
+                self.complaint = complaint
+                events.emit("tls.kept", certificate=self._listen.certificate, detail=complaint)
             return complaint
+        self.complaint = None
         self._tell("tls.loaded")
         return None
 
@@ -182,8 +189,11 @@ class ServerTls:
         self._looping = None
 
     def check(self) -> None:
-        """Reload if a file has changed since it was read; warn where the certificate ends soon."""
-        if self._look() != self._stamps:
+        """Reload if a file has changed since it was read; warn where the certificate ends soon.
+
+        Files that could not be used are tried again each time: their permissions may have changed.
+        """
+        if self.complaint is not None or self._look() != self._stamps:
             self.reload()
         left, now = self._left(), self._wall()
         if left > WARN_DAYS * 86_400:

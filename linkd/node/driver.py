@@ -31,6 +31,9 @@ class Around(carrier.Around, Protocol):
     def routes_changed(self) -> None:
         """What some peer wants has changed."""
 
+    def forgotten(self, peer: str) -> None:
+        """The cursor of a peer that is configured no more has gone."""
+
 
 class LinkDriver:
     """One link; `linkd.net.ports.LinkPort`.

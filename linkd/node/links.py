@@ -11,6 +11,7 @@ from linkd.config import Config, PeerSettings
 from linkd.core.backoff import Backoff
 from linkd.log.engine import CursorStore, PeerCursor
 from linkd.net.ports import Dialer
+from linkd.node.absent import AbsentPeers
 from linkd.node.driver import Around, LinkDriver
 from linkd.node.waits import Waits
 
@@ -32,6 +33,7 @@ class Links:
 
     Attributes:
         drivers: The links, by peer.
+        absent: The peers that are configured no more.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Links:
     ) -> None:
         self.drivers: dict[str, LinkDriver] = {}
         self._around = around
+        self.absent = AbsentPeers(around.log, cursors, around.tell, around.forgotten)
         self._cursors = cursors
         self._make_dialer = make_dialer
         self._rng = rng
@@ -51,10 +54,8 @@ class Links:
     # -- life ---------------------------------------------------------------------------------
 
     def start(self, peers: tuple[PeerSettings, ...]) -> None:
-        """Begin all links; the cursors of peers that are configured no more go."""
-        names = {peer.name for peer in peers}
-        for name in [name for name in self._cursors.peers() if name not in names]:
-            self._cursors.remove_peer(name)
+        """Begin all links; the cursors of peers that are configured no more stay for a day."""
+        self.absent.start({peer.name for peer in peers})
         for settings in peers:
             self._add(settings)
 
@@ -63,17 +64,17 @@ class Links:
         for driver in self.drivers.values():
             driver.stop(detail)
 
-    def reload(self, old: Config, new: Config) -> list[str]:
-        """Go from one configuration to another; return the peers that are gone for good.
+    def reload(self, old: Config, new: Config) -> None:
+        """Go from one configuration to another.
 
         Links of peers that it doesn't change stay up.
         """
         before = {peer.name: peer for peer in old.peers}
         after = {peer.name: peer for peer in new.peers}
-        gone = [name for name in before if name not in after]
-        for name in gone:
+        for name in [name for name in before if name not in after]:
+            owes = self.drivers[name].carrier.owes
             self._remove(name, "the peer was removed from the configuration")
-            self._cursors.remove_peer(name)
+            self.absent.leave(before[name], owes)
             self._waits.pop(name).end()
         anew = old.reconnect != new.reconnect or old.heartbeat != new.heartbeat
         for name, settings in after.items():
@@ -82,10 +83,10 @@ class Links:
             elif settings != before[name] or (anew and settings.dial):
                 self._remove(name, "its configuration has changed")
                 self._add(settings)
-        return gone
 
     def _add(self, settings: PeerSettings) -> None:
         """Begin the link to one peer."""
+        self.absent.back(settings.name)
         if self._cursors.peer(settings.name) is None:
             here = self._around.log.next
             self._cursors.set_peer(PeerCursor(settings.name, here, here))
@@ -175,4 +176,4 @@ class Links:
         for driver in self.drivers.values():
             if not (crowded and driver.settings.when_full == "drop-oldest"):
                 low = min(low, driver.carrier.session.outbound.acked)
-        return low
+        return min(low, self.absent.low_water(crowded))

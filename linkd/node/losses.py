@@ -21,6 +21,7 @@ _LOST = frozenset(
         "link.records-lost",
         "log.damaged",
         "log.dropped",
+        "link.forgotten",
     )
 )
 """Records are gone, or somebody hears of them no more."""
@@ -38,6 +39,8 @@ _KEPT = _LOST | {
     "log.room",
     "log.stalled",
     "log.trimmed",
+    "link.absent",
+    "link.returned",
 }
 """What `linkd events` shows beside the changes of links."""
 

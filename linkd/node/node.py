@@ -21,6 +21,7 @@ from linkd.core import wire
 from linkd.core.batch import Draft
 from linkd.core.known_ends import KnownEnds
 from linkd.core.link_types import Changed
+from linkd.errors import LinkdError
 from linkd.log.engine import Appended, Consumer, CursorStore, Log, Owned, Settled
 from linkd.net.ports import Dialer
 from linkd.net.timers import when_idle
@@ -125,8 +126,7 @@ class Node:
     def reload(self, config: Config) -> None:
         """Put a new configuration in force; links of peers that it doesn't change stay up."""
         old, self.config = self.config, config
-        for peer in self._links.reload(old, config):
-            self._chronicle.forget(peer)
+        self._links.reload(old, config)
         self._rules = Rules(config.channels)
         if [key.name for key in config.api.keys] != [key.name for key in old.api.keys]:
             self._readers.tell_orphans()
@@ -186,8 +186,11 @@ class Node:
 
     def passed(self, message: wire.Volatile, peer: str) -> None:
         """A volatile message came from a peer: hand it out and on, once."""
-        if self._volatile.fresh(message):
+        fate = self._volatile.judge(message)
+        if fate == "fresh":
             self._spread.volatile(message, peer)
+        else:
+            self.count(fate, peer, message.channel, message.count)
 
     def wait_for(self, peer: str, next: int) -> Deferred[None]:
         """Fire once everything below `next` is on `peer`'s disk."""
@@ -218,6 +221,7 @@ class Node:
         if not whole_second and self.log.size_bytes < 0.5 * self.log.max_bytes:
             return  # a thousand idle links must not cost a thousand looks at every tick
         self._links.catch_up()
+        self._links.absent.tick(self.clock.seconds())
         self.log.release(self._low_water())
         now = self.clock.seconds()
         if now - self._aged_at >= AGING_SECONDS:
@@ -248,6 +252,21 @@ class Node:
         """Records went: what was still to be handed out goes before that is told."""
         self._spread.hand_out()
         self._links.trimmed(first)
+
+    def forgotten(self, peer: str) -> None:
+        """A peer's cursor has gone: its outages go, too."""
+        self._chronicle.forget(peer)
+
+    def forget_peer(self, peer: str, confirmed: bool) -> tuple[int, int]:
+        """Return (records, bytes) owed to a peer without an entry; where confirmed, forget it.
+
+        Raises:
+            KeyError: No such peer.
+            LinkdError: It is configured.
+        """
+        if peer in self._links.drivers:
+            raise LinkdError(f"{peer} is configured: remove its [[peer]] first, and reload")
+        return self._links.absent.forget(peer, confirmed)
 
     def tell(self, level: str, event: str, **fields: str | int | float | None) -> None:
         """Say something in the log; what is worse than usual is remembered too."""
@@ -320,7 +339,8 @@ class Node:
             ),
             consumers=self._readers.statuses(),
             links=[driver.status() for driver in self.links()] if links is None else links,
-            warnings=list(self.warnings.values()),
+            warnings=[*self.warnings.values(), *self._links.absent.warnings()],
+            absent=self._links.absent.statuses(),
         )
 
     def link_status(self, peer: str) -> LinkStatus | None:

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from linkd.core.batch import Batch, Draft, Origin
 from linkd.core.wire import Volatile
 
-_ORIGINS_KNOWN = 10_000
+MAX_KEYS = 100_000
+"""Channels of runs whose volatile sequence is remembered, of all nodes."""
+
+WINDOW = 1024
+"""How far below the highest sequence of a channel it is still known which ones came."""
+
+_Key = tuple[str, str]
+
+Fate = Literal["fresh", "repeated", "stale"]
+"""`repeated`: it is here already. `stale`: too far below newer ones to know; it is dropped."""
 
 
 class VolatileSequence:
-    """Numbers our own volatile messages, knows which of others' came before: no loops, no doubles.
+    """Numbers our own volatile messages and recognises others' that came before.
+
+    Each channel of each run is judged alone: what comes faster over another path, or what another
+    peer forges there, says nothing about it. Keys are bounded; a node that has more than its
+    share of them pushes out its own.
 
     Args:
         node: Our name.
@@ -20,7 +35,8 @@ class VolatileSequence:
         self._node = node
         self._run = run
         self._sequence = 0
-        self._highest: dict[tuple[str, str], int] = {}
+        self._nodes: dict[str, dict[_Key, tuple[int, int]]] = {}  # (run, channel): highest, mask
+        self._keys = 0
 
     def make(self, draft: Draft) -> Volatile:
         """Return a publish as a message."""
@@ -36,17 +52,47 @@ class VolatileSequence:
             self._sequence,
         )
 
-    def fresh(self, message: Volatile) -> bool:
-        """Tell whether a message is new here, and remember it."""
+    def judge(self, message: Volatile) -> Fate:
+        """Return whether a message is new here, and remember it."""
         if message.node == self._node:
-            return False
-        key = (message.node, message.run)
-        if message.sequence <= self._highest.get(key, 0):
-            return False
-        if key not in self._highest and len(self._highest) >= _ORIGINS_KNOWN:
-            self._highest.pop(next(iter(self._highest)))
-        self._highest[key] = message.sequence
-        return True
+            return "repeated"
+        known = self._nodes.get(message.node)
+        if known is None:
+            known = self._nodes[message.node] = {}
+        key = (message.run, message.channel)
+        found, sequence = known.get(key), message.sequence
+        if found is None:
+            self._make_room(known)
+            self._keys += 1
+            known[key] = (sequence, 1)
+            return "fresh"
+        highest, mask = found
+        if sequence > highest:
+            shift = min(sequence - highest, WINDOW)
+            known[key] = (sequence, (mask << shift | 1) & _ALL)
+            return "fresh"
+        if highest - sequence >= WINDOW:
+            return "stale"
+        bit = 1 << (highest - sequence)
+        if mask & bit:
+            return "repeated"
+        known[key] = (highest, mask | bit)
+        return "fresh"
+
+    def _make_room(self, known: dict[_Key, tuple[int, int]]) -> None:
+        """Forget the oldest key of the node that has more than its share of them."""
+        if self._keys < MAX_KEYS:
+            return
+        if len(known) <= MAX_KEYS // len(self._nodes):
+            name = max(self._nodes, key=lambda node: len(self._nodes[node]))
+            known = self._nodes[name]
+            if len(known) == 1:
+                del self._nodes[name]
+        del known[next(iter(known))]
+        self._keys -= 1
+
+
+_ALL = (1 << WINDOW) - 1
 
 
 def as_batch(message: Volatile, stamp: float) -> Batch:

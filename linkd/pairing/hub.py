@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from linkd import events
 from linkd.config import Config
 from linkd.config.settings import NAME_PATTERN
-from linkd.errors import ConfigError
+from linkd.errors import ConfigError, Unavailable
 from linkd.net.certificates import load_certificates, names_host
 from linkd.net.limits import Buckets
 from linkd.net.tls import AUTHORITY_FILE
@@ -34,6 +34,9 @@ from linkd.pairing.terms import Hooks, PairedPeer, PairingRefused, check_pattern
 CODE_SECONDS: Final = 600.0
 MAX_INVITATIONS: Final = 256
 MAX_WRONG_PROOFS: Final = 10
+AUTHORITY_WARN_DAYS: Final = 180.0
+_EARLY_SECONDS: Final = 2 * 86_400.0
+"""The clocks of two hosts differ: so much earlier a renewal is taken."""
 
 _INVALID = (InvalidSignature, AssertionError, ValueError)
 
@@ -105,6 +108,10 @@ class Pairing:
         sends = check_patterns([f"{name}.>"] if send is None else send)
         receives = check_patterns([">"] if receive is None else receive)
         at = self._reachable(address)
+        try:
+            self._open_authority().check_valid()
+        except (ConfigError, Unavailable) as error:
+            raise PairingRefused(str(error)) from None
         leaf = self._provide(host_of(at))
         self._check_writable()
         self._forget()
@@ -165,13 +172,25 @@ class Pairing:
     def renew_own(self) -> None:
         """Renew the hub's own certificate where it comes from its own authority and ends soon.
 
+        It warns where the authority itself ends soon: all certificates end with it.
+
         Raises:
-            ConfigError, OSError: It could not be done; the one before stays.
+            ConfigError, Unavailable, OSError: It could not be done; the one before stays.
         """
         listen = self._config.listen
         if listen is None or listen.certificate is None or not self._has_authority():
             return
         authority = self._open_authority()
+        left = authority.expires - self._wall()
+        if left < AUTHORITY_WARN_DAYS * 86_400:
+            events.emit(
+                "tls.expiring",
+                certificate=str(authority.path(AUTHORITY_FILE)),
+                expires_seconds=round(left),
+                days=round(left / 86_400, 1),
+                detail="this node's own authority ends, and every certificate that it has signed:"
+                f" then stop linkd, remove {self._place}, start it and pair all peers again",
+            )
         if Path(listen.certificate) == authority.path("hub.crt"):
             authority.hub_certificate(())
 
@@ -213,7 +232,7 @@ class Pairing:
                 detail=str(refusal),
             )
             return _no(403, "refused", str(refusal))
-        except (ConfigError, OSError) as error:
+        except (ConfigError, Unavailable, OSError) as error:
             events.emit("pairing.refused", "error", address=address, detail=str(error))
             return _no(503, "unavailable", "the hub could not do it: see its log")
 
@@ -280,13 +299,19 @@ class Pairing:
             raise PairingRefused("this certificate was not given out here, or was revoked")
         if entry.expires <= self._wall():
             raise PairingRefused("the certificate has expired: pair again with a new code")
+        lifetime = entry.expires - entry.issued
+        if entry.expires - self._wall() > lifetime / 3 + _EARLY_SECONDS:
+            raise PairingRefused("it is too early: a third of the certificate's time must be left")
         text = messages.renewal_text(leaf.public_bytes(serialization.Encoding.DER), ask.request)
         try:
             assert isinstance(key, ec.EllipticCurvePublicKey)
             key.verify(signature, text, ec.ECDSA(hashes.SHA256()))
         except _INVALID:
             raise PairingRefused("the request is not signed by the certificate's key") from None
-        return messages.Renewed(authority.issue(_request(ask.request), entry.name))
+        request = _request(ask.request)
+        if request.public_key() != key:
+            raise PairingRefused("the request is not for the certificate's own key")
+        return messages.Renewed(authority.renew(entry, request))
 
     # What it stands on
 

@@ -15,6 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from linkd.clock import clock_words, is_plausible, wall
 from linkd.config import Config, PeerSettings
 from linkd.config.addresses import Url, parse_url
 from linkd.config.settings import NAME_PATTERN
@@ -30,6 +31,9 @@ from linkd.pairing.terms import PairingRefused, check_patterns, is_ours, peer_ta
 TIMEOUT: Final = 10.0
 _TRIES: Final = 3
 _MAX_ANSWER_BYTES: Final = 65_536
+_NOT_YET_VALID: Final = 9
+_HAS_EXPIRED: Final = 10
+"""OpenSSL's X509_V_ERR numbers; see openssl-verification-options(1)."""
 
 Answer = TypeVar("Answer")
 Say = Callable[[str], None]
@@ -73,6 +77,11 @@ def join(text: str, config: Config, directory: Path, say: Say = lambda _: None) 
         HubUnreachable: Nobody answers.
     """
     code = decode_code(text)
+    if not is_plausible(wall()):
+        raise ConfigError(
+            f"this host's clock shows {clock_words(wall())}, which is before this version of linkd"
+            " was made: set the clock, or wait for time synchronisation, then join again"
+        )
     if code.name != config.node.name:
         raise ConfigError(
             f"the code is for the node {code.name!r}, this one is {config.node.name!r}: set"
@@ -222,6 +231,13 @@ def _exchange(
             response = connection.getresponse()
             return _read(response.status, response.read(_MAX_ANSWER_BYTES), answer), leaf
         except ssl.SSLCertVerificationError as error:
+            if error.verify_code in (_NOT_YET_VALID, _HAS_EXPIRED):
+                raise PairingRefused(
+                    f"{url.host}:{url.port}: {error.verify_message} by this host's clock, which"
+                    f" shows {clock_words(wall())}: correct that clock; if it is right, the hub's"
+                    " clock was wrong when it made the certificate, or nobody renewed it: see"
+                    " `linkd status` there"
+                ) from None
             raise PairingRefused(
                 f"{url.host}:{url.port} showed a certificate that the code does not vouch for"
                 f" ({error.verify_message}): someone may stand in between"

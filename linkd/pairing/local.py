@@ -8,7 +8,7 @@ from urllib.parse import unquote
 import msgspec
 from msgspec import Meta
 
-from linkd.errors import ConfigError
+from linkd.errors import ConfigError, Unavailable
 from linkd.pairing.hub import CODE_SECONDS, Pairing
 from linkd.pairing.terms import PairedPeer, PairingRefused
 
@@ -78,7 +78,7 @@ def local_call(pairing: Pairing, method: str, path: str, body: bytes) -> tuple[i
         return _problem(400, "malformed", str(error))
     except PairingRefused as error:
         return _problem(409, "pairing-refused", str(error))
-    except (ConfigError, OSError) as error:
+    except (ConfigError, Unavailable, OSError) as error:
         return _problem(500, "pairing-failed", str(error))
     return (201 if isinstance(answer, Invited) else 200), msgspec.json.encode(answer)
 

@@ -328,6 +328,13 @@ async def test_acting_on_links_and_log(served: Served) -> None:
     assert (await served.keyed("POST", drill, began, JSON)).status == 404, "on the socket only"
     told = await served.call("POST", "/v1/peers/hub/resync", b'{"confirmed":false}', JSON)
     assert told.json() == {"peer": "hub", "message": "nothing would be sent again", "done": False}
+    forget = "/v1/peers/old/forget"
+    would = await served.call("POST", forget, b'{"confirmed":false}', JSON)
+    assert would.json() == {"peer": "old", "records": 12, "bytes": 345, "done": False}
+    assert (await served.call("POST", forget, b'{"confirmed":true}', JSON)).json()["done"] is True
+    assert (await served.call("POST", forget, b'{"confirmed":true}', JSON)).status == 404
+    configured = await served.call("POST", "/v1/peers/hub/forget", b'{"confirmed":true}', JSON)
+    assert (configured.status, configured.json()["error"]) == (409, "diverged")
     put(served, "orders", b"1")
     put(served, "orders", b"2")
     would = await served.call("POST", "/v1/log/trim", b'{"before":2}', JSON)

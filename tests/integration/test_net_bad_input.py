@@ -18,6 +18,7 @@ from twisted.logger import LogLevel, globalLogPublisher
 
 from linkd.config import PeerSettings
 from linkd.core.wire import Ack, Generation, Goodbye, encode
+from linkd.errors import Unavailable
 from linkd.net.dialer import LinkDialer, Origin
 from linkd.net.identity import prove
 from linkd.net.listener import Listener
@@ -412,3 +413,84 @@ async def test_a_busy_node_says_when(hub: Hub) -> None:
     await hub.near.until("failed", reactor)
     failure = hub.near.failures[0]
     assert (failure.kind, failure.reason, failure.retry_after) == ("busy", "busy", 7.0)
+
+
+ASK = b"POST /ask HTTP/1.1\r\nHost: hub\r\nContent-Length: 2\r\n\r\n"
+
+
+def asked(hub: Hub) -> list[tuple[bytes, Deferred[tuple[int, bytes]]]]:
+    """Have `/ask` answered when the test says so; return what was asked."""
+    waiting: list[tuple[bytes, Deferred[tuple[int, bytes]]]] = []
+
+    def ask(body: bytes, _: str) -> Deferred[tuple[int, bytes]]:
+        waiting.append((body, Deferred()))
+        return waiting[-1][1]
+
+    hub.listener.posts["/ask"] = ask
+    return waiting
+
+
+async def turn() -> None:
+    """Let the reactor read what was sent."""
+    later: Deferred[None] = Deferred()
+    reactor.callLater(0.05, later.callback, None)
+    await later
+
+
+@pytest_twisted.ensureDeferred
+async def test_posts_are_answered_one_after_another_then_the_upgrade(hub: Hub) -> None:
+    await hub.link_up()
+    waiting = asked(hub)
+    raw = await hub.raw()
+    raw.write(ASK + b"{}" + ASK + b"[]")
+    await turn()
+    assert [body for body, _ in waiting] == [b"{}"]
+    waiting[0][1].callback((200, b"first"))
+    await raw.until(b"first")
+    assert [body for body, _ in waiting] == [b"{}", b"[]"]
+    waiting[1][1].callback((200, b"second"))
+    await raw.until(b"second")
+    raw.heard = b""
+    raw.write(upgrade("other", await nonce(raw)))
+    await raw.until(b"101 Switching")
+    raw.transport.abortConnection()  # type: ignore[union-attr]
+    await raw.closed.addTimeout(8, reactor)
+    await hub.unharmed()
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_answer_for_one_who_has_gone_is_dropped(hub: Hub) -> None:
+    await hub.link_up()
+    waiting = asked(hub)
+    raw = await hub.raw()
+    raw.write(ASK + b"{}")
+    await turn()
+    raw.transport.abortConnection()  # type: ignore[union-attr]
+    await raw.closed.addTimeout(8, reactor)
+    await turn()
+    waiting[0][1].callback((200, b"late"))
+    await hub.unharmed()
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_answer_that_cannot_be_given_is_a_503(hub: Hub) -> None:
+    await hub.link_up()
+    waiting = asked(hub)
+    raw = await hub.raw()
+    raw.write(ASK + b"{}")
+    await turn()
+    waiting[0][1].errback(Unavailable("256 calls wait already"))
+    assert (await raw.until(b"503")).startswith(b"HTTP/1.1 503 ")
+    await raw.closed.addTimeout(8, reactor)
+    await hub.unharmed()
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_comes_ahead_of_an_answer_is_bounded(hub: Hub) -> None:
+    await hub.link_up()
+    asked(hub)
+    raw = await hub.raw()
+    raw.write(ASK + b"{}" + b"x" * 100_000)
+    assert b"431" in await raw.until(b"431")
+    await hub.closed(raw, "protocol")
+    await hub.unharmed()

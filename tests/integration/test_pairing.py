@@ -209,10 +209,13 @@ async def test_a_certificate_is_renewed_before_it_ends(hub: Hub, edge: Config) -
     assert due(peer, state, time.time() + 200 * 86_400) is None
     assert due(peer, state, time.time() + 250 * 86_400) == done.expires
     hub.wall_ahead = 100 * 86_400
+    with pytest.raises(PairingRefused, match="too early"):
+        await within(deferToThread(renew, peer))
+    hub.wall_ahead = 245 * 86_400
     fresh = await within(deferToThread(renew, peer))
-    assert fresh - done.expires > 99 * 86_400
+    assert fresh - done.expires > 244 * 86_400
     assert due(peer, state, time.time() + 250 * 86_400) is None
-    hub.wall_ahead = 500 * 86_400
+    hub.wall_ahead = 700 * 86_400
     with pytest.raises(PairingRefused, match="has expired"):
         await within(deferToThread(renew, peer))
 

@@ -28,7 +28,7 @@ def test_a_hub_from_nothing_is_paired_with_on_its_socket_alone() -> None:
         assert not (hub.directory / "state").exists()
         hub.start()
         made = sorted(each.name for each in (hub.directory / "state" / "pairing").iterdir())
-        assert made == ["ca.crt", "ca.key", "hub.crt", "hub.key", "revoked.crl"]
+        assert made == ["ca.crt", "ca.key", "hub.crt", "hub.key", "issued.json", "revoked.crl"]
         for method, path in PATHS:
             status, said = fetch(
                 api, method, path, b'{"name":"edge"}' if "invite" in path else None

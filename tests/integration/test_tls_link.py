@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import pytest_twisted
 import trustme
 from twisted.internet import reactor as global_reactor
+from twisted.internet.defer import maybeDeferred
 from twisted.internet.threads import deferToThread
 
 from linkd.config import Config, PeerSettings, files, load
@@ -250,7 +252,10 @@ class PairedHub:
         self.nodes = Nodes("hub", {})
         hooks = Hooks(lambda: self.config, lambda: self.tls.leaf, self.reload, self.drop)
         self.pairing = Pairing(hooks, directory / "linkd.d", time.monotonic, time.time)
-        self.listener = Listener(self.nodes, self.config, reactor, self.tls, self.pairing.posts)
+        posts = {
+            path: partial(maybeDeferred, answer) for path, answer in self.pairing.posts.items()
+        }
+        self.listener = Listener(self.nodes, self.config, reactor, self.tls, posts)
         self.listener.start()
 
     def reload(self) -> None:

@@ -51,6 +51,7 @@ class FakeNode:
         self.on_measured: list[Any] = []
         self.told: list[tuple[str, dict[str, Any]]] = []
         self.kicked: list[str] = []
+        self.absent = {"old": (12, 345)}
         self.recorded: list[Outage] = []
         self._waits: list[tuple[str, int, Deferred[None]]] = []
         self._events: list[Event] = []
@@ -205,6 +206,14 @@ class FakeNode:
         if peer == "stubborn":
             raise LinkdError("this link has nothing to resync")
         return succeed("nothing would be sent again")
+
+    def forget_peer(self, peer: str, confirmed: bool) -> tuple[int, int]:
+        if peer in self.links:
+            raise LinkdError(f"{peer} is configured")
+        owed = self.absent[peer]
+        if confirmed:
+            del self.absent[peer]
+        return owed
 
     def trim(self, before: int, confirmed: bool) -> tuple[int, int]:
         if confirmed:

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import random
+import ssl
 from pathlib import Path
 
 import msgspec
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from linkd.config import Config, ListenSettings, NodeSettings
-from linkd.errors import ConfigError, StateTooNew
-from linkd.net.certificates import certificate_names, load_certificates, load_revocation_lists
+from linkd import events
+from linkd.config import Config, ListenSettings, NodeSettings, PeerSettings
+from linkd.errors import ConfigError, StateTooNew, Unavailable
+from linkd.net.certificates import (
+    certificate_names,
+    load_certificates,
+    load_revocation_lists,
+    names_host,
+)
 from linkd.net.tls import ServerTls
 from linkd.pairing import (
     Authority,
@@ -24,12 +32,15 @@ from linkd.pairing import (
     PairingRefused,
     decode_code,
     encode_code,
+    joining,
     local_call,
+    messages,
     prepare,
 )
 from linkd.pairing.addresses import host_of, public_address
 from linkd.pairing.files import write_whole
 from linkd.pairing.joining import make_request
+from linkd.preflight import file_troubles
 
 CODE = Code("edge-1", "hub.example.net:9443", bytes(range(10)), bytes(range(10, 20)))
 NAMES = st.from_regex(r"[a-z0-9][a-z0-9.-]{0,62}", fullmatch=True)
@@ -214,13 +225,15 @@ class Desk:
     """A `Pairing` on clocks that a test moves, without any listener."""
 
     def __init__(self, directory: Path, listen: ListenSettings | None) -> None:
+        self.wall = Wall()
+        self.peers: tuple[PeerSettings, ...] = ()
         (directory / "state").mkdir(parents=True)
         node = NodeSettings(name="hub", state_dir=str(directory / "state"))
         self.config = Config(node=node, listen=listen)
         self.now = 1000.0
         self.ended: list[str] = []
         hooks = Hooks(lambda: self.config, self._leaf, lambda: None, self.ended.append)
-        self.pairing = Pairing(hooks, directory / "linkd.d", lambda: self.now, Wall())
+        self.pairing = Pairing(hooks, directory / "linkd.d", lambda: self.now, self.wall)
 
     def _leaf(self) -> x509.Certificate | None:
         listen = self.config.listen
@@ -365,3 +378,251 @@ def test_a_listener_that_still_runs_without_tls(desk: Desk) -> None:
     desk.pairing._hooks = Hooks(lambda: desk.config, lambda: None, lambda: None, desk.ended.append)
     with pytest.raises(PairingRefused, match="restart linkd"):
         desk.pairing.invite("edge-1", "127.0.0.1")
+
+
+DAY = 86_400.0
+IN_1970 = 70 * DAY
+
+
+class Edge:
+    """A paired peer's key, and what it asks when it renews."""
+
+    def __init__(self, desk: Desk) -> None:
+        desk.enable()
+        peer = PeerSettings(name="edge-1")
+        desk.config = msgspec.structs.replace(desk.config, peers=(peer,))
+        self.desk = desk
+        self.key = ec.generate_private_key(ec.SECP256R1())
+        request = x509.load_pem_x509_csr(make_request(self.key, "edge-1").encode())
+        self.authority = desk.pairing._open_authority()
+        self.certificate = self.authority.issue(request, "edge-1")
+
+    def renew(
+        self, certificate: str | None = None, key: ec.EllipticCurvePrivateKey | None = None
+    ) -> tuple[int, str]:
+        """Ask for a renewal; return the status, and the certificate or the refusal."""
+        leaf = self.desk._leaf()
+        assert leaf is not None
+        request = make_request(key or self.key, "edge-1")
+        der = leaf.public_bytes(serialization.Encoding.DER)
+        text = messages.renewal_text(der, request)
+        signature = self.key.sign(text, ec.ECDSA(hashes.SHA256())).hex()
+        ask = messages.AskRenewal(certificate or self.certificate, request, signature)
+        self.desk.now += 10.0
+        status, body = self.desk.pairing.post(
+            "/pair", msgspec.json.encode(ask), "192.0.2.7", self.desk.now
+        )
+        answer = msgspec.json.decode(body)
+        return status, answer.get("certificate") or answer["message"]
+
+
+@pytest.fixture
+def edge(desk: Desk) -> Edge:
+    return Edge(desk)
+
+
+def test_a_renewal_is_refused_before_a_third_is_left(edge: Edge) -> None:
+    status, message = edge.renew()
+    assert (status, message.partition(":")[0]) == (403, "it is too early")
+    edge.desk.wall.now += 240 * DAY
+    assert edge.renew()[0] == 403
+    edge.desk.wall.now += 3 * DAY
+    assert edge.renew()[0] == 200
+
+
+def test_a_certificate_is_renewed_once_however_often_it_is_asked_for(edge: Edge) -> None:
+    edge.desk.wall.now += 250 * DAY
+    status, fresh = edge.renew()
+    assert status == 200
+    before = (edge.desk.pairing._place / "issued.json").read_bytes()
+    for _ in range(20):
+        assert edge.renew() == (200, fresh)
+    assert (edge.desk.pairing._place / "issued.json").read_bytes() == before
+    again = Authority(edge.desk.pairing._place, "hub", edge.desk.wall)
+    entry = again.good(x509.load_pem_x509_certificate(edge.certificate.encode()))
+    assert entry is not None
+    assert again.renew(entry, csr()) == fresh
+    assert edge.renew(fresh)[0] == 403  # its own third is not left yet
+    for _ in range(30):
+        edge.desk.wall.now += 245 * DAY
+        status, fresh = edge.renew(fresh)
+        assert status == (200 if edge.desk.wall.now < edge.authority.expires - DAY else 403)
+        if status != 200:
+            break
+        assert len(edge.authority.issued) <= 2
+
+
+def test_a_renewal_is_for_the_same_key(edge: Edge) -> None:
+    edge.desk.wall.now += 250 * DAY
+    status, message = edge.renew(key=ec.generate_private_key(ec.SECP256R1()))
+    assert (status, message) == (403, "the request is not for the certificate's own key")
+
+
+def test_a_new_pairing_revokes_what_the_name_had(authority: Authority, tmp_path: Path) -> None:
+    first = x509.load_pem_x509_certificate(authority.issue(csr(), "edge-1").encode())
+    other = x509.load_pem_x509_certificate(authority.issue(csr("edge-2"), "edge-2").encode())
+    second = x509.load_pem_x509_certificate(authority.issue(csr(), "edge-1").encode())
+    assert authority.good(first) is None
+    assert authority.good(second) is not None
+    assert authority.good(other) is not None
+    (revoked,) = load_revocation_lists(tmp_path / "pairing" / "revoked.crl")
+    assert [each.serial_number for each in revoked] == [first.serial_number]
+
+
+def test_no_authority_is_founded_in_1970(tmp_path: Path, wall: Wall) -> None:
+    config = hub_config(tmp_path)
+    right, wall.now = wall.now, IN_1970
+    with pytest.raises(Unavailable, match="clock shows 1970-03-12 00:00 UTC, which is before"):
+        prepare(config, wall)
+    assert list((tmp_path / "state" / "pairing").iterdir()) == []
+    wall.now = right
+    assert prepare(config, wall)
+    authority = Authority(tmp_path / "state" / "pairing", "hub", wall)
+    assert authority.expires > right + 3649 * DAY
+
+
+def test_an_authority_signs_nothing_while_the_clock_is_wrong(
+    authority: Authority, wall: Wall
+) -> None:
+    wall.now = IN_1970
+    with pytest.raises(ConfigError, match=r"ca.crt: this authority is valid from 2027-01-14"):
+        authority.issue(csr(), "edge-1")
+    with pytest.raises(ConfigError, match=r"clock shows 1970-03-12"):
+        authority.hub_certificate(["hub.example.net"])
+    assert authority.issued == []
+
+
+def test_an_authority_of_1970_signs_nothing(tmp_path: Path, wall: Wall) -> None:
+    right, wall.now = wall.now, 1_794_000_000.0
+    authority = Authority(tmp_path / "pairing", "hub", wall)
+    wall.now = right + 3650 * DAY
+    with pytest.raises(ConfigError, match="pair all peers again"):
+        authority.issue(csr(), "edge-1")
+
+
+def test_nobody_is_invited_under_an_expired_authority_or_one_of_tomorrow(desk: Desk) -> None:
+    desk.enable()
+    now = desk.wall.now
+    for wrong in (now + 3651 * DAY, now - 2 * DAY, IN_1970):
+        desk.wall.now = wrong
+        with pytest.raises(PairingRefused, match=r"ca.crt: this authority is valid from"):
+            desk.pairing.invite("edge-1", "127.0.0.1")
+    desk.wall.now = now
+    assert desk.pairing.invite("edge-1", "127.0.0.1")
+
+
+def test_a_certificate_ends_no_later_than_its_authority(authority: Authority, wall: Wall) -> None:
+    wall.now += 3600 * DAY
+    leaf = x509.load_pem_x509_certificate(authority.issue(csr(), "edge-1").encode())
+    assert leaf.not_valid_after_utc == authority.certificate.not_valid_after_utc
+
+
+def test_an_authority_that_ends_is_warned_of(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[dict[str, object]] = []
+    monkeypatch.setattr(events, "emit", lambda event, **fields: lines.append(fields))
+    desk.enable()
+    desk.pairing.renew_own()
+    assert lines == []
+    desk.wall.now += 3500 * DAY
+    desk.pairing.renew_own()
+    assert [str(line["certificate"]).rpartition("/")[2] for line in lines] == ["ca.crt"]
+    assert lines[0]["days"] == 150.0
+
+
+def hub_config(folder: Path) -> Config:
+    place = folder / "state" / "pairing"
+    listen = ListenSettings(
+        address="0.0.0.0:9443",
+        certificate=str(place / "hub.crt"),
+        key=str(place / "hub.key"),
+        client_ca=str(place / "ca.crt"),
+    )
+    return Config(node=NodeSettings(name="hub", state_dir=str(folder / "state")), listen=listen)
+
+
+@pytest.mark.parametrize("name", ["hub.crt", "hub.key", "ca.crt", "revoked.crl"])
+@pytest.mark.parametrize("content", [b"", bytes(1000), None])
+def test_a_damaged_file_is_made_again(
+    tmp_path: Path, wall: Wall, name: str, content: bytes | None
+) -> None:
+    config, place = hub_config(tmp_path), tmp_path / "state" / "pairing"
+    prepare(config, wall)
+    authority = Authority(place, "hub", wall)
+    authority.hub_certificate(["hub.example.net"])
+    revoked = x509.load_pem_x509_certificate(authority.issue(csr(), "edge-1").encode())
+    authority.revoke("edge-1")
+    kept = x509.load_pem_x509_certificate(authority.issue(csr("edge-2"), "edge-2").encode())
+    if content is None:
+        (place / name).unlink()
+    else:
+        (place / name).write_bytes(content)
+    assert prepare(config, wall)
+    assert not prepare(config, wall)
+    assert file_troubles(config) == []
+    leaf = load_certificates(place / "hub.crt")[0]
+    assert names_host(leaf, "hub.example.net")
+    ca = load_certificates(place / "ca.crt")[0]
+    leaf.verify_directly_issued_by(ca)
+    kept.verify_directly_issued_by(ca)
+    assert config.listen is not None
+    ServerTls(config.listen, place, wall)
+    (lists,) = load_revocation_lists(place / "revoked.crl")
+    assert lists.get_revoked_certificate_by_serial_number(revoked.serial_number) is not None
+
+
+def test_a_file_that_cannot_be_read_is_not_made_again(
+    tmp_path: Path, wall: Wall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, place = hub_config(tmp_path), tmp_path / "state" / "pairing"
+    prepare(config, wall)
+    before = (place / "hub.crt").read_bytes()
+
+    def refuse(_: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", refuse)
+        assert not prepare(config, wall)
+        assert file_troubles(config) != []
+    assert (place / "hub.crt").read_bytes() == before
+
+
+def test_a_hub_that_was_off_for_years_has_a_new_certificate_before_it_listens(
+    tmp_path: Path, wall: Wall
+) -> None:
+    config, place = hub_config(tmp_path), tmp_path / "state" / "pairing"
+    prepare(config, wall)
+    wall.now += 400 * DAY
+    assert prepare(config, wall)
+    assert load_certificates(place / "hub.crt")[0].not_valid_after_utc.timestamp() > wall.now
+    before = (place / "hub.crt").read_bytes()
+    wall.now += 4000 * DAY  # the authority has ended too: its other links must still come up
+    assert not prepare(config, wall)
+    assert (place / "hub.crt").read_bytes() == before
+
+
+def test_joining_from_a_host_in_1970_blames_its_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(joining, "wall", lambda: IN_1970)
+    node = NodeSettings(name="edge-1", state_dir=str(tmp_path))
+    with pytest.raises(ConfigError, match="this host's clock shows 1970-03-12 00:00 UTC"):
+        joining.join(encode_code(CODE), Config(node=node), tmp_path / "linkd.d")
+
+
+@pytest.mark.parametrize(("number", "word"), [(9, "not yet valid"), (10, "has expired")])
+def test_a_hub_whose_certificate_is_of_another_time_is_no_attack(
+    monkeypatch: pytest.MonkeyPatch, number: int, word: str
+) -> None:
+    error = ssl.SSLCertVerificationError()
+    error.verify_code, error.verify_message = number, f"certificate is {word}"
+
+    def connect(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(joining.http.client.HTTPSConnection, "connect", connect)
+    trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    url = joining.parse_url(CODE.url)
+    with pytest.raises(PairingRefused, match=f"{word} by this host's clock, which shows") as caught:
+        joining._exchange(url, trusting, lambda _: messages.AskAuthority(), messages.Vouched)
+    assert "stand in between" not in str(caught.value)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509 import load_pem_x509_csr
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 
@@ -19,6 +20,7 @@ from linkd.config import Config
 from linkd.config.settings import NodeSettings, PeerSettings
 from linkd.errors import ConfigError
 from linkd.pairing import Authority, Renewal
+from linkd.pairing import renewal as renewals
 from linkd.pairing.joining import make_request
 from linkd.pairing.renewal import CHECK_INTERVAL
 
@@ -31,14 +33,17 @@ class Scene:
     def __init__(self, directory: Path) -> None:
         self.clock: Any = Clock()
         self.days = 0.0
-        self.asked: list[tuple[str, Deferred[float]]] = []
+        self.asked: list[str] = []
+        self.answer: float | Exception = 0.0
+        self.held: Deferred[None] | None = None
         self.lines: list[dict[str, Any]] = []
         self.own_fails: Exception | None = None
         self.owns = 0
         state = directory / "state"
         place = state / "pairing"
         state.mkdir()
-        authority = Authority(directory / "hub", "hub", self.wall)
+        self.authority = authority = Authority(directory / "hub", "hub", self.wall)
+        self.ca = place / "to-hub.ca"
         key = ec.generate_private_key(ec.SECP256R1())
         request = load_pem_x509_csr(make_request(key, "edge").encode())
         place.mkdir()
@@ -54,22 +59,34 @@ class Scene:
             key=str(place / "to-hub.key"),
         )
         elsewhere = PeerSettings(name="other", certificate=str(directory / "not-ours.crt"))
+        with_secret = PeerSettings(name="third", secret_file="/nowhere")
         node = NodeSettings(name="edge", state_dir=str(state))
-        config = Config(node=node, peers=(paired, elsewhere))
-        self.renewal = Renewal(lambda: config, self.wall, self.in_thread, self.own)
+        config = Config(node=node, peers=(paired, elsewhere, with_secret))
+        self.config = config
+        self.renewal = Renewal(lambda: self.config, self.wall, self.in_thread, self.own)
+
+    def trust_authority(self) -> None:
+        self.ca.write_text(self.authority.certificate_pem)
+        paired = msgspec.structs.replace(self.config.peers[0], ca=str(self.ca))
+        self.config = msgspec.structs.replace(self.config, peers=(paired,))
 
     def wall(self) -> float:
         return time.time() + self.days * DAY
 
-    def in_thread(self, _: object, peer: PeerSettings) -> Deferred[float]:
-        done: Deferred[float] = Deferred()
-        self.asked.append((peer.name, done))
-        return done
+    def in_thread(self, call: Callable[..., object], *arguments: object) -> Deferred[Any]:
+        done = maybeDeferred(call, *arguments)
+        held = self.held
+        return done if held is None else held.addCallback(lambda _: done)
 
-    def own(self) -> None:
+    def renew(self, peer: PeerSettings) -> float:
+        self.asked.append(peer.name)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    def own(self) -> Deferred[None]:
         self.owns += 1
-        if self.own_fails is not None:
-            raise self.own_fails
+        return succeed(None) if self.own_fails is None else fail(self.own_fails)
 
     def hour(self) -> None:
         """Let an hour pass."""
@@ -82,8 +99,9 @@ class Scene:
 
 
 @pytest.fixture
-def scene(tmp_path: Path) -> Iterator[Scene]:
+def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
     made = Scene(tmp_path)
+    monkeypatch.setattr(renewals, "renew", made.renew)
     note: Any = made.lines.append
     globalLogPublisher.addObserver(note)
     yield made
@@ -109,20 +127,28 @@ def test_renewed_once_less_than_a_third_is_left(scene: Scene) -> None:
     assert scene.asked == []
     scene.days = 246.0
     scene.hour()
-    ((name, done),) = scene.asked
-    assert name == "hub"
-    scene.hour()
-    assert len(scene.asked) == 1  # the first one is still under way
-    done.callback(scene.wall() + 365 * DAY)
+    assert scene.asked == ["hub"]
     assert scene.events() == ["tls.loaded"]
+
+
+def test_one_that_is_under_way_is_not_begun_again(scene: Scene) -> None:
+    scene.days = 300.0
+    scene.held = held = Deferred()
+    scene.renewal.start(scene.clock)
+    scene.hour()
+    assert scene.asked == ["hub"]
+    scene.held = None
+    held.callback(None)
+    scene.hour()
+    assert scene.asked == ["hub", "hub"]
 
 
 def test_what_fails_is_said_and_tried_again(scene: Scene) -> None:
     scene.days = 300.0
+    scene.answer = ConfigError("hub:9443 does not answer")
     scene.renewal.start(scene.clock)
     for count in range(1, 4):
         assert len(scene.asked) == count
-        scene.asked[-1][1].errback(ConfigError("hub:9443 does not answer"))
         (line,) = scene.lines
         assert line["event"] == "tls.expiring"
         assert "could not be renewed: hub:9443 does not answer" in line["detail"]
@@ -130,6 +156,18 @@ def test_what_fails_is_said_and_tried_again(scene: Scene) -> None:
         scene.lines.clear()
         scene.hour()
     assert len(scene.asked) == 4
+
+
+def test_the_authority_that_a_peer_is_trusted_by_is_watched_too(scene: Scene) -> None:
+    scene.trust_authority()
+    scene.days = 3650.0 - 15.0
+    scene.renewal.start(scene.clock)
+    assert "tls.expiring" not in scene.events()
+    scene.days += 2.0
+    scene.hour()
+    (line,) = [line for line in scene.lines if line["event"] == "tls.expiring"]
+    assert (line["event"], line["certificate"]) == ("tls.expiring", str(scene.ca))
+    assert 12.0 < line["days"] < 14.0
 
 
 def test_files_that_cannot_be_read_do_not_stop_it(scene: Scene) -> None:
@@ -142,7 +180,7 @@ def test_files_that_cannot_be_read_do_not_stop_it(scene: Scene) -> None:
     scene.own_fails = None
     scene.certificate.write_text(kept)
     scene.hour()
-    assert [name for name, _ in scene.asked] == ["hub"]
+    assert scene.asked == ["hub"]
 
 
 def test_stopped_it_looks_no_more(scene: Scene) -> None:

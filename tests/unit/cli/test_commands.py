@@ -384,6 +384,32 @@ def test_acting_commands(daemon: HttpDaemon, capsys: pytest.CaptureFixture[str])
     assert main(["kick", "nobody"]) == 4
 
 
+def test_peers_that_are_missing(daemon: HttpDaemon, capsys: pytest.CaptureFixture[str]) -> None:
+    absent = {
+        "peer": "hub", "next": 1, "owed_records": 10, "owed_bytes": 190, "absent_seconds": 5.0,
+        "forgotten_seconds": 86395.0,
+    }  # fmt: skip
+    daemon.answers |= {
+        "GET /v1/status": (200, status() | {"absent": [absent]}),
+        "POST /v1/peers/hub/forget": (200, {"peer": "hub", "records": 10, "bytes": 190}),
+    }
+    assert main(["peers"]) == 0  # also where there is no pairing
+    said = capsys.readouterr()
+    assert "linkd peers --forget NAME" in said.err
+    assert said.out.split("\n")[1].split()[:3] == ["hub", "10", "190"]
+    assert main(["peers", "--json"]) == 0
+    row = msgspec.json.decode(capsys.readouterr().out)
+    assert (row["name"], row["state"], row["owed_records"]) == ("hub", "absent", 10)
+    assert main(["peers", "--forget", "hub"]) == 1
+    assert daemon.asked[-1].body == b'{"confirmed":false}'
+    assert "hub is owed 10 records (190 bytes), which it would" in capsys.readouterr().out
+    assert main(["peers", "--forget", "hub", "--yes"]) == 0
+    assert daemon.asked[-1].body == b'{"confirmed":true}'
+    assert main(["peers", "--forget", "nobody"]) == 4
+    daemon.answers["GET /v1/pairing/peers"] = (500, {"error": "internal"})
+    assert main(["peers"]) == 4
+
+
 def test_the_dashboards_address_comes_from_the_configuration(
     daemon: HttpDaemon, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

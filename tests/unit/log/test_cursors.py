@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import apsw
+import msgspec
 import pytest
 
 from linkd.errors import LogDamaged, StateTooNew
@@ -91,6 +92,11 @@ def test_what_was_set_is_there_after_a_restart(pair: Pair) -> None:
     assert cursors.consumers() == {BILLING.key: BILLING}
     assert cursors.outages() == [(1, b"one"), (2, b"two")]
     assert cursors.told == []
+
+
+def test_a_peer_noted_before_absence_was_known_is_read() -> None:
+    row = msgspec.msgpack.encode({"peer": "hub", "made": 1, "acked": 9})
+    assert msgspec.msgpack.decode(row, type=PeerCursor) == PeerCursor("hub", 1, 9, None)
 
 
 def test_what_was_removed_stays_away(pair: Pair) -> None:

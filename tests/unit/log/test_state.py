@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from linkd.core.batch import NOWHERE, Batch
+from linkd.core.batch import NOWHERE, Batch, Origin
 from linkd.errors import Gap
-from linkd.log.state import MAX_EPOCHS, State
+from linkd.log.origins import Verdict
+from linkd.log.state import MAX_EPOCHS, State, take_back
 from linkd.log.tail import Tail
 
 
@@ -28,6 +29,49 @@ def test_of_too_many_epochs_the_empty_ones_go_first_and_then_the_oldest() -> Non
     assert len(kept) == MAX_EPOCHS
     assert kept[-1] == f"busy{MAX_EPOCHS + 49}"
     assert "first" not in kept
+
+
+def test_the_last_offset_of_each_own_channel_is_known_within_an_epoch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = State("log")
+    own.open_epoch("one", 1)
+    assert [own.follow_on("a", 2, 1.0), own.follow_on("b", 3, 2.0)] == [0, 0]
+    assert own.follow_on("a", 4, 3.0) == 2
+    own.undo = []
+    assert [own.follow_on("a", 5, 4.0), own.follow_on("c", 6, 4.0)] == [4, 0]
+    take_back(own.undo)
+    assert own.follow_on("a", 5, 4.0) == 4
+    own.forget_channels(3.0)
+    assert [own.follow_on("b", 7, 5.0), own.follow_on("a", 8, 5.0)] == [None, 5]
+    own.forget_channels(100.0)
+    assert own.follow_on("a", 9, 101.0) is None
+    own.open_epoch("two", 10)
+    assert own.follow_on("a", 10, 102.0) == 0
+    monkeypatch.setattr("linkd.log.state.MAX_CHANNELS", 1)
+    assert [own.follow_on(name, 11, 103.0) for name in "bab"] == [None, None, None]
+
+
+def test_own_records_that_come_back_are_left_out_and_proven_where_this_log_reached() -> None:
+    own = State("log")
+    own.open_epoch("one", 1)
+    own.next = 5
+    own.open_epoch("two", 7)
+    own.next = 9
+
+    def back(epoch: str, first: int, count: int) -> Verdict | None:
+        origin = Origin("here", "log", epoch, first)
+        return own.admit(Batch(0, "a", count, b"", 1.0, origin), 1.0)
+
+    for epoch, first, count, proven in (
+        ("one", 1, 4, True),
+        ("one", 6, 2, False),
+        ("two", 7, 2, True),
+        ("two", 6, 2, False),
+        ("two", 8, 2, False),
+        ("three", 1, 1, False),
+    ):
+        assert back(epoch, first, count) == Verdict((), is_proven=proven)
 
 
 def batch(offset: int, count: int = 1, size: int = 10) -> Batch:

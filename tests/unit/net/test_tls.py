@@ -14,6 +14,7 @@ from twisted.python.failure import Failure
 
 from linkd.config import ListenSettings, PeerSettings
 from linkd.errors import AttemptFailed, ConfigError
+from linkd.net import tls as tls_module
 from linkd.net import tls_reasons
 from linkd.net.certificates import (
     certificate_names,
@@ -254,3 +255,32 @@ def test_one_certificate_can_stand_for_its_authority(pair: Pair) -> None:
     failure = tls_lab.shake(server, pair.dialer(ca=str(alone)))
     assert failure is not None
     assert "authority" in failure.detail
+
+
+def test_files_that_cannot_be_used_are_complained_of_once_and_tried_again(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tls = pair.listen()
+    lines: list[str] = []
+    monkeypatch.setattr(tls_module.events, "emit", lambda event, **_: lines.append(event))
+    assert tls.complaint is None
+
+    def denied(*_: object) -> None:
+        raise ConfigError("hub.key: cannot read it: Permission denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tls_module, "load_key_pair", denied)
+        tls.check()  # nothing has changed that `stat` shows
+        assert tls.complaint is None
+        tls.reload()
+        for _ in range(3):
+            tls.check()
+    assert tls.complaint == (
+        "hub.key: cannot read it: Permission denied; the certificate in force stays"
+    )
+    assert lines == ["tls.kept"]
+    tls.check()  # a `chmod` has changed no time that is looked at
+    assert tls.complaint is None
+    assert lines == ["tls.kept", "tls.loaded"]
+    tls.check()
+    assert lines == ["tls.kept", "tls.loaded"]

@@ -1,0 +1,129 @@
+"""The API's socket file comes back where something removes it."""
+
+from __future__ import annotations
+
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor as global_reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.protocol import Factory, Protocol
+from twisted.logger import globalLogPublisher
+
+from linkd.api.socket_file import SocketFile
+
+reactor: Any = global_reactor
+
+
+class Listening:
+    """A socket file, what was logged of it, and callers."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        factory = Factory.forProtocol(Protocol)
+        factory.noisy = False
+        self.file = SocketFile(reactor, path, factory)
+        self.lines: list[dict[str, Any]] = []
+        globalLogPublisher.addObserver(self.lines.append)
+
+    def answers(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as caller:
+            try:
+                caller.connect(str(self.path))
+            except OSError:
+                return False
+            return True
+
+    def logged(self) -> list[tuple[str, str]]:
+        found = [
+            (line["log_level"].name, line["detail"])
+            for line in self.lines
+            if line.get("event") == "api.socket-lost"
+        ]
+        self.lines.clear()
+        return found
+
+
+@pytest.fixture
+def listening(tmp_path: Path) -> Iterator[Listening]:
+    made = Listening(tmp_path / "l.sock")
+    yield made
+    globalLogPublisher.removeObserver(made.lines.append)
+    pytest_twisted.blockon(made.file.stopListening())
+
+
+async def turn() -> None:
+    """Let the reactor end what was closed."""
+    later: Deferred[None] = Deferred()
+    reactor.callLater(0.01, later.callback, None)
+    await later
+
+
+def test_a_file_that_is_there_is_left_alone(listening: Listening) -> None:
+    inode = listening.path.stat().st_ino
+    listening.file.check()
+    assert listening.path.stat().st_ino == inode
+    assert listening.logged() == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_file_that_was_removed_is_made_again(listening: Listening) -> None:
+    listening.path.unlink()
+    assert not listening.answers()
+    listening.file.check()
+    await turn()
+    assert listening.answers()
+    assert stat.S_IMODE(listening.path.stat().st_mode) == 0o660
+    assert listening.logged() == [("warn", "it was made again")]
+    listening.file.check()
+    assert listening.logged() == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_its_directory_too(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    listening = Listening(tmp_path / "run" / "l.sock")
+    listening.path.unlink()
+    listening.path.parent.rmdir()
+    listening.file.check()
+    await turn()
+    assert listening.answers()
+    globalLogPublisher.removeObserver(listening.lines.append)
+    await listening.file.stopListening()
+    assert not listening.path.exists()
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_another_has_put_there_stays(listening: Listening) -> None:
+    listening.path.unlink()
+    listening.path.write_text("precious")
+    listening.file.check()
+    listening.file.check()
+    ((level, detail),) = listening.logged()
+    assert (level, detail.partition("]")[2]) == ("error", " Address already in use")
+    assert listening.path.read_text() == "precious"
+    listening.path.unlink()
+    listening.file.check()
+    await turn()
+    assert listening.answers()
+    assert [level for level, _ in listening.logged()] == ["warn"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_another_daemons_socket_stays_at_the_end_too(tmp_path: Path) -> None:
+    listening = Listening(tmp_path / "l.sock")
+    listening.path.unlink()
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(listening.path))
+        other.listen()
+        listening.file.check()
+        ((level, detail),) = listening.logged()
+        assert (level, detail) == ("error", f"another daemon answers at {listening.path}")
+        await listening.file.stopListening()
+        assert listening.answers()
+    globalLogPublisher.removeObserver(listening.lines.append)

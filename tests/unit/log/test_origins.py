@@ -1,0 +1,229 @@
+"""Which records of other logs are here: intervals, their bounds, and what is forgotten."""
+
+from __future__ import annotations
+
+import pytest
+
+from linkd.core.batch import Origin
+from linkd.log import origins
+from linkd.log.origins import FOLD_SECONDS, MAX_INTERVALS, Origins, Undo, Verdict
+from linkd.log.state import take_back
+
+DAY = 86_400.0
+
+
+def admit(
+    known: Origins,
+    first: int,
+    count: int = 1,
+    after: int | None = None,
+    *,
+    log: str = "far",
+    epoch: str = "e",
+    channel: str = "c",
+    stamp: float = 0.0,
+) -> Verdict | None:
+    """Admit a batch."""
+    return known.admit(Origin("far", log, epoch, first, after), channel, count, stamp, [])
+
+
+def run_for(known: Origins, seconds: float, **key: str) -> None:
+    """Let the node run, with a commit every half hour."""
+    begin = known._stamp or 0.0
+    for half in range(1, int(seconds // 1800) + 1):
+        admit(known, 1, after=0, log="clock", stamp=begin + 1800.0 * half, **key)
+
+
+def test_batches_that_follow_each_other_are_one_interval() -> None:
+    known = Origins()
+    assert admit(known, 5, 2, 0) is None
+    assert admit(known, 20, 1, 6) is None
+    assert known.intervals("far", "e", "c") == (1, 20)
+    assert known.intervals("far", "e", "other") == ()
+    assert known.intervals("far", "other", "c") == ()
+    assert known.intervals("other", "e", "c") == ()
+    assert known.entries == 2
+
+
+def test_what_fills_a_hole_later_joins_its_neighbours_and_is_late() -> None:
+    known = Origins()
+    admit(known, 1, 1, 0)
+    assert admit(known, 9, 1, 5) is None
+    assert known.intervals("far", "e", "c") == (1, 1, 6, 9)
+    assert admit(known, 5, 1, 1) == Verdict(((0, 1),), late=1)
+    assert known.intervals("far", "e", "c") == (1, 9)
+
+
+def test_a_predecessor_that_is_not_known_claims_nothing() -> None:
+    for after in (None, 9, 50):
+        known = Origins()
+        admit(known, 1, 1, 0)
+        admit(known, 9, 2, after)
+        assert known.intervals("far", "e", "c") == (1, 1, 9, 10)
+        assert admit(known, 9, 1, 1) == Verdict(())
+        assert known.intervals("far", "e", "c") == (1, 10)
+
+
+def test_only_what_is_inside_is_left_out() -> None:
+    known = Origins()
+    admit(known, 3, 2)
+    admit(known, 8, 2)
+    assert admit(known, 1, 12) == Verdict(((0, 2), (4, 3), (9, 3)), late=5)
+    assert known.intervals("far", "e", "c") == (1, 12)
+    assert admit(known, 2, 5) == Verdict(())
+
+
+def test_an_older_epoch_s_record_is_late_where_a_newer_one_has_the_channel() -> None:
+    known = Origins()
+    admit(known, 1, epoch="a")
+    admit(known, 2, epoch="b")
+    assert admit(known, 3, epoch="a", channel="other") is None
+    admit(known, 9, epoch="b", channel="other")
+    assert admit(known, 4, 2, epoch="a", channel="other") == Verdict(((0, 2),), late=2)
+    assert admit(known, 3, 4, epoch="a", channel="other") == Verdict(((3, 1),), late=1)
+    assert admit(known, 3, epoch="a", channel="other") == Verdict(())
+
+
+def test_an_unknown_epoch_is_one_more() -> None:
+    known = Origins()
+    for number in range(66):
+        assert admit(known, number + 1, epoch=f"e{number}") is None
+    for number in range(66):
+        assert admit(known, number + 1, epoch=f"e{number}") == Verdict(())
+    assert [admit(known, 67 + n, epoch="e65") for n in range(10)] == [None] * 10
+
+
+def test_beyond_64_intervals_the_lowest_is_forgotten_and_what_comes_there_is_unproven() -> None:
+    known = Origins()
+    for number in range(MAX_INTERVALS + 1):
+        assert admit(known, 3 * number + 3) is None
+    assert len(known.intervals("far", "e", "c")) == 2 * MAX_INTERVALS
+    assert admit(known, 3) == Verdict(((0, 1),), is_proven=False, late=1)
+    assert admit(known, 4) == Verdict(((0, 1),), late=1)
+    assert admit(known, 2, channel="other") is None
+    again = Origins.restored(known.snapshot())
+    assert admit(again, 2) == Verdict(((0, 1),), is_proven=False, late=1)
+
+
+def test_an_epoch_that_was_left_is_folded_after_14_days_of_running_time() -> None:
+    known = Origins()
+    admit(known, 1, epoch="old")
+    admit(known, 5, epoch="new")
+    run_for(known, FOLD_SECONDS)
+    assert known.fold(2 * DAY) == 0
+    run_for(known, 3600.0)
+    assert known.fold(30 * DAY) == 0
+    assert known.fold(2 * DAY) == 1
+    assert known.fold(2 * DAY) == 0
+    for one in (known, Origins.restored(known.snapshot())):
+        assert admit(one, 1, 3, epoch="old") == Verdict(((0, 3),), is_proven=False)
+        assert admit(one, 5, epoch="new") == Verdict(())
+        assert one.entries == 4
+
+
+def test_time_in_which_the_node_was_off_does_not_count() -> None:
+    known = Origins()
+    admit(known, 1, epoch="old")
+    admit(known, 5, epoch="new")
+    admit(known, 6, epoch="new", stamp=100 * DAY)
+    admit(known, 7, epoch="new", stamp=50 * DAY)
+    assert known.running == 3600.0
+    assert known.fold(0.0) == 0
+
+
+def test_beyond_a_million_entries_the_epochs_left_longest_ago_are_folded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(origins, "MAX_ENTRIES", 100)
+    known = Origins()
+    for number in range(3):
+        for channel in range(20):
+            admit(known, 100 * number + channel + 1, epoch=f"e{number}", channel=f"c{channel}")
+            run_for(known, 1800.0)
+    assert known.entries == 65
+    for channel in range(20, 60):
+        assert admit(known, 300 + channel, epoch="e2", channel=f"c{channel}") is None
+    assert known.entries <= 100
+    assert admit(known, 1, epoch="e0", channel="c0") == Verdict(((0, 1),), is_proven=False)
+    assert admit(known, 101, epoch="e1", channel="c0") == Verdict(())
+    run_for(known, 1800.0)
+    for number in range(100):
+        admit(known, 1, epoch=f"more{number}", log="another")
+        assert known.entries <= 100
+    assert admit(known, 101, epoch="e1", channel="c0") == Verdict(((0, 1),), is_proven=False)
+
+
+def test_where_nothing_can_be_folded_what_arrives_is_stored_without_proof(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(origins, "MAX_ENTRIES", 4)
+    known = Origins()
+    for number in range(3):
+        assert admit(known, number + 1, after=0, channel=f"c{number}") is None
+    for _ in range(2):
+        assert admit(known, 9, after=0, channel="c9") == Verdict(((0, 1),), is_proven=False)
+    assert admit(known, 10, after=1, channel="c0") is None
+    assert admit(known, 7, after=0, channel="c7") == Verdict(((0, 1),), is_proven=False)
+    assert known.entries == 4
+
+
+def test_at_the_bound_a_log_that_is_long_unused_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(origins, "MAX_ENTRIES", 6)
+    known = Origins()
+    admit(known, 1, log="gone")
+    admit(known, 1, log="silent", stamp=3600.0)
+    run_for(known, FOLD_SECONDS)
+    assert admit(known, 1, log="more") is None
+    assert admit(known, 1, log="gone") == Verdict(((0, 1),), is_proven=False)
+    assert admit(known, 1, log="silent") == Verdict(())
+    assert known.entries == 6
+    assert "gone" not in known.snapshot().logs
+
+
+def test_epochs_that_are_remembered_as_folded_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(origins, "MAX_FOLDED", 2)
+    known = Origins()
+    for number in range(4):
+        admit(known, number + 1, epoch=f"e{number}")
+    run_for(known, FOLD_SECONDS + 3600.0)
+    assert known.fold(0.0) == 3
+    assert admit(known, 1, epoch="e0", channel="x") is None
+    assert admit(known, 2, epoch="e1") == Verdict(((0, 1),), is_proven=False)
+
+
+def test_what_did_not_reach_the_disk_is_taken_back() -> None:
+    known = Origins()
+    admit(known, 1, 2, 0)
+    before = known.snapshot().logs["far"].epochs["e"].channels
+    undo: Undo = []
+    known.admit(Origin("far", "far", "e", 3, 2), "c", 1, 0.0, undo)
+    known.admit(Origin("far", "far", "e", 9), "c", 1, 0.0, undo)
+    known.admit(Origin("far", "far", "e", 4), "new", 1, 0.0, undo)
+    known.admit(Origin("far", "other", "e", 4), "new", 1, 0.0, undo)
+    take_back(undo)
+    assert known.snapshot().logs["far"].epochs["e"].channels == before
+    assert known.entries == 2
+    assert admit(known, 4, channel="new") is None
+    assert admit(known, 4, channel="new", log="other") is None
+
+
+def test_a_snapshot_does_not_change_with_what_it_was_taken_of() -> None:
+    known = Origins()
+    admit(known, 1)
+    snapshot = known.snapshot()
+    restored = Origins.restored(snapshot)
+    admit(known, 2, channel="d")
+    admit(restored, 3, channel="d")
+    assert list(snapshot.logs["far"].epochs["e"].channels) == ["c"]
+    assert (known.entries, restored.entries) == (3, 3)
+
+
+def test_a_highest_offset_of_an_older_version_proves_nothing_below_it() -> None:
+    known = Origins()
+    known.adopt_highest("far", "new", 10, ("old",))
+    known.adopt_highest("far", "new", 7, ("old",))
+    assert admit(known, 5, epoch="new") == Verdict(((0, 1),), is_proven=False)
+    assert admit(known, 11, epoch="new", channel="other") is None
+    assert admit(known, 2, epoch="old") == Verdict(((0, 1),), is_proven=False)
+    assert admit(known, 5, epoch="new") == Verdict(())
+    assert known.entries == 3

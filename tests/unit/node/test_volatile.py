@@ -1,0 +1,62 @@
+"""Which volatile messages of others are new here."""
+
+from __future__ import annotations
+
+import pytest
+
+from linkd.core.batch import Draft
+from linkd.core.wire import Volatile
+from linkd.node import volatile
+from linkd.node.volatile import WINDOW, VolatileSequence, as_batch
+
+
+def message(sequence: int, channel: str = "t", node: str = "far", run: str = "r") -> Volatile:
+    """Return another node's message."""
+    return Volatile(channel, 1, b"\xc0", 1.0, None, node, run, sequence)
+
+
+def test_own_messages_are_numbered_and_never_come_back() -> None:
+    one = VolatileSequence("here", "run")
+    made = [one.make(Draft("t", 1, b"\xc0", 1.0)) for _ in range(3)]
+    assert [each.sequence for each in made] == [1, 2, 3]
+    assert (made[0].node, made[0].run) == ("here", "run")
+    assert one.judge(made[0]) == "repeated"
+    assert as_batch(made[0], 5.0).origin.node == "here"
+
+
+def test_each_channel_of_each_run_is_judged_alone() -> None:
+    one = VolatileSequence("here", "run")
+    assert one.judge(message(2**62, "forged")) == "fresh"
+    assert one.judge(message(2**62, node="other")) == "fresh"
+    assert one.judge(message(500, "fast")) == "fresh"
+    assert one.judge(message(499, "slow")) == "fresh"
+    assert one.judge(message(1, "fast", run="s")) == "fresh"
+
+
+def test_a_message_is_taken_once_and_also_behind_later_ones() -> None:
+    one = VolatileSequence("here", "run")
+    fates = [one.judge(message(number)) for number in (5, 5, 9, 7, 7, 5, 8, 9, 6)]
+    expected = "fresh repeated fresh fresh repeated repeated fresh repeated fresh"
+    assert fates == expected.split()
+    assert one.judge(message(9 + WINDOW - 1)) == "fresh"
+    assert one.judge(message(9)) == "repeated"
+    assert one.judge(message(8)) == "stale"
+    assert one.judge(message(10**9)) == "fresh"
+    assert one.judge(message(10**9 - 1)) == "fresh"
+    assert one.judge(message(9 + WINDOW - 1)) == "stale"
+
+
+def test_a_node_with_many_channels_pushes_out_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(volatile, "MAX_KEYS", 10)
+    one = VolatileSequence("here", "run")
+    assert one.judge(message(5, node="quiet")) == "fresh"
+    for number in range(50):
+        assert one.judge(message(5, f"c{number}", node="flood")) == "fresh"
+    assert one.judge(message(5, node="quiet")) == "repeated"
+    assert one.judge(message(5, "c49", node="flood")) == "repeated"
+    assert one.judge(message(5, "c0", node="flood")) == "fresh"
+    assert one._keys == 10
+    for number in range(50):
+        assert one.judge(message(5, node=f"n{number}")) == "fresh"
+    assert one._keys == sum(map(len, one._nodes.values())) == 10
+    assert len(one._nodes) <= 10
