@@ -56,7 +56,11 @@ class AbsentPeer(msgspec.Struct, frozen=True):
 
 
 class LinkStatus(msgspec.Struct, frozen=True):
-    """One link, as it is now."""
+    """One link, as it is now.
+
+    `large_messages_lost`: small messages pass and large ones did not, so it is dialed with small
+    TCP segments, until the daemon restarts or the peer's settings change.
+    """
 
     peer: str
     role: Literal["dialer", "listener"]
@@ -78,6 +82,7 @@ class LinkStatus(msgspec.Struct, frozen=True):
     peer_version: str | None
     certificate_expires_seconds: float | None
     required: bool = False
+    large_messages_lost: bool = False
     not_relayed_records: int = 0
 
 

@@ -55,6 +55,8 @@ def _warnings(status: NodeStatus, links: list[LinkStatus]) -> list[str]:
     if log.stalled_seconds is not None:
         found.append(disk_stalled(log.stalled_seconds))
     for link in links:
+        if link.large_messages_lost:
+            found.append(f"small messages pass to {link.peer}, large ones do not: MTU?")
         left = link.certificate_expires_seconds
         if left is not None and left < WARN_CERTIFICATE_SECONDS:
             found.append(f"certificate of {link.peer} expires in {duration(left)}")

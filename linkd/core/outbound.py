@@ -42,6 +42,7 @@ class Outbound:
         position: The next offset of our log that the peer has not been sent.
         acked: Everything below is on the peer's disk.
         sent_records: Records sent, since the start.
+        acked_records: Records acknowledged that were sent on the same connection, since the start.
         flight_bytes: Bytes sent and not yet acknowledged, HELD_BYTES a batch among them.
         owed_records: Records of the log that the peer gets and has not acknowledged.
         owed_bytes: Bytes of these.
@@ -64,6 +65,7 @@ class Outbound:
         "_told",
         "_writable",
         "acked",
+        "acked_records",
         "deadline",
         "epoch_below",
         "flight_bytes",
@@ -98,6 +100,7 @@ class Outbound:
         self.acked = 1
         self.log_next = 1
         self.sent_records = 0
+        self.acked_records = 0
         self.owed_records = 0
         self.owed_bytes = 0
         self._owed_end = 1
@@ -263,6 +266,7 @@ class Outbound:
             all_records += records
             all_bytes += size
         self.flight_bytes -= all_bytes + batches * HELD_BYTES
+        self.acked_records += all_records
         self._settle(all_records, all_bytes)
         if next >= self._owed_end:
             self.owed_records = self.owed_bytes = 0

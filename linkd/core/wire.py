@@ -22,6 +22,9 @@ PREVIOUS_VERSION = 1
 HELLO_AGAIN_VERSION = 2
 """From this version on, a dialer may say hello a second time, and the listener answers it."""
 
+PROBE_VERSION = 2
+"""From this version on, a peer answers probes."""
+
 MAX_HELLO_BYTES = 65_536
 MAX_MESSAGE_BYTES = 131_072
 """No message but `hello` counts more: batches are cut to 64 KiB, larger records travel in parts."""
@@ -94,6 +97,8 @@ class Hello(msgspec.Struct, array_like=True, frozen=True, tag="hello"):
             empty.
         compress: The encodings of batches that it can read (`zstd`), beside none.
         relays: It takes records from the other that began at a third node.
+        segment_bytes: A listener's: large packets towards the dialer are lost; it should dial with
+            TCP segments of so many bytes at most. 0: as usual.
     """
 
     version: Natural
@@ -109,6 +114,7 @@ class Hello(msgspec.Struct, array_like=True, frozen=True, tag="hello"):
     proof: Annotated[str, msgspec.Meta(max_length=128)] = ""
     compress: Annotated[tuple[Token, ...], msgspec.Meta(max_length=8)] = ()
     relays: bool = True
+    segment_bytes: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 0
 
 
 class Step(msgspec.Struct, array_like=True, frozen=True, tag="batch", gc=False):
@@ -180,6 +186,18 @@ class GapTold(msgspec.Struct, array_like=True, frozen=True, tag="gap"):
     epoch: Token
 
 
+class Probe(msgspec.Struct, array_like=True, frozen=True, tag="probe"):
+    """A message of a certain size, to see whether it passes; answered by `probed`."""
+
+    padding: bytes
+
+
+class Probed(msgspec.Struct, array_like=True, frozen=True, tag="probed"):
+    """A probe with `size` bytes of padding has come."""
+
+    size: Natural
+
+
 class Goodbye(msgspec.Struct, array_like=True, frozen=True, tag="goodbye"):
     """The last message before a close.
 
@@ -194,7 +212,7 @@ class Goodbye(msgspec.Struct, array_like=True, frozen=True, tag="goodbye"):
     retry_after: Seconds | None = None
 
 
-Message = Hello | Step | Part | Volatile | Ack | GapTold | Goodbye
+Message = Hello | Step | Part | Volatile | Ack | GapTold | Probe | Probed | Goodbye
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Message)

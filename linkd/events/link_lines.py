@@ -88,6 +88,16 @@ ROWS = (
         "Find out why the disk went back in time; fetch the records from the other end.",
     ),
     kind(
+        "link.large-messages-lost",
+        "warn",
+        "",
+        "Several connections fell with the same records under way. A probe of 1,100 bytes came to "
+        "the peer, one of 16 KiB did not: something on the path loses large packets.",
+        "Find where the MTU is smaller and let ICMP through there, or set the interface's MTU. "
+        "docs/operations.md.",
+        folds="peer",
+    ),
+    kind(
         "link.out-of-step",
         "error",
         "",

@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 from linkd.config import Url
 from linkd.errors import AttemptFailed, FailureKind, Reason
 from linkd.net.resolve import Resolver
-from linkd.net.sockets import show
+from linkd.net.sockets import limit_segment, show
 from linkd.net.timers import Call, cancel
 from linkd.net.tls import ClientTls
 
@@ -157,7 +157,8 @@ class Attempt(BaseConnector):
         left = self.budget.whole - (self.reactor.seconds() - self.began)
         timeout = max(0.01, min(self.budget.tcp, left))
         self._candidates.append(candidate)
-        self._net.connectTCP(address, self.target.port, candidate, timeout)
+        connector = self._net.connectTCP(address, self.target.port, candidate, timeout)
+        limit_segment(connector.transport, self._dialer.segment_bytes)
         self._next_after(STAGGER)
 
     def _next_after(self, seconds: float) -> None:

@@ -63,6 +63,7 @@ class LinkDialer(
         attempts: Attempts since the last connection was up.
         deadline: When the attempt under way must have ended, or None.
         next_attempt: When the next one begins, or None.
+        segment_bytes: The largest TCP segments of the attempts to come; 0 for the path's own.
     """
 
     protocol = DialedConnection
@@ -84,6 +85,7 @@ class LinkDialer(
         self.resolver = origin.resolver
         self.attempts = 0
         self.next_attempt: float | None = None
+        self.segment_bytes = 0
         self.connector: Attempt | None = None
         self._origin = origin
         self._counter = 0

@@ -121,11 +121,13 @@ class Dialer(Protocol):
         attempts: Attempts since the last connection was up.
         deadline: Monotonic seconds by which the attempt under way must have ended, or None.
         next_attempt: Monotonic seconds of the next attempt, or None.
+        segment_bytes: The largest TCP segments of the attempts to come; 0 for the path's own.
     """
 
     attempts: int
     deadline: float | None
     next_attempt: float | None
+    segment_bytes: int
 
     def dial(self, after: float) -> None:
         """Begin an attempt after so many seconds, 0 for at once.

@@ -42,6 +42,21 @@ def tune(transport: object, limit: float) -> None:
         found.setsockopt(tcp, socket.TCP_KEEPCNT, 3)
 
 
+def limit_segment(transport: object, segment_bytes: int) -> None:
+    """Let TCP use segments of at most so many bytes, both ways; 0 leaves it as it is.
+
+    Args:
+        transport: Of a connection that has not begun: the SYN announces the size to the other end.
+        segment_bytes: Bytes of data in a segment, TCP's options among them.
+
+    Source: tcp(7).
+    """
+    found = _socket(transport) if segment_bytes else None
+    if found is not None:
+        with suppress(OSError):
+            found.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, segment_bytes)
+
+
 def _socket(transport: object) -> socket.socket | None:
     """Return the TCP socket below a transport."""
     for _ in range(3):

@@ -18,6 +18,7 @@ from linkd.core import wire
 from linkd.core.batch import Batch
 from linkd.core.channels import Patterns
 from linkd.core.known_ends import KnownEnds
+from linkd.core.path import Path
 from linkd.core.session import Greeting, Session
 from linkd.errors import Gap, LinkdError, LogClosed, OutOfStep, RemoteProtocolError
 from linkd.log.engine import Appended, Log
@@ -68,6 +69,9 @@ class LinkWords(Protocol):
     def rejoin(self, why: str) -> None:
         """Begin the link again, from what both ends have on disk."""
 
+    def narrowed(self) -> None:
+        """The path to the peer loses large messages."""
+
 
 class Carrier:
     """Carries records over one link; outlives its connections.
@@ -80,6 +84,7 @@ class Carrier:
     Attributes:
         session: What is agreed with the peer.
         connection: The connection that counts, or None.
+        path: What the connections say about their path.
         waits: That connection waits for its second hello: only volatile messages count before.
         not_relayed_records: Records that one end sends and the other's `relay` leaves out, since
             the start.
@@ -107,6 +112,9 @@ class Carrier:
         self.session.outbound.log_next = self._log.next
         self.connection: Connection | None = None
         self.waits = False
+        self.path = Path()
+        self._probe: wire.Probe | None = None
+        self._acked_before = 0  # records acknowledged when the connection began
         self._begun: list[sessions.Effect] = []
         self._acks = Acks(self._clock, self._acknowledge)
         self._read_effects: list[sessions.Effect] = []  # what a read at once has led to
@@ -141,14 +149,17 @@ class Carrier:
         self.connection = connection
         self._waiting_bytes = 0
         self._relay_logged = False
+        now = self._clock.seconds()
         outbound = self.session.outbound
+        self._acked_before = outbound.acked_records
+        self._probe = self.path.began(theirs.version, now)
         before = (outbound.acked, outbound.wants, outbound.relays)
         outbound.log_next = self._log.next
-        greeting = Greeting(ours, theirs, self._around.acked_by(self.peer), connection.writable)
-        self._begun = self.session.greeted(greeting, self._clock.seconds())
+        writable = connection.writable and not self.path.probing
+        greeting = Greeting(ours, theirs, self._around.acked_by(self.peer), writable)
+        self._begun = self.session.greeted(greeting, now)
         if (outbound.acked, outbound.wants, outbound.relays) != before:
             self.recount()
-        self._unproved = outbound.owed_records > 0
         return not any(isinstance(effect, sessions.Diverged) for effect in self._begun)
 
     def wait_for_hello(self, connection: Connection) -> None:
@@ -158,16 +169,31 @@ class Carrier:
         self.waits = True
 
     def go_on(self) -> None:
-        """Do what the new connection's hellos led to."""
+        """Do what the new connection's hellos led to.
+
+        What the hellos acknowledge proves nothing of the connection: only an ack on it does.
+        """
         effects, self._begun = self._begun, []
+        self._unproved = False
         self.perform(effects)
+        self._unproved = self.session.outbound.owed_records > 0
+        self._send_probe(self._probe)
+
+    def _send_probe(self, probe: wire.Probe | None) -> None:
+        if probe is not None and self.connection is not None:
+            self.connection.send(wire.encode(probe))
 
     def drop(self) -> None:
         """Let go of the connection that counted."""
         self.waits = False
         if self.connection is not None:
             self.connection = None
+            outbound, now = self.session.outbound, self._clock.seconds()
+            progress = outbound.acked_records > self._acked_before
+            narrow = self.path.ended(outbound.flight_bytes > 0, progress, now)
             self.session.disconnected()
+            if narrow:
+                self._link.narrowed()
 
     def stop(self) -> None:
         """Nothing more is to come."""
@@ -179,7 +205,14 @@ class Carrier:
         """Take a message; a late one of an older connection is dropped here."""
         if connection is not self.connection:
             return
-        if self.waits and type(message) is not wire.Volatile:
+        kind = type(message)
+        if kind is wire.Probe:
+            connection.send(wire.encode(wire.Probed(len(message.padding))))  # type: ignore[union-attr]
+            return
+        if kind is wire.Probed:
+            self._probed(connection, message.size)  # type: ignore[union-attr]
+            return
+        if self.waits and kind is not wire.Volatile:
             return
         try:
             effects = self.session.received(message, self._clock.seconds())
@@ -190,9 +223,16 @@ class Carrier:
         if effects:
             self.perform(effects)
 
+    def _probed(self, connection: Connection, size: int) -> None:
+        """A probe has come to the peer: send the next one, or what is owed."""
+        if self.path.probing:
+            self._send_probe(self.path.answered(size, self._clock.seconds()))
+            if connection.writable:
+                self.writable(connection)
+
     def writable(self, connection: Connection) -> None:
         """There is room for more."""
-        if connection is self.connection:
+        if connection is self.connection and not self.path.probing:
             self._waiting_bytes = 0
             now = self._clock.seconds()
             self.perform(self.session.outbound.writable(True, self._log.clock(), now))
@@ -416,7 +456,10 @@ class Carrier:
 
     def _acked(self, effect: sessions.Acked) -> None:
         self._around.peer_acked(self.peer, effect.next)
-        if self._unproved:
+        outbound = self.session.outbound
+        if self._unproved and (
+            outbound.acked_records > self._acked_before or not outbound.owed_records
+        ):
             self._unproved = False
             self._link.acknowledged()
 

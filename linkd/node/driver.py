@@ -11,6 +11,7 @@ from linkd.config import Config, PeerSettings
 from linkd.core import link as links
 from linkd.core import wire
 from linkd.core.backoff import Backoff
+from linkd.core.path import LEAST_SEGMENT_BYTES, SEGMENT_BYTES
 from linkd.core.resume import outdated, repeats
 from linkd.errors import AttemptFailed, Reason
 from linkd.net.ports import Connection, Dialer
@@ -112,6 +113,7 @@ class LinkDriver:
             ping_interval=around.config.heartbeat.ping_interval,
             compress=("zstd",) if unpack is not None else (),
             relays=self.settings.relay,
+            segment_bytes=SEGMENT_BYTES if self.dialer is None and self.carrier.path.narrow else 0,
         )
 
     def greeted(self, connection: Connection, hello: wire.Hello) -> None:
@@ -183,6 +185,23 @@ class LinkDriver:
         """The two logs have no epoch in common."""
         self._run(links.Diverged(detail))
 
+    def narrowed(self) -> None:
+        """The path to the peer loses large messages: log it, and have it dialed differently."""
+        self._narrow(SEGMENT_BYTES)
+        self._log_narrow(f"small messages pass to {self.peer}, large ones do not")
+
+    def _log_narrow(self, found: str) -> None:
+        detail = f"{found}: MTU? The next connection is dialed with smaller TCP segments"
+        self._around.tell("warn", "link.large-messages-lost", peer=self.peer, detail=detail)
+
+    def _narrow(self, segment_bytes: int) -> bool:
+        """Let the dialer use segments of so many bytes; return whether that is news to it."""
+        dialer = self.dialer
+        if dialer is None or not segment_bytes or 0 < dialer.segment_bytes <= segment_bytes:
+            return False
+        dialer.segment_bytes = max(segment_bytes, LEAST_SEGMENT_BYTES)
+        return True
+
     # -- what the node tells ------------------------------------------------------------------
 
     def start(self) -> None:
@@ -247,6 +266,10 @@ class LinkDriver:
         self._repeated = False
         connection.on_round_trip = partial(self._around.observe, "round trip", self.peer)
         ours = self._hello(connection.generation)
+        if connection.dialed and self._narrow(theirs.segment_bytes):
+            self._log_narrow(f"small messages from {self.peer} pass, large ones do not")
+            connection.abort("closed", "it is dialed again with smaller TCP segments")
+            return
         if connection.dialed:
             waits = self._said is None or repeats(self._said, ours, theirs)
         else:
@@ -369,5 +392,7 @@ class LinkDriver:
             peer_version=self.peer_version,
             certificate_expires_seconds=None if expires is None else expires - wall(),
             required=self.settings.required,
+            large_messages_lost=self.carrier.path.narrow
+            or (self.dialer is not None and self.dialer.segment_bytes > 0),
             not_relayed_records=self.carrier.not_relayed_records,
         )

@@ -39,11 +39,17 @@ class FakeConnection:
         self.heard = clock.seconds()
         self.sent: list[bytes] = []
         self.delay = 0.001
+        self.largest: int | None = None
+        self.stuck = False
         self._clock = clock
 
     def send(self, payload: bytes) -> None:
         if not self.ended:
             self.sent.append(payload)
+            largest = self.largest
+            if self.stuck or (largest is not None and len(payload) > largest):
+                self.stuck = True  # what follows in the stream does not arrive either
+                return
             self._clock.callLater(self.delay, self._arrive, payload)
 
     def _arrive(self, payload: bytes) -> None:
@@ -89,6 +95,7 @@ class FakeDialer:
         self.attempts = 0
         self.deadline: float | None = None
         self.next_attempt: float | None = None
+        self.segment_bytes = 0
         self._net = net
         self._driver = driver
         self._timer = None
@@ -124,6 +131,7 @@ class FakeNet:
         self.clock = Clock()
         self.rng = Random(seed)
         self.open = True
+        self.largest: int | None = None  # larger messages are lost on the way
         self.nodes: dict[str, Node] = {}
         self.boots: dict[LinkDriver, str] = {}
         self.ends: list[FakeConnection] = []
@@ -155,6 +163,9 @@ class FakeNet:
         two = FakeConnection(self.clock, far, False, generation)
         one.other, two.other = two, one
         one.delay = two.delay = delay
+        dialer = driver.dialer
+        if dialer is None or not dialer.segment_bytes:
+            one.largest = two.largest = self.largest
         self.ends += [one, two]
         one.send(wire.encode(driver.hello(generation)))
         return one
@@ -170,6 +181,18 @@ class FakeNet:
         """Let time pass."""
         for _ in range(int(seconds * 1000)):
             self.clock.advance(0.001)
+
+    def run_with_silence(self, seconds: float) -> None:
+        """Let time pass, in which both ends give a connection up whose stream is stuck for 7 s."""
+        since: dict[FakeConnection, float] = {}
+        for _ in range(int(seconds * 10)):
+            self.run(0.1)
+            now = self.clock.seconds()
+            for end in [end for end in self.ends if end.stuck and not end.ended]:
+                if now - since.setdefault(end, now) >= 7.0:
+                    end.end("ping-timeout", "nothing was heard")
+                    if end.other is not None:
+                        end.other.end("closed", "reset")
 
 
 class Kept:

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from linkd.net.sockets import every_address
+from linkd.net.sockets import every_address, limit_segment
 
 
 def test_all_addresses_are_of_both_families() -> None:
@@ -25,3 +25,25 @@ def test_without_ipv6_they_are_those_of_ipv4(
 
     monkeypatch.setattr("socket.socket", refuse)
     assert every_address() == host
+
+
+def test_segments_are_limited_before_a_connection_begins() -> None:
+    class Transport:
+        def __init__(self, handle: object) -> None:
+            self.handle = handle
+
+        def getHandle(self) -> object:
+            return self.handle
+
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as small:
+        limit_segment(Transport(small), 1200)
+        small.connect(server.getsockname())
+        accepted, _ = server.accept()
+        with accepted:
+            for end in (small, accepted):
+                assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) <= 1200
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as usual:
+        limit_segment(Transport(usual), 0)
+        usual.connect(server.getsockname())
+        assert usual.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) > 1200
+    limit_segment(object(), 1200)
