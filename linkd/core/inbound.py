@@ -107,6 +107,16 @@ class Inbound:
         self.committed = 0
         self.received_records = 0
 
+    @property
+    def partial(self) -> bool:
+        """Whether a record has come in part."""
+        return self._step is not None
+
+    @property
+    def behind(self) -> bool:
+        """Whether something has come that is not on our disk."""
+        return self.received is not None and self.committed < self.received
+
     def greeted(self, theirs: Hello, cursor: Cursor | None) -> None:
         """Begin on a new connection where our cursor stands.
 

@@ -219,6 +219,11 @@ class Outbound:
         return self._pump(clock, now) if writable else []
 
     @property
+    def in_flight(self) -> bool:
+        """Whether something was sent that is not acknowledged."""
+        return bool(self._flight) and not self._rest
+
+    @property
     def eager(self) -> bool:
         """Whether there is something to send at once, had the connection room."""
         return bool(self._rest) or (

@@ -98,6 +98,15 @@ ROWS = (
         folds="peer",
     ),
     kind(
+        "link.ack-overdue",
+        "error",
+        "",
+        "The peer has had records for 30 s or more, could acknowledge them (a peer without room "
+        "says so) and has not. The link rejoins from what both ends have on disk.",
+        "Nothing is lost. If it repeats, report it, with the lines of both hosts around it.",
+        folds="peer",
+    ),
+    kind(
         "link.out-of-step",
         "error",
         "",

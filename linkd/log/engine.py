@@ -145,6 +145,9 @@ class Log(Protocol):
         Asked seldom (at start and when a position moves back); sealed segments keep their totals.
         """
 
+    def withholds(self) -> bool:
+        """Tell whether what peers send must wait, for room or for a disk that is stalled."""
+
     def stalled(self) -> float | None:
         """Return for how many seconds the disk has not finished a commit; None below 5 s."""
 

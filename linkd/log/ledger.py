@@ -111,6 +111,14 @@ class Ledger(ABC):
         """Return a producer's highest stored number, appends under way counted."""
         return self._state.producers.highest(owner, producer)
 
+    @abstractmethod
+    def _has_room(self) -> bool:
+        """Tell whether anything at all can be taken: what peers send has more room."""
+
+    def withholds(self) -> bool:
+        """Tell whether what peers send must wait, for room or for a disk that is stalled."""
+        return not self._has_room() or self.stalled() is not None
+
     def stalled(self) -> float | None:
         """Return for how long the disk has not finished a commit."""
         if not self._under_way:

@@ -147,6 +147,10 @@ class SegmentLog(Ledger):
 
     # writing
 
+    def _has_room(self) -> bool:
+        """Tell whether a commit may begin."""
+        return not self._stuck
+
     def _pump(self) -> None:
         """Send what waits on its way, if nothing is or it is much."""
         if not self._waiting or self._stuck or self._closed:

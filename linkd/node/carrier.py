@@ -26,6 +26,20 @@ from linkd.net.ports import Connection
 from linkd.node.acks import Acks
 from linkd.node.codec import pack, unpack
 
+ACK_WAIT_SECONDS = 30.0
+"""A peer that could acknowledge and has not for so long is out of step: the link rejoins.
+
+The wait doubles up to MOST_ACK_WAIT_SECONDS while no record is acknowledged: a line so slow that
+one record takes longer must still get through.
+"""
+MOST_ACK_WAIT_SECONDS = 480.0
+
+ACK_REPEAT_SECONDS = 10.0
+"""A receiver that can't acknowledge yet repeats its last ack so often, which says that it lives."""
+
+HELLO_WAIT_SECONDS = 10.0
+"""So long a connection may wait for its second hello."""
+
 _VOLATILE_BYTES = 262_144
 """Volatile messages that may wait in a connection without room: beyond that they are dropped."""
 
@@ -114,6 +128,8 @@ class Carrier:
         self.waits = False
         self.path = Path()
         self._probe: wire.Probe | None = None
+        self._ack_wait = ACK_WAIT_SECONDS
+        self._ack_heard = self._ack_sent = self._began = 0.0
         self._acked_before = 0  # records acknowledged when the connection began
         self._begun: list[sessions.Effect] = []
         self._acks = Acks(self._clock, self._acknowledge)
@@ -152,6 +168,7 @@ class Carrier:
         now = self._clock.seconds()
         outbound = self.session.outbound
         self._acked_before = outbound.acked_records
+        self._ack_heard = self._ack_sent = self._began = now
         self._probe = self.path.began(theirs.version, now)
         before = (outbound.acked, outbound.wants, outbound.relays)
         outbound.log_next = self._log.next
@@ -167,6 +184,7 @@ class Carrier:
         self.drop()
         self.connection = connection
         self.waits = True
+        self._began = self._clock.seconds()
 
     def go_on(self) -> None:
         """Do what the new connection's hellos led to.
@@ -214,6 +232,8 @@ class Carrier:
             return
         if self.waits and kind is not wire.Volatile:
             return
+        if kind is wire.Ack:
+            self._ack_heard = self._clock.seconds()
         try:
             effects = self.session.received(message, self._clock.seconds())
         except RemoteProtocolError as error:
@@ -407,6 +427,39 @@ class Carrier:
                 inbound.stored(min(cursor.committed, inbound.received))
                 self.perform(inbound.ack())
 
+    def watch(self, now: float) -> None:
+        """Repeat an ack that must wait, and rejoin where the peer's does not come; once a second.
+
+        A peer without room for what it gets repeats its last ack, as does one that has only part
+        of a record: one that says nothing at all has lost its place.
+        """
+        connection, inbound = self.connection, self.session.inbound
+        if connection is None:
+            return
+        if self.waits:
+            if now - self._began >= HELLO_WAIT_SECONDS:
+                self._link.rejoin("the second hello did not come")
+            return
+        withheld = inbound.behind and self._log.withholds()
+        if (withheld or inbound.partial) and now - self._ack_sent >= ACK_REPEAT_SECONDS:
+            self._ack_sent = now
+            connection.send(wire.encode(wire.Ack(inbound.committed)))
+        if self.path.probing or not self.session.outbound.in_flight:
+            self._ack_heard = now
+        elif now - self._ack_heard >= self._ack_wait:
+            self._overdue(now - self._ack_heard)
+
+    def _overdue(self, seconds: float) -> None:
+        """The peer has not acknowledged what it has had for long: begin again on both ends."""
+        outbound = self.session.outbound
+        self._ack_wait = min(2 * self._ack_wait, MOST_ACK_WAIT_SECONDS)
+        detail = (
+            f"{self.peer} has acknowledged nothing for {seconds:.0f} s, though"
+            f" {outbound.owed_records} records are owed and sent: the link rejoins"
+        )
+        self._around.tell("error", "link.ack-overdue", peer=self.peer, detail=detail)
+        self._link.rejoin(detail)
+
     def _repeated(self, channel: str, records: int) -> None:
         """Records came a second time, or in a loop, and were left out."""
         self._around.count("repeated", self.peer, channel, records)
@@ -457,9 +510,10 @@ class Carrier:
     def _acked(self, effect: sessions.Acked) -> None:
         self._around.peer_acked(self.peer, effect.next)
         outbound = self.session.outbound
-        if self._unproved and (
-            outbound.acked_records > self._acked_before or not outbound.owed_records
-        ):
+        progress = outbound.acked_records > self._acked_before
+        if progress:
+            self._ack_wait = ACK_WAIT_SECONDS
+        if self._unproved and (progress or not outbound.owed_records):
             self._unproved = False
             self._link.acknowledged()
 

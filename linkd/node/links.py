@@ -118,9 +118,11 @@ class Links:
             driver.kick()
 
     def catch_up(self) -> None:
-        """Have each look for what it owes its peer and was not handed."""
-        for driver in self.drivers.values():
+        """Have each look for what came to disk meanwhile, and for acks that are overdue."""
+        now = self._around.clock.seconds()
+        for driver in tuple(self.drivers.values()):
             driver.carrier.catch_up()
+            driver.carrier.watch(now)
 
     def trimmed(self, first: int) -> None:
         """Records went; whoever was owed some hears of the gap when it comes to it."""
