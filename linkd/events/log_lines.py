@@ -31,7 +31,7 @@ ROWS = (
         "log.rebuilt",
         "warn",
         "file",
-        "The index beside the log was damaged or absent and was made anew from the log.",
+        "The file of cursors beside the log was damaged or absent and was made again from the log.",
     ),
     kind(
         "log.full",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -23,13 +23,16 @@ from linkd import clock
 from linkd.errors import LogDamaged, StateTooNew
 from linkd.log.engine import UNOWNED, Consumer, Owned, PeerCursor, Told
 from linkd.log.group import Post
-from linkd.log.state import Snapshot
+from linkd.log.state import Snapshot, in_parts
 
 FORMAT = 2
 LAZY_SECONDS = 0.1
 """What nobody waits for is on disk about so soon."""
 
 RETRY_SECONDS = 1.0
+
+_SLICE_CONSUMERS = 32
+"""Their patterns may be long."""
 
 _PEER, _CONSUMER, _OUTAGE = "peer", "consumer", "outage"
 
@@ -111,15 +114,12 @@ class MemoryCursors:
         self._outages.pop(number, None)
         self._changed(_OUTAGE, number, None)
 
-    def carried(self, snapshot: Snapshot) -> Snapshot:
-        """Return the snapshot with the cursors in it."""
-        return msgspec.structs.replace(
-            snapshot,
-            acks=tuple((c.peer, c.made, c.acked) for c in self._peers.values()),
-            consumers=tuple(
-                (c.owner, c.name, c.next, c.patterns, c.idle) for c in self._consumers.values()
-            ),
-        )
+    def carried(self) -> Iterator[Snapshot]:
+        """Return the cursors as they are now, as slices of the log's snapshot.
+
+        Another thread may take the slices: they are made as they are taken.
+        """
+        return _slices(list(self._peers.values()), list(self._consumers.values()))
 
     def close(self, done: Callable[[], None]) -> None:
         """Write what is not on disk yet, then call `done`."""
@@ -382,6 +382,15 @@ def _add_owners(db: apsw.Connection) -> None:
     for old in rows:
         one = Consumer(UNOWNED, old.name, old.next, old.patterns)
         db.execute("insert into kept values (?, ?, ?)", (_CONSUMER, _joined(one.key), _encode(one)))
+
+
+def _slices(peers: list[PeerCursor], consumers: list[Consumer]) -> Iterator[Snapshot]:
+    """Yield slices of a snapshot."""
+    for some in in_parts(peers):
+        yield Snapshot(acks=tuple([(c.peer, c.made, c.acked) for c in some]))
+    for few in in_parts(consumers, _SLICE_CONSUMERS):
+        rows = tuple([(c.owner, c.name, c.next, c.patterns, c.idle) for c in few])
+        yield Snapshot(consumers=rows)
 
 
 def _unusable(path: Path, error: Exception) -> str:

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import msgspec
 
+from linkd.errors import LogDamaged
 from linkd.log.engine import Told
-from linkd.log.files import Files
-from linkd.log.frame import BATCH, HEAD, Frame, frame_prefix, head_of
+from linkd.log.files import Files, room
+from linkd.log.frame import BATCH, CHANGES, HEAD, Frame, frame_prefix, head_of
 from linkd.log.identity import Identity, save_identity
 from linkd.log.index import FORMAT, NEEDS, SegmentHead, index_path, segment_path
 from linkd.log.reader import Damage
 from linkd.log.salvage import good_frames
-from linkd.log.scan import empty_index, fold, numbers, read_head
+from linkd.log.scan import empty_index, fold, numbers, read_head, scan
 from linkd.log.seal import ids_path
-from linkd.log.state import Snapshot, State
 from linkd.log.untold import Untold
 
 JUMP = 1 << 24
@@ -28,10 +28,11 @@ JUMP = 1 << 24
 More than a segment holds.
 """
 
-_BESIDE = (".idx", ".ids", ".idx.part", ".ids.part")
+_BESIDE = (".idx", ".ids", ".state", ".idx.part", ".ids.part", ".state.part")
 _OTHERS = ("identity", "identity.part", "lock", "untold", "untold.part")
 
-_snapshot = msgspec.msgpack.Decoder(Snapshot)
+SPARE_BYTES = 1 << 20
+"""What a disk must have left beside a repaired file."""
 
 
 class Ward:
@@ -58,14 +59,25 @@ class Ward:
         self._files = files
         self._wall = wall
         self._untold = Untold(files, folder)
+        self._repaired: set[str] = set()
 
     def mend(self, damage: Damage) -> None:
         """Set a bad file aside and go on with what is readable of it.
 
+        What is readable is written beside it and read back first; each file once only.
+
         Raises:
+            LogDamaged: That file was repaired already, its repair can't be read, or there is no
+                room for it; the file is left as it is.
             OSError: The disk refuses.
         """
         path = damage.path
+        if path.name in self._repaired:
+            raise LogDamaged(
+                f"{path} is damaged again at byte {damage.at} after it was repaired: check the"
+                " memory and the disk of this host, then start linkd again"
+            )
+        self._repaired.add(path.name)
         number = int(path.stem)
         last = number == numbers(self._folder)[-1]
         if damage.foreign:
@@ -80,9 +92,9 @@ class Ward:
         if last:
             frames = _complete(frames)
         batches = [frame for frame in frames if frame.kind == BATCH]
-        head, snapshot = self._head(number, frames)
+        head, carried = self._head(number, frames)
         holes, end = _holes(head.first, batches)
-        fresh = self._write(path, head, snapshot, [frame for frame in frames if frame.kind != HEAD])
+        fresh = self._write(path, head, carried, [frame for frame in frames if frame.kind != HEAD])
         if last:
             self._jump(end)
         if last:
@@ -122,6 +134,22 @@ class Ward:
         self._say(
             f"{self._folder}: segments are missing ({names}); offsets lost: {lost}."
             " Put the files back while linkd is stopped, if there is a copy"
+        )
+
+    def unreadable(self, path: Path) -> None:
+        """Report that the state can't be read from a file; a snapshot is deleted."""
+        if path.suffix == ".log":
+            self._say(f"{path} carries no readable state; an older segment serves", "warn")
+            return
+        self._say(f"{path} is damaged and was deleted; an older snapshot serves", "warn")
+        self._files.unlink(path)
+
+    def state_lost(self) -> None:
+        """Report that the state at the oldest segment is known no more."""
+        self._say(
+            f"{self._folder}: no snapshot of the state can be read; how far peers' logs are here,"
+            " which records of other nodes and which publishes are stored is known only as far as"
+            " the segments show: some may be stored a second time"
         )
 
     def take_back_renamed(self) -> None:
@@ -178,58 +206,64 @@ class Ward:
             return None
 
     def _head(self, number: int, frames: list[Frame]) -> tuple[SegmentHead, bytes]:
-        """Return what the mended segment opens with.
+        """Return what the repaired segment opens with, and the state that an old one carries there.
 
-        Its own head and snapshot, or what can be told.
+        Its own head, or what can be worked out.
         """
         if frames and frames[0].kind == HEAD and frames[0].at == 0:
             head = msgspec.msgpack.decode(frames[0].head, type=SegmentHead)
             return msgspec.structs.replace(head, salvaged=True), frames[0].records
-        state, previous, node = self._state_before(number, frames)
+        first, previous, node = self._end_before(number, frames)
         identity = self.identity
         head = SegmentHead(
-            FORMAT, NEEDS, number, identity.log, node, state.next, previous, 0, identity.seed, True
+            FORMAT, NEEDS, number, identity.log, node, first, previous, 0, identity.seed, True
         )
-        return head, msgspec.msgpack.encode(state.snapshot())
+        return head, b""
 
-    def _state_before(self, number: int, frames: list[Frame]) -> tuple[State, int, str]:
-        """Return the state at the end of the segment before, its number.
+    def _end_before(self, number: int, frames: list[Frame]) -> tuple[int, int, str]:
+        """Return where the segment before ends, its number, and the node's name then.
 
-        And the node's name then. What is readable of that one counts, though it be damaged too.
+        What is readable of that one counts, though it be damaged too.
         """
         earlier = [other for other in numbers(self._folder) if other < number]
         for other in reversed(earlier):
             path = segment_path(self._folder, other)
             try:
-                head, frame = read_head(path)
+                head, _ = read_head(path)
             except Damage:
                 continue
-            state, index = State.restored(_snapshot.decode(frame.records)), empty_index(head)
+            index = empty_index(head)
             for good in good_frames(path, self.identity.seed):
-                fold(good, index, state)
-            return state, other, head.node
-        state = State(self.identity.log)
+                fold(good, index, None)
+            return index.next, other, head.node
         offsets = [head_of(frame).offset for frame in frames if frame.kind == BATCH]
         oldest = number == self.identity.oldest or not offsets
-        state.next = self.identity.first if oldest else offsets[0]
-        return state, earlier[-1] if earlier else 0, ""
+        first = self.identity.first if oldest else offsets[0]
+        return first, earlier[-1] if earlier else 0, ""
 
-    def _write(self, path: Path, head: SegmentHead, snapshot: bytes, frames: list[Frame]) -> Path:
-        """Write a segment of good frames beside the bad one; return the file.
+    def _write(self, path: Path, head: SegmentHead, carried: bytes, frames: list[Frame]) -> Path:
+        """Write a segment of good frames beside the bad one, and read it back; return the file.
 
         It is whole before the bad one gets another name: a crash in between costs nothing.
+
+        Raises:
+            LogDamaged: There is no room for it, or it can't be read.
         """
         encoded = msgspec.msgpack.encode(head)
         stamp, wall = (frames[0].stamp, frames[0].wall) if frames else (0.0, self._wall())
-        buffers = [
-            frame_prefix((HEAD, 0, encoded, snapshot), 0, stamp, wall, 0),
-            encoded,
-            snapshot,
-        ]
+        buffers = [frame_prefix((HEAD, 0, encoded, carried), 0, stamp, wall, 0), encoded, carried]
         for frame in frames:
-            part = (frame.kind, frame.flags, frame.head, frame.records)
+            flags = frame.flags | (CHANGES if frame.kind == BATCH else 0)
+            part = (frame.kind, flags, frame.head, frame.records)
             prefix = frame_prefix(part, 0, frame.stamp, frame.wall, self.identity.seed)
             buffers += (prefix, frame.head, frame.records)
+        size = sum(map(len, buffers))
+        free = room(self._files, self._folder)
+        if free < size + SPARE_BYTES:
+            raise LogDamaged(
+                f"{path} is damaged, and its repair takes {size} bytes: the disk has {free} left;"
+                f" make room for {SPARE_BYTES} bytes more than that, then start linkd again"
+            )
         fresh = path.with_name(path.name + ".part")
         fresh.unlink(missing_ok=True)
         fd = self._files.open(fresh, create=True)
@@ -237,7 +271,24 @@ class Ward:
             self._files.write(fd, 0, buffers)
         finally:
             self._files.close(fd)
+        self._check(fresh, head, size)
         return fresh
+
+    def _check(self, fresh: Path, head: SegmentHead, size: int) -> None:
+        """Read a repaired file back.
+
+        Raises:
+            LogDamaged: It can't be read; it is deleted.
+        """
+        try:
+            read_head(fresh)
+            scan(fresh, head, size, None, sealed=True)
+        except Damage as damage:
+            self._files.unlink(fresh)
+            raise LogDamaged(
+                f"{damage} of the repaired file either: check the memory and the disk of this host,"
+                " then start linkd again"
+            ) from None
 
     def _say(self, detail: str, level: str = "error", aside: str = "") -> None:
         """Tell the operator, once; a loss also if a crash comes before he heard of it.

@@ -23,14 +23,16 @@ from linkd.log.checksum import crc32
 from linkd.log.group import CursorSet, EpochOpened, Piece, Publish
 
 MAGIC = b"LkF\x01"
-HEAD, BATCH, EPOCH, CURSOR, SMALL = 1, 2, 3, 4, 5
-HAS_IDS = 1
+HEAD, BATCH, EPOCH, CURSOR, SMALL, STATE = 1, 2, 3, 4, 5, 6
+HAS_IDS, CHANGES = 1, 2
+"""Flags of a batch's frame: its records have ids; it changes more of the state than its end."""
 
 _PREFIX = Struct("<4sIIIIBBHdd")
 _BODY = Struct("<IIIBBHdd")
 _LEAD = Struct("<4sI")
 PREFIX_BYTES = _PREFIX.size
-_MOST_BYTES = 1 << 30
+MOST_BYTES = 1 << 30
+"""No frame has a longer head, nor more bytes of records: neither written nor read."""
 
 
 class Head(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -103,12 +105,23 @@ def part_of(piece: Piece) -> Part:
             piece.owner,
         )
     )
-    return BATCH, HAS_IDS if piece.has_ids else 0, head, batch.records
+    flags = HAS_IDS if piece.has_ids else 0
+    if batch.source is not None or batch.producer is not None:
+        flags |= CHANGES
+    return BATCH, flags, head, batch.records
 
 
 def frame_prefix(part: Part, synced: int, stamp: float, wall: float, seed: int = 0) -> bytes:
-    """Return the prefix of a frame; `head` and `records` follow it."""
+    """Return the prefix of a frame; `head` and `records` follow it.
+
+    Raises:
+        ValueError: No reader would take so long a frame.
+    """
     kind, flags, head, records = part
+    if len(head) > MOST_BYTES or len(records) > MOST_BYTES:
+        raise ValueError(
+            f"expected a frame of at most {MOST_BYTES} bytes, got {len(head)} and {len(records)}"
+        )
     body = _BODY.pack(len(head), len(records), synced, kind, flags, 0, stamp, wall)
     crc = crc32(records, crc32(head, crc32(body, seed)))
     return _LEAD.pack(MAGIC, crc) + body
@@ -162,12 +175,23 @@ def claim_at(buffer: memoryview | bytes, at: int) -> Claim | None:
     return Claim(kind, crc, at + 8, end) if magic == MAGIC and end <= len(buffer) else None
 
 
+def stretch_at(buffer: memoryview | bytes, at: int) -> tuple[int, int, int] | None:
+    """Return kind, flags and end of the frame at `at` by its prefix alone, unchecked.
+
+    None if no frame begins there.
+    """
+    magic, _, head, records, _, kind, flags, *_ = _PREFIX.unpack_from(buffer, at)
+    if magic != MAGIC or head > MOST_BYTES or records > MOST_BYTES:
+        return None
+    return kind, flags, at + PREFIX_BYTES + head + records
+
+
 def frame_size(buffer: memoryview | bytes, at: int) -> int | None:
     """Return how long the frame at `at` says it is; None if no frame begins there."""
     if at + PREFIX_BYTES > len(buffer):
         return None
     magic, _, head, records, *_ = _PREFIX.unpack_from(buffer, at)
-    if magic != MAGIC or head > _MOST_BYTES or records > _MOST_BYTES:
+    if magic != MAGIC or head > MOST_BYTES or records > MOST_BYTES:
         return None
     size: int = PREFIX_BYTES + head + records
     return size

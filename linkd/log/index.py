@@ -17,6 +17,9 @@ FORMAT = 2
 NEEDS = "0.2"
 """The linkd version that reads this format."""
 
+CARRYING = 1
+"""The newest format whose heads carry the state, as format 2 has it in files of its own."""
+
 
 class Block(msgspec.Struct, array_like=True, gc=False):
     """A run of frames.
@@ -37,7 +40,7 @@ class Block(msgspec.Struct, array_like=True, gc=False):
 
 
 class SegmentHead(msgspec.Struct, array_like=True, frozen=True):
-    """What opens a segment, before the snapshot of the state.
+    """What opens a segment.
 
     Args:
         format: The format's version.

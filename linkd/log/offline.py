@@ -17,6 +17,7 @@ from linkd.log.reader import Damage
 from linkd.log.salvage import good_frames
 from linkd.log.scan import ends_at, numbers, read_head, scan, scan_sealed
 from linkd.log.seal import load_index
+from linkd.log.snapshot import read_snapshot, snapshot_numbers, snapshot_path
 
 _LOOKS = 3
 """So often a bad place in a file that grows is looked at before it counts as damage."""
@@ -76,7 +77,7 @@ def stat(path: Path) -> Stat:
     identity = load_identity(path)
     indexes, size, node = [], 0, ""
     try:
-        for number in numbers(path):
+        for number in _kept(path, identity):
             file = segment_path(path, number)
             head, _ = read_head(file)
             index = load_index(path, number, head.log)
@@ -119,7 +120,7 @@ def verify(path: Path) -> Verified:
     if identity is None:
         damage.append(f"{path}/identity is missing or damaged; the segments tell the rest")
     try:
-        present = numbers(path)
+        present = _kept(path, identity)
         for number in present:
             file = segment_path(path, number)
             size += file.stat().st_size
@@ -133,10 +134,36 @@ def verify(path: Path) -> Verified:
                 damage.append(f"{file}: offsets {expected} to {index.first - 1} are not there")
             expected = index.next
             records += sum(n for block in index.blocks for n, _ in block.totals.values())
+        if identity is not None:
+            damage += _bad_snapshots(path, identity)
     except OSError as error:
         raise LogDamaged(not_ours(error, path)) from None
     damage += _gone(path, identity, present)
     return Verified(not damage, len(present), records, size, damage, notes)
+
+
+def _kept(path: Path, identity: Identity | None) -> list[int]:
+    """Return the numbers of the segments whose records are still in the log.
+
+    Files of older ones may be there, for a snapshot of the state.
+    """
+    present = numbers(path)
+    oldest = 0 if identity is None else identity.oldest
+    return [number for number in present if number >= oldest] or present
+
+
+def _bad_snapshots(path: Path, identity: Identity) -> list[str]:
+    """Say which snapshots of the state can't be read."""
+    bad = []
+    for number in snapshot_numbers(path):
+        try:
+            for _ in read_snapshot(path, number, identity.log, identity.seed):
+                pass
+        except FileNotFoundError:
+            continue  # a daemon at work has deleted it
+        except Damage:
+            bad.append(f"{snapshot_path(path, number)}: this snapshot of the state is damaged")
+    return bad
 
 
 def _gone(path: Path, identity: Identity | None, present: list[int]) -> list[str]:

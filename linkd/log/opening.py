@@ -10,11 +10,13 @@ import msgspec
 from linkd.log.engine import Told
 from linkd.log.identity import Identity, save_identity
 from linkd.log.ids import Ids
+from linkd.log.index import Index
 from linkd.log.ledger import new_token
 from linkd.log.recover import Found, recover
 from linkd.log.seal import load_ids
 from linkd.log.settings import Edges, SegmentSettings
 from linkd.log.shelf import Shelf
+from linkd.log.snapshot import Base
 from linkd.log.state import Snapshot, State
 
 
@@ -29,7 +31,10 @@ class Beginning(msgspec.Struct, frozen=True):
         first: Its oldest offset; what the next epoch begins with where it is empty.
         first_of_epoch: What the next epoch begins with.
         clock_offset: What the log's clock is above the monotonic one.
-        snapshot: What the last segment opens with; None where there is none.
+        carried: What the newest snapshot carries beside the state; None in a new log.
+        bases: Where the state can be read, oldest first.
+        held: Segments that are dropped, and whose files are still there.
+        goes_on: The last segment is of the newest format: it can be added to.
         told: What the operator must hear of.
     """
 
@@ -40,7 +45,10 @@ class Beginning(msgspec.Struct, frozen=True):
     first: int
     first_of_epoch: int
     clock_offset: float
-    snapshot: Snapshot | None
+    carried: Snapshot | None
+    bases: Sequence[Base]
+    held: Sequence[Index]
+    goes_on: bool
     told: Sequence[Told]
 
 
@@ -70,7 +78,10 @@ def begin(folder: Path, settings: SegmentSettings, edges: Edges) -> Beginning:
         found.segments[0].first if found.segments else first_of_epoch,
         first_of_epoch,
         offset,
-        found.snapshot,
+        found.carried,
+        found.bases,
+        found.held,
+        found.goes_on,
         found.told,
     )
 

@@ -9,6 +9,8 @@ have nothing between them.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Iterator
+from itertools import islice
 from sys import intern
 from typing import Any
 
@@ -83,7 +85,7 @@ class KnownLog(msgspec.Struct, array_like=True):
 
 
 class OriginsSnapshot(msgspec.Struct, array_like=True, frozen=True):
-    """All of it, for a snapshot; `folded` holds (log, epoch)."""
+    """A slice of it, for a snapshot; `folded` holds (log, epoch)."""
 
     logs: dict[str, KnownLog] = msgspec.field(default_factory=dict)
     folded: tuple[tuple[str, str], ...] = ()
@@ -277,21 +279,59 @@ class Origins:
 
     # snapshots
 
-    def snapshot(self) -> OriginsSnapshot:
-        """Return all of it; later changes are not in it."""
-        logs = {
-            log: KnownLog(
-                {
-                    name: msgspec.structs.replace(
-                        epoch, channels=dict(epoch.channels), floors=dict(epoch.floors)
-                    )
-                    for name, epoch in known.epochs.items()
-                },
-                known.top,
-            )
-            for log, known in self._logs.items()
-        }
-        return OriginsSnapshot(logs, tuple(self._folded), self.running)
+    def slices(self, size: int) -> Iterator[OriginsSnapshot]:
+        """Yield all of it in slices of about `size` entries; it must not change meanwhile."""
+        part: dict[str, KnownLog] = {}
+        room = size
+        for log, name, epoch, channels, floors in self._rows(size):
+            into = part.setdefault(log, KnownLog(top=self._logs[log].top)).epochs
+            if epoch is not None:
+                shell = into.setdefault(
+                    name, msgspec.structs.replace(epoch, channels={}, floors={})
+                )
+                shell.channels |= channels
+                shell.floors |= floors
+            room -= 1 + len(channels) + len(floors)
+            if room <= 0:
+                yield OriginsSnapshot(part, (), self.running)
+                part, room = {}, size
+        yield OriginsSnapshot(part, (), self.running)
+        folded = iter(self._folded)
+        while some := tuple(islice(folded, size)):
+            yield OriginsSnapshot({}, some, self.running)
+
+    def _rows(
+        self, size: int
+    ) -> Iterator[tuple[str, str, KnownEpoch | None, dict[str, Intervals], dict[str, int]]]:
+        """Yield each log, and of each of its epochs at most `size` channels or floors at a time."""
+        for log, known in self._logs.items():
+            yield log, "", None, {}, {}
+            for name, epoch in known.epochs.items():
+                yield log, name, epoch, {}, {}
+                channels = iter(epoch.channels.items())
+                while some := dict(islice(channels, size)):
+                    yield log, name, epoch, some, {}
+                floors = iter(epoch.floors.items())
+                while few := dict(islice(floors, size)):
+                    yield log, name, epoch, {}, few
+
+    def add(self, part: OriginsSnapshot) -> None:
+        """Add a slice."""
+        for log, known in part.logs.items():
+            into = self._logs.setdefault(log, KnownLog())
+            into.top = max(into.top, known.top)
+            for name, epoch in known.epochs.items():
+                one = into.epochs.get(name)
+                if one is None:
+                    one = into.epochs[name] = KnownEpoch(top=epoch.top, used=epoch.used)
+                    self._meter["entries"] += 1
+                one.floor = max(one.floor, epoch.floor)
+                one.floors |= epoch.floors
+                for channel, held in epoch.channels.items():
+                    one.channels[intern(channel)] = held
+                    self._meter["entries"] += len(held) // 2
+        self._folded |= dict.fromkeys(part.folded)
+        self.running = max(self.running, part.running)
 
     def adopt_highest(self, log: str, epoch: str, high: int, older: tuple[str, ...]) -> None:
         """Take over what older versions kept of a channel; nothing is proven up to `high`."""
@@ -303,22 +343,6 @@ class Origins:
         one.top = one.floor = max(one.floor, high)
         known.top = max(known.top, high)
         self._folded |= dict.fromkeys((log, name) for name in older)
-
-    @classmethod
-    def restored(cls, snapshot: OriginsSnapshot) -> Origins:
-        """Return the origins that `snapshot` was taken of."""
-        origins = cls()
-        for log, known in snapshot.logs.items():
-            epochs = origins._logs.setdefault(log, KnownLog(top=known.top)).epochs
-            for name, epoch in known.epochs.items():
-                channels = {intern(channel): held for channel, held in epoch.channels.items()}
-                epochs[name] = msgspec.structs.replace(
-                    epoch, channels=channels, floors=dict(epoch.floors)
-                )
-                origins._meter["entries"] += _entries(epoch)
-        origins._folded = dict.fromkeys(snapshot.folded)
-        origins.running = snapshot.running
-        return origins
 
 
 def _entries(epoch: KnownEpoch) -> int:

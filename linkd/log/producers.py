@@ -103,6 +103,10 @@ class Producers:
             return 0
         return known.runs[-1].last if known.runs else known.floor
 
+    def add(self, owner: str, name: str, known: Produced) -> None:
+        """Take over what a snapshot has of a producer."""
+        self._known[owner, name] = known
+
     def _of(self, owner: str, name: str) -> Produced | None:
         """Return what is known of a producer.
 

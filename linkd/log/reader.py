@@ -13,7 +13,17 @@ from queue import SimpleQueue
 import msgspec
 
 from linkd.core.batch import Batch
-from linkd.log.frame import BATCH, Frame, batch_of, frame_at, frame_size, head_of
+from linkd.log.frame import (
+    BATCH,
+    CHANGES,
+    PREFIX_BYTES,
+    Frame,
+    batch_of,
+    frame_at,
+    frame_size,
+    head_of,
+    stretch_at,
+)
 from linkd.log.group import Post
 
 _CHUNK_BYTES = 1 << 20
@@ -179,5 +189,52 @@ def walk(path: Path, at: int, size: int, seed: int, chunk: int = _CHUNK_BYTES) -
                 at = frame.end
             if inside == 0:
                 raise Damage(path, at)
+    finally:
+        os.close(fd)
+
+
+def walk_changes(path: Path, size: int, seed: int, every: bool) -> Iterator[Frame | None]:
+    """Yield the frames of the first `size` bytes of a file that change the state.
+
+    The others are passed over unread; None comes for each MiB of the file, so that who has other
+    work can do it.
+
+    Args:
+        path: The file.
+        size: Bytes that count.
+        seed: The log's, for CRCs.
+        every: Take each batch's frame: the segment's format does not flag them.
+
+    Raises:
+        Damage: There is no frame where one should be.
+        OSError: The file can't be read.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        at, wanted = 0, _CHUNK_BYTES
+        while at < size:
+            wanted = min(wanted, size - at)
+            buffer = os.pread(fd, wanted, at)
+            if len(buffer) < wanted:
+                raise Damage(path, at + len(buffer))
+            view, inside, wanted = memoryview(buffer), 0, _CHUNK_BYTES
+            while inside + PREFIX_BYTES <= len(buffer):
+                stretch = stretch_at(view, inside)
+                if stretch is None or at + stretch[2] > size:
+                    raise Damage(path, at + inside)
+                kind, flags, end = stretch
+                if kind != BATCH or every or flags & CHANGES:
+                    if end > len(buffer):
+                        wanted = max(wanted, end - inside)
+                        break
+                    frame = frame_at(view, inside, at, seed)
+                    if frame is None:
+                        raise Damage(path, at + inside)
+                    yield frame
+                inside = end
+            if inside == 0 and wanted == _CHUNK_BYTES:
+                raise Damage(path, at)  # what is left is too short for a frame
+            at += inside
+            yield None
     finally:
         os.close(fd)

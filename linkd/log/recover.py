@@ -1,4 +1,4 @@
-"""Finding a log again: its segments, its state from the last snapshot on.
+"""Finding a log again: its segments, its state from the newest snapshot on.
 
 And where its last write broke off.
 """
@@ -15,21 +15,19 @@ from linkd.errors import LogDamaged
 from linkd.log.damage import JUMP, Ward
 from linkd.log.engine import Told
 from linkd.log.files import Files
-from linkd.log.frame import Frame
 from linkd.log.identity import Identity, load_identity, save_identity
-from linkd.log.index import Index, SegmentHead, segment_path
+from linkd.log.index import CARRYING, FORMAT, Index, SegmentHead, segment_path
 from linkd.log.lock import not_ours
 from linkd.log.reader import Damage
 from linkd.log.salvage import good_frames
-from linkd.log.scan import ends_at, numbers, read_head, scan, scan_sealed
+from linkd.log.scan import ends_at, fold_sealed, numbers, read_head, scan_sealed, scan_to
 from linkd.log.seal import load_index, seal
-from linkd.log.state import Snapshot, State, decode_snapshot
+from linkd.log.snapshot import Base, read_state, snapshot_numbers, snapshot_path
+from linkd.log.state import Snapshot, State
 from linkd.log.untold import Untold
 from linkd.log.writer import FILL_BYTES
 
 _MOST_REPAIRS = 10_000
-
-Heads = dict[int, tuple[SegmentHead, Frame]]
 
 
 class Found(msgspec.Struct):
@@ -38,8 +36,11 @@ class Found(msgspec.Struct):
     Attributes:
         identity: Who it is; None where there is no log yet.
         state: As of its last frame.
-        snapshot: What the last segment opens with; None where there is none.
+        carried: What the newest snapshot carries beside the state; None where there is no segment.
+        bases: Where the state can be read, oldest first.
         segments: Oldest first.
+        held: Those before them that are dropped, and whose files are still there.
+        goes_on: The last segment is of the newest format: it can be added to.
         stamp: The log's clock at the last frame.
         wall: Unix seconds then; None where there is none.
         told: What the operator must hear of.
@@ -47,8 +48,11 @@ class Found(msgspec.Struct):
 
     identity: Identity | None
     state: State | None = None
-    snapshot: Snapshot | None = None
+    carried: Snapshot | None = None
+    bases: list[Base] = msgspec.field(default_factory=list)
     segments: list[Index] = msgspec.field(default_factory=list)
+    held: list[Index] = msgspec.field(default_factory=list)
+    goes_on: bool = False
     stamp: float = 0.0
     wall: float | None = None
     told: list[Told] = msgspec.field(default_factory=list)
@@ -103,44 +107,122 @@ def _find(folder: Path, files: Files, ward: Ward) -> Found:
     identity = ward.identity
     found = Found(identity, told=ward.told)
     heads = _heads(folder, files, ward)
-    if not heads:
-        return found
     order = sorted(heads)
-    if 0 < identity.oldest < order[0]:
-        ward.missing(identity.oldest - 1, order[0], identity.first, heads[order[0]][0].first)
+    if not order:
+        _state(folder, files, ward, heads, found)
+        return found
+    kept = [number for number in order if number >= identity.oldest] or order
+    if 0 < identity.oldest < kept[0]:
+        ward.missing(identity.oldest - 1, kept[0], identity.first, heads[kept[0]].first)
+    state = _state(folder, files, ward, heads, found)
     for number, after in pairwise(order):
-        head, path = heads[number][0], segment_path(folder, number)
-        size = path.stat().st_size
-        counts = heads[after][0].previous_size  # 0 where a mended head no longer knows
-        sure = counts > 0 and not head.salvaged and heads[after][0].previous == number
-        if sure:
-            if size < counts:
-                raise Damage(path, size)
-            size = counts
-        index = load_index(folder, number, identity.log)
-        if index is None or index.size != size:
-            index, _ = scan_sealed(path, head, size, sure)
-            seal(files, folder, index, ())  # the next start need not read it again
-        found.segments.append(index)
-        if heads[after][0].previous != number:
-            ward.missing(number, after, index.next, heads[after][0].first)
-    _last(folder, files, ward, heads[order[-1]], found)
+        head, path = heads[number], segment_path(folder, number)
+        index = _sealed(folder, files, head, heads[after])
+        if number >= found.bases[-1].number:
+            for _ in fold_sealed(path, head, index.size, state):
+                pass
+            state.next = max(state.next, index.next)
+        (found.segments if number >= kept[0] else found.held).append(index)
+        if heads[after].previous != number:
+            ward.missing(number, after, index.next, heads[after].first)
+    _last(folder, files, ward, heads[order[-1]], state, found)
     return found
 
 
-def _heads(folder: Path, files: Files, ward: Ward) -> Heads:
+def _sealed(folder: Path, files: Files, head: SegmentHead, after: SegmentHead) -> Index:
+    """Return what is known of a finished segment; `after` opens the next one.
+
+    Raises:
+        Damage: It must be repaired first.
+    """
+    path = segment_path(folder, head.number)
+    size = path.stat().st_size
+    counts = after.previous_size  # 0 where a repaired head no longer knows
+    sure = counts > 0 and not head.salvaged and after.previous == head.number
+    if sure:
+        if size < counts:
+            raise Damage(path, size)
+        size = counts
+    index = load_index(folder, head.number, head.log)
+    if index is None or index.size != size:
+        index, _ = scan_sealed(path, head, size, sure)
+        seal(files, folder, index, ())  # the next start need not read it again
+    return index
+
+
+def _state(
+    folder: Path, files: Files, ward: Ward, heads: dict[int, SegmentHead], found: Found
+) -> State:
+    """Return the state at the newest snapshot that can be read, note where, and clear up others.
+
+    One of a segment that is not there, nor the next to begin, knows of records that are gone: it
+    does not serve, for peers would not send them again.
+    """
+    log, seed = ward.identity.log, ward.identity.seed
+    bases = _bases(folder, files, heads)
+    state, carried = State(log), Snapshot()
+    while bases:
+        try:
+            state, carried, weight = read_state(folder, bases[-1], log, seed, _go_on)
+            bases[-1] = msgspec.structs.replace(bases[-1], weight=weight)
+            break
+        except Damage:
+            bad = bases.pop()
+            path_of = segment_path if bad.size is None else snapshot_path
+            ward.unreadable(path_of(folder, bad.number))
+    for base in bases[:-2]:
+        if base.size is not None:
+            files.unlink(snapshot_path(folder, base.number))
+    if not heads:
+        return state
+    first = heads[min(heads)]
+    if not bases:
+        state.next = first.first
+        if first.previous:
+            ward.state_lost()
+    found.carried = carried
+    found.bases = bases[-2:]
+    if len(bases) < 2 and (not bases or bases[0].number > first.number):
+        found.bases.insert(0, Base(first.number))
+    return state
+
+
+def _bases(folder: Path, files: Files, heads: dict[int, SegmentHead]) -> list[Base]:
+    """Return where the state can be read, oldest first; delete what can't serve."""
+    bases = [Base(number) for number, head in heads.items() if head.format <= CARRYING]
+    for part in list(folder.iterdir()):
+        if part.name.endswith(".state.part"):
+            files.unlink(part)
+    for number in snapshot_numbers(folder):
+        path = snapshot_path(folder, number)
+        if heads and number <= max(heads) + 1:
+            bases.append(Base(number, path.stat().st_size))
+        else:
+            files.unlink(path)
+    return sorted(bases, key=_number)
+
+
+def _number(base: Base) -> int:
+    return base.number
+
+
+def _go_on() -> None:
+    """Nobody else has work to do at a start."""
+
+
+def _heads(folder: Path, files: Files, ward: Ward) -> dict[int, SegmentHead]:
     """Return what opens each segment.
 
     Raises:
         Damage: One has no head, or that of another.
     """
     ward.take_back_renamed()
-    heads: Heads = {}
+    heads: dict[int, SegmentHead] = {}
     present = numbers(folder)
     for number in present:
         path = segment_path(folder, number)
         try:
-            head, frame = read_head(path)
+            head, _ = read_head(path)
         except Damage:
             begun = (
                 number <= ward.identity.number
@@ -151,27 +233,22 @@ def _heads(folder: Path, files: Files, ward: Ward) -> Heads:
             continue
         if head.log != ward.identity.log or head.number != number:
             raise Damage(path, 0, foreign=True)
-        heads[number] = (head, frame)
+        heads[number] = head
     return heads
 
 
 def _last(
-    folder: Path, files: Files, ward: Ward, opened: tuple[SegmentHead, Frame], found: Found
+    folder: Path, files: Files, ward: Ward, head: SegmentHead, state: State, found: Found
 ) -> None:
     """Fold the last segment, and cut what a crash left at its end."""
-    head, frame = opened
     path = segment_path(folder, head.number)
-    found.snapshot = decode_snapshot(frame.records, head.format)
-    state = State.restored(found.snapshot)
     size = path.stat().st_size
-    try:
-        index, last = scan(path, head, size, state)
-    except Damage as damage:
-        at = damage.at
-        if any(good.synced > at for good in good_frames(path, head.seed, at)):
-            raise
-        state = State.restored(found.snapshot)
-        index, last = scan(path, head, at, state)
+    index, last, damage = scan_to(path, head, size, state)
+    if last is None or (
+        damage is not None
+        and any(good.synced > damage.at for good in good_frames(path, head.seed, damage.at))
+    ):
+        raise damage or Damage(path, 0)
     torn = max(ends_at(path, index.size), size - 2 * FILL_BYTES) - index.size
     fd = files.open(path)
     try:
@@ -200,6 +277,7 @@ def _last(
         )
     state.undo = []
     found.state, found.stamp, found.wall = state, last.stamp, last.wall
+    found.goes_on = head.format == FORMAT
     found.segments.append(index)
 
 

@@ -30,6 +30,10 @@ class Retention:
         self.owed_from = 1
         self.trim_to = 1
 
+    def is_over(self, size: int) -> bool:
+        """Return whether segments of `size` bytes are so much that old ones go."""
+        return size > self._most
+
     def count(self, segments: Sequence[Index], size: int, clock: float) -> int:
         """Return how many of the oldest segments may go; the last one never does.
 

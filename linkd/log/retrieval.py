@@ -15,6 +15,7 @@ from linkd.errors import Gap, LinkdError, LogDamaged
 from linkd.log.damage import Ward
 from linkd.log.engine import Told
 from linkd.log.files import Files
+from linkd.log.group import ignore
 from linkd.log.index import Index
 from linkd.log.lock import not_ours
 from linkd.log.reader import Damage, Reader
@@ -102,6 +103,18 @@ class Retrieval:
 
         self._reader.fetch(place, position, max_bytes, found, for_link)
 
+    def repair(self, damage: Damage) -> bool:
+        """Repair a sealed segment that was found bad while nobody waits for its records.
+
+        Returns:
+            False where the bad file is no such segment.
+        """
+        segments = self._shelf.segments[:-1]
+        if all(self._shelf.path(segment) != damage.path for segment in segments):
+            return False
+        self._mend(damage, _nobody_waits, ignore)
+        return True
+
     def _mend(self, damage: Damage, again: Callable[[], None], done: Fetched) -> None:
         """Mend a sealed segment in the background, then go on.
 
@@ -116,6 +129,8 @@ class Retrieval:
             index: Index | LogDamaged
             try:
                 index = self._mended(damage, before, told)
+            except LogDamaged as error:
+                index = error
             except (OSError, Damage) as error:
                 index = LogDamaged(f"{damage.path} could not be mended: {error}")
             self._reader.forget()
@@ -165,3 +180,7 @@ class Retrieval:
         index, _ = scan(path, head, path.stat().st_size, None, sealed=True)
         seal(self._files, path.parent, index, ())
         return index
+
+
+def _nobody_waits() -> None:
+    """Nobody waits for it."""

@@ -6,8 +6,10 @@ Committed in groups by one thread.
 from __future__ import annotations
 
 import errno
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 from linkd.core.batch import Batch
@@ -21,11 +23,12 @@ from linkd.log.index import Index, segment_path
 from linkd.log.ledger import Ledger, new_token
 from linkd.log.lock import lock, not_ours
 from linkd.log.opening import Beginning, begin
-from linkd.log.reader import Reader
+from linkd.log.reader import Damage, Reader
 from linkd.log.retention import Retention
 from linkd.log.retrieval import Retrieval
 from linkd.log.settings import Edges, SegmentSettings, refusal
-from linkd.log.state import Snapshot
+from linkd.log.snapshot import Base, Sealed, Snapshots, remove_snapshots
+from linkd.log.state import Snapshot, State
 from linkd.log.succession import Succession
 from linkd.log.tail import Tail
 from linkd.log.untold import Untold
@@ -34,6 +37,9 @@ from linkd.log.writer import Failed, Idle, Job, Writer, Written, why
 MOST_UNDER_WAY = 3
 SLOW_SECONDS = 1.0
 """A commit that takes longer is worth a line."""
+
+SNAPSHOT_RETRY_SECONDS = 10.0
+"""A snapshot that the disk refused is tried again so much later."""
 
 EAGER_BYTES = 256 * 1024
 """So much is sent behind the commit under way; less waits for its end."""
@@ -50,8 +56,8 @@ class SegmentLog(Ledger):
         edges: What it touches of the world.
 
     Attributes:
-        snapshot: The newest one found at start, or None.
-        carried: Puts into each snapshot what it carries beside the state: peers' acks, consumers'
+        snapshot: What the newest snapshot found at start carries beside the state, or None.
+        carried: Returns what each snapshot carries beside the state: peers' acks, consumers'
             cursors.
 
     Raises:
@@ -103,15 +109,15 @@ class SegmentLog(Ledger):
         self.first = found.first
         self.told = self._unheard = found.told
         self.max_bytes = settings.max_bytes
-        self.snapshot = found.snapshot
-        self.carried: Callable[[Snapshot], Snapshot] = lambda snapshot: snapshot
-        if self.snapshot is not None:
-            self.carried = self.snapshot.carry
+        self.snapshot = found.carried
+        before = () if found.carried is None else (found.carried,)
+        self.carried: Callable[[], Iterable[Snapshot]] = lambda: before
         self._clock_offset = found.clock_offset
         self._seed = found.identity.seed
         self._shelf = found.shelf
         last = self._shelf.last
-        self._writing = last if last is not None and last.node == node else None
+        goes_on = last is not None and last.node == node and found.goes_on
+        self._writing = last if goes_on else None
         self._at = 0 if self._writing is None else self._writing.size
 
     def _make_parts(self, found: Beginning, post: Post, edges: Edges) -> None:
@@ -130,8 +136,13 @@ class SegmentLog(Ledger):
         self._writer.in_turn = edges.in_turn or post
         self._reader = Reader(self._seed, post)
         self._succession = Succession(
-            folder, self._files, self._shelf, self._reader, found.identity
+            folder, self._files, self._shelf, self._reader, found.identity, found.held
         )
+        identity = found.identity
+        self._snapshots = Snapshots(
+            folder, self._files, identity.log, identity.seed, post, found.bases
+        )
+        self._snapshot_failed, self._snapshot_said = -math.inf, ""
         self._retrieval = Retrieval(
             self._shelf,
             self._reader,
@@ -197,11 +208,15 @@ class SegmentLog(Ledger):
             last = self._shelf.last
             size = 0 if last is None else last.size
         clock = self.clock()
-        self._state.producers.forget(clock - self._settings.id_window)
-        self._state.forget_channels(clock - self._settings.max_age)
-        self._state.origins.fold(2 * self._settings.max_age)
-        snapshot = self.carried(self._state.snapshot())
-        return self._succession.begin(self.node, snapshot, last, size, clock)
+        self._forget(self._state, clock)
+        return self._succession.begin(self.node, self._state.next, last, size, clock)
+
+    def _forget(self, state: State, clock: float) -> None:
+        """Let a state forget what is too old."""
+        settings = self._settings
+        state.producers.forget(clock - settings.id_window)
+        state.forget_channels(clock - settings.max_age)
+        state.origins.fold(2 * settings.max_age)
 
     def _report(self, outcome: Written | Failed | Idle) -> None:
         """Take what the writer says."""
@@ -228,6 +243,7 @@ class SegmentLog(Ledger):
         if isinstance(outcome, Idle) or now - self._looked >= 1.0:
             self._looked = now
             self._retain()
+            self._keep_snapshots()
         self._measure()
         self._pump()
 
@@ -246,8 +262,9 @@ class SegmentLog(Ledger):
         self._under_way_bytes -= at - job.at
         self._shelf.grow(at, job.group.stamp)
         self._blocked = ""
-        if job.begins is not None:
+        if job.begins is not None or self._retention.is_over(self._kept_bytes()):
             self._retain()
+            self._keep_snapshots()
         self._measure()
         self._committed(job.group)
 
@@ -270,17 +287,24 @@ class SegmentLog(Ledger):
         last = self._shelf.last
         ids = list(self._ids.since(last.first)) if last is not None and last.has_ids else []
         self._succession.begun(begins, ids)
+        if not self._snapshots.bases:
+            self._snapshots.bases.append(Base(begins.number))
 
     def _measure(self) -> None:
         """Sum up what it occupies, and say whether publishes are taken."""
         settings = self._settings
-        self.size_bytes = self._shelf.size + self._under_way_bytes
+        self.size_bytes = self._kept_bytes() + self._succession.held_bytes
         self._room = 2**62
         if settings.when_full == "reject":
             self._room = max(0, settings.max_bytes * 9 // 10 - self.size_bytes)
         self.full = self._blocked or refusal(settings, self.size_bytes, self._free_bytes)
         if self._tight and self.full is None:
             self.full = f"a publish did not fit into the {self._room} bytes left up to 90 %"
+
+    def _kept_bytes(self) -> int:
+        """Return what the log takes of its bound: its records have at least half of that."""
+        snapshots = min(self._snapshots.size, self.max_bytes // 2)
+        return self._shelf.size + self._under_way_bytes + snapshots
 
     def _no_room(self) -> LogFull:
         """Refuse a publish; near the bound all others too, until a segment has gone."""
@@ -374,16 +398,17 @@ class SegmentLog(Ledger):
     def _retain(self) -> None:
         """Delete the segments that may go."""
         segments, clock = self._shelf.segments, self.clock()
-        size = self._shelf.size + self._under_way_bytes
-        count = self._retention.count(segments, size, clock)
+        count = self._retention.count(segments, self._kept_bytes(), clock)
         if count:
             self._drop(count)
         elif segments == [self._writing] and self._retention.outlived(segments[0], clock):
             self._begin_anew()
 
     def _drop(self, count: int) -> None:
-        """Delete the oldest segments in the background, and tell who follows."""
+        """Take the oldest segments off, and tell who follows; files that nobody needs go."""
         self._succession.drop(count)
+        self._succession.free(self._snapshots.needed)
+        self._keep_snapshots()
         self._tight = False
         first = self._shelf.segments[0].first
         if first > self.first:
@@ -392,11 +417,66 @@ class SegmentLog(Ledger):
             for told in tuple(self.on_trim):
                 told(first)
 
+    # snapshots
+
+    def _keep_snapshots(self) -> None:
+        """Make a snapshot if the log has grown by the newest one's size since that was made.
+
+        Or if files wait for one to be deleted: with the segment that is written now the newest one
+        needs no other, and with the next one the older one neither.
+        """
+        snapshots, held = self._snapshots, self._succession.held
+        waits = any(segment.first < segment.next for segment in held)
+        last, retry = self._shelf.last, self._snapshot_failed + SNAPSHOT_RETRY_SECONDS
+        if snapshots.busy or self._closed or last is None or self._monotonic() < retry:
+            return
+        newest = snapshots.bases[-1]
+        if last.number <= newest.number:
+            if waits:
+                self._begin_anew()
+            return
+        before = [*held, *self._shelf.segments[:-1]]
+        grown = sum(segment.size for segment in before if segment.number >= newest.number)
+        if grown >= newest.weight or waits:
+            needed = snapshots.needed
+            sealed = [Sealed(one.number, one.size) for one in before if one.number >= needed]
+            forget = partial(self._forget, clock=self.clock())
+            snapshots.make(last.number, sealed, forget, self.carried(), self._snapshot_made)
+
+    def _snapshot_made(self, error: OSError | Damage | None) -> None:
+        """Let files go that no snapshot needs any more, or try again later."""
+        if self._closed:
+            return
+        if error is not None:
+            self._no_snapshot(error)
+            return
+        self._snapshot_said = ""
+        needed = self._snapshots.needed
+        self._succession.free(needed)
+        self._reader.work(lambda: remove_snapshots(self._files, self._folder, needed))
+        self.make_room()
+        self._keep_snapshots()
+
+    def _no_snapshot(self, error: OSError | Damage) -> None:
+        """Report once why there is no newer snapshot; repair the segment that stands in its way."""
+        self._snapshot_failed = self._monotonic()
+        if isinstance(error, Damage) and self._retrieval.repair(error):
+            return
+        why = str(error) if isinstance(error, Damage) else error.strerror
+        said = (
+            f"{self._folder}: no snapshot of the state could be made ({why}); it is tried again"
+            f" every {SNAPSHOT_RETRY_SECONDS:.0f} s, and no segment is deleted until it is made"
+        )
+        if said != self._snapshot_said:
+            self._snapshot_said = said
+            self._tell(Told("error", "log.disk-failed", said))
+
     def close(self, done: Callable[[], None]) -> None:
         """Commit what waits, settle it, end the threads, then call `done`."""
         while self._waiting and not self._stuck:
             self._send()
         self._closed = True
+        self._snapshots.stop()
 
         def ended() -> None:
             waiting, self._waiting = self._waiting, []

@@ -7,7 +7,9 @@ reached the disk can be taken back.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import TypeVar
 
 import msgspec
 
@@ -21,6 +23,14 @@ MAX_EPOCHS = 1024
 MAX_CURSOR_EPOCHS = 64
 MAX_CHANNELS = 1_000_000
 """Own channels whose last offset is remembered."""
+
+SLICE_ITEMS = 256
+"""Entries of one slice of a snapshot: about half a millisecond of work."""
+
+_SLICE_PRODUCERS = 16
+"""Each has up to a few hundred runs."""
+
+_Item = TypeVar("_Item")
 
 
 Place = tuple[str, tuple[EpochEnd, ...]]
@@ -64,22 +74,23 @@ class OriginHigh(msgspec.Struct, array_like=True, frozen=True, gc=False):
     older: tuple[str, ...] = ()
 
 
-class Snapshot(msgspec.Struct, array_like=True, frozen=True):
-    """All of a state, as it opens a segment; `highs` is what older versions wrote."""
+class Snapshot(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
+    """A slice of a state, and of what is carried beside it: each field holds some of the entries.
 
-    log: str
-    next: int
-    epochs: tuple[EpochStart, ...]
-    cursors: dict[str, Place]
-    producers: tuple[tuple[str, str, Produced], ...]
+    A snapshot file holds slices of about `SLICE_ITEMS` small entries, so that neither writing nor
+    reading one holds the interpreter for long. The union of all slices is the state. `highs` is
+    what older versions knew of origins.
+    """
+
+    log: str = ""
+    next: int = 0
+    epochs: tuple[EpochStart, ...] = ()
+    cursors: dict[str, Place] = {}
+    producers: tuple[tuple[str, str, Produced], ...] = ()
     acks: tuple[tuple[str, int, int], ...] = ()
     consumers: tuple[tuple[str, str, int, tuple[str, ...], float], ...] = ()
     origins: OriginsSnapshot = OriginsSnapshot()
     highs: tuple[tuple[str, str, OriginHigh], ...] = ()
-
-    def carry(self, newer: Snapshot) -> Snapshot:
-        """Return a newer snapshot with what this one carries beside the state."""
-        return msgspec.structs.replace(newer, acks=self.acks, consumers=self.consumers)
 
 
 class _Snapshot1(msgspec.Struct, array_like=True, frozen=True):
@@ -97,29 +108,26 @@ class _Snapshot1(msgspec.Struct, array_like=True, frozen=True):
 
 
 _snapshot1 = msgspec.msgpack.Decoder(_Snapshot1)
-_snapshot = msgspec.msgpack.Decoder(Snapshot)
 
 
-def decode_snapshot(encoded: bytes, format: int) -> Snapshot:
-    """Return the snapshot in a segment of that format.
+def decode_carried(encoded: bytes) -> Snapshot:
+    """Return the state that the head of a segment of format 1 carries.
 
     Raises:
         msgspec.DecodeError: It is none.
     """
-    if format > 1:
-        return _snapshot.decode(encoded)
     old = _snapshot1.decode(encoded)
     return Snapshot(
-        old.log,
-        old.next,
-        old.epochs,
-        old.cursors,
-        tuple(
+        log=old.log,
+        next=old.next,
+        epochs=old.epochs,
+        cursors=old.cursors,
+        producers=tuple(
             ("", name, Produced.of_recent(stamp, high, old.recent.get(name, ())))
             for name, (high, stamp) in old.highest.items()
         ),
-        old.acks,
-        tuple((UNOWNED, *consumer[:3], 0.0) for consumer in old.consumers),
+        acks=old.acks,
+        consumers=tuple((UNOWNED, *consumer[:3], 0.0) for consumer in old.consumers),
         highs=old.highs,
     )
 
@@ -274,6 +282,8 @@ class State:
 
         `whole` is (first, count) of a publish of several.
         """
+        if batch.epoch != self.epoch:
+            self.open_epoch(batch.epoch, batch.offset)  # the frame that opened it was lost
         self.next = batch.offset + batch.count
         if batch.source is not None:
             source = batch.source
@@ -284,31 +294,41 @@ class State:
             first, count = whole or (batch.offset, batch.count)
             self.producers.note(batch.producer, first, counts or (count,), batch.stamp, self.undo)
 
-    def snapshot(self) -> Snapshot:
-        """Return all of it."""
-        return Snapshot(
-            self.log,
-            self.next,
-            tuple(self._epochs),
-            dict(self._cursors),
-            tuple((*key, known) for key, known in self.producers.known()),
-            origins=self.origins.snapshot(),
-        )
+    def slices(self) -> Iterator[Snapshot]:
+        """Yield all of it, in slices; the state must not change meanwhile."""
+        yield Snapshot(log=self.log, next=self.next, epochs=tuple(self._epochs))
+        for cursors in in_parts(self._cursors.items()):
+            yield Snapshot(cursors=dict(cursors))
+        for origins in self.origins.slices(SLICE_ITEMS):
+            yield Snapshot(origins=origins)
+        for known in in_parts(self.producers.known(), _SLICE_PRODUCERS):
+            yield Snapshot(producers=tuple([(*key, one) for key, one in known]))
+
+    def add(self, part: Snapshot) -> None:
+        """Add a slice."""
+        self.next = max(self.next, part.next)
+        self._epochs += part.epochs
+        self._cursors.update(part.cursors)
+        self.origins.add(part.origins)
+        for origin, _, high in part.highs:
+            self.origins.adopt_highest(origin, high.epoch, high.high, high.older)
+        for owner, name, known in part.producers:
+            self.producers.add(owner, name, known)
 
     @classmethod
-    def restored(cls, snapshot: Snapshot) -> State:
-        """Return the state that `snapshot` was taken of."""
-        state = cls(snapshot.log)
-        state.next = snapshot.next
-        state._epochs = list(snapshot.epochs)
-        state._cursors = dict(snapshot.cursors)
-        state.origins = Origins.restored(snapshot.origins)
-        for origin, _, high in snapshot.highs:
-            state.origins.adopt_highest(origin, high.epoch, high.high, high.older)
-        state.producers = Producers(
-            {(owner, name): known for owner, name, known in snapshot.producers}
-        )
+    def restored(cls, log: str, slices: Iterable[Snapshot]) -> State:
+        """Return the state of the log `log` that `slices` were taken of."""
+        state = cls(log)
+        for part in slices:
+            state.add(part)
         return state
+
+
+def in_parts(items: Iterable[_Item], most: int = SLICE_ITEMS) -> Iterator[list[_Item]]:
+    """Yield `items` in lists of at most `most`."""
+    rest = iter(items)
+    while part := list(islice(rest, most)):
+        yield part
 
 
 def take_back(undo: Undo) -> None:

@@ -19,7 +19,6 @@ from linkd.log.reader import Reader
 from linkd.log.retention import remove
 from linkd.log.seal import seal
 from linkd.log.shelf import Shelf
-from linkd.log.state import Snapshot
 
 
 class Succession:
@@ -32,13 +31,25 @@ class Succession:
         reader: The thread that does slow work.
         identity: Who the log is.
 
+        held: Segments that are dropped, and whose files snapshots still need.
+
     Attributes:
         identity: The same with the newest note of which segments there are.
+        held: The same, oldest first.
+        held_bytes: What their files occupy.
     """
 
     def __init__(
-        self, folder: Path, files: Files, shelf: Shelf, reader: Reader, identity: Identity
+        self,
+        folder: Path,
+        files: Files,
+        shelf: Shelf,
+        reader: Reader,
+        identity: Identity,
+        held: Sequence[Index] = (),
     ) -> None:
+        self.held = list(held)
+        self.held_bytes = sum(index.size for index in held)
         self._folder = folder
         self._files = files
         self._shelf = shelf
@@ -46,23 +57,22 @@ class Succession:
         self.identity = identity
 
     def begin(
-        self, node: str, snapshot: Snapshot, last: Index | None, size: int, clock: float
+        self, node: str, first: int, last: Index | None, size: int, clock: float
     ) -> tuple[Part, Index]:
         """Return what opens the segment behind `last`, and what is known of it before its commit.
 
         Args:
             node: This node's name.
-            snapshot: The state there.
+            first: The offset that its first record gets at least.
             last: The segment before; it may be under way itself.
             size: How much of that one will count.
             clock: The log's own time, in seconds.
         """
-        log, seed, first = self.identity.log, self.identity.seed, snapshot.next
+        log, seed = self.identity.log, self.identity.seed
         previous = 0 if last is None else last.number
         number = previous + 1
         head = SegmentHead(FORMAT, NEEDS, number, log, node, first, previous, size, seed)
-        encode = msgspec.msgpack.encode
-        part = (HEAD, 0, encode(head), encode(snapshot))
+        part = (HEAD, 0, msgspec.msgpack.encode(head), b"")
         return part, Index(number, log, node, first, first, 0, clock, False, [])
 
     def begun(self, begins: Index, ids: Sequence[tuple[str, bytes, int]]) -> None:
@@ -77,10 +87,20 @@ class Succession:
         self._note(number=begins.number, next=max(self.identity.next, begins.first))
 
     def drop(self, count: int) -> None:
-        """Take the oldest segments off: note that first, then delete them, in the background."""
-        numbers = [segment.number for segment in self._shelf.drop(count)]
+        """Take the oldest segments off, and note that; `free` deletes their files."""
+        gone = self._shelf.drop(count)
+        self.held += gone
+        self.held_bytes += sum(index.size for index in gone)
         self._note()
-        self._reader.work(lambda: remove(self._files, self._folder, numbers))
+
+    def free(self, needed: int) -> None:
+        """Delete the files of dropped segments before number `needed`, in the background."""
+        gone = [index for index in self.held if index.number < needed]
+        if gone:
+            del self.held[: len(gone)]
+            self.held_bytes -= sum(index.size for index in gone)
+            numbers = [index.number for index in gone]
+            self._reader.work(lambda: remove(self._files, self._folder, numbers))
 
     def _note(self, **changes: int) -> None:
         """Note in the background which segments there are."""

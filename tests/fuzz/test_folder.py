@@ -21,13 +21,21 @@ def _shown(found: Any, where: str) -> object:
     """Return all that was found, without where."""
     if isinstance(found, LinkdError):
         return str(found).replace(where, "/log")
-    seen = (found.identity, found.snapshot, found.segments, found.stamp, found.wall)
+    seen = (
+        found.identity,
+        found.carried,
+        found.bases,
+        found.segments,
+        found.held,
+        found.stamp,
+        found.wall,
+    )
     return seen, _state(found, where)
 
 
 def _state(found: Any, where: str) -> object:
     told = [each.detail.replace(where, "/log") for each in found.told]
-    return None if found.state is None else found.state.snapshot(), told
+    return None if found.state is None else list(found.state.slices()), told
 
 
 def _untold(files: Any, path: Any, where: object) -> list[str]:

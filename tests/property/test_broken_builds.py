@@ -11,6 +11,7 @@ from linkd.core.inbound import Inbound
 from linkd.core.liveness import Liveness
 from linkd.core.takeover import Refusal, Takeovers
 from linkd.log.memory import MemoryLog
+from linkd.log.origins import Origins
 from tests.property.test_session import two_nodes
 from tests.support.fake_net import FakeNet
 from tests.unit.net.test_silence import test_each_end_notices_at_its_limit_of_silence as silence
@@ -61,7 +62,7 @@ def test_a_cursor_saved_apart_from_its_batch_is_caught(monkeypatch: pytest.Monke
         found = whole(self)
         for peer in ("one", "two"):
             found.set_cursor(peer, None, lambda outcome: None)
-        found._state._origins.clear()
+        found._state.origins = Origins()
         return found
 
     monkeypatch.setattr(MemoryLog, "crash", crash)

@@ -17,10 +17,8 @@ from hypothesis import strategies as st
 
 from linkd.log.engine import Appended
 from tests.conftest import CAMPAIGN
-from tests.support.disk import RecordingFiles
+from tests.support.disk import RecordingFiles, rebuild
 from tests.support.logs import SegmentBench, append, bodies, draft, everything, numbered, received
-
-Steps = list[tuple[Any, ...]]
 
 
 def _scratch() -> Path:
@@ -54,108 +52,7 @@ def _write_some(bench: SegmentBench, rng: Random, begin: int = 0) -> list[tuple[
     return settled
 
 
-class _Disk:
-    """The files as they were, what of them was synced, and what was not."""
-
-    def __init__(self) -> None:
-        self.paths: dict[Path, int] = {}
-        self.loose_names: dict[Path, list[int | None]] = {}
-        self.safe: dict[int, bytearray] = {}
-        self.loose: dict[int, list[tuple[int, bytes]]] = {}
-
-    def create(self, path: Path, file: int) -> None:
-        self._name(path, file)
-        self.safe[file], self.loose[file] = bytearray(), []
-
-    def open(self, path: Path, file: int) -> None:
-        number = self.paths[path]
-        self.safe[file], self.loose[file] = self.safe[number], self.loose[number]
-        for names in (self.paths, *self.loose_names.values()):
-            _replace(names, number, file)
-
-    def write(self, file: int, at: int, content: bytes) -> None:
-        self.loose[file].append((at, content))
-
-    def sync(self, file: int) -> None:
-        for at, content in self.loose[file]:
-            _put(self.safe[file], at, content)
-        self.loose[file].clear()
-
-    def truncate(self, file: int, size: int) -> None:
-        del self.safe[file][size:]
-        self.loose[file].clear()
-
-    def rename(self, old: Path, new: Path) -> None:
-        file = self.paths[old]
-        self._name(old, None)
-        self._name(new, file)
-
-    def unlink(self, path: Path) -> None:
-        self._name(path, None)
-
-    def sync_dir(self) -> None:
-        """All names that there are now last."""
-        self.loose_names.clear()
-
-    def _name(self, path: Path, file: int | None) -> None:
-        """Let a name mean another file, or none: not for sure before the directory is synced."""
-        self.loose_names.setdefault(path, [self.paths.get(path)]).append(file)
-        if file is None:
-            self.paths.pop(path, None)
-        else:
-            self.paths[path] = file
-
-    def names_left(self, rng: Random) -> dict[Path, int]:
-        """Return what each name may mean after power is lost now: any of what it meant lately."""
-        found = dict(self.paths)
-        for path, meant in self.loose_names.items():
-            file = rng.choice(meant)
-            found.pop(path, None)
-            if file is not None:
-                found[path] = file
-        return found
-
-    def left(self, file: int, rng: Random) -> bytes:
-        """Return a file as power lost now may leave it."""
-        safe, loose = self.safe[file], self.loose[file]
-        content = bytearray(safe)
-        for at, written in loose:
-            for begin in range(0, len(written), 512):
-                if rng.random() < 0.6:
-                    _put(content, at + begin, written[begin : begin + 512])
-        if loose and rng.random() < 0.5:
-            del content[rng.randrange(len(safe), len(content) + 1) :]
-        return bytes(content)
-
-
-def _rebuild(folder: Path, root: Path, steps: Steps, cut: int, rng: Random) -> None:
-    """Make the files as power lost after `cut` steps may leave them.
-
-    What was synced is there. Of later writes each 512 bytes are there, or zeros, or the file ends.
-    Names given, changed or taken away since the directory was synced are as before, or as then.
-    """
-    disk = _Disk()
-    for step in steps[:cut]:
-        getattr(disk, step[0])(*step[1:])
-    for path, file in disk.names_left(rng).items():
-        (folder / path.relative_to(root)).write_bytes(disk.left(file, rng))
-
-
-def _replace(names: dict[Path, int] | list[int | None], old: int, new: int) -> None:
-    """Call a file by its new number wherever its old one stands."""
-    for place, file in list(names.items() if isinstance(names, dict) else enumerate(names)):
-        if file == old:
-            names[place] = new  # type: ignore[index]
-
-
 _HEALED = ("log.repaired", "log.unclosed")
-
-
-def _put(content: bytearray, at: int, written: bytes) -> None:
-    """Write into `content`, with zeros up to there."""
-    if len(content) < at:
-        content.extend(bytes(at - len(content)))
-    content[at : at + len(written)] = written
 
 
 @settings(max_examples=10_000 if CAMPAIGN else 60, deadline=None)
@@ -171,7 +68,7 @@ def test_what_was_settled_survives_power_loss(seed: int, where: float) -> None:
         steps = list(files.steps)
         cut = int(where * (len(steps) - 3)) + 3
         (root / "found").mkdir()
-        _rebuild(root / "found", root / "log", steps, cut, rng)
+        rebuild(root / "found", root / "log", steps, cut, rng)
         _open(bench, root / "found", RecordingFiles())
         found = {
             offset: body

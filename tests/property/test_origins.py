@@ -13,6 +13,7 @@ from linkd.core.batch import Origin
 from linkd.log import origins
 from linkd.log.origins import MAX_INTERVALS, Origins, Undo
 from linkd.log.state import take_back
+from tests.support.logs import origins_again, origins_in_one
 
 Piece = tuple[str, str, int, int, int | None]
 """Epoch, channel, first offset, count, after."""
@@ -78,7 +79,7 @@ def test_each_record_is_new_once_over_any_paths(seed: int, channels: int, batche
         else:
             had |= new
         if rng.random() < 0.05:
-            known = Origins.restored(known.snapshot())
+            known = origins_again(known)
     for epoch, channel, first, count, after in pieces:
         known.admit(Origin("far", "log", epoch, first, after), channel, count, 0.0, [])
     keys = {(epoch, channel) for epoch, channel, *_ in pieces}
@@ -113,12 +114,11 @@ def test_a_snapshot_may_be_older_than_the_batches_behind_it() -> None:
     known = Origins()
     for number, (epoch, channel, first, count, after) in enumerate(pieces):
         if number == 100:
-            snapshot = known.snapshot()
+            again = origins_again(known)
         known.admit(Origin("far", "log", epoch, first, after), channel, count, 0.0, [])
-    again = Origins.restored(snapshot)
     for epoch, channel, first, count, after in pieces[50:]:
         again.admit(Origin("far", "log", epoch, first, after), channel, count, 0.0, [])
-    assert again.snapshot().logs == known.snapshot().logs
+    assert origins_in_one(again).logs == origins_in_one(known).logs
     assert again.entries == known.entries
 
 

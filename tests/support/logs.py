@@ -19,6 +19,7 @@ from linkd.core.batch import (
 )
 from linkd.log.files import RealFiles
 from linkd.log.memory import MemoryLog
+from linkd.log.origins import Origins, OriginsSnapshot
 from linkd.log.segments import SegmentLog
 from linkd.log.settings import Edges, SegmentSettings
 from linkd.log.writer import Writer
@@ -172,3 +173,16 @@ def bodies(batches: list[Batch]) -> list[bytes]:
 def numbered(name: str, sequence: int) -> Producer:
     """Return a producer's number."""
     return Producer(name, sequence)
+
+
+def origins_in_one(known: Origins) -> OriginsSnapshot:
+    """Return all that is known of origins, in one slice but for the folded epochs."""
+    return next(known.slices(2**62))
+
+
+def origins_again(known: Origins, size: int = 3) -> Origins:
+    """Return the same origins, as they come out of a snapshot with slices of that size."""
+    again = Origins()
+    for part in list(known.slices(size)):
+        again.add(part)
+    return again

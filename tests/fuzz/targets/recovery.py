@@ -24,7 +24,7 @@ from tests.fuzz.reading import Input
 from tests.support.logs import SegmentBench, append, draft, numbered, received
 
 _WALL = 1_790_000_000.0
-_READ = (".log", ".idx")
+_READ = (".log", ".idx", ".state")
 """What is looked into when a log is found; ids are read when it runs."""
 
 
@@ -43,7 +43,7 @@ class Bench(SegmentBench):
 def _template(where: Path) -> dict[str, bytes]:
     """Return the files of a log of three small segments, with cursors, ids and producers."""
     tick = Writer.tick
-    bench = Bench(where, segment_bytes=440, memory_bytes=4096)
+    bench = Bench(where, segment_bytes=300, memory_bytes=4096)
     try:
         rng, position = Random(5), 1
         for number in range(6):
@@ -58,6 +58,7 @@ def _template(where: Path) -> dict[str, bytes]:
             else:
                 append(bench, draft(body, ids=(f"i{number}",)))
         append(bench, draft(b"last"))
+        bench.until(lambda: len(bench.log._snapshots.bases) == 2 and not bench.log._snapshots.busy)
     finally:
         bench.close()
         Writer.tick = tick

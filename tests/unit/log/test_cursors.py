@@ -18,6 +18,7 @@ from linkd.log.cursors import CursorFile
 from linkd.log.engine import Consumer, PeerCursor
 from linkd.log.segments import SegmentLog
 from linkd.log.settings import SegmentSettings
+from linkd.log.snapshot import snapshot_numbers
 from tests.support.logs import append, draft
 from tests.support.turns import Turns
 
@@ -150,6 +151,7 @@ def test_a_lost_file_is_made_anew_from_the_log(pair: Pair, how: str) -> None:
     change(pair)
     for _ in range(13):
         append(pair, draft(bytes(100_000)))
+    pair.until(lambda: snapshot_numbers(pair.folder / "log"))
     pair.close()
     path = pair.folder / "cursors.db"
     if how == "deleted":

@@ -17,6 +17,7 @@ from linkd.log.damage import JUMP
 from linkd.log.files import RealFiles
 from linkd.log.frame import HEAD, SMALL, frame_prefix
 from linkd.log.lock import not_ours
+from linkd.log.snapshot import snapshot_numbers
 from linkd.log.writer import FILL_BYTES
 from tests.support.disk import Breaking, RecordingFiles
 from tests.support.logs import (
@@ -241,6 +242,7 @@ def test_a_first_write_of_a_segment_that_a_crash_broke_off_goes_without_a_word(
 def test_segments_that_are_gone_are_told_with_their_offsets(bench: SegmentBench) -> None:
     fill(bench)
     starts = [segment.first for segment in bench.log._shelf.segments]
+    bench.until(lambda: snapshot_numbers(bench.path))
     bench.close()
     good = bench.path
     for which, lost in (
@@ -410,6 +412,7 @@ def test_a_head_that_is_damaged_behind_a_damaged_segment_hides_nothing_of_it(
     bench.open()
     assert len(bodies(everything(bench))) == fill_from + 29
     assert bench.log.cursor("hub").next == 12
+    bench.until(lambda: snapshot_numbers(bench.path))
     bench.close()
     first.unlink()
     flip(second, 60)

@@ -8,6 +8,7 @@ from linkd.core.batch import Origin
 from linkd.log import origins
 from linkd.log.origins import FOLD_SECONDS, MAX_INTERVALS, Origins, Undo, Verdict
 from linkd.log.state import take_back
+from tests.support.logs import origins_again, origins_in_one
 
 DAY = 86_400.0
 
@@ -101,7 +102,7 @@ def test_beyond_64_intervals_the_lowest_is_forgotten_and_what_comes_there_is_unp
     assert admit(known, 3) == Verdict(((0, 1),), is_proven=False, late=1)
     assert admit(known, 4) == Verdict(((0, 1),), late=1)
     assert admit(known, 2, channel="other") is None
-    again = Origins.restored(known.snapshot())
+    again = origins_again(known)
     assert admit(again, 2) == Verdict(((0, 1),), is_proven=False, late=1)
 
 
@@ -115,7 +116,7 @@ def test_an_epoch_that_was_left_is_folded_after_14_days_of_running_time() -> Non
     assert known.fold(30 * DAY) == 0
     assert known.fold(2 * DAY) == 1
     assert known.fold(2 * DAY) == 0
-    for one in (known, Origins.restored(known.snapshot())):
+    for one in (known, origins_again(known)):
         assert admit(one, 1, 3, epoch="old") == Verdict(((0, 3),), is_proven=False)
         assert admit(one, 5, epoch="new") == Verdict(())
         assert one.entries == 4
@@ -177,7 +178,7 @@ def test_at_the_bound_a_log_that_is_long_unused_gives_way(monkeypatch: pytest.Mo
     assert admit(known, 1, log="gone") == Verdict(((0, 1),), is_proven=False)
     assert admit(known, 1, log="silent") == Verdict(())
     assert known.entries == 6
-    assert "gone" not in known.snapshot().logs
+    assert "gone" not in origins_in_one(known).logs
 
 
 def test_epochs_that_are_remembered_as_folded_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,14 +195,14 @@ def test_epochs_that_are_remembered_as_folded_are_bounded(monkeypatch: pytest.Mo
 def test_what_did_not_reach_the_disk_is_taken_back() -> None:
     known = Origins()
     admit(known, 1, 2, 0)
-    before = known.snapshot().logs["far"].epochs["e"].channels
+    before = origins_in_one(known).logs["far"].epochs["e"].channels
     undo: Undo = []
     known.admit(Origin("far", "far", "e", 3, 2), "c", 1, 0.0, undo)
     known.admit(Origin("far", "far", "e", 9), "c", 1, 0.0, undo)
     known.admit(Origin("far", "far", "e", 4), "new", 1, 0.0, undo)
     known.admit(Origin("far", "other", "e", 4), "new", 1, 0.0, undo)
     take_back(undo)
-    assert known.snapshot().logs["far"].epochs["e"].channels == before
+    assert origins_in_one(known).logs["far"].epochs["e"].channels == before
     assert known.entries == 2
     assert admit(known, 4, channel="new") is None
     assert admit(known, 4, channel="new", log="other") is None
@@ -210,8 +211,8 @@ def test_what_did_not_reach_the_disk_is_taken_back() -> None:
 def test_a_snapshot_does_not_change_with_what_it_was_taken_of() -> None:
     known = Origins()
     admit(known, 1)
-    snapshot = known.snapshot()
-    restored = Origins.restored(snapshot)
+    snapshot = origins_in_one(known)
+    restored = origins_again(known)
     admit(known, 2, channel="d")
     admit(restored, 3, channel="d")
     assert list(snapshot.logs["far"].epochs["e"].channels) == ["c"]

@@ -155,7 +155,7 @@ def test_what_is_known_outlives_a_restart() -> None:
     state = State("log")
     undo: Undo = []
     state.producers.note(Producer("p", 3, "shop"), 10, (1, 2), 5.0, undo)
-    again = State.restored(state.snapshot()).producers
+    again = State.restored("log", state.slices()).producers
     assert [stored(again, n) for n in (1, 2, 3)] == [None, (10, 1), (11, 2)]
 
 

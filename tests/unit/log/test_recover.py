@@ -31,14 +31,14 @@ def bench(tmp_path: Path) -> Iterator[SegmentBench]:
 def scanned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the names of the files that are read whole at a start, as they are."""
     names: list[str] = []
-    real = scan.scan
+    real = scan.scan_to
 
     def noting(path: Path, *rest: Any, **more: Any) -> Any:
         names.append(path.name)
         return real(path, *rest, **more)
 
-    monkeypatch.setattr(recover, "scan", noting)
-    monkeypatch.setattr(scan, "scan", noting)
+    monkeypatch.setattr(recover, "scan_to", noting)
+    monkeypatch.setattr(scan, "scan_to", noting)
     return names
 
 

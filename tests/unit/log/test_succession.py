@@ -14,7 +14,6 @@ from linkd.log.index import Index, SegmentHead, segment_path
 from linkd.log.reader import Reader
 from linkd.log.seal import ids_path, load_index, read_small
 from linkd.log.shelf import Shelf
-from linkd.log.state import Snapshot, State
 from linkd.log.succession import Succession
 
 
@@ -25,13 +24,6 @@ def succession(folder: Path, files: RealFiles | None = None) -> tuple[Succession
     return Succession(folder, files or RealFiles(), shelf, reader, identity), shelf, reader
 
 
-def at(offset: int) -> Snapshot:
-    """Return a snapshot of a state whose next offset is that."""
-    state = State("log")
-    state.next = offset
-    return state.snapshot()
-
-
 def done(reader: Reader) -> None:
     """Let the reader do what it has."""
     reader.start()
@@ -40,7 +32,7 @@ def done(reader: Reader) -> None:
 
 def test_each_segment_names_the_one_before_and_how_much_of_it_counts(tmp_path: Path) -> None:
     order, _, _ = succession(tmp_path)
-    part, first = order.begin("edge", at(1), None, 0, 5.0)
+    part, first = order.begin("edge", 1, None, 0, 5.0)
     head = msgspec.msgpack.decode(part[2], type=SegmentHead)
     assert (part[0], head.number, head.previous, head.previous_size) == (HEAD, 1, 0, 0)
     assert (head.log, head.seed, head.node, head.first, head.salvaged) == (
@@ -50,9 +42,9 @@ def test_each_segment_names_the_one_before_and_how_much_of_it_counts(tmp_path: P
         1,
         False,
     )
-    assert msgspec.msgpack.decode(part[3], type=Snapshot) == at(1)
+    assert part[3] == b""
     assert first == Index(1, "log", "edge", 1, 1, 0, 5.0, False, [])
-    part, second = order.begin("edge", at(9), first, 777, 6.0)
+    part, second = order.begin("edge", 9, first, 777, 6.0)
     head = msgspec.msgpack.decode(part[2], type=SegmentHead)
     assert (head.number, head.previous, head.previous_size, head.first) == (2, 1, 777, 9)
     assert (second.number, second.first, second.next) == (2, 9, 9)
@@ -82,6 +74,10 @@ def test_what_goes_is_noted_before_it_is_deleted(tmp_path: Path) -> None:
         )
     order.drop(2)
     assert [segment.number for segment in shelf.segments] == [3]
+    assert ([segment.number for segment in order.held], order.held_bytes) == ([1, 2], 2)
+    order.free(1)
+    order.free(3)
+    assert (order.held, order.held_bytes) == ([], 0)
     done(reader)
     assert [path.name for path in sorted(tmp_path.glob("*.log"))] == ["000000000003.log"]
     assert list(tmp_path.glob("*.idx")) == []

@@ -1,0 +1,403 @@
+"""Snapshots: the state at the beginning of a segment, each in a file of its own.
+
+A snapshot is made of what is on disk: the one before, and the frames behind it. So it holds nothing
+that a crash could take back, and the reactor has nothing to do with it. A start reads the newest
+intact one and folds the frames behind it. Two are kept, and the segments that the older one needs.
+
+    frame (SnapshotHead) | frame (a slice, `Snapshot`, deflated) ... | frame (`SnapshotEnd`), LAST
+
+Deflated, for most of a state are names that resemble each other, and the bytes of all snapshots
+must stay below those of the log.
+"""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from errno import EIO
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from linkd.errors import StateTooNew
+from linkd.log.files import Files
+from linkd.log.frame import PREFIX_BYTES, STATE, frame_prefix
+from linkd.log.group import Post
+from linkd.log.index import CARRYING, segment_path
+from linkd.log.origins import KnownEpoch, KnownLog, Origins
+from linkd.log.producers import Producers
+from linkd.log.reader import Damage, walk
+from linkd.log.scan import fold_sealed, read_head
+from linkd.log.state import Snapshot, State, decode_carried
+
+FORMAT = 1
+NEEDS = "0.2"
+"""The linkd version that reads this format."""
+
+LAST = 1
+WRITE_BYTES = 1 << 20
+PAUSE_SECONDS = 0.001
+_SUFFIX = ".state"
+_STEPS_AT_ONCE = 1024
+_TABLES: dict[type, tuple[str, ...]] = {
+    State: ("_cursors", "origins", "producers"),
+    Origins: ("_logs", "_folded"),
+    KnownLog: ("epochs",),
+    KnownEpoch: ("channels", "floors"),
+    Producers: ("_known",),
+}
+"""The tables in what holds some: names of attributes."""
+
+_encode = msgspec.msgpack.Encoder().encode
+_snapshot = msgspec.msgpack.Decoder(Snapshot)
+
+
+class SnapshotHead(msgspec.Struct, array_like=True, frozen=True):
+    """What opens a snapshot: format and needed version, the log, the segment that begins there."""
+
+    format: int
+    needs: str
+    log: str
+    number: int
+
+
+class SnapshotEnd(msgspec.Struct, array_like=True, frozen=True):
+    """What ends a snapshot: how many slices came before, and how many bytes they are, inflated."""
+
+    slices: int
+    weight: int
+
+
+class Base(msgspec.Struct, frozen=True):
+    """Where the state can be read: as segment `number` begins.
+
+    `size` is that of the snapshot's file; None where the head of an old segment carries the state,
+    or where the log begins and there is none. `weight`: bytes of all slices, where they are known.
+    """
+
+    number: int
+    size: int | None = None
+    weight: int = 0
+
+
+class Sealed(msgspec.Struct, frozen=True):
+    """A finished segment, and how much of it counts."""
+
+    number: int
+    size: int
+
+
+class Stopped(Exception):
+    """The log is closed: no snapshot is made any more."""
+
+
+def snapshot_path(folder: Path, number: int) -> Path:
+    """Return the file of the state as segment `number` begins."""
+    return folder / f"{number:012d}{_SUFFIX}"
+
+
+def snapshot_numbers(folder: Path) -> list[int]:
+    """Return the numbers of the snapshots in a folder, in order."""
+    names = [path for path in folder.iterdir() if path.suffix == _SUFFIX]
+    return sorted(int(path.stem) for path in names if path.stem.isdigit())
+
+
+def read_snapshot(folder: Path, number: int, log: str, seed: int) -> Iterator[tuple[Snapshot, int]]:
+    """Yield the slices of a snapshot and their bytes; they count only once all have come.
+
+    Raises:
+        Damage: It is not whole, or that of another log.
+        StateTooNew: It was written by a newer linkd.
+        OSError: It can't be read.
+    """
+    path = snapshot_path(folder, number)
+    size, count, weight = path.stat().st_size, -1, 0
+    try:
+        for frame in walk(path, 0, size, seed):
+            if frame.flags & LAST:
+                end = msgspec.msgpack.decode(frame.head, type=SnapshotEnd)
+                if frame.end == size and end == SnapshotEnd(count, weight):
+                    return
+                break
+            if count < 0:
+                _check_head(path, frame.head, log, number)
+            else:
+                content = zlib.decompress(frame.head)
+                weight += len(content)
+                yield _snapshot.decode(content), len(content)
+            count += 1
+    except (msgspec.DecodeError, zlib.error):
+        raise Damage(path, 0) from None
+    raise Damage(path, size)
+
+
+def _check_head(path: Path, head: bytes, log: str, number: int) -> None:
+    """Raise StateTooNew or Damage if a snapshot of that head can't serve."""
+    version, needs = msgspec.msgpack.decode(head)[:2]
+    if version > FORMAT:
+        raise StateTooNew(
+            f"{path} was written by a newer linkd (format {version}, this one reads {FORMAT}):"
+            f" linkd {needs} or later is needed"
+        )
+    found = msgspec.msgpack.decode(head, type=SnapshotHead)
+    if (found.log, found.number) != (log, number):
+        raise Damage(path, 0, foreign=True)
+
+
+def write_snapshot(
+    files: Files,
+    folder: Path,
+    head: SnapshotHead,
+    seed: int,
+    slices: Iterable[Snapshot],
+    pause: Callable[[], None],
+) -> Base:
+    """Write a snapshot whole, or not at all.
+
+    Raises:
+        OSError: The disk refuses.
+    """
+    path = snapshot_path(folder, head.number)
+    part = path.with_name(path.name + ".part")
+    with suppress(FileNotFoundError):
+        files.unlink(part)
+    fd = files.open(part, create=True)
+    try:
+        try:
+            base = _write_slices(files, fd, seed, head, slices, pause)
+        finally:
+            files.close(fd)
+        files.rename(part, path)
+        files.sync_dir(folder)
+    except BaseException:
+        with suppress(OSError):
+            files.unlink(part)
+        raise
+    return base
+
+
+def _write_slices(
+    files: Files,
+    fd: int,
+    seed: int,
+    head: SnapshotHead,
+    slices: Iterable[Snapshot],
+    pause: Callable[[], None],
+) -> Base:
+    """Write all frames of a snapshot, about a MiB at once."""
+    written, held, buffers, count, weight = 0, 0, list[bytes](), 0, 0
+
+    def add(content: bytes, flags: int = 0) -> None:
+        nonlocal held
+        buffers.append(frame_prefix((STATE, flags, content, b""), 0, 0.0, 0.0, seed))
+        buffers.append(content)
+        held += PREFIX_BYTES + len(content)
+
+    add(_encode(head))
+    for part in slices:
+        content = _encode(part)
+        add(zlib.compress(content, 1))
+        count += 1
+        weight += len(content)
+        if held >= WRITE_BYTES:
+            files.write(fd, written, buffers)
+            written, held = written + held, 0
+            buffers.clear()
+        pause()
+    add(_encode(SnapshotEnd(count, weight)), LAST)
+    files.write(fd, written, buffers)
+    return Base(head.number, written + held, weight)
+
+
+def read_state(
+    folder: Path, base: Base, log: str, seed: int, pause: Callable[[], None]
+) -> tuple[State, Snapshot, int]:
+    """Return the state at `base`, what is carried beside it, and the bytes of both.
+
+    Raises:
+        Damage: It can't be read.
+        StateTooNew: It was written by a newer linkd.
+        OSError: The disk refuses.
+    """
+    state, acks, consumers, weight = State(log), list[Any](), list[Any](), 0
+    for part, size in _slices_at(folder, base, log, seed):
+        state.add(part)
+        acks += part.acks
+        consumers += part.consumers
+        weight += size
+        pause()
+    return state, Snapshot(acks=tuple(acks), consumers=tuple(consumers)), weight
+
+
+def _slices_at(folder: Path, base: Base, log: str, seed: int) -> Iterator[tuple[Snapshot, int]]:
+    """Yield the slices of the state at `base`, and their bytes."""
+    if base.size is not None:
+        yield from read_snapshot(folder, base.number, log, seed)
+        return
+    path = segment_path(folder, base.number)
+    head, frame = read_head(path)
+    if head.format <= CARRYING:
+        try:
+            yield decode_carried(frame.records), len(frame.records)
+        except msgspec.DecodeError:
+            raise Damage(path, 0) from None
+    yield Snapshot(next=head.first), 0
+
+
+def remove_snapshots(files: Files, folder: Path, before: int) -> None:
+    """Delete the snapshots before number `before`, as far as the disk lets us."""
+    for number in snapshot_numbers(folder):
+        if number < before:
+            with suppress(OSError):
+                files.unlink(snapshot_path(folder, number))
+
+
+class Snapshots:
+    """Makes snapshots in a thread of its own, one at a time.
+
+    Args:
+        folder: Where the segments lie.
+        files: The disk.
+        log: The log's id.
+        seed: The log's, for CRCs.
+        post: Brings a call into the reactor's thread.
+        bases: Where the state can be read now, oldest first: one or two.
+
+    Attributes:
+        bases: The same with the newest.
+        busy: One is being made.
+    """
+
+    def __init__(
+        self, folder: Path, files: Files, log: str, seed: int, post: Post, bases: Sequence[Base]
+    ) -> None:
+        self.bases = list(bases)
+        self.busy = False
+        self._folder = folder
+        self._files = files
+        self._log = log
+        self._seed = seed
+        self._post = post
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of those that are kept."""
+        return sum(base.size or 0 for base in self.bases)
+
+    @property
+    def needed(self) -> int:
+        """The oldest segment that is needed to find the state again."""
+        return self.bases[0].number if self.bases else 0
+
+    def make(
+        self,
+        number: int,
+        segments: Sequence[Sealed],
+        forget: Callable[[State], object],
+        carried: Iterable[Snapshot],
+        done: Callable[[OSError | Damage | None], None],
+    ) -> None:
+        """Make the snapshot of the state as segment `number` begins, and keep it.
+
+        Args:
+            number: That segment is on disk.
+            segments: Those before it, from the older base on.
+            forget: Called in the thread with the state, to forget what is too old.
+            carried: What goes into it beside the state.
+            done: Called in the reactor, with what went wrong; not after `stop`.
+        """
+        self.busy = True
+
+        def job() -> None:
+            outcome: Base | OSError | Damage
+            try:
+                outcome = self._make(number, segments, forget, carried)
+            except Stopped:
+                return
+            except (OSError, Damage) as error:
+                outcome = error
+            except Exception as error:  # noqa: BLE001 - who waits must hear
+                outcome = OSError(EIO, f"{type(error).__name__}: {error}", str(self._folder))
+            self._post(lambda: made(outcome))
+
+        def made(outcome: Base | OSError | Damage) -> None:
+            self.busy = False
+            if isinstance(outcome, Base):
+                self.bases = [*self.bases[-1:], outcome]
+                done(None)
+            else:
+                done(outcome)
+
+        self._thread = threading.Thread(target=job, name="linkd-log-snapshot", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Leave what is under way undone, and wait until its thread has ended."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _make(
+        self,
+        number: int,
+        segments: Sequence[Sealed],
+        forget: Callable[[State], object],
+        carried: Iterable[Snapshot],
+    ) -> Base:
+        """Fold the frames behind a base, and write the state."""
+        state = self._fold(number, segments)
+        forget(state)
+        head = SnapshotHead(FORMAT, NEEDS, self._log, number)
+        slices = chain(state.slices(), carried)
+        base = write_snapshot(self._files, self._folder, head, self._seed, slices, self._pause)
+        dissolve(state, self._pause)
+        return base
+
+    def _fold(self, number: int, segments: Sequence[Sealed]) -> State:
+        """Return the state as segment `number` begins, from the newest base that can be read."""
+        for place, base in reversed(list(enumerate(self.bases))):
+            try:
+                state, _, _ = read_state(self._folder, base, self._log, self._seed, self._pause)
+            except Damage:
+                if place == 0:
+                    raise
+            else:
+                break
+        for segment in segments:
+            if base.number <= segment.number < number:
+                path = segment_path(self._folder, segment.number)
+                for _ in fold_sealed(path, read_head(path)[0], segment.size, state):
+                    self._pause()
+        state.next = max(state.next, read_head(segment_path(self._folder, number))[0].first)
+        return state
+
+    def _pause(self) -> None:
+        """Let the reactor work for a moment."""
+        if self._stopping.wait(PAUSE_SECONDS):
+            raise Stopped
+
+
+def dissolve(state: State, pause: Callable[[], None]) -> None:
+    """Take large tables apart piece by piece: freed in one go they would hold the interpreter."""
+    tables: list[Any] = [state]
+    steps = 0
+    while tables:
+        table = tables[-1]
+        names = _TABLES.get(type(table))
+        if names is not None:
+            tables[-1:] = [getattr(table, name) for name in names]
+        elif not table:
+            tables.pop()
+        else:
+            item = table.popitem()[1] if isinstance(table, dict) else table.pop()
+            if type(item) in _TABLES or isinstance(item, dict | list):
+                tables.append(item)
+        steps += 1
+        if steps % _STEPS_AT_ONCE == 0:
+            pause()
