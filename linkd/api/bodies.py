@@ -9,7 +9,15 @@ import msgspec
 
 from linkd.api.refusals import Refusal
 from linkd.core.batch import Batch, read_records
-from linkd.core.shown import JSON, body_of, extras_of, kind_of, rfc3339
+from linkd.core.shown import (
+    JSON,
+    MAX_JSON_DEPTH,
+    body_of,
+    extras_of,
+    kind_of,
+    nested_deeply,
+    rfc3339,
+)
 
 NDJSON = "application/x-ndjson"
 _encoder = msgspec.json.Encoder()
@@ -22,6 +30,9 @@ def check_json(body: bytes, where: str = "the body") -> None:
         _any.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Refusal("malformed", f"expected JSON in {where}: {error}") from None
+    if nested_deeply(body):
+        said = f"expected JSON nested at most {MAX_JSON_DEPTH} deep in {where}"
+        raise Refusal("malformed", said)
 
 
 def check_body(body: bytes, content_type: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from datetime import UTC, datetime
+from itertools import accumulate
 from typing import Any
 
 import msgspec
@@ -12,12 +13,36 @@ from linkd.core.batch import Record, Unreadable
 
 JSON = "application/json"
 
+MAX_JSON_DEPTH = 60
+"""Deeper JSON is shown as text: with a page around it, what common parsers take at least is 64."""
+
 _any = msgspec.json.Decoder()
+_STEPS = {0x5B: 1, 0x7B: 1, 0x5D: -1, 0x7D: -1}
+_NO_BRACKETS = bytes(set(range(256)) - set(_STEPS))
+_PASSES = 8
+_FIRST_SECOND = datetime(1, 1, 1, tzinfo=UTC).timestamp()
+_LAST_SECOND = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()
 
 
 def kind_of(content_type: str) -> str:
     """Return a content type without its parameters, in lower case."""
     return content_type.partition(";")[0].strip().lower()
+
+
+def nested_deeply(body: bytes) -> bool:
+    """Return whether JSON that is valid is nested more than MAX_JSON_DEPTH deep.
+
+    It counts brackets, so that the depth of the stack has no say in it.
+    """
+    if body.count(b"[") + body.count(b"{") <= MAX_JSON_DEPTH:
+        return False
+    if b"\\" in body:
+        body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    brackets = b"".join(body.split(b'"')[::2]).translate(None, _NO_BRACKETS)
+    left = brackets
+    for _ in range(_PASSES):  # each takes the innermost pairs away, a hundred times faster
+        left = left.replace(b"[]", b"").replace(b"{}", b"")
+    return bool(left) and max(accumulate(map(_STEPS.__getitem__, brackets))) > MAX_JSON_DEPTH
 
 
 def shown(body: bytes, content_type: str) -> tuple[str, Any]:
@@ -29,7 +54,8 @@ def shown(body: bytes, content_type: str) -> tuple[str, Any]:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             pass
         else:
-            return "data", msgspec.Raw(body)
+            if not nested_deeply(body):
+                return "data", msgspec.Raw(body)
     try:
         return "text", body.decode()
     except UnicodeDecodeError:
@@ -54,5 +80,6 @@ def extras_of(record: Record) -> dict[str, Any]:
 
 
 def rfc3339(seconds: float) -> str:
-    """Return Unix seconds as RFC 3339, UTC, with milliseconds."""
+    """Return Unix seconds as RFC 3339, UTC, with milliseconds: the years 1 to 9999."""
+    seconds = min(max(seconds, _FIRST_SECOND), _LAST_SECOND)
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from linkd.core.shown import kind_of, rfc3339, shown
+from linkd.core.shown import MAX_JSON_DEPTH, kind_of, nested_deeply, rfc3339, shown
 
 
 @pytest.mark.parametrize(
@@ -39,3 +42,22 @@ def test_kinds_and_times() -> None:
     assert kind_of(" Application/JSON ; charset=x") == "application/json"
     assert rfc3339(0.0) == "1970-01-01T00:00:00.000Z"
     assert rfc3339(1_700_000_000.9996) == "2023-11-14T22:13:20.999Z"
+    assert rfc3339(-1e300) == "0001-01-01T00:00:00.000Z"
+    assert rfc3339(1e300) == "9999-12-31T23:59:59.000Z"
+
+
+def nested(value: Any, depth: int, text: str) -> Any:
+    """Return a value that many arrays and objects deep, with siblings."""
+    for level in range(depth):
+        value = [text, value, []] if level % 2 else {text: value, "x": {}}
+    return value
+
+
+@given(st.integers(1, 130), st.text('[]{}"\\\\ a'), st.booleans())
+def test_a_depth_is_counted_by_brackets_outside_of_strings(
+    depth: int, text: str, wide: bool
+) -> None:
+    value = nested([[text]] * 70 if wide else text, depth, text)
+    body = json.dumps(value, indent=1).encode()
+    assert nested_deeply(body) == (depth + (2 if wide else 0) > MAX_JSON_DEPTH)
+    assert shown(body, "application/json")[0] == ("text" if nested_deeply(body) else "data")
