@@ -15,6 +15,7 @@ from linkd.core import stream
 from linkd.core.batch import (
     HELD_BYTES,
     MAX_BATCH_BYTES,
+    MAX_TTL_SECONDS,
     Draft,
     Producer,
     check_records,
@@ -278,8 +279,8 @@ class Ingress:
             if len(self._channels) >= MAX_CHANNELS:
                 self._channels.clear()
             self._channels.add(channel)
-        if first.ttl is not None and first.ttl <= 0.0:
-            raise BadRecord("expected a ttl above 0")
+        if first.ttl is not None and not 0.0 < first.ttl <= MAX_TTL_SECONDS:
+            raise BadRecord(f"expected a ttl above 0, at most {MAX_TTL_SECONDS:g} seconds")
         check_records(records, count, self._session.api.node.config.log.max_body_bytes)
         if first.ids:
             found = decode_records(records, count)

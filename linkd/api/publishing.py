@@ -15,7 +15,14 @@ from linkd.api.refusals import Refusal, refusal_of
 from linkd.api.service import Service
 from linkd.clock import wall
 from linkd.config import Config
-from linkd.core.batch import MAX_WORD_LENGTH, Draft, Record, check_headers, encode_records
+from linkd.core.batch import (
+    MAX_TTL_SECONDS,
+    MAX_WORD_LENGTH,
+    Draft,
+    Record,
+    check_headers,
+    encode_records,
+)
 from linkd.core.channels import Patterns
 from linkd.core.shown import JSON, kind_of
 from linkd.errors import BadRecord, BodyTooLarge, LinkdError
@@ -23,7 +30,6 @@ from linkd.log.engine import Appended
 
 MAX_WAIT_SECONDS = 3600.0
 DEFAULT_WAIT_SECONDS = 30.0
-MAX_TTL_SECONDS = 1e9
 
 _CONTENT_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+*-]+(\s*;[\x20-\x7e]*)?")
 _FORM = "application/x-www-form-urlencoded"

@@ -9,7 +9,13 @@ from pathlib import Path
 from linkd.config.addresses import is_loopback, parse_address, parse_url
 from linkd.config.settings import NAME_PATTERN, PATHS, Config, PeerSettings, Settings
 from linkd.config.shape import Trouble, shown
-from linkd.core.channels import MAX_WILDCARD_WORDS, has_too_many_words, is_pattern
+from linkd.core.channels import (
+    MAX_WANTS,
+    MAX_WANTS_BYTES,
+    MAX_WILDCARD_WORDS,
+    has_too_many_words,
+    is_pattern,
+)
 
 _NAME = re.compile(NAME_PATTERN.removesuffix("$"))
 _SOCKET_PATH_BYTES = 107
@@ -196,6 +202,13 @@ def _peers(config: Config) -> Iterator[Trouble]:
         place = ("peer", index)
         yield from _patterns((*place, "send"), peer.send)
         yield from _patterns((*place, "receive"), peer.receive)
+        size = sum([len(pattern) + 3 for pattern in peer.receive])
+        if len(peer.receive) > MAX_WANTS or size > MAX_WANTS_BYTES:
+            yield (
+                (*place, "receive"),
+                f"expected at most {MAX_WANTS} patterns, of {MAX_WANTS_BYTES} bytes together: the"
+                f" peer takes no more; got {len(peer.receive)}, of {size} bytes",
+            )
         yield from _pair(place, peer.certificate, peer.key)
         yield from _identity(config, peer, place)
         yield from _dial(peer, place)

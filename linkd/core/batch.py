@@ -25,6 +25,7 @@ Whatever bounds what waits by bytes counts it: a million messages of one byte ta
 MAX_WORD_LENGTH = 255
 """A type, an id, a content type and a header's value have at most this many characters."""
 
+MAX_TTL_SECONDS = 1e9
 MAX_HEADERS = 16
 MAX_HEADER_NAME_LENGTH = 64
 
@@ -384,6 +385,26 @@ def split_raw(records: bytes, count: int) -> list[msgspec.Raw]:
             msgspec.Raw(records[begin:end])
             for begin, end in zip([0, *ends[:-1]], ends, strict=True)
         ]
+
+
+def runs_of(records: bytes, count: int, max_bytes: int) -> list[tuple[int, bytes]]:
+    """Return records as runs of at most `max_bytes`, or of one record: counts and encodings.
+
+    Raises:
+        BadRecord: These are not `count` msgpack values.
+    """
+    if len(records) <= max_bytes or count == 1:
+        return [(count, records)]
+    runs: list[tuple[int, bytes]] = []
+    run = begin = end = 0
+    for raw in split_raw(records, count):
+        size = memoryview(raw).nbytes
+        if run and end + size - begin > max_bytes:
+            runs.append((run, records[begin:end]))
+            run, begin = 0, end
+        run += 1
+        end += size
+    return [*runs, (run, records[begin:end])]
 
 
 def check_raw(records: bytes, count: int) -> None:

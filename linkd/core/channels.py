@@ -9,6 +9,9 @@ from typing import Generic, TypeVar
 from linkd.errors import ChannelRefused
 
 MAX_CHANNEL_BYTES = 255
+MAX_WANTS = 1024
+MAX_WANTS_BYTES = 24_576
+"""What a hello may ask for: the rest of its bytes is for the epochs of two logs."""
 
 MAX_PATTERNS_BYTES = 8192
 """The patterns of one subscription are together no longer."""

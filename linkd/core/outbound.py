@@ -17,7 +17,7 @@ from linkd.core.session_types import (
     Send,
     SessionSettings,
 )
-from linkd.core.wire import GapTold, Hello, Part, Step, encode
+from linkd.core.wire import GapTold, Hello, Part, Step, encode, sendable
 from linkd.errors import LocalProtocolError, RemoteProtocolError
 
 _BURST_BYTES = 65_536
@@ -381,7 +381,7 @@ class Outbound:
             batch.count,
             size,
             records[:end],
-            batch.time,
+            sendable(batch.time),
             batch.ttl if batch.ttl is None else batch.ttl_left(clock),
             batch.origin,
             encoding,

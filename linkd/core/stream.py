@@ -29,7 +29,6 @@ Natural = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 Sequenced = Annotated[int, msgspec.Meta(ge=1, le=2**62)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e10)]
 Patterns = Annotated[tuple[Name, ...], msgspec.Meta(min_length=1, max_length=1024)]
-Ids = Annotated[tuple[Name, ...], msgspec.Meta(max_length=65_536)]
 Start = Natural | Literal["earliest", "latest"]
 
 
@@ -62,14 +61,17 @@ class Publish(msgspec.Struct, array_like=True, frozen=True, tag=2, gc=False):
         records: Their encodings, side by side.
         ttl: Seconds of life, or None for ever.
         ids: The records' ids where repeats of them count; empty, or one a record.
+
+    What is out of bounds here is an error of this publish alone, not of the connection: clients
+    send again what was not answered.
     """
 
     sequence: Sequenced
-    channel: Name
+    channel: str
     count: Sequenced
     records: bytes
-    ttl: Seconds | None = None
-    ids: Ids = ()
+    ttl: float | None = None
+    ids: tuple[str, ...] = ()
 
 
 class Wait(msgspec.Struct, array_like=True, frozen=True, tag=3):

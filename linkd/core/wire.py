@@ -11,7 +11,7 @@ from typing import Annotated
 import msgspec
 
 from linkd.core.batch import Origin
-from linkd.core.channels import check_patterns
+from linkd.core.channels import MAX_WANTS, check_patterns
 from linkd.errors import ChannelRefused, RemoteProtocolError
 
 SUBPROTOCOL = "linkd.1"
@@ -29,12 +29,22 @@ MAX_HELLO_BYTES = 65_536
 MAX_MESSAGE_BYTES = 131_072
 """No message but `hello` counts more: batches are cut to 64 KiB, larger records travel in parts."""
 
+MAX_VOLATILE_BYTES = MAX_MESSAGE_BYTES - 4096
+"""Records of a `volatile`, which has no parts: its other items take the rest at most."""
+
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=63)]
 Token = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 Channel = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 Natural = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
-Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e10)]
-Text = Annotated[str, msgspec.Meta(max_length=1024)]
+MAX_SECONDS = 1e10
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=MAX_SECONDS)]
+MAX_DETAIL_LENGTH = 1024
+Text = Annotated[str, msgspec.Meta(max_length=MAX_DETAIL_LENGTH)]
+
+
+def sendable(seconds: float) -> float:
+    """Return a time of this host's wall clock as a peer takes it, however wrong that clock is."""
+    return min(max(seconds, 0.0), MAX_SECONDS)
 
 
 class Generation(msgspec.Struct, array_like=True, frozen=True, order=True):
@@ -109,7 +119,7 @@ class Hello(msgspec.Struct, array_like=True, frozen=True, tag="hello"):
     epochs: Annotated[tuple[EpochStart, ...], msgspec.Meta(min_length=1, max_length=1024)]
     next: Natural
     cursor: Cursor | None
-    wants: Annotated[tuple[Channel, ...], msgspec.Meta(max_length=1024)]
+    wants: Annotated[tuple[Channel, ...], msgspec.Meta(max_length=MAX_WANTS)]
     ping_interval: Seconds
     proof: Annotated[str, msgspec.Meta(max_length=128)] = ""
     compress: Annotated[tuple[Token, ...], msgspec.Meta(max_length=8)] = ()
@@ -210,6 +220,11 @@ class Goodbye(msgspec.Struct, array_like=True, frozen=True, tag="goodbye"):
     reason: Token
     detail: Text = ""
     retry_after: Seconds | None = None
+
+
+def goodbye(reason: str, detail: str, retry_after: float | None = None) -> Goodbye:
+    """Return a goodbye whose detail is cut to what a peer takes."""
+    return Goodbye(reason, detail[:MAX_DETAIL_LENGTH], retry_after)
 
 
 Message = Hello | Step | Part | Volatile | Ack | GapTold | Probe | Probed | Goodbye

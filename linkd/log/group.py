@@ -18,6 +18,7 @@ from linkd.core.batch import (
     Origin,
     Producer,
     join_raw,
+    runs_of,
     split_raw,
 )
 from linkd.errors import BadRecord, LinkdError, SequenceUnproven
@@ -341,19 +342,9 @@ class Grouping:
 
         All or none of which will be there.
         """
-        first, cuts = self._state.next, []
-        run = begin = end = 0
-        for raw in split_raw(records, count):
-            size = memoryview(raw).nbytes
-            if run and end + size - begin > MAX_BATCH_BYTES:
-                cuts.append((run, begin, end))
-                run, begin = 0, end
-            run += 1
-            end += size
-        cuts.append((run, begin, end))
-        for number, (run, begin, end) in enumerate(cuts, 1):
-            whole = Publish(first, count, number == len(cuts))
-            self._put(draft, run, records[begin:end], whole)
+        first, runs = self._state.next, runs_of(records, count, MAX_BATCH_BYTES)
+        for number, (run, piece) in enumerate(runs, 1):
+            self._put(draft, run, piece, Publish(first, count, number == len(runs)))
 
     def _stored(self, item: Stored, settled: Settled) -> None:
         """Put what is new of a received batch into the group; the cursor moves in any case.

@@ -212,7 +212,7 @@ class LinkDriver:
         """End: say goodbye, dial no more."""
         connection = self.connection
         if connection is not None:
-            connection.goodbye(wire.Goodbye("stopped", detail, retry_after))
+            connection.goodbye(wire.goodbye("stopped", detail, retry_after))
         self._run(links.Stop(detail))
         self.carrier.drop()
         self.carrier.stop()
@@ -345,7 +345,7 @@ class LinkDriver:
                 reason=effect.reason,
                 detail=effect.detail,
             )
-        held[0].goodbye(wire.Goodbye(effect.reason, effect.detail))
+        held[0].goodbye(wire.goodbye(effect.reason, effect.detail))
 
     def _changed(self, effect: links.Changed) -> None:
         silence, self._last_silence = self._last_silence, None

@@ -33,7 +33,7 @@ from linkd.node.readers import AGING_SECONDS, Readers
 from linkd.node.resync import resync
 from linkd.node.rules import Rules
 from linkd.node.spread import Spread
-from linkd.node.volatile import VolatileSequence
+from linkd.node.volatile import VolatileSequence, messages_of
 from linkd.outages import Outages
 from linkd.status import Event, LinkStatus, LogStatus, NodeStatus, Outage
 
@@ -180,8 +180,8 @@ class Node:
         if rule.delivery == "durable":
             self.log.append(draft, settled)
             return
-        message = self._volatile.make(draft)
-        self._spread.volatile(message, None)
+        for one in messages_of(draft):
+            self._spread.volatile(self._volatile.make(one), None)
         settled(Appended(0, draft.count))
 
     def passed(self, message: wire.Volatile, peer: str) -> None:

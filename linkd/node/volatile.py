@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from linkd.core.batch import Batch, Draft, Origin
-from linkd.core.wire import Volatile
+import msgspec
+
+from linkd.core.batch import MAX_BATCH_BYTES, Batch, Draft, Origin, runs_of
+from linkd.core.wire import MAX_VOLATILE_BYTES, Volatile, sendable
+from linkd.errors import BodyTooLarge
 
 MAX_KEYS = 100_000
 """Channels of runs whose volatile sequence is remembered, of all nodes."""
@@ -45,7 +48,7 @@ class VolatileSequence:
             draft.channel,
             draft.count,
             draft.records,
-            draft.time,
+            sendable(draft.time),
             draft.ttl,
             self._node,
             self._run,
@@ -93,6 +96,24 @@ class VolatileSequence:
 
 
 _ALL = (1 << WINDOW) - 1
+
+
+def messages_of(draft: Draft) -> list[Draft]:
+    """Return a publish as drafts that are one message each.
+
+    Raises:
+        BodyTooLarge: A record is larger than a message may be.
+    """
+    runs = runs_of(draft.records, draft.count, MAX_BATCH_BYTES)
+    largest = max([len(records) for _, records in runs])
+    if largest > MAX_VOLATILE_BYTES:
+        raise BodyTooLarge(
+            f"expected a message of at most {MAX_VOLATILE_BYTES} bytes on a volatile channel, got"
+            f" {largest}"
+        )
+    if len(runs) == 1:
+        return [draft]
+    return [msgspec.structs.replace(draft, count=count, records=records) for count, records in runs]
 
 
 def as_batch(message: Volatile, stamp: float) -> Batch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import math
 import subprocess
 import time
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from websockets.typing import Subprotocol
 
 import linkd.client
 from linkd.core import stream
-from linkd.core.batch import Draft, Record, encode_records, read_records
+from linkd.core.batch import MAX_BATCH_BYTES, Draft, Record, encode_records, read_records
 from tests.support.daemon import Daemon
 from tests.support.duo import Duo, run, until
 from tests.support.logs import SegmentBench, append
@@ -32,6 +33,7 @@ ACCEPTED = [
     Record(b"plain", headers={"trace-id": "7", "empty": ""}),
     Record(b"{bad json", WORD, "", "application/json", HEADERS),
     Record(b"[" * 900 + b"]" * 900, "", "", "application/json"),
+    Record(b"[" * 60 + b"]" * 60, "", "", "application/json"),
     Record(b"\xff\x00", "line\nend\r\n\x00", "", "no type\r\nX: y"),
     Record(b'"\\ud800"', "<script>", "", "application/json"),
     Record(b"\xc1" * 100_000, "large"),
@@ -83,7 +85,7 @@ def client_of(daemon: Daemon) -> Iterator[Client]:
 @pytest.fixture(scope="module")
 def duo() -> Iterator[Duo]:
     """Two linked daemons; the edge's log has what can't be read among what can."""
-    with Duo() as pair:
+    with Duo('[[channel]]\nname = "live"\ndelivery = "volatile"\n') as pair:
         pair.start()
         pair.edge.stop()
         bench = SegmentBench(pair.edge.directory / "state" / "log")
@@ -291,6 +293,51 @@ def test_headers_come_from_every_publisher_to_every_reader(duo: Duo, hub: Client
     assert heard == [given] * 5 + [None] + [given] * 4
     printed = run(duo.hub, "subscribe", "notes", "--from", "earliest", "--count", "1").stdout
     assert "trace-id=7 é" in printed
+
+
+@pytest.mark.parametrize("ttl", [0.0, -1.0, math.nan, math.inf, -math.inf, 1e300, 1.0000001e9])
+def test_a_ttl_out_of_range_is_an_error_of_its_publish(duo: Duo, ttl: float) -> None:
+    one = encode_records((Record(b""),))
+    with client_of(duo.edge) as client:
+        client.send(stream.Publish(1, "lives", 1, one, ttl))
+        assert isinstance(client.hear(), stream.PublishFailed)
+        client.send(stream.Publish(2, "lives", 1, one, 1e9))
+        assert isinstance(client.hear(), stream.Published)
+
+
+def test_a_channel_or_an_id_out_of_bounds_is_an_error_of_its_publish(duo: Duo) -> None:
+    with client_of(duo.edge) as client:
+        answer = client.publish(encode_records((Record(b""),)), channel="x" * 300)
+        assert isinstance(answer, stream.PublishFailed)
+        assert answer.error == "malformed"
+        long = encode_records((Record(b"", id="x" * 256),))
+        client.send(stream.Publish(9, "lives", 1, long, None, ("x" * 256,)))
+        assert isinstance(client.hear(), stream.PublishFailed)
+
+
+def test_a_volatile_message_never_ends_a_link(duo: Duo, hub: Client) -> None:
+    """One of 200,000 bytes was sent to a peer, which takes 131,072, and closed with 1009."""
+    hub.send(stream.Subscribe(1, ("live",), "latest", "", 1 << 30))
+    hub.hear()
+    connection = UnixConnection(str(duo.edge.socket), 5.0)
+    heard = sent = 0
+    for size, status in ((1000, 201), (126_000, 201), (200_000, 413), (1_000_000, 413)):
+        connection.request("POST", "/v1/channels/live", bytes(size))
+        answer = connection.getresponse()
+        assert answer.status == status, answer.read()
+        answer.read()
+        sent += status == 201
+    lines = b"".join([b"%d\n" % number for number in range(4_000)])
+    connection.request("POST", "/v1/channels/live", lines, {"Content-Type": "application/x-ndjson"})
+    assert connection.getresponse().status == 201
+    connection.close()
+    while heard < sent + 4_000:
+        frame = hub.hear()
+        if isinstance(frame, stream.DeliverVolatile):
+            assert frame.count == 1 or len(frame.records) <= MAX_BATCH_BYTES
+            heard += frame.count
+    assert duo.edge.link("hub")["attempts"] <= 2
+    assert not list(duo.edge.matching(event="link.waiting", reason="protocol"))
 
 
 def test_a_log_of_the_version_before_is_read(tmp_path: Path) -> None:
