@@ -59,5 +59,5 @@ def test_a_depth_is_counted_by_brackets_outside_of_strings(
 ) -> None:
     value = nested([[text]] * 70 if wide else text, depth, text)
     body = json.dumps(value, indent=1).encode()
-    assert nested_deeply(body) == (depth + (2 if wide else 0) > MAX_JSON_DEPTH)
+    assert nested_deeply(body) == (depth + (2 if wide else 1) > MAX_JSON_DEPTH)
     assert shown(body, "application/json")[0] == ("text" if nested_deeply(body) else "data")
