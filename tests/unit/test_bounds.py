@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import msgspec
 import pytest
@@ -31,6 +31,7 @@ from linkd.core.batch import (
 from linkd.core.channels import MAX_WANTS, Patterns, check_channel
 from linkd.core.inbound import Inbound
 from linkd.core.outbound import Outbound
+from linkd.core.path import SEGMENT_BYTES
 from linkd.core.session_types import Send, SessionSettings, Store
 from linkd.core.wire import EpochEnd, EpochStart, Generation, sendable
 from linkd.errors import BodyTooLarge, ChannelRefused
@@ -82,6 +83,8 @@ TWINS: dict[str, Twin] = {
     "Hello.ping_interval": Twin("settings: 1 to 60", (0.0, 60.0)),
     "Hello.proof": own("0" * 64),
     "Hello.compress": own((), ("zstd",)),
+    "Hello.segment_bytes": own(0, SEGMENT_BYTES),
+    "Probed.size": Twin("wire.decode: of a probe that came", (0, wire.MAX_MESSAGE_BYTES)),
     "Step.previous": own(1, MOST),
     "Step.next": own(1, MOST),
     "Step.epoch": own(TOKEN),
@@ -113,8 +116,8 @@ TWINS: dict[str, Twin] = {
 }
 
 MESSAGES = (
-    *(wire.Generation, wire.EpochStart, wire.EpochEnd, wire.Cursor, wire.Hello, wire.Step),
-    *(wire.Part, wire.Volatile, wire.Ack, wire.GapTold, wire.Goodbye, Origin),
+    *get_args(wire.Message),
+    *(wire.Generation, wire.EpochStart, wire.EpochEnd, wire.Cursor, Origin),
 )
 
 
