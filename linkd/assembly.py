@@ -165,7 +165,7 @@ class Assembly:
     def _note(self) -> None:
         """Note which links are up, for the run after a kill."""
         up = [link.peer for link in self.node.links() if link.link.state == "up"]
-        self._outages.alive(up, wall())
+        self._outages.alive(up, self._reactor.seconds(), wall())
 
     def _warn_of_certificates(self) -> None:
         """Have a standing warning while the listener's files can't be used as they are now."""

@@ -5,13 +5,15 @@ Pure but for its store: monotonic `now` and Unix `stamp` come from the caller.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable
+from itertools import pairwise
 from typing import Protocol
 
 import msgspec
 
 from linkd.core.shown import rfc3339
-from linkd.status import Outage
+from linkd.status import Availability, Outage
 
 MOST = 20_000
 """Outages kept in all; a link keeps its share of them, at least LEAST."""
@@ -21,12 +23,16 @@ LEAST = 100
 _ALIVE = 0
 """The number of the row that is no outage."""
 
-WINDOWS: Mapping[str, float] = {
-    "hour": 3600.0,
-    "day": 86_400.0,
-    "week": 604_800.0,
-    "30 days": 2_592_000.0,
-}
+HOUR, DAY, WEEK, MONTH = 3600.0, 86_400.0, 604_800.0, 2_592_000.0
+
+MOST_RUNS = 200
+"""Spans of time in which the node ran that are kept; beyond it the shortest pauses go."""
+
+BRIEF_SECONDS = 10.0
+"""A link that comes up so soon after the first start had no outage: it had yet to be dialed."""
+
+Span = tuple[float, float]
+"""Beginning and end, Unix seconds."""
 
 
 class OutageStore(Protocol):
@@ -54,6 +60,8 @@ class _Row(msgspec.Struct):
         attempts: Made to end it.
         replayed: Records owed when it ended.
         drained: Seconds from its end until they were on the peer's disk.
+        drill: A drill made it.
+        never_up: The link had not been up before.
     """
 
     peer: str
@@ -64,13 +72,24 @@ class _Row(msgspec.Struct):
     attempts: int = 0
     replayed: int = 0
     drained: float | None = None
+    drill: bool = False
+    never_up: bool = False
 
 
 class _Alive(msgspec.Struct):
-    """Which links were up when this was last noted; row 0, for when the daemon is killed."""
+    """What is noted every few seconds, for when the daemon is killed; row 0.
+
+    Args:
+        stamp: Unix seconds.
+        up: Peers whose links were up then.
+        runs: When the node ran, oldest first, in the last 30 days; the last one is this run.
+        known: Since when each link has been configured, Unix seconds.
+    """
 
     stamp: float
     up: list[str]
+    runs: list[Span] = []
+    known: dict[str, float] = {}
 
 
 class _Running(msgspec.Struct):
@@ -79,6 +98,23 @@ class _Running(msgspec.Struct):
     number: int
     began: float
     up: float | None = None
+    attempts: int = 0
+
+
+class Current(msgspec.Struct, frozen=True):
+    """The outage that a link is in.
+
+    Args:
+        began: Unix seconds of the last byte heard; of the configuration where it was never up.
+        seconds: How long that is ago.
+        reason: One word.
+        never_up: The link had not been up before.
+    """
+
+    began: float
+    seconds: float
+    reason: str
+    never_up: bool
 
 
 class Outages:
@@ -95,7 +131,11 @@ class Outages:
         self._rows: dict[int, _Row] = {}
         self._of: dict[str, list[int]] = {}
         self._running: dict[str, _Running] = {}
+        self._drilled: dict[str, float] = {}  # until when, monotonic seconds
         self._left: _Alive | None = None
+        self._began: tuple[float, float] | None = None  # this run, monotonic and Unix seconds
+        self._runs: list[Span] = []
+        self._known: dict[str, float] = {}
         for number, encoded in store.outages():
             try:
                 if number == _ALIVE:
@@ -109,17 +149,19 @@ class Outages:
             self._of.setdefault(row.peer, []).append(number)
         self._next = max(self._rows, default=0) + 1
 
-    def alive(self, up: list[str], stamp: float) -> None:
+    def alive(self, up: list[str], now: float, stamp: float) -> None:
         """Note which links are up, so that a killed daemon knows later since when it was gone.
 
         Args:
             up: Peers whose links are up; none after a clean end.
+            now: Monotonic seconds.
             stamp: Unix seconds.
         """
-        self._store.set_outage(_ALIVE, msgspec.json.encode(_Alive(stamp, up)))
+        runs = self._all_runs(now, stamp)
+        self._store.set_outage(_ALIVE, msgspec.json.encode(_Alive(stamp, up, runs, self._known)))
 
     def resume(self, peers: Iterable[str], now: float, stamp: float) -> None:
-        """Begin an outage for each link that was up when the last run was killed.
+        """Begin this run: links that were up when the last one was killed are down since then.
 
         Args:
             peers: Who is configured now.
@@ -127,15 +169,30 @@ class Outages:
             stamp: Unix seconds.
         """
         left, self._left = self._left, None
-        if left is None:
-            return
-        for peer in sorted({*left.up} & {*peers}):
-            mine = self._of.get(peer)
-            if mine and self._rows[mine[-1]].down is None:
-                continue
-            gone = max(0.0, stamp - left.stamp)
-            self.fell(peer, "closed", None, now - gone, stamp - gone)
-        self.alive([], stamp)
+        self._began = (now, stamp)
+        peers = [*peers]
+        if left is not None:
+            self._runs = left.runs
+            self._known = {peer: since for peer, since in left.known.items() if peer in peers}
+            for peer in sorted({*left.up} & {*peers}):
+                if self._open_row(peer) is None:
+                    gone = max(0.0, stamp - left.stamp)
+                    self.fell(peer, "closed", None, now - gone, stamp - gone)
+        for peer in peers:
+            self.configured(peer, now, stamp)
+        self.alive([], now, stamp)
+
+    def configured(self, peer: str, now: float, stamp: float) -> None:
+        """Note that a link is configured and not up: where it never was, its outage begins."""
+        first = peer not in self._known and not self._of.get(peer)
+        self._known.setdefault(peer, stamp)
+        row = self._open_row(peer)
+        if row is None:
+            reason = "unreachable" if first else "closed"
+            self._add(_Row(peer, stamp, reason, never_up=first), now)
+        elif peer not in self._running:
+            gone = max(0.0, stamp - row.began)
+            self._running[peer] = _Running(self._of[peer][-1], now - gone)
 
     def fell(self, peer: str, reason: str, silence: float | None, now: float, stamp: float) -> None:
         """Note that a link has left `up`.
@@ -148,14 +205,48 @@ class Outages:
             stamp: Unix seconds.
         """
         quiet = silence or 0.0
-        number, self._next = self._next, self._next + 1
-        self._rows[number] = _Row(peer, stamp - quiet, reason, silence)
-        self._of.setdefault(peer, []).append(number)
-        self._running[peer] = _Running(number, now - quiet)
-        self._save(number)
-        self._bound(peer)
+        drill = now - quiet <= self._drilled.get(peer, -math.inf)
+        self._add(_Row(peer, stamp - quiet, reason, silence, drill=drill), now - quiet)
 
-    def rose(self, peer: str, attempts: int, owed: int, now: float, stamp: float) -> float | None:
+    def _add(self, row: _Row, began: float) -> None:
+        """Add an outage that began at `began`, monotonic seconds."""
+        number, self._next = self._next, self._next + 1
+        self._rows[number] = row
+        self._of.setdefault(row.peer, []).append(number)
+        self._running[row.peer] = _Running(number, began)
+        self._save(number)
+        self._bound(row.peer)
+
+    def drilled(self, peer: str, until: float) -> None:
+        """Note until when a drill spoils a link: outages that begin before are marked.
+
+        Args:
+            peer: Whose link.
+            until: Monotonic seconds.
+        """
+        self._drilled[peer] = until
+
+    def tried(self, peer: str, attempts: int) -> None:
+        """Note how many attempts were made to end a link's outage so far."""
+        running = self._running.get(peer)
+        if running is not None:
+            running.attempts = attempts
+
+    def failed(self, peer: str, reason: str) -> None:
+        """Note why an attempt failed: of a link that was never up, that is the outage's reason."""
+        row = self._open_row(peer)
+        if row is not None and row.never_up and row.reason != reason:
+            row.reason = reason
+            self._save(self._of[peer][-1])
+
+    def current(self, peer: str, now: float) -> Current | None:
+        """Return the outage that a link is in; None where it is up."""
+        row, running = self._open_row(peer), self._running.get(peer)
+        if row is None or running is None:
+            return None
+        return Current(row.began, max(0.0, now - running.began), row.reason, row.never_up)
+
+    def rose(self, peer: str, attempts: int, owed: int, now: float) -> float | None:
         """Note that a link is up, and return the outage's seconds; None where there was none.
 
         Args:
@@ -163,15 +254,16 @@ class Outages:
             attempts: Made since the link fell.
             owed: Records owed to the peer now.
             now: Monotonic seconds.
-            stamp: Unix seconds; counts only where the outage began before this run.
         """
         running = self._running.get(peer)
-        if running is None:
-            running = self._left_over(peer, now, stamp)
         if running is None or running.up is not None:
             return None
         row = self._rows[running.number]
         row.down = max(0.0, now - running.began)
+        if row.never_up and row.down < BRIEF_SECONDS:
+            self._forget(self._of[peer].pop())
+            del self._running[peer]
+            return None
         row.attempts = attempts
         row.replayed = owed
         row.drained = 0.0 if owed == 0 else None
@@ -200,31 +292,101 @@ class Outages:
         for number in self._of.pop(peer, []):
             self._forget(number)
         self._running.pop(peer, None)
+        self._known.pop(peer, None)
 
-    def recorded(self, peer: str | None = None, since: float | None = None) -> list[Outage]:
+    def recorded(
+        self,
+        now: float,
+        peer: str | None = None,
+        since: float | None = None,
+        drills: bool = True,
+    ) -> list[Outage]:
         """Return outages, oldest first.
 
         Args:
+            now: Monotonic seconds.
             peer: Of one link only.
             since: Only those that had not ended at this time, Unix seconds.
+            drills: Whether those that drills made, too.
         """
         numbers = sorted(self._rows) if peer is None else self._of.get(peer, [])
         rows = (self._rows[number] for number in numbers)
-        return [_told(row) for row in rows if since is None or _end(row) > since]
+        return [
+            self._shown(row, now)
+            for row in rows
+            if (since is None or _end(row) > since) and (drills or not row.drill)
+        ]
 
-    def availability(self, peer: str, stamp: float) -> dict[str, float]:
-        """Return the share, 0 to 1, of the last hour, day, week and 30 days that it was up."""
+    def _shown(self, row: _Row, now: float) -> Outage:
+        """Return an outage as programs get it."""
+        running = self._running.get(row.peer)
+        down, ongoing = row.down, row.down is None
+        if down is None and running is not None:
+            down = max(0.0, now - running.began)
+        return Outage(
+            peer=row.peer,
+            began=rfc3339(row.began),
+            reason=row.reason,
+            noticed_after_seconds=_rounded(row.noticed_after),
+            down_seconds=_rounded(down),
+            attempts=running.attempts if ongoing and running is not None else row.attempts,
+            replayed_records=row.replayed,
+            drained_seconds=_rounded(row.drained),
+            ongoing=ongoing,
+            drill=row.drill,
+            never_up=row.never_up,
+        )
+
+    def availability(
+        self, peer: str, now: float, stamp: float, drills: bool = True
+    ) -> Availability:
+        """Return the share of the time that was measured in which a link was up.
+
+        Args:
+            peer: Whose link.
+            now: Monotonic seconds.
+            stamp: Unix seconds.
+            drills: Whether outages that drills made count.
+        """
+        known = self._known.get(peer, stamp)
+        runs = self._all_runs(now, stamp)
+        measured = [(max(began, known), ended) for began, ended in runs if ended > known]
         rows = [self._rows[number] for number in self._of.get(peer, [])]
-        return {name: share_up(_spans(rows), span, stamp) for name, span in WINDOWS.items()}
+        down = [(row.began, min(_end(row), stamp)) for row in rows if drills or not row.drill]
+        hour, day, week, month = (
+            share_up(measured, down, (stamp - window, stamp)) for window in (HOUR, DAY, WEEK, MONTH)
+        )
+        return Availability(
+            peer,
+            rfc3339(max(measured[0][0], stamp - MONTH)) if measured else None,
+            hour,
+            day,
+            week,
+            month,
+            [
+                (rfc3339(began), rfc3339(ended))
+                for began, ended in common([(stamp - DAY, stamp)], measured)
+            ],
+        )
 
-    def _left_over(self, peer: str, now: float, stamp: float) -> _Running | None:
-        """Return the outage that was under way when the last run ended."""
+    def _all_runs(self, now: float, stamp: float) -> list[Span]:
+        """Return when the node ran in the last 30 days, this run included, oldest first."""
+        runs = self._runs
+        if self._began is not None:
+            # The clock may have been set since: what ran monotonically has run up to now.
+            runs = [*runs, (stamp - max(0.0, now - self._began[0]), stamp)]
+        runs = merged((max(began, stamp - MONTH), ended) for began, ended in runs)
+        while len(runs) > MOST_RUNS:
+            pauses = [later[0] - earlier[1] for earlier, later in pairwise(runs)]
+            at = pauses.index(min(pauses))
+            runs[at : at + 2] = [(runs[at][0], runs[at + 1][1])]
+        return runs
+
+    def _open_row(self, peer: str) -> _Row | None:
+        """Return a link's outage that has not ended."""
         mine = self._of.get(peer)
-        if not mine or self._rows[mine[-1]].down is not None:
-            return None
-        number, row = mine[-1], self._rows[mine[-1]]
-        self._running[peer] = _Running(number, now - max(0.0, stamp - row.began))
-        return self._running[peer]
+        row = self._rows[mine[-1]] if mine else None
+        return row if row is not None and row.down is None else None
 
     def _save(self, number: int) -> None:
         """Have a row kept."""
@@ -243,45 +405,50 @@ class Outages:
         self._store.remove_outage(number)
 
 
-def share_up(spans: Iterable[tuple[float, float]], window: float, stamp: float) -> float:
-    """Return which share of the `window` seconds before `stamp` lies outside `spans`, from 0 to 1.
+def merged(spans: Iterable[Span]) -> list[Span]:
+    """Return the same time as spans in order that do not touch; empty ones are left out."""
+    found: list[Span] = []
+    for began, ended in sorted(spans):
+        if ended <= began:
+            continue
+        if found and began <= found[-1][1]:
+            found[-1] = (found[-1][0], max(found[-1][1], ended))
+        else:
+            found.append((began, ended))
+    return found
+
+
+def common(some: Iterable[Span], others: Iterable[Span]) -> list[Span]:
+    """Return the time that lies in spans of both, in order."""
+    return merged(
+        (max(began, first), min(ended, last))
+        for began, ended in some
+        for first, last in others
+        if max(began, first) < min(ended, last)
+    )
+
+
+def share_up(measured: Iterable[Span], down: Iterable[Span], window: Span) -> float | None:
+    """Return which share of the measured part of a window was not down, 0 to 1.
 
     Args:
-        spans: Beginning and end of each outage, Unix seconds; they may overlap.
-        window: Seconds, above 0.
-        stamp: Unix seconds.
+        measured: When it was measured; spans may overlap.
+        down: Outages; they may overlap, and lie where nothing was measured.
+        window: The window.
+
+    Returns:
+        None where nothing of the window was measured.
     """
-    down, covered = 0.0, stamp - window
-    for began, ended in sorted(spans):
-        first, last = max(began, covered), min(ended, stamp)
-        if last > first:
-            down += last - first
-            covered = last
-    return 1.0 - down / window
-
-
-def _spans(rows: Iterable[_Row]) -> list[tuple[float, float]]:
-    """Return when each outage began and ended."""
-    return [(row.began, _end(row)) for row in rows]
+    known = common([window], measured)
+    total = sum(ended - began for began, ended in known)
+    if not total:
+        return None
+    return 1.0 - sum(ended - began for began, ended in common(known, down)) / total
 
 
 def _end(row: _Row) -> float:
     """Return when an outage ended, in Unix seconds; infinite while it lasts."""
-    return float("inf") if row.down is None else row.began + row.down
-
-
-def _told(row: _Row) -> Outage:
-    """Return an outage as programs get it."""
-    return Outage(
-        peer=row.peer,
-        began=rfc3339(row.began),
-        reason=row.reason,
-        noticed_after_seconds=_rounded(row.noticed_after),
-        down_seconds=_rounded(row.down),
-        attempts=row.attempts,
-        replayed_records=row.replayed,
-        drained_seconds=_rounded(row.drained),
-    )
+    return math.inf if row.down is None else row.began + row.down
 
 
 def _rounded(seconds: float | None) -> float | None:

@@ -60,6 +60,13 @@ class LinkStatus(msgspec.Struct, frozen=True):
 
     `large_messages_lost`: small messages pass and large ones did not, so it is dialed with small
     TCP segments, until the daemon restarts or the peer's settings change.
+    `since_seconds` counts since the link went up, or since it last left `up` (never up: since it
+    was configured or the node started), over restarts; never since an attempt began. `reason` and
+    `detail` are those of the outage, of the last one where the link is up; `attempt_reason` and
+    `attempt_detail` those of the last failed attempt, null while it is up; `attempt_seconds` is the
+    age of the attempt that is being made. While it is down, `down_since`, `down_seconds` and
+    `last_heard_seconds` (null if never) count from the last byte heard. `compressed` says
+    whether the two ends agreed to compress batches; null while it is not up.
     """
 
     peer: str
@@ -84,6 +91,14 @@ class LinkStatus(msgspec.Struct, frozen=True):
     required: bool = False
     large_messages_lost: bool = False
     not_relayed_records: int = 0
+    down_since: str | None = None
+    down_seconds: float | None = None
+    last_heard_seconds: float | None = None
+    outage_reason: str | None = None
+    attempt_seconds: float | None = None
+    attempt_reason: str | None = None
+    attempt_detail: str | None = None
+    compressed: bool | None = None
 
 
 class NodeStatus(msgspec.Struct, frozen=True):
@@ -122,7 +137,12 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class Outage(msgspec.Struct, frozen=True):
-    """One outage of one link, from the last byte heard until the next connection is up."""
+    """One outage of one link, from the last byte heard until the next connection is up.
+
+    `ongoing`: it has not ended, and `down_seconds` and `attempts` are those so far. `drill`: a
+    drill on this node made it. `never_up`: the link had not been up before, since it was configured
+    or the node's first start.
+    """
 
     peer: str
     began: str
@@ -132,3 +152,24 @@ class Outage(msgspec.Struct, frozen=True):
     attempts: int
     replayed_records: int
     drained_seconds: float | None
+    ongoing: bool = False
+    drill: bool = False
+    never_up: bool = False
+
+
+class Availability(msgspec.Struct, frozen=True):
+    """Which share of the time a link was up, of the time in which that was measured.
+
+    Time in which the node did not run, or the link was not configured, counts neither as up nor as
+    down. `measured_since` is null where nothing was measured in the last 30 days, a share where
+    nothing of its window was. `measured` has the spans of the last 24 hours that were, as [from,
+    to].
+    """
+
+    peer: str
+    measured_since: str | None
+    hour: float | None
+    day: float | None
+    week: float | None
+    month: float | None
+    measured: list[tuple[str, str]] = []

@@ -55,12 +55,21 @@ async def events(api: Service, call: Call) -> Answer | None:
 
 
 async def outages(api: Service, call: Call) -> Answer:
-    """Answer the recorded outages, oldest first."""
-    call.only("peer", "since")
+    """Answer the recorded outages, oldest first, and each link's availability."""
+    call.only("peer", "since", "drills")
     peer, since = call.text("peer"), call.text("since")
     span = None if since is None else seconds(since, "since")
+    drills = call.text("drills") or "1"
+    if drills not in ("0", "1"):
+        raise Refusal("malformed", f"drills: expected 0 or 1, got {drills[:40]!r}")
+    node, wanted = api.node, drills == "1"
     try:
-        return answer({"outages": api.node.outages(peer, span)})
+        return answer(
+            {
+                "outages": node.outages(peer, span, wanted),
+                "availability": node.availability(peer, wanted),
+            }
+        )
     except KeyError:
         raise _no_peer(peer or "") from None
 

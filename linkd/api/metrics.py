@@ -266,7 +266,7 @@ class Metrics:
     def _passed(self, outage: Outage) -> None:
         """Count an outage once it has ended."""
         key = (outage.peer, outage.began)
-        if outage.down_seconds is None or key in self._seen:
+        if outage.ongoing or outage.down_seconds is None or key in self._seen:
             return
         self._seen[key] = None
         if len(self._seen) > MAX_REMEMBERED:

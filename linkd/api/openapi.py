@@ -12,7 +12,7 @@ from linkd.api.refusals import WORDS
 from linkd.api.route import Param, Route
 from linkd.api.routes import ROUTES
 from linkd.core.channels import CHANNELS_PATTERN
-from linkd.status import Event, NodeStatus, Outage
+from linkd.status import Availability, Event, NodeStatus, Outage
 
 _ANY_CALL = (400, 401, 403, 413, 421, 429, 500, 503)
 """Statuses that any call may be answered with."""
@@ -24,7 +24,7 @@ def describe() -> dict[str, Any]:
     for route in ROUTES:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
     _, schemas = msgspec.json.schema_components(
-        (NodeStatus, Event, Outage), ref_template="#/components/schemas/{name}"
+        (NodeStatus, Event, Outage, Availability), ref_template="#/components/schemas/{name}"
     )
     return {
         "openapi": "3.1.0",
@@ -132,13 +132,22 @@ def _responses(route: Route) -> dict[str, Any]:
     return dict(sorted(responses.items()))
 
 
+_LISTS = {
+    "/v1/events": {"events": "Event"},
+    "/v1/outages": {"outages": "Outage", "availability": "Availability"},
+}
+"""Answers that are lists of structs: path, key, the struct's name."""
+
+
 def _content(path: str, kind: str) -> dict[str, Any]:
     """Return what an answer in JSON looks like, where a struct says so."""
     schema: dict[str, Any] | None = None
     if kind == "application/json" and path == "/v1/status":
         schema = {"$ref": "#/components/schemas/NodeStatus"}
-    elif kind == "application/json" and path in ("/v1/events", "/v1/outages"):
-        key, name = ("events", "Event") if path == "/v1/events" else ("outages", "Outage")
-        of = {"type": "array", "items": {"$ref": f"#/components/schemas/{name}"}}
-        schema = {"type": "object", "required": [key], "properties": {key: of}}
+    elif kind == "application/json" and path in _LISTS:
+        of = {
+            key: {"type": "array", "items": {"$ref": f"#/components/schemas/{name}"}}
+            for key, name in _LISTS[path].items()
+        }
+        schema = {"type": "object", "required": [*of], "properties": of}
     return {} if schema is None else {"schema": schema}

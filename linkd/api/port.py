@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from linkd.config import Config
 from linkd.core.batch import Batch, Draft
 from linkd.log.engine import Consumer, Log, Owned, Settled
-from linkd.status import Event, LinkStatus, NodeStatus, Outage
+from linkd.status import Availability, Event, LinkStatus, NodeStatus, Outage
 
 Measure = Literal["round trip", "age"]
 """`age`: of a received batch, by the wall clocks of its origin and of this host."""
@@ -151,8 +151,13 @@ class NodePort(Protocol):
     def on_event(self, call: Callable[[Event], None]) -> Callable[[], None]:
         """Have each change told as it happens, ahead of any message; returns how to end that."""
 
-    def outages(self, peer: str | None = None, since_seconds: float | None = None) -> list[Outage]:
+    def outages(
+        self, peer: str | None = None, since_seconds: float | None = None, drills: bool = True
+    ) -> list[Outage]:
         """Return the recorded outages, oldest first; KeyError if there is no such peer."""
+
+    def availability(self, peer: str | None = None, drills: bool = True) -> list[Availability]:
+        """Return the availability of the links, or of one; KeyError if there is no such peer."""
 
     def kick(self, peer: str) -> None:
         """Try again at once; KeyError if there is no such peer."""

@@ -159,12 +159,13 @@ ROUTES: tuple[Route, ...] = (
     Route(
         method="GET",
         path="/v1/outages",
-        about="The recorded outages, oldest first.",
+        about="The recorded outages, oldest first, and each link's availability.",
         run=acting.outages,
-        answers={200: "The outages.", 404: "There is no such peer."},
+        answers={200: "The outages and availabilities.", 404: "There is no such peer."},
         query=(
             Param("peer", "Only this peer's."),
             Param("since", "Only of the last so many seconds.", "number", least=0),
+            Param("drills", "0: without what drills on this node made.", pattern="^[01]$"),
         ),
         always=True,
     ),

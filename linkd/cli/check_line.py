@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from linkd.cli.text import disk_stalled, duration, plural, printable
+from linkd.cli.text import clock_time, disk_stalled, duration, plural, printable
 from linkd.status import LinkStatus, NodeStatus
 
 WARN_FILL: Final = 0.8
@@ -22,8 +22,8 @@ def check_line(status: NodeStatus, peer: str | None = None) -> tuple[int, str]:
 
     Returns:
         0 up; 1 warning: a link that is not required is down, the log is filling, a certificate
-        expires within 14 days, the status has warnings; 2 a required link is down; 3 no such
-        peer. And the line.
+        expires within 14 days, the status has warnings; 2 a required link is down, or publishes
+        are refused; 3 no such peer. And the line.
     """
     links = [link for link in status.links if peer is None or link.peer == peer]
     if peer is not None and not links:
@@ -31,7 +31,7 @@ def check_line(status: NodeStatus, peer: str | None = None) -> tuple[int, str]:
     down = [link for link in links if link.state != "up"]
     broken = [link for link in down if link.required or peer is not None]
     complaints = [_down(link) for link in down] + _warnings(status, links)
-    code = 2 if broken else 1 if complaints else 0
+    code = 2 if broken or status.log.full else 1 if complaints else 0
     told = "; ".join(complaints) or f"{plural(len(links), 'link')} up"
     return (
         code,
@@ -40,8 +40,13 @@ def check_line(status: NodeStatus, peer: str | None = None) -> tuple[int, str]:
 
 
 def _down(link: LinkStatus) -> str:
+    since = "" if link.down_since is None else f" since {clock_time(link.down_since)}"
     why = f" ({link.reason})" if link.reason else ""
-    return f"{link.peer} {link.state} for {duration(link.since_seconds)}{why}"
+    state = "" if link.state in ("connecting", "opening", "resuming", "waiting") else link.state
+    failed = ": ".join(part for part in (link.attempt_reason, link.attempt_detail) if part)
+    tried = f", last attempt: {failed}" if failed else ""
+    word = f"DOWN {state}".strip()
+    return f"{link.peer} {word} for {duration(link.since_seconds)}{since}{why}{tried}"
 
 
 def _warnings(status: NodeStatus, links: list[LinkStatus]) -> list[str]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from typing import Any, Final
 from urllib.parse import urlencode
 
@@ -13,17 +12,17 @@ import msgspec
 
 from linkd.cli import calls, exits
 from linkd.cli.options import add_socket
-from linkd.cli.text import cut, duration, number, short, table
+from linkd.cli.text import duration, number, short, table
 from linkd.client.errors import ClientError
-from linkd.status import Outage
+from linkd.status import Availability, Outage
 
-WINDOWS: Final = (("1h", 3600.0), ("24h", 86_400.0), ("7d", 604_800.0), ("30d", 2_592_000.0))
 _UNITS: Final = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 _HEAD: Final = ("BEGAN (UTC)", "PEER", "REASON", "NOTICED", "DOWN", "TRIES", "REPLAY", "DRAINED")
 
 
 class _Page(msgspec.Struct, frozen=True):
     outages: list[Outage]
+    availability: list[Availability] = []
 
 
 def add(subparsers: Any) -> None:
@@ -32,7 +31,7 @@ def add(subparsers: Any) -> None:
         "outages",
         help="every outage: noticed after, down for, why; availability",
         description="Print every outage, oldest first, and the share of the last hour, day, week"
-        " and month in which each link was up.",
+        " and month in which each link was up, of the time in which that was measured.",
     )
     add_socket(parser)
     parser.add_argument("peer", nargs="?", metavar="PEER", help="only this link")
@@ -42,6 +41,9 @@ def add(subparsers: Any) -> None:
         metavar="SPAN",
         default=None,
         help="only what fell into the last 90s, 15m, 24h, 7d, 2w",
+    )
+    parser.add_argument(
+        "--no-drills", action="store_true", help="leave out what drills on this node made"
     )
     parser.add_argument("--json", action="store_true", help="print one object a line")
     parser.set_defaults(run=run)
@@ -59,57 +61,44 @@ def span(text: str) -> float:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the outages, oldest first; for people also each link's availability."""
-    now = datetime.now(UTC)
-    month = WINDOWS[-1][1]
-    wanted = arguments.since
-    asked = None if wanted is None else max(wanted, month)
     query = {
         name: value
-        for name, value in (("peer", arguments.peer), ("since", asked))
+        for name, value in (
+            ("peer", arguments.peer),
+            ("since", arguments.since),
+            ("drills", 0 if arguments.no_drills else None),
+        )
         if value is not None
     }
     answer = calls.get(arguments, "/v1/outages" + (f"?{urlencode(query)}" if query else ""))
-    found = _decode(answer.body)
-    shown = [one for one in found if wanted is None or _ago(one, now) - _down(one, now) <= wanted]
+    page = _decode(answer.body)
     if arguments.json:
-        for one in shown:
+        for one in page.outages:
             print(msgspec.json.encode(one).decode())
         return exits.FINE
-    print("\n".join(outages_text(shown)))
-    peers = [arguments.peer] if arguments.peer else sorted({one.peer for one in found})
-    for line in availability_text(found, peers, now):
+    for line in [*outages_text(page.outages), *availability_text(page.availability)]:
         print(line)
     return exits.FINE
 
 
-def _decode(body: bytes) -> list[Outage]:
+def _decode(body: bytes) -> _Page:
     try:
-        return msgspec.json.decode(body, type=_Page).outages
+        return msgspec.json.decode(body, type=_Page)
     except msgspec.DecodeError as error:
         raise ClientError(f"expected outages from the daemon: {error}") from None
 
 
-def _ago(outage: Outage, now: datetime) -> float:
-    """Return how long ago it began, in seconds."""
-    return (now - datetime.fromisoformat(outage.began)).total_seconds()
-
-
-def _down(outage: Outage, now: datetime) -> float:
-    """Return how long it was or has been down, in seconds."""
-    return _ago(outage, now) if outage.down_seconds is None else outage.down_seconds
-
-
 def outages_text(outages: Sequence[Outage]) -> list[str]:
-    """Return the table of outages, 80 columns wide."""
+    """Return the table of outages; one that has not ended has a + behind its duration."""
     if not outages:
         return ["no outage is recorded"]
     rows = [
         [
             one.began[5:19].replace("T", " "),
-            cut(one.peer, 9),
-            cut(one.reason, 12),
+            one.peer,
+            one.reason + (" never up" if one.never_up else "") + (" drill" if one.drill else ""),
             duration(one.noticed_after_seconds),
-            "still" if one.down_seconds is None else duration(one.down_seconds),
+            duration(one.down_seconds) + ("+" if one.ongoing else ""),
             number(one.attempts),
             short(one.replayed_records),
             duration(one.drained_seconds),
@@ -119,36 +108,26 @@ def outages_text(outages: Sequence[Outage]) -> list[str]:
     return table(_HEAD, rows, frozenset(range(3, len(_HEAD))))
 
 
-def availability(outages: Iterable[Outage], window: float, now: datetime) -> float:
-    """Return the share of the last `window` seconds in which a link was up, 0 to 1."""
-    down = 0.0
-    for one in outages:
-        began = _ago(one, now)
-        ended = max(0.0, began - _down(one, now))
-        down += max(0.0, min(began, window) - ended)
-    return max(0.0, 1.0 - down / window)
-
-
-def availability_text(outages: Sequence[Outage], peers: Sequence[str], now: datetime) -> list[str]:
+def availability_text(found: Sequence[Availability]) -> list[str]:
     """Return the table of availability by link and window."""
-    if not peers:
+    if not found:
         return []
     rows = [
         [
-            cut(peer, 30),
-            *(
-                _percent(availability([one for one in outages if one.peer == peer], window, now))
-                for _, window in WINDOWS
-            ),
+            one.peer,
+            *(_percent(share) for share in (one.hour, one.day, one.week, one.month)),
+            "–" if one.measured_since is None else one.measured_since[:16].replace("T", " "),
         ]
-        for peer in peers
+        for one in found
     ]
-    head = ("AVAILABLE IN THE LAST", *(name for name, _ in WINDOWS))
+    head = ("AVAILABLE IN THE LAST", "1h", "24h", "7d", "30d", "MEASURED SINCE (UTC)")
     return ["", *table(head, rows, frozenset(range(1, 5)))]
 
 
-def _percent(share: float) -> str:
-    """Return a share in percent, never rounded up to 100 %."""
+def _percent(share: float | None) -> str:
+    """Return a share in percent, never rounded up to 100 %; a dash where it is not known."""
+    if share is None:
+        return "–"
     if share >= 1.0:
         return "100%"
     return f"{min(share * 100, 99.999):.3f}%"

@@ -16,10 +16,11 @@ from linkd.cli.options import add_socket
 from linkd.cli.text import (
     Colour,
     Paint,
-    cut,
+    clock_time,
     disk_stalled,
     duration,
     number,
+    plural,
     printable,
     short,
     size,
@@ -32,12 +33,17 @@ from linkd.status import LinkStatus, NodeStatus
 WATCH_SECONDS: Final = 1.0
 _UNKNOWN: Final = 3
 _LOSSES: Final = 3
-_CLEAR: Final = "\x1b[H\x1b[2J\x1b[3J"
-_COLOURS: Final[dict[str, Colour]] = {"up": "green", "rejected": "red", "diverged": "red"}
+_CLEAR: Final = "\x1b[H\x1b[2J"
+_ALTERNATE: Final = ("\x1b[?1049h", "\x1b[?1049l")
+"""Enter and leave the terminal's other screen: what was on the first one stays."""
+
+_QUIET: Final = ("connecting", "opening", "resuming", "waiting")
+"""States that say no more than that the link is down and that it is being tried."""
+
 _HEAD: Final = (
     "PEER",
     "STATE",
-    "SINCE",
+    "FOR",
     "RTT",
     "SILENT",
     "BACKLOG",
@@ -53,8 +59,9 @@ def add(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "status",
         help="what is true of every link now",
-        description="Print what is true of the node and of every link now. SILENT: how long"
-        " nothing was heard; NEXT: until the next attempt; CERT: until the certificate expires.",
+        description="Print what is true of the node and of every link now. FOR: how long it has"
+        " been up or down; SILENT: how long nothing was heard; NEXT: until the next attempt; CERT:"
+        " until the certificate expires.",
     )
     add_socket(parser)
     parser.add_argument("peer", nargs="?", metavar="PEER", help="only this link, in full")
@@ -87,7 +94,19 @@ def _check(arguments: argparse.Namespace) -> int:
 
 def _watch(arguments: argparse.Namespace) -> int:
     paint = Paint()
-    clear = _CLEAR if sys.stdout.isatty() and not arguments.json else ""
+    terminal = sys.stdout.isatty() and not arguments.json
+    if not terminal:
+        return _redraw(arguments, paint, "")
+    enter, leave = _ALTERNATE
+    try:
+        sys.stdout.write(enter)
+        return _redraw(arguments, paint, _CLEAR)
+    finally:
+        sys.stdout.write(leave)
+        sys.stdout.flush()
+
+
+def _redraw(arguments: argparse.Namespace, paint: Paint, clear: str) -> int:
     while True:
         try:
             drawn = _drawn(arguments, paint)
@@ -125,7 +144,7 @@ def _drawn(arguments: argparse.Namespace, paint: Paint) -> str:
 
 
 def node_text(status: NodeStatus, paint: Paint) -> str:
-    """Return the table of a node and its links, 80 columns wide."""
+    """Return the table of a node and its links; sentences are never cut."""
     log = status.log
     fill = log.bytes / log.max_bytes if log.max_bytes else 0.0
     lines = [
@@ -134,19 +153,18 @@ def node_text(status: NodeStatus, paint: Paint) -> str:
         f"log {_fill(fill, paint)} of {size(log.max_bytes)}, next offset {log.next:,}",
     ]
     if log.full:
-        lines.append(paint(cut(f"publishes are refused: {printable(log.full)}", 80), "red"))
+        lines.append(paint(f"publishes are refused: {printable(log.full)}", "red"))
     if log.stalled_seconds is not None:
         lines.append(paint(disk_stalled(log.stalled_seconds), "red"))
-    lines += [paint(cut(printable(loss), 80), "red") for loss in log.losses[-_LOSSES:]]
-    lines += [paint(cut(printable(warning), 80), "red") for warning in status.warnings]
+    lines += [paint(printable(loss), "red") for loss in log.losses[-_LOSSES:]]
+    lines += [paint(printable(warning), "red") for warning in status.warnings]
     if status.links:
         lines += ["", *_links(status.links, paint)]
     else:
         lines.append("no peer is configured")
     if status.consumers:
         rows = [
-            [cut(f"{c.owner}/{c.name}", 60), number(c.next), number(c.lag_records)]
-            for c in status.consumers
+            [f"{c.owner}/{c.name}", number(c.next), number(c.lag_records)] for c in status.consumers
         ]
         lines += ["", *table(("CONSUMER", "NEXT OFFSET", "BEHIND"), rows, frozenset((1, 2)))]
     return "\n".join(lines)
@@ -158,23 +176,30 @@ def _fill(fill: float, paint: Paint) -> str:
 
 
 def _links(links: list[LinkStatus], paint: Paint) -> list[str]:
-    """Return the table of links; below a link why it last fell, where it did."""
+    """Return the table of links; below a link why it is down, or why it was down last."""
     head, *rows = table(_HEAD, [_row(link) for link in links], frozenset(range(2, len(_HEAD))))
     lines = [head]
     for link, row in zip(links, rows, strict=True):
-        lines.append(row.replace(link.state, _state(link, paint), 1) if paint.on else row)
-        if why := _why(link):
-            lines.append(paint(cut(f"  {why}", 80), "dim"))
+        word = state_word(link)
+        lines.append(row.replace(word, _state(link, paint), 1) if paint.on else row)
+        lines += [paint(f"  {line}", "dim") for line in why_lines(link)]
     return lines
+
+
+def state_word(link: LinkStatus) -> str:
+    """Return `up`, `DOWN`, or `DOWN` and a state that needs an operator."""
+    if link.state == "up":
+        return "up"
+    return "DOWN" if link.state in _QUIET else f"DOWN {link.state}"
 
 
 def _row(link: LinkStatus) -> list[str]:
     return [
-        cut(link.peer, 12),
-        link.state,
+        link.peer,
+        state_word(link),
         duration(link.since_seconds),
         duration(link.rtt_seconds),
-        duration(link.silence_seconds),
+        duration(link.last_heard_seconds),
         short(link.backlog_records),
         size(link.backlog_bytes).replace(" ", ""),
         duration(link.backlog_age_seconds),
@@ -184,31 +209,49 @@ def _row(link: LinkStatus) -> list[str]:
 
 
 def _state(link: LinkStatus, paint: Paint) -> str:
-    return paint(link.state, _COLOURS.get(link.state, "yellow"))
+    """Return the word for the state: red where an operator must act, or the link is required."""
+    serious = link.required or link.state in ("rejected", "diverged")
+    colour: Colour = "green" if link.state == "up" else "red" if serious else "yellow"
+    return paint(state_word(link), colour)
 
 
-def _why(link: LinkStatus) -> str:
-    """Return why the link last fell, or why the last attempt failed."""
-    if not link.reason:
-        return ""
-    detail = printable(f": {link.detail}" if link.detail else "")
+def why_lines(link: LinkStatus) -> list[str]:
+    """Return why a link is down, with its last attempt; of one that is up, its last outage."""
+    why = _sentence(link.reason, link.detail)
     if link.state == "up":
-        return f"last fell by {link.reason}{detail}"
-    tries = f" after {link.attempts:,} attempts" if link.attempts > 1 else ""
-    return f"{link.reason}{tries}{detail}"
+        return [f"last outage: {why}"] if link.reason else []
+    since = "" if link.down_since is None else f", down since {clock_time(link.down_since)}"
+    lines = [f"{why or link.state}{since}"]
+    if link.attempts or link.attempt_reason:
+        tries = plural(link.attempts, "attempt")
+        age = link.attempt_seconds
+        under_way = "" if age is None else f", this one {duration(age)} old"
+        failed = _sentence(link.attempt_reason, link.attempt_detail)
+        lines.append(f"{failed or link.state} ({tries}{under_way})")
+    return lines
+
+
+def _sentence(reason: str | None, detail: str | None) -> str:
+    """Return a reason and its detail on one line."""
+    return printable(": ".join(part for part in (reason, detail) if part))
 
 
 def link_text(link: LinkStatus, paint: Paint) -> str:
     """Return all that is known of one link, a line each."""
     rows = [
         ("state", f"{_state(link, paint)} for {duration(link.since_seconds)}"),
+        ("down since", clock_time(link.down_since) if link.down_since else "–"),
+        ("last heard", f"{duration(link.last_heard_seconds)} ago"),
         ("role", link.role + (", required" if link.required else "")),
         ("address", printable(link.address or "–")),
-        ("why", printable(_why(link) or "–")),
+        ("why", (why_lines(link) or ["–"])[0]),
         ("attempts", number(link.attempts)),
+        ("last failed attempt", _sentence(link.attempt_reason, link.attempt_detail) or "–"),
+        ("this attempt's age", duration(link.attempt_seconds)),
         ("next attempt in", duration(link.next_attempt_seconds)),
         ("round trip", duration(link.rtt_seconds)),
         ("silence", duration(link.silence_seconds)),
+        ("compressed", {True: "yes", False: "no", None: "–"}[link.compressed]),
         (
             "backlog",
             f"{number(link.backlog_records)} records, {size(link.backlog_bytes)},"

@@ -42,6 +42,11 @@ def _long(whole: int) -> str:
     return f"{whole // 86_400}d"
 
 
+def clock_time(stamp: str) -> str:
+    """Return an RFC 3339 time in UTC for people: `11-29 20:22:44 UTC`."""
+    return f"{stamp[5:19].replace('T', ' ')} UTC"
+
+
 def size(count: float | None) -> str:
     """Return a number of bytes with its unit: `512 B`, `1.2 KiB`, `10 GiB`."""
     if count is None:

@@ -120,6 +120,7 @@ IGNORED: Final[frozenset[tuple[LinkState, Kind]]] = frozenset(
 )
 """What leaves a state as it is; any other pair is a bug and raises."""
 
+_TRYING: Final[tuple[LinkState, ...]] = ("connecting", "opening", "resuming")
 _REJECTING: Final[tuple[Reason, ...]] = ("rejected", "duplicate", "tls")
 
 
@@ -133,9 +134,13 @@ class Link:
 
     Attributes:
         state: As people see it.
-        since: When it was entered, seconds on the injected monotonic clock.
-        reason: Why the link last left `up`, or why the last attempt failed.
+        since: When the link went up, or last left `up`; if it was never up, when it started.
+            Seconds on the injected monotonic clock.
+        reason: Why the link last left `up`; None if it was never up.
         detail: The same in one sentence.
+        attempt_reason: Why the last attempt failed; None once the link is up.
+        attempt_detail: The same in one sentence.
+        attempt_began: When the attempt under way began, monotonic seconds; None without one.
         connection: The key of the live connection, or None.
         attempts: Attempts since the last connection was up.
         deadline: When `Wake` is due, or None.
@@ -146,6 +151,9 @@ class Link:
         self.since = 0.0
         self.reason: Reason | None = None
         self.detail: str | None = None
+        self.attempt_reason: Reason | None = None
+        self.attempt_detail: str | None = None
+        self.attempt_began: float | None = None
         self.attempts = 0
         self.deadline: float | None = None
         self._name = name
@@ -231,27 +239,41 @@ class Link:
         elif isinstance(input, Stop):
             self._forget()
             self._stop_dialing()
-            self._tell("stopped", input.detail)
-            self._enter(new, "stopped", now)
+            self.reason, self.detail = "stopped", input.detail
+            self._enter(new, "stopped", input.detail, now)
         elif isinstance(input, Diverged):
             self._up_since = self.deadline = None
-            self._tell(None, input.detail)
-            self._enter(new, None, now)
+            self.detail = input.detail
+            self._enter(new, None, input.detail, now)
         elif isinstance(input, Start | Kick | NetworkChanged):
             self._dial(0.0)
-            self._enter(new, None, now)
+            self._enter(new, None, None, now)
         else:
             if isinstance(input, AttemptBegan):
                 self.attempts += 1
-            self._enter(new, None, now)
+                self.attempt_began = now
+            self._enter(new, None, None, now)
 
-    def _enter(self, state: LinkState, reason: Reason | None, now: float) -> None:
-        """Set the state: nothing else does. `reason` says why the link is not up, if known."""
+    def _enter(
+        self, state: LinkState, reason: Reason | None, detail: str | None, now: float
+    ) -> None:
+        """Set the state: nothing else does.
+
+        Args:
+            state: The new one.
+            reason: Why the link is not up, or why an attempt failed, if known.
+            detail: The same in one sentence.
+            now: Monotonic seconds.
+        """
         old, self.state = self.state, state
         if old == state:
             return
-        self.since = now
-        detail = self.detail if reason is not None or state == "diverged" else None
+        if state == "up":
+            self.attempt_reason = self.attempt_detail = None
+        if state not in _TRYING:
+            self.attempt_began = None
+        if "up" in (old, state) or "stopped" in (old, state):
+            self.since = now
         self._effects.append(Changed(old, state, reason, detail))
 
     def _adopt(self, new: Greeted, state: LinkState, now: float) -> None:
@@ -261,10 +283,13 @@ class Link:
         if old is not None:
             detail = f"taken over by a newer connection from {new.address}"
             self._effects.append(Abort(old.connection, "replaced", detail))
-            self._tell("replaced", detail)
+            self.reason, self.detail = "replaced", detail
         if self._needs_no_dialing(new):
             self._stop_dialing()
-        self._enter(state, None if old is None else "replaced", now)
+        if old is None:
+            self._enter(state, None, None, now)
+        else:
+            self._enter(state, "replaced", self.detail, now)
         self._effects.append(Adopt(new.connection))
 
     def _needs_no_dialing(self, new: Greeted) -> bool:
@@ -283,7 +308,7 @@ class Link:
         self._unproved = input.owed
         if self._backoff is not None:
             self.deadline = now + self._backoff.stable_after
-        self._enter(state, None, now)
+        self._enter(state, None, None, now)
 
     def _settle(self, now: float, acknowledged: bool) -> None:
         """Start the delays anew once the connection has proved stable."""
@@ -301,10 +326,10 @@ class Link:
 
     def _failed(self, input: AttemptFailed, state: LinkState, now: float) -> None:
         """An attempt has failed: wait, and dial again."""
-        self._tell(input.reason, input.detail)
+        self.attempt_reason, self.attempt_detail = input.reason, input.detail
         if self._backoff is not None:
             self._dial(self._backoff.failed(input.kind, input.retry_after))
-        self._enter(state, input.reason, now)
+        self._enter(state, input.reason, input.detail, now)
 
     def _lost(self, input: Lost, state: LinkState, now: float) -> None:
         """The live connection has ended: dial again, or wait to be dialed.
@@ -314,8 +339,11 @@ class Link:
         """
         self._settle(now, acknowledged=False)
         stable = self._stable(now)
+        if self._was_up:
+            self.reason, self.detail = input.reason, input.detail
+        else:
+            self.attempt_reason, self.attempt_detail = input.reason, input.detail
         self._forget()
-        self._tell(input.reason, input.detail)
         backoff = self._backoff
         if backoff is not None and not self._attempting:
             if state == "rejected":
@@ -325,7 +353,7 @@ class Link:
             else:
                 after = backoff.lost(input.silent, stable)
             self._dial(after)
-        self._enter(state, input.reason, now)
+        self._enter(state, input.reason, input.detail, now)
 
     def _forget(self) -> None:
         """There is no live connection any more."""
@@ -344,12 +372,6 @@ class Link:
         if self._backoff is not None:
             self._attempting = False
             self._effects.append(StopDialing())
-
-    def _tell(self, reason: Reason | None, detail: str) -> None:
-        """Remember why the link is not up."""
-        if reason is not None:
-            self.reason = reason
-        self.detail = detail
 
 
 _PLAIN: Final[dict[type, Kind]] = {

@@ -109,6 +109,11 @@ class Outbound:
         self.relays = True
         self.deadline: float | None = None
 
+    @property
+    def compresses(self) -> bool:
+        """Whether batches to this peer are compressed on the current connection."""
+        return self._packing
+
     def begin(self, acked: int) -> None:
         """Set where the peer stands, out of our own notes."""
         self.acked = self.position = self._told = acked

@@ -123,7 +123,8 @@ class Watch:
         self.role = link.role
         if link.state != "up" and link.reason:
             self.reasons.add(link.reason)
-        self._note(link.state, max(asked - link.since_seconds, self._from(asked)), now)
+        began = asked - link.since_seconds if link.state == "up" else asked
+        self._note(link.state, max(began, self._from(asked)), now)
 
     def _from(self, asked: float) -> float:
         """Return the earliest time at which a state that is new now can have begun."""

@@ -11,8 +11,8 @@ from linkd.log.engine import Log
 from linkd.node.book import Book
 from linkd.node.driver import LinkDriver
 from linkd.node.losses import Losses
-from linkd.outages import Outages
-from linkd.status import Event, Outage
+from linkd.outages import Current, Outages
+from linkd.status import Availability, Event, Outage
 
 
 class Chronicle:
@@ -42,6 +42,8 @@ class Chronicle:
             "detail": change.detail,
         }
         self._book.add(f"link.{change.new}", **same)
+        if change.old == "up":  # an operator searches the log for this word
+            same["detail"] = f"link down: {change.detail}" if change.detail else "link down"
         events.emit(
             f"link.{change.new}",
             "info" if change.old == "stopped" else None,
@@ -56,9 +58,12 @@ class Chronicle:
         now, owed = self._clock.seconds(), driver.carrier.session.outbound.owed_records
         if change.old == "up":
             self._outages.fell(driver.peer, change.reason or "closed", silence, now, wall())
+        elif change.reason is not None:
+            self._outages.failed(driver.peer, change.reason)
+        self._outages.tried(driver.peer, driver.link.attempts)
         if change.new != "up":
             return driver.measured(silence)
-        down = self._outages.rose(driver.peer, driver.link.attempts, owed, now, wall())
+        down = self._outages.rose(driver.peer, driver.link.attempts, owed, now)
         driver.drain_to = self._log.next if owed else None
         return {
             "outage_seconds": None if down is None else round(down, 3),
@@ -87,9 +92,17 @@ class Chronicle:
         self._losses.take(event, fields)
         events.emit(event, level, **fields)  # type: ignore[arg-type]  # a core's words for a level
 
+    def configured(self, peer: str) -> None:
+        """A link is configured and not up: it is down since now, if not since before."""
+        self._outages.configured(peer, self._clock.seconds(), wall())
+
     def forget(self, peer: str) -> None:
         """A peer is configured no more: its outages go."""
         self._outages.remove(peer)
+
+    def drilled(self, peer: str, seconds: float) -> None:
+        """A drill spoils a link for so many seconds from now."""
+        self._outages.drilled(peer, self._clock.seconds() + seconds)
 
     def sentences(self) -> list[str]:
         """Return what befell the log in this run, a sentence each, oldest first."""
@@ -103,7 +116,15 @@ class Chronicle:
         """Have each change told as it happens; returns how to end that."""
         return self._book.follow(call)
 
-    def outages(self, peer: str | None, since_seconds: float | None) -> list[Outage]:
+    def outage(self, peer: str) -> Current | None:
+        """Return the outage that a link is in; None where it is up."""
+        return self._outages.current(peer, self._clock.seconds())
+
+    def outages(self, peer: str | None, since_seconds: float | None, drills: bool) -> list[Outage]:
         """Return the recorded outages, oldest first; of one peer, of the last seconds."""
         since = None if since_seconds is None else wall() - since_seconds
-        return self._outages.recorded(peer, since)
+        return self._outages.recorded(self._clock.seconds(), peer, since, drills)
+
+    def availability(self, peer: str, drills: bool) -> Availability:
+        """Return which share of the measured time a link was up."""
+        return self._outages.availability(peer, self._clock.seconds(), wall(), drills)

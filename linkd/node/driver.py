@@ -13,10 +13,12 @@ from linkd.core import wire
 from linkd.core.backoff import Backoff
 from linkd.core.path import LEAST_SEGMENT_BYTES, SEGMENT_BYTES
 from linkd.core.resume import outdated, repeats
+from linkd.core.shown import rfc3339
 from linkd.errors import AttemptFailed, Reason
 from linkd.net.ports import Connection, Dialer
 from linkd.node import carrier
 from linkd.node.codec import unpack
+from linkd.outages import Current
 from linkd.status import LinkStatus
 
 
@@ -365,21 +367,32 @@ class LinkDriver:
             "attempts": self.link.attempts or None,
         }
 
-    def status(self) -> LinkStatus:
-        """Return what is true now."""
+    def status(self, outage: Current | None) -> LinkStatus:
+        """Return what is true now; `outage` is the one that the link is in."""
         now, link, connection = self._clock.seconds(), self.link, self.connection
         outbound = self.carrier.session.outbound
         upcoming = None if self.dialer is None else self.dialer.next_attempt
         expires = None if connection is None else connection.certificate_expires
+        silence = None if connection is None else connection.silence_seconds()
+        heard = silence
+        if link.state == "up":
+            outage = None
+        elif outage is not None and silence is None and not outage.never_up:
+            heard = outage.seconds
+        reason: str | None = link.reason
+        detail = link.detail
+        if outage is not None and reason is None:
+            reason = outage.reason
+            detail = "it has never been up" if outage.never_up else None
         return LinkStatus(
             peer=self.peer,
             role=self.role,
             state=link.state,
-            since_seconds=now - link.since,
+            since_seconds=now - link.since if outage is None else outage.seconds,
             generation=self.generation,
             address=None if connection is None else connection.address,
             rtt_seconds=None if connection is None else connection.rtt_seconds,
-            silence_seconds=None if connection is None else connection.silence_seconds(),
+            silence_seconds=silence,
             backlog_records=outbound.owed_records,
             backlog_bytes=outbound.owed_bytes,
             backlog_age_seconds=self.carrier.backlog_age(),
@@ -387,12 +400,20 @@ class LinkDriver:
             received_records=self.carrier.session.inbound.received_records,
             attempts=link.attempts,
             next_attempt_seconds=None if upcoming is None else max(0.0, upcoming - now),
-            reason=link.reason,
-            detail=link.detail,
+            reason=reason,
+            detail=detail,
             peer_version=self.peer_version,
             certificate_expires_seconds=None if expires is None else expires - wall(),
             required=self.settings.required,
             large_messages_lost=self.carrier.path.narrow
             or (self.dialer is not None and self.dialer.segment_bytes > 0),
             not_relayed_records=self.carrier.not_relayed_records,
+            down_since=None if outage is None else rfc3339(outage.began),
+            down_seconds=None if outage is None else outage.seconds,
+            last_heard_seconds=heard,
+            outage_reason=reason,
+            attempt_seconds=None if link.attempt_began is None else now - link.attempt_began,
+            attempt_reason=link.attempt_reason,
+            attempt_detail=link.attempt_detail,
+            compressed=outbound.compresses if link.state == "up" else None,
         )

@@ -35,7 +35,7 @@ from linkd.node.rules import Rules
 from linkd.node.spread import Spread
 from linkd.node.volatile import VolatileSequence, messages_of
 from linkd.outages import Outages
-from linkd.status import Event, LinkStatus, LogStatus, NodeStatus, Outage
+from linkd.status import Availability, Event, LinkStatus, LogStatus, NodeStatus, Outage
 
 _Result = TypeVar("_Result")
 
@@ -127,6 +127,9 @@ class Node:
         """Put a new configuration in force; links of peers that it doesn't change stay up."""
         old, self.config = self.config, config
         self._links.reload(old, config)
+        for driver in self.links():
+            if driver.link.state != "up":
+                self._chronicle.configured(driver.peer)
         self._rules = Rules(config.channels)
         if [key.name for key in config.api.keys] != [key.name for key in old.api.keys]:
             self._readers.tell_orphans()
@@ -338,7 +341,7 @@ class Node:
                 log.stalled(),
             ),
             consumers=self._readers.statuses(),
-            links=[driver.status() for driver in self.links()] if links is None else links,
+            links=[self._link_status(one) for one in self.links()] if links is None else links,
             warnings=[*self.warnings.values(), *self._links.absent.warnings()],
             absent=self._links.absent.statuses(),
         )
@@ -346,7 +349,10 @@ class Node:
     def link_status(self, peer: str) -> LinkStatus | None:
         """Return what is true now of one link; None if there is no such peer."""
         driver = self._links.drivers.get(peer)
-        return None if driver is None else driver.status()
+        return None if driver is None else self._link_status(driver)
+
+    def _link_status(self, driver: LinkDriver) -> LinkStatus:
+        return driver.status(self._chronicle.outage(driver.peer))
 
     def events(self, after: int = 0) -> list[Event]:
         """Return the remembered changes with a number above `after`."""
@@ -356,11 +362,20 @@ class Node:
         """Have each change told as it happens."""
         return self._chronicle.follow(call)
 
-    def outages(self, peer: str | None = None, since_seconds: float | None = None) -> list[Outage]:
+    def outages(
+        self, peer: str | None = None, since_seconds: float | None = None, drills: bool = True
+    ) -> list[Outage]:
         """Return the recorded outages, oldest first; KeyError if there is no such peer."""
         if peer is not None:
             self._check_peer(peer)
-        return self._chronicle.outages(peer, since_seconds)
+        return self._chronicle.outages(peer, since_seconds, drills)
+
+    def availability(self, peer: str | None = None, drills: bool = True) -> list[Availability]:
+        """Return the availability of the links, or of one; KeyError if there is no such peer."""
+        if peer is not None:
+            self._check_peer(peer)
+        peers = [driver.peer for driver in self.links()] if peer is None else [peer]
+        return [self._chronicle.availability(one, drills) for one in peers]
 
     def kick(self, peer: str) -> None:
         """Try again at once; KeyError if there is no such peer."""
@@ -370,12 +385,14 @@ class Node:
     def drill_began(self, peer: str, drill: str, seconds: float) -> None:
         """A fault is made on a link on purpose; KeyError if there is no such peer."""
         self._check_peer(peer)
+        self._chronicle.drilled(peer, seconds)
         detail = f"{drill} for {seconds:g} s, made on purpose"
         self.tell("warn", "drill.started", peer=peer, drill=drill, detail=detail)
 
     def drill_ended(self, peer: str, drill: str, verdict: str | None) -> None:
         """It is over; KeyError if there is no such peer."""
         self._check_peer(peer)
+        self._chronicle.drilled(peer, 0.0)
         detail = f"{drill}: {verdict or 'broken off'}"
         self.tell("info", "drill.ended", peer=peer, drill=drill, verdict=verdict, detail=detail)
 

@@ -140,13 +140,16 @@ class Accounts:
         self.agree("events", at, _nearest(at, told_at))
 
     def compare_status(self) -> None:
-        """Find an event for each state that status was seen to tell of, at the same moment."""
+        """Compare since when a link was seen to be up with the events, or down with the outages."""
         for first, last, name, state in self._poll.changes:
             times = [
                 _unix(one["time"]) - self._offset
                 for one in self._events
-                if (one["peer"], one["new"]) == (name, state)
+                if (one["peer"], one["new"]) == (name, "up")
             ]
+            if state != "up":
+                mine = [one for one in self._outages if one["peer"] == name]
+                times = [_unix(one["began"]) - self._offset for one in mine]
             at = _nearest(first, times)
             # It was asked for at one moment and answered at another.
             self.agree("status", at, min(max(at, first), last))

@@ -26,6 +26,8 @@ from tests.support import figures
 from tests.support.daemon import Daemon
 from tests.support.pairs import Pair
 
+pytestmark = pytest.mark.timing
+
 BODY = b"x" * 1000
 LINES = b"\n".join([b'"%b"' % BODY] * 5_000)
 

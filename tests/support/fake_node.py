@@ -22,7 +22,7 @@ from linkd.log.engine import Appended, Consumer, Owned, Settled
 from linkd.log.memory import MemoryLog
 from linkd.node.follow import Follower
 from linkd.node.readers import Readers
-from linkd.status import Event, LinkStatus, LogStatus, NodeStatus, Outage
+from linkd.status import Availability, Event, LinkStatus, LogStatus, NodeStatus, Outage
 
 KEY = "k" * 40
 SHOP_KEY = "s" * 40
@@ -192,8 +192,17 @@ class FakeNode:
         for watcher in list(self._watchers):
             watcher(event)
 
-    def outages(self, peer: str | None = None, since_seconds: float | None = None) -> list[Outage]:
+    def outages(
+        self, peer: str | None = None, since_seconds: float | None = None, drills: bool = True
+    ) -> list[Outage]:
         return [one for one in self.recorded if peer in (None, one.peer)]
+
+    def availability(self, peer: str | None = None, drills: bool = True) -> list[Availability]:
+        return [
+            Availability(one, None, None, None, None, None)
+            for one in self.links
+            if peer in (None, one)
+        ]
 
     def kick(self, peer: str) -> None:
         if peer not in self.links:

@@ -48,7 +48,7 @@ def _node(name: str, peer: Any, reactor: Any, shared: Any) -> Any:
 def _report(nodes: list[Any]) -> dict[str, Any]:
     """Return how all links are."""
     links = [link for node in nodes for link in node.status().links]
-    ended = [outage for node in nodes for outage in node.outages() if outage.down_seconds]
+    ended = [outage for node in nodes for outage in node.outages() if not outage.ongoing]
     return {
         "up": sum(link.state == "up" for link in links),
         "trying": max((link.attempts for link in links), default=0),

@@ -107,7 +107,8 @@ def test_failures_wait_by_their_kind_and_are_told() -> None:
     made.handle(AttemptBegan(), 3.0)
     effects = made.handle(AttemptFailed("rejected", "rejected", "unknown"), 4.0)
     assert effects == [Dial(60.0), Changed("connecting", "rejected", "rejected", "unknown")]
-    assert (made.reason, made.detail, made.attempts) == ("rejected", "unknown", 2)
+    assert (made.attempt_reason, made.attempt_detail) == ("rejected", "unknown")
+    assert (made.reason, made.detail, made.attempts) == (None, None, 2)
     made.handle(AttemptBegan(), 64.0)
     assert only(made.handle(AttemptFailed("busy", "busy", "x", 4.0), 64.1), Dial) == Dial(6.0)
 
