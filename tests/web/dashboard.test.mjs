@@ -160,6 +160,20 @@ test("the token of the address becomes a session and leaves the address; a used 
   await close();
 });
 
+test("what was not measured is grey and out of the percentage", withBrowser, async () => {
+  stub.unknown = 86_400 - 7200;
+  const { page, close } = await openPage(browser, stub.url);
+  await live(page);
+  const strip = card(page, "hub").locator(".day svg");
+  await until(async () => (await strip.locator("rect.unknown").count()) === 1);
+  const width = Number(await strip.locator("rect.unknown").getAttribute("width"));
+  assert.ok(Math.abs(width - 10_000 * (22 / 24)) < 20, `${width}`);
+  stub.cut("hub");
+  await until(async () => / up 99\.\d+ %, 1 outage$/.test(await strip.getAttribute("aria-label")));
+  await shot(page, "half-measured");
+  await close();
+});
+
 test("24 hours with 500 outages draw in less than a second; hover and keys tell of each", withBrowser, async () => {
   stub.history(500);
   const { page, wrong, close } = await openPage(browser, stub.url);

@@ -7,18 +7,19 @@ import { Timeline } from "./timeline.js";
 
 const DAY = 86_400;
 
-/** What a person is told of a link that is not up, or why it last fell. @param {any} link */
+/** Why a link is down and how its attempts do, or why it was down last. @param {any} link */
 export function why(link) {
-  if (link.state === "up") return link.reason ? `Last fell: ${sentence(link)}` : "";
-  if (link.state === "rejected" || link.state === "diverged") return sentence(link);
+  if (link.state === "up") return link.reason ? `Last outage: ${sentence(link.reason, link.detail)}` : "";
+  const outage = sentence(link.reason, link.detail);
+  const failed = sentence(link.attempt_reason, link.attempt_detail);
   const next = link.next_attempt_seconds === null ? "" : `, next attempt in ${Math.max(0, link.next_attempt_seconds).toFixed(1)} s`;
-  const tries = link.attempts ? ` · attempt ${link.attempts}${next}` : "";
-  return sentence(link) + tries;
+  const tries = link.attempts ? `attempt ${link.attempts}${next}` : "";
+  return [outage, failed === outage ? "" : failed, tries].filter(Boolean).join(" · ");
 }
 
-/** @param {any} link */
-function sentence(link) {
-  return [link.reason, link.detail].filter(Boolean).join(": ");
+/** @param {string | null} reason @param {string | null} detail */
+function sentence(reason, detail) {
+  return [reason, detail].filter(Boolean).join(": ");
 }
 
 /** @param {any} link */
@@ -64,7 +65,7 @@ export class LinkCard {
   tell(link, at) {
     this.link = link;
     this.told = at;
-    this.fell = link.state === "up" || link.state === "stopped" ? null : (this.fell ?? at - link.since_seconds * 1000);
+    this.fell = link.state === "up" ? null : link.down_since ? Date.parse(link.down_since) : (this.fell ?? at - link.since_seconds * 1000);
     this.element.dataset.tone = tone(link.state);
     this.element.dataset.state = link.state;
     say(this.state, link.state);
@@ -81,24 +82,10 @@ export class LinkCard {
     say(this.since, this.fell === null ? `for ${lasting(since)}` : `down for ${lasting((now - this.fell) / 1000)}`);
   }
 
-  /** Learn from the events when this outage began: a link that is down changes state while it tries. @param {any[]} events oldest first */
-  fellAsIn(events) {
-    if (this.fell === null || !this.link) return;
-    const last = events.findLast(({ peer, old }) => peer === this.link.peer && old === "up");
-    if (last) this.fell = Math.min(this.fell, Date.parse(last.time));
-  }
-
-  /** The outage that goes on, as /v1/outages would tell it; null while the link is up. */
-  openOutage() {
-    if (this.fell === null) return null;
-    const { peer, reason, attempts } = this.link;
-    const began = new Date(this.fell).toISOString();
-    return { peer, began, reason: reason ?? "down", noticed_after_seconds: null, down_seconds: null, attempts, replayed_records: 0, drained_seconds: null };
-  }
-
-  /** @param {any[]} outages of this link @param {number} now milliseconds */
-  history(outages, now) {
-    this.day.draw(outages, now);
-    this.hour.draw(outages, now);
+  /** @param {any[]} outages of this link @param {any} available its availability, or undefined @param {number} now milliseconds */
+  history(outages, available, now) {
+    const measured = available?.measured ?? [];
+    this.day.draw(outages, measured, available?.day ?? null, now);
+    this.hour.draw(outages, measured, available?.hour ?? null, now);
   }
 }

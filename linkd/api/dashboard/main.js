@@ -23,6 +23,8 @@ class Dashboard {
     this.status = null;
     /** @type {any[]} */
     this.outages = [];
+    /** @type {any[]} */
+    this.available = [];
     this.asking = false;
     this.signedOut = false;
     /** @type {any} */
@@ -89,11 +91,11 @@ class Dashboard {
   async history() {
     if (this.signedOut) return;
     const [outages, events] = await Promise.all([this.get("/v1/outages?since=86400"), this.get("/v1/events")]);
-    if (events) {
-      this.events.show(events.events);
-      this.cards.forEach((card) => card.fellAsIn(events.events));
+    if (events) this.events.show(events.events);
+    if (outages) {
+      this.outages = outages.outages;
+      this.available = outages.availability;
     }
-    if (outages) this.outages = outages.outages;
     this.draw();
   }
 
@@ -102,10 +104,7 @@ class Dashboard {
     const began = performance.now();
     for (const [peer, card] of this.cards) {
       const mine = this.outages.filter((outage) => outage.peer === peer);
-      // An outage that goes on may not be in the list yet.
-      const open = card.openOutage();
-      if (open && !mine.some(({ down_seconds: down }) => down === null)) mine.push(open);
-      card.history(mine, now);
+      card.history(mine, this.available.find((/** @type {any} */ one) => one.peer === peer), now);
     }
     performance.measure("linkd-history", { start: began });
   }
@@ -114,7 +113,7 @@ class Dashboard {
   changed(change) {
     const link = this.status?.links.find((/** @type {any} */ { peer }) => peer === change.peer);
     if (link) {
-      Object.assign(link, { since_seconds: 0, next_attempt_seconds: null }, change);
+      Object.assign(link, { next_attempt_seconds: null }, change);
       // Many links can change at once: all are shown together.
       this.showing ??= setTimeout(() => {
         this.showing = null;

@@ -16,21 +16,27 @@ export function bars(outages, start, end) {
   const found = [];
   for (const outage of outages) {
     const began = Date.parse(outage.began);
-    const ended = outage.down_seconds === null ? end : began + outage.down_seconds * 1000;
+    const ended = outage.ongoing || outage.down_seconds === null ? end : began + outage.down_seconds * 1000;
     if (ended > start && began < end) found.push({ from: Math.max(began, start), to: Math.min(ended, end), outage });
   }
   return found.sort((a, b) => a.from - b.from);
 }
 
-/** The share of [start, end] that no bar covers; bars may overlap. @param {Bar[]} sorted @param {number} start @param {number} end */
-export function availability(sorted, start, end) {
-  let down = 0;
+/**
+ * The parts of [start, end] that lie outside `measured`, in order: what is not known.
+ * @param {[string, string][]} measured spans in order @param {number} start @param {number} end @returns {{from: number, to: number}[]}
+ */
+export function unknown(measured, start, end) {
+  const found = [];
   let reached = start;
-  for (const { from, to } of sorted) {
-    down += Math.max(0, to - Math.max(from, reached));
+  for (const [began, ended] of measured) {
+    const [from, to] = [Date.parse(began), Date.parse(ended)];
+    if (from > reached && reached < end) found.push({ from: reached, to: Math.min(from, end) });
     reached = Math.max(reached, to);
   }
-  return end > start ? 1 - down / (end - start) : 1;
+  // The last span ends when the list was asked for: a moment ago is known too.
+  if (end - reached > 60_000) found.push({ from: reached, to: end });
+  return found;
 }
 
 export class Timeline {
@@ -57,23 +63,27 @@ export class Timeline {
     this.svg.addEventListener("keydown", (event) => this._key(event));
   }
 
-  /** @param {any[]} outages @param {number} now milliseconds */
-  draw(outages, now) {
+  /** @param {any[]} outages @param {[string, string][]} measured @param {number | null} available 0 to 1 @param {number} now milliseconds */
+  draw(outages, measured, available, now) {
     this.start = now - this.seconds * 1000;
     this.bars = bars(outages, this.start, now);
     const scale = WIDTH / (this.seconds * 1000);
-    const drawn = this.bars.map(({ from, to }) => {
+    /** @param {{from: number, to: number}} span */
+    const draw = ({ from, to }) => {
       const rect = document.createElementNS(SVG, "rect");
       rect.setAttribute("x", String((from - this.start) * scale));
       rect.setAttribute("width", String(Math.max(1, (to - from) * scale)));
       rect.setAttribute("height", "10");
       return rect;
-    });
-    this.svg.replaceChildren(...drawn);
+    };
+    const drawn = this.bars.map(draw);
+    const grey = unknown(measured, this.start, now).map(draw);
+    for (const rect of grey) rect.setAttribute("class", "unknown");
+    this.svg.replaceChildren(...drawn, ...grey);
     if (this.chosen >= 0) this._choose(Math.min(this.chosen, drawn.length - 1), false);
-    const share = percent(availability(this.bars, this.start, now));
+    const share = available === null ? "not measured" : percent(available);
     const outageCount = `${this.bars.length} ${this.bars.length === 1 ? "outage" : "outages"}`;
-    const text = `${this.name}: up ${share}, ${outageCount}`;
+    const text = `${this.name}: ${available === null ? share : `up ${share}`}, ${outageCount}`;
     if (this.svg.getAttribute("aria-label") === text) return;
     this.svg.setAttribute("aria-label", text);
     this.share.replaceChildren(make("b", {}, share), ` · ${outageCount}`);
@@ -120,8 +130,10 @@ export class Timeline {
 /** @param {any} outage */
 export function describe(outage) {
   const { reason, noticed_after_seconds: noticed, down_seconds: down, attempts, replayed_records: replayed, drained_seconds: drained } = outage;
-  const lasted = down === null ? "still down" : `down for ${down < 60 ? short(down) : lasting(down)}`;
+  const lasted = `down for ${down < 60 ? short(down) : lasting(down)}${outage.ongoing ? " so far" : ""}`;
   const lines = [lasted, `noticed after ${short(noticed)}, ${attempts} ${attempts === 1 ? "attempt" : "attempts"}`];
-  if (down !== null) lines.push(`${replayed} records sent again${drained === null ? "" : `, drained in ${short(drained)}`}`);
+  if (outage.drill) lines.push("made by a drill");
+  if (outage.never_up) lines.push("it had never been up");
+  if (!outage.ongoing) lines.push(`${replayed} records sent again${drained === null ? "" : `, drained in ${short(drained)}`}`);
   return { title: `${clock(Date.parse(outage.began))} · ${reason}`, lines };
 }

@@ -21,6 +21,8 @@ export class StubNode {
     this.tokens = new Set();
     this.sessions = new Set();
     this.outages = [];
+    /** Seconds of the last day in which nothing was measured. */
+    this.unknown = 0;
     this.events = [];
     this.started = Date.now();
     this.links = [link("hub", { role: "dialer" }), link("warehouse", { role: "listener" })];
@@ -93,7 +95,7 @@ export class StubNode {
       return json(201, { token: this.token(), expires_seconds: 30 });
     }
     if (url.pathname === "/v1/status") return json(200, this.status());
-    if (url.pathname === "/v1/outages") return json(200, { outages: this.outages });
+    if (url.pathname === "/v1/outages") return json(200, { outages: [...this.outages, ...this.open()], availability: this.links.map((each) => this.availability(each.peer)) });
     if (url.pathname === "/v1/events") return json(200, { events: this.events, next: this.events.length + 1 });
     if (url.pathname.startsWith("/v1/channels/")) return this.follow(request, response, url.pathname.slice(13));
     return json(404, { error: "not-found", message: url.pathname });
@@ -221,12 +223,34 @@ export class StubNode {
     this.events.sort((a, b) => a.time.localeCompare(b.time)).forEach((each, at) => (each.number = at + 1));
   }
 
+  /** The outages that go on, as the daemon lists them. */
+  open() {
+    const down = this.links.filter(({ down }) => down);
+    return down.map((it) => ({ ...outage(it.peer, it.down - 6400, it.why ?? "ping-timeout", 6.4, (Date.now() - it.down) / 1000 + 6.4), ongoing: true, drained_seconds: null }));
+  }
+
+  /** All of the last day was measured, but for `this.unknown` seconds at its beginning. */
+  availability(peer) {
+    const now = Date.now();
+    const share = (seconds) => {
+      const start = now - Math.min(seconds, 86_400 - this.unknown) * 1000;
+      const mine = [...this.outages, ...this.open()].filter((each) => each.peer === peer);
+      const down = mine.map((each) => [Date.parse(each.began), Date.parse(each.began) + each.down_seconds * 1000]);
+      const lost = down.reduce((sum, [from, to]) => sum + Math.max(0, Math.min(to, now) - Math.max(from, start)), 0);
+      return 1 - lost / (now - start);
+    };
+    const since = new Date(now - (86_400 - this.unknown) * 1000).toISOString();
+    return { peer, measured_since: since, hour: share(3600), day: share(86_400), week: share(86_400), month: share(86_400), measured: [[since, new Date(now).toISOString()]] };
+  }
+
   linkStatus(it) {
     const { changed, down, why, ...fields } = it;
     const jitter = it.state === "up" ? { rtt_seconds: 0.011 + Math.random() * 0.004, silence_seconds: Math.random() * 2 } : {};
     if (it.state === "up") it.sent_records += 20 + Math.floor(Math.random() * 20);
     if (it.state === "up") it.received_records += 5 + Math.floor(Math.random() * 9);
-    return { ...fields, ...jitter, since_seconds: (Date.now() - changed) / 1000 };
+    const seconds = (Date.now() - (down ? down - 6400 : changed)) / 1000;
+    const outage = down ? { down_since: new Date(down - 6400).toISOString(), down_seconds: seconds, last_heard_seconds: seconds } : {};
+    return { ...fields, ...jitter, ...outage, since_seconds: seconds };
   }
 
   status() {
@@ -246,7 +270,7 @@ function link(peer, fields) {
     peer, state: "up", generation: "b-1", address: "203.0.113.9:9443", rtt_seconds: 0.012, silence_seconds: 0.4,
     backlog_records: 0, backlog_bytes: 0, backlog_age_seconds: null, sent_records: 183_220, received_records: 20_411, attempts: 0,
     next_attempt_seconds: null, reason: null, detail: null, peer_version: "linkd 1.0.0", certificate_expires_seconds: 5_200_000,
-    required: true, changed: Date.now() - 3_700_000, down: null, why: null, ...fields,
+    required: true, down_since: null, down_seconds: null, last_heard_seconds: 0.4, outage_reason: null, attempt_seconds: null, attempt_reason: null, attempt_detail: null, changed: Date.now() - 3_700_000, down: null, why: null, ...fields,
   };
 }
 
