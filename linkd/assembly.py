@@ -21,9 +21,11 @@ from linkd.config import Config
 from linkd.errors import LinkdError
 from linkd.log import Edges, open_cursors, open_log
 from linkd.log.engine import Log
+from linkd.net import greeted
 from linkd.net.descriptors import Descriptors
 from linkd.net.dialer import LinkDialer, Origin
 from linkd.net.factories import Post
+from linkd.net.greeted import GreetedAddresses
 from linkd.net.listener import Listener
 from linkd.net.netlink import NetworkWatch
 from linkd.net.resolve import Resolver, look_up
@@ -85,6 +87,7 @@ class Assembly:
         self.node = Node(config, stores, reactor, self._make_dialer, random.Random())
         self._watch = LogWatch(self.node, log, self._cursors)
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._greeted = GreetedAddresses(state / greeted.FILE, reactor.seconds())
         self._descriptors = Descriptors(limit, self.node.warnings)
         _tell_opened(log, opened)
         self._tls = self._server_tls(state / "pairing")
@@ -104,12 +107,13 @@ class Assembly:
             (LoopingCall(self._warn_of_certificates), 1.0),
             (LoopingCall(self._look_at_files), FILES_SECONDS),
             (LoopingCall(self._descriptors.look), 1.0),
+            (LoopingCall(self._keep_greeted), 1.0),
         )
         self._network = NetworkWatch(reactor, self._network_changed)
         self._listener = (
             None
             if config.listen is None
-            else Listener(self.node, config, reactor, self._tls, self._posts())
+            else Listener(self.node, config, reactor, self._tls, self._posts(), self._greeted)
         )
         self._api = Api(self.node, config, reactor, self._pair)
         if self._listener is not None:
@@ -161,6 +165,12 @@ class Assembly:
         """Addresses or routes of this host have changed: what failed may work now."""
         events.emit("node.network-changed")
         self.node.network_changed()
+
+    def _keep_greeted(self) -> None:
+        """Keep over a restart from which addresses peers were greeted."""
+        content = self._greeted.to_write(self._reactor.seconds())
+        if content is not None:
+            threads.deferToThread(self._greeted.write, content)
 
     def _note(self) -> None:
         """Note which links are up, for the run after a kill."""

@@ -227,9 +227,19 @@ ROWS = (
         "listener.busy",
         "warn",
         "pending handshakes_per_second retry_after_seconds",
-        "Too many connections at once: newcomers are told to come back later.",
+        "Too many connections at once: newcomers are asked to come back later, or the oldest that "
+        "has not said hello is closed.",
         "Nothing after a restart of a hub; else see `[limits]` and who connects.",
         folds="reason",
+    ),
+    kind(
+        "listener.addresses-lost",
+        "warn",
+        "",
+        "From which addresses peers were greeted is not kept over a restart, or the file was "
+        "damaged: peers count as strangers until they have come once.",
+        "Nothing, unless it repeats: then look at the disk of `state_dir`.",
+        folds="event",
     ),
     kind(
         "connection.refused",

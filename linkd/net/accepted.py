@@ -10,6 +10,7 @@ from twisted.python.failure import Failure
 from linkd.core.wire import PREVIOUS_VERSION, SUBPROTOCOL, Hello, Message, encode
 from linkd.errors import ConfigError, Reason, RemoteProtocolError, Unavailable
 from linkd.net import heads
+from linkd.net.admission import Place
 from linkd.net.connection import Connection
 from linkd.net.factories import ListenerPort
 from linkd.net.identity import NONCE_LIFETIME, load_secret, prove, verify
@@ -61,7 +62,8 @@ class AcceptedConnection(Connection, ServerProtocol):
     _nonce = ""
     _posts = 0
     _answering = False
-    _pending = False
+    _place: Place | None = None
+    _is_rated = False
     _hello_call: Call | None = None
     _denied: _Denied | None = None
     _wait: _Denied | None = None
@@ -72,13 +74,23 @@ class AcceptedConnection(Connection, ServerProtocol):
         """A newcomer: count it, and give it its time."""
         super().connectionMade()
         listener = self.factory
-        listener.admission.enter(self.host)
-        self._pending = True
-        wait = listener.admission.rate(self.host, self.clock.seconds())
-        if wait is not None:
-            self._wait = _Denied(503, "busy", wait.reason, wait.seconds)
+        self._place = listener.admission.enter(self.host, self._push_out)
         timeout = listener.config.limits.hello_timeout
         self._hello_call = self.clock.callLater(timeout, self._late, timeout)
+
+    def _push_out(self, detail: str) -> None:
+        """End it: another newcomer has its place."""
+        self._count("busy", detail)
+        self.abort("busy", detail)
+
+    def _rate(self) -> None:
+        """Take a token with the first request: who only connects takes none from others."""
+        if self._is_rated:
+            return
+        self._is_rated = True
+        wait = self.factory.admission.rate(self.host, self.clock.seconds())
+        if wait is not None:
+            self._wait = _Denied(503, "busy", wait.reason, wait.seconds)
 
     def _late(self, timeout: float) -> None:
         self._hello_call = None
@@ -122,6 +134,8 @@ class AcceptedConnection(Connection, ServerProtocol):
             return False
         if self._is_busy():
             return False
+        if self._place is not None:
+            self.factory.admission.asked(self._place)
         path = head.first[1]
         if path == heads.TOKEN_PATH:
             return self._give_nonce()
@@ -152,6 +166,7 @@ class AcceptedConnection(Connection, ServerProtocol):
 
     def _is_busy(self) -> bool:
         """Send a newcomer away if there are too many."""
+        self._rate()
         wait = self._wait
         if wait is None:
             seconds = self.factory.nodes.busy()
@@ -188,6 +203,7 @@ class AcceptedConnection(Connection, ServerProtocol):
             raise _Denied(404, "protocol", f"the only path is {heads.LINK_PATH}")
         if SUBPROTOCOL not in request.protocols:
             raise _Denied(400, "protocol", f"the subprotocol {SUBPROTOCOL} was not offered")
+        self._rate()
         if self._wait is not None:
             raise self._wait
         seconds = self.factory.nodes.busy()
@@ -211,6 +227,8 @@ class AcceptedConnection(Connection, ServerProtocol):
         else:
             self._check_proof(request, claimed, peer.secret_file)
         self._proved = True
+        if self._place is not None:
+            self.factory.admission.proved(self._place)
 
     def _check_proof(self, request: Any, claimed: str, secret_file: str) -> None:
         nonce = request.headers.get(heads.NONCE_HEADER.lower(), "")
@@ -268,6 +286,7 @@ class AcceptedConnection(Connection, ServerProtocol):
         if link is None:
             raise RemoteProtocolError(f"no peer named {message.node} is configured here", 3003)
         self._settle()
+        self.factory.admission.greeted.greeted(message.node, self.host, self.clock.seconds())
         self.generation = message.generation
         self.port = link
         link.greeted(self, message)
@@ -286,9 +305,9 @@ class AcceptedConnection(Connection, ServerProtocol):
         """It counts as a newcomer no longer."""
         cancel(self._hello_call)
         self._hello_call = None
-        if self._pending:
-            self._pending = False
-            self.factory.admission.leave(self.host)
+        place, self._place = self._place, None
+        if place is not None:
+            self.factory.admission.leave(place)
 
     def fail(self, reason: Reason, detail: str, close_code: int) -> None:
         """End it and tell the other why; counted where it was never greeted."""

@@ -21,6 +21,7 @@ from linkd.net.accepted import AcceptedConnection
 from linkd.net.admission import Admission
 from linkd.net.connection import ABORT_AFTER
 from linkd.net.factories import ListenerPort, Post
+from linkd.net.greeted import GreetedAddresses
 from linkd.net.identity import Nonces
 from linkd.net.ports import Nodes
 from linkd.net.sockets import every_address, show
@@ -39,6 +40,7 @@ class Listener(ServerFactory, ListenerPort[AcceptedConnection]):  # type: ignore
         reactor: Clock and sockets.
         tls: Its side of TLS, None without.
         posts: Other paths to which may be posted, as for pairing.
+        greeted: Addresses from which peers were greeted.
 
     Attributes:
         refusals: How many connections were refused, by reason.
@@ -54,6 +56,7 @@ class Listener(ServerFactory, ListenerPort[AcceptedConnection]):  # type: ignore
         reactor: Any,
         tls: ServerTls | None = None,
         posts: dict[str, Post] | None = None,
+        greeted: GreetedAddresses | None = None,
     ) -> None:
         super().__init__(protocols=[SUBPROTOCOL], server="", reactor=reactor)
         self._batched_timer = ExactTimer(reactor)
@@ -64,7 +67,7 @@ class Listener(ServerFactory, ListenerPort[AcceptedConnection]):  # type: ignore
         self.nonces = Nonces()
         self.random = Random()
         self.refusals: Counter[str] = Counter()
-        self.admission = Admission(config.limits)
+        self.admission = Admission(config.limits, greeted)
         self._port: Any = None
         self.configure(config)
 
@@ -72,6 +75,7 @@ class Listener(ServerFactory, ListenerPort[AcceptedConnection]):  # type: ignore
         """Use these settings for new connections."""
         self.config = config
         self.admission.limits = config.limits
+        self.admission.greeted.retain({peer.name for peer in config.peers})
         heartbeat = config.heartbeat
         self.first_limit = listener_limit(heartbeat.ping_interval, heartbeat.ping_timeout)
         self.setProtocolOptions(
@@ -138,9 +142,8 @@ class Listener(ServerFactory, ListenerPort[AcceptedConnection]):  # type: ignore
         return stopped
 
     def buildProtocol(self, addr: IAddress) -> AcceptedConnection | None:
-        """Take a newcomer, or close it at once where too many have not said hello."""
-        host = str(getattr(addr, "host", "")).removeprefix("::ffff:")
-        full = self.admission.full(host)
+        """Take a newcomer, or close it at once where only peers have not said hello."""
+        full = self.admission.full()
         if full is not None:
             self.refusals["busy"] += 1
             emit("listener.busy", reason="busy", detail=full, pending=self.admission.pending)

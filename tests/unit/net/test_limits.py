@@ -91,15 +91,14 @@ def test_memory_is_bounded_and_the_quiet_are_forgotten_first() -> None:
 
 def test_one_host_does_not_get_more_by_its_many_ipv6_addresses() -> None:
     admission = Admission(LimitSettings(pending_per_address=2, handshakes_per_second_per_address=1))
-    for number in (1, 2):
-        assert admission.full(f"2001:db8::{number}") is None
-        admission.enter(f"2001:db8::{number}")
-    assert admission.full("2001:db8::3") is not None
-    assert admission.full("2001:db8:0:1::3") is None
+    gone: list[int] = []
+    for number in (1, 2, 3):
+        admission.enter(f"2001:db8::{number}", lambda _, number=number: gone.append(number))
+    assert gone == [1]
+    admission.enter("2001:db8:0:1::3", lambda _: gone.append(4))
+    assert gone == [1]
     assert admission.rate("2001:db8::1", 0.0) is None
     assert admission.rate("2001:db8::2", 0.0) is not None
-    admission.leave("2001:db8::ffff")
-    assert admission.full("2001:db8::3") is None
     nonces = Nonces(per_address=1)
     assert nonces.issue(0.0, "2001:db8::1") is not None
     assert nonces.issue(0.0, "2001:db8::2") is None

@@ -21,21 +21,6 @@ from linkd.net.resolve import Resolver, interleave
 from linkd.net.websocket import apply_mask
 
 
-def test_newcomers_are_bounded_in_all_and_by_address() -> None:
-    admission = Admission(LimitSettings(pending=3, pending_per_address=2))
-    for _ in range(2):
-        assert admission.full("a") is None
-        admission.enter("a")
-    assert "from a" in str(admission.full("a"))
-    assert admission.full("b") is None
-    admission.enter("b")
-    assert "3 connections" in str(admission.full("c"))
-    for address in ("a", "a", "b"):
-        admission.leave(address)
-    assert admission.pending == 0
-    assert admission._addresses == {}
-
-
 def test_those_sent_away_are_told_to_come_at_the_rate() -> None:
     admission = Admission(
         LimitSettings(handshakes_per_second=10.0, handshakes_per_second_per_address=1000.0)

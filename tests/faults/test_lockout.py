@@ -1,0 +1,115 @@
+"""Strangers from many addresses hold the listener: peers come in all the same."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.support import figures
+from tests.support.daemon import Daemon, listen, peer
+from tests.support.lab import Host, Lab
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+Start = Callable[..., Daemon]
+WITHIN = 10.0
+NET = "10.98"
+
+HOLD = """
+import selectors, socket, sys, time
+hub, count, most, a_second = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+selector, opened, began = selectors.DefaultSelector(), 0, time.monotonic()
+print("ready", flush=True)
+while True:
+    while len(selector.get_map()) < most and opened < (time.monotonic() - began) * a_second:
+        stranger = socket.socket()
+        stranger.setblocking(False)
+        number = opened % count
+        stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        stranger.bind((f"10.98.{number // 250}.{number % 250 + 1}", 0))
+        stranger.connect_ex((hub, 9443))
+        selector.register(stranger, selectors.EVENT_READ)
+        opened += 1
+    for key, _ in selector.select(0.005):
+        try:
+            over = not key.fileobj.recv(100)
+        except OSError:
+            over = True
+        if over:
+            selector.unregister(key.fileobj)
+            key.fileobj.close()
+"""
+"""Idle connections from `count` addresses, `most` at once; each that is closed is made again."""
+
+
+def up_after(edge: Daemon) -> float:
+    """Return how long a peer's daemon takes until its link is up."""
+    begun = time.monotonic()
+    if not edge.running:
+        edge.start()
+        begun = time.monotonic()
+    edge.wait_up("hub", WITHIN)
+    return time.monotonic() - begun
+
+
+@pytest.mark.parametrize("strangers", [17, 1000])
+def test_peers_come_in_while_strangers_hold_the_listener(
+    lab: Lab, daemons: Start, strangers: int
+) -> None:
+    hub_host, here, elsewhere, behind = (
+        lab.host(name) for name in ("hub", "here", "elsewhere", "behind")
+    )
+    lab.middle.sh(f"ip route add {NET}.0.0/16 via {behind.address}")
+    gateway = f"10.99.{behind.number}.1"
+    behind.sh(
+        f"ip route add local {NET}.0.0/16 dev lo\nip addr add {NET}.0.1/32 dev eth0\n"
+        f"ip route change default via {gateway} src {NET}.0.1\n"
+        "echo 16384 > /proc/sys/net/ipv4/tcp_max_syn_backlog"
+    )
+    names = ("known", "never", "moved", "shared")
+    hub = daemons("hub", listen() + "".join(peer(name) for name in names), hub_host)
+    dial = peer("hub", f"ws://{hub_host.address}:9443/link")
+
+    def edge(name: str, host: Host) -> Daemon:
+        return daemons(name, dial, host, ready_within=None)
+
+    took: dict[str, float] = {}
+    for name in ("known", "moved"):
+        daemon = daemons(name, dial, here)
+        daemon.wait_up("hub")
+        daemon.stop()
+    order = (str(strangers), "3000", "500")
+    with behind.serving(HOLD, hub_host.address, *order):
+        time.sleep(8.0)
+        edges = [
+            edge(name, host)
+            for name, host in (
+                ("known", here),
+                ("never", elsewhere),
+                ("moved", elsewhere),
+                ("shared", behind),
+            )
+        ]
+        begun = time.monotonic()
+        for daemon in edges:
+            daemon.wait_up("hub", WITHIN)
+            took[daemon.name] = time.monotonic() - begun
+        held = hub.call("GET", "/metrics")
+        hub.kill()
+        hub.start()
+        ready = time.monotonic()
+        for daemon in edges:
+            daemon.wait_up("hub", WITHIN)
+            took[f"{daemon.name}, restart"] = time.monotonic() - ready
+        late = [line.fields["late_seconds"] for line in hub.matching(event="node.late")]
+    pushed = [line for line in held.splitlines() if line.startswith("linkd_listener_refused_total")]
+    figures.tell(
+        f"{strangers} strangers' addresses hold the listener: up after "
+        + json.dumps({name: round(seconds, 1) for name, seconds in took.items()})
+        + f", late {late}, {pushed}"
+    )
+    assert max(took.values()) < WITHIN
+    assert pushed, "the strangers did not fill the listener"

@@ -1,0 +1,132 @@
+"""Strangers make way: the oldest first, the mute ahead of those that have asked."""
+
+from __future__ import annotations
+
+from linkd.config import LimitSettings
+from linkd.net.admission import Admission, Place
+from linkd.net.greeted import GreetedAddresses
+
+
+class Door:
+    """An admission, and who was pushed out of it."""
+
+    def __init__(self, greeted: dict[str, int] | None = None, **limits: int | float) -> None:
+        table = GreetedAddresses()
+        for address, count in (greeted or {}).items():
+            for number in range(count):
+                table.greeted(f"{address}/{number}", address, 0.0)
+        self.admission = Admission(LimitSettings(**limits), table)  # type: ignore[arg-type]
+        self.gone: list[str] = []
+        self.why: list[str] = []
+
+    def enter(self, name: str, address: str | None = None) -> Place:
+        def push_out(why: str) -> None:
+            self.gone.append(name)
+            self.why.append(why)
+
+        return self.admission.enter(address or name, push_out)
+
+
+def test_the_oldest_stranger_makes_way() -> None:
+    door = Door(pending=3)
+    places = [door.enter(name) for name in "abcde"]
+    assert door.gone == ["a", "b"]
+    assert "3 connections have not said hello: the oldest was closed" in door.why[0]
+    assert door.admission.pending == 3
+    for place in places:
+        door.admission.leave(place)
+        door.admission.leave(place)
+    assert door.admission.pending == 0
+    assert door.admission._counts == door.admission._here == {}
+
+
+def test_those_who_asked_for_a_token_outlast_the_mute() -> None:
+    door = Door(pending=3)
+    door.admission.asked(door.enter("a"))
+    for name in "bcde":
+        door.enter(name)
+    assert door.gone == ["b", "c"]
+    for name in "def":
+        place = door.enter(name)
+        door.admission.asked(place)
+        door.admission.asked(place)
+    assert "a" not in door.gone[:-1]
+
+
+def test_who_has_proved_to_be_a_peer_stays() -> None:
+    door = Door(pending=3)
+    door.admission.proved(door.enter("a"))
+    for name in "bcdef":
+        door.enter(name)
+    assert door.gone == ["b", "c", "d"]
+    assert door.admission.pending == 3
+
+
+def test_one_address_pushes_its_own_out() -> None:
+    door = Door(pending=100, pending_per_address=2)
+    for name in "abcd":
+        door.enter(name, "192.0.2.1")
+    door.enter("other", "192.0.2.2")
+    assert door.gone == ["a", "b"]
+    assert "from 192.0.2.1" in door.why[0]
+
+
+def test_strangers_leave_places_to_addresses_of_peers() -> None:
+    door = Door({"192.0.2.1": 1}, pending=8)
+    for number in range(10):
+        door.enter(f"s{number}", f"198.51.100.{number}")
+    assert door.gone == ["s0", "s1", "s2", "s3"]  # six places are theirs
+    door.enter("p", "192.0.2.1")
+    door.enter("q", "192.0.2.1")
+    assert len(door.gone) == 4
+    door.enter("r", "192.0.2.1")
+    assert door.gone[4:] == ["s4"]
+
+
+def test_an_address_has_places_and_tokens_for_each_peer_greeted_from_it() -> None:
+    door = Door({"192.0.2.1": 50}, pending_per_address=4, handshakes_per_second_per_address=1.0)
+    for number in range(101):
+        door.enter(f"p{number}", "192.0.2.1")
+    assert door.gone == ["p0"]
+    waits = [door.admission.rate("192.0.2.1", 1.0) for _ in range(60)]
+    assert waits.count(None) == 51
+
+
+def test_a_newcomer_is_refused_only_where_nobody_makes_way() -> None:
+    door = Door({"192.0.2.1": 1, "192.0.2.2": 1}, pending=2)
+    door.enter("a", "192.0.2.1")
+    assert door.admission.full() is None
+    place = door.enter("b", "192.0.2.2")
+    assert "2 connections" in str(door.admission.full())
+    door.admission.leave(place)
+    door.enter("s", "198.51.100.1")
+    assert door.admission.full() is None
+
+
+def test_descriptors_hold_the_places_lower() -> None:
+    door = Door(pending=100)
+    door.admission.share = 2
+    for name in "abc":
+        door.enter(name)
+    assert door.gone == ["a"]
+
+
+def test_strangers_leave_tokens_to_peers_and_to_fresh_addresses() -> None:
+    door = Door({"192.0.2.1": 1}, handshakes_per_second=100.0)
+    rate = door.admission.rate
+    each = door.admission.limits.handshakes_per_second_per_address
+    assert each == 20.0
+    granted = sum(
+        rate(f"198.51.100.{number % 10}", 10.0) is None for number in range(1000)
+    )  # ten addresses, 20 tokens each: the first is a fresh one's
+    assert granted == 50
+    fresh = sum(rate(f"203.0.113.{number}", 10.0) is None for number in range(200))
+    assert fresh == 25
+    assert sum(rate("192.0.2.1", 10.0) is None for _ in range(100)) == 21
+
+
+def test_an_address_that_is_left_alone_is_fresh_again() -> None:
+    door = Door(handshakes_per_second=4.0)
+    rate = door.admission.rate
+    assert [rate("192.0.2.1", 10.0) is None for _ in range(4)] == [True, True, True, False]
+    assert [rate("192.0.2.1", 20.0) is None for _ in range(4)] == [True, True, True, False]
