@@ -99,7 +99,8 @@ async def _print(arguments: argparse.Namespace, output: TextIO) -> None:
 def _line(record: Record, as_json: bool) -> str:
     """Return a record in one line."""
     if as_json:
-        return record.to_json().decode()
+        # Line ends in it are white space of a body that is JSON: in strings they are escaped.
+        return record.to_json().replace(b"\r", b" ").replace(b"\n", b" ").decode()
     type_ = f" [{record.type}]" if record.type else ""
     headers = "".join([f" {name}={value}" for name, value in record.headers.items()])
     offset = f"{record.offset:>8}" if record.offset else "volatile"

@@ -60,6 +60,26 @@ test("a refused key is told as rejected and tried again slowly", async () => {
   assert.ok(node.status.value.retrySeconds >= 4);
 });
 
+test("headers go with a publish and come with a message", async () => {
+  const node = client();
+  await up(node);
+  const heard = [];
+  node.subscribe("orders", (message) => heard.push(message));
+  await node.publish("orders", 1, { headers: { "trace-id": "7" } });
+  assert.deepEqual(stub.seen.frames.find((frame) => frame.type === "message").headers, { "trace-id": "7" });
+  const frame = { type: null, channel: "orders", offset: 50, origin: "edge" };
+  for (const ws of stub.sockets.clients) {
+    ws.send(JSON.stringify({ ...frame, headers: { a: "b" }, data: 2 }));
+    ws.send(JSON.stringify({ ...frame, offset: 51, unreadable: true, base64: "kcA=" }));
+  }
+  await until(() => heard.length >= 2 && heard.at(-1).offset === 51);
+  assert.deepEqual(heard.at(-2).headers, { a: "b" });
+  assert.deepEqual(heard.at(-1).headers, {});
+  assert.equal(heard.at(-1).unreadable, true);
+  assert.deepEqual([...heard.at(-1).data], [0x91, 0xc0]);
+  await assert.rejects(node.publish("orders", 1, { headers: { a: 1 } }), { code: "malformed" });
+});
+
 test("a token can come from the caller, afresh each time", async () => {
   let asked = 0;
   const node = client({ key: undefined, token: async () => ((asked += 1), stub.token()) });
