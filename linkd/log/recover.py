@@ -123,7 +123,7 @@ def _find(folder: Path, files: Files, ward: Ward) -> Found:
                 pass
             state.next = max(state.next, index.next)
         (found.segments if number >= kept[0] else found.held).append(index)
-        if heads[after].previous != number:
+        if number >= kept[0] and heads[after].previous != number:
             ward.missing(number, after, index.next, heads[after].first)
     _last(folder, files, ward, heads[order[-1]], state, found)
     return found
