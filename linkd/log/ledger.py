@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from random import Random
+from typing import TypeVar
 
 from linkd.core.batch import HELD_BYTES, MAX_BATCH_BYTES, Batch, Draft
 from linkd.core.wire import Cursor, EpochStart
@@ -20,6 +21,8 @@ from linkd.log.group import CursorSet, EpochOpened, Group, Grouping, Stored, Wai
 from linkd.log.ids import Ids
 from linkd.log.state import Place, State, follows, moved, placed
 from linkd.log.tail import Tail
+
+_Value = TypeVar("_Value")
 
 GROUP_BYTES = 8 * 1024 * 1024
 GROUP_ITEMS = 4096
@@ -75,6 +78,7 @@ class Ledger(ABC):
         self._finished = 0.0  # when a commit was finished, on the log's clock
         self._places: dict[str, Place | None] = {peer: state.place(peer) for peer in state.peers()}
         self._committed_places = dict(self._places)
+        self._mistakes: list[Exception] = []  # raised by listeners
         self._closing: Callable[[], None] | None = None
         self._closed = False
 
@@ -160,8 +164,7 @@ class Ledger(ABC):
     def _tell(self, told: Told) -> None:
         """Have the operator told; the newest are kept."""
         self.told = (*self.told[-MOST_TOLD:], told)
-        for call in tuple(self.on_told):
-            call(told)
+        self._call(self.on_told, told)
 
     def store(self, batch: Batch, settled: Settled) -> None:
         """Append a received batch."""
@@ -271,11 +274,30 @@ class Ledger(ABC):
             elif isinstance(piece.change, CursorSet):
                 places[piece.change.peer] = piece.change.place
         before, self.next = self.next, group.next
+        mistakes = self._mistakes
         for settled, appended in group.outcomes:
-            settled(appended)
+            try:
+                settled(appended)
+            except Exception as error:  # noqa: BLE001 - the others get their answers
+                mistakes.append(error)
         if group.next != before:
-            for told in tuple(self.on_commit):
-                told(group.next)
+            self._call(self.on_commit, group.next)
+
+    def _call(self, listeners: Sequence[Callable[[_Value], None]], value: _Value) -> None:
+        """Call all listeners, also where one of them raises; `_raise_mistakes` raises it later."""
+        for listener in tuple(listeners):
+            try:
+                listener(value)
+            except Exception as error:  # noqa: BLE001 - the others are called all the same
+                self._mistakes.append(error)
+
+    def _raise_mistakes(self) -> None:
+        """Raise what a listener raised, once everything else is done."""
+        mistakes, self._mistakes = self._mistakes, []
+        if len(mistakes) == 1:
+            raise mistakes[0]
+        if mistakes:
+            raise ExceptionGroup("listeners of the log", mistakes)
 
     def _failed(self, why: str) -> None:
         """No group under way got to the disk.
@@ -297,7 +319,7 @@ class Ledger(ABC):
         error = LogFull(why)
         for item, settled in waiting:
             if isinstance(item, Draft):
-                settled(error)
+                self._call((settled,), error)
 
     def _open_epoch(self, epoch: str, first: int) -> None:
         """Let the first group of this run begin with its epoch."""

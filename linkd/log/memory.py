@@ -77,6 +77,7 @@ class MemoryLog(Ledger):
                 self._take(self._make_group())
         finally:
             self._pumping = False
+        self._raise_mistakes()
 
     def _has_room(self) -> bool:
         """Tell whether another group can be taken."""
@@ -183,8 +184,7 @@ class MemoryLog(Ledger):
             return
         self.first = gone[-1].next
         self._tail.forget(self.first)
-        for told in tuple(self.on_trim):
-            told(self.first)
+        self._call(self.on_trim, self.first)
 
     def close(self, done: Callable[[], None]) -> None:
         """Commit what waits, then call `done`."""

@@ -229,8 +229,7 @@ class SegmentLog(Ledger):
             if outcome.seconds >= SLOW_SECONDS:
                 took = f"a commit took {outcome.seconds:.1f} s; publishers waited for it"
                 self._tell(Told("warn", "log.slow", took))
-            for told in self.on_written:
-                told(outcome.seconds)
+            self._call(self.on_written, outcome.seconds)
             for job in outcome.jobs:
                 self._written(job)
         elif isinstance(outcome, Failed):
@@ -246,6 +245,7 @@ class SegmentLog(Ledger):
             self._keep_snapshots()
         self._measure()
         self._pump()
+        self._raise_mistakes()
 
     def _written(self, job: Job) -> None:
         """A job is on disk: count its frames in, and answer."""
@@ -414,8 +414,7 @@ class SegmentLog(Ledger):
         if first > self.first:
             self.first = first
             self._tail.forget(first)
-            for told in tuple(self.on_trim):
-                told(first)
+            self._call(self.on_trim, first)
 
     # snapshots
 

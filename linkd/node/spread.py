@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from linkd import events
 from linkd.core import wire
 from linkd.core.batch import Batch
 from linkd.core.session_types import NotRelayed
+from linkd.errors import Gap
 from linkd.log.engine import Log
 from linkd.node.driver import LinkDriver
 from linkd.node.follow import Follower
@@ -97,7 +98,7 @@ class Spread:
         """Hand what was committed to those who keep up; count what is owed."""
         seen, self._seen = self._seen, next
         for_drivers, for_followers = self._for_drivers, self._for_followers
-        for batch in self._log.read(seen, _ALL) or []:
+        for batch in self._between(seen, next):
             self._bytes += len(batch.records)
             for driver in self.route(batch.channel):
                 outbound = driver.carrier.session.outbound
@@ -115,6 +116,19 @@ class Spread:
         elif not self._waits:
             self._waits = True
             self._idle(self.hand_out, PUT_OFF_SECONDS)
+
+    def _between(self, position: int, next: int) -> Iterator[Batch]:
+        """Yield the batches between two offsets, over gaps: a new epoch may open far above."""
+        while position < next:
+            try:
+                batches = self._log.read(position, _ALL)
+            except Gap as gap:
+                position = gap.first
+                continue
+            if not batches:
+                return
+            yield from batches
+            position = batches[-1].next
 
     def hand_out(self) -> None:
         """Hand to each what is for it; what that led to being committed at once, behind it."""

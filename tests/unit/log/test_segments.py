@@ -712,3 +712,26 @@ def test_a_disk_that_does_not_tell_what_it_has_left_refuses_nothing(tmp_path: Pa
     bench = SegmentBench(tmp_path / "log", files=Silent())
     assert append(bench, draft(b"a")) == [Appended(1, 1)]
     bench.close()
+
+
+def test_who_raises_keeps_nothing_from_the_others(tmp_path: Path) -> None:
+    bench = SegmentBench(tmp_path / "log")
+    log, called = bench.log, list[object]()
+
+    def fails(value: object) -> None:
+        raise RuntimeError("broken on purpose")
+
+    log.on_commit[:0] = [fails, called.append]
+    log.on_written[:0] = [fails, called.append]
+    log.append(draft(b"a"), fails)
+    with pytest.raises(ExceptionGroup) as raised:
+        bench.until(lambda: len(called) > 9)
+    assert [str(one) for one in raised.value.exceptions] == ["broken on purpose"] * 3
+    assert [type(one) for one in called] == [float, int]
+    assert log.next == 2
+    log.on_written.clear()
+    with pytest.raises(RuntimeError, match="broken on purpose"):
+        append(bench, draft(b"b"))
+    log.on_commit.clear()
+    assert append(bench, draft(b"c"))[0].offset == 3
+    bench.close()

@@ -9,6 +9,9 @@ import pytest
 from linkd.config import PeerSettings
 from linkd.core.batch import Batch
 from linkd.core.wire import Step, decode
+from linkd.log import MemoryLog
+from linkd.log.damage import JUMP
+from linkd.log.group import EpochOpened, ignore
 from linkd.node import Node
 from tests.support.fake_net import FakeNet, Kept, bodies, publish
 
@@ -239,3 +242,18 @@ def test_what_was_put_off_goes_before_a_trim_is_told(net: FakeNet, loop: _Loop, 
     for told in hub.log.on_trim:
         told(hub.log.first)
     assert len(_steps(net, "one")) == 4
+
+
+def test_an_epoch_that_opens_far_above_is_a_gap_that_nobody_reads_into(
+    net: FakeNet, hub: Node
+) -> None:
+    """The first commit after damage at the log's end raised Gap out of its listener."""
+    publish(hub, "one.a", b"before")
+    _commit(net)
+    log = hub.log
+    assert isinstance(log, MemoryLog)
+    log._waiting.append((EpochOpened("far", log.next + JUMP), ignore))
+    publish(hub, "one.a", b"behind it")
+    _commit(net)
+    assert [step.count for step in _steps(net, "one")] == [1, 1]
+    assert hub.log.next > JUMP
