@@ -2,17 +2,13 @@
 
 from linkd.events.kind import kind
 
-_LINK_DOWN = (
-    "noticed_after_seconds silence_seconds up_seconds delay_seconds attempts url backlog_records"
-)
+_LINK_DOWN = "noticed_after_seconds delay_seconds attempts"
 _MEND = "Read `detail`, mend it on this host or the peer, then `linkd kick PEER`."
 
 ROWS = (
     # Links
-    kind("link.connecting", "debug", "url attempts", "An attempt has begun."),
-    kind(
-        "link.opening", "debug", "url attempts", "TCP stands; TLS, upgrade and hello are under way."
-    ),
+    kind("link.connecting", "debug", "", "An attempt has begun."),
+    kind("link.opening", "debug", "", "TCP stands; TLS, upgrade and hello are under way."),
     kind(
         "link.resuming",
         "debug",
@@ -22,7 +18,7 @@ ROWS = (
     kind(
         "link.up",
         "info",
-        "outage_seconds attempts replayed_records backlog_records rtt_seconds peer_version",
+        "outage_seconds attempts replayed_records peer_version",
         "The link is up. `outage_seconds` counts from the last byte heard before.",
     ),
     kind(
@@ -67,7 +63,7 @@ ROWS = (
     kind(
         "link.duplicate",
         "error",
-        "other_address",
+        "",
         "Two hosts use one name and take over from each other: a cloned host. Both are refused.",
         "Give one of them another `node.name` and an empty `state_dir`.",
         folds="peer",
@@ -209,16 +205,8 @@ ROWS = (
     kind(
         "link.resynced",
         "warn",
-        "first next records",
+        "",
         "An operator's `linkd resync` has moved the peer's cursor.",
-    ),
-    kind(
-        "link.certificate-expires",
-        "warn",
-        "certificate_expires_seconds",
-        "The peer's certificate ends soon; after that the link stays down.",
-        "Renew it on the peer and reload there.",
-        folds="peer",
     ),
     # Connections and the listener
     kind("listener.started", "info", "tls", "Peers can dial this address."),
@@ -226,7 +214,7 @@ ROWS = (
     kind(
         "listener.busy",
         "warn",
-        "pending handshakes_per_second retry_after_seconds",
+        "pending",
         "Too many connections at once: newcomers are asked to come back later, or the oldest that "
         "has not said hello is closed.",
         "Nothing after a restart of a hub; else see `[limits]` and who connects.",
@@ -250,7 +238,6 @@ ROWS = (
         "If `address` is one of yours, compare names and secrets; else a firewall.",
         folds="peer reason",
     ),
-    kind("connection.lost", "debug", "silence_seconds up_seconds", "A connection has ended."),
     kind(
         "connection.protocol",
         "error",

@@ -36,12 +36,12 @@ ROWS = (
     kind(
         "log.full",
         "error",
-        "bytes max_bytes free_bytes",
+        "bytes max_bytes",
         "Publishes are refused: the log has reached its bound, or the disk has no room.",
         "`linkd status` shows who is owed most; bring that link back, make room, or raise "
         "`log.max_bytes`.",
     ),
-    kind("log.room", "info", "bytes max_bytes free_bytes", "Publishes are taken again."),
+    kind("log.room", "info", "bytes max_bytes", "Publishes are taken again."),
     kind(
         "log.disk-failed",
         "error",

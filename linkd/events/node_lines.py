@@ -52,7 +52,7 @@ ROWS = (
     kind(
         "node.stuck",
         "error",
-        "overdue_seconds",
+        "",
         "A dialer makes no progress; the watchdog is not fed any more and systemd "
         "restarts the service.",
         "Report it with the lines before it.",
@@ -115,14 +115,6 @@ ROWS = (
         "A call was refused: no key, a wrong one, a foreign origin, a channel that it may not use.",
         "If `address` is one of yours, compare its key with `[[api.key]]`.",
         folds="reason caller",
-    ),
-    kind(
-        "api.slow",
-        "warn",
-        "caller",
-        "A client does not read what it subscribed to; it was ended or given less.",
-        "Look at that program.",
-        folds="caller",
     ),
     kind(
         "api.busy",

@@ -17,6 +17,7 @@ from twisted.internet.task import Clock
 from twisted.logger import Logger, LogLevel, globalLogPublisher
 from twisted.python.failure import Failure
 
+from linkd.core.link import STATES
 from linkd.events import (
     COMMON_FIELDS,
     KINDS,
@@ -104,6 +105,73 @@ def test_every_line_in_the_source_is_in_the_table() -> None:
         if (loose := loose_fields(event, fields))
     ]
     assert wrong == []
+
+
+TABLES = [
+    ROOT / "linkd/events" / name for name in ("link_lines.py", "log_lines.py", "node_lines.py")
+]
+
+
+def words() -> set[str]:
+    """Return every string, keyword, parameter and attribute of the source, the tables left out."""
+    found: set[str] = set()
+    for path in sorted((ROOT / "linkd").rglob("*.py")):
+        if path in TABLES:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.add(node.value)
+            elif isinstance(node, ast.keyword) and node.arg:
+                found.add(node.arg)
+    return found
+
+
+def measured() -> set[str]:
+    """Return the fields of the lines that a link's change of state makes."""
+    found: set[str] = set()
+    for path in (ROOT / "linkd/node/chronicle.py", ROOT / "linkd/node/driver.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.name in ("measured", "_measured"):
+                keys = [
+                    key
+                    for each in ast.walk(node)
+                    if isinstance(each, ast.Dict)
+                    for key in each.keys
+                ]
+                found |= {str(key.value) for key in keys if isinstance(key, ast.Constant)}
+    assert found
+    return found
+
+
+def test_every_line_in_the_table_is_in_the_source() -> None:
+    changes = {f"link.{state}" for state in STATES}
+    assert sorted(KINDS.keys() - words() - changes) == []
+
+
+def test_every_field_in_the_table_is_in_the_source() -> None:
+    """Where all calls of a line are literal, each of its fields is in one; else somewhere."""
+    literal: dict[str, set[str]] = {}
+    for path in sorted((ROOT / "linkd").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call) or not node.args:
+                continue
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            event = node.args[0]
+            if name == "emit" and isinstance(event, ast.Constant):
+                fields = literal.setdefault(str(event.value), set())
+                # A `**` may stand for any field.
+                fields |= {word.arg or "**" for word in node.keywords}
+    everywhere = words()
+    literal |= {f"link.{state}": measured() for state in STATES}
+    dead = []
+    for kind in KINDS.values():
+        fields = literal.get(kind.name, {"**"})
+        dead += [
+            f"{kind.name}: {field}"
+            for field in kind.fields
+            if field not in fields and ("**" not in fields or field not in everywhere)
+        ]
+    assert dead == []
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)
