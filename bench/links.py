@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import gc
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -23,6 +22,7 @@ from typing import Any
 from bench.figures import FOLDER, Figure, figure, machine, spread, table
 from bench.swarm import Bare
 from bench.systems import SECRET, Process, free_port, listens, wait
+from linkd.premises import allow_open_files
 from tests.support.swarm import Swarm
 
 PING_INTERVAL, PING_TIMEOUT = 5, 2
@@ -91,12 +91,6 @@ def serve_websockets(port: int, _: int) -> None:
     asyncio.run(run())
 
 
-def _limit() -> None:
-    """Allow as many sockets as there may be."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
 def start_server(kind: str, port: int, count: int, folder: Path) -> Process:
     """Start a server, and wait until it listens."""
     os.environ["LINKD_BENCH_FOLDER"] = str(folder)
@@ -156,7 +150,7 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--count", type=int, default=0)
     asked = parser.parse_args()
-    _limit()
+    allow_open_files()
     if asked.serve:
         gc.collect()
         globals()[f"serve_{asked.serve}"](asked.port, asked.count)

@@ -15,6 +15,7 @@ import threading
 import time
 from pathlib import Path
 
+from linkd.premises import allow_open_files
 from tests.support.swarm import Swarm
 
 _REQUEST = (
@@ -97,7 +98,5 @@ async def main(port: int, count: int) -> None:
 
 
 if __name__ == "__main__":
-    from bench.links import _limit
-
-    _limit()
+    allow_open_files()
     asyncio.run(main(int(sys.argv[1]), int(sys.argv[2])))

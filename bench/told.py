@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bench.calm import MOST_STOLEN, MOST_TRIES
+from bench.comparison import MANY, NAMES, ONE, SIZES, Found, Way, batch_of, ways
 from bench.figures import Bar, Figure, plot, short, spread, table
-from bench.peers import MANY, NAMES, ONE, SIZES, Found, Way, batch_of, ways
 from bench.systems import Linkd, System
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
 from functools import partial
 from typing import Final, Literal
 
 from linkd.client.errors import ClientError
+from linkd.clock import wall
+from linkd.core.shown import rfc3339
 from linkd.drill.bounds import Bounds, Expectation
 from linkd.drill.deadman import DrillFailed
 from linkd.drill.faults import Drill
@@ -50,8 +51,7 @@ class Times:
 
 def now_text() -> str:
     """Return the time now, RFC 3339 in UTC."""
-    moment = datetime.now(UTC)
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+    return rfc3339(wall())
 
 
 def show_nothing(stage: Stage, pair: Pair) -> None:

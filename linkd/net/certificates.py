@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -117,8 +116,3 @@ def certificate_names(certificate: x509.Certificate) -> list[str]:
 def days_left(expires: float, wall: float) -> float:
     """Return the days from `wall` to `expires`, both Unix seconds; negative once over."""
     return (expires - wall) / 86_400
-
-
-def unix_seconds() -> float:
-    """Return the wall clock, which certificates are judged by."""
-    return datetime.datetime.now(datetime.UTC).timestamp()

@@ -26,6 +26,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from linkd import events
+from linkd.clock import wall
 from linkd.config import ListenSettings, PeerSettings
 from linkd.errors import AttemptFailed, ConfigError, Unavailable
 from linkd.net import tls_reasons
@@ -36,7 +37,6 @@ from linkd.net.certificates import (
     load_key_pair,
     load_revocation_lists,
     names_host,
-    unix_seconds,
 )
 
 WATCH_INTERVAL: Final = 3.0
@@ -119,7 +119,7 @@ class ServerTls:
         self,
         listen: ListenSettings,
         pairing: Path | None = None,
-        wall: Callable[[], float] = unix_seconds,
+        wall: Callable[[], float] = wall,
     ) -> None:
         self._listen = listen
         self._pairing = pairing
