@@ -122,7 +122,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
 class Event(msgspec.Struct, frozen=True):
     """One change of a link (`event` "link.<new state>") or of the node.
 
-    `number` counts them within this run.
+    `number` counts them within this run; `owner` has the consumer that it is about.
     """
 
     number: int
@@ -134,6 +134,7 @@ class Event(msgspec.Struct, frozen=True):
     new: str | None
     reason: str | None
     detail: str | None
+    owner: str | None = None
 
 
 class Outage(msgspec.Struct, frozen=True):

@@ -66,6 +66,19 @@ class ApiKey(Settings, frozen=True, kw_only=True):
     consumers: Annotated[
         int, _meta("Named consumers that it may have; 0: none.", ge=0, le=1_000_000)
     ] = 100
+    kept_bytes: Annotated[
+        Annotated[int, Meta(ge=0)] | None,
+        _meta(
+            "Bytes of the log that its named consumers may keep from going; beyond that the oldest"
+            " may go although they want it. Absent: half of `log.max_bytes`; no bound for a key"
+            " that may publish and read everything."
+        ),
+    ] = None
+
+    @property
+    def is_for_everything(self) -> bool:
+        """Whether it may publish and read everything: it then acts on links and the log too."""
+        return ">" in self.publish and ">" in self.subscribe
 
 
 class ApiSettings(Settings, frozen=True, kw_only=True):

@@ -105,6 +105,15 @@ ROWS = (
         folds="owner consumer",
     ),
     kind(
+        "consumer.passed-over",
+        "error",
+        "owner consumer first next",
+        "A named consumer has not acknowledged more than its key's `kept_bytes`: the oldest "
+        "records are no longer kept for it.",
+        "Start its program; or raise `kept_bytes` of its `[[api.key]]`, or delete it.",
+        folds="owner consumer",
+    ),
+    kind(
         "consumer.removed",
         "error",
         "owner consumer next idle_seconds",

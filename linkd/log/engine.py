@@ -136,6 +136,12 @@ class Log(Protocol):
         Takes effect at once for the `store` calls that follow; durable once settled.
         """
 
+    def behind(self, size: int) -> int:
+        """Return from which offset on the log occupies at most `size` bytes, in whole files."""
+
+    def holds(self, first: int, next: int, wants: Callable[[str], bool]) -> bool:
+        """Return whether a record from `first` to `next` - 1 is on a channel that `wants` takes."""
+
     def highest(self, owner: str, producer: str) -> int:
         """Return the highest stored number of a producer, appends under way counted; 0: none."""
 

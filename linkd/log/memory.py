@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from random import Random
 
-from linkd.core.batch import Batch
+from linkd.core.batch import HELD_BYTES, Batch
 from linkd.errors import Gap, LinkdError
 from linkd.log.group import EpochOpened, Group, ignore
 from linkd.log.ids import Ids
@@ -156,6 +156,21 @@ class MemoryLog(Ledger):
     def owed(self, position: int) -> dict[str, tuple[int, int]]:
         """Return (records, bytes of records) by channel from `position` on."""
         return count_owed(self._tail.behind(position), position)
+
+    def behind(self, size: int) -> int:
+        """Return from which offset on the batches occupy at most `size` bytes."""
+        first = self.next
+        for batch in reversed(self._tail.behind(self.first)):
+            size -= len(batch.records) + HELD_BYTES
+            if size < 0:
+                break
+            first = batch.offset
+        return first
+
+    def holds(self, first: int, next: int, wants: Callable[[str], bool]) -> bool:
+        """Return whether a record in between is on a channel that `wants` takes."""
+        batches = self._tail.behind(first)
+        return any(wants(batch.channel) for batch in batches if batch.offset < next)
 
     def stamp_at(self, position: int) -> float | None:
         """Return when the first record at or after `position` was stored."""

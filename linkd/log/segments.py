@@ -350,6 +350,20 @@ class SegmentLog(Ledger):
         """Return (records, bytes of records) by channel from `position` on."""
         return self._shelf.owed(position, self._tail)
 
+    def behind(self, size: int) -> int:
+        """Return from which offset on the segments occupy at most `size` bytes."""
+        first = self.next
+        for segment in reversed(self._shelf.segments):
+            size -= segment.size
+            if size < 0:
+                break
+            first = segment.first
+        return first
+
+    def holds(self, first: int, next: int, wants: Callable[[str], bool]) -> bool:
+        """Return whether a record in between is on a channel that `wants` takes."""
+        return self._shelf.holds(first, next, wants, self._tail)
+
     def stamp_at(self, position: int) -> float | None:
         """Return about when the first record at or after `position` was stored."""
         if position >= self._tail.first:

@@ -6,7 +6,7 @@ Where what lies, and what may go.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from linkd.core.batch import Batch
@@ -64,6 +64,24 @@ class Shelf:
                     old = owed.get(channel, (0, 0))
                     owed[channel] = (old[0] + records, old[1] + size)
         return owed
+
+    def holds(self, first: int, next: int, wants: Callable[[str], bool], tail: Tail) -> bool:
+        """Return whether a record from `first` to `next` - 1 is on a channel that `wants` takes.
+
+        Where `next` is not the beginning of a segment, some records behind it count too.
+        """
+        for segment in self._behind(first):
+            if segment.first >= next:
+                break
+            number = segment.block_of(first)
+            if segment.blocks[number].offset < first:
+                batches = self._block(segment, number, tail)
+                if any(batch.next > first and wants(batch.channel) for batch in batches):
+                    return True
+                number += 1
+            if any(wants(channel) for block in segment.blocks[number:] for channel in block.totals):
+                return True
+        return False
 
     def records_below(self, position: int) -> int:
         """Return how many records the segments hold that lie below `position` as a whole."""

@@ -34,6 +34,7 @@ class Book:
             new=fields.get("new"),
             reason=fields.get("reason"),
             detail=fields.get("detail"),
+            owner=fields.get("owner"),
         )
         self._events.append(made)
         if len(self._events) > _REMEMBERED * 2:

@@ -104,9 +104,9 @@ class Chronicle:
         """A drill spoils a link for so many seconds from now."""
         self._outages.drilled(peer, self._clock.seconds() + seconds)
 
-    def sentences(self) -> list[str]:
-        """Return what befell the log in this run, a sentence each, oldest first."""
-        return self._losses.sentences()
+    def sentences(self, owner: str | None) -> list[str]:
+        """Return what the log lost in this run, a sentence each, oldest first."""
+        return self._losses.sentences(owner)
 
     def after(self, number: int) -> list[Event]:
         """Return the remembered changes with a number above `number`, oldest first."""

@@ -16,6 +16,8 @@ Fields = Mapping[str, str | int | float | None]
 _LOST = frozenset(
     (
         "consumer.gap",
+        "consumer.orphaned",
+        "consumer.passed-over",
         "consumer.removed",
         "link.gap",
         "link.records-lost",
@@ -61,20 +63,21 @@ class Losses:
 
     def __init__(self, book: Book) -> None:
         self._book = book
-        self._sentences: deque[str] = deque(maxlen=_MOST)
+        self._sentences: deque[tuple[str | None, str]] = deque(maxlen=_MOST)
 
     def take(self, event: str, fields: Fields) -> None:
         """Take what is said in the log."""
         if event not in _KEPT:
             return
         peer, detail = _text(fields.get("peer")), _text(fields.get("detail"))
-        self._book.add(event, peer=peer, detail=detail)
+        owner = _text(fields.get("owner"))
+        self._book.add(event, peer=peer, detail=detail, owner=owner)
         if event in _LOST and detail is not None:
-            self._sentences.append(f"{event}: {detail}")
+            self._sentences.append((owner, f"{event}: {detail}"))
 
-    def sentences(self) -> list[str]:
-        """Return a sentence for each, oldest first."""
-        return list(self._sentences)
+    def sentences(self, owner: str | None = None) -> list[str]:
+        """Return a sentence for each, oldest first; with an owner not those of other owners."""
+        return [said for whose, said in self._sentences if owner is None or whose in (None, owner)]
 
 
 def _text(value: str | int | float | None) -> str | None:

@@ -225,6 +225,8 @@ class Node:
             return  # a thousand idle links must not cost a thousand looks at every tick
         self._links.catch_up()
         self._links.absent.tick(self.clock.seconds())
+        if whole_second:
+            self._readers.move_on()
         self.log.release(self._low_water())
         now = self.clock.seconds()
         if now - self._aged_at >= AGING_SECONDS:
@@ -323,8 +325,10 @@ class Node:
         """Return the names of all peers."""
         return list(self._links.drivers)
 
-    def status(self, links: list[LinkStatus] | None = None) -> NodeStatus:
-        """Return what is true now; `links` where the caller has them already."""
+    def status(
+        self, links: list[LinkStatus] | None = None, owner: str | None = None
+    ) -> NodeStatus:
+        """Return what is true now; see `linkd.api.port.NodePort.status`."""
         log = self.log
         return NodeStatus(
             node=self.name,
@@ -337,10 +341,10 @@ class Node:
                 log.size_bytes,
                 log.max_bytes,
                 log.full,
-                self._chronicle.sentences(),
+                self._chronicle.sentences(owner),
                 log.stalled(),
             ),
-            consumers=self._readers.statuses(),
+            consumers=self._readers.statuses(owner),
             links=[self._link_status(one) for one in self.links()] if links is None else links,
             warnings=[*self.warnings.values(), *self._links.absent.warnings()],
             absent=self._links.absent.statuses(),

@@ -23,6 +23,10 @@ AGING_SECONDS = 60.0
 """How often the absence of named consumers is counted and stored."""
 
 
+LOOKS = 4
+"""So many consumers that lag are compared with the log at once."""
+
+
 class Around(Protocol):
     """What readers need of their node."""
 
@@ -51,6 +55,7 @@ class Readers:
         self._store = store
         self._followers: dict[Follower, None] = {}
         self._held: dict[Owned, Follower] = {}
+        self._looked: dict[Owned, int] = {}
         self._aged_at = around.clock.seconds()
         self._wanted: PatternIndex[Follower] = PatternIndex()
         self._known: dict[str, tuple[Follower, ...]] = {}
@@ -142,6 +147,7 @@ class Readers:
             idle = 0.0 if consumer.key in self._held else consumer.idle + passed
             if idle > limit:
                 self._store.remove_consumer(consumer.key)
+                self._looked.pop(consumer.key, None)
                 self._tell_removed(consumer, idle)
             elif idle != consumer.idle:
                 self._store.set_consumer(msgspec.structs.replace(consumer, idle=idle))
@@ -154,6 +160,8 @@ class Readers:
             consumer=consumer.name,
             next=consumer.next,
             idle_seconds=round(idle, 1),
+            detail=f"{consumer.owner}/{consumer.name} was absent for {idle / 86_400.0:.1f} days of"
+            f" running time; it is owed nothing from offset {consumer.next} on any more",
         )
 
     def tell_orphans(self) -> None:
@@ -188,17 +196,80 @@ class Readers:
         """Return a named consumer, if there is one."""
         return self._store.consumers().get(key)
 
-    def statuses(self) -> list[ConsumerStatus]:
-        """Return the position of each named consumer."""
+    def statuses(self, owner: str | None = None) -> list[ConsumerStatus]:
+        """Return the position of each named consumer, or of each of one owner."""
         end = self._log.next
         return [
             ConsumerStatus(one.owner, one.name, one.next, max(0, end - one.next))
             for one in self.consumers()
+            if owner in (None, one.owner)
         ]
 
     def low_water(self) -> int:
-        """Return the offset below which no named consumer wants anything."""
-        return min((c.next for c in self._store.consumers().values()), default=self._log.next)
+        """Return the offset below which nothing is kept for a named consumer."""
+        floors: dict[str, int] = {}
+        lowest = self._log.next
+        for (owner, _), consumer in self._store.consumers().items():
+            if consumer.next < lowest:
+                if owner not in floors:
+                    floors[owner] = self._floor(owner)
+                lowest = min(lowest, max(consumer.next, floors[owner]))
+        return lowest
+
+    def _floor(self, owner: str) -> int:
+        """Return the offset below which an owner's consumers keep nothing."""
+        config = self._around.config
+        bound: int | None = self._log.max_bytes // 2
+        if owner in ("socket", "anyone", UNOWNED):
+            bound = None
+        for key in config.api.keys:
+            if key.name == owner:
+                if key.kept_bytes is not None:
+                    bound = key.kept_bytes
+                elif key.is_for_everything:
+                    bound = None
+        if bound is None or self._log.size_bytes <= bound:
+            return self._log.first
+        return self._log.behind(bound)
+
+    def move_on(self) -> None:
+        """Move consumers on over what is not for them, and log which are left behind.
+
+        Only those that would keep more than half of the log, or more than their key may: a reader
+        of a quiet channel must not keep the others' records. A few each time, for it costs a look
+        at the log.
+        """
+        log = self._log
+        half = log.behind(log.max_bytes // 2) if log.size_bytes > log.max_bytes // 2 else log.first
+        floors = {one: self._floor(one) for one in {owner for owner, _ in self._store.consumers()}}
+        looks = 0
+        for consumer in sorted(self._store.consumers().values(), key=lambda one: one.next):
+            floor = floors[consumer.owner]
+            to = max(half, floor)
+            if consumer.next >= to or self._looked.get(consumer.key) == to:
+                continue
+            self._looked[consumer.key] = to
+            if not log.holds(consumer.next, to, Patterns(consumer.patterns).match):
+                self._store.set_consumer(msgspec.structs.replace(consumer, next=to))
+            elif consumer.next < floor:
+                self._tell_passed_over(consumer, floor)
+            looks += 1
+            if looks == LOOKS:
+                break
+
+    def _tell_passed_over(self, consumer: Consumer, floor: int) -> None:
+        owner, name = consumer.key
+        first = max(consumer.next, self._log.first)
+        self._around.tell(
+            "error",
+            "consumer.passed-over",
+            owner=owner,
+            consumer=name,
+            first=first,
+            next=floor,
+            detail=f"{owner}/{name} has not acknowledged what its key may keep; offsets {first} to"
+            f" {floor - 1} are kept for it no longer",
+        )
 
     def ack(self, key: Owned, next: int, done: Callable[[Exception | None], None]) -> None:
         """Set a consumer's cursor; it never moves back, nor beyond the log's end.
@@ -219,6 +290,7 @@ class Readers:
         if holder is not None:
             holder.end("deleted")
         self._store.remove_consumer(key, done)
+        self._looked.pop(key, None)
         owner, name = key
         self._around.tell("info", "consumer.deleted", owner=owner, consumer=name, next=known.next)
         return True

@@ -152,14 +152,16 @@ class FakeNode:
     def peers(self) -> list[str]:
         return list(self.links)
 
-    def status(self, links: list[LinkStatus] | None = None) -> NodeStatus:
+    def status(
+        self, links: list[LinkStatus] | None = None, owner: str | None = None
+    ) -> NodeStatus:
         log = self.log
         return NodeStatus(
             self.name,
             "0.0.0",
             1.5,
             LogStatus(log.id, log.first, log.next, log.size_bytes, log.max_bytes, log.full),
-            self.readers.statuses(),
+            self.readers.statuses(owner),
             list(self.links.values()) if links is None else links,
         )
 

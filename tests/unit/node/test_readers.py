@@ -1,0 +1,299 @@
+"""Named consumers: whose they are, how they age, and how much of the log they keep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from twisted.internet.task import Clock
+
+from linkd.core.batch import Draft, Record, encode_records
+from linkd.errors import PublishError
+from linkd.log.engine import UNOWNED, Consumer, Owned
+from linkd.node.readers import AGING_SECONDS, LOOKS
+from tests.support.fake_node import FakeNode, make_config
+
+DAYS = 86_400.0
+SHOP: Owned = ("shop", "billing")
+ADMIN: Owned = ("admin", "billing")
+SOCKET: Owned = ("socket", "billing")
+
+
+class Sink:
+    """Takes everything."""
+
+    def __init__(self) -> None:
+        self.got: list[str] = []
+        self.ended: list[str] = []
+
+    def has_room(self, size: int) -> bool:
+        return True
+
+    def hold(self, size: int) -> bool:
+        return True
+
+    def batch(self, batch: Any) -> bool:
+        self.got.append(batch.channel)
+        return True
+
+    def volatile(self, batch: Any) -> None:
+        raise AssertionError(batch)
+
+    def gap(self, first: int, next: int) -> None:
+        self.got.append(f"gap {first} {next}")
+
+    def end(self, reason: str) -> None:
+        self.ended.append(reason)
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> FakeNode:
+    return FakeNode(make_config(tmp_path), Clock())
+
+
+def events(node: FakeNode, name: str) -> list[dict[str, Any]]:
+    """Return the fields of the lines of that name."""
+    return [fields for event, fields in node.told if event == name]
+
+
+def publish(node: FakeNode, channel: str, count: int = 1, size: int = 1000) -> None:
+    """Publish records, each in a batch of its own."""
+    for _ in range(count):
+        records = encode_records((Record(bytes(size)),))
+        node.log.append(Draft(channel, 1, records, 1.0), lambda _: None)
+
+
+def make(node: FakeNode, key: Owned, *patterns: str, next: int = 1) -> None:
+    """Let there be a consumer."""
+    node.readers._store.set_consumer(Consumer(*key, next, patterns or ("orders",)))
+
+
+def position(node: FakeNode, key: Owned) -> int:
+    """Return a consumer's cursor."""
+    found = node.consumer(key)
+    assert found is not None
+    return found.next
+
+
+def test_two_owners_have_a_consumer_of_the_same_name(node: FakeNode) -> None:
+    mine, theirs = Sink(), Sink()
+    held = node.subscribe(("orders",), "latest", mine, SHOP)
+    publish(node, "orders", 3)
+    node.subscribe(("chat",), "latest", theirs, ADMIN)
+    assert mine.ended == []
+    assert (position(node, SHOP), position(node, ADMIN)) == (1, 4)
+    held.close()
+    again = node.subscribe(("orders",), "latest", mine, SHOP)
+    assert again.next == 1
+    node.subscribe(("orders",), "latest", theirs, SHOP)
+    assert mine.ended == ["replaced"]
+
+
+def test_absence_counts_only_while_it_is_looked_at(node: FakeNode) -> None:
+    clock, limit = node.clock, node.config.log.consumer_max_idle
+    make(node, SHOP)
+    clock.advance(8 * DAYS)  # a frozen process, or a clock that jumped
+    node.readers.age()
+    assert node.consumer(SHOP) is not None
+    passed = 2 * AGING_SECONDS
+    while passed + AGING_SECONDS <= limit:
+        clock.advance(AGING_SECONDS)
+        node.readers.age()
+        passed += AGING_SECONDS
+    assert events(node, "consumer.removed") == []
+    for _ in range(2):
+        clock.advance(AGING_SECONDS)
+        node.readers.age()
+    (said,) = events(node, "consumer.removed")
+    assert (said["owner"], said["consumer"], said["next"]) == ("shop", "billing", 1)
+    assert limit < said["idle_seconds"] <= limit + AGING_SECONDS
+    assert node.consumer(SHOP) is None
+
+
+def test_absence_adds_up_over_restarts(node: FakeNode) -> None:
+    make(node, SHOP)
+    node.clock.advance(AGING_SECONDS)
+    node.readers.age()
+    again = FakeNode(node.config, node.clock)
+    again.readers._store = node.readers._store
+    node.clock.advance(30.0)
+    again.readers.age()
+    assert again.consumer(SHOP) == Consumer("shop", "billing", 1, ("orders",), AGING_SECONDS + 30.0)
+
+
+def test_a_holder_and_an_ack_make_a_consumer_young_again(node: FakeNode) -> None:
+    for key in (SHOP, ADMIN):
+        node.readers._store.set_consumer(Consumer(*key, 1, ("orders",), 5000.0))
+    held = node.subscribe(("orders",), "latest", Sink(), SHOP)
+    node.clock.advance(AGING_SECONDS)
+    node.readers.age()
+    shop, admin = node.consumer(SHOP), node.consumer(ADMIN)
+    assert shop is not None
+    assert admin is not None
+    assert (shop.idle, admin.idle) == (0.0, 5000.0 + AGING_SECONDS)
+    held.close()
+    node.ack(ADMIN, 1)
+    admin = node.consumer(ADMIN)
+    assert admin is not None
+    assert admin.idle == 0.0
+
+
+def with_limits(node: FakeNode, consumers: int, of_shop: int) -> None:
+    """Let there be as many consumers as that, and as many of the key `shop`."""
+    config, replace = node.config, msgspec.structs.replace
+    keys = tuple(
+        replace(key, consumers=of_shop) if key.name == "shop" else key for key in config.api.keys
+    )
+    node.config = replace(
+        config,
+        api=replace(config.api, keys=keys),
+        limits=replace(config.limits, consumers=consumers),
+    )
+
+
+def test_a_key_has_as_many_consumers_as_its_setting_says(node: FakeNode) -> None:
+    with_limits(node, 1000, 2)
+    for name in ("a", "b"):
+        node.subscribe(("orders",), "latest", Sink(), ("shop", name))
+    with pytest.raises(PublishError, match=r"shop has 2 named consumers .*`consumers` of the key"):
+        node.subscribe(("orders",), "latest", Sink(), ("shop", "c"))
+    node.subscribe(("orders",), "latest", Sink(), ("shop", "a"))
+    node.subscribe(("orders",), "latest", Sink(), SOCKET)
+
+
+def test_no_owner_takes_the_last_tenth_of_all_consumers(node: FakeNode) -> None:
+    with_limits(node, 20, 100)
+    for number in range(18):
+        node.subscribe(("orders",), "latest", Sink(), ("socket", str(number)))
+    with pytest.raises(PublishError, match=r"limits\.consumers"):
+        node.subscribe(("orders",), "latest", Sink(), ("socket", "18"))
+    for name in ("a", "b"):
+        node.subscribe(("orders",), "latest", Sink(), ("shop", name))
+    with pytest.raises(PublishError):
+        node.subscribe(("orders",), "latest", Sink(), ("shop", "c"))
+
+
+def test_a_consumer_can_be_moved_to_another_owner(node: FakeNode) -> None:
+    sink = Sink()
+    make(node, SOCKET, next=7)
+    node.subscribe(("orders",), "latest", sink, SOCKET)
+    make(node, SHOP)
+    with pytest.raises(PublishError, match="shop/billing already"):
+        node.move(SOCKET, SHOP)
+    with_limits(node, 1000, 1)
+    with pytest.raises(PublishError, match="shop has 1"):
+        node.move(SOCKET, ("shop", "bills"))
+    with pytest.raises(KeyError):
+        node.move(("socket", "nobody"), ADMIN)
+    assert sink.ended == []
+    node.move(SOCKET, ADMIN)
+    node.move(SHOP, ("shop", "bills"))
+    assert sink.ended == ["replaced"]
+    assert [one.key for one in node.consumers()] == [ADMIN, ("shop", "bills")]
+    assert position(node, ADMIN) == 1  # the holder began at the log's end, which is 1
+    assert events(node, "consumer.moved")[0]["detail"] == "socket/billing is admin/billing now"
+
+
+def test_the_consumers_of_a_key_that_is_gone_are_logged_and_kept(node: FakeNode) -> None:
+    for key in (SHOP, SOCKET, (UNOWNED, "old"), ("gone", "a"), ("gone", "b"), ("anyone", "x")):
+        make(node, key)
+    publish(node, "orders", 4)
+    node.readers.tell_orphans()
+    said = {one["owner"]: one for one in events(node, "consumer.orphaned")}
+    assert said.keys() == {"gone", "anyone"}
+    assert (said["gone"]["consumers"], said["gone"]["records"]) == (2, 4)
+    assert "(a, b) keep 4 records for up to 7 days" in said["gone"]["detail"]
+    api = msgspec.structs.replace(node.config.api, require_key=False)
+    node.config = msgspec.structs.replace(node.config, api=api)
+    node.told.clear()
+    node.readers.tell_orphans()
+    assert [one["owner"] for one in events(node, "consumer.orphaned")] == ["gone"]
+
+
+def bound(node: FakeNode, size: int) -> None:
+    """Let the log's bound be `size` bytes."""
+    node.log.max_bytes = size
+
+
+def test_a_reader_of_a_quiet_channel_keeps_nothing(node: FakeNode) -> None:
+    bound(node, 100_000)
+    make(node, SHOP, "quiet")
+    make(node, SOCKET, "quiet.*")
+    publish(node, "orders", 20)
+    node.readers.move_on()
+    assert (position(node, SHOP), node.readers.low_water()) == (1, 1)  # there is room
+    publish(node, "orders", 40)
+    node.readers.move_on()
+    moved = position(node, SHOP)
+    assert 30 < moved <= 61 - 100_000 // 2 // 2100 + 1
+    assert position(node, SOCKET) == moved == node.readers.low_water()
+    assert not events(node, "consumer.passed-over")
+
+
+def test_a_narrow_key_keeps_half_of_the_log_and_is_told_of_the_rest(node: FakeNode) -> None:
+    bound(node, 100_000)
+    make(node, SHOP, "news.*")
+    publish(node, "news.one")
+    publish(node, "orders", 60)
+    node.readers.move_on()
+    node.readers.move_on()
+    (said,) = events(node, "consumer.passed-over")
+    assert (said["owner"], said["consumer"], said["first"]) == ("shop", "billing", 1)
+    assert said["next"] == node.readers.low_water() > 30
+    assert position(node, SHOP) == 1  # as long as the records are there it gets them
+    sink = Sink()
+    node.subscribe(("news.*",), "latest", sink, SHOP)
+    node.clock.advance(0)
+    assert sink.got == ["news.one"]
+
+
+@pytest.mark.parametrize("key", [ADMIN, SOCKET, (UNOWNED, "billing"), ("anyone", "billing")])
+def test_who_may_read_everything_keeps_everything(node: FakeNode, key: Owned) -> None:
+    bound(node, 100_000)
+    make(node, key, "orders")
+    publish(node, "orders", 60)
+    node.readers.move_on()
+    assert (position(node, key), node.readers.low_water()) == (1, 1)
+    assert not events(node, "consumer.passed-over")
+
+
+def test_a_key_keeps_what_its_setting_says(node: FakeNode) -> None:
+    bound(node, 100_000)
+    replace = msgspec.structs.replace
+    keys = tuple(replace(key, kept_bytes=10_500) for key in node.config.api.keys)
+    node.config = replace(node.config, api=replace(node.config.api, keys=keys))
+    make(node, ADMIN, "orders")
+    publish(node, "orders", 60)
+    assert 61 - 11 <= node.readers.low_water() < 61
+
+
+def test_a_gone_key_keeps_half(node: FakeNode) -> None:
+    bound(node, 100_000)
+    make(node, ("gone", "billing"), "orders")
+    publish(node, "orders", 60)
+    assert 30 < node.readers.low_water() < 61
+
+
+def test_many_that_lag_are_looked_at_a_few_at_a_time(node: FakeNode) -> None:
+    bound(node, 100_000)
+    for number in range(LOOKS + 1):
+        make(node, ("shop", str(number)), "quiet")
+    publish(node, "orders", 60)
+    node.readers.move_on()
+    assert sum(one.next == 1 for one in node.consumers()) == 1
+    node.readers.move_on()
+    assert all(one.next > 1 for one in node.consumers())
+
+
+def test_what_is_deleted_is_looked_at_anew_when_it_is_made_again(node: FakeNode) -> None:
+    bound(node, 100_000)
+    make(node, SHOP, "orders")
+    publish(node, "orders", 60)
+    node.readers.move_on()
+    node.forget(SHOP)
+    assert events(node, "consumer.deleted") == [{"owner": "shop", "consumer": "billing", "next": 1}]
+    make(node, SHOP, "orders")
+    node.readers.move_on()
+    assert len(events(node, "consumer.passed-over")) == 2
