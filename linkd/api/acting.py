@@ -10,14 +10,14 @@ import msgspec
 from linkd.api.answer import Answer, answer
 from linkd.api.asked import check_consumer, last_event, wants_stream
 from linkd.api.call import Call, seconds, whole
-from linkd.api.callers import ANYONE, SOCKET, Caller
+from linkd.api.callers import ANYONE, SOCKET
 from linkd.api.keys import COOKIE, SESSION_SECONDS, TOKEN_SECONDS
+from linkd.api.metrics import consumer_lags
 from linkd.api.refusals import Refusal
 from linkd.api.service import Service
 from linkd.api.sse import stream_events
 from linkd.core.channels import is_pattern
 from linkd.errors import LinkdError, PublishError
-from linkd.status import LinkStatus, NodeStatus
 
 DRILL_PATTERN = r"^[a-z][a-z0-9-]{0,31}$"
 """What a drill can be called."""
@@ -29,17 +29,7 @@ async def status(api: Service, call: Call) -> Answer:
     """Answer what is true now, as far as the caller may see it."""
     call.only()
     links = await api.link_statuses()
-    return answer(visible_status(api, call.caller, links))
-
-
-def visible_status(api: Service, caller: Caller, links: list[LinkStatus]) -> NodeStatus:
-    """Return the status without what belongs to other keys."""
-    status = api.node.status(links)
-    if caller.operator:
-        return status
-    seen = {one.key for one in api.node.consumers() if caller.sees(one)}
-    consumers = [one for one in status.consumers if (one.owner, one.name) in seen]
-    return msgspec.structs.replace(status, consumers=consumers)
+    return answer(api.node.status(links, call.caller.sees_names_of))
 
 
 async def events(api: Service, call: Call) -> Answer | None:
@@ -50,7 +40,7 @@ async def events(api: Service, call: Call) -> Answer | None:
     if wants_stream(call):
         stream_events(api, call, after)
         return None
-    found = api.node.events(after)
+    found = [one for one in api.node.events(after) if call.caller.hears(one)]
     return answer({"events": found, "next": found[-1].number + 1 if found else after + 1})
 
 
@@ -253,9 +243,12 @@ async def open_session(api: Service, call: Call) -> Answer:
     return Answer(204, headers={"Set-Cookie": cookie})
 
 
-async def close_session(_: Service, call: Call) -> Answer:
-    """Take the cookie away."""
+async def close_session(api: Service, call: Call) -> Answer:
+    """Take the cookie away, and let it be good for nothing from now on."""
     call.only()
+    cookie = call.request.received_cookies.get(COOKIE.encode())
+    if cookie is not None:
+        api.keyring.end_session(cookie.decode("ascii", "replace"))
     return Answer(204, headers={"Set-Cookie": _CLEARED})
 
 
@@ -274,9 +267,10 @@ async def readyz(api: Service, _: Call) -> Answer:
     return answer({"ready": not down, "waiting_for": down}, 503 if down else 200)
 
 
-async def metrics(api: Service, _: Call) -> Answer:
-    """Answer the metrics in Prometheus' text format."""
-    text = await api.metrics.page(api.link_statuses, api.share)
+async def metrics(api: Service, call: Call) -> Answer:
+    """Answer the metrics in Prometheus' text format; consumers only to whom may see them."""
+    consumers = api.node.status([], call.caller.sees_names_of).consumers
+    text = await api.metrics.page(api.link_statuses, api.share) + consumer_lags(consumers)
     return Answer(200, text, "text/plain; version=0.0.4; charset=utf-8")
 
 

@@ -8,6 +8,7 @@ from linkd.api.refusals import Refusal
 from linkd.core.channels import Patterns, check_channel, check_patterns, is_pattern
 from linkd.errors import ChannelRefused
 from linkd.log.engine import Consumer, Owned
+from linkd.status import Event
 
 
 class Caller:
@@ -96,6 +97,15 @@ class Caller:
         return self.name == consumer.owner and (
             not self.narrowing or self.may_read(consumer.patterns)
         )
+
+    @property
+    def sees_names_of(self) -> str | None:
+        """Whose lasting names it may see in status, events and metrics; None: everybody's."""
+        return None if self.operator else "" if self.narrowing else self.name
+
+    def hears(self, event: Event) -> bool:
+        """Return whether the caller may hear of a change."""
+        return event.owner is None or self.sees_names_of in (None, event.owner)
 
     def may_read(self, patterns: Iterable[str]) -> bool:
         """Return whether the caller may read all that the patterns select."""

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from linkd.api.call import query_of
-from linkd.api.callers import ANYONE, SOCKET, Caller
+from linkd.api.callers import ANYONE, SOCKET, STRANGER, Caller
 from linkd.api.keys import COOKIE, Keyring, WrongKeys
 from linkd.api.matching import Match, find
 from linkd.api.refusals import Refusal
@@ -121,6 +121,8 @@ class Gate:
             raise Refusal("not-found", "this is asked on the unix socket only")
         if access == "open":
             return ANYONE, "anyone", ()
+        if access == "optional" and self._shows_nothing(request):
+            return (STRANGER if self._keyring.require_key else ANYONE), "anyone", ()
         bearer = self._bearer(request)
         if bearer is not None:
             known = self._keyring.by_key(bearer)
@@ -148,6 +150,11 @@ class Gate:
         if cookie is not None:
             raise _unauthorized("the session has expired; sign in with a new token")
         raise _unauthorized("a key, a cookie session or a token is needed")
+
+    def _shows_nothing(self, request: ApiRequest) -> bool:
+        """Return whether a request has neither a key nor a cookie."""
+        cookie = request.received_cookies.get(COOKIE.encode())
+        return request.header("Authorization") is None and cookie is None
 
     def _bearer(self, request: ApiRequest) -> str | None:
         given = request.header("Authorization")

@@ -9,6 +9,7 @@ import os
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -28,15 +29,19 @@ WRONG_PER_MINUTE = 20
 MAX_ADDRESSES = 10_000
 COOKIE = "linkd_session"
 SESSION_KEY_FILE = "session.key"
+ENDED_SESSIONS_FILE = "sessions.ended"
+MAX_ENDED = 1000
+"""So many ended sessions are remembered of each key."""
 
 
 class _Session(msgspec.Struct, array_like=True, frozen=True):
-    """What a cookie says: whose it is, how narrow, until when, and of which key's secret."""
+    """The content of a cookie: whose it is, how narrow, until when, of which key's secret."""
 
     key: str
     patterns: tuple[str, ...]
     expires: float
     mark: str
+    id: bytes = b""
 
 
 class _Key(msgspec.Struct, frozen=True):
@@ -73,6 +78,8 @@ class Keyring:
         self._clock = clock
         self._wall = wall
         self._tokens: OrderedDict[bytes, _Token] = OrderedDict()
+        self._waiting: dict[str, OrderedDict[bytes, None]] = {}  # the tokens of each key
+        self._ended = EndedSessions(Path(config.node.state_dir), wall)
         self._signing = _signing_key(Path(config.node.state_dir))
         self._keys: dict[str, _Key] = {}
         self.require_key = True
@@ -85,10 +92,11 @@ class Keyring:
             if key.name in (SOCKET.name, ANYONE.name):
                 raise ConfigError(f"api.key: {key.name!r} has a meaning of its own; name it else")
             secret = load_secret(key.secret_file)
-            everything = ">" in key.publish and ">" in key.subscribe
             digest = _digest(secret)
             rights = (Patterns(key.publish),), (Patterns(key.subscribe),)
-            keys[key.name] = _Key(Caller(key.name, *rights, everything, digest), digest, secret)
+            keys[key.name] = _Key(
+                Caller(key.name, *rights, key.is_for_everything, digest), digest, secret
+            )
         self._keys = keys
         self.require_key = config.api.require_key
 
@@ -111,20 +119,35 @@ class Keyring:
     # tokens
 
     def issue(self, caller: Caller, patterns: tuple[str, ...]) -> str:
-        """Return a fresh token: good once, for 30 s, for `caller` narrowed to `patterns`."""
+        """Return a fresh token: good once, for 30 s, for `caller` narrowed to `patterns`.
+
+        Where too many wait, the oldest of the key with the most goes.
+        """
         now = self._clock()
-        while self._tokens:
-            oldest = next(iter(self._tokens.values()))
-            if oldest.expires > now and len(self._tokens) < MAX_TOKENS:
-                break
-            self._tokens.popitem(last=False)
+        while self._tokens and next(iter(self._tokens.values())).expires <= now:
+            self._drop(next(iter(self._tokens)))
+        if len(self._tokens) >= MAX_TOKENS:
+            most = max(self._waiting.values(), key=len)
+            self._drop(next(iter(most)))
         token = secrets.token_urlsafe(32)
-        self._tokens[_digest(token.encode())] = _Token(caller.name, patterns, now + TOKEN_SECONDS)
+        digest = _digest(token.encode())
+        self._tokens[digest] = _Token(caller.name, patterns, now + TOKEN_SECONDS)
+        self._waiting.setdefault(caller.name, OrderedDict())[digest] = None
+        return token
+
+    def _drop(self, digest: bytes) -> _Token | None:
+        """Take a token away; return it, if it was there."""
+        token = self._tokens.pop(digest, None)
+        if token is not None:
+            mine = self._waiting[token.key]
+            del mine[digest]
+            if not mine:
+                del self._waiting[token.key]
         return token
 
     def spend(self, presented: str) -> tuple[Caller, tuple[str, ...]] | None:
         """Return a token's caller and patterns; None where it is used, expired or forged."""
-        token = self._tokens.pop(_digest(presented.encode("utf-8", "surrogateescape")), None)
+        token = self._drop(_digest(presented.encode("utf-8", "surrogateescape")))
         if token is None or token.expires <= self._clock():
             return None
         caller = self._named(token.key)
@@ -135,13 +158,31 @@ class Keyring:
     def open_session(self, caller: Caller, patterns: tuple[str, ...]) -> str:
         """Return a cookie's signed value: good for 12 h, over restarts, until its key changes."""
         session = _Session(
-            caller.name, patterns, self._wall() + SESSION_SECONDS, self._mark(caller.name)
+            caller.name,
+            patterns,
+            self._wall() + SESSION_SECONDS,
+            self._mark(caller.name),
+            secrets.token_bytes(12),
         )
         packed = msgspec.msgpack.encode(session)
         return f"{_text(packed)}.{_text(self._sign(packed))}"
 
     def by_cookie(self, value: str) -> Caller | None:
-        """Return whose session that is; None where it is expired, forged, or its key is gone."""
+        """Return whose session that is; None where it is over, forged, or its key is gone."""
+        session = self._session(value)
+        if session is None:
+            return None
+        caller = self._named(session.key)
+        return None if caller is None else _narrow(caller, session.patterns)
+
+    def end_session(self, value: str) -> None:
+        """Let a cookie be good for nothing from now on, also after a restart."""
+        session = self._session(value)
+        if session is not None:
+            self._ended.add(session.key, session.id, session.expires)
+
+    def _session(self, value: str) -> _Session | None:
+        """Return what a cookie of ours has in it, as long as it is good."""
         packed_text, _, signature = value.partition(".")
         try:
             packed, signed = _bytes(packed_text), _bytes(signature)
@@ -150,14 +191,14 @@ class Keyring:
         if not hmac.compare_digest(self._sign(packed), signed):
             return None
         session = msgspec.msgpack.decode(packed, type=_Session)
-        caller = self._named(session.key)
         if (
-            caller is None
+            not session.id
+            or session.id in self._ended
             or not 0 < session.expires - self._wall() <= SESSION_SECONDS
             or not hmac.compare_digest(self._mark(session.key), session.mark)
         ):
             return None
-        return _narrow(caller, session.patterns)
+        return session
 
     def _named(self, name: str) -> Caller | None:
         """Return the caller of that name as of now."""
@@ -175,6 +216,45 @@ class Keyring:
 
     def _sign(self, packed: bytes) -> bytes:
         return hmac.new(self._signing, packed, hashlib.sha256).digest()
+
+
+class EndedSessions:
+    """Cookie sessions that were ended before their time; a file keeps them over restarts.
+
+    Args:
+        state_dir: Where the file is.
+        wall: Unix seconds, as in the cookies.
+    """
+
+    def __init__(self, state_dir: Path, wall: Callable[[], float]) -> None:
+        self._path = state_dir / ENDED_SESSIONS_FILE
+        self._wall = wall
+        self._ended: dict[str, dict[bytes, float]] = {}
+        with suppress(OSError, msgspec.DecodeError):  # else each ends within 12 h by itself
+            self._ended = msgspec.msgpack.decode(
+                self._path.read_bytes(), type=dict[str, dict[bytes, float]]
+            )
+
+    def __contains__(self, id: bytes) -> bool:
+        return any(id in mine for mine in self._ended.values())
+
+    def add(self, key: str, id: bytes, expires: float) -> None:
+        """Remember a session of a key until it would have ended by itself."""
+        now = self._wall()
+        for name in list(self._ended):
+            mine = {one: until for one, until in self._ended[name].items() if until > now}
+            if mine:
+                self._ended[name] = mine
+            else:
+                del self._ended[name]
+        mine = self._ended.setdefault(key, {})
+        mine[id] = expires
+        if len(mine) > MAX_ENDED:
+            del mine[next(iter(mine))]
+        part = self._path.with_suffix(".new")
+        with suppress(OSError):  # else it has ended for as long as this process runs
+            part.write_bytes(msgspec.msgpack.encode(self._ended))
+            part.replace(self._path)
 
 
 class WrongKeys:

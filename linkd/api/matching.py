@@ -59,7 +59,7 @@ def find(method: str, path: bytes) -> Match:
 
 def _heads(route: Route) -> bool:
     """Tell whether HEAD makes sense: what is open has an end and changes nothing."""
-    return route.access == "open"
+    return route.access in ("open", "optional")
 
 
 def allowed(routes: dict[str, Route]) -> list[str]:

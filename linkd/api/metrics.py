@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from linkd.status import LinkStatus, NodeStatus, Outage
+from linkd.status import ConsumerStatus, LinkStatus, NodeStatus, Outage
 
 if TYPE_CHECKING:
     from linkd.api.port import Measure, NodePort
@@ -192,12 +192,14 @@ class Metrics:
 
     def text(self) -> bytes:
         """Return all of it in the text format 0.0.4, at once."""
-        return "\n".join(self._lines(self._node.status())).encode() + self._own()
+        status = self._node.status()
+        lines = "\n".join(self._lines(status)).encode()
+        return lines + self._own() + consumer_lags(status.consumers)
 
     async def page(
         self, links: Callable[[], Coroutine[object, object, list[LinkStatus]]], share: FairShare
     ) -> bytes:
-        """Return all of it in the text format 0.0.4, made in slices.
+        """Return all of it but the named consumers in the text format 0.0.4, made in slices.
 
         It is made once for all who ask within `PAGE_SECONDS`.
 
@@ -363,10 +365,14 @@ def _of_node(status: NodeStatus) -> Iterator[str]:
     ):
         yield _head(name, about, "gauge")
         yield f"{name} {float(value)!r}"
+
+
+def consumer_lags(consumers: Iterable[ConsumerStatus]) -> bytes:
+    """Return how far named consumers are behind, in the text format 0.0.4."""
     name = "linkd_consumer_lag_records"
-    yield _head(name, "Offsets between a named consumer and the log's end.", "gauge")
-    for consumer in status.consumers:
-        yield (
-            f'{name}{{owner="{consumer.owner}",consumer="{consumer.name}"}}'
-            f" {float(consumer.lag_records)!r}"
-        )
+    head = _head(name, "Offsets between a named consumer and the log's end.", "gauge")
+    lines = [
+        f'{name}{{owner="{one.owner}",consumer="{one.name}"}} {one.lag_records:.1f}'
+        for one in consumers
+    ]
+    return "\n".join([head, *lines, ""]).encode()

@@ -136,9 +136,7 @@ class NodePort(Protocol):
     def forget(self, consumer: Owned) -> Deferred[bool]:
         """Remove a named consumer; fires with whether there was one."""
 
-    def status(
-        self, links: list[LinkStatus] | None = None, owner: str | None = None
-    ) -> NodeStatus:
+    def status(self, links: list[LinkStatus] | None = None, owner: str | None = None) -> NodeStatus:
         """Return what is true now.
 
         `links` where the caller has them already; with an owner without the consumers of others.

@@ -137,7 +137,9 @@ class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
     def _expect_body(self, length: int | None) -> None:
         """Raise Refusal where the route takes no body, or there is no room for one like that."""
         admitted = self.admitted
-        if length != 0 and (admitted is None or admitted.match.route.access == "open"):
+        if length != 0 and (
+            admitted is None or admitted.match.route.access in ("open", "optional")
+        ):
             raise Refusal("body-too-large", "this call takes no body")
         if length:
             self.hold(length)

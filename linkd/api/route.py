@@ -12,9 +12,10 @@ from linkd.api.call import Call
 from linkd.api.service import Service
 
 Run = Callable[[Service, Call], Awaitable[Answer | None]]
-Access = Literal["open", "caller", "token", "socket"]
-"""`open`: anyone. `caller`: a key, a cookie session, or the socket. `token`: a token too. `socket`:
-the unix socket alone; elsewhere there is no such path."""
+Access = Literal["open", "optional", "caller", "token", "socket"]
+"""`open`: anyone. `optional`: anyone, but a caller with a key sees more. `caller`: a key, a cookie
+session, or the socket. `token`: a token too. `socket`: the unix socket alone; elsewhere there is no
+such path."""
 
 
 class Param(msgspec.Struct, frozen=True):

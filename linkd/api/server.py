@@ -32,7 +32,7 @@ from linkd.api.openapi import describe
 from linkd.api.port import NodePort, Sink, Start, Subscription
 from linkd.api.presence import Presence
 from linkd.api.refusals import Refusal, refusal_of
-from linkd.api.request import ApiRequest
+from linkd.api.request import ApiRequest, refused
 from linkd.api.room import Room
 from linkd.api.service import Following, LocalCall
 from linkd.api.site import ApiSite
@@ -100,7 +100,7 @@ class Api:
         self.presence = Presence()
         self.late_seconds = 0.0
         self._files = Files()
-        self._running: set[Deferred[Any]] = set()
+        self._running: dict[Deferred[Any], ApiRequest] = {}
         self._sites: list[ApiSite] = []
         self._ports: list[Any] = []
         self._socket: SocketFile | None = None
@@ -211,6 +211,32 @@ class Api:
                 held.disallow()
             elif caller is not held.caller:
                 held.allow(caller)
+        for running, request in list(self._running.items()):
+            refusal = self._lost(request)
+            if refusal is not None:
+                running.cancel()
+                request.give(refused(refusal))
+
+    def _lost(self, request: ApiRequest) -> Refusal | None:
+        """Return why a request under way may not go on, if that is so.
+
+        What was published is on its way to the disk, and its answer gives nothing away.
+        """
+        admitted: Admitted | None = request.admitted
+        if admitted is None or request.method != b"GET":
+            return None
+        if admitted.match.route.access in ("open", "optional"):
+            return None
+        caller = self.keyring.renewed(admitted.caller)
+        if caller is None:
+            return Refusal("unauthorized", "the key is not known any more")
+        channel = admitted.match.path.get("channel")
+        try:
+            if channel is not None:
+                caller.check_subscribe(channel)
+        except Refusal as refusal:
+            return refusal
+        return None
 
     def _site(self) -> ApiSite:
         site = ApiSite(self, self.reactor, self.config.limits.header_bytes, self.room)
@@ -248,12 +274,12 @@ class Api:
             self._preflight(request) if admitted is None else self._answer(request, admitted)
         )
         if not running.called:
-            self._running.add(running)
+            self._running[running] = request
             running.addBoth(self._done, running)
         return running
 
     def _done(self, result: Any, running: Deferred[Any]) -> Any:
-        self._running.discard(running)
+        self._running.pop(running, None)
         return result
 
     async def _answer(self, request: ApiRequest, admitted: Admitted) -> Answer | None:

@@ -205,7 +205,7 @@ def stream_events(api: Service, call: Call, after: int) -> None:
     """Follow the changes of links as an event stream, from behind number `after` on."""
     stream = EventStream(api, call)
     stream.begin()
-    waiting: list[Event] = api.node.events(after)
+    waiting = [one for one in api.node.events(after) if stream.caller.hears(one)]
 
     def room() -> None:
         if waiting and not stream.paused:
@@ -214,7 +214,7 @@ def stream_events(api: Service, call: Call, after: int) -> None:
             stream.send(b"".join(lines))
 
     def happened(one: Event) -> None:
-        if len(waiting) < 1000:
+        if len(waiting) < 1000 and stream.caller.hears(one):
             waiting.append(one)
         room()
 

@@ -325,9 +325,7 @@ class Node:
         """Return the names of all peers."""
         return list(self._links.drivers)
 
-    def status(
-        self, links: list[LinkStatus] | None = None, owner: str | None = None
-    ) -> NodeStatus:
+    def status(self, links: list[LinkStatus] | None = None, owner: str | None = None) -> NodeStatus:
         """Return what is true now; see `linkd.api.port.NodePort.status`."""
         log = self.log
         return NodeStatus(

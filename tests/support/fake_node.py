@@ -152,9 +152,7 @@ class FakeNode:
     def peers(self) -> list[str]:
         return list(self.links)
 
-    def status(
-        self, links: list[LinkStatus] | None = None, owner: str | None = None
-    ) -> NodeStatus:
+    def status(self, links: list[LinkStatus] | None = None, owner: str | None = None) -> NodeStatus:
         log = self.log
         return NodeStatus(
             self.name,

@@ -1,0 +1,106 @@
+"""Keys, tokens and cookie sessions: whose they are, and when they end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from linkd.api import keys
+from linkd.api.callers import SOCKET, Caller
+from linkd.api.keys import ENDED_SESSIONS_FILE, SESSION_SECONDS, TOKEN_SECONDS, Keyring
+from tests.support.fake_node import KEY, SHOP_KEY, make_config
+
+
+class Lab:
+    """A keyring whose clocks a test sets."""
+
+    def __init__(self, folder: Path) -> None:
+        self.config = make_config(folder)
+        self.now = 10.0
+        self.wall = 1_790_000_000.0
+        self.open()
+
+    def open(self) -> Keyring:
+        """Start anew."""
+        self.keyring = Keyring(self.config, lambda: self.now, lambda: self.wall)
+        return self.keyring
+
+    def caller(self, secret: str) -> Caller:
+        """Return whose key that is."""
+        found = self.keyring.by_key(secret)
+        assert found is not None
+        return found
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    return Lab(tmp_path)
+
+
+def test_a_key_that_asks_for_many_tokens_voids_its_own_alone(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "MAX_TOKENS", 100)
+    keyring = lab.keyring
+    admins = keyring.issue(lab.caller(KEY), ())
+    shops = [keyring.issue(lab.caller(SHOP_KEY), ()) for _ in range(500)]
+    assert keyring.spend(admins) is not None
+    assert keyring.spend(admins) is None
+    good = [token for token in shops if keyring.spend(token) is not None]
+    assert good == shops[-99:]
+
+
+def test_tokens_that_have_expired_make_room(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keys, "MAX_TOKENS", 3)
+    old = [lab.keyring.issue(lab.caller(KEY), ()) for _ in range(3)]
+    lab.now += TOKEN_SECONDS
+    fresh = lab.keyring.issue(SOCKET, ("orders",))
+    assert all(lab.keyring.spend(token) is None for token in old)
+    spent = lab.keyring.spend(fresh)
+    assert spent is not None
+    assert (spent[0].name, spent[1]) == ("socket", ("orders",))
+
+
+def test_an_ended_session_stays_ended_over_restarts(lab: Lab) -> None:
+    shop = lab.caller(SHOP_KEY)
+    ended, other = lab.keyring.open_session(shop, ()), lab.keyring.open_session(shop, ("orders",))
+    lab.keyring.end_session(ended)
+    lab.keyring.end_session("nothing of ours")
+    for keyring in (lab.keyring, lab.open()):
+        assert keyring.by_cookie(ended) is None
+        found = keyring.by_cookie(other)
+        assert found is not None
+        assert (found.name, found.narrowing) == ("shop", ("orders",))
+
+
+def test_ended_sessions_are_remembered_as_long_as_they_matter_and_bounded(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(keys, "MAX_ENDED", 5)
+    admin = lab.keyring.open_session(lab.caller(KEY), ())
+    lab.keyring.end_session(admin)
+    for _ in range(20):
+        lab.keyring.end_session(lab.keyring.open_session(lab.caller(SHOP_KEY), ()))
+    assert lab.keyring.by_cookie(admin) is None
+    lab.wall += SESSION_SECONDS
+    lab.keyring.end_session(lab.keyring.open_session(lab.caller(SHOP_KEY), ()))
+    found = msgspec.msgpack.decode((tmp_path / ENDED_SESSIONS_FILE).read_bytes())
+    assert {name: len(mine) for name, mine in found.items()} == {"shop": 1}
+
+
+def test_a_session_ends_even_where_it_cannot_be_written_down(lab: Lab, tmp_path: Path) -> None:
+    (tmp_path / ENDED_SESSIONS_FILE).mkdir()
+    cookie = lab.keyring.open_session(lab.caller(KEY), ())
+    lab.keyring.end_session(cookie)
+    assert lab.keyring.by_cookie(cookie) is None
+    assert lab.open().by_cookie(cookie) is not None
+
+
+def test_a_session_of_a_key_that_is_gone_is_over(lab: Lab) -> None:
+    cookie = lab.keyring.open_session(lab.caller(SHOP_KEY), ())
+    api = msgspec.structs.replace(lab.config.api, keys=lab.config.api.keys[:1])
+    lab.keyring.reload(msgspec.structs.replace(lab.config, api=api))
+    assert lab.keyring.by_cookie(cookie) is None
+    assert lab.keyring.by_cookie("x.y") is None
