@@ -29,7 +29,7 @@ from linkd.net.greeted import GreetedAddresses
 from linkd.net.listener import Listener
 from linkd.net.netlink import NetworkWatch
 from linkd.net.resolve import Resolver, look_up
-from linkd.net.timers import turn_end
+from linkd.net.timers import ClockWatch, turn_end
 from linkd.net.tls import ServerTls
 from linkd.node import Node, Stores
 from linkd.node.driver import LinkDriver
@@ -108,6 +108,7 @@ class Assembly:
             (LoopingCall(self._look_at_files), FILES_SECONDS),
             (LoopingCall(self._descriptors.look), 1.0),
             (LoopingCall(self._keep_greeted), 1.0),
+            (LoopingCall(ClockWatch(reactor, wall, self._clock_set).look), 1.0),
         )
         self._network = NetworkWatch(reactor, self._network_changed)
         self._listener = (
@@ -166,11 +167,18 @@ class Assembly:
         events.emit("node.network-changed")
         self.node.network_changed()
 
+    def _clock_set(self, seconds: float) -> None:
+        """The wall clock was set: certificates may be valid now, or end soon."""
+        events.emit("node.clock-set", step_seconds=seconds)
+        self._renewal.check()
+        self.node.clock_set()
+
     def _keep_greeted(self) -> None:
         """Keep over a restart from which addresses peers were greeted."""
         content = self._greeted.to_write(self._reactor.seconds())
         if content is not None:
-            threads.deferToThread(self._greeted.write, content)
+            written = self._worker.call(self._greeted.write, content)
+            written.addErrback(lambda failure: self._greeted.not_written(failure.value))
 
     def _note(self) -> None:
         """Note which links are up, for the run after a kill."""

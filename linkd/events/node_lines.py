@@ -40,6 +40,14 @@ ROWS = (
         "Addresses or routes of this host have changed: dialers retry at once.",
         folds="event",
     ),
+    kind(
+        "node.clock-set",
+        "info",
+        "step_seconds",
+        "The wall clock of this host was set, or the host was suspended: dialers that wait for a "
+        "certificate's date retry at once.",
+        folds="event",
+    ),
     kind("node.kicked", "info", "", "Every dialer retries at once: SIGUSR1 or `linkd kick`."),
     kind(
         "node.late",

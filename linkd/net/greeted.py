@@ -32,6 +32,7 @@ _VERSION: Final = 1
 _EVERY: Final = 3600.0
 """Seconds after which the table is written where only times have changed."""
 
+_RETRY: Final = 60.0
 _PER_SECOND: Final = 1000
 """Addresses for each of which the next write is put off, so that a crowd costs few writes."""
 
@@ -57,6 +58,7 @@ class GreetedAddresses:
         self._peers: Counter[str] = Counter()
         self._is_new = False
         self._written = now
+        self._retry = 0.0
         for peer, addresses in self._read().items():
             self._seen[peer] = {each: now - age for each, age in addresses.items()}
             self._peers.update(addresses.keys())
@@ -91,12 +93,13 @@ class GreetedAddresses:
         waited = now - self._written
         if not (self._peers or self._is_new):
             return None
-        if waited < (len(self._peers) / _PER_SECOND if self._is_new else _EVERY):
+        soon = max(self._retry, len(self._peers) / _PER_SECOND)
+        if waited < (soon if self._is_new else _EVERY):
             return None
         for peer, seen in list(self._seen.items()):
             for place in [each for each, at in seen.items() if now - at > KEPT_SECONDS]:
                 self._forget(peer, place)
-        self._is_new, self._written = False, now
+        self._is_new, self._written, self._retry = False, now, 0.0
         peers = {
             peer: {place: round(now - at, 1) for place, at in seen.items()}
             for peer, seen in self._seen.items()
@@ -106,15 +109,17 @@ class GreetedAddresses:
     def write(self, content: bytes) -> None:
         """Write the file, whole or not at all; blocks, for a thread.
 
-        Where the disk refuses, the table is as old after a restart as it was written last.
+        Raises:
+            OSError: The disk refuses; `not_written` has it tried again.
         """
-        if self._path is None:
-            return
-        try:
+        if self._path is not None:
             write_small(RealFiles(), self._path, content, 0.0)
-        except OSError as error:
-            if not is_passing(error):
-                emit("listener.addresses-lost", detail=f"{self._path}: {error.strerror}")
+
+    def not_written(self, error: BaseException | None) -> None:
+        """Try again a minute later, and log what does not pass by itself."""
+        self._is_new, self._retry = True, _RETRY
+        if isinstance(error, OSError) and not is_passing(error):
+            emit("listener.addresses-lost", detail=f"{self._path}: {error.strerror}")
 
     def _read(self) -> dict[str, dict[str, float]]:
         if self._path is None or not self._path.exists():

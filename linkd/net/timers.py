@@ -10,6 +10,10 @@ PING_GRID: Final = 0.25
 """Seconds between moments at which pings go out."""
 
 
+CLOCK_STEP: Final = 1.0
+"""Seconds within one by which the wall clock was set rather than corrected."""
+
+
 class Call(Protocol):
     """A call that was asked for; Twisted's IDelayedCall."""
 
@@ -78,3 +82,28 @@ def cancel(call: Call | None) -> None:
     """Cancel a call that may have happened, or never have been planned."""
     if call is not None and call.active():
         call.cancel()
+
+
+class ClockWatch:
+    """Notice that the wall clock was set, by how it moves against the monotonic one.
+
+    Args:
+        clock: The reactor.
+        wall: Returns Unix seconds.
+        on_set: Called with the seconds by which the wall clock was set forward, or back.
+    """
+
+    def __init__(
+        self, clock: Clock, wall: Callable[[], float], on_set: Callable[[float], None]
+    ) -> None:
+        self._clock = clock
+        self._wall = wall
+        self._on_set = on_set
+        self._offset = wall() - clock.seconds()
+
+    def look(self) -> None:
+        """Compare the clocks; called once a second, so that a slow correction does not count."""
+        before, self._offset = self._offset, self._wall() - self._clock.seconds()
+        step = self._offset - before
+        if abs(step) >= CLOCK_STEP:
+            self._on_set(step)

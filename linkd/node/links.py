@@ -112,6 +112,12 @@ class Links:
         for driver in self.drivers.values():
             driver.network_changed()
 
+    def clock_set(self) -> None:
+        """Have those dial at once that TLS has rejected: a certificate's date may be right now."""
+        for driver in self.drivers.values():
+            if driver.link.state == "rejected" and driver.link.attempt_reason == "tls":
+                driver.network_changed()
+
     def kick(self) -> None:
         """Every dialer tries again at once."""
         for driver in self.drivers.values():

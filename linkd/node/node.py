@@ -166,6 +166,10 @@ class Node:
         """Addresses or routes of this host have changed."""
         self._links.network_changed()
 
+    def clock_set(self) -> None:
+        """The wall clock of this host was set."""
+        self._links.clock_set()
+
     def kick_all(self) -> None:
         """Every dialer tries again at once."""
         self._links.kick()

@@ -99,17 +99,16 @@ def test_a_file_of_another_version_does_not_count(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "logged"), [(errno.ENOSPC, 0), (errno.EACCES, 1)])
-def test_a_disk_that_refuses_costs_nothing_but_the_file(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    lines: list[tuple[str, Any]],
-    number: int,
-    logged: int,
+def test_a_disk_that_refuses_is_tried_again_a_minute_later(
+    tmp_path: Path, lines: list[tuple[str, Any]], number: int, logged: int
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(number, "no")
-
-    monkeypatch.setattr("linkd.net.greeted.write_small", refuse)
-    GreetedAddresses(tmp_path / FILE, 0.0).write(b"{}")
+    table = written(tmp_path / FILE, ("a", "192.0.2.1", 50.0), now=100.0)
+    table.not_written(OSError(number, "no"))
     assert len(lines) == logged
+    assert table.to_write(159.0) is None
+    assert table.to_write(161.0) is not None
+    assert table.to_write(300.0) is None
+
+
+def test_without_a_file_nothing_is_written() -> None:
     GreetedAddresses(None, 0.0).write(b"{}")

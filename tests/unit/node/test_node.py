@@ -6,6 +6,7 @@ import pytest
 
 from linkd.config import ChannelSettings, PeerSettings
 from linkd.core.wire import Ack, decode
+from linkd.errors import AttemptFailed
 from linkd.log.engine import Appended
 from tests.support import figures
 from tests.support.fake_net import FakeNet, Kept, one_publish, publish
@@ -326,3 +327,30 @@ def test_standing_warnings_are_in_the_status_while_they_last() -> None:
     assert node.status().warnings == ["something lasts"]
     del node.warnings["x"]
     assert node.status().warnings == []
+
+
+def test_a_clock_that_is_set_wakes_those_that_wait_for_a_certificates_date() -> None:
+    net = FakeNet()
+    dials: list[tuple[str, float]] = []
+
+    def peer(name: str) -> PeerSettings:
+        return PeerSettings(name=name, dial=("ws://x/link",), secret_file="s")
+
+    node = net.node("edge", peer("dated"), peer("wrong"), peer("lost"))
+    net.open = False
+    node.start()
+    net.clock.advance(0.01)
+    for name, kind, reason in (
+        ("dated", "rejected", "tls"),
+        ("wrong", "rejected", "rejected"),
+        ("lost", "busy", "busy"),
+    ):
+        driver = node.link(name)
+        assert driver is not None
+        driver.attempting("ws://x/link", None)
+        driver.failed(AttemptFailed(kind, reason, "not valid yet", 50.0))  # type: ignore[arg-type]
+        driver.dialer.dial = (  # type: ignore[method-assign,union-attr]
+            lambda after, name=name: dials.append((name, after))
+        )
+    node.clock_set()
+    assert dials == [("dated", 0.0)]
