@@ -22,6 +22,7 @@ _RESERVE: Final = 8
 """One part in so many is kept for urgent lines."""
 
 _PIECE: Final = 4096
+_WAIT_SECONDS: Final = 0.02
 """Bytes that a pipe takes without blocking once poll(2) reports room. Source: pipe(7), PIPE_BUF."""
 
 
@@ -96,7 +97,10 @@ class LineSink(io.TextIOBase):
         deadline = time.monotonic() + within
         while self._queue:
             left = deadline - time.monotonic()
-            if left <= 0 or not self._is_ready(left) or not self._write_piece(left):
+            if left <= 0:
+                return False
+            # In short waits: the other thread may have filled the descriptor with the last piece.
+            if self._is_ready(min(left, _WAIT_SECONDS)) and not self._write_piece(left):
                 return False
         return True
 
