@@ -21,8 +21,8 @@ CLOSE_SECONDS: Final = 1.0
 _RESERVE: Final = 8
 """One part in so many is kept for urgent lines."""
 
-_PIECE: Final = 4096
 _WAIT_SECONDS: Final = 0.02
+_PIECE: Final = 4096
 """Bytes that a pipe takes without blocking once poll(2) reports room. Source: pipe(7), PIPE_BUF."""
 
 
