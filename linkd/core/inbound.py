@@ -64,6 +64,8 @@ class Inbound:
         received: The next offset of the peer's log that we want; everything below has come, if not
             to disk.
         committed: Everything below is on our disk.
+        discards: There was no room for the step at `received`: what comes is left out until the
+            peer sends again from there.
         received_records: Records received, since the start.
     """
 
@@ -72,6 +74,7 @@ class Inbound:
         "_connected",
         "_ends",
         "_epochs",
+        "_last_previous",
         "_log",
         "_parts",
         "_settings",
@@ -81,6 +84,7 @@ class Inbound:
         "_waiting",
         "_waiting_bytes",
         "committed",
+        "discards",
         "received",
         "received_records",
     )
@@ -100,9 +104,11 @@ class Inbound:
         self._step: Step | None = None
         self._parts: list[bytes] = []
         self._size = 0
+        self._last_previous = 0
         self._acked = 0
         self._waiting: deque[tuple[int, int]] = deque()  # steps on their way to disk: next, bytes
         self._waiting_bytes = 0
+        self.discards = False
         self.received: int | None = None
         self.committed = 0
         self.received_records = 0
@@ -111,6 +117,11 @@ class Inbound:
     def partial(self) -> bool:
         """Whether a record has come in part."""
         return self._step is not None
+
+    @property
+    def part_bytes(self) -> int:
+        """Bytes of a record that has come in part."""
+        return 0 if self._step is None else self._size
 
     @property
     def behind(self) -> bool:
@@ -125,6 +136,7 @@ class Inbound:
         """
         self.disconnected()
         self._connected = True
+        self.discards = False
         self._log = theirs.log
         self._epochs = theirs.epochs
         self.received = None if cursor is None else cursor.next
@@ -136,9 +148,29 @@ class Inbound:
     def disconnected(self) -> None:
         """Forget a batch of which parts are missing."""
         self._connected = False
+        self._forget_parts()
+
+    def _forget_parts(self) -> None:
         self._step = None
         self._parts = []
         self._size = 0
+
+    def leave_out(self) -> None:
+        """Leave the last step out, or the one under way: there is no room for it, nor for more."""
+        step, waiting = self._step, self._waiting
+        if step is not None:
+            self.received = step.previous
+            self._forget_parts()
+        else:
+            self.received, size = self._last_previous, waiting.pop()[1]
+            self._waiting_bytes -= size
+        self.discards = True
+
+    def _discarded(self, previous: int) -> bool:
+        """Tell whether a step is left out: it does not begin where the peer is to send again."""
+        if self.discards and previous == self.received:
+            self.discards = False
+        return self.discards
 
     def step(self, step: Step, now: float) -> list[Effect]:
         """Take the next step of the peer's log.
@@ -146,6 +178,8 @@ class Inbound:
         Raises:
             RemoteProtocolError: It does not begin where we stand, or is malformed.
         """
+        if self.discards and self._discarded(step.previous):
+            return []
         begun = self._check_place(step.previous, step.next)
         if not step.count:
             if step.size or step.records:
@@ -166,6 +200,8 @@ class Inbound:
         """
         step = self._step
         if step is None:
+            if self.discards:
+                return []
             raise RemoteProtocolError("a part, but no batch is under way")
         self._size += len(part.records)
         if not part.records or self._size > step.size:
@@ -178,6 +214,8 @@ class Inbound:
 
     def gap(self, gap: GapTold) -> list[Effect]:
         """Move on over offsets that the peer no longer has."""
+        if self.discards and self._discarded(gap.previous):
+            return []
         first = gap.previous if self.received is None else self.received
         begun = self._check_place(gap.previous, gap.next)
         step = Step(gap.previous, gap.next, gap.epoch)
@@ -286,6 +324,7 @@ class Inbound:
 
     def _store(self, step: Step, records: bytes) -> Store:
         """Move on, and hand the step to the log."""
+        self._last_previous = step.previous
         self.received = step.next
         size = len(records) + (HELD_BYTES if step.count else _BARE_BYTES)
         self._waiting.append((step.next, size))

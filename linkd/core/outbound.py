@@ -60,6 +60,7 @@ class Outbound:
         "_packing",
         "_pending",
         "_reading",
+        "_rereads",
         "_rest",
         "_settings",
         "_told",
@@ -91,6 +92,7 @@ class Outbound:
         self._connected = False
         self._writable = False
         self._reading = False
+        self._rereads = False  # what is being read is not wanted any more
         self._pending: deque[Batch] = deque()
         self._flight: deque[tuple[int, int, int, float]] = deque()
         self._rest = memoryview(b"")  # what is still to be sent of a large record
@@ -170,7 +172,7 @@ class Outbound:
 
     def disconnected(self) -> None:
         """Nothing is under way any more; what was not acknowledged is sent again."""
-        self._connected = self._writable = self._reading = False
+        self._connected = self._writable = self._reading = self._rereads = False
         self._pending.clear()
         self._rest = memoryview(b"")
         self._live_end = 0
@@ -240,12 +242,18 @@ class Outbound:
         self._reading = False
         if not self._connected:
             return []
+        if self._rereads:
+            self._rereads = False
+            return self._more()
         self._pending.extend(batches)
         return self._pump(clock, now) if self._writable else []
 
     def missing(self, first: int) -> list[Effect]:
         """Our log now begins at `first`, above `position`."""
         self._reading = False
+        if self._rereads:
+            self._rereads = False
+            return self._more()
         if not self._connected or first <= self.position:
             return []
         wanted, self.position = self.position, first
@@ -281,6 +289,27 @@ class Outbound:
         if next >= self._owed_end:
             self.owed_records = self.owed_bytes = 0
         return [Acked(next), *self._more()]
+
+    def resend(self, next: int) -> list[Effect]:
+        """Send again from `next` on: the peer had no room for what came behind.
+
+        Raises:
+            RemoteProtocolError: It lies outside of what is under way.
+        """
+        if not self.acked <= next <= self._told:
+            raise RemoteProtocolError(
+                f"asked to send again from {next}, expected {self.acked} to {self._told}"
+            )
+        while self._flight and self._flight[-1][0] > next:
+            _, records, size, _ = self._flight.pop()
+            self.flight_bytes -= size + HELD_BYTES * (records > 0)
+        self._pending.clear()
+        self._rest = memoryview(b"")
+        self._live_end = 0
+        self._rereads = self._reading
+        self.position = self._told = next
+        self.deadline = None
+        return self._more()
 
     def wake(self, now: float) -> list[Effect]:
         """Tell a position that has moved over skipped records alone."""

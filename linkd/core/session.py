@@ -25,7 +25,7 @@ from linkd.core.session_types import (
     SessionSettings,
     Tell,
 )
-from linkd.core.wire import Ack, Cursor, GapTold, Hello, Message, Part, Step, Volatile
+from linkd.core.wire import Ack, Cursor, GapTold, Hello, Message, Part, Resend, Step, Volatile
 from linkd.errors import RemoteProtocolError
 
 
@@ -161,6 +161,8 @@ class Session:
             return self.inbound.step(message, now)  # type: ignore[arg-type]
         if kind is Ack:
             return self.outbound.acknowledged(message.next)  # type: ignore[union-attr]
+        if kind is Resend:
+            return self.outbound.resend(message.next)  # type: ignore[union-attr]
         if kind is Part:
             return self.inbound.part(message, now)  # type: ignore[arg-type]
         if kind is Volatile:

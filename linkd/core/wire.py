@@ -25,6 +25,9 @@ HELLO_AGAIN_VERSION = 2
 PROBE_VERSION = 2
 """From this version on, a peer answers probes."""
 
+RESEND_VERSION = 2
+"""From this version on, a peer can be asked to send again on the same connection."""
+
 MAX_HELLO_BYTES = 65_536
 MAX_MESSAGE_BYTES = 131_072
 """No message but `hello` counts more: batches are cut to 64 KiB, larger records travel in parts."""
@@ -188,6 +191,15 @@ class Ack(msgspec.Struct, array_like=True, frozen=True, tag="ack", gc=False):
     next: Natural
 
 
+class Resend(msgspec.Struct, array_like=True, frozen=True, tag="resend"):
+    """The receiver of this message is to send its log again from `next` on.
+
+    What came behind that was left out, for want of room.
+    """
+
+    next: Natural
+
+
 class GapTold(msgspec.Struct, array_like=True, frozen=True, tag="gap"):
     """Offsets `previous` to `next` - 1 of the sender's log are gone; some may have been owed."""
 
@@ -227,7 +239,7 @@ def goodbye(reason: str, detail: str, retry_after: float | None = None) -> Goodb
     return Goodbye(reason, detail[:MAX_DETAIL_LENGTH], retry_after)
 
 
-Message = Hello | Step | Part | Volatile | Ack | GapTold | Probe | Probed | Goodbye
+Message = Hello | Step | Part | Volatile | Ack | Resend | GapTold | Probe | Probed | Goodbye
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Message)

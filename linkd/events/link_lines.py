@@ -103,6 +103,15 @@ ROWS = (
         folds="peer",
     ),
     kind(
+        "link.left-out",
+        "warn",
+        "",
+        "Too much of what peers sent waits for this node's disk: what comes is not kept, and asked "
+        "for again once there is room.",
+        "Nothing is lost. Make room: see log.full; or a faster disk.",
+        folds="peer",
+    ),
+    kind(
         "link.out-of-step",
         "error",
         "",

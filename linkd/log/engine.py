@@ -151,6 +151,9 @@ class Log(Protocol):
         Asked seldom (at start and when a position moves back); sealed segments keep their totals.
         """
 
+    def held(self, peer: str | None = None) -> int:
+        """Return the bytes of received batches that are not on disk: of one peer, or of all."""
+
     def withholds(self) -> bool:
         """Tell whether what peers send must wait, for room or for a disk that is stalled."""
 

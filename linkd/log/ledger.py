@@ -72,6 +72,8 @@ class Ledger(ABC):
         self._grouping = Grouping(node, state, ids)
         self._waiting: list[Waiting] = []
         self._waiting_bytes = 0
+        self._held: dict[str, int] = {}  # of received batches that are not on disk, by peer
+        self._held_bytes = 0
         self._room = 2**62
         self._under_way: deque[Group] = deque()
         self._told_forgotten: dict[tuple[str, str], float] = {}
@@ -180,7 +182,21 @@ class Ledger(ABC):
             return
         place = self._places[source.peer] = moved(place, source)
         self._waiting_bytes += len(batch.records)
+        self._hold(source.peer, len(batch.records) + HELD_BYTES)
         self._queue(Stored(batch, place), settled)
+
+    def held(self, peer: str | None = None) -> int:
+        """Return the bytes of received batches that are not on disk: of one peer, or of all."""
+        return self._held_bytes if peer is None else self._held.get(peer, 0)
+
+    def _hold(self, peer: str, size: int) -> None:
+        """Count what a peer has in memory."""
+        self._held_bytes += size
+        held = self._held.get(peer, 0) + size
+        if held:
+            self._held[peer] = held
+        else:
+            self._held.pop(peer, None)
 
     def set_cursor(self, peer: str, cursor: Cursor | None, settled: Settled) -> None:
         """Replace a peer's cursor, or forget it."""
@@ -262,6 +278,9 @@ class Ledger(ABC):
         assert group is self._under_way[0]
         self._under_way.popleft()
         self._finished = self.clock()
+        for item, _ in group.waiting:
+            if type(item) is Stored and item.batch.source is not None:
+                self._hold(item.batch.source.peer, -len(item.batch.records) - HELD_BYTES)
         add, places = self._tail.add, self._committed_places
         for piece in group.pieces:
             batch = piece.batch

@@ -25,6 +25,7 @@ from linkd.log.engine import Appended, Log
 from linkd.net.ports import Connection
 from linkd.node.acks import Acks
 from linkd.node.codec import pack, unpack
+from linkd.node.held import Held
 
 ACK_WAIT_SECONDS = 30.0
 """A peer that could acknowledge and has not for so long is out of step: the link rejoins.
@@ -50,6 +51,7 @@ class Around(Protocol):
     name: str
     log: Log
     clock: Clock
+    held: Held
     ends: KnownEnds
 
     def acked_by(self, peer: str) -> int:
@@ -134,6 +136,8 @@ class Carrier:
         self._begun: list[sessions.Effect] = []
         self._acks = Acks(self._clock, self._acknowledge)
         self._read_effects: list[sessions.Effect] = []  # what a read at once has led to
+        self._version = 0  # of the protocol, as the peer speaks it
+        self._part_bytes = 0  # of a record that has come in part, as the account has it
         self._unproved = False  # up, but nothing of what was owed has been acknowledged yet
         self._waiting_bytes = 0
         self._relay_logged = False  # that records were not relayed, on this connection
@@ -167,6 +171,7 @@ class Carrier:
         self._relay_logged = False
         now = self._clock.seconds()
         outbound = self.session.outbound
+        self._version = theirs.version
         self._acked_before = outbound.acked_records
         self._ack_heard = self._ack_sent = self._began = now
         self._probe = self.path.began(theirs.version, now)
@@ -210,6 +215,8 @@ class Carrier:
             progress = outbound.acked_records > self._acked_before
             narrow = self.path.ended(outbound.flight_bytes > 0, progress, now)
             self.session.disconnected()
+            self._hold(0)
+            self._around.held.forget(self)
             if narrow:
                 self._link.narrowed()
 
@@ -242,6 +249,11 @@ class Carrier:
             return
         if effects:
             self.perform(effects)
+        if kind is wire.Resend:
+            self.recount()
+        part_bytes = self.session.inbound.part_bytes
+        if part_bytes != self._part_bytes:
+            self._hold(part_bytes)
 
     def _probed(self, connection: Connection, size: int) -> None:
         """A probe has come to the peer: send the next one, or what is owed."""
@@ -391,7 +403,45 @@ class Carrier:
         assert source is not None  # a received batch has one
         if effect.batch.count:
             self._around.observe("age", self.peer, max(0.0, wall() - effect.batch.time))
+        if not self._around.held.admits(self.peer, len(effect.batch.records)):
+            self._leave_out()
+            return
         self._log.store(effect.batch, partial(self._stored, effect.batch, source.next))
+
+    def _hold(self, part_bytes: int) -> None:
+        """Have the account say how much of a record has come; leave it out where that is much."""
+        held = self._around.held
+        more = part_bytes - self._part_bytes
+        self._part_bytes = part_bytes
+        held.part_bytes += more
+        if more > 0 and not held.admits(self.peer, 0, part_bytes):
+            self._leave_out()
+            self._hold(0)
+
+    def _leave_out(self) -> None:
+        """Leave out what finds no room in memory: it is asked for again once there is some."""
+        held, inbound = self._around.held, self.session.inbound
+        inbound.leave_out()
+        if self not in held:
+            held.refuse(self)
+            self._around.tell(
+                "warn",
+                "link.left-out",
+                peer=self.peer,
+                detail=f"what {self.peer} sends from offset {inbound.received} of its log on is"
+                " not kept, as too much waits for this node's disk; it is asked for again once"
+                " there is room",
+            )
+
+    def ask_again(self) -> None:
+        """Have the peer send again what was left out."""
+        connection, inbound = self.connection, self.session.inbound
+        if connection is None or not inbound.discards:
+            return
+        if self._version < wire.RESEND_VERSION:
+            self._link.rejoin("there is room again for what was left out")
+        elif inbound.received is not None:
+            connection.send(wire.encode(wire.Resend(inbound.received)))
 
     def _stored(self, batch: Batch, next: int, outcome: Appended | LinkdError) -> None:
         """A received batch is on disk, or was there before."""
@@ -440,7 +490,7 @@ class Carrier:
             if now - self._began >= HELLO_WAIT_SECONDS:
                 self._link.rejoin("the second hello did not come")
             return
-        withheld = inbound.behind and self._log.withholds()
+        withheld = (inbound.behind and self._log.withholds()) or self in self._around.held
         if (withheld or inbound.partial) and now - self._ack_sent >= ACK_REPEAT_SECONDS:
             self._ack_sent = now
             connection.send(wire.encode(wire.Ack(inbound.committed)))

@@ -28,6 +28,7 @@ from linkd.net.timers import when_idle
 from linkd.node.chronicle import Chronicle
 from linkd.node.driver import LinkDriver
 from linkd.node.follow import Follower
+from linkd.node.held import Held
 from linkd.node.links import Links
 from linkd.node.readers import AGING_SECONDS, Readers
 from linkd.node.resync import resync
@@ -89,6 +90,7 @@ class Node:
         self._cursors = stores.cursors
         self._began = clock.seconds()
         self._chronicle = Chronicle(log, stores.outages, clock)
+        self.held = Held(log, lambda: len(self._links.drivers))
         self._links = Links(self, stores.cursors, partial(make_dialer, self), rng)
         self._readers = Readers(self, log, stores.cursors)
         self.warnings: dict[str, str] = {}
@@ -228,6 +230,7 @@ class Node:
         if not whole_second and self.log.size_bytes < 0.5 * self.log.max_bytes:
             return  # a thousand idle links must not cost a thousand looks at every tick
         self._links.catch_up()
+        self.held.tick()
         self._links.absent.tick(self.clock.seconds())
         if whole_second:
             self._readers.move_on()

@@ -22,6 +22,7 @@ def messages() -> tuple[bytes, ...]:
         wire.Step(1, 3, "e", "a", 2, len(_RECORDS), _RECORDS, 1.0, 2.0, Origin("a", "l", "e", 1)),
         wire.Step(3, 9, "e"), wire.Part(b"abc"), wire.Ack(7), wire.GapTold(1, 5, "e"),
         wire.Volatile("t", 2, _RECORDS, 1.0, None, "a", "r", 1), wire.Goodbye("stopped", "x", 1.0),
+        wire.Resend(5), wire.Probe(b"0" * 9), wire.Probed(9),
     )  # fmt: skip
     return tuple(wire.encode(message) for message in kinds)
 

@@ -72,6 +72,8 @@ class FakeConnection:
 
     def abort(self, reason: Reason, detail: str) -> None:
         self.end(reason, detail)
+        if self.other is not None:
+            self._clock.callLater(self.delay, self.other.end, "closed", "reset")
 
     def fail(self, reason: Reason, detail: str, close_code: int) -> None:
         self.end(reason, detail)

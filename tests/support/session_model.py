@@ -115,6 +115,13 @@ class Link:
         self.waits = False
         self.greeted(ours, theirs)
 
+    def ask_again(self) -> None:
+        """Have the other end send again what found no room."""
+        inbound = self.session.inbound
+        if inbound.discards and self.out is not None:
+            assert inbound.received is not None
+            self.out.messages.append(wire.encode(wire.Resend(inbound.received)))
+
     def pump(self) -> None:
         outbound = self.session.outbound
         if self.out is not None:
@@ -153,6 +160,9 @@ class Link:
         source = batch.source
         assert source is not None
         session = self.session
+        if self.node.full:
+            session.inbound.leave_out()
+            return
 
         def settled(outcome: Appended | LinkdError) -> None:
             assert isinstance(outcome, Appended)
@@ -173,6 +183,7 @@ class ModelNode:
         self.gone: list[types.Gone] = []
         self.kept: dict[tuple[str, str], list[bytes]] = {}
         self.kept_to = 0
+        self.full = False
         self.log.on_commit.append(self.committed)
 
     def link(self, peer: str, send: tuple[str, ...], receive: tuple[str, ...], window: int) -> Link:
@@ -205,6 +216,12 @@ class ModelNode:
             kept.extend(bodies)
 
         self.log.append(Draft(channel, len(bodies), records, 0.0), settled)
+
+    def make_room(self) -> None:
+        """Take what comes again, and ask for what was left out."""
+        self.full = False
+        for link in self.links.values():
+            link.ask_again()
 
     def crash(self) -> None:
         """Kill it: what was not committed is lost, all connections end, a new process begins."""

@@ -101,7 +101,7 @@ class Driven:
     def turn(self) -> None:
         """Let one thing happen."""
         outbound = self.session.outbound
-        what = self.given.byte() % 12
+        what = self.given.byte() % 13
         if what == 0:
             self.cut()
         elif what == 1:
@@ -127,6 +127,8 @@ class Driven:
         here = session.inbound.received or 0
         if what == 7:
             return wire.Ack(session.outbound.acked + given.signed())
+        if what == 12:
+            return wire.Resend(max(0, session.outbound.acked + given.signed()))
         if what == 8:
             return wire.GapTold(here + given.byte() % 3, here + given.signed(), "p1")
         if what == 9:

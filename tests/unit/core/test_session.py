@@ -723,3 +723,79 @@ def test_a_session_that_lost_count_of_itself_is_caught() -> None:
     session.outbound.acked = 1000
     with pytest.raises(LocalProtocolError, match="acked 1000"):
         session.outbound.check()
+
+
+def test_what_finds_no_room_is_left_out_until_it_is_sent_again() -> None:
+    session = begun()
+    inbound = session.inbound
+    session.received(step(10, 11, b"a"), 0.0)
+    session.received(step(11, 13, b"b", b"c"), 0.0)
+    assert inbound.behind
+    inbound.leave_out()
+    assert (inbound.received, inbound.discards) == (11, True)
+    assert session.received(step(13, 14, b"d"), 0.0) == []
+    assert session.received(Step(14, 20, "e1"), 0.0) == []
+    assert session.received(GapTold(20, 21, "e1"), 0.0) == []
+    assert session.received(Part(b"x"), 0.0) == []
+    inbound.stored(11)
+    assert sent(inbound.ack()) == [Ack(11)]
+    assert not inbound.behind
+    (store,) = session.received(step(11, 13, b"b", b"c"), 0.0)
+    assert isinstance(store, Store)
+    assert (inbound.received, inbound.discards) == (13, False)
+    inbound.leave_out()
+    gone, store = session.received(GapTold(11, 15, "e1"), 0.0)
+    assert gone == Gone(11, 15, inbound=True)
+    assert inbound.received == 15
+
+
+def test_a_large_record_under_way_is_left_out_and_comes_again() -> None:
+    session = begun()
+    inbound = session.inbound
+    session.received(BEGINNING, 0.0)
+    assert (inbound.partial, inbound.part_bytes) == (True, MAX_BATCH_BYTES)
+    inbound.leave_out()
+    assert (inbound.partial, inbound.part_bytes, inbound.received) == (False, 0, 10)
+    assert session.received(Part(REST), 0.0) == []
+    session.received(BEGINNING, 0.0)
+    (store,) = session.received(Part(REST), 0.0)
+    assert isinstance(store, Store)
+    inbound.leave_out()
+    greeted(session, at(11))
+    assert not inbound.discards
+    with pytest.raises(RemoteProtocolError, match="a part, but no batch"):
+        session.received(Part(REST), 0.0)
+
+
+def test_a_peer_that_had_no_room_gets_it_again() -> None:
+    session = begun()
+    outbound = session.outbound
+    outbound.read([batch(1, b"a"), batch(2, b"b"), batch(3, bytes(70_000))], 0.0, 0.0)
+    assert outbound.position == 4
+    assert not outbound.in_flight, "a large record is under way"
+    before = outbound.flight_bytes
+    (read,) = session.received(wire.Resend(2), 0.0)
+    assert read == Read(2, outbound._settings.read_bytes)
+    outbound.check()
+    assert outbound.in_flight
+    assert 0 < outbound.flight_bytes < before
+    effects = outbound.read([batch(2, b"b")], 0.0, 0.0)
+    assert [each.previous for each in sent(effects)] == [2]
+    session.received(Ack(3), 0.0)
+    assert (outbound.flight_bytes, outbound.acked_records) == (0, 2)
+    for place in (2, 4):
+        with pytest.raises(RemoteProtocolError, match=f"asked to send again from {place}"):
+            session.received(wire.Resend(place), 0.0)
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_what_was_being_read_meanwhile_is_read_again(missing: bool) -> None:
+    session = begun()
+    outbound = session.outbound
+    effects = outbound.read([batch(1, b"a"), batch(2, b"b")], 0.0, 0.0)
+    assert effects[-1] == Read(3, outbound._settings.read_bytes)
+    assert session.received(wire.Resend(1), 0.0) == []
+    stale = outbound.missing(50) if missing else outbound.read([batch(3, b"c")], 0.0, 0.0)
+    assert stale == [Read(1, outbound._settings.read_bytes)]
+    effects = outbound.read([batch(1, b"a")], 0.0, 0.0)
+    assert [each.previous for each in sent(effects)] == [1]

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from linkd.core.batch import MAX_BATCH_BYTES, Draft, Origin, Producer
+from linkd.core.batch import HELD_BYTES, MAX_BATCH_BYTES, Draft, Origin, Producer
 from linkd.core.wire import Cursor, EpochEnd
 from linkd.errors import BadRecord, Gap, OutOfStep, SequenceUnproven
 from linkd.log.engine import Appended
@@ -199,6 +199,18 @@ def test_a_step_that_would_leave_a_hole_is_no_duplicate(bench: Any, previous: in
     assert str(outcome).startswith(f"a step from offset {previous} to 20 came, expected one from 9")
     assert bench.log.cursor("hub") == Cursor("hublog", (EpochEnd("e1", 9),), 9)
     assert bodies(everything(bench)) == [b"a"]
+
+
+def test_what_waits_for_the_disk_is_counted_by_peer(bench: Any) -> None:
+    got: list[Any] = []
+    bench.log.store(received(1, 2, b"a"), got.append)
+    bench.log.store(received(2, 3), got.append)
+    assert bench.log.held("hub") == bench.log.held()
+    assert bench.log.held("nobody") == 0
+    assert got or bench.log.held() > 2 * HELD_BYTES
+    bench.until(lambda: len(got) == 2)
+    assert bench.log.held() == bench.log.held("hub") == 0
+    assert not bench.log.withholds()
 
 
 def test_steps_under_way_count(bench: Any) -> None:
