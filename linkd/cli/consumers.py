@@ -10,7 +10,7 @@ import msgspec
 
 from linkd.cli import calls, exits
 from linkd.cli.options import add_socket
-from linkd.cli.text import cut, number, table
+from linkd.cli.text import cut, json_text, number, table
 
 
 def add(subparsers: Any) -> None:
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     found = calls.get(arguments, "/v1/consumers").json()["consumers"]
     if arguments.json:
         for one in found:
-            print(msgspec.json.encode(one).decode())
+            print(json_text(msgspec.json.encode(one)))
     elif found:
         rows = [
             [

@@ -21,6 +21,7 @@ from linkd.cli import exits
 from linkd.cli.audience import end_when_gone
 from linkd.cli.exits import Ended
 from linkd.cli.options import add_socket, configuration, socket_path
+from linkd.cli.text import json_text
 from linkd.core.channels import check_channel
 from linkd.errors import ChannelRefused, ConfigError
 
@@ -423,7 +424,7 @@ def _tell(arguments: argparse.Namespace, reports: Iterable[Report]) -> int:
     for report in reports:
         told.append(report)
         if arguments.json:
-            print(msgspec.json.encode(report).decode(), flush=True)
+            print(json_text(msgspec.json.encode(report)), flush=True)
         else:
             print("\n".join([*text(report), ""]), flush=True)
         if arguments.svg:

@@ -14,7 +14,7 @@ from linkd.cli import calls, exits
 from linkd.cli.audience import end_when_gone
 from linkd.cli.options import add_socket, socket_path
 from linkd.cli.status import decode
-from linkd.cli.text import printable
+from linkd.cli.text import json_text, printable
 from linkd.client.errors import ClientError, NoDaemon, Refused
 from linkd.client.http import Answer, Exchange, call, expect
 from linkd.status import Event
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _print(event: Event, as_json: bool) -> None:
-    print(msgspec.json.encode(event).decode() if as_json else event_text(event), flush=True)
+    print(json_text(msgspec.json.encode(event)) if as_json else event_text(event), flush=True)
 
 
 def event_text(event: Event) -> str:

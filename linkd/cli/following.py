@@ -12,7 +12,7 @@ from typing import Any, TextIO
 from linkd.cli.audience import when_gone
 from linkd.cli.exits import ReaderGone
 from linkd.cli.options import socket_path
-from linkd.cli.text import printable
+from linkd.cli.text import json_text, printable
 from linkd.client import connect
 from linkd.client.errors import NoDaemon, Refused
 from linkd.client.node import Node
@@ -99,8 +99,7 @@ async def _print(arguments: argparse.Namespace, output: TextIO) -> None:
 def _line(record: Record, as_json: bool) -> str:
     """Return a record in one line."""
     if as_json:
-        # Line ends in it are white space of a body that is JSON: in strings they are escaped.
-        return record.to_json().replace(b"\r", b" ").replace(b"\n", b" ").decode()
+        return json_text(record.to_json())
     type_ = f" [{record.type}]" if record.type else ""
     headers = "".join([f" {name}={value}" for name, value in record.headers.items()])
     offset = f"{record.offset:>8}" if record.offset else "volatile"

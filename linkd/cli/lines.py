@@ -18,7 +18,7 @@ from linkd.cli import exits
 from linkd.cli.exits import Ended
 from linkd.cli.following import connected
 from linkd.cli.publish import headers_of
-from linkd.cli.text import plural, size
+from linkd.cli.text import json_text, plural, size
 from linkd.client.node import Node
 from linkd.client.options import PublishManyOptions, Stored
 from linkd.errors import LinkdError
@@ -40,7 +40,7 @@ def publish_lines(arguments: argparse.Namespace) -> int:
         raise Ended(exits.USAGE, "--lines reads standard input: leave BODY out, or give -")
     stored = asyncio.run(_publish(arguments))
     if arguments.json:
-        print(msgspec.json.encode(stored).decode())
+        print(json_text(msgspec.json.encode(stored)))
     elif stored.count:
         print(f"{plural(stored.count, 'message')}, offsets {stored.first} to {stored.last}")
     else:

@@ -12,7 +12,7 @@ from linkd.cli import calls, exits
 from linkd.cli.exits import Ended
 from linkd.cli.options import add_socket, configuration
 from linkd.cli.status import decode
-from linkd.cli.text import disk_stalled, number, plural, size
+from linkd.cli.text import disk_stalled, json_text, number, plural, size
 from linkd.client.errors import NoDaemon
 from linkd.errors import ConfigError
 from linkd.status import LogStatus
@@ -78,7 +78,7 @@ def _stat(arguments: argparse.Namespace) -> int:
             absent = error
         else:
             if arguments.json:
-                print(msgspec.json.encode(log).decode())
+                print(json_text(msgspec.json.encode(log)))
             else:
                 _print_log(log)
             return exits.FINE
@@ -91,7 +91,7 @@ def _stat(arguments: argparse.Namespace) -> int:
             raise
         raise Ended(exits.NO_DAEMON, f"{absent}; and of its files: {error}") from None
     if arguments.json:
-        print(msgspec.json.encode(found).decode())
+        print(json_text(msgspec.json.encode(found)))
     else:
         print("\n".join(stat_text(found)))
     return exits.FINE
@@ -133,7 +133,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     directory = _directory(arguments)
     found = verify(directory)
     if arguments.json:
-        print(msgspec.json.encode(found).decode())
+        print(json_text(msgspec.json.encode(found)))
     else:
         print("\n".join(verified_text(found, directory)))
     return exits.FINE if found.sound else exits.ANSWER_IS_NO

@@ -12,7 +12,7 @@ import msgspec
 
 from linkd.cli import calls, exits
 from linkd.cli.options import add_socket
-from linkd.cli.text import duration, number, short, table
+from linkd.cli.text import duration, json_text, number, short, table
 from linkd.client.errors import ClientError
 from linkd.status import Availability, Outage
 
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     page = _decode(answer.body)
     if arguments.json:
         for one in page.outages:
-            print(msgspec.json.encode(one).decode())
+            print(json_text(msgspec.json.encode(one)))
         return exits.FINE
     for line in [*outages_text(page.outages), *availability_text(page.availability)]:
         print(line)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from linkd.cli import calls, exits, text
 from linkd.cli.exits import Ended
 from linkd.cli.options import add_socket, patience, socket_path
+from linkd.cli.text import json_text
 from linkd.client.errors import Refused
 
 if TYPE_CHECKING:
@@ -203,7 +204,7 @@ def _peers(arguments: argparse.Namespace) -> int:
     if arguments.json:
         rows += [{"name": row.pop("peer"), "state": "absent", **row} for row in absent]
         for row in rows:
-            sys.stdout.write(f"{msgspec.json.encode(row).decode()}\n")
+            sys.stdout.write(f"{json_text(msgspec.json.encode(row))}\n")
         return exits.FINE
     if not rows:
         _say("nobody was paired with this node: see `linkd invite`")

@@ -12,6 +12,7 @@ import msgspec
 from linkd.cli import calls, exits
 from linkd.cli.exits import Ended
 from linkd.cli.options import add_socket, patience, seconds, socket_path
+from linkd.cli.text import json_text
 from linkd.client.http import call, expect
 from linkd.core.batch import check_headers
 from linkd.errors import BadRecord
@@ -89,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     ).json()
     if arguments.json:
-        print(msgspec.json.encode(answer).decode())
+        print(json_text(msgspec.json.encode(answer)))
     elif answer.get("duplicate"):
         print(f"offset {answer['offset']} (published before, nothing stored)")
     else:

@@ -19,6 +19,7 @@ from linkd.cli.text import (
     clock_time,
     disk_stalled,
     duration,
+    json_text,
     number,
     plural,
     printable,
@@ -135,10 +136,12 @@ def _drawn(arguments: argparse.Namespace, paint: Paint) -> str:
     body = _fetch(arguments)
     status = decode(body)
     if arguments.peer is None:
-        return body.decode().strip() if arguments.json else node_text(status, paint)
+        return json_text(body.strip()) if arguments.json else node_text(status, paint)
     for link in status.links:
         if link.peer == arguments.peer:
-            return msgspec.json.encode(link).decode() if arguments.json else link_text(link, paint)
+            if arguments.json:
+                return json_text(msgspec.json.encode(link))
+            return link_text(link, paint)
     names = ", ".join(link.peer for link in status.links) or "none"
     raise Ended(exits.REFUSED, f"no peer {arguments.peer!r} is configured; there are: {names}")
 

@@ -92,6 +92,25 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "�" for letter in text)
 
 
+def json_text(content: bytes) -> str:
+    """Return JSON as one line that steers no terminal, its value unchanged.
+
+    In strings such characters are escaped; between them, where only white space may be, tabs and
+    line ends become spaces.
+    """
+    text = content.decode()
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else _escaped(letter) for letter in text)
+
+
+def _escaped(letter: str) -> str:
+    if letter in "\t\r\n":
+        return " "
+    units = letter.encode("utf-16-be")
+    return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: frozenset[int]) -> list[str]:
     """Return lines of aligned columns; those whose index is in `right` lie to the right."""
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]

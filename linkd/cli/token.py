@@ -10,6 +10,7 @@ import msgspec
 from linkd.cli import calls, exits
 from linkd.cli.exits import Ended
 from linkd.cli.options import add_socket, configuration
+from linkd.cli.text import json_text
 
 _ANY_4 = "0.0.0.0"  # noqa: S104 - it is looked for, not bound
 
@@ -37,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.dashboard:
         print(f"{_base(arguments)}/?token={answer['token']}")
     elif arguments.json:
-        print(msgspec.json.encode(answer).decode())
+        print(json_text(msgspec.json.encode(answer)))
     else:
         print(answer["token"])
     return exits.FINE
