@@ -279,10 +279,7 @@ class ApiSocket(WholeMessages):
         if self.waiting > MAX_WAITING_BYTES:
             self.cut()
             return
-        if binary:
-            self.send_binary(payload)
-        else:
-            self.sendMessage(payload, False)
+        self.send_message(payload, binary)
         if self.paused and self._part is not None:
             self.waiting += len(payload)
             self._part.add(len(payload))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from linkd.net.frames import MESSAGE, SMALL_BYTES, put
+from linkd.net.frames import MESSAGE, SMALL_BYTES, TEXT, put
 from linkd.net.websocket import STATE_OPEN, ServerProtocol
 from linkd.net.whole import WholeFrames
 
@@ -31,11 +31,14 @@ class WholeMessages(WholeFrames, ServerProtocol):
         self.onMessage(payload, True)
         return True
 
-    def send_binary(self, payload: bytes) -> None:
-        """Send one binary message; nothing once the other end has begun to close."""
+    def send_message(self, payload: bytes, binary: bool) -> None:
+        """Send one message; nothing once the other end has begun to close.
+
+        Autobahn would refuse one that is larger than those that are taken here.
+        """
         if self.state != STATE_OPEN:
             return
-        head, _ = put(MESSAGE, payload, 0)
+        head, _ = put(MESSAGE if binary else TEXT, payload, 0)
         if len(payload) < SMALL_BYTES:
             self.transport.write(head + payload)
         else:

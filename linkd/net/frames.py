@@ -7,6 +7,7 @@ from typing import Final
 
 from linkd.net.websocket import apply_mask
 
+TEXT: Final = 0x81
 MESSAGE: Final = 0x82
 PING: Final = 0x89
 PONG: Final = 0x8A

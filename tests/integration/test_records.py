@@ -85,7 +85,11 @@ def client_of(daemon: Daemon) -> Iterator[Client]:
 @pytest.fixture(scope="module")
 def duo() -> Iterator[Duo]:
     """Two linked daemons; the edge's log has what can't be read among what can."""
-    with Duo('[[channel]]\nname = "live"\ndelivery = "volatile"\n') as pair:
+    with Duo(
+        '[[channel]]\nname = "live"\ndelivery = "volatile"\n[log]\nmax_body_bytes = 1048576\n'
+    ) as pair:
+        small = pair.hub.config_file.read_text()
+        pair.hub.config_file.write_text(small.replace("1048576", "1024"))
         pair.start()
         pair.edge.stop()
         bench = SegmentBench(pair.edge.directory / "state" / "log")
@@ -338,6 +342,29 @@ def test_a_volatile_message_never_ends_a_link(duo: Duo, hub: Client) -> None:
             heard += frame.count
     assert duo.edge.link("hub")["attempts"] <= 2
     assert not list(duo.edge.matching(event="link.waiting", reason="protocol"))
+
+
+def test_a_record_above_the_bound_of_a_receiver_reaches_its_readers(duo: Duo) -> None:
+    """The hub takes bodies of 1 KiB; its `/ws` sent no message of more than 66,560 bytes."""
+    body, noise = "\x01" * 1_048_576, b"\xff" * 1_048_576
+    for one, kind in ((body.encode(), "text/plain"), (noise, "application/octet-stream")):
+        duo.edge.call("POST", "/v1/channels/large", one, kind)
+    path = "/v1/channels/large?from=earliest"
+    until(lambda: len(duo.hub.call("GET", path)["records"]) == 2)
+    for daemon in (duo.edge, duo.hub):
+        for envelope in ("&envelope=1", ""):
+            url = f"ws://localhost/ws?channel=large&from=earliest{envelope}"
+            with unix_connect(str(daemon.socket), url, max_size=None) as wire:
+                first, second = wire.recv(timeout=10), wire.recv(timeout=10)
+            if not envelope:
+                assert (first, second) == (body, noise)
+                continue
+            assert json.loads(first)["data"] == body
+            assert base64.b64decode(json.loads(second)["base64"]) == noise
+        lines = run(daemon, "subscribe", "large", "--from", "earliest", "--count", "2", "--json")
+        assert len(lines.stdout.splitlines()) == 2
+        offset = daemon.call("GET", path)["records"][1]["offset"]
+        assert exact(daemon, offset) == (noise, None)
 
 
 def test_a_log_of_the_version_before_is_read(tmp_path: Path) -> None:
