@@ -297,16 +297,14 @@ class Metrics:
     def _of_dropped(self) -> Iterator[str]:
         name = "linkd_records_dropped_total"
         yield _head(name, "Records refused, expired, dropped or lost.", "counter")
-        counts: Counter[tuple[str, str]] = Counter()
-        for (reason, peer, _), count in self._node.counts.items():
-            counts[peer, reason] += count
-        for (peer, reason), count in counts.items():
+        counts = list(self._node.counts.items())
+        for (reason, peer), count in counts:
             if reason not in STORED:
                 yield f'{name}{{peer="{peer}",reason="{reason}"}} {count}'
         for what, about in STORED.items():
             name = f"linkd_records_{what}_total"
             yield _head(name, about, "counter")
-            for (peer, reason), count in counts.items():
+            for (reason, peer), count in counts:
                 if reason == what:
                     yield f'{name}{{peer="{peer}"}} {count}'
 

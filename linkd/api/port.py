@@ -79,8 +79,8 @@ class NodePort(Protocol):
     log: Log
     starting: bool
     stopping: bool
-    counts: Mapping[tuple[str, str, str], int]
-    """Records by (refused, expired, dropped or lost; peer; channel)."""
+    counts: Mapping[tuple[str, str], int]
+    """Records by (refused, expired, dropped or lost; peer)."""
     on_measured: list[Callable[[Measure, str, float], None]]
     """Called with what was measured on a link: peer, seconds."""
 

@@ -35,12 +35,17 @@ def check_channel(name: str) -> str:
         ChannelRefused: It is not dot-separated words of letters, digits, `_` and `-`, or is longer
             than 255 bytes.
     """
-    if len(name) > MAX_CHANNEL_BYTES or not _NAME.fullmatch(name):
+    if not is_channel(name):
         raise ChannelRefused(
             f"{name[:80]!r} is no channel: expected dot-separated words of letters, digits, _, -,"
             f" at most {MAX_CHANNEL_BYTES} bytes"
         )
     return name
+
+
+def is_channel(text: str) -> bool:
+    """Return whether `text` names a channel."""
+    return len(text) <= MAX_CHANNEL_BYTES and _NAME.fullmatch(text) is not None
 
 
 def is_pattern(text: str) -> bool:

@@ -19,6 +19,7 @@ from linkd.core.batch import (
     Source,
     check_raw,
 )
+from linkd.core.channels import is_channel
 from linkd.core.known_ends import KnownEnds
 from linkd.core.session_types import (
     Effect,
@@ -224,8 +225,8 @@ class Inbound:
     def volatile(self, message: Volatile, now: float) -> list[Effect]:
         """Take records that were never in a log."""
         channel, count = message.channel, message.count
-        if not self._settings.receive.match(channel):
-            return [Refused(channel, count)]
+        if not self._takes(channel):
+            return [_refused(channel, count)]
         if message.node == self._settings.peer:
             self._ends.heard(message, now)
         elif not self._settings.relay:
@@ -296,8 +297,8 @@ class Inbound:
             except ValueError as error:
                 raise RemoteProtocolError(f"packed records: {error}", 1007) from None
         _check_records(records, step.count)
-        if not self._settings.receive.match(step.channel):
-            return self._leave_out(step, Refused(step.channel, step.count))
+        if not self._takes(step.channel):
+            return self._leave_out(step, _refused(step.channel, step.count))
         origin = step.origin
         assert origin is not None  # checked before its bytes were kept
         if origin.log == self._log:
@@ -317,6 +318,10 @@ class Inbound:
             return self._leave_out(step, FalseOrigin(step.channel, step.count, detail))
         self.received_records += step.count
         return [self._store(step, records)]
+
+    def _takes(self, channel: str) -> bool:
+        """Tell whether we take a channel: one with a malformed name never."""
+        return is_channel(channel) and self._settings.receive.match(channel)
 
     def _leave_out(self, step: Step, why: Effect) -> list[Effect]:
         """Move on over a batch that is not stored."""
@@ -347,6 +352,11 @@ class Inbound:
                 source=source,
             )
         )
+
+
+def _refused(channel: str, count: int) -> Refused:
+    """Return that records are left out; a malformed name of a channel goes no further."""
+    return Refused(channel if is_channel(channel) else "", count)
 
 
 def _check_records(records: bytes, count: int) -> None:

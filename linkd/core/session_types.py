@@ -87,7 +87,10 @@ class Tell(msgspec.Struct, frozen=True):
 
 
 class Refused(msgspec.Struct, frozen=True):
-    """`count` records of `channel` came that are not in our `receive`; they were left out."""
+    """`count` records of `channel` came that are not in our `receive`; they were left out.
+
+    The channel is empty where its name is malformed.
+    """
 
     channel: str
     count: int

@@ -136,7 +136,7 @@ ROWS = (
         "channel records",
         "Records came a second time, or in a loop, and were left out.",
         "Nothing, unless it grows: look at `send` and `receive` of the hosts in the ring.",
-        folds="peer channel",
+        folds="peer",
     ),
     kind(
         "link.relay-refused",
@@ -178,7 +178,7 @@ ROWS = (
         "channel records",
         "The peer sent what our `receive` does not take; it was left out.",
         "Compare `send` there with `receive` here.",
-        folds="peer channel",
+        folds="peer",
     ),
     kind(
         "link.withheld",

@@ -41,6 +41,9 @@ ACK_REPEAT_SECONDS = 10.0
 HELLO_WAIT_SECONDS = 10.0
 """So long a connection may wait for its second hello."""
 
+_MOST_NAMES = 8
+"""So many of the channels that a peer sends in vain are named."""
+
 _VOLATILE_BYTES = 262_144
 """Volatile messages that may wait in a connection without room: beyond that they are dropped."""
 
@@ -69,7 +72,7 @@ class Around(Protocol):
     def observe(self, what: Measure, peer: str, seconds: float) -> None:
         """Tell whoever keeps figures what was measured."""
 
-    def count(self, what: str, peer: str, channel: str, records: int) -> None:
+    def count(self, what: str, peer: str, records: int) -> None:
         """Count records that were refused, expired, dropped or lost."""
 
 
@@ -132,6 +135,7 @@ class Carrier:
         self._probe: wire.Probe | None = None
         self._ack_wait = ACK_WAIT_SECONDS
         self._ack_heard = self._ack_sent = self._began = 0.0
+        self._unwanted: dict[str, None] = {}
         self._acked_before = 0  # records acknowledged when the connection began
         self._begun: list[sessions.Effect] = []
         self._acks = Acks(self._clock, self._acknowledge)
@@ -512,7 +516,7 @@ class Carrier:
 
     def _repeated(self, channel: str, records: int) -> None:
         """Records came a second time, or in a loop, and were left out."""
-        self._around.count("repeated", self.peer, channel, records)
+        self._around.count("repeated", self.peer, records)
         self._around.tell(
             "info",
             "link.refused-records",
@@ -531,7 +535,7 @@ class Carrier:
             "first": origin.first,
         }
         if outcome.late:
-            self._around.count("late", self.peer, batch.channel, outcome.late)
+            self._around.count("late", self.peer, outcome.late)
             if not self._late_logged:
                 self._late_logged = True
                 detail = (
@@ -541,7 +545,7 @@ class Carrier:
                 )
                 tell("warn", "link.late-records", peer=self.peer, **places, detail=detail)
         if outcome.unproven:
-            self._around.count("unproven", self.peer, batch.channel, outcome.unproven)
+            self._around.count("unproven", self.peer, outcome.unproven)
             stored = "stored, perhaps a second time" if outcome.count else "left out"
             detail = (
                 f"nothing here proves whether offsets {origin.first} to"
@@ -574,20 +578,29 @@ class Carrier:
         self._around.tell(effect.level, effect.event, peer=self.peer, detail=effect.detail)
 
     def _refused(self, effect: sessions.Refused) -> None:
-        self._around.count("refused", self.peer, effect.channel, effect.count)
+        self._around.count("refused", self.peer, effect.count)
         self._around.tell(
             "warn",
             "link.unwanted-records",
             peer=self.peer,
             channel=effect.channel,
             records=effect.count,
-            detail=f"{self.peer} sent {effect.channel}, which is not in `receive`: left out",
+            detail=f"{self.peer} sent {self._name(effect.channel)}, which"
+            " `receive` does not have: left out",
         )
+
+    def _name(self, channel: str) -> str:
+        """Return the channels that were refused, for people: the first few of them."""
+        names = self._unwanted
+        if len(names) < _MOST_NAMES:
+            names[channel or "a malformed channel name"] = None
+        more = " and others" if len(names) == _MOST_NAMES else ""
+        return ", ".join(names) + more
 
     def not_relayed(self, effect: sessions.NotRelayed) -> None:
         """Count records that began at a third node and that `relay = false` keeps out."""
         self.not_relayed_records += effect.count
-        self._around.count("not-relayed", self.peer, effect.channel, effect.count)
+        self._around.count("not-relayed", self.peer, effect.count)
         if self._relay_logged:
             return
         self._relay_logged = True
@@ -612,7 +625,7 @@ class Carrier:
         )
 
     def _false_origin(self, effect: sessions.FalseOrigin) -> None:
-        self._around.count("false-origin", self.peer, effect.channel, effect.count)
+        self._around.count("false-origin", self.peer, effect.count)
         self._around.tell(
             "error",
             "link.false-origin",
@@ -623,12 +636,12 @@ class Carrier:
         )
 
     def _expired(self, effect: sessions.Expired) -> None:
-        self._around.count("expired", self.peer, effect.channel, effect.count)
+        self._around.count("expired", self.peer, effect.count)
 
     def _gone(self, effect: sessions.Gone) -> None:
         whose = f"{self.peer}'s log" if effect.inbound else "this node's log"
         detail = f"offsets {effect.first} to {effect.next - 1} of {whose} are gone"
-        self._around.count("gap", self.peer, "", effect.next - effect.first)
+        self._around.count("gap", self.peer, effect.next - effect.first)
         self._around.tell(
             "error",
             "link.gap",

@@ -84,8 +84,8 @@ class Node:
         self.ends = KnownEnds()
         self.starting = True
         self.stopping = False
-        self._counter: Counter[tuple[str, str, str]] = Counter()
-        self.counts: Mapping[tuple[str, str, str], int] = self._counter
+        self._counter: Counter[tuple[str, str]] = Counter()
+        self.counts: Mapping[tuple[str, str], int] = self._counter
         self.on_measured: list[Callable[[Measure, str, float], None]] = []
         self._cursors = stores.cursors
         self._began = clock.seconds()
@@ -199,7 +199,7 @@ class Node:
         if fate == "fresh":
             self._spread.volatile(message, peer)
         else:
-            self.count(fate, peer, message.channel, message.count)
+            self.count(fate, peer, message.count)
 
     def wait_for(self, peer: str, next: int) -> Deferred[None]:
         """Fire once everything below `next` is on `peer`'s disk."""
@@ -289,9 +289,12 @@ class Node:
         for told in self.on_measured:
             told(what, peer, seconds)
 
-    def count(self, what: str, peer: str, channel: str, records: int) -> None:
-        """Count records that were refused, expired, dropped or lost."""
-        self._counter[what, peer, channel] += records
+    def count(self, what: str, peer: str, records: int) -> None:
+        """Count records that were refused, expired, dropped or lost.
+
+        Not by channel: its names are the peer's, without bound.
+        """
+        self._counter[what, peer] += records
 
     # -- for the API (linkd.api.port.NodePort) ----------------------------------------------------
 

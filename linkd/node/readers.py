@@ -36,7 +36,7 @@ class Around(Protocol):
     def tell(self, level: str, event: str, **fields: str | int | float | None) -> None:
         """Say something in the log."""
 
-    def count(self, what: str, peer: str, channel: str, records: int) -> None:
+    def count(self, what: str, peer: str, records: int) -> None:
         """Count records that were refused, expired, dropped or lost."""
 
 
@@ -354,7 +354,7 @@ class Readers:
 
     def expired(self, batch: Batch) -> None:
         """Records outlived their ttl before a reader came to them."""
-        self._around.count("expired", "", batch.channel, batch.count)
+        self._around.count("expired", "", batch.count)
 
     def gone(self, follower: Follower, first: int, next: int) -> None:
         """Offsets that a reader wanted are gone; of a named one it is said here too."""

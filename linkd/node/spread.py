@@ -41,7 +41,7 @@ WhenIdle = Callable[[Callable[[], None], float], object]
 class Count(Protocol):
     """Counts records that were refused, expired, dropped or lost."""
 
-    def __call__(self, what: str, peer: str, channel: str, records: int) -> None:
+    def __call__(self, what: str, peer: str, records: int) -> None:
         """Count."""
 
 
@@ -187,7 +187,7 @@ class Spread:
                 continue
             payload = payload or wire.encode(message)
             if not driver.volatile(payload):
-                self._count("dropped", driver.peer, message.channel, message.count)
+                self._count("dropped", driver.peer, message.count)
 
 
 def _done(call: Callable[..., object], *arguments: object) -> bool:

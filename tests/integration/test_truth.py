@@ -233,7 +233,7 @@ class _Crowded:
     """A node with a thousand peers."""
 
     def __init__(self) -> None:
-        self.counts: dict[tuple[str, str, str], int] = {}
+        self.counts: dict[tuple[str, str], int] = {}
         self.on_measured: list[Any] = []
         self.log = SimpleNamespace(on_written=[])
         self.stamp = 0.0

@@ -47,7 +47,7 @@ class FakeNode:
         self.links: dict[str, LinkStatus] = {"hub": link("hub")}
         self.reached: dict[str, int] = {}
         self.published: list[Draft] = []
-        self.counts: Counter[tuple[str, str, str]] = Counter()
+        self.counts: Counter[tuple[str, str]] = Counter()
         self.on_measured: list[Any] = []
         self.told: list[tuple[str, dict[str, Any]]] = []
         self.kicked: list[str] = []
@@ -65,7 +65,7 @@ class FakeNode:
     def tell(self, level: str, event: str, **fields: Any) -> None:
         self.told.append((event, fields))
 
-    def count(self, what: str, peer: str, channel: str, records: int) -> None:
+    def count(self, what: str, peer: str, records: int) -> None:
         self.told.append((what, {"records": records}))
 
     def routes_changed(self) -> None:

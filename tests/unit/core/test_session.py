@@ -799,3 +799,16 @@ def test_what_was_being_read_meanwhile_is_read_again(missing: bool) -> None:
     assert stale == [Read(1, outbound._settings.read_bytes)]
     effects = outbound.read([batch(1, b"a")], 0.0, 0.0)
     assert [each.previous for each in sent(effects)] == [1]
+
+
+@pytest.mark.parametrize("channel", ["a..b", "*", ">", "tab\t", "ünicode", "x" * 250 + "\n"])
+def test_a_channel_with_a_malformed_name_is_never_taken(channel: str) -> None:
+    settings = SessionSettings("edge", "hub", Patterns((">",)), Patterns((">",)))
+    session = Session(settings, lambda position: "m1")
+    greeted(session, at(10))
+    refused, store = session.received(step(10, 11, b"x", channel=channel), 0.0)
+    assert refused == Refused("", 1)
+    assert isinstance(store, Store)
+    assert store.batch.count == 0
+    volatile = msgspec.structs.replace(VOLATILE, channel=channel)
+    assert session.received(volatile, 0.0) == [Refused("", 2)]

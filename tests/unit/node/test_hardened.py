@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 
 from linkd.config import PeerSettings
+from linkd.core import wire
+from linkd.events.folding import Folding
 from tests.support.fake_net import FakeNet, one_publish, publish
 
 EDGE = PeerSettings(name="edge", receive=("orders",))
@@ -87,3 +90,33 @@ def test_long_unowed_backlog_in_memory():
     net.run(5.0)
     assert edge.link("hub").link.state == "up"
     assert edge.link("hub").carrier.session.outbound.position == edge.log.next
+
+
+def test_what_a_peer_sends_in_vain_takes_no_memory_and_few_lines(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net = FakeNet()
+    hub = net.node("hub", PeerSettings(name="edge"))
+    net.node("edge", PeerSettings(name="hub", dial=("ws://hub/link",)))
+    for node in net.nodes.values():
+        node.start()
+    net.run(0.1)
+    folding, lines = Folding(), []
+
+    def emit(event: str, level: str | None = None, **fields: object) -> None:
+        lines.extend(folding.take(event, fields, net.clock.seconds()))
+
+    monkeypatch.setattr("linkd.events.emit", emit)
+    driver = hub.link("edge")
+    for number in range(5000):
+        message = wire.Volatile(f"c{number}", 1, b"\x91\xc4\x01x", 0.0, None, "edge", "r", number)
+        driver.received(driver.connection, message)
+    driver.received(driver.connection, wire.Volatile("\x1b", 1, b"\xc0", 0.0, None, "e", "r", 1))
+    assert hub.counts == {("refused", "edge"): 5001}
+    lines += folding.flush(net.clock.seconds(), all=True)
+    assert len(lines) == 2
+    assert lines[1][1]["repeats"] == 5000
+    assert lines[1][1]["detail"] == (
+        "edge sent c0, c1, c2, c3, c4, c5, c6, c7 and others, which `receive` does not have:"
+        " left out"
+    )
