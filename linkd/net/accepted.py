@@ -14,6 +14,7 @@ from linkd.net.admission import Place
 from linkd.net.connection import Connection
 from linkd.net.factories import ListenerPort
 from linkd.net.identity import NONCE_LIFETIME, load_secret, prove, verify
+from linkd.net.sockets import peer_of
 from linkd.net.timers import Call, cancel
 from linkd.net.tls import certificate_expires, peer_names
 from linkd.net.websocket import STATE_CLOSED, ConnectionDeny, ServerProtocol
@@ -63,6 +64,7 @@ class AcceptedConnection(Connection, ServerProtocol):
     _posts = 0
     _answering = False
     _place: Place | None = None
+    _since = 0.0
     _is_rated = False
     _hello_call: Call | None = None
     _denied: _Denied | None = None
@@ -71,12 +73,26 @@ class AcceptedConnection(Connection, ServerProtocol):
     # -- before the upgrade -------------------------------------------------------------------
 
     def connectionMade(self) -> None:
-        """A newcomer: count it, and give it its time."""
+        """Take a newcomer's place, unless it has one, and give it its time."""
         super().connectionMade()
-        listener = self.factory
-        self._place = listener.admission.enter(self.host, self._push_out)
+        listener, now = self.factory, self.clock.seconds()
+        if self._place is None:
+            self.adopt(listener.admission.enter(self.host, self._push_out), now)
         timeout = listener.config.limits.hello_timeout
-        self._hello_call = self.clock.callLater(timeout, self._late, timeout)
+        self._hello_call = self.clock.callLater(
+            max(0.0, self._since + timeout - now), self._late, timeout
+        )
+
+    def adopt(self, place: Place, since: float) -> None:
+        """Have a place that was taken for this connection at a moment before."""
+        place.push_out = self._push_out
+        self._place, self._since = place, since
+
+    def never_began(self, transport: object, reason: Failure) -> None:
+        """Report a connection that has ended before its first byte."""
+        self.transport = transport
+        self.host, self.port_number = peer_of(transport)
+        self.ended_early(reason)
 
     def _push_out(self, detail: str) -> None:
         """End it: another newcomer has its place."""

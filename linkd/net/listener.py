@@ -23,6 +23,7 @@ from linkd.net.connection import ABORT_AFTER
 from linkd.net.factories import ListenerPort, Post
 from linkd.net.greeted import GreetedAddresses
 from linkd.net.identity import Nonces
+from linkd.net.newcomer import Newcomers
 from linkd.net.ports import Nodes
 from linkd.net.sockets import every_address, show
 from linkd.net.timers import ExactTimer
@@ -69,6 +70,7 @@ class Listener(ServerFactory, ListenerPort[AcceptedConnection]):  # type: ignore
         self.refusals: Counter[str] = Counter()
         self.admission = Admission(config.limits, greeted)
         self._port: Any = None
+        self._busy_at = float("-inf")
         self.configure(config)
 
     def configure(self, config: Config) -> None:
@@ -107,7 +109,8 @@ class Listener(ServerFactory, ListenerPort[AcceptedConnection]):  # type: ignore
         except ValueError as error:
             raise ConfigError(f"listen.address: {error}, got {listen.address!r}") from None
         tls: Any = self.tls
-        factory = self if tls is None else TLSMemoryBIOFactory(tls, False, self)
+        newcomers = Newcomers(self)
+        factory = newcomers if tls is None else TLSMemoryBIOFactory(tls, False, newcomers)
         try:
             self._port = self.reactor.listenTCP(
                 port, factory, backlog=1024, interface=host or every_address()
@@ -141,15 +144,18 @@ class Listener(ServerFactory, ListenerPort[AcceptedConnection]):  # type: ignore
         stopped: Deferred[None] = maybeDeferred(port.stopListening)
         return stopped
 
-    def buildProtocol(self, addr: IAddress) -> AcceptedConnection | None:
-        """Take a newcomer, or close it at once where only peers have not said hello."""
-        full = self.admission.full()
-        if full is not None:
-            self.refusals["busy"] += 1
-            emit("listener.busy", reason="busy", detail=full, pending=self.admission.pending)
-            return None
-        connection: AcceptedConnection = super().buildProtocol(addr)
+    def made(self, addr: IAddress) -> AcceptedConnection:
+        """Return the WebSocket's side of a new connection."""
+        connection: AcceptedConnection = self.buildProtocol(addr)
         return connection
+
+    def turned_away(self, detail: str) -> None:
+        """Count a connection that had to make way, and log one a second of them."""
+        self.refusals["busy"] += 1
+        now = self.clock.seconds()
+        if now - self._busy_at >= 1.0:
+            self._busy_at = now
+            emit("listener.busy", reason="busy", detail=detail, pending=self.admission.pending)
 
     def refused(
         self,
@@ -160,10 +166,10 @@ class Listener(ServerFactory, ListenerPort[AcceptedConnection]):  # type: ignore
         close_code: int | None,
     ) -> None:
         """Count a connection that was closed before it was greeted, and say so."""
-        self.refusals[reason] += 1
         if reason == "busy":
-            emit("listener.busy", reason=reason, detail=detail, pending=self.admission.pending)
+            self.turned_away(detail)
             return
+        self.refusals[reason] += 1
         link = self.nodes.link(claimed) if claimed and reason in ("rejected", "tls") else None
         if link is not None:
             link.turned_away(reason, f"{heads.printable(detail, 300)} (from {connection.host})")
