@@ -122,7 +122,8 @@ class NodeStatus(msgspec.Struct, frozen=True):
 class Event(msgspec.Struct, frozen=True):
     """One change of a link (`event` "link.<new state>") or of the node.
 
-    `number` counts them within this run; `owner` has the consumer that it is about.
+    `number` counts them, over restarts too; `owner` has the consumer that it is about. An attempt's
+    event stands for all `count` of one outage that had the same result, from `time` to `until`.
     """
 
     number: int
@@ -135,6 +136,8 @@ class Event(msgspec.Struct, frozen=True):
     reason: str | None
     detail: str | None
     owner: str | None = None
+    count: int = 1
+    until: str | None = None
 
 
 class Outage(msgspec.Struct, frozen=True):

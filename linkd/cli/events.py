@@ -13,7 +13,6 @@ import msgspec
 from linkd.cli import calls, exits
 from linkd.cli.audience import end_when_gone
 from linkd.cli.options import add_socket, socket_path
-from linkd.cli.status import decode
 from linkd.cli.text import json_text, printable
 from linkd.client.errors import ClientError, NoDaemon, Refused
 from linkd.client.http import Answer, Exchange, call, expect
@@ -22,15 +21,13 @@ from linkd.status import Event
 AGAIN_SECONDS: Final = 0.5
 FINE: Final = 200
 STARTING: Final = 503
-ROUNDED_SECONDS: Final = 0.01
-"""So exact is a daemon's word for how long it has run."""
-
 SILENCE_SECONDS: Final = 60.0
 """The daemon sends a comment more often than that; a stream without any is dead."""
 
 
 class _Page(msgspec.Struct, frozen=True):
     events: list[Event]
+    next: int = 1
 
 
 def add(subparsers: Any) -> None:
@@ -38,8 +35,8 @@ def add(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "events",
         help="changes of links",
-        description="Print the changes of links since the daemon started, as far as it remembers"
-        " them, oldest first.",
+        description="Print the changes of links, the last 10,000, oldest first. The attempts of one"
+        " outage that had the same result are one line.",
     )
     add_socket(parser)
     parser.add_argument(
@@ -52,7 +49,6 @@ def add(subparsers: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the remembered changes, oldest first; with `--follow` each new one as it happens."""
     path = socket_path(arguments)
-    born = _born(path)
     body = calls.get(arguments, "/v1/events").body
     try:
         page = msgspec.json.decode(body, type=_Page)
@@ -61,11 +57,10 @@ def run(arguments: argparse.Namespace) -> int:
     for event in page.events:
         _print(event, arguments.json)
     if not (page.events or arguments.json or arguments.follow):
-        print("no link has changed since the start")
+        print("no link has changed")
     if arguments.follow:
         end_when_gone(sys.stdout)
-        last = page.events[-1].number if page.events else 0
-        for event in _follow(path, last, born):
+        for event in _follow(path, page.next - 1):
             _print(event, arguments.json)
     return exits.FINE
 
@@ -79,16 +74,17 @@ def event_text(event: Event) -> str:
     change = f" {event.old or '–'} -> {event.new}" if event.new else ""
     why = f" ({event.reason})" if event.reason else ""
     detail = f": {event.detail}" if event.detail else ""
+    if event.until is not None:
+        detail += f" ({event.count:,} times, the last at {event.until})"
     return printable(f"{event.time}  {event.peer or '–':<16} {event.event}{change}{why}{detail}")
 
 
-def _follow(path: str, last: int, born: tuple[float, float]) -> Iterator[Event]:
+def _follow(path: str, last: int) -> Iterator[Event]:
     """Yield events after number `last` for ever, also over restarts of the daemon."""
     while True:
         try:
-            now_born = _born(path)
-            if now_born[0] > born[1]:
-                born, last = now_born, 0  # It numbers its events anew.
+            if _newest(path) < last:
+                last = 0  # its history was lost, and it counts from the beginning
             for event in _stream(path, last):
                 last = event.number
                 yield event
@@ -99,11 +95,10 @@ def _follow(path: str, last: int, born: tuple[float, float]) -> Iterator[Event]:
         time.sleep(AGAIN_SECONDS)
 
 
-def _born(path: str) -> tuple[float, float]:
-    """Return between which monotonic seconds the daemon started; raise NoDaemon if none is."""
-    asked = time.monotonic()
-    ran = decode(expect(call(path, "GET", "/v1/status")).body).uptime_seconds
-    return asked - ran - ROUNDED_SECONDS, time.monotonic() - ran + ROUNDED_SECONDS
+def _newest(path: str) -> int:
+    """Return the number of the daemon's newest event; raise NoDaemon if none runs."""
+    body = expect(call(path, "GET", "/v1/events")).body
+    return msgspec.json.decode(body, type=_Page).next - 1
 
 
 def _stream(path: str, last: int) -> Iterator[Event]:

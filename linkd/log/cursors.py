@@ -34,7 +34,8 @@ RETRY_SECONDS = 1.0
 _SLICE_CONSUMERS = 32
 """Their patterns may be long."""
 
-_PEER, _CONSUMER, _OUTAGE = "peer", "consumer", "outage"
+_PEER, _CONSUMER, _OUTAGE, _EVENT = "peer", "consumer", "outage", "event"
+_HISTORY = (_OUTAGE, _EVENT)
 
 Done = Callable[[Exception | None], None]
 _Key = tuple[str, str | int]
@@ -59,14 +60,14 @@ _DAMAGED = (apsw.CorruptError, apsw.NotADBError, apsw.FormatError, msgspec.Decod
 
 
 class MemoryCursors:
-    """Cursors and outages that end with the process; the memory half of `CursorFile`."""
+    """Cursors, outages and events that end with the process; the memory half of `CursorFile`."""
 
     def __init__(self) -> None:
         self.told: list[Told] = []
         self.on_told: list[Callable[[Told], None]] = []
         self._peers: dict[str, PeerCursor] = {}
         self._consumers: dict[Owned, Consumer] = {}
-        self._outages: dict[int, bytes] = {}
+        self._history: dict[str, dict[int, bytes]] = {kind: {} for kind in _HISTORY}
 
     def peers(self) -> dict[str, PeerCursor]:
         """Return what each peer has of our log."""
@@ -102,17 +103,34 @@ class MemoryCursors:
 
     def outages(self) -> list[tuple[int, bytes]]:
         """Return all outages, by number."""
-        return sorted(self._outages.items())
+        return sorted(self._history[_OUTAGE].items())
 
     def set_outage(self, number: int, row: bytes) -> None:
         """Add or replace an outage; soon durable."""
-        self._outages[number] = row
-        self._changed(_OUTAGE, number, row)
+        self._set_history(_OUTAGE, number, row)
 
     def remove_outage(self, number: int) -> None:
         """Forget an outage, if it is there."""
-        self._outages.pop(number, None)
-        self._changed(_OUTAGE, number, None)
+        self._set_history(_OUTAGE, number, None)
+
+    def events(self) -> list[tuple[int, bytes]]:
+        """Return all events, by number."""
+        return sorted(self._history[_EVENT].items())
+
+    def set_event(self, number: int, row: bytes) -> None:
+        """Add an event; soon durable."""
+        self._set_history(_EVENT, number, row)
+
+    def remove_event(self, number: int) -> None:
+        """Forget an event, if it is there."""
+        self._set_history(_EVENT, number, None)
+
+    def _set_history(self, kind: str, number: int, row: bytes | None) -> None:
+        if row is None:
+            self._history[kind].pop(number, None)
+        else:
+            self._history[kind][number] = row
+        self._changed(kind, number, row)
 
     def carried(self) -> Iterator[Snapshot]:
         """Return the cursors as they are now, as slices of the log's snapshot.
@@ -257,8 +275,8 @@ class CursorFile(MemoryCursors):
             elif kind == _CONSUMER:
                 consumer = _consumer.decode(value)
                 self._consumers[consumer.key] = consumer
-            elif kind == _OUTAGE:
-                self._outages[key] = value
+            elif kind in _HISTORY:
+                self._history[kind][key] = value
             elif kind == "log" and value != self._log.encode():
                 db.close()
                 raise apsw.CorruptError(
@@ -277,7 +295,8 @@ class CursorFile(MemoryCursors):
         """Begin with what the log carries, and say so."""
         self._peers.clear()
         self._consumers.clear()
-        self._outages.clear()
+        for history in self._history.values():
+            history.clear()
         if snapshot is not None:
             self._fall_back(snapshot)
         self.told.append(
@@ -286,7 +305,7 @@ class CursorFile(MemoryCursors):
                 "log.rebuilt",
                 f"{what}; made anew from the log: {len(self._peers)} peers and"
                 f" {len(self._consumers)} consumers stand where they last were noted there and may"
-                " get records again; the history of outages begins anew",
+                " get records again; the history of outages and events is empty",
             )
         )
 
@@ -342,7 +361,8 @@ class CursorFile(MemoryCursors):
         rows |= {
             (_CONSUMER, _joined(one.key)): _encode(one) for one in tuple(self._consumers.values())
         }
-        rows |= {(_OUTAGE, number): row for number, row in tuple(self._outages.items())}
+        for kind, history in self._history.items():
+            rows |= {(kind, number): row for number, row in tuple(history.items())}
         with self._lock:
             self._dirty = rows | self._dirty
 

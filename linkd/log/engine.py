@@ -280,5 +280,14 @@ class CursorStore(Protocol):
     ) -> None:
         """Forget a consumer."""
 
+    def events(self) -> list[tuple[int, bytes]]:
+        """Return the rows of events, by number."""
+
+    def set_event(self, number: int, row: bytes) -> None:
+        """Add or replace the row of an event; soon durable."""
+
+    def remove_event(self, number: int) -> None:
+        """Forget the row of an event, if it is there."""
+
     def close(self, done: Callable[[], None]) -> None:
         """Write what waits, end the thread, then call `done`; before the log is closed."""

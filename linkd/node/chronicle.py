@@ -8,7 +8,7 @@ from linkd import events
 from linkd.clock import Clock, wall
 from linkd.core.link_types import Changed
 from linkd.log.engine import Log
-from linkd.node.book import Book
+from linkd.node.book import Book, EventStore
 from linkd.node.driver import LinkDriver
 from linkd.node.losses import Losses
 from linkd.outages import Current, Outages
@@ -21,14 +21,15 @@ class Chronicle:
     Args:
         log: The node's log: its end says when what an outage left is drained.
         outages: What happened to the links, on disk.
+        store: Where events are kept.
         clock: The reactor.
     """
 
-    def __init__(self, log: Log, outages: Outages, clock: Clock) -> None:
+    def __init__(self, log: Log, outages: Outages, store: EventStore, clock: Clock) -> None:
         self._log = log
         self._outages = outages
         self._clock = clock
-        self._book = Book()
+        self._book = Book(store)
         self._losses = Losses(self._book)
 
     def changed(self, driver: LinkDriver, change: Changed, silence: float | None) -> None:

@@ -89,7 +89,7 @@ class Node:
         self.on_measured: list[Callable[[Measure, str, float], None]] = []
         self._cursors = stores.cursors
         self._began = clock.seconds()
-        self._chronicle = Chronicle(log, stores.outages, clock)
+        self._chronicle = Chronicle(log, stores.outages, stores.cursors, clock)
         self.held = Held(log, lambda: len(self._links.drivers))
         self._links = Links(self, stores.cursors, partial(make_dialer, self), rng)
         self._readers = Readers(self, log, stores.cursors)

@@ -18,7 +18,7 @@ export class EventLog {
     const mark = latest.length > 0 ? `${latest[0].number} ${latest[0].time} ${latest.length}` : "none";
     if (mark === this.newest) return;
     this.newest = mark;
-    if (latest.length === 0) this.list.replaceChildren(make("li", { className: "none" }, "Nothing has changed since the node started."));
+    if (latest.length === 0) this.list.replaceChildren(make("li", { className: "none" }, "Nothing has changed yet."));
     else this.list.replaceChildren(...latest.map(line));
   }
 }
@@ -34,7 +34,7 @@ function folded(events) {
   for (const event of events) {
     const step = event.peer !== null && event.old !== "up" && STEPS.includes(event.new);
     const made = attempts.get(event.peer) ?? 0;
-    if (step) attempts.set(event.peer, made + (event.new === "connecting" ? 1 : 0));
+    if (step) attempts.set(event.peer, made + (event.new === "connecting" ? (event.count ?? 1) : 0));
     else {
       kept.push(made > 1 ? { ...event, detail: [event.detail, `${made} attempts`].filter(Boolean).join(", ") } : event);
       attempts.delete(event.peer);

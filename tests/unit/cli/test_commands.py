@@ -384,6 +384,11 @@ def test_events(daemon: HttpDaemon, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["events"]) == 0
     said = capsys.readouterr().out
     assert "up -> waiting (silence): nothing�[2J heard" in said
+    folded = event | {"count": 1200, "until": "2026-11-21T04:00:00.000Z"}
+    daemon.answers["GET /v1/events"] = (200, {"events": [folded]})
+    assert main(["events"]) == 0
+    said = capsys.readouterr().out
+    assert said.endswith("heard (1,200 times, the last at 2026-11-21T04:00:00.000Z)\n")
     assert main(["events", "--json"]) == 0
     assert msgspec.json.decode(capsys.readouterr().out)["event"] == "link.waiting"
 

@@ -82,7 +82,7 @@ def test_a_peer_whose_records_wait_is_named_once() -> None:
 
 
 def test_losses_are_kept_and_the_rest_is_not() -> None:
-    book = Book()
+    book = Book(MemoryCursors())
     losses = Losses(book)
     losses.take("link.up", {"peer": "edge", "detail": "no"})
     losses.take("log.room", {"bytes": 5})
