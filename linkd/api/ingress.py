@@ -27,6 +27,12 @@ from linkd.log.engine import Appended, Log, Settled
 _PASSING = frozenset(("log-full", "too-many"))
 """Refusals of publishes that are to be repeated later, under their numbers."""
 
+MAX_RECORDS = 65_536
+"""Records of one publish: a reader decodes all of a batch at once."""
+
+MAX_RUN = 2048
+"""Publishes that share an append: where one of them is malformed, each is looked at for itself."""
+
 MAX_PRODUCERS = 10_000
 MAX_CHANNELS = 10_000
 
@@ -196,7 +202,7 @@ class Ingress:
             return [first]
         channel, ttl, last = first.channel, first.ttl, first.sequence
         size = len(first.records)
-        for place in range(index + 1, len(pending)):
+        for place in range(index + 1, min(len(pending), index + MAX_RUN)):
             frame = pending[place]
             size += len(frame.records)
             sequence = frame.sequence
@@ -209,7 +215,7 @@ class Ingress:
             ):
                 return pending[index:place]
             last = sequence
-        return pending[index:]
+        return pending[index : index + MAX_RUN]
 
     def _shares(self, frame: stream.Publish) -> bool:
         """Tell whether a publish may share an append with those behind it."""
@@ -274,6 +280,8 @@ class Ingress:
     def _check(self, first: stream.Publish, count: int, records: bytes) -> None:
         """Raise an error where a run may not be published."""
         channel = first.channel
+        if count > MAX_RECORDS:
+            raise BadRecord(f"expected at most {MAX_RECORDS} records in a publish, got {count}")
         if channel not in self._channels:
             self._session.caller.check_publish(channel)
             if len(self._channels) >= MAX_CHANNELS:

@@ -10,6 +10,7 @@ from twisted.internet.defer import TimeoutError as TimedOut
 from linkd.api.answer import Answer, answer
 from linkd.api.bodies import NDJSON, check_body, check_json
 from linkd.api.call import Call, seconds
+from linkd.api.ingress import MAX_RECORDS
 from linkd.api.port import NodePort
 from linkd.api.refusals import Refusal, refusal_of
 from linkd.api.service import Service
@@ -30,6 +31,7 @@ from linkd.log.engine import Appended
 
 MAX_WAIT_SECONDS = 3600.0
 DEFAULT_WAIT_SECONDS = 30.0
+_LINES_A_LOOK = 64
 
 _CONTENT_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+*-]+(\s*;[\x20-\x7e]*)?")
 _FORM = "application/x-www-form-urlencoded"
@@ -43,7 +45,7 @@ async def publish(api: Service, call: Call) -> Answer:
     timeout = call.seconds("timeout", DEFAULT_WAIT_SECONDS, MAX_WAIT_SECONDS)
     if peer is not None:
         check_wait(api.node, peer, channel)
-    draft = _draft(call, channel, api.node.config.log.max_body_bytes)
+    draft = await _draft(api, call, channel)
     began = api.reactor.seconds()
     stored = await append(api.node, draft)
     api.metrics.publish.observe(api.reactor.seconds() - began)
@@ -59,8 +61,9 @@ async def publish(api: Service, call: Call) -> Answer:
     return answer(told, 200 if stored.duplicate else 201)
 
 
-def _draft(call: Call, channel: str, most: int) -> Draft:
+async def _draft(api: Service, call: Call, channel: str) -> Draft:
     """Return what is to be published; raise Refusal where it is malformed."""
+    most = api.node.config.log.max_body_bytes
     content_type = _content_type(call)
     type_ = _word(call, "Linkd-Type")
     id_ = _word(call, "Linkd-Id")
@@ -76,7 +79,7 @@ def _draft(call: Call, channel: str, most: int) -> Draft:
     if kind_of(content_type) == NDJSON:
         if id_:
             raise Refusal("malformed", "Linkd-Id names one message, and this may be many")
-        records = _lines(body, Record(b"", type_, "", JSON, headers), most)
+        records = await _lines(api, body, Record(b"", type_, "", JSON, headers))
     else:
         if len(body) > most:
             raise refusal_of(too_large(len(body), most))
@@ -88,10 +91,19 @@ def _draft(call: Call, channel: str, most: int) -> Draft:
     )
 
 
-def _lines(body: bytes, like: Record, most: int) -> list[Record]:
-    """Return one record for each line that is not blank, in all but its body like `like`."""
+async def _lines(api: Service, body: bytes, like: Record) -> list[Record]:
+    """Return one record for each line that is not blank, in all but its body like `like`.
+
+    Looks at them in slices.
+    """
     records: list[Record] = []
+    most, until = api.node.config.log.max_body_bytes, api.share.end()
+    if body.count(b"\n") > MAX_RECORDS:
+        raise Refusal("body-too-large", f"expected at most {MAX_RECORDS} lines")
     for place, line in enumerate(body.split(b"\n"), 1):
+        if place % _LINES_A_LOOK == 0 and api.reactor.seconds() >= until:
+            await api.pause()
+            until = api.share.end()
         value = line.strip()
         if not value:
             continue

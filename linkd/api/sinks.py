@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from linkd.api.refusals import Refusal
 from linkd.core.batch import Batch
+from linkd.errors import LinkdError
 
 if TYPE_CHECKING:
     from linkd.api.account import Part
-    from linkd.api.port import Subscription
+    from linkd.api.callers import Caller
+    from linkd.api.port import Start, Subscription
     from linkd.api.service import Service
 
 Piece = TypeVar("Piece")
+
+SUBSCRIPTION_BYTES = 2048
+PATTERN_COST = 96
+"""Bytes of memory that a subscription takes, and each byte of its patterns (measured: 75)."""
 
 
 class ApiSink(ABC):
@@ -33,6 +40,44 @@ class ApiSink(ABC):
         self._part = part
         self._stopped = False
         self._queues = False
+        self._paid = 0
+
+    def subscribe(
+        self, caller: Caller, patterns: Sequence[str], start: Start, consumer: str | None = None
+    ) -> Subscription:
+        """Follow these patterns; raise Refusal where that is refused, or takes too much memory."""
+        cost = SUBSCRIPTION_BYTES + PATTERN_COST * sum(map(len, patterns))
+        if not self._part.take(cost):
+            raise Refusal("too-many", "the subscriptions of this caller take too much memory")
+        self._paid = cost
+        try:
+            found = self._api.subscribe(caller, patterns, start, self, consumer)
+        except LinkdError:
+            self.refund()
+            raise
+        self.subscription = found
+        return found
+
+    def refund(self) -> None:
+        """Count it no longer."""
+        paid, self._paid = self._paid, 0
+        self._part.give(paid)
+
+    @abstractmethod
+    def batch(self, batch: Batch) -> bool:
+        """Take records; see `linkd.api.port.Sink`."""
+
+    @abstractmethod
+    def volatile(self, batch: Batch) -> None:
+        """Take records without an offset."""
+
+    @abstractmethod
+    def gap(self, first: int, next: int) -> None:
+        """Hear that offsets are gone."""
+
+    @abstractmethod
+    def end(self, reason: str) -> None:
+        """Hear that nothing more comes."""
 
     @abstractmethod
     def is_open_for(self, size: int) -> bool:
@@ -73,6 +118,7 @@ class ApiSink(ABC):
 
     def close(self) -> None:
         """The client wants nothing more of it."""
+        self.refund()
         subscription, self.subscription = self.subscription, None
         if subscription is not None:
             subscription.close()

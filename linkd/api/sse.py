@@ -181,6 +181,7 @@ class RecordStream(SlicedSink[bytes]):
     def end(self, reason: str) -> None:
         """Write why nothing more comes, and end."""
         self.subscription = None
+        self.refund()
         self._stream.send(event(to_json({"reason": reason}), None, b"end"))
         self._stream.end()
 
@@ -194,7 +195,7 @@ def stream_records(api: Service, call: Call, pattern: str) -> None:
     consumer = consumer_of(call)
     stream = EventStream(api, call)
     sink = RecordStream(api, stream)
-    sink.subscription = api.subscribe(call.caller, (pattern,), start, sink, consumer)
+    sink.subscribe(call.caller, (pattern,), start, consumer)
     stream.pattern = pattern
     stream.on_room = sink.resume
     stream.on_gone = sink.close

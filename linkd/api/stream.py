@@ -33,6 +33,9 @@ MAX_PATTERNS_BYTES = 65_536
 """The patterns of all subscriptions of one connection are together no longer."""
 
 MAX_WAITS = 10_000
+WAIT_BYTES = 4096
+"""About what one takes in memory (measured)."""
+
 MAX_WAIT_SECONDS = 3600.0
 
 _PUBLISHES = {stream.Publish}
@@ -58,6 +61,7 @@ class StreamSession:
         self._opened = False
         self._subscriptions: dict[int, StreamSink] = {}
         self._pattern_bytes = 0
+        self._part = api.account.part(caller.name)
         self._waits: dict[int, Deferred[Any]] = {}
         self._out: list[bytes] = []
         self._urgent: list[bytes] = []
@@ -160,9 +164,7 @@ class StreamSession:
         for sink in list(self._subscriptions.values()):
             sink.close()
         self._subscriptions.clear()
-        for waiting in list(self._waits.values()):
-            waiting.cancel()
-        self._waits.clear()
+        self._cancel_waits()
         self.ingress.closed()
         if self._unwatch is not None:
             self._unwatch()
@@ -243,11 +245,28 @@ class StreamSession:
         except Refusal as refusal:
             self.send(stream.Waited(frame.id, refusal.error, refusal.message))
             return
+        if not self._part.take(WAIT_BYTES):
+            self.send(stream.Waited(frame.id, "too-many", "too many waits of this caller"))
+            return
         waiting = Deferred.fromCoroutine(reached(self.api, frame.peer, frame.next, timeout))
         self._waits[frame.id] = waiting
+        waiting.addBoth(self._give_wait_back)
         waiting.addCallbacks(
             lambda there: self._waited(frame, there), lambda _: self._forgotten(frame)
         )
+
+    def _give_wait_back(self, result: Any) -> Any:
+        self._part.give(WAIT_BYTES)
+        return result
+
+    def _cancel_waits(self) -> None:
+        """Give up what was waited for, in slices."""
+        until = self.api.share.end()
+        while self._waits:
+            self._waits.popitem()[1].cancel()
+            if self.api.reactor.seconds() >= until:
+                self.api.share.queue(self._cancel_waits)
+                break
 
     def _forgotten(self, frame: stream.Wait) -> None:
         self._waits.pop(frame.id, None)
@@ -275,16 +294,14 @@ class StreamSession:
             self.caller.check_patterns(frame.patterns)
             consumer = check_consumer(frame.consumer) if frame.consumer else None
             sink = StreamSink(self, frame.id, frame.patterns, frame.credit)
-            sink.subscription = self.api.subscribe(
-                self.caller, frame.patterns, frame.start, sink, consumer
-            )
+            began = sink.subscribe(self.caller, frame.patterns, frame.start, consumer)
         except LinkdError as error:
             refusal = refusal_of(error)
             self.send(stream.Failed(frame.id, refusal.error, refusal.message))
             return
         self._subscriptions[frame.id] = sink
         self._pattern_bytes += size
-        self.send(stream.Subscribed(frame.id, sink.subscription.next))
+        self.send(stream.Subscribed(frame.id, began.next))
 
     def _unsubscribe(self, frame: stream.Unsubscribe) -> None:
         sink = self._subscriptions.get(frame.id)
@@ -427,6 +444,7 @@ class StreamSink(ApiSink):
     def end(self, reason: str) -> None:
         """Nothing more comes."""
         self.subscription = None
+        self.refund()
         self._session.ended(self, reason)
 
     def give(self, bytes: int) -> None:

@@ -158,7 +158,7 @@ class TextSession:
         if before is not None:
             before.close()
         sink = TextSink(self, self._api, pattern)
-        sink.subscription = self._api.subscribe(self.caller, (pattern,), start, sink)
+        sink.subscribe(self.caller, (pattern,), start)
         self._subscriptions[pattern] = sink
         return sink
 
@@ -301,6 +301,7 @@ class TextSink(SlicedSink[Told]):
     def end(self, reason: str) -> None:
         """Nothing more comes."""
         self.subscription = None
+        self.refund()
         self._session.lost(self, reason)
 
 

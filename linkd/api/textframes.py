@@ -27,6 +27,10 @@ _value = msgspec.json.Decoder()
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
+Kind = Literal["publish", "subscribe", "unsubscribe", "ping", "pong"]
+"""What a message of a client does."""
+
+
 class Frame(msgspec.Struct, frozen=True):
     """What a client's message means.
 
@@ -41,7 +45,7 @@ class Frame(msgspec.Struct, frozen=True):
         headers: The headers of what is to be published, None if none.
     """
 
-    kind: Literal["publish", "subscribe", "unsubscribe", "ping", "pong"]
+    kind: Kind
     body: bytes = b""
     type: str = ""
     content_type: str = ""
