@@ -9,6 +9,7 @@ of the race here.
 
 from __future__ import annotations
 
+import os
 from typing import Any, Final, NamedTuple
 
 from twisted.internet import error
@@ -354,4 +355,5 @@ def _short(reason: Failure) -> str:
         return "refused"
     if isinstance(value, error.NoRouteError):
         return "no route"
-    return str(getattr(value, "osError", None) or value)
+    number = getattr(value, "osError", None)
+    return os.strerror(number) if isinstance(number, int) else str(number or value)

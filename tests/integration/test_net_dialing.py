@@ -38,7 +38,9 @@ class Lab:
         self.listeners: list[Listener] = []
         self.began: list[float] = []
 
-    def serve(self, protocol: Callable[[], Protocol], interface: str = "127.0.0.1") -> str:
+    def serve(
+        self, protocol: Callable[[], Protocol], interface: str = "127.0.0.1", number: int = 0
+    ) -> str:
         """Listen with a protocol; return the URL."""
         lab = self
 
@@ -51,7 +53,7 @@ class Lab:
                 lab.transports.append(made)
                 return made
 
-        port = reactor.listenTCP(0, Kept(), interface=interface)
+        port = reactor.listenTCP(number, Kept(), interface=interface)
         self.ports.append(port)
         host = f"[{interface}]" if ":" in interface else interface
         return f"ws://{host}:{port.getHost().port}/link"
@@ -280,6 +282,46 @@ async def test_a_silent_first_address_is_passed_over(lab: Lab) -> None:
     await link.until("greeted", reactor)
     assert link.addresses == [None, f"127.0.0.2:{port}", f"127.0.0.1:{port}"]
     assert link.connections[0].address == f"127.0.0.1:{port}"
+
+
+@pytest.mark.parametrize("place", range(4))
+@pytest_twisted.ensureDeferred
+async def test_the_good_address_of_a_name_is_found_behind_bad_ones(lab: Lab, place: int) -> None:
+    url, _ = lab.hub("[::1]:0")
+    port = int(url.rsplit(":", 1)[1].split("/")[0])
+    lab.serve(Protocol, "127.0.0.2", port)
+    lab.serve(saying(b"HTTP/1.1 502 bad gateway\r\nContent-Length: 0\r\n\r\n"), "127.0.0.3", port)
+    addresses = ["127.0.0.2", "127.0.0.3", "127.0.0.4"]  # mute, 502, refusing
+    addresses.insert(place, "::1")
+    resolver = Resolver(reactor, lambda _: succeed(addresses))
+    began = reactor.seconds()
+    _, link = lab.dial(f"ws://hub.example.net:{port}/link", resolver=resolver, budget=2.0)
+    await link.until("greeted", reactor)
+    assert reactor.seconds() - began < 2.0
+    assert link.failures == []
+    assert link.connections[0].address == f"[::1]:{port}"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_lack_of_descriptors_is_unreachable_and_passes(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, _ = lab.hub()
+    dialer, link = lab.dial(f"ws://127.0.0.1:{url.rsplit(':', 1)[1]}")
+    await link.until("greeted", reactor)
+    link.connections[0].abort("closed", "a test")
+    await link.until("lost", reactor)
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "twisted.internet.tcp.Client.createInternetSocket",
+            lambda _: (_ for _ in ()).throw(OSError(24, "Too many open files")),
+        )
+        dialer.dial(0.0)
+        found = await failure(link)
+    assert (found.kind, found.reason) == ("unreachable", "unreachable")
+    assert "Too many open files" in found.detail
+    dialer.dial(0.0)
+    await link.until("greeted", reactor)
 
 
 @pytest_twisted.ensureDeferred
