@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from hashlib import blake2b
 from zlib import crc32
@@ -12,8 +13,8 @@ _SPANS = 8
 _SHARES = 64
 """Channels are spread over so many shares of their owner's ids."""
 
-_LEAST = 1024
-_EVERY = 4096
+_MOST = 4096
+"""Ids of one generation, which goes as a whole; and so often the bound is looked at."""
 
 
 def digest(channel: str, id: str) -> bytes:
@@ -40,17 +41,40 @@ class Forgotten:
         self.age = float("inf")
 
 
+class _Generation:
+    """Ids that were published one after the other."""
+
+    __slots__ = ("began", "first", "keys")
+
+    def __init__(self, began: float, first: int) -> None:
+        self.began = began
+        self.first = first
+        self.keys: list[bytes] = []
+
+
 class _Share:
-    """The ids of one owner on some channels, in generations, the oldest first."""
+    """The ids of one owner on some channels."""
 
-    __slots__ = ("began", "generations")
+    __slots__ = ("generations", "offsets")
 
-    def __init__(self, stamp: float) -> None:
-        self.generations: list[dict[bytes, int]] = [{}]
-        self.began = [stamp]
+    def __init__(self) -> None:
+        self.offsets: dict[bytes, int] = {}
+        self.generations: deque[_Generation] = deque()
 
-    def __len__(self) -> int:
-        return sum(map(len, self.generations))
+    def forget_oldest(self) -> int:
+        """Forget the oldest generation; return how many ids that were."""
+        before, offsets = len(self.offsets), self.offsets
+        gone = self.generations.popleft()
+        end = self.generations[0].first if self.generations else None
+        for key in gone.keys:
+            if end is None or offsets.get(key, end) < end:  # else taken back, and given again
+                offsets.pop(key, None)
+        return before - len(offsets)
+
+    def expire(self, before: float) -> None:
+        """Forget what was published before that time as a whole."""
+        while len(self.generations) > 1 and self.generations[1].began <= before:
+            self.forget_oldest()
 
 
 class Ids:
@@ -78,24 +102,18 @@ class Ids:
         self._notes = 0
 
     def __len__(self) -> int:
-        return sum(map(len, self._shares.values()))
+        return sum(len(share.offsets) for share in self._shares.values())
 
     def find(self, owner: str, key: bytes) -> int | None:
         """Return the offset of the owner's record with that digest, or None.
 
         Ids that a version without owners stored are every owner's.
         """
-        offset = self._find((owner, key[0]), key)
-        return self._find(("", 0), b"\0" + key[1:]) if offset is None else offset
-
-    def _find(self, place: tuple[str, int], key: bytes) -> int | None:
-        share = self._shares.get(place)
-        if share is not None:
-            for generation in reversed(share.generations):
-                offset = generation.get(key)
-                if offset is not None:
-                    return offset
-        return None
+        share = self._shares.get((owner, key[0]))
+        offset = None if share is None else share.offsets.get(key)
+        if offset is None and (share := self._shares.get(("", 0))) is not None:
+            offset = share.offsets.get(b"\0" + key[1:])
+        return offset
 
     def add(
         self, owner: str, key: bytes, offset: int, stamp: float, undo: Undo | None = None
@@ -105,43 +123,37 @@ class Ids:
             key = b"\0" + key[1:]
         share = self._shares.get((owner, key[0]))
         if share is None:
-            share = self._shares[owner, key[0]] = _Share(stamp)
-        newest = share.generations[-1]
-        if stamp - share.began[-1] >= self._span or (
-            len(newest) >= _LEAST and len(newest) >= len(share) // 4
-        ):
-            newest = {}
-            share.generations.append(newest)
-            share.began.append(stamp)
-            self._expire(share, stamp)
-        newest[key] = offset
+            share = self._shares[owner, key[0]] = _Share()
+        generations = share.generations
+        newest = generations[-1] if generations else None
+        if newest is None or len(newest.keys) >= _MOST or stamp - newest.began >= self._span:
+            newest = _Generation(stamp, offset)
+            generations.append(newest)
+            share.expire(stamp - self.window)
+        newest.keys.append(key)
+        share.offsets[key] = offset
         if undo is not None:
-            undo.append((newest, key, ABSENT))
+            undo.append((share.offsets, key, ABSENT))
         self._notes += 1
-        if not self._notes % min(_EVERY, self._limit):
+        if not self._notes % min(_MOST, self._limit):
             self._bound(stamp)
 
-    def _expire(self, share: _Share, stamp: float) -> None:
-        while len(share.generations) > 1 and share.began[1] <= stamp - self.window:
-            del share.generations[0], share.began[0]
-
     def _bound(self, stamp: float) -> None:
-        """Drop what is older than the window, then what is too much."""
+        """Forget what is older than the window, then what is too much."""
         sizes: dict[str, dict[int, int]] = {}
         for (owner, number), share in list(self._shares.items()):
-            self._expire(share, stamp)
-            if stamp - share.began[-1] > self.window + self._span:
+            share.expire(stamp - self.window)
+            if share.generations[-1].began < stamp - self.window - self._span:
                 del self._shares[owner, number]
             else:
-                sizes.setdefault(owner, {})[number] = len(share)
+                sizes.setdefault(owner, {})[number] = len(share.offsets)
         excess = sum(sum(mine.values()) for mine in sizes.values()) - self._limit
         while excess > 0:
             owner = max(sizes, key=lambda owner: sum(sizes[owner].values()))
             number = max(sizes[owner], key=sizes[owner].__getitem__)
             share = self._shares[owner, number]
-            gone = len(share.generations[0])
-            young = share.began[1] if len(share.generations) > 1 else stamp
-            del share.generations[0], share.began[0]
+            gone = share.forget_oldest()
+            young = share.generations[0].began if share.generations else stamp
             if not share.generations:
                 del self._shares[owner, number]
             excess -= gone
@@ -153,5 +165,10 @@ class Ids:
     def since(self, offset: int) -> Iterator[tuple[str, bytes, int]]:
         """Yield owner, digest and offset of what is known of records at or after `offset`."""
         for (owner, _), share in self._shares.items():
-            for generation in share.generations:
-                yield from ((owner, key, at) for key, at in generation.items() if at >= offset)
+            for generation in reversed(share.generations):
+                for key in generation.keys:
+                    at = share.offsets.get(key, 0)
+                    if at >= offset:
+                        yield owner, key, at
+                if generation.first < offset:
+                    break

@@ -84,3 +84,15 @@ def test_what_was_added_can_be_taken_back() -> None:
     ids.add("shop", key, 7, 0.0, undo)
     take_back(undo)
     assert ids.find("shop", key) is None
+
+
+def test_an_id_that_was_taken_back_and_given_again_is_as_young_as_it_is() -> None:
+    ids, undo = Ids(80.0, 1000), list[Any]()
+    key = digest("c", "x")
+    ids.add("shop", key, 1, 0.0, undo)
+    ids.add("shop", digest("c", "a"), 1, 0.0)
+    take_back(undo)
+    ids.add("shop", key, 2, 50.0)
+    ids.add("shop", digest("c", "b"), 3, 135.0)
+    assert (ids.find("shop", key), ids.find("shop", digest("c", "a"))) == (2, None)
+    assert list(ids.since(2)) == [("shop", digest("c", "b"), 3), ("shop", key, 2)]
