@@ -23,6 +23,10 @@ AGING_SECONDS = 60.0
 """How often the absence of named consumers is counted and stored."""
 
 
+PATTERNS_BYTES = 16 * 1024 * 1024
+KEY_PATTERNS_BYTES = 1024 * 1024
+"""How long the patterns of all named consumers, and of those of one key, may be together."""
+
 LOOKS = 4
 """So many consumers that lag are compared with the log at once."""
 
@@ -96,6 +100,7 @@ class Readers:
             self._around.tell("warn", "consumer.replaced", owner=owner, consumer=name)
             holder.end("replaced")
         known = self._store.consumers().get(key)
+        self._check_patterns(key, patterns)
         if known is None:
             self._check_room(owner)
             self._around.tell("info", "consumer.created", owner=owner, consumer=name, next=start)
@@ -118,6 +123,23 @@ class Readers:
             raise PublishError(
                 f"{owner} has {mine} named consumers and may have no more: delete some"
                 f" (`linkd consumers --delete {owner}/NAME`) or raise {setting}"
+            )
+
+    def _check_patterns(self, key: Owned, patterns: tuple[str, ...]) -> None:
+        """Raise PublishError where the patterns of all consumers would be too long together."""
+        size = mine = total = sum(map(len, patterns))
+        for other, consumer in self._store.consumers().items():
+            if other != key:
+                length = sum(map(len, consumer.patterns))
+                total += length
+                mine += length if other[0] == key[0] else 0
+        is_key = any(one.name == key[0] for one in self._around.config.api.keys)
+        bound = KEY_PATTERNS_BYTES if is_key else PATTERNS_BYTES - PATTERNS_BYTES // 10
+        if mine > bound or total > PATTERNS_BYTES:
+            raise PublishError(
+                f"the patterns of the consumers of {key[0]} have {mine - size} bytes; with"
+                f" {size} more they are above {bound}, or those of all above {PATTERNS_BYTES}:"
+                " delete some, or use patterns with > or *"
             )
 
     def offer(self, follower: Follower, batches: list[Batch], next: int) -> None:

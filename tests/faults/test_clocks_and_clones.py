@@ -114,3 +114,26 @@ def test_both_dial_and_one_connection_stays(lab: Lab, daemons: Start) -> None:
     time.sleep(2.0)
     assert watch(8.0, a, b) == 0
     figures.tell(f"both dial: one connection, up {waited:.2f} s after the path is back")
+
+
+@pytest.mark.parametrize("days", [8, -8, 18_250, -18_250])
+def test_a_stepped_clock_removes_no_consumer_and_nothing_owed_to_it(
+    daemons: Start, tmp_path: Path, days: int
+) -> None:
+    """While the daemon runs, and while it is off; its consumer is absent all the time."""
+    need("libfaketime")
+    clock = Clock(tmp_path)
+    edge = daemons("edge", "", environment=clock.environment())
+    page = "/v1/channels/orders?consumer=billing"
+    edge.call("GET", page)
+    for number in range(5):
+        edge.call("POST", "/v1/channels/orders", b"%d" % number, "text/plain")
+    clock.step(days * 86_400.0)
+    time.sleep(2.5)
+    edge.stop()
+    clock.step(2 * days * 86_400.0)
+    edge.start()
+    time.sleep(2.5)
+    owed = edge.call("GET", page)
+    assert [one["text"] for one in owed["records"]] == ["0", "1", "2", "3", "4"]
+    assert not [line for line in edge.lines if line.fields.get("event") == "consumer.removed"]

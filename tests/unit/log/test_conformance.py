@@ -13,6 +13,8 @@ from linkd.core.batch import HELD_BYTES, MAX_BATCH_BYTES, Draft, Origin, Produce
 from linkd.core.wire import Cursor, EpochEnd
 from linkd.errors import BadRecord, Gap, OutOfStep, SequenceUnproven
 from linkd.log.engine import Appended
+from linkd.log.ids import Forgotten
+from linkd.log.ledger import MOST_TOLD
 from linkd.log.producers import MAX_HOLES
 from tests.support.logs import (
     MemoryBench,
@@ -129,6 +131,41 @@ def test_a_number_so_far_back_that_nothing_proves_it_is_refused(bench: Any) -> N
     got = append(bench, draft(b"a", producer=numbered("p", 1)))
     assert [type(one) for one in got] == [SequenceUnproven]
     assert bench.log.next == before
+
+
+def test_ids_and_producers_that_are_pushed_out_are_logged_once_an_hour(bench: Any) -> None:
+    told: list[Any] = []
+    bench.log.on_told.append(told.append)
+    for count in (5, 7):
+        forgotten = Forgotten()
+        forgotten.count, forgotten.age = count, 60.0
+        bench.log._ids.forgotten["shop"] = forgotten
+        bench.log._state.producers.forgotten["shop"] = count
+        append(bench, draft(b"a"))
+    assert [one.event for one in told] == ["ids.forgotten", "producers.forgotten"]
+    assert "5 ids of shop were forgotten" in told[0].detail
+    assert bench.log._ids.forgotten["shop"].count == 7
+    for owner in range(MOST_TOLD + 2):
+        bench.log._state.producers.forgotten[f"owner{owner}"] = 1
+    append(bench, draft(b"a"))
+    assert len(told) > MOST_TOLD
+    assert len(bench.log._told_forgotten) <= MOST_TOLD + 2
+
+
+def test_a_position_is_found_by_the_bytes_behind_it(bench: Any) -> None:
+    for number in range(30):
+        append(bench, draft(bytes(60_000), channel="orders" if number % 2 else "news.a"))
+    append(bench, draft(bytes(60_000), channel="late"))
+    log = bench.log
+    assert log.behind(2**40) == log.first == 1
+    assert log.behind(0) == log.next == 32
+    found = log.behind(1_300_000)
+    assert 1 < found < 32
+    assert log.holds(1, 32, "news.a".__eq__)
+    assert log.holds(31, 32, "late".__eq__)
+    assert not log.holds(1, found, "late".__eq__)
+    assert not log.holds(1, 32, "quiet".__eq__)
+    assert not log.holds(32, 32, "late".__eq__)
 
 
 def test_an_id_is_its_owners(bench: Any) -> None:

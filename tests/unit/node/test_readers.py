@@ -12,6 +12,7 @@ from twisted.internet.task import Clock
 from linkd.core.batch import Draft, Record, encode_records
 from linkd.errors import PublishError
 from linkd.log.engine import UNOWNED, Consumer, Owned
+from linkd.node import readers
 from linkd.node.readers import AGING_SECONDS, LOOKS
 from tests.support.fake_node import FakeNode, make_config
 
@@ -173,6 +174,22 @@ def test_no_owner_takes_the_last_tenth_of_all_consumers(node: FakeNode) -> None:
         node.subscribe(("orders",), "latest", Sink(), ("shop", name))
     with pytest.raises(PublishError):
         node.subscribe(("orders",), "latest", Sink(), ("shop", "c"))
+
+
+def test_the_patterns_of_a_keys_consumers_are_bounded(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "KEY_PATTERNS_BYTES", 20)
+    monkeypatch.setattr(readers, "PATTERNS_BYTES", 50)
+    ten = "orders.abc"
+    for name in ("a", "b", "a"):
+        node.subscribe((ten,), "latest", Sink(), ("shop", name))
+    for name in ("a", "c"):
+        with pytest.raises(PublishError, match=r"shop have (10|20) bytes"):
+            node.subscribe((ten, ten), "latest", Sink(), ("shop", name))
+    node.subscribe((ten, ten), "latest", Sink(), SOCKET)
+    with pytest.raises(PublishError, match="above 45"):
+        node.subscribe((ten * 3,), "latest", Sink(), ("socket", "c"))
 
 
 def test_a_consumer_can_be_moved_to_another_owner(node: FakeNode) -> None:
