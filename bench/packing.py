@@ -58,10 +58,7 @@ def _each(call: Callable[[bytes], bytes], batches: list[bytes], records: int) ->
 
 
 def packing(rounds: int, batches: int) -> str:
-    """Measure, and return a section in Markdown, which says so where zstandard is missing."""
-    if pack is None or unpack is None:
-        return f"{_HEAD}Not measured: zstandard is missing (pip install 'linkd[compress]').\n"
-    opened: Callable[[bytes, int], bytes] = unpack
+    """Measure, and return a section in Markdown."""
     rows = []
     for name, (count, bodies) in _LOADS.items():
         source = bodies(Random(1))
@@ -71,7 +68,7 @@ def packing(rounds: int, batches: int) -> str:
         packed = [pack(batch) for batch in plain]
         records = count * batches
         made = [_each(pack, plain, records) for _ in range(rounds)]
-        taken = [_each(lambda one: opened(one, 1 << 24), packed, records) for _ in range(rounds)]
+        taken = [_each(lambda one: unpack(one, 1 << 24), packed, records) for _ in range(rounds)]
         before, after = sum(map(len, plain)), sum(map(len, packed))
         sizes = (f"{before / records:.0f}", f"{after / records:.0f}", f"{after / before:.0%}")
         rows.append([name, *sizes, spread(figure(made)), spread(figure(taken))])

@@ -17,7 +17,6 @@ from linkd.core.shown import rfc3339
 from linkd.errors import AttemptFailed, Reason
 from linkd.net.ports import Connection, Dialer
 from linkd.node import carrier
-from linkd.node.codec import unpack
 from linkd.outages import Current
 from linkd.status import LinkStatus
 
@@ -113,7 +112,7 @@ class LinkDriver:
             cursor=log.cursor(self.peer),
             wants=self.settings.receive,
             ping_interval=around.config.heartbeat.ping_interval,
-            compress=("zstd",) if unpack is not None else (),
+            compress=("zstd",),
             relays=self.settings.relay,
             segment_bytes=SEGMENT_BYTES if self.dialer is None and self.carrier.path.narrow else 0,
         )
