@@ -59,17 +59,25 @@ def _count(text: str) -> int:
     raise argparse.ArgumentTypeError(f"expected how many messages, got {text!r}")
 
 
-def _tell_where(arguments: argparse.Namespace) -> None:
-    """Say so where the log does not go as far as the offset asked for: it begins at the end."""
+def _start_notice(arguments: argparse.Namespace) -> str | None:
+    """Return where reading starts, where that may not be what the caller expects."""
     status = decode(calls.get(arguments, "/v1/status").body)
-    stands = any(
-        (one.owner, one.name) == ("socket", arguments.consumer) for one in status.consumers
-    )
-    if arguments.start > status.log.next and not stands:
-        sys.stderr.write(
-            f"linkd: offset {arguments.start:,} is not there yet: the log's next offset is"
-            f" {status.log.next:,}; waiting for what comes, from there on\n"
+    log, name = status.log, arguments.consumer
+    known = [one.next for one in status.consumers if (one.owner, one.name) == ("socket", name)]
+    if known:
+        ignored = "" if arguments.start == "latest" else "; --from does not count"
+        return f"consumer {name!r} goes on at offset {known[0]:,}{ignored}"
+    if isinstance(arguments.start, int) and arguments.start > log.next:
+        return (
+            f"offset {arguments.start:,} is not there yet: the log's next offset is"
+            f" {log.next:,}; waiting for what comes, from there on"
         )
+    if name and arguments.start == "latest":
+        return (
+            f"new consumer {name!r} begins now, at offset {log.next:,};"
+            " --from earliest prints what is there"
+        )
+    return None
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -78,7 +86,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.count == 0:
         return exits.FINE
-    if isinstance(arguments.start, int):
-        _tell_where(arguments)
+    if arguments.consumer or isinstance(arguments.start, int):
+        notice = _start_notice(arguments)
+        if notice is not None:
+            sys.stderr.write(f"linkd: {notice}\n")
     follow(arguments, sys.stdout)
     return exits.FINE

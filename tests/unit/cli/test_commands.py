@@ -466,3 +466,29 @@ def test_the_dashboards_address_comes_from_the_configuration(
     file.write_text('[node]\nname = "edge-1"\n[api]\nhttp = "127.0.0.1:9480"\n')
     assert main(["-c", str(file), "token", "--dashboard"]) == 0
     assert capsys.readouterr().out == "http://127.0.0.1:9480/?token=t0ken\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--consumer", "new"], "new consumer 'new' begins now, at offset 12,346; --from earliest"),
+        (["--consumer", "new", "--from", "earliest"], None),
+        (["--consumer", "billing"], "consumer 'billing' goes on at offset 12,000"),
+        (["--consumer", "billing", "--from", "earliest"], "12,000; --from does not count"),
+        (["--from", "99999"], "offset 99,999 is not there yet"),
+        (["--from", "12"], None),
+        ([], None),
+    ],
+)
+def test_subscribe_says_where_it_begins(
+    daemon: HttpDaemon,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    said: str | None,
+) -> None:
+    daemon.answers["GET /v1/status"] = (200, status())
+    monkeypatch.setattr("linkd.cli.following.follow", lambda *_: None)
+    assert main(["subscribe", "orders", *words]) == 0
+    printed = capsys.readouterr().err
+    assert printed == "" if said is None else said in printed
