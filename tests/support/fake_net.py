@@ -84,10 +84,20 @@ class FakeConnection:
         if self.other is not None:
             self.other.end("stopped", message.detail, message)
 
+    def abandon(self) -> None:
+        """Dialer: nobody wants it any more, before the listener's hello has come."""
+        self.ended = True
+        if self.other is not None:
+            self._clock.callLater(self.delay, self.other.end, "closed", "reset")
+
     def end(self, reason: Reason, detail: str, goodbye: wire.Goodbye | None = None) -> None:
-        if not self.ended:
-            self.ended = True
+        if self.ended:
+            return
+        self.ended = True
+        if self.greeted:
             self.driver.lost(self, reason, detail, goodbye)
+        elif self.dialed:
+            self.driver.failed(AttemptFailed("broken", "closed", detail))
 
 
 class FakeDialer:
@@ -102,6 +112,7 @@ class FakeDialer:
         self._driver = driver
         self._timer = None
         self._counter = 0
+        self._under_way: FakeConnection | None = None
 
     def dial(self, after: float) -> None:
         self.stop()
@@ -112,6 +123,9 @@ class FakeDialer:
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
         self.next_attempt = None
+        under_way, self._under_way = self._under_way, None
+        if under_way is not None and not (under_way.greeted or under_way.ended):
+            under_way.abandon()
 
     def _attempt(self) -> None:
         self.next_attempt = None
@@ -123,7 +137,8 @@ class FakeDialer:
             return
         self._driver.opening()
         generation = wire.Generation(self._net.boots[self._driver], self._counter)
-        self._net.join(self._driver, generation)
+        delay = self._net.delays.get(self._driver._around.name, 0.001)
+        self._under_way = self._net.join(self._driver, generation, delay)
 
 
 class FakeNet:
@@ -133,6 +148,7 @@ class FakeNet:
         self.clock = Clock()
         self.rng = Random(seed)
         self.open = True
+        self.delays: dict[str, float] = {}  # each way, of what a node dials
         self.largest: int | None = None  # larger messages are lost on the way
         self.nodes: dict[str, Node] = {}
         self.boots: dict[LinkDriver, str] = {}
