@@ -294,26 +294,6 @@ def test_who_types_the_message_is_told_how_to_end_it(
     assert daemon.asked[0].body == b"typed\n"
 
 
-def test_beyond_the_end_is_said_and_a_consumer_that_stands_is_not_bothered(
-    daemon: HttpDaemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    followed = []
-    monkeypatch.setattr("linkd.cli.following.follow", lambda *given: followed.append(given))
-    daemon.answers["GET /v1/status"] = (200, status())
-    for words, told in (
-        (["--from", "12347"], True),
-        (["--from", "12346"], False),
-        (["--from", "99999", "--consumer", "shop"], True),
-        (["--from", "99999", "--consumer", "billing"], False),
-        (["--from", "earliest"], False),
-    ):
-        assert main(["subscribe", "orders", *words]) == 0
-        said = capsys.readouterr().err
-        assert ("the log's next offset is 12,346; waiting" in said) is told, words
-        assert said.count("\n") == told
-    assert len(followed) == 5
-
-
 @pytest.mark.parametrize("word", ["", ".", ".."])
 @pytest.mark.parametrize(
     "words",
