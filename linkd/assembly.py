@@ -16,7 +16,7 @@ from twisted.internet.task import LoopingCall
 
 from linkd import events
 from linkd.api.server import Api
-from linkd.clock import wall
+from linkd.clock import boot_word, wall
 from linkd.config import Config
 from linkd.errors import LinkdError
 from linkd.log import Edges, open_cursors, open_log
@@ -73,7 +73,12 @@ class Assembly:
         state = Path(config.node.state_dir)
         post, began = reactor.callFromThread, reactor.seconds()
         prompt = getattr(reactor, "in_turn", None)
-        edges = Edges(wall=wall, at_turn_end=turn_end(reactor), in_turn=prompt)
+        edges = Edges(
+            wall=wall,
+            at_turn_end=turn_end(reactor),
+            in_turn=prompt,
+            boot=boot_word(Path(config.api.socket).parent),
+        )
         log = open_log(config.log, state, config.node.name, post, edges)
         self._cursors = open_cursors(log, state, post, wall=wall)
         opened = reactor.seconds() - began

@@ -34,6 +34,14 @@ ROWS = (
         "The file of cursors beside the log was damaged or absent and was made again from the log.",
     ),
     kind(
+        "log.clock-doubtful",
+        "warn",
+        "",
+        "The wall clock is older than this version of linkd, or than when linkd last ran: how long "
+        "the host was off is not known and does not count for the ttl of records.",
+        "Set the clock right; a battery for it, or NTP, keeps it right.",
+    ),
+    kind(
         "log.full",
         "error",
         "bytes max_bytes",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from random import Random
 
+from linkd.clock import boottime
 from linkd.core.batch import HELD_BYTES, Batch
 from linkd.log.group import Group
 from linkd.log.memory import MemoryLog
@@ -34,7 +34,7 @@ class BoundedMemoryLog(MemoryLog):
         node: str,
         settings: SegmentSettings,
         rng: Random | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = boottime,
     ) -> None:
         self._settings = settings
         self._owed_from = 1

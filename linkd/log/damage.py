@@ -29,7 +29,7 @@ More than a segment holds.
 """
 
 _BESIDE = (".idx", ".ids", ".state", ".idx.part", ".ids.part", ".state.part")
-_OTHERS = ("identity", "identity.part", "lock", "untold", "untold.part")
+_OTHERS = ("identity", "identity.part", "lock", "untold", "untold.part", "clock", "clock.part")
 
 SPARE_BYTES = 1 << 20
 """What a disk must have left beside a repaired file."""

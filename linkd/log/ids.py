@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from hashlib import blake2b
+from operator import sub
 from zlib import crc32
 
 from linkd.log.origins import ABSENT, Undo
@@ -87,14 +88,19 @@ class Ids:
         window: Seconds on the log's clock for which an id is remembered at least; up to 1/8 more.
         limit: The most ids remembered, about.
 
+        ago: Returns what the log's clock was so many seconds before a stamp.
+
     Attributes:
         forgotten: What the bound made it forget, by owner, since the caller last cleared it.
     """
 
-    __slots__ = ("_limit", "_notes", "_shares", "_span", "forgotten", "window")
+    __slots__ = ("_ago", "_limit", "_notes", "_shares", "_span", "forgotten", "window")
 
-    def __init__(self, window: float, limit: int) -> None:
+    def __init__(
+        self, window: float, limit: int, ago: Callable[[float, float], float] = sub
+    ) -> None:
         self.window = window
+        self._ago = ago
         self.forgotten: dict[str, Forgotten] = {}
         self._limit = limit
         self._span = window / _SPANS
@@ -129,7 +135,7 @@ class Ids:
         if newest is None or len(newest.keys) >= _MOST or stamp - newest.began >= self._span:
             newest = _Generation(stamp, offset)
             generations.append(newest)
-            share.expire(stamp - self.window)
+            share.expire(self._ago(stamp, self.window))
         newest.keys.append(key)
         share.offsets[key] = offset
         if undo is not None:
@@ -141,9 +147,10 @@ class Ids:
     def _bound(self, stamp: float) -> None:
         """Forget what is older than the window, then what is too much."""
         sizes: dict[str, dict[int, int]] = {}
+        before = self._ago(stamp, self.window + self._span)
         for (owner, number), share in list(self._shares.items()):
-            share.expire(stamp - self.window)
-            if share.generations[-1].began < stamp - self.window - self._span:
+            share.expire(self._ago(stamp, self.window))
+            if share.generations[-1].began < before:
                 del self._shares[owner, number]
             else:
                 sizes.setdefault(owner, {})[number] = len(share.offsets)

@@ -5,10 +5,10 @@ For tests and labs.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from random import Random
 
+from linkd.clock import boottime
 from linkd.core.batch import HELD_BYTES, Batch
 from linkd.errors import Gap, LinkdError
 from linkd.log.group import EpochOpened, Group, ignore
@@ -36,7 +36,7 @@ class MemoryLog(Ledger):
         rng: Random | None = None,
         *,
         delayed: bool = False,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = boottime,
         id_window: float = 86_400.0,
         max_ids: int = 1_000_000,
     ) -> None:

@@ -12,6 +12,7 @@ from linkd.log.identity import Identity, save_identity
 from linkd.log.ids import Ids
 from linkd.log.index import Index
 from linkd.log.ledger import new_token
+from linkd.log.logclock import LogClock, load_note, save_note
 from linkd.log.recover import Found, recover
 from linkd.log.seal import load_ids
 from linkd.log.settings import Edges, SegmentSettings
@@ -30,7 +31,7 @@ class Beginning(msgspec.Struct, frozen=True):
         ids: What was published within the window.
         first: Its oldest offset; what the next epoch begins with where it is empty.
         first_of_epoch: What the next epoch begins with.
-        clock_offset: What the log's clock is above the monotonic one.
+        clock: The log's, which goes on from where it was.
         carried: What the newest snapshot carries beside the state; None in a new log.
         bases: Where the state can be read, oldest first.
         held: Segments that are dropped, and whose files are still there.
@@ -44,7 +45,7 @@ class Beginning(msgspec.Struct, frozen=True):
     ids: Ids
     first: int
     first_of_epoch: int
-    clock_offset: float
+    clock: LogClock
     carried: Snapshot | None
     bases: Sequence[Base]
     held: Sequence[Index]
@@ -67,9 +68,9 @@ def begin(folder: Path, settings: SegmentSettings, edges: Edges) -> Beginning:
         save_identity(edges.files, folder, identity)
     state = found.state or State(identity.log)
     first_of_epoch = max(state.next, identity.next)
-    passed = 0.0 if found.wall is None else max(0.0, edges.wall() - found.wall)
-    clock = found.stamp + passed
-    offset = clock - edges.monotonic()
+    clock = LogClock(edges.monotonic, edges.wall, edges.synchronised, edges.boot)
+    clock.resume(found.stamp, found.wall, load_note(folder))
+    save_note(edges.files, folder, clock.note())
     return Beginning(
         identity,
         state,
@@ -77,19 +78,20 @@ def begin(folder: Path, settings: SegmentSettings, edges: Edges) -> Beginning:
         _ids(folder, settings, found, identity.seed, clock),
         found.segments[0].first if found.segments else first_of_epoch,
         first_of_epoch,
-        offset,
+        clock,
         found.carried,
         found.bases,
         found.held,
         found.goes_on,
-        found.told,
+        found.told if clock.told is None else [*found.told, clock.told],
     )
 
 
-def _ids(folder: Path, settings: SegmentSettings, found: Found, seed: int, clock: float) -> Ids:
+def _ids(folder: Path, settings: SegmentSettings, found: Found, seed: int, clock: LogClock) -> Ids:
     """Return the ids of the segments that the window still reaches."""
-    ids = Ids(settings.id_window, settings.max_ids)
+    ids = Ids(settings.id_window, settings.max_ids, clock.ago)
+    before = clock.ago(clock.now(), settings.id_window)
     for segment in found.segments:
-        if segment.has_ids and segment.stamp >= clock - settings.id_window:
+        if segment.has_ids and segment.stamp >= before:
             load_ids(folder, segment, seed, ids)
     return ids

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,13 +18,17 @@ class Retention:
     Args:
         settings: The log's bounds.
         most: Bytes of all segments above which old ones go.
+        ago: Returns what the log's clock was so many seconds before a stamp.
 
     Attributes:
         owed_from: Nothing below it is owed to anybody.
         trim_to: What lies below it was trimmed.
     """
 
-    def __init__(self, settings: SegmentSettings, most: int) -> None:
+    def __init__(
+        self, settings: SegmentSettings, most: int, ago: Callable[[float, float], float]
+    ) -> None:
+        self._ago = ago
         self._settings = settings
         self._most = most
         self.owed_from = 1
@@ -42,7 +46,7 @@ class Retention:
             size: Bytes of all, and of what is under way.
             clock: The log's own time, in seconds.
         """
-        oldest = clock - self._settings.max_age
+        oldest = self._ago(clock, self._settings.max_age)
         count = 0
         for segment in segments[:-1]:
             over = size > self._most
@@ -56,7 +60,7 @@ class Retention:
 
     def outlived(self, segment: Index, clock: float) -> bool:
         """Whether a segment has records, all of which are owed to nobody and too old."""
-        oldest = clock - self._settings.max_age
+        oldest = self._ago(clock, self._settings.max_age)
         return segment.first < segment.next <= self.owed_from and segment.stamp < oldest
 
 

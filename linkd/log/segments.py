@@ -22,6 +22,7 @@ from linkd.log.group import CursorSet, Post, ignore
 from linkd.log.index import Index, segment_path
 from linkd.log.ledger import Ledger, new_token
 from linkd.log.lock import lock, not_ours
+from linkd.log.logclock import NOTE_SECONDS, save_note
 from linkd.log.opening import Beginning, begin
 from linkd.log.reader import Damage, Reader
 from linkd.log.retention import Retention
@@ -112,7 +113,7 @@ class SegmentLog(Ledger):
         self.snapshot = found.carried
         before = () if found.carried is None else (found.carried,)
         self.carried: Callable[[], Iterable[Snapshot]] = lambda: before
-        self._clock_offset = found.clock_offset
+        self._clock, self._noted = found.clock, -math.inf
         self._seed = found.identity.seed
         self._shelf = found.shelf
         last = self._shelf.last
@@ -128,7 +129,7 @@ class SegmentLog(Ledger):
         self._at_turn_end, self._due = edges.at_turn_end, False
         self._under_way_bytes = 0
         most = self.max_bytes * 9 // 10 - self._segment_bytes
-        self._retention = Retention(settings, most)
+        self._retention = Retention(settings, most, self._clock.ago)
         self._free_bytes = room(self._files, folder)
         self._stuck = self._rolls = self._tight = False
         self._blocked, self._looked = "", self._monotonic()
@@ -154,7 +155,12 @@ class SegmentLog(Ledger):
 
     def clock(self) -> float:
         """Return the log's own clock."""
-        return self._monotonic() + self._clock_offset
+        return self._clock.now()
+
+    def _note_clock(self) -> None:
+        """Note in the background where the clock is."""
+        note = self._clock.note()
+        self._reader.work(lambda: save_note(self._files, self._folder, note))
 
     # writing
 
@@ -213,9 +219,9 @@ class SegmentLog(Ledger):
 
     def _forget(self, state: State, clock: float) -> None:
         """Let a state forget what is too old."""
-        settings = self._settings
-        state.producers.forget(clock - settings.id_window)
-        state.forget_channels(clock - settings.max_age)
+        settings, ago = self._settings, self._clock.ago
+        state.producers.forget(ago(clock, settings.id_window))
+        state.forget_channels(ago(clock, settings.max_age))
         state.origins.fold(2 * settings.max_age)
 
     def _report(self, outcome: Written | Failed | Idle) -> None:
@@ -243,6 +249,9 @@ class SegmentLog(Ledger):
             self._looked = now
             self._retain()
             self._keep_snapshots()
+            if now - self._noted >= NOTE_SECONDS:
+                self._noted = now
+                self._note_clock()
         self._measure()
         self._pump()
         self._raise_mistakes()
@@ -490,6 +499,7 @@ class SegmentLog(Ledger):
             self._send()
         self._closed = True
         self._snapshots.stop()
+        self._note_clock()
 
         def ended() -> None:
             waiting, self._waiting = self._waiting, []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from random import Random, SystemRandom
 
@@ -31,8 +30,10 @@ class Edges(msgspec.Struct, frozen=True):
     Args:
         files: The disk.
         rng: Where ids, epochs and seeds come from.
-        monotonic: Seconds that only grow.
+        monotonic: Seconds that only grow, those of a suspended host too.
         wall: Unix seconds.
+        synchronised: Whether the wall clock is.
+        boot: A word that is the same until the next boot; empty where there is none.
         at_turn_end: Makes a call once all that came together has been worked on, in the reactor's
             thread; None where nobody knows when that is.
         in_turn: Brings what a small commit has led to into the reactor's thread like the log's
@@ -42,10 +43,12 @@ class Edges(msgspec.Struct, frozen=True):
 
     files: Files = msgspec.field(default_factory=RealFiles)
     rng: Random = msgspec.field(default_factory=SystemRandom)
-    monotonic: Callable[[], float] = time.monotonic
+    monotonic: Callable[[], float] = clock.boottime
     wall: Callable[[], float] = clock.wall
     at_turn_end: Callable[[Callable[[], None]], object] | None = None
     in_turn: Callable[[Callable[[], None]], None] | None = None
+    synchronised: Callable[[], bool] = clock.is_synchronised
+    boot: str = ""
 
 
 def refusal(settings: SegmentSettings, size: int, free: int) -> str | None:

@@ -33,6 +33,7 @@ _KEPT = _LOST | {
     "drill.started",
     "link.new-log",
     "link.withheld",
+    "log.clock-doubtful",
     "log.disk-failed",
     "log.full",
     "log.moving",

@@ -57,7 +57,9 @@ class SegmentBench:
         self.files: Any = settings.pop("files", None)
         self.at_turn_end: Any = settings.pop("at_turn_end", None)
         self.now = [1000.0]
-        self.wall = [1_700_000_000.0]
+        self.wall = [1_800_000_000.0]
+        self.synchronised = True
+        self.boot = ""
         settings = {"segment_bytes": 1 << 20, "memory_bytes": 1 << 16} | settings
         self.settings = SegmentSettings(**settings)
         Writer.tick = 0.05
@@ -76,6 +78,8 @@ class SegmentBench:
                 lambda: self.now[0],
                 lambda: self.wall[0],
                 self.at_turn_end,
+                synchronised=lambda: self.synchronised,
+                boot=self.boot,
             ),
         )
         self.turns.until(lambda: not self.log._under_way or self.log.full)
