@@ -166,10 +166,12 @@ class Host(Namespace):
             self.close()
             raise
 
-    def names(self, names: Mapping[str, str]) -> None:
-        """Say what names mean on this host from now on: name to address."""
+    def names(self, names: Mapping[str, str | Sequence[str]]) -> None:
+        """Say what names mean on this host from now on: name to address, or to several."""
         lines = ["127.0.0.1 localhost", "::1 localhost"]
-        lines += [f"{address} {name}" for name, address in names.items()]
+        for name, found in names.items():
+            addresses = [found] if isinstance(found, str) else found
+            lines += [f"{address} {name}" for address in addresses]
         self._hosts_file.write_text("\n".join(lines) + "\n")
 
     def drop(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
