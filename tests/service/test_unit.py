@@ -85,6 +85,41 @@ def test_a_wrong_configuration_stops_it_and_does_not_loop(pair: Pair) -> None:
     assert "Traceback" not in journal
 
 
+def test_a_journal_that_stops_reading_stops_nothing(pair: Pair) -> None:
+    process, before = pair.edge.main_pid(), restarts(pair.edge)
+    pair.edge.run("systemctl", "kill", "-s", "STOP", "systemd-journald.service")
+    try:
+        # Far more lines than the journal's socket takes: some 280.
+        pair.edge.sh(f"for _ in $(seq 800); do kill -USR1 {process}; sleep 0.015; done")
+        begun = time.monotonic()
+        assert link(pair.edge, "hub")["state"] == "up"
+        assert time.monotonic() - begun < 5.0
+        time.sleep(max(0.0, begun + 12.0 - time.monotonic()))  # longer than WatchdogSec=
+        assert pair.edge.main_pid() == process
+        assert link(pair.edge, "hub")["state"] == "up"
+    finally:
+        pair.edge.run("systemctl", "kill", "-s", "CONT", "systemd-journald.service")
+    assert restarts(pair.edge) == before
+
+
+def test_the_unit_lets_it_ask_whether_the_clock_is_synchronised(pair: Pair) -> None:
+    ask = "import ctypes; raise SystemExit(ctypes.CDLL(None).adjtimex(bytes(512)) not in range(6))"
+    pair.edge.write(
+        "/etc/systemd/system/linkd.service.d/ask.conf",
+        f"[Service]\nExecStartPre=/opt/linkd/bin/python -c '{ask}'\n",
+    )
+    try:
+        pair.edge.run("systemctl", "daemon-reload")
+        pair.edge.run("systemctl", "restart", "linkd.service")
+        pair.edge.run("test", "-d", "/run/linkd")
+        pair.edge.run("systemctl", "stop", "linkd.service")
+        pair.edge.run("test", "-d", "/run/linkd")
+    finally:
+        pair.edge.run("rm", "-r", "/etc/systemd/system/linkd.service.d")
+        pair.edge.run("systemctl", "daemon-reload")
+        pair.edge.run("systemctl", "start", "linkd.service")
+
+
 def test_a_blocked_loop_is_restarted_by_the_watchdog(pair: Pair) -> None:
     before, old = restarts(pair.edge), pair.edge.main_pid()
     pair.edge.run("kill", "-STOP", str(old))
