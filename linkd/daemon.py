@@ -302,7 +302,8 @@ def run(path: Path | None, log_format: Format = "text", least: Level = "info") -
         raise
     except StateTooNew as error:
         raise ConfigError(str(error)) from None
-    except LinkdError as error:
+    except (LinkdError, OSError) as error:
+        # An OSError is a disk that fails: the command's own would be taken for its output's.
         for line in str(error).splitlines():
             sys.stderr.write(f"linkd: {line}\n")
         return 1
@@ -319,8 +320,8 @@ def _run(config: Config, paths: Callable[[], Sequence[Path]], installed: Install
     post = reactor.callFromThread
     SignalThread(
         {
-            signal.SIGTERM: partial(post, daemon.stop, "SIGTERM"),
-            signal.SIGINT: partial(post, daemon.stop, "SIGINT"),
+            signal.SIGTERM: partial(_end, reactor, daemon, installed, "SIGTERM"),
+            signal.SIGINT: partial(_end, reactor, daemon, installed, "SIGINT"),
             signal.SIGHUP: partial(post, daemon.reload),
             signal.SIGUSR1: partial(post, daemon.kick),
         },
@@ -337,6 +338,19 @@ def _run(config: Config, paths: Callable[[], Sequence[Path]], installed: Install
     reactor.run(installSignalHandlers=False)
     installed.finish()
     return daemon.code
+
+
+def _end(reactor: Any, daemon: Daemon, installed: Installed, why: str) -> None:
+    """Stop cleanly; while the log still opens, end as a crash would: nothing waits for a goodbye.
+
+    In the thread that takes the signals.
+    """
+    if reactor.running:
+        reactor.callFromThread(daemon.stop, why)
+        return
+    events.emit("node.stopping", signal=why)
+    installed.finish()
+    os._exit(daemon.code)
 
 
 def _thread_died(reactor: Any, daemon: Daemon, what: threading.ExceptHookArgs) -> None:

@@ -71,6 +71,20 @@ def test_a_stop_that_hangs_ends_within_five_seconds_with_the_place(edge: Daemon)
     assert "in stuck" in last["detail"]
 
 
+def test_a_stop_does_not_wait_for_a_log_that_opens_slowly(edge: Daemon) -> None:
+    edge.program = (
+        "-c",
+        "import time\nfrom linkd import assembly\n"
+        "assembly.open_log = lambda *_: time.sleep(60)\n" + MAIN,
+    )
+    edge.start(ready_within=None)
+    edge.wait_line(10.0, event="node.starting")
+    begun = time.monotonic()
+    assert edge.stop() == 0
+    assert time.monotonic() - begun < 3.0
+    assert edge.lines[-1].fields["event"] == "node.stopping"
+
+
 def test_the_watchdogs_signal_ends_a_loop_that_hangs_with_the_place(edge: Daemon) -> None:
     edge.program = (
         "-c",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -482,6 +483,25 @@ def test_a_file_that_may_come_late_ends_with_1_so_that_the_service_starts_again(
     assert ended.returncode == code
     assert ended.stderr.startswith("linkd: peer (b).secret_file: ")
     assert len(ended.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EROFS, errno.EMFILE])
+def test_a_disk_that_fails_while_the_log_opens_ends_with_1(tmp_path: Path, number: int) -> None:
+    config = tmp_path / "linkd.toml"
+    config.write_text(
+        f'[node]\nname = "here"\nstate_dir = "{tmp_path / "state"}"\n'
+        f'[api]\nsocket = "{tmp_path / "linkd.sock"}"\n'
+    )
+    code = (
+        "from linkd import assembly; from linkd.cli import main\n"
+        f"def broken(*_): raise OSError({number}, 'made by the test', '/state/log')\n"
+        "assembly.open_log = broken\n"
+        f"raise SystemExit(main(['run', '-c', {str(config)!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1, done.stderr
+    assert "made by the test: '/state/log'" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_thread_that_dies_ends_the_daemon_with_code_1(house: House) -> None:
