@@ -305,7 +305,10 @@ class PeerSettings(Settings, frozen=True, kw_only=True):
         _meta("URLs, tried in turn: `wss://HOST:PORT/link`; absent: the peer dials this node."),
     ] = ()
     send: Annotated[tuple[str, ...], _meta("Patterns: what of this node's log goes to it.")] = ()
-    receive: Annotated[tuple[str, ...], _meta("Patterns: what this node takes from it.")] = ()
+    receive: Annotated[
+        tuple[str, ...],
+        _meta("Patterns: what this node takes from it; at most 1,024, of 24 KiB together."),
+    ] = ()
     relay: Annotated[
         bool,
         _meta("Take records from it that began at a third node; false: only what began there."),

@@ -107,6 +107,7 @@ TWINS: dict[str, Twin] = {
     "Volatile.run": own(TOKEN),
     "Volatile.sequence": own(MOST),
     "Ack.next": own(MOST),
+    "Resend.next": own(MOST),
     "GapTold.previous": own(MOST),
     "GapTold.next": own(MOST),
     "GapTold.epoch": own(TOKEN),

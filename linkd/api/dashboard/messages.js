@@ -91,8 +91,8 @@ export class MessageBox {
     const at = message.time ? Date.parse(message.time) : Date.now();
     const about = [message.channel, message.type].filter(Boolean).join(" · ");
     const from = [message.origin, message.offset ? `#${message.offset}` : "volatile"].filter(Boolean).join(" ");
-    const { data } = message;
-    const body = typeof data === "string" ? data : data instanceof Uint8Array ? `${data.length} bytes` : JSON.stringify(data);
+    const { data, unreadable } = message;
+    const body = unreadable ? `(unreadable: ${data.length} bytes)` : typeof data === "string" ? data : data instanceof Uint8Array ? `${data.length} bytes` : JSON.stringify(data);
     this.list.prepend(
       make("li", {}, make("time", {}, clock(at)), make("span", {}, about), make("span", { className: "quiet" }, from), make("span", { className: "mono" }, (body ?? "").slice(0, 4000))),
     );

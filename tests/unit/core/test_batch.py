@@ -22,6 +22,7 @@ from linkd.core.batch import (
     check_words,
     decode_records,
     encode_records,
+    headers_bytes,
     read_records,
     split_raw,
 )
@@ -178,7 +179,16 @@ def test_headers_of_an_application_are_checked_and_lowered() -> None:
             check_headers(wrong)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    "headers", [None, {"a": ""}, {f"{n:064}": "\U0001f600" * 255 for n in range(16)}]
+)
+def test_the_bytes_of_headers_are_never_guessed_too_low(headers: dict[str, str] | None) -> None:
+    with_them = encode_records((Record(b"", headers=headers),))
+    assert headers_bytes(headers) >= len(with_them) - len(b"\x95\xc4\x00\xa0\xa0\xa0")
+
+
 def test_words_are_bounded() -> None:
+    check_words("created", "id-1", "text/plain")
     check_words("x" * 255, "é" * 255, "x" * 255)
     for wrong in (
         ("x" * 256, "", ""),
