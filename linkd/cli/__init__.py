@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import errno
 import importlib
 import os
@@ -63,7 +64,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     _open_streams()
     try:
-        arguments = _parser(_command(words)).parse_args(words)
+        command = _command(words)
+        if command == "help":  # linkd help, linkd help COMMAND
+            words = [*words[words.index("help") + 1 :], "--help"]
+            command = _command(words)
+        elif not words:
+            words = ["--help"]
+        if command is not None and command not in _COMMANDS:
+            raise Ended(exits.USAGE, _unknown(command))
+        arguments = _parser(command).parse_args(words)
         code = int(arguments.run(arguments))
         sys.stdout.flush()
         return code
@@ -115,6 +124,13 @@ def _command(words: Sequence[str]) -> str | None:
         elif not word.startswith("-"):
             return word
     return None
+
+
+def _unknown(command: str) -> str:
+    """Return what to answer to a command that there is not."""
+    near = difflib.get_close_matches(command, _COMMANDS, 1)
+    meant = f" (did you mean {near[0]!r}?)" if near else ""
+    return f"there is no command {command[:60]!r}{meant}: `linkd help` lists them"
 
 
 def _parser(command: str | None) -> argparse.ArgumentParser:

@@ -230,7 +230,6 @@ def test_interrupted_while_it_loads_it_ends_as_ever(
 
 
 def test_usage_is_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main([]) == 2
     assert main(["nonsense"]) == 2
     assert main(["status", "--js"]) == 2
     assert main(["log", "trim", "--before", "3", "--ye"]) == 2

@@ -60,3 +60,37 @@ def test_help_fits_eighty_columns(
     for parser, _ in whole(command):
         assert cli.main([*parser.prog.split()[1:], "--help"]) == 0
         assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("words", [[], ["help"], ["--help"]])
+def test_without_a_command_it_lists_them(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert all(f"    {name} " in printed.out for name in cli._COMMANDS)
+
+
+def test_help_of_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["help", "publish"]) == 0
+    helped = capsys.readouterr().out
+    assert cli.main(["publish", "--help"]) == 0
+    assert capsys.readouterr().out == helped
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        (
+            "publsh",
+            "there is no command 'publsh' (did you mean 'publish'?): `linkd help` lists them",
+        ),
+        ("xyzzy", "there is no command 'xyzzy': `linkd help` lists them"),
+    ],
+)
+def test_an_unknown_command_names_the_nearest(
+    word: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([word]) == 2
+    assert capsys.readouterr().err == f"linkd: {said}\n"
