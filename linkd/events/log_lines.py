@@ -34,6 +34,15 @@ ROWS = (
         "The file of cursors beside the log was damaged or absent and was made again from the log.",
     ),
     kind(
+        "log.gone",
+        "error",
+        "",
+        "The log's file was deleted, or its directory replaced or mounted over, while linkd runs: "
+        "publishes are refused.",
+        "Put the directory back: linkd goes on within a second. Or restart linkd: it begins with "
+        "what is there.",
+    ),
+    kind(
         "log.clock-doubtful",
         "warn",
         "",

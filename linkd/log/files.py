@@ -44,6 +44,9 @@ class Files(Protocol):
     def unlink(self, path: Path) -> None:
         """Delete a file."""
 
+    def is_named(self, fd: int, path: Path) -> bool:
+        """Return whether an open file is still the one of that name."""
+
     def free_bytes(self, path: Path) -> int:
         """Return what the disk of `path` has left for us."""
 
@@ -103,6 +106,13 @@ class RealFiles:
     def unlink(self, path: Path) -> None:
         """Delete a file."""
         path.unlink()
+
+    def is_named(self, fd: int, path: Path) -> bool:
+        """Return whether an open file is still the one of that name."""
+        try:
+            return os.path.samestat(os.fstat(fd), path.stat())
+        except (FileNotFoundError, NotADirectoryError):
+            return False
 
     def free_bytes(self, path: Path) -> int:
         """Return what the disk of `path` has left for us."""

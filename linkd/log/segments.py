@@ -159,8 +159,9 @@ class SegmentLog(Ledger):
 
     def _note_clock(self) -> None:
         """Note in the background where the clock is."""
-        note = self._clock.note()
-        self._reader.work(lambda: save_note(self._files, self._folder, note))
+        if not self._blocked:
+            note = self._clock.note()
+            self._reader.work(lambda: save_note(self._files, self._folder, note))
 
     # writing
 
@@ -240,6 +241,8 @@ class SegmentLog(Ledger):
                 self._written(job)
         elif isinstance(outcome, Failed):
             self._back(outcome)
+        elif outcome.gone:
+            self._missing()
         else:
             self._stuck = False
             if self._blocked and not self._waiting:
@@ -285,11 +288,28 @@ class SegmentLog(Ledger):
         self._under_way_bytes = 0
         self._writing = last if outcome.usable else None
         self._at = last.size if last is not None else 0
+        if outcome.gone:
+            self._missing()
+            self._failed(self._blocked)
+            return
         was, self._blocked = self._blocked, why(outcome.error)
         if self._blocked != was and outcome.error.errno != errno.ENOSPC:
             said = f"{self._folder}: {self._blocked}; tried again every second"
             self._tell(Told("error", "log.disk-failed", said))
         self._failed(self._blocked)
+
+    def _missing(self) -> None:
+        """Refuse publishes: the file that is written has no name any more, so all of it is lost."""
+        last, was = self._shelf.segments[-1], self._blocked
+        self._blocked = (
+            f"{self._shelf.path(last)} is gone: it was deleted, or its directory was replaced"
+        )
+        if self._blocked != was:
+            said = (
+                f"{self._blocked} while linkd runs; publishes are refused. Put the directory back,"
+                " or restart linkd: what it finds there then is all that is left"
+            )
+            self._tell(Told("error", "log.gone", said))
 
     def _begun(self, begins: Index) -> None:
         """A segment has begun: the one before is finished."""

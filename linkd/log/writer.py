@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from errno import ENOENT
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
@@ -92,16 +93,24 @@ class Failed(msgspec.Struct, frozen=True):
     Args:
         error: Why.
         usable: The file was put back to its last good length and can go on.
+        gone: Nothing was tried: the file was deleted, or its directory was replaced.
     """
 
     error: OSError
     usable: bool
+    gone: bool = False
 
 
 class Idle(msgspec.Struct, frozen=True):
-    """Nothing came for a while; what the disk has left now."""
+    """Nothing came for a while.
+
+    Args:
+        free_bytes: What the disk has left now.
+        gone: The file was deleted, or its directory was replaced: what is written is lost.
+    """
 
     free_bytes: int
+    gone: bool = False
 
 
 class Writer:
@@ -135,6 +144,8 @@ class Writer:
         self._report = report
         self._queue: SimpleQueue[Job | None] = SimpleQueue()
         self._fd = -1
+        self._path = folder
+        self._gone = False
         self._size = 0
         self._filled = 0
         self._uncached = 0
@@ -148,7 +159,7 @@ class Writer:
     def start(self, path: Path | None, size: int) -> None:
         """Begin, going on behind the first `size` bytes of `path`."""
         if path is not None:
-            self._fd = self._files.open(path)
+            self._fd, self._path = self._files.open(path), path
             self._size = self._filled = self._uncached = size
         self._thread.start()
 
@@ -185,7 +196,7 @@ class Writer:
             except Empty:
                 if not jobs:
                     self._measure()  # the next commit's report must not be older
-                    self._post(self._tell(Idle(self._free)))
+                    self._post(self._tell(Idle(self._free, self._gone)))
             if jobs and self._commit(jobs) >= GATHER_BYTES and running:
                 self.pause(GATHER_SECONDS)
         if self._fd >= 0:
@@ -207,10 +218,13 @@ class Writer:
             return 0
         began = time.monotonic()
         try:
+            if self._gone:
+                raise FileNotFoundError(ENOENT, os.strerror(ENOENT), str(self._path))
             written = self._write(jobs)
         except OSError as error:
             self._bad_era = jobs[0].era
-            self._post(self._tell(Failed(error, self._put_back())))
+            usable = not self._gone and self._put_back()
+            self._post(self._tell(Failed(error, usable, self._gone)))
             return 0
         # What much has led to is the reactor's work, while the next commit is on its way here.
         post = self.in_turn if written <= SMALL_BYTES else self._post
@@ -251,6 +265,7 @@ class Writer:
         """Note what the disk has left, for the next report."""
         self._measured_at, self._unmeasured = time.monotonic(), 0
         with suppress(OSError):
+            self._gone = self._fd >= 0 and not self._files.is_named(self._fd, self._path)
             self._free = self._files.free_bytes(self._folder)
 
     def _uncache(self) -> None:
@@ -269,7 +284,7 @@ class Writer:
         self._size = self._filled = self._uncached = 0
         with suppress(FileNotFoundError):
             self._files.unlink(path)
-        self._fd = self._files.open(path, create=True)
+        self._fd, self._path = self._files.open(path, create=True), path
 
     def _fill(self, written: int) -> None:
         """Make room ready for small commits, where there is enough of it."""

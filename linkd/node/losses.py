@@ -36,6 +36,7 @@ _KEPT = _LOST | {
     "log.clock-doubtful",
     "log.disk-failed",
     "log.full",
+    "log.gone",
     "log.moving",
     "log.rebuilt",
     "log.repaired",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -734,4 +736,47 @@ def test_who_raises_keeps_nothing_from_the_others(tmp_path: Path) -> None:
         append(bench, draft(b"b"))
     log.on_commit.clear()
     assert append(bench, draft(b"c"))[0].offset == 3
+    bench.close()
+
+
+@pytest.mark.parametrize("how", ["deleted", "moved", "replaced", "unlinked"])
+def test_a_file_that_has_lost_its_name_takes_nothing_more(tmp_path: Path, how: str) -> None:
+    """Publishes went on and were acknowledged; all of them were lost at the next start."""
+    bench = SegmentBench(tmp_path / "log")
+    log, told = bench.log, list[Any]()
+    log.on_told.append(told.append)
+    append(bench, draft(b"a"))
+    settled = threading.Event()
+    log._reader.work(settled.set)
+    settled.wait(5.0)
+    aside = tmp_path / "aside"
+    if how == "unlinked":
+        (bench.path / "000000000001.log").unlink()
+    else:
+        bench.path.rename(aside)
+    if how == "deleted":
+        shutil.rmtree(aside)
+    elif how == "replaced":
+        bench.path.mkdir()
+    bench.until(lambda: log.full)
+    assert "000000000001.log is gone" in (log.full or "")
+    (refused,) = append(bench, draft(b"b"))
+    assert isinstance(refused, LogFull)
+    stored: list[Any] = []
+    log.store(received(1, 2, b"waits"), stored.append)
+    bench.until(lambda: [one.event for one in told] == ["log.gone"])
+    bench.now[0] += 100.0
+    done: list[bool] = []
+    log._reader.work(lambda: done.append(True))
+    bench.until(lambda: done)
+    assert not stored
+    assert how != "replaced" or not list(bench.path.iterdir())
+    if how in ("moved", "replaced"):
+        shutil.rmtree(bench.path, ignore_errors=True)
+        aside.rename(bench.path)
+        bench.until(lambda: stored)
+        assert append(bench, draft(b"c"))[0].count == 1
+        bench.restart()
+        assert bodies(everything(bench)) == [b"a", b"waits", b"c"]
+    assert [one.event for one in told] == ["log.gone"]
     bench.close()
