@@ -426,7 +426,7 @@ def check_raw(records: bytes, count: int) -> None:
         _ends(records, count)
 
 
-_LENGTH_BYTES = {
+_WITH_LENGTH = {
     first + place: (size, beside, each)
     for first, sizes, beside, each in (
         (0xC4, (1, 2, 4), 0, 0),  # bytes
@@ -449,6 +449,21 @@ _FIXED_BYTES = dict(
 """Of the other heads from 0xC0 to 0xDF: all their bytes."""
 
 
+def _step_of(head: int) -> tuple[int, int]:
+    """Return how far it is from this head to the next, and how many more values follow.
+
+    0 where that is not in the head alone.
+    """
+    if 0x80 <= head < 0xA0:  # maps and arrays
+        return 1, (head & 0x0F) * (2 if head < 0x90 else 1) - 1
+    if 0xA0 <= head < 0xC0:  # strings
+        return 1 + (head & 0x1F), -1
+    return _FIXED_BYTES.get(head, 0) if 0xC0 <= head < 0xE0 else 1, -1
+
+
+_STEPS = [_step_of(head) for head in range(256)]
+
+
 def _ends(records: bytes, count: int) -> list[int]:
     """Return where each of `count` msgpack values ends, however deeply they are nested.
 
@@ -466,29 +481,22 @@ def _ends(records: bytes, count: int) -> list[int]:
 
 def _end_of(records: bytes, at: int) -> int:
     """Return where the msgpack value at `at` ends; it takes a step for each value inside."""
-    left = 1
+    left, steps, size = 1, _STEPS, len(records)
     while left:
-        if at >= len(records):
+        if at >= size:
             raise BadRecord("expected encoded records: the last one is cut off")
         head = records[at]
-        left -= 1
-        if head < 0x80 or head >= 0xE0:
-            at += 1
-        elif head < 0x90:
-            at, left = at + 1, left + 2 * (head & 0x0F)
-        elif head < 0xA0:
-            at, left = at + 1, left + (head & 0x0F)
-        elif head < 0xC0:
-            at += 1 + (head & 0x1F)
-        elif head in _LENGTH_BYTES:
-            size, beside, each = _LENGTH_BYTES[head]
-            length = int.from_bytes(records[at + 1 : at + 1 + size], "big")
-            at += 1 + size + (0 if each else beside + length)
-            left += each * length
-        elif head in _FIXED_BYTES:
-            at += _FIXED_BYTES[head]
-        else:
+        step, more = steps[head]
+        if step:
+            at += step
+            left += more
+            continue
+        if head not in _WITH_LENGTH:
             raise BadRecord(f"expected encoded records: byte {at} is {head:#x}")
+        wide, beside, each = _WITH_LENGTH[head]
+        length = int.from_bytes(records[at + 1 : at + 1 + wide], "big")
+        at += 1 + wide + (0 if each else beside + length)
+        left += each * length - 1
     return at
 
 
