@@ -101,9 +101,10 @@ def _line(record: Record, as_json: bool) -> str:
     if as_json:
         return json_text(record.to_json())
     type_ = f" [{record.type}]" if record.type else ""
-    headers = "".join([f" {name}={value}" for name, value in record.headers.items()])
+    headers = " ".join([f"{name}={value}" for name, value in record.headers.items()])
+    about = f" {{{headers}}}" if headers else ""
     offset = f"{record.offset:>8}" if record.offset else "volatile"
-    return printable(f"{offset} {record.channel}{type_}{headers} {_body(record)}")
+    return printable(f"{offset} {record.channel}{type_}{about} {_body(record)}")
 
 
 def _body(record: Record) -> str:

@@ -39,6 +39,10 @@ async def main(reactor):
         print(stored.count, stored.last - stored.first)
         while len(heard) < 10_000:
             await task.deferLater(reactor, 0.01)
+        await node.publish("heads", "x", headers={"Trace-Id": "7"})
+        async for record in node.subscribe("heads", start="earliest"):
+            print(dict(record.headers))
+            break
         print(heard == got, node.status.value.state, node.status.value.links, node.name)
     print(node.status.value.state, reactor.getDelayedCalls())
 
@@ -74,6 +78,7 @@ def test_ten_thousand_in_flight_over_a_kill(tmp_path: Path) -> None:
             "True",
             "True",
             "5000 4999",
+            "{'trace-id': '7'}",
             "True up {'hub': 'up'} edge-1",
             "stopped []",
         ]
