@@ -41,6 +41,7 @@ from linkd.core.wire import (
     GapTold,
     Hello,
     Part,
+    Resend,
     Step,
     Volatile,
     encode,
@@ -72,10 +73,11 @@ class Inbound:
 
     __slots__ = (
         "_acked",
+        "_asked",
         "_connected",
         "_ends",
         "_epochs",
-        "_last_previous",
+        "_last",
         "_log",
         "_parts",
         "_settings",
@@ -105,11 +107,11 @@ class Inbound:
         self._step: Step | None = None
         self._parts: list[bytes] = []
         self._size = 0
-        self._last_previous = 0
+        self._last = (0, 0)  # where the last step began, and its records
         self._acked = 0
         self._waiting: deque[tuple[int, int]] = deque()  # steps on their way to disk: next, bytes
         self._waiting_bytes = 0
-        self.discards = False
+        self.discards = self._asked = False
         self.received: int | None = None
         self.committed = 0
         self.received_records = 0
@@ -163,9 +165,17 @@ class Inbound:
             self.received = step.previous
             self._forget_parts()
         else:
-            self.received, size = self._last_previous, waiting.pop()[1]
-            self._waiting_bytes -= size
-        self.discards = True
+            self.received, records = self._last
+            self.received_records -= records
+            self._waiting_bytes -= waiting.pop()[1]
+        self.discards, self._asked = True, False
+
+    def ask_again(self) -> list[Effect]:
+        """Have the peer send again what was left out: once, or it would come twice."""
+        if not self.discards or self._asked or self.received is None:
+            return []
+        self._asked = True
+        return [Send(encode(Resend(self.received)))]
 
     def _discarded(self, previous: int) -> bool:
         """Tell whether a step is left out: it does not begin where the peer is to send again."""
@@ -329,7 +339,7 @@ class Inbound:
 
     def _store(self, step: Step, records: bytes) -> Store:
         """Move on, and hand the step to the log."""
-        self._last_previous = step.previous
+        self._last = step.previous, step.count
         self.received = step.next
         size = len(records) + (HELD_BYTES if step.count else _BARE_BYTES)
         self._waiting.append((step.next, size))

@@ -439,13 +439,10 @@ class Carrier:
 
     def ask_again(self) -> None:
         """Have the peer send again what was left out."""
-        connection, inbound = self.connection, self.session.inbound
-        if connection is None or not inbound.discards:
-            return
         if self._version < wire.RESEND_VERSION:
             self._link.rejoin("there is room again for what was left out")
-        elif inbound.received is not None:
-            connection.send(wire.encode(wire.Resend(inbound.received)))
+        else:
+            self.perform(self.session.inbound.ask_again())
 
     def _stored(self, batch: Batch, next: int, outcome: Appended | LinkdError) -> None:
         """A received batch is on disk, or was there before."""

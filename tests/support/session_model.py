@@ -117,10 +117,8 @@ class Link:
 
     def ask_again(self) -> None:
         """Have the other end send again what found no room."""
-        inbound = self.session.inbound
-        if inbound.discards and self.out is not None:
-            assert inbound.received is not None
-            self.out.messages.append(wire.encode(wire.Resend(inbound.received)))
+        if self.out is not None:
+            self.perform(self.session.inbound.ask_again())
 
     def pump(self) -> None:
         outbound = self.session.outbound

@@ -732,11 +732,13 @@ def test_what_finds_no_room_is_left_out_until_it_is_sent_again() -> None:
     session.received(step(11, 13, b"b", b"c"), 0.0)
     assert inbound.behind
     inbound.leave_out()
-    assert (inbound.received, inbound.discards) == (11, True)
+    assert (inbound.received, inbound.discards, inbound.received_records) == (11, True, 1)
     assert session.received(step(13, 14, b"d"), 0.0) == []
     assert session.received(Step(14, 20, "e1"), 0.0) == []
     assert session.received(GapTold(20, 21, "e1"), 0.0) == []
     assert session.received(Part(b"x"), 0.0) == []
+    assert sent(inbound.ask_again()) == [wire.Resend(11)]
+    assert inbound.ask_again() == []
     inbound.stored(11)
     assert sent(inbound.ack()) == [Ack(11)]
     assert not inbound.behind
