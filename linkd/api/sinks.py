@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 Piece = TypeVar("Piece")
 
-SUBSCRIPTION_BYTES = 2048
+SUBSCRIPTION_BYTES = 3072
 PATTERN_COST = 96
-"""Bytes of memory that a subscription takes, and each byte of its patterns (measured: 75)."""
+"""Bytes of memory that a subscription takes, and each byte of its patterns (measured)."""
 
 
 class ApiSink(ABC):

@@ -16,7 +16,7 @@ from linkd.api.bodies import to_json
 from linkd.api.refusals import Refusal
 from linkd.api.request import Answering, ApiRequest
 from linkd.api.room import SOCKET, Room
-from linkd.net.fair_share import serve_last
+from linkd.net.fair_share import drop_buffers, serve_last
 from linkd.net.limits import origin
 
 HEAD_SECONDS = 10.0
@@ -158,7 +158,10 @@ class ApiChannel(_Channel):  # type: ignore[misc]
         """The connection has ended."""
         self._undue()
         self._lost = True
+        drop_buffers(self.transport)
         super().connectionLost(reason)
+        self._buffer = b""
+        self._dataBuffer.clear()
         self._release_unread()
         if self.released is not None:
             self.released()

@@ -19,6 +19,7 @@ from linkd.api.refusals import Refusal
 from linkd.api.service import Service
 from linkd.api.whole import WholeMessages
 from linkd.core.stream import MAX_MESSAGE_BYTES, SUBPROTOCOL
+from linkd.net.fair_share import drop_buffers
 from linkd.net.pace import Pace
 from linkd.net.timers import ExactTimer
 from linkd.net.websocket import ServerFactory
@@ -248,7 +249,9 @@ class ApiSocket(WholeMessages):
         if self._late is not None and self._late.active():
             self._late.cancel()
         self.upgrades.gone(self)
+        drop_buffers(self.transport)
         super().connectionLost(reason)
+        self.forget_data()
         if was_open or self.session is not None:
             self._guarded(self.session.closed)
         if self.released is not None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
+from twisted.internet.abstract import FileDescriptor
 from twisted.internet.defer import Deferred
 
 from linkd import events
@@ -32,6 +33,16 @@ def serve_last(transport: object) -> None:
     socket: Any = getattr(transport, "transport", transport)  # below TLS
     with suppress(AttributeError):
         socket.serves_last = True
+
+
+def drop_buffers(transport: object) -> None:
+    """Free what a lost connection had still to send.
+
+    Its objects refer to each other, so that the collector of garbage finds them only much later.
+    """
+    socket: Any = getattr(transport, "transport", transport)  # below TLS
+    if isinstance(socket, FileDescriptor):
+        socket.dataBuffer, socket._tempDataBuffer, socket._tempDataLen = b"", [], 0
 
 
 class FairShare:

@@ -54,6 +54,8 @@ class WholeFrames(ABC):
     current_frame: Any
     inside_message: bool
     message_data_total_length: int
+    message_data: Any
+    frame_data: Any
     transport: Any
     clock: Clock
     pace: Pace | None = None
@@ -183,6 +185,11 @@ class WholeFrames(ABC):
             return 0
         come = self.message_data_total_length if self.inside_message else 0
         return come + (0 if frame is None else int(frame.length))
+
+    def forget_data(self) -> None:
+        """Free what has come in part, once the connection is lost."""
+        self.data, self._pieces = b"", None
+        self.message_data = self.frame_data = None
 
     def of_message(self) -> bool:
         """Tell whether the frame that begins is of a message or within one: no ping by itself."""

@@ -10,7 +10,9 @@ from typing import Any
 from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 
+from linkd.api.account import Account
 from linkd.api.server import Api
+from linkd.net.fair_share import FairShare
 from tests.support import fake_node
 from tests.support.fake_node import FakeNode, make_config
 
@@ -73,6 +75,7 @@ class Bench:
             self._beginning = self.node.log.next
         api = self.api
         api.node, api.reactor = self.node, self.clock
+        api.share, api.account = FairShare(self.clock), Account()
         api.streams.clear()
         api.producers._states.clear()
         api.keyring._tokens.clear()
@@ -102,6 +105,11 @@ class Socket:
         self.open = True
         self.sent: list[tuple[bytes, bool]] = []
         self.code = 0
+        self.is_stuck = False
+
+    def has_room(self, size: int) -> bool:
+        """Return whether it reads."""
+        return not self.paused
 
     def send(self, payload: bytes, binary: bool) -> None:
         """Take a message."""

@@ -52,6 +52,10 @@ def _play(given: Input) -> None:
             frames = [_frame(given) for _ in range(1 + given.byte() % 3)]
             session.message(stream.encode(frames), True)
         session.turned()
+        for _ in range(100):
+            if not session.busy:
+                break
+            session.go_on()
     for payload, _ in socket.sent:
         stream.decode_from_daemon(payload)
     session.closed()

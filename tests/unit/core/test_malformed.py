@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from linkd.core import stream, wire
@@ -81,3 +82,39 @@ def test_more_records_than_bytes_are_refused(count: int) -> None:
         check_raw(b"\xc0", count)
     with pytest.raises(BadRecord, match=f"expected {count} encoded records in 1 bytes"):
         decode_records(b"\xc0", count)
+
+
+def test_frames_of_a_long_message_are_decoded_one_by_one() -> None:
+    large = stream.Publish(1, "a", 1, bytes(stream.WHOLE_BYTES))
+    frames = [large, stream.Watch()]
+    message = stream.encode(frames)
+    found = stream.split_from_client(message)
+    assert [stream.decode_one(frame) for frame in found] == frames  # type: ignore[arg-type]
+    short = stream.encode([stream.Watch()])
+    assert stream.split_from_client(short) == [stream.Watch()]
+    bad = stream.split_from_client(stream.join([stream.encode_frame(large), b"\x91\x7f"], 2))
+    with pytest.raises(RemoteProtocolError, match="expected an array of frames"):
+        stream.decode_one(bad[1])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("head", [b"\xdd\x00\x01\x00\x01", b"\xdd\xff\xff\xff\xff"])
+def test_too_many_frames_are_refused_by_their_number(head: bytes) -> None:
+    with pytest.raises(RemoteProtocolError, match="at most 65536 frames"):
+        stream.split_from_client(head + b"\x91\x08" * 70_000)
+
+
+@pytest.mark.parametrize("message", [b"", b"\xc0", b"\xdc\x00"])
+def test_what_has_no_number_of_frames_is_no_array(message: bytes) -> None:
+    with pytest.raises(RemoteProtocolError, match="expected an array of frames"):
+        stream.split_from_client(message)
+
+
+def test_a_hello_whose_patterns_cost_too_much_is_refused() -> None:
+    hello = wire.Hello(
+        2, "hub", "test", wire.Generation("b", 1), "log", (wire.EpochStart("e", 1),), 1, None,
+        ("orders.*",), 5.0,
+    )  # fmt: skip
+    assert wire.decode(wire.encode(hello)) == hello
+    costly = msgspec.structs.replace(hello, wants=("a" + ".*" * 16,))
+    with pytest.raises(RemoteProtocolError, match="at most 16 words"):
+        wire.decode(wire.encode(costly))

@@ -1,0 +1,198 @@
+"""Frames of `/v1/stream` are worked on in slices, and no more than the client reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from linkd.api.callers import ANYONE
+from linkd.api.server import Api
+from linkd.api.stream import MAX_PATTERNS_BYTES, StreamSession
+from linkd.core import stream
+from linkd.core.batch import Record, encode_records
+from linkd.net.fair_share import SLICE_SECONDS
+from tests.support.fake_node import FakeNode, link, make_config
+from tests.support.step_clock import StepClock
+
+ONE = encode_records([Record(b"x")])
+
+
+class Socket:
+    """A WebSocket whose other end reads, or doesn't."""
+
+    def __init__(self) -> None:
+        self.paused = self.is_stuck = False
+        self.open = True
+        self.frames: list[stream.FromDaemon] = []
+
+    def has_room(self, size: int) -> bool:
+        return not self.paused
+
+    def send(self, payload: bytes, binary: bool) -> None:
+        self.frames += stream.decode_from_daemon(payload)
+
+    def close(self, code: int, reason: str) -> None:
+        self.open = False
+
+
+class Bench:
+    """A stream that has opened."""
+
+    def __init__(self, directory: Path) -> None:
+        self.clock = StepClock()
+        config = make_config(directory)
+        self.node = FakeNode(config, self.clock)
+        self.api = Api(self.node, config, self.clock)  # type: ignore[arg-type]
+        self.socket = Socket()
+        self.session = StreamSession(self.api, ANYONE, self.socket)
+        self.say(stream.Open(1, "", "test"))
+
+    def say(self, *frames: stream.FromClient) -> None:
+        """Say something, as one message that came alone."""
+        self.session.message(stream.encode(frames), True)
+        self.session.turned()
+
+    def heard(self, kind: type[Any]) -> list[Any]:
+        """Return what the client has been sent of a kind."""
+        self.session.flush()
+        return [frame for frame in self.socket.frames if type(frame) is kind]
+
+    def slow(self, seconds: float) -> Callable[..., None]:
+        """Return what takes the loop some time."""
+
+        def work(*_: object) -> None:
+            self.clock.rightNow += seconds
+
+        return work
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def test_frames_that_cost_much_are_worked_on_slice_by_slice(bench: Bench) -> None:
+    done: list[int] = []
+
+    def credit(frame: stream.Credit) -> None:
+        done.append(frame.id)
+        bench.clock.rightNow += SLICE_SECONDS / 4
+
+    bench.session._calls[stream.Credit] = credit
+    bench.say(*(stream.Credit(number, 1) for number in range(10)))
+    assert done == [0, 1, 2, 3]
+    assert bench.session.busy
+    bench.clock.advance(0)
+    bench.session.go_on()
+    assert done == list(range(8))
+    bench.session.go_on()
+    assert done == list(range(10))
+    assert not bench.session.busy
+
+
+def test_publishes_are_handed_on_slice_by_slice_in_order(bench: Bench) -> None:
+    bench.node.log.on_commit.append(bench.slow(SLICE_SECONDS / 2))
+    bench.say(*(stream.Publish(n + 1, f"c.{n}", 1, ONE) for n in range(10)))
+    assert bench.session.busy
+    assert len(bench.node.published) < 10
+    slices = 0
+    while bench.session.busy:
+        bench.clock.advance(0)
+        bench.session.go_on()
+        slices += 1
+    assert [draft.channel for draft in bench.node.published] == [f"c.{n}" for n in range(10)]
+    assert slices >= 3
+
+
+def test_what_comes_behind_publishes_waits_until_they_are_handed_on(bench: Bench) -> None:
+    bench.node.log.on_commit.append(bench.slow(SLICE_SECONDS))
+    bench.say(
+        stream.Publish(1, "a", 1, ONE),
+        stream.Publish(2, "b", 1, ONE),
+        stream.Subscribe(7, (">",), "latest", "", 1),
+    )
+    assert not bench.heard(stream.Subscribed)
+    while bench.session.busy:
+        bench.clock.advance(0)
+        bench.session.go_on()
+    assert [frame.next for frame in bench.heard(stream.Subscribed)] == [bench.node.log.next]
+
+
+def test_nothing_more_is_taken_of_one_that_does_not_read(bench: Bench) -> None:
+    bench.socket.is_stuck = True
+    bench.say(*(stream.Ack(number, 1) for number in range(10)))
+    assert len(bench.heard(stream.Failed)) == 1
+    assert bench.session.busy
+    bench.socket.is_stuck = False
+    bench.session.go_on()
+    assert len(bench.heard(stream.Failed)) == 10
+    assert not bench.session.busy
+
+
+def test_status_is_told_once_however_often_it_is_asked(bench: Bench) -> None:
+    bench.say(*[stream.Watch()] * 1000)
+    bench.clock.advance(0)
+    assert len(bench.heard(stream.StatusChanged)) == 1
+    bench.say(stream.Watch())
+    bench.clock.advance(0)
+    assert len(bench.heard(stream.StatusChanged)) == 2
+
+
+def test_changes_are_kept_together_for_one_that_does_not_read(bench: Bench) -> None:
+    bench.node.links["other"] = link("other")
+    bench.say(stream.Watch())
+    bench.clock.advance(0)
+    bench.socket.paused = True
+    for state in ("waiting", "up") * 50:
+        bench.node.change("hub", state)
+        bench.node.change("other", state)
+        bench.say(stream.Watch())
+        bench.clock.advance(0)
+    assert len(bench.heard(stream.StatusChanged)) == 1
+    bench.socket.paused = False
+    bench.session.room()
+    bench.clock.advance(0)
+    told = bench.heard(stream.StatusChanged)[1:]
+    assert [len(frame.links) for frame in told] == [2, 1, 1]
+    bench.session.closed()
+    bench.clock.advance(0)
+
+
+def test_patterns_are_bounded_for_each_subscription_and_each_connection(bench: Bench) -> None:
+    wide = tuple(f"a.{number:04}" + ".b" * 30 for number in range(130))
+    bench.say(stream.Subscribe(1, wide, "latest", "", 1))
+    assert "8192 bytes" in bench.heard(stream.Failed)[0].message
+    fitting = wide[:120]
+    size = sum(map(len, fitting))
+    for number in range(2, 20):
+        bench.say(stream.Subscribe(number, fitting, "latest", "", 1))
+    assert len(bench.heard(stream.Subscribed)) == MAX_PATTERNS_BYTES // size
+    held = bench.api.account.held
+    bench.say(stream.Unsubscribe(2), stream.Subscribe(30, fitting, "latest", "", 1))
+    assert len(bench.heard(stream.Subscribed)) == MAX_PATTERNS_BYTES // size + 1
+    assert bench.api.account.held == held
+    bench.session.closed()
+    assert bench.api.account.held == 0
+
+
+def test_too_many_records_in_a_publish_are_refused(bench: Bench) -> None:
+    bench.say(stream.Publish(1, "a", 65_537, ONE * 65_537))
+    assert "at most 65536 records" in bench.heard(stream.PublishFailed)[0].message
+
+
+def test_waits_are_counted_and_given_up_in_slices(bench: Bench) -> None:
+    bench.say(*(stream.Wait(number, "hub", "orders", 2**40, 60.0) for number in range(100)))
+    assert bench.api.account.held == 100 * 4096
+    bench.session.closed()
+    for _ in range(3):
+        bench.clock.advance(0)
+    assert bench.api.account.held == 0
+    bench.api.account.part(ANYONE.name).add(bench.api.account.most)
+    session = StreamSession(bench.api, ANYONE, bench.socket)
+    session.message(stream.encode([stream.Open(1)]), True)
+    session.message(stream.encode([stream.Wait(1, "hub", "orders", 2**40, 60.0)]), True)
+    session.flush()
+    assert bench.heard(stream.Waited)[-1].error == "too-many"
