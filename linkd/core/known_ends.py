@@ -11,7 +11,7 @@ from __future__ import annotations
 import msgspec
 
 from linkd.core.batch import Origin
-from linkd.core.wire import EpochStart, Hello, Volatile
+from linkd.core.wire import Hello, Volatile
 
 GROWTH_AT_ONCE = 1_000_000
 GROWTH_PER_SECOND = 1_000_000
@@ -22,9 +22,9 @@ MAX_RUNS = 10_000
 
 
 class LogEnd(msgspec.Struct, frozen=True, gc=False):
-    """What a peer's hello named: its epochs, the next offset, and when that was."""
+    """What a peer's hello named: its newest epoch, the next offset, and when that was."""
 
-    epochs: tuple[EpochStart, ...]
+    epoch: str
     next: int
     at: float
 
@@ -48,21 +48,19 @@ class KnownEnds:
         if older is not None and older != hello.log:
             self._logs.pop(older, None)
         self._nodes[hello.node] = hello.log
-        self._logs[hello.log] = LogEnd(hello.epochs, hello.next, now)
+        self._logs[hello.log] = LogEnd(hello.epochs[-1].epoch, hello.next, now)
 
     def allows(self, origin: Origin, count: int, now: float) -> bool:
-        """Tell whether `count` records from `origin.first` on, behind `origin.after`, can exist."""
+        """Tell whether `count` records from `origin.first` on, behind `origin.after`, can exist.
+
+        Only the epoch in which the origin publishes is bounded. An older one may have been longer
+        than its node knows, whose disk was put back; a newer one may begin anywhere.
+        """
         end = self._logs.get(origin.log)
-        if end is None:
+        if end is None or end.epoch != origin.epoch:
             return True
         highest = max(origin.first + count - 1, origin.after or 0)
-        if end.epochs[-1].epoch == origin.epoch:
-            return highest < end.next + _growth(now - end.at)
-        starts = end.epochs
-        for place, start in enumerate(starts[:-1]):
-            if start.epoch == origin.epoch:
-                return highest < starts[place + 1].first
-        return True  # a newer epoch than the hello knows, or one that is forgotten
+        return highest < end.next + _growth(now - end.at)
 
     def heard(self, message: Volatile, now: float) -> None:
         """Note a volatile message that came from its origin itself."""

@@ -24,6 +24,12 @@ MAX_INTERVALS = 64
 MAX_ENTRIES = 1_000_000
 """Intervals and epochs of all logs. Beyond that the epochs left longest ago are folded."""
 
+MAX_LOGS = 100_000
+"""Logs of other nodes."""
+
+MAX_EPOCHS = 1024
+"""Epochs of one log. Beyond that the longest unused one is folded."""
+
 MAX_FOLDED = 10_000
 """Epochs that are remembered only as folded."""
 
@@ -33,8 +39,8 @@ FOLD_SECONDS = 14 * 86_400.0
 _MOST_IDLE_SECONDS = 3600.0
 """A longer time between two commits counts only so much: the node may have been off."""
 
-_LOOK_SECONDS = 60.0
-"""How often at most all epochs are searched for one to fold."""
+_LOOK_SECONDS = 600.0
+"""How often at most all epochs are searched for some to fold."""
 
 ABSENT: Any = object()
 
@@ -143,7 +149,11 @@ class Origins:
         log = self._logs.get(origin.log)
         epoch = None if log is None else log.epochs.get(origin.epoch)
         if log is None or epoch is None:
-            if (origin.log, origin.epoch) in self._folded or not self._has_room():
+            if (
+                (origin.log, origin.epoch) in self._folded
+                or (log is None and len(self._logs) >= MAX_LOGS)
+                or not self._has_room()
+            ):
                 return Verdict(((0, count),), is_proven=False)
             log, epoch = self._enter(origin, undo)
         first, after = origin.first, origin.after
@@ -201,12 +211,15 @@ class Origins:
         return True
 
     def _enter(self, origin: Origin, undo: Undo) -> tuple[KnownLog, KnownEpoch]:
-        """Begin an epoch; the others of its log stay as they are."""
+        """Begin an epoch; the others of its log stay, but for the longest unused of too many."""
         log = self._logs.get(origin.log)
         if log is None:
             log = self._logs[origin.log] = KnownLog()
-        epoch = log.epochs[origin.epoch] = KnownEpoch(used=self.running)
-        undo.append((log.epochs, origin.epoch, ABSENT))
+        epochs = log.epochs
+        if len(epochs) >= MAX_EPOCHS:
+            self._fold(origin.log, min(epochs, key=lambda name: epochs[name].used))
+        epoch = epochs[origin.epoch] = KnownEpoch(used=self.running)
+        undo.append((epochs, origin.epoch, ABSENT))
         self._count(1, undo)
         return log, epoch
 
@@ -246,7 +259,7 @@ class Origins:
     def _has_room(self) -> bool:
         """Tell whether there is room for one more entry.
 
-        At the bound, fold a hundredth of it: epochs that were left, then current ones without a
+        At the bound, fold a tenth of it: epochs that were left, then current ones without a
         record for 14 days, the longest unused first.
         """
         if self.entries < MAX_ENTRIES:
@@ -262,7 +275,7 @@ class Origins:
             if epoch.top < known.top or epoch.used < unused
         )
         order.reverse()
-        while order and self.entries > MAX_ENTRIES * 99 // 100:
+        while order and self.entries > MAX_ENTRIES * 9 // 10:
             self._fold(*order.pop()[2:])
         return self.entries < MAX_ENTRIES
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from linkd.core import resume
 from linkd.core.batch import Origin
 from linkd.log.origins import Origins, Undo, Verdict
+from tests.support.session_model import connect, settle
 from tests.support.topology import Topology
 
 Action = tuple[str, int, int, int]
@@ -64,6 +65,32 @@ def play(shape: str, count: int, actions: list[Action], seed: int) -> None:
 @given(SHAPES, st.integers(3, 5), st.lists(ACTIONS, min_size=20, max_size=80), st.integers(0, 99))
 def test_the_promise_holds_while_paths_come_and_go(shape, count, actions, seed) -> None:
     play(shape, count, actions, seed)
+
+
+def test_what_a_restored_disk_lost_still_comes_through_a_relay() -> None:
+    """The origin's own hello does not know these offsets any more; the relay owes them."""
+    world = Topology(3, Random(1))
+    world.add(0, 1)
+    world.add(1, 2)
+    connect(*world.ends(0, 1))  # type: ignore[misc]
+    origin, _, reader = world.nodes
+    copy = None
+    for _ in range(3):
+        world.publish(0, 0, 2)
+        origin.log.commit()
+        copy = copy or origin.backup()
+        settle(world.nodes[:2])  # type: ignore[arg-type]
+    origin.restore(copy)
+    world.publish(0, 0, 2)
+    origin.log.commit()
+    world.add(0, 2)
+    connect(*world.ends(0, 2))  # type: ignore[misc]
+    world.publish(0, 0, 2)
+    settle([origin, reader])
+    world.finish()
+    bodies = [body for _, _, body in reader.stored()]
+    assert sorted(bodies) == [b"%d" % number for number in range(10)]
+    assert not reader.refused
 
 
 # What the test must notice

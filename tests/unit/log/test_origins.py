@@ -144,7 +144,7 @@ def test_beyond_a_million_entries_the_epochs_left_longest_ago_are_folded(
     assert known.entries == 65
     for channel in range(20, 60):
         assert admit(known, 300 + channel, epoch="e2", channel=f"c{channel}") is None
-    assert known.entries <= 100
+        assert known.entries <= 100
     assert admit(known, 1, epoch="e0", channel="c0") == Verdict(((0, 1),), is_proven=False)
     assert admit(known, 101, epoch="e1", channel="c0") == Verdict(())
     run_for(known, 1800.0)
@@ -166,6 +166,22 @@ def test_where_nothing_can_be_folded_what_arrives_is_stored_without_proof(
     assert admit(known, 10, after=1, channel="c0") is None
     assert admit(known, 7, after=0, channel="c7") == Verdict(((0, 1),), is_proven=False)
     assert known.entries == 4
+
+
+def test_the_logs_and_the_epochs_of_one_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(origins, "MAX_EPOCHS", 3)
+    monkeypatch.setattr(origins, "MAX_LOGS", 3)
+    known = Origins()
+    for number in range(5):
+        assert admit(known, number + 1, epoch=f"e{number}") is None
+        run_for(known, 1800.0)
+    assert known.entries == 2 + 2 * 3
+    assert admit(known, 5, epoch="e4") == Verdict(())
+    assert admit(known, 2, epoch="e1") == Verdict(((0, 1),), is_proven=False)
+    assert admit(known, 1, log="third") is None
+    for _ in range(2):
+        assert admit(known, 1, log="fourth") == Verdict(((0, 1),), is_proven=False)
+    assert admit(known, 6, epoch="e5") is None
 
 
 def test_at_the_bound_a_log_that_is_long_unused_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
