@@ -67,7 +67,7 @@ class ApiKey(Settings, frozen=True, kw_only=True):
         int, _meta("Named consumers that it may have; 0: none.", ge=0, le=1_000_000)
     ] = 100
     kept_bytes: Annotated[
-        Annotated[int, Meta(ge=0)] | None,
+        Annotated[int, Meta(ge=0, le=2**50)] | None,
         _meta(
             "Bytes of the log that its named consumers may keep from going; beyond that the oldest"
             " may go although they want it. Absent: half of `log.max_bytes`; no bound for a key"

@@ -165,6 +165,8 @@ def test_a_position_is_found_by_the_bytes_behind_it(bench: Any) -> None:
     assert log.holds(31, 32, "late".__eq__)
     assert not log.holds(1, found, "late".__eq__)
     assert not log.holds(1, 32, "quiet".__eq__)
+    assert not log.holds(3, 32, "quiet".__eq__)
+    assert log.holds(3, 32, "late".__eq__)
     assert not log.holds(32, 32, "late".__eq__)
 
 
