@@ -197,7 +197,9 @@ class Highest(threading.Thread):
 def test_5000_idle_connections(scene: Scene) -> None:
     told = endure(scene, "idle", 5000)
     assert sum(told.values()) >= 5000
-    assert told["was closed"] + told["closed"] >= 4000
+    # A reset may come before the stranger's own connect has returned: "no connection".
+    pushed = sum(told.get(how, 0) for how in ("was closed", "closed", "no connection"))
+    assert pushed >= 4000
 
 
 def test_heads_that_never_end(scene: Scene) -> None:
