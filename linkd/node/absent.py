@@ -68,21 +68,37 @@ class AbsentPeers:
 
     def start(self, configured: set[str]) -> None:
         """Find the peers whose entries went while the daemon did not run, or before."""
+        counted: dict[int, tuple[int, int]] = {}  # by position: many stand at the log's end
         for name, cursor in self._cursors.peers().items():
-            if name not in configured:
-                self._add(_Absent(cursor, lambda _: True, False, cursor.absent_seconds or 0.0))
+            if name in configured:
+                continue
+            absent = _Absent(cursor, lambda _: True, False, cursor.absent_seconds or 0.0)
+            if cursor.acked not in counted:
+                self._count(absent)
+                counted[cursor.acked] = absent.records, absent.bytes
+            absent.records, absent.bytes = counted[cursor.acked]
+            self._add(absent)
 
-    def leave(self, settings: PeerSettings, owes: Callable[[str], bool]) -> None:
-        """Keep the cursor of a peer whose entry has gone, and log what it is owed."""
+    def leave(
+        self, settings: PeerSettings, owes: Callable[[str], bool], records: int, size: int
+    ) -> None:
+        """Keep the cursor of a peer whose entry has gone, and log what it is owed.
+
+        Args:
+            settings: What its entry said.
+            owes: Whether it gets a channel.
+            records: What it is owed.
+            size: Bytes of these.
+        """
         cursor = self._cursors.peer(settings.name)
         if cursor is not None:
-            self._add(_Absent(cursor, owes, settings.when_full == "drop-oldest", 0.0))
+            drops = settings.when_full == "drop-oldest"
+            self._add(_Absent(cursor, owes, drops, 0.0, records, size))
 
     def _add(self, absent: _Absent) -> None:
         name = absent.cursor.peer
         self._absent[name] = absent
         self._note(absent)
-        self._count(absent)
         left = (KEPT_SECONDS - absent.seconds) / 3600
         self._tell(
             "error" if absent.records else "info",
@@ -134,7 +150,10 @@ class AbsentPeers:
                 self._end(absent, "error", "it was not configured for 24 h of running time")
             elif due:
                 self._note(absent)
-                self._count(absent)
+        if self._absent:  # one a second: counting is not for free
+            name = next(iter(self._absent))
+            absent = self._absent[name] = self._absent.pop(name)
+            self._count(absent)
 
     def _end(self, absent: _Absent, level: str, why: str) -> None:
         """Forget a peer, and log what it is not sent any more."""

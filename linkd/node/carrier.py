@@ -491,7 +491,8 @@ class Carrier:
             if now - self._began >= HELLO_WAIT_SECONDS:
                 self._link.rejoin("the second hello did not come")
             return
-        withheld = (inbound.behind and self._log.withholds()) or self in self._around.held
+        waits = inbound.behind and self._log.held(self.peer) > 0
+        withheld = waits or self in self._around.held
         if (withheld or inbound.partial) and now - self._ack_sent >= ACK_REPEAT_SECONDS:
             self._ack_sent = now
             connection.send(wire.encode(wire.Ack(inbound.committed)))

@@ -72,9 +72,11 @@ class Links:
         before = {peer.name: peer for peer in old.peers}
         after = {peer.name: peer for peer in new.peers}
         for name in [name for name in before if name not in after]:
-            owes = self.drivers[name].carrier.owes
+            carrier = self.drivers[name].carrier
+            outbound = carrier.session.outbound
+            owed = outbound.owed_records, outbound.owed_bytes
             self._remove(name, "the peer was removed from the configuration")
-            self.absent.leave(before[name], owes)
+            self.absent.leave(before[name], carrier.owes, *owed)
             self._waits.pop(name).end()
         anew = old.reconnect != new.reconnect or old.heartbeat != new.heartbeat
         for name, settings in after.items():

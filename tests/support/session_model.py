@@ -120,7 +120,14 @@ class Link:
         if self.out is not None:
             self.perform(self.session.inbound.ask_again())
 
+    def catch_up(self) -> None:
+        """Learn what came to disk of an older connection's steps, as a node does each second."""
+        inbound, cursor = self.session.inbound, self.node.log.cursor(self.peer)
+        if inbound.received is not None and cursor is not None:
+            inbound.stored(min(cursor.committed, inbound.received))
+
     def pump(self) -> None:
+        self.catch_up()
         outbound = self.session.outbound
         if self.out is not None:
             self.perform(outbound.writable(True, self.node.log.clock(), 0.0))
