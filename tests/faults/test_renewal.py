@@ -177,6 +177,7 @@ def test_paired_nodes_renew_by_themselves(tmp_path: Path) -> None:
         assert joined.returncode == 0, joined.stderr
         flows = [Traffic(hub, "down"), Traffic(edge, "up")]
         for count in range(1, 13):
+            time.sleep(1.0)  # an address may ask for one certificate a second
             begun = time.monotonic()
             clock.step(count * 245 * 86_400.0)
             for daemon, name in ((hub, None), (edge, "hub")):
@@ -185,7 +186,7 @@ def test_paired_nodes_renew_by_themselves(tmp_path: Path) -> None:
                 assert line.fields["days"] > 360.0
         carried = settled(hub, edge, flows)
         issued = json.loads((hub.directory / "state" / "pairing" / "issued.json").read_text())
-        assert len(issued["certificates"]) == 13
+        assert len(issued["certificates"]) == 2  # the newest, and the one that it renews
         figures.tell(f"12 renewals of paired nodes in 8 years: {carried} messages, no drop")
         # Only with the newest ones can they meet again: those before have expired by now.
         edge.kill()
