@@ -14,11 +14,12 @@ from pathlib import Path
 
 import msgspec
 
-from linkd.api.callers import ANYONE, SOCKET, Caller
+from linkd.api.callers import ANYONE, SOCKET, STRANGER, Caller
 from linkd.api.refusals import Refusal
 from linkd.config import Config
 from linkd.core.channels import Patterns
 from linkd.errors import ConfigError
+from linkd.log.engine import UNOWNED
 from linkd.net.identity import load_secret
 from linkd.net.limits import origin
 
@@ -89,8 +90,10 @@ class Keyring:
         """Read the keys anew; on ConfigError the old ones stay in force."""
         keys: dict[str, _Key] = {}
         for key in config.api.keys:
-            if key.name in (SOCKET.name, ANYONE.name):
-                raise ConfigError(f"api.key: {key.name!r} has a meaning of its own; name it else")
+            if key.name in (SOCKET.name, ANYONE.name, STRANGER.name, UNOWNED):
+                raise ConfigError(
+                    f"api.key: {key.name!r} has a meaning of its own; choose another name"
+                )
             secret = load_secret(key.secret_file)
             digest = _digest(secret)
             rights = (Patterns(key.publish),), (Patterns(key.subscribe),)

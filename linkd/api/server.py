@@ -363,7 +363,7 @@ class Api:
         if known is None:
             unowned = self.node.consumer((UNOWNED, key[1]))
             if unowned is not None and caller.may_read(unowned.patterns):
-                self.node.move(unowned.key, key)
+                self.node.move(unowned.key, key).addErrback(lambda _: None)  # written again soon
         elif not caller.sees(known):
             raise Refusal("forbidden", f"{key[1]} reads more than this token may")
 

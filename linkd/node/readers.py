@@ -60,6 +60,7 @@ class Readers:
         self._followers: dict[Follower, None] = {}
         self._held: dict[Owned, Follower] = {}
         self._looked: dict[Owned, int] = {}
+        self._bounds: tuple[Config, dict[str, int | None]] | None = None
         self._aged_at = around.clock.seconds()
         self._wanted: PatternIndex[Follower] = PatternIndex()
         self._known: dict[str, tuple[Follower, ...]] = {}
@@ -229,30 +230,37 @@ class Readers:
 
     def low_water(self) -> int:
         """Return the offset below which nothing is kept for a named consumer."""
-        floors: dict[str, int] = {}
+        floors = self._floors()
         lowest = self._log.next
         for (owner, _), consumer in self._store.consumers().items():
             if consumer.next < lowest:
-                if owner not in floors:
-                    floors[owner] = self._floor(owner)
                 lowest = min(lowest, max(consumer.next, floors[owner]))
         return lowest
 
-    def _floor(self, owner: str) -> int:
-        """Return the offset below which an owner's consumers keep nothing."""
+    def _floors(self) -> dict[str, int]:
+        """Return for each owner the offset below which its consumers keep nothing."""
+        bounds, log = self._kept_bytes(), self._log
+        behind: dict[int | None, int] = {None: log.first}
+        floors: dict[str, int] = {}
+        for owner, _ in self._store.consumers():
+            if owner not in floors:
+                bound = bounds.get(owner, log.max_bytes // 2)
+                if bound not in behind:
+                    assert bound is not None
+                    behind[bound] = log.first if log.size_bytes <= bound else log.behind(bound)
+                floors[owner] = behind[bound]
+        return floors
+
+    def _kept_bytes(self) -> dict[str, int | None]:
+        """Return for each owner how much of the log its consumers keep; None: all of it."""
         config = self._around.config
-        bound: int | None = self._log.max_bytes // 2
-        if owner in ("socket", "anyone", UNOWNED):
-            bound = None
-        for key in config.api.keys:
-            if key.name == owner:
-                if key.kept_bytes is not None:
-                    bound = key.kept_bytes
-                elif key.is_for_everything:
-                    bound = None
-        if bound is None or self._log.size_bytes <= bound:
-            return self._log.first
-        return self._log.behind(bound)
+        if self._bounds is None or self._bounds[0] is not config:
+            bounds: dict[str, int | None] = {"socket": None, "anyone": None, UNOWNED: None}
+            for key in config.api.keys:
+                if key.kept_bytes is not None or key.is_for_everything:
+                    bounds[key.name] = key.kept_bytes
+            self._bounds = (config, bounds)
+        return self._bounds[1]
 
     def move_on(self) -> None:
         """Move consumers on over what is not for them, and log which are left behind.
@@ -263,7 +271,7 @@ class Readers:
         """
         log = self._log
         half = log.behind(log.max_bytes // 2) if log.size_bytes > log.max_bytes // 2 else log.first
-        floors = {one: self._floor(one) for one in {owner for owner, _ in self._store.consumers()}}
+        floors = self._floors()
         looks = 0
         for consumer in sorted(self._store.consumers().values(), key=lambda one: one.next):
             floor = floors[consumer.owner]

@@ -10,6 +10,7 @@ import pytest
 from linkd.api import keys
 from linkd.api.callers import SOCKET, Caller
 from linkd.api.keys import ENDED_SESSIONS_FILE, SESSION_SECONDS, TOKEN_SECONDS, Keyring
+from linkd.errors import ConfigError
 from tests.support.fake_node import KEY, SHOP_KEY, make_config
 
 
@@ -104,3 +105,11 @@ def test_a_session_of_a_key_that_is_gone_is_over(lab: Lab) -> None:
     lab.keyring.reload(msgspec.structs.replace(lab.config, api=api))
     assert lab.keyring.by_cookie(cookie) is None
     assert lab.keyring.by_cookie("x.y") is None
+
+
+@pytest.mark.parametrize("name", ["socket", "anyone", "stranger", "unowned"])
+def test_a_key_cannot_pass_for_another_owner(lab: Lab, name: str) -> None:
+    keys_ = (msgspec.structs.replace(lab.config.api.keys[0], name=name),)
+    api = msgspec.structs.replace(lab.config.api, keys=keys_)
+    with pytest.raises(ConfigError, match="choose another name"):
+        lab.keyring.reload(msgspec.structs.replace(lab.config, api=api))

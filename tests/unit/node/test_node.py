@@ -142,6 +142,24 @@ def test_a_consumer_gets_again_only_what_it_had_not_acknowledged(net: FakeNet) -
     assert edge.status().consumers[0].lag_records == 2
 
 
+def test_the_absence_of_a_consumer_is_stored_once_a_minute_and_at_the_stop(net: FakeNet) -> None:
+    edge, key = net.nodes["edge"], ("socket", "billing")
+    edge.subscribe((">",), "latest", Kept(), key).close()
+
+    def idle() -> float:
+        found = edge.consumer(key)
+        assert found is not None
+        return found.idle
+
+    net.run(59.0)
+    assert idle() == 0.0
+    net.run(2.0)
+    assert idle() == pytest.approx(60.0, abs=1.0)
+    net.run(30.0)
+    edge.stop("test")
+    assert idle() == pytest.approx(91.0, abs=1.0)
+
+
 def test_a_slow_reader_is_paused_and_misses_nothing(net: FakeNet) -> None:
     edge = net.nodes["edge"]
     slow = Kept(room=2)
