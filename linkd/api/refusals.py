@@ -39,17 +39,24 @@ WORDS: dict[str, tuple[int, str]] = {
     "gap": (410, "The record is no longer in the log."),
     "body-too-large": (
         413,
-        "The body is larger than `log.max_body_bytes`, or the request than 16 MiB.",
+        "The body is larger than `log.max_body_bytes`, the request than 16 MiB, its lines are too"
+        " many, or the call takes no body.",
     ),
     "unsupported-type": (
         415,
         "The body is not what its Content-Type says, or the type is unknown.",
     ),
     "misdirected": (421, "The Host is not one of this node's; see `api.hosts`."),
-    "too-many": (429, "Too many wrong keys, subscriptions or unsettled publishes."),
+    "too-many": (
+        429,
+        "Too many wrong keys, subscriptions, bytes of patterns or unsettled publishes.",
+    ),
     "internal": (500, "linkd made a mistake; its log has the details."),
     "pairing-failed": (500, "Pairing could not write its files; `message` names them."),
-    "unavailable": (503, "The node is starting or stopping."),
+    "unavailable": (
+        503,
+        "The node is starting or stopping, or too many bytes of the caller are on their way.",
+    ),
     "timeout": (504, "It is stored at `offset`, but the peer did not have it in time."),
     "log-full": (507, "The log or its disk has no room; nothing was stored."),
 }

@@ -104,7 +104,7 @@ class Hello(msgspec.Struct, array_like=True, frozen=True, tag="hello"):
             are left out.
         next: The next offset of its log.
         cursor: How far it has the other's log, None if it never had anything.
-        wants: The patterns of what it takes from the other.
+        wants: The patterns of what it takes from the other; one with `*` has at most 16 words.
         ping_interval: Seconds between the listener's pings; 0 from a dialer.
         proof: The listener's answer to the dialer's nonce, where a shared secret is used; else
             empty.

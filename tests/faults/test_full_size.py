@@ -7,6 +7,7 @@ that read nothing meanwhile.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import socket
@@ -312,3 +313,54 @@ def test_a_route_at_its_full_size(pair: Pair, route: tuple[str, str]) -> None:
         request = f"{method} {target} HTTP/1.1\r\n".encode() + head + more + length + body
         with watched(pair, f"{method} {path} {kind.decode()} {len(body)} bytes"):
             flood(pair, request, 1 if body else PIPELINED, 4 if body else CONNECTIONS)
+
+
+def begin_message(pair: Pair, size: int) -> socket.socket:
+    """Open a stream, and send all but a little of one message; who gets no room is not read."""
+    one = socket.create_connection(("127.0.0.1", pair.port))
+    key = base64.b64encode(bytes(16))
+    one.sendall(
+        b"GET /v1/stream HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUpgrade: websocket\r\n"
+        b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: %b\r\n"
+        b"Sec-WebSocket-Protocol: linkd.client.1\r\n\r\n" % (pair.port, key)
+    )
+    assert b" 101 " in one.recv(4096)
+    one.settimeout(0.2)
+    with contextlib.suppress(TimeoutError):
+        one.sendall(b"\x82\xff" + size.to_bytes(8, "big") + bytes(4) + bytes(size - 100))
+    return one
+
+
+def test_messages_that_have_come_in_part_are_bounded_together(pair: Pair) -> None:
+    with watched(pair, "40 messages of 17 MiB in part"), contextlib.ExitStack() as stack:
+        for _ in range(40):
+            stack.enter_context(begin_message(pair, stream.MAX_MESSAGE_BYTES))
+        assert pair.edge.call("POST", "/v1/channels/orders", b"1", timeout=5)["count"] == 1
+
+
+def test_a_message_that_waited_for_room_is_taken_once_there_is(pair: Pair) -> None:
+    with contextlib.ExitStack() as stack:
+        begun = [begin_message(pair, stream.MAX_MESSAGE_BYTES) for _ in range(12)]
+        for one in begun:
+            stack.enter_context(one)
+        last = begin_message(pair, stream.MAX_MESSAGE_BYTES)
+        stack.enter_context(last)
+        for one in begun:
+            one.close()
+        last.settimeout(20)
+        last.sendall(bytes(stream.MAX_MESSAGE_BYTES))
+        answer = last.recv(1000)  # what it sent is no array of frames
+        assert b"malformed" in answer
+
+
+def test_pages_that_nobody_reads_are_bounded_together(pair: Pair) -> None:
+    request = b"GET /v1/channels/%%3E?from=1&limit=10000 HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n\r\n"
+    with watched(pair, "60 pages of 16 MiB unread"), contextlib.ExitStack() as stack:
+        for _ in range(60):
+            one = socket.socket()
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            one.connect(("127.0.0.1", pair.port))
+            stack.enter_context(one)
+            one.sendall(request % pair.port)
+        time.sleep(3.0)
+        assert pair.edge.call("POST", "/v1/channels/orders", b"1", timeout=5)["count"] == 1

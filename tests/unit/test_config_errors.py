@@ -45,6 +45,8 @@ BAD: dict[str, tuple[str, str, str]] = {
     "string for list": (NODE + LISTEN + PEER + 'send = "orders"\n', "peer[0].send",
                         'expected an array of strings, got "orders"'),
     "number in list": (NODE + LISTEN + PEER + 'send = ["a", 5]\n', "peer[0].send[1]", "got 5"),
+    "pattern of too many words": (NODE + LISTEN + PEER + f'send = ["a.*{".b" * 15}"]\n',
+                                  "peer[0].send[0]", "at most 16 words in a pattern with `*`"),
     "string for number": (NODE + '[heartbeat]\nping_interval = "5"\n', "heartbeat.ping_interval",
                           'expected a number from 1 to 60, got "5"'),
     "bool for number": (NODE + "[heartbeat]\nping_interval = true\n", "heartbeat.ping_interval",

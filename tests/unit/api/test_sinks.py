@@ -1,0 +1,153 @@
+"""Records on their way to a client: in slices, where there is room, and somebody who reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from linkd.api.callers import ANYONE
+from linkd.api.refusals import Refusal
+from linkd.api.server import Api
+from linkd.api.sinks import PATTERN_COST, SUBSCRIPTION_BYTES, SlicedSink
+from linkd.core.batch import Draft, Record, encode_records, read_records
+from linkd.net.fair_share import SLICE_SECONDS
+from tests.support.fake_node import FakeNode, make_config
+from tests.support.step_clock import StepClock
+
+COST = SUBSCRIPTION_BYTES + PATTERN_COST
+
+
+class Sink(SlicedSink[bytes]):
+    """One whose client reads when the test says so; each record takes a quarter of a slice."""
+
+    def __init__(self, bench: Bench) -> None:
+        super().__init__(bench.api, bench.api.account.part("shop"))
+        self.reads = True
+        self.got: list[bytes] = []
+        self.clock = bench.clock
+
+    def is_open_for(self, size: int) -> bool:
+        return self.reads
+
+    def pieces(self, batch: object) -> Iterator[bytes]:
+        for record in read_records(batch.records, batch.count):  # type: ignore[attr-defined]
+            self.clock.rightNow += SLICE_SECONDS / 4
+            yield record.body  # type: ignore[union-attr]
+
+    def put(self, pieces: list[bytes]) -> None:
+        self.got += pieces
+
+    def volatile(self, batch: object) -> None:
+        raise AssertionError("nothing is volatile")
+
+    def gap(self, first: int, next: int) -> None:
+        raise AssertionError("nothing is gone")
+
+    def end(self, reason: str) -> None:
+        self.refund()
+
+
+class Bench:
+    """A node, its API, and one sink."""
+
+    def __init__(self, directory: Path) -> None:
+        self.clock = StepClock()
+        config = make_config(directory)
+        self.node = FakeNode(config, self.clock)
+        self.api = Api(self.node, config, self.clock)  # type: ignore[arg-type]
+        self.sink = Sink(self)
+
+    def publish(self, *bodies: bytes) -> None:
+        records = encode_records([Record(body) for body in bodies])
+        self.node.publish(Draft("a", len(bodies), records, 0.0), lambda _: None)
+
+    def follow(self) -> None:
+        self.sink.subscribe(ANYONE, ("a",), "latest")
+        self.clock.advance(0)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def test_a_batch_of_many_records_goes_out_slice_by_slice(bench: Bench) -> None:
+    bench.follow()
+    bodies = [b"%d" % number for number in range(20)]
+    bench.publish(*bodies)
+    assert bench.sink.got == bodies[:4]
+    assert bench.sink.is_within
+    bench.publish(b"next")
+    for _ in range(10):
+        before = len(bench.sink.got)
+        bench.clock.advance(0)
+        assert len(bench.sink.got) <= before + 20
+    assert bench.sink.got == [*bodies, b"next"]
+    assert not bench.sink.is_within
+
+
+def test_nothing_goes_out_while_nobody_reads_and_what_waits_is_counted(bench: Bench) -> None:
+    bench.follow()
+    bench.sink.reads = False
+    bench.publish(b"x" * 1000)
+    bench.publish(b"y" * 1000)
+    for _ in range(3):
+        bench.clock.advance(0)
+    assert bench.sink.got == []
+    assert bench.api.account.held > COST + 2000
+    bench.sink.reads = True
+    bench.sink.resume()
+    for _ in range(3):
+        bench.clock.advance(0)
+    assert bench.sink.got == [b"x" * 1000, b"y" * 1000]
+    assert bench.api.account.held == COST
+    bench.sink.close()
+    assert bench.api.account.held == 0
+
+
+def test_what_waits_is_let_go_without_room_and_read_again_later(bench: Bench) -> None:
+    bench.follow()
+    bench.sink.reads = False
+    part = bench.api.account.part("shop")
+    filled = bench.api.account.most - bench.api.account.held
+    part.add(filled)
+    bodies = [b"%d" % number for number in range(5)]
+    for body in bodies:
+        bench.publish(body)
+    assert bench.api.account.held == bench.api.account.most
+    part.give(filled)
+    bench.sink.reads = True
+    bench.sink.resume()
+    for _ in range(10):
+        bench.clock.advance(0)
+    assert bench.sink.got == bodies
+
+
+def test_who_comes_when_the_share_is_used_up_gets_it_later(bench: Bench) -> None:
+    bench.follow()
+    bench.api.share.queue(lambda: None)
+    bench.publish(b"x")
+    assert bench.sink.got == []
+    for _ in range(3):
+        bench.clock.advance(0)
+    assert bench.sink.got == [b"x"]
+
+
+def test_a_subscription_without_room_is_refused_and_one_that_fails_costs_nothing(
+    bench: Bench,
+) -> None:
+    part = bench.api.account.part("shop")
+    part.add(bench.api.account.most)
+    with pytest.raises(Refusal, match="too much memory"):
+        bench.sink.subscribe(ANYONE, ("a",), "latest")
+    part.give(bench.api.account.most)
+
+    def refuse(*_: object) -> None:
+        raise Refusal("too-many", "refused")
+
+    bench.node.subscribe = refuse  # type: ignore[method-assign, assignment]
+    with pytest.raises(Refusal, match="refused"):
+        bench.sink.subscribe(ANYONE, ("a",), "latest")
+    assert bench.api.account.held == 0
