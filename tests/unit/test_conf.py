@@ -66,7 +66,7 @@ def expressions() -> Iterator[tuple[str, str]]:
 
 
 def test_alert_rules_are_valid() -> None:
-    assert "14 rules found" in promtool("check", "rules", ALERTS)
+    assert "15 rules found" in promtool("check", "rules", ALERTS)
 
 
 def test_each_alert_fires_when_it_should_and_not_before() -> None:
@@ -95,7 +95,7 @@ def test_the_dashboard_shows_every_metric(metrics: dict[str, str]) -> None:
 
 
 def test_labels_that_are_asked_for_are_labels_that_there_are() -> None:
-    known = {"instance", "peer", "reason", "consumer", "le"}
+    known = {"instance", "peer", "reason", "owner", "consumer", "le"}
     texts = [ALERTS.read_text(), *(each for _, each in expressions())]
     for text in texts:
         for names in re.findall(r"\bby \(([^)]*)\)", text):
