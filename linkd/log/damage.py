@@ -43,6 +43,7 @@ class Ward:
         files: The disk.
         identity: Who the log is.
         wall: Unix seconds.
+        repaired: Names of the files that were repaired since the log was opened.
 
     Attributes:
         told: What the operator must hear of.
@@ -50,7 +51,12 @@ class Ward:
     """
 
     def __init__(
-        self, folder: Path, files: Files, identity: Identity, wall: Callable[[], float]
+        self,
+        folder: Path,
+        files: Files,
+        identity: Identity,
+        wall: Callable[[], float],
+        repaired: set[str] | None = None,
     ) -> None:
         self.identity = identity
         self.told: list[Told] = []
@@ -59,7 +65,7 @@ class Ward:
         self._files = files
         self._wall = wall
         self._untold = Untold(files, folder)
-        self._repaired: set[str] = set()
+        self._repaired = set[str]() if repaired is None else repaired
 
     def mend(self, damage: Damage) -> None:
         """Set a bad file aside and go on with what is readable of it.
@@ -77,7 +83,6 @@ class Ward:
                 f"{path} is damaged again at byte {damage.at} after it was repaired: check the"
                 " memory and the disk of this host, then start linkd again"
             )
-        self._repaired.add(path.name)
         number = int(path.stem)
         last = number == numbers(self._folder)[-1]
         if damage.foreign:
@@ -113,6 +118,7 @@ class Ward:
         self._set_aside(path, aside)
         self._files.rename(fresh, path)
         self._files.sync_dir(self._folder)
+        self._repaired.add(path.name)
 
     def _jump(self, known: int) -> None:
         """Let the next epoch open far above, also if a crash comes before it is noted for good."""

@@ -14,7 +14,7 @@ from linkd.log.index import Index
 from linkd.log.ledger import new_token
 from linkd.log.logclock import LogClock, load_note, save_note
 from linkd.log.recover import Found, recover
-from linkd.log.seal import load_ids
+from linkd.log.seal import bytes_beside, load_ids
 from linkd.log.settings import Edges, SegmentSettings
 from linkd.log.shelf import Shelf
 from linkd.log.snapshot import Base
@@ -71,10 +71,13 @@ def begin(folder: Path, settings: SegmentSettings, edges: Edges) -> Beginning:
     clock = LogClock(edges.monotonic, edges.wall, edges.synchronised, edges.boot)
     clock.resume(found.stamp, found.wall, load_note(folder))
     save_note(edges.files, folder, clock.note())
+    shelf = Shelf(folder, identity.seed, found.segments)
+    for segment in (*found.held, *found.segments):
+        shelf.note_beside(segment.number, bytes_beside(folder, segment.number))
     return Beginning(
         identity,
         state,
-        Shelf(folder, identity.seed, found.segments),
+        shelf,
         _ids(folder, settings, found, identity.seed, clock),
         found.segments[0].first if found.segments else first_of_epoch,
         first_of_epoch,

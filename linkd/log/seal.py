@@ -5,6 +5,7 @@ Its index, and the ids in it.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,9 @@ from linkd.log.frame import BATCH, HAS_IDS, SMALL, batch_of, frame_at, frame_pre
 from linkd.log.ids import Ids, digest
 from linkd.log.index import Index, index_path, segment_path
 from linkd.log.reader import Damage, walk
+
+_DEFLATED = b"\x78"
+"""What a deflated index begins with; those of segments of format 1 are not."""
 
 _index = msgspec.msgpack.Decoder(Index)
 _ids = msgspec.msgpack.Decoder(dict[str, list[tuple[bytes, int]]] | list[tuple[bytes, int]])
@@ -37,15 +41,27 @@ def seal(files: Files, folder: Path, index: Index, ids: Sequence[tuple[str, byte
             for owner, key, offset in ids:
                 mine.setdefault(owner, []).append((key, offset))
             write_small(files, ids_path(folder, index.number), encode(mine), index.stamp)
-        write_small(files, index_path(folder, index.number), encode(index), index.stamp)
+        content = zlib.compress(encode(index), 1)  # mostly names of channels, again and again
+        write_small(files, index_path(folder, index.number), content, index.stamp)
+
+
+def bytes_beside(folder: Path, number: int) -> int:
+    """Return what the files beside a sealed segment occupy."""
+    size = 0
+    for path in (index_path(folder, number), ids_path(folder, number)):
+        with suppress(OSError):
+            size += path.stat().st_size
+    return size
 
 
 def load_index(folder: Path, number: int, log: str) -> Index | None:
     """Return the index of a sealed segment, or None where there is none that can be read."""
     head = read_small(index_path(folder, number))
     try:
+        if head is not None and head[:1] == _DEFLATED:
+            head = zlib.decompress(head)
         index = None if head is None else _index.decode(head)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, zlib.error):
         return None
     return index if index is not None and (index.number, index.log) == (number, log) else None
 

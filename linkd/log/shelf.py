@@ -27,6 +27,7 @@ class Shelf:
     Attributes:
         segments: They, to look at; what changes one of their sizes goes through the methods here.
         size: Bytes in all; a running sum, for it is asked at each commit.
+        beside_bytes: What the files beside them occupy, as far as that was noted.
     """
 
     def __init__(self, folder: Path, seed: int, segments: list[Index]) -> None:
@@ -34,6 +35,8 @@ class Shelf:
         self._seed = seed
         self.segments = segments
         self.size = sum(segment.size for segment in segments)
+        self.beside_bytes = 0
+        self._beside: dict[int, int] = {}
 
     @property
     def last(self) -> Index | None:
@@ -133,6 +136,12 @@ class Shelf:
         del self.segments[:count]
         self.size -= sum(segment.size for segment in gone)
         return gone
+
+    def note_beside(self, number: int, size: int) -> None:
+        """Note what the files beside a segment occupy; 0 once they are deleted."""
+        self.beside_bytes += size - self._beside.pop(number, 0)
+        if size:
+            self._beside[number] = size
 
     def _behind(self, position: int) -> Sequence[Index]:
         """Return the segments with records at or behind `position`."""

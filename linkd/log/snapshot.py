@@ -13,6 +13,7 @@ must stay below those of the log.
 from __future__ import annotations
 
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -40,7 +41,9 @@ NEEDS = "0.2"
 
 LAST = 1
 WRITE_BYTES = 1 << 20
-PAUSE_SECONDS = 0.001
+WORK_SECONDS, PAUSE_SECONDS = 0.002, 0.001
+"""So long a snapshot is worked on, and so long the reactor has the interpreter to itself."""
+
 _SUFFIX = ".state"
 _STEPS_AT_ONCE = 1024
 _TABLES: dict[type, tuple[str, ...]] = {
@@ -284,6 +287,7 @@ class Snapshots:
         self._post = post
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
+        self._paused = 0.0
 
     @property
     def size(self) -> int:
@@ -378,9 +382,12 @@ class Snapshots:
         return state
 
     def _pause(self) -> None:
-        """Let the reactor work for a moment."""
+        """Let the reactor work for a moment, once this thread has worked long enough."""
+        if time.monotonic() - self._paused < WORK_SECONDS:
+            return
         if self._stopping.wait(PAUSE_SECONDS):
             raise Stopped
+        self._paused = time.monotonic()
 
 
 def dissolve(state: State, pause: Callable[[], None]) -> None:

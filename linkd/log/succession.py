@@ -17,7 +17,7 @@ from linkd.log.identity import Identity, save_identity
 from linkd.log.index import FORMAT, NEEDS, Index, SegmentHead
 from linkd.log.reader import Reader
 from linkd.log.retention import remove
-from linkd.log.seal import seal
+from linkd.log.seal import bytes_beside, seal
 from linkd.log.shelf import Shelf
 
 
@@ -80,11 +80,17 @@ class Succession:
 
         Both come behind what the reader has to do.
         """
-        files, folder, last = self._files, self._folder, self._shelf.last
+        last = self._shelf.last
         self._shelf.add(begins)
         if last is not None:
-            self._reader.work(lambda: seal(files, folder, last, ids))
+            self._reader.work(lambda: self._seal(last, ids))
         self._note(number=begins.number, next=max(self.identity.next, begins.first))
+
+    def _seal(self, last: Index, ids: Sequence[tuple[str, bytes, int]]) -> None:
+        """Write what lies beside a segment; the reader's work."""
+        seal(self._files, self._folder, last, ids)
+        size = bytes_beside(self._folder, last.number)
+        self._reader.post(lambda: self._shelf.note_beside(last.number, size))
 
     def drop(self, count: int) -> None:
         """Take the oldest segments off, and note that; `free` deletes their files."""
@@ -100,6 +106,8 @@ class Succession:
             del self.held[: len(gone)]
             self.held_bytes -= sum(index.size for index in gone)
             numbers = [index.number for index in gone]
+            for number in numbers:
+                self._shelf.note_beside(number, 0)
             self._reader.work(lambda: remove(self._files, self._folder, numbers))
 
     def _note(self, **changes: int) -> None:

@@ -40,7 +40,7 @@ class _Course:
         log = self.bench.log
         size = sum(segment.size for segment in log._shelf.segments)
         assert log._shelf.size == size
-        beside = log._succession.held_bytes + log._snapshots.size
+        beside = log._succession.held_bytes + log._snapshots.size + log._shelf.beside_bytes
         assert log.size_bytes == size + beside + log._under_way_bytes
         if not log._under_way:
             assert log._under_way_bytes == 0

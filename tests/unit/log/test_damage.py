@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 
 from linkd.errors import Gap, LogDamaged
-from linkd.log import offline, verify
+from linkd.log import damage, frame, offline, verify
 from linkd.log.damage import JUMP
 from linkd.log.files import RealFiles
 from linkd.log.frame import HEAD, SMALL, frame_prefix
+from linkd.log.identity import load_identity
 from linkd.log.lock import not_ours
+from linkd.log.reader import Damage
 from linkd.log.snapshot import snapshot_numbers
 from linkd.log.writer import FILL_BYTES
 from tests.support.disk import Breaking, RecordingFiles
@@ -660,3 +662,103 @@ def test_a_body_passes_for_no_head_where_a_segment_is_mended(
     (told,) = bench.log.told
     assert "offsets lost: 1 to 1." in told.detail
     assert len(list(bench.path.glob("*.damaged-*"))) == 1
+
+
+def test_a_repair_without_room_leaves_the_file_as_it_is(bench: SegmentBench) -> None:
+    """A disk was filled by one repair after the other until nothing started any more."""
+    fill(bench)
+    bench.close()
+    first = min(bench.path.glob("*.log"))
+    flip(first, 60)
+    before = sorted(path.name for path in bench.path.iterdir())
+    bench.files = RecordingFiles()
+    bench.files.free = first.stat().st_size
+    with pytest.raises(LogDamaged, match=f"the disk has {first.stat().st_size} left; make room"):
+        bench.open()
+    assert sorted(path.name for path in bench.path.iterdir()) == before
+    bench.files.free = None
+    bench.open()
+    assert len(bodies(everything(bench))) == 31
+
+
+def test_a_repair_that_can_not_be_read_back_sets_nothing_aside(
+    bench: SegmentBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(bench)
+    bench.close()
+    first = min(bench.path.glob("*.log"))
+    flip(first, 60)
+    before = first.read_bytes()
+
+    def unreadable(path: Path, *rest: object, **more: object) -> None:
+        raise Damage(path, 7)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(damage, "scan", unreadable)
+        with pytest.raises(LogDamaged, match="of the repaired file either"):
+            bench.open()
+    assert first.read_bytes() == before
+    assert not [path for path in bench.path.iterdir() if "damaged" in path.name]
+    assert not list(bench.path.glob("*.part"))
+    bench.open()
+    assert len(bodies(everything(bench))) == 31
+
+
+def test_a_file_is_repaired_once_a_start(bench: SegmentBench) -> None:
+    fill(bench)
+    bench.close()
+    first = min(bench.path.glob("*.log"))
+    flip(first, 60)
+    identity = load_identity(bench.path)
+    assert identity is not None
+    ward = damage.Ward(bench.path, RealFiles(), identity, lambda: 1.0)
+    ward.mend(Damage(first, 0))
+    with pytest.raises(LogDamaged, match="damaged again at byte 5 after it was repaired"):
+        ward.mend(Damage(first, 5))
+    assert len([path for path in bench.path.iterdir() if "damaged" in path.name]) == 1
+    bench.open()
+
+
+def test_a_repair_under_way_that_has_no_room_is_told_to_who_reads(bench: SegmentBench) -> None:
+    files = RecordingFiles()
+    bench.files = files
+    bench.restart()
+    fill(bench)
+    flip(min(bench.path.glob("*.log")), 300_000)
+    files.free = 1 << 20
+    found = fetch(bench, 1)
+    while isinstance(found, list):
+        found = fetch(bench, found[-1].next)
+    assert isinstance(found, LogDamaged)
+    assert "make room" in str(found)
+    files.free = None
+
+
+def test_a_frame_that_no_reader_takes_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head of a segment grew beyond 1 GiB, was written, and could not be read."""
+    monkeypatch.setattr(frame, "MOST_BYTES", 100)
+    for head, body in ((101, 0), (0, 101)):
+        with pytest.raises(ValueError, match="at most 100 bytes"):
+            frame_prefix((HEAD, 0, bytes(head), bytes(body)), 0, 0.0, 0.0)
+        monkeypatch.setattr(frame, "MOST_BYTES", 101)
+        prefix = frame_prefix((HEAD, 0, bytes(head), bytes(body)), 0, 0.0, 0.0)
+        assert frame.frame_size(prefix, 0) == len(prefix) + 101
+        monkeypatch.setattr(frame, "MOST_BYTES", 100)
+        assert frame.frame_size(prefix, 0) is None
+        assert frame.stretch_at(prefix, 0) is None
+
+
+def test_a_segment_that_goes_bad_again_while_it_runs_is_not_repaired_again(
+    bench: SegmentBench,
+) -> None:
+    fill(bench)
+    first = min(bench.path.glob("*.log"))
+    for expected in (list, LogDamaged):
+        flip(first, 300_000)
+        found = fetch(bench, 1)
+        while isinstance(found, list) and found[-1].next < 9:
+            found = fetch(bench, found[-1].next)
+        if isinstance(found, Gap):
+            found = fetch(bench, found.first)
+        assert isinstance(found, expected)
+    assert len([path for path in bench.path.iterdir() if "damaged" in path.name]) == 1

@@ -14,7 +14,7 @@ import pytest
 
 from linkd.core.batch import HELD_BYTES, Draft, Origin
 from linkd.errors import Gap, LogClosed, LogDamaged, LogFull, PublishError, StateTooNew
-from linkd.log import stat, verify
+from linkd.log import segments, stat, verify
 from linkd.log.engine import Appended
 from linkd.log.frame import HEAD, frame_at, frame_prefix
 from linkd.log.ledger import GROUP_ITEMS
@@ -779,4 +779,15 @@ def test_a_file_that_has_lost_its_name_takes_nothing_more(tmp_path: Path, how: s
         bench.restart()
         assert bodies(everything(bench)) == [b"a", b"waits", b"c"]
     assert [one.event for one in told] == ["log.gone"]
+    bench.close()
+
+
+def test_a_segment_of_many_frames_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start reads the last one frame by frame: 64 MiB of small ones took it many seconds."""
+    monkeypatch.setattr(segments, "SEGMENT_FRAMES", 10)
+    bench = SegmentBench(tmp_path / "log")
+    for number in range(35):
+        append(bench, draft(b"%d" % number))
+    assert len(bench.log._shelf.segments) == 4
+    assert len(bodies(everything(bench))) == 35
     bench.close()

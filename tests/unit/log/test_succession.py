@@ -61,8 +61,12 @@ def test_a_beginning_seals_the_one_before_and_is_noted(tmp_path: Path) -> None:
     assert msgspec.msgpack.decode(read_small(ids_path(tmp_path, 1)) or b"") == {
         "shop": [[b"key", 3]]
     }
+    assert shelf.beside_bytes == sum(path.stat().st_size for path in tmp_path.glob("*.id[xs]")) > 0
     # The next offset that was promised before lies above: it stays.
     assert load_identity(tmp_path) == order.identity == Identity("log", 7, 2, 40, 1, 1)
+    order.drop(1)
+    order.free(2)
+    assert shelf.beside_bytes == 0
 
 
 def test_what_goes_is_noted_before_it_is_deleted(tmp_path: Path) -> None:
