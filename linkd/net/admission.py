@@ -238,7 +238,8 @@ class Admission:
             return Wait(f"more than {each:g} connections a second from {address}", seconds)
         if self._all is None:
             self._all = _Bucket(max(1.0, limits.handshakes_per_second), now)
-        keep = 0.0 if peers else RESERVED * (bool(self.greeted) + (not is_fresh))
+        is_known = peers or not self.greeted  # a hub that knows nobody yet has nobody to prefer
+        keep = 0.0 if is_known else RESERVED * (1 if is_fresh else 2)
         seconds = self._all.take(limits.handshakes_per_second, now, keep)
         if seconds:
             return Wait(f"more than {limits.handshakes_per_second:g} connections a second", seconds)

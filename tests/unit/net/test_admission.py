@@ -126,7 +126,14 @@ def test_strangers_leave_tokens_to_peers_and_to_fresh_addresses() -> None:
 
 
 def test_an_address_that_is_left_alone_is_fresh_again() -> None:
-    door = Door(handshakes_per_second=4.0)
+    door = Door({"192.0.2.9": 1}, handshakes_per_second=8.0)
     rate = door.admission.rate
-    assert [rate("192.0.2.1", 10.0) is None for _ in range(4)] == [True, True, True, False]
-    assert [rate("192.0.2.1", 20.0) is None for _ in range(4)] == [True, True, True, False]
+    for now in (10.0, 20.0):
+        assert [rate("192.0.2.1", now) is None for _ in range(6)] == [True] * 4 + [False] * 2
+        assert [rate("192.0.2.2", now) is None for _ in range(3)] == [True, False, False]
+
+
+def test_a_hub_that_knows_nobody_prefers_nobody() -> None:
+    door = Door(handshakes_per_second=8.0)
+    rate = door.admission.rate
+    assert [rate("192.0.2.1", 10.0) is None for _ in range(9)] == [True] * 8 + [False]
