@@ -445,7 +445,8 @@ class SegmentLog(Ledger):
     def _begin_anew(self) -> None:
         """Begin a segment, so that the last one can go."""
         last = self._shelf.last
-        if last is not None and self._at == last.size and not (self._stuck or self._closed):
+        fails = self._stuck and bool(self._blocked)
+        if last is not None and self._at == last.size and not (fails or self._closed):
             self._rolls = True
             self._send()
 
@@ -455,8 +456,18 @@ class SegmentLog(Ledger):
         count = self._retention.count(segments, self._kept_bytes(), clock)
         if count:
             self._drop(count)
-        elif segments == [self._writing] and self._retention.outlived(segments[0], clock):
+        elif segments == [self._writing] and (
+            self._retention.outlived(segments[0], clock) or self._fills_log(segments[0])
+        ):
             self._begin_anew()
+
+    def _fills_log(self, segment: Index) -> bool:
+        """Return whether a record nearly as large as the log keeps it full, owed to nobody."""
+        return (
+            self._at >= self._segment_bytes
+            and segment.next <= self._retention.owed_from
+            and self._retention.is_over(self._kept_bytes())
+        )
 
     def _drop(self, count: int) -> None:
         """Take the oldest segments off, and tell who follows; files that nobody needs go."""

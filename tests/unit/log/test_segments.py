@@ -183,6 +183,23 @@ def test_reject_keeps_what_is_owed_and_a_reserve_for_peers(tmp_path: Path) -> No
     bench.close()
 
 
+def test_a_record_as_large_as_the_log_makes_room_for_the_next(tmp_path: Path) -> None:
+    """A peer's may be: the segment that is written can't be deleted, and none was begun."""
+    bench = SegmentBench(tmp_path / "log", max_bytes=16 * MIB)
+    body = bytes(16 * MIB)
+    for number in (1, 3, 5):
+        assert store(bench, received(number, number + 1, body))[0].count == 1
+        waited: list[Any] = []
+        bench.log.store(received(number + 1, number + 2, b"next"), waited.append)
+        bench.until(lambda: bench.log._stuck)
+        assert not waited  # it is owed: nothing more fits
+        bench.log.release(bench.log.next)
+        bench.until(lambda: waited and not bench.log.full)  # noqa: B023  # at once
+        assert isinstance(append(bench, draft(b"here"))[0], Appended)
+        assert bench.log.size_bytes < MIB
+    bench.close()
+
+
 def test_drop_oldest_makes_room_and_tells(tmp_path: Path) -> None:
     bench = SegmentBench(tmp_path / "log", max_bytes=16 * MIB, when_full="drop-oldest")
     told: list[int] = []
