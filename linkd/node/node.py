@@ -30,7 +30,7 @@ from linkd.node.driver import LinkDriver
 from linkd.node.follow import Follower
 from linkd.node.held import Held
 from linkd.node.links import Links
-from linkd.node.readers import AGING_SECONDS, Readers
+from linkd.node.readers import Readers
 from linkd.node.resync import resync
 from linkd.node.rules import Rules
 from linkd.node.spread import Spread
@@ -99,7 +99,6 @@ class Node:
         self._spread = Spread(log, self._links.drivers, self._readers, self.count, when_idle(clock))
         self._tick = LoopingCall(self._ticked)
         self._tick.clock = clock  # type: ignore[assignment]  # it needs no more than ours offers
-        self._aged_at = self._began
         self._ticks = 0
         log.on_commit.append(self._spread.committed)
         log.on_trim.append(self._trimmed)
@@ -118,7 +117,6 @@ class Node:
         self.stopping = True
         if self._tick.running:
             self._tick.stop()
-        self._readers.age()
         self._readers.stop()
         self._links.stop(detail)
         done: Deferred[None] = Deferred()
@@ -235,9 +233,7 @@ class Node:
         if whole_second:
             self._readers.move_on()
         self.log.release(self._low_water())
-        now = self.clock.seconds()
-        if now - self._aged_at >= AGING_SECONDS:
-            self._aged_at = now
+        if whole_second:
             self._readers.age()
 
     def _low_water(self) -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
-from linkd.config import ChannelSettings, PeerSettings
+from linkd.config import ApiKey, ChannelSettings, PeerSettings
 from linkd.core.wire import Ack, decode
 from linkd.errors import AttemptFailed
 from linkd.log.engine import Appended
@@ -158,6 +159,25 @@ def test_the_absence_of_a_consumer_is_stored_once_a_minute_and_at_the_stop(net: 
     net.run(30.0)
     edge.stop("test")
     assert idle() == pytest.approx(91.0, abs=1.0)
+
+
+def test_a_key_that_leaves_the_configuration_leaves_its_consumers(net: FakeNet) -> None:
+    edge = net.nodes["edge"]
+    old, key = edge.config, ApiKey(name="shop", secret_file="unread")
+    api = msgspec.structs.replace(old.api, keys=(key,))
+    edge.reload(msgspec.structs.replace(old, api=api))
+    edge.subscribe((">",), "latest", Kept(), ("shop", "billing")).close()
+    one_publish(edge, "orders", b"1")
+    net.run(0.1)
+    assert not edge.status().log.losses
+    edge.reload(old)
+    (said,) = edge.status().log.losses
+    assert said.startswith("consumer.orphaned: the key shop is not configured any more")
+    assert edge.status(owner="till").log.losses == []
+    assert edge.status(owner="shop").log.losses == [said]
+    assert [event.owner for event in edge.events() if event.event == "consumer.orphaned"] == [
+        "shop"
+    ]
 
 
 def test_a_slow_reader_is_paused_and_misses_nothing(net: FakeNet) -> None:
