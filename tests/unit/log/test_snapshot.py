@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from linkd.core.batch import Producer
+from linkd.core.batch import Origin, Producer
 from linkd.core.wire import EpochEnd
 from linkd.errors import StateTooNew
 from linkd.log import open_cursors, verify
@@ -351,7 +351,10 @@ def test_the_state_that_format_1_carried_in_its_heads_is_read(tmp_path: Path) ->
     ].duplicate
     assert append(bench, draft(b"x", ids=("id36",)))[0].duplicate
     assert store(bench, received(36, 37, b"hub-36", channel="commands"))[0].duplicate
-    assert len(bodies(everything(bench))) == 108
+    # One highest offset proves nothing of what is below it; the frames behind it prove theirs.
+    both = received(1, 3, b"30", b"31", channel="commands", peer="b", log="b", origin=FAR)
+    assert store(bench, both) == [Appended(109, 1, unproven=1, late=1)]
+    assert len(bodies(everything(bench))) == 109
     cursors = open_cursors(log, folder, bench.turns.post)
     assert cursors.peers() == {"hub": PeerCursor("hub", 1, 7)}
     assert list(cursors.consumers()) == [(UNOWNED, "billing")]
@@ -362,7 +365,7 @@ def test_the_state_that_format_1_carried_in_its_heads_is_read(tmp_path: Path) ->
     last = max(bench.path.glob("*.log"))
     assert read_head(last)[0].format == FORMAT == 2
     bench.restart()
-    assert (bench.log.next, bench.log.told) == (109, [])
+    assert (bench.log.next, bench.log.told) == (110, [])
     quiet(bench)
     bench.close()
 
@@ -380,6 +383,9 @@ def test_the_cursors_that_a_head_of_format_1_carried_serve_for_a_lost_file(tmp_p
     cursors.close(lambda: closed.append(True))
     bench.until(lambda: closed)
     bench.close()
+
+
+FAR = Origin("hub", "hublog", "e1", 30)
 
 
 def go_on() -> None:
