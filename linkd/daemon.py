@@ -254,7 +254,16 @@ def checked(paths: Sequence[Path]) -> Config:
         ConfigError: One line for each error.
         Unavailable: The same, where all of them may pass by themselves.
     """
-    config = load(paths)
+    return with_files(load(paths))
+
+
+def with_files(config: Config) -> Config:
+    """Return a configuration whose files are checked; pairing's own are made first.
+
+    Raises:
+        ConfigError: One line for each error.
+        Unavailable: The same, where all of them may pass by themselves.
+    """
     try:
         prepare(config, wall)
     except StateTooNew as error:
@@ -289,9 +298,10 @@ def run(path: Path | None, log_format: Format = "text", least: Level = "info") -
     def paths() -> list[Path]:
         return files(path)
 
-    installed = events.install(sys.stderr, log_format, least)
     try:
-        config = checked(paths())
+        config = load(paths())  # a mistake in it is the command's to report: nothing is logged yet
+        installed = events.install(sys.stderr, log_format, least)
+        with_files(config)
         lock = claim_state(config.node.state_dir)
         clear_socket(config.api.socket)
         try:
