@@ -192,12 +192,15 @@ class Follower:
     def _deliver(self) -> None:
         """Hand out what is pending, until there is no room."""
         pending, clock = self._pending, self._log.clock()
+        known: dict[str, bool] = {}  # a log has many batches of few channels
         while pending and not self._paused and not self._closed:
             batch = pending[0]
             if batch.next <= self.next:
                 self._bytes -= len(pending.popleft().records) + HELD_BYTES
                 continue
-            wanted = self._live or self.patterns.match(batch.channel)
+            wanted = self._live or known.get(batch.channel)
+            if wanted is None:
+                wanted = known[batch.channel] = self.patterns.match(batch.channel)
             if not self._sink.has_room(len(batch.records) if wanted else 0):
                 self._paused = True
                 break
