@@ -488,6 +488,7 @@ MANY = 1_000_000
 
 
 @pytest.mark.slow
+@pytest.mark.timing
 def test_a_large_snapshot_holds_the_interpreter_for_a_moment_only(tmp_path: Path) -> None:
     """The reactor's longest wait for the interpreter, while 1,000,000 entries are written."""
     before = snapshot_path(tmp_path, 1)
