@@ -8,11 +8,16 @@ from linkd import events
 from linkd.clock import Clock, wall
 from linkd.core.link_types import Changed
 from linkd.log.engine import Log
+from linkd.net.limits import Bucket
 from linkd.node.book import Book, EventStore
 from linkd.node.driver import LinkDriver
 from linkd.node.losses import Losses
 from linkd.outages import Current, Outages
 from linkd.status import Availability, Event, Outage
+
+OWNER_EVENTS = 60.0
+OWNER_BURST = 20.0
+"""Events of one owner's consumers that are kept an hour, and at once."""
 
 
 class Chronicle:
@@ -31,6 +36,7 @@ class Chronicle:
         self._clock = clock
         self._book = Book(store)
         self._losses = Losses(self._book)
+        self._shares: dict[str, Bucket] = {}
 
     def changed(self, driver: LinkDriver, change: Changed, silence: float | None) -> None:
         """A link's state has changed: remember it, say it."""
@@ -90,12 +96,21 @@ class Chronicle:
 
     def tell(self, level: str, event: str, **fields: str | int | float | None) -> None:
         """Say something in the log; what is worse than usual is remembered too."""
-        self._losses.take(event, fields)
+        owner = fields.get("owner")
+        if owner is None or self._has_share(str(owner)):
+            self._losses.take(event, fields)
         events.emit(event, level, **fields)  # type: ignore[arg-type]  # a core's words for a level
 
     def configured(self, peer: str) -> None:
         """A link is configured and not up: it is down since now, if not since before."""
         self._outages.configured(peer, self._clock.seconds(), wall())
+
+    def _has_share(self, owner: str) -> bool:
+        """Return whether an event of an owner's consumers is kept: they must not push out all."""
+        now = self._clock.seconds()
+        if owner not in self._shares:
+            self._shares[owner] = Bucket(OWNER_EVENTS / 3600.0, OWNER_BURST, now)
+        return not self._shares[owner].take(now)
 
     def forget(self, peer: str) -> None:
         """A peer is configured no more: its outages go."""

@@ -49,6 +49,9 @@ _KEPT = _LOST | {
 """What `linkd events` shows beside the changes of links."""
 
 _MOST = 20
+_MOST_OF_OWNER = 4
+"""Sentences about the consumers of one owner: they leave room for all else."""
+
 _LOOKS = 2
 """After so many looks with room it is said: a log at its bound flaps.
 
@@ -75,6 +78,9 @@ class Losses:
         owner = _text(fields.get("owner"))
         self._book.add(event, peer=peer, detail=detail, owner=owner)
         if event in _LOST and detail is not None:
+            mine = [one for one in self._sentences if one[0] == owner]
+            if owner is not None and len(mine) >= _MOST_OF_OWNER:
+                self._sentences.remove(mine[0])
             self._sentences.append((owner, f"{event}: {detail}"))
 
     def sentences(self, owner: str | None = None) -> list[str]:

@@ -65,6 +65,7 @@ class Readers:
         self._followers: dict[Follower, None] = {}
         self._held: dict[Owned, Follower] = {}
         self._looked: dict[Owned, int] = {}
+        self._passed_over: set[Owned] = set()
         self._bounds: tuple[Config, dict[str, int | None]] | None = None
         self._aged_at = around.clock.seconds()
         self._passed = 0.0
@@ -191,7 +192,7 @@ class Readers:
             idle = 0.0 if key in self._held else consumer.idle + self._passed
             if idle > limit:
                 self._store.remove_consumer(key)
-                self._looked.pop(key, None)
+                self._no_longer_lags(key)
                 self._tell_removed(consumer, idle)
             elif idle != consumer.idle:
                 self._store.set_consumer(msgspec.structs.replace(consumer, idle=idle))
@@ -297,14 +298,21 @@ class Readers:
         lagging: list[tuple[int, int, Consumer]] = []
         for consumer in self._store.consumers().values():
             to = max(half, floors[consumer.owner])
+            if consumer.next >= floors[consumer.owner]:
+                self._passed_over.discard(consumer.key)
             if consumer.next < to and self._looked.get(consumer.key) != to:
                 lagging.append((consumer.next, to, consumer))
         for first, to, consumer in nsmallest(LOOKS, lagging, key=itemgetter(0)):
             self._looked[consumer.key] = to
             if not log.holds(first, to, Patterns(consumer.patterns).match):
                 self._store.set_consumer(msgspec.structs.replace(consumer, next=to))
-            elif first < floors[consumer.owner]:
+            elif first < floors[consumer.owner] and consumer.key not in self._passed_over:
+                self._passed_over.add(consumer.key)
                 self._tell_passed_over(consumer, floors[consumer.owner])
+
+    def _no_longer_lags(self, key: Owned) -> None:
+        self._looked.pop(key, None)
+        self._passed_over.discard(key)
 
     def _tell_passed_over(self, consumer: Consumer, floor: int) -> None:
         owner, name = consumer.key
@@ -339,7 +347,7 @@ class Readers:
         if holder is not None:
             holder.end("deleted")
         self._store.remove_consumer(key, done)
-        self._looked.pop(key, None)
+        self._no_longer_lags(key)
         owner, name = key
         self._around.tell("info", "consumer.deleted", owner=owner, consumer=name, next=known.next)
         return True
@@ -361,6 +369,7 @@ class Readers:
             holder.end("replaced")
         owner, name = new
         self._store.set_consumer(msgspec.structs.replace(known, owner=owner, name=name, idle=0.0))
+        self._no_longer_lags(old)
         self._store.remove_consumer(old, done)
         self._around.tell(
             "info",

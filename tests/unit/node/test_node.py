@@ -180,6 +180,22 @@ def test_a_key_that_leaves_the_configuration_leaves_its_consumers(net: FakeNet) 
     ]
 
 
+def test_one_owners_events_leave_room_for_those_of_others(net: FakeNet) -> None:
+    edge = net.nodes["edge"]
+    edge.tell("error", "log.damaged", detail="a file")
+    for number in range(500):
+        edge.tell("error", "consumer.gap", owner="mallory", detail=f"gap {number}")
+    edge.tell("error", "consumer.gap", owner="shop", detail="shop's")
+    owners = [event.owner for event in edge.events() if event.event == "consumer.gap"]
+    assert owners == ["mallory"] * 20 + ["shop"]
+    losses = edge.status().log.losses
+    assert len(losses) == 6
+    assert (losses[0], losses[-1]) == ("log.damaged: a file", "consumer.gap: shop's")
+    net.run(61.0)
+    edge.tell("error", "consumer.gap", owner="mallory", detail="later")
+    assert edge.events()[-1].detail == "later"
+
+
 def test_a_slow_reader_is_paused_and_misses_nothing(net: FakeNet) -> None:
     edge = net.nodes["edge"]
     slow = Kept(room=2)

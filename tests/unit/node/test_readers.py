@@ -274,10 +274,19 @@ def test_a_narrow_key_keeps_half_of_the_log_and_is_told_of_the_rest(node: FakeNo
     assert (said["owner"], said["consumer"], said["first"]) == ("shop", "billing", 1)
     assert said["next"] == node.readers.low_water() > 30
     assert position(node, SHOP) == 1  # as long as the records are there it gets them
+    publish(node, "orders", 60)
+    node.readers.move_on()
+    assert len(events(node, "consumer.passed-over")) == 1
     sink = Sink()
     node.subscribe(("news.*",), "latest", sink, SHOP)
     node.clock.advance(0)
     assert sink.got == ["news.one"]
+    node.ack(SHOP, 122)
+    node.readers.move_on()
+    publish(node, "news.two", 1)
+    publish(node, "orders", 60)
+    node.readers.move_on()
+    assert [one["next"] > 122 for one in events(node, "consumer.passed-over")] == [False, True]
 
 
 @pytest.mark.parametrize("key", [ADMIN, SOCKET, (UNOWNED, "billing"), ("anyone", "billing")])
