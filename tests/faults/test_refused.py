@@ -42,7 +42,7 @@ def wait_link(daemon: Daemon, name: str, state: str) -> dict[str, Any]:
 def refused_slowly(edge: Daemon, hub: Daemon | None, at_edge: str, at_hub: str) -> None:
     """Both ends say why, in status and log, and the next attempt is about a minute away."""
     seen = wait_link(edge, "hub", "rejected")
-    assert at_edge in seen["detail"], seen
+    assert at_edge in seen["attempt_detail"], seen
     assert 40.0 < seen["next_attempt_seconds"] < 73.0, seen
     line = edge.wait_line(5.0, event="link.rejected")
     assert at_edge in line.fields["detail"]
@@ -50,8 +50,8 @@ def refused_slowly(edge: Daemon, hub: Daemon | None, at_edge: str, at_hub: str) 
         refused = hub.wait_line(5.0, event="connection.refused")
         assert at_hub in refused.fields["detail"], refused
         told = wait_link(hub, "edge", "rejected")
-        assert at_hub in told["detail"], told
-        assert told["reason"] in ("rejected", "tls")
+        assert at_hub in told["attempt_detail"], told
+        assert told["attempt_reason"] in ("rejected", "tls")
     time.sleep(2.0)
     assert edge.link("hub")["attempts"] == 1
 
@@ -97,7 +97,7 @@ def test_a_listener_of_another_name(daemons: Start) -> None:
     daemons("depot", listen(port, "127.0.0.1") + peer("edge"))
     edge = daemons("edge", peer("hub", f"ws://127.0.0.1:{port}/link"))
     seen = wait_link(edge, "hub", "rejected")
-    assert "does not know the secret" in seen["detail"]
+    assert "does not know the secret" in seen["attempt_detail"]
 
 
 class Certified:
