@@ -108,7 +108,9 @@ class LinkDialer(
         if not self.targets:
             raise ConfigError(f"peer {peer.name}: expected a URL to dial")
         self.settings = peer
-        self._good, self._bad = {}, {}
+        for known in (self._good, self._bad):
+            for gone in known.keys() - set(self.targets):
+                del known[gone]
         self.first_limit = self.connect_timeout = connect_timeout
         self._url %= len(self.targets)
         self.setProtocolOptions(

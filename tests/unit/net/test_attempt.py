@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from linkd.config import parse_url
 from linkd.errors import ConfigError, unusable
 from tests.support.hosts import URL, Hosts, Temper, address
 
@@ -81,6 +82,7 @@ def test_the_good_address_is_dialed_first_the_next_time(tmp_path: Path) -> None:
     hosts.link.connections[0].abort("closed", "a test")
     hosts.run(0.1)
     hosts.dialed.clear()
+    hosts.dialer.configure(hosts.dialer.settings, 5.0)  # a reload forgets nothing
     hosts.dialer.dial(0.0)
     assert hosts.run(7.0, until="greeted") < 0.1
     assert hosts.dialed == [address(1)]
@@ -168,5 +170,9 @@ def test_a_url_without_a_path_is_dialed_at_the_links_own(tmp_path: Path) -> None
     hosts.dialer.dial(0.0)
     hosts.run(7.0, until="greeted")
     assert hosts.link.failures == []
+    assert list(hosts.dialer._good) == [parse_url("ws://hub.test:9443/link")]
+    other = msgspec.structs.replace(peer, dial=("ws://other.test/",))
+    hosts.dialer.configure(other, 5.0)
+    assert hosts.dialer._good == {}
     with pytest.raises(ConfigError, match="scheme"):
         hosts.dialer.configure(msgspec.structs.replace(peer, dial=("http://hub.test/",)), 5.0)
