@@ -348,7 +348,7 @@ class Topology:
 
     def _check_intervals(self, node: PathNode) -> None:
         """Hold what it knows of origins to what is there, and to the number of holes."""
-        for known in node.log._state.origins.snapshot().logs.values():
+        for known in node.log._state.origins._logs.values():
             for epoch in known.epochs.values():
                 for held in epoch.channels.values():
                     assert all(low < high for low, high in pairwise(held[1::2]))
