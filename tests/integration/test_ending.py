@@ -14,6 +14,8 @@ import pytest
 
 from tests.support.daemon import Daemon
 
+pytestmark = pytest.mark.timing
+
 MAIN = "from linkd.cli import main; raise SystemExit(main())"
 EDGE = """
 [[peer]]
@@ -135,7 +137,7 @@ def test_a_reader_of_standard_error_that_stops_stops_nothing(unread: tuple[Daemo
     node.start()
     for number in range(200):
         node.signal(signal.SIGHUP)
-        assert node.call("GET", "/v1/status", timeout=2.0)["node"] == "edge", number
+        assert node.call("GET", "/v1/status", timeout=5.0)["node"] == "edge", number
     before = len(node.notices)
     end = time.monotonic() + 5.0
     while [said for _, said in node.notices[before:]].count("WATCHDOG=1") < 2:
