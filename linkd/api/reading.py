@@ -103,6 +103,8 @@ class Page:
         while goes_on and not self._full():
             await reads.acquire()
             try:
+                if self._api.share.left() <= 0:  # who came before has used the slice up
+                    await self._api.pause()
                 goes_on = await self._fill_some()
             finally:
                 reads.release()
@@ -179,13 +181,16 @@ class Page:
         return True
 
     def body(self) -> bytes:
-        """Return the page as JSON."""
+        """Return the page as JSON; its records are let go."""
         gap = None if self.gap is None else {"first": self.gap[0], "next": self.gap[1]}
-        return b'{"records":[%b],"next":%d,"gap":%b}' % (
-            b",".join(self.records),
-            self.next,
-            to_json(gap),
-        )
+        pieces = [b'{"records":[']
+        for record in self.records:
+            pieces += (record, b",")
+        if self.records:
+            pieces.pop()
+        pieces.append(b'],"next":%d,"gap":%b}' % (self.next, to_json(gap)))
+        self.records = []
+        return b"".join(pieces)
 
 
 def fetch(log: Log, position: int, size: int) -> Deferred[list[Batch]]:
