@@ -139,7 +139,6 @@ class Inbound:
         """
         self.disconnected()
         self._connected = True
-        self.discards = False
         self._log = theirs.log
         self._epochs = theirs.epochs
         self.received = None if cursor is None else cursor.next
@@ -149,8 +148,8 @@ class Inbound:
         self._waiting_bytes = 0
 
     def disconnected(self) -> None:
-        """Forget a batch of which parts are missing."""
-        self._connected = False
+        """Forget a batch of which parts are missing, and what was left out: it comes again."""
+        self._connected = self.discards = False
         self._forget_parts()
 
     def _forget_parts(self) -> None:

@@ -26,11 +26,14 @@ LEAST_SEGMENT_BYTES: Final = 500
 PROBE_AFTER: Final = 3
 """So many connections in a row fell with records sent and none of them acknowledged."""
 
-LASTED_SECONDS: Final = 2.0
+LASTED_SECONDS: Final = 1.0
 """One that ended sooner does not count: it was replaced, or its peer stopped."""
 
-UNANSWERED_SECONDS: Final = 3.0
-"""A large probe that got no answer for so long, on a connection that then fell, was lost."""
+UNANSWERED_SECONDS: Final = 1.0
+"""A large probe that got no answer for so long, on a connection that then fell, was lost.
+
+The shortest heartbeat gives a connection up after 2 s without a byte.
+"""
 
 
 class Path:

@@ -38,6 +38,9 @@ MOST_ACK_WAIT_SECONDS = 480.0
 ACK_REPEAT_SECONDS = 10.0
 """A receiver that can't acknowledge yet repeats its last ack so often, which says that it lives."""
 
+PROBE_SECONDS = 0.1
+"""The first probe goes so long after the hello: in one segment with it, it would not be small."""
+
 HELLO_WAIT_SECONDS = 10.0
 """So long a connection may wait for its second hello."""
 
@@ -204,11 +207,12 @@ class Carrier:
         self._unproved = False
         self.perform(effects)
         self._unproved = self.session.outbound.owed_records > 0
-        self._send_probe(self._probe)
+        if self._probe is not None:
+            self._clock.callLater(PROBE_SECONDS, self._send_probe, self.connection, self._probe)
 
-    def _send_probe(self, probe: wire.Probe | None) -> None:
-        if probe is not None and self.connection is not None:
-            self.connection.send(wire.encode(probe))
+    def _send_probe(self, connection: Connection | None, probe: wire.Probe) -> None:
+        if connection is not None and connection is self.connection:
+            connection.send(wire.encode(probe))
 
     def drop(self) -> None:
         """Let go of the connection that counted."""
@@ -262,8 +266,10 @@ class Carrier:
     def _probed(self, connection: Connection, size: int) -> None:
         """A probe has come to the peer: send the next one, or what is owed."""
         if self.path.probing:
-            self._send_probe(self.path.answered(size, self._clock.seconds()))
-            if connection.writable:
+            probe = self.path.answered(size, self._clock.seconds())
+            if probe is not None:
+                self._send_probe(connection, probe)
+            elif connection.writable:
                 self.writable(connection)
 
     def writable(self, connection: Connection) -> None:

@@ -66,6 +66,7 @@ class LinkDriver:
         self.drain_to: int | None = None
         self._greeted: dict[int, tuple[Connection, wire.Hello]] = {}
         self._said: wire.Hello | None = None  # our hello on the connection that we dial
+        self._dials_at_once = False  # the next attempt differs from those that failed
         self._repeated = False  # the live connection has had its second hello
         self._timer: Timer | None = None
         self._last_silence: float | None = None
@@ -155,6 +156,9 @@ class LinkDriver:
             self._last_silence = connection.silence_seconds()
             self.carrier.drop()
         self._run(links.Lost(connection.key, reason, detail, retry_after, silent))
+        if self._dials_at_once:
+            self._dials_at_once = False
+            self.kick()
 
     def attempting(self, url: str, address: str | None) -> None:
         """An attempt has begun."""
@@ -201,6 +205,7 @@ class LinkDriver:
         if dialer is None or not segment_bytes or 0 < dialer.segment_bytes <= segment_bytes:
             return False
         dialer.segment_bytes = max(segment_bytes, LEAST_SEGMENT_BYTES)
+        self._dials_at_once = True
         return True
 
     # -- what the node tells ------------------------------------------------------------------

@@ -49,14 +49,14 @@ def test_what_proves_nothing() -> None:
     assert not path.ended(unacknowledged=False, progress=False, now=110.0), "nothing passes"
     path.began(2, 120.0)
     path.answered(SMALL_BYTES, 120.1)
-    assert not path.ended(unacknowledged=False, progress=False, now=122.0), "it fell too soon"
+    assert not path.ended(unacknowledged=False, progress=False, now=121.0), "it fell too soon"
     assert not path.narrow
     assert path.began(1, 130.0) is None, "a peer of version 1 knows no probes"
     path.ended(unacknowledged=True, progress=True, now=140.0)
     assert path.began(2, 150.0) is None, "it carried something"
     for _ in range(PROBE_AFTER):
         assert path.began(2, 200.0) is None
-        path.ended(unacknowledged=True, progress=False, now=201.0)
+        path.ended(unacknowledged=True, progress=False, now=200.9)
         assert path.began(2, 200.0) is None
         path.ended(unacknowledged=False, progress=False, now=300.0)
     assert path.began(2, 400.0) is None, "short ones and those without records do not count"
