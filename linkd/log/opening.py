@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -17,8 +18,11 @@ from linkd.log.recover import Found, recover
 from linkd.log.seal import bytes_beside, load_ids
 from linkd.log.settings import Edges, SegmentSettings
 from linkd.log.shelf import Shelf
-from linkd.log.snapshot import Base
+from linkd.log.snapshot import Base, write_at_start
 from linkd.log.state import Snapshot, State
+
+MOST_FOLDED = 3
+"""A start that has folded more segments writes a snapshot."""
 
 
 class Beginning(msgspec.Struct, frozen=True):
@@ -67,6 +71,7 @@ def begin(folder: Path, settings: SegmentSettings, edges: Edges) -> Beginning:
         identity = Identity(new_token(edges.rng), edges.rng.getrandbits(32), 0, 1)
         save_identity(edges.files, folder, identity)
     state = found.state or State(identity.log)
+    _catch_up(folder, edges, found)
     first_of_epoch = max(state.next, identity.next)
     clock = LogClock(edges.monotonic, edges.wall, edges.synchronised, edges.boot)
     clock.resume(found.stamp, found.wall, load_note(folder))
@@ -88,6 +93,25 @@ def begin(folder: Path, settings: SegmentSettings, edges: Edges) -> Beginning:
         found.goes_on,
         found.told if clock.told is None else [*found.told, clock.told],
     )
+
+
+def _catch_up(folder: Path, edges: Edges, found: Found) -> None:
+    """Write a snapshot where so many segments had to be folded that the next start would last.
+
+    A daemon that is restarted again and again under load never comes to the end of one. The next
+    segment begins behind it.
+    """
+    if found.state is None or found.identity is None or found.carried is None or not found.segments:
+        return
+    newest, last = found.bases[-1], found.segments[-1]
+    behind = [one.size for one in (*found.held, *found.segments) if one.number >= newest.number]
+    if len(behind) <= MOST_FOLDED or not newest.is_outgrown(sum(behind)):
+        return
+    with suppress(OSError):
+        seed, number = found.identity.seed, last.number + 1
+        base = write_at_start(edges.files, folder, number, seed, found.state, found.carried)
+        found.bases = [newest, base]
+        found.goes_on = False
 
 
 def _ids(folder: Path, settings: SegmentSettings, found: Found, seed: int, clock: LogClock) -> Ids:

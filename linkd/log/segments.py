@@ -486,9 +486,8 @@ class SegmentLog(Ledger):
     def _keep_snapshots(self) -> None:
         """Make a snapshot if the log has grown by the newest one's size since that was made.
 
-        And by a third of what that is inflated, which is what one costs. Or if files wait for one
-        to be deleted: with the segment that is written now the newest one needs no other, and with
-        the next one the older one neither.
+        Or if files wait for one to be deleted: with the segment that is written now the newest one
+        needs no other, and with the next one the older one neither.
         """
         snapshots, held = self._snapshots, self._succession.held
         waits = any(segment.first < segment.next for segment in held)
@@ -502,7 +501,7 @@ class SegmentLog(Ledger):
             return
         before = [*held, *self._shelf.segments[:-1]]
         grown = sum(segment.size for segment in before if segment.number >= newest.number)
-        if grown >= max(newest.size or 0, newest.weight // 3) or waits:
+        if newest.is_outgrown(grown) or waits:
             needed = snapshots.needed
             sealed = [Sealed(one.number, one.size) for one in before if one.number >= needed]
             forget = partial(self._forget, clock=self.clock())

@@ -33,7 +33,7 @@ from linkd.log.origins import KnownEpoch, KnownLog, Origins
 from linkd.log.producers import Producers
 from linkd.log.reader import Damage, walk
 from linkd.log.scan import fold_sealed, read_head
-from linkd.log.state import Snapshot, State, decode_carried
+from linkd.log.state import Snapshot, State, decode_carried, in_parts
 
 FORMAT = 1
 NEEDS = "0.2"
@@ -85,6 +85,14 @@ class Base(msgspec.Struct, frozen=True):
     number: int
     size: int | None = None
     weight: int = 0
+
+    def is_outgrown(self, grown: int) -> bool:
+        """Return whether the log has grown by so much since that another one is due.
+
+        By its size, so that snapshots never take more than the log; and by a third of what that is
+        inflated, which is what one costs.
+        """
+        return grown >= max(self.size or 0, self.weight // 3)
 
 
 class Sealed(msgspec.Struct, frozen=True):
@@ -249,6 +257,21 @@ def _slices_at(folder: Path, base: Base, log: str, seed: int) -> Iterator[tuple[
         except msgspec.DecodeError:
             raise Damage(path, 0) from None
     yield Snapshot(next=head.first), 0
+
+
+def write_at_start(
+    files: Files, folder: Path, number: int, seed: int, state: State, carried: Snapshot
+) -> Base:
+    """Write a snapshot at a start: nobody else has work to do, and the state is at hand.
+
+    Raises:
+        OSError: The disk refuses.
+    """
+    head = SnapshotHead(FORMAT, NEEDS, state.log, number)
+    acks = (Snapshot(acks=tuple(some)) for some in in_parts(carried.acks))
+    consumers = (Snapshot(consumers=tuple(few)) for few in in_parts(carried.consumers, 32))
+    slices = chain(state.slices(), acks, consumers)
+    return write_snapshot(files, folder, head, seed, slices, lambda: None)
 
 
 def remove_snapshots(files: Files, folder: Path, before: int) -> None:

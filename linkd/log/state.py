@@ -24,10 +24,10 @@ MAX_CURSOR_EPOCHS = 64
 MAX_CHANNELS = 1_000_000
 """Own channels whose last offset is remembered."""
 
-SLICE_ITEMS = 256
-"""Entries of one slice of a snapshot: about half a millisecond of work."""
+SLICE_ITEMS = 1024
+"""Entries of one slice of a snapshot: one to two milliseconds of work."""
 
-_SLICE_PRODUCERS = 16
+_SLICE_PRODUCERS = 64
 """Each has up to a few hundred runs."""
 
 _Item = TypeVar("_Item")

@@ -331,6 +331,31 @@ def test_closing_stops_a_snapshot_under_way(bench: SegmentBench) -> None:
     bench.until(lambda: snapshot_numbers(bench.path))
 
 
+def test_a_start_that_had_much_to_fold_writes_a_snapshot_itself(bench: SegmentBench) -> None:
+    """A daemon that was restarted under load never came to the end of one: starts grew longer."""
+    bench.log._snapshots.busy = True
+    for number in range(1, 80):
+        append(bench, draft(bytes(100), producer=numbered("p", number)))
+    assert len(bench.log._shelf.segments) > 4
+    last = bench.log._shelf.segments[-1].number
+    bench.close()
+    found_before = found_in(bench.path).state
+    assert found_before is not None
+    bench.open()
+    assert last + 1 in snapshot_numbers(bench.path)
+    assert bench.log._shelf.segments[-1].number == last + 1
+    bench.log._snapshots.busy = True
+    bench.close()
+    found = found_in(bench.path)
+    assert found.bases[-1].number == last + 1
+    assert found.state is not None
+    assert list(found.state.producers.known()) == list(found_before.producers.known())
+    assert not [told for told in found.told if told.level == "error"]
+    bench.open()
+    assert append(bench, draft(b"x", producer=numbered("p", 79)))[0].duplicate
+    assert append(bench, draft(b"x"))[0].offset == 80
+
+
 # the format
 
 
