@@ -330,6 +330,9 @@ def test_a_batch_that_is_here_in_the_middle_is_stored_in_two_parts(
     assert bodies(batches) == [b"3", b"4", b"1", b"2", b"5", b"6"]
     places = [(batch.origin.first, batch.origin.after) for batch in batches]
     assert places == [(13, 12), (11, 9), (15, 14)]
+    # Only the last part moves the cursor: where a crash tears the two apart, the rest comes again.
+    steps = [(batch.source.previous, batch.source.next) for batch in batches]
+    assert steps == [(1, 2), (1, 1), (1, 20)]
     assert store(bench, received(2, 9, *numbers, origin=far("a", 11, 9)))[0].count == 0
 
 
