@@ -315,8 +315,11 @@ def test_a_route_at_its_full_size(pair: Pair, route: tuple[str, str]) -> None:
             flood(pair, request, 1 if body else PIPELINED, 4 if body else CONNECTIONS)
 
 
-def begin_message(pair: Pair, size: int) -> socket.socket:
-    """Open a stream, and send all but a little of one message; who gets no room is not read."""
+def begin_message(pair: Pair, size: int) -> tuple[socket.socket, int]:
+    """Open a stream, and send all but 100 bytes of one message, unless it is not read.
+
+    Return its socket, and how many bytes are left to send.
+    """
     one = socket.create_connection(("127.0.0.1", pair.port))
     key = base64.b64encode(bytes(16))
     one.sendall(
@@ -326,29 +329,32 @@ def begin_message(pair: Pair, size: int) -> socket.socket:
     )
     assert b" 101 " in one.recv(4096)
     one.settimeout(0.2)
+    content = memoryview(b"\x82\xff" + size.to_bytes(8, "big") + bytes(4) + bytes(size - 100))
+    left = len(content)
     with contextlib.suppress(TimeoutError):
-        one.sendall(b"\x82\xff" + size.to_bytes(8, "big") + bytes(4) + bytes(size - 100))
-    return one
+        while left:
+            left -= one.send(content[-left:])
+    return one, left + 100
 
 
 def test_messages_that_have_come_in_part_are_bounded_together(pair: Pair) -> None:
     with watched(pair, "40 messages of 17 MiB in part"), contextlib.ExitStack() as stack:
         for _ in range(40):
-            stack.enter_context(begin_message(pair, stream.MAX_MESSAGE_BYTES))
+            stack.enter_context(begin_message(pair, stream.MAX_MESSAGE_BYTES)[0])
         assert pair.edge.call("POST", "/v1/channels/orders", b"1", timeout=5)["count"] == 1
 
 
 def test_a_message_that_waited_for_room_is_taken_once_there_is(pair: Pair) -> None:
     with contextlib.ExitStack() as stack:
-        begun = [begin_message(pair, stream.MAX_MESSAGE_BYTES) for _ in range(12)]
+        begun = [begin_message(pair, stream.MAX_MESSAGE_BYTES)[0] for _ in range(12)]
         for one in begun:
             stack.enter_context(one)
-        last = begin_message(pair, stream.MAX_MESSAGE_BYTES)
+        last, left = begin_message(pair, stream.MAX_MESSAGE_BYTES)
         stack.enter_context(last)
         for one in begun:
             one.close()
         last.settimeout(20)
-        last.sendall(bytes(stream.MAX_MESSAGE_BYTES))
+        last.sendall(bytes(left))
         answer = last.recv(1000)  # what it sent is no array of frames
         assert b"malformed" in answer
 

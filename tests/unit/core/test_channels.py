@@ -115,7 +115,7 @@ def test_no_pattern_makes_matching_slow() -> None:
     patterns = Patterns(many)
     assert patterns.match("a.0-7" + ".x" * 125)
     assert not patterns.match("a.0-7" + ".x" * 124)
-    assert time.process_time() - began < 0.5
+    assert time.process_time() - began < 1.5
 
 
 @pytest.mark.parametrize(
