@@ -37,7 +37,10 @@ def encode_value(value: Any) -> tuple[bytes, str]:
     if isinstance(value, bytes):
         return value, ""
     if isinstance(value, str):
-        return value.encode(), TEXT
+        try:
+            return value.encode(), TEXT
+        except UnicodeEncodeError as error:
+            raise BadRecord(f"expected text in Unicode: {error}") from None
     if isinstance(value, bytearray | memoryview):
         return bytes(value), ""
     try:
@@ -69,8 +72,28 @@ def pack(records: list[Record]) -> bytes:
     return packed[1 if count < 16 else 3 if count < 65_536 else 5 :]
 
 
+def encoded(encode: Encode, value: Any) -> tuple[bytes, str]:
+    """Return a value's body and content type as records carry them.
+
+    Raises:
+        TypeError: `encode` returned anything else.
+        BadRecord: `encode_value` has no encoding for the value.
+    """
+    body, content_type = encode(value)
+    if isinstance(body, bytearray | memoryview):
+        body = bytes(body)
+    if not isinstance(body, bytes) or not isinstance(content_type, str):
+        given = f"{type(body).__name__} and {type(content_type).__name__}"
+        raise TypeError(f"expected encode to return bytes and str, got {given}")
+    return body, content_type
+
+
 def batches(
-    values: Iterable[Any], type_: str, encode: Encode, headers: dict[str, str] | None = None
+    values: Iterable[Any],
+    type_: str,
+    encode: Encode,
+    headers: dict[str, str] | None = None,
+    check_body: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[int, bytes]]:
     """Encode values into batches of at most 64 KiB, or of one record.
 
@@ -79,6 +102,7 @@ def batches(
 
     Raises:
         BadRecord: A value has no encoding, or the type is too long.
+        BodyTooLarge: `check_body` refuses the size of a body.
     """
     check_words(type_, "")
     checked = ""
@@ -87,7 +111,9 @@ def batches(
     fixed = MARGIN_BYTES + 4 * len(type_) + headers_bytes(headers)
     size = 0
     for value in values:
-        body, content_type = encode(value)
+        body, content_type = encoded(encode, value)
+        if check_body is not None:
+            check_body(len(body))
         if content_type != checked:
             check_words("", "", content_type)
             checked = content_type

@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
 from linkd.client.address import Address
-from linkd.client.bodies import batches, pack
+from linkd.client.arguments import check_next, check_start, check_ttl, check_wait, check_window
+from linkd.client.bodies import batches, encoded, pack
 from linkd.client.errors import ClientError, NoDaemon
 from linkd.client.handlers import Function, Handlers, Listening
 from linkd.client.loop import Loop
@@ -21,6 +22,7 @@ from linkd.client.upkeep import Upkeep
 from linkd.client.wire import Wire
 from linkd.core.batch import Record as Encoded
 from linkd.core.batch import check_headers, check_words
+from linkd.core.channels import check_channel
 from linkd.core.stream import Published
 
 WAIT_SECONDS: Final = 30.0
@@ -108,18 +110,20 @@ class Calls:
     async def publish(self, channel: str, value: Any, options: PublishOptions) -> int:
         """Publish one value; return its offset once it is on the daemon's disk."""
         type_, id_ = options.get("type", ""), options.get("id", "")
-        body, content_type = self._settings.encode(value)
+        ttl = check_ttl(options.get("ttl"))
+        if "wait" in options:
+            check_wait(options["wait"], options.get("timeout", WAIT_SECONDS))
+        body, content_type = encoded(self._settings.encode, value)
         check_words(type_, id_, content_type)
         self._check_publish(channel, len(body))
+        headers = options.get("headers")
+        record = pack(
+            [Encoded(body, type_, id_, content_type, check_headers(headers) if headers else None)]
+        )
         if self.session.flight.bytes >= self._settings.max_in_flight_bytes:
             await self._room()
-        headers = options.get("headers")
-        record = Encoded(
-            body, type_, id_, content_type, check_headers(headers) if headers else None
-        )
-        ttl = options.get("ttl")
         if id_:
-            offset = (await self._send(channel, 1, pack([record]), ttl, (id_,))).offset
+            offset = (await self._send(channel, 1, record, ttl, (id_,))).offset
         else:
             waiting, settle = self._loop.promise()
             self.session.gatherer.add(channel, record, ttl, settle)
@@ -135,10 +139,14 @@ class Calls:
         """Queue many values, in order, as there is room; return each batch's count and outcome."""
         self._check_publish(channel, 0)
         under_way: list[tuple[int, Awaitable[Published]]] = []
-        type_, headers = options.get("type", ""), check_headers(options.get("headers", {}))
-        for count, records in batches(values, type_, self._settings.encode, headers):
+        ttl = check_ttl(options.get("ttl"))
+        if "wait" in options:
+            check_wait(options["wait"], options.get("timeout", WAIT_SECONDS))
+        type_, headers = options.get("type", ""), check_headers(options.get("headers") or {})
+        encode, check_body = self._settings.encode, self.session.check_body
+        for count, records in batches(values, type_, encode, headers, check_body):
             await self._room()
-            under_way.append((count, self._send(channel, count, records, options.get("ttl"))))
+            under_way.append((count, self._send(channel, count, records, ttl)))
         return under_way
 
     async def wait_as_asked(
@@ -151,6 +159,10 @@ class Calls:
 
     async def wait_for(self, peer: str, channel: str, next: int, seconds: float) -> None:
         """Return once `peer` has everything of `channel` below offset `next` on disk."""
+        self.check()
+        check_wait(peer, seconds)
+        check_channel(channel)
+        check_next(next)
         waiting, settle = self._loop.promise()
         self.session.wait(peer, channel, next, self._loop.time() + seconds, settle)
         self.upkeep.plan_flush()
@@ -198,8 +210,10 @@ class Calls:
     # reading
 
     def inbox(self, patterns: tuple[str, ...], options: SubscribeOptions) -> Inbox:
-        """Begin a subscription; raise ChannelRefused where a pattern is malformed."""
+        """Begin a subscription; raise ChannelRefused, ValueError or TypeError for what is none."""
         self.check()
+        check_start(options.get("start", "latest"))
+        check_window(options.get("window", DEFAULT_WINDOW))
         reader = self.session.subscribe(
             patterns,
             options.get("start", "latest"),

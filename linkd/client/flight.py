@@ -8,10 +8,15 @@ from typing import Final
 
 import msgspec
 
-from linkd.client.bodies import MARGIN_BYTES, pack
 from linkd.client.errors import Refused
-from linkd.core.batch import HELD_BYTES, MAX_BATCH_BYTES, Record, headers_bytes
-from linkd.core.stream import Publish, Published, PublishedRun, PublishFailed
+from linkd.core.batch import HELD_BYTES, MAX_BATCH_BYTES
+from linkd.core.stream import (
+    Published,
+    PublishedRun,
+    PublishFailed,
+    encode_publish,
+    numbered,
+)
 from linkd.errors import BadRecord, BodyTooLarge, ChannelRefused, LinkdError, LogFull
 
 Settled = Callable[[Published | LinkdError], None]
@@ -27,13 +32,20 @@ _ERRORS: Final[dict[str, Callable[[str], LinkdError]]] = {
 }
 
 
-def _held(publish: Publish) -> int:
-    """Return the bytes for which a publish counts."""
-    return len(publish.records) + HELD_BYTES
+class _Publish(msgspec.Struct, gc=False):
+    """One publish under way: its encoding, the bytes for which it counts, its number once sent."""
+
+    encoded: bytes
+    size: int
+    settled: Settled
+    sequence: int = 0
 
 
 class Flight:
     """The publishes of one producer, in order.
+
+    Each is encoded by the call that adds it, so that sending cannot fail for what it contains; it
+    gets its number when it is first sent.
 
     Attributes:
         bytes: Bytes of records that are not settled, sent or not; each publish counts for
@@ -47,12 +59,12 @@ class Flight:
         self.bytes = 0
         self.max_bytes = max_bytes
         self._sequence = 0
-        self._open: dict[int, tuple[Publish, Settled]] = {}
-        self._unsent: deque[Publish] = deque()
+        self._sent: dict[int, _Publish] = {}
+        self._unsent: deque[_Publish] = deque()
         self._sent_bytes = 0
 
     def __len__(self) -> int:
-        return len(self._open)
+        return len(self._sent) + sum(not each.sequence for each in self._unsent)
 
     def add(
         self,
@@ -63,27 +75,32 @@ class Flight:
         ttl: float | None = None,
         ids: tuple[str, ...] = (),
     ) -> None:
-        """Number one publish and queue it."""
-        self._sequence += 1
-        publish = Publish(self._sequence, channel, count, records, ttl, ids)
-        self._open[self._sequence] = (publish, settled)
+        """Encode one publish and queue it."""
+        size = len(records) + HELD_BYTES
+        publish = _Publish(encode_publish(channel, count, records, ttl, ids), size, settled)
         self._unsent.append(publish)
-        self.bytes += _held(publish)
+        self.bytes += size
 
-    def next_to_send(self) -> list[Publish]:
-        """Return what may be sent now, in order; it then counts as sent."""
-        ready: list[Publish] = []
+    def next_to_send(self) -> list[bytes]:
+        """Return the frames that may be sent now, in order; they then count as sent."""
+        ready: list[bytes] = []
         while self._unsent:
-            size = _held(self._unsent[0])
-            if self._sent_bytes and self._sent_bytes + size > self.max_bytes:
+            publish = self._unsent[0]
+            if self._sent_bytes and self._sent_bytes + publish.size > self.max_bytes:
                 break
-            self._sent_bytes += size
-            ready.append(self._unsent.popleft())
+            self._unsent.popleft()
+            self._sent_bytes += publish.size
+            if not publish.sequence:
+                self._sequence += 1
+                publish.sequence = self._sequence
+                self._sent[self._sequence] = publish
+            ready.append(numbered(publish.encoded, publish.sequence))
         return ready
 
     def lost(self) -> None:
         """Have all that is not settled sent again, in order, under the same numbers."""
-        self._unsent = deque(publish for publish, _ in self._open.values())
+        new = [publish for publish in self._unsent if not publish.sequence]
+        self._unsent = deque([*self._sent.values(), *new])
         self._sent_bytes = 0
 
     def published(self, frame: Published) -> None:
@@ -109,71 +126,72 @@ class Flight:
 
     def abandon(self, error: LinkdError) -> None:
         """Settle all of them with `error`: nobody knows whether they were stored."""
+        new = [publish for publish in self._unsent if not publish.sequence]
         self._unsent.clear()
-        for sequence in list(self._open):
+        for sequence in list(self._sent):
             self._settle(sequence, error)
+        for publish in new:
+            self.bytes -= publish.size
+            publish.settled(error)
 
     def _settle(self, sequence: int, outcome: Published | LinkdError) -> None:
-        entry = self._open.pop(sequence, None)
-        if entry is None:
+        publish = self._sent.pop(sequence, None)
+        if publish is None:
             return
-        publish, settled = entry
-        size = _held(publish)
-        self.bytes -= size
-        self._sent_bytes = max(0, self._sent_bytes - size)
-        settled(outcome)
+        self.bytes -= publish.size
+        self._sent_bytes = max(0, self._sent_bytes - publish.size)
+        publish.settled(outcome)
 
 
-class Gathered(msgspec.Struct):
-    """Single records of one channel that wait to become one publish."""
+class _Gathered(msgspec.Struct):
+    """Single records of one channel and ttl that wait to become one publish."""
 
-    records: list[Record]
+    ttl: float | None
+    records: list[bytes]
     settled: list[Callable[[int | LinkdError], None]]
     bytes: int = 0
 
 
 class Gatherer:
-    """Single publishes of one turn of the loop, made into batches: one channel and ttl each."""
+    """Single publishes of one turn of the loop, made into batches, in order within each channel."""
 
     def __init__(self, flight: Flight) -> None:
         self._flight = flight
-        self._waiting: dict[tuple[str, float | None], Gathered] = {}
+        self._waiting: dict[str, _Gathered] = {}
 
     def add(
         self,
         channel: str,
-        record: Record,
+        record: bytes,
         ttl: float | None,
         settled: Callable[[int | LinkdError], None],
     ) -> bool:
-        """Take one record; `settled` gets its offset, or why it isn't stored.
+        """Take one encoded record; `settled` gets its offset, or why it isn't stored.
 
         Returns:
             Whether it is the first since the last `seal`, so that the caller plans one.
         """
         first = not self._waiting
-        key = (channel, ttl)
-        size = len(record.body) + 4 * len(record.type) + len(record.content_type) + MARGIN_BYTES
-        if record.headers:
-            size += headers_bytes(record.headers)
-        held = self._waiting.get(key)
-        if held is not None and held.bytes + size > MAX_BATCH_BYTES - 64:
-            self._close(key, self._waiting.pop(key))
+        held = self._waiting.get(channel)
+        if held is not None and (
+            held.ttl != ttl or held.bytes + len(record) > MAX_BATCH_BYTES - 64
+        ):
+            self._close(channel, held)
             held = None
         if held is None:
-            held = self._waiting[key] = Gathered([], [])
+            held = self._waiting[channel] = _Gathered(ttl, [], [])
         held.records.append(record)
         held.settled.append(settled)
-        held.bytes += size
+        held.bytes += len(record)
         return first
 
     def seal(self) -> None:
         """Hand all that waits to the flight."""
         waiting, self._waiting = self._waiting, {}
-        for key, held in waiting.items():
-            self._close(key, held)
+        for channel, held in waiting.items():
+            self._close(channel, held)
 
-    def _close(self, key: tuple[str, float | None], held: Gathered) -> None:
+    def _close(self, channel: str, held: _Gathered) -> None:
         def settled(outcome: Published | LinkdError) -> None:
             if isinstance(outcome, LinkdError):
                 for each in held.settled:
@@ -182,8 +200,8 @@ class Gatherer:
                 for index, each in enumerate(held.settled):
                     each(outcome.offset + index if outcome.offset else 0)
 
-        channel, ttl = key
-        self._flight.add(channel, len(held.records), pack(held.records), settled, ttl)
+        records = b"".join(held.records)
+        self._flight.add(channel, len(held.records), records, settled, held.ttl)
 
 
 def refusal(error: str, message: str) -> LinkdError:

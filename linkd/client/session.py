@@ -21,6 +21,9 @@ from linkd.core.channels import check_channel, is_pattern
 from linkd.core.stream import FromClient, FromDaemon
 from linkd.errors import BodyTooLarge, ChannelRefused, LinkdError
 
+MAX_BODY_BYTES: Final = 16 * 1024 * 1024
+"""No daemon takes a larger body: a message of the stream holds no more."""
+
 MESSAGE_BYTES: Final = 262_144
 """A message is closed once it holds so many bytes."""
 
@@ -64,7 +67,7 @@ class Session:
         self.on_links: Callable[[dict[str, str]], None] = _ignore
         self.last_failure: LinkdError | None = None
         software = f"linkd-python {__version__}"
-        self._hello = stream.Open(stream.VERSION, producer, software)
+        self._hello = stream.checked(stream.Open(stream.VERSION, producer, software))
         self._max_bytes = max_bytes
         self._log = ""
         self._log_next = 0
@@ -86,12 +89,17 @@ class Session:
             NoDaemon: There is no connection, and `when_down` is `fail`.
         """
         check_channel(channel)
-        if self.max_body_bytes is not None and size > self.max_body_bytes:
-            raise BodyTooLarge(
-                f"expected a body of at most {self.max_body_bytes} bytes, got {size}"
-            )
+        self.check_body(size)
         if when_down == "fail" and not self.open:
             raise NoDaemon("there is no connection to the daemon now")
+
+    def check_body(self, size: int) -> None:
+        """Raise BodyTooLarge where a body is above what this daemon takes, or any daemon."""
+        most = MAX_BODY_BYTES
+        if self.max_body_bytes is not None:
+            most = min(most, self.max_body_bytes)
+        if size > most:
+            raise BodyTooLarge(f"expected a body of at most {most} bytes, got {size}")
 
     def subscribe(
         self,
@@ -104,6 +112,7 @@ class Session:
 
         Raises:
             ChannelRefused: A pattern is malformed, or there is none.
+            ValueError: Start, consumer or window is none, or there are too many patterns.
         """
         for pattern in patterns:
             if not is_pattern(pattern):
@@ -111,6 +120,7 @@ class Session:
         if not patterns:
             raise ChannelRefused("expected a channel or pattern, got none")
         self._ids += 1
+        stream.checked(stream.Subscribe(self._ids, tuple(patterns), start, consumer, window))
         reader = Reader(self._ids, tuple(patterns), start, consumer, window)
         self._readers[reader.id] = reader
         if self.open:
@@ -184,13 +194,14 @@ class Session:
         Args:
             now: Monotonic seconds.
         """
-        frames, self._control = self._control, []
+        control, self._control = self._control, []
+        frames = [stream.encode_frame(frame) for frame in control]
         if self.open:
             for reader in self._readers.values():
-                frames += reader.to_send()
+                frames += map(stream.encode_frame, reader.to_send())
             self.gatherer.seal()
             frames += self.flight.next_to_send()
-            frames += self._ask(now)
+            frames += map(stream.encode_frame, self._ask(now))
         return _messages(frames)
 
     def expire(self, now: float) -> float | None:
@@ -308,19 +319,19 @@ class Session:
             self.last_failure = refused
 
 
-def _messages(frames: list[FromClient]) -> list[bytes]:
-    """Put frames into messages of about 256 KiB."""
+def _messages(frames: list[bytes]) -> list[bytes]:
+    """Put encoded frames into messages of about 256 KiB; one that is larger is alone."""
     messages: list[bytes] = []
-    held: list[FromClient] = []
+    held: list[bytes] = []
     size = 0
     for frame in frames:
-        held.append(frame)
-        size += len(frame.records) + 64 if isinstance(frame, stream.Publish) else 64
-        if size >= MESSAGE_BYTES:
-            messages.append(stream.encode(held))
+        if held and size + len(frame) > MESSAGE_BYTES:
+            messages.append(stream.join(held, len(held)))
             held, size = [], 0
+        held.append(frame)
+        size += len(frame)
     if held:
-        messages.append(stream.encode(held))
+        messages.append(stream.join(held, len(held)))
     return messages
 
 

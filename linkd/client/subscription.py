@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Self
 
+from linkd.client.arguments import check_next
 from linkd.client.loop import Loop
 from linkd.client.reader import Reader
 from linkd.client.record import Record
@@ -83,7 +84,8 @@ class Inbox:
         self.flush()
 
     def ack(self, next: int) -> Awaitable[None]:
-        """Set the consumer's cursor."""
+        """Set the consumer's cursor; raise TypeError or ValueError where `next` is no offset."""
+        check_next(next)
         durable, settle = self._loop.promise()
         self.reader.ack(next, settle)
         self.flush()

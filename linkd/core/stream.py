@@ -336,6 +336,30 @@ encode_frame = _encoder.encode
 """Return one frame's encoding, to be put side by side with others by `join`."""
 
 
+def checked(frame: FromClient) -> FromClient:
+    """Return a client's frame as its daemon will read it.
+
+    Raises:
+        ValueError: It has no encoding, or the daemon would refuse it as malformed.
+    """
+    try:
+        return _one_from_client.decode(_encoder.encode(frame))  # type: ignore[no-any-return]
+    except (*_MALFORMED, UnicodeEncodeError, OverflowError, TypeError) as error:
+        raise ValueError(f"{type(frame).__name__.lower()}: {error}") from None
+
+
+def encode_publish(
+    channel: str, count: int, records: bytes, ttl: float | None, ids: tuple[str, ...]
+) -> bytes:
+    """Return the encoding of a Publish that `numbered` gives its number."""
+    return _encoder.encode(Publish(1, channel, count, records, ttl, ids))
+
+
+def numbered(publish: bytes, sequence: int) -> bytes:
+    """Return what `encode_publish` returned under a number: the item behind head and tag."""
+    return b"".join((publish[:2], _encoder.encode(sequence), memoryview(publish)[3:]))
+
+
 def join(encoded: Iterable[bytes], count: int) -> bytes:
     """Return one message of `count` encoded frames."""
     return array_header(count) + b"".join(encoded)

@@ -13,7 +13,7 @@ import pytest
 
 import linkd.client
 from linkd.client.errors import Closed, NoDaemon, Refused
-from linkd.errors import ChannelRefused, LogFull
+from linkd.errors import ChannelRefused, LogFull, PublishError
 from tests.support.stream_daemon import StreamDaemon
 
 
@@ -228,3 +228,66 @@ def test_a_subscription_that_nobody_holds_ends(tmp_path: Path) -> None:
 async def _until(true: Callable[[], bool]) -> None:
     while not true():
         await asyncio.sleep(0.001)
+
+
+WRONG: list[Callable[[Any], Any]] = [
+    lambda node: node.publish("a", "x", ttl="5"),
+    lambda node: node.publish("a", "x", ttl=float("inf")),
+    lambda node: node.publish("a", "x", ttl=object()),
+    lambda node: node.publish("a", "x", type="\ud800"),
+    lambda node: node.publish("a", "x", type=None),
+    lambda node: node.publish("a", "x", id="f\udce9"),
+    lambda node: node.publish("a", "x\ud800"),
+    lambda node: node.publish("a", "x", headers={"a": "\ud800"}),
+    lambda node: node.publish("a", "x", wait=5),
+    lambda node: node.publish("a", "x", wait="hub", timeout=float("inf")),
+    lambda node: node.publish("a", bytes(2**24 + 1)),
+    lambda node: node.publish_many("a", [bytes(2**24 + 1)]),
+    lambda node: node.publish_many("a", ["x"], ttl="5"),
+    lambda node: node.wait_for("hub", "a", 2**70),
+    lambda node: node.wait_for("hub", 5, 1),
+    lambda node: anext(node.subscribe("a", start="latst")),
+    lambda node: anext(node.subscribe("a", start=None)),
+    lambda node: anext(node.subscribe("a", consumer=None)),
+    lambda node: anext(node.subscribe("a", window=0)),
+    lambda node: anext(node.subscribe(*[f"p{index}" for index in range(5000)])),
+    lambda node: node.subscribe("a", consumer="c").ack(2**70),
+]
+
+
+@pytest.mark.parametrize("connected", [True, False])
+def test_a_wrong_argument_costs_its_own_call_only(tmp_path: Path, connected: bool) -> None:
+    async def attempt(node: Any, wrong: Callable[[Any], Any]) -> str:
+        try:
+            await wrong(node)
+        except (TypeError, ValueError, PublishError) as error:
+            return type(error).__name__
+        return "ok"
+
+    async def check() -> None:
+        async with daemon(tmp_path) as fake, linkd.client.connect(fake.path) as node:
+            if connected:
+                await node.opened()
+            before = asyncio.ensure_future(node.publish("a", "before"))
+            outcomes = await asyncio.gather(*(attempt(node, wrong) for wrong in WRONG))
+            assert "ok" not in outcomes
+            assert await before
+            assert await node.publish("a", "behind")
+            assert fake.bodies("a") == [b"before", b"behind"]
+            assert fake.opened == 1
+
+    run(check())
+
+
+def test_a_channel_keeps_the_order_of_the_calls(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with daemon(tmp_path) as fake, linkd.client.connect(fake.path) as node:
+            calls = [
+                node.publish("a", str(index), **({"ttl": 60} if index % 3 == 0 else {}))
+                for index in range(9)
+            ]
+            offsets = await asyncio.gather(*calls)
+            assert offsets == sorted(offsets)
+            assert fake.bodies("a") == [b"%d" % index for index in range(9)]
+
+    run(check())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from linkd.client.bodies import pack
 from linkd.client.errors import Closed, NoDaemon, Refused, Replaced, TimedOut
 from linkd.client.reader import Reader
 from linkd.client.record import Reading, Record
@@ -128,7 +129,7 @@ def test_single_records_of_one_turn_become_one_publish_a_channel() -> None:
     session = Session("p")
     offsets: list[int | LinkdError] = []
     for index in range(4):
-        first = session.gatherer.add("ab"[index % 2], Encoded(b"x"), None, offsets.append)
+        first = session.gatherer.add("ab"[index % 2], pack([Encoded(b"x")]), None, offsets.append)
         assert first == (index == 0)
     sent = up(session)
     counts = [(f.channel, f.count) for f in sent if isinstance(f, stream.Publish)]
@@ -141,7 +142,7 @@ def test_single_records_of_one_turn_become_one_publish_a_channel() -> None:
 def test_large_gatherings_are_cut() -> None:
     session = Session("p")
     for _ in range(3):
-        session.gatherer.add("a", Encoded(b"x" * 40_000), None, lambda _: None)
+        session.gatherer.add("a", pack([Encoded(b"x" * 40_000)]), None, lambda _: None)
     sent = up(session)
     assert [f.count for f in sent if isinstance(f, stream.Publish)] == [1, 1, 1]
 

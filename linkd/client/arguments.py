@@ -1,0 +1,75 @@
+"""Checks of what applications pass in: a wrong argument is an error of the call that has it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+from linkd.core.batch import MAX_TTL_SECONDS
+from linkd.errors import BadRecord
+
+MAX_SECONDS: Final = 1e10
+MAX_OFFSET: Final = 2**62
+
+
+def check_ttl(ttl: Any) -> float | None:
+    """Return a time to live in seconds, or None for ever.
+
+    Raises:
+        TypeError: It is no number.
+        BadRecord: The daemon takes no record that lives so long.
+    """
+    if ttl is None:
+        return None
+    seconds = _number("ttl", ttl)
+    if not 0.0 < seconds <= MAX_TTL_SECONDS:
+        raise BadRecord(f"expected a ttl above 0, at most {MAX_TTL_SECONDS:g} seconds, got {ttl}")
+    return seconds
+
+
+def check_wait(peer: Any, timeout: Any) -> None:
+    """Raise TypeError or ValueError where `peer` is no name, or `timeout` no time to wait."""
+    if peer is not None:
+        if not isinstance(peer, str):
+            raise TypeError(f"expected a peer's name, got {peer!r}")
+        if len(peer) > 255 or not peer.isprintable():
+            raise ValueError(f"expected a peer's name, got {peer[:80]!r}")
+    if not 0.0 <= _number("timeout", timeout) <= MAX_SECONDS:
+        raise ValueError(f"expected a timeout of 0 to {MAX_SECONDS:g} seconds, got {timeout}")
+
+
+def check_next(next: Any) -> None:
+    """Raise TypeError or ValueError where it is no offset."""
+    if isinstance(next, bool) or not isinstance(next, int):
+        raise TypeError(f"expected an offset, got {next!r}")
+    if not 0 <= next <= MAX_OFFSET:
+        raise ValueError(f"expected an offset of 0 to 2^62, got {next}")
+
+
+def check_start(start: Any) -> None:
+    """Raise TypeError or ValueError where a subscription can't start there."""
+    if isinstance(start, str):
+        if start not in ("earliest", "latest"):
+            raise ValueError(f"expected a start of an offset, earliest or latest, got {start!r}")
+    elif isinstance(start, bool) or not isinstance(start, int):
+        raise TypeError(f"expected a start of an offset, earliest or latest, got {start!r}")
+    elif not 0 <= start <= MAX_OFFSET:
+        raise ValueError(f"expected a start of 0 to 2^62, got {start}")
+
+
+def check_window(window: Any) -> None:
+    """Raise TypeError or ValueError where it is no number of bytes that lets records come."""
+    if isinstance(window, bool) or not isinstance(window, int):
+        raise TypeError(f"expected a window in bytes, got {window!r}")
+    if not 1 <= window <= MAX_OFFSET:
+        raise ValueError(f"expected a window of at least 1 byte, got {window}")
+
+
+def _number(name: str, given: Any) -> float:
+    if isinstance(given, bool) or not isinstance(given, int | float):
+        raise TypeError(f"expected a {name} in seconds, got {given!r}")
+    try:
+        seconds = float(given)
+    except OverflowError:
+        seconds = math.inf
+    return seconds

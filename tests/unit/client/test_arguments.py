@@ -1,0 +1,89 @@
+"""A wrong argument is an error of its call: what passes the checks, every daemon can read."""
+
+from __future__ import annotations
+
+import decimal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from linkd.client.arguments import check_next, check_start, check_ttl, check_wait, check_window
+from linkd.client.bodies import encoded
+from linkd.client.session import Session
+from linkd.core import stream
+from linkd.errors import BadRecord
+
+ANYTHING = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from([2**62, 2**62 + 1, 2**70, -(2**70), 10**400])
+    | st.floats()
+    | st.text()
+    | st.sampled_from(["\ud800", "earliest", "latest", "hub", "x" * 256])
+    | st.binary()
+    | st.decimals()
+    | st.lists(st.integers(), max_size=2)
+    | st.builds(object)
+)
+
+
+def raises(check: Callable[..., object], *arguments: object) -> bool:
+    try:
+        check(*arguments)
+    except (TypeError, ValueError, BadRecord):
+        return True
+    return False
+
+
+@given(ANYTHING)
+def test_a_ttl_is_refused_or_read_by_the_daemon(ttl: Any) -> None:
+    if not raises(check_ttl, ttl):
+        frame = stream.encode_publish("a", 1, b"x", check_ttl(ttl), ())
+        (read,) = stream.decode_from_client(stream.join([stream.numbered(frame, 2**40)], 1))
+        assert read == stream.Publish(2**40, "a", 1, b"x", ttl)
+
+
+@given(ANYTHING, ANYTHING, ANYTHING)
+def test_a_wait_is_refused_or_read_by_the_daemon(peer: Any, next_: Any, timeout: Any) -> None:
+    if peer is not None and not raises(check_wait, peer, timeout) and not raises(check_next, next_):
+        stream.checked(stream.Wait(1, peer, "a", next_, timeout))
+
+
+@given(ANYTHING, ANYTHING, ANYTHING)
+def test_a_subscription_is_refused_or_read_by_the_daemon(
+    start: Any, window: Any, consumer: Any
+) -> None:
+    session = Session("p")
+    if raises(check_start, start) or raises(check_window, window):
+        return
+    if not raises(session.subscribe, ["a"], start, consumer, window):
+        session.connected()
+        (hello,) = session.take(0.0)
+        assert isinstance(stream.decode_from_client(hello)[0], stream.Open)
+        session.received(stream.encode((stream.Opened(1, "n", "s", "L", 1, 1, 1),)))
+        (message,) = session.take(0.0)
+        assert isinstance(stream.decode_from_client(message)[1], stream.Subscribe)
+
+
+@pytest.mark.parametrize("wrong", ["5", decimal.Decimal(5), object(), True])
+def test_seconds_are_numbers(wrong: Any) -> None:
+    with pytest.raises(TypeError, match="seconds"):
+        check_ttl(wrong)
+    with pytest.raises(TypeError, match="seconds"):
+        check_wait("hub", wrong)
+
+
+@pytest.mark.parametrize("wrong", [("text", ""), (b"x", None), (1, 2)])
+def test_an_encoder_returns_bytes_and_a_content_type(wrong: Any) -> None:
+    with pytest.raises(TypeError, match="encode"):
+        encoded(lambda _: wrong, "x")
+
+
+def test_a_producer_is_a_name() -> None:
+    for wrong in ("x" * 129, 5, "\ud800"):
+        with pytest.raises(ValueError, match="open"):
+            Session(wrong)  # type: ignore[arg-type]
