@@ -12,6 +12,7 @@ from twisted.internet.task import Clock
 from websockets.protocol import State
 
 from bench.floor import Bench, folder
+from linkd.api.account import Account
 from linkd.api.metrics import Metrics
 from linkd.api.stream import StreamSession, StreamSink
 from linkd.client.bodies import pack
@@ -26,6 +27,7 @@ from linkd.core.session import Greeting, Session
 from linkd.core.session_types import Send, SessionSettings, Store
 from linkd.log.engine import Appended
 from linkd.log.memory import MemoryLog
+from linkd.net.fair_share import FairShare
 from linkd.net.frames import put, take
 
 Run = Callable[[int], None]
@@ -79,6 +81,8 @@ class _Socket:
 class _Caller:
     """Who may do all."""
 
+    name = "socket"
+
     def check_publish(self, channel: str) -> None:
         """Allow it."""
 
@@ -91,7 +95,14 @@ def _stream_session(publish: Callable[[Draft, Any], None], clock: Clock) -> Stre
         name="edge", log=log, config=config, publish=publish, on_measured=[]
     )
     measured = Metrics(node)
-    api: Any = SimpleNamespace(node=node, reactor=clock, producers=None, metrics=measured)
+    api: Any = SimpleNamespace(
+        node=node,
+        reactor=clock,
+        producers=None,
+        metrics=measured,
+        account=Account(),
+        share=FairShare(clock),
+    )
     caller: Any = _Caller()
     session = StreamSession(api, caller, _Socket())
     session.message(stream.encode([stream.Open(1, "", "bench")]), True)

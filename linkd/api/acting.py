@@ -49,10 +49,7 @@ async def outages(api: Service, call: Call) -> Answer:
     call.only("peer", "since", "drills")
     peer, since = call.text("peer"), call.text("since")
     span = None if since is None else seconds(since, "since")
-    drills = call.text("drills") or "1"
-    if drills not in ("0", "1"):
-        raise Refusal("malformed", f"drills: expected 0 or 1, got {drills[:40]!r}")
-    node, wanted = api.node, drills == "1"
+    node, wanted = api.node, call.number("drills", 1, most=1) == 1
     try:
         return answer(
             {

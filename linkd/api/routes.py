@@ -165,7 +165,7 @@ ROUTES: tuple[Route, ...] = (
         query=(
             Param("peer", "Only this peer's."),
             Param("since", "Only of the last so many seconds.", "number", least=0),
-            Param("drills", "0: without what drills on this node made.", pattern="^[01]$"),
+            Param("drills", "0: leave out what drills here made.", "integer", least=0, most=1),
         ),
         always=True,
     ),

@@ -205,13 +205,13 @@ async def test_drop_oldest_tells_the_gap_to_peer_and_consumer(tmp_path: Path) ->
     try:
         await until(lambda: edge.node.summary()[0] == 1)
         await hub.deafen("edge")
-        edge.node.subscribe((">",), "earliest", Kept(), "slow").close()
+        edge.node.subscribe((">",), "earliest", Kept(), ("socket", "slow")).close()
         for _ in range(600):
             assert isinstance(await settled(publish(edge, "orders", body)), Appended)
         first = edge.log.first
         assert first > 1
         late = Kept()
-        edge.node.subscribe((">",), "latest", late, "slow")
+        edge.node.subscribe((">",), "latest", late, ("socket", "slow"))
         await until(lambda: len(late.bodies) == edge.log.next - first)
         assert late.gaps == [(1, first)]
         there = Kept()
