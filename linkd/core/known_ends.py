@@ -35,20 +35,36 @@ class KnownEnds:
     What no peer has named itself is not bounded.
     """
 
-    __slots__ = ("_logs", "_nodes", "_runs")
+    __slots__ = ("_logs", "_nodes", "_owners", "_runs")
 
     def __init__(self) -> None:
         self._logs: dict[str, LogEnd] = {}
         self._nodes: dict[str, str] = {}
+        self._owners: dict[str, str] = {}
         self._runs: dict[tuple[str, str], tuple[int, float]] = {}
 
     def greeted(self, hello: Hello, now: float) -> None:
         """Note what a peer's hello names; it replaces the peer's older one."""
-        older = self._nodes.get(hello.node)
-        if older is not None and older != hello.log:
-            self._logs.pop(older, None)
-        self._nodes[hello.node] = hello.log
+        self.own(hello.log, hello.node)
         self._logs[hello.log] = LogEnd(hello.epochs[-1].epoch, hello.next, now)
+
+    def own(self, log: str, node: str) -> None:
+        """Note that a log is the node's; an older one of its is nobody's any more."""
+        if self._nodes.get(node) != log:
+            self.disown(node)
+        self._nodes[node] = log
+        self._owners[log] = node
+
+    def disown(self, node: str) -> None:
+        """Forget whose the node's log is: it is configured no more, or under another name."""
+        log = self._nodes.pop(node, None)
+        if log is not None and self._owners.get(log) == node:
+            del self._owners[log]
+            self._logs.pop(log, None)
+
+    def owner(self, log: str) -> str | None:
+        """Return the configured node whose log this is, as far as that is known."""
+        return self._owners.get(log)
 
     def allows(self, origin: Origin, count: int, now: float) -> bool:
         """Tell whether `count` records from `origin.first` on, behind `origin.after`, can exist.

@@ -64,7 +64,8 @@ ROWS = (
         "link.duplicate",
         "error",
         "",
-        "Two hosts use one name and take over from each other: a cloned host. Both are refused.",
+        "Two hosts use one name and take over from each other, or the peer calls another node's"
+        " log its own: a cloned host. It is refused.",
         "Give one of them another `node.name` and an empty `state_dir`.",
         folds="peer",
     ),

@@ -128,6 +128,9 @@ class Log(Protocol):
         `next` counts appends under way, `committed` does not.
         """
 
+    def origin_node(self, log: str) -> str | None:
+        """Return the node whose log this is, as records of it that are here say, or None."""
+
     def set_cursor(self, peer: str, cursor: Cursor | None, settled: Settled) -> None:
         """Replace a peer's cursor, or forget it.
 

@@ -113,6 +113,10 @@ class Ledger(ABC):
             committed = min(durable[1][-1].next, place[1][-1].next)
         return Cursor(place[0], place[1], committed)
 
+    def origin_node(self, log: str) -> str | None:
+        """Return the node whose log this is, as records of it that are here say."""
+        return self._state.origins.node(log)
+
     def highest(self, owner: str, producer: str) -> int:
         """Return a producer's highest stored number, appends under way counted."""
         return self._state.producers.highest(owner, producer)

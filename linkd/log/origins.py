@@ -84,10 +84,17 @@ class KnownEpoch(msgspec.Struct, array_like=True):
 
 
 class KnownLog(msgspec.Struct, array_like=True):
-    """What is known of an origin's log: its epochs, and the highest offset in any of them."""
+    """What is known of an origin's log.
+
+    Args:
+        epochs: Its epochs.
+        top: The highest offset in any of them.
+        node: The name of its node, as the first record said.
+    """
 
     epochs: dict[str, KnownEpoch] = msgspec.field(default_factory=dict)
     top: int = 0
+    node: str = ""
 
 
 class OriginsSnapshot(msgspec.Struct, array_like=True, frozen=True):
@@ -122,6 +129,11 @@ class Origins:
     def entries(self) -> int:
         """Intervals and epochs in memory."""
         return self._meter["entries"]
+
+    def node(self, log: str) -> str | None:
+        """Return the name of a log's node, as its records here say; None if there are none."""
+        known = self._logs.get(log)
+        return (known.node or None) if known is not None else None
 
     def intervals(self, log: str, epoch: str, channel: str) -> Intervals:
         """Return the intervals of one key."""
@@ -214,7 +226,7 @@ class Origins:
         """Begin an epoch; the others of its log stay, but for the longest unused of too many."""
         log = self._logs.get(origin.log)
         if log is None:
-            log = self._logs[origin.log] = KnownLog()
+            log = self._logs[origin.log] = KnownLog(node=origin.node)
         epochs = log.epochs
         if len(epochs) >= MAX_EPOCHS:
             self._fold(origin.log, min(epochs, key=lambda name: epochs[name].used))
@@ -297,7 +309,8 @@ class Origins:
         part: dict[str, KnownLog] = {}
         room = size
         for log, name, epoch, channels, floors in self._rows(size):
-            into = part.setdefault(log, KnownLog(top=self._logs[log].top)).epochs
+            known = self._logs[log]
+            into = part.setdefault(log, KnownLog(top=known.top, node=known.node)).epochs
             if epoch is not None:
                 shell = into.setdefault(
                     name, msgspec.structs.replace(epoch, channels={}, floors={})
@@ -333,6 +346,7 @@ class Origins:
         for log, known in part.logs.items():
             into = self._logs.setdefault(log, KnownLog())
             into.top = max(into.top, known.top)
+            into.node = into.node or known.node
             for name, epoch in known.epochs.items():
                 one = into.epochs.get(name)
                 if one is None:

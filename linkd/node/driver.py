@@ -268,6 +268,10 @@ class LinkDriver:
         """Make a greeted connection the one that counts, and begin the session on it."""
         connection, theirs = self._greeted[effect.connection]
         self.carrier.drop()
+        owner = self._other_owner(theirs.log)
+        if owner is not None:
+            self._refuse_log(connection, theirs.log, owner)
+            return
         self.peer_version = theirs.software
         self._repeated = False
         connection.on_round_trip = partial(self._around.observe, "round trip", self.peer)
@@ -290,6 +294,39 @@ class LinkDriver:
             if connection.dialed:
                 self._said = ours
                 connection.send(wire.encode(ours))
+
+    def _other_owner(self, log: str) -> str | None:
+        """Return the node whose log the peer calls its own, or None where nothing contradicts.
+
+        Whoever speaks for a log decides what of it counts as here already.
+        """
+        around, stored = self._around, self._around.log
+        if log == stored.id:
+            return around.name
+        owner = around.ends.owner(log)
+        if owner is None and not self.settings.relay:
+            owner = stored.origin_node(log)
+            named = [self.peer] if owner is None else [self.peer, owner]
+            cursors = [stored.cursor(name) for name in named]
+            if any(cursor is not None and cursor.log == log for cursor in cursors):
+                return None  # it came from there itself: under this name, or the one before
+        return None if owner == self.peer else owner
+
+    def _refuse_log(self, connection: Connection, log: str, owner: str) -> None:
+        """Refuse a peer that says that another node's log is its own."""
+        detail = (
+            f"{self.peer} at {connection.address} calls {owner}'s log ({log}) its own: a copy of"
+            f" {owner}'s state_dir, or a forgery; give {self.peer} an empty state_dir"
+        )
+        self._around.tell(
+            "error",
+            "link.duplicate",
+            peer=self.peer,
+            address=connection.address,
+            reason="duplicate",
+            detail=detail,
+        )
+        connection.goodbye(wire.goodbye("duplicate", detail))
 
     def _hello_again(self, connection: Connection, theirs: wire.Hello) -> None:
         """Take the second hello of a connection, and go by it.

@@ -94,6 +94,9 @@ class Links:
             self._cursors.set_peer(PeerCursor(settings.name, here, here))
         reconnect = self._around.config.reconnect
         backoff = Backoff(reconnect, self._rng, len(settings.dial)) if settings.dial else None
+        stored, ends = self._around.log.cursor(settings.name), self._around.ends
+        if stored is not None and ends.owner(stored.log) is None:
+            ends.own(stored.log, settings.name)
         driver = LinkDriver(self._around, settings, backoff)
         self.drivers[settings.name] = driver
         self._waits.setdefault(settings.name, Waits())
@@ -105,6 +108,7 @@ class Links:
     def _remove(self, name: str, detail: str) -> None:
         """End the link to one peer."""
         self.drivers.pop(name).stop(detail)
+        self._around.ends.disown(name)
         self._around.routes_changed()
 
     # -- what they are asked and told together ------------------------------------------------

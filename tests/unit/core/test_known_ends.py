@@ -75,3 +75,16 @@ def test_a_run_s_sequence_is_bounded_by_what_came_from_its_node_itself() -> None
         ends.heard(volatile(1, run=f"r{number}"), 0.0)
     assert ends.allows_volatile(volatile(2**62), 0.0)
     assert not ends.allows_volatile(volatile(2**62, run="r0"), 0.0)
+
+
+def test_a_log_has_one_owner_until_that_has_another_log_or_goes() -> None:
+    ends = KnownEnds()
+    assert ends.owner("edgelog") is None
+    ends.greeted(hello(), 0.0)
+    assert ends.owner("edgelog") == "edge"
+    ends.greeted(hello("newlog"), 1.0)
+    assert (ends.owner("edgelog"), ends.owner("newlog")) == (None, "edge")
+    ends.own("newlog", "another")
+    ends.disown("edge")
+    ends.disown("edge")
+    assert ends.owner("newlog") == "another"
