@@ -41,6 +41,7 @@ class ProducerState:
     """What this run of the daemon knows of a producer.
 
     Args:
+        numbered: The name under which the log has its numbers: each run of it has its own.
         top: The highest number that is stored.
 
     Attributes:
@@ -50,9 +51,10 @@ class ProducerState:
         unsettled: Appends that the log has not settled.
     """
 
-    __slots__ = ("holder", "top", "unsettled")
+    __slots__ = ("holder", "numbered", "top", "unsettled")
 
-    def __init__(self, top: int) -> None:
+    def __init__(self, numbered: str, top: int) -> None:
+        self.numbered = numbered
         self.holder: Ingress | None = None
         self.top = top
         self.unsettled = 0
@@ -69,16 +71,20 @@ class Producers:
         self._log = log
         self._states: OrderedDict[tuple[str, str], ProducerState] = OrderedDict()
 
-    def take(self, owner: str, name: str, holder: Ingress) -> ProducerState:
-        """Give a name to a holder; the one before is ended."""
-        key = (owner, name)
-        state = self._states.get(key)
-        if state is None:
-            state = self._states[key] = ProducerState(self._log.highest(owner, name))
+    def take(self, owner: str, name: str, run: str, holder: Ingress) -> ProducerState:
+        """Give a name to a holder; the one before is ended, of whichever run it is."""
+        key, numbered = (owner, name), f"{name}/{run}" if run else name
+        before = self._states.get(key)
+        if before is not None and before.numbered == numbered:
+            state = before
+        else:
+            state = ProducerState(numbered, self._log.highest(owner, numbered))
+        self._states[key] = state
         self._states.move_to_end(key)
-        before, state.holder = state.holder, holder
-        if before is not None and before is not holder:
-            before.lose()
+        displaced = before.holder if before is not None else None
+        state.holder = holder
+        if displaced is not None and displaced is not holder:
+            displaced.lose()
         if len(self._states) > MAX_PRODUCERS:
             for old, other in list(self._states.items())[:100]:
                 if other.holder is None and not other.unsettled:
@@ -130,7 +136,7 @@ class Ingress:
 
     def __init__(self, session: Client) -> None:
         self._session = session
-        self._name = ""
+        self._name = ("", "")  # the producer's, and its run's
         self._state: ProducerState | None = None
         self._pending: list[stream.Publish] = []
         self._unsettled = 0
@@ -139,19 +145,20 @@ class Ingress:
         self._closed = False
         self._channels: set[str] = set()
 
-    def open(self, producer: str) -> None:
-        """Publishes come under this producer's name from here on (none where it is empty)."""
+    def open(self, producer: str, run: str = "") -> int:
+        """Take publishes under this producer's name from here on (none where it is empty).
+
+        Returns:
+            The highest number that the log has of it.
+        """
         self._refusing = ""
-        if producer == self._name and self._state is not None:
-            return
-        self._refused = None
-        self._release()
-        self._name = producer
-        self._state = (
-            self._session.api.producers.take(self._session.caller.name, producer, self)
-            if producer
-            else None
-        )
+        api, owner = self._session.api, self._session.caller.name
+        if (producer, run) != self._name or self._state is None:
+            self._refused = None
+            self._release()
+            self._name = (producer, run)
+            self._state = api.producers.take(owner, producer, run, self) if producer else None
+        return api.node.log.highest(owner, self._state.numbered) if self._state is not None else 0
 
     def lose(self) -> None:
         """Another client has taken the name."""
@@ -248,7 +255,7 @@ class Ingress:
         counts: tuple[int, ...] = ()
         state, owner = self._state, self._session.caller.name
         if state is not None:
-            producer = Producer(self._name, run[-1].sequence, owner)
+            producer = Producer(state.numbered, run[-1].sequence, owner)
             state.top = max(state.top, run[-1].sequence)
             state.unsettled += 1
             if len(run) > 1:

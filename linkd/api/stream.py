@@ -219,7 +219,7 @@ class StreamSession:
             self._fatal("malformed", f"expected version {stream.VERSION}, got {frame.version}")
             return
         self._opened = True
-        self.ingress.open(frame.producer)
+        highest = self.ingress.open(frame.producer, frame.run)
         node = self.api.node
         self.send(
             stream.Opened(
@@ -230,7 +230,7 @@ class StreamSession:
                 node.log.next,
                 node.config.log.max_body_bytes,
                 node.config.limits.publish_pending_bytes,
-                node.log.highest(self.caller.name, frame.producer) if frame.producer else 0,
+                highest,
             )
         )
 

@@ -53,7 +53,9 @@ class Calls:
         status: Observable[Status],
     ) -> None:
         self.session = Session(
-            settings.producer or secrets.token_hex(16), settings.max_in_flight_bytes
+            settings.producer or secrets.token_hex(16),
+            settings.max_in_flight_bytes,
+            secrets.token_hex(16) if settings.producer else "",
         )
         self.upkeep = Upkeep(
             loop,

@@ -103,6 +103,20 @@ class Flight:
         self._unsent = deque([*self._sent.values(), *new])
         self._sent_bytes = 0
 
+    def begin_above(self, highest: int) -> None:
+        """Number what follows above the highest number that the daemon has of this producer.
+
+        Where that is above all that were sent, another client used the name meanwhile: then no
+        answer tells whether a publish of ours is stored, or only its number is.
+        """
+        if highest <= self._sequence:
+            return
+        self._sequence = highest
+        self._unsent = deque(publish for publish in self._unsent if not publish.sequence)
+        for sequence in list(self._sent):
+            said = "another client used the producer's name: this may be stored or not"
+            self._settle(sequence, Refused("sequence-unproven", said))
+
     def published(self, frame: Published) -> None:
         """Settle one publish; a number that is not open is ignored."""
         self._settle(frame.sequence, frame)

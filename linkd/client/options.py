@@ -34,7 +34,8 @@ class ConnectOptions(TypedDict, total=False):
         max_delay: No delay is longer: 15.
         when_down: What a publish does without a connection: `wait`, or `fail` at once.
         max_in_flight_bytes: Bytes of publishes under way; more wait: 8 MiB.
-        producer: A lasting name under which publishes are settled once; absent: a random one.
+        producer: A lasting name under which one client at a time publishes: a second one ends the
+            first with Replaced; absent: a random one.
         encode: From a value to body and content type.
         decode: From body and content type to a value.
         on_open: Called each time the connection is up.

@@ -54,9 +54,10 @@ class Session:
     Args:
         producer: A name that no other client has: numbers of publishes are settled under it.
         max_bytes: Bytes of publishes that may be under way.
+        run: A random word of this process where the name is one that lasts.
     """
 
-    def __init__(self, producer: str, max_bytes: int = DEFAULT_BYTES) -> None:
+    def __init__(self, producer: str, max_bytes: int = DEFAULT_BYTES, run: str = "") -> None:
         self.flight = Flight(max_bytes)
         self.gatherer = Gatherer(self.flight)
         self.open = False
@@ -67,7 +68,7 @@ class Session:
         self.on_links: Callable[[dict[str, str]], None] = _ignore
         self.last_failure: LinkdError | None = None
         software = f"linkd-python {__version__}"
-        self._hello = stream.checked(stream.Open(stream.VERSION, producer, software))
+        self._hello = stream.checked(stream.Open(stream.VERSION, producer, software, run))
         self._max_bytes = max_bytes
         self._log = ""
         self._log_next = 0
@@ -276,6 +277,7 @@ class Session:
             self._reopening = False
             return
         self.open = True
+        self.flight.begin_above(frame.highest)
         self._control.append(stream.Watch())
         self._control += [reader.restore(frame.next, same_log) for reader in self._readers.values()]
         self.on_open()

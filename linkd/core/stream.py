@@ -44,11 +44,14 @@ class Open(msgspec.Struct, array_like=True, frozen=True, tag=1):
             restarts; else
             empty. Sequences of one producer only grow; a second holder of the name ends the first.
         software: What it is, for people.
+        run: A random word of the process where it does not know the numbers that earlier ones used:
+            the numbers of each run are its own, so that none is mistaken for a repeat.
     """
 
     version: Natural
     producer: Annotated[str, msgspec.Meta(max_length=128)] = ""
     software: Text = ""
+    run: Annotated[str, msgspec.Meta(max_length=64)] = ""
 
 
 class Publish(msgspec.Struct, array_like=True, frozen=True, tag=2, gc=False):
@@ -149,7 +152,8 @@ class Opened(msgspec.Struct, array_like=True, frozen=True, tag=32):
         next: The next offset of its log.
         max_body_bytes: The largest body.
         max_pending_bytes: Bytes of records in publishes that may wait for their answer.
-        highest: The highest number of the producer that is stored; 0 where none is.
+        highest: The highest number of the producer (of its run, where it has one) that is stored;
+            0 where none is.
     """
 
     version: Natural

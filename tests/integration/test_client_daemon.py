@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import linkd.client
-from linkd.client.errors import NoDaemon, Refused
+from linkd.client.errors import NoDaemon, Refused, Replaced
 from linkd.errors import ChannelRefused
 from tests.support.daemon import SECRET, Daemon
 
@@ -179,3 +179,33 @@ def unused_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def test_a_lasting_producer_publishes_in_every_run_of_its_program(daemon: Daemon) -> None:
+    async def check() -> None:
+        for begin in (0, 3, 6):  # each connect is a process of its own to the daemon
+            async with linkd.client.connect(daemon.socket, producer="shop-1") as node:
+                offsets = [await node.publish("orders", str(begin + one)) for one in range(3)]
+                assert offsets == [begin + 1, begin + 2, begin + 3]
+            if begin == 3:
+                await restart(daemon)
+        async with linkd.client.connect(daemon.socket) as node:
+            records = node.subscribe("orders", start="earliest")
+            assert [(await anext(records)).text for _ in range(9)] == [str(n) for n in range(9)]
+
+    run(check())
+
+
+def test_a_second_run_of_a_lasting_producer_ends_the_first(daemon: Daemon) -> None:
+    async def check() -> None:
+        async with linkd.client.connect(daemon.socket, producer="shop-1") as first:
+            await first.publish("orders", "first")
+            async with linkd.client.connect(daemon.socket, producer="shop-1") as second:
+                assert await second.publish("orders", "second") == 2
+                async for status in first.status:
+                    if status.state == "stopped":
+                        break
+                with pytest.raises(Replaced):
+                    await first.publish("orders", "first")
+
+    run(check())

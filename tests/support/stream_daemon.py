@@ -86,7 +86,7 @@ class StreamDaemon:
                 assert isinstance(message, bytes)
                 for frame in stream.decode_from_client(message):
                     if isinstance(frame, stream.Open):
-                        producer = frame.producer
+                        producer = f"{frame.producer}/{frame.run}"
                     await self._frame(connection, producer, frame)
         except ConnectionClosed:
             pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from linkd import __version__
 from linkd.client.bodies import pack
 from linkd.client.errors import Closed, NoDaemon, Refused, Replaced, TimedOut
 from linkd.client.reader import Reader
@@ -372,3 +373,37 @@ def test_what_can_only_fail_is_refused_at_once() -> None:
     for patterns in ([], ["a b"]):
         with pytest.raises(ChannelRefused):
             session.subscribe(patterns, "latest")
+
+
+def opened_above(highest: int) -> stream.Opened:
+    return stream.Opened(1, "n", "s", "L", 1, 1000, 1 << 20, highest)
+
+
+def test_numbers_begin_above_those_that_the_daemon_has_of_the_producer() -> None:
+    session = Session("p", run="r")
+    settled: list[Published | LinkdError] = []
+    session.flight.add("a", 1, b"x", settled.append)
+    session.connected()
+    assert frames(session)[0] == stream.Open(1, "p", f"linkd-python {__version__}", "r")
+    tell(session, opened_above(7))
+    _, sent = frames(session)
+    assert isinstance(sent, stream.Publish)
+    assert sent.sequence == 8
+
+
+def test_what_another_client_of_the_name_may_have_hidden_is_unknown() -> None:
+    session = Session("p")
+    settled: list[Published | LinkdError] = []
+    session.flight.add("a", 1, b"x", settled.append)
+    up(session)
+    session.lost()
+    session.flight.add("a", 1, b"new", settled.append)
+    session.connected()
+    frames(session)
+    tell(session, opened_above(3))
+    (unknown,) = settled
+    assert isinstance(unknown, Refused)
+    assert unknown.error == "sequence-unproven"
+    (_, sent) = frames(session)
+    assert isinstance(sent, stream.Publish)
+    assert (sent.sequence, sent.records) == (4, b"new")
