@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from typing import Any
+from typing import Any, cast
 
 from linkd.client.address import Address
 from linkd.client.errors import ClientError, NoDaemon
@@ -138,8 +138,7 @@ class AsyncioWire(Wire, asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Send the upgrade's request."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
         self.flush()
 
     def data_received(self, data: bytes) -> None:
