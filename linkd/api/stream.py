@@ -324,7 +324,8 @@ class StreamSession:
     def _ack(self, frame: stream.Ack) -> None:
         sink = self._subscriptions.get(frame.id)
         if sink is None or sink.subscription is None:
-            self.send(stream.Failed(frame.id, "not-found", "there is no such subscription"))
+            none = "there is no such subscription"
+            self.send(stream.AckFailed(frame.id, frame.next, "not-found", none))
             return
 
         def done(error: Exception | None) -> None:
@@ -332,7 +333,8 @@ class StreamSession:
                 self.send(stream.Acked(frame.id, frame.next))
             else:
                 word = "not-found" if isinstance(error, KeyError) else "log-full"
-                self.send(stream.Failed(frame.id, word, f"the cursor is not stored: {error}"))
+                said = f"the cursor is not stored: {error}"
+                self.send(stream.AckFailed(frame.id, frame.next, word, said))
 
         sink.subscription.ack(frame.next, done)
 

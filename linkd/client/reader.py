@@ -10,6 +10,7 @@ from linkd.client.record import Reading, Record, unpack
 from linkd.core.stream import (
     Ack,
     Acked,
+    AckFailed,
     Credit,
     Deliver,
     DeliverVolatile,
@@ -49,6 +50,7 @@ class Reader:
     Attributes:
         id: Its number towards the daemon.
         next: The next offset wanted; None until the daemon has said where it begins.
+        is_asked: Whether the daemon of this connection has not answered yet that it begins.
 
     Args:
         id: See above.
@@ -71,6 +73,8 @@ class Reader:
         self.taker: Taker | None = None
         self.reading: Reading | None = None
         self.over = False
+        self.is_asked = False
+        self._is_stopped = False
         self._patterns = patterns
         self._start: Start = start
         self._consumer = consumer
@@ -118,6 +122,7 @@ class Reader:
         elif self.next is not None:
             self.next = min(self.next, log_next)
         self._ack_sent = self._owed_credit = 0
+        self.is_asked, self._is_stopped = True, False
         start = self._start if self.next is None else self.next
         return Subscribe(
             self.id, self._patterns, start, self._consumer, max(0, self._window - self._held)
@@ -126,6 +131,8 @@ class Reader:
     def to_send(self) -> list[FromClient]:
         """Return the credit and the ack that are due."""
         frames: list[FromClient] = []
+        if self._is_stopped:
+            return frames
         if self._owed_credit * 4 >= self._window:
             frames.append(Credit(self.id, self._owed_credit))
             self._owed_credit = 0
@@ -136,6 +143,7 @@ class Reader:
 
     def begun(self, frame: Subscribed) -> None:
         """Note where the daemon begins."""
+        self.is_asked = False
         if self.next is None:
             self.next = frame.next
 
@@ -176,9 +184,22 @@ class Reader:
         self._acked = max(self._acked, frame.next)
         self._settle_acks(frame.next, None)
 
+    def ack_failed(self, frame: AckFailed) -> None:
+        """Fail the acks that were refused; later ones are sent again.
+
+        A daemon that stops refuses what was on its way to it: the next one gets it again.
+        """
+        if self._is_stopped or frame.error == "unavailable":
+            return
+        self._ack_sent = self._acked
+        if self._ack_wanted <= frame.next:
+            self._ack_wanted = self._acked
+        self._settle_acks(frame.next, Refused(frame.error, frame.message))
+
     def end(self, frame: Ended) -> None:
         """End it, unless the daemon only restarts."""
         if frame.reason == "stopped":
+            self._is_stopped = True
             return
         error: LinkdError | None = None
         if frame.reason == "replaced":

@@ -248,6 +248,7 @@ class Session:
             | stream.DeliverVolatile
             | stream.GapTold
             | stream.Acked
+            | stream.AckFailed
             | stream.Ended
         ),
     ) -> None:
@@ -258,6 +259,8 @@ class Session:
             reader.deliver_volatile(frame)
         elif isinstance(frame, stream.Acked):
             reader.acked(frame)
+        elif isinstance(frame, stream.AckFailed):
+            reader.ack_failed(frame)
         elif isinstance(frame, stream.Subscribed):
             reader.begun(frame)
         elif isinstance(frame, stream.GapTold):
@@ -311,14 +314,14 @@ class Session:
             question.done(Refused(error, message))
 
     def _failed(self, frame: stream.Failed) -> None:
-        """Take a refusal: of a subscription, of a question, or of the connection."""
+        """Take a refusal: of a subscription that has not begun, or of the connection."""
         refused = Refused(frame.error, frame.message)
-        if reader := self._readers.pop(frame.id, None):
-            reader.finish(refused)
-        elif frame.id in self._questions:
-            self._waited(frame.id, frame.error, frame.message)
-        else:
+        reader = self._readers.get(frame.id)
+        if not frame.id:
             self.last_failure = refused
+        elif reader is not None and reader.is_asked:
+            del self._readers[frame.id]
+            reader.finish(refused)
 
 
 def _messages(frames: list[bytes]) -> list[bytes]:

@@ -128,7 +128,10 @@ class Credit(msgspec.Struct, array_like=True, frozen=True, tag=6, gc=False):
 
 
 class Ack(msgspec.Struct, array_like=True, frozen=True, tag=7, gc=False):
-    """The consumer is done with all below `next`; answered with `Acked` once that is on disk."""
+    """The consumer is done with all below `next`.
+
+    Answered with `Acked` once that is on disk, or with `AckFailed`; it never ends the subscription.
+    """
 
     id: Natural
     next: Natural
@@ -292,9 +295,18 @@ class StatusChanged(msgspec.Struct, array_like=True, frozen=True, tag=43):
 
 
 class Failed(msgspec.Struct, array_like=True, frozen=True, tag=44):
-    """A frame was refused; where `id` is 0, the connection ends now."""
+    """A subscription was refused; where `id` is 0, the connection ends now."""
 
     id: Natural
+    error: str
+    message: str
+
+
+class AckFailed(msgspec.Struct, array_like=True, frozen=True, tag=45):
+    """An ack was refused: the cursor is as it was. The subscription goes on if there is one."""
+
+    id: Natural
+    next: Natural
     error: str
     message: str
 
@@ -314,6 +326,7 @@ FromDaemon = (
     | Ended
     | StatusChanged
     | Failed
+    | AckFailed
 )
 
 MAX_FRAMES = 65_536

@@ -32,5 +32,6 @@ def test_stored() -> None:
 )
 def test_not_stored(error: Exception, word: str) -> None:
     failed = answer(error)
-    assert (failed.id, failed.error) == (1, word)
+    assert (type(failed), failed.id, failed.next) == (stream.AckFailed, 1, 7)
+    assert failed.error == word
     assert str(error) in failed.message

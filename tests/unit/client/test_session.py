@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from linkd import __version__
+from linkd.client.address import address
+from linkd.client.asyncio_edge import AsyncioLoop, AsyncioWire
 from linkd.client.bodies import pack
 from linkd.client.errors import Closed, NoDaemon, Refused, Replaced, TimedOut
 from linkd.client.reader import Reader
@@ -407,3 +413,59 @@ def test_what_another_client_of_the_name_may_have_hidden_is_unknown() -> None:
     (_, sent) = frames(session)
     assert isinstance(sent, stream.Publish)
     assert (sent.sequence, sent.records) == (4, b"new")
+
+
+def test_a_refused_ack_fails_its_own_call_only() -> None:
+    session, taker = Session("p"), Taker()
+    made = reader(session, taker, "earliest", "billing")
+    up(session)
+    tell(session, stream.Subscribed(1, 1))
+    done: list[LinkdError | None] = []
+    made.ack(5, done.append)
+    assert frames(session) == [stream.Ack(1, 5)]
+    tell(session, stream.AckFailed(1, 5, "log-full", "no room"))
+    assert [type(each) for each in done] == [Refused]
+    assert frames(session) == []
+    made.ack(5, done.append)
+    assert frames(session) == [stream.Ack(1, 5)]
+    tell(session, stream.Acked(1, 5))
+    assert done[1] is None
+    assert taker.end == []
+
+
+def test_a_stopping_daemon_gets_no_acks_and_the_next_one_gets_them() -> None:
+    session, taker = Session("p"), Taker()
+    made = reader(session, taker, "earliest", "billing")
+    up(session)
+    tell(session, stream.Subscribed(1, 1))
+    done: list[LinkdError | None] = []
+    made.ack(5, done.append)
+    assert frames(session) == [stream.Ack(1, 5)]
+    tell(session, stream.Ended(1, "stopped"), stream.AckFailed(1, 5, "not-found", "none"))
+    made.ack(6, done.append)
+    assert (frames(session), done) == ([], [])
+    session.lost()
+    assert stream.Ack(1, 6) in up(session)
+    tell(session, stream.Acked(1, 6))
+    assert (done, taker.end) == ([None, None], [])
+
+
+def test_no_frame_but_the_answer_to_it_refuses_a_subscription() -> None:
+    session, taker = Session("p"), Taker()
+    reader(session, taker)
+    up(session)
+    tell(session, stream.Subscribed(1, 1), stream.Failed(1, "not-found", "late"))
+    tell(session, stream.Failed(99, "not-found", "of nobody"))
+    assert taker.end == []
+    assert session.last_failure is None
+
+
+def test_a_transport_need_not_be_a_subclass_of_asyncios() -> None:
+    async def check() -> None:
+        written: list[bytes] = []
+        transport: Any = SimpleNamespace(is_closing=lambda: False, write=written.append)
+        wire = AsyncioWire(address("/x"), {}, Session("p"), lambda: None, AsyncioLoop())
+        wire.connection_made(transport)
+        assert b"".join(written).startswith(b"GET /v1/stream")
+
+    asyncio.run(check())
