@@ -46,6 +46,17 @@ def peer(name: str = "hub", **fields: object) -> PeerSettings:
     return msgspec.structs.replace(made, **fields)
 
 
+@pytest.mark.parametrize(
+    ("publish", "subscribe", "everything"),
+    [((">",), (">", "a"), True), ((">",), ("a",), False), (("a",), (">",), False)],
+)
+def test_a_key_for_everything_is_one_for_both(
+    publish: tuple[str, ...], subscribe: tuple[str, ...], everything: bool
+) -> None:
+    key = ApiKey(name="k", secret_file="/s", publish=publish, subscribe=subscribe)
+    assert key.is_for_everything is everything
+
+
 def write(path: Path, text: str) -> Path:
     path.parent.mkdir(exist_ok=True)
     path.write_text(text)

@@ -47,6 +47,9 @@ BAD: dict[str, tuple[str, str, str]] = {
     "number in list": (NODE + LISTEN + PEER + 'send = ["a", 5]\n', "peer[0].send[1]", "got 5"),
     "pattern of too many words": (NODE + LISTEN + PEER + f'send = ["a.*{".b" * 15}"]\n',
                                   "peer[0].send[0]", "at most 16 words in a pattern with `*`"),
+    "more patterns than a peer takes": (
+        NODE + LISTEN + PEER + "receive = [" + '"a", ' * 1025 + "]\n", "peer[0].receive",
+        "expected at most 1024 patterns, of 24576 bytes together"),
     "string for number": (NODE + '[heartbeat]\nping_interval = "5"\n', "heartbeat.ping_interval",
                           'expected a number from 1 to 60, got "5"'),
     "bool for number": (NODE + "[heartbeat]\nping_interval = true\n", "heartbeat.ping_interval",

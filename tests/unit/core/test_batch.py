@@ -24,6 +24,7 @@ from linkd.core.batch import (
     encode_records,
     headers_bytes,
     read_records,
+    runs_of,
     split_raw,
 )
 from linkd.errors import BadRecord, BodyTooLarge, LinkdError
@@ -249,3 +250,23 @@ def test_every_head_of_msgpack_is_stepped_over_as_msgspec_does() -> None:
                     assert [len(bytes(raw)) for raw in split] == _sizes(records, count)
                 else:
                     assert ends is split, (head, tail, count)
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=12), st.integers(1, 60))
+def test_runs_are_as_long_as_the_bound_allows(sizes: list[int], max_bytes: int) -> None:
+    each = [encode_records((Record(bytes(size)),)) for size in sizes]
+    runs = runs_of(b"".join(each), len(each), max_bytes)
+    at = 0
+    for place, (count, records) in enumerate(runs):
+        assert records == b"".join(each[at : at + count])
+        assert count == 1 or len(records) <= max_bytes
+        at += count
+        if place + 1 < len(runs):
+            assert len(records) + len(each[at]) > max_bytes
+    assert at == len(each)
+
+
+def test_all_of_a_batch_is_the_batch() -> None:
+    whole = batch(b"a", b"b")
+    assert whole.part(0, 2) is whole
+    assert whole.part(1, 1) == whole.from_offset(11)

@@ -6,7 +6,14 @@ import msgspec
 import pytest
 
 from linkd.core import stream, wire
-from linkd.core.batch import check_raw, check_records, decode_records, split_raw
+from linkd.core.batch import (
+    Record,
+    check_raw,
+    check_records,
+    decode_records,
+    encode_records,
+    split_raw,
+)
 from linkd.errors import BadRecord, RemoteProtocolError
 
 DEEP = b"\x91" * 60_000 + b"\xc0"
@@ -118,3 +125,29 @@ def test_a_hello_whose_patterns_cost_too_much_is_refused() -> None:
     costly = msgspec.structs.replace(hello, wants=("a" + ".*" * 16,))
     with pytest.raises(RemoteProtocolError, match="at most 16 words"):
         wire.decode(wire.encode(costly))
+
+
+def test_a_frame_is_checked_as_its_daemon_will_read_it() -> None:
+    assert stream.checked(stream.Ack(1, 5)) == stream.Ack(1, 5)
+    for wrong in (
+        stream.Ack(1, -1),
+        stream.Ack(1, 2**64),
+        stream.Wait(1, "\ud800", "orders", 1, 1.0),
+        stream.Wait(1, "hub", "orders", 1, object()),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(ValueError, match=f"{type(wrong).__name__.lower()}: "):
+            stream.checked(wrong)
+
+
+@pytest.mark.parametrize("sequence", [1, 127, 128, 2**32, 2**53])
+def test_a_publish_gets_its_number_at_the_end(sequence: int) -> None:
+    records = encode_records((Record(b"x"),))
+    encoded = stream.encode_publish("orders", 1, records, 2.0, ("id",))
+    frame = stream.Publish(sequence, "orders", 1, records, 2.0, ("id",))
+    assert stream.numbered(encoded, sequence) == stream.encode_frame(frame)
+
+
+def test_the_detail_of_a_goodbye_is_cut() -> None:
+    long = wire.goodbye("stopped", "x" * 100_000, 2.0)
+    assert long == wire.Goodbye("stopped", "x" * wire.MAX_DETAIL_LENGTH, 2.0)
+    assert wire.decode(wire.encode(long)) == long

@@ -679,6 +679,7 @@ def test_records_are_packed_where_both_ends_can_and_it_pays() -> None:
     ):
         session = made(pack=packed)
         greeted(session, theirs=hello(compress=offered))
+        assert session.outbound.compresses is bool(offered)
         (message,) = sent(session.outbound.read([batch(1, bytes(size))], 0.0, 0.0))
         assert isinstance(message, Step)
         assert message.encoding == encoding

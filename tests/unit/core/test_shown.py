@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from linkd.core.shown import MAX_JSON_DEPTH, kind_of, nested_deeply, rfc3339, shown
+from linkd.core.batch import Record, Unreadable
+from linkd.core.shown import (
+    MAX_JSON_DEPTH,
+    body_of,
+    extras_of,
+    kind_of,
+    nested_deeply,
+    rfc3339,
+    shown,
+)
 
 
 @pytest.mark.parametrize(
@@ -61,3 +70,12 @@ def test_a_depth_is_counted_by_brackets_outside_of_strings(
     body = json.dumps(value, indent=1).encode()
     assert nested_deeply(body) == (depth + (2 if wide else 1) > MAX_JSON_DEPTH)
     assert shown(body, "application/json")[0] == ("text" if nested_deeply(body) else "data")
+
+
+def test_what_is_no_record_is_shown_whole() -> None:
+    broken = Unreadable(b"\xc1")
+    assert body_of(broken) == ("base64", "wQ==")
+    assert extras_of(broken) == {"unreadable": True}
+    plain = Record(b"7", content_type="application/json", headers={"a": "b"})
+    assert (body_of(plain)[0], extras_of(plain)) == ("data", {"headers": {"a": "b"}})
+    assert extras_of(Record(b"")) == {}
