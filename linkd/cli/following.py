@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -28,7 +29,14 @@ async def connected(arguments: argparse.Namespace, **options: Any) -> AsyncItera
         Refused: The daemon refuses the connection.
     """
     path = socket_path(arguments)
-    node = connect(path, max_delay=2.0, on_error=_tell, **options)
+    is_up = False
+
+    def report(error: Exception) -> None:
+        if is_up:  # before, the error is raised
+            sys.stderr.write(f"linkd: {error}\n")
+
+    logging.getLogger("linkd.client").addHandler(logging.NullHandler())  # stderr has it already
+    node = connect(path, max_delay=2.0, on_error=report, **options)
     async with node:
         async for status in node.status:
             if status.state == "up":
@@ -37,11 +45,8 @@ async def connected(arguments: argparse.Namespace, **options: Any) -> AsyncItera
                 raise Refused("refused", status.reason or "")
             if status.state == "waiting":
                 raise NoDaemon(status.reason or f"no daemon at {path}")
+        is_up = True
         yield node
-
-
-def _tell(error: Exception) -> None:
-    sys.stderr.write(f"linkd: {error}\n")
 
 
 def follow(arguments: argparse.Namespace, output: TextIO) -> None:

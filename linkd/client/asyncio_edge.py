@@ -23,6 +23,9 @@ class AsyncioLoop:
 
     cancelled: type[BaseException] = asyncio.CancelledError
 
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()  # asyncio itself holds them weakly
+
     def time(self) -> float:
         """Return monotonic seconds."""
         return asyncio.get_running_loop().time()
@@ -53,12 +56,19 @@ class AsyncioLoop:
     def run(self, coroutine: Coroutine[Any, Any, None]) -> Callable[[], Awaitable[object]]:
         """Run a coroutine as a task."""
         task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
         def cancel() -> Awaitable[object]:
             task.cancel()
             return asyncio.gather(task, return_exceptions=True)
 
         return cancel
+
+    def is_cancelled(self) -> bool:
+        """Return whether the task that runs is being cancelled."""
+        task = asyncio.current_task()
+        return task is not None and task.cancelling() > 0
 
     async def sleep(self, seconds: float) -> None:
         """Return after so many seconds."""
@@ -105,7 +115,7 @@ async def dial(
     wire: AsyncioWire | None = None
     try:
         async with asyncio.timeout(seconds):
-            headers = await bearer(settings.key)
+            headers = await bearer(settings.key, AsyncioLoop.cancelled)
             wire = AsyncioWire(where, headers, session, changed, AsyncioLoop())
             await _connect(where, settings, wire)
             await wire.opened

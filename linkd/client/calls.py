@@ -223,7 +223,8 @@ class Calls:
             options.get("window", DEFAULT_WINDOW),
         )
         inbox = Inbox(self._loop, self.session, reader, self.upkeep.plan_flush)
-        inbox.on_gap = options.get("on_gap", self.upkeep.report)
+        on_gap = options.get("on_gap", self.upkeep.report)
+        inbox.on_gap = lambda gap: self.upkeep.call(on_gap, gap)
         if self._settings.on_message is not None:
             inbox.on_message = self._message
         reader.taker = inbox

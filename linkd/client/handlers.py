@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Protocol
 
+from linkd.client.errors import ClientError
 from linkd.client.loop import Loop
 from linkd.client.record import Record
 from linkd.client.subscription import Records
@@ -30,15 +31,15 @@ class Handlers:
         self._node = node
         self._loop = loop
         self._functions: dict[str, dict[tuple[str, Function], None]] = {}
-        self._cancels: dict[str, Callable[[], Awaitable[object]]] = {}
+        self._records: dict[str, Records] = {}
 
     def on(self, type_: str, function: Function, pattern: str) -> None:
         """Call `function` for each record of that type; registered twice it is called once."""
-        functions = self._functions.setdefault(pattern, {})
-        functions[type_, function] = None
-        if pattern not in self._cancels:
-            listening = self._pump(functions, self._node.listen(pattern))
-            self._cancels[pattern] = self._loop.run(listening)
+        if pattern not in self._records:
+            records = self._records[pattern] = self._node.listen(pattern)
+            functions = self._functions[pattern] = {(type_, function): None}
+            self._loop.run(self._pump(pattern, functions, records))
+        self._functions[pattern][type_, function] = None
 
     def off(self, type_: str, function: Function | None) -> None:
         """Forget a function, or all of a type; the last one of a pattern ends its subscription."""
@@ -47,35 +48,45 @@ class Handlers:
                 if known_type == type_ and function in (None, known):
                     del functions[known_type, known]
             if not functions:
-                del self._functions[pattern]
-                self._cancels.pop(pattern)()
+                self._forget(pattern)
 
     def close(self) -> None:
-        """Forget all."""
-        self._functions.clear()
-        cancels, self._cancels = self._cancels, {}
-        for cancel in cancels.values():
-            cancel()
+        """Forget all; a function that runs is not interrupted: it may be what closes the node."""
+        for pattern in list(self._functions):
+            self._functions[pattern].clear()
+            self._forget(pattern)
 
-    async def _pump(self, functions: dict[tuple[str, Function], None], records: Records) -> None:
+    def _forget(self, pattern: str) -> None:
+        """End a pattern's subscription: that ends its pump once the present function returns."""
+        del self._functions[pattern]
+        self._records.pop(pattern).end()
+
+    async def _pump(
+        self, pattern: str, functions: dict[tuple[str, Function], None], records: Records
+    ) -> None:
         """Call the functions of each record in the order of the records, one after the other."""
         try:
-            async with records:
-                async for record in records:
-                    for type_, function in list(functions):
-                        if type_ in ("*", record.type):
-                            await self._call(function, record)
+            async for record in records:
+                for type_, function in list(functions):
+                    if type_ in ("*", record.type) and (type_, function) in functions:
+                        await self._call(function, record)
         except self._loop.cancelled:
             raise
-        except Exception as error:  # noqa: BLE001 - it belongs to the application
+        except Exception as error:  # noqa: BLE001 - the subscription's end, or the application's
             self._node.report(error)
+        finally:
+            if self._records.get(pattern) is records:
+                self._forget(pattern)
 
     async def _call(self, function: Function, record: Record) -> None:
+        """Call one function; a cancellation that came out of what it awaits is its own failure."""
         try:
             outcome = function(record)
             if inspect.isawaitable(outcome):
                 await outcome
-        except self._loop.cancelled:
-            raise
+        except self._loop.cancelled as error:
+            if self._loop.is_cancelled():
+                raise
+            self._node.report(ClientError(f"a function of `on` was cancelled: {error!r}"))
         except Exception as error:  # noqa: BLE001 - it belongs to the application
             self._node.report(error)

@@ -34,6 +34,12 @@ class Loop(Protocol):
     def run(self, coroutine: Coroutine[Any, Any, None]) -> Callable[[], Awaitable[object]]:
         """Run a coroutine; return how to cancel it. Who awaits that goes on once it has ended."""
 
+    def is_cancelled(self) -> bool:
+        """Return whether the coroutine that runs is being cancelled itself.
+
+        False where a cancellation only came out of what it awaits, or where nobody can know.
+        """
+
     async def sleep(self, seconds: float) -> None:
         """Return after so many seconds."""
 

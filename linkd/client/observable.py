@@ -35,16 +35,18 @@ class Observable(Generic[T]):
 
     Attributes:
         value: What it is now.
+        call: Calls an observer with a value; what the observer raises must not come out of it.
     """
 
     def __init__(self, value: T) -> None:
         self.value = value
+        self.call: Callable[[Callable[[T], None], T], None] = _call
         self._observers: list[Callable[[T], None]] = []
 
     def subscribe(self, observer: Callable[[T], None]) -> Callable[[], None]:
         """Call `observer` with the present value and each later one; return how to end that."""
-        self._observers.append(observer)
         observer(self.value)
+        self._observers.append(observer)
 
         def unsubscribe() -> None:
             if observer in self._observers:
@@ -58,4 +60,8 @@ class Observable(Generic[T]):
             return
         self.value = value
         for observer in list(self._observers):
-            observer(value)
+            self.call(observer, value)
+
+
+def _call(observer: Callable[[T], None], value: T) -> None:
+    observer(value)

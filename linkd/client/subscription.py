@@ -156,6 +156,10 @@ class Records:
         """Say that all below `next` is done; await it to know that it is on disk."""
         return self._inbox.ack(next)
 
+    def end(self) -> None:
+        """End the subscription; the iteration ends once all that came was taken."""
+        self._inbox.close()
+
     async def __aenter__(self) -> Self:
         return self
 

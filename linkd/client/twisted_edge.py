@@ -76,13 +76,20 @@ class TwistedLoop:
 
         return cancel
 
+    def is_cancelled(self) -> bool:
+        """Return False: only its owner cancels a coroutine here, and knows it."""
+        return False
+
     async def sleep(self, seconds: float) -> None:
         """Return after so many seconds."""
         await deferLater(self._reactor, seconds)
 
     def complain(self, said: str, error: Exception) -> None:
         """Log what nobody has asked to be told."""
-        _log.warn("{said}", said=said, log_failure=Failure(error))
+        if isinstance(error, LinkdError):
+            _log.warn("{said}", said=said)
+        else:
+            _log.warn("{said}", said=said, log_failure=Failure(error))
 
 
 class Dialer:
@@ -96,7 +103,7 @@ class Dialer:
     ) -> Wire:
         """Open one connection, up to the daemon's answer; raise NoDaemon or Refused."""
         seconds = settings.connect_timeout
-        headers = await bearer(settings.key)
+        headers = await bearer(settings.key, TwistedLoop.cancelled)
         wire = TwistedWire(where, headers, session, changed, TwistedLoop(self._reactor))
         late = NoDaemon(f"no daemon at {where}: no answer in {seconds:g} s")
         deadline = self._reactor.callLater(seconds, wire.abort, late)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -9,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from linkd.client.backoff import Backoff
-from linkd.client.errors import Closed, NoDaemon, Refused, Replaced
+from linkd.client.errors import ClientError, Closed, NoDaemon, Refused, Replaced
 from linkd.client.loop import Loop
 from linkd.client.observable import Observable, State, Status
 from linkd.client.options import REJECTED, Settings
@@ -18,6 +19,8 @@ from linkd.client.wire import Wire
 from linkd.errors import LinkdError
 
 CLOSE_SECONDS: Final = 1.0
+REPORT_SECONDS: Final = 60.0
+"""While the daemon cannot be reached, the same reason is reported so often."""
 
 Dial = Callable[[Callable[[], None]], Awaitable[Wire]]
 """Opens one connection, up to the daemon's answer; raises NoDaemon or Refused. What it is given is
@@ -59,6 +62,8 @@ class Upkeep:
         self._cancel: Callable[[], Awaitable[object]] | None = None
         self._waiters: list[Callable[[None], None]] = []
         self._flush_off: Callable[[], None] | None = None
+        self._reported: tuple[str, float] | None = None
+        status.call = self.call
         session.on_open = self._opened
         session.on_links = self._links_changed
 
@@ -119,16 +124,36 @@ class Upkeep:
             self.call(self._settings.on_error, error)
 
     def call(self, hook: Callable[..., object] | None, *arguments: object) -> None:
-        """Call a hook of the application; what it raises must not end the connection."""
+        """Call a function of the application; what it raises must not end the connection.
+
+        A coroutine that it returns is run.
+        """
         if hook is None:
             return
         try:
-            hook(*arguments)
-        except Exception as error:  # noqa: BLE001 - it belongs to the application
-            if hook is self._settings.on_error:
-                self._loop.complain("on_error failed", error)
-            else:
-                self.report(error)
+            outcome = hook(*arguments)
+        except (Exception, self._loop.cancelled) as error:  # noqa: BLE001 - the application's
+            self._failed(hook, error)
+        else:
+            if inspect.isawaitable(outcome):
+                self._loop.run(self._finish(hook, outcome))
+
+    async def _finish(self, hook: Callable[..., object], outcome: Awaitable[object]) -> None:
+        """Await what a hook returned."""
+        try:
+            await outcome
+        except (Exception, self._loop.cancelled) as error:
+            if self._loop.is_cancelled():
+                raise
+            self._failed(hook, error)
+
+    def _failed(self, hook: Callable[..., object], error: BaseException) -> None:
+        """Report that a function of the application failed."""
+        failure = error if isinstance(error, Exception) else ClientError(f"cancelled: {error!r}")
+        if hook is self._settings.on_error:
+            self._loop.complain("on_error failed", failure)
+        else:
+            self.report(failure)
 
     async def _keep_connected(self) -> None:
         while self.failed is None:
@@ -137,6 +162,15 @@ class Upkeep:
                 state, reason, delay = await self._one_connection()
             except LinkdError as error:
                 state, reason, delay = self._attempt_failed(error)
+            except self._loop.cancelled:
+                if self.failed is not None or self._loop.is_cancelled():
+                    raise
+                cancelled = NoDaemon("the attempt was cancelled by what it awaited, such as `key`")
+                state, reason, delay = self._attempt_failed(cancelled)
+            except Exception as error:  # noqa: BLE001 - TLS contexts and transports of others
+                state, reason, delay = self._attempt_failed(
+                    NoDaemon(f"the attempt failed: {error!r}")
+                )
             finally:
                 self._wire = None
             if self.failed is None:
@@ -156,15 +190,26 @@ class Upkeep:
         return "waiting", reason, self._backoff.lost(self._loop.time() - began, random.random())
 
     def _attempt_failed(self, error: LinkdError) -> tuple[State, str, float]:
-        """Tell of a refusal, and give up where that was asked for."""
+        """Report a failed attempt, and give up where that was asked for."""
         rejected = isinstance(error, Refused) and error.status in REJECTED
-        if rejected:
-            self.report(error)
+        self._report_attempt(error)
         delay = self._backoff.failed(random.random())
         most = self._settings.max_attempts
         if most is not None and self._backoff.failures >= most:
             self._give_up(error)
         return "rejected" if rejected else "waiting", str(error), delay
+
+    def _report_attempt(self, error: LinkdError) -> None:
+        """Report why there is no connection: once for each reason, and again every minute."""
+        reason, now = str(error), self._loop.time()
+        if self._reported is not None:
+            before, at = self._reported
+            if reason == before and now - at < REPORT_SECONDS:
+                return
+        self._reported = (reason, now)
+        if self._settings.on_error is not None:
+            self._loop.complain(f"not connected: {reason}", error)
+        self.report(error)
 
     def _give_up(self, error: LinkdError) -> None:
         """Expect nothing more: all that is under way fails with `error`."""
@@ -195,6 +240,7 @@ class Upkeep:
 
     def _opened(self) -> None:
         """Hear of the session that the daemon has answered."""
+        self._reported = None
         self._set(state="up", attempts=0, retry_seconds=None, reason=None)
         self.call(self._settings.on_open)
         self.wake()

@@ -18,14 +18,23 @@ from linkd.core.stream import SUBPROTOCOL
 from linkd.errors import LinkdError
 
 
-async def bearer(key: Key | None) -> dict[str, str]:
-    """Return the header that says who we are."""
-    given = key() if callable(key) else key
-    if inspect.isawaitable(given):
-        given = await given
+async def bearer(key: Key | None, cancelled: type[BaseException]) -> dict[str, str]:
+    """Return the header that says who we are; `cancelled` passes through.
+
+    Raises:
+        NoDaemon: The application's function raised, or returned what is no key.
+    """
     headers = {"User-Agent": f"linkd-python/{__version__}"}
-    if given:
-        headers["Authorization"] = f"Bearer {given.strip()}"
+    try:
+        given = key() if callable(key) else key
+        if inspect.isawaitable(given):
+            given = await given
+        if given:
+            headers["Authorization"] = f"Bearer {given.strip()}"
+    except Exception as error:
+        if isinstance(error, cancelled | LinkdError):
+            raise
+        raise NoDaemon(f"there is no key: {error!r}") from error
     return headers
 
 

@@ -291,3 +291,104 @@ def test_a_channel_keeps_the_order_of_the_calls(tmp_path: Path) -> None:
             assert fake.bodies("a") == [b"%d" % index for index in range(9)]
 
     run(check())
+
+
+HOOKS = ["on_open", "on_message", "on_close", "on_error", "on_gap", "observer", "on"]
+
+
+@pytest.mark.parametrize("kind", ["raises", "is cancelled", "hangs"])
+@pytest.mark.parametrize("hook", HOOKS)
+def test_a_mistake_in_a_hook_costs_that_call_only(tmp_path: Path, hook: str, kind: str) -> None:
+    """Over connecting, up and waiting: publishes settle, and the mistake is reported."""
+
+    async def check() -> None:
+        errors: list[Exception] = []
+        called: list[str] = []
+        gap: Any = {}
+
+        def wrong(*_: object) -> Any:
+            called.append(hook)
+            if kind == "raises":
+                raise RuntimeError("my label is gone")
+            if kind == "is cancelled":
+                raise asyncio.CancelledError
+            return asyncio.sleep(3600)
+
+        options: dict[str, Any] = {"on_error": errors.append, "min_delay": 0.01, "max_delay": 0.01}
+        if hook == "on_gap":
+            gap["on_gap"] = wrong
+        elif hook.startswith("on_"):
+            options[hook] = wrong
+        async with daemon(tmp_path) as fake:
+            node = linkd.client.connect(fake.path, **options)
+            if hook == "observer":
+                node.status._observers.append(wrong)  # it fails in each state, not at once
+            async with node:
+                if hook == "on":
+                    node.on("*", wrong, channel="a")
+                records = node.subscribe("a", start=1, **gap)
+                await node.publish("a", "1")
+                await fake.trim(2)
+                await fake.stop()
+                while node.status.value.state != "waiting":
+                    await asyncio.sleep(0.005)
+                await fake.start()
+                assert await node.publish("a", "2") == 2
+                late = node.subscribe("b", "a", start=1, **gap)
+                assert (await anext(late)).text == "2"
+                assert (await anext(records)).offset in (1, 2)
+                assert called
+                if kind == "raises" and hook != "on_error":
+                    assert any("label" in str(error) for error in errors)
+                if kind == "is cancelled" and hook != "on_error":
+                    assert any("cancelled" in str(error) for error in errors)
+
+    run(check())
+
+
+def test_a_function_may_take_itself_away_and_close_the_node(tmp_path: Path) -> None:
+    async def check() -> None:
+        async with daemon(tmp_path) as fake:
+            node = linkd.client.connect(fake.path)
+            node.start()
+            finished: list[str] = []
+            done = asyncio.Event()
+
+            async def once(_: Any) -> None:
+                node.off("*", once)
+                await asyncio.sleep(0.01)
+                finished.append("once")
+
+            async def bye(_: Any) -> None:
+                await node.close()
+                finished.append("bye")
+                done.set()
+
+            await node.opened()
+            node.on("*", once, channel="a")
+            await asyncio.sleep(0)
+            await node.publish("a", "x")
+            while not finished:
+                await asyncio.sleep(0.005)
+            node.on("*", bye, channel="a")
+            await node.publish("a", "y")
+            await done.wait()
+            assert finished == ["once", "bye"]
+            assert node.status.value.state == "stopped"
+
+    run(check())
+
+
+def test_a_daemon_that_is_away_is_reported_once_a_minute(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def check() -> None:
+        errors: list[Exception] = []
+        options: Any = {"on_error": errors.append, "min_delay": 0.001, "max_delay": 0.001}
+        async with linkd.client.connect(tmp_path / "none.sock", **options) as node:
+            while node.status.value.attempts < 5:
+                await asyncio.sleep(0.005)
+        assert [type(error) for error in errors] == [NoDaemon]
+
+    run(check())
+    assert ["none.sock" in record.getMessage() for record in caplog.records] == [True]

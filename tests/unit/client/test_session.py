@@ -16,6 +16,7 @@ from linkd.client.errors import Closed, NoDaemon, Refused, Replaced, TimedOut
 from linkd.client.reader import Reader
 from linkd.client.record import Reading, Record
 from linkd.client.session import Session
+from linkd.client.wire import bearer
 from linkd.core import stream
 from linkd.core.batch import HELD_BYTES, encode_records
 from linkd.core.batch import Record as Encoded
@@ -469,3 +470,13 @@ def test_a_transport_need_not_be_a_subclass_of_asyncios() -> None:
         assert b"".join(written).startswith(b"GET /v1/stream")
 
     asyncio.run(check())
+
+
+def test_a_key_function_that_fails_fails_the_attempt_only() -> None:
+    def html() -> str:
+        raise ValueError("Expecting value")
+
+    for wrong in (html, lambda: 5, object):
+        with pytest.raises(NoDaemon, match="no key"):
+            asyncio.run(bearer(wrong, asyncio.CancelledError))  # type: ignore[arg-type]
+    assert "Authorization" in asyncio.run(bearer(" k ", asyncio.CancelledError))
