@@ -17,12 +17,18 @@ from linkd.log.origins import ABSENT, Undo
 KEPT_RUNS = 16
 """For the newest so many runs of a producer at least, the offsets are kept."""
 
+_MOST_UNFOLDED = KEPT_RUNS + 8
+"""From so many on, every eighth run has the older ones merged."""
+
 MAX_HOLES = 256
 """So many runs with a hole before each are kept of one producer."""
 
 MAX_PRODUCERS = 10_000
-MAX_RUNS = 160_000
-"""Of all producers together: about 24 MB."""
+MAX_RUNS = 250_000
+"""Of all producers together: about 37 MB.
+
+More than all have that never leave a number out, so that these are not thinned again and again.
+"""
 
 FOREVER = 2**63
 
@@ -165,7 +171,7 @@ class Producers:
             _add(runs, number, offset, count)
             number += 1
             offset += count
-        if len(runs) >= 2 * KEPT_RUNS and not len(runs) % 8:
+        if len(runs) >= _MOST_UNFOLDED and not len(runs) % 8:
             runs, floor = _folded(runs, floor, MAX_HOLES)
         table[key] = Produced(stamp, tuple(runs), floor)
         self._notes += 1
@@ -206,7 +212,8 @@ class Producers:
                 runs, floor = _folded(list(known.runs), known.floor, 0)
                 self._known[key] = Produced(known.stamp, tuple(runs), floor)
                 left += len(runs)
-                self._forgot(owner)
+                if floor != known.floor:
+                    self._forgot(owner)
         return left
 
     def _forgot(self, owner: str) -> None:

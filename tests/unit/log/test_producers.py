@@ -186,3 +186,12 @@ def test_an_answer_is_never_wrong(publishes: list[tuple[int, int]]) -> None:
         offset += count + 1
     for number in range(1, 61):
         assert stored(producers, number) == model.get(number)
+
+
+def test_producers_without_holes_are_never_thinned_however_many_there_are() -> None:
+    producers, most = Producers(), 0
+    for number in range(1, 200):
+        note(producers, number, 7 * number)
+        ((_, known),) = producers.known()
+        most = max(most, len(known.runs))
+    assert most * MAX_PRODUCERS <= MAX_RUNS
