@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -65,6 +66,17 @@ def begin(folder: Path, settings: SegmentSettings, edges: Edges) -> Beginning:
         StateTooNew: It was written by a newer linkd.
         OSError: The disk refuses.
     """
+    was_enabled = gc.isenabled()
+    gc.disable()  # a million entries come and none goes: looking through them finds nothing
+    try:
+        return _begin(folder, settings, edges)
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _begin(folder: Path, settings: SegmentSettings, edges: Edges) -> Beginning:
+    """Find the log, or make one, and what belongs to it."""
     found = recover(folder, edges.files, edges.wall)
     identity = found.identity
     if identity is None:

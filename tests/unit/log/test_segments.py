@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import shutil
 import threading
 from collections.abc import Iterator
@@ -808,3 +809,14 @@ def test_a_segment_of_many_frames_is_full(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(bench.log._shelf.segments) == 4
     assert len(bodies(everything(bench))) == 35
     bench.close()
+
+
+def test_an_open_log_leaves_the_collector_of_garbage_as_it_was(tmp_path: Path) -> None:
+    try:
+        for collects in (False, True):
+            (gc.enable if collects else gc.disable)()
+            bench = SegmentBench(tmp_path / str(collects))
+            assert gc.isenabled() is collects
+            bench.close()
+    finally:
+        gc.enable()
