@@ -98,9 +98,10 @@ def plan_of(asked: argparse.Namespace, seed: int, number: int) -> Plan:
     """Return the plan of the run of that number."""
     shapes = [asked.edges] if asked.edges else [1, 5, 1, 2]
     flavour = asked.flavour or FLAVOURS[seed % len(FLAVOURS)]
+    edges = shapes[number % len(shapes)]
     return Plan(
         seed,
-        shapes[number % len(shapes)],
+        max(edges, 2) if flavour == "paths" else edges,
         asked.faults,
         2,
         asked.rate,

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
-Flavour = Literal["plain", "tls", "clocks", "tight"]
-FLAVOURS: tuple[Flavour, ...] = ("plain", "tls", "clocks", "tight")
+Flavour = Literal["plain", "tls", "clocks", "tight", "paths"]
+FLAVOURS: tuple[Flavour, ...] = ("plain", "tls", "clocks", "tight", "paths")
 
 TOGETHER = 0.2
 """The share of acts that are several faults at once."""
@@ -28,6 +28,7 @@ GROUPS: dict[str, dict[str, int]] = {
         "reset": 3,
         "flap": 2,
         "dns": 3,
+        "direct cut": 5,
     },
     "process": {
         "kill": 5,
@@ -40,7 +41,9 @@ GROUPS: dict[str, dict[str, int]] = {
         "starve": 4,
         "power": 6,
     },
-    "rest": {"consumer": 3, "clock": 3},
+    "topology": {"peer away": 4, "new path": 4, "wider path": 6, "path away": 4},
+    "api": {"pipelined": 2, "subscriptions": 2, "mute readers": 2, "strangers": 2},
+    "rest": {"consumer": 3, "clock": 3, "clock away": 9},
 }
 """The kinds of faults, each with its weight. Of one group only one at a time is made."""
 
@@ -48,6 +51,11 @@ ONLY_IN: dict[str, tuple[Flavour, ...]] = {
     "dns": ("plain", "clocks", "tight"),
     "certificate": ("tls",),
     "clock": ("clocks",),
+    "clock away": ("clocks",),
+    "direct cut": ("paths",),
+    "new path": ("paths",),
+    "wider path": ("paths",),
+    "path away": ("paths",),
     "starve": ("tight",),
     "power": ("tight",),
 }
@@ -60,14 +68,15 @@ class Plan:
 
     Args:
         seed: Of everything that is random.
-        edges: 1 is a pair.
+        edges: 1 is a pair; `paths` needs 2.
         faults: How many acts; some are several faults.
         publishers: At each daemon.
         rate: Records a second of each publisher.
         longest: Seconds that a fault lasts at most.
         flavour: `plain`; `tls`: the links are encrypted and certificates end; `clocks`: all daemons
             live by wall clocks that are stepped; `tight`: the edges' logs are as small as can be,
-            the hub dies while its disk is full, edges are back before the hub misses them.
+            the hub dies while its disk is full, edges are back before the hub misses them; `paths`:
+            the first two edges are linked directly too, beside the hub that relays.
         broken: The name of a build broken on purpose (see broken.py); empty: the build as it is.
     """
 

@@ -9,15 +9,19 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from linkd.cli import main
+from linkd.core.batch import Origin
 from linkd.core.inbound import Inbound
 from linkd.core.liveness import Liveness
 from linkd.core.takeover import Refusal, Takeovers
 from linkd.core.wire import EpochEnd
-from linkd.log import recover, segments
+from linkd.log import opening
 from linkd.log.files import Files
-from linkd.log.origins import Origins
+from linkd.log.origins import Origins, Undo, Verdict
 from linkd.log.recover import Found
 
 BEHIND = 500
@@ -55,7 +59,7 @@ def polled_keepalive() -> None:
 
 def cursor_apart() -> None:
     """Keep how far a peer's log is stored here apart from the records: a crash takes it back."""
-    whole = recover.recover
+    whole = opening.recover  # type: ignore[attr-defined]
 
     def stale(folder: Path, files: Files, wall: Callable[[], float]) -> Found:
         found = whole(folder, files, wall)
@@ -67,7 +71,34 @@ def cursor_apart() -> None:
             state.origins = Origins()
         return found
 
-    segments.recover = stale  # type: ignore[attr-defined]
+    opening.recover = stale  # type: ignore[attr-defined]
+
+
+def highest_offset() -> None:
+    """Know of each origin's channel the highest offset only: what lies below it is left out."""
+
+    def admit(
+        self: Origins, origin: Origin, channel: str, count: int, stamp: float, undo: Undo
+    ) -> Verdict | None:
+        high: dict[Any, int] = self._meter  # what it has for numbers, and goes with it
+        key = (origin.log, channel)
+        skip = min(max(high.get(key, 0) + 1 - origin.first, 0), count)
+        undo.append((high, key, high.get(key, 0)))
+        high[key] = max(high.get(key, 0), origin.first + count - 1)
+        return Verdict(((skip, count - skip),) if skip < count else ())
+
+    Origins.admit = admit  # type: ignore[method-assign]
+
+
+def late_uncounted() -> None:
+    """Store records behind later ones, and don't count them."""
+    whole = Origins.admit
+
+    def admit(self: Origins, *batch: Any) -> Verdict | None:
+        verdict = whole(self, *batch)
+        return verdict and msgspec.structs.replace(verdict, late=0)
+
+    Origins.admit = admit  # type: ignore[method-assign,assignment]
 
 
 BUILDS: dict[str, Callable[[], None]] = {
@@ -75,6 +106,8 @@ BUILDS: dict[str, Callable[[], None]] = {
     "no-takeover": no_takeover,
     "polled-keepalive": polled_keepalive,
     "cursor-apart": cursor_apart,
+    "highest-offset": highest_offset,
+    "late-uncounted": late_uncounted,
 }
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import json
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
@@ -28,6 +29,8 @@ class Verdict:
     lost: list[int] = field(default_factory=list)
     twice: list[int] = field(default_factory=list)
     out_of_order: int = 0
+    late: int = 0
+    """Records behind later ones, each published before the last new path was complete."""
 
     @property
     def good(self) -> bool:
@@ -35,11 +38,49 @@ class Verdict:
         return not (self.lost or self.twice or self.out_of_order)
 
 
+@dataclass
+class Held:
+    """What a log holds.
+
+    Attributes:
+        numbers: Of each publisher's records, in the order of the log.
+        late: Offsets of records behind later ones of their publisher.
+    """
+
+    numbers: dict[str, list[int]] = field(default_factory=dict)
+    late: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a running daemon counts.
+
+    Args:
+        pid: Of its process: the counters begin again with it.
+        at: Monotonic seconds.
+        next: Its log's next offset.
+        late: `linkd_records_late_total`.
+        unproven: `linkd_records_unproven_total`.
+    """
+
+    pid: int
+    at: float
+    next: int
+    late: int
+    unproven: int = 0
+
+
 def read_log(state_dir: Path, node: str) -> dict[str, list[int]]:
     """Return the numbers of each publisher's records, in the order in which they lie in a log."""
+    return read_held(state_dir, node).numbers
+
+
+def read_held(state_dir: Path, node: str) -> Held:
+    """Return what a log holds; its daemon has stopped."""
     calls: SimpleQueue[Any] = SimpleQueue()
     log = open_log(LogSettings(), state_dir, node, calls.put)
-    found: dict[str, list[int]] = {}
+    held = Held()
+    highest: dict[str, int] = {}
     position = log.first
     while position < log.next:
         batches: list[Batch] | None = log.read(position, 4 << 20)
@@ -54,21 +95,37 @@ def read_log(state_dir: Path, node: str) -> dict[str, list[int]]:
         for batch in batches:
             if batch.channel == FILLING:
                 continue
-            for record in decode_records(batch.records, batch.count):
+            for place, record in enumerate(decode_records(batch.records, batch.count)):
                 content = json.loads(record.body)
-                found.setdefault(content["p"], []).append(content["n"])
+                publisher, number = content["p"], content["n"]
+                held.numbers.setdefault(publisher, []).append(number)
+                if number < highest.get(publisher, -1):
+                    held.late.append(batch.offset + place)
+                else:
+                    highest[publisher] = number
         position = batches[-1].next
     ended: list[bool] = []
     log.close(lambda: ended.append(True))
     while not ended:
         calls.get(timeout=30)()
-    return found
+    return held
 
 
-def judge(ledger: Ledger, numbers: list[int], log: str, small: bool = False) -> Verdict:
+def judge(
+    ledger: Ledger, numbers: list[int], log: str, small: bool = False, changed: float = -1.0
+) -> Verdict:
     """Hold what lies in a log against what its publisher knows.
 
-    Of a small log the oldest records may be gone: they are not missed.
+    Of a small log the oldest records may be gone: they are not missed. A new path begins at the end
+    of the sender's log: records that were published before may come behind later ones, over older
+    paths. Any other record behind a later one is out of order.
+
+    Args:
+        ledger: What the publisher knows.
+        numbers: Of its records, in the order of the log.
+        log: Whose log it is.
+        small: Whether the log's bound has been reached.
+        changed: Monotonic seconds at which the last new path was complete.
     """
     there = set(numbers)
     verdict = Verdict(ledger.name, log, ledger.count(), len(numbers))
@@ -82,5 +139,45 @@ def judge(ledger: Ledger, numbers: list[int], log: str, small: bool = False) -> 
             if number in seen:
                 verdict.twice.append(number)
             seen.add(number)
-    verdict.out_of_order = sum(b <= a for a, b in itertools.pairwise(numbers))
+    highest = -1
+    for number in numbers:
+        if number > highest:
+            highest = number
+        elif ledger.began(number) < changed:
+            verdict.late += 1
+        else:
+            verdict.out_of_order += 1
     return verdict
+
+
+def uncounted(late: Sequence[int], samples: Sequence[Sample]) -> list[str]:
+    """Return where a daemon has counted fewer or more late records than its log shows.
+
+    A sample's offset and counter are read one after the other, so each counter is held against what
+    lay in the log one sample before and one sample after. A process that is killed takes along what
+    it had counted since its last sample.
+
+    Args:
+        late: Offsets of the log's records behind later ones, ascending.
+        samples: In the order of time.
+    """
+    wrong = []
+    lives: dict[int, list[Sample]] = {}
+    for sample in samples:
+        lives.setdefault(sample.pid, []).append(sample)
+    before = 0
+    for life in lives.values():
+        low, high = bisect_left(late, before), bisect_left(late, life[0].next)
+        for place, sample in enumerate(life):
+            least = bisect_left(late, life[max(0, place - 1)].next) - high
+            later = place + 1 < len(life)
+            most = (bisect_left(late, life[place + 1].next) if later else len(late)) - low
+            if not least <= sample.late <= most:
+                wrong.append(
+                    f"at offset {sample.next} process {sample.pid} had counted {sample.late} late"
+                    f" records, and the log shows {least} to {most}"
+                )
+            if sample.unproven:
+                wrong.append(f"process {sample.pid} stored {sample.unproven} unproven records")
+        before = life[-1].next
+    return wrong

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import Random
 
 from linkd.drill.certificates import Authority
-from tests.campaign.acts import Act
+from tests.campaign.links import Links
 from tests.campaign.traffic import Audit
 from tests.support.daemon import Clock, Daemon
 from tests.support.lab import Fault, Host, Lab
@@ -34,6 +33,10 @@ FILLING = "filling"
 """A channel that no peer takes."""
 
 AWAITED_SECONDS = 60.0
+DAY_SECONDS = 86_400.0
+FAR_SECONDS = [sign * days * DAY_SECONDS for sign in (1, -1) for days in (8, 18_263)]
+"""Steps of a wall clock beyond what records, consumers and ids are kept."""
+
 RESET_SECONDS = 1.0
 RENEWED_SECONDS = 86_400.0
 
@@ -51,8 +54,9 @@ class Edge:
 class Scene:
     """What faults may touch.
 
-    `small` is the daemon whose log has a disk of its own, `authority` who issued the hub's
-    certificate (None: the links are not encrypted).
+    `small` is the daemon whose log has a disk of its own, `links` changes the configurations,
+    `strangers` is a host without a daemon, `authority` who issued the hub's certificate (None: the
+    links are not encrypted).
     """
 
     lab: Lab
@@ -63,6 +67,8 @@ class Scene:
     clocks: dict[str, Clock]
     rng: Random
     small: tuple[Daemon, Host]
+    links: Links
+    strangers: Host
     authority: Authority | None = None
 
     def daemons(self) -> list[Daemon]:
@@ -234,6 +240,27 @@ def _clock(scene: Scene, seconds: float) -> Happened:
     return Happened("clock step", name, began, time.monotonic())
 
 
+def _clock_away(scene: Scene, seconds: float) -> Happened:
+    """Step the hub's wall clock by days or decades while the named consumer is away.
+
+    Half the time the hub is killed too, and starts by the wrong clock.
+    """
+    began = time.monotonic()
+    scene.audit.kill()
+    scene.clocks["hub"].step(scene.rng.choice(FAR_SECONDS))
+    disturbed: tuple[str, ...] = ()
+    try:
+        if scene.rng.random() < 0.5:
+            disturbed = ("hub",)
+            scene.hub.kill()
+            scene.hub.start(60.0)
+        time.sleep(min(seconds, 5.0))
+    finally:
+        scene.clocks["hub"].step(0.0)
+    scene.audit.start()
+    return Happened("clock away", "hub", began, time.monotonic(), disturbed)
+
+
 @contextlib.contextmanager
 def _full(daemon: Daemon, host: Host, left_kib: int) -> Iterator[None]:
     """Leave so much room on a daemon's small disk."""
@@ -337,7 +364,7 @@ def _kick(scene: Scene, seconds: float) -> Happened:
     return Happened("kick", edge.name, began, time.monotonic())
 
 
-FAULTS: dict[str, Run] = {
+BASIC: dict[str, Run] = {
     "cut": _path("cut", lambda lab, edge, hub: lab.cut(edge.host, hub)),
     "one way in": _path("one way in", lambda lab, edge, hub: lab.cut(edge.host, hub, "in")),
     "one way out": _path("one way out", lambda lab, edge, hub: lab.cut(edge.host, hub, "out")),
@@ -359,39 +386,5 @@ FAULTS: dict[str, Run] = {
     "power": _power,
     "consumer": _consumer,
     "clock": _clock,
+    "clock away": _clock_away,
 }
-
-
-def perform(scene: Scene, act: Act) -> list[Happened]:
-    """Make the faults of an act, all at once, and mend them; return what happened.
-
-    Raises:
-        Exception: The lab could not make or mend one; the others are mended.
-    """
-    done: list[Happened] = []
-    wrong: list[Exception] = []
-
-    def one(place: int, kind: str) -> None:
-        rng = Random(f"{act.seed}/{place}")
-        if place:
-            time.sleep(rng.uniform(0.0, 1.0))
-        try:
-            happened = FAULTS[kind](replace(scene, rng=rng), act.seconds)
-            back = happened.back if len(act.kinds) == 1 else None  # others may be in its way
-            done.append(replace(happened, act=act.number, back=back))
-        except Exception as error:  # raised below, once all have ended
-            wrong.append(error)
-
-    others = [
-        threading.Thread(target=one, args=(place, kind))
-        for place, kind in enumerate(act.kinds)
-        if place
-    ]
-    for other in others:
-        other.start()
-    one(0, act.kinds[0])
-    for other in others:
-        other.join()
-    if wrong:
-        raise wrong[0]
-    return done

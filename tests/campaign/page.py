@@ -55,6 +55,10 @@ def campaign_figures(reports: Sequence[Json]) -> str:
         ("records acknowledged to their publishers", f"{acked:,}"),
         ("held against them, in the logs of all nodes", f"{sum(v['there'] for v in verdicts):,}"),
         ("**lost, twice, out of order**", f"**{lost:,}, {twice:,}, {disorder:,}**"),
+        (
+            "behind later ones, as a new path explains, and counted as late by their nodes",
+            f"{sum(report.get('late_records', 0) for report in reports):,}",
+        ),
         ("read by the named consumer", f"{_total(reports, 'consumed'):,}, in order"),
         ("in doubt: the call ended without an answer", f"{_total(reports, 'doubtful'):,}"),
         ("refused: no daemon, or no room", f"{_total(reports, 'refused'):,}"),
@@ -67,8 +71,8 @@ def campaign_figures(reports: Sequence[Json]) -> str:
     if back := [seconds for report in reports for _, seconds in report["back"]]:
         told = f"{len(back)} times, {_times(back)} (bound {BACK_SECONDS:g} s)"
         rows.append(("all links up after the faults' end", told))
-    for what in ("outside", "overdue", "undrained", "audit", "bugs"):
-        amiss = [f"seed {r['plan']['seed']}: {line}" for r in reports for line in r[what]]
+    for what in ("outside", "overdue", "undrained", "audit", "bugs", "uncounted"):
+        amiss = [f"seed {r['plan']['seed']}: {line}" for r in reports for line in r.get(what, [])]
         rows.append((what, "none" if not amiss else "<br>".join(amiss)))
     kinds = Counter(happened["kind"].split(" ")[0] for happened in faults)
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)

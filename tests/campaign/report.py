@@ -42,12 +42,23 @@ class Report:
     """Acts after which all links were awaited, and how many seconds that took."""
 
     overdue: list[str] = field(default_factory=list)
+    late_records: int = 0
+    """Records behind later ones which a new path explains, over all logs."""
+
+    uncounted: list[str] = field(default_factory=list)
 
     @property
     def good(self) -> bool:
         """Whether every promise was kept."""
         kept = all(verdict.good for verdict in self.verdicts)
-        amiss = (self.audit, self.outside, self.bugs, self.undrained, self.overdue)
+        amiss = (
+            self.audit,
+            self.outside,
+            self.bugs,
+            self.undrained,
+            self.overdue,
+            self.uncounted,
+        )
         return kept and not any(amiss)
 
     def published(self) -> int:
@@ -67,7 +78,8 @@ class Report:
             + ", ".join(f"{n} {kind}" for kind, n in kinds.most_common()),
             f"{self.published()} records acknowledged ({self.doubtful} in doubt, {self.refused}"
             f" refused), {self.consumed} read by the named consumer in spite of its deaths",
-            f"lost {lost}, twice {twice}, out of order {disorder}",
+            f"lost {lost}, twice {twice}, out of order {disorder}; behind later ones, as a new path"
+            f" explains: {self.late_records}",
         ]
         for reason, bound in BOUNDS.items():
             times = sorted(seconds for _, why, seconds in self.noticed if why == reason)
@@ -87,7 +99,7 @@ class Report:
                 f"who had lost its power was linked again {len(power)} times, {power[0]:.2f} to"
                 f" {power[-1]:.2f} s after its start (bound {AGAIN_SECONDS} s)"
             )
-        for what in ("audit", "outside", "bugs", "undrained", "overdue"):
+        for what in ("audit", "outside", "bugs", "undrained", "overdue", "uncounted"):
             said += [f"{what}: {line}" for line in getattr(self, what)]
         if not self.good:
             said += [f"late: {line}" for line in self.late]

@@ -11,10 +11,15 @@ from random import Random
 
 from linkd.drill.certificates import Authority
 from tests.campaign.acts import Act, Plan, script
-from tests.campaign.checker import judge, read_log
-from tests.campaign.faults import DISK, HUB_NAME, RENEWED_SECONDS, Edge, Scene, perform
+from tests.campaign.checker import judge, read_held, uncounted
+from tests.campaign.crowds import route_strangers
+from tests.campaign.faults import DISK, HUB_NAME, RENEWED_SECONDS, Edge, Scene
+from tests.campaign.links import Links
+from tests.campaign.perform import perform
 from tests.campaign.report import AGAIN_SECONDS, BACK_SECONDS, BOUNDS, Report
+from tests.campaign.sampler import Sampler
 from tests.campaign.stage import Stage
+from tests.campaign.topology import NEW_PATH, WIDER_PATH
 from tests.campaign.traffic import Audit, Publisher
 from tests.support.daemon import Clock, Daemon, listen, peer
 from tests.support.lab import Host, Lab
@@ -27,6 +32,9 @@ RESERVE_SECONDS = 40.0
 MOST_TRACED = 20
 """Lines of a traceback that are kept."""
 
+MOST_UNCOUNTED = 3
+"""Of a daemon's samples that don't fit its log so many are named: the others follow from them."""
+
 QUIET_SECONDS = 5.0
 """The named consumer has come to the end when nothing new reaches it for so long."""
 
@@ -38,6 +46,7 @@ SMALL = (
 
 TAKES = 'send = ["down.>", "up.>"]\nreceive = ["up.>"]\n'
 GIVES = 'send = ["up.>"]\nreceive = ["down.>", "up.>"]\n'
+ALL = 'send = ["down.>", "up.>"]\nreceive = ["down.>", "up.>"]\n'
 Say = Callable[[str], None]
 
 
@@ -53,10 +62,9 @@ class Campaign(Stage):
         names = [f"edge-{number + 1}" for number in range(self.plan.edges)]
         hosts = {name: lab.host(name) for name in ("hub", *names)}
         authority = Authority(folder) if self.plan.flavour == "tls" else None
-        hub_config, dial = self._configs(names, hosts["hub"].address, authority)
-        configs = {"hub": hub_config, **dict.fromkeys(names, dial)}
         self._clocks = self._make_clocks(folder, list(hosts))
-        daemons = {name: self._daemon(name, hosts[name], configs[name]) for name in hosts}
+        daemons = {name: self._daemon(name, hosts[name]) for name in hosts}
+        links = self._links(daemons, hosts, authority)
         for name in names:
             hosts[name].names({HUB_NAME: hosts["hub"].address})
         tight = self.plan.flavour == "tight"
@@ -76,27 +84,45 @@ class Campaign(Stage):
             self._clocks,
             Random(self.plan.seed),
             (daemons[small], hosts[small]),
+            links,
+            route_strangers(lab),
             authority,
         )
         for daemon in self.scene.daemons():
             daemon.start(60.0)
         for edge in edges:
             edge.daemon.wait_up("hub", 30.0)
+        self.sampler = Sampler(self.scene.daemons())
+        self._stack.callback(self.sampler.end)
 
-    def _configs(
-        self, names: Sequence[str], address: str, authority: Authority | None
-    ) -> tuple[str, str]:
-        """Return the configuration of the hub, and that of every edge."""
-        peers = "".join(peer(name, extra=TAKES) for name in names)
-        if authority is None:
-            small = SMALL if self.plan.flavour == "tight" else ""
-            return listen() + peers, small + peer("hub", f"ws://{HUB_NAME}:9443/link", extra=GIVES)
-        certificate, key = authority.issue(address, RENEWED_SECONDS)
-        encrypted = listen().replace(
-            "insecure = true\n", f'certificate = "{certificate}"\nkey = "{key}"\n'
-        )
-        dial = peer("hub", f"wss://{address}:9443/link", extra=GIVES)
-        return encrypted + peers, dial.replace("insecure = true\n", f'ca = "{authority.file}"\n')
+    def _links(
+        self, daemons: dict[str, Daemon], hosts: dict[str, Host], authority: Authority | None
+    ) -> Links:
+        """Return what makes the configurations, and make them."""
+        names = [name for name in daemons if name != "hub"]
+        address = hosts["hub"].address
+        listener, url = listen(), f"ws://{HUB_NAME}:9443/link"
+        encrypted = "insecure = true\n"
+        if authority is not None:
+            certificate, key = authority.issue(address, RENEWED_SECONDS)
+            listener = listener.replace(
+                encrypted, f'certificate = "{certificate}"\nkey = "{key}"\n'
+            )
+            url, encrypted = f"wss://{address}:9443/link", f'ca = "{authority.file}"\n'
+        heads = {"hub": listener, **dict.fromkeys(names, "")}
+        if self.plan.flavour == "tight":
+            heads |= dict.fromkeys(names, SMALL)
+        links = Links(daemons, heads)
+        for name in names:
+            dial = peer("hub", url, extra=GIVES).replace("insecure = true\n", encrypted)
+            links.add("hub", name, peer(name, extra=TAKES), dial)
+        if self.plan.flavour == "paths":
+            one, two = names[:2]
+            links.heads[one] += listen()
+            dial = peer(one, f"ws://{hosts[one].address}:9443/link", extra=ALL)
+            links.add(one, two, peer(two, extra=ALL), dial)
+        links.write()
+        return links
 
     def _make_clocks(self, folder: Path, names: Sequence[str]) -> dict[str, Clock]:
         """Make a wall clock for every daemon, where clocks are to be stepped."""
@@ -108,10 +134,10 @@ class Campaign(Stage):
             (folder / name).mkdir()
         return {name: Clock(folder / name) for name in names}
 
-    def _daemon(self, name: str, host: Host, config: str) -> Daemon:
+    def _daemon(self, name: str, host: Host) -> Daemon:
         """Make a daemon, not started."""
         clock = self._clocks.get(name)
-        daemon = Daemon(name, config, host, clock.environment() if clock is not None else None)
+        daemon = Daemon(name, "", host, clock.environment() if clock is not None else None)
         self._stack.callback(daemon.close)
         if self.plan.broken:
             daemon.program = ("-m", "tests.campaign.broken", self.plan.broken)
@@ -130,6 +156,7 @@ class Campaign(Stage):
         report = Report(self.plan)
         began = report.began = time.monotonic()
         publishers = self._publishers()
+        self.sampler.start()
         for publisher in publishers:
             publisher.start()
         self.scene.audit.start()
@@ -209,22 +236,33 @@ class Campaign(Stage):
         """Stop all daemons, read their logs, and hold them against what was published."""
         scene = self.scene
         scene.audit.kill()
+        self.sampler.end()
         for daemon in scene.daemons():
             daemon.stop(20.0)
         hosts = {"hub": scene.hub_host, **{edge.name: edge.host for edge in scene.edges}}
         logs = {  # as their hosts see them: one has a disk of its own
-            d.name: read_log(Path(f"/proc/{hosts[d.name].pid}/root{d.directory}/state"), d.name)
+            d.name: read_held(Path(f"/proc/{hosts[d.name].pid}/root{d.directory}/state"), d.name)
             for d in scene.daemons()
         }
+        changed = max(
+            (h.ended for h in report.happened if h.kind in (NEW_PATH, WIDER_PATH)), default=-1.0
+        )
         for publisher in publishers:
             ledger = publisher.ledger
             report.doubtful += sum(last - first for first, last in ledger.doubtful)
             report.refused += ledger.refused
             for name, found in logs.items():
                 small = self.plan.flavour == "tight" and name != "hub"
-                report.verdicts.append(judge(ledger, found.get(ledger.name, []), name, small))
+                since = -1.0 if ledger.name.startswith(f"{name}/") else changed
+                numbers = found.numbers.get(ledger.name, [])
+                report.verdicts.append(judge(ledger, numbers, name, small, since))
+                report.late_records += report.verdicts[-1].late
+        for name, found in logs.items():
+            if self.plan.flavour != "tight" or name == "hub":
+                wrong = uncounted(found.late, self.sampler.samples[name])
+                report.uncounted += [f"{name}: {line}" for line in wrong[:MOST_UNCOUNTED]]
         report.consumed = len({row[1:] for run in scene.audit.runs for row in run})
-        report.audit = self._audit_faults(logs["hub"])
+        report.audit = self._audit_faults(logs["hub"].numbers)
         self._judge_lines(report)
         report.overdue += [
             f"{h.whom} was linked again only {h.back} s after its start (act {h.act})"

@@ -6,6 +6,7 @@ import json
 import subprocess
 import threading
 import time
+from bisect import bisect_right
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from random import Random
@@ -26,6 +27,13 @@ class Ledger:
     doubtful: list[tuple[int, int]] = field(default_factory=list)
     refused: int = 0
     next: int = 0
+    calls: list[tuple[int, float]] = field(default_factory=list)
+    """The first number of each call, and the monotonic seconds at which the call began."""
+
+    def began(self, number: int) -> float:
+        """Return when the call began that published a record; now, where that is not known."""
+        place = bisect_right(self.calls, (number, float("inf"))) - 1
+        return self.calls[place][1] if place >= 0 else time.monotonic()
 
     def count(self) -> int:
         """Return how many records were acknowledged."""
@@ -58,6 +66,7 @@ class Publisher(threading.Thread):
                 json.dumps({"p": ledger.name, "n": number}) for number in range(first, last)
             ).encode()
             ledger.next = last
+            ledger.calls.append((first, began))
             path = f"/v1/channels/{ledger.channel}"
             try:
                 said = self._at.call("POST", path, body, "application/x-ndjson", timeout=30.0)

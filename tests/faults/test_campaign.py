@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.campaign.acts import Plan
+from tests.campaign.acts import Flavour, Plan
 from tests.campaign.run import Campaign
 from tests.conftest import CAMPAIGN
 from tests.support import figures
@@ -25,10 +25,13 @@ GONE_SECONDS = 5.0
 """In which nothing is left of what a killed runner had started."""
 
 
-def test_random_faults_under_traffic_lose_nothing() -> None:
+@pytest.mark.parametrize(("seed", "flavour", "longest"), [(11, "plain", 11.0), (20, "paths", 5.0)])
+def test_random_faults_under_traffic_lose_nothing(
+    seed: int, flavour: Flavour, longest: float
+) -> None:
     need("iptables in a network namespace")
-    faults = 200 if CAMPAIGN else 10
-    with Campaign(Plan(seed=11, edges=2, faults=faults, rate=500.0, longest=11.0)) as campaign:
+    plan = Plan(seed, 2, 200 if CAMPAIGN else 10, rate=500.0, longest=longest, flavour=flavour)
+    with Campaign(plan) as campaign:
         report = campaign.run()
     for line in report.lines():
         figures.tell(f"campaign: {line}")
