@@ -124,11 +124,11 @@ def test_what_comes_behind_publishes_waits_until_they_are_handed_on(bench: Bench
 def test_nothing_more_is_taken_of_one_that_does_not_read(bench: Bench) -> None:
     bench.socket.is_stuck = True
     bench.say(*(stream.Ack(number, 1) for number in range(10)))
-    assert len(bench.heard(stream.Failed)) == 1
+    assert len(bench.heard(stream.AckFailed)) == 1
     assert bench.session.busy
     bench.socket.is_stuck = False
     bench.session.go_on()
-    assert len(bench.heard(stream.Failed)) == 10
+    assert len(bench.heard(stream.AckFailed)) == 10
     assert not bench.session.busy
 
 
