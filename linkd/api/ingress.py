@@ -11,6 +11,7 @@ from linkd.api.metrics import Metrics
 from linkd.api.port import NodePort
 from linkd.api.refusals import Refusal, refusal_of
 from linkd.clock import wall
+from linkd.config import Config
 from linkd.core import stream
 from linkd.core.batch import (
     HELD_BYTES,
@@ -21,6 +22,7 @@ from linkd.core.batch import (
     check_records,
     decode_records,
 )
+from linkd.core.channels import Patterns
 from linkd.errors import BadRecord, LinkdError
 from linkd.log.engine import Appended, Log, Settled
 
@@ -35,6 +37,26 @@ MAX_RUN = 2048
 
 MAX_PRODUCERS = 10_000
 MAX_CHANNELS = 10_000
+
+
+def check_wait(node: NodePort, peer: str, channel: str) -> None:
+    """Raise Refusal unless one can wait until `peer` has what is published on `channel`."""
+    try:
+        sends = node.sends(peer, channel)
+    except KeyError:
+        raise Refusal("not-found", f"there is no peer {peer[:63]}") from None
+    if not sends:
+        raise Refusal("not-sent", f"{peer} does not get {channel}: see its `send` and `receive`")
+    if volatile(node.config, channel):
+        raise Refusal("not-sent", f"{channel} is volatile: no peer acknowledges it")
+
+
+def volatile(config: Config, channel: str) -> bool:
+    """Tell whether messages on `channel` are sent without being stored."""
+    for rule in config.channels:
+        if Patterns((rule.name,)).match(channel):
+            return rule.delivery == "volatile"
+    return False
 
 
 class ProducerState:
@@ -219,6 +241,7 @@ class Ingress:
                 or (sequence != last + 1 if self._state is not None else sequence <= last)
                 or frame.ttl != ttl
                 or frame.ids
+                or frame.wait != first.wait
             ):
                 return pending[index:place]
             last = sequence
@@ -294,6 +317,8 @@ class Ingress:
             if len(self._channels) >= MAX_CHANNELS:
                 self._channels.clear()
             self._channels.add(channel)
+        if first.wait:
+            check_wait(self._session.api.node, first.wait, channel)
         if first.ttl is not None and not 0.0 < first.ttl <= MAX_TTL_SECONDS:
             raise BadRecord(f"expected a ttl above 0, at most {MAX_TTL_SECONDS:g} seconds")
         check_records(records, count, self._session.api.node.config.log.max_body_bytes)

@@ -10,12 +10,11 @@ from twisted.internet.defer import TimeoutError as TimedOut
 from linkd.api.answer import Answer, answer
 from linkd.api.bodies import NDJSON, check_body, check_json
 from linkd.api.call import Call, seconds
-from linkd.api.ingress import MAX_RECORDS
+from linkd.api.ingress import MAX_RECORDS, check_wait
 from linkd.api.port import NodePort
 from linkd.api.refusals import Refusal, refusal_of
 from linkd.api.service import Service
 from linkd.clock import wall
-from linkd.config import Config
 from linkd.core.batch import (
     MAX_TTL_SECONDS,
     MAX_WORD_LENGTH,
@@ -24,7 +23,6 @@ from linkd.core.batch import (
     check_headers,
     encode_records,
 )
-from linkd.core.channels import Patterns
 from linkd.core.shown import JSON, kind_of
 from linkd.errors import BadRecord, BodyTooLarge, LinkdError
 from linkd.log.engine import Appended
@@ -156,26 +154,6 @@ def append(node: NodePort, draft: Draft) -> Deferred[Appended]:
     except LinkdError as error:
         settled(error)
     return done
-
-
-def volatile(config: Config, channel: str) -> bool:
-    """Tell whether messages on `channel` are sent without being stored."""
-    for rule in config.channels:
-        if Patterns((rule.name,)).match(channel):
-            return rule.delivery == "volatile"
-    return False
-
-
-def check_wait(node: NodePort, peer: str, channel: str) -> None:
-    """Raise Refusal unless one can wait until `peer` has what is published on `channel`."""
-    try:
-        sends = node.sends(peer, channel)
-    except KeyError:
-        raise Refusal("not-found", f"there is no peer {peer[:63]}") from None
-    if not sends:
-        raise Refusal("not-sent", f"{peer} does not get {channel}: see its `send` and `receive`")
-    if volatile(node.config, channel):
-        raise Refusal("not-sent", f"{channel} is volatile: no peer acknowledges it")
 
 
 async def reached(api: Service, peer: str, next_: int, within: float) -> bool:

@@ -12,8 +12,8 @@ from twisted.internet.defer import Deferred
 import linkd
 from linkd.api.asked import check_consumer
 from linkd.api.callers import Caller
-from linkd.api.ingress import Ingress
-from linkd.api.publishing import check_wait, reached
+from linkd.api.ingress import Ingress, check_wait
+from linkd.api.publishing import reached
 from linkd.api.refusals import Refusal, refusal_of
 from linkd.api.sinks import ApiSink
 from linkd.api.upgrade import NORMAL, REFUSED, Socket
@@ -248,7 +248,8 @@ class StreamSession:
         if not self._part.take(WAIT_BYTES):
             self.send(stream.Waited(frame.id, "too-many", "too many waits of this caller"))
             return
-        waiting = Deferred.fromCoroutine(reached(self.api, frame.peer, frame.next, timeout))
+        next_ = frame.next or self.api.node.log.next
+        waiting = Deferred.fromCoroutine(reached(self.api, frame.peer, next_, timeout))
         self._waits[frame.id] = waiting
         waiting.addBoth(self._give_wait_back)
         waiting.addCallbacks(

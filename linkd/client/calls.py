@@ -9,7 +9,8 @@ from typing import Any, Final
 from linkd.client.address import Address
 from linkd.client.arguments import check_next, check_start, check_ttl, check_wait, check_window
 from linkd.client.bodies import batches, encoded, pack
-from linkd.client.errors import ClientError, NoDaemon
+from linkd.client.errors import ClientError, NoDaemon, stored_at
+from linkd.client.flight import NO_TERMS, Terms
 from linkd.client.handlers import Function, Handlers, Listening
 from linkd.client.loop import Loop
 from linkd.client.observable import Observable, Status
@@ -70,6 +71,7 @@ class Calls:
         self._status = status
         self._handlers: Handlers | None = None
         self._expiry_off: Callable[[], None] | None = None
+        self._expiry_at = 0.0
 
     # life
 
@@ -112,9 +114,7 @@ class Calls:
     async def publish(self, channel: str, value: Any, options: PublishOptions) -> int:
         """Publish one value; return its offset once it is on the daemon's disk."""
         type_, id_ = options.get("type", ""), options.get("id", "")
-        ttl = check_ttl(options.get("ttl"))
-        if "wait" in options:
-            check_wait(options["wait"], options.get("timeout", WAIT_SECONDS))
+        terms = _terms(options, (id_,) if id_ else ())
         body, content_type = encoded(self._settings.encode, value)
         check_words(type_, id_, content_type)
         self._check_publish(channel, len(body))
@@ -125,10 +125,10 @@ class Calls:
         if self.session.flight.bytes >= self._settings.max_in_flight_bytes:
             await self._room()
         if id_:
-            offset = (await self._send(channel, 1, record, ttl, (id_,))).offset
+            offset = (await self._send(channel, 1, record, terms)).offset
         else:
             waiting, settle = self._loop.promise()
-            self.session.gatherer.add(channel, record, ttl, settle)
+            self.session.gatherer.add(channel, record, terms, settle)
             self.upkeep.plan_flush()
             offset = await waiting
         if "wait" in options:
@@ -141,23 +141,28 @@ class Calls:
         """Queue many values, in order, as there is room; return each batch's count and outcome."""
         self._check_publish(channel, 0)
         under_way: list[tuple[int, Awaitable[Published]]] = []
-        ttl = check_ttl(options.get("ttl"))
-        if "wait" in options:
-            check_wait(options["wait"], options.get("timeout", WAIT_SECONDS))
+        terms = _terms(options)
         type_, headers = options.get("type", ""), check_headers(options.get("headers") or {})
         encode, check_body = self._settings.encode, self.session.check_body
         for count, records in batches(values, type_, encode, headers, check_body):
             await self._room()
-            under_way.append((count, self._send(channel, count, records, ttl)))
+            under_way.append((count, self._send(channel, count, records, terms)))
         return under_way
 
     async def wait_as_asked(
         self, options: PublishOptions | PublishManyOptions, channel: str, last: int
     ) -> None:
-        """Return once the peer in `wait`, if there is one, has all up to offset `last`."""
+        """Return once the peer in `wait`, if there is one, has all up to offset `last`.
+
+        Raises:
+            ClientError: Not in time, or never; all of it is stored, and the error has `last`.
+        """
         if peer := options.get("wait"):
             timeout = options.get("timeout", WAIT_SECONDS)
-            await self.wait_for(peer, channel, last + 1 if last else 0, timeout)
+            try:
+                await self.wait_for(peer, channel, last + 1 if last else 0, timeout)
+            except ClientError as error:
+                raise stored_at(error, last) from None
 
     async def wait_for(self, peer: str, channel: str, next: int, seconds: float) -> None:
         """Return once `peer` has everything of `channel` below offset `next` on disk."""
@@ -171,18 +176,11 @@ class Calls:
         self._plan_expiry()
         await waiting
 
-    def _send(
-        self,
-        channel: str,
-        count: int,
-        records: bytes,
-        ttl: float | None,
-        ids: tuple[str, ...] = (),
-    ) -> Awaitable[Published]:
+    def _send(self, channel: str, count: int, records: bytes, terms: Terms) -> Awaitable[Published]:
         """Queue one publish and return its outcome."""
         waiting, settle = self._loop.promise()
         self.session.gatherer.seal()
-        self.session.flight.add(channel, count, records, settle, ttl, ids)
+        self.session.flight.add(channel, count, records, settle, terms)
         self.upkeep.plan_flush()
         return waiting
 
@@ -200,14 +198,19 @@ class Calls:
 
     def _plan_expiry(self) -> None:
         """End the waits whose time is over, also while there is no connection."""
-        if self._expiry_off is not None:
-            self._expiry_off()
-            self._expiry_off = None
         now = self._loop.time()
         deadline = self.session.expire(now - GRACE_SECONDS)
-        if deadline is not None:
-            left = max(0.0, deadline + GRACE_SECONDS - now)
-            self._expiry_off = self._loop.later(left, self._plan_expiry)
+        if deadline is None or (self._expiry_off is not None and self._expiry_at <= deadline):
+            return
+        if self._expiry_off is not None:
+            self._expiry_off()
+        self._expiry_at = deadline
+        left = max(0.0, deadline + GRACE_SECONDS - now)
+        self._expiry_off = self._loop.later(left, self._expire)
+
+    def _expire(self) -> None:
+        self._expiry_off = None
+        self._plan_expiry()
 
     # reading
 
@@ -245,3 +248,12 @@ class Calls:
 
     def _message(self, record: Record) -> None:
         self.upkeep.call(self._settings.on_message, record)
+
+
+def _terms(options: PublishOptions | PublishManyOptions, ids: tuple[str, ...] = ()) -> Terms:
+    """Return what is asked for, once all of it was checked."""
+    if not options:  # nearly always: a publish costs microseconds
+        return NO_TERMS
+    ttl, wait = check_ttl(options.get("ttl")), options.get("wait")
+    check_wait(wait, options.get("timeout", WAIT_SECONDS))
+    return Terms(ttl, ids, wait or "")

@@ -14,7 +14,13 @@ from linkd.errors import LinkdError
 
 
 class ClientError(LinkdError):
-    """The base of the client's errors."""
+    """The base of the client's errors.
+
+    Attributes:
+        offset: Where the message lies, if it was stored all the same.
+    """
+
+    offset: int | None = None
 
 
 class NoDaemon(ClientError):
@@ -51,3 +57,12 @@ class Replaced(ClientError):
 
 class Closed(ClientError):
     """The node was closed."""
+
+
+def stored_at(error: ClientError, offset: int) -> ClientError:
+    """Return an error that came after a publish was stored, with the offset of that publish."""
+    if isinstance(error, Refused):
+        return type(error)(error.error, error.message, error.status, offset)
+    stored = type(error)(str(error))
+    stored.offset = offset
+    return stored

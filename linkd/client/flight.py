@@ -32,6 +32,17 @@ _ERRORS: Final[dict[str, Callable[[str], LinkdError]]] = {
 }
 
 
+class Terms(msgspec.Struct, frozen=True):
+    """What a publish asks for: seconds of life, ids against repeats, a peer to be waited for."""
+
+    ttl: float | None = None
+    ids: tuple[str, ...] = ()
+    wait: str = ""
+
+
+NO_TERMS: Final = Terms()
+
+
 class _Publish(msgspec.Struct, gc=False):
     """One publish under way: its encoding, the bytes for which it counts, its number once sent."""
 
@@ -72,12 +83,13 @@ class Flight:
         count: int,
         records: bytes,
         settled: Settled,
-        ttl: float | None = None,
-        ids: tuple[str, ...] = (),
+        terms: Terms = NO_TERMS,
     ) -> None:
         """Encode one publish and queue it."""
         size = len(records) + HELD_BYTES
-        publish = _Publish(encode_publish(channel, count, records, ttl, ids), size, settled)
+        publish = _Publish(
+            encode_publish(channel, count, records, terms.ttl, terms.ids, terms.wait), size, settled
+        )
         self._unsent.append(publish)
         self.bytes += size
 
@@ -158,9 +170,9 @@ class Flight:
 
 
 class _Gathered(msgspec.Struct):
-    """Single records of one channel and ttl that wait to become one publish."""
+    """Single records of one channel and the same terms that wait to become one publish."""
 
-    ttl: float | None
+    terms: Terms
     records: list[bytes]
     settled: list[Callable[[int | LinkdError], None]]
     bytes: int = 0
@@ -177,7 +189,7 @@ class Gatherer:
         self,
         channel: str,
         record: bytes,
-        ttl: float | None,
+        terms: Terms,
         settled: Callable[[int | LinkdError], None],
     ) -> bool:
         """Take one encoded record; `settled` gets its offset, or why it isn't stored.
@@ -188,12 +200,12 @@ class Gatherer:
         first = not self._waiting
         held = self._waiting.get(channel)
         if held is not None and (
-            held.ttl != ttl or held.bytes + len(record) > MAX_BATCH_BYTES - 64
+            held.terms != terms or held.bytes + len(record) > MAX_BATCH_BYTES - 64
         ):
             self._close(channel, held)
             held = None
         if held is None:
-            held = self._waiting[channel] = _Gathered(ttl, [], [])
+            held = self._waiting[channel] = _Gathered(terms, [], [])
         held.records.append(record)
         held.settled.append(settled)
         held.bytes += len(record)
@@ -215,7 +227,7 @@ class Gatherer:
                     each(outcome.offset + index if outcome.offset else 0)
 
         records = b"".join(held.records)
-        self._flight.add(channel, len(held.records), records, settled, held.ttl)
+        self._flight.add(channel, len(held.records), records, settled, held.terms)
 
 
 def refusal(error: str, message: str) -> LinkdError:

@@ -7,7 +7,9 @@ numbers, so that the daemon stores each once; subscriptions go on where they sto
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
+from heapq import heappop, heappush
 from typing import Final
 
 import msgspec
@@ -36,6 +38,7 @@ class _Question(msgspec.Struct):
     next: int
     deadline: float
     done: Done
+    late: bool = False
 
 
 class Session:
@@ -75,7 +78,8 @@ class Session:
         self._ids = 0
         self._readers: dict[int, Reader] = {}
         self._questions: dict[int, _Question] = {}
-        self._asked: set[int] = set()
+        self._unasked: deque[int] = deque()
+        self._deadlines: list[tuple[float, int]] = []
         self._control: list[FromClient] = []
         self._reopening = False
 
@@ -141,13 +145,14 @@ class Session:
         Args:
             peer: The peer's name.
             channel: The channel concerned.
-            next: One more than the last offset concerned; 0 where it isn't known.
+            next: One more than the last offset concerned; 0 for all that there is when it is asked.
             deadline: Monotonic seconds.
             done: Called once; TimedOut if it did not have it in time.
         """
         self._ids += 1
-        question = _Question(peer, channel, next or self._log_next, deadline, done)
-        self._questions[self._ids] = question
+        self._questions[self._ids] = _Question(peer, channel, next, deadline, done)
+        self._unasked.append(self._ids)
+        heappush(self._deadlines, (deadline, self._ids))
 
     @property
     def displaced(self) -> bool:
@@ -179,7 +184,7 @@ class Session:
         self.open = False
         self._control.clear()
         self.flight.lost()
-        self._asked.clear()
+        self._unasked = deque(self._questions)
         if self.links:
             self.links = {}
             self.on_links(self.links)
@@ -207,12 +212,14 @@ class Session:
 
     def expire(self, now: float) -> float | None:
         """End the waits whose time is over; return when the next one's is, or None."""
-        for id_, question in list(self._questions.items()):
-            if question.deadline <= now:
-                del self._questions[id_]
-                self._asked.discard(id_)
+        while self._deadlines:
+            deadline, id_ = self._deadlines[0]
+            if id_ in self._questions and deadline > now:
+                return deadline
+            heappop(self._deadlines)
+            if (question := self._questions.pop(id_, None)) is not None:
                 question.done(_late(question.peer))
-        return min((each.deadline for each in self._questions.values()), default=None)
+        return None
 
     # Frames
 
@@ -292,26 +299,31 @@ class Session:
             self._control.append(self._hello)
 
     def _ask(self, now: float) -> list[FromClient]:
-        """Return the questions that this daemon has not been asked yet."""
+        """Return the questions that this daemon has not been asked yet, or answered too early."""
         asked: list[FromClient] = []
-        for id_, each in self._questions.items():
-            if id_ not in self._asked:
-                self._asked.add(id_)
-                left = max(0.0, each.deadline - now)
-                asked.append(stream.Wait(id_, each.peer, each.channel, each.next, left))
+        while self._unasked:
+            id_ = self._unasked.popleft()
+            each = self._questions.get(id_)
+            if each is None:
+                continue
+            if each.late and each.deadline <= now:
+                del self._questions[id_]
+                each.done(_late(each.peer))
+                continue
+            left = max(0.0, each.deadline - now)
+            asked.append(stream.Wait(id_, each.peer, each.channel, each.next, left))
         return asked
 
     def _waited(self, id_: int, error: str, message: str) -> None:
-        question = self._questions.pop(id_, None)
-        self._asked.discard(id_)
+        question = self._questions.get(id_)
         if question is None:
             return
-        if not error:
-            question.done(None)
-        elif error == "timeout":
-            question.done(_late(question.peer))
-        else:
-            question.done(Refused(error, message))
+        if error == "timeout":  # a daemon waits for an hour at most: the deadline may be later
+            question.late = True
+            self._unasked.append(id_)
+            return
+        del self._questions[id_]
+        question.done(Refused(error, message) if error else None)
 
     def _failed(self, frame: stream.Failed) -> None:
         """Take a refusal: of a subscription that has not begun, or of the connection."""

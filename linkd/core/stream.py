@@ -64,6 +64,7 @@ class Publish(msgspec.Struct, array_like=True, frozen=True, tag=2, gc=False):
         records: Their encodings, side by side.
         ttl: Seconds of life, or None for ever.
         ids: The records' ids where repeats of them count; empty, or one a record.
+        wait: A peer for which the client will `Wait`: refused where that peer does not get it.
 
     What is out of bounds here is an error of this publish alone, not of the connection: clients
     send again what was not answered.
@@ -75,6 +76,7 @@ class Publish(msgspec.Struct, array_like=True, frozen=True, tag=2, gc=False):
     records: bytes
     ttl: float | None = None
     ids: tuple[str, ...] = ()
+    wait: str = ""
 
 
 class Wait(msgspec.Struct, array_like=True, frozen=True, tag=3):
@@ -84,7 +86,7 @@ class Wait(msgspec.Struct, array_like=True, frozen=True, tag=3):
         id: The client's number for this question.
         peer: The peer's name.
         channel: The channel concerned: refused at once where the peer does not get it.
-        next: One more than the last offset concerned.
+        next: One more than the last offset concerned; 0 for all that the log has now.
         timeout: Seconds to wait at most.
     """
 
@@ -366,10 +368,15 @@ def checked(frame: FromClient) -> FromClient:
 
 
 def encode_publish(
-    channel: str, count: int, records: bytes, ttl: float | None, ids: tuple[str, ...]
+    channel: str,
+    count: int,
+    records: bytes,
+    ttl: float | None,
+    ids: tuple[str, ...] = (),
+    wait: str = "",
 ) -> bytes:
     """Return the encoding of a Publish that `numbered` gives its number."""
-    return _encoder.encode(Publish(1, channel, count, records, ttl, ids))
+    return _encoder.encode(Publish(1, channel, count, records, ttl, ids, wait))
 
 
 def numbered(publish: bytes, sequence: int) -> bytes:

@@ -209,3 +209,19 @@ def test_a_second_run_of_a_lasting_producer_ends_the_first(daemon: Daemon) -> No
                     await first.publish("orders", "first")
 
     run(check())
+
+
+def test_a_publish_that_waits_for_nobody_is_refused_before_it_is_stored(daemon: Daemon) -> None:
+    async def check() -> None:
+        async with linkd.client.connect(daemon.socket) as node:
+            for call in (
+                node.publish("orders", "x", wait="nobody"),
+                node.publish("orders", "x", wait="nobody", id="1"),
+                node.publish_many("orders", ["x"], wait="nobody"),
+            ):
+                with pytest.raises(Refused) as caught:
+                    await call
+                assert (caught.value.error, caught.value.offset) == ("not-found", None)
+            assert await node.publish("orders", "first") == 1
+
+    run(check())

@@ -148,6 +148,10 @@ class StreamDaemon:
             failed = stream.PublishFailed(frame.sequence, "log-full", "no room")
             await self._send(connection, failed)
             return
+        if frame.wait not in ("", "hub"):
+            failed = stream.PublishFailed(frame.sequence, "not-found", "no such peer")
+            await self._send(connection, failed)
+            return
         known = self.producers.setdefault(producer, {})
         if frame.sequence in known:
             answer = stream.Published(frame.sequence, known[frame.sequence], 0, duplicate=True)

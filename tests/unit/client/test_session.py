@@ -12,7 +12,8 @@ from linkd import __version__
 from linkd.client.address import address
 from linkd.client.asyncio_edge import AsyncioLoop, AsyncioWire
 from linkd.client.bodies import pack
-from linkd.client.errors import Closed, NoDaemon, Refused, Replaced, TimedOut
+from linkd.client.errors import Closed, NoDaemon, Refused, Replaced, TimedOut, stored_at
+from linkd.client.flight import NO_TERMS
 from linkd.client.reader import Reader
 from linkd.client.record import Reading, Record
 from linkd.client.session import Session
@@ -137,7 +138,9 @@ def test_single_records_of_one_turn_become_one_publish_a_channel() -> None:
     session = Session("p")
     offsets: list[int | LinkdError] = []
     for index in range(4):
-        first = session.gatherer.add("ab"[index % 2], pack([Encoded(b"x")]), None, offsets.append)
+        first = session.gatherer.add(
+            "ab"[index % 2], pack([Encoded(b"x")]), NO_TERMS, offsets.append
+        )
         assert first == (index == 0)
     sent = up(session)
     counts = [(f.channel, f.count) for f in sent if isinstance(f, stream.Publish)]
@@ -150,7 +153,7 @@ def test_single_records_of_one_turn_become_one_publish_a_channel() -> None:
 def test_large_gatherings_are_cut() -> None:
     session = Session("p")
     for _ in range(3):
-        session.gatherer.add("a", pack([Encoded(b"x" * 40_000)]), None, lambda _: None)
+        session.gatherer.add("a", pack([Encoded(b"x" * 40_000)]), NO_TERMS, lambda _: None)
     sent = up(session)
     assert [f.count for f in sent if isinstance(f, stream.Publish)] == [1, 1, 1]
 
@@ -480,3 +483,26 @@ def test_a_key_function_that_fails_fails_the_attempt_only() -> None:
         with pytest.raises(NoDaemon, match="no key"):
             asyncio.run(bearer(wrong, asyncio.CancelledError))  # type: ignore[arg-type]
     assert "Authorization" in asyncio.run(bearer(" k ", asyncio.CancelledError))
+
+
+def test_a_daemon_that_waits_less_than_was_asked_for_is_asked_again() -> None:
+    session = Session("p")
+    done: list[LinkdError | None] = []
+    up(session)
+    session.wait("hub", "a", 8, 7200.0, done.append)
+    (asked,) = frames(session)
+    assert isinstance(asked, stream.Wait)
+    tell(session, stream.Waited(asked.id, "timeout"))
+    assert frames(session, 3600.0) == [stream.Wait(asked.id, "hub", "a", 8, 3600.0)]
+    assert done == []
+    tell(session, stream.Waited(asked.id, "timeout"))
+    assert frames(session, 7200.0) == []
+    assert [type(each) for each in done] == [TimedOut]
+
+
+def test_what_fails_after_storing_says_where_it_is_stored() -> None:
+    refused = stored_at(TimedOut("timeout", "late", 504), 7)
+    assert isinstance(refused, TimedOut)
+    assert (refused.error, refused.status, refused.offset) == ("timeout", 504, 7)
+    closed = stored_at(Closed("closed"), 8)
+    assert (type(closed), str(closed), closed.offset) == (Closed, "closed", 8)
