@@ -33,6 +33,9 @@ MAX_EPOCHS = 1024
 MAX_FOLDED = 10_000
 """Epochs that are remembered only as folded."""
 
+MAX_DOUBTED = 65_536
+"""Late and unproven batches that are remembered one by one: no interval may hold them."""
+
 FOLD_SECONDS = 14 * 86_400.0
 """An epoch is folded at the earliest when this node has run so long since its last record."""
 
@@ -115,11 +118,12 @@ class Origins:
         running: Seconds that this node has run, by the stamps of its commits.
     """
 
-    __slots__ = ("_folded", "_logs", "_looked", "_meter", "_stamp", "running")
+    __slots__ = ("_doubted", "_folded", "_logs", "_looked", "_meter", "_stamp", "running")
 
     def __init__(self) -> None:
         self._logs: dict[str, KnownLog] = {}
         self._folded: dict[tuple[str, str], None] = {}
+        self._doubted: dict[tuple[str, str, str, int, int], None] = {}
         self._meter = {"entries": 0}
         self._stamp: float | None = None
         self._looked = -_LOOK_SECONDS
@@ -158,6 +162,21 @@ class Origins:
         """
         if stamp != self._stamp:
             self._advance(stamp)
+        verdict = self._judge(origin, channel, count, undo)
+        if verdict is None or not verdict.fresh:
+            return verdict
+        # Stored once only: nodes in a circle would hand each other for ever what none can prove.
+        doubted, key = self._doubted, (origin.log, origin.epoch, channel, origin.first, count)
+        if key in doubted and not verdict.is_proven:
+            return Verdict(())
+        if len(doubted) >= MAX_DOUBTED:
+            del doubted[next(iter(doubted))]
+        undo.append((doubted, key, ABSENT))
+        doubted[key] = None
+        return verdict
+
+    def _judge(self, origin: Origin, channel: str, count: int, undo: Undo) -> Verdict | None:
+        """Return what is new of a batch by the intervals, and put it into them."""
         log = self._logs.get(origin.log)
         epoch = None if log is None else log.epochs.get(origin.epoch)
         if log is None or epoch is None:

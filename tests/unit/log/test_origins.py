@@ -161,8 +161,8 @@ def test_where_nothing_can_be_folded_what_arrives_is_stored_without_proof(
     known = Origins()
     for number in range(3):
         assert admit(known, number + 1, after=0, channel=f"c{number}") is None
-    for _ in range(2):
-        assert admit(known, 9, after=0, channel="c9") == Verdict(((0, 1),), is_proven=False)
+    assert admit(known, 9, after=0, channel="c9") == Verdict(((0, 1),), is_proven=False)
+    assert admit(known, 9, after=0, channel="c9") == Verdict(())
     assert admit(known, 10, after=1, channel="c0") is None
     assert admit(known, 7, after=0, channel="c7") == Verdict(((0, 1),), is_proven=False)
     assert known.entries == 4
@@ -179,8 +179,8 @@ def test_the_logs_and_the_epochs_of_one_are_bounded(monkeypatch: pytest.MonkeyPa
     assert admit(known, 5, epoch="e4") == Verdict(())
     assert admit(known, 2, epoch="e1") == Verdict(((0, 1),), is_proven=False)
     assert admit(known, 1, log="third") is None
-    for _ in range(2):
-        assert admit(known, 1, log="fourth") == Verdict(((0, 1),), is_proven=False)
+    assert admit(known, 1, log="fourth") == Verdict(((0, 1),), is_proven=False)
+    assert admit(known, 1, log="fourth") == Verdict(())
     assert admit(known, 6, epoch="e5") is None
 
 
@@ -244,3 +244,27 @@ def test_a_highest_offset_of_an_older_version_proves_nothing_below_it() -> None:
     assert admit(known, 2, epoch="old") == Verdict(((0, 1),), is_proven=False)
     assert admit(known, 5, epoch="new") == Verdict(())
     assert known.entries == 3
+
+
+def test_an_unproven_batch_is_stored_once_unless_that_was_taken_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(origins, "MAX_DOUBTED", 2)
+    known = Origins()
+    known._folded["far", "e"] = None
+    undo: Undo = []
+    doubt = Verdict(((0, 2),), is_proven=False)
+    assert known.admit(Origin("far", "far", "e", 5, None), "c", 2, 0.0, undo) == doubt
+    take_back(undo)
+    assert admit(known, 5, 2) == doubt
+    assert admit(known, 5, 2) == Verdict(())
+    assert admit(known, 5, 2, channel="d") == admit(known, 6, 2) == doubt
+    assert admit(known, 5, 2) == doubt  # pushed out by two more
+
+
+def test_a_batch_below_64_intervals_is_stored_once() -> None:
+    known = Origins()
+    for place in range(MAX_INTERVALS):
+        admit(known, 100 + 2 * place)
+    assert admit(known, 5) == Verdict(((0, 1),), late=1)
+    assert admit(known, 5) == Verdict(())
