@@ -4,6 +4,9 @@ A path that loses large packets (a tunnel whose smaller MTU nobody reports) lets
 through: each connection is up, and falls once records are sent. After some that fell so, two
 probes on the next one decide, ahead of any record.
 
+On a narrow path each connection begins with the small probe: records that go out with a listener's
+hello would share its packet, and the hello that asks for smaller segments would be lost with them.
+
 Pure: inputs and `now` go in, messages come out.
 """
 
@@ -62,15 +65,15 @@ class Path:
         """
         self._began = now
         self.probing = 0
-        if self.narrow or self._fell < PROBE_AFTER or version < PROBE_VERSION:
+        if version < PROBE_VERSION or not (self.narrow or self._fell >= PROBE_AFTER):
             return None
         return self._ask(SMALL_BYTES, now)
 
     def answered(self, size: int, now: float) -> Probe | None:
-        """Take an answer; return the next probe. `probing` is 0 once both have passed."""
+        """Take an answer; return the next probe. `probing` is 0 once there is none."""
         if size != self.probing:
             return None
-        if size == SMALL_BYTES:
+        if size == SMALL_BYTES and not self.narrow:
             return self._ask(LARGE_BYTES, now)
         self.probing = self._fell = 0
         return None

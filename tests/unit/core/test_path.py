@@ -26,8 +26,19 @@ def test_after_three_that_fell_two_probes_decide() -> None:
     assert size(path.answered(SMALL_BYTES, 100.1)) == path.probing == LARGE_BYTES
     assert path.ended(unacknowledged=False, progress=False, now=107.0)
     assert path.narrow
-    assert path.began(2, 110.0) is None
-    assert not path.ended(unacknowledged=True, progress=False, now=117.0)
+
+
+def test_on_a_narrow_path_no_record_shares_a_packet_with_the_hello() -> None:
+    path = fallen(PROBE_AFTER)
+    path.began(2, 100.0)
+    path.answered(SMALL_BYTES, 100.1)
+    assert path.ended(unacknowledged=False, progress=False, now=107.0)
+    for begun in (110.0, 120.0):
+        assert size(path.began(2, begun)) == path.probing == SMALL_BYTES
+        assert path.answered(SMALL_BYTES, begun + 0.1) is None
+        assert path.probing == 0
+        assert not path.ended(unacknowledged=True, progress=False, now=begun + 7.0), "it is known"
+    assert path.began(1, 130.0) is None
 
 
 def test_a_path_that_carries_both_is_well() -> None:
