@@ -17,6 +17,7 @@ from linkd.client.observable import Observable, Status
 from linkd.client.options import PublishManyOptions, PublishOptions, Settings, SubscribeOptions
 from linkd.client.reader import DEFAULT_WINDOW
 from linkd.client.record import Reading, Record
+from linkd.client.room import Room
 from linkd.client.session import Session
 from linkd.client.subscription import Inbox
 from linkd.client.upkeep import Upkeep
@@ -65,6 +66,8 @@ class Calls:
             self.session,
             status,
         )
+        self._room = Room(loop, self.session.flight, settings.max_in_flight_bytes)
+        self.upkeep.on_wake = self._admit
         self._loop = loop
         self._where = where
         self._settings = settings
@@ -122,8 +125,8 @@ class Calls:
         record = pack(
             [Encoded(body, type_, id_, content_type, check_headers(headers) if headers else None)]
         )
-        if self.session.flight.bytes >= self._settings.max_in_flight_bytes:
-            await self._room()
+        if not self._room.is_free:
+            await self._wait_for_room(channel, len(record))
         if id_:
             offset = (await self._send(channel, 1, record, terms)).offset
         else:
@@ -145,7 +148,8 @@ class Calls:
         type_, headers = options.get("type", ""), check_headers(options.get("headers") or {})
         encode, check_body = self._settings.encode, self.session.check_body
         for count, records in batches(values, type_, encode, headers, check_body):
-            await self._room()
+            if not self._room.is_free:
+                await self._wait_for_room(channel, len(records))
             under_way.append((count, self._send(channel, count, records, terms)))
         return under_way
 
@@ -189,12 +193,16 @@ class Calls:
         self.check()
         self.session.check_publish(channel, size, self._settings.when_down)
 
-    async def _room(self) -> None:
-        """Return once there is room for another publish."""
-        while self.session.flight.bytes >= self._settings.max_in_flight_bytes:
-            self.upkeep.flush()
-            self.check()
-            await self.upkeep.changed()
+    async def _wait_for_room(self, channel: str, size: int) -> None:
+        """Return once there is room for another publish; raise why there will be none."""
+        self.upkeep.plan_flush()
+        await self._room.wait(size)
+        self._check_publish(channel, 0)
+
+    def _admit(self) -> None:
+        """Let publishes go on that wait for room, or that have nothing to wait for any more."""
+        fails = self._settings.when_down == "fail" and not self.session.open
+        self._room.admit(everyone=fails or self.upkeep.failed is not None)
 
     def _plan_expiry(self) -> None:
         """End the waits whose time is over, also while there is no connection."""

@@ -33,6 +33,7 @@ class Upkeep:
     Attributes:
         failed: Why nothing more is to be expected, or None.
         started: Whether it was started.
+        on_wake: Called whenever something may have changed.
 
     Args:
         loop: The event loop.
@@ -62,6 +63,7 @@ class Upkeep:
         self._cancel: Callable[[], Awaitable[object]] | None = None
         self._waiters: list[Callable[[None], None]] = []
         self._flush_off: Callable[[], None] | None = None
+        self.on_wake: Callable[[], None] = _nothing
         self._reported: tuple[str, float] | None = None
         status.call = self.call
         session.on_open = self._opened
@@ -111,6 +113,7 @@ class Upkeep:
 
     def wake(self) -> None:
         """Let go on who waits for a change."""
+        self.on_wake()
         if self._waiters:
             waiters, self._waiters = self._waiters, []
             for go_on in waiters:
@@ -250,3 +253,7 @@ class Upkeep:
 
     def _set(self, **changes: Any) -> None:
         self._status.set(msgspec.structs.replace(self._status.value, **changes))
+
+
+def _nothing() -> None:
+    """Stand in for a hook that nobody set."""

@@ -392,3 +392,50 @@ def test_a_daemon_that_is_away_is_reported_once_a_minute(
 
     run(check())
     assert ["none.sock" in record.getMessage() for record in caplog.records] == [True]
+
+
+def test_publishes_that_wait_for_room_keep_the_order_of_their_calls(tmp_path: Path) -> None:
+    async def check() -> None:
+        options: Any = {"max_in_flight_bytes": 16_384}
+        async with daemon(tmp_path) as fake, linkd.client.connect(fake.path, **options) as node:
+            offsets: list[asyncio.Task[int]] = []
+            cancelled: list[asyncio.Task[int]] = []
+            for index in range(3000):
+                body = b"%06d" % index * 20
+                offsets.append(asyncio.create_task(node.publish("a", body)))
+                if index % 7 == 0:
+                    cancelled.append(asyncio.create_task(node.publish("b", body)))
+                if index % 50 == 0:
+                    await asyncio.sleep(0)
+                    cancelled[-1].cancel()
+            numbers = await asyncio.gather(*offsets)
+            await asyncio.gather(*cancelled, return_exceptions=True)
+            assert numbers == sorted(numbers)
+            assert fake.bodies("a") == [b"%06d" % index * 20 for index in range(3000)]
+
+    run(check())
+
+
+def test_without_a_connection_a_publish_that_must_not_wait_fails_in_a_full_window(
+    tmp_path: Path,
+) -> None:
+    async def check() -> None:
+        options: Any = {"max_in_flight_bytes": 1000, "when_down": "fail"}
+        async with daemon(tmp_path) as fake, linkd.client.connect(fake.path, **options) as node:
+            await node.opened()
+            fake.deaf = True
+            first = asyncio.create_task(node.publish("a", b"x" * 2000))
+            second = asyncio.create_task(node.publish("a", b"x", id="1"))
+            third = asyncio.create_task(node.publish("a", b"x"))
+            while not fake.batches:
+                await asyncio.sleep(0.005)
+            await asyncio.sleep(0)
+            await fake.stop()
+            with pytest.raises(NoDaemon):
+                await third
+            assert not first.done()
+            assert not second.done()
+            first.cancel()
+            second.cancel()
+
+    run(check())
