@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from sys import intern
 from typing import Any
 
@@ -42,12 +42,15 @@ FOLD_SECONDS = 14 * 86_400.0
 _MOST_IDLE_SECONDS = 3600.0
 """A longer time between two commits counts only so much: the node may have been off."""
 
+_SHARES, _MOST_IN_ONE = 256, 4096
+"""An epoch of more channels has so many tables for them."""
+
 _LOOK_SECONDS = 600.0
 """How often at most all epochs are searched for some to fold."""
 
 ABSENT: Any = object()
 
-Undo = list[tuple[dict[Any, Any], Any, Any]]
+Undo = list[tuple[Any, Any, Any]]
 """For each change: the table, the key, and the value before it."""
 
 Intervals = tuple[int, ...]
@@ -69,7 +72,7 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
 
 
 class KnownEpoch(msgspec.Struct, array_like=True):
-    """What is known of one epoch of an origin's log.
+    """What is known of one epoch of an origin's log, or a slice of it.
 
     Args:
         channels: The intervals of each channel.
@@ -100,6 +103,74 @@ class KnownLog(msgspec.Struct, array_like=True):
     node: str = ""
 
 
+class Channels:
+    """The intervals of each channel of an epoch, in many tables once there are many.
+
+    One with a million entries that grows holds the interpreter for 40 ms.
+    """
+
+    __slots__ = ("shares",)
+
+    def __init__(self) -> None:
+        self.shares: list[dict[str, Intervals]] = [{}]
+
+    def _share(self, channel: str) -> dict[str, Intervals]:
+        shares = self.shares
+        return shares[(hash(channel) >> 32) & (len(shares) - 1)]
+
+    def get(self, channel: str) -> Intervals | None:
+        """Return the intervals of a channel, None if there are none."""
+        return self._share(channel).get(channel)
+
+    def pop(self, channel: str, default: None) -> Intervals | None:
+        """Forget a channel."""
+        return self._share(channel).pop(channel, default)
+
+    def __setitem__(self, channel: str, held: Intervals) -> None:
+        share = self._share(channel)
+        share[channel] = held
+        if len(share) > _MOST_IN_ONE and len(self.shares) == 1:
+            self.shares = [{} for _ in range(_SHARES)]
+            for name, one in share.items():
+                self._share(name)[name] = one
+
+    def items(self) -> Iterator[tuple[str, Intervals]]:
+        """Return an iterator over channels and their intervals."""
+        return chain.from_iterable(share.items() for share in self.shares)
+
+    def values(self) -> Iterator[Intervals]:
+        """Return an iterator over the intervals."""
+        return chain.from_iterable(share.values() for share in self.shares)
+
+
+class LiveEpoch:
+    """An epoch in memory; like `KnownEpoch`."""
+
+    __slots__ = ("channels", "floor", "floors", "top", "used")
+
+    def __init__(self, used: float = 0.0, top: int = 0) -> None:
+        self.channels = Channels()
+        self.top = top
+        self.floor = 0
+        self.used = used
+        self.floors: dict[str, int] = {}
+
+    def shell(self) -> KnownEpoch:
+        """Return it without its channels."""
+        return KnownEpoch({}, self.top, self.floor, self.used)
+
+
+class LiveLog:
+    """A log in memory; like `KnownLog`."""
+
+    __slots__ = ("epochs", "node", "top")
+
+    def __init__(self, node: str = "") -> None:
+        self.epochs: dict[str, LiveEpoch] = {}
+        self.node = node
+        self.top = 0
+
+
 class OriginsSnapshot(msgspec.Struct, array_like=True, frozen=True):
     """A slice of it, for a snapshot; `folded` holds (log, epoch)."""
 
@@ -121,7 +192,7 @@ class Origins:
     __slots__ = ("_doubted", "_folded", "_logs", "_looked", "_meter", "_stamp", "running")
 
     def __init__(self) -> None:
-        self._logs: dict[str, KnownLog] = {}
+        self._logs: dict[str, LiveLog] = {}
         self._folded: dict[tuple[str, str], None] = {}
         self._doubted: dict[tuple[str, str, str, int, int], None] = {}
         self._meter = {"entries": 0}
@@ -143,7 +214,7 @@ class Origins:
         """Return the intervals of one key."""
         known = self._logs.get(log)
         found = None if known is None else known.epochs.get(epoch)
-        return () if found is None else found.channels.get(channel, ())
+        return () if found is None else found.channels.get(channel) or ()
 
     def admit(
         self, origin: Origin, channel: str, count: int, stamp: float, undo: Undo
@@ -221,7 +292,7 @@ class Origins:
 
     def _keep(
         self,
-        epoch: KnownEpoch,
+        epoch: LiveEpoch,
         channel: str,
         held: Intervals | None,
         changed: Intervals,
@@ -241,15 +312,15 @@ class Origins:
         epoch.channels[channel] = changed
         return True
 
-    def _enter(self, origin: Origin, undo: Undo) -> tuple[KnownLog, KnownEpoch]:
+    def _enter(self, origin: Origin, undo: Undo) -> tuple[LiveLog, LiveEpoch]:
         """Begin an epoch; the others of its log stay, but for the longest unused of too many."""
         log = self._logs.get(origin.log)
         if log is None:
-            log = self._logs[origin.log] = KnownLog(node=origin.node)
+            log = self._logs[origin.log] = LiveLog(origin.node)
         epochs = log.epochs
         if len(epochs) >= MAX_EPOCHS:
             self._fold(origin.log, min(epochs, key=lambda name: epochs[name].used))
-        epoch = epochs[origin.epoch] = KnownEpoch(used=self.running)
+        epoch = epochs[origin.epoch] = LiveEpoch(self.running)
         undo.append((epochs, origin.epoch, ABSENT))
         self._count(1, undo)
         return log, epoch
@@ -331,9 +402,7 @@ class Origins:
             known = self._logs[log]
             into = part.setdefault(log, KnownLog(top=known.top, node=known.node)).epochs
             if epoch is not None:
-                shell = into.setdefault(
-                    name, msgspec.structs.replace(epoch, channels={}, floors={})
-                )
+                shell = into.setdefault(name, epoch.shell())
                 shell.channels |= channels
                 shell.floors |= floors
             room -= 1 + len(channels) + len(floors)
@@ -347,13 +416,13 @@ class Origins:
 
     def _rows(
         self, size: int
-    ) -> Iterator[tuple[str, str, KnownEpoch | None, dict[str, Intervals], dict[str, int]]]:
+    ) -> Iterator[tuple[str, str, LiveEpoch | None, dict[str, Intervals], dict[str, int]]]:
         """Yield each log, and of each of its epochs at most `size` channels or floors at a time."""
         for log, known in self._logs.items():
             yield log, "", None, {}, {}
             for name, epoch in known.epochs.items():
                 yield log, name, epoch, {}, {}
-                channels = iter(epoch.channels.items())
+                channels = epoch.channels.items()
                 while some := dict(islice(channels, size)):
                     yield log, name, epoch, some, {}
                 floors = iter(epoch.floors.items())
@@ -363,13 +432,13 @@ class Origins:
     def add(self, part: OriginsSnapshot) -> None:
         """Add a slice."""
         for log, known in part.logs.items():
-            into = self._logs.setdefault(log, KnownLog())
+            into = self._logs.setdefault(log, LiveLog())
             into.top = max(into.top, known.top)
             into.node = into.node or known.node
             for name, epoch in known.epochs.items():
                 one = into.epochs.get(name)
                 if one is None:
-                    one = into.epochs[name] = KnownEpoch(top=epoch.top, used=epoch.used)
+                    one = into.epochs[name] = LiveEpoch(epoch.used, epoch.top)
                     self._meter["entries"] += 1
                 one.floor = max(one.floor, epoch.floor)
                 one.floors |= epoch.floors
@@ -381,9 +450,9 @@ class Origins:
 
     def adopt_highest(self, log: str, epoch: str, high: int, older: tuple[str, ...]) -> None:
         """Take over what older versions kept of a channel; nothing is proven up to `high`."""
-        known = self._logs.setdefault(log, KnownLog())
+        known = self._logs.setdefault(log, LiveLog())
         if epoch not in known.epochs:
-            known.epochs[epoch] = KnownEpoch()
+            known.epochs[epoch] = LiveEpoch()
             self._meter["entries"] += 1
         one = known.epochs[epoch]
         one.top = one.floor = max(one.floor, high)
@@ -391,7 +460,7 @@ class Origins:
         self._folded |= dict.fromkeys((log, name) for name in older)
 
 
-def _entries(epoch: KnownEpoch) -> int:
+def _entries(epoch: LiveEpoch) -> int:
     """Return how many entries an epoch counts for."""
     return 1 + sum(len(held) for held in epoch.channels.values()) // 2
 
@@ -422,7 +491,7 @@ def _joined(held: Intervals, low: int, last: int) -> Intervals:
     return (*held[:begin], low, last, *held[end:])
 
 
-def _is_passed(log: KnownLog, channel: str, last: int) -> bool:
+def _is_passed(log: LiveLog, channel: str, last: int) -> bool:
     """Tell whether another epoch of the log has a later record of the channel."""
     return any(
         held is not None and held[-1] > last

@@ -29,7 +29,7 @@ from linkd.log.files import Files
 from linkd.log.frame import PREFIX_BYTES, STATE, frame_prefix
 from linkd.log.group import Post
 from linkd.log.index import CARRYING, segment_path
-from linkd.log.origins import KnownEpoch, KnownLog, Origins
+from linkd.log.origins import Channels, LiveEpoch, LiveLog, Origins
 from linkd.log.producers import Producers
 from linkd.log.reader import Damage, walk
 from linkd.log.scan import fold_sealed, read_head
@@ -49,8 +49,9 @@ _STEPS_AT_ONCE = 1024
 _TABLES: dict[type, tuple[str, ...]] = {
     State: ("_cursors", "origins", "producers"),
     Origins: ("_logs", "_folded"),
-    KnownLog: ("epochs",),
-    KnownEpoch: ("channels", "floors"),
+    LiveLog: ("epochs",),
+    LiveEpoch: ("channels", "floors"),
+    Channels: ("shares",),
     Producers: ("_known",),
 }
 """The tables in what holds some: names of attributes."""

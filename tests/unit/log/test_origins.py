@@ -268,3 +268,21 @@ def test_a_batch_below_64_intervals_is_stored_once() -> None:
         admit(known, 100 + 2 * place)
     assert admit(known, 5) == Verdict(((0, 1),), late=1)
     assert admit(known, 5) == Verdict(())
+
+
+def test_no_table_of_channels_grows_large_and_an_undo_finds_its_channel_again() -> None:
+    known = Origins()
+    undo: Undo = []
+    names = [f"c{number}" for number in range(20_000)]
+    for number, name in enumerate(names, 1):
+        assert known.admit(Origin("far", "far", "e", number, 0), name, 1, 1.0, undo) is None
+    channels = known._logs["far"].epochs["e"].channels
+    assert max(len(share) for share in channels.shares) < 400
+    assert sorted(name for name, _ in channels.items()) == sorted(names)
+    assert known.intervals("far", "e", "c7") == (1, 8)
+    for part in (origins_again(known, 1000), known):
+        assert part.entries == 20_001
+        assert part.intervals("far", "e", "c19999") == (1, 20_000)
+    take_back(undo)
+    assert known.entries == 0
+    assert list(channels.items()) == []

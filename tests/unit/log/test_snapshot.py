@@ -23,7 +23,7 @@ from linkd.log.engine import UNOWNED, Appended, PeerCursor
 from linkd.log.files import RealFiles
 from linkd.log.frame import STATE, frame_prefix
 from linkd.log.index import FORMAT
-from linkd.log.origins import KnownEpoch, KnownLog, OriginsSnapshot
+from linkd.log.origins import KnownEpoch, KnownLog, LiveLog, OriginsSnapshot
 from linkd.log.reader import Damage
 from linkd.log.recover import Found, recover
 from linkd.log.scan import read_head
@@ -485,7 +485,7 @@ def test_origins_are_the_same_from_slices_of_any_size() -> None:
         state.admit(batch, float(number))
     state.origins._folded["gone", "e"] = None
     state.origins._logs["log1"].epochs["e0"].floors["c1"] = 4
-    state.origins._logs["empty"] = KnownLog(top=9)
+    state.origins._logs["empty"] = LiveLog("far")
     whole = list(state.slices())
     for size in (1, 2, 7, 10_000):
         again = State("log")
