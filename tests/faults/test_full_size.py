@@ -28,6 +28,8 @@ from tests.support import figures
 from tests.support.pairs import Pair, memory
 from tests.support.queueing import spent
 
+pytestmark = pytest.mark.timing
+
 LATE_SECONDS = 0.5
 GROWN_BYTES = 300 << 20
 CONNECTIONS = 32

@@ -12,7 +12,7 @@ from tests.support import figures
 from tests.support.daemon import Daemon, listen, peer
 from tests.support.lab import Host, Lab
 
-pytestmark = [pytest.mark.lab, pytest.mark.slow]
+pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timing]
 
 Start = Callable[..., Daemon]
 WITHIN = 10.0

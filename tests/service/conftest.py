@@ -152,13 +152,15 @@ def link(machine: Machine, peer: str) -> dict[str, object]:
 
 
 def wait_link(machine: Machine, peer: str, state: str, within: float) -> float:
-    """Wait until a link is in a state; return how many seconds that took.
+    """Wait until a link is in a state, or `down`: in any but `up`; return the seconds that took.
 
     Raises:
         AssertionError: It was not in time; the message has the journal.
     """
     begun = time.monotonic()
-    while (found := link(machine, peer))["state"] != state:
+    while (found := link(machine, peer))["state"] != state and not (
+        state == "down" and found["state"] != "up"
+    ):
         waited = time.monotonic() - begun
         assert waited < within, f"{found}\n{machine.journal()[-3000:]}"
         time.sleep(0.1)

@@ -179,7 +179,7 @@ def test_two_hosts_cut_by_the_scripts(pair: Pair) -> None:
         pair.hub.run("journalctl", "--rotate")
         machine.run("sh", "/opt/linkd/share/drop.sh", other, "--for", "12")
         begun = time.monotonic()
-        wait_link(pair.edge, "hub", "waiting", 12.0)
+        wait_link(pair.edge, "hub", "down", 12.0)
         while machine.sh(restored).strip() != "0":
             assert time.monotonic() - begun < 20
             time.sleep(0.05)
