@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -10,6 +11,8 @@ import msgspec
 
 DEFAULT_SOCKET: Final = "/run/linkd/linkd.sock"
 STREAM_PATH: Final = "/v1/stream"
+_HOST_PORT: Final = re.compile(r"(localhost|[^/:]+\.[^/:]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}")
+"""What is plainly no path: a name or address with a port behind it."""
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -41,11 +44,15 @@ def address(where: str | os.PathLike[str] | None = None) -> Address:
             `LINKD_SOCKET`, else the default socket.
 
     Raises:
-        ValueError: It is a URL of another kind.
+        ValueError: It is empty, a URL of another kind, or HOST:PORT without `http://`.
     """
     default = os.environ.get("LINKD_SOCKET") or DEFAULT_SOCKET
     text = default if where is None else os.fspath(where)
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise ValueError(f"expected a socket's path or http://HOST:PORT, got {text!r}")
     if "://" not in text:
+        if _HOST_PORT.fullmatch(text):
+            raise ValueError(f"expected a socket's path or http://HOST:PORT: http://{text}?")
         return Address(text, "", 0, False, f"ws://localhost{STREAM_PATH}")
     parts = urlsplit(text)
     if parts.scheme == "unix":

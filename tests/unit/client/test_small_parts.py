@@ -135,3 +135,11 @@ def test_a_record_as_json(body: bytes, content_type: str, shown: bytes) -> None:
 
 def test_stamps_have_milliseconds() -> None:
     assert rfc3339(0.0) == "1970-01-01T00:00:00.000Z"
+
+
+@pytest.mark.parametrize(
+    "wrong", ["", "127.0.0.1:9480", "hub.example.net:80", "[::1]:9480", "a\0b"]
+)
+def test_what_is_plainly_no_path_is_no_address(wrong: str) -> None:
+    with pytest.raises(ValueError, match="expected a socket"):
+        address(wrong)
