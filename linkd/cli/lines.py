@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -21,7 +22,7 @@ from linkd.cli.publish import headers_of
 from linkd.cli.text import json_text, plural, size
 from linkd.client.node import Node
 from linkd.client.options import PublishManyOptions, Stored
-from linkd.errors import LinkdError
+from linkd.errors import BodyTooLarge, LinkdError
 
 READ_BYTES: Final = 262_144
 MAX_AHEAD: Final = 16
@@ -54,9 +55,11 @@ async def _publish(arguments: argparse.Namespace) -> Stored:
         lines = _Lines(node, arguments)
         try:
             await lines.all(Input(sys.stdin.fileno()))
-        except LinkdError as error:
+        except (LinkdError, OSError) as error:
+            await lines.settle_all()
             told = f"{plural(lines.total.count, 'message')} stored, then: {error}"
-            raise Ended(exits.REFUSED, told) from None
+            status = exits.USAGE if isinstance(error, OSError) else exits.REFUSED
+            raise Ended(status, told) from None
         finally:
             lines.progress.end()
         if arguments.wait and lines.total.count:
@@ -81,14 +84,26 @@ class _Lines:
         rest = b""
         while piece := await given.read():
             *lines, rest = (rest + piece).split(b"\n")
-            await self._send(lines)
+            await self._send(lines, rest)
             self.progress.show(self.total.count, len(piece))
         if rest:
             await self._send([rest])
         while self._under_way:
             await self._settle()
 
-    async def _send(self, lines: list[bytes]) -> None:
+    async def settle_all(self) -> None:
+        """Count what was stored of all that is under way."""
+        while self._under_way:
+            with suppress(LinkdError):
+                await self._settle()
+
+    async def _send(self, lines: list[bytes], rest: bytes = b"") -> None:
+        """Publish lines up to the first that is too long, for which BodyTooLarge is raised."""
+        most = self._node.max_body_bytes
+        for place, line in enumerate((*lines, rest)):
+            if len(line) > most:
+                await self._send(lines[:place])
+                raise BodyTooLarge(f"expected lines of at most {most} bytes, got {len(line)}")
         if not lines:
             return
         given = self._arguments
@@ -114,26 +129,32 @@ class Input:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._loop = asyncio.get_running_loop()
-        self._pieces: asyncio.Queue[bytes] = asyncio.Queue()
+        self._pieces: asyncio.Queue[bytes | OSError] = asyncio.Queue()
         self._room = threading.Semaphore(MAX_AHEAD)
         threading.Thread(target=self._run, name="input", daemon=True).start()
 
     async def read(self) -> bytes:
-        """Return what came next; empty at the end."""
+        """Return what came next; empty at the end; raise OSError where it can't be read."""
         piece = await self._pieces.get()
         self._room.release()
+        if isinstance(piece, OSError):
+            raise piece
         return piece
 
     def _run(self) -> None:
         piece = b"-"
+        given: bytes | OSError
         while piece:
             self._room.acquire()
             try:
                 piece = os.read(self._fd, READ_BYTES)
-            except OSError:
-                piece = b""
+            except OSError as error:
+                failed = OSError(error.errno, f"cannot read the input: {error.strerror}")
+                piece, given = b"", failed
+            else:
+                given = piece
             try:
-                self._loop.call_soon_threadsafe(self._pieces.put_nowait, piece)
+                self._loop.call_soon_threadsafe(self._pieces.put_nowait, given)
             except RuntimeError:  # The loop has ended.
                 return
 

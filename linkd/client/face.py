@@ -10,6 +10,7 @@ from linkd.client.calls import Calls
 from linkd.client.handlers import Function
 from linkd.client.observable import Observable, Status
 from linkd.client.options import SubscribeOptions
+from linkd.client.session import MAX_BODY_BYTES
 from linkd.client.subscription import Inbox, Records
 
 Watch = TypeVar("Watch", bound=Observable[Status])
@@ -43,6 +44,11 @@ class Face(ABC, Generic[Watch, Following]):
     def name(self) -> str:
         """The daemon's node name; empty until it was reached."""
         return self._calls.session.node
+
+    @property
+    def max_body_bytes(self) -> int:
+        """The largest body that can be published, as far as it is known."""
+        return min(MAX_BODY_BYTES, self._calls.session.max_body_bytes or MAX_BODY_BYTES)
 
     @property
     def status(self) -> Watch:

@@ -122,7 +122,9 @@ class Node(Face[Watched, Subscription]):
                 total = plus(total, count, one)
             return total
 
-        return asyncio.ensure_future(settled())
+        task = asyncio.ensure_future(settled())
+        task.add_done_callback(_seen)
+        return task
 
     async def wait_for(
         self,
@@ -148,3 +150,9 @@ class Node(Face[Watched, Subscription]):
     async def flush(self) -> None:
         """Return once every publish under way is settled."""
         await self._calls.until_settled()
+
+
+def _seen(task: asyncio.Future[Stored]) -> None:
+    """Take note of a failure: nobody has to await what was enqueued."""
+    if not task.cancelled():
+        task.exception()

@@ -68,6 +68,17 @@ def ended(process: subprocess.Popen[str]) -> None:
     process.communicate()
 
 
+def test_lines_before_one_that_is_too_long_are_stored_and_counted_exactly(daemon: Daemon) -> None:
+    numbers = "".join(f"{number}\n" for number in range(50_000))
+    given = f"{numbers}{'x' * 2_000_000}\n{numbers}"
+    done = linkd(daemon, "publish", "long", "--lines", given=given)
+    assert done.returncode == 4
+    assert done.stderr.startswith("linkd: 50,000 messages stored, then: expected lines of at most")
+    assert done.stderr.count("\n") == 1
+    done = linkd(daemon, "subscribe", "long", "--from", "earliest", "--count", "50000", "--json")
+    assert [json.loads(each)["text"] for each in done.stdout.splitlines()] == numbers.split()
+
+
 def test_lines_go_through_a_pipe(daemon: Daemon) -> None:
     given = "".join(f"line {index}\n" for index in range(20_000)) + "no end"
     done = linkd(daemon, "publish", "lines", "--lines", "--json", given=given)

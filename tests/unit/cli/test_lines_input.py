@@ -1,0 +1,23 @@
+"""`publish --lines`: an input that cannot be read is not an input that ended."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from linkd.cli.lines import Input
+
+
+def test_a_read_error_is_raised(tmp_path: Path) -> None:
+    async def check() -> None:
+        fd = os.open(tmp_path, os.O_RDONLY)
+        try:
+            with pytest.raises(OSError, match="cannot read the input"):
+                await Input(fd).read()
+        finally:
+            os.close(fd)
+
+    asyncio.run(check())
