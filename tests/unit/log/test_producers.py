@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from linkd.core.batch import Producer
+from linkd.log import producers as producers_module
 from linkd.log.origins import Undo
 from linkd.log.producers import (
     FOREVER,
@@ -195,3 +196,24 @@ def test_producers_without_holes_are_never_thinned_however_many_there_are() -> N
         ((_, known),) = producers.known()
         most = max(most, len(known.runs))
     assert most * MAX_PRODUCERS <= MAX_RUNS
+
+
+def test_all_owners_are_thinned_to_what_is_always_kept_and_no_further(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(producers_module, "MAX_RUNS", KEPT_RUNS)
+    producers = Producers()
+    for owner, step in (("shop", 1), ("till", 2)):
+        for number in range(1, 21):
+            note(producers, step * number, 7 * number, owner=owner)
+    producers.forget(0.0)
+    assert {key[0]: len(known.runs) for key, known in producers.known()} == {
+        "shop": KEPT_RUNS,
+        "till": KEPT_RUNS,
+    }
+    assert producers.forgotten == {"shop": 1, "till": 1}
+    producers.forgotten.clear()
+    producers.forget(0.0)
+    assert producers.forgotten == {}  # nothing more was lost
+    note(producers, 1, 1, owner="till")
+    assert producers.new_until(Producer("p", 0, "till")) == 1
