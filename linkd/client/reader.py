@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, Protocol
 
+import msgspec
+
 from linkd.client.errors import ClientError, Refused, Replaced
 from linkd.client.record import Reading, Record, unpack
 from linkd.core.stream import (
@@ -24,6 +26,8 @@ from linkd.core.stream import (
 from linkd.errors import Gap, LinkdError
 
 DEFAULT_WINDOW: Final = 1024 * 1024
+
+_OTHER_LOG: Final = "the daemon has another log than when this was delivered: it may come again"
 
 Done = Callable[[LinkdError | None], None]
 
@@ -50,6 +54,7 @@ class Reader:
     Attributes:
         id: Its number towards the daemon.
         next: The next offset wanted; None until the daemon has said where it begins.
+        era: How often the daemon's log turned out to be another, or an older copy.
         is_asked: Whether the daemon of this connection has not answered yet that it begins.
 
     Args:
@@ -73,6 +78,7 @@ class Reader:
         self.taker: Taker | None = None
         self.reading: Reading | None = None
         self.over = False
+        self.era = 0
         self.is_asked = False
         self._is_stopped = False
         self._patterns = patterns
@@ -93,9 +99,17 @@ class Reader:
         self._held -= size
         self._owed_credit += size
 
-    def ack(self, next: int, done: Done) -> None:
-        """Set the consumer's cursor; `done(None)` once it is on disk. Cumulative."""
-        if not self._consumer:
+    def ack(self, next: int, done: Done, era: int | None = None) -> None:
+        """Set the consumer's cursor; `done(None)` once it is on disk. Cumulative.
+
+        Args:
+            next: One more than the last offset that is done.
+            done: Called once.
+            era: The era of the record that is done; another than the present one is refused.
+        """
+        if era not in (None, self.era):
+            done(ClientError(_OTHER_LOG))
+        elif not self._consumer:
             done(ClientError("only a subscription with a consumer's name is acknowledged"))
         elif next <= self._acked:
             done(None)
@@ -115,18 +129,29 @@ class Reader:
             same_log: Whether it is the log of the last connection; another is read from its start.
         """
         if not same_log and self.next is not None:
-            self.next = None
-            self._acked = self._ack_wanted = 0
             self._start = "earliest"
-            self._settle_acks(None, ClientError("the daemon has another log than before"))
-        elif self.next is not None:
-            self.next = min(self.next, log_next)
+            self._begin_era()
+            self.next = None
+        elif self.next is not None and self.next > log_next:
+            self._begin_era()
+            self.next = log_next
         self._ack_sent = self._owed_credit = 0
         self.is_asked, self._is_stopped = True, False
         start = self._start if self.next is None else self.next
         return Subscribe(
             self.id, self._patterns, start, self._consumer, max(0, self._window - self._held)
         )
+
+    def _begin_era(self) -> None:
+        """Forget what was acknowledged: the daemon's log is another, or was put back.
+
+        Offsets of records that came before mean others now: their acks must not count.
+        """
+        self.era += 1
+        self._acked = self._ack_wanted = 0
+        self._settle_acks(None, ClientError(_OTHER_LOG))
+        if self.reading is not None:
+            self.reading = msgspec.structs.replace(self.reading, era=self.era)
 
     def to_send(self) -> list[FromClient]:
         """Return the credit and the ack that are due."""

@@ -17,7 +17,7 @@ from linkd.core.stream import Deliver, DeliverVolatile
 _encoder: Final = msgspec.json.Encoder()
 _NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
-Ack = Callable[[int], Awaitable[None]]
+Ack = Callable[[int, int], Awaitable[None]]
 
 
 class Reading(msgspec.Struct, frozen=True, eq=False):
@@ -25,6 +25,7 @@ class Reading(msgspec.Struct, frozen=True, eq=False):
 
     decode: Decode
     ack: Ack
+    era: int = 0
 
 
 class Record(msgspec.Struct, frozen=True, eq=False):
@@ -98,7 +99,7 @@ class Record(msgspec.Struct, frozen=True, eq=False):
 
         Not awaited it is sent all the same. Only for records of a named consumer.
         """
-        return self.reading.ack(self.offset + 1)
+        return self.reading.ack(self.offset + 1, self.reading.era)
 
     def to_json(self) -> bytes:
         """Return the record as one JSON object, the same as the HTTP API's."""

@@ -83,11 +83,11 @@ class Inbox:
         self.reader.consumed(size)
         self.flush()
 
-    def ack(self, next: int) -> Awaitable[None]:
+    def ack(self, next: int, era: int | None = None) -> Awaitable[None]:
         """Set the consumer's cursor; raise TypeError or ValueError where `next` is no offset."""
         check_next(next)
         durable, settle = self._loop.promise()
-        self.reader.ack(next, settle)
+        self.reader.ack(next, settle, era)
         self.flush()
         return durable
 

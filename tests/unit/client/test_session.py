@@ -12,7 +12,15 @@ from linkd import __version__
 from linkd.client.address import address
 from linkd.client.asyncio_edge import AsyncioLoop, AsyncioWire
 from linkd.client.bodies import pack
-from linkd.client.errors import Closed, NoDaemon, Refused, Replaced, TimedOut, stored_at
+from linkd.client.errors import (
+    ClientError,
+    Closed,
+    NoDaemon,
+    Refused,
+    Replaced,
+    TimedOut,
+    stored_at,
+)
 from linkd.client.flight import NO_TERMS
 from linkd.client.reader import Reader
 from linkd.client.record import Reading, Record
@@ -74,7 +82,7 @@ def up(session: Session, **more: object) -> list[stream.FromClient]:
 def reader(
     session: Session, taker: Taker, start: stream.Start = "latest", consumer: str = ""
 ) -> Reader:
-    async def ack(_: int) -> None:
+    async def ack(_: int, era: int) -> None:
         """Not used."""
 
     made = session.subscribe(["a"], start, consumer, window=1000)
@@ -506,3 +514,22 @@ def test_what_fails_after_storing_says_where_it_is_stored() -> None:
     assert (refused.error, refused.status, refused.offset) == ("timeout", 504, 7)
     closed = stored_at(Closed("closed"), 8)
     assert (type(closed), str(closed), closed.offset) == (Closed, "closed", 8)
+
+
+@pytest.mark.parametrize(("log", "next_"), [("M", 50), ("L", 50)])
+def test_an_ack_of_another_log_counts_for_nothing(log: str, next_: int) -> None:
+    session, taker = Session("p"), Taker()
+    made = reader(session, taker, 1, "billing")
+    up(session, next=101)
+    tell(session, stream.Subscribed(1, 1), deliver(1, 1, 100))
+    done: list[LinkdError | None] = []
+    made.ack(90, done.append, 0)
+    frames(session)
+    session.lost()
+    restored = up(session, log=log, next=next_)
+    assert not [frame for frame in restored if isinstance(frame, stream.Ack)]
+    made.ack(95, done.append, 0)
+    assert [type(each) for each in done] == [ClientError, ClientError]
+    assert frames(session) == []
+    made.ack(20, done.append, made.era)
+    assert frames(session) == [stream.Ack(1, 20)]
