@@ -40,10 +40,11 @@ GROUPS: dict[str, dict[str, int]] = {
         "kick": 1,
         "starve": 4,
         "power": 6,
+        "clock away": 9,
     },
     "topology": {"peer away": 4, "new path": 4, "wider path": 6, "path away": 4},
     "api": {"pipelined": 2, "subscriptions": 2, "mute readers": 2, "strangers": 2},
-    "rest": {"consumer": 3, "clock": 3, "clock away": 9},
+    "rest": {"consumer": 3, "clock": 3},
 }
 """The kinds of faults, each with its weight. Of one group only one at a time is made."""
 

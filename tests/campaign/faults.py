@@ -92,6 +92,8 @@ class Happened:
     waited for a processor."""
 
     act: int = 0
+    changed: float = -1.0
+    """When a new path was complete; -1: none was made."""
 
 
 Run = Callable[[Scene, float], Happened]

@@ -33,6 +33,12 @@ def _times(values: Iterable[float]) -> str:
     return f"median {found[len(found) // 2]:.3f} s, {found[0]:.3f} to {found[-1]:.3f} s"
 
 
+def _kind(told: str) -> str:
+    """Return the kind of a fault without how bad it was, and where."""
+    word = told.partition(" ")[0]
+    return word if word in ("slow", "loss", "drop.sh") else told.partition(" at ")[0]
+
+
 def campaign_figures(reports: Sequence[Json]) -> str:
     """Return the tables of a page about these campaigns."""
     verdicts = [verdict for report in reports for verdict in report["verdicts"]]
@@ -50,6 +56,7 @@ def campaign_figures(reports: Sequence[Json]) -> str:
             "topologies (edges, flavour)",
             ", ".join(f"{n} × {edges} {flavour}" for (edges, flavour), n in sorted(shapes.items())),
         ),
+        ("seeds", ", ".join(str(report["plan"]["seed"]) for report in reports)),
         ("time, added up", f"{sum(report['seconds'] for report in reports) / 3600:.2f} h"),
         ("faults", f"{len(faults):,}"),
         ("records acknowledged to their publishers", f"{acked:,}"),
@@ -74,10 +81,10 @@ def campaign_figures(reports: Sequence[Json]) -> str:
     for what in ("outside", "overdue", "undrained", "audit", "bugs", "uncounted"):
         amiss = [f"seed {r['plan']['seed']}: {line}" for r in reports for line in r.get(what, [])]
         rows.append((what, "none" if not amiss else "<br>".join(amiss)))
-    kinds = Counter(happened["kind"].split(" ")[0] for happened in faults)
+    kinds = Counter(_kind(happened["kind"]) for happened in faults)
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     made = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common())
-    return f"| | |\n|---|---|\n{table}\n\nFaults by the first word of their kind: {made}.\n"
+    return f"| | |\n|---|---|\n{table}\n\nFaults by kind: {made}.\n"
 
 
 def steady_figures(found: Sequence[Json]) -> str:

@@ -16,7 +16,7 @@ BACK_SECONDS = 21.0
 """After a fault a link is up again within the longest wait between attempts (15 s), one attempt
 (5 s) and the second that a busy machine may take."""
 
-AGAIN_SECONDS = 3.0
+AGAIN_SECONDS = 1.5
 """Who has lost its power is linked again so soon after its start, whatever the hub still holds."""
 
 

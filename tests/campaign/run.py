@@ -19,7 +19,6 @@ from tests.campaign.perform import perform
 from tests.campaign.report import AGAIN_SECONDS, BACK_SECONDS, BOUNDS, Report
 from tests.campaign.sampler import Sampler
 from tests.campaign.stage import Stage
-from tests.campaign.topology import NEW_PATH, WIDER_PATH
 from tests.campaign.traffic import Audit, Publisher
 from tests.support.daemon import Clock, Daemon, listen, peer
 from tests.support.lab import Host, Lab
@@ -244,9 +243,7 @@ class Campaign(Stage):
             d.name: read_held(Path(f"/proc/{hosts[d.name].pid}/root{d.directory}/state"), d.name)
             for d in scene.daemons()
         }
-        changed = max(
-            (h.ended for h in report.happened if h.kind in (NEW_PATH, WIDER_PATH)), default=-1.0
-        )
+        changed = max((happened.changed for happened in report.happened), default=-1.0)
         for publisher in publishers:
             ledger = publisher.ledger
             report.doubtful += sum(last - first for first, last in ledger.doubtful)

@@ -18,7 +18,10 @@ from tests.campaign.steady import Result, as_json
 
 def _report(seed: int, lost: list[int]) -> Report:
     report = Report(Plan(seed), seconds=1800.0)
-    report.happened = [Happened("cut", "edge-1", 1.0, 2.0), Happened("kill -9", "hub", 1.0, 2.0)]
+    report.happened = [
+        Happened("peer away at hub", "edge-1", 1.0, 2.0),
+        Happened("kill -9", "hub", 1.0, 2.0),
+    ]
     report.verdicts = [
         Verdict("hub/0", "hub", 1000, 1000),
         Verdict("hub/0", "edge-1", 1000, 1000 - len(lost), lost),
@@ -33,12 +36,13 @@ def test_several_runs_are_added_up(tmp_path: Path) -> None:
         (tmp_path / f"campaign-{report.plan.seed}.json").write_text(text)
     said = campaign_figures(results([tmp_path], "campaign"))
     assert "| campaigns | 2, 1 good |" in said
+    assert "| seeds | 1, 2 |" in said
     assert "| time, added up | 1.00 h |" in said
     assert "| faults | 4 |" in said
     assert "| records acknowledged to their publishers | 2,000 |" in said
     assert "| **lost, twice, out of order** | **2, 0, 0** |" in said
     assert "2 times, median 7.001 s" in said
-    assert "2 cut, 2 kill" in said
+    assert "2 peer away, 2 kill -9" in said
 
 
 def test_a_steady_hour_is_a_row_and_a_drop_is_told() -> None:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 from tests.campaign.faults import Edge, Happened, Run, Scene
 
-NEW_PATH, WIDER_PATH = "new path", "wider path"
 UP_SECONDS = 5.0
 """How long a new path is awaited before the older one passes packets again."""
 
@@ -50,8 +49,10 @@ def _new_path(scene: Scene, seconds: float) -> Happened:
     with _relay_behind(scene):
         time.sleep(seconds)
         scene.links.put(one.name, two.name)
+        complete = time.monotonic()
         _flow(one, two)
-    return Happened(NEW_PATH, f"{one.name} {two.name}", began, time.monotonic())
+    whom = f"{one.name} {two.name}"
+    return Happened("new path", whom, began, time.monotonic(), changed=complete)
 
 
 def _wider_path(scene: Scene, seconds: float) -> Happened:
@@ -67,8 +68,10 @@ def _wider_path(scene: Scene, seconds: float) -> Happened:
         time.sleep(seconds)
         for (name, peer), text in zip(ends, wide, strict=True):
             scene.links.replace(name, peer, text)
+        complete = time.monotonic()
         _flow(one, two)
-    return Happened(WIDER_PATH, f"{one.name} {two.name}", began, time.monotonic())
+    whom = f"{one.name} {two.name}"
+    return Happened("wider path", whom, began, time.monotonic(), changed=complete)
 
 
 @contextlib.contextmanager
@@ -102,7 +105,7 @@ def _direct_cut(scene: Scene, seconds: float) -> Happened:
 TOPOLOGY: dict[str, Run] = {
     "peer away": _peer_away,
     "path away": _path_away,
-    NEW_PATH: _new_path,
-    WIDER_PATH: _wider_path,
+    "new path": _new_path,
+    "wider path": _wider_path,
     "direct cut": _direct_cut,
 }
