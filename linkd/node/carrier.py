@@ -41,6 +41,13 @@ ACK_REPEAT_SECONDS = 10.0
 PROBE_SECONDS = 0.1
 """The first probe goes so long after the hello: in one segment with it, it would not be small."""
 
+RESEND_SECONDS = 0.2
+RESENDS_AT_ONCE = 10
+"""A peer asks to be sent again so often at most: each time costs a look at all that it is owed.
+
+A node whose disk has room again asks each of its peers once in 0.25 s.
+"""
+
 HELLO_WAIT_SECONDS = 10.0
 """So long a connection may wait for its second hello."""
 
@@ -138,6 +145,9 @@ class Carrier:
         self._probe: wire.Probe | None = None
         self._ack_wait = ACK_WAIT_SECONDS
         self._ack_heard = self._ack_sent = self._began = 0.0
+        self._resend_at = float(
+            "-inf"
+        )  # when the peer may ask to be sent again, but for a few times
         self._unwanted: dict[str, None] = {}
         self._acked_before = 0  # records acknowledged when the connection began
         self._begun: list[sessions.Effect] = []
@@ -249,6 +259,9 @@ class Carrier:
             return
         if kind is wire.Ack:
             self._ack_heard = self._clock.seconds()
+        elif kind is wire.Resend and not self._may_ask_again():
+            connection.fail("protocol", "it asks to be sent again too often", 1008)
+            return
         try:
             effects = self.session.received(message, self._clock.seconds())
         except RemoteProtocolError as error:
@@ -262,6 +275,13 @@ class Carrier:
         part_bytes = self.session.inbound.part_bytes
         if part_bytes != self._part_bytes:
             self._hold(part_bytes)
+
+    def _may_ask_again(self) -> bool:
+        """Count that the peer asks to be sent again; tell whether it may."""
+        now = self._clock.seconds()
+        earliest = now - RESENDS_AT_ONCE * RESEND_SECONDS
+        self._resend_at = max(self._resend_at, earliest) + RESEND_SECONDS
+        return self._resend_at < now + RESEND_SECONDS / 2
 
     def _probed(self, connection: Connection, size: int) -> None:
         """A probe has come to the peer: send the next one, or what is owed."""

@@ -8,7 +8,7 @@ import pytest
 
 from linkd.config import PeerSettings
 from linkd.core import wire
-from linkd.node import held
+from linkd.node import carrier, held
 from tests.support.fake_net import FakeNet, Kept, one_publish
 
 EDGES = ("a", "b", "c", "d")
@@ -146,3 +146,19 @@ def test_those_who_wait_longest_are_asked_first_and_no_more_than_there_is_room(
     assert asked == ["q", "r", "s"]
     account.tick()
     assert asked == ["q", "r", "s", "t"]
+
+
+def test_a_peer_that_asks_again_and_again_is_closed(net: FakeNet) -> None:
+    connection = net.nodes["hub"].link("a").connection
+    assert connection is not None
+    other = connection.other
+    for _ in range(carrier.RESENDS_AT_ONCE):
+        other.send(wire.encode(wire.Resend(1)))
+    net.run(0.1)
+    assert not connection.ended
+    for _ in range(3):
+        other.send(wire.encode(wire.Resend(1)))
+    net.run(0.1)
+    assert connection.ended
+    net.run(5.0)
+    assert net.nodes["hub"].status().links[0].state == "up"
