@@ -71,6 +71,8 @@ class AbsentPeers:
         counted: dict[int, tuple[int, int]] = {}  # by position: many stand at the log's end
         for name, cursor in self._cursors.peers().items():
             if name in configured:
+                if cursor.absent_seconds is not None:  # its entry came back while we did not run
+                    self._cursors.set_peer(msgspec.structs.replace(cursor, absent_seconds=None))
                 continue
             absent = _Absent(cursor, lambda _: True, False, cursor.absent_seconds or 0.0)
             if cursor.acked not in counted:

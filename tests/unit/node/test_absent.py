@@ -134,6 +134,15 @@ def test_restarts_add_up(net: FakeNet) -> None:
     assert again._links.low_water() == 1
 
 
+def test_one_that_came_back_while_the_daemon_was_off_is_absent_no_more(net: FakeNet) -> None:
+    edge = net.nodes["edge"]
+    configure(net)
+    pass_time(net, KEPT_SECONDS / 2)
+    assert edge._cursors.peers()["hub"].absent_seconds
+    edge._links.absent.start({"hub"})
+    assert edge._cursors.peers()["hub"].absent_seconds is None
+
+
 def test_an_operator_may_have_it_forgotten_at_once(
     net: FakeNet, told: list[tuple[str, str, str]]
 ) -> None:
