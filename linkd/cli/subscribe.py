@@ -36,7 +36,7 @@ def add(subparsers: Any) -> None:
         "--from",
         dest="start",
         type=_start,
-        default="latest",
+        default=None,
         metavar="earliest|latest|OFFSET",
         help="where to begin; with a consumer only where that is new (default: latest)",
     )
@@ -65,14 +65,14 @@ def _start_notice(arguments: argparse.Namespace) -> str | None:
     log, name = status.log, arguments.consumer
     known = [one.next for one in status.consumers if (one.owner, one.name) == ("socket", name)]
     if known:
-        ignored = "" if arguments.start == "latest" else "; --from does not count"
-        return f"consumer {name!r} goes on at offset {known[0]:,}{ignored}"
+        goes_on = f"consumer {name!r} goes on at offset {known[0]:,}; --from does not count"
+        return None if arguments.start is None else goes_on
     if isinstance(arguments.start, int) and arguments.start > log.next:
         return (
             f"offset {arguments.start:,} is not there yet: the log's next offset is"
             f" {log.next:,}; waiting for what comes, from there on"
         )
-    if name and arguments.start == "latest":
+    if name and arguments.start is None:
         return (
             f"new consumer {name!r} begins now, at offset {log.next:,};"
             " --from earliest prints what is there"
@@ -90,5 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
         notice = _start_notice(arguments)
         if notice is not None:
             sys.stderr.write(f"linkd: {notice}\n")
+    if arguments.start is None:
+        arguments.start = "latest"
     follow(arguments, sys.stdout)
     return exits.FINE
