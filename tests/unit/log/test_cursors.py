@@ -80,6 +80,9 @@ def change(pair: Pair) -> None:
     pair.cursors.set_peer(HUB)
     pair.cursors.set_outage(1, b"one")
     pair.cursors.set_outage(2, b"two")
+    pair.cursors.set_event(1, b"gone")
+    pair.cursors.set_event(2, b"said")
+    pair.cursors.remove_event(1)
     pair.cursors.set_consumer(BILLING, done.append)
     pair.until(lambda: done)
     assert done == [None]
@@ -92,6 +95,7 @@ def test_what_was_set_is_there_after_a_restart(pair: Pair) -> None:
     assert (cursors.peer("hub"), cursors.peer("nobody")) == (HUB, None)
     assert cursors.consumers() == {BILLING.key: BILLING}
     assert cursors.outages() == [(1, b"one"), (2, b"two")]
+    assert cursors.events() == [(2, b"said")]
     assert cursors.told == []
 
 

@@ -762,3 +762,19 @@ def test_a_segment_that_goes_bad_again_while_it_runs_is_not_repaired_again(
             found = fetch(bench, found.first)
         assert isinstance(found, expected)
     assert len([path for path in bench.path.iterdir() if "damaged" in path.name]) == 1
+
+
+def test_a_segment_without_a_readable_state_stays_and_a_snapshot_goes(bench: SegmentBench) -> None:
+    bench.close()
+    identity = load_identity(bench.path)
+    assert identity is not None
+    ward = damage.Ward(bench.path, RealFiles(), identity, lambda: 1.0)
+    segment = min(bench.path.glob("*.log"))
+    snapshot = bench.path / "000000000001.state"
+    snapshot.write_bytes(b"nothing")
+    ward.unreadable(segment)
+    ward.unreadable(snapshot)
+    assert segment.exists()
+    assert not snapshot.exists()
+    assert [told.level for told in ward.told] == ["warn", "warn"]
+    bench.open()

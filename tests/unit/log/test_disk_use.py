@@ -140,7 +140,7 @@ def test_small_commits_find_room_made_ready_and_the_file_does_not_grow_with_each
     files = filling.files
     grown = [after - before for before, after in files.commits if after > before]
     assert len(files.commits) >= 300
-    assert len(grown) <= 5  # the small files, and the first of all, before there is room
+    assert len(grown) <= 10  # the small files, and the first of all, before there is room
     assert 300_000 // FILL_BYTES < len(files.fills) <= 300_000 // (FILL_BYTES // 2) + 1
     (path,) = filling.path.glob("*.log")
     assert path.stat().st_size < 350_000

@@ -59,3 +59,8 @@ def test_what_is_appended_by_who_is_told_of_a_commit_comes_behind_it() -> None:
 
     log.append(draft(b"0"), more)
     assert got == [Appended(1, 1), Appended(2, 1), Appended(3, 1)]
+
+
+def test_it_knows_whose_log_records_come_from() -> None:
+    log = MemoryLog("hub")
+    assert log.origin_node("elsewhere") is None

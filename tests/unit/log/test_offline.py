@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from linkd.errors import LogDamaged
 from linkd.log import stat, verify
+from linkd.log.frame import HEAD, frame_prefix
 from linkd.log.identity import load_identity
-from linkd.log.index import segment_path
+from linkd.log.index import FORMAT, SegmentHead, segment_path
+from linkd.log.scan import read_head
 from tests.support.logs import SegmentBench, append, draft
 
 
@@ -135,3 +138,23 @@ def test_without_its_identity_a_log_is_told_by_its_segments(bench: SegmentBench)
     bench.open()
     assert bench.log.id == identity.log
     bench.close()
+
+
+def test_a_snapshot_that_a_running_daemon_deletes_is_not_damaged(
+    bench: SegmentBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object) -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr("linkd.log.offline.snapshot_numbers", lambda _: [1])
+    monkeypatch.setattr("linkd.log.offline.read_snapshot", gone)
+    assert verify(bench.path).damage == []
+
+
+def test_a_head_longer_than_the_first_read_is_read_whole(tmp_path: Path) -> None:
+    """Segments of format 1 carry the whole state in their heads."""
+    head = SegmentHead(FORMAT, "0.1", 1, "log", "n" * 100_000, 1, 0, 0, 5)
+    part = (HEAD, 0, msgspec.msgpack.encode(head), b"")
+    path = tmp_path / "000000000001.log"
+    path.write_bytes(frame_prefix(part, 0, 0.0, 0.0) + part[2])
+    assert read_head(path)[0] == head

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from linkd.core.batch import NOWHERE, Batch, Origin
+from linkd.core.batch import NOWHERE, Batch, Origin, Source
+from linkd.core.wire import EpochEnd
 from linkd.errors import Gap
 from linkd.log.origins import Verdict
-from linkd.log.state import MAX_EPOCHS, State, take_back
+from linkd.log.state import MAX_EPOCHS, State, moved, take_back
 from linkd.log.tail import Tail
 
 
@@ -108,3 +109,9 @@ def test_a_hole_in_the_tail_is_a_gap_and_ends_a_read_before_it() -> None:
     tail.forget(4)
     assert [b.offset for b in tail.behind(0)] == [3, 50]
     assert tail.first == 4
+
+
+def test_a_step_that_is_stored_in_pieces_moves_the_cursor_once() -> None:
+    place = ("log", (EpochEnd("a", 5),))
+    assert moved(place, Source("edge", "log", "a", 5, 9)) == ("log", (EpochEnd("a", 9),))
+    assert moved(place, Source("edge", "log", "a", 1, 5)) is place
