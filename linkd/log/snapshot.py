@@ -389,14 +389,15 @@ class Snapshots:
 
     def _fold(self, number: int, segments: Sequence[Sealed]) -> State:
         """Return the state as segment `number` begins, from the newest base that can be read."""
-        for place, base in reversed(list(enumerate(self.bases))):
+        bases = list(self.bases)
+        while True:
+            base = bases.pop()
             try:
                 state, _, _ = read_state(self._folder, base, self._log, self._seed, self._pause)
-            except Damage:
-                if place == 0:
-                    raise
-            else:
                 break
+            except Damage:
+                if not bases:
+                    raise
         for segment in segments:
             if base.number <= segment.number < number:
                 path = segment_path(self._folder, segment.number)

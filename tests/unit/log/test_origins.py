@@ -6,7 +6,15 @@ import pytest
 
 from linkd.core.batch import Origin
 from linkd.log import origins
-from linkd.log.origins import FOLD_SECONDS, MAX_INTERVALS, Origins, Undo, Verdict
+from linkd.log.origins import (
+    FOLD_SECONDS,
+    MAX_INTERVALS,
+    KnownLog,
+    Origins,
+    OriginsSnapshot,
+    Undo,
+    Verdict,
+)
 from linkd.log.state import take_back
 from tests.support.logs import origins_again, origins_in_one
 
@@ -233,6 +241,16 @@ def test_a_snapshot_does_not_change_with_what_it_was_taken_of() -> None:
     admit(restored, 3, channel="d")
     assert list(snapshot.logs["far"].epochs["e"].channels) == ["c"]
     assert (known.entries, restored.entries) == (3, 3)
+
+
+def test_a_log_s_node_is_known_by_its_records_here() -> None:
+    known = Origins()
+    admit(known, 1, log="farlog")
+    known.add(OriginsSnapshot({"nameless": KnownLog()}))
+    assert known.node("farlog") == "far"
+    assert known.node("nameless") is None
+    assert known.node("other") is None
+    assert origins_again(known).node("farlog") == "far"
 
 
 def test_a_highest_offset_of_an_older_version_proves_nothing_below_it() -> None:

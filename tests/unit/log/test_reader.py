@@ -7,8 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from linkd.log import reader as module
-from linkd.log.reader import Place, Reader
+from linkd.log.frame import EPOCH, frame_prefix
+from linkd.log.reader import Damage, Place, Reader, walk_changes
 from tests.support.turns import Turns
 
 
@@ -38,3 +41,39 @@ def test_reads_for_links_come_first_and_others_have_every_fourth_turn() -> None:
         *("work", "client 3"),
     ]
     assert module._FIRST_RUN == 3
+
+
+SEED = 5
+ONE = frame_prefix((EPOCH, 0, b"head", b""), 0, 0.0, 0.0, SEED) + b"head"
+TWO = ONE + ONE
+
+
+def changes(path: Path, size: int) -> tuple[list[int], int | None]:
+    """Return where the frames of a file begin that change the state, and where damage is."""
+    begins = list[int]()
+    try:
+        for frame in walk_changes(path, size, SEED, False):
+            if frame is not None:
+                begins.append(frame.at)
+    except Damage as damage:
+        return begins, damage.at
+    return begins, None
+
+
+@pytest.mark.parametrize(
+    ("content", "size", "begins", "damage"),
+    [
+        pytest.param(TWO, len(TWO), [0, len(ONE)], None, id="whole"),
+        pytest.param(TWO, len(TWO) + 8, [], len(TWO), id="shorter than it should be"),
+        pytest.param(ONE + bytes(len(ONE)), len(TWO), [0], len(ONE), id="no frame"),
+        pytest.param(TWO, len(TWO) - 1, [0], len(ONE), id="a frame that ends too late"),
+        pytest.param(ONE + ONE[:-1] + b"?", len(TWO), [0], len(ONE), id="a wrong CRC"),
+        pytest.param(TWO + bytes(8), len(TWO) + 8, [0, len(ONE)], len(TWO), id="a short rest"),
+    ],
+)
+def test_a_walk_over_changes_ends_at_what_is_no_frame(
+    tmp_path: Path, content: bytes, size: int, begins: list[int], damage: int | None
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    assert changes(path, size) == (begins, damage)

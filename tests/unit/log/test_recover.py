@@ -11,8 +11,11 @@ import pytest
 
 from linkd.log import recover, scan, seal, verify
 from linkd.log.files import RealFiles
+from linkd.log.identity import load_identity
 from linkd.log.seal import load_index
-from tests.support.logs import SegmentBench, append, bodies, draft, everything
+from linkd.log.snapshot import snapshot_path, write_at_start
+from linkd.log.state import Snapshot, State
+from tests.support.logs import SegmentBench, append, bodies, draft, everything, numbered
 
 COUNT = 30
 
@@ -120,3 +123,20 @@ def test_an_index_that_the_disk_refuses_is_made_at_the_next_start(
     bench.files = None
     bench.open()
     assert len(list(bench.path.glob("*.idx"))) == 2
+
+
+@pytest.mark.parametrize(("ahead", "serves"), [(1, True), (2, False)])
+def test_a_snapshot_that_knows_of_records_that_are_gone_is_deleted(
+    bench: SegmentBench, ahead: int, serves: bool
+) -> None:
+    """It may be of the next segment to begin, and of no later one."""
+    identity, state = load_identity(bench.path), State(bench.log.id)
+    assert identity is not None
+    state.producers.note(numbered("p", 7), COUNT, (1,), 1.0, [])
+    state.next = COUNT + 1
+    number = len(list(bench.path.glob("*.log"))) + ahead
+    write_at_start(RealFiles(), bench.path, number, identity.seed, state, Snapshot())
+    bench.open()
+    assert snapshot_path(bench.path, number).exists() == serves
+    assert append(bench, draft(b"x", producer=numbered("p", 7)))[0].duplicate == serves
+    assert bench.log.told == []

@@ -18,11 +18,12 @@ import pytest
 from linkd.core.batch import Origin, Producer
 from linkd.core.wire import EpochEnd
 from linkd.errors import StateTooNew
-from linkd.log import open_cursors, verify
+from linkd.log import open_cursors, snapshot, verify
 from linkd.log.engine import UNOWNED, Appended, PeerCursor
 from linkd.log.files import RealFiles
+from linkd.log.frame import HEAD as FRAME_HEAD
 from linkd.log.frame import STATE, frame_prefix
-from linkd.log.index import FORMAT
+from linkd.log.index import CARRYING, FORMAT, SegmentHead, segment_path
 from linkd.log.origins import KnownEpoch, KnownLog, LiveLog, OriginsSnapshot
 from linkd.log.reader import Damage
 from linkd.log.recover import Found, recover
@@ -295,6 +296,26 @@ def test_a_segment_that_stands_in_the_way_is_repaired(bench: SegmentBench) -> No
     bench.until(lambda: snapshot_numbers(bench.path))
 
 
+def test_the_next_snapshot_is_made_of_the_older_one_where_the_newest_is_bad(
+    bench: SegmentBench,
+) -> None:
+    told: list[Any] = []
+    bench.log.on_told.append(told.append)
+    for number in range(1, 60):
+        append(bench, draft(bytes(100), producer=numbered("p", number)))
+    quiet(bench)
+    newest = snapshot_numbers(bench.path)[-1]
+    snapshot_path(bench.path, newest).write_bytes(b"")
+    for number in range(60, 90):
+        append(bench, draft(bytes(100), producer=numbered("p", number)))
+    bench.until(lambda: told or snapshot_numbers(bench.path)[-1] > newest)
+    assert told == []
+    quiet(bench)
+    made = bench.log._snapshots.bases[-1]
+    state, _, _ = read_state(bench.path, made, bench.log.id, bench.log._snapshots._seed, go_on)
+    assert state.producers.stored(Producer("p", 59)) == (59, 1)
+
+
 def test_bases_that_are_all_bad_are_an_error(bench: SegmentBench) -> None:
     told: list[Any] = []
     bench.log.on_told.append(told.append)
@@ -308,6 +329,29 @@ def test_bases_that_are_all_bad_are_an_error(bench: SegmentBench) -> None:
     bench.until(lambda: told)
     assert told[0].event == "log.disk-failed"
     assert "no frame at byte" in told[0].detail
+
+
+def test_a_snapshot_that_fails_in_an_unforeseen_way_is_an_error_and_is_tried_again(
+    bench: SegmentBench,
+) -> None:
+    def slices() -> Iterator[Snapshot]:
+        raise ValueError("no such slice")
+        yield Snapshot()
+
+    told: list[Any] = []
+    bench.log.on_told.append(told.append)
+    carried, bench.log.carried = bench.log.carried, slices
+    for _ in range(4):
+        append(bench, draft(bytes(1000)))
+    bench.until(lambda: told)
+    assert [one.event for one in told] == ["log.disk-failed"]
+    assert "ValueError: no such slice" in told[0].detail
+    assert not list(bench.path.glob("*.state*"))
+    bench.log.carried = carried
+    bench.now[0] += 10.0
+    append(bench, draft(bytes(3000)))
+    append(bench, draft(bytes(3000)))
+    bench.until(lambda: snapshot_numbers(bench.path))
 
 
 def test_closing_stops_a_snapshot_under_way(bench: SegmentBench) -> None:
@@ -446,6 +490,31 @@ def test_a_snapshot_is_whole_or_damage(tmp_path: Path) -> None:
     path.rename(snapshot_path(tmp_path, 8))
     with pytest.raises(Damage):
         list(read_snapshot(tmp_path, 8, "log", 5))
+
+
+def test_a_snapshot_is_written_piece_by_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = [Snapshot(log="log", next=number) for number in range(1, 100)]
+    whole = write(tmp_path, *parts).read_bytes()
+    monkeypatch.setattr(snapshot, "WRITE_BYTES", len(whole) // 4)
+    files = RecordingFiles()
+    base = write_snapshot(files, tmp_path, HEAD, 5, parts, go_on)
+    writes = [len(step[3]) for step in files.steps if step[0] == "write"]
+    assert len(writes) == 4
+    assert sum(writes) == base.size == len(whole)
+    assert snapshot_path(tmp_path, 7).read_bytes() == whole
+    assert [part for part, _ in read_snapshot(tmp_path, 7, "log", 5)] == parts
+
+
+def test_a_state_that_a_head_carries_and_that_is_none_is_damage(tmp_path: Path) -> None:
+    head = msgspec.msgpack.encode(SegmentHead(CARRYING, "0.1", 7, "log", "edge", 9, 0, 0, 5))
+    path = segment_path(tmp_path, 7)
+    path.write_bytes(frame_prefix((FRAME_HEAD, 0, head, b"\xc1"), 0, 0.0, 0.0) + head + b"\xc1")
+    assert read_head(path)[0].format == CARRYING
+    with pytest.raises(Damage) as caught:
+        read_state(tmp_path, Base(7), "log", 5, go_on)
+    assert (caught.value.path, caught.value.at) == (path, 0)
 
 
 def test_a_snapshot_of_a_newer_linkd_is_refused_by_name(tmp_path: Path) -> None:
