@@ -121,8 +121,8 @@ class Watch:
             self._note(GONE, asked, now)
             return
         self.role = link.role
-        if link.state != "up" and link.reason:
-            self.reasons.add(link.reason)
+        if link.state != "up":
+            self.reasons.update(filter(None, (link.reason, link.attempt_reason)))
         began = asked - link.since_seconds if link.state == "up" else asked
         self._note(link.state, max(began, self._from(asked)), now)
 
