@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from linkd.core.batch import MAX_BATCH_BYTES, Record, check_words, headers_bytes
-from linkd.core.shown import JSON
+from linkd.core.shown import JSON, nested_deeply
 from linkd.errors import BadRecord
 
 TEXT: Final = "text/plain; charset=utf-8"
@@ -57,7 +57,8 @@ def decode_value(body: bytes, content_type: str) -> Any:
     kind = content_type.partition(";")[0].strip().lower()
     try:
         if kind == JSON:
-            return _from_json.decode(body)
+            value = _from_json.decode(body)
+            return body if nested_deeply(body) else value
         if kind.startswith("text/"):
             return body.decode()
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

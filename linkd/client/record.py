@@ -11,7 +11,7 @@ import msgspec
 from linkd.client.bodies import Decode
 from linkd.core.batch import Record as Encoded
 from linkd.core.batch import Unreadable, read_records
-from linkd.core.shown import body_of, extras_of, rfc3339
+from linkd.core.shown import MAX_JSON_DEPTH, body_of, extras_of, nested_deeply, rfc3339
 from linkd.core.stream import Deliver, DeliverVolatile
 
 _encoder: Final = msgspec.json.Encoder()
@@ -89,10 +89,15 @@ class Record(msgspec.Struct, frozen=True, eq=False):
 
     def json(self) -> Any:
         """Return the body read as JSON, whatever its type; raise ValueError if it is none."""
+        body = self.encoded.body
         try:
-            return msgspec.json.decode(self.encoded.body)
+            value = msgspec.json.decode(body)
+            deep = nested_deeply(body)
         except RecursionError:
-            raise ValueError("expected JSON that is not nested so deeply") from None
+            deep = True
+        if deep:  # one result on every interpreter, whatever its own limit is
+            raise ValueError(f"expected JSON nested at most {MAX_JSON_DEPTH} deep")
+        return value
 
     def ack(self) -> Awaitable[None]:
         """Say that this record and all before it are done; await it to know that it is on disk.

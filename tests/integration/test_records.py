@@ -24,6 +24,7 @@ from linkd.core.batch import MAX_BATCH_BYTES, Draft, Record, encode_records, rea
 from tests.support.daemon import Daemon
 from tests.support.duo import Duo, run, until
 from tests.support.logs import SegmentBench, append
+from tests.support.needs import need
 from tests.support.unix_http import UnixConnection
 
 WORD = "é" * 255
@@ -155,6 +156,7 @@ def exact(daemon: Daemon, offset: int) -> tuple[bytes, str | None]:
 
 def events(daemon: Daemon, count: int) -> list[tuple[bool, bytes]]:
     """Follow `odd` as an event stream."""
+    need("curl")
     command = ["curl", "-sN", "--unix-socket", str(daemon.socket), "-HAccept: text/event-stream"]
     url = "http://localhost/v1/channels/odd?from=earliest"
     found: list[Any] = []
