@@ -108,5 +108,5 @@ def test_nothing_is_left_of_a_campaign_whose_runner_is_killed() -> None:
             f" {folders} folders {left()} are left after {time.monotonic() - killed:.2f} s"
         )
         assert len(started) >= 6  # three namespaces, two daemons, the watchdog
-        assert len(spaces) == 3
+        assert len(spaces) >= 3
         assert left() == (0, 0, 0)
