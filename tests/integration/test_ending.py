@@ -113,7 +113,8 @@ def test_every_line_before_an_abort_is_written(edge: Daemon) -> None:
     edge.start(ready_within=None)
     assert edge.wait(20.0) == -signal.SIGABRT
     assert sum(line.fields.get("event") == "link.up" for line in edge.lines) == LINES
-    assert edge.lines[-1].fields["event"] == "node.aborted"
+    # The loop may log a little more while the signal's thread writes what is queued.
+    assert "node.aborted" in [line.fields.get("event") for line in edge.lines[-5:]]
 
 
 @pytest.fixture
