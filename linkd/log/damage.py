@@ -1,7 +1,4 @@
-"""Quarantine: a bad file is set aside, what is readable of it goes on under its name.
-
-And the loss is stated.
-"""
+"""Quarantine: set a damaged file aside, keep what is readable, report what is lost."""
 
 from __future__ import annotations
 

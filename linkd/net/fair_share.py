@@ -36,9 +36,9 @@ def serve_last(transport: object) -> None:
 
 
 def drop_buffers(transport: object) -> None:
-    """Free what a lost connection had still to send.
+    """Free the unsent bytes of a lost connection.
 
-    Its objects refer to each other, so that the collector of garbage finds them only much later.
+    Its objects refer to each other, so the garbage collector would find them only much later.
     """
     socket: Any = getattr(transport, "transport", transport)  # below TLS
     if isinstance(socket, FileDescriptor):
