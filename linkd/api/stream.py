@@ -151,6 +151,9 @@ class StreamSession:
         if not (self.busy or self.ingress.flush(self.api.share.end())):
             self.busy = True
 
+    def receiving(self) -> None:
+        """The pong of the WebSocket is sign enough."""
+
     def room(self) -> None:
         """The client reads again."""
         if self._happened or self._tells_all:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from linkd.api.port import Start
     from linkd.api.service import Service
 
+PONG = b'{"type":"pong"}'
+
 _FLAGS = {None: False, "0": False, "1": True}
 
 
@@ -41,13 +43,14 @@ class TextSession:
     """
 
     def __init__(self, api: Service, call: Call, socket: Socket) -> None:
-        call.only("ws_token", "token", "channel", "from", "envelope", "status", "presence")
+        call.only("ws_token", "token", "channel", "from", "envelope", "status", "presence", "linkd")
         self.socket = socket
         self.envelope = _flag(call, "envelope")
         self._api = api
         self.caller = call.caller
         self._status = _flag(call, "status")
         self._presence = _flag(call, "presence")
+        self._is_linkd = _flag(call, "linkd")  # linkd.js is at the other end
         self._channel = call.text("channel")
         self._from = start_of(call.text("from"), "latest")
         self._reads = self._channel is not None and self._may_read(self._channel)
@@ -110,6 +113,11 @@ class TextSession:
     def turned(self) -> None:
         """Nothing is kept back."""
 
+    def receiving(self) -> None:
+        """Send a pong as a message: a page is not shown those of the WebSocket."""
+        if self._is_linkd:
+            self.socket.send(PONG, False)
+
     def room(self) -> None:
         """The client reads again."""
         if self._happened:
@@ -134,7 +142,7 @@ class TextSession:
 
     def _take(self, frame: Frame) -> None:
         if frame.kind == "ping":
-            self.socket.send(b'{"type":"pong"}', False)
+            self.socket.send(PONG, False)
         elif frame.kind == "subscribe":
             self._subscribe(frame)
         elif frame.kind == "unsubscribe":

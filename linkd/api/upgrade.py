@@ -28,7 +28,11 @@ PONG_SECONDS = 30
 """An application may be busy for so long; then a connection that answers no ping is cut."""
 
 MESSAGE_SECONDS = 30.0
-"""A large message must be complete so soon, with another second for every 64 KiB."""
+LEAST_BYTES_PER_SECOND = 2184
+"""A large message must be complete so soon, at this rate: 64 KiB in 30 s, as of a request."""
+
+LIFE_SECONDS = 1.0
+"""So often a pong is sent while a message comes in: the other end's pings wait behind it."""
 
 CLOSE_SECONDS = 3.0
 ENVELOPE_BYTES = 65_536
@@ -75,6 +79,9 @@ class Session(Protocol):
 
     def turned(self) -> None:
         """All messages that came together have been told."""
+
+    def receiving(self) -> None:
+        """A message has been coming in for a second, or for another one."""
 
     def room(self) -> None:
         """There is room again for what is to be sent."""
@@ -129,6 +136,7 @@ class ApiSocket(WholeMessages):
         self._whole_by: Any = None  # when it must be complete
         self._late: Any = None
         self._frames = 0
+        self._life_at: float | None = None  # when a sign of life is due; a message is coming in
         self._goes_on: Callable[[], None] | None = None  # once the other end reads
         self._part: Part | None = None
 
@@ -184,9 +192,26 @@ class ApiSocket(WholeMessages):
         self.gather(data)  # Autobahn's own makes a line for its log first, at 25 µs
         if self.open:
             self._guarded(self.session.turned)
+            self._show_life()
             if not self._hold_incoming() or self.session.busy or self.is_stuck:
                 self.busy = True
                 self._rest()
+
+    def _show_life(self) -> None:
+        """Send a pong once a second while a message comes in.
+
+        A browser's page sees no part of what it sends pass, and its pings wait behind that: without
+        a sign of life it would take a slow path for a dead one.
+        """
+        now = self.clock.seconds()
+        if not self.awaited():
+            self._life_at = None
+        elif self._life_at is None:
+            self._life_at = now + LIFE_SECONDS
+        elif now >= self._life_at and not self.paused:
+            self._life_at = now + LIFE_SECONDS
+            self.sendPong()
+            self._guarded(self.session.receiving)
 
     def _hold_incoming(self) -> bool:
         """Count a large message that has come in part as a whole; return whether there is room.
@@ -213,7 +238,7 @@ class ApiSocket(WholeMessages):
             self._whole_by.cancel()
         self._whole_by = None
         if awaited:
-            seconds = MESSAGE_SECONDS + awaited / 65_536
+            seconds = MESSAGE_SECONDS + awaited / LEAST_BYTES_PER_SECOND
             self._whole_by = self.upgrades.api.reactor.callLater(seconds, self.cut)
         return True
 

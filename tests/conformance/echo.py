@@ -125,6 +125,9 @@ class EchoSession:
     def turned(self) -> None:
         """Nothing is kept back."""
 
+    def receiving(self) -> None:
+        """Nothing to say."""
+
     def room(self) -> None:
         """Nothing waits."""
 

@@ -16,6 +16,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect, unix_connect
 from websockets.typing import Subprotocol
 
+from linkd.api import upgrade
 from linkd.api.upgrade import MAX_FRAMES
 from linkd.core import stream
 from linkd.core.batch import HELD_BYTES, Draft, Record, decode_records, encode_records
@@ -150,6 +151,35 @@ async def test_a_message_in_too_many_frames_ends_the_connection(served: Served) 
         return client.wire.close_code
 
     assert await talk(served, "channel=orders", run) == 1008
+
+
+@pytest.mark.parametrize("query", ["channel=orders", "channel=orders&linkd=1"])
+@pytest_twisted.ensureDeferred
+async def test_pongs_come_while_a_message_comes_in(
+    served: Served, query: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page that sent 900 kB at 50 kB/s heard nothing for 18 s, and dropped the connection."""
+    monkeypatch.setattr(upgrade, "LIFE_SECONDS", 0.1)
+    heard: list[bool] = []
+    monkeypatch.setattr(upgrade.ApiSocket, "sendPong", lambda self: heard.append(True))
+
+    def pieces() -> Iterator[str]:
+        yield '"'
+        for _ in range(8):
+            time.sleep(0.05)
+            yield "x"
+        yield '"'
+
+    def run(client: Text) -> list[Any]:
+        client.wire.send(pieces())
+        got = [client.hear()]
+        while got[-1] != "x" * 8:
+            got.append(client.hear())
+        return got
+
+    got = await talk(served, query, run)
+    assert 2 <= len(heard) <= 5
+    assert got[:-1] == ([{"type": "pong"}] * len(heard) if "linkd=1" in query else [])
 
 
 @pytest_twisted.ensureDeferred
