@@ -55,6 +55,21 @@ class AbsentPeer(msgspec.Struct, frozen=True):
     forgotten_seconds: float
 
 
+class RefusedConnection(msgspec.Struct, frozen=True):
+    """A connection that this node refused in the last hour, and how often from that address.
+
+    `claimed` is the name that it gave, null where none: only with the reason `duplicate` has it
+    proved that name. `address` and `detail` are the newest one's.
+    """
+
+    claimed: str | None
+    address: str
+    reason: str
+    detail: str
+    count: int
+    seconds_ago: float
+
+
 class LinkStatus(msgspec.Struct, frozen=True):
     """One link, as it is now.
 
@@ -66,7 +81,9 @@ class LinkStatus(msgspec.Struct, frozen=True):
     `attempt_detail` those of the last failed attempt, null while it is up; `attempt_seconds` is the
     age of the attempt that is being made. While it is down, `down_since`, `down_seconds` and
     `last_heard_seconds` (null if never) count from the last byte heard. `compressed` says
-    whether the two ends agreed to compress batches; null while it is not up.
+    whether the two ends agreed to compress batches; null while it is not up. `clock_skew_seconds`:
+    by how much the peer's wall clock is ahead of ours, less the time that its hello was on the way;
+    null while it is not up, or where the peer does not report its clock.
     """
 
     peer: str
@@ -99,6 +116,7 @@ class LinkStatus(msgspec.Struct, frozen=True):
     attempt_reason: str | None = None
     attempt_detail: str | None = None
     compressed: bool | None = None
+    clock_skew_seconds: float | None = None
 
 
 class NodeStatus(msgspec.Struct, frozen=True):
@@ -106,7 +124,8 @@ class NodeStatus(msgspec.Struct, frozen=True):
 
     `warnings` has a sentence for each thing that an operator must act on and that is not one
     link's, for as long as it lasts: `status --check` is WARNING meanwhile. `absent` has the peers
-    whose `[[peer]]` is missing.
+    whose `[[peer]]` is missing, `refused` the connections that were refused in the last
+    hour, newest first.
     """
 
     node: str
@@ -117,6 +136,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     links: list[LinkStatus]
     warnings: list[str] = []
     absent: list[AbsentPeer] = []
+    refused: list[RefusedConnection] = []
 
 
 class Event(msgspec.Struct, frozen=True):

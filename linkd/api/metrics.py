@@ -39,6 +39,16 @@ LINK_GAUGES: tuple[tuple[str, str, _Value], ...] = (
         "How long nothing was heard.",
         lambda link: link.silence_seconds,
     ),
+    (
+        "linkd_link_outage_seconds",
+        "Of the outage that the link is in, 0 while it is up.",
+        lambda link: link.down_seconds or 0.0,
+    ),
+    (
+        "linkd_link_clock_skew_seconds",
+        "By how much the peer's wall clock is ahead of this host's.",
+        lambda link: link.clock_skew_seconds,
+    ),
     ("linkd_link_backlog_records", "Records owed.", lambda link: link.backlog_records),
     ("linkd_link_backlog_bytes", "Bytes owed.", lambda link: link.backlog_bytes),
     (

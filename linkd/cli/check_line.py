@@ -9,6 +9,7 @@ from linkd.status import LinkStatus, NodeStatus
 
 WARN_FILL: Final = 0.8
 WARN_CERTIFICATE_SECONDS: Final = 14 * 86_400.0
+WARN_SKEW_SECONDS: Final = 5.0
 
 _WORDS: Final = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
 
@@ -59,9 +60,19 @@ def _warnings(status: NodeStatus, links: list[LinkStatus]) -> list[str]:
         found.append(f"log {log.bytes / log.max_bytes:.0%} full")
     if log.stalled_seconds is not None:
         found.append(disk_stalled(log.stalled_seconds))
+    names = {link.peer for link in links}
+    found += [
+        f"a second host at {each.address} uses the name of {each.claimed} or another node's log"
+        for each in status.refused
+        if each.reason == "duplicate" and each.claimed in names
+    ]
     for link in links:
         if link.large_messages_lost:
             found.append(f"small messages pass to {link.peer}, large ones do not: MTU?")
+        skew = link.clock_skew_seconds
+        if skew is not None and abs(skew) > WARN_SKEW_SECONDS:
+            where = "ahead of" if skew > 0 else "behind"
+            found.append(f"clock of {link.peer} is {duration(abs(skew))} {where} this host's")
         left = link.certificate_expires_seconds
         if left is not None and left < WARN_CERTIFICATE_SECONDS:
             found.append(f"certificate of {link.peer} expires in {duration(left)}")

@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from linkd.cli import calls, exits
-from linkd.cli.check_line import check_line
+from linkd.cli.check_line import WARN_SKEW_SECONDS, check_line
 from linkd.cli.exits import Ended
 from linkd.cli.options import add_socket
 from linkd.cli.text import (
@@ -29,11 +29,12 @@ from linkd.cli.text import (
 )
 from linkd.client.errors import ClientError, NoDaemon
 from linkd.errors import LinkdError
-from linkd.status import LinkStatus, NodeStatus
+from linkd.status import LinkStatus, NodeStatus, RefusedConnection
 
 WATCH_SECONDS: Final = 1.0
 _UNKNOWN: Final = 3
 _LOSSES: Final = 3
+_REFUSED: Final = 5
 _CLEAR: Final = "\x1b[H\x1b[2J"
 _ALTERNATE: Final = ("\x1b[?1049h", "\x1b[?1049l")
 """Enter and leave the terminal's other screen: what was on the first one stays."""
@@ -141,7 +142,8 @@ def _drawn(arguments: argparse.Namespace, paint: Paint) -> str:
         if link.peer == arguments.peer:
             if arguments.json:
                 return json_text(msgspec.json.encode(link))
-            return link_text(link, paint)
+            mine = [each for each in status.refused if each.claimed == link.peer]
+            return "\n".join([link_text(link, paint), *refused_lines(mine, paint)])
     names = ", ".join(link.peer for link in status.links) or "none"
     raise Ended(exits.REFUSED, f"no peer {arguments.peer!r} is configured; there are: {names}")
 
@@ -165,12 +167,29 @@ def node_text(status: NodeStatus, paint: Paint) -> str:
         lines += ["", *_links(status.links, paint)]
     else:
         lines.append("no peer is configured")
+    lines += refused_lines(status.refused, paint)
     if status.consumers:
         rows = [
             [f"{c.owner}/{c.name}", number(c.next), number(c.lag_records)] for c in status.consumers
         ]
         lines += ["", *table(("CONSUMER", "NEXT OFFSET", "BEHIND"), rows, frozenset((1, 2)))]
     return "\n".join(lines)
+
+
+def refused_lines(found: list[RefusedConnection], paint: Paint) -> list[str]:
+    """Return who was refused in the last hour; a second host with a peer's name is red."""
+    lines = [""] if found else []
+    for each in found[:_REFUSED]:
+        name = f" {each.claimed!r}" if each.claimed else ""
+        times = f" ({each.count:,} times in a row)" if each.count > 1 else ""
+        text = (
+            f"refused{name} from {each.address} {duration(each.seconds_ago)} ago{times}:"
+            f" {each.reason}: {each.detail}"
+        )
+        lines.append(paint(printable(text), "red" if each.reason == "duplicate" else "dim"))
+    if len(found) > _REFUSED:
+        lines.append(paint(f"and {len(found) - _REFUSED} more: --json lists them", "dim"))
+    return lines
 
 
 def _fill(fill: float, paint: Paint) -> str:
@@ -186,6 +205,8 @@ def _links(links: list[LinkStatus], paint: Paint) -> list[str]:
         word = state_word(link)
         lines.append(row.replace(word, _state(link, paint), 1) if paint.on else row)
         lines += [paint(f"  {line}", "dim") for line in why_lines(link)]
+        if abs(link.clock_skew_seconds or 0.0) > WARN_SKEW_SECONDS:
+            lines.append(paint(f"  its clock is {clock_words(link.clock_skew_seconds)}", "yellow"))
     return lines
 
 
@@ -239,6 +260,15 @@ def _sentence(reason: str | None, detail: str | None) -> str:
     return printable(": ".join(part for part in (reason, detail) if part))
 
 
+def clock_words(skew: float | None) -> str:
+    """Return how a peer's clock differs from ours; below a second nothing can be measured."""
+    if skew is None:
+        return "–"
+    if abs(skew) < 1.0:
+        return "as this host's, to a second"
+    return f"{duration(abs(skew))} {'ahead of' if skew > 0 else 'behind'} this host's"
+
+
 def link_text(link: LinkStatus, paint: Paint) -> str:
     """Return all that is known of one link, a line each."""
     rows = [
@@ -261,6 +291,7 @@ def link_text(link: LinkStatus, paint: Paint) -> str:
             f" oldest {duration(link.backlog_age_seconds)}",
         ),
         ("sent, received", f"{number(link.sent_records)}, {number(link.received_records)} records"),
+        ("peer's clock", clock_words(link.clock_skew_seconds)),
         ("certificate expires in", duration(link.certificate_expires_seconds)),
         ("peer's version", printable(link.peer_version or "–")),
         ("generation", link.generation or "–"),

@@ -112,6 +112,7 @@ class Hello(msgspec.Struct, array_like=True, frozen=True, tag="hello"):
         relays: It takes records from the other that began at a third node.
         segment_bytes: A listener's: large packets towards the dialer are lost; it should dial with
             TCP segments of so many bytes at most. 0: as usual.
+        time: Unix seconds by its wall clock when it said this; 0: not given.
     """
 
     version: Natural
@@ -128,6 +129,7 @@ class Hello(msgspec.Struct, array_like=True, frozen=True, tag="hello"):
     compress: Annotated[tuple[Token, ...], msgspec.Meta(max_length=8)] = ()
     relays: bool = True
     segment_bytes: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 0
+    time: Seconds = 0.0
 
 
 class Step(msgspec.Struct, array_like=True, frozen=True, tag="batch", gc=False):

@@ -95,6 +95,15 @@ ROWS = (
         folds="peer",
     ),
     kind(
+        "link.clock-skew",
+        "warn",
+        "skew_seconds",
+        "The wall clocks of the two hosts differ by more than 5 s. The link does not depend on it; "
+        "the times of records, `ttl` and certificates do.",
+        "Synchronise both clocks (chrony, systemd-timesyncd). docs/operations.md.",
+        folds="peer",
+    ),
+    kind(
         "link.ack-overdue",
         "error",
         "",

@@ -22,6 +22,8 @@ from linkd.net.websocket import STATE_CLOSED, ConnectionDeny, ServerProtocol
 MAX_POSTS = 4
 MAX_POST_BYTES = 16_384
 
+_TO_PLAIN = "dial ws://, or remove `insecure` from [listen]"
+
 _CLOSE_ENOUGH = 0.001
 """Seconds by which silence may be judged late, rather than move a timer for every ping."""
 
@@ -120,6 +122,11 @@ class AcceptedConnection(Connection, ServerProtocol):
         if self._answering:
             if len(self.data) > limit + MAX_POST_BYTES:
                 self._refuse(431, "protocol", "too much came ahead of the answer to a POST")
+            return
+        if self.data.startswith(heads.TLS_RECORDS):
+            self._refuse(
+                400, "tls", "it speaks TLS, and this listener has no certificate: " + _TO_PLAIN
+            )
             return
         while True:
             end = self.data.find(heads.END)
@@ -231,6 +238,14 @@ class AcceptedConnection(Connection, ServerProtocol):
         peer = self.factory.nodes.peer(claimed)
         if peer is None or self.factory.nodes.link(claimed) is None:
             raise _Denied(403, "rejected", f"no peer named {self._claimed!r} is configured here")
+        called = request.headers.get(heads.PEER_HEADER.lower(), self.factory.nodes.name)
+        if called != self.factory.nodes.name:
+            raise _Denied(
+                403,
+                "rejected",
+                f"{self._claimed} calls this node {heads.printable(called, 63)!r}, which is not"
+                " its name: correct `name` in its [[peer]]",
+            )
         if claimed in names:
             if peer.secret_file is not None and heads.NONCE_HEADER.lower() in request.headers:
                 self._check_proof(request, claimed, peer.secret_file)

@@ -29,7 +29,7 @@ from linkd.net.frames import MESSAGE, PING, PONG
 from linkd.net.heads import printable
 from linkd.net.pace import Pace
 from linkd.net.sending import Sending
-from linkd.net.sockets import peer_of, show, tune
+from linkd.net.sockets import ended, peer_of, show, tune
 from linkd.net.timers import Call, cancel
 from linkd.net.websocket import (
     STATE_CLOSED,
@@ -347,8 +347,7 @@ class Connection(WholeFrames, Sending):
         if code is not None and code not in _CLOSED_WELL:
             said = printable(self.remoteCloseReason or "") or "no reason given"
             return "protocol", f"the peer closed the connection ({code}): {said}"
-        text = str(reason.value).strip() or "no reason given"
-        return "closed", f"the connection was closed: {text}"
+        return "closed", f"{ended(reason)} without a goodbye"
 
     @abstractmethod
     def ended_early(self, reason: Failure) -> None:

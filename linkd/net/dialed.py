@@ -16,7 +16,7 @@ from linkd.net.attempt import Candidate
 from linkd.net.connection import Connection
 from linkd.net.factories import DialerPort
 from linkd.net.identity import MAX_NONCE_CHARACTERS, prove, verify
-from linkd.net.sockets import show, tune
+from linkd.net.sockets import ended, show, tune
 from linkd.net.timers import Call, cancel
 from linkd.net.tls import certificate_expires
 from linkd.net.websocket import ClientProtocol, ConnectingRequest
@@ -63,7 +63,11 @@ class DialedConnection(Connection, ClientProtocol):
             host,
             target.port,
             target.path,
-            headers={heads.NODE_HEADER: self.factory.node, **headers},
+            headers={
+                heads.NODE_HEADER: self.factory.node,
+                heads.PEER_HEADER: self.factory.port.peer,
+                **headers,
+            },
             useragent="",
             protocols=[SUBPROTOCOL],
         )
@@ -71,7 +75,9 @@ class DialedConnection(Connection, ClientProtocol):
     def processHandshake(self) -> None:
         """Take the listener's answers: first the nonce, then the upgrade's."""
         end = self.data.find(heads.END)
-        if end > MAX_ANSWER_BYTES or (end < 0 and len(self.data) > MAX_ANSWER_BYTES):
+        if self.data.startswith(heads.TLS_RECORDS):
+            self._give_up("rejected", "tls", "it speaks TLS: dial wss:// in place of ws://")
+        elif end > MAX_ANSWER_BYTES or (end < 0 and len(self.data) > MAX_ANSWER_BYTES):
             self._give_up("broken", "protocol", "the answer's head is too long")
         if end < 0 or self.failure is not None:
             return
@@ -239,6 +245,9 @@ class DialedConnection(Connection, ClientProtocol):
         if token is not None:
             token.addErrback(lambda _: None)
             token.cancel()
+            if self.failure is None and not (self.candidate.target.secure or self.data):
+                detail = f"{ended(reason)} without an answer; if it expects TLS, dial wss://"
+                self.failure = AttemptFailed("broken", "closed", detail)
         self.factory.ended_early(self, reason)
 
     def connectionLost(self, reason: Failure) -> None:

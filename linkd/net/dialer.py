@@ -21,6 +21,7 @@ from linkd.net.factories import DialerPort
 from linkd.net.identity import load_secret
 from linkd.net.ports import LinkPort
 from linkd.net.resolve import Resolver
+from linkd.net.sockets import ended
 from linkd.net.timers import ExactTimer, cancel
 from linkd.net.tls import client_context
 from linkd.net.websocket import ClientFactory
@@ -254,7 +255,7 @@ class LinkDialer(
         if failure is None and candidate.tls is not None:
             failure = candidate.tls.explain(reason)
         if failure is None:
-            detail = f"closed before its hello: {reason.value}"
+            detail = f"{ended(reason)} before its hello"
             failure = AttemptFailed("broken", "closed", detail)
         candidate.failure = failure
 

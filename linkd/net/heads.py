@@ -8,10 +8,14 @@ from typing import Final, NamedTuple
 END: Final = b"\r\n\r\n"
 
 NODE_HEADER: Final = "Linkd-Node"
+PEER_HEADER: Final = "Linkd-Peer"
 NONCE_HEADER: Final = "Linkd-Nonce"
 PROOF_HEADER: Final = "Linkd-Proof"
 TOKEN_PATH: Final = "/token"  # noqa: S105 - a path
 LINK_PATH: Final = "/link"
+
+TLS_RECORDS: Final = (b"\x15\x03", b"\x16\x03")
+"""The beginnings of a TLS alert and of a TLS handshake. Source: RFC 8446 section 5.1."""
 
 
 class Head(NamedTuple):

@@ -173,6 +173,7 @@ class Listener(ServerFactory, ListenerPort[AcceptedConnection]):  # type: ignore
         link = self.nodes.link(claimed) if claimed and reason in ("rejected", "tls") else None
         if link is not None:
             link.turned_away(reason, f"{heads.printable(detail, 300)} (from {connection.host})")
+        self.nodes.refused(claimed, connection.address, reason, heads.printable(detail, 300))
         self.tell(
             "warn",
             "connection.refused",

@@ -152,3 +152,13 @@ class Nodes(Protocol):
 
     def busy(self) -> float | None:
         """Return after how many seconds newcomers should come back, or None: welcome."""
+
+    def refused(self, claimed: str | None, address: str, reason: Reason, detail: str) -> None:
+        """Take note of a connection that was refused, for status.
+
+        Args:
+            claimed: The name that it gave, proved or not; None where it gave none.
+            address: Where it came from.
+            reason: One word.
+            detail: One sentence.
+        """

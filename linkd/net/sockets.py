@@ -7,6 +7,9 @@ import socket
 from contextlib import suppress
 from typing import Final
 
+from twisted.internet import error
+from twisted.python.failure import Failure
+
 TCP_USER_TIMEOUT: Final = 18
 TCP_NOTSENT_LOWAT: Final = 25
 """Linux's option numbers; Python 3.11 does not name the second one."""
@@ -55,6 +58,15 @@ def limit_segment(transport: object, segment_bytes: int) -> None:
     if found is not None:
         with suppress(OSError):
             found.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, segment_bytes)
+
+
+def ended(reason: Failure) -> str:
+    """Return how a connection ended, to begin a sentence with: the peer, not Twisted, in it."""
+    if reason.check(error.ConnectionDone):
+        return "the other end closed the connection"
+    if reason.check(error.ConnectionAborted):
+        return "this end aborted the connection"
+    return "the connection was cut or reset"
 
 
 def _socket(transport: object) -> socket.socket | None:

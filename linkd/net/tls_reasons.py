@@ -1,4 +1,4 @@
-"""What went wrong in a TLS handshake, in words that say what to mend."""
+"""What went wrong in a TLS handshake, in words that say what to do."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from typing import Final
 
 from OpenSSL import SSL
 
+from linkd.clock import clock_words, wall
 from linkd.errors import AttemptFailed
 
 HOSTNAME_MISMATCH: Final = 62
 
 _VERDICTS: Final[dict[int, str]] = {
     2: "is signed by an authority that is not trusted here: add its authority to {ca}",
-    9: "is not valid yet: mend the clock of this host or of the one that issued it",
-    10: "has expired: renew it",
+    9: "is not valid yet: correct the clock of this host ({now}) or of the one that issued it",
+    10: "has expired: renew it, or correct the clock of this host, which shows {now}",
     12: "could not be checked, the revocation list has expired: renew that list in {ca}",
     18: "is self-signed and not trusted here: name it, or its authority, in {ca}",
     19: "is signed by an authority that is not trusted here: add that authority to {ca}",
@@ -27,8 +28,16 @@ _VERDICTS: Final[dict[int, str]] = {
 }
 """By OpenSSL's X509_V_ERR number; see openssl-verification-options(1)."""
 
+_NO_TLS: Final = (
+    "answered with something that is not TLS: give its [listen] a certificate, or dial ws:// where"
+    " the line is safe by itself"
+)
+
 _ALERTS: Final[tuple[tuple[str, str], ...]] = (
-    ("certificate expired", "says that this node's certificate has expired: renew it"),
+    (
+        "certificate expired",
+        "says that this node's certificate has expired: renew it, or compare both clocks",
+    ),
     ("certificate revoked", "says that this node's certificate has been revoked: pair again"),
     ("unknown ca", "does not know the authority of this node's certificate: its {their_ca}"),
     ("certificate required", "asks for a certificate: set `certificate` and `key`"),
@@ -46,12 +55,12 @@ _LOCAL: Final[tuple[tuple[str, str], ...]] = (
     ("http request", "sent plain HTTP to a port that expects TLS: use wss:// there"),
     ("https proxy request", "sent plain HTTP to a port that expects TLS: use wss:// there"),
     ("unsupported protocol", "speaks no version of TLS that is allowed here: 1.2 is the oldest"),
-    ("wrong version number", "answered with something that is not TLS, or is too old"),
-    ("unknown protocol", "answered with something that is not TLS, or is too old"),
+    ("wrong version number", _NO_TLS),
+    ("unknown protocol", _NO_TLS),
     ("version too low", "speaks no version of TLS that is allowed here: 1.2 is the oldest"),
-    ("packet length too long", "answered with something that is not TLS"),
-    ("record layer failure", "answered with something that is not TLS"),
-    ("bad record type", "answered with something that is not TLS"),
+    ("packet length too long", _NO_TLS),
+    ("record layer failure", _NO_TLS),
+    ("bad record type", _NO_TLS),
     ("no shared cipher", "offers no cipher that is allowed here"),
     ("no suitable", "offers no signature or group that is allowed here"),
 )
@@ -69,7 +78,7 @@ def verdict(number: int, whose: str, ca: str, usage: str) -> str:
     text = _VERDICTS.get(number)
     if text is None:
         return f"{whose} was not accepted: verification error {number}"
-    return f"{whose} {text.format(ca=ca, usage=usage)}"
+    return f"{whose} {text.format(ca=ca, usage=usage, now=clock_words(wall()))}"
 
 
 def openssl_words(error: BaseException) -> str:

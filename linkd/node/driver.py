@@ -20,6 +20,9 @@ from linkd.node import carrier
 from linkd.outages import Current
 from linkd.status import LinkStatus
 
+MAX_SKEW_SECONDS = 5.0
+"""Clocks may differ by so much before the log says so: a hello may travel for seconds."""
+
 
 class Around(carrier.Around, Protocol):
     """What a driver needs of its node."""
@@ -32,6 +35,9 @@ class Around(carrier.Around, Protocol):
 
     def routes_changed(self) -> None:
         """What some peer wants has changed."""
+
+    def refused(self, claimed: str | None, address: str, reason: Reason, detail: str) -> None:
+        """A connection was refused; status shows it."""
 
     def forgotten(self, peer: str) -> None:
         """The cursor of a peer that is configured no more has gone."""
@@ -64,6 +70,7 @@ class LinkDriver:
         self.dialer: Dialer | None = None
         self.peer_version: str | None = None
         self.drain_to: int | None = None
+        self._peer_clock: tuple[float, float] | None = None  # what it showed, and when by ours
         self._greeted: dict[int, tuple[Connection, wire.Hello]] = {}
         self._said: wire.Hello | None = None  # our hello on the connection that we dial
         self._dials_at_once = False  # the next attempt differs from those that failed
@@ -116,6 +123,7 @@ class LinkDriver:
             compress=("zstd",),
             relays=self.settings.relay,
             segment_bytes=SEGMENT_BYTES if self.dialer is None and self.carrier.path.narrow else 0,
+            time=wire.sendable(wall()),
         )
 
     def greeted(self, connection: Connection, hello: wire.Hello) -> None:
@@ -273,6 +281,7 @@ class LinkDriver:
             self._refuse_log(connection, theirs.log, owner)
             return
         self.peer_version = theirs.software
+        self._note_clock(theirs.time)
         self._repeated = False
         connection.on_round_trip = partial(self._around.observe, "round trip", self.peer)
         ours = self._hello(connection.generation)
@@ -294,6 +303,31 @@ class LinkDriver:
             if connection.dialed:
                 self._said = ours
                 connection.send(wire.encode(ours))
+
+    def _note_clock(self, stamp: float) -> None:
+        """Note what the peer's wall clock showed a moment ago; warn where it is far from ours."""
+        self._peer_clock = (stamp, self._clock.seconds()) if stamp else None
+        skew = self._clock_skew()
+        if skew is not None and abs(skew) > MAX_SKEW_SECONDS:
+            where = "ahead of" if skew > 0 else "behind"
+            detail = f"the clock of {self.peer} is {abs(skew):.0f} s {where} this host's"
+            self._around.tell(
+                "warn",
+                "link.clock-skew",
+                peer=self.peer,
+                skew_seconds=round(skew, 1),
+                detail=detail,
+            )
+
+    def _clock_skew(self) -> float | None:
+        """Return by how many seconds the peer's clock is ahead of ours; None where not known.
+
+        It follows steps of our own clock; those of the peer's show from the next hello on.
+        """
+        if self._peer_clock is None:
+            return None
+        stamp, at = self._peer_clock
+        return stamp + (self._clock.seconds() - at) - wall()
 
     def _other_owner(self, log: str) -> str | None:
         """Return the node whose log the peer calls its own, or None where nothing contradicts.
@@ -318,15 +352,20 @@ class LinkDriver:
             f"{self.peer} at {connection.address} calls {owner}'s log ({log}) its own: a copy of"
             f" {owner}'s state_dir, or a forgery; give {self.peer} an empty state_dir"
         )
+        self._log_duplicate(connection.address, detail)
+        connection.goodbye(wire.goodbye("duplicate", detail))
+
+    def _log_duplicate(self, address: str, detail: str) -> None:
+        """Log a second host under the peer's name, or one with another's log; status shows it."""
         self._around.tell(
             "error",
             "link.duplicate",
             peer=self.peer,
-            address=connection.address,
+            address=address,
             reason="duplicate",
             detail=detail,
         )
-        connection.goodbye(wire.goodbye("duplicate", detail))
+        self._around.refused(self.peer, address, "duplicate", detail)
 
     def _hello_again(self, connection: Connection, theirs: wire.Hello) -> None:
         """Take the second hello of a connection, and go by it.
@@ -380,14 +419,7 @@ class LinkDriver:
         if held is None:
             return
         if effect.reason == "duplicate":
-            self._around.tell(
-                "error",
-                "link.duplicate",
-                peer=self.peer,
-                address=held[0].address,
-                reason=effect.reason,
-                detail=effect.detail,
-            )
+            self._log_duplicate(held[0].address, effect.detail)
         held[0].goodbye(wire.goodbye(effect.reason, effect.detail))
 
     def _changed(self, effect: links.Changed) -> None:
@@ -457,4 +489,5 @@ class LinkDriver:
             attempt_reason=link.attempt_reason,
             attempt_detail=link.attempt_detail,
             compressed=outbound.compresses if link.state == "up" else None,
+            clock_skew_seconds=self._clock_skew() if link.state == "up" else None,
         )

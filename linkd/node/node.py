@@ -21,7 +21,7 @@ from linkd.core import wire
 from linkd.core.batch import Draft
 from linkd.core.known_ends import KnownEnds
 from linkd.core.link_types import Changed
-from linkd.errors import LinkdError
+from linkd.errors import LinkdError, Reason
 from linkd.log.engine import Appended, Consumer, CursorStore, Log, Owned, Settled
 from linkd.net.ports import Dialer
 from linkd.net.timers import when_idle
@@ -34,6 +34,7 @@ from linkd.node.readers import Readers
 from linkd.node.resync import resync
 from linkd.node.rules import Rules
 from linkd.node.spread import Spread
+from linkd.node.strangers import Strangers
 from linkd.node.volatile import VolatileSequence, messages_of
 from linkd.outages import Outages
 from linkd.status import Availability, Event, LinkStatus, LogStatus, NodeStatus, Outage
@@ -94,6 +95,7 @@ class Node:
         self._links = Links(self, stores.cursors, partial(make_dialer, self), rng)
         self._readers = Readers(self, log, stores.cursors)
         self.warnings: dict[str, str] = {}
+        self._strangers = Strangers()
         self._rules = Rules(config.channels)
         self._volatile = VolatileSequence(self.name, f"{rng.getrandbits(64):016x}")
         self._spread = Spread(log, self._links.drivers, self._readers, self.count, when_idle(clock))
@@ -161,6 +163,10 @@ class Node:
     def busy(self) -> float | None:
         """Return after how many seconds newcomers should come back, or None."""
         return 1.0 if self.starting or self.stopping else None
+
+    def refused(self, claimed: str | None, address: str, reason: Reason, detail: str) -> None:
+        """A connection was refused; status shows it."""
+        self._strangers.refused(claimed, address, reason, detail, self.clock.seconds())
 
     def network_changed(self) -> None:
         """Addresses or routes of this host have changed."""
@@ -352,6 +358,7 @@ class Node:
             links=[self._link_status(one) for one in self.links()] if links is None else links,
             warnings=[*self.warnings.values(), *self._links.absent.warnings()],
             absent=self._links.absent.statuses(),
+            refused=self._strangers.recent(self.clock.seconds()) if owner is None else [],
         )
 
     def link_status(self, peer: str) -> LinkStatus | None:

@@ -86,6 +86,10 @@ def test_a_peer_that_is_not_configured(daemons: Start) -> None:
     refused_slowly(edge, None, "no peer named 'edge' is configured here", "")
     line = hub.wait_line(5.0, event="connection.refused")
     assert (line.fields["claimed"], line.fields["reason"]) == ("edge", "rejected")
+    [refused] = hub.status()["refused"]
+    assert (refused["claimed"], refused["reason"], refused["count"]) == ("edge", "rejected", 1)
+    assert refused["address"].startswith("127.0.0.1:")
+    assert refused["seconds_ago"] < 5.0
     hub.configure(listen(port, "127.0.0.1") + peer("another") + peer("edge"))
     hub.signal(signal.SIGHUP)
     hub.wait_line(5.0, event="node.reloaded")
@@ -94,10 +98,38 @@ def test_a_peer_that_is_not_configured(daemons: Start) -> None:
 
 def test_a_listener_of_another_name(daemons: Start) -> None:
     port = free_port()
-    daemons("depot", listen(port, "127.0.0.1") + peer("edge"))
+    depot = daemons("depot", listen(port, "127.0.0.1") + peer("edge"))
     edge = daemons("edge", peer("hub", f"ws://127.0.0.1:{port}/link"))
+    words = "edge calls this node 'hub', which is not its name: correct `name` in its [[peer]]"
+    refused_slowly(edge, depot, words, words)
+    edge.configure(peer("depot", f"ws://127.0.0.1:{port}/link"))
+    edge.signal(signal.SIGHUP)
+    edge.wait_line(5.0, event="node.reloaded")
+    edge.wait_up("depot")
+
+
+def test_tls_to_a_listener_without(daemons: Start) -> None:
+    port = free_port()
+    hub = daemons("hub", listen(port, "127.0.0.1") + peer("edge"))
+    edge = daemons("edge", peer("hub", f"wss://127.0.0.1:{port}/link"))
     seen = wait_link(edge, "hub", "rejected")
-    assert "does not know the secret" in seen["attempt_detail"]
+    assert seen["attempt_reason"] == "tls"
+    assert "answered with something that is not TLS" in seen["attempt_detail"]
+    line = hub.wait_line(5.0, event="connection.refused")
+    assert line.fields["reason"] == "tls"
+    assert "it speaks TLS, and this listener has no certificate" in line.fields["detail"]
+    [refused] = hub.status()["refused"]
+    assert (refused["claimed"], refused["reason"], refused["count"]) == (None, "tls", 1)
+
+
+def test_no_tls_to_a_listener_with_it(daemons: Start, tmp_path: Path) -> None:
+    certified = Certified(tmp_path)
+    hub = daemons("hub", certified.hub())
+    edge = daemons("edge", peer("hub", f"ws://127.0.0.1:{certified.port}/link"))
+    line = hub.wait_line(5.0, event="connection.refused")
+    assert "sent plain HTTP to a port that expects TLS" in line.fields["detail"]
+    line = edge.wait_line(5.0, event="link.waiting", reason="closed")
+    assert "if it expects TLS, dial wss://" in line.fields["detail"]
 
 
 class Certified:

@@ -133,6 +133,7 @@ class Nodes:
         self.name = name
         self.peers = peers
         self.busy_seconds: float | None = None
+        self.strangers: list[tuple[str | None, Reason, str]] = []
 
     def peer(self, name: str) -> PeerSettings | None:
         """Return the configured peer."""
@@ -145,6 +146,10 @@ class Nodes:
     def busy(self) -> float | None:
         """Say when to come back."""
         return self.busy_seconds
+
+    def refused(self, claimed: str | None, address: str, reason: Reason, detail: str) -> None:
+        """Remember it."""
+        self.strangers.append((claimed, reason, detail))
 
 
 def secret_file(directory: Path, text: str = SECRET) -> str:
