@@ -234,6 +234,7 @@ class StreamSession:
                 node.config.log.max_body_bytes,
                 node.config.limits.publish_pending_bytes,
                 highest,
+                node.log.epochs()[-stream.MAX_EPOCHS :],
             )
         )
 

@@ -91,6 +91,7 @@ class Reader:
         self._ack_wanted = 0
         self._ack_sent = 0
         self._acking: list[tuple[int, Done]] = []
+        self._valid: list[int] = []  # up to where acks of each earlier era count
 
     # From the application
 
@@ -105,9 +106,10 @@ class Reader:
         Args:
             next: One more than the last offset that is done.
             done: Called once.
-            era: The era of the record that is done; another than the present one is refused.
+            era: The era of the record that is done; an earlier one counts as far as the log is
+                still what it was then.
         """
-        if era not in (None, self.era):
+        if era is not None and era < self.era and next > self._valid[era]:
             done(ClientError(_OTHER_LOG))
         elif not self._consumer:
             done(ClientError("only a subscription with a consumer's name is acknowledged"))
@@ -121,20 +123,16 @@ class Reader:
 
     # From the session
 
-    def restore(self, log_next: int, same_log: bool) -> Subscribe:
+    def restore(self, agreed: int) -> Subscribe:
         """Return the frame that begins it on a new connection, where it stood on the last one.
 
         Args:
-            log_next: The next offset of the daemon's log.
-            same_log: Whether it is the log of the last connection; another is read from its start.
+            agreed: Below this offset the daemon's log is what it was on the last connection; 0
+                where it is another log, which is read from its start.
         """
-        if not same_log and self.next is not None:
-            self._start = "earliest"
-            self._begin_era()
-            self.next = None
-        elif self.next is not None and self.next > log_next:
-            self._begin_era()
-            self.next = log_next
+        if self.next is not None and self.next > agreed:
+            self._begin_era(agreed)
+            self._start, self.next = "earliest", agreed or None
         self._ack_sent = self._owed_credit = 0
         self.is_asked, self._is_stopped = True, False
         start = self._start if self.next is None else self.next
@@ -142,14 +140,18 @@ class Reader:
             self.id, self._patterns, start, self._consumer, max(0, self._window - self._held)
         )
 
-    def _begin_era(self) -> None:
-        """Forget what was acknowledged: the daemon's log is another, or was put back.
+    def _begin_era(self, agreed: int) -> None:
+        """Forget what was acknowledged from `agreed` on: the log is another, or was put back.
 
-        Offsets of records that came before mean others now: their acks must not count.
+        These offsets mean other records now: the acks of the earlier ones must not count.
         """
+        self._valid = [*[min(each, agreed) for each in self._valid], agreed]
         self.era += 1
-        self._acked = self._ack_wanted = 0
-        self._settle_acks(None, ClientError(_OTHER_LOG))
+        self._acked, self._ack_wanted = 0, min(self._ack_wanted, agreed)
+        kept = [entry for entry in self._acking if entry[0] <= agreed]
+        void, self._acking = [entry for entry in self._acking if entry[0] > agreed], kept
+        for _, done in void:
+            done(ClientError(_OTHER_LOG))
         if self.reading is not None:
             self.reading = msgspec.structs.replace(self.reading, era=self.era)
 
@@ -167,8 +169,9 @@ class Reader:
         return frames
 
     def begun(self, frame: Subscribed) -> None:
-        """Note where the daemon begins."""
+        """Note where the daemon begins; a consumer's cursor may lie below what was acknowledged."""
         self.is_asked = False
+        self._acked = min(self._acked, frame.next)
         if self.next is None:
             self.next = frame.next
 

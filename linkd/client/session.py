@@ -75,6 +75,7 @@ class Session:
         self._max_bytes = max_bytes
         self._log = ""
         self._log_next = 0
+        self._epochs: stream.Epochs = ()
         self._ids = 0
         self._readers: dict[int, Reader] = {}
         self._questions: dict[int, _Question] = {}
@@ -129,7 +130,7 @@ class Session:
         reader = Reader(self._ids, tuple(patterns), start, consumer, window)
         self._readers[reader.id] = reader
         if self.open:
-            self._control.append(reader.restore(self._log_next, same_log=True))
+            self._control.append(reader.restore(self._log_next))
         return reader
 
     def unsubscribe(self, reader: Reader) -> None:
@@ -279,8 +280,10 @@ class Session:
 
     def _opened(self, frame: stream.Opened) -> None:
         """Restore all on a daemon that has answered: each subscription once, then the publishes."""
-        same_log = self._log in ("", frame.log)
-        self._log, self._log_next = frame.log, frame.next
+        agreed = 0
+        if self._log in ("", frame.log):
+            agreed = stream.agreed(self._epochs, frame.epochs, frame.next)
+        self._log, self._log_next, self._epochs = frame.log, frame.next, frame.epochs
         self.node, self.max_body_bytes = frame.node, frame.max_body_bytes
         self.flight.max_bytes = min(self._max_bytes, frame.max_pending_bytes)
         if self.open:
@@ -289,7 +292,7 @@ class Session:
         self.open = True
         self.flight.begin_above(frame.highest)
         self._control.append(stream.Watch())
-        self._control += [reader.restore(frame.next, same_log) for reader in self._readers.values()]
+        self._control += [reader.restore(agreed) for reader in self._readers.values()]
         self.on_open()
 
     def _begin_anew(self, frame: stream.PublishFailed) -> None:

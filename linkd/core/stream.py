@@ -14,6 +14,7 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 
 from linkd.core.batch import array_header
+from linkd.core.wire import EpochStart
 from linkd.errors import RemoteProtocolError
 from linkd.status import LinkStatus
 
@@ -30,6 +31,7 @@ Sequenced = Annotated[int, msgspec.Meta(ge=1, le=2**62)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e10)]
 Patterns = Annotated[tuple[Name, ...], msgspec.Meta(min_length=1, max_length=1024)]
 Start = Natural | Literal["earliest", "latest"]
+Epochs = tuple[EpochStart, ...]
 
 
 # From the client
@@ -159,6 +161,8 @@ class Opened(msgspec.Struct, array_like=True, frozen=True, tag=32):
         max_pending_bytes: Bytes of records in publishes that may wait for their answer.
         highest: The highest number of the producer (of its run, where it has one) that is stored;
             0 where none is.
+        epochs: The log's newest epochs, oldest first: up to where the history agrees that two
+            connections met.
     """
 
     version: Natural
@@ -169,6 +173,7 @@ class Opened(msgspec.Struct, array_like=True, frozen=True, tag=32):
     max_body_bytes: Natural
     max_pending_bytes: Natural
     highest: Natural = 0
+    epochs: Epochs = ()
 
 
 class Published(msgspec.Struct, array_like=True, frozen=True, tag=33, gc=False):
@@ -331,6 +336,9 @@ FromDaemon = (
     | AckFailed
 )
 
+MAX_EPOCHS = 64
+"""So many epochs, the newest, are in `Opened`."""
+
 MAX_FRAMES = 65_536
 """Frames of one message: so many of any kind are told apart in a few milliseconds."""
 
@@ -365,6 +373,27 @@ def checked(frame: FromClient) -> FromClient:
         return _one_from_client.decode(_encoder.encode(frame))  # type: ignore[no-any-return]
     except (*_MALFORMED, UnicodeEncodeError, OverflowError, TypeError) as error:
         raise ValueError(f"{type(frame).__name__.lower()}: {error}") from None
+
+
+def agreed(before: Sequence[EpochStart], now: Sequence[EpochStart], next: int) -> int:
+    """Return the offset below which a log is what it was, by its epochs then and now.
+
+    It lies below what a client has where the log was put back to an older copy, also where that
+    copy has grown past it since. Without an epoch in common nothing proves that it was.
+
+    Args:
+        before: Its epochs when the client was last connected, oldest first.
+        now: Its epochs now.
+        next: Its next offset now.
+    """
+    firsts = [start.first for start in now]
+    ends = {start.epoch: end for start, end in zip(now, [*firsts[1:], next], strict=False)}
+    then = next
+    for start in reversed(before):
+        if (end := ends.get(start.epoch)) is not None:
+            return min(end, then)
+        then = start.first
+    return next
 
 
 def encode_publish(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import socket
 from collections.abc import Coroutine, Iterator
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 import linkd.client
-from linkd.client.errors import NoDaemon, Refused, Replaced
+from linkd.client.errors import ClientError, NoDaemon, Refused, Replaced
 from linkd.errors import ChannelRefused
 from tests.support.daemon import SECRET, Daemon
 
@@ -223,5 +224,50 @@ def test_a_publish_that_waits_for_nobody_is_refused_before_it_is_stored(daemon: 
                     await call
                 assert (caught.value.error, caught.value.offset) == ("not-found", None)
             assert await node.publish("orders", "first") == 1
+
+    run(check())
+
+
+def test_a_log_that_was_put_back_and_grew_is_read_whole_and_not_acknowledged(
+    daemon: Daemon,
+) -> None:
+    """Its epochs show where the copy was made, however many records it has when we are back."""
+
+    async def put_back(copy: str) -> None:
+        def swap() -> None:
+            daemon.stop()
+            shutil.rmtree(daemon.directory / "state")
+            shutil.copytree(copy, daemon.directory / "state")
+            daemon.start()
+            for index in range(9):
+                daemon.call("POST", "/v1/channels/orders", b"new %d" % index, "text/plain")
+
+        await asyncio.to_thread(swap)
+
+    async def check() -> None:
+        async with linkd.client.connect(daemon.socket, min_delay=0.05, max_delay=0.2) as node:
+            for index in range(4):
+                await node.publish("orders", f"old {index}")
+        copy = str(daemon.directory / "copy")
+        await asyncio.to_thread(daemon.stop)
+        shutil.copytree(daemon.directory / "state", copy)
+        await asyncio.to_thread(daemon.start)
+        # Both are back only when the copy has grown past what they have.
+        async with linkd.client.connect(daemon.socket, min_delay=1.0, max_delay=1.5) as node:
+            plain = node.subscribe("orders", start="earliest")
+            named = node.subscribe("orders", consumer="billing", start="earliest")
+            for index in range(4):
+                await node.publish("orders", f"lost {index}")
+            assert [(await anext(plain)).text for _ in range(8)][-1] == "lost 3"
+            held = [await anext(named) for _ in range(8)]
+            await held[1].ack()
+            await put_back(copy)
+            assert [(await anext(plain)).text for _ in range(9)] == [f"new {i}" for i in range(9)]
+            with pytest.raises(ClientError, match="another log"):
+                await held[7].ack()
+            await held[3].ack()  # it lies below the copy's end
+        async with linkd.client.connect(daemon.socket) as node:
+            named = node.subscribe("orders", consumer="billing")
+            assert (await anext(named)).text == "new 0"
 
     run(check())

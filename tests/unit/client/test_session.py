@@ -30,6 +30,7 @@ from linkd.core import stream
 from linkd.core.batch import HELD_BYTES, encode_records
 from linkd.core.batch import Record as Encoded
 from linkd.core.stream import Published
+from linkd.core.wire import EpochStart
 from linkd.errors import BodyTooLarge, ChannelRefused, Gap, LinkdError, LogFull
 from tests.support.stream_daemon import LINK
 
@@ -64,8 +65,11 @@ def tell(session: Session, *told: stream.FromDaemon) -> None:
     session.received(stream.encode(told))
 
 
-def opened(log: str = "L", next: int = 1, pending: int = 1 << 20) -> stream.Opened:
-    return stream.Opened(1, "edge-1", "fake", log, next, 1000, pending)
+def opened(
+    log: str = "L", next: int = 1, pending: int = 1 << 20, epochs: dict[str, int] | None = None
+) -> stream.Opened:
+    starts = tuple(EpochStart(epoch, first) for epoch, first in (epochs or {}).items())
+    return stream.Opened(1, "edge-1", "fake", log, next, 1000, pending, 0, starts)
 
 
 def up(session: Session, **more: object) -> list[stream.FromClient]:
@@ -516,20 +520,82 @@ def test_what_fails_after_storing_says_where_it_is_stored() -> None:
     assert (type(closed), str(closed), closed.offset) == (Closed, "closed", 8)
 
 
-@pytest.mark.parametrize(("log", "next_"), [("M", 50), ("L", 50)])
-def test_an_ack_of_another_log_counts_for_nothing(log: str, next_: int) -> None:
+THEN = {"e1": 1, "e2": 60}
+"""Epochs of a log with 100 records, of which a copy was made at the 49th."""
+
+
+@pytest.mark.parametrize(
+    ("log", "next_", "epochs", "agreed"),
+    [
+        ("M", 200, {"f1": 1}, 0),
+        ("L", 50, {}, 50),
+        ("L", 50, {"e1": 1}, 50),
+        ("L", 200, {"e1": 1, "e9": 50}, 50),  # grown past the reader before it was back
+        ("L", 200, {"e8": 1, "e1": 3, "e9": 50}, 50),
+        ("L", 200, {"e1": 1, "e2": 60, "e9": 90}, 90),
+    ],
+)
+def test_an_ack_counts_as_far_as_the_log_is_the_one_of_its_record(
+    log: str, next_: int, epochs: dict[str, int], agreed: int
+) -> None:
     session, taker = Session("p"), Taker()
     made = reader(session, taker, 1, "billing")
-    up(session, next=101)
+    up(session, next=101, epochs=THEN)
     tell(session, stream.Subscribed(1, 1), deliver(1, 1, 100))
     done: list[LinkdError | None] = []
-    made.ack(90, done.append, 0)
+    made.ack(95, done.append, 0)
+    made.ack(20, done.append, 0)
     frames(session)
     session.lost()
-    restored = up(session, log=log, next=next_)
-    assert not [frame for frame in restored if isinstance(frame, stream.Ack)]
+    subscribe, *acks = up(session, log=log, next=next_, epochs=epochs)
+    assert isinstance(subscribe, stream.Subscribe)
+    assert subscribe.start == (agreed or "earliest")
+    assert acks == ([stream.Ack(1, agreed)] if agreed else [])
+    assert [type(each) for each in done] == [ClientError] * (1 if agreed else 2)
+    done.clear()
+    made.ack(agreed + 1, done.append, 0)
+    assert [type(each) for each in done] == [ClientError]
+    made.ack(agreed + 1, done.append, made.era)
+    assert frames(session) == [stream.Ack(1, agreed + 1)]
+
+
+@pytest.mark.parametrize(
+    "epochs",
+    [
+        {"e1": 1, "e2": 60},  # the connection was lost, not the daemon
+        {"e1": 1, "e2": 60, "e3": 101},  # it was started again
+        {"e1": 1, "e2": 60, "e3": 150, "e4": 170},
+        {"e7": 150, "e8": 170},  # restarted so often that nothing is known in common
+        {},
+    ],
+)
+def test_a_log_that_only_grew_is_the_same(epochs: dict[str, int]) -> None:
+    session, taker = Session("p"), Taker()
+    made = reader(session, taker, 1, "billing")
+    up(session, next=101, epochs=THEN)
+    tell(session, stream.Subscribed(1, 1), deliver(1, 1, 100))
+    done: list[LinkdError | None] = []
     made.ack(95, done.append, 0)
-    assert [type(each) for each in done] == [ClientError, ClientError]
-    assert frames(session) == []
-    made.ack(20, done.append, made.era)
-    assert frames(session) == [stream.Ack(1, 20)]
+    frames(session)
+    session.lost()
+    subscribe, *acks = up(session, next=200, epochs=epochs)
+    assert isinstance(subscribe, stream.Subscribe)
+    assert (subscribe.start, acks, done) == (101, [stream.Ack(1, 95)], [])
+
+
+def test_a_cursor_below_what_was_acknowledged_is_set_again() -> None:
+    session, taker = Session("p"), Taker()
+    made = reader(session, taker, 1, "billing")
+    up(session)
+    tell(session, stream.Subscribed(1, 1), deliver(1, 1, 9))
+    done: list[LinkdError | None] = []
+    made.ack(10, done.append)
+    frames(session)
+    tell(session, stream.Acked(1, 10))
+    session.lost()
+    up(session, next=10)
+    tell(session, stream.Subscribed(1, 3))
+    made.ack(8, done.append)
+    assert done == [None]
+    tell(session, stream.Acked(1, 10))
+    assert done == [None, None]
