@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import socket
 from typing import Any
 
 import msgspec
@@ -34,9 +35,10 @@ def add(subparsers: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print a fresh token: good for 30 s, once."""
     body = None if arguments.channel is None else {"channel": arguments.channel}
+    base = _base(arguments) if arguments.dashboard else None
     answer = calls.post(arguments, "/v1/token", body).json()
-    if arguments.dashboard:
-        print(f"{_base(arguments)}/?token={answer['token']}")
+    if base is not None:
+        print(f"{base}/?token={answer['token']}")
     elif arguments.json:
         print(json_text(msgspec.json.encode(answer)))
     else:
@@ -51,4 +53,12 @@ def _base(arguments: argparse.Namespace) -> str:
         raise Ended(exits.USAGE, "the dashboard needs `http` in [api], such as 127.0.0.1:9480")
     host, _, port = api.http.rpartition(":")
     host = {_ANY_4: "127.0.0.1", "[::]": "[::1]", "": "127.0.0.1"}.get(host, host)
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=3.0).close()
+    except OSError as error:
+        raise Ended(
+            exits.REFUSED,
+            f"nothing answers at {host}:{port} ({error.strerror or error}): a new `http` needs"
+            " `systemctl restart linkd`",
+        ) from None
     return f"{'https' if api.certificate else 'http'}://{host}:{port}"

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from linkd.config.rules import broken
+from linkd.config.rules import broken, with_own_authority
 from linkd.config.settings import DEFAULT_FILE, PATHS, Config
 from linkd.config.shape import Trouble, misshapen, missing, shown
 from linkd.errors import ConfigError, Unavailable, is_passing
@@ -67,7 +67,8 @@ def load(paths: Sequence[Path] | None = None) -> Config:
 
     Relative paths in it are made absolute: a secret or certificate that systemd has put into
     `$CREDENTIALS_DIRECTORY` is taken from there, else from beside the first file or from
-    `credentials` beside it.
+    `credentials` beside it. A listener without a certificate gets the node's own
+    (`rules.with_own_authority`).
 
     Args:
         paths: Files in the order in which they are read; None: `files()`.
@@ -85,7 +86,7 @@ def load(paths: Sequence[Path] | None = None) -> Config:
     if troubles:
         raise ConfigError("\n".join(troubles))
     tables = _absolute(merged.tables, chosen[0].absolute().parent)
-    config = msgspec.convert(tables, Config)
+    config = with_own_authority(msgspec.convert(tables, Config))
     troubles = [merged.line(trouble) for trouble in broken(config)]
     if troubles:
         raise ConfigError("\n".join(troubles))

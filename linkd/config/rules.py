@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import msgspec
+
 from linkd.config.addresses import is_loopback, parse_address, parse_url
 from linkd.config.settings import NAME_PATTERN, PATHS, Config, PeerSettings, Settings
 from linkd.config.shape import Trouble, shown
@@ -34,6 +36,31 @@ def broken(config: Config) -> list[Trouble]:
         *_peers(config),
     ]
     return list({place: (place, what) for place, what in reversed(troubles)}.values())[::-1]
+
+
+def with_own_authority(config: Config) -> Config:
+    """Return the configuration with the files of the node's own authority in `[listen]`.
+
+    Only where the listener goes beyond loopback, names no certificate and is not `insecure`: there
+    is no such line without TLS by default. The daemon makes the files at its start.
+    """
+    listen = config.listen
+    if listen is None or listen.certificate or listen.key or listen.insecure:
+        return config
+    try:
+        host, _ = parse_address(listen.address)
+    except ValueError:
+        return config  # reported by `broken`
+    if is_loopback(host):
+        return config
+    folder = Path(config.node.state_dir) / "pairing"
+    own = msgspec.structs.replace(
+        listen,
+        certificate=str(folder / "hub.crt"),
+        key=str(folder / "hub.key"),
+        client_ca=listen.client_ca or str(folder / "ca.crt"),
+    )
+    return msgspec.structs.replace(config, listen=own)
 
 
 def _names(config: Config) -> Iterator[Trouble]:
@@ -141,7 +168,7 @@ def _api(config: Config) -> Iterator[Trouble]:
 
 
 def _listen(config: Config) -> Iterator[Trouble]:
-    """The listener guards what goes beyond loopback."""
+    """The listener's files fit together; beyond loopback `with_own_authority` sees to TLS."""
     listen = config.listen
     if listen is None:
         return
@@ -152,16 +179,10 @@ def _listen(config: Config) -> Iterator[Trouble]:
             "peers show certificates only over TLS: expected `certificate` too",
         )
     try:
-        host, port = parse_address(listen.address)
+        _, port = parse_address(listen.address)
     except ValueError as error:
         yield ("listen", "address"), f"{error}, got {shown(listen.address)}"
         return
-    if not (is_loopback(host) or listen.certificate or listen.insecure):
-        yield (
-            ("listen", "address"),
-            f"{shown(listen.address)} is beyond loopback: expected `certificate` and `key`,"
-            " or `insecure = true` on a line that is safe by itself",
-        )
     if port and config.api.http == listen.address:
         yield ("listen", "address"), f"{shown(listen.address)} is `api.http` already"
 

@@ -128,7 +128,11 @@ class ListenSettings(Settings, frozen=True, kw_only=True):
         _meta("`HOST:PORT`, `[IPV6]:PORT` or `:PORT` for all addresses.", "restart"),
     ]
     certificate: Annotated[
-        str | None, _meta("PEM file with the certificate chain; absent: no TLS.")
+        str | None,
+        _meta(
+            "PEM file with the certificate chain; absent: one of this node's own authority, made at"
+            " the start, with `key` and `client_ca`; no TLS on loopback, or where `insecure`."
+        ),
     ] = None
     key: Annotated[str | None, _meta("PEM file with the private key of `certificate`.")] = None
     client_ca: Annotated[
@@ -137,7 +141,7 @@ class ListenSettings(Settings, frozen=True, kw_only=True):
     ] = None
     insecure: Annotated[
         bool,
-        _meta("Allow listening beyond loopback without a certificate (a VPN, a lab)."),
+        _meta("Listen without TLS beyond loopback (a VPN, a lab)."),
     ] = False
 
 

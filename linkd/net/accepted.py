@@ -22,7 +22,7 @@ from linkd.net.websocket import STATE_CLOSED, ConnectionDeny, ServerProtocol
 MAX_POSTS = 4
 MAX_POST_BYTES = 16_384
 
-_TO_PLAIN = "dial ws://, or remove `insecure` from [listen]"
+_TO_PLAIN = "dial ws://, or give [listen] a certificate"
 
 _CLOSE_ENOUGH = 0.001
 """Seconds by which silence may be judged late, rather than move a timer for every ping."""

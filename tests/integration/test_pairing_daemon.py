@@ -20,7 +20,7 @@ PATHS = (
 
 def test_a_hub_from_nothing_is_paired_with_on_its_socket_alone() -> None:
     port, api = free_port(), free_port()
-    here = HUB.replace("0.0.0.0:9443", f"127.0.0.1:{port}")
+    here = HUB.replace("9443", str(port))
     hub = Daemon("hub", f'http = "127.0.0.1:{api}"\nrequire_key = false\n{here}')
     with contextlib.closing(hub):
         checked = command(hub, "check", "-q")

@@ -17,9 +17,6 @@ name = "hub"
 {API}
 [listen]
 address = "0.0.0.0:443"
-certificate = "/var/lib/linkd/pairing/hub.crt"
-key = "/var/lib/linkd/pairing/hub.key"
-client_ca = "/var/lib/linkd/pairing/ca.crt"
 """
 EDGE = f"""
 [node]

@@ -16,11 +16,8 @@ from tests.support.lab import Host, Namespace, python
 HUB: Final = """
 [listen]
 address = "0.0.0.0:9443"
-certificate = "{directory}/state/pairing/hub.crt"
-key = "{directory}/state/pairing/hub.key"
-client_ca = "{directory}/state/pairing/ca.crt"
 """
-"""A hub that has nothing yet but these lines."""
+"""A hub that has nothing yet but this line: its own authority is the default."""
 
 _BETWEEN: Final = """
 import socket, ssl, sys, threading

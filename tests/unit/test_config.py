@@ -107,6 +107,30 @@ def test_drop_ins_add_peers_in_order(tmp_path: Path) -> None:
     assert config.peer("b") is config.peers[1]
 
 
+def test_a_listener_beyond_loopback_has_the_node_s_own_authority(tmp_path: Path) -> None:
+    """One line is enough, and there is no line without TLS unless somebody asks for it."""
+
+    def listen(lines: str) -> ListenSettings:
+        head = '[node]\nname = "here"\nstate_dir = "/state"\n[listen]\n'
+        found = load([write(tmp_path / "a.toml", head + lines)]).listen
+        assert found is not None
+        return found
+
+    own = listen('address = ":9443"\n')
+    assert own.certificate == "/state/pairing/hub.crt"
+    assert own.key == "/state/pairing/hub.key"
+    assert own.client_ca == "/state/pairing/ca.crt"
+    assert not own.insecure
+    assert listen('address = "0.0.0.0:9443"\nclient_ca = "/ca"\n').client_ca == "/ca"
+    named = 'address = ":9443"\ncertificate = "/c"\nkey = "/k"\n'
+    assert (listen(named).certificate, listen(named).client_ca) == ("/c", None)
+    assert listen('address = ":9443"\ninsecure = true\n').certificate is None
+    assert listen('address = "127.0.0.1:9443"\n').certificate is None
+    for lines in ('address = "nowhere"\n', 'address = ":9443"\nkey = "/k"\n'):
+        with pytest.raises(ConfigError, match=r"listen\."):
+            listen(lines)
+
+
 def test_which_file(tmp_path: Path) -> None:
     assert files(None, {})[0] == Path("/etc/linkd/linkd.toml")
     assert files(None, {"LINKD_CONFIG": str(tmp_path / "x")}) == [tmp_path / "x"]

@@ -118,7 +118,6 @@ BAD: dict[str, tuple[str, str, str]] = {
     "listen IPv6": (NODE + '[listen]\naddress = "::1:9443"\n', "listen.address", "brackets"),
     "listen brackets": (NODE + '[listen]\naddress = "[hub]:1"\n', "listen.address", "only IPv6"),
     "listen name": (NODE + '[listen]\naddress = "hub:9443"\n', "listen.address", "no address"),
-    "listen in the clear": (NODE + '[listen]\naddress = ":9443"\n', "listen.address", "insecure = true"),
     "listen without key": (NODE + LISTEN + 'certificate = "c"\n', "listen.key", "private key"),
     "client_ca in the clear": (NODE + LISTEN + 'client_ca = "c"\n', "listen.client_ca", "TLS"),
     "listen is http": (NODE + API + LISTEN.replace("9443", "9480"), "listen.address", "`api.http`"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -442,9 +443,13 @@ def test_the_dashboards_address_comes_from_the_configuration(
 ) -> None:
     daemon.answers["POST /v1/token"] = (201, {"token": "t0ken", "expires_seconds": 30})
     file = tmp_path / "linkd.toml"
-    file.write_text('[node]\nname = "edge-1"\n[api]\nhttp = "127.0.0.1:9480"\n')
-    assert main(["-c", str(file), "token", "--dashboard"]) == 0
-    assert capsys.readouterr().out == "http://127.0.0.1:9480/?token=t0ken\n"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        file.write_text(f'[node]\nname = "edge-1"\n[api]\nhttp = "{address}"\n')
+        assert main(["-c", str(file), "token", "--dashboard"]) == 0
+        assert capsys.readouterr().out == f"http://{address}/?token=t0ken\n"
+    assert main(["-c", str(file), "token", "--dashboard"]) == 4
+    assert f"nothing answers at {address}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
