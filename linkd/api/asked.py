@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from linkd.api.call import Call, number
 from linkd.api.port import Start
 from linkd.api.refusals import Refusal
 from linkd.config.settings import CONSUMER_NAME_PATTERN
+from linkd.core.resume import agree
+from linkd.core.wire import Cursor, EpochEnd
+from linkd.log.engine import Log
 
 _CONSUMER = re.compile(CONSUMER_NAME_PATTERN)
 
@@ -18,9 +22,31 @@ def wants_stream(call: Call) -> bool:
 
 
 def last_event(call: Call) -> int | None:
-    """Return the id behind which an event stream resumes, if it does."""
+    """Return the number behind which a stream of events resumes, if it does."""
     given = call.header("Last-Event-ID")
     return number(given, "Last-Event-ID") if given else None
+
+
+def last_record(call: Call, log: Log) -> Start | None:
+    """Return where a stream of records resumes by the id that it got last, None where it got none.
+
+    The id is OFFSET@EPOCH; a bare offset is taken to be of this log.
+    """
+    offset, _, epoch = (call.header("Last-Event-ID") or "").partition("@")
+    if not offset:
+        return None
+    next_ = number(offset, "Last-Event-ID") + 1
+    return resumed(log, (EpochEnd(epoch, next_),)) if epoch else next_
+
+
+def resumed(log: Log, seen: Sequence[EpochEnd]) -> Start:
+    """Return where a reader goes on that has a log as far as it says, by epochs, oldest first.
+
+    That is the end of the newest epoch that both know, where the log was put back to an older copy;
+    the earliest record where it is another log: a message twice is better than one lost.
+    """
+    agreed = agree(log.epochs(), log.next, Cursor(log.id, tuple(seen), 0))
+    return "earliest" if agreed is None else agreed.next
 
 
 def consumer_of(call: Call) -> str | None:

@@ -58,6 +58,9 @@ class Subscription(Protocol):
 
     next: int
 
+    def position(self) -> int:
+        """Return the offset below which everything that it wants was handed to its sink."""
+
     def resume(self) -> None:
         """There is room again."""
 

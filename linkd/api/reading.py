@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as TimedOut
 
 from linkd.api.answer import Answer, answer
-from linkd.api.asked import consumer_of, last_event, start_of, wants_stream
+from linkd.api.asked import consumer_of, last_record, start_of, wants_stream
 from linkd.api.bodies import record_objects, to_json
 from linkd.api.call import Call, number, whole
 from linkd.api.callers import Caller
@@ -44,7 +44,7 @@ async def read(api: Service, call: Call) -> Answer | None:
         stream_records(api, call, pattern)
         return None
     call.only("from", "limit", "wait", "consumer")
-    last_event(call)
+    last_record(call, api.node.log)
     limit = call.number("limit", DEFAULT_LIMIT, MAX_LIMIT, 1)
     wait = call.seconds("wait", 0.0, MAX_WAIT_SECONDS)
     consumer = consumer_of(call)

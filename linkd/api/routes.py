@@ -24,7 +24,9 @@ _CONSUMER = Param(
     pattern=CONSUMER_NAME_PATTERN,
 )
 _LAST = Param(
-    "Last-Event-ID", "Resume an event stream after this offset or number.", pattern=r"^[0-9]{0,18}$"
+    "Last-Event-ID",
+    "Resume an event stream behind this id: OFFSET@EPOCH, an offset, or an event's number.",
+    pattern=r"^[0-9]{0,18}(@[0-9A-Za-z_-]{0,64})?$",
 )
 _CONFIRMED = Param("confirmed", "Do it; else only told what would be.", "boolean")
 _JSON = ("application/json",)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from linkd.api.refusals import Refusal
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from linkd.api.port import Start, Subscription
     from linkd.api.service import Service
 
-Piece = TypeVar("Piece")
+Piece = TypeVar("Piece", bound=Sized)
+
+SLICE_BYTES = 65_536
+"""After so many bytes of a batch there is a look at whether the client still reads."""
 
 SUBSCRIPTION_BYTES = 3072
 PATTERN_COST = 96
@@ -153,8 +156,15 @@ class SlicedSink(ApiSink, Generic[Piece]):
         if rest is not None:
             clock, until = self._api.reactor, self._api.share.end()
             ready: list[Piece] = []
+            size = 0
             for piece in rest:
                 ready.append(piece)
+                size += len(piece)
+                if size >= SLICE_BYTES:
+                    self.put(ready)
+                    ready, size = [], 0
+                    if not self.is_open_for(0):
+                        return False
                 if clock.seconds() >= until:
                     self.put(ready)
                     self._queue()

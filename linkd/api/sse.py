@@ -10,7 +10,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from linkd.api.account import SMALL_BYTES
-from linkd.api.asked import consumer_of, last_event, start_of
+from linkd.api.asked import consumer_of, last_record, start_of
 from linkd.api.bodies import record_objects, to_json
 from linkd.api.call import Call
 from linkd.api.callers import Caller
@@ -21,8 +21,8 @@ from linkd.api.sinks import SlicedSink
 from linkd.core.batch import Batch
 from linkd.status import Event
 
-COMMENT_SECONDS = 10.0
-"""An idle stream carries a comment so often, so that both ends see whether it lives."""
+BEAT_SECONDS = 10.0
+"""So often an idle stream carries a comment, or its position: both ends see whether it lives."""
 
 
 @implementer(IPushProducer)
@@ -44,10 +44,11 @@ class EventStream:
         self._paused = False
         self._waiting = 0  # bytes that wait for the caller to read them
         self.part = call.request.part
-        self._beat = LoopingCall(self._comment)
+        self._beat = LoopingCall(self._send_beat)
         self._beat.clock = api.reactor
         self.on_room: Callable[[], None] = _nothing
         self.on_gone: Callable[[], None] = _nothing
+        self.on_beat: Callable[[], bytes] = _comment
         self.pattern: str | None = None
 
     def begin(self) -> None:
@@ -63,8 +64,8 @@ class EventStream:
         )
         request.registerProducer(self, True)
         request.notifyFinish().addErrback(self._lost)
-        request.write(b"retry: 1000\n\n")
-        self._beat.start(COMMENT_SECONDS, now=False).addErrback(lambda _: None)
+        request.write(b"retry: 1000\n" + self.on_beat() + b"\n")
+        self._beat.start(BEAT_SECONDS, now=False).addErrback(lambda _: None)
         self._api.streams.add(self)
 
     def send(self, lines: bytes) -> bool:
@@ -118,9 +119,9 @@ class EventStream:
             self._request.unregisterProducer()
             self._request.finish()
 
-    def _comment(self) -> None:
+    def _send_beat(self) -> None:
         if not self._paused:
-            self.send(b":\n\n")
+            self.send(self.on_beat() + b"\n")
 
     def _lost(self, _: Failure) -> None:
         self._over()
@@ -156,6 +157,7 @@ class RecordStream(SlicedSink[bytes]):
     def __init__(self, api: Service, stream: EventStream) -> None:
         super().__init__(api, stream.part)
         self._stream = stream
+        self._dropped = 0
 
     def is_open_for(self, size: int) -> bool:
         """Return whether the caller reads."""
@@ -163,16 +165,34 @@ class RecordStream(SlicedSink[bytes]):
 
     def pieces(self, batch: Batch) -> Iterator[bytes]:
         """Yield each record as an event."""
-        return (event(one, at) for at, one in record_objects(batch))
+        epoch = batch.epoch.encode()
+        return (event(one, b"%d@%b" % (at, epoch)) for at, one in record_objects(batch))
+
+    def beat(self) -> bytes:
+        """Return the line that shows life: the id behind which the stream would resume.
+
+        EventSource keeps an id that comes without data, so a channel that is still quiet is resumed
+        as well, and what was for others is not read again.
+        """
+        if self.subscription is None or self.is_within:
+            return b":\n"
+        below = self.subscription.position()
+        epoch = self._api.node.log.epoch_below(below)
+        return b"id: %d@%b\n" % (below - 1, epoch.encode())
 
     def put(self, pieces: list[bytes]) -> None:
         """Write events."""
         self._stream.send(b"".join(pieces))
 
     def volatile(self, batch: Batch) -> None:
-        """Write records without an id, unless the caller is slow."""
-        if not (self._stream.paused or self.is_within):
-            self._stream.send(b"".join([event(one, None) for _, one in record_objects(batch)]))
+        """Write records without an id; where the caller is slow count them, and say so later."""
+        if self._stream.paused or self.is_within:
+            self._dropped += batch.count
+            return
+        dropped, self._dropped = self._dropped, 0
+        if dropped:
+            self._stream.send(event(to_json({"dropped": dropped}), None, b"gap"))
+        self._stream.send(b"".join([event(one, None) for _, one in record_objects(batch)]))
 
     def gap(self, first: int, next: int) -> None:
         """Write that offsets are gone."""
@@ -189,9 +209,9 @@ class RecordStream(SlicedSink[bytes]):
 def stream_records(api: Service, call: Call, pattern: str) -> None:
     """Follow a pattern as an event stream."""
     start: Start = start_of(call.text("from"), "latest")
-    last = last_event(call)
+    last = last_record(call, api.node.log)
     if last is not None:
-        start = last + 1
+        start = last
     consumer = consumer_of(call)
     stream = EventStream(api, call)
     sink = RecordStream(api, stream)
@@ -199,6 +219,7 @@ def stream_records(api: Service, call: Call, pattern: str) -> None:
     stream.pattern = pattern
     stream.on_room = sink.resume
     stream.on_gone = sink.close
+    stream.on_beat = sink.beat
     stream.begin()
 
 
@@ -210,7 +231,7 @@ def stream_events(api: Service, call: Call, after: int) -> None:
 
     def room() -> None:
         if waiting and not stream.paused:
-            lines = [event(to_json(one), one.number) for one in waiting]
+            lines = [event(to_json(one), b"%d" % one.number) for one in waiting]
             waiting.clear()
             stream.send(b"".join(lines))
 
@@ -224,11 +245,11 @@ def stream_events(api: Service, call: Call, after: int) -> None:
     room()
 
 
-def event(encoded: bytes, id: int | None, name: bytes = b"") -> bytes:
+def event(encoded: bytes, id: bytes | None, name: bytes = b"") -> bytes:
     """Return one event with these bytes, of however many lines."""
     head = b"event: %b\n" % name if name else b""
     if id is not None:
-        head += b"id: %d\n" % id
+        head += b"id: %b\n" % id
     if b"\n" in encoded or b"\r" in encoded:
         encoded = encoded.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         return head + b"".join(b"data: %b\n" % line for line in encoded.split(b"\n")) + b"\n"
@@ -237,3 +258,8 @@ def event(encoded: bytes, id: int | None, name: bytes = b"") -> bytes:
 
 def _nothing() -> None:
     """Nobody is to be told."""
+
+
+def _comment() -> bytes:
+    """Return a line that shows life."""
+    return b":\n"

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from linkd.api.asked import start_of
+import linkd
+from linkd.api.asked import resumed, start_of
 from linkd.api.bodies import to_json
 from linkd.api.call import Call
 from linkd.api.callers import Caller
 from linkd.api.publishing import too_large
 from linkd.api.refusals import Refusal, refusal_of
 from linkd.api.sinks import SlicedSink
-from linkd.api.textframes import Frame, Told, parse, told
+from linkd.api.textframes import LARGE_BYTES, Frame, FrameRefused, Name, Told, in_parts, parse, told
 from linkd.api.upgrade import Socket
 from linkd.clock import wall
 from linkd.core.batch import HELD_BYTES, Batch, Draft, Record, check_words, encode_records
@@ -21,10 +22,13 @@ from linkd.log.engine import Appended
 from linkd.status import Event
 
 if TYPE_CHECKING:
-    from linkd.api.port import Start
+    from linkd.api.port import Start, Subscription
     from linkd.api.service import Service
 
 PONG = b'{"type":"pong"}'
+
+Key = tuple[str, Name]
+"""A subscription: `id` and the name that the client gave it, or `pattern` and its pattern."""
 
 _FLAGS = {None: False, "0": False, "1": True}
 
@@ -50,11 +54,12 @@ class TextSession:
         self.caller = call.caller
         self._status = _flag(call, "status")
         self._presence = _flag(call, "presence")
-        self._is_linkd = _flag(call, "linkd")  # linkd.js is at the other end
+        self.is_linkd = _flag(call, "linkd")  # linkd.js is at the other end
         self._channel = call.text("channel")
         self._from = start_of(call.text("from"), "latest")
         self._reads = self._channel is not None and self._may_read(self._channel)
-        self._subscriptions: dict[str, TextSink] = {}
+        self._subscriptions: dict[Key, TextSink] = {}
+        self._parted = 0  # large messages that were sent in parts
         self._unsettled = 0
         self._number: int | None = None
         self._unwatch: Callable[[], None] | None = None
@@ -77,18 +82,20 @@ class TextSession:
     def allow(self, caller: Caller) -> None:
         """The caller's rights have changed: end what they no longer cover, and say so."""
         self.caller = caller
-        for pattern, sink in list(self._subscriptions.items()):
+        for key, sink in list(self._subscriptions.items()):
             try:
-                caller.check_subscribe(pattern)
+                caller.check_subscribe(sink.pattern)
             except Refusal as refusal:
-                del self._subscriptions[pattern]
+                del self._subscriptions[key]
                 sink.close()
-                self._refuse(None, refusal)
+                self._refuse(None, refusal, sink.name)
 
     # what the socket tells
 
     def opened(self) -> None:
         """Begin: follow the URL's channel, and what else was asked for."""
+        if self.is_linkd:
+            self._introduce()
         if self._status:
             self._unwatch = self._api.node.on_event(self._event)
             for link in self._api.node.status().links:
@@ -104,6 +111,8 @@ class TextSession:
         try:
             frame = parse(payload, binary)
             self._take(frame)
+        except FrameRefused as refusal:
+            self._refuse(refusal.id, refusal)
         except LinkdError as error:
             self._refuse(None if frame is None else frame.id, refusal_of(error))
 
@@ -115,7 +124,7 @@ class TextSession:
 
     def receiving(self) -> None:
         """Send a pong as a message: a page is not shown those of the WebSocket."""
-        if self._is_linkd:
+        if self.is_linkd:
             self.socket.send(PONG, False)
 
     def room(self) -> None:
@@ -140,8 +149,23 @@ class TextSession:
 
     # frames
 
+    def _introduce(self) -> None:
+        """Send what linkd.js must know of this node first."""
+        node = self._api.node
+        more = {
+            "node": node.name,
+            "version": linkd.__version__,
+            "log": node.log.id,
+            "epoch": node.log.epoch,
+            "next": node.log.next,
+            "max_body_bytes": node.config.log.max_body_bytes,
+        }
+        self._send_object("opened", more)
+
     def _take(self, frame: Frame) -> None:
         if frame.kind == "ping":
+            for sink in self._subscriptions.values():
+                sink.report_position()
             self.socket.send(PONG, False)
         elif frame.kind == "subscribe":
             self._subscribe(frame)
@@ -151,29 +175,38 @@ class TextSession:
             self._publish(frame)
 
     def _subscribe(self, frame: Frame) -> None:
-        pattern, start = frame.channel or "", frame.start
-        sink = self._follow(pattern, "latest" if start is None else start)
+        start: Start = "latest" if frame.start is None else frame.start
+        if frame.seen:
+            start = resumed(self._api.node.log, frame.seen)
+        sink = self._follow(frame.channel or "", start, frame.subscription)
         if frame.id is not None and sink.subscription is not None:
-            self._ack(frame.id, sink.subscription.next)
+            more = {} if sink.name is None else {"epoch": sink.epoch}
+            self._ack(frame.id, sink.subscription.next, **more)
 
-    def _follow(self, pattern: str, start: Start) -> TextSink:
-        """Follow a pattern; one that is followed already begins anew."""
+    def _follow(self, pattern: str, start: Start, name: Name | None = None) -> TextSink:
+        """Follow a pattern; one that is followed already begins anew, unless it has a name."""
         self.caller.check_patterns((pattern,))
         most = self._api.node.config.limits.subscriptions
-        before = self._subscriptions.pop(pattern, None)
+        key = ("pattern", pattern) if name is None else ("id", name)
+        if name is not None and key in self._subscriptions:
+            raise Refusal("malformed", f"subscription {str(name)[:64]} is in use")
+        before = self._subscriptions.pop(key, None)
         if before is None and len(self._subscriptions) >= most:
             raise Refusal("too-many", f"at most {most} subscriptions (limits.subscriptions)")
         if before is not None:
             before.close()
-        sink = TextSink(self, self._api, pattern)
+        sink = TextSink(self, self._api, pattern, name)
         sink.subscribe(self.caller, (pattern,), start)
-        self._subscriptions[pattern] = sink
+        self._subscriptions[key] = sink
         return sink
 
     def _unsubscribe(self, frame: Frame) -> None:
-        sink = self._subscriptions.pop(frame.channel or "", None)
+        pattern, name = frame.channel or "", frame.subscription
+        key = ("pattern", pattern) if name is None else ("id", name)
+        sink = self._subscriptions.pop(key, None)
         if sink is None:
-            raise Refusal("not-found", f"{(frame.channel or '')[:80]} is not followed")
+            wanted = pattern if name is None else f"subscription {name}"
+            raise Refusal("not-found", f"{wanted[:80]} is not followed")
         sink.close()
         if frame.id is not None:
             self._ack(frame.id, self._api.node.log.next)
@@ -214,31 +247,39 @@ class TextSession:
 
     # what is sent
 
-    def _ack(self, id: str | int, offset: int) -> None:
-        self._send_object("ack", {"id": id, "offset": offset})
+    def _ack(self, id: Name, offset: int, **more: Any) -> None:
+        self._send_object("ack", {"id": id, "offset": offset, **more})
 
-    def _refuse(self, id: str | int | None, refusal: Refusal) -> None:
+    def _refuse(self, id: Name | None, refusal: Refusal, subscription: Name | None = None) -> None:
         more = {"id": id, "error": refusal.error, "message": refusal.message}
-        self._send_object("error", more)
+        self.report("error", more, subscription)
 
     def _send_object(self, type_: str, value: Any) -> None:
         if not self._ended:
             self.socket.send(to_json({"type": type_, "data": value}), False)
 
-    def gap(self, pattern: str, first: int, next: int) -> None:
-        """Tell that offsets are gone."""
-        self._send_object("gap", {"channel": pattern, "first": first, "next": next})
-
-    def dropped(self, pattern: str, count: int) -> None:
-        """Tell how many messages without an offset a slow client has missed."""
-        self._send_object("gap", {"channel": pattern, "dropped": count})
+    def report(self, type_: str, more: dict[str, Any], subscription: Name | None) -> None:
+        """Send what happened to a subscription, with its name where it has one."""
+        if subscription is not None:
+            more["subscription"] = subscription
+        self._send_object(type_, more)
 
     def lost(self, sink: TextSink, reason: str) -> None:
         """A subscription was ended by the node."""
-        if self._subscriptions.get(sink.pattern) is sink:
-            del self._subscriptions[sink.pattern]
+        key = ("pattern", sink.pattern) if sink.name is None else ("id", sink.name)
+        if self._subscriptions.get(key) is sink:
+            del self._subscriptions[key]
             if reason != "stopped":
-                self._refuse(None, Refusal("internal", f"{sink.pattern}: {reason}"))
+                self._refuse(None, Refusal("internal", f"{sink.pattern}: {reason}"), sink.name)
+
+    def parted(self, messages: Iterator[Told]) -> Iterator[Told]:
+        """Yield messages as linkd.js gets them, large ones in parts."""
+        for one in messages:
+            if len(one) > LARGE_BYTES:
+                self._parted = (self._parted + 1) % 2**32
+                yield from in_parts(self._parted, one)
+            else:
+                yield one
 
     def joined(self, kind: str, number: int, name: str, count: int) -> None:
         """Tell who joined or left."""
@@ -270,13 +311,37 @@ class TextSession:
 
 
 class TextSink(SlicedSink[Told]):
-    """Where one pattern's records go."""
+    """Where one pattern's records go.
 
-    def __init__(self, session: TextSession, api: Service, pattern: str) -> None:
+    Args:
+        session: The client.
+        api: The API.
+        pattern: What it follows.
+        name: What the client calls it, None where its pattern names it.
+
+    Attributes:
+        epoch: What comes next lies in it, as far as the client knows.
+    """
+
+    def __init__(
+        self, session: TextSession, api: Service, pattern: str, name: Name | None = None
+    ) -> None:
         super().__init__(api, api.account.part(session.caller.name))
         self.pattern = pattern
+        self.name = name
+        self.epoch = ""
         self._session = session
         self._dropped = 0
+        self._reported = 0  # the client knows that everything below is over
+
+    def subscribe(
+        self, caller: Caller, patterns: Sequence[str], start: Start, consumer: str | None = None
+    ) -> Subscription:
+        """Follow these patterns; see `ApiSink.subscribe`."""
+        found = super().subscribe(caller, patterns, start, consumer)
+        self._reported = found.next
+        self.epoch = self._api.node.log.epoch_below(found.next)
+        return found
 
     def is_open_for(self, size: int) -> bool:
         """Return whether the client reads."""
@@ -284,7 +349,29 @@ class TextSink(SlicedSink[Told]):
 
     def pieces(self, batch: Batch) -> Iterator[Told]:
         """Yield each record as a message."""
-        return told(batch, self._session.envelope)
+        session = self._session
+        messages = told(batch, session.envelope, self.name)
+        return session.parted(messages) if session.is_linkd else messages
+
+    def batch(self, batch: Batch) -> bool:
+        """Send a batch's records; before the first of an epoch say that it begins."""
+        if self.name is not None and batch.epoch != self.epoch:
+            self._position(batch.offset, batch.epoch)
+        self._reported = batch.next
+        return super().batch(batch)
+
+    def report_position(self) -> None:
+        """Send where a quiet subscription is: what was for others need not be read again."""
+        if self.name is None or self.subscription is None or self.is_within:
+            return
+        position = self.subscription.position()
+        if position > self._reported and not self._session.socket.paused:
+            self._reported = position
+            self._position(position, self._api.node.log.epoch_below(position))
+
+    def _position(self, next: int, epoch: str) -> None:
+        self.epoch = epoch
+        self._session.report("position", {"next": next, "epoch": epoch}, self.name)
 
     def put(self, pieces: list[Told]) -> None:
         """Send messages."""
@@ -299,12 +386,14 @@ class TextSink(SlicedSink[Told]):
             return
         if self._dropped:
             dropped, self._dropped = self._dropped, 0
-            self._session.dropped(self.pattern, dropped)
+            more = {"channel": self.pattern, "dropped": dropped}
+            self._session.report("gap", more, self.name)
         self.put(list(self.pieces(batch)))
 
     def gap(self, first: int, next: int) -> None:
         """Tell that offsets are gone."""
-        self._session.gap(self.pattern, first, next)
+        more = {"channel": self.pattern, "first": first, "next": next}
+        self._session.report("gap", more, self.name)
 
     def end(self, reason: str) -> None:
         """Nothing more comes."""

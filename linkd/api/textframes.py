@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
@@ -11,6 +12,8 @@ from linkd.api.bodies import to_json
 from linkd.api.refusals import Refusal
 from linkd.core.batch import Batch, Record, Unreadable, check_headers, read_records
 from linkd.core.shown import JSON, body_of, extras_of, rfc3339
+from linkd.core.wire import EpochEnd
+from linkd.errors import LinkdError
 
 if TYPE_CHECKING:
     from linkd.api.port import Start
@@ -26,6 +29,14 @@ _UNREADABLE = object()
 _value = msgspec.json.Decoder()
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
+
+LARGE_BYTES = 65_536
+PART_BYTES = 16_384
+"""linkd.js gets a message of more than `LARGE_BYTES` in parts of so many bytes: each is a sign of
+life, and others pass in between."""
+
+Name = str | int
+"""What a client calls a frame, or one of its subscriptions."""
 
 Kind = Literal["publish", "subscribe", "unsubscribe", "ping", "pong"]
 """What a message of a client does."""
@@ -43,6 +54,8 @@ class Frame(msgspec.Struct, frozen=True):
         id: Answered with an ack where it is set.
         start: Where a subscription begins, None where it does not say.
         headers: The headers of what is to be published, None if none.
+        subscription: The client's name of a subscription, None where its pattern names it.
+        seen: How far the client has this log, by epochs, oldest first.
     """
 
     kind: Kind
@@ -50,9 +63,24 @@ class Frame(msgspec.Struct, frozen=True):
     type: str = ""
     content_type: str = ""
     channel: str | None = None
-    id: str | int | None = None
+    id: Name | None = None
     start: Start | None = None
     headers: dict[str, str] | None = None
+    subscription: Name | None = None
+    seen: tuple[EpochEnd, ...] = ()
+
+
+class FrameRefused(Refusal):
+    """A frame is refused.
+
+    Args:
+        message: One sentence for people.
+        id: The frame's, None where it has none that can be read.
+    """
+
+    def __init__(self, message: str, id: Name | None) -> None:
+        super().__init__("malformed", message)
+        self.id = id
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -61,11 +89,17 @@ class Told(msgspec.Struct, frozen=True):
     payload: bytes
     binary: bool
 
+    def __len__(self) -> int:
+        """Return the bytes of it."""
+        return len(self.payload)
+
 
 class _Follow(msgspec.Struct, forbid_unknown_fields=True):
     """What `subscribe` and `unsubscribe` say."""
 
-    channel: str
+    channel: str = ""
+    subscription: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] | int | None = None
+    seen: Annotated[tuple[EpochEnd, ...], msgspec.Meta(max_length=64)] = ()
     from_: int | Literal["earliest", "latest"] | None = msgspec.field(default=None, name="from")
 
 
@@ -77,13 +111,15 @@ def parse(payload: bytes, binary: bool) -> Frame:
 
     Raises:
         Refusal: It has a reserved type, or its `channel`, `id` or `data` is not what it must be.
+        FrameRefused: The same, and its id is known.
     """
     if binary:
         return Frame("publish", payload)
     if payload.lstrip()[:1] == b"{":
         try:
             given = _object.decode(payload)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            _refuse_unreadable(payload, str(error))
             return Frame("publish", payload, "", TEXT)
         if "type" in given and _KEYS.issuperset(given):
             frame = _typed(given)
@@ -97,43 +133,65 @@ def parse(payload: bytes, binary: bool) -> Frame:
     return Frame("publish", payload, "", JSON)
 
 
+def _refuse_unreadable(payload: bytes, why: str) -> None:
+    """Raise FrameRefused for a frame that is one by its keys, but has what no JSON here can have.
+
+    A browser's JSON may have half of a surrogate pair, as a text that was cut has at its end.
+    Published as text, the whole frame would be the message, and its id would never be answered.
+    """
+    try:
+        given = json.loads(payload)
+    except (ValueError, RecursionError):
+        return
+    if isinstance(given, dict) and {"type", "data", "id"} <= given.keys() <= _KEYS:
+        id_ = given["id"]
+        known = isinstance(id_, str | int) and not isinstance(id_, bool) and _is_whole(id_)
+        raise FrameRefused(f"the frame can't be read: {why}", id_ if known else None)
+
+
+def _is_whole(id_: Name) -> bool:
+    """Tell whether an id can be sent back."""
+    try:
+        str(id_).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _typed(given: dict[str, msgspec.Raw]) -> Frame | None:
     """Return what an object with a type means; None: it is a value like any other."""
     type_ = _plain(given["type"])
     if not isinstance(type_, str) or ("data" not in given and type_ not in _CALLS):
         return None
-    headers = _plain(given.get("headers"))
-    if headers is not None and not (
-        isinstance(headers, dict) and all(isinstance(each, str) for each in headers.values())
-    ):
-        return None
-    id_, channel = _plain(given.get("id")), _plain(given.get("channel"))
+    id_, channel, headers = map(_plain, map(given.get, ("id", "channel", "headers")))
     if not (id_ is None or isinstance(id_, str | int)) or isinstance(id_, bool):
         raise Refusal("malformed", "id: expected a string or a whole number")
     if id_ == "":
         id_ = None
+    if headers is not None and not (
+        isinstance(headers, dict) and all(isinstance(each, str) for each in headers.values())
+    ):
+        if id_ is None:
+            return None
+        raise FrameRefused("headers: expected an object of strings", id_)
     if not (channel is None or isinstance(channel, str)):
-        raise Refusal("malformed", "channel: expected a string")
+        raise FrameRefused("channel: expected a string", id_)
     if type_ == "ping":
         return Frame("ping")
     if type_ == "pong":
         return Frame("pong")
-    if type_ in ("subscribe", "unsubscribe"):
-        return _following(type_, given.get("data"), id_)
-    if type_ in RESERVED:
-        raise Refusal("malformed", f"{type_} is a reserved type")
-    return Frame(
-        "publish",
-        bytes(given["data"]),
-        type_,
-        JSON,
-        channel,
-        id_,
-        headers=check_headers(headers or {}),
-    )
+    if type_ in RESERVED - _CALLS:
+        raise FrameRefused(f"{type_} is a reserved type", id_)
+    try:
+        if type_ in ("subscribe", "unsubscribe"):
+            return _following(type_, given.get("data"), id_)
+        checked = check_headers(headers or {})
+    except LinkdError as error:
+        raise FrameRefused(str(error), id_) from None
+    return Frame("publish", bytes(given["data"]), type_, JSON, channel, id_, headers=checked)
 
 
-def _following(type_: str, data: msgspec.Raw | None, id_: str | int | None) -> Frame:
+def _following(type_: str, data: msgspec.Raw | None, id_: Name | None) -> Frame:
     try:
         wanted = _follow.decode(data if data is not None else b"null")
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -146,7 +204,16 @@ def _following(type_: str, data: msgspec.Raw | None, id_: str | int | None) -> F
     kind: Literal["subscribe", "unsubscribe"] = (
         "subscribe" if type_ == "subscribe" else "unsubscribe"
     )
-    return Frame(kind, channel=wanted.channel, id=id_, start=start)
+    if type_ == "subscribe" and not wanted.channel:
+        raise Refusal("malformed", "channel: expected a channel or a pattern")
+    return Frame(
+        kind,
+        channel=wanted.channel,
+        id=id_,
+        start=start,
+        subscription=wanted.subscription,
+        seen=wanted.seen,
+    )
 
 
 def _plain(value: msgspec.Raw | None) -> Any:
@@ -159,21 +226,32 @@ def _plain(value: msgspec.Raw | None) -> Any:
         return _UNREADABLE
 
 
-def told(batch: Batch, envelope: bool) -> Iterator[Told]:
+def told(batch: Batch, envelope: bool, subscription: Name | None = None) -> Iterator[Told]:
     """Yield each record of a batch as a message; typed ones, or all, in an envelope.
 
-    So are those with headers, and those that can't be read.
+    So are those with headers, those that can't be read, and those of a subscription with a name.
     """
-    offset = batch.offset
+    offset, wraps = batch.offset, envelope or subscription is not None
+    more = {} if subscription is None else {"subscription": subscription}
     for place, record in enumerate(read_records(batch.records, batch.count)):
-        if record.type or record.headers or envelope or isinstance(record, Unreadable):
+        if record.type or record.headers or wraps or isinstance(record, Unreadable):
             at = offset + place if offset else 0
-            yield Told(_enveloped(batch, record, at, envelope), False)
+            yield Told(to_json({**_enveloped(batch, record, at, envelope), **more}), False)
         else:
             yield _bare(record)
 
 
-def _enveloped(batch: Batch, record: Record, offset: int, envelope: bool) -> bytes:
+def in_parts(number: int, message: Told) -> Iterator[Told]:
+    """Yield a large message as its announcement and its parts, each led by the number."""
+    payload = message.payload
+    announced = {"type": "parts", "data": {"number": number, "bytes": len(payload)}}
+    yield Told(to_json(announced), False)
+    head = number.to_bytes(4, "big")
+    for place in range(0, len(payload), PART_BYTES):
+        yield Told(head + payload[place : place + PART_BYTES], True)
+
+
+def _enveloped(batch: Batch, record: Record, offset: int, envelope: bool) -> dict[str, Any]:
     name, value = body_of(record)
     one: dict[str, Any] = {
         "type": record.type or None,
@@ -186,7 +264,7 @@ def _enveloped(batch: Batch, record: Record, offset: int, envelope: bool) -> byt
     if envelope:
         one["time"] = rfc3339(batch.time)
         one["id"] = record.id or None
-    return to_json(one)
+    return one
 
 
 def _bare(record: Record) -> Told:

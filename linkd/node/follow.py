@@ -69,6 +69,12 @@ class Follower:
         self.next = start
         self.consumer = consumer
 
+    def position(self) -> int:
+        """Return the offset below which everything that it wants was handed to its sink."""
+        if self._live and not self._pending:
+            self.next = max(self.next, self._owner.offered)
+        return self.next
+
     def resume(self) -> None:
         """There is room again."""
         self._paused = False
@@ -228,7 +234,13 @@ def _bytes_of(batches: Iterable[Batch]) -> int:
 
 
 class FollowerOwner(Protocol):
-    """What a follower tells its owner."""
+    """What a follower tells its owner.
+
+    Attributes:
+        offered: Followers that keep up were offered everything below.
+    """
+
+    offered: int
 
     def acked(
         self, follower: Follower, next: int, done: Callable[[Exception | None], None]

@@ -56,12 +56,16 @@ class Readers:
         around: The node.
         log: Its log.
         store: Where the consumers' cursors lie.
+
+    Attributes:
+        offered: Followers that keep up were offered everything below.
     """
 
     def __init__(self, around: Around, log: Log, store: CursorStore) -> None:
         self._around = around
         self._log = log
         self._store = store
+        self.offered = log.next
         self._followers: dict[Follower, None] = {}
         self._held: dict[Owned, Follower] = {}
         self._looked: dict[Owned, int] = {}

@@ -155,6 +155,7 @@ class Spread:
         for follower, wanted in for_followers.items():
             if not _done(follower.offer, wanted, end):
                 _done(follower.end, "linkd made a mistake; its log has the details")
+        self._readers.offered = end
 
     def _offer(self, driver: LinkDriver, owed: list[Batch], next: int) -> None:
         """Hand a peer what is its own; where that fails it missed something, and begins anew."""

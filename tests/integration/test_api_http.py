@@ -251,7 +251,8 @@ async def test_event_stream_resumes_after_the_last_id(served: Served) -> None:
     text = await thread(follow)
     assert text.startswith("retry: ")
     ids = [line[4:] for line in text.splitlines() if line.startswith("id: ")]
-    assert ids == ["2", "3"]
+    assert [id_.partition("@")[0] for id_ in ids] == ["1", "2", "3"]
+    assert ids[2] == f"3@{served.node.log.epoch}"
 
     def all_of_it() -> str:
         command = ["curl", "-sN", "-m", "1", "--unix-socket", served.path]
@@ -263,6 +264,33 @@ async def test_event_stream_resumes_after_the_last_id(served: Served) -> None:
     assert json.loads("\n".join(first))["data"] == {"n": 1}
     await until(lambda: not served.api.streams)
     assert not served.node.readers._followers
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_event_stream_without_a_message_yet_has_an_id_to_resume_at(
+    served: Served,
+) -> None:
+    """EventSource on a quiet channel lost what was published while it was reconnecting."""
+    need("curl")
+    put(served, "orders", b"1", b"2")
+
+    def follow(*last: str) -> list[str]:
+        command = ["curl", "-sN", "-m", "0.5", "--unix-socket", served.path]
+        command += ["-H", "Accept: text/event-stream", *last, "http://x/v1/channels/alarms"]
+        text = subprocess.run(command, capture_output=True).stdout.decode()
+        return [line for line in text.splitlines() if line.startswith(("id: ", "data: "))]
+
+    (first,) = await thread(follow)
+    assert first == f"id: 2@{served.node.log.epoch}"
+    put(served, "alarms", b'"fire"')
+    got = await thread(lambda: follow("-H", f"Last-Event-ID: {first[4:]}"))
+    assert got[0] == first
+    assert got[1].startswith("id: 3@")
+    assert "fire" in got[2]
+    # Of a log that this one has nothing of: from its beginning.
+    got = await thread(lambda: follow("-H", "Last-Event-ID: 900@another"))
+    assert got[0].startswith("id: 0")
+    assert "fire" in got[-1]
 
 
 @pytest_twisted.ensureDeferred

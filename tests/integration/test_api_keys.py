@@ -198,6 +198,7 @@ class Follower:
 
     def __init__(self, port: int, path: str, cookie: str) -> None:
         self.ids: list[int] = []
+        self.last: str | None = None
         self.bodies: list[Any] = []
         self.opened = 0
         self.stopping = False
@@ -208,8 +209,8 @@ class Follower:
     def _follow(self) -> None:
         while not self.stopping:
             headers = {"Cookie": self._cookie, "Accept": "text/event-stream"}
-            if self.ids:
-                headers["Last-Event-ID"] = str(self.ids[-1])
+            if self.last is not None:
+                headers["Last-Event-ID"] = self.last
             connection = HTTPConnection("127.0.0.1", self._port, timeout=12)
             try:
                 connection.request("GET", self._path, headers=headers)
@@ -220,7 +221,8 @@ class Follower:
                 while line := answer.readline():
                     name, _, value = line.strip().partition(b": ")
                     if name == b"id":
-                        id_ = int(value)
+                        self.last = value.decode()
+                        id_ = int(value.partition(b"@")[0])
                     elif name == b"data":
                         self.ids.append(id_)
                         self.bodies.append(json.loads(value)["data"])

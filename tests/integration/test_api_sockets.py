@@ -173,6 +173,8 @@ async def test_pongs_come_while_a_message_comes_in(
     def run(client: Text) -> list[Any]:
         client.wire.send(pieces())
         got = [client.hear()]
+        if "linkd=1" in query:
+            got = [client.hear()]
         while got[-1] != "x" * 8:
             got.append(client.hear())
         return got
@@ -180,6 +182,147 @@ async def test_pongs_come_while_a_message_comes_in(
     got = await talk(served, query, run)
     assert 2 <= len(heard) <= 5
     assert got[:-1] == ([{"type": "pong"}] * len(heard) if "linkd=1" in query else [])
+
+
+def subscribe(name: str, pattern: str, **more: Any) -> dict[str, Any]:
+    """Return the frame that begins a subscription with a name."""
+    data = {"channel": pattern, "subscription": name, **more}
+    return {"type": "subscribe", "data": data, "id": name}
+
+
+@pytest_twisted.ensureDeferred
+async def test_each_named_subscription_has_its_own_stream(served: Served) -> None:
+    put(served, "a.b", b"1", b"2")
+
+    def run(client: Text) -> None:
+        opened = client.hear()
+        log = served.node.log
+        assert opened["type"] == "opened"
+        told = opened["data"]
+        assert (told["log"], told["epoch"], told["next"]) == (log.id, log.epoch, 3)
+        client.say(subscribe("x", "a.*", **{"from": 2}))
+        assert client.hear()["data"] == {"id": "x", "offset": 2, "epoch": log.epoch}
+        got = client.hear()
+        assert (got["subscription"], got["offset"], got["data"]) == ("x", 2, 2)
+        client.say(subscribe("y", "a.*", **{"from": "earliest"}))
+        assert client.hear()["data"]["offset"] == 1
+        assert [(one["subscription"], one["offset"]) for one in (client.hear(), client.hear())] == [
+            ("y", 1),
+            ("y", 2),
+        ]
+        client.say(subscribe("y", "other"))
+        assert client.hear()["data"]["error"] == "malformed"
+        client.say({"type": "unsubscribe", "data": {"subscription": "y"}, "id": 5})
+        assert client.hear()["type"] == "ack"
+        client.say({"type": "unsubscribe", "data": {"subscription": "y"}, "id": 6})
+        assert client.hear()["data"]["error"] == "not-found"
+        client.say({"type": "made", "data": 3, "channel": "a.b", "id": "m"})
+        got = [client.hear(), client.hear()]
+        assert {
+            one["data"]["offset"] if one["type"] == "ack" else one["offset"] for one in got
+        } == {3}
+        assert client.silent()
+
+    await talk(served, "linkd=1&envelope=1", run)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_quiet_subscription_is_told_its_position(served: Served) -> None:
+    """Each reconnect sent 100,000 messages again that were for others."""
+
+    def run(client: Text) -> None:
+        client.hear()
+        client.say(subscribe("x", "quiet"))
+        assert client.hear()["data"]["offset"] == 1
+        client.say({"type": "ping"})
+        assert client.hear() == {"type": "pong"}
+        for number in range(3):
+            client.say({"type": "made", "data": number, "channel": "busy", "id": number})
+            client.hear()
+        for _ in range(2):
+            client.say({"type": "ping"})
+            told = client.hear()
+            if told["type"] == "position":
+                data = {"next": 4, "epoch": served.node.log.epoch, "subscription": "x"}
+                assert told["data"] == data
+                assert client.hear() == {"type": "pong"}
+            else:
+                assert told == {"type": "pong"}
+        assert client.silent()
+
+    await talk(served, "linkd=1&envelope=1", run)
+
+
+@pytest.mark.parametrize(
+    ("seen", "first"), [([["EPOCH", 3]], 3), ([["EPOCH", 9]], 5), ([["another", 3]], 1)]
+)
+@pytest_twisted.ensureDeferred
+async def test_a_subscription_resumes_in_the_history_that_both_know(
+    served: Served, seen: list[list[Any]], first: int
+) -> None:
+    """After the log was replaced a page was deaf until the offsets had passed its own again."""
+    put(served, "a", b"1", b"2", b"3", b"4")
+    seen = [[served.node.log.epoch if epoch == "EPOCH" else epoch, next_] for epoch, next_ in seen]
+
+    def run(client: Text) -> Any:
+        client.hear()
+        client.say(subscribe("x", "a", seen=seen))
+        return client.hear()["data"]["offset"]
+
+    assert await talk(served, "linkd=1&envelope=1", run) == first
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_large_message_comes_in_parts_to_who_asked_for_it(served: Served) -> None:
+    text = "ü" * 100_000
+    put(served, "a", json.dumps(text, ensure_ascii=False).encode(), b"2")
+
+    def run(client: Text) -> None:
+        client.hear()
+        client.say(subscribe("x", "a", **{"from": 1}))
+        client.hear()
+        told = client.hear()
+        assert told["type"] == "parts"
+        whole = b""
+        while len(whole) < told["data"]["bytes"]:
+            part = client.wire.recv(timeout=5)
+            assert isinstance(part, bytes)
+            assert len(part) <= 16_388
+            assert int.from_bytes(part[:4], "big") == told["data"]["number"]
+            whole += part[4:]
+        assert json.loads(whole)["data"] == text
+        assert client.hear()["data"] == 2
+
+    await talk(served, "linkd=1&envelope=1", run)
+
+
+@pytest.mark.parametrize(
+    ("frame", "id_", "words"),
+    [
+        ('{"type":"made","data":"cut \\ud83d","channel":"orders","id":"7"}', "7", "can't be read"),
+        ('{"type":"made","data":1,"id":7,"headers":{"a":1}}', 7, "object of strings"),
+        ('{"type":"made","data":1,"id":7,"headers":{"a b":"1"}}', 7, "letters, digits"),
+        ('{"type":"made","data":1,"id":"7","channel":5}', "7", "expected a string"),
+        ('{"type":"ack","data":1,"id":"7"}', "7", "reserved"),
+        ('{"type":"subscribe","data":1,"id":"7"}', "7", "subscribe: expected"),
+        ('{"type":"made","data":1,"id":"7","channel":"a..b"}', "7", "a..b"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_a_frame_that_cannot_be_taken_is_answered_under_its_id(
+    served: Served, frame: str, id_: object, words: str
+) -> None:
+    """Such a one was stored whole, as text, and never answered: all behind it waited for ever."""
+
+    def run(client: Text) -> None:
+        client.say(frame)
+        answer = client.hear()
+        assert answer["type"] == "error"
+        assert answer["data"]["id"] == id_
+        assert words in answer["data"]["message"]
+        assert client.silent()
+
+    await talk(served, "channel=orders", run)
 
 
 @pytest_twisted.ensureDeferred

@@ -77,6 +77,7 @@ class FakeNode:
         for follower in list(self.readers._followers):
             mine = [batch for batch in batches if follower.patterns.match(batch.channel)]
             follower.offer(mine, next)
+        self.readers.offered = next
 
     # NodePort
 
