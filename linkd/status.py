@@ -83,7 +83,8 @@ class LinkStatus(msgspec.Struct, frozen=True):
     `last_heard_seconds` (null if never) count from the last byte heard. `compressed` says
     whether the two ends agreed to compress batches; null while it is not up. `clock_skew_seconds`:
     by how much the peer's wall clock is ahead of ours, less the time that its hello was on the way;
-    null while it is not up, or where the peer does not report its clock.
+    null while it is not up, or where the peer does not report its clock. `silence_limit_seconds`:
+    at so much silence the link is given up; null without a connection.
     """
 
     peer: str
@@ -117,6 +118,24 @@ class LinkStatus(msgspec.Struct, frozen=True):
     attempt_detail: str | None = None
     compressed: bool | None = None
     clock_skew_seconds: float | None = None
+    silence_limit_seconds: float | None = None
+
+
+class LinkHistory(msgspec.Struct, frozen=True):
+    """The last hour of one link, a value for each `step_seconds`, the newest at `end`.
+
+    Null where it is not known: the link was down, or the node did not run. `silence_seconds` is the
+    longest silence within the step; `sent_records` and `received_records` are those of the step.
+    """
+
+    peer: str
+    step_seconds: float
+    end: str
+    rtt_seconds: list[float | None]
+    silence_seconds: list[float | None]
+    backlog_records: list[float | None]
+    sent_records: list[float | None]
+    received_records: list[float | None]
 
 
 class NodeStatus(msgspec.Struct, frozen=True):

@@ -61,6 +61,16 @@ async def outages(api: Service, call: Call) -> Answer:
         raise _no_peer(peer or "") from None
 
 
+async def history(api: Service, call: Call) -> Answer:
+    """Answer the last hour of one link."""
+    call.only()
+    peer = call.path["name"]
+    try:
+        return answer(api.node.history(peer))
+    except KeyError:
+        raise _no_peer(peer) from None
+
+
 async def consumers(api: Service, call: Call) -> Answer:
     """Answer the named consumers that the caller may see."""
     call.only()

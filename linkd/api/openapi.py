@@ -12,7 +12,7 @@ from linkd.api.refusals import WORDS
 from linkd.api.route import Param, Route
 from linkd.api.routes import ROUTES
 from linkd.core.channels import CHANNELS_PATTERN
-from linkd.status import Availability, Event, NodeStatus, Outage
+from linkd.status import Availability, Event, LinkHistory, NodeStatus, Outage
 
 _ANY_CALL = (400, 401, 403, 413, 421, 429, 500, 503)
 """Statuses that any call may be answered with."""
@@ -24,7 +24,8 @@ def describe() -> dict[str, Any]:
     for route in ROUTES:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
     _, schemas = msgspec.json.schema_components(
-        (NodeStatus, Event, Outage, Availability), ref_template="#/components/schemas/{name}"
+        (NodeStatus, Event, Outage, Availability, LinkHistory),
+        ref_template="#/components/schemas/{name}",
     )
     return {
         "openapi": "3.1.0",
@@ -144,6 +145,8 @@ def _content(path: str, kind: str) -> dict[str, Any]:
     schema: dict[str, Any] | None = None
     if kind == "application/json" and path == "/v1/status":
         schema = {"$ref": "#/components/schemas/NodeStatus"}
+    elif kind == "application/json" and path == "/v1/peers/{name}/history":
+        schema = {"$ref": "#/components/schemas/LinkHistory"}
     elif kind == "application/json" and path in _LISTS:
         of = {
             key: {"type": "array", "items": {"$ref": f"#/components/schemas/{name}"}}

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from linkd.config import Config
 from linkd.core.batch import Batch, Draft
 from linkd.log.engine import Consumer, Log, Owned, Settled
-from linkd.status import Availability, Event, LinkStatus, NodeStatus, Outage
+from linkd.status import Availability, Event, LinkHistory, LinkStatus, NodeStatus, Outage
 
 Measure = Literal["round trip", "age"]
 """`age`: of a received batch, by the wall clocks of its origin and of this host."""
@@ -164,6 +164,9 @@ class NodePort(Protocol):
 
     def availability(self, peer: str | None = None, drills: bool = True) -> list[Availability]:
         """Return the availability of the links, or of one; KeyError if there is no such peer."""
+
+    def history(self, peer: str) -> LinkHistory:
+        """Return the last hour of one link; KeyError if there is no such peer."""
 
     def kick(self, peer: str) -> None:
         """Try again at once; KeyError if there is no such peer."""

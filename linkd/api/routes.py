@@ -172,6 +172,15 @@ ROUTES: tuple[Route, ...] = (
         always=True,
     ),
     Route(
+        method="GET",
+        path="/v1/peers/{name}/history",
+        places=(_PEER,),
+        about="The last hour of what the dashboard plots of one link, a value for each 5 s.",
+        run=acting.history,
+        answers={200: "Its series.", 404: "There is no such peer."},
+        always=True,
+    ),
+    Route(
         method="POST",
         path="/v1/peers/{name}/kick",
         places=(_PEER,),

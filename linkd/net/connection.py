@@ -216,6 +216,11 @@ class Connection(WholeFrames, Sending):
 
     # -- silence ------------------------------------------------------------------------------
 
+    @property
+    def silence_limit(self) -> float:
+        """Seconds of silence at which it is given up."""
+        return self.life.limit
+
     def silence_seconds(self) -> float:
         """Return how long nothing has been heard."""
         return self.life.silence(self.clock.seconds())

@@ -489,5 +489,6 @@ class LinkDriver:
             attempt_reason=link.attempt_reason,
             attempt_detail=link.attempt_detail,
             compressed=outbound.compresses if link.state == "up" else None,
+            silence_limit_seconds=None if connection is None else connection.silence_limit,
             clock_skew_seconds=self._clock_skew() if link.state == "up" else None,
         )

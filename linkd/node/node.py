@@ -15,7 +15,7 @@ from twisted.internet.task import LoopingCall
 import linkd
 from linkd import events
 from linkd.api.port import Measure, Sink, Start
-from linkd.clock import Clock
+from linkd.clock import Clock, wall
 from linkd.config import Config, PeerSettings
 from linkd.core import wire
 from linkd.core.batch import Draft
@@ -29,6 +29,7 @@ from linkd.node.chronicle import Chronicle
 from linkd.node.driver import LinkDriver
 from linkd.node.follow import Follower
 from linkd.node.held import Held
+from linkd.node.history import History
 from linkd.node.links import Links
 from linkd.node.readers import Readers
 from linkd.node.resync import resync
@@ -37,7 +38,7 @@ from linkd.node.spread import Spread
 from linkd.node.strangers import Strangers
 from linkd.node.volatile import VolatileSequence, messages_of
 from linkd.outages import Outages
-from linkd.status import Availability, Event, LinkStatus, LogStatus, NodeStatus, Outage
+from linkd.status import Availability, Event, LinkHistory, LinkStatus, LogStatus, NodeStatus, Outage
 
 _Result = TypeVar("_Result")
 
@@ -96,6 +97,7 @@ class Node:
         self._readers = Readers(self, log, stores.cursors)
         self.warnings: dict[str, str] = {}
         self._strangers = Strangers()
+        self._history = History()
         self._rules = Rules(config.channels)
         self._volatile = VolatileSequence(self.name, f"{rng.getrandbits(64):016x}")
         self._spread = Spread(log, self._links.drivers, self._readers, self.count, when_idle(clock))
@@ -233,6 +235,8 @@ class Node:
         whole_second = self._ticks % 4 == 0
         if not whole_second and self.log.size_bytes < 0.5 * self.log.max_bytes:
             return  # a thousand idle links must not cost a thousand looks at every tick
+        if whole_second:
+            self._history.second(self._links.drivers.values(), self.clock.seconds())
         self._links.catch_up()
         self.held.tick()
         self._links.absent.tick(self.clock.seconds())
@@ -391,6 +395,11 @@ class Node:
             self._check_peer(peer)
         peers = [driver.peer for driver in self.links()] if peer is None else [peer]
         return [self._chronicle.availability(one, drills) for one in peers]
+
+    def history(self, peer: str) -> LinkHistory:
+        """Return the last hour of one link; KeyError if there is no such peer."""
+        self._check_peer(peer)
+        return self._history.of(peer, wall())
 
     def kick(self, peer: str) -> None:
         """Try again at once; KeyError if there is no such peer."""

@@ -323,6 +323,10 @@ async def test_status_outages_probes_and_metrics(served: Served) -> None:
     status = (await served.call("GET", "/v1/status")).json()
     assert status["links"][0]["peer"] == "hub"
     assert (await served.call("GET", "/v1/outages?peer=hub")).json()["outages"][0]["attempts"] == 3
+    history = (await served.call("GET", "/v1/peers/hub/history")).json()
+    assert (history["peer"], history["step_seconds"]) == ("hub", 5.0)
+    assert (history["silence_seconds"], history["sent_records"]) == ([1.0], [None])
+    assert (await served.call("GET", "/v1/peers/nobody/history")).status == 404
     assert (await served.call("GET", "/healthz")).json()["ok"] is True
     assert (await served.call("GET", "/readyz")).status == 200
     served.node.change("hub", "waiting")

@@ -67,6 +67,8 @@ class FakeConnection:
     def answer(self, hello: wire.Hello) -> None:
         self.send(wire.encode(hello))
 
+    silence_limit = 7.0
+
     def silence_seconds(self) -> float:
         return self._clock.seconds() - self.heard
 

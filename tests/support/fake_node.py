@@ -22,7 +22,7 @@ from linkd.log.engine import Appended, Consumer, Owned, Settled
 from linkd.log.memory import MemoryLog
 from linkd.node.follow import Follower
 from linkd.node.readers import Readers
-from linkd.status import Availability, Event, LinkStatus, LogStatus, NodeStatus, Outage
+from linkd.status import Availability, Event, LinkHistory, LinkStatus, LogStatus, NodeStatus, Outage
 
 KEY = "k" * 40
 SHOP_KEY = "s" * 40
@@ -204,6 +204,11 @@ class FakeNode:
             for one in self.links
             if peer in (None, one)
         ]
+
+    def history(self, peer: str) -> LinkHistory:
+        if peer not in self.links:
+            raise KeyError(peer)
+        return LinkHistory(peer, 5.0, "2026-11-21T03:00:00.000Z", [0.04], [1.0], [3], [None], [2])
 
     def kick(self, peer: str) -> None:
         if peer not in self.links:
