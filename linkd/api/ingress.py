@@ -70,16 +70,16 @@ class ProducerState:
         holder: The client that publishes under its name.
         top: The highest number that is stored or was handed to the log: publishes above it may
             share a batch.
-        unsettled: Appends that the log has not settled.
+        under_way: The numbers in each append that the log has not settled: first to last.
     """
 
-    __slots__ = ("holder", "numbered", "top", "unsettled")
+    __slots__ = ("holder", "numbered", "top", "under_way")
 
     def __init__(self, numbered: str, top: int) -> None:
         self.numbered = numbered
         self.holder: Ingress | None = None
         self.top = top
-        self.unsettled = 0
+        self.under_way: dict[int, int] = {}
 
 
 class Producers:
@@ -109,7 +109,7 @@ class Producers:
             displaced.lose()
         if len(self._states) > MAX_PRODUCERS:
             for old, other in list(self._states.items())[:100]:
-                if other.holder is None and not other.unsettled:
+                if other.holder is None and not other.under_way:
                     del self._states[old]
         return state
 
@@ -152,6 +152,9 @@ class Ingress:
     number that was refused for now is taken before that number comes again, or the producer gives
     all that were refused up: its records stay in order.
 
+    A repeat is answered before anything could refuse it; of a publish that the log has not settled
+    yet, the answer goes to the client's present connection.
+
     Args:
         session: The client's stream.
     """
@@ -166,6 +169,7 @@ class Ingress:
         self._refused: range | None = None  # its refused numbers, until it repeats the first
         self._closed = False
         self._channels: set[str] = set()
+        self._settling: set[int] = set()  # handed to the log by the connection before this one
 
     def open(self, producer: str, run: str = "") -> int:
         """Take publishes under this producer's name from here on (none where it is empty).
@@ -180,6 +184,10 @@ class Ingress:
             self._release()
             self._name = (producer, run)
             self._state = api.producers.take(owner, producer, run, self) if producer else None
+            under_way = self._state.under_way if self._state is not None else {}
+            self._settling = {
+                number for first, last in under_way.items() for number in range(first, last + 1)
+            }
         return api.node.log.highest(owner, self._state.numbered) if self._state is not None else 0
 
     def lose(self) -> None:
@@ -201,6 +209,9 @@ class Ingress:
 
     def publish(self, frames: Sequence[stream.Publish]) -> None:
         """Take publishes; they are handed on at the end of the turn."""
+        settling = self._settling
+        if settling:
+            frames = [frame for frame in frames if frame.sequence not in settling]
         self._pending += frames
 
     def flush(self, until: float | None = None) -> bool:
@@ -264,9 +275,11 @@ class Ingress:
         records = first.records if len(run) == 1 else b"".join([frame.records for frame in run])
         count = first.count if len(run) == 1 else sum([frame.count for frame in run])
         size = len(records) + HELD_BYTES * len(run)
+        state, owner = self._state, self._session.caller.name
         try:
-            self._check_place(first, size, alone=len(run) == 1)
-            self._check(first, count, records)
+            if not self._is_repeat(first.sequence):
+                self._check_place(first, size, alone=len(run) == 1)
+                self._check(first, count, records)
         except LinkdError as error:
             if len(run) > 1:
                 for frame in run:
@@ -276,11 +289,11 @@ class Ingress:
             return
         producer: Producer | None = None
         counts: tuple[int, ...] = ()
-        state, owner = self._state, self._session.caller.name
         if state is not None:
-            producer = Producer(state.numbered, run[-1].sequence, owner)
-            state.top = max(state.top, run[-1].sequence)
-            state.unsettled += 1
+            last = run[-1].sequence
+            producer = Producer(state.numbered, last, owner)
+            state.top = max(state.top, last)
+            state.under_way[first.sequence] = last
             if len(run) > 1:
                 counts = tuple([frame.count for frame in run])
         self._unsettled += size
@@ -291,6 +304,14 @@ class Ingress:
             self._session.api.node.publish(draft, self._settled(run, size))
         except LinkdError as error:
             self._settled(run, size)(error)
+
+    def _is_repeat(self, number: int) -> bool:
+        """Tell whether a publish was sent before and may be stored: the log answers it."""
+        state = self._state
+        if state is None or number > state.top:
+            return False
+        producer = Producer(state.numbered, number, self._session.caller.name)
+        return self._session.api.node.log.knows(producer)
 
     def _check_place(self, first: stream.Publish, size: int, alone: bool) -> None:
         """Raise Refusal where a run may not go now: behind a refused one, or without room."""
@@ -334,14 +355,17 @@ class Ingress:
 
         def settled(outcome: Appended | LinkdError) -> None:
             self._unsettled -= size
+            holder = self
             if state is not None:
-                state.unsettled -= 1
+                last = state.under_way.pop(run[0].sequence, 0)
+                holder = state.holder or self
+                if holder._settling:
+                    holder._settling.difference_update(range(run[0].sequence, last + 1))
             api.metrics.publish.observe(api.reactor.seconds() - began)
             if isinstance(outcome, LinkdError):
-                self._refuse(run, refusal_of(outcome))
-                return
-            if not self._closed:
-                self._answer(run, outcome)
+                holder._refuse(run, refusal_of(outcome))
+            elif not holder._closed:
+                holder._answer(run, outcome)
 
         return settled
 

@@ -4,6 +4,7 @@ ClientError (a LinkdError)
 ├── NoDaemon        nobody answers at the socket or URL
 ├── Refused         the daemon said no; has `status`, `error` and, where it stored, `offset`
 │   └── TimedOut    it is stored, but the peer that was waited for did not have it in time
+├── OffsetUnknown   it is stored, but the daemon no longer knows where
 ├── Replaced        another subscriber took the consumer's name
 └── Closed          the node was closed while something was under way
 """
@@ -49,6 +50,13 @@ class Refused(ClientError):
 
 class TimedOut(Refused):
     """The peer that was waited for did not have it in time; it is stored at `offset`."""
+
+
+class OffsetUnknown(ClientError):
+    """It is stored, once, but the daemon no longer knows its offset: do not publish it again.
+
+    So ends what is sent again after a lost connection, with very much stored behind it meanwhile.
+    """
 
 
 class Replaced(ClientError):

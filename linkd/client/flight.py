@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from linkd.client.errors import Refused
+from linkd.client.errors import OffsetUnknown, Refused
 from linkd.core.batch import HELD_BYTES, MAX_BATCH_BYTES
 from linkd.core.stream import (
     Published,
@@ -20,7 +20,7 @@ from linkd.core.stream import (
 from linkd.errors import BadRecord, BodyTooLarge, ChannelRefused, LinkdError, LogFull
 
 Settled = Callable[[Published | LinkdError], None]
-"""Called once for each publish: it is on disk, or nothing of it is and this is why."""
+"""Called once for each publish: it is on disk, or why it is not, or why nobody knows where."""
 
 DEFAULT_BYTES: Final = 8 * 1024 * 1024
 
@@ -131,7 +131,11 @@ class Flight:
 
     def published(self, frame: Published) -> None:
         """Settle one publish; a number that is not open is ignored."""
-        self._settle(frame.sequence, frame)
+        if frame.duplicate and not frame.offset:
+            said = "it is stored, but the daemon no longer knows at which offset"
+            self._settle(frame.sequence, OffsetUnknown(said))
+        else:
+            self._settle(frame.sequence, frame)
 
     def run(self, frame: PublishedRun) -> None:
         """Settle a run of publishes of one record each."""

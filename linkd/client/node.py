@@ -89,6 +89,7 @@ class Node(Face[Watched, Subscription]):
             PublishError: It was refused: ChannelRefused, BodyTooLarge, LogFull, BadRecord.
             Refused: It was refused for another reason, or the peer does not get that channel.
             TimedOut: It is stored, but the peer did not have it in time.
+            OffsetUnknown: It is stored, but the daemon no longer knows where.
             NoDaemon: There is no connection, and `when_down` is `fail`.
         """
         # the coroutine itself: another around it would cost each publish a microsecond

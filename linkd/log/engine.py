@@ -11,7 +11,7 @@ from typing import Protocol
 
 import msgspec
 
-from linkd.core.batch import Batch, Draft
+from linkd.core.batch import Batch, Draft, Producer
 from linkd.core.wire import Cursor, EpochStart
 from linkd.errors import LinkdError
 
@@ -147,6 +147,12 @@ class Log(Protocol):
 
     def highest(self, owner: str, producer: str) -> int:
         """Return the highest stored number of a producer, appends under way counted; 0: none."""
+
+    def knows(self, producer: Producer) -> bool:
+        """Return whether a producer's number is stored, or nothing proves that it is not.
+
+        Appends under way count.
+        """
 
     def owed(self, position: int) -> dict[str, tuple[int, int]]:
         """Return (records, bytes of records) by channel from `position` to the log's end.

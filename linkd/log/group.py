@@ -94,7 +94,7 @@ class Group(msgspec.Struct):
         before: The log's next offset before it.
     """
 
-    waiting: Sequence[Waiting]
+    waiting: list[Waiting]
     stamp: float
     before: int
     pieces: list[Piece] = msgspec.field(default_factory=list)
@@ -120,7 +120,7 @@ class Grouping:
         self._state = state
         self._ids = ids
 
-    def make(self, waiting: Sequence[Waiting], stamp: float) -> Group:
+    def make(self, waiting: list[Waiting], stamp: float) -> Group:
         """Return the group of all of `waiting`, and count it in."""
         state = self._state
         group = self._group = Group(waiting, stamp, state.next)
@@ -278,15 +278,10 @@ class Grouping:
         """Put a draft that shares no batch into the group, but for what of it is a repeat."""
         state, group = self._state, self._group
         producer = draft.producer
-        if producer is not None:
-            try:
-                repeat = state.producers.stored(producer)
-            except LookupError:
-                group.outcomes.append((settled, _unproven(producer)))
-                return
-            if repeat is not None:
-                group.outcomes.append((settled, Appended(repeat[0], 0, True)))
-                return
+        repeat = self._repeated_number(producer)
+        if repeat is not None:
+            group.outcomes.append((settled, repeat))
+            return
         count, records = draft.count, draft.records
         keys: list[tuple[int, bytes]] = []
         first = state.next
@@ -306,6 +301,25 @@ class Grouping:
         if producer is not None:
             state.producers.note(producer, first, (count,), group.stamp, group.undo)
         group.outcomes.append((settled, Appended(first, count)))
+
+    def repeat(self, draft: Draft) -> Appended | LinkdError | None:
+        """Return the answer to a draft if all of it is a repeat, None if it is not."""
+        found = None if len(draft.counts) > 1 else self._repeated_number(draft.producer)
+        if found is None and draft.ids:
+            count, _, _, known = self._new_of(draft)
+            if not count:
+                found = Appended(known, 0, True)
+        return found
+
+    def _repeated_number(self, producer: Producer | None) -> Appended | LinkdError | None:
+        """Return the answer to a number that is stored, or of which nothing proves either."""
+        if producer is None:
+            return None
+        try:
+            stored = self._state.producers.stored(producer)
+        except LookupError:
+            return _unproven(producer)
+        return None if stored is None else Appended(stored[0], 0, True)
 
     def _new_of(self, draft: Draft) -> tuple[int, bytes, list[tuple[int, bytes]], int]:
         """Return what of a draft with ids is new: count, records, (place, digest) of its ids.

@@ -632,6 +632,66 @@ async def test_after_log_full_a_producer_opens_again(served: Served) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_repeats_are_answered_before_any_refusal(served: Served) -> None:
+    """Their publisher would take a refusal for "nothing is stored", and publish them again."""
+    ids = encode_records([Record(b"x", "", "i-1")])
+    publishes = (
+        stream.Publish(1, "orders", 1, ONE),
+        stream.Publish(2, "orders", 1, ids, None, ("i-1",)),
+        stream.Publish(3, "orders", 1, ONE),
+    )
+
+    def first(client: Stream) -> None:
+        client.say(*publishes)
+        for number in (1, 2, 3):
+            assert client.hear() == stream.Published(number, number, 1)
+
+    def again(client: Stream) -> None:
+        client.say(*publishes, stream.Publish(4, "orders", 1, ONE), *publishes)
+        told = [client.hear() for _ in range(7)]
+        assert told.pop(3).error == "log-full"
+        numbers = (1, 2, 3, 1, 2, 3)
+        assert told == [stream.Published(number, number, 0, True) for number in numbers]
+
+    await pump(served, first, "p")
+    served.node.log.fill("no room")
+    await pump(served, again, "p")
+
+
+@pytest.mark.parametrize("is_stored", [True, False])
+@pytest_twisted.ensureDeferred
+async def test_what_is_under_way_is_answered_on_the_next_connection(
+    served: Served, is_stored: bool
+) -> None:
+    log = served.node.log
+    log._delayed = True
+    publishes = [stream.Publish(number, "orders", 1, ONE) for number in (1, 2, 3)]
+
+    def first(client: Stream) -> None:
+        client.say(*publishes)
+        time.sleep(0.1)
+
+    def again(client: Stream) -> None:
+        from tests.support.api_calls import reactor
+
+        client.say(*publishes, stream.Publish(4, "orders", 1, ONE))
+        time.sleep(0.1)
+        reactor.callFromThread(log.commit if is_stored else lambda: log.fill("the disk failed"))
+        told = [client.hear()] if is_stored else [client.hear().error for _ in range(4)]
+        if is_stored:
+            assert [*told, client.hear()] == [
+                stream.PublishedRun(1, 1, 3),
+                stream.Published(4, 4, 1),
+            ]
+        else:
+            assert told == ["log-full"] * 4
+
+    await pump(served, first, "p")
+    await pump(served, again, "p")
+    assert log.next == (5 if is_stored else 1)
+
+
+@pytest_twisted.ensureDeferred
 async def test_after_too_many_a_producer_opens_again_and_none_is_taken_for_a_repeat(
     served: Served,
 ) -> None:

@@ -16,6 +16,7 @@ from linkd.client.errors import (
     ClientError,
     Closed,
     NoDaemon,
+    OffsetUnknown,
     Refused,
     Replaced,
     TimedOut,
@@ -116,6 +117,21 @@ def test_publishes_are_sent_again_under_their_numbers_and_settled_once() -> None
     tell(session, stream.Published(2, 11, 0, duplicate=True), stream.PublishedRun(2, 11, 2))
     assert [each.offset for each in settled if isinstance(each, Published)] == [10, 11, 12]
     assert session.flight.bytes == 0
+
+
+def test_a_repeat_whose_offset_is_forgotten_never_settles_with_another() -> None:
+    session = Session("p")
+    settled: list[Published | LinkdError] = []
+    offsets: list[int | LinkdError] = []
+    session.flight.add("a", 1, b"0", settled.append)
+    for record in (b"1", b"2"):
+        session.gatherer.add("a", record, NO_TERMS, offsets.append)
+    session.flight.add("volatile", 1, b"3", settled.append)
+    up(session)
+    tell(session, stream.Published(1, 0, 0, duplicate=True), stream.Published(2, 0, 1))
+    tell(session, stream.Published(3, 0, 0, duplicate=True))
+    assert [type(each) for each in settled] == [OffsetUnknown, Published]
+    assert [type(each) for each in offsets] == [OffsetUnknown] * 2
 
 
 def test_no_more_is_sent_ahead_than_the_daemon_takes() -> None:

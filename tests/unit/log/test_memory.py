@@ -5,10 +5,13 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
-from linkd.errors import LogFull
+import pytest
+
+from linkd.errors import LogFull, SequenceUnproven
 from linkd.log import MemoryLog
 from linkd.log.engine import Appended
-from tests.support.logs import draft, received
+from linkd.log.producers import MAX_HOLES
+from tests.support.logs import draft, numbered, received
 
 
 def test_nothing_is_settled_before_its_commit_and_nothing_of_it_outlives_a_crash() -> None:
@@ -46,6 +49,52 @@ def test_a_full_log_refuses_publishes_and_lets_what_peers_sent_wait() -> None:
     log.commit()
     assert got[2] == Appended(2, 1)
     assert log.trim(1) == 0
+
+
+def test_a_full_log_answers_repeats() -> None:
+    """One of them was refused before, so that its publisher stored it twice later."""
+    log = MemoryLog("edge", Random(1))
+    got: list[Any] = []
+    log.append(draft(b"a", producer=numbered("p", 1)), got.append)
+    log.append(draft(b"b", ids=("x",)), got.append)
+    log.fill("no room")
+    log.append(draft(b"a", producer=numbered("p", 1)), got.append)
+    log.append(draft(b"b", ids=("x",)), got.append)
+    assert got[2:] == [Appended(1, 0, True), Appended(2, 0, True)]
+    log.append(draft(b"c", producer=numbered("p", 2)), got.append)
+    log.append(draft(b"b", b"e", ids=("x", "")), got.append)
+    log.append(draft(b"a", producer=numbered("p", 0)), got.append)
+    assert [type(each) for each in got[4:]] == [LogFull] * 3
+
+
+@pytest.mark.parametrize("is_stored", [True, False])
+def test_a_repeat_of_what_is_under_way_is_answered_with_it(is_stored: bool) -> None:
+    log = MemoryLog("edge", Random(1), delayed=True)
+    got: list[Any] = []
+    log.append(draft(b"a", producer=numbered("p", 1)), got.append)
+    group = log._make_group()
+    log.full = "no room"
+    log.append(draft(b"a", producer=numbered("p", 1)), got.append)
+    assert got == []
+    if is_stored:
+        log._committed(group)
+        assert got == [Appended(1, 1), Appended(1, 0, True)]
+    else:
+        log._failed("the disk failed")
+        assert [type(each) for each in got] == [LogFull, LogFull]
+
+
+def test_a_full_log_calls_no_number_a_repeat_that_is_not_proven() -> None:
+    log = MemoryLog("edge", Random(1))
+    got: list[Any] = []
+    for number in range(1000, 1000 + 4 * MAX_HOLES, 2):
+        log.append(draft(b"a", producer=numbered("p", number)), got.append)
+    log.fill("no room")
+    got.clear()
+    log.append(draft(b"a", producer=numbered("p", 1001)), got.append)
+    assert [type(each) for each in got] == [SequenceUnproven]
+    known = [log.knows(numbered("p", number)) for number in (1001, 1002, 2021, 2022, 9999)]
+    assert known == [True, True, False, True, False]
 
 
 def test_what_is_appended_by_who_is_told_of_a_commit_comes_behind_it() -> None:
