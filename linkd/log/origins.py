@@ -17,15 +17,16 @@ from typing import Any
 import msgspec
 
 from linkd.core.batch import Origin
+from linkd.log.usage import FairSet, Usage
 
 MAX_INTERVALS = 64
 """Intervals of one key. Beyond that the lowest one is forgotten."""
 
 MAX_ENTRIES = 1_000_000
-"""Intervals and epochs of all logs. Beyond that the epochs left longest ago are folded."""
+"""Intervals and epochs of all logs. Beyond that the node with the most loses its oldest."""
 
 MAX_LOGS = 100_000
-"""Logs of other nodes."""
+"""Logs of other nodes. Beyond that a node with several loses its oldest."""
 
 MAX_EPOCHS = 1024
 """Epochs of one log. Beyond that the longest unused one is folded."""
@@ -44,9 +45,6 @@ _MOST_IDLE_SECONDS = 3600.0
 
 _SHARES, _MOST_IN_ONE = 256, 4096
 """An epoch of more channels has so many tables for them."""
-
-_LOOK_SECONDS = 600.0
-"""How often at most all epochs are searched for some to fold."""
 
 ABSENT: Any = object()
 
@@ -107,12 +105,18 @@ class Channels:
     """The intervals of each channel of an epoch, in many tables once there are many.
 
     One with a million entries that grows holds the interpreter for 40 ms.
+
+    Args:
+        usage: Counts the intervals.
+        node: Whose they are.
     """
 
-    __slots__ = ("shares",)
+    __slots__ = ("_node", "_usage", "shares")
 
-    def __init__(self) -> None:
+    def __init__(self, usage: Usage, node: str) -> None:
         self.shares: list[dict[str, Intervals]] = [{}]
+        self._usage: Usage | None = usage
+        self._node = node
 
     def _share(self, channel: str) -> dict[str, Intervals]:
         shares = self.shares
@@ -122,17 +126,40 @@ class Channels:
         """Return the intervals of a channel, None if there are none."""
         return self._share(channel).get(channel)
 
-    def pop(self, channel: str, default: None) -> Intervals | None:
+    def pop(self, channel: str, default: None = None) -> None:
         """Forget a channel."""
-        return self._share(channel).pop(channel, default)
+        held = self._share(channel).pop(channel, default)
+        if held is not None:
+            self._count(-len(held))
 
     def __setitem__(self, channel: str, held: Intervals) -> None:
         share = self._share(channel)
+        old = share.get(channel, ())
         share[channel] = held
+        if len(held) != len(old):
+            self._count(len(held) - len(old))
         if len(share) > _MOST_IN_ONE and len(self.shares) == 1:
             self.shares = [{} for _ in range(_SHARES)]
             for name, one in share.items():
                 self._share(name)[name] = one
+
+    def _count(self, bounds: int) -> None:
+        if self._usage is not None:
+            self._usage.add(self._node, bounds // 2)
+
+    def uncount(self) -> None:
+        """Stop counting: the epoch is forgotten, though a change may still be taken back."""
+        self._count(-sum(map(len, self.values())))
+        self._usage = None
+
+    def drop_oldest(self) -> dict[str, Intervals]:
+        """Forget the older half of the channels in the largest table; return them."""
+        share = max(self.shares, key=len)
+        order = sorted(share.items(), key=_last)
+        gone = dict(order[: (len(order) + 1) // 2])
+        for channel in gone:
+            self.pop(channel)
+        return gone
 
     def items(self) -> Iterator[tuple[str, Intervals]]:
         """Return an iterator over channels and their intervals."""
@@ -148,8 +175,8 @@ class LiveEpoch:
 
     __slots__ = ("channels", "floor", "floors", "top", "used")
 
-    def __init__(self, used: float = 0.0, top: int = 0) -> None:
-        self.channels = Channels()
+    def __init__(self, usage: Usage, node: str, used: float = 0.0, top: int = 0) -> None:
+        self.channels = Channels(usage, node)
         self.top = top
         self.floor = 0
         self.used = used
@@ -159,23 +186,57 @@ class LiveEpoch:
         """Return it without its channels."""
         return KnownEpoch({}, self.top, self.floor, self.used)
 
+    def shed(self) -> bool:
+        """Forget the oldest channels of many, and that they reached so far; False: it has none."""
+        gone = self.channels.drop_oldest()
+        for channel, held in gone.items():
+            self.floors.pop(channel, None)
+            self.floor = max(self.floor, held[-1])
+        return bool(gone)
+
 
 class LiveLog:
-    """A log in memory; like `KnownLog`."""
+    """A log in memory; like `KnownLog`.
 
-    __slots__ = ("epochs", "node", "top")
+    Args:
+        usage: Counts its entries.
+        owner: For whom: its node, or the log itself where that is not known.
+        node: Its node.
+    """
 
-    def __init__(self, node: str = "") -> None:
+    __slots__ = ("_usage", "epochs", "node", "owner", "top")
+
+    def __init__(self, usage: Usage, owner: str, node: str = "") -> None:
+        self._usage = usage
         self.epochs: dict[str, LiveEpoch] = {}
+        self.owner = owner
         self.node = node
         self.top = 0
 
+    def enter(self, name: str, used: float = 0.0, top: int = 0) -> LiveEpoch:
+        """Add an epoch."""
+        epoch = self.epochs[name] = LiveEpoch(self._usage, self.owner, used, top)
+        self._usage.add(self.owner, 1)
+        return epoch
+
+    def lowest(self, spared: LiveEpoch | None) -> str:
+        """Return the epoch with the lowest offsets, `spared` only if there is no other."""
+        epochs = self.epochs
+        return min(epochs, key=lambda name: (epochs[name] is spared, epochs[name].top), default="")
+
+    def leave(self, name: str) -> None:
+        """Remove an epoch, if it is there."""
+        epoch = self.epochs.pop(name, None)
+        if epoch is not None:
+            epoch.channels.uncount()
+            self._usage.add(self.owner, -1)
+
 
 class OriginsSnapshot(msgspec.Struct, array_like=True, frozen=True):
-    """A slice of it, for a snapshot; `folded` holds (log, epoch)."""
+    """A slice of it, for a snapshot; `folded` holds (log, epoch, the log's node)."""
 
     logs: dict[str, KnownLog] = msgspec.field(default_factory=dict)
-    folded: tuple[tuple[str, str], ...] = ()
+    folded: tuple[tuple[str, ...], ...] = ()
     running: float = 0.0
 
 
@@ -189,21 +250,21 @@ class Origins:
         running: Seconds that this node has run, by the stamps of its commits.
     """
 
-    __slots__ = ("_doubted", "_folded", "_logs", "_looked", "_meter", "_stamp", "running")
+    __slots__ = ("_doubted", "_folded", "_logs", "_of_node", "_stamp", "_usage", "running")
 
     def __init__(self) -> None:
         self._logs: dict[str, LiveLog] = {}
-        self._folded: dict[tuple[str, str], None] = {}
-        self._doubted: dict[tuple[str, str, str, int, int], None] = {}
-        self._meter = {"entries": 0}
+        self._of_node: dict[str, dict[str, LiveLog]] = {}
+        self._usage = Usage(MAX_ENTRIES)
+        self._folded = FairSet(MAX_FOLDED)
+        self._doubted = FairSet(MAX_DOUBTED)
         self._stamp: float | None = None
-        self._looked = -_LOOK_SECONDS
         self.running = 0.0
 
     @property
     def entries(self) -> int:
         """Intervals and epochs in memory."""
-        return self._meter["entries"]
+        return self._usage.total
 
     def node(self, log: str) -> str | None:
         """Return the name of a log's node, as its records here say; None if there are none."""
@@ -240,10 +301,8 @@ class Origins:
         doubted, key = self._doubted, (origin.log, origin.epoch, channel, origin.first, count)
         if key in doubted and not verdict.is_proven:
             return Verdict(())
-        if len(doubted) >= MAX_DOUBTED:
-            del doubted[next(iter(doubted))]
         undo.append((doubted, key, ABSENT))
-        doubted[key] = None
+        doubted.add(origin.node, key)
         return verdict
 
     def _judge(self, origin: Origin, channel: str, count: int, undo: Undo) -> Verdict | None:
@@ -251,11 +310,7 @@ class Origins:
         log = self._logs.get(origin.log)
         epoch = None if log is None else log.epochs.get(origin.epoch)
         if log is None or epoch is None:
-            if (
-                (origin.log, origin.epoch) in self._folded
-                or (log is None and len(self._logs) >= MAX_LOGS)
-                or not self._has_room()
-            ):
+            if (origin.log, origin.epoch) in self._folded or not self._has_room(origin, log):
                 return Verdict(((0, count),), is_proven=False)
             log, epoch = self._enter(origin, undo)
         first, after = origin.first, origin.after
@@ -302,13 +357,10 @@ class Origins:
         if len(changed) > 2 * MAX_INTERVALS:
             epoch.floors[channel] = max(epoch.floors.get(channel, 0), changed[1])
             changed = changed[2:]
-        more = (len(changed) - len(held or ())) // 2
-        if more:
-            if more > 0 and not self._has_room():
-                epoch.floor = max(epoch.floor, changed[-1])
-                return False
-            self._count(more, undo)
         undo.append((epoch.channels, channel, ABSENT if held is None else held))
+        if len(changed) > len(held or ()) and not self._make_room(epoch):
+            epoch.floor = max(epoch.floor, changed[-1])
+            return False
         epoch.channels[channel] = changed
         return True
 
@@ -316,20 +368,18 @@ class Origins:
         """Begin an epoch; the others of its log stay, but for the longest unused of too many."""
         log = self._logs.get(origin.log)
         if log is None:
-            log = self._logs[origin.log] = LiveLog(origin.node)
+            log = self._begin(origin.log, origin.node)
         epochs = log.epochs
         if len(epochs) >= MAX_EPOCHS:
             self._fold(origin.log, min(epochs, key=lambda name: epochs[name].used))
-        epoch = epochs[origin.epoch] = LiveEpoch(self.running)
-        undo.append((epochs, origin.epoch, ABSENT))
-        self._count(1, undo)
-        return log, epoch
+        undo.append((self, (origin.log, origin.epoch), ABSENT))
+        return log, log.enter(origin.epoch, self.running)
 
-    def _count(self, more: int, undo: Undo) -> None:
-        """Count entries that came or went."""
-        entries = self._meter["entries"]
-        undo.append((self._meter, "entries", entries))
-        self._meter["entries"] = entries + more
+    def _begin(self, name: str, node: str) -> LiveLog:
+        """Begin a log."""
+        log = self._logs[name] = LiveLog(self._usage, node or name, node)
+        self._of_node.setdefault(log.owner, {})[name] = log
+        return log
 
     def _advance(self, stamp: float) -> None:
         """Count the time up to a commit as running time."""
@@ -358,39 +408,56 @@ class Origins:
             self._fold(*key)
         return len(gone)
 
-    def _has_room(self) -> bool:
-        """Tell whether there is room for one more entry.
+    def _has_room(self, origin: Origin, log: LiveLog | None) -> bool:
+        """Make room for an epoch, and for its log where `log` is None; return False if none is."""
+        if log is None and len(self._logs) >= MAX_LOGS:
+            logs = self._of_node.get(origin.node) or self._of_node[self._usage.largest()]
+            if len(logs) == 1 and origin.node not in self._of_node:
+                return False
+            oldest = next(iter(logs))
+            for name in list(logs[oldest].epochs):
+                self._fold(oldest, name)
+        return self._make_room()
 
-        At the bound, fold a tenth of it: epochs that were left, then current ones without a
-        record for 14 days, the longest unused first.
+    def _make_room(self, spared: LiveEpoch | None = None) -> bool:
+        """Make room for one more entry; return False if there is none.
+
+        At the bound the node with the most entries loses its oldest ones: in its oldest log, half
+        of a table of the epoch with the lowest offsets. The entries of other nodes stay.
+
+        Args:
+            spared: This epoch is not folded.
         """
-        if self.entries < MAX_ENTRIES:
+        if self._usage.total < self._usage.most:
             return True
-        if 0.0 <= self.running - self._looked < _LOOK_SECONDS:
-            return False
-        self._looked = self.running
-        unused = self.running - FOLD_SECONDS
-        order = sorted(
-            (epoch.top == known.top, epoch.used, log, name)
-            for log, known in self._logs.items()
-            for name, epoch in known.epochs.items()
-            if epoch.top < known.top or epoch.used < unused
-        )
-        order.reverse()
-        while order and self.entries > MAX_ENTRIES * 9 // 10:
-            self._fold(*order.pop()[2:])
-        return self.entries < MAX_ENTRIES
+        for log, known in self._of_node[self._usage.largest()].items():
+            name = known.lowest(spared)
+            epoch = known.epochs.get(name)
+            if epoch is not None and epoch.shed():
+                return True
+            if epoch is not None and epoch is not spared:
+                self._fold(log, name)
+                return True
+        return False
 
     def _fold(self, log: str, epoch: str) -> None:
         """Forget an epoch's intervals, and remember that they are forgotten."""
-        known = self._logs[log]
-        gone = known.epochs.pop(epoch)
+        self._folded.add(self._logs[log].owner, (log, epoch))
+        self.pop((log, epoch))
+
+    def pop(self, key: tuple[str, str], default: None = None) -> None:
+        """Remove an epoch, given by log and name, and its log with the last one."""
+        log, epoch = key
+        known = self._logs.get(log)
+        if known is None:
+            return
+        known.leave(epoch)
         if not known.epochs:
             del self._logs[log]
-        self._meter["entries"] -= _entries(gone)
-        if len(self._folded) >= MAX_FOLDED:
-            del self._folded[next(iter(self._folded))]
-        self._folded[log, epoch] = None
+            logs = self._of_node[known.owner]
+            del logs[log]
+            if not logs:
+                del self._of_node[known.owner]
 
     # snapshots
 
@@ -410,8 +477,8 @@ class Origins:
                 yield OriginsSnapshot(part, (), self.running)
                 part, room = {}, size
         yield OriginsSnapshot(part, (), self.running)
-        folded = iter(self._folded)
-        while some := tuple(islice(folded, size)):
+        folded = iter(self._folded.owners())
+        while some := tuple((*key, node) for key, node in islice(folded, size)):
             yield OriginsSnapshot({}, some, self.running)
 
     def _rows(
@@ -432,37 +499,33 @@ class Origins:
     def add(self, part: OriginsSnapshot) -> None:
         """Add a slice."""
         for log, known in part.logs.items():
-            into = self._logs.setdefault(log, LiveLog())
+            into = self._logs.get(log) or self._begin(log, known.node)
             into.top = max(into.top, known.top)
-            into.node = into.node or known.node
             for name, epoch in known.epochs.items():
                 one = into.epochs.get(name)
                 if one is None:
-                    one = into.epochs[name] = LiveEpoch(epoch.used, epoch.top)
-                    self._meter["entries"] += 1
+                    one = into.enter(name, epoch.used, epoch.top)
                 one.floor = max(one.floor, epoch.floor)
                 one.floors |= epoch.floors
                 for channel, held in epoch.channels.items():
                     one.channels[intern(channel)] = held
-                    self._meter["entries"] += len(held) // 2
-        self._folded |= dict.fromkeys(part.folded)
+        for name, epoch_name, *node in part.folded:
+            self._folded.add(node[0] if node else name, (name, epoch_name))
         self.running = max(self.running, part.running)
 
     def adopt_highest(self, log: str, epoch: str, high: int, older: tuple[str, ...]) -> None:
         """Take over what older versions kept of a channel; nothing is proven up to `high`."""
-        known = self._logs.setdefault(log, LiveLog())
-        if epoch not in known.epochs:
-            known.epochs[epoch] = LiveEpoch()
-            self._meter["entries"] += 1
-        one = known.epochs[epoch]
+        known = self._logs.get(log) or self._begin(log, "")
+        one = known.epochs.get(epoch) or known.enter(epoch)
         one.top = one.floor = max(one.floor, high)
         known.top = max(known.top, high)
-        self._folded |= dict.fromkeys((log, name) for name in older)
+        for name in older:
+            self._folded.add(log, (log, name))
 
 
-def _entries(epoch: LiveEpoch) -> int:
-    """Return how many entries an epoch counts for."""
-    return 1 + sum(len(held) for held in epoch.channels.values()) // 2
+def _last(item: tuple[str, Intervals]) -> int:
+    """Return where a channel's newest interval ends."""
+    return item[1][-1]
 
 
 def _outside(held: Intervals, first: int, last: int) -> tuple[tuple[int, int], ...]:

@@ -34,6 +34,7 @@ from linkd.log.producers import Producers
 from linkd.log.reader import Damage, walk
 from linkd.log.scan import fold_sealed, read_head
 from linkd.log.state import Snapshot, State, decode_carried, in_parts
+from linkd.log.usage import FairSet
 
 FORMAT = 1
 NEEDS = "0.2"
@@ -48,7 +49,8 @@ _SUFFIX = ".state"
 _STEPS_AT_ONCE = 1024
 _TABLES: dict[type, tuple[str, ...]] = {
     State: ("_cursors", "origins", "producers"),
-    Origins: ("_logs", "_folded"),
+    Origins: ("_logs", "_folded", "_doubted"),
+    FairSet: ("_owners", "_keys"),
     LiveLog: ("epochs",),
     LiveEpoch: ("channels", "floors"),
     Channels: ("shares",),

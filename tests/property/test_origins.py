@@ -58,6 +58,12 @@ def paths(rng: Random, pieces: list[Piece]) -> Iterator[Piece]:
     yield from pieces
 
 
+def entries_of(known: Origins) -> int:
+    """Count the intervals and epochs one by one."""
+    epochs = [e for log in origins_in_one(known).logs.values() for e in log.epochs.values()]
+    return sum(1 + sum(len(held) // 2 for held in e.channels.values()) for e in epochs)
+
+
 @given(st.integers(0, 2**32), st.integers(1, 4), st.integers(1, 40))
 def test_each_record_is_new_once_over_any_paths(seed: int, channels: int, batches: int) -> None:
     rng = Random(seed)
@@ -125,17 +131,19 @@ def test_a_snapshot_may_be_older_than_the_batches_behind_it() -> None:
 @given(st.integers(0, 2**32), st.integers(2, 8))
 def test_beyond_the_bounds_nothing_is_left_out_that_was_not_here(seed: int, most: int) -> None:
     rng = Random(seed)
-    known, had = Origins(), set[tuple[str, str, int]]()
     before = origins.MAX_INTERVALS, origins.MAX_ENTRIES
     origins.MAX_INTERVALS, origins.MAX_ENTRIES = most, 4 * most
+    known, had = Origins(), set[tuple[str, str, int]]()
     doubles = unproven = 0
     try:
-        pieces = [written(rng, 4, 40) for _ in range(2)]
+        pieces = [written(rng, 4, 40) for _ in range(3)]
         order = [(f"log{n}", piece) for n, some in enumerate(pieces) for piece in some]
         order += rng.sample(order, len(order) // 2)
         rng.shuffle(order)
         for log, (epoch, channel, first, count, _) in order:
-            verdict = known.admit(Origin("far", log, epoch, first, None), channel, count, 0.0, [])
+            undo: Undo = []
+            origin = Origin("far" if log == "log0" else "near", log, epoch, first, None)
+            verdict = known.admit(origin, channel, count, 0.0, undo)
             fresh = ((0, count),) if verdict is None else verdict.fresh
             new = {
                 (log, channel, first + skip + place)
@@ -149,7 +157,11 @@ def test_beyond_the_bounds_nothing_is_left_out_that_was_not_here(seed: int, most
                 unproven += len(new)
             else:
                 assert new == lacking
-            had |= new
+            if rng.random() < 0.1:
+                take_back(undo)  # the disk refused
+            else:
+                had |= new
+            assert known.entries == entries_of(known) <= 4 * most + 1
     finally:
         origins.MAX_INTERVALS, origins.MAX_ENTRIES = before
     assert doubles <= unproven

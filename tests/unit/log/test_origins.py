@@ -31,9 +31,11 @@ def admit(
     epoch: str = "e",
     channel: str = "c",
     stamp: float = 0.0,
+    node: str = "",
 ) -> Verdict | None:
-    """Admit a batch."""
-    return known.admit(Origin("far", log, epoch, first, after), channel, count, stamp, [])
+    """Admit a batch; its node is named after its log unless `node` is given."""
+    origin = Origin(node or log, log, epoch, first, after)
+    return known.admit(origin, channel, count, stamp, [])
 
 
 def run_for(known: Origins, seconds: float, **key: str) -> None:
@@ -140,69 +142,123 @@ def test_time_in_which_the_node_was_off_does_not_count() -> None:
     assert known.fold(0.0) == 0
 
 
-def test_beyond_a_million_entries_the_epochs_left_longest_ago_are_folded(
+UNPROVEN = Verdict(((0, 1),), is_proven=False)
+
+
+@pytest.mark.parametrize("rotates", ["nothing", "epochs", "logs"])
+def test_a_node_that_fills_the_intervals_loses_its_own_and_no_other_node_s(
+    monkeypatch: pytest.MonkeyPatch, rotates: str
+) -> None:
+    monkeypatch.setattr(origins, "MAX_ENTRIES", 20_000)
+    known = Origins()
+    for number in range(50):
+        for place in range(100):
+            name, channel = f"edge{number}", f"c{place}"
+            assert admit(known, place + 1, after=0, log=name, channel=channel) is None
+    for number in range(1, 60_000):
+        turn = number // 500
+        log = f"hostile{turn}" if rotates == "logs" else "hostile"
+        epoch = f"e{turn}" if rotates == "epochs" else "e"
+        key = {"log": log, "epoch": epoch, "channel": f"x{number}", "node": "hostile"}
+        assert admit(known, number, after=0, **key) is None
+        assert known.entries <= 20_000
+    for number in range(50):
+        for place in range(100):
+            key = {"log": f"edge{number}", "channel": f"c{place}"}
+            assert admit(known, place + 1, after=0, **key) == Verdict(())
+            assert admit(known, 1000 + place, after=place + 1, **key) is None
+        assert admit(known, 2000, after=0, log=f"edge{number}", channel="another") is None
+    assert admit(known, 1, after=0, channel="c", log="one more") is None
+    first = "hostile0" if rotates == "logs" else "hostile"
+    epoch = "e0" if rotates == "epochs" else "e"
+    assert admit(known, 1, log=first, epoch=epoch, channel="x1", node="hostile") == UNPROVEN
+
+
+def test_at_the_bound_the_epoch_with_the_lowest_offsets_goes_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(origins, "MAX_ENTRIES", 100)
     known = Origins()
-    for number in range(3):
-        for channel in range(20):
+    for number in range(2):
+        for channel in range(40):
             admit(known, 100 * number + channel + 1, epoch=f"e{number}", channel=f"c{channel}")
-            run_for(known, 1800.0)
-    assert known.entries == 65
-    for channel in range(20, 60):
-        assert admit(known, 300 + channel, epoch="e2", channel=f"c{channel}") is None
+    for channel in range(40, 70):
+        assert admit(known, 200 + channel, epoch="e1", channel=f"c{channel}") is None
         assert known.entries <= 100
-    assert admit(known, 1, epoch="e0", channel="c0") == Verdict(((0, 1),), is_proven=False)
+    passed = Verdict(((0, 1),), is_proven=False, late=1)
+    assert admit(known, 1, epoch="e0", channel="c0") == passed
     assert admit(known, 101, epoch="e1", channel="c0") == Verdict(())
-    run_for(known, 1800.0)
     for number in range(100):
-        admit(known, 1, epoch=f"more{number}", log="another")
+        assert admit(known, number + 1, epoch=f"more{number}", log="another") is None
         assert known.entries <= 100
-    assert admit(known, 101, epoch="e1", channel="c0") == Verdict(((0, 1),), is_proven=False)
+    assert admit(known, 1, epoch="e0", channel="c39") == UNPROVEN
+    assert admit(known, 1, epoch="more0", log="another") == UNPROVEN
+    assert admit(known, 100, epoch="more99", log="another") == Verdict(())
 
 
-def test_where_nothing_can_be_folded_what_arrives_is_stored_without_proof(
+def test_where_no_other_has_more_the_oldest_channels_of_the_same_log_go(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(origins, "MAX_ENTRIES", 4)
+    monkeypatch.setattr(origins, "MAX_ENTRIES", 5)
     known = Origins()
-    for number in range(3):
-        assert admit(known, number + 1, after=0, channel=f"c{number}") is None
-    assert admit(known, 9, after=0, channel="c9") == Verdict(((0, 1),), is_proven=False)
-    assert admit(known, 9, after=0, channel="c9") == Verdict(())
-    assert admit(known, 10, after=1, channel="c0") is None
-    assert admit(known, 7, after=0, channel="c7") == Verdict(((0, 1),), is_proven=False)
+    for number in range(1, 5):
+        assert admit(known, number, after=0, channel=f"c{number}") is None
+    assert admit(known, 9, after=0, channel="c9") is None
     assert known.entries == 4
+    assert admit(known, 9, after=0, channel="c9") == Verdict(())
+    assert admit(known, 2, after=0, channel="c2") == UNPROVEN
+    assert admit(known, 4, after=0, channel="c4") == Verdict(())
 
 
-def test_the_logs_and_the_epochs_of_one_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bound_that_leaves_no_room_at_all_proves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(origins, "MAX_ENTRIES", 1)
+    known = Origins()
+    assert admit(known, 1, after=0) == UNPROVEN
+    assert admit(known, 1, after=0, channel="d") == UNPROVEN
+    assert known.entries == 1
+
+
+def test_the_epochs_of_a_log_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(origins, "MAX_EPOCHS", 3)
-    monkeypatch.setattr(origins, "MAX_LOGS", 3)
     known = Origins()
     for number in range(5):
         assert admit(known, number + 1, epoch=f"e{number}") is None
         run_for(known, 1800.0)
     assert known.entries == 2 + 2 * 3
     assert admit(known, 5, epoch="e4") == Verdict(())
-    assert admit(known, 2, epoch="e1") == Verdict(((0, 1),), is_proven=False)
-    assert admit(known, 1, log="third") is None
-    assert admit(known, 1, log="fourth") == Verdict(((0, 1),), is_proven=False)
-    assert admit(known, 1, log="fourth") == Verdict(())
+    assert admit(known, 2, epoch="e1") == UNPROVEN
     assert admit(known, 6, epoch="e5") is None
 
 
-def test_at_the_bound_a_log_that_is_long_unused_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(origins, "MAX_ENTRIES", 6)
+def test_at_the_most_logs_a_node_with_several_loses_its_oldest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(origins, "MAX_LOGS", 3)
     known = Origins()
-    admit(known, 1, log="gone")
-    admit(known, 1, log="silent", stamp=3600.0)
-    run_for(known, FOLD_SECONDS)
-    assert admit(known, 1, log="more") is None
-    assert admit(known, 1, log="gone") == Verdict(((0, 1),), is_proven=False)
-    assert admit(known, 1, log="silent") == Verdict(())
-    assert known.entries == 6
-    assert "gone" not in origins_in_one(known).logs
+    assert admit(known, 1, log="one") is None
+    assert admit(known, 1, log="two") is None
+    for number in range(5):
+        assert admit(known, 1, log=f"many{number}", node="many") is None
+    assert admit(known, 1, log="many3", node="many") == UNPROVEN
+    assert admit(known, 1, log="many4", node="many") == Verdict(())
+    assert admit(known, 1, log="one") == admit(known, 1, log="two") == Verdict(())
+    assert admit(known, 1, log="three") == UNPROVEN
+    assert admit(known, 1, log="three") == Verdict(())
+
+
+def test_at_the_most_logs_a_new_node_gets_the_room_of_one_with_several(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(origins, "MAX_LOGS", 3)
+    known = Origins()
+    assert admit(known, 1, log="one") is None
+    for number in range(2):
+        assert admit(known, 1, log=f"many{number}", node="many") is None
+    assert admit(known, 1, log="two") is None
+    assert admit(known, 1, log="many0", node="many") == UNPROVEN
+    assert admit(known, 1, log="one") == Verdict(())
 
 
 def test_epochs_that_are_remembered_as_folded_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,6 +288,35 @@ def test_what_did_not_reach_the_disk_is_taken_back() -> None:
     assert admit(known, 4, channel="new", log="other") is None
 
 
+def test_what_the_bound_removed_meanwhile_is_counted_once_when_taken_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(origins, "MAX_ENTRIES", 4)
+    known = Origins()
+    undo: Undo = []
+    for number in range(4):
+        known.admit(Origin("far", "far", "e", number + 1, 0), f"c{number}", 1, 0.0, undo)
+    known.admit(Origin("far", "far", "new", 9, 0), "c", 1, 0.0, undo)
+    assert known.entries <= 4
+    for number in range(4):
+        known.admit(Origin("far", f"log{number}", "e", 1, 0), "c", 1, 0.0, undo)
+    take_back(undo)
+    assert known.entries == 0
+    assert known.node("far") is None
+
+
+def test_what_is_taken_back_in_a_removed_epoch_is_not_counted() -> None:
+    known = Origins()
+    undo: Undo = []
+    for number in range(2):
+        admit(known, number + 1, epoch=f"e{number}")
+    known.admit(Origin("far", "far", "e1", 9, 5), "c", 1, 0.0, undo)
+    known.pop(("far", "e1"))
+    known.pop(("far", "e1"))
+    take_back(undo)
+    assert known.entries == 2
+
+
 def test_a_snapshot_does_not_change_with_what_it_was_taken_of() -> None:
     known = Origins()
     admit(known, 1)
@@ -245,7 +330,7 @@ def test_a_snapshot_does_not_change_with_what_it_was_taken_of() -> None:
 
 def test_a_log_s_node_is_known_by_its_records_here() -> None:
     known = Origins()
-    admit(known, 1, log="farlog")
+    admit(known, 1, log="farlog", node="far")
     known.add(OriginsSnapshot({"nameless": KnownLog()}))
     assert known.node("farlog") == "far"
     assert known.node("nameless") is None
@@ -269,7 +354,7 @@ def test_an_unproven_batch_is_stored_once_unless_that_was_taken_back(
 ) -> None:
     monkeypatch.setattr(origins, "MAX_DOUBTED", 2)
     known = Origins()
-    known._folded["far", "e"] = None
+    known._folded.add("far", ("far", "e"))
     undo: Undo = []
     doubt = Verdict(((0, 2),), is_proven=False)
     assert known.admit(Origin("far", "far", "e", 5, None), "c", 2, 0.0, undo) == doubt

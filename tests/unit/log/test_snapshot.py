@@ -24,7 +24,7 @@ from linkd.log.files import RealFiles
 from linkd.log.frame import HEAD as FRAME_HEAD
 from linkd.log.frame import STATE, frame_prefix
 from linkd.log.index import CARRYING, FORMAT, SegmentHead, segment_path
-from linkd.log.origins import KnownEpoch, KnownLog, LiveLog, OriginsSnapshot
+from linkd.log.origins import KnownEpoch, KnownLog, OriginsSnapshot
 from linkd.log.reader import Damage
 from linkd.log.recover import Found, recover
 from linkd.log.scan import read_head
@@ -552,9 +552,9 @@ def test_origins_are_the_same_from_slices_of_any_size() -> None:
         log, epoch = f"log{number % 3}", f"e{number % 2}"
         batch = received(number, number + 1, b"x", channel=f"c{number % 20}", log=log, epoch=epoch)
         state.admit(batch, float(number))
-    state.origins._folded["gone", "e"] = None
+    state.origins._folded.add("far", ("gone", "e"))
     state.origins._logs["log1"].epochs["e0"].floors["c1"] = 4
-    state.origins._logs["empty"] = LiveLog("far")
+    state.origins._begin("empty", "far")
     whole = list(state.slices())
     for size in (1, 2, 7, 10_000):
         again = State("log")

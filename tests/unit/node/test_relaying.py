@@ -39,7 +39,7 @@ def net() -> FakeNet:
 def test_a_record_of_a_folded_epoch_does_not_go_round_for_ever(net: FakeNet) -> None:
     edge = net.nodes["edge"].log
     for name in HUBS:
-        net.nodes[name].log._state.origins._folded[edge.id, edge.epoch] = None
+        net.nodes[name].log._state.origins._folded.add("edge", (edge.id, edge.epoch))
     one_publish(net.nodes["edge"], "orders", b"one")
     net.run(1.0)
     assert [net.nodes[name].log.next for name in HUBS] == [2, 2, 2]
