@@ -80,6 +80,8 @@ MEANINGS: dict[str, str] = {
     "Vouched.certificate": "What vouches for the hub: an authority's certificate or its own, PEM.",
     "Vouched.node": "The hub's name, unproved.",
     "Renewed.certificate": "The new certificate, PEM, for the same key.",
+    "Renewed.authorities": "As in `Joined`; the node trusts them from now on, instead of those"
+    " before, if one of them has signed the certificate that the hub shows.",
     "Refused.error": "One word.",
     "Refused.message": "One sentence for people.",
 }

@@ -95,7 +95,6 @@ class Assembly:
         self._greeted = GreetedAddresses(state / greeted.FILE, reactor.seconds())
         self._descriptors = Descriptors(limit, self.node.warnings)
         _tell_opened(log, opened)
-        self._tls = self._server_tls(state / "pairing")
         # Pairing's state is the worker's; what it asks of the daemon is done in the reactor.
         self._worker = Worker(reactor, "linkd-pairing")
         hooks = Hooks(
@@ -105,6 +104,8 @@ class Assembly:
             lambda name: self._worker.in_reactor(self._revoked, name),
         )
         self.pairing = Pairing(hooks, folder, reactor.seconds, wall)
+        self.pairing.open()
+        self._tls = self._server_tls(state / "pairing")
         self._renewal = Renewal(lambda: self.config, wall, threads.deferToThread, self._renew_own)
         self._loops = (
             (LoopingCall(self._note), NOTE_SECONDS),
@@ -136,7 +137,7 @@ class Assembly:
         listen = self.config.listen
         if listen is None or listen.certificate is None:
             return None
-        return ServerTls(listen, pairing, wall)
+        return ServerTls(listen, pairing, wall, lambda: self.pairing.revoked)
 
     def _leaf(self) -> x509.Certificate | None:
         """Return the certificate that the listener shows now."""
@@ -191,10 +192,11 @@ class Assembly:
         self._outages.alive(up, self._reactor.seconds(), wall())
 
     def _warn_of_certificates(self) -> None:
-        """Have a standing warning while the listener's files can't be used as they are now."""
+        """Have a standing warning while files of TLS or pairing need an operator."""
         found = {
             "listen.certificate": None if self._tls is None else self._tls.complaint,
             "api.certificate": self._api.tls_complaint,
+            "pairing": self.pairing.warning(),
         }
         for setting, complaint in found.items():
             if complaint is None:

@@ -27,6 +27,13 @@ _POLL_SECONDS: Final = 0.25
 
 def add(subparsers: Any) -> None:
     """Add the four commands' parsers."""
+    _add_invite(subparsers)
+    _add_join(subparsers)
+    _add_peers(subparsers)
+    _add_revoke(subparsers)
+
+
+def _add_invite(subparsers: Any) -> None:
     invite = subparsers.add_parser(
         "invite",
         help="make a code that lets another node join",
@@ -37,10 +44,16 @@ def add(subparsers: Any) -> None:
     invite.add_argument("name", metavar="NAME", help="the other node's `node.name`")
     invite.add_argument("--address", metavar="HOST[:PORT]", help="where it reaches this node")
     invite.add_argument(
-        "--send", metavar="PATTERN", nargs="+", help="what it gets (default: NAME.>)"
+        "--send",
+        metavar="PATTERN",
+        nargs="+",
+        help="what it gets (default: as in its [[peer]], or NAME.>)",
     )
     invite.add_argument(
-        "--receive", metavar="PATTERN", nargs="+", help="what it may send (default: >)"
+        "--receive",
+        metavar="PATTERN",
+        nargs="+",
+        help="what it may send (default: as in its [[peer]], or >)",
     )
     invite.add_argument(
         "--relay",
@@ -49,6 +62,9 @@ def add(subparsers: Any) -> None:
     )
     invite.add_argument("--json", action="store_true", help="print an object")
     invite.set_defaults(run=_invite)
+
+
+def _add_join(subparsers: Any) -> None:
     join = subparsers.add_parser(
         "join",
         help="join a node by its code",
@@ -63,6 +79,9 @@ def add(subparsers: Any) -> None:
         "--timeout", type=patience, default=30.0, metavar="S", help="wait so long for `up` (30)"
     )
     join.set_defaults(run=_join)
+
+
+def _add_peers(subparsers: Any) -> None:
     peers = subparsers.add_parser(
         "peers",
         help="list the peers that were paired",
@@ -78,10 +97,13 @@ def add(subparsers: Any) -> None:
     add_socket(peers)
     peers.add_argument("--json", action="store_true", help="print one object a line")
     peers.set_defaults(run=_peers)
+
+
+def _add_revoke(subparsers: Any) -> None:
     revoke = subparsers.add_parser(
         "revoke",
         help="take a pairing back",
-        description="Take a peer's certificates back, at once; a link that is up is cut.",
+        description="Revoke a peer's certificates and codes, at once; a link that is up is cut.",
     )
     add_socket(revoke)
     revoke.add_argument("name", metavar="NAME", help="the peer, as `linkd peers` names it")
@@ -265,11 +287,17 @@ def _forget(arguments: argparse.Namespace) -> int:
 
 
 def _revoke(arguments: argparse.Namespace) -> int:
-    """Take a peer's certificates back, at once."""
+    """Revoke a peer's certificates and codes, and print what the listener refuses now."""
     target = f"{_PREFIX}/peers/{calls.quoted(arguments.name)}/revoke"
-    told = calls.post(arguments, target).json()
+    count = calls.post(arguments, target).json()["certificates"]
+    refused = (
+        f"{text.plural(count, 'certificate')} of {arguments.name}"
+        f" {'is' if count == 1 else 'are'} revoked, and its codes are void"
+        if count
+        else f"the codes of {arguments.name} are void; it has no certificate that is still valid"
+    )
     _say(
-        f"{text.plural(told['certificates'], 'certificate')} of {arguments.name} taken back. Its"
-        " [[peer]] and what is owed to it stay: delete its file in linkd.d to forget both"
+        f"{refused}. Its [[peer]] and what is owed to it stay: delete its file in linkd.d to forget"
+        " both"
     )
     return exits.FINE

@@ -174,6 +174,43 @@ ROWS = (
         "A peer's certificate was revoked; its connection was ended.",
     ),
     kind(
+        "pairing.not-revoked",
+        "error",
+        "name",
+        "A revocation could not be written: the peer is refused until this daemon ends, and no "
+        "longer.",
+        "Make the file that `detail` names writable, then run `linkd revoke` again.",
+    ),
+    kind(
+        "pairing.list-not-written",
+        "error",
+        "certificate",
+        "The revocation list could not be written. The listener refuses what was revoked all the "
+        "same; other programs that read the list do not.",
+        "Make room, or make the file writable; it is tried again each hour.",
+        folds="event",
+    ),
+    kind(
+        "pairing.not-opened",
+        "error",
+        "",
+        "Pairing's state could not be read; the revocation list of before is in force.",
+        "Correct the file that `detail` names, then restart.",
+    ),
+    kind(
+        "pairing.successor",
+        "info",
+        "certificate expires_seconds",
+        "The pairing authority ends in `expires_seconds`, and has a successor from now on, which "
+        "peers get with their next renewal.",
+    ),
+    kind(
+        "pairing.trusts",
+        "info",
+        "certificate",
+        "The hub sent other authorities with a renewal; they are trusted from now on.",
+    ),
+    kind(
         "drill.started",
         "warn",
         "drill",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, PublicKeyTypes
 from service_identity import CertificateError, VerificationError
@@ -111,6 +112,15 @@ def certificate_names(certificate: x509.Certificate) -> list[str]:
         *names.get_values_for_type(x509.DNSName),
         *(uri.removeprefix("linkd:") for uri in uris if uri.startswith("linkd:")),
     ]
+
+
+def is_issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
+    """Return whether the key of `authority` has signed a certificate; dates do not count."""
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
 
 
 def days_left(expires: float, wall: float) -> float:

@@ -6,7 +6,7 @@ dialer reads its files for every attempt. So new files are in force at once and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 from weakref import WeakKeyDictionary, ref
@@ -89,9 +89,10 @@ def _options(
 
 
 class _Verdict(NamedTuple):
-    """Why a dialer's certificate was refused, and whose it says it is."""
+    """Why a dialer's certificate was refused, where in its chain, and whose it says it is."""
 
     number: int
+    depth: int
     names: list[str]
 
 
@@ -107,6 +108,7 @@ class ServerTls:
         listen: Where certificate, key and authorities lie.
         pairing: The directory of `linkd.pairing`, whose authority and revocation list count too.
         wall: Returns Unix seconds, to judge how long the certificate lasts.
+        serials: Returns the serials that pairing has revoked, whatever its list on disk holds.
 
     Attributes:
         complaint: Why the files as they are now can't be used; None: what they hold is in force.
@@ -120,7 +122,9 @@ class ServerTls:
         listen: ListenSettings,
         pairing: Path | None = None,
         wall: Callable[[], float] = wall,
+        serials: Callable[[], Container[int]] = frozenset,
     ) -> None:
+        self._serials = serials
         self._listen = listen
         self._pairing = pairing
         self._wall = wall
@@ -222,7 +226,7 @@ class ServerTls:
                 return True
             if (transport := weak()) is not None:
                 names = certificate_names(shown.to_cryptography()) if depth == 0 else []
-                self._verdicts[transport] = _Verdict(number, names)
+                self._verdicts[transport] = _Verdict(number, depth, names)
             return False
 
         connection.set_verify(SSL.VERIFY_PEER if self._asks else SSL.VERIFY_NONE, judge)
@@ -238,7 +242,7 @@ class ServerTls:
         found = self._verdicts.get(transport)
         if found is not None:
             where, whose = "`listen.client_ca`", "the dialer's certificate"
-            return tls_reasons.verdict(found.number, whose, where, "clientAuth")
+            return tls_reasons.verdict(found.number, found.depth, whose, where, "clientAuth")
         return tls_reasons.said(_error(reason), "the dialer", "`ca` of this peer")
 
     def claimed(self, transport: object) -> list[str]:
@@ -251,7 +255,7 @@ class ServerTls:
         certificate = peer_certificate(transport)
         if certificate is None:
             return False
-        return any(
+        return certificate.serial_number in self._serials() or any(
             each.issuer == certificate.issuer
             and each.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None
             for each in self._revoked
@@ -308,7 +312,7 @@ class ClientTls:
     def __init__(self, options: CertificateOptions, host: str) -> None:
         self._options = options
         self._host = host
-        self._verdict: int | None = None
+        self._verdict: tuple[int, int] | None = None
 
     def clientConnectionForTLS(self, tls_protocol: TLSMemoryBIOProtocol) -> SSL.Connection:
         """Return the OpenSSL side of it: verifies chain and name, names the host (SNI)."""
@@ -323,7 +327,7 @@ class ClientTls:
         if self._verdict is not None:
             whose = f"the certificate of {self._host}"
             return tls_reasons.rejected(
-                tls_reasons.verdict(self._verdict, whose, "`ca` of this peer", "serverAuth")
+                tls_reasons.verdict(*self._verdict, whose, "`ca` of this peer", "serverAuth")
             )
         detail = tls_reasons.said(_error(reason), self._host, "`listen.client_ca`")
         return None if detail is None else tls_reasons.rejected(detail)
@@ -332,9 +336,9 @@ class ClientTls:
         self, _: SSL.Connection, certificate: crypto.X509, number: int, depth: int, ok: int
     ) -> bool:
         if not ok:
-            self._verdict = number
+            self._verdict = number, depth
         elif depth == 0 and not names_host(certificate.to_cryptography(), self._host):
-            self._verdict = tls_reasons.HOSTNAME_MISMATCH
+            self._verdict = tls_reasons.HOSTNAME_MISMATCH, depth
         return self._verdict is None
 
 

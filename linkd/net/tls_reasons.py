@@ -12,14 +12,14 @@ from linkd.errors import AttemptFailed
 HOSTNAME_MISMATCH: Final = 62
 
 _VERDICTS: Final[dict[int, str]] = {
-    2: "is signed by an authority that is not trusted here: add its authority to {ca}",
+    2: "is signed by an authority that is not trusted here: add it to {ca}, or pair again",
     9: "is not valid yet: correct the clock of this host ({now}) or of the one that issued it",
-    10: "has expired: renew it, or correct the clock of this host, which shows {now}",
+    10: "has expired: renew it or pair again, or correct the clock of this host, which shows {now}",
     12: "could not be checked, the revocation list has expired: renew that list in {ca}",
     18: "is self-signed and not trusted here: name it, or its authority, in {ca}",
-    19: "is signed by an authority that is not trusted here: add that authority to {ca}",
-    20: "is signed by an authority that is not trusted here: add that authority to {ca}",
-    21: "is signed by an authority that is not trusted here: add that authority to {ca}",
+    19: "is signed by an authority that is not trusted here: add it to {ca}, or pair again",
+    20: "is signed by an authority that is not trusted here: add it to {ca}, or pair again",
+    21: "is signed by an authority that is not trusted here: add it to {ca}, or pair again",
     23: "has been revoked: pair that node again, or give it a new certificate",
     26: "is not meant for this use: its extended key usage lacks {usage}",
     HOSTNAME_MISMATCH: "is not for the name that was dialed: dial one that it holds, or renew it",
@@ -33,10 +33,18 @@ _NO_TLS: Final = (
     " the line is safe by itself"
 )
 
+_DATED: Final[dict[int, str]] = {
+    9: "is not valid yet: correct the clock of this host ({now}) or of the one that issued it",
+    10: "has expired: pair again with a new code, or replace it in {ca}; this host's clock shows"
+    " {now}",
+}
+"""The same where the dates are those of an authority."""
+
 _ALERTS: Final[tuple[tuple[str, str], ...]] = (
     (
         "certificate expired",
-        "says that this node's certificate has expired: renew it, or compare both clocks",
+        "says that this node's certificate, or the authority of it, has expired: renew it or pair"
+        " again, or compare both clocks",
     ),
     ("certificate revoked", "says that this node's certificate has been revoked: pair again"),
     ("unknown ca", "does not know the authority of this node's certificate: its {their_ca}"),
@@ -66,16 +74,20 @@ _LOCAL: Final[tuple[tuple[str, str], ...]] = (
 )
 
 
-def verdict(number: int, whose: str, ca: str, usage: str) -> str:
+def verdict(number: int, depth: int, whose: str, ca: str, usage: str) -> str:
     """Return one sentence for a certificate that was not accepted here.
 
     Args:
         number: OpenSSL's X509_V_ERR number.
+        depth: Which certificate of the chain: 0 its first, above that an authority.
         whose: Whose certificate, to begin the sentence with: "the certificate of hub.example.net".
         ca: Where trusted authorities are configured.
         usage: The key usage that was needed: `serverAuth` or `clientAuth`.
     """
     text = _VERDICTS.get(number)
+    if depth > 0 and number in _DATED:
+        text = _DATED[number]
+        whose = f"an authority in the chain of {whose}"
     if text is None:
         return f"{whose} was not accepted: verification error {number}"
     return f"{whose} {text.format(ca=ca, usage=usage, now=clock_words(wall()))}"

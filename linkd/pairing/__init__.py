@@ -5,9 +5,10 @@ the hub's small certificate authority; `Renewal` keeps certificates from ending.
 a port of its own.
 """
 
-from linkd.pairing.authority import Authority, Issued, prepare
+from linkd.pairing.authority import Authority, NotRevoked, prepare
 from linkd.pairing.code import Code, decode_code, encode_code
 from linkd.pairing.hub import Pairing
+from linkd.pairing.issued import Issued
 from linkd.pairing.joining import HubUnreachable, Joining, join
 from linkd.pairing.local import local_call
 from linkd.pairing.renewal import Renewal
@@ -20,6 +21,7 @@ __all__ = [
     "HubUnreachable",
     "Issued",
     "Joining",
+    "NotRevoked",
     "PairedPeer",
     "Pairing",
     "PairingRefused",

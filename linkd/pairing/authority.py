@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Set
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 import msgspec
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from linkd import events
-from linkd.clock import clock_words, is_plausible
 from linkd.config import Config
-from linkd.errors import ConfigError, LinkdError, StateTooNew, Unavailable, unusable
+from linkd.errors import ConfigError, LinkdError, unusable
 from linkd.net import issuing
 from linkd.net.certificates import (
     KeyPair,
@@ -27,55 +23,39 @@ from linkd.net.certificates import (
 )
 from linkd.net.issuing import Issuer, Subject, Validity
 from linkd.net.tls import AUTHORITY_FILE, REVOCATION_FILE
+from linkd.pairing import signers
 from linkd.pairing.addresses import own_hosts
 from linkd.pairing.files import make_directory, write_whole
+from linkd.pairing.issued import Issued, State, derive_list, load_state, write_state
+from linkd.pairing.signers import BACK_SECONDS, DAY_SECONDS, LEAF_DAYS, Signers
 
 DIRECTORY: Final = "pairing"
-AUTHORITY_DAYS: Final = 3650.0
-LEAF_DAYS: Final = 365.0
-_DAY_SECONDS: Final = 86_400.0
-_BACK_SECONDS: Final = _DAY_SECONDS
-"""Certificates begin so long before they are made: clocks of two hosts differ."""
-
-_STATE_VERSION: Final = 1
 
 
-class Issued(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One certificate that the authority has signed for a peer; times in Unix seconds.
-
-    `replaces` is the serial of the certificate that it renews. `pem` is kept of a renewal, whose
-    answer may have been lost: the same question gets the same certificate.
-    """
-
-    name: str
-    serial: str
-    issued: float
-    expires: float
-    revoked: float | None = None
-    replaces: str | None = None
-    pem: str | None = None
-
-
-class _State(msgspec.Struct):
-    """What `issued.json` holds; `hosts` are those of the hub's own certificate."""
-
-    version: int
-    certificates: list[Issued]
-    hosts: list[str] = []
+class NotRevoked(LinkdError):
+    """A revocation could not be written: it ends with this run of the daemon."""
 
 
 class Authority:
-    """Signs certificates for peers and for the hub itself, and takes them back.
+    """Signs certificates for peers and for the hub itself, and revokes them.
+
+    Each change is written before it is remembered; the revocation list follows from what was
+    issued, at each start and after each change.
 
     Args:
         directory: `pairing` in the state directory.
         node: The hub's name.
         wall: Returns Unix seconds.
 
+    Attributes:
+        revoked: The serials that the listener must refuse, of this run too where a revocation could
+            not be written. It is replaced, never changed, so that any thread may read it.
+
     Raises:
-        ConfigError: What is there can't be read.
+        ConfigError: A file can't be read.
         Unavailable: It can't be read now; or there is no authority, and the clock is wrong.
         StateTooNew: It was written by a newer linkd.
+        OSError: There is no authority, and it can't be written.
     """
 
     def __init__(self, directory: Path, node: str, wall: Callable[[], float]) -> None:
@@ -83,14 +63,11 @@ class Authority:
         self._node = node
         self._wall = wall
         make_directory(directory, 0o700)
-        if not self._path("ca.key").exists():
-            self._found()
-        key = _load_key(self._path("ca.key"))
-        self.certificate = self._load_certificate(key)
-        self._issuer = Issuer(self.certificate, key)
-        self._state = self._load_state()
-        if not _has_revocations(self._path(REVOCATION_FILE)):
-            self._write_revocations()
+        self.signers = Signers(directory, node, wall)
+        self._state = load_state(directory)
+        self._unwritten: frozenset[int] = frozenset()
+        self.revoked = self._state.revoked()
+        self.derive()
 
     @property
     def issued(self) -> list[Issued]:
@@ -98,9 +75,14 @@ class Authority:
         return list(self._state.certificates)
 
     @property
-    def certificate_pem(self) -> str:
-        """The authority's certificate."""
-        return issuing.pem(self.certificate).decode()
+    def certificate(self) -> x509.Certificate:
+        """The certificate of the newest key."""
+        return self.signers.all[-1].certificate
+
+    @property
+    def bundle(self) -> tuple[str, ...]:
+        """The authorities that peers should trust, PEM, newest first."""
+        return tuple(issuing.pem(each).decode() for each in self.signers.current())
 
     def path(self, name: str) -> Path:
         """Return where a file of the authority is: `ca.crt`, `hub.crt`, `hub.key`."""
@@ -108,26 +90,17 @@ class Authority:
 
     @property
     def expires(self) -> float:
-        """Unix seconds at which the authority's certificate ends."""
-        return self.certificate.not_valid_after_utc.timestamp()
+        """Unix seconds at which the authority ends, its successor included."""
+        return self.signers.expires
 
     def check_valid(self) -> None:
         """Return if certificates can be signed now, so that others accept them.
 
         Raises:
-            ConfigError: The authority's certificate has expired, or is not valid yet.
+            ConfigError: The clock is before the authority's first certificate.
             Unavailable: The clock shows a time before this version of linkd was made.
         """
-        now, begins = self._wall(), self.certificate.not_valid_before_utc.timestamp()
-        if begins <= now < self.expires:
-            self._check_clock()
-            return
-        raise ConfigError(
-            f"{self._path(AUTHORITY_FILE)}: this authority is valid from {clock_words(begins)} to"
-            f" {clock_words(self.expires)}, and this host's clock shows {clock_words(now)}: correct"
-            f" the clock if that is wrong; else stop linkd, remove {self._directory}, start linkd"
-            " and pair all peers again"
-        )
+        self.signers.for_peers()
 
     def issue(self, request: x509.CertificateSigningRequest, name: str) -> str:
         """Sign a certificate for the peer `name`: for dialing only, it can't stand for the hub.
@@ -145,10 +118,9 @@ class Authority:
             ConfigError: The request is not signed by its own key, or its key is not of an elliptic
                 curve; or the authority is not valid now.
             Unavailable: The clock is wrong.
+            OSError: It can't be written; nothing has changed.
         """
-        text = self._issue(request, name, None)
-        self._revoke(name, keep_newest=True)
-        return text
+        return self._issue(request, name, None)
 
     def renew(self, entry: Issued, request: x509.CertificateSigningRequest) -> str:
         """Sign the one certificate that follows another of the same peer.
@@ -160,7 +132,7 @@ class Authority:
             request: As for `issue`.
 
         Raises:
-            ConfigError, Unavailable: As for `issue`.
+            ConfigError, Unavailable, OSError: As for `issue`.
         """
         for each in self._state.certificates:
             if each.replaces == entry.serial and each.revoked is None and each.pem is not None:
@@ -173,97 +145,121 @@ class Authority:
         key = request.public_key()
         if not isinstance(key, ec.EllipticCurvePublicKey) or not request.is_signature_valid:
             raise ConfigError("expected a signing request for an elliptic key, signed by that key")
-        self.check_valid()
+        issuer = self.signers.for_peers()
         names = [x509.DNSName(name), x509.UniformResourceIdentifier(f"linkd:{name}")]
         subject = Subject(name, names, key)
-        certificate = issuing.issue(
-            self._issuer, subject, issuing.FOR_DIALING, self._valid(LEAF_DAYS)
-        )
+        certificate = issuing.issue(issuer, subject, issuing.FOR_DIALING, self._valid(issuer))
         text = issuing.pem(certificate).decode()
-        self._forget(name)
-        self._state.certificates.append(
-            Issued(
-                name,
-                f"{certificate.serial_number:x}",
-                self._wall(),
-                certificate.not_valid_after_utc.timestamp(),
-                replaces=replaces,
-                pem=None if replaces is None else text,
-            )
+        now = self._wall()
+        entry = Issued(
+            name,
+            f"{certificate.serial_number:x}",
+            now,
+            certificate.not_valid_after_utc.timestamp(),
+            replaces=replaces,
+            pem=None if replaces is None else text,
         )
-        self._write_state()
+        state = self._state.with_issued(entry, now)
+        if replaces is None:
+            state = state.with_revoked(name, now, but=entry.serial)
+        self._keep(state)
         return text
 
-    def _forget(self, name: str) -> None:
-        """Forget certificates of `name` that have expired, revoked or not."""
-        now = self._wall()
-        self._state.certificates = [
-            each for each in self._state.certificates if each.name != name or each.expires > now
-        ]
-
     def revoke(self, name: str) -> list[Issued]:
-        """Take back every certificate of `name`; return those that were good until now."""
-        return self._revoke(name, keep_newest=False)
+        """Revoke every certificate of `name`; return all that are revoked and have not expired.
 
-    def _revoke(self, name: str, keep_newest: bool) -> list[Issued]:
-        now, taken = self._wall(), []
-        kept = self._state.certificates[-1].serial if keep_newest else None
-        for index, each in enumerate(self._state.certificates):
-            if each.name == name and each.revoked is None and each.serial != kept:
-                taken.append(each)
-                self._state.certificates[index] = msgspec.structs.replace(each, revoked=now)
-        if taken:
-            # The list that the listener reads comes first: a crash in between revokes too much.
-            self._write_revocations()
-            self._write_state()
-        return taken
+        It is in force once this returns, over restarts too. The same call again returns the same.
+
+        Raises:
+            NotRevoked: It could not be written. The certificates are refused until the next start.
+        """
+        now = self._wall()
+        state = self._state.with_revoked(name, now)
+        try:
+            self._keep(state)
+        except OSError as error:
+            self._unwritten = state.revoked() - self._state.revoked()
+            self.revoked = state.revoked()
+            raise NotRevoked(
+                f"{name} is NOT revoked: {self._path('issued.json')} could not be written"
+                f" ({error.strerror or error}). Its certificates are refused until linkd restarts:"
+                f" make that file writable, then run `linkd revoke {name}` again"
+            ) from None
+        known = self._state.certificates
+        return [each for each in known if each.name == name and each.expires > now]
+
+    def _keep(self, state: State) -> None:
+        """Write a state, and only then remember it; nothing is written where nothing changed.
+
+        Raises:
+            OSError: It can't be written; nothing has changed.
+        """
+        if state != self._state:
+            write_state(self._directory, state)
+        self._state = state
+        self._unwritten -= state.revoked()
+        self.revoked = state.revoked() | self._unwritten
+        self.derive()
+
+    def derive(self) -> None:
+        """Write the revocation list where it differs from what was issued.
+
+        The listener does not depend on it, since it also asks `revoked`: a failure is logged.
+        """
+        path = self._path(REVOCATION_FILE)
+        revoked = [each for each in self._state.certificates if each.revoked is not None]
+        try:
+            derive_list(path, self.signers.all, revoked, self._wall())
+        except (OSError, LinkdError) as error:
+            events.emit("pairing.list-not-written", certificate=str(path), detail=str(error))
 
     def good(self, certificate: x509.Certificate) -> Issued | None:
-        """Return the entry of a certificate that this authority has signed and not taken back."""
-        try:
-            certificate.verify_directly_issued_by(self.certificate)
-        except (ValueError, TypeError, InvalidSignature):
+        """Return the entry of a certificate that this authority has signed and not revoked."""
+        if self.signers.issuer_of(certificate) is None:
+            return None
+        if certificate.serial_number in self.revoked:
             return None
         serial = f"{certificate.serial_number:x}"
-        for each in self._state.certificates:
-            if each.serial == serial:
-                return each if each.revoked is None else None
-        return None
+        return next((each for each in self._state.certificates if each.serial == serial), None)
 
     def hub_certificate(self, hosts: Sequence[str]) -> tuple[Path, Path]:
         """Return the hub's own certificate and key.
 
-        They are made where they are missing or damaged, not for `hosts`, or where less than a third
-        of their time is left.
+        They are made where they are missing or damaged, not for `hosts`, signed by a key that ends,
+        not valid now, or where less than a third of their time is left.
 
         Args:
             hosts: Names and addresses that peers dial; those of the certificate before are kept.
 
         Raises:
-            ConfigError, Unavailable: They can't be made now, as for `issue`.
+            ConfigError, Unavailable, OSError: They can't be made now, as for `issue`.
         """
         certificate, key = self._path("hub.crt"), self._path("hub.key")
         pair = self._load_own()
         known = list(self._state.hosts)
         if pair is not None:
-            left = pair.leaf.not_valid_after_utc.timestamp() - self._wall()
-            if left > LEAF_DAYS * _DAY_SECONDS / 3 and all(
-                names_host(pair.leaf, host) for host in hosts
-            ):
+            if self._serves(pair.leaf) and all(names_host(pair.leaf, host) for host in hosts):
                 return certificate, key
             known += _hosts(pair.leaf)
-        self.check_valid()
+        issuer = self.signers.for_hub()
         if pair is None:
-            write_whole(key, issuing.key_pem(issuing.make_key()), 0o600)
-        public = _load_key(key).public_key()
-        wanted = list(dict.fromkeys([*known, *hosts]))
+            signers.write_keys(key, [issuing.make_key()])
+        public = signers.load_keys(key)[0].public_key()
+        wanted = tuple(dict.fromkeys([*known, *hosts]))
         subject = Subject(self._node, [issuing.general_name(host) for host in wanted], public)
-        signed = issuing.issue(self._issuer, subject, issuing.FOR_LISTENING, self._valid(LEAF_DAYS))
-        write_whole(certificate, issuing.pem(signed) + issuing.pem(self.certificate), 0o640)
+        signed = issuing.issue(issuer, subject, issuing.FOR_LISTENING, self._valid(issuer))
+        write_whole(certificate, issuing.pem(signed) + issuing.pem(issuer.certificate), 0o640)
         if wanted != self._state.hosts:
-            self._state.hosts = wanted
-            self._write_state()
+            self._keep(msgspec.structs.replace(self._state, hosts=wanted))
         return certificate, key
+
+    def _serves(self, leaf: x509.Certificate) -> bool:
+        """Return whether the hub's certificate is good for a while, and by the right signer."""
+        now = self._wall()
+        left = leaf.not_valid_after_utc.timestamp() - now
+        if left <= LEAF_DAYS * DAY_SECONDS / 3 or leaf.not_valid_before_utc.timestamp() > now:
+            return False
+        return self.signers.issuer_of(leaf) in (None, self.signers.for_hub())
 
     def _load_own(self) -> KeyPair | None:
         """Return the hub's own certificate and key; None where they are missing or damaged."""
@@ -281,88 +277,11 @@ class Authority:
     def _path(self, name: str) -> Path:
         return self._directory / name
 
-    def _found(self) -> None:
-        """Make the authority; its key is written last, and shows that all of it is there."""
-        self._check_clock()
-        key = issuing.make_key()
-        self._write_certificate(key)
-        write_whole(self._path("ca.key"), issuing.key_pem(key), 0o600)
-
-    def _write_certificate(self, key: ec.EllipticCurvePrivateKey) -> None:
-        now = self._wall()
-        validity = Validity.around(now, _BACK_SECONDS, AUTHORITY_DAYS * _DAY_SECONDS)
-        certificate = issuing.make_authority(key, f"linkd pairing {self._node}", validity)
-        write_whole(self._path(AUTHORITY_FILE), issuing.pem(certificate), 0o640)
-
-    def _load_certificate(self, key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
-        """Return the authority's certificate; a damaged one is made again from the key.
-
-        Certificates that it has signed are good under the new one too: key and name are the same.
-        """
-        path = self._path(AUTHORITY_FILE)
-        try:
-            if path.exists():
-                return load_certificates(path)[0]
-            complaint = f"{path}: it is missing"
-        except ConfigError as error:
-            if _is_unread(error):
-                raise
-            complaint = str(error)
-        self._check_clock()
-        self._write_certificate(key)
-        events.emit("tls.repaired", certificate=str(path), detail=complaint)
-        return load_certificates(path)[0]
-
-    def _check_clock(self) -> None:
-        """Sign nothing by a clock that is wrong: what it signs is never valid at the right time."""
-        now = self._wall()
-        if not is_plausible(now):
-            raise Unavailable(
-                f"{self._directory}: no certificates are made while this host's clock shows"
-                f" {clock_words(now)}, which is before this version of linkd was made: set the"
-                " clock, or wait for time synchronisation"
-            )
-
-    def _valid(self, days: float) -> Validity:
-        """Return the time of a certificate made now: at most the authority's own."""
-        validity = Validity.around(self._wall(), _BACK_SECONDS, days * _DAY_SECONDS)
-        return Validity(validity.begins, min(validity.ends, self.certificate.not_valid_after_utc))
-
-    def _load_state(self) -> _State:
-        path = self._path("issued.json")
-        if not path.exists():
-            return _State(_STATE_VERSION, [])
-        try:
-            state = msgspec.json.decode(path.read_bytes(), type=_State)
-        except OSError as error:
-            raise unusable(f"{path}: cannot read what was issued", error) from None
-        except msgspec.DecodeError as error:
-            raise ConfigError(f"{path}: cannot read what was issued: {error}") from None
-        if state.version > _STATE_VERSION:
-            raise StateTooNew(f"{path}: expected version {_STATE_VERSION}, got {state.version}")
-        return state
-
-    def _write_state(self) -> None:
-        write_whole(self._path("issued.json"), msgspec.json.encode(self._state), 0o600)
-
-    def _write_revocations(self) -> None:
-        validity = Validity.around(self._wall(), _BACK_SECONDS, AUTHORITY_DAYS * _DAY_SECONDS)
-        builder = (
-            x509.CertificateRevocationListBuilder()
-            .issuer_name(self.certificate.subject)
-            .last_update(validity.begins)
-            .next_update(validity.ends)
-        )
-        for each in self._state.certificates:
-            if each.revoked is not None:
-                builder = builder.add_revoked_certificate(
-                    x509.RevokedCertificateBuilder()
-                    .serial_number(int(each.serial, 16))
-                    .revocation_date(datetime.fromtimestamp(each.revoked, UTC))
-                    .build()
-                )
-        signed = builder.sign(self._issuer.key, hashes.SHA256())
-        write_whole(self._path(REVOCATION_FILE), issuing.pem(signed), 0o640)
+    def _valid(self, issuer: Issuer) -> Validity:
+        """Return the time of a certificate made now: at most its issuer's own."""
+        validity = Validity.around(self._wall(), BACK_SECONDS, LEAF_DAYS * DAY_SECONDS)
+        ends = issuer.certificate.not_valid_after_utc
+        return Validity(validity.begins, min(validity.ends, ends))
 
 
 def _hosts(leaf: x509.Certificate) -> list[str]:
@@ -370,18 +289,6 @@ def _hosts(leaf: x509.Certificate) -> list[str]:
     names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     addresses = names.get_values_for_type(x509.IPAddress)
     return [*names.get_values_for_type(x509.DNSName), *map(str, addresses)]
-
-
-def _load_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    try:
-        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
-    except OSError as error:
-        raise unusable(f"{path}: cannot read the key", error) from None
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{path}: cannot read the key: {error}") from None
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ConfigError(f"{path}: expected a P-256 key")
-    return key
 
 
 def _has_revocations(path: Path) -> bool:

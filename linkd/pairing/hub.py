@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import math
 import os
 import re
 import secrets
@@ -18,23 +19,30 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from linkd import events
-from linkd.config import Config
+from linkd.config import Config, PeerSettings
 from linkd.config.settings import NAME_PATTERN
-from linkd.errors import ConfigError, Unavailable
+from linkd.errors import ConfigError, LinkdError, Unavailable
 from linkd.net.certificates import load_certificates, names_host
 from linkd.net.limits import Buckets
 from linkd.net.tls import AUTHORITY_FILE
 from linkd.pairing import messages
 from linkd.pairing.addresses import host_of, own_hosts, public_address
-from linkd.pairing.authority import DIRECTORY, Authority
+from linkd.pairing.authority import DIRECTORY, Authority, NotRevoked
 from linkd.pairing.code import SECRET_BYTES, Code, encode_code, fingerprint
 from linkd.pairing.files import make_directory, write_whole
-from linkd.pairing.terms import Hooks, PairedPeer, PairingRefused, check_patterns, peer_table
+from linkd.pairing.signers import AUTHORITY_WARN_DAYS
+from linkd.pairing.terms import (
+    Hooks,
+    PairedPeer,
+    PairingRefused,
+    check_patterns,
+    is_ours,
+    peer_table,
+)
 
 CODE_SECONDS: Final = 600.0
 MAX_INVITATIONS: Final = 256
 MAX_WRONG_PROOFS: Final = 10
-AUTHORITY_WARN_DAYS: Final = 180.0
 _EARLY_SECONDS: Final = 2 * 86_400.0
 """The clocks of two hosts differ: so much earlier a renewal is taken."""
 
@@ -78,6 +86,29 @@ class Pairing:
         self._invitations: dict[str, _Invitation] = {}
         self._authority: Authority | None = None
         self._strangers = Buckets(rate=1.0, burst=10.0, total_rate=20.0, total_burst=40.0)
+        self._warned_at = -math.inf
+        self._warnings: dict[str, str] = {}
+
+    def open(self) -> None:
+        """Read what was issued, so that the listener refuses what was revoked; once, at the start.
+
+        Where that fails, a warning says so, and the revocation list of before is in force.
+        """
+        try:
+            if self._has_authority():
+                self._open_authority()
+        except (LinkdError, OSError) as error:
+            self._warnings["state"] = f"pairing: {error}"
+            events.emit("pairing.not-opened", detail=str(error))
+
+    @property
+    def revoked(self) -> frozenset[int]:
+        """The serials that the listener must refuse; for any thread."""
+        return frozenset() if self._authority is None else self._authority.revoked
+
+    def warning(self) -> str | None:
+        """Return what an operator must act on; None where all is well. For any thread."""
+        return "; ".join(list(self._warnings.values())) or None
 
     # What a person asks for, over the unix socket
 
@@ -94,9 +125,9 @@ class Pairing:
         Args:
             name: The new peer's `node.name`.
             address: `HOST[:PORT]` at which it reaches this node; None: what this host is known by.
-            send: Patterns of what it gets; None: what begins with its name.
-            receive: Patterns of what it may send; None: everything.
-            relay: It may pass on what began at other nodes.
+            send: Patterns of what it gets; None: as configured, or what begins with its name.
+            receive: Patterns of what it may send; None: as configured, or everything.
+            relay: It may pass on what began at other nodes; where False: as configured.
 
         Raises:
             PairingRefused: This node can't be paired with as it is; the message says what to do.
@@ -105,8 +136,7 @@ class Pairing:
             raise PairingRefused(
                 f"{name!r} can't be invited: expected another node's name, of a-z, 0-9, `.` and `-`"
             )
-        sends = check_patterns([f"{name}.>"] if send is None else send)
-        receives = check_patterns([">"] if receive is None else receive)
+        sends, receives, relay = self._terms(name, send, receive, relay)
         at = self._reachable(address)
         try:
             self._open_authority().check_valid()
@@ -148,13 +178,18 @@ class Pairing:
         return [found[name] for name in sorted(found)]
 
     def revoke(self, name: str) -> int:
-        """Take back every certificate and code of `name`, at once; return how many certificates.
+        """Revoke every certificate and code of `name`, at once.
 
         Its `[[peer]]` and what is owed to it stay, until its file is deleted or it is invited
         again.
 
+        Returns:
+            How many certificates of `name` the listener refuses now that are not expired, those
+            that were revoked before included.
+
         Raises:
             PairingRefused: No node of that name was invited or paired.
+            NotRevoked: It could not be written: the listener refuses it only until the next start.
         """
         codes = [each for each in self._invitations.values() if each.code.name == name]
         for each in codes:
@@ -164,35 +199,61 @@ class Pairing:
         )
         if not (codes or known):
             raise PairingRefused(f"no node {name!r} was paired here: see `linkd peers`")
-        taken = self._open_authority().revoke(name) if known else []
+        try:
+            taken = self._open_authority().revoke(name) if known else []
+        except NotRevoked as error:
+            self._warnings[f"revoke {name}"] = str(error)
+            events.emit("pairing.not-revoked", name=name, detail=str(error))
+            raise
+        finally:
+            self._hooks.revoked(name)
+        self._warnings.pop(f"revoke {name}", None)
         events.emit("pairing.revoked", name=name)
-        self._hooks.revoked(name)
         return len(taken)
 
     def renew_own(self) -> None:
         """Renew the hub's own certificate where it comes from its own authority and ends soon.
 
-        It warns where the authority itself ends soon: all certificates end with it.
+        The authority's successor is made in good time.
 
         Raises:
-            ConfigError, Unavailable, OSError: It could not be done; the one before stays.
+            LinkdError, OSError: It could not be done; what was before stays.
         """
         listen = self._config.listen
         if listen is None or listen.certificate is None or not self._has_authority():
             return
         authority = self._open_authority()
+        self._succeed(authority)
+        authority.derive()
+        if Path(listen.certificate) == authority.path("hub.crt"):
+            authority.hub_certificate(())
+
+    def _succeed(self, authority: Authority) -> None:
+        """Make the authority's successor in good time; warn for two years where that fails."""
+        failure = None
+        try:
+            authority.signers.succeed()
+        except OSError as error:
+            failure = error
         left = authority.expires - self._wall()
-        if left < AUTHORITY_WARN_DAYS * 86_400:
+        if left > AUTHORITY_WARN_DAYS * 86_400:
+            self._warnings.pop("authority", None)
+            return
+        why = "" if failure is None else f" ({failure.strerror or failure})"
+        self._warnings["authority"] = told = (
+            f"{authority.path(AUTHORITY_FILE)}: this node's authority ends in {left / 86_400:.0f}"
+            f" days, and its successor could not be made{why}: make the directory writable; without"
+            " a successor all peers must be paired again"
+        )
+        if self._wall() - self._warned_at >= 86_400:
+            self._warned_at = self._wall()
             events.emit(
                 "tls.expiring",
                 certificate=str(authority.path(AUTHORITY_FILE)),
                 expires_seconds=round(left),
                 days=round(left / 86_400, 1),
-                detail="this node's own authority ends, and every certificate that it has signed:"
-                f" then stop linkd, remove {self._place}, start it and pair all peers again",
+                detail=told,
             )
-        if Path(listen.certificate) == authority.path("hub.crt"):
-            authority.hub_certificate(())
 
     # What a joining node asks for, over the listener's port
 
@@ -269,6 +330,7 @@ class Pairing:
             raise PairingRefused("the proof does not fit the code: someone may stand in between")
         if ask.name != invitation.code.name:
             raise PairingRefused(f"the code is for {invitation.code.name}, not for {ask.name}")
+        self._check_terms(ask.name, invitation.send, invitation.receive, invitation.relay)
         certificate = self._open_authority().issue(_request(ask.request), ask.name)
         self._write_peer(invitation)
         answer = messages.Joined(
@@ -278,6 +340,7 @@ class Pairing:
             receive=invitation.send,
             private=self._vouching(leaf)[1],
             proof="",
+            authorities=self._authorities(leaf),
         )
         proof = messages.hub_proof(secret, der, ask, answer)
         answer = msgspec.structs.replace(answer, proof=proof)
@@ -311,7 +374,7 @@ class Pairing:
         request = _request(ask.request)
         if request.public_key() != key:
             raise PairingRefused("the request is not for the certificate's own key")
-        return messages.Renewed(authority.renew(entry, request))
+        return messages.Renewed(authority.renew(entry, request), self._authorities(leaf))
 
     # What it stands on
 
@@ -329,6 +392,7 @@ class Pairing:
     def _open_authority(self) -> Authority:
         if self._authority is None:
             self._authority = Authority(self._place, self._config.node.name, self._wall)
+            self._warnings.pop("state", None)
         return self._authority
 
     def _reachable(self, address: str | None) -> str:
@@ -375,17 +439,20 @@ class Pairing:
         return leaf
 
     def _vouching(self, leaf: x509.Certificate) -> tuple[x509.Certificate, bool]:
-        """Return what vouches for the listener's certificate, and whether peers need it told."""
-        authority = self._open_authority().certificate
-        try:
-            leaf.verify_directly_issued_by(authority)
-        except (ValueError, TypeError, InvalidSignature):
-            listen = self._config.listen
-            assert listen is not None
-            assert listen.certificate is not None
-            top = load_certificates(listen.certificate)[-1]
-            return top, top.subject == top.issuer
-        return authority, True
+        """Return what vouches for the listener's certificate, and whether peers need it sent."""
+        issuer = self._open_authority().signers.issuer_of(leaf)
+        if issuer is not None:
+            return issuer.certificate, True
+        listen = self._config.listen
+        assert listen is not None
+        assert listen.certificate is not None
+        top = load_certificates(listen.certificate)[-1]
+        return top, top.subject == top.issuer
+
+    def _authorities(self, leaf: x509.Certificate) -> tuple[str, ...]:
+        """Return the authorities that a peer needs; none where ours do not sign the hub's."""
+        authority = self._open_authority()
+        return () if authority.signers.issuer_of(leaf) is None else authority.bundle
 
     def _check_writable(self) -> None:
         """Refuse before a code is out where its peer could not be written down."""
@@ -398,13 +465,48 @@ class Pairing:
                 f"{self._directory}: the daemon must be able to write there the new peer's file"
             )
 
-    def _write_peer(self, invitation: _Invitation) -> None:
-        """Write `linkd.d/NAME.toml`, where no `[[peer]]` of that name stands yet."""
-        name = invitation.code.name
-        if name in {peer.name for peer in self._config.peers}:
+    def _terms(
+        self, name: str, send: Sequence[str] | None, receive: Sequence[str] | None, relay: bool
+    ) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
+        """Return what a new peer gets, sends and may relay; what is not given is as configured."""
+        known = self._peer(name)
+        if known is not None:
+            send = known.send if send is None else send
+            receive = known.receive if receive is None else receive
+            relay = relay or known.relay
+        sends = check_patterns([f"{name}.>"] if send is None else send)
+        receives = check_patterns([">"] if receive is None else receive)
+        self._check_terms(name, sends, receives, relay)
+        return sends, receives, relay
+
+    def _check_terms(
+        self, name: str, send: tuple[str, ...], receive: tuple[str, ...], relay: bool
+    ) -> None:
+        """Refuse terms that would not take effect: the peer's `[[peer]]` was written by hand."""
+        known, file = self._peer(name), self._directory / f"{name}.toml"
+        if known is None or (known.send, known.receive, known.relay) == (send, receive, relay):
             return
-        more = (("relay", invitation.relay),)
-        text = peer_table(name, invitation.send, invitation.receive, more)
+        # Any other text holds settings of the operator's, which a new file would lose.
+        if not is_ours(file) or file.read_text() != _table(
+            name, known.send, known.receive, known.relay
+        ):
+            raise PairingRefused(
+                f"the [[peer]] {name} in the configuration has send = {list(known.send)}, receive ="
+                f" {list(known.receive)} and relay = {str(known.relay).lower()}: invite it without"
+                " other terms, or change them there and in the other node's [[peer]]"
+            )
+
+    def _peer(self, name: str) -> PeerSettings | None:
+        """Return what the configuration has of a peer."""
+        return next((peer for peer in self._config.peers if peer.name == name), None)
+
+    def _write_peer(self, invitation: _Invitation) -> None:
+        """Write `linkd.d/NAME.toml`, where no `[[peer]]` has the same terms."""
+        name, known = invitation.code.name, self._peer(invitation.code.name)
+        terms = (invitation.send, invitation.receive, invitation.relay)
+        if known is not None and (known.send, known.receive, known.relay) == terms:
+            return
+        text = _table(name, *terms)
         write_whole(self._directory / f"{name}.toml", text.encode(), 0o640)
 
     def _forget(self) -> None:
@@ -412,6 +514,10 @@ class Pairing:
         limit = self._clock() - 3600.0
         for key in [key for key, each in self._invitations.items() if each.ends < limit]:
             del self._invitations[key]
+
+
+def _table(name: str, send: tuple[str, ...], receive: tuple[str, ...], relay: bool) -> str:
+    return peer_table(name, send, receive, (("relay", relay),))
 
 
 def _request(pem: str) -> x509.CertificateSigningRequest:

@@ -15,12 +15,18 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from linkd import events
 from linkd.clock import clock_words, is_plausible, wall
 from linkd.config import Config, PeerSettings
 from linkd.config.addresses import Url, parse_url
 from linkd.config.settings import NAME_PATTERN
 from linkd.errors import ConfigError, LinkdError
-from linkd.net.certificates import certificate_names, load_certificates, load_key_pair
+from linkd.net.certificates import (
+    certificate_names,
+    is_issued_by,
+    load_certificates,
+    load_key_pair,
+)
 from linkd.net.issuing import common_name, key_pem, make_key, pem
 from linkd.pairing import messages
 from linkd.pairing.authority import DIRECTORY
@@ -105,8 +111,10 @@ def join(text: str, config: Config, directory: Path, say: Say = lambda _: None) 
     if leaf.public_key() != key.public_key() or code.name not in certificate_names(leaf):
         raise PairingRefused(f"{answer.node} sent a certificate that is not for this node")
     say(f"{answer.node} has given this node a certificate")
-    private = answer.private or not _public(url)
-    file = _write(_Written(code, answer, key, vouching if private else None), place, directory)
+    trusted = None
+    if answer.private or not _public(url):
+        trusted = "".join(answer.authorities) or vouching
+    file = _write(_Written(code, answer, key, trusted), place, directory)
     return Joining(answer.node, file, code.url, leaf.not_valid_after_utc.timestamp())
 
 
@@ -141,16 +149,41 @@ def renew(peer: PeerSettings) -> float:
             return messages.AskRenewal(old, request, signature.hex())
 
         try:
-            renewed, _ = _exchange(url, _trusting(vouching), ask, messages.Renewed)
+            renewed, shown = _exchange(url, _trusting(vouching), ask, messages.Renewed)
         except HubUnreachable as error:
             failure = error
             continue
         leaf = x509.load_pem_x509_certificate(renewed.certificate.encode())
         if leaf.public_key() != key.public_key():
             raise PairingRefused(f"{peer.name} sent a certificate that is not for this node's key")
+        _trust(peer, renewed.authorities, shown)
         write_whole(Path(peer.certificate), renewed.certificate.encode(), 0o640)
         return leaf.not_valid_after_utc.timestamp()
     raise failure
+
+
+def _trust(peer: PeerSettings, authorities: tuple[str, ...], shown: bytes) -> None:
+    """Trust the authorities that a hub has sent, where pairing wrote the file that names them.
+
+    Args:
+        peer: The hub.
+        authorities: PEM; one of them must have signed the hub's certificate.
+        shown: That certificate, DER.
+    """
+    file = Path(peer.ca or "")
+    ours = peer.certificate is not None and file == Path(peer.certificate).with_suffix(".ca")
+    text = "".join(authorities)
+    if not ours or not authorities or text == file.read_text():
+        return
+    try:
+        found = x509.load_pem_x509_certificates(text.encode())
+        leaf = x509.load_der_x509_certificate(shown)
+    except ValueError:
+        raise PairingRefused(f"{peer.name} sent an authority that can't be read") from None
+    if not any(is_issued_by(leaf, each) for each in found):
+        raise PairingRefused(f"{peer.name} sent no authority that has signed its own certificate")
+    write_whole(file, text.encode(), 0o640)
+    events.emit("pairing.trusts", peer=peer.name, certificate=str(file))
 
 
 def _check_places(place: Path, directory: Path) -> None:

@@ -8,7 +8,7 @@ from urllib.parse import unquote
 import msgspec
 from msgspec import Meta
 
-from linkd.errors import ConfigError, Unavailable
+from linkd.errors import LinkdError
 from linkd.pairing.hub import CODE_SECONDS, Pairing
 from linkd.pairing.terms import PairedPeer, PairingRefused
 
@@ -41,7 +41,7 @@ class Peers(msgspec.Struct, frozen=True):
 
 
 class Revoked(msgspec.Struct, frozen=True):
-    """The answer of `POST …/peers/NAME/revoke`: how many certificates were good until now."""
+    """The answer of `POST …/peers/NAME/revoke`: how many certificates the listener refuses now."""
 
     certificates: int
 
@@ -78,7 +78,7 @@ def local_call(pairing: Pairing, method: str, path: str, body: bytes) -> tuple[i
         return _problem(400, "malformed", str(error))
     except PairingRefused as error:
         return _problem(409, "pairing-refused", str(error))
-    except (ConfigError, Unavailable, OSError) as error:
+    except (LinkdError, OSError) as error:
         return _problem(500, "pairing-failed", str(error))
     return (201 if isinstance(answer, Invited) else 200), msgspec.json.encode(answer)
 

@@ -16,6 +16,7 @@ PATH: Final = "/pair"
 
 Short = Annotated[str, Meta(max_length=128)]
 Pem = Annotated[str, Meta(max_length=8192)]
+Authorities = Annotated[tuple[Pem, ...], Meta(max_length=4)]
 
 
 class AskAuthority(msgspec.Struct, frozen=True, tag_field="ask", tag="authority"):
@@ -72,6 +73,8 @@ class Joined(msgspec.Struct, frozen=True):
         receive: What it will get.
         private: The hub's certificate is signed by what vouched for it; else by a public authority.
         proof: `hub_proof` of all that.
+        authorities: Those that may sign the hub's certificate, PEM, each alone: the one in use and,
+            in good time, its successor. Empty where another authority signs the hub's certificate.
     """
 
     node: Short
@@ -80,12 +83,14 @@ class Joined(msgspec.Struct, frozen=True):
     receive: tuple[str, ...]
     private: bool
     proof: Short
+    authorities: Authorities = ()
 
 
 class Renewed(msgspec.Struct, frozen=True):
-    """The new certificate, PEM."""
+    """The new certificate, PEM, and the authorities as in `Joined`."""
 
     certificate: Pem
+    authorities: Authorities = ()
 
 
 class Refused(msgspec.Struct, frozen=True):
@@ -118,6 +123,7 @@ def hub_proof(secret: bytes, leaf: bytes, ask: AskJoin, answer: Joined) -> str:
         "private" if answer.private else "public",
         " ".join(answer.send),
         " ".join(answer.receive),
+        *answer.authorities,
     )
     return hmac.new(secret, encode_fields(*parts), hashlib.sha256).hexdigest()
 

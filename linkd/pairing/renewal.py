@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -15,12 +16,20 @@ from linkd import events
 from linkd.config import Config, PeerSettings
 from linkd.errors import LinkdError
 from linkd.net.certificates import load_certificates
+from linkd.pairing.authority import DIRECTORY
 from linkd.pairing.joining import due, renew
+from linkd.pairing.signers import AUTHORITY_WARN_DAYS
 
 CHECK_INTERVAL: Final = 3600.0
 
 Threads = Callable[..., "Deferred[Renewed | None]"]
 EXPIRY_WARN_DAYS: Final = 14.0
+"""For certificates and authorities that an operator renews."""
+
+_WARN_SECONDS: Final = 86_400.0
+"""An authority that ends is named so often."""
+
+EndsSoon = Callable[[PeerSettings, float], None]
 
 
 class Renewed(NamedTuple):
@@ -30,14 +39,25 @@ class Renewed(NamedTuple):
     before: float
 
 
-def renew_if_due(peer: PeerSettings, state_dir: Path, wall: float) -> Renewed | None:
+def renew_if_due(
+    peer: PeerSettings, state_dir: Path, wall: float, ends_soon: EndsSoon
+) -> Renewed | None:
     """Renew a paired certificate that ends soon; it waits for the disk and for the hub.
+
+    Args:
+        peer: The hub.
+        state_dir: The node's.
+        wall: Unix seconds.
+        ends_soon: Called where the authority that the peer is trusted by ends soon, with the
+            seconds that are left.
 
     Raises:
         NotRenewed: It ends soon and could not be renewed; has the seconds that are left.
         LinkdError: Its file, or that of the hub's authority, can't be used or has expired.
     """
-    _check_authority(peer, wall)
+    left = authority_left(peer, state_dir, wall)
+    if left is not None:
+        ends_soon(peer, left)
     ends = due(peer, state_dir, wall)
     if ends is None:
         return None
@@ -60,21 +80,20 @@ class NotRenewed(LinkdError):
         self.left = left
 
 
-def _check_authority(peer: PeerSettings, wall: float) -> None:
-    """Warn before the authority that we trust the peer by ends."""
+def authority_left(peer: PeerSettings, state_dir: Path, wall: float) -> float | None:
+    """Return the seconds until the authority that a peer is trusted by ends, if that is soon.
+
+    Soon is two years for what pairing has written, because the hub sends its successor long before;
+    and two weeks for others, which may live for a few months only.
+
+    Raises:
+        LinkdError: The file can't be used.
+    """
     if peer.ca is None:
-        return
-    ends = max(each.not_valid_after_utc.timestamp() for each in load_certificates(peer.ca))
-    left = ends - wall
-    if left < EXPIRY_WARN_DAYS * 86_400:
-        events.emit(
-            "tls.expiring",
-            peer=peer.name,
-            certificate=peer.ca,
-            expires_seconds=round(left),
-            days=round(left / 86_400, 1),
-            detail="the authority that the peer is trusted by ends: pair again with a new code",
-        )
+        return None
+    left = max(each.not_valid_after_utc.timestamp() for each in load_certificates(peer.ca)) - wall
+    ours = Path(peer.ca).parent == state_dir / DIRECTORY
+    return left if left < (AUTHORITY_WARN_DAYS if ours else EXPIRY_WARN_DAYS) * 86_400 else None
 
 
 class Renewal:
@@ -99,6 +118,7 @@ class Renewal:
         self._in_thread = in_thread
         self._own = own
         self._busy: set[str | None] = set()
+        self._warned: dict[str, float] = {}
         self._looping = LoopingCall(self.check)
 
     def start(self, reactor: IReactorTime) -> None:
@@ -122,9 +142,27 @@ class Renewal:
             if paired and peer.name not in self._busy:
                 self._busy.add(peer.name)
                 state_dir = Path(config.node.state_dir)
-                looked = self._in_thread(renew_if_due, peer, state_dir, self._wall())
+                looked = self._in_thread(
+                    renew_if_due, peer, state_dir, self._wall(), self._ends_soon
+                )
                 looked.addCallback(self._done, peer)
                 looked.addErrback(self._failed, peer).addBoth(self._over, peer.name)
+
+    def _ends_soon(self, peer: PeerSettings, left: float) -> None:
+        """Warn once a day that the authority that a peer is trusted by ends; in the thread."""
+        wall = self._wall()
+        if wall - self._warned.get(peer.name, -math.inf) < _WARN_SECONDS:
+            return
+        self._warned[peer.name] = wall
+        events.emit(
+            "tls.expiring",
+            peer=peer.name,
+            certificate=peer.ca,
+            expires_seconds=round(left),
+            days=round(left / 86_400, 1),
+            detail="the authority that the peer is trusted by ends: a paired hub sends its"
+            " successor with the next renewal; without that, pair again with a new code",
+        )
 
     def _done(self, fresh: Renewed | None, peer: PeerSettings) -> None:
         if fresh is not None:

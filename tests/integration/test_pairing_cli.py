@@ -115,7 +115,7 @@ async def test_the_four_commands(
     assert await desk.run("join", code, "-c", str(desk.config)) == 4
     assert "used before" in capsys.readouterr().err
     assert await desk.run("revoke", "edge-1") == 0
-    assert "1 certificate of edge-1 taken back" in capsys.readouterr().err
+    assert "1 certificate of edge-1 is revoked" in capsys.readouterr().err
     assert await desk.run("revoke", "edge-2") == 4
     assert "no node 'edge-2'" in capsys.readouterr().err
 

@@ -233,7 +233,7 @@ def test_what_is_not_tls_s_fault(cause: BaseException) -> None:
 
 
 def test_an_unknown_verdict_has_its_number() -> None:
-    said = tls_reasons.verdict(99, "the certificate of hub", "`ca`", "serverAuth")
+    said = tls_reasons.verdict(99, 0, "the certificate of hub", "`ca`", "serverAuth")
     assert said == "the certificate of hub was not accepted: verification error 99"
 
 

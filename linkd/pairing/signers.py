@@ -1,0 +1,265 @@
+"""The authority's signing keys: the one in use and, years before it ends, its successor.
+
+`ca.key` holds the keys, oldest first, and `ca.crt` their certificates. A successor is made
+`SUCCESSOR_DAYS` before the newest certificate ends, and reaches each peer with its next renewal.
+Peers' certificates are signed by the newest key: only this node verifies them, and it trusts all.
+The hub's own certificate changes to the newest key last, because peers verify that one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from linkd import events
+from linkd.clock import clock_words, is_plausible
+from linkd.errors import ConfigError, Unavailable, unusable
+from linkd.net import issuing
+from linkd.net.certificates import is_issued_by, load_certificates
+from linkd.net.issuing import Issuer, Validity
+from linkd.net.tls import AUTHORITY_FILE
+from linkd.pairing.files import write_whole
+
+KEY_FILE: Final = "ca.key"
+AUTHORITY_DAYS: Final = 3650.0
+LEAF_DAYS: Final = 365.0
+AUTHORITY_WARN_DAYS: Final = 730.0
+SUCCESSOR_DAYS: Final = AUTHORITY_WARN_DAYS + LEAF_DAYS
+"""A year before the first warning: a peer that is in touch has renewed, and so knows the successor,
+by then. A warning therefore means that something failed."""
+
+DAY_SECONDS: Final = 86_400.0
+BACK_SECONDS: Final = DAY_SECONDS
+"""Certificates begin so long before they are made: clocks of two hosts differ."""
+
+_PEM_KEY: Final = re.compile(
+    rb"-----BEGIN [A-Z ]*KEY-----.*?-----END [A-Z ]*KEY-----\n?", re.DOTALL
+)
+
+
+class Signers:
+    """The certificates and keys that sign, oldest first.
+
+    Args:
+        directory: `pairing` in the state directory.
+        node: The hub's name.
+        wall: Returns Unix seconds.
+
+    Raises:
+        ConfigError: A file can't be read.
+        Unavailable: It can't be read now; or there is no key, and the clock is wrong.
+        OSError: A missing file can't be written.
+    """
+
+    def __init__(self, directory: Path, node: str, wall: Callable[[], float]) -> None:
+        self._directory = directory
+        self._node = node
+        self._wall = wall
+        if not (directory / KEY_FILE).exists():
+            self._found()
+        keys = load_keys(directory / KEY_FILE)
+        self._all = self._with_certificates(keys)
+
+    @property
+    def all(self) -> tuple[Issuer, ...]:
+        """Every signer, oldest first."""
+        return self._all
+
+    @property
+    def expires(self) -> float:
+        """Unix seconds at which the last certificate ends."""
+        return max(_ends(each) for each in self._all)
+
+    def for_peers(self) -> Issuer:
+        """Return the signer of peers' certificates: the newest that is valid now.
+
+        Raises:
+            ConfigError: The clock is before the first certificate.
+            Unavailable: The clock shows a time before this version of linkd was made.
+            OSError: All have ended, and a successor can't be written.
+        """
+        return self._valid()[-1]
+
+    def for_hub(self) -> Issuer:
+        """Return the signer of the hub's certificate: the oldest that can sign for a whole year.
+
+        Raises:
+            ConfigError, Unavailable, OSError: As for `for_peers`.
+        """
+        valid, enough = self._valid(), self._wall() + LEAF_DAYS * DAY_SECONDS
+        return next((each for each in valid if _ends(each) >= enough), valid[-1])
+
+    def current(self) -> tuple[x509.Certificate, ...]:
+        """Return the certificates that have not expired, the newest first."""
+        now = self._wall()
+        return tuple(each.certificate for each in reversed(self._all) if _ends(each) > now)
+
+    def issuer_of(self, certificate: x509.Certificate) -> Issuer | None:
+        """Return the signer of `certificate`; None if none of ours has signed it."""
+        ours = (each for each in self._all if is_issued_by(certificate, each.certificate))
+        return next(ours, None)
+
+    def succeed(self) -> bool:
+        """Make a successor where the newest certificate ends within `SUCCESSOR_DAYS`.
+
+        Returns:
+            Whether one was made.
+
+        Raises:
+            OSError: It can't be written; nothing has changed.
+        """
+        now, ends = self._wall(), _ends(self._all[-1])
+        if ends - now > SUCCESSOR_DAYS * DAY_SECONDS or not is_plausible(now):
+            return False
+        self._make_successor()
+        return True
+
+    def _make_successor(self) -> None:
+        ends = _ends(self._all[-1])
+        key = issuing.make_key()
+        made = (*self._all, Issuer(self._certify(key, first=False), key))
+        write_keys(self._directory / KEY_FILE, [each.key for each in made])
+        self._write_certificates(made)
+        self._all = made
+        events.emit(
+            "pairing.successor",
+            certificate=str(self._directory / AUTHORITY_FILE),
+            expires_seconds=round(ends - self._wall()),
+            detail=f"the authority in use ends on {clock_words(ends)}; its successor is trusted"
+            " from now on, and peers get it with their next renewal",
+        )
+
+    def _valid(self) -> list[Issuer]:
+        """Return those that are valid now, oldest first; a successor is made where all have ended.
+
+        Raises:
+            ConfigError: The clock is before the first certificate.
+            Unavailable: The clock shows a time before this version of linkd was made.
+            OSError: All have ended, and a successor can't be written.
+        """
+        now = self._wall()
+        begun = [each for each in self._all if _begins(each) <= now]
+        if not begun:
+            raise ConfigError(
+                f"{self._directory / AUTHORITY_FILE}: this authority is valid from"
+                f" {clock_words(min(_begins(each) for each in self._all))} to"
+                f" {clock_words(self.expires)}, and this host's clock shows {clock_words(now)}:"
+                " correct the clock"
+            )
+        self._check_clock()
+        valid = [each for each in begun if _ends(each) > now]
+        if not valid:
+            self._make_successor()
+            valid = [self._all[-1]]
+        return valid
+
+    def _check_clock(self) -> None:
+        """Sign nothing by a clock that is wrong: what it signs is never valid at the right time."""
+        now = self._wall()
+        if not is_plausible(now):
+            raise Unavailable(
+                f"{self._directory}: no certificates are made while this host's clock shows"
+                f" {clock_words(now)}, which is before this version of linkd was made: set the"
+                " clock, or wait for time synchronisation"
+            )
+
+    def _found(self) -> None:
+        """Make the first; its key is written last, and shows that all of it is there."""
+        self._check_clock()
+        key = issuing.make_key()
+        self._write_certificates([Issuer(self._certify(key, first=True), key)])
+        write_keys(self._directory / KEY_FILE, [key])
+
+    def _certify(self, key: ec.EllipticCurvePrivateKey, first: bool) -> x509.Certificate:
+        """Return a certificate for a signing key; successors have names of their own."""
+        name = f"linkd pairing {self._node}"
+        if not first:
+            form = serialization.PublicFormat.SubjectPublicKeyInfo
+            public = key.public_key().public_bytes(serialization.Encoding.DER, form)
+            name += f" {hashlib.sha256(public).hexdigest()[:8]}"
+        validity = Validity.around(self._wall(), BACK_SECONDS, AUTHORITY_DAYS * DAY_SECONDS)
+        return issuing.make_authority(key, name, validity)
+
+    def _with_certificates(self, keys: list[ec.EllipticCurvePrivateKey]) -> tuple[Issuer, ...]:
+        """Return the keys with their certificates; a missing or damaged one is made from its key.
+
+        Certificates that it has signed are good under the new one too: key and name are the same.
+        """
+        path = self._directory / AUTHORITY_FILE
+        found: list[x509.Certificate] = []
+        complaint = f"{path}: it is missing"
+        try:
+            if path.exists():
+                found = load_certificates(path)
+                complaint = f"{path}: the certificate of a key in {KEY_FILE} is missing"
+        except ConfigError as error:
+            if isinstance(error.__context__, OSError):
+                raise
+            complaint = str(error)
+        by_key = {_public(each): each for each in found}
+        missing = [key for key in keys if key.public_key().public_numbers() not in by_key]
+        if missing:
+            self._check_clock()
+        signers = tuple(
+            Issuer(
+                by_key.get(key.public_key().public_numbers())
+                or self._certify(key, first=index == 0),
+                key,
+            )
+            for index, key in enumerate(keys)
+        )
+        if missing:
+            self._write_certificates(signers)
+            events.emit("tls.repaired", certificate=str(path), detail=complaint)
+        return signers
+
+    def _write_certificates(self, signers: tuple[Issuer, ...] | list[Issuer]) -> None:
+        content = b"".join(issuing.pem(each.certificate) for each in signers)
+        write_whole(self._directory / AUTHORITY_FILE, content, 0o640)
+
+
+def load_keys(path: Path) -> list[ec.EllipticCurvePrivateKey]:
+    """Return the keys in a PEM file, at least one.
+
+    Raises:
+        ConfigError: It can't be read, or holds something else.
+        Unavailable: It can't be read now.
+    """
+    try:
+        content = path.read_bytes()
+        pieces = _PEM_KEY.findall(content) or [content]
+        keys = [serialization.load_pem_private_key(each, password=None) for each in pieces]
+    except OSError as error:
+        raise unusable(f"{path}: cannot read the key", error) from None
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{path}: cannot read the key: {error}") from None
+    found = [each for each in keys if isinstance(each, ec.EllipticCurvePrivateKey)]
+    if len(found) < len(keys):
+        raise ConfigError(f"{path}: expected a P-256 key")
+    return found
+
+
+def write_keys(path: Path, keys: list[ec.EllipticCurvePrivateKey]) -> None:
+    """Write keys into a file that only its owner may read."""
+    write_whole(path, b"".join(issuing.key_pem(key) for key in keys), 0o600)
+
+
+def _public(certificate: x509.Certificate) -> object:
+    """Return what can be compared of a certificate's key."""
+    key = certificate.public_key()
+    return key.public_numbers() if isinstance(key, ec.EllipticCurvePublicKey) else None
+
+
+def _begins(signer: Issuer) -> float:
+    return signer.certificate.not_valid_before_utc.timestamp()
+
+
+def _ends(signer: Issuer) -> float:
+    return signer.certificate.not_valid_after_utc.timestamp()
