@@ -14,6 +14,7 @@ from linkd.net.admission import Place
 from linkd.net.connection import Connection
 from linkd.net.factories import ListenerPort
 from linkd.net.identity import NONCE_LIFETIME, load_secret, prove, verify
+from linkd.net.silence import PingedSilence
 from linkd.net.sockets import peer_of
 from linkd.net.timers import Call, cancel
 from linkd.net.tls import certificate_expires, peer_names
@@ -23,9 +24,6 @@ MAX_POSTS = 4
 MAX_POST_BYTES = 16_384
 
 _TO_PLAIN = "dial ws://, or give [listen] a certificate"
-
-_CLOSE_ENOUGH = 0.001
-"""Seconds by which silence may be judged late, rather than move a timer for every ping."""
 
 
 class _Denied(ConnectionDeny):  # type: ignore[misc]
@@ -47,7 +45,7 @@ class _Denied(ConnectionDeny):  # type: ignore[misc]
         self.retry_after = retry_after
 
 
-class AcceptedConnection(Connection, ServerProtocol):
+class AcceptedConnection(PingedSilence, Connection, ServerProtocol):
     """A connection that a peer dialed."""
 
     dialed: ClassVar[bool] = False
@@ -55,9 +53,6 @@ class AcceptedConnection(Connection, ServerProtocol):
     silent_reason: ClassVar[Reason] = "ping-timeout"
     factory: ListenerPort[AcceptedConnection]
     openHandshakeTimeout = 0
-
-    autoPingTimeoutCall: Call | None
-    autoPingPendingCall: Call | None
 
     _claimed: str | None = None
     _proved = False
@@ -371,46 +366,9 @@ class AcceptedConnection(Connection, ServerProtocol):
 
     # -- silence ------------------------------------------------------------------------------
 
-    def _sendAutoPing(self) -> None:
-        """Ping; the time-out is the moment at which silence reaches its limit."""
-        super()._sendAutoPing()
-        wanted = self.life.deadline - self.clock.seconds()
-        if wanted < self.autoPingTimeout - _CLOSE_ENOUGH:
-            self._rearm(max(0.0, wanted))
-
-    def _rearm(self, after: float) -> None:
-        """Look at the silence after so many seconds; Twisted's `reset` to sooner costs a search."""
-        cancel(self.autoPingTimeoutCall)
-        timer = self.factory._batched_timer
-        self.autoPingTimeoutCall = timer.call_later(after, self.onAutoPingTimeout)
-
-    def onAutoPingTimeout(self) -> None:
-        """No pong in time: that alone proves nothing, silence does."""
-        self.autoPingTimeoutCall = None
-        if self.life.silent(self.clock.seconds()):
-            self.judge()
-        else:
-            self.watch()
-
-    def watch(self) -> None:
-        """Ping every interval whatever arrives, and judge when silence may reach its limit."""
-        now = self.clock.seconds()
-        next_ping = (self._pinged_at or now) + self.autoPingInterval
-        timer = self.factory._batched_timer
-        if next_ping < self.life.deadline:
-            self.autoPingPending = None
-            self.autoPingPendingCall = timer.call_later(
-                max(0.0, next_ping - now), self._sendAutoPing
-            )
-        else:
-            self._rearm(self.life.deadline - now)
-
     def onOpen(self) -> None:
         """The upgrade is done; first pings are spread over half an interval."""
-        cancel(self.autoPingPendingCall)
-        after = self.autoPingInterval * (0.5 + 0.5 * self.factory.random.random())
-        timer = self.factory._batched_timer
-        self.autoPingPendingCall = timer.call_later(after, self._sendAutoPing)
+        self.ping_after(self.autoPingInterval * (0.5 + 0.5 * self.factory.random.random()))
 
 
 def hello_dialer(connection: AcceptedConnection) -> str:

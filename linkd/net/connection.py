@@ -29,6 +29,7 @@ from linkd.net.frames import MESSAGE, PING, PONG
 from linkd.net.heads import printable
 from linkd.net.pace import Pace
 from linkd.net.sending import Sending
+from linkd.net.silence import Silence
 from linkd.net.sockets import ended, peer_of, show, tune
 from linkd.net.timers import Call, cancel
 from linkd.net.websocket import (
@@ -56,7 +57,7 @@ _keys = count(1)
 _no_generation: Final = Generation("-", 0)
 
 
-class Connection(WholeFrames, Sending):
+class Connection(Silence, WholeFrames, Sending):
     """What both ends share; `linkd.net.ports.Connection`, mixed into Autobahn's protocol.
 
     Attributes beside the port's:
@@ -82,7 +83,6 @@ class Connection(WholeFrames, Sending):
     _goodbye: Goodbye | None = None
     _abort_call: Call | None = None
     _pinged_at: float | None = None
-    _judging = False
     _gone = False
     _frames = 0
 
@@ -237,28 +237,14 @@ class Connection(WholeFrames, Sending):
             if self.on_round_trip is not None:
                 self.on_round_trip(self.rtt_seconds)
 
-    def judge(self) -> None:
-        """Silence has reached the limit: read what is in the socket, then abort.
+    @property
+    def is_ending(self) -> bool:
+        """Whether it has ended, or is about to."""
+        return self.state == _CLOSED or self._ending is not None
 
-        A reactor that woke late runs its timers before it reads.
-        """
-        if not self._judging:
-            self._judging = True
-            self.clock.callLater(0, self._verdict)
-
-    def _verdict(self) -> None:
-        self._judging = False
-        if self.state == _CLOSED or self._ending is not None:
-            return
-        now = self.clock.seconds()
-        if self.life.silent(now):
-            self.abort(self.silent_reason, f"nothing was heard for {self.life.silence(now):.1f} s")
-        else:
-            self.watch()
-
-    @abstractmethod
-    def watch(self) -> None:
-        """Be called again when silence may reach the limit."""
+    def fell_silent(self, silence: float) -> None:
+        """Nothing was heard for so many seconds: abort it."""
+        self.abort(self.silent_reason, f"nothing was heard for {silence:.1f} s")
 
     # -- ending -------------------------------------------------------------------------------
 
