@@ -23,28 +23,40 @@ class Call:
         request: The request, complete.
         caller: Who calls.
         path: The values that stand in the path, by name.
+        names: What counts in the query; see `query_of`.
     """
 
-    def __init__(self, request: ApiRequest, caller: Caller, path: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        request: ApiRequest,
+        caller: Caller,
+        path: Mapping[str, str],
+        names: Mapping[str, bool] | None = None,
+    ) -> None:
         self.request = request
         self.caller = caller
         self.path = path
-        self._query = query_of(request.uri)
+        self._query = query_of(request.uri, names)
 
     # what was asked
 
     def text(self, name: str) -> str | None:
         """Return a query value, None where it is absent."""
-        return self._query.get(name)
+        given = self._query.get(name)
+        return None if given is None else given[0]
+
+    def texts(self, name: str) -> list[str]:
+        """Return all values of a name that may come several times."""
+        return self._query.get(name, [])
 
     def number(self, name: str, default: int, most: int = 2**62, least: int = 0) -> int:
         """Return a query value that is a whole number within bounds, else raise Refusal."""
-        given = self._query.get(name)
+        given = self.text(name)
         return default if given is None else number(given, name, most, least)
 
     def seconds(self, name: str, default: float, most: float) -> float:
         """Return a query value in seconds, cut to `most`, else raise Refusal."""
-        given = self._query.get(name)
+        given = self.text(name)
         return default if given is None else min(seconds(given, name), most)
 
     def only(self, *names: str) -> None:
@@ -98,18 +110,41 @@ def seconds(given: str, name: str) -> float:
     return value
 
 
-def query_of(uri: bytes) -> dict[str, str]:
-    """Return a target's query; raise Refusal where a name comes twice or is no UTF-8."""
-    found: dict[str, str] = {}
+def seconds_between(given: str, name: str, least: float, most: float) -> float:
+    """Return seconds within bounds; raise Refusal where it is no such number."""
+    value = seconds(given, name)
+    if least <= value <= most:
+        return value
+    expected = f"expected seconds from {least:g} to {most:g}"
+    raise Refusal("malformed", f"{name}: {expected}, got {given[:40]!r}")
+
+
+def query_of(uri: bytes, names: Mapping[str, bool] | None = None) -> dict[str, list[str]]:
+    """Return a target's query: the values of each name.
+
+    Args:
+        uri: The target.
+        names: The names that count, and whether each may come several times; all others are
+            ignored, whatever they hold. None: all count, and each may come once.
+
+    Raises:
+        Refusal: A name that counts comes twice, or is no UTF-8.
+    """
+    found: dict[str, list[str]] = {}
     _, _, query = uri.partition(b"?")
     for piece in query.split(b"&"):
-        if not piece:
-            continue
         name, _, value = piece.partition(b"=")
-        key = unquoted(name.replace(b"+", b" "))
-        if key in found:
+        try:
+            key = unquoted(name.replace(b"+", b" "))
+        except Refusal:
+            if names is None:
+                raise
+            continue
+        if not piece or (names is not None and key not in names):
+            continue
+        if key in found and not (names is not None and names[key]):
             raise Refusal("malformed", f"{key[:80]} stands twice in the query")
-        found[key] = unquoted(value.replace(b"+", b" "))
+        found.setdefault(key, []).append(unquoted(value.replace(b"+", b" ")))
     return found
 
 

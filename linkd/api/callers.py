@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from linkd.api.refusals import Refusal
-from linkd.core.channels import Patterns, check_channel, check_patterns, is_pattern
+from linkd.core.channels import Patterns, check_channel, check_patterns, is_channel, is_pattern
 from linkd.errors import ChannelRefused
 from linkd.log.engine import Consumer, Owned
 from linkd.status import Event
+
+DEFAULT_CHANNEL = "default"
+"""Where a client of `/ws` publishes that names no channel, and for which none is set."""
 
 
 class Caller:
@@ -21,12 +24,22 @@ class Caller:
         subscribe: Sets of patterns that must cover, each, what is read.
         operator: It may act on links, consumers and the log (the socket, a key for `>`).
         mark: Changes when the key's secret does.
+        channel: Where it publishes on `/ws` without naming a channel; None: nothing is set.
 
     Attributes:
         narrowing: The patterns that it was narrowed to, one after the other.
     """
 
-    __slots__ = ("_covered", "mark", "name", "narrowing", "operator", "publish", "subscribe")
+    __slots__ = (
+        "_covered",
+        "channel",
+        "mark",
+        "name",
+        "narrowing",
+        "operator",
+        "publish",
+        "subscribe",
+    )
 
     def __init__(
         self,
@@ -35,21 +48,37 @@ class Caller:
         subscribe: tuple[Patterns, ...] = (),
         operator: bool = True,
         mark: bytes = b"",
+        channel: str | None = None,
     ) -> None:
         self.name = name
         self.publish = publish
         self.subscribe = subscribe
         self.operator = operator
         self.mark = mark
+        self.channel = channel
         self.narrowing: tuple[str, ...] = ()
         self._covered: dict[str, bool] = {}
 
     def narrowed(self, pattern: str) -> Caller:
         """Return the caller with no right beyond `pattern`."""
         only = (Patterns((pattern,)),)
-        narrow = Caller(self.name, self.publish + only, self.subscribe + only, False, self.mark)
+        narrow = Caller(
+            self.name, self.publish + only, self.subscribe + only, False, self.mark, self.channel
+        )
         narrow.narrowing = (*self.narrowing, pattern)
         return narrow
+
+    def default_channels(self, setting: str | None) -> list[str]:
+        """Return where it may publish on `/ws` without naming a channel, the best first.
+
+        The one that it was narrowed to, the key's, the node's `setting`, one that the key's rights
+        name, `default`. Whether it has a right to it is not looked at.
+        """
+        named = [
+            each for patterns in self.publish for each in patterns.patterns if is_channel(each)
+        ]
+        wanted = [*reversed(self.narrowing), self.channel, setting, *named, DEFAULT_CHANNEL]
+        return [each for each in wanted if each is not None and is_channel(each)]
 
     def check_publish(self, channel: str) -> str:
         """Return `channel`; raise Refusal where it is no channel, or not one to publish on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 from typing import Literal
 from urllib.parse import urlsplit
@@ -10,6 +11,7 @@ import msgspec
 
 from linkd.api.call import query_of
 from linkd.api.callers import ANYONE, SOCKET, STRANGER, Caller
+from linkd.api.door import BEARER_SUBPROTOCOL, TEXT_PATH, offered, wants_websocket
 from linkd.api.keys import COOKIE, Keyring, WrongKeys
 from linkd.api.matching import Match, find
 from linkd.api.refusals import Refusal
@@ -28,14 +30,16 @@ class Admitted(msgspec.Struct, frozen=True):
         caller: Who calls.
         by: What let it in.
         patterns: How narrow its token was.
-        origin: The foreign origin that may read the answer, or empty.
+        token: The token that an upgrade uses up once it succeeds.
+        refusal: Why the WebSocket that is opened closes at once.
     """
 
     match: Match
     caller: Caller
     by: By
     patterns: tuple[str, ...] = ()
-    origin: str = ""
+    token: str | None = None
+    refusal: Refusal | None = None
 
 
 class Gate:
@@ -65,9 +69,10 @@ class Gate:
             return Admitted(_match(request), SOCKET, "socket")
         host = self._check_host(request)
         origin = self._check_origin(request, host)
-        match = _match(request)
-        caller, by, patterns = self._caller(request, match)
-        return Admitted(match, caller, by, patterns, origin)
+        if origin:  # its page may read why the call is refused, too
+            request.setHeader(b"Access-Control-Allow-Origin", origin.encode())
+            request.setHeader(b"Vary", b"Origin")
+        return self._admit(request, _match(request))
 
     def preflight(self, request: ApiRequest) -> str:
         """Return the origin whose browser asks whether it may call; raise Refusal."""
@@ -102,81 +107,103 @@ class Gate:
             return ""
         if lowered in self._origins:
             return origin
-        raise Refusal("origin-refused", "this Origin may not call; see api.origins")
+        raise Refusal("origin-refused", f"the origin {lowered[:60]} is not in api.origins")
 
     def _check_site(self, request: ApiRequest) -> None:
         """Raise Refusal where a browser says that another site's page makes the call, unasked."""
         site = request.header("Sec-Fetch-Site")
         if site not in ("cross-site", "same-site"):
             return
-        if request.header("Sec-Fetch-Mode") == "navigate" and request.path == b"/":
+        is_visit = request.header("Sec-Fetch-Mode") == "navigate" and request.path == b"/"
+        if is_visit and not wants_websocket(request):
             return
         raise Refusal("origin-refused", "a page of another site may not call")
 
     # who
 
-    def _caller(self, request: ApiRequest, match: Match) -> tuple[Caller, By, tuple[str, ...]]:
+    def _admit(self, request: ApiRequest, match: Match) -> Admitted:
         access = match.route.access
         if access == "socket":
             raise Refusal("not-found", "this is asked on the unix socket only")
         if access == "open":
-            return ANYONE, "anyone", ()
+            return Admitted(match, ANYONE, "anyone")
         if access == "optional" and self._shows_nothing(request):
-            return (STRANGER if self._keyring.require_key else ANYONE), "anyone", ()
-        bearer = self._bearer(request)
+            return Admitted(match, STRANGER if self._keyring.require_key else ANYONE, "anyone")
+        bearer = self._bearer(request, match)
         if bearer is not None:
             known = self._keyring.by_key(bearer)
             if known is not None:
-                return known, "key", ()
-        token = bearer or _query_token(request)
+                return Admitted(match, known, "key")
+        token = bearer or _query_token(request, match)
         if token is not None and access == "token":
-            spent = self._keyring.spend(token)
-            if spent is not None:
-                return spent[0], "token", spent[1]
+            is_for_later = match.route.socket
+            found = self._keyring.look(token) if is_for_later else self._keyring.spend(token)
+            if found is not None:
+                return Admitted(match, found[0], "token", found[1], token if is_for_later else None)
         if token is not None:
             self._wrong.wrong(request.address)
-            raise _unauthorized("the key or token is not known, used, or expired")
-        return self._without(request)
+            raise unauthorized("the key or token is not known, used, or expired")
+        caller, by = self._without(request)
+        return Admitted(match, caller, by)
 
-    def _without(self, request: ApiRequest) -> tuple[Caller, By, tuple[str, ...]]:
+    def _without(self, request: ApiRequest) -> tuple[Caller, By]:
         """Return who calls with neither key nor token."""
         cookie = request.received_cookies.get(COOKIE.encode())
         if cookie is not None:
             known = self._keyring.by_cookie(cookie.decode("ascii", "replace"))
             if known is not None:
-                return known, "cookie", ()
+                return known, "cookie"
         if not self._keyring.require_key:
-            return ANYONE, "anyone", ()
+            return ANYONE, "anyone"
         if cookie is not None:
-            raise _unauthorized("the session has expired; sign in with a new token")
-        raise _unauthorized("a key, a cookie session or a token is needed")
+            raise unauthorized("the session has expired; sign in with a new token")
+        raise unauthorized("a key, a cookie session or a token is needed")
 
     def _shows_nothing(self, request: ApiRequest) -> bool:
         """Return whether a request has neither a key nor a cookie."""
         cookie = request.received_cookies.get(COOKIE.encode())
         return request.header("Authorization") is None and cookie is None
 
-    def _bearer(self, request: ApiRequest) -> str | None:
+    def _bearer(self, request: ApiRequest, match: Match) -> str | None:
         given = request.header("Authorization")
         if given is None:
-            return None
+            return self._offered_bearer(request) if match.route.socket else None
         scheme, _, key = given.partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
             self._wrong.wrong(request.address)
-            raise _unauthorized("expected Authorization: Bearer KEY")
+            raise unauthorized("expected Authorization: Bearer KEY")
         return key.strip()
+
+    def _offered_bearer(self, request: ApiRequest) -> str | None:
+        """Return the key or token among the subprotocols: a page can set no other header."""
+        for one in offered(request):
+            if one.startswith(BEARER_SUBPROTOCOL):
+                text = one.removeprefix(BEARER_SUBPROTOCOL)
+                try:
+                    padded = text + "=" * (-len(text) % 4)
+                    return base64.b64decode(padded, altchars=b"-_", validate=True).decode()
+                except ValueError:
+                    self._wrong.wrong(request.address)
+                    raise unauthorized(f"expected base64url after {BEARER_SUBPROTOCOL}") from None
+        return None
 
 
 def _match(request: ApiRequest) -> Match:
-    return find(request.method.decode("latin-1"), request.path)
+    path = request.path
+    if path == b"/" and wants_websocket(request):
+        path = TEXT_PATH.encode()
+    return find(request.method.decode("latin-1"), path)
 
 
-def _query_token(request: ApiRequest) -> str | None:
-    query = query_of(request.uri)
-    return query.get("ws_token") or query.get("token")
+def _query_token(request: ApiRequest, match: Match) -> str | None:
+    query = query_of(request.uri, match.route.names)
+    return next(
+        (query[name][0] for name in ("ws_token", "token") if any(query.get(name, ()))), None
+    )
 
 
-def _unauthorized(message: str) -> Refusal:
+def unauthorized(message: str) -> Refusal:
+    """Return that nothing shown lets the caller in."""
     return Refusal("unauthorized", message, {"WWW-Authenticate": "Bearer"})
 
 

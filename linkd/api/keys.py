@@ -98,7 +98,9 @@ class Keyring:
             digest = _digest(secret)
             rights = (Patterns(key.publish),), (Patterns(key.subscribe),)
             keys[key.name] = _Key(
-                Caller(key.name, *rights, key.is_for_everything, digest), digest, secret
+                Caller(key.name, *rights, key.is_for_everything, digest, key.default_channel),
+                digest,
+                secret,
             )
         self._keys = keys
         self.require_key = config.api.require_key
@@ -148,13 +150,19 @@ class Keyring:
                 del self._waiting[token.key]
         return token
 
-    def spend(self, presented: str) -> tuple[Caller, tuple[str, ...]] | None:
+    def look(self, presented: str) -> tuple[Caller, tuple[str, ...]] | None:
         """Return a token's caller and patterns; None where it is used, expired or forged."""
-        token = self._drop(_digest(presented.encode("utf-8", "surrogateescape")))
+        token = self._tokens.get(_digest(presented.encode("utf-8", "surrogateescape")))
         if token is None or token.expires <= self._clock():
             return None
         caller = self._named(token.key)
         return None if caller is None else (_narrow(caller, token.patterns), token.patterns)
+
+    def spend(self, presented: str) -> tuple[Caller, tuple[str, ...]] | None:
+        """Use a token up; return what `look` would have."""
+        found = self.look(presented)
+        self._drop(_digest(presented.encode("utf-8", "surrogateescape")))
+        return found
 
     # cookie sessions
 

@@ -81,7 +81,7 @@ def _parameter(param: Param, place: str) -> dict[str, Any]:
         "in": place,
         "description": param.about,
         "required": place == "path" or param.required,
-        "schema": _schema(param),
+        "schema": {"type": "array", "items": _schema(param)} if param.several else _schema(param),
     }
 
 

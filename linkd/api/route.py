@@ -31,6 +31,7 @@ class Param(msgspec.Struct, frozen=True):
         choice: All that it may be, where that is little.
         required: It must be there.
         null: It may be null, as if it were not there.
+        several: It may come several times.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Param(msgspec.Struct, frozen=True):
     choice: tuple[str | int, ...] = ()
     required: bool = False
     null: bool = False
+    several: bool = False
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,3 +80,11 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     gives: tuple[str, ...] = ("application/json",)
     always: bool = False
     socket: bool = False
+
+    @property
+    def names(self) -> dict[str, bool] | None:
+        """What counts in the query, and whether it may come several times; None: all counts.
+
+        Programs add names of their own to the URL of a WebSocket.
+        """
+        return {param.name: param.several for param in self.query} if self.socket else None

@@ -328,6 +328,13 @@ ROUTES: tuple[Route, ...] = (
         query=(
             Param("token", "A token, where no header can be sent."),
             Param("ws_token", "The same."),
+            Param(
+                "timeout",
+                "Seconds beyond the interval of pings that the client may leave them unanswered.",
+                "number",
+                least=1.0,
+                most=60.0,
+            ),
         ),
         gives=(),
         socket=True,
@@ -343,8 +350,10 @@ ROUTES: tuple[Route, ...] = (
             Param("token", "The same."),
             Param(
                 "channel",
-                "What is published without a channel goes there; it is followed.",
-                pattern=CHANNELS_PATTERN,
+                "Followed; what is published without a channel goes to the first. Absent: the"
+                " caller's default channel; empty: none.",
+                pattern=rf"^$|{CHANNELS_PATTERN}",
+                several=True,
             ),
             Param(
                 "from",
@@ -359,6 +368,14 @@ ROUTES: tuple[Route, ...] = (
             ),
             Param("status", "1: changes of links arrive too.", "integer", choice=(0, 1)),
             Param("presence", "1: who joins and leaves arrives too.", "integer", choice=(0, 1)),
+            Param("linkd", "1: linkd.js is at the other end.", "integer", choice=(0, 1)),
+            Param(
+                "timeout",
+                "Seconds beyond the interval of pings that the client may leave them unanswered.",
+                "number",
+                least=1.0,
+                most=60.0,
+            ),
         ),
         gives=(),
         socket=True,

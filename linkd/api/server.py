@@ -22,11 +22,13 @@ from linkd.api.account import Account
 from linkd.api.answer import Answer
 from linkd.api.asked import check_consumer
 from linkd.api.call import Call
-from linkd.api.callers import Caller
+from linkd.api.callers import STRANGER, Caller
+from linkd.api.door import TEXT_PATH, answers_by_close
 from linkd.api.files import Files
 from linkd.api.gate import Admitted, Gate
 from linkd.api.ingress import Producers
 from linkd.api.keys import Keyring, WrongKeys
+from linkd.api.matching import find
 from linkd.api.metrics import Metrics
 from linkd.api.openapi import describe
 from linkd.api.port import NodePort, Sink, Start, Subscription
@@ -43,7 +45,6 @@ from linkd.api.upgrade import ApiSocket, Session, Socket, Upgrades
 from linkd.clock import wall
 from linkd.config import Config, ListenSettings
 from linkd.config.addresses import parse_address
-from linkd.core.batch import MAX_HEADERS
 from linkd.errors import PublishError
 from linkd.log.engine import UNOWNED, Consumer, Owned
 from linkd.net.fair_share import FairShare
@@ -57,8 +58,11 @@ STOP_SECONDS = 3.0
 PAGE_READS = 8
 """So many pages read at once: what was read for one is in memory until it is its turn."""
 
+MAX_ASKED_HEADERS = 64
+"""So many names of headers that a page wants to send are allowed at once."""
+
 _BEAT_SECONDS = 1.0
-_RECORD_HEADER = re.compile(r"linkd-header-[a-z0-9-]{1,64}", re.IGNORECASE)
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,80}")
 
 
 class Api:
@@ -257,15 +261,22 @@ class Api:
         if request.method == b"OPTIONS" and request.header("Origin") is not None:
             request.admitted = None
             return
+        try:
+            request.admitted = self._admit(request)
+        except Refusal as refusal:
+            if not answers_by_close(request):
+                raise
+            match = find("GET", TEXT_PATH.encode())
+            request.admitted = Admitted(match, STRANGER, "anyone", refusal=refusal)
+
+    def _admit(self, request: ApiRequest) -> Admitted:
+        """Return who calls what; raise Refusal."""
         admitted = self.gate.admit(request)
-        request.admitted = admitted
-        if admitted.origin:
-            request.setHeader(b"Access-Control-Allow-Origin", admitted.origin.encode())
-            request.setHeader(b"Vary", b"Origin")
         node = self.node
         if not admitted.match.route.always and (node.starting or node.stopping):
             word = "starting" if node.starting else "stopping"
             raise Refusal("unavailable", f"the node is {word}", {"Retry-After": "1"})
+        return admitted
 
     def serve(self, request: ApiRequest) -> Deferred[Answer | None]:
         """Answer a complete request."""
@@ -284,10 +295,10 @@ class Api:
 
     async def _answer(self, request: ApiRequest, admitted: Admitted) -> Answer | None:
         route = admitted.match.route
-        call = Call(request, admitted.caller, admitted.match.path)
         if route.socket:
-            self.upgrades.take(call, route.path)
+            self.upgrades.take(request, admitted)
             return None
+        call = Call(request, admitted.caller, admitted.match.path)
         if route.run is None:
             return self._files.answer(
                 request.path.decode("ascii", "replace"), request.header("If-None-Match")
@@ -298,7 +309,7 @@ class Api:
         """Answer a browser that asks whether a page of another origin may call."""
         origin = self.gate.preflight(request)
         wanted = (request.header("Access-Control-Request-Headers") or "").split(",")
-        ours = [name.strip() for name in wanted if _RECORD_HEADER.fullmatch(name.strip())]
+        names = [name.strip() for name in wanted if _HEADER_NAME.fullmatch(name.strip())]
         return Answer(
             204,
             headers={
@@ -306,7 +317,7 @@ class Api:
                 "Access-Control-Allow-Methods": "GET, POST, DELETE",
                 "Access-Control-Allow-Headers": "Authorization, Content-Type, Last-Event-ID,"
                 " Linkd-Type, Linkd-Id, Linkd-Ttl"
-                + "".join([f", {name}" for name in ours[:MAX_HEADERS]]),
+                + "".join([f", {name}" for name in names[:MAX_ASKED_HEADERS]]),
                 "Access-Control-Max-Age": "600",
                 "Vary": "Origin",
             },

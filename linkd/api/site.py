@@ -13,6 +13,7 @@ from twisted.web import http
 from linkd import events
 from linkd.api.account import Part
 from linkd.api.bodies import to_json
+from linkd.api.door import wants_websocket
 from linkd.api.refusals import Refusal
 from linkd.api.request import Answering, ApiRequest
 from linkd.api.room import SOCKET, Room
@@ -252,8 +253,13 @@ class ApiSite(_Factory):  # type: ignore[misc]
         self._room.leave(address)
 
     def refused(self, request: ApiRequest, refusal: Refusal) -> None:
-        """Log what an operator should see: who is kept out, not who mistyped."""
-        if refusal.status in (401, 403, 421, 429):
+        """Log what an operator should see: who is kept out, not who mistyped.
+
+        Of a WebSocket all: nobody else may see why it is refused.
+        """
+        if refusal.status in (401, 403, 421, 429) or (
+            refusal.status < 500 and wants_websocket(request)
+        ):
             caller = getattr(request.admitted, "caller", None)
             events.emit(
                 "api.refused",
@@ -262,6 +268,7 @@ class ApiSite(_Factory):  # type: ignore[misc]
                 address=request.address,
                 status=refusal.status,
                 path=request.path.decode("ascii", "replace")[:200],
+                detail=refusal.message[:200],
             )
 
     def log(self, request: http.Request) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import linkd
@@ -10,6 +11,7 @@ from linkd.api.asked import resumed, start_of
 from linkd.api.bodies import to_json
 from linkd.api.call import Call
 from linkd.api.callers import Caller
+from linkd.api.door import close_of
 from linkd.api.publishing import too_large
 from linkd.api.refusals import Refusal, refusal_of
 from linkd.api.sinks import SlicedSink
@@ -47,7 +49,6 @@ class TextSession:
     """
 
     def __init__(self, api: Service, call: Call, socket: Socket) -> None:
-        call.only("ws_token", "token", "channel", "from", "envelope", "status", "presence", "linkd")
         self.socket = socket
         self.envelope = _flag(call, "envelope")
         self._api = api
@@ -55,9 +56,9 @@ class TextSession:
         self._status = _flag(call, "status")
         self._presence = _flag(call, "presence")
         self.is_linkd = _flag(call, "linkd")  # linkd.js is at the other end
-        self._channel = call.text("channel")
         self._from = start_of(call.text("from"), "latest")
-        self._reads = self._channel is not None and self._may_read(self._channel)
+        self._channels = self._channels_of(call)
+        self._channel = next(iter(self._channels), None)
         self._subscriptions: dict[Key, TextSink] = {}
         self._parted = 0  # large messages that were sent in parts
         self._unsettled = 0
@@ -67,6 +68,22 @@ class TextSession:
         self._ended = False
         self._tells = False  # of links that changed, soon
         self.busy = False
+
+    def _channels_of(self, call: Call) -> dict[str, bool]:
+        """Return the URL's channels, else the caller's default one, and whether each may be read.
+
+        An empty one is none. Raise Refusal where one is no use at all.
+        """
+        given = call.texts("channel")
+        config = self._api.config
+        if not given and not self.is_linkd:
+            for channel in self.caller.default_channels(config.api.default_channel):
+                with suppress(Refusal):
+                    return {channel: self._may_read(channel)}
+        most = config.limits.subscriptions
+        if len(given) > most:
+            raise Refusal("too-many", f"at most {most} channels (limits.subscriptions)")
+        return {channel: self._may_read(channel) for channel in given if channel}
 
     def _may_read(self, channel: str) -> bool:
         """Tell whether the URL's channel may be read; raise Refusal where it is no use at all."""
@@ -100,8 +117,12 @@ class TextSession:
             self._unwatch = self._api.node.on_event(self._event)
             for link in self._api.node.status().links:
                 self._send_object("status", link)
-        if self._channel is not None and self._reads:
-            self._follow(self._channel, self._from)
+        try:
+            for channel in [each for each, is_read in self._channels.items() if is_read]:
+                self._follow(channel, self._from)
+        except LinkdError as error:
+            self.socket.close(*close_of(refusal_of(error)))
+            return
         name = self.caller.name
         self._number = self._api.presence.join(self._channel or "", name, self, self._presence)
 

@@ -13,19 +13,38 @@ from zope.interface import implementer
 
 from linkd import events
 from linkd.api.account import SMALL_BYTES, Part
-from linkd.api.call import Call
+from linkd.api.call import Call, seconds_between
 from linkd.api.callers import Caller
+from linkd.api.door import (
+    STREAM_PATH,
+    TEXT_PATH,
+    TEXT_SUBPROTOCOL,
+    RefusedSession,
+    answers_by_close,
+    check_upgrade,
+    is_from_browser,
+    offered,
+)
+from linkd.api.gate import Admitted, unauthorized
 from linkd.api.refusals import Refusal
+from linkd.api.request import ApiRequest
 from linkd.api.service import Service
 from linkd.api.whole import WholeMessages
+from linkd.core.liveness import FLOW_BYTES, ClientLiveness
 from linkd.core.stream import MAX_MESSAGE_BYTES, SUBPROTOCOL
 from linkd.net.fair_share import drop_buffers
 from linkd.net.pace import Pace
+from linkd.net.silence import PingedSilence
+from linkd.net.sockets import path_of
 from linkd.net.timers import ExactTimer
-from linkd.net.websocket import ServerFactory
+from linkd.net.websocket import ConnectionDeny, ServerFactory
 
-PONG_SECONDS = 30
-"""An application may be busy for so long; then a connection that answers no ping is cut."""
+BUSY_CLIENT_SECONDS = 30.0
+"""Beyond the interval of pings a browser, a client of linkd's own, or a program that was sent
+something may be busy for so long; then a connection that answers no ping is cut."""
+
+MAX_TIMEOUT_SECONDS = 60.0
+"""`?timeout=` asks for no more."""
 
 MESSAGE_SECONDS = 30.0
 LEAST_BYTES_PER_SECOND = 2184
@@ -119,13 +138,17 @@ Speak = Callable[[Call, str, Socket], Session]
 """Begins what is spoken on a WebSocket: the request that became it, its path, and itself."""
 
 
-class ApiSocket(WholeMessages):
+class ApiSocket(PingedSilence, WholeMessages):
     """One WebSocket: Autobahn's callbacks, none of which may raise."""
+
+    life: ClientLiveness
 
     upgrades: Upgrades
     session: Session
     subprotocol: str | None = None
     released: Callable[[], None] | None = None
+    token: str | None = None
+    """Used up once the upgrade succeeds."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,11 +162,14 @@ class ApiSocket(WholeMessages):
         self._life_at: float | None = None  # when a sign of life is due; a message is coming in
         self._goes_on: Callable[[], None] | None = None  # once the other end reads
         self._part: Part | None = None
+        self._acked = 0  # bytes that the other end's kernel had when the silence was last judged
 
     # Autobahn's callbacks
 
     def onConnect(self, request: Any) -> str | None:
-        """Accept; the gate has judged the request already."""
+        """Accept; the gate has judged the request already, in the same turn."""
+        if self.token is not None and self.upgrades.api.keyring.spend(self.token) is None:
+            raise ConnectionDeny(401, "the token is used")
         return self.subprotocol
 
     def onOpen(self) -> None:
@@ -163,6 +189,30 @@ class ApiSocket(WholeMessages):
         if self.open:
             self._guarded(lambda: self.session.message(payload, isBinary))
             self.busy = self.session.busy or self.is_stuck
+
+    # silence
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether it has ended, or is about to."""
+        return not self.open
+
+    def fell_silent(self, silence: float) -> None:
+        """Nothing was heard for so many seconds: cut it."""
+        self.cut()
+
+    def look_closer(self, now: float) -> None:
+        """Take it as life that the client reads what was sent, or that we do not read."""
+        life = self.life
+        if (self._resting or self.busy) and not self.is_stuck:
+            life.heard_at = now
+        path = path_of(self.transport)
+        if path is not None:
+            seconds, acked = path
+            life.reports_path, life.acked_at = True, now - seconds
+            if acked - self._acked > FLOW_BYTES:
+                life.heard_at = now
+            self._acked = acked
 
     def onPing(self, payload: bytes) -> None:
         """Answer a ping, unless the other end does not read what we have sent already."""
@@ -189,6 +239,7 @@ class ApiSocket(WholeMessages):
 
     def dataReceived(self, data: bytes) -> None:
         """Bytes came: tell the messages in them, then that these were all."""
+        self.life.heard_at = self.clock.seconds()
         self.gather(data)  # Autobahn's own makes a line for its log first, at 25 µs
         if self.open:
             self._guarded(self.session.turned)
@@ -308,6 +359,7 @@ class ApiSocket(WholeMessages):
             self.cut()
             return
         self.send_message(payload, binary)
+        self.life.sent_at = self.clock.seconds()
         if self.paused and self._part is not None:
             self.waiting += len(payload)
             self._part.add(len(payload))
@@ -379,6 +431,7 @@ class ApiSocket(WholeMessages):
     def roomy(self) -> None:
         """The other end reads again."""
         self.paused = False
+        self.life.heard_at = self.clock.seconds()
         self._forget_waiting()
         if self.open:
             self._guarded(self.session.room)
@@ -440,14 +493,16 @@ class Upgrades:
         self._ended: Deferred[None] | None = None
         most = api.config.log.max_body_bytes
         self._factories = {
-            "/ws": self._factory(most + ENVELOPE_BYTES),
-            "/v1/stream": self._factory(MAX_MESSAGE_BYTES),
+            TEXT_PATH: self._factory(most + ENVELOPE_BYTES),
+            STREAM_PATH: self._factory(MAX_MESSAGE_BYTES),
         }
 
     def _factory(self, max_message: int) -> Any:
         """Return an Autobahn factory."""
         reactor = self.api.reactor
-        factory = ServerFactory(reactor=reactor, protocols=[SUBPROTOCOL], server="")
+        factory = ServerFactory(
+            reactor=reactor, protocols=[SUBPROTOCOL, TEXT_SUBPROTOCOL], server=""
+        )
         factory._batched_timer = ExactTimer(reactor)
         factory.setProtocolOptions(
             webStatus=False,
@@ -456,26 +511,80 @@ class Upgrades:
             maxFramePayloadSize=max_message,
             openHandshakeTimeout=5,
             closeHandshakeTimeout=0,  # ours is `_cut_soon`: Autobahn's outlives the connection
-            autoPingInterval=self.api.config.heartbeat.ping_interval,
-            autoPingTimeout=PONG_SECONDS,
+            autoPingInterval=5.0,  # each connection has its own, as its timeout
+            autoPingTimeout=2.0,
+            autoPingRestartOnAnyTraffic=False,
+            allowNullOrigin=True,  # the gate has judged it
             tcpNoDelay=True,
             utf8validateIncoming=True,
         )
         return factory
 
-    def take(self, call: Call, path: str) -> None:
-        """Take a request over; raise Refusal where it asks for no WebSocket, or may not have it."""
-        request = call.request
-        _check_upgrade(call, path)
+    def take(self, request: ApiRequest, admitted: Admitted) -> None:
+        """Take a request over; raise Refusal where it asks for no WebSocket, or may not have it.
+
+        A page sees nothing of that: its WebSocket is opened, and closed with the reason.
+        """
+        path = admitted.match.route.path
         protocol = ApiSocket()
         protocol.upgrades = self
         protocol.clock = self.api.reactor
-        protocol.session = self._speak(call, path, protocol)
-        protocol.subprotocol = SUBPROTOCOL if path == "/v1/stream" else None
+        try:
+            if admitted.refusal is not None:
+                raise admitted.refusal
+            self._prepare(protocol, request, admitted)
+        except Refusal as refusal:
+            if not answers_by_close(request):
+                raise
+            request.channel.site.refused(request, refusal)
+            protocol.token = None
+            protocol.session = RefusedSession(admitted.caller, protocol.close, refusal)
+            self._set_heartbeat(protocol, BUSY_CLIENT_SECONDS)
+        if path == STREAM_PATH:
+            protocol.subprotocol = SUBPROTOCOL
+        elif TEXT_SUBPROTOCOL in offered(request):
+            protocol.subprotocol = TEXT_SUBPROTOCOL
         self._open.add(protocol)
         resource = WebSocketResource(_One(self._factories[path], protocol))
         protocol.released = request.hand_over()
         resource.render(request)
+
+    def _prepare(self, protocol: ApiSocket, request: ApiRequest, admitted: Admitted) -> None:
+        """Give a WebSocket its session and its heartbeat; raise Refusal where it may not be."""
+        route, token = admitted.match.route, admitted.token
+        check_upgrade(request, SUBPROTOCOL if route.path == STREAM_PATH else None)
+        call = Call(request, admitted.caller, admitted.match.path, route.names)
+        if token is not None and self.api.keyring.look(token) is None:
+            raise unauthorized("the token is used or expired")
+        protocol.token = token
+        self._set_heartbeat(protocol, self._client_timeout(call, route.path))
+        protocol.session = self._speak(call, route.path, protocol)
+
+    def _client_timeout(self, call: Call, path: str) -> float | None:
+        """Return how long this client may be busy; None where that depends on what it was sent."""
+        set_to = self.api.config.heartbeat.client_timeout
+        given = call.text("timeout")
+        if given is not None:
+            asked = seconds_between(given, "timeout", 1.0, MAX_TIMEOUT_SECONDS)
+            return asked if set_to is None else min(asked, set_to)
+        if set_to is None and (path == STREAM_PATH or is_from_browser(call.request)):
+            return BUSY_CLIENT_SECONDS
+        return set_to
+
+    def _set_heartbeat(self, protocol: ApiSocket, timeout: float | None) -> None:
+        """Set when a connection is pinged, and when its silence ends it."""
+        heartbeat = self.api.config.heartbeat
+        interval, most = heartbeat.ping_interval, heartbeat.ping_timeout
+        idle = most if timeout is None else timeout
+        busy = BUSY_CLIENT_SECONDS if timeout is None else timeout
+        protocol.autoPingInterval = interval
+        protocol.autoPingTimeout = min(most, idle)
+        protocol.life = ClientLiveness(
+            self.api.reactor.seconds(),
+            interval + min(most, idle),
+            interval + idle,
+            interval + busy,
+        )
 
     def sockets(self) -> list[ApiSocket]:
         """Return those that are open."""
@@ -506,15 +615,3 @@ class Upgrades:
         """Cut what is left."""
         for socket in list(self._open):
             socket.cut()
-
-
-def _check_upgrade(call: Call, path: str) -> None:
-    """Raise Refusal unless the request asks for the WebSocket that the path has."""
-    upgrade = (call.header("Upgrade") or "").lower()
-    if upgrade != "websocket" or "upgrade" not in (call.header("Connection") or "").lower():
-        raise Refusal("malformed", "expected a WebSocket upgrade", {"Upgrade": "websocket"})
-    if call.header("Sec-WebSocket-Version") != "13" or not call.header("Sec-WebSocket-Key"):
-        raise Refusal("malformed", "expected WebSocket version 13", {"Sec-WebSocket-Version": "13"})
-    offered = [one.strip() for one in (call.header("Sec-WebSocket-Protocol") or "").split(",")]
-    if path == "/v1/stream" and SUBPROTOCOL not in offered:
-        raise Refusal("malformed", f"expected the WebSocket subprotocol {SUBPROTOCOL}")

@@ -26,8 +26,6 @@ class WholeMessages(WholeFrames, ServerProtocol):
         """Take a message that came in one frame."""
         if first != MESSAGE or not self.open:
             return False
-        if self.autoPingTimeoutCall:
-            self._cancelAutoPingTimeoutCall()
         self.onMessage(payload, True)
         return True
 

@@ -18,6 +18,7 @@ WhenFull = Literal["reject", "drop-oldest"]
 Delivery = Literal["durable", "volatile"]
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9.-]{0,62}$"
+CHANNEL_PATTERN = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"
 CONSUMER_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 DEFAULT_FILE = Path("/etc/linkd/linkd.toml")
 PATHS = frozenset(
@@ -63,6 +64,10 @@ class ApiKey(Settings, frozen=True, kw_only=True):
         tuple[str, ...], _meta("Patterns of the channels that it may publish on.")
     ] = ()
     subscribe: Annotated[tuple[str, ...], _meta("Patterns of the channels that it may read.")] = ()
+    default_channel: Annotated[
+        Annotated[str, Meta(pattern=CHANNEL_PATTERN)] | None,
+        _meta("Where its clients of `/ws` publish that name no channel; absent: `api`'s."),
+    ] = None
     consumers: Annotated[
         int, _meta("Named consumers that it may have; 0: none.", ge=0, le=1_000_000)
     ] = 100
@@ -111,6 +116,13 @@ class ApiSettings(Settings, frozen=True, kw_only=True):
         tuple[str, ...],
         _meta("Origins of web pages, beside the daemon's own, from which a browser may call."),
     ] = ()
+    default_channel: Annotated[
+        Annotated[str, Meta(pattern=CHANNEL_PATTERN)] | None,
+        _meta(
+            "Where clients of `/ws` publish that name no channel; absent: a channel that the key's"
+            " `publish` names, else `default`."
+        ),
+    ] = None
     hosts: Annotated[
         tuple[str, ...],
         _meta("Host names, beside the address of `http`, that callers may use."),
@@ -165,6 +177,15 @@ class HeartbeatSettings(Settings, frozen=True, kw_only=True):
             le=60.0,
         ),
     ] = 2.0
+    client_timeout: Annotated[
+        Annotated[float, Meta(ge=1.0, le=600.0)] | None,
+        _meta(
+            "Seconds beyond `ping_interval` that a client of `/ws` or `/v1/stream` may leave pings"
+            " unanswered on a path that lives; `?timeout=` asks for less. Absent: `ping_timeout`"
+            " for a program on `/ws`, 30 while it may be at work on a message, for browsers and"
+            " linkd's own clients."
+        ),
+    ] = None
 
 
 class ReconnectSettings(Settings, frozen=True, kw_only=True):

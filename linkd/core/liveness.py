@@ -13,6 +13,10 @@ MAX_INTERVAL = 60.0
 """Bounds in seconds of the interval that a listener may announce."""
 
 
+BUSY_SECONDS = 5.0
+"""A client that was sent a message so shortly before it was last heard may be at work on it."""
+
+
 class Liveness:
     """The silence of one connection.
 
@@ -53,6 +57,54 @@ class Liveness:
     def pong_due(self, now: float, size: int) -> bool:
         """Tell whether `size` bytes that came at once are to be answered by an unsolicited pong."""
         return size >= FLOW_BYTES and now - self.sent_at >= PONG_AFTER
+
+
+class ClientLiveness(Liveness):
+    """The silence of a client of the API: its path is judged apart from the program at its end.
+
+    A dead path is noticed as soon as on a link: `limit` seconds without a byte or an
+    acknowledgement of the other host's kernel. A program that answers no ping on a path that lives
+    gets more patience while it may be at work on what it was sent.
+
+    Args:
+        now: Seconds on the injected monotonic clock.
+        limit: Seconds of silence at which the path counts as dead.
+        idle: Seconds of silence that an idle program may show.
+        busy: Seconds of silence that a program may show which was sent something lately.
+
+    Attributes:
+        acked_at: When the other host's kernel last acknowledged anything, as far as is known.
+        sent_at: When a message was last sent.
+        reports_path: Whether the kernel knows of its path; without that only the program counts.
+    """
+
+    __slots__ = ("_busy", "_idle", "acked_at", "reports_path")
+
+    def __init__(self, now: float, limit: float, idle: float, busy: float) -> None:
+        super().__init__(now, limit)
+        self.acked_at = now
+        self.sent_at = -BUSY_SECONDS
+        self.reports_path = False
+        self._idle = idle
+        self._busy = busy
+
+    @property
+    def patience(self) -> float:
+        """Seconds of silence that the program may show now."""
+        is_busy = self.sent_at >= self.heard_at - BUSY_SECONDS
+        return self._busy if is_busy else self._idle
+
+    @property
+    def deadline(self) -> float:
+        """When silence reaches the first of the limits, unless something is heard before."""
+        program = self.heard_at + self.patience
+        if not self.reports_path:
+            return program
+        return min(program, max(self.heard_at, self.acked_at) + self.limit)
+
+    def silent(self, now: float) -> bool:
+        """Tell whether silence has reached the first of the limits."""
+        return now >= self.deadline - 1e-6
 
 
 def listener_limit(ping_interval: float, ping_timeout: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import struct
 from contextlib import suppress
 from typing import Final
 
@@ -16,6 +17,8 @@ TCP_NOTSENT_LOWAT: Final = 25
 
 NOTSENT_BYTES: Final = 65_536
 """So little waits in the kernel, unsent, ahead of a ping."""
+
+_TCP_INFO_BYTES: Final = 128
 
 BACKSTOP_SECONDS: Final = 3.0
 """The kernel gives up so long after silence should have been noticed here."""
@@ -43,6 +46,29 @@ def tune(transport: object, limit: float) -> None:
         found.setsockopt(tcp, socket.TCP_KEEPIDLE, max(1, int(seconds)))
         found.setsockopt(tcp, socket.TCP_KEEPINTVL, max(1, int(seconds / 3)))
         found.setsockopt(tcp, socket.TCP_KEEPCNT, 3)
+
+
+def path_of(transport: object) -> tuple[float, int] | None:
+    """Return what the kernel knows of a connection's path; None where it is no TCP socket.
+
+    Returns:
+        Seconds since the other host's kernel last acknowledged anything, and the bytes of ours
+        that it has acknowledged in all: they prove the path and the host, not the program.
+
+    Source: struct tcp_info in linux/tcp.h (`tcpi_last_ack_recv`, `tcpi_bytes_acked`).
+    """
+    found = _socket(transport)
+    if found is None:
+        return None
+    try:
+        info = found.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+    except OSError:
+        return None
+    if len(info) < _TCP_INFO_BYTES:
+        return None
+    (milliseconds,) = struct.unpack_from("=I", info, 56)
+    (acked,) = struct.unpack_from("=Q", info, 120)
+    return milliseconds / 1000.0, acked
 
 
 def limit_segment(transport: object, segment_bytes: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from linkd.core.liveness import FLOW_BYTES, Liveness, dialer_limit, listener_limit
+from linkd.core.liveness import FLOW_BYTES, ClientLiveness, Liveness, dialer_limit, listener_limit
 
 
 def test_silence_counts_from_the_last_byte() -> None:
@@ -42,3 +42,30 @@ def test_limits_follow_the_settings() -> None:
     assert dialer_limit(60.0) == 120.0
     for out_of_bounds in (0.0, 0.999, 60.001, float("inf"), float("nan")):
         assert dialer_limit(out_of_bounds) is None
+
+
+def test_a_clients_dead_path_is_noticed_apart_from_a_busy_program() -> None:
+    life = ClientLiveness(100.0, 7.0, 35.0, 35.0)
+    assert life.deadline == 135.0  # nothing is known of a path
+    life.reports_path = True
+    assert life.deadline == 107.0
+    assert not life.silent(106.9)
+    assert life.silent(107.0)
+    life.acked_at = 105.0
+    assert not life.silent(107.0)
+    assert life.deadline == 112.0
+    life.acked_at = 133.0
+    assert life.silent(135.0)
+    life.heard(134.0)
+    assert life.deadline == 141.0
+
+
+def test_an_idle_program_has_less_patience_than_one_at_work() -> None:
+    life = ClientLiveness(100.0, 7.0, 7.0, 35.0)
+    assert life.deadline == 107.0
+    life.sent_at = 95.0 - 0.1
+    assert life.patience == 7.0
+    life.sent_at = 95.0
+    assert life.patience == 35.0
+    assert not life.silent(134.9)
+    assert life.silent(135.0)

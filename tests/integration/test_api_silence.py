@@ -1,0 +1,176 @@
+"""`/ws` and `/v1/stream` notice silence: by any byte, by the path, and by the kind of client."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+import pytest_twisted
+from twisted.internet.defer import Deferred
+
+from linkd.config import HeartbeatSettings
+from tests.support.api_calls import Served, reactor, thread
+from tests.support.fake_node import KEY
+
+pytestmark = pytest.mark.timing
+
+WATCHED = 5.0
+"""Seconds for which a connection is looked at; interval and timeout are 1 s each."""
+
+SLACK = 0.6
+
+
+@pytest_twisted.async_yield_fixture  # type: ignore[misc]
+async def served(tmp_path: Path) -> AsyncIterator[Served]:
+    one = Served(tmp_path, origins=("https://app.example",))
+    one.api.config = msgspec.structs.replace(
+        one.api.config, heartbeat=HeartbeatSettings(ping_interval=1.0, ping_timeout=1.0)
+    )
+    yield one
+    await one.stop()
+
+
+def opened(served: Served, target: str, local: bool = False, **headers: str) -> socket.socket:
+    """Return a socket on which the WebSocket is open, and which nobody answers pings on."""
+    if local:
+        wire = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        wire.connect(served.path)
+    else:
+        wire = socket.create_connection(("127.0.0.1", served.port))
+    wire.settimeout(WATCHED)
+    lines = [
+        f"GET {target} HTTP/1.1",
+        "Host: localhost",
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        "Sec-WebSocket-Version: 13",
+        "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
+        f"Authorization: Bearer {KEY}",
+        *(f"{name.replace('_', '-')}: {value}" for name, value in headers.items()),
+    ]
+    wire.sendall("\r\n".join([*lines, "", ""]).encode())
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        head += wire.recv(1)
+    assert head.startswith(b"HTTP/1.1 101"), head
+    return wire
+
+
+async def client(served: Served, target: str, local: bool = False, **headers: str) -> socket.socket:
+    """Open a WebSocket without holding up the reactor."""
+    return await thread(lambda: opened(served, target, local, **headers))
+
+
+def seconds_open(wire: socket.socket, feed: bytes = b"") -> tuple[float, bytes]:
+    """Return how long a connection stays open and what came; blocks for `WATCHED` at most."""
+    began, got = time.monotonic(), b""
+    wire.settimeout(0.25)
+    with wire:
+        while (lasted := time.monotonic() - began) < WATCHED:
+            try:
+                if feed:
+                    wire.sendall(feed)
+                piece = wire.recv(65_536)
+            except TimeoutError:
+                continue
+            except OSError:
+                break
+            if not piece:
+                break
+            got += piece
+    return lasted, got
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_kind_of_client_says_how_long_it_may_be_silent(served: Served) -> None:
+    """An idle program is cut after interval and timeout; what may be busy is not."""
+    page = {"Origin": "https://app.example"}
+    stream = {"Sec_WebSocket_Protocol": "linkd.client.1"}
+    wires = {
+        "program": await client(served, "/ws?channel=idle"),
+        "local program": await client(served, "/ws?channel=idle", local=True),
+        "patient": await client(served, "/ws?channel=idle&timeout=30"),
+        "page": await client(served, "/ws?channel=idle", **page),
+        "narrowed page": await client(served, "/ws?channel=idle&timeout=1", **page),
+        "stream": await client(served, "/v1/stream", **stream),
+        "narrowed stream": await client(served, "/v1/stream?timeout=1.5", **stream),
+        "at work": await client(served, "/ws?channel=busy"),
+    }
+    await served.call("POST", "/v1/channels/busy", b"1")
+    watching: dict[str, Deferred[tuple[float, bytes]]] = {
+        name: thread(lambda w=wire: seconds_open(w)) for name, wire in wires.items()
+    }
+    lasted = {name: (await one)[0] for name, one in watching.items()}
+    for name, expected in (
+        ("program", 2.0),
+        ("local program", 2.0),
+        ("narrowed page", 2.0),
+        ("narrowed stream", 2.5),
+    ):
+        assert expected - 0.3 <= lasted[name] <= expected + SLACK, (name, lasted)
+    for name in ("patient", "page", "stream", "at work"):
+        assert lasted[name] >= WATCHED, (name, lasted)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_setting_counts_for_all_kinds(served: Served) -> None:
+    served.api.config = msgspec.structs.replace(
+        served.api.config,
+        heartbeat=HeartbeatSettings(ping_interval=1.0, ping_timeout=1.0, client_timeout=2.0),
+    )
+    wires = [
+        await client(served, "/ws?channel=idle"),
+        await client(served, "/ws?channel=idle", Origin="https://app.example"),
+        await client(served, "/ws?channel=idle&timeout=30"),
+    ]
+    watching = [thread(lambda w=wire: seconds_open(w)) for wire in wires]
+    for one in watching:
+        assert 2.7 <= (await one)[0] <= 3.0 + SLACK
+
+
+@pytest_twisted.ensureDeferred
+async def test_any_byte_is_life_and_a_message_under_way_is_answered_by_pongs(
+    served: Served,
+) -> None:
+    flowing = await client(served, "/ws?channel=idle")
+    flowing.sendall(bytes((0x81, 0xFF)) + (900_000).to_bytes(8, "big") + bytes(4))
+    lasted, got = await thread(lambda: seconds_open(flowing, b"x" * 300))
+    assert lasted >= WATCHED
+    assert 3 <= got.count(b"\x8a\x00") <= 6, got  # pongs, once a second
+    dribbling = await client(served, "/ws?channel=idle")
+    dribbling.sendall(bytes((0x81, 0xFE)) + (60_000).to_bytes(2, "big") + bytes(4))
+    lasted, _ = await thread(lambda: seconds_open(dribbling, b"x"))
+    assert lasted >= WATCHED
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_message_that_is_being_read_slowly_is_life(served: Served) -> None:
+    """A pong waits behind it: that the client reads on is known of its kernel."""
+    wire = await client(served, "/ws?channel=large&timeout=1")
+    wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+    body = b"x" * 1_000_000
+
+    def publish() -> None:
+        for _ in range(12):
+            served.fetch("POST", "/v1/channels/large", body, {"Content-Type": "text/plain"})
+
+    await thread(publish)
+
+    def read_slowly() -> float:
+        began = time.monotonic()
+        with wire:
+            while (lasted := time.monotonic() - began) < WATCHED:
+                time.sleep(0.1)
+                try:
+                    if not wire.recv(100_000):
+                        break
+                except OSError:
+                    break
+        return lasted
+
+    assert await thread(read_slowly) >= WATCHED
+    assert reactor.running
