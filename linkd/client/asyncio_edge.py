@@ -25,6 +25,24 @@ class AsyncioLoop:
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()  # asyncio itself holds them weakly
+        self._bound: asyncio.AbstractEventLoop | None = None
+
+    def bind(self) -> None:
+        """Belong to the loop that runs now."""
+        self._bound = asyncio.get_running_loop()
+
+    def check(self) -> None:
+        """Raise ClientError where another loop runs than the one that it belongs to."""
+        self._running()
+
+    def _running(self) -> asyncio.AbstractEventLoop:
+        """Return the loop that runs."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._bound and self._bound is not None:
+            raise ClientError(
+                "the node belongs to another event loop, in which it was started: connect in each"
+            )
+        return loop
 
     def time(self) -> float:
         """Return monotonic seconds."""
@@ -32,7 +50,7 @@ class AsyncioLoop:
 
     def promise(self) -> tuple[Awaitable[Any], Callable[[Any], None]]:
         """Return a future, and what settles it; nobody has to await it."""
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Any] = self._running().create_future()
 
         def settle(outcome: Any) -> None:
             if future.done():

@@ -99,6 +99,7 @@ class Calls:
 
     async def close(self) -> None:
         """End the connection; what is under way fails with Closed."""
+        self._loop.check()
         if self._handlers is not None:
             self._handlers.close()
         if self._expiry_off is not None:
@@ -225,6 +226,7 @@ class Calls:
     def inbox(self, patterns: tuple[str, ...], options: SubscribeOptions) -> Inbox:
         """Begin a subscription; raise ChannelRefused, ValueError or TypeError for what is none."""
         self.check()
+        self._loop.check()
         check_start(options.get("start", "latest"))
         check_window(options.get("window", DEFAULT_WINDOW))
         reader = self.session.subscribe(
@@ -238,6 +240,7 @@ class Calls:
         inbox.on_gap = lambda gap: self.upkeep.call(on_gap, gap)
         if self._settings.on_message is not None:
             inbox.on_message = self._message
+            inbox.on_full = self._nobody_iterates
         reader.taker = inbox
         reader.reading = Reading(self._settings.decode, inbox.ack)
         self.upkeep.plan_flush()
@@ -256,6 +259,11 @@ class Calls:
 
     def _message(self, record: Record) -> None:
         self.upkeep.call(self._settings.on_message, record)
+
+    def _nobody_iterates(self, patterns: tuple[str, ...]) -> None:
+        """Report what would only look as if nothing more was published."""
+        said = "its window is full: on_message hears of no more until somebody iterates over it"
+        self.upkeep.report(ClientError(f"the subscription of {', '.join(patterns)[:200]}: {said}"))
 
 
 def _terms(options: PublishOptions | PublishManyOptions, ids: tuple[str, ...] = ()) -> Terms:

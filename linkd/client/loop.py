@@ -15,6 +15,12 @@ class Loop(Protocol):
 
     cancelled: type[BaseException]
 
+    def bind(self) -> None:
+        """Belong to what runs now."""
+
+    def check(self) -> None:
+        """Raise ClientError where the caller runs elsewhere than in this loop."""
+
     def time(self) -> float:
         """Return monotonic seconds."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine, Iterable
+from collections.abc import Awaitable, Coroutine, Iterable
 from typing import Any, Unpack
 
 from linkd.client.address import Address
@@ -18,16 +18,34 @@ from linkd.client.subscription import Inbox, Records
 __all__ = ["Node", "Subscription"]
 
 
+class _Hold:
+    """Ends a subscription once neither the iterator nor a record of it is held any more."""
+
+    def __init__(self, inbox: Inbox, loop: asyncio.AbstractEventLoop) -> None:
+        self._inbox = inbox
+        self._loop = loop
+
+    def ack(self, next: int, era: int) -> Awaitable[None]:
+        return self._inbox.ack(next, era)
+
+    def __del__(self) -> None:
+        if not self._inbox.over:
+            with contextlib.suppress(RuntimeError):  # The loop is closed: so is the connection.
+                self._loop.call_soon_threadsafe(self._inbox.close)
+
+
 class Subscription(Records):
     """An asynchronous iterator of records; over reconnects none comes twice, none is left out.
 
-    It ends with `close`, at the end of an `async with`, or when nobody holds it any more. One at a
-    time may iterate over it.
+    It ends with `close`, at the end of an `async with`, or when nobody holds it or a record of it
+    any more. One at a time may iterate over it.
     """
 
     def __init__(self, inbox: Inbox) -> None:
         super().__init__(inbox)
         self._loop = asyncio.get_running_loop()
+        self._hold = _Hold(inbox, self._loop)
+        inbox.hold(self._hold.ack)
 
     async def close(self) -> None:
         """End it; the iteration ends once all that came was taken."""
@@ -35,8 +53,8 @@ class Subscription(Records):
 
     def __del__(self) -> None:
         if not self._inbox.over:
-            with contextlib.suppress(RuntimeError):  # The loop is closed: so is the connection.
-                self._loop.call_soon_threadsafe(self._inbox.close)
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._inbox.abandon)
 
 
 class Node(Face[Watched, Subscription]):

@@ -39,7 +39,8 @@ class ConnectOptions(TypedDict, total=False):
         encode: From a value to body and content type.
         decode: From body and content type to a value.
         on_open: Called each time the connection is up.
-        on_message: Called with each record as it arrives.
+        on_message: Called with each record as it arrives, at most a window ahead of who iterates
+            over its subscription; where nobody iterates, use `on`.
         on_close: Called with the reason each time the connection is gone.
         on_error: Called with what went wrong: a refused attempt, a gap, an error in a function.
     """

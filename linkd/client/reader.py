@@ -53,6 +53,7 @@ class Reader:
 
     Attributes:
         id: Its number towards the daemon.
+        patterns: What it wants.
         next: The next offset wanted; None until the daemon has said where it begins.
         era: How often the daemon's log turned out to be another, or an older copy.
         is_asked: Whether the daemon of this connection has not answered yet that it begins.
@@ -81,7 +82,7 @@ class Reader:
         self.era = 0
         self.is_asked = False
         self._is_stopped = False
-        self._patterns = patterns
+        self.patterns = patterns
         self._start: Start = start
         self._consumer = consumer
         self._window = window
@@ -92,6 +93,11 @@ class Reader:
         self._ack_sent = 0
         self._acking: list[tuple[int, Done]] = []
         self._valid: list[int] = []  # up to where acks of each earlier era count
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the daemon may send nothing more until records are used."""
+        return self._held >= self._window
 
     # From the application
 
@@ -137,7 +143,7 @@ class Reader:
         self.is_asked, self._is_stopped = True, False
         start = self._start if self.next is None else self.next
         return Subscribe(
-            self.id, self._patterns, start, self._consumer, max(0, self._window - self._held)
+            self.id, self.patterns, start, self._consumer, max(0, self._window - self._held)
         )
 
     def _begin_era(self, agreed: int) -> None:
@@ -180,12 +186,15 @@ class Reader:
         size = len(frame.records)
         behind = frame.offset + frame.count
         skip = 0 if self.next is None else max(0, self.next - frame.offset)
-        if skip >= frame.count or self.taker is None or self.reading is None:
+        if skip >= frame.count:
             self._owed_credit += size
             return
+        if self.taker is None or self.reading is None:
+            return
+        records = unpack(frame, self.reading, skip)
         self.next = behind
         self._held += size
-        self.taker.records(unpack(frame, self.reading, skip), size)
+        self.taker.records(records, size)
 
     def deliver_volatile(self, frame: DeliverVolatile) -> None:
         """Hand on records that have no offset."""
@@ -195,8 +204,9 @@ class Reader:
         if frame.dropped:
             self.taker.dropped(frame.dropped)
         if frame.count:
+            records = unpack(frame, self.reading)
             self._held += size
-            self.taker.records(unpack(frame, self.reading), size)
+            self.taker.records(records, size)
 
     def gap(self, frame: GapTold) -> None:
         """Hand on a gap, unless what is gone was handed on before."""

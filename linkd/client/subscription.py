@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Self
 
+import msgspec
+
 from linkd.client.arguments import check_next
 from linkd.client.loop import Loop
 from linkd.client.reader import Reader
@@ -31,6 +33,7 @@ class Inbox:
         self.reader = reader
         self.flush = flush
         self.on_message: Callable[[Record], object] | None = None
+        self.on_full: Callable[[tuple[str, ...]], object] | None = None
         self.on_gap: Callable[[Gap], object] | None = None
         self.error: LinkdError | None = None
         self.over = False
@@ -46,6 +49,9 @@ class Inbox:
         if self.on_message is not None:
             for record in records:
                 self.on_message(record)
+            if self.on_full is not None and self.reader.is_full:
+                full, self.on_full = self.on_full, None
+                full(self.reader.patterns)
 
     def gap(self, gap: Gap) -> None:
         """Pass a gap on."""
@@ -69,6 +75,7 @@ class Inbox:
 
     async def chunk(self) -> tuple[list[Record], int] | None:
         """Return the next records and their size; None at the end; raise why it ended."""
+        self.on_full = None
         while not self.chunks:
             if self.over:
                 if self.error is not None:
@@ -95,6 +102,16 @@ class Inbox:
         """End the subscription."""
         self.session.unsubscribe(self.reader)
         self.flush()
+
+    def abandon(self) -> None:
+        """Drop what waits, and let nothing more come: nobody can take it."""
+        self.chunks.clear()
+        self.reader.reading = None
+
+    def hold(self, hold: Callable[[int, int], Awaitable[None]]) -> None:
+        """Have records acknowledge by `hold`, so that each of them keeps what that belongs to."""
+        if self.reader.reading is not None:
+            self.reader.reading = msgspec.structs.replace(self.reader.reading, ack=hold)
 
 
 class Records:

@@ -38,18 +38,28 @@ class TwistedLoop:
         return time.monotonic()
 
     def promise(self) -> tuple[Deferred[Any], Callable[[Any], None]]:
-        """Return a Deferred, and what settles it."""
+        """Return a Deferred, and what settles it; nobody has to await it."""
         deferred: Deferred[Any] = Deferred()
 
         def settle(outcome: Any) -> None:
             if deferred.called:
                 return
             if isinstance(outcome, LinkdError):
+                # Twisted has no public way to say that an error need not be handled.
+                is_awaited = bool(deferred._callbacks)
                 deferred.errback(Failure(outcome))
+                if not is_awaited and deferred._debugInfo is not None:
+                    deferred._debugInfo.failResult = None
             else:
                 deferred.callback(outcome)
 
         return deferred, settle
+
+    def bind(self) -> None:
+        """Nothing to do: the reactor was given."""
+
+    def check(self) -> None:
+        """Nothing to check: whatever else runs is in the reactor's thread too."""
 
     def soon(self, call: Callable[[], None]) -> Callable[[], None]:
         """Call once this turn is over."""

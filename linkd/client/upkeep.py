@@ -72,6 +72,7 @@ class Upkeep:
     def start(self) -> None:
         """Begin to connect."""
         if not self.started:
+            self._loop.bind()
             self.started = True
             self._cancel = self._loop.run(self._keep_connected())
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+import msgspec
 from websockets.client import ClientProtocol
 from websockets.exceptions import InvalidStatus
 from websockets.frames import Frame, Opcode
@@ -114,11 +115,23 @@ class WebSocket:
             self._pieces.clear()
 
 
+class _Told(msgspec.Struct):
+    """The body of a refusal, docs/api.md."""
+
+    error: str
+    message: str = ""
+
+
 def _refusal(error: Exception, response: Response | None = None) -> ClientError:
     """Say in our words why the upgrade failed."""
     if isinstance(error, InvalidStatus):
         response = error.response
     if response is not None:
-        body = bytes(response.body or b"")[:300].decode("utf-8", "replace")
-        return Refused(response.reason_phrase.lower() or "refused", body, response.status_code)
+        body = bytes(response.body or b"")
+        try:
+            told = msgspec.json.decode(body, type=_Told)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            word = response.reason_phrase.lower() or "refused"
+            told = _Told(word, body[:300].decode("utf-8", "replace").strip())
+        return Refused(told.error, told.message, response.status_code)
     return ClientError(f"expected a WebSocket: {error}")

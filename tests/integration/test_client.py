@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import linkd.client
-from linkd.client.errors import Closed, NoDaemon, Refused
+from linkd.client.errors import ClientError, Closed, NoDaemon, Refused
 from linkd.errors import ChannelRefused, LogFull, PublishError
 from tests.support.stream_daemon import StreamDaemon
 
@@ -213,14 +213,78 @@ def test_hooks_and_status(tmp_path: Path) -> None:
     run(check())
 
 
-def test_a_subscription_that_nobody_holds_ends(tmp_path: Path) -> None:
+def test_a_subscription_of_which_nobody_holds_a_record_ends(tmp_path: Path) -> None:
     async def check() -> None:
         async with daemon(tmp_path) as fake, linkd.client.connect(fake.path) as node:
             await node.publish_many("orders", [1, 2, 3])
-            async for record in node.subscribe("orders", start="earliest"):
+            async for record in node.subscribe("orders", consumer="billing", start="earliest"):
                 if record.offset == 2:
                     break
-            await _until(lambda: not any(fake._connections.values()))
+            async with asyncio.timeout(5):
+                await asyncio.sleep(0.01)
+                await record.ack()
+                assert fake.consumers == {"billing": 3}
+                del record
+                await _until(lambda: not any(fake._connections.values()))
+
+    run(check())
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_a_node_of_another_loop_is_refused(tmp_path: Path, is_open: bool) -> None:
+    node = linkd.client.connect(tmp_path / "nobody.sock")
+
+    async def first() -> None:
+        node.start()
+        if not is_open:
+            await node.close()
+
+    async def second() -> None:
+        calls = [
+            lambda: node.publish("a", 1),
+            lambda: node.publish_many("a", [1]),
+            lambda: node.wait_for("hub", "a", 1),
+            lambda: anext(node.subscribe("a")),
+            lambda: node.opened(0.1),
+        ]
+        for call in calls:
+            with pytest.raises(ClientError, match="another event loop" if is_open else "closed"):
+                await call()
+        with pytest.raises(ClientError, match="another event loop"):
+            await node.close()
+
+    run(first())
+    run(second())
+
+
+def test_a_full_window_that_nobody_reads_is_reported_to_who_waits_for_on_message(
+    tmp_path: Path,
+) -> None:
+    async def check() -> None:
+        heard: list[int] = []
+        failed: list[Exception] = []
+        async with (
+            daemon(tmp_path) as fake,
+            linkd.client.connect(
+                fake.path,
+                on_message=lambda record: heard.append(record.offset),
+                on_error=failed.append,
+            ) as node,
+        ):
+            await node.publish_many("orders", [bytes(1000)] * 300)
+            unread = node.subscribe("orders", start="earliest", window=100_000)
+            await _until(lambda: bool(failed))
+            assert len(heard) < 300
+            assert "its window is full" in str(failed[0])
+            async for record in unread:
+                if record.offset == 300:
+                    break
+            read = node.subscribe("orders", start="earliest", window=1000)
+            async for record in read:
+                if record.offset == 300:
+                    break
+            assert heard == [*range(1, 301)] * 2
+            assert len(failed) == 1
 
     run(check())
 

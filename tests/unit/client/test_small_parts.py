@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.logger import globalLogPublisher
 
 from linkd.client.address import address
 from linkd.client.backoff import Backoff
 from linkd.client.bodies import batches, decode_value, encode_value
+from linkd.client.errors import Closed
 from linkd.client.observable import Observable
 from linkd.client.record import Reading, unpack
+from linkd.client.twisted_edge import TwistedLoop
 from linkd.core.batch import MAX_BATCH_BYTES, Record, decode_records, encode_records
 from linkd.core.shown import rfc3339
 from linkd.core.stream import Deliver
@@ -143,3 +147,29 @@ def test_stamps_have_milliseconds() -> None:
 def test_what_is_plainly_no_path_is_no_address(wrong: str) -> None:
     with pytest.raises(ValueError, match="expected a socket"):
         address(wrong)
+
+
+@pytest.mark.parametrize("is_taken", [False, True])
+def test_an_error_that_nobody_awaits_is_no_unhandled_one(is_taken: bool) -> None:
+    """But what a program adds to the Deferred is handled or logged, as everywhere in Twisted."""
+    logged: list[object] = []
+    globalLogPublisher.addObserver(logged.append)
+    try:
+        waiting, settle = TwistedLoop(None).promise()
+        if is_taken:
+            waiting.addCallback(lambda _: None)
+        settle(Closed("the node was closed"))
+        settle(None)
+        del waiting, settle
+        gc.collect()
+    finally:
+        globalLogPublisher.removeObserver(logged.append)
+    assert bool(logged) is is_taken
+
+
+def test_an_error_that_is_awaited_late_is_raised() -> None:
+    waiting, settle = TwistedLoop(None).promise()
+    settle(Closed("the node was closed"))
+    failed: list[Exception] = []
+    waiting.addErrback(lambda failure: failed.append(failure.value))
+    assert [type(each) for each in failed] == [Closed]

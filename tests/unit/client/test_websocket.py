@@ -79,3 +79,14 @@ def test_a_close_says_why() -> None:
     client.lost()
     assert client.farewell == "1001 restart"
     client.close()
+
+
+def test_a_refusal_in_the_words_of_the_api() -> None:
+    client, _ = pair()
+    body = b'{"error":"too-many","message":"no place (limits.api_connections_per_address)"}'
+    with pytest.raises(Refused) as refused:
+        client.receive(
+            b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+        )
+    assert str(refused.value) == "too-many: no place (limits.api_connections_per_address)"
+    assert refused.value.status == 503
