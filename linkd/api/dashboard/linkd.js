@@ -8,8 +8,8 @@
  *     await node.publish("orders", { total: 12 });
  *
  * It connects by itself and for ever: a fresh single-use token for every connection, capped exponential
- * backoff with full jitter, a heartbeat in both directions. After a reconnect the subscriptions go on where
- * they stood, and what was being published is sent once more under its id, which the node stores once.
+ * backoff with full jitter, a heartbeat in both directions. After a reconnect each subscription resumes at its
+ * offset, and what was being published is sent once more under its id, which the node stores once.
  *
  * All durations are seconds.
  */
@@ -35,11 +35,12 @@
  * @property {any} [WebSocket] The class to use where the platform has none, as that of `ws` in Node.js 20.
  * @property {typeof fetch} [fetch] Likewise for the token.
  * @property {number} [pingInterval] A ping goes out this often: 5.
- * @property {number} [pingTimeout] With nothing heard for `pingInterval + pingTimeout`, the connection is dropped: 2.
+ * @property {number} [pingTimeout] A ping that got no answer for so long, and nothing heard for `pingInterval +
+ *   pingTimeout`: the connection is dropped: 2.
  * @property {number} [connectTimeout] For token, connect and upgrade together: 10.
  * @property {number} [minDelay] The backoff starts here: 0.5.
  * @property {number} [maxDelay] And never exceeds this: 15.
- * @property {number} [stableAfter] Up for so long, the backoff starts anew: 5.
+ * @property {number} [stableAfter] Up for so long, the backoff starts again from `minDelay`: 5.
  * @property {number} [maxAttempts] Give up after so many failures in a row; by default never.
  * @property {"wait" | "reject"} [whenDown] What `publish` does while the connection is down: "wait".
  * @property {number} [maxPending] So many publishes may wait for their ack: 10000.
@@ -54,8 +55,21 @@
 const WINDOW = 256;
 /** So many characters of publishes are on their way: less than the daemon takes, whatever its settings. */
 const WINDOW_CHARACTERS = 262_144;
-/** Offsets that a subscription remembers where patterns overlap in part. */
-const REMEMBERED = 10_000;
+/** Bytes that a frame may have beside the body in it, and those that a body may have until the node has said. */
+const ENVELOPE_BYTES = 65_536;
+const MOST_BODY_BYTES = 16 * 1024 * 1024;
+/** Deeper JSON would not arrive as JSON. */
+const MOST_DEPTH = 60;
+/** What a longer `setTimeout` makes of its delay is 1 ms. */
+const LONGEST_TIMER_MS = 2 ** 31 - 1;
+/** A subscription that the node has ended is asked for again so often: rights come back. */
+const AGAIN_SECONDS = 15;
+/** While the browser is offline, an attempt is made so often all the same: it may be wrong. */
+const OFFLINE_SECONDS = 60;
+/** A timer that fires so late proves that this program, not the node, was asleep. */
+const LATE_SECONDS = 1;
+/** Epochs of the log that a subscription remembers. */
+const EPOCHS = 16;
 const RESERVED = ["ping", "pong", "subscribe", "unsubscribe", "ack", "error", "status", "joined", "left", "gap"];
 const DEFAULTS = {
   pingInterval: 5,
@@ -71,8 +85,11 @@ const DEFAULTS = {
   decode: JSON.parse,
   random: Math.random,
 };
+const POSITIVE = ["pingInterval", "pingTimeout", "connectTimeout", "maxAttempts", "maxPending"];
+const NOT_NEGATIVE = ["minDelay", "maxDelay", "stableAfter"];
+const FUNCTIONS = ["token", "encode", "decode", "random", "fetch", "WebSocket"];
 
-/** Refusals of a publish that pass by themselves. */
+/** Refusals that pass by themselves. */
 const LATER = ["unavailable", "too-many"];
 
 /** @type {Status} */
@@ -94,7 +111,7 @@ export class LinkdError extends Error {
 }
 
 /**
- * A value that changes, to be watched: whoever subscribes gets the present one at once.
+ * A value that changes: an observer gets the present one at once, then each new one.
  * @template T
  */
 export class Observable {
@@ -116,10 +133,10 @@ export class Observable {
     return { unsubscribe: () => void this._observers.delete(entry) };
   }
 
-  /** @param {T} value */
-  _set(value) {
+  /** @param {T} value @param {(call: () => void) => void} guarded Calls an observer, whose mistake is its own. */
+  _set(value, guarded) {
     this.value = value;
-    for (const each of [...this._observers]) each.next?.(value);
+    for (const each of [...this._observers]) guarded(() => each.next?.(value));
   }
 
   /** What RxJS' `from` looks for. */
@@ -128,23 +145,35 @@ export class Observable {
   }
 }
 
-/** One pattern that is followed. Made by `Linkd.subscribe`. */
+/** One pattern that is followed, over a stream of its own. Made by `Linkd.subscribe`. */
 export class Subscription {
   /**
    * @param {Linkd} node
    * @param {string} pattern
    * @param {((message: Message) => void) | undefined} call
    * @param {number | "earliest" | undefined} from
+   * @param {number} serial
    */
-  constructor(node, pattern, call, from) {
+  constructor(node, pattern, call, from, serial) {
     this.node = node;
     this.pattern = pattern;
     this.call = call;
-    /** Everything below was seen; undefined until something was. @type {number | undefined} */
+    /** Everything below was seen; undefined until the node has said where it begins. @type {number | undefined} */
     this.next = typeof from === "number" ? from : undefined;
     this._earliest = from === "earliest";
-    /** Offsets at or above `next` that were seen by way of another subscription. @type {Set<number>} */
-    this._seen = new Set();
+    this._serial = serial;
+    /** The first offset that was for it; undefined until it began. @type {number | undefined} */
+    this._first = undefined;
+    /** Once it was unsubscribed: it is kept until it is there, for the calls by type. @type {number | undefined} */
+    this._until = undefined;
+    /** How far it has the log, by epochs, oldest first. @type {[string, number][]} */
+    this._seen = [];
+    /** Its name on this connection, until the node ends it. @type {string | null} */
+    this._id = null;
+    /** The node of this connection has said where it begins. */
+    this._begun = false;
+    /** It is asked for again later; the application knows why. */
+    this._away = false;
   }
 
   /** Nothing more comes. */
@@ -152,29 +181,42 @@ export class Subscription {
     this.node._forget(this);
   }
 
-  /** Where the node is to begin. @returns {number | "earliest" | undefined} */
+  /** Where the node is to begin, as a `subscribe` says it. */
   get _start() {
-    return this.next ?? (this._earliest ? "earliest" : undefined);
+    if (this._seen.length > 0) return { seen: this._seen };
+    if (this.next !== undefined) return { from: this.next };
+    return this._earliest ? { from: "earliest" } : {};
+  }
+
+  /** What comes from `next` on is wanted, and is of `epoch`. @param {number} next @param {string} [epoch] */
+  _move(next, epoch) {
+    this.next = next;
+    const newest = this._seen.at(-1);
+    if (newest && (!epoch || newest[0] === epoch)) newest[1] = next;
+    else if (epoch) this._seen = [...this._seen, /** @type {[string, number]} */ ([epoch, next])].slice(-EPOCHS);
   }
 
   /**
-   * Tell whether `message` is new for this subscription, and remember that it was seen.
-   * @param {Message} message
-   * @param {boolean} alone Only this subscription's own stream can have brought it, in order.
+   * The node said where it begins.
+   * @param {number} offset
+   * @param {string} epoch
+   * @param {boolean} sameLog
+   * @returns {boolean} whether it resumes where it was, not in another log or an older copy of it
    */
-  _wants(message, alone) {
-    const { offset, channel } = message;
+  _begin(offset, epoch, sameLog) {
+    const same = this._seen.length === 0 || (sameLog && offset >= /** @type {number} */ (this.next));
+    if (!same) this._seen = sameLog ? this._seen.filter(([, next]) => next <= offset) : [];
+    if (!same || this._first === undefined) this._first = offset;
+    this._move(offset, epoch);
+    this._begun = true;
+    this._away = false;
+    return same;
+  }
+
+  /** Whether its own stream brings, or has brought, this message. @param {string} channel @param {number} offset */
+  _has(channel, offset) {
     if (!covers(this.pattern, channel)) return false;
-    if (!offset) return true;
-    if ((this.next !== undefined && offset < this.next) || this._seen.has(offset)) return false;
-    if (alone) {
-      this.next = offset + 1;
-      for (const each of this._seen) if (each <= offset) this._seen.delete(each);
-    } else {
-      this._seen.add(offset);
-      if (this._seen.size > REMEMBERED) for (const oldest of this._seen) return this._seen.delete(oldest);
-    }
-    return true;
+    return offset ? this._first !== undefined && offset >= this._first : this._begun;
   }
 }
 
@@ -189,40 +231,64 @@ export class Linkd extends EventTarget {
     const set = Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined));
     /** @type {any} */
     this.options = { ...DEFAULTS, ...set };
-    const here = /** @type {any} */ (globalThis).location?.href;
-    this.url = new URL(options.url ?? here);
+    checkOptions(this.options);
+    this.url = address(options.url);
     this.WebSocket = options.WebSocket ?? /** @type {any} */ (globalThis).WebSocket;
     if (!this.WebSocket) throw new LinkdError("no-websocket", "this platform has no WebSocket: pass one, as {WebSocket}");
     /** @type {Observable<Status>} */
     this.status = new Observable(STOPPED);
-    /** What `status: true` told of each link, by peer. @type {Observable<Map<string, any>>} */
+    /** What `status: true` told of each link, by peer; empty while the connection is down. @type {Observable<Map<string, any>>} */
     this.links = new Observable(new Map());
+    /** What the node said of itself: `node`, `version`, `log`, `epoch`, `next`, `max_body_bytes`. @type {any} */
+    this.info = null;
     /** @type {Map<string, Set<(data: any, message: Message) => void>>} */
     this._byType = new Map();
-    /** @type {Set<Subscription>} */
+    /** In the order in which they were made. @type {Set<Subscription>} */
     this._subscriptions = new Set();
-    /** What the node was asked to follow on this connection: the patterns that no other covers, with the frame's id. */
+    /** By their names on this connection. @type {Map<string, Subscription>} */
     this._followed = new Map();
-    /** `text` is the frame as it is sent. @type {Map<string, {text: any, whenDown: string, timer: any,
-     *   resolve: (ack: {id: string, offset: number}) => void, reject: (error: LinkdError) => void}>} */
+    /** What ended subscriptions have seen that others have yet to see. @type {Subscription[]} */
+    this._ended = [];
+    /** `text` is the frame as it is sent, `order` that of the calls. @type {Map<string, {text: any, order: number,
+     *   whenDown: string, timer: any, resolve: (ack: {id: string, offset: number}) => void,
+     *   reject: (error: LinkdError) => void}>} */
     this._pending = new Map();
-    /** Ids of those that were not yet sent on this connection, oldest first. @type {string[]} */
+    /** Ids of those that were not yet sent on this connection are at `_sent` and behind it, oldest first. @type {string[]} */
     this._unsent = [];
-    /** Those that were, and are not answered: id and characters. @type {Map<string, number>} */
+    this._sent = 0;
+    /** Ids of those that the node refused for now. @type {string[]} */
+    this._postponed = [];
+    /** Those that are not answered: id and characters. @type {Map<string, number>} */
     this._underWay = new Map();
     /** The characters of all of them. */
     this._characters = 0;
+    /** Large messages that have come in part, by number. @type {Map<number, {pieces: Uint8Array[], size: number, missing: number}>} */
+    this._parts = new Map();
     /** @type {any} */
     this._socket = null;
     this._generation = 0;
-    this._heard = 0;
+    /** When something was heard last, when a ping was sent last, and the first since which nothing was heard. */
+    this._heard = this._pinged = this._asked = 0;
+    /** Pings without an answer; whether one is wanted soon; wakes that came late meanwhile. */
+    this._asks = 0;
+    this._hurry = false;
+    this._lates = 0;
+    /** Connections in a row that ended by silence. */
+    this._silences = 0;
     this._failures = 0;
     /** @type {Record<string, any>} */
     this._timers = {};
     /** @type {AbortController | null} */
     this._attempt = null;
+    this._attempted = 0;
+    /** The node has the log of the last connection. */
+    this._sameLog = true;
+    /** What is being waited for. */
+    this._stage = "";
     this._serial = 0;
-    this._wake = () => this.kick();
+    this._reporting = false;
+    this._wrapped = new WeakMap();
+    this._around = this._surroundings();
   }
 
   // Hooks for subclasses: by default they do nothing.
@@ -231,7 +297,8 @@ export class Linkd extends EventTarget {
   onOpen() {}
 
   /**
-   * A message came, before any subscription sees it. Return false to keep it from them.
+   * A message came for a subscription, which has not seen it yet. Return false to keep it from that, and from the
+   * calls by type.
    * @param {Message} _message
    * @returns {boolean | void}
    */
@@ -246,18 +313,16 @@ export class Linkd extends EventTarget {
   /** Connect, and stay connected until `close`. Calling it again changes nothing. */
   open() {
     if (this.status.value.state !== "stopped") return this;
-    this._failures = 0;
-    /** @type {any} */ (globalThis).addEventListener?.("online", this._wake);
+    this._failures = this._silences = 0;
+    for (const [target, name, call] of this._around) target.addEventListener(name, call);
     this._connect();
     return this;
   }
 
   /** Disconnect and stay so. What still waits for its ack is rejected as `unsettled`. */
   close() {
-    /** @type {any} */ (globalThis).removeEventListener?.("online", this._wake);
     this._drop(1000, "closed by us");
-    this._rejectPending(() => true, "unsettled", "closed before the node had answered");
-    this._enter("stopped", null, null);
+    this._stop(null, "closed before the node had answered");
   }
 
   /** Try again at once if waiting to. */
@@ -273,6 +338,7 @@ export class Linkd extends EventTarget {
    * @returns {() => void} what takes it off again
    */
   on(type, call) {
+    if (typeof type !== "string" || typeof call !== "function") throw new TypeError("expected a type and a function");
     const calls = this._byType.get(type) ?? new Set();
     this._byType.set(type, calls.add(call));
     return () => this.off(type, call);
@@ -291,36 +357,65 @@ export class Linkd extends EventTarget {
   /**
    * Follow a channel or a pattern, across reconnects, each message once.
    * @param {string} pattern
-   * @param {(message: Message) => void} [call] Beside the calls by type.
-   * @param {{from?: number | "earliest"}} [options] The first offset wanted; by default what comes from now on.
+   * @param {((message: Message) => void) | null} [call] Beside the calls by type.
+   * @param {{from?: number | "earliest" | "latest" | null}} [options] The first offset wanted; by default what comes
+   *   from now on.
+   * @throws {TypeError} An argument can't be used.
    */
-  subscribe(pattern, call, { from } = {}) {
-    const subscription = new Subscription(this, pattern, call, from);
+  subscribe(pattern, call, options) {
+    const from = options?.from ?? "latest";
+    if (typeof pattern !== "string" || pattern === "" || pattern.length > 8192 || !isWellFormed(pattern)) {
+      throw new TypeError("pattern: expected a channel or a pattern");
+    }
+    if (call != null && typeof call !== "function") throw new TypeError("call: expected a function");
+    if (from !== "earliest" && from !== "latest" && !(typeof from === "number" && Number.isSafeInteger(from) && from >= 0)) {
+      throw new TypeError('from: expected an offset, "earliest" or "latest"');
+    }
+    this._serial += 1;
+    const start = from === "latest" ? undefined : from;
+    const subscription = new Subscription(this, pattern, call ?? undefined, start, this._serial);
     this._subscriptions.add(subscription);
-    this._follow(subscription);
+    this._follow();
     return subscription;
   }
 
   /**
    * Publish one message. Resolves once it is on the node's disk (at once, with offset 0, on a volatile channel).
    * @param {string} channel
-   * @param {any} data
-   * @param {{type?: string, id?: string, headers?: Record<string, string>, whenDown?: "wait" | "reject",
+   * @param {any} data What JSON can say, whole: no `Map`, no bytes, no NaN.
+   * @param {{type?: string, id?: string | number | null, headers?: Record<string, string>, whenDown?: "wait" | "reject",
    *   timeout?: number}} [options] The same `id` again, within the node's `id_window`, is stored once. `headers` are
    *   at most 16 short strings by names of letters, digits and `-`, which come back in lower case.
-   * @returns {Promise<{id: string, offset: number}>} rejected with a LinkdError: what the node refused (`log-full`,
-   *   `channel-refused`, …), `down` (not sent), `unsettled` or `timeout` (the node may have it: publish it again with
-   *   the error's `id` to settle it), `too-many` (`maxPending`).
+   * @returns {Promise<{id: string, offset: number}>} rejected with a TypeError: what can't be published; or with a
+   *   LinkdError: what the node refused (`log-full`, `channel-refused`, …), `malformed` (an option), `body-too-large`,
+   *   `down` (not sent), `unsettled` or `timeout` (the node may have it: publish it again with the error's `id` to
+   *   settle it), `too-many` (`maxPending`).
    */
-  publish(channel, data, { type = "message", id = this._id(), headers, whenDown = this.options.whenDown, timeout } = {}) {
-    const refused = this._refusal(type, id, whenDown, headers);
-    if (refused) return Promise.reject(refused);
+  publish(channel, data, options) {
+    const { type = "message", headers, whenDown = this.options.whenDown, timeout } = options ?? {};
+    const given = options?.id ?? this._id();
+    const id = /** @type {string} */ (Number.isSafeInteger(given) ? String(given) : given);
+    /** @type {string} */
+    let text;
+    try {
+      const refused = this._refusal(channel, type, id, whenDown, headers, timeout);
+      if (refused) return Promise.reject(refused);
+      if (this.options.encode === JSON.stringify) checkData(data, MOST_DEPTH);
+      text = this.options.encode({ type, data: data ?? null, channel, id, headers: headers ?? undefined });
+      if (typeof text !== "string") throw new TypeError("encode: expected it to return a string");
+      const most = this._mostBytes();
+      if (isLonger(text, most)) {
+        return Promise.reject(new LinkdError("body-too-large", `expected a frame of at most ${most} bytes`, id));
+      }
+    } catch (error) {
+      return Promise.reject(error);
+    }
     return new Promise((resolve, reject) => {
-      const text = this.options.encode({ type, data: data ?? null, channel, id, headers }); // first: what it refuses is not kept
       const late = () => this._settle(id, new LinkdError("timeout", `no answer in ${timeout} s`, id));
-      const timer = timeout === undefined ? null : setTimeout(late, timeout * 1000);
-      const entry = { text, whenDown, timer, resolve, reject };
-      this._pending.set(id, entry);
+      const bounded = timeout !== undefined && timeout !== null && timeout !== Infinity;
+      const timer = bounded ? setTimeout(late, Math.min(timeout * 1000, LONGEST_TIMER_MS)) : null;
+      this._serial += 1;
+      this._pending.set(id, { text, order: this._serial, whenDown, timer, resolve, reject });
       this._unsent.push(id);
       this._sendPending();
     });
@@ -329,7 +424,9 @@ export class Linkd extends EventTarget {
   /** Send any frame as it is, unless the connection is down. @param {any} frame @returns {boolean} whether it was sent */
   send(frame) {
     if (!this.isUp) return false;
-    this._socket.send(this.options.encode(frame));
+    const text = this.options.encode(frame);
+    if (typeof text !== "string" || isLonger(text, this._mostBytes())) throw new TypeError("expected a frame that the node takes");
+    this._socket.send(text);
     return true;
   }
 
@@ -338,12 +435,35 @@ export class Linkd extends EventTarget {
     return this.status.value.state === "up";
   }
 
+  /** @param {string} type @param {any} listener @param {any} [options] */
+  addEventListener(type, listener, options) {
+    super.addEventListener(type, this._wrap(listener), options);
+  }
+
+  /** @param {string} type @param {any} listener @param {any} [options] */
+  removeEventListener(type, listener, options) {
+    super.removeEventListener(type, this._wrap(listener), options);
+  }
+
   // From here on: how it is done.
 
-  /** @param {string} type @param {string} id @param {string} whenDown @param {Record<string, string>} [headers] */
-  _refusal(type, id, whenDown, headers = {}) {
-    if (!Object.values(headers).every((each) => typeof each === "string")) {
-      return new LinkdError("malformed", "expected strings as headers", id);
+  /**
+   * @param {any} channel @param {any} type @param {any} id @param {any} whenDown @param {any} headers @param {any} timeout
+   * @returns {LinkdError | null}
+   */
+  _refusal(channel, type, id, whenDown, headers, timeout) {
+    const isText = (/** @type {any} */ value) => typeof value === "string" && isWellFormed(value);
+    const malformed = (/** @type {string} */ message) => new LinkdError("malformed", message, isText(id) ? id : null);
+    if (!isText(id) || id === "") return malformed("id: expected a string that is not empty, or a whole number");
+    if (!isText(channel) || channel === "") return malformed("channel: expected a string that is not empty");
+    if (!isText(type)) return malformed("type: expected a string");
+    if (headers !== undefined && headers !== null) {
+      const isPlain = typeof headers === "object" && !Array.isArray(headers);
+      if (!isPlain || !Object.entries(headers).flat().every(isText)) return malformed("expected strings as headers");
+    }
+    if (whenDown !== "wait" && whenDown !== "reject") return malformed('whenDown: expected "wait" or "reject"');
+    if (timeout !== undefined && timeout !== null && !(typeof timeout === "number" && timeout >= 0)) {
+      return malformed("timeout: expected seconds");
     }
     if (RESERVED.includes(type)) return new LinkdError("bad-type", `${type} is a reserved type`, id);
     if (this._pending.has(id)) return new LinkdError("bad-id", `${id} is being published`, id);
@@ -354,13 +474,58 @@ export class Linkd extends EventTarget {
     return null;
   }
 
+  _mostBytes() {
+    return (this.info?.max_body_bytes ?? MOST_BODY_BYTES) + ENVELOPE_BYTES;
+  }
+
+  /** What a browser tells of the network and of the page: where, which event, and what to do. @returns {[EventTarget, string, (event: any) => void][]} */
+  _surroundings() {
+    const { window, document, navigator } = /** @type {any} */ (globalThis);
+    const again = () => this._wake(0);
+    const page = () => document.visibilityState !== "hidden" && this._wake(LATE_SECONDS);
+    /** @type {[any, string, (event: any) => void][]} */
+    const all = [
+      [globalThis, "online", again],
+      [globalThis, "offline", () => this._probe()],
+      [window, "pageshow", (event) => event.persisted && again()],
+      [document, "visibilitychange", page],
+      [document, "resume", page],
+      [document, "securitypolicyviolation", (event) => this._forbidden(event)],
+      [navigator?.connection, "change", again],
+    ];
+    return all.filter(([target]) => typeof target?.addEventListener === "function");
+  }
+
+  /** The way to the node may be another, or good again. @param {number} least An attempt may have taken so many seconds. */
+  _wake(least) {
+    if (this.isUp) this._probe();
+    else if (this.status.value.state !== "connecting" || now() - this._attempted >= least) this._connect();
+  }
+
+  /** The page may not connect there. @param {any} event */
+  _forbidden(event) {
+    if (this.status.value.state !== "connecting") return;
+    let host = "";
+    try {
+      host = new URL(event.blockedURI).host;
+    } catch {
+      // "inline", "eval": not of a connection.
+    }
+    if (host !== this.url.host || event.effectiveDirective !== "connect-src") return;
+    const why = `the page's Content-Security-Policy forbids connections to ${host}: add it to connect-src`;
+    this._failed(this._generation, new LinkdError("rejected", why));
+  }
+
   async _connect() {
-    this._drop(1000, "anew");
+    this._drop(1000, "again");
     const generation = this._generation;
-    const attempt = (this._attempt = new AbortController());
     this._enter("connecting", this.status.value.reason, null);
+    if (generation !== this._generation) return;
+    const attempt = (this._attempt = new AbortController());
+    this._attempted = now();
+    this._stage = "the answer of `token`";
     this._timers.attempt = setTimeout(
-      () => this._failed(generation, new LinkdError("timeout", "the node did not answer in time")),
+      () => this._failed(generation, new LinkdError("timeout", `the node did not answer in time: waited for ${this._stage}`)),
       this.options.connectTimeout * 1000,
     );
     try {
@@ -382,7 +547,9 @@ export class Linkd extends EventTarget {
     if (!token && !key) return null;
     for (let tries = 1; ; tries += 1) {
       try {
-        return await (token ? token() : this._fetchToken(signal));
+        const found = await (token ? token() : this._fetchToken(signal));
+        if (found == null || typeof found === "string") return found ?? null;
+        throw new LinkdError("unreachable", "token: expected it to return a string");
       } catch (error) {
         const refused = error instanceof LinkdError && error.code === "rejected";
         if (refused || tries === 3 || signal.aborted) throw error;
@@ -395,6 +562,7 @@ export class Linkd extends EventTarget {
   async _fetchToken(signal) {
     const ask = this.options.fetch ?? globalThis.fetch;
     const headers = { Authorization: `Bearer ${this.options.key}` };
+    this._stage = "a token (a browser makes six HTTP connections to a node: has the page, or others, six EventSources?)";
     const answer = await ask(new URL("/v1/token", this.url), { method: "POST", headers, signal });
     if (answer.status === 401 || answer.status === 403) {
       throw new LinkdError("rejected", `the node refused the key (${answer.status})`);
@@ -409,62 +577,139 @@ export class Linkd extends EventTarget {
     url.protocol = url.protocol === "https:" || url.protocol === "wss:" ? "wss:" : "ws:";
     url.hash = "";
     const { status, presence } = this.options;
-    const query = { ws_token: token, envelope: "1", status: status && "1", presence: presence && "1" };
+    const query = { ws_token: token, linkd: "1", envelope: "1", status: status && "1", presence: presence && "1" };
     for (const [name, value] of Object.entries(query)) if (value) url.searchParams.set(name, value);
+    this._stage = "the WebSocket to open";
     const socket = (this._socket = new this.WebSocket(url.href));
+    socket.binaryType = "arraybuffer";
     const mine = (/** @type {(event: any) => void} */ call) => (/** @type {any} */ event) => {
       if (generation === this._generation) call(event);
     };
-    socket.onopen = mine(() => this._opened());
+    let said = ""; // a browser says nothing with an error; Node.js says what was wrong
+    socket.onopen = mine(() => (this._stage = "the first message"));
     socket.onmessage = mine((event) => this._received(event.data));
-    // A browser says nothing more with an error than that one occurred; the close after it carries the rest.
-    socket.onerror = mine(() => {});
-    socket.onclose = mine((event) =>
-      this._failed(generation, new LinkdError("closed", event.reason || `closed (${event.code})`), event.code),
-    );
+    socket.onerror = mine((event) => (said = event.message || event.error?.message || ""));
+    socket.onclose = mine((event) => {
+      const why = event.reason || said || `closed (${event.code})`;
+      const unexplained = !event.reason && !said && !this.isUp && this._failures === 0;
+      this._failed(generation, new LinkdError("closed", why), event.code);
+      if (unexplained) this._explain(this._generation);
+    });
   }
 
-  _opened() {
+  /** A browser hides why a WebSocket was not opened: find out whether the node is there at all. @param {number} generation */
+  async _explain(generation) {
+    const ask = this.options.fetch ?? globalThis.fetch;
+    if (this.status.value.state !== "waiting" || typeof ask !== "function") return;
+    let why = "no connection to the node can be made";
+    try {
+      await ask(new URL("/healthz", this.url), { mode: "no-cors", cache: "no-store" });
+      why = "the node answers, but its WebSocket was not opened: is the page's origin in `api.origins`?";
+    } catch {
+      // It can't be reached by HTTP either.
+    }
+    const { state, retrySeconds } = this.status.value;
+    if (generation === this._generation && state === "waiting") this._enter("waiting", why, retrySeconds);
+  }
+
+  /** The node has taken us, and said who it is. @param {any} info */
+  _opened(info) {
+    if (this.status.value.state !== "connecting") return;
+    const generation = this._generation;
+    this._sameLog = this.info === null || this.info.log === info.log;
+    this.info = info;
     clearTimeout(this._timers.attempt);
-    this._heard = now();
-    this._timers.stable = setTimeout(() => (this._failures = 0), this.options.stableAfter * 1000);
-    this._timers.ping = setInterval(() => this.send({ type: "ping" }), this.options.pingInterval * 1000);
-    this._watch(this._generation);
-    this._enter("up", null, null);
-    this._guarded(() => this.onOpen());
-    this._fire("open", null);
+    const { stableAfter, pingInterval, pingTimeout } = this.options;
+    this._timers.stable = setTimeout(() => (this._failures = 0), stableAfter * 1000);
+    const long = 2 * this._patience * (pingInterval + pingTimeout);
+    this._timers.heard = setTimeout(() => (this._silences = 0), Math.min(long * 1000, LONGEST_TIMER_MS));
+    this._heard = this._pinged = now();
+    this._asks = this._lates = 0;
+    this._hurry = false;
+    this._beat();
+    if (!this._sameLog) this._ended = [];
     this._followed.clear();
-    this._follow();
+    for (const each of this._subscriptions) each._id = null;
     this._unsent = [...this._pending.keys()];
+    this._sent = 0;
+    this._postponed = [];
     this._underWay.clear();
     this._characters = 0;
+    for (const [id, { text }] of [...this._pending]) {
+      if (isLonger(text, this._mostBytes())) this._settle(id, new LinkdError("body-too-large", "larger than the node takes", id));
+    }
+    this._enter("up", null, null);
+    if (generation === this._generation) this._guarded(() => this.onOpen());
+    if (generation === this._generation) this._fire("open", null);
+    if (generation !== this._generation) return;
+    this._follow();
     this._sendPending();
   }
 
-  /**
-   * Drop the connection once nothing was heard for `pingInterval + pingTimeout`.
-   * @param {number} generation
-   * @param {number} [grace] The silence that is forgiven on top.
-   */
-  _watch(generation, grace = 0) {
-    const { pingInterval, pingTimeout } = this.options;
-    const due = this._heard + pingInterval + pingTimeout + grace;
-    const look = () => {
-      const silence = now() - this._heard;
-      if (silence < pingInterval + pingTimeout) this._watch(generation);
-      // Woken late (a sleeping laptop, a throttled tab): read first, then judge.
-      else if (grace === 0 && now() > due + 1) this._watch(generation, silence - pingInterval - pingTimeout + 0.5);
-      else this._failed(generation, new LinkdError("silence", `nothing heard for ${silence.toFixed(1)} s`));
-    };
-    this._timers.silence = setTimeout(look, Math.max(0, due - now()) * 1000);
+  // The heartbeat. Judged is only what was asked, by timers that were on time: a page that is hidden may have its timers
+  // run once a minute, and a laptop that was asleep has heard nothing either.
+
+  /** What was too slow twice in a row may take twice as long, and so on: a path may be slow and alive. */
+  get _patience() {
+    return 2 ** Math.min(Math.max(this._silences - 1, 0), 4);
   }
 
-  /** @param {any} text */
-  _received(text) {
+  /** When the connection is given up unless something is heard. */
+  get _due() {
+    if (this._asks === 0) return Infinity;
+    const { pingInterval, pingTimeout } = this.options;
+    const asked = this._asked + pingTimeout * this._patience;
+    return this._hurry ? asked : Math.max(asked, this._heard + (pingInterval + pingTimeout) * this._patience);
+  }
+
+  _ping() {
+    this._pinged = now();
+    if (this._asks === 0) this._asked = this._pinged;
+    this._asks += 1;
+    this._guarded(() => void this.send({ type: "ping" }));
+  }
+
+  /** Ask whether the connection lives, and be quick about it. */
+  _probe() {
+    if (!this.isUp || this._hurry) return;
+    this._asks = 0;
+    this._hurry = true;
+    this._ping();
+    clearTimeout(this._timers.beat);
+    this._beat();
+  }
+
+  _beat() {
+    const generation = this._generation;
+    const wake = Math.min(this._pinged + this.options.pingInterval, this._due);
+    const look = () => {
+      if (generation !== this._generation) return;
+      const silence = now() - this._heard;
+      if (now() >= this._due) {
+        if (now() <= wake + LATE_SECONDS || this._lates > 0) {
+          this._silences += 1;
+          return this._failed(generation, new LinkdError("silence", `nothing heard for ${silence.toFixed(1)} s`));
+        }
+        this._lates += 1;
+        this._asks = 0;
+        this._ping();
+      } else if (now() >= this._pinged + this.options.pingInterval) this._ping();
+      this._beat();
+    };
+    this._timers.beat = setTimeout(look, Math.min(Math.max(0, wake - now()) * 1000, LONGEST_TIMER_MS));
+  }
+
+  // What comes in.
+
+  /** @param {any} data */
+  _received(data) {
     this._heard = now();
+    this._asks = this._lates = 0;
+    this._hurry = false;
+    if (typeof data !== "string") return this._part(data);
     let frame;
     try {
-      frame = this.options.decode(text);
+      frame = this.options.decode(data);
     } catch (error) {
       this._error(new LinkdError("undecodable", `a frame could not be decoded: ${error}`));
       return;
@@ -474,102 +719,177 @@ export class Linkd extends EventTarget {
     else this._control(frame.type, frame.data ?? {});
   }
 
+  /** A part of a large message: its number, and bytes. @param {ArrayBuffer} buffer */
+  _part(buffer) {
+    const number = new DataView(buffer).getUint32(0);
+    const whole = this._parts.get(number);
+    if (!whole) return;
+    const piece = new Uint8Array(buffer, 4);
+    whole.pieces.push(piece);
+    whole.missing -= piece.length;
+    if (whole.missing > 0) return;
+    this._parts.delete(number);
+    const joined = new Uint8Array(whole.size);
+    let place = 0;
+    for (const each of whole.pieces) {
+      joined.set(each, place);
+      place += each.length;
+    }
+    this._silences = 0;
+    this._received(new TextDecoder().decode(joined));
+  }
+
   /** @param {string} type @param {any} data */
   _control(type, data) {
-    if (type === "ping") this.send({ type: "pong" });
+    if (type === "ping") this._guarded(() => void this.send({ type: "pong" }));
+    else if (type === "opened") this._opened(data);
+    else if (type === "parts") this._parts.set(data.number, { pieces: [], size: data.bytes, missing: data.bytes });
     else if (type === "ack") this._acked(data);
     else if (type === "error") this._refused(data);
+    else if (type === "position") this._placed(data);
     else if (type === "status") {
-      this.links._set(new Map(this.links.value).set(data.peer, data));
+      this._tell(this.links, new Map(this.links.value).set(data.peer, data));
       this._fire("link", data);
-    } else if (type === "gap") this._fire("gap", data);
-    else if (type === "joined" || type === "left") {
-      this._byType.get(type)?.forEach((call) => this._guarded(() => call(data, data)));
+    } else if (type === "gap") {
+      const { subscription, ...gap } = data;
+      this._placed({ subscription, next: gap.next });
+      this._fire("gap", gap);
+    } else if (type === "joined" || type === "left") {
+      for (const call of [...(this._byType.get(type) ?? [])]) this._guarded(() => call(data, data));
     }
   }
 
   /** @param {any} data */
   _acked(data) {
-    const root = this._root(data.id);
-    if (root === undefined) return this._settle(data.id, null, data.offset ?? 0);
-    // Where "from now on" began: should the connection fall before the first message, it goes on from there.
-    if (data.offset > 0) for (const each of this._members(root)) each.next ??= data.offset;
+    const subscription = this._followed.get(data.id);
+    if (!subscription) return this._settle(data.id, null, data.offset ?? 0);
+    const { pattern, next } = subscription;
+    if (subscription._begin(data.offset, data.epoch, this._sameLog)) return;
+    this._ended = [];
+    const where = `${pattern} was at offset ${next} and goes on at ${data.offset}`;
+    this._error(new LinkdError("log-replaced", `the node has another log than before, or an older copy of it: ${where}`));
+  }
+
+  /** Where a subscription is: what was below is over, whether it was selected or not. @param {any} data */
+  _placed({ subscription: id, next, epoch }) {
+    const subscription = this._followed.get(id);
+    if (!subscription || typeof next !== "number") return;
+    subscription._move(Math.max(subscription.next ?? 0, next), epoch);
+    this._finish(subscription);
   }
 
   /** @param {any} data */
   _refused(data) {
     const error = new LinkdError(data.error ?? "error", data.message ?? "refused", data.id ?? null);
-    const root = this._root(error.id);
-    if (root !== undefined) {
-      this._followed.delete(root);
-      for (const each of [...this._subscriptions]) if (each.pattern === root) this._subscriptions.delete(each);
-      this._follow();
-    }
+    const subscription = this._followed.get(data.subscription ?? data.id);
+    if (subscription) return this._unfollowed(subscription, error);
     const entry = this._pending.get(data.id);
     if (entry?.whenDown === "wait" && LATER.includes(error.code)) this._sendLater(data.id);
     else if (entry) this._settle(data.id, error);
     else this._error(error);
   }
 
+  /** The node follows it no longer: it is asked for again where it began once. @param {Subscription} subscription @param {LinkdError} error */
+  _unfollowed(subscription, error) {
+    const generation = this._generation;
+    const passes = LATER.includes(error.code);
+    this._followed.delete(/** @type {string} */ (subscription._id));
+    subscription._begun = false;
+    if (subscription._first === undefined && !passes) this._subscriptions.delete(subscription);
+    else {
+      setTimeout(() => {
+        if (generation !== this._generation) return;
+        subscription._id = null;
+        this._follow();
+      }, (passes ? 1 : AGAIN_SECONDS) * 1000);
+    }
+    if (!subscription._away) this._error(error);
+    subscription._away = true;
+  }
+
   /** @param {any} frame */
   _message(frame) {
-    const { type = null, origin = null, headers = {}, offset, text, base64, ...rest } = frame;
+    const { type = null, origin = null, headers = {}, offset, text, base64, subscription: id, ...rest } = frame;
+    const subscription = this._followed.get(id);
+    if (!subscription) return; // it has ended, and the node does not know yet
+    if (offset) {
+      if (offset < (subscription.next ?? 0)) return;
+      subscription._move(offset + 1);
+    }
     const data = "data" in frame ? frame.data : (text ?? (base64 === undefined ? null : bytes(base64)));
     /** @type {Message} */
     const message = { ...rest, type, origin, headers, offset: offset ?? 0, data };
     let keep = true;
-    this._guarded(() => (keep = this.onMessage(message) !== false));
-    if (!keep) return;
-    const alone = [...this._followed.keys()].filter((root) => covers(root, message.channel)).length < 2;
-    const takers = [...this._subscriptions].filter((each) => each._wants(message, alone));
-    if (takers.length === 0) return;
-    for (const each of takers) this._guarded(() => each.call?.(message));
-    const calls = message.type === null ? undefined : this._byType.get(message.type);
-    for (const call of [...(calls ?? [])]) this._guarded(() => call(message.data, message));
+    if (subscription._until === undefined) {
+      this._guarded(() => (keep = this.onMessage(message) !== false));
+      if (keep && subscription.call) this._guarded(() => subscription.call?.(message));
+    }
+    const calls = type === null ? undefined : this._byType.get(type);
+    if (keep && calls && this._brings(subscription, message)) {
+      for (const call of [...calls]) this._guarded(() => call(message.data, message));
+    }
+    this._finish(subscription);
   }
 
   /**
-   * Have the node follow what is subscribed, each message over one stream only: a pattern that another covers is left out.
-   * @param {Subscription | null} [added] The one that is new: where it starts at an offset, its stream begins anew there.
+   * Whether it is by this subscription that a message goes to the calls by type: by the oldest that has it, so once.
+   * @param {Subscription} subscription
+   * @param {Message} message
    */
-  _follow(added = null) {
-    if (!this.isUp) return;
-    const patterns = [...new Set([...this._subscriptions].map(({ pattern }) => pattern))];
-    const roots = patterns.filter((each) => !patterns.some((other) => other !== each && covers(other, each)));
-    for (const channel of roots) {
-      const members = this._members(channel);
-      if (this._followed.has(channel) && !(added && members.includes(added) && added._start !== undefined)) continue;
-      const starts = members.flatMap(({ _start }) => (_start === undefined ? [] : [_start]));
-      const from = starts.includes("earliest") ? "earliest" : Math.min(.../** @type {number[]} */ (starts));
-      const id = this._id();
-      this._followed.set(channel, id);
-      this.send({ type: "subscribe", data: starts.length > 0 ? { channel, from } : { channel }, id });
+  _brings(subscription, { channel, offset }) {
+    for (const other of this._subscriptions) {
+      if (other === subscription) break;
+      if (other._has(channel, offset)) return false;
     }
-    for (const channel of [...this._followed.keys()]) {
-      if (roots.includes(channel)) continue;
-      this._followed.delete(channel);
-      this.send({ type: "unsubscribe", data: { channel } });
-    }
+    return !this._ended.some((other) =>
+      other._serial < subscription._serial && offset < /** @type {number} */ (other.next) && other._has(channel, offset));
   }
 
-  /** @param {string} root */
-  _members(root) {
-    return [...this._subscriptions].filter(({ pattern }) => covers(root, pattern));
-  }
-
-  /** @param {string | null} id The pattern whose `subscribe` had this id. @returns {string | undefined} */
-  _root(id) {
-    return id === null ? undefined : [...this._followed].find(([, each]) => each === id)?.[0];
+  /** Have the node follow what it does not follow yet on this connection. */
+  _follow() {
+    for (const each of this._subscriptions) {
+      if (!this.isUp) return;
+      if (each._id !== null) continue;
+      const id = (each._id = this._id());
+      each._begun = false;
+      this._followed.set(id, each);
+      const data = { channel: each.pattern, subscription: id, ...each._start };
+      this._guarded(() => void this.send({ type: "subscribe", data, id }));
+    }
   }
 
   /** @param {Subscription} subscription */
   _forget(subscription) {
-    if (this._subscriptions.delete(subscription)) this._follow();
+    if (!this._subscriptions.has(subscription)) return;
+    const reached = subscription.next ?? 0;
+    const ahead = Math.max(0, ...[...this._subscriptions].map((each) => each.next ?? 0));
+    // A younger one that is ahead has left it to this one to call those by type.
+    if (this._byType.size > 0 && subscription._begun && ahead > reached) subscription._until = ahead;
+    else this._remove(subscription);
   }
 
+  /** @param {Subscription} subscription */
+  _finish(subscription) {
+    if (subscription._until !== undefined && /** @type {number} */ (subscription.next) >= subscription._until) this._remove(subscription);
+  }
+
+  /** @param {Subscription} subscription */
+  _remove(subscription) {
+    this._subscriptions.delete(subscription);
+    if (subscription._first !== undefined) this._ended.push(subscription);
+    const behind = Math.min(...[...this._subscriptions].map((each) => each.next ?? 0));
+    this._ended = this._ended.filter((each) => /** @type {number} */ (each.next) > behind);
+    const id = subscription._id;
+    if (id !== null && this._followed.delete(id)) {
+      this._guarded(() => void this.send({ type: "unsubscribe", data: { subscription: id } }));
+    }
+  }
+
+  // Publishes.
+
   _sendPending() {
-    while (this.isUp && this._underWay.size < WINDOW && this._unsent.length > 0) {
-      const id = this._unsent[0];
+    while (this.isUp && !this._timers.later && this._underWay.size < WINDOW && this._sent < this._unsent.length) {
+      const id = this._unsent[this._sent];
       const entry = this._pending.get(id);
       if (entry) {
         const { length } = entry.text;
@@ -578,7 +898,11 @@ export class Linkd extends EventTarget {
         this._characters += length;
         this._socket.send(entry.text);
       }
-      this._unsent.shift();
+      this._sent += 1;
+    }
+    if (this._sent > 0 && this._sent * 2 >= this._unsent.length) {
+      this._unsent = this._unsent.slice(this._sent);
+      this._sent = 0;
     }
   }
 
@@ -588,13 +912,16 @@ export class Linkd extends EventTarget {
     this._underWay.delete(id);
   }
 
-  /** The node is starting or stopping: the same again in a second, if the connection lives that long. @param {string} id */
+  /** The node is starting or stopping: the same again in a second, ahead of what was not sent yet. @param {string} id */
   _sendLater(id) {
-    const generation = this._generation;
     this._landed(id);
-    setTimeout(() => {
-      if (generation !== this._generation) return;
-      this._unsent.push(id);
+    this._postponed.push(id);
+    this._timers.later ??= setTimeout(() => {
+      this._timers.later = null;
+      const order = (/** @type {string} */ each) => this._pending.get(each)?.order ?? 0;
+      this._unsent = [...this._postponed.sort((a, b) => order(a) - order(b)), ...this._unsent.slice(this._sent)];
+      this._sent = 0;
+      this._postponed = [];
       this._sendPending();
     }, 1000);
   }
@@ -616,26 +943,52 @@ export class Linkd extends EventTarget {
     for (const [id, entry] of [...this._pending]) if (which(entry)) this._settle(id, new LinkdError(code, message, id));
   }
 
+  // How it ends, and begins again.
+
   /** @param {number} generation @param {LinkdError} error @param {number | null} [code] */
   _failed(generation, error, code = null) {
     if (generation !== this._generation) return;
     const wasUp = this.isUp;
     this._drop(null, error.message);
+    const mine = this._generation;
+    if (error.code !== "silence") this._silences = wasUp ? 0 : this._silences;
     this._failures += 1;
-    const { maxAttempts, minDelay, maxDelay, random } = this.options;
+    const over = this._failures >= this.options.maxAttempts;
     // 1008 and 44xx are a node's "not you"; asking often would not help.
     const rejected = error.code === "rejected" || code === 1008 || (code !== null && code >= 4400 && code < 4500);
-    const ceiling = rejected ? maxDelay : Math.min(maxDelay, minDelay * 2 ** Math.min(this._failures - 1, 30));
-    const delay = rejected ? maxDelay * (0.8 + 0.4 * random()) : ceiling * random();
-    const over = this._failures >= maxAttempts;
-    if (!over) this._timers.retry = setTimeout(() => this._connect(), delay * 1000);
-    this._enter(over ? "stopped" : rejected ? "rejected" : "waiting", error.message, over ? null : delay);
-    if (over) this._rejectPending(() => true, "unsettled", `gave up after ${this._failures} attempts`);
-    else this._rejectPending((entry) => entry.whenDown === "reject", "unsettled", "the connection fell before the ack");
+    const delay = over ? null : this._delay(rejected);
+    if (over) this._stop(error.message, `gave up after ${this._failures} attempts`);
+    else {
+      this._timers.retry = setTimeout(() => this._connect(), /** @type {number} */ (delay) * 1000);
+      this._enter(rejected ? "rejected" : "waiting", error.message, delay);
+      this._rejectPending((entry) => entry.whenDown === "reject", "unsettled", "the connection fell before the ack");
+    }
     if (wasUp) {
       this._guarded(() => this.onClose({ code, reason: error.message }));
       this._fire("close", { code, reason: error.message });
     } else this._error(error);
+    // The timers of a hidden page run once a minute: the first attempt is made without one.
+    const { document } = /** @type {any} */ (globalThis);
+    const hidden = document?.visibilityState === "hidden" && wasUp && !rejected && !over;
+    if (hidden && mine === this._generation) this._connect();
+  }
+
+  /** How long to wait for the next attempt. @param {boolean} rejected */
+  _delay(rejected) {
+    const { minDelay, maxDelay, random } = this.options;
+    let share = 1;
+    this._guarded(() => (share = Math.min(Math.max(Number(random()) || 0, 0), 1)));
+    if (rejected) return maxDelay * (0.8 + 0.4 * share);
+    const offline = globalThis.navigator?.onLine === false && !/^(localhost|127\..*|\[::1\])$/.test(this.url.hostname);
+    if (offline) return OFFLINE_SECONDS * (0.8 + 0.4 * share);
+    return Math.min(maxDelay, minDelay * 2 ** Math.min(this._failures - 1, 30)) * share;
+  }
+
+  /** Nothing is tried any more. @param {string | null} reason @param {string} message */
+  _stop(reason, message) {
+    for (const [target, name, call] of this._around) target.removeEventListener(name, call);
+    this._enter("stopped", reason, null);
+    this._rejectPending(() => true, "unsettled", message);
   }
 
   /** End whatever connection or attempt there is; its late frames are not ours. @param {number | null} code @param {string} reason */
@@ -645,8 +998,13 @@ export class Linkd extends EventTarget {
     this._timers = {};
     this._attempt?.abort();
     this._attempt = null;
+    this._parts.clear();
+    for (const each of this._subscriptions) each._begun = false;
     const socket = this._socket;
     this._socket = null;
+    // A state that nobody may act on: it is set before anything of the application is called.
+    if (this.isUp) this.status.value = { ...this.status.value, state: "waiting" };
+    if (this.links.value.size > 0) this._tell(this.links, new Map());
     if (!socket) return;
     try {
       if (code === null && typeof socket.terminate === "function") socket.terminate();
@@ -658,8 +1016,16 @@ export class Linkd extends EventTarget {
 
   /** @param {State} state @param {string | null} reason @param {number | null} retrySeconds */
   _enter(state, reason, retrySeconds) {
-    this.status._set({ state, attempts: this._failures, retrySeconds, reason });
-    this._fire("status", this.status.value);
+    const entered = { state, attempts: this._failures, retrySeconds, reason };
+    this._tell(this.status, entered);
+    this._fire("status", entered);
+  }
+
+  // The application's own functions, each guarded: its mistake costs nobody else anything.
+
+  /** @param {Observable<any>} observable @param {any} value */
+  _tell(observable, value) {
+    observable._set(value, (call) => this._guarded(call));
   }
 
   /** @param {LinkdError} error */
@@ -673,14 +1039,36 @@ export class Linkd extends EventTarget {
     this.dispatchEvent(new CustomEvent(name, { detail }));
   }
 
-  /** A caller's mistake must not stop what others get; it is reported where such mistakes are. @param {() => void} call */
+  /** @param {any} listener An event's: by default Node.js ends the program when it raises. */
+  _wrap(listener) {
+    if (typeof listener !== "function" && typeof listener !== "object") return listener;
+    if (listener === null) return listener;
+    const known = this._wrapped.get(listener);
+    if (known) return known;
+    const wrapped = (/** @type {any} */ event) =>
+      this._guarded(() => (typeof listener === "function" ? listener.call(this, event) : listener.handleEvent(event)));
+    this._wrapped.set(listener, wrapped);
+    return wrapped;
+  }
+
+  /** Call; report what goes wrong, also later where it returns a promise. @param {() => any} call */
   _guarded(call) {
     try {
-      call();
+      const result = call();
+      if (typeof result?.then === "function") result.then(undefined, (/** @type {any} */ error) => this._report(error));
     } catch (error) {
-      if (typeof globalThis.reportError === "function") reportError(error);
-      else console.error(error);
+      this._report(error);
     }
+  }
+
+  /** @param {any} error */
+  _report(error) {
+    if (typeof globalThis.reportError === "function") reportError(error);
+    else console.error(error);
+    if (this._reporting) return; // it was the report that failed
+    this._reporting = true;
+    this._error(new LinkdError("application", `a function of the application failed: ${error}`));
+    this._reporting = false;
   }
 
   _id() {
@@ -697,6 +1085,82 @@ export class Linkd extends EventTarget {
  */
 export function connect(options) {
   return new Linkd(options).open();
+}
+
+/** @param {any} options @throws {TypeError} */
+function checkOptions(options) {
+  const isNumber = (/** @type {any} */ value) => typeof value === "number" && !Number.isNaN(value);
+  for (const name of POSITIVE) {
+    if (!isNumber(options[name]) || options[name] <= 0) throw new TypeError(`${name}: expected a number above 0`);
+  }
+  for (const name of NOT_NEGATIVE) {
+    if (!isNumber(options[name]) || options[name] < 0) throw new TypeError(`${name}: expected seconds`);
+  }
+  for (const name of FUNCTIONS) {
+    if (options[name] != null && typeof options[name] !== "function") throw new TypeError(`${name}: expected a function`);
+  }
+  if (options.key != null && (typeof options.key !== "string" || !/^[\x21-\x7e]+$/.test(options.key))) {
+    throw new TypeError("key: expected the text of a key");
+  }
+  if (!["wait", "reject"].includes(options.whenDown)) throw new TypeError('whenDown: expected "wait" or "reject"');
+}
+
+/**
+ * Return the node's address: the given one, or where the page came from; in a frame without an address of its own
+ * (`srcdoc`, `blob:`) where the page around it came from.
+ * @param {string | URL | undefined} given
+ */
+function address(given) {
+  const { location, document } = /** @type {any} */ (globalThis);
+  const base = given ?? [location?.href, document?.baseURI, location?.origin].find((each) => /^https?:/.test(each ?? ""));
+  let url;
+  try {
+    url = new URL(/** @type {string} */ (base));
+  } catch {
+    throw new TypeError(`url: expected the node's, as http://HOST:PORT, got ${base}`);
+  }
+  if (!/^(https?|wss?):$/.test(url.protocol)) throw new TypeError(`url: expected http or https, got ${url.protocol}`);
+  return url;
+}
+
+/** @param {string} text */
+function isWellFormed(text) {
+  return !/\p{Surrogate}/u.test(text); // String.isWellFormed is not there before Chrome 111
+}
+
+/** @param {string} text @param {number} most Whether it has more bytes. */
+function isLonger(text, most) {
+  return text.length * 3 > most && (text.length > most || new TextEncoder().encode(text).length > most);
+}
+
+/**
+ * Check that JSON keeps all of a value, as `JSON.stringify` does not.
+ * @param {any} value
+ * @param {number} depth
+ * @throws {TypeError}
+ */
+function checkData(value, depth) {
+  if (typeof value === "string") {
+    if (!isWellFormed(value)) throw new TypeError("data: a text has half of a surrogate pair: was it cut inside an emoji?");
+  } else if (typeof value === "number") {
+    if (!Number.isFinite(value)) throw new TypeError(`data: JSON has no ${value}`);
+  } else if (typeof value === "object" && value !== null) {
+    if (depth === 0) throw new TypeError(`data: expected JSON nested at most ${MOST_DEPTH} deep`);
+    if (typeof value.toJSON === "function") return checkData(value.toJSON(""), depth);
+    const prototype = Object.getPrototypeOf(value);
+    if (Array.isArray(value)) for (const each of value) checkData(each, depth - 1);
+    else if (ArrayBuffer.isView(value) || value instanceof ArrayBuffer) throw new TypeError("data: JSON has no bytes: encode them, as base64");
+    else if (prototype !== null && Object.prototype.toString.call(value) !== "[object Object]") {
+      throw new TypeError(`data: JSON has no ${Object.prototype.toString.call(value).slice(8, -1)}`);
+    } else {
+      for (const [name, each] of Object.entries(value)) {
+        if (!isWellFormed(name)) throw new TypeError("data: a name has half of a surrogate pair");
+        checkData(each, depth - 1);
+      }
+    }
+  } else if (!["boolean", "undefined"].includes(typeof value) && value !== null) {
+    throw new TypeError(`data: JSON has no ${typeof value}`);
+  }
 }
 
 /** Seconds that never step. */

@@ -17,6 +17,10 @@ export class StubNode {
     this.port = 0;
     this.records = [];
     this.next = 1;
+    this.log = "l-1";
+    this.epochs = [["e-1", 1]];
+    this.mostBytes = 1_048_576;
+    this.away = new Set(); // patterns that are refused for now
     this.ids = new Map();
     this.tokens = new Set();
     this.sessions = new Set();
@@ -125,16 +129,38 @@ export class StubNode {
   }
 
   serve(ws, url) {
-    ws.patterns = new Map();
+    ws.patterns = new Map(); // of each subscription by its name, or by its pattern
     ws.envelope = url.searchParams.get("envelope") === "1";
     ws.wantsStatus = url.searchParams.get("status") === "1";
     ws.channel = url.searchParams.get("channel");
-    if (ws.channel) ws.patterns.set(ws.channel, this.next);
+    if (ws.channel) ws.patterns.set(ws.channel, ws.channel);
     ws.on("message", (bytes) => this.frame(ws, String(bytes)));
+    const opened = { node: "edge-1", version: "1.0.0", log: this.log, epoch: this.epochs.at(-1)[0], next: this.next, max_body_bytes: this.mostBytes };
+    if (url.searchParams.get("linkd") === "1") this.send(ws, { type: "opened", data: opened });
   }
 
   send(ws, frame) {
     if (!this.mute) ws.send(JSON.stringify(frame));
+  }
+
+  /** Send a record to one of a client's subscriptions, if it is for it. */
+  deliver(ws, record, name) {
+    const pattern = ws.patterns.get(name);
+    if (matches(pattern, record.channel)) this.send(ws, name === pattern ? record : { ...record, subscription: name });
+  }
+
+  /** Send any delivery to each subscription of every client that selects its channel. */
+  deliverAll(record) {
+    for (const each of this.sockets.clients) for (const name of each.patterns.keys()) this.deliver(each, record, name);
+  }
+
+  /** Where a subscription resumes: at the end of the newest epoch that it knows. */
+  resumed(seen) {
+    for (const [epoch] of [...seen].reverse()) {
+      const at = this.epochs.findIndex(([name]) => name === epoch);
+      if (at >= 0) return Math.min(seen.at(-1)[1], this.epochs[at + 1]?.[1] ?? this.next);
+    }
+    return 1;
   }
 
   frame(ws, text) {
@@ -143,15 +169,17 @@ export class StubNode {
     const { type, data, id } = frame;
     if (type === "ping") return this.send(ws, { type: "pong" });
     if (type === "pong") return;
-    if (type === "unsubscribe") return void ws.patterns.delete(data.channel);
+    if (type === "unsubscribe") return void ws.patterns.delete(data.subscription ?? data.channel);
     if (type === "subscribe") {
       if (data.channel.startsWith("secret")) {
         return this.send(ws, { type: "error", data: { id, error: "channel-refused", message: `${data.channel} is refused` } });
       }
-      const from = data.from === "earliest" ? 1 : (data.from ?? this.next);
-      ws.patterns.set(data.channel, from);
-      if (id) this.send(ws, { type: "ack", data: { id, offset: from } });
-      for (const record of this.records) if (record.offset >= from && matches(data.channel, record.channel)) this.send(ws, record);
+      if (this.away.has(data.channel)) return this.send(ws, { type: "error", data: { id, error: "channel-refused", message: "not now" } });
+      const from = data.from === "earliest" ? 1 : data.seen ? this.resumed(data.seen) : Math.min(data.from ?? this.next, this.next);
+      const name = data.subscription ?? data.channel;
+      ws.patterns.set(name, data.channel);
+      if (id) this.send(ws, { type: "ack", data: { id, offset: from, epoch: this.epochs.at(-1)[0] } });
+      for (const record of this.records) if (record.offset >= from) this.deliver(ws, record, name);
       return;
     }
     if (this.unavailable > 0) {
@@ -169,9 +197,7 @@ export class StubNode {
       if (id) this.ids.set(id, offset);
       const record = { type, data, channel, offset, origin: "edge-1", time: new Date().toISOString() };
       this.records.push(record);
-      for (const each of this.sockets.clients) {
-        if ([...each.patterns.keys()].some((pattern) => matches(pattern, channel))) this.send(each, record);
-      }
+      for (const each of this.sockets.clients) for (const name of each.patterns.keys()) this.deliver(each, record, name);
     }
     if (!ws || !id) return offset;
     if (this.dropAcks > 0) return (this.dropAcks -= 1), ws.terminate();
