@@ -36,7 +36,8 @@ from linkd.node.driver import LinkDriver
 from linkd.node.losses import LogWatch
 from linkd.outages import Outages
 from linkd.pairing import Hooks, Pairing, Renewal, local_call
-from linkd.preflight import file_troubles
+from linkd.preflight import certificate_ends, file_troubles
+from linkd.status import CertificateRole
 from linkd.worker import Worker
 
 NOTE_SECONDS = 10.0
@@ -206,9 +207,24 @@ class Assembly:
 
     def _look_at_files(self) -> Deferred[None]:
         """Have a standing warning while a file that the configuration names can't be used."""
+        self._worker.call(self._certificate_ends).addCallbacks(
+            self._keep_certificate_ends, lambda _: None
+        )
         return self._worker.call(file_troubles, self.config).addCallbacks(
             self._warn_of_files, lambda _: None
         )
+
+    def _certificate_ends(self) -> list[tuple[CertificateRole, str | None, float]]:
+        """Return when certificates end, those of paired peers too; the worker's."""
+        found: list[tuple[CertificateRole, str | None, float]] = [*certificate_ends(self.config)]
+        names = {peer.name for peer in self.config.peers}
+        found += [("peer", *each) for each in self.pairing.certificate_ends() if each[0] in names]
+        return found
+
+    def _keep_certificate_ends(
+        self, found: list[tuple[CertificateRole, str | None, float]]
+    ) -> None:
+        self.node.certificates = found
 
     def _warn_of_files(self, troubles: Sequence[LinkdError]) -> None:
         about = "files of the configuration"
@@ -255,6 +271,7 @@ class Assembly:
             self._tls.watch(self._reactor)
         self._renewal.start(self._reactor)
         self._network.start()
+        self._look_at_files()
         for loop, interval in self._loops:
             loop.clock = self._reactor
             loop.start(interval, now=False)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from linkd.config import Config
 from linkd.errors import ConfigError, Unavailable
 from linkd.net.certificates import load_certificates, load_key_pair
 from linkd.net.identity import load_secret
+from linkd.net.tls import AUTHORITY_FILE
+from linkd.status import CertificateRole
 
 
 def file_troubles(config: Config) -> list[ConfigError | Unavailable]:
@@ -20,6 +24,45 @@ def file_troubles(config: Config) -> list[ConfigError | Unavailable]:
     start may still be missing.
     """
     return [error for key, read in _reads(config) if (error := _error(key, read)) is not None]
+
+
+class CertificateEnd(NamedTuple):
+    """When a certificate ends, Unix seconds; `role` and `peer` as in `CertificateStatus`."""
+
+    role: CertificateRole
+    peer: str | None
+    ends: float
+
+
+def certificate_ends(config: Config) -> list[CertificateEnd]:
+    """Return when the certificates end that a configuration names.
+
+    Files that can't be read are left out: `file_troubles` reports them.
+    """
+    listen, place = config.listen, Path(config.node.state_dir) / "pairing"
+    files: list[tuple[CertificateRole, str | None, str | Path | None]] = []
+    if listen is not None:
+        files.append(("own", None, listen.certificate))
+        ca = listen.client_ca
+        if (place / AUTHORITY_FILE).exists():
+            files.append(("authority", None, place / AUTHORITY_FILE))
+        if ca is not None and Path(ca) != place / AUTHORITY_FILE:
+            files.append(("ca", None, ca))
+    files.append(("api", None, config.api.certificate))
+    for peer in config.peers:
+        ours = peer.ca is not None and Path(peer.ca).parent == place
+        files.append(("own", peer.name, peer.certificate))
+        files.append(("authority" if ours else "ca", peer.name, peer.ca))
+    found = []
+    for role, name, path in files:
+        if path is None:
+            continue
+        with suppress(ConfigError, Unavailable, OSError):
+            ends = [each.not_valid_after_utc.timestamp() for each in load_certificates(path)]
+            # Of a chain all must be valid, of trusted authorities one.
+            first = min(ends) if role in ("own", "api") else max(ends)
+            found.append(CertificateEnd(role, name, first))
+    return found
 
 
 def _error(key: str, read: Callable[[], object]) -> ConfigError | Unavailable | None:

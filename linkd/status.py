@@ -138,13 +138,29 @@ class LinkHistory(msgspec.Struct, frozen=True):
     received_records: list[float | None]
 
 
+CertificateRole = Literal["own", "peer", "authority", "ca", "api"]
+
+
+class CertificateStatus(msgspec.Struct, frozen=True):
+    """When a certificate ends, negative once it has; of a chain, the first one that ends.
+
+    `role`: `own`, which this node shows (to `peer`, or to dialers where that is null); `peer`,
+    which `peer` showed last; `authority`, which pairing made and renews, here or on the hub `peer`;
+    `ca`, any other authority that is trusted (for `peer`, or for dialers); `api`, of the API.
+    """
+
+    role: CertificateRole
+    peer: str | None
+    expires_seconds: float
+
+
 class NodeStatus(msgspec.Struct, frozen=True):
     """A node, as it is now.
 
     `warnings` has a sentence for each thing that an operator must act on and that is not one
     link's, for as long as it lasts: `status --check` is WARNING meanwhile. `absent` has the peers
     whose `[[peer]]` is missing, `refused` the connections that were refused in the last
-    hour, newest first.
+    hour, newest first; `certificates` says when those in files end, and those of paired peers.
     """
 
     node: str
@@ -156,6 +172,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     warnings: list[str] = []
     absent: list[AbsentPeer] = []
     refused: list[RefusedConnection] = []
+    certificates: list[CertificateStatus] = []
 
 
 class Event(msgspec.Struct, frozen=True):

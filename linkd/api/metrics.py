@@ -16,16 +16,20 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from linkd.status import ConsumerStatus, LinkStatus, NodeStatus, Outage
+from linkd.status import ConsumerStatus, LinkStatus, NodeStatus
 
 if TYPE_CHECKING:
     from linkd.api.port import Measure, NodePort
     from linkd.net.fair_share import FairShare
 
-SECONDS = (0.5, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 30.0, 60.0, 300.0, 1800.0, 7200.0, 43_200.0)
+SECONDS = (
+    *(0.5, 1.0, 2.0, 3.0, 5.0, 6.0, 7.5, 9.0, 10.5, 12.0, 15.0, 30.0, 60.0, 300.0, 1800.0),
+    *(7200.0, 43_200.0),
+)
+"""A listener notices after 7 s and a dialer after 10 s, and a little: bounds are beyond those."""
+
 FAST_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 AGE_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 600.0, 3600.0)
-MAX_REMEMBERED = 100_000
 PAGE_SECONDS = 1.0
 """For so long the text that was made serves all who ask."""
 
@@ -54,12 +58,7 @@ LINK_GAUGES: tuple[tuple[str, str, _Value], ...] = (
     (
         "linkd_link_backlog_age_seconds",
         "The age of the oldest record owed.",
-        lambda link: link.backlog_age_seconds,
-    ),
-    (
-        "linkd_link_certificate_expires_seconds",
-        "Until the peer's certificate expires.",
-        lambda link: link.certificate_expires_seconds,
+        lambda link: link.backlog_age_seconds or 0.0,
     ),
 )
 LINK_COUNTERS: tuple[tuple[str, str, _Value], ...] = (
@@ -68,6 +67,15 @@ LINK_COUNTERS: tuple[tuple[str, str, _Value], ...] = (
 )
 
 
+DROPPED = (
+    *("refused", "expired", "dropped", "stale", "gap"),
+    *("not-relayed", "false-origin", "repeated"),
+)
+FELL = ("silence", "ping-timeout", "closed")
+"""Counters that each peer has from the start, at 0: Prometheus sees no increase in a series that
+begins with its count. A link falls for other reasons too, but seldom."""
+
+REFUSED = ("busy", "protocol", "rejected", "tls", "closed", "duplicate")
 STORED = {
     "late": "Records stored behind later ones of their origin and channel.",
     "unproven": "Records stored although nothing proves that they are new.",
@@ -123,12 +131,15 @@ class PeerHistogram:
         self._buckets: dict[str, Buckets] = {}
         self._texts: dict[str, str] = {}
 
+    def begin(self, peer: str) -> None:
+        """Have a peer from now on, without a value."""
+        if peer not in self._buckets:
+            self._buckets[peer] = Buckets(self._bounds)
+
     def observe(self, peer: str, value: float) -> None:
         """Count a value."""
-        buckets = self._buckets.get(peer)
-        if buckets is None:
-            buckets = self._buckets[peer] = Buckets(self._bounds)
-        buckets.observe(value)
+        self.begin(peer)
+        self._buckets[peer].observe(value)
         self._texts.pop(peer, None)
 
     def lines(self) -> Iterator[str]:
@@ -172,6 +183,7 @@ class Metrics:
         self._commit = Buckets(FAST_SECONDS)
         node.log.on_written.append(self._commit.observe)
         node.on_measured.append(self._measured)
+        node.on_fell.append(self._fell)
         self._round_trip = PeerHistogram(
             "linkd_link_round_trip_seconds",
             "Round trips of pings.",
@@ -192,10 +204,11 @@ class Metrics:
             "From the last byte until the next connection was up.",
             SECONDS,
         )
+        node.on_rose.append(self._down.observe)
         self._outages: Counter[tuple[str, str]] = Counter()
+        self._nothing_dropped: dict[str, str] = {}  # text by peer
         self._attempts: Counter[str] = Counter()
         self._attempts_seen: dict[str, int] = {}
-        self._seen: dict[tuple[str, str], None] = {}
         self._page: bytes | None = None
         self._page_at = 0.0
         self._waiting: list[Deferred[None]] = []  # for the page that is made
@@ -255,17 +268,19 @@ class Metrics:
 
     def _lines(self, status: NodeStatus) -> Iterator[str]:
         """Yield its lines, some of them together."""
-        for outage in self._node.outages():
-            self._passed(outage)
+        peers = [link.peer for link in status.links]
+        for peer in peers:
+            self._noticed.begin(peer)
         yield from _of_links(status.links, LINK_GAUGES, "gauge")
+        yield from _of_certificates(status)
         yield from _of_links(status.links, LINK_COUNTERS, "counter")
         yield from self._of_attempts(status.links)
-        yield from self._of_outages()
+        yield from self._of_outages(peers)
         yield from self._noticed.lines()
         yield from self._down.lines()
         yield from self._round_trip.lines()
         yield from self._age.lines()
-        yield from self._of_dropped()
+        yield from self._of_dropped(peers)
         yield from self._of_refused()
         yield from _of_node(status)
         yield from self._of_disk()
@@ -275,18 +290,11 @@ class Metrics:
         """Count what was measured on a link."""
         (self._age if what == "age" else self._round_trip).observe(peer, seconds)
 
-    def _passed(self, outage: Outage) -> None:
-        """Count an outage once it has ended."""
-        key = (outage.peer, outage.began)
-        if outage.ongoing or outage.down_seconds is None or key in self._seen:
-            return
-        self._seen[key] = None
-        if len(self._seen) > MAX_REMEMBERED:
-            del self._seen[next(iter(self._seen))]
-        self._outages[outage.peer, outage.reason] += 1
-        self._down.observe(outage.peer, outage.down_seconds)
-        if outage.noticed_after_seconds is not None:
-            self._noticed.observe(outage.peer, outage.noticed_after_seconds)
+    def _fell(self, peer: str, reason: str, silence: float | None) -> None:
+        """Count that a link has left `up`."""
+        self._outages[peer, reason] += 1
+        if silence is not None:
+            self._noticed.observe(peer, silence)
 
     def _of_attempts(self, links: Iterable[LinkStatus]) -> Iterator[str]:
         """Yield the attempts: status counts them anew with each outage."""
@@ -298,25 +306,38 @@ class Metrics:
             self._attempts[link.peer] += link.attempts - (seen if link.attempts >= seen else 0)
             yield f'{name}{{peer="{link.peer}"}} {self._attempts[link.peer]}'
 
-    def _of_outages(self) -> Iterator[str]:
+    def _of_outages(self, peers: list[str]) -> Iterator[str]:
         name = "linkd_link_outages_total"
-        yield _head(name, "Outages that have ended.", "counter")
+        yield _head(name, "How often a link has left `up` since the start.", "counter")
+        for peer in peers:
+            yield _each(name, peer, FELL, self._outages)
         for (peer, reason), count in list(self._outages.items()):
-            yield f'{name}{{peer="{peer}",reason="{reason}"}} {count}'
+            if reason not in FELL:
+                yield f'{name}{{peer="{peer}",reason="{reason}"}} {count}'
 
-    def _of_dropped(self) -> Iterator[str]:
+    def _of_dropped(self, peers: list[str]) -> Iterator[str]:
         name = "linkd_records_dropped_total"
         yield _head(name, "Records refused, expired, dropped or lost.", "counter")
-        counts = list(self._node.counts.items())
-        for (reason, peer), count in counts:
-            if reason not in STORED:
+        counts = {(peer, reason): count for (reason, peer), count in self._node.counts.items()}
+        known, counted = {"", *peers}, {peer for peer, _ in counts}
+        for peer in peers:
+            if peer in counted:
+                yield _each(name, peer, DROPPED, counts)
+                continue
+            if peer not in self._nothing_dropped:
+                self._nothing_dropped[peer] = _each(name, peer, DROPPED, {})
+            yield self._nothing_dropped[peer]
+        yield _each(name, "", ("expired",), counts)
+        for (peer, reason), count in counts.items():
+            seeded = ("expired",) if not peer else DROPPED if peer in known else ()
+            if reason not in STORED and reason not in seeded:
                 yield f'{name}{{peer="{peer}",reason="{reason}"}} {count}'
         for what, about in STORED.items():
             name = f"linkd_records_{what}_total"
             yield _head(name, about, "counter")
-            for (reason, peer), count in counts:
-                if reason == what:
-                    yield f'{name}{{peer="{peer}"}} {count}'
+            absent = [peer for peer, reason in counts if reason == what and peer not in known]
+            for peer in (*peers, *absent):
+                yield f'{name}{{peer="{peer}"}} {counts.get((peer, what), 0)}'
 
     def _of_disk(self) -> Iterator[str]:
         name = "linkd_publish_seconds"
@@ -329,12 +350,12 @@ class Metrics:
     def _of_refused(self) -> Iterator[str]:
         name = "linkd_listener_refused_total"
         yield _head(name, "Connections refused before they were a peer's.", "counter")
-        for reason, count in list(self.refused.items()):
-            yield f'{name}{{reason="{reason}"}} {count}'
+        for reason in dict.fromkeys((*REFUSED, *self.refused)):
+            yield f'{name}{{reason="{reason}"}} {self.refused.get(reason, 0)}'
         name = "linkd_api_refused_total"
         yield _head(name, "Connections to the API refused because there were too many.", "counter")
-        for reason, count in self.api_refused.items():
-            yield f'{name}{{reason="{reason}"}} {count}'
+        for reason in dict.fromkeys(("connections", "address", *self.api_refused)):
+            yield f'{name}{{reason="{reason}"}} {self.api_refused.get(reason, 0)}'
         name = "linkd_descriptor_shortages_total"
         yield _head(name, "How often nearly no descriptor was left.", "counter")
         yield f"{name} {self.shortages()}"
@@ -354,6 +375,29 @@ def _of_links(
             found = value(link)
             if found is not None:
                 yield f'{name}{{peer="{link.peer}"}} {float(found)!r}'
+
+
+def _each(
+    name: str, peer: str, reasons: Iterable[str], counts: Mapping[tuple[str, str], int]
+) -> str:
+    """Return a counter's lines of one peer, for reasons that have not occurred too."""
+    return "\n".join(
+        f'{name}{{peer="{peer}",reason="{reason}"}} {counts.get((peer, reason), 0)}'
+        for reason in reasons
+    )
+
+
+def _of_certificates(status: NodeStatus) -> Iterator[str]:
+    """Yield when each certificate ends: also while no link is up."""
+    name = "linkd_certificate_expires_seconds"
+    yield _head(name, "Until a certificate ends; negative once it has.", "gauge")
+    ends = {(each.role, each.peer): each.expires_seconds for each in status.certificates}
+    for link in status.links:
+        if link.certificate_expires_seconds is not None:
+            ends["peer", link.peer] = link.certificate_expires_seconds
+    for (role, peer), seconds in ends.items():
+        labels = f'role="{role}"' if peer is None else f'role="{role}",peer="{peer}"'
+        yield f"{name}{{{labels}}} {seconds!r}"
 
 
 def _of_node(status: NodeStatus) -> Iterator[str]:

@@ -86,6 +86,10 @@ class NodePort(Protocol):
     """Records by (refused, expired, dropped or lost; peer)."""
     on_measured: list[Callable[[Measure, str, float], None]]
     """Called with what was measured on a link: peer, seconds."""
+    on_fell: list[Callable[[str, str, float | None], None]]
+    """Called once a link has left `up`: peer, reason, seconds of silence until then."""
+    on_rose: list[Callable[[str, float], None]]
+    """Called once an outage has ended: peer, its seconds."""
 
     def publish(self, draft: Draft, settled: Settled) -> None:
         """Publish on a durable channel (settled once on disk) or a volatile one (settled at once.

@@ -12,9 +12,13 @@ from typing import Any
 import msgspec
 
 from linkd.cli import exits
+from linkd.cli.check_line import certificate_words, ends_soon
 from linkd.cli.options import add_config
+from linkd.cli.text import duration
+from linkd.clock import wall
 from linkd.config import Config, files, load
 from linkd.config.shape import shown
+from linkd.status import CertificateStatus
 
 
 def add(subparsers: Any) -> None:
@@ -40,17 +44,24 @@ def run(arguments: argparse.Namespace) -> int:
     named = getattr(arguments, "config", None)
     paths = files(Path(named) if named else None)
     config = load(paths)
-    from linkd.preflight import file_troubles  # noqa: PLC0415  # it loads cryptography
+    from linkd.preflight import certificate_ends, file_troubles  # noqa: PLC0415  # slow to load
 
     troubles = file_troubles(config)
     for trouble in troubles:
         sys.stderr.write(f"linkd: {trouble}\n")
     if troubles:
         return exits.USAGE
+    ends = [
+        CertificateStatus(role, peer, end - wall()) for role, peer, end in certificate_ends(config)
+    ]
+    for told in filter(None, map(ends_soon, ends)):
+        sys.stderr.write(f"linkd: warning: {told}\n")
     if arguments.json:
         print(json.dumps(msgspec.to_builtins(config), indent=2))
     elif not arguments.quiet:
         print(f"# {', '.join(str(path) for path in paths)}: fine")
+        for each in ends:
+            print(f"# {certificate_words(each)}: ends in {duration(each.expires_seconds)}")
         print("\n".join(in_toml(config)))
     return exits.FINE
 

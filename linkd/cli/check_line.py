@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Final
 
 from linkd.cli.text import clock_time, disk_stalled, duration, plural, printable
-from linkd.status import LinkStatus, NodeStatus
+from linkd.status import CertificateStatus, LinkStatus, NodeStatus
 
 WARN_FILL: Final = 0.8
 WARN_CERTIFICATE_SECONDS: Final = 14 * 86_400.0
+WARN_AUTHORITY_SECONDS: Final = 730 * 86_400.0
+"""An authority of pairing has a successor by then, which a peer has got with a renewal."""
+
 WARN_SKEW_SECONDS: Final = 5.0
 
 _WORDS: Final = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
@@ -23,8 +26,8 @@ def check_line(status: NodeStatus, peer: str | None = None) -> tuple[int, str]:
 
     Returns:
         0 up; 1 warning: a link that is not required is down, the log is filling, a certificate
-        expires within 14 days, the status has warnings; 2 a required link is down, or publishes
-        are refused; 3 no such peer. And the line.
+        expires within 14 days or pairing's authority within two years, the status has warnings; 2 a
+        required link is down, or publishes are refused; 3 no such peer. And the line.
     """
     links = [link for link in status.links if peer is None or link.peer == peer]
     if peer is not None and not links:
@@ -60,6 +63,7 @@ def _warnings(status: NodeStatus, links: list[LinkStatus]) -> list[str]:
         found.append(f"log {log.bytes / log.max_bytes:.0%} full")
     if log.stalled_seconds is not None:
         found.append(disk_stalled(log.stalled_seconds))
+    found += [told for each in status.certificates if (told := ends_soon(each)) is not None]
     names = {link.peer for link in links}
     found += [
         f"a second host at {each.address} uses the name of {each.claimed} or another node's log"
@@ -82,6 +86,31 @@ def _warnings(status: NodeStatus, links: list[LinkStatus]) -> list[str]:
                 f" {link.peer}: see `relay` in [[peer]] of both"
             )
     return found
+
+
+def ends_soon(found: CertificateStatus) -> str | None:
+    """Return a sentence for a certificate that ends soon; None for others.
+
+    Those of peers are the links': a peer that is away may have a newer one.
+    """
+    limit = WARN_AUTHORITY_SECONDS if found.role == "authority" else WARN_CERTIFICATE_SECONDS
+    left = found.expires_seconds
+    if left >= limit or found.role == "peer":
+        return None
+    ended = f"expires in {duration(left)}" if left > 0 else f"expired {duration(-left)} ago"
+    return f"{certificate_words(found)} {ended}"
+
+
+def certificate_words(found: CertificateStatus) -> str:
+    """Return what a certificate is."""
+    peer = found.peer
+    return {
+        "own": "own certificate" + (f" for {peer}" if peer else ""),
+        "peer": f"certificate of {peer}",
+        "authority": f"pairing authority of {peer}" if peer else "own pairing authority",
+        "ca": f"trusted authority of {peer}" if peer else "trusted authority of dialers",
+        "api": "certificate of the API",
+    }[found.role]
 
 
 def _figures(status: NodeStatus, links: list[LinkStatus]) -> str:

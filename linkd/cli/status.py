@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from linkd.cli import calls, exits
-from linkd.cli.check_line import WARN_SKEW_SECONDS, check_line
+from linkd.cli.check_line import WARN_SKEW_SECONDS, certificate_words, check_line, ends_soon
 from linkd.cli.exits import Ended
 from linkd.cli.options import add_socket
 from linkd.cli.text import (
@@ -29,7 +29,7 @@ from linkd.cli.text import (
 )
 from linkd.client.errors import ClientError, NoDaemon
 from linkd.errors import LinkdError
-from linkd.status import LinkStatus, NodeStatus, RefusedConnection
+from linkd.status import CertificateStatus, LinkStatus, NodeStatus, RefusedConnection
 
 WATCH_SECONDS: Final = 1.0
 _UNKNOWN: Final = 3
@@ -157,6 +157,7 @@ def node_text(status: NodeStatus, paint: Paint) -> str:
         f"  running {duration(status.uptime_seconds)}",
         f"log {_fill(fill, paint)} of {size(log.max_bytes)}, next offset {log.next:,}",
     ]
+    lines += certificate_lines(status.certificates, paint)
     if log.full:
         lines.append(paint(f"publishes are refused: {printable(log.full)}", "red"))
     if log.stalled_seconds is not None:
@@ -174,6 +175,16 @@ def node_text(status: NodeStatus, paint: Paint) -> str:
         ]
         lines += ["", *table(("CONSUMER", "NEXT OFFSET", "BEHIND"), rows, frozenset((1, 2)))]
     return "\n".join(lines)
+
+
+def certificate_lines(found: list[CertificateStatus], paint: Paint) -> list[str]:
+    """Return one line for this node's own certificates; in red one for each that ends soon."""
+    lines = [paint(told, "red") for each in found if (told := ends_soon(each)) is not None]
+    own = [each for each in found if each.peer is None]
+    if own:
+        ends = (f"{certificate_words(each)} {duration(each.expires_seconds)}" for each in own)
+        lines.insert(0, f"until the end of: {', '.join(ends)}")
+    return lines
 
 
 def refused_lines(found: list[RefusedConnection], paint: Paint) -> list[str]:

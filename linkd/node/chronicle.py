@@ -28,6 +28,10 @@ class Chronicle:
         outages: What happened to the links, on disk.
         store: Where events are kept.
         clock: The reactor.
+
+    Attributes:
+        on_fell: Called once a link has left `up`: peer, reason, seconds of silence until then.
+        on_rose: Called once an outage has ended: peer, its seconds.
     """
 
     def __init__(self, log: Log, outages: Outages, store: EventStore, clock: Clock) -> None:
@@ -37,6 +41,8 @@ class Chronicle:
         self._book = Book(store)
         self._losses = Losses(self._book)
         self._shares: dict[str, Bucket] = {}
+        self.on_fell: list[Callable[[str, str, float | None], None]] = []
+        self.on_rose: list[Callable[[str, float], None]] = []
 
     def changed(self, driver: LinkDriver, change: Changed, silence: float | None) -> None:
         """A link's state has changed: remember it, say it."""
@@ -64,13 +70,19 @@ class Chronicle:
         """Record what the change means for the link's outages; return what was measured."""
         now, owed = self._clock.seconds(), driver.carrier.session.outbound.owed_records
         if change.old == "up":
-            self._outages.fell(driver.peer, change.reason or "closed", silence, now, wall())
+            reason = change.reason or "closed"
+            self._outages.fell(driver.peer, reason, silence, now, wall())
+            for fell in self.on_fell:
+                fell(driver.peer, reason, silence)
         elif change.reason is not None:
             self._outages.failed(driver.peer, change.reason)
         self._outages.tried(driver.peer, driver.link.attempts)
         if change.new != "up":
             return driver.measured(silence)
         down = self._outages.rose(driver.peer, driver.link.attempts, owed, now)
+        if down is not None:
+            for rose in self.on_rose:
+                rose(driver.peer, down)
         driver.drain_to = self._log.next if owed else None
         return {
             "outage_seconds": None if down is None else round(down, 3),

@@ -69,6 +69,7 @@ class LinkDriver:
         self.carrier = carrier.Carrier(around, settings, self)
         self.dialer: Dialer | None = None
         self.peer_version: str | None = None
+        self._expires: float | None = None  # the certificate that the peer showed last
         self.drain_to: int | None = None
         self._peer_clock: tuple[float, float] | None = None  # what it showed, and when by ours
         self._greeted: dict[int, tuple[Connection, wire.Hello]] = {}
@@ -281,6 +282,7 @@ class LinkDriver:
             self._refuse_log(connection, theirs.log, owner)
             return
         self.peer_version = theirs.software
+        self._expires = connection.certificate_expires
         self._note_clock(theirs.time)
         self._repeated = False
         connection.on_round_trip = partial(self._around.observe, "round trip", self.peer)
@@ -445,7 +447,6 @@ class LinkDriver:
         now, link, connection = self._clock.seconds(), self.link, self.connection
         outbound = self.carrier.session.outbound
         upcoming = None if self.dialer is None else self.dialer.next_attempt
-        expires = None if connection is None else connection.certificate_expires
         silence = None if connection is None else connection.silence_seconds()
         heard = silence
         if link.state == "up":
@@ -476,7 +477,7 @@ class LinkDriver:
             reason=reason,
             detail=detail,
             peer_version=self.peer_version,
-            certificate_expires_seconds=None if expires is None else expires - wall(),
+            certificate_expires_seconds=None if self._expires is None else self._expires - wall(),
             required=self.settings.required,
             large_messages_lost=self.carrier.path.narrow
             or (self.dialer is not None and self.dialer.segment_bytes > 0),

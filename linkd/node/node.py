@@ -38,7 +38,17 @@ from linkd.node.spread import Spread
 from linkd.node.strangers import Strangers
 from linkd.node.volatile import VolatileSequence, messages_of
 from linkd.outages import Outages
-from linkd.status import Availability, Event, LinkHistory, LinkStatus, LogStatus, NodeStatus, Outage
+from linkd.status import (
+    Availability,
+    CertificateRole,
+    CertificateStatus,
+    Event,
+    LinkHistory,
+    LinkStatus,
+    LogStatus,
+    NodeStatus,
+    Outage,
+)
 
 _Result = TypeVar("_Result")
 
@@ -68,6 +78,7 @@ class Node:
     Attributes:
         warnings: Standing warnings for status, a sentence each, by what they are about. Anyone who
             finds one sets it, and removes it once it is over.
+        certificates: Those in files and of paired peers: role, peer, Unix seconds of the end.
     """
 
     def __init__(
@@ -92,10 +103,12 @@ class Node:
         self._cursors = stores.cursors
         self._began = clock.seconds()
         self._chronicle = Chronicle(log, stores.outages, stores.cursors, clock)
+        self.on_fell, self.on_rose = self._chronicle.on_fell, self._chronicle.on_rose
         self.held = Held(log, lambda: len(self._links.drivers))
         self._links = Links(self, stores.cursors, partial(make_dialer, self), rng)
         self._readers = Readers(self, log, stores.cursors)
         self.warnings: dict[str, str] = {}
+        self.certificates: Sequence[tuple[CertificateRole, str | None, float]] = ()
         self._strangers = Strangers()
         self._history = History()
         self._rules = Rules(config.channels)
@@ -363,6 +376,10 @@ class Node:
             warnings=[*self.warnings.values(), *self._links.absent.warnings()],
             absent=self._links.absent.statuses(),
             refused=self._strangers.recent(self.clock.seconds()) if owner is None else [],
+            certificates=[
+                CertificateStatus(role, peer, ends - wall())
+                for role, peer, ends in self.certificates
+            ],
         )
 
     def link_status(self, peer: str) -> LinkStatus | None:

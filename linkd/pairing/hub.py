@@ -110,6 +110,11 @@ class Pairing:
         """Return what an operator must act on; None where all is well. For any thread."""
         return "; ".join(list(self._warnings.values())) or None
 
+    def certificate_ends(self) -> list[tuple[str, float]]:
+        """Return the paired peers, and the Unix seconds at which each one's certificate ends."""
+        issued = self._open_authority().issued if self._has_authority() else []
+        return list({each.name: each.expires for each in issued if not each.revoked}.items())
+
     # What a person asks for, over the unix socket
 
     def invite(

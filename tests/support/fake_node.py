@@ -22,7 +22,16 @@ from linkd.log.engine import Appended, Consumer, Owned, Settled
 from linkd.log.memory import MemoryLog
 from linkd.node.follow import Follower
 from linkd.node.readers import Readers
-from linkd.status import Availability, Event, LinkHistory, LinkStatus, LogStatus, NodeStatus, Outage
+from linkd.status import (
+    Availability,
+    CertificateStatus,
+    Event,
+    LinkHistory,
+    LinkStatus,
+    LogStatus,
+    NodeStatus,
+    Outage,
+)
 
 KEY = "k" * 40
 SHOP_KEY = "s" * 40
@@ -49,6 +58,9 @@ class FakeNode:
         self.published: list[Draft] = []
         self.counts: Counter[tuple[str, str]] = Counter()
         self.on_measured: list[Any] = []
+        self.on_fell: list[Any] = []
+        self.on_rose: list[Any] = []
+        self.certificates: list[CertificateStatus] = []
         self.told: list[tuple[str, dict[str, Any]]] = []
         self.kicked: list[str] = []
         self.absent = {"old": (12, 345)}
@@ -162,6 +174,7 @@ class FakeNode:
             LogStatus(log.id, log.first, log.next, log.size_bytes, log.max_bytes, log.full),
             self.readers.statuses(owner),
             list(self.links.values()) if links is None else links,
+            certificates=self.certificates,
         )
 
     def link_status(self, peer: str) -> LinkStatus | None:

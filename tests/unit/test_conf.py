@@ -66,7 +66,7 @@ def expressions() -> Iterator[tuple[str, str]]:
 
 
 def test_alert_rules_are_valid() -> None:
-    assert "15 rules found" in promtool("check", "rules", ALERTS)
+    assert "18 rules found" in promtool("check", "rules", ALERTS)
 
 
 def test_each_alert_fires_when_it_should_and_not_before() -> None:
@@ -74,6 +74,15 @@ def test_each_alert_fires_when_it_should_and_not_before() -> None:
     alerts = set(re.findall(r"- alert: (\w+)", ALERTS.read_text()))
     tested = set(re.findall(r"alertname: (\w+)", ALERT_TESTS.read_text()))
     assert tested == alerts
+
+
+def test_each_alert_leads_to_a_place_that_there_is() -> None:
+    alerts = re.findall(r"- alert: (\w+)", ALERTS.read_text())
+    runbooks = re.findall(r'runbook: "([^"#]+)#([^"]+)"', ALERTS.read_text())
+    assert len(runbooks) == len(alerts)
+    for page, anchor in runbooks:
+        assert f'<a id="{anchor}"></a>' in (ROOT / page).read_text(), (page, anchor)
+    assert [anchor for _, anchor in runbooks] == [name.lower() for name in alerts]
 
 
 def test_alerts_and_dashboard_ask_only_for_metrics_that_we_have(metrics: dict[str, str]) -> None:
@@ -95,7 +104,7 @@ def test_the_dashboard_shows_every_metric(metrics: dict[str, str]) -> None:
 
 
 def test_labels_that_are_asked_for_are_labels_that_there_are() -> None:
-    known = {"instance", "peer", "reason", "owner", "consumer", "le"}
+    known = {"instance", "peer", "reason", "role", "owner", "consumer", "le"}
     texts = [ALERTS.read_text(), *(each for _, each in expressions())]
     for text in texts:
         for names in re.findall(r"\bby \(([^)]*)\)", text):

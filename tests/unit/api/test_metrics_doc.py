@@ -9,7 +9,8 @@ from pathlib import Path
 from twisted.internet.task import Clock
 
 from linkd.api.metrics import Metrics
-from tests.support.fake_node import FakeNode, make_config
+from linkd.status import CertificateStatus, Outage
+from tests.support.fake_node import FakeNode, link, make_config
 
 DOCS = Path(__file__).parents[3] / "docs" / "metrics.md"
 
@@ -29,3 +30,58 @@ def test_what_the_listener_refused_is_counted_by_reason(tmp_path: Path) -> None:
     said = metrics.text().decode().splitlines()
     assert 'linkd_listener_refused_total{reason="busy"} 4' in said
     assert 'linkd_listener_refused_total{reason="rejected"} 1' in said
+
+
+def test_counters_are_there_before_the_first_event(tmp_path: Path) -> None:
+    node = FakeNode(make_config(tmp_path), Clock())
+    metrics = Metrics(node)
+    said = metrics.text().decode().splitlines()
+    assert 'linkd_records_dropped_total{peer="hub",reason="expired"} 0' in said
+    assert 'linkd_records_dropped_total{peer="",reason="expired"} 0' in said
+    assert 'linkd_records_unproven_total{peer="hub"} 0' in said
+    assert 'linkd_link_outages_total{peer="hub",reason="silence"} 0' in said
+    assert 'linkd_link_noticed_after_seconds_count{peer="hub"} 0' in said
+    assert 'linkd_listener_refused_total{reason="rejected"} 0' in said
+    assert 'linkd_link_backlog_age_seconds{peer="hub"} 0.0' in said
+    node.counts["expired", "hub"] += 3
+    node.counts["gap", "gone"] += 1
+    for told in node.on_fell:
+        told("hub", "replaced", None)
+    said = metrics.text().decode().splitlines()
+    assert 'linkd_records_dropped_total{peer="hub",reason="expired"} 3' in said
+    assert 'linkd_records_dropped_total{peer="gone",reason="gap"} 1' in said
+    assert 'linkd_link_outages_total{peer="hub",reason="replaced"} 1' in said
+    assert len(said) == len({line for line in said if not line.startswith("#")}) + sum(
+        line.startswith("#") for line in said
+    ), "no series twice"
+
+
+def test_outages_of_earlier_runs_are_not_counted_again(tmp_path: Path) -> None:
+    node = FakeNode(make_config(tmp_path), Clock())
+    before = Outage("hub", "2027-01-15T08:00:00.000Z", "silence", 10.0, 60.0, 5, 0, None)
+    node.recorded = [before] * 100
+    said = Metrics(node).text().decode().splitlines()
+    assert 'linkd_link_outages_total{peer="hub",reason="silence"} 0' in said
+    assert 'linkd_link_down_seconds_count{peer="hub"} 100' not in said
+
+
+def test_certificates_are_there_while_the_link_is_down(tmp_path: Path) -> None:
+    node = FakeNode(make_config(tmp_path), Clock())
+    node.links = {
+        "hub": link("hub", state="waiting", certificate_expires_seconds=5.0),
+        "lab": link("lab", state="waiting", certificate_expires_seconds=None),
+    }
+    node.certificates = [
+        CertificateStatus("own", None, 1.0),
+        CertificateStatus("authority", "hub", 2.0),
+        CertificateStatus("peer", "hub", 3.0),
+        CertificateStatus("peer", "lab", 4.0),
+    ]
+    said = Metrics(node).text().decode().splitlines()
+    name = "linkd_certificate_expires_seconds"
+    assert [line for line in said if line.startswith(name)] == [
+        f'{name}{{role="own"}} 1.0',
+        f'{name}{{role="authority",peer="hub"}} 2.0',
+        f'{name}{{role="peer",peer="hub"}} 5.0',
+        f'{name}{{role="peer",peer="lab"}} 4.0',
+    ]
