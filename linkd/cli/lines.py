@@ -18,9 +18,10 @@ import msgspec
 from linkd.cli import exits
 from linkd.cli.exits import Ended
 from linkd.cli.following import connected
-from linkd.cli.publish import headers_of
+from linkd.cli.publish import check_input, headers_of
 from linkd.cli.text import json_text, plural, size
-from linkd.client.node import Node
+from linkd.client.errors import TimedOut
+from linkd.client.node import Enqueued, Node
 from linkd.client.options import PublishManyOptions, Stored
 from linkd.errors import BodyTooLarge, LinkdError
 
@@ -29,6 +30,8 @@ MAX_AHEAD: Final = 16
 """So many pieces of input may be read, and so many publishes be under way, ahead of the daemon."""
 
 PROGRESS_SECONDS: Final = 0.2
+SETTLE_SECONDS: Final = 3.0
+"""After an error or ^C the answers to what is under way are awaited for so long."""
 
 
 def publish_lines(arguments: argparse.Namespace) -> int:
@@ -54,18 +57,24 @@ async def _publish(arguments: argparse.Namespace) -> Stored:
     async with connected(arguments, encode=lambda line: (line, content_type)) as node:
         lines = _Lines(node, arguments)
         try:
+            check_input()
             await lines.all(Input(sys.stdin.fileno()))
-        except (LinkdError, OSError) as error:
-            await lines.settle_all()
-            told = f"{plural(lines.total.count, 'message')} stored, then: {error}"
-            status = exits.USAGE if isinstance(error, OSError) else exits.REFUSED
-            raise Ended(status, told) from None
+            if arguments.wait and lines.total.count:
+                behind = lines.total.last + 1 if lines.total.last else 0
+                await node.wait_for(arguments.wait, arguments.channel, behind, arguments.timeout)
+        except asyncio.CancelledError:
+            raise Ended(exits.INTERRUPTED, await lines.stored("interrupted")) from None
+        except (LinkdError, OSError, ValueError) as error:
+            raise Ended(_exit_code(error), await lines.stored(str(error))) from None
         finally:
             lines.progress.end()
-        if arguments.wait and lines.total.count:
-            behind = lines.total.last + 1 if lines.total.last else 0
-            await node.wait_for(arguments.wait, arguments.channel, behind, arguments.timeout)
         return lines.total
+
+
+def _exit_code(error: Exception) -> int:
+    if isinstance(error, TimedOut):
+        return exits.TIMED_OUT
+    return exits.REFUSED if isinstance(error, LinkdError) else exits.USAGE
 
 
 class _Lines:
@@ -77,7 +86,7 @@ class _Lines:
         self._node = node
         self._arguments = arguments
         self._headers = headers_of(arguments)
-        self._under_way: deque[asyncio.Future[Stored]] = deque()
+        self._under_way: deque[tuple[int, Enqueued]] = deque()
 
     async def all(self, given: Input) -> None:
         """Publish to the end of the input, with some publishes under way at any time."""
@@ -91,11 +100,19 @@ class _Lines:
         while self._under_way:
             await self._settle()
 
-    async def settle_all(self) -> None:
-        """Count what was stored of all that is under way."""
-        while self._under_way:
-            with suppress(LinkdError):
-                await self._settle()
+    async def stored(self, why: str) -> str:
+        """Return what was stored until `why`, once all that is under way is settled, or soon."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SETTLE_SECONDS):
+                while self._under_way:
+                    with suppress(LinkdError):
+                        await self._settle()
+        unknown = 0
+        for count, under_way in self._under_way:
+            self._add(under_way.stored)
+            unknown += count - under_way.stored.count
+        more = f"of {unknown:,} more it is not known, " if unknown else ""
+        return f"{plural(self.total.count, 'message')} stored, {more}then: {why}"
 
     async def _send(self, lines: list[bytes], rest: bytes = b"") -> None:
         """Publish lines up to the first that is too long, for which BodyTooLarge is raised."""
@@ -110,14 +127,27 @@ class _Lines:
         options: PublishManyOptions = {"type": given.type, "headers": self._headers}
         if given.ttl is not None:
             options["ttl"] = given.ttl
-        self._under_way.append(await self._node.enqueue(given.channel, lines, **options))
-        while self._under_way and (self._under_way[0].done() or len(self._under_way) > MAX_AHEAD):
+        if given.wait:
+            options["wait"] = given.wait
+        under_way = await self._node.enqueue(given.channel, lines, **options)
+        self._under_way.append((len(lines), under_way))
+        while self._under_way and (
+            self._under_way[0][1].done() or len(self._under_way) > MAX_AHEAD
+        ):
             await self._settle()
 
     async def _settle(self) -> None:
-        stored = await self._under_way.popleft()
-        first = self.total.first or stored.first
-        self.total = Stored(first, stored.last, self.total.count + stored.count)
+        _, under_way = self._under_way[0]
+        try:
+            await under_way
+        finally:
+            if under_way.done():
+                self._under_way.popleft()
+                self._add(under_way.stored)
+
+    def _add(self, stored: Stored) -> None:
+        first, last = self.total.first or stored.first, stored.last or self.total.last
+        self.total = Stored(first, last, self.total.count + stored.count)
 
 
 class Input:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -139,10 +140,17 @@ def _header(text: str) -> tuple[str, str]:
     return name, value.strip()
 
 
+def check_input() -> None:
+    """Raise Ended where standard input was closed: that is not an empty message."""
+    if getattr(sys.stdin, "name", "") == os.devnull:  # what the command line put in its place
+        raise Ended(exits.USAGE, "expected a message on standard input, which is closed")
+
+
 def _body(given: str) -> bytes:
     """Return the message: what was typed, or all of standard input."""
     if given != "-":
         return given.encode("utf-8", "surrogateescape")
+    check_input()
     if sys.stdin.isatty():
         sys.stderr.write("linkd: the message is read from here: type it, then ^D\n")
     body = sys.stdin.buffer.read(MAX_BODY_BYTES + 1)

@@ -9,6 +9,7 @@ from typing import Any
 from linkd.cli import calls, exits
 from linkd.cli.options import add_socket
 from linkd.cli.status import decode
+from linkd.client.arguments import MAX_OFFSET
 
 
 def add(subparsers: Any) -> None:
@@ -48,7 +49,7 @@ def add(subparsers: Any) -> None:
 def _start(text: str) -> int | str:
     if text in ("earliest", "latest"):
         return text
-    if text.isascii() and text.isdigit():
+    if text.isascii() and text.isdigit() and int(text) <= MAX_OFFSET:
         return int(text)
     raise argparse.ArgumentTypeError(f"expected earliest, latest or an offset, got {text!r}")
 

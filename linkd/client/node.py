@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Coroutine, Iterable
+from collections.abc import Awaitable, Coroutine, Generator, Iterable
 from typing import Any, Unpack
 
 from linkd.client.address import Address
@@ -14,8 +14,10 @@ from linkd.client.face import Face
 from linkd.client.observable import Status
 from linkd.client.options import PublishManyOptions, PublishOptions, Settings, Stored, plus
 from linkd.client.subscription import Inbox, Records
+from linkd.core.stream import Published
+from linkd.errors import LinkdError
 
-__all__ = ["Node", "Subscription"]
+__all__ = ["Enqueued", "Node", "Subscription"]
 
 
 class _Hold:
@@ -55,6 +57,39 @@ class Subscription(Records):
         if not self._inbox.over:
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._inbox.abandon)
+
+
+class Enqueued:
+    """Many values on their way: await it to know where they are stored.
+
+    They go on where such an await is cancelled.
+
+    Attributes:
+        stored: Where those are of which it is known, also where others were refused.
+    """
+
+    def __init__(self, under_way: list[tuple[int, Awaitable[Published]]]) -> None:
+        self.stored = Stored(0, 0, 0)
+        self._task = asyncio.ensure_future(self._settle(under_way))
+        self._task.add_done_callback(_seen)
+
+    def __await__(self) -> Generator[Any, None, Stored]:
+        return asyncio.shield(self._task).__await__()
+
+    def done(self) -> bool:
+        """Return whether all of it is settled."""
+        return self._task.done()
+
+    async def _settle(self, under_way: list[tuple[int, Awaitable[Published]]]) -> Stored:
+        error: LinkdError | None = None
+        for count, outcome in under_way:
+            try:
+                self.stored = plus(self.stored, count, await outcome)
+            except LinkdError as failed:
+                error = error or failed
+        if error is not None:
+            raise error
+        return self.stored
 
 
 class Node(Face[Watched, Subscription]):
@@ -127,23 +162,12 @@ class Node(Face[Watched, Subscription]):
 
     async def enqueue(
         self, channel: str, values: Iterable[Any], **options: Unpack[PublishManyOptions]
-    ) -> asyncio.Future[Stored]:
+    ) -> Enqueued:
         """Take many values; return once there was room for all, with what to await for the rest.
 
-        What is enqueued first is stored first. `wait` and `timeout` do not count here.
+        What is enqueued first is stored first. Nothing waits for the peer in `wait` here.
         """
-        under_way = await self._calls.send_many(channel, values, options)
-
-        async def settled() -> Stored:
-            total = Stored(0, 0, 0)
-            outcomes = await asyncio.gather(*(outcome for _, outcome in under_way))
-            for (count, _), one in zip(under_way, outcomes, strict=True):
-                total = plus(total, count, one)
-            return total
-
-        task = asyncio.ensure_future(settled())
-        task.add_done_callback(_seen)
-        return task
+        return Enqueued(await self._calls.send_many(channel, values, options))
 
     async def wait_for(
         self,

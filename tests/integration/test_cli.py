@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -219,9 +220,54 @@ def test_interrupted_is_130(daemon: Daemon, words: tuple[str, ...]) -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 130
         assert process.stderr is not None
-        assert process.stderr.read() == ""
+        stored = "linkd: 0 messages stored, then: interrupted\n" if words[0] == "publish" else ""
+        assert process.stderr.read() == stored
     finally:
         ended(process)
+
+
+def test_an_interrupt_tells_what_is_stored_and_of_what_it_is_not_known(daemon: Daemon) -> None:
+    reader = started(daemon, "subscribe", "cut", "--from", "earliest")
+    writer = started(daemon, "publish", "cut", "--lines")
+    try:
+        assert writer.stdin is not None
+        writer.stdin.write("1\n2\n3\n")
+        writer.stdin.flush()
+        for _ in range(3):
+            line(reader)
+        daemon.kill()
+        writer.stdin.write("4\n5\n")
+        writer.stdin.flush()
+        time.sleep(0.3)
+        writer.send_signal(signal.SIGINT)
+        assert writer.wait(10) == 130
+        assert writer.stderr is not None
+        told = writer.stderr.read().splitlines()[-1]
+        assert told == "linkd: 3 messages stored, of 2 more it is not known, then: interrupted"
+    finally:
+        ended(writer)
+        ended(reader)
+        daemon.start()
+
+
+@pytest.mark.parametrize("more", [(), ("--lines",)])
+def test_a_closed_input_is_no_message(daemon: Daemon, more: tuple[str, ...]) -> None:
+    command = shlex.join([*LINKD, "publish", "closed", *more]) + " <&-"
+    done = subprocess.run(
+        command, shell=True, env=environment(daemon), capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "linkd: expected a message on standard input, which is closed\n"
+
+
+def test_lines_that_would_wait_for_nobody_are_refused_before_they_are_stored(
+    daemon: Daemon,
+) -> None:
+    for peer, code in (("nobody", 4), ("no\nbody", 2)):
+        done = linkd(daemon, "publish", "waits", "--lines", "--wait", peer, given="1\n2\n")
+        assert done.returncode == code
+        assert done.stderr.startswith("linkd: 0 messages stored, then: ")
+        assert len(done.stderr.splitlines()) == 1
 
 
 def test_refusals(daemon: Daemon) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import math
 from pathlib import Path
@@ -15,13 +16,15 @@ from linkd.client.address import address
 from linkd.client.backoff import Backoff
 from linkd.client.bodies import batches, decode_value, encode_value
 from linkd.client.errors import Closed
+from linkd.client.node import Enqueued
 from linkd.client.observable import Observable
+from linkd.client.options import Stored
 from linkd.client.record import Reading, unpack
 from linkd.client.twisted_edge import TwistedLoop
 from linkd.core.batch import MAX_BATCH_BYTES, Record, decode_records, encode_records
 from linkd.core.shown import rfc3339
-from linkd.core.stream import Deliver
-from linkd.errors import BadRecord
+from linkd.core.stream import Deliver, Published
+from linkd.errors import BadRecord, LogFull
 
 DEEP = b"[" * 5000 + b"]" * 5000
 """JSON that is deeper than a reader of JSON goes."""
@@ -173,3 +176,23 @@ def test_an_error_that_is_awaited_late_is_raised() -> None:
     failed: list[Exception] = []
     waiting.addErrback(lambda failure: failed.append(failure.value))
     assert [type(each) for each in failed] == [Closed]
+
+
+def test_what_is_stored_of_many_is_known_also_where_others_were_refused() -> None:
+    async def check() -> None:
+        loop = asyncio.get_running_loop()
+        outcomes: list[asyncio.Future[Published]] = [loop.create_future() for _ in range(4)]
+        enqueued = Enqueued([(10, outcome) for outcome in outcomes])
+        outcomes[0].set_result(Published(1, 1, 10))
+        outcomes[1].set_exception(LogFull("full"))
+        waiting = asyncio.ensure_future(asyncio.wait_for(enqueued, 0))
+        with pytest.raises(TimeoutError):
+            await waiting
+        assert (enqueued.stored, enqueued.done()) == (Stored(1, 10, 10), False)
+        outcomes[2].set_result(Published(3, 21, 10))
+        outcomes[3].set_exception(Closed("closed"))
+        with pytest.raises(LogFull):
+            await enqueued
+        assert enqueued.stored == Stored(1, 30, 20)
+
+    asyncio.run(check())
