@@ -20,6 +20,9 @@ STEPS: Final = 720
 MOST_LINKS: Final = 1000
 """Links whose history is kept, the first ones configured: 14 KB each, 14 MB in all."""
 
+NEW_LINKS: Final = 50
+"""Links whose rings are made in one second: a thousand at once take 90 ms."""
+
 _SERIES: Final = ("rtt", "silence", "backlog", "sent", "received")
 
 
@@ -36,21 +39,18 @@ class _Rings:
 
     def put(self, step: int, values: dict[str, float]) -> None:
         """Keep a step's values; steps that were missed, as by a frozen process, are not known."""
-        for missed in range(max(self.newest + 1, step - STEPS + 1), step):
+        for missed in range(max(self.newest, step - STEPS) + 1, step):
             for ring in self.rings.values():
                 ring[missed % STEPS] = math.nan
         for name, value in values.items():
             self.rings[name][step % STEPS] = value
         self.newest = step
 
-    def listed(self, name: str, last: int) -> list[float | None]:
-        """Return a series up to the step `last`, oldest first."""
-        ring = self.rings[name]
-        found: list[float | None] = []
-        for step in range(last - STEPS + 1, last + 1):
-            value = ring[step % STEPS] if step <= self.newest else math.nan
-            found.append(None if math.isnan(value) else round(value, 5))
-        return found
+    def listed(self, name: str) -> list[float | None]:
+        """Return a series, oldest first."""
+        ring, begin = self.rings[name], (self.newest + 1) % STEPS
+        in_order = ring[begin:] + ring[:begin]
+        return [None if math.isnan(value) else round(value, 5) for value in in_order]
 
 
 class History:
@@ -58,7 +58,6 @@ class History:
 
     def __init__(self) -> None:
         self._links: dict[str, _Rings] = {}
-        self._step: int | None = None
 
     def second(self, drivers: Iterable[LinkDriver], now: float) -> None:
         """Look at the links; call it once a second.
@@ -70,25 +69,29 @@ class History:
             drivers: All links.
             now: Monotonic seconds.
         """
-        step = int(now // STEP_SECONDS)
-        is_new, self._step = step != self._step, step
         seen: set[str] = set()
+        made = 0
         for driver in drivers:
             if len(seen) == MOST_LINKS:
                 break
             seen.add(driver.peer)
+            # A fifth of the links ends its step in each second, so that no second has all of them.
+            step = int((now + (len(seen) - 1) % STEP_SECONDS) // STEP_SECONDS)
             rings = self._links.get(driver.peer)
             if rings is None:
+                if made == NEW_LINKS:
+                    continue
+                made += 1
                 rings = self._links[driver.peer] = _Rings(step)
             connection = driver.connection
             if connection is not None:
                 silence = connection.silence_seconds()
                 # Comparing with what is not a number is false.
                 rings.silence = max(silence, rings.silence)
-            if is_new:
+            if step > rings.newest:
                 rings.put(step, _values(driver, rings))
                 rings.silence = math.nan
-        if is_new:
+        if len(self._links) > len(seen) or not made:
             for peer in [peer for peer in self._links if peer not in seen]:
                 del self._links[peer]
 
@@ -99,11 +102,11 @@ class History:
             peer: Whose link.
             stamp: Unix seconds now, the time of the newest step.
         """
-        rings, step = self._links.get(peer), self._step
-        if rings is None or step is None:
+        rings = self._links.get(peer)
+        if rings is None:
             return LinkHistory(peer, STEP_SECONDS, rfc3339(stamp), [], [], [], [], [])
         return LinkHistory(
-            peer, STEP_SECONDS, rfc3339(stamp), *(rings.listed(name, step) for name in _SERIES)
+            peer, STEP_SECONDS, rfc3339(stamp), *(rings.listed(name) for name in _SERIES)
         )
 
 

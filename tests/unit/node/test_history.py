@@ -77,10 +77,10 @@ def test_what_is_not_known_is_null() -> None:
 def test_it_is_bounded() -> None:
     history = History()
     links = [Link(f"edge-{number}") for number in range(MOST_LINKS + 10)]
-    seconds(history, links, 0.0, 6)
+    seconds(history, links, 0.0, 21)
     assert history.of("edge-0", 0.0).backlog_records[-1] == 0
     assert history.of(f"edge-{MOST_LINKS}", 0.0).backlog_records == []
-    seconds(history, links[1:], 6.0, 10)
+    seconds(history, links[1:], 21.0, 10)
     assert history.of("edge-0", 0.0).backlog_records == []
     assert history.of(f"edge-{MOST_LINKS}", 0.0).backlog_records[-1] == 0
 
