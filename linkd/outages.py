@@ -246,6 +246,11 @@ class Outages:
             return None
         return Current(row.began, max(0.0, now - running.began), row.reason, row.never_up)
 
+    def last_reason(self, peer: str) -> str | None:
+        """Return why a link's newest outage began; None where none is recorded."""
+        mine = self._of.get(peer)
+        return self._rows[mine[-1]].reason if mine else None
+
     def rose(self, peer: str, attempts: int, owed: int, now: float) -> float | None:
         """Note that a link is up, and return the outage's seconds; None where there was none.
 

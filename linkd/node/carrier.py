@@ -7,6 +7,7 @@ performed here.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Protocol
 
@@ -157,6 +158,7 @@ class Carrier:
         self._part_bytes = 0  # of a record that has come in part, as the account has it
         self._unproved = False  # up, but nothing of what was owed has been acknowledged yet
         self._waiting_bytes = 0
+        self._stamp: tuple[int, float | None] = (0, None)  # when what is at an offset was stored
         self._relay_logged = False  # that records were not relayed, on this connection
         self._late_logged = False  # that records came late, on this link
         self.not_relayed_records = 0
@@ -365,8 +367,31 @@ class Carrier:
             return None
         stamp = outbound.oldest_stamp()
         if stamp is None:
-            stamp = self._log.stamp_at(max(outbound.acked, self._log.first))
+            stamp = self._stamp_at(max(outbound.acked, self._log.first))
         return None if stamp is None else max(0.0, self._log.clock() - stamp)
+
+    def _stamp_at(self, position: int) -> float | None:
+        """Return when the first record at or after `position` was stored.
+
+        What has left the memory is known by the sparse index at once, which may be hours too early
+        in a log of few records, and exactly a moment later, from the disk.
+        """
+        known, stamp = self._stamp
+        if known == position:
+            return stamp
+        stamp = self._log.stamp_at(position)
+        if stamp is None:
+            return None
+        self._stamp = (position, stamp)
+        with suppress(LinkdError):
+            if self._log.read(position, 1) is None:
+                self._log.fetch(position, 1, partial(self._stamp_found, position))
+        return stamp
+
+    def _stamp_found(self, position: int, found: list[Batch] | LinkdError) -> None:
+        """The disk has what the index knew about."""
+        if isinstance(found, list) and found and self._stamp[0] == position:
+            self._stamp = (position, found[0].stamp)
 
     # -- performing ---------------------------------------------------------------------------
 

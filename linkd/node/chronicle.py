@@ -148,6 +148,10 @@ class Chronicle:
         """Return the outage that a link is in; None where it is up."""
         return self._outages.current(peer, self._clock.seconds())
 
+    def last_reason(self, peer: str) -> str | None:
+        """Return why a link's newest outage began, over restarts; None where none is recorded."""
+        return self._outages.last_reason(peer)
+
     def outages(self, peer: str | None, since_seconds: float | None, drills: bool) -> list[Outage]:
         """Return the recorded outages, oldest first; of one peer, of the last seconds."""
         since = None if since_seconds is None else wall() - since_seconds

@@ -442,8 +442,13 @@ class LinkDriver:
             "attempts": self.link.attempts or None,
         }
 
-    def status(self, outage: Current | None) -> LinkStatus:
-        """Return what is true now; `outage` is the one that the link is in."""
+    def status(self, outage: Current | None, last_reason: str | None) -> LinkStatus:
+        """Return what is true now.
+
+        Args:
+            outage: The one that the link is in.
+            last_reason: Why the newest outage began, before this run too.
+        """
         now, link, connection = self._clock.seconds(), self.link, self.connection
         outbound = self.carrier.session.outbound
         upcoming = None if self.dialer is None else self.dialer.next_attempt
@@ -453,7 +458,7 @@ class LinkDriver:
             outage = None
         elif outage is not None and silence is None and not outage.never_up:
             heard = outage.seconds
-        reason: str | None = link.reason
+        reason: str | None = link.reason or (last_reason if link.state == "up" else None)
         detail = link.detail
         if outage is not None and reason is None:
             reason = outage.reason

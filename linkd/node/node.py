@@ -388,7 +388,8 @@ class Node:
         return None if driver is None else self._link_status(driver)
 
     def _link_status(self, driver: LinkDriver) -> LinkStatus:
-        return driver.status(self._chronicle.outage(driver.peer))
+        chronicle, peer = self._chronicle, driver.peer
+        return driver.status(chronicle.outage(peer), chronicle.last_reason(peer))
 
     def events(self, after: int = 0) -> list[Event]:
         """Return the remembered changes with a number above `after`."""

@@ -38,7 +38,7 @@ test("a cut turns the link red and locks the box, keeping what was typed; the re
   console.log(`the page told of a change after ${told} ms`);
   assert.ok(told < 1000, `told after ${told} ms`);
   assert.equal(await page.locator("#message-body").isDisabled(), true);
-  assert.match(await page.textContent("#lock"), /hub is waiting/);
+  assert.match(await page.textContent("#lock"), /hub is down/);
   assert.match(await page.textContent("#headline"), /hub is down/);
   assert.match(await card(page, "hub").locator(".why").textContent(), /ping-timeout: nothing heard for 7.0 s/);
   assert.equal(await card(page, "warehouse").getAttribute("data-tone"), "good");
@@ -240,7 +240,7 @@ test("light, dark and narrow: legible, nothing wider than the window, the choice
     if (name === "light") {
       await page.click("#theme");
       await page.click("#theme");
-      assert.equal(await page.textContent("#theme"), "Dark");
+      assert.equal(await page.textContent("#theme"), "Theme: dark");
       await page.reload();
       assert.equal(await page.evaluate(() => document.documentElement.dataset.theme), "dark");
     }
@@ -256,22 +256,112 @@ test("every control is reached by the Tab key alone, in reading order", withBrow
     await page.keyboard.press("Tab");
     order.push(await page.evaluate(() => document.activeElement.id || document.activeElement.getAttribute("aria-label") || document.activeElement.className));
   }
-  const wanted = ["skip", "theme", "24 hours: up 100 %, 0 outages", "events", "message-link", "message-channel", "message-type", "message-body", "message-pattern", "arrived"];
+  const wanted = ["skip", "span", "theme", "24 hours: up 100 %, 0 outages", "events", "message-link", "message-channel", "message-type", "message-body", "message-pattern", "arrived"];
   assert.deepEqual(order.filter((each) => wanted.includes(each)).filter((each, at, all) => all.indexOf(each) === at), wanted);
   await close();
 });
 
-test("forty links: an index leads to each", withBrowser, async () => {
+test("forty links: an overview by state, cards of those that are down, and of those that are chosen", withBrowser, async () => {
   const model = stub.links[0];
-  stub.links = Array.from({ length: 40 }, (_, index) => ({ ...model, peer: `edge-${index}` }));
+  stub.links = Array.from({ length: 40 }, (_, index) => ({ ...model, peer: `edge-${index}`, required: index === 30 }));
   stub.cut("edge-7");
+  stub.cut("edge-30");
   const { page, wrong, close } = await openPage(browser, stub.url);
   await live(page);
   assert.equal(await page.locator("#index a").count(), 40);
-  assert.equal(await page.locator('#index a[data-tone="bad"]').textContent(), "edge-7");
+  assert.deepEqual(await page.locator('#index a[data-tone="bad"] b').allTextContents(), ["edge-30", "edge-7"]);
+  assert.match(await page.locator("#index a").first().textContent(), /edge-30/);
+  assert.equal(await page.textContent("#index-count"), "38 up, 2 down");
+  const shown = () => page.locator(".link:visible h2").evaluateAll((all) => all.map((each) => each.firstChild.textContent));
+  assert.deepEqual(await shown(), ["edge-30", "edge-7"]);
+  await shot(page, "forty");
+  await page.fill("#filter", "33");
+  assert.deepEqual(await page.locator("#index a b").allTextContents(), ["edge-33"]);
   await page.click("#index a >> text=edge-33");
   await until(() => page.evaluate(() => document.querySelector("#link-edge-33").getBoundingClientRect().top < innerHeight));
+  assert.deepEqual(await shown(), ["edge-30", "edge-7", "edge-33"]);
+  stub.restore("edge-7");
+  await until(async () => (await shown()).join() === "edge-30,edge-33");
+  stub.cut("edge-12");
+  await until(async () => (await shown()).join() === "edge-30,edge-12,edge-33");
   assert.deepEqual(wrong, []);
+  await close();
+});
+
+test("the plots begin with what the daemon has kept, and show the limit; an hour at a click", withBrowser, async () => {
+  const blank = await inkOf(stub);
+  stub.hour = 55;
+  const filled = await inkOf(stub);
+  assert.ok(filled.short > 2 * blank.short, `${blank.short} and ${filled.short} pixels`);
+  assert.ok(filled.limit > 50, `${filled.limit} pixels of the limit`);
+  assert.equal(filled.button, "Plots: 1 hour");
+  assert.notEqual(filled.long, filled.short);
+});
+
+/** How much is painted on the plot of silence, with five minutes and with an hour. */
+async function inkOf(node) {
+  const { page, wrong, close } = await openPage(browser, node.url);
+  await live(page);
+  await page.waitForTimeout(1500);
+  const count = () => page.evaluate(() => {
+    const canvas = document.querySelectorAll(".plot canvas")[1];
+    const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+    let [line, limit] = [0, 0];
+    for (let at = 0; at < data.length; at += 4) {
+      if (data[at + 3] < 128) continue;
+      if (data[at + 2] > data[at] + 60) line += 1;
+      if (data[at] > data[at + 2] + 90) limit += 1;
+    }
+    return [line, limit];
+  });
+  const [short, limit] = await count();
+  await page.click("#span");
+  const [long] = await count();
+  const button = await page.textContent("#span");
+  assert.deepEqual(wrong.filter((each) => !each.includes("willReadFrequently")), []);
+  await close();
+  return { short, long, limit, button };
+}
+
+test("what needs an operator stands above the links: warnings, second hosts, wrong clocks; consumers below", withBrowser, async () => {
+  stub.more = {
+    warnings: ["listen.certificate: it ends in 3 d"],
+    refused: [
+      { claimed: "hub", address: "192.0.2.9:4", reason: "duplicate", detail: "two hosts use the name hub", count: 12, seconds_ago: 40 },
+      { claimed: "edge-9", address: "198.51.100.7:4", reason: "rejected", detail: "no peer named 'edge-9' is configured here", count: 1, seconds_ago: 3 },
+    ],
+  };
+  stub.links[1].clock_skew_seconds = -172_800;
+  stub.links[1].certificate_expires_seconds = 86_400;
+  const { page, wrong, close } = await openPage(browser, stub.url);
+  await live(page);
+  assert.deepEqual(await page.locator("#warnings li").allTextContents(), [
+    "listen.certificate: it ends in 3 d",
+    "The clock of warehouse is 2 d 0 h behind this host's",
+    "Refused hub at 192.0.2.9:4, 40 s ago, 12 times: two hosts use the name hub",
+    "Refused edge-9 at 198.51.100.7:4, 3 s ago: no peer named 'edge-9' is configured here",
+  ]);
+  assert.deepEqual(await page.locator("#warnings li").evaluateAll((all) => all.map(({ dataset }) => dataset.tone)), ["bad", "bad", "bad", "quiet"]);
+  assert.equal(await card(page, "warehouse").locator(".certificate").getAttribute("data-tone"), "bad");
+  assert.deepEqual(await page.locator("#consumers-list tr").nth(1).locator("th, td").allTextContents(), ["shop/reports", "1,840", "1", "1"]);
+  await shot(page, "warnings");
+  assert.deepEqual(wrong, []);
+  await close();
+});
+
+test("events from before the page was opened are there, and later ones are asked for alone", withBrowser, async () => {
+  stub.history(40);
+  const { page, close } = await openPage(browser, stub.url);
+  const asked = [];
+  page.on("request", (request) => asked.push(new URL(request.url())));
+  await live(page);
+  const before = await page.locator("#events li").count();
+  assert.ok(before >= 40, `${before}`);
+  stub.cut("hub");
+  await until(async () => (await page.locator("#events li").count()) === before + 1);
+  assert.match(await page.locator("#events li").first().textContent(), /hub.*up → waiting/);
+  const events = asked.filter(({ pathname }) => pathname === "/v1/events").map(({ searchParams }) => Number(searchParams.get("after")));
+  assert.deepEqual(events.slice(1).filter((after) => after < 80), [], `${events}`);
   await close();
 });
 

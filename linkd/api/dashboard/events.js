@@ -1,27 +1,45 @@
 // @ts-check
-// The changes of the links, newest first.
+// The changes of the links and of the node, newest first, from before the page was opened too.
 import { byId, make } from "./dom.js";
 import { clock, tone } from "./format.js";
 
 const SHOWN = 200;
+const KEPT = 2000;
 const STEPS = ["waiting", "connecting", "opening", "resuming"];
 
 export class EventLog {
   constructor() {
     this.list = byId("events");
     this.newest = "";
+    /** @type {any[]} */
+    this.events = [];
+    /** The highest number of the events that are here. */
+    this.last = 0;
   }
 
-  /** Show these events. @param {any[]} events oldest first */
-  show(events) {
-    const latest = folded(events).slice(-SHOWN).reverse();
+  /** Take the events above `last`, and show all. @param {any[]} events oldest first */
+  add(events) {
+    const again = new Set(events.filter(({ count }) => count > 1).map(key));
+    // An event that stands for several attempts comes again, under a new number.
+    this.events = [...this.events.filter((event) => !again.has(key(event))), ...events].slice(-KEPT);
+    this.last = this.events.at(-1)?.number ?? this.last;
+    const latest = folded(this.events).slice(-SHOWN).reverse();
     const mark = latest.length > 0 ? `${latest[0].number} ${latest[0].time} ${latest.length}` : "none";
     if (mark === this.newest) return;
     this.newest = mark;
     if (latest.length === 0) this.list.replaceChildren(make("li", { className: "none" }, "Nothing has changed yet."));
     else this.list.replaceChildren(...latest.map(line));
   }
+
+  /** The node's numbers have begun again: its state directory is another one. */
+  clear() {
+    this.events = [];
+    this.last = 0;
+  }
 }
+
+/** @param {any} event */
+const key = ({ time, peer, event, reason }) => `${time} ${peer} ${event} ${reason}`;
 
 /**
  * Leave out the steps of attempts, of which an outage of an hour has thousands; say instead how many it took.

@@ -10,6 +10,11 @@ export function tone(state) {
   return TONES[state] ?? "bad";
 }
 
+/** The states of a link that is down and is being tried need no word of their own. @param {string} state */
+export function stateWord(state) {
+  return ["connecting", "opening", "resuming", "waiting"].includes(state) ? "down" : state;
+}
+
 /** Round trips and the like: 12 ms, 1.24 s. @param {number | null | undefined} seconds */
 export function short(seconds) {
   if (seconds === null || seconds === undefined) return DASH;
@@ -28,13 +33,13 @@ export function lasting(seconds) {
   return `${Math.floor(s / 86_400)} d ${Math.floor((s % 86_400) / 3600)} h`;
 }
 
-/** 4.1 GB, by thousands as disks are sold and `max_bytes` is written. @param {number | null | undefined} bytes */
+/** 4.1 GiB, as `linkd status` prints it. @param {number | null | undefined} bytes */
 export function size(bytes) {
   if (bytes === null || bytes === undefined) return DASH;
-  if (bytes < 1000) return `${Math.round(bytes)} B`;
-  const power = Math.min(4, Math.floor(Math.log10(bytes) / 3));
-  const value = bytes / 1000 ** power;
-  return `${value.toFixed(value < 100 ? 1 : 0)} ${["B", "kB", "MB", "GB", "TB"][power]}`;
+  if (bytes < 1024) return `${Math.round(bytes)} B`;
+  const power = Math.min(4, Math.floor(Math.log2(bytes) / 10));
+  const value = bytes / 1024 ** power;
+  return `${value.toFixed(value < 9.95 ? 1 : 0)} ${["B", "KiB", "MiB", "GiB", "TiB"][power]}`;
 }
 
 /** 1,840; 12.4 k; 3.1 M. @param {number | null | undefined} number */
@@ -50,10 +55,8 @@ export function percent(share) {
   return `${(Math.floor(share * 1e5) / 1e3).toFixed(share < 0.99 ? 1 : 3)} %`;
 }
 
-/** Clock time of today, date and time otherwise. @param {number} at milliseconds */
+/** In UTC, as the log and the commands: clock time of today, date and time otherwise. @param {number} at milliseconds */
 export function clock(at) {
-  const date = new Date(at);
-  const time = date.toLocaleTimeString([], { hour12: false });
-  if (date.toDateString() === new Date().toDateString()) return time;
-  return `${date.toLocaleDateString([], { day: "numeric", month: "short" })} ${time}`;
+  const [day, time] = new Date(at).toISOString().split("T");
+  return day === new Date().toISOString().slice(0, 10) ? time.slice(0, 8) : `${day.slice(5)} ${time.slice(0, 8)}`;
 }

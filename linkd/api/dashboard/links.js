@@ -1,7 +1,7 @@
 // @ts-check
 // One card a link: what it is now, what it was, and how it does.
 import { make, say } from "./dom.js";
-import { lasting, tone } from "./format.js";
+import { lasting, stateWord, tone } from "./format.js";
 import { Plots } from "./plots.js";
 import { Timeline } from "./timeline.js";
 
@@ -22,33 +22,41 @@ function sentence(reason, detail) {
   return [reason, detail].filter(Boolean).join(": ");
 }
 
+const EXPIRES = 14 * DAY;
+
 /** @param {any} link */
 function facts(link) {
-  const expires = link.certificate_expires_seconds;
   return [
     link.role === "dialer" ? "we dial" : "they dial",
     link.address,
     link.peer_version,
-    expires === null ? null : expires < 0 ? "certificate expired" : `certificate ${lasting(expires)}`,
+    link.compressed && "compressed",
     link.required && "required",
   ].filter(Boolean).join(" · ");
 }
 
+/** @param {number | null} expires seconds */
+function certificate(expires) {
+  if (expires === null || expires === undefined) return "";
+  return expires < 0 ? "certificate expired" : `certificate ${lasting(expires)}`;
+}
+
 export class LinkCard {
-  /** @param {string} peer */
-  constructor(peer) {
+  /** @param {string} peer @param {() => Promise<any>} history of this link, or null */
+  constructor(peer, history) {
     this.state = make("span", { className: "state" });
     this.since = make("span", { className: "since" });
     this.facts = make("span", { className: "facts" });
+    this.certificate = make("span", { className: "facts certificate" });
     this.why = make("p", { className: "why" });
     this.day = new Timeline("24 hours", DAY, ["24 h ago", "18 h", "12 h", "6 h", "now"]);
     this.hour = new Timeline("1 hour", 3600, ["60 min ago", "45 min", "30 min", "15 min", "now"]);
-    this.plots = new Plots();
+    this.plots = new Plots(history);
     const title = make("h2", {}, peer, this.state, this.since);
     this.element = make(
       "article",
       { className: "card link", id: `link-${peer}`, dataset: { peer } },
-      make("header", {}, title, this.facts),
+      make("header", {}, title, make("span", {}, this.facts, this.certificate)),
       this.why,
       this.day.element,
       this.hour.element,
@@ -65,11 +73,17 @@ export class LinkCard {
   tell(link, at) {
     this.link = link;
     this.told = at;
-    this.fell = link.state === "up" ? null : link.down_since ? Date.parse(link.down_since) : (this.fell ?? at - link.since_seconds * 1000);
+    // By the node's count, since this host's clock may be another one.
+    if (link.state === "up") this.fell = null;
+    else if (typeof link.down_seconds === "number") this.fell = at - link.down_seconds * 1000;
+    else this.fell ??= at - link.since_seconds * 1000;
     this.element.dataset.tone = tone(link.state);
     this.element.dataset.state = link.state;
-    say(this.state, link.state);
+    say(this.state, stateWord(link.state));
     say(this.facts, facts(link));
+    const expires = link.certificate_expires_seconds;
+    say(this.certificate, certificate(expires));
+    this.certificate.dataset.tone = expires !== null && expires < EXPIRES ? "bad" : "";
     say(this.why, why(link));
     this.why.title = this.why.textContent;
     this.age(at);

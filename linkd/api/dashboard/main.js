@@ -1,11 +1,13 @@
 // @ts-check
 // The page: asks the node once a second, and hears changes of links the moment they happen.
 import { Linkd } from "/linkd.js";
-import { byId, make, say } from "./dom.js";
+import { byId, say } from "./dom.js";
 import { EventLog } from "./events.js";
-import { lasting, size, tone } from "./format.js";
+import { lasting, size } from "./format.js";
 import { LinkCard } from "./links.js";
 import { MessageBox } from "./messages.js";
+import { MANY, Overview, byState, showConsumers, showWarnings } from "./overview.js";
+import { SPANS } from "./plots.js";
 import { askForToken, enter } from "./session.js";
 
 const POLL = 1000;
@@ -26,6 +28,11 @@ class Dashboard {
     /** @type {any[]} */
     this.available = [];
     this.asking = false;
+    /** Links whose cards were asked for, where there are too many to show all. @type {Set<string>} */
+    this.chosen = new Set();
+    /** Seconds that the plots show. */
+    this.plotSpan = SPANS[0];
+    this.overview = new Overview((peer) => this.choose(peer));
     this.signedOut = false;
     /** @type {any} */
     this.drawn = null;
@@ -37,6 +44,9 @@ class Dashboard {
     this.node.addEventListener("link", (/** @type {any} */ event) => this.changed(event.detail));
     byId("retry").addEventListener("click", () => this.node.kick());
     theme(() => this.cards.forEach(({ plots }) => plots.redraw(true)));
+    this.span();
+    // Paper has no scrolling: what was never on the screen is drawn for it.
+    addEventListener("beforeprint", () => this.cards.forEach(({ plots }) => plots.see(true)));
   }
 
   async run() {
@@ -46,7 +56,10 @@ class Dashboard {
     if (!this.signedOut) this.node.open();
     setInterval(() => this.tick(), POLL);
     setInterval(() => this.history(), HISTORY);
-    document.addEventListener("visibilitychange", () => this.tick());
+    document.addEventListener("visibilitychange", () => {
+      if (!document.hidden) this.cards.forEach(({ plots }) => plots.visible && plots.fill());
+      this.tick();
+    });
   }
 
   /** @param {string} path @returns {Promise<any>} null where it could not be had */
@@ -82,6 +95,7 @@ class Dashboard {
     this.asking = true;
     const status = await this.get("/v1/status").finally(() => (this.asking = false));
     if (status === null) return;
+    if (status.log.id !== this.status?.log.id) this.events.clear();
     this.status = status;
     this.show();
     const at = Date.now() / 1000;
@@ -90,8 +104,10 @@ class Dashboard {
 
   async history() {
     if (this.signedOut) return;
-    const [outages, events] = await Promise.all([this.get("/v1/outages?since=86400"), this.get("/v1/events")]);
-    if (events) this.events.show(events.events);
+    const after = this.events.last;
+    const [outages, events] = await Promise.all([this.get("/v1/outages?since=86400"), this.get(`/v1/events?after=${after}`)]);
+    // Two answers can cross: each event is taken once.
+    if (events && this.events.last === after) this.events.add(events.events);
     if (outages) {
       this.outages = outages.outages;
       this.available = outages.availability;
@@ -102,11 +118,14 @@ class Dashboard {
   draw() {
     const now = Date.now();
     const began = performance.now();
-    for (const [peer, card] of this.cards) {
-      const mine = this.outages.filter((outage) => outage.peer === peer);
-      card.history(mine, this.available.find((/** @type {any} */ one) => one.peer === peer), now);
-    }
+    for (const [peer, card] of this.cards) this.drawCard(peer, card, now);
     performance.measure("linkd-history", { start: began });
+  }
+
+  /** @param {string} peer @param {LinkCard} card @param {number} now */
+  drawCard(peer, card, now) {
+    const mine = this.outages.filter((outage) => outage.peer === peer);
+    card.history(mine, this.available.find((/** @type {any} */ one) => one.peer === peer), now);
   }
 
   /** A link changed: say so now, and fetch the rest. @param {any} change */
@@ -133,27 +152,71 @@ class Dashboard {
     byId("log-fill").style.scale = `${Math.min(1, fill)} 1`;
     byId("log-fill").dataset.tone = fill >= 0.8 ? "bad" : "";
     const now = Date.now();
-    for (const link of links) this.card(link.peer).tell(link, now);
+    this.cardsOf(links, now);
     for (const [peer, card] of this.cards) {
       if (links.some((/** @type {any} */ each) => each.peer === peer)) continue;
       card.element.remove();
       this.cards.delete(peer);
     }
-    index(links);
+    this.overview.show(links);
+    showWarnings(this.status);
+    showConsumers(this.status);
     document.body.dataset.loaded = "true";
     this.headline(links);
     this.messages.tell(links);
+  }
+
+  /** Show the cards: of many links those that are down and those that were chosen. @param {any[]} links @param {number} now */
+  cardsOf(links, now) {
+    const many = links.length > MANY;
+    const shown = many ? byState(links).filter(({ peer, state }) => state !== "up" || this.chosen.has(peer)) : links;
+    const wanted = new Set(shown.map(({ peer }) => peer));
+    for (const link of links) {
+      const card = this.cards.get(link.peer) ?? (wanted.has(link.peer) ? this.card(link.peer) : null);
+      if (!card) continue;
+      card.tell(link, now);
+      card.element.hidden = !wanted.has(link.peer);
+    }
+    if (!many) return;
+    // Down ones first; moved only where the order has changed.
+    const list = byId("links");
+    shown.forEach(({ peer }, at) => {
+      const { element } = this.card(peer);
+      if (list.children[at] !== element) list.insertBefore(element, list.children[at] ?? null);
+    });
+    byId("links").dataset.empty = String(shown.length === 0);
   }
 
   /** @param {string} peer */
   card(peer) {
     let card = this.cards.get(peer);
     if (!card) {
-      card = new LinkCard(peer);
+      card = new LinkCard(peer, () => this.get(`/v1/peers/${encodeURIComponent(peer)}/history`));
+      card.plots.span = this.plotSpan;
       this.cards.set(peer, card);
       byId("links").append(card.element);
+      this.drawCard(peer, card, Date.now());
     }
     return card;
+  }
+
+  /** Show one link's card among many. @param {string} peer */
+  choose(peer) {
+    this.chosen.add(peer);
+    this.show();
+  }
+
+  /** How far back the plots go: a button goes through the spans. */
+  span() {
+    const button = byId("span");
+    button.addEventListener("click", () => {
+      this.plotSpan = SPANS[(SPANS.indexOf(this.plotSpan) + 1) % SPANS.length];
+      say(button, `Plots: ${this.plotSpan < 3600 ? `${this.plotSpan / 60} min` : "1 hour"}`);
+      for (const { plots } of this.cards.values()) {
+        plots.span = this.plotSpan;
+        plots.redraw();
+      }
+    });
   }
 
   /** @param {any[]} links */
@@ -175,10 +238,11 @@ class Dashboard {
       this.lostAt = Date.now();
       this.get("/v1/status"); // a session that ended asks for a token
     }
+    if (state === "up" && this.lostAt !== undefined) this.cards.forEach(({ plots }) => plots.visible && plots.fill());
     if (state === "up" || state === "stopped") this.lostAt = undefined;
     const lost = this.lostAt !== undefined;
     byId("connection").dataset.state = lost ? "waiting" : state;
-    say(byId("connection"), lost ? "not connected" : state === "up" ? "live" : this.signedOut ? "signed out" : "connecting");
+    say(byId("connection"), lost ? "page not connected" : state === "up" ? "page live" : this.signedOut ? "signed out" : "page connecting");
     document.body.dataset.stale = String(lost);
     byId("lost").hidden = !lost;
     if (this.lostAt !== undefined) {
@@ -190,25 +254,11 @@ class Dashboard {
   }
 }
 
-/** With many links: one mark each, leading to its card. @param {any[]} links */
-function index(links) {
-  const list = byId("index");
-  list.hidden = links.length < 4;
-  if (list.hidden) return;
-  links.forEach(({ peer, state }, at) => {
-    const mark = list.children[at] ?? list.appendChild(make("a"));
-    mark.href = `#link-${peer}`;
-    mark.dataset.tone = tone(state);
-    say(mark, peer);
-  });
-  while (list.childElementCount > links.length) list.lastElementChild.remove();
-}
-
 /** @param {() => void} changed */
 function theme(changed) {
   const root = document.documentElement;
   const button = byId("theme");
-  const shown = () => say(button, { system: "Auto", light: "Light", dark: "Dark" }[root.dataset.theme ?? "system"] ?? "Auto");
+  const shown = () => say(button, `Theme: ${root.dataset.theme ?? "auto"}`);
   button.addEventListener("click", () => {
     const next = THEMES[(THEMES.indexOf(root.dataset.theme ?? "system") + 1) % THEMES.length];
     if (next === "system") delete root.dataset.theme;

@@ -1,7 +1,7 @@
 // @ts-check
 // A box to publish from, locked while the chosen link is down, and what arrives.
 import { byId, make, say } from "./dom.js";
-import { clock } from "./format.js";
+import { clock, stateWord } from "./format.js";
 
 const SHOWN = 200;
 
@@ -53,11 +53,12 @@ export class MessageBox {
       : !link
         ? "locked: no link"
         : link.state !== "up"
-          ? `locked: ${link.peer} is ${link.state}`
+          ? `locked: ${link.peer} is ${stateWord(link.state)}`
           : null;
     this.box.disabled = reason !== null;
     this.section.dataset.locked = String(reason !== null);
     say(byId("lock"), reason ?? "open");
+    byId("lock-hint").hidden = !(this.node.isUp && link && link.state !== "up");
   }
 
   async _publish() {

@@ -77,6 +77,7 @@ export class Timeline {
       return rect;
     };
     const drawn = this.bars.map(draw);
+    drawn.forEach((rect, at) => this.bars[at].outage.drill && rect.classList.add("drill"));
     const grey = unknown(measured, this.start, now).map(draw);
     for (const rect of grey) rect.setAttribute("class", "unknown");
     this.svg.replaceChildren(...drawn, ...grey);
@@ -115,9 +116,9 @@ export class Timeline {
 
   /** @param {number} index @param {boolean} [tell] */
   _choose(index, tell = true) {
-    this.svg.children[this.chosen]?.removeAttribute("class");
+    this.svg.children[this.chosen]?.classList.remove("chosen");
     this.chosen = index;
-    this.svg.children[index]?.setAttribute("class", "chosen");
+    this.svg.children[index]?.classList.add("chosen");
     if (!tell) return;
     if (index < 0) return hint(null);
     const { from, to, outage } = this.bars[index];
@@ -135,5 +136,5 @@ export function describe(outage) {
   if (outage.drill) lines.push("made by a drill");
   if (outage.never_up) lines.push("it had never been up");
   if (!outage.ongoing) lines.push(`${replayed} records sent again${drained === null ? "" : `, drained in ${short(drained)}`}`);
-  return { title: `${clock(Date.parse(outage.began))} · ${reason}`, lines };
+  return { title: `${clock(Date.parse(outage.began))} UTC · ${reason}`, lines };
 }

@@ -27,6 +27,10 @@ export class StubNode {
     this.outages = [];
     /** Seconds of the last day in which nothing was measured. */
     this.unknown = 0;
+    /** Minutes of the last hour that the daemon has kept for the plots. */
+    this.hour = 0;
+    /** More fields of the status. */
+    this.more = {};
     this.events = [];
     this.started = Date.now();
     this.links = [link("hub", { role: "dialer" }), link("warehouse", { role: "listener" })];
@@ -100,7 +104,12 @@ export class StubNode {
     }
     if (url.pathname === "/v1/status") return json(200, this.status());
     if (url.pathname === "/v1/outages") return json(200, { outages: [...this.outages, ...this.open()], availability: this.links.map((each) => this.availability(each.peer)) });
-    if (url.pathname === "/v1/events") return json(200, { events: this.events, next: this.events.length + 1 });
+    if (url.pathname === "/v1/events") {
+      const after = Number(url.searchParams.get("after") ?? 0);
+      return json(200, { events: this.events.filter(({ number }) => number > after), next: this.events.length + 1 });
+    }
+    const kept = /^\/v1\/peers\/([^/]+)\/history$/.exec(url.pathname);
+    if (kept && request.method === "GET") return json(200, this.kept(kept[1]));
     if (url.pathname.startsWith("/v1/channels/")) return this.follow(request, response, url.pathname.slice(13));
     return json(404, { error: "not-found", message: url.pathname });
   }
@@ -269,6 +278,16 @@ export class StubNode {
     return { peer, measured_since: since, hour: share(3600), day: share(86_400), week: share(86_400), month: share(86_400), measured: [[since, new Date(now).toISOString()]] };
   }
 
+  /** The last hour of a link; `this.hour` minutes of it are known. */
+  kept(peer) {
+    const steps = this.hour ? 720 : 0;
+    const known = (read) => Array.from({ length: steps }, (_, at) => (at < steps - this.hour * 12 ? null : read(at)));
+    return {
+      peer, step_seconds: 5, end: new Date().toISOString(), rtt_seconds: known((at) => 0.012 + 0.002 * Math.sin(at / 9)), silence_seconds: known((at) => 4.9 + 0.1 * Math.sin(at)),
+      backlog_records: known(() => 0), sent_records: known((at) => 150 + (at % 40)), received_records: known((at) => 40 + (at % 20)),
+    };
+  }
+
   linkStatus(it) {
     const { changed, down, why, ...fields } = it;
     const jitter = it.state === "up" ? { rtt_seconds: 0.011 + Math.random() * 0.004, silence_seconds: Math.random() * 2 } : {};
@@ -285,7 +304,8 @@ export class StubNode {
       version: "1.0.0",
       uptime_seconds: (Date.now() - this.started) / 1000 + 86400 * 12,
       log: { id: "l-1", first: 1, next: this.next, bytes: 4.1e9, max_bytes: 10_737_418_240 },
-      consumers: [{ name: "billing", next: this.next, lag_records: 0 }, { name: "reports", next: 1, lag_records: 1840 }],
+      consumers: [{ owner: "socket", name: "billing", next: this.next, lag_records: 0 }, { owner: "shop", name: "reports", next: 1, lag_records: 1840 }],
+      warnings: [], refused: [], ...this.more,
       links: this.links.map((each) => this.linkStatus(each)),
     };
   }

@@ -24,6 +24,7 @@ await page.evaluate((peer) => {
       bars: card.querySelectorAll(".hour rect:not(.unknown)").length,
       answer: document.querySelector("#message-answer").textContent,
       arrived: document.querySelector("#arrived li .mono")?.textContent ?? null,
+      since: card.querySelector(".since").textContent,
       why: card.querySelector(".why").textContent.split(" · ")[0],
     };
     const text = JSON.stringify(now);

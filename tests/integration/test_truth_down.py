@@ -1,0 +1,221 @@
+"""One truth of a link that is down: status, --json, --check, outages, dashboard, metrics, events.
+
+Each is asked over a cut with a restart of the daemon in it, of a link that was never up, of one
+that flaps and of a drill, and compared with a clock of the test's own.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from linkd.cli import text
+from tests.support import figures
+from tests.support.daemon import COMMAND, Daemon, peer
+from tests.support.lab import python
+from tests.support.pairs import Pair, fetch
+from tests.support.ports import free_port
+from tests.web.driver import Driver
+
+pytestmark = [pytest.mark.timing, pytest.mark.slow]
+
+BOUND = 1.0
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    with Pair() as linked:
+        yield linked
+
+
+def command(daemon: Daemon, *words: str, codes: tuple[int, ...] = (0,)) -> str:
+    """Return what `linkd …` prints."""
+    line = [*python(*COMMAND), "-c", str(daemon.config_file), *words]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=30)
+    assert done.returncode in codes, (words, done)
+    return done.stdout
+
+
+def seconds(words: str) -> float:
+    """Return the seconds that a printed duration means, such as `1m12s`."""
+    units = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+    return sum(float(n) * units[unit] for n, unit in re.findall(r"([\d.]+)(ms|s|m|h|d)", words))
+
+
+class Answers:
+    """What every face says of a link, each with the moment at which it was asked."""
+
+    def __init__(self, edge: Daemon, port: int, peer_name: str = "hub") -> None:
+        self.edge, self.port, self.peer = edge, port, peer_name
+        self.down: dict[str, float] = {}
+        self.since: dict[str, str] = {}
+        self.reason: dict[str, str] = {}
+
+    def ask(self, began: float) -> Answers:
+        """Ask all of them; `began`: when the outage began, by `time.time()`.
+
+        Of a duration what is kept is by how much it is wrong.
+        """
+        link = json.loads(command(self.edge, "status", self.peer, "--json"))
+        self._note("status --json", link["down_seconds"], began)
+        self._note("status --json, since_seconds", link["since_seconds"], began)
+        self.since["status --json"] = link["down_since"]
+        self.reason["status --json"] = link["reason"]
+        table = command(self.edge, "status")
+        row = next(line for line in table.splitlines() if line.startswith(f"{self.peer} "))
+        assert "DOWN" in row, table
+        self._note("status", seconds(row.split("DOWN")[1].split()[0]), began)
+        why = re.search(r"^ +(\S+?)[:,] (?:.*, )?down since (.*) UTC$", table, re.MULTILINE)
+        assert why is not None, table
+        self.reason["status"], self.since["status"] = why[1], why[2]
+        check = command(self.edge, "status", "--check", codes=(1, 2))
+        found = re.search(rf"{self.peer} DOWN for (\S+) since (.*?) UTC \((\S+?)\)", check)
+        assert found is not None, check
+        self._note("status --check", seconds(found[1]), began)
+        self.since["status --check"], self.reason["status --check"] = found[2], found[3]
+        outages = command(self.edge, "outages", self.peer, "--json").splitlines()
+        last = json.loads(outages[-1])
+        assert last["ongoing"], last
+        self._note("outages", last["down_seconds"], began)
+        self.since["outages"], self.reason["outages"] = last["began"], last["reason"]
+        page = fetch(self.port, "GET", "/metrics")[1].decode()
+        value = re.search(rf'linkd_link_outage_seconds{{peer="{self.peer}"}} (\S+)', page)
+        assert value is not None
+        # The page of metrics is made once a second for all who ask.
+        self._note("metrics", float(value[1]), began)
+        assert f'linkd_link_up{{peer="{self.peer}"}} 0.0' in page
+        return self
+
+    def _note(self, name: str, down: float, began: float) -> None:
+        self.down[name] = down - (time.time() - began)
+
+    def agree(self, what: str) -> None:
+        """All say the same, within a second of the outside clock."""
+        worst = max(self.down.items(), key=lambda pair: abs(pair[1]))
+        figures.tell(f"{what}: {len(self.down)} durations, most wrong {worst[0]} {worst[1]:+.2f} s")
+        # A command takes a while to start, and prints whole seconds.
+        assert all(abs(wrong) < BOUND + 1.0 for wrong in self.down.values()), self.down
+        moments = {text.clock_time(each) if "T" in each else f"{each} UTC"
+                   for each in self.since.values()}  # fmt: skip
+        assert len(moments) == 1, self.since
+        assert len(set(self.reason.values())) == 1, self.reason
+
+
+def test_a_cut_with_a_restart_in_it(pair: Pair) -> None:
+    edge = pair.edge
+    edge.call("POST", "/v1/channels/orders", b'{"n": 1}')
+    time.sleep(1.0)
+    pair.hub.kill()
+    began = time.time()
+    edge.wait_line(5.0, event="link.waiting", old="up")
+    time.sleep(4.0)
+    published = time.time()
+    edge.call("POST", "/v1/channels/orders", b'{"n": 2}')
+    Answers(edge, pair.port).ask(began).agree("cut")
+    edge.stop()
+    edge.start()
+    time.sleep(3.0)
+    answers = Answers(edge, pair.port).ask(began)
+    answers.agree("cut, the daemon restarted meanwhile")
+    assert set(answers.reason.values()) == {"closed"}
+    link = edge.link("hub")
+    assert link["backlog_age_seconds"] == pytest.approx(time.time() - published, abs=1.5)
+    pair.hub.start()
+    edge.call("POST", "/v1/peers/hub/kick", b"")
+    edge.wait_up("hub")
+    lasted = time.time() - began
+    link = edge.link("hub")
+    assert (link["down_since"], link["down_seconds"]) == (None, None)
+    assert link["reason"] == "closed"
+    assert "last outage: closed" in command(edge, "status")
+    last = json.loads(command(edge, "outages", "--json").splitlines()[-1])
+    assert last["down_seconds"] == pytest.approx(lasted, abs=BOUND)
+    assert not last["ongoing"]
+
+
+def test_a_link_that_was_never_up() -> None:
+    port, http = free_port(), free_port()
+    config = f'http = "127.0.0.1:{http}"\nrequire_key = false\n'
+    began = time.time()
+    with Daemon("edge", config + peer("hub", f"ws://127.0.0.1:{port}/link")) as edge:
+        # It is down since it was configured, which is when the daemon read that.
+        time.sleep(3.0)
+        since = json.loads(command(edge, "status", "hub", "--json"))["down_seconds"]
+        began = time.time() - since
+        assert since < 10.0
+        answers = Answers(edge, http).ask(began)
+        answers.agree("never up")
+        assert set(answers.reason.values()) == {"refused"}
+        [last] = [json.loads(line) for line in command(edge, "outages", "--json").splitlines()]
+        assert last["never_up"]
+        assert edge.link("hub")["last_heard_seconds"] is None
+        available = edge.call("GET", "/v1/outages")["availability"][0]
+        assert available["hour"] == pytest.approx(0.0, abs=0.001)
+
+
+def test_a_link_that_flaps(pair: Pair) -> None:
+    for _ in range(3):
+        pair.hub.kill()
+        began = time.time()
+        pair.edge.wait_line(5.0, began and time.monotonic() - 0.5, event="link.waiting", old="up")
+        Answers(pair.edge, pair.port).ask(began).agree("flapping")
+        pair.hub.start()
+        pair.edge.call("POST", "/v1/peers/hub/kick", b"")
+        pair.edge.wait_up("hub")
+    outages = [json.loads(line) for line in command(pair.edge, "outages", "--json").splitlines()]
+    assert [(one["reason"], one["ongoing"]) for one in outages] == [("closed", False)] * 3
+    downs = [e for e in pair.edge.call("GET", "/v1/events")["events"]
+             if e["old"] == "up"]  # fmt: skip
+    assert [event["reason"] for event in downs] == ["closed"] * 3
+
+
+def test_a_drill_is_marked_everywhere(pair: Pair) -> None:
+    edge = pair.edge
+
+    def drill(state: str, **more: Any) -> None:
+        body = json.dumps({"drill": "blackhole", "state": state, **more}).encode()
+        edge.call("POST", "/v1/peers/hub/drill", body)
+
+    drill("started", seconds=30)
+    pair.hub.kill()
+    began = time.time()
+    edge.wait_line(5.0, event="link.waiting", old="up")
+    Answers(edge, pair.port).ask(began).agree("drill")
+    drill("ended", verdict="pass")
+    pair.hub.start()
+    edge.call("POST", "/v1/peers/hub/kick", b"")
+    edge.wait_up("hub")
+    [outage] = [json.loads(line) for line in command(edge, "outages", "--json").splitlines()]
+    assert outage["drill"]
+    assert "closed drill" in command(edge, "outages")
+    assert "no outage is recorded" in command(edge, "outages", "--no-drills")
+    names = [event["event"] for event in edge.call("GET", "/v1/events")["events"]]
+    assert [name for name in names if name.startswith("drill.")] == [
+        "drill.started",
+        "drill.ended",
+    ]
+
+
+def test_the_dashboard_says_the_same(pair: Pair) -> None:
+    """Opened into an outage, after a restart of the daemon."""
+    edge = pair.edge
+    pair.hub.kill()
+    began = time.time()
+    edge.wait_line(5.0, event="link.waiting", old="up")
+    edge.stop()
+    edge.start()
+    with Driver("watch.mjs", f"http://127.0.0.1:{pair.port}/", "hub") as seen:
+        seen.wait(lambda said: said.get("tone") == "bad", 30.0)
+        at = seen.wait(lambda said: "down for" in said.get("since", ""), 10.0)
+        shown = seconds(seen.last("since").replace(" min", "m").replace(" ", ""))
+        wrong = shown - (time.time() - (time.monotonic() - at) - began)
+        figures.tell(f"dashboard, opened after a restart: wrong by {wrong:+.2f} s")
+        assert abs(wrong) < BOUND + 1.0
+        assert seen.last("why") == "closed"
+        assert seen.last("bars") == 1
