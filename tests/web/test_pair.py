@@ -53,9 +53,11 @@ def pair_here(daemons: Start) -> tuple[Daemon, str, Daemon, str]:
     return edge, f"http://127.0.0.1:{edge_port}", hub, f"http://127.0.0.1:{hub_port}"
 
 
-def dashboard_address(daemon: Daemon) -> str:
-    """Return what `linkd token --dashboard` prints."""
+def dashboard_address(daemon: Daemon, host: Host | None = None) -> str:
+    """Return what `linkd token --dashboard` prints, on a host of the lab or here."""
     command = python(*COMMAND, "-c", str(daemon.config_file), "token", "--dashboard")
+    if host is not None:
+        command = host.enter(command)
     return subprocess.run(
         command, check=True, capture_output=True, text=True, timeout=20
     ).stdout.strip()
@@ -69,7 +71,7 @@ def test_a_cut_turns_the_link_red_and_locks_the_box(lab: Lab, daemons: Start, en
         here, daemon, there, peer_name, bound = edge_host, edge, hub_host, "hub", 10.1
     else:
         here, daemon, there, peer_name, bound = hub_host, hub, edge_host, "edge", 7.1
-    with Driver("watch.mjs", dashboard_address(daemon), peer_name, host=here) as seen:
+    with Driver("watch.mjs", dashboard_address(daemon, here), peer_name, host=here) as seen:
         seen.wait(lambda said: said["tone"] == "good" and not said["locked"], 20)
         seen.tell(publish='{"total": 12}')
         seen.wait(lambda said: said["answer"].startswith("on disk"), 5)
