@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import linkd
@@ -152,7 +153,8 @@ class TextSession:
         """The client reads again."""
         if self._happened:
             self._tell_soon()
-        for sink in list(self._subscriptions.values()):
+        # Those first that are not within a batch: a large message must not hold up small ones.
+        for sink in sorted(self._subscriptions.values(), key=attrgetter("is_within")):
             sink.resume()
 
     def closed(self) -> None:

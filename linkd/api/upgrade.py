@@ -35,7 +35,7 @@ from linkd.core.stream import MAX_MESSAGE_BYTES, SUBPROTOCOL
 from linkd.net.fair_share import drop_buffers
 from linkd.net.pace import Pace
 from linkd.net.silence import PingedSilence
-from linkd.net.sockets import path_of
+from linkd.net.sockets import keep_unsent_small, path_of
 from linkd.net.timers import ExactTimer
 from linkd.net.websocket import ConnectionDeny, ServerFactory
 
@@ -181,6 +181,7 @@ class ApiSocket(PingedSilence, WholeMessages):
             self.transport
         )  # of what is read: what waits for a slow reader stays little
         self.transport.registerProducer(_Room(self), True)
+        keep_unsent_small(self.transport)
         self._guarded(self.session.opened)
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:

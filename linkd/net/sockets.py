@@ -48,6 +48,20 @@ def tune(transport: object, limit: float) -> None:
         found.setsockopt(tcp, socket.TCP_KEEPCNT, 3)
 
 
+def keep_unsent_small(transport: object) -> None:
+    """Let little wait in the kernel, unsent, where there is a socket: ahead of what is urgent.
+
+    Args:
+        transport: Of a protocol, with or without TLS.
+
+    Source: tcp(7).
+    """
+    found = _socket(transport)
+    if found is not None:
+        with suppress(OSError):
+            found.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, NOTSENT_BYTES)
+
+
 def path_of(transport: object) -> tuple[float, int] | None:
     """Return what the kernel knows of a connection's path; None where it is no TCP socket.
 

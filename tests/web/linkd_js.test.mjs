@@ -34,31 +34,44 @@ async function restart(pause = 30) {
   await stub.start();
 }
 
-test("every connection has a fresh token", async () => {
-  const node = client();
+test("a key goes along as a subprotocol: nothing but the WebSocket is needed", async () => {
+  const node = client({ fetch: () => assert.fail("nothing is fetched") });
   await up(node);
+  stub.cutConnections();
+  await until(() => stub.seen.upgrades.length === 2 && node.isUp);
+  assert.deepEqual(stub.seen.upgrades, [KEY, KEY]);
+});
+
+test("every connection has a fresh token, and one that can't be had twice costs no backoff", async () => {
+  let failures = 2;
+  const token = async () => {
+    if (failures > 0) throw new Error(`once more, ${(failures -= 1)}`);
+    return stub.token();
+  };
+  const node = client({ key: undefined, token, connectTimeout: 5 });
+  await up(node);
+  assert.equal(node.status.value.attempts, 0);
   stub.cutConnections();
   await until(() => stub.seen.upgrades.length === 2 && node.isUp);
   assert.equal(new Set(stub.seen.upgrades).size, 2);
   assert.ok(stub.seen.upgrades.every((token) => /^[\w-]{20,}$/.test(token)));
 });
 
-test("a token request that fails is repeated without costing a backoff", async () => {
-  stub.refuseTokens = 2;
-  const node = client({ connectTimeout: 5 });
-  await up(node);
-  assert.equal(stub.seen.tokens, 3);
-  assert.equal(node.status.value.attempts, 0);
-});
-
-test("a refused key is told as rejected and tried again slowly", async () => {
-  const errors = [];
-  const node = client({ key: "wrong", maxDelay: 5 });
-  node.addEventListener("error", (event) => errors.push(event.detail));
-  await until(() => node.status.value.state === "rejected");
-  assert.equal(errors[0].code, "rejected");
-  assert.ok(node.status.value.retrySeconds >= 4);
-});
+for (const [how, options] of [["status", {}], ["close", { origin: "http://127.0.0.1:1" }]]) {
+  test(`a refused key is told as rejected and tried again slowly, by ${how}`, async () => {
+    class FromPage extends WebSocket {
+      constructor(url, protocols) {
+        super(url, protocols, options);
+      }
+    }
+    const errors = [];
+    const node = client({ key: "wrong", maxDelay: 5, WebSocket: FromPage });
+    node.addEventListener("error", (event) => errors.push(event.detail));
+    await until(() => node.status.value.state === "rejected");
+    assert.match(errors[0].message, how === "close" ? /^a key is needed$/ : /401/);
+    assert.ok(node.status.value.retrySeconds >= 4);
+  });
+}
 
 test("headers go with a publish and come with a message", async () => {
   const node = client();
@@ -347,7 +360,7 @@ test("calls by type are never doubled, not by adding twice nor by reconnecting",
   node.on("created", created);
   node.on("created", created);
   node.subscribe(">");
-  await up(node);
+  await until(() => stub.seen.frames.some(({ type }) => type === "subscribe"));
   stub.cutConnections();
   await until(() => stub.seen.frames.filter(({ type }) => type === "subscribe").length === 2);
   stub.publish("orders", "created", 1);

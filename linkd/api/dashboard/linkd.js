@@ -7,7 +7,7 @@
  *     node.subscribe("orders", (record) => show(record.data));
  *     await node.publish("orders", { total: 12 });
  *
- * It connects by itself and for ever: a fresh single-use token for every connection, capped exponential
+ * It connects by itself and for ever: nothing but a WebSocket is needed, capped exponential
  * backoff with full jitter, a heartbeat in both directions. After a reconnect each subscription resumes at its
  * offset, and what was being published is sent once more under its id, which the node stores once.
  *
@@ -29,15 +29,15 @@
 /**
  * @typedef {object} Options
  * @property {string | URL} [url] The node, `http://HOST:PORT`; by default where the page came from.
- * @property {string} [key] A key of `[[api.key]]`: a token is asked for with it before every connect.
- * @property {() => string | null | Promise<string | null>} [token] Or: who brings a fresh token for every connect.
+ * @property {string} [key] A key of `[[api.key]]`.
+ * @property {() => string | null | Promise<string | null>} [token] Or: it brings a fresh token for every connect.
  *   With neither, none is sent: the cookie session goes along, or the node asks for no key.
  * @property {any} [WebSocket] The class to use where the platform has none, as that of `ws` in Node.js 20.
- * @property {typeof fetch} [fetch] Likewise for the token.
+ * @property {typeof fetch} [fetch] With it a page finds out whether a node that it can't connect to is there.
  * @property {number} [pingInterval] A ping goes out this often: 5.
  * @property {number} [pingTimeout] A ping that got no answer for so long, and nothing heard for `pingInterval +
  *   pingTimeout`: the connection is dropped: 2.
- * @property {number} [connectTimeout] For token, connect and upgrade together: 10.
+ * @property {number} [connectTimeout] For token, connect, upgrade and the node's first message together: 10.
  * @property {number} [minDelay] The backoff starts here: 0.5.
  * @property {number} [maxDelay] And never exceeds this: 15.
  * @property {number} [stableAfter] Up for so long, the backoff starts again from `minDelay`: 5.
@@ -68,6 +68,10 @@ const AGAIN_SECONDS = 15;
 const OFFLINE_SECONDS = 60;
 /** A timer that fires so late proves that this program, not the node, was asleep. */
 const LATE_SECONDS = 1;
+/** A Node.js program may be busy for so long before the node takes it for dead, on a path that lives. */
+const BUSY_SECONDS = "30";
+const SUBPROTOCOL = "linkd.text.1";
+const BEARER = "linkd.bearer.";
 /** Epochs of the log that a subscription remembers. */
 const EPOCHS = 16;
 const RESERVED = ["ping", "pong", "subscribe", "unsubscribe", "ack", "error", "status", "joined", "left", "gap"];
@@ -538,16 +542,16 @@ export class Linkd extends EventTarget {
   }
 
   /**
-   * Bring a token: three tries, so that one lost request costs no backoff.
+   * Bring the key, or a token: three tries, so that one lost request costs no backoff.
    * @param {AbortSignal} signal
    * @returns {Promise<string | null>}
    */
   async _token(signal) {
     const { token, key } = this.options;
-    if (!token && !key) return null;
+    if (!token) return key ?? null;
     for (let tries = 1; ; tries += 1) {
       try {
-        const found = await (token ? token() : this._fetchToken(signal));
+        const found = await token();
         if (found == null || typeof found === "string") return found ?? null;
         throw new LinkdError("unreachable", "token: expected it to return a string");
       } catch (error) {
@@ -558,29 +562,18 @@ export class Linkd extends EventTarget {
     }
   }
 
-  /** @param {AbortSignal} signal @returns {Promise<string>} */
-  async _fetchToken(signal) {
-    const ask = this.options.fetch ?? globalThis.fetch;
-    const headers = { Authorization: `Bearer ${this.options.key}` };
-    this._stage = "a token (a browser makes six HTTP connections to a node: has the page, or others, six EventSources?)";
-    const answer = await ask(new URL("/v1/token", this.url), { method: "POST", headers, signal });
-    if (answer.status === 401 || answer.status === 403) {
-      throw new LinkdError("rejected", `the node refused the key (${answer.status})`);
-    }
-    if (!answer.ok) throw new LinkdError("unreachable", `no token: status ${answer.status}`);
-    return (await answer.json()).token;
-  }
-
   /** @param {number} generation @param {string | null} token */
   _dial(generation, token) {
     const url = new URL("/ws", this.url);
     url.protocol = url.protocol === "https:" || url.protocol === "wss:" ? "wss:" : "ws:";
     url.hash = "";
     const { status, presence } = this.options;
-    const query = { ws_token: token, linkd: "1", envelope: "1", status: status && "1", presence: presence && "1" };
+    const query = { linkd: "1", envelope: "1", status: status && "1", presence: presence && "1", timeout: BUSY_SECONDS };
     for (const [name, value] of Object.entries(query)) if (value) url.searchParams.set(name, value);
     this._stage = "the WebSocket to open";
-    const socket = (this._socket = new this.WebSocket(url.href));
+    // A page can set no header: a key or token goes along as a subprotocol, and into no URL that is logged on its way.
+    const shown = token === null ? [] : [SUBPROTOCOL, BEARER + base64url(token)];
+    const socket = (this._socket = new this.WebSocket(url.href, shown));
     socket.binaryType = "arraybuffer";
     const mine = (/** @type {(event: any) => void} */ call) => (/** @type {any} */ event) => {
       if (generation === this._generation) call(event);
@@ -592,7 +585,8 @@ export class Linkd extends EventTarget {
     socket.onclose = mine((event) => {
       const why = event.reason || said || `closed (${event.code})`;
       const unexplained = !event.reason && !said && !this.isUp && this._failures === 0;
-      this._failed(generation, new LinkdError("closed", why), event.code);
+      const refused = /\b(400|401|403|404|421|429)\b/.test(said); // the status, where a program is told it
+      this._failed(generation, new LinkdError(refused ? "rejected" : "closed", why), event.code);
       if (unexplained) this._explain(this._generation);
     });
   }
@@ -1166,6 +1160,12 @@ function checkData(value, depth) {
 /** Seconds that never step. */
 function now() {
   return performance.now() / 1000;
+}
+
+/** @param {string} text */
+function base64url(text) {
+  const characters = Array.from(new TextEncoder().encode(text), (byte) => String.fromCharCode(byte));
+  return btoa(characters.join("")).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
 }
 
 /** @param {string} base64 */

@@ -38,7 +38,6 @@ export class StubNode {
     this.mute = false; // hear everything, answer nothing
     this.dropAcks = 0; // store so many publishes, then cut the connection instead of answering
     this.unavailable = 0; // refuse so many publishes as a node does that is stopping
-    this.refuseTokens = 0; // answer so many token requests with 500
     this.seen = { refused: 0, tokens: 0, upgrades: [], frames: [] };
   }
 
@@ -50,7 +49,7 @@ export class StubNode {
     this.server = createServer((request, response) => {
       this.answer(request, response).catch((error) => response.writeHead(500).end(String(error)));
     });
-    this.sockets = new WebSocketServer({ noServer: true });
+    this.sockets = new WebSocketServer({ noServer: true, handleProtocols: (offered) => (offered.has("linkd.text.1") ? "linkd.text.1" : false) });
     this.server.on("upgrade", (request, socket, head) => this.upgrade(request, socket, head));
     await new Promise((resolve) => this.server.listen(this.port, "127.0.0.1", resolve));
     this.port = this.server.address().port;
@@ -99,7 +98,6 @@ export class StubNode {
     if (!this.admits(request)) return (this.seen.refused += 1), json(401, { error: "unauthorized", message: "a key, a token or a session is needed" });
     if (url.pathname === "/v1/token" && request.method === "POST") {
       this.seen.tokens += 1;
-      if (this.refuseTokens > 0) return (this.refuseTokens -= 1), json(500, { error: "internal", message: "as asked" });
       return json(201, { token: this.token(), expires_seconds: 30 });
     }
     if (url.pathname === "/v1/status") return json(200, this.status());
@@ -130,9 +128,12 @@ export class StubNode {
 
   upgrade(request, socket, head) {
     const url = new URL(request.url, this.url);
-    const admitted = this.tokens.delete(url.searchParams.get("ws_token")) || this.admits(request);
-    this.seen.upgrades.push(url.searchParams.get("ws_token"));
+    const offered = /linkd\.bearer\.([\w-]+)/.exec(request.headers["sec-websocket-protocol"] ?? "")?.[1];
+    const bearer = offered ? Buffer.from(offered, "base64url").toString() : url.searchParams.get("ws_token");
+    const admitted = this.tokens.delete(bearer) || bearer === this.key || this.admits(request);
+    this.seen.upgrades.push(bearer);
     if (!admitted) this.seen.refused += 1;
+    if (!admitted && request.headers.origin) return this.sockets.handleUpgrade(request, socket, head, (ws) => ws.close(4401, "a key is needed"));
     if (!admitted) return socket.end("HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
     this.sockets.handleUpgrade(request, socket, head, (ws) => this.serve(ws, url));
   }
