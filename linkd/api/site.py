@@ -13,6 +13,7 @@ from twisted.web import http
 from linkd import events
 from linkd.api.account import Part
 from linkd.api.bodies import to_json
+from linkd.api.callers import STRANGER
 from linkd.api.door import wants_websocket
 from linkd.api.refusals import Refusal
 from linkd.api.request import Answering, ApiRequest
@@ -261,10 +262,11 @@ class ApiSite(_Factory):  # type: ignore[misc]
             refusal.status < 500 and wants_websocket(request)
         ):
             caller = getattr(request.admitted, "caller", None)
+            is_known = caller is not None and caller is not STRANGER
             events.emit(
                 "api.refused",
                 reason=refusal.error,
-                caller=caller.name if caller else origin(request.address),
+                caller=caller.name if is_known else origin(request.address),
                 address=request.address,
                 status=refusal.status,
                 path=request.path.decode("ascii", "replace")[:200],
