@@ -70,6 +70,7 @@ MEANINGS: dict[str, str] = {
     "Volatile.node": "Where they were published.",
     "Volatile.run": "Random, new at every start of that node.",
     "Volatile.sequence": "1, 2, 3, … within that run.",
+    "Volatile.presence": "The records are for nodes: who is there on the channel at `node`.",
     "Ack.next": "Everything below is on the disk of who sends this.",
     "Probe.padding": "Whatever.",
     "Probed.size": "Bytes of its padding.",

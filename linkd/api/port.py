@@ -9,6 +9,7 @@ from twisted.internet.defer import Deferred
 
 from linkd.config import Config
 from linkd.core.batch import Batch, Draft
+from linkd.core.wire import Volatile
 from linkd.log.engine import Consumer, Log, Owned, Settled
 from linkd.status import Availability, Event, LinkHistory, LinkStatus, NodeStatus, Outage
 
@@ -90,6 +91,8 @@ class NodePort(Protocol):
     """Called once a link has left `up`: peer, reason, seconds of silence until then."""
     on_rose: list[Callable[[str, float], None]]
     """Called once an outage has ended: peer, its seconds."""
+    on_presence: list[Callable[[Volatile, str], None]]
+    """Called with what another node announced, and the peer that it came from."""
 
     def publish(self, draft: Draft, settled: Settled) -> None:
         """Publish on a durable channel (settled once on disk) or a volatile one (settled at once.
@@ -99,6 +102,9 @@ class NodePort(Protocol):
         The channel's rule adds its `ttl` where the draft has none. The draft's encoding has been
         checked.
         """
+
+    def announce(self, channel: str, body: bytes, peer: str | None = None) -> None:
+        """Send who is there on a channel where the channel goes: to `peer` alone, or to all."""
 
     def wait_for(self, peer: str, next: int) -> Deferred[None]:
         """Fire once everything below `next` is on `peer`'s disk; cancel it to stop waiting.

@@ -263,6 +263,13 @@ async def arrived(api: Service, caller: Caller, pattern: str, page: Page, within
     page.next = max(page.next, arrival.next)
 
 
+async def present(api: Service, call: Call) -> Answer:
+    """Answer who is there on a channel."""
+    call.only()
+    channel = call.caller.check_subscribe(call.path["channel"])
+    return Answer(200, to_json({"channel": channel, "members": api.presence.members(channel)}))
+
+
 async def record(api: Service, call: Call) -> Answer:
     """Answer the exact bytes of one body, with the content type that it was published with."""
     call.only()

@@ -80,6 +80,14 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route(
         method="GET",
+        path="/v1/presence/{channel}",
+        places=(_CHANNEL,),
+        about="Who is there on a channel by `/ws`, at any node.",
+        run=reading.present,
+        answers={200: "Those who are there."},
+    ),
+    Route(
+        method="GET",
         path="/v1/consumers",
         about="The named consumers: next offset, and how many offsets lie behind the log's end.",
         run=acting.consumers,
@@ -367,7 +375,13 @@ ROUTES: tuple[Route, ...] = (
                 choice=(0, 1),
             ),
             Param("status", "1: changes of links arrive too.", "integer", choice=(0, 1)),
-            Param("presence", "1: who joins and leaves arrives too.", "integer", choice=(0, 1)),
+            Param(
+                "presence",
+                "1: who joins and leaves arrives too, at any node; `text`: as a sentence.",
+                choice=("0", "1", "text"),
+            ),
+            Param("name", "What the others hear that the client is called; absent: its key's."),
+            Param("uid", "The same."),
             Param("linkd", "1: linkd.js is at the other end.", "integer", choice=(0, 1)),
             Param(
                 "timeout",

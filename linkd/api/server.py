@@ -101,7 +101,7 @@ class Api:
         self.streams: set[Following] = set()
         self.upgrades = Upgrades(self, self._speak)
         self.producers = Producers(node.log)
-        self.presence = Presence()
+        self.presence = Presence(node, reactor)
         self.late_seconds = 0.0
         self._files = Files()
         self._running: dict[Deferred[Any], ApiRequest] = {}
@@ -171,6 +171,7 @@ class Api:
         for stream in list(self.streams):
             stream.end()
         ended = self.upgrades.stop()
+        ended.addBoth(lambda _: self.presence.stop())
         for site in self._sites:
             for channel in list(site.channels):
                 channel.loseConnection()

@@ -261,12 +261,12 @@ class ApiSite(_Factory):  # type: ignore[misc]
         if refusal.status in (401, 403, 421, 429) or (
             refusal.status < 500 and wants_websocket(request)
         ):
-            caller = getattr(request.admitted, "caller", None)
-            is_known = caller is not None and caller is not STRANGER
+            caller: Any = getattr(request.admitted, "caller", None)
+            is_nobody = caller is None or caller is STRANGER
             events.emit(
                 "api.refused",
                 reason=refusal.error,
-                caller=caller.name if is_known else origin(request.address),
+                caller=origin(request.address) if is_nobody else caller.name,
                 address=request.address,
                 status=refusal.status,
                 path=request.path.decode("ascii", "replace")[:200],

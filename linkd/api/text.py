@@ -13,6 +13,7 @@ from linkd.api.bodies import to_json
 from linkd.api.call import Call
 from linkd.api.callers import Caller
 from linkd.api.door import close_of
+from linkd.api.presence import MAX_NAME, Change
 from linkd.api.publishing import too_large
 from linkd.api.refusals import Refusal, refusal_of
 from linkd.api.sinks import SlicedSink
@@ -55,7 +56,8 @@ class TextSession:
         self._api = api
         self.caller = call.caller
         self._status = _flag(call, "status")
-        self._presence = _flag(call, "presence")
+        self._presence = _presence(call)
+        self._name = _name(call) or self.caller.name
         self.is_linkd = _flag(call, "linkd")  # linkd.js is at the other end
         self._from = start_of(call.text("from"), "latest")
         self._channels = self._channels_of(call)
@@ -63,7 +65,7 @@ class TextSession:
         self._subscriptions: dict[Key, TextSink] = {}
         self._parted = 0  # large messages that were sent in parts
         self._unsettled = 0
-        self._number: int | None = None
+        self._joined: dict[str, int] = {}  # the channels where it is present, and its numbers there
         self._unwatch: Callable[[], None] | None = None
         self._happened: set[str] = set()
         self._ended = False
@@ -107,6 +109,9 @@ class TextSession:
                 del self._subscriptions[key]
                 sink.close()
                 self._refuse(None, refusal, sink.name)
+        for channel, number in self._joined.items():
+            if not caller.may_read((channel,)):
+                self._api.presence.unwatch(channel, number)
 
     # what the socket tells
 
@@ -124,8 +129,8 @@ class TextSession:
         except LinkdError as error:
             self.socket.close(*close_of(refusal_of(error)))
             return
-        name = self.caller.name
-        self._number = self._api.presence.join(self._channel or "", name, self, self._presence)
+        for channel, is_read in self._channels.items():
+            self._join(channel, is_read)
 
     def message(self, payload: bytes, binary: bool) -> None:
         """Take one message; a refusal is told, and the connection stays."""
@@ -160,9 +165,8 @@ class TextSession:
     def closed(self) -> None:
         """The client is gone."""
         self._ended = True
-        if self._number is not None:
-            self._api.presence.leave(self._channel or "", self.caller.name, self._number)
-            self._number = None
+        while self._joined:
+            self._api.presence.leave(*self._joined.popitem())
         for sink in list(self._subscriptions.values()):
             sink.close()
         self._subscriptions.clear()
@@ -202,6 +206,8 @@ class TextSession:
         if frame.seen:
             start = resumed(self._api.node.log, frame.seen)
         sink = self._follow(frame.channel or "", start, frame.subscription)
+        if self._presence:
+            self._join(sink.pattern, True)
         if frame.id is not None and sink.subscription is not None:
             more = {} if sink.name is None else {"epoch": sink.epoch}
             self._ack(frame.id, sink.subscription.next, **more)
@@ -231,6 +237,10 @@ class TextSession:
             wanted = pattern if name is None else f"subscription {name}"
             raise Refusal("not-found", f"{wanted[:80]} is not followed")
         sink.close()
+        if not any(each.pattern == sink.pattern for each in self._subscriptions.values()):
+            number = self._joined.pop(sink.pattern, None)
+            if number is not None:
+                self._api.presence.leave(sink.pattern, number)
         if frame.id is not None:
             self._ack(frame.id, self._api.node.log.next)
 
@@ -304,10 +314,22 @@ class TextSession:
             else:
                 yield one
 
-    def joined(self, kind: str, number: int, name: str, count: int) -> None:
+    # presence
+
+    def _join(self, channel: str, is_read: bool) -> None:
+        """Be there on a channel."""
+        if channel not in self._joined:
+            watcher = self if self._presence and is_read else None
+            presence, key = self._api.presence, self.caller.name
+            self._joined[channel] = presence.join(channel, self._name, key, watcher)
+
+    def changed(self, change: Change) -> None:
         """Tell who joined or left."""
-        more = {"channel": self._channel, "id": number, "name": name, "count": count}
-        self._send_object(kind, more)
+        if self._presence == "text":
+            if not self._ended:
+                self.socket.send(to_json(change.as_text()), False)
+        else:
+            self._send_object(change.kind, change.as_object())
 
     # status
 
@@ -423,6 +445,25 @@ class TextSink(SlicedSink[Told]):
         self.subscription = None
         self.refund()
         self._session.lost(self, reason)
+
+
+def _presence(call: Call) -> str:
+    """Return how the client hears who joins and leaves; empty: not at all."""
+    given = call.text("presence")
+    if given not in (None, "0", "1", "text"):
+        raise Refusal("malformed", f"presence: expected 0, 1 or text, got {given[:40]!r}")
+    return "" if given in (None, "0") else given
+
+
+def _name(call: Call) -> str | None:
+    """Return the name that the URL gives, if it does; raise Refusal where it is no name.
+
+    An application's own `uid` is none where it does not fit.
+    """
+    given, uid = call.text("name"), call.text("uid")
+    if given and (len(given) > MAX_NAME or not given.isprintable()):
+        raise Refusal("malformed", f"name: expected at most {MAX_NAME} printable characters")
+    return given or (uid if uid and uid.isprintable() else None)
 
 
 def _flag(call: Call, name: str) -> bool:

@@ -235,15 +235,15 @@ class Inbound:
         """Take records that were never in a log."""
         channel, count = message.channel, message.count
         if not self._takes(channel):
-            return [_refused(channel, count)]
+            return [] if message.presence else [_refused(channel, count)]
         if message.node == self._settings.peer:
             self._ends.heard(message, now)
         elif not self._settings.relay:
-            return [NotRelayed(channel, count, inbound=True)]
+            return [] if message.presence else [NotRelayed(channel, count, inbound=True)]
         elif not self._ends.allows_volatile(message, now):
             return [FalseOrigin(channel, count, _volatile_sentence(message))]
         _check_records(message.records, message.count)
-        self.received_records += message.count
+        self.received_records += 0 if message.presence else message.count
         return [Pass(message)]
 
     def stored(self, next: int) -> None:

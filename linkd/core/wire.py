@@ -174,7 +174,8 @@ class Volatile(msgspec.Struct, array_like=True, frozen=True, tag="volatile", gc=
     """Records that were never in a log: sent while the link is up, else dropped.
 
     `node` published them as its `sequence`-th message since its start `run`; what is not above the
-    highest sequence known of a run is dropped: no loops, no doubles.
+    highest sequence known of a run is dropped: no loops, no doubles. With `presence` no reader
+    gets the records: they are for the nodes themselves, who is there on the channel at `node`.
     """
 
     channel: Channel
@@ -185,6 +186,7 @@ class Volatile(msgspec.Struct, array_like=True, frozen=True, tag="volatile", gc=
     node: Name
     run: Token
     sequence: Natural
+    presence: bool = False
 
 
 class Ack(msgspec.Struct, array_like=True, frozen=True, tag="ack", gc=False):

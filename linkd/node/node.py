@@ -18,9 +18,10 @@ from linkd.api.port import Measure, Sink, Start
 from linkd.clock import Clock, wall
 from linkd.config import Config, PeerSettings
 from linkd.core import wire
-from linkd.core.batch import Draft
+from linkd.core.batch import Draft, Record, encode_records
 from linkd.core.known_ends import KnownEnds
 from linkd.core.link_types import Changed
+from linkd.core.shown import JSON
 from linkd.errors import LinkdError, Reason
 from linkd.log.engine import Appended, Consumer, CursorStore, Log, Owned, Settled
 from linkd.net.ports import Dialer
@@ -100,6 +101,7 @@ class Node:
         self._counter: Counter[tuple[str, str]] = Counter()
         self.counts: Mapping[tuple[str, str], int] = self._counter
         self.on_measured: list[Callable[[Measure, str, float], None]] = []
+        self.on_presence: list[Callable[[wire.Volatile, str], None]] = []
         self._cursors = stores.cursors
         self._began = clock.seconds()
         self._chronicle = Chronicle(log, stores.outages, stores.cursors, clock)
@@ -212,12 +214,21 @@ class Node:
             self._spread.volatile(self._volatile.make(one), None)
         settled(Appended(0, draft.count))
 
+    def announce(self, channel: str, body: bytes, peer: str | None = None) -> None:
+        """Send peers who is there; see `linkd.api.port.NodePort.announce`."""
+        records = encode_records((Record(body, "", "", JSON),))
+        draft = Draft(channel, 1, records, wall())
+        self._spread.volatile(self._volatile.make(draft, presence=True), None, peer)
+
     def passed(self, message: wire.Volatile, peer: str) -> None:
         """A volatile message came from a peer: hand it out and on, once."""
         fate = self._volatile.judge(message)
         if fate == "fresh":
             self._spread.volatile(message, peer)
-        else:
+            if message.presence:
+                for heard in self.on_presence:
+                    heard(message, peer)
+        elif not message.presence:
             self.count(fate, peer, message.count)
 
     def wait_for(self, peer: str, next: int) -> Deferred[None]:

@@ -172,22 +172,28 @@ class Spread:
                 if driver.carrier.session.outbound.log_next < end:
                     self._offer(driver, [], end)
 
-    def volatile(self, message: wire.Volatile, source: str | None) -> None:
-        """Hand a volatile message, here or from peer `source`, to readers and to other peers."""
-        followers = self._readers.interested(message.channel)
+    def volatile(self, message: wire.Volatile, source: str | None, only: str | None = None) -> None:
+        """Hand a volatile message, here or from peer `source`, to readers and to other peers.
+
+        With `only` to that peer alone. No reader gets what is for the nodes themselves.
+        """
+        is_ours = message.presence
+        followers = [] if is_ours else self._readers.interested(message.channel)
         if followers:
             batch = as_batch(message, self._log.clock())
             for follower in followers:
                 follower.volatile(batch)
         payload = b""
         for driver in self.route(message.channel):
-            if driver.peer in (source, message.node):
+            if driver.peer in (source, message.node) or only not in (None, driver.peer):
                 continue
             if source is not None and not driver.carrier.session.outbound.relays:
+                if is_ours:
+                    continue
                 driver.carrier.not_relayed(NotRelayed(message.channel, message.count, False))
                 continue
             payload = payload or wire.encode(message)
-            if not driver.volatile(payload):
+            if not driver.volatile(payload) and not is_ours:
                 self._count("dropped", driver.peer, message.count)
 
 

@@ -41,8 +41,8 @@ class VolatileSequence:
         self._nodes: dict[str, dict[_Key, tuple[int, int]]] = {}  # (run, channel): highest, mask
         self._keys = 0
 
-    def make(self, draft: Draft) -> Volatile:
-        """Return a publish as a message."""
+    def make(self, draft: Draft, presence: bool = False) -> Volatile:
+        """Return a publish, or what this node announces of its clients, as a message."""
         self._sequence += 1
         return Volatile(
             draft.channel,
@@ -53,6 +53,7 @@ class VolatileSequence:
             self._node,
             self._run,
             self._sequence,
+            presence,
         )
 
     def judge(self, message: Volatile) -> Fate:

@@ -76,6 +76,8 @@ HTTP: dict[str, list[Ask]] = {
         Ask("/v1/consumers/x/move", '{"owner":"{owner}","name":"{consumer}"}', JSON),
     ],
     "GET /v1/records/{offset}": [Ask("/v1/records/1")],
+    "GET /v1/presence/{channel}": [Ask("/v1/presence/chat")],
+    "GET /v1/peers/{name}/history": [Ask("/v1/peers/hub/history")],
     "GET /v1/status": [Ask("/v1/status")],
     "GET /v1/events": [Ask("/v1/events")],
     "GET /v1/outages": [Ask("/v1/outages")],

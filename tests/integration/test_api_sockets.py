@@ -440,15 +440,66 @@ async def test_status_comes_with_each_change(served: Served) -> None:
 async def test_presence(served: Served) -> None:
     def run() -> None:
         with text(served, "channel=room&presence=1") as one:
-            with text(served, "channel=room"):
+            with text(served, "channel=room&name=bob"):
                 joined = one.hear()
                 assert joined["type"] == "joined"
-                assert joined["data"]["count"] == 2
+                assert joined["data"].items() >= {"count": 2, "name": "bob"}.items()
+                assert joined["data"].items() >= {"key": "socket", "node": "edge-1"}.items()
             left = one.hear()
             assert left["type"] == "left"
             assert left["data"]["id"] == joined["data"]["id"]
 
     await thread(run)
+
+
+@pytest_twisted.ensureDeferred
+async def test_presence_as_sentences(served: Served) -> None:
+    def run() -> None:
+        with text(served, "channel=room&presence=text&uid=ab1c2") as one:
+            with text(served, "channel=room&uid=xy9z8"):
+                assert one.hear() == '"xy9z8" joined'
+            assert one.hear() == '"xy9z8" left'
+
+    await thread(run)
+    await until(lambda: not served.api.presence._channels)
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_subscribes_with_presence_is_there_until_it_unsubscribes(served: Served) -> None:
+    follow = {"type": "subscribe", "data": {"channel": "room"}, "id": "s"}
+
+    def run() -> None:
+        with (
+            text(served, "channel=&presence=1&name=ann") as one,
+            text(served, "channel=&presence=1&name=bob") as two,
+        ):
+            one.say(follow)
+            assert one.hear()["type"] == "ack"
+            two.say(follow)
+            assert two.hear()["type"] == "ack"
+            assert one.hear()["data"]["name"] == "bob"
+            answer = served.fetch("GET", "/v1/presence/room").json()
+            assert [each["name"] for each in answer["members"]] == ["ann", "bob"]
+            two.say({"type": "unsubscribe", "data": {"channel": "room"}})
+            assert one.hear()["type"] == "left"
+
+    await thread(run)
+
+
+@pytest_twisted.ensureDeferred
+async def test_only_who_may_read_a_channel_hears_who_is_there(served: Served) -> None:
+    answer = await served.keyed("GET", "/v1/presence/orders", key=SHOP_KEY)
+    assert (answer.status, answer.json()["members"]) == (200, [])
+    answer = await served.keyed("GET", "/v1/presence/secret", key=SHOP_KEY)
+    assert (answer.status, answer.json()["error"]) == (403, "channel-refused")
+    for query in ("presence=2", "name=" + "x" * 65, "name=%07"):
+        with pytest.raises(InvalidStatus):
+            await thread(lambda q=query: talk_to(served, q))
+
+
+def talk_to(served: Served, query: str) -> None:
+    with text(served, f"channel=room&{query}"):
+        pass
 
 
 @pytest_twisted.ensureDeferred

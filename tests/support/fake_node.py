@@ -61,6 +61,8 @@ class FakeNode:
         self.on_fell: list[Any] = []
         self.on_rose: list[Any] = []
         self.certificates: list[CertificateStatus] = []
+        self.on_presence: list[Any] = []
+        self.announced: list[tuple[str, bytes, str | None]] = []
         self.told: list[tuple[str, dict[str, Any]]] = []
         self.kicked: list[str] = []
         self.absent = {"old": (12, 345)}
@@ -103,6 +105,9 @@ class FakeNode:
                 settled(Appended(0, draft.count))
                 return
         self.log.append(draft, settled)
+
+    def announce(self, channel: str, body: bytes, peer: str | None = None) -> None:
+        self.announced.append((channel, body, peer))
 
     def wait_for(self, peer: str, next: int) -> Deferred[None]:
         if peer not in self.links:

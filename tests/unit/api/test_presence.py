@@ -1,0 +1,252 @@
+"""Who is there at any node: changes and snapshots, links that fall, nodes that begin again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from twisted.internet.task import Clock
+
+from linkd.api.presence import GATHER_SECONDS, REPEAT_SECONDS, Change, Presence
+from linkd.core.batch import Record, encode_records
+from linkd.core.wire import Volatile
+from linkd.status import Event
+
+
+class Watcher:
+    """One who watches."""
+
+    def __init__(self) -> None:
+        self.heard: list[Change] = []
+
+    def changed(self, change: Change) -> None:
+        self.heard.append(change)
+
+    def take(self) -> list[str]:
+        """Return what was heard since: `joined ann@edge 2`."""
+        heard, self.heard = self.heard, []
+        return [f"{one.kind} {one.member.name}@{one.node} {one.count}" for one in heard]
+
+
+class Net:
+    """Nodes in a row, each linked with the next; what one announces passes along."""
+
+    def __init__(self, *names: str) -> None:
+        self.clock = Clock()
+        self.nodes = {name: Node(self, name) for name in names}
+        self.up = set(pairwise(names))
+        self.drop = False
+        for node in self.nodes.values():
+            node.begin()
+
+    def __getitem__(self, name: str) -> Presence:
+        return self.nodes[name].presence
+
+    def links(self, name: str) -> list[str]:
+        """Return who is linked with a node."""
+        return [a if b == name else b for a, b in self.up if name in (a, b)]
+
+    def pass_on(self, message: Volatile, at: str, source: str, only: str | None = None) -> None:
+        for peer in self.links(at):
+            if peer not in (source, message.node) and only in (None, peer) and not self.drop:
+                for heard in self.nodes[peer].on_presence:
+                    heard(message, at)
+                self.pass_on(message, peer, at)
+
+    def cut(self, a: str, b: str) -> None:
+        self.up.discard((a, b))
+        self.nodes[a].link(b, "up", "waiting")
+        self.nodes[b].link(a, "up", "waiting")
+
+    def join(self, a: str, b: str) -> None:
+        self.up.add((a, b))
+        self.nodes[a].link(b, "resuming", "up")
+        self.nodes[b].link(a, "resuming", "up")
+        self.settle()
+
+    def settle(self, seconds: float = 2.0) -> None:
+        for _ in range(int(seconds * 100)):
+            self.clock.advance(0.01)
+
+
+class Node:
+    """What presence needs of a node."""
+
+    def __init__(self, net: Net, name: str) -> None:
+        self.net = net
+        self.name = name
+        self.boots = 0
+        self.begin()
+
+    def begin(self) -> None:
+        """Start, or start again: nothing is known."""
+        self.boots += 1
+        self.sequence = 0
+        self.on_presence: list[Callable[[Volatile, str], None]] = []
+        self.watchers: list[Callable[[Event], None]] = []
+        node: Any = self
+        self.presence = Presence(node, self.net.clock)
+
+    def on_event(self, call: Callable[[Event], None]) -> Callable[[], None]:
+        self.watchers.append(call)
+        return lambda: self.watchers.remove(call)
+
+    def link(self, peer: str, old: str, new: str) -> None:
+        for call in list(self.watchers):
+            call(Event(1, "", f"link.{new}", peer, None, old, new, None, None))
+
+    def announce(self, channel: str, body: bytes, peer: str | None = None) -> None:
+        self.sequence += 1
+        records = encode_records([Record(body, "", "", "application/json")])
+        message = Volatile(
+            channel, 1, records, 0.0, None, self.name, f"r{self.boots}", self.sequence, True
+        )
+        self.net.pass_on(message, self.name, self.name, peer)
+
+
+@pytest.fixture
+def net() -> Net:
+    return Net("edge", "hub", "far")
+
+
+def names(presence: Presence, channel: str = "chat") -> list[str]:
+    return sorted(f"{one['name']}@{one['node']}" for one in presence.members(channel))
+
+
+def test_who_comes_and_goes_is_heard_at_every_node(net: Net) -> None:
+    watcher = Watcher()
+    net["edge"].join("chat", "ann", "shop", watcher)
+    number = net["far"].join("chat", "bob", "shop", None)
+    net["far"].join("other", "eve", "shop", None)
+    net.settle(2 * GATHER_SECONDS)
+    assert watcher.take() == ["joined bob@far 2"]
+    for each in ("edge", "hub", "far"):
+        assert names(net[each]) == ["ann@edge", "bob@far"]
+    net["far"].leave("chat", number)
+    net.settle(2 * GATHER_SECONDS)
+    assert watcher.take() == ["left bob@far 1"]
+    assert names(net["hub"]) == ["ann@edge"]
+
+
+def test_ids_differ_between_nodes(net: Net) -> None:
+    for name in ("edge", "hub", "far"):
+        net[name].join("chat", "same", "shop", None)
+    net.settle()
+    ids = {one["id"] for one in net["edge"].members("chat")}
+    assert ids == {"edge/1", "hub/1", "far/1"}
+
+
+def test_the_end_of_a_link_ends_who_was_behind_it(net: Net) -> None:
+    watcher = Watcher()
+    net["edge"].join("chat", "ann", "shop", watcher)
+    net["far"].join("chat", "bob", "shop", None)
+    net["hub"].join("chat", "cid", "shop", None)
+    net.settle()
+    watcher.take()
+    net.cut("hub", "far")
+    assert watcher.take() == ["left bob@far 2"]
+    assert names(net["far"]) == ["bob@far"]
+    net.cut("edge", "hub")
+    assert watcher.take() == ["left cid@hub 1"]
+    net.join("edge", "hub")
+    assert watcher.take() == ["joined cid@hub 2"]
+    net.join("hub", "far")
+    assert watcher.take() == ["joined bob@far 3"]
+    assert names(net["far"]) == names(net["edge"]) == ["ann@edge", "bob@far", "cid@hub"]
+
+
+def test_a_node_that_starts_again_has_lost_who_was_there(net: Net) -> None:
+    watcher = Watcher()
+    net["edge"].join("chat", "ann", "shop", watcher)
+    net["hub"].join("chat", "bob", "shop", None)
+    net.settle()
+    watcher.take()
+    net["hub"].stop()
+    net.nodes["hub"].begin()  # faster than its links could be noticed to fall
+    net["hub"].join("chat", "cid", "shop", None)
+    net.settle()
+    assert watcher.take() == ["left bob@hub 1", "joined cid@hub 2"]
+
+
+def test_who_comes_to_a_node_that_started_late_asks_who_is_there(net: Net) -> None:
+    net["far"].join("chat", "bob", "shop", None)
+    net.settle()
+    net["edge"].stop()
+    net.nodes["edge"].begin()
+    assert names(net["edge"]) == []
+    watcher = Watcher()
+    net["edge"].join("chat", "ann", "shop", watcher)
+    net.settle()
+    assert names(net["edge"]) == ["ann@edge", "bob@far"]
+    assert watcher.take() == ["joined bob@far 2"]
+
+
+def test_what_was_dropped_on_the_way_heals(net: Net) -> None:
+    watcher = Watcher()
+    net["edge"].join("chat", "ann", "shop", watcher)
+    gone = net["far"].join("chat", "bob", "shop", None)
+    net["far"].join("chat", "dan", "shop", None)
+    net.settle()
+    watcher.take()
+    net.drop = True
+    net["far"].leave("chat", gone)
+    net["far"].join("chat", "cid", "shop", None)
+    net.settle()
+    net.drop = False
+    assert watcher.take() == []
+    net.settle(REPEAT_SECONDS)
+    assert watcher.take() == ["left bob@far 2", "joined cid@far 3"]
+
+
+def test_many_are_announced_in_pieces(net: Net) -> None:
+    numbers = [net["far"].join("chat", f"n{n}", "shop", None) for n in range(1000)]
+    net.settle()
+    assert len(net["edge"].members("chat")) == 1000
+    for number in numbers[:999]:
+        net["far"].leave("chat", number)
+    net.drop = True
+    net.settle()
+    net.drop = False
+    net.settle(REPEAT_SECONDS)
+    assert names(net["edge"]) == ["n999@far"]
+
+
+def test_nothing_is_left_of_who_is_gone(net: Net) -> None:
+    watcher = Watcher()
+    number = net["edge"].join("chat", "ann", "shop", watcher)
+    other = net["far"].join("chat", "bob", "shop", None)
+    net.settle()
+    net["edge"].unwatch("chat", number)
+    net["far"].leave("chat", other)
+    net["edge"].leave("chat", number)
+    net.settle(2 * REPEAT_SECONDS)
+    assert watcher.take() == ["joined bob@far 2"]
+    for name in ("edge", "hub", "far"):
+        assert not net[name]._channels
+        net[name].stop()
+    assert not net.clock.getDelayedCalls()
+
+
+def test_a_pattern_is_of_its_own_node(net: Net) -> None:
+    watcher = Watcher()
+    net["edge"].join("chat.*", "ann", "shop", watcher)
+    net["edge"].join("chat.*", "bob", "shop", None)
+    net.settle()
+    assert watcher.take() == ["joined bob@edge 2"]
+    assert names(net["hub"], "chat.*") == []
+
+
+def test_what_a_peer_sends_is_bounded_and_checked(net: Net) -> None:
+    long = b'{"joined":[[1,"' + b"x" * 65 + b'","k"]]}'
+    for body in (b"nonsense", long, b'{"joined":[[-1,"a","k"]]}', b'{"here":7}', b"\xff"):
+        net.nodes["hub"].announce("chat", body)
+    forged = b'{"ended":["far"]}'
+    net["far"].join("chat", "bob", "shop", None)
+    net.settle()
+    net.nodes["edge"].announce("chat", forged)  # it never heard of far by the hub's link to far
+    assert names(net["hub"]) == ["bob@far"]
+    assert names(net["edge"]) == ["bob@far"]
+    net.nodes["hub"].announce("chat", b'{"joined":[[1,"ann","k"]]}')
+    assert names(net["edge"]) == ["ann@hub", "bob@far"]
