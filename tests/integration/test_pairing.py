@@ -268,3 +268,46 @@ async def test_a_peer_written_by_hand_is_not_replaced(hub: Hub, tmp_path: Path) 
     with pytest.raises(ConfigError, match="stands in the configuration"):
         await joined(hub.pairing.invite("edge-1", "127.0.0.1"), edge)
     assert hub.config.peers == ()
+
+
+@pytest_twisted.ensureDeferred
+async def test_other_terms_of_a_new_invitation_take_effect(hub: Hub, edge: Config) -> None:
+    first = hub.pairing.invite("edge-1", "127.0.0.1", ["a"], ["b"])
+    await joined(first, edge)
+    hub.pairing.revoke("edge-1")
+    again = load(files(Path(edge.node.state_dir).parent / "linkd.toml"))
+    await joined(hub.pairing.invite("edge-1", "127.0.0.1", ["new.>"], ["other"], True), again)
+    ours = hub.config.peers[0]
+    theirs = load(files(Path(edge.node.state_dir).parent / "linkd.toml")).peers[0]
+    assert (ours.send, ours.receive, ours.relay) == (("new.>",), ("other",), True)
+    assert (theirs.send, theirs.receive) == (("other",), ("new.>",))
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_new_invitation_without_terms_keeps_what_is_configured(
+    hub: Hub, edge: Config
+) -> None:
+    await joined(hub.pairing.invite("edge-1", "127.0.0.1", ["a"], ["b"], True), edge)
+    file = hub.main.parent / "linkd.d" / "edge-1.toml"
+    file.write_text(file.read_text() + "required = true\n")
+    hub.reload()
+    again = load(files(Path(edge.node.state_dir).parent / "linkd.toml"))
+    await joined(hub.pairing.invite("edge-1", "127.0.0.1"), again)
+    theirs = load(files(Path(edge.node.state_dir).parent / "linkd.toml")).peers[0]
+    assert (theirs.send, theirs.receive) == (("b",), ("a",))
+    ours = hub.config.peers[0]
+    assert (ours.send, ours.receive, ours.relay, ours.required) == (("a",), ("b",), True, True)
+    with pytest.raises(PairingRefused, match=r"\[\[peer\]\] edge-1 .* has send = \['a'\]"):
+        hub.pairing.invite("edge-1", "127.0.0.1", ["c"])
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_file_that_was_edited_after_the_invitation_is_kept(hub: Hub, edge: Config) -> None:
+    await joined(hub.pairing.invite("edge-1", "127.0.0.1", ["a"], ["b"]), edge)
+    code = hub.pairing.invite("edge-1", "127.0.0.1", ["c"], ["b"])
+    file = hub.main.parent / "linkd.d" / "edge-1.toml"
+    file.write_text(file.read_text() + "required = true\n")
+    hub.reload()
+    again = load(files(Path(edge.node.state_dir).parent / "linkd.toml"))
+    assert "invite it without other terms" in await refusal(code, again)
+    assert hub.pairing.peers()[0].state == "paired", "nothing was revoked"
