@@ -1,8 +1,10 @@
-"""Garbage in cycles: looked for seldom, but what a link leaves behind still goes."""
+"""Memory: garbage is looked for seldom but goes; blocks are reused, only the largest unmapped."""
 
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import weakref
 from collections.abc import Iterator
 
@@ -54,3 +56,32 @@ def test_what_links_leave_behind_goes_whatever_its_age() -> None:
             break
     kept += [[number] for number in range(100_000)]
     assert gone() is None
+
+
+_FAULTS = """
+import resource
+from linkd import garbage
+
+def faults(size, times=100):
+    for _ in range(3):
+        one, two = bytes(size), bytes(size)
+        del one, two
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(times):
+        one = bytearray(size)
+        two = bytes(one)
+        del one, two
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // times
+
+garbage.settle()
+print(faults(100_000), faults(300_000), faults(1 << 20), faults(16 << 20))
+"""
+
+
+def test_messages_up_to_1_mib_reuse_their_memory_and_pages_of_16_mib_give_theirs_back() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", _FAULTS], capture_output=True, text=True, check=True
+    )
+    *small, large = [int(word) for word in ran.stdout.split()]
+    assert max(small) < 10, "page faults for each message"
+    assert large > 1000, "16 MiB stayed in the heap"
