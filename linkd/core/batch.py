@@ -245,6 +245,7 @@ class _Passed(msgspec.Struct, array_like=True, frozen=True, gc=False):
 _encoder = msgspec.msgpack.Encoder()
 _records = msgspec.msgpack.Decoder(list[Record])
 _later_records = msgspec.msgpack.Decoder(list[_LaterRecord])
+_view = msgspec.msgpack.Decoder(_View)
 _views = msgspec.msgpack.Decoder(list[_View])
 _headers = msgspec.msgpack.Decoder(Headers)
 _raw = msgspec.msgpack.Decoder(list[msgspec.Raw])
@@ -314,7 +315,10 @@ def check_records(records: bytes, count: int, max_body_bytes: int) -> None:
     _check_count(count, records)
     found: Sequence[_View | Record]
     try:
-        found = _views.decode(array_header(count) + records)
+        if count == 1:
+            found = [_view.decode(records)]  # not copied behind a head
+        else:
+            found = _views.decode(array_header(count) + records)
     except _MALFORMED:
         found = decode_records(records, count)
     if any(len(one.body) > max_body_bytes for one in found):
