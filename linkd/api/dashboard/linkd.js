@@ -70,6 +70,8 @@ const OFFLINE_SECONDS = 60;
 const LATE_SECONDS = 1;
 /** A Node.js program may be busy for so long before the node takes it for dead, on a path that lives. */
 const BUSY_SECONDS = "30";
+/** So often in a row of failures a page finds out why. */
+const EXPLAINED_EVERY = 8;
 const SUBPROTOCOL = "linkd.text.1";
 const BEARER = "linkd.bearer.";
 /** Epochs of the log that a subscription remembers. */
@@ -289,6 +291,8 @@ export class Linkd extends EventTarget {
     this._sameLog = true;
     /** What is being waited for. */
     this._stage = "";
+    /** Why the last attempts failed, where the browser hid it. */
+    this._explained = "";
     this._serial = 0;
     this._reporting = false;
     this._wrapped = new WeakMap();
@@ -583,11 +587,11 @@ export class Linkd extends EventTarget {
     socket.onmessage = mine((event) => this._received(event.data));
     socket.onerror = mine((event) => (said = event.message || event.error?.message || ""));
     socket.onclose = mine((event) => {
-      const why = event.reason || said || `closed (${event.code})`;
-      const unexplained = !event.reason && !said && !this.isUp && this._failures === 0;
+      const unexplained = !event.reason && !said && !this.isUp;
+      const why = event.reason || said || (unexplained && this._explained) || `closed (${event.code})`;
       const refused = /\b(400|401|403|404|421|429)\b/.test(said); // the status, where a program is told it
       this._failed(generation, new LinkdError(refused ? "rejected" : "closed", why), event.code);
-      if (unexplained) this._explain(this._generation);
+      if (unexplained && this._failures % EXPLAINED_EVERY === 1) this._explain(this._generation);
     });
   }
 
@@ -603,7 +607,9 @@ export class Linkd extends EventTarget {
       // It can't be reached by HTTP either.
     }
     const { state, retrySeconds } = this.status.value;
-    if (generation === this._generation && state === "waiting") this._enter("waiting", why, retrySeconds);
+    if (generation !== this._generation || state !== "waiting") return;
+    this._explained = why;
+    this._enter("waiting", why, retrySeconds);
   }
 
   /** The node has taken us, and said who it is. @param {any} info */
@@ -612,6 +618,7 @@ export class Linkd extends EventTarget {
     const generation = this._generation;
     this._sameLog = this.info === null || this.info.log === info.log;
     this.info = info;
+    this._explained = "";
     clearTimeout(this._timers.attempt);
     const { stableAfter, pingInterval, pingTimeout } = this.options;
     this._timers.stable = setTimeout(() => (this._failures = 0), stableAfter * 1000);

@@ -36,6 +36,7 @@ export class StubNode {
     this.links = [link("hub", { role: "dialer" }), link("warehouse", { role: "listener" })];
     this.pages = new Map(); // served as HTML, by path
     this.mute = false; // hear everything, answer nothing
+    this.deaf = false; // answer no frame, but say that it is open
     this.dropAcks = 0; // store so many publishes, then cut the connection instead of answering
     this.unavailable = 0; // refuse so many publishes as a node does that is stopping
     this.seen = { refused: 0, tokens: 0, upgrades: [], frames: [] };
@@ -175,6 +176,7 @@ export class StubNode {
 
   frame(ws, text) {
     const frame = JSON.parse(text);
+    if (this.deaf) return;
     this.seen.frames.push(frame);
     const { type, data, id } = frame;
     if (type === "ping") return this.send(ws, { type: "pong" });
