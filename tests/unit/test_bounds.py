@@ -84,6 +84,7 @@ TWINS: dict[str, Twin] = {
     "Hello.proof": own("0" * 64),
     "Hello.compress": own((), ("zstd",)),
     "Hello.segment_bytes": own(0, SEGMENT_BYTES),
+    "Hello.time": Twin("wire.sendable", TIMES),
     "Probed.size": Twin("wire.decode: of a probe that came", (0, wire.MAX_MESSAGE_BYTES)),
     "Step.previous": own(1, MOST),
     "Step.next": own(1, MOST),
