@@ -382,6 +382,17 @@ ROUTES: tuple[Route, ...] = (
             ),
             Param("name", "What the others hear that the client is called; absent: its key's."),
             Param("uid", "The same."),
+            Param(
+                "consumer",
+                "Follow the channels as this named consumer: what was not received comes again.",
+                pattern=CONSUMER_NAME_PATTERN,
+            ),
+            Param(
+                "resume",
+                "The same for a client that comes back within 10 minutes: any id of its own.",
+                pattern=r"^[A-Za-z0-9._-]{1,56}$",
+            ),
+            Param("private", "1: a private channel, named in `opened`.", "integer", choice=(0, 1)),
             Param("linkd", "1: linkd.js is at the other end.", "integer", choice=(0, 1)),
             Param(
                 "timeout",

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from operator import attrgetter
+from secrets import token_urlsafe
 from typing import TYPE_CHECKING, Any
 
 import linkd
-from linkd.api.asked import resumed, start_of
+from linkd.api.asked import check_consumer, resumed, start_of
 from linkd.api.bodies import to_json
 from linkd.api.call import Call
 from linkd.api.callers import Caller
@@ -22,17 +23,21 @@ from linkd.api.upgrade import Socket
 from linkd.clock import wall
 from linkd.core.batch import HELD_BYTES, Batch, Draft, Record, check_words, encode_records
 from linkd.errors import LinkdError
-from linkd.log.engine import Appended
+from linkd.log.engine import RESUME_PREFIX, Appended
 from linkd.status import Event
 
 if TYPE_CHECKING:
     from linkd.api.port import Start, Subscription
     from linkd.api.service import Service
 
+CONFIRM_SECONDS = 0.05
+"""So soon after messages a consumer's client is asked whether it has received them."""
+
 PONG = b'{"type":"pong"}'
 
 Key = tuple[str, Name]
-"""A subscription: `id` and the name that the client gave it, or `pattern` and its pattern."""
+"""A subscription: `id` and the name that the client gave it, or `pattern` and its pattern; `own`
+and its first pattern where the URL asked for it as a consumer, or for a private channel."""
 
 _FLAGS = {None: False, "0": False, "1": True}
 
@@ -62,6 +67,8 @@ class TextSession:
         self._from = start_of(call.text("from"), "latest")
         self._channels = self._channels_of(call)
         self._channel = next(iter(self._channels), None)
+        self._consumer = _consumer(call)
+        self._private = f"private.{token_urlsafe(16)}" if _flag(call, "private") else None
         self._subscriptions: dict[Key, TextSink] = {}
         self._parted = 0  # large messages that were sent in parts
         self._unsettled = 0
@@ -104,7 +111,9 @@ class TextSession:
         self.caller = caller
         for key, sink in list(self._subscriptions.items()):
             try:
-                caller.check_subscribe(sink.pattern)
+                for pattern in sink.patterns:
+                    if pattern != self._private:
+                        caller.check_subscribe(pattern)
             except Refusal as refusal:
                 del self._subscriptions[key]
                 sink.close()
@@ -117,20 +126,39 @@ class TextSession:
 
     def opened(self) -> None:
         """Begin: follow the URL's channel, and what else was asked for."""
-        if self.is_linkd:
+        if self.is_linkd or self._private is not None:
             self._introduce()
         if self._status:
             self._unwatch = self._api.node.on_event(self._event)
             for link in self._api.node.status().links:
                 self._send_object("status", link)
         try:
-            for channel in [each for each, is_read in self._channels.items() if is_read]:
-                self._follow(channel, self._from)
+            self._follow_all([each for each, is_read in self._channels.items() if is_read])
         except LinkdError as error:
             self.socket.close(*close_of(refusal_of(error)))
             return
         for channel, is_read in self._channels.items():
             self._join(channel, is_read)
+
+    def _follow_all(self, channels: list[str]) -> None:
+        """Follow the URL's channels, under the consumer's name where it gives one."""
+        if self._private is not None:  # its own, whatever else the caller may read
+            self._begin(TextSink(self, self._api, self._private), (self._private,), "latest")
+        if self._consumer is None:
+            for channel in channels:
+                self._follow(channel, self._from)
+        elif channels:
+            self.caller.check_patterns(channels)
+            sink = ConfirmedSink(self, self._api, channels[0])
+            self._begin(sink, channels, self._from, self._consumer)
+        else:
+            raise Refusal("malformed", "consumer: expected a channel that may be read")
+
+    def _begin(
+        self, sink: TextSink, patterns: Sequence[str], start: Start, consumer: str | None = None
+    ) -> None:
+        sink.subscribe(self.caller, patterns, start, consumer)
+        self._subscriptions[("own", sink.pattern)] = sink
 
     def message(self, payload: bytes, binary: bool) -> None:
         """Take one message; a refusal is told, and the connection stays."""
@@ -179,7 +207,7 @@ class TextSession:
     def _introduce(self) -> None:
         """Send what linkd.js must know of this node first."""
         node = self._api.node
-        more = {
+        more: dict[str, Any] = {
             "node": node.name,
             "version": linkd.__version__,
             "log": node.log.id,
@@ -187,6 +215,8 @@ class TextSession:
             "next": node.log.next,
             "max_body_bytes": node.config.log.max_body_bytes,
         }
+        if self._private is not None:
+            more["private"] = self._private
         self._send_object("opened", more)
 
     def _take(self, frame: Frame) -> None:
@@ -299,10 +329,13 @@ class TextSession:
 
     def lost(self, sink: TextSink, reason: str) -> None:
         """A subscription was ended by the node."""
-        key = ("pattern", sink.pattern) if sink.name is None else ("id", sink.name)
-        if self._subscriptions.get(key) is sink:
+        keys = [key for key, each in self._subscriptions.items() if each is sink]
+        for key in keys:
             del self._subscriptions[key]
-            if reason != "stopped":
+            if reason == "replaced":
+                said = "another client opened with this consumer's name"
+                self.socket.close(*close_of(Refusal("in-use", said)))
+            elif reason != "stopped":
                 self._refuse(None, Refusal("internal", f"{sink.pattern}: {reason}"), sink.name)
 
     def parted(self, messages: Iterator[Told]) -> Iterator[Told]:
@@ -373,6 +406,7 @@ class TextSink(SlicedSink[Told]):
     ) -> None:
         super().__init__(api, api.account.part(session.caller.name))
         self.pattern = pattern
+        self.patterns: tuple[str, ...] = (pattern,)
         self.name = name
         self.epoch = ""
         self._session = session
@@ -385,6 +419,7 @@ class TextSink(SlicedSink[Told]):
         """Follow these patterns; see `ApiSink.subscribe`."""
         found = super().subscribe(caller, patterns, start, consumer)
         self._reported = found.next
+        self.patterns = tuple(patterns)
         self.epoch = self._api.node.log.epoch_below(found.next)
         return found
 
@@ -445,6 +480,57 @@ class TextSink(SlicedSink[Told]):
         self.subscription = None
         self.refund()
         self._session.lost(self, reason)
+
+
+class ConfirmedSink(TextSink):
+    """Where the records of a consumer go whose client sends no acks.
+
+    A pong answers a ping only once everything before it has been received: so far the cursor moves.
+    """
+
+    _acked = 0
+    _awaits = False
+    """A ping is on its way, or about to be."""
+
+    def put(self, pieces: list[Told]) -> None:
+        """Send messages, and ask soon whether they were received."""
+        super().put(pieces)
+        self._ask_soon()
+
+    def _ask_soon(self) -> None:
+        if not self._awaits:
+            self._awaits = True
+            self._api.reactor.callLater(CONFIRM_SECONDS, self._ask)
+
+    def _ask(self) -> None:
+        self._awaits = False
+        subscription, socket = self.subscription, self._session.socket
+        if subscription is None or not socket.open:
+            return
+        if self.is_within:
+            self._ask_soon()
+            return
+        position = subscription.position()
+        if position > self._acked:
+            self._awaits = True
+            socket.confirm(lambda: self._received(position))
+
+    def _received(self, position: int) -> None:
+        self._awaits, self._acked = False, position
+        if self.subscription is not None:
+            self.subscription.ack(position, lambda _: None)
+            if self.subscription.position() > position:
+                self._ask_soon()
+
+
+def _consumer(call: Call) -> str | None:
+    """Return the consumer under whose name the client follows, if it asks for one."""
+    name, id_ = call.text("consumer"), call.text("resume")
+    if name is not None and id_ is not None:
+        raise Refusal("malformed", "expected consumer or resume, got both")
+    if id_ is not None:
+        return check_consumer(f"{RESUME_PREFIX}{id_}")
+    return None if name is None else check_consumer(name)
 
 
 def _presence(call: Call) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -37,7 +38,7 @@ from linkd.net.pace import Pace
 from linkd.net.silence import PingedSilence
 from linkd.net.sockets import keep_unsent_small, path_of
 from linkd.net.timers import ExactTimer
-from linkd.net.websocket import ConnectionDeny, ServerFactory
+from linkd.net.websocket import ConnectionDeny, Quiet, ServerFactory
 
 BUSY_CLIENT_SECONDS = 30.0
 """Beyond the interval of pings a browser, a client of linkd's own, or a program that was sent
@@ -133,6 +134,9 @@ class Socket(Protocol):
     def close(self, code: int, reason: str) -> None:
         """Say goodbye; cut it 3 s later."""
 
+    def confirm(self, call: Callable[[], None]) -> None:
+        """Make a call once the other end has received all that was sent; it replaces the last."""
+
 
 Speak = Callable[[Call, str, Socket], Session]
 """Begins what is spoken on a WebSocket: the request that became it, its path, and itself."""
@@ -141,6 +145,7 @@ Speak = Callable[[Call, str, Socket], Session]
 class ApiSocket(PingedSilence, WholeMessages):
     """One WebSocket: Autobahn's callbacks, none of which may raise."""
 
+    log: Any = Quiet()
     life: ClientLiveness
 
     upgrades: Upgrades
@@ -162,6 +167,8 @@ class ApiSocket(PingedSilence, WholeMessages):
         self._life_at: float | None = None  # when a sign of life is due; a message is coming in
         self._goes_on: Callable[[], None] | None = None  # once the other end reads
         self._part: Part | None = None
+        self._confirmed: Callable[[], None] | None = None
+        self._confirms = b""  # the payload of the ping whose pong confirms
         self._acked = 0  # bytes that the other end's kernel had when the silence was last judged
 
     # Autobahn's callbacks
@@ -364,6 +371,20 @@ class ApiSocket(PingedSilence, WholeMessages):
         if self.paused and self._part is not None:
             self.waiting += len(payload)
             self._part.add(len(payload))
+
+    def confirm(self, call: Callable[[], None]) -> None:
+        """Send a ping behind all that was sent; make a call once its pong comes."""
+        if self.open:
+            self._confirmed = call
+            self._confirms = secrets.token_bytes(8)
+            self.sendPing(self._confirms)
+
+    def onPong(self, payload: bytes) -> None:
+        """A pong came: it may be the one that `confirm` waits for."""
+        if self._confirms and payload == self._confirms:
+            confirmed, self._confirmed, self._confirms = self._confirmed, None, b""
+            if confirmed is not None and self.open:
+                self._guarded(confirmed)
 
     @property
     def is_stuck(self) -> bool:

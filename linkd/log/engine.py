@@ -222,6 +222,13 @@ UNOWNED = "unowned"
 """The owner of consumers that a linkd without owners made, until a caller takes them."""
 
 
+RESUME_PREFIX = "resume."
+"""The consumers of clients of `/ws` that only mean to come back soon: `?resume=ID`."""
+
+RESUME_SECONDS = 600.0
+"""Such a one is kept for so long after its client has gone."""
+
+
 class Consumer(msgspec.Struct, frozen=True):
     """A named consumer.
 
@@ -243,6 +250,11 @@ class Consumer(msgspec.Struct, frozen=True):
     def key(self) -> Owned:
         """Owner and name."""
         return (self.owner, self.name)
+
+    @property
+    def is_passing(self) -> bool:
+        """Whether it is kept for some minutes only."""
+        return self.name.startswith(RESUME_PREFIX)
 
 
 class PeerCursor(msgspec.Struct, frozen=True):

@@ -15,7 +15,7 @@ from linkd.config import Config
 from linkd.core.batch import Batch
 from linkd.core.channels import PatternIndex, Patterns
 from linkd.errors import PublishError
-from linkd.log.engine import UNOWNED, Consumer, CursorStore, Log, Owned
+from linkd.log.engine import RESUME_SECONDS, UNOWNED, Consumer, CursorStore, Log, Owned
 from linkd.node.follow import Follower
 from linkd.status import ConsumerStatus
 
@@ -186,15 +186,16 @@ class Readers:
         self._to_age = list(self._store.consumers())
 
     def _age(self, most: int) -> None:
-        # A round counts a whole minute also of one that was there a second ago: hence the margin.
-        limit = self._around.config.log.consumer_max_idle + 2 * AGING_SECONDS
+        longest = self._around.config.log.consumer_max_idle
         keys, self._to_age = self._to_age[:most], self._to_age[most:]
         for key in keys:
             consumer = self._store.consumers().get(key)
             if consumer is None:
                 continue
             idle = 0.0 if key in self._held else consumer.idle + self._passed
-            if idle > limit:
+            # A round counts a whole minute also of one that was there a second ago: a margin.
+            most_idle = RESUME_SECONDS if consumer.is_passing else longest
+            if idle > most_idle + 2 * AGING_SECONDS:
                 self._store.remove_consumer(key)
                 self._no_longer_lags(key)
                 self._tell_removed(consumer, idle)
@@ -203,7 +204,7 @@ class Readers:
 
     def _tell_removed(self, consumer: Consumer, idle: float) -> None:
         self._around.tell(
-            "error",
+            "info" if consumer.is_passing else "error",
             "consumer.removed",
             owner=consumer.owner,
             consumer=consumer.name,

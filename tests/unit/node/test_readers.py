@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 
 from linkd.core.batch import Draft, Record, encode_records
 from linkd.errors import PublishError
-from linkd.log.engine import UNOWNED, Consumer, Owned
+from linkd.log.engine import RESUME_PREFIX, RESUME_SECONDS, UNOWNED, Consumer, Owned
 from linkd.node import readers
 from linkd.node.readers import AGED_AT_ONCE, AGING_SECONDS, LOOKS
 from tests.support.fake_node import FakeNode, make_config
@@ -111,6 +111,20 @@ def test_absence_counts_only_while_it_is_looked_at(node: FakeNode) -> None:
     assert (said["owner"], said["consumer"], said["next"]) == ("shop", "billing", 1)
     assert limit < said["idle_seconds"] - 2 * AGING_SECONDS <= limit + AGING_SECONDS
     assert node.consumer(SHOP) is None
+
+
+def test_who_only_means_to_come_back_soon_is_kept_for_minutes(node: FakeNode) -> None:
+    passing: Owned = ("shop", f"{RESUME_PREFIX}tab-1")
+    make(node, passing)
+    make(node, SHOP)
+    for _ in range(int(RESUME_SECONDS / AGING_SECONDS) + 2):
+        node.clock.advance(AGING_SECONDS)
+        node.readers.age()
+    assert node.consumer(passing) is not None
+    node.clock.advance(AGING_SECONDS)
+    node.readers.age()
+    assert node.consumer(passing) is None
+    assert node.consumer(SHOP) is not None
 
 
 def test_absence_adds_up_over_restarts(node: FakeNode) -> None:
