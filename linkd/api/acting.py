@@ -130,7 +130,8 @@ async def kick(api: Service, call: Call) -> Answer:
         api.node.kick(peer)
     except KeyError:
         raise _no_peer(peer) from None
-    return answer({"peer": peer})
+    link = api.node.link_status(peer)
+    return answer({"peer": peer, "state": None if link is None else link.state})
 
 
 class Confirmed(msgspec.Struct, forbid_unknown_fields=True):

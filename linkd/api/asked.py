@@ -58,7 +58,11 @@ def consumer_of(call: Call) -> str | None:
 def check_consumer(name: str) -> str:
     """Return `name`; raise Refusal where no consumer can be called so."""
     if not _CONSUMER.fullmatch(name):
-        raise Refusal("malformed", f"{name[:63]!r} is no consumer's name: {CONSUMER_NAME_PATTERN}")
+        raise Refusal(
+            "malformed",
+            f"{name[:63]!r} is no consumer's name: expected 1 to 63 letters, digits,"
+            " `.`, `_` and `-`, beginning with a letter or digit",
+        )
     return name
 
 

@@ -23,7 +23,7 @@ from linkd.errors import ConfigError, LinkdError
 
 __all__ = ["main"]
 
-_COMMANDS: dict[str, tuple[str, str]] = {
+COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("run", "run the node in the foreground"),
     "check": ("check", "check the configuration and show what is in force"),
     "status": ("status", "what is true of every link now"),
@@ -41,6 +41,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "join": ("pairing", "join a node by its code"),
     "peers": ("pairing", "list the peers that were paired"),
     "revoke": ("pairing", "take a pairing back"),
+    "completion": ("completion", "print what bash or zsh needs to complete commands"),
     "version": ("version", "print the version"),
 }
 """Command: its module in `linkd.cli`, and one line of help.
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             command = _command(words)
         elif not words:
             words = ["--help"]
-        if command is not None and command not in _COMMANDS:
+        if command is not None and command not in COMMANDS:
             raise Ended(exits.USAGE, _unknown(command))
         arguments = _parser(command).parse_args(words)
         code = int(arguments.run(arguments))
@@ -128,7 +129,7 @@ def _command(words: Sequence[str]) -> str | None:
 
 def _unknown(command: str) -> str:
     """Return what to answer to a command that there is not."""
-    near = difflib.get_close_matches(command, _COMMANDS, 1)
+    near = difflib.get_close_matches(command, COMMANDS, 1)
     meant = f" (did you mean {near[0]!r}?)" if near else ""
     return f"there is no command {command[:60]!r}{meant}: `linkd help` lists them"
 
@@ -141,10 +142,10 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(
         metavar="COMMAND", dest="command", required=True, parser_class=Whole
     )
-    wanted = _COMMANDS[command][0] if command in _COMMANDS else None
+    wanted = COMMANDS[command][0] if command in COMMANDS else None
     if wanted is not None:
         _loaded(wanted).add(subparsers)
-    for name, (module, line) in _COMMANDS.items():
+    for name, (module, line) in COMMANDS.items():
         if module != wanted:
             subparsers.add_parser(name, help=line)
     return parser

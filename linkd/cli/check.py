@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from linkd.cli.text import duration
 from linkd.clock import wall
 from linkd.config import Config, files, load
 from linkd.config.shape import shown
+from linkd.errors import ConfigError, Unavailable
 from linkd.status import CertificateStatus
 
 
@@ -59,11 +61,30 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(msgspec.to_builtins(config), indent=2))
     elif not arguments.quiet:
-        print(f"# {', '.join(str(path) for path in paths)}: fine")
+        print("\n".join(in_toml(config)) + "\n")
         for each in ends:
             print(f"# {certificate_words(each)}: ends in {duration(each.expires_seconds)}")
-        print("\n".join(in_toml(config)))
+        for name, fingerprint in fingerprints(config):
+            print(f"# fingerprint of the secret for {name}: {fingerprint}")
+        print(f"# {', '.join(str(path) for path in paths)}: fine")
     return exits.FINE
+
+
+def fingerprints(config: Config) -> Iterator[tuple[str, str]]:
+    """Yield each peer's name and its secret as eight digits, to be compared on both hosts.
+
+    They are the first 32 bits of a SHA-256: of a random secret they tell nothing that helps to
+    guess it.
+    """
+    from linkd.net.identity import load_secret  # noqa: PLC0415  # it loads cryptography
+
+    for peer in config.peers:
+        if peer.secret_file is not None:
+            try:
+                digest = hashlib.sha256(b"linkd secret\0" + load_secret(peer.secret_file))
+            except (ConfigError, Unavailable):
+                continue  # systemd hides its credentials from this command
+            yield peer.name, digest.hexdigest()[:8]
 
 
 def in_toml(config: Config) -> Iterator[str]:

@@ -61,7 +61,9 @@ def run(arguments: argparse.Namespace) -> int:
             ]
             for one in found
         ]
-        print("\n".join(table(("CONSUMER", "NEXT OFFSET", "BEHIND"), rows, frozenset((1, 2)))))
+        print(
+            "\n".join(table(("CONSUMER", "NEXT OFFSET", "OFFSETS TO END"), rows, frozenset((1, 2))))
+        )
     else:
         print("no consumer has a name here")
     return exits.FINE

@@ -24,5 +24,9 @@ def add(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Have the link to a peer try again at once, whatever its delay."""
-    calls.post(arguments, f"/v1/peers/{calls.quoted(arguments.peer)}/kick")
+    answer = calls.post(arguments, f"/v1/peers/{calls.quoted(arguments.peer)}/kick").json()
+    if answer.get("state") == "up":
+        print(f"{arguments.peer} is up: left alone")
+    else:
+        print(f"{arguments.peer} is tried again now: see `linkd status {arguments.peer}`")
     return exits.FINE

@@ -45,6 +45,11 @@ def add(subparsers: Any) -> None:
     parser.add_argument(
         "--no-drills", action="store_true", help="leave out what drills on this node made"
     )
+    parser.add_argument(
+        "--no-planned",
+        action="store_true",
+        help="leave out planned ones: a restart, reload or upgrade of either end",
+    )
     parser.add_argument("--json", action="store_true", help="print one object a line")
     parser.set_defaults(run=run)
 
@@ -72,6 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
     }
     answer = calls.get(arguments, "/v1/outages" + (f"?{urlencode(query)}" if query else ""))
     page = _decode(answer.body)
+    if arguments.no_planned:
+        page = _Page([one for one in page.outages if not is_planned(one)], page.availability)
     if arguments.json:
         for one in page.outages:
             print(json_text(msgspec.json.encode(one)))
@@ -88,6 +95,11 @@ def _decode(body: bytes) -> _Page:
         raise ClientError(f"expected outages from the daemon: {error}") from None
 
 
+def is_planned(outage: Outage) -> bool:
+    """Return whether one end was stopped on purpose and said goodbye."""
+    return outage.reason == "stopped"
+
+
 def outages_text(outages: Sequence[Outage]) -> list[str]:
     """Return the table of outages; one that has not ended has a + behind its duration."""
     if not outages:
@@ -96,7 +108,10 @@ def outages_text(outages: Sequence[Outage]) -> list[str]:
         [
             one.began[5:19].replace("T", " "),
             one.peer,
-            one.reason + (" never up" if one.never_up else "") + (" drill" if one.drill else ""),
+            one.reason
+            + (" planned" if is_planned(one) else "")
+            + (" never up" if one.never_up else "")
+            + (" drill" if one.drill else ""),
             duration(one.noticed_after_seconds),
             duration(one.down_seconds) + ("+" if one.ongoing else ""),
             number(one.attempts),

@@ -47,13 +47,13 @@ def _add_invite(subparsers: Any) -> None:
         "--send",
         metavar="PATTERN",
         nargs="+",
-        help="what it gets (default: as in its [[peer]], or NAME.>)",
+        help="channels that this node sends to it (default: as in its [[peer]], or NAME.>)",
     )
     invite.add_argument(
         "--receive",
         metavar="PATTERN",
         nargs="+",
-        help="what it may send (default: as in its [[peer]], or >)",
+        help="channels that this node takes from it (default: as in its [[peer]], or >)",
     )
     invite.add_argument(
         "--relay",
@@ -85,7 +85,8 @@ def _add_peers(subparsers: Any) -> None:
     peers = subparsers.add_parser(
         "peers",
         help="list the peers that were paired",
-        description="List who was invited or paired, and when the certificates end; then the peers"
+        description="List who was invited or paired, whom this node has joined, and when the"
+        " certificates end; then the peers"
         " whose [[peer]] is missing, and what they are owed.",
     )
     peers.add_argument(
@@ -222,14 +223,16 @@ def _peers(arguments: argparse.Namespace) -> int:
     if arguments.forget is not None:
         return _forget(arguments)
     rows = _paired(arguments)
-    absent = calls.get(arguments, "/v1/status").json().get("absent", [])
+    status = calls.get(arguments, "/v1/status").json()
+    absent = status.get("absent", [])
+    rows += _hubs(status)
     if arguments.json:
         rows += [{"name": row.pop("peer"), "state": "absent", **row} for row in absent]
         for row in rows:
             sys.stdout.write(f"{json_text(msgspec.json.encode(row))}\n")
         return exits.FINE
     if not rows:
-        _say("nobody was paired with this node: see `linkd invite`")
+        _say("this node is paired with nobody: see `linkd invite` and `linkd join`")
     else:
         cells = [
             [
@@ -254,6 +257,25 @@ def _peers(arguments: argparse.Namespace) -> int:
         ]
         _table(["PEER", "RECORDS OWED", "BYTES", "FORGOTTEN IN"], cells, frozenset({1, 2, 3}))
     return exits.FINE
+
+
+def _hubs(status: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the nodes that this one has joined: those it dials with a certificate of its own."""
+    ends = {
+        each["peer"]: each["expires_seconds"]
+        for each in status.get("certificates", [])
+        if each["role"] == "own" and each["peer"] is not None
+    }
+    return [
+        {
+            "name": link["peer"],
+            "state": "joined" if ends[link["peer"]] > 0 else "expired",
+            "expires_seconds": ends[link["peer"]],
+            "configured": True,
+        }
+        for link in status.get("links", [])
+        if link["role"] == "dialer" and link["peer"] in ends
+    ]
 
 
 def _paired(arguments: argparse.Namespace) -> list[dict[str, Any]]:

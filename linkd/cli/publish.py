@@ -95,7 +95,8 @@ def run(arguments: argparse.Namespace) -> int:
     elif answer.get("duplicate"):
         print(f"offset {answer['offset']} (published before, nothing stored)")
     else:
-        print(f"offset {answer['offset']}" + ("" if body else " (an empty message)"))
+        has_it = "" if arguments.wait is None else f", {arguments.wait} has it"
+        print(f"offset {answer['offset']}{has_it}" + ("" if body else " (an empty message)"))
     return exits.FINE
 
 

@@ -173,7 +173,8 @@ def node_text(status: NodeStatus, paint: Paint) -> str:
         rows = [
             [f"{c.owner}/{c.name}", number(c.next), number(c.lag_records)] for c in status.consumers
         ]
-        lines += ["", *table(("CONSUMER", "NEXT OFFSET", "BEHIND"), rows, frozenset((1, 2)))]
+        head = ("CONSUMER", "NEXT OFFSET", "OFFSETS TO END")
+        lines += ["", *table(head, rows, frozenset((1, 2)))]
     return "\n".join(lines)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -114,9 +115,20 @@ def _parse(path: Path) -> dict[str, Any]:
         line = content.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{path}: expected UTF-8, got other bytes in line {line}") from None
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not TOML: {error}") from None
+        raise ConfigError(f"{path}: not TOML: {error}{_line_of(content, str(error))}") from None
     except RecursionError:
         raise ConfigError(f"{path}: not TOML that linkd reads: nested too deep") from None
+
+
+def _line_of(content: bytes, error: str) -> str:
+    """Return the line that an error of tomllib names, so that a curly quote is seen."""
+    found = re.search(r"at line (\d+)", error)
+    lines = content.decode().splitlines()
+    if found is None or not 0 < int(found[1]) <= len(lines):
+        return ""
+    line = lines[int(found[1]) - 1].strip()
+    hint = "; use straight quotes" if any(sign in line for sign in "“”„‘’") else ""
+    return f": {shown(line)}{hint}"
 
 
 class _Merged:

@@ -78,7 +78,8 @@ class Links:
             self._remove(name, "the peer was removed from the configuration")
             self.absent.leave(before[name], carrier.owes, *owed)
             self._waits.pop(name).end()
-        anew = old.reconnect != new.reconnect or old.heartbeat != new.heartbeat
+        # A dialer follows its listener's [heartbeat], not this node's.
+        anew = old.reconnect != new.reconnect
         for name, settings in after.items():
             if name not in before:
                 self._add(settings)

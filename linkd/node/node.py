@@ -431,9 +431,11 @@ class Node:
         return self._history.of(peer, wall())
 
     def kick(self, peer: str) -> None:
-        """Try again at once; KeyError if there is no such peer."""
-        self._links.drivers[peer].kick()
-        events.emit("link.kicked", peer=peer)
+        """Try again at once, unless it is up; KeyError if there is no such peer."""
+        driver = self._links.drivers[peer]
+        if driver.link.state != "up":
+            driver.kick()
+            events.emit("link.kicked", peer=peer)
 
     def drill_began(self, peer: str, drill: str, seconds: float) -> None:
         """A fault is made on a link on purpose; KeyError if there is no such peer."""

@@ -48,12 +48,15 @@ const key = ({ time, peer, event, reason }) => `${time} ${peer} ${event} ${reaso
 function folded(events) {
   /** @type {Map<string, number>} */
   const attempts = new Map();
+  const known = new Set();
   const kept = [];
   for (const event of events) {
     const step = event.peer !== null && event.old !== "up" && STEPS.includes(event.new);
     const made = attempts.get(event.peer) ?? 0;
-    if (step) attempts.set(event.peer, made + (event.new === "connecting" ? (event.count ?? 1) : 0));
+    // Of a link that was never up the first failure is all that there is to see.
+    if (step && (known.has(event.peer) || !event.reason)) attempts.set(event.peer, made + (event.new === "connecting" ? (event.count ?? 1) : 0));
     else {
+      known.add(event.peer);
       kept.push(made > 1 ? { ...event, detail: [event.detail, `${made} attempts`].filter(Boolean).join(", ") } : event);
       attempts.delete(event.peer);
     }

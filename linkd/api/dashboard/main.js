@@ -46,7 +46,8 @@ class Dashboard {
     theme(() => this.cards.forEach(({ plots }) => plots.redraw(true)));
     this.span();
     // Paper has no scrolling: what was never on the screen is drawn for it.
-    addEventListener("beforeprint", () => this.cards.forEach(({ plots }) => plots.see(true)));
+    addEventListener("beforeprint", () => this.print(true));
+    addEventListener("afterprint", () => this.print(false));
   }
 
   async run() {
@@ -166,10 +167,11 @@ class Dashboard {
     this.messages.tell(links);
   }
 
-  /** Show the cards: of many links those that are down and those that were chosen. @param {any[]} links @param {number} now */
+  /** Show the cards: of many links the first that are down and those that were chosen. @param {any[]} links @param {number} now */
   cardsOf(links, now) {
     const many = links.length > MANY;
-    const shown = many ? byState(links).filter(({ peer, state }) => state !== "up" || this.chosen.has(peer)) : links;
+    const bad = new Set(byState(links).filter(({ state }) => state !== "up").slice(0, MANY));
+    const shown = many ? byState(links).filter((link) => bad.has(link) || this.chosen.has(link.peer)) : links;
     const wanted = new Set(shown.map(({ peer }) => peer));
     for (const link of links) {
       const card = this.cards.get(link.peer) ?? (wanted.has(link.peer) ? this.card(link.peer) : null);
@@ -204,6 +206,19 @@ class Dashboard {
   choose(peer) {
     this.chosen.add(peer);
     this.show();
+  }
+
+  /** Draw all plots, in ink for white paper; afterwards as before. @param {boolean} begins */
+  print(begins) {
+    const root = document.documentElement;
+    if (begins) this.theme = root.dataset.theme;
+    if (begins) root.dataset.theme = "light";
+    else if (this.theme) root.dataset.theme = this.theme;
+    else delete root.dataset.theme;
+    for (const { plots } of this.cards.values()) {
+      plots.visible ||= begins;
+      plots.redraw(true);
+    }
   }
 
   /** How far back the plots go: a button goes through the spans. */

@@ -3,7 +3,7 @@
 import { byId, make, say } from "./dom.js";
 import { DASH, count, lasting, size, stateWord, tone } from "./format.js";
 
-/** With more links than this a card stands only where its link is down, or was chosen. */
+/** With more links than this a card stands only where its link is down, or was chosen; for so many that are down. */
 export const MANY = 8;
 
 /** From so many links on there is an overview. */

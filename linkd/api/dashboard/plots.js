@@ -34,7 +34,7 @@ const PLOTS = [
     axis: short,
     series: [(s) => s.silence_seconds],
     kept: [(h) => h.silence_seconds],
-    figure: (s) => (s.state === "up" ? [short(s.silence_seconds), `of ${limit(s)} s`] : [lasting(s.last_heard_seconds), "since the last byte"]),
+    figure: (s) => (s.state === "up" ? [short(s.silence_seconds), `of ${limit(s)} s`] : [lasting(s.last_heard_seconds), s.last_heard_seconds === null ? "nothing was ever heard" : "since the last byte"]),
     limited: true,
     about: `The longest within ${STEP} s; the dashed line is where the link is given up`,
   },

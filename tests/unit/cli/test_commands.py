@@ -261,7 +261,7 @@ def test_publish_asks_what_was_typed(
     daemon.answers["POST /v1/channels/orders"] = (201, {"offset": 7, "count": 1})
     words = ["--type", "created", "--id", "o-1", "--ttl", "60", "--wait", "hub", "--timeout", "5"]
     assert main(["publish", "orders", '{"total":12}', *words]) == 0
-    assert capsys.readouterr().out == "offset 7\n"
+    assert capsys.readouterr().out == "offset 7, hub has it\n"
     asked = daemon.asked[0]
     assert asked.target == "/v1/channels/orders?wait=hub&timeout=5.0"
     assert asked.body == b'{"total":12}'
@@ -351,6 +351,13 @@ def test_outages_and_availability(daemon: HttpDaemon, capsys: pytest.CaptureFixt
     assert main(["outages", "--since", "1h", "--json", "--no-drills"]) == 0
     assert capsys.readouterr().out.count("\n") == 3
     assert daemon.asked[-1].target == "/v1/outages?since=3600.0&drills=0"
+    found.append(outage("2026-11-29T21:22:44.000Z", 0.4, reason="stopped"))
+    assert main(["outages"]) == 0
+    assert "stopped planned" in capsys.readouterr().out
+    assert main(["outages", "--no-planned"]) == 0
+    printed = capsys.readouterr().out
+    assert "planned" not in printed
+    assert printed.count("ping-timeout") == 3
 
 
 def test_events(daemon: HttpDaemon, capsys: pytest.CaptureFixture[str]) -> None:
@@ -410,6 +417,27 @@ def test_acting_commands(daemon: HttpDaemon, capsys: pytest.CaptureFixture[str])
     assert main(["log", "stat"]) == 0
     assert "12,345 offsets, 1 to 12,345" in capsys.readouterr().out
     assert main(["kick", "nobody"]) == 4
+    daemon.answers["POST /v1/peers/hub/kick"] = (200, {"peer": "hub", "state": "up"})
+    capsys.readouterr()
+    assert main(["kick", "hub"]) == 0
+    assert capsys.readouterr().out == "hub is up: left alone\n"
+
+
+def test_peers_shows_the_hub_that_was_joined(
+    daemon: HttpDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = status(link("hub"), link("other"))
+    known["certificates"] = [
+        {"role": "own", "peer": "hub", "expires_seconds": 86_400.0 * 300},
+        {"role": "authority", "peer": "hub", "expires_seconds": 86_400.0 * 3000},
+    ]
+    daemon.answers["GET /v1/status"] = (200, known)
+    assert main(["peers"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[1].split() == ["hub", "joined", "300d", "yes"]
+    known["certificates"][0]["expires_seconds"] = -1.0
+    assert main(["peers", "--json"]) == 0
+    assert msgspec.json.decode(capsys.readouterr().out)["state"] == "expired"
 
 
 def test_peers_that_are_missing(daemon: HttpDaemon, capsys: pytest.CaptureFixture[str]) -> None:

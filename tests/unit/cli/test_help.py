@@ -29,7 +29,7 @@ def whole(command: str) -> Iterator[tuple[argparse.ArgumentParser, str | None]]:
             yield parser, line
 
 
-@pytest.mark.parametrize("command", cli._COMMANDS)
+@pytest.mark.parametrize("command", cli.COMMANDS)
 def test_everything_is_described(command: str) -> None:
     found = list(whole(command))
     assert found
@@ -46,13 +46,13 @@ def test_everything_is_described(command: str) -> None:
             assert len(action.help.split()) > 1, where
 
 
-@pytest.mark.parametrize("command", cli._COMMANDS)
+@pytest.mark.parametrize("command", cli.COMMANDS)
 def test_the_line_of_a_command_is_the_same_before_and_after_it_is_loaded(command: str) -> None:
     lines = {parser.prog: line for parser, line in whole(command)}
-    assert lines[f"linkd {command}"] == cli._COMMANDS[command][1]
+    assert lines[f"linkd {command}"] == cli.COMMANDS[command][1]
 
 
-@pytest.mark.parametrize("command", cli._COMMANDS)
+@pytest.mark.parametrize("command", cli.COMMANDS)
 def test_help_fits_eighty_columns(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,7 +69,7 @@ def test_without_a_command_it_lists_them(
     assert cli.main(words) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
-    assert all(f"    {name} " in printed.out for name in cli._COMMANDS)
+    assert all(f"    {name} " in printed.out for name in cli.COMMANDS)
 
 
 def test_help_of_a_command(capsys: pytest.CaptureFixture[str]) -> None:

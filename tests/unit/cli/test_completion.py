@@ -1,0 +1,40 @@
+"""The script for shells names every command and option, and bash takes it."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from linkd.cli import COMMANDS, completion, main
+from tests.support.needs import need
+
+
+def completed(*words: str) -> list[str]:
+    """Return what bash offers for the last word."""
+    need("bash")
+    typed = " ".join(f"'{word}'" for word in words)
+    lines = [
+        "ZSH_VERSION=; linkd() { echo hub; }",
+        completion.script(),
+        f"COMP_WORDS=({typed}); COMP_CWORD={len(words) - 1}; _linkd; echo ${{COMPREPLY[@]}}",
+    ]
+    bash = ["bash", "-u", "-c", "\n".join(lines)]
+    done = subprocess.run(bash, capture_output=True, text=True, timeout=20)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout.split()
+
+
+def test_commands_options_and_peers() -> None:
+    assert completed("linkd", "") == sorted(COMMANDS)
+    assert completed("linkd", "sub") == ["subscribe"]
+    assert completed("linkd", "status", "--w") == ["--watch"]
+    assert completed("linkd", "kick", "h") == ["hub"]
+    assert completed("linkd", "version", "h") == []
+    assert {"--consumer", "--from"} <= set(completed("linkd", "subscribe", "--"))
+
+
+def test_it_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion"]) == 0
+    assert capsys.readouterr().out == completion.script()
