@@ -334,6 +334,7 @@ def _faked(clock: Path) -> dict[str, str]:
 
 
 def _table(name: str, settings: msgspec.Struct) -> str:
-    """Return settings as a TOML table; all of them are numbers."""
-    values: Mapping[str, float] = msgspec.structs.asdict(settings)
-    return "\n".join([f"[{name}]", *(f"{key} = {value}" for key, value in values.items())])
+    """Return settings as a TOML table; all of them are numbers, or absent."""
+    values: Mapping[str, float | None] = msgspec.structs.asdict(settings)
+    lines = [f"{key} = {value}" for key, value in values.items() if value is not None]
+    return "\n".join([f"[{name}]", *lines])
