@@ -121,9 +121,10 @@ export class LinkdError extends Error {
  * @template T
  */
 export class Observable {
-  /** @param {T} value */
-  constructor(value) {
+  /** @param {T} value @param {(call: () => any) => void} [guarded] Calls an observer, whose mistake is its own. */
+  constructor(value, guarded = (call) => call()) {
     this.value = value;
+    this._guarded = guarded;
     /** @type {Set<{next?: (value: T) => void}>} */
     this._observers = new Set();
   }
@@ -135,14 +136,14 @@ export class Observable {
   subscribe(observer) {
     const entry = { next: typeof observer === "function" ? observer : observer.next?.bind(observer) };
     this._observers.add(entry);
-    entry.next?.(this.value);
+    this._guarded(() => entry.next?.(this.value));
     return { unsubscribe: () => void this._observers.delete(entry) };
   }
 
-  /** @param {T} value @param {(call: () => void) => void} guarded Calls an observer, whose mistake is its own. */
-  _set(value, guarded) {
+  /** @param {T} value */
+  _set(value) {
     this.value = value;
-    for (const each of [...this._observers]) guarded(() => each.next?.(value));
+    for (const each of [...this._observers]) this._guarded(() => each.next?.(value));
   }
 
   /** What RxJS' `from` looks for. */
@@ -242,9 +243,9 @@ export class Linkd extends EventTarget {
     this.WebSocket = options.WebSocket ?? /** @type {any} */ (globalThis).WebSocket;
     if (!this.WebSocket) throw new LinkdError("no-websocket", "this platform has no WebSocket: pass one, as {WebSocket}");
     /** @type {Observable<Status>} */
-    this.status = new Observable(STOPPED);
+    this.status = new Observable(STOPPED, (call) => this._guarded(call));
     /** What `status: true` told of each link, by peer; empty while the connection is down. @type {Observable<Map<string, any>>} */
-    this.links = new Observable(new Map());
+    this.links = new Observable(new Map(), (call) => this._guarded(call));
     /** What the node said of itself: `node`, `version`, `log`, `epoch`, `next`, `max_body_bytes`. @type {any} */
     this.info = null;
     /** @type {Map<string, Set<(data: any, message: Message) => void>>} */
@@ -409,7 +410,7 @@ export class Linkd extends EventTarget {
       const refused = this._refusal(channel, type, id, whenDown, headers, timeout);
       if (refused) return Promise.reject(refused);
       if (this.options.encode === JSON.stringify) checkData(data, MOST_DEPTH);
-      text = this.options.encode({ type, data: data ?? null, channel, id, headers: headers ?? undefined });
+      text = awaited(this.options.encode({ type, data: data ?? null, channel, id, headers: headers ?? undefined }), "encode");
       if (typeof text !== "string") throw new TypeError("encode: expected it to return a string");
       const most = this._mostBytes();
       if (isLonger(text, most)) {
@@ -432,7 +433,7 @@ export class Linkd extends EventTarget {
   /** Send any frame as it is, unless the connection is down. @param {any} frame @returns {boolean} whether it was sent */
   send(frame) {
     if (!this.isUp) return false;
-    const text = this.options.encode(frame);
+    const text = awaited(this.options.encode(frame), "encode");
     if (typeof text !== "string" || isLonger(text, this._mostBytes())) throw new TypeError("expected a frame that the node takes");
     this._socket.send(text);
     return true;
@@ -710,7 +711,7 @@ export class Linkd extends EventTarget {
     if (typeof data !== "string") return this._part(data);
     let frame;
     try {
-      frame = this.options.decode(data);
+      frame = awaited(this.options.decode(data), "decode");
     } catch (error) {
       this._error(new LinkdError("undecodable", `a frame could not be decoded: ${error}`));
       return;
@@ -749,7 +750,7 @@ export class Linkd extends EventTarget {
     else if (type === "error") this._refused(data);
     else if (type === "position") this._placed(data);
     else if (type === "status") {
-      this._tell(this.links, new Map(this.links.value).set(data.peer, data));
+      this.links._set(new Map(this.links.value).set(data.peer, data));
       this._fire("link", data);
     } else if (type === "gap") {
       const { subscription, ...gap } = data;
@@ -822,7 +823,11 @@ export class Linkd extends EventTarget {
     const message = { ...rest, type, origin, headers, offset: offset ?? 0, data };
     let keep = true;
     if (subscription._until === undefined) {
-      this._guarded(() => (keep = this.onMessage(message) !== false));
+      this._guarded(() => {
+        const answer = this.onMessage(message);
+        keep = answer !== false;
+        return answer;
+      });
       if (keep && subscription.call) this._guarded(() => subscription.call?.(message));
     }
     const calls = type === null ? undefined : this._byType.get(type);
@@ -978,7 +983,11 @@ export class Linkd extends EventTarget {
   _delay(rejected) {
     const { minDelay, maxDelay, random } = this.options;
     let share = 1;
-    this._guarded(() => (share = Math.min(Math.max(Number(random()) || 0, 0), 1)));
+    this._guarded(() => {
+      const drawn = random();
+      share = typeof drawn === "number" ? Math.min(Math.max(drawn || 0, 0), 1) : 1;
+      return drawn;
+    });
     if (rejected) return maxDelay * (0.8 + 0.4 * share);
     const offline = globalThis.navigator?.onLine === false && !/^(localhost|127\..*|\[::1\])$/.test(this.url.hostname);
     if (offline) return OFFLINE_SECONDS * (0.8 + 0.4 * share);
@@ -1005,7 +1014,7 @@ export class Linkd extends EventTarget {
     this._socket = null;
     // A state that nobody may act on: it is set before anything of the application is called.
     if (this.isUp) this.status.value = { ...this.status.value, state: "waiting" };
-    if (this.links.value.size > 0) this._tell(this.links, new Map());
+    if (this.links.value.size > 0) this.links._set(new Map());
     if (!socket) return;
     try {
       if (code === null && typeof socket.terminate === "function") socket.terminate();
@@ -1018,16 +1027,11 @@ export class Linkd extends EventTarget {
   /** @param {State} state @param {string | null} reason @param {number | null} retrySeconds */
   _enter(state, reason, retrySeconds) {
     const entered = { state, attempts: this._failures, retrySeconds, reason };
-    this._tell(this.status, entered);
+    this.status._set(entered);
     this._fire("status", entered);
   }
 
   // The application's own functions, each guarded: its mistake costs nobody else anything.
-
-  /** @param {Observable<any>} observable @param {any} value */
-  _tell(observable, value) {
-    observable._set(value, (call) => this._guarded(call));
-  }
 
   /** @param {LinkdError} error */
   _error(error) {
@@ -1122,6 +1126,16 @@ function address(given) {
   }
   if (!/^(https?|wss?):$/.test(url.protocol)) throw new TypeError(`url: expected http or https, got ${url.protocol}`);
   return url;
+}
+
+/**
+ * Return what a function of the application returned; a promise is none of what may be returned.
+ * @param {any} value @param {string} name @throws {TypeError}
+ */
+function awaited(value, name) {
+  if (typeof value?.then !== "function") return value;
+  value.then(undefined, () => {}); // else its rejection ends a Node.js program
+  throw new TypeError(`${name}: expected a value, got a promise`);
 }
 
 /** @param {string} text */
