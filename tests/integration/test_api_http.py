@@ -49,6 +49,7 @@ async def test_publish_and_read_back_verbatim(served: Served) -> None:
     assert record["type"] == "created"
     assert record["id"] == "o-1"
     assert record["origin"] == "edge-1"
+    assert record["origin_offset"] == record["offset"] == 1
     assert record["time"].endswith("Z")
     assert page.json()["next"] == 2
     assert page.json()["gap"] is None
@@ -332,6 +333,10 @@ async def test_status_outages_probes_and_metrics(served: Served) -> None:
     served.node.change("hub", "waiting")
     ready = await served.call("GET", "/readyz")
     assert (ready.status, ready.json()) == (503, {"ready": False, "waiting_for": ["hub"]})
+    for fell in served.node.on_fell:
+        fell("hub", "silence", 7.0)
+    for rose in served.node.on_rose:
+        rose("hub", 14.0)
     text = (await served.call("GET", "/metrics")).body.decode()
     for line in (
         'linkd_link_up{peer="hub"} 0.0',
