@@ -184,6 +184,9 @@ class Daemon:
             self.config = config
         except LinkdError as error:
             events.emit("node.reload-refused", detail=str(error))
+        except Exception:  # noqa: BLE001 - a mistake of ours must not leave the unit `reloading`
+            self._bug(Failure())
+            events.emit("node.reload-refused", detail="a mistake in linkd: see node.bug")
         else:
             _tell_changes(differences)
         self._manager.ready()

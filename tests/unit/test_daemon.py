@@ -283,6 +283,23 @@ class TestReload:
         assert house.log[-1].startswith("error node.reload-refused detail=")
         assert house.heard()[-1] == "READY=1"
 
+    def test_a_mistake_of_ours_refuses_the_reload_and_says_ready_again(
+        self, house: House, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        house.daemon.start(house.parts)
+        house.heard()
+
+        def fails(config: Config) -> None:
+            raise KeyError("peer")
+
+        monkeypatch.setattr(house.parts, "reload", fails)
+        before = house.daemon.config
+        house.daemon.reload()
+        assert house.daemon.config is before
+        assert house.log[-2].startswith("error node.bug ")
+        assert house.log[-1].startswith("error node.reload-refused ")
+        assert house.heard()[-1] == "READY=1"
+
     def test_before_the_start_and_while_stopping_nothing_happens(self, house: House) -> None:
         house.daemon.reload()
         house.daemon.start(house.parts)
