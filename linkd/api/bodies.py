@@ -52,12 +52,8 @@ def check_body(body: bytes, content_type: str) -> None:
 
 def record_objects(batch: Batch) -> Iterator[tuple[int, bytes]]:
     """Yield (offset, JSON object) of each record of a batch; volatile ones have offset 0."""
-    time, origin, channel, offset = (
-        rfc3339(batch.time),
-        batch.origin.node,
-        batch.channel,
-        batch.offset,
-    )
+    time, origin, first = rfc3339(batch.time), batch.origin.node, batch.origin.first
+    channel, offset = batch.channel, batch.offset
     for place, record in enumerate(read_records(batch.records, batch.count)):
         name, value = body_of(record)
         yield (
@@ -69,6 +65,7 @@ def record_objects(batch: Batch) -> Iterator[tuple[int, bytes]]:
                     "type": record.type or None,
                     "id": record.id or None,
                     "origin": origin,
+                    "origin_offset": first + place if offset else None,
                     "time": time,
                     **extras_of(record),
                     name: value,

@@ -35,6 +35,7 @@ class Record(msgspec.Struct, frozen=True, eq=False):
         offset: Its place in this daemon's log; 0 for a volatile one, which has none.
         channel: Where it was published.
         origin: The node where it was published.
+        origin_offset: Its place in that node's log; 0 for a volatile one.
         time: Unix seconds of publication.
         encoded: Body, type, id, content type and headers as they were published.
         reading: What it has in common with the others of its subscription.
@@ -43,6 +44,7 @@ class Record(msgspec.Struct, frozen=True, eq=False):
     offset: int
     channel: str
     origin: str
+    origin_offset: int
     time: float
     encoded: Encoded
     reading: Reading
@@ -116,6 +118,7 @@ class Record(msgspec.Struct, frozen=True, eq=False):
                 "type": self.type or None,
                 "id": self.id or None,
                 "origin": self.origin,
+                "origin_offset": self.origin_offset or None,
                 "time": rfc3339(self.time),
                 **extras_of(self.encoded),
                 name: value,
@@ -128,9 +131,9 @@ def unpack(frame: Deliver | DeliverVolatile, reading: Reading, skip: int = 0) ->
     encoded = read_records(frame.records, frame.count)
     channel, origin, time = frame.channel, frame.origin, frame.time
     if isinstance(frame, DeliverVolatile):
-        return [Record(0, channel, origin, time, one, reading) for one in encoded]
-    first = frame.offset + skip
+        return [Record(0, channel, origin, 0, time, one, reading) for one in encoded]
+    first, ahead = frame.offset + skip, frame.first - frame.offset
     return [
-        Record(offset, channel, origin, time, one, reading)
+        Record(offset, channel, origin, offset + ahead, time, one, reading)
         for offset, one in enumerate(encoded[skip:] if skip else encoded, first)
     ]

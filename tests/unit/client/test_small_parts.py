@@ -128,13 +128,14 @@ def test_a_record_as_json(body: bytes, content_type: str, shown: bytes) -> None:
         """Not used."""
 
     records = encode_records([Record(b""), Record(body, "t", "i", content_type)])
-    frame = Deliver(1, 6, "a", 2, records, 1_763_690_400.1234, "edge-1", 6)
+    frame = Deliver(1, 6, "a", 2, records, 1_763_690_400.1234, "edge-1", 3)
     (record,) = unpack(frame, Reading(decode_value, ack), skip=1)
     said = record.to_json()
     assert said.startswith(b'{"offset":7,"channel":"a","type":"t","id":"i","origin":"edge-1"')
+    assert b'"origin_offset":4' in said
     assert b'"time":"2025-11-21T02:00:00.123Z"' in said
     assert shown in said
-    assert (record.offset, record.body, record.id) == (7, body, "i")
+    assert (record.offset, record.origin_offset, record.body, record.id) == (7, 4, body, "i")
     if body == DEEP:
         with pytest.raises(ValueError, match="deep"):
             record.json()
