@@ -116,10 +116,23 @@ test("a subclass", async () => {
 
 test("rxjs", async () => {
   stub.key = null;
-  const { following } = await example("rxjs/webSocket", {}, ["following"]);
+  const { following } = await example("orders.next(", {}, ["following"]);
   await until(() => shown.length === 1);
   assert.equal(shown[0][0].data.total, 12);
   following.unsubscribe();
+});
+
+test("rxjs with tokens goes on where it stood", async () => {
+  const { reading } = await example("fetchToken", {}, ["reading"]);
+  await until(() => stub.seen.upgrades.length === 1);
+  stub.publish("orders", "created", 1);
+  await until(() => shown.length === 1);
+  stub.cutConnections();
+  stub.publish("orders", "created", 2);
+  await until(() => shown.length === 2, 5000);
+  assert.deepEqual(shown, [[1, 1], [2, 2]]);
+  assert.equal(new Set(stub.seen.upgrades).size, 2, "a token for each connection");
+  reading.unsubscribe();
 });
 
 test("EventSource", async () => {

@@ -145,6 +145,8 @@ export class StubNode {
     ws.wantsStatus = url.searchParams.get("status") === "1";
     ws.channel = url.searchParams.get("channel");
     if (ws.channel) ws.patterns.set(ws.channel, ws.channel);
+    const from = Number(url.searchParams.get("from"));
+    if (from > 0) for (const each of this.records) if (each.offset >= from && matches(ws.channel, each.channel)) this.send(ws, each);
     ws.on("message", (bytes) => this.frame(ws, String(bytes)));
     const opened = { node: "edge-1", version: "1.0.0", log: this.log, epoch: this.epochs.at(-1)[0], next: this.next, max_body_bytes: this.mostBytes };
     if (url.searchParams.get("linkd") === "1") this.send(ws, { type: "opened", data: opened });
