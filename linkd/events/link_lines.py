@@ -179,7 +179,7 @@ ROWS = (
         "channel origin first records",
         "Records came of which this node no longer knows whether it has them; they were stored, "
         "perhaps a second time.",
-        "Look for a path whose backlog is weeks old, or for an origin with millions of channels.",
+        "Look for a path whose backlog is weeks old, or for a node with some 1,000,000 channels.",
         folds="peer",
     ),
     kind(

@@ -237,7 +237,7 @@ class Ward:
                 continue
             index = empty_index(head)
             for good in good_frames(path, self.identity.seed):
-                fold(good, index, None)
+                fold(good, head_of(good) if good.kind == BATCH else None, index, None)
             return index.next, other, head.node
         offsets = [head_of(frame).offset for frame in frames if frame.kind == BATCH]
         oldest = number == self.identity.oldest or not offsets

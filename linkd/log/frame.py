@@ -27,10 +27,10 @@ HEAD, BATCH, EPOCH, CURSOR, SMALL, STATE = 1, 2, 3, 4, 5, 6
 HAS_IDS, CHANGES = 1, 2
 """Flags of a batch's frame: its records have ids; it changes more of the state than its end."""
 
-_PREFIX = Struct("<4sIIIIBBHdd")
+PREFIX = Struct("<4sIIIIBBHdd")
 _BODY = Struct("<IIIBBHdd")
 _LEAD = Struct("<4sI")
-PREFIX_BYTES = _PREFIX.size
+PREFIX_BYTES = PREFIX.size
 MOST_BYTES = 1 << 30
 """No frame has a longer head, nor more bytes of records: neither written nor read."""
 
@@ -76,7 +76,7 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_head = msgspec.msgpack.Decoder(Head)
+decode_head = msgspec.msgpack.Decoder(Head).decode
 _cursor = msgspec.msgpack.Decoder(CursorSet)
 _epoch = msgspec.msgpack.Decoder(EpochOpened)
 
@@ -134,7 +134,7 @@ def frame_at(buffer: memoryview | bytes, at: int, base: int = 0, seed: int = 0) 
     """
     if at + PREFIX_BYTES > len(buffer):
         return None
-    magic, crc, head, records, synced, kind, flags, _, stamp, wall = _PREFIX.unpack_from(buffer, at)
+    magic, crc, head, records, synced, kind, flags, _, stamp, wall = PREFIX.unpack_from(buffer, at)
     if magic != MAGIC:
         return None
     body = at + PREFIX_BYTES
@@ -170,27 +170,16 @@ def claim_at(buffer: memoryview | bytes, at: int) -> Claim | None:
     """Return what the frame that seems to begin at `at` claims; None if none fits in there."""
     if at + PREFIX_BYTES > len(buffer):
         return None
-    magic, crc, head, records, _, kind, *_ = _PREFIX.unpack_from(buffer, at)
+    magic, crc, head, records, _, kind, *_ = PREFIX.unpack_from(buffer, at)
     end = at + PREFIX_BYTES + head + records
     return Claim(kind, crc, at + 8, end) if magic == MAGIC and end <= len(buffer) else None
-
-
-def stretch_at(buffer: memoryview | bytes, at: int) -> tuple[int, int, int] | None:
-    """Return kind, flags and end of the frame at `at` by its prefix alone, unchecked.
-
-    None if no frame begins there.
-    """
-    magic, _, head, records, _, kind, flags, *_ = _PREFIX.unpack_from(buffer, at)
-    if magic != MAGIC or head > MOST_BYTES or records > MOST_BYTES:
-        return None
-    return kind, flags, at + PREFIX_BYTES + head + records
 
 
 def frame_size(buffer: memoryview | bytes, at: int) -> int | None:
     """Return how long the frame at `at` says it is; None if no frame begins there."""
     if at + PREFIX_BYTES > len(buffer):
         return None
-    magic, _, head, records, *_ = _PREFIX.unpack_from(buffer, at)
+    magic, _, head, records, *_ = PREFIX.unpack_from(buffer, at)
     if magic != MAGIC or head > MOST_BYTES or records > MOST_BYTES:
         return None
     size: int = PREFIX_BYTES + head + records
@@ -203,7 +192,7 @@ def batch_of(frame: Frame, node: str, log: str) -> tuple[Batch, Head]:
     Raises:
         msgspec.DecodeError: The head is none.
     """
-    head = _head.decode(frame.head)
+    head = decode_head(frame.head)
     origin = head.origin
     if origin is None:
         origin = Origin(node, log, head.epoch, head.offset, head.after)
@@ -224,9 +213,9 @@ def batch_of(frame: Frame, node: str, log: str) -> tuple[Batch, Head]:
 
 def head_of(frame: Frame) -> Head:
     """Return the head of a batch's frame."""
-    return _head.decode(frame.head)
+    return decode_head(frame.head)
 
 
-def change_of(frame: Frame) -> CursorSet | EpochOpened:
+def change_of(kind: int, head: bytes | memoryview) -> CursorSet | EpochOpened:
     """Return the change in a frame without a batch."""
-    return _cursor.decode(frame.head) if frame.kind == CURSOR else _epoch.decode(frame.head)
+    return _cursor.decode(head) if kind == CURSOR else _epoch.decode(head)

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from linkd.core.batch import Batch
+
+if TYPE_CHECKING:
+    from linkd.log.frame import Head
 
 BLOCK_BYTES = 512 * 1024
 FORMAT = 2
@@ -89,13 +93,20 @@ class Index(msgspec.Struct, array_like=True):
     has_ids: bool
     blocks: list[Block]
 
-    def add(self, batch: Batch, at: int, has_ids: bool) -> None:
-        """Count in the batch in the frame at `at`, behind all others."""
+    def add(self, batch: Batch | Head, size: int, stamp: float, at: int, has_ids: bool) -> None:
+        """Count in a batch behind all others.
+
+        Args:
+            batch: The batch, or the head of its frame.
+            size: Bytes of its records.
+            stamp: The log's clock.
+            at: Where its frame begins.
+            has_ids: Its records' ids count for repeats.
+        """
         blocks = self.blocks
-        size = len(batch.records)
         if not blocks or at - blocks[-1].at >= BLOCK_BYTES:
             totals = {batch.channel: (batch.count, size)}
-            blocks.append(Block(batch.offset, at, batch.stamp, batch.time, totals))
+            blocks.append(Block(batch.offset, at, stamp, batch.time, totals))
         else:
             block = blocks[-1]
             old = block.totals.get(batch.channel)
@@ -104,7 +115,7 @@ class Index(msgspec.Struct, array_like=True):
             )
             block.time = max(block.time, batch.time)
         self.next = batch.offset + batch.count
-        self.stamp = batch.stamp
+        self.stamp = stamp
         if has_ids:
             self.has_ids = True
 

@@ -105,7 +105,7 @@ class MemoryLog(Ledger):
                 if piece.batch is not None:
                     whole = piece.publish
                     part = (whole.first, whole.count) if whole else None
-                    state.replay(piece.batch, part, piece.counts)
+                    state.replay(piece.batch, piece.batch.stamp, part, piece.counts)
                     if piece.batch.count and piece.batch.next > self.first:
                         tail.add(piece.batch)
                 elif isinstance(piece.change, EpochOpened):

@@ -51,6 +51,14 @@ ABSENT: Any = object()
 Undo = list[tuple[Any, Any, Any]]
 """For each change: the table, the key, and the value before it."""
 
+
+class Ignored(Undo):
+    """Where nothing will be taken back."""
+
+    def append(self, item: object) -> None:
+        """Forget it."""
+
+
 Intervals = tuple[int, ...]
 """Low and last offset of each interval, in ascending order; between two of them may be a hole."""
 
@@ -139,9 +147,25 @@ class Channels:
         if len(held) != len(old):
             self._count(len(held) - len(old))
         if len(share) > _MOST_IN_ONE and len(self.shares) == 1:
-            self.shares = [{} for _ in range(_SHARES)]
-            for name, one in share.items():
-                self._share(name)[name] = one
+            self._split(share)
+
+    def _split(self, share: dict[str, Intervals]) -> None:
+        """Go on with many tables."""
+        shares = self.shares = [{} for _ in range(_SHARES)]
+        for name, one in share.items():
+            shares[(hash(name) >> 32) & (_SHARES - 1)][name] = one
+
+    def update(self, channels: dict[str, Intervals]) -> None:
+        """Set the intervals of many channels."""
+        if len(self.shares) == 1 and len(self.shares[0]) + len(channels) > _MOST_IN_ONE:
+            self._split(self.shares[0])
+        shares, bounds = self.shares, 0
+        last = len(shares) - 1
+        for channel, held in channels.items():
+            share = shares[(hash(channel) >> 32) & last]
+            bounds += len(held) - len(share.get(channel, ()))
+            share[intern(channel)] = held
+        self._count(bounds)
 
     def _count(self, bounds: int) -> None:
         if self._usage is not None:
@@ -294,7 +318,29 @@ class Origins:
         """
         if stamp != self._stamp:
             self._advance(stamp)
-        verdict = self._judge(origin, channel, count, undo)
+        log = self._logs.get(origin.log)
+        epoch = None if log is None else log.epochs.get(origin.epoch)
+        if log is not None and epoch is not None:
+            first, after = origin.first, origin.after
+            last = first + count - 1
+            channels = epoch.channels
+            shares = channels.shares
+            share = shares[(hash(channel) >> 32) & (len(shares) - 1)]
+            held = share.get(channel)
+            if (
+                held is not None
+                and after is not None
+                and after <= held[-1] < first
+                and last > log.top
+                and first > epoch.floor
+                and not epoch.floors
+            ):  # the next batch of its channel and of its log, as nearly always
+                undo.append((channels, channel, held))
+                share[channel] = (held[0], last) if len(held) == 2 else (*held[:-1], last)
+                epoch.used = self.running
+                epoch.top = log.top = last
+                return None
+        verdict = self._judge(log, epoch, origin, channel, count, undo)
         if verdict is None or not verdict.fresh:
             return verdict
         # Stored once only: nodes in a circle would hand each other for ever what none can prove.
@@ -305,10 +351,16 @@ class Origins:
         doubted.add(origin.node, key)
         return verdict
 
-    def _judge(self, origin: Origin, channel: str, count: int, undo: Undo) -> Verdict | None:
+    def _judge(
+        self,
+        log: LiveLog | None,
+        epoch: LiveEpoch | None,
+        origin: Origin,
+        channel: str,
+        count: int,
+        undo: Undo,
+    ) -> Verdict | None:
         """Return what is new of a batch by the intervals, and put it into them."""
-        log = self._logs.get(origin.log)
-        epoch = None if log is None else log.epochs.get(origin.epoch)
         if log is None or epoch is None:
             if (origin.log, origin.epoch) in self._folded or not self._has_room(origin, log):
                 return Verdict(((0, count),), is_proven=False)
@@ -507,8 +559,7 @@ class Origins:
                     one = into.enter(name, epoch.used, epoch.top)
                 one.floor = max(one.floor, epoch.floor)
                 one.floors |= epoch.floors
-                for channel, held in epoch.channels.items():
-                    one.channels[intern(channel)] = held
+                one.channels.update(epoch.channels)
         for name, epoch_name, *node in part.folded:
             self._folded.add(node[0] if node else name, (name, epoch_name))
         self.running = max(self.running, part.running)

@@ -30,6 +30,9 @@ MAX_RUNS = 250_000
 More than all have that never leave a number out, so that these are not thinned again and again.
 """
 
+_EXCESS = 100
+"""So many producers too many are removed at once."""
+
 FOREVER = 2**63
 
 
@@ -88,11 +91,11 @@ class Producers:
             last cleared it.
     """
 
-    __slots__ = ("_known", "_notes", "forgotten")
+    __slots__ = ("_known", "_spare", "forgotten")
 
     def __init__(self, known: Mapping[tuple[str, str], Produced] | None = None) -> None:
         self._known = dict(known or {})
-        self._notes = 0
+        self._spare = 0
         self.forgotten: dict[str, int] = {}
 
     def __len__(self) -> int:
@@ -174,8 +177,8 @@ class Producers:
         if len(runs) >= _MOST_UNFOLDED and not len(runs) % 8:
             runs, floor = _folded(runs, floor, MAX_HOLES)
         table[key] = Produced(stamp, tuple(runs), floor)
-        self._notes += 1
-        if not self._notes % 4096 or (known is None and not len(table) % 100):
+        self._spare -= len(counts)  # one more run for each at most
+        if self._spare <= 0 or (known is None and len(table) >= MAX_PRODUCERS + _EXCESS):
             self._bound()
 
     def forget(self, before: float) -> None:
@@ -203,6 +206,7 @@ class Producers:
             if sum(runs.values()) <= MAX_RUNS:
                 break
             runs[owner] = self._thin(owner)
+        self._spare = max(4096, MAX_RUNS - sum(runs.values()))
 
     def _thin(self, owner: str) -> int:
         """Keep only the newest runs of all producers of an owner; return how many are left."""

@@ -13,16 +13,21 @@ from queue import SimpleQueue
 import msgspec
 
 from linkd.core.batch import Batch
+from linkd.log.checksum import crc32
 from linkd.log.frame import (
     BATCH,
     CHANGES,
+    HEAD,
+    MAGIC,
+    MOST_BYTES,
+    PREFIX,
     PREFIX_BYTES,
+    SMALL,
     Frame,
     batch_of,
     frame_at,
     frame_size,
     head_of,
-    stretch_at,
 )
 from linkd.log.group import Post
 
@@ -193,8 +198,12 @@ def walk(path: Path, at: int, size: int, seed: int, chunk: int = _CHUNK_BYTES) -
         os.close(fd)
 
 
-def walk_changes(path: Path, size: int, seed: int, every: bool) -> Iterator[Frame | None]:
-    """Yield the frames of the first `size` bytes of a file that change the state.
+Change = tuple[int, float, memoryview]
+"""Kind, stamp and head of a frame; the head is to be decoded before the next one is asked for."""
+
+
+def walk_changes(path: Path, size: int, seed: int, every: bool) -> Iterator[Change | None]:
+    """Yield what the frames in the first `size` bytes of a file change of the state.
 
     The others are passed over unread; None comes for each MiB of the file, so that who has other
     work can do it.
@@ -209,7 +218,7 @@ def walk_changes(path: Path, size: int, seed: int, every: bool) -> Iterator[Fram
         Damage: There is no frame where one should be.
         OSError: The file can't be read.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd, unpack = os.open(path, os.O_RDONLY | os.O_CLOEXEC), PREFIX.unpack_from
     try:
         at, wanted = 0, _CHUNK_BYTES
         while at < size:
@@ -219,18 +228,19 @@ def walk_changes(path: Path, size: int, seed: int, every: bool) -> Iterator[Fram
                 raise Damage(path, at + len(buffer))
             view, inside, wanted = memoryview(buffer), 0, _CHUNK_BYTES
             while inside + PREFIX_BYTES <= len(buffer):
-                stretch = stretch_at(view, inside)
-                if stretch is None or at + stretch[2] > size:
+                magic, crc, head, records, _, kind, flags, _, stamp, _ = unpack(view, inside)
+                body = inside + PREFIX_BYTES
+                end = body + head + records
+                if magic != MAGIC or head > MOST_BYTES or records > MOST_BYTES or at + end > size:
                     raise Damage(path, at + inside)
-                kind, flags, end = stretch
                 if kind != BATCH or every or flags & CHANGES:
                     if end > len(buffer):
                         wanted = max(wanted, end - inside)
                         break
-                    frame = frame_at(view, inside, at, seed)
-                    if frame is None:
+                    start = 0 if kind in (HEAD, SMALL) else seed
+                    if crc32(view[inside + 8 : end], start) != crc:
                         raise Damage(path, at + inside)
-                    yield frame
+                    yield kind, stamp, view[body : body + head]
                 inside = end
             if inside == 0 and wanted == _CHUNK_BYTES:
                 raise Damage(path, at)  # what is left is too short for a frame

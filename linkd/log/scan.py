@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from linkd.core.batch import Source
 from linkd.errors import StateTooNew
 from linkd.log.frame import (
     BATCH,
@@ -16,14 +17,16 @@ from linkd.log.frame import (
     HAS_IDS,
     HEAD,
     Frame,
-    batch_of,
+    Head,
     change_of,
+    decode_head,
     frame_at,
     frame_size,
     head_of,
 )
 from linkd.log.group import EpochOpened, Publish
 from linkd.log.index import CARRYING, FORMAT, Index, SegmentHead
+from linkd.log.origins import Ignored
 from linkd.log.reader import Damage, walk, walk_changes
 from linkd.log.state import State
 
@@ -96,24 +99,24 @@ def scan_to(
     index = empty_index(head)
     last: Frame | None = None
     found: Damage | None = None
-    held: list[Frame] = []
+    held: list[tuple[Frame, Head | None]] = []
     try:
         for frame in walk(path, 0, size, head.seed):
-            held.append(frame)
-            if frame.kind == BATCH:
-                publish = head_of(frame).publish
-                if publish is not None and not publish.last:
-                    continue
+            read = head_of(frame) if frame.kind == BATCH else None
+            held.append((frame, read))
+            if read is not None and read.publish is not None and not read.publish.last:
+                continue
             for ready in held:
-                fold(ready, index, state)
+                fold(*ready, index, state)
             index.size, last = frame.end, frame
             held.clear()
     except Damage as damage:
         found = damage
     if sealed and held and found is None:
         for ready in held:
-            fold(ready, index, state)
-        index.size, last = held[-1].end, held[-1]
+            fold(*ready, index, state)
+        last = held[-1][0]
+        index.size = last.end
     return index, last, found
 
 
@@ -153,23 +156,23 @@ def empty_index(head: SegmentHead) -> Index:
     return Index(head.number, head.log, head.node, head.first, head.first, 0, 0.0, False, [])
 
 
-def fold(frame: Frame, index: Index, state: State | None) -> None:
-    """Count a frame in."""
+def fold(frame: Frame, head: Head | None, index: Index, state: State | None) -> None:
+    """Count a frame in, whose head is `head` where it is a batch's."""
     index.stamp = frame.stamp
-    if frame.kind == BATCH:
-        batch, head = batch_of(frame, index.node, index.log)
-        if batch.count:
-            index.add(batch, frame.at, bool(frame.flags & HAS_IDS))
+    if head is not None:
+        if head.count:
+            has_ids = bool(frame.flags & HAS_IDS)
+            index.add(head, len(frame.records), frame.stamp, frame.at, has_ids)
         if state is not None:
-            state.replay(batch, _whole(head.publish), head.counts)
+            state.replay(head, frame.stamp, _whole(head.publish), head.counts)
     elif state is not None:
-        fold_change(frame, state)
+        fold_change(frame.kind, frame.head, state)
 
 
-def fold_change(frame: Frame, state: State) -> None:
+def fold_change(kind: int, head: bytes | memoryview, state: State) -> None:
     """Fold a frame without a batch."""
-    if frame.kind in (CURSOR, EPOCH):
-        change = change_of(frame)
+    if kind in (CURSOR, EPOCH):
+        change = change_of(kind, head)
         if isinstance(change, EpochOpened):
             state.open_epoch(change.epoch, change.first)
         else:
@@ -184,20 +187,33 @@ def fold_sealed(path: Path, head: SegmentHead, size: int, state: State) -> Itera
         OSError: The file can't be read.
     """
     count = 0
-    for frame in walk_changes(path, size, head.seed, every=head.format <= CARRYING):
-        if frame is None:
+    ends: dict[str, Source] = {}  # of each peer's steps: where a cursor was in between is nothing
+    state.undo = Ignored()
+    for change in walk_changes(path, size, head.seed, every=head.format <= CARRYING):
+        if change is None:
             yield
             continue
-        if frame.kind == BATCH:
-            batch, read = batch_of(frame, head.node, head.log)
-            state.replay(batch, _whole(read.publish), read.counts)
+        kind, stamp, encoded = change
+        if kind == BATCH:
+            read = decode_head(encoded)
+            source = read.source
+            if source is not None:
+                end = ends.get(source.peer)
+                if end is not None and (end.epoch != source.epoch or end.log != source.log):
+                    state.follow(end)
+                ends[source.peer] = source
+            state.replay_records(read, stamp, _whole(read.publish), read.counts)
         else:
-            fold_change(frame, state)
+            for end in ends.values():
+                state.follow(end)
+            ends.clear()
+            fold_change(kind, encoded, state)
         count += 1
         if count % _FRAMES_AT_ONCE == 0:
-            state.undo.clear()
             yield
-    state.undo.clear()
+    for end in ends.values():
+        state.follow(end)
+    state.undo = []
 
 
 def _whole(publish: Publish | None) -> tuple[int, int] | None:

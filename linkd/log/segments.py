@@ -280,7 +280,8 @@ class SegmentLog(Ledger):
             if part[0] != HEAD:
                 batch = next(pieces).batch
                 if batch is not None and batch.count:
-                    segment.add(batch, at, bool(part[1] & HAS_IDS))
+                    has_ids = bool(part[1] & HAS_IDS)
+                    segment.add(batch, len(part[3]), job.group.stamp, at, has_ids)
             at += PREFIX_BYTES + len(part[2]) + len(part[3])
         self._under_way_bytes -= at - job.at
         self._shelf.grow(at, job.group.stamp)

@@ -45,8 +45,14 @@ WRITE_BYTES = 1 << 20
 WORK_SECONDS, PAUSE_SECONDS = 0.002, 0.001
 """So long a snapshot is worked on, and so long the reactor has the interpreter to itself."""
 
+HURRY_SEGMENTS = 2
+"""Behind more segments the thread makes no pauses: a start has to fold them all.
+
+A busy reactor then has the interpreter for half of the time (`sys.getswitchinterval`).
+"""
+
 _SUFFIX = ".state"
-_STEPS_AT_ONCE = 1024
+_STEPS_AT_ONCE = 256
 _TABLES: dict[type, tuple[str, ...]] = {
     State: ("_cursors", "origins", "producers"),
     Origins: ("_logs", "_folded", "_doubted"),
@@ -313,7 +319,7 @@ class Snapshots:
         self._post = post
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        self._paused = 0.0
+        self._paused, self._hurries = 0.0, False
 
     @property
     def size(self) -> int:
@@ -343,6 +349,8 @@ class Snapshots:
             done: Called in the reactor, with what went wrong; not after `stop`.
         """
         self.busy = True
+        behind = sum(segment.number >= self.bases[-1].number for segment in segments)
+        self._hurries = behind > HURRY_SEGMENTS
 
         def job() -> None:
             outcome: Base | OSError | Damage
@@ -412,7 +420,7 @@ class Snapshots:
         """Let the reactor work for a moment, once this thread has worked long enough."""
         if time.monotonic() - self._paused < WORK_SECONDS:
             return
-        if self._stopping.wait(PAUSE_SECONDS):
+        if self._stopping.wait(0.0 if self._hurries else PAUSE_SECONDS):
             raise Stopped
         self._paused = time.monotonic()
 

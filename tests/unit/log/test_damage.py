@@ -745,7 +745,6 @@ def test_a_frame_that_no_reader_takes_is_not_built(monkeypatch: pytest.MonkeyPat
         assert frame.frame_size(prefix, 0) == len(prefix) + 101
         monkeypatch.setattr(frame, "MOST_BYTES", 100)
         assert frame.frame_size(prefix, 0) is None
-        assert frame.stretch_at(prefix, 0) is None
 
 
 def test_a_segment_that_goes_bad_again_while_it_runs_is_not_repaired_again(

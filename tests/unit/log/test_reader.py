@@ -44,36 +44,37 @@ def test_reads_for_links_come_first_and_others_have_every_fourth_turn() -> None:
 
 
 SEED = 5
-ONE = frame_prefix((EPOCH, 0, b"head", b""), 0, 0.0, 0.0, SEED) + b"head"
-TWO = ONE + ONE
+ONE = frame_prefix((EPOCH, 0, b"head", b""), 0, 1.0, 0.0, SEED) + b"head"
+TWO = ONE + frame_prefix((EPOCH, 0, b"more", b""), 0, 2.0, 0.0, SEED) + b"more"
+CHANGES = [(EPOCH, 1.0, b"head"), (EPOCH, 2.0, b"more")]
 
 
-def changes(path: Path, size: int) -> tuple[list[int], int | None]:
-    """Return where the frames of a file begin that change the state, and where damage is."""
-    begins = list[int]()
+def changes(path: Path, size: int) -> tuple[list[tuple[int, float, bytes]], int | None]:
+    """Return the changes in a file, and where damage is."""
+    found = list[tuple[int, float, bytes]]()
     try:
-        for frame in walk_changes(path, size, SEED, False):
-            if frame is not None:
-                begins.append(frame.at)
+        for change in walk_changes(path, size, SEED, False):
+            if change is not None:
+                found.append((*change[:2], bytes(change[2])))
     except Damage as damage:
-        return begins, damage.at
-    return begins, None
+        return found, damage.at
+    return found, None
 
 
 @pytest.mark.parametrize(
-    ("content", "size", "begins", "damage"),
+    ("content", "size", "count", "damage"),
     [
-        pytest.param(TWO, len(TWO), [0, len(ONE)], None, id="whole"),
-        pytest.param(TWO, len(TWO) + 8, [], len(TWO), id="shorter than it should be"),
-        pytest.param(ONE + bytes(len(ONE)), len(TWO), [0], len(ONE), id="no frame"),
-        pytest.param(TWO, len(TWO) - 1, [0], len(ONE), id="a frame that ends too late"),
-        pytest.param(ONE + ONE[:-1] + b"?", len(TWO), [0], len(ONE), id="a wrong CRC"),
-        pytest.param(TWO + bytes(8), len(TWO) + 8, [0, len(ONE)], len(TWO), id="a short rest"),
+        pytest.param(TWO, len(TWO), 2, None, id="whole"),
+        pytest.param(TWO, len(TWO) + 8, 0, len(TWO), id="shorter than it should be"),
+        pytest.param(ONE + bytes(len(ONE)), len(TWO), 1, len(ONE), id="no frame"),
+        pytest.param(TWO, len(TWO) - 1, 1, len(ONE), id="a frame that ends too late"),
+        pytest.param(ONE + ONE[:-1] + b"?", len(TWO), 1, len(ONE), id="a wrong CRC"),
+        pytest.param(TWO + bytes(8), len(TWO) + 8, 2, len(TWO), id="a short rest"),
     ],
 )
 def test_a_walk_over_changes_ends_at_what_is_no_frame(
-    tmp_path: Path, content: bytes, size: int, begins: list[int], damage: int | None
+    tmp_path: Path, content: bytes, size: int, count: int, damage: int | None
 ) -> None:
     path = tmp_path / "file"
     path.write_bytes(content)
-    assert changes(path, size) == (begins, damage)
+    assert changes(path, size) == (CHANGES[:count], damage)
