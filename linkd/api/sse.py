@@ -199,10 +199,11 @@ class RecordStream(SlicedSink[bytes]):
         self._stream.send(event(to_json({"first": first, "next": next}), None, b"gap"))
 
     def end(self, reason: str) -> None:
-        """Write why nothing more comes, and end."""
+        """Write why nothing more comes, and where it was, and end."""
+        position = self.beat()
         self.subscription = None
         self.refund()
-        self._stream.send(event(to_json({"reason": reason}), None, b"end"))
+        self._stream.send(position + event(to_json({"reason": reason}), None, b"end"))
         self._stream.end()
 
 

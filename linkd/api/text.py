@@ -477,6 +477,7 @@ class TextSink(SlicedSink[Told]):
 
     def end(self, reason: str) -> None:
         """Nothing more comes."""
+        self.report_position()
         self.subscription = None
         self.refund()
         self._session.lost(self, reason)

@@ -71,7 +71,7 @@ class Follower:
 
     def position(self) -> int:
         """Return the offset below which everything that it wants was handed to its sink."""
-        if self._live and not self._pending:
+        if self._live and not (self._pending or self._closed):
             self.next = max(self.next, self._owner.offered)
         return self.next
 
@@ -96,6 +96,7 @@ class Follower:
     def end(self, reason: str) -> None:
         """End it from our side."""
         if not self._closed:
+            self.position()  # the sink may ask for it at its end
             self.close()
             self._sink.end(reason)
 
