@@ -67,9 +67,15 @@ class Site(Protocol):
 
 
 class Carrying(Protocol):
-    """The connection under a request."""
+    """The connection under a request.
+
+    Attributes:
+        site: What it shares with others.
+        refusal: Why no request of it is answered, if so.
+    """
 
     site: Site
+    refusal: Refusal | None
 
     def first_line(self) -> tuple[bytes, bytes, bytes]:
         """Return method, target and version of the request whose head has come."""
@@ -184,7 +190,7 @@ class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
         self._refused = True
         self._drop_body()
         self.requestHeaders.removeHeader(b"expect")
-        if self._length != 0:
+        if self._length != 0 or refusal is self.channel.refusal:
             self.channel.close_soon(self)
         self.channel.site.refused(self, refusal)
         self._write(refused(refusal))

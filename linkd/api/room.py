@@ -11,6 +11,12 @@ from linkd.config import LimitSettings
 SOCKET: Final = "socket"
 """What stands for the address of a connection to the unix socket."""
 
+MOST_TURNED_AWAY: Final = 8
+"""Connections of addresses that have too many, which are kept for a moment to say so."""
+
+TURNED_AWAY: Final = "turned away"
+"""What counts as the address of those."""
+
 _SOCKET_PART: Final = 8
 """One part in so many is kept for the socket: an operator gets in while a client of `http` leaks
 connections."""
@@ -57,6 +63,17 @@ class Room:
         self.refused[full] += 1
         events.emit("api.busy", reason=full, address=address, connections=self._total)
         return False
+
+    def enter_to_hear_why(self, address: str) -> bool:
+        """Take a place that is left with `TURNED_AWAY`, for a connection that is only refused.
+
+        Return False where `address` has no more than it may: then there is no room for anybody.
+        """
+        if self._full(address) != "address" or self._open[TURNED_AWAY] >= MOST_TURNED_AWAY:
+            return False
+        self._total += 1
+        self._open[TURNED_AWAY] += 1
+        return True
 
     def leave(self, address: str) -> None:
         """Give a place back."""

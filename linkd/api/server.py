@@ -272,6 +272,8 @@ class Api:
 
     def _admit(self, request: ApiRequest) -> Admitted:
         """Return who calls what; raise Refusal."""
+        if request.channel.refusal is not None:
+            raise request.channel.refusal
         admitted = self.gate.admit(request)
         node = self.node
         if not admitted.match.route.always and (node.starting or node.stopping):

@@ -17,9 +17,10 @@ from linkd.api.callers import STRANGER
 from linkd.api.door import wants_websocket
 from linkd.api.refusals import Refusal
 from linkd.api.request import Answering, ApiRequest
-from linkd.api.room import SOCKET, Room
+from linkd.api.room import SOCKET, TURNED_AWAY, Room
 from linkd.net.fair_share import drop_buffers, serve_last
 from linkd.net.limits import origin
+from linkd.net.timers import cancel
 
 HEAD_SECONDS = 10.0
 """A request's head must be there so soon after its first byte."""
@@ -47,6 +48,8 @@ class ApiChannel(_Channel):  # type: ignore[misc]
     """
 
     site: ApiSite
+    refusal: Refusal | None = None
+    """Why no request of it is answered."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,6 +60,7 @@ class ApiChannel(_Channel):  # type: ignore[misc]
         self.requestFactory = ApiRequest
         self.released: Callable[[], None] | None = None
         self._deadline: Any = None
+        self._turned_away: Any = None
 
     def first_line(self) -> tuple[bytes, bytes, bytes]:
         """Return method, target and version of the request whose head has come."""
@@ -66,6 +70,8 @@ class ApiChannel(_Channel):  # type: ignore[misc]
         """The connection is there."""
         serve_last(self.transport)
         super().connectionMade()
+        if self.refusal is not None:
+            self._turned_away = self.callLater(REFUSED_SECONDS, self.forceAbortClient)
 
     def dataReceived(self, data: bytes) -> None:
         """Bytes came; a request that has begun must be complete in time."""
@@ -151,6 +157,7 @@ class ApiChannel(_Channel):  # type: ignore[misc]
         """Let go of the connection; return how to tell that it has ended."""
         self.setTimeout(None)
         self._undue()
+        cancel(self._turned_away)
         self.transport.unregisterProducer()
         self.site.channels.discard(self)
         released, self.released = self.released, None
@@ -159,6 +166,7 @@ class ApiChannel(_Channel):  # type: ignore[misc]
     def connectionLost(self, reason: Failure) -> None:
         """The connection has ended."""
         self._undue()
+        cancel(self._turned_away)
         self._lost = True
         drop_buffers(self.transport)
         super().connectionLost(reason)
@@ -234,9 +242,15 @@ class ApiSite(_Factory):  # type: ignore[misc]
         """Return a connection, or None where there are too many."""
         local = isinstance(addr, UNIXAddress)
         address = SOCKET if local else origin(str(getattr(addr, "host", "?")))
+        refusal = None
         if not self._room.enter(address):
-            return None
+            if not self._room.enter_to_hear_why(address):
+                return None
+            address = TURNED_AWAY
+            said = "too many connections from this address (limits.api_connections_per_address)"
+            refusal = Refusal("too-many", said, {"Retry-After": "5"})
         channel = ApiChannel()
+        channel.refusal = refusal
         channel.site = self
         channel.factory = self
         channel.timeOut = self.timeOut
@@ -256,8 +270,10 @@ class ApiSite(_Factory):  # type: ignore[misc]
     def refused(self, request: ApiRequest, refusal: Refusal) -> None:
         """Log what an operator should see: who is kept out, not who mistyped.
 
-        Of a WebSocket all: nobody else may see why it is refused.
+        Of a WebSocket all: nobody else may see why it is refused. `api.busy` has been logged.
         """
+        if refusal is request.channel.refusal:
+            return
         if refusal.status in (401, 403, 421, 429) or (
             refusal.status < 500 and wants_websocket(request)
         ):

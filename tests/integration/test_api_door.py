@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import socket
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import pytest_twisted
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -382,3 +385,35 @@ async def test_several_channels_are_followed(served: Served) -> None:
     heard = await thread(lambda: attempt(served, f"/ws?{many}", headers=BEARER))
     assert heard.code == 4429
     assert "limits.subscriptions" in heard.said
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_address_with_too_many_connections_reads_why(served: Served) -> None:
+    served.api.room.limits = msgspec.structs.replace(
+        served.api.room.limits, api_connections_per_address=3
+    )
+    said = "too many connections from this address (limits.api_connections_per_address)"
+
+    def run() -> None:
+        url = f"ws://127.0.0.1:{served.port}/ws?channel=orders"
+        with contextlib.ExitStack() as held:
+            for _ in range(3):
+                held.enter_context(connect(url, additional_headers=BEARER))
+            page = attempt(served, "/ws?channel=orders", headers=BEARER)
+            assert (page.code, page.said, page.is_http) == (4429, said, False)
+            program = attempt(served, "/ws?channel=orders", None, BEARER)
+            assert (program.code, program.said) == (429, said)
+            answer = served.fetch("GET", "/healthz", local=False)
+            assert (answer.status, answer.headers["connection"]) == (429, "close")
+            assert served.fetch("GET", "/healthz").status == 200
+            mute = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(12)]
+            began = time.monotonic()
+            for each in mute:
+                with each:
+                    each.settimeout(5)
+                    with suppress(ConnectionError):
+                        assert each.recv(1) == b""
+            assert 1.5 < time.monotonic() - began < 4
+        assert attempt(served, "/ws?channel=orders", headers=BEARER).code == 101
+
+    await thread(run)

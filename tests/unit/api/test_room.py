@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from linkd.api.room import SOCKET, Room
+from linkd.api.room import MOST_TURNED_AWAY, SOCKET, TURNED_AWAY, Room
 from linkd.config import LimitSettings
 
 
@@ -31,3 +31,22 @@ def test_descriptors_hold_it_lower() -> None:
     assert [room.enter("192.0.2.1") for _ in range(8)].count(True) == 7
     room.limits = LimitSettings(api_connections=4)
     assert room.most == 4
+
+
+def test_an_address_with_too_many_may_hear_that_a_few_times_at_once() -> None:
+    room = Room(LimitSettings(api_connections=64, api_connections_per_address=2))
+    assert not room.enter_to_hear_why("192.0.2.1")
+    assert [room.enter("192.0.2.1") for _ in range(2)] == [True, True]
+    heard = [room.enter_to_hear_why("192.0.2.1") for _ in range(MOST_TURNED_AWAY + 1)]
+    assert heard == [True] * MOST_TURNED_AWAY + [False]
+    room.leave(TURNED_AWAY)
+    assert room.enter_to_hear_why("192.0.2.1")
+    assert room.enter("192.0.2.2")
+
+
+def test_where_there_is_no_room_at_all_nobody_hears_why() -> None:
+    room = Room(LimitSettings(api_connections=8, api_connections_per_address=4))
+    assert [room.enter("192.0.2.1") for _ in range(4)] == [True] * 4
+    assert [room.enter_to_hear_why("192.0.2.1") for _ in range(9)] == [True] * 3 + [False] * 6
+    assert not room.enter("192.0.2.2")
+    assert room.enter(SOCKET)
