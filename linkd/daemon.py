@@ -31,7 +31,7 @@ from linkd.preflight import file_troubles
 from linkd.premises import allow_open_files, claim_state, clear_socket
 from linkd.reactor import install as install_reactor
 from linkd.signals import SignalThread
-from linkd.systemd import ServiceManager
+from linkd.systemd import LoopWatch, ServiceManager
 
 STOP_SECONDS = 3.5
 """A clean stop gives up waiting for goodbyes after so long; the last lines get a second more."""
@@ -40,6 +40,8 @@ LATE_SECONDS = 0.5
 """A loop that wakes so late is said to be late."""
 
 _TICK = 1.0
+_FEED = 2.5
+"""The watchdog is fed at least so often, in seconds."""
 _FLUSH = 10.0
 
 
@@ -76,6 +78,7 @@ class Daemon:
         paths: Finds the configuration's files again at a reload.
         reactor: Twisted's.
         manager: The service manager.
+        watch: Ends the process when the loop hangs, where the service manager has a watchdog.
 
     Attributes:
         code: The exit code.
@@ -87,12 +90,14 @@ class Daemon:
         paths: Callable[[], Sequence[Path]],
         reactor: Any,
         manager: ServiceManager,
+        watch: LoopWatch | None = None,
     ) -> None:
         self.config = config
         self.code = 0
         self._paths = paths
         self._reactor = reactor
         self._manager = manager
+        self._watch = watch or LoopWatch()
         self._parts: Assembled | None = None
         self._began = reactor.seconds()
         self._expected = 0.0
@@ -116,8 +121,9 @@ class Daemon:
         self._expected = self._reactor.seconds() + _TICK
         self._loop(_TICK, lambda: self._tick(parts))
         if self._manager.watchdog_interval is not None:
-            self._loop(self._manager.watchdog_interval, lambda: self._feed(parts))
+            self._loop(min(self._manager.watchdog_interval, _FEED), lambda: self._feed(parts))
             self._feed(parts)
+            self._watch.start()
         self._manager.ready()
         self._tell_status(parts)
         events.emit(
@@ -161,6 +167,7 @@ class Daemon:
         stuck = parts.progress(self._reactor.seconds())
         if stuck is None:
             self._manager.alive()
+            self._watch.turned()
         else:
             events.emit("node.stuck", detail=stuck)
 
@@ -198,6 +205,7 @@ class Daemon:
             return
         self._stopping = True
         self._manager.stopping()
+        self._watch.stop()
         events.emit("node.stopping", signal=why)
         for loop in self._loops:
             if loop.running:

@@ -1,11 +1,21 @@
-"""What linkd tells the service manager that started it. Source: sd_notify(3)."""
+"""What linkd reports to the service manager that started it, and its own watchdog.
+
+Source: sd_notify(3).
+"""
 
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Final
+
+LOOK_SECONDS: Final = 1.0
+LOOKS: Final = 10
+"""A loop that has not turned for so many looks in a row hangs."""
 
 
 class ServiceManager:
@@ -56,6 +66,49 @@ class ServiceManager:
                 sender.sendto(text.encode(), self._address)
         except OSError:
             pass
+
+
+class LoopWatch:
+    """Abort the process when its event loop hangs, but not when the machine was frozen.
+
+    The service manager's watchdog counts seconds of the monotonic clock, which runs on while a
+    container is frozen or a virtual machine is paused: after 10 s of that it would end a daemon
+    that is well. So the unit allows more, for a process that does not run at all, and a thread
+    counts looks: a freeze of any length delays one look.
+
+    Args:
+        hangs: What to do, in the thread; default: SIGABRT, as the service manager's watchdog.
+    """
+
+    def __init__(self, hangs: Callable[[], None] | None = None) -> None:
+        self._hangs = hangs or (lambda: os.kill(os.getpid(), signal.SIGABRT))
+        self._turned = True
+        self._missed = 0
+        self._ended = threading.Event()
+
+    def start(self) -> None:
+        """Look from now on."""
+        threading.Thread(target=self._run, name="linkd-watchdog", daemon=True).start()
+
+    def turned(self) -> None:
+        """Note that the loop has turned."""
+        self._turned = True
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._ended.set()
+
+    def look(self) -> bool:
+        """Return whether the loop hangs; to be called each second."""
+        self._missed = 0 if self._turned else self._missed + 1
+        self._turned = False
+        return self._missed >= LOOKS
+
+    def _run(self) -> None:
+        while not self._ended.wait(LOOK_SECONDS):
+            if self.look():
+                self._hangs()
+                return
 
 
 def _half(environment: Mapping[str, str]) -> float | None:

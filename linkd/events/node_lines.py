@@ -61,8 +61,7 @@ ROWS = (
         "node.stuck",
         "error",
         "",
-        "A dialer makes no progress; the watchdog is not fed any more and systemd "
-        "restarts the service.",
+        "A dialer makes no progress; the watchdog is not fed any more, which restarts the service.",
         "Report it with the lines before it.",
         folds="event",
     ),
@@ -86,8 +85,8 @@ ROWS = (
         "node.aborted",
         "error",
         "signal",
-        "The service manager's watchdog has ended the daemon (SIGABRT), since it made no progress; "
-        "`detail` has the place where it was.",
+        "A watchdog has ended the daemon (SIGABRT), since it made no progress: linkd's own after "
+        "10 s, or the service manager's; `detail` has the place where it was.",
         "Report it with the lines before it.",
     ),
     kind(

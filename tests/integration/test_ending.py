@@ -102,6 +102,25 @@ def test_the_watchdogs_signal_ends_a_loop_that_hangs_with_the_place(edge: Daemon
     assert "in flooded" in last["detail"]
 
 
+def test_its_own_watchdog_ends_a_loop_that_hangs_with_the_place() -> None:
+    code = (
+        "import time\nfrom linkd import systemd\nsystemd.LOOK_SECONDS = 0.1\n"
+        + FLOOD
+        + "def flooded(): time.sleep(60)\n"
+        + MAIN
+    )
+    made = Daemon("edge", EDGE, environment={"WATCHDOG_USEC": "30000000"})
+    try:
+        made.program = ("-c", code)
+        made.start()
+        assert made.wait(10.0) == -signal.SIGABRT
+        last = made.lines[-1].fields
+        assert last["event"] == "node.aborted"
+        assert "in flooded" in last["detail"]
+    finally:
+        made.close()
+
+
 def test_every_line_before_an_abort_is_written(edge: Daemon) -> None:
     edge.program = (
         "-c",

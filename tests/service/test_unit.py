@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -12,6 +13,8 @@ from tests.support import figures
 from tests.support.machine import Machine
 
 pytestmark = [pytest.mark.service, pytest.mark.slow]
+
+DROP_INS = "/etc/systemd/system/linkd.service.d"
 
 
 def restarts(machine: Machine) -> int:
@@ -94,7 +97,7 @@ def test_a_journal_that_stops_reading_stops_nothing(pair: Pair) -> None:
         begun = time.monotonic()
         assert link(pair.edge, "hub")["state"] == "up"
         assert time.monotonic() - begun < 5.0
-        time.sleep(max(0.0, begun + 12.0 - time.monotonic()))  # longer than WatchdogSec=
+        time.sleep(max(0.0, begun + 12.0 - time.monotonic()))  # longer than its watchdog allows
         assert pair.edge.main_pid() == process
         assert link(pair.edge, "hub")["state"] == "up"
     finally:
@@ -120,18 +123,63 @@ def test_the_unit_lets_it_ask_whether_the_clock_is_synchronised(pair: Pair) -> N
         pair.edge.run("systemctl", "start", "linkd.service")
 
 
-def test_a_blocked_loop_is_restarted_by_the_watchdog(pair: Pair) -> None:
+@pytest.fixture
+def drop_in(pair: Pair) -> Iterator[Callable[[str], None]]:
+    """Return what puts settings into the unit of the edge and starts it again."""
+
+    def put(text: str) -> None:
+        pair.edge.write(f"{DROP_INS}/test.conf", f"[Service]\n{text}\n")
+        pair.edge.run("systemctl", "daemon-reload")
+        pair.edge.run("systemctl", "restart", "linkd.service")
+
+    yield put
+    pair.edge.run("rm", "-r", DROP_INS)
+    pair.edge.run("systemctl", "daemon-reload")
+
+
+def test_a_process_that_does_not_run_is_restarted(
+    pair: Pair, drop_in: Callable[[str], None]
+) -> None:
+    drop_in("WatchdogSec=5")
     before, old = restarts(pair.edge), pair.edge.main_pid()
     pair.edge.run("kill", "-STOP", str(old))
     stopped = time.monotonic()
     while pair.edge.main_pid() in (0, old):
-        assert time.monotonic() - stopped < 30, pair.edge.journal()[-3000:]
+        assert time.monotonic() - stopped < 20, pair.edge.journal()[-3000:]
         time.sleep(0.2)
     pair.edge.wait_active(within=15.0)
     waited = time.monotonic() - stopped
     assert restarts(pair.edge) == before + 1
     wait_link(pair.edge, "hub", "up", 10.0)
-    figures.tell(f"blocked loop: ready again after {waited:.1f} s")
+    figures.tell(f"stopped process, WatchdogSec=5: ready again after {waited:.1f} s")
+
+
+def test_a_freeze_of_12_s_restarts_nothing(pair: Pair) -> None:
+    before, process = restarts(pair.edge), pair.edge.main_pid()
+    pair.edge.run("kill", "-STOP", str(process))
+    time.sleep(12.0)
+    pair.edge.run("kill", "-CONT", str(process))
+    wait_link(pair.edge, "hub", "up", 10.0)
+    assert (restarts(pair.edge), pair.edge.main_pid()) == (before, process)
+
+
+def test_a_missing_directory_of_credentials_does_not_matter(pair: Pair) -> None:
+    pair.edge.sh("rm -rf /etc/linkd/credentials")
+    pair.edge.run("systemctl", "restart", "linkd.service")
+    wait_link(pair.edge, "hub", "up", 10.0)
+
+
+def test_a_python_that_is_gone_stops_it_and_does_not_loop(pair: Pair) -> None:
+    pair.edge.sh("cd /opt/linkd/bin; for each in python3.*; do mv $each away-$each; done")
+    try:
+        done = pair.edge.run("systemctl", "restart", "linkd.service", check=False)
+        assert done.returncode != 0
+        time.sleep(3.0)
+        assert pair.edge.show("linkd.service", "ActiveState") == "failed"
+        assert pair.edge.show("linkd.service", "ExecMainStatus") == "2"
+        assert "this host has no longer" in pair.edge.journal()
+    finally:
+        pair.edge.sh("cd /opt/linkd/bin; for each in away-*; do mv $each ${each#away-}; done")
 
 
 def test_a_reload_keeps_links_and_a_bad_file_makes_it_fail(pair: Pair) -> None:

@@ -24,7 +24,7 @@ from linkd.daemon import STOP_SECONDS, Daemon, cannot_listen
 from linkd.errors import ConfigError, LinkdError
 from linkd.events import Observer
 from linkd.premises import Occupied, allow_open_files, claim_state, clear_socket
-from linkd.systemd import ServiceManager
+from linkd.systemd import LOOKS, LoopWatch, ServiceManager
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -100,8 +100,13 @@ class House:
             environment["WATCHDOG_USEC"] = str(int(watchdog * 1_000_000))
         self.reactor = Reactor()
         self.parts = Parts()
+        self.watch = LoopWatch(lambda: None)
         self.daemon = Daemon(
-            load([self.file]), lambda: [self.file], self.reactor, ServiceManager(environment)
+            load([self.file]),
+            lambda: [self.file],
+            self.reactor,
+            ServiceManager(environment),
+            self.watch,
         )
         self.lines: list[str] = []
         self.observer = Observer(
@@ -132,6 +137,7 @@ class House:
         return [line[25:] for line in self.lines]
 
     def close(self) -> None:
+        self.watch.stop()
         globalLogPublisher.removeObserver(self.observer)
         self.inbox.close()
 
@@ -207,11 +213,11 @@ class TestLife:
         (late,) = [line for line in house.log if "node.late" in line]
         assert 1.9 < float(late.partition("late_seconds=")[2]) < 3.1
 
-    def test_the_watchdog_is_fed_at_half_its_time(self, watched: House) -> None:
+    def test_the_watchdog_is_fed_every_two_and_a_half_seconds(self, watched: House) -> None:
         watched.daemon.start(watched.parts)
         watched.heard()
         watched.advance(21)
-        assert watched.heard() == ["WATCHDOG=1"] * 4
+        assert watched.heard() == ["WATCHDOG=1"] * 8
 
     def test_the_watchdog_starves_while_a_dialer_is_stuck(self, watched: House) -> None:
         watched.daemon.start(watched.parts)
@@ -221,8 +227,17 @@ class TestLife:
         assert watched.heard() == []
         assert sum("node.stuck" in line for line in watched.log) == 1
         watched.parts.stuck = None
-        watched.advance(5.2)
+        watched.advance(2.7)
         assert watched.heard() == ["WATCHDOG=1"]
+
+    def test_its_own_watchdog_is_fed_alike(self, watched: House) -> None:
+        watched.daemon.start(watched.parts)
+        watched.advance(2.6)
+        watched.watch.look()
+        assert not watched.watch.look()
+        watched.parts.stuck = "the attempt to reach hub is 12 s overdue"
+        watched.advance(30)
+        assert [watched.watch.look() for _ in range(LOOKS)][-1]
 
     def test_no_watchdog_no_food(self, house: House) -> None:
         house.daemon.start(house.parts)
@@ -400,6 +415,21 @@ class TestServiceManager:
     )
     def test_watchdog(self, environment: dict[str, str], interval: float | None) -> None:
         assert ServiceManager(environment).watchdog_interval == interval
+
+
+class TestLoopWatch:
+    """A loop hangs after so many looks without a turn, however long each took."""
+
+    def test_a_loop_that_turns_now_and_then_does_not_hang(self) -> None:
+        watch = LoopWatch(lambda: None)
+        for _ in range(5):
+            watch.turned()
+            assert not any(watch.look() for _ in range(LOOKS))
+
+    def test_a_loop_that_hangs_is_noticed_at_the_tenth_look_without_a_turn(self) -> None:
+        watch = LoopWatch(lambda: None)
+        watch.turned()
+        assert [watch.look() for _ in range(LOOKS + 1)] == [False] * LOOKS + [True]
 
 
 class TestPremises:
