@@ -56,6 +56,18 @@ tool_for() {
     esac
 }
 
+# Print the program that the host uses as $1, iptables or ip6tables, by a name that stays: the choice
+# between -nft and -legacy may change while rules are in force, and then the timer must find them.
+program_of() {
+    case $("$1" --version 2>/dev/null) in
+    *nf_tables*) named=$1-nft ;;
+    *legacy*) named=$1-legacy ;;
+    *) named=$1 ;;
+    esac
+    command -v "$named" >/dev/null || named=$1
+    echo "$named"
+}
+
 # Print the address $1 as the kernel writes it, behind "local" if it is one of this host's own.
 routed() {
     ip -o route get "$1" 2>/dev/null | awk '
@@ -108,7 +120,7 @@ ssh_sessions() {
 
 # Print "TOOL CHAIN MATCH..." for every rule that is wanted for the address $1.
 wanted() {
-    tool=$(tool_for "$1")
+    tool=$(program_of "$(tool_for "$1")")
     for way in in out; do
         case $direction,$way in
         in,out | out,in) continue ;;
@@ -204,6 +216,10 @@ for address in $found; do
     said=$("$tool" -w 5 -S INPUT 2>&1 >/dev/null) ||
         fail "$tool refuses: ${said:-no reason given}; it needs root (try sudo)"
     tools="$tools $tool"
+done
+plain=$tools tools=''
+for tool in $plain; do
+    tools="$tools $(program_of "$tool")"
 done
 
 # An ssh session outlives some minutes without a packet.

@@ -37,9 +37,31 @@ PATH=$PATH:/usr/sbin:/sbin
 newline='
 '
 
+# Print the programs that may hold rules of $1, iptables or ip6tables: first the one that the host
+# uses, then the other kind (-nft, -legacy). The choice may have changed while rules were in force.
+# Listing legacy tables makes them, so they are left alone where the kernel has none.
+programs() {
+    case $("$1" --version 2>/dev/null) in
+    *legacy*) other=$1-nft ;;
+    *) other=$1-legacy ;;
+    esac
+    echo "$1"
+    case $other in
+    iptables-legacy) grep -qs . /proc/net/ip_tables_names || return 0 ;;
+    ip6tables-legacy) grep -qs . /proc/net/ip6_tables_names || return 0 ;;
+    esac
+    if ! command -v "$other" >/dev/null; then
+        case $other in
+        *-legacy) echo "restore.sh: this host has rules of $other, but no such program: they were not looked at" >&2 ;;
+        esac
+    elif "$other" -w 5 -S INPUT >/dev/null 2>&1; then
+        echo "$other"
+    fi
+}
+
 # Print "CHAIN MATCH... --comment $2:..." for every rule in $1 that is marked by $2.
 present() {
-    "$1" -w 5 -S | tr -d '"' | awk -v mark=" --comment $2:" '
+    "$1" -w 5 -S 2>/dev/null | tr -d '"' | awk -v mark=" --comment $2:" '
         $1 == "-A" && index($0, mark) { sub(/^-A /, ""); print }'
 }
 
@@ -57,6 +79,27 @@ host_of() {
     printf '%s\n' "$name"
 }
 
+# Remove the rules that $1 lists and that are wanted.
+remove_from() {
+    [ "$mark" = linkd-drill ] || [ -z "$(present "$1" linkd-drill)" ] || drills=yes
+    IFS=$newline
+    for rule in $(present "$1" "$mark"); do
+        unset IFS
+        name=$(host_of "$rule")
+        if [ -n "$host" ] && [ "$name" != "$host" ]; then
+            others="$others$name$newline"
+            continue
+        fi
+        # shellcheck disable=SC2086  # a rule is several words
+        said=$("$1" -w 5 -D $rule 2>&1) || {
+            # A timer, or the drill itself, may have been faster: only what is still there is an error.
+            present "$1" "$mark" | grep -qxF -- "$rule" && fail "$1 cannot remove '$rule': $said"
+        }
+        removed="$removed$name$newline"
+    done
+    unset IFS
+}
+
 seen='' removed='' others='' drills=''
 for tool in iptables ip6tables; do
     command -v "$tool" >/dev/null || continue
@@ -66,23 +109,9 @@ for tool in iptables ip6tables; do
         [ "$tool" = ip6tables ] && ! [ -e /proc/net/if_inet6 ] && continue
         fail "$tool refuses: ${said:-no reason given}; it needs root (try sudo)"
     }
-    [ "$mark" = linkd-drill ] || [ -z "$(present "$tool" linkd-drill)" ] || drills=yes
-    IFS=$newline
-    for rule in $(present "$tool" "$mark"); do
-        unset IFS
-        name=$(host_of "$rule")
-        if [ -n "$host" ] && [ "$name" != "$host" ]; then
-            others="$others$name$newline"
-            continue
-        fi
-        # shellcheck disable=SC2086  # a rule is several words
-        said=$("$tool" -w 5 -D $rule 2>&1) || {
-            # A timer, or the drill itself, may have been faster: only what is still there is an error.
-            present "$tool" "$mark" | grep -qxF -- "$rule" && fail "$tool cannot remove '$rule': $said"
-        }
-        removed="$removed$name$newline"
+    for program in $(programs "$tool"); do
+        remove_from "$program"
     done
-    unset IFS
 done
 [ -n "$seen" ] || fail "iptables is missing (Debian: apt install iptables)"
 

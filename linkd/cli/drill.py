@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -208,16 +210,17 @@ def _running(arguments: argparse.Namespace) -> Iterable[Report]:
     _say("\n".join(made.lines(request)) + "\n")
     if not arguments.yes and not _agreed():
         raise Ended(exits.ANSWER_IS_NO, "nothing was done")
-    _unspoiled(made.begin[0][0], made.far.address)
-    progress = _Progress(1)
-    try:
-        report = running.run(
-            request, made, daemon, bounds, lambda what: progress.say(request.kind, what)
-        )
-    except DrillFailed as error:
-        note = "; its rules are removed now" if _took_back(made.undo) else ""
-        raise Ended(exits.ANSWER_IS_NO, f"{error}{note}") from None
-    return progress.follow([_honest(report)])
+    with _alone():
+        _unspoiled(made.far.address)
+        progress = _Progress(1)
+        try:
+            report = running.run(
+                request, made, daemon, bounds, lambda what: progress.say(request.kind, what)
+            )
+        except DrillFailed as error:
+            note = "; its rules are removed now" if _took_back(made.undo) else ""
+            raise Ended(exits.ANSWER_IS_NO, f"{error}{note}") from None
+        return progress.follow([_honest(report)])
 
 
 def _honest(report: Report) -> Report:
@@ -286,21 +289,47 @@ def _is_peer(socket: str, peer: str) -> None:
         raise Ended(exits.USAGE, f"expected the socket of {peer} at {socket}, got that of {node}")
 
 
-def _unspoiled(tool: str, address: str) -> None:
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Keep other drills on running pairs out of this network; raise Ended where one is under way.
+
+    An abstract socket belongs to the network namespace, as the packet filter's rules do, and is
+    free again when its process ends, however that ends.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as lock:
+        try:
+            lock.bind("\0linkd-drill")
+        except OSError:
+            raise Ended(
+                exits.REFUSED, "a drill is under way on this host: wait until it is over"
+            ) from None
+        yield
+
+
+def _unspoiled(address: str) -> None:
     """Raise Ended where this host's packet filter can't be used, or has a fault on this link.
 
     Two faults at once would be judged as one, wrongly.
 
     Args:
-        tool: The filter's program.
         address: The peer's.
     """
+    from linkd.drill.rules import programs, tool_for  # noqa: PLC0415
+
+    tool = tool_for(address)
+    found = programs(tool)
+    if not found:
+        raise Ended(exits.ANSWER_IS_NO, f"{tool} is missing (Debian: apt install iptables)")
+    for program in found:
+        _free_of_faults(program, address)
+
+
+def _free_of_faults(tool: str, address: str) -> None:
+    """Raise Ended where a program of the packet filter can't be used, or lists a fault."""
     from linkd.drill.deadman import admin_path  # noqa: PLC0415
     from linkd.drill.rules import MARK  # noqa: PLC0415
 
-    found = shutil.which(tool, path=admin_path())
-    if found is None:
-        raise Ended(exits.ANSWER_IS_NO, f"{tool} is missing (Debian: apt install iptables)")
+    found = shutil.which(tool, path=admin_path()) or tool
     try:
         listed = subprocess.run(
             [found, "-w", "5", "-S"], capture_output=True, text=True, timeout=_FILTER_SECONDS

@@ -107,7 +107,7 @@ class _Keeper:
     def _finish(self) -> None:
         """Take everything back; again is harmless."""
         undo, self._undo = self._undo, []
-        failed = _run_all(undo, TRIES)
+        failed, gone = _run_all(undo, TRIES)
         ended = time.monotonic()
         for pid, start in reversed(self._pids):
             if started_at(pid) == start:
@@ -116,7 +116,7 @@ class _Keeper:
         for directory in self._directories:
             if Path(directory).name.startswith(PREFIX):
                 shutil.rmtree(directory, ignore_errors=True)
-        _tell({"at": ended, **({"failed": failed} if failed else {})})
+        _tell({"at": ended, "gone": gone, **({"failed": failed} if failed else {})})
 
 
 def _run(command: Sequence[str]) -> str | None:
@@ -137,19 +137,35 @@ def _run(command: Sequence[str]) -> str | None:
     return (done.stderr or done.stdout).strip() or f"exit {done.returncode}"
 
 
-def _run_all(commands: Sequence[Sequence[str]], tries: int) -> str:
-    """Run commands, those that fail up to `tries` times; return what still went wrong."""
+def _is_gone(command: Sequence[str]) -> bool:
+    """Tell whether a command that removes a rule failed because there is none: somebody's flush."""
+    if "-D" not in command:
+        return False
+    said = _run(["-C" if word == "-D" else word for word in command])
+    return said is not None and "does a matching rule exist" in said
+
+
+def _run_all(commands: Sequence[Sequence[str]], tries: int) -> tuple[str, bool]:
+    """Run commands, those that fail up to `tries` times.
+
+    Returns:
+        What still went wrong, and whether rules to be removed were gone already.
+    """
     left = list(commands)
     said: list[str] = []
+    gone = False
     for attempt in range(tries):
         if attempt:
             time.sleep(0.5)
         results = [(command, _run(command)) for command in left]
+        absent = [command for command, wrong in results if wrong is not None and _is_gone(command)]
+        gone = gone or bool(absent)
+        results = [(command, wrong) for command, wrong in results if command not in absent]
         left = [command for command, wrong in results if wrong is not None]
         said = [f"{' '.join(command)}: {wrong}" for command, wrong in results if wrong is not None]
         if not left:
             break
-    return "; ".join(said)
+    return "; ".join(said), gone
 
 
 def _tell(answer: dict[str, Any]) -> None:
@@ -163,6 +179,7 @@ class Switch:
 
     Attributes:
         pid: Of its process.
+        was_gone: Whether rules were gone before it removed them.
     """
 
     def __init__(self) -> None:
@@ -176,6 +193,7 @@ class Switch:
             start_new_session=True,
         )
         self.pid = self._process.pid
+        self.was_gone = False
         self._rest = b""
 
     def fault(
@@ -212,7 +230,7 @@ class Switch:
             DrillFailed: The fault could not be taken back; the message has what the system said.
         """
         answer = self._answer(within)
-        return None if answer is None else _moment(answer)
+        return None if answer is None else self._moment(answer)
 
     def end(self) -> float:
         """Take everything back now; return when the fault was gone, monotonic seconds.
@@ -247,7 +265,7 @@ class Switch:
         answer = self._answer(_ANSWER_SECONDS)
         if answer is None:
             raise DrillFailed("the dead man's switch does not answer")
-        return _moment(answer)
+        return self._moment(answer)
 
     def _answer(self, within: float) -> dict[str, Any] | None:
         assert self._process.stdout is not None
@@ -264,12 +282,12 @@ class Switch:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-
-def _moment(answer: dict[str, Any]) -> float:
-    """Return the time in an answer; raise DrillFailed if it tells of a failure."""
-    if "failed" in answer:
-        raise DrillFailed(str(answer["failed"]))
-    return float(answer["at"])
+    def _moment(self, answer: dict[str, Any]) -> float:
+        """Return the time in an answer; raise DrillFailed where it reports a failure."""
+        self.was_gone = self.was_gone or bool(answer.get("gone"))
+        if "failed" in answer:
+            raise DrillFailed(str(answer["failed"]))
+        return float(answer["at"])
 
 
 def _main() -> None:

@@ -7,16 +7,21 @@ an ssh session between the same two hosts goes on.
 from __future__ import annotations
 
 import ipaddress
+import shutil
 import socket
+import subprocess
 from pathlib import Path
 from typing import Final, Literal
 
 import msgspec
 
+from linkd.drill import deadman
+
 MARK: Final = "linkd-drill"
 Kind = Literal["blackhole", "oneway", "reset"]
 
 _ESTABLISHED: Final = "01"
+_VERSION_SECONDS: Final = 10.0
 
 
 class Remote(msgspec.Struct, frozen=True):
@@ -79,13 +84,62 @@ def local_port(address: str, port: int, root: Path = Path("/proc/net")) -> int |
     return None
 
 
-def commands(kind: Kind, far: Remote, token: str) -> tuple[list[list[str]], list[list[str]]]:
+def tool_for(address: str) -> str:
+    """Return the tool for an IP address: iptables or ip6tables."""
+    return "ip6tables" if ":" in address else "iptables"
+
+
+def programs(tool: str, root: Path = Path("/proc/net")) -> list[str]:
+    """Return the programs that list and change the rules of `tool`, none where it is missing.
+
+    `iptables` is iptables-nft or iptables-legacy by the host's choice, and the choice may change
+    while rules are in force (set-ups of containers do that). So rules are made and removed by a
+    name that stays, and looked for in both. The first is the one that the host uses now; the other
+    kind follows where it may hold rules. Listing legacy tables makes them, so they are left alone
+    where there are none.
+
+    Args:
+        tool: iptables or ip6tables.
+        root: Where the kernel lists its tables.
+    """
+    found = shutil.which(tool, path=deadman.admin_path())
+    if found is None:
+        return []
+    try:
+        done = subprocess.run(
+            [found, "--version"], capture_output=True, text=True, timeout=_VERSION_SECONDS
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return [tool]
+    kinds = ["legacy", "nft"] if "legacy" in done.stdout else ["nft", "legacy"]
+    names = [f"{tool}-{kind}" for kind in kinds]
+    there = [name for name in names if shutil.which(name, path=deadman.admin_path()) is not None]
+    first = names[0] if names[0] in there else tool
+    others = [name for name in there if name != first and _has_tables(name, root)]
+    return [first, *others]
+
+
+def _has_tables(program: str, root: Path) -> bool:
+    """Tell whether the kernel has tables of a program's kind."""
+    if not program.endswith("legacy"):
+        return True
+    listed = root / ("ip6_tables_names" if program.startswith("ip6") else "ip_tables_names")
+    try:
+        return bool(listed.read_text().strip())
+    except OSError:
+        return False
+
+
+def commands(
+    kind: Kind, far: Remote, token: str, program: str
+) -> tuple[list[list[str]], list[list[str]]]:
     """Return the commands that make a fault, and those that take exactly it back.
 
     Args:
         kind: What to make. `oneway`: what comes from the peer is dropped, what goes to it passes.
         far: The packets it concerns.
         token: Marks these rules, so that no other's are touched.
+        program: Makes and removes them.
     """
     begin, undo = [], []
     for rule in _rules(kind, far):
@@ -94,9 +148,8 @@ def commands(kind: Kind, far: Remote, token: str) -> tuple[list[list[str]], list
         target = (
             ["-j", "REJECT", "--reject-with", "tcp-reset"] if kind == "reset" else ["-j", "DROP"]
         )
-        tool = "ip6tables" if ":" in far.address else "iptables"
-        begin.append([tool, "-w", "5", "-I", *marked, *target])
-        undo.append([tool, "-w", "30", "-D", *marked, *target])
+        begin.append([program, "-w", "5", "-I", *marked, *target])
+        undo.append([program, "-w", "30", "-D", *marked, *target])
     return begin, undo
 
 

@@ -24,7 +24,7 @@ from linkd.drill.judge import judge
 from linkd.drill.lab import Times, end_report
 from linkd.drill.probe import Counted, Publisher, arrived
 from linkd.drill.report import Check, EndReport, Report
-from linkd.drill.rules import MARK, Kind, Remote, commands, remote
+from linkd.drill.rules import MARK, Kind, Remote, commands, programs, remote, tool_for
 from linkd.drill.watch import Watch
 from linkd.status import LinkStatus
 
@@ -106,7 +106,8 @@ def plan(request: Request, daemon: Daemon) -> Plan:
     except ValueError as error:
         raise DrillFailed(str(error)) from None
     token = secrets.token_hex(6)
-    begin, undo = commands(request.kind, far, token)
+    tool = tool_for(far.address)
+    begin, undo = commands(request.kind, far, token, (programs(tool) or [tool])[0])
     return Plan(status.node, link, far, token, begin, undo)
 
 
@@ -150,7 +151,7 @@ def _course(
         for thread in threads:
             thread.start()
         time.sleep(1.0)
-        _fault(request, made, times, say)
+        removed = _fault(request, made, times, say)
         expected = _expected(request, bounds, times)
         _wait_up(watches, times.restored + expected.back + _GRACE_SECONDS, times, say)
         time.sleep(1.0)
@@ -164,7 +165,10 @@ def _course(
             thread.end()
     ends = [end_report(watch, times) for watch in watches]
     checks = [*judge(ends, (), messages, expected, bounds), *delivered]
-    return _report(request, times, ends, messages, checks, _why(bounds, request))
+    why = _why(bounds, request)
+    if removed:
+        why = f"somebody else removed rules of this drill before its time was over; {why}"
+    return _report(request, times, ends, messages, checks, why)
 
 
 def _why(bounds: Bounds, request: Request) -> str:
@@ -198,8 +202,8 @@ def _report(
     )
 
 
-def _fault(request: Request, made: Plan, times: Times, say: Callable[[str], None]) -> None:
-    """Make the fault and wait until it has been taken back."""
+def _fault(request: Request, made: Plan, times: Times, say: Callable[[str], None]) -> bool:
+    """Make the fault and wait until it has been taken back; return whether others had done that."""
     _backup(request, made)
     with Switch() as switch:
         times.fault = switch.fault(made.begin, made.undo, request.seconds)
@@ -209,9 +213,10 @@ def _fault(request: Request, made: Plan, times: Times, say: Callable[[str], None
             left = until - time.monotonic()
             say(f"fault: {ABOUT[request.kind]}, {max(0.0, left):.0f} s left")
             if left < -_GRACE_SECONDS:
-                raise DrillFailed("the fault was not taken back: look at iptables -S")
+                raise DrillFailed(f"the fault was not taken back: look at {made.begin[0][0]} -S")
             ended = switch.over(0.5)
         times.restored = ended
+        return switch.was_gone
 
 
 def _expected(request: Request, bounds: Bounds, times: Times) -> Expectation:

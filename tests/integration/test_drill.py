@@ -179,6 +179,26 @@ def test_the_path_is_restored_though_the_command_dies(
 
 
 @pytest.mark.lab
+@pytest.mark.lab
+def test_rules_that_others_remove_do_not_lose_the_report(running: Running) -> None:
+    words = command(running.edge, "oneway", "--peer", "hub", "--for", "3", "--yes", "--json")
+    drilled = running.edge_host.popen(words, stdout=subprocess.PIPE)
+    until(lambda: bool(rules(running.edge_host)), 10.0, "no rules")
+    running.edge_host.sh("iptables -F")
+    assert drilled.stdout is not None
+    report = json.loads(drilled.stdout.read())
+    drilled.wait(30)
+    assert report["why"].startswith("somebody else removed rules of this drill")
+
+
+@pytest.mark.lab
+def test_of_two_drills_at_once_one_is_refused(running: Running) -> None:
+    words = command(running.edge, "oneway", "--peer", "hub", "--for", "2", "--yes")
+    both = [running.edge_host.popen(words, stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert sorted(each.wait(40) for each in both)[1] == 4
+    assert rules(running.edge_host) == []
+
+
 def test_a_link_that_is_down_or_unknown_is_not_drilled(running: Running) -> None:
     words = ["blackhole", "--for", "3", "--yes", "--peer"]
     unknown = running.edge_host.run(*command(running.edge, *words, "nobody"), check=False)

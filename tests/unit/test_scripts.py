@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.lab import ROOT, Lab, Namespace
-from tests.support.needs import need
+from tests.support.needs import need, which
 
 pytestmark = pytest.mark.lab
 
@@ -419,3 +419,34 @@ def test_help_is_on_standard_output() -> None:
         assert done.returncode == 0
         assert done.stdout.startswith("Usage: ")
         assert done.stderr == ""
+
+
+@pytest.mark.parametrize(("made_by", "now"), [("legacy", "nft"), ("nft", "legacy")])
+def test_rules_of_the_other_kind_of_iptables_are_found(
+    box: Namespace, tmp_path: Path, made_by: str, now: str
+) -> None:
+    need("iptables-legacy", "iptables-nft")
+
+    def choose(kind: str) -> None:
+        for tool in ("iptables", "ip6tables"):
+            link = tmp_path / tool
+            link.unlink(missing_ok=True)
+            link.symlink_to(str(which(f"{tool}-{kind}")))
+
+    def run(script: str, *arguments: str) -> str:
+        path = f"PATH={tmp_path}:{os.environ['PATH']}:/usr/sbin:/sbin"
+        return box.run("env", path, "sh", script, *arguments).stdout
+
+    choose(made_by)
+    run(DROP, HOST)
+    run(DROP, "--for", "1", "192.0.2.8")
+    choose(now)
+    assert run(RESTORE) in (f"Restored: {HOST} 192.0.2.8.\n", f"Restored: {HOST}.\n")
+    assert "linkd-drop" not in box.sh("iptables-nft -S; iptables-legacy -S")
+    choose(made_by)
+    run(DROP, "--for", "1", HOST)
+    choose(now)
+    end = time.monotonic() + 10
+    while "linkd-drop" in box.sh("iptables-nft -S; iptables-legacy -S"):
+        assert time.monotonic() < end, "its timer does not find what the other kind has made"
+        time.sleep(0.05)

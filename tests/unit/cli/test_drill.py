@@ -114,6 +114,17 @@ def test_a_second_fault_on_a_link_is_refused(
     assert done == []
 
 
+def test_a_second_drill_is_refused_before_the_first_has_made_its_rules(
+    done: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packet_filter(tmp_path, "true")
+    with drill._alone():
+        assert main(WORDS) == 4
+    assert "a drill is under way on this host" in capsys.readouterr().err
+    assert done == []
+    assert main(WORDS) == 0
+
+
 def test_faults_of_others_are_none_of_its_business(done: list[str], tmp_path: Path) -> None:
     packet_filter(
         tmp_path, "echo '-A INPUT -s 192.0.2.70/32 -m comment --comment linkd-drop:x:1-2'"

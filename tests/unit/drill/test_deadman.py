@@ -116,6 +116,22 @@ def test_a_fault_that_cannot_be_taken_back_is_said(tmp_path: Path) -> None:
             switch.end()
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_a_rule_that_somebody_else_removed_is_no_failure(tmp_path: Path, there: bool) -> None:
+    tool = tmp_path / "iptables"
+    absent = "echo 'iptables: Bad rule (does a matching rule exist in that chain?).' >&2; exit 1"
+    tool.write_text(f"#!/bin/sh\n[ $1 = -C ] && {(there and 'exit 0') or absent}\n{absent}\n")
+    tool.chmod(0o755)
+    with Switch() as switch:
+        switch.fault([["true"]], [[str(tool), "-D", "INPUT"]], 60.0)
+        if there:
+            with pytest.raises(DrillFailed, match="Bad rule"):
+                switch.end()
+        else:
+            switch.end()
+        assert switch.was_gone == (not there)
+
+
 def test_what_is_tried_again_may_work_then(tmp_path: Path) -> None:
     count = tmp_path / "count"
     script = f"echo x >> {count}; test $(wc -l < {count}) -ge 3"

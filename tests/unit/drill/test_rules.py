@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from linkd.drill.rules import Kind, Remote, commands, local_port, remote
+from linkd.drill import deadman
+from linkd.drill.rules import Kind, Remote, commands, local_port, programs, remote
 
 HEAD = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid\n"
 
@@ -15,10 +16,10 @@ HEAD = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrn
 @pytest.mark.parametrize("kind", ["blackhole", "oneway", "reset"])
 @pytest.mark.parametrize("far", [Remote("10.0.0.1", 9443, False), Remote("fd00::1", 9443, True)])
 def test_what_is_made_is_exactly_what_is_taken_back(kind: Kind, far: Remote) -> None:
-    begin, undo = commands(kind, far, "token")
+    begin, undo = commands(kind, far, "token", "iptables-nft")
     assert len(begin) == len(undo) == (1 if kind == "oneway" else 2)
     for made, gone in zip(begin, undo, strict=True):
-        assert made[0] == gone[0] == ("ip6tables" if ":" in far.address else "iptables")
+        assert made[0] == gone[0] == "iptables-nft"
         assert made[made.index("-I") + 1 :] == gone[gone.index("-D") + 1 :]
         assert "linkd-drill:token" in made
         assert far.address in made
@@ -26,16 +27,16 @@ def test_what_is_made_is_exactly_what_is_taken_back(kind: Kind, far: Remote) -> 
 
 
 def test_only_the_links_own_port_is_touched() -> None:
-    dialed, _ = commands("blackhole", Remote("10.0.0.1", 9443, False), "t")
+    dialed, _ = commands("blackhole", Remote("10.0.0.1", 9443, False), "t", "iptables")
     assert "INPUT -p tcp -s 10.0.0.1 --sport 9443" in " ".join(dialed[0])
     assert "OUTPUT -p tcp -d 10.0.0.1 --dport 9443" in " ".join(dialed[1])
-    accepted, _ = commands("blackhole", Remote("10.0.0.2", 9443, True), "t")
+    accepted, _ = commands("blackhole", Remote("10.0.0.2", 9443, True), "t", "iptables")
     assert "INPUT -p tcp -s 10.0.0.2 --dport 9443" in " ".join(accepted[0])
     assert "OUTPUT -p tcp -d 10.0.0.2 --sport 9443" in " ".join(accepted[1])
 
 
 def test_resets_themselves_pass() -> None:
-    begin, _ = commands("reset", Remote("10.0.0.1", 9443, False), "t")
+    begin, _ = commands("reset", Remote("10.0.0.1", 9443, False), "t", "iptables")
     assert all("! --tcp-flags RST RST" in " ".join(command) for command in begin)
 
 
@@ -72,3 +73,30 @@ def test_the_kernels_lists_are_read(tmp_path: Path) -> None:
     assert local_port("10.0.0.2", 50000, tmp_path) == 0x24E3
     assert local_port("10.0.0.3", 50001, tmp_path) == 0x24E4
     assert local_port("10.0.0.2", 50001, tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("there", "version", "tables", "expected"),
+    [
+        ([], "v1.8.9 (nf_tables)", "", ["iptables"]),
+        (["nft", "legacy"], "v1.8.9 (nf_tables)", "", ["iptables-nft"]),
+        (["nft", "legacy"], "v1.8.9 (nf_tables)", "filter", ["iptables-nft", "iptables-legacy"]),
+        (["nft", "legacy"], "v1.8.9 (legacy)", "filter", ["iptables-legacy", "iptables-nft"]),
+        (["nft"], "v1.8.9 (legacy)", "filter", ["iptables", "iptables-nft"]),
+    ],
+)
+def test_both_kinds_of_the_packet_filter_are_looked_at(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    there: list[str],
+    version: str,
+    tables: str,
+    expected: list[str],
+) -> None:
+    monkeypatch.setattr(deadman, "admin_path", lambda: str(tmp_path))
+    assert programs("iptables", tmp_path) == []
+    for name in ("iptables", *(f"iptables-{kind}" for kind in there)):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho 'iptables {version}'\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "ip_tables_names").write_text(tables)
+    assert programs("iptables", tmp_path) == expected

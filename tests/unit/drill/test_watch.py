@@ -117,7 +117,7 @@ def test_a_plan_names_the_rules_and_changes_nothing() -> None:
     assert made.node == "edge"
     said = "\n".join(made.lines(REQUEST))
     assert "for 30 s" in said
-    assert "iptables -w 5 -I INPUT -p tcp -s 192.0.2.1 --sport 9443" in said
+    assert " -w 5 -I INPUT -p tcp -s 192.0.2.1 --sport 9443" in said
     assert f"linkd-drill:{made.token}" in said
 
 
