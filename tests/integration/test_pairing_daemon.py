@@ -3,13 +3,42 @@
 from __future__ import annotations
 
 import contextlib
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tests.support import figures
 from tests.support.daemon import Daemon
-from tests.support.pairing_hosts import HUB, command
+from tests.support.pairing_hosts import HUB, command, invite
 from tests.support.pairs import fetch
 from tests.support.ports import free_port
+
+STALLS = """
+import os, sys, time
+def slow(taken):
+    def call(*arguments, **more):
+        while os.path.exists({flag!r}):
+            time.sleep(0.02)
+        return taken(*arguments, **more)
+    return call
+def slow_open(taken):
+    def call(path, flags, *rest, **more):
+        while flags & (os.O_CREAT | os.O_TRUNC) and os.path.exists({flag!r}):
+            time.sleep(0.02)
+        return taken(path, flags, *rest, **more)
+    return call
+for name in ("fsync", "fdatasync", "pwritev", "replace", "rename", "unlink", "mkdir", "chmod"):
+    setattr(os, name, slow(getattr(os, name)))
+os.open = slow_open(os.open)
+from linkd.cli import main
+raise SystemExit(main())
+"""
+"""A daemon whose disk takes no change, from whichever thread, while a file is there."""
+
+STALLED_SECONDS = 12.0
+"""Longer than the watchdog allows, and than a dialer bears silence."""
 
 PATHS = (
     ("GET", "/v1/pairing/peers"),
@@ -52,3 +81,45 @@ def test_a_node_that_nobody_dials_says_so() -> None:
         refused = command(node, "invite", "another")
         assert refused.returncode == 4
         assert "add [listen]" in refused.stderr
+
+
+@pytest.mark.timing
+def test_a_stalled_disk_under_pairing_harms_no_link() -> None:
+    """Pairing, renewal and revocation write in a thread: the reactor never waits for the disk."""
+    port = free_port()
+    hub = Daemon("hub", HUB.replace("9443", str(port)))
+    flag = hub.directory / "stalled"
+    hub.program = ("-c", STALLS.format(flag=str(flag)))
+    edge, other, gone = Daemon("edge", ""), Daemon("other", ""), Daemon("gone", "")
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor() as pool:
+        for daemon in (hub, edge, other, gone):
+            stack.enter_context(contextlib.closing(daemon))
+            daemon.start()
+        for daemon in (edge, gone):
+            code = invite(hub, daemon.name, "--address", f"127.0.0.1:{port}")
+            assert command(daemon, "join", code).returncode == 0
+        code = invite(hub, "other", "--address", f"127.0.0.1:{port}")
+        generation = hub.link("edge")["generation"]
+        flag.touch()
+        began = time.monotonic()
+        joined = pool.submit(command, other, "join", code)
+        revoked = pool.submit(command, hub, "revoke", "gone")
+        hub.signal(signal.SIGHUP)
+        slowest = 0.0
+        while time.monotonic() - began < STALLED_SECONDS:
+            asked = time.monotonic()
+            assert hub.call("GET", "/healthz") is not None
+            slowest = max(slowest, time.monotonic() - asked)
+            time.sleep(0.1)
+        assert not revoked.done()
+        flag.unlink()
+        figures.tell(f"a stalled disk under pairing: the API answers within {slowest:.2f} s")
+        assert slowest < 3.0
+        assert hub.link("edge")["generation"] == generation, hub.tail()
+        assert edge.link("hub")["state"] == "up"
+        assert revoked.result(timeout=30).returncode == 0
+        done = joined.result(timeout=60)
+        if done.returncode != 0:  # the hub's answer came too late for its patience
+            again = invite(hub, "other", "--address", f"127.0.0.1:{port}")
+            done = command(other, "join", again)
+        assert done.returncode == 0, done.stderr
