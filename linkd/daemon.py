@@ -184,7 +184,8 @@ class Daemon:
             return
         self._manager.reloading()
         try:
-            new = checked(self._paths())
+            # Pairing's own files are its thread's by now, which repairs them each hour.
+            new = checked(load(self._paths()))
             differences = changes(self.config, new)
             config = in_force(self.config, new)
             parts.reload(config)
@@ -258,16 +259,6 @@ def open_connections(reactor: Any) -> int:
     return sum(isinstance(each, tcp.Connection) for each in seen)
 
 
-def checked(paths: Sequence[Path]) -> Config:
-    """Return the configuration in `paths`, its files checked too; pairing's own are made first.
-
-    Raises:
-        ConfigError: One line for each error.
-        Unavailable: The same, where all of them may pass by themselves.
-    """
-    return with_files(load(paths))
-
-
 def with_files(config: Config) -> Config:
     """Return a configuration whose files are checked; pairing's own are made first.
 
@@ -279,6 +270,16 @@ def with_files(config: Config) -> Config:
         prepare(config, wall)
     except StateTooNew as error:
         raise ConfigError(str(error)) from None
+    return checked(config)
+
+
+def checked(config: Config) -> Config:
+    """Return a configuration whose files are checked.
+
+    Raises:
+        ConfigError: One line for each error.
+        Unavailable: The same, where all of them may pass by themselves.
+    """
     troubles = file_troubles(config)
     if troubles:
         standing = any(isinstance(trouble, ConfigError) for trouble in troubles)

@@ -199,7 +199,7 @@ def test_no_secret_is_found_anywhere() -> None:
 def test_no_part_of_a_pairing_is_found_anywhere() -> None:
     """Codes and private keys: of the authority, the hub and the node that joined."""
     port = free_port()
-    hub = talkative("hub", HUB.replace("0.0.0.0:9443", f"127.0.0.1:{port}"))
+    hub = talkative("hub", HUB.replace("9443", str(port)))
     edge = talkative("edge-1", "")
     with contextlib.closing(hub), contextlib.closing(edge):
         hub.start()

@@ -17,7 +17,7 @@ from tests.support.ports import free_port
 
 @pytest.fixture
 def hub() -> Iterator[Daemon]:
-    made = Daemon("hub", HUB.replace("0.0.0.0:9443", f"127.0.0.1:{free_port()}"))
+    made = Daemon("hub", HUB.replace("9443", str(free_port())))
     yield made
     made.close()
 
