@@ -22,12 +22,15 @@ from linkd.client.session import Session
 from linkd.client.subscription import Inbox
 from linkd.client.upkeep import Upkeep
 from linkd.client.wire import Wire
+from linkd.core.batch import HELD_BYTES, check_headers, check_words
 from linkd.core.batch import Record as Encoded
-from linkd.core.batch import check_headers, check_words
 from linkd.core.channels import check_channel
 from linkd.core.stream import Published
 
 WAIT_SECONDS: Final = 30.0
+GUESSED_BYTES: Final = 256
+"""What a value that is not encoded yet counts for where it waits for room."""
+
 GRACE_SECONDS: Final = 1.0
 """How much longer than the daemon a client waits before it says itself that the time is over."""
 
@@ -68,6 +71,7 @@ class Calls:
         )
         self._room = Room(loop, self.session.flight, settings.max_in_flight_bytes)
         self.upkeep.on_wake = self._admit
+        self.upkeep.on_flush = self._room.turned
         self._loop = loop
         self._where = where
         self._settings = settings
@@ -119,6 +123,11 @@ class Calls:
         """Publish one value; return its offset once it is on the daemon's disk."""
         type_, id_ = options.get("type", ""), options.get("id", "")
         terms = _terms(options, (id_,) if id_ else ())
+        if not self._room.is_free:
+            self._check_publish(channel, 0)
+            await self._wait_for_room(
+                channel, len(value) if isinstance(value, bytes | str) else GUESSED_BYTES
+            )
         body, content_type = encoded(self._settings.encode, value)
         check_words(type_, id_, content_type)
         self._check_publish(channel, len(body))
@@ -126,8 +135,7 @@ class Calls:
         record = pack(
             [Encoded(body, type_, id_, content_type, check_headers(headers) if headers else None)]
         )
-        if not self._room.is_free:
-            await self._wait_for_room(channel, len(record))
+        self._room.passed += len(record) + HELD_BYTES
         if id_:
             offset = (await self._send(channel, 1, record, terms)).offset
         else:
@@ -151,6 +159,7 @@ class Calls:
         for count, records in batches(values, type_, encode, headers, check_body):
             if not self._room.is_free:
                 await self._wait_for_room(channel, len(records))
+            self._room.passed += len(records)
             under_way.append((count, self._send(channel, count, records, terms)))
         return under_way
 

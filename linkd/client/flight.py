@@ -11,11 +11,12 @@ import msgspec
 from linkd.client.errors import OffsetUnknown, Refused
 from linkd.core.batch import HELD_BYTES, MAX_BATCH_BYTES
 from linkd.core.stream import (
+    Publish,
     Published,
     PublishedRun,
     PublishFailed,
-    encode_publish,
-    numbered,
+    encode_frame,
+    renumbered,
 )
 from linkd.errors import BadRecord, BodyTooLarge, ChannelRefused, LinkdError, LogFull
 
@@ -44,19 +45,19 @@ NO_TERMS: Final = Terms()
 
 
 class _Publish(msgspec.Struct, gc=False):
-    """One publish under way: its encoding, the bytes for which it counts, its number once sent."""
+    """One publish under way: its number, its encoding, the bytes for which it counts."""
 
+    sequence: int
     encoded: bytes
     size: int
     settled: Settled
-    sequence: int = 0
 
 
 class Flight:
     """The publishes of one producer, in order.
 
-    Each is encoded by the call that adds it, so that sending cannot fail for what it contains; it
-    gets its number when it is first sent.
+    Each is numbered and encoded by the call that adds it, so that sending cannot fail for what it
+    contains.
 
     Attributes:
         bytes: Bytes of records that are not settled, sent or not; each publish counts for
@@ -70,12 +71,13 @@ class Flight:
         self.bytes = 0
         self.max_bytes = max_bytes
         self._sequence = 0
+        self._highest_sent = 0
         self._sent: dict[int, _Publish] = {}
         self._unsent: deque[_Publish] = deque()
         self._sent_bytes = 0
 
     def __len__(self) -> int:
-        return len(self._sent) + sum(not each.sequence for each in self._unsent)
+        return len(self._sent) + len(self._new())
 
     def add(
         self,
@@ -86,33 +88,37 @@ class Flight:
         terms: Terms = NO_TERMS,
     ) -> None:
         """Encode one publish and queue it."""
-        size = len(records) + HELD_BYTES
-        publish = _Publish(
-            encode_publish(channel, count, records, terms.ttl, terms.ids, terms.wait), size, settled
+        number = self._sequence + 1
+        encoded = encode_frame(
+            Publish(number, channel, count, records, terms.ttl, terms.ids, terms.wait)
         )
-        self._unsent.append(publish)
+        size = len(records) + HELD_BYTES
+        self._unsent.append(_Publish(number, encoded, size, settled))
+        self._sequence = number
         self.bytes += size
 
     def next_to_send(self) -> list[bytes]:
         """Return the frames that may be sent now, in order; they then count as sent."""
         ready: list[bytes] = []
-        while self._unsent:
-            publish = self._unsent[0]
+        unsent, sent = self._unsent, self._sent
+        while unsent:
+            publish = unsent[0]
             if self._sent_bytes and self._sent_bytes + publish.size > self.max_bytes:
                 break
-            self._unsent.popleft()
             self._sent_bytes += publish.size
-            if not publish.sequence:
-                self._sequence += 1
-                publish.sequence = self._sequence
-                self._sent[self._sequence] = publish
-            ready.append(numbered(publish.encoded, publish.sequence))
+            sent[publish.sequence] = unsent.popleft()
+            ready.append(publish.encoded)
+        if ready:
+            self._highest_sent = max(self._highest_sent, publish.sequence)
         return ready
+
+    def _new(self) -> list[_Publish]:
+        """Return what was never sent."""
+        return [publish for publish in self._unsent if publish.sequence not in self._sent]
 
     def lost(self) -> None:
         """Have all that is not settled sent again, in order, under the same numbers."""
-        new = [publish for publish in self._unsent if not publish.sequence]
-        self._unsent = deque([*self._sent.values(), *new])
+        self._unsent = deque([*self._sent.values(), *self._new()])
         self._sent_bytes = 0
 
     def begin_above(self, highest: int) -> None:
@@ -121,10 +127,13 @@ class Flight:
         Where that is above all that were sent, another client used the name meanwhile: then no
         answer tells whether a publish of ours is stored, or only its number is.
         """
-        if highest <= self._sequence:
+        if highest <= self._highest_sent:
             return
-        self._sequence = highest
-        self._unsent = deque(publish for publish in self._unsent if not publish.sequence)
+        self._unsent = deque(self._new())
+        for number, publish in enumerate(self._unsent, highest + 1):
+            publish.encoded = renumbered(publish.encoded, number)
+            publish.sequence = number
+        self._highest_sent, self._sequence = highest, highest + len(self._unsent)
         for sequence in list(self._sent):
             said = "another client used the producer's name: this may be stored or not"
             self._settle(sequence, Refused("sequence-unproven", said))
@@ -156,7 +165,7 @@ class Flight:
 
     def abandon(self, error: LinkdError) -> None:
         """Settle all of them with `error`: nobody knows whether they were stored."""
-        new = [publish for publish in self._unsent if not publish.sequence]
+        new = self._new()
         self._unsent.clear()
         for sequence in list(self._sent):
             self._settle(sequence, error)
@@ -217,9 +226,10 @@ class Gatherer:
 
     def seal(self) -> None:
         """Hand all that waits to the flight."""
-        waiting, self._waiting = self._waiting, {}
-        for channel, held in waiting.items():
-            self._close(channel, held)
+        if self._waiting:
+            waiting, self._waiting = self._waiting, {}
+            for channel, held in waiting.items():
+                self._close(channel, held)
 
     def _close(self, channel: str, held: _Gathered) -> None:
         def settled(outcome: Published | LinkdError) -> None:

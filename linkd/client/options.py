@@ -147,8 +147,9 @@ class Stored(msgspec.Struct, frozen=True):
 
 
 def plus(total: Stored, count: int, published: Published) -> Stored:
-    """Return the sum of what was stored and one more batch of `count` records."""
+    """Return the sum of what was stored and one more batch of `count` records.
+
+    All of them are new: without ids, only what we sent twice ourselves is a repeat.
+    """
     last = published.offset + count - 1 if published.offset else 0
-    return Stored(
-        total.first or published.offset, last or total.last, total.count + published.count
-    )
+    return Stored(total.first or published.offset, last or total.last, total.count + count)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from heapq import heappop, heappush
 from typing import Final, Protocol
 
 import msgspec
@@ -91,7 +92,8 @@ class Reader:
         self._acked = 0
         self._ack_wanted = 0
         self._ack_sent = 0
-        self._acking: list[tuple[int, Done]] = []
+        self._acking: list[tuple[int, int, Done]] = []  # a heap
+        self._acks = 0
         self._valid: list[int] = []  # up to where acks of each earlier era count
 
     @property
@@ -125,7 +127,8 @@ class Reader:
             done(ClientError(f"the subscription of {self._consumer} has ended"))
         else:
             self._ack_wanted = max(self._ack_wanted, next)
-            self._acking.append((next, done))
+            self._acks += 1
+            heappush(self._acking, (next, self._acks, done))
 
     # From the session
 
@@ -154,9 +157,9 @@ class Reader:
         self._valid = [*[min(each, agreed) for each in self._valid], agreed]
         self.era += 1
         self._acked, self._ack_wanted = 0, min(self._ack_wanted, agreed)
-        kept = [entry for entry in self._acking if entry[0] <= agreed]
+        kept = sorted(entry for entry in self._acking if entry[0] <= agreed)
         void, self._acking = [entry for entry in self._acking if entry[0] > agreed], kept
-        for _, done in void:
+        for _, _, done in void:
             done(ClientError(_OTHER_LOG))
         if self.reading is not None:
             self.reading = msgspec.structs.replace(self.reading, era=self.era)
@@ -257,7 +260,8 @@ class Reader:
 
     def _settle_acks(self, below: int | None, error: LinkdError | None) -> None:
         """Settle the acks up to `below`; all of them where that is None."""
-        settled = [entry for entry in self._acking if below is None or entry[0] <= below]
-        self._acking = [entry for entry in self._acking if below is not None and entry[0] > below]
-        for _, done in settled:
+        settled: list[Done] = []
+        while self._acking and (below is None or self._acking[0][0] <= below):
+            settled.append(heappop(self._acking)[2])
+        for done in settled:
             done(error)

@@ -1,14 +1,22 @@
-"""Room for publishes under way: first come, first served."""
+"""Room for publishes under way: first come, first served, and only so many in one turn."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import Final
 
 import msgspec
 
 from linkd.client.flight import Flight
 from linkd.client.loop import Loop
+from linkd.core.batch import HELD_BYTES
+
+TURN_BYTES: Final = 1024 * 1024
+"""So much goes in one turn of the loop, which 10^5 publishes at once must not hold.
+
+With HELD_BYTES for each publish.
+"""
 
 
 class _Waiter(msgspec.Struct):
@@ -23,6 +31,9 @@ class _Waiter(msgspec.Struct):
 class Room:
     """The queue for room: nobody passes while somebody waits, so publishes keep their order.
 
+    Attributes:
+        passed: Bytes that went in this turn.
+
     Args:
         loop: The event loop.
         flight: What is under way.
@@ -34,22 +45,28 @@ class Room:
         self._flight = flight
         self._max_bytes = max_bytes
         self._waiting: deque[_Waiter] = deque()
+        self.passed = 0
         self._admitted = 0  # how many were admitted and have not gone on yet
         self._admitted_bytes = 0
 
     @property
     def is_free(self) -> bool:
         """Whether a publish may go now."""
-        return not self._waiting and not self._admitted and self._flight.bytes < self._max_bytes
+        return (
+            self.passed < TURN_BYTES
+            and not self._waiting
+            and not self._admitted
+            and self._flight.bytes < self._max_bytes
+        )
 
     async def wait(self, size: int) -> None:
         """Return when it is this publish's turn; it must then be queued at once.
 
         Args:
-            size: Its bytes.
+            size: About its bytes.
         """
         waiting, go_on = self._loop.promise()
-        waiter = _Waiter(size, go_on)
+        waiter = _Waiter(size + HELD_BYTES, go_on)
         self._waiting.append(waiter)
         try:
             await waiting
@@ -66,13 +83,22 @@ class Room:
             if self._waiting[0].is_gone:
                 self._waiting.popleft()
                 continue
-            if not everyone and self._flight.bytes + self._admitted_bytes >= self._max_bytes:
+            under_way = self._flight.bytes + self._admitted_bytes
+            if not everyone and (
+                under_way >= self._max_bytes or self.passed + self._admitted_bytes >= TURN_BYTES
+            ):
                 return
             waiter = self._waiting.popleft()
             waiter.is_admitted = True
             self._admitted += 1
             self._admitted_bytes += waiter.size
             waiter.go_on(None)
+
+    def turned(self) -> None:
+        """Begin another turn, with more of those who wait."""
+        self.passed = 0
+        if self._waiting:
+            self.admit()
 
     def _leave(self, waiter: _Waiter) -> None:
         if waiter.is_admitted:

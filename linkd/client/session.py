@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -20,11 +20,14 @@ from linkd.client.flight import DEFAULT_BYTES, Flight, Gatherer
 from linkd.client.reader import DEFAULT_WINDOW, Done, Reader
 from linkd.core import stream
 from linkd.core.channels import check_channel, is_pattern
-from linkd.core.stream import FromClient, FromDaemon
+from linkd.core.stream import FromClient
 from linkd.errors import BodyTooLarge, ChannelRefused, LinkdError
 
 MAX_BODY_BYTES: Final = 16 * 1024 * 1024
 """No daemon takes a larger body: a message of the stream holds no more."""
+
+MAX_ASKED: Final = 8192
+"""So many waits may be asked of a daemon at once, which takes 10,000; the others follow."""
 
 MESSAGE_BYTES: Final = 262_144
 """A message is closed once it holds so many bytes."""
@@ -80,9 +83,27 @@ class Session:
         self._readers: dict[int, Reader] = {}
         self._questions: dict[int, _Question] = {}
         self._unasked: deque[int] = deque()
+        self._asked = 0  # questions that the daemon has not answered
         self._deadlines: list[tuple[float, int]] = []
         self._control: list[FromClient] = []
         self._reopening = False
+        to_reader = self._to_reader
+        self._calls: dict[type, Callable[[Any], None]] = {
+            stream.Deliver: to_reader(Reader.deliver),
+            stream.Published: self.flight.published,
+            stream.PublishedRun: self.flight.run,
+            stream.PublishFailed: self._publish_failed,
+            stream.Opened: self._opened,
+            stream.StatusChanged: self._status,
+            stream.Waited: self._waited,
+            stream.Failed: self._failed,
+            stream.DeliverVolatile: to_reader(Reader.deliver_volatile),
+            stream.Acked: to_reader(Reader.acked),
+            stream.AckFailed: to_reader(Reader.ack_failed),
+            stream.Subscribed: to_reader(Reader.begun),
+            stream.GapTold: to_reader(Reader.gap),
+            stream.Ended: to_reader(self._end),
+        }
 
     # From the application
 
@@ -186,14 +207,16 @@ class Session:
         self._control.clear()
         self.flight.lost()
         self._unasked = deque(self._questions)
+        self._asked = 0
         if self.links:
             self.links = {}
             self.on_links(self.links)
 
     def received(self, message: bytes) -> None:
         """Take one message of the daemon; raise RemoteProtocolError if it is malformed."""
+        calls = self._calls
         for frame in stream.decode_from_daemon(message):
-            self._take(frame)
+            calls[type(frame)](frame)
 
     def take(self, now: float) -> list[bytes]:
         """Return the messages to send now, in order.
@@ -201,14 +224,17 @@ class Session:
         Args:
             now: Monotonic seconds.
         """
-        control, self._control = self._control, []
-        frames = [stream.encode_frame(frame) for frame in control]
+        frames: list[bytes] = []
+        if self._control:
+            control, self._control = self._control, []
+            frames += map(stream.encode_frame, control)
         if self.open:
             for reader in self._readers.values():
                 frames += map(stream.encode_frame, reader.to_send())
             self.gatherer.seal()
             frames += self.flight.next_to_send()
-            frames += map(stream.encode_frame, self._ask(now))
+            if self._unasked:
+                frames += map(stream.encode_frame, self._ask(now))
         return _messages(frames)
 
     def expire(self, now: float) -> float | None:
@@ -224,59 +250,29 @@ class Session:
 
     # Frames
 
-    def _take(self, frame: FromDaemon) -> None:
-        """Take one frame; what belongs to nobody any more is ignored."""
-        if isinstance(frame, stream.Deliver):
-            if reader := self._readers.get(frame.id):
-                reader.deliver(frame)
-        elif isinstance(frame, stream.Published):
-            self.flight.published(frame)
-        elif isinstance(frame, stream.PublishedRun):
-            self.flight.run(frame)
-        elif isinstance(frame, stream.PublishFailed):
-            self.flight.failed(frame)
-            self._begin_anew(frame)
-        elif isinstance(frame, stream.Opened):
-            self._opened(frame)
-        elif isinstance(frame, stream.StatusChanged):
-            changed: dict[str, str] = {link.peer: link.state for link in frame.links}
-            self.links = {**self.links, **changed} if frame.event else changed
-            self.on_links(self.links)
-        elif isinstance(frame, stream.Waited):
-            self._waited(frame.id, frame.error, frame.message)
-        elif isinstance(frame, stream.Failed):
-            self._failed(frame)
-        else:
-            self._to_reader(frame)
+    def _to_reader(self, take: Callable[[Reader, Any], None]) -> Callable[[Any], None]:
+        """Return what has a frame's subscription take it; none takes what belongs to nobody."""
+        readers = self._readers
 
-    def _to_reader(
-        self,
-        frame: (
-            stream.Subscribed
-            | stream.DeliverVolatile
-            | stream.GapTold
-            | stream.Acked
-            | stream.AckFailed
-            | stream.Ended
-        ),
-    ) -> None:
-        reader = self._readers.get(frame.id)
-        if reader is None:
-            return
-        if isinstance(frame, stream.DeliverVolatile):
-            reader.deliver_volatile(frame)
-        elif isinstance(frame, stream.Acked):
-            reader.acked(frame)
-        elif isinstance(frame, stream.AckFailed):
-            reader.ack_failed(frame)
-        elif isinstance(frame, stream.Subscribed):
-            reader.begun(frame)
-        elif isinstance(frame, stream.GapTold):
-            reader.gap(frame)
-        else:
-            reader.end(frame)
-            if reader.over:
-                self._readers.pop(frame.id, None)
+        def taken(frame: Any) -> None:
+            if (reader := readers.get(frame.id)) is not None:
+                take(reader, frame)
+
+        return taken
+
+    def _end(self, reader: Reader, frame: stream.Ended) -> None:
+        reader.end(frame)
+        if reader.over:
+            self._readers.pop(frame.id, None)
+
+    def _publish_failed(self, frame: stream.PublishFailed) -> None:
+        self.flight.failed(frame)
+        self._begin_anew(frame)
+
+    def _status(self, frame: stream.StatusChanged) -> None:
+        changed: dict[str, str] = {link.peer: link.state for link in frame.links}
+        self.links = {**self.links, **changed} if frame.event else changed
+        self.on_links(self.links)
 
     def _opened(self, frame: stream.Opened) -> None:
         """Restore all on a daemon that has answered: each subscription once, then the publishes."""
@@ -304,7 +300,7 @@ class Session:
     def _ask(self, now: float) -> list[FromClient]:
         """Return the questions that this daemon has not been asked yet, or answered too early."""
         asked: list[FromClient] = []
-        while self._unasked:
+        while self._unasked and self._asked < MAX_ASKED:
             id_ = self._unasked.popleft()
             each = self._questions.get(id_)
             if each is None:
@@ -314,10 +310,13 @@ class Session:
                 each.done(_late(each.peer))
                 continue
             left = max(0.0, each.deadline - now)
+            self._asked += 1
             asked.append(stream.Wait(id_, each.peer, each.channel, each.next, left))
         return asked
 
-    def _waited(self, id_: int, error: str, message: str) -> None:
+    def _waited(self, frame: stream.Waited) -> None:
+        id_, error = frame.id, frame.error
+        self._asked = max(0, self._asked - 1)
         question = self._questions.get(id_)
         if question is None:
             return
@@ -326,7 +325,7 @@ class Session:
             self._unasked.append(id_)
             return
         del self._questions[id_]
-        question.done(Refused(error, message) if error else None)
+        question.done(Refused(error, frame.message) if error else None)
 
     def _failed(self, frame: stream.Failed) -> None:
         """Take a refusal: of a subscription that has not begun, or of the connection."""
@@ -341,6 +340,8 @@ class Session:
 
 def _messages(frames: list[bytes]) -> list[bytes]:
     """Put encoded frames into messages of about 256 KiB; one that is larger is alone."""
+    if len(frames) == 1:
+        return [stream.join(frames, 1)]
     messages: list[bytes] = []
     held: list[bytes] = []
     size = 0

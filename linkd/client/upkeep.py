@@ -34,6 +34,7 @@ class Upkeep:
         failed: Why nothing more is to be expected, or None.
         started: Whether it was started.
         on_wake: Called whenever something may have changed.
+        on_flush: Called whenever what the session wants sent was sent, if there is a connection.
 
     Args:
         loop: The event loop.
@@ -64,6 +65,7 @@ class Upkeep:
         self._waiters: list[Callable[[None], None]] = []
         self._flush_off: Callable[[], None] | None = None
         self.on_wake: Callable[[], None] = _nothing
+        self.on_flush: Callable[[], None] = _nothing
         self._reported: tuple[str, float] | None = None
         status.call = self.call
         session.on_open = self._opened
@@ -105,6 +107,7 @@ class Upkeep:
             self._flush_off = None
         if self._wire is not None:
             self._wire.flush()
+        self.on_flush()
 
     def changed(self) -> Awaitable[None]:
         """Return what to await until something may have changed."""

@@ -347,6 +347,7 @@ WHOLE_BYTES = 262_144
 
 _encoder = msgspec.msgpack.Encoder()
 _raw = msgspec.msgpack.Decoder(list[msgspec.Raw])
+_publish = msgspec.msgpack.Decoder(Publish)
 _one_from_client = msgspec.msgpack.Decoder(FromClient)
 _from_client = msgspec.msgpack.Decoder(list[FromClient])
 _from_daemon = msgspec.msgpack.Decoder(list[FromDaemon])
@@ -396,21 +397,9 @@ def agreed(before: Sequence[EpochStart], now: Sequence[EpochStart], next: int) -
     return next
 
 
-def encode_publish(
-    channel: str,
-    count: int,
-    records: bytes,
-    ttl: float | None,
-    ids: tuple[str, ...] = (),
-    wait: str = "",
-) -> bytes:
-    """Return the encoding of a Publish that `numbered` gives its number."""
-    return _encoder.encode(Publish(1, channel, count, records, ttl, ids, wait))
-
-
-def numbered(publish: bytes, sequence: int) -> bytes:
-    """Return what `encode_publish` returned under a number: the item behind head and tag."""
-    return b"".join((publish[:2], _encoder.encode(sequence), memoryview(publish)[3:]))
+def renumbered(publish: bytes, sequence: int) -> bytes:
+    """Return an encoded Publish under another number."""
+    return _encoder.encode(msgspec.structs.replace(_publish.decode(publish), sequence=sequence))
 
 
 def join(encoded: Iterable[bytes], count: int) -> bytes:

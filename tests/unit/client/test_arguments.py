@@ -42,8 +42,8 @@ def raises(check: Callable[..., object], *arguments: object) -> bool:
 @given(ANYTHING)
 def test_a_ttl_is_refused_or_read_by_the_daemon(ttl: Any) -> None:
     if not raises(check_ttl, ttl):
-        frame = stream.encode_publish("a", 1, b"x", check_ttl(ttl), ())
-        (read,) = stream.decode_from_client(stream.join([stream.numbered(frame, 2**40)], 1))
+        frame = stream.encode_frame(stream.Publish(1, "a", 1, b"x", check_ttl(ttl), ()))
+        (read,) = stream.decode_from_client(stream.join([stream.renumbered(frame, 2**40)], 1))
         assert read == stream.Publish(2**40, "a", 1, b"x", ttl)
 
 

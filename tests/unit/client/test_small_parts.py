@@ -190,7 +190,7 @@ def test_what_is_stored_of_many_is_known_also_where_others_were_refused() -> Non
         with pytest.raises(TimeoutError):
             await waiting
         assert (enqueued.stored, enqueued.done()) == (Stored(1, 10, 10), False)
-        outcomes[2].set_result(Published(3, 21, 10))
+        outcomes[2].set_result(Published(3, 21, 0, duplicate=True))  # sent again after a reconnect
         outcomes[3].set_exception(Closed("closed"))
         with pytest.raises(LogFull):
             await enqueued
