@@ -50,6 +50,15 @@ A module has `add(subparsers)`, which adds its parser and sets `run`, a function
 arguments that returns the exit code.
 """
 
+_GROUPS: dict[str, tuple[str, ...]] = {
+    "look": ("status", "events", "outages", "consumers", "log", "peers"),
+    "messages": ("publish", "subscribe", "token"),
+    "set up": ("check", "invite", "join", "revoke", "completion"),
+    "act on a link": ("kick", "resync", "drill"),
+    "the daemon": ("run", "version"),
+}
+"""The commands as `linkd help` lists them."""
+
 _TAKES_VALUE = ("-c", "--config", "--socket")
 
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF, errno.EROFS)
@@ -69,8 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command == "help":  # linkd help, linkd help COMMAND
             words = [*words[words.index("help") + 1 :], "--help"]
             command = _command(words)
-        elif not words:
-            words = ["--help"]
+        if command is None and (not words or {"-h", "--help"} & {*words}):
+            print(_overview())
+            return exits.FINE
         if command is not None and command not in COMMANDS:
             raise Ended(exits.USAGE, _unknown(command))
         arguments = _parser(command).parse_args(words)
@@ -125,6 +135,18 @@ def _command(words: Sequence[str]) -> str | None:
         elif not word.startswith("-"):
             return word
     return None
+
+
+def _overview() -> str:
+    """Return the list of commands, by what they are for."""
+    lines = [
+        "usage: linkd [-c FILE] [--socket PATH] COMMAND ...",
+        "",
+        "A resilient link between servers. `linkd COMMAND --help` has options and examples.",
+    ]
+    for group, names in _GROUPS.items():
+        lines += ["", f"{group}:", *(f"    {name:<12} {COMMANDS[name][1]}" for name in names)]
+    return "\n".join(lines)
 
 
 def _unknown(command: str) -> str:

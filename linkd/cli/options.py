@@ -16,11 +16,41 @@ MAX_WAIT_SECONDS: Final = 3600.0
 """As the daemon has them."""
 
 
+_EXAMPLES: Final = {
+    "check": ("linkd check && systemctl reload linkd",),
+    "status": ("linkd status --watch", "linkd status hub", "linkd status --check"),
+    "publish": (
+        "linkd publish orders '{\"id\": 7}' --wait hub",
+        "tail -F access.log | linkd publish web.log --lines",
+    ),
+    "subscribe": (
+        "linkd subscribe orders --from earliest",
+        "linkd subscribe 'orders.>' --consumer billing --json",
+    ),
+    "consumers": ("linkd consumers --delete billing",),
+    "events": ("linkd events --follow",),
+    "outages": ("linkd outages hub --since 7d --no-drills --no-planned",),
+    "log": ("linkd log stat", "linkd log verify"),
+    "token": ("linkd token --dashboard",),
+    "drill": ("linkd drill --lab blackhole --show", "linkd drill blackhole hub"),
+    "invite": ("linkd invite edge-1 --address hub.example.net --receive orders",),
+    "join": ("linkd join CODE",),
+    "completion": ('eval "$(linkd completion)"',),
+}
+"""Lines to copy below the help of a command."""
+
+
 class Whole(argparse.ArgumentParser):
     """A parser that takes no abbreviated options: what works today must work tomorrow."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, allow_abbrev=False)
+
+    def format_help(self) -> str:
+        """Return the help, with examples behind it."""
+        examples = _EXAMPLES.get(self.prog.removeprefix("linkd "), ())
+        lines = ["", "examples:", *(f"  {line}" for line in examples)] if examples else []
+        return super().format_help() + "".join(f"{line}\n" for line in lines)
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:

@@ -216,7 +216,7 @@ def _where(where: str) -> str:
 
 def _messages(report: Report) -> str:
     if not report.messages:
-        return "not checked"
+        return "not compared at both ends"
     return "; ".join(
         f"{channel} {one.published:,} published"
         + (f", {one.refused:,} refused" if one.refused else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Iterator
 
 import pytest
@@ -70,6 +71,19 @@ def test_without_a_command_it_lists_them(
     printed = capsys.readouterr()
     assert printed.err == ""
     assert all(f"    {name} " in printed.out for name in cli.COMMANDS)
+    assert max(map(len, printed.out.splitlines())) <= 82
+    assert next(line for line in printed.out.splitlines() if line.endswith(":")) == "look:"
+
+
+def test_examples_are_lines_that_the_parsers_take(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in cli.COMMANDS:
+        assert cli.main([command, "--help"]) == 0
+        _, found, examples = capsys.readouterr().out.partition("\nexamples:\n")
+        for line in examples.splitlines():
+            words = shlex.split(line.partition("&&")[0].rpartition("|")[2])
+            if words[0] == "linkd":
+                cli._parser(words[1]).parse_args(words[1:])
+        assert found or command in ("kick", "resync", "peers", "revoke", "run", "version")
 
 
 def test_help_of_a_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,7 +40,7 @@ def test_text_has_every_figure() -> None:
 
 
 def test_unchecked_messages_are_said_to_be_so() -> None:
-    assert "  messages: not checked" in text(report(messages={}))
+    assert "  messages: not compared at both ends" in text(report(messages={}))
 
 
 def test_a_skipped_drill_says_why() -> None:
