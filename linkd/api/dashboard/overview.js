@@ -1,7 +1,7 @@
 // @ts-check
 // What is seen before the cards: what needs an operator, all links at a glance, the named consumers.
 import { byId, make, say } from "./dom.js";
-import { DASH, count, lasting, size, stateWord, tone } from "./format.js";
+import { count, lasting, size, stateWord, tone } from "./format.js";
 
 /** With more links than this a card stands only where its link is down, or was chosen; for so many that are down. */
 export const MANY = 8;
@@ -111,5 +111,5 @@ export function showConsumers({ consumers, log }) {
 
 /** What waits for a peer. @param {any} link */
 export function waiting({ backlog_bytes: bytes, backlog_age_seconds: age }) {
-  return `records, ${size(bytes)}${age ? `, oldest ${lasting(age)}` : ""}` || DASH;
+  return age ? `records, oldest ${lasting(age)}` : `records, ${size(bytes)}`;
 }
