@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+from itertools import cycle
+
 import pytest
 
 from tests.support import figures
@@ -26,3 +31,38 @@ def test_no_argument_and_no_function_of_the_application_stops_other_calls() -> N
         seen.wait(lambda said: "hooks" in said, 25)
         assert seen.last("wrong") == []
         figures.tell(f"linkd.js: {seen.last('cases')} wrong arguments, {seen.last('hooks')} hooks")
+
+
+@pytest.mark.timing
+def test_nothing_is_lost_doubled_or_out_of_order_over_faults_without_a_pause() -> None:
+    """`LINKD_CHAOS_SECONDS` makes it longer than CI has time for."""
+    seconds = float(os.environ.get("LINKD_CHAOS_SECONDS", "9"))
+    port = free_port()
+    with (
+        Daemon("edge-1", f'http = "127.0.0.1:{port}"\nrequire_key = false\n') as daemon,
+        Driver("chaos.mjs", f"http://127.0.0.1:{port}") as seen,
+    ):
+        seen.wait(lambda said: "under_way" in said, 20)
+        end, faults = time.monotonic() + seconds, 0
+        for fault in cycle(("kill", "freeze", "reload", "stop", "long freeze")):
+            time.sleep(0.8)
+            if time.monotonic() > end:
+                break
+            faults += 1
+            if fault == "reload":
+                daemon.signal(signal.SIGHUP)
+            elif fault in ("kill", "stop"):
+                daemon.kill() if fault == "kill" else daemon.stop()
+                daemon.start()
+            else:
+                daemon.freeze()
+                time.sleep(0.5 if fault == "freeze" else 2.5)  # silence is noticed after 2 s
+                daemon.thaw()
+        seen.tell(end=True)
+        seen.wait(lambda said: "published" in said, 15 + seconds)
+    result = dict(seen.seen[-1][1])
+    figures.tell(f"linkd.js over {faults} faults in {seconds:g} s: {result}")
+    assert result["settled"] == result["published"] > 100 * seconds
+    assert result["lost"] == result["gaps"] == 0
+    wrong = [name for name, it in result.items() if it is False]
+    assert wrong == []
