@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
+from itertools import groupby
 
 import msgspec
 
@@ -78,7 +79,7 @@ class Produced(msgspec.Struct, array_like=True, frozen=True, gc=False):
         """
         runs: list[Run] = []
         for number, offset, count in sorted(recent):
-            _add(runs, number, offset, count)
+            _add(runs, number, 1, offset, count)
         runs, floor = _folded(runs, runs[0].first - 1 if runs else highest, MAX_HOLES)
         return cls(stamp, tuple(runs), floor)
 
@@ -170,10 +171,11 @@ class Producers:
         undo.append((table, key, table.get(key, ABSENT)))
         runs, floor = ([], 0) if known is None else (list(known.runs), known.floor)
         number = last.sequence - len(counts) + 1
-        for count in counts:
-            _add(runs, number, offset, count)
-            number += 1
-            offset += count
+        for each, alike in groupby(counts):
+            times = len(list(alike))
+            _add(runs, number, times, offset, each)
+            number += times
+            offset += times * each
         if len(runs) >= _MOST_UNFOLDED and not len(runs) % 8:
             runs, floor = _folded(runs, floor, MAX_HOLES)
         table[key] = Produced(stamp, tuple(runs), floor)
@@ -228,20 +230,23 @@ def _last(run: Run) -> int:
     return run.last
 
 
-def _add(runs: list[Run], number: int, offset: int, count: int) -> None:
-    """Add one number; nothing changes where it is there already."""
-    if runs and number <= runs[-1].last:
+def _add(runs: list[Run], number: int, times: int, offset: int, each: int) -> None:
+    """Add `times` numbers of `each` records; of those there already nothing changes."""
+    while times and runs and number <= runs[-1].last:
         at = bisect_left(runs, number, key=_last)
         if number < runs[at].first:
-            runs.insert(at, Run(number, number, offset, count))
+            runs.insert(at, Run(number, number, offset, each))
+        number, times, offset = number + 1, times - 1, offset + each
+    if not times:
         return
+    last = number + times - 1
     if runs:
         run = runs[-1]
-        follows = number == run.last + 1 and count == run.each
-        if follows and run.offset and offset == run.offset + (number - run.first) * count:
-            runs[-1] = Run(run.first, number, run.offset, count)
+        follows = number == run.last + 1 and each == run.each
+        if follows and run.offset and offset == run.offset + (number - run.first) * each:
+            runs[-1] = Run(run.first, last, run.offset, each)
             return
-    runs.append(Run(number, number, offset, count))
+    runs.append(Run(number, last, offset, each))
 
 
 def _folded(runs: list[Run], floor: int, holes: int) -> tuple[list[Run], int]:

@@ -217,3 +217,22 @@ def test_all_owners_are_thinned_to_what_is_always_kept_and_no_further(
     assert producers.forgotten == {}  # nothing more was lost
     note(producers, 1, 1, owner="till")
     assert producers.new_until(Producer("p", 0, "till")) == 1
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 40), st.lists(st.integers(1, 3), min_size=1, max_size=7)),
+        max_size=3,
+    )
+)
+def test_numbers_noted_together_are_as_if_noted_one_by_one(
+    publishes: list[tuple[int, list[int]]],
+) -> None:
+    together, singly = Producers(), Producers()
+    offset = 1
+    for first, counts in publishes:
+        note(together, first + len(counts) - 1, offset, tuple(counts))
+        for number, count in enumerate(counts, first):
+            note(singly, number, offset, (count,))
+            offset += count
+    assert list(together.known()) == list(singly.known())
