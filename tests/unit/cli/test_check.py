@@ -10,7 +10,9 @@ from linkd.cli import main
 from linkd.cli.check_line import check_line
 from linkd.cli.status import node_text
 from linkd.cli.text import Paint
-from linkd.status import LogStatus, NodeStatus
+from linkd.clock import wall
+from linkd.pairing import Authority
+from linkd.status import CertificateRole, CertificateStatus, LogStatus, NodeStatus
 
 STATUS = NodeStatus("hub", "1", 3.0, LogStatus("x", 1, 2, 3, 400), [], [])
 
@@ -46,3 +48,65 @@ def test_check_ends_with_its_verdict_and_shows_a_fingerprint_of_each_secret(
     assert lines[0] == lines[1]
     assert lines[0].startswith("# fingerprint of the secret for peer: ")
     assert "ssss" not in lines[0]
+
+
+DAY = 86_400.0
+
+
+@pytest.mark.parametrize(
+    ("role", "peer", "days", "told"),
+    [
+        ("own", None, 15.0, None),
+        ("own", None, 13.0, "own certificate expires in 13d"),
+        ("own", "hub", -2.0, "own certificate for hub expired 2d"),
+        ("api", None, 1.0, "certificate of the API expires in 1d"),
+        ("ca", "hub", 13.0, "trusted authority of hub expires in 13d"),
+        ("ca", None, 13.0, "trusted authority of dialers expires in 13d"),
+        ("authority", None, 731.0, None),
+        ("authority", None, 729.0, "own pairing authority expires in 729d"),
+        ("authority", "hub", 1.0, "pairing authority of hub expires in 1d"),
+        ("peer", "hub", 1.0, None),  # the link's own line says it
+    ],
+)
+def test_a_certificate_that_ends_soon_is_a_warning(
+    role: CertificateRole, peer: str | None, days: float, told: str | None
+) -> None:
+    ends = [CertificateStatus(role, peer, days * DAY)]
+    status = NodeStatus("hub", "1", 3.0, STATUS.log, [], [], certificates=ends)
+    code, line = check_line(status)
+    page = node_text(status, Paint())
+    assert code == (0 if told is None else 1)
+    if told is not None:
+        assert told in line
+        assert told in page
+
+
+def test_status_shows_when_the_node_s_own_certificates_end() -> None:
+    ends = [
+        CertificateStatus("own", None, 364 * DAY),
+        CertificateStatus("authority", None, 3649 * DAY),
+        CertificateStatus("own", "lab", 300 * DAY),
+    ]
+    page = node_text(NodeStatus("hub", "1", 3.0, STATUS.log, [], [], certificates=ends), Paint())
+    assert page.splitlines()[2] == (
+        "until the end of: own certificate 364d, own pairing authority 3649d"
+    )
+
+
+def test_check_shows_when_certificates_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, now = tmp_path / "pairing", wall()
+    authority = Authority(place, "hub", lambda: now)
+    authority.hub_certificate(["hub"])
+    monkeypatch.setattr("linkd.cli.check.wall", lambda: now + 3000.0 * DAY)
+    file = tmp_path / "hub.toml"
+    file.write_text(
+        f'[node]\nname = "hub"\nstate_dir = "{tmp_path}"\n[listen]\naddress = ":9443"\n'
+        f'certificate = "{place}/hub.crt"\nkey = "{place}/hub.key"\nclient_ca = "{place}/ca.crt"\n'
+    )
+    assert main(["check", "-c", str(file)]) == 0
+    told = capsys.readouterr()
+    assert "# own pairing authority: ends in 649d" in told.out
+    assert "linkd: warning: own pairing authority expires in 649d" in told.err
+    assert "linkd: warning: own certificate expired 26" in told.err

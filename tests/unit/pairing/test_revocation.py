@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
@@ -15,10 +15,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from linkd import events
 from linkd.config import ListenSettings
-from linkd.net.certificates import load_revocation_lists
+from linkd.net.certificates import load_certificates, load_revocation_lists
 from linkd.net.tls import ServerTls
 from linkd.pairing import Authority, NotRevoked
 from linkd.pairing.joining import make_request
+from linkd.pairing.signers import load_keys
 
 NOW = 1_800_000_000.0
 LIST = "revoked.crl"
@@ -233,3 +234,33 @@ def test_a_certificate_that_could_not_be_written_is_not_issued(tmp_path: Path) -
         hub.authority.issue(request, "edge")
     assert len(hub.authority.issued) == 1
     assert hub.authority.good(hub.leaf) is not None
+
+
+@pytest.mark.parametrize("error", [system_error(errno.ENOSPC), Killed], ids=["ENOSPC", "kill -9"])
+def test_a_successor_that_was_cut_short_is_made_at_the_next_start(
+    tmp_path: Path, error: Callable[[], BaseException]
+) -> None:
+    """What was issued stays good, and what was revoked stays revoked, under both authorities."""
+    for step in count():
+        hub = Hub(tmp_path / str(step))
+        first = hub.authority.certificate
+        later = NOW + 2600 * 86_400
+        authority = Authority(hub.place, "hub", lambda now=later: now)
+        with failing(step, error) as made, suppress(OSError, Killed):
+            authority.signers.succeed()
+        authority = Authority(hub.place, "hub", lambda now=later: now)
+        authority.signers.succeed()
+        assert load_certificates(hub.place / "ca.crt")[0] == first
+        assert load_certificates(hub.place / "ca.crt")[-1] == authority.certificate != first
+        assert len(authority.signers.all) == len(load_keys(hub.place / "ca.key")) == 2
+        assert authority.good(hub.leaf) is not None
+        authority.revoke("edge")
+        lists = load_revocation_lists(hub.place / LIST)
+        assert [each.issuer for each in lists] == [
+            each.certificate.subject for each in authority.signers.all
+        ]
+        serial = hub.leaf.serial_number
+        assert all(each.get_revoked_certificate_by_serial_number(serial) for each in lists)
+        if len(made) <= step:
+            break
+    assert len(made) == 8
