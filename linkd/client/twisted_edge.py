@@ -113,9 +113,9 @@ class Dialer:
     ) -> Wire:
         """Open one connection, up to the daemon's answer; raise NoDaemon or Refused."""
         seconds = settings.connect_timeout
-        headers = await bearer(settings.key, TwistedLoop.cancelled)
-        wire = TwistedWire(where, headers, session, changed, TwistedLoop(self._reactor))
         late = NoDaemon(f"no daemon at {where}: no answer in {seconds:g} s")
+        headers = await self._headers(settings, late)
+        wire = TwistedWire(where, headers, session, changed, TwistedLoop(self._reactor))
         deadline = self._reactor.callLater(seconds, wire.abort, late)
         try:
             connecting = self._endpoint(where, settings).connect(Factory.forProtocol(lambda: wire))
@@ -134,6 +134,15 @@ class Dialer:
             if deadline.active():
                 deadline.cancel()
         return wire
+
+    def _headers(self, settings: Settings, late: NoDaemon) -> Deferred[dict[str, str]]:
+        """Return the headers that say who we are; `late` where `key` does not return in time."""
+
+        def timed_out(_: object, __: float) -> Failure:
+            return Failure(late)
+
+        getting = Deferred.fromCoroutine(bearer(settings.key, TwistedLoop.cancelled))
+        return getting.addTimeout(settings.connect_timeout, self._reactor, timed_out)
 
     def _endpoint(self, where: Address, settings: Settings) -> Any:
         if where.socket:

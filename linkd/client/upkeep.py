@@ -156,7 +156,9 @@ class Upkeep:
 
     def _failed(self, hook: Callable[..., object], error: BaseException) -> None:
         """Report that a function of the application failed."""
-        failure = error if isinstance(error, Exception) else ClientError(f"cancelled: {error!r}")
+        failure: Exception = ClientError(f"cancelled: {error!r}")
+        if isinstance(error, Exception) and not isinstance(error, self._loop.cancelled):
+            failure = error
         if hook is self._settings.on_error:
             self._loop.complain("on_error failed", failure)
         else:

@@ -86,3 +86,90 @@ def test_ten_thousand_in_flight_over_a_kill(tmp_path: Path) -> None:
         assert fake.consumers["billing"] == 10_001
 
     asyncio.run(check())
+
+
+_HOOKS = """
+import sys
+from twisted.internet import task
+from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
+import linkd.client.twisted
+
+HOOKS = ["key", "on_open", "on_message", "on_close", "on_error", "observer", "on"]
+
+async def attempt(reactor, hook, kind):
+    errors, called = [], []
+
+    def wrong(*_):
+        called.append(hook)
+        if hook == "key" and len(called) > 1:
+            return "a key"
+        if kind == "raises":
+            raise RuntimeError("my label is gone")
+        if kind == "is cancelled":
+            raise CancelledError
+        return Deferred()
+
+    options = {"on_error": errors.append, "min_delay": 0.01, "max_delay": 0.01}
+    options["connect_timeout"] = 0.5
+    if hook not in ("on", "observer"):
+        options[hook] = wrong
+    node = linkd.client.twisted.connect(reactor, sys.argv[1], **options)
+    if hook == "observer":
+        node.status._observers.append(wrong)
+    async with node:
+        if hook == "on":
+            node.on("*", wrong, channel="a")
+        records = node.subscribe("a")
+        states = []
+        node.status.subscribe(lambda status: states.append(status.state))
+        await node.publish("a", "1")
+        states.clear()
+        node._calls.upkeep._wire.abort()
+        while "waiting" not in states or node.status.value.state != "up":
+            await task.deferLater(reactor, 0.005)
+        await node.publish("a", "2")
+        assert [(await anext(records)).text for _ in range(2)] == ["1", "2"]
+    if hook != "on_error":
+        assert called, (hook, kind)
+        told = {"raises": "label", "is cancelled": "cancelled"}.get(kind)
+        if hook == "key" and kind == "hangs":
+            told = "no answer"
+        if told is not None:
+            assert any(told in str(error) for error in errors), (hook, kind, errors)
+
+async def main(reactor):
+    for hook in HOOKS:
+        for kind in ("raises", "is cancelled", "hangs"):
+            trying = ensureDeferred(attempt(reactor, hook, kind))
+            await trying.addTimeout(8, reactor, lambda *_: sys.exit(f"{hook} {kind}: it hangs"))
+    print("fine")
+
+task.react(lambda reactor: ensureDeferred(main(reactor)))
+"""
+
+
+def test_a_mistake_in_a_hook_costs_that_call_only(tmp_path: Path) -> None:
+    """Each hook raises, is cancelled and hangs, at connecting, up and waiting."""
+
+    async def check() -> None:
+        fake = StreamDaemon(tmp_path / "d.sock")
+        await fake.start()
+        program = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            _HOOKS,
+            str(fake.path),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            async with asyncio.timeout(60):
+                said, errors = await program.communicate()
+        finally:
+            if program.returncode is None:
+                program.kill()
+                await program.wait()
+            await fake.stop()
+        assert (said.decode(), program.returncode) == ("fine\n", 0), errors.decode()[-2000:]
+
+    asyncio.run(check())
