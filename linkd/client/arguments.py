@@ -10,6 +10,7 @@ from linkd.errors import BadRecord
 
 MAX_SECONDS: Final = 1e10
 MAX_OFFSET: Final = 2**62
+MAX_PRODUCER_LENGTH: Final = 128
 
 
 def check_ttl(ttl: Any) -> float | None:
@@ -63,6 +64,34 @@ def check_window(window: Any) -> None:
         raise TypeError(f"expected a window in bytes, got {window!r}")
     if not 1 <= window <= MAX_OFFSET:
         raise ValueError(f"expected a window of at least 1 byte, got {window}")
+
+
+def check_number(name: str, given: Any) -> None:
+    """Raise TypeError or ValueError where it is no number of at least 1."""
+    if isinstance(given, bool) or not isinstance(given, int):
+        raise TypeError(f"expected {name} as a whole number, got {given!r}")
+    if given < 1:
+        raise ValueError(f"{name}: expected at least 1, got {given}")
+
+
+def check_seconds(name: str, given: Any) -> None:
+    """Raise TypeError or ValueError where it is no time above 0."""
+    if not 0.0 < _number(name, given) <= MAX_SECONDS:
+        raise ValueError(f"expected {name} above 0, at most {MAX_SECONDS:g} seconds, got {given}")
+
+
+def check_function(name: str, given: Any) -> None:
+    """Raise TypeError where it can't be called."""
+    if not callable(given):
+        raise TypeError(f"expected {name} to be a function, got {given!r}")
+
+
+def check_producer(given: Any) -> None:
+    """Raise TypeError or ValueError where it is no producer's name."""
+    if not isinstance(given, str):
+        raise TypeError(f"expected a producer's name, got {given!r}")
+    if len(given) > MAX_PRODUCER_LENGTH or not given.isprintable():
+        raise ValueError(f"expected a producer's name, got {given[:80]!r}")
 
 
 def _number(name: str, given: Any) -> float:

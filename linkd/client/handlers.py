@@ -34,12 +34,22 @@ class Handlers:
         self._records: dict[str, Records] = {}
 
     def on(self, type_: str, function: Function, pattern: str) -> None:
-        """Call `function` for each record of that type; registered twice it is called once."""
+        """Call `function` for each record of that type; registered twice it is called once.
+
+        Raises:
+            TypeError: The type is no text, or the function cannot be called.
+        """
+        if not isinstance(type_, str):
+            raise TypeError(f"expected a record's type, got {type_!r}")
+        if not callable(function):
+            raise TypeError(f"expected a function, got {function!r}")
+        entry = (type_, function)
+        hash(entry)  # before anything begins
         if pattern not in self._records:
             records = self._records[pattern] = self._node.listen(pattern)
-            functions = self._functions[pattern] = {(type_, function): None}
+            functions = self._functions[pattern] = {entry: None}
             self._loop.run(self._pump(pattern, functions, records))
-        self._functions[pattern][type_, function] = None
+        self._functions[pattern][entry] = None
 
     def off(self, type_: str, function: Function | None) -> None:
         """Forget a function, or all of a type; the last one of a pattern ends its subscription."""

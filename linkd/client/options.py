@@ -7,6 +7,12 @@ from typing import Any, Final, Literal, TypedDict
 
 import msgspec
 
+from linkd.client.arguments import (
+    check_function,
+    check_number,
+    check_producer,
+    check_seconds,
+)
 from linkd.client.bodies import Decode, Encode, decode_value, encode_value
 from linkd.client.flight import DEFAULT_BYTES
 from linkd.client.record import Record
@@ -84,10 +90,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     on_error: Callable[..., object] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what could only hang."""
-        if self.max_in_flight_bytes < 1:
-            least = f"expected at least 1, got {self.max_in_flight_bytes}"
-            raise ValueError(f"max_in_flight_bytes: {least}")
+        """Raise TypeError or ValueError for what could only hang."""
+        check_number("max_in_flight_bytes", self.max_in_flight_bytes)
+        if self.max_attempts is not None:
+            check_number("max_attempts", self.max_attempts)
+        for name in ("connect_timeout", "silence_timeout", "min_delay", "max_delay"):
+            check_seconds(name, getattr(self, name))
+        if self.when_down not in ("wait", "fail"):
+            raise ValueError(f"expected when_down as wait or fail, got {self.when_down!r}")
+        check_producer(self.producer)
+        check_function("encode", self.encode)
+        check_function("decode", self.decode)
+        for name in ("on_open", "on_message", "on_close", "on_error"):
+            if (hook := getattr(self, name)) is not None:
+                check_function(name, hook)
+        if not (self.key is None or isinstance(self.key, str) or callable(self.key)):
+            raise TypeError(f"expected key as text or a function, got {type(self.key).__name__}")
 
 
 class PublishManyOptions(TypedDict, total=False):
