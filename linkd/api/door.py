@@ -31,8 +31,9 @@ MOST_REASON_BYTES: Final = 123
 
 def wants_websocket(request: ApiRequest) -> bool:
     """Return whether a request asks for an upgrade to a WebSocket, well formed or not."""
-    upgrade = (request.header("Upgrade") or "").lower()
-    return upgrade == "websocket" and "upgrade" in (request.header("Connection") or "").lower()
+    return "websocket" in _words(request, b"Upgrade") and "upgrade" in _words(
+        request, b"Connection"
+    )
 
 
 def check_upgrade(request: ApiRequest, subprotocol: str | None) -> None:
@@ -48,8 +49,14 @@ def check_upgrade(request: ApiRequest, subprotocol: str | None) -> None:
 
 def offered(request: ApiRequest) -> list[str]:
     """Return the subprotocols that an upgrade offers."""
-    given = request.header("Sec-WebSocket-Protocol") or ""
-    return [one.strip() for one in given.split(",")]
+    return _words(request, b"Sec-WebSocket-Protocol", lower=False)
+
+
+def _words(request: ApiRequest, name: bytes, lower: bool = True) -> list[str]:
+    """Return the items of a list in a header, which may stand in several lines."""
+    values = request.requestHeaders.getRawHeaders(name) or []
+    text = b",".join(values).decode("latin-1")
+    return [one.strip() for one in (text.lower() if lower else text).split(",")]
 
 
 def is_from_browser(request: ApiRequest) -> bool:

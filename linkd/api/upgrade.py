@@ -189,6 +189,7 @@ class ApiSocket(PingedSilence, WholeMessages):
         )  # of what is read: what waits for a slow reader stays little
         self.transport.registerProducer(_Room(self), True)
         keep_unsent_small(self.transport)
+        self.look_closer(self.clock.seconds())  # is there a path to judge?
         self._guarded(self.session.opened)
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
@@ -209,18 +210,26 @@ class ApiSocket(PingedSilence, WholeMessages):
         """Nothing was heard for so many seconds: cut it."""
         self.cut()
 
+    def _sendAutoPing(self) -> None:
+        """Ping, and see how far the client has read by then."""
+        self.look_closer(self.clock.seconds())
+        super()._sendAutoPing()
+
     def look_closer(self, now: float) -> None:
-        """Take it as life that the client reads what was sent, or that we do not read."""
+        """Take it as life of the program that it reads what was sent, or that we do not read it.
+
+        Of the path only the kernel knows.
+        """
         life = self.life
         if (self._resting or self.busy) and not self.is_stuck:
-            life.heard_at = now
+            life.taken_at = now
         path = path_of(self.transport)
+        life.reports_path = path is not None
         if path is not None:
-            seconds, acked = path
-            life.reports_path, life.acked_at = True, now - seconds
-            if acked - self._acked > FLOW_BYTES:
-                life.heard_at = now
-            self._acked = acked
+            life.acked_at = now - path[0]
+            if path[1] - self._acked > FLOW_BYTES:
+                life.taken_at = now
+            self._acked = path[1]
 
     def onPing(self, payload: bytes) -> None:
         """Answer a ping, unless the other end does not read what we have sent already."""
@@ -453,7 +462,7 @@ class ApiSocket(PingedSilence, WholeMessages):
     def roomy(self) -> None:
         """The other end reads again."""
         self.paused = False
-        self.life.heard_at = self.clock.seconds()
+        self.life.taken_at = self.clock.seconds()
         self._forget_waiting()
         if self.open:
             self._guarded(self.session.room)

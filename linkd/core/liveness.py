@@ -74,15 +74,16 @@ class ClientLiveness(Liveness):
 
     Attributes:
         acked_at: When the other host's kernel last acknowledged anything, as far as is known.
+        taken_at: When the program was last seen to read what was sent to it, or could not be heard.
         sent_at: When a message was last sent.
         reports_path: Whether the kernel knows of its path; without that only the program counts.
     """
 
-    __slots__ = ("_busy", "_idle", "acked_at", "reports_path")
+    __slots__ = ("_busy", "_idle", "acked_at", "reports_path", "taken_at")
 
     def __init__(self, now: float, limit: float, idle: float, busy: float) -> None:
         super().__init__(now, limit)
-        self.acked_at = now
+        self.acked_at = self.taken_at = now
         self.sent_at = -BUSY_SECONDS
         self.reports_path = False
         self._idle = idle
@@ -97,7 +98,7 @@ class ClientLiveness(Liveness):
     @property
     def deadline(self) -> float:
         """When silence reaches the first of the limits, unless something is heard before."""
-        program = self.heard_at + self.patience
+        program = max(self.heard_at, self.taken_at) + self.patience
         if not self.reports_path:
             return program
         return min(program, max(self.heard_at, self.acked_at) + self.limit)

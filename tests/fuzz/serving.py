@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -115,6 +116,10 @@ class Socket:
         """Take a message."""
         if self.open:
             self.sent.append((payload, binary))
+
+    def confirm(self, call: Callable[[], None]) -> None:
+        """Have received everything."""
+        call()
 
     def close(self, code: int, reason: str) -> None:
         """End."""

@@ -192,6 +192,19 @@ async def test_a_refusal_with_a_body_is_answered_as_http(served: Served) -> None
 
 
 @pytest_twisted.ensureDeferred
+async def test_headers_in_several_lines_are_answered(served: Served) -> None:
+    twice = "Upgrade: websocket\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    for target, more, status in (
+        ("/ws", "", b"401"),
+        ("/", f"Authorization: Bearer {KEY}\r\n", b"400"),
+        ("/v1/channels/orders", "", b"401"),
+    ):
+        head = f"GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{twice}{more}\r\n"
+        got = await thread(lambda h=head: served.raw(h.encode()))
+        assert got.split(b" ")[1] == status, (target, got[:200])
+
+
+@pytest_twisted.ensureDeferred
 async def test_names_of_applications_in_the_url_are_ignored(served: Served) -> None:
     for more in ("uid=abcde", "v=1&v=2", "EIO=4&transport=websocket", "%ff=%ff", "access_token="):
         for path in ("/ws", "/"):

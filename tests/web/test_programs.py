@@ -340,6 +340,17 @@ def test_controls_lock_while_the_link_is_down(daemons: Start) -> None:
         pages.until("page", f"!{CONTROLS}", 10)
 
 
+PAGE_LIKE = """
+import sys
+from websockets.sync.client import connect
+headers = {"Authorization": f"Bearer {sys.argv[2]}"}
+with connect(sys.argv[1], origin="https://app.example", additional_headers=headers) as wire:
+    print("ready", flush=True)
+    wire.recv(timeout=120)
+"""
+"""Answers pings from a thread, and sends `Origin`: to the node a browser, which may be busy."""
+
+
 @pytest.mark.lab
 @pytest.mark.timing
 def test_an_autobahn_client_and_the_node_notice_a_dead_path(lab: Lab, daemons: Start) -> None:
@@ -347,7 +358,8 @@ def test_an_autobahn_client_and_the_node_notice_a_dead_path(lab: Lab, daemons: S
     here, there = lab.host("client"), lab.host("node")
     node = daemons(
         "node",
-        f'http = "{there.address}:9480"\ninsecure = true\n[[api.key]]\nname = "py"\n'
+        f'http = "{there.address}:9480"\ninsecure = true\norigins = ["https://app.example"]\n'
+        '[[api.key]]\nname = "py"\n'
         'secret_file = "{secret}"\npublish = [">"]\nsubscribe = [">"]\n',
         there,
     )
@@ -376,10 +388,15 @@ def test_an_autobahn_client_and_the_node_notice_a_dead_path(lab: Lab, daemons: S
         listed = there.sh("ss -tnH state established '( sport = :9480 )'")
         return len(listed.splitlines())
 
+    page = here.popen(
+        [sys.executable, "-c", PAGE_LIKE, url.replace("demo", "quiet"), key], stdout=subprocess.PIPE
+    )
     try:
+        assert page.stdout is not None
+        assert page.stdout.readline() == b"ready\n"
         heard("message", 0.0, 10)
         time.sleep(11)
-        assert connections() == 1
+        assert connections() == 2
         here.drop(there.address)
         cut = time.monotonic()
         while connections():
@@ -391,7 +408,7 @@ def test_an_autobahn_client_and_the_node_notice_a_dead_path(lab: Lab, daemons: S
         restored = time.monotonic()
         back = heard("open", restored - 1, 8)
         figures.tell(
-            f"autobahn: the node noticed after {noticed - cut:.2f} s, the client after"
+            f"autobahn, and one like a page: the node noticed both after {noticed - cut:.2f} s, the client after"
             f" {silence - cut:.2f} s, open again {back - restored:.2f} s after the return"
         )
         assert noticed - cut <= 7.2
@@ -400,5 +417,6 @@ def test_an_autobahn_client_and_the_node_notice_a_dead_path(lab: Lab, daemons: S
         node.start()
         heard("open", time.monotonic(), 8)
     finally:
-        client.kill()
-        client.wait()
+        for process in (client, page):
+            process.kill()
+            process.wait()

@@ -27,11 +27,14 @@ _PATHS = (
     b"/v1/outages", b"/v1/events", b"/v1/peers/hub/resync", b"/v1/log/trim", b"/metrics", b"/ws",
     b"/healthz", b"/readyz", b"/", b"/v1/token", b"/v1/session", b"/v1/stream",
     b"/v1/pairing/invite",
-    b"/v1/pairing/peers", b"/dashboard/dom.js", b"/dashboard/..", b"/v1/openapi.json",
+    b"/v1/presence/orders", b"/v1/pairing/peers", b"/dashboard/dom.js", b"/dashboard/..",
+    b"/v1/openapi.json",
 )  # fmt: skip
 _QUERIES = (
     b"", b"from=1", b"from=earliest&limit=2", b"wait=hub&timeout=1", b"wait=1", b"consumer=c1",
     b"token=abc", b"from=%ff", b"limit=0", b"a=1&a=1", b"since=1h", b"channel=orders&envelope=1",
+    b"channel=orders&channel=news.a&uid=%07", b"resume=a&private=1&presence=text",
+    b"timeout=2&timeout=x",
 )  # fmt: skip
 _HEADERS = (
     b"Host: 127.0.0.1", b"Host: evil.example", b"Authorization: Bearer " + KEY.encode(),
@@ -43,7 +46,8 @@ _HEADERS = (
     b"Transfer-Encoding: chunked", b"Content-Encoding: gzip", b"Upgrade: websocket",
     b"Connection: Upgrade", b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
     b"Sec-WebSocket-Version: 13", b"Sec-WebSocket-Protocol: linkd.client.1", b"Host: [::1",
-    b"If-None-Match: *", b"Sec-Fetch-Site: cross-site",
+    b"If-None-Match: *", b"Sec-Fetch-Site: cross-site", b"Sec-Fetch-Mode: websocket",
+    b"Sec-WebSocket-Protocol: linkd.text.1, linkd.bearer.a2s",
 )  # fmt: skip
 _BODIES = (
     b"", b"{}", b'{"next":3}', b'{"next":1e99}', b"[1]\n2\n\n{", b'{"before":1,"confirmed":true}',

@@ -27,9 +27,10 @@ def one(content: bytes) -> None:
 
 def _play(given: Input) -> None:
     socket = Socket()
-    query = b"/ws?channel=%b&from=%b&envelope=%b&status=1&presence=%d" % (
+    query = b"/ws?channel=%b&from=%b&envelope=%b&status=1&presence=%b%b" % (
         given.choice(_CHANNELS).encode(), given.choice((b"earliest", b"latest", b"3", b"-1")),
-        given.choice((b"0", b"1", b"2")), given.byte() & 1,
+        given.choice((b"0", b"1", b"2")), given.choice((b"0", b"1", b"text")),
+        given.choice((b"", b"&private=1", b"&resume=a", b"&consumer=c", b"&name=x")),
     )  # fmt: skip
     request: Any = SimpleNamespace(uri=query)
     try:

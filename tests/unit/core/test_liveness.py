@@ -56,8 +56,12 @@ def test_a_clients_dead_path_is_noticed_apart_from_a_busy_program() -> None:
     assert life.deadline == 112.0
     life.acked_at = 133.0
     assert life.silent(135.0)
-    life.heard(134.0)
-    assert life.deadline == 141.0
+    life.taken_at = 133.0
+    assert life.deadline == 140.0  # that it reads does not prove the path
+    life.acked_at = 162.0
+    assert life.deadline == 168.0
+    life.heard(163.0)
+    assert life.deadline == 170.0
 
 
 def test_an_idle_program_has_less_patience_than_one_at_work() -> None:
