@@ -644,3 +644,39 @@ def test_a_hub_whose_certificate_is_of_another_time_is_no_attack(
     with pytest.raises(PairingRefused, match=f"{word} by this host's clock, which shows") as caught:
         joining._exchange(url, trusting, lambda _: messages.AskAuthority(), messages.Vouched)
     assert "stand in between" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["{", '{"version":2,"certificates":[]}', '{"version":1}'])
+def test_state_that_cannot_be_read_is_a_standing_warning(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    """The daemon starts all the same: links of before stay refused by the list on disk."""
+    said: list[str] = []
+    desk.enable()
+    place = desk.pairing._place
+    kept = (place / "issued.json").read_text() if (place / "issued.json").exists() else None
+    (place / "issued.json").write_text(content)
+    monkeypatch.setattr(events, "emit", lambda event, *_, **__: said.append(event))
+    again = Pairing(desk.pairing._hooks, place.parent, lambda: desk.now, desk.wall)
+    again.open()
+    warning = again.warning()
+    assert warning is not None
+    assert warning.startswith(f"pairing: {place}/issued.json: ")
+    assert said == ["pairing.not-opened"]
+    assert again.revoked == frozenset()
+    if kept is None:
+        (place / "issued.json").unlink()
+    else:
+        (place / "issued.json").write_text(kept)
+    assert again.peers() == []
+    assert again.warning() is None
+
+
+def test_the_listener_refuses_what_was_revoked_from_the_start(edge: Edge) -> None:
+    edge.desk.pairing.revoke("edge-1")
+    hooks, place = edge.desk.pairing._hooks, edge.desk.pairing._place
+    again = Pairing(hooks, place.parent, lambda: edge.desk.now, edge.desk.wall)
+    assert again.revoked == frozenset()
+    again.open()
+    leaf = x509.load_pem_x509_certificate(edge.certificate.encode())
+    assert again.revoked == {leaf.serial_number}
