@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from linkd.api import sinks
 from linkd.api.callers import ANYONE
 from linkd.api.refusals import Refusal
 from linkd.api.server import Api
 from linkd.api.sinks import PATTERN_COST, SUBSCRIPTION_BYTES, SlicedSink
-from linkd.core.batch import Draft, Record, encode_records, read_records
+from linkd.api.sse import RecordStream
+from linkd.core.batch import Batch, Draft, Origin, Record, encode_records, read_records
 from linkd.net.fair_share import SLICE_SECONDS
 from tests.support.fake_node import FakeNode, make_config
 from tests.support.step_clock import StepClock
@@ -151,3 +153,72 @@ def test_a_subscription_without_room_is_refused_and_one_that_fails_costs_nothing
     with pytest.raises(Refusal, match="refused"):
         bench.sink.subscribe(ANYONE, ("a",), "latest")
     assert bench.api.account.held == 0
+
+
+class Stream:
+    """An event stream whose caller reads when the test says so."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.part = bench.api.account.part("shop")
+        self.paused = False
+        self.got = b""
+
+    def has_room(self, size: int, then: object) -> bool:
+        return not self.paused
+
+    def send(self, lines: bytes) -> bool:
+        self.got += lines
+        return not self.paused
+
+
+def test_a_large_batch_stops_where_the_client_no_longer_reads(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sinks, "SLICE_BYTES", 100)
+    bench.follow()
+    body = b"x" * 50
+
+    def put(pieces: list[bytes]) -> None:
+        bench.sink.got += pieces
+        bench.sink.reads = False
+
+    bench.sink.put = put  # type: ignore[method-assign]
+    bench.publish(body, body, body)
+    for _ in range(3):
+        bench.clock.advance(0)
+    assert len(bench.sink.got) == 2
+    assert bench.sink.is_within
+    bench.sink.reads = True
+    bench.sink.resume()
+    assert len(bench.sink.got) == 3
+
+
+def test_an_event_stream_reports_the_volatile_messages_that_it_dropped(bench: Bench) -> None:
+    stream = Stream(bench)
+    sink = RecordStream(bench.api, stream)  # type: ignore[arg-type]
+    records = encode_records([Record(b"1"), Record(b"2")])
+    batch = Batch(0, "a", 2, records, 0.0, Origin("edge-1", "l", "e", 0, 0))
+    stream.paused = True
+    sink.volatile(batch)
+    assert stream.got == b""
+    stream.paused = False
+    sink.volatile(batch)
+    assert stream.got.startswith(b'event: gap\ndata: {"dropped":2}\n\n')
+    assert stream.got.count(b"data: ") == 3
+    sink.volatile(batch)
+    assert stream.got.count(b"event: gap") == 1
+
+
+def test_a_subscription_has_a_position_also_where_all_was_for_others(bench: Bench) -> None:
+    bench.follow()
+    subscription = bench.sink.subscription
+    assert subscription is not None
+    bench.node.publish(Draft("b", 1, encode_records([Record(b"x")]), 0.0), lambda _: None)
+    assert subscription.position() == 2
+    bench.sink.reads = False
+    bench.publish(b"1")
+    bench.node.publish(Draft("b", 1, encode_records([Record(b"x")]), 0.0), lambda _: None)
+    assert subscription.position() == 2, "one of its own waits for room"
+    bench.sink.reads = True
+    bench.sink.resume()
+    assert subscription.position() == 4
