@@ -20,16 +20,18 @@ class Occupied(LinkdError):
 def claim_state(path: str) -> int:
     """Make the state directory if it isn't there, and lock it; return the lock, an open file.
 
-    The lock ends with the process, however that ends.
+    Not the directory in which it lies: where that is missing, a file system is not mounted yet, and
+    a new log would begin on another disk, or a path is misspelled. The lock ends with the process,
+    however that ends.
 
     Raises:
         ConfigError: It can't be made or written, or other users may write to it.
-        Unavailable: Its disk fails, is full or read-only; that may pass.
+        Unavailable: Its disk fails, is full or read-only, or is not mounted; that may pass.
         Occupied: Another daemon holds it.
     """
     folder = Path(path)
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.stat()
         if status.st_mode & stat.S_IWOTH:
             raise ConfigError(
@@ -62,6 +64,9 @@ def _unusable_state(path: str, error: OSError) -> ConfigError | Unavailable:
             f"{message}: {error.strerror}: run `chown -R` on it for the user that linkd runs as"
             f" (uid {os.geteuid()})"
         )
+    if isinstance(error, FileNotFoundError):
+        where = Path(path).parent
+        return Unavailable(f"{message}: {where} is missing: mount its file system, or make it")
     return unusable(message, error)
 
 

@@ -123,10 +123,9 @@ def _parse(path: Path) -> dict[str, Any]:
 def _line_of(content: bytes, error: str) -> str:
     """Return the line that an error of tomllib names, so that a curly quote is seen."""
     found = re.search(r"at line (\d+)", error)
-    lines = content.decode().splitlines()
-    if found is None or not 0 < int(found[1]) <= len(lines):
+    if found is None:
         return ""
-    line = lines[int(found[1]) - 1].strip()
+    line = content.decode().split("\n")[int(found[1]) - 1].strip()
     hint = "; use straight quotes" if any(sign in line for sign in "“”„‘’") else ""
     return f": {shown(line)}{hint}"
 

@@ -77,6 +77,9 @@ def test_a_cloned_host_is_refused_by_name_and_nobody_fights(lab: Lab, daemons: S
     assert watch(10.0, hub) == 0
     assert one.link("hub")["state"] == "up"
     assert two_host.address in str([line.fields for line in hub.lines[-20:]])
+    [refused] = hub.status()["refused"]
+    assert (refused["claimed"], refused["reason"]) == ("edge", "duplicate")
+    assert refused["address"].startswith(f"{two_host.address}:")
     two.stop()
 
     # A copy of the disk has the same log id: it takes over, until that is seen to be a fight.

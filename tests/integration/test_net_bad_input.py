@@ -206,7 +206,7 @@ def frame(payload: bytes, first: int = 0x82) -> bytes:
 @pytest.mark.parametrize(
     ("sent", "status"),
     [
-        (b"\x16\x03\x01 garbage of some kind\r\n\r\n", b"400"),
+        (b"\x17\x03\x01 garbage of some kind\r\n\r\n", b"400"),
         (b"\x00\xff" * 9000, b"431"),
         (b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 4000, b"431"),
         (b"GET /link HTTP/1.0\r\nHost: hub\r\n\r\n", b"505"),

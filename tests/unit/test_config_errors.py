@@ -141,6 +141,7 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     # Not even TOML.
     "syntax": (b"[node\n", "not TOML"),
     "no value": (b"[node]\nname =\n", "not TOML"),
+    "no end": (b'[node]\nname = """x', "at end of document)"),
     "curly quotes": ("[node]\nname = “edge”\n".encode(), 'name = “edge”"; use straight quotes'),
     "key twice": (b'[node]\nname = "a"\nname = "b"\n', "not TOML"),
     "latin-1": (b'[node]\nname = "\xe9"\n', "expected UTF-8, got other bytes in line 2"),

@@ -436,7 +436,7 @@ class TestPremises:
     """The state directory is ours alone; the socket's path is free."""
 
     def test_a_new_directory(self, tmp_path: Path) -> None:
-        state = tmp_path / "a/state"
+        state = tmp_path / "state"
         os.close(claim_state(str(state)))
         assert stat.S_IMODE(state.stat().st_mode) == 0o700
 

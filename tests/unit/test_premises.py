@@ -64,6 +64,16 @@ def test_a_state_that_another_user_owns_is_a_wrong_configuration(
         claim_state(str(tmp_path))
 
 
+def test_a_state_in_a_directory_that_is_missing_waits_for_its_disk(tmp_path: Path) -> None:
+    """No new log begins on the root disk because another one was not mounted."""
+    state = tmp_path / "disk" / "linkd"
+    with pytest.raises(Unavailable, match=r"disk is missing: mount its file system, or make it"):
+        claim_state(str(state))
+    assert not state.parent.exists()
+    state.parent.mkdir()
+    os.close(claim_state(str(state)))
+
+
 def test_a_disk_that_takes_no_number_is_no_obstacle_when_it_is_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
