@@ -52,10 +52,12 @@ async def publish(api: Service, call: Call) -> Answer:
         told["duplicate"] = True
     if peer is not None:
         next_ = stored.offset + (stored.count or 1)
-        if not await reached(api, peer, next_, timeout):
-            raise Refusal(
-                "timeout", f"{peer} did not have it within {timeout:g} s; it stays owed", None, told
-            )
+        try:
+            if not await reached(api, peer, next_, timeout):
+                late = f"{peer} did not have it within {timeout:g} s; it stays owed"
+                raise Refusal("timeout", late)
+        except Refusal as refusal:
+            raise Refusal(refusal.error, refusal.message, None, told) from None
     return answer(told, 200 if stored.duplicate else 201)
 
 
@@ -157,11 +159,18 @@ def append(node: NodePort, draft: Draft) -> Deferred[Appended]:
 
 
 async def reached(api: Service, peer: str, next_: int, within: float) -> bool:
-    """Wait until `peer` has all below `next_` on disk; tell whether it has in time."""
+    """Wait until `peer` has all below `next_` on disk; return whether it has in time.
+
+    Raises:
+        Refusal: The peer was removed from the configuration meanwhile.
+    """
     waiting = api.node.wait_for(peer, next_)
     waiting.addTimeout(within, api.reactor)
     try:
         await waiting
     except (TimedOut, CancelledError):
+        if api.node.link_status(peer) is None:
+            said = f"{peer} was removed from the configuration meanwhile"
+            raise Refusal("not-found", said) from None
         return False
     return True

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
 
 import linkd
 from linkd.api.asked import check_consumer
@@ -257,7 +258,7 @@ class StreamSession:
         self._waits[frame.id] = waiting
         waiting.addBoth(self._give_wait_back)
         waiting.addCallbacks(
-            lambda there: self._waited(frame, there), lambda _: self._forgotten(frame)
+            lambda there: self._waited(frame, there), lambda why: self._forgotten(frame, why)
         )
 
     def _give_wait_back(self, result: Any) -> Any:
@@ -273,8 +274,11 @@ class StreamSession:
                 self.api.share.queue(self._cancel_waits)
                 break
 
-    def _forgotten(self, frame: stream.Wait) -> None:
-        self._waits.pop(frame.id, None)
+    def _forgotten(self, frame: stream.Wait, why: Failure) -> None:
+        """Answer a wait for a peer that was removed."""
+        refusal = why.value
+        if self._waits.pop(frame.id, None) is not None and isinstance(refusal, Refusal):
+            self.send(stream.Waited(frame.id, refusal.error, refusal.message))
 
     def _waited(self, frame: stream.Wait, there: bool) -> None:
         self._waits.pop(frame.id, None)

@@ -31,6 +31,10 @@ WAIT_SECONDS: Final = 30.0
 GUESSED_BYTES: Final = 256
 """What a value that is not encoded yet counts for where it waits for room."""
 
+MAX_DELAY: Final = 15.0
+LOCAL_DELAY: Final = 1.0
+"""No delay between attempts is longer, where `max_delay` is not given: to `http`, to a socket."""
+
 GRACE_SECONDS: Final = 1.0
 """How much longer than the daemon a client waits before it says itself that the time is over."""
 
@@ -68,6 +72,7 @@ class Calls:
             settings,
             self.session,
             status,
+            LOCAL_DELAY if where.socket else MAX_DELAY,
         )
         self._room = Room(loop, self.session.flight, settings.max_in_flight_bytes)
         self.upkeep.on_wake = self._admit

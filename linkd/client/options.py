@@ -37,7 +37,7 @@ class ConnectOptions(TypedDict, total=False):
         connect_timeout: Seconds for one attempt, until the daemon has answered: 5.
         silence_timeout: Seconds without a byte until the connection counts as dead: 12.
         min_delay: The first delay lies below so many seconds: 0.2.
-        max_delay: No delay is longer: 15.
+        max_delay: No delay is longer: 15, or 1 to the unix socket, where an attempt costs little.
         when_down: What a publish does without a connection: `wait`, or `fail` at once.
         max_in_flight_bytes: Bytes of publishes under way; more wait: 8 MiB.
         producer: A lasting name under which one client at a time publishes: a second one ends the
@@ -78,7 +78,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     connect_timeout: float = 5.0
     silence_timeout: float = 12.0
     min_delay: float = 0.2
-    max_delay: float = 15.0
+    max_delay: float | None = None
     when_down: str = "wait"
     max_in_flight_bytes: int = DEFAULT_BYTES
     producer: str = ""
@@ -94,8 +94,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         check_number("max_in_flight_bytes", self.max_in_flight_bytes)
         if self.max_attempts is not None:
             check_number("max_attempts", self.max_attempts)
-        for name in ("connect_timeout", "silence_timeout", "min_delay", "max_delay"):
+        for name in ("connect_timeout", "silence_timeout", "min_delay"):
             check_seconds(name, getattr(self, name))
+        if self.max_delay is not None:
+            check_seconds("max_delay", self.max_delay)
         if self.when_down not in ("wait", "fail"):
             raise ValueError(f"expected when_down as wait or fail, got {self.when_down!r}")
         check_producer(self.producer)

@@ -42,6 +42,7 @@ class Upkeep:
         settings: Delays, time-outs and hooks.
         session: What the connections serve.
         status: The connection's state and the links', kept right from here on.
+        max_delay: The longest delay where the settings have none.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Upkeep:
         settings: Settings,
         session: Session,
         status: Observable[Status],
+        max_delay: float,
     ) -> None:
         self.failed: LinkdError | None = None
         self.started = False
@@ -59,7 +61,7 @@ class Upkeep:
         self._settings = settings
         self._session = session
         self._status = status
-        self._backoff = Backoff(settings.min_delay, settings.max_delay)
+        self._backoff = Backoff(settings.min_delay, settings.max_delay or max_delay)
         self._wire: Wire | None = None
         self._cancel: Callable[[], Awaitable[object]] | None = None
         self._waiters: list[Callable[[None], None]] = []

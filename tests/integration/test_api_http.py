@@ -137,6 +137,16 @@ async def test_what_comes_while_the_node_stops_is_to_be_repeated(served: Served)
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_wait_for_a_peer_that_is_removed_meanwhile(served: Served) -> None:
+    waiting = served.call("POST", "/v1/channels/orders?wait=hub&timeout=10", b"x")
+    await until(lambda: bool(served.node._waits))
+    served.node.remove("hub")
+    gone = await waiting
+    assert (gone.status, gone.json()["error"], gone.json()["offset"]) == (404, "not-found", 1)
+    assert gone.json()["message"] == "hub was removed from the configuration meanwhile"
+
+
+@pytest_twisted.ensureDeferred
 async def test_wait_for_a_peer(served: Served) -> None:
     target = "/v1/channels/orders?wait=hub&timeout=0.2"
     late = await served.call("POST", target, b"x")

@@ -996,6 +996,10 @@ async def test_waits_for_peers(served: Served) -> None:
         assert client.hear(stream.Waited).error == "timeout"
         reactor.callFromThread(served.node.reach, "hub", 5)
         assert client.hear(stream.Waited) == stream.Waited(1)
+        client.say(stream.Wait(5, "hub", "orders", 99, 10.0))
+        time.sleep(0.1)
+        reactor.callFromThread(served.node.remove, "hub")
+        assert client.hear(stream.Waited).error == "not-found"
 
     await pump(served, run)
 

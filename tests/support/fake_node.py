@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 import msgspec
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, succeed
 
 from linkd.api.port import Sink, Start
 from linkd.config import ApiKey, ApiSettings, ChannelSettings, Config, LimitSettings, NodeSettings
@@ -117,6 +117,14 @@ class FakeNode:
         waiting: Deferred[None] = Deferred()
         self._waits.append((peer, next, waiting))
         return waiting
+
+    def remove(self, peer: str) -> None:
+        """Let a reload take a peer out of the configuration."""
+        del self.links[peer]
+        gone = [entry for entry in self._waits if entry[0] == peer]
+        self._waits = [entry for entry in self._waits if entry[0] != peer]
+        for _, _, waiting in gone:
+            waiting.errback(CancelledError())
 
     def reach(self, peer: str, next: int) -> None:
         """Let a peer have everything below `next`."""
