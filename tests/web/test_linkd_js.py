@@ -66,3 +66,22 @@ def test_nothing_is_lost_doubled_or_out_of_order_over_faults_without_a_pause() -
     assert result["lost"] == result["gaps"] == 0
     wrong = [name for name, it in result.items() if it is False]
     assert wrong == []
+
+
+@pytest.mark.timing
+def test_large_messages_pass_a_slow_path_both_ways_on_one_connection() -> None:
+    """A page heard nothing for 18 s, dropped the connection, and began again, for ever."""
+    port = free_port()
+    with (
+        Daemon("edge-1", f'http = "127.0.0.1:{port}"\nrequire_key = false\n'),
+        Driver("slow.mjs", f"http://127.0.0.1:{port}") as seen,
+    ):
+        seen.wait(lambda said: "open" in said, 15)
+        seen.wait(lambda said: "seconds" in said, 29)
+    result = seen.seen[-1][1]
+    figures.tell(f"linkd.js over 75 kB/s, 900 kB each way: {result}")
+    assert result["seconds"] > 10, "the path was too quick to show anything"
+    assert result["lengths"] == [900_000]
+    assert result["sent"]
+    assert result["opened"] == 1
+    assert result["wrong"] == []
