@@ -18,7 +18,7 @@ import msgspec
 from linkd.cli import exits
 from linkd.cli.exits import Ended
 from linkd.cli.following import connected
-from linkd.cli.publish import check_input, headers_of
+from linkd.cli.publish import check_input, content_type_of, headers_of
 from linkd.cli.text import json_text, plural, size
 from linkd.client.errors import TimedOut
 from linkd.client.node import Enqueued, Node
@@ -53,8 +53,12 @@ def publish_lines(arguments: argparse.Namespace) -> int:
 
 
 async def _publish(arguments: argparse.Namespace) -> Stored:
-    content_type = arguments.content_type
-    async with connected(arguments, encode=lambda line: (line, content_type)) as node:
+    given = arguments.content_type
+
+    def encode(line: bytes) -> tuple[bytes, str]:
+        return line, given or content_type_of(line)
+
+    async with connected(arguments, encode=encode) as node:
         lines = _Lines(node, arguments)
         try:
             check_input()

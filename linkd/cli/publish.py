@@ -16,6 +16,7 @@ from linkd.cli.options import add_socket, patience, seconds, socket_path
 from linkd.cli.text import json_text
 from linkd.client.http import call, expect
 from linkd.core.batch import check_headers
+from linkd.core.shown import JSON, shown
 from linkd.errors import BadRecord
 
 MAX_BODY_BYTES: Final = 16 * 1024 * 1024
@@ -49,7 +50,10 @@ def add(subparsers: Any) -> None:
         "--ttl", type=seconds, metavar="S", help="drop it if it is not there after S seconds"
     )
     parser.add_argument(
-        "--content-type", default="", metavar="TYPE", help="what the body is, such as text/plain"
+        "--content-type",
+        default="",
+        metavar="TYPE",
+        help="what the body is, such as text/plain; a JSON object or array is application/json",
     )
     parser.add_argument(
         "--header",
@@ -86,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
             "POST",
             _target(arguments),
             body,
-            _headers(arguments),
+            _headers(arguments, body),
             timeout=10.0 + (arguments.timeout if arguments.wait else 0.0),
         )
     ).json()
@@ -107,9 +111,14 @@ def _target(arguments: argparse.Namespace) -> str:
     return f"{target}?{urlencode({'wait': arguments.wait, 'timeout': arguments.timeout})}"
 
 
-def _headers(arguments: argparse.Namespace) -> dict[str, str]:
+def content_type_of(body: bytes) -> str:
+    """Return the content type of a JSON object or array, so that clients read it as one."""
+    return JSON if body[:1] in (b"{", b"[") and shown(body, "")[0] == "data" else ""
+
+
+def _headers(arguments: argparse.Namespace, body: bytes) -> dict[str, str]:
     given = {
-        "Content-Type": arguments.content_type,
+        "Content-Type": arguments.content_type or content_type_of(body),
         "Linkd-Type": arguments.type,
         "Linkd-Id": arguments.id,
         "Linkd-Ttl": "" if arguments.ttl is None else f"{arguments.ttl:g}",

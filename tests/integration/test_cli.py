@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+import linkd.client as linkd_client
 from tests.support.daemon import Daemon
 from tests.support.lab import python
 from tests.support.queueing import LEAST_SECONDS, spent
@@ -78,6 +80,26 @@ def test_lines_before_one_that_is_too_long_are_stored_and_counted_exactly(daemon
     assert done.stderr.count("\n") == 1
     done = linkd(daemon, "subscribe", "long", "--from", "earliest", "--count", "50000", "--json")
     assert [json.loads(each)["text"] for each in done.stdout.splitlines()] == numbers.split()
+
+
+def test_json_is_published_as_json(daemon: Daemon) -> None:
+    """So that every client reads it as the value that it is."""
+    given = {'{"id": 7}': "application/json", "[1]": "application/json", "{no": "", "7": ""}
+    for body in given:
+        assert linkd(daemon, "publish", "values", body).returncode == 0
+    linkd(daemon, "publish", "values", "--lines", given="\n".join(given))
+    linkd(daemon, "publish", "values", "[2]", "--content-type", "text/plain")
+
+    async def read() -> list[tuple[object, str]]:
+        async with linkd_client.connect(daemon.socket) as node:
+            records = node.subscribe("values", start="earliest")
+            got = [await anext(records) for _ in range(9)]
+            return [(record.data, record.content_type) for record in got]
+
+    values = [{"id": 7}, [1], b"{no", b"7"]
+    types = [*given.values()]
+    expected = [*zip(values, types, strict=True)] * 2
+    assert asyncio.run(read()) == [*expected, ("[2]", "text/plain")]
 
 
 def test_lines_go_through_a_pipe(daemon: Daemon) -> None:
