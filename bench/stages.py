@@ -92,7 +92,7 @@ def _stream_session(publish: Callable[[Draft, Any], None], clock: Clock) -> Stre
     config = Config(node=NodeSettings(name="edge"))
     log = MemoryLog("edge")
     node: Any = SimpleNamespace(
-        name="edge", log=log, config=config, publish=publish, on_measured=[]
+        name="edge", log=log, config=config, publish=publish, on_measured=[], on_fell=[], on_rose=[]
     )
     measured = Metrics(node)
     api: Any = SimpleNamespace(

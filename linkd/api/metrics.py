@@ -206,7 +206,7 @@ class Metrics:
         )
         node.on_rose.append(self._down.observe)
         self._outages: Counter[tuple[str, str]] = Counter()
-        self._nothing_dropped: dict[str, str] = {}  # text by peer
+        self._zeros: dict[tuple[str, str], str] = {}  # text by metric and peer
         self._attempts: Counter[str] = Counter()
         self._attempts_seen: dict[str, int] = {}
         self._page: bytes | None = None
@@ -309,8 +309,10 @@ class Metrics:
     def _of_outages(self, peers: list[str]) -> Iterator[str]:
         name = "linkd_link_outages_total"
         yield _head(name, "How often a link has left `up` since the start.", "counter")
+        fallen = {peer for peer, _ in self._outages}
         for peer in peers:
-            yield _each(name, peer, FELL, self._outages)
+            counts = self._outages if peer in fallen else None
+            yield self._seeded(name, peer, FELL, counts)
         for (peer, reason), count in list(self._outages.items()):
             if reason not in FELL:
                 yield f'{name}{{peer="{peer}",reason="{reason}"}} {count}'
@@ -321,12 +323,7 @@ class Metrics:
         counts = {(peer, reason): count for (reason, peer), count in self._node.counts.items()}
         known, counted = {"", *peers}, {peer for peer, _ in counts}
         for peer in peers:
-            if peer in counted:
-                yield _each(name, peer, DROPPED, counts)
-                continue
-            if peer not in self._nothing_dropped:
-                self._nothing_dropped[peer] = _each(name, peer, DROPPED, {})
-            yield self._nothing_dropped[peer]
+            yield self._seeded(name, peer, DROPPED, counts if peer in counted else None)
         yield _each(name, "", ("expired",), counts)
         for (peer, reason), count in counts.items():
             seeded = ("expired",) if not peer else DROPPED if peer in known else ()
@@ -338,6 +335,21 @@ class Metrics:
             absent = [peer for peer, reason in counts if reason == what and peer not in known]
             for peer in (*peers, *absent):
                 yield f'{name}{{peer="{peer}"}} {counts.get((peer, what), 0)}'
+
+    def _seeded(
+        self,
+        name: str,
+        peer: str,
+        reasons: Iterable[str],
+        counts: Mapping[tuple[str, str], int] | None,
+    ) -> str:
+        """Return a counter's lines of one peer; kept where nothing was counted."""
+        if counts is not None:
+            return _each(name, peer, reasons, counts)
+        text = self._zeros.get((name, peer))
+        if text is None:
+            text = self._zeros[name, peer] = _each(name, peer, reasons, {})
+        return text
 
     def _of_disk(self) -> Iterator[str]:
         name = "linkd_publish_seconds"

@@ -235,6 +235,8 @@ class _Crowded:
     def __init__(self) -> None:
         self.counts: dict[tuple[str, str], int] = {}
         self.on_measured: list[Any] = []
+        self.on_fell: list[Any] = []
+        self.on_rose: list[Any] = []
         self.log = SimpleNamespace(on_written=[])
         self.stamp = 0.0
 

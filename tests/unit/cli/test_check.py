@@ -99,7 +99,7 @@ def test_check_shows_when_certificates_end(
     place, now = tmp_path / "pairing", wall()
     authority = Authority(place, "hub", lambda: now)
     authority.hub_certificate(["hub"])
-    monkeypatch.setattr("linkd.cli.check.wall", lambda: now + 3000.0 * DAY)
+    monkeypatch.setattr("linkd.cli.check.wall", lambda: now + 3000.5 * DAY)
     file = tmp_path / "hub.toml"
     file.write_text(
         f'[node]\nname = "hub"\nstate_dir = "{tmp_path}"\n[listen]\naddress = ":9443"\n'
