@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.daemon import Daemon
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -62,3 +63,30 @@ def test_the_examples_say_what_they_promise(daemon: Daemon) -> None:
     said = run(daemon, sys.executable, "-c", examples("python.md", "python")[1])
     assert said.startswith("10000 stored, in order: True\n10000 more, from ")
     assert run(daemon, sys.executable, "-c", examples("python.md", "python")[-1]) == "all there\n"
+
+
+@pytest.mark.slow
+def test_the_tour(tmp_path: Path) -> None:
+    """Every line of docs/tutorial.md, in order, in one shell."""
+    text = (ROOT / "docs" / "tutorial.md").read_text().replace("19443", str(free_port()))
+    blocks = re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    command = tmp_path / "linkd"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m linkd.cli "$@"\n')
+    command.chmod(0o755)
+    end = "trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n"
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", end + "\n".join(blocks) + "\nwait\n"],
+        capture_output=True, text=True, timeout=100, check=False, cwd=tmp_path,
+        env={
+            **{name: value for name, value in os.environ.items() if "LINKD" not in name},
+            "PYTHONPATH": str(ROOT),
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        },
+    )  # fmt: skip
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    for words in (
+        "hub.toml: fine", "offset 1, hub has it", '1 orders {"id": 1}', "offset 2, edge-1 has it",
+        "hub   DOWN", "stopped planned", '3 orders {"id": 2}', "socket/billing            4",
+        "link down: the peer said goodbye",
+    ):  # fmt: skip
+        assert words in done.stdout, f"{words}\n{done.stdout}"
