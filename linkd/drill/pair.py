@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import secrets
 import shutil
@@ -18,6 +19,7 @@ from typing import Final, Self
 import msgspec
 
 from linkd.client.errors import ClientError
+from linkd.clock import wall
 from linkd.drill.asking import Daemon
 from linkd.drill.bounds import Bounds
 from linkd.drill.certificates import Authority
@@ -32,6 +34,7 @@ DOWN_CHANNEL: Final = "drill.down"
 SMALL_DISK: Final = "48m"
 START_SECONDS: Final = 30.0
 _STOP_SECONDS: Final = 8.0
+_FRESH_SECONDS: Final = 60.0
 _POLL_SECONDS: Final = 0.05
 _FAKETIME: Final = tuple(
     Path(root) / "faketime" / "libfaketimeMT.so.1"
@@ -69,6 +72,32 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
 def faketime() -> Path | None:
     """Return where libfaketime is, if it is anywhere."""
     return next((path for path in _FAKETIME if path.exists()), None)
+
+
+def hold(directory: Path) -> int:
+    """Mark a directory as that of a living process; return the descriptor that does so."""
+    held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    return held
+
+
+def remove_leftovers(top: Path, now: float) -> None:
+    """Remove what drills have left whose command and switch were both killed.
+
+    Args:
+        top: Where drills make their directories.
+        now: Unix seconds; a directory that has just been made may not be held yet.
+    """
+    for path in top.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):
+            found = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                made = os.fstat(found)
+                if made.st_uid == os.geteuid() and now - made.st_ctime > _FRESH_SECONDS:
+                    fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(found)
 
 
 def package_environment() -> dict[str, str]:
@@ -199,8 +228,10 @@ class Pair:
             raise
 
     def _prepare(self, bare: bool) -> None:
+        remove_leftovers(Path(tempfile.gettempdir()), wall())
         self.directory = Path(tempfile.mkdtemp(prefix=PREFIX))
         self._stack.callback(shutil.rmtree, self.directory, ignore_errors=True)
+        self._stack.callback(os.close, hold(self.directory))
         switch = self._stack.enter_context(Switch())
         switch.remove(str(self.directory))
         self.ground, self.bare = prepare(self.directory, bare)
