@@ -17,12 +17,17 @@ from linkd.errors import ChannelRefused, LogFull, PublishError
 from tests.support.stream_daemon import StreamDaemon
 
 
-def run(test: Coroutine[Any, Any, None]) -> None:
+def run(test: Coroutine[Any, Any, None], loop: str = "asyncio") -> None:
     async def bounded() -> None:
         async with asyncio.timeout(30):
             await test
 
-    asyncio.run(bounded())
+    factory = pytest.importorskip("uvloop").new_event_loop if loop == "uvloop" else None
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(bounded())
+
+
+LOOPS = pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 
 
 @asynccontextmanager
@@ -35,7 +40,8 @@ async def daemon(path: Path) -> AsyncIterator[StreamDaemon]:
         await fake.stop()
 
 
-def test_publish_and_subscribe(tmp_path: Path) -> None:
+@LOOPS
+def test_publish_and_subscribe(tmp_path: Path, loop: str) -> None:
     async def check() -> None:
         async with daemon(tmp_path) as fake, linkd.client.connect(fake.path) as node:
             records = node.subscribe("orders", start="earliest")
@@ -51,10 +57,11 @@ def test_publish_and_subscribe(tmp_path: Path) -> None:
             assert node.name == "edge-1"
             assert node.status.value.links == {"hub": "up"}
 
-    run(check())
+    run(check(), loop)
 
 
-def test_ten_thousand_in_flight_over_a_kill(tmp_path: Path) -> None:
+@LOOPS
+def test_ten_thousand_in_flight_over_a_kill(tmp_path: Path, loop: str) -> None:
     async def check() -> None:
         async with daemon(tmp_path) as fake, linkd.client.connect(fake.path) as node:
             fake.die_after = 3
@@ -72,10 +79,11 @@ def test_ten_thousand_in_flight_over_a_kill(tmp_path: Path) -> None:
             expected = [f"{index}".encode() * 30 for index in range(10_000)]
             assert fake.bodies("orders") == expected
 
-    run(check())
+    run(check(), loop)
 
 
-def test_subscriptions_are_restored_once(tmp_path: Path) -> None:
+@LOOPS
+def test_subscriptions_are_restored_once(tmp_path: Path, loop: str) -> None:
     async def check() -> None:
         async with (
             daemon(tmp_path) as fake,
@@ -99,7 +107,7 @@ def test_subscriptions_are_restored_once(tmp_path: Path) -> None:
             assert heard == ["0", "1", "2", "end"]
             assert fake.subscribed["orders",] == 2 * fake.opened
 
-    run(check())
+    run(check(), loop)
 
 
 def test_a_consumer_gets_again_only_what_it_had_not_acknowledged(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ class Chaos:
         except LogFull:
             self.calls[tag] = "refused"
         except OffsetUnknown:
-            self.calls[tag] = "stored"
+            self.calls[tag] = "offset unknown"
         except (LinkdError, ClientError) as error:
             self.calls[tag] = f"{type(error).__name__}: {error}"
         finally:
@@ -326,11 +326,11 @@ class Chaos:
                     self.wrong["lost"] += 1
                 elif offsets[tag] != outcome:
                     self.wrong["wrong offset"] += 1
-            elif outcome == "stored" and tag not in stored:
+            elif outcome in ("stored", "offset unknown") and tag not in stored:
                 self.wrong["lost"] += 1
             elif outcome == "refused" and tag in stored:
                 self.wrong["refused, but stored"] += 1
-            elif outcome not in ("stored", "refused", "cancelled", "some"):
+            elif outcome not in ("stored", "offset unknown", "refused", "cancelled", "some"):
                 self.wrong[outcome] += 1
 
 
