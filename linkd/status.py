@@ -82,9 +82,9 @@ class LinkStatus(msgspec.Struct, frozen=True):
     age of the attempt that is being made. While it is down, `down_since`, `down_seconds` and
     `last_heard_seconds` (null if never) count from the last byte heard. `compressed` says
     whether the two ends agreed to compress batches; null while it is not up. `clock_skew_seconds`:
-    by how much the peer's wall clock is ahead of ours, less the time that its hello was on the way;
-    null while it is not up, or where the peer does not report its clock. `silence_limit_seconds`:
-    at so much silence the link is given up; null without a connection.
+    by how much the peer's wall clock is ahead of ours, at least: what the way of its hello explains
+    is left out; null while it is not up, or where the peer does not report its clock. At
+    `silence_limit_seconds` of silence the link is given up; null without a connection.
     """
 
     peer: str

@@ -92,7 +92,8 @@ class Connection(Silence, WholeFrames, Sending):
         """TCP stands."""
         self.key = next(_keys)
         self.clock = self.factory.clock
-        self.life = Liveness(self.clock.seconds(), self.factory.first_limit)
+        self.began = self.clock.seconds()
+        self.life = Liveness(self.began, self.factory.first_limit)
         self.host, self.port_number = peer_of(self.transport)
         tune(self.transport, self.life.limit)
         self.pace = Pace(self.transport)

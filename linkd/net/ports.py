@@ -22,6 +22,7 @@ class Connection(Protocol):
         generation: As chosen by the dialer.
         address: The other end, for people: `192.0.2.7:9443`, `[2001:db8::7]:9443`.
         writable: There is room for another message without delaying a ping or an ack.
+        began: When it was established, monotonic seconds.
         silence_limit: Seconds of silence at which it is given up.
         rtt_seconds: The last measured round trip, or None.
         on_round_trip: Called with each measured round trip in seconds, where it is set.
@@ -33,6 +34,7 @@ class Connection(Protocol):
     generation: Generation
     address: str
     writable: bool
+    began: float
     silence_limit: float
     rtt_seconds: float | None
     on_round_trip: Callable[[float], None] | None

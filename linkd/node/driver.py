@@ -21,7 +21,7 @@ from linkd.outages import Current
 from linkd.status import LinkStatus
 
 MAX_SKEW_SECONDS = 5.0
-"""Clocks may differ by so much before the log says so: a hello may travel for seconds."""
+"""Clocks may differ by so much before the log says so."""
 
 
 class Around(carrier.Around, Protocol):
@@ -283,7 +283,7 @@ class LinkDriver:
             return
         self.peer_version = theirs.software
         self._expires = connection.certificate_expires
-        self._note_clock(theirs.time)
+        self._note_clock(theirs.time, connection.began)
         self._repeated = False
         connection.on_round_trip = partial(self._around.observe, "round trip", self.peer)
         ours = self._hello(connection.generation)
@@ -306,11 +306,24 @@ class LinkDriver:
                 self._said = ours
                 connection.send(wire.encode(ours))
 
-    def _note_clock(self, stamp: float) -> None:
-        """Note what the peer's wall clock showed a moment ago; warn where it is far from ours."""
-        self._peer_clock = (stamp, self._clock.seconds()) if stamp else None
-        skew = self._clock_skew()
-        if skew is not None and abs(skew) > MAX_SKEW_SECONDS:
+    def _note_clock(self, stamp: float, began: float) -> None:
+        """Note what the peer's wall clock shows; warn where it is far from ours.
+
+        A hello may be on its way for seconds. The peer said it after the connection began, so what
+        lies between then and now proves no difference: the least that is proved counts.
+
+        Args:
+            stamp: What it showed when the peer said hello; 0: not given.
+            began: When the connection began, monotonic seconds.
+        """
+        self._peer_clock = None
+        if not stamp:
+            return
+        now, ours = self._clock.seconds(), wall()
+        ahead = stamp - ours
+        skew = ahead if ahead > 0 else min(0.0, ahead + max(0.0, now - began))
+        self._peer_clock = (ours + skew, now)
+        if abs(skew) > MAX_SKEW_SECONDS:
             where = "ahead of" if skew > 0 else "behind"
             detail = f"the clock of {self.peer} is {abs(skew):.0f} s {where} this host's"
             self._around.tell(

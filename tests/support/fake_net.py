@@ -36,7 +36,7 @@ class FakeConnection:
         self.driver = driver
         self.other: FakeConnection | None = None
         self.ended = self.greeted = False
-        self.heard = clock.seconds()
+        self.heard = self.began = clock.seconds()
         self.sent: list[bytes] = []
         self.delay = 0.001
         self.largest: int | None = None

@@ -110,3 +110,23 @@ def test_the_hellos_show_a_clock_that_is_wrong(
     assert code == 1
     assert f"clock of edge is {words} this host's" in text
     assert f"its clock is {words} this host's" in node_text(hub.status(), Paint(False))
+
+
+def test_a_hello_that_was_long_on_its_way_proves_no_wrong_clock(
+    net: FakeNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It came six seconds after the connection began: a clock six seconds behind is not proved."""
+    driver = net.nodes["hub"].link("edge")
+    assert driver is not None
+    now, wall = net.clock.seconds(), 1e9
+    monkeypatch.setattr("linkd.node.driver.wall", lambda: wall)
+    for stamp, skew in (
+        (wall - 6.0, 0.0),
+        (wall - 3.0, 0.0),
+        (wall - 20.0, -14.0),
+        (wall + 8.0, 8.0),
+    ):
+        driver._note_clock(stamp, now - 6.0)
+        assert driver._clock_skew() == pytest.approx(skew)
+    driver._note_clock(0.0, now)
+    assert driver._clock_skew() is None
