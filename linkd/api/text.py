@@ -65,6 +65,7 @@ class TextSession:
         self._name = _name(call) or self.caller.name
         self.is_linkd = _flag(call, "linkd")  # linkd.js is at the other end
         self._from = start_of(call.text("from"), "latest")
+        self._is_default = not call.texts("channel") and not self.is_linkd
         self._channels = self._channels_of(call)
         self._channel = next(iter(self._channels), None)
         self._consumer = _consumer(call)
@@ -86,7 +87,7 @@ class TextSession:
         """
         given = call.texts("channel")
         config = self._api.config
-        if not given and not self.is_linkd:
+        if self._is_default:
             for channel in self.caller.default_channels(config.api.default_channel):
                 with suppress(Refusal):
                     return {channel: self._may_read(channel)}
@@ -246,11 +247,12 @@ class TextSession:
         """Follow a pattern; one that is followed already begins anew, unless it has a name."""
         self.caller.check_patterns((pattern,))
         most = self._api.node.config.limits.subscriptions
+        spare = 1 if self._is_default else 0  # it did not ask for that one
         key = ("pattern", pattern) if name is None else ("id", name)
         if name is not None and key in self._subscriptions:
             raise Refusal("malformed", f"subscription {str(name)[:64]} is in use")
         before = self._subscriptions.pop(key, None)
-        if before is None and len(self._subscriptions) >= most:
+        if before is None and len(self._subscriptions) >= most + spare:
             raise Refusal("too-many", f"at most {most} subscriptions (limits.subscriptions)")
         if before is not None:
             before.close()
