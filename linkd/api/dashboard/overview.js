@@ -10,6 +10,10 @@ export const MANY = 8;
 const FROM = 4;
 
 const SHOWN = 5;
+
+/** So many links and consumers are drawn, the worst first: thousands would take the page's whole second. */
+const DRAWN = 400;
+const CONSUMERS = 50;
 const SKEW = 5; // seconds, as in `linkd status --check`
 const ORDER = { bad: 0, warn: 1, off: 2, good: 3 };
 
@@ -37,11 +41,13 @@ export class Overview {
     if (links.length < FROM) return;
     this.filter.hidden = links.length <= MANY;
     const wanted = this.filter.value.trim().toLowerCase();
-    const shown = byState(links).filter(({ peer }) => peer.includes(wanted));
+    const found = byState(links).filter(({ peer }) => peer.includes(wanted));
+    const shown = found.slice(0, DRAWN);
     shown.forEach((link, at) => this._draw(link, this.list.children[at] ?? this.list.appendChild(this._made())));
     while (this.list.childElementCount > shown.length) this.list.lastElementChild.remove();
     const up = links.filter(({ state }) => state === "up").length;
-    say(byId("index-count"), `${up} up, ${links.length - up} down`);
+    const left = found.length - shown.length;
+    say(byId("index-count"), `${up} up, ${links.length - up} down${left ? `; ${count(left)} more: filter them` : ""}`);
   }
 
   _made() {
@@ -101,12 +107,15 @@ export function showWarnings(status) {
 export function showConsumers({ consumers, log }) {
   byId("consumers").hidden = consumers.length === 0;
   const body = byId("consumers-list");
-  consumers.forEach((/** @type {any} */ { owner, name, next, lag_records: lag }, /** @type {number} */ at) => {
+  const shown = [...consumers].sort((a, b) => b.lag_records - a.lag_records).slice(0, CONSUMERS);
+  const left = consumers.length - shown.length;
+  say(byId("consumers-title"), `Named consumers${left ? `, the ${CONSUMERS} furthest behind of ${count(consumers.length)}` : ""}`);
+  shown.forEach((/** @type {any} */ { owner, name, next, lag_records: lag }, /** @type {number} */ at) => {
     const row = body.children[at] ?? body.appendChild(make("tr", {}, make("th", { scope: "row" }), make("td"), make("td"), make("td")));
     [owner ? `${owner}/${name}` : name, count(lag), count(next), count(log.next)].forEach((text, column) => say(row.children[column], text));
     row.dataset.behind = String(lag > 0);
   });
-  while (body.childElementCount > consumers.length) body.lastElementChild.remove();
+  while (body.childElementCount > shown.length) body.lastElementChild.remove();
 }
 
 /** What waits for a peer. @param {any} link */
