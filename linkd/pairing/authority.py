@@ -79,11 +79,6 @@ class Authority:
         """The certificate of the newest key."""
         return self.signers.all[-1].certificate
 
-    @property
-    def bundle(self) -> tuple[str, ...]:
-        """The authorities that peers should trust, PEM, newest first."""
-        return tuple(issuing.pem(each).decode() for each in self.signers.current())
-
     def path(self, name: str) -> Path:
         """Return where a file of the authority is: `ca.crt`, `hub.crt`, `hub.key`."""
         return self._path(name)

@@ -22,6 +22,7 @@ from linkd import events
 from linkd.config import Config, PeerSettings
 from linkd.config.settings import NAME_PATTERN
 from linkd.errors import ConfigError, LinkdError, Unavailable
+from linkd.net import issuing
 from linkd.net.certificates import load_certificates, names_host
 from linkd.net.limits import Buckets
 from linkd.net.tls import AUTHORITY_FILE
@@ -456,8 +457,12 @@ class Pairing:
 
     def _authorities(self, leaf: x509.Certificate) -> tuple[str, ...]:
         """Return the authorities that a peer needs; none where ours do not sign the hub's."""
-        authority = self._open_authority()
-        return () if authority.signers.issuer_of(leaf) is None else authority.bundle
+        signers = self._open_authority().signers
+        issuer = signers.issuer_of(leaf)
+        if issuer is None:
+            return ()
+        found = list(dict.fromkeys([issuer.certificate, *signers.current()]))
+        return tuple(issuing.pem(each).decode() for each in found[: messages.MAX_AUTHORITIES])
 
     def _check_writable(self) -> None:
         """Refuse before a code is out where its peer could not be written down."""

@@ -12,11 +12,12 @@ from msgspec import Meta
 from linkd.net.identity import encode_fields
 
 MAX_BODY_BYTES: Final = 16_384
+MAX_AUTHORITIES: Final = 4
 PATH: Final = "/pair"
 
 Short = Annotated[str, Meta(max_length=128)]
 Pem = Annotated[str, Meta(max_length=8192)]
-Authorities = Annotated[tuple[Pem, ...], Meta(max_length=4)]
+Authorities = Annotated[tuple[Pem, ...], Meta(max_length=MAX_AUTHORITIES)]
 
 
 class AskAuthority(msgspec.Struct, frozen=True, tag_field="ask", tag="authority"):

@@ -74,8 +74,13 @@ class Signers:
 
     @property
     def expires(self) -> float:
-        """Unix seconds at which the last certificate ends."""
-        return max(_ends(each) for each in self._all)
+        """Unix seconds at which the last certificate ends.
+
+        One that was made while the clock was ahead does not count before it begins.
+        """
+        now = self._wall()
+        begun = [each for each in self._all if _begins(each) <= now]
+        return max(_ends(each) for each in begun or self._all)
 
     def for_peers(self) -> Issuer:
         """Return the signer of peers' certificates: the newest that is valid now.
@@ -107,7 +112,7 @@ class Signers:
         return next(ours, None)
 
     def succeed(self) -> bool:
-        """Make a successor where the newest certificate ends within `SUCCESSOR_DAYS`.
+        """Make a successor where the last certificate ends within `SUCCESSOR_DAYS`.
 
         Returns:
             Whether one was made.
@@ -115,14 +120,14 @@ class Signers:
         Raises:
             OSError: It can't be written; nothing has changed.
         """
-        now, ends = self._wall(), _ends(self._all[-1])
-        if ends - now > SUCCESSOR_DAYS * DAY_SECONDS or not is_plausible(now):
+        now = self._wall()
+        if self.expires - now > SUCCESSOR_DAYS * DAY_SECONDS or not is_plausible(now):
             return False
         self._make_successor()
         return True
 
     def _make_successor(self) -> None:
-        ends = _ends(self._all[-1])
+        ends = self.expires
         key = issuing.make_key()
         made = (*self._all, Issuer(self._certify(key, first=False), key))
         write_keys(self._directory / KEY_FILE, [each.key for each in made])

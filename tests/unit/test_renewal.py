@@ -19,6 +19,7 @@ from twisted.logger import globalLogPublisher
 from linkd.config import Config
 from linkd.config.settings import NodeSettings, PeerSettings
 from linkd.errors import ConfigError
+from linkd.net.issuing import pem
 from linkd.pairing import Authority, Renewal
 from linkd.pairing import renewal as renewals
 from linkd.pairing.joining import make_request
@@ -66,7 +67,7 @@ class Scene:
         self.renewal = Renewal(lambda: self.config, self.wall, self.in_thread, self.own)
 
     def trust_authority(self) -> None:
-        self.ca.write_text("".join(self.authority.bundle))
+        self.ca.write_bytes(pem(self.authority.certificate))
         paired = msgspec.structs.replace(self.config.peers[0], ca=str(self.ca))
         self.config = msgspec.structs.replace(self.config, peers=(paired,))
 

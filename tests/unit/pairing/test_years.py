@@ -312,3 +312,23 @@ def test_authorities_that_did_not_sign_the_hub_are_not_trusted(
     world.hub.hourly()
     assert "no authority that has signed its own certificate" in (edge.hourly() or "")
     assert Path(peer.ca).read_text() == before
+
+
+def test_a_clock_that_was_years_ahead_for_an_hour(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the hub signed meanwhile begins in eleven years, and replaces nothing until then."""
+    world = World(tmp_path, monkeypatch, edges=1)
+    (edge,) = world.edges
+    right, world.now = world.now, world.now + 11 * 365 * DAY
+    world.hub.hourly()
+    assert world.successors == 1
+    world.now = right + DAY / 24
+    world.hub.hourly()
+    assert edge.dial(world.hub) is None
+    for _ in range(12 * 365 // STEP_DAYS):
+        world.now += STEP_DAYS * DAY
+        world.hub.hourly()
+        assert edge.hourly() is None
+        assert edge.dial(world.hub) is None
+    assert world.successors == 2
