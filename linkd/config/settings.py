@@ -43,7 +43,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 class NodeSettings(Settings, frozen=True, kw_only=True):
     """This node."""
 
-    name: Annotated[str, _meta("The name that peers know this node by.", "restart")]
+    name: Annotated[
+        str,
+        _meta(
+            "The name that peers know this node by: 1 to 63 of `a-z`, `0-9`, `.` and `-`.",
+            "restart",
+        ),
+    ]
     state_dir: Annotated[
         str,
         _meta(
