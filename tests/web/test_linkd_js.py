@@ -24,11 +24,11 @@ def test_no_argument_and_no_function_of_the_application_stops_other_calls() -> N
         Daemon("edge-1", f'http = "127.0.0.1:{port}"\nrequire_key = false\n{away}'),
         Driver("misuse.mjs", f"http://127.0.0.1:{port}") as seen,
     ):
-        seen.wait(lambda said: "cases" in said, 25)
+        seen.wait(lambda said: "cases" in said, 60)
         assert seen.last("wrong") == []
         assert seen.last("cases") > 900
         assert seen.last("drops") == 0
-        seen.wait(lambda said: "hooks" in said, 25)
+        seen.wait(lambda said: "hooks" in said, 60)
         assert seen.last("wrong") == []
         figures.tell(f"linkd.js: {seen.last('cases')} wrong arguments, {seen.last('hooks')} hooks")
 
