@@ -277,15 +277,14 @@ class Ingress:
         size = len(records) + HELD_BYTES * len(run)
         state, owner = self._state, self._session.caller.name
         try:
-            if not self._is_repeat(first.sequence):
-                self._check_place(first, size, alone=len(run) == 1)
-                self._check(first, count, records)
+            self._check_place(first, size, alone=len(run) == 1)
+            self._check(first, count, records)
         except LinkdError as error:
             if len(run) > 1:
                 for frame in run:
                     self._hand_on([frame])
-                return
-            self._refuse(run, refusal_of(error))
+            else:
+                self._refuse_new(first, error)
             return
         producer: Producer | None = None
         counts: tuple[int, ...] = ()
@@ -305,13 +304,20 @@ class Ingress:
         except LinkdError as error:
             self._settled(run, size)(error)
 
-    def _is_repeat(self, number: int) -> bool:
-        """Tell whether a publish was sent before and may be stored: the log answers it."""
-        state = self._state
-        if state is None or number > state.top:
-            return False
-        producer = Producer(state.numbered, number, self._session.caller.name)
-        return self._session.api.node.log.knows(producer)
+    def _refuse_new(self, frame: stream.Publish, error: LinkdError) -> None:
+        """Refuse a publish, unless it was stored before: then the log answers the repeat.
+
+        Nothing of it is stored: it may be another record under the number of an old one.
+        """
+        state, number = self._state, frame.sequence
+        if state is None or not 0 < number <= state.top:
+            self._refuse([frame], refusal_of(error))
+            return
+        owner = self._session.caller.name
+        producer = Producer(state.numbered, number, owner)
+        state.under_way[number] = number
+        repeat = Draft(frame.channel, 1, b"", wall(), None, (), producer, (), owner)
+        self._session.api.node.log.refuse(repeat, self._settled([frame], 0), error)
 
     def _check_place(self, first: stream.Publish, size: int, alone: bool) -> None:
         """Raise Refusal where a run may not go now: behind a refused one, or without room."""

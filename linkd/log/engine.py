@@ -11,7 +11,7 @@ from typing import Protocol
 
 import msgspec
 
-from linkd.core.batch import Batch, Draft, Producer
+from linkd.core.batch import Batch, Draft
 from linkd.core.wire import Cursor, EpochStart
 from linkd.errors import LinkdError
 
@@ -111,6 +111,13 @@ class Log(Protocol):
         of the same channel and ttl may become one batch, but of at most MAX_BATCH_BYTES.
         """
 
+    def refuse(self, draft: Draft, settled: Settled, error: LinkdError) -> None:
+        """Answer a draft that may not be stored with `error`, unless it is a repeat.
+
+        Of a repeat the answer is where the first one is, once that is on disk. The draft itself is
+        never stored; its records are not looked at.
+        """
+
     def store(self, batch: Batch, settled: Settled) -> None:
         """Append a received batch: `source` set, `offset` ignored; `count` 0 only moves the cursor.
 
@@ -147,12 +154,6 @@ class Log(Protocol):
 
     def highest(self, owner: str, producer: str) -> int:
         """Return the highest stored number of a producer, appends under way counted; 0: none."""
-
-    def knows(self, producer: Producer) -> bool:
-        """Return whether a producer's number is stored, or nothing proves that it is not.
-
-        Appends under way count.
-        """
 
     def owed(self, position: int) -> dict[str, tuple[int, int]]:
         """Return (records, bytes of records) by channel from `position` to the log's end.

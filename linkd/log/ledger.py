@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import TypeVar
 
-from linkd.core.batch import HELD_BYTES, MAX_BATCH_BYTES, Batch, Draft, Producer
+from linkd.core.batch import HELD_BYTES, MAX_BATCH_BYTES, Batch, Draft
 from linkd.core.wire import Cursor, EpochStart
 from linkd.errors import BadRecord, LinkdError, LogClosed, LogFull, OutOfStep, PublishError
 from linkd.log.engine import Appended, Settled, Told
@@ -121,13 +121,6 @@ class Ledger(ABC):
         """Return a producer's highest stored number, appends under way counted."""
         return self._state.producers.highest(owner, producer)
 
-    def knows(self, producer: Producer) -> bool:
-        """Return whether a producer's number is stored or may be, appends under way counted."""
-        try:
-            return self._state.producers.stored(producer) is not None
-        except LookupError:
-            return True
-
     @abstractmethod
     def _has_room(self) -> bool:
         """Tell whether anything at all can be taken: what peers send has more room."""
@@ -148,7 +141,7 @@ class Ledger(ABC):
     def append(self, draft: Draft, settled: Settled) -> None:
         """Append a publish."""
         if self.full is not None:
-            self._refuse(draft, settled, LogFull(self.full))
+            self.refuse(draft, settled, LogFull(self.full))
             return
         if draft.ids or draft.producer is not None or draft.count < 1:
             error = _malformed(draft)
@@ -165,12 +158,12 @@ class Ledger(ABC):
         self._waiting_bytes += len(draft.records)
         if self._waiting_bytes > self._room:
             self._waiting_bytes -= len(draft.records)
-            self._refuse(draft, settled, self._no_room())
+            self.refuse(draft, settled, self._no_room())
             return
         self._waiting.append((draft, settled))
         self._pump()
 
-    def _refuse(self, draft: Draft, settled: Settled, error: LinkdError) -> None:
+    def refuse(self, draft: Draft, settled: Settled, error: LinkdError) -> None:
         """Refuse a draft; but of a repeat, answer where the first one is, once that is on disk."""
         repeat = None if _malformed(draft) else self._grouping.repeat(draft)
         if repeat is None:

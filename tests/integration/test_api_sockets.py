@@ -707,6 +707,29 @@ async def test_repeats_are_answered_before_any_refusal(served: Served) -> None:
     await pump(served, again, "p")
 
 
+@pytest_twisted.ensureDeferred
+async def test_another_record_under_a_stored_number_is_checked_and_goes_nowhere(
+    served: Served,
+) -> None:
+    """Nothing of it was checked: it reached subscribers of volatile channels, and ended links."""
+
+    def run(client: Stream) -> list[Any]:
+        client.say(stream.Publish(1, "orders", 1, ONE))
+        assert client.hear() == stream.Published(1, 1, 1)
+        published = len(served.node.published)
+        client.say(stream.Publish(1, "orders", 7, b"\xff\xff\xff"))
+        client.say(stream.Publish(1, "no channel", 1, ONE))
+        client.say(stream.Publish(2, "orders", 7, b"\xff\xff\xff"))
+        told = [client.hear() for _ in range(3)]
+        assert len(served.node.published) == published
+        return told
+
+    *repeats, refused = await pump(served, run, "p")
+    assert repeats == [stream.Published(1, 1, 0, True)] * 2
+    assert isinstance(refused, stream.PublishFailed)
+    assert served.node.log.next == 2
+
+
 @pytest.mark.parametrize("is_stored", [True, False])
 @pytest_twisted.ensureDeferred
 async def test_what_is_under_way_is_answered_on_the_next_connection(
