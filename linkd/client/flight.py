@@ -100,16 +100,17 @@ class Flight:
     def next_to_send(self) -> list[bytes]:
         """Return the frames that may be sent now, in order; they then count as sent."""
         ready: list[bytes] = []
-        unsent, sent = self._unsent, self._sent
+        unsent, sent, highest = self._unsent, self._sent, self._highest_sent
         while unsent:
             publish = unsent[0]
             if self._sent_bytes and self._sent_bytes + publish.size > self.max_bytes:
                 break
             self._sent_bytes += publish.size
-            sent[publish.sequence] = unsent.popleft()
+            unsent.popleft()
+            sent[publish.sequence] = publish
+            highest = max(highest, publish.sequence)
             ready.append(publish.encoded)
-        if ready:
-            self._highest_sent = max(self._highest_sent, publish.sequence)
+        self._highest_sent = highest
         return ready
 
     def _new(self) -> list[_Publish]:

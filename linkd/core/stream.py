@@ -380,7 +380,7 @@ def agreed(before: Sequence[EpochStart], now: Sequence[EpochStart], next: int) -
     """Return the offset below which a log is what it was, by its epochs then and now.
 
     It lies below what a client has where the log was put back to an older copy, also where that
-    copy has grown past it since. Without an epoch in common nothing proves that it was.
+    copy has grown past it since. Without an epoch in common it is 0: nothing is known to be.
 
     Args:
         before: Its epochs when the client was last connected, oldest first.
@@ -394,7 +394,7 @@ def agreed(before: Sequence[EpochStart], now: Sequence[EpochStart], next: int) -
         if (end := ends.get(start.epoch)) is not None:
             return min(end, then)
         then = start.first
-    return next
+    return 0 if before and now else next
 
 
 def renumbered(publish: bytes, sequence: int) -> bytes:
