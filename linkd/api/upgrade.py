@@ -224,7 +224,9 @@ class ApiSocket(PingedSilence, WholeMessages):
         if (self._resting or self.busy) and not self.is_stuck:
             life.taken_at = now
         path = path_of(self.transport)
-        life.reports_path = path is not None
+        # A host whose window is full has acknowledged all, and the kernel asks it ever more seldom
+        # for room: its silence says nothing about the path.
+        life.reports_path = path is not None and (path[2] > 0 or not self.paused)
         if path is not None:
             life.acked_at = now - path[0]
             if path[1] - self._acked > FLOW_BYTES:

@@ -62,14 +62,16 @@ def keep_unsent_small(transport: object) -> None:
             found.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, NOTSENT_BYTES)
 
 
-def path_of(transport: object) -> tuple[float, int] | None:
+def path_of(transport: object) -> tuple[float, int, int] | None:
     """Return what the kernel knows of a connection's path; None where it is no TCP socket.
 
     Returns:
-        Seconds since the other host's kernel last acknowledged anything, and the bytes of ours
-        that it has acknowledged in all: they prove the path and the host, not the program.
+        Seconds since the other host's kernel last acknowledged anything, the bytes of ours that it
+        has acknowledged in all, and the segments that are sent and not acknowledged: they prove the
+        path and the host, not the program.
 
-    Source: struct tcp_info in linux/tcp.h (`tcpi_last_ack_recv`, `tcpi_bytes_acked`).
+    Source: struct tcp_info in linux/tcp.h (`tcpi_last_ack_recv`, `tcpi_bytes_acked`,
+    `tcpi_unacked`).
     """
     found = _socket(transport)
     if found is None:
@@ -82,7 +84,8 @@ def path_of(transport: object) -> tuple[float, int] | None:
         return None
     (milliseconds,) = struct.unpack_from("=I", info, 56)
     (acked,) = struct.unpack_from("=Q", info, 120)
-    return milliseconds / 1000.0, acked
+    (under_way,) = struct.unpack_from("=I", info, 24)
+    return milliseconds / 1000.0, acked, under_way
 
 
 def limit_segment(transport: object, segment_bytes: int) -> None:

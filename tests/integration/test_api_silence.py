@@ -174,3 +174,22 @@ async def test_a_message_that_is_being_read_slowly_is_life(served: Served) -> No
 
     assert await thread(read_slowly) >= WATCHED
     assert reactor.running
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_page_that_does_not_read_for_a_while_stays_on_a_live_path(served: Served) -> None:
+    """The kernel asks a host without room ever more seldom: that was taken for a dead path."""
+    wire = await client(served, "/ws?channel=orders", Origin="https://app.example")
+    body = b"x" * 900_000
+    for _ in range(20):
+        assert (await served.call("POST", "/v1/channels/orders", body)).status == 201
+
+    def read_late() -> int:
+        time.sleep(9.0)
+        got = 0
+        with wire:
+            while got < 20 * len(body) and (piece := wire.recv(1 << 20)):
+                got += len(piece)
+        return got
+
+    assert await thread(read_late) >= 20 * len(body)
