@@ -140,11 +140,11 @@ def test_a_frame_is_checked_as_its_daemon_will_read_it() -> None:
 
 
 @pytest.mark.parametrize("sequence", [1, 127, 128, 2**32, 2**53])
-def test_a_publish_gets_its_number_at_the_end(sequence: int) -> None:
+def test_a_publish_gets_another_number(sequence: int) -> None:
     records = encode_records((Record(b"x"),))
-    encoded = stream.encode_publish("orders", 1, records, 2.0, ("id",))
+    encoded = stream.encode_frame(stream.Publish(7, "orders", 1, records, 2.0, ("id",)))
     frame = stream.Publish(sequence, "orders", 1, records, 2.0, ("id",))
-    assert stream.numbered(encoded, sequence) == stream.encode_frame(frame)
+    assert stream.renumbered(encoded, sequence) == stream.encode_frame(frame)
 
 
 def test_the_detail_of_a_goodbye_is_cut() -> None:
