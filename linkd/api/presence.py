@@ -9,6 +9,7 @@ falls, they are gone, for the nodes behind it too.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, Final, Protocol
 
 import msgspec
@@ -36,6 +37,9 @@ ANSWER_SECONDS: Final = 1.0
 
 MAX_REMOTE: Final = 100_000
 """Members at other nodes that are remembered, of all channels together."""
+
+MAX_LISTED: Final = 1000
+"""Members that are listed at once: more would hold up the reactor."""
 
 _MANY: Final = 300
 _END: Final = 2**62
@@ -229,13 +233,19 @@ class Presence:
         self._announce_soon(name, channel)
 
     def members(self, name: str) -> list[dict[str, Any]]:
-        """Return who is there on a channel, at any node, as JSON has it."""
+        """Return who is there on a channel, at any node, as JSON has it: `MAX_LISTED` at most."""
         channel = self._channels.get(name)
         if channel is None:
             return []
         nodes = {self._node.name: channel.here}
         nodes |= {node: each.members for node, each in sorted(channel.elsewhere.items())}
-        return [shown(node, one) for node, there in nodes.items() for one in there.values()]
+        every = (shown(node, one) for node, there in nodes.items() for one in there.values())
+        return list(islice(every, MAX_LISTED))
+
+    def count(self, name: str) -> int:
+        """Return how many are there on a channel, at any node."""
+        channel = self._channels.get(name)
+        return 0 if channel is None else channel.count
 
     def _tell(self, name: str, channel: _Channel, kind: str, node: str, member: Member) -> None:
         """Let all who watch a channel hear of a change, but the one that it is about."""

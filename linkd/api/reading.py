@@ -267,7 +267,9 @@ async def present(api: Service, call: Call) -> Answer:
     """Answer who is there on a channel."""
     call.only()
     channel = call.caller.check_subscribe(call.path["channel"])
-    return Answer(200, to_json({"channel": channel, "members": api.presence.members(channel)}))
+    presence = api.presence
+    there = {"count": presence.count(channel), "members": presence.members(channel)}
+    return Answer(200, to_json({"channel": channel, **there}))
 
 
 async def record(api: Service, call: Call) -> Answer:

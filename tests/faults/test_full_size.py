@@ -131,6 +131,8 @@ BODIES: dict[tuple[str, str], tuple[str, list[tuple[bytes, bytes]]]] = {
 }
 TARGETS: dict[tuple[str, str], str] = {
     ("GET", "/v1/channels/{channel}"): "/v1/channels/%3E?limit=10000&from=1",
+    ("GET", "/v1/presence/{channel}"): "/v1/presence/orders",
+    ("GET", "/v1/peers/{name}/history"): "/v1/peers/hub/history",
     ("GET", "/v1/consumers"): "/v1/consumers",
     ("DELETE", "/v1/consumers/{name}"): "/v1/consumers/nobody",
     ("GET", "/v1/records/{offset}"): "/v1/records/1",

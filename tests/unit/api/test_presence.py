@@ -204,13 +204,16 @@ def test_many_are_announced_in_pieces(net: Net) -> None:
     numbers = [net["far"].join("chat", f"n{n}", "shop", None) for n in range(1000)]
     net.settle()
     assert len(net["edge"].members("chat")) == 1000
+    net["far"].join("chat", "one more", "shop", None)
+    net.settle()
+    assert (len(net["edge"].members("chat")), net["edge"].count("chat")) == (1000, 1001)
     for number in numbers[:999]:
         net["far"].leave("chat", number)
     net.drop = True
     net.settle()
     net.drop = False
     net.settle(REPEAT_SECONDS)
-    assert names(net["edge"]) == ["n999@far"]
+    assert names(net["edge"]) == ["n999@far", "one more@far"]
 
 
 def test_nothing_is_left_of_who_is_gone(net: Net) -> None:
