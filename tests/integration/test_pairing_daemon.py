@@ -98,6 +98,8 @@ def test_a_stalled_disk_under_pairing_harms_no_link() -> None:
         for daemon in (edge, gone):
             code = invite(hub, daemon.name, "--address", f"127.0.0.1:{port}")
             assert command(daemon, "join", code).returncode == 0
+        ends = {(each["role"], each["peer"]) for each in edge.status()["certificates"]}
+        assert {("own", "hub"), ("authority", "hub")} <= ends
         code = invite(hub, "other", "--address", f"127.0.0.1:{port}")
         generation = hub.link("edge")["generation"]
         flag.touch()
