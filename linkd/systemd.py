@@ -19,13 +19,14 @@ LOOKS: Final = 10
 
 
 class ServiceManager:
-    """The service manager, if there is one; nothing is said to nobody.
+    """The service manager, if there is one; else nothing is sent.
 
     Args:
         environment: `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID` are looked up there.
 
     Attributes:
-        watchdog_interval: Seconds between `alive` calls: half of what it allows; None: no watchdog.
+        watchdog_interval: Seconds between `alive` calls at most, half of what it allows; None
+            where there is no watchdog.
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
@@ -35,21 +36,21 @@ class ServiceManager:
         self._status = ""
 
     def ready(self) -> None:
-        """Say that the sockets listen, or that a reload is over."""
+        """Report that the sockets listen, or that a reload is over."""
         self._say("READY=1")
 
     def status(self, line: str) -> None:
-        """Say in one line what is true; a repeat is not sent."""
+        """Report the state in one line; a repeat is not sent."""
         if line != self._status:
             self._status = line
             self._say("STATUS=" + line.replace("\n", " "))
 
     def reloading(self) -> None:
-        """Say that a reload begins."""
+        """Report that a reload begins."""
         self._say(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self) -> None:
-        """Say that a clean stop has begun."""
+        """Report that a clean stop has begun."""
         self._say("STOPPING=1")
 
     def alive(self) -> None:
@@ -57,7 +58,7 @@ class ServiceManager:
         self._say("WATCHDOG=1")
 
     def _say(self, text: str) -> None:
-        """Send one datagram; a manager that does not listen is not our trouble."""
+        """Send one datagram; a manager that does not listen is ignored."""
         if not self._address:
             return
         kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK

@@ -120,7 +120,7 @@ def programs(tool: str, root: Path = Path("/proc/net")) -> list[str]:
 
 
 def _has_tables(program: str, root: Path) -> bool:
-    """Tell whether the kernel has tables of a program's kind."""
+    """Return whether the kernel has tables of a program's kind."""
     if not program.endswith("legacy"):
         return True
     listed = root / ("ip6_tables_names" if program.startswith("ip6") else "ip_tables_names")

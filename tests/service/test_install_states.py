@@ -83,7 +83,7 @@ def test_a_state_that_the_version_before_finds_too_new_is_put_back(node: FakeHos
     assert node.running() == "1.0"
 
 
-def test_it_is_said_when_the_version_before_does_not_run_either(node: FakeHost) -> None:
+def test_a_version_before_that_does_not_run_either_is_reported(node: FakeHost) -> None:
     node.sh("echo 2 >/var/lib/linkd/cursors.db")  # also what is copied before the new version
     done = node.install(Linkd("2.0", "dies", format=2))
     assert done.returncode == 1
@@ -212,6 +212,24 @@ def test_the_way_back_leads_to_what_has_worked_not_to_what_the_link_names(node: 
     assert f"the way back is to {good}" in done.stderr
     assert last(done).endswith("linkd 1.0 is running")
     assert node.sh("readlink -f /opt/linkd").strip() == good
+
+
+def test_a_release_that_was_started_later_is_one_that_has_worked(node: FakeHost) -> None:
+    node.sh("echo inactive >/run/fake/active")
+    assert node.install(NEW).returncode == 0
+    release = node.sh("readlink -f /opt/linkd").strip()
+    daemon = node.popen(["sh", "-c", "sleep 60", f"{release}/bin/linkd"])
+    try:
+        node.sh(
+            f"echo {daemon.pid} >/run/fake/pid; echo active >/run/fake/active\n"
+            f"echo {release} >/run/fake/running"
+        )
+        done = node.install(Linkd("3.0", "dies"))
+        assert last(done).endswith("linkd 2.0 is running")
+        assert node.running() == node.installed() == "2.0"
+    finally:
+        daemon.kill()
+        daemon.wait()
 
 
 def test_a_python_that_is_gone_is_named_and_repaired(node: FakeHost) -> None:

@@ -59,6 +59,7 @@ start() {
 case "$*" in
 "is-active "*) cat $s/active; grep -qx active $s/active ;;
 "show --value -p ActiveState "*) cat $s/active ;;
+"show --value -p MainPID "*) cat $s/pid 2>/dev/null || echo 0 ;;
 "show -p ActiveState "*)
     echo "ActiveState=$(cat $s/active)"
     echo NRestarts=0
@@ -250,5 +251,5 @@ class FakeHost(Namespace):
 
 
 def can_fake() -> bool:
-    """Tell whether this machine has what it needs."""
+    """Return whether this machine has what it needs."""
     return os.geteuid() == 0 and all(map(shutil.which, ("flock", "setpriv", "nsenter", "useradd")))
