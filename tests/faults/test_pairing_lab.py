@@ -45,6 +45,7 @@ def test_two_hosts_from_nothing_by_two_commands(lab: Lab, daemons: Start) -> Non
     assert whole < 60.0
     rows = command(hub, "peers").stdout.splitlines()
     assert rows[1].split() == ["edge-1", "paired", "364d", "yes"]
+    assert command(edge, "peers").stdout.splitlines()[1].split() == ["hub", "joined", "364d", "yes"]
     written = [p.name for p in edge.directory.glob("linkd.d/*")]
     assert written == ["hub.toml"]
     assert 0 < hub.link("edge-1")["certificate_expires_seconds"] <= 366 * 86_400
