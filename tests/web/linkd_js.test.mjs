@@ -266,6 +266,23 @@ test("calls by type miss nothing when the subscription that brings them ends beh
   assert.deepEqual(byType, [3, 1, 2, 4]);
 });
 
+test("a subscription that is made again brings the history to the calls by type again", async () => {
+  const byType = [];
+  const node = client();
+  node.on("x", (data) => byType.push(data));
+  await up(node);
+  const first = node.subscribe("a");
+  await begun([first]);
+  stub.publish("a", "x", 1);
+  await until(() => byType.length === 1);
+  const behind = node.subscribe("b"); // it lags: what ended ahead of it is remembered
+  first.unsubscribe();
+  node.subscribe("a", null, { from: 1 });
+  await until(() => byType.length === 2);
+  behind.unsubscribe();
+  assert.deepEqual(byType, [1, 1]);
+});
+
 test("a quiet subscription resumes where the node said it is, not at its last message", async () => {
   const node = client();
   const quiet = node.subscribe("t.rare");

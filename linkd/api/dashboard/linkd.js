@@ -173,6 +173,8 @@ export class Subscription {
     this._first = undefined;
     /** Once it was unsubscribed: it is kept until it is there, for the calls by type. @type {number | undefined} */
     this._until = undefined;
+    /** Those made later have nothing to do with it: it had ended. */
+    this._endedAt = Infinity;
     /** How far it has the log, by epochs, oldest first. @type {[string, number][]} */
     this._seen = [];
     /** Its name on this connection, until the node ends it. @type {string | null} */
@@ -848,7 +850,7 @@ export class Linkd extends EventTarget {
       if (other._has(channel, offset)) return false;
     }
     return !this._ended.some((other) =>
-      other._serial < subscription._serial && offset < /** @type {number} */ (other.next) && other._has(channel, offset));
+      other._serial < subscription._serial && subscription._serial <= other._endedAt && offset < /** @type {number} */ (other.next) && other._has(channel, offset));
   }
 
   /** Have the node follow what it does not follow yet on this connection. */
@@ -882,6 +884,7 @@ export class Linkd extends EventTarget {
   /** @param {Subscription} subscription */
   _remove(subscription) {
     this._subscriptions.delete(subscription);
+    subscription._endedAt = this._serial;
     if (subscription._first !== undefined) this._ended.push(subscription);
     const behind = Math.min(...[...this._subscriptions].map((each) => each.next ?? 0));
     this._ended = this._ended.filter((each) => /** @type {number} */ (each.next) > behind);
