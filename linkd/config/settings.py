@@ -245,7 +245,8 @@ class LogSettings(Settings, frozen=True, kw_only=True):
     min_free_bytes: Annotated[
         int,
         _meta(
-            "Publishes are refused below so much free disk.",
+            "Publishes are refused below so much free disk; before that, records go that nobody is "
+            "owed.",
             "restart",
             ge=1_048_576,
             le=2**50,

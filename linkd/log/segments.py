@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -130,16 +131,17 @@ class SegmentLog(Ledger):
     def _make_parts(self, found: Beginning, post: Post, edges: Edges) -> None:
         """Make what works on it; nothing is under way yet."""
         folder, settings = self._folder, self._settings
-        self._segment_bytes = min(settings.segment_bytes, max(1 << 20, settings.max_bytes // 16))
+        self._free_bytes = room(self._files, folder)
+        most = min(settings.max_bytes, self._free_bytes + self._shelf.size)
+        self._segment_bytes = min(settings.segment_bytes, max(1 << 20, most // 16))
         self._era = 0
         self._at_turn_end, self._due = edges.at_turn_end, False
         self._under_way_bytes = 0
-        most = self.max_bytes * 9 // 10 - self._segment_bytes
-        self._retention = Retention(settings, most, self._clock.ago)
-        self._free_bytes = room(self._files, folder)
+        self._retention = Retention(settings, self._segment_bytes, self._clock.ago)
         self._stuck = self._rolls = self._tight = False
         self._frames = 0
         self._blocked, self._looked = "", self._monotonic()
+        self._deleted_at = -math.inf  # by time.monotonic
         self._writer = Writer(self._files, folder, self._seed, post, self._report)
         self._writer.in_turn = edges.in_turn or post
         self._reader = Reader(self._seed, post)
@@ -243,7 +245,8 @@ class SegmentLog(Ledger):
             heard, self._unheard = self._unheard, []
             self._reader.work(lambda: Untold(self._files, self._folder).forget(heard))
         if isinstance(outcome, Written):
-            self._free_bytes = outcome.free_bytes
+            if outcome.measured_at > self._deleted_at:
+                self._free_bytes = outcome.free_bytes
             if outcome.seconds >= SLOW_SECONDS:
                 took = f"a commit took {outcome.seconds:.1f} s; publishers waited for it"
                 self._tell(Told("warn", "log.slow", took))
@@ -286,7 +289,7 @@ class SegmentLog(Ledger):
         self._under_way_bytes -= at - job.at
         self._shelf.grow(at, job.group.stamp)
         self._blocked = ""
-        if job.begins is not None or self._retention.is_over(self._kept_bytes()):
+        if job.begins is not None or self._is_over():
             self._retain()
             self._keep_snapshots()
         self._measure()
@@ -454,7 +457,7 @@ class SegmentLog(Ledger):
     def _retain(self) -> None:
         """Delete the segments that may go."""
         segments, clock = self._shelf.segments, self.clock()
-        count = self._retention.count(segments, self._kept_bytes(), clock)
+        count = self._retention.count(segments, self._kept_bytes(), self._soon_free(), clock)
         if count:
             self._drop(count)
         elif segments == [self._writing] and (
@@ -467,13 +470,41 @@ class SegmentLog(Ledger):
         return (
             self._at >= self._segment_bytes
             and segment.next <= self._retention.owed_from
-            and self._retention.is_over(self._kept_bytes())
+            and self._is_over()
         )
+
+    def _is_over(self) -> bool:
+        """Return whether the log takes too much, of its bound or of the disk."""
+        return self._retention.is_over(self._kept_bytes(), self._soon_free())
+
+    def _soon_free(self) -> int:
+        """Return what the disk has left, once the files are gone that are dropped."""
+        freed = self._retention.freed_bytes
+        return self._free_bytes + self._succession.held_bytes + freed
+
+    def _free(self) -> None:
+        """Delete the files of dropped segments that no snapshot needs."""
+        size = self._succession.free(self._snapshots.needed)
+        if size:
+            self._retention.freed_bytes += size
+            self._reader.work(self._measure_disk)
+
+    def _measure_disk(self) -> None:
+        """Look what the disk has left, behind a deletion; the reader's work."""
+        free, now = room(self._files, self._folder), time.monotonic()
+
+        def measured() -> None:
+            self._free_bytes, self._retention.freed_bytes = free, 0
+            self._deleted_at = now
+            if not self._closed:
+                self.make_room()
+
+        self._reader.post(measured)
 
     def _drop(self, count: int) -> None:
         """Take the oldest segments off, and tell who follows; files that nobody needs go."""
         self._succession.drop(count)
-        self._succession.free(self._snapshots.needed)
+        self._free()
         self._keep_snapshots()
         self._tight = False
         first = self._shelf.segments[0].first
@@ -516,8 +547,8 @@ class SegmentLog(Ledger):
             self._no_snapshot(error)
             return
         self._snapshot_said = ""
+        self._free()
         needed = self._snapshots.needed
-        self._succession.free(needed)
         self._reader.work(lambda: remove_snapshots(self._files, self._folder, needed))
         self.make_room()
         self._keep_snapshots()

@@ -99,16 +99,22 @@ class Succession:
         self.held_bytes += sum(index.size for index in gone)
         self._note()
 
-    def free(self, needed: int) -> None:
-        """Delete the files of dropped segments before number `needed`, in the background."""
+    def free(self, needed: int) -> int:
+        """Delete the files of dropped segments before number `needed`, in the background.
+
+        Returns:
+            Their bytes.
+        """
         gone = [index for index in self.held if index.number < needed]
+        size = sum(index.size for index in gone)
         if gone:
             del self.held[: len(gone)]
-            self.held_bytes -= sum(index.size for index in gone)
+            self.held_bytes -= size
             numbers = [index.number for index in gone]
             for number in numbers:
                 self._shelf.note_beside(number, 0)
             self._reader.work(lambda: remove(self._files, self._folder, numbers))
+        return size
 
     def _note(self, **changes: int) -> None:
         """Note in the background which segments there are."""

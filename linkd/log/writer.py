@@ -80,10 +80,18 @@ class Job(msgspec.Struct, frozen=True):
 
 
 class Written(msgspec.Struct, frozen=True):
-    """Jobs that are on disk, what the disk had left before, and how long the commit took."""
+    """Jobs that are on disk.
+
+    Args:
+        jobs: They.
+        free_bytes: What the disk had left before.
+        measured_at: When that was measured, by `time.monotonic`.
+        seconds: How long the commit took.
+    """
 
     jobs: Sequence[Job]
     free_bytes: int
+    measured_at: float
     seconds: float
 
 
@@ -228,7 +236,8 @@ class Writer:
             return 0
         # What much has led to is the reactor's work, while the next commit is on its way here.
         post = self.in_turn if written <= SMALL_BYTES else self._post
-        post(self._tell(Written(jobs, self._free, time.monotonic() - began)))
+        written_jobs = Written(jobs, self._free, self._measured_at, time.monotonic() - began)
+        post(self._tell(written_jobs))
         self._uncache()
         self._measure_sometimes(written)
         self._fill(written)

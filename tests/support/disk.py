@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -222,3 +223,35 @@ def _put(content: bytearray, at: int, written: bytes) -> None:
     if len(content) < at:
         content.extend(bytes(at - len(content)))
     content[at : at + len(written)] = written
+
+
+class SmallDisk(RealFiles):
+    """Real files in a folder, on a disk of so many bytes.
+
+    Attributes:
+        others: Bytes that other programs have on it.
+        least: The least that was ever free.
+    """
+
+    def __init__(self, folder: Path, size: int) -> None:
+        self._folder = folder
+        self._size = size
+        self.others = 0
+        self.least = size
+
+    def write(self, fd: int, at: int, buffers: Sequence[bytes]) -> None:
+        """Write what there is room for."""
+        more = at + sum(map(len, buffers)) - os.fstat(fd).st_size
+        left = self.free_bytes(self._folder) - max(0, more)
+        if left < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.least = min(self.least, left)
+        super().write(fd, at, buffers)
+
+    def free_bytes(self, path: Path) -> int:
+        """Return what the files in the folder leave."""
+        used = self.others
+        for file in self._folder.rglob("*"):
+            with suppress(FileNotFoundError):
+                used += file.stat().st_size if file.is_file() else 0
+        return self._size - used

@@ -20,8 +20,8 @@ from linkd.log.writer import (
     UNCACHE_BYTES,
     Writer,
 )
-from tests.support.disk import RecordingFiles
-from tests.support.logs import SegmentBench, append, draft, everything, fetch
+from tests.support.disk import RecordingFiles, SmallDisk
+from tests.support.logs import SegmentBench, append, draft, everything, fetch, received, store
 
 MIB = 1 << 20
 
@@ -227,3 +227,80 @@ def test_what_nobody_thought_of_fails_one_fetch_and_not_those_behind_it(
     assert isinstance(told, LogDamaged)
     assert "ValueError: what is this?" in str(told)
     assert fetch(bench, 1)[0].offset == 1
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[SegmentBench]:
+    """A log on a disk of 24 MiB, far below its `max_bytes`."""
+    folder = tmp_path / "log"
+    folder.mkdir()
+    one = SegmentBench(folder, files=SmallDisk(folder, 24 * MIB), min_free_bytes=4 * MIB)
+    yield one
+    one.close()
+
+
+def fill(bench: SegmentBench, size: int, number: int) -> list[Any]:
+    """Append records, more slowly than the disk is measured."""
+    got: list[Any] = []
+    for _ in range(number):
+        got += append(bench, draft(bytes(size)))
+        bench.now[0] += 0.3
+        bench.turns.now()
+    return got
+
+
+def test_a_small_disk_does_not_stall_a_log_that_owes_nothing(small: SegmentBench) -> None:
+    """Publishes were refused for ever: only `max_bytes` made old segments go."""
+    for _ in range(50):
+        got = fill(small, 400_000, 3)
+        assert [one for one in got if isinstance(one, Exception)] == []
+        small.log.release(small.log.next)
+        small.until(lambda: not small.log._succession.held)
+    assert small.log.first > 1
+    assert small.log.next == 151
+
+
+def test_what_is_owed_stays_on_a_small_disk(small: SegmentBench) -> None:
+    got = fill(small, 400_000, 80)
+    refused = [one for one in got if isinstance(one, Exception)]
+    assert "the disk has" in str(refused[0])
+    kept = 80 - len(refused)
+    assert (small.log.first, small.log.next) == (1, kept + 1)
+    for number in range(1, 4):  # what a peer sends is stored all the same
+        assert store(small, received(number, number + 1, bytes(400_000)))[0].count == 1
+    small.log.release(small.log.next)
+    small.until(lambda: small.log.full is None and small.log._free_bytes > 8 * MIB)
+    assert not [one for one in fill(small, 400_000, 5) if isinstance(one, Exception)]
+
+
+def test_a_disk_that_others_filled_costs_what_nobody_is_owed_and_no_more(
+    small: SegmentBench,
+) -> None:
+    fill(small, 400_000, 20)
+    small.log.release(11)
+    small.files.others = 12 * MIB
+    small.until(lambda: small.log.first > 1)
+    small.until(lambda: not small.log._succession.held)
+    assert 2 < small.log.first <= 11
+    assert small.log.next == 21
+
+
+def test_a_segment_that_fills_a_small_disk_alone_goes_once_nobody_is_owed(
+    small: SegmentBench,
+) -> None:
+    append(small, draft(bytes(5 * MIB)))
+    small.files.others = 16 * MIB
+    small.until(lambda: small.log.full is not None)
+    small.log.release(2)
+    small.until(lambda: small.log.full is None)
+    assert small.log.first == 2
+    assert append(small, draft(b"x"))[0].offset == 2
+
+
+def test_segments_are_small_on_a_small_disk(tmp_path: Path) -> None:
+    folder = tmp_path / "log"
+    folder.mkdir()
+    disk = SmallDisk(folder, 160 * MIB)
+    one = SegmentBench(folder, files=disk, segment_bytes=64 * MIB)
+    assert one.log._segment_bytes <= 10 * MIB
+    one.close()
