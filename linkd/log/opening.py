@@ -111,13 +111,14 @@ def _catch_up(folder: Path, edges: Edges, found: Found) -> None:
     """Write a snapshot where so many segments had to be folded that the next start would last.
 
     A daemon that is restarted again and again under load never comes to the end of one. The next
-    segment begins behind it.
+    segment begins behind it. That of format 1 is written as well: its segments are folded once.
     """
     if found.state is None or found.identity is None or found.carried is None or not found.segments:
         return
     newest, last = found.bases[-1], found.segments[-1]
     behind = [one.size for one in (*found.held, *found.segments) if one.number >= newest.number]
-    if len(behind) <= MOST_FOLDED or not newest.is_outgrown(sum(behind)):
+    few = len(behind) <= MOST_FOLDED or not newest.is_outgrown(sum(behind))
+    if few and not found.upgrades:
         return
     with suppress(OSError):
         seed, number = found.identity.seed, last.number + 1

@@ -564,6 +564,23 @@ class Origins:
             self._folded.add(node[0] if node else name, (name, epoch_name))
         self.running = max(self.running, part.running)
 
+    def adopt(self, origin: Origin, channel: str, held: Intervals) -> None:
+        """Take over the intervals of a channel of which nothing is known yet, unless folded.
+
+        `origin` has the node, the log and the epoch.
+        """
+        if (origin.log, origin.epoch) in self._folded:
+            return
+        log = self._logs.get(origin.log) or self._begin(origin.log, origin.node)
+        log.node = log.node or origin.node
+        one = log.epochs.get(origin.epoch) or log.enter(origin.epoch)
+        if len(held) > 2 * MAX_INTERVALS:
+            one.floors[channel] = held[-2 * MAX_INTERVALS - 1]
+            held = held[-2 * MAX_INTERVALS :]
+        one.channels.update({channel: held})
+        one.top = max(one.top, held[-1])
+        log.top = max(log.top, held[-1])
+
     def adopt_highest(self, log: str, epoch: str, high: int, older: tuple[str, ...]) -> None:
         """Take over what older versions kept of a channel; nothing is proven up to `high`."""
         known = self._logs.get(log) or self._begin(log, "")

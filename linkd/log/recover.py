@@ -6,6 +6,7 @@ And where its last write broke off.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,14 +21,18 @@ from linkd.log.index import CARRYING, FORMAT, Index, SegmentHead, segment_path
 from linkd.log.lock import not_ours
 from linkd.log.reader import Damage
 from linkd.log.salvage import good_frames
-from linkd.log.scan import ends_at, fold_sealed, numbers, read_head, scan_sealed, scan_to
+from linkd.log.scan import ends_at, numbers, read_head, scan_sealed, scan_to
 from linkd.log.seal import load_index, seal
 from linkd.log.snapshot import Base, read_state, snapshot_numbers, snapshot_path
 from linkd.log.state import Snapshot, State
 from linkd.log.untold import Untold
+from linkd.log.upgrade import fold_segments, turn
 from linkd.log.writer import FILL_BYTES
 
 _MOST_REPAIRS = 10_000
+
+UPGRADE_BYTES = 2 << 30
+"""At most so much of format 1 is read again when a newer linkd first starts: some 10 s."""
 
 
 class Found(msgspec.Struct):
@@ -41,6 +46,7 @@ class Found(msgspec.Struct):
         segments: Oldest first.
         held: Those before them that are dropped, and whose files are still there.
         goes_on: The last segment is of the newest format: it can be added to.
+        upgrades: The newest snapshot is in the head of an old segment.
         stamp: The log's clock at the last frame.
         wall: Unix seconds then; None where there is none.
         told: What the operator must hear of.
@@ -53,6 +59,7 @@ class Found(msgspec.Struct):
     segments: list[Index] = msgspec.field(default_factory=list)
     held: list[Index] = msgspec.field(default_factory=list)
     goes_on: bool = False
+    upgrades: bool = False
     stamp: float = 0.0
     wall: float | None = None
     told: list[Told] = msgspec.field(default_factory=list)
@@ -115,17 +122,22 @@ def _find(folder: Path, files: Files, ward: Ward) -> Found:
     if 0 < identity.oldest < kept[0]:
         ward.missing(identity.oldest - 1, kept[0], identity.first, heads[kept[0]].first)
     state = _state(folder, files, ward, heads, found)
+    behind, end = list[tuple[SegmentHead, int]](), state.next
     for number, after in pairwise(order):
-        head, path = heads[number], segment_path(folder, number)
+        head = heads[number]
         index = _sealed(folder, files, head, heads[after])
         if number >= found.bases[-1].number:
-            for _ in fold_sealed(path, head, index.size, state):
-                pass
-            state.next = max(state.next, index.next)
+            behind.append((head, index.size))
+            end = max(end, index.next)
         (found.segments if number >= kept[0] else found.held).append(index)
         if number >= kept[0] and heads[after].previous != number:
             ward.missing(number, after, index.next, heads[after].first)
+    for _ in fold_segments(folder, behind, state):
+        pass
+    state.next = max(state.next, end)
+    turn(state, heads[order[-1]].format)
     _last(folder, files, ward, heads[order[-1]], state, found)
+    turn(state, FORMAT)
     return found
 
 
@@ -175,6 +187,9 @@ def _state(
             files.unlink(snapshot_path(folder, base.number))
     if not heads:
         return state
+    if bases and bases[-1].size is None:
+        state, bases = _older_state(folder, ward, heads, state, bases)
+        found.upgrades = True
     first = heads[min(heads)]
     if not bases:
         state.next = first.first
@@ -185,6 +200,24 @@ def _state(
     if len(bases) < 2 and (not bases or bases[0].number > first.number):
         found.bases.insert(0, Base(first.number))
     return state
+
+
+def _older_state(
+    folder: Path, ward: Ward, heads: dict[int, SegmentHead], state: State, bases: list[Base]
+) -> tuple[State, list[Base]]:
+    """Return the state at the oldest segment of format 1, and where that is.
+
+    Its heads have a highest offset of each channel, its frames have all that are there. Where these
+    are too many to read at a start, the state of a newer head serves.
+    """
+    identity = ward.identity
+    for base in bases[:-1]:
+        behind = [segment_path(folder, number) for number in heads if number >= base.number]
+        if sum(path.stat().st_size for path in behind) <= UPGRADE_BYTES:
+            with suppress(Damage):
+                older, _, _ = read_state(folder, base, identity.log, identity.seed, _go_on)
+                return older, [base]
+    return state, bases
 
 
 def _bases(folder: Path, files: Files, heads: dict[int, SegmentHead]) -> list[Base]:

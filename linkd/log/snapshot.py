@@ -29,11 +29,13 @@ from linkd.log.files import Files
 from linkd.log.frame import PREFIX_BYTES, STATE, frame_prefix
 from linkd.log.group import Post
 from linkd.log.index import CARRYING, segment_path
+from linkd.log.index import FORMAT as INDEX_FORMAT
 from linkd.log.origins import Channels, LiveEpoch, LiveLog, Origins
 from linkd.log.producers import Producers
 from linkd.log.reader import Damage, walk
-from linkd.log.scan import fold_sealed, read_head
+from linkd.log.scan import read_head
 from linkd.log.state import Snapshot, State, decode_carried, in_parts
+from linkd.log.upgrade import fold_segments, turn
 from linkd.log.usage import FairSet
 
 FORMAT = 1
@@ -405,14 +407,17 @@ class Snapshots:
             try:
                 state, _, _ = read_state(self._folder, base, self._log, self._seed, self._pause)
                 break
-            except Damage:
+            except (Damage, FileNotFoundError):
                 if not bases:
                     raise
-        for segment in segments:
-            if base.number <= segment.number < number:
-                path = segment_path(self._folder, segment.number)
-                for _ in fold_sealed(path, read_head(path)[0], segment.size, state):
-                    self._pause()
+        behind = (
+            (read_head(segment_path(self._folder, segment.number))[0], segment.size)
+            for segment in segments
+            if base.number <= segment.number < number
+        )
+        for _ in fold_segments(self._folder, behind, state):
+            self._pause()
+        turn(state, INDEX_FORMAT)
         state.next = max(state.next, read_head(segment_path(self._folder, number))[0].first)
         return state
 
