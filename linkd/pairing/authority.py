@@ -64,7 +64,7 @@ class Authority:
         self._wall = wall
         make_directory(directory, 0o700)
         self.signers = Signers(directory, node, wall)
-        self._state = load_state(directory)
+        self._state = load_state(directory).with_listed(self._path(REVOCATION_FILE))
         self._unwritten: frozenset[int] = frozenset()
         self.revoked = self._state.revoked()
         self.derive()

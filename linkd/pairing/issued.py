@@ -16,14 +16,17 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from linkd.clock import is_plausible
-from linkd.errors import ConfigError, StateTooNew, unusable
+from linkd.errors import ConfigError, LinkdError, StateTooNew, unusable
 from linkd.net import issuing
 from linkd.net.certificates import load_revocation_lists
 from linkd.net.issuing import Issuer, Validity
 from linkd.pairing.files import write_whole
-from linkd.pairing.signers import AUTHORITY_DAYS, BACK_SECONDS, DAY_SECONDS
+from linkd.pairing.signers import AUTHORITY_DAYS, BACK_SECONDS, DAY_SECONDS, LEAF_DAYS
 
 FILE: Final = "issued.json"
+UNKNOWN: Final = "(unknown)"
+"""The name of a peer whose certificate only the revocation list has."""
+
 _VERSION: Final = 1
 _LIST_SECONDS: Final = AUTHORITY_DAYS * DAY_SECONDS
 
@@ -61,9 +64,38 @@ class State(msgspec.Struct, frozen=True):
         """Return the serials that the listener must refuse."""
         return frozenset(int(each.serial, 16) for each in self.certificates if each.revoked)
 
+    def with_listed(self, path: Path) -> State:
+        """Return the state with all revoked that the revocation list in `path` has.
+
+        Where `issued.json` was lost, or put back to an older copy, the list still knows.
+        """
+        try:
+            lists = load_revocation_lists(path) if path.exists() else []
+        except LinkdError:
+            return self  # it is written anew
+        listed = {
+            f"{each.serial_number:x}": each.revocation_date_utc.timestamp()
+            for one in lists
+            for each in one
+        }
+        known = tuple(
+            msgspec.structs.replace(each, revoked=listed[each.serial])
+            if each.revoked is None and each.serial in listed
+            else each
+            for each in self.certificates
+        )
+        for each in known:
+            listed.pop(each.serial, None)
+        lost = tuple(
+            Issued(UNKNOWN, serial, when, when + LEAF_DAYS * DAY_SECONDS, revoked=when)
+            for serial, when in listed.items()
+        )
+        return msgspec.structs.replace(self, certificates=known + lost)
+
     def with_issued(self, entry: Issued, now: float) -> State:
         """Return the state with one more certificate, without those of its name that expired."""
-        kept = (each for each in self.certificates if each.name != entry.name or each.expires > now)
+        names = (entry.name, UNKNOWN)
+        kept = (each for each in self.certificates if each.name not in names or each.expires > now)
         return msgspec.structs.replace(self, certificates=(*kept, entry))
 
     def with_revoked(self, name: str, now: float, but: str | None = None) -> State:

@@ -264,3 +264,22 @@ def test_a_successor_that_was_cut_short_is_made_at_the_next_start(
         if len(made) <= step:
             break
     assert len(made) == 8
+
+
+@pytest.mark.parametrize("is_put_back", [False, True])
+def test_a_revocation_outlives_the_loss_of_what_was_issued(
+    tmp_path: Path, is_put_back: bool
+) -> None:
+    """The list was derived anew from the file that was missing, or older: it was empty then."""
+    hub = Hub(tmp_path)
+    issued = hub.place / "issued.json"
+    before = issued.read_bytes()
+    hub.authority.revoke("edge")
+    issued.unlink()
+    if is_put_back:
+        issued.write_bytes(before)
+    hub.start()
+    assert hub.refuses()
+    assert hub.listed()
+    (entry,) = hub.authority.issued
+    assert (entry.name, entry.revoked) == ("edge" if is_put_back else "(unknown)", NOW)
