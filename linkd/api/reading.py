@@ -319,16 +319,20 @@ async def _at(log: Log, offset: int) -> Batch:
 
 
 class ConsumerAck(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of an ack: everything below `next` is done."""
+    """The body of an ack: everything below `next` is done, in the log with that id."""
 
     next: int | float
+    log: str = ""
 
 
 async def acknowledge(api: Service, call: Call) -> Answer:
     """Set a consumer's cursor; answered once it is on disk."""
     call.only("owner")
     consumer = api.find_consumer(call)
-    wanted = whole(call.json(ConsumerAck).next, "next")
+    ack = call.json(ConsumerAck)
+    wanted = whole(ack.next, "next")
+    if ack.log not in ("", api.node.log.id):
+        raise Refusal("gap", "the node has another log than the one of this ack")
     await api.node.ack(consumer.key, wanted)
     known = api.node.consumer(consumer.key) or consumer
     return answer({"owner": known.owner, "name": known.name, "next": known.next})

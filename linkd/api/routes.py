@@ -99,7 +99,11 @@ ROUTES: tuple[Route, ...] = (
         places=(_NAMED,),
         about="Set a consumer's cursor: everything below `next` is done; it never moves back.",
         run=reading.acknowledge,
-        answers={200: "It is on disk.", 404: "There is no such consumer."},
+        answers={
+            200: "It is on disk.",
+            404: "There is no such consumer.",
+            410: "The node has another log than `log`: its offsets are of other records.",
+        },
         query=(_OWNER,),
         body=_JSON,
         fields=(

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import pytest_twisted
 
@@ -237,6 +238,10 @@ async def test_consumers_from_any_language(served: Served) -> None:
             "patterns": ["orders"],
         }
     ]
+    other = await served.call("POST", "/v1/consumers/billing/ack", b'{"next":9,"log":"x"}', JSON)
+    assert (other.status, other.json()["error"]) == (410, "gap")
+    own = msgspec.json.encode({"next": 2, "log": served.node.log.id})
+    assert (await served.call("POST", "/v1/consumers/billing/ack", own, JSON)).status == 200
     assert (await served.call("DELETE", "/v1/consumers/billing")).status == 204
     assert (await served.call("DELETE", "/v1/consumers/billing")).status == 404
     unknown = await served.call("POST", "/v1/consumers/nobody/ack", b'{"next":2}', JSON)
