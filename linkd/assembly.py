@@ -288,7 +288,6 @@ class Assembly:
         self._divide()
         self._look_at_files()
         self._renewal.check()
-        self._look_at_files()
 
     def stop(self, detail: str) -> Deferred[None]:
         """Say goodbye, end all, commit what waits; fires once that is on disk."""
