@@ -286,7 +286,6 @@ class Assembly:
         self.node.reload(config)
         self._api.reload(config)
         self._divide()
-        self._look_at_files()
         self._renewal.check()
 
     def stop(self, detail: str) -> Deferred[None]:

@@ -39,7 +39,12 @@ class Calls(Resource):
         """Answer as the API does."""
         path = request.path.decode()
         if path == "/v1/status":
-            link = {"peer": "hub", "state": self.state, "detail": "no\x1b[31m way"}
+            link = {
+                "peer": "hub",
+                "role": "dialer",
+                "state": self.state,
+                "detail": "no\x1b[31m way",
+            }
             return json.dumps({"links": [link]}).encode()
         if path == "/v1/peers/hub/kick":
             self.kicks += 1
