@@ -332,8 +332,9 @@ def test_a_segment_that_stands_in_the_way_is_repaired(bench: SegmentBench) -> No
     bench.until(lambda: snapshot_numbers(bench.path))
 
 
+@pytest.mark.parametrize("is_missing", [False, True])
 def test_the_next_snapshot_is_made_of_the_older_one_where_the_newest_is_bad(
-    bench: SegmentBench,
+    bench: SegmentBench, is_missing: bool
 ) -> None:
     told: list[Any] = []
     bench.log.on_told.append(told.append)
@@ -341,7 +342,10 @@ def test_the_next_snapshot_is_made_of_the_older_one_where_the_newest_is_bad(
         append(bench, draft(bytes(100), producer=numbered("p", number)))
     quiet(bench)
     newest = snapshot_numbers(bench.path)[-1]
-    snapshot_path(bench.path, newest).write_bytes(b"")
+    if is_missing:
+        snapshot_path(bench.path, newest).unlink()
+    else:
+        snapshot_path(bench.path, newest).write_bytes(b"")
     for number in range(60, 90):
         append(bench, draft(bytes(100), producer=numbered("p", number)))
     bench.until(lambda: told or snapshot_numbers(bench.path)[-1] > newest)
