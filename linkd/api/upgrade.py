@@ -215,6 +215,14 @@ class ApiSocket(PingedSilence, WholeMessages):
         self.look_closer(self.clock.seconds())
         super()._sendAutoPing()
 
+    def sendPing(self, payload: bytes | None = None) -> None:
+        """Send a ping, unless a large message comes in: its bytes are life.
+
+        The answers would wait behind it, and the package `ws` gives up with 60 of them waiting.
+        """
+        if self.awaited() <= SMALL_BYTES or payload == self._confirms:
+            super().sendPing(payload)
+
     def look_closer(self, now: float) -> None:
         """Take it as life of the program that it reads what was sent, or that we do not read it.
 

@@ -12,7 +12,9 @@ import pytest
 import pytest_twisted
 from twisted.internet.defer import Deferred
 
+from linkd.api.upgrade import ApiSocket
 from linkd.config import HeartbeatSettings
+from linkd.net.websocket import ServerProtocol
 from tests.support.api_calls import Served, reactor, thread
 from tests.support.fake_node import KEY
 
@@ -193,3 +195,18 @@ async def test_a_page_that_does_not_read_for_a_while_stays_on_a_live_path(served
         return got
 
     assert await thread(read_late) >= 20 * len(body)
+
+
+def test_no_ping_is_sent_while_a_large_message_comes_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package `ws` cut an upload after 300 s: 60 of its answers waited behind the message."""
+    sent: list[bytes | None] = []
+    monkeypatch.setattr(ServerProtocol, "sendPing", lambda self, payload: sent.append(payload))
+    socket = ApiSocket()
+    socket._confirms = b"asked"
+    monkeypatch.setattr(ApiSocket, "awaited", lambda self: 1 << 20)
+    socket.sendPing(b"auto")
+    socket.sendPing(b"asked")
+    assert sent == [b"asked"]
+    monkeypatch.setattr(ApiSocket, "awaited", lambda self: 0)
+    socket.sendPing(b"auto")
+    assert sent == [b"asked", b"auto"]
