@@ -287,6 +287,7 @@ class Assembly:
         self._api.reload(config)
         self._divide()
         self._renewal.check()
+        self._look_at_files()
 
     def stop(self, detail: str) -> Deferred[None]:
         """Say goodbye, end all, commit what waits; fires once that is on disk."""
