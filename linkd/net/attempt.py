@@ -249,7 +249,7 @@ class Attempt(BaseConnector):
                 first = max(alike, key=lambda each: each.retry_after or 0.0)
                 return AttemptFailed(kind, first.reason, detail, first.retry_after)
         reason: Reason = "refused" if self._refused else "unreachable"
-        return AttemptFailed("broken" if self._refused else "unreachable", reason, detail)
+        return AttemptFailed("unreachable", reason, detail)
 
     def _drop(self, candidates: list[Candidate]) -> None:
         """Leave some addresses."""

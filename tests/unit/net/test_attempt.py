@@ -121,7 +121,7 @@ def test_an_address_that_was_good_and_fails_is_the_last_to_be_tried(tmp_path: Pa
     ("tempers", "kind", "reason"),
     [
         (["silent", "silent"], "unreachable", "unreachable"),
-        (["silent", "refusing"], "broken", "refused"),
+        (["silent", "refusing"], "unreachable", "refused"),
         (["mute", "refusing"], "broken", "unreachable"),
         (["silent", "bad-gateway"], "broken", "closed"),
     ],
