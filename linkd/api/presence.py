@@ -4,19 +4,26 @@ Each node announces those at its own door, as volatile messages that go where th
 sends changes as they happen, and all it has where a link comes up, where it is asked, and now and
 then. What a node knows of others it has from the link that it last heard of them on: when that
 falls, they are gone, for the nodes behind it too.
+
+All that is for many is done in slices (see `Jobs`), and each change is encoded once. More changes
+at once than are worth a message each are one message with the number of those who are there.
 """
 
 from __future__ import annotations
 
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, Final, Protocol
 
 import msgspec
 
+from linkd.api.bodies import to_json
 from linkd.core.batch import Record, read_records
 from linkd.core.channels import is_channel
 from linkd.core.wire import Volatile
+from linkd.net.fair_share import FairShare
 from linkd.net.timers import Call, Clock, cancel
 from linkd.status import Event
 
@@ -36,12 +43,33 @@ ANSWER_SECONDS: Final = 1.0
 """Who asks is answered at most so often, on each channel."""
 
 MAX_REMOTE: Final = 100_000
-"""Members at other nodes that are remembered, of all channels together."""
+"""Members at other nodes that are remembered, of all channels together.
+
+No link has more of them than are free, and no node more than its link has left: one that announces
+without end leaves room for the others.
+"""
+
+LINK_RESERVE: Final = 256
+"""So many each link has in any case."""
+
+MAX_THERE: Final = 10_000
+"""Members of one other node on one channel."""
 
 MAX_LISTED: Final = 1000
 """Members that are listed at once: more would hold up the reactor."""
 
-_MANY: Final = 300
+MAX_CHANGES: Final = 300
+"""Members in one announcement, and changes on a channel that wait to be sent one by one."""
+
+MAX_SENDS: Final = 20_000
+"""Messages that changes which wait on a channel may take; beyond them one each has the number."""
+
+CROWD_SECONDS: Final = 1.0
+"""After that number, the next changes are sent so much later."""
+
+MAX_JOBS: Final = 1000
+"""Announcements that wait to be sent; those beyond are dropped: they are repeated."""
+
 _END: Final = 2**62
 
 
@@ -52,31 +80,45 @@ class Member(msgspec.Struct, array_like=True, frozen=True):
     name: Annotated[str, msgspec.Meta(max_length=MAX_NAME)]
     key: Annotated[str, msgspec.Meta(max_length=MAX_NAME)]
 
+    @property
+    def is_printable(self) -> bool:
+        """Whether both can be shown."""
+        return self.name.isprintable() and self.key.isprintable()
 
-class Change(msgspec.Struct, frozen=True):
-    """Somebody joined or left.
+
+Members = Annotated[tuple[Member, ...], msgspec.Meta(max_length=MAX_CHANGES)]
+
+
+class Change(msgspec.Struct, frozen=True, dict=True):
+    """Somebody joined or left, or too many did to name them.
 
     Args:
-        kind: `joined` or `left`.
+        kind: `joined`, `left` or `present`.
         channel: Where.
-        node: At which node.
-        member: Who.
         count: How many are there now, at all nodes.
+        node: At which node.
+        member: Who; None: many.
     """
 
     kind: str
     channel: str
-    node: str
-    member: Member
     count: int
+    node: str = ""
+    member: Member | None = None
 
-    def as_text(self) -> str:
-        """Return what a client is sent that wants a sentence."""
-        return f'"{self.member.name}" {self.kind}'
+    @cached_property
+    def sentence(self) -> bytes:
+        """What a client is sent that wants a sentence."""
+        if self.member is None:
+            return to_json(f"{self.count} are present")
+        return to_json(f'"{self.member.name}" {self.kind}')
 
-    def as_object(self) -> dict[str, Any]:
-        """Return what a client is sent."""
-        return {"channel": self.channel, **shown(self.node, self.member), "count": self.count}
+    @cached_property
+    def message(self) -> bytes:
+        """What a client is sent."""
+        who = {} if self.member is None else shown(self.node, self.member)
+        data = {"channel": self.channel, **who, "count": self.count}
+        return to_json({"type": self.kind, "data": data})
 
 
 class Present(Protocol):
@@ -84,6 +126,64 @@ class Present(Protocol):
 
     def changed(self, change: Change) -> None:
         """Hear that another joined or left."""
+
+
+class Jobs:
+    """Works on what is for many in slices, one job after the other.
+
+    Args:
+        share: Gives it its turns.
+    """
+
+    def __init__(self, share: FairShare) -> None:
+        self._share = share
+        self._jobs: deque[Iterator[None]] = deque()
+        self._is_queued = False
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def add(self, job: Iterator[None]) -> None:
+        """Do a job behind the others; it yields where it can be interrupted."""
+        self._jobs.append(job)
+        self._queue()
+
+    def clear(self) -> None:
+        """Do none of them."""
+        self._jobs.clear()
+
+    def _queue(self) -> None:
+        if self._jobs and not self._is_queued:
+            self._is_queued = True
+            self._share.queue(self._work)
+
+    def _work(self) -> None:
+        jobs, until = self._jobs, self._share.end()
+        try:
+            while jobs:
+                if next(jobs[0], self) is self:
+                    jobs.popleft()
+                if self._share.seconds() >= until:
+                    break
+        finally:
+            self._is_queued = False
+            self._queue()
+
+
+class _Link:
+    """How many members were heard of on one link, from its beginning to its end."""
+
+    def __init__(self) -> None:
+        self.members: Counter[str] = Counter()
+        self.total = 0
+        self.has_fallen = False
+
+    def count(self, node: str, more: int) -> None:
+        """Count members of a node that came, or went."""
+        self.total += more
+        self.members[node] += more
+        if not self.members[node]:
+            del self.members[node]
 
 
 class _Announced(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -99,21 +199,21 @@ class _Announced(msgspec.Struct, frozen=True, omit_defaults=True):
         ended: Nodes that it can't hear any more.
     """
 
-    joined: tuple[Member, ...] = ()
-    left: tuple[int, ...] = ()
-    here: tuple[Member, ...] | None = None
+    joined: Members = ()
+    left: Annotated[tuple[int, ...], msgspec.Meta(max_length=MAX_CHANGES)] = ()
+    here: Members | None = None
     least: int = 0
     below: int = _END
     asks: bool = False
-    ended: tuple[str, ...] = ()
+    ended: Annotated[tuple[str, ...], msgspec.Meta(max_length=MAX_CHANGES)] = ()
 
 
 class _Elsewhere:
     """Who is there at one other node, on one channel."""
 
-    def __init__(self, run: str, via: str) -> None:
+    def __init__(self, run: str, link: _Link) -> None:
         self.run = run
-        self.via = via
+        self.link = link
         self.members: dict[int, Member] = {}
 
 
@@ -129,16 +229,29 @@ class _Channel:
         self.asks = False
         self.gathering: Call | None = None
         self.answering: Call | None = None
+        self.remote = 0
+        # Changes that watchers do not know of, each with the highest number here at that time:
+        # those who came later were not there.
+        self.changes: dict[tuple[str, Member], tuple[str, int]] = {}
+        self.is_crowd = False  # too many changes to name each
+        self.delivers = False
+        self.resting: Call | None = None
 
     @property
     def count(self) -> int:
         """How many are there, at all nodes."""
-        return len(self.here) + sum(len(each.members) for each in self.elsewhere.values())
+        return len(self.here) + self.remote
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing is to be remembered."""
         return not (self.here or self.elsewhere or self.gathering or self.answering)
+
+    def stop(self) -> None:
+        """Have nothing more happen."""
+        cancel(self.gathering)
+        cancel(self.answering)
+        cancel(self.resting)
 
 
 class Presence:
@@ -147,11 +260,14 @@ class Presence:
     Args:
         node: Carries what is announced.
         clock: The reactor.
+        share: What all connections of the API together may take of its time.
     """
 
-    def __init__(self, node: NodePort, clock: Clock) -> None:
+    def __init__(self, node: NodePort, clock: Clock, share: FairShare) -> None:
         self._node = node
         self._clock = clock
+        self._jobs = Jobs(share)
+        self._links: dict[str, _Link] = {}
         self._channels: dict[str, _Channel] = {}
         self._number = 0
         self._remote = 0
@@ -165,9 +281,9 @@ class Presence:
         self._is_stopped = True
         cancel(self._repeat)
         for channel in self._channels.values():
-            cancel(channel.gathering)
-            cancel(channel.answering)
+            channel.stop()
         self._channels.clear()
+        self._jobs.clear()
         self._watch_links()
 
     def _channel(self, name: str) -> _Channel:
@@ -180,6 +296,7 @@ class Presence:
 
     def _forget_empty(self, name: str, channel: _Channel) -> None:
         if channel.is_empty and self._channels.pop(name, None) is not None:
+            channel.stop()
             self._watch_links()
 
     def _watch_links(self) -> None:
@@ -201,24 +318,19 @@ class Presence:
             key: The key that let it in.
             watcher: Hears who else joins and leaves; None: nobody does.
         """
-        self._number += 1
-        member = Member(self._number, who[:MAX_NAME], key[:MAX_NAME])
+        number = self._number + 1
+        member = Member(number, who[:MAX_NAME], key[:MAX_NAME])
         channel = self._channel(name)
         is_first = not channel.here
-        channel.here[member.number] = member
-        self._tell(name, channel, "joined", self._node.name, member)
+        self._note(name, channel, "joined", self._node.name, member)
+        channel.here[number] = member
+        self._number = number
         if watcher is not None:
-            channel.watchers[member.number] = watcher
-        channel.joined[member.number] = member
+            channel.watchers[number] = watcher
+        channel.joined[number] = member
         channel.asks |= is_first
         self._announce_soon(name, channel)
-        return member.number
-
-    def unwatch(self, name: str, number: int) -> None:
-        """Let it hear of nobody any more."""
-        channel = self._channels.get(name)
-        if channel is not None:
-            channel.watchers.pop(number, None)
+        return number
 
     def leave(self, name: str, number: int) -> None:
         """Let it be gone."""
@@ -229,7 +341,7 @@ class Presence:
         channel.watchers.pop(number, None)
         if channel.joined.pop(number, None) is None:
             channel.left.append(number)
-        self._tell(name, channel, "left", self._node.name, member)
+        self._note(name, channel, "left", self._node.name, member)
         self._announce_soon(name, channel)
 
     def members(self, name: str) -> list[dict[str, Any]]:
@@ -247,12 +359,52 @@ class Presence:
         channel = self._channels.get(name)
         return 0 if channel is None else channel.count
 
-    def _tell(self, name: str, channel: _Channel, kind: str, node: str, member: Member) -> None:
-        """Let all who watch a channel hear of a change, but the one that it is about."""
-        change = Change(kind, name, node, member, channel.count)
-        for number, watcher in list(channel.watchers.items()):
-            if number != member.number or node != self._node.name:
+    # changes, for those who watch
+
+    def _note(self, name: str, channel: _Channel, kind: str, node: str, member: Member) -> None:
+        """Have all who watch a channel hear of a change soon; whoever left again never came."""
+        if channel.is_crowd or not channel.watchers:
+            return
+        changes = channel.changes
+        if changes.pop((node, member), None) is None:
+            changes[node, member] = (kind, self._number)
+            if len(changes) > min(MAX_CHANGES, MAX_SENDS // len(channel.watchers)):
+                changes.clear()
+                channel.is_crowd = True
+        self._deliver_soon(name, channel)
+
+    def _deliver_soon(self, name: str, channel: _Channel) -> None:
+        if not channel.delivers and not self._is_stopped:
+            channel.delivers = True
+            self._jobs.add(self._deliver(name, channel))
+
+    def _deliver(self, name: str, channel: _Channel) -> Iterator[None]:
+        """Send all who watch what has changed."""
+        changes, channel.changes = channel.changes, {}
+        is_crowd, channel.is_crowd = channel.is_crowd, False
+        count = channel.count - sum(_STEP[kind] for kind, _ in changes.values())
+        if is_crowd:
+            yield from self._send_change(channel, Change("present", name, channel.count), _END)
+        for (node, member), (kind, newest) in changes.items():
+            count += _STEP[kind]
+            yield from self._send_change(channel, Change(kind, name, count, node, member), newest)
+        if is_crowd and self._channels.get(name) is channel:
+            channel.resting = self._clock.callLater(CROWD_SECONDS, self._deliver_on, name, channel)
+        else:
+            self._deliver_on(name, channel)
+
+    def _deliver_on(self, name: str, channel: _Channel) -> None:
+        channel.resting, channel.delivers = None, False
+        if channel.changes or channel.is_crowd:
+            self._deliver_soon(name, channel)
+
+    def _send_change(self, channel: _Channel, change: Change, newest: int) -> Iterator[None]:
+        """Send a change to all who were there before it."""
+        for number in tuple(channel.watchers):
+            watcher = channel.watchers.get(number)
+            if watcher is not None and number <= newest:
                 watcher.changed(change)
+                yield
 
     # announcing
 
@@ -271,24 +423,30 @@ class Presence:
         joined, channel.joined = list(channel.joined.values()), {}
         left, channel.left = tuple(channel.left), []
         asks, channel.asks = channel.asks, False
-        first, rest = tuple(joined[:_MANY]), joined[_MANY:]
-        self._send(name, _Announced(first, left, asks=asks))
-        while rest:
-            self._send(name, _Announced(tuple(rest[:_MANY])))
-            rest = rest[_MANY:]
+        for start in range(0, max(1, len(joined), len(left)), MAX_CHANGES):
+            end = start + MAX_CHANGES
+            self._send(name, _Announced(tuple(joined[start:end]), left[start:end], asks=asks))
+            asks = False
         self._forget_empty(name, channel)
 
     def _announce_here(self, name: str, channel: _Channel, peer: str | None, asks: bool) -> None:
-        """Announce all who are here, to one peer or to all."""
-        members = sorted(channel.here.values(), key=lambda member: member.number)
+        """Announce all who are here, to one peer or to all, in slices."""
+        if len(self._jobs) < MAX_JOBS:
+            self._jobs.add(self._announcing(name, channel, peer, asks))
+
+    def _announcing(
+        self, name: str, channel: _Channel, peer: str | None, asks: bool
+    ) -> Iterator[None]:
+        members = list(channel.here.values())  # by number
         least = 0
         while True:
-            some, members = members[:_MANY], members[_MANY:]
+            some, members = members[:MAX_CHANGES], members[MAX_CHANGES:]
             below = members[0].number if members else _END
             self._send(name, _Announced((), (), tuple(some), least, below, asks), peer)
             if not members:
                 return
             least, asks = below, False
+            yield
 
     def _announce_all(self) -> None:
         """Announce all who are here once again."""
@@ -321,47 +479,71 @@ class Presence:
             self._fell(peer)
 
     def _came_up(self, peer: str) -> None:
+        self._jobs.add(self._greet(peer))
+
+    def _greet(self, peer: str) -> Iterator[None]:
         for name, channel in list(self._channels.items()):
             if channel.here and is_channel(name) and not self._is_stopped:
-                self._announce_here(name, channel, peer, True)
+                yield from self._announcing(name, channel, peer, True)
+                yield
 
     def _fell(self, peer: str) -> None:
+        link = self._links.pop(peer, None)
+        if link is not None:
+            link.has_fallen = True
+            self._jobs.add(self._end_behind(link))
+
+    def _end_behind(self, link: _Link) -> Iterator[None]:
+        """All who were heard of on a link that fell are gone."""
         for name, channel in list(self._channels.items()):
-            gone = [node for node, each in channel.elsewhere.items() if each.via == peer]
+            gone = [node for node, each in channel.elsewhere.items() if each.link is link]
             for node in gone:
                 self._end(name, channel, node)
-            if gone and not self._is_stopped:
-                self._send(name, _Announced(ended=tuple(gone)))
+                yield
+            for start in range(0, len(gone), MAX_CHANGES):
+                self._send(name, _Announced(ended=tuple(gone[start : start + MAX_CHANGES])))
             self._forget_empty(name, channel)
+            yield
 
     def _end(self, name: str, channel: _Channel, node: str) -> None:
         """All at another node are gone."""
         ended = channel.elsewhere.pop(node, None)
         if ended is None:
             return
-        members, ended.members = ended.members, {}
-        self._remote -= len(members)
-        for member in members.values():
-            self._tell(name, channel, "left", node, member)
+        self._count(channel, node, ended, -len(ended.members))
+        for member in ended.members.values():
+            self._note(name, channel, "left", node, member)
+
+    def _count(self, channel: _Channel, node: str, known: _Elsewhere, more: int) -> None:
+        self._remote += more
+        channel.remote += more
+        known.link.count(node, more)
 
     def _heard(self, message: Volatile, peer: str) -> None:
         """Another node announced something; what can't be read is none of ours."""
         name, node = message.channel, message.node
-        for announced in () if self._is_stopped else _read(message):
-            channel = self._channel(name)
-            for gone in announced.ended:
-                if gone in channel.elsewhere and channel.elsewhere[gone].via == peer:
-                    self._end(name, channel, gone)
-            known = channel.elsewhere.get(node)
-            if known is not None and known.run != message.run:
-                self._end(name, channel, node)
-                known = None
-            self._take(name, channel, node, announced, known or _Elsewhere(message.run, peer))
-            if node in channel.elsewhere:
-                channel.elsewhere[node].via = peer
-            if announced.asks and channel.here and channel.answering is None:
-                channel.answering = self._clock.callLater(ANSWER_SECONDS, self._answer, name)
-            self._forget_empty(name, channel)
+        announced = None if self._is_stopped else _read(message)
+        if announced is None:
+            return
+        channel = self._channel(name)
+        link = self._links.get(peer)
+        if link is None:
+            link = self._links[peer] = _Link()
+        for gone in announced.ended:
+            if gone in channel.elsewhere and channel.elsewhere[gone].link is link:
+                self._end(name, channel, gone)
+        known = channel.elsewhere.get(node)
+        if known is not None and (known.run != message.run or known.link.has_fallen):
+            self._end(name, channel, node)
+            known = None
+        if known is not None and known.link is not link:
+            known.link.count(node, -len(known.members))
+            known.link = link
+            link.count(node, len(known.members))
+        self._take(name, channel, node, announced, known or _Elsewhere(message.run, link))
+        if announced.asks and channel.here and channel.answering is None:
+            channel.answering = self._clock.callLater(ANSWER_SECONDS, self._answer, name)
+        self._forget_empty(name, channel)
 
     def _take(
         self, name: str, channel: _Channel, node: str, announced: _Announced, known: _Elsewhere
@@ -377,18 +559,25 @@ class Presence:
                 for number in members
                 if announced.least <= number < announced.below and number not in wanted
             }
-        for number in left & members.keys():
-            member = members.pop(number)
-            self._remote -= 1
-            if not members:
-                channel.elsewhere.pop(node, None)
-            self._tell(name, channel, "left", node, member)
+        gone = [members.pop(number) for number in left & members.keys()]
+        self._count(channel, node, known, -len(gone))
+        for member in gone:
+            self._note(name, channel, "left", node, member)
         for number, member in wanted.items():
-            if number not in members and self._remote < MAX_REMOTE:
-                channel.elsewhere[node] = known
+            if number not in members and self._has_room(node, known) and member.is_printable:
                 members[number] = member
-                self._remote += 1
-                self._tell(name, channel, "joined", node, member)
+                self._count(channel, node, known, 1)
+                self._note(name, channel, "joined", node, member)
+        if members:
+            channel.elsewhere[node] = known
+        else:
+            channel.elsewhere.pop(node, None)
+
+    def _has_room(self, node: str, known: _Elsewhere) -> bool:
+        """Return whether one more member of a node is remembered."""
+        link = known.link
+        left = max(LINK_RESERVE, MAX_REMOTE - self._remote) - link.total
+        return left > link.members[node] and len(known.members) < MAX_THERE
 
 
 def shown(node: str, member: Member) -> dict[str, Any]:
@@ -401,13 +590,16 @@ def shown(node: str, member: Member) -> dict[str, Any]:
     }
 
 
-def _read(message: Volatile) -> Iterator[_Announced]:
+def _read(message: Volatile) -> _Announced | None:
+    """Return what a message announces; None where it can't be read. linkd sends one record."""
     for record in read_records(message.records, message.count):
         if isinstance(record, Record):
             try:
-                yield _decoder.decode(record.body)
+                return _decoder.decode(record.body)
             except (msgspec.DecodeError, UnicodeDecodeError):
-                continue
+                return None
+    return None
 
 
+_STEP: Final = {"joined": 1, "left": -1}
 _decoder = msgspec.json.Decoder(_Announced)

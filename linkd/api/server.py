@@ -101,7 +101,7 @@ class Api:
         self.streams: set[Following] = set()
         self.upgrades = Upgrades(self, self._speak)
         self.producers = Producers(node.log)
-        self.presence = Presence(node, reactor)
+        self.presence = Presence(node, reactor, self.share)
         self.late_seconds = 0.0
         self._files = Files()
         self._running: dict[Deferred[Any], ApiRequest] = {}

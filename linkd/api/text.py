@@ -74,6 +74,7 @@ class TextSession:
         self._parted = 0  # large messages that were sent in parts
         self._unsettled = 0
         self._joined: dict[str, int] = {}  # the channels where it is present, and its numbers there
+        self._missed: set[str] = set()  # channels of which it missed who joined or left
         self._unwatch: Callable[[], None] | None = None
         self._happened: set[str] = set()
         self._ended = False
@@ -119,9 +120,13 @@ class TextSession:
                 del self._subscriptions[key]
                 sink.close()
                 self._refuse(None, refusal, sink.name)
-        for channel, number in self._joined.items():
-            if not caller.may_read((channel,)):
-                self._api.presence.unwatch(channel, number)
+                self._leave(*sink.patterns)
+        for channel, is_read in self._channels.items():
+            if not is_read:
+                try:
+                    caller.check_publish(channel)
+                except Refusal:
+                    self._leave(channel)
 
     # what the socket tells
 
@@ -187,6 +192,7 @@ class TextSession:
         """The client reads again."""
         if self._happened:
             self._tell_soon()
+        self._catch_up()
         # Those first that are not within a batch: a large message must not hold up small ones.
         for sink in sorted(self._subscriptions.values(), key=attrgetter("is_within")):
             sink.resume()
@@ -248,6 +254,7 @@ class TextSession:
         self.caller.check_patterns((pattern,))
         most = self._api.node.config.limits.subscriptions
         spare = 1 if self._is_default else 0  # it did not ask for that one
+        spare -= sum(not is_read for is_read in self._channels.values())  # it is present there
         key = ("pattern", pattern) if name is None else ("id", name)
         if name is not None and key in self._subscriptions:
             raise Refusal("malformed", f"subscription {str(name)[:64]} is in use")
@@ -269,10 +276,7 @@ class TextSession:
             wanted = pattern if name is None else f"subscription {name}"
             raise Refusal("not-found", f"{wanted[:80]} is not followed")
         sink.close()
-        if not any(each.pattern == sink.pattern for each in self._subscriptions.values()):
-            number = self._joined.pop(sink.pattern, None)
-            if number is not None:
-                self._api.presence.leave(sink.pattern, number)
+        self._leave(*sink.patterns)
         if frame.id is not None:
             self._ack(frame.id, self._api.node.log.next)
 
@@ -339,6 +343,7 @@ class TextSession:
                 self.socket.close(*close_of(Refusal("in-use", said)))
             elif reason != "stopped":
                 self._refuse(None, Refusal("internal", f"{sink.pattern}: {reason}"), sink.name)
+                self._leave(*sink.patterns)
 
     def parted(self, messages: Iterator[Told]) -> Iterator[Told]:
         """Yield messages as linkd.js gets them, large ones in parts."""
@@ -358,13 +363,27 @@ class TextSession:
             presence, key = self._api.presence, self.caller.name
             self._joined[channel] = presence.join(channel, self._name, key, watcher)
 
+    def _leave(self, *channels: str) -> None:
+        """Be there no more, unless another subscription follows the channel."""
+        for channel in channels:
+            if not any(channel in each.patterns for each in self._subscriptions.values()):
+                number = self._joined.pop(channel, None)
+                if number is not None:
+                    self._api.presence.leave(channel, number)
+
     def changed(self, change: Change) -> None:
-        """Tell who joined or left."""
-        if self._presence == "text":
-            if not self._ended:
-                self.socket.send(to_json(change.as_text()), False)
+        """Send who joined or left; one that does not read is sent how many are there, later."""
+        if self.socket.paused:
+            self._missed.add(change.channel)
         else:
-            self._send_object(change.kind, change.as_object())
+            text = self._presence == "text"
+            self.socket.send(change.sentence if text else change.message, False)
+
+    def _catch_up(self) -> None:
+        """Send how many are there where changes were missed."""
+        missed, self._missed = self._missed, set()
+        for channel in missed & self._joined.keys():
+            self.changed(Change("present", channel, self._api.presence.count(channel)))
 
     # status
 

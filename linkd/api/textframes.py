@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 TEXT = "text/plain; charset=utf-8"
 RESERVED = frozenset(
-    ("ping", "pong", "subscribe", "unsubscribe", "ack", "error", "status", "joined", "left", "gap")
+    (
+        *("ping", "pong", "subscribe", "unsubscribe", "ack", "error", "status"),
+        *("joined", "left", "present", "gap"),
+    )
 )
 _KEYS = frozenset(("type", "data", "channel", "id", "headers"))
 _CALLS = frozenset(("ping", "pong", "subscribe", "unsubscribe"))

@@ -12,14 +12,17 @@ from typing import Any
 import msgspec
 import pytest
 import pytest_twisted
+from twisted.internet import threads
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect, unix_connect
 from websockets.typing import Subprotocol
 
 from linkd.api import upgrade
+from linkd.api.callers import Caller
 from linkd.api.upgrade import MAX_FRAMES
 from linkd.core import stream
 from linkd.core.batch import HELD_BYTES, Draft, Record, decode_records, encode_records
+from linkd.core.channels import Patterns
 from tests.support.api_calls import Served, thread, until
 from tests.support.fake_node import KEY, SHOP_KEY
 
@@ -484,6 +487,86 @@ async def test_who_subscribes_with_presence_is_there_until_it_unsubscribes(serve
             assert one.hear()["type"] == "left"
 
     await thread(run)
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_loses_the_right_to_a_channel_leaves_it(served: Served) -> None:
+    follow = {"type": "subscribe", "data": {"channel": "room"}, "id": "s"}
+    present: list[list[str]] = []
+
+    def allow(*channels: str) -> None:
+        rights = (Patterns(channels),)
+        for socket in served.api.upgrades.sockets():
+            socket.allow(Caller("shop", rights, rights))
+        listed = (served.api.presence.members(name) for name in ("room", "open"))
+        present.extend([each["name"] for each in members] for members in listed)
+
+    def run() -> None:
+        with (
+            text(served, "channel=room&channel=open&presence=1&name=ann") as one,
+            text(served, "channel=") as two,
+        ):
+            two.say({"type": "ping"})
+            two.hear()
+            in_reactor(allow, "open")
+            assert one.hear()["data"]["error"] == "channel-refused"
+            in_reactor(allow, "room", "open")
+            one.say(follow)
+            assert one.hear()["type"] == "ack"
+            with text(served, "channel=room&name=bob"):
+                assert one.hear()["data"]["name"] == "bob"
+
+    await thread(run)
+    assert present == [[], ["ann"], [], ["ann"]]
+
+
+@pytest_twisted.ensureDeferred
+async def test_where_the_node_ends_a_subscription_its_client_leaves(served: Served) -> None:
+    def end() -> None:
+        session: Any = served.api.upgrades.sockets()[0].session
+        for sink in list(session._subscriptions.values()):
+            sink.end("the log was damaged")
+
+    def run() -> None:
+        with text(served, "channel=room&presence=1&name=ann") as one:
+            one.say({"type": "ping"})
+            assert one.hear()["type"] == "pong"
+            in_reactor(end)
+            assert one.hear()["data"]["error"] == "internal"
+            assert served.fetch("GET", "/v1/presence/room").json()["members"] == []
+
+    await thread(run)
+
+
+@pytest_twisted.ensureDeferred
+async def test_one_that_does_not_read_hears_how_many_are_there_later(served: Served) -> None:
+    def pause(paused: bool) -> None:
+        socket: Any = next(s for s in served.api.upgrades.sockets() if s.session._presence)
+        socket.paused = paused
+        if not paused:
+            socket.session.room()
+
+    def run() -> None:
+        with text(served, "channel=room&presence=1&name=ann") as one:
+            one.say({"type": "ping"})
+            assert one.hear()["type"] == "pong"
+            in_reactor(pause, True)
+            with text(served, "channel=room&name=bob") as bob, text(served, "channel=room"):
+                bob.say({"type": "ping"})
+                bob.hear()
+                time.sleep(0.1)
+                in_reactor(pause, False)
+                told = one.hear()
+                assert told == {"type": "present", "data": {"channel": "room", "count": 3}}
+
+    await thread(run)
+
+
+def in_reactor(call: Callable[..., object], *arguments: object) -> None:
+    """Call in the reactor's thread, and wait for it."""
+    from tests.support.api_calls import reactor
+
+    threads.blockingCallFromThread(reactor, call, *arguments)
 
 
 @pytest_twisted.ensureDeferred

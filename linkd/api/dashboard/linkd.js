@@ -45,7 +45,7 @@
  * @property {"wait" | "reject"} [whenDown] What `publish` does while the connection is down: "wait".
  * @property {number} [maxPending] So many publishes may wait for their ack: 10000.
  * @property {boolean} [status] Hear of every change of a link; see `links`.
- * @property {boolean} [presence] Hear who joins and leaves, as messages of type `joined` and `left` to `on`.
+ * @property {boolean} [presence] Hear who joins and leaves, as messages of type `joined`, `left` and `present` to `on`.
  * @property {(frame: any) => string} [encode] Default JSON.stringify.
  * @property {(text: string) => any} [decode] Default JSON.parse.
  * @property {() => number} [random] For tests: [0, 1).
@@ -76,7 +76,7 @@ const SUBPROTOCOL = "linkd.text.1";
 const BEARER = "linkd.bearer.";
 /** Epochs of the log that a subscription remembers. */
 const EPOCHS = 16;
-const RESERVED = ["ping", "pong", "subscribe", "unsubscribe", "ack", "error", "status", "joined", "left", "gap"];
+const RESERVED = ["ping", "pong", "subscribe", "unsubscribe", "ack", "error", "status", "joined", "left", "present", "gap"];
 const DEFAULTS = {
   pingInterval: 5,
   pingTimeout: 2,
@@ -758,7 +758,7 @@ export class Linkd extends EventTarget {
       const { subscription, ...gap } = data;
       this._placed({ subscription, next: gap.next });
       this._fire("gap", gap);
-    } else if (type === "joined" || type === "left") {
+    } else if (type === "joined" || type === "left" || type === "present") {
       for (const call of [...(this._byType.get(type) ?? [])]) this._guarded(() => call(data, data));
     }
   }

@@ -9,9 +9,18 @@ from typing import Any
 import pytest
 from twisted.internet.task import Clock
 
-from linkd.api.presence import GATHER_SECONDS, REPEAT_SECONDS, Change, Presence
+from linkd.api import presence
+from linkd.api.bodies import to_json
+from linkd.api.presence import (
+    GATHER_SECONDS,
+    MAX_CHANGES,
+    REPEAT_SECONDS,
+    Change,
+    Presence,
+)
 from linkd.core.batch import Record, encode_records
 from linkd.core.wire import Volatile
+from linkd.net.fair_share import FairShare
 from linkd.status import Event
 
 
@@ -27,7 +36,12 @@ class Watcher:
     def take(self) -> list[str]:
         """Return what was heard since: `joined ann@edge 2`."""
         heard, self.heard = self.heard, []
-        return [f"{one.kind} {one.member.name}@{one.node} {one.count}" for one in heard]
+        return [
+            f"{one.kind} {one.member.name}@{one.node} {one.count}"
+            if one.member
+            else f"{one.kind} {one.count}"
+            for one in heard
+        ]
 
 
 class Net:
@@ -59,6 +73,7 @@ class Net:
         self.up.discard((a, b))
         self.nodes[a].link(b, "up", "waiting")
         self.nodes[b].link(a, "up", "waiting")
+        self.settle(0.1)
 
     def join(self, a: str, b: str) -> None:
         self.up.add((a, b))
@@ -87,7 +102,7 @@ class Node:
         self.on_presence: list[Callable[[Volatile, str], None]] = []
         self.watchers: list[Callable[[Event], None]] = []
         node: Any = self
-        self.presence = Presence(node, self.net.clock)
+        self.presence = Presence(node, self.net.clock, FairShare(self.net.clock))
 
     def on_event(self, call: Callable[[Event], None]) -> Callable[[], None]:
         self.watchers.append(call)
@@ -111,8 +126,8 @@ def net() -> Net:
     return Net("edge", "hub", "far")
 
 
-def names(presence: Presence, channel: str = "chat") -> list[str]:
-    return sorted(f"{one['name']}@{one['node']}" for one in presence.members(channel))
+def names(there: Presence, channel: str = "chat") -> list[str]:
+    return sorted(f"{one['name']}@{one['node']}" for one in there.members(channel))
 
 
 def test_who_comes_and_goes_is_heard_at_every_node(net: Net) -> None:
@@ -221,11 +236,11 @@ def test_nothing_is_left_of_who_is_gone(net: Net) -> None:
     number = net["edge"].join("chat", "ann", "shop", watcher)
     other = net["far"].join("chat", "bob", "shop", None)
     net.settle()
-    net["edge"].unwatch("chat", number)
     net["far"].leave("chat", other)
+    net.settle()
     net["edge"].leave("chat", number)
     net.settle(2 * REPEAT_SECONDS)
-    assert watcher.take() == ["joined bob@far 2"]
+    assert watcher.take() == ["joined bob@far 2", "left bob@far 1"]
     for name in ("edge", "hub", "far"):
         assert not net[name]._channels
         net[name].stop()
@@ -251,5 +266,98 @@ def test_what_a_peer_sends_is_bounded_and_checked(net: Net) -> None:
     net.nodes["edge"].announce("chat", forged)  # it never heard of far by the hub's link to far
     assert names(net["hub"]) == ["bob@far"]
     assert names(net["edge"]) == ["bob@far"]
-    net.nodes["hub"].announce("chat", b'{"joined":[[1,"ann","k"]]}')
+    net.nodes["hub"].announce("chat", b'{"joined":[[1,"ann","k"],[2,"b\\u0007b","k"]]}')
     assert names(net["edge"]) == ["ann@hub", "bob@far"]
+    many = [[number, "n", "k"] for number in range(MAX_CHANGES + 1)]
+    net.nodes["hub"].announce("chat", to_json({"joined": many}))
+    assert len(names(net["edge"])) == 2
+    net.nodes["hub"].announce("chat", to_json({"joined": many[1:]}))
+    assert len(names(net["edge"])) == 1 + MAX_CHANGES
+
+
+class Slow:
+    """One who watches; to send it something takes a millisecond."""
+
+    sent = 0
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.last: Change | None = None
+
+    def changed(self, change: Change) -> None:
+        Slow.sent += 1
+        self.last = change
+        self.clock.rightNow += 0.001
+
+
+def longest_turn(clock: Clock, turns: int = 3000) -> float:
+    """Run what is due, and return for how long one turn of it took."""
+    longest = 0.0
+    for _ in range(turns):
+        before = clock.seconds()
+        for call in sorted(clock.getDelayedCalls(), key=lambda call: call.getTime()):
+            if call.active() and call.getTime() <= before:
+                clock.calls.remove(call)
+                call.called = 1
+                call.func(*call.args, **call.kw)
+        longest = max(longest, clock.seconds() - before)
+        clock.rightNow += 0.01
+    return longest
+
+
+def announce_many(net: Net, many: int) -> None:
+    for first in range(0, many, MAX_CHANGES):
+        members = [[n, f"n{n}", "k"] for n in range(first, min(many, first + MAX_CHANGES))]
+        net.nodes["hub"].announce("chat", to_json({"joined": members}))
+
+
+def test_each_change_is_encoded_once_and_sent_in_slices(net: Net) -> None:
+    watchers = [Slow(net.clock) for _ in range(500)]
+    for watcher in watchers:
+        net["edge"].join("chat", "w", "shop", watcher)
+    assert longest_turn(net.clock) <= 0.030
+    Slow.sent = 0
+    announce_many(net, 10)
+    assert Slow.sent == 0  # nothing in the turn of the link
+    assert longest_turn(net.clock) <= 0.030
+    assert Slow.sent == 10 * 500
+    assert len({id(watcher.last) for watcher in watchers}) == 1
+    last = watchers[0].last
+    assert last is not None
+    assert last.message is last.message
+    assert last.count == 510
+
+
+def test_of_more_changes_than_can_be_sent_each_hears_the_number(net: Net) -> None:
+    watchers = [Slow(net.clock) for _ in range(500)]
+    for watcher in watchers:
+        net["edge"].join("chat", "w", "shop", watcher)
+    longest_turn(net.clock)
+    Slow.sent = 0
+    announce_many(net, 2000)
+    assert longest_turn(net.clock) <= 0.030
+    assert Slow.sent <= 2 * 500
+    assert {(w.last.kind, w.last.count) for w in watchers if w.last} == {("present", 2500)}
+    Slow.sent = 0
+    net.nodes["edge"].link("hub", "up", "waiting")
+    assert Slow.sent == 0
+    assert longest_turn(net.clock) <= 0.030
+    assert Slow.sent <= 2 * 500
+    assert {(w.last.kind, w.last.count) for w in watchers if w.last} == {("present", 500)}
+    assert watchers[0].last is not None
+    assert watchers[0].last.sentence == b'"500 are present"'
+
+
+def test_one_link_leaves_room_for_the_others(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presence, "MAX_REMOTE", 2000)
+    announce_many(net, 2000)
+    assert len(names(net["far"])) < 1000
+    assert net["edge"].count("chat") <= 1000  # a node has half of what its link may have
+    for n in range(100):
+        net["edge"].join("chat", f"e{n}", "shop", None)
+        net["far"].join("chat", f"f{n}", "shop", None)
+    net.settle()
+    assert len([name for name in names(net["hub"]) if name.endswith("@far")]) == 100
+    assert len([name for name in names(net["edge"]) if name.endswith("@far")]) == 100
+    net.cut("edge", "hub")
+    assert net["edge"]._remote == 0

@@ -9,6 +9,7 @@ import pytest
 from linkd.api.presence import Presence
 from linkd.config import ChannelSettings, PeerSettings
 from linkd.core.wire import Volatile
+from linkd.net.fair_share import FairShare
 from tests.support.fake_net import FakeNet, Kept, publish
 
 EDGE = PeerSettings(name="edge", receive=("orders", "now"))
@@ -73,13 +74,14 @@ def test_those_at_two_nodes_hear_of_each_other_over_a_cut(net: FakeNet) -> None:
         def changed(self, change: Any) -> None:
             heard.append(f"{change.kind} {change.member.name}")
 
-    there = Presence(net.nodes["hub"], net.clock)
-    here = Presence(net.nodes["edge"], net.clock)
+    there = Presence(net.nodes["hub"], net.clock, FairShare(net.clock))
+    here = Presence(net.nodes["edge"], net.clock, FairShare(net.clock))
     there.join("orders", "bob", "shop", Watcher())
     here.join("orders", "ann", "shop", None)
     net.run(1.0)
     assert heard == ["joined ann"]
     net.cut()
+    net.run(0.1)
     assert heard == ["joined ann", "left ann"]
     net.open = True
     net.run(5.0)
