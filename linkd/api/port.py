@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal, Protocol
 
 from twisted.internet.defer import Deferred
@@ -103,8 +103,14 @@ class NodePort(Protocol):
         checked.
         """
 
-    def announce(self, channel: str, body: bytes, peer: str | None = None) -> None:
-        """Send who is there on a channel where the channel goes: to `peer` alone, or to all."""
+    def announce(self, channel: str, body: bytes, peers: Collection[str] | None = None) -> None:
+        """Send who is there on a channel where the channel goes: to `peers` alone, or to all."""
+
+    def relay(self, message: Volatile, source: str, peers: Collection[str] | None = None) -> None:
+        """Pass on what another node announced and `source` sent, to `peers` alone, or to all."""
+
+    def one_way(self, channel: str) -> Collection[str]:
+        """Return the peers that get `channel` and from which it is not taken."""
 
     def wait_for(self, peer: str, next: int) -> Deferred[None]:
         """Fire once everything below `next` is on `peer`'s disk; cancel it to stop waiting.

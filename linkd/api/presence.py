@@ -1,9 +1,10 @@
 """Who is there on `/ws`, at any node: those with the same channel hear of each other.
 
-Each node announces those at its own door, as volatile messages that go where the channel goes. It
-sends changes as they happen, and all it has where a link comes up, where it is asked, and now and
-then. What a node knows of others it has from the link that it last heard of them on: when that
-falls, they are gone, for the nodes behind it too.
+A node where somebody watches a channel asks, again and again, all that the channel reaches who is
+there. Each node that has somebody there answers it, and sends it changes until the question is too
+old; others hear nothing. All that travels as volatile messages, along the links on which the
+questions came. Members that were heard of on a link are gone when that falls, for the nodes behind
+it too.
 
 All that is for many is done in slices (see `Jobs`), and each change is encoded once. More changes
 at once than are worth a message each are one message with the number of those who are there.
@@ -12,10 +13,11 @@ at once than are worth a message each are one message with the number of those w
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, Final, Protocol
+from zlib import crc32
 
 import msgspec
 
@@ -37,10 +39,26 @@ GATHER_SECONDS: Final = 0.03
 """Changes on one channel are announced together."""
 
 REPEAT_SECONDS: Final = 30.0
-"""All that is here is announced so often: a change that was dropped on the way heals."""
+"""A node asks again so often, or in as many seconds as there are nodes to answer where those are
+more: a change that was dropped on the way heals."""
 
-ANSWER_SECONDS: Final = 1.0
-"""Who asks is answered at most so often, on each channel."""
+HOLD: Final = 3
+"""A question, and an answer, hold for so many of these times."""
+
+MAX_HOLD_SECONDS: Final = 3600.0
+"""A question holds no longer."""
+
+SWEEP_SECONDS: Final = 3.0
+"""So often it is looked at what is due."""
+
+WANT_SECONDS: Final = 60.0
+"""For so long a channel is watched for one who only asked for a list."""
+
+ANSWER_SECONDS: Final = 0.25
+"""All who asked on a channel are answered at most so often."""
+
+MAX_WANTED: Final = 10_000
+"""Where presence on so many channels is known, none is watched only for a list."""
 
 MAX_REMOTE: Final = 100_000
 """Members at other nodes that are remembered, of all channels together.
@@ -171,15 +189,16 @@ class Jobs:
 
 
 class _Link:
-    """How many members were heard of on one link, from its beginning to its end."""
+    """What was heard of on one link, from its beginning to its end."""
 
-    def __init__(self) -> None:
-        self.members: Counter[str] = Counter()
+    def __init__(self, peer: str) -> None:
+        self.peer = peer
+        self.members: Counter[str] = Counter()  # and questions, by node
         self.total = 0
         self.has_fallen = False
 
     def count(self, node: str, more: int) -> None:
-        """Count members of a node that came, or went."""
+        """Count members and questions of a node that came, or went."""
         self.total += more
         self.members[node] += more
         if not self.members[node]:
@@ -195,7 +214,8 @@ class _Announced(msgspec.Struct, frozen=True, omit_defaults=True):
         here: All who are there with a number from `least` to below `below`.
         least: See `here`.
         below: See `here`.
-        asks: It wants to hear who is there.
+        asks: It wants to hear who is there, and changes for so many seconds.
+        to: The node that asked; empty: all that did.
         ended: Nodes that it can't hear any more.
     """
 
@@ -204,7 +224,8 @@ class _Announced(msgspec.Struct, frozen=True, omit_defaults=True):
     here: Members | None = None
     least: int = 0
     below: int = _END
-    asks: bool = False
+    asks: Annotated[float, msgspec.Meta(ge=0, le=MAX_HOLD_SECONDS)] = 0.0
+    to: Annotated[str, msgspec.Meta(max_length=MAX_NAME)] = ""
     ended: Annotated[tuple[str, ...], msgspec.Meta(max_length=MAX_CHANGES)] = ()
 
 
@@ -214,13 +235,26 @@ class _Elsewhere:
     def __init__(self, run: str, link: _Link) -> None:
         self.run = run
         self.link = link
+        self.heard = 0.0
         self.members: dict[int, Member] = {}
+
+
+class _Asker:
+    """A node that wants to hear who is there on a channel."""
+
+    def __init__(self, link: _Link) -> None:
+        self.link = link
+        self.until = 0.0
 
 
 class _Channel:
     """One channel: who is there, who watches, what is to be announced."""
 
-    def __init__(self) -> None:
+    def __init__(self, repeat_at: float) -> None:
+        self.repeat_at = repeat_at
+        self.wanted_until = 0.0
+        self.askers: dict[str, _Asker] = {}
+        self.to_answer: set[str] = set()
         self.here: dict[int, Member] = {}
         self.watchers: dict[int, Present] = {}
         self.elsewhere: dict[str, _Elsewhere] = {}
@@ -245,7 +279,24 @@ class _Channel:
     @property
     def is_empty(self) -> bool:
         """Whether nothing is to be remembered."""
-        return not (self.here or self.elsewhere or self.gathering or self.answering)
+        return not (
+            self.here
+            or self.elsewhere
+            or self.askers
+            or self.wanted_until
+            or self.gathering
+            or self.answering
+        )
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether anybody here wants to know who is there."""
+        return bool(self.watchers or self.wanted_until)
+
+    @property
+    def period(self) -> float:
+        """In how many seconds it asks again."""
+        return min(MAX_HOLD_SECONDS / HOLD, max(REPEAT_SECONDS, float(len(self.elsewhere))))
 
     def stop(self) -> None:
         """Have nothing more happen."""
@@ -271,7 +322,8 @@ class Presence:
         self._channels: dict[str, _Channel] = {}
         self._number = 0
         self._remote = 0
-        self._repeat: Call | None = None
+        self._sweep: Call | None = None
+        self._sweeps = False
         node.on_presence.append(self._heard)
         self._ignore_links: Callable[[], None] | None = None
         self._is_stopped = False
@@ -279,7 +331,7 @@ class Presence:
     def stop(self) -> None:
         """Announce nothing more."""
         self._is_stopped = True
-        cancel(self._repeat)
+        cancel(self._sweep)
         for channel in self._channels.values():
             channel.stop()
         self._channels.clear()
@@ -290,8 +342,12 @@ class Presence:
         """Return a channel, new where nobody was there."""
         found = self._channels.get(name)
         if found is None:
-            found = self._channels[name] = _Channel()
+            spread = crc32(f"{self._node.name} {name}".encode()) / 2**32
+            now = self._clock.seconds()
+            found = self._channels[name] = _Channel(now + REPEAT_SECONDS * (0.5 + spread))
             self._watch_links()
+            if self._sweep is None:
+                self._sweep = self._clock.callLater(SWEEP_SECONDS, self._swept)
         return found
 
     def _forget_empty(self, name: str, channel: _Channel) -> None:
@@ -321,14 +377,13 @@ class Presence:
         number = self._number + 1
         member = Member(number, who[:MAX_NAME], key[:MAX_NAME])
         channel = self._channel(name)
-        is_first = not channel.here
         self._note(name, channel, "joined", self._node.name, member)
         channel.here[number] = member
         self._number = number
         if watcher is not None:
+            channel.asks |= not channel.is_watched
             channel.watchers[number] = watcher
         channel.joined[number] = member
-        channel.asks |= is_first
         self._announce_soon(name, channel)
         return number
 
@@ -343,6 +398,19 @@ class Presence:
             channel.left.append(number)
         self._note(name, channel, "left", self._node.name, member)
         self._announce_soon(name, channel)
+
+    def want(self, name: str) -> bool:
+        """Ask who is there on a channel; return whether answers are still to come."""
+        known = name in self._channels
+        if not is_channel(name) or (len(self._channels) >= MAX_WANTED and not known):
+            return False
+        channel = self._channel(name)
+        is_new = not channel.is_watched
+        channel.wanted_until = self._clock.seconds() + WANT_SECONDS
+        if is_new:
+            channel.asks = True
+            self._announce_soon(name, channel)
+        return is_new and bool(self._node.peers())
 
     def members(self, name: str) -> list[dict[str, Any]]:
         """Return who is there on a channel, at any node, as JSON has it: `MAX_LISTED` at most."""
@@ -410,11 +478,8 @@ class Presence:
 
     def _announce_soon(self, name: str, channel: _Channel) -> None:
         """Announce what has changed, together with what changes in the next moment."""
-        if is_channel(name) and not self._is_stopped:
-            if channel.gathering is None:
-                channel.gathering = self._clock.callLater(GATHER_SECONDS, self._announce, name)
-            if self._repeat is None:
-                self._repeat = self._clock.callLater(REPEAT_SECONDS, self._announce_all)
+        if is_channel(name) and not self._is_stopped and channel.gathering is None:
+            channel.gathering = self._clock.callLater(GATHER_SECONDS, self._announce, name)
         self._forget_empty(name, channel)
 
     def _announce(self, name: str) -> None:
@@ -422,49 +487,101 @@ class Presence:
         channel.gathering = None
         joined, channel.joined = list(channel.joined.values()), {}
         left, channel.left = tuple(channel.left), []
-        asks, channel.asks = channel.asks, False
-        for start in range(0, max(1, len(joined), len(left)), MAX_CHANGES):
-            end = start + MAX_CHANGES
-            self._send(name, _Announced(tuple(joined[start:end]), left[start:end], asks=asks))
-            asks = False
+        if channel.asks:
+            self._ask(name, channel)
+        peers = self._audience(name, channel)
+        if peers and (joined or left):
+            self._plan(self._announcing_changes(name, joined, left, peers))
         self._forget_empty(name, channel)
 
-    def _announce_here(self, name: str, channel: _Channel, peer: str | None, asks: bool) -> None:
-        """Announce all who are here, to one peer or to all, in slices."""
-        if len(self._jobs) < MAX_JOBS:
-            self._jobs.add(self._announcing(name, channel, peer, asks))
+    def _audience(self, name: str, channel: _Channel) -> set[str]:
+        """Return the peers on the way to all who asked, and those that cannot ask."""
+        return {asker.link.peer for asker in channel.askers.values()} | set(
+            self._node.one_way(name)
+        )
 
-    def _announcing(
-        self, name: str, channel: _Channel, peer: str | None, asks: bool
+    def _ask(self, name: str, channel: _Channel, peers: Collection[str] | None = None) -> None:
+        """Ask peers, or all that the channel reaches, who is there."""
+        channel.asks = False
+        self._plan(self._sending(name, _Announced(asks=HOLD * channel.period), peers))
+
+    def _plan(self, job: Iterator[None]) -> None:
+        """Send something in its turn; where too much waits, not at all: it is repeated."""
+        if len(self._jobs) < MAX_JOBS:
+            self._jobs.add(job)
+
+    def _sending(
+        self, name: str, announced: _Announced, peers: Collection[str] | None
+    ) -> Iterator[None]:
+        self._node.announce(name, msgspec.json.encode(announced), peers)
+        yield
+
+    def _announcing_changes(
+        self, name: str, joined: list[Member], left: tuple[int, ...], peers: Collection[str]
+    ) -> Iterator[None]:
+        for start in range(0, max(len(joined), len(left)), MAX_CHANGES):
+            end = start + MAX_CHANGES
+            changes = _Announced(tuple(joined[start:end]), left[start:end])
+            yield from self._sending(name, changes, peers)
+
+    def _announcing_here(
+        self, name: str, channel: _Channel, peers: Collection[str], to: str = ""
     ) -> Iterator[None]:
         members = list(channel.here.values())  # by number
         least = 0
-        while True:
+        while members:
             some, members = members[:MAX_CHANGES], members[MAX_CHANGES:]
             below = members[0].number if members else _END
-            self._send(name, _Announced((), (), tuple(some), least, below, asks), peer)
-            if not members:
-                return
-            least, asks = below, False
-            yield
-
-    def _announce_all(self) -> None:
-        """Announce all who are here once again."""
-        self._repeat = None
-        for name, channel in list(self._channels.items()):
-            if channel.here and is_channel(name):
-                self._announce_here(name, channel, None, False)
-                if self._repeat is None:
-                    self._repeat = self._clock.callLater(REPEAT_SECONDS, self._announce_all)
+            here = _Announced((), (), tuple(some), least, below, to=to)
+            yield from self._sending(name, here, peers)
+            least = below
 
     def _answer(self, name: str) -> None:
         channel = self._channels[name]
         channel.answering = None
-        self._announce_here(name, channel, None, False)
+        asked, channel.to_answer = channel.to_answer, set()
+        for node in asked & channel.askers.keys():
+            peers = {channel.askers[node].link.peer}
+            self._plan(self._announcing_here(name, channel, peers, node))
         self._forget_empty(name, channel)
 
-    def _send(self, name: str, announced: _Announced, peer: str | None = None) -> None:
-        self._node.announce(name, msgspec.json.encode(announced), peer)
+    # from time to time
+
+    def _swept(self) -> None:
+        self._sweep = None
+        if self._channels:
+            self._sweep = self._clock.callLater(SWEEP_SECONDS, self._swept)
+            if not self._sweeps:
+                self._sweeps = True
+                self._jobs.add(self._sweeping())
+
+    def _sweeping(self) -> Iterator[None]:
+        """Forget what is too old, and repeat what is due."""
+        for name, channel in list(self._channels.items()):
+            now = self._clock.seconds()
+            if channel.wanted_until <= now:
+                channel.wanted_until = 0.0
+            for node in [node for node, each in channel.askers.items() if each.until <= now]:
+                self._forget_asker(channel, node)
+            hears = channel.is_watched or channel.askers
+            oldest = now - HOLD * channel.period if hears else now
+            for node in [node for node, each in channel.elsewhere.items() if each.heard <= oldest]:
+                self._end(name, channel, node)
+            if channel.repeat_at <= now and is_channel(name):
+                channel.repeat_at = now + channel.period
+                if channel.is_watched:
+                    self._ask(name, channel)
+                peers = self._node.one_way(name) if channel.here else ()
+                if peers:
+                    self._plan(self._announcing_here(name, channel, peers))
+            self._forget_empty(name, channel)
+            yield
+        self._sweeps = False
+
+    def _forget_asker(self, channel: _Channel, node: str) -> None:
+        asker = channel.askers.pop(node)
+        self._remote -= 1
+        asker.link.count(node, -1)
 
     # what others announce
 
@@ -483,9 +600,12 @@ class Presence:
 
     def _greet(self, peer: str) -> Iterator[None]:
         for name, channel in list(self._channels.items()):
-            if channel.here and is_channel(name) and not self._is_stopped:
-                yield from self._announcing(name, channel, peer, True)
-                yield
+            askers = channel.askers.values()
+            if channel.is_watched or any(each.link.peer != peer for each in askers):
+                self._ask(name, channel, (peer,))
+            if channel.here and peer in self._node.one_way(name):
+                yield from self._announcing_here(name, channel, (peer,))
+            yield
 
     def _fell(self, peer: str) -> None:
         link = self._links.pop(peer, None)
@@ -500,8 +620,12 @@ class Presence:
             for node in gone:
                 self._end(name, channel, node)
                 yield
-            for start in range(0, len(gone), MAX_CHANGES):
-                self._send(name, _Announced(ended=tuple(gone[start : start + MAX_CHANGES])))
+            for node in [node for node, each in channel.askers.items() if each.link is link]:
+                self._forget_asker(channel, node)
+            peers = self._audience(name, channel)
+            for start in range(0, len(gone) if peers else 0, MAX_CHANGES):
+                ended = _Announced(ended=tuple(gone[start : start + MAX_CHANGES]))
+                yield from self._sending(name, ended, peers)
             self._forget_empty(name, channel)
             yield
 
@@ -525,10 +649,22 @@ class Presence:
         announced = None if self._is_stopped else _read(message)
         if announced is None:
             return
-        channel = self._channel(name)
         link = self._links.get(peer)
         if link is None:
-            link = self._links[peer] = _Link()
+            link = self._links[peer] = _Link(peer)
+        if announced.asks:
+            self._asked(message, announced.asks, link)
+            return
+        channel = self._channels.get(name)
+        if channel is None or not (channel.is_watched or channel.askers):
+            return
+        asker = channel.askers.get(announced.to)
+        if announced.to in ("", self._node.name):
+            peers = {each.link.peer for each in channel.askers.values()}
+        else:
+            peers = set() if asker is None else {asker.link.peer}
+        if peers - {peer}:
+            self._plan(self._relaying(message, peer, peers))
         for gone in announced.ended:
             if gone in channel.elsewhere and channel.elsewhere[gone].link is link:
                 self._end(name, channel, gone)
@@ -540,9 +676,33 @@ class Presence:
             known.link.count(node, -len(known.members))
             known.link = link
             link.count(node, len(known.members))
-        self._take(name, channel, node, announced, known or _Elsewhere(message.run, link))
-        if announced.asks and channel.here and channel.answering is None:
-            channel.answering = self._clock.callLater(ANSWER_SECONDS, self._answer, name)
+        known = known or _Elsewhere(message.run, link)
+        known.heard = self._clock.seconds()
+        self._take(name, channel, node, announced, known)
+        self._forget_empty(name, channel)
+
+    def _relaying(
+        self, message: Volatile, source: str, peers: Collection[str] | None
+    ) -> Iterator[None]:
+        self._node.relay(message, source, peers)
+        yield
+
+    def _asked(self, message: Volatile, seconds: float, link: _Link) -> None:
+        """Another node wants to know who is there: remember it, answer it, pass that on."""
+        name, node = message.channel, message.node
+        self._plan(self._relaying(message, link.peer, None))
+        channel = self._channel(name)
+        if node in channel.askers:
+            self._forget_asker(channel, node)
+        if self._room(node, link) > 0:
+            asker = channel.askers[node] = _Asker(link)
+            asker.until = self._clock.seconds() + seconds
+            self._remote += 1
+            link.count(node, 1)
+            if channel.here:
+                channel.to_answer.add(node)
+                if channel.answering is None:
+                    channel.answering = self._clock.callLater(ANSWER_SECONDS, self._answer, name)
         self._forget_empty(name, channel)
 
     def _take(
@@ -564,7 +724,8 @@ class Presence:
         for member in gone:
             self._note(name, channel, "left", node, member)
         for number, member in wanted.items():
-            if number not in members and self._has_room(node, known) and member.is_printable:
+            is_new = number not in members and len(members) < MAX_THERE
+            if is_new and member.is_printable and self._room(node, known.link) > 0:
                 members[number] = member
                 self._count(channel, node, known, 1)
                 self._note(name, channel, "joined", node, member)
@@ -573,11 +734,10 @@ class Presence:
         else:
             channel.elsewhere.pop(node, None)
 
-    def _has_room(self, node: str, known: _Elsewhere) -> bool:
-        """Return whether one more member of a node is remembered."""
-        link = known.link
+    def _room(self, node: str, link: _Link) -> int:
+        """Return how much more of a node may be remembered."""
         left = max(LINK_RESERVE, MAX_REMOTE - self._remote) - link.total
-        return left > link.members[node] and len(known.members) < MAX_THERE
+        return left - link.members[node]
 
 
 def shown(node: str, member: Member) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as TimedOut
+from twisted.internet.task import deferLater
 
 from linkd.api.answer import Answer, answer
 from linkd.api.asked import consumer_of, last_record, start_of, wants_stream
@@ -30,6 +31,9 @@ MAX_SCAN_BYTES = 64 * 1024 * 1024
 """A page whose channel is rare ends after so much of the log; `next` goes on from there."""
 
 MAX_WAIT_SECONDS = 300.0
+ANSWERED_SECONDS = 0.6
+"""So soon other nodes have answered who is there."""
+
 _READ_BYTES = 1_048_576
 _HOLD_BYTES = 65_536
 _PLAIN_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+(; ?charset=[A-Za-z0-9-]+)?")
@@ -267,6 +271,8 @@ async def present(api: Service, call: Call) -> Answer:
     """Answer who is there on a channel."""
     call.only()
     channel = call.caller.check_subscribe(call.path["channel"])
+    if api.presence.want(channel):
+        await deferLater(api.reactor, ANSWERED_SECONDS, lambda: None)
     presence = api.presence
     there = {"count": presence.count(channel), "members": presence.members(channel)}
     return Answer(200, to_json({"channel": channel, **there}))

@@ -234,7 +234,7 @@ class Inbound:
     def volatile(self, message: Volatile, now: float) -> list[Effect]:
         """Take records that were never in a log."""
         channel, count = message.channel, message.count
-        if not self._takes(channel):
+        if not self.takes(channel):
             return [] if message.presence else [_refused(channel, count)]
         if message.node == self._settings.peer:
             self._ends.heard(message, now)
@@ -306,7 +306,7 @@ class Inbound:
             except ValueError as error:
                 raise RemoteProtocolError(f"packed records: {error}", 1007) from None
         _check_records(records, step.count)
-        if not self._takes(step.channel):
+        if not self.takes(step.channel):
             return self._leave_out(step, _refused(step.channel, step.count))
         origin = step.origin
         assert origin is not None  # checked before its bytes were kept
@@ -328,7 +328,7 @@ class Inbound:
         self.received_records += step.count
         return [self._store(step, records)]
 
-    def _takes(self, channel: str) -> bool:
+    def takes(self, channel: str) -> bool:
         """Tell whether we take a channel: one with a malformed name never."""
         return is_channel(channel) and self._settings.receive.match(channel)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from random import Random
 from typing import TypeVar
@@ -214,20 +214,30 @@ class Node:
             self._spread.volatile(self._volatile.make(one), None)
         settled(Appended(0, draft.count))
 
-    def announce(self, channel: str, body: bytes, peer: str | None = None) -> None:
+    def announce(self, channel: str, body: bytes, peers: Collection[str] | None = None) -> None:
         """Send peers who is there; see `linkd.api.port.NodePort.announce`."""
         records = encode_records((Record(body, "", "", JSON),))
         draft = Draft(channel, 1, records, wall())
-        self._spread.volatile(self._volatile.make(draft, presence=True), None, peer)
+        self._spread.volatile(self._volatile.make(draft, presence=True), None, peers)
+
+    def relay(
+        self, message: wire.Volatile, source: str, peers: Collection[str] | None = None
+    ) -> None:
+        """Pass on who is there; see `linkd.api.port.NodePort.relay`."""
+        self._spread.volatile(message, source, peers)
+
+    def one_way(self, channel: str) -> Collection[str]:
+        """Return the peers that get `channel` and from which it is not taken."""
+        return self._spread.one_way(channel)
 
     def passed(self, message: wire.Volatile, peer: str) -> None:
         """A volatile message came from a peer: hand it out and on, once."""
         fate = self._volatile.judge(message)
         if fate == "fresh":
-            self._spread.volatile(message, peer)
-            if message.presence:
-                for heard in self.on_presence:
-                    heard(message, peer)
+            if not message.presence:
+                self._spread.volatile(message, peer)
+            for heard in self.on_presence if message.presence else ():
+                heard(message, peer)
         elif not message.presence:
             self.count(fate, peer, message.count)
 

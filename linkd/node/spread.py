@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Protocol
 
 from linkd import events
@@ -73,6 +73,7 @@ class Spread:
         self._readers = readers
         self._count = count
         self._routes: dict[str, tuple[LinkDriver, ...]] = {}
+        self._one_way: dict[str, list[str]] = {}
         self._seen = log.next
         self._ticked = 0
         self._for_drivers: dict[LinkDriver, list[Batch]] = {}
@@ -83,6 +84,7 @@ class Spread:
     def changed(self) -> None:
         """Some peer wants something else now."""
         self._routes.clear()
+        self._one_way.clear()
 
     def route(self, channel: str) -> tuple[LinkDriver, ...]:
         """Return the links whose peers get `channel`."""
@@ -172,10 +174,25 @@ class Spread:
                 if driver.carrier.session.outbound.log_next < end:
                     self._offer(driver, [], end)
 
-    def volatile(self, message: wire.Volatile, source: str | None, only: str | None = None) -> None:
+    def one_way(self, channel: str) -> list[str]:
+        """Return the peers that get `channel` and from which it is not taken."""
+        found = self._one_way.get(channel)
+        if found is None:
+            if len(self._one_way) >= _CHANNELS_KNOWN:
+                self._one_way.clear()
+            found = self._one_way[channel] = [
+                driver.peer
+                for driver in self.route(channel)
+                if not driver.carrier.session.inbound.takes(channel)
+            ]
+        return found
+
+    def volatile(
+        self, message: wire.Volatile, source: str | None, only: Collection[str] | None = None
+    ) -> None:
         """Hand a volatile message, here or from peer `source`, to readers and to other peers.
 
-        With `only` to that peer alone. No reader gets what is for the nodes themselves.
+        With `only` to those peers alone. No reader gets what is for the nodes themselves.
         """
         is_ours = message.presence
         followers = [] if is_ours else self._readers.interested(message.channel)
@@ -185,7 +202,9 @@ class Spread:
                 follower.volatile(batch)
         payload = b""
         for driver in self.route(message.channel):
-            if driver.peer in (source, message.node) or only not in (None, driver.peer):
+            if driver.peer in (source, message.node):
+                continue
+            if only is not None and driver.peer not in only:
                 continue
             if source is not None and not driver.carrier.session.outbound.relays:
                 if is_ours:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -62,7 +62,7 @@ class FakeNode:
         self.on_rose: list[Any] = []
         self.certificates: list[CertificateStatus] = []
         self.on_presence: list[Any] = []
-        self.announced: list[tuple[str, bytes, str | None]] = []
+        self.announced: list[tuple[str, bytes, Collection[str] | None]] = []
         self.told: list[tuple[str, dict[str, Any]]] = []
         self.kicked: list[str] = []
         self.absent = {"old": (12, 345)}
@@ -106,8 +106,14 @@ class FakeNode:
                 return
         self.log.append(draft, settled)
 
-    def announce(self, channel: str, body: bytes, peer: str | None = None) -> None:
-        self.announced.append((channel, body, peer))
+    def announce(self, channel: str, body: bytes, peers: Collection[str] | None = None) -> None:
+        self.announced.append((channel, body, peers))
+
+    def relay(self, message: Any, source: str, peers: Collection[str] | None = None) -> None:
+        pass
+
+    def one_way(self, channel: str) -> Collection[str]:
+        return ()
 
     def wait_for(self, peer: str, next: int) -> Deferred[None]:
         if peer not in self.links:

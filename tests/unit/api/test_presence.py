@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +13,7 @@ from linkd.api import presence
 from linkd.api.bodies import to_json
 from linkd.api.presence import (
     GATHER_SECONDS,
+    HOLD,
     MAX_CHANGES,
     REPEAT_SECONDS,
     Change,
@@ -52,6 +53,7 @@ class Net:
         self.nodes = {name: Node(self, name) for name in names}
         self.up = set(pairwise(names))
         self.drop = False
+        self.sent: list[str] = []
         for node in self.nodes.values():
             node.begin()
 
@@ -62,12 +64,14 @@ class Net:
         """Return who is linked with a node."""
         return [a if b == name else b for a, b in self.up if name in (a, b)]
 
-    def pass_on(self, message: Volatile, at: str, source: str, only: str | None = None) -> None:
+    def send(
+        self, message: Volatile, at: str, source: str, only: Collection[str] | None = None
+    ) -> None:
         for peer in self.links(at):
-            if peer not in (source, message.node) and only in (None, peer) and not self.drop:
-                for heard in self.nodes[peer].on_presence:
+            if peer not in (source, message.node) and (only is None or peer in only):
+                self.sent.append(f"{at} {peer}")
+                for heard in () if self.drop else self.nodes[peer].on_presence:
                     heard(message, at)
-                self.pass_on(message, peer, at)
 
     def cut(self, a: str, b: str) -> None:
         self.up.discard((a, b))
@@ -80,6 +84,12 @@ class Net:
         self.nodes[a].link(b, "resuming", "up")
         self.nodes[b].link(a, "resuming", "up")
         self.settle()
+
+    def names(self, name: str, channel: str = "chat") -> list[str]:
+        """Return who is there as one node has it, after it asked."""
+        self[name].want(channel)
+        self.settle()
+        return names(self[name], channel)
 
     def settle(self, seconds: float = 2.0) -> None:
         for _ in range(int(seconds * 100)):
@@ -112,13 +122,22 @@ class Node:
         for call in list(self.watchers):
             call(Event(1, "", f"link.{new}", peer, None, old, new, None, None))
 
-    def announce(self, channel: str, body: bytes, peer: str | None = None) -> None:
+    def peers(self) -> list[str]:
+        return self.net.links(self.name)
+
+    def one_way(self, channel: str) -> list[str]:
+        return self.peers() if channel.startswith("out.") else []
+
+    def relay(self, message: Volatile, source: str, peers: Collection[str] | None = None) -> None:
+        self.net.send(message, self.name, source, peers)
+
+    def announce(self, channel: str, body: bytes, peers: Collection[str] | None = None) -> None:
         self.sequence += 1
         records = encode_records([Record(body, "", "", "application/json")])
         message = Volatile(
             channel, 1, records, 0.0, None, self.name, f"r{self.boots}", self.sequence, True
         )
-        self.net.pass_on(message, self.name, self.name, peer)
+        self.net.send(message, self.name, self.name, peers)
 
 
 @pytest.fixture
@@ -135,20 +154,20 @@ def test_who_comes_and_goes_is_heard_at_every_node(net: Net) -> None:
     net["edge"].join("chat", "ann", "shop", watcher)
     number = net["far"].join("chat", "bob", "shop", None)
     net["far"].join("other", "eve", "shop", None)
-    net.settle(2 * GATHER_SECONDS)
+    net.settle(1.0)
     assert watcher.take() == ["joined bob@far 2"]
     for each in ("edge", "hub", "far"):
-        assert names(net[each]) == ["ann@edge", "bob@far"]
+        assert net.names(each) == ["ann@edge", "bob@far"]
     net["far"].leave("chat", number)
     net.settle(2 * GATHER_SECONDS)
     assert watcher.take() == ["left bob@far 1"]
-    assert names(net["hub"]) == ["ann@edge"]
+    assert net.names("hub") == ["ann@edge"]
 
 
 def test_ids_differ_between_nodes(net: Net) -> None:
     for name in ("edge", "hub", "far"):
         net[name].join("chat", "same", "shop", None)
-    net.settle()
+    net.names("edge")
     ids = {one["id"] for one in net["edge"].members("chat")}
     assert ids == {"edge/1", "hub/1", "far/1"}
 
@@ -162,14 +181,14 @@ def test_the_end_of_a_link_ends_who_was_behind_it(net: Net) -> None:
     watcher.take()
     net.cut("hub", "far")
     assert watcher.take() == ["left bob@far 2"]
-    assert names(net["far"]) == ["bob@far"]
+    assert net.names("far") == ["bob@far"]
     net.cut("edge", "hub")
     assert watcher.take() == ["left cid@hub 1"]
     net.join("edge", "hub")
     assert watcher.take() == ["joined cid@hub 2"]
     net.join("hub", "far")
     assert watcher.take() == ["joined bob@far 3"]
-    assert names(net["far"]) == names(net["edge"]) == ["ann@edge", "bob@far", "cid@hub"]
+    assert net.names("far") == net.names("edge") == ["ann@edge", "bob@far", "cid@hub"]
 
 
 def test_a_node_that_starts_again_has_lost_who_was_there(net: Net) -> None:
@@ -181,7 +200,7 @@ def test_a_node_that_starts_again_has_lost_who_was_there(net: Net) -> None:
     net["hub"].stop()
     net.nodes["hub"].begin()  # faster than its links could be noticed to fall
     net["hub"].join("chat", "cid", "shop", None)
-    net.settle()
+    net.settle(2 * REPEAT_SECONDS)
     assert watcher.take() == ["left bob@hub 1", "joined cid@hub 2"]
 
 
@@ -194,7 +213,7 @@ def test_who_comes_to_a_node_that_started_late_asks_who_is_there(net: Net) -> No
     watcher = Watcher()
     net["edge"].join("chat", "ann", "shop", watcher)
     net.settle()
-    assert names(net["edge"]) == ["ann@edge", "bob@far"]
+    assert net.names("edge") == ["ann@edge", "bob@far"]
     assert watcher.take() == ["joined bob@far 2"]
 
 
@@ -211,14 +230,13 @@ def test_what_was_dropped_on_the_way_heals(net: Net) -> None:
     net.settle()
     net.drop = False
     assert watcher.take() == []
-    net.settle(REPEAT_SECONDS)
+    net.settle(2 * REPEAT_SECONDS)
     assert watcher.take() == ["left bob@far 2", "joined cid@far 3"]
 
 
 def test_many_are_announced_in_pieces(net: Net) -> None:
     numbers = [net["far"].join("chat", f"n{n}", "shop", None) for n in range(1000)]
-    net.settle()
-    assert len(net["edge"].members("chat")) == 1000
+    assert len(net.names("edge")) == 1000
     net["far"].join("chat", "one more", "shop", None)
     net.settle()
     assert (len(net["edge"].members("chat")), net["edge"].count("chat")) == (1000, 1001)
@@ -228,7 +246,7 @@ def test_many_are_announced_in_pieces(net: Net) -> None:
     net.settle()
     net.drop = False
     net.settle(REPEAT_SECONDS)
-    assert names(net["edge"]) == ["n999@far", "one more@far"]
+    assert net.names("edge") == ["n999@far", "one more@far"]
 
 
 def test_nothing_is_left_of_who_is_gone(net: Net) -> None:
@@ -239,7 +257,7 @@ def test_nothing_is_left_of_who_is_gone(net: Net) -> None:
     net["far"].leave("chat", other)
     net.settle()
     net["edge"].leave("chat", number)
-    net.settle(2 * REPEAT_SECONDS)
+    net.settle((HOLD + 1) * REPEAT_SECONDS)
     assert watcher.take() == ["joined bob@far 2", "left bob@far 1"]
     for name in ("edge", "hub", "far"):
         assert not net[name]._channels
@@ -253,21 +271,23 @@ def test_a_pattern_is_of_its_own_node(net: Net) -> None:
     net["edge"].join("chat.*", "bob", "shop", None)
     net.settle()
     assert watcher.take() == ["joined bob@edge 2"]
-    assert names(net["hub"], "chat.*") == []
+    assert net.names("hub", "chat.*") == []
 
 
 def test_what_a_peer_sends_is_bounded_and_checked(net: Net) -> None:
     long = b'{"joined":[[1,"' + b"x" * 65 + b'","k"]]}'
+    net.names("edge")
+    net.names("hub")
     for body in (b"nonsense", long, b'{"joined":[[-1,"a","k"]]}', b'{"here":7}', b"\xff"):
         net.nodes["hub"].announce("chat", body)
     forged = b'{"ended":["far"]}'
     net["far"].join("chat", "bob", "shop", None)
     net.settle()
     net.nodes["edge"].announce("chat", forged)  # it never heard of far by the hub's link to far
-    assert names(net["hub"]) == ["bob@far"]
-    assert names(net["edge"]) == ["bob@far"]
+    assert net.names("hub") == ["bob@far"]
+    assert net.names("edge") == ["bob@far"]
     net.nodes["hub"].announce("chat", b'{"joined":[[1,"ann","k"],[2,"b\\u0007b","k"]]}')
-    assert names(net["edge"]) == ["ann@hub", "bob@far"]
+    assert net.names("edge") == ["ann@hub", "bob@far"]
     many = [[number, "n", "k"] for number in range(MAX_CHANGES + 1)]
     net.nodes["hub"].announce("chat", to_json({"joined": many}))
     assert len(names(net["edge"])) == 2
@@ -357,7 +377,79 @@ def test_one_link_leaves_room_for_the_others(net: Net, monkeypatch: pytest.Monke
         net["edge"].join("chat", f"e{n}", "shop", None)
         net["far"].join("chat", f"f{n}", "shop", None)
     net.settle()
-    assert len([name for name in names(net["hub"]) if name.endswith("@far")]) == 100
-    assert len([name for name in names(net["edge"]) if name.endswith("@far")]) == 100
+    assert len([name for name in net.names("hub") if name.endswith("@far")]) == 100
+    assert len([name for name in net.names("edge") if name.endswith("@far")]) == 100
     net.cut("edge", "hub")
     assert net["edge"]._remote == 0
+
+
+def test_nothing_is_announced_where_nobody_watches(net: Net) -> None:
+    for name in ("edge", "hub", "far"):
+        net[name].join("chat", name, "shop", None)
+    net.settle(10 * REPEAT_SECONDS)
+    assert net.sent == []
+    net["edge"].join("chat", "ann", "shop", Watcher())
+    net.settle()
+    # The question goes everywhere, the answers back; neither of them to anybody else.
+    assert sorted(net.sent) == ["edge hub", "far hub", "hub edge", "hub edge", "hub far"]
+    net.sent.clear()
+    net["edge"].join("chat", "bob", "shop", None)
+    net.settle(1.0)
+    assert net.sent == []
+    net["far"].join("chat", "cid", "shop", None)
+    net.settle(1.0)
+    assert net.sent == ["far hub", "hub edge"]
+
+
+def test_questions_are_spread_over_time(net: Net) -> None:
+    for number in range(300):
+        net["edge"].join(f"room.{number}", "ann", "shop", Watcher())
+    net.settle(1.0)
+    net.sent.clear()
+    counts = []
+    for _ in range(170):
+        net.settle(0.3)
+        counts.append(len(net.sent))
+        net.sent.clear()
+    assert sum(counts) >= 2 * 300
+    assert max(counts) < 2 * 75
+
+
+def test_one_that_cannot_ask_is_sent_who_is_there(net: Net) -> None:
+    watcher = Watcher()
+    number = net["edge"].join("out.a", "ann", "shop", None)
+    net["hub"].join("out.a", "bob", "shop", watcher)
+    net.settle(2 * REPEAT_SECONDS)
+    assert watcher.take() == ["joined ann@edge 2"]
+    net["edge"].leave("out.a", number)
+    net.settle(1.0)
+    assert watcher.take() == ["left ann@edge 1"]
+
+
+def test_a_node_that_is_silent_is_gone(net: Net) -> None:
+    watcher = Watcher()
+    net["edge"].join("chat", "ann", "shop", watcher)
+    number = net["far"].join("chat", "bob", "shop", None)
+    net.settle()
+    net.drop = True
+    net["far"].leave("chat", number)
+    net.settle()
+    net.drop = False
+    net.settle((HOLD + 1) * REPEAT_SECONDS)
+    assert watcher.take() == ["joined bob@far 2", "left bob@far 1"]
+
+
+def test_questions_that_are_remembered_are_bounded(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(presence, "MAX_REMOTE", 1000)
+    for number in range(1000):
+        net.nodes["edge"].announce(f"room.{number}", b'{"asks":90}')
+        net.settle(0.01)
+    assert 300 <= len(net["hub"]._channels) <= 400
+    assert net["hub"].want("chat")
+    monkeypatch.setattr(presence, "MAX_WANTED", 10)
+    assert not net["hub"].want("other")
+    net.settle((HOLD + 1) * REPEAT_SECONDS)
+    assert not net["hub"]._channels
+    assert net["hub"]._remote == 0

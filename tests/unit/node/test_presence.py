@@ -89,3 +89,42 @@ def test_those_at_two_nodes_hear_of_each_other_over_a_cut(net: FakeNet) -> None:
     assert [one["name"] for one in here.members("orders")] == ["ann"]  # the hub sends it nothing
     for presence in (here, there):
         presence.stop()
+
+
+def test_the_question_and_its_answer_pass_a_node_between() -> None:
+    net = FakeNet()
+    chat = ("chat",)
+    names = ("left", "right", "other")
+    net.node("hub", *[PeerSettings(name=name, send=chat, receive=chat) for name in names])
+    for name in names:
+        net.node(name, PeerSettings(name="hub", dial=("ws://hub/link",), send=chat, receive=chat))
+    for node in net.nodes.values():
+        node.start()
+    net.run(0.2)
+    there = {
+        name: Presence(node, net.clock, FairShare(net.clock)) for name, node in net.nodes.items()
+    }
+    heard: list[str] = []
+
+    class Watcher:
+        def changed(self, change: Any) -> None:
+            heard.append(f"{change.kind} {change.member.name}@{change.node}")
+
+    number = there["right"].join("chat", "ann", "shop", None)
+    net.run(0.5)
+    at_other = heard_at(net, "other")
+    there["left"].join("chat", "bob", "shop", Watcher())
+    net.run(0.5)
+    assert heard == ["joined ann@right"]
+    there["right"].leave("chat", number)
+    net.run(0.5)
+    assert heard == ["joined ann@right", "left ann@right"]
+    assert at_other == [("chat", "hub")]  # the question alone
+    net.cut()
+    net.open = True
+    net.run(5.0)
+    there["right"].join("chat", "cid", "shop", None)
+    net.run(0.5)
+    assert heard[2:] == ["joined cid@right"]
+    for presence in there.values():
+        presence.stop()
