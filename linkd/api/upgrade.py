@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -66,6 +67,9 @@ STUCK_BYTES = 1 << 20
 
 MAX_WAITING_BYTES = 32 << 20
 """Nor is more sent, what happens elsewhere (who came, which link went) included: it is cut."""
+
+MAX_PINGS = 16
+"""So many pings are remembered whose pong shows what was received."""
 
 NORMAL = 1000
 GOING_AWAY = 1001
@@ -168,7 +172,7 @@ class ApiSocket(PingedSilence, WholeMessages):
         self._goes_on: Callable[[], None] | None = None  # once the other end reads
         self._part: Part | None = None
         self._confirmed: Callable[[], None] | None = None
-        self._confirms = b""  # the payload of the ping whose pong confirms
+        self._confirms: deque[bytes] = deque(maxlen=MAX_PINGS)  # pings, any of whose pongs confirms
         self._acked = 0  # bytes that the other end's kernel had when the silence was last judged
 
     # Autobahn's callbacks
@@ -220,8 +224,11 @@ class ApiSocket(PingedSilence, WholeMessages):
 
         The answers would wait behind it, and the package `ws` gives up with 60 of them waiting.
         """
-        if self.awaited() <= SMALL_BYTES or payload == self._confirms:
+        confirms = payload in self._confirms
+        if self.awaited() <= SMALL_BYTES or confirms:
             super().sendPing(payload)
+            if self._confirms and payload and not confirms:
+                self._confirms.append(payload)
 
     def look_closer(self, now: float) -> None:
         """Take it as life of the program that it reads what was sent, or that we do not read it.
@@ -392,16 +399,22 @@ class ApiSocket(PingedSilence, WholeMessages):
             self._part.add(len(payload))
 
     def confirm(self, call: Callable[[], None]) -> None:
-        """Send a ping behind all that was sent; make a call once its pong comes."""
+        """Send a ping behind all that was sent; make a call once its pong comes, or a later one's.
+
+        The other end may answer only the newest of several pings.
+        """
         if self.open:
             self._confirmed = call
-            self._confirms = secrets.token_bytes(8)
-            self.sendPing(self._confirms)
+            payload = secrets.token_bytes(8)
+            self._confirms.clear()
+            self._confirms.append(payload)
+            self.sendPing(payload)
 
     def onPong(self, payload: bytes) -> None:
         """A pong came: it may be the one that `confirm` waits for."""
-        if self._confirms and payload == self._confirms:
-            confirmed, self._confirmed, self._confirms = self._confirmed, None, b""
+        if payload in self._confirms:
+            self._confirms.clear()
+            confirmed, self._confirmed = self._confirmed, None
             if confirmed is not None and self.open:
                 self._guarded(confirmed)
 

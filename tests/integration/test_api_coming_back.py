@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_twisted
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.frames import Frame, Opcode
 from websockets.sync.client import ClientConnection, connect
 
-from tests.support.api_calls import Served, thread
+from tests.support.api_calls import Served, reactor, thread
 from tests.support.fake_node import KEY, SHOP_KEY
 
 ADMIN = {"Authorization": f"Bearer {KEY}"}
@@ -50,9 +51,29 @@ def next_of(served: Served, name: str, owner: str = "admin") -> int:
 
 def confirmed(served: Served, name: str, next: int) -> None:
     """Wait until a consumer's cursor is there; blocks."""
+    wait(lambda: next_of(served, name) == next)
+
+
+def hold_pongs(wire: ClientConnection) -> list[bytes]:
+    """Let a client answer no ping; return the payloads of those that come."""
+    pings: list[bytes] = []
+    send = wire.protocol.send_frame
+
+    def hold(frame: Frame) -> None:
+        if frame.opcode is Opcode.PONG:
+            pings.append(bytes(frame.data))
+        else:
+            send(frame)
+
+    wire.protocol.send_frame = hold  # type: ignore[method-assign]
+    return pings
+
+
+def wait(there: Callable[[], bool]) -> None:
+    """Wait until something is there; blocks."""
     until = time.monotonic() + 2.0
-    while next_of(served, name) != next:
-        assert time.monotonic() < until, next_of(served, name)
+    while not there():
+        assert time.monotonic() < until
         time.sleep(0.01)
 
 
@@ -86,9 +107,10 @@ async def test_what_came_while_it_was_away_comes_once_it_is_back(
 async def test_the_cursor_moves_by_what_was_received_not_by_what_was_sent(served: Served) -> None:
     def deaf() -> None:
         with dial(served, "channel=orders&consumer=p1") as wire:
-            wire.protocol.send_pong = lambda payload: None  # type: ignore[method-assign]
+            pings = hold_pongs(wire)
             publish(served, 1, 2)
             assert [hear(wire), hear(wire)] == [1, 2]
+            wait(lambda: len(pings) == 1)
             wire.socket.close()
 
     await thread(deaf)
@@ -113,6 +135,33 @@ async def test_the_cursor_follows_soon(served: Served) -> None:
                 confirmed(served, "resume.tab-7", value + 1)
 
     await thread(run)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_client_may_answer_only_the_newest_ping(served: Served) -> None:
+    """RFC 6455 5.5.3 allows that."""
+
+    def run() -> list[int]:
+        with dial(served, "channel=orders&consumer=p1") as wire:
+            pings = hold_pongs(wire)
+            publish(served, 1)
+            assert hear(wire) == 1
+            wait(lambda: len(pings) == 1)
+            (ours,) = served.api.upgrades.sockets()
+            reactor.callFromThread(ours.sendPing, b"newest")
+            wait(lambda: len(pings) == 2)
+            assert next_of(served, "p1") == 1
+            vars(wire.protocol).pop("send_frame")
+            wire.pong(pings[-1])
+            confirmed(served, "p1", 2)
+            publish(served, 2)
+            assert hear(wire) == 2
+            confirmed(served, "p1", 3)
+        with dial(served, "channel=orders&consumer=p1") as wire:
+            publish(served, 3)
+            return [hear(wire)]
+
+    assert await thread(run) == [3]
 
 
 @pytest_twisted.ensureDeferred

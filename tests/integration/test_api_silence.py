@@ -202,7 +202,7 @@ def test_no_ping_is_sent_while_a_large_message_comes_in(monkeypatch: pytest.Monk
     sent: list[bytes | None] = []
     monkeypatch.setattr(ServerProtocol, "sendPing", lambda self, payload: sent.append(payload))
     socket = ApiSocket()
-    socket._confirms = b"asked"
+    socket._confirms.append(b"asked")
     monkeypatch.setattr(ApiSocket, "awaited", lambda self: 1 << 20)
     socket.sendPing(b"auto")
     socket.sendPing(b"asked")
