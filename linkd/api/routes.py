@@ -23,10 +23,13 @@ _CONSUMER = Param(
     "A named consumer, in place of `from`; made where it is new.",
     pattern=CONSUMER_NAME_PATTERN,
 )
-_LAST = Param(
+_LAST_RECORD = Param(
     "Last-Event-ID",
-    "Resume an event stream behind this id: OFFSET@EPOCH, an offset, or an event's number.",
+    "Resume an event stream behind this id: OFFSET@EPOCH, or an offset of this log.",
     pattern=r"^[0-9]{0,18}(@[0-9A-Za-z_-]{0,64})?$",
+)
+_LAST_EVENT = Param(
+    "Last-Event-ID", "Resume an event stream behind this event's number.", pattern=r"^[0-9]{0,18}$"
 )
 _CONFIRMED = Param("confirmed", "Do it; else only told what would be.", "boolean")
 _JSON = ("application/json",)
@@ -75,7 +78,7 @@ ROUTES: tuple[Route, ...] = (
             Param("limit", "Records at most, 100 by default.", "integer", least=1, most=10_000),
             Param("wait", "Seconds to wait for a first record, up to 300.", "number", least=0),
         ),
-        headers=(_LAST,),
+        headers=(_LAST_RECORD,),
         gives=("application/json", "text/event-stream"),
     ),
     Route(
@@ -166,7 +169,7 @@ ROUTES: tuple[Route, ...] = (
         run=acting.events,
         answers={200: "The changes, oldest first."},
         query=(Param("after", "Only those with a higher number.", "integer", least=0, most=2**62),),
-        headers=(_LAST,),
+        headers=(_LAST_EVENT,),
         gives=("application/json", "text/event-stream"),
         always=True,
     ),

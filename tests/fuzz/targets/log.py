@@ -37,7 +37,7 @@ def one(content: bytes) -> None:
             batch, _ = frame.batch_of(found, "edge", "l")
             decode_records(batch.records, min(max(batch.count, 0), 1000))
         else:
-            frame.change_of(found)
+            frame.change_of(found.kind, found.head)
     except (msgspec.DecodeError, UnicodeDecodeError, BadRecord):
         return
 
