@@ -13,6 +13,7 @@ from linkd.core.shown import (
     JSON,
     MAX_JSON_DEPTH,
     body_of,
+    check_syntax,
     extras_of,
     kind_of,
     nested_deeply,
@@ -21,13 +22,12 @@ from linkd.core.shown import (
 
 NDJSON = "application/x-ndjson"
 _encoder = msgspec.json.Encoder()
-_any = msgspec.json.Decoder()
 
 
 def check_json(body: bytes, where: str = "the body") -> None:
     """Raise Refusal unless `body` is one JSON value in UTF-8."""
     try:
-        _any.decode(body)
+        check_syntax(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Refusal("malformed", f"expected JSON in {where}: {error}") from None
     if nested_deeply(body):

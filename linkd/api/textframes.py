@@ -11,7 +11,7 @@ import msgspec
 from linkd.api.bodies import to_json
 from linkd.api.refusals import Refusal
 from linkd.core.batch import Batch, Record, Unreadable, check_headers, read_records
-from linkd.core.shown import JSON, body_of, extras_of, rfc3339
+from linkd.core.shown import JSON, body_of, check_syntax, extras_of, rfc3339
 from linkd.core.wire import EpochEnd
 from linkd.errors import LinkdError
 
@@ -29,9 +29,11 @@ _KEYS = frozenset(("type", "data", "channel", "id", "headers"))
 _CALLS = frozenset(("ping", "pong", "subscribe", "unsubscribe"))
 
 _UNREADABLE = object()
-_value = msgspec.json.Decoder()
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
-
+_value = msgspec.json.Decoder()
+_PLAIN_BYTES = 4096
+_READABLE_BYTES = 1 << 20
+"""A larger frame that can't be read is not searched for its id: 16 MiB of it take 3 s."""
 
 LARGE_BYTES = 65_536
 PART_BYTES = 16_384
@@ -130,7 +132,7 @@ def parse(payload: bytes, binary: bool) -> Frame:
                 return frame
         return Frame("publish", payload, "", JSON)
     try:
-        _value.decode(payload)
+        check_syntax(payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return Frame("publish", payload, "", TEXT)
     return Frame("publish", payload, "", JSON)
@@ -142,6 +144,8 @@ def _refuse_unreadable(payload: bytes, why: str) -> None:
     A browser's JSON may have half of a surrogate pair, as a text that was cut has at its end.
     Published as text, the whole frame would be the message, and its id would never be answered.
     """
+    if len(payload) > _READABLE_BYTES:
+        return
     try:
         given = json.loads(payload)
     except (ValueError, RecursionError):
@@ -220,9 +224,11 @@ def _following(type_: str, data: msgspec.Raw | None, id_: Name | None) -> Frame:
 
 
 def _plain(value: msgspec.Raw | None) -> Any:
-    """Return a value; what can't be read, as a number out of range, is neither text nor number."""
+    """Return a value; one that can't be read, or a long one, is neither text nor number."""
     if value is None:
         return None
+    if memoryview(value).nbytes > _PLAIN_BYTES:
+        return _UNREADABLE
     try:
         return _value.decode(value)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

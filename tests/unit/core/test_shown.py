@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ from linkd.core.batch import Record, Unreadable
 from linkd.core.shown import (
     MAX_JSON_DEPTH,
     body_of,
+    check_syntax,
     extras_of,
     kind_of,
     nested_deeply,
@@ -79,3 +81,15 @@ def test_what_is_no_record_is_shown_whole() -> None:
     plain = Record(b"7", content_type="application/json", headers={"a": "b"})
     assert (body_of(plain)[0], extras_of(plain)) == ("data", {"headers": {"a": "b"}})
     assert extras_of(Record(b"")) == {}
+
+
+def test_of_a_large_body_of_json_no_value_is_built() -> None:
+    body = b"[" + b"[]," * 400_000 + b"[]]"
+    tracemalloc.start()
+    check_syntax(body)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 3 * len(body), "16 MiB of it held the loop for 3 s"
+    for wrong in (body[:-1], body[:-1] + b',"\xff"]', body[:-1] + b',"\\ud83d"]'):
+        with pytest.raises((msgspec.DecodeError, UnicodeDecodeError)):
+            check_syntax(wrong)
