@@ -147,14 +147,18 @@ class Present(Protocol):
 
 
 class Jobs:
-    """Works on what is for many in slices, one job after the other.
+    """Works on what is for many, one job after the other: for one slice in a turn of the reactor.
+
+    Each message that it sends is written to its socket in the same turn, which takes as long again.
 
     Args:
-        share: Gives it its turns.
+        share: Gives it its slices.
+        clock: The reactor.
     """
 
-    def __init__(self, share: FairShare) -> None:
+    def __init__(self, share: FairShare, clock: Clock) -> None:
         self._share = share
+        self._clock = clock
         self._jobs: deque[Iterator[None]] = deque()
         self._is_queued = False
 
@@ -184,8 +188,9 @@ class Jobs:
                 if self._share.seconds() >= until:
                     break
         finally:
-            self._is_queued = False
-            self._queue()
+            self._is_queued = bool(jobs)
+            if jobs:
+                self._clock.callLater(0, self._share.queue, self._work)
 
 
 class _Link:
@@ -317,13 +322,13 @@ class Presence:
     def __init__(self, node: NodePort, clock: Clock, share: FairShare) -> None:
         self._node = node
         self._clock = clock
-        self._jobs = Jobs(share)
+        self._jobs = Jobs(share, clock)
         self._links: dict[str, _Link] = {}
         self._channels: dict[str, _Channel] = {}
         self._number = 0
         self._remote = 0
         self._sweep: Call | None = None
-        self._sweeps = False
+        self._sweeps = False  # one is planned
         node.on_presence.append(self._heard)
         self._ignore_links: Callable[[], None] | None = None
         self._is_stopped = False
@@ -451,15 +456,17 @@ class Presence:
         changes, channel.changes = channel.changes, {}
         is_crowd, channel.is_crowd = channel.is_crowd, False
         count = channel.count - sum(_STEP[kind] for kind, _ in changes.values())
-        if is_crowd:
-            yield from self._send_change(channel, Change("present", name, channel.count), _END)
-        for (node, member), (kind, newest) in changes.items():
-            count += _STEP[kind]
-            yield from self._send_change(channel, Change(kind, name, count, node, member), newest)
-        if is_crowd and self._channels.get(name) is channel:
-            channel.resting = self._clock.callLater(CROWD_SECONDS, self._deliver_on, name, channel)
-        else:
-            self._deliver_on(name, channel)
+        try:
+            if is_crowd:
+                yield from self._send_change(channel, Change("present", name, channel.count), _END)
+            for (node, member), (kind, newest) in changes.items():
+                count += _STEP[kind]
+                change = Change(kind, name, count, node, member)
+                yield from self._send_change(channel, change, newest)
+        finally:  # after a mistake, too
+            delay = CROWD_SECONDS if is_crowd else 0.0
+            if self._channels.get(name) is channel:
+                channel.resting = self._clock.callLater(delay, self._deliver_on, name, channel)
 
     def _deliver_on(self, name: str, channel: _Channel) -> None:
         channel.resting, channel.delivers = None, False
@@ -553,10 +560,11 @@ class Presence:
             self._sweep = self._clock.callLater(SWEEP_SECONDS, self._swept)
             if not self._sweeps:
                 self._sweeps = True
-                self._jobs.add(self._sweeping())
+                self._jobs.add(self._sweep_all())
 
-    def _sweeping(self) -> Iterator[None]:
+    def _sweep_all(self) -> Iterator[None]:
         """Forget what is too old, and repeat what is due."""
+        self._sweeps = False  # the next one may be planned behind it, after a mistake, too
         for name, channel in list(self._channels.items()):
             now = self._clock.seconds()
             if channel.wanted_until <= now:
@@ -576,7 +584,6 @@ class Presence:
                     self._plan(self._announcing_here(name, channel, peers))
             self._forget_empty(name, channel)
             yield
-        self._sweeps = False
 
     def _forget_asker(self, channel: _Channel, node: str) -> None:
         asker = channel.askers.pop(node)

@@ -335,11 +335,11 @@ def test_each_change_is_encoded_once_and_sent_in_slices(net: Net) -> None:
     watchers = [Slow(net.clock) for _ in range(500)]
     for watcher in watchers:
         net["edge"].join("chat", "w", "shop", watcher)
-    assert longest_turn(net.clock) <= 0.030
+    assert longest_turn(net.clock) <= 0.010
     Slow.sent = 0
     announce_many(net, 10)
     assert Slow.sent == 0  # nothing in the turn of the link
-    assert longest_turn(net.clock) <= 0.030
+    assert longest_turn(net.clock) <= 0.010
     assert Slow.sent == 10 * 500
     assert len({id(watcher.last) for watcher in watchers}) == 1
     last = watchers[0].last
@@ -355,13 +355,13 @@ def test_of_more_changes_than_can_be_sent_each_hears_the_number(net: Net) -> Non
     longest_turn(net.clock)
     Slow.sent = 0
     announce_many(net, 2000)
-    assert longest_turn(net.clock) <= 0.030
+    assert longest_turn(net.clock) <= 0.010
     assert Slow.sent <= 2 * 500
     assert {(w.last.kind, w.last.count) for w in watchers if w.last} == {("present", 2500)}
     Slow.sent = 0
     net.nodes["edge"].link("hub", "up", "waiting")
     assert Slow.sent == 0
-    assert longest_turn(net.clock) <= 0.030
+    assert longest_turn(net.clock) <= 0.010
     assert Slow.sent <= 2 * 500
     assert {(w.last.kind, w.last.count) for w in watchers if w.last} == {("present", 500)}
     assert watchers[0].last is not None
@@ -381,6 +381,22 @@ def test_one_link_leaves_room_for_the_others(net: Net, monkeypatch: pytest.Monke
     assert len([name for name in net.names("edge") if name.endswith("@far")]) == 100
     net.cut("edge", "hub")
     assert net["edge"]._remote == 0
+
+
+def test_a_mistake_of_one_who_watches_costs_nobody_else_more_than_that_change(net: Net) -> None:
+    class Wrong:
+        def changed(self, change: Change) -> None:
+            raise RuntimeError("a mistake")
+
+    watcher = Watcher()
+    net["edge"].join("chat", "ann", "shop", watcher)
+    number = net["edge"].join("chat", "eve", "shop", Wrong())
+    net["edge"].join("chat", "bob", "shop", None)
+    net.settle()
+    net["edge"].leave("chat", number)
+    net["edge"].join("chat", "cid", "shop", None)
+    net.settle()
+    assert watcher.take()[-2:] == ["left eve@edge 2", "joined cid@edge 3"]
 
 
 def test_nothing_is_announced_where_nobody_watches(net: Net) -> None:
