@@ -75,7 +75,12 @@ class ApiKey(Settings, frozen=True, kw_only=True):
         _meta("Where its clients of `/ws` publish that name no channel; absent: `api`'s."),
     ] = None
     consumers: Annotated[
-        int, _meta("Named consumers that it may have; 0: none.", ge=0, le=1_000_000)
+        int,
+        _meta(
+            "Named consumers that it may have, and as many of `?resume=`; 0: none.",
+            ge=0,
+            le=1_000_000,
+        ),
     ] = 100
     kept_bytes: Annotated[
         Annotated[int, Meta(ge=0, le=2**50)] | None,

@@ -134,7 +134,8 @@ ROWS = (
         "consumer.removed",
         "error",
         "owner consumer next idle_seconds",
-        "A named consumer was absent for `consumer_max_idle` and is owed nothing any more.",
+        "A named consumer was absent for `consumer_max_idle` and is owed nothing any more."
+        " `info`: one of `?resume=` was absent for 10 minutes, or others needed its room.",
         "If its program still exists, start it and read what it missed from elsewhere.",
     ),
     kind(

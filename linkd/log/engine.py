@@ -257,6 +257,11 @@ class Consumer(msgspec.Struct, frozen=True):
         """Whether it is kept for some minutes only."""
         return self.name.startswith(RESUME_PREFIX)
 
+    @property
+    def pattern_bytes(self) -> int:
+        """How long its patterns are together."""
+        return sum(map(len, self.patterns))
+
 
 class PeerCursor(msgspec.Struct, frozen=True):
     """What a peer has of our log: everything below `acked`; `made` is where its cursor was made.

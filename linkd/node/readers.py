@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from heapq import nsmallest
+from math import inf
 from operator import itemgetter
 from typing import Protocol
 
@@ -70,6 +71,7 @@ class Readers:
         self._held: dict[Owned, Follower] = {}
         self._looked: dict[Owned, int] = {}
         self._passed_over: set[Owned] = set()
+        self._left_at: dict[Owned, float] = {}  # when the client of a passing one went
         self._bounds: tuple[Config, dict[str, int | None]] | None = None
         self._aged_at = around.clock.seconds()
         self._passed = 0.0
@@ -113,47 +115,86 @@ class Readers:
             self._around.tell("warn", "consumer.replaced", owner=owner, consumer=name)
             holder.end("replaced")
         known = self._store.consumers().get(key)
-        self._check_patterns(key, patterns)
+        wanted = Consumer(owner, name, start, patterns)
+        self._make_room_for_patterns(wanted)
         if known is None:
-            self._check_room(owner)
+            self._make_room(wanted)
             self._around.tell("info", "consumer.created", owner=owner, consumer=name, next=start)
         else:
             start = min(known.next, self._log.next)  # the log may have been put back
         self._store.set_consumer(Consumer(owner, name, start, patterns))
         return start
 
-    def _check_room(self, owner: str) -> None:
-        """Raise PublishError where an owner may have no further consumer."""
-        config = self._around.config
-        consumers = self._store.consumers()
-        mine = sum(1 for other, _ in consumers if other == owner)
+    def _make_room(self, new: Consumer) -> None:
+        """Raise PublishError where an owner may have no further consumer.
+
+        Passing ones are counted apart; the one that is absent longest makes room.
+        """
+        config, owner, passing = self._around.config, new.owner, new.is_passing
+        consumers = list(self._store.consumers().values())
+        mine = [one for one in consumers if one.owner == owner]
+        alike = [one for one in mine if one.is_passing == passing]
         most = config.limits.consumers
-        setting, bound = "limits.consumers", most - most // 10
+        share = most - most // 10
+        setting, bound = "limits.consumers", share
         for key in config.api.keys:
             if key.name == owner and key.consumers < bound:
                 setting, bound = f"`consumers` of the key {owner}", key.consumers
-        if mine >= bound or len(consumers) >= most:
+        if len(alike) >= bound:
+            full = alike
+        elif len(mine) >= share:
+            full = mine
+        elif len(consumers) >= most:
+            full = consumers
+        else:
+            return
+        absent = self._absent(full)
+        if not absent:
             raise PublishError(
-                f"{owner} has {mine} named consumers and may have no more: delete some"
+                f"{owner} has {len(alike)} {'connected' if passing else 'named'} consumers"
+                f"{' with `resume`' if passing else ''} and may have no more: delete some"
                 f" (`linkd consumers --delete {owner}/NAME`) or raise {setting}"
             )
+        self._displace(absent[0])
 
-    def _check_patterns(self, key: Owned, patterns: tuple[str, ...]) -> None:
-        """Raise PublishError where the patterns of all consumers would be too long together."""
-        size = mine = total = sum(map(len, patterns))
-        for other, consumer in self._store.consumers().items():
-            if other != key:
-                length = sum(map(len, consumer.patterns))
-                total += length
-                mine += length if other[0] == key[0] else 0
-        is_key = any(one.name == key[0] for one in self._around.config.api.keys)
+    def _make_room_for_patterns(self, new: Consumer) -> None:
+        """Raise PublishError where the patterns of all consumers would be too long together.
+
+        As in `_make_room`, passing ones make room.
+        """
+        owner, passing = new.owner, new.is_passing
+        size = mine = total = new.pattern_bytes
+        others = [one for one in self._store.consumers().values() if one.key != new.key]
+        for one in others:
+            total += one.pattern_bytes
+            if one.owner == owner and one.is_passing == passing:
+                mine += one.pattern_bytes
+        is_key = any(one.name == owner for one in self._around.config.api.keys)
         bound = KEY_PATTERNS_BYTES if is_key else PATTERNS_BYTES - PATTERNS_BYTES // 10
+        if mine <= bound and total <= PATTERNS_BYTES:
+            return
+        for one in self._absent(others):
+            if mine > bound and passing and one.owner == owner:
+                mine -= one.pattern_bytes
+            elif mine > bound or total <= PATTERNS_BYTES:
+                continue
+            total -= one.pattern_bytes
+            self._displace(one)
         if mine > bound or total > PATTERNS_BYTES:
             raise PublishError(
-                f"the patterns of the consumers of {key[0]} have {mine - size} bytes; with"
+                f"the patterns of the consumers of {owner} have {mine - size} bytes; with"
                 f" {size} more they are above {bound}, or those of all above {PATTERNS_BYTES}:"
                 " delete some, or use patterns with > or *"
             )
+
+    def _absent(self, among: Sequence[Consumer]) -> list[Consumer]:
+        """Return the passing ones whose clients have gone, the one that is absent longest first."""
+        gone = [one for one in among if one.is_passing and one.key not in self._held]
+        return sorted(gone, key=lambda one: (self._left_at.get(one.key, -inf), -one.idle))
+
+    def _displace(self, consumer: Consumer) -> None:
+        """Remove one whose room another needs."""
+        self._remove(consumer, "its room was needed for another consumer")
 
     def offer(self, follower: Follower, batches: list[Batch], next: int) -> None:
         """Hand on what was committed."""
@@ -196,22 +237,25 @@ class Readers:
             # A round counts a whole minute also of one that was there a second ago: a margin.
             most_idle = RESUME_SECONDS if consumer.is_passing else longest
             if idle > most_idle + 2 * AGING_SECONDS:
-                self._store.remove_consumer(key)
-                self._no_longer_lags(key)
-                self._tell_removed(consumer, idle)
+                days = f"{idle / 86_400.0:.1f} days of running time"
+                aged = msgspec.structs.replace(consumer, idle=idle)
+                self._remove(aged, f"it was absent for {days}")
             elif idle != consumer.idle:
                 self._store.set_consumer(msgspec.structs.replace(consumer, idle=idle))
 
-    def _tell_removed(self, consumer: Consumer, idle: float) -> None:
+    def _remove(self, consumer: Consumer, why: str) -> None:
+        """Remove a consumer that did not ask for it, and log that."""
+        self._store.remove_consumer(consumer.key)
+        self._let_go(consumer.key)
         self._around.tell(
             "info" if consumer.is_passing else "error",
             "consumer.removed",
             owner=consumer.owner,
             consumer=consumer.name,
             next=consumer.next,
-            idle_seconds=round(idle, 1),
-            detail=f"{consumer.owner}/{consumer.name} was absent for {idle / 86_400.0:.1f} days of"
-            f" running time; it is owed nothing from offset {consumer.next} on any more",
+            idle_seconds=round(consumer.idle, 1),
+            detail=f"{consumer.owner}/{consumer.name} is owed nothing from offset {consumer.next}"
+            f" on any more: {why}",
         )
 
     def tell_orphans(self) -> None:
@@ -315,9 +359,10 @@ class Readers:
                 self._passed_over.add(consumer.key)
                 self._tell_passed_over(consumer, floors[consumer.owner])
 
-    def _no_longer_lags(self, key: Owned) -> None:
+    def _let_go(self, key: Owned) -> None:
         self._looked.pop(key, None)
         self._passed_over.discard(key)
+        self._left_at.pop(key, None)
 
     def _tell_passed_over(self, consumer: Consumer, floor: int) -> None:
         owner, name = consumer.key
@@ -352,7 +397,7 @@ class Readers:
         if holder is not None:
             holder.end("deleted")
         self._store.remove_consumer(key, done)
-        self._no_longer_lags(key)
+        self._let_go(key)
         owner, name = key
         self._around.tell("info", "consumer.deleted", owner=owner, consumer=name, next=known.next)
         return True
@@ -367,14 +412,15 @@ class Readers:
         known = self._store.consumers()[old]
         if new in self._store.consumers():
             raise PublishError(f"there is a consumer {'/'.join(new)} already: delete it first")
-        if new[0] != old[0]:
-            self._check_room(new[0])
+        owner, name = new
+        moved = msgspec.structs.replace(known, owner=owner, name=name, idle=0.0)
+        if owner != old[0] or moved.is_passing != known.is_passing:
+            self._make_room(moved)
         holder = self._held.pop(old, None)
         if holder is not None:
             holder.end("replaced")
-        owner, name = new
-        self._store.set_consumer(msgspec.structs.replace(known, owner=owner, name=name, idle=0.0))
-        self._no_longer_lags(old)
+        self._store.set_consumer(moved)
+        self._let_go(old)
         self._store.remove_consumer(old, done)
         self._around.tell(
             "info",
@@ -417,6 +463,9 @@ class Readers:
             self._known.clear()
         if follower.consumer is not None and self._held.get(follower.consumer) is follower:
             del self._held[follower.consumer]
+            known = self._store.consumers().get(follower.consumer)
+            if known is not None and known.is_passing:
+                self._left_at[follower.consumer] = self._around.clock.seconds()
 
     def expired(self, batch: Batch) -> None:
         """Records outlived their ttl before a reader came to them."""

@@ -220,6 +220,93 @@ def test_the_patterns_of_a_keys_consumers_are_bounded(
         node.subscribe((ten * 3,), "latest", Sink(), ("socket", "c"))
 
 
+def visit(node: FakeNode, name: str, *patterns: str) -> None:
+    """Let a client with `resume` come and go."""
+    key = ("shop", f"{RESUME_PREFIX}{name}")
+    node.subscribe(patterns or ("orders",), "latest", Sink(), key).close()
+    node.clock.advance(0.1)
+
+
+def names(node: FakeNode) -> list[str]:
+    return [one.name.removeprefix(RESUME_PREFIX) for one in node.consumers()]
+
+
+def test_visits_that_are_over_make_room_for_others(node: FakeNode) -> None:
+    with_limits(node, 1000, 3)
+    for name in ("a", "b", "c", "a", "d"):
+        visit(node, name)
+    assert names(node) == ["a", "c", "d"]
+    (said,) = events(node, "consumer.removed")
+    assert (said["consumer"], said["next"]) == ("resume.b", 1)
+    for name in ("x", "y", "z"):
+        node.subscribe(("orders",), "latest", Sink(), ("shop", name))
+    with pytest.raises(PublishError, match=r"shop has 3 named consumers"):
+        node.subscribe(("orders",), "latest", Sink(), ("shop", "more"))
+    assert len(node.consumers()) == 6
+
+
+def test_who_is_there_is_not_displaced(node: FakeNode) -> None:
+    with_limits(node, 1000, 2)
+    held = node.subscribe(("orders",), "latest", Sink(), ("shop", "resume.a"))
+    for name in ("b", "c"):
+        visit(node, name)
+    assert names(node) == ["a", "c"]
+    node.subscribe(("orders",), "latest", Sink(), ("shop", "resume.c"))
+    with pytest.raises(PublishError, match="2 connected consumers with `resume`"):
+        visit(node, "d")
+    held.close()
+    visit(node, "d")
+    assert names(node) == ["c", "d"]
+
+
+def test_who_left_before_a_restart_is_absent_longest(node: FakeNode) -> None:
+    with_limits(node, 1000, 3)
+    make(node, ("shop", "resume.a"))
+    node.readers._store.set_consumer(Consumer("shop", "resume.b", 1, ("orders",), 60.0))
+    for name, left in (("c", ["a", "b", "c"]), ("d", ["a", "c", "d"]), ("e", ["c", "d", "e"])):
+        visit(node, name)
+        assert names(node) == left
+
+
+def test_visits_that_are_over_make_room_in_what_all_share(node: FakeNode) -> None:
+    with_limits(node, 10, 100)
+    for number in range(8):
+        visit(node, str(number))
+    for number in range(9):
+        node.subscribe(("orders",), "latest", Sink(), ("socket", str(number)))
+    node.subscribe(("orders",), "latest", Sink(), ("shop", "x"))
+    assert len(node.consumers()) == 10
+    with pytest.raises(PublishError, match=r"limits\.consumers"):
+        visit(node, "late")
+
+
+def test_no_owner_takes_the_last_tenth_with_both_kinds(node: FakeNode) -> None:
+    with_limits(node, 10, 100)
+    for number in range(8):
+        node.subscribe(("orders",), "latest", Sink(), ("shop", f"x{number}"))
+    for name in ("a", "b"):
+        visit(node, name)
+    assert names(node)[0] == "b"
+    assert len(node.consumers()) == 9
+
+
+def test_visits_that_are_over_make_room_for_patterns(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "KEY_PATTERNS_BYTES", 20)
+    monkeypatch.setattr(readers, "PATTERNS_BYTES", 50)
+    ten = "orders.abc"
+    for name in ("a", "b", "c"):
+        visit(node, name, ten)
+    assert names(node) == ["b", "c"]
+    with pytest.raises(PublishError, match="shop have 0 bytes"):
+        node.subscribe((ten * 3,), "latest", Sink(), SHOP)
+    node.subscribe((ten * 2,), "latest", Sink(), SHOP)
+    assert names(node) == ["billing", "b", "c"]
+    node.subscribe((ten * 2,), "latest", Sink(), SOCKET)
+    assert names(node) == ["billing", "c", "billing"]
+
+
 def test_a_consumer_can_be_moved_to_another_owner(node: FakeNode) -> None:
     sink = Sink()
     make(node, SOCKET, next=7)
