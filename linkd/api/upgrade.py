@@ -68,6 +68,9 @@ STUCK_BYTES = 1 << 20
 MAX_WAITING_BYTES = 32 << 20
 """Nor is more sent, what happens elsewhere (who came, which link went) included: it is cut."""
 
+MOST_UNWANTED_BYTES = 65_536
+"""What is read of a client whose upgrade was refused, while its close is awaited."""
+
 MAX_PINGS = 16
 """So many pings are remembered whose pong shows what was received."""
 
@@ -162,6 +165,7 @@ class ApiSocket(PingedSilence, WholeMessages):
     def __init__(self) -> None:
         super().__init__()
         self.paused = False
+        self._unwanted = 0
         self.open = False
         self.waiting = 0
         self._incoming = 0  # bytes of a message that has come in part
@@ -274,6 +278,10 @@ class ApiSocket(PingedSilence, WholeMessages):
     def dataReceived(self, data: bytes) -> None:
         """Bytes came: tell the messages in them, then that these were all."""
         self.life.heard_at = self.clock.seconds()
+        if isinstance(self.session, RefusedSession):
+            self._unwanted += len(data)
+            if self._unwanted > MOST_UNWANTED_BYTES:
+                return  # it is cut soon; until then a stranger's bytes go nowhere
         self.gather(data)  # Autobahn's own makes a line for its log first, at 25 µs
         if self.open:
             self._guarded(self.session.turned)

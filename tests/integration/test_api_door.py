@@ -430,3 +430,26 @@ async def test_an_address_with_too_many_connections_reads_why(served: Served) ->
         assert attempt(served, "/ws?channel=orders", headers=BEARER).code == 101
 
     await thread(run)
+
+
+@pytest_twisted.ensureDeferred
+async def test_nothing_is_gathered_of_a_client_that_was_refused(served: Served) -> None:
+    """Each could leave a message of max_body_bytes in memory, outside every account."""
+
+    def flood() -> int:
+        with socket.create_connection(("127.0.0.1", served.port)) as wire:
+            wire.sendall(
+                b"GET /ws HTTP/1.1\r\nHost: localhost\r\nOrigin: https://evil.example\r\n"
+                b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+                b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+            )
+            wire.recv(4096)
+            content = b"\x82\xff" + (900_000).to_bytes(8, "big") + bytes(4 + 800_000)
+            wire.sendall(content)
+            time.sleep(0.2)
+            (one,) = served.api.upgrades._open
+            return sum(
+                map(len, [one.data or b"", *(one._pieces or ()), *getattr(one, "frame_data", ())])
+            )
+
+    assert await thread(flood) <= 2 * 65_536
