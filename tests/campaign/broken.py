@@ -80,7 +80,7 @@ def highest_offset() -> None:
     def admit(
         self: Origins, origin: Origin, channel: str, count: int, stamp: float, undo: Undo
     ) -> Verdict | None:
-        high: dict[Any, int] = self._meter  # what it has for numbers, and goes with it
+        high: dict[Any, int] = self._usage._of  # what it has for numbers, and goes with it
         key = (origin.log, channel)
         skip = min(max(high.get(key, 0) + 1 - origin.first, 0), count)
         undo.append((high, key, high.get(key, 0)))

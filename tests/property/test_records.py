@@ -112,7 +112,7 @@ def read_by_all(batch: Batch, found: Any) -> None:
     ]
     assert [one.get("headers") for one in shown] == [one.headers or None for one in found]
     for offset, encoded in record_objects(batch):
-        lines = event(encoded, offset).split(b"\n")
+        lines = event(encoded, b"%d" % offset).split(b"\n")
         assert lines[0] == b"id: %d" % offset
         assert json.loads(b"\n".join([line[6:] for line in lines[1:] if line])) == shown[offset - 5]
     for envelope in (True, False):

@@ -100,7 +100,7 @@ def highest(
     self: Origins, origin: Origin, channel: str, count: int, stamp: float, undo: Undo
 ) -> Verdict | None:
     """Keep one highest offset for each origin's log and channel."""
-    high: dict[Any, int] = self._meter  # what it has for numbers, and goes with it
+    high: dict[Any, int] = self._usage._of  # what it has for numbers, and goes with it
     key = (origin.log, channel)
     skip = min(max(high.get(key, 0) + 1 - origin.first, 0), count)
     undo.append((high, key, high.get(key, 0)))

@@ -94,7 +94,7 @@ def test_a_configuration_that_does_not_fit_stops_nothing(node: FakeHost) -> None
     calls = node.read("/run/fake/calls").count("stop linkd")
     done = node.install(Linkd("2.0", check=2))
     assert done.returncode == 1
-    assert "lmits: unknown key" in done.stderr
+    assert "lim_its: unknown key" in done.stderr
     assert last(done).endswith("nothing was changed, linkd 1.0 is running")
     assert node.read("/run/fake/calls").count("stop linkd") == calls
     assert node.running() == node.installed() == "1.0"

@@ -118,7 +118,7 @@ case $1 in
 version) echo linkd {self.version} ;;
 check)
     [ -r /etc/linkd/linkd.toml ] || {{ echo "linkd: linkd.toml: Permission denied" >&2; exit 2; }}
-    [ {self.check} = 0 ] || echo "linkd: bad.toml: lmits: unknown key" >&2
+    [ {self.check} = 0 ] || echo "linkd: bad.toml: lim_its: unknown key" >&2
     echo '{{"node": {{"state_dir": "/var/lib/linkd"}}}}'
     exit {self.check} ;;
 run)
