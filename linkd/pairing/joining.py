@@ -162,6 +162,12 @@ def renew(peer: PeerSettings) -> float:
     raise failure
 
 
+def _pieces(text: str) -> list[str]:
+    """Return each certificate in a PEM file: which are there counts, not their order."""
+    end = "-----END CERTIFICATE-----\n"
+    return [piece + end for piece in text.split(end)[:-1]]
+
+
 def _trust(peer: PeerSettings, authorities: tuple[str, ...], shown: bytes) -> None:
     """Trust the authorities that a hub has sent, where pairing wrote the file that names them.
 
@@ -173,7 +179,7 @@ def _trust(peer: PeerSettings, authorities: tuple[str, ...], shown: bytes) -> No
     file = Path(peer.ca or "")
     ours = peer.certificate is not None and file == Path(peer.certificate).with_suffix(".ca")
     text = "".join(authorities)
-    if not ours or not authorities or text == file.read_text():
+    if not ours or not authorities or sorted(authorities) == sorted(_pieces(file.read_text())):
         return
     try:
         found = x509.load_pem_x509_certificates(text.encode())
