@@ -151,3 +151,20 @@ def test_the_detail_of_a_goodbye_is_cut() -> None:
     long = wire.goodbye("stopped", "x" * 100_000, 2.0)
     assert long == wire.Goodbye("stopped", "x" * wire.MAX_DETAIL_LENGTH, 2.0)
     assert wire.decode(wire.encode(long)) == long
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "agreed"),
+    [
+        ({}, {"a": 1}, 200),  # a client that knew no log
+        ({"a": 1}, {}, 200),  # a daemon that names no epochs
+        ({"a": 1, "b": 60}, {"a": 1, "b": 60, "c": 101}, 101),
+        ({"a": 1, "b": 60}, {"a": 1, "c": 50}, 50),  # put back, and grown since
+        ({"a": 1, "b": 60}, {"y": 1, "z": 150}, 0),
+    ],
+)
+def test_a_log_is_the_same_as_far_as_both_know_its_epochs(
+    before: dict[str, int], now: dict[str, int], agreed: int
+) -> None:
+    then, since = ([wire.EpochStart(*each) for each in one.items()] for one in (before, now))
+    assert stream.agreed(then, since, 200) == agreed

@@ -376,3 +376,10 @@ def test_a_bad_file_beside_a_new_log_begins_anew(tmp_path: Path) -> None:
     done: list[bool] = []
     cursors.close(partial(done.append, True))
     turns.until(lambda: done)
+
+
+def test_a_consumer_of_a_visit_is_kept_for_a_short_time_and_its_patterns_count() -> None:
+    visit = Consumer("shop", "resume.tab-1", 1, ("a.>", "b"))
+    lasting = Consumer("shop", "billing", 1, ())
+    assert (visit.is_passing, visit.pattern_bytes) == (True, 4)
+    assert (lasting.is_passing, lasting.pattern_bytes) == (False, 0)
