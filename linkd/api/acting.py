@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from linkd.api.answer import Answer, answer
-from linkd.api.asked import check_consumer, last_event, wants_stream
+from linkd.api.asked import last_event, lasting_consumer, wants_stream
 from linkd.api.call import Call, seconds, whole
 from linkd.api.callers import ANYONE, SOCKET
 from linkd.api.keys import COOKIE, SESSION_SECONDS, TOKEN_SECONDS
@@ -115,7 +115,7 @@ async def move(api: Service, call: Call) -> Answer:
     if wanted.owner not in owners:
         raise Refusal("not-found", f"there is no key {wanted.owner[:63]}")
     try:
-        await api.node.move(consumer.key, (wanted.owner, check_consumer(wanted.name)))
+        await api.node.move(consumer.key, (wanted.owner, lasting_consumer(wanted.name)))
     except PublishError as error:
         raise Refusal("in-use", str(error)) from None
     return answer({"owner": wanted.owner, "name": wanted.name, "next": consumer.next})

@@ -11,7 +11,7 @@ from linkd.api.refusals import Refusal
 from linkd.config.settings import CONSUMER_NAME_PATTERN
 from linkd.core.resume import agree
 from linkd.core.wire import Cursor, EpochEnd
-from linkd.log.engine import Log
+from linkd.log.engine import RESUME_PREFIX, Log
 
 _CONSUMER = re.compile(CONSUMER_NAME_PATTERN)
 
@@ -52,7 +52,18 @@ def resumed(log: Log, seen: Sequence[EpochEnd]) -> Start:
 def consumer_of(call: Call) -> str | None:
     """Return the query's consumer, if it names one; raise Refusal where that is no name."""
     name = call.text("consumer")
-    return None if name is None else check_consumer(name)
+    return None if name is None else lasting_consumer(name)
+
+
+def lasting_consumer(name: str) -> str:
+    """Return `name`; raise Refusal where no consumer that lasts can be called so."""
+    if name.startswith(RESUME_PREFIX):
+        raise Refusal(
+            "malformed",
+            f"{name[:63]!r} is no consumer's name: those of ?resume= begin with"
+            f" {RESUME_PREFIX}, and last some minutes only",
+        )
+    return check_consumer(name)
 
 
 def check_consumer(name: str) -> str:

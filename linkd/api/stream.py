@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 import linkd
-from linkd.api.asked import check_consumer
+from linkd.api.asked import lasting_consumer
 from linkd.api.callers import Caller
 from linkd.api.ingress import Ingress, check_wait
 from linkd.api.publishing import reached
@@ -301,7 +301,7 @@ class StreamSession:
                     "too-many", f"at most {MAX_PATTERNS_BYTES} bytes of patterns a connection"
                 )
             self.caller.check_patterns(frame.patterns)
-            consumer = check_consumer(frame.consumer) if frame.consumer else None
+            consumer = lasting_consumer(frame.consumer) if frame.consumer else None
             sink = StreamSink(self, frame.id, frame.patterns, frame.credit)
             began = sink.subscribe(self.caller, frame.patterns, frame.start, consumer)
         except LinkdError as error:

@@ -9,7 +9,7 @@ from secrets import token_urlsafe
 from typing import TYPE_CHECKING, Any
 
 import linkd
-from linkd.api.asked import check_consumer, resumed, start_of
+from linkd.api.asked import check_consumer, lasting_consumer, resumed, start_of
 from linkd.api.bodies import to_json
 from linkd.api.call import Call
 from linkd.api.callers import Caller
@@ -552,7 +552,7 @@ def _consumer(call: Call) -> str | None:
         raise Refusal("malformed", "expected consumer or resume, got both")
     if id_ is not None:
         return check_consumer(f"{RESUME_PREFIX}{id_}")
-    return None if name is None else check_consumer(name)
+    return None if name is None else lasting_consumer(name)
 
 
 def _presence(call: Call) -> str:

@@ -204,6 +204,7 @@ async def test_consumers_keep_their_owner_and_rights(served: Served) -> None:
             "channel=orders&consumer=a&resume=b",
             "channel=orders&consumer=a/b",
             "channel=orders&resume=" + "x" * 57,
+            "channel=orders&consumer=resume.b",
         ):
             with pytest.raises(InvalidStatus), dial(served, query):
                 pass

@@ -251,6 +251,8 @@ async def test_consumers_from_any_language(served: Served) -> None:
         await served.call("GET", "/v1/channels/orders?consumer=billing")
         bad = await served.call("POST", "/v1/consumers/billing/ack", body, JSON)
         assert (bad.status, bad.json()["error"]) == (400, "malformed")
+    short = await served.call("GET", "/v1/channels/orders?consumer=resume.tab")
+    assert (short.status, short.json()["error"]) == (400, "malformed")
 
 
 @pytest_twisted.ensureDeferred

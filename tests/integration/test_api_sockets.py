@@ -1045,6 +1045,18 @@ async def test_deliveries_cost_credit(served: Served) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_name_of_visits_is_no_lasting_consumers(served: Served) -> None:
+    """It would be forgotten after ten minutes, with its position."""
+
+    def run(client: Stream) -> Any:
+        client.say(stream.Subscribe(1, ("orders",), "earliest", "resume.tab", 1000))
+        return client.hear()
+
+    refused = await pump(served, run)
+    assert (refused.id, refused.error) == (1, "malformed")
+
+
+@pytest_twisted.ensureDeferred
 async def test_consumers_acks_and_takeover(served: Served) -> None:
     put(served, "orders", b"1")
     put(served, "orders", b"2")
