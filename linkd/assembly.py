@@ -96,16 +96,8 @@ class Assembly:
         self._greeted = GreetedAddresses(state / greeted.FILE, reactor.seconds())
         self._descriptors = Descriptors(limit, self.node.warnings)
         _tell_opened(log, opened)
-        # Pairing's state is the worker's; what it asks of the daemon is done in the reactor.
         self._worker = Worker(reactor, "linkd-pairing")
-        hooks = Hooks(
-            lambda: self.config,
-            self._leaf,
-            lambda: self._worker.in_reactor(reload),
-            lambda name: self._worker.in_reactor(self._revoked, name),
-        )
-        self.pairing = Pairing(hooks, folder, reactor.seconds, wall)
-        self.pairing.open()
+        self.pairing = self._open_pairing(folder, reload)
         self._tls = self._server_tls(state / "pairing")
         self._renewal = Renewal(lambda: self.config, wall, threads.deferToThread, self._renew_own)
         self._loops = (
@@ -127,6 +119,22 @@ class Assembly:
         if self._listener is not None:
             self._api.metrics.refused = self._listener.refusals
         self._api.metrics.shortages = lambda: self._descriptors.shortages
+
+    def _open_pairing(self, folder: Path, reload: Callable[[], None]) -> Pairing:
+        """Open pairing's state; from now on it is the worker's.
+
+        What it asks of the daemon runs in the reactor.
+        """
+        in_reactor = self._worker.in_reactor
+        hooks = Hooks(
+            lambda: self.config,
+            self._leaf,
+            lambda: in_reactor(reload),
+            lambda name: in_reactor(self._revoked, name),
+        )
+        pairing = Pairing(hooks, folder, self._reactor.seconds, wall)
+        pairing.open()
+        return pairing
 
     def _make_dialer(self, node: Node, driver: LinkDriver) -> LinkDialer:
         """Make the dialing end of one link."""

@@ -270,7 +270,8 @@ class ApiSite(_Factory):  # type: ignore[misc]
     def refused(self, request: ApiRequest, refusal: Refusal) -> None:
         """Log what an operator should see: who is kept out, not who mistyped.
 
-        Of a WebSocket all: nobody else may see why it is refused. `api.busy` has been logged.
+        Every refused WebSocket is logged, since a browser may hide the reason from its page.
+        `api.busy` has been logged.
         """
         if refusal is request.channel.refusal:
             return

@@ -235,9 +235,10 @@ class ApiSocket(PingedSilence, WholeMessages):
                 self._confirms.append(payload)
 
     def look_closer(self, now: float) -> None:
-        """Take it as life of the program that it reads what was sent, or that we do not read it.
+        """Update what is known of the program and of its path, before its silence is judged.
 
-        Of the path only the kernel knows.
+        A program lives while it reads what was sent, or while we do not read from it. Whether the
+        path lives only the kernel knows.
         """
         life = self.life
         if (self._resting or self.busy) and not self.is_stuck:

@@ -170,7 +170,7 @@ def _say(line: str) -> None:
 
 
 def _reload(path: str) -> bool:
-    """Have the daemon at the socket read its files anew; tell whether there is one.
+    """Have the daemon at the socket reload its configuration; return whether there is one.
 
     Its process id comes from the socket itself (SO_PEERCRED), so no file can name a wrong one.
     """

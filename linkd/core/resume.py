@@ -50,10 +50,7 @@ def truncate(cursor: Cursor, agreed: EpochEnd) -> Cursor:
 
 
 def lost_at_sender(cursor: Cursor, agreed: EpochEnd) -> tuple[int, int] | None:
-    """Return the offsets [first, next) that the receiver has and the sender no longer knows.
-
-    Or None.
-    """
+    """Return the offsets [first, next) that only the receiver still has; None if there are none."""
     return (agreed.next, cursor.next) if cursor.next > agreed.next else None
 
 

@@ -124,10 +124,7 @@ class Ward:
         save_identity(self._files, self._folder, floor)
 
     def missing(self, before: int, after: int, next: int, first: int | None) -> None:
-        """Say that the segments between two numbers are gone.
-
-        And with them offsets from `next` up to `first`.
-        """
+        """Note that the segments between two numbers are gone, with offsets `next` to `first`."""
         names = ", ".join(segment_path(self._folder, n).name for n in range(before + 1, after)[:3])
         if first is None:
             self.jump = True
@@ -209,9 +206,9 @@ class Ward:
             return None
 
     def _head(self, number: int, frames: list[Frame]) -> tuple[SegmentHead, bytes]:
-        """Return what the repaired segment opens with, and the state that an old one carries there.
+        """Return the head of a repaired segment, and the state that one of format 1 has in it.
 
-        Its own head, or what can be worked out.
+        It is the segment's own head or, where that is damaged, what its neighbours imply.
         """
         if frames and frames[0].kind == HEAD and frames[0].at == 0:
             head = msgspec.msgpack.decode(frames[0].head, type=SegmentHead)
@@ -317,10 +314,7 @@ def _complete(frames: list[Frame]) -> list[Frame]:
 
 
 def _holes(first: int, frames: list[Frame]) -> tuple[list[str], int]:
-    """Return which offsets are missing between frames of batches.
-
-    And the offset behind the last.
-    """
+    """Return the ranges of offsets missing between frames of batches, and the next offset."""
     holes, expected = [], first
     for frame in frames:
         head = head_of(frame)

@@ -1,7 +1,4 @@
-"""Finding a log again: its segments, its state from the newest snapshot on.
-
-And where its last write broke off.
-"""
+"""Recover a log at its start: its segments, its state, and where its last write broke off."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What is written beside a segment to which nothing is added any more.
-
-Its index, and the ids in it.
-"""
+"""The files beside a sealed segment: its index, and the ids in it."""
 
 from __future__ import annotations
 
