@@ -78,17 +78,24 @@ def check_patterns(patterns: Sequence[str], most_bytes: int = MAX_PATTERNS_BYTES
             )
 
 
+REMEMBERED = 512
+"""Answers that one set of patterns remembers: at most about 150 kB."""
+
+
 class Patterns:
-    """A set of patterns; a match costs the words of the channel.
+    """A set of patterns, asked often about few channels: it remembers its newest answers.
+
+    A new match costs the words of the channel.
 
     Args:
         patterns: Valid patterns; none matches nothing.
     """
 
-    __slots__ = ("_exact", "_index", "_takes_all", "patterns")
+    __slots__ = ("_exact", "_index", "_known", "_takes_all", "patterns")
 
     def __init__(self, patterns: Iterable[str]) -> None:
         self.patterns = tuple(patterns)
+        self._known: dict[str, bool] = {}
         self._takes_all = ">" in self.patterns
         self._exact = frozenset(one for one in self.patterns if not _has_wildcard(one))
         self._index: PatternIndex[None] | None = None
@@ -98,6 +105,14 @@ class Patterns:
 
     def match(self, channel: str) -> bool:
         """Return whether any of the patterns selects `channel`."""
+        answer = self._known.get(channel)
+        if answer is None:
+            if len(self._known) >= REMEMBERED:
+                self._known.clear()
+            answer = self._known[channel] = self._find(channel)
+        return answer
+
+    def _find(self, channel: str) -> bool:
         if channel in self._exact:
             return True
         if self._takes_all:

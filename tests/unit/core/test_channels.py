@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from linkd.core.channels import (
     MAX_CHANNEL_BYTES,
+    REMEMBERED,
     PatternIndex,
     Patterns,
     check_channel,
@@ -190,3 +191,12 @@ def test_an_index_that_is_changed_in_place_is_as_if_it_were_built_again(
         index.remove(some, key)
     assert not index
     assert not index.match(channel)
+
+
+def test_remembered_answers_are_bounded_and_stay_right() -> None:
+    patterns = Patterns(["a.>", "b"])
+    for _ in range(2):
+        for number in range(2 * REMEMBERED):
+            assert patterns.match(f"a.{number}")
+            assert not patterns.match(f"c.{number}")
+    assert len(patterns._known) <= REMEMBERED
