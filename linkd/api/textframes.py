@@ -31,7 +31,10 @@ _CALLS = frozenset(("ping", "pong", "subscribe", "unsubscribe"))
 _UNREADABLE = object()
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _value = msgspec.json.Decoder()
-_PLAIN_BYTES = 4096
+_QUOTE = ord('"')
+_NESTED_BYTES = 65_536
+"""All headers take less. A larger array or object is not built: it can be none of the items."""
+
 _READABLE_BYTES = 1 << 20
 """A larger frame that can't be read is not searched for its id: 16 MiB of it take 3 s."""
 
@@ -224,10 +227,11 @@ def _following(type_: str, data: msgspec.Raw | None, id_: Name | None) -> Frame:
 
 
 def _plain(value: msgspec.Raw | None) -> Any:
-    """Return a value; one that can't be read, or a long one, is neither text nor number."""
+    """Return a value; one that can't be read, or a large array or object, is of no type."""
     if value is None:
         return None
-    if memoryview(value).nbytes > _PLAIN_BYTES:
+    content = memoryview(value)
+    if content.nbytes > _NESTED_BYTES and content[0] != _QUOTE:
         return _UNREADABLE
     try:
         return _value.decode(value)

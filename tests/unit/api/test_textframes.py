@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from linkd.api.refusals import Refusal
-from linkd.api.textframes import parse
+from linkd.api.textframes import FrameRefused, parse
 
 
 @pytest.mark.parametrize("number", [b"1e999", b"9" * 5000])
@@ -19,3 +21,19 @@ def test_a_type_out_of_range_makes_it_a_value(number: bytes) -> None:
     payload = b'{"type":' + number + b',"data":1}'
     frame = parse(payload, binary=False)
     assert (frame.kind, frame.type, frame.body) == ("publish", "", payload)
+
+
+def test_all_headers_at_their_full_length_are_taken_and_a_long_type_keeps_its_id() -> None:
+    headers = {f"name-{number}-".ljust(64, "x"): "ä" * 255 for number in range(16)}
+    given = {"type": "made", "data": 1, "id": 7, "headers": headers}
+    frame = parse(json.dumps(given).encode(), binary=False)
+    assert (frame.id, frame.headers) == (7, headers)
+    long = parse(json.dumps({**given, "type": "t" * 100_000}).encode(), binary=False)
+    assert (long.id, len(long.type)) == (7, 100_000)
+
+
+def test_large_values_in_the_place_of_words_are_refused_without_being_built() -> None:
+    brackets = b"[" + b"[]," * 100_000 + b"[]]"
+    with pytest.raises(FrameRefused, match="headers: expected an object") as refused:
+        parse(b'{"type":"made","data":1,"id":7,"headers":' + brackets + b"}", binary=False)
+    assert refused.value.id == 7
