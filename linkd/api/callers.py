@@ -82,12 +82,13 @@ class Caller:
 
     def check_publish(self, channel: str) -> str:
         """Return `channel`; raise Refusal where it is no channel, or not one to publish on."""
-        if not all(patterns.match(channel) for patterns in self.publish):
-            raise Refusal("channel-refused", f"{self.name} may not publish on {channel[:255]}")
         try:
-            return check_channel(channel)
+            check_channel(channel)  # before it is matched: it may have millions of words
         except ChannelRefused as error:
             raise Refusal("malformed", str(error)) from None
+        if not all(patterns.match(channel) for patterns in self.publish):
+            raise Refusal("channel-refused", f"{self.name} may not publish on {channel}")
+        return channel
 
     def check_subscribe(self, pattern: str) -> str:
         """Return `pattern`; raise Refusal where it is none, or reaches beyond what may be read."""

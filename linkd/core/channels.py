@@ -79,7 +79,7 @@ def check_patterns(patterns: Sequence[str], most_bytes: int = MAX_PATTERNS_BYTES
 
 
 REMEMBERED = 512
-"""Answers that one set of patterns remembers: at most about 150 kB."""
+"""Answers that one set of patterns remembers, of valid channels: at most about 150 kB."""
 
 
 class Patterns:
@@ -107,9 +107,11 @@ class Patterns:
         """Return whether any of the patterns selects `channel`."""
         answer = self._known.get(channel)
         if answer is None:
-            if len(self._known) >= REMEMBERED:
-                self._known.clear()
-            answer = self._known[channel] = self._find(channel)
+            answer = self._find(channel)
+            if len(channel) <= MAX_CHANNEL_BYTES:
+                if len(self._known) >= REMEMBERED:
+                    self._known.clear()
+                self._known[channel] = answer
         return answer
 
     def _find(self, channel: str) -> bool:

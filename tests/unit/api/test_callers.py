@@ -51,6 +51,15 @@ def test_a_narrowed_caller_is_never_wider() -> None:
         narrow.check_operator()
 
 
+@pytest.mark.parametrize("channel", ["", "a..b", ">", "a" * 256, "a." * 1_000_000])
+def test_what_is_no_channel_is_never_matched(channel: str) -> None:
+    rights = Patterns(("a.>",))
+    with pytest.raises(Refusal) as caught:
+        Caller("shop", (rights,), (), False).check_publish(channel)
+    assert caught.value.error == "malformed"
+    assert not rights._known  # it would be kept
+
+
 @pytest.mark.parametrize("pattern", ["", "a..b", "a.>.b", "ä", "a b", "a" * 256])
 def test_what_is_no_pattern_is_malformed(pattern: str) -> None:
     with pytest.raises(Refusal) as caught:
