@@ -244,12 +244,11 @@ def told(batch: Batch, envelope: bool, subscription: Name | None = None) -> Iter
 
     So are those with headers, those that can't be read, and those of a subscription with a name.
     """
-    offset, wraps = batch.offset, envelope or subscription is not None
+    wraps = envelope or subscription is not None
     more = {} if subscription is None else {"subscription": subscription}
     for place, record in enumerate(read_records(batch.records, batch.count)):
         if record.type or record.headers or wraps or isinstance(record, Unreadable):
-            at = offset + place if offset else 0
-            yield Told(to_json({**_enveloped(batch, record, at, envelope), **more}), False)
+            yield Told(to_json({**_enveloped(batch, record, place, envelope), **more}), False)
         else:
             yield _bare(record)
 
@@ -264,14 +263,15 @@ def in_parts(number: int, message: Told) -> Iterator[Told]:
         yield Told(head + payload[place : place + PART_BYTES], True)
 
 
-def _enveloped(batch: Batch, record: Record, offset: int, envelope: bool) -> dict[str, Any]:
+def _enveloped(batch: Batch, record: Record, place: int, envelope: bool) -> dict[str, Any]:
     name, value = body_of(record)
     one: dict[str, Any] = {
         "type": record.type or None,
         "base64" if name == "base64" else "data": value,
         "channel": batch.channel,
-        "offset": offset,
+        "offset": batch.offset + place if batch.offset else 0,
         "origin": batch.origin.node,
+        "origin_offset": batch.origin.first + place if batch.offset else 0,
         **extras_of(record),
     }
     if envelope:

@@ -364,6 +364,7 @@ async def test_typed_messages_and_acks(served: Served) -> None:
             "channel": "orders",
             "offset": 1,
             "origin": "edge-1",
+            "origin_offset": 1,
         } in heard
         client.say({"type": "created", "data": {"n": 1}, "id": "c-1"})
         assert client.hear() == {"type": "ack", "data": {"id": "c-1", "offset": 1}}

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from linkd.api.refusals import Refusal
-from linkd.api.textframes import FrameRefused, parse
+from linkd.api.textframes import FrameRefused, parse, told
+from linkd.core.batch import Batch, Origin, Record, encode_records
 
 
 @pytest.mark.parametrize("number", [b"1e999", b"9" * 5000])
@@ -37,3 +38,13 @@ def test_large_values_in_the_place_of_words_are_refused_without_being_built() ->
     with pytest.raises(FrameRefused, match="headers: expected an object") as refused:
         parse(b'{"type":"made","data":1,"id":7,"headers":' + brackets + b"}", binary=False)
     assert refused.value.id == 7
+
+
+@pytest.mark.parametrize("offset", [90, 0])
+def test_a_frame_has_the_place_at_its_origin(offset: int) -> None:
+    records = encode_records([Record(b"1", "noted"), Record(b"2", "noted")])
+    batch = Batch(offset, "orders", 2, records, 1.0, Origin("edge", "log", "e", 7))
+    found = [json.loads(one.payload) for one in told(batch, envelope=False)]
+    places = [(one["origin"], one["offset"], one["origin_offset"]) for one in found]
+    expected = [("edge", 90, 7), ("edge", 91, 8)] if offset else [("edge", 0, 0)] * 2
+    assert places == expected
