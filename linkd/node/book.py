@@ -15,6 +15,12 @@ from linkd.status import Event
 MOST = 10_000
 """Events that are kept."""
 
+UNSURE = 100_000
+"""Numbers that each start leaves out: a kill may have cost the disk events that have them.
+
+A follower has seen them, and would never get other events under the same numbers.
+"""
+
 
 class EventStore(Protocol):
     """Rows by number, in the file of cursors; soon durable, read once at start."""
@@ -57,7 +63,7 @@ class Book:
         for row, event in sorted(found, key=lambda pair: pair[1].number):
             self._events[event.number] = event
             self._rows[event.number] = row
-        self._number = max(self._events, default=0)
+        self._number = max(self._events) + UNSURE if self._events else 0
 
     def add(self, event: str, **fields: str | None) -> None:
         """Keep an event and send it to all who follow."""
