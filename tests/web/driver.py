@@ -77,6 +77,17 @@ class Driver:
             if test(line[1]):
                 return line[0]
 
+    def read(self, seconds: float) -> None:
+        """Take all lines that come within so many seconds."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            try:
+                line = self._lines.get(timeout=left)
+            except queue.Empty:
+                return
+            assert line is not None, f"it ended; last: {self.seen[-3:]}"
+            self.seen.append(line)
+
     def last(self, name: str) -> Any:
         """Return the newest value that it said under a name."""
         return next(said[name] for _, said in reversed(self.seen) if name in said)

@@ -26,7 +26,7 @@ export function short(seconds) {
 /** How long something has lasted: 8 s, 3 min 20 s, 4 h 12 min, 12 d 3 h. @param {number | null | undefined} seconds */
 export function lasting(seconds) {
   if (seconds === null || seconds === undefined) return DASH;
-  const s = Math.max(0, Math.floor(seconds));
+  const s = Math.max(0, Math.round(seconds));
   if (s < 60) return `${s} s`;
   if (s < 3600) return `${Math.floor(s / 60)} min ${s % 60} s`;
   if (s < 86_400) return `${Math.floor(s / 3600)} h ${Math.floor((s % 3600) / 60)} min`;

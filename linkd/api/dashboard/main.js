@@ -11,6 +11,8 @@ import { SPANS } from "./plots.js";
 import { askForToken, enter } from "./session.js";
 
 const POLL = 1000;
+/** How often durations are drawn: shown in whole seconds, they stay within one of the truth. */
+const AGE = 250;
 const HISTORY = 15_000;
 const THEMES = ["system", "light", "dark"];
 
@@ -55,6 +57,7 @@ class Dashboard {
     await this.poll();
     await this.history();
     if (!this.signedOut) this.node.open();
+    setInterval(() => this.age(), AGE);
     setInterval(() => this.tick(), POLL);
     setInterval(() => this.history(), HISTORY);
     document.addEventListener("visibilitychange", () => {
@@ -84,9 +87,12 @@ class Dashboard {
     });
   }
 
-  tick() {
+  age() {
     const now = Date.now();
     for (const card of this.cards.values()) card.age(now);
+  }
+
+  tick() {
     this.connection(this.node.status.value);
     if (!document.hidden) this.poll();
   }

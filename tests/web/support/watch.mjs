@@ -21,6 +21,7 @@ await page.evaluate((peer) => {
       locked: document.querySelector("#message-body").matches(":disabled"),
       connection: document.querySelector("#connection").dataset.state,
       lost: !document.querySelector("#lost").hidden,
+      drills: card.querySelectorAll(".hour rect.drill").length,
       bars: card.querySelectorAll(".hour rect:not(.unknown)").length,
       answer: document.querySelector("#message-answer").textContent,
       arrived: document.querySelector("#arrived li .mono")?.textContent ?? null,
