@@ -242,6 +242,13 @@ class _Passed(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """An array of any values, none of them kept: msgspec steps over what it has no field for."""
 
 
+_BODY_HEADS = {0xC4: 2, 0xC5: 3, 0xC6: 5}
+"""Bytes of a body's head, by its first."""
+
+_LEAST_ALIKE = 16
+_MOST_COLUMNS = 64
+"""With fewer records, or more bytes beside the body, comparing columns does not pay."""
+
 _encoder = msgspec.msgpack.Encoder()
 _records = msgspec.msgpack.Decoder(list[Record])
 _later_records = msgspec.msgpack.Decoder(list[_LaterRecord])
@@ -310,7 +317,8 @@ def check_records(records: bytes, count: int, max_body_bytes: int) -> None:
         BodyTooLarge: A body has more than `max_body_bytes`.
     """
     if len(records) <= min(max_body_bytes, MAX_BATCH_BYTES):
-        decode_records(records, count)
+        if not _are_alike(records, count):
+            decode_records(records, count)
         return
     _check_count(count, records)
     found: Sequence[_View | Record]
@@ -325,6 +333,30 @@ def check_records(records: bytes, count: int, max_body_bytes: int) -> None:
         raise BodyTooLarge(
             f"expected bodies of at most {max_body_bytes} bytes (log.max_body_bytes)"
         )
+
+
+def _are_alike(records: bytes, count: int) -> bool:
+    """Tell whether these are `count` records with bodies of one length and the same words.
+
+    Then what is true of the form of the first one is true of all, at a fifth of the cost. Any body
+    of that length is well formed, so only the columns before and behind it are compared.
+    """
+    if count < _LEAST_ALIKE:
+        return False
+    size, rest = divmod(len(records), count)
+    if rest or size < 3:
+        return False
+    if not 0x91 <= records[0] <= 0x95 or records[1] not in _BODY_HEADS:
+        return False
+    begin = 1 + _BODY_HEADS[records[1]]
+    try:
+        end = begin + len(decode_records(records[:size], 1)[0].body)
+    except BadRecord:
+        return False
+    columns = (*range(begin), *range(end, size))
+    return len(columns) <= _MOST_COLUMNS and all(
+        records[place::size] == records[place : place + 1] * count for place in columns
+    )
 
 
 def check_words(type_: str, id_: str, content_type: str = "") -> None:

@@ -14,6 +14,7 @@ from linkd.core.batch import (
     Origin,
     Record,
     Unreadable,
+    _are_alike,
     _ends,
     array_header,
     check_headers,
@@ -270,3 +271,49 @@ def test_all_of_a_batch_is_the_batch() -> None:
     whole = batch(b"a", b"b")
     assert whole.part(0, 2) is whole
     assert whole.part(1, 1) == whole.from_offset(11)
+
+
+ALIKE = st.builds(
+    lambda body, type_, headers: encode_records((Record(body, type_, headers=headers),)),
+    st.integers(0, 400).map(bytes),
+    st.text(max_size=4),
+    st.none() | st.just({"trace-id": "7"}),
+)
+
+
+@given(
+    ALIKE | st.sampled_from([b"\x91\xc4\x01a", b"\x91\xa1a", b"\xc0"]),
+    st.integers(1, 40),
+    st.data(),
+)
+def test_records_that_are_alike_get_the_same_verdict_as_each_alone(
+    record: bytes, count: int, data: st.DataObject
+) -> None:
+    whole = bytearray(record * count)
+    for _ in range(data.draw(st.integers(0, 2))):
+        place = data.draw(st.integers(0, len(whole) - 1))
+        whole[place] = data.draw(st.sampled_from((0, 1, 0x91, 0xA1, 0xC0, 0xC4, 0xFF)))
+    records = bytes(whole)
+    assert verdict(lambda: check_records(records, count, 1 << 20)) == verdict(
+        lambda: decode_records(records, count)
+    )
+
+
+def verdict(check: Callable[[], object]) -> bool:
+    """Return whether a check raises nothing."""
+    try:
+        check()
+    except BadRecord:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("size", [0, 100, 300, 4000])
+def test_bodies_of_one_length_are_alike_whatever_they_hold(size: int) -> None:
+    records = [Record(bytes([number]) * size, "created") for number in range(16)]
+    assert _are_alike(encode_records(records), 16)
+    assert not _are_alike(encode_records([*records[1:], Record(bytes(size), "creates")]), 16)
+    assert not _are_alike(encode_records([*records[1:], Record(bytes(size + 1))]), 16)
+    assert not _are_alike(encode_records([Record(b"", "x" * 100)] * 16), 16)
+    for malformed in (b"\xc0\xc4\x01a", b"\x91\xa2aa", b"\x92\xc4\x01a\xc0", b"\x91\xc4\x09a"):
+        assert not _are_alike(malformed * 16, 16)
