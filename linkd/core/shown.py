@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import re
 from datetime import UTC, datetime
-from itertools import accumulate
+from itertools import accumulate, chain
+from operator import sub
 from typing import Any
 
 import msgspec
@@ -19,9 +21,15 @@ MAX_JSON_DEPTH = 60
 _any = msgspec.json.Decoder()
 _unread = msgspec.json.Decoder(msgspec.Raw)
 _LARGE_BYTES = 1 << 20
-_STEPS = {0x5B: 1, 0x7B: 1, 0x5D: -1, 0x7D: -1}
-_NO_BRACKETS = bytes(set(range(256)) - set(_STEPS))
-_PASSES = 8
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_ONE_KIND = bytes.maketrans(b"{}", b"[]")
+_OPENING, _CLOSING = re.compile(rb"\[+"), re.compile(rb"\]+")
+
+_SHAPE = bytes.maketrans(b"123456789E", b"000000000e")
+_LARGE_NUMBERS = (b"e000", b"0" * 300)
+_LARGE_NUMBER = re.compile(
+    rb"(?<![0-9.])[0-9.]++(?:[eE]\+?[0-9]{3,}|(?<=[0-9.]{300})(?:[eE][-+]?[0-9]+)?)"
+)
 _FIRST_SECOND = datetime(1, 1, 1, tzinfo=UTC).timestamp()
 _LAST_SECOND = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()
 
@@ -44,6 +52,21 @@ def check_syntax(body: bytes) -> None:
         return
     _unread.decode(body)
     body.decode()
+    if _may_have_large_numbers(body):
+        _any.decode(b"[" + b",".join(_LARGE_NUMBER.findall(_outside_strings(body))) + b"]")
+
+
+def _may_have_large_numbers(body: bytes) -> bool:
+    """Return whether a number may be beyond what parsers take; most JSON has none."""
+    shape = body.translate(_SHAPE, b"+")
+    return any(each in shape for each in _LARGE_NUMBERS)
+
+
+def _outside_strings(body: bytes) -> bytes:
+    """Return valid JSON without its strings, but for their quotes."""
+    if b"\\" in body:
+        body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    return b'"'.join(body.split(b'"')[::2])
 
 
 def nested_deeply(body: bytes) -> bool:
@@ -53,13 +76,14 @@ def nested_deeply(body: bytes) -> bool:
     """
     if body.count(b"[") + body.count(b"{") <= MAX_JSON_DEPTH:
         return False
-    if b"\\" in body:
-        body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
-    brackets = b"".join(body.split(b'"')[::2]).translate(None, _NO_BRACKETS)
-    left = brackets
-    for _ in range(_PASSES):  # each takes the innermost pairs away, a hundred times faster
-        left = left.replace(b"[]", b"").replace(b"{}", b"")
-    return bool(left) and max(accumulate(map(_STEPS.__getitem__, brackets))) > MAX_JSON_DEPTH
+    left = _outside_strings(body).translate(_ONE_KIND, _NO_BRACKETS)
+    passes, before = 0, 2 * len(left)
+    while 4 * len(left) < 3 * before:  # takes the innermost pairs away, one level, if they are many
+        left, before = left.replace(b"[]", b""), len(left)
+        passes += 1
+    opened = accumulate(map(len, _OPENING.findall(left)))
+    closed = chain((0,), accumulate(map(len, _CLOSING.findall(left))))
+    return passes + max(map(sub, opened, closed), default=0) > MAX_JSON_DEPTH
 
 
 def shown(body: bytes, content_type: str) -> tuple[str, Any]:

@@ -64,6 +64,13 @@ def nested(value: Any, depth: int, text: str) -> Any:
     return value
 
 
+@pytest.mark.parametrize("depth", [1, 9, MAX_JSON_DEPTH - 1, MAX_JSON_DEPTH])
+def test_depth_is_counted_alike_in_few_and_many_brackets(depth: int) -> None:
+    unit = b"[" * depth + b"]" * depth
+    assert nested_deeply(b"[" + b",".join([unit] * 99) + b"]") == (depth == MAX_JSON_DEPTH)
+    assert nested_deeply(unit + b'["' + b'","' * 99 + b'"]') is False
+
+
 @given(st.integers(1, 130), st.text('[]{}"\\\\ a'), st.booleans())
 def test_a_depth_is_counted_by_brackets_outside_of_strings(
     depth: int, text: str, wide: bool
@@ -93,3 +100,25 @@ def test_of_a_large_body_of_json_no_value_is_built() -> None:
     for wrong in (body[:-1], body[:-1] + b',"\xff"]', body[:-1] + b',"\\ud83d"]'):
         with pytest.raises((msgspec.DecodeError, UnicodeDecodeError)):
             check_syntax(wrong)
+
+
+@pytest.mark.parametrize(
+    "number",
+    ["1e999", "-1E+400", "9" * 5000, "1" + "0" * 400 + ".5", "9e308", "2" + "0" * 300 + "e10"],
+)
+def test_a_number_that_parsers_refuse_is_no_json_in_a_large_body_either(number: str) -> None:
+    small = f'{{"1e999": "1e999", "a": {number}}}'.encode()
+    for body in (small, b" " * (1 << 20) + small):
+        with pytest.raises(msgspec.DecodeError):
+            check_syntax(body)
+        assert shown(body, "application/json")[0] == "text"
+
+
+@pytest.mark.parametrize(
+    "number", ["1e100", "-1.5E+308", "1e-999", "9" * 4000, "1" + "0" * 400 + "e-200", "0"]
+)
+def test_a_number_that_parsers_take_is_json_in_a_large_body_too(number: str) -> None:
+    small = f'{{"1e999": "\\\\", "\\"1e999": "1e999", "a": [{number},{number}]}}'.encode()
+    for body in (small, b" " * (1 << 20) + small):
+        check_syntax(body)
+        assert shown(body, "application/json")[0] == "data"
