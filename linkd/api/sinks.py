@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 Piece = TypeVar("Piece", bound=Sized)
 
 SLICE_BYTES = 65_536
-"""After so many bytes of a batch there is a look at whether the client still reads."""
+PIECE_BYTES = 8192
+"""After so many bytes of a batch, or after a piece of so many, there is a look at whether the
+client still reads."""
 
 SUBSCRIPTION_BYTES = 3072
 PATTERN_COST = 96
@@ -133,6 +135,7 @@ class SlicedSink(ApiSink, Generic[Piece]):
     def __init__(self, api: Service, part: Part) -> None:
         super().__init__(api, part)
         self._rest: Iterator[Piece] | None = None  # of the batch that is going out
+        self._batch_bytes = 0  # of that batch as a whole
 
     @abstractmethod
     def pieces(self, batch: Batch) -> Iterator[Piece]:
@@ -144,7 +147,7 @@ class SlicedSink(ApiSink, Generic[Piece]):
 
     def batch(self, batch: Batch) -> bool:
         """Send a batch's records; return whether there is room for more."""
-        self._rest = self.pieces(batch)
+        self._rest, self._batch_bytes = self.pieces(batch), len(batch.records)
         if self._send_rest():
             return True
         self._stopped = True
@@ -160,7 +163,7 @@ class SlicedSink(ApiSink, Generic[Piece]):
             for piece in rest:
                 ready.append(piece)
                 size += len(piece)
-                if size >= SLICE_BYTES:
+                if size >= SLICE_BYTES or len(piece) >= PIECE_BYTES:
                     self.put(ready)
                     ready, size = [], 0
                     if not self.is_open_for(0):
@@ -184,6 +187,11 @@ class SlicedSink(ApiSink, Generic[Piece]):
     def is_within(self) -> bool:
         """Whether a batch is going out: nothing else may come in between."""
         return self._rest is not None
+
+    @property
+    def within_bytes(self) -> int:
+        """Return the size of the batch that is going out, 0 between batches."""
+        return 0 if self._rest is None else self._batch_bytes
 
     def close(self) -> None:
         """The client wants nothing more of it."""

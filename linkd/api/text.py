@@ -19,7 +19,7 @@ from linkd.api.publishing import too_large
 from linkd.api.refusals import Refusal, refusal_of
 from linkd.api.sinks import SlicedSink
 from linkd.api.textframes import LARGE_BYTES, Frame, FrameRefused, Name, Told, in_parts, parse, told
-from linkd.api.upgrade import Socket
+from linkd.api.upgrade import OVERTAKING_BYTES, Socket
 from linkd.clock import wall
 from linkd.core.batch import HELD_BYTES, Batch, Draft, Record, check_words, encode_records
 from linkd.errors import LinkdError
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 CONFIRM_SECONDS = 0.05
 """So soon after messages a consumer's client is asked whether it has received them."""
+
+LARGEST_EVERY = 4
+"""Once in so many times that there is room, the largest message goes first."""
 
 PONG = b'{"type":"pong"}'
 
@@ -71,6 +74,7 @@ class TextSession:
         self._consumer = _consumer(call)
         self._private = f"private.{token_urlsafe(16)}" if _flag(call, "private") else None
         self._subscriptions: dict[Key, TextSink] = {}
+        self._rooms = 0  # how often there was room again
         self._parted = 0  # large messages that were sent in parts
         self._unsettled = 0
         self._joined: dict[str, int] = {}  # the channels where it is present, and its numbers there
@@ -193,8 +197,12 @@ class TextSession:
         if self._happened:
             self._tell_soon()
         self._catch_up()
-        # Those first that are not within a batch: a large message must not hold up small ones.
-        for sink in sorted(self._subscriptions.values(), key=attrgetter("is_within")):
+        self._rooms += 1
+        # The smallest batches first: a large message must not hold up small ones, however many
+        # connections share the processor; now and then the largest, else small ones hold it up.
+        largest_first = self._rooms % LARGEST_EVERY == 0
+        sinks = self._subscriptions.values()
+        for sink in sorted(sinks, key=attrgetter("within_bytes"), reverse=largest_first):
             sink.resume()
 
     def closed(self) -> None:
@@ -446,7 +454,7 @@ class TextSink(SlicedSink[Told]):
 
     def is_open_for(self, size: int) -> bool:
         """Return whether the client reads."""
-        return self._session.socket.has_room(size)
+        return self._session.socket.has_room(size, self.within_bytes < OVERTAKING_BYTES)
 
     def pieces(self, batch: Batch) -> Iterator[Told]:
         """Yield each record as a message."""
@@ -482,7 +490,7 @@ class TextSink(SlicedSink[Told]):
 
     def volatile(self, batch: Batch) -> None:
         """Send them where the client keeps up; else count them."""
-        if self._session.socket.paused or self.is_within:
+        if self.is_within or not self.is_open_for(len(batch.records)):
             self._dropped += batch.count
             return
         if self._dropped:

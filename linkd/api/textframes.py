@@ -39,7 +39,7 @@ _READABLE_BYTES = 1 << 20
 """A larger frame that can't be read is not searched for its id: 16 MiB of it take 3 s."""
 
 LARGE_BYTES = 65_536
-PART_BYTES = 16_384
+PART_BYTES = 8192
 """linkd.js gets a message of more than `LARGE_BYTES` in parts of so many bytes: each is a sign of
 life, and others pass in between."""
 

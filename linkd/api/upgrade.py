@@ -65,6 +65,9 @@ MAX_FRAMES = 1024
 STUCK_BYTES = 1 << 20
 """Where more waits for the other end to read it, nothing more is taken of it."""
 
+OVERTAKING_BYTES = 49_152
+"""As much may be sent ahead of the next part of a large message, while that waits for room."""
+
 MAX_WAITING_BYTES = 32 << 20
 """Nor is more sent, what happens elsewhere (who came, which link went) included: it is cut."""
 
@@ -132,8 +135,11 @@ class Socket(Protocol):
     def is_stuck(self) -> bool:
         """Whether so much waits for the other end to read it that nothing of it is taken."""
 
-    def has_room(self, size: int) -> bool:
-        """Return whether records of `size` bytes may be sent now; else `room` comes later."""
+    def has_room(self, size: int, overtakes: bool = False) -> bool:
+        """Return whether records of `size` bytes may be sent now; else `room` comes later.
+
+        A few that overtake a large message may be, where its next part must wait.
+        """
 
     def send(self, payload: bytes, binary: bool) -> None:
         """Send one message; nothing happens once it has ended."""
@@ -159,6 +165,9 @@ class ApiSocket(PingedSilence, WholeMessages):
     session: Session
     subprotocol: str | None = None
     released: Callable[[], None] | None = None
+    is_text = False
+    """A page may be at the other end: it has one connection for large messages and small ones."""
+
     token: str | None = None
     """Used up once the upgrade succeeds."""
 
@@ -192,11 +201,9 @@ class ApiSocket(PingedSilence, WholeMessages):
         self.open = True
         self._part = self.upgrades.api.account.part(self.session.caller.name)
         self.most_whole = self.maxFramePayloadSize
-        self.pace = Pace(
-            self.transport
-        )  # of what is read: what waits for a slow reader stays little
-        self.transport.registerProducer(_Room(self), True)
         keep_unsent_small(self.transport)
+        self.pace = Pace(self.transport, self.is_text)
+        self.transport.registerProducer(_Room(self), True)
         self.look_closer(self.clock.seconds())  # is there a path to judge?
         self._guarded(self.session.opened)
 
@@ -432,9 +439,10 @@ class ApiSocket(PingedSilence, WholeMessages):
         """Whether so much waits for the other end to read it that nothing of it is taken."""
         return self.waiting > STUCK_BYTES
 
-    def has_room(self, size: int) -> bool:
+    def has_room(self, size: int, overtakes: bool = False) -> bool:
         """Return whether records of `size` bytes may be sent now; else `room` comes later."""
-        if self.paused or self._part is None:
+        most = OVERTAKING_BYTES - self.waiting if overtakes else 0
+        if self._part is None or (self.paused and size >= most):
             return False
         if size <= SMALL_BYTES or self._part.has_room(size):
             return True
@@ -491,9 +499,17 @@ class ApiSocket(PingedSilence, WholeMessages):
         if self.transport is not None:
             self.transport.abortConnection()
 
+    def filled(self) -> None:
+        """As much waits for the other end as may."""
+        if not self.paused and self.is_text and self.pace is not None:
+            self.pace.paused(self.clock.seconds())
+        self.paused = True
+
     def roomy(self) -> None:
         """The other end reads again."""
         self.paused = False
+        if self.is_text and self.pace is not None:
+            self.pace.resumed(self.clock.seconds())
         self.life.taken_at = self.clock.seconds()
         self._forget_waiting()
         if self.open:
@@ -519,13 +535,13 @@ class _Room:
         self._socket = socket
 
     def pauseProducing(self) -> None:
-        self._socket.paused = True
+        self._socket.filled()
 
     def resumeProducing(self) -> None:
         self._socket.roomy()
 
     def stopProducing(self) -> None:
-        self._socket.paused = True
+        self._socket.filled()
 
 
 class _One:
@@ -591,6 +607,7 @@ class Upgrades:
         path = admitted.match.route.path
         protocol = ApiSocket()
         protocol.upgrades = self
+        protocol.is_text = path == TEXT_PATH
         protocol.clock = self.api.reactor
         try:
             if admitted.refusal is not None:

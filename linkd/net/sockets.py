@@ -48,18 +48,19 @@ def tune(transport: object, limit: float) -> None:
         found.setsockopt(tcp, socket.TCP_KEEPCNT, 3)
 
 
-def keep_unsent_small(transport: object) -> None:
+def keep_unsent_small(transport: object, unsent_bytes: int = NOTSENT_BYTES) -> None:
     """Let little wait in the kernel, unsent, where there is a socket: ahead of what is urgent.
 
     Args:
         transport: Of a protocol, with or without TLS.
+        unsent_bytes: As much may wait.
 
     Source: tcp(7).
     """
     found = _socket(transport)
     if found is not None:
         with suppress(OSError):
-            found.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, NOTSENT_BYTES)
+            found.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, unsent_bytes)
 
 
 def path_of(transport: object) -> tuple[float, int, int] | None:

@@ -174,6 +174,12 @@ class Host(Namespace):
             lines += [f"{address} {name}" for address in addresses]
         self._hosts_file.write_text("\n".join(lines) + "\n")
 
+    def slow(self, kilobits: int) -> None:
+        """Let this host send so little a second, as over a slow line of its own."""
+        # Several segments in one packet would pass, or not, as one.
+        self.sh("ip link set eth0 gso_max_segs 1")
+        self.sh(f"tc qdisc replace dev eth0 root tbf rate {kilobits}kbit burst 4k latency 300ms")
+
     def drop(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run scripts/drop.sh here."""
         return self.run("sh", str(ROOT / "scripts" / "drop.sh"), *arguments, check=check)

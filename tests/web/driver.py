@@ -27,7 +27,9 @@ class Driver:
         seen: Every line that it said, with when it came (monotonic seconds).
     """
 
-    def __init__(self, script: str, *arguments: str, host: Namespace | None = None) -> None:
+    def __init__(
+        self, script: str, *arguments: str, host: Namespace | None = None, **environment: str
+    ) -> None:
         """Start it, on a host of the lab or here; skip the test where the machine lacks a part."""
         need("node")
         if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
@@ -43,7 +45,7 @@ class Driver:
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=dict(os.environ),
+            env={**os.environ, **environment},
             start_new_session=True,
         )
         threading.Thread(target=self._read, daemon=True).start()

@@ -90,6 +90,18 @@ def test_a_batch_of_many_records_goes_out_slice_by_slice(bench: Bench) -> None:
     assert not bench.sink.is_within
 
 
+def test_a_batch_within_which_it_is_has_its_size_however_much_of_it_is_out(bench: Bench) -> None:
+    """A small one that used up its slice of time must not wait as a large one does."""
+    bench.follow()
+    bench.publish(b"1", b"2", b"3", b"4")
+    assert len(bench.sink.got) == 4
+    assert bench.sink.is_within  # its slice of time ended with the last record
+    assert 0 < bench.sink.within_bytes < 100
+    for _ in range(3):
+        bench.clock.advance(0)
+    assert bench.sink.within_bytes == 0
+
+
 def test_nothing_goes_out_while_nobody_reads_and_what_waits_is_counted(bench: Bench) -> None:
     bench.follow()
     bench.sink.reads = False

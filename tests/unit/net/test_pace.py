@@ -10,6 +10,7 @@ from linkd.net.pace import (
     LARGE_BYTES,
     LEAST_BYTES,
     MOST_BYTES,
+    PAGE_BYTES,
     QUICK_SECONDS,
     QUICK_TIMES,
     Pace,
@@ -108,6 +109,24 @@ def test_under_tls_all_stays_as_it_is(stream: FileDescriptor) -> None:
     pace.filled(LEAST_BYTES, 1)
     passed(pace, 0.0, 2 * QUICK_TIMES)
     assert (stream.bufferSize, list(vars(wrapped))) == (LEAST_BYTES, ["transport"])
+
+
+def test_a_page_begins_with_little_and_what_it_sends_widens_nothing(stream: FileDescriptor) -> None:
+    pace = Pace(Wrapped(stream), is_page=True)
+    pace.filled(LEAST_BYTES, 1)
+    assert stream.bufferSize == PAGE_BYTES
+    passed(pace, 0.0, QUICK_TIMES)
+    assert stream.bufferSize == MOST_BYTES
+    passed(pace, 0.3)
+    assert stream.bufferSize == PAGE_BYTES
+
+
+def test_large_messages_far_apart_do_not_prove_a_line_quick(stream: FileDescriptor) -> None:
+    pace = Pace(stream, is_page=True)
+    for second in range(3 * QUICK_TIMES):
+        pace.paused(second)
+        pace.resumed(second)  # the kernel's buffers were empty
+    assert stream.bufferSize == PAGE_BYTES
 
 
 class Wide(Sending):

@@ -1,65 +1,53 @@
-// linkd.js in Chromium behind a path of 75 kB/s, with a large message each way at once: 12 s in which a page sees no part of
-// them pass. Says {"open": true}, {"sent": true} once they are on their way, then what came of it.
-//   node slow.mjs URL
-import net from "node:net";
+// linkd.js in Chromium over a slow path, with a large message each way at once, and small ones beside them. Says
+// {"open": true}, then what came of it; "waits" has the longest wait of small messages by their way.
+//   KEY=… node slow.mjs URL SOCKET BYTES      publishes over the node's Unix socket, which is not on the slow path
+import http from "node:http";
 import { launch, openPage } from "./browser.mjs";
 import { until } from "./until.mjs";
 
-const BYTES_PER_SECOND = 75_000;
-const LARGE = 900_000;
-const [url] = process.argv.slice(2);
-const { port } = new URL(url);
+const [url, socketPath, bytes] = process.argv.slice(2);
+const { KEY } = process.env;
 const say = (what) => process.stdout.write(`${JSON.stringify(what)}\n`);
-
-/** Pass bytes on at the rate of the path; what waits for that waits at the sender. */
-function pass(from, to) {
-  let waiting = Buffer.alloc(0);
-  from.on("data", (data) => {
-    waiting = Buffer.concat([waiting, data]);
-    if (waiting.length > 30_000) from.pause();
+const post = (channel, data) =>
+  new Promise((resolve, reject) => {
+    const headers = { Authorization: `Bearer ${KEY}`, "Content-Type": "application/json" };
+    const call = http.request({ socketPath, path: `/v1/channels/${channel}`, method: "POST", headers }, (answer) => {
+      answer.resume().on("end", resolve);
+    });
+    call.on("error", reject).end(JSON.stringify(data));
   });
-  const timer = setInterval(() => {
-    const now = waiting.subarray(0, BYTES_PER_SECOND / 50);
-    waiting = waiting.subarray(now.length);
-    if (now.length > 0 && !to.destroyed) to.write(now);
-    if (waiting.length < 30_000) from.resume();
-  }, 20);
-  from.on("error", () => {});
-  from.on("close", () => {
-    clearInterval(timer);
-    to.destroy();
-  });
-}
-const relay = net.createServer((near) => {
-  const far = net.connect(Number(port), "127.0.0.1");
-  pass(near, far);
-  pass(far, near);
-});
-await new Promise((resolve) => relay.listen(0, "127.0.0.1", resolve));
 
 const browser = await launch();
-const { page, wrong } = await openPage(browser, `http://127.0.0.1:${relay.address().port}/healthz`);
-await page.evaluate(async () => {
+const { page, wrong } = await openPage(browser, `${url}/healthz`);
+await page.evaluate(async (key) => {
   const { connect } = await import("/linkd.js");
-  const it = (globalThis.it = { opened: 0, lengths: [], small: 0, sent: null });
-  const node = (it.node = connect());
+  const it = (globalThis.it = { opened: 0, lengths: [], sent: null, waits: { small: [], other: [], up: [] } });
+  const waited = (name) => ({ data }) => it.waits[name].push(Date.now() - data);
+  const node = (it.node = connect({ key }));
+  const other = (it.other = connect({ key }));
   node.addEventListener("open", () => (it.opened += 1));
-  it.subscriptions = [node.subscribe("down", ({ data }) => it.lengths.push(data.length)), node.subscribe("small", () => (it.small += 1))];
-});
-await until(() => page.evaluate(() => it.node.isUp && it.subscriptions.every(({ next }) => next !== undefined)), 10);
+  it.subscriptions = [
+    node.subscribe("down", ({ data }) => it.lengths.push(data.length)),
+    node.subscribe("small", waited("small")),
+    other.subscribe("small", waited("other")),
+  ];
+}, KEY);
+await until(() => page.evaluate(() => it.node.isUp && it.other.isUp && it.subscriptions.every(({ next }) => next !== undefined)), 10);
 say({ open: true });
-const post = (channel, data) => fetch(`${url}/v1/channels/${channel}`, { method: "POST", body: JSON.stringify(data), headers: { "Content-Type": "application/json" } });
-await post("down", "d".repeat(LARGE));
-await page.evaluate((size) => void it.node.publish("up", "u".repeat(size)).then(({ offset }) => (it.sent = offset)), LARGE);
+await post("down", "d".repeat(Number(bytes)));
+await page.evaluate((size) => void it.node.publish("up", "u".repeat(size)).then(({ offset }) => (it.sent = offset)), Number(bytes));
 const began = performance.now();
-let between = 0;
 const done = () => page.evaluate(() => it.lengths.length > 0 && it.sent !== null);
-while (!(await done()) && performance.now() - began < 24_000) {
-  await post("small", 1);
-  await new Promise((resolve) => setTimeout(resolve, 1000));
-  between = await page.evaluate(() => (it.lengths.length === 0 ? it.small : 0)) || between;
+while (!(await done()) && performance.now() - began < 30 * Number(bytes)) {
+  await post("small", Date.now());
+  await page.evaluate(() => {
+    const at = Date.now();
+    void it.other.publish("small-up", 1).then(() => it.waits.up.push(Date.now() - at));
+  });
+  await new Promise((resolve) => setTimeout(resolve, 500));
 }
-const { opened, lengths, sent } = await page.evaluate(() => ({ opened: it.opened, lengths: it.lengths, sent: it.sent }));
-say({ seconds: (performance.now() - began) / 1000, opened, lengths, sent, between, wrong });
+const { opened, lengths, sent, waits } = await page.evaluate(() => ({ opened: it.opened, lengths: it.lengths, sent: it.sent, waits: it.waits }));
+const longest = Object.fromEntries(Object.entries(waits).map(([way, each]) => [way, Math.max(...each) / 1000]));
+say({ seconds: (performance.now() - began) / 1000, opened, lengths, sent, smalls: waits.small.length, waits: longest, wrong });
 await browser.close();
 process.exit(0);
