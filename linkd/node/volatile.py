@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Literal
 
 import msgspec
@@ -9,6 +10,7 @@ import msgspec
 from linkd.core.batch import MAX_BATCH_BYTES, Batch, Draft, Origin, runs_of
 from linkd.core.wire import MAX_VOLATILE_BYTES, Volatile, sendable
 from linkd.errors import BodyTooLarge
+from linkd.log.usage import Usage
 
 MAX_KEYS = 100_000
 """Channels of runs whose volatile sequence is remembered, of all nodes."""
@@ -39,7 +41,7 @@ class VolatileSequence:
         self._run = run
         self._sequence = 0
         self._nodes: dict[str, dict[_Key, tuple[int, int]]] = {}  # (run, channel): highest, mask
-        self._keys = 0
+        self._usage = Usage(MAX_KEYS)
 
     def make(self, draft: Draft, presence: bool = False) -> Volatile:
         """Return a publish, or what this node announces of its clients, as a message."""
@@ -60,15 +62,13 @@ class VolatileSequence:
         """Return whether a message is new here, and remember it."""
         if message.node == self._node:
             return "repeated"
-        known = self._nodes.get(message.node)
-        if known is None:
-            known = self._nodes[message.node] = {}
-        key = (message.run, message.channel)
+        node, key = message.node, (message.run, message.channel)
+        known = self._nodes.get(node, {})
         found, sequence = known.get(key), message.sequence
         if found is None:
-            self._make_room(known)
-            self._keys += 1
-            known[key] = (sequence, 1)
+            self._make_room()
+            self._usage.add(node, 1)
+            self._nodes.setdefault(node, {})[key] = (sequence, 1)
             return "fresh"
         highest, mask = found
         if sequence > highest:
@@ -83,17 +83,19 @@ class VolatileSequence:
         known[key] = (highest, mask | bit)
         return "fresh"
 
-    def _make_room(self, known: dict[_Key, tuple[int, int]]) -> None:
-        """Forget the oldest key of the node that has more than its share of them."""
-        if self._keys < MAX_KEYS:
+    def _make_room(self) -> None:
+        """Forget the oldest keys of the node that has the most."""
+        usage = self._usage
+        if usage.total < usage.most:
             return
-        if len(known) <= MAX_KEYS // len(self._nodes):
-            name = max(self._nodes, key=lambda node: len(self._nodes[node]))
-            known = self._nodes[name]
-            if len(known) == 1:
-                del self._nodes[name]
-        del known[next(iter(known))]
-        self._keys -= 1
+        name = usage.largest()
+        known = self._nodes[name]
+        oldest = list(islice(known, max(1, len(known) // 8)))
+        for key in oldest:
+            del known[key]
+        if not known:
+            del self._nodes[name]
+        usage.add(name, -len(oldest))
 
 
 _ALL = (1 << WINDOW) - 1

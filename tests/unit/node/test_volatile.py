@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from linkd.core.batch import Draft
@@ -55,8 +57,25 @@ def test_a_node_with_many_channels_pushes_out_its_own(monkeypatch: pytest.Monkey
     assert one.judge(message(5, node="quiet")) == "repeated"
     assert one.judge(message(5, "c49", node="flood")) == "repeated"
     assert one.judge(message(5, "c0", node="flood")) == "fresh"
-    assert one._keys == 10
+    assert one._usage.total == 10
     for number in range(50):
         assert one.judge(message(5, node=f"n{number}")) == "fresh"
-    assert one._keys == sum(map(len, one._nodes.values())) == 10
+    assert one._usage.total == sum(map(len, one._nodes.values())) == 10
     assert len(one._nodes) <= 10
+
+
+def test_room_is_made_at_little_cost_among_many_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(volatile, "MAX_KEYS", 20_000)
+    one = VolatileSequence("here", "run")
+
+    def seconds(first: int) -> float:
+        began = time.process_time()
+        for number in range(first, first + 1000):
+            assert one.judge(message(5, node=f"n{number}")) == "fresh"
+        return time.process_time() - began
+
+    for first in range(0, 20_000, 1000):
+        seconds(first)
+    beyond = min(seconds(first) for first in (20_000, 21_000, 22_000))
+    assert beyond < 0.5, "a look at each node took 6 s"
+    assert len(one._nodes) == 20_000
