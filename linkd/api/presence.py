@@ -259,6 +259,7 @@ class _Channel:
         self.repeat_at = repeat_at
         self.wanted_until = 0.0
         self.askers: dict[str, _Asker] = {}
+        self.asking: Counter[str] = Counter()  # how many askers are behind each peer
         self.to_answer: set[str] = set()
         self.here: dict[int, Member] = {}
         self.watchers: dict[int, Present] = {}
@@ -503,9 +504,7 @@ class Presence:
 
     def _audience(self, name: str, channel: _Channel) -> set[str]:
         """Return the peers on the way to all who asked, and those that cannot ask."""
-        return {asker.link.peer for asker in channel.askers.values()} | set(
-            self._node.one_way(name)
-        )
+        return channel.asking.keys() | set(self._node.one_way(name))
 
     def _ask(self, name: str, channel: _Channel, peers: Collection[str] | None = None) -> None:
         """Ask peers, or all that the channel reaches, who is there."""
@@ -589,6 +588,9 @@ class Presence:
         asker = channel.askers.pop(node)
         self._remote -= 1
         asker.link.count(node, -1)
+        channel.asking[asker.link.peer] -= 1
+        if not channel.asking[asker.link.peer]:
+            del channel.asking[asker.link.peer]
 
     # what others announce
 
@@ -607,8 +609,7 @@ class Presence:
 
     def _greet(self, peer: str) -> Iterator[None]:
         for name, channel in list(self._channels.items()):
-            askers = channel.askers.values()
-            if channel.is_watched or any(each.link.peer != peer for each in askers):
+            if channel.is_watched or channel.asking.keys() - {peer}:
                 self._ask(name, channel, (peer,))
             if channel.here and peer in self._node.one_way(name):
                 yield from self._announcing_here(name, channel, (peer,))
@@ -667,7 +668,7 @@ class Presence:
             return
         asker = channel.askers.get(announced.to)
         if announced.to in ("", self._node.name):
-            peers = {each.link.peer for each in channel.askers.values()}
+            peers = set(channel.asking)
         else:
             peers = set() if asker is None else {asker.link.peer}
         if peers - {peer}:
@@ -706,6 +707,7 @@ class Presence:
             asker.until = self._clock.seconds() + seconds
             self._remote += 1
             link.count(node, 1)
+            channel.asking[link.peer] += 1
             if channel.here:
                 channel.to_answer.add(node)
                 if channel.answering is None:

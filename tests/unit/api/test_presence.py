@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection
 from itertools import pairwise
 from typing import Any
@@ -469,3 +470,34 @@ def test_questions_that_are_remembered_are_bounded(
     net.settle((HOLD + 1) * REPEAT_SECONDS)
     assert not net["hub"]._channels
     assert net["hub"]._remote == 0
+
+
+def test_who_asked_is_counted_by_link_not_looked_for(net: Net) -> None:
+    hub = net["hub"]
+    hub.want("chat")
+    for number in range(3000):
+        message = Volatile("chat", 1, records({"asks": 90}), 0.0, None, f"n{number}", "r", 1, True)
+        hub._heard(message, "edge")
+    channel = hub._channels["chat"]
+    channel.askers = Unlisted(channel.askers)
+    joined = Volatile("chat", 1, records({"joined": [[1, "ann", ""]]}), 0.0, None, "far", "s", 1)
+    hub._heard(joined, "far")
+    assert channel.asking == {"edge": 3000}
+    assert channel.count == 1
+    channel.askers = dict(channel.askers)
+    net.settle((HOLD + 1) * REPEAT_SECONDS)
+    assert not channel.asking
+    assert not channel.askers
+
+
+class Unlisted(dict[str, Any]):
+    """All who asked: to list them takes 5 ms a message where there are many."""
+
+    def values(self) -> Any:
+        """Fail."""
+        raise AssertionError("each message listed all who asked")
+
+
+def records(announced: dict[str, Any]) -> bytes:
+    """Return what a node announces, as it travels."""
+    return encode_records([Record(json.dumps(announced).encode(), "", "", "application/json")])
