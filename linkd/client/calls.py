@@ -31,6 +31,9 @@ WAIT_SECONDS: Final = 30.0
 GUESSED_BYTES: Final = 256
 """What a value that is not encoded yet counts for where it waits for room."""
 
+VALUE_BYTES: Final = 256
+"""What each of many values counts for in a turn of the loop, beside its bytes: for its encoding."""
+
 MAX_DELAY: Final = 15.0
 LOCAL_DELAY: Final = 1.0
 """No delay between attempts is longer, where `max_delay` is not given: to `http`, to a socket."""
@@ -164,7 +167,7 @@ class Calls:
         for count, records in batches(values, type_, encode, headers, check_body):
             if not self._room.is_free:
                 await self._wait_for_room(channel, len(records))
-            self._room.passed += len(records)
+            self._room.passed += len(records) + count * VALUE_BYTES
             under_way.append((count, self._send(channel, count, records, terms)))
         return under_way
 
