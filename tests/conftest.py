@@ -34,6 +34,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+if os.environ.get("LINKD_LOOP") == "uvloop":  # scripts/test-clients: all that asyncio runs here
+    import uvloop
+
+    uvloop.install()
+
+
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Lab]:
     """Return a lab without hosts; all its hosts end with the test."""
