@@ -198,7 +198,7 @@ def walk(path: Path, at: int, size: int, seed: int, chunk: int = _CHUNK_BYTES) -
         os.close(fd)
 
 
-Change = tuple[int, float, memoryview]
+Change = tuple[int, float, memoryview | bytes]
 """Kind, stamp and head of a frame; the head is to be decoded before the next one is asked for."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -27,7 +27,7 @@ from linkd.log.frame import (
 from linkd.log.group import EpochOpened, Publish
 from linkd.log.index import CARRYING, FORMAT, Index, SegmentHead
 from linkd.log.origins import Ignored
-from linkd.log.reader import Damage, walk, walk_changes
+from linkd.log.reader import Change, Damage, walk, walk_changes
 from linkd.log.state import State
 
 _HEAD_CHUNK = 65_536
@@ -179,8 +179,21 @@ def fold_change(kind: int, head: bytes | memoryview, state: State) -> None:
             state.put(change.peer, change.place)
 
 
-def fold_sealed(path: Path, head: SegmentHead, size: int, state: State) -> Iterator[None]:
+def fold_sealed(
+    path: Path,
+    head: SegmentHead,
+    size: int,
+    state: State,
+    kept: Sequence[Change] | None = None,
+) -> Iterator[None]:
     """Fold what changes the state in a finished segment of `size` bytes; yield now and then.
+
+    Args:
+        path: The file.
+        head: What opens it.
+        size: Bytes that count.
+        state: Gets what changes.
+        kept: That, where it is in memory: then the file is not read.
 
     Raises:
         Damage: There is no frame where one should be.
@@ -189,7 +202,8 @@ def fold_sealed(path: Path, head: SegmentHead, size: int, state: State) -> Itera
     count = 0
     ends: dict[str, Source] = {}  # of each peer's steps: where a cursor was in between is nothing
     state.undo = Ignored()
-    for change in walk_changes(path, size, head.seed, every=head.format <= CARRYING):
+    every = head.format <= CARRYING
+    for change in walk_changes(path, size, head.seed, every) if kept is None else kept:
         if change is None:
             yield
             continue

@@ -278,8 +278,9 @@ class SegmentLog(Ledger):
         if job.begins is not None:
             self._begun(job.begins)
         segment, at = self._shelf.segments[-1], job.at
-        pieces = iter(job.group.pieces)
+        pieces, note = iter(job.group.pieces), self._snapshots.changes.note
         for part in job.parts:
+            note(part, job.group.stamp)
             if part[0] != HEAD:
                 batch = next(pieces).batch
                 if batch is not None and batch.count:
@@ -331,6 +332,7 @@ class SegmentLog(Ledger):
         last = self._shelf.last
         ids = list(self._ids.since(last.first)) if last is not None and last.has_ids else []
         self._succession.begun(begins, ids)
+        self._snapshots.changes.begin(begins.number)
         if not self._snapshots.bases:
             self._snapshots.bases.append(Base(begins.number))
 

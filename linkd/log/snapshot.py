@@ -1,8 +1,9 @@
 """Snapshots: the state at the beginning of a segment, each in a file of its own.
 
-A snapshot is made of what is on disk: the one before, and the frames behind it. So it holds nothing
-that a crash could take back, and the reactor has nothing to do with it. A start reads the newest
-intact one and folds the frames behind it. Two are kept, and the segments that the older one needs.
+A snapshot is made of what is on disk: the one before, and the frames behind it, or what memory
+keeps of those (`Changes`). So it holds nothing that a crash could take back, and the reactor has
+nothing to do with it. A start reads the newest intact one and folds the frames behind it. Two are
+kept, and the segments that the older one needs.
 
     frame (SnapshotHead) | frame (a slice, `Snapshot`, deflated) ... | frame (`SnapshotEnd`), LAST
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from errno import EIO
 from itertools import chain
@@ -26,13 +27,13 @@ import msgspec
 
 from linkd.errors import StateTooNew
 from linkd.log.files import Files
-from linkd.log.frame import PREFIX_BYTES, STATE, frame_prefix
+from linkd.log.frame import CHANGES, CURSOR, EPOCH, PREFIX_BYTES, STATE, Part, frame_prefix
 from linkd.log.group import Post
 from linkd.log.index import CARRYING, segment_path
 from linkd.log.index import FORMAT as INDEX_FORMAT
 from linkd.log.origins import Channels, LiveEpoch, LiveLog, Origins
 from linkd.log.producers import Producers
-from linkd.log.reader import Damage, walk
+from linkd.log.reader import Change, Damage, walk
 from linkd.log.scan import read_head
 from linkd.log.state import Snapshot, State, decode_carried, in_parts
 from linkd.log.upgrade import fold_segments, turn
@@ -52,6 +53,14 @@ HURRY_SEGMENTS = 2
 
 A busy reactor then has the interpreter for half of the time (`sys.getswitchinterval`).
 """
+
+MOST_BYTES = 1 << 20
+"""So much is kept of a segment: frames of less than some 10 KiB change more, and are read again."""
+
+CHANGE_BYTES = 128
+"""What each takes in memory beside its head, about."""
+
+MOST_SEGMENTS = 8
 
 _SUFFIX = ".state"
 _STEPS_AT_ONCE = 256
@@ -111,6 +120,45 @@ class Sealed(msgspec.Struct, frozen=True):
 
     number: int
     size: int
+
+
+class Changes:
+    """What the segments written by this run change of the state, kept in memory while it is little.
+
+    Such a segment is not read again for a snapshot: where records are large, that would take as
+    much of the disk as writing them did.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[int, list[Change]] = {}
+        self._number, self._bytes = 0, 0
+
+    def begin(self, number: int) -> None:
+        """Take what follows as of this segment, from its first frame on."""
+        self._number, self._bytes, self._kept[number] = number, 0, []
+        if len(self._kept) > MOST_SEGMENTS:
+            del self._kept[min(self._kept)]
+
+    def note(self, part: Part, stamp: float) -> None:
+        """Keep a frame that is on disk, if it changes the state."""
+        kind, flags, head, _ = part
+        if not (flags & CHANGES or kind in (CURSOR, EPOCH)):
+            return
+        kept = self._kept.get(self._number)
+        if kept is not None:
+            kept.append((kind, stamp, head))
+            self._bytes += len(head) + CHANGE_BYTES
+            if self._bytes > MOST_BYTES:
+                del self._kept[self._number]
+
+    def before(self, number: int) -> dict[int, list[Change]]:
+        """Return what is kept of the finished segments, all of them below `number`."""
+        return {one: kept for one, kept in self._kept.items() if one < number}
+
+    def forget(self, number: int) -> None:
+        """Forget the segments below `number`."""
+        for one in [one for one in self._kept if one < number]:
+            del self._kept[one]
 
 
 class Stopped(Exception):
@@ -307,6 +355,7 @@ class Snapshots:
     Attributes:
         bases: The same with the newest.
         busy: One is being made.
+        changes: What need not be read again.
     """
 
     def __init__(
@@ -314,6 +363,7 @@ class Snapshots:
     ) -> None:
         self.bases = list(bases)
         self.busy = False
+        self.changes = Changes()
         self._folder = folder
         self._files = files
         self._log = log
@@ -353,11 +403,12 @@ class Snapshots:
         self.busy = True
         behind = sum(segment.number >= self.bases[-1].number for segment in segments)
         self._hurries = behind > HURRY_SEGMENTS
+        kept = self.changes.before(number)
 
         def job() -> None:
             outcome: Base | OSError | Damage
             try:
-                outcome = self._make(number, segments, forget, carried)
+                outcome = self._make(number, segments, kept, forget, carried)
             except Stopped:
                 return
             except (OSError, Damage) as error:
@@ -370,6 +421,7 @@ class Snapshots:
             self.busy = False
             if isinstance(outcome, Base):
                 self.bases = [*self.bases[-1:], outcome]
+                self.changes.forget(outcome.number)
                 done(None)
             else:
                 done(outcome)
@@ -387,11 +439,12 @@ class Snapshots:
         self,
         number: int,
         segments: Sequence[Sealed],
+        kept: Mapping[int, Sequence[Change]],
         forget: Callable[[State], object],
         carried: Iterable[Snapshot],
     ) -> Base:
         """Fold the frames behind a base, and write the state."""
-        state = self._fold(number, segments)
+        state = self._fold(number, segments, kept)
         forget(state)
         head = SnapshotHead(FORMAT, NEEDS, self._log, number)
         slices = chain(state.slices(), carried)
@@ -399,7 +452,9 @@ class Snapshots:
         dissolve(state, self._pause)
         return base
 
-    def _fold(self, number: int, segments: Sequence[Sealed]) -> State:
+    def _fold(
+        self, number: int, segments: Sequence[Sealed], kept: Mapping[int, Sequence[Change]]
+    ) -> State:
         """Return the state as segment `number` begins, from the newest base that can be read."""
         bases = list(self.bases)
         while True:
@@ -415,7 +470,7 @@ class Snapshots:
             for segment in segments
             if base.number <= segment.number < number
         )
-        for _ in fold_segments(self._folder, behind, state):
+        for _ in fold_segments(self._folder, behind, state, kept):
             self._pause()
         turn(state, INDEX_FORMAT)
         state.next = max(state.next, read_head(segment_path(self._folder, number))[0].first)

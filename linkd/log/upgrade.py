@@ -8,12 +8,13 @@ of other channels of the same epoch fill the hole between two batches, the two f
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from linkd.core.batch import Origin
 from linkd.log.index import CARRYING, SegmentHead, segment_path
 from linkd.log.origins import Origins, Undo, Verdict
+from linkd.log.reader import Change
 from linkd.log.scan import fold_sealed
 from linkd.log.state import State
 
@@ -66,7 +67,10 @@ class OldOrigins(Origins):
 
 
 def fold_segments(
-    folder: Path, segments: Iterable[tuple[SegmentHead, int]], state: State
+    folder: Path,
+    segments: Iterable[tuple[SegmentHead, int]],
+    state: State,
+    kept: Mapping[int, Sequence[Change]] | None = None,
 ) -> Iterator[None]:
     """Fold what changes the state in finished segments, oldest first; yield now and then.
 
@@ -74,6 +78,7 @@ def fold_segments(
         folder: Where they are.
         segments: What opens each, and how many of its bytes count.
         state: Gets what they change. `turn` it to the newest format in the end.
+        kept: What some of them change, by number: their files are not read.
 
     Raises:
         Damage: There is no frame where one should be.
@@ -81,7 +86,8 @@ def fold_segments(
     """
     for head, size in segments:
         turn(state, head.format)
-        yield from fold_sealed(segment_path(folder, head.number), head, size, state)
+        path, known = segment_path(folder, head.number), (kept or {}).get(head.number)
+        yield from fold_sealed(path, head, size, state, known)
 
 
 def turn(state: State, version: int) -> None:

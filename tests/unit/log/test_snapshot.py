@@ -23,12 +23,12 @@ from linkd.errors import StateTooNew
 from linkd.log import open_cursors, snapshot, verify
 from linkd.log.engine import UNOWNED, Appended, PeerCursor
 from linkd.log.files import RealFiles
+from linkd.log.frame import BATCH, CHANGES, STATE, frame_prefix
 from linkd.log.frame import HEAD as FRAME_HEAD
-from linkd.log.frame import STATE, frame_prefix
 from linkd.log.group import ignore
 from linkd.log.index import CARRYING, FORMAT, SegmentHead, segment_path
 from linkd.log.origins import KnownEpoch, KnownLog, OriginsSnapshot
-from linkd.log.reader import Damage
+from linkd.log.reader import Damage, walk_changes
 from linkd.log.recover import Found, recover
 from linkd.log.scan import read_head
 from linkd.log.snapshot import (
@@ -333,6 +333,7 @@ def test_a_segment_that_stands_in_the_way_is_repaired(bench: SegmentBench) -> No
     first.write_bytes(content)
     told: list[Any] = []
     bench.log.on_told.append(told.append)
+    bench.log._snapshots.changes.forget(99)  # as if another run had written it
     bench.log._snapshots.busy = False
     bench.log._keep_snapshots()
     bench.until(lambda: told)
@@ -469,6 +470,48 @@ def test_a_start_that_had_much_to_fold_writes_a_snapshot_itself(bench: SegmentBe
     bench.open()
     assert append(bench, draft(b"x", producer=numbered("p", 79)))[0].duplicate
     assert append(bench, draft(b"x"))[0].offset == 80
+
+
+@pytest.mark.parametrize("most_bytes", [snapshot.MOST_BYTES, 400])
+def test_a_segment_of_large_records_is_not_read_again_for_a_snapshot(
+    bench: SegmentBench, monkeypatch: pytest.MonkeyPatch, most_bytes: int
+) -> None:
+    """Reading and checking them took as long again as writing them."""
+    walked = list[Path]()
+
+    def walk(path: Path, *arguments: Any) -> Any:
+        walked.append(path)
+        return walk_changes(path, *arguments)
+
+    monkeypatch.setattr("linkd.log.scan.walk_changes", walk)
+    monkeypatch.setattr(snapshot, "MOST_BYTES", most_bytes)
+    for number in range(1, 20):
+        append(bench, draft(bytes(300), producer=numbered("p", number)))
+        store(bench, received(number, number + 1, b"x", channel=f"c{number % 7}"))
+    quiet(bench)
+    assert bool(walked) == (most_bytes == 400)
+    assert len(bench.log._snapshots.changes._kept) <= 2
+    bench.close()
+    made = found_in(bench.path)
+    for path in bench.path.glob("*.state"):
+        path.unlink()
+    read = found_in(bench.path)
+    assert made.state is not None
+    assert read.state is not None
+    assert shown(made.state) == shown(read.state)
+    bench.open()
+
+
+def test_of_many_segments_only_the_newest_are_kept() -> None:
+    changes = snapshot.Changes()
+    for number in range(1, 20):
+        changes.begin(number)
+        changes.note((BATCH, 0, b"plain", b""), 1.0)
+        changes.note((BATCH, CHANGES, b"head", b""), 1.0)
+    newest = range(20 - snapshot.MOST_SEGMENTS, 19)
+    assert changes.before(19) == {number: [(BATCH, 1.0, b"head")] for number in newest}
+    changes.forget(19)
+    assert changes.before(19) == {}
 
 
 # the format
@@ -689,7 +732,7 @@ def _hold_the_interpreter(tmp_path: Path) -> None:
     made, held = threading.Event(), list[float]()
 
     class Alone(Snapshots):
-        def _fold(self, number: int, segments: Any) -> State:
+        def _fold(self, number: int, segments: Any, kept: Any) -> State:
             return read_state(self._folder, self.bases[0], "log", 5, self._pause)[0]
 
         def _pause(self) -> None:
