@@ -99,7 +99,9 @@ class Assembly:
         self._worker = Worker(reactor, "linkd-pairing")
         self.pairing = self._open_pairing(folder, reload)
         self._tls = self._server_tls(state / "pairing")
-        self._renewal = Renewal(lambda: self.config, wall, threads.deferToThread, self._renew_own)
+        self._renewal = Renewal(
+            lambda: self.config, wall, threads.deferToThread, self._renew_own, self.node.kick
+        )
         self._loops = (
             (LoopingCall(self._note), NOTE_SECONDS),
             (LoopingCall(self._watch.look), 1.0),

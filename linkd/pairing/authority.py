@@ -123,14 +123,16 @@ class Authority:
         Asked again for the same one, it returns the same answer: the first may have been lost.
 
         Args:
-            entry: The certificate that ends.
+            entry: The certificate that ends, or has ended.
             request: As for `issue`.
 
         Raises:
             ConfigError, Unavailable, OSError: As for `issue`.
         """
+        now = self._wall()
         for each in self._state.certificates:
-            if each.replaces == entry.serial and each.revoked is None and each.pem is not None:
+            answered = each.replaces == entry.serial and each.revoked is None and each.expires > now
+            if answered and each.pem is not None:
                 return each.pem
         return self._issue(request, entry.name, entry.serial)
 

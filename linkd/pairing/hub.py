@@ -31,7 +31,7 @@ from linkd.pairing.addresses import host_of, own_hosts, public_address
 from linkd.pairing.authority import DIRECTORY, Authority, NotRevoked
 from linkd.pairing.code import SECRET_BYTES, Code, encode_code, fingerprint
 from linkd.pairing.files import make_directory, write_whole
-from linkd.pairing.signers import AUTHORITY_WARN_DAYS
+from linkd.pairing.signers import AUTHORITY_WARN_DAYS, DAY_SECONDS, GRACE_DAYS
 from linkd.pairing.terms import (
     Hooks,
     PairedPeer,
@@ -366,8 +366,11 @@ class Pairing:
         entry = authority.good(old)
         if entry is None or entry.name not in {peer.name for peer in self._config.peers}:
             raise PairingRefused("this certificate was not given out here, or was revoked")
-        if entry.expires <= self._wall():
-            raise PairingRefused("the certificate has expired: pair again with a new code")
+        if entry.expires + GRACE_DAYS * DAY_SECONDS <= self._wall():
+            raise PairingRefused(
+                f"the certificate of {entry.name} expired more than {GRACE_DAYS:.0f} days ago: pair"
+                f" again, with `linkd invite {entry.name}` on the hub and `linkd join` on that node"
+            )
         lifetime = entry.expires - entry.issued
         if entry.expires - self._wall() > lifetime / 3 + _EARLY_SECONDS:
             raise PairingRefused("it is too early: a third of the certificate's time must be left")

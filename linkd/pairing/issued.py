@@ -93,9 +93,16 @@ class State(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, certificates=known + lost)
 
     def with_issued(self, entry: Issued, now: float) -> State:
-        """Return the state with one more certificate, without those of its name that expired."""
+        """Return the state with one more certificate, without those of its name that expired.
+
+        The one that it renews stays: the peer has that one until the answer arrives.
+        """
         names = (entry.name, UNKNOWN)
-        kept = (each for each in self.certificates if each.name not in names or each.expires > now)
+        kept = (
+            each
+            for each in self.certificates
+            if each.name not in names or each.expires > now or each.serial == entry.replaces
+        )
         return msgspec.structs.replace(self, certificates=(*kept, entry))
 
     def with_revoked(self, name: str, now: float, but: str | None = None) -> State:

@@ -121,6 +121,8 @@ def join(text: str, config: Config, directory: Path, say: Say = lambda _: None) 
 def renew(peer: PeerSettings) -> float:
     """Get a new certificate from the hub `peer` in place of the one that ends; the key stays.
 
+    The hub renews one that has ended, too, for `GRACE_DAYS`: its key proves whose it is.
+
     Returns:
         Unix seconds at which the new one ends.
 
@@ -278,8 +280,9 @@ def _exchange(
                     " `linkd status` there"
                 ) from None
             raise PairingRefused(
-                f"{url.host}:{url.port} showed a certificate that the code does not vouch for"
-                f" ({error.verify_message}): someone may stand in between"
+                f"{url.host}:{url.port} showed a certificate that is not of the authority that this"
+                f" node knows, or its code ({error.verify_message}): someone may stand in between,"
+                " or that authority has ended; where you know that, pair again with a new code"
             ) from None
         except (OSError, http.client.HTTPException) as error:
             if not tries_left:

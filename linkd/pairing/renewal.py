@@ -21,6 +21,8 @@ from linkd.pairing.joining import due, renew
 from linkd.pairing.signers import AUTHORITY_WARN_DAYS
 
 CHECK_INTERVAL: Final = 3600.0
+RETRY_INTERVAL: Final = 60.0
+"""A certificate that has expired is tried so often, because its link is down meanwhile."""
 
 Threads = Callable[..., "Deferred[Renewed | None]"]
 EXPIRY_WARN_DAYS: Final = 14.0
@@ -104,6 +106,7 @@ class Renewal:
         wall: Returns Unix seconds.
         in_thread: Runs a function in a thread: `twisted.internet.threads.deferToThread`.
         own: Renews this node's own certificate where that ends: `Pairing.renew_own`, in a thread.
+        usable: Called with a peer whose expired certificate was renewed: it can be dialed again.
     """
 
     def __init__(
@@ -112,24 +115,32 @@ class Renewal:
         wall: Callable[[], float],
         in_thread: Threads,
         own: Callable[[], Deferred[None]] = lambda: succeed(None),
+        usable: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._config = config
         self._wall = wall
         self._in_thread = in_thread
         self._own = own
+        self._usable = usable
         self._busy: set[str | None] = set()
+        self._expired: set[str] = set()
         self._warned: dict[str, float] = {}
-        self._looping = LoopingCall(self.check)
+        self._loops = (
+            (LoopingCall(self.check), CHECK_INTERVAL),
+            (LoopingCall(self._retry), RETRY_INTERVAL),
+        )
 
     def start(self, reactor: IReactorTime) -> None:
-        """Look now, and once an hour from now on."""
-        self._looping.clock = reactor
-        self._looping.start(CHECK_INTERVAL, now=True)
+        """Look now, and once an hour from now on; once a minute at what has expired."""
+        for loop, interval in self._loops:
+            loop.clock = reactor
+            loop.start(interval, now=interval == CHECK_INTERVAL)
 
     def stop(self) -> None:
         """Look no more."""
-        if self._looping.running:
-            self._looping.stop()
+        for loop, _ in self._loops:
+            if loop.running:
+                loop.stop()
 
     def check(self) -> None:
         """Renew what ends soon; what fails is logged, and tried again an hour later."""
@@ -138,15 +149,23 @@ class Renewal:
             self._busy.add(None)
             self._own().addErrback(self._failed, None).addBoth(self._over, None)
         for peer in config.peers:
-            paired = peer.certificate is not None or peer.ca is not None
-            if paired and peer.name not in self._busy:
-                self._busy.add(peer.name)
-                state_dir = Path(config.node.state_dir)
-                looked = self._in_thread(
-                    renew_if_due, peer, state_dir, self._wall(), self._ends_soon
-                )
-                looked.addCallback(self._done, peer)
-                looked.addErrback(self._failed, peer).addBoth(self._over, peer.name)
+            if peer.certificate is not None or peer.ca is not None:
+                self._look_at(peer, self._failed)
+
+    def _retry(self) -> None:
+        """Renew what has expired; `check` has logged why that failed, and does so each hour."""
+        for peer in self._config().peers:
+            if peer.name in self._expired:
+                self._look_at(peer, lambda *_: None)
+
+    def _look_at(self, peer: PeerSettings, failed: Callable[[Failure, PeerSettings], None]) -> None:
+        if peer.name in self._busy:
+            return
+        self._busy.add(peer.name)
+        state_dir = Path(self._config().node.state_dir)
+        looked = self._in_thread(renew_if_due, peer, state_dir, self._wall(), self._ends_soon)
+        looked.addCallback(self._done, peer)
+        looked.addErrback(failed, peer).addBoth(self._over, peer.name)
 
     def _ends_soon(self, peer: PeerSettings, left: float) -> None:
         """Warn once a day that the authority that a peer is trusted by ends; in the thread."""
@@ -165,6 +184,7 @@ class Renewal:
         )
 
     def _done(self, fresh: Renewed | None, peer: PeerSettings) -> None:
+        self._expired.discard(peer.name)
         if fresh is not None:
             left = fresh.expires - self._wall()
             events.emit(
@@ -174,6 +194,8 @@ class Renewal:
                 expires_seconds=round(left),
                 days=round(left / 86_400, 1),
             )
+            if fresh.before <= self._wall():
+                self._usable(peer.name)
 
     def _failed(self, failure: Failure, peer: PeerSettings | None) -> None:
         error = failure.value
@@ -181,6 +203,8 @@ class Renewal:
             events.emit("tls.expiring", detail=f"this node's own certificate: {error}")
             return
         left = error.left if isinstance(error, NotRenewed) else None
+        if left is not None and left <= 0:
+            self._expired.add(peer.name)
         events.emit(
             "tls.expiring",
             peer=peer.name,

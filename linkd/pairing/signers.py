@@ -35,6 +35,10 @@ SUCCESSOR_DAYS: Final = AUTHORITY_WARN_DAYS + LEAF_DAYS
 """A year before the first warning: a peer that is in touch has renewed, and so knows the successor,
 by then. A warning therefore means that something failed."""
 
+GRACE_DAYS: Final = 730.0
+"""So long after its end a peer's certificate is still renewed by the proof of its key: nodes may be
+off for a year one after the other. Nothing else accepts it, and a revoked one is not renewed."""
+
 DAY_SECONDS: Final = 86_400.0
 BACK_SECONDS: Final = DAY_SECONDS
 """Certificates begin so long before they are made: clocks of two hosts differ."""

@@ -215,8 +215,10 @@ async def test_a_certificate_is_renewed_before_it_ends(hub: Hub, edge: Config) -
     fresh = await within(deferToThread(renew, peer))
     assert fresh - done.expires > 244 * 86_400
     assert due(peer, state, time.time() + 250 * 86_400) is None
-    hub.wall_ahead = 700 * 86_400
-    with pytest.raises(PairingRefused, match="has expired"):
+    hub.wall_ahead = 700 * 86_400  # it ended three months ago
+    assert await within(deferToThread(renew, peer)) > fresh + 85 * 86_400
+    hub.wall_ahead = 2000 * 86_400
+    with pytest.raises(PairingRefused, match="expired more than 730 days ago: pair again"):
         await within(deferToThread(renew, peer))
 
 

@@ -446,10 +446,41 @@ def test_a_certificate_is_renewed_once_however_often_it_is_asked_for(edge: Edge)
     for _ in range(30):
         edge.desk.wall.now += 245 * DAY
         status, fresh = edge.renew(fresh)
-        assert status == (200 if edge.desk.wall.now < edge.authority.expires - DAY else 403)
-        if status != 200:
-            break
-        assert len(edge.authority.issued) <= 2
+        assert status == 200, fresh
+        assert len(edge.authority.issued) <= 3
+
+
+@pytest.mark.parametrize("days", [366.0, 700.0, 365.0 + 729.0])
+def test_one_that_has_expired_is_renewed_by_the_proof_of_its_key(edge: Edge, days: float) -> None:
+    edge.desk.wall.now += days * DAY
+    assert edge.renew(key=ec.generate_private_key(ec.SECP256R1()))[0] == 403
+    status, fresh = edge.renew()
+    assert status == 200
+    assert edge.renew() == (200, fresh)  # the first answer may have been lost
+    edge.desk.wall.now += 400 * DAY  # and the node with it, for so long that this one ends as well
+    status, later = edge.renew()
+    assert (status, later == fresh) == (200 if days < 700 else 403, False)
+
+
+def test_after_two_years_the_message_names_the_remedy(edge: Edge) -> None:
+    edge.desk.wall.now += (365 + 731) * DAY
+    status, message = edge.renew()
+    assert status == 403
+    assert "expired more than 730 days ago: pair again, with `linkd invite edge-1`" in message
+
+
+@pytest.mark.parametrize("when", [0.0, 400.0])
+def test_what_was_revoked_is_not_renewed_after_its_end(edge: Edge, when: float) -> None:
+    edge.desk.wall.now += when * DAY
+    edge.desk.pairing.revoke("edge-1")
+    edge.desk.wall.now += 400 * DAY
+    assert edge.renew() == (403, "this certificate was not given out here, or was revoked")
+
+
+def test_what_was_replaced_by_pairing_again_is_not_renewed_after_its_end(edge: Edge) -> None:
+    edge.desk.wall.now += 400 * DAY
+    edge.authority.issue(csr(), "edge-1")
+    assert edge.renew() == (403, "this certificate was not given out here, or was revoked")
 
 
 def test_a_renewal_is_for_the_same_key(edge: Edge) -> None:

@@ -23,7 +23,7 @@ from linkd.net.issuing import pem
 from linkd.pairing import Authority, Renewal
 from linkd.pairing import renewal as renewals
 from linkd.pairing.joining import make_request
-from linkd.pairing.renewal import CHECK_INTERVAL
+from linkd.pairing.renewal import CHECK_INTERVAL, RETRY_INTERVAL
 
 DAY = 86_400.0
 
@@ -64,7 +64,10 @@ class Scene:
         node = NodeSettings(name="edge", state_dir=str(state))
         config = Config(node=node, peers=(paired, elsewhere, with_secret))
         self.config = config
-        self.renewal = Renewal(lambda: self.config, self.wall, self.in_thread, self.own)
+        self.usable: list[str] = []
+        self.renewal = Renewal(
+            lambda: self.config, self.wall, self.in_thread, self.own, self.usable.append
+        )
 
     def trust_authority(self) -> None:
         self.ca.write_bytes(pem(self.authority.certificate))
@@ -157,6 +160,23 @@ def test_what_fails_is_said_and_tried_again(scene: Scene) -> None:
         scene.lines.clear()
         scene.hour()
     assert len(scene.asked) == 4
+
+
+def test_what_has_expired_is_tried_each_minute_and_dialed_at_once_then(scene: Scene) -> None:
+    scene.days = 400.0
+    scene.answer = ConfigError("hub:9443 does not answer")
+    scene.renewal.start(scene.clock)
+    assert scene.events() == ["tls.expiring"]
+    for count in range(2, 12):
+        scene.clock.advance(RETRY_INTERVAL)
+        assert len(scene.asked) == count
+    assert scene.events() == []
+    assert scene.usable == []
+    scene.answer = scene.wall() + 365 * DAY
+    scene.clock.advance(RETRY_INTERVAL)
+    assert (scene.usable, scene.events()) == (["hub"], ["tls.loaded"])
+    scene.clock.advance(RETRY_INTERVAL)
+    assert len(scene.asked) == 12
 
 
 def test_the_authority_that_a_peer_is_trusted_by_is_watched_too(scene: Scene) -> None:
