@@ -118,11 +118,14 @@ class Signers:
     def succeed(self) -> bool:
         """Make a successor where the last certificate ends within `SUCCESSOR_DAYS`.
 
+        Nothing is made while the clock shows a time before this version of linkd was made.
+
         Returns:
             Whether one was made.
 
         Raises:
-            OSError: It can't be written; nothing has changed.
+            OSError: It can't be written; memory has not changed. Where only `ca.crt` failed, the
+                new key is in `ca.key`, and the next start makes its certificate.
         """
         now = self._wall()
         if self.expires - now > SUCCESSOR_DAYS * DAY_SECONDS or not is_plausible(now):
