@@ -74,7 +74,8 @@ class LinkStatus(msgspec.Struct, frozen=True):
     """One link, as it is now.
 
     `large_messages_lost`: small messages pass and large ones did not, so it is dialed with small
-    TCP segments, until the daemon restarts or the peer's settings change.
+    TCP segments, until the daemon restarts or the peer's settings change. `nothing_passes`: when it
+    was up last, no channel of this node's `send` was in the peer's `receive`.
     `since_seconds` counts since the link went up, or since it last left `up` (never up: since it
     was configured or the node started), over restarts; never since an attempt began. `reason` and
     `detail` are those of the outage, of the last one where the link is up; `attempt_reason` and
@@ -108,6 +109,7 @@ class LinkStatus(msgspec.Struct, frozen=True):
     certificate_expires_seconds: float | None
     required: bool = False
     large_messages_lost: bool = False
+    nothing_passes: bool = False
     not_relayed_records: int = 0
     down_since: str | None = None
     down_seconds: float | None = None

@@ -73,6 +73,8 @@ def _warnings(status: NodeStatus, links: list[LinkStatus]) -> list[str]:
     for link in links:
         if link.large_messages_lost:
             found.append(f"small messages pass to {link.peer}, large ones do not: MTU?")
+        if link.nothing_passes:
+            found.append(f"nothing passes to {link.peer}: its `receive` lacks all of our `send`")
         skew = link.clock_skew_seconds
         if skew is not None and abs(skew) > WARN_SKEW_SECONDS:
             where = "ahead of" if skew > 0 else "behind"

@@ -78,6 +78,31 @@ def check_patterns(patterns: Sequence[str], most_bytes: int = MAX_PATTERNS_BYTES
             )
 
 
+MAX_PAIRS = 4096
+"""Pairs of patterns that are compared: a few milliseconds."""
+
+
+def may_overlap(some: Sequence[str], others: Sequence[str]) -> bool:
+    """Return whether a channel may exist that both sets of patterns select.
+
+    With more than MAX_PAIRS pairs the answer is yes, unseen.
+    """
+    if len(some) * len(others) > MAX_PAIRS:
+        return True
+    split = [other.split(".") for other in others]
+    return any(_overlaps(one.split("."), other) for one in some for other in split)
+
+
+def _overlaps(one: list[str], other: list[str]) -> bool:
+    for word, word_of_other in zip(one, other, strict=False):
+        pair = (word, word_of_other)
+        if ">" in pair:
+            return True
+        if word != word_of_other and "*" not in pair:
+            return False
+    return len(one) == len(other)
+
+
 REMEMBERED = 512
 """Answers that one set of patterns remembers, of valid channels: at most about 150 kB."""
 

@@ -95,6 +95,15 @@ ROWS = (
         folds="peer",
     ),
     kind(
+        "link.nothing-passes",
+        "warn",
+        "",
+        "No channel that this node's `send` selects is in the peer's `receive`, so the peer gets "
+        "nothing of what is published here, although the link is up.",
+        "Compare `send` and `receive` of both nodes' [[peer]], see `detail`; or empty `send` here.",
+        folds="peer",
+    ),
+    kind(
         "link.clock-skew",
         "warn",
         "skew_seconds",

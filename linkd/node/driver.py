@@ -11,6 +11,7 @@ from linkd.config import Config, PeerSettings
 from linkd.core import link as links
 from linkd.core import wire
 from linkd.core.backoff import Backoff
+from linkd.core.channels import may_overlap
 from linkd.core.path import LEAST_SEGMENT_BYTES, SEGMENT_BYTES
 from linkd.core.resume import outdated, repeats
 from linkd.core.shown import rfc3339
@@ -76,6 +77,7 @@ class LinkDriver:
         self._said: wire.Hello | None = None  # our hello on the connection that we dial
         self._dials_at_once = False  # the next attempt differs from those that failed
         self._repeated = False  # the live connection has had its second hello
+        self._nothing_passes = False
         self._timer: Timer | None = None
         self._last_silence: float | None = None
         self._performers: dict[type, Callable[..., None]] = {
@@ -306,6 +308,17 @@ class LinkDriver:
                 self._said = ours
                 connection.send(wire.encode(ours))
 
+    def _note_patterns(self, wants: tuple[str, ...]) -> None:
+        """Warn where this node offers channels of which the peer takes none."""
+        sends, before = self.settings.send, self._nothing_passes
+        self._nothing_passes = bool(sends) and not may_overlap(sends, wants)
+        if self._nothing_passes and not before:
+            detail = (
+                f"nothing that is published here passes to {self.peer}: this node's send ="
+                f" {_in_short(sends)}, its receive = {_in_short(wants)}"
+            )
+            self._around.tell("warn", "link.nothing-passes", peer=self.peer, detail=detail)
+
     def _note_clock(self, stamp: float, began: float) -> None:
         """Note what the peer's wall clock shows; warn where it is far from ours.
 
@@ -402,6 +415,7 @@ class LinkDriver:
 
     def _agree(self, connection: Connection, ours: wire.Hello, theirs: wire.Hello) -> None:
         """Begin the session on a connection whose hellos are both true."""
+        self._note_patterns(theirs.wants)
         agreed = self.carrier.begin(connection, ours, theirs)
         self._around.routes_changed()
         if agreed:
@@ -499,6 +513,7 @@ class LinkDriver:
             required=self.settings.required,
             large_messages_lost=self.carrier.path.narrow
             or (self.dialer is not None and self.dialer.segment_bytes > 0),
+            nothing_passes=self._nothing_passes,
             not_relayed_records=self.carrier.not_relayed_records,
             down_since=None if outage is None else rfc3339(outage.began),
             down_seconds=None if outage is None else outage.seconds,
@@ -511,3 +526,9 @@ class LinkDriver:
             silence_limit_seconds=None if connection is None else connection.silence_limit,
             clock_skew_seconds=self._clock_skew() if link.state == "up" else None,
         )
+
+
+def _in_short(patterns: tuple[str, ...]) -> str:
+    """Return the first of a set of patterns, for people."""
+    more = f" and {len(patterns) - 5} more" if len(patterns) > 5 else ""
+    return f"{list(patterns[:5])}{more}"

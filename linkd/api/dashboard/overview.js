@@ -77,9 +77,10 @@ export function warnings(status) {
   if (log.full) bad(`Publishes are refused: ${log.full}`);
   if (log.stalled_seconds) bad(`The disk has not finished a commit for ${lasting(log.stalled_seconds)}`);
   for (const text of [...(log.losses ?? []).slice(-3), ...(status.warnings ?? [])]) bad(text);
-  for (const { peer, clock_skew_seconds: skew, large_messages_lost: narrow } of links) {
+  for (const { peer, clock_skew_seconds: skew, large_messages_lost: narrow, nothing_passes: mute } of links) {
     if (Math.abs(skew ?? 0) > SKEW) bad(`The clock of ${peer} is ${lasting(Math.abs(skew))} ${skew > 0 ? "ahead of" : "behind"} this host's`);
     if (narrow) bad(`Small messages pass to ${peer}, large ones do not: MTU?`);
+    if (mute) bad(`Nothing passes to ${peer}: its receive has no channel of this node's send`);
   }
   const refused = status.refused ?? [];
   for (const { claimed, address, reason, detail, count: times, seconds_ago: ago } of refused.slice(0, SHOWN)) {

@@ -138,6 +138,7 @@ def test_status_of_one_peer_and_json(
         (status(link("hub"), full="no room"), 2, "LINKD CRITICAL - publishes are refused: no room"),
         (status(link("b", certificate_expires_seconds=3e5)), 1, "LINKD WARNING - certificate of b"),
         (status(link("b", not_relayed_records=2)), 1, "LINKD WARNING - 2 records not relayed bet"),
+        (status(link("b", nothing_passes=True)), 1, "LINKD WARNING - nothing passes to b: its `"),
     ],
 )  # fmt: skip
 def test_check_speaks_nagios(

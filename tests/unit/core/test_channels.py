@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 
 from linkd.core.channels import (
     MAX_CHANNEL_BYTES,
+    MAX_PAIRS,
     REMEMBERED,
     PatternIndex,
     Patterns,
     check_channel,
     check_patterns,
     is_pattern,
+    may_overlap,
 )
 from linkd.errors import ChannelRefused
 
@@ -110,6 +112,31 @@ def test_what_is_no_name_is_matched_by_no_pattern() -> None:
 
 
 @pytest.mark.timing
+@pytest.mark.parametrize(
+    ("some", "others", "expected"),
+    [
+        (["a"], ["a"], True),
+        (["a"], ["b"], False),
+        (["a.b"], ["a"], False),
+        (["a.>"], ["a"], False),
+        (["a.>"], ["a.b.c"], True),
+        (["a.*"], ["*.b"], True),
+        (["a.*"], ["*.b.c"], False),
+        (["*.x"], ["a.>"], True),
+        (["b", "new.>"], ["a", ">"], True),
+        (["b", "new.>"], ["a", "other"], False),
+        ([], [">"], False),
+        (["a"], [], False),
+        (["a"] * (MAX_PAIRS + 1), ["b"], True),
+    ],
+)
+def test_two_sets_of_patterns_overlap_where_a_channel_fits_both(
+    some: list[str], others: list[str], expected: bool
+) -> None:
+    assert may_overlap(some, others) is expected
+    assert may_overlap(others, some) is expected
+
+
 def test_no_pattern_makes_matching_slow() -> None:
     """A regular expression of these took 3.3 s to compile; the trie takes a few milliseconds."""
     many = [f"a.0-{n}" + ".*" * ((255 - len(f"a.0-{n}")) // 2) for n in range(1024)]
