@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from linkd import events
-from linkd.config import Config, PeerSettings
+from linkd.config import Config
 from linkd.config.settings import NAME_PATTERN
 from linkd.errors import ConfigError, LinkdError, Unavailable
 from linkd.net import issuing
@@ -31,14 +31,15 @@ from linkd.pairing.addresses import host_of, own_hosts, public_address
 from linkd.pairing.authority import DIRECTORY, Authority, NotRevoked
 from linkd.pairing.code import SECRET_BYTES, Code, encode_code, fingerprint
 from linkd.pairing.files import make_directory, write_whole
+from linkd.pairing.issued import Issued
 from linkd.pairing.signers import AUTHORITY_WARN_DAYS, DAY_SECONDS, GRACE_DAYS
 from linkd.pairing.terms import (
     Hooks,
     PairedPeer,
     PairingRefused,
+    Terms,
     check_patterns,
     is_ours,
-    peer_table,
 )
 
 CODE_SECONDS: Final = 600.0
@@ -56,9 +57,7 @@ class _Invitation:
 
     code: Code
     ends: float
-    send: tuple[str, ...]
-    receive: tuple[str, ...]
-    relay: bool = False
+    terms: Terms
     wrong: int = 0
     answered: tuple[messages.AskJoin, messages.Joined] | None = None
 
@@ -113,8 +112,7 @@ class Pairing:
 
     def certificate_ends(self) -> list[tuple[str, float]]:
         """Return the paired peers, and the Unix seconds at which each one's certificate ends."""
-        issued = self._open_authority().issued if self._has_authority() else []
-        return list({each.name: each.expires for each in issued if not each.revoked}.items())
+        return list({each.name: each.expires for each in self._issued if not each.revoked}.items())
 
     # What a person asks for, over the unix socket
 
@@ -142,7 +140,7 @@ class Pairing:
             raise PairingRefused(
                 f"{name!r} can't be invited: expected another node's name, of a-z, 0-9, `.` and `-`"
             )
-        sends, receives, relay = self._terms(name, send, receive, relay)
+        terms = self._terms(name, send, receive, relay)
         at = self._reachable(address)
         try:
             self._open_authority().check_valid()
@@ -160,7 +158,7 @@ class Pairing:
         der = vouching.public_bytes(serialization.Encoding.DER)
         code = Code(name, at, fingerprint(der), secrets.token_bytes(SECRET_BYTES))
         ends = self._clock() + CODE_SECONDS
-        self._invitations[code.invitation] = _Invitation(code, ends, sends, receives, relay)
+        self._invitations[code.invitation] = _Invitation(code, ends, terms)
         events.emit("pairing.invited", name=name, expires_seconds=CODE_SECONDS)
         return encode_code(code)
 
@@ -170,8 +168,7 @@ class Pairing:
         configured = {peer.name for peer in self._config.peers}
         found: dict[str, PairedPeer] = {}
         now, wall = self._clock(), self._wall()
-        issued = self._open_authority().issued if self._has_authority() else []
-        for each in issued:
+        for each in self._issued:
             state = "revoked" if each.revoked else "paired" if each.expires > wall else "expired"
             left = max(0.0, each.expires - wall)
             found[each.name] = PairedPeer(each.name, state, left, each.name in configured)
@@ -200,9 +197,7 @@ class Pairing:
         codes = [each for each in self._invitations.values() if each.code.name == name]
         for each in codes:
             each.ends, each.answered = self._clock(), None
-        known = self._has_authority() and any(
-            each.name == name for each in self._open_authority().issued
-        )
+        known = any(each.name == name for each in self._issued)
         if not (codes or known):
             raise PairingRefused(f"no node {name!r} was paired here: see `linkd peers`")
         try:
@@ -336,14 +331,16 @@ class Pairing:
             raise PairingRefused("the proof does not fit the code: someone may stand in between")
         if ask.name != invitation.code.name:
             raise PairingRefused(f"the code is for {invitation.code.name}, not for {ask.name}")
-        self._check_terms(ask.name, invitation.send, invitation.receive, invitation.relay)
+        terms = invitation.terms
+        self._check_terms(ask.name, terms)
         certificate = self._open_authority().issue(_request(ask.request), ask.name)
-        self._write_peer(invitation)
+        if self._configured(ask.name) != terms:
+            write_whole(self._file(ask.name), terms.table(ask.name).encode(), 0o640)
         answer = messages.Joined(
             node=self._config.node.name,
             certificate=certificate,
-            send=invitation.receive,
-            receive=invitation.send,
+            send=terms.receive,
+            receive=terms.send,
             private=self._vouching(leaf)[1],
             proof="",
             authorities=self._authorities(leaf),
@@ -397,6 +394,10 @@ class Pairing:
 
     def _has_authority(self) -> bool:
         return self._authority is not None or (self._place / "ca.key").exists()
+
+    @property
+    def _issued(self) -> list[Issued]:
+        return self._open_authority().issued if self._has_authority() else []
 
     def _open_authority(self) -> Authority:
         if self._authority is None:
@@ -480,57 +481,43 @@ class Pairing:
 
     def _terms(
         self, name: str, send: Sequence[str] | None, receive: Sequence[str] | None, relay: bool
-    ) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
+    ) -> Terms:
         """Return what a new peer gets, sends and may relay; what is not given is as configured."""
-        known = self._peer(name)
-        if known is not None:
-            send = known.send if send is None else send
-            receive = known.receive if receive is None else receive
-            relay = relay or known.relay
-        sends = check_patterns([f"{name}.>"] if send is None else send)
-        receives = check_patterns([">"] if receive is None else receive)
-        self._check_terms(name, sends, receives, relay)
-        return sends, receives, relay
+        known = self._configured(name) or Terms((f"{name}.>",), (">",), False)
+        terms = Terms(
+            known.send if send is None else check_patterns(send),
+            known.receive if receive is None else check_patterns(receive),
+            relay or known.relay,
+        )
+        self._check_terms(name, terms)
+        return terms
 
-    def _check_terms(
-        self, name: str, send: tuple[str, ...], receive: tuple[str, ...], relay: bool
-    ) -> None:
+    def _check_terms(self, name: str, terms: Terms) -> None:
         """Refuse terms that would not take effect: the peer's `[[peer]]` was written by hand."""
-        known, file = self._peer(name), self._directory / f"{name}.toml"
-        if known is None or (known.send, known.receive, known.relay) == (send, receive, relay):
+        known, file = self._configured(name), self._file(name)
+        if known is None or known == terms:
             return
         # Any other text holds settings of the operator's, which a new file would lose.
-        if not is_ours(file) or file.read_text() != _table(
-            name, known.send, known.receive, known.relay
-        ):
+        if not is_ours(file) or file.read_text() != known.table(name):
             raise PairingRefused(
                 f"the [[peer]] {name} in the configuration has send = {list(known.send)}, receive ="
                 f" {list(known.receive)} and relay = {str(known.relay).lower()}: invite it without"
                 " other terms, or change them there and in the other node's [[peer]]"
             )
 
-    def _peer(self, name: str) -> PeerSettings | None:
-        """Return what the configuration has of a peer."""
-        return next((peer for peer in self._config.peers if peer.name == name), None)
+    def _configured(self, name: str) -> Terms | None:
+        """Return the terms of a peer's `[[peer]]`, if it has one."""
+        found = (peer for peer in self._config.peers if peer.name == name)
+        return next((Terms(peer.send, peer.receive, peer.relay) for peer in found), None)
 
-    def _write_peer(self, invitation: _Invitation) -> None:
-        """Write `linkd.d/NAME.toml`, where no `[[peer]]` has the same terms."""
-        name, known = invitation.code.name, self._peer(invitation.code.name)
-        terms = (invitation.send, invitation.receive, invitation.relay)
-        if known is not None and (known.send, known.receive, known.relay) == terms:
-            return
-        text = _table(name, *terms)
-        write_whole(self._directory / f"{name}.toml", text.encode(), 0o640)
+    def _file(self, name: str) -> Path:
+        return self._directory / f"{name}.toml"
 
     def _forget(self) -> None:
         """Drop invitations that ended an hour ago."""
         limit = self._clock() - 3600.0
         for key in [key for key, each in self._invitations.items() if each.ends < limit]:
             del self._invitations[key]
-
-
-def _table(name: str, send: tuple[str, ...], receive: tuple[str, ...], relay: bool) -> str:
-    return peer_table(name, send, receive, (("relay", relay),))
 
 
 def _request(pem: str) -> x509.CertificateSigningRequest:

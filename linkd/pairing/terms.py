@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 from cryptography import x509
@@ -64,6 +64,18 @@ def peer_table(
     rows: list[tuple[str, object]] = [("name", name), ("send", send), ("receive", receive), *more]
     lines = [f"{key} = {msgspec.json.encode(value).decode()}" for key, value in rows]
     return "\n".join([MARK, "[[peer]]", *lines, ""])
+
+
+class Terms(NamedTuple):
+    """What a peer gets, what it may send, and whether it may pass on what began elsewhere."""
+
+    send: tuple[str, ...]
+    receive: tuple[str, ...]
+    relay: bool
+
+    def table(self, name: str) -> str:
+        """Return the hub's file for a peer."""
+        return peer_table(name, self.send, self.receive, (("relay", self.relay),))
 
 
 def is_ours(file: Path) -> bool:
