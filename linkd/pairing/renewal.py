@@ -194,7 +194,7 @@ class Renewal:
                 expires_seconds=round(left),
                 days=round(left / 86_400, 1),
             )
-            if fresh.before <= self._wall():
+            if fresh.before <= self._wall() and peer in self._config().peers:
                 self._usable(peer.name)
 
     def _failed(self, failure: Failure, peer: PeerSettings | None) -> None:

@@ -196,3 +196,25 @@ def test_paired_nodes_renew_by_themselves(tmp_path: Path) -> None:
         edge.kill()
         edge.start()
         edge.wait_up("hub")
+
+
+def test_a_hub_and_an_edge_that_were_off_for_400_days_meet_again(tmp_path: Path) -> None:
+    """Both certificates have ended; nobody types a code."""
+    need("libfaketime")
+    clock, port = Clock(tmp_path), free_port()
+    config = HUB.replace("9443", str(port))
+    hub = Daemon("hub", config, environment=clock.environment())
+    edge = Daemon("edge-1", "", environment=clock.environment())
+    with contextlib.closing(hub), contextlib.closing(edge):
+        hub.start()
+        edge.start()
+        joined = command(edge, "join", invite(hub, "edge-1"))
+        assert joined.returncode == 0, joined.stderr
+        for daemon in (edge, hub):
+            daemon.stop()
+        clock.step(400 * 86_400.0)
+        hub.start()
+        edge.start()
+        edge.wait_up("hub", 25.0)
+        (line,) = edge.matching(event="tls.loaded", peer="hub")
+        assert line.fields["days"] > 360.0
