@@ -190,7 +190,7 @@ class TextSession:
     def receiving(self) -> None:
         """Send a pong as a message: a page is not shown those of the WebSocket."""
         if self.is_linkd:
-            self.socket.send(PONG, False)
+            self._pong()
 
     def room(self) -> None:
         """The client reads again."""
@@ -219,6 +219,14 @@ class TextSession:
 
     # frames
 
+    def _pong(self) -> None:
+        """Answer a ping; others may have come since linkd.js opened."""
+        spread = round(self.socket.return_spread, 1) if self.is_linkd else 0.0
+        if spread:
+            self._send_object("pong", {"return_spread": spread})
+        else:
+            self.socket.send(PONG, False)
+
     def _introduce(self) -> None:
         """Send what linkd.js must know of this node first."""
         node = self._api.node
@@ -229,6 +237,7 @@ class TextSession:
             "epoch": node.log.epoch,
             "next": node.log.next,
             "max_body_bytes": node.config.log.max_body_bytes,
+            "return_spread": round(self.socket.return_spread, 1),
         }
         if self._private is not None:
             more["private"] = self._private
@@ -238,7 +247,7 @@ class TextSession:
         if frame.kind == "ping":
             for sink in self._subscriptions.values():
                 sink.report_position()
-            self.socket.send(PONG, False)
+            self._pong()
         elif frame.kind == "subscribe":
             self._subscribe(frame)
         elif frame.kind == "unsubscribe":

@@ -74,6 +74,10 @@ MAX_WAITING_BYTES = 32 << 20
 MOST_UNWANTED_BYTES = 65_536
 """What is read of a client whose upgrade was refused, while its close is awaited."""
 
+RETURNS_PER_SECOND = 300.0
+MAX_SPREAD_SECONDS = 30.0
+"""So many pages a second are to come back when the node goes away, over no more seconds."""
+
 MAX_PINGS = 16
 """So many pings are remembered whose pong shows what was received."""
 
@@ -130,6 +134,10 @@ class Socket(Protocol):
 
     paused: bool
     open: bool
+
+    @property
+    def return_spread(self) -> float:
+        """Return over how many seconds all clients are to come back if the node goes away."""
 
     @property
     def is_stuck(self) -> bool:
@@ -401,6 +409,11 @@ class ApiSocket(PingedSilence, WholeMessages):
 
     # for the session
 
+    @property
+    def return_spread(self) -> float:
+        """Return over how many seconds all clients are to come back if the node goes away."""
+        return self.upgrades.return_spread()
+
     def send(self, payload: bytes, binary: bool) -> None:
         """Send one message."""
         if not self.open:
@@ -665,6 +678,10 @@ class Upgrades:
             interval + idle,
             interval + busy,
         )
+
+    def return_spread(self) -> float:
+        """Return over how many seconds all clients are to come back if the node goes away."""
+        return min(len(self._open) / RETURNS_PER_SECOND, MAX_SPREAD_SECONDS)
 
     def sockets(self) -> list[ApiSocket]:
         """Return those that are open."""

@@ -1184,3 +1184,20 @@ async def test_stopping_says_goodbye(tmp_path: Path) -> None:
 
 def test_keys_differ() -> None:
     assert KEY != SHOP_KEY
+
+
+async def test_a_page_is_told_over_how_many_seconds_all_are_to_come_back(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At its opening, and with each pong: others may have come since."""
+
+    def run(client: Text) -> list[Any]:
+        got = [client.hear()["data"]["return_spread"]]
+        for rate in (0.1, 0.01, 1e9):
+            monkeypatch.setattr(upgrade, "RETURNS_PER_SECOND", rate)
+            client.say({"type": "ping"})
+            got.append(client.hear().get("data"))
+        return got
+
+    got = await talk(served, "linkd=1", run)
+    assert got == [0.0, {"return_spread": 10.0}, {"return_spread": 30.0}, None]

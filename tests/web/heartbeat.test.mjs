@@ -198,6 +198,49 @@ test("the reason is the reason: a page's policy, a node that is not there, one t
   }
 });
 
+test("a page asks by HTTP whether a node that is away is back: browsers delay WebSockets that failed often", async () => {
+  let dialed = 0;
+  let asked = 0;
+  let there = false;
+  function Page(url, protocols) {
+    dialed += 1;
+    return there ? new WebSocket(url, protocols) : { set onclose(call) { timer(() => call({ code: 1006, reason: "" }), 1); }, close() {} };
+  }
+  const fetch = async (url) => {
+    assert.match(String(url), /^http:.*healthz$/);
+    asked += 1;
+    if (!there) throw new TypeError("Failed to fetch");
+  };
+  const node = client({ url: stub.url.replace("http", "ws"), WebSocket: Page, fetch, maxDelay: 5 });
+  await until(() => asked > 20);
+  assert.equal(dialed, 1);
+  assert.equal(node.status.value.reason, "no connection to the node can be made");
+  there = true;
+  await until(() => node.isUp, 0.5);
+  assert.equal(dialed, 2);
+});
+
+test("a page whose policy forbids to ask tries its WebSocket, as does one whose question stays without an answer", async () => {
+  const document = new EventTarget();
+  browser({ document });
+  let dialed = 0;
+  function Page() {
+    dialed += 1;
+    return { set onclose(call) { timer(() => call({ code: 1006, reason: "" }), 1); }, close() {} };
+  }
+  const fetch = async () => {
+    const violation = { blockedURI: `${stub.url}/healthz`, effectiveDirective: "connect-src" };
+    document.dispatchEvent(Object.assign(new Event("securitypolicyviolation"), violation));
+    throw new TypeError("Failed to fetch");
+  };
+  const forbidden = client({ WebSocket: Page, fetch });
+  await until(() => dialed > 5);
+  forbidden.close();
+  dialed = 0;
+  client({ WebSocket: Page, fetch: () => new Promise(() => {}) });
+  await until(() => dialed === 3, 4);
+});
+
 test("links are empty while the connection is down", async () => {
   const node = client({ status: true });
   await up(node);

@@ -99,14 +99,49 @@ test("a token can come from the caller, afresh each time", async () => {
   await until(() => asked === 2 && node.isUp);
 });
 
-test("the backoff is jittered over the whole range, doubles, and is capped", async () => {
-  await stub.stop();
+test("where the node answers, the backoff is jittered over the whole range, doubles, and is capped", async () => {
+  function Starting() {
+    return { set onclose(call) { setTimeout(() => call({ code: 1013, reason: "the node is starting" }), 1); }, close() {} };
+  }
   const delays = [];
-  const node = client({ key: undefined, random: () => 0.5, minDelay: 0.01, maxDelay: 0.05 });
+  const node = client({ key: undefined, WebSocket: Starting, random: () => 0.5, minDelay: 0.01, maxDelay: 0.05 });
   node.status.subscribe(({ state, retrySeconds }) => state === "waiting" && delays.push(retrySeconds));
   await until(() => delays.length >= 5);
-  await stub.start();
   assert.deepEqual(delays.slice(0, 5), [0.005, 0.01, 0.02, 0.025, 0.025]);
+});
+
+test("while nothing answers, attempts stay equally dense", async () => {
+  await stub.stop();
+  const delays = [];
+  const node = client({ random: () => 1, minDelay: 0.01, maxDelay: 5 });
+  node.status.subscribe(({ state, retrySeconds }) => state === "waiting" && delays.push(retrySeconds));
+  await until(() => delays.length >= 12);
+  await stub.start();
+  await until(() => node.isUp, 1);
+  assert.ok(delays.every((each) => Math.abs(each - 0.012) < 1e-9), `${delays}`);
+});
+
+test("pages come back over as many seconds as the node has announced, at its opening or with a pong", async () => {
+  for (const [announced, ponged, spread] of [[0.3, undefined, 0.3], [0.3, 0.6, 0.6], [7, 0, 0.01], [1e9, undefined, 30]]) {
+    let answer = null;
+    class Announcing extends WebSocket {
+      set onmessage(call) {
+        super.onmessage = ({ data }) => {
+          const frame = JSON.parse(data);
+          if (frame.type === "opened") frame.data.return_spread = announced;
+          if (frame.type === "pong" && ponged !== undefined) answer = frame.data = { return_spread: ponged };
+          call({ data: JSON.stringify(frame) });
+        };
+      }
+    }
+    const node = client({ WebSocket: Announcing, random: () => 1, minDelay: 0.01, maxDelay: 5, pingInterval: 0.05 });
+    await until(() => node.isUp && (ponged === undefined || answer));
+    await stub.stop();
+    await until(() => node.status.value.state === "waiting");
+    assert.equal(node.status.value.retrySeconds, spread);
+    node.close();
+    await stub.start();
+  }
 });
 
 test("it gives up after as many attempts as asked, and says so", async () => {

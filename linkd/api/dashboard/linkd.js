@@ -33,13 +33,14 @@
  * @property {() => string | null | Promise<string | null>} [token] Or: it brings a fresh token for every connect.
  *   With neither, none is sent: the cookie session goes along, or the node asks for no key.
  * @property {any} [WebSocket] The class to use where the platform has none, as that of `ws` in Node.js 20.
- * @property {typeof fetch} [fetch] With it a page finds out whether a node that it can't connect to is there.
+ * @property {typeof fetch} [fetch] With it a page finds out when a node that it can't connect to is back.
  * @property {number} [pingInterval] A ping goes out this often: 5.
  * @property {number} [pingTimeout] A ping that got no answer for so long, and nothing heard for `pingInterval +
  *   pingTimeout`: the connection is dropped: 2.
  * @property {number} [connectTimeout] For token, connect, upgrade and the node's first message together: 10.
- * @property {number} [minDelay] The backoff starts here: 0.5.
- * @property {number} [maxDelay] And never exceeds this: 15.
+ * @property {number} [minDelay] Attempts are that far apart while nothing answers; where something does, the backoff
+ *   starts here: 0.5. A node with many pages spreads their return over more seconds.
+ * @property {number} [maxDelay] The backoff never exceeds this: 15.
  * @property {number} [stableAfter] Up for so long, the backoff starts again from `minDelay`: 5.
  * @property {number} [maxAttempts] Give up after so many failures in a row; by default never.
  * @property {"wait" | "reject"} [whenDown] What `publish` does while the connection is down: "wait".
@@ -66,12 +67,16 @@ const LONGEST_TIMER_MS = 2 ** 31 - 1;
 const AGAIN_SECONDS = 15;
 /** While the browser is offline, an attempt is made so often all the same: it may be wrong. */
 const OFFLINE_SECONDS = 60;
+/** No node spreads the return of its pages over more. */
+const MOST_SPREAD_SECONDS = 30;
 /** A timer that fires so late proves that this program, not the node, was asleep. */
 const LATE_SECONDS = 1;
 /** A Node.js program may be busy for so long before the node takes it for dead, on a path that lives. */
 const BUSY_SECONDS = "30";
-/** So often in a row of failures a page finds out why. */
-const EXPLAINED_EVERY = 8;
+/** Whether a node that is away is back is asked by HTTP: browsers delay WebSockets that failed often, by up to a minute. */
+const ASK_SECONDS = 1;
+/** A WebSocket is tried all the same, so often: something may answer that one only. */
+const BLIND_SECONDS = 120;
 const SUBPROTOCOL = "linkd.text.1";
 const BEARER = "linkd.bearer.";
 /** Epochs of the log that a subscription remembers. */
@@ -284,7 +289,8 @@ export class Linkd extends EventTarget {
     this._lates = 0;
     /** Connections in a row that ended by silence. */
     this._silences = 0;
-    this._failures = 0;
+    /** Failures in a row; those of them where something had answered. */
+    this._failures = this._broken = 0;
     /** @type {Record<string, any>} */
     this._timers = {};
     /** @type {AbortController | null} */
@@ -294,8 +300,15 @@ export class Linkd extends EventTarget {
     this._sameLog = true;
     /** What is being waited for. */
     this._stage = "";
-    /** Why the last attempts failed, where the browser hid it. */
-    this._explained = "";
+    /** The browser hid why the last attempt failed; whether the page's policy lets it find out. */
+    this._hidden = false;
+    this._mayAsk = true;
+    /** Something answered by HTTP, just now. */
+    this._answers = false;
+    /** When a WebSocket was tried last. */
+    this._dialed = -Infinity;
+    /** Over so many seconds all pages of the node are to come back, when it goes away. */
+    this._spread = 0;
     this._serial = 0;
     this._reporting = false;
     this._wrapped = new WeakMap();
@@ -324,7 +337,7 @@ export class Linkd extends EventTarget {
   /** Connect, and stay connected until `close`. Calling it again changes nothing. */
   open() {
     if (this.status.value.state !== "stopped") return this;
-    this._failures = this._silences = 0;
+    this._failures = this._broken = this._silences = 0;
     for (const [target, name, call] of this._around) target.addEventListener(name, call);
     this._connect();
     return this;
@@ -523,6 +536,7 @@ export class Linkd extends EventTarget {
       // "inline", "eval": not of a connection.
     }
     if (host !== this.url.host || event.effectiveDirective !== "connect-src") return;
+    if (/^http/.test(event.blockedURI)) return void (this._mayAsk = false);
     const why = `the page's Content-Security-Policy forbids connections to ${host}: add it to connect-src`;
     this._failed(this._generation, new LinkdError("rejected", why));
   }
@@ -534,18 +548,38 @@ export class Linkd extends EventTarget {
     if (generation !== this._generation) return;
     const attempt = (this._attempt = new AbortController());
     this._attempted = now();
-    this._stage = "the answer of `token`";
     this._timers.attempt = setTimeout(
       () => this._failed(generation, new LinkdError("timeout", `the node did not answer in time: waited for ${this._stage}`)),
       this.options.connectTimeout * 1000,
     );
     try {
+      const there = await this._isThere(attempt.signal);
+      if (generation !== this._generation) return;
+      if (!there) throw new LinkdError("unreachable", "no connection to the node can be made");
+      this._stage = "the answer of `token`";
       const token = await this._token(attempt.signal);
       if (generation !== this._generation) return;
       this._dial(generation, token);
     } catch (error) {
       this._failed(generation, error instanceof LinkdError ? error : new LinkdError("unreachable", String(error)));
     }
+  }
+
+  /** Whether something answers at the node's address, as far as that must and can be found out. @param {AbortSignal} signal */
+  async _isThere(signal) {
+    const ask = this.options.fetch ?? globalThis.fetch;
+    this._answers = false;
+    const must = this._hidden && this._mayAsk && now() - this._dialed < BLIND_SECONDS;
+    if (!must || typeof ask !== "function") return true;
+    this._stage = "the node to be there";
+    const url = new URL("/healthz", this.url);
+    url.protocol = url.protocol.replace("ws", "http");
+    /** @type {Promise<boolean>} */
+    const late = new Promise((resolve) => (this._timers.ask = setTimeout(() => resolve(true), ASK_SECONDS * 1000)));
+    const answered = Promise.resolve()
+      .then(() => ask(url, { mode: "no-cors", cache: "no-store", signal }))
+      .then(() => (this._answers = true), () => false);
+    return Promise.race([late, answered]);
   }
 
   /**
@@ -580,6 +614,7 @@ export class Linkd extends EventTarget {
     this._stage = "the WebSocket to open";
     // A page can set no header: a key or token goes along as a subprotocol, and into no URL that is logged on its way.
     const shown = token === null ? [] : [SUBPROTOCOL, BEARER + base64url(token)];
+    this._dialed = now();
     const socket = (this._socket = new this.WebSocket(url.href, shown));
     socket.binaryType = "arraybuffer";
     const mine = (/** @type {(event: any) => void} */ call) => (/** @type {any} */ event) => {
@@ -588,31 +623,17 @@ export class Linkd extends EventTarget {
     let said = ""; // a browser says nothing with an error; Node.js says what was wrong
     socket.onopen = mine(() => (this._stage = "the first message"));
     socket.onmessage = mine((event) => this._received(event.data));
-    socket.onerror = mine((event) => (said = event.message || event.error?.message || ""));
+    socket.onerror = mine((event) => (said = (event.message || event.error?.message || "").replace(/^Received network error or non-101.*/, "")));
     socket.onclose = mine((event) => {
-      const unexplained = !event.reason && !said && !this.isUp;
-      const why = event.reason || said || (unexplained && this._explained) || `closed (${event.code})`;
-      const refused = /\b(400|401|403|404|421|429)\b/.test(said); // the status, where a program is told it
-      this._failed(generation, new LinkdError(refused ? "rejected" : "closed", why), event.code);
-      if (unexplained && this._failures % EXPLAINED_EVERY === 1) this._explain(this._generation);
+      const answered = event.reason || this._stage !== "the WebSocket to open";
+      const hidden = !said && !answered;
+      const status = /response: (\d{3})/.exec(said)?.[1]; // where a program is told it
+      const refused = ["400", "401", "403", "404", "421", "429"].includes(status ?? "");
+      const why = hidden && this._answers ? "the node answers, but its WebSocket was not opened: is the page's origin in `api.origins`?" : "";
+      const code = refused ? "rejected" : answered || why || status ? "closed" : "unreachable";
+      this._hidden = hidden;
+      this._failed(generation, new LinkdError(code, event.reason || said || why || `closed (${event.code})`), event.code);
     });
-  }
-
-  /** A browser hides why a WebSocket was not opened: find out whether the node is there at all. @param {number} generation */
-  async _explain(generation) {
-    const ask = this.options.fetch ?? globalThis.fetch;
-    if (this.status.value.state !== "waiting" || typeof ask !== "function") return;
-    let why = "no connection to the node can be made";
-    try {
-      await ask(new URL("/healthz", this.url), { mode: "no-cors", cache: "no-store" });
-      why = "the node answers, but its WebSocket was not opened: is the page's origin in `api.origins`?";
-    } catch {
-      // It can't be reached by HTTP either.
-    }
-    const { state, retrySeconds } = this.status.value;
-    if (generation !== this._generation || state !== "waiting") return;
-    this._explained = why;
-    this._enter("waiting", why, retrySeconds);
   }
 
   /** The node has taken us, and said who it is. @param {any} info */
@@ -621,10 +642,11 @@ export class Linkd extends EventTarget {
     const generation = this._generation;
     this._sameLog = this.info === null || this.info.log === info.log;
     this.info = info;
-    this._explained = "";
+    this._hidden = false;
+    this._spread = seconds(info.return_spread);
     clearTimeout(this._timers.attempt);
     const { stableAfter, pingInterval, pingTimeout } = this.options;
-    this._timers.stable = setTimeout(() => (this._failures = 0), stableAfter * 1000);
+    this._timers.stable = setTimeout(() => (this._failures = this._broken = 0), stableAfter * 1000);
     const long = 2 * this._patience * (pingInterval + pingTimeout);
     this._timers.heard = setTimeout(() => (this._silences = 0), Math.min(long * 1000, LONGEST_TIMER_MS));
     this._heard = this._pinged = now();
@@ -746,6 +768,7 @@ export class Linkd extends EventTarget {
   /** @param {string} type @param {any} data */
   _control(type, data) {
     if (type === "ping") this._guarded(() => void this.send({ type: "pong" }));
+    else if (type === "pong") this._spread = seconds(data.return_spread);
     else if (type === "opened") this._opened(data);
     else if (type === "parts") this._parts.set(data.number, { pieces: [], size: data.bytes, missing: data.bytes });
     else if (type === "ack") this._acked(data);
@@ -965,7 +988,9 @@ export class Linkd extends EventTarget {
     const over = this._failures >= this.options.maxAttempts;
     // 1008 and 44xx are a node's "not you"; asking often would not help.
     const rejected = error.code === "rejected" || code === 1008 || (code !== null && code >= 4400 && code < 4500);
-    const delay = over ? null : this._delay(rejected);
+    const unreachable = !wasUp && error.code === "unreachable";
+    if (!unreachable) this._broken += 1;
+    const delay = over ? null : this._delay(rejected, unreachable);
     if (over) this._stop(error.message, `gave up after ${this._failures} attempts`);
     else {
       this._timers.retry = setTimeout(() => this._connect(), /** @type {number} */ (delay) * 1000);
@@ -978,12 +1003,16 @@ export class Linkd extends EventTarget {
     } else this._error(error);
     // The timers of a hidden page run once a minute: the first attempt is made without one.
     const { document } = /** @type {any} */ (globalThis);
-    const hidden = document?.visibilityState === "hidden" && wasUp && !rejected && !over;
+    const hidden = document?.visibilityState === "hidden" && wasUp && !rejected && !over && this._spread <= this.options.minDelay;
     if (hidden && mine === this._generation) this._connect();
   }
 
-  /** How long to wait for the next attempt. @param {boolean} rejected */
-  _delay(rejected) {
+  /**
+   * How long to wait for the next attempt. Where nothing answers attempts cost nobody anything, and stay equally dense.
+   * @param {boolean} rejected
+   * @param {boolean} unreachable
+   */
+  _delay(rejected, unreachable) {
     const { minDelay, maxDelay, random } = this.options;
     let share = 1;
     this._guarded(() => {
@@ -994,7 +1023,9 @@ export class Linkd extends EventTarget {
     if (rejected) return maxDelay * (0.8 + 0.4 * share);
     const offline = globalThis.navigator?.onLine === false && !/^(localhost|127\..*|\[::1\])$/.test(this.url.hostname);
     if (offline) return OFFLINE_SECONDS * (0.8 + 0.4 * share);
-    return Math.min(maxDelay, minDelay * 2 ** Math.min(this._failures - 1, 30)) * share;
+    const least = Math.max(minDelay, this._spread);
+    if (unreachable) return least * (0.8 + 0.4 * share);
+    return Math.max(Math.min(maxDelay, minDelay * 2 ** Math.min(this._broken - 1, 30)), this._spread) * share;
   }
 
   /** Nothing is tried any more. @param {string | null} reason @param {string} message */
@@ -1179,6 +1210,11 @@ function checkData(value, depth) {
   } else if (!["boolean", "undefined"].includes(typeof value) && value !== null) {
     throw new TypeError(`data: JSON has no ${typeof value}`);
   }
+}
+
+/** Seconds that a node announced, if it did. @param {any} value */
+function seconds(value) {
+  return typeof value === "number" && value > 0 ? Math.min(value, MOST_SPREAD_SECONDS) : 0;
 }
 
 /** Seconds that never step. */
