@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -38,6 +38,9 @@ MAX_SECONDS: Final = 120.0
 DEFAULT_SECONDS: Final = 30.0
 LAB_BYTES: Final = 128 << 20
 """Twice what a log leaves free."""
+
+LOCKS: Final = Path("/run")
+"""Root's: no other user can hold the lock of a drill, which only root may run."""
 
 _FILTER_SECONDS: Final = 20.0
 _COMMAND_SECONDS: Final = 20.0
@@ -293,17 +296,27 @@ def _is_peer(socket: str, peer: str) -> None:
 def _alone() -> Iterator[None]:
     """Keep other drills on running pairs out of this network; raise Ended where one is under way.
 
-    An abstract socket belongs to the network namespace, as the packet filter's rules do, and is
-    free again when its process ends, however that ends.
+    The lock is a file that only root can open, named by the network namespace, because the packet
+    filter's rules belong to one. The kernel frees it when its process ends, however that ends.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as lock:
+    path = LOCKS / f"linkd-drill-{Path('/proc/self/ns/net').stat().st_ino}.lock"
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise Ended(exits.REFUSED, f"{path}: {error.strerror}: no lock, so no drill") from None
+    with os.fdopen(lock):
         try:
-            lock.bind("\0linkd-drill")
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.stat().st_ino != os.fstat(lock).st_ino:  # one that a drill has removed just now
+                raise BlockingIOError
         except OSError:
             raise Ended(
                 exits.REFUSED, "a drill is under way on this host: wait until it is over"
             ) from None
-        yield
+        try:
+            yield
+        finally:
+            path.unlink()
 
 
 def _unspoiled(address: str) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -72,6 +73,7 @@ def done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     monkeypatch.setattr(running, "plan", lambda *_: Made())
     monkeypatch.setattr(running, "run", run)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(drill, "LOCKS", tmp_path)
     monkeypatch.setattr(deadman, "admin_path", lambda: str(tmp_path))
     monkeypatch.setenv("LINKD_SOCKET", str(tmp_path / "none"))
     return ran
@@ -123,6 +125,47 @@ def test_a_second_drill_is_refused_before_the_first_has_made_its_rules(
     assert "a drill is under way on this host" in capsys.readouterr().err
     assert done == []
     assert main(WORDS) == 0
+    assert list(tmp_path.glob("*.lock")) == []
+
+
+def test_no_other_user_can_keep_drills_out(done: list[str], tmp_path: Path) -> None:
+    """Anyone can bind an abstract socket; the lock is in a directory of root's."""
+    packet_filter(tmp_path, "true")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as held:
+        held.bind("\0linkd-drill")
+        assert main(WORDS) == 0
+    with drill._alone():
+        (lock,) = tmp_path.glob("*.lock")
+        assert lock.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_lock_that_was_removed_meanwhile_keeps_nobody_out(
+    done: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packet_filter(tmp_path, "true")
+    flock = drill.fcntl.flock
+
+    def late(lock: int, how: int) -> None:
+        (held,) = tmp_path.glob("*.lock")
+        held.unlink()
+        held.touch()
+        flock(lock, how)
+
+    monkeypatch.setattr(drill.fcntl, "flock", late)
+    assert main(WORDS) == 4
+    assert done == []
+
+
+def test_without_a_place_for_the_lock_nothing_is_done(
+    done: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(drill, "LOCKS", tmp_path / "none")
+    assert main(WORDS) == 4
+    assert "no lock, so no drill" in capsys.readouterr().err
+    assert done == []
 
 
 def test_faults_of_others_are_none_of_its_business(done: list[str], tmp_path: Path) -> None:
