@@ -79,8 +79,18 @@ host_of() {
     printf '%s\n' "$name"
 }
 
+# Print the chains of $1 in which rules of others precede one that is marked: these may have let
+# packets pass. drop.sh puts its own first, so somebody has put those there later.
+overruled() {
+    "$1" -w 5 -S 2>/dev/null | tr -d '"' | awk -v mark=" --comment $mark:" '
+        $1 != "-A" { next }
+        index($0, mark) { if (others[$2] && !said[$2]++) print $2; next }
+        !/ --comment linkd-dr(op|ill):/ { others[$2] = 1 }'
+}
+
 # Remove the rules that $1 lists and that are wanted.
 remove_from() {
+    above="$above$(overruled "$1")$newline"
     [ "$mark" = linkd-drill ] || [ -z "$(present "$1" linkd-drill)" ] || drills=yes
     IFS=$newline
     for rule in $(present "$1" "$mark"); do
@@ -100,7 +110,7 @@ remove_from() {
     unset IFS
 }
 
-seen='' removed='' others='' drills=''
+seen='' removed='' others='' drills='' above=''
 for tool in iptables ip6tables; do
     command -v "$tool" >/dev/null || continue
     seen=yes
@@ -115,10 +125,12 @@ for tool in iptables ip6tables; do
 done
 [ -n "$seen" ] || fail "iptables is missing (Debian: apt install iptables)"
 
-list() { printf '%s' "$1" | sort -u | tr '\n' ' ' | sed 's/ $//'; }
+list() { printf '%s' "$1" | sed '/^$/d' | sort -u | tr '\n' ' ' | sed 's/ $//'; }
 
 if [ -n "$removed" ]; then
     printf 'Restored: %s.\n' "$(list "$removed")"
+    [ -z "$(list "$above")" ] ||
+        printf 'Other rules had been put above these since (%s): packets may have passed meanwhile.\n' "$(list "$above")"
 elif [ "$mark" = linkd-drill ]; then
     printf 'No drill has left rules here.\n'
 elif [ -n "$others" ]; then

@@ -136,6 +136,25 @@ def test_our_rules_come_first_and_others_stay(box: Namespace) -> None:
     assert rules(box) == [accept, accept, theirs]
 
 
+def test_rules_that_were_put_above_ours_meanwhile_are_named(box: Namespace) -> None:
+    """As a firewall's reload does: what it accepts has passed, although a drop was in force."""
+    drop(box, HOST)
+    drop(box, "192.0.2.70")
+    assert restore(box, HOST)[1] == f"Restored: {HOST}.\n"
+    drop(box, HOST)
+    box.sh(
+        "iptables -N fw; iptables -A fw -m conntrack --ctstate ESTABLISHED -j ACCEPT;"
+        " iptables -I INPUT -j fw"
+    )
+    assert restore(box, HOST) == (
+        0,
+        f"Restored: {HOST}.\nOther rules had been put above these since (INPUT): packets may have"
+        " passed meanwhile.\n",
+    )
+    drop(box, HOST)  # again: ours come first again
+    assert "above" not in restore(box, HOST)[1]
+
+
 def test_restore_tells_other_hosts_apart(box: Namespace) -> None:
     drop(box, HOST)
     drop(box, "192.0.2.70")
