@@ -37,6 +37,9 @@ MAX_WAITS = 10_000
 WAIT_BYTES = 4096
 """About what one takes in memory (measured)."""
 
+POSITION_SECONDS = 5.0
+"""So often a client gets the positions of its quiet subscriptions."""
+
 MAX_WAIT_SECONDS = 3600.0
 
 _PUBLISHES = {stream.Publish}
@@ -70,6 +73,7 @@ class StreamSession:
         self._flush_due = False
         self._at_turn_end = turn_end(api.reactor)
         self._unwatch: Callable[[], None] | None = None
+        self._positions_due: Any = None
         self._happened: dict[str | None, str] = {}
         self._tells = self._tells_all = False  # of links, soon; of all of them
         self._calls: dict[type, Callable[[Any], None]] = {
@@ -169,6 +173,9 @@ class StreamSession:
             sink.close()
         self._subscriptions.clear()
         self._cancel_waits()
+        if self._positions_due is not None:
+            self._positions_due.cancel()
+            self._positions_due = None
         self.ingress.closed()
         if self._unwatch is not None:
             self._unwatch()
@@ -310,7 +317,22 @@ class StreamSession:
             return
         self._subscriptions[frame.id] = sink
         self._pattern_bytes += size
+        sink.reported = began.next
         self.send(stream.Subscribed(frame.id, began.next))
+        if self._positions_due is None:
+            self._plan_positions()
+
+    def _plan_positions(self) -> None:
+        due = self.api.reactor.callLater(POSITION_SECONDS, self._report_positions)
+        self._positions_due = due
+
+    def _report_positions(self) -> None:
+        """Send where quiet subscriptions are: what was for others need not be read again."""
+        self._positions_due = None
+        if self._subscriptions:
+            for sink in self._subscriptions.values():
+                sink.report_position()
+            self._plan_positions()
 
     def _unsubscribe(self, frame: stream.Unsubscribe) -> None:
         sink = self._subscriptions.get(frame.id)
@@ -393,6 +415,9 @@ class StreamSink(ApiSink):
         id: The client's number for it.
         patterns: What it follows.
         credit: Bytes of records that may come.
+
+    Attributes:
+        reported: The client knows that all below this offset was sent.
     """
 
     def __init__(
@@ -404,6 +429,7 @@ class StreamSink(ApiSink):
         self._session = session
         self._credit = credit
         self._dropped = 0
+        self.reported = 0
 
     def is_open_for(self, size: int) -> bool:
         """Return whether there is credit, and the client reads."""
@@ -425,6 +451,7 @@ class StreamSink(ApiSink):
                 origin.first,
             )
         )
+        self.reported = batch.offset + batch.count
         self._credit -= len(records)
         self._stopped = self._credit <= 0 or self._session.socket.paused
         return not self._stopped
@@ -454,9 +481,19 @@ class StreamSink(ApiSink):
 
     def end(self, reason: str) -> None:
         """Nothing more comes."""
+        self.report_position()
         self.subscription = None
         self.refund()
         self._session.ended(self, reason)
+
+    def report_position(self) -> None:
+        """Send the position, where it is above the last one and behind all that was sent."""
+        if self.subscription is None or self._session.socket.paused:
+            return
+        position = self.subscription.position()
+        if position > self.reported:
+            self.reported = position
+            self._session.send(stream.Position(self.id, position))
 
     def give(self, bytes: int) -> None:
         """The client takes so many more bytes."""

@@ -20,6 +20,7 @@ from linkd.core.stream import (
     Ended,
     FromClient,
     GapTold,
+    Position,
     Start,
     Subscribe,
     Subscribed,
@@ -219,6 +220,11 @@ class Reader:
         self.next = frame.next
         if self.taker is not None:
             self.taker.gap(Gap(first, frame.next))
+
+    def position(self, frame: Position) -> None:
+        """Move on over what was for others: a gap there is none of this subscription's."""
+        if self.next is not None:
+            self.next = max(self.next, frame.next)
 
     def acked(self, frame: Acked) -> None:
         """Settle the acks below what is on disk."""

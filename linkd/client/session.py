@@ -102,6 +102,7 @@ class Session:
             stream.AckFailed: to_reader(Reader.ack_failed),
             stream.Subscribed: to_reader(Reader.begun),
             stream.GapTold: to_reader(Reader.gap),
+            stream.Position: to_reader(Reader.position),
             stream.Ended: to_reader(self._end),
         }
 

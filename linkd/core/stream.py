@@ -318,6 +318,13 @@ class AckFailed(msgspec.Struct, array_like=True, frozen=True, tag=45):
     message: str
 
 
+class Position(msgspec.Struct, array_like=True, frozen=True, tag=46):
+    """All that a quiet subscription wants below `next` was sent: it resumes there."""
+
+    id: Natural
+    next: Natural
+
+
 FromClient = Open | Publish | Wait | Subscribe | Unsubscribe | Credit | Ack | Watch
 FromDaemon = (
     Opened
@@ -334,6 +341,7 @@ FromDaemon = (
     | StatusChanged
     | Failed
     | AckFailed
+    | Position
 )
 
 MAX_EPOCHS = 64

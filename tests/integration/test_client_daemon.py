@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import socket
 from collections.abc import Coroutine, Iterator
@@ -12,7 +13,7 @@ import pytest
 
 import linkd.client
 from linkd.client.errors import ClientError, NoDaemon, Refused, Replaced
-from linkd.errors import ChannelRefused
+from linkd.errors import ChannelRefused, LogFull
 from tests.support.daemon import SECRET, Daemon
 
 
@@ -271,3 +272,41 @@ def test_a_log_that_was_put_back_and_grew_is_read_whole_and_not_acknowledged(
             assert (await anext(named)).text == "new 0"
 
     run(check())
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_a_quiet_subscription_hears_of_no_gap_in_what_others_publish(end: str) -> None:
+    """The busy channel was trimmed while the subscription's own had lost nothing."""
+
+    async def check(daemon: Daemon) -> None:
+        gaps: list[object] = []
+        async with linkd.client.connect(daemon.socket, min_delay=0.05, max_delay=0.2) as node:
+            records = node.subscribe("quiet", on_gap=gaps.append)
+            await node.publish("quiet", "first")
+            await anext(records)
+            left = 50
+            while left:
+                try:
+                    await node.publish("busy", b"x" * 400_000)
+                    left -= 1
+                except LogFull:  # old segments go a moment later
+                    await asyncio.sleep(0.05)
+            if end == "kill":  # the position comes every 5 s
+                await asyncio.sleep(6)
+                await asyncio.to_thread(daemon.kill)
+            else:
+                await asyncio.to_thread(daemon.stop)
+            await asyncio.to_thread(daemon.start)
+            while True:
+                with contextlib.suppress(LogFull):
+                    await node.publish("quiet", "second")
+                    break
+                await asyncio.sleep(0.05)
+            assert (await anext(records)).text == "second"
+        body = await asyncio.to_thread(daemon.status)
+        assert body["log"]["first"] > 2, "the log was trimmed"
+        assert gaps == []
+
+    config = "[log]\nmax_bytes = 16_777_216\nmin_free_bytes = 1_048_576\n"
+    with Daemon("edge-1", config) as daemon:
+        asyncio.run(asyncio.wait_for(check(daemon), 60))

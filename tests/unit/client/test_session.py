@@ -297,6 +297,18 @@ def test_gaps_are_told_once() -> None:
     assert taker.gaps == [(2, 5), (6, 8)]
 
 
+def test_a_quiet_subscription_resumes_at_its_position_and_hears_of_no_gap_of_others() -> None:
+    session, taker = Session("p"), Taker()
+    reader(session, taker, 2)
+    up(session, next=10)
+    tell(session, stream.Subscribed(1, 2), deliver(1, 2, 1), stream.Position(1, 60))
+    session.lost()
+    (again,) = [frame for frame in up(session, next=90) if isinstance(frame, stream.Subscribe)]
+    assert again.start == 60
+    tell(session, stream.Subscribed(1, 60), stream.GapTold(1, 3, 60))
+    assert (taker.offsets, taker.gaps) == ([2], [])
+
+
 def test_volatile_records_and_drops_are_handed_on() -> None:
     session, taker = Session("p"), Taker()
     reader(session, taker)
