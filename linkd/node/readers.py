@@ -116,7 +116,8 @@ class Readers:
             holder.end("replaced")
         known = self._store.consumers().get(key)
         wanted = Consumer(owner, name, start, patterns)
-        self._make_room_for_patterns(wanted)
+        if known is None or known.patterns != patterns:  # else thousands may come back at once
+            self._make_room_for_patterns(wanted)
         if known is None:
             self._make_room(wanted)
             self._around.tell("info", "consumer.created", owner=owner, consumer=name, next=start)

@@ -220,6 +220,18 @@ def test_the_patterns_of_a_keys_consumers_are_bounded(
         node.subscribe((ten * 3,), "latest", Sink(), ("socket", "c"))
 
 
+def test_one_that_comes_back_as_it_was_is_not_compared_with_all_others(
+    node: FakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(node, SHOP, "orders", next=1)
+    monkeypatch.setattr(readers, "KEY_PATTERNS_BYTES", 1)
+    node.subscribe(("orders",), "latest", Sink(), SHOP)
+    assert node.readers._held
+    for patterns in (("orders", "news"), ("other",)):
+        with pytest.raises(PublishError, match="above 1"):
+            node.subscribe(patterns, "latest", Sink(), SHOP)
+
+
 def visit(node: FakeNode, name: str, *patterns: str) -> None:
     """Let a client with `resume` come and go."""
     key = ("shop", f"{RESUME_PREFIX}{name}")
