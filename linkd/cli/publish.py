@@ -163,7 +163,10 @@ def _body(given: str) -> bytes:
     check_input()
     if sys.stdin.isatty():
         sys.stderr.write("linkd: the message is read from here: type it, then ^D\n")
-    body = sys.stdin.buffer.read(MAX_BODY_BYTES + 1)
+    try:
+        body = sys.stdin.buffer.read(MAX_BODY_BYTES + 1)
+    except OSError as error:  # a bad disk: half a file is no message
+        raise Ended(exits.USAGE, f"cannot read the input: {error.strerror}") from None
     if len(body) > MAX_BODY_BYTES:
         raise Ended(exits.USAGE, f"expected at most {MAX_BODY_BYTES} bytes, got more; try --lines")
     return body

@@ -1,4 +1,4 @@
-"""`publish --lines`: an input that cannot be read is not an input that ended."""
+"""`publish`: an input that cannot be read is not an input that ended."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from linkd.cli.exits import Ended
 from linkd.cli.lines import Input
+from linkd.cli.publish import _body
 
 
 def test_a_read_error_is_raised(tmp_path: Path) -> None:
@@ -21,3 +23,10 @@ def test_a_read_error_is_raised(tmp_path: Path) -> None:
             os.close(fd)
 
     asyncio.run(check())
+
+
+def test_a_read_error_is_no_end_of_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Path("/proc/self/mem").open() as unreadable:
+        monkeypatch.setattr("sys.stdin", unreadable)
+        with pytest.raises(Ended, match="cannot read the input: Input/output error"):
+            _body("-")
