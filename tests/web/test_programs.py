@@ -313,6 +313,69 @@ def test_a_page_that_is_refused_reads_why(daemons: Start) -> None:
         assert len(causes) == len(set(causes)), refused
 
 
+REFUSED = """
+new Promise((done) => {
+  const bearer = (secret) => "linkd.bearer." + btoa(secret).replace(/[+]/g, "-").replace(/[/]/g, "_").replace(/=/g, "");
+  const one = new WebSocket(URL, KEY ? ["linkd.text.1", bearer(KEY)] : []);
+  one.onclose = ({ code, reason }) => done([code, reason]);
+})"""
+
+
+def test_each_refusal_is_in_the_close_reason_and_in_the_status_of_linkd_js(daemons: Start) -> None:
+    """Origin, key, token, channel, query and limit; each in one sentence."""
+    port = free_port()
+    node = daemons(
+        "edge",
+        f'http = "127.0.0.1:{port}"\n[limits]\nsubscriptions = 4\n[[api.key]]\nname = "page"\n'
+        'secret_file = "{secret}"\npublish = ["chat"]\nsubscribe = ["chat"]\n',
+    )
+    key = (node.directory / "secret").read_text()
+    here, ws = f"http://127.0.0.1:{port}", f"ws://127.0.0.1:{port}/ws"
+    needed = "a key, a cookie session or a token is needed"
+    unknown = "the key or token is not known, used, or expired"
+    origin = f"the origin http://localhost:{port} is not in api.origins"
+    many = "&".join(f"channel=c{number}" for number in range(5))
+    with Driver("programs.mjs") as driver:
+        driver.wait(lambda said: "ready" in said, 20)
+        pages = Pages(driver)
+        pages.open("same", f"{here}/healthz")
+        pages.open("other", f"http://localhost:{port}/healthz")
+        for name, query, with_key, code, reason in (
+            ("same", "", None, 4401, needed),
+            ("same", "?token=forged", None, 4401, unknown),
+            ("same", "", "x" * 40, 4401, unknown),
+            ("other", "", key, 4403, origin),
+            ("same", "?channel=secret", key, 4403, "secret"),
+            ("same", "?channel=chat&from=x", key, 4400, "from"),
+            ("same", "?channel=chat&presence=7", key, 4400, "presence: expected 0, 1 or text, got '7'"),
+            ("same", f"?{many}", key, 4429, "at most 4 channels (limits.subscriptions)"),
+        ):
+            script = REFUSED.replace("URL", json.dumps(ws + query)).replace("KEY", json.dumps(with_key))
+            got = pages.run(name, script)
+            assert (got[0], reason in got[1]) == (code, True), (query, got)
+        for name, options, reason in (
+            ("same", "{}", needed),
+            ("same", f"{{ key: {'x' * 40!r} }}", unknown),
+            ("same", "{ token: () => 'forged' }", unknown),
+            ("other", f"{{ url: {here!r}, key: {key!r} }}", origin),
+        ):
+            pages.run(
+                name,
+                f"import('/linkd.js').then(({{ connect }}) => void (window.node = connect({options})))",
+            )
+            pages.until(name, "node.status.value.state === 'rejected'", 5)
+            assert pages.run(name, "node.status.value.reason") == reason
+            pages.run(name, "node.close()")
+        pages.run(
+            "same",
+            "import('/linkd.js').then(({ connect }) => { window.refused = [];"
+            f" window.node = connect({{ key: {key!r} }});"
+            " node.addEventListener('error', ({ detail }) => refused.push(detail.message));"
+            " node.subscribe('secret'); node.publish('secret', 1).catch(({ message }) => refused.push(message)); })",
+        )
+        pages.until("same", "refused.length === 2 && refused.every((each) => each.includes('secret'))", 5)
+
+
 CONTROLS = "document.querySelector('#controls').disabled"
 
 
