@@ -67,6 +67,9 @@ async def _publish(arguments: argparse.Namespace) -> Stored:
                 behind = lines.total.last + 1 if lines.total.last else 0
                 await node.wait_for(arguments.wait, arguments.channel, behind, arguments.timeout)
         except asyncio.CancelledError:
+            # Handled here. Else a timeout can't cancel this task again before Python 3.11.4.
+            if (task := asyncio.current_task()) is not None:
+                task.uncancel()
             raise Ended(exits.INTERRUPTED, await lines.stored("interrupted")) from None
         except (LinkdError, OSError, ValueError) as error:
             raise Ended(_exit_code(error), await lines.stored(str(error))) from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import gc
-import tarfile
 import threading
 import time
 from collections.abc import Iterator
@@ -56,6 +55,7 @@ from tests.support.logs import (
     numbered,
     received,
     store,
+    unpack,
 )
 
 DATA = Path(__file__).with_name("data")
@@ -518,8 +518,7 @@ def test_of_many_segments_only_the_newest_are_kept() -> None:
 
 
 def test_the_state_that_format_1_carried_in_its_heads_is_read(tmp_path: Path) -> None:
-    with tarfile.open(DATA / "format-1.tar.gz") as archive:
-        archive.extractall(tmp_path, filter="data")
+    unpack(DATA / "format-1.tar.gz", tmp_path)
     folder = tmp_path / "state"
     bench = SegmentBench(folder / "log", segment_bytes=4096)
     log = bench.log
@@ -554,8 +553,7 @@ def test_the_state_that_format_1_carried_in_its_heads_is_read(tmp_path: Path) ->
 
 
 def test_the_cursors_that_a_head_of_format_1_carried_serve_for_a_lost_file(tmp_path: Path) -> None:
-    with tarfile.open(DATA / "format-1.tar.gz") as archive:
-        archive.extractall(tmp_path, filter="data")
+    unpack(DATA / "format-1.tar.gz", tmp_path)
     folder = tmp_path / "state"
     (folder / "cursors.db").unlink()
     bench = SegmentBench(folder / "log", segment_bytes=4096)

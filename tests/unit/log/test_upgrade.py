@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from linkd.log.origins import MAX_INTERVALS, Origins, Verdict
 from linkd.log.scan import read_head
 from linkd.log.snapshot import snapshot_numbers
 from linkd.log.upgrade import OldOrigins
-from tests.support.logs import SegmentBench, records, store
+from tests.support.logs import SegmentBench, records, store, unpack
 
 DATA = Path(__file__).with_name("data") / "format-1-paths.tar.gz"
 Pieces = list[tuple[str, int, int]]
@@ -30,8 +29,7 @@ def state(tmp_path: Path) -> Path:
 
     It has what a relay brought of four channels of `farlog`, but for 47 batches of c3.
     """
-    with tarfile.open(DATA) as archive:
-        archive.extractall(tmp_path, filter="data")
+    unpack(DATA, tmp_path)
     return tmp_path / "state"
 
 
