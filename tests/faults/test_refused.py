@@ -254,8 +254,8 @@ async def _send(port: int, payload: bytes) -> None:
     writer.transport.abort()
 
 
-def test_a_nonce_replayed_stolen_or_old(daemons: Start) -> None:
-    """Once, for one name, for 30 s: over real sockets and real seconds."""
+def test_a_nonce_replayed_stolen_or_made_up(daemons: Start) -> None:
+    """Once, for one name, over real sockets."""
     port = free_port()
     config = listen(port, "127.0.0.1") + peer("mallory") + peer("alice")
     hub = daemons("hub", config)
@@ -268,9 +268,6 @@ def test_a_nonce_replayed_stolen_or_old(daemons: Start) -> None:
     assert "alice does not know the secret" in told["stolen for another name"][1]
     assert told["made up"][0] == 401
     assert "not given out by this listener" in told["made up"][1]
-    status, words = told["after 31 s"]
-    assert status == 401
-    assert words == "the nonce is 31 s old, at most 30 s are allowed"
     assert SECRET not in hub.tail(100)
     assert hub.link("alice")["state"] == "rejected"
 
@@ -293,7 +290,6 @@ async def _nonces(port: int) -> dict[str, tuple[int, str]]:
         assert nonce is not None
         return nonce
 
-    old, begun = await fresh(), time.monotonic()
     nonce = await fresh()
     await use("fresh", upgrade("mallory", nonce, SECRET))
     await use("replayed", upgrade("mallory", nonce, SECRET))
@@ -303,6 +299,4 @@ async def _nonces(port: int) -> dict[str, tuple[int, str]]:
     stolen = upgrade("alice", nonce, os.urandom(16).hex()).split(b"Linkd-Proof: ")[0]
     await use("stolen for another name", stolen + f"Linkd-Proof: {proof}\r\n\r\n".encode())
     await use("made up", upgrade("mallory", "A" * 54, SECRET))
-    await asyncio.sleep(31.2 - (time.monotonic() - begun))
-    await use("after 31 s", upgrade("mallory", old, SECRET))
     return told

@@ -53,6 +53,14 @@ def test_a_key_that_asks_for_many_tokens_voids_its_own_alone(
     assert good == shops[-99:]
 
 
+def test_a_token_opens_one_connection_within_its_time(lab: Lab) -> None:
+    early, late = (lab.keyring.issue(lab.caller(KEY), ()) for _ in range(2))
+    lab.now += TOKEN_SECONDS - 0.1
+    assert lab.keyring.spend(early) is not None
+    lab.now += 0.1
+    assert lab.keyring.spend(late) is None
+
+
 def test_tokens_that_have_expired_make_room(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keys, "MAX_TOKENS", 3)
     old = [lab.keyring.issue(lab.caller(KEY), ()) for _ in range(3)]
