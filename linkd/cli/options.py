@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 if TYPE_CHECKING:
     from linkd.config import Config
@@ -45,6 +45,15 @@ class Whole(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """End with what is wrong; where options took the word that is missing, name them."""
+        greedy = [one.option_strings[-1] for one in self._actions if one.nargs == "+"
+                  and one.option_strings]  # fmt: skip
+        if greedy and message.startswith("the following arguments are required: "):
+            missing = message.partition(": ")[2]
+            message += f" ({' and '.join(greedy)} take every word behind them: put {missing} first)"
+        super().error(message)
 
     def format_help(self) -> str:
         """Return the help, with examples behind it."""

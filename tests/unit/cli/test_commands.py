@@ -201,6 +201,14 @@ def test_lines_that_are_meant_to_be_copied_stay_as_they_are(
     assert capsys.readouterr().err.splitlines()[1] == 'key = "/k"'
 
 
+def test_an_option_that_took_the_name_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["invite", "--send", "a", "edge-1"]) == 2
+    hint = "required: NAME (--send and --receive take every word behind them: put NAME first)"
+    assert hint in capsys.readouterr().err
+    assert main(["kick"]) == 2
+    assert capsys.readouterr().err.endswith("required: PEER\n")
+
+
 def test_what_is_no_utf_8_is_usage(daemon: HttpDaemon, capsys: pytest.CaptureFixture[str]) -> None:
     daemon.answers["POST /v1/channels/orders"] = (201, {"offset": 7, "count": 1})
     for words in (
