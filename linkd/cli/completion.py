@@ -1,4 +1,4 @@
-"""`linkd completion`: what bash or zsh needs to complete commands, options and peers' names."""
+"""`linkd completion`: what shells need to complete commands; and the manual page."""
 
 from __future__ import annotations
 
@@ -29,6 +29,26 @@ _linkd() {{
 complete -o default -F _linkd linkd
 """
 
+_PAGE: Final = """\
+.TH LINKD 8 "" "linkd {version}" "System Manager's Manual"
+.SH NAME
+linkd \\- a resilient link between servers
+.SH SYNOPSIS
+.B linkd
+[\\-c FILE] [\\-\\-socket PATH] COMMAND ...
+.SH DESCRIPTION
+One daemon on each host keeps a link to its peers: it notices a dead path in seconds, redials, and
+delivers each message once and in order. `linkd help` lists the commands by purpose.
+.SH COMMANDS
+{commands}
+.SH EXIT STATUS
+0 success; 1 a check, a drill or the service failed; 2 wrong usage or configuration; 3 no daemon
+answers; 4 the daemon refused it; 5 it took too long; 130 interrupted.
+With `linkd status \\-\\-check`: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN.
+.SH FILES
+/etc/linkd/linkd.toml, /etc/linkd/linkd.d/*.toml, /var/lib/linkd, /run/linkd/linkd.sock
+"""
+
 _WITH_PEER: Final = frozenset({"status", "outages", "kick", "resync", "revoke", "drill"})
 """Commands whose next word is a peer's name."""
 
@@ -44,11 +64,15 @@ def add(subparsers: Any) -> None:
 
     add_socket(parser)
     parser.add_argument("--peers", action="store_true", help="print the names of all peers")
+    parser.add_argument("--man", action="store_true", help="print the manual page linkd(8)")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the script, or with `--peers` the peers' names, one a line."""
+    """Print the script, the manual page, or the peers' names, one a line."""
+    if arguments.man:
+        print(manual_page(), end="")
+        return exits.FINE
     if arguments.peers:
         from linkd.cli import calls  # noqa: PLC0415
 
@@ -61,15 +85,48 @@ def run(arguments: argparse.Namespace) -> int:
 
 def script() -> str:
     """Return the script; commands and options are taken from the parsers."""
-    from linkd.cli import COMMANDS  # noqa: PLC0415  # which loads this module
-
-    parser = argparse.ArgumentParser()
-    subparsers = parser.add_subparsers()
-    for module in sorted({module for module, _ in COMMANDS.values()}):
-        importlib.import_module(f"linkd.cli.{module}").add(subparsers)
+    parsers = _parsers()
     cases = []
-    for name, each in sorted(subparsers.choices.items()):
+    for name, each in sorted(parsers.items()):
         options = sorted(word for action in each._actions for word in action.option_strings)
         peers = "yes" if name in _WITH_PEER else ""
         cases.append(f'    {name}) local options="{" ".join(options)}" peers={peers} ;;')
-    return _SCRIPT.format(cases="\n".join(cases), commands=" ".join(sorted(subparsers.choices)))
+    return _SCRIPT.format(cases="\n".join(cases), commands=" ".join(sorted(parsers)))
+
+
+def manual_page() -> str:
+    """Return linkd(8) in roff: the help of every command."""
+    from linkd import __version__  # noqa: PLC0415
+    from linkd.cli import COMMANDS  # noqa: PLC0415
+
+    parsers = _parsers()
+    commands = []
+    for name, (_, line) in COMMANDS.items():
+        parsers[name].formatter_class = _wide
+        help_lines = _roff(parsers[name].format_help().rstrip())
+        commands += [f".SS linkd {name}", f"{_roff(line)}.", ".PP", ".nf", help_lines, ".fi"]
+    return _PAGE.format(version=__version__, commands="\n".join(commands))
+
+
+def _wide(prog: str) -> argparse.HelpFormatter:
+    """Format for a page of 80 columns, whatever terminal this is."""
+    return argparse.HelpFormatter(prog, width=72)
+
+
+def _roff(text: str) -> str:
+    """Return lines of text that roff prints as they are."""
+    escaped = text.replace("\\", "\\e").replace("-", "\\-")
+    return "\n".join(
+        f"\\&{line}" if line[:1] in (".", "'") else line for line in escaped.split("\n")
+    )
+
+
+def _parsers() -> dict[str, argparse.ArgumentParser]:
+    """Return the parser of each command."""
+    from linkd.cli import COMMANDS  # noqa: PLC0415  # which loads this module
+    from linkd.cli.options import Whole  # noqa: PLC0415
+
+    subparsers = Whole(prog="linkd").add_subparsers(parser_class=Whole)
+    for module in sorted({module for module, _ in COMMANDS.values()}):
+        importlib.import_module(f"linkd.cli.{module}").add(subparsers)
+    return dict(subparsers.choices)

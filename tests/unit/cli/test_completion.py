@@ -35,6 +35,28 @@ def test_commands_options_and_peers() -> None:
     assert {"--consumer", "--from"} <= set(completed("linkd", "subscribe", "--"))
 
 
+def test_the_manual_page_has_every_command_and_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "--man"]) == 0
+    page = capsys.readouterr().out
+    for name in COMMANDS:
+        assert f"\n.SS linkd {name}\n" in page
+    assert page.count("\n.SS ") == len(COMMANDS)
+    assert "\\-\\-consumer NAME" in page
+    assert "linkd publish orders '{\"id\": 7}' \\-\\-wait hub" in page, "the examples"
+    # A line that begins with one of these is a request or vanishes, but for those of the page.
+    requests = {line.split(" ")[0] for line in page.splitlines() if line[:1] in (".", "'")}
+    assert requests == {".TH", ".SH", ".SS", ".B", ".PP", ".nf", ".fi"}
+
+
+def test_the_manual_page_is_roff_without_a_warning() -> None:
+    need("groff")
+    checked = ["groff", "-man", "-Tutf8", "-ww", "-z"]
+    done = subprocess.run(
+        checked, input=completion.manual_page(), capture_output=True, text=True, timeout=20
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_it_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion"]) == 0
     assert capsys.readouterr().out == completion.script()
