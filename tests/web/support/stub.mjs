@@ -96,6 +96,7 @@ export class StubNode {
       this.sessions.add(session);
       return response.writeHead(204, { "Set-Cookie": `linkd_session=${session}; HttpOnly; SameSite=Strict; Path=/` }).end();
     }
+    if (url.pathname === "/healthz") return response.writeHead(200, { "Content-Type": "text/plain" }).end("ok\n");
     if (!this.admits(request)) return (this.seen.refused += 1), json(401, { error: "unauthorized", message: "a key, a token or a session is needed" });
     if (url.pathname === "/v1/token" && request.method === "POST") {
       this.seen.tokens += 1;
