@@ -1,6 +1,6 @@
 """Every route and frame at its full size, from 1, 32 and 256 connections, beside 1 and 1,000 peers.
 
-python -m bench.full_size [--seconds 1] [--only WORD]
+python -m bench.full_size [--seconds 1] [--only WORD] [--connections 1,32,256]
 
 The daemon has one processor, the load and all peers the other. Held against the bars: the loop is
 late for less than 0.5 s, no link drops, memory grows by at most 300 MiB, and a client that
@@ -47,7 +47,6 @@ from tests.support.unix_http import UnixConnection
 OURS, LOADS = min(os.sched_getaffinity(0)), max(os.sched_getaffinity(0))
 """The daemon's processor, and that of everything else."""
 
-CONNECTIONS = (1, 32, 256)
 MANY_PEERS = 1000
 LATE_SECONDS = 0.5
 GROWN_BYTES = 300 << 20
@@ -377,14 +376,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="bench.full_size", description=__doc__)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each load")
     parser.add_argument("--only", default="", help="cases with this word, and no page")
+    parser.add_argument("--connections", default="1,32,256", help="beside one peer")
     asked = parser.parse_args()
+    counts = tuple(map(int, asked.connections.split(",")))
     allow_open_files()
     where, bench = machine(), Bench(asked.seconds, asked.only)
     with Pair() as pair:
         _fill(pair.edge)
         pin(pair.hub.pid, LOADS)
-        bench.run(frame_cases(), CONNECTIONS, pair.edge, pair.port, 1)
-        bench.run(route_cases(), CONNECTIONS, pair.edge, pair.port, 1)
+        bench.run(frame_cases(), counts, pair.edge, pair.port, 1)
+        bench.run(route_cases(), counts, pair.edge, pair.port, 1)
     with hub_with(MANY_PEERS) as (hub, port):
         _fill(hub)
         bench.run(route_cases(), (32,), hub, port, MANY_PEERS)
