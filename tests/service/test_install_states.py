@@ -262,6 +262,7 @@ def test_a_full_disk_changes_nothing(node: FakeHost) -> None:
     node.sh("head -c 100M /dev/zero >/opt/fill || true")
     done = node.install(NEW)
     assert done.returncode == 1
+    assert last(done).endswith("install: nothing was changed, linkd 1.0 is running")
     assert node.running() == node.installed() == "1.0"
     node.sh("rm /opt/fill")
     assert node.install(NEW).returncode == 0
