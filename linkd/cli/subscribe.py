@@ -64,7 +64,10 @@ def _start_notice(arguments: argparse.Namespace) -> str | None:
     """Return where reading starts, where that may not be what the caller expects."""
     status = decode(calls.get(arguments, "/v1/status").body)
     log, name = status.log, arguments.consumer
-    known = [one.next for one in status.consumers if (one.owner, one.name) == ("socket", name)]
+    # One that a linkd before owners made goes on at its cursor for the first that asks.
+    owners = ("socket", "unowned")
+    found = {one.owner: one.next for one in status.consumers if one.name == name}
+    known = [found[owner] for owner in owners if owner in found]
     if known:
         goes_on = f"consumer {name!r} goes on at offset {known[0]:,}; --from does not count"
         return None if arguments.start is None else goes_on

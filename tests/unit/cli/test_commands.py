@@ -497,6 +497,8 @@ def test_the_dashboards_address_comes_from_the_configuration(
         (["--consumer", "new", "--from", "latest"], None),
         (["--consumer", "billing"], None),
         (["--consumer", "billing", "--from", "earliest"], "12,000; --from does not count"),
+        (["--consumer", "old"], None),
+        (["--consumer", "old", "--from", "earliest"], "11; --from does not count"),
         (["--from", "99999"], "offset 99,999 is not there yet"),
         (["--from", "12"], None),
         ([], None),
@@ -509,7 +511,13 @@ def test_subscribe_says_where_it_begins(
     words: list[str],
     said: str | None,
 ) -> None:
-    daemon.answers["GET /v1/status"] = (200, status())
+    answer = status()
+    answer["consumers"] += [
+        {"owner": "unowned", "name": "old", "next": 11, "lag_records": 1},
+        {"owner": "unowned", "name": "billing", "next": 12, "lag_records": 1},
+        {"owner": "shop", "name": "new", "next": 13, "lag_records": 1},
+    ]
+    daemon.answers["GET /v1/status"] = (200, answer)
     monkeypatch.setattr("linkd.cli.following.follow", lambda *_: None)
     assert main(["subscribe", "orders", *words]) == 0
     printed = capsys.readouterr().err
