@@ -30,6 +30,22 @@ def test_it_is_hardened(bare: Pair) -> None:
     assert float(found[1]) <= 2.0
 
 
+def test_what_can_be_written_cannot_be_executed_and_what_is_installed_cannot_be_written(
+    pair: Pair,
+) -> None:
+    """As the kernel has the mounts of the running daemon, whoever owns the files."""
+    mounts = pair.edge.sh(f"cut -d' ' -f5,6 /proc/{pair.edge.main_pid()}/mountinfo").splitlines()
+    flags = {place: set(words.split(",")) for place, words in map(str.split, mounts)}
+    writable = {place for place, words in flags.items() if "rw" in words}
+    of_the_kernel = {place for place in writable if place.startswith(("/proc", "/sys", "/dev/"))}
+    assert {place for place in writable - of_the_kernel if "noexec" not in flags[place]} == set()
+    assert {"/var/lib/linkd", "/tmp", "/run/linkd", "/dev/shm"} <= {
+        place for place, words in flags.items() if "noexec" in words
+    }
+    assert "ro" in flags["/"]
+    assert not [place for place in writable if place.startswith(("/usr", "/opt"))]
+
+
 def test_it_is_ready_when_it_listens_and_does_not_wait_for_peers(pair: Pair) -> None:
     pair.edge.run("systemctl", "stop", "linkd.service")
     pair.hub.run("systemctl", "restart", "linkd.service")
