@@ -74,11 +74,6 @@ def record_objects(batch: Batch) -> Iterator[tuple[int, bytes]]:
         )
 
 
-def verbatim(value: bytes) -> msgspec.Raw:
-    """Return bytes that are JSON already, to be put into an answer as they are."""
-    return msgspec.Raw(value)
-
-
 def to_json(value: Any) -> bytes:
     """Return a value's JSON."""
     return _encoder.encode(value)

@@ -25,9 +25,6 @@ TRY_AGAIN: Final = 1013
 REFUSED: Final = 4000
 """Added to the HTTP status of a refusal, it is the code of a close: 4401, 4403."""
 
-MOST_REASON_BYTES: Final = 123
-"""What a close frame has room for (RFC 6455, section 5.5)."""
-
 
 def wants_websocket(request: ApiRequest) -> bool:
     """Return whether a request asks for an upgrade to a WebSocket, well formed or not."""

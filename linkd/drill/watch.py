@@ -48,7 +48,6 @@ class Watch:
         self._ended = threading.Event()
         self._known = self._recorded() or []
         self._first = self._last_event()
-        self._born = 0.0
         self._thread = threading.Thread(target=self._run, daemon=True, name=f"watch {name}")
 
     def start(self) -> None:

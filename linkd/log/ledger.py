@@ -81,7 +81,6 @@ class Ledger(ABC):
         self._places: dict[str, Place | None] = {peer: state.place(peer) for peer in state.peers()}
         self._committed_places = dict(self._places)
         self._mistakes: list[Exception] = []  # raised by listeners
-        self._closing: Callable[[], None] | None = None
         self._closed = False
 
     @abstractmethod

@@ -55,7 +55,6 @@ class AcceptedConnection(PingedSilence, Connection, ServerProtocol):
     openHandshakeTimeout = 0
 
     _claimed: str | None = None
-    _proved = False
     _secret: bytes | None = None
     _nonce = ""
     _posts = 0
@@ -252,7 +251,6 @@ class AcceptedConnection(PingedSilence, Connection, ServerProtocol):
             raise _Denied(401, "rejected", f"no certificate for the name {claimed} was shown")
         else:
             self._check_proof(request, claimed, peer.secret_file)
-        self._proved = True
         if self._place is not None:
             self.factory.admission.proved(self._place)
 

@@ -121,8 +121,3 @@ def is_issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> 
     except (ValueError, TypeError, InvalidSignature):
         return False
     return True
-
-
-def days_left(expires: float, wall: float) -> float:
-    """Return the days from `wall` to `expires`, both Unix seconds; negative once over."""
-    return (expires - wall) / 86_400

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from autobahn.twisted import websocket
-from autobahn.websocket import USES_NVX, protocol, types
+from autobahn.websocket import protocol, types
 from twisted.logger import Logger
 
 try:
@@ -32,8 +32,6 @@ STATE_CLOSED: int = protocol.WebSocketProtocol.STATE_CLOSED
 STATE_CLOSING: int = protocol.WebSocketProtocol.STATE_CLOSING
 STATE_OPEN: int = protocol.WebSocketProtocol.STATE_OPEN
 
-NATIVE: bool = bool(USES_NVX)
-"""Autobahn's masking runs as native code: without it fragments cost a hundred times more."""
 
 apply_mask: Callable[[bytes | memoryview, bytes], bytes] = _apply_mask
 """Masks or unmasks a payload, its first argument, by four bytes."""

@@ -18,7 +18,6 @@ from linkd.net import tls as tls_module
 from linkd.net import tls_reasons
 from linkd.net.certificates import (
     certificate_names,
-    days_left,
     load_certificates,
     load_key_pair,
     load_revocation_lists,
@@ -73,11 +72,6 @@ def test_a_certificate_without_names_is_for_no_host(pair: Pair) -> None:
 def test_a_transport_without_tls_names_nobody() -> None:
     assert peer_names(object()) == []
     assert certificate_expires(object()) is None
-
-
-def test_days_left() -> None:
-    assert days_left(86_400.0 * 15, 86_400.0) == 14.0
-    assert days_left(0.0, 86_400.0) == -1.0
 
 
 def test_files_that_are_none(pair: Pair, tmp_path: Path) -> None:
