@@ -24,7 +24,7 @@ from linkd import events, garbage
 from linkd.clock import wall
 from linkd.config import Change, Config, changes, files, in_force, load
 from linkd.errors import ConfigError, LinkdError, StateTooNew, Unavailable
-from linkd.events.kind import Level
+from linkd.events.catalog import Level
 from linkd.events.observers import Format, Installed
 from linkd.pairing import prepare
 from linkd.preflight import file_troubles

@@ -3,10 +3,9 @@
 One line a change, one `emit` a line. Never a payload, a secret, or a line a record.
 """
 
+from linkd.events.catalog import COMMON_FIELDS, KINDS, Kind, Level
 from linkd.events.emitting import emit, loose_fields
-from linkd.events.kind import COMMON_FIELDS, Kind, Level
 from linkd.events.observers import Observer, install, json_line, text_line
-from linkd.events.table import KINDS
 
 __all__ = [
     "COMMON_FIELDS",

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from twisted.logger import Logger, LogLevel
 
-from linkd.events.kind import COMMON_FIELDS, Level
-from linkd.events.table import KINDS
+from linkd.events.catalog import COMMON_FIELDS, KINDS, Level
 
 Value = str | int | float | bool | None
 

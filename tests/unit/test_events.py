@@ -28,8 +28,7 @@ from linkd.events import (
     loose_fields,
     text_line,
 )
-from linkd.events.folding import MOST_KEYS, Folding
-from linkd.events.observers import Format, LineForm, to_journal
+from linkd.events.observers import MOST_KEYS, Folding, Format, LineForm, to_journal
 
 ROOT = Path(__file__).resolve().parents[2]
 

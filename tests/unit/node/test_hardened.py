@@ -7,7 +7,7 @@ import pytest
 
 from linkd.config import PeerSettings
 from linkd.core import wire
-from linkd.events.folding import Folding
+from linkd.events.observers import Folding
 from tests.support.fake_net import FakeNet, one_publish, publish
 
 EDGE = PeerSettings(name="edge", receive=("orders",))
