@@ -16,8 +16,8 @@ from msgspec import inspect
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from linkd.config.changes import needs_restart
-from linkd.config.shape import expectation, tables
+from linkd.config.reload import needs_restart
+from linkd.config.validation import expectation, tables
 from linkd.core.link import IGNORED, STATES, TABLE
 from linkd.events import COMMON_FIELDS, KINDS, Kind
 

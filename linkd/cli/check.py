@@ -18,7 +18,7 @@ from linkd.cli.options import add_config
 from linkd.cli.text import duration
 from linkd.clock import wall
 from linkd.config import Config, files, load
-from linkd.config.shape import shown
+from linkd.config.validation import shown
 from linkd.errors import ConfigError, Unavailable
 from linkd.status import CertificateStatus
 

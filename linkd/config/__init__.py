@@ -1,8 +1,8 @@
 """The configuration: one typed table of settings, read from TOML files, checked before use."""
 
 from linkd.config.addresses import Url, is_loopback, parse_address, parse_url
-from linkd.config.changes import Change, changes, in_force
 from linkd.config.loading import Unreadable, files, load
+from linkd.config.reload import Change, changes, in_force
 from linkd.config.settings import (
     ApiKey,
     ApiSettings,

@@ -12,9 +12,8 @@ from typing import Any
 
 import msgspec
 
-from linkd.config.rules import broken, with_own_authority
 from linkd.config.settings import DEFAULT_FILE, PATHS, Config
-from linkd.config.shape import Trouble, misshapen, missing, shown
+from linkd.config.validation import Trouble, broken, misshapen, missing, shown, with_own_authority
 from linkd.errors import ConfigError, Unavailable, is_passing
 
 _MOST_FILE_BYTES = 16 * 1024 * 1024

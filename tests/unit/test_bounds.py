@@ -15,8 +15,8 @@ import msgspec
 import pytest
 from msgspec import inspect
 
-from linkd.config.rules import broken
 from linkd.config.settings import MAX_BODY_BYTES, NAME_PATTERN, Config, NodeSettings, PeerSettings
+from linkd.config.validation import broken
 from linkd.core import wire
 from linkd.core.batch import (
     MAX_BATCH_BYTES,

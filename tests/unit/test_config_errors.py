@@ -12,7 +12,7 @@ from msgspec import inspect
 
 from linkd.cli import main
 from linkd.config import load
-from linkd.config.shape import expectation, misshapen, tables
+from linkd.config.validation import expectation, misshapen, tables
 from linkd.errors import ConfigError
 
 NODE = '[node]\nname = "here"\n'

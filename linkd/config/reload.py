@@ -1,4 +1,4 @@
-"""What a reload changes: what applies at once, and what needs a restart."""
+"""Compare two configurations: what applies at once, and what needs a restart."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 import msgspec
 
 from linkd.config.settings import ApiSettings, Config, ListenSettings, Settings
-from linkd.config.shape import shown
+from linkd.config.validation import shown
 
 
 class Change(msgspec.Struct, frozen=True):
