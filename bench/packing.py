@@ -10,7 +10,7 @@ from random import Random
 
 from bench.figures import figure, spread, table
 from linkd.core.batch import Record, encode_records
-from linkd.node.codec import pack, unpack
+from linkd.node.replicator import pack, unpack
 
 _PLACES = ("hall", "roof", "cellar", "boiler", "gate")
 

@@ -32,9 +32,9 @@ from linkd.net.resolve import Resolver, look_up
 from linkd.net.timers import ClockWatch, turn_end
 from linkd.net.tls import ServerTls
 from linkd.node import Node, Stores
-from linkd.node.driver import LinkDriver
-from linkd.node.losses import LogWatch
-from linkd.outages import Outages
+from linkd.node.history import LogWatch
+from linkd.node.link_driver import LinkDriver
+from linkd.node.outages import Outages
 from linkd.pairing import Hooks, Pairing, Renewal, local_call
 from linkd.preflight import certificate_ends, file_troubles
 from linkd.status import CertificateRole

@@ -1,6 +1,6 @@
 """The node: its links, its log, and who reads and publishes."""
 
-from linkd.node.driver import LinkDriver
+from linkd.node.link_driver import LinkDriver
 from linkd.node.node import Node, Stores
 
 __all__ = ["LinkDriver", "Node", "Stores"]

@@ -1,17 +1,366 @@
-"""The last hour of what the dashboard plots of each link, in bounded memory."""
+"""Record what happened on a node: link changes, losses, refused connections, link metrics."""
 
 from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final, Protocol
 
+import msgspec
+
+from linkd import events
+from linkd.clock import Clock, wall
+from linkd.core.link_types import Changed
 from linkd.core.shown import rfc3339
-from linkd.status import LinkHistory
+from linkd.log import MemoryCursors
+from linkd.log.engine import Log, Told
+from linkd.net.limits import Bucket, origin
+from linkd.node.link_driver import LinkDriver
+from linkd.node.outages import Current, Outages
+from linkd.status import Availability, Event, LinkHistory, Outage, RefusedConnection
 
-if TYPE_CHECKING:
-    from linkd.node.driver import LinkDriver
+MOST_STRANGERS = 32
+"""Sources that are kept: the newest. Anyone who reaches the port can make one."""
+
+KEPT_SECONDS = 3600.0
+
+
+class _Refusal(msgspec.Struct):
+    """What was refused last from one source, and how often."""
+
+    claimed: str | None
+    address: str
+    reason: str
+    detail: str
+    count: int
+    at: float
+
+
+class Strangers:
+    """Who was refused lately, one entry for each address and reason; an IPv6 /64 is one address.
+
+    A listener's status shows them: a peer that waits may be one that calls itself something else.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, str], _Refusal] = {}
+
+    def refused(
+        self, claimed: str | None, address: str, reason: str, detail: str, now: float
+    ) -> None:
+        """Note a refusal.
+
+        Args:
+            claimed: The name that the other end gave, or None.
+            address: Its address and port.
+            reason: One word.
+            detail: One sentence.
+            now: Monotonic seconds.
+        """
+        key = (origin(address.rpartition(":")[0].strip("[]")), reason)
+        before = self._seen.pop(key, None)
+        count = 1 if before is None or now - before.at > KEPT_SECONDS else before.count + 1
+        self._seen[key] = _Refusal(claimed, address, reason, detail, count, now)
+        if len(self._seen) > MOST_STRANGERS:
+            # A second host has proved a peer's name: strangers must not push it out.
+            oldest = next((each for each in self._seen if each[1] != "duplicate"), None)
+            self._seen.pop(oldest or next(iter(self._seen)))
+
+    def recent(self, now: float) -> list[RefusedConnection]:
+        """Return those of the last hour, the newest first."""
+        for key in [key for key, each in self._seen.items() if now - each.at > KEPT_SECONDS]:
+            del self._seen[key]
+        return [
+            RefusedConnection(
+                each.claimed, each.address, each.reason, each.detail, each.count, now - each.at
+            )
+            for each in reversed(self._seen.values())
+        ]
+
+
+MOST_EVENTS = 10_000
+"""Events that are kept."""
+
+UNSURE = 100_000
+"""Numbers that each start leaves out: a kill may have cost the disk events that have them.
+
+A follower has seen them, and would never get other events under the same numbers.
+"""
+
+
+class EventStore(Protocol):
+    """Rows by number, in the file of cursors; soon durable, read once at start."""
+
+    def events(self) -> list[tuple[int, bytes]]:
+        """Return all rows, by number."""
+
+    def set_event(self, number: int, row: bytes) -> None:
+        """Add a row."""
+
+    def remove_event(self, number: int) -> None:
+        """Forget a row, if it is there."""
+
+
+class Book:
+    """The last 10,000 events.
+
+    The attempts of one outage are folded: one event stands for all that had the same result, with
+    their number, the time of the first and of the last. It gets a new number each time, so that
+    whoever asks for what is new hears of it again.
+
+    Args:
+        store: Where they are kept; a row that it can't decode is forgotten.
+        most: How many are kept.
+    """
+
+    def __init__(self, store: EventStore, most: int = MOST_EVENTS) -> None:
+        self._store = store
+        self._most = most
+        self._events: dict[int, Event] = {}
+        self._rows: dict[int, int] = {}  # an event's number, and that of its row
+        self._attempts: dict[str, dict[tuple[str, str | None], int]] = {}
+        self._followers: list[Callable[[Event], None]] = []
+        found: list[tuple[int, Event]] = []
+        for row, encoded in store.events():
+            try:
+                found.append((row, msgspec.json.decode(encoded, type=Event)))
+            except msgspec.DecodeError:
+                store.remove_event(row)
+        for row, event in sorted(found, key=lambda pair: pair[1].number):
+            self._events[event.number] = event
+            self._rows[event.number] = row
+        self._number = max(self._events) + UNSURE if self._events else 0
+
+    def add(self, event: str, **fields: str | None) -> None:
+        """Keep an event and send it to all who follow."""
+        self._number += 1
+        made = Event(
+            number=self._number,
+            time=rfc3339(wall()),
+            event=event,
+            peer=fields.get("peer"),
+            generation=fields.get("generation"),
+            old=fields.get("old"),
+            new=fields.get("new"),
+            reason=fields.get("reason"),
+            detail=fields.get("detail"),
+            owner=fields.get("owner"),
+        )
+        self._keep(self._folded(made))
+        for follower in list(self._followers):
+            try:
+                follower(made)
+            except Exception as error:  # noqa: BLE001  # a follower's bug is not the link's
+                self.end_of(follower)
+                events.emit("node.bug", where="follower", detail=f"{type(error).__name__}: {error}")
+
+    def _folded(self, made: Event) -> Event:
+        """Return an event as it is kept: an attempt with those before it in the same outage."""
+        if made.peer is None or made.new is None:
+            return made
+        if "up" in (made.old, made.new) or "stopped" in (made.old, made.new):
+            self._attempts.pop(made.peer, None)
+            return made
+        attempts = self._attempts.setdefault(made.peer, {})
+        before = self._events.get(attempts.get((made.event, made.reason), 0))
+        attempts[made.event, made.reason] = made.number
+        if before is None:
+            return made
+        # The same row serves: a link that is down for long does not write and delete two a second.
+        del self._events[before.number]
+        self._rows[made.number] = self._rows.pop(before.number)
+        return msgspec.structs.replace(
+            made, time=before.time, count=before.count + 1, until=made.time
+        )
+
+    def _keep(self, event: Event) -> None:
+        self._events[event.number] = event
+        row = self._rows.setdefault(event.number, event.number)
+        self._store.set_event(row, msgspec.json.encode(event))
+        if len(self._events) > self._most:
+            oldest = next(iter(self._events))
+            del self._events[oldest]
+            self._store.remove_event(self._rows.pop(oldest))
+
+    def after(self, number: int) -> list[Event]:
+        """Return the events above `number`, oldest first."""
+        found = []
+        for event in reversed(self._events.values()):
+            if event.number <= number:
+                break
+            found.append(event)
+        return found[::-1]
+
+    def follow(self, call: Callable[[Event], None]) -> Callable[[], None]:
+        """Send each event to `call` as it happens; returns how to end that."""
+        self._followers.append(call)
+
+        return lambda: self.end_of(call)
+
+    def end_of(self, call: Callable[[Event], None]) -> None:
+        """Send `call` no more."""
+        if call in self._followers:
+            self._followers.remove(call)
+
+
+Fields = Mapping[str, str | int | float | None]
+
+_LOST = frozenset(
+    (
+        "consumer.gap",
+        "consumer.orphaned",
+        "consumer.passed-over",
+        "consumer.removed",
+        "link.gap",
+        "link.records-lost",
+        "log.damaged",
+        "log.dropped",
+        "link.forgotten",
+    )
+)
+"""Records are gone, or somebody hears of them no more."""
+
+_KEPT = _LOST | {
+    "drill.ended",
+    "drill.started",
+    "link.new-log",
+    "link.withheld",
+    "log.clock-doubtful",
+    "log.disk-failed",
+    "log.full",
+    "log.gone",
+    "log.moving",
+    "log.rebuilt",
+    "log.repaired",
+    "log.room",
+    "log.stalled",
+    "log.trimmed",
+    "link.absent",
+    "link.returned",
+}
+"""What `linkd events` shows beside the changes of links."""
+
+_MOST = 20
+_MOST_OF_OWNER = 4
+"""Sentences about the consumers of one owner: they leave room for all else."""
+
+_LOOKS = 2
+"""After so many looks with room it is said: a log at its bound flaps.
+
+After so many at a stalled disk, too: a process that was frozen finds what it waited for first.
+"""
+
+
+class Losses:
+    """The newest losses of this run; what is worth it goes into the book too.
+
+    Args:
+        book: The remembered changes.
+    """
+
+    def __init__(self, book: Book) -> None:
+        self._book = book
+        self._sentences: deque[tuple[str | None, str]] = deque(maxlen=_MOST)
+
+    def take(self, event: str, fields: Fields) -> None:
+        """Take what is said in the log."""
+        if event not in _KEPT:
+            return
+        peer, detail = _text(fields.get("peer")), _text(fields.get("detail"))
+        owner = _text(fields.get("owner"))
+        self._book.add(event, peer=peer, detail=detail, owner=owner)
+        if event in _LOST and detail is not None:
+            mine = [one for one in self._sentences if one[0] == owner]
+            if owner is not None and len(mine) >= _MOST_OF_OWNER:
+                self._sentences.remove(mine[0])
+            self._sentences.append((owner, f"{event}: {detail}"))
+
+    def sentences(self, owner: str | None = None) -> list[str]:
+        """Return a sentence for each, oldest first; with an owner not those of other owners."""
+        return [said for whose, said in self._sentences if owner is None or whose in (None, owner)]
+
+
+def _text(value: str | int | float | None) -> str | None:
+    return None if value is None else str(value)
+
+
+class Around(Protocol):
+    """What the watch needs of its node."""
+
+    def links(self) -> list[LinkDriver]:
+        """Return all links."""
+
+    def tell(self, level: str, event: str, **fields: str | int | float | None) -> None:
+        """Say something in the log."""
+
+
+class LogWatch:
+    """Says what a log and its cursors tell, and that there is no room, or no answer of the disk.
+
+    Args:
+        around: The node.
+        log: Its log.
+        cursors: What lies beside it.
+    """
+
+    def __init__(self, around: Around, log: Log, cursors: MemoryCursors) -> None:
+        self._around = around
+        self._log = log
+        self._full = False
+        self._looks_with_room = 0
+        self._looks_stalled = 0
+        self._waited: dict[str, int] = {}
+        self._withheld: set[str] = set()
+        for told in (*log.told, *cursors.told):
+            self._told(told)
+        log.on_told.append(self._told)
+        cursors.on_told.append(self._told)
+
+    def look(self) -> None:
+        """Compare with the last look; called about once a second."""
+        why, size, bound = self._log.full, self._log.size_bytes, self._log.max_bytes
+        self._looks_with_room = 0 if why is not None else self._looks_with_room + 1
+        if why is not None and not self._full:
+            self._full = True
+            self._around.tell("error", "log.full", bytes=size, max_bytes=bound, detail=why)
+        elif self._full and self._looks_with_room == _LOOKS:
+            self._full = False
+            self._around.tell("info", "log.room", bytes=size, max_bytes=bound)
+        self._look_at_disk()
+        waiting = self._waiting() if self._full else {}
+        for peer in sorted(waiting.keys() - self._withheld):
+            if waiting[peer] == self._waited.get(peer):
+                self._withheld.add(peer)
+                said = f"what {peer} sent from offset {waiting[peer]} of its log on waits for room"
+                self._around.tell("warn", "link.withheld", peer=peer, detail=said)
+        self._withheld &= waiting.keys()
+        self._waited = waiting
+
+    def _look_at_disk(self) -> None:
+        """Say once that the disk answers nothing, and once that it does again."""
+        seconds = self._log.stalled()
+        if seconds is None and self._looks_stalled >= _LOOKS:
+            self._around.tell("info", "log.moving", detail="the disk finishes commits again")
+        self._looks_stalled = 0 if seconds is None else self._looks_stalled + 1
+        if self._looks_stalled == _LOOKS:
+            said = "the disk has not finished a commit; nothing is acknowledged until it does"
+            self._around.tell("error", "log.stalled", seconds=seconds, detail=said)
+
+    def _waiting(self) -> dict[str, int]:
+        """Return the peers of whose records some wait for the disk, and where they begin."""
+        waiting = {}
+        for link in self._around.links():
+            inbound = link.carrier.session.inbound
+            if inbound.received is not None and inbound.committed < inbound.received:
+                waiting[link.peer] = inbound.committed
+        return waiting
+
+    def _told(self, told: Told) -> None:
+        """Pass on what the log or its cursors say."""
+        self._around.tell(told.level, told.event, detail=told.detail)
+
 
 STEP_SECONDS: Final = 5.0
 STEPS: Final = 720
@@ -125,3 +474,150 @@ def _values(driver: LinkDriver, rings: _Rings) -> dict[str, float]:
         "sent": counts[0] - before[0] if before is not None and known else math.nan,
         "received": counts[1] - before[1] if before is not None and known else math.nan,
     }
+
+
+OWNER_EVENTS = 60.0
+OWNER_BURST = 20.0
+"""Events of one owner's consumers that are kept an hour, and at once."""
+
+
+class Chronicle:
+    """Hears of every change once, and sees to it that everybody is told the same of it.
+
+    Args:
+        log: The node's log: its end says when what an outage left is drained.
+        outages: What happened to the links, on disk.
+        store: Where events are kept.
+        clock: The reactor.
+
+    Attributes:
+        on_fell: Called once a link has left `up`: peer, reason, seconds of silence until then.
+        on_rose: Called once an outage has ended: peer, its seconds.
+    """
+
+    def __init__(self, log: Log, outages: Outages, store: EventStore, clock: Clock) -> None:
+        self._log = log
+        self._outages = outages
+        self._clock = clock
+        self._book = Book(store)
+        self._losses = Losses(self._book)
+        self._shares: dict[str, Bucket] = {}
+        self.on_fell: list[Callable[[str, str, float | None], None]] = []
+        self.on_rose: list[Callable[[str, float], None]] = []
+
+    def changed(self, driver: LinkDriver, change: Changed, silence: float | None) -> None:
+        """A link's state has changed: remember it, say it."""
+        same: dict[str, str | None] = {
+            "peer": driver.peer,
+            "generation": driver.generation,
+            "old": change.old,
+            "new": change.new,
+            "reason": change.reason,
+            "detail": change.detail,
+        }
+        self._book.add(f"link.{change.new}", **same)
+        if change.old == "up":  # an operator searches the log for this word
+            same["detail"] = f"link down: {change.detail}" if change.detail else "link down"
+        events.emit(
+            f"link.{change.new}",
+            "info" if change.old == "stopped" else None,
+            **same,
+            **self._measured(driver, change, silence),
+        )
+
+    def _measured(
+        self, driver: LinkDriver, change: Changed, silence: float | None
+    ) -> dict[str, str | int | float | None]:
+        """Record what the change means for the link's outages; return what was measured."""
+        now, owed = self._clock.seconds(), driver.carrier.session.outbound.owed_records
+        if change.old == "up":
+            reason = change.reason or "closed"
+            self._outages.fell(driver.peer, reason, silence, now, wall())
+            for fell in self.on_fell:
+                fell(driver.peer, reason, silence)
+        elif change.reason is not None:
+            self._outages.failed(driver.peer, change.reason)
+        self._outages.tried(driver.peer, driver.link.attempts)
+        if change.new != "up":
+            return driver.measured(silence)
+        down = self._outages.rose(driver.peer, driver.link.attempts, owed, now)
+        if down is not None:
+            for rose in self.on_rose:
+                rose(driver.peer, down)
+        driver.drain_to = self._log.next if owed else None
+        return {
+            "outage_seconds": None if down is None else round(down, 3),
+            "attempts": driver.link.attempts or None,
+            "replayed_records": owed if down is not None else None,
+            "peer_version": driver.peer_version,
+        }
+
+    def acked(self, driver: LinkDriver, next: int) -> None:
+        """A peer has everything below `next`: what an outage left may be drained by that."""
+        if driver.drain_to is None or next < driver.drain_to:
+            return
+        driver.drain_to = None
+        drained = self._outages.drained(driver.peer, self._clock.seconds())
+        if drained is not None:
+            seconds, records = drained
+            events.emit(
+                "link.drained",
+                peer=driver.peer,
+                drained_seconds=round(seconds, 3),
+                replayed_records=records,
+            )
+
+    def tell(self, level: str, event: str, **fields: str | int | float | None) -> None:
+        """Say something in the log; what is worse than usual is remembered too."""
+        owner = fields.get("owner")
+        if owner is None or self._has_share(str(owner)):
+            self._losses.take(event, fields)
+        events.emit(event, level, **fields)  # type: ignore[arg-type]  # a core's words for a level
+
+    def configured(self, peer: str) -> None:
+        """A link is configured and not up: it is down since now, if not since before."""
+        self._outages.configured(peer, self._clock.seconds(), wall())
+
+    def _has_share(self, owner: str) -> bool:
+        """Return whether an event of an owner's consumers is kept: they must not push out all."""
+        now = self._clock.seconds()
+        if owner not in self._shares:
+            self._shares[owner] = Bucket(OWNER_EVENTS / 3600.0, OWNER_BURST, now)
+        return not self._shares[owner].take(now)
+
+    def forget(self, peer: str) -> None:
+        """A peer is configured no more: its outages go."""
+        self._outages.remove(peer)
+
+    def drilled(self, peer: str, seconds: float) -> None:
+        """A drill spoils a link for so many seconds from now."""
+        self._outages.drilled(peer, self._clock.seconds() + seconds)
+
+    def sentences(self, owner: str | None) -> list[str]:
+        """Return what the log lost in this run, a sentence each, oldest first."""
+        return self._losses.sentences(owner)
+
+    def after(self, number: int) -> list[Event]:
+        """Return the remembered changes with a number above `number`, oldest first."""
+        return self._book.after(number)
+
+    def follow(self, call: Callable[[Event], None]) -> Callable[[], None]:
+        """Have each change told as it happens; returns how to end that."""
+        return self._book.follow(call)
+
+    def outage(self, peer: str) -> Current | None:
+        """Return the outage that a link is in; None where it is up."""
+        return self._outages.current(peer, self._clock.seconds())
+
+    def last_reason(self, peer: str) -> str | None:
+        """Return why a link's newest outage began, over restarts; None where none is recorded."""
+        return self._outages.last_reason(peer)
+
+    def outages(self, peer: str | None, since_seconds: float | None, drills: bool) -> list[Outage]:
+        """Return the recorded outages, oldest first; of one peer, of the last seconds."""
+        since = None if since_seconds is None else wall() - since_seconds
+        return self._outages.recorded(self._clock.seconds(), peer, since, drills)
+
+    def availability(self, peer: str, drills: bool) -> Availability:
+        """Return which share of the measured time a link was up."""
+        return self._outages.availability(peer, self._clock.seconds(), wall(), drills)

@@ -1,4 +1,4 @@
-"""The node: all links of this node, its log, and who reads and publishes here."""
+"""One running node: its links, its log, publishers and readers; resync of a peer."""
 
 from __future__ import annotations
 
@@ -26,19 +26,13 @@ from linkd.errors import LinkdError, Reason
 from linkd.log.engine import Appended, Consumer, CursorStore, Log, Owned, Settled
 from linkd.net.ports import Dialer
 from linkd.net.timers import when_idle
-from linkd.node.chronicle import Chronicle
-from linkd.node.driver import LinkDriver
-from linkd.node.follow import Follower
+from linkd.node.dispatcher import Rules, Spread, VolatileSequence, messages_of
 from linkd.node.held import Held
-from linkd.node.history import History
+from linkd.node.history import Chronicle, History, Strangers
+from linkd.node.link_driver import LinkDriver
 from linkd.node.links import Links
-from linkd.node.readers import Readers
-from linkd.node.resync import resync
-from linkd.node.rules import Rules
-from linkd.node.spread import Spread
-from linkd.node.strangers import Strangers
-from linkd.node.volatile import VolatileSequence, messages_of
-from linkd.outages import Outages
+from linkd.node.outages import Outages
+from linkd.node.subscriptions import Follower, Readers
 from linkd.status import (
     Availability,
     CertificateRole,
@@ -50,6 +44,48 @@ from linkd.status import (
     NodeStatus,
     Outage,
 )
+
+
+def resync(node: str, log: Log, driver: LinkDriver, confirmed: bool) -> Deferred[str]:
+    """Forget how far node `node` has the peer's log, where confirmed; fire with what that means.
+
+    The peer then goes by its own notes.
+    """
+    told = _told(node, log, driver)
+    if not confirmed:
+        return succeed(told)
+    done: Deferred[str] = Deferred()
+
+    def settled(outcome: Appended | LinkdError) -> None:
+        if isinstance(outcome, LinkdError):
+            done.errback(outcome)
+            return
+        events.emit("link.resynced", peer=driver.peer, detail=told)
+        driver.rejoin("the link begins anew after a resync")
+        done.callback(told)
+
+    log.set_cursor(driver.peer, None, settled)
+    return done
+
+
+def _told(node: str, log: Log, driver: LinkDriver) -> str:
+    """Return what would be sent again or lost, and what the other direction needs."""
+    peer, cursor = driver.peer, log.cursor(driver.peer)
+    outbound = driver.carrier.session.outbound
+    told = (
+        f"this node has nothing of {peer}'s log yet"
+        if cursor is None or cursor.next <= 1
+        else f"this node has {peer}'s log {cursor.log} up to offset {cursor.next - 1}; after"
+        f" a resync {peer} sends again from where its own notes stand: records that this node"
+        " knows by their origin are left out, others may come a second time, and what is not"
+        " there any more is lost"
+    )
+    return (
+        f"{told}. By this node's notes {peer} has everything below offset {outbound.acked} of a log"
+        f" whose next offset is {log.next} ({outbound.owed_records} records owed); to send from"
+        f" there, run `linkd resync {node}` on {peer} too"
+    )
+
 
 _Result = TypeVar("_Result")
 

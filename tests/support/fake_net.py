@@ -15,7 +15,7 @@ from linkd.log import MemoryCursors
 from linkd.log.engine import Appended
 from linkd.log.memory import MemoryLog
 from linkd.node import LinkDriver, Node, Stores
-from linkd.outages import Outages
+from linkd.node.outages import Outages
 
 _keys = count(1)
 

@@ -20,8 +20,7 @@ from linkd.errors import LinkdError
 from linkd.log import MemoryCursors
 from linkd.log.engine import Appended, Consumer, Owned, Settled
 from linkd.log.memory import MemoryLog
-from linkd.node.follow import Follower
-from linkd.node.readers import Readers
+from linkd.node.subscriptions import Follower, Readers
 from linkd.status import (
     Availability,
     CertificateStatus,

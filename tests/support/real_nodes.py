@@ -17,7 +17,7 @@ from linkd.net.dialer import LinkDialer, Origin
 from linkd.net.listener import Listener
 from linkd.net.resolve import Resolver, look_up
 from linkd.node import Node, Stores
-from linkd.outages import Outages
+from linkd.node.outages import Outages
 
 SECRET = "a secret of the tests, long enough for linkd"
 

@@ -32,7 +32,7 @@ def _node(name: str, peer: Any, reactor: Any, shared: Any) -> Any:
     from linkd.log.settings import SegmentSettings
     from linkd.net.dialer import LinkDialer, Origin
     from linkd.node import Node, Stores
-    from linkd.outages import Outages
+    from linkd.node.outages import Outages
 
     config = Config(node=NodeSettings(name=name), peers=(peer,))
     origin = Origin(name, f"{random.getrandbits(64):016x}", reactor, shared)

@@ -37,7 +37,7 @@ from linkd.core.wire import EpochEnd, EpochStart, Generation, sendable
 from linkd.errors import BodyTooLarge, ChannelRefused
 from linkd.log.ledger import new_token
 from linkd.log.state import MAX_CURSOR_EPOCHS, MAX_EPOCHS
-from linkd.node.volatile import VolatileSequence, messages_of
+from linkd.node.dispatcher import VolatileSequence, messages_of
 
 MOST = 2**62
 """No offset comes near: a million records a second take 146,000 years to get there."""

@@ -128,7 +128,7 @@ def words() -> set[str]:
 def measured() -> set[str]:
     """Return the fields of the lines that a link's change of state makes."""
     found: set[str] = set()
-    for path in (ROOT / "linkd/node/chronicle.py", ROOT / "linkd/node/driver.py"):
+    for path in (ROOT / "linkd/node/history.py", ROOT / "linkd/node/link_driver.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef) and node.name in ("measured", "_measured"):
                 keys = [

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from linkd.outages import Outages, common, merged, share_up
+from linkd.node.outages import Outages, common, merged, share_up
 
 T0 = 1_700_000_000.0
 NOW = 1000.0

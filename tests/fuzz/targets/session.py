@@ -12,7 +12,7 @@ from linkd.core.batch import Batch, Origin, Record, encode_records
 from linkd.core.channels import Patterns
 from linkd.core.session import Greeting, Session
 from linkd.errors import RemoteProtocolError
-from linkd.node.codec import pack, unpack
+from linkd.node.replicator import pack, unpack
 from tests.fuzz.reading import Input
 
 EPOCHS = (wire.EpochStart("e1", 1), wire.EpochStart("e2", 9), wire.EpochStart("e3", 30))

@@ -10,8 +10,8 @@ import pytest
 from linkd.config import PeerSettings
 from linkd.errors import LinkdError
 from linkd.node import Stores
-from linkd.node.absent import KEPT_SECONDS
-from linkd.outages import Outages
+from linkd.node.links import KEPT_SECONDS
+from linkd.node.outages import Outages
 from linkd.status import AbsentPeer
 from tests.support.fake_net import FakeNet, Kept, publish
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.internet.task import Clock
 
-from linkd.node.acks import ACK_BYTES, Acks
+from linkd.node.replicator import ACK_BYTES, Acks
 
 
 def paced() -> tuple[Clock, list[float], Acks]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from linkd.log.cursors import MemoryCursors
-from linkd.node.book import Book
+from linkd.node.history import Book
 from linkd.status import Event
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from linkd.core.batch import HELD_BYTES, Batch, Origin
 from linkd.core.channels import Patterns
-from linkd.node.follow import Follower
+from linkd.node.subscriptions import Follower
 
 ORIGIN = Origin("edge", "log", "epoch", 1)
 READ_BYTES = 512 * 1024

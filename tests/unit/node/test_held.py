@@ -8,7 +8,7 @@ import pytest
 
 from linkd.config import PeerSettings
 from linkd.core import wire
-from linkd.node import carrier, held
+from linkd.node import held, replicator
 from tests.support.fake_net import FakeNet, Kept, one_publish
 
 EDGES = ("a", "b", "c", "d")
@@ -152,7 +152,7 @@ def test_a_peer_that_asks_again_and_again_is_closed(net: FakeNet) -> None:
     connection = net.nodes["hub"].link("a").connection
     assert connection is not None
     other = connection.other
-    for _ in range(carrier.RESENDS_AT_ONCE):
+    for _ in range(replicator.RESENDS_AT_ONCE):
         other.send(wire.encode(wire.Resend(1)))
     net.run(0.1)
     assert not connection.ended

@@ -7,8 +7,7 @@ from typing import Any
 
 from linkd.log import MemoryCursors, MemoryLog
 from linkd.log.engine import Told
-from linkd.node.book import Book
-from linkd.node.losses import LogWatch, Losses
+from linkd.node.history import Book, LogWatch, Losses
 
 
 class Node:

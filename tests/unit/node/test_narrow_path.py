@@ -20,7 +20,7 @@ HUB = PeerSettings(name="hub", dial=("ws://hub/link",), send=("up",), receive=("
 def net(monkeypatch: pytest.MonkeyPatch) -> FakeNet:
     net = FakeNet()
     # The wall clocks of both go as fast as the clock of the test.
-    monkeypatch.setattr("linkd.node.driver.wall", lambda: 1e9 + net.clock.seconds())
+    monkeypatch.setattr("linkd.node.link_driver.wall", lambda: 1e9 + net.clock.seconds())
     net.node("hub", EDGE)
     net.node("edge", HUB)
     for node in net.nodes.values():

@@ -12,8 +12,8 @@ from twisted.internet.task import Clock
 from linkd.core.batch import Draft, Record, encode_records
 from linkd.errors import PublishError
 from linkd.log.engine import RESUME_PREFIX, RESUME_SECONDS, UNOWNED, Consumer, Owned
-from linkd.node import readers
-from linkd.node.readers import AGED_AT_ONCE, AGING_SECONDS, LOOKS
+from linkd.node import subscriptions
+from linkd.node.subscriptions import AGED_AT_ONCE, AGING_SECONDS, LOOKS
 from tests.support.fake_node import FakeNode, make_config
 
 DAYS = 86_400.0
@@ -207,8 +207,8 @@ def test_no_owner_takes_the_last_tenth_of_all_consumers(node: FakeNode) -> None:
 def test_the_patterns_of_a_keys_consumers_are_bounded(
     node: FakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readers, "KEY_PATTERNS_BYTES", 20)
-    monkeypatch.setattr(readers, "PATTERNS_BYTES", 50)
+    monkeypatch.setattr(subscriptions, "KEY_PATTERNS_BYTES", 20)
+    monkeypatch.setattr(subscriptions, "PATTERNS_BYTES", 50)
     ten = "orders.abc"
     for name in ("a", "b", "a"):
         node.subscribe((ten,), "latest", Sink(), ("shop", name))
@@ -224,7 +224,7 @@ def test_one_that_comes_back_as_it_was_is_not_compared_with_all_others(
     node: FakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make(node, SHOP, "orders", next=1)
-    monkeypatch.setattr(readers, "KEY_PATTERNS_BYTES", 1)
+    monkeypatch.setattr(subscriptions, "KEY_PATTERNS_BYTES", 1)
     node.subscribe(("orders",), "latest", Sink(), SHOP)
     assert node.readers._held
     for patterns in (("orders", "news"), ("other",)):
@@ -305,8 +305,8 @@ def test_no_owner_takes_the_last_tenth_with_both_kinds(node: FakeNode) -> None:
 def test_visits_that_are_over_make_room_for_patterns(
     node: FakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readers, "KEY_PATTERNS_BYTES", 20)
-    monkeypatch.setattr(readers, "PATTERNS_BYTES", 50)
+    monkeypatch.setattr(subscriptions, "KEY_PATTERNS_BYTES", 20)
+    monkeypatch.setattr(subscriptions, "PATTERNS_BYTES", 50)
     ten = "orders.abc"
     for name in ("a", "b", "c"):
         visit(node, name, ten)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from linkd.node.resync import resync
+from linkd.node.node import resync
 
 
 def told(wanted: int | None, acked: int, next: int, owed: int) -> str:

@@ -10,7 +10,7 @@ import pytest
 from linkd.cli.check_line import check_line
 from linkd.cli.status import node_text
 from linkd.cli.text import Paint
-from linkd.node.strangers import KEPT_SECONDS, MOST, Strangers
+from linkd.node.history import KEPT_SECONDS, MOST_STRANGERS, Strangers
 from tests.support.fake_net import FakeNet
 from tests.unit.node.test_narrow_path import EDGE, HUB
 
@@ -40,14 +40,14 @@ def test_they_are_forgotten_after_an_hour() -> None:
 def test_strangers_do_not_push_out_a_second_host_with_a_peer_s_name() -> None:
     strangers = Strangers()
     strangers.refused("edge-1", "192.0.2.1:1", "duplicate", "two hosts", 0.0)
-    for number in range(2 * MOST):
+    for number in range(2 * MOST_STRANGERS):
         strangers.refused(None, f"198.51.100.{number}:1", "protocol", "malformed", 1.0)
     found = strangers.recent(2.0)
-    assert len(found) == MOST
+    assert len(found) == MOST_STRANGERS
     assert found[-1].reason == "duplicate"
-    for number in range(2 * MOST):
+    for number in range(2 * MOST_STRANGERS):
         strangers.refused("edge-1", f"203.0.113.{number}:1", "duplicate", "two hosts", 3.0)
-    assert len(strangers.recent(4.0)) == MOST
+    assert len(strangers.recent(4.0)) == MOST_STRANGERS
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_a_hello_that_was_long_on_its_way_proves_no_wrong_clock(
     driver = net.nodes["hub"].link("edge")
     assert driver is not None
     now, wall = net.clock.seconds(), 1e9
-    monkeypatch.setattr("linkd.node.driver.wall", lambda: wall)
+    monkeypatch.setattr("linkd.node.link_driver.wall", lambda: wall)
     for stamp, skew in (
         (wall - 6.0, 0.0),
         (wall - 3.0, 0.0),

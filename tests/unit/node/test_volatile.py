@@ -8,8 +8,8 @@ import pytest
 
 from linkd.core.batch import Draft
 from linkd.core.wire import Volatile
-from linkd.node import volatile
-from linkd.node.volatile import WINDOW, VolatileSequence, as_batch
+from linkd.node import dispatcher
+from linkd.node.dispatcher import WINDOW, VolatileSequence, as_batch
 
 
 def message(sequence: int, channel: str = "t", node: str = "far", run: str = "r") -> Volatile:
@@ -49,7 +49,7 @@ def test_a_message_is_taken_once_and_also_behind_later_ones() -> None:
 
 
 def test_a_node_with_many_channels_pushes_out_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(volatile, "MAX_KEYS", 10)
+    monkeypatch.setattr(dispatcher, "MAX_KEYS", 10)
     one = VolatileSequence("here", "run")
     assert one.judge(message(5, node="quiet")) == "fresh"
     for number in range(50):
@@ -65,7 +65,7 @@ def test_a_node_with_many_channels_pushes_out_its_own(monkeypatch: pytest.Monkey
 
 
 def test_room_is_made_at_little_cost_among_many_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(volatile, "MAX_KEYS", 20_000)
+    monkeypatch.setattr(dispatcher, "MAX_KEYS", 20_000)
     one = VolatileSequence("here", "run")
 
     def seconds(first: int) -> float:

@@ -1,4 +1,4 @@
-"""Carrying records over one link: performs what the session decides, tells it what came of it.
+"""Replicate records over one link: perform the effects of the session, pace acks, compress.
 
 Append comes before send, and commit before ack: both follow from the order in which effects are
 performed here.
@@ -10,6 +10,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Protocol
+
+import zstandard
 
 from linkd.api.port import Measure
 from linkd.clock import Clock, Timer, wall
@@ -24,9 +26,77 @@ from linkd.core.session import Greeting, Session
 from linkd.errors import Gap, LinkdError, LogClosed, OutOfStep, RemoteProtocolError
 from linkd.log.engine import Appended, Log
 from linkd.net.ports import Connection
-from linkd.node.acks import Acks
-from linkd.node.codec import pack, unpack
 from linkd.node.held import Held
+
+_packer = zstandard.ZstdCompressor(level=3)
+_unpacker = zstandard.ZstdDecompressor()
+
+
+def pack(records: bytes) -> bytes:
+    """Compress one batch; its size is in the frame."""
+    return _packer.compress(records)
+
+
+def unpack(packed: bytes, max_bytes: int) -> bytes:
+    """Decompress one batch of at most `max_bytes`.
+
+    Raises:
+        ValueError: It is malformed, or larger.
+    """
+    try:
+        size = zstandard.frame_content_size(packed)
+        if not 0 <= size <= max_bytes:
+            raise ValueError(f"{size} bytes once unpacked, expected at most {max_bytes}")
+        return _unpacker.decompress(packed, max_output_size=max_bytes)
+    except zstandard.ZstdError as error:
+        raise ValueError(str(error)) from None
+
+
+ACK_SECONDS = 0.02
+ACK_BYTES = 1 << 20
+"""An ack follows another so late, or once so much is on disk.
+
+At 50 peers of one hub acks 5 ms apart were a tenth of its time.
+"""
+
+
+class Acks:
+    """Paces the acks of one link: the first after a pause goes in the same turn.
+
+    Args:
+        clock: The reactor.
+        send: Acknowledges all that is on disk, where that is news.
+    """
+
+    __slots__ = ("_bytes", "_clock", "_due", "_send", "_sent_at")
+
+    def __init__(self, clock: Clock, send: Callable[[], None]) -> None:
+        self._clock = clock
+        self._send = send
+        self._due = False
+        self._sent_at = -ACK_SECONDS
+        self._bytes = 0
+
+    def stored(self, size: int) -> None:
+        """So many bytes of records more are on disk."""
+        self._bytes += size
+        if self._bytes >= ACK_BYTES:
+            self._acknowledge()  # a call that is due stays, for what comes behind
+        elif not self._due:
+            self._due = True
+            wait = self._sent_at + ACK_SECONDS - self._clock.seconds()
+            self._clock.callLater(max(0.0, wait), self._flush)
+
+    def _flush(self) -> None:
+        """The call that was due."""
+        self._due = False
+        self._acknowledge()
+
+    def _acknowledge(self) -> None:
+        self._bytes = 0
+        self._sent_at = self._clock.seconds()
+        self._send()
+
 
 ACK_WAIT_SECONDS = 30.0
 """A peer that could acknowledge and has not for so long is out of step: the link rejoins.

@@ -1,4 +1,4 @@
-"""What happened to each link: every outage, kept over restarts, and its availability.
+"""Every outage of each link, kept over restarts, and the availability that follows.
 
 Pure but for its store: monotonic `now` and Unix `stamp` come from the caller.
 """

@@ -1,4 +1,4 @@
-"""The driver of one link: performs what its core decides about connections."""
+"""Drive one link: perform what its core decides about connections."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from linkd.core.resume import outdated, repeats
 from linkd.core.shown import rfc3339
 from linkd.errors import AttemptFailed, Reason
 from linkd.net.ports import Connection, Dialer
-from linkd.node import carrier
-from linkd.outages import Current
+from linkd.node import replicator
+from linkd.node.outages import Current
 from linkd.status import LinkStatus
 
 MAX_SKEW_SECONDS = 5.0
 """Clocks may differ by so much before the log says so."""
 
 
-class Around(carrier.Around, Protocol):
+class Around(replicator.Around, Protocol):
     """What a driver needs of its node."""
 
     software: str
@@ -67,7 +67,7 @@ class LinkDriver:
         self._around = around
         self._clock = around.clock
         self.link = links.Link(around.name, settings.name, backoff)
-        self.carrier = carrier.Carrier(around, settings, self)
+        self.carrier = replicator.Carrier(around, settings, self)
         self.dialer: Dialer | None = None
         self.peer_version: str | None = None
         self._expires: float | None = None  # the certificate that the peer showed last

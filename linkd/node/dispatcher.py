@@ -1,22 +1,176 @@
-"""Who gets what was published: by channel, peers and readers here."""
+"""Dispatch committed and volatile records by channel to peers and subscriptions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
-from typing import Protocol
+from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import islice
+from typing import Literal, Protocol
+
+import msgspec
 
 from linkd import events
+from linkd.config import ChannelSettings
 from linkd.core import wire
-from linkd.core.batch import Batch
+from linkd.core.batch import MAX_BATCH_BYTES, Batch, Draft, Origin, runs_of
+from linkd.core.channels import Patterns
 from linkd.core.session_types import NotRelayed
-from linkd.errors import Gap
+from linkd.core.wire import MAX_VOLATILE_BYTES, Volatile, sendable
+from linkd.errors import BodyTooLarge, Gap
 from linkd.log.engine import Log
-from linkd.node.driver import LinkDriver
-from linkd.node.follow import Follower
-from linkd.node.readers import Readers
-from linkd.node.volatile import as_batch
+from linkd.log.usage import Usage
+from linkd.node.link_driver import LinkDriver
+from linkd.node.subscriptions import Follower, Readers
 
-_ALL = 1 << 62
+_CHANNELS_KNOWN = 100_000
+
+
+class Rules:
+    """The rules in force; each channel is matched once.
+
+    Args:
+        settings: As configured: the first that matches counts.
+    """
+
+    def __init__(self, settings: Sequence[ChannelSettings]) -> None:
+        self._rules = [(Patterns((rule.name,)), rule) for rule in settings]
+        self._known: dict[str, ChannelSettings | None] = {}
+
+    def of(self, channel: str) -> ChannelSettings | None:
+        """Return how messages of `channel` are treated; None: durable without ttl."""
+        try:
+            return self._known[channel]
+        except KeyError:
+            pass
+        if len(self._known) >= _CHANNELS_KNOWN:
+            self._known.clear()
+        found = next((rule for patterns, rule in self._rules if patterns.match(channel)), None)
+        self._known[channel] = found
+        return found
+
+
+MAX_KEYS = 100_000
+"""Channels of runs whose volatile sequence is remembered, of all nodes."""
+
+WINDOW = 1024
+"""How far below the highest sequence of a channel it is still known which ones came."""
+
+_Key = tuple[str, str]
+
+Fate = Literal["fresh", "repeated", "stale"]
+"""`repeated`: it is here already. `stale`: too far below newer ones to know; it is dropped."""
+
+
+class VolatileSequence:
+    """Numbers our own volatile messages and recognises others' that came before.
+
+    Each channel of each run is judged alone: what comes faster over another path, or what another
+    peer forges there, says nothing about it. Keys are bounded; a node that has more than its
+    share of them pushes out its own.
+
+    Args:
+        node: Our name.
+        run: Random, new at every start, so that the numbers may begin anew.
+    """
+
+    def __init__(self, node: str, run: str) -> None:
+        self._node = node
+        self._run = run
+        self._sequence = 0
+        self._nodes: dict[str, dict[_Key, tuple[int, int]]] = {}  # (run, channel): highest, mask
+        self._usage = Usage(MAX_KEYS)
+
+    def make(self, draft: Draft, presence: bool = False) -> Volatile:
+        """Return a publish, or what this node announces of its clients, as a message."""
+        self._sequence += 1
+        return Volatile(
+            draft.channel,
+            draft.count,
+            draft.records,
+            sendable(draft.time),
+            draft.ttl,
+            self._node,
+            self._run,
+            self._sequence,
+            presence,
+        )
+
+    def judge(self, message: Volatile) -> Fate:
+        """Return whether a message is new here, and remember it."""
+        if message.node == self._node:
+            return "repeated"
+        node, key = message.node, (message.run, message.channel)
+        known = self._nodes.get(node, {})
+        found, sequence = known.get(key), message.sequence
+        if found is None:
+            self._make_room()
+            self._usage.add(node, 1)
+            self._nodes.setdefault(node, {})[key] = (sequence, 1)
+            return "fresh"
+        highest, mask = found
+        if sequence > highest:
+            shift = min(sequence - highest, WINDOW)
+            known[key] = (sequence, (mask << shift | 1) & _ALL)
+            return "fresh"
+        if highest - sequence >= WINDOW:
+            return "stale"
+        bit = 1 << (highest - sequence)
+        if mask & bit:
+            return "repeated"
+        known[key] = (highest, mask | bit)
+        return "fresh"
+
+    def _make_room(self) -> None:
+        """Forget the oldest keys of the node that has the most."""
+        usage = self._usage
+        if usage.total < usage.most:
+            return
+        name = usage.largest()
+        known = self._nodes[name]
+        oldest = list(islice(known, max(1, len(known) // 8)))
+        for key in oldest:
+            del known[key]
+        if not known:
+            del self._nodes[name]
+        usage.add(name, -len(oldest))
+
+
+_ALL = (1 << WINDOW) - 1
+
+
+def messages_of(draft: Draft) -> list[Draft]:
+    """Return a publish as drafts that are one message each.
+
+    Raises:
+        BodyTooLarge: A record is larger than a message may be.
+    """
+    runs = runs_of(draft.records, draft.count, MAX_BATCH_BYTES)
+    largest = max([len(records) for _, records in runs])
+    if largest > MAX_VOLATILE_BYTES:
+        raise BodyTooLarge(
+            f"expected a message of at most {MAX_VOLATILE_BYTES} bytes on a volatile channel, got"
+            f" {largest}"
+        )
+    if len(runs) == 1:
+        return [draft]
+    return [msgspec.structs.replace(draft, count=count, records=records) for count, records in runs]
+
+
+def as_batch(message: Volatile, stamp: float) -> Batch:
+    """Return a volatile message as a batch without an offset, for local readers."""
+    origin = Origin(message.node, message.run, "", 0)
+    return Batch(
+        0,
+        message.channel,
+        message.count,
+        message.records,
+        message.time,
+        origin,
+        ttl=message.ttl,
+        stamp=stamp,
+    )
+
+
+_ANY_SIZE = 1 << 62
 
 FLOW_BYTES = 1 << 17
 """What was committed in less than so many bytes is handed out at once."""
@@ -31,7 +185,6 @@ What each gets of a commit that is for many is little, and handing out, sending 
 costs nearly as much as more would (measured: 100 channels, 50 peers: a sixth of the processor
 time). Nobody waits longer for it than for the rest of what keeps the loop busy.
 """
-_CHANNELS_KNOWN = 100_000
 
 
 WhenIdle = Callable[[Callable[[], None], float], object]
@@ -123,7 +276,7 @@ class Spread:
         """Yield the batches between two offsets, over gaps: a new epoch may open far above."""
         while position < next:
             try:
-                batches = self._log.read(position, _ALL)
+                batches = self._log.read(position, _ANY_SIZE)
             except Gap as gap:
                 position = gap.first
                 continue
