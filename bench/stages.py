@@ -15,8 +15,7 @@ from bench.floor import Bench, folder
 from linkd.api.account import Account
 from linkd.api.metrics import Metrics
 from linkd.api.stream import StreamSession, StreamSink
-from linkd.client.bodies import pack
-from linkd.client.record import Reading
+from linkd.client.record import Reading, pack
 from linkd.client.session import Session as ClientSession
 from linkd.client.websocket import WebSocket
 from linkd.config import Config, NodeSettings

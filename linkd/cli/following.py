@@ -15,8 +15,8 @@ from linkd.cli.exits import ReaderGone
 from linkd.cli.options import socket_path
 from linkd.cli.text import json_text, printable
 from linkd.client import connect
+from linkd.client.aio import Node
 from linkd.client.errors import NoDaemon, Refused
-from linkd.client.node import Node
 from linkd.client.record import Record
 
 

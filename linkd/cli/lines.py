@@ -20,8 +20,8 @@ from linkd.cli.exits import Ended
 from linkd.cli.following import connected
 from linkd.cli.publish import check_input, content_type_of, headers_of
 from linkd.cli.text import json_text, plural, size
+from linkd.client.aio import Enqueued, Node
 from linkd.client.errors import TimedOut
-from linkd.client.node import Enqueued, Node
 from linkd.client.options import PublishManyOptions, Stored
 from linkd.errors import BodyTooLarge, LinkdError
 

@@ -9,7 +9,7 @@ from typing import Any
 from linkd.cli import calls, exits
 from linkd.cli.options import add_socket
 from linkd.cli.status import decode
-from linkd.client.arguments import MAX_OFFSET
+from linkd.client.options import MAX_OFFSET
 
 
 def add(subparsers: Any) -> None:

@@ -12,7 +12,7 @@ import os
 from typing import TYPE_CHECKING, Unpack
 
 if TYPE_CHECKING:
-    from linkd.client.node import Node
+    from linkd.client.aio import Node
     from linkd.client.options import ConnectOptions
 
 __all__ = ["connect"]
@@ -29,8 +29,7 @@ def connect(where: str | os.PathLike[str] | None = None, **options: Unpack[Conne
         ValueError: `where` is a URL of another kind.
         TypeError: An option is unknown.
     """
-    from linkd.client.address import address  # noqa: PLC0415 - commands start fast without it
-    from linkd.client.node import Node  # noqa: PLC0415
-    from linkd.client.options import Settings  # noqa: PLC0415
+    from linkd.client.aio import Node  # noqa: PLC0415
+    from linkd.client.options import Settings, address  # noqa: PLC0415 - commands start fast
 
     return Node(address(where), Settings(**options))

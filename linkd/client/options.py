@@ -1,23 +1,233 @@
-"""What can be asked of a connection, a publish, a subscription; for asyncio and Twisted alike."""
+"""Options of connections, publishes and subscriptions; the daemon's address; status watchers."""
 
 from __future__ import annotations
 
+import math
+import os
+import re
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, Literal, TypedDict
+from typing import Any, Final, Generic, Literal, TypedDict, TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
 
-from linkd.client.arguments import (
-    check_function,
-    check_number,
-    check_producer,
-    check_seconds,
-)
-from linkd.client.bodies import Decode, Encode, decode_value, encode_value
-from linkd.client.flight import DEFAULT_BYTES
-from linkd.client.record import Record
+from linkd.client.publisher import DEFAULT_BYTES
+from linkd.client.record import Decode, Encode, Record, decode_value, encode_value
+from linkd.core.batch import MAX_TTL_SECONDS
 from linkd.core.stream import Published, Start
-from linkd.errors import Gap
+from linkd.errors import BadRecord, Gap
+
+DEFAULT_SOCKET: Final = "/run/linkd/linkd.sock"
+STREAM_PATH: Final = "/v1/stream"
+_HOST_PORT: Final = re.compile(r"(localhost|[^/:]+\.[^/:]+|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}")
+"""What is plainly no path: a name or address with a port behind it."""
+
+
+class Address(msgspec.Struct, frozen=True):
+    """One daemon's address.
+
+    Args:
+        socket: Path of its unix socket; empty if it is reached over TCP.
+        host: Host name or address; empty over the unix socket.
+        port: TCP port; 0 over the unix socket.
+        tls: Whether TLS is spoken.
+        url: The stream's WebSocket URL.
+    """
+
+    socket: str
+    host: str
+    port: int
+    tls: bool
+    url: str
+
+    def __str__(self) -> str:
+        return self.socket or self.url
+
+
+def address(where: str | os.PathLike[str] | None = None) -> Address:
+    """Return the address that a user means.
+
+    Args:
+        where: A path, or `http:`, `https:`, `ws:` or `wss:` with host and port; None:
+            `LINKD_SOCKET`, else the default socket.
+
+    Raises:
+        ValueError: It is empty, a URL of another kind, or HOST:PORT without `http://`.
+    """
+    default = os.environ.get("LINKD_SOCKET") or DEFAULT_SOCKET
+    text = default if where is None else os.fspath(where)
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise ValueError(f"expected a socket's path or http://HOST:PORT, got {text!r}")
+    if "://" not in text:
+        if _HOST_PORT.fullmatch(text):
+            raise ValueError(f"expected a socket's path or http://HOST:PORT: http://{text}?")
+        return Address(text, "", 0, False, f"ws://localhost{STREAM_PATH}")
+    parts = urlsplit(text)
+    if parts.scheme == "unix":
+        return Address(parts.path, "", 0, False, f"ws://localhost{STREAM_PATH}")
+    if parts.scheme not in ("http", "https", "ws", "wss") or not parts.hostname:
+        raise ValueError(f"expected a socket's path or http://HOST:PORT, got {text!r}")
+    tls = parts.scheme in ("https", "wss")
+    port = parts.port or (443 if tls else 80)
+    base = f"{'wss' if tls else 'ws'}://{parts.netloc.rpartition('@')[2]}"
+    return Address("", parts.hostname, port, tls, f"{base}{parts.path.rstrip('/')}{STREAM_PATH}")
+
+
+MAX_SECONDS: Final = 1e10
+MAX_OFFSET: Final = 2**62
+MAX_PRODUCER_LENGTH: Final = 128
+
+
+def check_ttl(ttl: Any) -> float | None:
+    """Return a time to live in seconds, or None for ever.
+
+    Raises:
+        TypeError: It is no number.
+        BadRecord: The daemon takes no record that lives so long.
+    """
+    if ttl is None:
+        return None
+    seconds = _number("ttl", ttl)
+    if not 0.0 < seconds <= MAX_TTL_SECONDS:
+        raise BadRecord(f"expected a ttl above 0, at most {MAX_TTL_SECONDS:g} seconds, got {ttl}")
+    return seconds
+
+
+def check_wait(peer: Any, timeout: Any) -> None:
+    """Raise TypeError or ValueError where `peer` is no name, or `timeout` no time to wait."""
+    if peer is not None:
+        if not isinstance(peer, str):
+            raise TypeError(f"expected a peer's name, got {peer!r}")
+        if len(peer) > 255 or not peer.isprintable():
+            raise ValueError(f"expected a peer's name, got {peer[:80]!r}")
+    if not 0.0 <= _number("timeout", timeout) <= MAX_SECONDS:
+        raise ValueError(f"expected a timeout of 0 to {MAX_SECONDS:g} seconds, got {timeout}")
+
+
+def check_next(next: Any) -> None:
+    """Raise TypeError or ValueError where it is no offset."""
+    if isinstance(next, bool) or not isinstance(next, int):
+        raise TypeError(f"expected an offset, got {next!r}")
+    if not 0 <= next <= MAX_OFFSET:
+        raise ValueError(f"expected an offset of 0 to 2^62, got {next}")
+
+
+def check_start(start: Any) -> None:
+    """Raise TypeError or ValueError where a subscription can't start there."""
+    if isinstance(start, str):
+        if start not in ("earliest", "latest"):
+            raise ValueError(f"expected a start of an offset, earliest or latest, got {start!r}")
+    elif isinstance(start, bool) or not isinstance(start, int):
+        raise TypeError(f"expected a start of an offset, earliest or latest, got {start!r}")
+    elif not 0 <= start <= MAX_OFFSET:
+        raise ValueError(f"expected a start of 0 to 2^62, got {start}")
+
+
+def check_window(window: Any) -> None:
+    """Raise TypeError or ValueError where it is no number of bytes that lets records come."""
+    if isinstance(window, bool) or not isinstance(window, int):
+        raise TypeError(f"expected a window in bytes, got {window!r}")
+    if not 1 <= window <= MAX_OFFSET:
+        raise ValueError(f"expected a window of at least 1 byte, got {window}")
+
+
+def check_number(name: str, given: Any) -> None:
+    """Raise TypeError or ValueError where it is no number of at least 1."""
+    if isinstance(given, bool) or not isinstance(given, int):
+        raise TypeError(f"expected {name} as a whole number, got {given!r}")
+    if given < 1:
+        raise ValueError(f"{name}: expected at least 1, got {given}")
+
+
+def check_seconds(name: str, given: Any) -> None:
+    """Raise TypeError or ValueError where it is no time above 0."""
+    if not 0.0 < _number(name, given) <= MAX_SECONDS:
+        raise ValueError(f"expected {name} above 0, at most {MAX_SECONDS:g} seconds, got {given}")
+
+
+def check_function(name: str, given: Any) -> None:
+    """Raise TypeError where it can't be called."""
+    if not callable(given):
+        raise TypeError(f"expected {name} to be a function, got {given!r}")
+
+
+def check_producer(given: Any) -> None:
+    """Raise TypeError or ValueError where it is no producer's name."""
+    if not isinstance(given, str):
+        raise TypeError(f"expected a producer's name, got {given!r}")
+    if len(given) > MAX_PRODUCER_LENGTH or not given.isprintable():
+        raise ValueError(f"expected a producer's name, got {given[:80]!r}")
+
+
+def _number(name: str, given: Any) -> float:
+    if isinstance(given, bool) or not isinstance(given, int | float):
+        raise TypeError(f"expected a {name} in seconds, got {given!r}")
+    try:
+        seconds = float(given)
+    except OverflowError:
+        seconds = math.inf
+    return seconds
+
+
+T = TypeVar("T")
+
+State = Literal["stopped", "connecting", "up", "waiting", "rejected"]
+
+
+class Status(msgspec.Struct, frozen=True):
+    """The connection to the daemon, and what the daemon says of its links.
+
+    Args:
+        state: `stopped`, `connecting`, `up`, `waiting` to try again, `rejected` by the daemon.
+        attempts: Failures in a row.
+        retry_seconds: Until the next attempt; None unless waiting or rejected.
+        reason: Why it is not up, in one sentence; None while it is.
+        links: Peer: the state of the link to it, while up; empty else.
+    """
+
+    state: State = "stopped"
+    attempts: int = 0
+    retry_seconds: float | None = None
+    reason: str | None = None
+    links: dict[str, str] = {}
+
+
+class Observable(Generic[T]):
+    """A value that changes: whoever subscribes gets the present one at once.
+
+    Attributes:
+        value: What it is now.
+        call: Calls an observer with a value; what the observer raises must not come out of it.
+    """
+
+    def __init__(self, value: T) -> None:
+        self.value = value
+        self.call: Callable[[Callable[[T], None], T], None] = _call
+        self._observers: list[Callable[[T], None]] = []
+
+    def subscribe(self, observer: Callable[[T], None]) -> Callable[[], None]:
+        """Call `observer` with the present value and each later one; return how to end that."""
+        observer(self.value)
+        self._observers.append(observer)
+
+        def unsubscribe() -> None:
+            if observer in self._observers:
+                self._observers.remove(observer)
+
+        return unsubscribe
+
+    def set(self, value: T) -> None:
+        """Change the value and tell the observers, unless it is the same."""
+        if value == self.value:
+            return
+        self.value = value
+        for observer in list(self._observers):
+            self.call(observer, value)
+
+
+def _call(observer: Callable[[T], None], value: T) -> None:
+    observer(value)
+
 
 REJECTED: Final = (400, 401, 403, 404, 421)
 """Statuses that trying again soon will not change."""

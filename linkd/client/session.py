@@ -16,8 +16,8 @@ import msgspec
 
 from linkd import __version__
 from linkd.client.errors import NoDaemon, Refused, TimedOut
-from linkd.client.flight import DEFAULT_BYTES, Flight, Gatherer
-from linkd.client.reader import DEFAULT_WINDOW, Done, Reader
+from linkd.client.publisher import DEFAULT_BYTES, Flight, Gatherer
+from linkd.client.subscription import DEFAULT_WINDOW, Done, Reader
 from linkd.core import stream
 from linkd.core.channels import check_channel, is_pattern
 from linkd.core.stream import FromClient

@@ -1,184 +1,273 @@
-"""Records as they come, as an asynchronous iterator, on any loop."""
+"""The state of one subscription: its position, across any number of connections."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Self
+from collections.abc import Callable
+from heapq import heappop, heappush
+from typing import Final, Protocol
 
 import msgspec
 
-from linkd.client.arguments import check_next
-from linkd.client.loop import Loop
-from linkd.client.reader import Reader
-from linkd.client.record import Record
-from linkd.client.session import Session
+from linkd.client.errors import ClientError, Refused, Replaced
+from linkd.client.record import Reading, Record, unpack
+from linkd.core.stream import (
+    Ack,
+    Acked,
+    AckFailed,
+    Credit,
+    Deliver,
+    DeliverVolatile,
+    Ended,
+    FromClient,
+    GapTold,
+    Position,
+    Start,
+    Subscribe,
+    Subscribed,
+)
 from linkd.errors import Gap, LinkdError
 
+DEFAULT_WINDOW: Final = 1024 * 1024
 
-class Inbox:
-    """Where a reader's records wait for the application; bounded by the reader's window.
+_OTHER_LOG: Final = "the daemon has another log than when this was delivered: it may come again"
+
+Done = Callable[[LinkdError | None], None]
+
+
+class Taker(Protocol):
+    """Who takes a subscription's records; called in order."""
+
+    def records(self, records: list[Record], size: int) -> None:
+        """Take records; `size` is given back by `Reader.consumed` once they are used."""
+
+    def gap(self, gap: Gap) -> None:
+        """Hear of offsets that are gone, some of which may have been wanted."""
+
+    def dropped(self, count: int) -> None:
+        """Hear how many volatile records were dropped for want of room."""
+
+    def ended(self, error: LinkdError | None) -> None:
+        """Hear that nothing more comes: None if that was asked for."""
+
+
+class Reader:
+    """The state of one subscription.
+
+    Attributes:
+        id: Its number towards the daemon.
+        patterns: What it wants.
+        next: The next offset wanted; None until the daemon has said where it begins.
+        era: How often the daemon's log turned out to be another, or an older copy.
+        is_asked: Whether the daemon of this connection has not answered yet that it begins.
 
     Args:
-        loop: The event loop.
-        session: Whose reader it is.
-        reader: The subscription.
-        flush: Has what the session wants sent go out soon.
+        id: See above.
+        patterns: What it wants.
+        start: Where it begins, unless a consumer's cursor says so.
+        consumer: A consumer's name, or empty.
+        window: Bytes that may lie unused at the client; the daemon sends no more than that ahead.
     """
 
     def __init__(
-        self, loop: Loop, session: Session, reader: Reader, flush: Callable[[], None]
+        self,
+        id: int,
+        patterns: tuple[str, ...],
+        start: Start,
+        consumer: str = "",
+        window: int = DEFAULT_WINDOW,
     ) -> None:
-        self.session = session
-        self.reader = reader
-        self.flush = flush
-        self.on_message: Callable[[Record], object] | None = None
-        self.on_full: Callable[[tuple[str, ...]], object] | None = None
-        self.on_gap: Callable[[Gap], object] | None = None
-        self.error: LinkdError | None = None
+        self.id = id
+        self.next: int | None = None
+        self.taker: Taker | None = None
+        self.reading: Reading | None = None
         self.over = False
-        self.lost_volatile = 0
-        self.chunks: deque[tuple[list[Record], int]] = deque()
-        self._loop = loop
-        self._go_on: Callable[[None], None] | None = None
-
-    def records(self, records: list[Record], size: int) -> None:
-        """Take records."""
-        self.chunks.append((records, size))
-        self.wake()
-        if self.on_message is not None:
-            for record in records:
-                self.on_message(record)
-            if self.on_full is not None and self.reader.is_full:
-                full, self.on_full = self.on_full, None
-                full(self.reader.patterns)
-
-    def gap(self, gap: Gap) -> None:
-        """Pass a gap on."""
-        if self.on_gap is not None:
-            self.on_gap(gap)
-
-    def dropped(self, count: int) -> None:
-        """Count volatile records that there was no room for."""
-        self.lost_volatile += count
-
-    def ended(self, error: LinkdError | None) -> None:
-        """Have the iteration end once all that came was taken."""
-        self.over, self.error = True, error
-        self.wake()
-
-    def wake(self) -> None:
-        """Go on with whoever waits."""
-        if self._go_on is not None:
-            go_on, self._go_on = self._go_on, None
-            go_on(None)
-
-    async def chunk(self) -> tuple[list[Record], int] | None:
-        """Return the next records and their size; None at the end; raise why it ended."""
-        self.on_full = None
-        while not self.chunks:
-            if self.over:
-                if self.error is not None:
-                    raise self.error
-                return None
-            waiting, self._go_on = self._loop.promise()
-            await waiting
-        return self.chunks.popleft()
-
-    def used(self, size: int) -> None:
-        """Give room back to the daemon."""
-        self.reader.consumed(size)
-        self.flush()
-
-    def ack(self, next: int, era: int | None = None) -> Awaitable[None]:
-        """Set the consumer's cursor; raise TypeError or ValueError where `next` is no offset."""
-        check_next(next)
-        durable, settle = self._loop.promise()
-        self.reader.ack(next, settle, era)
-        self.flush()
-        return durable
-
-    def close(self) -> None:
-        """End the subscription."""
-        self.session.unsubscribe(self.reader)
-        self.flush()
-
-    def abandon(self) -> None:
-        """Drop what waits, and let nothing more come: nobody can take it."""
-        self.chunks.clear()
-        self.reader.reading = None
-
-    def hold(self, hold: Callable[[int, int], Awaitable[None]]) -> None:
-        """Have records acknowledge by `hold`, so that each of them keeps what that belongs to."""
-        if self.reader.reading is not None:
-            self.reader.reading = msgspec.structs.replace(self.reader.reading, ack=hold)
-
-
-class Records:
-    """An asynchronous iterator of records; over reconnects none comes twice, none is left out.
-
-    One at a time may iterate over it. It ends when its inbox is closed, at the latest at the end of
-    an `async with`.
-    """
-
-    def __init__(self, inbox: Inbox) -> None:
-        self._inbox = inbox
-        self._current: list[Record] = []
-        self._at = 0
-        self._size = 0
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Record:
-        at = self._at
-        if at >= len(self._current):
-            await self._fetch()
-            at = 0
-        self._at = at + 1
-        return self._current[at]
-
-    async def batches(self) -> AsyncIterator[list[Record]]:
-        """Yield the records in the runs in which they came: faster where there are many."""
-        while True:
-            try:
-                await self._fetch()
-            except StopAsyncIteration:
-                return
-            self._at = len(self._current)
-            yield self._current
-
-    async def _fetch(self) -> None:
-        """Make the next run of records the current one; raise StopAsyncIteration at the end."""
-        if self._size:
-            self._inbox.used(self._size)
-            self._size = 0
-        chunk = await self._inbox.chunk()
-        if chunk is None:
-            raise StopAsyncIteration
-        self._current, self._size = chunk
-        self._at = 0
+        self.era = 0
+        self.is_asked = False
+        self._is_stopped = False
+        self.patterns = patterns
+        self._start: Start = start
+        self._consumer = consumer
+        self._window = window
+        self._held = 0
+        self._owed_credit = 0
+        self._acked = 0
+        self._ack_wanted = 0
+        self._ack_sent = 0
+        self._acking: list[tuple[int, int, Done]] = []  # a heap
+        self._acks = 0
+        self._valid: list[int] = []  # up to where acks of each earlier era count
 
     @property
-    def next(self) -> int | None:
-        """The offset behind the last record that arrived; None until it has begun."""
-        return self._inbox.reader.next
+    def is_full(self) -> bool:
+        """Whether the daemon may send nothing more until records are used."""
+        return self._held >= self._window
 
-    @property
-    def lost_volatile(self) -> int:
-        """How many volatile records were dropped because they weren't taken fast enough."""
-        return self._inbox.lost_volatile
+    # From the application
 
-    def ack(self, next: int) -> Awaitable[None]:
-        """Say that all below `next` is done; await it to know that it is on disk."""
-        return self._inbox.ack(next)
+    def consumed(self, size: int) -> None:
+        """Have `size` bytes of records used; the daemon may send as many more."""
+        self._held -= size
+        self._owed_credit += size
 
-    def end(self) -> None:
-        """End the subscription; the iteration ends once all that came was taken."""
-        self._inbox.close()
+    def ack(self, next: int, done: Done, era: int | None = None) -> None:
+        """Set the consumer's cursor; `done(None)` once it is on disk. Cumulative.
 
-    async def __aenter__(self) -> Self:
-        return self
+        Args:
+            next: One more than the last offset that is done.
+            done: Called once.
+            era: The era of the record that is done; an earlier one counts as far as the log is
+                still what it was then.
+        """
+        if era is not None and era < self.era and next > self._valid[era]:
+            done(ClientError(_OTHER_LOG))
+        elif not self._consumer:
+            done(ClientError("only a subscription with a consumer's name is acknowledged"))
+        elif next <= self._acked:
+            done(None)
+        elif self.over:
+            done(ClientError(f"the subscription of {self._consumer} has ended"))
+        else:
+            self._ack_wanted = max(self._ack_wanted, next)
+            self._acks += 1
+            heappush(self._acking, (next, self._acks, done))
 
-    async def __aexit__(self, *_: object) -> None:
-        self._inbox.close()
+    # From the session
+
+    def restore(self, agreed: int) -> Subscribe:
+        """Return the frame that begins it on a new connection, where it stood on the last one.
+
+        Args:
+            agreed: Below this offset the daemon's log is what it was on the last connection; 0
+                where it is another log, which is read from its start.
+        """
+        if self.next is not None and self.next > agreed:
+            self._begin_era(agreed)
+            self._start, self.next = "earliest", agreed or None
+        self._ack_sent = self._owed_credit = 0
+        self.is_asked, self._is_stopped = True, False
+        start = self._start if self.next is None else self.next
+        return Subscribe(
+            self.id, self.patterns, start, self._consumer, max(0, self._window - self._held)
+        )
+
+    def _begin_era(self, agreed: int) -> None:
+        """Forget what was acknowledged from `agreed` on: the log is another, or was put back.
+
+        These offsets mean other records now: the acks of the earlier ones must not count.
+        """
+        self._valid = [*[min(each, agreed) for each in self._valid], agreed]
+        self.era += 1
+        self._acked, self._ack_wanted = 0, min(self._ack_wanted, agreed)
+        kept = sorted(entry for entry in self._acking if entry[0] <= agreed)
+        void, self._acking = [entry for entry in self._acking if entry[0] > agreed], kept
+        for _, _, done in void:
+            done(ClientError(_OTHER_LOG))
+        if self.reading is not None:
+            self.reading = msgspec.structs.replace(self.reading, era=self.era)
+
+    def to_send(self) -> list[FromClient]:
+        """Return the credit and the ack that are due."""
+        frames: list[FromClient] = []
+        if self._is_stopped:
+            return frames
+        if self._owed_credit * 4 >= self._window:
+            frames.append(Credit(self.id, self._owed_credit))
+            self._owed_credit = 0
+        if self._ack_wanted > self._ack_sent:
+            self._ack_sent = self._ack_wanted
+            frames.append(Ack(self.id, self._ack_wanted))
+        return frames
+
+    def begun(self, frame: Subscribed) -> None:
+        """Note where the daemon begins; a consumer's cursor may lie below what was acknowledged."""
+        self.is_asked = False
+        self._acked = min(self._acked, frame.next)
+        if self.next is None:
+            self.next = frame.next
+
+    def deliver(self, frame: Deliver) -> None:
+        """Hand on records; those that were handed on before a reconnect are left out."""
+        size = len(frame.records)
+        behind = frame.offset + frame.count
+        skip = 0 if self.next is None else max(0, self.next - frame.offset)
+        if skip >= frame.count:
+            self._owed_credit += size
+            return
+        if self.taker is None or self.reading is None:
+            return
+        records = unpack(frame, self.reading, skip)
+        self.next = behind
+        self._held += size
+        self.taker.records(records, size)
+
+    def deliver_volatile(self, frame: DeliverVolatile) -> None:
+        """Hand on records that have no offset."""
+        size = len(frame.records)
+        if self.taker is None or self.reading is None:
+            return
+        if frame.dropped:
+            self.taker.dropped(frame.dropped)
+        if frame.count:
+            records = unpack(frame, self.reading)
+            self._held += size
+            self.taker.records(records, size)
+
+    def gap(self, frame: GapTold) -> None:
+        """Hand on a gap, unless what is gone was handed on before."""
+        first = frame.first if self.next is None else max(frame.first, self.next)
+        if first >= frame.next:
+            return
+        self.next = frame.next
+        if self.taker is not None:
+            self.taker.gap(Gap(first, frame.next))
+
+    def position(self, frame: Position) -> None:
+        """Move on over what was for others: a gap there is none of this subscription's."""
+        if self.next is not None:
+            self.next = max(self.next, frame.next)
+
+    def acked(self, frame: Acked) -> None:
+        """Settle the acks below what is on disk."""
+        self._acked = max(self._acked, frame.next)
+        self._settle_acks(frame.next, None)
+
+    def ack_failed(self, frame: AckFailed) -> None:
+        """Fail the acks that were refused; later ones are sent again.
+
+        A daemon that stops refuses what was on its way to it: the next one gets it again.
+        """
+        if self._is_stopped or frame.error == "unavailable":
+            return
+        self._ack_sent = self._acked
+        if self._ack_wanted <= frame.next:
+            self._ack_wanted = self._acked
+        self._settle_acks(frame.next, Refused(frame.error, frame.message))
+
+    def end(self, frame: Ended) -> None:
+        """End it, unless the daemon only restarts."""
+        if frame.reason == "stopped":
+            self._is_stopped = True
+            return
+        error: LinkdError | None = None
+        if frame.reason == "replaced":
+            error = Replaced(frame.message or f"another subscriber took {self._consumer}")
+        elif frame.reason != "unsubscribed":
+            error = Refused(frame.reason, frame.message)
+        self.finish(error)
+
+    def finish(self, error: LinkdError | None) -> None:
+        """End it for good."""
+        if self.over:
+            return
+        self.over = True
+        self._settle_acks(None, error or ClientError("the subscription has ended"))
+        if self.taker is not None:
+            self.taker.ended(error)
+
+    def _settle_acks(self, below: int | None, error: LinkdError | None) -> None:
+        """Settle the acks up to `below`; all of them where that is None."""
+        settled: list[Done] = []
+        while self._acking and (below is None or self._acking[0][0] <= below):
+            settled.append(heappop(self._acking)[2])
+        for done in settled:
+            done(error)

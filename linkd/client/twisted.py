@@ -1,4 +1,4 @@
-"""Speak to a linkd daemon from Twisted: the same words as `linkd.client`, with Deferreds.
+"""The client for Twisted: the API of `linkd.client`, with Deferreds.
 
 async def main(reactor):
     async with linkd.client.twisted.connect(reactor) as node:
@@ -10,28 +10,199 @@ task.react(lambda reactor: ensureDeferred(main(reactor)))
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, Unpack
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint, wrapClientTLS
+from twisted.internet.error import ConnectError
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.ssl import optionsForClientTLS
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 
-from linkd.client.address import Address, address
-from linkd.client.calls import Calls
-from linkd.client.face import Face
-from linkd.client.observable import Observable, Status
+from linkd.client.api import Calls, Face
+from linkd.client.connection import Wire, bearer
+from linkd.client.errors import NoDaemon
+from linkd.client.iterator import Records
 from linkd.client.options import (
+    Address,
     ConnectOptions,
+    Observable,
     PublishManyOptions,
     PublishOptions,
     Settings,
+    Status,
     Stored,
+    address,
     plus,
 )
-from linkd.client.subscription import Records
-from linkd.client.twisted_edge import Dialer, TwistedLoop
+from linkd.client.session import Session
 from linkd.errors import LinkdError
 
-__all__ = ["Node", "Subscription", "connect"]
+_log = Logger("linkd.client")
+
+
+class TwistedLoop:
+    """A reactor as `linkd.client.connection.Loop`."""
+
+    cancelled: type[BaseException] = CancelledError
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+
+    def time(self) -> float:
+        """Return monotonic seconds."""
+        return time.monotonic()
+
+    def promise(self) -> tuple[Deferred[Any], Callable[[Any], None]]:
+        """Return a Deferred, and what settles it; nobody has to await it."""
+        deferred: Deferred[Any] = Deferred()
+
+        def settle(outcome: Any) -> None:
+            if deferred.called:
+                return
+            if isinstance(outcome, LinkdError):
+                # Twisted has no public way to say that an error need not be handled.
+                is_awaited = bool(deferred._callbacks)
+                deferred.errback(Failure(outcome))
+                if not is_awaited and deferred._debugInfo is not None:
+                    deferred._debugInfo.failResult = None
+            else:
+                deferred.callback(outcome)
+
+        return deferred, settle
+
+    def bind(self) -> None:
+        """Nothing to do: the reactor was given."""
+
+    def check(self) -> None:
+        """Nothing to check: whatever else runs is in the reactor's thread too."""
+
+    def soon(self, call: Callable[[], None]) -> Callable[[], None]:
+        """Call once this turn is over."""
+        return self.later(0.0, call)
+
+    def later(self, seconds: float, call: Callable[[], None]) -> Callable[[], None]:
+        """Call after so many seconds."""
+        due = self._reactor.callLater(seconds, call)
+
+        def off() -> None:
+            if due.active():
+                due.cancel()
+
+        return off
+
+    def run(self, coroutine: Coroutine[Any, Any, None]) -> Callable[[], Awaitable[object]]:
+        """Run a coroutine; it begins at once."""
+        running = Deferred.fromCoroutine(coroutine)
+        running.addErrback(lambda failure: failure.trap(CancelledError))
+
+        def cancel() -> Awaitable[object]:
+            running.cancel()
+            return succeed(None)
+
+        return cancel
+
+    def is_cancelled(self) -> bool:
+        """Return False: only its owner cancels a coroutine here, and knows it."""
+        return False
+
+    async def sleep(self, seconds: float) -> None:
+        """Return after so many seconds."""
+        await deferLater(self._reactor, seconds)
+
+    def complain(self, said: str, error: Exception) -> None:
+        """Log what nobody has asked to be told."""
+        if isinstance(error, LinkdError):
+            _log.warn("{said}", said=said)
+        else:
+            _log.warn("{said}", said=said, log_failure=Failure(error))
+
+
+class Dialer:
+    """Opens connections on a reactor."""
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+
+    async def dial(
+        self, where: Address, settings: Settings, session: Session, changed: Callable[[], None]
+    ) -> Wire:
+        """Open one connection, up to the daemon's answer; raise NoDaemon or Refused."""
+        seconds = settings.connect_timeout
+        late = NoDaemon(f"no daemon at {where}: no answer in {seconds:g} s")
+        headers = await self._headers(settings, late)
+        wire = TwistedWire(where, headers, session, changed, TwistedLoop(self._reactor))
+        deadline = self._reactor.callLater(seconds, wire.abort, late)
+        try:
+            connecting = self._endpoint(where, settings).connect(Factory.forProtocol(lambda: wire))
+            await connecting.addTimeout(seconds, self._reactor)
+            await wire.opened
+        except (OSError, ConnectError, TimeoutError) as error:
+            raise NoDaemon(f"no daemon at {where}: {error}") from None
+        except CancelledError:
+            wire.abort()
+            raise
+        except LinkdError:
+            raise
+        except Exception as error:  # noqa: BLE001 - Twisted's look-up and TLS raise many kinds
+            raise NoDaemon(f"no daemon at {where}: {error}") from None
+        finally:
+            if deadline.active():
+                deadline.cancel()
+        return wire
+
+    def _headers(self, settings: Settings, late: NoDaemon) -> Deferred[dict[str, str]]:
+        """Return the headers that say who we are; `late` where `key` does not return in time."""
+
+        def timed_out(_: object, __: float) -> Failure:
+            return Failure(late)
+
+        getting = Deferred.fromCoroutine(bearer(settings.key, TwistedLoop.cancelled))
+        return getting.addTimeout(settings.connect_timeout, self._reactor, timed_out)
+
+    def _endpoint(self, where: Address, settings: Settings) -> Any:
+        if where.socket:
+            return UNIXClientEndpoint(self._reactor, where.socket)
+        endpoint: Any = HostnameEndpoint(self._reactor, where.host, where.port)
+        if where.tls:
+            endpoint = wrapClientTLS(settings.tls or optionsForClientTLS(where.host), endpoint)
+        return endpoint
+
+
+class TwistedWire(Wire, Protocol):
+    """A connection whose bytes Twisted carries."""
+
+    transport: Any
+
+    def connectionMade(self) -> None:
+        """Send the upgrade's request."""
+        self.flush()
+
+    def dataReceived(self, data: bytes) -> None:
+        """Take bytes of the daemon."""
+        self.took(data)
+
+    def connectionLost(self, reason: Failure | None = None) -> None:
+        """The connection is gone."""
+        self.ended()
+
+    def _writable(self) -> bool:
+        return self.transport is not None and not self.gone
+
+    def _write(self, pieces: Any) -> None:
+        self.transport.write(pieces)
+
+    def _close(self) -> None:
+        if self.transport is not None:
+            self.transport.loseConnection()
+
+    def _abort(self) -> None:
+        if self.transport is not None and not self.gone:
+            self.transport.abortConnection()
 
 
 def connect(
@@ -89,7 +260,7 @@ class Node(Face[Observable[Status], Subscription]):
     def publish(self, channel: str, value: Any, **options: Unpack[PublishOptions]) -> Deferred[int]:
         """Publish one value; fire with its offset once it is on the daemon's disk.
 
-        See `linkd.client.node.Node.publish` for arguments and errors.
+        See `linkd.client.aio.Node.publish` for arguments and errors.
         """
         return Deferred.fromCoroutine(self._calls.publish(channel, value, options))
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 
 import linkd.client
-from linkd.client.node import Node
+from linkd.client.aio import Node
 from linkd.errors import LogFull
 from tests.campaign.tally import Tally
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import linkd.client
-import linkd.client.node
-import linkd.client.upkeep
+import linkd.client.aio
+import linkd.client.connection
 from tests.support import figures
 from tests.support.daemon import Daemon
 from tests.support.stream_daemon import StreamDaemon

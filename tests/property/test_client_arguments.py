@@ -13,8 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import linkd.client
-from linkd.client.address import address
-from linkd.client.options import Settings
+from linkd.client.options import Settings, address
 from linkd.errors import LinkdError
 from tests.support.stream_daemon import StreamDaemon
 

@@ -17,8 +17,7 @@ from linkd.api.bodies import record_objects
 from linkd.api.sse import event
 from linkd.api.textframes import told
 from linkd.cli.following import _line
-from linkd.client.bodies import decode_value
-from linkd.client.record import Reading, unpack
+from linkd.client.record import Reading, decode_value, unpack
 from linkd.core.batch import (
     MAX_HEADERS,
     Batch,

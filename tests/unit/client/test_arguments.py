@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from linkd.client.arguments import check_next, check_start, check_ttl, check_wait, check_window
-from linkd.client.bodies import encoded
+from linkd.client.options import check_next, check_start, check_ttl, check_wait, check_window
+from linkd.client.record import encoded
 from linkd.client.session import Session
 from linkd.core import stream
 from linkd.errors import BadRecord

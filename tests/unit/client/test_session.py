@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from linkd import __version__
-from linkd.client.address import address
-from linkd.client.asyncio_edge import AsyncioLoop, AsyncioWire
-from linkd.client.bodies import pack
+from linkd.client.aio import AsyncioLoop, AsyncioWire
+from linkd.client.connection import bearer
 from linkd.client.errors import (
     ClientError,
     Closed,
@@ -22,11 +21,11 @@ from linkd.client.errors import (
     TimedOut,
     stored_at,
 )
-from linkd.client.flight import NO_TERMS, Flight
-from linkd.client.reader import Reader
-from linkd.client.record import Reading, Record
+from linkd.client.options import address
+from linkd.client.publisher import NO_TERMS, Flight
+from linkd.client.record import Reading, Record, pack
 from linkd.client.session import Session
-from linkd.client.wire import bearer
+from linkd.client.subscription import Reader
 from linkd.core import stream
 from linkd.core.batch import HELD_BYTES, encode_records
 from linkd.core.batch import Record as Encoded

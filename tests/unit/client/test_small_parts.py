@@ -12,15 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.logger import globalLogPublisher
 
-from linkd.client.address import address
-from linkd.client.backoff import Backoff
-from linkd.client.bodies import batches, decode_value, encode_value
+from linkd.client.aio import Enqueued
+from linkd.client.connection import Backoff
 from linkd.client.errors import Closed
-from linkd.client.node import Enqueued
-from linkd.client.observable import Observable
-from linkd.client.options import Stored
-from linkd.client.record import Reading, unpack
-from linkd.client.twisted_edge import TwistedLoop
+from linkd.client.options import Observable, Stored, address
+from linkd.client.record import Reading, batches, decode_value, encode_value, unpack
+from linkd.client.twisted import TwistedLoop
 from linkd.core.batch import MAX_BATCH_BYTES, Record, decode_records, encode_records
 from linkd.core.shown import rfc3339
 from linkd.core.stream import Deliver, Published

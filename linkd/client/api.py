@@ -1,31 +1,227 @@
-"""What an application asks of a daemon, as coroutines that run on any loop."""
+"""The client API on any event loop: publish, subscribe, consumers, handlers by type."""
 
 from __future__ import annotations
 
+import inspect
 import secrets
+from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Final
+from typing import Any, Final, Generic, Protocol, Self, TypeVar, Unpack
 
-from linkd.client.address import Address
-from linkd.client.arguments import check_next, check_start, check_ttl, check_wait, check_window
-from linkd.client.bodies import batches, encoded, pack
+import msgspec
+
+from linkd.client.connection import Loop, Upkeep, Wire
 from linkd.client.errors import ClientError, NoDaemon, stored_at
-from linkd.client.flight import NO_TERMS, Terms
-from linkd.client.handlers import Function, Handlers, Listening
-from linkd.client.loop import Loop
-from linkd.client.observable import Observable, Status
-from linkd.client.options import PublishManyOptions, PublishOptions, Settings, SubscribeOptions
-from linkd.client.reader import DEFAULT_WINDOW
-from linkd.client.record import Reading, Record
-from linkd.client.room import Room
-from linkd.client.session import Session
-from linkd.client.subscription import Inbox
-from linkd.client.upkeep import Upkeep
-from linkd.client.wire import Wire
+from linkd.client.iterator import Inbox, Records
+from linkd.client.options import (
+    Address,
+    Observable,
+    PublishManyOptions,
+    PublishOptions,
+    Settings,
+    Status,
+    SubscribeOptions,
+    check_next,
+    check_start,
+    check_ttl,
+    check_wait,
+    check_window,
+)
+from linkd.client.publisher import NO_TERMS, Flight, Terms
+from linkd.client.record import Reading, Record, batches, encoded, pack
+from linkd.client.session import MAX_BODY_BYTES, Session
+from linkd.client.subscription import DEFAULT_WINDOW
 from linkd.core.batch import HELD_BYTES, check_headers, check_words
 from linkd.core.batch import Record as Encoded
 from linkd.core.channels import check_channel
 from linkd.core.stream import Published
+
+TURN_BYTES: Final = 1024 * 1024
+"""So much goes in one turn of the loop, which 10^5 publishes at once must not hold.
+
+With HELD_BYTES for each publish.
+"""
+
+
+class _Waiter(msgspec.Struct):
+    """A publish that waits for room."""
+
+    size: int
+    go_on: Callable[[None], None]
+    is_admitted: bool = False
+    is_gone: bool = False
+
+
+class Room:
+    """The queue for room: nobody passes while somebody waits, so publishes keep their order.
+
+    Attributes:
+        passed: Bytes that went in this turn.
+
+    Args:
+        loop: The event loop.
+        flight: What is under way.
+        max_bytes: So many bytes may be.
+    """
+
+    def __init__(self, loop: Loop, flight: Flight, max_bytes: int) -> None:
+        self._loop = loop
+        self._flight = flight
+        self._max_bytes = max_bytes
+        self._waiting: deque[_Waiter] = deque()
+        self.passed = 0
+        self._admitted = 0  # how many were admitted and have not gone on yet
+        self._admitted_bytes = 0
+
+    @property
+    def is_free(self) -> bool:
+        """Whether a publish may go now."""
+        return (
+            self.passed < TURN_BYTES
+            and not self._waiting
+            and not self._admitted
+            and self._flight.bytes < self._max_bytes
+        )
+
+    async def wait(self, size: int) -> None:
+        """Return when it is this publish's turn; it must then be queued at once.
+
+        Args:
+            size: About its bytes.
+        """
+        waiting, go_on = self._loop.promise()
+        waiter = _Waiter(size + HELD_BYTES, go_on)
+        self._waiting.append(waiter)
+        try:
+            await waiting
+        except BaseException:
+            waiter.is_gone = True
+            self._leave(waiter)
+            self.admit()
+            raise
+        self._leave(waiter)
+
+    def admit(self, everyone: bool = False) -> None:
+        """Let those go on for whom there is room, in order; or everyone, to see why not."""
+        while self._waiting:
+            if self._waiting[0].is_gone:
+                self._waiting.popleft()
+                continue
+            under_way = self._flight.bytes + self._admitted_bytes
+            if not everyone and (
+                under_way >= self._max_bytes or self.passed + self._admitted_bytes >= TURN_BYTES
+            ):
+                return
+            waiter = self._waiting.popleft()
+            waiter.is_admitted = True
+            self._admitted += 1
+            self._admitted_bytes += waiter.size
+            waiter.go_on(None)
+
+    def turned(self) -> None:
+        """Begin another turn, with more of those who wait."""
+        self.passed = 0
+        if self._waiting:
+            self.admit()
+
+    def _leave(self, waiter: _Waiter) -> None:
+        if waiter.is_admitted:
+            waiter.is_admitted = False
+            self._admitted -= 1
+            self._admitted_bytes -= waiter.size
+
+
+Function = Callable[[Record], object]
+
+
+class Listening(Protocol):
+    """What a node gives to its functions by type."""
+
+    def listen(self, pattern: str) -> Records:
+        """Begin a subscription from now on."""
+
+    def report(self, error: Exception) -> None:
+        """Tell the application what went wrong in one of its functions."""
+
+
+class Handlers:
+    """The functions of one node: one subscription a pattern, however many functions there are."""
+
+    def __init__(self, node: Listening, loop: Loop) -> None:
+        self._node = node
+        self._loop = loop
+        self._functions: dict[str, dict[tuple[str, Function], None]] = {}
+        self._records: dict[str, Records] = {}
+
+    def on(self, type_: str, function: Function, pattern: str) -> None:
+        """Call `function` for each record of that type; registered twice it is called once.
+
+        Raises:
+            TypeError: The type is no text, or the function cannot be called.
+        """
+        if not isinstance(type_, str):
+            raise TypeError(f"expected a record's type, got {type_!r}")
+        if not callable(function):
+            raise TypeError(f"expected a function, got {function!r}")
+        entry = (type_, function)
+        hash(entry)  # before anything begins
+        if pattern not in self._records:
+            records = self._records[pattern] = self._node.listen(pattern)
+            functions = self._functions[pattern] = {entry: None}
+            self._loop.run(self._pump(pattern, functions, records))
+        self._functions[pattern][entry] = None
+
+    def off(self, type_: str, function: Function | None) -> None:
+        """Forget a function, or all of a type; the last one of a pattern ends its subscription."""
+        for pattern, functions in list(self._functions.items()):
+            for known_type, known in list(functions):
+                if known_type == type_ and function in (None, known):
+                    del functions[known_type, known]
+            if not functions:
+                self._forget(pattern)
+
+    def close(self) -> None:
+        """Forget all; a function that runs is not interrupted: it may be what closes the node."""
+        for pattern in list(self._functions):
+            self._functions[pattern].clear()
+            self._forget(pattern)
+
+    def _forget(self, pattern: str) -> None:
+        """End a pattern's subscription: that ends its pump once the present function returns."""
+        del self._functions[pattern]
+        self._records.pop(pattern).end()
+
+    async def _pump(
+        self, pattern: str, functions: dict[tuple[str, Function], None], records: Records
+    ) -> None:
+        """Call the functions of each record in the order of the records, one after the other."""
+        try:
+            async for record in records:
+                for type_, function in list(functions):
+                    if type_ in ("*", record.type) and (type_, function) in functions:
+                        await self._call(function, record)
+        except self._loop.cancelled:
+            raise
+        except Exception as error:  # noqa: BLE001 - the subscription's end, or the application's
+            self._node.report(error)
+        finally:
+            if self._records.get(pattern) is records:
+                self._forget(pattern)
+
+    async def _call(self, function: Function, record: Record) -> None:
+        """Call one function; a cancellation that came out of what it awaits is its own failure."""
+        try:
+            outcome = function(record)
+            if inspect.isawaitable(outcome):
+                await outcome
+        except self._loop.cancelled as error:
+            if self._loop.is_cancelled():
+                raise
+            self._node.report(ClientError(f"a function of `on` was cancelled: {error!r}"))
+        except Exception as error:  # noqa: BLE001 - it belongs to the application
+            self._node.report(error)
+
 
 WAIT_SECONDS: Final = 30.0
 GUESSED_BYTES: Final = 256
@@ -290,3 +486,92 @@ def _terms(options: PublishOptions | PublishManyOptions, ids: tuple[str, ...] = 
     ttl, wait = check_ttl(options.get("ttl")), options.get("wait")
     check_wait(wait, options.get("timeout", WAIT_SECONDS))
     return Terms(ttl, ids, wait or "")
+
+
+Watch = TypeVar("Watch", bound=Observable[Status])
+Following = TypeVar("Following", bound=Records)
+
+
+class Face(ABC, Generic[Watch, Following]):
+    """A daemon, over any number of connections to it; `async with` starts and closes it.
+
+    Args:
+        calls: What can be asked of it.
+        status: The connection's state and the links', which `calls` keeps right.
+        following: Makes a subscription of an inbox.
+    """
+
+    def __init__(
+        self, calls: Calls, status: Watch, following: Callable[[Inbox], Following]
+    ) -> None:
+        self._calls = calls
+        self._status = status
+        self._following = following
+
+    async def __aenter__(self) -> Self:
+        self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @property
+    def name(self) -> str:
+        """The daemon's node name; empty until it was reached."""
+        return self._calls.session.node
+
+    @property
+    def max_body_bytes(self) -> int:
+        """The largest body that can be published, as far as it is known."""
+        return min(MAX_BODY_BYTES, self._calls.session.max_body_bytes or MAX_BODY_BYTES)
+
+    @property
+    def status(self) -> Watch:
+        """The connection's state and the links', to be watched."""
+        return self._status
+
+    def start(self) -> None:
+        """Begin to connect, and keep connected until `close`."""
+        self._calls.upkeep.start()
+
+    @abstractmethod
+    def close(self) -> Awaitable[None]:
+        """End the connection; what is under way fails with Closed."""
+
+    def subscribe(self, *patterns: str, **options: Unpack[SubscribeOptions]) -> Following:
+        """Follow channels: an asynchronous iterator of records, which begins now.
+
+        Args:
+            *patterns: Channels; `*` stands for one word, `>` last for the rest.
+            **options: See SubscribeOptions.
+
+        Raises:
+            ChannelRefused: A pattern is malformed. What the daemon refuses, the iterator raises.
+        """
+        return self._following(self._calls.inbox(patterns, options))
+
+    def on(self, type: str, function: Function, channel: str = ">") -> None:
+        """Call `function` with each record of a type that arrives on a channel from now on.
+
+        Records come one after the other, in order; a coroutine or Deferred that it returns is
+        awaited. Registered twice it is called once, also after reconnects. What it raises goes to
+        `on_error`.
+
+        Args:
+            type: The records' type; `*` for every one.
+            function: Takes a record.
+            channel: A channel or pattern.
+        """
+        self._calls.on(self, type, function, channel)
+
+    def off(self, type: str, function: Function | None = None) -> None:
+        """Forget a function, or all functions of a type."""
+        self._calls.off(type, function)
+
+    def listen(self, pattern: str) -> Following:
+        """Begin the subscription of `on`'s functions."""
+        return self.subscribe(pattern)
+
+    def report(self, error: Exception) -> None:
+        """Tell the application what went wrong: `on_error`, or the log where there is none."""
+        self._calls.upkeep.report(error)

@@ -1,4 +1,4 @@
-"""Publishes under way: numbered, kept until they are settled, sent again after a reconnect."""
+"""Publishes in flight: numbered, kept until they settle, resent after a reconnect."""
 
 from __future__ import annotations
 

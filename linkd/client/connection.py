@@ -1,22 +1,248 @@
-"""What keeps a client connected, on any loop: attempts, delays, silence, hooks, status."""
+"""Keep a client connected on any event loop: connect, retry, notice silence."""
 
 from __future__ import annotations
 
 import inspect
 import random
-from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from abc import abstractmethod
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final, Protocol
 
 import msgspec
 
-from linkd.client.backoff import Backoff
+from linkd import __version__
 from linkd.client.errors import ClientError, Closed, NoDaemon, Refused, Replaced
-from linkd.client.loop import Loop
-from linkd.client.observable import Observable, State, Status
-from linkd.client.options import REJECTED, Settings
+from linkd.client.options import REJECTED, Address, Key, Observable, Settings, State, Status
 from linkd.client.session import Session
-from linkd.client.wire import Wire
+from linkd.client.websocket import WebSocket
+from linkd.core.stream import SUBPROTOCOL
 from linkd.errors import LinkdError
+
+
+class Loop(Protocol):
+    """An event loop.
+
+    Attributes:
+        cancelled: What a coroutine that is cancelled is raised.
+    """
+
+    cancelled: type[BaseException]
+
+    def bind(self) -> None:
+        """Belong to what runs now."""
+
+    def check(self) -> None:
+        """Raise ClientError where the caller runs elsewhere than in this loop."""
+
+    def time(self) -> float:
+        """Return monotonic seconds."""
+
+    def promise(self) -> tuple[Awaitable[Any], Callable[[Any], None]]:
+        """Return what can be awaited once, and what settles it.
+
+        A LinkdError is raised by the await, anything else returned. What is settled or cancelled
+        already is left alone.
+        """
+
+    def soon(self, call: Callable[[], None]) -> Callable[[], None]:
+        """Call once this turn is over; return how to call it off."""
+
+    def later(self, seconds: float, call: Callable[[], None]) -> Callable[[], None]:
+        """Call after so many seconds; return how to call it off, which may be too late."""
+
+    def run(self, coroutine: Coroutine[Any, Any, None]) -> Callable[[], Awaitable[object]]:
+        """Run a coroutine; return how to cancel it. Who awaits that goes on once it has ended."""
+
+    def is_cancelled(self) -> bool:
+        """Return whether the coroutine that runs is being cancelled itself.
+
+        False where a cancellation only came out of what it awaits, or where nobody can know.
+        """
+
+    async def sleep(self, seconds: float) -> None:
+        """Return after so many seconds."""
+
+    def complain(self, said: str, error: Exception) -> None:
+        """Log what nobody has asked to be told."""
+
+
+MAX_DOUBLINGS: Final = 30
+
+
+class Backoff:
+    """The delays between attempts.
+
+    Args:
+        min_delay: Seconds; the first delay lies below it.
+        max_delay: Seconds; no delay is above it.
+        stable_after: A connection that held so many seconds starts the series anew.
+    """
+
+    def __init__(
+        self, min_delay: float = 0.2, max_delay: float = 15.0, stable_after: float = 5.0
+    ) -> None:
+        self.failures = 0
+        self._min_delay = min_delay
+        self._max_delay = max_delay
+        self._stable_after = stable_after
+
+    def failed(self, random: float) -> float:
+        """Return the seconds until the next attempt, after one more failure in a row.
+
+        Args:
+            random: Out of [0, 1).
+        """
+        ceiling = min(self._max_delay, self._min_delay * 2.0 ** min(self.failures, MAX_DOUBLINGS))
+        self.failures += 1
+        return float(ceiling * random)
+
+    def lost(self, held_seconds: float, random: float) -> float:
+        """Return the seconds until the next attempt, after a connection that held so long."""
+        if held_seconds >= self._stable_after:
+            self.failures = 0
+        return self.failed(random)
+
+
+async def bearer(key: Key | None, cancelled: type[BaseException]) -> dict[str, str]:
+    """Return the header that says who we are; `cancelled` passes through.
+
+    Raises:
+        NoDaemon: The application's function raised, or returned what is no key.
+    """
+    headers = {"User-Agent": f"linkd-python/{__version__}"}
+    try:
+        given = key() if callable(key) else key
+        if inspect.isawaitable(given):
+            given = await given
+        if given:
+            headers["Authorization"] = f"Bearer {given.strip()}"
+    except Exception as error:
+        if isinstance(error, cancelled | LinkdError):
+            raise
+        raise NoDaemon(f"there is no key: {error!r}") from error
+    return headers
+
+
+class Wire:
+    """The bytes of one connection; an edge adds the transport.
+
+    Attributes:
+        opened: To be awaited: the daemon has answered, or the connection was lost before.
+        lost: To be awaited: the connection is gone.
+        gone: Whether it is.
+        heard: The loop's time of the last byte.
+        failure: Why we ended it, if we did.
+
+    Args:
+        where: The daemon.
+        headers: Further headers of the upgrade.
+        session: What the connection serves.
+        changed: Called after each piece of the daemon's that was taken.
+        loop: The event loop.
+    """
+
+    def __init__(
+        self,
+        where: Address,
+        headers: dict[str, str],
+        session: Session,
+        changed: Callable[[], None],
+        loop: Loop,
+    ) -> None:
+        self.opened: Awaitable[None]
+        self.lost: Awaitable[None]
+        self.opened, self._answered = loop.promise()
+        self.lost, self._ended = loop.promise()
+        self.gone = False
+        self.heard = loop.time()
+        self.failure: LinkdError | None = None
+        self._where = where
+        self._session = session
+        self._changed = changed
+        self._time = loop.time
+        self._begun = False
+        self._websocket = WebSocket(where.url, SUBPROTOCOL, headers)
+
+    # The transport's
+
+    @abstractmethod
+    def _writable(self) -> bool:
+        """Tell whether there is a transport that is not closing."""
+
+    @abstractmethod
+    def _write(self, pieces: Any) -> None:
+        """Send bytes."""
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Close once all is sent."""
+
+    @abstractmethod
+    def _abort(self) -> None:
+        """Cut it, where there is something to cut."""
+
+    # For who keeps it
+
+    @property
+    def reason(self) -> str:
+        """Why it is gone, in a few words."""
+        failure = self.failure or self._session.last_failure
+        return str(failure) if failure is not None else self._websocket.farewell
+
+    def flush(self) -> None:
+        """Send what the session wants sent."""
+        if not self._writable():
+            return
+        if self._begun and not self._websocket.closing:
+            for message in self._session.take(self._time()):
+                self._websocket.send(message)
+        if pieces := self._websocket.to_send():
+            self._write(pieces)
+
+    def close(self) -> None:
+        """Begin the closing handshake, once what is due was sent."""
+        self.flush()
+        self._websocket.close()
+        self.flush()
+
+    def abort(self, failure: LinkdError | None = None) -> None:
+        """End it at once."""
+        self.failure = self.failure or failure
+        self._abort()
+
+    # From the transport
+
+    def took(self, data: bytes) -> None:
+        """Take bytes of the daemon."""
+        self.heard = self._time()
+        try:
+            messages = self._websocket.receive(data)
+            if self._websocket.opened and not self._begun:
+                self._begun = True
+                self._session.connected()
+            for message in messages:
+                self._session.received(message)
+        except LinkdError as error:
+            self.abort(error)
+            return
+        if self._session.open:
+            self._answered(None)
+        self.flush()
+        self._changed()
+        if self._websocket.closing:
+            self._close()
+
+    def ended(self) -> None:
+        """Tell the session, which keeps what is under way for the next connection."""
+        self._websocket.lost()
+        if self._begun:
+            self._session.lost()
+        self.gone = True
+        failure = self.failure or self._session.last_failure
+        self._answered(failure or NoDaemon(f"{self._where}: {self.reason}"))
+        self._ended(None)
+        self._changed()
+
 
 CLOSE_SECONDS: Final = 1.0
 REPORT_SECONDS: Final = 60.0

@@ -1,0 +1,387 @@
+"""The client for asyncio: a daemon as applications see it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable
+from typing import Any, Unpack, cast
+
+from linkd.client.api import WAIT_SECONDS, Calls, Face
+from linkd.client.connection import Wire, bearer
+from linkd.client.errors import ClientError, NoDaemon
+from linkd.client.iterator import Inbox, Records
+from linkd.client.options import (
+    Address,
+    Observable,
+    PublishManyOptions,
+    PublishOptions,
+    Settings,
+    Status,
+    Stored,
+    plus,
+)
+from linkd.client.session import Session
+from linkd.core.stream import Published
+from linkd.errors import LinkdError
+
+_log = logging.getLogger("linkd.client")
+
+
+class AsyncioLoop:
+    """The running loop as `linkd.client.connection.Loop`."""
+
+    cancelled: type[BaseException] = asyncio.CancelledError
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()  # asyncio itself holds them weakly
+        self._bound: asyncio.AbstractEventLoop | None = None
+
+    def bind(self) -> None:
+        """Belong to the loop that runs now."""
+        self._bound = asyncio.get_running_loop()
+
+    def check(self) -> None:
+        """Raise ClientError where another loop runs than the one that it belongs to."""
+        self._running()
+
+    def _running(self) -> asyncio.AbstractEventLoop:
+        """Return the loop that runs."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._bound and self._bound is not None:
+            raise ClientError(
+                "the node belongs to another event loop, in which it was started: connect in each"
+            )
+        return loop
+
+    def time(self) -> float:
+        """Return monotonic seconds."""
+        return asyncio.get_running_loop().time()
+
+    def promise(self) -> tuple[Awaitable[Any], Callable[[Any], None]]:
+        """Return a future, and what settles it; nobody has to await it."""
+        future: asyncio.Future[Any] = self._running().create_future()
+
+        def settle(outcome: Any) -> None:
+            if future.done():
+                return
+            if isinstance(outcome, LinkdError):
+                future.set_exception(outcome)
+                future.exception()  # it counts as seen
+            else:
+                future.set_result(outcome)
+
+        return future, settle
+
+    def soon(self, call: Callable[[], None]) -> Callable[[], None]:
+        """Call once this turn is over."""
+        return asyncio.get_running_loop().call_soon(call).cancel
+
+    def later(self, seconds: float, call: Callable[[], None]) -> Callable[[], None]:
+        """Call after so many seconds."""
+        return asyncio.get_running_loop().call_later(seconds, call).cancel
+
+    def run(self, coroutine: Coroutine[Any, Any, None]) -> Callable[[], Awaitable[object]]:
+        """Run a coroutine as a task."""
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+        def cancel() -> Awaitable[object]:
+            task.cancel()
+            return asyncio.gather(task, return_exceptions=True)
+
+        return cancel
+
+    def is_cancelled(self) -> bool:
+        """Return whether the task that runs is being cancelled."""
+        task = asyncio.current_task()
+        return task is not None and task.cancelling() > 0
+
+    async def sleep(self, seconds: float) -> None:
+        """Return after so many seconds."""
+        await asyncio.sleep(seconds)
+
+    def complain(self, said: str, error: Exception) -> None:
+        """Log what nobody has asked to be told."""
+        _log.warning("%s", said, exc_info=None if isinstance(error, LinkdError) else error)
+
+
+class Watched(Observable[Status]):
+    """The status, which can also be iterated over as it changes."""
+
+    async def __aiter__(self) -> AsyncIterator[Status]:
+        """Yield the present status and each later one, until it is `stopped` by a close."""
+        changes: asyncio.Queue[Status] = asyncio.Queue()
+        unsubscribe = self.subscribe(changes.put_nowait)
+        try:
+            while True:
+                status = await changes.get()
+                yield status
+                if status.state == "stopped" and status.reason is not None:
+                    return
+        finally:
+            unsubscribe()
+
+
+async def dial(
+    where: Address, settings: Settings, session: Session, changed: Callable[[], None]
+) -> Wire:
+    """Open one connection, up to the daemon's answer.
+
+    Args:
+        where: The daemon.
+        settings: Key, TLS and time-out of the attempt.
+        session: What the connection serves.
+        changed: Called after each piece of the daemon's that was taken.
+
+    Raises:
+        NoDaemon: Nobody answers there, or not in time.
+        Refused: The daemon refused the connection.
+    """
+    seconds = settings.connect_timeout
+    wire: AsyncioWire | None = None
+    try:
+        async with asyncio.timeout(seconds):
+            headers = await bearer(settings.key, AsyncioLoop.cancelled)
+            wire = AsyncioWire(where, headers, session, changed, AsyncioLoop())
+            await _connect(where, settings, wire)
+            await wire.opened
+    except TimeoutError:
+        if wire is not None:
+            wire.abort()
+        raise NoDaemon(f"no daemon at {where}: no answer in {seconds:g} s") from None
+    except OSError as error:
+        raise NoDaemon(f"no daemon at {where}: {error.strerror or error}") from None
+    except asyncio.CancelledError:
+        if wire is not None:
+            wire.abort()
+        raise
+    return wire
+
+
+async def _connect(where: Address, settings: Settings, wire: AsyncioWire) -> None:
+    loop = asyncio.get_running_loop()
+    if where.socket:
+        await loop.create_unix_connection(lambda: wire, where.socket)
+    else:
+        tls = (settings.tls or True) if where.tls else None
+        await loop.create_connection(lambda: wire, where.host, where.port, ssl=tls)
+
+
+class AsyncioWire(Wire, asyncio.Protocol):
+    """A connection whose bytes asyncio carries."""
+
+    _transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Send the upgrade's request."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
+        self.flush()
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes of the daemon."""
+        self.took(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone."""
+        if exc is not None and self.failure is None:
+            self.failure = ClientError(str(exc))
+        self.ended()
+
+    def _writable(self) -> bool:
+        return self._transport is not None and not self._transport.is_closing()
+
+    def _write(self, pieces: Any) -> None:
+        if self._transport is not None:
+            self._transport.write(pieces)
+
+    def _close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+    def _abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+
+class _Hold:
+    """Ends a subscription once neither the iterator nor a record of it is held any more."""
+
+    def __init__(self, inbox: Inbox, loop: asyncio.AbstractEventLoop) -> None:
+        self._inbox = inbox
+        self._loop = loop
+
+    def ack(self, next: int, era: int) -> Awaitable[None]:
+        return self._inbox.ack(next, era)
+
+    def __del__(self) -> None:
+        if not self._inbox.over:
+            with contextlib.suppress(RuntimeError):  # The loop is closed: so is the connection.
+                self._loop.call_soon_threadsafe(self._inbox.close)
+
+
+class Subscription(Records):
+    """An asynchronous iterator of records; over reconnects none comes twice, none is left out.
+
+    It ends with `close`, at the end of an `async with`, or when nobody holds it or a record of it
+    any more. One at a time may iterate over it.
+    """
+
+    def __init__(self, inbox: Inbox) -> None:
+        super().__init__(inbox)
+        self._loop = asyncio.get_running_loop()
+        self._hold = _Hold(inbox, self._loop)
+        inbox.hold(self._hold.ack)
+
+    async def close(self) -> None:
+        """End it; the iteration ends once all that came was taken."""
+        self._inbox.close()
+
+    def __del__(self) -> None:
+        if not self._inbox.over:
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._inbox.abandon)
+
+
+class Enqueued:
+    """Many values on their way: await it to know where they are stored.
+
+    They go on where such an await is cancelled.
+
+    Attributes:
+        stored: Where those are of which it is known, also where others were refused.
+    """
+
+    def __init__(self, under_way: list[tuple[int, Awaitable[Published]]]) -> None:
+        self.stored = Stored(0, 0, 0)
+        self._task = asyncio.ensure_future(self._settle(under_way))
+        self._task.add_done_callback(_seen)
+
+    def __await__(self) -> Generator[Any, None, Stored]:
+        return asyncio.shield(self._task).__await__()
+
+    def done(self) -> bool:
+        """Return whether all of it is settled."""
+        return self._task.done()
+
+    async def _settle(self, under_way: list[tuple[int, Awaitable[Published]]]) -> Stored:
+        error: LinkdError | None = None
+        for count, outcome in under_way:
+            try:
+                self.stored = plus(self.stored, count, await outcome)
+            except LinkdError as failed:
+                error = error or failed
+        if error is not None:
+            raise error
+        return self.stored
+
+
+class Node(Face[Watched, Subscription]):
+    """A daemon, over any number of connections to it.
+
+    Made by `linkd.client.connect`; `async with` starts and closes it.
+    """
+
+    def __init__(self, where: Address, settings: Settings) -> None:
+        status = Watched(Status())
+        calls = Calls(AsyncioLoop(), dial, where, settings, status)
+        super().__init__(calls, status, Subscription)
+
+    async def opened(self, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        """Return once the connection is up.
+
+        Args:
+            timeout: Seconds; None waits for ever.
+
+        Raises:
+            NoDaemon: It isn't in time; or the last attempt allowed has failed.
+            Closed: The node was closed.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                await self._calls.until_open()
+        except TimeoutError:
+            raise self._calls.not_open(timeout or 0.0) from None
+
+    async def close(self) -> None:
+        """End the connection; what is under way fails with Closed."""
+        await self._calls.close()
+
+    def publish(
+        self, channel: str, value: Any, **options: Unpack[PublishOptions]
+    ) -> Coroutine[Any, Any, int]:
+        """Publish one value; return its offset once it is on the daemon's disk.
+
+        Publishes that are under way together are sent and stored together.
+
+        Args:
+            channel: A channel's name.
+            value: Bytes, text, or what JSON can say; or whatever `encode` takes.
+            **options: See PublishOptions.
+
+        Returns:
+            The offset; of the first publish where the id was published before; 0 if volatile.
+
+        Raises:
+            PublishError: It was refused: ChannelRefused, BodyTooLarge, LogFull, BadRecord.
+            Refused: It was refused for another reason, or the peer does not get that channel.
+            TimedOut: It is stored, but the peer did not have it in time.
+            OffsetUnknown: It is stored, but the daemon no longer knows where.
+            NoDaemon: There is no connection, and `when_down` is `fail`.
+        """
+        # the coroutine itself: another around it would cost each publish a microsecond
+        return self._calls.publish(channel, value, options)
+
+    async def publish_many(
+        self, channel: str, values: Iterable[Any], **options: Unpack[PublishManyOptions]
+    ) -> Stored:
+        """Publish many values in batches, in order; return once all are on the daemon's disk.
+
+        Raises:
+            PublishError: As `publish`; other batches than the one refused may be stored.
+        """
+        total = await (await self.enqueue(channel, values, **options))
+        await self._calls.wait_as_asked(options, channel, total.last)
+        return total
+
+    async def enqueue(
+        self, channel: str, values: Iterable[Any], **options: Unpack[PublishManyOptions]
+    ) -> Enqueued:
+        """Take many values; return once there was room for all, with what to await for the rest.
+
+        What is enqueued first is stored first. Nothing waits for the peer in `wait` here.
+        """
+        return Enqueued(await self._calls.send_many(channel, values, options))
+
+    async def wait_for(
+        self,
+        peer: str,
+        channel: str,
+        next: int,
+        timeout: float = WAIT_SECONDS,  # noqa: ASYNC109
+    ) -> None:
+        """Return once `peer` has everything of `channel` below offset `next` on disk.
+
+        Args:
+            peer: Its name.
+            channel: One that it gets.
+            next: One more than the last offset concerned; 0 for all that there is now.
+            timeout: Seconds.
+
+        Raises:
+            TimedOut: Not in time.
+            Refused: It does not get that channel, or there is no such peer.
+        """
+        await self._calls.wait_for(peer, channel, next, timeout)
+
+    async def flush(self) -> None:
+        """Return once every publish under way is settled."""
+        await self._calls.until_settled()
+
+
+def _seen(task: asyncio.Future[Stored]) -> None:
+    """Take note of a failure: nobody has to await what was enqueued."""
+    if not task.cancelled():
+        task.exception()

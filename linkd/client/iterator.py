@@ -1,0 +1,184 @@
+"""Received records as an asynchronous iterator, on any event loop."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Self
+
+import msgspec
+
+from linkd.client.connection import Loop
+from linkd.client.options import check_next
+from linkd.client.record import Record
+from linkd.client.session import Session
+from linkd.client.subscription import Reader
+from linkd.errors import Gap, LinkdError
+
+
+class Inbox:
+    """Where a reader's records wait for the application; bounded by the reader's window.
+
+    Args:
+        loop: The event loop.
+        session: Whose reader it is.
+        reader: The subscription.
+        flush: Has what the session wants sent go out soon.
+    """
+
+    def __init__(
+        self, loop: Loop, session: Session, reader: Reader, flush: Callable[[], None]
+    ) -> None:
+        self.session = session
+        self.reader = reader
+        self.flush = flush
+        self.on_message: Callable[[Record], object] | None = None
+        self.on_full: Callable[[tuple[str, ...]], object] | None = None
+        self.on_gap: Callable[[Gap], object] | None = None
+        self.error: LinkdError | None = None
+        self.over = False
+        self.lost_volatile = 0
+        self.chunks: deque[tuple[list[Record], int]] = deque()
+        self._loop = loop
+        self._go_on: Callable[[None], None] | None = None
+
+    def records(self, records: list[Record], size: int) -> None:
+        """Take records."""
+        self.chunks.append((records, size))
+        self.wake()
+        if self.on_message is not None:
+            for record in records:
+                self.on_message(record)
+            if self.on_full is not None and self.reader.is_full:
+                full, self.on_full = self.on_full, None
+                full(self.reader.patterns)
+
+    def gap(self, gap: Gap) -> None:
+        """Pass a gap on."""
+        if self.on_gap is not None:
+            self.on_gap(gap)
+
+    def dropped(self, count: int) -> None:
+        """Count volatile records that there was no room for."""
+        self.lost_volatile += count
+
+    def ended(self, error: LinkdError | None) -> None:
+        """Have the iteration end once all that came was taken."""
+        self.over, self.error = True, error
+        self.wake()
+
+    def wake(self) -> None:
+        """Go on with whoever waits."""
+        if self._go_on is not None:
+            go_on, self._go_on = self._go_on, None
+            go_on(None)
+
+    async def chunk(self) -> tuple[list[Record], int] | None:
+        """Return the next records and their size; None at the end; raise why it ended."""
+        self.on_full = None
+        while not self.chunks:
+            if self.over:
+                if self.error is not None:
+                    raise self.error
+                return None
+            waiting, self._go_on = self._loop.promise()
+            await waiting
+        return self.chunks.popleft()
+
+    def used(self, size: int) -> None:
+        """Give room back to the daemon."""
+        self.reader.consumed(size)
+        self.flush()
+
+    def ack(self, next: int, era: int | None = None) -> Awaitable[None]:
+        """Set the consumer's cursor; raise TypeError or ValueError where `next` is no offset."""
+        check_next(next)
+        durable, settle = self._loop.promise()
+        self.reader.ack(next, settle, era)
+        self.flush()
+        return durable
+
+    def close(self) -> None:
+        """End the subscription."""
+        self.session.unsubscribe(self.reader)
+        self.flush()
+
+    def abandon(self) -> None:
+        """Drop what waits, and let nothing more come: nobody can take it."""
+        self.chunks.clear()
+        self.reader.reading = None
+
+    def hold(self, hold: Callable[[int, int], Awaitable[None]]) -> None:
+        """Have records acknowledge by `hold`, so that each of them keeps what that belongs to."""
+        if self.reader.reading is not None:
+            self.reader.reading = msgspec.structs.replace(self.reader.reading, ack=hold)
+
+
+class Records:
+    """An asynchronous iterator of records; over reconnects none comes twice, none is left out.
+
+    One at a time may iterate over it. It ends when its inbox is closed, at the latest at the end of
+    an `async with`.
+    """
+
+    def __init__(self, inbox: Inbox) -> None:
+        self._inbox = inbox
+        self._current: list[Record] = []
+        self._at = 0
+        self._size = 0
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Record:
+        at = self._at
+        if at >= len(self._current):
+            await self._fetch()
+            at = 0
+        self._at = at + 1
+        return self._current[at]
+
+    async def batches(self) -> AsyncIterator[list[Record]]:
+        """Yield the records in the runs in which they came: faster where there are many."""
+        while True:
+            try:
+                await self._fetch()
+            except StopAsyncIteration:
+                return
+            self._at = len(self._current)
+            yield self._current
+
+    async def _fetch(self) -> None:
+        """Make the next run of records the current one; raise StopAsyncIteration at the end."""
+        if self._size:
+            self._inbox.used(self._size)
+            self._size = 0
+        chunk = await self._inbox.chunk()
+        if chunk is None:
+            raise StopAsyncIteration
+        self._current, self._size = chunk
+        self._at = 0
+
+    @property
+    def next(self) -> int | None:
+        """The offset behind the last record that arrived; None until it has begun."""
+        return self._inbox.reader.next
+
+    @property
+    def lost_volatile(self) -> int:
+        """How many volatile records were dropped because they weren't taken fast enough."""
+        return self._inbox.lost_volatile
+
+    def ack(self, next: int) -> Awaitable[None]:
+        """Say that all below `next` is done; await it to know that it is on disk."""
+        return self._inbox.ack(next)
+
+    def end(self) -> None:
+        """End the subscription; the iteration ends once all that came was taken."""
+        self._inbox.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._inbox.close()
