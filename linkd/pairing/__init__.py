@@ -5,14 +5,10 @@ the hub's small certificate authority; `Renewal` keeps certificates from ending.
 a port of its own.
 """
 
-from linkd.pairing.authority import Authority, NotRevoked, prepare
-from linkd.pairing.code import Code, decode_code, encode_code
-from linkd.pairing.hub import Pairing
-from linkd.pairing.issued import Issued
-from linkd.pairing.joining import HubUnreachable, Joining, join
-from linkd.pairing.local import local_call
-from linkd.pairing.renewal import Renewal
-from linkd.pairing.terms import Hooks, PairedPeer, PairingRefused
+from linkd.pairing.ca import Authority, Issued, NotRevoked, prepare
+from linkd.pairing.client import HubUnreachable, Joining, Renewal, join
+from linkd.pairing.messages import Code, Hooks, PairedPeer, PairingRefused, decode_code, encode_code
+from linkd.pairing.server import Pairing, local_call
 
 __all__ = [
     "Authority",

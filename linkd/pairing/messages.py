@@ -1,15 +1,183 @@
-"""What goes over `POST /pair`: JSON objects told apart by `ask`; docs/protocol.md, "Pairing"."""
+"""What the two ends of pairing exchange: the code, the messages, the agreed terms."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-from typing import Annotated, Final
+import re
+from base64 import b32decode, b32encode
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final, NamedTuple
 
 import msgspec
+from cryptography import x509
 from msgspec import Meta
 
+from linkd.config import Config
+from linkd.config.settings import NAME_PATTERN
+from linkd.core.channels import is_pattern
+from linkd.errors import ConfigError, LinkdError
 from linkd.net.identity import encode_fields
+
+SECRET_BYTES: Final = 10
+FINGERPRINT_BYTES: Final = 10
+_VERSION: Final = 1
+_CHECK_BYTES: Final = 3
+_GROUP: Final = 5
+_MISREAD: Final = str.maketrans({"0": "O", "1": "I", "8": "B"})
+_ADDRESS = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9.-]+):[0-9]{1,5}")
+
+
+class Code(msgspec.Struct, frozen=True):
+    """What a code says.
+
+    Args:
+        name: The node that is invited.
+        address: The hub's `HOST:PORT` or `[IPV6]:PORT`.
+        fingerprint: The first 10 bytes of the SHA-256 of the certificate that vouches for the hub.
+        secret: 80 random bits.
+    """
+
+    name: str
+    address: str
+    fingerprint: bytes
+    secret: bytes
+
+    @property
+    def invitation(self) -> str:
+        """What names the invitation on the wire; it says nothing of the secret."""
+        return hashlib.sha256(b"linkd invitation\0" + self.secret).hexdigest()[:16]
+
+    @property
+    def url(self) -> str:
+        """The URL that the joined node dials."""
+        return f"wss://{self.address}/link"
+
+
+def fingerprint(certificate: bytes) -> bytes:
+    """Return the short fingerprint of a certificate in DER form."""
+    return hashlib.sha256(certificate).digest()[:FINGERPRINT_BYTES]
+
+
+def encode_code(code: Code) -> str:
+    """Return the code for people: groups of five letters and digits."""
+    name = code.name.encode()
+    raw = bytes((_VERSION,)) + code.secret + code.fingerprint
+    raw += bytes((len(name),)) + name + code.address.encode()
+    text = b32encode(raw + _check(raw)).decode().rstrip("=")
+    return "-".join(text[at : at + _GROUP] for at in range(0, len(text), _GROUP))
+
+
+def decode_code(text: str) -> Code:
+    """Return what a code says, however it was typed: case, spaces, 0 for O, 1 for I, 8 for B.
+
+    Raises:
+        ConfigError: It is no code, is mistyped or incomplete, or is of a newer linkd.
+    """
+    letters = re.sub(r"[\s-]", "", text).upper().translate(_MISREAD)
+    try:
+        raw = b32decode(letters + "=" * (-len(letters) % 8))
+    except ValueError:
+        raise ConfigError("this is no code of `linkd invite`: copy it again, whole") from None
+    raw, check = raw[:-_CHECK_BYTES], raw[-_CHECK_BYTES:]
+    start = 1 + SECRET_BYTES + FINGERPRINT_BYTES
+    if len(raw) <= start or check != _check(raw):
+        raise ConfigError("the code is mistyped or incomplete: copy it again, whole")
+    if raw[0] != _VERSION:
+        raise ConfigError("the code was made by another version of linkd: upgrade this node")
+    end = start + 1 + raw[start]
+    try:
+        name, address = raw[start + 1 : end].decode("ascii"), raw[end:].decode("ascii")
+    except UnicodeDecodeError:
+        name = address = ""
+    if not re.fullmatch(NAME_PATTERN, name) or not _ADDRESS.fullmatch(address):
+        raise ConfigError("the code holds no name and address: make a new one")
+    return Code(name, address, raw[1 + SECRET_BYTES : start], raw[1 : 1 + SECRET_BYTES])
+
+
+def _check(raw: bytes) -> bytes:
+    """Return what finds a mistyped letter."""
+    return hashlib.sha256(b"linkd code\0" + raw).digest()[:_CHECK_BYTES]
+
+
+MARK: Final = "# Written by linkd's pairing."
+
+
+class PairingRefused(LinkdError):
+    """An invitation, or what came with a code, is refused; the message says what to do."""
+
+
+class PairedPeer(msgspec.Struct, frozen=True):
+    """One line of `linkd peers`.
+
+    Args:
+        name: The peer.
+        state: `invited`, `paired`, `revoked` or `expired`.
+        expires_seconds: Seconds until the code or the certificate ends.
+        configured: A `[[peer]]` of that name stands in the configuration.
+    """
+
+    name: str
+    state: str
+    expires_seconds: float
+    configured: bool
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What pairing needs of the daemon.
+
+    Args:
+        config: Returns the configuration in force.
+        leaf: Returns the certificate that the listener shows now; None without TLS.
+        reload: Reads the files anew, as SIGHUP does.
+        revoked: Ends the connection of that peer at once, and has the listener's TLS reload.
+    """
+
+    config: Callable[[], Config]
+    leaf: Callable[[], x509.Certificate | None]
+    reload: Callable[[], None]
+    revoked: Callable[[str], None]
+
+
+def peer_table(
+    name: str,
+    send: Sequence[str],
+    receive: Sequence[str],
+    more: Sequence[tuple[str, bool | str | tuple[str, ...]]],
+) -> str:
+    """Return a file with one `[[peer]]`."""
+    rows: list[tuple[str, object]] = [("name", name), ("send", send), ("receive", receive), *more]
+    lines = [f"{key} = {msgspec.json.encode(value).decode()}" for key, value in rows]
+    return "\n".join([MARK, "[[peer]]", *lines, ""])
+
+
+class Terms(NamedTuple):
+    """What a peer gets, what it may send, and whether it may pass on what began elsewhere."""
+
+    send: tuple[str, ...]
+    receive: tuple[str, ...]
+    relay: bool
+
+    def table(self, name: str) -> str:
+        """Return the hub's file for a peer."""
+        return peer_table(name, self.send, self.receive, (("relay", self.relay),))
+
+
+def is_ours(file: Path) -> bool:
+    """Tell whether pairing has written a file of the configuration, so that it may replace it."""
+    return file.exists() and file.read_text().startswith(MARK)
+
+
+def check_patterns(patterns: Sequence[str]) -> tuple[str, ...]:
+    """Return `patterns`; raise PairingRefused if one is none."""
+    for pattern in patterns:
+        if not is_pattern(pattern):
+            raise PairingRefused(f"{pattern[:80]!r} is no pattern of channels")
+    return tuple(patterns)
+
 
 MAX_BODY_BYTES: Final = 16_384
 MAX_AUTHORITIES: Final = 4

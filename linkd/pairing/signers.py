@@ -1,4 +1,4 @@
-"""The authority's signing keys: the one in use and, years before it ends, its successor.
+"""The authority's signing keys, current and next, and atomic writes of its files.
 
 `ca.key` holds the keys, oldest first, and `ca.crt` their certificates. A successor is made
 `SUCCESSOR_DAYS` before the newest certificate ends, and reaches each peer with its next renewal.
@@ -8,8 +8,11 @@ The hub's own certificate changes to the newest key last, because peers verify t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import re
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -25,7 +28,52 @@ from linkd.net import issuing
 from linkd.net.certificates import is_issued_by, load_certificates
 from linkd.net.issuing import Issuer, Validity
 from linkd.net.tls import AUTHORITY_FILE
-from linkd.pairing.files import write_whole
+
+
+def make_directory(path: Path, mode: int) -> None:
+    """Make `path` if it isn't there; it then belongs to the owner of the directory above."""
+    if path.is_dir():
+        return
+    path.mkdir(mode=mode)
+    path.chmod(mode)
+    _adopt(path)
+
+
+def write_whole(path: Path, content: bytes, mode: int) -> None:
+    """Write a file so that a crash leaves the old or the new one, never a part.
+
+    It belongs to the owner of its directory, so that a command run by root writes for the daemon.
+
+    Raises:
+        OSError: It can't be written; the old one stays.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            os.fchmod(descriptor, mode)
+            file.flush()
+            os.fsync(descriptor)
+        _adopt(temporary)
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _adopt(path: Path) -> None:
+    """Give what root has made to the owner of the directory that it lies in."""
+    if os.geteuid() == 0:
+        above = path.parent.stat()
+        os.chown(path, above.st_uid, above.st_gid)
+
 
 KEY_FILE: Final = "ca.key"
 AUTHORITY_DAYS: Final = 3650.0

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from random import Random
 
 from linkd.net import frames
-from linkd.pairing.code import Code, encode_code
+from linkd.pairing.messages import Code, encode_code
 from tests.fuzz.targets import CORPUS
 from tests.fuzz.templates import TEXTS, messages, streams
 

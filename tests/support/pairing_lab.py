@@ -20,7 +20,7 @@ from twisted.web.server import Site
 from linkd.config import Config, ListenSettings, files, load
 from linkd.net.tls import ServerTls
 from linkd.pairing import Authority, Code, Hooks, Pairing, messages
-from linkd.pairing.joining import make_request
+from linkd.pairing.client import make_request
 from tests.support.tls_lab import Files, Listener
 
 

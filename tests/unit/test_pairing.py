@@ -30,16 +30,16 @@ from linkd.pairing import (
     Hooks,
     Pairing,
     PairingRefused,
+    client,
     decode_code,
     encode_code,
-    joining,
     local_call,
     messages,
     prepare,
 )
-from linkd.pairing.addresses import host_of, public_address
-from linkd.pairing.files import write_whole
-from linkd.pairing.joining import make_request
+from linkd.pairing.ca import host_of, public_address
+from linkd.pairing.client import make_request
+from linkd.pairing.signers import write_whole
 from linkd.preflight import file_troubles
 
 CODE = Code("edge-1", "hub.example.net:9443", bytes(range(10)), bytes(range(10, 20)))
@@ -653,10 +653,10 @@ def test_a_hub_that_was_off_for_years_has_a_new_certificate_before_it_listens(
 def test_joining_from_a_host_in_1970_blames_its_clock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(joining, "wall", lambda: IN_1970)
+    monkeypatch.setattr(client, "wall", lambda: IN_1970)
     node = NodeSettings(name="edge-1", state_dir=str(tmp_path))
     with pytest.raises(ConfigError, match="this host's clock shows 1970-03-12 00:00 UTC"):
-        joining.join(encode_code(CODE), Config(node=node), tmp_path / "linkd.d")
+        client.join(encode_code(CODE), Config(node=node), tmp_path / "linkd.d")
 
 
 @pytest.mark.parametrize(("number", "word"), [(9, "not yet valid"), (10, "has expired")])
@@ -669,11 +669,11 @@ def test_a_hub_whose_certificate_is_of_another_time_is_no_attack(
     def connect(_: object) -> None:
         raise error
 
-    monkeypatch.setattr(joining.http.client.HTTPSConnection, "connect", connect)
+    monkeypatch.setattr(client.http.client.HTTPSConnection, "connect", connect)
     trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    url = joining.parse_url(CODE.url)
+    url = client.parse_url(CODE.url)
     with pytest.raises(PairingRefused, match=f"{word} by this host's clock, which shows") as caught:
-        joining._exchange(url, trusting, lambda _: messages.AskAuthority(), messages.Vouched)
+        client._exchange(url, trusting, lambda _: messages.AskAuthority(), messages.Vouched)
     assert "stand in between" not in str(caught.value)
 
 

@@ -14,7 +14,7 @@ from linkd.core import backoff, liveness, takeover, wire
 from linkd.core.batch import MAX_BATCH_BYTES
 from linkd.net import heads, identity
 from linkd.net.accepted import MAX_POST_BYTES, MAX_POSTS
-from linkd.pairing.hub import CODE_SECONDS, MAX_WRONG_PROOFS
+from linkd.pairing.server import CODE_SECONDS, MAX_WRONG_PROOFS
 
 ROOT = Path(__file__).parents[2]
 

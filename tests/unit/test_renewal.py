@@ -21,9 +21,8 @@ from linkd.config.settings import NodeSettings, PeerSettings
 from linkd.errors import ConfigError
 from linkd.net.issuing import pem
 from linkd.pairing import Authority, Renewal
-from linkd.pairing import renewal as renewals
-from linkd.pairing.joining import make_request
-from linkd.pairing.renewal import CHECK_INTERVAL, RETRY_INTERVAL
+from linkd.pairing import client as renewals
+from linkd.pairing.client import CHECK_INTERVAL, RETRY_INTERVAL, make_request
 
 DAY = 86_400.0
 

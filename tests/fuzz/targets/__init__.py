@@ -16,7 +16,12 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "stream": ("linkd.core.stream",),
     "stream_session": ("linkd.api.stream", "linkd.api.ingress", "linkd.api.callers"),
     "config": ("linkd.config",),
-    "identity": ("linkd.net.heads", "linkd.net.identity", "linkd.pairing.code", "linkd.api.keys"),
+    "identity": (
+        "linkd.net.heads",
+        "linkd.net.identity",
+        "linkd.pairing.messages",
+        "linkd.api.keys",
+    ),
     "frames": ("linkd.net.frames",),
     "http": ("linkd.api",),
     "text": ("linkd.api.textframes", "linkd.api.bodies"),

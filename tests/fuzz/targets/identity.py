@@ -10,7 +10,7 @@ from linkd.core.channels import Patterns
 from linkd.errors import ConfigError
 from linkd.net.heads import parse_head, printable
 from linkd.net.identity import Nonces, prove, verify
-from linkd.pairing.code import decode_code, encode_code
+from linkd.pairing.messages import decode_code, encode_code
 from tests.support.fake_node import make_config
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="linkd-fuzz-")

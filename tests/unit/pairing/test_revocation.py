@@ -18,7 +18,7 @@ from linkd.config import ListenSettings
 from linkd.net.certificates import load_certificates, load_revocation_lists
 from linkd.net.tls import ServerTls
 from linkd.pairing import Authority, NotRevoked
-from linkd.pairing.joining import make_request
+from linkd.pairing.client import make_request
 from linkd.pairing.signers import load_keys
 
 NOW = 1_800_000_000.0

@@ -23,10 +23,10 @@ from linkd.config.addresses import Url
 from linkd.errors import LinkdError
 from linkd.net.certificates import load_certificates
 from linkd.net.tls import ServerTls, client_context
-from linkd.pairing import Hooks, Pairing, join, joining, messages, prepare
-from linkd.pairing.authority import DIRECTORY
-from linkd.pairing.joining import HubUnreachable
-from linkd.pairing.renewal import renew_if_due
+from linkd.pairing import Hooks, Pairing, join, messages, prepare
+from linkd.pairing import client as joining
+from linkd.pairing.ca import DIRECTORY
+from linkd.pairing.client import HubUnreachable, renew_if_due
 
 DAY = 86_400.0
 START = datetime(2026, 12, 1, tzinfo=UTC).timestamp()

@@ -1,4 +1,4 @@
-"""The hub's end of pairing: invitations, answers to `POST /pair`, peers, revocation."""
+"""The hub's end of pairing: invitations, `POST /pair`, revocation, calls on the socket."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
+from urllib.parse import unquote
 
 import msgspec
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from msgspec import Meta
 
 from linkd import events
 from linkd.config import Config
@@ -27,19 +29,33 @@ from linkd.net.certificates import load_certificates, names_host
 from linkd.net.limits import Buckets
 from linkd.net.tls import AUTHORITY_FILE
 from linkd.pairing import messages
-from linkd.pairing.addresses import host_of, own_hosts, public_address
-from linkd.pairing.authority import DIRECTORY, Authority, NotRevoked
-from linkd.pairing.code import SECRET_BYTES, Code, encode_code, fingerprint
-from linkd.pairing.files import make_directory, write_whole
-from linkd.pairing.issued import Issued
-from linkd.pairing.signers import AUTHORITY_WARN_DAYS, DAY_SECONDS, GRACE_DAYS
-from linkd.pairing.terms import (
+from linkd.pairing.ca import (
+    DIRECTORY,
+    Authority,
+    Issued,
+    NotRevoked,
+    host_of,
+    own_hosts,
+    public_address,
+)
+from linkd.pairing.messages import (
+    SECRET_BYTES,
+    Code,
     Hooks,
     PairedPeer,
     PairingRefused,
     Terms,
     check_patterns,
+    encode_code,
+    fingerprint,
     is_ours,
+)
+from linkd.pairing.signers import (
+    AUTHORITY_WARN_DAYS,
+    DAY_SECONDS,
+    GRACE_DAYS,
+    make_directory,
+    write_whole,
 )
 
 CODE_SECONDS: Final = 600.0
@@ -529,3 +545,78 @@ def _request(pem: str) -> x509.CertificateSigningRequest:
 
 def _no(status: int, error: str, message: str) -> tuple[int, bytes]:
     return status, msgspec.json.encode(messages.Refused(error, message))
+
+
+PREFIX: Final = "/v1/pairing"
+
+Patterns = Annotated[tuple[Annotated[str, Meta(max_length=255)], ...], Meta(max_length=256)]
+
+
+class Invite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of `POST /v1/pairing/invite`; see `Pairing.invite`."""
+
+    name: Annotated[str, Meta(max_length=63)]
+    address: Annotated[str, Meta(max_length=300)] | None = None
+    send: Patterns | None = None
+    receive: Patterns | None = None
+    relay: bool = False
+
+
+class Invited(msgspec.Struct, frozen=True):
+    """Its answer: the code, and for how many seconds it is good."""
+
+    code: str
+    expires_seconds: float
+
+
+class Peers(msgspec.Struct, frozen=True):
+    """The answer of `GET /v1/pairing/peers`."""
+
+    peers: list[PairedPeer]
+
+
+class Revoked(msgspec.Struct, frozen=True):
+    """The answer of `POST …/peers/NAME/revoke`: how many certificates the listener refuses now."""
+
+    certificates: int
+
+
+class _Problem(msgspec.Struct, frozen=True):
+    error: str
+    message: str
+
+
+def local_call(pairing: Pairing, method: str, path: str, body: bytes) -> tuple[int, bytes]:
+    """Answer a call below `/v1/pairing`; return status and body (JSON). For the unix socket only.
+
+    Args:
+        pairing: The hub's end.
+        method: As in HTTP.
+        path: The whole path, still quoted.
+        body: The request's body.
+    """
+    words = [unquote(word) for word in path.removeprefix(PREFIX).strip("/").split("/")]
+    answer: msgspec.Struct
+    try:
+        match (method, words):
+            case ("POST", ["invite"]):
+                ask = msgspec.json.decode(body, type=Invite)
+                code = pairing.invite(ask.name, ask.address, ask.send, ask.receive, ask.relay)
+                answer = Invited(code, CODE_SECONDS)
+            case ("GET", ["peers"]):
+                answer = Peers(pairing.peers())
+            case ("POST", ["peers", name, "revoke"]):
+                answer = Revoked(pairing.revoke(name))
+            case _:
+                return _problem(404, "not-found", f"there is no {method} {path[:200]}")
+    except msgspec.DecodeError as error:
+        return _problem(400, "malformed", str(error))
+    except PairingRefused as error:
+        return _problem(409, "pairing-refused", str(error))
+    except (LinkdError, OSError) as error:
+        return _problem(500, "pairing-failed", str(error))
+    return (201 if isinstance(answer, Invited) else 200), msgspec.json.encode(answer)
+
+
+def _problem(status: int, error: str, message: str) -> tuple[int, bytes]:
+    return status, msgspec.json.encode(_Problem(error, message))

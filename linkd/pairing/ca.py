@@ -1,18 +1,31 @@
-"""A hub's own small certificate authority, in the state directory's `pairing`."""
+"""A hub's certificate authority: certificates, revocation, the names of this host.
+
+That file is the truth. The set of revoked serials that the listener asks, and the revocation list
+beside it, follow from it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set
+import fcntl
+import ipaddress
+import re
+import socket
+import struct
+from collections.abc import Callable, Iterable, Sequence, Set
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from linkd import events
+from linkd.clock import is_plausible
 from linkd.config import Config
-from linkd.errors import ConfigError, LinkdError, unusable
+from linkd.config.addresses import parse_address
+from linkd.errors import ConfigError, LinkdError, StateTooNew, unusable
 from linkd.net import issuing
 from linkd.net.certificates import (
     KeyPair,
@@ -24,10 +37,286 @@ from linkd.net.certificates import (
 from linkd.net.issuing import Issuer, Subject, Validity
 from linkd.net.tls import AUTHORITY_FILE, REVOCATION_FILE
 from linkd.pairing import signers
-from linkd.pairing.addresses import own_hosts
-from linkd.pairing.files import make_directory, write_whole
-from linkd.pairing.issued import Issued, State, derive_list, load_state, write_state
-from linkd.pairing.signers import BACK_SECONDS, DAY_SECONDS, LEAF_DAYS, Signers
+from linkd.pairing.signers import (
+    AUTHORITY_DAYS,
+    BACK_SECONDS,
+    DAY_SECONDS,
+    LEAF_DAYS,
+    Signers,
+    make_directory,
+    write_whole,
+)
+
+_ANY: Final = frozenset({"", "0.0.0.0", "::"})  # noqa: S104 -- what [listen] may say
+_OUTSIDE: Final = (
+    (socket.AF_INET, ("192.0.2.1", 9)),
+    (socket.AF_INET6, ("2001:db8::1", 9)),
+)
+"""Addresses for documentation (RFC 5737, RFC 3849): to find which of ours leads outside."""
+
+_SIOCGIFADDR: Final = 0x8915
+"""ioctl: an interface's IPv4 address; netdevice(7)."""
+
+_GIVEN = re.compile(r"(?P<host>\[[0-9a-f:.]+\]|[a-z0-9.-]+)(:(?P<port>[0-9]{1,5}))?")
+
+
+def host_of(address: str) -> str:
+    """Return the host in `HOST:PORT` or `[IPV6]:PORT`, without brackets."""
+    return address.rpartition(":")[0].strip("[]")
+
+
+def public_address(listen: str, given: str | None) -> str:
+    """Return `HOST:PORT` at which others reach the listener.
+
+    Args:
+        listen: `listen.address`.
+        given: `HOST` or `HOST:PORT` as a person gave it; a URL of linkd too. None: find it.
+
+    Raises:
+        ValueError: `given` is neither, or this host has no address to the outside.
+    """
+    host, port = parse_address(listen)
+    if given is not None:
+        bare = given.lower().removeprefix("wss://").removesuffix("/link").rstrip("/")
+        match = _GIVEN.fullmatch(bare)
+        if match is None:
+            raise ValueError(f"{given!r}: expected HOST or HOST:PORT")
+        return f"{match['host']}:{match['port'] or port}"
+    if host not in _ANY:
+        return _joined(host, port)
+    name = socket.gethostname().lower()
+    if "." in name and not name.endswith((".localdomain", ".local")):
+        return _joined(name, port)
+    addresses = _outgoing()
+    if not addresses:
+        raise ValueError("this host has no address to the outside: name one with --address")
+    return _joined(addresses[0], port)
+
+
+def own_hosts(node: str, listen: str) -> list[str]:
+    """Return names and addresses that this node's own certificate is for."""
+    host, _ = parse_address(listen)
+    found = [node, socket.gethostname().lower(), "localhost", "127.0.0.1", "::1"]
+    found += _outgoing() if host in _ANY else [host]
+    return [each for each in dict.fromkeys(found) if re.fullmatch(r"[a-z0-9.:-]{1,253}", each)]
+
+
+def _joined(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _outgoing() -> list[str]:
+    """Return the addresses that packets to the outside would carry; sends none.
+
+    Without a route to the outside: the addresses of this host's lines, so that two hosts on a line
+    of their own can be paired.
+    """
+    found = []
+    for family, target in _OUTSIDE:
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM) as probe:
+                probe.connect(target)
+                found.append(str(ipaddress.ip_address(probe.getsockname()[0].partition("%")[0])))
+        except OSError:
+            continue
+    return found or _of_interfaces()
+
+
+def _of_interfaces() -> list[str]:
+    """Return the IPv4 addresses of all interfaces but the loopback."""
+    found = []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            try:
+                asked = struct.pack("256s", name.encode()[:15])
+                answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, asked)
+            except OSError:
+                continue
+            address = ipaddress.IPv4Address(answer[20:24])
+            if not address.is_loopback:
+                found.append(str(address))
+    return found
+
+
+FILE: Final = "issued.json"
+UNKNOWN: Final = "(unknown)"
+"""The name of a peer whose certificate only the revocation list has."""
+
+_VERSION: Final = 1
+_LIST_SECONDS: Final = AUTHORITY_DAYS * DAY_SECONDS
+
+
+Serial = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{1,40}$")]
+
+
+class Issued(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One certificate that the authority has signed for a peer; times in Unix seconds.
+
+    `replaces` is the serial of the certificate that it renews. `pem` is kept of a renewal, whose
+    answer may have been lost: the same question gets the same certificate.
+    """
+
+    name: str
+    serial: Serial
+    issued: float
+    expires: float
+    revoked: float | None = None
+    replaces: Serial | None = None
+    pem: str | None = None
+
+
+class State(msgspec.Struct, frozen=True):
+    """What `issued.json` holds; `hosts` are those of the hub's own certificate.
+
+    It never changes: a changed one is written first, and only then takes its place in memory.
+    """
+
+    version: int
+    certificates: tuple[Issued, ...]
+    hosts: tuple[str, ...] = ()
+
+    def revoked(self) -> frozenset[int]:
+        """Return the serials that the listener must refuse."""
+        return frozenset(int(each.serial, 16) for each in self.certificates if each.revoked)
+
+    def with_listed(self, path: Path) -> State:
+        """Return the state with all revoked that the revocation list in `path` has.
+
+        Where `issued.json` was lost, or put back to an older copy, the list still knows.
+        """
+        try:
+            lists = load_revocation_lists(path) if path.exists() else []
+        except LinkdError:
+            return self  # it is written anew
+        listed = {
+            f"{each.serial_number:x}": each.revocation_date_utc.timestamp()
+            for one in lists
+            for each in one
+        }
+        known = tuple(
+            msgspec.structs.replace(each, revoked=listed[each.serial])
+            if each.revoked is None and each.serial in listed
+            else each
+            for each in self.certificates
+        )
+        for each in known:
+            listed.pop(each.serial, None)
+        lost = tuple(
+            Issued(UNKNOWN, serial, when, when + LEAF_DAYS * DAY_SECONDS, revoked=when)
+            for serial, when in listed.items()
+        )
+        return msgspec.structs.replace(self, certificates=known + lost)
+
+    def with_issued(self, entry: Issued, now: float) -> State:
+        """Return the state with one more certificate, without those of its name that expired.
+
+        The one that it renews stays: the peer has that one until the answer arrives.
+        """
+        names = (entry.name, UNKNOWN)
+        kept = (
+            each
+            for each in self.certificates
+            if each.name not in names or each.expires > now or each.serial == entry.replaces
+        )
+        return msgspec.structs.replace(self, certificates=(*kept, entry))
+
+    def with_revoked(self, name: str, now: float, but: str | None = None) -> State:
+        """Return the state with all certificates of `name` revoked, but the one of serial `but`."""
+        certificates = tuple(
+            msgspec.structs.replace(each, revoked=now)
+            if each.name == name and each.revoked is None and each.serial != but
+            else each
+            for each in self.certificates
+        )
+        return msgspec.structs.replace(self, certificates=certificates)
+
+
+def load_state(directory: Path) -> State:
+    """Return what was issued.
+
+    Raises:
+        ConfigError, Unavailable: The file can't be read.
+        StateTooNew: It was written by a newer linkd.
+    """
+    path = directory / FILE
+    if not path.exists():
+        return State(_VERSION, ())
+    try:
+        state = msgspec.json.decode(path.read_bytes(), type=State)
+    except OSError as error:
+        raise unusable(f"{path}: cannot read what was issued", error) from None
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"{path}: cannot read what was issued: {error}") from None
+    if state.version > _VERSION:
+        raise StateTooNew(f"{path}: expected version {_VERSION}, got {state.version}")
+    return state
+
+
+def write_state(directory: Path, state: State) -> None:
+    """Write what was issued; raise OSError if that can't be done, and the file before stays."""
+    write_whole(directory / FILE, msgspec.json.encode(state), 0o600)
+
+
+def derive_list(
+    path: Path, signers: Iterable[Issuer], revoked: Iterable[Issued], now: float
+) -> bool:
+    """Write the revocation list where it does not say what was revoked; return whether it did not.
+
+    Args:
+        path: The list's file.
+        signers: Each signs a list of its own, of all serials: OpenSSL asks for one an authority.
+        revoked: The certificates that are revoked.
+        now: Unix seconds.
+
+    Raises:
+        OSError: It can't be written; the file before stays.
+    """
+    signers, revoked = list(signers), list(revoked)
+    if _says(path, signers, {int(each.serial, 16) for each in revoked}, now):
+        return False
+    validity = Validity.around(now, BACK_SECONDS, _LIST_SECONDS)
+    entries = [
+        x509.RevokedCertificateBuilder()
+        .serial_number(int(each.serial, 16))
+        .revocation_date(datetime.fromtimestamp(each.revoked or now, UTC))
+        .build()
+        for each in revoked
+    ]
+    content = b""
+    for signer in signers:
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(signer.certificate.subject)
+            .last_update(validity.begins)
+            .next_update(validity.ends)
+        )
+        for entry in entries:
+            builder = builder.add_revoked_certificate(entry)
+        content += issuing.pem(builder.sign(signer.key, hashes.SHA256()))
+    write_whole(path, content, 0o640)
+    return True
+
+
+def _says(path: Path, signers: list[Issuer], serials: set[int], now: float) -> bool:
+    """Return whether the file has a list of each signer with these serials, good for years."""
+    try:
+        lists = load_revocation_lists(path) if path.exists() else []
+    except ConfigError as error:
+        if isinstance(error.__context__, OSError):
+            raise
+        return False
+    by_issuer = {each.issuer: each for each in lists}
+    for signer in signers:
+        found = by_issuer.get(signer.certificate.subject)
+        if found is None or {each.serial_number for each in found} != serials:
+            return False
+        ends = found.next_update_utc
+        if ends is None or ends.timestamp() - now < _LIST_SECONDS / 2:
+            return False
+        if is_plausible(now) and found.last_update_utc.timestamp() > now:
+            return False
+    return True
+
 
 DIRECTORY: Final = "pairing"
 
