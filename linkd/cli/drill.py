@@ -28,10 +28,10 @@ from linkd.core.channels import check_channel
 from linkd.errors import ChannelRefused, ConfigError
 
 if TYPE_CHECKING:
-    from linkd.drill.bounds import Bounds
-    from linkd.drill.lab import Stage
-    from linkd.drill.pair import End, Pair
+    from linkd.drill.expectations import Bounds
     from linkd.drill.report import Report
+    from linkd.drill.runner import Stage
+    from linkd.drill.testbed import End, Pair
 
 RUNNING: Final = ("blackhole", "oneway", "reset")
 MAX_SECONDS: Final = 120.0
@@ -105,7 +105,7 @@ def add(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the drills; 1 if any of them falls short."""
-    from linkd.drill.faults import DRILLS  # noqa: PLC0415 - other commands start fast
+    from linkd.drill.scenarios import DRILLS  # noqa: PLC0415 - other commands start fast
 
     if arguments.list:
         for name, drill in DRILLS.items():
@@ -133,8 +133,8 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 def _lab(arguments: argparse.Namespace) -> Iterable[Report]:
     """Return the reports of drills on throw-away pairs, as they come."""
-    from linkd.drill.faults import DRILLS  # noqa: PLC0415
-    from linkd.drill.lab import run_all, show_nothing  # noqa: PLC0415
+    from linkd.drill.runner import run_all, show_nothing  # noqa: PLC0415
+    from linkd.drill.scenarios import DRILLS  # noqa: PLC0415
 
     names = arguments.names or ["all"]
     if "all" in names:
@@ -174,7 +174,7 @@ def _show(progress: _Progress, stage: Stage, pair: Pair) -> None:
 
 def _print_command(end: End, stage: str, command: str) -> None:
     """Run a linkd command at one end of the pair and print it with its output."""
-    from linkd.drill.pair import package_environment  # noqa: PLC0415
+    from linkd.drill.testbed import package_environment  # noqa: PLC0415
 
     own = [sys.executable, "-m", "linkd.cli", command, "--socket", end.daemon.socket]
     done = subprocess.run(
@@ -197,14 +197,14 @@ def _roomy() -> None:
 
 def _running(arguments: argparse.Namespace) -> Iterable[Report]:
     """Return the report of a drill on a running pair, once it was agreed to and is over."""
-    from linkd.drill import running  # noqa: PLC0415
-    from linkd.drill.asking import Daemon  # noqa: PLC0415
+    from linkd.drill import live  # noqa: PLC0415
     from linkd.drill.deadman import DrillFailed  # noqa: PLC0415
+    from linkd.drill.monitor import Daemon  # noqa: PLC0415
 
     request = _request(arguments)
     daemon = Daemon(socket_path(arguments))
     try:
-        made = running.plan(request, daemon)
+        made = live.plan(request, daemon)
     except DrillFailed as error:
         raise Ended(exits.REFUSED, str(error)) from None
     if request.far_socket is not None:
@@ -217,7 +217,7 @@ def _running(arguments: argparse.Namespace) -> Iterable[Report]:
         _unspoiled(made.far.address)
         progress = _Progress(1)
         try:
-            report = running.run(
+            report = live.run(
                 request, made, daemon, bounds, lambda what: progress.say(request.kind, what)
             )
         except DrillFailed as error:
@@ -228,7 +228,7 @@ def _running(arguments: argparse.Namespace) -> Iterable[Report]:
 
 def _honest(report: Report) -> Report:
     """Return a report that says so where a daemon was gone meanwhile."""
-    from linkd.drill.watch import GONE  # noqa: PLC0415
+    from linkd.drill.monitor import GONE  # noqa: PLC0415
 
     gone = [end.name for end in report.ends if any(one.state == GONE for one in end.states)]
     if not gone:
@@ -239,7 +239,7 @@ def _honest(report: Report) -> Report:
 
 def _request(arguments: argparse.Namespace) -> Any:
     """Return what is asked for; raise Ended where it can't be."""
-    from linkd.drill.running import Request  # noqa: PLC0415
+    from linkd.drill.live import Request  # noqa: PLC0415
 
     if len(arguments.names) != 1 or arguments.names[0] not in RUNNING:
         raise Ended(
@@ -285,7 +285,7 @@ def _is_peer(socket: str, peer: str) -> None:
     Raises:
         ClientError: There is none.
     """
-    from linkd.drill.asking import Daemon  # noqa: PLC0415
+    from linkd.drill.monitor import Daemon  # noqa: PLC0415
 
     node = Daemon(socket).status().node
     if node != peer:
@@ -327,7 +327,7 @@ def _unspoiled(address: str) -> None:
     Args:
         address: The peer's.
     """
-    from linkd.drill.rules import programs, tool_for  # noqa: PLC0415
+    from linkd.drill.live import programs, tool_for  # noqa: PLC0415
 
     tool = tool_for(address)
     found = programs(tool)
@@ -340,7 +340,7 @@ def _unspoiled(address: str) -> None:
 def _free_of_faults(tool: str, address: str) -> None:
     """Raise Ended where a program of the packet filter can't be used, or lists a fault."""
     from linkd.drill.deadman import admin_path  # noqa: PLC0415
-    from linkd.drill.rules import MARK  # noqa: PLC0415
+    from linkd.drill.live import MARK  # noqa: PLC0415
 
     found = shutil.which(tool, path=admin_path()) or tool
     try:
@@ -403,7 +403,7 @@ def _bounds(arguments: argparse.Namespace, required: bool) -> Bounds:
     Raises:
         ConfigError: `required`, and the configuration can't be used.
     """
-    from linkd.drill.bounds import Bounds  # noqa: PLC0415
+    from linkd.drill.expectations import Bounds  # noqa: PLC0415
 
     try:
         config = configuration(arguments)
@@ -415,7 +415,7 @@ def _bounds(arguments: argparse.Namespace, required: bool) -> Bounds:
 
 
 def _defaults() -> Bounds:
-    from linkd.drill.bounds import Bounds  # noqa: PLC0415
+    from linkd.drill.expectations import Bounds  # noqa: PLC0415
 
     return Bounds()
 

@@ -7,8 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from linkd.drill.probe import Counted
-from linkd.drill.watch import GONE
+from linkd.drill.monitor import GONE, Counted
 from linkd.status import Outage
 
 Verdict = Literal["pass", "fail", "skipped"]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random
 
-from linkd.drill.certificates import Authority
+from linkd.drill.testbed import Authority
 from tests.campaign.links import Links
 from tests.campaign.traffic import Audit
 from tests.support.daemon import Clock, Daemon

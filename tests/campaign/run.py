@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 
-from linkd.drill.certificates import Authority
+from linkd.drill.testbed import Authority
 from tests.campaign.acts import Act, Plan, script
 from tests.campaign.checker import judge, read_held, uncounted
 from tests.campaign.crowds import route_strangers

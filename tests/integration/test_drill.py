@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 import pytest
 
 from linkd.cli import main
-from linkd.drill import judge
+from linkd.drill import expectations
 from linkd.drill.deadman import DrillFailed
 from tests.support import figures
 from tests.support.daemon import COMMAND, Daemon, listen, peer
@@ -378,7 +378,7 @@ def test_a_verdict_that_falls_short_is_exit_1(
     config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The bound is moved to where no daemon can keep it."""
-    monkeypatch.setattr(judge, "LATE_SECONDS", -1.0)
+    monkeypatch.setattr(expectations, "LATE_SECONDS", -1.0)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     words = ["-c", str(config), "drill", "--lab", "blackhole", "--relay", "--json"]
     assert main(words) == 1
@@ -398,7 +398,7 @@ def test_a_drill_that_cannot_be_carried_out_has_failed(
         raise DrillFailed("no room")
 
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    monkeypatch.setattr("linkd.drill.pair.Pair._prepare", refuse)
+    monkeypatch.setattr("linkd.drill.testbed.Pair._prepare", refuse)
     assert main(["-c", str(config), "drill", "--lab", "reset", "kill"]) == 1
     said = capsys.readouterr().out
     assert said.count("it could not be carried out: no room") == 2

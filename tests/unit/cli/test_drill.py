@@ -20,9 +20,9 @@ import pytest
 
 from linkd import cli
 from linkd.cli import drill, main
-from linkd.drill import deadman, lab, running
+from linkd.drill import deadman, live, runner
+from linkd.drill.live import Remote
 from linkd.drill.report import EndReport, Report, State
-from linkd.drill.rules import Remote
 from tests.support.http_daemon import HttpDaemon
 
 PEER = "192.0.2.7"
@@ -46,7 +46,7 @@ class Made:
     begin = (["iptables", "-I"],)
     undo = (["iptables", "-D", "one"], ["iptables", "-D", "two"])
 
-    def lines(self, _request: running.Request) -> list[str]:
+    def lines(self, _request: live.Request) -> list[str]:
         return ["every packet"]
 
 
@@ -66,12 +66,12 @@ def done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """Have plans made and drills run without a daemon; return what was run."""
     ran: list[str] = []
 
-    def run(request: running.Request, *_: object) -> Report:
+    def run(request: live.Request, *_: object) -> Report:
         ran.append(request.kind)
         return report(request.kind)
 
-    monkeypatch.setattr(running, "plan", lambda *_: Made())
-    monkeypatch.setattr(running, "run", run)
+    monkeypatch.setattr(live, "plan", lambda *_: Made())
+    monkeypatch.setattr(live, "run", run)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(drill, "LOCKS", tmp_path)
     monkeypatch.setattr(deadman, "admin_path", lambda: str(tmp_path))
@@ -198,7 +198,7 @@ def test_what_a_killed_switch_has_left_is_removed(
     def run(*_: object) -> Report:
         raise deadman.DrillFailed("the dead man's switch has ended")
 
-    monkeypatch.setattr(running, "run", run)
+    monkeypatch.setattr(live, "run", run)
     assert main(WORDS) == 1
     told = capsys.readouterr().err.splitlines()[-1]
     assert told == f"linkd: the dead man's switch has ended{note}"
@@ -247,7 +247,7 @@ def test_a_daemon_that_was_gone_is_said_in_the_report(
         spans = [State(state, 0.0, 1.0) for state in states]
         end = EndReport("edge", "dialer", [], None, False, spans)
         seen = msgspec.structs.replace(report(verdict="fail"), ends=[end], why="bounds")
-        monkeypatch.setattr(running, "run", lambda *_, seen=seen: seen)
+        monkeypatch.setattr(live, "run", lambda *_, seen=seen: seen)
         assert main([*WORDS, "--json"]) == 1
         why = json.loads(capsys.readouterr().out)["why"]
         assert ("the daemon of edge did not answer for a while" in why) is note
@@ -282,7 +282,7 @@ def test_a_picture_that_cannot_be_drawn_is_said_before_the_drill(
 def test_without_room_for_a_pair_none_is_started(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(lab, "run_all", lambda *_: iter([report("reset")]))
+    monkeypatch.setattr(runner, "run_all", lambda *_: iter([report("reset")]))
     monkeypatch.setattr(drill, "LAB_BYTES", 1 << 60)
     assert main(["drill", "--lab", "reset"]) == 1
     told = capsys.readouterr()
@@ -295,7 +295,7 @@ def test_without_room_for_a_pair_none_is_started(
 def test_a_full_disk_costs_the_picture_and_not_the_other_drills(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(lab, "run_all", lambda *_: iter([report("reset"), report("kill")]))
+    monkeypatch.setattr(runner, "run_all", lambda *_: iter([report("reset"), report("kill")]))
     assert main(["drill", "--lab", "reset", "kill", "--json", "--svg", "/dev/full"]) == 1
     told = capsys.readouterr()
     assert [json.loads(line)["drill"] for line in told.out.splitlines()] == ["reset", "kill"]
@@ -309,7 +309,7 @@ def test_a_terminal_that_takes_nothing_ends_no_drill(
         say("reset", "making the fault")
         yield report("reset")
 
-    monkeypatch.setattr(lab, "run_all", run_all)
+    monkeypatch.setattr(runner, "run_all", run_all)
     monkeypatch.setattr(sys, "stderr", Full())
     assert main(["drill", "--lab", "reset", "--json"]) == 0
     assert '"drill":"reset"' in capsys.readouterr().out
@@ -327,7 +327,7 @@ def test_nobody_is_asked_who_cannot_see_the_question(
 
 
 def test_what_nohup_has_others_ignore_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lab, "run_all", lambda *_: iter([report("reset")]))
+    monkeypatch.setattr(runner, "run_all", lambda *_: iter([report("reset")]))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     assert main(["drill", "--lab", "reset"]) == 0
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
@@ -353,7 +353,7 @@ def test_impatience_does_not_break_off_the_taking_back(
                 time.sleep(0.01)
             restored.append(True)
 
-    monkeypatch.setattr(lab, "run_all", run_all)
+    monkeypatch.setattr(runner, "run_all", run_all)
     assert main(["drill", "--lab", "reset", "kill", "--json"]) == 130
     assert restored == [True]
 
@@ -371,7 +371,7 @@ def test_drills_end_when_nobody_reads_their_reports_any_more(
         finally:
             restored.append(True)
 
-    monkeypatch.setattr(lab, "run_all", run_all)
+    monkeypatch.setattr(runner, "run_all", run_all)
     began = time.monotonic()
     with os.fdopen(writer, "w") as output:
         monkeypatch.setattr(sys, "stdout", output)

@@ -10,7 +10,7 @@ import pytest
 from cryptography import x509
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
-from linkd.drill.certificates import Authority
+from linkd.drill.testbed import Authority
 from linkd.net.certificates import load_certificates, load_key_pair
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from linkd.config import HeartbeatSettings, ReconnectSettings
-from linkd.drill import faults
-from linkd.drill.bounds import Bounds, Expectation, silent_for
-from linkd.drill.faults import DRILLS
+from linkd.drill import scenarios
+from linkd.drill.expectations import Bounds, Expectation, silent_for
+from linkd.drill.scenarios import DRILLS
 
 BOUNDS = Bounds(
     HeartbeatSettings(ping_interval=4.0, ping_timeout=3.0), ReconnectSettings(max_delay=11.0)
@@ -119,8 +119,8 @@ def test_how_long_it_lasts(name: str, seconds: float) -> None:
 @pytest.mark.parametrize("name", ["dns", "certificate"])
 def test_what_is_open_is_cut_and_let_pass_again(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
-    monkeypatch.setattr(faults.time, "sleep", slept.append)
-    monkeypatch.setattr(faults.time, "monotonic", lambda: 100.0)
+    monkeypatch.setattr(scenarios.time, "sleep", slept.append)
+    monkeypatch.setattr(scenarios.time, "monotonic", lambda: 100.0)
     said: list[str] = []
     pair = Recorder(said)
     pair.ends_at = 103.0  # type: ignore[assignment]

@@ -5,11 +5,9 @@ from __future__ import annotations
 import pytest
 
 from linkd.config import HeartbeatSettings, ReconnectSettings
-from linkd.drill.bounds import Bounds, Expectation, silent_for
-from linkd.drill.judge import judge
-from linkd.drill.probe import Counted
+from linkd.drill.expectations import Bounds, Expectation, judge, silent_for
+from linkd.drill.monitor import GONE, Counted
 from linkd.drill.report import EndReport, State
-from linkd.drill.watch import GONE
 from linkd.status import Outage
 
 BOUNDS = Bounds()

@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from linkd.drill.pair import hold, remove_leftovers
+from linkd.drill.testbed import hold, remove_leftovers
 
 
 def test_what_dead_drills_have_left_is_removed_and_nothing_else(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from linkd.client.errors import NoDaemon, Refused
 from linkd.client.http import Answer
-from linkd.drill import probe
-from linkd.drill.probe import Publisher
+from linkd.drill import monitor
+from linkd.drill.monitor import Publisher
 
 
 class Calls:
@@ -35,7 +35,7 @@ class Calls:
 def publish(monkeypatch: pytest.MonkeyPatch) -> Any:
     def run(*answers: Exception | None) -> Publisher:
         calls = Calls(*answers)
-        monkeypatch.setattr(probe, "call", calls)
+        monkeypatch.setattr(monitor, "call", calls)
         publisher = Publisher("/socket", "orders", "mark")
         for _ in answers:
             publisher._publish()
@@ -88,13 +88,13 @@ def test_pages_are_followed_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
         position = int(target.partition("from=")[2].partition("&")[0])
         return Answer(200, {}, pages[position].encode())
 
-    monkeypatch.setattr(probe, "call", call)
-    assert probe.arrived("/socket", "orders", "mark") == [0, 1]
+    monkeypatch.setattr(monitor, "call", call)
+    assert monitor.arrived("/socket", "orders", "mark") == [0, 1]
 
 
 def test_the_thread_ends_when_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     calls = Calls(*itertools.repeat(None, 1000))
-    monkeypatch.setattr(probe, "call", calls)
+    monkeypatch.setattr(monitor, "call", calls)
     publisher = Publisher(str(tmp_path), "orders", "mark")
     publisher.start()
     while len(calls.made) < 2:

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import msgspec
 
-from linkd.drill.probe import Counted
+from linkd.drill.monitor import Counted
 from linkd.drill.report import Check, EndReport, Report, State, summary, text
 from linkd.drill.svg import draw
 from linkd.status import Outage

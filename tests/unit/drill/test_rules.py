@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from linkd.drill import deadman
-from linkd.drill.rules import Kind, Remote, commands, local_port, programs, remote
+from linkd.drill.live import Kind, Remote, commands, local_port, programs, remote
 
 HEAD = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid\n"
 

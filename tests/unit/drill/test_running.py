@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from linkd.drill import running
-from linkd.drill.asking import Daemon
-from linkd.drill.probe import Counted, Publisher
-from linkd.drill.running import Request
+from linkd.drill import live
+from linkd.drill.live import Request
+from linkd.drill.monitor import Counted, Daemon, Publisher
 
 REQUEST = Request(kind="reset", peer="hub", seconds=5.0, channel="orders")
 
@@ -18,9 +17,9 @@ def test_messages_that_nobody_can_be_asked_about_fail_the_drill_and_end_it_not(
     nobody = str(tmp_path / "linkd.sock")
     publisher = Publisher(nobody, "orders", "linkd-drill-1")
     said: list[str] = []
-    delivered = running._delivered(publisher, Daemon(nobody), REQUEST, 2.0, said.append)
+    delivered = live._delivered(publisher, Daemon(nobody), REQUEST, 2.0, said.append)
     messages: dict[str, Counted] = {}
-    (counted,) = running._counted(publisher, REQUEST, nobody, messages)
+    (counted,) = live._counted(publisher, REQUEST, nobody, messages)
     for check in (delivered, counted):
         assert not check.ok
         assert nobody in check.got

@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 
 from linkd.client.errors import NoDaemon
-from linkd.drill.asking import Daemon
 from linkd.drill.deadman import DrillFailed
-from linkd.drill.lab import Times, end_report
-from linkd.drill.running import Request, plan
-from linkd.drill.watch import GONE, Watch
+from linkd.drill.live import Request, plan
+from linkd.drill.monitor import GONE, Daemon, Watch
+from linkd.drill.runner import Times, end_report
 from linkd.status import LinkStatus, LogStatus, NodeStatus, Outage
 
 

@@ -1,4 +1,4 @@
-"""Runs drills on throw-away pairs."""
+"""Run drills on throw-away pairs."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ from typing import Final, Literal
 from linkd.client.errors import ClientError
 from linkd.clock import wall
 from linkd.core.shown import rfc3339
-from linkd.drill.bounds import Bounds, Expectation
 from linkd.drill.deadman import DrillFailed
-from linkd.drill.faults import Drill
-from linkd.drill.judge import judge
-from linkd.drill.pair import DOWN_CHANNEL, UP_CHANNEL, Pair, faketime
-from linkd.drill.probe import Counted, Publisher, arrived
+from linkd.drill.expectations import Bounds, Expectation, judge
+from linkd.drill.monitor import Counted, Publisher, Watch, arrived
 from linkd.drill.report import Check, EndReport, Report, State
-from linkd.drill.watch import Watch
+from linkd.drill.scenarios import Drill
+from linkd.drill.testbed import DOWN_CHANNEL, UP_CHANNEL, Pair, faketime
 
 Say = Callable[[str], None]
 """Shows progress: what goes on now, in a few words."""

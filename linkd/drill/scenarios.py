@@ -1,4 +1,4 @@
-"""The drills of a throw-away pair: what each does to it, and what must come of that."""
+"""The drills of a throw-away pair: the fault and the expected result of each."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
-from linkd.drill.bounds import Bounds, Expectation, silent_for
 from linkd.drill.deadman import DrillFailed
-from linkd.drill.pair import Pair, Setup
-from linkd.drill.path import FilteredPath, RelayedPath, Way
+from linkd.drill.expectations import Bounds, Expectation, silent_for
+from linkd.drill.testbed import FilteredPath, Pair, RelayedPath, Setup, Way
 
 LOSS: Final = 0.05
 SLOW_BYTES: Final = 4096.0

@@ -1,0 +1,342 @@
+"""Measure during a drill: a daemon's status, its link's states, numbered messages."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+import time
+from collections.abc import Iterable
+from typing import Any, Final, TypeVar
+from urllib.parse import urlencode
+
+import msgspec
+
+from linkd.client.errors import ClientError, NoDaemon, Refused
+from linkd.client.http import call, expect
+from linkd.status import Event, LinkStatus, NodeStatus, Outage
+
+ANSWER_SECONDS: Final = 2.0
+
+T = TypeVar("T")
+
+
+class _Events(msgspec.Struct, frozen=True):
+    events: list[Event]
+
+
+class _Outages(msgspec.Struct, frozen=True):
+    outages: list[Outage]
+
+
+class Daemon:
+    """A running daemon.
+
+    Args:
+        socket: Path of its unix socket.
+    """
+
+    def __init__(self, socket: str) -> None:
+        self.socket = socket
+
+    def status(self) -> NodeStatus:
+        """Return its status; raise ClientError if it can't be had within 2 s."""
+        return self._get("/v1/status", NodeStatus)
+
+    def link(self, peer: str) -> LinkStatus | None:
+        """Return the status of its link to a peer, if it has one; raise ClientError."""
+        return next((link for link in self.status().links if link.peer == peer), None)
+
+    def events(self) -> list[Event]:
+        """Return the changes that it remembers of this run, oldest first; raise ClientError."""
+        return self._get("/v1/events", _Events).events
+
+    def outages(self, peer: str) -> list[Outage]:
+        """Return the outages of its link to a peer, oldest first; raise ClientError."""
+        return self._get(f"/v1/outages?{urlencode({'peer': peer})}", _Outages).outages
+
+    def kick(self, peer: str) -> None:
+        """Have the link to a peer try again at once; raise ClientError."""
+        expect(call(self.socket, "POST", f"/v1/peers/{peer}/kick"))
+
+    def drill_began(self, peer: str, drill: str, seconds: float) -> None:
+        """Have it say that a fault is made on the link to a peer; raise ClientError."""
+        self._tell_drill(peer, {"drill": drill, "state": "started", "seconds": seconds})
+
+    def drill_ended(self, peer: str, drill: str, verdict: str | None) -> None:
+        """Have it say that the fault is over, and what came of it; raise ClientError."""
+        self._tell_drill(peer, {"drill": drill, "state": "ended", "verdict": verdict})
+
+    def _tell_drill(self, peer: str, told: dict[str, str | float | None]) -> None:
+        body, headers = msgspec.json.encode(told), {"Content-Type": "application/json"}
+        target = f"/v1/peers/{peer}/drill"
+        expect(call(self.socket, "POST", target, body, headers, timeout=ANSWER_SECONDS))
+
+    def _get(self, target: str, kind: type[T]) -> T:
+        answer = expect(call(self.socket, "GET", target, timeout=ANSWER_SECONDS))
+        try:
+            return msgspec.json.decode(answer.body, type=kind)
+        except msgspec.DecodeError as error:
+            raise ClientError(f"expected {target} from the daemon: {error}") from None
+
+
+BATCH: Final = 10
+EVERY_SECONDS: Final = 0.1
+_RETRY_SECONDS: Final = 0.2
+_PAGE: Final = 5000
+_SENT_SECONDS: Final = 30.0
+
+
+class Counted(msgspec.Struct, frozen=True):
+    """What became of one publisher's messages.
+
+    Args:
+        published: Those that the daemon said it has on disk.
+        refused: Those that it would not take.
+        doubtful: Those of calls that were never answered.
+        lost, twice, out_of_order: Of those published, at the other end.
+        slowest_seconds: The longest that a call took that was answered.
+    """
+
+    published: int
+    refused: int
+    doubtful: int
+    lost: int
+    twice: int
+    out_of_order: int
+    slowest_seconds: float
+
+
+class Publisher(threading.Thread):
+    """Publishes numbered messages, ten every tenth of a second, until it is told to stop.
+
+    A call without an answer is in doubt: its messages may be there, or not; they are not tried
+    again, so that whatever is there twice was doubled on the way.
+
+    Attributes:
+        refused: How many messages the daemon would not take.
+        channel: Where to.
+        mark: Tells these messages from others on the channel.
+
+    Args:
+        socket: The daemon's.
+        channel: Where to.
+        mark: Tells these messages from others on the channel.
+    """
+
+    def __init__(self, socket: str, channel: str, mark: str) -> None:
+        super().__init__(daemon=True, name=f"probe {channel}")
+        self.refused = 0
+        self._slowest = 0.0
+        self._socket = socket
+        self.channel = channel
+        self.mark = mark
+        self._next = 0
+        self._acked: list[tuple[int, int]] = []
+        self._doubtful: list[tuple[int, int]] = []
+        self._ended = threading.Event()
+
+    @property
+    def published(self) -> int:
+        """How many messages were acknowledged by the daemon."""
+        return sum(last - first for first, last in tuple(self._acked))
+
+    def run(self) -> None:
+        """Publish until told to stop."""
+        while not self._ended.is_set():
+            began = time.monotonic()
+            wait = EVERY_SECONDS if self._publish() else _RETRY_SECONDS
+            self._ended.wait(max(0.0, wait - (time.monotonic() - began)))
+
+    def end(self) -> None:
+        """Stop, and wait for the call under way."""
+        self._ended.set()
+        if self.is_alive():
+            self.join(_SENT_SECONDS + 5.0)
+
+    def _publish(self) -> bool:
+        """Publish once; return whether it was stored."""
+        span = self._next, self._next + BATCH
+        self._next = span[1]
+        body = b"\n".join(
+            msgspec.json.encode({"drill": self.mark, "n": number}) for number in range(*span)
+        )
+        headers = {"Content-Type": "application/x-ndjson"}
+        target = f"/v1/channels/{self.channel}"
+        began = time.monotonic()
+        try:
+            expect(call(self._socket, "POST", target, body, headers, timeout=_SENT_SECONDS))
+        except Refused:
+            self.refused += BATCH
+            return False
+        except NoDaemon as error:
+            if "did not answer" in str(error) or "closed" in str(error) or "away" in str(error):
+                self._doubtful.append(span)
+            else:
+                self.refused += BATCH
+            return False
+        self._slowest = max(self._slowest, time.monotonic() - began)
+        self._acked.append(span)
+        return True
+
+    def judge(self, numbers: Iterable[int]) -> Counted:
+        """Hold what has arrived, in its order, against what was published."""
+        arrived = list(numbers)
+        there = set(arrived)
+        return Counted(
+            published=self.published,
+            refused=self.refused,
+            doubtful=sum(last - first for first, last in self._doubtful),
+            lost=sum(
+                number not in there for first, last in self._acked for number in range(first, last)
+            ),
+            twice=len(arrived) - len(there),
+            out_of_order=sum(b <= a for a, b in itertools.pairwise(arrived)),
+            slowest_seconds=round(self._slowest, 3),
+        )
+
+
+def arrived(socket: str, channel: str, mark: str) -> list[int]:
+    """Return the numbers of a publisher's messages as they lie in a daemon's log, in their order.
+
+    Raises:
+        ClientError: The daemon does not answer, or not as expected.
+    """
+    numbers: list[int] = []
+    position = 1
+    while True:
+        target = f"/v1/channels/{channel}?from={position}&limit={_PAGE}"
+        page: dict[str, Any] = expect(call(socket, "GET", target, timeout=_SENT_SECONDS)).json()
+        for record in page["records"]:
+            content = record.get("data")
+            if isinstance(content, dict) and content.get("drill") == mark and "n" in content:
+                numbers.append(int(content["n"]))
+        if not page["records"] and page["next"] <= position:
+            return numbers
+        position = page["next"]
+
+
+GONE: Final = "gone"
+"""The state of a link whose daemon does not answer."""
+
+
+class Span(msgspec.Struct):
+    """A link's state for a while; monotonic seconds."""
+
+    state: str
+    began: float
+    ended: float
+
+
+class Watch:
+    """Asks a daemon ten times a second for the state of one link, in a thread of its own.
+
+    Attributes:
+        name: The end's, for people.
+        role: `dialer` or `listener`; None as long as the daemon was never reached.
+        spans: The states so far, oldest first.
+        reasons: Every reason that was given while the link was down.
+        link: What was said last; None while nobody answers.
+    """
+
+    def __init__(self, name: str, daemon: Daemon, peer: str) -> None:
+        self.name = name
+        self.role: str | None = None
+        self.spans: list[Span] = []
+        self.reasons: set[str] = set()
+        self.link: LinkStatus | None = None
+        self._daemon = daemon
+        self._peer = peer
+        self._ended = threading.Event()
+        self._known = self._recorded() or []
+        self._first = self._last_event()
+        self._thread = threading.Thread(target=self._run, daemon=True, name=f"watch {name}")
+
+    def start(self) -> None:
+        """Begin."""
+        self._look()
+        self._thread.start()
+
+    def end(self) -> None:
+        """Stop."""
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join(10.0)
+
+    @property
+    def up(self) -> bool:
+        """Whether the link was up when last asked."""
+        return self.link is not None and self.link.state == "up"
+
+    def up_since(self) -> float | None:
+        """Return since when the link is up, monotonic seconds; None if it isn't."""
+        spans = self.spans
+        return spans[-1].began if spans and spans[-1].state == "up" else None
+
+    def outages(self) -> list[Outage]:
+        """Return the outages that began since this watch was made, oldest first."""
+        known = {one.began for one in self._known}
+        return [one for one in self._recorded() or [] if one.began not in known]
+
+    def falls(self) -> int:
+        """Return how often the link has left `up` since this watch was made, as the events say."""
+        try:
+            events = self._daemon.events()
+        except ClientError:
+            return 0
+        since = 0 if self._restarted else self._first
+        return sum(
+            event.peer == self._peer and event.old == "up" and event.number > since
+            for event in events
+        )
+
+    @property
+    def _restarted(self) -> bool:
+        return any(span.state == GONE for span in self.spans)
+
+    def _recorded(self) -> list[Outage] | None:
+        with contextlib.suppress(ClientError):
+            return self._daemon.outages(self._peer)
+        return None
+
+    def _last_event(self) -> int:
+        with contextlib.suppress(ClientError):
+            events = self._daemon.events()
+            return events[-1].number if events else 0
+        return 0
+
+    def _run(self) -> None:
+        while not self._ended.wait(EVERY_SECONDS):
+            self._look()
+
+    def _look(self) -> None:
+        """Ask once."""
+        asked = time.monotonic()
+        try:
+            link = self._daemon.link(self._peer)
+        except ClientError:
+            link = None
+        self.link = link
+        now = time.monotonic()
+        if link is None:
+            self._note(GONE, asked, now)
+            return
+        self.role = link.role
+        if link.state != "up":
+            self.reasons.update(filter(None, (link.reason, link.attempt_reason)))
+        began = asked - link.since_seconds if link.state == "up" else asked
+        self._note(link.state, max(began, self._from(asked)), now)
+
+    def _from(self, asked: float) -> float:
+        """Return the earliest time at which a state that is new now can have begun."""
+        return self.spans[-1].began if self.spans else asked
+
+    def _note(self, state: str, began: float, now: float) -> None:
+        """Lengthen the last span, or begin another at the time when the state began."""
+        last = self.spans[-1] if self.spans else None
+        if last is not None and last.state == state:
+            last.ended = now
+            return
+        if last is not None:
+            last.ended = began
+        self.spans.append(Span(state, began, now))
