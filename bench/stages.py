@@ -26,8 +26,8 @@ from linkd.core.session import Greeting, Session
 from linkd.core.session_types import Send, SessionSettings, Store
 from linkd.log.engine import Appended
 from linkd.log.memory import MemoryLog
-from linkd.net.fair_share import FairShare
-from linkd.net.frames import put, take
+from linkd.net.rate_limit import FairShare
+from linkd.net.websocket import put, take
 
 Run = Callable[[int], None]
 """Passes so many batches through the stage."""

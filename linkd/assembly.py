@@ -21,14 +21,13 @@ from linkd.config import Config
 from linkd.errors import LinkdError
 from linkd.log import Edges, open_cursors, open_log
 from linkd.log.engine import Log
-from linkd.net import greeted
-from linkd.net.descriptors import Descriptors
+from linkd.net import admission
+from linkd.net.admission import GreetedAddresses
+from linkd.net.connect import Resolver, look_up
+from linkd.net.connection import Post
 from linkd.net.dialer import LinkDialer, Origin
-from linkd.net.factories import Post
-from linkd.net.greeted import GreetedAddresses
+from linkd.net.linux import Descriptors, NetworkWatch
 from linkd.net.listener import Listener
-from linkd.net.netlink import NetworkWatch
-from linkd.net.resolve import Resolver, look_up
 from linkd.net.timers import ClockWatch, turn_end
 from linkd.net.tls import ServerTls
 from linkd.node import Node, Stores
@@ -93,7 +92,7 @@ class Assembly:
         self.node = Node(config, stores, reactor, self._make_dialer, random.Random())
         self._watch = LogWatch(self.node, log, self._cursors)
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._greeted = GreetedAddresses(state / greeted.FILE, reactor.seconds())
+        self._greeted = GreetedAddresses(state / admission.FILE, reactor.seconds())
         self._descriptors = Descriptors(limit, self.node.warnings)
         _tell_opened(log, opened)
         self._worker = Worker(reactor, "linkd-pairing")

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from linkd.config import Config
 from linkd.errors import ConfigError, Unavailable
+from linkd.net.auth import load_secret
 from linkd.net.certificates import load_certificates, load_key_pair
-from linkd.net.identity import load_secret
 from linkd.net.tls import AUTHORITY_FILE
 from linkd.status import CertificateRole
 

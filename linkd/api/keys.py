@@ -20,8 +20,8 @@ from linkd.config import Config
 from linkd.core.channels import Patterns
 from linkd.errors import ConfigError
 from linkd.log.engine import UNOWNED
-from linkd.net.identity import load_secret
-from linkd.net.limits import origin
+from linkd.net.auth import load_secret
+from linkd.net.rate_limit import origin
 
 TOKEN_SECONDS = 30.0
 SESSION_SECONDS = 43_200.0

@@ -20,7 +20,7 @@ from linkd.status import ConsumerStatus, LinkStatus, NodeStatus
 
 if TYPE_CHECKING:
     from linkd.api.port import Measure, NodePort
-    from linkd.net.fair_share import FairShare
+    from linkd.net.rate_limit import FairShare
 
 SECONDS = (
     *(0.5, 1.0, 2.0, 3.0, 5.0, 6.0, 7.5, 9.0, 10.5, 12.0, 15.0, 30.0, 60.0, 300.0, 1800.0),

@@ -25,7 +25,7 @@ from linkd.api.bodies import to_json
 from linkd.core.batch import Record, read_records
 from linkd.core.channels import is_channel
 from linkd.core.wire import Volatile
-from linkd.net.fair_share import FairShare
+from linkd.net.rate_limit import FairShare
 from linkd.net.timers import Call, Clock, cancel
 from linkd.status import Event
 

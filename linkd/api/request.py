@@ -16,7 +16,7 @@ from linkd.api.account import SMALL_BYTES, Account, Part
 from linkd.api.answer import Answer
 from linkd.api.bodies import to_json
 from linkd.api.refusals import Refusal
-from linkd.net.fair_share import FairShare
+from linkd.net.rate_limit import FairShare
 
 MAX_REQUEST_BYTES = 17_825_792
 """No request is larger: 16 MiB and its frame."""

@@ -47,7 +47,7 @@ from linkd.config import Config, ListenSettings
 from linkd.config.addresses import parse_address
 from linkd.errors import PublishError
 from linkd.log.engine import UNOWNED, Consumer, Owned
-from linkd.net.fair_share import FairShare
+from linkd.net.rate_limit import FairShare
 from linkd.net.tls import ServerTls
 from linkd.premises import unlistenable
 from linkd.status import LinkStatus

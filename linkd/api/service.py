@@ -17,7 +17,7 @@ from linkd.api.port import NodePort, Sink, Start, Subscription
 from linkd.api.presence import Presence
 from linkd.config import Config
 from linkd.log.engine import Consumer
-from linkd.net.fair_share import FairShare
+from linkd.net.rate_limit import FairShare
 from linkd.status import LinkStatus
 
 LocalCall = Callable[[str, str, bytes], Deferred[tuple[int, bytes]]]

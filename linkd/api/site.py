@@ -18,8 +18,7 @@ from linkd.api.door import wants_websocket
 from linkd.api.refusals import Refusal
 from linkd.api.request import Answering, ApiRequest
 from linkd.api.room import SOCKET, TURNED_AWAY, Room
-from linkd.net.fair_share import drop_buffers, serve_last
-from linkd.net.limits import origin
+from linkd.net.rate_limit import drop_buffers, origin, serve_last
 from linkd.net.timers import cancel
 
 HEAD_SECONDS = 10.0

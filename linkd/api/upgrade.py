@@ -34,12 +34,10 @@ from linkd.api.service import Service
 from linkd.api.whole import WholeMessages
 from linkd.core.liveness import FLOW_BYTES, ClientLiveness
 from linkd.core.stream import MAX_MESSAGE_BYTES, SUBPROTOCOL
-from linkd.net.fair_share import drop_buffers
-from linkd.net.pace import Pace
-from linkd.net.silence import PingedSilence
-from linkd.net.sockets import keep_unsent_small, path_of
-from linkd.net.timers import ExactTimer
-from linkd.net.websocket import ConnectionDeny, Quiet, ServerFactory
+from linkd.net.linux import keep_unsent_small, path_of
+from linkd.net.rate_limit import drop_buffers
+from linkd.net.timers import ExactTimer, PingedSilence
+from linkd.net.websocket import ConnectionDeny, Pace, Quiet, ServerFactory
 
 BUSY_CLIENT_SECONDS = 30.0
 """Beyond the interval of pings a browser, a client of linkd's own, or a program that was sent

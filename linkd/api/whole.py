@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from linkd.net.frames import MESSAGE, SMALL_BYTES, TEXT, put
-from linkd.net.websocket import STATE_OPEN, ServerProtocol
-from linkd.net.whole import WholeFrames
+from linkd.net.websocket import (
+    MESSAGE,
+    SMALL_BYTES,
+    STATE_OPEN,
+    TEXT,
+    ServerProtocol,
+    WholeFrames,
+    put,
+)
 
 
 class WholeMessages(WholeFrames, ServerProtocol):

@@ -76,7 +76,7 @@ def fingerprints(config: Config) -> Iterator[tuple[str, str]]:
     They are the first 32 bits of a SHA-256: of a random secret they tell nothing that helps to
     guess it.
     """
-    from linkd.net.identity import load_secret  # noqa: PLC0415  # it loads cryptography
+    from linkd.net.auth import load_secret  # noqa: PLC0415  # it loads cryptography
 
     for peer in config.peers:
         if peer.secret_file is not None:

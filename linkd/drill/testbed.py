@@ -31,8 +31,8 @@ from linkd.drill.deadman import PREFIX, DrillFailed, Switch, admin_path
 from linkd.drill.expectations import Bounds
 from linkd.drill.monitor import Daemon
 from linkd.drill.relay import Relay
-from linkd.net import issuing
-from linkd.net.issuing import Issuer, Subject, Validity
+from linkd.net import certificates
+from linkd.net.certificates import Issuer, Subject, Validity
 
 _AUTHORITY_BACK_SECONDS: Final = 3600.0
 _AUTHORITY_SECONDS: Final = 86_400.0
@@ -47,12 +47,12 @@ class Authority:
     """
 
     def __init__(self, directory: Path) -> None:
-        key = issuing.make_key()
+        key = certificates.make_key()
         validity = Validity.around(clock.wall(), _AUTHORITY_BACK_SECONDS, _AUTHORITY_SECONDS)
-        self._issuer = Issuer(issuing.make_authority(key, "linkd drill", validity), key)
+        self._issuer = Issuer(certificates.make_authority(key, "linkd drill", validity), key)
         self._directory = directory
         self.file = directory / "ca.crt"
-        self.file.write_bytes(issuing.pem(self._issuer.certificate))
+        self.file.write_bytes(certificates.pem(self._issuer.certificate))
 
     def issue(self, address: str, seconds: float) -> tuple[Path, Path]:
         """Write a certificate of a listener and its key, `hub.crt` and `hub.key`.
@@ -64,14 +64,16 @@ class Authority:
         Returns:
             The paths of the two files, which replace those written before.
         """
-        key = issuing.make_key()
-        subject = Subject("hub", [issuing.general_name(address)], key.public_key())
+        key = certificates.make_key()
+        subject = Subject("hub", [certificates.general_name(address)], key.public_key())
         validity = Validity.around(clock.wall(), _LEAF_BACK_SECONDS, seconds)
-        certificate = issuing.issue(self._issuer, subject, issuing.FOR_LISTENING, validity)
+        certificate = certificates.issue(
+            self._issuer, subject, certificates.FOR_LISTENING, validity
+        )
         files = self._directory / "hub.crt", self._directory / "hub.key"
         files[1].touch(0o600)
-        files[1].write_bytes(issuing.key_pem(key))
-        files[0].write_bytes(issuing.pem(certificate))
+        files[1].write_bytes(certificates.key_pem(key))
+        files[0].write_bytes(certificates.pem(certificate))
         return files
 
 

@@ -1,4 +1,6 @@
-"""One WebSocket between two nodes: framing in both directions, life and silence, one end.
+"""One WebSocket between two nodes: framing, silence, closing; what links and factories provide.
+
+The node provides it. All in the reactor's thread.
 
 Autobahn does handshakes, control frames, fragments and closing. Whole binary messages in one frame,
 which is all that linkd sends, are taken and written here: many in one chunk of bytes, without
@@ -7,38 +9,341 @@ copying what follows.
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from itertools import count
-from typing import Any, ClassVar, Final, get_args
+from random import Random
+from typing import Any, ClassVar, Final, Protocol, TypeVar, get_args
 
+from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from linkd.config import Config, PeerSettings
 from linkd.core.liveness import FLOW_BYTES, PONG_AFTER, Liveness
 from linkd.core.wire import (
     MAX_HELLO_BYTES,
     MAX_MESSAGE_BYTES,
     Generation,
     Goodbye,
+    Hello,
     Message,
     decode,
     encode,
 )
-from linkd.errors import Reason, RemoteProtocolError
-from linkd.net.frames import MESSAGE, PING, PONG
-from linkd.net.heads import printable
-from linkd.net.pace import Pace
-from linkd.net.sending import Sending
-from linkd.net.silence import Silence
-from linkd.net.sockets import ended, peer_of, show, tune
-from linkd.net.timers import Call, cancel
+from linkd.errors import AttemptFailed, Reason, RemoteProtocolError
+from linkd.events import Level
+from linkd.net.admission import Admission
+from linkd.net.auth import Nonces
+from linkd.net.http_head import printable
+from linkd.net.linux import ended, peer_of, show, tune
+from linkd.net.timers import Call, Clock, ExactTimer, Silence, cancel
+from linkd.net.tls import ServerTls
 from linkd.net.websocket import (
+    MESSAGE,
+    PING,
+    PONG,
+    SMALL_BYTES,
     STATE_CLOSED,
     STATE_OPEN,
     FrameHeader,
+    Pace,
     Quiet,
+    WholeFrames,
+    put,
 )
-from linkd.net.whole import WholeFrames
+
+
+class LinkConnection(Protocol):
+    """One WebSocket between two nodes, dialed or accepted, once its hello has come.
+
+    Attributes:
+        key: A small number, unique in this process; never reused.
+        dialed: We dialed it.
+        generation: As chosen by the dialer.
+        address: The other end, for people: `192.0.2.7:9443`, `[2001:db8::7]:9443`.
+        writable: There is room for another message without delaying a ping or an ack.
+        began: When it was established, monotonic seconds.
+        silence_limit: Seconds of silence at which it is given up.
+        rtt_seconds: The last measured round trip, or None.
+        on_round_trip: Called with each measured round trip in seconds, where it is set.
+        certificate_expires: Unix seconds, or None where the other showed no certificate.
+    """
+
+    key: int
+    dialed: bool
+    generation: Generation
+    address: str
+    writable: bool
+    began: float
+    silence_limit: float
+    rtt_seconds: float | None
+    on_round_trip: Callable[[float], None] | None
+    certificate_expires: float | None
+
+    def send(self, payload: bytes) -> None:
+        """Send one binary message (`wire.encode`).
+
+        Nothing happens once the connection has ended.
+        """
+
+    def answer(self, hello: Hello) -> None:
+        """Listening end: send our own hello, `proof` filled in.
+
+        The connection counts from now on.
+        """
+
+    def silence_seconds(self) -> float:
+        """Return how long nothing has been heard."""
+
+    def abort(self, reason: Reason, detail: str) -> None:
+        """End it now; `lost` follows with this reason."""
+
+    def fail(self, reason: Reason, detail: str, close_code: int) -> None:
+        """End it and tell the other why; nothing is received any more.
+
+        `lost` follows with this reason, 3 s later where the other does not answer.
+        """
+
+    def goodbye(self, message: Goodbye) -> None:
+        """Send a goodbye, close, and abort after 3 s.
+
+        `lost` follows with reason `stopped` or as the goodbye says.
+        """
+
+
+class LinkPort(Protocol):
+    """One link, as its connections see it."""
+
+    peer: str
+
+    def hello(self, generation: Generation) -> Hello:
+        """Return what we say first on a connection (`proof` empty: the connection fills it in)."""
+
+    def greeted(self, connection: LinkConnection, hello: Hello) -> None:
+        """The peer has proved who it is and said hello. The link takes the connection over.
+
+        Or refuses it.
+
+        On the listening end our own hello has not been sent yet: the link sends it
+        (with `Connection.answer`) if it takes the connection.
+        """
+
+    def received(self, connection: LinkConnection, message: Message) -> None:
+        """A message after the hello."""
+
+    def writable(self, connection: LinkConnection) -> None:
+        """`writable` has become true."""
+
+    def lost(
+        self, connection: LinkConnection, reason: Reason, detail: str, goodbye: Goodbye | None
+    ) -> None:
+        """A greeted connection has ended.
+
+        Always told once. `goodbye` is what the peer said last, if it did.
+        """
+
+    def attempting(self, url: str, address: str | None) -> None:
+        """Dialer: an attempt has begun (address None), or has got as far as dialing `address`."""
+
+    def opening(self) -> None:
+        """Dialer: TCP stands; TLS, upgrade and hello are under way."""
+
+    def failed(self, failure: AttemptFailed) -> None:
+        """Dialer: the attempt has failed; nothing more happens until `Dialer.dial`."""
+
+    def turned_away(self, reason: Reason, detail: str) -> None:
+        """Listener: someone who may be the peer was refused before a hello; for status and log.
+
+        Nothing was proved: it may change what is told of a link that is down, and nothing else.
+        """
+
+
+class Dialer(Protocol):
+    """The dialing end of one link: a ReconnectingClientFactory underneath.
+
+    Attributes:
+        attempts: Attempts since the last connection was up.
+        deadline: Monotonic seconds by which the attempt under way must have ended, or None.
+        next_attempt: Monotonic seconds of the next attempt, or None.
+        segment_bytes: The largest TCP segments of the attempts to come; 0 for the path's own.
+    """
+
+    attempts: int
+    deadline: float | None
+    next_attempt: float | None
+    segment_bytes: int
+
+    def dial(self, after: float) -> None:
+        """Begin an attempt after so many seconds, 0 for at once.
+
+        Replaces what was scheduled before.
+        """
+
+    def stop(self) -> None:
+        """Dial no more, and end the attempt under way."""
+
+
+class Nodes(Protocol):
+    """What a listener needs of the node."""
+
+    name: str
+
+    def peer(self, name: str) -> PeerSettings | None:
+        """Return the configured peer of that name."""
+
+    def link(self, name: str) -> LinkPort | None:
+        """Return the link to the peer of that name."""
+
+    def busy(self) -> float | None:
+        """Return after how many seconds newcomers should come back, or None: welcome."""
+
+    def refused(self, claimed: str | None, address: str, reason: Reason, detail: str) -> None:
+        """Take note of a connection that was refused, for status.
+
+        Args:
+            claimed: The name that it gave, proved or not; None where it gave none.
+            address: Where it came from.
+            reason: One word.
+            detail: One sentence.
+        """
+
+
+class Sending(ABC):
+    """The sending half of `linkd.net.connection.Connection`; also the transport's producer."""
+
+    dialed: ClassVar[bool]
+    transport: Any
+    state: int
+    life: Liveness
+    clock: Clock
+    pace: Pace | None
+
+    writable = True
+    port: LinkPort | None = None
+
+    def send(self, payload: bytes) -> None:
+        """Send one binary message."""
+        if self.state == STATE_OPEN:
+            self._frame(MESSAGE, payload)
+
+    def sendFrame(self, opcode: int, payload: bytes = b"", **_: Any) -> None:
+        """Send what Autobahn wants sent: pings, pongs, closes; all of them whole."""
+        self._frame(0x80 | opcode, payload)
+
+    def sendData(self, data: bytes, sync: bool = False, chopsize: int | None = None) -> None:
+        """Send what Autobahn has to say in the opening handshake."""
+        self.life.sent_at = self.clock.seconds()
+        self.transport.write(data)
+
+    def _frame(self, first: int, payload: bytes) -> None:
+        head, body = put(first, payload, 0x80 if self.dialed else 0)
+        self.life.sent_at = self.clock.seconds()
+        if len(body) < SMALL_BYTES:
+            self.transport.write(head + body)
+        else:
+            self.transport.writeSequence((head, body))
+
+    def pauseProducing(self) -> None:
+        """The transport has enough."""
+        if self.writable and self.pace is not None:  # each write says it again
+            self.pace.paused(self.clock.seconds())
+        self.writable = False
+
+    def resumeProducing(self) -> None:
+        """The transport has room again."""
+        self.writable = True
+        if self.pace is not None:
+            self.pace.resumed(self.clock.seconds())
+        if self.port is not None and self.state == STATE_OPEN:
+            try:
+                self.port.writable(self)  # type: ignore[arg-type]
+            except Exception:  # noqa: BLE001 - as above
+                self._bug("no more could be sent")
+
+    def stopProducing(self) -> None:
+        """The transport has gone."""
+        self.writable = False
+
+    @abstractmethod
+    def _bug(self, what: str) -> None:
+        """Say a bug, and end the connection."""
+
+
+Made_contra = TypeVar("Made_contra", contravariant=True)
+"""The connections that a factory makes."""
+
+Post = Callable[[bytes, str], Deferred[tuple[int, bytes]]]
+"""Answers a POST ahead of any upgrade: body and address in, status and JSON out."""
+
+
+class FactoryPort(Protocol):
+    """A factory, as both kinds of connections see it.
+
+    Attributes:
+        clock: What its connections live by.
+        first_limit: Seconds of silence that end a connection before its hello.
+    """
+
+    clock: Clock
+    first_limit: float
+
+
+class ListenerPort(FactoryPort, Protocol[Made_contra]):
+    """A listener, as the connections see it that it has accepted.
+
+    Attributes:
+        config: What is in force.
+        nodes: The node whose peers dial.
+        tls: The listener's side of TLS, None without.
+        posts: Other paths to which may be posted.
+        nonces: Those given out.
+        random: Spreads the first pings.
+        admission: Who may come in.
+    """
+
+    config: Config
+    nodes: Nodes
+    tls: ServerTls | None
+    posts: dict[str, Post]
+    nonces: Nonces
+    random: Random
+    admission: Admission
+    _batched_timer: ExactTimer
+
+    def refused(
+        self,
+        connection: Made_contra,
+        reason: Reason,
+        detail: str,
+        claimed: str | None,
+        close_code: int | None,
+    ) -> None:
+        """Count a connection that was closed before it was greeted, and say so."""
+
+    def tell(self, level: Level, event: str, **fields: str | int | float | None) -> None:
+        """Say something in the log."""
+
+
+class DialerPort(FactoryPort, Protocol[Made_contra]):
+    """A dialer, as the connections see it that it has dialed.
+
+    Attributes:
+        node: This node's name.
+        port: The link.
+    """
+
+    node: str
+    port: LinkPort
+
+    def next_generation(self) -> Generation:
+        """Return the generation of a new connection."""
+
+    def greeted(self, connection: Made_contra, hello: Hello) -> None:
+        """The peer has said hello on a connection, and has proved who it is."""
+
+    def ended_early(self, connection: Made_contra, reason: Failure) -> None:
+        """A connection has ended before its hello."""
+
 
 ABORT_AFTER: Final = 3.0
 """Seconds from a close to the abort."""
@@ -58,7 +363,7 @@ _no_generation: Final = Generation("-", 0)
 
 
 class Connection(Silence, WholeFrames, Sending):
-    """What both ends share; `linkd.net.ports.Connection`, mixed into Autobahn's protocol.
+    """What both ends share; `linkd.net.connection.LinkConnection`, mixed into Autobahn's protocol.
 
     Attributes beside the port's:
         life: When it was heard and spoken to.

@@ -1,35 +1,482 @@
-"""Where peers dial us: the server factory, what it has refused, and its port."""
+"""The listener: server factory, new connections, and the accepting end of a connection.
+
+A dialer speaks first. So strangers who only connect can't make the listener build and tear down a
+protocol for each of them, which takes eight times as long (measured: 386 and 45 µs).
+"""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from random import Random
-from typing import Any
+from typing import Any, ClassVar, Final
 
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IAddress
+from twisted.internet.protocol import Factory, Protocol
 from twisted.protocols.tls import TLSMemoryBIOFactory
+from twisted.python.failure import Failure
 
 from linkd.config import Config, parse_address
 from linkd.core.liveness import listener_limit
-from linkd.core.wire import MAX_MESSAGE_BYTES, SUBPROTOCOL
-from linkd.errors import ConfigError, Reason
+from linkd.core.wire import MAX_MESSAGE_BYTES, PREVIOUS_VERSION, SUBPROTOCOL, Hello, Message, encode
+from linkd.errors import ConfigError, Reason, RemoteProtocolError, Unavailable
 from linkd.events import Level, emit
-from linkd.net import heads
-from linkd.net.accepted import AcceptedConnection
-from linkd.net.admission import Admission
-from linkd.net.connection import ABORT_AFTER
-from linkd.net.factories import ListenerPort, Post
-from linkd.net.greeted import GreetedAddresses
-from linkd.net.identity import Nonces
-from linkd.net.newcomer import Newcomers
-from linkd.net.ports import Nodes
-from linkd.net.sockets import every_address, show
-from linkd.net.timers import ExactTimer
-from linkd.net.tls import ServerTls
-from linkd.net.websocket import ServerFactory
+from linkd.net import http_head
+from linkd.net.admission import Admission, GreetedAddresses, Place
+from linkd.net.auth import NONCE_LIFETIME, Nonces, load_secret, prove, verify
+from linkd.net.connection import ABORT_AFTER, Connection, ListenerPort, Nodes, Post
+from linkd.net.linux import every_address, peer_of, show
+from linkd.net.timers import Call, ExactTimer, PingedSilence, cancel
+from linkd.net.tls import ServerTls, certificate_expires, peer_names
+from linkd.net.websocket import STATE_CLOSED, ConnectionDeny, ServerFactory, ServerProtocol
 from linkd.premises import unlistenable
+
+_Protocol: Any = Protocol
+_Factory: Final[Any] = Factory
+
+
+class Newcomers(_Factory):  # type: ignore[misc]
+    """Accepts connections for a listener.
+
+    Args:
+        listener: Which builds a connection's WebSocket once its first byte has come.
+    """
+
+    noisy = False
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+
+    def buildProtocol(self, addr: IAddress) -> Newcomer | None:
+        """Take a newcomer, or close it at once where only peers have not said hello."""
+        full = self._listener.admission.full()
+        if full is not None:
+            self._listener.turned_away(full)
+            return None
+        return Newcomer(self._listener, addr)
+
+
+class Newcomer(_Protocol):  # type: ignore[misc]
+    """One connection until its first byte."""
+
+    def __init__(self, listener: Listener, addr: IAddress) -> None:
+        self._listener = listener
+        self._addr = addr
+        self._place: Place | None = None
+        self._since = 0.0
+        self._call: Call | None = None
+
+    def connectionMade(self) -> None:
+        """Take a place, and give it its time."""
+        listener = self._listener
+        host, _ = peer_of(self.transport)
+        self._since = listener.clock.seconds()
+        self._place = listener.admission.enter(host, self._push_out)
+        timeout = listener.config.limits.hello_timeout
+        self._call = listener.clock.callLater(timeout, self._begin)
+
+    def dataReceived(self, data: bytes) -> None:
+        """Go on as a WebSocket's connection."""
+        self._begin().dataReceived(data)
+
+    def connectionLost(self, reason: Failure) -> None:
+        """Free the place; where TLS was the reason, the log has it."""
+        tls = self._listener.tls
+        explained = None if tls is None else tls.explain(self.transport, reason)
+        if explained is not None and self._place is not None:
+            self._made().never_began(self.transport, reason)
+            return
+        self._leave()
+
+    def _begin(self) -> AcceptedConnection:
+        """Hand the transport over to a connection, which is late if its time is up."""
+        transport: Any = self.transport
+        connection = self._made()
+        if hasattr(transport, "wrappedProtocol"):
+            transport.wrappedProtocol = connection
+        else:
+            transport.protocol = connection
+        connection.makeConnection(transport)
+        return connection
+
+    def _made(self) -> AcceptedConnection:
+        """Return the connection that takes this one's place."""
+        cancel(self._call)
+        place, self._place = self._place, None
+        assert place is not None
+        connection = self._listener.made(self._addr)
+        connection.adopt(place, self._since)
+        return connection
+
+    def _push_out(self, detail: str) -> None:
+        """End it: another newcomer has its place."""
+        self._leave()
+        self._listener.turned_away(detail)
+        transport: Any = self.transport
+        transport.abortConnection()
+
+    def _leave(self) -> None:
+        cancel(self._call)
+        place, self._place = self._place, None
+        if place is not None:
+            self._listener.admission.leave(place)
+
+
+MAX_POSTS = 4
+MAX_POST_BYTES = 16_384
+
+_TO_PLAIN = "dial ws://, or give [listen] a certificate"
+
+
+class _Denied(ConnectionDeny):  # type: ignore[misc]
+    """An upgrade is refused.
+
+    Args:
+        status: The HTTP status.
+        word: The reason in one word.
+        detail: One sentence, also for the dialer.
+        retry_after: Seconds to stay away, or None.
+    """
+
+    def __init__(
+        self, status: int, word: Reason, detail: str, retry_after: float | None = None
+    ) -> None:
+        super().__init__(status, detail)
+        self.word = word
+        self.detail = detail
+        self.retry_after = retry_after
+
+
+class AcceptedConnection(PingedSilence, Connection, ServerProtocol):
+    """A connection that a peer dialed."""
+
+    dialed: ClassVar[bool] = False
+    masked: ClassVar[int] = 0x80
+    silent_reason: ClassVar[Reason] = "ping-timeout"
+    factory: ListenerPort[AcceptedConnection]
+    openHandshakeTimeout = 0
+
+    _claimed: str | None = None
+    _secret: bytes | None = None
+    _nonce = ""
+    _posts = 0
+    _answering = False
+    _place: Place | None = None
+    _since = 0.0
+    _is_rated = False
+    _hello_call: Call | None = None
+    _denied: _Denied | None = None
+    _wait: _Denied | None = None
+
+    # -- before the upgrade -------------------------------------------------------------------
+
+    def connectionMade(self) -> None:
+        """Take a newcomer's place, unless it has one, and give it its time."""
+        super().connectionMade()
+        listener, now = self.factory, self.clock.seconds()
+        if self._place is None:
+            self.adopt(listener.admission.enter(self.host, self._push_out), now)
+        timeout = listener.config.limits.hello_timeout
+        self._hello_call = self.clock.callLater(
+            max(0.0, self._since + timeout - now), self._late, timeout
+        )
+
+    def adopt(self, place: Place, since: float) -> None:
+        """Have a place that was taken for this connection at a moment before."""
+        place.push_out = self._push_out
+        self._place, self._since = place, since
+
+    def never_began(self, transport: object, reason: Failure) -> None:
+        """Report a connection that has ended before its first byte."""
+        self.transport = transport
+        self.host, self.port_number = peer_of(transport)
+        self.ended_early(reason)
+
+    def _push_out(self, detail: str) -> None:
+        """End it: another newcomer has its place."""
+        self._count("busy", detail)
+        self.abort("busy", detail)
+
+    def _rate(self) -> None:
+        """Take a token with the first request: who only connects takes none from others."""
+        if self._is_rated:
+            return
+        self._is_rated = True
+        wait = self.factory.admission.rate(self.host, self.clock.seconds())
+        if wait is not None:
+            self._wait = _Denied(503, "busy", wait.reason, wait.seconds)
+
+    def _late(self, timeout: float) -> None:
+        self._hello_call = None
+        detail = f"no hello came within {timeout:g} s"
+        self._count("protocol", detail)
+        self.abort("protocol", detail)
+
+    def processHandshake(self) -> None:
+        """Answer what is posted ahead of the upgrade, then let Autobahn upgrade."""
+        limit = self.factory.config.limits.header_bytes
+        if self._answering:
+            if len(self.data) > limit + MAX_POST_BYTES:
+                self._refuse(431, "protocol", "too much came ahead of the answer to a POST")
+            return
+        if self.data.startswith(http_head.TLS_RECORDS):
+            self._refuse(
+                400, "tls", "it speaks TLS, and this listener has no certificate: " + _TO_PLAIN
+            )
+            return
+        while True:
+            end = self.data.find(http_head.END)
+            if end > limit or (end < 0 and len(self.data) > limit):
+                self._refuse(431, "protocol", f"a request's head has more than {limit} bytes")
+            if end < 0 or end > limit:
+                return
+            if not self.data.startswith(b"POST "):
+                break
+            if not self._posted(end):
+                return
+        super().processHandshake()
+
+    def _posted(self, end: int) -> bool:
+        """Answer one POST; tell whether the connection goes on with another request."""
+        head = http_head.parse_head(self.data[:end])
+        size = None if head is None else head.number("content-length", MAX_POST_BYTES)
+        if head is None or size is None or "transfer-encoding" in head.headers:
+            self._refuse(400, "protocol", "a malformed POST request")
+            return False
+        begin = end + len(http_head.END)
+        if len(self.data) < begin + size:
+            return False
+        body, self.data = self.data[begin : begin + size], self.data[begin + size :]
+        self._posts += 1
+        if self._posts > MAX_POSTS:
+            self._refuse(400, "protocol", "too many POST requests on one connection")
+            return False
+        if self._is_busy():
+            return False
+        if self._place is not None:
+            self.factory.admission.asked(self._place)
+        path = head.first[1]
+        if path == http_head.TOKEN_PATH:
+            return self._give_nonce()
+        special = self.factory.posts.get(path)
+        if special is None:
+            self._refuse(404, "protocol", "a POST to a path that is not there")
+            return False
+        self._answering = True
+        special(body, self.host).addCallback(self._post_answered).addErrback(self._post_failed)
+        return False
+
+    def _post_answered(self, answer: tuple[int, bytes]) -> None:
+        """Send the answer of a POST, and go on with what has come meanwhile."""
+        self._answering = False
+        if self._ending is not None or self.state == STATE_CLOSED:
+            return
+        status, content = answer
+        kind = "application/json"
+        self.sendData(http_head.answer(status, content, kind=kind, close=status >= 400))
+        if status < 400:
+            self.processHandshake()
+
+    def _post_failed(self, failure: Failure) -> None:
+        if failure.check(Unavailable) is None:
+            self._log_bug("a POST could not be answered", failure)
+        if self.state != STATE_CLOSED:
+            self._refuse(503, "busy", "it could not be answered now", 1.0)
+
+    def _is_busy(self) -> bool:
+        """Send a newcomer away if there are too many."""
+        self._rate()
+        wait = self._wait
+        if wait is None:
+            seconds = self.factory.nodes.busy()
+            if seconds is not None:
+                wait = _Denied(503, "busy", "this node takes no newcomers now", seconds)
+        if wait is not None:
+            self._refuse(wait.code, wait.word, wait.detail, wait.retry_after)
+        return wait is not None
+
+    def _give_nonce(self) -> bool:
+        nonce = self.factory.nonces.issue(self.clock.seconds(), self.host)
+        if nonce is None:
+            self._refuse(503, "busy", "too many tokens were asked for from here", NONCE_LIFETIME)
+            return False
+        body = json.dumps({"nonce": nonce, "expires_seconds": NONCE_LIFETIME}).encode()
+        self.sendData(http_head.answer(200, body, kind="application/json", close=False))
+        return True
+
+    def onConnect(self, request: Any) -> str:
+        """Judge an upgrade; synchronous, so that nothing can happen in between."""
+        try:
+            self._judge_upgrade(request)
+        except _Denied as denied:
+            self._denied = denied
+            raise
+        except Exception:  # noqa: BLE001 - a bug must not reach the dialer as text
+            self._denied = _Denied(500, "protocol", "an internal error")
+            self._log_bug("an upgrade could not be judged")
+            raise self._denied from None
+        return SUBPROTOCOL
+
+    def _judge_upgrade(self, request: Any) -> None:
+        if request.path != http_head.LINK_PATH:
+            raise _Denied(404, "protocol", f"the only path is {http_head.LINK_PATH}")
+        if SUBPROTOCOL not in request.protocols:
+            raise _Denied(400, "protocol", f"the subprotocol {SUBPROTOCOL} was not offered")
+        self._rate()
+        if self._wait is not None:
+            raise self._wait
+        seconds = self.factory.nodes.busy()
+        if seconds is not None:
+            raise _Denied(503, "busy", "this node takes no newcomers now", seconds)
+        names = peer_names(self.transport)
+        claimed = request.headers.get(http_head.NODE_HEADER.lower(), names[0] if names else "")
+        self._claimed = http_head.printable(claimed, 63)
+        peer = self.factory.nodes.peer(claimed)
+        if peer is None or self.factory.nodes.link(claimed) is None:
+            raise _Denied(403, "rejected", f"no peer named {self._claimed!r} is configured here")
+        called = request.headers.get(http_head.PEER_HEADER.lower(), self.factory.nodes.name)
+        if called != self.factory.nodes.name:
+            raise _Denied(
+                403,
+                "rejected",
+                f"{self._claimed} calls this node {http_head.printable(called, 63)!r}, which is not"
+                " its name: correct `name` in its [[peer]]",
+            )
+        if claimed in names:
+            if peer.secret_file is not None and http_head.NONCE_HEADER.lower() in request.headers:
+                self._check_proof(request, claimed, peer.secret_file)
+            tls = self.factory.tls
+            if tls is not None and tls.revoked(self.transport):
+                raise _Denied(403, "rejected", f"the certificate of {claimed} is revoked")
+            self.certificate_expires = certificate_expires(self.transport)
+        elif peer.secret_file is None:
+            raise _Denied(401, "rejected", f"no certificate for the name {claimed} was shown")
+        else:
+            self._check_proof(request, claimed, peer.secret_file)
+        if self._place is not None:
+            self.factory.admission.proved(self._place)
+
+    def _check_proof(self, request: Any, claimed: str, secret_file: str) -> None:
+        nonce = request.headers.get(http_head.NONCE_HEADER.lower(), "")
+        proof = request.headers.get(http_head.PROOF_HEADER.lower(), "")
+        listener = self.factory
+        complaint = listener.nonces.refusal(nonce, self.clock.seconds())
+        if complaint is not None:
+            raise _Denied(401, "rejected", complaint)
+        try:
+            secret = load_secret(secret_file)
+        except ConfigError as error:
+            listener.tell("error", "connection.refused", peer=claimed, detail=str(error))
+            raise _Denied(403, "rejected", f"the secret for {claimed} can't be read") from None
+        except Unavailable as error:
+            listener.tell("error", "connection.refused", peer=claimed, detail=str(error))
+            raise _Denied(500, "closed", f"the secret for {claimed} can't be read now") from None
+        if not verify(secret, "dialer", claimed, listener.nodes.name, nonce, proof):
+            raise _Denied(401, "rejected", f"{claimed} does not know the secret that is set here")
+        self._secret, self._nonce = secret, nonce
+
+    def failHandshake(self, reason: str, code: int = 400, responseHeaders: object = None) -> None:
+        """Refuse an upgrade with a fixed phrase, and say why."""
+        denied = self._denied or _Denied(code, "protocol", http_head.printable(str(reason)))
+        self._refuse(denied.code, denied.word, denied.detail, denied.retry_after)
+
+    def _refuse(
+        self, status: int, word: Reason, detail: str, retry_after: float | None = None
+    ) -> None:
+        """Answer with an HTTP status and close."""
+        if self._ending is not None:
+            return
+        self._count(word, detail)
+        self._ending = (word, detail)
+        self.sendData(http_head.answer(status, detail.encode() + b"\n", retry_after))
+        self.data = b""
+        self.dropConnection(abort=False)
+
+    # -- hello --------------------------------------------------------------------------------
+
+    def first(self, message: Message) -> None:
+        """Take the dialer's hello, and give the link this connection."""
+        if not isinstance(message, Hello):
+            kind = type(message).__name__.lower()
+            raise RemoteProtocolError(f"expected hello first, got {kind}")
+        if message.node != self._claimed:
+            raise RemoteProtocolError(
+                f"the hello is of {http_head.printable(message.node, 63)},"
+                f" proved was {self._claimed}",
+                3003,
+            )
+        if message.version < PREVIOUS_VERSION:
+            raise RemoteProtocolError(
+                f"expected protocol version {PREVIOUS_VERSION} or newer, got {message.version}"
+            )
+        link = self.factory.nodes.link(message.node)
+        if link is None:
+            raise RemoteProtocolError(f"no peer named {message.node} is configured here", 3003)
+        self._settle()
+        self.factory.admission.greeted.greeted(message.node, self.host, self.clock.seconds())
+        self.generation = message.generation
+        self.port = link
+        link.greeted(self, message)
+
+    def answer(self, hello: Hello) -> None:
+        """Send our hello, with the proof that we know the secret."""
+        if self._secret is not None:
+            name, nonce = self.factory.nodes.name, self._nonce
+            proof = prove(self._secret, "listener", hello_dialer(self), name, nonce)
+            fields = {each: getattr(hello, each) for each in hello.__struct_fields__}
+            hello = Hello(**{**fields, "proof": proof})
+            self._secret = None
+        self.send(encode(hello))
+
+    def _settle(self) -> None:
+        """It counts as a newcomer no longer."""
+        cancel(self._hello_call)
+        self._hello_call = None
+        place, self._place = self._place, None
+        if place is not None:
+            self.factory.admission.leave(place)
+
+    def fail(self, reason: Reason, detail: str, close_code: int) -> None:
+        """End it and tell the other why; counted where it was never greeted."""
+        if self.port is None and self._ending is None:
+            self._count(reason, detail, close_code)
+        super().fail(reason, detail, close_code)
+
+    def ended_early(self, reason: Failure) -> None:
+        """It ended before its hello: say why, unless that was said."""
+        self._settle()
+        if self._ending is None:
+            tls = self.factory.tls
+            explained = None if tls is None else tls.explain(self.transport, reason)
+            if explained is not None:
+                self._claimed = self._known(tls.claimed(self.transport)) if tls else None
+                self._count("tls", explained)
+            elif self._claimed is not None or self.data:
+                self._count("closed", "it closed before its hello")
+
+    def _known(self, names: list[str]) -> str | None:
+        """Return the first of a refused certificate's names that is a peer's."""
+        known = (http_head.printable(name, 63) for name in names[:8])
+        return next((name for name in known if self.factory.nodes.link(name) is not None), None)
+
+    def _count(self, word: Reason, detail: str, close_code: int | None = None) -> None:
+        self.factory.refused(self, word, detail, self._claimed, close_code)
+
+    def _log_bug(self, what: str, failure: Failure | None = None) -> None:
+        self.log._log.failure("{what}", failure, what=what)
+
+    # -- silence ------------------------------------------------------------------------------
+
+    def onOpen(self) -> None:
+        """The upgrade is done; first pings are spread over half an interval."""
+        self.ping_after(self.autoPingInterval * (0.5 + 0.5 * self.factory.random.random()))
+
+
+def hello_dialer(connection: AcceptedConnection) -> str:
+    """Return the name of the dialer of an accepted connection."""
+    return connection._claimed or ""
 
 
 class Listener(ServerFactory, ListenerPort[AcceptedConnection]):  # type: ignore[misc]
@@ -172,14 +619,14 @@ class Listener(ServerFactory, ListenerPort[AcceptedConnection]):  # type: ignore
         self.refusals[reason] += 1
         link = self.nodes.link(claimed) if claimed and reason in ("rejected", "tls") else None
         if link is not None:
-            link.turned_away(reason, f"{heads.printable(detail, 300)} (from {connection.host})")
-        self.nodes.refused(claimed, connection.address, reason, heads.printable(detail, 300))
+            link.turned_away(reason, f"{http_head.printable(detail, 300)} (from {connection.host})")
+        self.nodes.refused(claimed, connection.address, reason, http_head.printable(detail, 300))
         self.tell(
             "warn",
             "connection.refused",
             address=connection.address,
             reason=reason,
-            detail=heads.printable(detail, 300),
+            detail=http_head.printable(detail, 300),
             claimed=claimed,
             close_code=close_code,
         )

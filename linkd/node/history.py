@@ -16,7 +16,7 @@ from linkd.core.link_types import Changed
 from linkd.core.shown import rfc3339
 from linkd.log import MemoryCursors
 from linkd.log.engine import Log, Told
-from linkd.net.limits import Bucket, origin
+from linkd.net.rate_limit import Bucket, origin
 from linkd.node.link_driver import LinkDriver
 from linkd.node.outages import Current, Outages
 from linkd.status import Availability, Event, LinkHistory, Outage, RefusedConnection

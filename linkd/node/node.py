@@ -24,7 +24,7 @@ from linkd.core.link_types import Changed
 from linkd.core.shown import JSON
 from linkd.errors import LinkdError, Reason
 from linkd.log.engine import Appended, Consumer, CursorStore, Log, Owned, Settled
-from linkd.net.ports import Dialer
+from linkd.net.connection import Dialer
 from linkd.net.timers import when_idle
 from linkd.node.dispatcher import Rules, Spread, VolatileSequence, messages_of
 from linkd.node.held import Held
@@ -103,7 +103,7 @@ class Stores(msgspec.Struct, frozen=True):
 
 
 class Node:
-    """One running linkd; `linkd.api.port.NodePort` and `linkd.net.ports.Nodes`.
+    """One running linkd; `linkd.api.port.NodePort` and `linkd.net.connection.Nodes`.
 
     Args:
         config: What is in force.
@@ -198,7 +198,7 @@ class Node:
         """Return how many links are up, and the peers of those that are not."""
         return self._links.summary()
 
-    # -- for the listener (linkd.net.ports.Nodes) -----------------------------------------------
+    # -- for the listener (linkd.net.connection.Nodes) -----------------------------------
 
     def peer(self, name: str) -> PeerSettings | None:
         """Return the configured peer of that name."""

@@ -26,15 +26,17 @@ from linkd.clock import is_plausible
 from linkd.config import Config
 from linkd.config.addresses import parse_address
 from linkd.errors import ConfigError, LinkdError, StateTooNew, unusable
-from linkd.net import issuing
+from linkd.net import certificates as issuing
 from linkd.net.certificates import (
+    Issuer,
     KeyPair,
+    Subject,
+    Validity,
     load_certificates,
     load_key_pair,
     load_revocation_lists,
     names_host,
 )
-from linkd.net.issuing import Issuer, Subject, Validity
 from linkd.net.tls import AUTHORITY_FILE, REVOCATION_FILE
 from linkd.pairing import signers
 from linkd.pairing.signers import (

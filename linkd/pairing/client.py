@@ -28,11 +28,14 @@ from linkd.config.settings import NAME_PATTERN
 from linkd.errors import ConfigError, LinkdError
 from linkd.net.certificates import (
     certificate_names,
+    common_name,
     is_issued_by,
+    key_pem,
     load_certificates,
     load_key_pair,
+    make_key,
+    pem,
 )
-from linkd.net.issuing import common_name, key_pem, make_key, pem
 from linkd.pairing import messages
 from linkd.pairing.ca import DIRECTORY
 from linkd.pairing.messages import (

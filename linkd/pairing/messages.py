@@ -19,7 +19,7 @@ from linkd.config import Config
 from linkd.config.settings import NAME_PATTERN
 from linkd.core.channels import is_pattern
 from linkd.errors import ConfigError, LinkdError
-from linkd.net.identity import encode_fields
+from linkd.net.auth import encode_fields
 
 SECRET_BYTES: Final = 10
 FINGERPRINT_BYTES: Final = 10

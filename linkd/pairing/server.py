@@ -24,9 +24,9 @@ from linkd import events
 from linkd.config import Config
 from linkd.config.settings import NAME_PATTERN
 from linkd.errors import ConfigError, LinkdError, Unavailable
-from linkd.net import issuing
+from linkd.net import certificates as issuing
 from linkd.net.certificates import load_certificates, names_host
-from linkd.net.limits import Buckets
+from linkd.net.rate_limit import Buckets
 from linkd.net.tls import AUTHORITY_FILE
 from linkd.pairing import messages
 from linkd.pairing.ca import (

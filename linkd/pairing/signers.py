@@ -24,9 +24,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from linkd import events
 from linkd.clock import clock_words, is_plausible
 from linkd.errors import ConfigError, Unavailable, unusable
-from linkd.net import issuing
-from linkd.net.certificates import is_issued_by, load_certificates
-from linkd.net.issuing import Issuer, Validity
+from linkd.net import certificates
+from linkd.net.certificates import Issuer, Validity, is_issued_by, load_certificates
 from linkd.net.tls import AUTHORITY_FILE
 
 
@@ -183,7 +182,7 @@ class Signers:
 
     def _make_successor(self) -> None:
         ends = self.expires
-        key = issuing.make_key()
+        key = certificates.make_key()
         made = (*self._all, Issuer(self._certify(key, first=False), key))
         write_keys(self._directory / KEY_FILE, [each.key for each in made])
         self._write_certificates(made)
@@ -233,7 +232,7 @@ class Signers:
     def _found(self) -> None:
         """Make the first; its key is written last, and shows that all of it is there."""
         self._check_clock()
-        key = issuing.make_key()
+        key = certificates.make_key()
         self._write_certificates([Issuer(self._certify(key, first=True), key)])
         write_keys(self._directory / KEY_FILE, [key])
 
@@ -245,7 +244,7 @@ class Signers:
             public = key.public_key().public_bytes(serialization.Encoding.DER, form)
             name += f" {hashlib.sha256(public).hexdigest()[:8]}"
         validity = Validity.around(self._wall(), BACK_SECONDS, AUTHORITY_DAYS * DAY_SECONDS)
-        return issuing.make_authority(key, name, validity)
+        return certificates.make_authority(key, name, validity)
 
     def _with_certificates(self, keys: list[ec.EllipticCurvePrivateKey]) -> tuple[Issuer, ...]:
         """Return the keys with their certificates; a missing or damaged one is made from its key.
@@ -281,7 +280,7 @@ class Signers:
         return signers
 
     def _write_certificates(self, signers: tuple[Issuer, ...] | list[Issuer]) -> None:
-        content = b"".join(issuing.pem(each.certificate) for each in signers)
+        content = b"".join(certificates.pem(each.certificate) for each in signers)
         write_whole(self._directory / AUTHORITY_FILE, content, 0o640)
 
 
@@ -308,7 +307,7 @@ def load_keys(path: Path) -> list[ec.EllipticCurvePrivateKey]:
 
 def write_keys(path: Path, keys: list[ec.EllipticCurvePrivateKey]) -> None:
     """Write keys into a file that only its owner may read."""
-    write_whole(path, b"".join(issuing.key_pem(key) for key in keys), 0o600)
+    write_whole(path, b"".join(certificates.key_pem(key) for key in keys), 0o600)
 
 
 def _public(certificate: x509.Certificate) -> object:

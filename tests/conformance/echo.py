@@ -34,11 +34,9 @@ from linkd.config import (
     Url,
 )
 from linkd.net import connection
-from linkd.net.accepted import AcceptedConnection
-from linkd.net.dialed import DialedConnection
-from linkd.net.dialer import LinkDialer, Origin
-from linkd.net.listener import Listener
-from linkd.net.resolve import Resolver, look_up
+from linkd.net.connect import Resolver, look_up
+from linkd.net.dialer import DialedConnection, LinkDialer, Origin
+from linkd.net.listener import AcceptedConnection, Listener
 from linkd.reactor import install
 from tests.support.fake_node import FakeNode, make_config
 from tests.support.net_lab import Link

@@ -16,7 +16,7 @@ import pytest
 import trustme
 
 from linkd.client.http import call, expect
-from linkd.net.identity import prove
+from linkd.net.auth import prove
 from tests.support import figures
 from tests.support.daemon import SECRET, Daemon, listen, peer
 from tests.support.flood import Flood, Order, Stranger, upgrade

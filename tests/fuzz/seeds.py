@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from random import Random
 
-from linkd.net import frames
+from linkd.net import websocket
 from linkd.pairing.messages import Code, encode_code
 from tests.fuzz.targets import CORPUS
 from tests.fuzz.templates import TEXTS, messages, streams
@@ -62,7 +62,7 @@ def seeds() -> Iterator[tuple[str, bytes]]:
     yield from (("identity", one) for one in _HEADS)
     for payload in (b"", b"abc", b"x" * 126):
         for masked in (0, 0x80):
-            head, body = frames.put(frames.MESSAGE, payload, masked)
+            head, body = websocket.put(websocket.MESSAGE, payload, masked)
             yield "frames", bytes((masked,)) + head + body
     yield "frames", b"\x80\x89\x80mask" + b"\x8a\x80mask"
     yield from (("http", one) for one in (*_sized(_REQUESTS, b"\x02"), *_random(b"\x08", 12)))

@@ -13,7 +13,7 @@ from twisted.logger import globalLogPublisher
 
 from linkd.api.account import Account
 from linkd.api.server import Api
-from linkd.net.fair_share import FairShare
+from linkd.net.rate_limit import FairShare
 from tests.support import fake_node
 from tests.support.fake_node import FakeNode, make_config
 

@@ -19,8 +19,8 @@ from twisted.logger import LogLevel, globalLogPublisher
 from linkd.config import PeerSettings
 from linkd.core.wire import Ack, Generation, Goodbye, encode
 from linkd.errors import Unavailable
+from linkd.net.auth import prove
 from linkd.net.dialer import LinkDialer, Origin
-from linkd.net.identity import prove
 from linkd.net.listener import Listener
 from tests.support.net_lab import (
     SECRET,

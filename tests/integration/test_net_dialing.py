@@ -17,9 +17,9 @@ from twisted.internet.task import deferLater
 from linkd.config import PeerSettings, ReconnectSettings
 from linkd.core.backoff import Backoff
 from linkd.errors import AttemptFailed
+from linkd.net.connect import Resolver
 from linkd.net.dialer import LinkDialer, Origin
 from linkd.net.listener import Listener
-from linkd.net.resolve import Resolver
 from tests.support.net_lab import Link, Nodes, secret_file, settings, threaded_resolver
 
 reactor: Any = global_reactor

@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from linkd.net.identity import prove
+from linkd.net.auth import prove
 
 _TIMEOUT: Final = 12.0
 

@@ -15,9 +15,9 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from linkd.config import PeerSettings
+from linkd.net.connect import Resolver
 from linkd.net.dialer import LinkDialer, Origin
 from linkd.net.listener import Listener
-from linkd.net.resolve import Resolver
 from tests.support.net_lab import Link, Nodes, secret_file, settings
 from tests.support.pipe import Pipe
 

@@ -20,8 +20,8 @@ from linkd.config import (
 from linkd.core import wire
 from linkd.core.wire import EpochStart, Generation, Goodbye, Hello, Message
 from linkd.errors import AttemptFailed, Reason
-from linkd.net.ports import Connection
-from linkd.net.resolve import Resolver, look_up
+from linkd.net.connect import Resolver, look_up
+from linkd.net.connection import LinkConnection
 
 SECRET = "a secret of more than thirty-two characters"
 
@@ -44,7 +44,7 @@ def greeting(node: str, generation: Generation, interval: float = 0.0, **changes
 
 
 class Link:
-    """A link that writes down what it is told; `linkd.net.ports.LinkPort`.
+    """A link that writes down what it is told; `linkd.net.connection.LinkPort`.
 
     Attributes:
         told: Names of what was called, in order.
@@ -70,24 +70,24 @@ class Link:
         """Return what a node without records says."""
         return greeting(self.node, generation, self.interval)
 
-    def greeted(self, connection: Connection, hello: Hello) -> None:
+    def greeted(self, connection: LinkConnection, hello: Hello) -> None:
         """Remember the connection; answer on the listening end."""
         self.connections.append(connection)
         if not connection.dialed and self.answers:
             connection.answer(self.hello(hello.generation))  # type: ignore[attr-defined]
         self._tell("greeted")
 
-    def received(self, connection: Connection, message: Message) -> None:
+    def received(self, connection: LinkConnection, message: Message) -> None:
         """Remember the message."""
         self.messages.append(message)
         self._tell("received")
 
-    def writable(self, connection: Connection) -> None:
+    def writable(self, connection: LinkConnection) -> None:
         """Say so."""
         self._tell("writable")
 
     def lost(
-        self, connection: Connection, reason: Reason, detail: str, goodbye: Goodbye | None
+        self, connection: LinkConnection, reason: Reason, detail: str, goodbye: Goodbye | None
     ) -> None:
         """Remember why."""
         self.losses.append((reason, detail, goodbye))

@@ -13,9 +13,9 @@ from twisted.internet.task import deferLater
 
 from linkd.config import Config, ListenSettings, NodeSettings, PeerSettings
 from linkd.log import open_cursors, open_log
+from linkd.net.connect import Resolver, look_up
 from linkd.net.dialer import LinkDialer, Origin
 from linkd.net.listener import Listener
-from linkd.net.resolve import Resolver, look_up
 from linkd.node import Node, Stores
 from linkd.node.outages import Outages
 

@@ -67,7 +67,7 @@ def main(url: str, count: int, secret_file: str, *receive: str) -> None:
 
     from linkd import garbage
     from linkd.config.settings import PeerSettings
-    from linkd.net.resolve import Resolver, look_up
+    from linkd.net.connect import Resolver, look_up
 
     reactor: Any = installed
     reactor.seconds = time.monotonic

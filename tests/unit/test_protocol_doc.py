@@ -12,8 +12,8 @@ import pytest
 
 from linkd.core import backoff, liveness, takeover, wire
 from linkd.core.batch import MAX_BATCH_BYTES
-from linkd.net import heads, identity
-from linkd.net.accepted import MAX_POST_BYTES, MAX_POSTS
+from linkd.net import auth, http_head
+from linkd.net.listener import MAX_POST_BYTES, MAX_POSTS
 from linkd.pairing.server import CODE_SECONDS, MAX_WRONG_PROOFS
 
 ROOT = Path(__file__).parents[2]
@@ -62,12 +62,13 @@ def test_a_changed_table_is_noticed(tables: ModuleType, document: str) -> None:
         f"subprotocol `{wire.SUBPROTOCOL}`",
         f"at most {wire.MAX_MESSAGE_BYTES:,} bytes",
         f"at most {MAX_BATCH_BYTES:,} bytes of records",
-        f"`POST {heads.TOKEN_PATH}`",
-        f"`{heads.LINK_PATH}`",
-        f"`{heads.NODE_HEADER}`, `{heads.NONCE_HEADER}: NONCE` and `{heads.PROOF_HEADER}: PROOF`",
-        f"within {identity.NONCE_LIFETIME:.0f} s",
-        f"at least {identity.MIN_SECRET_CHARACTERS} characters",
-        f"up to {identity.MAX_NONCE_CHARACTERS} of",
+        f"`POST {http_head.TOKEN_PATH}`",
+        f"`{http_head.LINK_PATH}`",
+        f"`{http_head.NODE_HEADER}`, `{http_head.NONCE_HEADER}: NONCE`"
+        f" and `{http_head.PROOF_HEADER}: PROOF`",
+        f"within {auth.NONCE_LIFETIME:.0f} s",
+        f"at least {auth.MIN_SECRET_CHARACTERS} characters",
+        f"up to {auth.MAX_NONCE_CHARACTERS} of",
         f"body of at most {MAX_POST_BYTES // 1024} KiB",
         f"within {CODE_SECONDS / 60:.0f} min",
         f"{backoff.UNREACHABLE_DELAY:g} s ± {backoff.JITTER:.0%}".replace("%", " %"),
@@ -93,5 +94,5 @@ def test_numbers_that_stand_as_words() -> None:
 
 
 def test_the_example_s_proof(document: str) -> None:
-    proof = identity.prove(b"0123456789abcdef" * 2, "dialer", "edge-1", "hub", "nonce")
+    proof = auth.prove(b"0123456789abcdef" * 2, "dialer", "edge-1", "hub", "nonce")
     assert f"`{proof}`" in document

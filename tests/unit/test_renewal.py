@@ -19,7 +19,7 @@ from twisted.logger import globalLogPublisher
 from linkd.config import Config
 from linkd.config.settings import NodeSettings, PeerSettings
 from linkd.errors import ConfigError
-from linkd.net.issuing import pem
+from linkd.net.certificates import pem
 from linkd.pairing import Authority, Renewal
 from linkd.pairing import client as renewals
 from linkd.pairing.client import CHECK_INTERVAL, RETRY_INTERVAL, make_request

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from linkd.core.wire import MAX_MESSAGE_BYTES as MOST
-from linkd.net import frames
+from linkd.net import websocket
 
 
 def one(content: bytes) -> None:
@@ -11,14 +11,14 @@ def one(content: bytes) -> None:
     masked = 0x80 if content[:1] >= b"\x80" else 0
     data, position = content[1:], 0
     for _ in range(4):
-        found = frames.take(data, position, masked, MOST)
+        found = websocket.take(data, position, masked, MOST)
         if isinstance(found, int):
             assert 0 <= found <= MOST + 14
             break
         first, payload, end = found
         assert position + 2 <= end <= len(data)
         assert first == data[position]
-        again = b"".join(frames.put(first, payload, 0))
-        assert frames.take(again, 0, 0, MOST) == (first, payload, len(again))
-        assert frames.take(data[: end - 1], position, masked, MOST) == 1
+        again = b"".join(websocket.put(first, payload, 0))
+        assert websocket.take(again, 0, 0, MOST) == (first, payload, len(again))
+        assert websocket.take(data[: end - 1], position, masked, MOST) == 1
         position = end

@@ -8,8 +8,8 @@ from pathlib import Path
 from linkd.api.keys import Keyring
 from linkd.core.channels import Patterns
 from linkd.errors import ConfigError
-from linkd.net.heads import parse_head, printable
-from linkd.net.identity import Nonces, prove, verify
+from linkd.net.auth import Nonces, prove, verify
+from linkd.net.http_head import parse_head, printable
 from linkd.pairing.messages import decode_code, encode_code
 from tests.support.fake_node import make_config
 

@@ -8,7 +8,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from linkd.api.metrics import PAGE_SECONDS, Metrics
-from linkd.net.fair_share import SLICE_SECONDS, FairShare
+from linkd.net.rate_limit import SLICE_SECONDS, FairShare
 from linkd.status import LinkStatus
 from tests.support.fake_node import FakeNode, link, make_config
 from tests.support.step_clock import StepClock

@@ -22,7 +22,7 @@ from linkd.api.presence import (
 )
 from linkd.core.batch import Record, encode_records
 from linkd.core.wire import Volatile
-from linkd.net.fair_share import FairShare
+from linkd.net.rate_limit import FairShare
 from linkd.status import Event
 
 

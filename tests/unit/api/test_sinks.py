@@ -14,7 +14,7 @@ from linkd.api.server import Api
 from linkd.api.sinks import PATTERN_COST, SUBSCRIPTION_BYTES, SlicedSink
 from linkd.api.sse import RecordStream
 from linkd.core.batch import Batch, Draft, Origin, Record, encode_records, read_records
-from linkd.net.fair_share import SLICE_SECONDS
+from linkd.net.rate_limit import SLICE_SECONDS
 from tests.support.fake_node import FakeNode, make_config
 from tests.support.step_clock import StepClock
 

@@ -17,7 +17,7 @@ from linkd.api.request import MAX_REQUEST_BYTES, ApiRequest
 from linkd.api.room import Room
 from linkd.api.site import BODY_BYTES, BODY_SECONDS, ApiChannel, ApiSite
 from linkd.config import LimitSettings
-from linkd.net.fair_share import SHARE_SECONDS, FairShare
+from linkd.net.rate_limit import SHARE_SECONDS, FairShare
 from tests.support.step_clock import StepClock
 
 

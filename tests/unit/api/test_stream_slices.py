@@ -13,7 +13,7 @@ from linkd.api.server import Api
 from linkd.api.stream import MAX_PATTERNS_BYTES, StreamSession
 from linkd.core import stream
 from linkd.core.batch import Record, encode_records
-from linkd.net.fair_share import SLICE_SECONDS
+from linkd.net.rate_limit import SLICE_SECONDS
 from tests.support.fake_node import FakeNode, link, make_config
 from tests.support.step_clock import StepClock
 

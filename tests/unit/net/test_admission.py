@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from linkd.config import LimitSettings
-from linkd.net.admission import Admission, Place
-from linkd.net.greeted import GreetedAddresses
+from linkd.net.admission import Admission, GreetedAddresses, Place
 
 
 class Door:

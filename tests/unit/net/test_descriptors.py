@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from linkd.net.descriptors import LEAST, Descriptors, Shares
+from linkd.net.linux import LEAST, Descriptors, Shares
 
 
 class Process:
@@ -20,7 +20,7 @@ class Process:
         self.lines: list[tuple[str, dict[str, Any]]] = []
         self.warnings: dict[str, str] = {}
         monkeypatch.setattr(
-            "linkd.net.descriptors.emit", lambda event, **fields: self.lines.append((event, fields))
+            "linkd.net.linux.emit", lambda event, **fields: self.lines.append((event, fields))
         )
         self.descriptors = Descriptors(limit, self.warnings, self.lowest_free)
 

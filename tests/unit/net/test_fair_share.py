@@ -9,7 +9,7 @@ import pytest
 from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 
-from linkd.net.fair_share import SHARE_SECONDS, SLICE_SECONDS, FairShare, serve_last
+from linkd.net.rate_limit import SHARE_SECONDS, SLICE_SECONDS, FairShare, serve_last
 from tests.support.step_clock import StepClock
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from linkd.net.greeted import FILE, KEPT_SECONDS, GreetedAddresses
+from linkd.net.admission import FILE, KEPT_SECONDS, GreetedAddresses
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
     """Return what is logged."""
     found: list[tuple[str, Any]] = []
     monkeypatch.setattr(
-        "linkd.net.greeted.emit", lambda event, **fields: found.append((event, fields["detail"]))
+        "linkd.net.admission.emit", lambda event, **fields: found.append((event, fields["detail"]))
     )
     return found
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from linkd.errors import ConfigError
-from linkd.net.identity import (
+from linkd.net.auth import (
     NONCE_LIFETIME,
     Nonces,
     encode_fields,

@@ -10,7 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
-from linkd.net.issuing import (
+from linkd.net.certificates import (
     FOR_DIALING,
     FOR_LISTENING,
     Issuer,

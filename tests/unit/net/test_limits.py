@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from linkd.config import LimitSettings
 from linkd.net.admission import Admission
-from linkd.net.identity import Nonces
-from linkd.net.limits import Bucket, Buckets, origin
+from linkd.net.auth import Nonces
+from linkd.net.rate_limit import Bucket, Buckets, origin
 
 
 @pytest.mark.parametrize(

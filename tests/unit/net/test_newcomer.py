@@ -9,8 +9,7 @@ from twisted.internet.address import IPv4Address
 from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 
-from linkd.net.listener import Listener
-from linkd.net.newcomer import Newcomer, Newcomers
+from linkd.net.listener import Listener, Newcomer, Newcomers
 from tests.support.net_lab import Nodes, settings
 from tests.support.pipe import Pipe
 

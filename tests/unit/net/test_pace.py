@@ -6,7 +6,8 @@ import pytest
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.task import Clock
 
-from linkd.net.pace import (
+from linkd.net.connection import Sending
+from linkd.net.websocket import (
     LARGE_BYTES,
     LEAST_BYTES,
     MOST_BYTES,
@@ -15,7 +16,6 @@ from linkd.net.pace import (
     QUICK_TIMES,
     Pace,
 )
-from linkd.net.sending import Sending
 
 
 class Wrapped:

@@ -12,10 +12,9 @@ from twisted.internet.task import Clock
 
 from linkd.config import PeerSettings, parse_url
 from linkd.core.wire import Ack, Goodbye, encode
-from linkd.net.attempt import Attempt, Budget, Candidate
+from linkd.net.connect import Attempt, Budget, Candidate, Resolver
 from linkd.net.dialer import LinkDialer, Origin
 from linkd.net.listener import Listener
-from linkd.net.resolve import Resolver
 from tests.support.net_lab import Link, Nodes, secret_file, settings
 from tests.support.pipe import Pipe
 

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from linkd.net.sockets import every_address, limit_segment
+from linkd.net.linux import every_address, limit_segment
 
 
 def test_all_addresses_are_of_both_families() -> None:

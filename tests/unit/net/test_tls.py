@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 from linkd.config import ListenSettings, PeerSettings
 from linkd.errors import AttemptFailed, ConfigError
 from linkd.net import tls as tls_module
-from linkd.net import tls_reasons
+from linkd.net import tls as tls_reasons
 from linkd.net.certificates import (
     certificate_names,
     load_certificates,

@@ -8,10 +8,18 @@ from typing import Any, ClassVar
 
 import pytest
 
-from linkd.net.frames import MESSAGE, PING, put
-from linkd.net.pace import LEAST_BYTES, Pace
-from linkd.net.websocket import STATE_CLOSED, STATE_CLOSING, STATE_OPEN
-from linkd.net.whole import TURN_SECONDS, WholeFrames
+from linkd.net.websocket import (
+    LEAST_BYTES,
+    MESSAGE,
+    PING,
+    STATE_CLOSED,
+    STATE_CLOSING,
+    STATE_OPEN,
+    TURN_SECONDS,
+    Pace,
+    WholeFrames,
+    put,
+)
 
 
 class Autobahn:

@@ -9,7 +9,7 @@ import pytest
 from linkd.api.presence import Presence
 from linkd.config import ChannelSettings, PeerSettings
 from linkd.core.wire import Volatile
-from linkd.net.fair_share import FairShare
+from linkd.net.rate_limit import FairShare
 from tests.support.fake_net import FakeNet, Kept, publish
 
 EDGE = PeerSettings(name="edge", receive=("orders", "now"))

@@ -1,4 +1,4 @@
-"""Who the other end is, where a shared secret says so: nonces, proofs and secret files.
+"""Authenticate a peer by a shared secret: nonces, proofs and secret files.
 
 The secret never crosses the wire. For every attempt the listener gives a fresh nonce; each end
 proves that it knows the secret by an HMAC over its role, both names and that nonce, so that a proof
@@ -21,7 +21,7 @@ from typing import Literal
 
 from linkd.core.wire import SUBPROTOCOL
 from linkd.errors import ConfigError, unusable
-from linkd.net.limits import origin
+from linkd.net.rate_limit import origin
 
 NONCE_LIFETIME = 30.0
 """Seconds for which a nonce can be spent."""

@@ -1,4 +1,4 @@
-"""Heads of HTTP requests and answers, as far as linkd needs them ahead of the upgrade."""
+"""Heads of HTTP requests and responses that precede the upgrade."""
 
 from __future__ import annotations
 
