@@ -12,7 +12,7 @@ from twisted.internet.task import Clock
 from websockets.protocol import State
 
 from bench.floor import Bench, folder
-from linkd.api.account import Account
+from linkd.api.http import Account
 from linkd.api.metrics import Metrics
 from linkd.api.stream import StreamSession, StreamSink
 from linkd.client.record import Reading, pack

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from linkd.api.refusals import Refusal
+from linkd.api.errors import Refusal
 from linkd.core.batch import Batch, read_records
 from linkd.core.shown import (
     JSON,

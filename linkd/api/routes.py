@@ -1,12 +1,102 @@
-"""The one table of routes: it dispatches, and docs and OpenAPI come from it."""
+"""The table of routes: dispatch, documentation and OpenAPI are made from it."""
 
 from __future__ import annotations
 
-from linkd.api import acting, publishing, reading
-from linkd.api.route import Param, Route
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal
+
+import msgspec
+
+import linkd
+from linkd.api import operations, publish, read
+from linkd.api.call import Call, unquoted
+from linkd.api.errors import WORDS, Refusal
+from linkd.api.http import Answer
+from linkd.api.service import Service
 from linkd.config.settings import CONSUMER_NAME_PATTERN, NAME_PATTERN
 from linkd.core.batch import HEADER_VALUE_PATTERN
 from linkd.core.channels import CHANNEL_PATTERN, CHANNELS_PATTERN
+from linkd.status import Availability, Event, LinkHistory, NodeStatus, Outage
+
+Run = Callable[[Service, Call], Awaitable[Answer | None]]
+Access = Literal["open", "optional", "caller", "token", "socket"]
+"""`open`: anyone. `optional`: anyone, but a caller with a key sees more. `caller`: a key, a cookie
+session, or the socket. `token`: a token too. `socket`: the unix socket alone; elsewhere there is no
+such path."""
+
+
+class Param(msgspec.Struct, frozen=True):
+    """A value in the path, the query, a header or a body, and what it must look like.
+
+    Args:
+        name: Its name.
+        about: What it says.
+        type: Its type in JSON Schema.
+        pattern: A regular expression that it fits.
+        least: The least number.
+        most: The greatest number.
+        choice: All that it may be, where that is little.
+        required: It must be there.
+        null: It may be null, as if it were not there.
+        several: It may come several times.
+    """
+
+    name: str
+    about: str
+    type: str = "string"
+    pattern: str | None = None
+    least: float | None = None
+    most: float | None = None
+    choice: tuple[str | int, ...] = ()
+    required: bool = False
+    null: bool = False
+    several: bool = False
+
+
+class Route(msgspec.Struct, frozen=True, kw_only=True):
+    """One call.
+
+    Args:
+        method: GET, POST or DELETE.
+        path: Its path; `{name}` stands for one segment.
+        about: What it does, one sentence.
+        run: What answers it; None for files and WebSockets.
+        access: Who may call.
+        answers: What each status means, beside those that any call may have.
+        places: What stands in the path's `{names}`.
+        query: What may stand in the query.
+        headers: What request headers mean something.
+        body: The content types of the request's body, none where it has none.
+        fields: Of the body where it is a JSON object.
+        gives: Content types of the answer.
+        always: Also while the node starts or stops.
+        socket: A WebSocket.
+    """
+
+    method: str
+    path: str
+    about: str
+    run: Run | None = None
+    access: Access = "caller"
+    answers: dict[int, str]
+    places: tuple[Param, ...] = ()
+    query: tuple[Param, ...] = ()
+    headers: tuple[Param, ...] = ()
+    body: tuple[str, ...] = ()
+    fields: tuple[Param, ...] = ()
+    gives: tuple[str, ...] = ("application/json",)
+    always: bool = False
+    socket: bool = False
+
+    @property
+    def names(self) -> dict[str, bool] | None:
+        """What counts in the query, and whether it may come several times; None: all counts.
+
+        Programs add names of their own to the URL of a WebSocket.
+        """
+        return {param.name: param.several for param in self.query} if self.socket else None
+
 
 _CHANNEL = Param("channel", "A channel.", pattern=CHANNEL_PATTERN)
 _CHANNELS = Param("channel", "A channel or pattern.", pattern=CHANNELS_PATTERN)
@@ -40,7 +130,7 @@ ROUTES: tuple[Route, ...] = (
         path="/v1/channels/{channel}",
         places=(_CHANNEL,),
         about="Publish the body as one message, or one a line (application/x-ndjson).",
-        run=publishing.publish,
+        run=publish.publish,
         answers={
             200: "A message with that id was published before; nothing was stored.",
             201: "It is on disk (with `wait`: on that peer's disk).",
@@ -70,7 +160,7 @@ ROUTES: tuple[Route, ...] = (
         path="/v1/channels/{channel}",
         places=(_CHANNELS,),
         about="A page of a channel or pattern; with Accept: text/event-stream, follow it.",
-        run=reading.read,
+        run=read.read,
         answers={200: "A page, or an event stream whose event ids are offsets."},
         query=(
             _FROM,
@@ -86,14 +176,14 @@ ROUTES: tuple[Route, ...] = (
         path="/v1/presence/{channel}",
         places=(_CHANNEL,),
         about="Who is there on a channel by `/ws`, at any node.",
-        run=reading.present,
+        run=read.present,
         answers={200: "Those who are there."},
     ),
     Route(
         method="GET",
         path="/v1/consumers",
         about="The named consumers: next offset, and how many offsets lie behind the log's end.",
-        run=acting.consumers,
+        run=operations.consumers,
         answers={200: "The consumers that the caller may see."},
     ),
     Route(
@@ -101,7 +191,7 @@ ROUTES: tuple[Route, ...] = (
         path="/v1/consumers/{name}/ack",
         places=(_NAMED,),
         about="Set a consumer's cursor: everything below `next` is done; it never moves back.",
-        run=reading.acknowledge,
+        run=read.acknowledge,
         answers={
             200: "It is on disk.",
             404: "There is no such consumer.",
@@ -118,7 +208,7 @@ ROUTES: tuple[Route, ...] = (
         path="/v1/consumers/{name}",
         places=(_NAMED,),
         about="Forget a consumer and its cursor.",
-        run=acting.forget,
+        run=operations.forget,
         answers={204: "It is gone.", 404: "There is no such consumer."},
         query=(_OWNER,),
         gives=(),
@@ -128,7 +218,7 @@ ROUTES: tuple[Route, ...] = (
         path="/v1/consumers/{name}/move",
         places=(_NAMED,),
         about="Give a consumer another owner and name; for the socket and a key for everything.",
-        run=acting.move,
+        run=operations.move,
         answers={
             200: "It has the new name.",
             404: "There is no such consumer or key.",
@@ -146,7 +236,7 @@ ROUTES: tuple[Route, ...] = (
         path="/v1/records/{offset}",
         places=(Param("offset", "Its offset.", "integer", least=0, most=2**62),),
         about="The exact bytes of one body.",
-        run=reading.record,
+        run=read.record,
         answers={
             200: "The body, with the content type that it was published with.",
             404: "There is no such record.",
@@ -158,7 +248,7 @@ ROUTES: tuple[Route, ...] = (
         method="GET",
         path="/v1/status",
         about="The state of node and links.",
-        run=acting.status,
+        run=operations.status,
         answers={200: "What is true now."},
         always=True,
     ),
@@ -166,7 +256,7 @@ ROUTES: tuple[Route, ...] = (
         method="GET",
         path="/v1/events",
         about="The changes of links, as a page or as an event stream.",
-        run=acting.events,
+        run=operations.events,
         answers={200: "The changes, oldest first."},
         query=(Param("after", "Only those with a higher number.", "integer", least=0, most=2**62),),
         headers=(_LAST_EVENT,),
@@ -177,7 +267,7 @@ ROUTES: tuple[Route, ...] = (
         method="GET",
         path="/v1/outages",
         about="The recorded outages, oldest first, and each link's availability.",
-        run=acting.outages,
+        run=operations.outages,
         answers={200: "The outages and availabilities.", 404: "There is no such peer."},
         query=(
             Param("peer", "Only this peer's."),
@@ -191,7 +281,7 @@ ROUTES: tuple[Route, ...] = (
         path="/v1/peers/{name}/history",
         places=(_PEER,),
         about="The last hour of what the dashboard plots of one link, a value for each 5 s.",
-        run=acting.history,
+        run=operations.history,
         answers={200: "Its series.", 404: "There is no such peer."},
         always=True,
     ),
@@ -200,7 +290,7 @@ ROUTES: tuple[Route, ...] = (
         path="/v1/peers/{name}/kick",
         places=(_PEER,),
         about="Have a link try again at once, whatever its delay.",
-        run=acting.kick,
+        run=operations.kick,
         answers={200: "It tries.", 404: "There is no such peer."},
     ),
     Route(
@@ -208,7 +298,7 @@ ROUTES: tuple[Route, ...] = (
         path="/v1/peers/{name}/resync",
         places=(_PEER,),
         about="Tell what a resync would send again or lose; do it where confirmed.",
-        run=acting.resync,
+        run=operations.resync,
         answers={
             200: "What would be, or was done.",
             404: "There is no such peer.",
@@ -222,7 +312,7 @@ ROUTES: tuple[Route, ...] = (
         path="/v1/peers/{name}/forget",
         places=(_PEER,),
         about="Answer what a peer whose `[[peer]]` is missing is owed; forget it where confirmed.",
-        run=acting.forget_peer,
+        run=operations.forget_peer,
         answers={
             200: "What it is, or was, owed: `records`, `bytes`; `done`.",
             404: "There is no such peer.",
@@ -236,12 +326,12 @@ ROUTES: tuple[Route, ...] = (
         path="/v1/peers/{name}/drill",
         places=(_PEER,),
         about="Tell of a fault made on purpose: log and events say so. On the unix socket only.",
-        run=acting.drill,
+        run=operations.drill,
         access="socket",
         answers={204: "It is said.", 404: "There is no such peer."},
         body=_JSON,
         fields=(
-            Param("drill", "Its name.", pattern=acting.DRILL_PATTERN, required=True),
+            Param("drill", "Its name.", pattern=operations.DRILL_PATTERN, required=True),
             Param("state", "Whether it begins.", choice=("started", "ended"), required=True),
             Param("seconds", "How long it is to last.", "number"),
             Param("verdict", "What came of it.", choice=("pass", "fail"), null=True),
@@ -252,7 +342,7 @@ ROUTES: tuple[Route, ...] = (
         method="POST",
         path="/v1/log/trim",
         about="Tell how many records lie below an offset; delete them where confirmed.",
-        run=acting.trim,
+        run=operations.trim,
         answers={200: "What would go, or went."},
         body=_JSON,
         fields=(
@@ -264,7 +354,7 @@ ROUTES: tuple[Route, ...] = (
         method="POST",
         path="/v1/pairing/invite",
         about="Make a code with which another node can join, once. On the unix socket only.",
-        run=acting.pair,
+        run=operations.pair,
         access="socket",
         answers={201: "The code.", 409: "This node can't be paired with like that."},
         body=_JSON,
@@ -279,7 +369,7 @@ ROUTES: tuple[Route, ...] = (
         method="GET",
         path="/v1/pairing/peers",
         about="Who was invited or paired. On the unix socket only.",
-        run=acting.pair,
+        run=operations.pair,
         access="socket",
         answers={200: "The peers, by name."},
         always=True,
@@ -289,7 +379,7 @@ ROUTES: tuple[Route, ...] = (
         path="/v1/pairing/peers/{name}/revoke",
         places=(_PEER,),
         about="Take every certificate of a peer back, at once. On the unix socket only.",
-        run=acting.pair,
+        run=operations.pair,
         access="socket",
         answers={200: "How many were good until now.", 409: "No such node was paired."},
     ),
@@ -297,7 +387,7 @@ ROUTES: tuple[Route, ...] = (
         method="POST",
         path="/v1/token",
         about="A token: good once, for 30 s, for one WebSocket or one cookie session.",
-        run=acting.token,
+        run=operations.token,
         answers={201: "The token."},
         body=_JSON,
         fields=(
@@ -309,7 +399,7 @@ ROUTES: tuple[Route, ...] = (
         method="POST",
         path="/v1/session",
         about="Open a cookie session with a token or a key as bearer.",
-        run=acting.open_session,
+        run=operations.open_session,
         access="token",
         answers={204: "The cookie is set: HttpOnly, SameSite=Strict, 12 h."},
         gives=(),
@@ -319,7 +409,7 @@ ROUTES: tuple[Route, ...] = (
         method="DELETE",
         path="/v1/session",
         about="End the cookie session; the cookie is good for nothing any more.",
-        run=acting.close_session,
+        run=operations.close_session,
         access="open",
         answers={204: "The session has ended."},
         gives=(),
@@ -329,7 +419,7 @@ ROUTES: tuple[Route, ...] = (
         method="GET",
         path="/v1/openapi.json",
         about="This description.",
-        run=acting.openapi,
+        run=operations.openapi,
         access="open",
         answers={200: "OpenAPI 3.1."},
         always=True,
@@ -416,7 +506,7 @@ ROUTES: tuple[Route, ...] = (
         method="GET",
         path="/healthz",
         about="The process makes progress.",
-        run=acting.healthz,
+        run=operations.healthz,
         access="open",
         answers={200: "It does."},
         always=True,
@@ -425,7 +515,7 @@ ROUTES: tuple[Route, ...] = (
         method="GET",
         path="/readyz",
         about="All required links are up.",
-        run=acting.readyz,
+        run=operations.readyz,
         access="open",
         answers={200: "They are.", 503: "Some are not, or the node starts or stops."},
         always=True,
@@ -434,7 +524,7 @@ ROUTES: tuple[Route, ...] = (
         method="GET",
         path="/metrics",
         about="Metrics for Prometheus; with a key also of the consumers that it may see.",
-        run=acting.metrics,
+        run=operations.metrics,
         access="optional",
         answers={200: "Text format 0.0.4."},
         gives=("text/plain",),
@@ -469,3 +559,202 @@ ROUTES: tuple[Route, ...] = (
         always=True,
     ),
 )
+
+
+class Match(msgspec.Struct, frozen=True):
+    """A route, and the values in its path."""
+
+    route: Route
+    path: dict[str, str]
+
+
+def _pattern(path: str) -> re.Pattern[bytes]:
+    parts = re.split(r"(\{\w+\})", path)
+    regex = "".join(
+        f"(?P<{part[1:-1]}>[^/]+)" if part.startswith("{") else re.escape(part) for part in parts
+    )
+    return re.compile(regex.encode())
+
+
+_PATTERNS: tuple[tuple[re.Pattern[bytes], dict[str, Route]], ...] = tuple(
+    (_pattern(path), {route.method: route for route in ROUTES if route.path == path})
+    for path in dict.fromkeys(route.path for route in ROUTES)
+)
+
+
+def find(method: str, path: bytes) -> Match:
+    """Return the route of a request.
+
+    Raises:
+        Refusal: There is no such path, or it knows other methods.
+    """
+    for pattern, routes in _PATTERNS:
+        found = pattern.fullmatch(path)
+        if found is None:
+            continue
+        wanted = "GET" if method == "HEAD" and "GET" in routes and _heads(routes["GET"]) else method
+        route = routes.get(wanted)
+        if route is None:
+            raise Refusal(
+                "method-not-allowed",
+                f"{method[:20]} is not for this path",
+                {"Allow": ", ".join(allowed(routes))},
+            )
+        values: dict[str, Any] = found.groupdict()
+        return Match(route, {name: unquoted(value) for name, value in values.items()})
+    raise Refusal("not-found", "there is no such path; see /v1/openapi.json")
+
+
+def _heads(route: Route) -> bool:
+    """Tell whether HEAD makes sense: what is open has an end and changes nothing."""
+    return route.access in ("open", "optional")
+
+
+def allowed(routes: dict[str, Route]) -> list[str]:
+    """Return the methods of a path."""
+    methods = list(routes)
+    if "GET" in routes and _heads(routes["GET"]):
+        methods.append("HEAD")
+    return methods
+
+
+_ANY_CALL = (400, 401, 403, 413, 421, 429, 500, 503)
+"""Statuses that any call may be answered with."""
+
+
+def describe() -> dict[str, Any]:
+    """Return the OpenAPI 3.1 document."""
+    paths: dict[str, dict[str, Any]] = {}
+    for route in ROUTES:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
+    _, schemas = msgspec.json.schema_components(
+        (NodeStatus, Event, Outage, Availability, LinkHistory),
+        ref_template="#/components/schemas/{name}",
+    )
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "linkd",
+            "version": linkd.__version__,
+            "description": "The local API of one linkd node.",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": {
+                **schemas,
+                "Error": {
+                    "type": "object",
+                    "required": ["error", "message"],
+                    "properties": {
+                        "error": {"type": "string", "enum": list(WORDS)},
+                        "message": {"type": "string"},
+                    },
+                },
+            },
+            "securitySchemes": {
+                "key": {"type": "http", "scheme": "bearer"},
+                "session": {"type": "apiKey", "in": "cookie", "name": "linkd_session"},
+            },
+        },
+    }
+
+
+def _operation(route: Route) -> dict[str, Any]:
+    operation: dict[str, Any] = {
+        "summary": route.about,
+        "operationId": route.method.lower() + re.sub(r"\W+", "_", route.path).rstrip("_"),
+        "parameters": [
+            *(_parameter(param, "path") for param in route.places),
+            *(_parameter(param, "query") for param in route.query),
+            *(_parameter(param, "header") for param in route.headers),
+        ],
+        "responses": _responses(route),
+        "security": [{"key": []}, {"session": []}] if route.access in ("caller", "token") else [],
+    }
+    if route.body:
+        operation["requestBody"] = {
+            "required": any(field.required for field in route.fields),
+            "content": {kind: {"schema": _body(route, kind)} for kind in route.body},
+        }
+    return operation
+
+
+def _parameter(param: Param, place: str) -> dict[str, Any]:
+    return {
+        "name": param.name,
+        "in": place,
+        "description": param.about,
+        "required": place == "path" or param.required,
+        "schema": {"type": "array", "items": _schema(param)} if param.several else _schema(param),
+    }
+
+
+def _schema(param: Param) -> dict[str, Any]:
+    """Return what a value must look like."""
+    schema: dict[str, Any] = {"type": [param.type, "null"] if param.null else param.type}
+    if param.type == "array":
+        schema["items"] = {"type": "string", "pattern": CHANNELS_PATTERN}
+    bounds = {
+        "pattern": param.pattern,
+        "minimum": param.least,
+        "maximum": param.most,
+        "enum": list(param.choice) or None,
+    }
+    return schema | {key: bound for key, bound in bounds.items() if bound is not None}
+
+
+def _body(route: Route, kind: str) -> dict[str, Any]:
+    """Return what a body must look like."""
+    if not route.fields:
+        return {} if kind == "application/json" else {"type": "string"}
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "required": [field.name for field in route.fields if field.required],
+        "properties": {
+            field.name: {**_schema(field), "description": field.about} for field in route.fields
+        },
+    }
+
+
+def _responses(route: Route) -> dict[str, Any]:
+    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    responses: dict[str, Any] = {}
+    for status, meaning in route.answers.items():
+        said: dict[str, Any] = {"description": meaning}
+        if status >= 400 and route.path != "/readyz":
+            said["content"] = error
+        elif status in (200, 201, 503) and route.gives:
+            said["content"] = {kind: _content(route.path, kind) for kind in route.gives}
+        responses[str(status)] = said
+    for status in _ANY_CALL:
+        meanings = [meaning for number, meaning in WORDS.values() if number == status]
+        responses.setdefault(str(status), {"description": " ".join(meanings), "content": error})
+    if route.path.count("{") or route.access == "socket":
+        responses.setdefault("404", {"description": WORDS["not-found"][1], "content": error})
+    if route.body:
+        responses.setdefault("415", {"description": WORDS["unsupported-type"][1], "content": error})
+    return dict(sorted(responses.items()))
+
+
+_LISTS = {
+    "/v1/events": {"events": "Event"},
+    "/v1/outages": {"outages": "Outage", "availability": "Availability"},
+}
+"""Answers that are lists of structs: path, key, the struct's name."""
+
+
+def _content(path: str, kind: str) -> dict[str, Any]:
+    """Return what an answer in JSON looks like, where a struct says so."""
+    schema: dict[str, Any] | None = None
+    if kind == "application/json" and path == "/v1/status":
+        schema = {"$ref": "#/components/schemas/NodeStatus"}
+    elif kind == "application/json" and path == "/v1/peers/{name}/history":
+        schema = {"$ref": "#/components/schemas/LinkHistory"}
+    elif kind == "application/json" and path in _LISTS:
+        of = {
+            key: {"type": "array", "items": {"$ref": f"#/components/schemas/{name}"}}
+            for key, name in _LISTS[path].items()
+        }
+        schema = {"type": "object", "required": [*of], "properties": of}
+    return {} if schema is None else {"schema": schema}

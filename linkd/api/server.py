@@ -1,12 +1,15 @@
-"""The API's server: listens on the unix socket and on `http`, judges, dispatches, ends."""
+"""The API server: listen on the unix socket and on `http`, dispatch, reload, stop."""
 
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from twisted.internet import tcp, unix
 from twisted.internet.defer import (
     Deferred,
     DeferredList,
@@ -18,30 +21,22 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.task import LoopingCall
 
 from linkd import events
-from linkd.api.account import Account
-from linkd.api.answer import Answer
-from linkd.api.asked import check_consumer
-from linkd.api.call import Call
-from linkd.api.callers import STRANGER, Caller
-from linkd.api.door import TEXT_PATH, answers_by_close
-from linkd.api.files import Files
-from linkd.api.gate import Admitted, Gate
-from linkd.api.ingress import Producers
-from linkd.api.keys import Keyring, WrongKeys
-from linkd.api.matching import find
+from linkd.api.access import TEXT_PATH, Admitted, Gate, answers_by_close
+from linkd.api.auth import STRANGER, Caller, Keyring, WrongKeys
+from linkd.api.call import Call, check_consumer
+from linkd.api.errors import Refusal, refusal_of
+from linkd.api.http import Account, Answer, ApiRequest, Room, refused
 from linkd.api.metrics import Metrics
-from linkd.api.openapi import describe
+from linkd.api.operations import Files
 from linkd.api.port import NodePort, Sink, Start, Subscription
 from linkd.api.presence import Presence
-from linkd.api.refusals import Refusal, refusal_of
-from linkd.api.request import ApiRequest, refused
-from linkd.api.room import Room
+from linkd.api.routes import describe, find
 from linkd.api.service import Following, LocalCall
 from linkd.api.site import ApiSite
-from linkd.api.socket_file import SocketFile
 from linkd.api.stream import StreamSession
+from linkd.api.stream_publisher import Producers
 from linkd.api.text import TextSession
-from linkd.api.upgrade import ApiSocket, Session, Socket, Upgrades
+from linkd.api.websocket import ApiSocket, Session, Socket, Upgrades
 from linkd.clock import wall
 from linkd.config import Config, ListenSettings
 from linkd.config.addresses import parse_address
@@ -51,6 +46,110 @@ from linkd.net.rate_limit import FairShare
 from linkd.net.tls import ServerTls
 from linkd.premises import unlistenable
 from linkd.status import LinkStatus
+
+MODE = 0o660
+_BACKLOG = 50
+_PROBE_SECONDS = 0.1
+"""The event loop waits so long at most for another daemon that has taken the path."""
+
+_Base: Any = unix.Port  # it has no types
+
+Identity = tuple[int, int]
+
+
+class _Port(_Base):  # type: ignore[misc]
+    """A listening socket that removes its file at its end only where the file is its own."""
+
+    def __init__(self, path: Path, factory: Any, reactor: Any) -> None:
+        super().__init__(str(path), factory, _BACKLOG, MODE, reactor)
+        self._path = path
+        self._identity: Identity | None = None
+
+    def startListening(self) -> None:
+        """Bind and listen; raises CannotListenError."""
+        super().startListening()
+        self._identity = _identity(self._path)
+
+    def has_its_file(self) -> bool:
+        """Return whether callers who open the path reach this socket."""
+        return _identity(self._path) == self._identity
+
+    def connectionLost(self, reason: Any) -> None:
+        """End; the file of another one stays."""
+        if self.has_its_file():
+            super().connectionLost(reason)
+        else:
+            tcp.Port.connectionLost(self, reason)
+
+
+class SocketFile:
+    """Listens at a path, and makes the file again where a cleaner has removed it.
+
+    Args:
+        reactor: Twisted's.
+        path: Of the socket.
+        factory: Of the connections.
+    """
+
+    def __init__(self, reactor: Any, path: Path, factory: Any) -> None:
+        self._reactor = reactor
+        self._path = path
+        self._factory = factory
+        self._port = self._listen()
+        self._complaint: str | None = None
+
+    def check(self) -> None:
+        """Listen again if the file is missing or another one; connections stay.
+
+        What can't be done is logged once and tried again at the next call.
+        """
+        if self._port.has_its_file():
+            self._complaint = None
+            return
+        try:
+            self._path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+            fresh = self._listen()
+        except (OSError, CannotListenError) as error:
+            complaint = str(getattr(error, "socketError", error))
+            if complaint != self._complaint:
+                self._complaint = complaint
+                where = str(self._path)
+                events.emit("api.socket-lost", "error", address=where, detail=complaint)
+            return
+        self._complaint = None
+        old, self._port = self._port, fresh
+        old.stopListening()
+        events.emit("api.socket-lost", address=str(self._path), detail="it was made again")
+
+    def stopListening(self) -> Deferred[Any]:
+        """Listen no more, and remove the file."""
+        return maybeDeferred(self._port.stopListening)
+
+    def _listen(self) -> _Port:
+        """Listen, mode 0660; what a daemon that is gone has left there is replaced."""
+        if self._path.is_socket():
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                probe.settimeout(_PROBE_SECONDS)
+                try:
+                    probe.connect(str(self._path))
+                except (ConnectionRefusedError, FileNotFoundError):
+                    with suppress(FileNotFoundError):
+                        self._path.unlink()
+                else:
+                    raise OSError(f"another daemon answers at {self._path}")
+        port = _Port(self._path, self._factory, self._reactor)
+        port.startListening()
+        return port
+
+
+def _identity(path: Path) -> Identity | None:
+    """Return what tells a file from one that replaces it; None where there is none."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
 
 STOP_SECONDS = 3.0
 """Callers whose connection is not over by then are cut."""

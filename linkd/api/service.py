@@ -7,14 +7,13 @@ from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, DeferredSemaphore
 
-from linkd.api.account import Account
+from linkd.api.auth import Caller, Keyring
 from linkd.api.call import Call
-from linkd.api.callers import Caller
-from linkd.api.ingress import Producers
-from linkd.api.keys import Keyring
+from linkd.api.http import Account
 from linkd.api.metrics import Metrics
 from linkd.api.port import NodePort, Sink, Start, Subscription
 from linkd.api.presence import Presence
+from linkd.api.stream_publisher import Producers
 from linkd.config import Config
 from linkd.log.engine import Consumer
 from linkd.net.rate_limit import FairShare

@@ -6,13 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence, Sized
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from linkd.api.refusals import Refusal
+from linkd.api.errors import Refusal
 from linkd.core.batch import Batch
 from linkd.errors import LinkdError
 
 if TYPE_CHECKING:
-    from linkd.api.account import Part
-    from linkd.api.callers import Caller
+    from linkd.api.auth import Caller
+    from linkd.api.http import Part
     from linkd.api.port import Start, Subscription
     from linkd.api.service import Service
 

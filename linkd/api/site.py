@@ -11,13 +11,11 @@ from twisted.python.failure import Failure
 from twisted.web import http
 
 from linkd import events
-from linkd.api.account import Part
+from linkd.api.access import wants_websocket
+from linkd.api.auth import STRANGER
 from linkd.api.bodies import to_json
-from linkd.api.callers import STRANGER
-from linkd.api.door import wants_websocket
-from linkd.api.refusals import Refusal
-from linkd.api.request import Answering, ApiRequest
-from linkd.api.room import SOCKET, TURNED_AWAY, Room
+from linkd.api.errors import Refusal
+from linkd.api.http import SOCKET, TURNED_AWAY, Answering, ApiRequest, Part, Room
 from linkd.net.rate_limit import drop_buffers, origin, serve_last
 from linkd.net.timers import cancel
 

@@ -9,13 +9,12 @@ from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from linkd.api.account import SMALL_BYTES
-from linkd.api.asked import consumer_of, last_record, start_of
+from linkd.api.auth import Caller
 from linkd.api.bodies import record_objects, to_json
-from linkd.api.call import Call
-from linkd.api.callers import Caller
+from linkd.api.call import Call, consumer_of, last_record, start_of
+from linkd.api.errors import Refusal
+from linkd.api.http import SMALL_BYTES
 from linkd.api.port import Start
-from linkd.api.refusals import Refusal
 from linkd.api.service import Service
 from linkd.api.sinks import SlicedSink
 from linkd.core.batch import Batch

@@ -11,13 +11,13 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 import linkd
-from linkd.api.asked import lasting_consumer
-from linkd.api.callers import Caller
-from linkd.api.ingress import Ingress, check_wait
-from linkd.api.publishing import reached
-from linkd.api.refusals import Refusal, refusal_of
+from linkd.api.auth import Caller
+from linkd.api.call import lasting_consumer
+from linkd.api.errors import Refusal, refusal_of
+from linkd.api.publish import reached
 from linkd.api.sinks import ApiSink
-from linkd.api.upgrade import NORMAL, REFUSED, Socket
+from linkd.api.stream_publisher import Ingress, check_wait
+from linkd.api.websocket import NORMAL, REFUSED, Socket
 from linkd.core import stream
 from linkd.core.batch import Batch
 from linkd.errors import LinkdError, RemoteProtocolError

@@ -9,17 +9,25 @@ from secrets import token_urlsafe
 from typing import TYPE_CHECKING, Any
 
 import linkd
-from linkd.api.asked import check_consumer, lasting_consumer, resumed, start_of
+from linkd.api.access import close_of
+from linkd.api.auth import Caller
 from linkd.api.bodies import to_json
-from linkd.api.call import Call
-from linkd.api.callers import Caller
-from linkd.api.door import close_of
+from linkd.api.call import Call, check_consumer, lasting_consumer, resumed, start_of
+from linkd.api.errors import Refusal, refusal_of
 from linkd.api.presence import MAX_NAME, Change
-from linkd.api.publishing import too_large
-from linkd.api.refusals import Refusal, refusal_of
+from linkd.api.publish import too_large
 from linkd.api.sinks import SlicedSink
-from linkd.api.textframes import LARGE_BYTES, Frame, FrameRefused, Name, Told, in_parts, parse, told
-from linkd.api.upgrade import OVERTAKING_BYTES, Socket
+from linkd.api.text_frames import (
+    LARGE_BYTES,
+    Frame,
+    FrameRefused,
+    Name,
+    Told,
+    in_parts,
+    parse,
+    told,
+)
+from linkd.api.websocket import OVERTAKING_BYTES, Socket
 from linkd.clock import wall
 from linkd.core.batch import HELD_BYTES, Batch, Draft, Record, check_words, encode_records
 from linkd.errors import LinkdError

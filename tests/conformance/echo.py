@@ -22,9 +22,9 @@ from typing import Any
 from twisted.internet.protocol import ClientFactory as PlainClientFactory
 from twisted.internet.threads import deferToThread
 
-from linkd.api import upgrade
+from linkd.api import websocket
 from linkd.api.server import Api
-from linkd.api.upgrade import Socket, Upgrades
+from linkd.api.websocket import Socket, Upgrades
 from linkd.config import (
     Config,
     HeartbeatSettings,
@@ -252,7 +252,7 @@ class _Candidate:
 def main() -> None:
     """Serve or dial until told to stop."""
     vars(connection)["MAX_FRAMES"] = 1 << 30
-    vars(upgrade)["MAX_FRAMES"] = 1 << 30
+    vars(websocket)["MAX_FRAMES"] = 1 << 30
     if sys.argv[-1] == "--no-pongs":
         vars(connection)["PONG_AFTER"] = 1e9
     what, port = sys.argv[1], int(sys.argv[2])

@@ -21,7 +21,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect, unix_connect
 
 from linkd.api.routes import ROUTES
-from linkd.api.textframes import Kind
+from linkd.api.text_frames import Kind
 from linkd.core import stream
 from linkd.core.batch import Record, encode_records
 from tests.support import figures

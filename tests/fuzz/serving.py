@@ -11,7 +11,7 @@ from typing import Any
 from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 
-from linkd.api.account import Account
+from linkd.api.http import Account
 from linkd.api.server import Api
 from linkd.net.rate_limit import FairShare
 from tests.support import fake_node

@@ -22,7 +22,7 @@ from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
 from linkd.api.routes import ROUTES
-from linkd.api.textframes import Kind
+from linkd.api.text_frames import Kind
 from linkd.config import ApiKey
 from linkd.core import stream
 from linkd.core.batch import Draft, Producer, Record, encode_records

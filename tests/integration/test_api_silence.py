@@ -12,7 +12,7 @@ import pytest
 import pytest_twisted
 from twisted.internet.defer import Deferred
 
-from linkd.api.upgrade import ApiSocket
+from linkd.api.websocket import ApiSocket
 from linkd.config import HeartbeatSettings
 from linkd.net.websocket import ServerProtocol
 from tests.support.api_calls import Served, reactor, thread

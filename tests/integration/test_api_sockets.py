@@ -17,9 +17,9 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect, unix_connect
 from websockets.typing import Subprotocol
 
-from linkd.api import upgrade
-from linkd.api.callers import Caller
-from linkd.api.upgrade import MAX_FRAMES
+from linkd.api import websocket
+from linkd.api.auth import Caller
+from linkd.api.websocket import MAX_FRAMES
 from linkd.core import stream
 from linkd.core.batch import HELD_BYTES, Draft, Record, decode_records, encode_records
 from linkd.core.channels import Patterns
@@ -162,9 +162,9 @@ async def test_pongs_come_while_a_message_comes_in(
     served: Served, query: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A page that sent 900 kB at 50 kB/s heard nothing for 18 s, and dropped the connection."""
-    monkeypatch.setattr(upgrade, "LIFE_SECONDS", 0.1)
+    monkeypatch.setattr(websocket, "LIFE_SECONDS", 0.1)
     heard: list[bool] = []
-    monkeypatch.setattr(upgrade.ApiSocket, "sendPong", lambda self: heard.append(True))
+    monkeypatch.setattr(websocket.ApiSocket, "sendPong", lambda self: heard.append(True))
 
     def pieces() -> Iterator[str]:
         yield '"'
@@ -1194,7 +1194,7 @@ async def test_a_page_is_told_over_how_many_seconds_all_are_to_come_back(
     def run(client: Text) -> list[Any]:
         got = [client.hear()["data"]["return_spread"]]
         for rate in (0.1, 0.01, 1e9):
-            monkeypatch.setattr(upgrade, "RETURNS_PER_SECOND", rate)
+            monkeypatch.setattr(websocket, "RETURNS_PER_SECOND", rate)
             client.say({"type": "ping"})
             got.append(client.hear().get("data"))
         return got

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from linkd.api.bodies import record_objects
 from linkd.api.sse import event
-from linkd.api.textframes import told
+from linkd.api.text_frames import told
 from linkd.cli.following import _line
 from linkd.client.record import Reading, decode_value, unpack
 from linkd.core.batch import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from linkd.api.keys import Keyring
+from linkd.api.auth import Keyring
 from linkd.core.channels import Patterns
 from linkd.errors import ConfigError
 from linkd.net.auth import Nonces, prove, verify

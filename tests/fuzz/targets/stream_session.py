@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from linkd.api.callers import SOCKET, Caller
+from linkd.api.auth import SOCKET, Caller
 from linkd.api.stream import StreamSession
 from linkd.core import stream
 from linkd.core.batch import Record, encode_records

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from linkd.api.bodies import check_body
-from linkd.api.refusals import Refusal
-from linkd.api.textframes import parse
+from linkd.api.errors import Refusal
+from linkd.api.text_frames import parse
 from linkd.core.shown import shown
 from tests.fuzz.reading import Input
 from tests.fuzz.templates import TEXTS

@@ -6,9 +6,9 @@ import json
 from types import SimpleNamespace
 from typing import Any
 
+from linkd.api.auth import SOCKET, Caller
 from linkd.api.call import Call
-from linkd.api.callers import SOCKET, Caller
-from linkd.api.refusals import Refusal
+from linkd.api.errors import Refusal
 from linkd.api.text import TextSession
 from linkd.core.channels import Patterns
 from tests.fuzz.reading import Input

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from linkd.api.account import Account
+from linkd.api.http import Account
 
 
 def test_one_caller_alone_may_hold_half_and_leaves_room_for_more() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from linkd.api.callers import Caller, covers
-from linkd.api.refusals import Refusal
+from linkd.api.auth import Caller, covers
+from linkd.api.errors import Refusal
 from linkd.core.channels import Patterns
 
 

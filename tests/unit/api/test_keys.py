@@ -7,9 +7,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from linkd.api import keys
-from linkd.api.callers import SOCKET, Caller
-from linkd.api.keys import ENDED_SESSIONS_FILE, SESSION_SECONDS, TOKEN_SECONDS, Keyring
+from linkd.api import auth
+from linkd.api.auth import (
+    ENDED_SESSIONS_FILE,
+    SESSION_SECONDS,
+    SOCKET,
+    TOKEN_SECONDS,
+    Caller,
+    Keyring,
+)
 from linkd.errors import ConfigError
 from tests.support.fake_node import KEY, SHOP_KEY, make_config
 
@@ -43,7 +49,7 @@ def lab(tmp_path: Path) -> Lab:
 def test_a_key_that_asks_for_many_tokens_voids_its_own_alone(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keys, "MAX_TOKENS", 100)
+    monkeypatch.setattr(auth, "MAX_TOKENS", 100)
     keyring = lab.keyring
     admins = keyring.issue(lab.caller(KEY), ())
     shops = [keyring.issue(lab.caller(SHOP_KEY), ()) for _ in range(500)]
@@ -62,7 +68,7 @@ def test_a_token_opens_one_connection_within_its_time(lab: Lab) -> None:
 
 
 def test_tokens_that_have_expired_make_room(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keys, "MAX_TOKENS", 3)
+    monkeypatch.setattr(auth, "MAX_TOKENS", 3)
     old = [lab.keyring.issue(lab.caller(KEY), ()) for _ in range(3)]
     lab.now += TOKEN_SECONDS
     fresh = lab.keyring.issue(SOCKET, ("orders",))
@@ -87,7 +93,7 @@ def test_an_ended_session_stays_ended_over_restarts(lab: Lab) -> None:
 def test_ended_sessions_are_remembered_as_long_as_they_matter_and_bounded(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(keys, "MAX_ENDED", 5)
+    monkeypatch.setattr(auth, "MAX_ENDED", 5)
     admin = lab.keyring.open_session(lab.caller(KEY), ())
     lab.keyring.end_session(admin)
     for _ in range(20):

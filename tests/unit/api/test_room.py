@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from linkd.api.room import MOST_TURNED_AWAY, SOCKET, TURNED_AWAY, Room
+from linkd.api.http import MOST_TURNED_AWAY, SOCKET, TURNED_AWAY, Room
 from linkd.config import LimitSettings
 
 

@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from linkd.api.matching import find
-from linkd.api.openapi import describe
-from linkd.api.refusals import WORDS, Refusal
-from linkd.api.routes import ROUTES
+from linkd.api.errors import WORDS, Refusal
+from linkd.api.routes import ROUTES, describe, find
 from linkd.core import stream
 
 DOCS = (Path(__file__).parents[3] / "docs" / "api.md").read_text()

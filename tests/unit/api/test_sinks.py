@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from linkd.api import sinks
-from linkd.api.callers import ANYONE
-from linkd.api.refusals import Refusal
+from linkd.api.auth import ANYONE
+from linkd.api.errors import Refusal
 from linkd.api.server import Api
 from linkd.api.sinks import PATTERN_COST, SUBSCRIPTION_BYTES, SlicedSink
 from linkd.api.sse import RecordStream

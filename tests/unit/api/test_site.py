@@ -9,12 +9,9 @@ import pytest
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.testing import StringTransport
 
-from linkd.api.account import SMALL_BYTES, Account
-from linkd.api.answer import Answer
-from linkd.api.callers import Caller
-from linkd.api.refusals import Refusal
-from linkd.api.request import MAX_REQUEST_BYTES, ApiRequest
-from linkd.api.room import Room
+from linkd.api.auth import Caller
+from linkd.api.errors import Refusal
+from linkd.api.http import MAX_REQUEST_BYTES, SMALL_BYTES, Account, Answer, ApiRequest, Room
 from linkd.api.site import BODY_BYTES, BODY_SECONDS, ApiChannel, ApiSite
 from linkd.config import LimitSettings
 from linkd.net.rate_limit import SHARE_SECONDS, FairShare

@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import globalLogPublisher
 
-from linkd.api.socket_file import SocketFile
+from linkd.api.server import SocketFile
 
 reactor: Any = global_reactor
 

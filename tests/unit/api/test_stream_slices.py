@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from linkd.api.callers import ANYONE
+from linkd.api.auth import ANYONE
 from linkd.api.server import Api
 from linkd.api.stream import MAX_PATTERNS_BYTES, StreamSession
 from linkd.core import stream

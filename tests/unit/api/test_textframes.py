@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from linkd.api.refusals import Refusal
-from linkd.api.textframes import FrameRefused, parse, told
+from linkd.api.errors import Refusal
+from linkd.api.text_frames import FrameRefused, parse, told
 from linkd.core.batch import Batch, Origin, Record, encode_records
 
 

@@ -1,4 +1,4 @@
-"""Pages of the log, and the exact bytes of one record."""
+"""Read pages of the log, and the exact bytes of one record."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as TimedOut
 from twisted.internet.task import deferLater
 
-from linkd.api.answer import Answer, answer
-from linkd.api.asked import consumer_of, last_record, start_of, wants_stream
+from linkd.api.auth import Caller
 from linkd.api.bodies import record_objects, to_json
-from linkd.api.call import Call, number, whole
-from linkd.api.callers import Caller
+from linkd.api.call import Call, consumer_of, last_record, number, start_of, wants_stream, whole
+from linkd.api.errors import Refusal, refusal_of
+from linkd.api.http import Answer, answer
 from linkd.api.port import Start
-from linkd.api.refusals import Refusal, refusal_of
 from linkd.api.service import Service
 from linkd.api.sse import stream_records
 from linkd.core.batch import Batch, Unreadable, read_records

@@ -1,4 +1,4 @@
-"""The frames of `/ws`, as they come in and go out: pure."""
+"""Parse and render the text frames of `/ws`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 
 from linkd.api.bodies import to_json
-from linkd.api.refusals import Refusal
+from linkd.api.errors import Refusal
 from linkd.core.batch import Batch, Record, Unreadable, check_headers, read_records
 from linkd.core.shown import JSON, body_of, check_syntax, extras_of, rfc3339
 from linkd.core.wire import EpochEnd

@@ -1,11 +1,11 @@
-"""WebSockets of the API: taken over from HTTP, guarded, counted, ended."""
+"""The API's WebSockets: upgrade, bounds, silence and closing; whole binary messages."""
 
 from __future__ import annotations
 
 import secrets
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from autobahn.twisted.resource import WebSocketResource
 from twisted.internet.defer import Deferred
@@ -14,30 +14,78 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from linkd import events
-from linkd.api.account import SMALL_BYTES, Part
-from linkd.api.call import Call, seconds_between
-from linkd.api.callers import Caller
-from linkd.api.door import (
+from linkd.api.access import (
     STREAM_PATH,
     TEXT_PATH,
     TEXT_SUBPROTOCOL,
+    Admitted,
     RefusedSession,
     answers_by_close,
     check_upgrade,
     is_from_browser,
     offered,
+    unauthorized,
 )
-from linkd.api.gate import Admitted, unauthorized
-from linkd.api.refusals import Refusal
-from linkd.api.request import ApiRequest
+from linkd.api.auth import Caller
+from linkd.api.call import Call, seconds_between
+from linkd.api.errors import Refusal
+from linkd.api.http import SMALL_BYTES, ApiRequest, Part
 from linkd.api.service import Service
-from linkd.api.whole import WholeMessages
 from linkd.core.liveness import FLOW_BYTES, ClientLiveness
 from linkd.core.stream import MAX_MESSAGE_BYTES, SUBPROTOCOL
 from linkd.net.linux import keep_unsent_small, path_of
 from linkd.net.rate_limit import drop_buffers
 from linkd.net.timers import ExactTimer, PingedSilence
-from linkd.net.websocket import ConnectionDeny, Pace, Quiet, ServerFactory
+from linkd.net.websocket import (
+    MESSAGE,
+    STATE_OPEN,
+    TEXT,
+    ConnectionDeny,
+    Pace,
+    Quiet,
+    ServerFactory,
+    ServerProtocol,
+    WholeFrames,
+    put,
+)
+from linkd.net.websocket import (
+    SMALL_BYTES as SMALL_FRAME_BYTES,
+)
+
+
+class WholeMessages(WholeFrames, ServerProtocol):
+    """A server's end of a WebSocket.
+
+    Attributes:
+        open: Messages may be sent and are told.
+    """
+
+    masked: ClassVar[int] = 0x80
+    most_whole: int = 0
+    """Set once the handshake is over: the longest message that is taken at all."""
+
+    open: bool
+
+    def whole(self, first: int, payload: bytes) -> bool:
+        """Take a message that came in one frame."""
+        if first != MESSAGE or not self.open:
+            return False
+        self.onMessage(payload, True)
+        return True
+
+    def send_message(self, payload: bytes, binary: bool) -> None:
+        """Send one message; nothing once the other end has begun to close.
+
+        Autobahn would refuse one that is larger than those that are taken here.
+        """
+        if self.state != STATE_OPEN:
+            return
+        head, _ = put(MESSAGE if binary else TEXT, payload, 0)
+        if len(payload) < SMALL_FRAME_BYTES:
+            self.transport.write(head + payload)
+        else:
+            self.transport.writeSequence((head, payload))
+
 
 BUSY_CLIENT_SECONDS = 30.0
 """Beyond the interval of pings a browser, a client of linkd's own, or a program that was sent

@@ -1,4 +1,4 @@
-"""What callers are refused, each with one status, one word and one sentence."""
+"""The errors that callers get: each with one status, one code and one sentence."""
 
 from __future__ import annotations
 

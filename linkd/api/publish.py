@@ -7,13 +7,13 @@ import re
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as TimedOut
 
-from linkd.api.answer import Answer, answer
 from linkd.api.bodies import NDJSON, check_body, check_json
 from linkd.api.call import Call, seconds
-from linkd.api.ingress import MAX_RECORDS, check_wait
+from linkd.api.errors import Refusal, refusal_of
+from linkd.api.http import Answer, answer
 from linkd.api.port import NodePort
-from linkd.api.refusals import Refusal, refusal_of
 from linkd.api.service import Service
+from linkd.api.stream_publisher import MAX_RECORDS, check_wait
 from linkd.clock import wall
 from linkd.core.batch import (
     MAX_TTL_SECONDS,

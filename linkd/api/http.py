@@ -1,22 +1,221 @@
-"""One HTTP request of the API: judged by its head, read within bounds, answered once."""
+"""One HTTP request of the API: head, bounded body, response; memory and connection limits.
+
+Bodies and messages that have come in part, answers and messages that wait to be read, records read
+ahead: what is large is counted here before it is held. A caller may hold as much as is still free:
+one alone half of all, two a third each. So there is always room for one more, and nobody has to
+know how many there are.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from io import BytesIO
-from typing import Any, Protocol
+from typing import Any, Final, Literal, Protocol
 
+import msgspec
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 from twisted.web import http
 
 from linkd import events
-from linkd.api.account import SMALL_BYTES, Account, Part
-from linkd.api.answer import Answer
 from linkd.api.bodies import to_json
-from linkd.api.refusals import Refusal
+from linkd.api.errors import Refusal
+from linkd.config import LimitSettings
 from linkd.net.rate_limit import FairShare
+
+MAX_HELD_BYTES: Final = 256 * 1024 * 1024
+"""What is held for all callers together; those that hold it are at most twice as much in memory."""
+
+SMALL_BYTES: Final = 65_536
+"""So little of a connection need not be counted: it is no more than its buffers."""
+
+
+class Account:
+    """What is held for all callers.
+
+    Args:
+        most: How many bytes may be.
+
+    Attributes:
+        held: How many bytes are.
+    """
+
+    def __init__(self, most: int = MAX_HELD_BYTES) -> None:
+        self.most = most
+        self.held = 0
+        self._parts: dict[str, Part] = {}
+        self._waiting: dict[Callable[[], None], None] = {}
+
+    def part(self, name: str) -> Part:
+        """Return the part of a caller, by its name: there are as many as keys."""
+        part = self._parts.get(name)
+        if part is None:
+            part = self._parts[name] = Part(self)
+        return part
+
+    def when_freed(self, call: Callable[[], None]) -> None:
+        """Have `call` made once, as soon as anything was given back."""
+        self._waiting[call] = None
+
+    def forget(self, call: Callable[[], None]) -> None:
+        """Have `call` not made."""
+        self._waiting.pop(call, None)
+
+    def changed(self, size: int) -> None:
+        """Count what some part holds more, or less."""
+        self.held += size
+        if size > 0:
+            return
+        waiting, self._waiting = self._waiting, {}
+        for call in waiting:
+            call()
+
+
+class Part:
+    """What is held for one caller.
+
+    Attributes:
+        held: How many bytes.
+    """
+
+    __slots__ = ("_account", "held")
+
+    def __init__(self, account: Account) -> None:
+        self._account = account
+        self.held = 0
+
+    def take(self, size: int) -> bool:
+        """Count bytes that are about to be held; return whether there is room, else none are."""
+        if not self.has_room(size):
+            return False
+        self.add(size)
+        return True
+
+    def has_room(self, size: int) -> bool:
+        """Return whether so many bytes more may be held."""
+        account = self._account
+        return self.held + size <= account.most - account.held - size
+
+    def add(self, size: int) -> None:
+        """Count bytes that are held already, whether there is room or not."""
+        if size:
+            self.held += size
+            self._account.changed(size)
+
+    def give(self, size: int) -> None:
+        """Count bytes that are no longer held."""
+        if size:
+            self.held -= size
+            self._account.changed(-size)
+
+
+SOCKET: Final = "socket"
+"""What stands for the address of a connection to the unix socket."""
+
+MOST_TURNED_AWAY: Final = 8
+"""Connections of addresses that have too many, which are kept for a moment to say so."""
+
+TURNED_AWAY: Final = "turned away"
+"""What counts as the address of those."""
+
+_SOCKET_PART: Final = 8
+"""One part in so many is kept for the socket: an operator gets in while a client of `http` leaks
+connections."""
+
+Full = Literal["connections", "address"]
+
+
+class Room:
+    """The places of all connections of the API.
+
+    Args:
+        limits: The bounds in force; may be replaced.
+
+    Attributes:
+        limits: The bounds in force.
+        share: The API's share of this process's descriptors, or None: the settings alone count.
+        refused: How many newcomers were refused, by reason.
+    """
+
+    def __init__(self, limits: LimitSettings) -> None:
+        self.limits = limits
+        self.share: int | None = None
+        self.refused: Counter[Full] = Counter()
+        self._open: Counter[str] = Counter()
+        self._total = 0
+
+    @property
+    def most(self) -> int:
+        """How many connections there may be in all."""
+        most = self.limits.api_connections
+        return most if self.share is None else min(most, self.share)
+
+    def enter(self, address: str) -> bool:
+        """Take a place for a connection; return False, and log it, where there is none.
+
+        Args:
+            address: Where it comes from; `SOCKET` for the unix socket.
+        """
+        full = self._full(address)
+        if full is None:
+            self._total += 1
+            self._open[address] += 1
+            return True
+        self.refused[full] += 1
+        events.emit("api.busy", reason=full, address=address, connections=self._total)
+        return False
+
+    def enter_to_hear_why(self, address: str) -> bool:
+        """Take a place that is left with `TURNED_AWAY`, for a connection that is only refused.
+
+        Return False where `address` has no more than it may: then there is no room for anybody.
+        """
+        if self._full(address) != "address" or self._open[TURNED_AWAY] >= MOST_TURNED_AWAY:
+            return False
+        self._total += 1
+        self._open[TURNED_AWAY] += 1
+        return True
+
+    def leave(self, address: str) -> None:
+        """Give a place back."""
+        self._total -= 1
+        self._open[address] -= 1
+        if not self._open[address]:
+            del self._open[address]
+
+    def _full(self, address: str) -> Full | None:
+        """Return which bound one more connection from `address` would break, or None."""
+        most = self.most
+        if address == SOCKET:
+            return "connections" if self._total >= most else None
+        if self._total >= most - max(1, most // _SOCKET_PART):
+            return "connections"
+        here = self._open[address]
+        return "address" if here >= self.limits.api_connections_per_address else None
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What a call is answered.
+
+    Args:
+        status: HTTP status.
+        body: Its bytes.
+        type: Its content type.
+        headers: Further headers.
+    """
+
+    status: int = 200
+    body: bytes = b""
+    type: str = "application/json"
+    headers: Mapping[str, str] = {}
+
+
+def answer(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Answer:
+    """Return an answer in JSON."""
+    return Answer(status, to_json(value), headers=headers or {})
+
 
 MAX_REQUEST_BYTES = 17_825_792
 """No request is larger: 16 MiB and its frame."""

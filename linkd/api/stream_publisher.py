@@ -1,4 +1,4 @@
-"""Publishes of one stream client: checked, put together where possible, settled in order."""
+"""Publishes of one stream client: validated, batched where possible, settled in order."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from linkd.api.callers import Caller
+from linkd.api.auth import Caller
+from linkd.api.errors import Refusal, refusal_of
 from linkd.api.metrics import Metrics
 from linkd.api.port import NodePort
-from linkd.api.refusals import Refusal, refusal_of
 from linkd.clock import wall
 from linkd.config import Config
 from linkd.core import stream
