@@ -14,8 +14,8 @@ from queue import SimpleQueue
 from typing import Any
 
 from linkd.core.batch import Draft, Record, encode_records
-from linkd.log.segments import SegmentLog
-from linkd.log.settings import SegmentSettings
+from linkd.log.disk_log import SegmentLog
+from linkd.log.files import SegmentSettings
 
 
 class Bench:

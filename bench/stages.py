@@ -24,8 +24,8 @@ from linkd.core.batch import Batch, Draft, Origin, Record, Source, encode_record
 from linkd.core.channels import Patterns
 from linkd.core.session import Greeting, Session
 from linkd.core.session_types import Send, SessionSettings, Store
-from linkd.log.engine import Appended
-from linkd.log.memory import MemoryLog
+from linkd.log.interface import Appended
+from linkd.log.memory_log import MemoryLog
 from linkd.net.rate_limit import FairShare
 from linkd.net.websocket import put, take
 

@@ -20,7 +20,7 @@ from linkd.clock import boot_word, wall
 from linkd.config import Config
 from linkd.errors import LinkdError
 from linkd.log import Edges, open_cursors, open_log
-from linkd.log.engine import Log
+from linkd.log.interface import Log
 from linkd.net import admission
 from linkd.net.admission import GreetedAddresses
 from linkd.net.connect import Resolver, look_up

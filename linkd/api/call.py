@@ -17,7 +17,7 @@ from linkd.api.port import Start
 from linkd.config.settings import CONSUMER_NAME_PATTERN
 from linkd.core.resume import agree
 from linkd.core.wire import Cursor, EpochEnd
-from linkd.log.engine import RESUME_PREFIX, Log
+from linkd.log.interface import RESUME_PREFIX, Log
 
 _Struct = TypeVar("_Struct")
 

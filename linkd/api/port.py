@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from linkd.config import Config
 from linkd.core.batch import Batch, Draft
 from linkd.core.wire import Volatile
-from linkd.log.engine import Consumer, Log, Owned, Settled
+from linkd.log.interface import Consumer, Log, Owned, Settled
 from linkd.status import Availability, Event, LinkHistory, LinkStatus, NodeStatus, Outage
 
 Measure = Literal["round trip", "age"]

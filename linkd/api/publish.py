@@ -25,7 +25,7 @@ from linkd.core.batch import (
 )
 from linkd.core.shown import JSON, kind_of
 from linkd.errors import BadRecord, BodyTooLarge, LinkdError
-from linkd.log.engine import Appended
+from linkd.log.interface import Appended
 
 MAX_WAIT_SECONDS = 3600.0
 DEFAULT_WAIT_SECONDS = 30.0

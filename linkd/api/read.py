@@ -21,7 +21,7 @@ from linkd.api.sse import stream_records
 from linkd.core.batch import Batch, Unreadable, read_records
 from linkd.core.channels import Patterns
 from linkd.errors import Gap, LinkdError
-from linkd.log.engine import Log
+from linkd.log.interface import Log
 
 DEFAULT_LIMIT = 100
 MAX_LIMIT = 10_000

@@ -41,7 +41,7 @@ from linkd.clock import wall
 from linkd.config import Config, ListenSettings
 from linkd.config.addresses import parse_address
 from linkd.errors import PublishError
-from linkd.log.engine import UNOWNED, Consumer, Owned
+from linkd.log.interface import UNOWNED, Consumer, Owned
 from linkd.net.rate_limit import FairShare
 from linkd.net.tls import ServerTls
 from linkd.premises import unlistenable

@@ -15,7 +15,7 @@ from linkd.api.port import NodePort, Sink, Start, Subscription
 from linkd.api.presence import Presence
 from linkd.api.stream_publisher import Producers
 from linkd.config import Config
-from linkd.log.engine import Consumer
+from linkd.log.interface import Consumer
 from linkd.net.rate_limit import FairShare
 from linkd.status import LinkStatus
 

@@ -24,7 +24,7 @@ from linkd.core.batch import (
 )
 from linkd.core.channels import Patterns
 from linkd.errors import BadRecord, LinkdError
-from linkd.log.engine import Appended, Log, Settled
+from linkd.log.interface import Appended, Log, Settled
 
 _PASSING = frozenset(("log-full", "too-many"))
 """Refusals of publishes that are to be repeated later, under their numbers."""

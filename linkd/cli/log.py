@@ -18,7 +18,7 @@ from linkd.errors import ConfigError
 from linkd.status import LogStatus
 
 if TYPE_CHECKING:
-    from linkd.log.offline import Stat, Verified
+    from linkd.log.inspect import Stat, Verified
 
 
 def add(subparsers: Any) -> None:

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Protocol
 
 from linkd import clock
-from linkd.log.bounded import BoundedMemoryLog
-from linkd.log.cursors import CursorFile, MemoryCursors
-from linkd.log.engine import Log
-from linkd.log.group import Post
-from linkd.log.memory import MemoryLog
-from linkd.log.offline import stat, verify
-from linkd.log.segments import SegmentLog
-from linkd.log.settings import Edges, SegmentSettings
+from linkd.log.commit import Post
+from linkd.log.cursor_store import CursorFile, MemoryCursors
+from linkd.log.disk_log import SegmentLog
+from linkd.log.files import Edges, SegmentSettings
+from linkd.log.inspect import stat, verify
+from linkd.log.interface import Log
+from linkd.log.memory_log import BoundedMemoryLog, MemoryLog
 
 __all__ = [
     "CursorFile",

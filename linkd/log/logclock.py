@@ -16,9 +16,9 @@ from pathlib import Path
 import msgspec
 
 from linkd.clock import clock_words, is_plausible
-from linkd.log.engine import Told
 from linkd.log.files import Files
-from linkd.log.seal import read_small, write_small
+from linkd.log.interface import Told
+from linkd.log.segment import read_small, write_small
 
 NAME = "clock"
 NOTE_SECONDS = 60.0

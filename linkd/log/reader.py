@@ -13,7 +13,7 @@ from queue import SimpleQueue
 import msgspec
 
 from linkd.core.batch import Batch
-from linkd.log.checksum import crc32
+from linkd.log.commit import Post
 from linkd.log.frame import (
     BATCH,
     CHANGES,
@@ -25,11 +25,11 @@ from linkd.log.frame import (
     SMALL,
     Frame,
     batch_of,
+    crc32,
     frame_at,
     frame_size,
     head_of,
 )
-from linkd.log.group import Post
 
 _CHUNK_BYTES = 1 << 20
 _SPARE_BYTES = 1 << 16

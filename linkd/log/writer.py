@@ -16,10 +16,10 @@ from queue import Empty, SimpleQueue
 
 import msgspec
 
+from linkd.log.commit import Group, Post
 from linkd.log.files import Files
 from linkd.log.frame import HEAD, Part, frame_prefix
-from linkd.log.group import Group, Post
-from linkd.log.index import Index
+from linkd.log.segment import Index
 
 UNCACHE_BYTES = 4 << 20
 """In steps of so much the page cache is told to let go of what was written.

@@ -21,7 +21,7 @@ from linkd.config import LimitSettings
 from linkd.errors import is_passing
 from linkd.events import emit
 from linkd.log.files import RealFiles
-from linkd.log.seal import read_small, write_small
+from linkd.log.segment import read_small, write_small
 from linkd.net.rate_limit import origin
 
 KEPT_SECONDS: Final = 30 * 86_400.0

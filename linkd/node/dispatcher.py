@@ -16,8 +16,8 @@ from linkd.core.channels import Patterns
 from linkd.core.session_types import NotRelayed
 from linkd.core.wire import MAX_VOLATILE_BYTES, Volatile, sendable
 from linkd.errors import BodyTooLarge, Gap
-from linkd.log.engine import Log
-from linkd.log.usage import Usage
+from linkd.log.interface import Log
+from linkd.log.origins import Usage
 from linkd.node.link_driver import LinkDriver
 from linkd.node.subscriptions import Follower, Readers
 

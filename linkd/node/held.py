@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from linkd.core.batch import HELD_BYTES
-from linkd.log.engine import Log
+from linkd.log.interface import Log
 
 MOST_HELD_BYTES = 96 * 1024 * 1024
 """What all peers together may have in memory.

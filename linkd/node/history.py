@@ -15,7 +15,7 @@ from linkd.clock import Clock, wall
 from linkd.core.link_types import Changed
 from linkd.core.shown import rfc3339
 from linkd.log import MemoryCursors
-from linkd.log.engine import Log, Told
+from linkd.log.interface import Log, Told
 from linkd.net.rate_limit import Bucket, origin
 from linkd.node.link_driver import LinkDriver
 from linkd.node.outages import Current, Outages

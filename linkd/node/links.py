@@ -12,7 +12,7 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 
 from linkd.config import Config, PeerSettings
 from linkd.core.backoff import Backoff
-from linkd.log.engine import CursorStore, Log, PeerCursor
+from linkd.log.interface import CursorStore, Log, PeerCursor
 from linkd.net.connection import Dialer
 from linkd.node.link_driver import Around, LinkDriver
 from linkd.status import AbsentPeer

@@ -23,7 +23,7 @@ from linkd.core.known_ends import KnownEnds
 from linkd.core.link_types import Changed
 from linkd.core.shown import JSON
 from linkd.errors import LinkdError, Reason
-from linkd.log.engine import Appended, Consumer, CursorStore, Log, Owned, Settled
+from linkd.log.interface import Appended, Consumer, CursorStore, Log, Owned, Settled
 from linkd.net.connection import Dialer
 from linkd.net.timers import when_idle
 from linkd.node.dispatcher import Rules, Spread, VolatileSequence, messages_of

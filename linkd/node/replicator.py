@@ -24,7 +24,7 @@ from linkd.core.known_ends import KnownEnds
 from linkd.core.path import Path
 from linkd.core.session import Greeting, Session
 from linkd.errors import Gap, LinkdError, LogClosed, OutOfStep, RemoteProtocolError
-from linkd.log.engine import Appended, Log
+from linkd.log.interface import Appended, Log
 from linkd.net.connection import LinkConnection
 from linkd.node.held import Held
 

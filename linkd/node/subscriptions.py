@@ -17,7 +17,7 @@ from linkd.config import Config
 from linkd.core.batch import HELD_BYTES, Batch
 from linkd.core.channels import PatternIndex, Patterns
 from linkd.errors import Gap, LinkdError, PublishError
-from linkd.log.engine import RESUME_SECONDS, UNOWNED, Consumer, CursorStore, Log, Owned
+from linkd.log.interface import RESUME_SECONDS, UNOWNED, Consumer, CursorStore, Log, Owned
 from linkd.status import ConsumerStatus
 
 _READ_BYTES = 512 * 1024

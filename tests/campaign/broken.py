@@ -19,10 +19,10 @@ from linkd.core.inbound import Inbound
 from linkd.core.liveness import Liveness
 from linkd.core.takeover import Refusal, Takeovers
 from linkd.core.wire import EpochEnd
-from linkd.log import opening
+from linkd.log import recovery
 from linkd.log.files import Files
 from linkd.log.origins import Origins, Undo, Verdict
-from linkd.log.recover import Found
+from linkd.log.recovery import Found
 
 BEHIND = 500
 """How many offsets a cursor lies behind that was not written with its batch."""
@@ -59,7 +59,7 @@ def polled_keepalive() -> None:
 
 def cursor_apart() -> None:
     """Keep how far a peer's log is stored here apart from the records: a crash takes it back."""
-    whole = opening.recover  # type: ignore[attr-defined]
+    whole = recovery.recover
 
     def stale(folder: Path, files: Files, wall: Callable[[], float]) -> Found:
         found = whole(folder, files, wall)
@@ -71,7 +71,7 @@ def cursor_apart() -> None:
             state.origins = Origins()
         return found
 
-    opening.recover = stale  # type: ignore[attr-defined]
+    recovery.recover = stale
 
 
 def highest_offset() -> None:

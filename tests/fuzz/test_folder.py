@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 import linkd.log.reader
-import linkd.log.scan
+import linkd.log.segment
 from linkd.errors import LinkdError
 from linkd.log.files import RealFiles
-from linkd.log.untold import Untold
+from linkd.log.repair import Untold
 from tests.fuzz import folder
 from tests.fuzz.targets.recovery import TEMPLATE, damaged, found_in
 
@@ -54,7 +54,7 @@ def test_same_as_on_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         real = _shown(found_in(where, RealFiles()), str(where))
         with monkeypatch.context() as patched:
             patched.setattr(linkd.log.reader, "os", folder)
-            patched.setattr(linkd.log.scan, "os", folder)
+            patched.setattr(linkd.log.segment, "os", folder)
             memory = folder.Folder(files).path()
             found = found_in(memory, folder.MemoryFiles())
         assert _shown(found, "/log") == real

@@ -26,7 +26,7 @@ from linkd.api.text_frames import Kind
 from linkd.config import ApiKey
 from linkd.core import stream
 from linkd.core.batch import Draft, Producer, Record, encode_records
-from linkd.log.engine import UNOWNED, Appended, Consumer
+from linkd.log.interface import UNOWNED, Appended, Consumer
 from linkd.status import Event
 from tests.support.api_calls import Served, pause, thread
 from tests.support.fake_node import KEY, SHOP_KEY, make_config

@@ -14,7 +14,7 @@ from twisted.internet.task import deferLater
 from linkd.config import ChannelSettings, LogSettings
 from linkd.core.batch import Draft, Record, encode_records
 from linkd.errors import LogFull
-from linkd.log.engine import Appended
+from linkd.log.interface import Appended
 from tests.conftest import CAMPAIGN
 from tests.support import figures
 from tests.support.fake_net import Kept

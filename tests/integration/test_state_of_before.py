@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import pytest
 
-from linkd.log.scan import read_head
+from linkd.log.segment import read_head
 from tests.support.daemon import Daemon
 from tests.support.duo import Duo
 

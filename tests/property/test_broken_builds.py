@@ -10,7 +10,7 @@ import pytest
 from linkd.core.inbound import Inbound
 from linkd.core.liveness import Liveness
 from linkd.core.takeover import Refusal, Takeovers
-from linkd.log.memory import MemoryLog
+from linkd.log.memory_log import MemoryLog
 from linkd.log.origins import Origins
 from tests.property.test_session import two_nodes
 from tests.support.fake_net import FakeNet

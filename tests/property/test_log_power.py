@@ -15,7 +15,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from linkd.log.engine import Appended
+from linkd.log.interface import Appended
 from tests.conftest import CAMPAIGN
 from tests.support.disk import RecordingFiles, rebuild
 from tests.support.logs import SegmentBench, append, bodies, draft, everything, numbered, received

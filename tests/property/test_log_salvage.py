@@ -11,9 +11,9 @@ from zlib import crc32
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from linkd.log import salvage
+from linkd.log import segment
 from linkd.log.frame import BATCH, HEAD, MAGIC, SMALL, Frame, frame_at, frame_prefix
-from linkd.log.salvage import Sums, good_frames
+from linkd.log.segment import Sums, good_frames
 from tests.conftest import CAMPAIGN
 
 SEED = 0x5EC12E7
@@ -67,14 +67,14 @@ def test_the_frames_found_are_those_of_the_simple_way(seed: int, patience: int) 
     rng = Random(seed)
     content = spoilt_file(rng)
     at = rng.choice([0, 0, rng.randrange(len(content) + 1)])
-    was, salvage._PATIENCE = salvage._PATIENCE, patience
+    was, segment._PATIENCE = segment._PATIENCE, patience
     try:
         with tempfile.NamedTemporaryFile() as file:
             file.write(content)
             file.flush()
             assert good_frames(Path(file.name), SEED, at) == simply(content, at)
     finally:
-        salvage._PATIENCE = was
+        segment._PATIENCE = was
 
 
 @settings(max_examples=5000 if CAMPAIGN else 200, deadline=None)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from linkd.core.batch import Draft, Producer, Record, decode_records, encode_records
 from linkd.errors import BadRecord
-from linkd.log.engine import Appended
-from linkd.log.memory import MemoryLog
+from linkd.log.interface import Appended
+from linkd.log.memory_log import MemoryLog
 
 PUBLISH = st.tuples(
     st.just("publish"),

@@ -12,8 +12,8 @@ from linkd.core import wire
 from linkd.core.batch import Batch, Draft, Record, decode_records, encode_records
 from linkd.errors import AttemptFailed, Reason
 from linkd.log import MemoryCursors
-from linkd.log.engine import Appended
-from linkd.log.memory import MemoryLog
+from linkd.log.interface import Appended
+from linkd.log.memory_log import MemoryLog
 from linkd.node import LinkDriver, Node, Stores
 from linkd.node.outages import Outages
 

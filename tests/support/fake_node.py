@@ -18,8 +18,8 @@ from linkd.core.batch import Batch, Draft, Origin
 from linkd.core.channels import Patterns
 from linkd.errors import LinkdError
 from linkd.log import MemoryCursors
-from linkd.log.engine import Appended, Consumer, Owned, Settled
-from linkd.log.memory import MemoryLog
+from linkd.log.interface import Appended, Consumer, Owned, Settled
+from linkd.log.memory_log import MemoryLog
 from linkd.node.subscriptions import Follower, Readers
 from linkd.status import (
     Availability,

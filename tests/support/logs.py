@@ -18,11 +18,10 @@ from linkd.core.batch import (
     decode_records,
     encode_records,
 )
-from linkd.log.files import RealFiles
-from linkd.log.memory import MemoryLog
+from linkd.log.disk_log import SegmentLog
+from linkd.log.files import Edges, RealFiles, SegmentSettings
+from linkd.log.memory_log import MemoryLog
 from linkd.log.origins import Origins, OriginsSnapshot
-from linkd.log.segments import SegmentLog
-from linkd.log.settings import Edges, SegmentSettings
 from linkd.log.writer import Writer
 from tests.support.turns import Turns
 

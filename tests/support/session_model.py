@@ -11,8 +11,8 @@ from linkd.core.batch import Batch, Draft, Record, decode_records, encode_record
 from linkd.core.channels import Patterns
 from linkd.core.session import Greeting, Session
 from linkd.errors import Gap, LinkdError
-from linkd.log.engine import Appended
-from linkd.log.memory import MemoryLog
+from linkd.log.interface import Appended
+from linkd.log.memory_log import MemoryLog
 
 
 class Pipe:

@@ -28,8 +28,8 @@ def _node(name: str, peer: Any, reactor: Any, shared: Any) -> Any:
     from linkd.config import Config
     from linkd.config.settings import NodeSettings
     from linkd.log import MemoryCursors
-    from linkd.log.bounded import BoundedMemoryLog
-    from linkd.log.settings import SegmentSettings
+    from linkd.log.files import SegmentSettings
+    from linkd.log.memory_log import BoundedMemoryLog
     from linkd.net.dialer import LinkDialer, Origin
     from linkd.node import Node, Stores
     from linkd.node.outages import Outages

@@ -19,8 +19,8 @@ from linkd.core.channels import Patterns
 from linkd.core.known_ends import KnownEnds
 from linkd.core.session import Session
 from linkd.errors import LinkdError
-from linkd.log.engine import Appended
-from linkd.log.memory import MemoryLog
+from linkd.log.interface import Appended
+from linkd.log.memory_log import MemoryLog
 from tests.support.session_model import (
     Link,
     ModelNode,

@@ -35,7 +35,7 @@ from linkd.core.path import SEGMENT_BYTES
 from linkd.core.session_types import Send, SessionSettings, Store
 from linkd.core.wire import EpochEnd, EpochStart, Generation, sendable
 from linkd.errors import BodyTooLarge, ChannelRefused
-from linkd.log.ledger import new_token
+from linkd.log.commit import new_token
 from linkd.log.state import MAX_CURSOR_EPOCHS, MAX_EPOCHS
 from linkd.node.dispatcher import VolatileSequence, messages_of
 

@@ -26,8 +26,8 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "http": ("linkd.api",),
     "text": ("linkd.api.text_frames", "linkd.api.bodies"),
     "text_session": ("linkd.api.text", "linkd.api.text_frames", "linkd.api.auth"),
-    "log": ("linkd.log.frame", "linkd.log.seal", "linkd.log.salvage"),
-    "recovery": ("linkd.log.recover", "linkd.log.damage", "linkd.log.salvage"),
+    "log": ("linkd.log.frame", "linkd.log.segment", "linkd.log.segment"),
+    "recovery": ("linkd.log.recovery", "linkd.log.repair", "linkd.log.segment"),
 }
 """Each target's name, and the modules in which it looks for new ways to go."""
 

@@ -12,12 +12,11 @@ from random import Random
 from typing import Any
 
 import linkd.log.reader
-import linkd.log.scan
+import linkd.log.segment
 from linkd.errors import LinkdError
-from linkd.log.files import RealFiles
-from linkd.log.recover import Found, recover
-from linkd.log.segments import SegmentLog
-from linkd.log.settings import Edges
+from linkd.log.disk_log import SegmentLog
+from linkd.log.files import Edges, RealFiles
+from linkd.log.recovery import Found, recover
 from linkd.log.writer import Writer
 from tests.fuzz import folder
 from tests.fuzz.reading import Input
@@ -106,7 +105,7 @@ def found_in(path: Any, files: Any) -> Found | LinkdError:
 def one(content: bytes) -> None:
     """Damage a copy of the files, and find the log again; where that changed a file, twice."""
     folder.forget()
-    linkd.log.reader.os = linkd.log.scan.os = folder  # type: ignore[attr-defined]
+    linkd.log.reader.os = linkd.log.segment.os = folder  # type: ignore[attr-defined]
     lies, files = folder.Folder(damaged(content)), folder.MemoryFiles()
     path: Any = lies.path()
     before = dict(lies.content)
@@ -117,7 +116,7 @@ def one(content: bytes) -> None:
             assert _next(second) >= _next(first), (_next(first), _next(second))
             assert {one.number for one in first.segments} <= {one.number for one in second.segments}
     finally:
-        linkd.log.reader.os = linkd.log.scan.os = folder.os  # type: ignore[attr-defined]
+        linkd.log.reader.os = linkd.log.segment.os = folder.os  # type: ignore[attr-defined]
 
 
 def _next(found: Found) -> int:

@@ -10,9 +10,9 @@ from msgspec.structs import replace
 
 from linkd.core.batch import HELD_BYTES, Producer
 from linkd.errors import LogFull
-from linkd.log.bounded import BoundedMemoryLog
-from linkd.log.engine import Appended
-from linkd.log.settings import SegmentSettings
+from linkd.log.files import SegmentSettings
+from linkd.log.interface import Appended
+from linkd.log.memory_log import BoundedMemoryLog
 from tests.support.logs import draft, received
 
 EACH = HELD_BYTES + 1_000

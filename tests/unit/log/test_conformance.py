@@ -1,4 +1,4 @@
-"""What every engine promises (linkd.log.engine.Log), asked of each."""
+"""What every engine promises (linkd.log.interface.Log), asked of each."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pytest
 from linkd.core.batch import HELD_BYTES, MAX_BATCH_BYTES, Draft, Origin, Producer
 from linkd.core.wire import Cursor, EpochEnd
 from linkd.errors import BadRecord, Gap, OutOfStep, SequenceUnproven
-from linkd.log.engine import Appended
-from linkd.log.ids import Forgotten
-from linkd.log.ledger import MOST_TOLD
+from linkd.log.commit import MOST_TOLD
+from linkd.log.interface import Appended
 from linkd.log.producers import MAX_HOLES
+from linkd.log.state import Forgotten
 from tests.support.logs import (
     MemoryBench,
     SegmentBench,

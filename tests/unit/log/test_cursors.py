@@ -14,10 +14,10 @@ import pytest
 
 from linkd.errors import LogDamaged, StateTooNew
 from linkd.log import MemoryCursors, MemoryLog, open_cursors, open_log
-from linkd.log.cursors import CursorFile
-from linkd.log.engine import Consumer, PeerCursor
-from linkd.log.segments import SegmentLog
-from linkd.log.settings import SegmentSettings
+from linkd.log.cursor_store import CursorFile
+from linkd.log.disk_log import SegmentLog
+from linkd.log.files import SegmentSettings
+from linkd.log.interface import Consumer, PeerCursor
 from linkd.log.snapshot import snapshot_numbers
 from tests.support.logs import append, draft
 from tests.support.turns import Turns
@@ -210,7 +210,7 @@ def test_a_newer_file_is_left_alone(pair: Pair) -> None:
 def test_a_refused_write_is_told_and_tried_again(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("linkd.log.cursors.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("linkd.log.cursor_store.RETRY_SECONDS", 0.01)
     assert isinstance(pair.cursors, CursorFile)
     real = pair.cursors._write
     refuse = [True]
@@ -312,7 +312,7 @@ def test_a_file_that_goes_bad_while_the_disk_refuses_another_is_made_anew_once_i
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It ended the thread: no consumer's ack was ever answered again, nor the close."""
-    monkeypatch.setattr("linkd.log.cursors.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("linkd.log.cursor_store.RETRY_SECONDS", 0.01)
     change(pair)
     assert isinstance(pair.cursors, CursorFile)
     write, opened = pair.cursors._write, pair.cursors._open
@@ -350,7 +350,7 @@ def test_all_that_is_known_is_in_the_new_file_before_the_end(
 ) -> None:
     change(pair)
     assert isinstance(pair.cursors, CursorFile)
-    monkeypatch.setattr("linkd.log.cursors.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("linkd.log.cursor_store.RETRY_SECONDS", 0.01)
     write, broken = pair.cursors._write, [True]
 
     def bad(rows: Any) -> Exception | None:

@@ -12,13 +12,12 @@ from typing import Any
 import pytest
 
 from linkd.errors import Gap, LogDamaged
-from linkd.log import damage, frame, offline, verify
-from linkd.log.damage import JUMP
-from linkd.log.files import RealFiles
+from linkd.log import frame, inspect, repair, verify
+from linkd.log.files import RealFiles, not_ours
 from linkd.log.frame import HEAD, SMALL, frame_prefix
-from linkd.log.identity import load_identity
-from linkd.log.lock import not_ours
 from linkd.log.reader import Damage
+from linkd.log.repair import JUMP
+from linkd.log.segment import load_identity
 from linkd.log.snapshot import snapshot_numbers
 from linkd.log.writer import FILL_BYTES
 from tests.support.disk import Breaking, RecordingFiles
@@ -491,7 +490,7 @@ def test_what_is_written_while_a_log_is_verified_is_no_damage(
 ) -> None:
     append(bench, draft(b"a"))
     (path,) = bench.path.glob("*.log")
-    real = offline.scan
+    real = inspect.scan
 
     def scan_and_write(*rest: Any, **more: Any) -> Any:
         try:
@@ -500,7 +499,7 @@ def test_what_is_written_while_a_log_is_verified_is_no_damage(
             for number in range(3):
                 append(bench, draft(b"meanwhile %d" % number))
 
-    monkeypatch.setattr(offline, "scan", scan_and_write)
+    monkeypatch.setattr(inspect, "scan", scan_and_write)
     bench.until(lambda: path.stat().st_size > FILL_BYTES)
     found = verify(bench.path)
     assert (found.damage, found.sound) == ([], True)
@@ -544,8 +543,8 @@ def test_a_log_that_no_mending_makes_whole_is_not_opened(
     bench.close()
     flip(min(bench.path.glob("*.log")), 60)
     with monkeypatch.context() as patched:
-        patched.setattr("linkd.log.damage.Ward.mend", lambda ward, damage: None)
-        patched.setattr("linkd.log.recover._MOST_REPAIRS", 20)
+        patched.setattr("linkd.log.repair.Ward.mend", lambda ward, damage: None)
+        patched.setattr("linkd.log.recovery._MOST_REPAIRS", 20)
         with pytest.raises(LogDamaged, match="could not be mended: move it away"):
             bench.open()
     bench.open()
@@ -694,7 +693,7 @@ def test_a_repair_that_can_not_be_read_back_sets_nothing_aside(
         raise Damage(path, 7)
 
     with monkeypatch.context() as patched:
-        patched.setattr(damage, "scan", unreadable)
+        patched.setattr(repair, "scan", unreadable)
         with pytest.raises(LogDamaged, match="of the repaired file either"):
             bench.open()
     assert first.read_bytes() == before
@@ -711,7 +710,7 @@ def test_a_file_is_repaired_once_a_start(bench: SegmentBench) -> None:
     flip(first, 60)
     identity = load_identity(bench.path)
     assert identity is not None
-    ward = damage.Ward(bench.path, RealFiles(), identity, lambda: 1.0)
+    ward = repair.Ward(bench.path, RealFiles(), identity, lambda: 1.0)
     ward.mend(Damage(first, 0))
     with pytest.raises(LogDamaged, match="damaged again at byte 5 after it was repaired"):
         ward.mend(Damage(first, 5))
@@ -767,7 +766,7 @@ def test_a_segment_without_a_readable_state_stays_and_a_snapshot_goes(bench: Seg
     bench.close()
     identity = load_identity(bench.path)
     assert identity is not None
-    ward = damage.Ward(bench.path, RealFiles(), identity, lambda: 1.0)
+    ward = repair.Ward(bench.path, RealFiles(), identity, lambda: 1.0)
     segment = min(bench.path.glob("*.log"))
     snapshot = bench.path / "000000000001.state"
     snapshot.write_bytes(b"nothing")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from linkd.core.batch import Producer
-from linkd.log.engine import UNOWNED, Appended, Consumer, PeerCursor
+from linkd.log.interface import UNOWNED, Appended, Consumer, PeerCursor
 from tests.support.logs import append, draft
 from tests.unit.log.test_cursors import Pair
 

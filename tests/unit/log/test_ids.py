@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from linkd.log.ids import Ids, digest
-from linkd.log.state import take_back
+from linkd.log.state import Ids, digest, take_back
 
 
 def test_an_id_is_its_channels() -> None:

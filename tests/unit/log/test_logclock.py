@@ -9,11 +9,11 @@ import pytest
 
 import linkd
 from linkd.clock import PROGRAM_DATE
-from linkd.log.engine import Appended
+from linkd.log.disk_log import SegmentLog
 from linkd.log.files import RealFiles
+from linkd.log.interface import Appended
 from linkd.log.logclock import Doubt, LogClock, Note, load_note, save_note
-from linkd.log.seal import write_small
-from linkd.log.segments import SegmentLog
+from linkd.log.segment import write_small
 from tests.support.disk import Breaking
 from tests.support.logs import SegmentBench, append, bodies, draft, everything, numbered
 

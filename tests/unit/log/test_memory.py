@@ -9,7 +9,7 @@ import pytest
 
 from linkd.errors import BadRecord, LogFull, SequenceUnproven
 from linkd.log import MemoryLog
-from linkd.log.engine import Appended
+from linkd.log.interface import Appended
 from linkd.log.producers import MAX_HOLES
 from tests.support.logs import draft, numbered, received
 

@@ -10,9 +10,7 @@ import pytest
 from linkd.errors import LogDamaged
 from linkd.log import stat, verify
 from linkd.log.frame import HEAD, frame_prefix
-from linkd.log.identity import load_identity
-from linkd.log.index import FORMAT, SegmentHead, segment_path
-from linkd.log.scan import read_head
+from linkd.log.segment import FORMAT, SegmentHead, load_identity, read_head, segment_path
 from tests.support.logs import SegmentBench, append, draft
 
 
@@ -146,8 +144,8 @@ def test_a_snapshot_that_a_running_daemon_deletes_is_not_damaged(
     def gone(*_: object) -> None:
         raise FileNotFoundError
 
-    monkeypatch.setattr("linkd.log.offline.snapshot_numbers", lambda _: [1])
-    monkeypatch.setattr("linkd.log.offline.read_snapshot", gone)
+    monkeypatch.setattr("linkd.log.inspect.snapshot_numbers", lambda _: [1])
+    monkeypatch.setattr("linkd.log.inspect.read_snapshot", gone)
     assert verify(bench.path).damage == []
 
 

@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from linkd.log import recover, scan, seal, verify
+from linkd.log import recovery, segment, verify
 from linkd.log.files import RealFiles
-from linkd.log.identity import load_identity
-from linkd.log.seal import load_index
+from linkd.log.segment import load_identity, load_index
 from linkd.log.snapshot import snapshot_path, write_at_start
 from linkd.log.state import Snapshot, State
 from tests.support.logs import SegmentBench, append, bodies, draft, everything, numbered
@@ -34,14 +33,14 @@ def bench(tmp_path: Path) -> Iterator[SegmentBench]:
 def scanned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the names of the files that are read whole at a start, as they are."""
     names: list[str] = []
-    real = scan.scan_to
+    real = segment.scan_to
 
     def noting(path: Path, *rest: Any, **more: Any) -> Any:
         names.append(path.name)
         return real(path, *rest, **more)
 
-    monkeypatch.setattr(recover, "scan_to", noting)
-    monkeypatch.setattr(scan, "scan_to", noting)
+    monkeypatch.setattr(recovery, "scan_to", noting)
+    monkeypatch.setattr(segment, "scan_to", noting)
     return names
 
 
@@ -90,7 +89,7 @@ def test_an_index_that_says_another_size_is_not_believed(
     index = load_index(bench.path, 1, bench.log.id)
     assert index is not None
     right, index.size = index.size, index.size - 1
-    seal.seal(RealFiles(), bench.path, index, ())
+    segment.seal(RealFiles(), bench.path, index, ())
     bench.open()
     assert scanned[0] == first.name
     found = load_index(bench.path, 1, bench.log.id)

@@ -7,7 +7,7 @@ from pathlib import Path
 from struct import pack
 
 from linkd.log.frame import BATCH, MAGIC, frame_prefix
-from linkd.log.salvage import good_frames
+from linkd.log.segment import good_frames
 
 SEED = 0x5EC12E7
 

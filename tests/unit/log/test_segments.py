@@ -15,13 +15,13 @@ import pytest
 
 from linkd.core.batch import HELD_BYTES, Draft, Origin
 from linkd.errors import Gap, LogClosed, LogDamaged, LogFull, PublishError, StateTooNew
-from linkd.log import segments, stat, verify
-from linkd.log.engine import Appended
+from linkd.log import disk_log, stat, verify
+from linkd.log.commit import GROUP_ITEMS
+from linkd.log.disk_log import EAGER_BYTES
 from linkd.log.frame import HEAD, frame_at, frame_prefix
-from linkd.log.ledger import GROUP_ITEMS
+from linkd.log.interface import Appended
 from linkd.log.reader import Damage
-from linkd.log.scan import read_head, scan
-from linkd.log.segments import EAGER_BYTES
+from linkd.log.segment import read_head, scan
 from linkd.log.snapshot import snapshot_numbers
 from linkd.log.state import Snapshot
 from linkd.log.writer import MEASURE_BYTES, Idle, Written
@@ -441,7 +441,7 @@ def test_a_slow_commit_and_a_refused_one_are_told(
 ) -> None:
     told: list[Any] = []
     bench.log.on_told.append(told.append)
-    monkeypatch.setattr("linkd.log.segments.SLOW_SECONDS", 0.0)
+    monkeypatch.setattr("linkd.log.disk_log.SLOW_SECONDS", 0.0)
     append(bench, draft(b"slow"))
     assert told[0].event == "log.slow"
     monkeypatch.undo()
@@ -510,7 +510,7 @@ def test_a_crowd_that_waited_for_the_disk_goes_in_groups_of_a_turn_each(
 def test_what_waits_for_a_disk_that_stands_is_bounded_for_all_publishers_together(
     bench: SegmentBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("linkd.log.ledger.MOST_WAITING_BYTES", 10 * HELD_BYTES)
+    monkeypatch.setattr("linkd.log.commit.MOST_WAITING_BYTES", 10 * HELD_BYTES)
     got: list[Any] = []
     for number in range(20):
         bench.log.append(draft(b"x", channel="ab"[number % 2]), got.append)
@@ -802,7 +802,7 @@ def test_a_file_that_has_lost_its_name_takes_nothing_more(tmp_path: Path, how: s
 
 def test_a_segment_of_many_frames_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A start reads the last one frame by frame: 64 MiB of small ones took it many seconds."""
-    monkeypatch.setattr(segments, "SEGMENT_FRAMES", 10)
+    monkeypatch.setattr(disk_log, "SEGMENT_FRAMES", 10)
     bench = SegmentBench(tmp_path / "log")
     for number in range(35):
         append(bench, draft(b"%d" % number))

@@ -20,16 +20,15 @@ from linkd.core.batch import Origin, Producer
 from linkd.core.wire import EpochEnd
 from linkd.errors import StateTooNew
 from linkd.log import open_cursors, snapshot, verify
-from linkd.log.engine import UNOWNED, Appended, PeerCursor
+from linkd.log.commit import ignore
 from linkd.log.files import RealFiles
 from linkd.log.frame import BATCH, CHANGES, STATE, frame_prefix
 from linkd.log.frame import HEAD as FRAME_HEAD
-from linkd.log.group import ignore
-from linkd.log.index import CARRYING, FORMAT, SegmentHead, segment_path
+from linkd.log.interface import UNOWNED, Appended, PeerCursor
 from linkd.log.origins import KnownEpoch, KnownLog, OriginsSnapshot
 from linkd.log.reader import Damage, walk_changes
-from linkd.log.recover import Found, recover
-from linkd.log.scan import read_head
+from linkd.log.recovery import Found, recover
+from linkd.log.segment import CARRYING, FORMAT, SegmentHead, read_head, segment_path
 from linkd.log.snapshot import (
     Base,
     Sealed,
@@ -483,7 +482,7 @@ def test_a_segment_of_large_records_is_not_read_again_for_a_snapshot(
         walked.append(path)
         return walk_changes(path, *arguments)
 
-    monkeypatch.setattr("linkd.log.scan.walk_changes", walk)
+    monkeypatch.setattr("linkd.log.segment.walk_changes", walk)
     monkeypatch.setattr(snapshot, "MOST_BYTES", most_bytes)
     for number in range(1, 20):
         append(bench, draft(bytes(300), producer=numbered("p", number)))

@@ -9,12 +9,18 @@ import msgspec
 
 from linkd.log.files import RealFiles
 from linkd.log.frame import HEAD
-from linkd.log.identity import Identity, load_identity
-from linkd.log.index import Index, SegmentHead, segment_path
 from linkd.log.reader import Reader
-from linkd.log.seal import ids_path, load_index, read_small
-from linkd.log.shelf import Shelf
-from linkd.log.succession import Succession
+from linkd.log.segment import (
+    Identity,
+    Index,
+    SegmentHead,
+    ids_path,
+    load_identity,
+    load_index,
+    read_small,
+    segment_path,
+)
+from linkd.log.segment_set import Shelf, Succession
 
 
 def succession(folder: Path, files: RealFiles | None = None) -> tuple[Succession, Shelf, Reader]:

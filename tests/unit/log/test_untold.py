@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from linkd.errors import LogDamaged
-from linkd.log.engine import Told
 from linkd.log.files import RealFiles
-from linkd.log.recover import recover
-from linkd.log.seal import write_small
-from linkd.log.untold import Untold
+from linkd.log.interface import Told
+from linkd.log.recovery import recover
+from linkd.log.repair import Untold
+from linkd.log.segment import write_small
 from tests.support.disk import Breaking
 from tests.support.logs import SegmentBench, append, bodies, draft, everything
 
@@ -189,7 +189,7 @@ def test_a_note_that_cannot_be_read_says_nothing(tmp_path: Path) -> None:
 
 
 def test_a_note_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("linkd.log.untold._MOST", 3)
+    monkeypatch.setattr("linkd.log.repair._MOST", 3)
     note = Untold(RealFiles(), tmp_path)
     for number in range(9):
         note.note(str(number))

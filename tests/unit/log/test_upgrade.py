@@ -10,12 +10,10 @@ from typing import Any
 import pytest
 
 from linkd.core.batch import Batch, Origin, Source
-from linkd.log import origins, recover
-from linkd.log.index import CARRYING, FORMAT
+from linkd.log import origins, recovery
 from linkd.log.origins import MAX_INTERVALS, Origins, Verdict
-from linkd.log.scan import read_head
-from linkd.log.snapshot import snapshot_numbers
-from linkd.log.upgrade import OldOrigins
+from linkd.log.segment import CARRYING, FORMAT, read_head
+from linkd.log.snapshot import OldOrigins, snapshot_numbers
 from tests.support.logs import SegmentBench, records, store, unpack
 
 DATA = Path(__file__).with_name("data") / "format-1-paths.tar.gz"
@@ -105,7 +103,7 @@ def test_a_newer_head_serves_where_the_old_segments_are_too_many(
     state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is below its highest offset is stored perhaps twice then, and counted."""
-    monkeypatch.setattr(recover, "UPGRADE_BYTES", 1000)
+    monkeypatch.setattr(recovery, "UPGRADE_BYTES", 1000)
     bench = SegmentBench(state / "log", segment_bytes=8192)
     got = bring(bench, pieces(state, "kept")[:5])
     assert [one.unproven > 0 for one in got] == [True] * 5

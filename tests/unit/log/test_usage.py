@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from linkd.log.usage import FairSet, Usage
+from linkd.log.origins import FairSet, Usage
 
 
 def test_the_owner_with_the_most_is_the_largest() -> None:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from linkd.log.commit import Group
 from linkd.log.frame import HEAD
-from linkd.log.group import Group
 from linkd.log.writer import SMALL_BYTES, Failed, Job, Writer, Written
 from tests.support.disk import RecordingFiles
 from tests.support.turns import Turns

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from linkd.log.cursors import MemoryCursors
+from linkd.log.cursor_store import MemoryCursors
 from linkd.node.history import Book
 from linkd.status import Event
 

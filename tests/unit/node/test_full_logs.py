@@ -8,8 +8,8 @@ import pytest
 
 from linkd.config.settings import PeerSettings
 from linkd.errors import LogFull
-from linkd.log.bounded import BoundedMemoryLog
-from linkd.log.settings import SegmentSettings
+from linkd.log.files import SegmentSettings
+from linkd.log.memory_log import BoundedMemoryLog
 from tests.support import fake_net
 from tests.support.fake_net import FakeNet, one_publish, publish
 

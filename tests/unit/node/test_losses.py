@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from linkd.log import MemoryCursors, MemoryLog
-from linkd.log.engine import Told
+from linkd.log.interface import Told
 from linkd.node.history import Book, LogWatch, Losses
 
 

@@ -8,7 +8,7 @@ import pytest
 from linkd.config import ApiKey, ChannelSettings, PeerSettings
 from linkd.core.wire import Ack, decode
 from linkd.errors import AttemptFailed
-from linkd.log.engine import Appended
+from linkd.log.interface import Appended
 from tests.support import figures
 from tests.support.fake_net import FakeNet, Kept, one_publish, publish
 

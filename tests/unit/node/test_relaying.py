@@ -6,7 +6,7 @@ import pytest
 
 from linkd.config import PeerSettings
 from linkd.core.batch import Origin
-from linkd.log.engine import Log
+from linkd.log.interface import Log
 from linkd.log.origins import MAX_INTERVALS
 from tests.support.fake_net import FakeNet, one_publish
 

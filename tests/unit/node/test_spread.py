@@ -10,8 +10,8 @@ from linkd.config import PeerSettings
 from linkd.core.batch import Batch
 from linkd.core.wire import Step, decode
 from linkd.log import MemoryLog
-from linkd.log.damage import JUMP
-from linkd.log.group import EpochOpened, ignore
+from linkd.log.commit import EpochOpened, ignore
+from linkd.log.repair import JUMP
 from linkd.node import Node
 from tests.support.fake_net import FakeNet, Kept, bodies, publish
 

@@ -1,4 +1,4 @@
-"""Looking into a log's files without opening it.
+"""Inspect a log's files without opening the log.
 
 Nothing is changed, and a daemon may be at work on them.
 """
@@ -10,13 +10,22 @@ from pathlib import Path
 import msgspec
 
 from linkd.errors import LogDamaged
-from linkd.log.identity import Identity, load_identity
-from linkd.log.index import Index, SegmentHead, segment_path
-from linkd.log.lock import not_ours
+from linkd.log.files import not_ours
 from linkd.log.reader import Damage
-from linkd.log.salvage import good_frames
-from linkd.log.scan import ends_at, numbers, read_head, scan, scan_sealed
-from linkd.log.seal import load_index
+from linkd.log.segment import (
+    Identity,
+    Index,
+    SegmentHead,
+    ends_at,
+    good_frames,
+    load_identity,
+    load_index,
+    numbers,
+    read_head,
+    scan,
+    scan_sealed,
+    segment_path,
+)
 from linkd.log.snapshot import read_snapshot, snapshot_numbers, snapshot_path
 
 _LOOKS = 3

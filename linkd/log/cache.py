@@ -1,4 +1,4 @@
-"""The newest batches of a log, in memory and in order of their offsets."""
+"""The newest batches of a log in memory, ordered by offset."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What any log promises. Every engine passes tests/unit/log/test_conformance.py.
+"""What every log engine provides; tests/unit/log/test_conformance.py checks each.
 
 All methods are called, and all callbacks come, in one thread (the reactor's); an engine does its
 disk work elsewhere and comes back through the `post` that it was given.

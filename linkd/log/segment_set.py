@@ -1,19 +1,38 @@
-"""All segments of a log, oldest first, as far as they are committed.
+"""All segments of a log: find, roll, retain and delete.
 
 Where what lies, and what may go.
+
+What opens the next, what is written beside the one before, the note of which there are.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+import msgspec
+
 from linkd.core.batch import Batch
-from linkd.log.frame import BATCH, batch_of
-from linkd.log.index import Block, Index, segment_path
-from linkd.log.reader import Damage, Place, walk
-from linkd.log.tail import Tail
+from linkd.log.cache import Tail
+from linkd.log.files import Files, SegmentSettings
+from linkd.log.frame import BATCH, HEAD, Part, batch_of
+from linkd.log.reader import Damage, Place, Reader, walk
+from linkd.log.segment import (
+    FORMAT,
+    NEEDS,
+    Block,
+    Identity,
+    Index,
+    SegmentHead,
+    bytes_beside,
+    ids_path,
+    index_path,
+    save_identity,
+    seal,
+    segment_path,
+)
 
 
 class Shelf:
@@ -185,3 +204,188 @@ def add_owed(owed: dict[str, tuple[int, int]], batches: Sequence[Batch], positio
 
 def _first(segment: Index) -> int:
     return segment.first
+
+
+SPARE_SEGMENTS = 4
+"""A disk is kept free for so many more, so that room is made before publishes are refused."""
+
+
+class Retention:
+    """How far a log's segments are needed.
+
+    Args:
+        settings: The log's bounds.
+        segment_bytes: About the bytes of a segment.
+        ago: Returns what the log's clock was so many seconds before a stamp.
+
+    Attributes:
+        owed_from: Nothing below it is owed to anybody.
+        trim_to: What lies below it was trimmed.
+        freed_bytes: Bytes of files that are being deleted: the disk does not show their room yet.
+    """
+
+    def __init__(
+        self, settings: SegmentSettings, segment_bytes: int, ago: Callable[[float, float], float]
+    ) -> None:
+        self._ago = ago
+        self._settings = settings
+        self._most = settings.max_bytes * 9 // 10 - segment_bytes
+        self._wanted = settings.min_free_bytes + SPARE_SEGMENTS * segment_bytes
+        self.freed_bytes = 0
+        self.owed_from = 1
+        self.trim_to = 1
+
+    def is_over(self, size: int, free: int) -> bool:
+        """Return whether old segments go that nobody is owed.
+
+        Args:
+            size: Bytes of all segments.
+            free: Bytes that the disk has left, or soon will have.
+        """
+        return size > self._most or free < self._wanted
+
+    def count(self, segments: Sequence[Index], size: int, free: int, clock: float) -> int:
+        """Return how many of the oldest segments may go; the last one never does.
+
+        A disk with less room than `max_bytes` counts only for what nobody is owed.
+
+        Args:
+            segments: All of them, oldest first.
+            size: Bytes of all, and of what is under way.
+            free: Bytes that the disk has left, or soon will have.
+            clock: The log's own time, in seconds.
+        """
+        oldest = self._ago(clock, self._settings.max_age)
+        count = 0
+        for segment in segments[:-1]:
+            over = self.is_over(size, free)
+            unowed = segment.next <= self.owed_from and (over or segment.stamp < oldest)
+            dropped = size > self._most and self._settings.when_full == "drop-oldest"
+            if not (unowed or dropped or segment.next <= self.trim_to):
+                break
+            size -= segment.size
+            free += segment.size
+            count += 1
+        return count
+
+    def outlived(self, segment: Index, clock: float) -> bool:
+        """Whether a segment has records, all of which are owed to nobody and too old."""
+        oldest = self._ago(clock, self._settings.max_age)
+        return segment.first < segment.next <= self.owed_from and segment.stamp < oldest
+
+
+def remove(files: Files, folder: Path, numbers: Sequence[int]) -> None:
+    """Delete segments and what lies beside them, as far as the disk lets us."""
+    for number in numbers:
+        for path in (index_path, ids_path, segment_path):
+            with suppress(OSError):
+                files.unlink(path(folder, number))
+
+
+class Succession:
+    """The coming and going of a log's segments.
+
+    Args:
+        folder: Where they lie.
+        files: The disk.
+        shelf: Those that there are.
+        reader: The thread that does slow work.
+        identity: Who the log is.
+
+        held: Segments that are dropped, and whose files snapshots still need.
+
+    Attributes:
+        identity: The same with the newest note of which segments there are.
+        held: The same, oldest first.
+        held_bytes: What their files occupy.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        files: Files,
+        shelf: Shelf,
+        reader: Reader,
+        identity: Identity,
+        held: Sequence[Index] = (),
+    ) -> None:
+        self.held = list(held)
+        self.held_bytes = sum(index.size for index in held)
+        self._folder = folder
+        self._files = files
+        self._shelf = shelf
+        self._reader = reader
+        self.identity = identity
+
+    def begin(
+        self, node: str, first: int, last: Index | None, size: int, clock: float
+    ) -> tuple[Part, Index]:
+        """Return what opens the segment behind `last`, and what is known of it before its commit.
+
+        Args:
+            node: This node's name.
+            first: The offset that its first record gets at least.
+            last: The segment before; it may be under way itself.
+            size: How much of that one will count.
+            clock: The log's own time, in seconds.
+        """
+        log, seed = self.identity.log, self.identity.seed
+        previous = 0 if last is None else last.number
+        number = previous + 1
+        head = SegmentHead(FORMAT, NEEDS, number, log, node, first, previous, size, seed)
+        part = (HEAD, 0, msgspec.msgpack.encode(head), b"")
+        return part, Index(number, log, node, first, first, 0, clock, False, [])
+
+    def begun(self, begins: Index, ids: Sequence[tuple[str, bytes, int]]) -> None:
+        """A segment is on disk: write the index and `ids` of the one before, and that it is there.
+
+        Both come behind what the reader has to do.
+        """
+        last = self._shelf.last
+        self._shelf.add(begins)
+        if last is not None:
+            self._reader.work(lambda: self._seal(last, ids))
+        self._note(number=begins.number, next=max(self.identity.next, begins.first))
+
+    def _seal(self, last: Index, ids: Sequence[tuple[str, bytes, int]]) -> None:
+        """Write what lies beside a segment; the reader's work."""
+        seal(self._files, self._folder, last, ids)
+        size = bytes_beside(self._folder, last.number)
+        self._reader.post(lambda: self._shelf.note_beside(last.number, size))
+
+    def drop(self, count: int) -> None:
+        """Take the oldest segments off, and note that; `free` deletes their files."""
+        gone = self._shelf.drop(count)
+        self.held += gone
+        self.held_bytes += sum(index.size for index in gone)
+        self._note()
+
+    def free(self, needed: int) -> int:
+        """Delete the files of dropped segments before number `needed`, in the background.
+
+        Returns:
+            Their bytes.
+        """
+        gone = [index for index in self.held if index.number < needed]
+        size = sum(index.size for index in gone)
+        if gone:
+            del self.held[: len(gone)]
+            self.held_bytes -= size
+            numbers = [index.number for index in gone]
+            for number in numbers:
+                self._shelf.note_beside(number, 0)
+            self._reader.work(lambda: remove(self._files, self._folder, numbers))
+        return size
+
+    def _note(self, **changes: int) -> None:
+        """Note in the background which segments there are."""
+        oldest = self._shelf.segments[0]
+        identity = self.identity = msgspec.structs.replace(
+            self.identity, oldest=oldest.number, first=oldest.first, **changes
+        )
+
+        def job() -> None:
+            with suppress(OSError):
+                save_identity(self._files, self._folder, identity)
+
+        self._reader.work(job)

@@ -1,4 +1,4 @@
-"""What is small and changes in place, in one SQLite file beside the log.
+"""Durable cursors of peers and consumers in one SQLite file beside the log.
 
 Peers' acks, consumers, outages.
 
@@ -21,8 +21,8 @@ import msgspec
 
 from linkd import clock
 from linkd.errors import LogDamaged, StateTooNew
-from linkd.log.engine import UNOWNED, Consumer, Owned, PeerCursor, Told
-from linkd.log.group import Post
+from linkd.log.commit import Post
+from linkd.log.interface import UNOWNED, Consumer, Owned, PeerCursor, Told
 from linkd.log.state import Snapshot, in_parts
 
 FORMAT = 2
