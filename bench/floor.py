@@ -13,9 +13,9 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from linkd.core.batch import Draft, Record, encode_records
 from linkd.log.disk_log import SegmentLog
 from linkd.log.files import SegmentSettings
+from linkd.protocol.records import Draft, Record, encode_records
 
 
 class Bench:

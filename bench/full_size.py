@@ -26,8 +26,8 @@ from typing import Any
 import msgspec
 
 from bench.figures import FOLDER, machine, table
-from linkd.core import stream
 from linkd.premises import allow_open_files
+from linkd.protocol import client
 from tests.faults.test_full_size import (
     BODIES,
     FRAMES,
@@ -82,8 +82,8 @@ def _frame(payload: bytes | str) -> bytes:
     return head + bytes(4) + body
 
 
-def _stream_frames(frames: list[stream.FromClient]) -> Callable[[int], bytes]:
-    opened = _frame(stream.encode([stream.Open(1, "", "full size")]))
+def _stream_frames(frames: list[client.FromClient]) -> Callable[[int], bytes]:
+    opened = _frame(client.encode([client.Open(1, "", "full size")]))
     return _always(opened + _frame(message_of(frames)))
 
 

@@ -9,8 +9,8 @@ from itertools import islice
 from random import Random
 
 from bench.figures import figure, spread, table
-from linkd.core.batch import Record, encode_records
 from linkd.node.replicator import pack, unpack
+from linkd.protocol.records import Record, encode_records
 
 _PLACES = ("hall", "roof", "cellar", "boiler", "gate")
 

@@ -19,15 +19,15 @@ from linkd.client.record import Reading, pack
 from linkd.client.session import Session as ClientSession
 from linkd.client.websocket import WebSocket
 from linkd.config import Config, NodeSettings
-from linkd.core import stream, wire
-from linkd.core.batch import Batch, Draft, Origin, Record, Source, encode_records
-from linkd.core.channels import Patterns
 from linkd.core.session import Greeting, Session
-from linkd.core.session_types import Send, SessionSettings, Store
+from linkd.core.session_effects import Send, SessionSettings, Store
 from linkd.log.interface import Appended
 from linkd.log.memory_log import MemoryLog
 from linkd.net.rate_limit import FairShare
 from linkd.net.websocket import put, take
+from linkd.protocol import client, peer
+from linkd.protocol.channels import Patterns
+from linkd.protocol.records import Batch, Draft, Origin, Record, Source, encode_records
 
 Run = Callable[[int], None]
 """Passes so many batches through the stage."""
@@ -104,7 +104,7 @@ def _stream_session(publish: Callable[[Draft, Any], None], clock: Clock) -> Stre
     )
     caller: Any = _Caller()
     session = StreamSession(api, caller, _Socket())
-    session.message(stream.encode([stream.Open(1, "", "bench")]), True)
+    session.message(client.encode([client.Open(1, "", "bench")]), True)
     clock.advance(0)
     return session
 
@@ -131,7 +131,7 @@ def client_out(load: Load) -> Iterator[Run]:
     """Client: records made, encoded, numbered, put into a masked WebSocket message; its answer."""
     session = ClientSession("bench")
     session.open = True
-    socket = WebSocket("ws://localhost/v1/stream", stream.SUBPROTOCOL, {})
+    socket = WebSocket("ws://localhost/v1/stream", client.SUBPROTOCOL, {})
     socket._protocol.state = State.OPEN  # without a handshake
     socket.to_send()
     number = 0
@@ -145,7 +145,7 @@ def client_out(load: Load) -> Iterator[Run]:
             for message in session.take(0.0):
                 socket.send(message)
             socket.to_send()
-            session.received(stream.encode([stream.Published(number, 1, load.count)]))
+            session.received(client.encode([client.Published(number, 1, load.count)]))
 
     yield run
 
@@ -165,8 +165,8 @@ def api_in(load: Load) -> Iterator[Run]:
         nonlocal number
         for _ in range(times):
             number += 1
-            publishing = stream.Publish(number, "bench", load.count, load.records)
-            session.message(stream.encode([publishing]), True)
+            publishing = client.Publish(number, "bench", load.count, load.records)
+            session.message(client.encode([publishing]), True)
             session.turned()
             clock.advance(0)
 
@@ -210,13 +210,13 @@ def _greeted() -> tuple[Session, Session]:
         settings = SessionSettings(ours, theirs, every, every)
         ends.append(Session(settings, lambda _: "epoch"))
     hellos = [
-        wire.Hello(
+        peer.Hello(
             1,
             name,
             "bench",
-            wire.Generation("boot", 1),
+            peer.Generation("boot", 1),
             f"log-{name}",
-            (wire.EpochStart("epoch", 1),),
+            (peer.EpochStart("epoch", 1),),
             1,
             None,
             (">",),
@@ -244,11 +244,11 @@ def session_and_wire(load: Load) -> Iterator[Run]:
             for effect in near.outbound.offer([batch], offset, 0.0, 0.0):
                 if type(effect) is not Send:
                     continue
-                for taken in far.received(wire.decode(effect.payload), 0.0):
+                for taken in far.received(peer.decode(effect.payload), 0.0):
                     if type(taken) is Store:
                         far.inbound.stored(taken.batch.source.next)  # type: ignore[union-attr]
             for answer in far.inbound.ack():
-                near.received(wire.decode(answer.payload), 0.0)  # type: ignore[union-attr]
+                near.received(peer.decode(answer.payload), 0.0)  # type: ignore[union-attr]
 
     yield run
 
@@ -256,13 +256,13 @@ def session_and_wire(load: Load) -> Iterator[Run]:
 @contextlib.contextmanager
 def net(load: Load) -> Iterator[Run]:
     """Net: a WebSocket frame made and masked; found and unmasked at the other end."""
-    payload = wire.encode(
-        wire.Step(1, 2, "epoch", "bench", load.count, len(load.records), load.records)
+    payload = peer.encode(
+        peer.Step(1, 2, "epoch", "bench", load.count, len(load.records), load.records)
     )
 
     def run(times: int) -> None:
         for _ in range(times):
-            take(b"".join(put(0x82, payload, 0x80)), 0, 0x80, wire.MAX_MESSAGE_BYTES)
+            take(b"".join(put(0x82, payload, 0x80)), 0, 0x80, peer.MAX_MESSAGE_BYTES)
 
     yield run
 
@@ -335,11 +335,11 @@ def client_in(load: Load) -> Iterator[Run]:
     def run(times: int) -> None:
         nonlocal offset
         for _ in range(times):
-            frame = stream.Deliver(
+            frame = client.Deliver(
                 reader.id, offset, "bench", load.count, load.records, 0.0, "edge", offset
             )
             offset += load.count
-            session.received(stream.encode([frame]))
+            session.received(client.encode([frame]))
 
     yield run
 

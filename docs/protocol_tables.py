@@ -14,30 +14,30 @@ from pathlib import Path
 import msgspec
 from msgspec import inspect
 
-from linkd.core import batch, wire
 from linkd.pairing import messages as pairing
+from linkd.protocol import peer, records
 
 DOCUMENT = Path(__file__).with_name("protocol.md")
 
 STRUCTS: dict[str, type[msgspec.Struct]] = {
     each.__name__: each
     for each in (
-        wire.Hello,
-        wire.Generation,
-        wire.EpochStart,
-        wire.Cursor,
-        wire.EpochEnd,
-        wire.Step,
-        wire.Part,
-        wire.Volatile,
-        wire.Ack,
-        wire.Resend,
-        wire.GapTold,
-        wire.Probe,
-        wire.Probed,
-        wire.Goodbye,
-        batch.Origin,
-        batch.Record,
+        peer.Hello,
+        peer.Generation,
+        peer.EpochStart,
+        peer.Cursor,
+        peer.EpochEnd,
+        peer.Step,
+        peer.Part,
+        peer.Volatile,
+        peer.Ack,
+        peer.Resend,
+        peer.GapTold,
+        peer.Probe,
+        peer.Probed,
+        peer.Goodbye,
+        records.Origin,
+        records.Record,
         pairing.AskAuthority,
         pairing.AskJoin,
         pairing.AskRenewal,

@@ -16,11 +16,11 @@ import msgspec
 
 from linkd.api.errors import Refusal
 from linkd.config import Config
-from linkd.core.channels import Patterns, check_channel, check_patterns, is_channel, is_pattern
 from linkd.errors import ChannelRefused, ConfigError
 from linkd.log.interface import UNOWNED, Consumer, Owned
 from linkd.net.auth import load_secret
 from linkd.net.rate_limit import origin
+from linkd.protocol.channels import Patterns, check_channel, check_patterns, is_channel, is_pattern
 from linkd.status import Event
 
 DEFAULT_CHANNEL = "default"

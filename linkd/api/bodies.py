@@ -8,8 +8,7 @@ from typing import Any
 import msgspec
 
 from linkd.api.errors import Refusal
-from linkd.core.batch import Batch, read_records
-from linkd.core.shown import (
+from linkd.protocol.json import (
     JSON,
     MAX_JSON_DEPTH,
     body_of,
@@ -19,6 +18,7 @@ from linkd.core.shown import (
     nested_deeply,
     rfc3339,
 )
+from linkd.protocol.records import Batch, read_records
 
 NDJSON = "application/x-ndjson"
 _encoder = msgspec.json.Encoder()

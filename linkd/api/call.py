@@ -15,9 +15,9 @@ from linkd.api.errors import Refusal
 from linkd.api.http import ApiRequest
 from linkd.api.port import Start
 from linkd.config.settings import CONSUMER_NAME_PATTERN
-from linkd.core.resume import agree
-from linkd.core.wire import Cursor, EpochEnd
+from linkd.core.session import agree
 from linkd.log.interface import RESUME_PREFIX, Log
+from linkd.protocol.peer import Cursor, EpochEnd
 
 _Struct = TypeVar("_Struct")
 

@@ -16,8 +16,8 @@ from linkd.api.http import Answer, answer
 from linkd.api.metrics import consumer_lags
 from linkd.api.service import Service
 from linkd.api.sse import stream_events
-from linkd.core.channels import is_pattern
 from linkd.errors import LinkdError, PublishError
+from linkd.protocol.channels import is_pattern
 
 TYPES = {
     "html": "text/html; charset=utf-8",

@@ -8,9 +8,9 @@ from typing import Literal, Protocol
 from twisted.internet.defer import Deferred
 
 from linkd.config import Config
-from linkd.core.batch import Batch, Draft
-from linkd.core.wire import Volatile
 from linkd.log.interface import Consumer, Log, Owned, Settled
+from linkd.protocol.peer import Volatile
+from linkd.protocol.records import Batch, Draft
 from linkd.status import Availability, Event, LinkHistory, LinkStatus, NodeStatus, Outage
 
 Measure = Literal["round trip", "age"]

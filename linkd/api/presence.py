@@ -22,11 +22,11 @@ from zlib import crc32
 import msgspec
 
 from linkd.api.bodies import to_json
-from linkd.core.batch import Record, read_records
-from linkd.core.channels import is_channel
-from linkd.core.wire import Volatile
 from linkd.net.rate_limit import FairShare
 from linkd.net.timers import Call, Clock, cancel
+from linkd.protocol.channels import is_channel
+from linkd.protocol.peer import Volatile
+from linkd.protocol.records import Record, read_records
 from linkd.status import Event
 
 if TYPE_CHECKING:

@@ -15,7 +15,10 @@ from linkd.api.port import NodePort
 from linkd.api.service import Service
 from linkd.api.stream_publisher import MAX_RECORDS, check_wait
 from linkd.clock import wall
-from linkd.core.batch import (
+from linkd.errors import BadRecord, BodyTooLarge, LinkdError
+from linkd.log.interface import Appended
+from linkd.protocol.json import JSON, kind_of
+from linkd.protocol.records import (
     MAX_TTL_SECONDS,
     MAX_WORD_LENGTH,
     Draft,
@@ -23,9 +26,6 @@ from linkd.core.batch import (
     check_headers,
     encode_records,
 )
-from linkd.core.shown import JSON, kind_of
-from linkd.errors import BadRecord, BodyTooLarge, LinkdError
-from linkd.log.interface import Appended
 
 MAX_WAIT_SECONDS = 3600.0
 DEFAULT_WAIT_SECONDS = 30.0

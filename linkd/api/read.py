@@ -18,10 +18,10 @@ from linkd.api.http import Answer, answer
 from linkd.api.port import Start
 from linkd.api.service import Service
 from linkd.api.sse import stream_records
-from linkd.core.batch import Batch, Unreadable, read_records
-from linkd.core.channels import Patterns
 from linkd.errors import Gap, LinkdError
 from linkd.log.interface import Log
+from linkd.protocol.channels import Patterns
+from linkd.protocol.records import Batch, Unreadable, read_records
 
 DEFAULT_LIMIT = 100
 MAX_LIMIT = 10_000

@@ -15,8 +15,8 @@ from linkd.api.errors import WORDS, Refusal
 from linkd.api.http import Answer
 from linkd.api.service import Service
 from linkd.config.settings import CONSUMER_NAME_PATTERN, NAME_PATTERN
-from linkd.core.batch import HEADER_VALUE_PATTERN
-from linkd.core.channels import CHANNEL_PATTERN, CHANNELS_PATTERN
+from linkd.protocol.channels import CHANNEL_PATTERN, CHANNELS_PATTERN
+from linkd.protocol.records import HEADER_VALUE_PATTERN
 from linkd.status import Availability, Event, LinkHistory, NodeStatus, Outage
 
 Run = Callable[[Service, Call], Awaitable[Answer | None]]

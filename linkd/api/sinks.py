@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence, Sized
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from linkd.api.errors import Refusal
-from linkd.core.batch import Batch
 from linkd.errors import LinkdError
+from linkd.protocol.records import Batch
 
 if TYPE_CHECKING:
     from linkd.api.auth import Caller

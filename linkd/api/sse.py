@@ -17,7 +17,7 @@ from linkd.api.http import SMALL_BYTES
 from linkd.api.port import Start
 from linkd.api.service import Service
 from linkd.api.sinks import SlicedSink
-from linkd.core.batch import Batch
+from linkd.protocol.records import Batch
 from linkd.status import Event
 
 BEAT_SECONDS = 10.0

@@ -18,10 +18,10 @@ from linkd.api.publish import reached
 from linkd.api.sinks import ApiSink
 from linkd.api.stream_publisher import Ingress, check_wait
 from linkd.api.websocket import NORMAL, REFUSED, Socket
-from linkd.core import stream
-from linkd.core.batch import Batch
 from linkd.errors import LinkdError, RemoteProtocolError
 from linkd.net.timers import turn_end
+from linkd.protocol import client
+from linkd.protocol.records import Batch
 from linkd.status import Event
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ POSITION_SECONDS = 5.0
 
 MAX_WAIT_SECONDS = 3600.0
 
-_PUBLISHES = {stream.Publish}
+_PUBLISHES = {client.Publish}
 """What nearly every message holds and nothing else: then no frame needs a look of its own."""
 
 
@@ -61,7 +61,7 @@ class StreamSession:
         self.socket = socket
         self.ingress = Ingress(self)
         self.busy = False
-        self._rest: deque[stream.FromClient | msgspec.Raw] = deque()
+        self._rest: deque[client.FromClient | msgspec.Raw] = deque()
         self._opened = False
         self._subscriptions: dict[int, StreamSink] = {}
         self._pattern_bytes = 0
@@ -77,13 +77,13 @@ class StreamSession:
         self._happened: dict[str | None, str] = {}
         self._tells = self._tells_all = False  # of links, soon; of all of them
         self._calls: dict[type, Callable[[Any], None]] = {
-            stream.Open: self._open,
-            stream.Wait: self._wait,
-            stream.Subscribe: self._subscribe,
-            stream.Unsubscribe: self._unsubscribe,
-            stream.Credit: self._credit,
-            stream.Ack: self._ack,
-            stream.Watch: self._watch,
+            client.Open: self._open,
+            client.Wait: self._wait,
+            client.Subscribe: self._subscribe,
+            client.Unsubscribe: self._unsubscribe,
+            client.Credit: self._credit,
+            client.Ack: self._ack,
+            client.Watch: self._watch,
         }
 
     def allow(self, caller: Caller) -> None:
@@ -108,7 +108,7 @@ class StreamSession:
         try:
             if not binary:
                 raise RemoteProtocolError("expected binary messages", REFUSED)
-            frames = stream.split_from_client(payload)
+            frames = client.split_from_client(payload)
         except RemoteProtocolError as error:
             self._fatal("malformed", str(error))
             return
@@ -130,13 +130,13 @@ class StreamSession:
             frame = rest.popleft()
             if isinstance(frame, msgspec.Raw):
                 try:
-                    frame = stream.decode_one(frame)
+                    frame = client.decode_one(frame)
                 except RemoteProtocolError as error:
                     self._fatal("malformed", str(error))
                     break
-            if type(frame) is stream.Publish and self._opened:
+            if type(frame) is client.Publish and self._opened:
                 self.ingress.publish((frame,))
-            elif type(frame) is stream.Open or self._opened:
+            elif type(frame) is client.Open or self._opened:
                 if not self.ingress.flush(until):
                     rest.appendleft(frame)
                     return False
@@ -183,9 +183,9 @@ class StreamSession:
 
     # sending
 
-    def send(self, frame: stream.FromDaemon) -> None:
+    def send(self, frame: client.FromDaemon) -> None:
         """Send a frame, together with what else is sent in this turn."""
-        encoded = stream.encode_frame(frame)
+        encoded = client.encode_frame(frame)
         self._out.append(encoded)
         self._out_bytes += len(encoded)
         if self._out_bytes >= MESSAGE_BYTES:
@@ -194,10 +194,10 @@ class StreamSession:
             self._flush_due = True
             self._at_turn_end(self._flush_now)
 
-    def send_large(self, frame: stream.FromDaemon) -> None:
+    def send_large(self, frame: client.FromDaemon) -> None:
         """Send a frame that is worth a message of its own: it is encoded where it stays."""
         self.flush()
-        self.socket.send(stream.encode((frame,)), True)
+        self.socket.send(client.encode((frame,)), True)
 
     def _flush_now(self) -> None:
         self._flush_due = False
@@ -208,33 +208,33 @@ class StreamSession:
         out = self._urgent + self._out if self._urgent else self._out
         if out:
             self._out, self._urgent, self._out_bytes = [], [], 0
-            self.socket.send(stream.join(out, len(out)), True)
+            self.socket.send(client.join(out, len(out)), True)
 
     def _fatal(self, error: str, message: str) -> None:
         """Say what was wrong, and end."""
         self.ingress.flush()
-        self.send(stream.Failed(0, error, message))
+        self.send(client.Failed(0, error, message))
         self.flush()
         self.socket.close(REFUSED, message)
 
     def replaced(self) -> None:
         """Another connection opened under this producer's name."""
-        self.send(stream.Failed(0, "replaced", "another client opened with this producer's name"))
+        self.send(client.Failed(0, "replaced", "another client opened with this producer's name"))
         self.flush()
         self.socket.close(NORMAL, "replaced")
 
     # frames
 
-    def _open(self, frame: stream.Open) -> None:
-        if frame.version < stream.VERSION:
-            self._fatal("malformed", f"expected version {stream.VERSION}, got {frame.version}")
+    def _open(self, frame: client.Open) -> None:
+        if frame.version < client.VERSION:
+            self._fatal("malformed", f"expected version {client.VERSION}, got {frame.version}")
             return
         self._opened = True
         highest = self.ingress.open(frame.producer, frame.run)
         node = self.api.node
         self.send(
-            stream.Opened(
-                stream.VERSION,
+            client.Opened(
+                client.VERSION,
                 node.name,
                 f"linkd {linkd.__version__}",
                 node.log.id,
@@ -242,23 +242,23 @@ class StreamSession:
                 node.config.log.max_body_bytes,
                 node.config.limits.publish_pending_bytes,
                 highest,
-                node.log.epochs()[-stream.MAX_EPOCHS :],
+                node.log.epochs()[-client.MAX_EPOCHS :],
             )
         )
 
-    def _wait(self, frame: stream.Wait) -> None:
+    def _wait(self, frame: client.Wait) -> None:
         if frame.id in self._waits or len(self._waits) >= MAX_WAITS:
-            self.send(stream.Waited(frame.id, "too-many", f"at most {MAX_WAITS}, each its own id"))
+            self.send(client.Waited(frame.id, "too-many", f"at most {MAX_WAITS}, each its own id"))
             return
         timeout = min(frame.timeout, MAX_WAIT_SECONDS)
         try:
             self.caller.check_publish(frame.channel)
             check_wait(self.api.node, frame.peer, frame.channel)
         except Refusal as refusal:
-            self.send(stream.Waited(frame.id, refusal.error, refusal.message))
+            self.send(client.Waited(frame.id, refusal.error, refusal.message))
             return
         if not self._part.take(WAIT_BYTES):
-            self.send(stream.Waited(frame.id, "too-many", "too many waits of this caller"))
+            self.send(client.Waited(frame.id, "too-many", "too many waits of this caller"))
             return
         next_ = frame.next or self.api.node.log.next
         waiting = Deferred.fromCoroutine(reached(self.api, frame.peer, next_, timeout))
@@ -281,21 +281,21 @@ class StreamSession:
                 self.api.share.queue(self._cancel_waits)
                 break
 
-    def _forgotten(self, frame: stream.Wait, why: Failure) -> None:
+    def _forgotten(self, frame: client.Wait, why: Failure) -> None:
         """Answer a wait for a peer that was removed."""
         refusal = why.value
         if self._waits.pop(frame.id, None) is not None and isinstance(refusal, Refusal):
-            self.send(stream.Waited(frame.id, refusal.error, refusal.message))
+            self.send(client.Waited(frame.id, refusal.error, refusal.message))
 
-    def _waited(self, frame: stream.Wait, there: bool) -> None:
+    def _waited(self, frame: client.Wait, there: bool) -> None:
         self._waits.pop(frame.id, None)
         if there:
-            self.send(stream.Waited(frame.id))
+            self.send(client.Waited(frame.id))
         else:
             late = f"{frame.peer} did not have it within {frame.timeout:g} s; it stays owed"
-            self.send(stream.Waited(frame.id, "timeout", late))
+            self.send(client.Waited(frame.id, "timeout", late))
 
-    def _subscribe(self, frame: stream.Subscribe) -> None:
+    def _subscribe(self, frame: client.Subscribe) -> None:
         most = self.api.node.config.limits.subscriptions
         try:
             if frame.id in self._subscriptions:
@@ -313,12 +313,12 @@ class StreamSession:
             began = sink.subscribe(self.caller, frame.patterns, frame.start, consumer)
         except LinkdError as error:
             refusal = refusal_of(error)
-            self.send(stream.Failed(frame.id, refusal.error, refusal.message))
+            self.send(client.Failed(frame.id, refusal.error, refusal.message))
             return
         self._subscriptions[frame.id] = sink
         self._pattern_bytes += size
         sink.reported = began.next
-        self.send(stream.Subscribed(frame.id, began.next))
+        self.send(client.Subscribed(frame.id, began.next))
         if self._positions_due is None:
             self._plan_positions()
 
@@ -334,7 +334,7 @@ class StreamSession:
                 sink.report_position()
             self._plan_positions()
 
-    def _unsubscribe(self, frame: stream.Unsubscribe) -> None:
+    def _unsubscribe(self, frame: client.Unsubscribe) -> None:
         sink = self._subscriptions.get(frame.id)
         if sink is not None:
             sink.close()
@@ -345,33 +345,33 @@ class StreamSession:
         if self._subscriptions.get(sink.id) is sink:
             del self._subscriptions[sink.id]
             self._pattern_bytes -= sum(map(len, sink.patterns))
-            self.send(stream.Ended(sink.id, reason))
+            self.send(client.Ended(sink.id, reason))
 
-    def _credit(self, frame: stream.Credit) -> None:
+    def _credit(self, frame: client.Credit) -> None:
         sink = self._subscriptions.get(frame.id)
         if sink is not None:
             sink.give(frame.bytes)
 
-    def _ack(self, frame: stream.Ack) -> None:
+    def _ack(self, frame: client.Ack) -> None:
         sink = self._subscriptions.get(frame.id)
         if sink is None or sink.subscription is None:
             none = "there is no such subscription"
-            self.send(stream.AckFailed(frame.id, frame.next, "not-found", none))
+            self.send(client.AckFailed(frame.id, frame.next, "not-found", none))
             return
 
         def done(error: Exception | None) -> None:
             if error is None:
-                self.send(stream.Acked(frame.id, frame.next))
+                self.send(client.Acked(frame.id, frame.next))
             else:
                 word = "not-found" if isinstance(error, KeyError) else "log-full"
                 said = f"the cursor is not stored: {error}"
-                self.send(stream.AckFailed(frame.id, frame.next, word, said))
+                self.send(client.AckFailed(frame.id, frame.next, word, said))
 
         sink.subscription.ack(frame.next, done)
 
     # status
 
-    def _watch(self, _: stream.Watch) -> None:
+    def _watch(self, _: client.Watch) -> None:
         """Tell of all links; once, however often that was asked until it is told."""
         if self._unwatch is None:
             self._unwatch = self.api.node.on_event(self._event)
@@ -398,12 +398,12 @@ class StreamSession:
         if self._tells_all:
             self._tells_all = False
             self._urgent.append(
-                stream.encode_frame(stream.StatusChanged(tuple(self.api.node.status().links)))
+                client.encode_frame(client.StatusChanged(tuple(self.api.node.status().links)))
             )
         for peer, event in happened.items():
             link = None if peer is None else self.api.node.link_status(peer)
             if link is not None:
-                self._urgent.append(stream.encode_frame(stream.StatusChanged((link,), event)))
+                self._urgent.append(client.encode_frame(client.StatusChanged((link,), event)))
         self.flush()
 
 
@@ -440,7 +440,7 @@ class StreamSink(ApiSink):
         records, origin, session = batch.records, batch.origin, self._session
         send = session.send if len(records) < MESSAGE_BYTES else session.send_large
         send(
-            stream.Deliver(
+            client.Deliver(
                 self.id,
                 batch.offset,
                 batch.channel,
@@ -464,7 +464,7 @@ class StreamSink(ApiSink):
         dropped, self._dropped = self._dropped, 0
         self._credit -= len(batch.records)
         self._session.send(
-            stream.DeliverVolatile(
+            client.DeliverVolatile(
                 self.id,
                 batch.channel,
                 batch.count,
@@ -477,7 +477,7 @@ class StreamSink(ApiSink):
 
     def gap(self, first: int, next: int) -> None:
         """Tell that offsets are gone."""
-        self._session.send(stream.GapTold(self.id, first, next))
+        self._session.send(client.GapTold(self.id, first, next))
 
     def end(self, reason: str) -> None:
         """Nothing more comes."""
@@ -493,7 +493,7 @@ class StreamSink(ApiSink):
         position = self.subscription.position()
         if position > self.reported:
             self.reported = position
-            self._session.send(stream.Position(self.id, position))
+            self._session.send(client.Position(self.id, position))
 
     def give(self, bytes: int) -> None:
         """The client takes so many more bytes."""

@@ -12,8 +12,11 @@ from linkd.api.metrics import Metrics
 from linkd.api.port import NodePort
 from linkd.clock import wall
 from linkd.config import Config
-from linkd.core import stream
-from linkd.core.batch import (
+from linkd.errors import BadRecord, LinkdError
+from linkd.log.interface import Appended, Log, Settled
+from linkd.protocol import client
+from linkd.protocol.channels import Patterns
+from linkd.protocol.records import (
     HELD_BYTES,
     MAX_BATCH_BYTES,
     MAX_TTL_SECONDS,
@@ -22,9 +25,6 @@ from linkd.core.batch import (
     check_records,
     decode_records,
 )
-from linkd.core.channels import Patterns
-from linkd.errors import BadRecord, LinkdError
-from linkd.log.interface import Appended, Log, Settled
 
 _PASSING = frozenset(("log-full", "too-many"))
 """Refusals of publishes that are to be repeated later, under their numbers."""
@@ -136,7 +136,7 @@ class Client(Protocol):
     def api(self) -> Around:
         """The API."""
 
-    def send(self, frame: stream.FromDaemon) -> None:
+    def send(self, frame: client.FromDaemon) -> None:
         """Send the client a frame."""
 
     def replaced(self) -> None:
@@ -163,7 +163,7 @@ class Ingress:
         self._session = session
         self._name = ("", "")  # the producer's, and its run's
         self._state: ProducerState | None = None
-        self._pending: list[stream.Publish] = []
+        self._pending: list[client.Publish] = []
         self._unsettled = 0
         self._refusing = ""  # why a named producer's publishes are refused until it opens again
         self._refused: range | None = None  # its refused numbers, until it repeats the first
@@ -207,7 +207,7 @@ class Ingress:
             self._state.holder = None
         self._state = None
 
-    def publish(self, frames: Sequence[stream.Publish]) -> None:
+    def publish(self, frames: Sequence[client.Publish]) -> None:
         """Take publishes; they are handed on at the end of the turn."""
         settling = self._settling
         if settling:
@@ -235,7 +235,7 @@ class Ingress:
                 return False
         return True
 
-    def _run(self, pending: list[stream.Publish], index: int) -> list[stream.Publish]:
+    def _run(self, pending: list[client.Publish], index: int) -> list[client.Publish]:
         """Return the publishes from `index` on that may share an append: at least one."""
         first = pending[index]
         if not self._shares(first):
@@ -258,7 +258,7 @@ class Ingress:
             last = sequence
         return pending[index : index + MAX_RUN]
 
-    def _shares(self, frame: stream.Publish) -> bool:
+    def _shares(self, frame: client.Publish) -> bool:
         """Tell whether a publish may share an append with those behind it."""
         if frame.ids:
             return False
@@ -269,7 +269,7 @@ class Ingress:
         """The caller's rights have changed: each channel is checked anew."""
         self._channels.clear()
 
-    def _hand_on(self, run: list[stream.Publish]) -> None:
+    def _hand_on(self, run: list[client.Publish]) -> None:
         """Check a run and append it; where it is malformed, each publish for itself."""
         first = run[0]
         records = first.records if len(run) == 1 else b"".join([frame.records for frame in run])
@@ -304,7 +304,7 @@ class Ingress:
         except LinkdError as error:
             self._settled(run, size)(error)
 
-    def _refuse_new(self, frame: stream.Publish, error: LinkdError) -> None:
+    def _refuse_new(self, frame: client.Publish, error: LinkdError) -> None:
         """Refuse a publish, unless it was stored before: then the log answers the repeat.
 
         Nothing of it is stored: it may be another record under the number of an old one.
@@ -319,7 +319,7 @@ class Ingress:
         repeat = Draft(frame.channel, 1, b"", wall(), None, (), producer, (), owner)
         self._session.api.node.log.refuse(repeat, self._settled([frame], 0), error)
 
-    def _check_place(self, first: stream.Publish, size: int, alone: bool) -> None:
+    def _check_place(self, first: client.Publish, size: int, alone: bool) -> None:
         """Raise Refusal where a run may not go now: behind a refused one, or without room."""
         if self._refusing:
             said = "a publish before it was refused: open again, then repeat"
@@ -334,7 +334,7 @@ class Ingress:
             raise Refusal("too-many", "too many bytes wait for the disk (max_pending_bytes)")
         self._refused = None
 
-    def _check(self, first: stream.Publish, count: int, records: bytes) -> None:
+    def _check(self, first: client.Publish, count: int, records: bytes) -> None:
         """Raise an error where a run may not be published."""
         channel = first.channel
         if count > MAX_RECORDS:
@@ -354,7 +354,7 @@ class Ingress:
             if tuple([record.id for record in found]) != first.ids:
                 raise BadRecord("expected as ids those of the records")
 
-    def _settled(self, run: list[stream.Publish], size: int) -> Settled:
+    def _settled(self, run: list[client.Publish], size: int) -> Settled:
         """Return what answers a run once the log has settled it."""
         api = self._session.api
         began, state = api.reactor.seconds(), self._state
@@ -375,22 +375,22 @@ class Ingress:
 
         return settled
 
-    def _answer(self, run: list[stream.Publish], outcome: Appended) -> None:
+    def _answer(self, run: list[client.Publish], outcome: Appended) -> None:
         """Tell the client where its records lie."""
         send, offset = self._session.send, outcome.offset
         first = run[0]
         if len(run) == 1:
-            send(stream.Published(first.sequence, offset, outcome.count, outcome.duplicate))
+            send(client.Published(first.sequence, offset, outcome.count, outcome.duplicate))
             return
         plain = run[-1].sequence - first.sequence == len(run) - 1 and outcome.count == len(run)
         if plain and offset:
-            send(stream.PublishedRun(first.sequence, offset, len(run)))
+            send(client.PublishedRun(first.sequence, offset, len(run)))
             return
         for frame in run:
-            send(stream.Published(frame.sequence, offset, frame.count))
+            send(client.Published(frame.sequence, offset, frame.count))
             offset += frame.count if offset else 0
 
-    def _refuse(self, run: list[stream.Publish], refusal: Refusal) -> None:
+    def _refuse(self, run: list[client.Publish], refusal: Refusal) -> None:
         if self._state is not None and refusal.error in _PASSING:
             # A later number in the log would make this one look like a repeat of a stored one.
             self._refusing = refusal.error
@@ -401,4 +401,4 @@ class Ingress:
         if self._closed:
             return
         for frame in run:
-            self._session.send(stream.PublishFailed(frame.sequence, refusal.error, refusal.message))
+            self._session.send(client.PublishFailed(frame.sequence, refusal.error, refusal.message))

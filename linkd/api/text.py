@@ -29,9 +29,9 @@ from linkd.api.text_frames import (
 )
 from linkd.api.websocket import OVERTAKING_BYTES, Socket
 from linkd.clock import wall
-from linkd.core.batch import HELD_BYTES, Batch, Draft, Record, check_words, encode_records
 from linkd.errors import LinkdError
 from linkd.log.interface import RESUME_PREFIX, Appended
+from linkd.protocol.records import HELD_BYTES, Batch, Draft, Record, check_words, encode_records
 from linkd.status import Event
 
 if TYPE_CHECKING:

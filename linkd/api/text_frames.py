@@ -10,10 +10,10 @@ import msgspec
 
 from linkd.api.bodies import to_json
 from linkd.api.errors import Refusal
-from linkd.core.batch import Batch, Record, Unreadable, check_headers, read_records
-from linkd.core.shown import JSON, body_of, check_syntax, extras_of, rfc3339
-from linkd.core.wire import EpochEnd
 from linkd.errors import LinkdError
+from linkd.protocol.json import JSON, body_of, check_syntax, extras_of, rfc3339
+from linkd.protocol.peer import EpochEnd
+from linkd.protocol.records import Batch, Record, Unreadable, check_headers, read_records
 
 if TYPE_CHECKING:
     from linkd.api.port import Start

@@ -32,7 +32,6 @@ from linkd.api.errors import Refusal
 from linkd.api.http import SMALL_BYTES, ApiRequest, Part
 from linkd.api.service import Service
 from linkd.core.liveness import FLOW_BYTES, ClientLiveness
-from linkd.core.stream import MAX_MESSAGE_BYTES, SUBPROTOCOL
 from linkd.net.linux import keep_unsent_small, path_of
 from linkd.net.rate_limit import drop_buffers
 from linkd.net.timers import ExactTimer, PingedSilence
@@ -51,6 +50,7 @@ from linkd.net.websocket import (
 from linkd.net.websocket import (
     SMALL_BYTES as SMALL_FRAME_BYTES,
 )
+from linkd.protocol.client import MAX_MESSAGE_BYTES, SUBPROTOCOL
 
 
 class WholeMessages(WholeFrames, ServerProtocol):

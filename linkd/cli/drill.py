@@ -24,8 +24,8 @@ from linkd.cli.audience import end_when_gone
 from linkd.cli.exits import Ended
 from linkd.cli.options import add_socket, configuration, socket_path
 from linkd.cli.text import json_text
-from linkd.core.channels import check_channel
 from linkd.errors import ChannelRefused, ConfigError
+from linkd.protocol.channels import check_channel
 
 if TYPE_CHECKING:
     from linkd.drill.expectations import Bounds

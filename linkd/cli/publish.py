@@ -15,9 +15,9 @@ from linkd.cli.exits import Ended
 from linkd.cli.options import add_socket, patience, seconds, socket_path
 from linkd.cli.text import json_text
 from linkd.client.http import call, expect
-from linkd.core.batch import check_headers
-from linkd.core.shown import JSON, shown
 from linkd.errors import BadRecord
+from linkd.protocol.json import JSON, shown
+from linkd.protocol.records import check_headers
 
 MAX_BODY_BYTES: Final = 16 * 1024 * 1024
 DEFAULT_TIMEOUT: Final = 30.0

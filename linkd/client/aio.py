@@ -23,8 +23,8 @@ from linkd.client.options import (
     plus,
 )
 from linkd.client.session import Session
-from linkd.core.stream import Published
 from linkd.errors import LinkdError
+from linkd.protocol.client import Published
 
 _log = logging.getLogger("linkd.client")
 

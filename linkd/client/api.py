@@ -32,10 +32,10 @@ from linkd.client.publisher import NO_TERMS, Flight, Terms
 from linkd.client.record import Reading, Record, batches, encoded, pack
 from linkd.client.session import MAX_BODY_BYTES, Session
 from linkd.client.subscription import DEFAULT_WINDOW
-from linkd.core.batch import HELD_BYTES, check_headers, check_words
-from linkd.core.batch import Record as Encoded
-from linkd.core.channels import check_channel
-from linkd.core.stream import Published
+from linkd.protocol.channels import check_channel
+from linkd.protocol.client import Published
+from linkd.protocol.records import HELD_BYTES, check_headers, check_words
+from linkd.protocol.records import Record as Encoded
 
 TURN_BYTES: Final = 1024 * 1024
 """So much goes in one turn of the loop, which 10^5 publishes at once must not hold.

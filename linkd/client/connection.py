@@ -15,8 +15,8 @@ from linkd.client.errors import ClientError, Closed, NoDaemon, Refused, Replaced
 from linkd.client.options import REJECTED, Address, Key, Observable, Settings, State, Status
 from linkd.client.session import Session
 from linkd.client.websocket import WebSocket
-from linkd.core.stream import SUBPROTOCOL
 from linkd.errors import LinkdError
+from linkd.protocol.client import SUBPROTOCOL
 
 
 class Loop(Protocol):

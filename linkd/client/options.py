@@ -13,9 +13,9 @@ import msgspec
 
 from linkd.client.publisher import DEFAULT_BYTES
 from linkd.client.record import Decode, Encode, Record, decode_value, encode_value
-from linkd.core.batch import MAX_TTL_SECONDS
-from linkd.core.stream import Published, Start
 from linkd.errors import BadRecord, Gap
+from linkd.protocol.client import Published, Start
+from linkd.protocol.records import MAX_TTL_SECONDS
 
 DEFAULT_SOCKET: Final = "/run/linkd/linkd.sock"
 STREAM_PATH: Final = "/v1/stream"

@@ -9,8 +9,8 @@ from typing import Final
 import msgspec
 
 from linkd.client.errors import OffsetUnknown, Refused
-from linkd.core.batch import HELD_BYTES, MAX_BATCH_BYTES
-from linkd.core.stream import (
+from linkd.errors import BadRecord, BodyTooLarge, ChannelRefused, LinkdError, LogFull
+from linkd.protocol.client import (
     Publish,
     Published,
     PublishedRun,
@@ -18,7 +18,7 @@ from linkd.core.stream import (
     encode_frame,
     renumbered,
 )
-from linkd.errors import BadRecord, BodyTooLarge, ChannelRefused, LinkdError, LogFull
+from linkd.protocol.records import HELD_BYTES, MAX_BATCH_BYTES
 
 Settled = Callable[[Published | LinkdError], None]
 """Called once for each publish: it is on disk, or why it is not, or why nobody knows where."""

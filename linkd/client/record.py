@@ -8,11 +8,17 @@ from typing import Any, Final
 
 import msgspec
 
-from linkd.core.batch import MAX_BATCH_BYTES, Unreadable, check_words, headers_bytes, read_records
-from linkd.core.batch import Record as Encoded
-from linkd.core.shown import JSON, MAX_JSON_DEPTH, body_of, extras_of, nested_deeply, rfc3339
-from linkd.core.stream import Deliver, DeliverVolatile
 from linkd.errors import BadRecord
+from linkd.protocol.client import Deliver, DeliverVolatile
+from linkd.protocol.json import JSON, MAX_JSON_DEPTH, body_of, extras_of, nested_deeply, rfc3339
+from linkd.protocol.records import (
+    MAX_BATCH_BYTES,
+    Unreadable,
+    check_words,
+    headers_bytes,
+    read_records,
+)
+from linkd.protocol.records import Record as Encoded
 
 TEXT: Final = "text/plain; charset=utf-8"
 

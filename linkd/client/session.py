@@ -18,10 +18,10 @@ from linkd import __version__
 from linkd.client.errors import NoDaemon, Refused, TimedOut
 from linkd.client.publisher import DEFAULT_BYTES, Flight, Gatherer
 from linkd.client.subscription import DEFAULT_WINDOW, Done, Reader
-from linkd.core import stream
-from linkd.core.channels import check_channel, is_pattern
-from linkd.core.stream import FromClient
 from linkd.errors import BodyTooLarge, ChannelRefused, LinkdError
+from linkd.protocol import client
+from linkd.protocol.channels import check_channel, is_pattern
+from linkd.protocol.client import FromClient
 
 MAX_BODY_BYTES: Final = 16 * 1024 * 1024
 """No daemon takes a larger body: a message of the stream holds no more."""
@@ -74,11 +74,11 @@ class Session:
         self.on_links: Callable[[dict[str, str]], None] = _ignore
         self.last_failure: LinkdError | None = None
         software = f"linkd-python {__version__}"
-        self._hello = stream.checked(stream.Open(stream.VERSION, producer, software, run))
+        self._hello = client.checked(client.Open(client.VERSION, producer, software, run))
         self._max_bytes = max_bytes
         self._log = ""
         self._log_next = 0
-        self._epochs: stream.Epochs = ()
+        self._epochs: client.Epochs = ()
         self._ids = 0
         self._readers: dict[int, Reader] = {}
         self._questions: dict[int, _Question] = {}
@@ -89,21 +89,21 @@ class Session:
         self._reopening = False
         to_reader = self._to_reader
         self._calls: dict[type, Callable[[Any], None]] = {
-            stream.Deliver: to_reader(Reader.deliver),
-            stream.Published: self.flight.published,
-            stream.PublishedRun: self.flight.run,
-            stream.PublishFailed: self._publish_failed,
-            stream.Opened: self._opened,
-            stream.StatusChanged: self._status,
-            stream.Waited: self._waited,
-            stream.Failed: self._failed,
-            stream.DeliverVolatile: to_reader(Reader.deliver_volatile),
-            stream.Acked: to_reader(Reader.acked),
-            stream.AckFailed: to_reader(Reader.ack_failed),
-            stream.Subscribed: to_reader(Reader.begun),
-            stream.GapTold: to_reader(Reader.gap),
-            stream.Position: to_reader(Reader.position),
-            stream.Ended: to_reader(self._end),
+            client.Deliver: to_reader(Reader.deliver),
+            client.Published: self.flight.published,
+            client.PublishedRun: self.flight.run,
+            client.PublishFailed: self._publish_failed,
+            client.Opened: self._opened,
+            client.StatusChanged: self._status,
+            client.Waited: self._waited,
+            client.Failed: self._failed,
+            client.DeliverVolatile: to_reader(Reader.deliver_volatile),
+            client.Acked: to_reader(Reader.acked),
+            client.AckFailed: to_reader(Reader.ack_failed),
+            client.Subscribed: to_reader(Reader.begun),
+            client.GapTold: to_reader(Reader.gap),
+            client.Position: to_reader(Reader.position),
+            client.Ended: to_reader(self._end),
         }
 
     # From the application
@@ -132,7 +132,7 @@ class Session:
     def subscribe(
         self,
         patterns: Sequence[str],
-        start: stream.Start,
+        start: client.Start,
         consumer: str = "",
         window: int = DEFAULT_WINDOW,
     ) -> Reader:
@@ -148,7 +148,7 @@ class Session:
         if not patterns:
             raise ChannelRefused("expected a channel or pattern, got none")
         self._ids += 1
-        stream.checked(stream.Subscribe(self._ids, tuple(patterns), start, consumer, window))
+        client.checked(client.Subscribe(self._ids, tuple(patterns), start, consumer, window))
         reader = Reader(self._ids, tuple(patterns), start, consumer, window)
         self._readers[reader.id] = reader
         if self.open:
@@ -159,7 +159,7 @@ class Session:
         """End a subscription at once."""
         if self._readers.pop(reader.id, None) is not None and self.open:
             self._control += reader.to_send()
-            self._control.append(stream.Unsubscribe(reader.id))
+            self._control.append(client.Unsubscribe(reader.id))
         reader.finish(None)
 
     def wait(self, peer: str, channel: str, next: int, deadline: float, done: Done) -> None:
@@ -216,7 +216,7 @@ class Session:
     def received(self, message: bytes) -> None:
         """Take one message of the daemon; raise RemoteProtocolError if it is malformed."""
         calls = self._calls
-        for frame in stream.decode_from_daemon(message):
+        for frame in client.decode_from_daemon(message):
             calls[type(frame)](frame)
 
     def take(self, now: float) -> list[bytes]:
@@ -228,14 +228,14 @@ class Session:
         frames: list[bytes] = []
         if self._control:
             control, self._control = self._control, []
-            frames += map(stream.encode_frame, control)
+            frames += map(client.encode_frame, control)
         if self.open:
             for reader in self._readers.values():
-                frames += map(stream.encode_frame, reader.to_send())
+                frames += map(client.encode_frame, reader.to_send())
             self.gatherer.seal()
             frames += self.flight.next_to_send()
             if self._unasked:
-                frames += map(stream.encode_frame, self._ask(now))
+                frames += map(client.encode_frame, self._ask(now))
         return _messages(frames)
 
     def expire(self, now: float) -> float | None:
@@ -261,25 +261,25 @@ class Session:
 
         return taken
 
-    def _end(self, reader: Reader, frame: stream.Ended) -> None:
+    def _end(self, reader: Reader, frame: client.Ended) -> None:
         reader.end(frame)
         if reader.over:
             self._readers.pop(frame.id, None)
 
-    def _publish_failed(self, frame: stream.PublishFailed) -> None:
+    def _publish_failed(self, frame: client.PublishFailed) -> None:
         self.flight.failed(frame)
         self._begin_anew(frame)
 
-    def _status(self, frame: stream.StatusChanged) -> None:
+    def _status(self, frame: client.StatusChanged) -> None:
         changed: dict[str, str] = {link.peer: link.state for link in frame.links}
         self.links = {**self.links, **changed} if frame.event else changed
         self.on_links(self.links)
 
-    def _opened(self, frame: stream.Opened) -> None:
+    def _opened(self, frame: client.Opened) -> None:
         """Restore all on a daemon that has answered: each subscription once, then the publishes."""
         agreed = 0
         if self._log in ("", frame.log):
-            agreed = stream.agreed(self._epochs, frame.epochs, frame.next)
+            agreed = client.agreed(self._epochs, frame.epochs, frame.next)
         self._log, self._log_next, self._epochs = frame.log, frame.next, frame.epochs
         self.node, self.max_body_bytes = frame.node, frame.max_body_bytes
         self.flight.max_bytes = min(self._max_bytes, frame.max_pending_bytes)
@@ -288,11 +288,11 @@ class Session:
             return
         self.open = True
         self.flight.begin_above(frame.highest)
-        self._control.append(stream.Watch())
+        self._control.append(client.Watch())
         self._control += [reader.restore(agreed) for reader in self._readers.values()]
         self.on_open()
 
-    def _begin_anew(self, frame: stream.PublishFailed) -> None:
+    def _begin_anew(self, frame: client.PublishFailed) -> None:
         """Have the daemon take publishes again: it refuses all behind one that may be repeated."""
         if frame.error in ("log-full", "too-many") and not self._reopening:
             self._reopening = True
@@ -312,10 +312,10 @@ class Session:
                 continue
             left = max(0.0, each.deadline - now)
             self._asked += 1
-            asked.append(stream.Wait(id_, each.peer, each.channel, each.next, left))
+            asked.append(client.Wait(id_, each.peer, each.channel, each.next, left))
         return asked
 
-    def _waited(self, frame: stream.Waited) -> None:
+    def _waited(self, frame: client.Waited) -> None:
         id_, error = frame.id, frame.error
         self._asked = max(0, self._asked - 1)
         question = self._questions.get(id_)
@@ -328,7 +328,7 @@ class Session:
         del self._questions[id_]
         question.done(Refused(error, frame.message) if error else None)
 
-    def _failed(self, frame: stream.Failed) -> None:
+    def _failed(self, frame: client.Failed) -> None:
         """Take a refusal: of a subscription that has not begun, or of the connection."""
         refused = Refused(frame.error, frame.message)
         reader = self._readers.get(frame.id)
@@ -342,18 +342,18 @@ class Session:
 def _messages(frames: list[bytes]) -> list[bytes]:
     """Put encoded frames into messages of about 256 KiB; one that is larger is alone."""
     if len(frames) == 1:
-        return [stream.join(frames, 1)]
+        return [client.join(frames, 1)]
     messages: list[bytes] = []
     held: list[bytes] = []
     size = 0
     for frame in frames:
         if held and size + len(frame) > MESSAGE_BYTES:
-            messages.append(stream.join(held, len(held)))
+            messages.append(client.join(held, len(held)))
             held, size = [], 0
         held.append(frame)
         size += len(frame)
     if held:
-        messages.append(stream.join(held, len(held)))
+        messages.append(client.join(held, len(held)))
     return messages
 
 

@@ -10,7 +10,8 @@ import msgspec
 
 from linkd.client.errors import ClientError, Refused, Replaced
 from linkd.client.record import Reading, Record, unpack
-from linkd.core.stream import (
+from linkd.errors import Gap, LinkdError
+from linkd.protocol.client import (
     Ack,
     Acked,
     AckFailed,
@@ -25,7 +26,6 @@ from linkd.core.stream import (
     Subscribe,
     Subscribed,
 )
-from linkd.errors import Gap, LinkdError
 
 DEFAULT_WINDOW: Final = 1024 * 1024
 

@@ -14,7 +14,7 @@ from msgspec import inspect
 
 from linkd.config.addresses import is_loopback, parse_address, parse_url
 from linkd.config.settings import NAME_PATTERN, PATHS, Config, PeerSettings, Settings
-from linkd.core.channels import (
+from linkd.protocol.channels import (
     MAX_WANTS,
     MAX_WANTS_BYTES,
     MAX_WILDCARD_WORDS,

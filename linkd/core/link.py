@@ -1,4 +1,4 @@
-"""The life of a link: which connection is its own, its state, when the dialer tries again.
+"""The life of a link: its connection, its state, takeover, and when to dial again.
 
 Pure: inputs and `now` go in, effects come out. The driver performs the effects in their order and
 calls `handle(Wake(), now)` at `deadline`.
@@ -6,36 +6,257 @@ calls `handle(Wake(), now)` at `deadline`.
 
 from __future__ import annotations
 
-from typing import Final, Literal, get_args
+from collections import deque
+from typing import Final, Literal, NamedTuple, get_args
+
+import msgspec
 
 from linkd.core.backoff import Backoff
-from linkd.core.link_types import (
-    Abort,
-    Acknowledged,
-    Adopt,
-    AttemptBegan,
-    AttemptFailed,
-    Changed,
-    Dial,
-    Diverged,
-    Effect,
-    Greeted,
-    Input,
-    Kick,
-    Lost,
-    NetworkChanged,
-    Opening,
-    Refuse,
-    Rejoined,
-    Resumed,
-    Start,
-    Stop,
-    StopDialing,
-    Wake,
-)
-from linkd.core.takeover import Refusal, Takeovers
-from linkd.errors import LocalProtocolError, Reason
+from linkd.errors import FailureKind, LocalProtocolError, Reason
+from linkd.protocol.peer import Generation
 from linkd.status import LinkState
+
+
+class Start(msgspec.Struct, frozen=True):
+    """The node has started, or the peer was added."""
+
+
+class Stop(msgspec.Struct, frozen=True):
+    """The node stops, or the peer was removed."""
+
+    detail: str
+
+
+class Kick(msgspec.Struct, frozen=True):
+    """An operator wants an attempt now."""
+
+
+class NetworkChanged(msgspec.Struct, frozen=True):
+    """Addresses or routes of this host have changed."""
+
+
+class Wake(msgspec.Struct, frozen=True):
+    """The deadline may have come."""
+
+
+class AttemptBegan(msgspec.Struct, frozen=True):
+    """The dialer has begun an attempt, or has come as far as one address of it."""
+
+
+class Opening(msgspec.Struct, frozen=True):
+    """The attempt's TCP connection stands."""
+
+
+class AttemptFailed(msgspec.Struct, frozen=True):
+    """The attempt has failed; fields as in `linkd.errors.AttemptFailed`."""
+
+    kind: FailureKind
+    reason: Reason
+    detail: str
+    retry_after: float | None = None
+
+
+class Greeted(msgspec.Struct, frozen=True):
+    """A connection whose peer has proved who it is and said hello.
+
+    Args:
+        connection: Its key.
+        generation: As chosen by the end that dialed.
+        log: The peer's log id.
+        dialed: We dialed it.
+        address: The other end, for people.
+    """
+
+    connection: int
+    generation: Generation
+    log: str
+    dialed: bool
+    address: str
+
+
+class Resumed(msgspec.Struct, frozen=True):
+    """The two ends agree on how far they are; `owed`: the peer is owed some of our log."""
+
+    connection: int
+    owed: bool = False
+
+
+class Acknowledged(msgspec.Struct, frozen=True):
+    """The peer has acknowledged something on the live connection."""
+
+
+class Diverged(msgspec.Struct, frozen=True):
+    """The two logs have nothing in common."""
+
+    detail: str
+
+
+class Rejoined(msgspec.Struct, frozen=True):
+    """An operator has said from where to go on; `Resumed` follows."""
+
+
+class Lost(msgspec.Struct, frozen=True):
+    """A greeted connection has ended.
+
+    Args:
+        connection: Its key.
+        reason: One word of `Reason`.
+        detail: One sentence.
+        retry_after: Seconds that the peer asked us to stay away, or None.
+        silent: It was given up for silence.
+    """
+
+    connection: int
+    reason: Reason
+    detail: str
+    retry_after: float | None = None
+    silent: bool = False
+
+
+Input = (
+    Start
+    | Stop
+    | Kick
+    | NetworkChanged
+    | Wake
+    | AttemptBegan
+    | Opening
+    | AttemptFailed
+    | Greeted
+    | Resumed
+    | Acknowledged
+    | Diverged
+    | Rejoined
+    | Lost
+)
+
+
+class Dial(msgspec.Struct, frozen=True):
+    """Begin an attempt after so many seconds; replaces what was scheduled or is under way."""
+
+    after: float
+
+
+class StopDialing(msgspec.Struct, frozen=True):
+    """Drop what is scheduled or under way."""
+
+
+class Adopt(msgspec.Struct, frozen=True):
+    """This connection is the link's now; begin the session on it. Always the last effect."""
+
+    connection: int
+
+
+class Abort(msgspec.Struct, frozen=True):
+    """End a connection at once."""
+
+    connection: int
+    reason: Reason
+    detail: str
+
+
+class Refuse(msgspec.Struct, frozen=True):
+    """Say goodbye to a connection that was never the link's."""
+
+    connection: int
+    reason: Reason
+    detail: str
+    retry_after: float | None = None
+
+
+class Changed(msgspec.Struct, frozen=True):
+    """The link's state has changed."""
+
+    old: LinkState
+    new: LinkState
+    reason: Reason | None
+    detail: str | None
+
+
+Effect = Dial | StopDialing | Adopt | Abort | Refuse | Changed
+
+
+CLONE_TAKEOVERS = 3
+CLONE_WINDOW = 60.0
+"""Two boots that take over from each other so often within so many seconds run on two hosts."""
+
+CLONE_MEMORY = 600.0
+"""A refused clone stays refused for so many seconds after its last try, while the other lives."""
+
+
+class Refusal(NamedTuple):
+    """Why a newcomer does not become the link's connection."""
+
+    reason: Reason
+    detail: str
+
+
+class Takeovers:
+    """Judge newcomers against the live connection, and remember who took over from whom.
+
+    Args:
+        name: This node's name.
+        peer: The peer's name.
+    """
+
+    __slots__ = ("_clones", "_name", "_peer", "_recent")
+
+    def __init__(self, name: str, peer: str) -> None:
+        self._name = name
+        self._peer = peer
+        self._recent: deque[tuple[float, str, str]] = deque(maxlen=16)
+        self._clones: dict[str, float] = {}
+
+    def judge(self, live: Greeted, new: Greeted, now: float) -> Refusal | None:
+        """Return why `new` is refused, or None: it takes over from `live`.
+
+        Args:
+            live: The link's connection.
+            new: The newcomer.
+            now: Seconds on the injected monotonic clock.
+        """
+        if new.log != live.log:
+            return Refusal(
+                "duplicate",
+                f"another log ({new.log}) under the name of {self._peer} while one ({live.log}) is"
+                f" connected: {live.address} is connected, {new.address} was refused",
+            )
+        if new.dialed != live.dialed:
+            return self._both_dial(live)
+        if new.generation.boot == live.generation.boot:
+            if new.generation.counter > live.generation.counter:
+                return None
+            return Refusal("replaced", f"a newer connection of {self._peer} is already there")
+        return self._other_boot(live, new, now)
+
+    def _both_dial(self, live: Greeted) -> Refusal | None:
+        """Keep what the lesser name dialed."""
+        if live.dialed == (self._name < self._peer):
+            lesser = min(self._name, self._peer)
+            return Refusal("replaced", f"both ends dial; the connection dialed by {lesser} stays")
+        return None
+
+    def _other_boot(self, live: Greeted, new: Greeted, now: float) -> Refusal | None:
+        """Let another boot of the peer take over, unless two of them fight."""
+        old_boot, new_boot = live.generation.boot, new.generation.boot
+        known = self._clones.get(new_boot)
+        pair = {old_boot, new_boot}
+        while self._recent and now - self._recent[0][0] >= CLONE_WINDOW:
+            self._recent.popleft()
+        fights = sum({old, new} == pair for _, old, new in self._recent)
+        if (known is not None and now < known) or fights >= CLONE_TAKEOVERS - 1:
+            self._clones = {boot: until for boot, until in self._clones.items() if now < until}
+            if len(self._clones) < 64:
+                self._clones[new_boot] = now + CLONE_MEMORY
+            return Refusal(
+                "duplicate",
+                f"two hosts use the name {self._peer} and take over from each other:"
+                f" {live.address} is connected, {new.address} was refused; give one of them another"
+                " name and an empty state_dir",
+            )
+        self._recent.append((now, old_boot, new_boot))
+        return None
+
 
 Kind = Literal[
     "start",
@@ -387,33 +608,3 @@ _PLAIN: Final[dict[type, Kind]] = {
     Rejoined: "rejoined",
     Resumed: "resumed",
 }
-
-__all__ = [
-    "IGNORED",
-    "KINDS",
-    "STATES",
-    "TABLE",
-    "Abort",
-    "Acknowledged",
-    "Adopt",
-    "AttemptBegan",
-    "AttemptFailed",
-    "Changed",
-    "Dial",
-    "Diverged",
-    "Effect",
-    "Greeted",
-    "Input",
-    "Kick",
-    "Link",
-    "Lost",
-    "NetworkChanged",
-    "Opening",
-    "Refuse",
-    "Rejoined",
-    "Resumed",
-    "Start",
-    "Stop",
-    "StopDialing",
-    "Wake",
-]

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from linkd.core.batch import HELD_BYTES, MAX_BATCH_BYTES, Batch
-from linkd.core.channels import Patterns
-from linkd.core.session_types import (
+from linkd.core.session_effects import (
     Acked,
     Effect,
     Expired,
@@ -17,8 +15,10 @@ from linkd.core.session_types import (
     Send,
     SessionSettings,
 )
-from linkd.core.wire import GapTold, Hello, Part, Step, encode, sendable
 from linkd.errors import LocalProtocolError, RemoteProtocolError
+from linkd.protocol.channels import Patterns
+from linkd.protocol.peer import GapTold, Hello, Part, Step, encode, sendable
+from linkd.protocol.records import HELD_BYTES, MAX_BATCH_BYTES, Batch
 
 _BURST_BYTES = 65_536
 """What is handed to the connection before it is asked again whether it has room."""

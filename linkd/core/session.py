@@ -1,4 +1,6 @@
-"""What two nodes agree on about their logs.
+"""The handshake of two nodes, and where each log resumes.
+
+By epochs, so that a disk put back to an older copy is noticed.
 
 Who has what, what is sent next, what may be acknowledged.
 
@@ -10,23 +12,121 @@ takes us through the peer's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
-from linkd.core.inbound import Inbound
-from linkd.core.known_ends import KnownEnds
+from linkd.core.inbound import Inbound, KnownEnds
 from linkd.core.outbound import Outbound
-from linkd.core.resume import agree, lost_at_sender, truncate
-from linkd.core.session_types import (
-    Diverged,
-    Effect,
-    Rewind,
-    SessionSettings,
-    Tell,
-)
-from linkd.core.wire import Ack, Cursor, GapTold, Hello, Message, Part, Resend, Step, Volatile
+from linkd.core.session_effects import Diverged, Effect, Rewind, SessionSettings, Tell
 from linkd.errors import RemoteProtocolError
+from linkd.protocol.peer import (
+    Ack,
+    Cursor,
+    EpochEnd,
+    EpochStart,
+    GapTold,
+    Hello,
+    Message,
+    Part,
+    Resend,
+    Step,
+    Volatile,
+)
+
+__all__ = [
+    "Cursor",
+    "Greeting",
+    "Session",
+    "agree",
+    "lost_at_sender",
+    "outdated",
+    "repeats",
+    "truncate",
+]
+
+
+def agree(epochs: Sequence[EpochStart], next: int, cursor: Cursor) -> EpochEnd | None:
+    """Return where sending goes on: the end of the newest epoch that both ends know.
+
+    Both ends compute it from the same two hellos and so come to the same place. A receiver that
+    knows a later epoch has passed all of this one, wherever its own note of it ends: what was not
+    for it at the end of an epoch may have been skipped in one step with the beginning of the next.
+
+    Args:
+        epochs: The sender's epochs, oldest first.
+        next: The next offset of the sender's log.
+        cursor: How far the receiver has that log; its log id is the sender's.
+
+    Returns:
+        The epoch and the offset, or None where no epoch is common.
+    """
+    ends = {
+        start.epoch: epochs[i + 1].first if i + 1 < len(epochs) else next
+        for i, start in enumerate(epochs)
+    }
+    passed = cursor.epochs[-1].next
+    for known in reversed(cursor.epochs):
+        end = ends.get(known.epoch)
+        if end is not None:
+            return EpochEnd(known.epoch, min(end, passed))
+    return None
+
+
+def truncate(cursor: Cursor, agreed: EpochEnd) -> Cursor:
+    """Return the cursor put back to `agreed`, of whose epoch it knows.
+
+    Itself where it stands there already.
+    """
+    if cursor.epochs[-1] == agreed:
+        return cursor
+    place = [known.epoch for known in cursor.epochs].index(agreed.epoch)
+    kept = (*cursor.epochs[:place], agreed)
+    return Cursor(cursor.log, kept, min(cursor.committed, agreed.next))
+
+
+def lost_at_sender(cursor: Cursor, agreed: EpochEnd) -> tuple[int, int] | None:
+    """Return the offsets [first, next) that only the receiver still has; None if there are none."""
+    return (agreed.next, cursor.next) if cursor.next > agreed.next else None
+
+
+def outdated(said: Hello, cursor: Cursor | None) -> bool:
+    """Tell whether the sender of `said` has sent more since, on another connection.
+
+    Both ends of a connection compute it from the same two hellos. Within one epoch, which is one
+    run of the sender, its log never gets shorter: a cursor in the newest epoch of `said` that is
+    beyond its `next` came from a connection that outlived the moment at which the hello was made.
+
+    Args:
+        said: A dialer's hello.
+        cursor: The listener's cursor in the dialer's log.
+    """
+    return (
+        cursor is not None
+        and cursor.log == said.log
+        and cursor.epochs[-1].epoch == said.epochs[-1].epoch
+        and cursor.next > said.next
+    )
+
+
+def repeats(said: Hello, true: Hello, theirs: Hello) -> bool:
+    """Tell whether a dialer says hello again: what it said is not true any more, or looks so.
+
+    Args:
+        said: The dialer's hello on this connection.
+        true: The hello that it would say now.
+        theirs: The listener's answer.
+    """
+    return (
+        _place(said.cursor) != _place(true.cursor)
+        or said.epochs != true.epochs
+        or outdated(said, theirs.cursor)
+    )
+
+
+def _place(cursor: Cursor | None) -> tuple[str, tuple[EpochEnd, ...]] | None:
+    """Return where a cursor is, without what is known of its durability."""
+    return None if cursor is None else (cursor.log, cursor.epochs)
 
 
 class Greeting(msgspec.Struct, frozen=True):
@@ -197,6 +297,3 @@ def _put_back(peer: str, lost: tuple[int, int]) -> Tell:
         f"{peer} was put back to an older copy of its log: offsets {lost[0]} to {lost[1] - 1},"
         " which this node has, are unknown there; this node keeps them",
     )
-
-
-__all__ = ["Cursor", "Greeting", "Session"]

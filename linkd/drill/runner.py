@@ -10,13 +10,13 @@ from typing import Final, Literal
 
 from linkd.client.errors import ClientError
 from linkd.clock import wall
-from linkd.core.shown import rfc3339
 from linkd.drill.deadman import DrillFailed
 from linkd.drill.expectations import Bounds, Expectation, judge
 from linkd.drill.monitor import Counted, Publisher, Watch, arrived
 from linkd.drill.report import Check, EndReport, Report, State
 from linkd.drill.scenarios import Drill
 from linkd.drill.testbed import DOWN_CHANNEL, UP_CHANNEL, Pair, faketime
+from linkd.protocol.json import rfc3339
 
 Say = Callable[[str], None]
 """Shows progress: what goes on now, in a few words."""

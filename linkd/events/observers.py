@@ -16,9 +16,9 @@ import msgspec
 from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogBeginner
 
 from linkd.clock import wall
-from linkd.core.shown import rfc3339
 from linkd.events.catalog import COMMON_FIELDS, KINDS, Level
 from linkd.events.sink import CLOSE_SECONDS, Dropped, LineSink
+from linkd.protocol.json import rfc3339
 
 Fields = Mapping[str, object]
 WINDOW = 120.0

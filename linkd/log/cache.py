@@ -5,8 +5,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 
-from linkd.core.batch import NOWHERE, Batch
 from linkd.errors import Gap
+from linkd.protocol.records import NOWHERE, Batch
 
 _OVERHEAD = 400
 _NOTHING = Batch(0, "", 0, b"", 0.0, NOWHERE)

@@ -19,18 +19,6 @@ from typing import TypeVar
 
 import msgspec
 
-from linkd.core.batch import (
-    HELD_BYTES,
-    MAX_BATCH_BYTES,
-    Batch,
-    Draft,
-    Origin,
-    Producer,
-    join_raw,
-    runs_of,
-    split_raw,
-)
-from linkd.core.wire import Cursor, EpochStart
 from linkd.errors import (
     BadRecord,
     LinkdError,
@@ -44,6 +32,18 @@ from linkd.log.cache import Tail
 from linkd.log.interface import Appended, Settled, Told
 from linkd.log.origins import Undo
 from linkd.log.state import Ids, Place, State, digest, follows, moved, placed, take_back
+from linkd.protocol.peer import Cursor, EpochStart
+from linkd.protocol.records import (
+    HELD_BYTES,
+    MAX_BATCH_BYTES,
+    Batch,
+    Draft,
+    Origin,
+    Producer,
+    join_raw,
+    runs_of,
+    split_raw,
+)
 
 
 class Stored(msgspec.Struct, frozen=True, gc=False):

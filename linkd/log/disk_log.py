@@ -18,7 +18,6 @@ from typing import Protocol
 
 import msgspec
 
-from linkd.core.batch import Batch
 from linkd.errors import Gap, LinkdError, LogClosed, LogDamaged, LogFull
 from linkd.log.cache import Tail
 from linkd.log.commit import CursorSet, Ledger, Post, ignore, new_token
@@ -34,6 +33,7 @@ from linkd.log.segment_set import Retention, Shelf, Succession
 from linkd.log.snapshot import Base, Sealed, Snapshots, remove_snapshots
 from linkd.log.state import Snapshot, State
 from linkd.log.writer import Failed, Idle, Job, Writer, Written, why
+from linkd.protocol.records import Batch
 
 Fetched = Callable[[list[Batch] | LinkdError], None]
 

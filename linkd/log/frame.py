@@ -21,8 +21,8 @@ from struct import Struct
 
 import msgspec
 
-from linkd.core.batch import Batch, Origin, Producer, Source
 from linkd.log.commit import CursorSet, EpochOpened, Piece, Publish
+from linkd.protocol.records import Batch, Origin, Producer, Source
 
 try:
     from zlib_ng.zlib_ng import crc32 as crc32

@@ -11,9 +11,9 @@ from typing import Protocol
 
 import msgspec
 
-from linkd.core.batch import Batch, Draft
-from linkd.core.wire import Cursor, EpochStart
 from linkd.errors import LinkdError
+from linkd.protocol.peer import Cursor, EpochStart
+from linkd.protocol.records import Batch, Draft
 
 
 class Appended(msgspec.Struct, frozen=True, gc=False):

@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from random import Random
 
 from linkd.clock import boottime
-from linkd.core.batch import HELD_BYTES, Batch
 from linkd.errors import Gap, LinkdError
 from linkd.log.cache import Tail
 from linkd.log.commit import EpochOpened, Group, Ledger, ignore, new_token
 from linkd.log.files import SegmentSettings, refusal
 from linkd.log.state import Ids, State
+from linkd.protocol.records import HELD_BYTES, Batch
 
 
 class MemoryLog(Ledger):

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from linkd.core.batch import Origin
+from linkd.protocol.records import Origin
 
 _PARTS = 1024
 

@@ -12,8 +12,8 @@ from itertools import groupby
 
 import msgspec
 
-from linkd.core.batch import Producer
 from linkd.log.origins import ABSENT, Undo
+from linkd.protocol.records import Producer
 
 KEPT_RUNS = 16
 """For the newest so many runs of a producer at least, the offsets are kept."""

@@ -12,7 +12,6 @@ from queue import SimpleQueue
 
 import msgspec
 
-from linkd.core.batch import Batch
 from linkd.log.commit import Post
 from linkd.log.frame import (
     BATCH,
@@ -30,6 +29,7 @@ from linkd.log.frame import (
     frame_size,
     head_of,
 )
+from linkd.protocol.records import Batch
 
 _CHUNK_BYTES = 1 << 20
 _SPARE_BYTES = 1 << 16

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import msgspec
 
-from linkd.core.batch import Batch, Source, decode_records
 from linkd.errors import BadRecord, StateTooNew
 from linkd.log.commit import EpochOpened, Publish
 from linkd.log.files import Files
@@ -42,6 +41,7 @@ from linkd.log.frame import (
 from linkd.log.origins import Ignored
 from linkd.log.reader import Change, Damage, walk, walk_changes
 from linkd.log.state import Ids, State, digest
+from linkd.protocol.records import Batch, Source, decode_records
 
 BLOCK_BYTES = 512 * 1024
 FORMAT = 2

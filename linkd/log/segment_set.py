@@ -14,7 +14,6 @@ from pathlib import Path
 
 import msgspec
 
-from linkd.core.batch import Batch
 from linkd.log.cache import Tail
 from linkd.log.files import Files, SegmentSettings
 from linkd.log.frame import BATCH, HEAD, Part, batch_of
@@ -33,6 +32,7 @@ from linkd.log.segment import (
     seal,
     segment_path,
 )
+from linkd.protocol.records import Batch
 
 
 class Shelf:

@@ -30,7 +30,6 @@ from typing import Any
 
 import msgspec
 
-from linkd.core.batch import Origin
 from linkd.errors import StateTooNew
 from linkd.log.commit import Post
 from linkd.log.files import Files
@@ -41,6 +40,7 @@ from linkd.log.reader import Change, Damage, walk
 from linkd.log.segment import CARRYING, SegmentHead, fold_sealed, read_head, segment_path
 from linkd.log.segment import FORMAT as INDEX_FORMAT
 from linkd.log.state import Snapshot, State, decode_carried, in_parts
+from linkd.protocol.records import Origin
 
 _Spans = list[tuple[int, int]]
 """First and last offset of runs of records, in any order."""

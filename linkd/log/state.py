@@ -17,11 +17,11 @@ from zlib import crc32
 
 import msgspec
 
-from linkd.core.batch import Batch, Source
-from linkd.core.wire import Cursor, EpochEnd, EpochStart
 from linkd.log.interface import UNOWNED
 from linkd.log.origins import ABSENT, Origins, OriginsSnapshot, Undo, Verdict
 from linkd.log.producers import Produced, Producers
+from linkd.protocol.peer import Cursor, EpochEnd, EpochStart
+from linkd.protocol.records import Batch, Source
 
 if TYPE_CHECKING:
     from linkd.log.frame import Head

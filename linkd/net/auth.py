@@ -19,9 +19,9 @@ from collections import deque
 from pathlib import Path
 from typing import Literal
 
-from linkd.core.wire import SUBPROTOCOL
 from linkd.errors import ConfigError, unusable
 from linkd.net.rate_limit import origin
+from linkd.protocol.peer import SUBPROTOCOL
 
 NONCE_LIFETIME = 30.0
 """Seconds for which a nonce can be spent."""

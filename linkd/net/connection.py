@@ -20,16 +20,6 @@ from twisted.python.failure import Failure
 
 from linkd.config import Config, PeerSettings
 from linkd.core.liveness import FLOW_BYTES, PONG_AFTER, Liveness
-from linkd.core.wire import (
-    MAX_HELLO_BYTES,
-    MAX_MESSAGE_BYTES,
-    Generation,
-    Goodbye,
-    Hello,
-    Message,
-    decode,
-    encode,
-)
 from linkd.errors import AttemptFailed, Reason, RemoteProtocolError
 from linkd.events import Level
 from linkd.net.admission import Admission
@@ -50,6 +40,16 @@ from linkd.net.websocket import (
     Quiet,
     WholeFrames,
     put,
+)
+from linkd.protocol.peer import (
+    MAX_HELLO_BYTES,
+    MAX_MESSAGE_BYTES,
+    Generation,
+    Goodbye,
+    Hello,
+    Message,
+    decode,
+    encode,
 )
 
 

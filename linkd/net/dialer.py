@@ -15,16 +15,6 @@ from twisted.python.failure import Failure
 from linkd.config import PeerSettings, Url, parse_url
 from linkd.core.backoff import tcp_timeout
 from linkd.core.liveness import dialer_limit
-from linkd.core.wire import (
-    MAX_MESSAGE_BYTES,
-    PREVIOUS_VERSION,
-    SUBPROTOCOL,
-    Generation,
-    Goodbye,
-    Hello,
-    Message,
-    encode,
-)
 from linkd.errors import AttemptFailed, ConfigError, Reason, RemoteProtocolError, Unavailable
 from linkd.net import http_head
 from linkd.net.auth import MAX_NONCE_CHARACTERS, load_secret, prove, verify
@@ -34,6 +24,16 @@ from linkd.net.linux import ended, show, tune
 from linkd.net.timers import Call, ExactTimer, cancel
 from linkd.net.tls import certificate_expires, client_context
 from linkd.net.websocket import ClientFactory, ClientProtocol, ConnectingRequest
+from linkd.protocol.peer import (
+    MAX_MESSAGE_BYTES,
+    PREVIOUS_VERSION,
+    SUBPROTOCOL,
+    Generation,
+    Goodbye,
+    Hello,
+    Message,
+    encode,
+)
 
 MAX_ANSWER_BYTES: Final = 16_384
 PING_EVERY: Final = 6

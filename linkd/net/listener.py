@@ -20,7 +20,6 @@ from twisted.python.failure import Failure
 
 from linkd.config import Config, parse_address
 from linkd.core.liveness import listener_limit
-from linkd.core.wire import MAX_MESSAGE_BYTES, PREVIOUS_VERSION, SUBPROTOCOL, Hello, Message, encode
 from linkd.errors import ConfigError, Reason, RemoteProtocolError, Unavailable
 from linkd.events import Level, emit
 from linkd.net import http_head
@@ -32,6 +31,14 @@ from linkd.net.timers import Call, ExactTimer, PingedSilence, cancel
 from linkd.net.tls import ServerTls, certificate_expires, peer_names
 from linkd.net.websocket import STATE_CLOSED, ConnectionDeny, ServerFactory, ServerProtocol
 from linkd.premises import unlistenable
+from linkd.protocol.peer import (
+    MAX_MESSAGE_BYTES,
+    PREVIOUS_VERSION,
+    SUBPROTOCOL,
+    Hello,
+    Message,
+    encode,
+)
 
 _Protocol: Any = Protocol
 _Factory: Final[Any] = Factory

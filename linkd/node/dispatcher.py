@@ -10,16 +10,16 @@ import msgspec
 
 from linkd import events
 from linkd.config import ChannelSettings
-from linkd.core import wire
-from linkd.core.batch import MAX_BATCH_BYTES, Batch, Draft, Origin, runs_of
-from linkd.core.channels import Patterns
-from linkd.core.session_types import NotRelayed
-from linkd.core.wire import MAX_VOLATILE_BYTES, Volatile, sendable
+from linkd.core.session_effects import NotRelayed
 from linkd.errors import BodyTooLarge, Gap
 from linkd.log.interface import Log
 from linkd.log.origins import Usage
 from linkd.node.link_driver import LinkDriver
 from linkd.node.subscriptions import Follower, Readers
+from linkd.protocol import peer as wire
+from linkd.protocol.channels import Patterns
+from linkd.protocol.peer import MAX_VOLATILE_BYTES, Volatile, sendable
+from linkd.protocol.records import MAX_BATCH_BYTES, Batch, Draft, Origin, runs_of
 
 _CHANNELS_KNOWN = 100_000
 

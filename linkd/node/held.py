@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from linkd.core.batch import HELD_BYTES
 from linkd.log.interface import Log
+from linkd.protocol.records import HELD_BYTES
 
 MOST_HELD_BYTES = 96 * 1024 * 1024
 """What all peers together may have in memory.

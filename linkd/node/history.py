@@ -12,13 +12,13 @@ import msgspec
 
 from linkd import events
 from linkd.clock import Clock, wall
-from linkd.core.link_types import Changed
-from linkd.core.shown import rfc3339
+from linkd.core.link import Changed
 from linkd.log import MemoryCursors
 from linkd.log.interface import Log, Told
 from linkd.net.rate_limit import Bucket, origin
 from linkd.node.link_driver import LinkDriver
 from linkd.node.outages import Current, Outages
+from linkd.protocol.json import rfc3339
 from linkd.status import Availability, Event, LinkHistory, Outage, RefusedConnection
 
 MOST_STRANGERS = 32

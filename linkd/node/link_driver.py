@@ -9,16 +9,16 @@ from typing import Literal, Protocol
 from linkd.clock import Timer, wall
 from linkd.config import Config, PeerSettings
 from linkd.core import link as links
-from linkd.core import wire
 from linkd.core.backoff import Backoff
-from linkd.core.channels import may_overlap
-from linkd.core.path import LEAST_SEGMENT_BYTES, SEGMENT_BYTES
-from linkd.core.resume import outdated, repeats
-from linkd.core.shown import rfc3339
+from linkd.core.liveness import LEAST_SEGMENT_BYTES, SEGMENT_BYTES
+from linkd.core.session import outdated, repeats
 from linkd.errors import AttemptFailed, Reason
 from linkd.net.connection import Dialer, LinkConnection
 from linkd.node import replicator
 from linkd.node.outages import Current
+from linkd.protocol import peer as wire
+from linkd.protocol.channels import may_overlap
+from linkd.protocol.json import rfc3339
 from linkd.status import LinkStatus
 
 MAX_SKEW_SECONDS = 5.0

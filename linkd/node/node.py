@@ -17,11 +17,8 @@ from linkd import events
 from linkd.api.port import Measure, Sink, Start
 from linkd.clock import Clock, wall
 from linkd.config import Config, PeerSettings
-from linkd.core import wire
-from linkd.core.batch import Draft, Record, encode_records
-from linkd.core.known_ends import KnownEnds
-from linkd.core.link_types import Changed
-from linkd.core.shown import JSON
+from linkd.core.inbound import KnownEnds
+from linkd.core.link import Changed
 from linkd.errors import LinkdError, Reason
 from linkd.log.interface import Appended, Consumer, CursorStore, Log, Owned, Settled
 from linkd.net.connection import Dialer
@@ -33,6 +30,9 @@ from linkd.node.link_driver import LinkDriver
 from linkd.node.links import Links
 from linkd.node.outages import Outages
 from linkd.node.subscriptions import Follower, Readers
+from linkd.protocol import peer as wire
+from linkd.protocol.json import JSON
+from linkd.protocol.records import Draft, Record, encode_records
 from linkd.status import (
     Availability,
     CertificateRole,

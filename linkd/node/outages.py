@@ -12,7 +12,7 @@ from typing import Protocol
 
 import msgspec
 
-from linkd.core.shown import rfc3339
+from linkd.protocol.json import rfc3339
 from linkd.status import Availability, Outage
 
 MOST = 20_000

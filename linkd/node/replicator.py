@@ -16,17 +16,17 @@ import zstandard
 from linkd.api.port import Measure
 from linkd.clock import Clock, Timer, wall
 from linkd.config import PeerSettings
-from linkd.core import session_types as sessions
-from linkd.core import wire
-from linkd.core.batch import Batch
-from linkd.core.channels import Patterns
-from linkd.core.known_ends import KnownEnds
-from linkd.core.path import Path
+from linkd.core import session_effects as sessions
+from linkd.core.inbound import KnownEnds
+from linkd.core.liveness import Path
 from linkd.core.session import Greeting, Session
 from linkd.errors import Gap, LinkdError, LogClosed, OutOfStep, RemoteProtocolError
 from linkd.log.interface import Appended, Log
 from linkd.net.connection import LinkConnection
 from linkd.node.held import Held
+from linkd.protocol import peer as wire
+from linkd.protocol.channels import Patterns
+from linkd.protocol.records import Batch
 
 _packer = zstandard.ZstdCompressor(level=3)
 _unpacker = zstandard.ZstdDecompressor()

@@ -14,10 +14,10 @@ import msgspec
 from linkd.api.port import Sink, Start
 from linkd.clock import Clock
 from linkd.config import Config
-from linkd.core.batch import HELD_BYTES, Batch
-from linkd.core.channels import PatternIndex, Patterns
 from linkd.errors import Gap, LinkdError, PublishError
 from linkd.log.interface import RESUME_SECONDS, UNOWNED, Consumer, CursorStore, Log, Owned
+from linkd.protocol.channels import PatternIndex, Patterns
+from linkd.protocol.records import HELD_BYTES, Batch
 from linkd.status import ConsumerStatus
 
 _READ_BYTES = 512 * 1024

@@ -17,9 +17,9 @@ from msgspec import Meta
 
 from linkd.config import Config
 from linkd.config.settings import NAME_PATTERN
-from linkd.core.channels import is_pattern
 from linkd.errors import ConfigError, LinkdError
 from linkd.net.auth import encode_fields
+from linkd.protocol.channels import is_pattern
 
 SECRET_BYTES: Final = 10
 FINGERPRINT_BYTES: Final = 10

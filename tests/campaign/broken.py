@@ -14,15 +14,15 @@ from typing import Any
 import msgspec
 
 from linkd.cli import main
-from linkd.core.batch import Origin
 from linkd.core.inbound import Inbound
+from linkd.core.link import Refusal, Takeovers
 from linkd.core.liveness import Liveness
-from linkd.core.takeover import Refusal, Takeovers
-from linkd.core.wire import EpochEnd
 from linkd.log import recovery
 from linkd.log.files import Files
 from linkd.log.origins import Origins, Undo, Verdict
 from linkd.log.recovery import Found
+from linkd.protocol.peer import EpochEnd
+from linkd.protocol.records import Origin
 
 BEHIND = 500
 """How many offsets a cursor lies behind that was not written with its batch."""

@@ -11,9 +11,9 @@ from queue import SimpleQueue
 from typing import Any
 
 from linkd.config import LogSettings
-from linkd.core.batch import Batch, decode_records
 from linkd.errors import LinkdError
 from linkd.log import open_log
+from linkd.protocol.records import Batch, decode_records
 from tests.campaign.faults import FILLING
 from tests.campaign.traffic import Ledger
 

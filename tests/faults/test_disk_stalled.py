@@ -12,8 +12,8 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, unix_connect
 from websockets.typing import Subprotocol
 
-from linkd.core import stream
-from linkd.core.batch import Record, encode_records
+from linkd.protocol import client
+from linkd.protocol.records import Record, encode_records
 from tests.conftest import CAMPAIGN
 from tests.support import figures
 from tests.support.daemon import COMMAND, Daemon
@@ -143,17 +143,17 @@ class Crowd:
         where = str(self._daemon.socket), "ws://localhost/v1/stream"
         with (
             unix_connect(
-                *where, subprotocols=[Subprotocol(stream.SUBPROTOCOL)], max_size=None
+                *where, subprotocols=[Subprotocol(client.SUBPROTOCOL)], max_size=None
             ) as wire,
             ThreadPoolExecutor() as pool,
         ):
-            wire.send(stream.encode([stream.Open(1, "", "tests")]))
+            wire.send(client.encode([client.Open(1, "", "tests")]))
             hearing = pool.submit(self._hear, wire)
             while self.sent < count and not self.failed:
                 begin, self.sent = self.sent, self.sent + 500
                 these = range(begin, self.sent)
                 wire.send(
-                    stream.encode([stream.Publish(n + 1, "ab"[n % 2], 1, one) for n in these])
+                    client.encode([client.Publish(n + 1, "ab"[n % 2], 1, one) for n in these])
                 )
             end = time.monotonic() + 3.0
             while self.published + self.failed < self.sent and time.monotonic() < end:
@@ -164,12 +164,12 @@ class Crowd:
     def _hear(self, wire: ClientConnection) -> None:
         try:
             while True:
-                for frame in stream.decode_from_daemon(wire.recv(timeout=30.0)):
-                    if isinstance(frame, stream.Published):
+                for frame in client.decode_from_daemon(wire.recv(timeout=30.0)):
+                    if isinstance(frame, client.Published):
                         self.published += 1
-                    elif isinstance(frame, stream.PublishedRun):
+                    elif isinstance(frame, client.PublishedRun):
                         self.published += frame.count
-                    elif isinstance(frame, stream.PublishFailed):
+                    elif isinstance(frame, client.PublishFailed):
                         assert frame.error == "too-many"
                         self.failed += 1
         except ConnectionClosed:

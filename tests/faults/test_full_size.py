@@ -22,8 +22,8 @@ from websockets.sync.client import connect, unix_connect
 
 from linkd.api.routes import ROUTES
 from linkd.api.text_frames import Kind
-from linkd.core import stream
-from linkd.core.batch import Record, encode_records
+from linkd.protocol import client as stream
+from linkd.protocol.records import Record, encode_records
 from tests.support import figures
 from tests.support.pairs import Pair, memory
 from tests.support.queueing import spent

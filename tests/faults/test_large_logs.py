@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from linkd.config import LogSettings
-from linkd.core.batch import Draft, Record, encode_records
 from linkd.log import open_log
+from linkd.protocol.records import Draft, Record, encode_records
 from tests.conftest import CAMPAIGN
 from tests.support import figures
 from tests.support.daemon import Daemon

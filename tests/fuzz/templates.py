@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from functools import cache
 
-from linkd.core import stream, wire
-from linkd.core.batch import Origin, Record, encode_records
-from linkd.core.stream import join
+from linkd.protocol import client, peer
+from linkd.protocol.client import join
+from linkd.protocol.records import Origin, Record, encode_records
 
 _RECORDS = encode_records([Record(b"a", "made", "i", "text/plain"), Record(b"")])
 
@@ -14,30 +14,30 @@ _RECORDS = encode_records([Record(b"a", "made", "i", "text/plain"), Record(b"")]
 @cache
 def messages() -> tuple[bytes, ...]:
     """Return one message of each kind between nodes."""
-    generation = wire.Generation("boot", 1)
-    cursor = wire.Cursor("l", (wire.EpochEnd("e", 5),), 5)
-    epochs = (wire.EpochStart("e", 1),)
+    generation = peer.Generation("boot", 1)
+    cursor = peer.Cursor("l", (peer.EpochEnd("e", 5),), 5)
+    epochs = (peer.EpochStart("e", 1),)
     kinds = (
-        wire.Hello(1, "hub", "x", generation, "l", epochs, 9, cursor, (">",), 5.0, "p", ("zstd",)),
-        wire.Step(1, 3, "e", "a", 2, len(_RECORDS), _RECORDS, 1.0, 2.0, Origin("a", "l", "e", 1)),
-        wire.Step(3, 9, "e"), wire.Part(b"abc"), wire.Ack(7), wire.GapTold(1, 5, "e"),
-        wire.Volatile("t", 2, _RECORDS, 1.0, None, "a", "r", 1), wire.Goodbye("stopped", "x", 1.0),
-        wire.Resend(5), wire.Probe(b"0" * 9), wire.Probed(9),
+        peer.Hello(1, "hub", "x", generation, "l", epochs, 9, cursor, (">",), 5.0, "p", ("zstd",)),
+        peer.Step(1, 3, "e", "a", 2, len(_RECORDS), _RECORDS, 1.0, 2.0, Origin("a", "l", "e", 1)),
+        peer.Step(3, 9, "e"), peer.Part(b"abc"), peer.Ack(7), peer.GapTold(1, 5, "e"),
+        peer.Volatile("t", 2, _RECORDS, 1.0, None, "a", "r", 1), peer.Goodbye("stopped", "x", 1.0),
+        peer.Resend(5), peer.Probe(b"0" * 9), peer.Probed(9),
     )  # fmt: skip
-    return tuple(wire.encode(message) for message in kinds)
+    return tuple(peer.encode(message) for message in kinds)
 
 
 @cache
 def streams() -> tuple[bytes, ...]:
     """Return messages of the stream, both ways."""
     kinds = (
-        stream.Open(1, "p", "s"), stream.Publish(1, "orders", 2, _RECORDS, 1.0, ("i", "")),
-        stream.Wait(1, "hub", "orders", 5, 1.0), stream.Subscribe(1, (">",), "earliest", "c", 500),
-        stream.Unsubscribe(1), stream.Credit(1, 5), stream.Ack(1, 5), stream.Watch(),
-        stream.Opened(1, "n", "s", "l", 1, 2, 3), stream.Ended(1, "stopped"),
-        stream.Deliver(1, 1, "orders", 2, _RECORDS, 1.0, "a", 1), stream.GapTold(1, 2, 3),
+        client.Open(1, "p", "s"), client.Publish(1, "orders", 2, _RECORDS, 1.0, ("i", "")),
+        client.Wait(1, "hub", "orders", 5, 1.0), client.Subscribe(1, (">",), "earliest", "c", 500),
+        client.Unsubscribe(1), client.Credit(1, 5), client.Ack(1, 5), client.Watch(),
+        client.Opened(1, "n", "s", "l", 1, 2, 3), client.Ended(1, "stopped"),
+        client.Deliver(1, 1, "orders", 2, _RECORDS, 1.0, "a", 1), client.GapTold(1, 2, 3),
     )  # fmt: skip
-    return tuple(join([stream.encode_frame(frame)], 1) for frame in kinds)
+    return tuple(join([client.encode_frame(frame)], 1) for frame in kinds)
 
 
 TEXTS = (

@@ -19,7 +19,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 from websockets.typing import Origin, Subprotocol
 
-from linkd.core.stream import SUBPROTOCOL
+from linkd.protocol.client import SUBPROTOCOL
 from tests.support.api_calls import Served, thread
 from tests.support.fake_node import KEY, SHOP_KEY
 

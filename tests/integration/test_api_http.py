@@ -13,7 +13,7 @@ import msgspec
 import pytest
 import pytest_twisted
 
-from linkd.core.batch import Draft, Record, encode_records
+from linkd.protocol.records import Draft, Record, encode_records
 from linkd.status import Outage
 from tests.support.api_calls import Served, pause, thread, until
 from tests.support.fake_node import KEY, SHOP_KEY

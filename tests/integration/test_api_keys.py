@@ -18,7 +18,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
-from linkd.core import stream
+from linkd.protocol import client
 from tests.support import figures
 from tests.support.daemon import SECRET, Daemon
 from tests.support.needs import need
@@ -61,7 +61,7 @@ def token(port: int, channel: str | None = None) -> str:
 
 def refusal(port: int, path: str, headers: dict[str, str] | None = None) -> tuple[int, str]:
     """Try to open a WebSocket; return status and word of the refusal."""
-    offers = [Subprotocol(stream.SUBPROTOCOL)] if path.startswith("/v1/stream") else None
+    offers = [Subprotocol(client.SUBPROTOCOL)] if path.startswith("/v1/stream") else None
     with pytest.raises(InvalidStatus) as caught:
         connect(f"ws://127.0.0.1:{port}{path}", subprotocols=offers, additional_headers=headers)
     response = caught.value.response
@@ -70,7 +70,7 @@ def refusal(port: int, path: str, headers: dict[str, str] | None = None) -> tupl
 
 
 def opened(port: int, path: str, **options: Any) -> ClientConnection:
-    offers = [Subprotocol(stream.SUBPROTOCOL)] if path.startswith("/v1/stream") else None
+    offers = [Subprotocol(client.SUBPROTOCOL)] if path.startswith("/v1/stream") else None
     return connect(f"ws://127.0.0.1:{port}{path}", subprotocols=offers, **options)
 
 
@@ -125,15 +125,15 @@ def test_a_reload_narrows_or_ends_what_is_open(daemon: Daemon, port: int) -> Non
         wire.send(json.dumps({"type": "subscribe", "id": 1, "data": {"channel": "bills"}}))
         assert json.loads(wire.recv(timeout=5))["type"] == "ack"
         batched.send(
-            stream.encode((stream.Open(1), stream.Subscribe(1, ("bills",), "latest", "", 9999)))
+            client.encode((client.Open(1), client.Subscribe(1, ("bills",), "latest", "", 9999)))
         )
-        assert _frames(batched, stream.Subscribed)
+        assert _frames(batched, client.Subscribed)
         began = time.monotonic()
         daemon.configure(settings(port))
         daemon.signal(signal.SIGHUP)
         told = json.loads(wire.recv(timeout=5))
         assert (told["type"], told["data"]["error"]) == ("error", "channel-refused")
-        assert _frames(batched, stream.Ended)
+        assert _frames(batched, client.Ended)
         assert b"event: end" in events.read()
         narrowed = time.monotonic() - began
         daemon.call("POST", "/v1/channels/bills", b"1")
@@ -161,7 +161,7 @@ def _frames(wire: ClientConnection, kind: type) -> Any:
     while time.monotonic() < end:
         message = wire.recv(timeout=5)
         assert isinstance(message, bytes)
-        for frame in stream.decode_from_daemon(message):
+        for frame in client.decode_from_daemon(message):
             if isinstance(frame, kind):
                 return frame
     raise AssertionError(f"no {kind.__name__}")

@@ -24,9 +24,9 @@ from websockets.typing import Subprotocol
 from linkd.api.routes import ROUTES
 from linkd.api.text_frames import Kind
 from linkd.config import ApiKey
-from linkd.core import stream
-from linkd.core.batch import Draft, Producer, Record, encode_records
 from linkd.log.interface import UNOWNED, Appended, Consumer
+from linkd.protocol import client
+from linkd.protocol.records import Draft, Producer, Record, encode_records
 from linkd.status import Event
 from tests.support.api_calls import Served, pause, thread
 from tests.support.fake_node import KEY, SHOP_KEY, make_config
@@ -107,50 +107,50 @@ Names = dict[str, str]
 RECORD = encode_records((Record(b"x", "", "i"),))
 
 FRAMES: dict[type, list[Callable[[Names], list[Any]]]] = {
-    stream.Open: [
-        lambda n: [stream.Open(1, n["producer"])],
-        lambda n: [stream.Open(1, f"{n['owner']}/{n['producer']}")],
+    client.Open: [
+        lambda n: [client.Open(1, n["producer"])],
+        lambda n: [client.Open(1, f"{n['owner']}/{n['producer']}")],
     ],
-    stream.Publish: [
+    client.Publish: [
         lambda n: [
-            stream.Open(1, n["producer"]),
-            stream.Publish(1, "chat", 1, RECORD),
-            stream.Publish(2**62, "chat", 1, RECORD),
+            client.Open(1, n["producer"]),
+            client.Publish(1, "chat", 1, RECORD),
+            client.Publish(2**62, "chat", 1, RECORD),
         ],
-        lambda n: [stream.Open(1, n["producer"]), stream.Publish(1, "orders", 1, RECORD)],
+        lambda n: [client.Open(1, n["producer"]), client.Publish(1, "orders", 1, RECORD)],
         lambda n: [
-            stream.Open(1),
-            stream.Publish(
+            client.Open(1),
+            client.Publish(
                 1, "chat", 1, encode_records((Record(b"x", "", n["id"]),)), None, (n["id"],)
             ),
         ],
     ],
-    stream.Wait: [lambda _: [stream.Open(1), stream.Wait(1, "hub", "orders", 1, 0.1)]],
-    stream.Subscribe: [
-        lambda n: [stream.Open(1), stream.Subscribe(1, ("chat",), "latest", n["consumer"], 10)],
-        lambda n: [stream.Open(1), stream.Subscribe(1, ("orders",), 1, n["consumer"], 10)],
+    client.Wait: [lambda _: [client.Open(1), client.Wait(1, "hub", "orders", 1, 0.1)]],
+    client.Subscribe: [
+        lambda n: [client.Open(1), client.Subscribe(1, ("chat",), "latest", n["consumer"], 10)],
+        lambda n: [client.Open(1), client.Subscribe(1, ("orders",), 1, n["consumer"], 10)],
         lambda n: [
-            stream.Open(1),
-            stream.Subscribe(1, ("chat",), "latest", f"{n['owner']}/{n['consumer']}"[:63], 10),
+            client.Open(1),
+            client.Subscribe(1, ("chat",), "latest", f"{n['owner']}/{n['consumer']}"[:63], 10),
         ],
     ],
-    stream.Unsubscribe: [
+    client.Unsubscribe: [
         lambda n: [
-            stream.Open(1),
-            stream.Subscribe(1, ("chat",), "latest", n["consumer"], 10),
-            stream.Unsubscribe(1),
+            client.Open(1),
+            client.Subscribe(1, ("chat",), "latest", n["consumer"], 10),
+            client.Unsubscribe(1),
         ]
     ],
-    stream.Credit: [lambda _: [stream.Open(1), stream.Credit(1, 99), stream.Ack(1, 99)]],
-    stream.Ack: [
+    client.Credit: [lambda _: [client.Open(1), client.Credit(1, 99), client.Ack(1, 99)]],
+    client.Ack: [
         lambda n: [
-            stream.Open(1),
-            stream.Subscribe(1, ("chat",), "latest", n["consumer"], 10),
-            stream.Ack(1, 2**62),
+            client.Open(1),
+            client.Subscribe(1, ("chat",), "latest", n["consumer"], 10),
+            client.Ack(1, 2**62),
         ],
-        lambda _: [stream.Open(1), stream.Ack(1, 2**62)],
+        lambda _: [client.Open(1), client.Ack(1, 2**62)],
     ],
-    stream.Watch: [lambda _: [stream.Open(1), stream.Watch()]],
+    client.Watch: [lambda _: [client.Open(1), client.Watch()]],
 }
 
 TEXTS: dict[str, list[str]] = {
@@ -272,7 +272,7 @@ async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
 
 def test_every_route_and_frame_has_an_entry() -> None:
     assert set(HTTP) == {f"{route.method} {route.path}" for route in ROUTES}
-    assert set(FRAMES) == set(get_args(stream.FromClient))
+    assert set(FRAMES) == set(get_args(client.FromClient))
     assert set(TEXTS) == set(get_args(Kind))
 
 
@@ -297,11 +297,11 @@ def streaming(lab: Lab, names: Names, frames: list[Any]) -> Iterator[bytes]:
     """Send frames as mallory; give all that is said to them."""
     wire: ClientConnection = connect(
         f"ws://127.0.0.1:{lab.served.port}/v1/stream",
-        subprotocols=[Subprotocol(stream.SUBPROTOCOL)],
+        subprotocols=[Subprotocol(client.SUBPROTOCOL)],
         additional_headers={"Authorization": f"Bearer {MALLORY_KEY}"},
     )
     with wire:
-        wire.send(stream.encode(frames))
+        wire.send(client.encode(frames))
         yield heard(wire, names)
 
 
@@ -312,7 +312,7 @@ def heard(wire: ClientConnection, names: Names) -> bytes:
         while True:
             got = wire.recv(timeout=0.3)
             if isinstance(got, bytes):
-                said += repr(stream.decode_from_daemon(got)).encode()
+                said += repr(client.decode_from_daemon(got)).encode()
             else:
                 said += got.encode()
     except (TimeoutError, OSError):

@@ -20,9 +20,9 @@ from websockets.typing import Subprotocol
 from linkd.api import websocket
 from linkd.api.auth import Caller
 from linkd.api.websocket import MAX_FRAMES
-from linkd.core import stream
-from linkd.core.batch import HELD_BYTES, Draft, Record, decode_records, encode_records
-from linkd.core.channels import Patterns
+from linkd.protocol import client as stream
+from linkd.protocol.channels import Patterns
+from linkd.protocol.records import HELD_BYTES, Draft, Record, decode_records, encode_records
 from tests.support.api_calls import Served, thread, until
 from tests.support.fake_node import KEY, SHOP_KEY
 

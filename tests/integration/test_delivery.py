@@ -12,9 +12,9 @@ from twisted.internet import reactor
 from twisted.internet.task import deferLater
 
 from linkd.config import ChannelSettings, LogSettings
-from linkd.core.batch import Draft, Record, encode_records
 from linkd.errors import LogFull
 from linkd.log.interface import Appended
+from linkd.protocol.records import Draft, Record, encode_records
 from tests.conftest import CAMPAIGN
 from tests.support import figures
 from tests.support.fake_net import Kept

@@ -10,9 +10,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
 from linkd.config import LogSettings
-from linkd.core.batch import Draft, Record, encode_records
 from linkd.errors import LogFull
 from linkd.log.interface import Appended
+from linkd.protocol.records import Draft, Record, encode_records
 from tests.support import figures
 from tests.support.fake_net import Kept
 from tests.support.real_nodes import RealNode, peer, until

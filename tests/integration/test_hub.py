@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest_twisted
 
-from linkd.core.batch import Batch, Draft, Record, decode_records, encode_records
+from linkd.protocol.records import Batch, Draft, Record, decode_records, encode_records
 from tests.conftest import CAMPAIGN
 from tests.support import figures
 from tests.support.real_nodes import RealNode, peer, until

@@ -17,11 +17,11 @@ from twisted.internet.protocol import ClientFactory, Protocol
 from twisted.logger import LogLevel, globalLogPublisher
 
 from linkd.config import PeerSettings
-from linkd.core.wire import Ack, Generation, Goodbye, encode
 from linkd.errors import Unavailable
 from linkd.net.auth import prove
 from linkd.net.dialer import LinkDialer, Origin
 from linkd.net.listener import Listener
+from linkd.protocol.peer import Ack, Generation, Goodbye, encode
 from tests.support.net_lab import (
     SECRET,
     Link,

@@ -11,9 +11,9 @@ import pytest_twisted
 from twisted.internet import reactor as global_reactor
 
 from linkd.config import PeerSettings
-from linkd.core.wire import Ack, Goodbye, encode
 from linkd.net.dialer import LinkDialer, Origin
 from linkd.net.listener import Listener
+from linkd.protocol.peer import Ack, Goodbye, encode
 from tests.support.net_lab import Link, Nodes, secret_file, settings, threaded_resolver
 
 reactor: Any = global_reactor

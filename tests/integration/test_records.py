@@ -19,8 +19,8 @@ from websockets.sync.client import ClientConnection, unix_connect
 from websockets.typing import Subprotocol
 
 import linkd.client
-from linkd.core import stream
-from linkd.core.batch import MAX_BATCH_BYTES, Draft, Record, encode_records, read_records
+from linkd.protocol import client as stream
+from linkd.protocol.records import MAX_BATCH_BYTES, Draft, Record, encode_records, read_records
 from tests.support.daemon import Daemon
 from tests.support.duo import Duo, run, until
 from tests.support.logs import SegmentBench, append

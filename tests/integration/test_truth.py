@@ -19,7 +19,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import unix_connect
 
 from linkd.api.metrics import Metrics
-from linkd.core import stream
+from linkd.protocol import client
 from linkd.status import LinkStatus, LogStatus, NodeStatus
 from tests.conftest import CAMPAIGN
 from tests.support import figures
@@ -119,19 +119,19 @@ class StreamStatus(Watcher):
         with unix_connect(
             self._path,
             "ws://localhost/v1/stream",
-            subprotocols=[stream.SUBPROTOCOL],  # type: ignore[list-item]
+            subprotocols=[client.SUBPROTOCOL],  # type: ignore[list-item]
             max_size=None,
             compression=None,
         ) as wire:
-            follow = stream.Subscribe(1, (self._channel,), "latest", "", 2**40)
-            wire.send(stream.encode((stream.Open(1), stream.Watch(), follow)))
+            follow = client.Subscribe(1, (self._channel,), "latest", "", 2**40)
+            wire.send(client.encode((client.Open(1), client.Watch(), follow)))
             for message in wire:
                 assert isinstance(message, bytes)
-                for frame in stream.decode_from_daemon(message):
-                    if isinstance(frame, stream.StatusChanged):
+                for frame in client.decode_from_daemon(message):
+                    if isinstance(frame, client.StatusChanged):
                         for link in frame.links:
                             self.note(link.peer, link.state)
-                    elif isinstance(frame, stream.Deliver):
+                    elif isinstance(frame, client.Deliver):
                         self.messages += frame.count
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from linkd.core.inbound import Inbound
+from linkd.core.link import Refusal, Takeovers
 from linkd.core.liveness import Liveness
-from linkd.core.takeover import Refusal, Takeovers
 from linkd.log.memory_log import MemoryLog
 from linkd.log.origins import Origins
 from tests.property.test_session import two_nodes

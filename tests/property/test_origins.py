@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from linkd.core.batch import Origin
 from linkd.log import origins
 from linkd.log.origins import MAX_INTERVALS, Origins, Undo
 from linkd.log.state import take_back
+from linkd.protocol.records import Origin
 from tests.support.logs import origins_again, origins_in_one
 
 Piece = tuple[str, str, int, int, int | None]

@@ -8,10 +8,10 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from linkd.core.batch import Draft, Producer, Record, decode_records, encode_records
 from linkd.errors import BadRecord
 from linkd.log.interface import Appended
 from linkd.log.memory_log import MemoryLog
+from linkd.protocol.records import Draft, Producer, Record, decode_records, encode_records
 
 PUBLISH = st.tuples(
     st.just("publish"),

@@ -18,7 +18,9 @@ from linkd.api.sse import event
 from linkd.api.text_frames import told
 from linkd.cli.following import _line
 from linkd.client.record import Reading, decode_value, unpack
-from linkd.core.batch import (
+from linkd.errors import BadRecord, BodyTooLarge
+from linkd.protocol.client import Deliver
+from linkd.protocol.records import (
     MAX_HEADERS,
     Batch,
     Origin,
@@ -30,8 +32,6 @@ from linkd.core.batch import (
     read_records,
     split_raw,
 )
-from linkd.core.stream import Deliver
-from linkd.errors import BadRecord, BodyTooLarge
 
 MOST = 4000
 """The largest body, here."""

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from linkd.core import resume
-from linkd.core.batch import Origin
+from linkd.core import session
 from linkd.log.origins import Origins, Undo, Verdict
+from linkd.protocol.records import Origin
 from tests.support.session_model import connect, settle
 from tests.support.topology import Topology
 
@@ -129,8 +129,8 @@ def test_a_broken_rule_is_noticed_within_500_examples(
     elif mutant == "no-after":
         monkeypatch.setattr(Origins, "admit", without_after(Origins.admit))
     else:
-        monkeypatch.setattr(resume, "outdated", lambda said, cursor: False)
-        monkeypatch.setattr(resume, "repeats", lambda said, true, theirs: False)
+        monkeypatch.setattr(session, "outdated", lambda said, cursor: False)
+        monkeypatch.setattr(session, "repeats", lambda said, true, theirs: False)
 
     @hypothesis.settings(
         max_examples=500,

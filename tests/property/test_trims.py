@@ -7,7 +7,7 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from linkd.core.batch import decode_records
+from linkd.protocol.records import decode_records
 from tests.property.test_session import ACTIONS, TRIM, run
 from tests.support.session_model import ModelNode
 

@@ -7,8 +7,8 @@ import os
 import random
 import time
 
-from linkd.core.batch import Origin
-from linkd.core.wire import EpochStart, Generation, Hello, Step, encode
+from linkd.protocol.peer import EpochStart, Generation, Hello, Step, encode
+from linkd.protocol.records import Origin
 from tests.support.flood import Flood, Stranger, frame, opening, upgrade
 
 _ONE_BYTE, _NO_BYTE = b"\x00\x81\x00\x00\x00\x00x", b"\x00\x80\x00\x00\x00\x00"

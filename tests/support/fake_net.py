@@ -8,14 +8,14 @@ from random import Random
 from twisted.internet.task import Clock
 
 from linkd.config import Config, HeartbeatSettings, NodeSettings, PeerSettings
-from linkd.core import wire
-from linkd.core.batch import Batch, Draft, Record, decode_records, encode_records
 from linkd.errors import AttemptFailed, Reason
 from linkd.log import MemoryCursors
 from linkd.log.interface import Appended
 from linkd.log.memory_log import MemoryLog
 from linkd.node import LinkDriver, Node, Stores
 from linkd.node.outages import Outages
+from linkd.protocol import peer
+from linkd.protocol.records import Batch, Draft, Record, decode_records, encode_records
 
 _keys = count(1)
 
@@ -24,7 +24,7 @@ class FakeConnection:
     """One end of a connection."""
 
     def __init__(
-        self, clock: Clock, driver: LinkDriver, dialed: bool, generation: wire.Generation
+        self, clock: Clock, driver: LinkDriver, dialed: bool, generation: peer.Generation
     ) -> None:
         self.key = next(_keys)
         self.dialed = dialed
@@ -57,15 +57,15 @@ class FakeConnection:
         if other is None or other.ended or self.ended:
             return
         other.heard = self._clock.seconds()
-        message = wire.decode(payload)
-        if isinstance(message, wire.Hello) and not other.greeted:
+        message = peer.decode(payload)
+        if isinstance(message, peer.Hello) and not other.greeted:
             other.greeted = True
             other.driver.greeted(other, message)
         else:
             other.driver.received(other, message)
 
-    def answer(self, hello: wire.Hello) -> None:
-        self.send(wire.encode(hello))
+    def answer(self, hello: peer.Hello) -> None:
+        self.send(peer.encode(hello))
 
     silence_limit = 7.0
 
@@ -80,8 +80,8 @@ class FakeConnection:
     def fail(self, reason: Reason, detail: str, close_code: int) -> None:
         self.end(reason, detail)
 
-    def goodbye(self, message: wire.Goodbye) -> None:
-        self.send(wire.encode(message))
+    def goodbye(self, message: peer.Goodbye) -> None:
+        self.send(peer.encode(message))
         self.end("stopped", message.detail)
         if self.other is not None:
             self.other.end("stopped", message.detail, message)
@@ -92,7 +92,7 @@ class FakeConnection:
         if self.other is not None:
             self._clock.callLater(self.delay, self.other.end, "closed", "reset")
 
-    def end(self, reason: Reason, detail: str, goodbye: wire.Goodbye | None = None) -> None:
+    def end(self, reason: Reason, detail: str, goodbye: peer.Goodbye | None = None) -> None:
         if self.ended:
             return
         self.ended = True
@@ -138,7 +138,7 @@ class FakeDialer:
             self._driver.failed(AttemptFailed("unreachable", "unreachable", "no path"))
             return
         self._driver.opening()
-        generation = wire.Generation(self._net.boots[self._driver], self._counter)
+        generation = peer.Generation(self._net.boots[self._driver], self._counter)
         delay = self._net.delays.get(self._driver._around.name, 0.001)
         self._under_way = self._net.join(self._driver, generation, delay)
 
@@ -173,7 +173,7 @@ class FakeNet:
         return made
 
     def join(
-        self, driver: LinkDriver, generation: wire.Generation, delay: float = 0.001
+        self, driver: LinkDriver, generation: peer.Generation, delay: float = 0.001
     ) -> FakeConnection:
         """Open a connection that `driver` dials; return its end of it."""
         near = self.nodes[driver._around.name]
@@ -187,7 +187,7 @@ class FakeNet:
         if dialer is None or not dialer.segment_bytes:
             one.largest = two.largest = self.largest
         self.ends += [one, two]
-        one.send(wire.encode(driver.hello(generation)))
+        one.send(peer.encode(driver.hello(generation)))
         return one
 
     def cut(self, reason: Reason = "silence") -> None:

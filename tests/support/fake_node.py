@@ -14,13 +14,13 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 
 from linkd.api.port import Sink, Start
 from linkd.config import ApiKey, ApiSettings, ChannelSettings, Config, LimitSettings, NodeSettings
-from linkd.core.batch import Batch, Draft, Origin
-from linkd.core.channels import Patterns
 from linkd.errors import LinkdError
 from linkd.log import MemoryCursors
 from linkd.log.interface import Appended, Consumer, Owned, Settled
 from linkd.log.memory_log import MemoryLog
 from linkd.node.subscriptions import Follower, Readers
+from linkd.protocol.channels import Patterns
+from linkd.protocol.records import Batch, Draft, Origin
 from linkd.status import (
     Availability,
     CertificateStatus,

@@ -8,7 +8,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from linkd.core.batch import (
+from linkd.log.disk_log import SegmentLog
+from linkd.log.files import Edges, RealFiles, SegmentSettings
+from linkd.log.memory_log import MemoryLog
+from linkd.log.origins import Origins, OriginsSnapshot
+from linkd.log.writer import Writer
+from linkd.protocol.records import (
     Batch,
     Draft,
     Origin,
@@ -18,11 +23,6 @@ from linkd.core.batch import (
     decode_records,
     encode_records,
 )
-from linkd.log.disk_log import SegmentLog
-from linkd.log.files import Edges, RealFiles, SegmentSettings
-from linkd.log.memory_log import MemoryLog
-from linkd.log.origins import Origins, OriginsSnapshot
-from linkd.log.writer import Writer
 from tests.support.turns import Turns
 
 

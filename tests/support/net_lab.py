@@ -17,11 +17,11 @@ from linkd.config import (
     PeerSettings,
     ReconnectSettings,
 )
-from linkd.core import wire
-from linkd.core.wire import EpochStart, Generation, Goodbye, Hello, Message
 from linkd.errors import AttemptFailed, Reason
 from linkd.net.connect import Resolver, look_up
 from linkd.net.connection import LinkConnection
+from linkd.protocol import peer as wire
+from linkd.protocol.peer import EpochStart, Generation, Goodbye, Hello, Message
 
 SECRET = "a secret of more than thirty-two characters"
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections import deque
 from random import Random
 
-from linkd.core import resume, wire
-from linkd.core import session_types as types
-from linkd.core.batch import Batch, Draft, Record, decode_records, encode_records
-from linkd.core.channels import Patterns
+from linkd.core import session as resume
+from linkd.core import session_effects as types
 from linkd.core.session import Greeting, Session
 from linkd.errors import Gap, LinkdError
 from linkd.log.interface import Appended
 from linkd.log.memory_log import MemoryLog
+from linkd.protocol import peer as wire
+from linkd.protocol.channels import Patterns
+from linkd.protocol.records import Batch, Draft, Record, decode_records, encode_records
 
 
 class Pipe:

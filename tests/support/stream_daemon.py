@@ -9,9 +9,9 @@ from pathlib import Path
 from websockets.asyncio.server import Server, ServerConnection, unix_serve
 from websockets.exceptions import ConnectionClosed
 
-from linkd.core import stream
-from linkd.core.batch import decode_records, join_raw, split_raw
-from linkd.core.channels import Patterns
+from linkd.protocol import client
+from linkd.protocol.channels import Patterns
+from linkd.protocol.records import decode_records, join_raw, split_raw
 from linkd.status import LinkStatus
 
 LINK = LinkStatus(
@@ -36,7 +36,7 @@ class StreamDaemon:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.batches: list[tuple[int, stream.Publish]] = []
+        self.batches: list[tuple[int, client.Publish]] = []
         self.next = 1
         self.first = 1
         self.consumers: dict[str, int] = {}
@@ -51,8 +51,8 @@ class StreamDaemon:
     async def start(self) -> None:
         """Listen."""
         self._server = await unix_serve(
-            self._serve, str(self.path), subprotocols=[stream.SUBPROTOCOL],  # type: ignore[list-item]
-            compression=None, max_size=stream.MAX_MESSAGE_BYTES,
+            self._serve, str(self.path), subprotocols=[client.SUBPROTOCOL],  # type: ignore[list-item]
+            compression=None, max_size=client.MAX_MESSAGE_BYTES,
         )  # fmt: skip
 
     async def stop(self) -> None:
@@ -84,8 +84,8 @@ class StreamDaemon:
         try:
             async for message in connection:
                 assert isinstance(message, bytes)
-                for frame in stream.decode_from_client(message):
-                    if isinstance(frame, stream.Open):
+                for frame in client.decode_from_client(message):
+                    if isinstance(frame, client.Open):
                         producer = f"{frame.producer}/{frame.run}"
                     await self._frame(connection, producer, frame)
         except ConnectionClosed:
@@ -93,34 +93,34 @@ class StreamDaemon:
         finally:
             del self._connections[connection]
 
-    async def _send(self, connection: ServerConnection, *frames: stream.FromDaemon) -> None:
-        await connection.send(stream.encode(frames))
+    async def _send(self, connection: ServerConnection, *frames: client.FromDaemon) -> None:
+        await connection.send(client.encode(frames))
 
     async def _frame(
-        self, connection: ServerConnection, producer: str, frame: stream.FromClient
+        self, connection: ServerConnection, producer: str, frame: client.FromClient
     ) -> None:
         readers = self._connections[connection]
-        if isinstance(frame, stream.Open):
+        if isinstance(frame, client.Open):
             self.opened += 1
             await self._send(
                 connection,
-                stream.Opened(1, "edge-1", "fake", "log-1", self.next, 1_048_576, 4_194_304),
+                client.Opened(1, "edge-1", "fake", "log-1", self.next, 1_048_576, 4_194_304),
             )
-        elif isinstance(frame, stream.Publish):
+        elif isinstance(frame, client.Publish):
             await self._publish(connection, producer, frame)
-        elif isinstance(frame, stream.Watch):
-            await self._send(connection, stream.StatusChanged((LINK,)))
-        elif isinstance(frame, stream.Wait):
+        elif isinstance(frame, client.Watch):
+            await self._send(connection, client.StatusChanged((LINK,)))
+        elif isinstance(frame, client.Wait):
             error = "" if frame.peer == "hub" else "not-found"
-            await self._send(connection, stream.Waited(frame.id, error))
-        elif isinstance(frame, stream.Subscribe):
+            await self._send(connection, client.Waited(frame.id, error))
+        elif isinstance(frame, client.Subscribe):
             self.subscribed[frame.patterns] += 1
             start = {"earliest": self.first, "latest": self.next}.get(str(frame.start), frame.start)
             if frame.consumer:
                 start = self.consumers.setdefault(frame.consumer, int(start))
-            await self._send(connection, stream.Subscribed(frame.id, int(start)))
+            await self._send(connection, client.Subscribed(frame.id, int(start)))
             if int(start) < self.first:
-                await self._send(connection, stream.GapTold(frame.id, int(start), self.first))
+                await self._send(connection, client.GapTold(frame.id, int(start), self.first))
             entry = (
                 Patterns(frame.patterns),
                 max(int(start), self.first),
@@ -129,37 +129,37 @@ class StreamDaemon:
             )
             readers[frame.id] = entry
             await self._deliver(connection)
-        elif isinstance(frame, stream.Credit):
+        elif isinstance(frame, client.Credit):
             patterns, at, consumer, credit = readers[frame.id]
             readers[frame.id] = (patterns, at, consumer, credit + frame.bytes)
             await self._deliver(connection)
-        elif isinstance(frame, stream.Ack):
+        elif isinstance(frame, client.Ack):
             name = readers[frame.id][2]
             self.consumers[name] = max(self.consumers[name], frame.next)
-            await self._send(connection, stream.Acked(frame.id, frame.next))
-        elif isinstance(frame, stream.Unsubscribe):
+            await self._send(connection, client.Acked(frame.id, frame.next))
+        elif isinstance(frame, client.Unsubscribe):
             readers.pop(frame.id, None)
-            await self._send(connection, stream.Ended(frame.id, "unsubscribed"))
+            await self._send(connection, client.Ended(frame.id, "unsubscribed"))
 
     async def _publish(
-        self, connection: ServerConnection, producer: str, frame: stream.Publish
+        self, connection: ServerConnection, producer: str, frame: client.Publish
     ) -> None:
         if frame.channel == "refused":
-            failed = stream.PublishFailed(frame.sequence, "log-full", "no room")
+            failed = client.PublishFailed(frame.sequence, "log-full", "no room")
             await self._send(connection, failed)
             return
         if frame.wait not in ("", "hub"):
-            failed = stream.PublishFailed(frame.sequence, "not-found", "no such peer")
+            failed = client.PublishFailed(frame.sequence, "not-found", "no such peer")
             await self._send(connection, failed)
             return
         known = self.producers.setdefault(producer, {})
         if frame.sequence in known:
-            answer = stream.Published(frame.sequence, known[frame.sequence], 0, duplicate=True)
+            answer = client.Published(frame.sequence, known[frame.sequence], 0, duplicate=True)
             await self._send(connection, answer)
             return
         known[frame.sequence] = self.next
         self.batches.append((self.next, frame))
-        answer = stream.Published(frame.sequence, self.next, frame.count)
+        answer = client.Published(frame.sequence, self.next, frame.count)
         self.next += frame.count
         if self.die_after is not None:
             self.die_after -= 1
@@ -187,7 +187,7 @@ class StreamDaemon:
                     records = join_raw(rest)
                     credit -= len(records)
                     first = offset + skip
-                    frame = stream.Deliver(
+                    frame = client.Deliver(
                         id_, first, each.channel, len(rest), records, time.time(), "edge-1", first
                     )
                     await self._send(connection, frame)

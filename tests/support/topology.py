@@ -12,15 +12,15 @@ from random import Random
 
 import msgspec
 
-from linkd.core import session_types as types
-from linkd.core import wire
-from linkd.core.batch import Batch, Draft, Record, decode_records, encode_records
-from linkd.core.channels import Patterns
-from linkd.core.known_ends import KnownEnds
+from linkd.core import session_effects as types
+from linkd.core.inbound import KnownEnds
 from linkd.core.session import Session
 from linkd.errors import LinkdError
 from linkd.log.interface import Appended
 from linkd.log.memory_log import MemoryLog
+from linkd.protocol import peer as wire
+from linkd.protocol.channels import Patterns
+from linkd.protocol.records import Batch, Draft, Record, decode_records, encode_records
 from tests.support.session_model import (
     Link,
     ModelNode,

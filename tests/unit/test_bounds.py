@@ -17,8 +17,18 @@ from msgspec import inspect
 
 from linkd.config.settings import MAX_BODY_BYTES, NAME_PATTERN, Config, NodeSettings, PeerSettings
 from linkd.config.validation import broken
-from linkd.core import wire
-from linkd.core.batch import (
+from linkd.core.inbound import Inbound
+from linkd.core.liveness import SEGMENT_BYTES
+from linkd.core.outbound import Outbound
+from linkd.core.session_effects import Send, SessionSettings, Store
+from linkd.errors import BodyTooLarge, ChannelRefused
+from linkd.log.commit import new_token
+from linkd.log.state import MAX_CURSOR_EPOCHS, MAX_EPOCHS
+from linkd.node.dispatcher import VolatileSequence, messages_of
+from linkd.protocol import peer
+from linkd.protocol.channels import MAX_WANTS, Patterns, check_channel
+from linkd.protocol.peer import EpochEnd, EpochStart, Generation, sendable
+from linkd.protocol.records import (
     MAX_BATCH_BYTES,
     MAX_TTL_SECONDS,
     Batch,
@@ -28,16 +38,6 @@ from linkd.core.batch import (
     check_records,
     encode_records,
 )
-from linkd.core.channels import MAX_WANTS, Patterns, check_channel
-from linkd.core.inbound import Inbound
-from linkd.core.outbound import Outbound
-from linkd.core.path import SEGMENT_BYTES
-from linkd.core.session_types import Send, SessionSettings, Store
-from linkd.core.wire import EpochEnd, EpochStart, Generation, sendable
-from linkd.errors import BodyTooLarge, ChannelRefused
-from linkd.log.commit import new_token
-from linkd.log.state import MAX_CURSOR_EPOCHS, MAX_EPOCHS
-from linkd.node.dispatcher import VolatileSequence, messages_of
 
 MOST = 2**62
 """No offset comes near: a million records a second take 146,000 years to get there."""
@@ -73,7 +73,7 @@ TWINS: dict[str, Twin] = {
     "Cursor.log": Twin("the peer's own hello", (TOKEN,)),
     "Cursor.epochs": Twin("state.MAX_CURSOR_EPOCHS", ((EpochEnd(TOKEN, 1),) * MAX_CURSOR_EPOCHS,)),
     "Cursor.committed": own(MOST),
-    "Hello.version": own(wire.VERSION),
+    "Hello.version": own(peer.VERSION),
     "Hello.node": Twin("settings.NAME_PATTERN", (NAME,)),
     "Hello.software": own("linkd 1.0.0"),
     "Hello.log": own(TOKEN),
@@ -85,7 +85,7 @@ TWINS: dict[str, Twin] = {
     "Hello.compress": own((), ("zstd",)),
     "Hello.segment_bytes": own(0, SEGMENT_BYTES),
     "Hello.time": Twin("wire.sendable", TIMES),
-    "Probed.size": Twin("wire.decode: of a probe that came", (0, wire.MAX_MESSAGE_BYTES)),
+    "Probed.size": Twin("wire.decode: of a probe that came", (0, peer.MAX_MESSAGE_BYTES)),
     "Step.previous": own(1, MOST),
     "Step.next": own(1, MOST),
     "Step.epoch": own(TOKEN),
@@ -118,8 +118,8 @@ TWINS: dict[str, Twin] = {
 }
 
 MESSAGES = (
-    *get_args(wire.Message),
-    *(wire.Generation, wire.EpochStart, wire.EpochEnd, wire.Cursor, Origin),
+    *get_args(peer.Message),
+    *(peer.Generation, peer.EpochStart, peer.EpochEnd, peer.Cursor, Origin),
 )
 
 
@@ -145,7 +145,7 @@ def test_what_a_sender_may_make_is_taken(name: str) -> None:
     struct, field = name.split(".")
     kind = next(each for each in MESSAGES if each.__name__ == struct)
     hint = kind.__annotations__[field]
-    module = wire if kind is not Origin else __import__("linkd.core.batch", fromlist=["x"])
+    module = peer if kind is not Origin else __import__("linkd.protocol.records", fromlist=["x"])
     decoder = msgspec.msgpack.Decoder(eval(hint, vars(module)))  # our own annotation
     for value in TWINS[name].extremes:
         assert decoder.decode(msgspec.msgpack.encode(value)) == value
@@ -164,10 +164,10 @@ def test_what_is_beyond_is_refused_where_it_is_made() -> None:
 
 
 def test_the_largest_hello_is_taken() -> None:
-    cursor = wire.Cursor(TOKEN, (EpochEnd(TOKEN, MOST),) * MAX_CURSOR_EPOCHS, MOST)
+    cursor = peer.Cursor(TOKEN, (EpochEnd(TOKEN, MOST),) * MAX_CURSOR_EPOCHS, MOST)
     for wants in TWINS["Hello.wants"].extremes:
-        hello = wire.Hello(
-            wire.VERSION,
+        hello = peer.Hello(
+            peer.VERSION,
             NAME,
             "linkd 1.0.0",
             Generation(TOKEN, MOST),
@@ -180,12 +180,12 @@ def test_the_largest_hello_is_taken() -> None:
             "0" * 64,
             ("zstd",),
         )
-        assert len(wire.encode(hello)) <= wire.MAX_HELLO_BYTES
+        assert len(peer.encode(hello)) <= peer.MAX_HELLO_BYTES
 
 
 def test_the_largest_goodbye_is_taken() -> None:
-    said = wire.goodbye("stopped", "é" * 5000, 1.0)
-    assert wire.decode(wire.encode(said)) == said
+    said = peer.goodbye("stopped", "é" * 5000, 1.0)
+    assert peer.decode(peer.encode(said)) == said
 
 
 SETTINGS = SessionSettings("hub", "edge", Patterns((">",)), Patterns((">",)))
@@ -213,7 +213,7 @@ def test_whatever_a_publisher_gets_stored_passes_a_link(
     batch = Batch(1, CHANNEL, len(records), encoded, clock, origin, TOKEN, MAX_TTL_SECONDS, 0.0)
     sender = Outbound(SETTINGS, lambda _: TOKEN)
     receiver = Inbound(SETTINGS)
-    hello = wire.Hello(
+    hello = peer.Hello(
         1,
         "edge",
         "",
@@ -234,11 +234,11 @@ def test_whatever_a_publisher_gets_stored_passes_a_link(
     stored: list[Batch] = []
     for effect in effects:
         if isinstance(effect, Send):
-            message = wire.decode(effect.payload)
-            assert isinstance(message, wire.Step | wire.Part)
+            message = peer.decode(effect.payload)
+            assert isinstance(message, peer.Step | peer.Part)
             taken = (
                 receiver.step(message, 0.0)
-                if isinstance(message, wire.Step)
+                if isinstance(message, peer.Step)
                 else receiver.part(message, 0.0)
             )
             stored += [each.batch for each in taken if isinstance(each, Store)]
@@ -262,11 +262,11 @@ def test_whatever_a_publisher_gets_through_on_a_volatile_channel_passes_a_link()
             encoded = encode_records([Record(bytes(size))] * count)
             draft = Draft(CHANNEL, count, encoded, 1e300, MAX_TTL_SECONDS)
             if refused(lambda d=draft: messages_of(d)):
-                assert len(encoded) // count > wire.MAX_VOLATILE_BYTES
+                assert len(encoded) // count > peer.MAX_VOLATILE_BYTES
                 continue
             for one in messages_of(draft):
-                message = wire.decode(wire.encode(numbers.make(one)))
-                assert isinstance(message, wire.Volatile)
+                message = peer.decode(peer.encode(numbers.make(one)))
+                assert isinstance(message, peer.Volatile)
                 receiver.volatile(message, 0.0)
                 total += message.count
     assert total == receiver.received_records == 4 * 8

@@ -7,14 +7,18 @@ from typing import Any
 import pytest
 
 from linkd.core import link as links
-from linkd.core.link import IGNORED, KINDS, STATES, TABLE, Link
-from linkd.core.link_types import (
+from linkd.core.link import (
+    IGNORED,
+    KINDS,
+    STATES,
+    TABLE,
     Acknowledged,
     AttemptBegan,
     AttemptFailed,
     Diverged,
     Greeted,
     Kick,
+    Link,
     Lost,
     Opening,
     Rejoined,
@@ -23,8 +27,8 @@ from linkd.core.link_types import (
     Stop,
     Wake,
 )
-from linkd.core.wire import Generation
 from linkd.errors import LocalProtocolError
+from linkd.protocol.peer import Generation
 
 INPUTS: dict[str, Any] = {
     "start": Start(),

@@ -10,11 +10,12 @@ from typing import get_args
 
 import pytest
 
-from linkd.core import backoff, liveness, takeover, wire
-from linkd.core.batch import MAX_BATCH_BYTES
+from linkd.core import backoff, link, liveness
 from linkd.net import auth, http_head
 from linkd.net.listener import MAX_POST_BYTES, MAX_POSTS
 from linkd.pairing.server import CODE_SECONDS, MAX_WRONG_PROOFS
+from linkd.protocol import peer
+from linkd.protocol.records import MAX_BATCH_BYTES
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,7 +42,7 @@ def test_the_tables_are_current(tables: ModuleType, document: str) -> None:
 def test_every_message_and_struct_has_its_table(tables: ModuleType, document: str) -> None:
     shown = set(re.findall(r"<!-- (\w+) -->", document)) - {"end"}
     assert shown == set(tables.STRUCTS)
-    assert {each.__name__ for each in get_args(wire.Message)} <= shown
+    assert {each.__name__ for each in get_args(peer.Message)} <= shown
 
 
 def test_every_field_is_explained(tables: ModuleType) -> None:
@@ -59,8 +60,8 @@ def test_a_changed_table_is_noticed(tables: ModuleType, document: str) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        f"subprotocol `{wire.SUBPROTOCOL}`",
-        f"at most {wire.MAX_MESSAGE_BYTES:,} bytes",
+        f"subprotocol `{peer.SUBPROTOCOL}`",
+        f"at most {peer.MAX_MESSAGE_BYTES:,} bytes",
         f"at most {MAX_BATCH_BYTES:,} bytes of records",
         f"`POST {http_head.TOKEN_PATH}`",
         f"`{http_head.LINK_PATH}`",
@@ -78,8 +79,8 @@ def test_a_changed_table_is_noticed(tables: ModuleType, document: str) -> None:
         f"TCP is given up after {backoff.TCP_TIMEOUT:g} s",
         f"receives {liveness.FLOW_BYTES} bytes",
         f"{liveness.MIN_INTERVAL:.0f} to {liveness.MAX_INTERVAL:.0f} s",
-        f"within {takeover.CLONE_WINDOW:g} s run on two hosts",
-        f"for {takeover.CLONE_MEMORY:g} s",
+        f"within {link.CLONE_WINDOW:g} s run on two hosts",
+        f"for {link.CLONE_MEMORY:g} s",
     ],
 )
 def test_numbers_and_names_in_the_text(document: str, words: str) -> None:
@@ -89,7 +90,7 @@ def test_numbers_and_names_in_the_text(document: str, words: str) -> None:
 def test_numbers_that_stand_as_words() -> None:
     assert MAX_POSTS == 4
     assert MAX_WRONG_PROOFS == 10
-    assert takeover.CLONE_TAKEOVERS == 3
+    assert link.CLONE_TAKEOVERS == 3
     assert backoff.PATIENT_EVERY == 4
 
 

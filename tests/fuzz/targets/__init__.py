@@ -13,7 +13,7 @@ CORPUS = Path(__file__).parents[1] / "corpus"
 NAMES: Mapping[str, tuple[str, ...]] = {
     "wire": ("linkd.core",),
     "session": ("linkd.core",),
-    "stream": ("linkd.core.stream",),
+    "stream": ("linkd.protocol.client",),
     "stream_session": ("linkd.api.stream", "linkd.api.stream_publisher", "linkd.api.auth"),
     "config": ("linkd.config",),
     "identity": (

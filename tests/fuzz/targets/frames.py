@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from linkd.core.wire import MAX_MESSAGE_BYTES as MOST
 from linkd.net import websocket
+from linkd.protocol.peer import MAX_MESSAGE_BYTES as MOST
 
 
 def one(content: bytes) -> None:

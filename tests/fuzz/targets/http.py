@@ -12,7 +12,7 @@ from twisted.internet.error import ConnectionDone
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
-from linkd.core.batch import Draft, Record, encode_records
+from linkd.protocol.records import Draft, Record, encode_records
 from tests.fuzz.reading import Input
 from tests.fuzz.serving import Bench
 from tests.support.fake_node import KEY, SHOP_KEY

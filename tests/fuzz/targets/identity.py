@@ -6,11 +6,11 @@ import tempfile
 from pathlib import Path
 
 from linkd.api.auth import Keyring
-from linkd.core.channels import Patterns
 from linkd.errors import ConfigError
 from linkd.net.auth import Nonces, prove, verify
 from linkd.net.http_head import parse_head, printable
 from linkd.pairing.messages import decode_code, encode_code
+from linkd.protocol.channels import Patterns
 from tests.support.fake_node import make_config
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="linkd-fuzz-")

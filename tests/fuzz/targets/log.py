@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import msgspec
 
-from linkd.core.batch import decode_records
 from linkd.errors import BadRecord
 from linkd.log import frame
 from linkd.log.segment import _good_frames
+from linkd.protocol.records import decode_records
 from tests.fuzz.reading import Input
 
 _SEED = 0x1234_5678

@@ -6,16 +6,16 @@ stays consistent (`Outbound.check`).
 
 from __future__ import annotations
 
-from linkd.core import session_types as types
-from linkd.core import wire
-from linkd.core.batch import Batch, Origin, Record, encode_records
-from linkd.core.channels import Patterns
+from linkd.core import session_effects as types
 from linkd.core.session import Greeting, Session
 from linkd.errors import RemoteProtocolError
 from linkd.node.replicator import pack, unpack
+from linkd.protocol import peer
+from linkd.protocol.channels import Patterns
+from linkd.protocol.records import Batch, Origin, Record, encode_records
 from tests.fuzz.reading import Input
 
-EPOCHS = (wire.EpochStart("e1", 1), wire.EpochStart("e2", 9), wire.EpochStart("e3", 30))
+EPOCHS = (peer.EpochStart("e1", 1), peer.EpochStart("e2", 9), peer.EpochStart("e3", 30))
 SETTINGS = types.SessionSettings(
     "edge", "hub", Patterns(("orders", "big.>")), Patterns(("orders", "news.*")), 4000, 2000
 )
@@ -50,7 +50,7 @@ class Driven:
     def __init__(self, given: Input) -> None:
         self.given = given
         self.session = Session(SETTINGS, _epoch_below, pack, unpack)
-        self.cursor: wire.Cursor | None = None
+        self.cursor: peer.Cursor | None = None
         self.waiting: list[Batch] = []
         self.reads: list[types.Read] = []
         self.acked = 1
@@ -58,31 +58,31 @@ class Driven:
         self.connected = False
         self.session.outbound.log_next = NEXT
 
-    def hello(self) -> wire.Hello:
+    def hello(self) -> peer.Hello:
         """Return a peer's hello, mostly a proper one."""
         given = self.given
         epochs = tuple(
-            wire.EpochStart(given.choice(_TOKENS), max(0, given.signed()))
+            peer.EpochStart(given.choice(_TOKENS), max(0, given.signed()))
             for _ in range(1 + given.byte() % 3)
         )
         ends = tuple(
-            wire.EpochEnd(given.choice(_TOKENS), max(0, given.signed()))
+            peer.EpochEnd(given.choice(_TOKENS), max(0, given.signed()))
             for _ in range(given.byte() % 3)
         )
-        cursor = wire.Cursor(given.choice(_TOKENS), ends, max(0, given.signed())) if ends else None
+        cursor = peer.Cursor(given.choice(_TOKENS), ends, max(0, given.signed())) if ends else None
         wants = tuple(given.choice(_CHANNELS) for _ in range(given.byte() % 3))
-        return wire.Hello(
-            1, "hub", "fuzz", wire.Generation("b", 1), given.choice(_TOKENS), epochs,
+        return peer.Hello(
+            1, "hub", "fuzz", peer.Generation("b", 1), given.choice(_TOKENS), epochs,
             max(0, given.signed()), cursor, wants, 5.0, "", ("zstd",) if given.byte() & 1 else (),
         )  # fmt: skip
 
     def connect(self) -> None:
         """Greet; a hello that can't be sent breaks the connection like any other."""
-        theirs = wire.decode(wire.encode(self.hello()))
-        if not isinstance(theirs, wire.Hello):
+        theirs = peer.decode(peer.encode(self.hello()))
+        if not isinstance(theirs, peer.Hello):
             raise AssertionError("no hello")
-        ours = wire.Hello(
-            1, "edge", "fuzz", wire.Generation("a", 1), "log-of-edge", EPOCHS, NEXT, self.cursor,
+        ours = peer.Hello(
+            1, "edge", "fuzz", peer.Generation("a", 1), "log-of-edge", EPOCHS, NEXT, self.cursor,
             SETTINGS.receive.patterns, 5.0,
         )  # fmt: skip
         self.connected = True
@@ -116,33 +116,33 @@ class Driven:
         elif what == 5:
             self.perform(self.session.inbound.ack())
         elif self.connected:
-            message = self.given.piece() if what == 6 else wire.encode(self.message(what))
-            self.perform(self.session.received(wire.decode(message), self.now))
+            message = self.given.piece() if what == 6 else peer.encode(self.message(what))
+            self.perform(self.session.received(peer.decode(message), self.now))
         else:
             self.connect()
 
-    def message(self, what: int) -> wire.Message:
+    def message(self, what: int) -> peer.Message:
         """Return a message that is near to what fits just now."""
         given, session = self.given, self.session
         here = session.inbound.received or 0
         if what == 7:
-            return wire.Ack(session.outbound.acked + given.signed())
+            return peer.Ack(session.outbound.acked + given.signed())
         if what == 12:
-            return wire.Resend(max(0, session.outbound.acked + given.signed()))
+            return peer.Resend(max(0, session.outbound.acked + given.signed()))
         if what == 8:
-            return wire.GapTold(here + given.byte() % 3, here + given.signed(), "p1")
+            return peer.GapTold(here + given.byte() % 3, here + given.signed(), "p1")
         if what == 9:
-            return wire.Part(b"z" * given.number(65_535))
+            return peer.Part(b"z" * given.number(65_535))
         count, records = given.choice((0, 1, 2, 3, 4, 2**32, 2**62)), given.choice(_RECORDS)
         if what == 10:
-            return wire.Volatile(
+            return peer.Volatile(
                 given.choice(_CHANNELS), count, records, 1.0, None, "far", "run", given.byte()
             )
         packed = pack is not None and given.byte() % 4 == 0
         if packed and pack is not None:
             records = pack(records)
         size = len(records) + given.choice((0, 0, 0, 1, 70_000, 2**30))
-        return wire.Step(
+        return peer.Step(
             here + given.choice((0, 0, 0, 1, 7)), here + given.signed(), given.choice(_TOKENS),
             given.choice(_CHANNELS), count, size if count else 0,
             records[:66_000] if count else b"",
@@ -156,8 +156,8 @@ class Driven:
         for batch in waiting:
             assert batch.source is not None
             source = batch.source
-            epochs = (wire.EpochEnd(source.epoch or "p1", source.next),)
-            self.cursor = wire.Cursor(source.log or "l", epochs, source.next)
+            epochs = (peer.EpochEnd(source.epoch or "p1", source.next),)
+            self.cursor = peer.Cursor(source.log or "l", epochs, source.next)
             self.session.inbound.stored(source.next)
 
     def read(self) -> None:
@@ -175,7 +175,7 @@ class Driven:
         """Do what the session asks for."""
         for effect in effects:
             if isinstance(effect, types.Send):
-                wire.decode(effect.payload)
+                peer.decode(effect.payload)
             elif isinstance(effect, types.Read):
                 self.reads.append(effect)
             elif isinstance(effect, types.Store):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from linkd.api.bodies import check_body
 from linkd.api.errors import Refusal
 from linkd.api.text_frames import parse
-from linkd.core.shown import shown
+from linkd.protocol.json import shown
 from tests.fuzz.reading import Input
 from tests.fuzz.templates import TEXTS
 

@@ -10,7 +10,7 @@ from linkd.api.auth import SOCKET, Caller
 from linkd.api.call import Call
 from linkd.api.errors import Refusal
 from linkd.api.text import TextSession
-from linkd.core.channels import Patterns
+from linkd.protocol.channels import Patterns
 from tests.fuzz.reading import Input
 from tests.fuzz.serving import Bench, Socket
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sized
 from typing import Any
 
-from linkd.core import wire
-from linkd.core.batch import check_raw, decode_records, split_raw
 from linkd.errors import BadRecord, RemoteProtocolError
+from linkd.protocol import peer
+from linkd.protocol.records import check_raw, decode_records, split_raw
 from tests.fuzz.reading import Input
 from tests.fuzz.templates import messages
 
@@ -16,17 +16,17 @@ def one(content: bytes) -> None:
     """Decode a message and its records; half of the inputs say how a proper one is spoilt."""
     content = content[1:] if content[:1] < b"\x80" else Input(content[1:]).near(messages())
     try:
-        message = wire.decode(content)
+        message = peer.decode(content)
     except RemoteProtocolError:
         return
-    assert wire.decode(wire.encode(message)) == message
-    if isinstance(message, wire.Step | wire.Volatile):
+    assert peer.decode(peer.encode(message)) == message
+    if isinstance(message, peer.Step | peer.Volatile):
         found = [_number(how, message) for how in (split_raw, check_raw, decode_records)]
         assert found[0] == found[1]
         assert found[2] in (None, found[0])
 
 
-def _number(how: Callable[[bytes, int], Sized | None], message: wire.Step | wire.Volatile) -> Any:
+def _number(how: Callable[[bytes, int], Sized | None], message: peer.Step | peer.Volatile) -> Any:
     """Return how many records were found, None where they are malformed."""
     try:
         records = how(message.records, message.count)

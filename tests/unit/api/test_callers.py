@@ -6,7 +6,7 @@ import pytest
 
 from linkd.api.auth import Caller, covers
 from linkd.api.errors import Refusal
-from linkd.core.channels import Patterns
+from linkd.protocol.channels import Patterns
 
 
 @pytest.mark.parametrize(

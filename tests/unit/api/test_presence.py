@@ -20,9 +20,9 @@ from linkd.api.presence import (
     Change,
     Presence,
 )
-from linkd.core.batch import Record, encode_records
-from linkd.core.wire import Volatile
 from linkd.net.rate_limit import FairShare
+from linkd.protocol.peer import Volatile
+from linkd.protocol.records import Record, encode_records
 from linkd.status import Event
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from linkd.api.errors import WORDS, Refusal
 from linkd.api.routes import ROUTES, describe, find
-from linkd.core import stream
+from linkd.protocol import client
 
 DOCS = (Path(__file__).parents[3] / "docs" / "api.md").read_text()
 
@@ -63,7 +63,7 @@ def test_docs_list_every_call() -> None:
 
 
 def test_docs_list_every_frame() -> None:
-    for union in (stream.FromClient, stream.FromDaemon):
+    for union in (client.FromClient, client.FromDaemon):
         for frame in union.__args__:
             number = frame.__struct_config__.tag
             fields = ", ".join(frame.__struct_fields__)

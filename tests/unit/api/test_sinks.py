@@ -13,8 +13,8 @@ from linkd.api.errors import Refusal
 from linkd.api.server import Api
 from linkd.api.sinks import PATTERN_COST, SUBSCRIPTION_BYTES, SlicedSink
 from linkd.api.sse import RecordStream
-from linkd.core.batch import Batch, Draft, Origin, Record, encode_records, read_records
 from linkd.net.rate_limit import SLICE_SECONDS
+from linkd.protocol.records import Batch, Draft, Origin, Record, encode_records, read_records
 from tests.support.fake_node import FakeNode, make_config
 from tests.support.step_clock import StepClock
 

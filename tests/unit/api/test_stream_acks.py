@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from linkd.api.stream import StreamSession
-from linkd.core import stream
+from linkd.protocol import client
 
 
 def answer(error: Exception | None) -> Any:
@@ -17,13 +17,13 @@ def answer(error: Exception | None) -> Any:
     session._subscriptions = {1: SimpleNamespace(subscription=kept)}
     told: list[Any] = []
     session.send = told.append
-    session._ack(stream.Ack(1, 7))
+    session._ack(client.Ack(1, 7))
     (frame,) = told
     return frame
 
 
 def test_stored() -> None:
-    assert answer(None) == stream.Acked(1, 7)
+    assert answer(None) == client.Acked(1, 7)
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,6 @@ def test_stored() -> None:
 )
 def test_not_stored(error: Exception, word: str) -> None:
     failed = answer(error)
-    assert (type(failed), failed.id, failed.next) == (stream.AckFailed, 1, 7)
+    assert (type(failed), failed.id, failed.next) == (client.AckFailed, 1, 7)
     assert failed.error == word
     assert str(error) in failed.message

@@ -11,9 +11,9 @@ import pytest
 from linkd.api.auth import ANYONE
 from linkd.api.server import Api
 from linkd.api.stream import MAX_PATTERNS_BYTES, StreamSession
-from linkd.core import stream
-from linkd.core.batch import Record, encode_records
 from linkd.net.rate_limit import SLICE_SECONDS
+from linkd.protocol import client
+from linkd.protocol.records import Record, encode_records
 from tests.support.fake_node import FakeNode, link, make_config
 from tests.support.step_clock import StepClock
 
@@ -26,13 +26,13 @@ class Socket:
     def __init__(self) -> None:
         self.paused = self.is_stuck = False
         self.open = True
-        self.frames: list[stream.FromDaemon] = []
+        self.frames: list[client.FromDaemon] = []
 
     def has_room(self, size: int) -> bool:
         return not self.paused
 
     def send(self, payload: bytes, binary: bool) -> None:
-        self.frames += stream.decode_from_daemon(payload)
+        self.frames += client.decode_from_daemon(payload)
 
     def close(self, code: int, reason: str) -> None:
         self.open = False
@@ -48,11 +48,11 @@ class Bench:
         self.api = Api(self.node, config, self.clock)  # type: ignore[arg-type]
         self.socket = Socket()
         self.session = StreamSession(self.api, ANYONE, self.socket)
-        self.say(stream.Open(1, "", "test"))
+        self.say(client.Open(1, "", "test"))
 
-    def say(self, *frames: stream.FromClient) -> None:
+    def say(self, *frames: client.FromClient) -> None:
         """Say something, as one message that came alone."""
-        self.session.message(stream.encode(frames), True)
+        self.session.message(client.encode(frames), True)
         self.session.turned()
 
     def heard(self, kind: type[Any]) -> list[Any]:
@@ -77,12 +77,12 @@ def bench(tmp_path: Path) -> Bench:
 def test_frames_that_cost_much_are_worked_on_slice_by_slice(bench: Bench) -> None:
     done: list[int] = []
 
-    def credit(frame: stream.Credit) -> None:
+    def credit(frame: client.Credit) -> None:
         done.append(frame.id)
         bench.clock.rightNow += SLICE_SECONDS / 4
 
-    bench.session._calls[stream.Credit] = credit
-    bench.say(*(stream.Credit(number, 1) for number in range(10)))
+    bench.session._calls[client.Credit] = credit
+    bench.say(*(client.Credit(number, 1) for number in range(10)))
     assert done == [0, 1, 2, 3]
     assert bench.session.busy
     bench.clock.advance(0)
@@ -95,7 +95,7 @@ def test_frames_that_cost_much_are_worked_on_slice_by_slice(bench: Bench) -> Non
 
 def test_publishes_are_handed_on_slice_by_slice_in_order(bench: Bench) -> None:
     bench.node.log.on_commit.append(bench.slow(SLICE_SECONDS / 2))
-    bench.say(*(stream.Publish(n + 1, f"c.{n}", 1, ONE) for n in range(10)))
+    bench.say(*(client.Publish(n + 1, f"c.{n}", 1, ONE) for n in range(10)))
     assert bench.session.busy
     assert len(bench.node.published) < 10
     slices = 0
@@ -110,52 +110,52 @@ def test_publishes_are_handed_on_slice_by_slice_in_order(bench: Bench) -> None:
 def test_what_comes_behind_publishes_waits_until_they_are_handed_on(bench: Bench) -> None:
     bench.node.log.on_commit.append(bench.slow(SLICE_SECONDS))
     bench.say(
-        stream.Publish(1, "a", 1, ONE),
-        stream.Publish(2, "b", 1, ONE),
-        stream.Subscribe(7, (">",), "latest", "", 1),
+        client.Publish(1, "a", 1, ONE),
+        client.Publish(2, "b", 1, ONE),
+        client.Subscribe(7, (">",), "latest", "", 1),
     )
-    assert not bench.heard(stream.Subscribed)
+    assert not bench.heard(client.Subscribed)
     while bench.session.busy:
         bench.clock.advance(0)
         bench.session.go_on()
-    assert [frame.next for frame in bench.heard(stream.Subscribed)] == [bench.node.log.next]
+    assert [frame.next for frame in bench.heard(client.Subscribed)] == [bench.node.log.next]
 
 
 def test_nothing_more_is_taken_of_one_that_does_not_read(bench: Bench) -> None:
     bench.socket.is_stuck = True
-    bench.say(*(stream.Ack(number, 1) for number in range(10)))
-    assert len(bench.heard(stream.AckFailed)) == 1
+    bench.say(*(client.Ack(number, 1) for number in range(10)))
+    assert len(bench.heard(client.AckFailed)) == 1
     assert bench.session.busy
     bench.socket.is_stuck = False
     bench.session.go_on()
-    assert len(bench.heard(stream.AckFailed)) == 10
+    assert len(bench.heard(client.AckFailed)) == 10
     assert not bench.session.busy
 
 
 def test_status_is_told_once_however_often_it_is_asked(bench: Bench) -> None:
-    bench.say(*[stream.Watch()] * 1000)
+    bench.say(*[client.Watch()] * 1000)
     bench.clock.advance(0)
-    assert len(bench.heard(stream.StatusChanged)) == 1
-    bench.say(stream.Watch())
+    assert len(bench.heard(client.StatusChanged)) == 1
+    bench.say(client.Watch())
     bench.clock.advance(0)
-    assert len(bench.heard(stream.StatusChanged)) == 2
+    assert len(bench.heard(client.StatusChanged)) == 2
 
 
 def test_changes_are_kept_together_for_one_that_does_not_read(bench: Bench) -> None:
     bench.node.links["other"] = link("other")
-    bench.say(stream.Watch())
+    bench.say(client.Watch())
     bench.clock.advance(0)
     bench.socket.paused = True
     for state in ("waiting", "up") * 50:
         bench.node.change("hub", state)
         bench.node.change("other", state)
-        bench.say(stream.Watch())
+        bench.say(client.Watch())
         bench.clock.advance(0)
-    assert len(bench.heard(stream.StatusChanged)) == 1
+    assert len(bench.heard(client.StatusChanged)) == 1
     bench.socket.paused = False
     bench.session.room()
     bench.clock.advance(0)
-    told = bench.heard(stream.StatusChanged)[1:]
+    told = bench.heard(client.StatusChanged)[1:]
     assert [len(frame.links) for frame in told] == [2, 1, 1]
     bench.session.closed()
     bench.clock.advance(0)
@@ -163,28 +163,28 @@ def test_changes_are_kept_together_for_one_that_does_not_read(bench: Bench) -> N
 
 def test_patterns_are_bounded_for_each_subscription_and_each_connection(bench: Bench) -> None:
     wide = tuple(f"a.{number:04}" + ".b" * 30 for number in range(130))
-    bench.say(stream.Subscribe(1, wide, "latest", "", 1))
-    assert "8192 bytes" in bench.heard(stream.Failed)[0].message
+    bench.say(client.Subscribe(1, wide, "latest", "", 1))
+    assert "8192 bytes" in bench.heard(client.Failed)[0].message
     fitting = wide[:120]
     size = sum(map(len, fitting))
     for number in range(2, 20):
-        bench.say(stream.Subscribe(number, fitting, "latest", "", 1))
-    assert len(bench.heard(stream.Subscribed)) == MAX_PATTERNS_BYTES // size
+        bench.say(client.Subscribe(number, fitting, "latest", "", 1))
+    assert len(bench.heard(client.Subscribed)) == MAX_PATTERNS_BYTES // size
     held = bench.api.account.held
-    bench.say(stream.Unsubscribe(2), stream.Subscribe(30, fitting, "latest", "", 1))
-    assert len(bench.heard(stream.Subscribed)) == MAX_PATTERNS_BYTES // size + 1
+    bench.say(client.Unsubscribe(2), client.Subscribe(30, fitting, "latest", "", 1))
+    assert len(bench.heard(client.Subscribed)) == MAX_PATTERNS_BYTES // size + 1
     assert bench.api.account.held == held
     bench.session.closed()
     assert bench.api.account.held == 0
 
 
 def test_too_many_records_in_a_publish_are_refused(bench: Bench) -> None:
-    bench.say(stream.Publish(1, "a", 65_537, ONE * 65_537))
-    assert "at most 65536 records" in bench.heard(stream.PublishFailed)[0].message
+    bench.say(client.Publish(1, "a", 65_537, ONE * 65_537))
+    assert "at most 65536 records" in bench.heard(client.PublishFailed)[0].message
 
 
 def test_waits_are_counted_and_given_up_in_slices(bench: Bench) -> None:
-    bench.say(*(stream.Wait(number, "hub", "orders", 2**40, 60.0) for number in range(100)))
+    bench.say(*(client.Wait(number, "hub", "orders", 2**40, 60.0) for number in range(100)))
     assert bench.api.account.held == 100 * 4096
     bench.session.closed()
     for _ in range(3):
@@ -192,7 +192,7 @@ def test_waits_are_counted_and_given_up_in_slices(bench: Bench) -> None:
     assert bench.api.account.held == 0
     bench.api.account.part(ANYONE.name).add(bench.api.account.most)
     session = StreamSession(bench.api, ANYONE, bench.socket)
-    session.message(stream.encode([stream.Open(1)]), True)
-    session.message(stream.encode([stream.Wait(1, "hub", "orders", 2**40, 60.0)]), True)
+    session.message(client.encode([client.Open(1)]), True)
+    session.message(client.encode([client.Wait(1, "hub", "orders", 2**40, 60.0)]), True)
     session.flush()
-    assert bench.heard(stream.Waited)[-1].error == "too-many"
+    assert bench.heard(client.Waited)[-1].error == "too-many"

@@ -8,7 +8,7 @@ import pytest
 
 from linkd.api.errors import Refusal
 from linkd.api.text_frames import FrameRefused, parse, told
-from linkd.core.batch import Batch, Origin, Record, encode_records
+from linkd.protocol.records import Batch, Origin, Record, encode_records
 
 
 @pytest.mark.parametrize("number", [b"1e999", b"9" * 5000])

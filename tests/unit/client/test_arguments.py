@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from linkd.client.options import check_next, check_start, check_ttl, check_wait, check_window
 from linkd.client.record import encoded
 from linkd.client.session import Session
-from linkd.core import stream
 from linkd.errors import BadRecord
+from linkd.protocol import client
 
 ANYTHING = (
     st.none()
@@ -42,15 +42,15 @@ def raises(check: Callable[..., object], *arguments: object) -> bool:
 @given(ANYTHING)
 def test_a_ttl_is_refused_or_read_by_the_daemon(ttl: Any) -> None:
     if not raises(check_ttl, ttl):
-        frame = stream.encode_frame(stream.Publish(1, "a", 1, b"x", check_ttl(ttl), ()))
-        (read,) = stream.decode_from_client(stream.join([stream.renumbered(frame, 2**40)], 1))
-        assert read == stream.Publish(2**40, "a", 1, b"x", ttl)
+        frame = client.encode_frame(client.Publish(1, "a", 1, b"x", check_ttl(ttl), ()))
+        (read,) = client.decode_from_client(client.join([client.renumbered(frame, 2**40)], 1))
+        assert read == client.Publish(2**40, "a", 1, b"x", ttl)
 
 
 @given(ANYTHING, ANYTHING, ANYTHING)
 def test_a_wait_is_refused_or_read_by_the_daemon(peer: Any, next_: Any, timeout: Any) -> None:
     if peer is not None and not raises(check_wait, peer, timeout) and not raises(check_next, next_):
-        stream.checked(stream.Wait(1, peer, "a", next_, timeout))
+        client.checked(client.Wait(1, peer, "a", next_, timeout))
 
 
 @given(ANYTHING, ANYTHING, ANYTHING)
@@ -63,10 +63,10 @@ def test_a_subscription_is_refused_or_read_by_the_daemon(
     if not raises(session.subscribe, ["a"], start, consumer, window):
         session.connected()
         (hello,) = session.take(0.0)
-        assert isinstance(stream.decode_from_client(hello)[0], stream.Open)
-        session.received(stream.encode((stream.Opened(1, "n", "s", "L", 1, 1, 1),)))
+        assert isinstance(client.decode_from_client(hello)[0], client.Open)
+        session.received(client.encode((client.Opened(1, "n", "s", "L", 1, 1, 1),)))
         (message,) = session.take(0.0)
-        assert isinstance(stream.decode_from_client(message)[1], stream.Subscribe)
+        assert isinstance(client.decode_from_client(message)[1], client.Subscribe)
 
 
 @pytest.mark.parametrize("wrong", ["5", decimal.Decimal(5), object(), True])

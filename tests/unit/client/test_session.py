@@ -26,12 +26,12 @@ from linkd.client.publisher import NO_TERMS, Flight
 from linkd.client.record import Reading, Record, pack
 from linkd.client.session import Session
 from linkd.client.subscription import Reader
-from linkd.core import stream
-from linkd.core.batch import HELD_BYTES, encode_records
-from linkd.core.batch import Record as Encoded
-from linkd.core.stream import Published
-from linkd.core.wire import EpochStart
 from linkd.errors import BodyTooLarge, ChannelRefused, Gap, LinkdError, LogFull
+from linkd.protocol import client
+from linkd.protocol.client import Published
+from linkd.protocol.peer import EpochStart
+from linkd.protocol.records import HELD_BYTES, encode_records
+from linkd.protocol.records import Record as Encoded
 from tests.support.stream_daemon import LINK
 
 
@@ -57,34 +57,34 @@ class Taker:
         self.end.append(error)
 
 
-def frames(session: Session, now: float = 0.0) -> list[stream.FromClient]:
-    return [frame for message in session.take(now) for frame in stream.decode_from_client(message)]
+def frames(session: Session, now: float = 0.0) -> list[client.FromClient]:
+    return [frame for message in session.take(now) for frame in client.decode_from_client(message)]
 
 
-def tell(session: Session, *told: stream.FromDaemon) -> None:
-    session.received(stream.encode(told))
+def tell(session: Session, *told: client.FromDaemon) -> None:
+    session.received(client.encode(told))
 
 
 def opened(
     log: str = "L", next: int = 1, pending: int = 1 << 20, epochs: dict[str, int] | None = None
-) -> stream.Opened:
+) -> client.Opened:
     starts = tuple(EpochStart(epoch, first) for epoch, first in (epochs or {}).items())
-    return stream.Opened(1, "edge-1", "fake", log, next, 1000, pending, 0, starts)
+    return client.Opened(1, "edge-1", "fake", log, next, 1000, pending, 0, starts)
 
 
-def up(session: Session, **more: object) -> list[stream.FromClient]:
+def up(session: Session, **more: object) -> list[client.FromClient]:
     """Bring a new connection up and return what is restored on it."""
     session.connected()
     (hello,) = frames(session)
-    assert isinstance(hello, stream.Open)
+    assert isinstance(hello, client.Open)
     tell(session, opened(**more))  # type: ignore[arg-type]
     watch, *restored = frames(session)
-    assert watch == stream.Watch()
+    assert watch == client.Watch()
     return restored
 
 
 def reader(
-    session: Session, taker: Taker, start: stream.Start = "latest", consumer: str = ""
+    session: Session, taker: Taker, start: client.Start = "latest", consumer: str = ""
 ) -> Reader:
     async def ack(_: int, era: int) -> None:
         """Not used."""
@@ -95,9 +95,9 @@ def reader(
     return made
 
 
-def deliver(id: int, offset: int, count: int) -> stream.Deliver:
+def deliver(id: int, offset: int, count: int) -> client.Deliver:
     records = encode_records([Encoded(b"x")] * count)
-    return stream.Deliver(id, offset, "a", count, records, 0.0, "edge-1", offset)
+    return client.Deliver(id, offset, "a", count, records, 0.0, "edge-1", offset)
 
 
 def test_publishes_are_sent_again_under_their_numbers_and_settled_once() -> None:
@@ -107,13 +107,13 @@ def test_publishes_are_sent_again_under_their_numbers_and_settled_once() -> None
         session.flight.add("a", 1, b"%d" % index, settled.append)
     assert session.take(0.0) == []
     sent = up(session)
-    assert [frame.sequence for frame in sent if isinstance(frame, stream.Publish)] == [1, 2, 3]
-    tell(session, stream.Published(1, 10, 1))
+    assert [frame.sequence for frame in sent if isinstance(frame, client.Publish)] == [1, 2, 3]
+    tell(session, client.Published(1, 10, 1))
     session.lost()
     assert not session.open
     sent = up(session, next=13)
-    assert [frame.sequence for frame in sent if isinstance(frame, stream.Publish)] == [2, 3]
-    tell(session, stream.Published(2, 11, 0, duplicate=True), stream.PublishedRun(2, 11, 2))
+    assert [frame.sequence for frame in sent if isinstance(frame, client.Publish)] == [2, 3]
+    tell(session, client.Published(2, 11, 0, duplicate=True), client.PublishedRun(2, 11, 2))
     assert [each.offset for each in settled if isinstance(each, Published)] == [10, 11, 12]
     assert session.flight.bytes == 0
 
@@ -127,8 +127,8 @@ def test_a_repeat_whose_offset_is_forgotten_never_settles_with_another() -> None
         session.gatherer.add("a", record, NO_TERMS, offsets.append)
     session.flight.add("volatile", 1, b"3", settled.append)
     up(session)
-    tell(session, stream.Published(1, 0, 0, duplicate=True), stream.Published(2, 0, 1))
-    tell(session, stream.Published(3, 0, 0, duplicate=True))
+    tell(session, client.Published(1, 0, 0, duplicate=True), client.Published(2, 0, 1))
+    tell(session, client.Published(3, 0, 0, duplicate=True))
     assert [type(each) for each in settled] == [OffsetUnknown, Published]
     assert [type(each) for each in offsets] == [OffsetUnknown] * 2
 
@@ -139,8 +139,8 @@ def test_no_more_is_sent_ahead_than_the_daemon_takes() -> None:
     for _ in range(5):
         session.flight.add("a", 1, b"x" * 40, settled.append)
     assert len(up(session, pending=2 * HELD_BYTES + 100)) == 2
-    tell(session, stream.Published(1, 1, 1))
-    assert [frame.sequence for frame in frames(session) if isinstance(frame, stream.Publish)] == [3]
+    tell(session, client.Published(1, 1, 1))
+    assert [frame.sequence for frame in frames(session) if isinstance(frame, client.Publish)] == [3]
     session.lost()
     assert len(up(session, pending=2 * HELD_BYTES + 100)) == 2
 
@@ -151,14 +151,14 @@ def test_a_bound_that_was_lowered_is_obeyed_from_the_next_opened_on() -> None:
     up(session, pending=100 * HELD_BYTES)
     for _ in range(5):
         session.flight.add("a", 1, b"x", settled.append)
-    assert len([f for f in frames(session) if isinstance(f, stream.Publish)]) == 5
-    tell(session, stream.PublishFailed(1, "too-many", "why"))
-    assert [type(f) for f in frames(session)] == [stream.Open]
-    tell(session, *[stream.PublishFailed(number, "too-many", "why") for number in range(2, 6)])
-    tell(session, stream.Opened(1, "n", "s", "log", 1, 1 << 20, 2 * HELD_BYTES + 10))
+    assert len([f for f in frames(session) if isinstance(f, client.Publish)]) == 5
+    tell(session, client.PublishFailed(1, "too-many", "why"))
+    assert [type(f) for f in frames(session)] == [client.Open]
+    tell(session, *[client.PublishFailed(number, "too-many", "why") for number in range(2, 6)])
+    tell(session, client.Opened(1, "n", "s", "log", 1, 1 << 20, 2 * HELD_BYTES + 10))
     for _ in range(5):
         session.flight.add("a", 1, b"x", settled.append)
-    assert len([f for f in frames(session) if isinstance(f, stream.Publish)]) == 2
+    assert len([f for f in frames(session) if isinstance(f, client.Publish)]) == 2
 
 
 def test_single_records_of_one_turn_become_one_publish_a_channel() -> None:
@@ -170,9 +170,9 @@ def test_single_records_of_one_turn_become_one_publish_a_channel() -> None:
         )
         assert first == (index == 0)
     sent = up(session)
-    counts = [(f.channel, f.count) for f in sent if isinstance(f, stream.Publish)]
+    counts = [(f.channel, f.count) for f in sent if isinstance(f, client.Publish)]
     assert counts == [("a", 2), ("b", 2)]
-    tell(session, stream.Published(1, 7, 2), stream.PublishFailed(2, "malformed", "why"))
+    tell(session, client.Published(1, 7, 2), client.PublishFailed(2, "malformed", "why"))
     assert offsets[:2] == [7, 8]
     assert all(isinstance(each, LinkdError) for each in offsets[2:])
 
@@ -182,7 +182,7 @@ def test_large_gatherings_are_cut() -> None:
     for _ in range(3):
         session.gatherer.add("a", pack([Encoded(b"x" * 40_000)]), NO_TERMS, lambda _: None)
     sent = up(session)
-    assert [f.count for f in sent if isinstance(f, stream.Publish)] == [1, 1, 1]
+    assert [f.count for f in sent if isinstance(f, client.Publish)] == [1, 1, 1]
 
 
 def test_after_a_full_log_the_session_begins_anew_once() -> None:
@@ -191,9 +191,9 @@ def test_after_a_full_log_the_session_begins_anew_once() -> None:
     session.flight.add("a", 1, b"x", settled.append)
     session.flight.add("a", 1, b"x", settled.append)
     up(session)
-    tell(session, *(stream.PublishFailed(n, "log-full", "no room") for n in (1, 2)))
+    tell(session, *(client.PublishFailed(n, "log-full", "no room") for n in (1, 2)))
     assert [type(each) for each in settled] == [LogFull, LogFull]
-    assert [type(frame) for frame in frames(session)] == [stream.Open]
+    assert [type(frame) for frame in frames(session)] == [client.Open]
     tell(session, opened())
     assert frames(session) == []
 
@@ -203,7 +203,7 @@ def test_what_a_stopping_daemon_refuses_stays_for_the_next() -> None:
     settled: list[Published | LinkdError] = []
     session.flight.add("a", 1, b"x", settled.append)
     up(session)
-    tell(session, stream.PublishFailed(1, "unavailable", "stopping"))
+    tell(session, client.PublishFailed(1, "unavailable", "stopping"))
     session.lost()
     assert settled == []
     assert len(up(session)) == 1
@@ -212,11 +212,11 @@ def test_what_a_stopping_daemon_refuses_stays_for_the_next() -> None:
 def test_a_subscription_goes_on_where_it_stood_and_hands_on_nothing_twice() -> None:
     session, taker = Session("p"), Taker()
     made = reader(session, taker)
-    assert up(session, next=5) == [stream.Subscribe(1, ("a",), "latest", "", 1000)]
-    tell(session, stream.Subscribed(1, 5), deliver(1, 5, 3))
+    assert up(session, next=5) == [client.Subscribe(1, ("a",), "latest", "", 1000)]
+    tell(session, client.Subscribed(1, 5), deliver(1, 5, 3))
     session.lost()
-    assert up(session, next=9) == [stream.Subscribe(1, ("a",), 8, "", 1000 - made_size(3))]
-    tell(session, stream.Subscribed(1, 8), deliver(1, 6, 2), deliver(1, 7, 2))
+    assert up(session, next=9) == [client.Subscribe(1, ("a",), 8, "", 1000 - made_size(3))]
+    tell(session, client.Subscribed(1, 8), deliver(1, 6, 2), deliver(1, 7, 2))
     assert taker.offsets == [5, 6, 7, 8]
     assert made.next == 9
 
@@ -231,7 +231,7 @@ def test_a_subscription_before_its_first_answer_begins_anew() -> None:
     up(session)
     session.lost()
     (again,) = up(session)
-    assert isinstance(again, stream.Subscribe)
+    assert isinstance(again, client.Subscribe)
     assert again.start == "earliest"
 
 
@@ -239,14 +239,14 @@ def test_a_log_that_is_another_is_read_from_its_start_and_one_that_shrank_from_i
     session, taker = Session("p"), Taker()
     reader(session, taker)
     up(session, next=5)
-    tell(session, stream.Subscribed(1, 5), deliver(1, 5, 3))
+    tell(session, client.Subscribed(1, 5), deliver(1, 5, 3))
     session.lost()
     (shrunk,) = up(session, next=6)
-    assert isinstance(shrunk, stream.Subscribe)
+    assert isinstance(shrunk, client.Subscribe)
     assert shrunk.start == 6
     session.lost()
     (other,) = up(session, log="M", next=3)
-    assert isinstance(other, stream.Subscribe)
+    assert isinstance(other, client.Subscribe)
     assert other.start == "earliest"
 
 
@@ -254,11 +254,11 @@ def test_credit_is_given_back_as_records_are_used() -> None:
     session, taker = Session("p"), Taker()
     made = reader(session, taker)
     up(session)
-    tell(session, stream.Subscribed(1, 1), deliver(1, 1, 3))
+    tell(session, client.Subscribed(1, 1), deliver(1, 1, 3))
     made.consumed(100)
     assert frames(session) == []
     made.consumed(150)
-    assert frames(session) == [stream.Credit(1, 250)]
+    assert frames(session) == [client.Credit(1, 250)]
 
 
 def test_acks_are_cumulative_and_sent_again() -> None:
@@ -268,12 +268,12 @@ def test_acks_are_cumulative_and_sent_again() -> None:
     done: list[tuple[int, LinkdError | None]] = []
     for next_ in (2, 3):
         made.ack(next_, lambda error, next_=next_: done.append((next_, error)))  # type: ignore[misc]
-    assert frames(session) == [stream.Ack(1, 3)]
-    tell(session, stream.Acked(1, 2))
+    assert frames(session) == [client.Ack(1, 3)]
+    tell(session, client.Acked(1, 2))
     assert done == [(2, None)]
     session.lost()
-    assert stream.Ack(1, 3) in up(session)
-    tell(session, stream.Acked(1, 3))
+    assert client.Ack(1, 3) in up(session)
+    tell(session, client.Acked(1, 3))
     assert done == [(2, None), (3, None)]
     made.ack(2, lambda error: done.append((0, error)))
     assert done[-1] == (0, None)
@@ -291,8 +291,8 @@ def test_gaps_are_told_once() -> None:
     session, taker = Session("p"), Taker()
     reader(session, taker, 2)
     up(session, next=10)
-    tell(session, stream.Subscribed(1, 2), stream.GapTold(1, 2, 5), deliver(1, 5, 1))
-    tell(session, stream.GapTold(1, 3, 6), stream.GapTold(1, 4, 8))
+    tell(session, client.Subscribed(1, 2), client.GapTold(1, 2, 5), deliver(1, 5, 1))
+    tell(session, client.GapTold(1, 3, 6), client.GapTold(1, 4, 8))
     assert taker.gaps == [(2, 5), (6, 8)]
 
 
@@ -300,11 +300,11 @@ def test_a_quiet_subscription_resumes_at_its_position_and_hears_of_no_gap_of_oth
     session, taker = Session("p"), Taker()
     reader(session, taker, 2)
     up(session, next=10)
-    tell(session, stream.Subscribed(1, 2), deliver(1, 2, 1), stream.Position(1, 60))
+    tell(session, client.Subscribed(1, 2), deliver(1, 2, 1), client.Position(1, 60))
     session.lost()
-    (again,) = [frame for frame in up(session, next=90) if isinstance(frame, stream.Subscribe)]
+    (again,) = [frame for frame in up(session, next=90) if isinstance(frame, client.Subscribe)]
     assert again.start == 60
-    tell(session, stream.Subscribed(1, 60), stream.GapTold(1, 3, 60))
+    tell(session, client.Subscribed(1, 60), client.GapTold(1, 3, 60))
     assert (taker.offsets, taker.gaps) == ([2], [])
 
 
@@ -313,7 +313,7 @@ def test_volatile_records_and_drops_are_handed_on() -> None:
     reader(session, taker)
     up(session)
     records = encode_records([Encoded(b"x")])
-    tell(session, stream.DeliverVolatile(1, "a", 1, records, 0.0, "edge-1", 4))
+    tell(session, client.DeliverVolatile(1, "a", 1, records, 0.0, "edge-1", 4))
     assert (taker.offsets, taker.lost) == ([0], 4)
 
 
@@ -325,7 +325,7 @@ def test_an_end_is_told_with_its_reason(reason: str, kind: type) -> None:
     session, taker = Session("p"), Taker()
     reader(session, taker, "earliest", "billing")
     up(session)
-    tell(session, stream.Ended(1, reason), deliver(1, 1, 1))
+    tell(session, client.Ended(1, reason), deliver(1, 1, 1))
     assert [type(each) for each in taker.end] == [kind]
     assert taker.offsets == []
     session.lost()
@@ -336,7 +336,7 @@ def test_a_daemon_that_stops_ends_no_subscription() -> None:
     session, taker = Session("p"), Taker()
     reader(session, taker)
     up(session)
-    tell(session, stream.Ended(1, "stopped"))
+    tell(session, client.Ended(1, "stopped"))
     session.lost()
     assert len(up(session)) == 1
     assert taker.end == []
@@ -348,7 +348,7 @@ def test_unsubscribing_ends_it_here_and_there() -> None:
     up(session)
     session.unsubscribe(made)
     session.unsubscribe(made)
-    assert frames(session) == [stream.Unsubscribe(1)]
+    assert frames(session) == [client.Unsubscribe(1)]
     assert taker.end == [None]
 
 
@@ -356,9 +356,9 @@ def test_a_refused_subscription_ends_and_a_refused_connection_is_remembered() ->
     session, taker = Session("p"), Taker()
     reader(session, taker)
     up(session)
-    tell(session, stream.Failed(1, "channel-refused", "no"))
+    tell(session, client.Failed(1, "channel-refused", "no"))
     assert [type(each) for each in taker.end] == [Refused]
-    tell(session, stream.Failed(0, "replaced", "another"))
+    tell(session, client.Failed(0, "replaced", "another"))
     assert session.displaced
 
 
@@ -367,22 +367,22 @@ def test_waits_are_asked_again_and_end_in_time() -> None:
     done: list[LinkdError | None] = []
     session.wait("hub", "a", 8, 30.0, done.append)
     session.wait("hub", "a", 0, 40.0, done.append)
-    first, second = (frame for frame in up(session, next=20) if isinstance(frame, stream.Wait))
+    first, second = (frame for frame in up(session, next=20) if isinstance(frame, client.Wait))
     assert (first.next, first.timeout, second.next) == (8, 30.0, 0)
     session.lost()
     session.connected()
     frames(session)
     tell(session, opened())
-    assert [f.timeout for f in frames(session, 10.0) if isinstance(f, stream.Wait)] == [20.0, 30.0]
-    tell(session, stream.Waited(first.id))
+    assert [f.timeout for f in frames(session, 10.0) if isinstance(f, client.Wait)] == [20.0, 30.0]
+    tell(session, client.Waited(first.id))
     assert done == [None]
     assert session.expire(39.0) == 40.0
     assert session.expire(40.0) is None
     assert isinstance(done[1], TimedOut)
     session.wait("x", "a", 8, 99.0, done.append)
     (third,) = frames(session, 50.0)
-    assert isinstance(third, stream.Wait)
-    tell(session, stream.Waited(third.id, "not-found", "no x"), stream.Waited(third.id))
+    assert isinstance(third, client.Wait)
+    tell(session, client.Waited(third.id, "not-found", "no x"), client.Waited(third.id))
     assert isinstance(done[2], Refused)
 
 
@@ -402,9 +402,9 @@ def test_links_are_merged_and_forgotten_with_the_connection() -> None:
     heard: list[dict[str, str]] = []
     session.on_links = heard.append
     up(session)
-    tell(session, stream.StatusChanged((LINK,)))
-    other = stream.msgspec.structs.replace(LINK, peer="b", state="waiting")
-    tell(session, stream.StatusChanged((other,), "link.waiting"))
+    tell(session, client.StatusChanged((LINK,)))
+    other = client.msgspec.structs.replace(LINK, peer="b", state="waiting")
+    tell(session, client.StatusChanged((other,), "link.waiting"))
     session.lost()
     assert heard == [{"hub": "up"}, {"hub": "up", "b": "waiting"}, {}]
 
@@ -424,8 +424,8 @@ def test_what_can_only_fail_is_refused_at_once() -> None:
             session.subscribe(patterns, "latest")
 
 
-def opened_above(highest: int) -> stream.Opened:
-    return stream.Opened(1, "n", "s", "L", 1, 1000, 1 << 20, highest)
+def opened_above(highest: int) -> client.Opened:
+    return client.Opened(1, "n", "s", "L", 1, 1000, 1 << 20, highest)
 
 
 def test_numbers_begin_above_those_that_the_daemon_has_of_the_producer() -> None:
@@ -433,18 +433,18 @@ def test_numbers_begin_above_those_that_the_daemon_has_of_the_producer() -> None
     settled: list[Published | LinkdError] = []
     session.flight.add("a", 1, b"x", settled.append)
     session.connected()
-    assert frames(session)[0] == stream.Open(1, "p", f"linkd-python {__version__}", "r")
+    assert frames(session)[0] == client.Open(1, "p", f"linkd-python {__version__}", "r")
     tell(session, opened_above(7))
     _, sent = frames(session)
-    assert isinstance(sent, stream.Publish)
+    assert isinstance(sent, client.Publish)
     assert sent.sequence == 8
 
 
 def numbers(flight: Flight) -> list[int]:
     """Return the numbers of what may be sent now."""
     ready = flight.next_to_send()
-    frames = stream.decode_from_client(stream.join(ready, len(ready)))
-    return [frame.sequence for frame in frames if isinstance(frame, stream.Publish)]
+    frames = client.decode_from_client(client.join(ready, len(ready)))
+    return [frame.sequence for frame in frames if isinstance(frame, client.Publish)]
 
 
 def test_a_number_that_did_not_fit_yet_counts_as_never_sent() -> None:
@@ -475,7 +475,7 @@ def test_what_another_client_of_the_name_may_have_hidden_is_unknown() -> None:
     assert isinstance(unknown, Refused)
     assert unknown.error == "sequence-unproven"
     (_, sent) = frames(session)
-    assert isinstance(sent, stream.Publish)
+    assert isinstance(sent, client.Publish)
     assert (sent.sequence, sent.records) == (4, b"new")
 
 
@@ -483,16 +483,16 @@ def test_a_refused_ack_fails_its_own_call_only() -> None:
     session, taker = Session("p"), Taker()
     made = reader(session, taker, "earliest", "billing")
     up(session)
-    tell(session, stream.Subscribed(1, 1))
+    tell(session, client.Subscribed(1, 1))
     done: list[LinkdError | None] = []
     made.ack(5, done.append)
-    assert frames(session) == [stream.Ack(1, 5)]
-    tell(session, stream.AckFailed(1, 5, "log-full", "no room"))
+    assert frames(session) == [client.Ack(1, 5)]
+    tell(session, client.AckFailed(1, 5, "log-full", "no room"))
     assert [type(each) for each in done] == [Refused]
     assert frames(session) == []
     made.ack(5, done.append)
-    assert frames(session) == [stream.Ack(1, 5)]
-    tell(session, stream.Acked(1, 5))
+    assert frames(session) == [client.Ack(1, 5)]
+    tell(session, client.Acked(1, 5))
     assert done[1] is None
     assert taker.end == []
 
@@ -501,16 +501,16 @@ def test_a_stopping_daemon_gets_no_acks_and_the_next_one_gets_them() -> None:
     session, taker = Session("p"), Taker()
     made = reader(session, taker, "earliest", "billing")
     up(session)
-    tell(session, stream.Subscribed(1, 1))
+    tell(session, client.Subscribed(1, 1))
     done: list[LinkdError | None] = []
     made.ack(5, done.append)
-    assert frames(session) == [stream.Ack(1, 5)]
-    tell(session, stream.Ended(1, "stopped"), stream.AckFailed(1, 5, "not-found", "none"))
+    assert frames(session) == [client.Ack(1, 5)]
+    tell(session, client.Ended(1, "stopped"), client.AckFailed(1, 5, "not-found", "none"))
     made.ack(6, done.append)
     assert (frames(session), done) == ([], [])
     session.lost()
-    assert stream.Ack(1, 6) in up(session)
-    tell(session, stream.Acked(1, 6))
+    assert client.Ack(1, 6) in up(session)
+    tell(session, client.Acked(1, 6))
     assert (done, taker.end) == ([None, None], [])
 
 
@@ -518,8 +518,8 @@ def test_no_frame_but_the_answer_to_it_refuses_a_subscription() -> None:
     session, taker = Session("p"), Taker()
     reader(session, taker)
     up(session)
-    tell(session, stream.Subscribed(1, 1), stream.Failed(1, "not-found", "late"))
-    tell(session, stream.Failed(99, "not-found", "of nobody"))
+    tell(session, client.Subscribed(1, 1), client.Failed(1, "not-found", "late"))
+    tell(session, client.Failed(99, "not-found", "of nobody"))
     assert taker.end == []
     assert session.last_failure is None
 
@@ -551,11 +551,11 @@ def test_a_daemon_that_waits_less_than_was_asked_for_is_asked_again() -> None:
     up(session)
     session.wait("hub", "a", 8, 7200.0, done.append)
     (asked,) = frames(session)
-    assert isinstance(asked, stream.Wait)
-    tell(session, stream.Waited(asked.id, "timeout"))
-    assert frames(session, 3600.0) == [stream.Wait(asked.id, "hub", "a", 8, 3600.0)]
+    assert isinstance(asked, client.Wait)
+    tell(session, client.Waited(asked.id, "timeout"))
+    assert frames(session, 3600.0) == [client.Wait(asked.id, "hub", "a", 8, 3600.0)]
     assert done == []
-    tell(session, stream.Waited(asked.id, "timeout"))
+    tell(session, client.Waited(asked.id, "timeout"))
     assert frames(session, 7200.0) == []
     assert [type(each) for each in done] == [TimedOut]
 
@@ -590,22 +590,22 @@ def test_an_ack_counts_as_far_as_the_log_is_the_one_of_its_record(
     session, taker = Session("p"), Taker()
     made = reader(session, taker, 1, "billing")
     up(session, next=101, epochs=THEN)
-    tell(session, stream.Subscribed(1, 1), deliver(1, 1, 100))
+    tell(session, client.Subscribed(1, 1), deliver(1, 1, 100))
     done: list[LinkdError | None] = []
     made.ack(95, done.append, 0)
     made.ack(20, done.append, 0)
     frames(session)
     session.lost()
     subscribe, *acks = up(session, log=log, next=next_, epochs=epochs)
-    assert isinstance(subscribe, stream.Subscribe)
+    assert isinstance(subscribe, client.Subscribe)
     assert subscribe.start == (agreed or "earliest")
-    assert acks == ([stream.Ack(1, agreed)] if agreed else [])
+    assert acks == ([client.Ack(1, agreed)] if agreed else [])
     assert [type(each) for each in done] == [ClientError] * (1 if agreed else 2)
     done.clear()
     made.ack(agreed + 1, done.append, 0)
     assert [type(each) for each in done] == [ClientError]
     made.ack(agreed + 1, done.append, made.era)
-    assert frames(session) == [stream.Ack(1, agreed + 1)]
+    assert frames(session) == [client.Ack(1, agreed + 1)]
 
 
 @pytest.mark.parametrize(
@@ -621,29 +621,29 @@ def test_a_log_that_only_grew_is_the_same(epochs: dict[str, int]) -> None:
     session, taker = Session("p"), Taker()
     made = reader(session, taker, 1, "billing")
     up(session, next=101, epochs=THEN)
-    tell(session, stream.Subscribed(1, 1), deliver(1, 1, 100))
+    tell(session, client.Subscribed(1, 1), deliver(1, 1, 100))
     done: list[LinkdError | None] = []
     made.ack(95, done.append, 0)
     frames(session)
     session.lost()
     subscribe, *acks = up(session, next=200, epochs=epochs)
-    assert isinstance(subscribe, stream.Subscribe)
-    assert (subscribe.start, acks, done) == (101, [stream.Ack(1, 95)], [])
+    assert isinstance(subscribe, client.Subscribe)
+    assert (subscribe.start, acks, done) == (101, [client.Ack(1, 95)], [])
 
 
 def test_a_cursor_below_what_was_acknowledged_is_set_again() -> None:
     session, taker = Session("p"), Taker()
     made = reader(session, taker, 1, "billing")
     up(session)
-    tell(session, stream.Subscribed(1, 1), deliver(1, 1, 9))
+    tell(session, client.Subscribed(1, 1), deliver(1, 1, 9))
     done: list[LinkdError | None] = []
     made.ack(10, done.append)
     frames(session)
-    tell(session, stream.Acked(1, 10))
+    tell(session, client.Acked(1, 10))
     session.lost()
     up(session, next=10)
-    tell(session, stream.Subscribed(1, 3))
+    tell(session, client.Subscribed(1, 3))
     made.ack(8, done.append)
     assert done == [None]
-    tell(session, stream.Acked(1, 10))
+    tell(session, client.Acked(1, 10))
     assert done == [None, None]

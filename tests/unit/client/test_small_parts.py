@@ -18,10 +18,10 @@ from linkd.client.errors import Closed
 from linkd.client.options import Observable, Stored, address
 from linkd.client.record import Reading, batches, decode_value, encode_value, unpack
 from linkd.client.twisted import TwistedLoop
-from linkd.core.batch import MAX_BATCH_BYTES, Record, decode_records, encode_records
-from linkd.core.shown import rfc3339
-from linkd.core.stream import Deliver, Published
 from linkd.errors import BadRecord, LogFull
+from linkd.protocol.client import Deliver, Published
+from linkd.protocol.json import rfc3339
+from linkd.protocol.records import MAX_BATCH_BYTES, Record, decode_records, encode_records
 
 DEEP = b"[" * 5000 + b"]" * 5000
 """JSON that is deeper than a reader of JSON goes."""

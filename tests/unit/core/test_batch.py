@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from linkd.core.batch import (
+from linkd.errors import BadRecord, BodyTooLarge, LinkdError
+from linkd.protocol.records import (
     Batch,
     Origin,
     Record,
@@ -28,7 +29,6 @@ from linkd.core.batch import (
     runs_of,
     split_raw,
 )
-from linkd.errors import BadRecord, BodyTooLarge, LinkdError
 
 
 def batch(*bodies: bytes, ttl: float | None = None) -> Batch:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from linkd.core.channels import (
+from linkd.errors import ChannelRefused
+from linkd.protocol.channels import (
     MAX_CHANNEL_BYTES,
     MAX_PAIRS,
     REMEMBERED,
@@ -19,7 +20,6 @@ from linkd.core.channels import (
     is_pattern,
     may_overlap,
 )
-from linkd.errors import ChannelRefused
 
 
 @pytest.mark.parametrize("name", ["orders", "a.b.c", "A-1_x.9", "x" * MAX_CHANNEL_BYTES])

@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
-from linkd.core import wire
-from linkd.core.batch import Origin
-from linkd.core.known_ends import GROWTH_AT_ONCE, GROWTH_PER_SECOND, MAX_RUNS, KnownEnds
-from linkd.core.wire import EpochStart, Hello, Volatile
+from linkd.core.inbound import GROWTH_AT_ONCE, GROWTH_PER_SECOND, MAX_RUNS, KnownEnds
+from linkd.protocol import peer
+from linkd.protocol.peer import EpochStart, Hello, Volatile
+from linkd.protocol.records import Origin
 
 
 def hello(log: str = "edgelog", next: int = 100, *epochs: tuple[str, int]) -> Hello:
     """Return the edge's hello."""
     starts = tuple(EpochStart(*each) for each in epochs or (("e1", 1), ("e2", 50)))
-    generation = wire.Generation("b", 1)
+    generation = peer.Generation("b", 1)
     return Hello(2, "edge", "test", generation, log, starts, next, None, (">",), 5.0)
 
 

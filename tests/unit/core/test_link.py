@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from linkd.core.backoff import Backoff
-from linkd.core.link import Link
-from linkd.core.link_types import (
+from linkd.core.link import (
     Abort,
     Acknowledged,
     Adopt,
@@ -19,6 +18,7 @@ from linkd.core.link_types import (
     Diverged,
     Greeted,
     Kick,
+    Link,
     Lost,
     NetworkChanged,
     Opening,
@@ -30,8 +30,8 @@ from linkd.core.link_types import (
     StopDialing,
     Wake,
 )
-from linkd.core.wire import Generation
 from linkd.errors import LocalProtocolError
+from linkd.protocol.peer import Generation
 
 
 class Settings(NamedTuple):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from linkd.core import stream, wire
-from linkd.core.batch import (
+from linkd.errors import BadRecord, RemoteProtocolError
+from linkd.protocol import client, peer
+from linkd.protocol.records import (
     Record,
     check_raw,
     check_records,
@@ -14,22 +15,21 @@ from linkd.core.batch import (
     encode_records,
     split_raw,
 )
-from linkd.errors import BadRecord, RemoteProtocolError
 
 DEEP = b"\x91" * 60_000 + b"\xc0"
 
 
 def test_a_message_with_a_deep_item_behind_the_known_ones_is_refused() -> None:
     with pytest.raises(RemoteProtocolError, match="malformed"):
-        wire.decode(b"\x93\xa3ack\x05" + DEEP)
+        peer.decode(b"\x93\xa3ack\x05" + DEEP)
 
 
 def test_a_message_above_the_bound_is_refused_before_it_is_read() -> None:
-    at_bound = wire.encode(wire.Part(bytes(wire.MAX_MESSAGE_BYTES - 11)))
-    assert len(at_bound) == wire.MAX_MESSAGE_BYTES
-    assert isinstance(wire.decode(at_bound), wire.Part)
+    at_bound = peer.encode(peer.Part(bytes(peer.MAX_MESSAGE_BYTES - 11)))
+    assert len(at_bound) == peer.MAX_MESSAGE_BYTES
+    assert isinstance(peer.decode(at_bound), peer.Part)
     with pytest.raises(RemoteProtocolError, match="at most 131072 bytes, got 131073") as caught:
-        wire.decode(at_bound + b"\xc0")
+        peer.decode(at_bound + b"\xc0")
     assert caught.value.close_code == 1009
 
 
@@ -45,26 +45,26 @@ def test_a_message_above_the_bound_is_refused_before_it_is_read() -> None:
 )
 def test_what_is_no_message_is_the_peers_error(payload: bytes, said: str) -> None:
     with pytest.raises(RemoteProtocolError, match=said) as caught:
-        wire.decode(payload)
+        peer.decode(payload)
     assert caught.value.close_code == 1007
 
 
 def test_items_of_a_newer_version_are_ignored() -> None:
-    assert wire.decode(b"\x93\xa3ack\x05\xc0") == wire.Ack(5)
+    assert peer.decode(b"\x93\xa3ack\x05\xc0") == peer.Ack(5)
 
 
 def test_frames_are_joined_unopened_and_read_back() -> None:
-    frames = [stream.Ack(1, 5), stream.Credit(2, 10)]
-    joined = stream.join(map(stream.encode_frame, frames), 2)
-    assert joined == stream.encode(frames)
-    assert stream.decode_from_client(joined) == frames
-    acked = [stream.Acked(1, 5)]
-    assert stream.decode_from_daemon(stream.encode(acked)) == acked
+    frames = [client.Ack(1, 5), client.Credit(2, 10)]
+    joined = client.join(map(client.encode_frame, frames), 2)
+    assert joined == client.encode(frames)
+    assert client.decode_from_client(joined) == frames
+    acked = [client.Acked(1, 5)]
+    assert client.decode_from_daemon(client.encode(acked)) == acked
 
 
 @pytest.mark.parametrize("rubbish", [b"", b"\xc0", b"\x91\x91\x7f", b"\x91" + DEEP])
 def test_what_is_no_array_of_frames_is_refused(rubbish: bytes) -> None:
-    for decode in (stream.decode_from_client, stream.decode_from_daemon):
+    for decode in (client.decode_from_client, client.decode_from_daemon):
         with pytest.raises(RemoteProtocolError, match="expected an array of frames") as caught:
             decode(rubbish)
         assert caught.value.close_code == 1008
@@ -92,65 +92,65 @@ def test_more_records_than_bytes_are_refused(count: int) -> None:
 
 
 def test_frames_of_a_long_message_are_decoded_one_by_one() -> None:
-    large = stream.Publish(1, "a", 1, bytes(stream.WHOLE_BYTES))
-    frames = [large, stream.Watch()]
-    message = stream.encode(frames)
-    found = stream.split_from_client(message)
-    assert [stream.decode_one(frame) for frame in found] == frames  # type: ignore[arg-type]
-    short = stream.encode([stream.Watch()])
-    assert stream.split_from_client(short) == [stream.Watch()]
-    bad = stream.split_from_client(stream.join([stream.encode_frame(large), b"\x91\x7f"], 2))
+    large = client.Publish(1, "a", 1, bytes(client.WHOLE_BYTES))
+    frames = [large, client.Watch()]
+    message = client.encode(frames)
+    found = client.split_from_client(message)
+    assert [client.decode_one(frame) for frame in found] == frames  # type: ignore[arg-type]
+    short = client.encode([client.Watch()])
+    assert client.split_from_client(short) == [client.Watch()]
+    bad = client.split_from_client(client.join([client.encode_frame(large), b"\x91\x7f"], 2))
     with pytest.raises(RemoteProtocolError, match="expected an array of frames"):
-        stream.decode_one(bad[1])  # type: ignore[arg-type]
+        client.decode_one(bad[1])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("head", [b"\xdd\x00\x01\x00\x01", b"\xdd\xff\xff\xff\xff"])
 def test_too_many_frames_are_refused_by_their_number(head: bytes) -> None:
     with pytest.raises(RemoteProtocolError, match="at most 65536 frames"):
-        stream.split_from_client(head + b"\x91\x08" * 70_000)
+        client.split_from_client(head + b"\x91\x08" * 70_000)
 
 
 @pytest.mark.parametrize("message", [b"", b"\xc0", b"\xdc\x00"])
 def test_what_has_no_number_of_frames_is_no_array(message: bytes) -> None:
     with pytest.raises(RemoteProtocolError, match="expected an array of frames"):
-        stream.split_from_client(message)
+        client.split_from_client(message)
 
 
 def test_a_hello_whose_patterns_cost_too_much_is_refused() -> None:
-    hello = wire.Hello(
-        2, "hub", "test", wire.Generation("b", 1), "log", (wire.EpochStart("e", 1),), 1, None,
+    hello = peer.Hello(
+        2, "hub", "test", peer.Generation("b", 1), "log", (peer.EpochStart("e", 1),), 1, None,
         ("orders.*",), 5.0,
     )  # fmt: skip
-    assert wire.decode(wire.encode(hello)) == hello
+    assert peer.decode(peer.encode(hello)) == hello
     costly = msgspec.structs.replace(hello, wants=("a" + ".*" * 16,))
     with pytest.raises(RemoteProtocolError, match="at most 16 words"):
-        wire.decode(wire.encode(costly))
+        peer.decode(peer.encode(costly))
 
 
 def test_a_frame_is_checked_as_its_daemon_will_read_it() -> None:
-    assert stream.checked(stream.Ack(1, 5)) == stream.Ack(1, 5)
+    assert client.checked(client.Ack(1, 5)) == client.Ack(1, 5)
     for wrong in (
-        stream.Ack(1, -1),
-        stream.Ack(1, 2**64),
-        stream.Wait(1, "\ud800", "orders", 1, 1.0),
-        stream.Wait(1, "hub", "orders", 1, object()),  # type: ignore[arg-type]
+        client.Ack(1, -1),
+        client.Ack(1, 2**64),
+        client.Wait(1, "\ud800", "orders", 1, 1.0),
+        client.Wait(1, "hub", "orders", 1, object()),  # type: ignore[arg-type]
     ):
         with pytest.raises(ValueError, match=f"{type(wrong).__name__.lower()}: "):
-            stream.checked(wrong)
+            client.checked(wrong)
 
 
 @pytest.mark.parametrize("sequence", [1, 127, 128, 2**32, 2**53])
 def test_a_publish_gets_another_number(sequence: int) -> None:
     records = encode_records((Record(b"x"),))
-    encoded = stream.encode_frame(stream.Publish(7, "orders", 1, records, 2.0, ("id",)))
-    frame = stream.Publish(sequence, "orders", 1, records, 2.0, ("id",))
-    assert stream.renumbered(encoded, sequence) == stream.encode_frame(frame)
+    encoded = client.encode_frame(client.Publish(7, "orders", 1, records, 2.0, ("id",)))
+    frame = client.Publish(sequence, "orders", 1, records, 2.0, ("id",))
+    assert client.renumbered(encoded, sequence) == client.encode_frame(frame)
 
 
 def test_the_detail_of_a_goodbye_is_cut() -> None:
-    long = wire.goodbye("stopped", "x" * 100_000, 2.0)
-    assert long == wire.Goodbye("stopped", "x" * wire.MAX_DETAIL_LENGTH, 2.0)
-    assert wire.decode(wire.encode(long)) == long
+    long = peer.goodbye("stopped", "x" * 100_000, 2.0)
+    assert long == peer.Goodbye("stopped", "x" * peer.MAX_DETAIL_LENGTH, 2.0)
+    assert peer.decode(peer.encode(long)) == long
 
 
 @pytest.mark.parametrize(
@@ -166,5 +166,5 @@ def test_the_detail_of_a_goodbye_is_cut() -> None:
 def test_a_log_is_the_same_as_far_as_both_know_its_epochs(
     before: dict[str, int], now: dict[str, int], agreed: int
 ) -> None:
-    then, since = ([wire.EpochStart(*each) for each in one.items()] for one in (before, now))
-    assert stream.agreed(then, since, 200) == agreed
+    then, since = ([peer.EpochStart(*each) for each in one.items()] for one in (before, now))
+    assert client.agreed(then, since, 200) == agreed

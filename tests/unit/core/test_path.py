@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from linkd.core.path import LARGE_BYTES, PROBE_AFTER, SMALL_BYTES, Path
-from linkd.core.wire import Probe
+from linkd.core.liveness import LARGE_BYTES, PROBE_AFTER, SMALL_BYTES, Path
+from linkd.protocol.peer import Probe
 
 
 def fallen(times: int, version: int = 2) -> Path:

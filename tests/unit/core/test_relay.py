@@ -6,12 +6,9 @@ from typing import Any
 
 import pytest
 
-from linkd.core import wire
-from linkd.core.batch import Batch, Origin, Record, Source, encode_records
-from linkd.core.channels import Patterns
-from linkd.core.known_ends import KnownEnds
+from linkd.core.inbound import KnownEnds
 from linkd.core.session import Greeting, Session
-from linkd.core.session_types import (
+from linkd.core.session_effects import (
     Effect,
     FalseOrigin,
     NotRelayed,
@@ -21,7 +18,10 @@ from linkd.core.session_types import (
     SessionSettings,
     Store,
 )
-from linkd.core.wire import Cursor, EpochEnd, EpochStart, Hello, Step, Volatile
+from linkd.protocol import peer as wire
+from linkd.protocol.channels import Patterns
+from linkd.protocol.peer import Cursor, EpochEnd, EpochStart, Hello, Step, Volatile
+from linkd.protocol.records import Batch, Origin, Record, Source, encode_records
 
 BODY = encode_records([Record(b"x")])
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from linkd.core.resume import agree, lost_at_sender, outdated, repeats, truncate
-from linkd.core.wire import Cursor, EpochEnd, EpochStart, Generation, Hello
+from linkd.core.session import agree, lost_at_sender, outdated, repeats, truncate
+from linkd.protocol.peer import Cursor, EpochEnd, EpochStart, Generation, Hello
 
 
 def starts(*firsts: tuple[str, int]) -> tuple[EpochStart, ...]:

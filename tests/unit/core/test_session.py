@@ -9,20 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from linkd.core import wire
-from linkd.core.batch import (
-    HELD_BYTES,
-    MAX_BATCH_BYTES,
-    Batch,
-    Origin,
-    Record,
-    Source,
-    decode_records,
-    encode_records,
-)
-from linkd.core.channels import Patterns
 from linkd.core.session import Greeting, Session
-from linkd.core.session_types import (
+from linkd.core.session_effects import (
     Acked,
     Diverged,
     Effect,
@@ -37,8 +25,30 @@ from linkd.core.session_types import (
     Store,
     Tell,
 )
-from linkd.core.wire import Ack, Cursor, EpochEnd, EpochStart, GapTold, Hello, Part, Step, Volatile
 from linkd.errors import LocalProtocolError, RemoteProtocolError
+from linkd.protocol import peer
+from linkd.protocol.channels import Patterns
+from linkd.protocol.peer import (
+    Ack,
+    Cursor,
+    EpochEnd,
+    EpochStart,
+    GapTold,
+    Hello,
+    Part,
+    Step,
+    Volatile,
+)
+from linkd.protocol.records import (
+    HELD_BYTES,
+    MAX_BATCH_BYTES,
+    Batch,
+    Origin,
+    Record,
+    Source,
+    decode_records,
+    encode_records,
+)
 
 ORIGIN = Origin("hub", "hublog", "e1", 1)
 HERE = Origin("edge", "edgelog", "m1", 1)
@@ -73,7 +83,7 @@ def hello(node: str = "hub", cursor: Cursor | None = None, **changes: Any) -> He
         1,
         node,
         "test",
-        wire.Generation("b", 1),
+        peer.Generation("b", 1),
         fields["log"],
         fields["epochs"],
         fields["next"],
@@ -164,9 +174,9 @@ def batch(offset: int, *bodies: bytes, **changes: Any) -> Batch:
     )
 
 
-def sent(effects: Sequence[Effect]) -> list[wire.Message]:
+def sent(effects: Sequence[Effect]) -> list[peer.Message]:
     """Return the messages that were sent."""
-    return [wire.decode(each.payload) for each in effects if isinstance(each, Send)]
+    return [peer.decode(each.payload) for each in effects if isinstance(each, Send)]
 
 
 LARGE = encode_records([Record(bytes(70_000))])
@@ -226,7 +236,7 @@ def test_what_a_peer_has_stored_is_taken_whatever_is_inside(records: bytes, coun
     ],
 )
 def test_who_breaks_the_protocol_changes_nothing(
-    messages: list[wire.Message], said: str, code: int
+    messages: list[peer.Message], said: str, code: int
 ) -> None:
     session = begun(max_records_bytes=100_000)
     for message in messages[:-1]:
@@ -738,7 +748,7 @@ def test_what_finds_no_room_is_left_out_until_it_is_sent_again() -> None:
     assert session.received(Step(14, 20, "e1"), 0.0) == []
     assert session.received(GapTold(20, 21, "e1"), 0.0) == []
     assert session.received(Part(b"x"), 0.0) == []
-    assert sent(inbound.ask_again()) == [wire.Resend(11)]
+    assert sent(inbound.ask_again()) == [peer.Resend(11)]
     assert inbound.ask_again() == []
     inbound.stored(11)
     assert sent(inbound.ack()) == [Ack(11)]
@@ -777,7 +787,7 @@ def test_a_peer_that_had_no_room_gets_it_again() -> None:
     assert outbound.position == 4
     assert not outbound.in_flight, "a large record is under way"
     before = outbound.flight_bytes
-    (read,) = session.received(wire.Resend(2), 0.0)
+    (read,) = session.received(peer.Resend(2), 0.0)
     assert read == Read(2, outbound._settings.read_bytes)
     outbound.check()
     assert outbound.in_flight
@@ -788,7 +798,7 @@ def test_a_peer_that_had_no_room_gets_it_again() -> None:
     assert (outbound.flight_bytes, outbound.acked_records) == (0, 2)
     for place in (2, 4):
         with pytest.raises(RemoteProtocolError, match=f"asked to send again from {place}"):
-            session.received(wire.Resend(place), 0.0)
+            session.received(peer.Resend(place), 0.0)
 
 
 @pytest.mark.parametrize("missing", [False, True])
@@ -797,7 +807,7 @@ def test_what_was_being_read_meanwhile_is_read_again(missing: bool) -> None:
     outbound = session.outbound
     effects = outbound.read([batch(1, b"a"), batch(2, b"b")], 0.0, 0.0)
     assert effects[-1] == Read(3, outbound._settings.read_bytes)
-    assert session.received(wire.Resend(1), 0.0) == []
+    assert session.received(peer.Resend(1), 0.0) == []
     stale = outbound.missing(50) if missing else outbound.read([batch(3, b"c")], 0.0, 0.0)
     assert stale == [Read(1, outbound._settings.read_bytes)]
     effects = outbound.read([batch(1, b"a")], 0.0, 0.0)

@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from linkd.core.batch import Record, Unreadable
-from linkd.core.shown import (
+from linkd.protocol.json import (
     MAX_JSON_DEPTH,
     body_of,
     check_syntax,
@@ -22,6 +21,7 @@ from linkd.core.shown import (
     rfc3339,
     shown,
 )
+from linkd.protocol.records import Record, Unreadable
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from linkd.core.batch import HELD_BYTES, Producer
 from linkd.errors import LogFull
 from linkd.log.files import SegmentSettings
 from linkd.log.interface import Appended
 from linkd.log.memory_log import BoundedMemoryLog
+from linkd.protocol.records import HELD_BYTES, Producer
 from tests.support.logs import draft, received
 
 EACH = HELD_BYTES + 1_000

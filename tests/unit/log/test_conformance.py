@@ -9,13 +9,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from linkd.core.batch import HELD_BYTES, MAX_BATCH_BYTES, Draft, Origin, Producer
-from linkd.core.wire import Cursor, EpochEnd
 from linkd.errors import BadRecord, Gap, OutOfStep, SequenceUnproven
 from linkd.log.commit import MOST_TOLD
 from linkd.log.interface import Appended
 from linkd.log.producers import MAX_HOLES
 from linkd.log.state import Forgotten
+from linkd.protocol.peer import Cursor, EpochEnd
+from linkd.protocol.records import HELD_BYTES, MAX_BATCH_BYTES, Draft, Origin, Producer
 from tests.support.logs import (
     MemoryBench,
     SegmentBench,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from linkd.core.batch import Producer
 from linkd.log.interface import UNOWNED, Appended, Consumer, PeerCursor
+from linkd.protocol.records import Producer
 from tests.support.logs import append, draft
 from tests.unit.log.test_cursors import Pair
 

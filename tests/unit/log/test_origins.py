@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from linkd.core.batch import Origin
 from linkd.log import origins
 from linkd.log.origins import (
     FOLD_SECONDS,
@@ -16,6 +15,7 @@ from linkd.log.origins import (
     Verdict,
 )
 from linkd.log.state import take_back
+from linkd.protocol.records import Origin
 from tests.support.logs import origins_again, origins_in_one
 
 DAY = 86_400.0

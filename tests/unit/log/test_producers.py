@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from linkd.core.batch import Producer
 from linkd.log import producers as producers_module
 from linkd.log.origins import Undo
 from linkd.log.producers import (
@@ -19,6 +18,7 @@ from linkd.log.producers import (
     Producers,
 )
 from linkd.log.state import State, take_back
+from linkd.protocol.records import Producer
 
 
 def note(

@@ -13,7 +13,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from linkd.core.batch import HELD_BYTES, Draft, Origin
 from linkd.errors import Gap, LogClosed, LogDamaged, LogFull, PublishError, StateTooNew
 from linkd.log import disk_log, stat, verify
 from linkd.log.commit import GROUP_ITEMS
@@ -25,6 +24,7 @@ from linkd.log.segment import read_head, scan
 from linkd.log.snapshot import snapshot_numbers
 from linkd.log.state import Snapshot
 from linkd.log.writer import MEASURE_BYTES, Idle, Written
+from linkd.protocol.records import HELD_BYTES, Draft, Origin
 from tests.support.disk import RecordingFiles
 from tests.support.logs import (
     SegmentBench,

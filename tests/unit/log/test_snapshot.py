@@ -16,8 +16,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from linkd.core.batch import Origin, Producer
-from linkd.core.wire import EpochEnd
 from linkd.errors import StateTooNew
 from linkd.log import open_cursors, snapshot, verify
 from linkd.log.commit import ignore
@@ -44,6 +42,8 @@ from linkd.log.snapshot import (
 )
 from linkd.log.state import Snapshot, State
 from linkd.log.writer import FILL_BYTES
+from linkd.protocol.peer import EpochEnd
+from linkd.protocol.records import Origin, Producer
 from tests.support.disk import RecordingFiles, rebuild
 from tests.support.logs import (
     SegmentBench,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from linkd.core.batch import NOWHERE, Batch, Origin, Source
-from linkd.core.wire import EpochEnd
 from linkd.errors import Gap
 from linkd.log.cache import Tail
 from linkd.log.origins import Verdict
 from linkd.log.state import MAX_EPOCHS, State, moved, take_back
+from linkd.protocol.peer import EpochEnd
+from linkd.protocol.records import NOWHERE, Batch, Origin, Source
 
 
 def test_of_too_many_epochs_the_empty_ones_go_first_and_then_the_oldest() -> None:

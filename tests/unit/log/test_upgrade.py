@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from linkd.core.batch import Batch, Origin, Source
 from linkd.log import origins, recovery
 from linkd.log.origins import MAX_INTERVALS, Origins, Verdict
 from linkd.log.segment import CARRYING, FORMAT, read_head
 from linkd.log.snapshot import OldOrigins, snapshot_numbers
+from linkd.protocol.records import Batch, Origin, Source
 from tests.support.logs import SegmentBench, records, store, unpack
 
 DATA = Path(__file__).with_name("data") / "format-1-paths.tar.gz"

@@ -12,12 +12,12 @@ from twisted.internet.task import Clock
 
 from linkd.config import LimitSettings, ReconnectSettings
 from linkd.core.backoff import Backoff
-from linkd.core.wire import MAX_MESSAGE_BYTES as MOST
 from linkd.net.admission import Admission
 from linkd.net.connect import Resolver, interleave
 from linkd.net.http_head import parse_head
 from linkd.net.linux import NetworkWatch
 from linkd.net.websocket import MESSAGE, apply_mask, put, take
+from linkd.protocol.peer import MAX_MESSAGE_BYTES as MOST
 
 
 def test_those_sent_away_are_told_to_come_at_the_rate() -> None:

@@ -11,10 +11,10 @@ from twisted.internet.address import IPv4Address
 from twisted.internet.task import Clock
 
 from linkd.config import PeerSettings, parse_url
-from linkd.core.wire import Ack, Goodbye, encode
 from linkd.net.connect import Attempt, Budget, Candidate, Resolver
 from linkd.net.dialer import LinkDialer, Origin
 from linkd.net.listener import Listener
+from linkd.protocol.peer import Ack, Goodbye, encode
 from tests.support.net_lab import Link, Nodes, secret_file, settings
 from tests.support.pipe import Pipe
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from linkd.config import PeerSettings
-from linkd.core import wire
-from linkd.core.batch import NOWHERE
+from linkd.protocol import peer
+from linkd.protocol.records import NOWHERE
 from tests.support.fake_net import FakeNet, Kept, one_publish
 
 EDGE = PeerSettings(name="edge", receive=("up",))
@@ -87,8 +87,8 @@ def test_a_peer_that_has_no_room_repeats_its_last_ack(net: FakeNet, overdue: lis
     acks = [
         message.next
         for end in net.ends
-        for message in map(wire.decode, end.sent)
-        if isinstance(message, wire.Ack)
+        for message in map(peer.decode, end.sent)
+        if isinstance(message, peer.Ack)
     ]
     assert acks == [0] * 6
     log.drain()
@@ -100,7 +100,7 @@ def test_a_record_that_comes_slowly_in_parts_is_no_reason(
     net: FakeNet, overdue: list[float]
 ) -> None:
     edge, hub = net.nodes["edge"].link("hub"), net.nodes["hub"].link("edge")
-    step = wire.Step(1, 2, "e", "up", 1, 70_000, bytes(65_536), origin=NOWHERE)
+    step = peer.Step(1, 2, "e", "up", 1, 70_000, bytes(65_536), origin=NOWHERE)
     hub.carrier.session.inbound._step = step
     edge.carrier.session.outbound._flight.append((2, 1, 70_000, 0.0))
     net.run(65.0)

@@ -7,9 +7,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from linkd.core.batch import HELD_BYTES, Batch, Origin
-from linkd.core.channels import Patterns
 from linkd.node.subscriptions import Follower
+from linkd.protocol.channels import Patterns
+from linkd.protocol.records import HELD_BYTES, Batch, Origin
 
 ORIGIN = Origin("edge", "log", "epoch", 1)
 READ_BYTES = 512 * 1024

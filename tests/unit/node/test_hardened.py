@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from linkd.config import PeerSettings
-from linkd.core import wire
 from linkd.events.observers import Folding
+from linkd.protocol import peer
 from tests.support.fake_net import FakeNet, one_publish, publish
 
 EDGE = PeerSettings(name="edge", receive=("orders",))
@@ -109,9 +109,9 @@ def test_what_a_peer_sends_in_vain_takes_no_memory_and_few_lines(
     monkeypatch.setattr("linkd.events.emit", emit)
     driver = hub.link("edge")
     for number in range(5000):
-        message = wire.Volatile(f"c{number}", 1, b"\x91\xc4\x01x", 0.0, None, "edge", "r", number)
+        message = peer.Volatile(f"c{number}", 1, b"\x91\xc4\x01x", 0.0, None, "edge", "r", number)
         driver.received(driver.connection, message)
-    driver.received(driver.connection, wire.Volatile("\x1b", 1, b"\xc0", 0.0, None, "e", "r", 1))
+    driver.received(driver.connection, peer.Volatile("\x1b", 1, b"\xc0", 0.0, None, "e", "r", 1))
     assert hub.counts == {("refused", "edge"): 5001}
     lines += folding.flush(net.clock.seconds(), all=True)
     assert len(lines) == 2

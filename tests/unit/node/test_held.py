@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from linkd.config import PeerSettings
-from linkd.core import wire
 from linkd.node import held, replicator
+from linkd.protocol import peer
 from tests.support.fake_net import FakeNet, Kept, one_publish
 
 EDGES = ("a", "b", "c", "d")
@@ -103,15 +103,15 @@ def test_records_that_come_in_parts_count(net: FakeNet, told: list[str]) -> None
         carrier = hub.link(name).carrier
         connection = carrier.connection
         place = carrier.session.inbound.received or 1
-        step = wire.Step(
+        step = peer.Step(
             place, place + 1, "e", name, 1, 200_000, bytes(65_536),
-            origin=wire.Origin(name, net.nodes[name].log.id, "e", place),
+            origin=peer.Origin(name, net.nodes[name].log.id, "e", place),
         )  # fmt: skip
         carrier.received(connection, step)
-        carrier.received(connection, wire.Part(bytes(20_000)))
+        carrier.received(connection, peer.Part(bytes(20_000)))
     assert hub.held.part_bytes == 85_536
     assert set(told) == {"link.left-out b", "link.left-out c", "link.left-out d"}
-    carrier.received(connection, wire.Part(bytes(20_000)))  # what was under way is ignored
+    carrier.received(connection, peer.Part(bytes(20_000)))  # what was under way is ignored
     hub.link("a").rejoin("to see that it is given back")
     assert hub.held.part_bytes == 0
     net.run(20.0)
@@ -153,10 +153,10 @@ def test_a_peer_that_asks_again_and_again_is_closed(net: FakeNet) -> None:
     assert connection is not None
     other = connection.other
     for _ in range(replicator.RESENDS_AT_ONCE):
-        other.send(wire.encode(wire.Resend(1)))
+        other.send(peer.encode(peer.Resend(1)))
     net.run(0.1)
     assert not connection.ended
     for _ in range(3):
-        other.send(wire.encode(wire.Resend(1)))
+        other.send(peer.encode(peer.Resend(1)))
     net.run(0.1)
     assert connection.ended

@@ -8,7 +8,7 @@ import pytest
 
 from linkd.cli.check_line import check_line
 from linkd.config import PeerSettings
-from linkd.core.path import LEAST_SEGMENT_BYTES, SEGMENT_BYTES
+from linkd.core.liveness import LEAST_SEGMENT_BYTES, SEGMENT_BYTES
 from linkd.node import Node
 from tests.support.fake_net import FakeNet, one_publish
 

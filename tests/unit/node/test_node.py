@@ -6,9 +6,9 @@ import msgspec
 import pytest
 
 from linkd.config import ApiKey, ChannelSettings, PeerSettings
-from linkd.core.wire import Ack, decode
 from linkd.errors import AttemptFailed
 from linkd.log.interface import Appended
+from linkd.protocol.peer import Ack, decode
 from tests.support import figures
 from tests.support.fake_net import FakeNet, Kept, one_publish, publish
 

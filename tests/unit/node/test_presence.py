@@ -8,8 +8,8 @@ import pytest
 
 from linkd.api.presence import Presence
 from linkd.config import ChannelSettings, PeerSettings
-from linkd.core.wire import Volatile
 from linkd.net.rate_limit import FairShare
+from linkd.protocol.peer import Volatile
 from tests.support.fake_net import FakeNet, Kept, publish
 
 EDGE = PeerSettings(name="edge", receive=("orders", "now"))

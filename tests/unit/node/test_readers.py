@@ -9,11 +9,11 @@ import msgspec
 import pytest
 from twisted.internet.task import Clock
 
-from linkd.core.batch import Draft, Record, encode_records
 from linkd.errors import PublishError
 from linkd.log.interface import RESUME_PREFIX, RESUME_SECONDS, UNOWNED, Consumer, Owned
 from linkd.node import subscriptions
 from linkd.node.subscriptions import AGED_AT_ONCE, AGING_SECONDS, LOOKS
+from linkd.protocol.records import Draft, Record, encode_records
 from tests.support.fake_node import FakeNode, make_config
 
 DAYS = 86_400.0

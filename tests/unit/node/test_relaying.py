@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from linkd.config import PeerSettings
-from linkd.core.batch import Origin
 from linkd.log.interface import Log
 from linkd.log.origins import MAX_INTERVALS
+from linkd.protocol.records import Origin
 from tests.support.fake_net import FakeNet, one_publish
 
 HUBS = ("h1", "h2", "h3")

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from linkd.config import PeerSettings
-from linkd.core.batch import Batch
-from linkd.core.wire import Step, decode
 from linkd.log import MemoryLog
 from linkd.log.commit import EpochOpened, ignore
 from linkd.log.repair import JUMP
 from linkd.node import Node
+from linkd.protocol.peer import Step, decode
+from linkd.protocol.records import Batch
 from tests.support.fake_net import FakeNet, Kept, bodies, publish
 
 LARGE = bytes(60_000)

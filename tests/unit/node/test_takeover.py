@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 from linkd.config import PeerSettings
-from linkd.core import wire
-from linkd.core.batch import NOWHERE, Batch, Source
-from linkd.core.session_types import Store
+from linkd.core.session_effects import Store
+from linkd.protocol import peer
+from linkd.protocol.records import NOWHERE, Batch, Source
 from tests.support.fake_net import FakeConnection, FakeNet, Kept, one_publish
 
 EDGE = PeerSettings(name="edge", dial=("ws://edge/link",), send=("orders",), receive=("orders",))
@@ -29,7 +29,7 @@ def net() -> FakeNet:
     net.node("edge", HUB)
     for node in net.nodes.values():
         node.start()
-    net.join(net.nodes["hub"].link("edge"), wire.Generation("boot-hub", 1))
+    net.join(net.nodes["hub"].link("edge"), peer.Generation("boot-hub", 1))
     net.run(0.1)
     assert states(net) == ["up", "up"]
     return net
@@ -59,11 +59,11 @@ def states(net: FakeNet) -> list[str]:
 
 def take_over(net: FakeNet) -> FakeConnection:
     """Let the lesser name's attempt open now: its hello takes half a second."""
-    return net.join(net.nodes["edge"].link("hub"), wire.Generation("boot-edge", 1), delay=0.5)
+    return net.join(net.nodes["edge"].link("hub"), peer.Generation("boot-edge", 1), delay=0.5)
 
 
 def hellos(end: FakeConnection) -> int:
-    return sum(isinstance(wire.decode(payload), wire.Hello) for payload in end.sent)
+    return sum(isinstance(peer.decode(payload), peer.Hello) for payload in end.sent)
 
 
 def read(net: FakeNet, name: str) -> list[bytes]:
@@ -107,7 +107,7 @@ def test_what_the_older_connection_carried_meanwhile_is_no_hole(
 def test_a_peer_of_the_first_version_is_dialed_again(
     net: FakeNet, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "VERSION", 1)
+    monkeypatch.setattr(peer, "VERSION", 1)
     end = take_over(net)
     one_publish(net.nodes["hub"], "orders", b"in between")
     net.run(1.2)
@@ -139,8 +139,8 @@ def test_nothing_but_volatile_messages_counts_before_the_second_hello(net: FakeN
     carrier = net.nodes["edge"].link("hub").carrier
     assert carrier.connection is end
     assert carrier.waits
-    carrier.received(end, wire.Ack(1 << 40))
-    passed = wire.Volatile("orders", 1, b"\x91\xc4\x01x", 0.0, None, "hub", "run", 1)
+    carrier.received(end, peer.Ack(1 << 40))
+    passed = peer.Volatile("orders", 1, b"\x91\xc4\x01x", 0.0, None, "hub", "run", 1)
     kept = Kept()
     net.nodes["edge"].subscribe(("orders",), "latest", kept)
     carrier.received(end, passed)
@@ -156,10 +156,10 @@ def test_a_second_hello_out_of_turn_ends_the_connection(
     end = take_over(net)
     net.run(1.2)
     hello = net.nodes["edge"].link("hub")._hello(end.generation)
-    end.send(wire.encode(msgspec.structs.replace(hello, **change)))
+    end.send(peer.encode(msgspec.structs.replace(hello, **change)))
     net.run(0.55)
     assert end.other.ended == bool(change)
-    end.send(wire.encode(hello))  # a third one
+    end.send(peer.encode(hello))  # a third one
     net.run(0.55)
     assert end.ended or end.other.ended
 

@@ -6,10 +6,10 @@ import time
 
 import pytest
 
-from linkd.core.batch import Draft
-from linkd.core.wire import Volatile
 from linkd.node import dispatcher
 from linkd.node.dispatcher import WINDOW, VolatileSequence, as_batch
+from linkd.protocol.peer import Volatile
+from linkd.protocol.records import Draft
 
 
 def message(sequence: int, channel: str = "t", node: str = "far", run: str = "r") -> Volatile:

@@ -1,4 +1,4 @@
-"""Channel names and the patterns that select them."""
+"""Channel names, and the patterns that select them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a record is shown as JSON, by the daemon and by its clients alike (docs/api.md, "A body")."""
+"""Render records, bodies and times as JSON (docs/api.md, "A body")."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from linkd.core.batch import Record, Unreadable
+from linkd.protocol.records import Record, Unreadable
 
 JSON = "application/json"
 

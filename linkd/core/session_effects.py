@@ -1,12 +1,12 @@
-"""What goes into a session and what comes out."""
+"""Inputs and effects of a session."""
 
 from __future__ import annotations
 
 import msgspec
 
-from linkd.core.batch import Batch
-from linkd.core.channels import Patterns
-from linkd.core.wire import Cursor, Volatile
+from linkd.protocol.channels import Patterns
+from linkd.protocol.peer import Cursor, Volatile
+from linkd.protocol.records import Batch
 
 
 class SessionSettings(msgspec.Struct, frozen=True):

@@ -10,9 +10,9 @@ from typing import Annotated
 
 import msgspec
 
-from linkd.core.batch import Origin
-from linkd.core.channels import MAX_WANTS, check_patterns
 from linkd.errors import ChannelRefused, RemoteProtocolError
+from linkd.protocol.channels import MAX_WANTS, check_patterns
+from linkd.protocol.records import Origin
 
 SUBPROTOCOL = "linkd.1"
 VERSION = 2

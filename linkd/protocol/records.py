@@ -1,4 +1,4 @@
-"""Records and batches: the unit of storage, of transfer and of handing out.
+"""Records and batches: the unit of storage and transfer.
 
 A batch is a run of records of one channel whose encoded records lie side by side in `records`, so
 that storing, sending and receiving it never opens it. Only what needs a record's inside decodes it.

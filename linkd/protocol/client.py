@@ -2,8 +2,8 @@
 
 Each binary WebSocket message is one msgpack array of frames; each frame is an array whose first
 item is the frame's number. Items that a newer version appends are ignored; an unknown number ends
-the connection. Publishes and deliveries carry encoded records side by side (`linkd.core.batch`),
-which the daemon never opens.
+the connection. Publishes and deliveries carry encoded records side by side
+(`linkd.protocol.records`), which the daemon never opens.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
-from linkd.core.batch import array_header
-from linkd.core.wire import EpochStart
 from linkd.errors import RemoteProtocolError
+from linkd.protocol.peer import EpochStart
+from linkd.protocol.records import array_header
 from linkd.status import LinkStatus
 
 SUBPROTOCOL = "linkd.client.1"

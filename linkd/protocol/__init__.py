@@ -1,0 +1,1 @@
+"""Wire formats: records, messages between nodes, frames between a client and its node."""
