@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 
 from linkd.cli import exits
-from linkd.cli.check_line import certificate_words, ends_soon
 from linkd.cli.options import add_config
-from linkd.cli.text import duration
+from linkd.cli.output import duration
+from linkd.cli.status import certificate_words, ends_soon
 from linkd.clock import wall
 from linkd.config import Config, files, load
 from linkd.config.validation import shown

@@ -74,9 +74,9 @@ def run(arguments: argparse.Namespace) -> int:
         print(manual_page(), end="")
         return exits.FINE
     if arguments.peers:
-        from linkd.cli import calls  # noqa: PLC0415
+        from linkd.cli import http  # noqa: PLC0415
 
-        for link in calls.get(arguments, "/v1/status").json()["links"]:
+        for link in http.get(arguments, "/v1/status").json()["links"]:
             print(link["peer"])
         return exits.FINE
     print(script(), end="")

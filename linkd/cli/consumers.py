@@ -8,9 +8,9 @@ from urllib.parse import quote
 
 import msgspec
 
-from linkd.cli import calls, exits
+from linkd.cli import exits, http
 from linkd.cli.options import add_socket
-from linkd.cli.text import cut, json_text, number, table
+from linkd.cli.output import cut, json_text, number, table
 
 
 def add(subparsers: Any) -> None:
@@ -41,14 +41,14 @@ def add(subparsers: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """List the consumers: next offset, and how many offsets lie between it and the log's end."""
     if arguments.delete is not None:
-        calls.delete(arguments, _path(arguments.delete))
+        http.delete(arguments, _path(arguments.delete))
         return exits.FINE
     if arguments.move is not None:
         old, new = arguments.move
         owner, name = _split(new)
-        calls.post(arguments, _path(old, "/move"), {"owner": owner, "name": name})
+        http.post(arguments, _path(old, "/move"), {"owner": owner, "name": name})
         return exits.FINE
-    found = calls.get(arguments, "/v1/consumers").json()["consumers"]
+    found = http.get(arguments, "/v1/consumers").json()["consumers"]
     if arguments.json:
         for one in found:
             print(json_text(msgspec.json.encode(one)))
@@ -78,4 +78,4 @@ def _split(given: str) -> tuple[str, str]:
 def _path(given: str, action: str = "") -> str:
     """Return the path of a consumer, or of what is done with it."""
     owner, name = _split(given)
-    return f"/v1/consumers/{calls.quoted(name)}{action}?owner={quote(owner, safe='')}"
+    return f"/v1/consumers/{http.quoted(name)}{action}?owner={quote(owner, safe='')}"

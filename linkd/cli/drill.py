@@ -20,10 +20,9 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from linkd.cli import exits
-from linkd.cli.audience import end_when_gone
-from linkd.cli.exits import Ended
+from linkd.cli.exits import Ended, end_when_gone
 from linkd.cli.options import add_socket, configuration, socket_path
-from linkd.cli.text import json_text
+from linkd.cli.output import json_text
 from linkd.errors import ChannelRefused, ConfigError
 from linkd.protocol.channels import check_channel
 

@@ -10,10 +10,10 @@ from typing import Any, Final
 
 import msgspec
 
-from linkd.cli import calls, exits
-from linkd.cli.audience import end_when_gone
+from linkd.cli import exits, http
+from linkd.cli.exits import end_when_gone
 from linkd.cli.options import add_socket, socket_path
-from linkd.cli.text import json_text, printable
+from linkd.cli.output import json_text, printable
 from linkd.client.errors import ClientError, NoDaemon, Refused
 from linkd.client.http import Answer, Exchange, call, expect
 from linkd.status import Event
@@ -49,7 +49,7 @@ def add(subparsers: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the remembered changes, oldest first; with `--follow` each new one as it happens."""
     path = socket_path(arguments)
-    body = calls.get(arguments, "/v1/events").body
+    body = http.get(arguments, "/v1/events").body
     try:
         page = msgspec.json.decode(body, type=_Page)
     except msgspec.DecodeError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from linkd.cli import calls, exits
+from linkd.cli import exits, http
 from linkd.cli.options import add_socket
 
 
@@ -24,7 +24,7 @@ def add(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Have the link to a peer try again at once, whatever its delay."""
-    answer = calls.post(arguments, f"/v1/peers/{calls.quoted(arguments.peer)}/kick").json()
+    answer = http.post(arguments, f"/v1/peers/{http.quoted(arguments.peer)}/kick").json()
     if answer.get("state") == "up":
         print(f"{arguments.peer} is up: left alone")
     else:

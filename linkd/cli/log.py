@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from linkd.cli import calls, exits
+from linkd.cli import exits, http
 from linkd.cli.exits import Ended
 from linkd.cli.options import add_socket, configuration
+from linkd.cli.output import disk_stalled, json_text, number, plural, size
 from linkd.cli.status import decode
-from linkd.cli.text import disk_stalled, json_text, number, plural, size
 from linkd.client.errors import NoDaemon
 from linkd.errors import ConfigError
 from linkd.status import LogStatus
@@ -73,7 +73,7 @@ def _stat(arguments: argparse.Namespace) -> int:
     absent = None
     if arguments.dir is None:
         try:
-            log = decode(calls.get(arguments, "/v1/status").body).log
+            log = decode(http.get(arguments, "/v1/status").body).log
         except NoDaemon as error:
             absent = error
         else:
@@ -154,7 +154,7 @@ def verified_text(found: Verified, directory: Path) -> list[str]:
 
 def _trim(arguments: argparse.Namespace) -> int:
     """Tell how many records lie below an offset; with `--yes` delete them."""
-    answer = calls.post(
+    answer = http.post(
         arguments,
         "/v1/log/trim",
         {"before": arguments.before, "confirmed": bool(arguments.yes)},

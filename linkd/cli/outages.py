@@ -10,9 +10,9 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from linkd.cli import calls, exits
+from linkd.cli import exits, http
 from linkd.cli.options import add_socket
-from linkd.cli.text import duration, json_text, number, short, table
+from linkd.cli.output import duration, json_text, number, short, table
 from linkd.client.errors import ClientError
 from linkd.status import Availability, Outage
 
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
         if value is not None
     }
-    answer = calls.get(arguments, "/v1/outages" + (f"?{urlencode(query)}" if query else ""))
+    answer = http.get(arguments, "/v1/outages" + (f"?{urlencode(query)}" if query else ""))
     page = _decode(answer.body)
     if arguments.no_planned:
         page = _Page([one for one in page.outages if not is_planned(one)], page.availability)

@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from linkd.cli import calls, exits, text
+from linkd.cli import exits, http, output
 from linkd.cli.exits import Ended
 from linkd.cli.options import add_socket, patience, socket_path
-from linkd.cli.text import json_text
+from linkd.cli.output import json_text
 from linkd.client.errors import Refused
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def _invite(arguments: argparse.Namespace) -> int:
         "receive": arguments.receive,
         "relay": arguments.relay,
     }
-    told = calls.post(arguments, f"{_PREFIX}/invite", asked).json()
+    told = http.post(arguments, f"{_PREFIX}/invite", asked).json()
     if arguments.json:
         sys.stdout.write(
             f'{{"code":"{told["code"]}","expires_seconds":{told["expires_seconds"]}}}\n'
@@ -209,10 +209,10 @@ def _wait_up(path: str, done: Joining, timeout: float) -> int:
                 last = link["detail"] or link["state"]
                 if not kicked and link["state"] in ("waiting", "rejected"):
                     kicked = True  # after a revocation its next attempt may be a minute away
-                    call(path, "POST", f"/v1/peers/{calls.quoted(done.peer)}/kick")
+                    call(path, "POST", f"/v1/peers/{http.quoted(done.peer)}/kick")
         time.sleep(_POLL_SECONDS)
     raise Ended(
-        exits.TIMED_OUT, f"{done.peer} is not up after {timeout:g} s: {text.printable(last)}"
+        exits.TIMED_OUT, f"{done.peer} is not up after {timeout:g} s: {output.printable(last)}"
     )
 
 
@@ -223,7 +223,7 @@ def _peers(arguments: argparse.Namespace) -> int:
     if arguments.forget is not None:
         return _forget(arguments)
     rows = _paired(arguments)
-    status = calls.get(arguments, "/v1/status").json()
+    status = http.get(arguments, "/v1/status").json()
     absent = status.get("absent", [])
     rows += _hubs(status)
     if arguments.json:
@@ -238,7 +238,7 @@ def _peers(arguments: argparse.Namespace) -> int:
             [
                 row["name"],
                 row["state"],
-                text.duration(row["expires_seconds"]),
+                output.duration(row["expires_seconds"]),
                 "yes" if row["configured"] else "no",
             ]
             for row in rows
@@ -251,7 +251,7 @@ def _peers(arguments: argparse.Namespace) -> int:
                 row["peer"],
                 str(row["owed_records"]),
                 str(row["owed_bytes"]),
-                text.duration(row["forgotten_seconds"]),
+                output.duration(row["forgotten_seconds"]),
             ]
             for row in absent
         ]
@@ -281,7 +281,7 @@ def _hubs(status: dict[str, Any]) -> list[dict[str, Any]]:
 def _paired(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Return who was invited or paired; nobody, where this node does not pair."""
     try:
-        rows: list[dict[str, Any]] = calls.get(arguments, f"{_PREFIX}/peers").json()["peers"]
+        rows: list[dict[str, Any]] = http.get(arguments, f"{_PREFIX}/peers").json()["peers"]
     except Refused as refused:
         if refused.status != 404:
             raise
@@ -290,16 +290,16 @@ def _paired(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _table(head: list[str], cells: list[list[str]], right: frozenset[int]) -> None:
-    for line in text.table(head, cells, right):
+    for line in output.table(head, cells, right):
         sys.stdout.write(f"{line}\n")
 
 
 def _forget(arguments: argparse.Namespace) -> int:
     """Print how many records go, and return 1; with `--yes` forget the peer."""
     name = arguments.forget
-    target = f"/v1/peers/{calls.quoted(name)}/forget"
-    told = calls.post(arguments, target, {"confirmed": bool(arguments.yes)}).json()
-    owed = f"{text.plural(told['records'], 'record')} ({told['bytes']:,} bytes)"
+    target = f"/v1/peers/{http.quoted(name)}/forget"
+    told = http.post(arguments, target, {"confirmed": bool(arguments.yes)}).json()
+    owed = f"{output.plural(told['records'], 'record')} ({told['bytes']:,} bytes)"
     if arguments.yes:
         print(f"{name} is forgotten; it was owed {owed}")
         return exits.FINE
@@ -310,10 +310,10 @@ def _forget(arguments: argparse.Namespace) -> int:
 
 def _revoke(arguments: argparse.Namespace) -> int:
     """Revoke a peer's certificates and codes, and print what the listener refuses now."""
-    target = f"{_PREFIX}/peers/{calls.quoted(arguments.name)}/revoke"
-    count = calls.post(arguments, target).json()["certificates"]
+    target = f"{_PREFIX}/peers/{http.quoted(arguments.name)}/revoke"
+    count = http.post(arguments, target).json()["certificates"]
     refused = (
-        f"{text.plural(count, 'certificate')} of {arguments.name}"
+        f"{output.plural(count, 'certificate')} of {arguments.name}"
         f" {'is' if count == 1 else 'are'} revoked, and its codes are void"
         if count
         else f"the codes of {arguments.name} are void; it has no certificate that is still valid"

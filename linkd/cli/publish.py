@@ -10,10 +10,10 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from linkd.cli import calls, exits
+from linkd.cli import exits, http
 from linkd.cli.exits import Ended
 from linkd.cli.options import add_socket, patience, seconds, socket_path
-from linkd.cli.text import json_text
+from linkd.cli.output import json_text
 from linkd.client.http import call, expect
 from linkd.errors import BadRecord
 from linkd.protocol.json import JSON, shown
@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.lines:
         if arguments.id:
             raise Ended(exits.USAGE, "--id names one message, --lines publishes many")
-        from linkd.cli.lines import publish_lines  # noqa: PLC0415 - one message starts fast
+        from linkd.cli.streaming import publish_lines  # noqa: PLC0415 - one message starts fast
 
         return publish_lines(arguments)
     body = _body(arguments.body)
@@ -105,7 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _target(arguments: argparse.Namespace) -> str:
-    target = f"/v1/channels/{calls.quoted(arguments.channel)}"
+    target = f"/v1/channels/{http.quoted(arguments.channel)}"
     if arguments.wait is None:
         return target
     return f"{target}?{urlencode({'wait': arguments.wait, 'timeout': arguments.timeout})}"

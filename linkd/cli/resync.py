@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from linkd.cli import calls, exits
+from linkd.cli import exits, http
 from linkd.cli.options import add_socket
-from linkd.cli.text import printable
+from linkd.cli.output import printable
 
 
 def add(subparsers: Any) -> None:
@@ -28,9 +28,9 @@ def add(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Tell what a resync would send again or lose, and return 1; with `--yes` do it."""
-    answer = calls.post(
+    answer = http.post(
         arguments,
-        f"/v1/peers/{calls.quoted(arguments.peer)}/resync",
+        f"/v1/peers/{http.quoted(arguments.peer)}/resync",
         {"confirmed": bool(arguments.yes)},
     ).json()
     print(printable(str(answer.get("message", ""))))

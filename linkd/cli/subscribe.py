@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from linkd.cli import calls, exits
+from linkd.cli import exits, http
 from linkd.cli.options import add_socket
 from linkd.cli.status import decode
 from linkd.client.options import MAX_OFFSET
@@ -62,7 +62,7 @@ def _count(text: str) -> int:
 
 def _start_notice(arguments: argparse.Namespace) -> str | None:
     """Return where reading starts, where that may not be what the caller expects."""
-    status = decode(calls.get(arguments, "/v1/status").body)
+    status = decode(http.get(arguments, "/v1/status").body)
     log, name = status.log, arguments.consumer
     # One that a linkd before owners made goes on at its cursor for the first that asks.
     owners = ("socket", "unowned")
@@ -86,7 +86,7 @@ def _start_notice(arguments: argparse.Namespace) -> str | None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print records until `--count`, ^C, or a closed pipe; goes on over restarts of the daemon."""
-    from linkd.cli.following import follow  # noqa: PLC0415 - the loop is loaded where it is used
+    from linkd.cli.streaming import follow  # noqa: PLC0415 - the loop is loaded where it is used
 
     if arguments.count == 0:
         return exits.FINE

@@ -8,10 +8,10 @@ from typing import Any
 
 import msgspec
 
-from linkd.cli import calls, exits
+from linkd.cli import exits, http
 from linkd.cli.exits import Ended
 from linkd.cli.options import add_socket, configuration
-from linkd.cli.text import json_text
+from linkd.cli.output import json_text
 
 _ANY_4 = "0.0.0.0"  # noqa: S104 - it is looked for, not bound
 
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Print a fresh token: good for 30 s, once."""
     body = None if arguments.channel is None else {"channel": arguments.channel}
     base = _base(arguments) if arguments.dashboard else None
-    answer = calls.post(arguments, "/v1/token", body).json()
+    answer = http.post(arguments, "/v1/token", body).json()
     if base is not None:
         print(f"{base}/?token={answer['token']}")
     elif arguments.json:

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 import msgspec
 import pytest
 
-from linkd.cli.check_line import check_line
+from linkd.cli.status import check_line
 from linkd.status import NodeStatus
 from tests.support import figures
 from tests.support.daemon import Daemon, listen, peer

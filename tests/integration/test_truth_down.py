@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from linkd.cli import text
+from linkd.cli import output
 from tests.support import figures
 from tests.support.daemon import COMMAND, Daemon, peer
 from tests.support.lab import python
@@ -138,7 +138,7 @@ class Answers:
             f"{what}: {len(self.wrong)} durations, most wrong {worst[0]} {worst[1]:+.2f} s"
         )
         assert all(abs(wrong) < BOUND for wrong in self.wrong.values()), self.wrong
-        moments = {text.clock_time(each) if "T" in each else f"{each} UTC"
+        moments = {output.clock_time(each) if "T" in each else f"{each} UTC"
                    for each in self.since.values()}  # fmt: skip
         assert len(moments) == 1, self.since
         assert len(set(self.reason.values())) == 1, self.reason

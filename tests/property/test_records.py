@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from linkd.api.bodies import record_objects
 from linkd.api.sse import event
 from linkd.api.text_frames import told
-from linkd.cli.following import _line
+from linkd.cli.streaming import _line
 from linkd.client.record import Reading, decode_value, unpack
 from linkd.errors import BadRecord, BodyTooLarge
 from linkd.protocol.client import Deliver

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from linkd.cli.audience import end_when_gone, when_gone
-from linkd.cli.exits import ReaderGone
+from linkd.cli.exits import ReaderGone, end_when_gone, when_gone
 
 
 def watchers() -> int:

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from linkd.cli import main
-from linkd.cli.check_line import check_line
-from linkd.cli.status import node_text
-from linkd.cli.text import Paint
+from linkd.cli.output import Paint
+from linkd.cli.status import check_line, node_text
 from linkd.clock import wall
 from linkd.pairing import Authority
 from linkd.status import CertificateRole, CertificateStatus, LogStatus, NodeStatus

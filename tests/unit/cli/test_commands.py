@@ -16,8 +16,8 @@ import msgspec
 import pytest
 
 from linkd.cli import main
+from linkd.cli.output import Paint
 from linkd.cli.status import decode, node_text
-from linkd.cli.text import Paint
 from tests.support.http_daemon import HttpDaemon
 
 
@@ -518,7 +518,7 @@ def test_subscribe_says_where_it_begins(
         {"owner": "shop", "name": "new", "next": 13, "lag_records": 1},
     ]
     daemon.answers["GET /v1/status"] = (200, answer)
-    monkeypatch.setattr("linkd.cli.following.follow", lambda *_: None)
+    monkeypatch.setattr("linkd.cli.streaming.follow", lambda *_: None)
     assert main(["subscribe", "orders", *words]) == 0
     printed = capsys.readouterr().err
     assert printed == "" if said is None else said in printed

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from linkd.cli.exits import Ended
-from linkd.cli.lines import Input
 from linkd.cli.publish import _body
+from linkd.cli.streaming import Input
 
 
 def test_a_read_error_is_raised(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from linkd.cli.following import _line
-from linkd.cli.text import json_text, printable
+from linkd.cli.output import json_text, printable
+from linkd.cli.streaming import _line
 
 
 @pytest.mark.parametrize("sign", ["\x9b", "\u202e", "\u2066", "\u2028", "\ufeff", "\U000e0041"])

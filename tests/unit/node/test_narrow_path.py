@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from linkd.cli.check_line import check_line
+from linkd.cli.status import check_line
 from linkd.config import PeerSettings
 from linkd.core.liveness import LEAST_SEGMENT_BYTES, SEGMENT_BYTES
 from linkd.node import Node

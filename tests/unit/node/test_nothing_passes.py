@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from linkd.cli.check_line import check_line
+from linkd.cli.status import check_line
 from linkd.config import PeerSettings
 from linkd.node import Node
 from tests.support.fake_net import FakeNet

@@ -7,9 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from linkd.cli.check_line import check_line
-from linkd.cli.status import node_text
-from linkd.cli.text import Paint
+from linkd.cli.output import Paint
+from linkd.cli.status import check_line, node_text
 from linkd.node.history import KEPT_SECONDS, MOST_STRANGERS, Strangers
 from tests.support.fake_net import FakeNet
 from tests.unit.node.test_narrow_path import EDGE, HUB

@@ -1,4 +1,4 @@
-"""The calls that simple commands make: one HTTP request on the daemon's socket."""
+"""HTTP requests of the simple commands on the daemon's socket."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How numbers, times and tables look to people."""
+"""Format numbers, times and tables for people."""
 
 from __future__ import annotations
 
