@@ -26,7 +26,7 @@ from typing import Any
 import msgspec
 
 from bench.figures import FOLDER, machine, table
-from linkd.premises import allow_open_files
+from linkd.host import allow_open_files
 from linkd.protocol import client
 from tests.faults.test_full_size import (
     BODIES,

@@ -22,7 +22,7 @@ from typing import Any
 from bench.figures import FOLDER, Figure, figure, machine, spread, table
 from bench.swarm import Bare
 from bench.systems import SECRET, Process, free_port, listens, wait
-from linkd.premises import allow_open_files
+from linkd.host import allow_open_files
 from tests.support.swarm import Swarm
 
 PING_INTERVAL, PING_TIMEOUT = 5, 2

@@ -15,7 +15,7 @@ import threading
 import time
 from pathlib import Path
 
-from linkd.premises import allow_open_files
+from linkd.host import allow_open_files
 from tests.support.swarm import Swarm
 
 _REQUEST = (

@@ -1,17 +1,20 @@
-"""The daemon: assembly, signals and the service manager; the one module that names the reactor."""
+"""The daemon: signals, service manager, memory; the one module that installs the reactor."""
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from twisted.internet import error as net_error
 from twisted.internet import tcp
@@ -20,18 +23,137 @@ from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
 import linkd
-from linkd import events, garbage
+from linkd import events
 from linkd.clock import wall
 from linkd.config import Change, Config, changes, files, in_force, load
 from linkd.errors import ConfigError, LinkdError, StateTooNew, Unavailable
 from linkd.events.catalog import Level
 from linkd.events.observers import Format, Installed
+from linkd.host import allow_open_files, claim_state, clear_socket
 from linkd.pairing import prepare
 from linkd.preflight import file_troubles
-from linkd.premises import allow_open_files, claim_state, clear_socket
 from linkd.reactor import install as install_reactor
-from linkd.signals import SignalThread
 from linkd.systemd import LoopWatch, ServiceManager
+
+YOUNG = 20_000
+"""So many more new containers than went: about twice what 1,000 publishes under way are.
+
+Python's own 700 had it look through all of these every few of them, and find nothing: they go by
+themselves (measured: 5 to 8 % of a busy hub's processor time).
+"""
+
+OLDER = 1
+"""All are looked through after 140,000; Python does it after 94,000. So what links leave goes."""
+
+
+LARGE_BYTES = 4 << 20
+"""glibc maps each block of this size or more by itself and unmaps it as soon as it is free.
+
+Left alone, glibc raises this bound to 32 MiB as such blocks come and go, and keeps their memory:
+240 callers of pages of 16 MiB took 534 MB. Messages of 1 MiB must stay below it: to map and fault
+in each copy of one doubled the processor time of such a message (6.5 to 16 ms).
+"""
+
+KEPT_BYTES = 16 << 20
+"""The heap keeps so much free memory at its end.
+
+Setting one bound makes glibc stop adapting the other one, and its default of 128 KiB is returned
+to the kernel and asked for again with each turn of the event loop.
+"""
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
+
+
+def settle() -> None:
+    """Look once more, then leave what is there now out of every later look."""
+    with suppress(OSError, AttributeError):  # another library than glibc may have no such call
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES)
+        library.mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(YOUNG, OLDER, OLDER)
+
+
+HANG_SECONDS: Final = 4.7
+"""A stop that has not ended the process so long after its signal hangs; DESIGN.md promises 5 s."""
+
+_ENDING: Final = frozenset({signal.SIGTERM, signal.SIGINT})
+_LAST_LINES_SECONDS: Final = 0.2
+_MOST_DETAIL: Final = 2000
+
+
+class SignalThread:
+    """Wait for signals and make their calls; end the process where nothing else does.
+
+    SIGABRT, which the service manager's watchdog sends, is logged with the place where the main
+    thread was, and then ends the process. `os._exit` ends it where a stop hangs: everything
+    acknowledged is on disk at any time.
+
+    Args:
+        calls: For each signal what is called, in this thread.
+        installed: Where lines go: what waits there is written before the process ends.
+    """
+
+    def __init__(
+        self, calls: Mapping[signal.Signals, Callable[[], None]], installed: Installed
+    ) -> None:
+        self._calls = calls
+        self._installed = installed
+        self._signals = {*calls, signal.SIGABRT}
+        self._main = threading.main_thread().ident
+        self._deadline: float | None = None
+        self._ending_by = ""
+
+    def start(self) -> None:
+        """Take the signals from now on; threads that are started later leave them alone."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
+        threading.Thread(target=self._run, name="linkd-signals", daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            number = self._wait()
+            if number is None:
+                self._end_hung()
+            elif number == signal.SIGABRT:
+                self._abort()
+            else:
+                if number in _ENDING and self._deadline is None:
+                    self._deadline = time.monotonic() + HANG_SECONDS
+                    self._ending_by = number.name
+                self._calls[number]()
+
+    def _wait(self) -> signal.Signals | None:
+        """Return the next signal, or None once a stop has taken too long."""
+        if self._deadline is None:
+            return signal.Signals(signal.sigwait(self._signals))
+        left = max(0.0, self._deadline - time.monotonic())
+        found = signal.sigtimedwait(self._signals, left)
+        return None if found is None else signal.Signals(found.si_signo)
+
+    def _end_hung(self) -> None:
+        events.emit(
+            "node.stop-hung",
+            signal=self._ending_by,
+            stop_seconds=HANG_SECONDS,
+            detail=self._where(),
+        )
+        self._installed.finish(_LAST_LINES_SECONDS)
+        os._exit(1)
+
+    def _abort(self) -> None:
+        events.emit("node.aborted", signal="SIGABRT", detail=self._where())
+        self._installed.finish()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGABRT})
+        signal.raise_signal(signal.SIGABRT)
+
+    def _where(self) -> str:
+        """Return the place where the main thread is."""
+        frame = sys._current_frames().get(self._main or 0)
+        if frame is None:
+            return "the main thread has ended"
+        return "".join(traceback.format_stack(frame))[-_MOST_DETAIL:]
+
 
 STOP_SECONDS = 3.5
 """A clean stop gives up waiting for goodbyes after so long; the last lines get a second more."""
@@ -46,7 +168,7 @@ _FLUSH = 10.0
 
 
 class Assembled(Protocol):
-    """What the daemon needs of its parts; `linkd.assembly.Assembly` provides it."""
+    """What the daemon needs of its parts; `linkd.app.Assembly` provides it."""
 
     def listen(self) -> None:
         """Open all sockets; raises LinkdError where one can't be had."""
@@ -132,7 +254,7 @@ class Daemon:
             peers=len(self.config.peers),
             start_seconds=self._reactor.seconds() - self._began,
         )
-        garbage.settle()
+        settle()
 
     def _loop(self, interval: float, call: Callable[[], None]) -> None:
         """Call something again and again, on the reactor's clock."""
@@ -335,7 +457,7 @@ def _run(config: Config, paths: Callable[[], Sequence[Path]], installed: Install
     """Build all parts on the reactor and run it."""
     reactor: Any = install_reactor()
     reactor.seconds = time.monotonic
-    from linkd.assembly import Assembly  # noqa: PLC0415  # it loads all of linkd
+    from linkd.app import Assembly  # noqa: PLC0415  # it loads all of linkd
 
     allow_open_files()
     daemon = Daemon(config, paths, reactor, ServiceManager(os.environ))

@@ -41,10 +41,10 @@ from linkd.clock import wall
 from linkd.config import Config, ListenSettings
 from linkd.config.addresses import parse_address
 from linkd.errors import PublishError
+from linkd.host import unlistenable
 from linkd.log.interface import UNOWNED, Consumer, Owned
 from linkd.net.rate_limit import FairShare
 from linkd.net.tls import ServerTls
-from linkd.premises import unlistenable
 from linkd.status import LinkStatus
 
 MODE = 0o660

@@ -22,6 +22,7 @@ from linkd.config import Config, parse_address
 from linkd.core.liveness import listener_limit
 from linkd.errors import ConfigError, Reason, RemoteProtocolError, Unavailable
 from linkd.events import Level, emit
+from linkd.host import unlistenable
 from linkd.net import http_head
 from linkd.net.admission import Admission, GreetedAddresses, Place
 from linkd.net.auth import NONCE_LIFETIME, Nonces, load_secret, prove, verify
@@ -30,7 +31,6 @@ from linkd.net.linux import every_address, peer_of, show
 from linkd.net.timers import Call, ExactTimer, PingedSilence, cancel
 from linkd.net.tls import ServerTls, certificate_expires, peer_names
 from linkd.net.websocket import STATE_CLOSED, ConnectionDeny, ServerFactory, ServerProtocol
-from linkd.premises import unlistenable
 from linkd.protocol.peer import (
     MAX_MESSAGE_BYTES,
     PREVIOUS_VERSION,

@@ -47,7 +47,7 @@ def edge() -> Iterator[Daemon]:
 def test_a_stop_waits_for_no_look_up(edge: Daemon) -> None:
     edge.program = (
         "-c",
-        "import time\nfrom linkd import assembly\n"
+        "import time\nfrom linkd import app as assembly\n"
         "assembly.look_up = lambda host: time.sleep(60)\n" + MAIN,
     )
     edge.start()
@@ -76,7 +76,7 @@ def test_a_stop_that_hangs_ends_within_five_seconds_with_the_place(edge: Daemon)
 def test_a_stop_does_not_wait_for_a_log_that_opens_slowly(edge: Daemon) -> None:
     edge.program = (
         "-c",
-        "import time\nfrom linkd import assembly\n"
+        "import time\nfrom linkd import app as assembly\n"
         "assembly.open_log = lambda *_: time.sleep(60)\n" + MAIN,
     )
     edge.start(ready_within=None)

@@ -92,7 +92,7 @@ def test_a_secret_that_vanishes_is_a_standing_warning_before_a_restart_needs_it(
     edge = Daemon("hub", listen(free_port()) + peer("edge"))
     edge.program = (
         "-c",
-        "from linkd import assembly; assembly.FILES_SECONDS = 0.2\n"
+        "from linkd import app as assembly; assembly.FILES_SECONDS = 0.2\n"
         "from linkd.cli import main; raise SystemExit(main())",
     )
     with edge:

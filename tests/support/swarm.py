@@ -65,7 +65,7 @@ def main(url: str, count: int, secret_file: str, *receive: str) -> None:
     installed = install()  # as a daemon's, before anything names Twisted's own
     from twisted.internet import threads
 
-    from linkd import garbage
+    from linkd import daemon
     from linkd.config.settings import PeerSettings
     from linkd.net.connect import Resolver, look_up
 
@@ -87,7 +87,7 @@ def main(url: str, count: int, secret_file: str, *receive: str) -> None:
     threading.Thread(target=obey, daemon=True).start()
     for number, node in enumerate(nodes):
         reactor.callLater(number * 0.005, node.start)
-    garbage.settle()
+    daemon.settle()
     reactor.run()
 
 

@@ -23,7 +23,7 @@ from linkd.config import Config, NodeSettings, load
 from linkd.daemon import STOP_SECONDS, Daemon, cannot_listen
 from linkd.errors import ConfigError, LinkdError
 from linkd.events import Observer
-from linkd.premises import Occupied, allow_open_files, claim_state, clear_socket
+from linkd.host import Occupied, allow_open_files, claim_state, clear_socket
 from linkd.systemd import LOOKS, LoopWatch, ServiceManager
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -540,7 +540,7 @@ def test_a_disk_that_fails_while_the_log_opens_ends_with_1(tmp_path: Path, numbe
         f'[api]\nsocket = "{tmp_path / "linkd.sock"}"\n'
     )
     code = (
-        "from linkd import assembly; from linkd.cli import main\n"
+        "from linkd import app as assembly; from linkd.cli import main\n"
         f"def broken(*_): raise OSError({number}, 'made by the test', '/state/log')\n"
         "assembly.open_log = broken\n"
         f"raise SystemExit(main(['run', '-c', {str(config)!r}]))"

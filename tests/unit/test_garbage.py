@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from linkd import garbage
+from linkd import daemon
 
 
 class _Left:
@@ -34,7 +34,7 @@ def _looks() -> int:
 
 
 def test_what_is_there_is_left_alone_and_containers_that_go_by_themselves_lead_to_no_look() -> None:
-    garbage.settle()
+    daemon.settle()
     assert gc.get_freeze_count() > 1000
     before = _looks()
     for _ in range(20):
@@ -44,7 +44,7 @@ def test_what_is_there_is_left_alone_and_containers_that_go_by_themselves_lead_t
 
 
 def test_what_links_leave_behind_goes_whatever_its_age() -> None:
-    garbage.settle()
+    daemon.settle()
     kept: list[list[int]] = []
     left = _Left()
     gone = weakref.ref(left)
@@ -60,7 +60,7 @@ def test_what_links_leave_behind_goes_whatever_its_age() -> None:
 
 _FAULTS = """
 import resource
-from linkd import garbage
+from linkd import daemon as garbage
 
 def faults(size, times=100):
     for _ in range(3):

@@ -10,11 +10,11 @@ from typing import NoReturn
 import pytest
 from twisted.internet.error import CannotListenError
 
-from linkd import premises
+from linkd import host
 from linkd.config import ApiKey, ApiSettings, Config, NodeSettings
 from linkd.errors import ConfigError, Unavailable
+from linkd.host import claim_state, clear_socket, unlistenable
 from linkd.preflight import file_troubles
-from linkd.premises import claim_state, clear_socket, unlistenable
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_a_disk_that_is_not_ready_is_no_wrong_configuration(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(premises.os, "open", lambda *_: failing(number))
+        patched.setattr(host.os, "open", lambda *_: failing(number))
         with pytest.raises(Unavailable, match=f"node.state_dir: .*: {os.strerror(number)}"):
             claim_state(str(tmp_path))
     monkeypatch.setattr(Path, "mkdir", lambda *_, **__: failing(number))
@@ -58,7 +58,7 @@ def test_a_state_that_another_user_owns_is_a_wrong_configuration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        premises.os, "open", lambda *_: (_ for _ in ()).throw(PermissionError(13, "denied"))
+        host.os, "open", lambda *_: (_ for _ in ()).throw(PermissionError(13, "denied"))
     )
     with pytest.raises(ConfigError, match="denied: run `chown -R`"):
         claim_state(str(tmp_path))
@@ -77,9 +77,9 @@ def test_a_state_in_a_directory_that_is_missing_waits_for_its_disk(tmp_path: Pat
 def test_a_disk_that_takes_no_number_is_no_obstacle_when_it_is_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(premises.os, "pwrite", lambda *_: failing(errno.ENOSPC))
+    monkeypatch.setattr(host.os, "pwrite", lambda *_: failing(errno.ENOSPC))
     os.close(claim_state(str(tmp_path)))
-    monkeypatch.setattr(premises.os, "pwrite", lambda *_: failing(errno.EIO))
+    monkeypatch.setattr(host.os, "pwrite", lambda *_: failing(errno.EIO))
     with pytest.raises(Unavailable):
         claim_state(str(tmp_path))
 

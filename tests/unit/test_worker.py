@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 
+from linkd.app import MAX_WAITING, Worker
 from linkd.errors import LinkdError, Unavailable
-from linkd.worker import MAX_WAITING, Worker
 
 
 class Reactor:

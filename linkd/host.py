@@ -1,4 +1,4 @@
-"""What the daemon needs of its host before it starts: its state alone, its socket's path free."""
+"""Checks of the host before the start: state directory, stale socket, file limit."""
 
 from __future__ import annotations
 
