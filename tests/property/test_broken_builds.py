@@ -14,7 +14,7 @@ from linkd.log.memory_log import MemoryLog
 from linkd.log.origins import Origins
 from tests.property.test_session import two_nodes
 from tests.support.fake_net import FakeNet
-from tests.unit.net.test_silence import test_each_end_notices_at_its_limit_of_silence as silence
+from tests.unit.net.test_timers import test_each_end_notices_at_its_limit_of_silence as silence
 from tests.unit.node.test_node import EDGE, HUB
 
 WINDOW = 1 << 20

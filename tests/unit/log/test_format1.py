@@ -11,7 +11,7 @@ import pytest
 from linkd.log.interface import UNOWNED, Appended, Consumer, PeerCursor
 from linkd.protocol.records import Producer
 from tests.support.logs import append, draft
-from tests.unit.log.test_cursors import Pair
+from tests.unit.log.test_cursor_store import Pair
 
 STATE = Path(__file__).parent / "data" / "format1"
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from autobahn.websocket import protocol
 
-from tests.unit.net.test_silence import Pair
+from tests.unit.net.test_timers import Pair
 
 
 def test_each_connection_takes_all_options_of_its_factory_without_a_pretty_list(

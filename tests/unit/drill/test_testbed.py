@@ -1,7 +1,11 @@
-"""The certificates of a drill: what the hub shows, and when it ends."""
+"""The certificates of a drill: what the hub shows, and when it ends. A throw-away pair's
+directory: held by the living, removed after the dead.
+"""
 
 from __future__ import annotations
 
+import os
+import time
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -10,7 +14,7 @@ import pytest
 from cryptography import x509
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
-from linkd.drill.testbed import Authority
+from linkd.drill.testbed import Authority, hold, remove_leftovers
 from linkd.net.certificates import load_certificates, load_key_pair
 
 
@@ -41,3 +45,21 @@ def test_a_new_one_replaces_the_old_and_its_key_stays_closed(tmp_path: Path) -> 
     assert second.leaf.public_key() != first.leaf.public_key()
     assert files[1].stat().st_mode & 0o777 == 0o600
     verify(authority, second.leaf, "192.0.2.7", 3000.0)
+
+
+def test_what_dead_drills_have_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    living, dead, other = (tmp_path / name for name in ("linkd-drill-a", "linkd-drill-b", "c"))
+    for directory in (living, dead, other):
+        directory.mkdir()
+        (directory / "log").write_text("x")
+    (tmp_path / "linkd-drill-link").symlink_to(other)
+    held = hold(living)
+    remove_leftovers(tmp_path, time.time())
+    assert dead.exists()
+    remove_leftovers(tmp_path, time.time() + 61.0)
+    assert not dead.exists()
+    assert (living / "log").exists()
+    assert (other / "log").exists()
+    os.close(held)
+    remove_leftovers(tmp_path, time.time() + 61.0)
+    assert not living.exists()

@@ -1,4 +1,6 @@
-"""Rules of the packet filter: narrow, marked, and taken back exactly."""
+"""Rules of the packet filter: narrow, marked, and taken back exactly. A drill on a running pair
+whose daemons go away meanwhile: it is said in the report.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from linkd.drill import deadman
-from linkd.drill.live import Kind, Remote, commands, local_port, programs, remote
+from linkd.drill import deadman, live
+from linkd.drill.live import Kind, Remote, Request, commands, local_port, programs, remote
+from linkd.drill.monitor import Counted, Daemon, Publisher
 
 HEAD = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid\n"
 
@@ -100,3 +103,22 @@ def test_both_kinds_of_the_packet_filter_are_looked_at(
         (tmp_path / name).chmod(0o755)
     (tmp_path / "ip_tables_names").write_text(tables)
     assert programs("iptables", tmp_path) == expected
+
+
+REQUEST = Request(kind="reset", peer="hub", seconds=5.0, channel="orders")
+
+
+def test_messages_that_nobody_can_be_asked_about_fail_the_drill_and_end_it_not(
+    tmp_path: Path,
+) -> None:
+    nobody = str(tmp_path / "linkd.sock")
+    publisher = Publisher(nobody, "orders", "linkd-drill-1")
+    said: list[str] = []
+    delivered = live._delivered(publisher, Daemon(nobody), REQUEST, 2.0, said.append)
+    messages: dict[str, Counted] = {}
+    (counted,) = live._counted(publisher, REQUEST, nobody, messages)
+    for check in (delivered, counted):
+        assert not check.ok
+        assert nobody in check.got
+    assert messages == {}
+    assert said == ["waiting until the peer has the numbered messages"]
