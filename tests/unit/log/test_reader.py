@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from linkd.log import reader as module
-from linkd.log.frame import EPOCH, frame_prefix
+from linkd.log.frame import EPOCH, PREFIX_BYTES, frame_prefix
 from linkd.log.reader import Damage, Place, Reader, walk_changes
 from tests.support.turns import Turns
 
@@ -78,3 +78,12 @@ def test_a_walk_over_changes_ends_at_what_is_no_frame(
     path = tmp_path / "file"
     path.write_bytes(content)
     assert changes(path, size) == (CHANGES[:count], damage)
+
+
+def test_a_walk_over_changes_reads_on_where_a_frame_ends_behind_the_buffer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_CHUNK_BYTES", PREFIX_BYTES + 2)
+    path = tmp_path / "file"
+    path.write_bytes(TWO)
+    assert changes(path, len(TWO)) == (CHANGES, None)

@@ -111,7 +111,6 @@ def test_what_is_no_name_is_matched_by_no_pattern() -> None:
         assert not any(Patterns((one,)).match(name) for one in (">", "*", "*.*", "a.>", "a"))
 
 
-@pytest.mark.timing
 @pytest.mark.parametrize(
     ("some", "others", "expected"),
     [
@@ -137,6 +136,7 @@ def test_two_sets_of_patterns_overlap_where_a_channel_fits_both(
     assert may_overlap(others, some) is expected
 
 
+@pytest.mark.timing
 def test_no_pattern_makes_matching_slow() -> None:
     """A regular expression of these took 3.3 s to compile; the trie takes a few milliseconds."""
     many = [f"a.0-{n}" + ".*" * ((255 - len(f"a.0-{n}")) // 2) for n in range(1024)]
