@@ -150,6 +150,22 @@ test("offline or online: whether the connection lives is found out within pingTi
   }
 });
 
+test("a silence that was looked for after online or offline makes nobody more patient", async () => {
+  const fire = events();
+  const closed = [];
+  const node = client({ pingInterval: 60, pingTimeout: 0.2 });
+  node.addEventListener("close", ({ detail }) => closed.push(performance.now()));
+  for (let round = 1; round <= 4; round += 1) {
+    await up(node);
+    stub.mute = true;
+    const fired = performance.now();
+    fire("online");
+    await until(() => closed.length === round, 2);
+    assert.ok(closed.at(-1) - fired < 400, `round ${round}: ${closed.at(-1) - fired} ms`);
+    stub.mute = false;
+  }
+});
+
 test("while the browser is offline an attempt is made once a minute, but to this host as ever", async () => {
   browser({ navigator: { onLine: false } });
   function Refused() {

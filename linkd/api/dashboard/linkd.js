@@ -713,7 +713,7 @@ export class Linkd extends EventTarget {
       const silence = now() - this._heard;
       if (now() >= this._due) {
         if (now() <= wake + LATE_SECONDS || this._lates > 0) {
-          this._silences += 1;
+          if (!this._hurry) this._silences += 1; // a path that ended while the page knew of it is no slow one
           return this._failed(generation, new LinkdError("silence", `nothing heard for ${silence.toFixed(1)} s`));
         }
         this._lates += 1;
