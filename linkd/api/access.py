@@ -220,7 +220,9 @@ class Gate:
         if site not in ("cross-site", "same-site"):
             return
         is_visit = request.header("Sec-Fetch-Mode") == "navigate" and request.path == b"/"
-        if is_visit and not wants_websocket(request):
+        # linkd.js asks /healthz whether the node is there, without CORS, as any page may.
+        is_harmless = is_visit or (request.method == b"GET" and request.path == b"/healthz")
+        if is_harmless and not wants_websocket(request):
             return
         raise Refusal("origin-refused", "a page of another site may not call")
 

@@ -517,6 +517,9 @@ async def test_hosts_and_origins(served: Served) -> None:
     assert own.status == 200
     image = await served.keyed("GET", "/v1/status", Sec_Fetch_Site="cross-site")
     assert image.status == 403
+    asked = {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "no-cors"}
+    assert (await served.keyed("GET", "/healthz", key=None, **asked)).status == 200
+    assert (await served.keyed("POST", "/healthz", key=None, **asked)).status == 403
 
 
 @pytest_twisted.ensureDeferred
