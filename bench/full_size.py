@@ -26,7 +26,7 @@ from typing import Any
 import msgspec
 
 from bench.figures import FOLDER, machine, table
-from linkd.host import allow_open_files
+from linkd.host import raise_open_file_limit
 from linkd.protocol import client
 from tests.faults.test_full_size import (
     BODIES,
@@ -379,7 +379,7 @@ def main() -> int:
     parser.add_argument("--connections", default="1,32,256", help="beside one peer")
     asked = parser.parse_args()
     counts = tuple(map(int, asked.connections.split(",")))
-    allow_open_files()
+    raise_open_file_limit()
     where, bench = machine(), Bench(asked.seconds, asked.only)
     with Pair() as pair:
         _fill(pair.edge)

@@ -22,7 +22,7 @@ from typing import Any
 from bench.figures import FOLDER, Figure, figure, machine, spread, table
 from bench.swarm import Bare
 from bench.systems import SECRET, Process, free_port, listens, wait
-from linkd.host import allow_open_files
+from linkd.host import raise_open_file_limit
 from tests.support.swarm import Swarm
 
 PING_INTERVAL, PING_TIMEOUT = 5, 2
@@ -150,7 +150,7 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--count", type=int, default=0)
     asked = parser.parse_args()
-    allow_open_files()
+    raise_open_file_limit()
     if asked.serve:
         gc.collect()
         globals()[f"serve_{asked.serve}"](asked.port, asked.count)

@@ -15,7 +15,7 @@ import threading
 import time
 from pathlib import Path
 
-from linkd.host import allow_open_files
+from linkd.host import raise_open_file_limit
 from tests.support.swarm import Swarm
 
 _REQUEST = (
@@ -98,5 +98,5 @@ async def main(port: int, count: int) -> None:
 
 
 if __name__ == "__main__":
-    allow_open_files()
+    raise_open_file_limit()
     asyncio.run(main(int(sys.argv[1]), int(sys.argv[2])))

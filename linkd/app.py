@@ -40,7 +40,7 @@ from linkd.node.history import LogWatch
 from linkd.node.link_driver import LinkDriver
 from linkd.node.outages import Outages
 from linkd.pairing import Hooks, Pairing, Renewal, local_call
-from linkd.preflight import certificate_ends, file_troubles
+from linkd.preflight import certificate_ends, check_files
 from linkd.status import CertificateRole
 
 MAX_WAITING: Final = 256
@@ -119,7 +119,7 @@ _LOOKUP_THREADS = 32
 """Dead name servers and many peers must not starve the reactor's threads."""
 
 
-class Assembly:
+class Application:
     """All parts of one daemon, built but not started.
 
     Args:
@@ -287,7 +287,7 @@ class Assembly:
         self._worker.call(self._certificate_ends).addCallbacks(
             self._keep_certificate_ends, lambda _: None
         )
-        return self._worker.call(file_troubles, self.config).addCallbacks(
+        return self._worker.call(check_files, self.config).addCallbacks(
             self._warn_of_files, lambda _: None
         )
 

@@ -29,9 +29,9 @@ from linkd.config import Change, Config, changes, files, in_force, load
 from linkd.errors import ConfigError, LinkdError, StateTooNew, Unavailable
 from linkd.events.catalog import Level
 from linkd.events.observers import Format, Installed
-from linkd.host import allow_open_files, claim_state, clear_socket
+from linkd.host import lock_state_dir, raise_open_file_limit, remove_stale_socket
 from linkd.pairing import prepare
-from linkd.preflight import file_troubles
+from linkd.preflight import check_files
 from linkd.reactor import install as install_reactor
 from linkd.systemd import LoopWatch, ServiceManager
 
@@ -168,7 +168,7 @@ _FLUSH = 10.0
 
 
 class Assembled(Protocol):
-    """What the daemon needs of its parts; `linkd.app.Assembly` provides it."""
+    """What the daemon needs of its parts; `linkd.app.Application` provides it."""
 
     def listen(self) -> None:
         """Open all sockets; raises LinkdError where one can't be had."""
@@ -402,7 +402,7 @@ def checked(config: Config) -> Config:
         ConfigError: One line for each error.
         Unavailable: The same, where all of them may pass by themselves.
     """
-    troubles = file_troubles(config)
+    troubles = check_files(config)
     if troubles:
         standing = any(isinstance(trouble, ConfigError) for trouble in troubles)
         raise (ConfigError if standing else Unavailable)("\n".join(map(str, troubles)))
@@ -436,8 +436,8 @@ def run(path: Path | None, log_format: Format = "text", least: Level = "info") -
         config = load(paths())  # a mistake in it is the command's to report: nothing is logged yet
         installed = events.install(sys.stderr, log_format, least)
         with_files(config)
-        lock = claim_state(config.node.state_dir)
-        clear_socket(config.api.socket)
+        lock = lock_state_dir(config.node.state_dir)
+        remove_stale_socket(config.api.socket)
         try:
             return _run(config, paths, installed)
         finally:
@@ -457,9 +457,9 @@ def _run(config: Config, paths: Callable[[], Sequence[Path]], installed: Install
     """Build all parts on the reactor and run it."""
     reactor: Any = install_reactor()
     reactor.seconds = time.monotonic
-    from linkd.app import Assembly  # noqa: PLC0415  # it loads all of linkd
+    from linkd.app import Application  # noqa: PLC0415  # it loads all of linkd
 
-    allow_open_files()
+    raise_open_file_limit()
     daemon = Daemon(config, paths, reactor, ServiceManager(os.environ))
     post = reactor.callFromThread
     SignalThread(
@@ -474,7 +474,7 @@ def _run(config: Config, paths: Callable[[], Sequence[Path]], installed: Install
     threading.excepthook = partial(_thread_died, reactor, daemon)
     name, state = config.node.name, config.node.state_dir
     events.emit("node.starting", node=name, version=linkd.__version__, state_dir=state)
-    assembly = Assembly(config, paths()[0].parent / "linkd.d", reactor, daemon.reload)
+    assembly = Application(config, paths()[0].parent / "linkd.d", reactor, daemon.reload)
     flushing = LoopingCall(installed.observer.flush)
     flushing.clock = reactor
     flushing.start(_FLUSH, now=False)

@@ -13,11 +13,11 @@ from pathlib import Path
 from linkd.errors import ConfigError, LinkdError, Unavailable, unusable
 
 
-class Occupied(LinkdError):
+class AlreadyRunning(LinkdError):
     """Another process holds what the daemon needs; the message says what, and how to find it."""
 
 
-def claim_state(path: str) -> int:
+def lock_state_dir(path: str) -> int:
     """Make the state directory if it isn't there, and lock it; return the lock, an open file.
 
     Not the directory in which it lies: where that is missing, a file system is not mounted yet, and
@@ -45,7 +45,7 @@ def claim_state(path: str) -> int:
     except OSError:
         holder = os.pread(lock, 32, 0).decode(errors="replace").strip()
         os.close(lock)
-        raise Occupied(
+        raise AlreadyRunning(
             f"node.state_dir: {path}: another linkd uses it" + (f", pid {holder}" if holder else "")
         ) from None
     try:
@@ -70,7 +70,7 @@ def _unusable_state(path: str, error: OSError) -> ConfigError | Unavailable:
     return unusable(message, error)
 
 
-def unlistenable(setting: str, address: str, error: Exception) -> ConfigError:
+def listen_error(setting: str, address: str, error: Exception) -> ConfigError:
     """Return the error of an address that can't be listened on: its setting, why, what to do.
 
     Args:
@@ -89,7 +89,7 @@ def unlistenable(setting: str, address: str, error: Exception) -> ConfigError:
     return ConfigError(f"{setting}: can't listen on {address}: {why}{mend}")
 
 
-def clear_socket(path: str) -> None:
+def remove_stale_socket(path: str) -> None:
     """Make way for the API's socket: make its directory, remove what a dead daemon left.
 
     Raises:
@@ -113,11 +113,11 @@ def clear_socket(path: str) -> None:
             Path(path).unlink(missing_ok=True)
             return
         except OSError as error:
-            raise Occupied(f"api.socket: {path}: in use: {error.strerror or error}") from None
-    raise Occupied(f"api.socket: {path}: a running daemon listens there")
+            raise AlreadyRunning(f"api.socket: {path}: in use: {error.strerror or error}") from None
+    raise AlreadyRunning(f"api.socket: {path}: a running daemon listens there")
 
 
-def allow_open_files() -> int:
+def raise_open_file_limit() -> int:
     """Raise the number of files that may be open as far as it goes, and return it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:

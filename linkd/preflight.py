@@ -16,7 +16,7 @@ from linkd.net.tls import AUTHORITY_FILE
 from linkd.status import CertificateRole
 
 
-def file_troubles(config: Config) -> list[ConfigError | Unavailable]:
+def check_files(config: Config) -> list[ConfigError | Unavailable]:
     """Return an error for each secret, certificate or key that can't be used.
 
     `Unavailable` means that the next try may succeed: the disk fails, or the file is missing and
@@ -37,7 +37,7 @@ class CertificateEnd(NamedTuple):
 def certificate_ends(config: Config) -> list[CertificateEnd]:
     """Return when the certificates end that a configuration names.
 
-    Files that can't be read are left out: `file_troubles` reports them.
+    Files that can't be read are left out: `check_files` reports them.
     """
     listen, place = config.listen, Path(config.node.state_dir) / "pairing"
     files: list[tuple[CertificateRole, str | None, str | Path | None]] = []

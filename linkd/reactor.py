@@ -30,7 +30,7 @@ _SLACK = 0.001
 _Base: Any = EPollReactor  # it has no types
 
 
-class PromptReactor(_Base):  # type: ignore[misc]
+class EagerWriteReactor(_Base):  # type: ignore[misc]
     """An epoll reactor that writes first, and asks where that was too much.
 
     A socket with an attribute `serves_last` that is true is worked on behind all others that are
@@ -252,12 +252,12 @@ class PromptReactor(_Base):  # type: ignore[misc]
             self._disconnectSelectable(writer, why, False)
 
 
-def install() -> PromptReactor:
+def install() -> EagerWriteReactor:
     """Make it the one of this process, and return it.
 
     Raises:
         ReactorAlreadyInstalledError: There is one already.
     """
-    reactor = PromptReactor()
+    reactor = EagerWriteReactor()
     installReactor(reactor)
     return reactor

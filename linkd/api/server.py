@@ -41,7 +41,7 @@ from linkd.clock import wall
 from linkd.config import Config, ListenSettings
 from linkd.config.addresses import parse_address
 from linkd.errors import PublishError
-from linkd.host import unlistenable
+from linkd.host import listen_error
 from linkd.log.interface import UNOWNED, Consumer, Owned
 from linkd.net.rate_limit import FairShare
 from linkd.net.tls import ServerTls
@@ -232,7 +232,7 @@ class Api:
         except (OSError, CannotListenError) as error:
             for port in self._ports:
                 port.stopListening()
-            raise unlistenable(setting, address, error) from None
+            raise listen_error(setting, address, error) from None
         self._due = self.reactor.seconds() + _BEAT_SECONDS
         self._beat.start(_BEAT_SECONDS, now=False)
 

@@ -46,9 +46,9 @@ def run(arguments: argparse.Namespace) -> int:
     named = getattr(arguments, "config", None)
     paths = files(Path(named) if named else None)
     config = load(paths)
-    from linkd.preflight import certificate_ends, file_troubles  # noqa: PLC0415  # slow to load
+    from linkd.preflight import certificate_ends, check_files  # noqa: PLC0415  # slow to load
 
-    troubles = file_troubles(config)
+    troubles = check_files(config)
     for trouble in troubles:
         sys.stderr.write(f"linkd: {trouble}\n")
     if troubles:

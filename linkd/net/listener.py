@@ -22,7 +22,7 @@ from linkd.config import Config, parse_address
 from linkd.core.liveness import listener_limit
 from linkd.errors import ConfigError, Reason, RemoteProtocolError, Unavailable
 from linkd.events import Level, emit
-from linkd.host import unlistenable
+from linkd.host import listen_error
 from linkd.net import http_head
 from linkd.net.admission import Admission, GreetedAddresses, Place
 from linkd.net.auth import NONCE_LIFETIME, Nonces, load_secret, prove, verify
@@ -570,7 +570,7 @@ class Listener(ServerFactory, ListenerPort[AcceptedConnection]):  # type: ignore
                 port, factory, backlog=1024, interface=host or every_address()
             )
         except CannotListenError as error:
-            raise unlistenable("listen.address", listen.address, error) from None
+            raise listen_error("listen.address", listen.address, error) from None
         emit("listener.started", address=self.address, tls=self.tls is not None)
 
     @property

@@ -34,7 +34,7 @@ from linkd.config import (
 )
 from linkd.config.loading import Unreadable
 from linkd.errors import ConfigError
-from linkd.preflight import file_troubles
+from linkd.preflight import check_files
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = sorted((ROOT / "conf").glob("*.toml"))
@@ -231,7 +231,7 @@ def test_check_looks_into_files(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_keys_of_an_api_that_is_not_there_are_not_read() -> None:
     key = ApiKey(name="k", secret_file="/nowhere")
-    assert file_troubles(msgspec.structs.replace(HERE, api=ApiSettings(keys=(key,)))) == []
+    assert check_files(msgspec.structs.replace(HERE, api=ApiSettings(keys=(key,)))) == []
 
 
 @given(

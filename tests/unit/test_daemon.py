@@ -23,7 +23,7 @@ from linkd.config import Config, NodeSettings, load
 from linkd.daemon import STOP_SECONDS, Daemon, cannot_listen
 from linkd.errors import ConfigError, LinkdError
 from linkd.events import Observer
-from linkd.host import Occupied, allow_open_files, claim_state, clear_socket
+from linkd.host import AlreadyRunning, lock_state_dir, raise_open_file_limit, remove_stale_socket
 from linkd.systemd import LOOKS, LoopWatch, ServiceManager
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -437,35 +437,35 @@ class TestPremises:
 
     def test_a_new_directory(self, tmp_path: Path) -> None:
         state = tmp_path / "state"
-        os.close(claim_state(str(state)))
+        os.close(lock_state_dir(str(state)))
         assert stat.S_IMODE(state.stat().st_mode) == 0o700
 
     def test_two_daemons(self, tmp_path: Path) -> None:
-        lock = claim_state(str(tmp_path))
+        lock = lock_state_dir(str(tmp_path))
         try:
-            with pytest.raises(Occupied, match=f"another linkd uses it, pid {os.getpid()}"):
-                claim_state(str(tmp_path))
+            with pytest.raises(AlreadyRunning, match=f"another linkd uses it, pid {os.getpid()}"):
+                lock_state_dir(str(tmp_path))
         finally:
             os.close(lock)
-        os.close(claim_state(str(tmp_path)))
+        os.close(lock_state_dir(str(tmp_path)))
 
     def test_not_a_directory(self, tmp_path: Path) -> None:
         (tmp_path / "x").touch()
         with pytest.raises(ConfigError, match=r"node.state_dir: .*: can't be used: "):
-            claim_state(str(tmp_path / "x"))
+            lock_state_dir(str(tmp_path / "x"))
 
     def test_everyone_may_write(self, tmp_path: Path) -> None:
         tmp_path.chmod(0o777)
         with pytest.raises(ConfigError, match="chmod 0700"):
-            claim_state(str(tmp_path))
+            lock_state_dir(str(tmp_path))
 
     def test_a_dead_daemons_socket_goes(self, tmp_path: Path) -> None:
         path = tmp_path / "run/linkd.sock"
-        clear_socket(str(path))
+        remove_stale_socket(str(path))
         with socket.socket(socket.AF_UNIX) as dead:
             dead.bind(str(path))
         assert path.exists()
-        clear_socket(str(path))
+        remove_stale_socket(str(path))
         assert not path.exists()
 
     def test_a_live_daemons_socket_stays(self, tmp_path: Path) -> None:
@@ -473,21 +473,21 @@ class TestPremises:
         with socket.socket(socket.AF_UNIX) as live:
             live.bind(str(path))
             live.listen()
-            with pytest.raises(Occupied, match="a running daemon listens there"):
-                clear_socket(str(path))
+            with pytest.raises(AlreadyRunning, match="a running daemon listens there"):
+                remove_stale_socket(str(path))
         assert path.exists()
 
     def test_something_else_stays(self, tmp_path: Path) -> None:
         path = tmp_path / "linkd.sock"
         path.write_text("precious")
         with pytest.raises(ConfigError, match="something else is there"):
-            clear_socket(str(path))
+            remove_stale_socket(str(path))
         with pytest.raises(ConfigError, match="can't be used"):
-            clear_socket(str(path / "below"))
+            remove_stale_socket(str(path / "below"))
         assert path.read_text() == "precious"
 
     def test_files(self) -> None:
-        assert allow_open_files() >= 256
+        assert raise_open_file_limit() >= 256
 
 
 def test_bad_configurations_end_with_2_and_no_traceback(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ from linkd.pairing import (
 from linkd.pairing.ca import host_of, public_address
 from linkd.pairing.client import make_request
 from linkd.pairing.signers import write_whole
-from linkd.preflight import file_troubles
+from linkd.preflight import check_files
 
 CODE = Code("edge-1", "hub.example.net:9443", bytes(range(10)), bytes(range(10, 20)))
 NAMES = st.from_regex(r"[a-z0-9][a-z0-9.-]{0,62}", fullmatch=True)
@@ -606,7 +606,7 @@ def test_a_damaged_file_is_made_again(
         (place / name).write_bytes(content)
     assert prepare(config, wall)
     assert not prepare(config, wall)
-    assert file_troubles(config) == []
+    assert check_files(config) == []
     leaf = load_certificates(place / "hub.crt")[0]
     assert names_host(leaf, "hub.example.net")
     ca = load_certificates(place / "ca.crt")[0]
@@ -631,7 +631,7 @@ def test_a_file_that_cannot_be_read_is_not_made_again(
     with monkeypatch.context() as patched:
         patched.setattr(Path, "read_bytes", refuse)
         assert not prepare(config, wall)
-        assert file_troubles(config) != []
+        assert check_files(config) != []
     assert (place / "hub.crt").read_bytes() == before
 
 

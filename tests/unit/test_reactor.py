@@ -19,12 +19,12 @@ from twisted.internet.protocol import ClientFactory, Protocol
 from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
 
-from linkd.reactor import PromptReactor
+from linkd.reactor import EagerWriteReactor
 
 LARGE = 8 << 20
 
 
-class Asked(PromptReactor):
+class Asked(EagerWriteReactor):
     """One that notes how often epoll was asked whether something can be written."""
 
     def __init__(self) -> None:
@@ -738,7 +738,7 @@ def test_a_daemon_can_have_it_since_nothing_it_loads_installs_another() -> None:
         "from twisted.internet import reactor; assert reactor is mine; print(type(mine).__name__)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.stdout == "PromptReactor\n", done.stderr
+    assert done.stdout == "EagerWriteReactor\n", done.stderr
 
 
 def test_a_link_is_served_before_clients_that_are_ready_in_the_same_iteration(
