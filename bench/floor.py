@@ -15,7 +15,7 @@ from typing import Any
 
 from linkd.log.disk_log import SegmentLog
 from linkd.log.files import SegmentSettings
-from linkd.protocol.records import Draft, Record, encode_records
+from linkd.protocol.records import NewRecords, Record, encode_records
 
 
 class Bench:
@@ -29,7 +29,7 @@ class Bench:
         """Wait for the next call from the writer, and make it."""
         self._turns.get(timeout=30)()
 
-    def append(self, drafts: list[Draft]) -> None:
+    def append(self, drafts: list[NewRecords]) -> None:
         """Append drafts, and return once all are on disk."""
         done: list[object] = []
         for draft in drafts:
@@ -58,7 +58,7 @@ def commit_seconds(times: int = 300) -> float:
         bench = Bench(Path(path))
         for _ in range(times):
             began = time.perf_counter()
-            bench.append([Draft("bench", 1, records, 0.0)])
+            bench.append([NewRecords("bench", 1, records, 0.0)])
             taken.append(time.perf_counter() - began)
             time.sleep(0.001)
         bench.close()

@@ -27,7 +27,7 @@ from linkd.net.rate_limit import FairShare
 from linkd.net.websocket import put, take
 from linkd.protocol import client, peer
 from linkd.protocol.channels import Patterns
-from linkd.protocol.records import Batch, Draft, Origin, Record, Source, encode_records
+from linkd.protocol.records import Batch, NewRecords, Origin, Record, SourcePosition, encode_records
 
 Run = Callable[[int], None]
 """Passes so many batches through the stage."""
@@ -47,11 +47,11 @@ class Load:
         self.records = encode_records([Record(body) for body in self.bodies])
         self.origin = Origin("edge", "log", "epoch", 1)
 
-    def draft(self) -> Draft:
+    def draft(self) -> NewRecords:
         """Return a draft of one batch."""
-        return Draft("bench", self.count, self.records, 0.0)
+        return NewRecords("bench", self.count, self.records, 0.0)
 
-    def batch(self, offset: int, source: Source | None = None) -> Batch:
+    def batch(self, offset: int, source: SourcePosition | None = None) -> Batch:
         """Return a batch as the log hands it out."""
         return Batch(
             offset, "bench", self.count, self.records, 0.0, self.origin, "epoch", source=source
@@ -86,7 +86,7 @@ class _Caller:
         """Allow it."""
 
 
-def _stream_session(publish: Callable[[Draft, Any], None], clock: Clock) -> StreamSession:
+def _stream_session(publish: Callable[[NewRecords, Any], None], clock: Clock) -> StreamSession:
     """Return the daemon's end of a stream, on a node that is not there."""
     config = Config(node=NodeSettings(name="edge"))
     log = MemoryLog("edge")
@@ -122,7 +122,7 @@ def _acknowledge(_: object) -> Any:
     """Acknowledge nothing."""
 
 
-def _publish_nothing(_: Draft, __: object) -> None:
+def _publish_nothing(_: NewRecords, __: object) -> None:
     """Publish nothing."""
 
 
@@ -155,7 +155,7 @@ def api_in(load: Load) -> Iterator[Run]:
     """API: a message decoded, its records checked, handed on, answered."""
     clock = Clock()
 
-    def publish(draft: Draft, settled: Any) -> None:
+    def publish(draft: NewRecords, settled: Any) -> None:
         settled(Appended(1, draft.count))
 
     session = _stream_session(publish, clock)
@@ -276,7 +276,7 @@ def log_store(load: Load) -> Iterator[Run]:
     def run(times: int) -> None:
         nonlocal position
         for _ in range(times):
-            source = Source("edge", "log", "epoch", position, position + load.count)
+            source = SourcePosition("edge", "log", "epoch", position, position + load.count)
             origin = Origin("edge", "log", "epoch", position)
             position += load.count
             log.store(

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from linkd.config import Config
 from linkd.log.interface import Consumer, Log, Owned, Settled
 from linkd.protocol.peer import Volatile
-from linkd.protocol.records import Batch, Draft
+from linkd.protocol.records import Batch, NewRecords
 from linkd.status import Availability, Event, LinkHistory, LinkStatus, NodeStatus, Outage
 
 Measure = Literal["round trip", "age"]
@@ -94,7 +94,7 @@ class NodePort(Protocol):
     on_presence: list[Callable[[Volatile, str], None]]
     """Called with what another node announced, and the peer that it came from."""
 
-    def publish(self, draft: Draft, settled: Settled) -> None:
+    def publish(self, draft: NewRecords, settled: Settled) -> None:
         """Publish on a durable channel (settled once on disk) or a volatile one (settled at once.
 
         Offset 0).

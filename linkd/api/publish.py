@@ -21,7 +21,7 @@ from linkd.protocol.json import JSON, kind_of
 from linkd.protocol.records import (
     MAX_TTL_SECONDS,
     MAX_WORD_LENGTH,
-    Draft,
+    NewRecords,
     Record,
     check_headers,
     encode_records,
@@ -61,7 +61,7 @@ async def publish(api: Service, call: Call) -> Answer:
     return answer(told, 200 if stored.duplicate else 201)
 
 
-async def _draft(api: Service, call: Call, channel: str) -> Draft:
+async def _draft(api: Service, call: Call, channel: str) -> NewRecords:
     """Return what is to be published; raise Refusal where it is malformed."""
     most = api.node.config.log.max_body_bytes
     content_type = _content_type(call)
@@ -86,7 +86,7 @@ async def _draft(api: Service, call: Call, channel: str) -> Draft:
         check_body(body, content_type)
         records = [Record(body, type_, id_, content_type, headers)]
     ids = (id_,) if id_ else ()
-    return Draft(
+    return NewRecords(
         channel, len(records), encode_records(records), wall(), ttl, ids, owner=call.caller.name
     )
 
@@ -139,7 +139,7 @@ def too_large(size: int, most: int) -> BodyTooLarge:
     return BodyTooLarge(f"expected a body of at most {most} bytes (log.max_body_bytes), got {size}")
 
 
-def append(node: NodePort, draft: Draft) -> Deferred[Appended]:
+def append(node: NodePort, draft: NewRecords) -> Deferred[Appended]:
     """Publish; fires once it is on disk, fails with a Refusal."""
     done: Deferred[Appended] = Deferred()
 

@@ -17,10 +17,10 @@ from linkd.log.interface import Appended, Log, Settled
 from linkd.protocol import client
 from linkd.protocol.channels import Patterns
 from linkd.protocol.records import (
-    HELD_BYTES,
+    BATCH_OVERHEAD_BYTES,
     MAX_BATCH_BYTES,
     MAX_TTL_SECONDS,
-    Draft,
+    NewRecords,
     Producer,
     check_records,
     decode_records,
@@ -274,7 +274,7 @@ class Ingress:
         first = run[0]
         records = first.records if len(run) == 1 else b"".join([frame.records for frame in run])
         count = first.count if len(run) == 1 else sum([frame.count for frame in run])
-        size = len(records) + HELD_BYTES * len(run)
+        size = len(records) + BATCH_OVERHEAD_BYTES * len(run)
         state, owner = self._state, self._session.caller.name
         try:
             self._check_place(first, size, alone=len(run) == 1)
@@ -296,7 +296,7 @@ class Ingress:
             if len(run) > 1:
                 counts = tuple([frame.count for frame in run])
         self._unsettled += size
-        draft = Draft(
+        draft = NewRecords(
             first.channel, count, records, wall(), first.ttl, first.ids, producer, counts, owner
         )
         try:
@@ -316,7 +316,7 @@ class Ingress:
         owner = self._session.caller.name
         producer = Producer(state.numbered, number, owner)
         state.under_way[number] = number
-        repeat = Draft(frame.channel, 1, b"", wall(), None, (), producer, (), owner)
+        repeat = NewRecords(frame.channel, 1, b"", wall(), None, (), producer, (), owner)
         self._session.api.node.log.refuse(repeat, self._settled([frame], 0), error)
 
     def _check_place(self, first: client.Publish, size: int, alone: bool) -> None:

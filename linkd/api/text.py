@@ -31,7 +31,14 @@ from linkd.api.websocket import OVERTAKING_BYTES, Socket
 from linkd.clock import wall
 from linkd.errors import LinkdError
 from linkd.log.interface import RESUME_PREFIX, Appended
-from linkd.protocol.records import HELD_BYTES, Batch, Draft, Record, check_words, encode_records
+from linkd.protocol.records import (
+    BATCH_OVERHEAD_BYTES,
+    Batch,
+    NewRecords,
+    Record,
+    check_words,
+    encode_records,
+)
 from linkd.status import Event
 
 if TYPE_CHECKING:
@@ -313,13 +320,13 @@ class TextSession:
         config = self._api.node.config
         if len(frame.body) > config.log.max_body_bytes:
             raise too_large(len(frame.body), config.log.max_body_bytes)
-        size = len(frame.body) + HELD_BYTES
+        size = len(frame.body) + BATCH_OVERHEAD_BYTES
         if self._unsettled and self._unsettled + size > config.limits.publish_pending_bytes:
             raise Refusal("too-many", "too many bytes wait for the disk")
         id_ = "" if frame.id is None else str(frame.id)
         record = Record(frame.body, frame.type, id_, frame.content_type, frame.headers)
         check_words(frame.type, id_)
-        draft = Draft(
+        draft = NewRecords(
             channel,
             1,
             encode_records((record,)),

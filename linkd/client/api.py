@@ -34,7 +34,7 @@ from linkd.client.session import MAX_BODY_BYTES, Session
 from linkd.client.subscription import DEFAULT_WINDOW
 from linkd.protocol.channels import check_channel
 from linkd.protocol.client import Published
-from linkd.protocol.records import HELD_BYTES, check_headers, check_words
+from linkd.protocol.records import BATCH_OVERHEAD_BYTES, check_headers, check_words
 from linkd.protocol.records import Record as Encoded
 
 TURN_BYTES: Final = 1024 * 1024
@@ -91,7 +91,7 @@ class Room:
             size: About its bytes.
         """
         waiting, go_on = self._loop.promise()
-        waiter = _Waiter(size + HELD_BYTES, go_on)
+        waiter = _Waiter(size + BATCH_OVERHEAD_BYTES, go_on)
         self._waiting.append(waiter)
         try:
             await waiting
@@ -339,7 +339,7 @@ class Calls:
         record = pack(
             [Encoded(body, type_, id_, content_type, check_headers(headers) if headers else None)]
         )
-        self._room.passed += len(record) + HELD_BYTES
+        self._room.passed += len(record) + BATCH_OVERHEAD_BYTES
         if id_:
             offset = (await self._send(channel, 1, record, terms)).offset
         else:

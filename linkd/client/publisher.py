@@ -18,7 +18,7 @@ from linkd.protocol.client import (
     encode_frame,
     renumbered,
 )
-from linkd.protocol.records import HELD_BYTES, MAX_BATCH_BYTES
+from linkd.protocol.records import BATCH_OVERHEAD_BYTES, MAX_BATCH_BYTES
 
 Settled = Callable[[Published | LinkdError], None]
 """Called once for each publish: it is on disk, or why it is not, or why nobody knows where."""
@@ -92,7 +92,7 @@ class Flight:
         encoded = encode_frame(
             Publish(number, channel, count, records, terms.ttl, terms.ids, terms.wait)
         )
-        size = len(records) + HELD_BYTES
+        size = len(records) + BATCH_OVERHEAD_BYTES
         self._unsent.append(_Publish(number, encoded, size, settled))
         self._sequence = number
         self.bytes += size

@@ -43,12 +43,12 @@ from linkd.protocol.peer import (
     encode,
 )
 from linkd.protocol.records import (
-    HELD_BYTES,
+    BATCH_OVERHEAD_BYTES,
     MAX_BATCH_BYTES,
-    NOWHERE,
+    NO_ORIGIN,
     Batch,
     Origin,
-    Source,
+    SourcePosition,
     check_raw,
 )
 
@@ -428,7 +428,7 @@ class Inbound:
         """Move on, and hand the step to the log."""
         self._last = step.previous, step.count
         self.received = step.next
-        size = len(records) + (HELD_BYTES if step.count else _BARE_BYTES)
+        size = len(records) + (BATCH_OVERHEAD_BYTES if step.count else _BARE_BYTES)
         self._waiting.append((step.next, size))
         self._waiting_bytes += size
         if self._waiting_bytes > self._settings.max_waiting_bytes:
@@ -436,7 +436,9 @@ class Inbound:
                 f"{self._waiting_bytes} bytes came that were not acknowledged, expected at most"
                 f" {self._settings.max_waiting_bytes}"
             )
-        source = Source(self._settings.peer, self._log, step.epoch, step.previous, step.next)
+        source = SourcePosition(
+            self._settings.peer, self._log, step.epoch, step.previous, step.next
+        )
         return Store(
             Batch(
                 0,
@@ -444,7 +446,7 @@ class Inbound:
                 step.count,
                 records,
                 step.time,
-                step.origin or NOWHERE,
+                step.origin or NO_ORIGIN,
                 ttl=step.ttl,
                 source=source,
             )

@@ -18,7 +18,7 @@ from linkd.core.session_effects import (
 from linkd.errors import LocalProtocolError, RemoteProtocolError
 from linkd.protocol.channels import Patterns
 from linkd.protocol.peer import GapTold, Hello, Part, Step, encode, sendable
-from linkd.protocol.records import HELD_BYTES, MAX_BATCH_BYTES, Batch
+from linkd.protocol.records import BATCH_OVERHEAD_BYTES, MAX_BATCH_BYTES, Batch
 
 _BURST_BYTES = 65_536
 """What is handed to the connection before it is asked again whether it has room."""
@@ -283,7 +283,7 @@ class Outbound:
             batches += records > 0
             all_records += records
             all_bytes += size
-        self.flight_bytes -= all_bytes + batches * HELD_BYTES
+        self.flight_bytes -= all_bytes + batches * BATCH_OVERHEAD_BYTES
         self.acked_records += all_records
         self._settle(all_records, all_bytes)
         if next >= self._owed_end:
@@ -302,7 +302,7 @@ class Outbound:
             )
         while self._flight and self._flight[-1][0] > next:
             _, records, size, _ = self._flight.pop()
-            self.flight_bytes -= size + HELD_BYTES * (records > 0)
+            self.flight_bytes -= size + BATCH_OVERHEAD_BYTES * (records > 0)
         self._pending.clear()
         self._rest = memoryview(b"")
         self._live_end = 0
@@ -425,7 +425,7 @@ class Outbound:
             self._rest = memoryview(records)[end:]
         self._told = batch.next
         self._flight.append((batch.next, batch.count, len(batch.records), batch.stamp))
-        self.flight_bytes += len(batch.records) + HELD_BYTES
+        self.flight_bytes += len(batch.records) + BATCH_OVERHEAD_BYTES
         self.sent_records += batch.count
         return end
 

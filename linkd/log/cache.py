@@ -6,10 +6,10 @@ from bisect import bisect_right
 from collections.abc import Sequence
 
 from linkd.errors import Gap
-from linkd.protocol.records import NOWHERE, Batch
+from linkd.protocol.records import NO_ORIGIN, Batch
 
 _OVERHEAD = 400
-_NOTHING = Batch(0, "", 0, b"", 0.0, NOWHERE)
+_NOTHING = Batch(0, "", 0, b"", 0.0, NO_ORIGIN)
 
 
 class Tail:

@@ -34,10 +34,10 @@ from linkd.log.origins import Undo
 from linkd.log.state import Ids, Place, State, digest, follows, moved, placed, take_back
 from linkd.protocol.peer import Cursor, EpochStart
 from linkd.protocol.records import (
-    HELD_BYTES,
+    BATCH_OVERHEAD_BYTES,
     MAX_BATCH_BYTES,
     Batch,
-    Draft,
+    NewRecords,
     Origin,
     Producer,
     join_raw,
@@ -67,7 +67,7 @@ class EpochOpened(msgspec.Struct, array_like=True, frozen=True, gc=False):
     first: int
 
 
-Waiting = tuple[Draft | Stored | CursorSet | EpochOpened, Settled]
+Waiting = tuple[NewRecords | Stored | CursorSet | EpochOpened, Settled]
 
 
 class Publish(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -146,7 +146,7 @@ class Grouping:
         index, end = 0, len(waiting)
         while index < end:
             item, settled = waiting[index]
-            if type(item) is Draft:
+            if type(item) is NewRecords:
                 if item.ids or len(item.records) > MAX_BATCH_BYTES:
                     self._single(item, settled)
                 elif item.producer is not None:
@@ -169,7 +169,7 @@ class Grouping:
         take_back(group.undo)
         self._state.next = group.before
 
-    def _run(self, waiting: Sequence[Waiting], index: int, first: Draft) -> int:
+    def _run(self, waiting: Sequence[Waiting], index: int, first: NewRecords) -> int:
         """Put drafts from `index` on into one batch, as many as may share it.
 
         Return where the next begins.
@@ -182,7 +182,7 @@ class Grouping:
         for place in range(index, len(waiting)):  # islice would walk up to `index` each time
             item, settled = waiting[place]
             if (
-                type(item) is not Draft
+                type(item) is not NewRecords
                 or item.channel != channel
                 or item.ttl != ttl
                 or item.ids
@@ -202,7 +202,7 @@ class Grouping:
         self._put(first, offset - start, records)
         return index + len(parts)
 
-    def _produced(self, waiting: Sequence[Waiting], index: int, first: Draft) -> int:
+    def _produced(self, waiting: Sequence[Waiting], index: int, first: NewRecords) -> int:
         """Put a producer's drafts from `index` on, one sequence after the other, into one batch.
 
         Returns:
@@ -223,7 +223,12 @@ class Grouping:
         outcome = self._group.outcomes.append
         for place in range(index, len(waiting)):  # islice would walk up to `index` each time
             item, settled = waiting[place]
-            if type(item) is not Draft or item.channel != channel or item.ttl != ttl or item.ids:
+            if (
+                type(item) is not NewRecords
+                or item.channel != channel
+                or item.ttl != ttl
+                or item.ids
+            ):
                 break
             number, records = item.producer, item.records
             size += len(records)
@@ -259,7 +264,7 @@ class Grouping:
             new = False
         return self._state.producers.new_until(producer) if new else producer.sequence
 
-    def _repeated(self, draft: Draft, settled: Settled) -> None:
+    def _repeated(self, draft: NewRecords, settled: Settled) -> None:
         """Answer a draft with a number that may be stored already."""
         if len(draft.counts) < 2:
             self._single(draft, settled)
@@ -268,7 +273,7 @@ class Grouping:
         self._group.outcomes.append((settled, error))
 
     def _put(
-        self, draft: Draft, count: int, records: bytes, publish: Publish | None = None
+        self, draft: NewRecords, count: int, records: bytes, publish: Publish | None = None
     ) -> None:
         """Give `count` of a draft's records their offsets and put them into the group."""
         state, group = self._state, self._group
@@ -292,7 +297,7 @@ class Grouping:
         group.size += len(records) + 256
         state.next = offset + count
 
-    def _single(self, draft: Draft, settled: Settled) -> None:
+    def _single(self, draft: NewRecords, settled: Settled) -> None:
         """Put a draft that shares no batch into the group, but for what of it is a repeat."""
         state, group = self._state, self._group
         producer = draft.producer
@@ -320,7 +325,7 @@ class Grouping:
             state.producers.note(producer, first, (count,), group.stamp, group.undo)
         group.outcomes.append((settled, Appended(first, count)))
 
-    def repeat(self, draft: Draft) -> Appended | LinkdError | None:
+    def repeat(self, draft: NewRecords) -> Appended | LinkdError | None:
         """Return the answer to a draft if all of it is a repeat, None if it is not."""
         found = None if len(draft.counts) > 1 else self._repeated_number(draft.producer)
         if found is None and draft.ids:
@@ -339,7 +344,7 @@ class Grouping:
             return _unproven(producer)
         return None if stored is None else Appended(stored[0], 0, True)
 
-    def _new_of(self, draft: Draft) -> tuple[int, bytes, list[tuple[int, bytes]], int]:
+    def _new_of(self, draft: NewRecords) -> tuple[int, bytes, list[tuple[int, bytes]], int]:
         """Return what of a draft with ids is new: count, records, (place, digest) of its ids.
 
         And where the
@@ -369,7 +374,7 @@ class Grouping:
         raws = split_raw(draft.records, draft.count)
         return len(kept), join_raw([raws[place] for place in kept]), keys, known
 
-    def _split(self, draft: Draft, count: int, records: bytes) -> None:
+    def _split(self, draft: NewRecords, count: int, records: bytes) -> None:
         """Put a draft that is too large for one batch into several.
 
         All or none of which will be there.
@@ -557,7 +562,7 @@ class Ledger(ABC):
 
     # what comes in
 
-    def append(self, draft: Draft, settled: Settled) -> None:
+    def append(self, draft: NewRecords, settled: Settled) -> None:
         """Append a publish."""
         if self.full is not None:
             self.refuse(draft, settled, LogFull(self.full))
@@ -570,7 +575,7 @@ class Ledger(ABC):
         if self._closed:
             settled(LogClosed("the node is stopping"))
             return
-        waiting = self._waiting_bytes + HELD_BYTES * len(self._waiting)
+        waiting = self._waiting_bytes + BATCH_OVERHEAD_BYTES * len(self._waiting)
         if waiting > MOST_WAITING_BYTES:
             settled(PublishError("too much waits for the disk"))
             return
@@ -582,7 +587,7 @@ class Ledger(ABC):
         self._waiting.append((draft, settled))
         self._pump()
 
-    def refuse(self, draft: Draft, settled: Settled, error: LinkdError) -> None:
+    def refuse(self, draft: NewRecords, settled: Settled, error: LinkdError) -> None:
         """Refuse a draft; but of a repeat, answer where the first one is, once that is on disk."""
         repeat = None if _malformed(draft) else self._grouping.repeat(draft)
         if repeat is None:
@@ -616,7 +621,7 @@ class Ledger(ABC):
             return
         place = self._places[source.peer] = moved(place, source)
         self._waiting_bytes += len(batch.records)
-        self._hold(source.peer, len(batch.records) + HELD_BYTES)
+        self._hold(source.peer, len(batch.records) + BATCH_OVERHEAD_BYTES)
         self._queue(Stored(batch, place), settled)
 
     def held(self, peer: str | None = None) -> int:
@@ -695,7 +700,7 @@ class Ledger(ABC):
         most = min(GROUP_ITEMS, len(waiting))
         while size < GROUP_BYTES and number < most:
             item = waiting[number][0]
-            if isinstance(item, Draft):
+            if isinstance(item, NewRecords):
                 size += len(item.records)
             elif isinstance(item, Stored):
                 size += len(item.batch.records)
@@ -714,7 +719,7 @@ class Ledger(ABC):
         self._finished = self.clock()
         for item, _ in group.waiting:
             if type(item) is Stored and item.batch.source is not None:
-                self._hold(item.batch.source.peer, -len(item.batch.records) - HELD_BYTES)
+                self._hold(item.batch.source.peer, -len(item.batch.records) - BATCH_OVERHEAD_BYTES)
         add, places = self._tail.add, self._committed_places
         for piece in group.pieces:
             batch = piece.batch
@@ -765,13 +770,13 @@ class Ledger(ABC):
         self._under_way.clear()
         self.full = why
         waiting.extend(self._waiting)
-        self._waiting = [entry for entry in waiting if not isinstance(entry[0], Draft)]
+        self._waiting = [entry for entry in waiting if not isinstance(entry[0], NewRecords)]
         self._waiting_bytes = sum(
             len(item.batch.records) for item, _ in self._waiting if isinstance(item, Stored)
         )
         error = LogFull(why)
         for item, settled in waiting:
-            if isinstance(item, Draft):
+            if isinstance(item, NewRecords):
                 self._call((settled,), error)
 
     def _open_epoch(self, epoch: str, first: int) -> None:
@@ -779,7 +784,7 @@ class Ledger(ABC):
         self._waiting.append((EpochOpened(epoch, first), ignore))
 
 
-def _malformed(draft: Draft) -> LinkdError | None:
+def _malformed(draft: NewRecords) -> LinkdError | None:
     """Return what is wrong with a draft, or None."""
     if draft.count < 1:
         return BadRecord(f"expected at least one record, got {draft.count}")

@@ -22,7 +22,7 @@ from struct import Struct
 import msgspec
 
 from linkd.log.commit import CursorSet, EpochOpened, Piece, Publish
-from linkd.protocol.records import Batch, Origin, Producer, Source
+from linkd.protocol.records import Batch, Origin, Producer, SourcePosition
 
 try:
     from zlib_ng.zlib_ng import crc32 as crc32
@@ -57,7 +57,7 @@ class Head(msgspec.Struct, array_like=True, frozen=True, gc=False):
     epoch: str
     ttl: float | None
     origin: Origin | None
-    source: Source | None
+    source: SourcePosition | None
     producer: Producer | None
     publish: Publish | None = None
     counts: tuple[int, ...] = ()

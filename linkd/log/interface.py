@@ -13,7 +13,7 @@ import msgspec
 
 from linkd.errors import LinkdError
 from linkd.protocol.peer import Cursor, EpochStart
-from linkd.protocol.records import Batch, Draft
+from linkd.protocol.records import Batch, NewRecords
 
 
 class Appended(msgspec.Struct, frozen=True, gc=False):
@@ -101,7 +101,7 @@ class Log(Protocol):
     def epoch_below(self, position: int) -> str:
         """Return the epoch of the record just below `position`; at the start the first epoch."""
 
-    def append(self, draft: Draft, settled: Settled) -> None:
+    def append(self, draft: NewRecords, settled: Settled) -> None:
         """Append a publish.
 
         `settled` is called once it is on disk, or with the error (LogFull, LogClosed,
@@ -111,7 +111,7 @@ class Log(Protocol):
         of the same channel and ttl may become one batch, but of at most MAX_BATCH_BYTES.
         """
 
-    def refuse(self, draft: Draft, settled: Settled, error: LinkdError) -> None:
+    def refuse(self, draft: NewRecords, settled: Settled, error: LinkdError) -> None:
         """Answer a draft that may not be stored with `error`, unless it is a repeat.
 
         Of a repeat the answer is where the first one is, once that is on disk. The draft itself is

@@ -14,7 +14,7 @@ from linkd.log.cache import Tail
 from linkd.log.commit import EpochOpened, Group, Ledger, ignore, new_token
 from linkd.log.files import SegmentSettings, refusal
 from linkd.log.state import Ids, State
-from linkd.protocol.records import HELD_BYTES, Batch
+from linkd.protocol.records import BATCH_OVERHEAD_BYTES, Batch
 
 
 class MemoryLog(Ledger):
@@ -160,7 +160,7 @@ class MemoryLog(Ledger):
         """Return from which offset on the batches occupy at most `size` bytes."""
         first = self.next
         for batch in reversed(self._tail.behind(self.first)):
-            size -= len(batch.records) + HELD_BYTES
+            size -= len(batch.records) + BATCH_OVERHEAD_BYTES
             if size < 0:
                 break
             first = batch.offset
@@ -320,4 +320,4 @@ class BoundedMemoryLog(MemoryLog):
 
 def _size(batch: Batch) -> int:
     """Return about what a batch takes in memory."""
-    return len(batch.records) + HELD_BYTES
+    return len(batch.records) + BATCH_OVERHEAD_BYTES

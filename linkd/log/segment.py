@@ -41,7 +41,7 @@ from linkd.log.frame import (
 from linkd.log.origins import Ignored
 from linkd.log.reader import Change, Damage, walk, walk_changes
 from linkd.log.state import Ids, State, digest
-from linkd.protocol.records import Batch, Source, decode_records
+from linkd.protocol.records import Batch, SourcePosition, decode_records
 
 BLOCK_BYTES = 512 * 1024
 FORMAT = 2
@@ -471,7 +471,9 @@ def fold_sealed(
         OSError: The file can't be read.
     """
     count = 0
-    ends: dict[str, Source] = {}  # of each peer's steps: where a cursor was in between is nothing
+    ends: dict[
+        str, SourcePosition
+    ] = {}  # of each peer's steps: where a cursor was in between is nothing
     state.undo = Ignored()
     every = head.format <= CARRYING
     for change in walk_changes(path, size, head.seed, every) if kept is None else kept:

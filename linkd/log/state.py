@@ -21,7 +21,7 @@ from linkd.log.interface import UNOWNED
 from linkd.log.origins import ABSENT, Origins, OriginsSnapshot, Undo, Verdict
 from linkd.log.producers import Produced, Producers
 from linkd.protocol.peer import Cursor, EpochEnd, EpochStart
-from linkd.protocol.records import Batch, Source
+from linkd.protocol.records import Batch, SourcePosition
 
 if TYPE_CHECKING:
     from linkd.log.frame import Head
@@ -222,7 +222,7 @@ Its id, and the end in each epoch, oldest first, at most 64.
 """
 
 
-def follows(place: Place | None, source: Source) -> bool:
+def follows(place: Place | None, source: SourcePosition) -> bool:
     """Tell whether a step begins where its peer's cursor stands.
 
     A first step, or one of a new log, always does.
@@ -230,7 +230,7 @@ def follows(place: Place | None, source: Source) -> bool:
     return place is None or place[0] != source.log or place[1][-1].next == source.previous
 
 
-def moved(place: Place | None, source: Source) -> Place:
+def moved(place: Place | None, source: SourcePosition) -> Place:
     """Return the cursor at the end of a step that follows it."""
     end = EpochEnd(source.epoch, source.next)
     if place is None or place[0] != source.log:
@@ -476,7 +476,7 @@ class State:
             self.follow(batch.source)
         self.replay_records(batch, stamp, whole, counts)
 
-    def follow(self, source: Source) -> None:
+    def follow(self, source: SourcePosition) -> None:
         """Move a peer's cursor to the end of a step."""
         self.put(source.peer, moved(self.place(source.peer), source))
 

@@ -19,7 +19,7 @@ from linkd.node.subscriptions import Follower, Readers
 from linkd.protocol import peer as wire
 from linkd.protocol.channels import Patterns
 from linkd.protocol.peer import MAX_VOLATILE_BYTES, Volatile, sendable
-from linkd.protocol.records import MAX_BATCH_BYTES, Batch, Draft, Origin, runs_of
+from linkd.protocol.records import MAX_BATCH_BYTES, Batch, NewRecords, Origin, runs_of
 
 _CHANNELS_KNOWN = 100_000
 
@@ -79,7 +79,7 @@ class VolatileSequence:
         self._nodes: dict[str, dict[_Key, tuple[int, int]]] = {}  # (run, channel): highest, mask
         self._usage = Usage(MAX_KEYS)
 
-    def make(self, draft: Draft, presence: bool = False) -> Volatile:
+    def make(self, draft: NewRecords, presence: bool = False) -> Volatile:
         """Return a publish, or what this node announces of its clients, as a message."""
         self._sequence += 1
         return Volatile(
@@ -137,7 +137,7 @@ class VolatileSequence:
 _ALL = (1 << WINDOW) - 1
 
 
-def messages_of(draft: Draft) -> list[Draft]:
+def messages_of(draft: NewRecords) -> list[NewRecords]:
     """Return a publish as drafts that are one message each.
 
     Raises:

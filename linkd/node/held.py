@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from linkd.log.interface import Log
-from linkd.protocol.records import HELD_BYTES
+from linkd.protocol.records import BATCH_OVERHEAD_BYTES
 
 MOST_HELD_BYTES = 96 * 1024 * 1024
 """What all peers together may have in memory.
@@ -53,7 +53,7 @@ class Held:
             size: Bytes of a batch that is to be stored, or 0.
             part_bytes: Bytes of a record that it has sent in part, counted already.
         """
-        size += HELD_BYTES
+        size += BATCH_OVERHEAD_BYTES
         if self._log.held() + self.part_bytes + size <= MOST_HELD_BYTES:
             return True
         share = MOST_HELD_BYTES // max(1, self._peers())

@@ -32,7 +32,7 @@ from linkd.node.outages import Outages
 from linkd.node.subscriptions import Follower, Readers
 from linkd.protocol import peer as wire
 from linkd.protocol.json import JSON
-from linkd.protocol.records import Draft, Record, encode_records
+from linkd.protocol.records import NewRecords, Record, encode_records
 from linkd.status import (
     Availability,
     CertificateRole,
@@ -235,7 +235,7 @@ class Node:
 
     # -- publishing ---------------------------------------------------------------------------
 
-    def publish(self, draft: Draft, settled: Settled) -> None:
+    def publish(self, draft: NewRecords, settled: Settled) -> None:
         """Publish; see `linkd.api.port.NodePort.publish`."""
         rule = self._rules.of(draft.channel)
         if rule is None:
@@ -253,7 +253,7 @@ class Node:
     def announce(self, channel: str, body: bytes, peers: Collection[str] | None = None) -> None:
         """Send peers who is there; see `linkd.api.port.NodePort.announce`."""
         records = encode_records((Record(body, "", "", JSON),))
-        draft = Draft(channel, 1, records, wall())
+        draft = NewRecords(channel, 1, records, wall())
         self._spread.volatile(self._volatile.make(draft, presence=True), None, peers)
 
     def relay(

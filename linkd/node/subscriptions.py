@@ -17,7 +17,7 @@ from linkd.config import Config
 from linkd.errors import Gap, LinkdError, PublishError
 from linkd.log.interface import RESUME_SECONDS, UNOWNED, Consumer, CursorStore, Log, Owned
 from linkd.protocol.channels import PatternIndex, Patterns
-from linkd.protocol.records import HELD_BYTES, Batch
+from linkd.protocol.records import BATCH_OVERHEAD_BYTES, Batch
 from linkd.status import ConsumerStatus
 
 _READ_BYTES = 512 * 1024
@@ -211,7 +211,7 @@ class Follower:
         while pending and not self._paused and not self._closed:
             batch = pending[0]
             if batch.next <= self.next:
-                self._bytes -= len(pending.popleft().records) + HELD_BYTES
+                self._bytes -= len(pending.popleft().records) + BATCH_OVERHEAD_BYTES
                 continue
             wanted = self._live or known.get(batch.channel)
             if wanted is None:
@@ -219,7 +219,7 @@ class Follower:
             if not self._sink.has_room(len(batch.records) if wanted else 0):
                 self._paused = True
                 break
-            self._bytes -= len(pending.popleft().records) + HELD_BYTES
+            self._bytes -= len(pending.popleft().records) + BATCH_OVERHEAD_BYTES
             if batch.offset < self.next:
                 batch = batch.from_offset(self.next)
             elif batch.offset > self.next and not self._live:
@@ -239,7 +239,7 @@ class Follower:
 
 def _bytes_of(batches: Iterable[Batch]) -> int:
     """Return what batches take in memory."""
-    return sum([len(batch.records) + HELD_BYTES for batch in batches])
+    return sum([len(batch.records) + BATCH_OVERHEAD_BYTES for batch in batches])
 
 
 class FollowerOwner(Protocol):

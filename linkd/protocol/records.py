@@ -16,7 +16,7 @@ from linkd.errors import BadRecord, BodyTooLarge
 MAX_BATCH_BYTES = 65_536
 """A batch of more than one record holds at most this many bytes of encoded records."""
 
-HELD_BYTES = 1024
+BATCH_OVERHEAD_BYTES = 1024
 """What a batch under way counts for beside its records: about what it takes in memory (measured).
 
 Whatever bounds what waits by bytes counts it: a million messages of one byte take a gigabyte.
@@ -88,11 +88,11 @@ class Origin(msgspec.Struct, array_like=True, frozen=True, gc=False):
     after: Annotated[int, msgspec.Meta(ge=0, le=2**62)] | None = None
 
 
-NOWHERE = Origin("", "", "", 0)
+NO_ORIGIN = Origin("", "", "", 0)
 """The origin of a step without records."""
 
 
-class Source(msgspec.Struct, array_like=True, frozen=True, gc=False):
+class SourcePosition(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Which step of a peer's log a received batch is.
 
     It takes our cursor from `previous` to `next`.
@@ -116,7 +116,7 @@ class Producer(msgspec.Struct, array_like=True, frozen=True, gc=False):
     owner: str = ""
 
 
-class Draft(msgspec.Struct, frozen=True, gc=False):
+class NewRecords(msgspec.Struct, frozen=True, gc=False):
     """What a publisher hands to the log: `count` encoded records of one channel, side by side.
 
     Args:
@@ -168,7 +168,7 @@ class Batch(msgspec.Struct, array_like=True, frozen=True, gc=False):
     epoch: str = ""
     ttl: float | None = None
     stamp: float = 0.0
-    source: Source | None = None
+    source: SourcePosition | None = None
     producer: Producer | None = None
 
     @property

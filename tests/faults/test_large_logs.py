@@ -14,7 +14,7 @@ import pytest
 
 from linkd.config import LogSettings
 from linkd.log import open_log
-from linkd.protocol.records import Draft, Record, encode_records
+from linkd.protocol.records import NewRecords, Record, encode_records
 from tests.conftest import CAMPAIGN
 from tests.support import figures
 from tests.support.daemon import Daemon
@@ -37,7 +37,7 @@ def fill(daemon: Daemon, records: int, size: int) -> int:
     while sent < records:
         count = min(each, records - sent)
         batch = encoded if count == each else encode_records([Record(b"x" * size)] * count)
-        log.append(Draft("orders", count, batch, time.time()), outcomes.append)
+        log.append(NewRecords("orders", count, batch, time.time()), outcomes.append)
         sent += count
         while sent // each - len(outcomes) > 200:
             calls.get(timeout=30)()

@@ -26,7 +26,7 @@ from linkd.api.text_frames import Kind
 from linkd.config import ApiKey
 from linkd.log.interface import UNOWNED, Appended, Consumer
 from linkd.protocol import client
-from linkd.protocol.records import Draft, Producer, Record, encode_records
+from linkd.protocol.records import NewRecords, Producer, Record, encode_records
 from linkd.status import Event
 from tests.support.api_calls import Served, pause, thread
 from tests.support.fake_node import KEY, SHOP_KEY, make_config
@@ -186,7 +186,7 @@ class Lab:
         record = encode_records((Record(b"secret", "", MINE["id"]),))
         for sequence, ids in ((1, ()), (2, ()), (3, (MINE["id"],))):
             producer = Producer(MINE["producer"], sequence, "shop")
-            draft = Draft("orders", 1, record, 1.0, None, ids, producer, (), "shop")
+            draft = NewRecords("orders", 1, record, 1.0, None, ids, producer, (), "shop")
             node.log.append(draft, self.settled.append)
         self.ended: list[str] = []
         node.subscribe(("orders",), 2, self, ("shop", MINE["consumer"]))
@@ -228,9 +228,9 @@ class Lab:
         asked: list[Any] = []
         for sequence in (1, 3):
             producer = Producer(MINE["producer"], sequence, "shop")
-            log.append(Draft("orders", 1, RECORD, 1.0, None, (), producer), asked.append)
+            log.append(NewRecords("orders", 1, RECORD, 1.0, None, (), producer), asked.append)
         ids = (MINE["id"],)
-        log.append(Draft("orders", 1, RECORD, 1.0, None, ids, None, (), "shop"), asked.append)
+        log.append(NewRecords("orders", 1, RECORD, 1.0, None, ids, None, (), "shop"), asked.append)
         assert asked == [Appended(1, 0, True), Appended(3, 0, True), Appended(3, 0, True)]
         cookie = keyring.by_cookie(self.cookie)
         return theirs, log.highest("shop", MINE["producer"]), list(self.ended), cookie is not None
@@ -465,7 +465,7 @@ async def test_a_reload_ends_the_long_polls_of_a_key_that_lost_its_right(
         keys["shop"] = msgspec.structs.replace(keys["shop"], subscribe=("news.*",))
     api = msgspec.structs.replace(config.api, keys=tuple(keys.values()))
     lab.served.api.reload(msgspec.structs.replace(config, api=api))
-    lab.node.log.append(Draft("orders", 1, RECORD, 1.0), lambda _: None)
+    lab.node.log.append(NewRecords("orders", 1, RECORD, 1.0), lambda _: None)
     got = await poll
     assert got.status == status
     assert (b"records" in got.body) is (status == 200)

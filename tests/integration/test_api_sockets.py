@@ -22,7 +22,13 @@ from linkd.api.auth import Caller
 from linkd.api.websocket import MAX_FRAMES
 from linkd.protocol import client as stream
 from linkd.protocol.channels import Patterns
-from linkd.protocol.records import HELD_BYTES, Draft, Record, decode_records, encode_records
+from linkd.protocol.records import (
+    BATCH_OVERHEAD_BYTES,
+    NewRecords,
+    Record,
+    decode_records,
+    encode_records,
+)
 from tests.support.api_calls import Served, thread, until
 from tests.support.fake_node import KEY, SHOP_KEY
 
@@ -39,7 +45,7 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
 def put(served: Served, channel: str, *bodies: bytes) -> None:
     """Store messages."""
     records = [Record(body, "", "", "application/json") for body in bodies]
-    draft = Draft(channel, len(records), encode_records(records), 1_790_000_000.25)
+    draft = NewRecords(channel, len(records), encode_records(records), 1_790_000_000.25)
     served.node.log.append(draft, lambda _: None)
 
 
@@ -852,7 +858,7 @@ async def test_after_too_many_a_producer_opens_again_and_none_is_taken_for_a_rep
     served: Served,
 ) -> None:
     log = served.node.log
-    over = 2 + 131_072 // (HELD_BYTES + len(ONE))
+    over = 2 + 131_072 // (BATCH_OVERHEAD_BYTES + len(ONE))
     limits = msgspec.structs.replace(served.node.config.limits, publish_pending_bytes=65_536)
     served.node.config = msgspec.structs.replace(served.node.config, limits=limits)
 
@@ -885,7 +891,7 @@ async def test_none_above_a_refused_number_is_taken_before_it_comes_again(served
     log = served.node.log
     limits = msgspec.structs.replace(served.node.config.limits, publish_pending_bytes=65_536)
     served.node.config = msgspec.structs.replace(served.node.config, limits=limits)
-    over = 1 + 131_072 // (HELD_BYTES + len(ONE))
+    over = 1 + 131_072 // (BATCH_OVERHEAD_BYTES + len(ONE))
 
     def publishes(first: int, end: int) -> list[stream.Publish]:
         return [stream.Publish(number, "ab"[number % 2], 1, ONE) for number in range(first, end)]

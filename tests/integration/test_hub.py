@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest_twisted
 
-from linkd.protocol.records import Batch, Draft, Record, decode_records, encode_records
+from linkd.protocol.records import Batch, NewRecords, Record, decode_records, encode_records
 from tests.conftest import CAMPAIGN
 from tests.support import figures
 from tests.support.real_nodes import RealNode, peer, until
@@ -87,7 +87,9 @@ async def test_each_peer_gets_exactly_its_own(tmp_path: Path) -> None:
             bodies = [Record(b"%d" % number) for number in range(start, start + BATCH)]
             records = encode_records(bodies)
             for channel in range(CHANNELS):
-                source.node.publish(Draft(f"c.{channel}.x", BATCH, records, 0.0), settled.append)
+                source.node.publish(
+                    NewRecords(f"c.{channel}.x", BATCH, records, 0.0), settled.append
+                )
             await until(lambda s=start: len(settled) >= (s // BATCH - 20) * CHANNELS, 120.0)
         wants = [dict.fromkeys(channels(n), EACH) for n in range(PEERS)]
         await until(lambda: [t.next for t in tallies] == wants, 600.0)

@@ -20,7 +20,7 @@ from websockets.typing import Subprotocol
 
 import linkd.client
 from linkd.protocol import client as stream
-from linkd.protocol.records import MAX_BATCH_BYTES, Draft, Record, encode_records, read_records
+from linkd.protocol.records import MAX_BATCH_BYTES, NewRecords, Record, encode_records, read_records
 from tests.support.daemon import Daemon
 from tests.support.duo import Duo, run, until
 from tests.support.logs import SegmentBench, append
@@ -97,8 +97,8 @@ def duo() -> Iterator[Duo]:
         bench.wall[0] = time.time()
         good = encode_records((Record(b"good"),))
         for one in UNREADABLE:
-            append(bench, Draft("odd", 3, good + one + good, time.time()))
-        append(bench, Draft("odd", 1, DEEP, time.time()))
+            append(bench, NewRecords("odd", 3, good + one + good, time.time()))
+        append(bench, NewRecords("odd", 1, DEEP, time.time()))
         bench.close()
         pair.edge.start()
         pair.joined()
@@ -373,7 +373,7 @@ def test_a_log_of_the_version_before_is_read(tmp_path: Path) -> None:
     """Records of four items, as they were written before there were headers."""
     bench = SegmentBench(tmp_path)
     old = msgspec.msgpack.encode([b"x", "t", "i", "text/plain"])
-    append(bench, Draft("orders", 2, old + old, 1.0))
+    append(bench, NewRecords("orders", 2, old + old, 1.0))
     bench.restart()
     found: list[Any] = []
     bench.log.fetch(1, 1000, found.append)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from linkd.errors import BadRecord
 from linkd.log.interface import Appended
 from linkd.log.memory_log import MemoryLog
-from linkd.protocol.records import Draft, Producer, Record, decode_records, encode_records
+from linkd.protocol.records import NewRecords, Producer, Record, decode_records, encode_records
 
 PUBLISH = st.tuples(
     st.just("publish"),
@@ -52,7 +52,9 @@ def test_a_success_means_stored_once(actions: list[Any]) -> None:
             )
             several = tuple(counts) if len(counts) > 1 else ()
             producer = Producer("till", last, owner)
-            draft = Draft(channel, sum(counts), records, 1.0, None, (), producer, several, owner)
+            draft = NewRecords(
+                channel, sum(counts), records, 1.0, None, (), producer, several, owner
+            )
 
             def settled(
                 outcome: Any, log: Any = log, owner: str = owner, numbers: range = numbers

@@ -15,7 +15,7 @@ from linkd.log.memory_log import MemoryLog
 from linkd.node import LinkDriver, Node, Stores
 from linkd.node.outages import Outages
 from linkd.protocol import peer
-from linkd.protocol.records import Batch, Draft, Record, decode_records, encode_records
+from linkd.protocol.records import Batch, NewRecords, Record, decode_records, encode_records
 
 _keys = count(1)
 
@@ -256,7 +256,7 @@ def publish(node: Node, channel: str, *contents: bytes, ttl: float | None = None
     """Publish, and return the list that gets the outcome."""
     outcomes: list[object] = []
     records = encode_records([Record(content) for content in contents])
-    node.publish(Draft(channel, len(contents), records, 0.0, ttl), outcomes.append)
+    node.publish(NewRecords(channel, len(contents), records, 0.0, ttl), outcomes.append)
     return outcomes
 
 

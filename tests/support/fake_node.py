@@ -20,7 +20,7 @@ from linkd.log.interface import Appended, Consumer, Owned, Settled
 from linkd.log.memory_log import MemoryLog
 from linkd.node.subscriptions import Follower, Readers
 from linkd.protocol.channels import Patterns
-from linkd.protocol.records import Batch, Draft, Origin
+from linkd.protocol.records import Batch, NewRecords, Origin
 from linkd.status import (
     Availability,
     CertificateStatus,
@@ -54,7 +54,7 @@ class FakeNode:
         self.stopping = False
         self.links: dict[str, LinkStatus] = {"hub": link("hub")}
         self.reached: dict[str, int] = {}
-        self.published: list[Draft] = []
+        self.published: list[NewRecords] = []
         self.counts: Counter[tuple[str, str]] = Counter()
         self.on_measured: list[Any] = []
         self.on_fell: list[Any] = []
@@ -94,7 +94,7 @@ class FakeNode:
 
     # NodePort
 
-    def publish(self, draft: Draft, settled: Settled) -> None:
+    def publish(self, draft: NewRecords, settled: Settled) -> None:
         self.published.append(draft)
         for rule in self.config.channels:
             if rule.delivery == "volatile" and Patterns((rule.name,)).match(draft.channel):

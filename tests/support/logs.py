@@ -15,11 +15,11 @@ from linkd.log.origins import Origins, OriginsSnapshot
 from linkd.log.writer import Writer
 from linkd.protocol.records import (
     Batch,
-    Draft,
+    NewRecords,
     Origin,
     Producer,
     Record,
-    Source,
+    SourcePosition,
     decode_records,
     encode_records,
 )
@@ -117,10 +117,10 @@ def records(*bodies: bytes, ids: tuple[str, ...] = ()) -> bytes:
     return encode_records(Record(body, id=name) for body, name in zip(bodies, names, strict=True))
 
 
-def draft(*bodies: bytes, channel: str = "orders", **more: Any) -> Draft:
+def draft(*bodies: bytes, channel: str = "orders", **more: Any) -> NewRecords:
     """Return a draft of records with these bodies."""
     encoded = records(*bodies, ids=more.get("ids", ()))
-    return Draft(channel, len(bodies), encoded, more.pop("time", 1.0), **more)
+    return NewRecords(channel, len(bodies), encoded, more.pop("time", 1.0), **more)
 
 
 def received(
@@ -134,12 +134,12 @@ def received(
     origin: Origin | None = None,
 ) -> Batch:
     """Return a batch as a session hands it over."""
-    source = Source(peer, log, epoch, previous, next)
+    source = SourcePosition(peer, log, epoch, previous, next)
     origin = origin or Origin(peer, log, epoch, next - len(bodies))
     return Batch(0, channel, len(bodies), records(*bodies), 1.0, origin, source=source)
 
 
-def append(bench: Any, *drafts: Draft) -> list[Any]:
+def append(bench: Any, *drafts: NewRecords) -> list[Any]:
     """Append drafts and return what became of them, in order."""
     got: list[Any] = []
     for one in drafts:

@@ -13,7 +13,7 @@ from linkd.log.interface import Appended
 from linkd.log.memory_log import MemoryLog
 from linkd.protocol import peer as wire
 from linkd.protocol.channels import Patterns
-from linkd.protocol.records import Batch, Draft, Record, decode_records, encode_records
+from linkd.protocol.records import Batch, NewRecords, Record, decode_records, encode_records
 
 
 class Pipe:
@@ -221,7 +221,7 @@ class ModelNode:
             assert isinstance(outcome, Appended)
             kept.extend(bodies)
 
-        self.log.append(Draft(channel, len(bodies), records, 0.0), settled)
+        self.log.append(NewRecords(channel, len(bodies), records, 0.0), settled)
 
     def make_room(self) -> None:
         """Take what comes again, and ask for what was left out."""

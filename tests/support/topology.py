@@ -20,7 +20,7 @@ from linkd.log.interface import Appended
 from linkd.log.memory_log import MemoryLog
 from linkd.protocol import peer as wire
 from linkd.protocol.channels import Patterns
-from linkd.protocol.records import Batch, Draft, Record, decode_records, encode_records
+from linkd.protocol.records import Batch, NewRecords, Record, decode_records, encode_records
 from tests.support.session_model import (
     Link,
     ModelNode,
@@ -119,7 +119,7 @@ class PathNode(ModelNode):
             assert isinstance(outcome, Appended)
             kept.extend(bodies)
 
-        self.log.append(Draft(channel, len(bodies), records, max(0.0, self.wall)), settled)
+        self.log.append(NewRecords(channel, len(bodies), records, max(0.0, self.wall)), settled)
 
     def jump(self, days: int) -> None:
         """Step the wall clock, and let the log's clock pass as much, if that is forward."""

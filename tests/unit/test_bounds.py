@@ -32,7 +32,7 @@ from linkd.protocol.records import (
     MAX_BATCH_BYTES,
     MAX_TTL_SECONDS,
     Batch,
-    Draft,
+    NewRecords,
     Origin,
     Record,
     check_records,
@@ -260,7 +260,7 @@ def test_whatever_a_publisher_gets_through_on_a_volatile_channel_passes_a_link()
     for size in (0, 60_000, 126_900, 126_966, 126_967, 130_000, 16_000_000):
         for count in (1, 7):
             encoded = encode_records([Record(bytes(size))] * count)
-            draft = Draft(CHANNEL, count, encoded, 1e300, MAX_TTL_SECONDS)
+            draft = NewRecords(CHANNEL, count, encoded, 1e300, MAX_TTL_SECONDS)
             if refused(lambda d=draft: messages_of(d)):
                 assert len(encoded) // count > peer.MAX_VOLATILE_BYTES
                 continue

@@ -14,7 +14,7 @@ from linkd.api.server import Api
 from linkd.api.sinks import PATTERN_COST, SUBSCRIPTION_BYTES, SlicedSink
 from linkd.api.sse import RecordStream
 from linkd.net.rate_limit import SLICE_SECONDS
-from linkd.protocol.records import Batch, Draft, Origin, Record, encode_records, read_records
+from linkd.protocol.records import Batch, NewRecords, Origin, Record, encode_records, read_records
 from tests.support.fake_node import FakeNode, make_config
 from tests.support.step_clock import StepClock
 
@@ -63,7 +63,7 @@ class Bench:
 
     def publish(self, *bodies: bytes) -> None:
         records = encode_records([Record(body) for body in bodies])
-        self.node.publish(Draft("a", len(bodies), records, 0.0), lambda _: None)
+        self.node.publish(NewRecords("a", len(bodies), records, 0.0), lambda _: None)
 
     def follow(self) -> None:
         self.sink.subscribe(ANYONE, ("a",), "latest")
@@ -225,11 +225,11 @@ def test_a_subscription_has_a_position_also_where_all_was_for_others(bench: Benc
     bench.follow()
     subscription = bench.sink.subscription
     assert subscription is not None
-    bench.node.publish(Draft("b", 1, encode_records([Record(b"x")]), 0.0), lambda _: None)
+    bench.node.publish(NewRecords("b", 1, encode_records([Record(b"x")]), 0.0), lambda _: None)
     assert subscription.position() == 2
     bench.sink.reads = False
     bench.publish(b"1")
-    bench.node.publish(Draft("b", 1, encode_records([Record(b"x")]), 0.0), lambda _: None)
+    bench.node.publish(NewRecords("b", 1, encode_records([Record(b"x")]), 0.0), lambda _: None)
     assert subscription.position() == 2, "one of its own waits for room"
     bench.sink.reads = True
     bench.sink.resume()

@@ -30,7 +30,7 @@ from linkd.errors import BodyTooLarge, ChannelRefused, Gap, LinkdError, LogFull
 from linkd.protocol import client
 from linkd.protocol.client import Published
 from linkd.protocol.peer import EpochStart
-from linkd.protocol.records import HELD_BYTES, encode_records
+from linkd.protocol.records import BATCH_OVERHEAD_BYTES, encode_records
 from linkd.protocol.records import Record as Encoded
 from tests.support.stream_daemon import LINK
 
@@ -138,24 +138,24 @@ def test_no_more_is_sent_ahead_than_the_daemon_takes() -> None:
     settled: list[Published | LinkdError] = []
     for _ in range(5):
         session.flight.add("a", 1, b"x" * 40, settled.append)
-    assert len(up(session, pending=2 * HELD_BYTES + 100)) == 2
+    assert len(up(session, pending=2 * BATCH_OVERHEAD_BYTES + 100)) == 2
     tell(session, client.Published(1, 1, 1))
     assert [frame.sequence for frame in frames(session) if isinstance(frame, client.Publish)] == [3]
     session.lost()
-    assert len(up(session, pending=2 * HELD_BYTES + 100)) == 2
+    assert len(up(session, pending=2 * BATCH_OVERHEAD_BYTES + 100)) == 2
 
 
 def test_a_bound_that_was_lowered_is_obeyed_from_the_next_opened_on() -> None:
     session = Session("p")
     settled: list[Published | LinkdError] = []
-    up(session, pending=100 * HELD_BYTES)
+    up(session, pending=100 * BATCH_OVERHEAD_BYTES)
     for _ in range(5):
         session.flight.add("a", 1, b"x", settled.append)
     assert len([f for f in frames(session) if isinstance(f, client.Publish)]) == 5
     tell(session, client.PublishFailed(1, "too-many", "why"))
     assert [type(f) for f in frames(session)] == [client.Open]
     tell(session, *[client.PublishFailed(number, "too-many", "why") for number in range(2, 6)])
-    tell(session, client.Opened(1, "n", "s", "log", 1, 1 << 20, 2 * HELD_BYTES + 10))
+    tell(session, client.Opened(1, "n", "s", "log", 1, 1 << 20, 2 * BATCH_OVERHEAD_BYTES + 10))
     for _ in range(5):
         session.flight.add("a", 1, b"x", settled.append)
     assert len([f for f in frames(session) if isinstance(f, client.Publish)]) == 2

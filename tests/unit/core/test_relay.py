@@ -21,7 +21,7 @@ from linkd.core.session_effects import (
 from linkd.protocol import peer as wire
 from linkd.protocol.channels import Patterns
 from linkd.protocol.peer import Cursor, EpochEnd, EpochStart, Hello, Step, Volatile
-from linkd.protocol.records import Batch, Origin, Record, Source, encode_records
+from linkd.protocol.records import Batch, Origin, Record, SourcePosition, encode_records
 
 BODY = encode_records([Record(b"x")])
 
@@ -87,7 +87,7 @@ def test_without_relay_only_what_began_at_the_peer_is_stored_and_the_cursor_move
     assert effects[0] == NotRelayed("orders", 1, inbound=True)
     batch = stored(effects)
     assert (batch.count, batch.records) == (0, b"")
-    assert batch.source == Source("mallory", "mallorylog", "e1", 11, 12)
+    assert batch.source == SourcePosition("mallory", "mallorylog", "e1", 11, 12)
     assert stored(session.received(step(12, MINE), 0.0)).count == 1
 
 
@@ -162,7 +162,7 @@ def own(offset: int, channel: str = "orders") -> Batch:
 
 def foreign(offset: int, peer: str = "edge", channel: str = "orders") -> Batch:
     """Return a batch that `peer` brought to the hub."""
-    source = Source(peer, f"{peer}log", "e1", 1, 2)
+    source = SourcePosition(peer, f"{peer}log", "e1", 1, 2)
     origin = Origin(peer, f"{peer}log", "e1", 1)
     return Batch(offset, channel, 1, BODY, 1.0, origin, "e1", source=source)
 

@@ -40,12 +40,12 @@ from linkd.protocol.peer import (
     Volatile,
 )
 from linkd.protocol.records import (
-    HELD_BYTES,
+    BATCH_OVERHEAD_BYTES,
     MAX_BATCH_BYTES,
     Batch,
     Origin,
     Record,
-    Source,
+    SourcePosition,
     decode_records,
     encode_records,
 )
@@ -257,7 +257,7 @@ def test_what_came_is_acknowledged_once_it_is_on_disk_and_once() -> None:
     session = begun()
     (store,) = session.received(step(10, 12, b"x", b"y"), 0.0)
     assert isinstance(store, Store)
-    assert store.batch.source == Source("hub", "hublog", "e1", 10, 12)
+    assert store.batch.source == SourcePosition("hub", "hublog", "e1", 10, 12)
     inbound = session.inbound
     assert inbound.ack() == []
     inbound.stored(12)
@@ -306,7 +306,10 @@ def test_a_gap_is_told_from_where_we_stood_and_moves_us_on() -> None:
     told, store = session.received(GapTold(10, 30, "e1"), 0.0)
     assert told == Gone(10, 30, inbound=True)
     assert isinstance(store, Store)
-    assert (store.batch.count, store.batch.source) == (0, Source("hub", "hublog", "e1", 10, 30))
+    assert (store.batch.count, store.batch.source) == (
+        0,
+        SourcePosition("hub", "hublog", "e1", 10, 30),
+    )
     assert session.inbound.received == 30
 
 
@@ -314,7 +317,10 @@ def test_a_step_without_records_moves_our_cursor_and_nothing_else() -> None:
     session = begun()
     (store,) = session.received(step(10, 30), 0.0)
     assert isinstance(store, Store)
-    assert (store.batch.count, store.batch.source) == (0, Source("hub", "hublog", "e1", 10, 30))
+    assert (store.batch.count, store.batch.source) == (
+        0,
+        SourcePosition("hub", "hublog", "e1", 10, 30),
+    )
     assert (session.inbound.received, session.inbound.received_records) == (30, 0)
 
 
@@ -332,7 +338,7 @@ def test_what_we_do_not_take_is_left_out_and_the_cursor_moves() -> None:
     assert refused == Refused("secret", 2)
     assert isinstance(store, Store)
     assert (store.batch.count, store.batch.records) == (0, b"")
-    assert store.batch.source == Source("hub", "hublog", "e1", 10, 12)
+    assert store.batch.source == SourcePosition("hub", "hublog", "e1", 10, 12)
     records = encode_records([Record(b"v")])
     volatile = Volatile("secret", 1, records, 1.0, None, "hub", "r", 1)
     assert session.received(volatile, 0.0) == [Refused("secret", 1)]
@@ -498,7 +504,7 @@ def test_a_connection_without_room_gets_nothing_and_goes_on_where_it_stopped() -
 
 
 def test_the_window_holds_until_something_is_acknowledged() -> None:
-    session = made(window_bytes=1500 + 2 * HELD_BYTES)
+    session = made(window_bytes=1500 + 2 * BATCH_OVERHEAD_BYTES)
     outbound = session.outbound
     greeted(session, theirs=hello())
     outbound.owe(4, 4 * len(batch(1, bytes(1000)).records), 4)  # one too many, none above 3
@@ -522,7 +528,7 @@ def test_the_window_holds_until_something_is_acknowledged() -> None:
 def test_nothing_is_owed_to_where_it_came_from_or_is_not_taken() -> None:
     session = made()
     outbound = session.outbound
-    came = Source("hub", "hublog", "e1", 1, 2)
+    came = SourcePosition("hub", "hublog", "e1", 1, 2)
     assert not outbound.owes(batch(1, b"x", origin=ORIGIN))
     assert not outbound.owes(batch(1, b"x", origin=Origin("far", "f", "e", 1), source=came))
     assert outbound.owes(batch(1, b"x"))
@@ -591,13 +597,13 @@ def test_a_position_waits_for_the_rest_of_a_large_record() -> None:
 
 def test_a_crowd_of_small_batches_fills_the_window_and_what_may_wait() -> None:
     """Their records are next to nothing; what they take in memory at both ends is not."""
-    session = made(window_bytes=10 * HELD_BYTES)
+    session = made(window_bytes=10 * BATCH_OVERHEAD_BYTES)
     greeted(session, theirs=hello())
     outbound = session.outbound
     batches = [batch(offset, b"x") for offset in range(1, 100)]
     assert len(sent(outbound.read(batches, 0.0, 0.0))) == 10
     assert len(sent(session.received(Ack(11), 0.0) + outbound.writable(True, 0.0, 0.0))) == 10
-    session = begun(max_waiting_bytes=10 * HELD_BYTES)
+    session = begun(max_waiting_bytes=10 * BATCH_OVERHEAD_BYTES)
     for offset in range(10, 19):
         session.received(step(offset, offset + 1, b"x"), 0.0)
     with pytest.raises(RemoteProtocolError, match="expected at most"):
@@ -695,7 +701,10 @@ def test_records_are_packed_where_both_ends_can_and_it_pays() -> None:
         assert message.encoding == encoding
         assert (message.size < 5000) is (size < 5000 or encoding == "zstd")
         # The window and what is owed count what the records are, not how they travel.
-        assert session.outbound.flight_bytes == len(batch(1, bytes(size)).records) + HELD_BYTES
+        assert (
+            session.outbound.flight_bytes
+            == len(batch(1, bytes(size)).records) + BATCH_OVERHEAD_BYTES
+        )
 
 
 def test_what_does_not_get_smaller_travels_as_it_is() -> None:

@@ -15,7 +15,13 @@ from linkd.log.interface import Appended
 from linkd.log.producers import MAX_HOLES
 from linkd.log.state import Forgotten
 from linkd.protocol.peer import Cursor, EpochEnd
-from linkd.protocol.records import HELD_BYTES, MAX_BATCH_BYTES, Draft, Origin, Producer
+from linkd.protocol.records import (
+    BATCH_OVERHEAD_BYTES,
+    MAX_BATCH_BYTES,
+    NewRecords,
+    Origin,
+    Producer,
+)
 from tests.support.logs import (
     MemoryBench,
     SegmentBench,
@@ -103,7 +109,7 @@ def test_a_producer_and_its_numbers_are_its_owners(bench: Any) -> None:
 
 
 def test_a_draft_of_several_numbers_is_new_as_a_whole(bench: Any) -> None:
-    def several(number: int, *bodies_: bytes, counts: tuple[int, ...]) -> Draft:
+    def several(number: int, *bodies_: bytes, counts: tuple[int, ...]) -> NewRecords:
         one = draft(*bodies_, producer=numbered("p", number))
         return msgspec.structs.replace(one, counts=counts)
 
@@ -186,9 +192,9 @@ def test_an_id_is_its_owners(bench: Any) -> None:
 def test_malformed_drafts_are_refused(bench: Any) -> None:
     got = append(
         bench,
-        Draft("c", 2, b"\xc0\xc0", 1.0, ids=("x",)),
+        NewRecords("c", 2, b"\xc0\xc0", 1.0, ids=("x",)),
         draft(b"a", producer=numbered("p", 0)),
-        Draft("c", 0, b"", 1.0),
+        NewRecords("c", 0, b"", 1.0),
     )
     assert all(isinstance(outcome, BadRecord) for outcome in got)
     assert bench.log.next == 1
@@ -246,7 +252,7 @@ def test_what_waits_for_the_disk_is_counted_by_peer(bench: Any) -> None:
     bench.log.store(received(2, 3), got.append)
     assert bench.log.held("hub") == bench.log.held()
     assert bench.log.held("nobody") == 0
-    assert got or bench.log.held() > 2 * HELD_BYTES
+    assert got or bench.log.held() > 2 * BATCH_OVERHEAD_BYTES
     bench.until(lambda: len(got) == 2)
     assert bench.log.held() == bench.log.held("hub") == 0
     assert not bench.log.withholds()

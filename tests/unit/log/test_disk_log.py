@@ -24,7 +24,7 @@ from linkd.log.segment import read_head, scan
 from linkd.log.snapshot import snapshot_numbers
 from linkd.log.state import Snapshot
 from linkd.log.writer import MEASURE_BYTES, Idle, Written
-from linkd.protocol.records import HELD_BYTES, Draft, Origin
+from linkd.protocol.records import BATCH_OVERHEAD_BYTES, NewRecords, Origin
 from tests.support.disk import RecordingFiles
 from tests.support.logs import (
     SegmentBench,
@@ -365,7 +365,9 @@ def test_many_at_once_share_commits(bench: SegmentBench) -> None:
 
 
 def test_a_flood_is_cut_into_commits(bench: SegmentBench) -> None:
-    got = append(bench, *[Draft("c", 1, draft(bytes(60_000)).records, 1.0) for _ in range(400)])
+    got = append(
+        bench, *[NewRecords("c", 1, draft(bytes(60_000)).records, 1.0) for _ in range(400)]
+    )
     assert all(isinstance(outcome, Appended) for outcome in got)
     assert len(list(bench.path.glob("*.log"))) >= 3
 
@@ -510,7 +512,7 @@ def test_a_crowd_that_waited_for_the_disk_goes_in_groups_of_a_turn_each(
 def test_what_waits_for_a_disk_that_stands_is_bounded_for_all_publishers_together(
     bench: SegmentBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("linkd.log.commit.MOST_WAITING_BYTES", 10 * HELD_BYTES)
+    monkeypatch.setattr("linkd.log.commit.MOST_WAITING_BYTES", 10 * BATCH_OVERHEAD_BYTES)
     got: list[Any] = []
     for number in range(20):
         bench.log.append(draft(b"x", channel="ab"[number % 2]), got.append)

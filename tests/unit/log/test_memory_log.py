@@ -16,7 +16,7 @@ from linkd.log.files import SegmentSettings
 from linkd.log.interface import Appended
 from linkd.log.memory_log import BoundedMemoryLog
 from linkd.log.producers import MAX_HOLES
-from linkd.protocol.records import HELD_BYTES, Producer
+from linkd.protocol.records import BATCH_OVERHEAD_BYTES, Producer
 from tests.support.logs import draft, numbered, received
 
 
@@ -123,7 +123,7 @@ def test_it_knows_whose_log_records_come_from() -> None:
     assert log.origin_node("elsewhere") is None
 
 
-EACH = HELD_BYTES + 1_000
+EACH = BATCH_OVERHEAD_BYTES + 1_000
 BOUNDS = SegmentSettings(memory_bytes=10 * EACH, max_bytes=100 * EACH)
 DROPPING = replace(BOUNDS, when_full="drop-oldest")
 
@@ -132,7 +132,7 @@ def filled(log: BoundedMemoryLog, count: int) -> list[Any]:
     """Append so many batches of one record, each of about `EACH` bytes; return what came of it."""
     got: list[Any] = []
     for _ in range(count):
-        log.append(draft(b"x" * (EACH - HELD_BYTES - 6)), got.append)
+        log.append(draft(b"x" * (EACH - BATCH_OVERHEAD_BYTES - 6)), got.append)
     return got
 
 

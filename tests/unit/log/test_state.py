@@ -13,7 +13,7 @@ from linkd.log.cache import Tail
 from linkd.log.origins import Verdict
 from linkd.log.state import MAX_EPOCHS, Ids, State, digest, moved, take_back
 from linkd.protocol.peer import EpochEnd
-from linkd.protocol.records import NOWHERE, Batch, Origin, Source
+from linkd.protocol.records import NO_ORIGIN, Batch, Origin, SourcePosition
 
 
 def test_an_id_is_its_channels() -> None:
@@ -171,7 +171,7 @@ def test_own_records_that_come_back_are_left_out_and_proven_where_this_log_reach
 
 def batch(offset: int, count: int = 1, size: int = 10) -> Batch:
     """Return a batch of empty bytes."""
-    return Batch(offset, "orders", count, bytes(size), 1.0, NOWHERE)
+    return Batch(offset, "orders", count, bytes(size), 1.0, NO_ORIGIN)
 
 
 def test_the_tail_keeps_the_newest_and_frees_what_it_forgot() -> None:
@@ -207,5 +207,5 @@ def test_a_hole_in_the_tail_is_a_gap_and_ends_a_read_before_it() -> None:
 
 def test_a_step_that_is_stored_in_pieces_moves_the_cursor_once() -> None:
     place = ("log", (EpochEnd("a", 5),))
-    assert moved(place, Source("edge", "log", "a", 5, 9)) == ("log", (EpochEnd("a", 9),))
-    assert moved(place, Source("edge", "log", "a", 1, 5)) is place
+    assert moved(place, SourcePosition("edge", "log", "a", 5, 9)) == ("log", (EpochEnd("a", 9),))
+    assert moved(place, SourcePosition("edge", "log", "a", 1, 5)) is place

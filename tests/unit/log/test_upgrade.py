@@ -13,7 +13,7 @@ from linkd.log import origins, recovery
 from linkd.log.origins import MAX_INTERVALS, Origins, Verdict
 from linkd.log.segment import CARRYING, FORMAT, read_head
 from linkd.log.snapshot import OldOrigins, snapshot_numbers
-from linkd.protocol.records import Batch, Origin, Source
+from linkd.protocol.records import Batch, Origin, SourcePosition
 from tests.support.logs import SegmentBench, records, store, unpack
 
 DATA = Path(__file__).with_name("data") / "format-1-paths.tar.gz"
@@ -49,7 +49,7 @@ def bring(bench: SegmentBench, some: Pieces) -> list[Any]:
     for channel, first, count in some:
         origin = Origin("far", "farlog", "e1", first, last.get(channel, 0))
         last[channel] = first + count - 1
-        source = Source("other", "otherlog", "o1", at, at + count)
+        source = SourcePosition("other", "otherlog", "o1", at, at + count)
         got += store(
             bench,
             Batch(0, channel, count, records(*[b"x"] * count), 1.0, origin, source=source),

@@ -8,7 +8,7 @@ import pytest
 
 from linkd.config import PeerSettings
 from linkd.protocol import peer
-from linkd.protocol.records import NOWHERE
+from linkd.protocol.records import NO_ORIGIN
 from tests.support.fake_net import FakeNet, Kept, one_publish
 
 EDGE = PeerSettings(name="edge", receive=("up",))
@@ -100,7 +100,7 @@ def test_a_record_that_comes_slowly_in_parts_is_no_reason(
     net: FakeNet, overdue: list[float]
 ) -> None:
     edge, hub = net.nodes["edge"].link("hub"), net.nodes["hub"].link("edge")
-    step = peer.Step(1, 2, "e", "up", 1, 70_000, bytes(65_536), origin=NOWHERE)
+    step = peer.Step(1, 2, "e", "up", 1, 70_000, bytes(65_536), origin=NO_ORIGIN)
     hub.carrier.session.inbound._step = step
     edge.carrier.session.outbound._flight.append((2, 1, 70_000, 0.0))
     net.run(65.0)

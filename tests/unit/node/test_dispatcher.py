@@ -16,7 +16,7 @@ from linkd.log.repair import JUMP
 from linkd.node import Node, dispatcher
 from linkd.node.dispatcher import WINDOW, VolatileSequence, as_batch
 from linkd.protocol.peer import Step, Volatile, decode
-from linkd.protocol.records import Batch, Draft
+from linkd.protocol.records import Batch, NewRecords
 from tests.support.fake_net import FakeNet, Kept, bodies, publish
 
 
@@ -27,7 +27,7 @@ def message(sequence: int, channel: str = "t", node: str = "far", run: str = "r"
 
 def test_own_messages_are_numbered_and_never_come_back() -> None:
     one = VolatileSequence("here", "run")
-    made = [one.make(Draft("t", 1, b"\xc0", 1.0)) for _ in range(3)]
+    made = [one.make(NewRecords("t", 1, b"\xc0", 1.0)) for _ in range(3)]
     assert [each.sequence for each in made] == [1, 2, 3]
     assert (made[0].node, made[0].run) == ("here", "run")
     assert one.judge(made[0]) == "repeated"

@@ -18,7 +18,14 @@ from linkd.log.interface import RESUME_PREFIX, RESUME_SECONDS, UNOWNED, Consumer
 from linkd.node import subscriptions
 from linkd.node.subscriptions import AGED_AT_ONCE, AGING_SECONDS, LOOKS, Follower
 from linkd.protocol.channels import Patterns
-from linkd.protocol.records import HELD_BYTES, Batch, Draft, Origin, Record, encode_records
+from linkd.protocol.records import (
+    BATCH_OVERHEAD_BYTES,
+    Batch,
+    NewRecords,
+    Origin,
+    Record,
+    encode_records,
+)
 from tests.support.fake_node import FakeNode, make_config
 
 ORIGIN = Origin("edge", "log", "epoch", 1)
@@ -123,7 +130,7 @@ def test_all_of_its_own_comes_once_in_order(room: int, steps: list[Any]) -> None
             crowd.follower.offer([], crowd.log.next)
         else:
             crowd.sink.eager = step == "eager"
-        held = sum(len(batch.records) + HELD_BYTES for batch in crowd.follower._pending)
+        held = sum(len(batch.records) + BATCH_OVERHEAD_BYTES for batch in crowd.follower._pending)
         assert not crowd.follower._live or held <= READ_BYTES
     crowd.sink.room = 0
     crowd.give(10_000)
@@ -208,7 +215,7 @@ def publish(node: FakeNode, channel: str, count: int = 1, size: int = 1000) -> N
     """Publish records, each in a batch of its own."""
     for _ in range(count):
         records = encode_records((Record(bytes(size)),))
-        node.log.append(Draft(channel, 1, records, 1.0), lambda _: None)
+        node.log.append(NewRecords(channel, 1, records, 1.0), lambda _: None)
 
 
 def make(node: FakeNode, key: Owned, *patterns: str, next: int = 1) -> None:

@@ -11,7 +11,7 @@ import pytest
 from linkd.config import PeerSettings
 from linkd.core.session_effects import Store
 from linkd.protocol import peer
-from linkd.protocol.records import NOWHERE, Batch, Source
+from linkd.protocol.records import NO_ORIGIN, Batch, SourcePosition
 from tests.support.fake_net import FakeConnection, FakeNet, Kept, one_publish
 
 EDGE = PeerSettings(name="edge", dial=("ws://edge/link",), send=("orders",), receive=("orders",))
@@ -171,8 +171,8 @@ def test_a_step_that_would_leave_a_hole_ends_the_connection_loudly(
     one_publish(hub, "orders", b"one")
     net.run(0.1)
     carrier, end = edge.link("hub").carrier, edge.link("hub").connection
-    source = Source("hub", hub.log.id, hub.log.epoch, 7, 9)
-    hole = Batch(0, "", 0, b"", 0.0, NOWHERE, source=source)
+    source = SourcePosition("hub", hub.log.id, hub.log.epoch, 7, 9)
+    hole = Batch(0, "", 0, b"", 0.0, NO_ORIGIN, source=source)
     carrier.perform([Store(hole), Store(hole)])
     assert end.ended
     assert told == [
