@@ -19,7 +19,7 @@ from linkd.client.record import Reading, pack
 from linkd.client.session import Session as ClientSession
 from linkd.client.websocket import WebSocket
 from linkd.config import Config, NodeSettings
-from linkd.core.session import Greeting, Session
+from linkd.core.session import Handshake, Session
 from linkd.core.session_effects import Send, SessionSettings, Store
 from linkd.log.interface import Appended
 from linkd.log.memory_log import MemoryLog
@@ -224,8 +224,8 @@ def _greeted() -> tuple[Session, Session]:
         )
         for name in ("edge", "hub")
     ]
-    ends[0].greeted(Greeting(hellos[0], hellos[1], 1, True), 0.0)
-    ends[1].greeted(Greeting(hellos[1], hellos[0], 1, True), 0.0)
+    ends[0].greeted(Handshake(hellos[0], hellos[1], 1, True), 0.0)
+    ends[1].greeted(Handshake(hellos[1], hellos[0], 1, True), 0.0)
     return ends[0], ends[1]
 
 

@@ -18,10 +18,10 @@ import msgspec
 from linkd.core.session_effects import (
     Effect,
     FalseOrigin,
-    Gone,
+    ForwardVolatile,
     NotRelayed,
-    Pass,
-    Refused,
+    OffsetsLost,
+    RecordsRefused,
     Rewind,
     Send,
     SessionSettings,
@@ -317,7 +317,7 @@ class Inbound:
         first = gap.previous if self.received is None else self.received
         begun = self._check_place(gap.previous, gap.next)
         step = Step(gap.previous, gap.next, gap.epoch)
-        return [*begun, Gone(first, gap.next, inbound=True), self._store(step, b"")]
+        return [*begun, OffsetsLost(first, gap.next, inbound=True), self._store(step, b"")]
 
     def volatile(self, message: Volatile, now: float) -> list[Effect]:
         """Take records that were never in a log."""
@@ -332,7 +332,7 @@ class Inbound:
             return [FalseOrigin(channel, count, _volatile_sentence(message))]
         _check_records(message.records, message.count)
         self.received_records += 0 if message.presence else message.count
-        return [Pass(message)]
+        return [ForwardVolatile(message)]
 
     def stored(self, next: int) -> None:
         """Everything below `next` of the peer's log is on our disk."""
@@ -453,9 +453,9 @@ class Inbound:
         )
 
 
-def _refused(channel: str, count: int) -> Refused:
+def _refused(channel: str, count: int) -> RecordsRefused:
     """Return that records are left out; a malformed name of a channel goes no further."""
-    return Refused(channel if is_channel(channel) else "", count)
+    return RecordsRefused(channel if is_channel(channel) else "", count)
 
 
 def _check_records(records: bytes, count: int) -> None:

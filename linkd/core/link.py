@@ -27,7 +27,7 @@ class Stop(msgspec.Struct, frozen=True):
     detail: str
 
 
-class Kick(msgspec.Struct, frozen=True):
+class RetryNow(msgspec.Struct, frozen=True):
     """An operator wants an attempt now."""
 
 
@@ -35,7 +35,7 @@ class NetworkChanged(msgspec.Struct, frozen=True):
     """Addresses or routes of this host have changed."""
 
 
-class Wake(msgspec.Struct, frozen=True):
+class Deadline(msgspec.Struct, frozen=True):
     """The deadline may have come."""
 
 
@@ -91,7 +91,7 @@ class Diverged(msgspec.Struct, frozen=True):
     detail: str
 
 
-class Rejoined(msgspec.Struct, frozen=True):
+class Resynced(msgspec.Struct, frozen=True):
     """An operator has said from where to go on; `Resumed` follows."""
 
 
@@ -116,9 +116,9 @@ class Lost(msgspec.Struct, frozen=True):
 Input = (
     Start
     | Stop
-    | Kick
+    | RetryNow
     | NetworkChanged
-    | Wake
+    | Deadline
     | AttemptBegan
     | Opening
     | AttemptFailed
@@ -126,7 +126,7 @@ Input = (
     | Resumed
     | Acknowledged
     | Diverged
-    | Rejoined
+    | Resynced
     | Lost
 )
 
@@ -364,7 +364,7 @@ class Link:
         attempt_began: When the attempt under way began, monotonic seconds; None without one.
         connection: The key of the live connection, or None.
         attempts: Attempts since the last connection was up.
-        deadline: When `Wake` is due, or None.
+        deadline: When `Deadline` is due, or None.
     """
 
     def __init__(self, name: str, peer: str, backoff: Backoff | None) -> None:
@@ -466,7 +466,7 @@ class Link:
             self._up_since = self.deadline = None
             self.detail = input.detail
             self._enter(new, None, input.detail, now)
-        elif isinstance(input, Start | Kick | NetworkChanged):
+        elif isinstance(input, Start | RetryNow | NetworkChanged):
             self._dial(0.0)
             self._enter(new, None, None, now)
         else:
@@ -598,13 +598,13 @@ class Link:
 _PLAIN: Final[dict[type, Kind]] = {
     Start: "start",
     Stop: "stop",
-    Kick: "hurry",
+    RetryNow: "hurry",
     NetworkChanged: "hurry",
-    Wake: "wake",
+    Deadline: "wake",
     AttemptBegan: "began",
     Opening: "opening",
     Acknowledged: "acknowledged",
     Diverged: "diverged",
-    Rejoined: "rejoined",
+    Resynced: "rejoined",
     Resumed: "resumed",
 }

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from linkd.core.session_effects import (
     Acked,
     Effect,
-    Expired,
-    Gone,
     NotRelayed,
+    OffsetsLost,
     Read,
+    RecordsExpired,
     Send,
     SessionSettings,
 )
@@ -262,7 +262,7 @@ class Outbound:
         told = GapTold(self._told, first, self.epoch_below(first))
         self._told = first
         self._flight.append((first, 0, 0, 0.0))
-        return [Send(encode(told)), Gone(wanted, first, inbound=False), *self._more()]
+        return [Send(encode(told)), OffsetsLost(wanted, first, inbound=False), *self._more()]
 
     def acknowledged(self, next: int) -> list[Effect]:
         """The peer has acknowledged.
@@ -384,7 +384,7 @@ class Outbound:
         if not owed or batch.expired(clock):
             if owed:
                 self._settle(batch.count, len(batch.records))
-                effects.append(Expired(batch.channel, batch.count))
+                effects.append(RecordsExpired(batch.channel, batch.count))
             elif not self.takes_from(batch) and self._is_for_peer(batch):
                 effects.append(NotRelayed(batch.channel, batch.count, inbound=False))
             return 0
@@ -394,7 +394,7 @@ class Outbound:
         """Tell offsets that lie nowhere: damage, or the jump of a mended log."""
         effects += self._tell_position()
         effects.append(Send(encode(GapTold(self._told, batch.offset, batch.epoch))))
-        effects.append(Gone(self._told, batch.offset, inbound=False))
+        effects.append(OffsetsLost(self._told, batch.offset, inbound=False))
         self.position = self._told = batch.offset
         self._flight.append((batch.offset, 0, 0, 0.0))
 

@@ -36,7 +36,7 @@ from linkd.protocol.peer import (
 
 __all__ = [
     "Cursor",
-    "Greeting",
+    "Handshake",
     "Session",
     "agree",
     "lost_at_sender",
@@ -129,7 +129,7 @@ def _place(cursor: Cursor | None) -> tuple[str, tuple[EpochEnd, ...]] | None:
     return None if cursor is None else (cursor.log, cursor.epochs)
 
 
-class Greeting(msgspec.Struct, frozen=True):
+class Handshake(msgspec.Struct, frozen=True):
     """Both hellos of a connection, and what we know of the peer.
 
     Args:
@@ -176,7 +176,7 @@ class Session:
         """When `wake` must be called, seconds on the injected clock, or None."""
         return self.outbound.deadline
 
-    def greeted(self, greeting: Greeting, now: float) -> list[Effect]:
+    def greeted(self, greeting: Handshake, now: float) -> list[Effect]:
         """Begin on a new connection.
 
         What was under way on an older one is sent again or forgotten.

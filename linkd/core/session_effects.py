@@ -72,7 +72,7 @@ class Acked(msgspec.Struct, frozen=True, gc=False):
     next: int
 
 
-class Pass(msgspec.Struct, frozen=True, gc=False):
+class ForwardVolatile(msgspec.Struct, frozen=True, gc=False):
     """Hand on a volatile message."""
 
     message: Volatile
@@ -86,7 +86,7 @@ class Tell(msgspec.Struct, frozen=True):
     detail: str
 
 
-class Refused(msgspec.Struct, frozen=True):
+class RecordsRefused(msgspec.Struct, frozen=True):
     """`count` records of `channel` came that are not in our `receive`; they were left out.
 
     The channel is empty where its name is malformed.
@@ -115,14 +115,14 @@ class FalseOrigin(msgspec.Struct, frozen=True):
     detail: str
 
 
-class Expired(msgspec.Struct, frozen=True):
+class RecordsExpired(msgspec.Struct, frozen=True):
     """`count` records of `channel` outlived their ttl and were skipped."""
 
     channel: str
     count: int
 
 
-class Gone(msgspec.Struct, frozen=True):
+class OffsetsLost(msgspec.Struct, frozen=True):
     """Offsets [first, next) are gone: told by the peer (`inbound`), or told to it."""
 
     first: int
@@ -142,12 +142,12 @@ Effect = (
     | Store
     | Rewind
     | Acked
-    | Pass
+    | ForwardVolatile
     | Tell
-    | Refused
+    | RecordsRefused
     | NotRelayed
     | FalseOrigin
-    | Expired
-    | Gone
+    | RecordsExpired
+    | OffsetsLost
     | Diverged
 )

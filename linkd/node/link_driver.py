@@ -236,7 +236,7 @@ class LinkDriver:
 
     def kick(self) -> None:
         """Try again at once."""
-        self._run(links.Kick())
+        self._run(links.RetryNow())
 
     def network_changed(self) -> None:
         """Addresses or routes of this host have changed."""
@@ -265,7 +265,7 @@ class LinkDriver:
         deadline = self.link.deadline
         if deadline is not None:
             after = max(0.0, deadline - self._clock.seconds())
-            self._timer = self._clock.callLater(after, self._run, links.Wake())
+            self._timer = self._clock.callLater(after, self._run, links.Deadline())
 
     def _dial(self, effect: links.Dial) -> None:
         if self.dialer is not None:
@@ -420,7 +420,7 @@ class LinkDriver:
         self._around.routes_changed()
         if agreed:
             if self.link.state == "diverged":
-                self._run(links.Rejoined())
+                self._run(links.Resynced())
             if self.link.state == "resuming":
                 owed = self.carrier.session.outbound.owed_records > 0
                 self._run(links.Resumed(connection.key, owed))

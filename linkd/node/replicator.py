@@ -19,7 +19,7 @@ from linkd.config import PeerSettings
 from linkd.core import session_effects as sessions
 from linkd.core.inbound import KnownEnds
 from linkd.core.liveness import Path
-from linkd.core.session import Greeting, Session
+from linkd.core.session import Handshake, Session
 from linkd.errors import Gap, LinkdError, LogClosed, OutOfStep, RemoteProtocolError
 from linkd.log.interface import Appended, Log
 from linkd.net.connection import LinkConnection
@@ -239,13 +239,13 @@ class Carrier:
             sessions.Store: self._store,
             sessions.Rewind: self._rewind,
             sessions.Acked: self._acked,
-            sessions.Pass: self._pass,
+            sessions.ForwardVolatile: self._pass,
             sessions.Tell: self._tell,
-            sessions.Refused: self._refused,
+            sessions.RecordsRefused: self._refused,
             sessions.NotRelayed: self.not_relayed,
             sessions.FalseOrigin: self._false_origin,
-            sessions.Expired: self._expired,
-            sessions.Gone: self._gone,
+            sessions.RecordsExpired: self._expired,
+            sessions.OffsetsLost: self._gone,
             sessions.Diverged: self._diverged,
         }
         self.recount()
@@ -267,7 +267,7 @@ class Carrier:
         before = (outbound.acked, outbound.wants, outbound.relays)
         outbound.log_next = self._log.next
         writable = connection.writable and not self.path.probing
-        greeting = Greeting(ours, theirs, self._around.acked_by(self.peer), writable)
+        greeting = Handshake(ours, theirs, self._around.acked_by(self.peer), writable)
         self._begun = self.session.greeted(greeting, now)
         if (outbound.acked, outbound.wants, outbound.relays) != before:
             self.recount()
@@ -692,13 +692,13 @@ class Carrier:
             self._unproved = False
             self._link.acknowledged()
 
-    def _pass(self, effect: sessions.Pass) -> None:
+    def _pass(self, effect: sessions.ForwardVolatile) -> None:
         self._around.passed(effect.message, self.peer)
 
     def _tell(self, effect: sessions.Tell) -> None:
         self._around.tell(effect.level, effect.event, peer=self.peer, detail=effect.detail)
 
-    def _refused(self, effect: sessions.Refused) -> None:
+    def _refused(self, effect: sessions.RecordsRefused) -> None:
         self._around.count("refused", self.peer, effect.count)
         self._around.tell(
             "warn",
@@ -756,10 +756,10 @@ class Carrier:
             detail=f"{self.peer} sent {effect.channel}: {effect.detail}; left out",
         )
 
-    def _expired(self, effect: sessions.Expired) -> None:
+    def _expired(self, effect: sessions.RecordsExpired) -> None:
         self._around.count("expired", self.peer, effect.count)
 
-    def _gone(self, effect: sessions.Gone) -> None:
+    def _gone(self, effect: sessions.OffsetsLost) -> None:
         whose = f"{self.peer}'s log" if effect.inbound else "this node's log"
         detail = f"offsets {effect.first} to {effect.next - 1} of {whose} are gone"
         self._around.count("gap", self.peer, effect.next - effect.first)

@@ -7,7 +7,7 @@ from random import Random
 
 from linkd.core import session as resume
 from linkd.core import session_effects as types
-from linkd.core.session import Greeting, Session
+from linkd.core.session import Handshake, Session
 from linkd.errors import Gap, LinkdError
 from linkd.log.interface import Appended
 from linkd.log.memory_log import MemoryLog
@@ -78,7 +78,7 @@ class Link:
 
     def greeted(self, ours: wire.Hello, theirs: wire.Hello) -> None:
         self.session.outbound.log_next = self.node.log.next
-        self.perform(self.session.greeted(Greeting(ours, theirs, self.acked, True), 0.0))
+        self.perform(self.session.greeted(Handshake(ours, theirs, self.acked, True), 0.0))
 
     def cut(self) -> None:
         if self.other is not None:
@@ -186,7 +186,7 @@ class ModelNode:
         self.links: dict[str, Link] = {}
         self.acked: dict[str, list[bytes]] = {}
         self.told: list[types.Tell] = []
-        self.gone: list[types.Gone] = []
+        self.gone: list[types.OffsetsLost] = []
         self.kept: dict[tuple[str, str], list[bytes]] = {}
         self.kept_to = 0
         self.full = False
@@ -203,7 +203,7 @@ class ModelNode:
         """Remember what was said."""
         if isinstance(effect, types.Tell):
             self.told.append(effect)
-        elif isinstance(effect, types.Gone):
+        elif isinstance(effect, types.OffsetsLost):
             self.gone.append(effect)
 
     def committed(self, next: int) -> None:

@@ -108,7 +108,7 @@ class PathNode(ModelNode):
 
     def hear(self, effect: types.Effect) -> None:
         super().hear(effect)
-        if isinstance(effect, types.FalseOrigin | types.Refused):
+        if isinstance(effect, types.FalseOrigin | types.RecordsRefused):
             self.refused.append(effect)
 
     def publish(self, channel: str, bodies: list[bytes]) -> None:

@@ -7,7 +7,7 @@ stays consistent (`Outbound.check`).
 from __future__ import annotations
 
 from linkd.core import session_effects as types
-from linkd.core.session import Greeting, Session
+from linkd.core.session import Handshake, Session
 from linkd.errors import RemoteProtocolError
 from linkd.node.replicator import pack, unpack
 from linkd.protocol import peer
@@ -86,7 +86,7 @@ class Driven:
             SETTINGS.receive.patterns, 5.0,
         )  # fmt: skip
         self.connected = True
-        effects = self.session.greeted(Greeting(ours, theirs, self.acked, True), self.now)
+        effects = self.session.greeted(Handshake(ours, theirs, self.acked, True), self.now)
         if any(isinstance(effect, types.Diverged) for effect in effects):
             self.cut()
             return

@@ -14,21 +14,21 @@ from linkd.core.link import (
     AttemptBegan,
     AttemptFailed,
     Changed,
+    Deadline,
     Dial,
     Diverged,
     Greeted,
-    Kick,
     Link,
     Lost,
     NetworkChanged,
     Opening,
     Refuse,
-    Rejoined,
     Resumed,
+    Resynced,
+    RetryNow,
     Start,
     Stop,
     StopDialing,
-    Wake,
 )
 from linkd.errors import LocalProtocolError
 from linkd.protocol.peer import Generation
@@ -96,7 +96,7 @@ def test_a_listener_waits_and_never_dials() -> None:
     assert made.handle(Lost(1, "ping-timeout", "silent", None, True), 9.0) == [
         Changed("up", "waiting", "ping-timeout", "silent")
     ]
-    assert made.handle(Kick(), 10.0) == []
+    assert made.handle(RetryNow(), 10.0) == []
 
 
 def test_failures_wait_by_their_kind_and_are_told() -> None:
@@ -113,7 +113,7 @@ def test_failures_wait_by_their_kind_and_are_told() -> None:
     assert only(made.handle(AttemptFailed("busy", "busy", "x", 4.0), 64.1), Dial) == Dial(6.0)
 
 
-@pytest.mark.parametrize("hurry", [Kick(), NetworkChanged()])
+@pytest.mark.parametrize("hurry", [RetryNow(), NetworkChanged()])
 def test_a_hurry_dials_at_once_whatever_the_delay(hurry: Any) -> None:
     made = link()
     made.handle(AttemptBegan(), 1.0)
@@ -144,7 +144,7 @@ def test_delays_start_anew_only_after_a_stable_connection(lasted: float, after: 
         made.handle(AttemptBegan(), 1.0)
         made.handle(AttemptFailed("broken", "refused", "no"), 1.0)
     up(made, now=2.0)
-    assert made.handle(Wake(), 2.0 + lasted) == []
+    assert made.handle(Deadline(), 2.0 + lasted) == []
     made.handle(Lost(1, "closed", "gone"), 2.0 + lasted)
     made.handle(AttemptBegan(), 9.0)
     effects = made.handle(AttemptFailed("broken", "refused", "no"), 9.0)
@@ -156,7 +156,7 @@ def test_where_something_is_owed_some_of_it_must_be_acknowledged_first() -> None
         made = link()
         made.handle(greeted(1), 1.0)
         made.handle(Resumed(1, owed=True), 1.0)
-        made.handle(Wake(), 6.0)
+        made.handle(Deadline(), 6.0)
         assert made.deadline is None
         if acknowledged:
             made.handle(Acknowledged(), 7.0)
@@ -355,7 +355,7 @@ def test_a_diverged_link_keeps_its_connection_until_someone_says_from_where() ->
         Changed("resuming", "diverged", None, "nothing in common")
     ]
     assert made.connection == 1
-    assert made.handle(Rejoined(), 2.0) == [Changed("diverged", "resuming", None, None)]
+    assert made.handle(Resynced(), 2.0) == [Changed("diverged", "resuming", None, None)]
     made.handle(Resumed(1), 2.0)
     assert made.state == "up"
     made.handle(Diverged("again"), 3.0)
@@ -387,7 +387,7 @@ def test_a_listener_never_dials_whatever_comes() -> None:
     effects = made.handle(AttemptFailed("broken", "closed", "late"), 1.0)
     effects += made.handle(NetworkChanged(), 1.0)
     up(made, dialed=False)
-    effects += made.handle(Wake(), 1000.0)
+    effects += made.handle(Deadline(), 1000.0)
     effects += made.handle(Lost(1, "duplicate", "gone", 5.0), 1001.0)
     effects += made.handle(Stop("the daemon stops"), 1002.0)
     assert [type(each) for each in effects] == [Changed, Changed]
@@ -396,4 +396,4 @@ def test_a_listener_never_dials_whatever_comes() -> None:
 
 def test_what_can_not_be_raises() -> None:
     with pytest.raises(LocalProtocolError, match="rejoined in state waiting"):
-        link().handle(Rejoined(), 1.0)
+        link().handle(Resynced(), 1.0)

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from linkd.core.inbound import KnownEnds
-from linkd.core.session import Greeting, Session
+from linkd.core.session import Handshake, Session
 from linkd.core.session_effects import (
     Effect,
     FalseOrigin,
+    ForwardVolatile,
     NotRelayed,
-    Pass,
     Read,
     Send,
     SessionSettings,
@@ -49,7 +49,7 @@ def begun(relay: bool = True, ends: KnownEnds | None = None, **theirs: Any) -> S
     session = Session(settings, lambda position: "e1", ends=ends)
     ours = hello("hub", Cursor("mallorylog", (EpochEnd("e1", 10),), 10))
     session.outbound.log_next = ours.next
-    session.greeted(Greeting(ours, hello("mallory", **theirs), 1, True), 0.0)
+    session.greeted(Handshake(ours, hello("mallory", **theirs), 1, True), 0.0)
     return session
 
 
@@ -148,11 +148,11 @@ def test_volatile_messages_of_third_nodes_need_relay_and_a_possible_number() -> 
     ends = KnownEnds()
     strict, open_ = begun(relay=False, ends=ends), begun(ends=ends)
     assert strict.received(volatile("edge", 1), 0.0) == [NotRelayed("t", 1, inbound=True)]
-    assert strict.received(volatile("mallory", 1), 0.0) == [Pass(volatile("mallory", 1))]
+    assert strict.received(volatile("mallory", 1), 0.0) == [ForwardVolatile(volatile("mallory", 1))]
     ends.heard(volatile("edge", 1), 0.0)
     (refused,) = open_.received(volatile("edge", 2**62), 0.0)
     assert isinstance(refused, FalseOrigin)
-    assert open_.received(volatile("edge", 2), 0.0) == [Pass(volatile("edge", 2))]
+    assert open_.received(volatile("edge", 2), 0.0) == [ForwardVolatile(volatile("edge", 2))]
 
 
 def own(offset: int, channel: str = "orders") -> Batch:

@@ -9,16 +9,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from linkd.core.session import Greeting, Session
+from linkd.core.session import Handshake, Session
 from linkd.core.session_effects import (
     Acked,
     Diverged,
     Effect,
-    Expired,
-    Gone,
-    Pass,
+    ForwardVolatile,
+    OffsetsLost,
     Read,
-    Refused,
+    RecordsExpired,
+    RecordsRefused,
     Rewind,
     Send,
     SessionSettings,
@@ -117,7 +117,7 @@ def greeted(
     """Begin on a connection; `cursor` is where the edge stands in the hub's log."""
     ours = hello("edge", cursor)
     session.outbound.log_next = ours.next
-    return session.greeted(Greeting(ours, theirs or hello(), acked, writable), 0.0)
+    return session.greeted(Handshake(ours, theirs or hello(), acked, writable), 0.0)
 
 
 def begun(cursor: Cursor | None = None, **changes: Any) -> Session:
@@ -202,7 +202,7 @@ def test_what_a_peer_has_stored_is_taken_whatever_is_inside(records: bytes, coun
     (passed,) = session.received(
         msgspec.structs.replace(VOLATILE, records=records, count=count), 0.0
     )
-    assert isinstance(passed, Pass)
+    assert isinstance(passed, ForwardVolatile)
 
 
 @pytest.mark.parametrize(
@@ -297,14 +297,14 @@ def test_the_first_step_sets_our_cursor_in_the_epoch_below_it() -> None:
             assert effects[0] == Rewind(base)
             stores = [each for each in effects if isinstance(each, Store)]
             if isinstance(message, GapTold):
-                assert effects[1] == Gone(previous, 80, inbound=True)
+                assert effects[1] == OffsetsLost(previous, 80, inbound=True)
             assert len(stores) == (message is not BEGINNING)
 
 
 def test_a_gap_is_told_from_where_we_stood_and_moves_us_on() -> None:
     session = begun()
     told, store = session.received(GapTold(10, 30, "e1"), 0.0)
-    assert told == Gone(10, 30, inbound=True)
+    assert told == OffsetsLost(10, 30, inbound=True)
     assert isinstance(store, Store)
     assert (store.batch.count, store.batch.source) == (
         0,
@@ -335,16 +335,16 @@ def test_our_own_notes_say_where_the_peer_stands_until_it_says_so() -> None:
 def test_what_we_do_not_take_is_left_out_and_the_cursor_moves() -> None:
     session = begun()
     refused, store = session.received(step(10, 12, b"x", b"y", channel="secret"), 0.0)
-    assert refused == Refused("secret", 2)
+    assert refused == RecordsRefused("secret", 2)
     assert isinstance(store, Store)
     assert (store.batch.count, store.batch.records) == (0, b"")
     assert store.batch.source == SourcePosition("hub", "hublog", "e1", 10, 12)
     records = encode_records([Record(b"v")])
     volatile = Volatile("secret", 1, records, 1.0, None, "hub", "r", 1)
-    assert session.received(volatile, 0.0) == [Refused("secret", 1)]
+    assert session.received(volatile, 0.0) == [RecordsRefused("secret", 1)]
     assert session.inbound.received_records == 0
     taken = Volatile("orders", 1, records, 1.0, None, "hub", "r", 2)
-    assert session.received(taken, 0.0) == [Pass(taken)]
+    assert session.received(taken, 0.0) == [ForwardVolatile(taken)]
     assert session.inbound.received_records == 1
 
 
@@ -545,7 +545,7 @@ def test_what_outlived_its_ttl_is_skipped_and_counted() -> None:
     old = batch(1, b"x", b"y", ttl=5.0, stamp=10.0)
     fresh = batch(3, b"z", ttl=9.0, stamp=10.0)
     effects = outbound.read([old, fresh], 15.0, 0.0)
-    assert effects[0] == Expired("orders", 2)
+    assert effects[0] == RecordsExpired("orders", 2)
     (message,) = sent(effects)
     assert isinstance(message, Step)
     assert (message.previous, message.next, message.ttl) == (1, 4, 4.0)
@@ -663,7 +663,7 @@ def test_what_is_gone_from_our_log_is_told_as_a_gap() -> None:
     greeted(session)
     gap, gone, more = outbound.missing(60)
     assert sent([gap]) == [GapTold(1, 60, "m1")]
-    assert gone == Gone(1, 60, inbound=False)
+    assert gone == OffsetsLost(1, 60, inbound=False)
     assert more == Read(60, session.settings.read_bytes)
     assert outbound.missing(60) == []
     session.received(Ack(60), 0.0)
@@ -684,7 +684,9 @@ def test_a_hole_in_our_log_is_told_behind_what_was_skipped_before_it() -> None:
     assert gap == GapTold(3, 50, "m1")
     assert isinstance(message, Step)
     assert (message.previous, message.next) == (50, 51)
-    assert [each for each in effects if isinstance(each, Gone)] == [Gone(3, 50, inbound=False)]
+    assert [each for each in effects if isinstance(each, OffsetsLost)] == [
+        OffsetsLost(3, 50, inbound=False)
+    ]
 
 
 def test_records_are_packed_where_both_ends_can_and_it_pays() -> None:
@@ -767,7 +769,7 @@ def test_what_finds_no_room_is_left_out_until_it_is_sent_again() -> None:
     assert (inbound.received, inbound.discards) == (13, False)
     inbound.leave_out()
     gone, store = session.received(GapTold(11, 15, "e1"), 0.0)
-    assert gone == Gone(11, 15, inbound=True)
+    assert gone == OffsetsLost(11, 15, inbound=True)
     assert inbound.received == 15
 
 
@@ -829,8 +831,8 @@ def test_a_channel_with_a_malformed_name_is_never_taken(channel: str) -> None:
     session = Session(settings, lambda position: "m1")
     greeted(session, at(10))
     refused, store = session.received(step(10, 11, b"x", channel=channel), 0.0)
-    assert refused == Refused("", 1)
+    assert refused == RecordsRefused("", 1)
     assert isinstance(store, Store)
     assert store.batch.count == 0
     volatile = msgspec.structs.replace(VOLATILE, channel=channel)
-    assert session.received(volatile, 0.0) == [Refused("", 2)]
+    assert session.received(volatile, 0.0) == [RecordsRefused("", 2)]
