@@ -13,7 +13,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from linkd.log.disk_log import SegmentLog
+from linkd.log.disk_log import DiskLog
 from linkd.log.files import SegmentSettings
 from linkd.protocol.records import NewRecords, Record, encode_records
 
@@ -23,7 +23,7 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self._turns: SimpleQueue[Any] = SimpleQueue()
-        self.log = SegmentLog(folder, "bench", SegmentSettings(), self._turns.put)
+        self.log = DiskLog(folder, "bench", SegmentSettings(), self._turns.put)
 
     def turn(self) -> None:
         """Wait for the next call from the writer, and make it."""

@@ -24,7 +24,7 @@ from linkd.api.server import Api
 from linkd.clock import boot_word, wall
 from linkd.config import Config
 from linkd.errors import LinkdError, Unavailable
-from linkd.log import Edges, open_cursors, open_log
+from linkd.log import Environment, open_cursors, open_log
 from linkd.log.interface import Log
 from linkd.net import admission
 from linkd.net.admission import GreetedAddresses
@@ -141,7 +141,7 @@ class Application:
         state = Path(config.node.state_dir)
         post, began = reactor.callFromThread, reactor.seconds()
         prompt = getattr(reactor, "in_turn", None)
-        edges = Edges(
+        edges = Environment(
             wall=wall,
             at_turn_end=turn_end(reactor),
             in_turn=prompt,

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 from twisted.internet.defer import Deferred
 
 from linkd.config import Config
-from linkd.log.interface import Consumer, Log, Owned, Settled
+from linkd.log.interface import Consumer, Log, OnDurable, Owned
 from linkd.protocol.peer import Volatile
 from linkd.protocol.records import Batch, NewRecords
 from linkd.status import Availability, Event, LinkHistory, LinkStatus, NodeStatus, Outage
@@ -94,7 +94,7 @@ class NodePort(Protocol):
     on_presence: list[Callable[[Volatile, str], None]]
     """Called with what another node announced, and the peer that it came from."""
 
-    def publish(self, draft: NewRecords, settled: Settled) -> None:
+    def publish(self, draft: NewRecords, settled: OnDurable) -> None:
         """Publish on a durable channel (settled once on disk) or a volatile one (settled at once.
 
         Offset 0).

@@ -13,7 +13,7 @@ from linkd.api.port import NodePort
 from linkd.clock import wall
 from linkd.config import Config
 from linkd.errors import BadRecord, LinkdError
-from linkd.log.interface import Appended, Log, Settled
+from linkd.log.interface import Appended, Log, OnDurable
 from linkd.protocol import client
 from linkd.protocol.channels import Patterns
 from linkd.protocol.records import (
@@ -354,7 +354,7 @@ class Ingress:
             if tuple([record.id for record in found]) != first.ids:
                 raise BadRecord("expected as ids those of the records")
 
-    def _settled(self, run: list[client.Publish], size: int) -> Settled:
+    def _settled(self, run: list[client.Publish], size: int) -> OnDurable:
         """Return what answers a run once the log has settled it."""
         api = self._session.api
         began, state = api.reactor.seconds(), self._state

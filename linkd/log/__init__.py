@@ -8,21 +8,21 @@ from typing import Protocol
 
 from linkd import clock
 from linkd.log.commit import Post
-from linkd.log.cursor_store import CursorFile, MemoryCursors
-from linkd.log.disk_log import SegmentLog
-from linkd.log.files import Edges, SegmentSettings
+from linkd.log.cursor_store import MemoryCursorStore, SqliteCursorStore
+from linkd.log.disk_log import DiskLog
+from linkd.log.files import Environment, SegmentSettings
 from linkd.log.inspect import stat, verify
 from linkd.log.interface import Log
 from linkd.log.memory_log import BoundedMemoryLog, MemoryLog
 
 __all__ = [
-    "CursorFile",
-    "Edges",
+    "DiskLog",
+    "Environment",
     "LogSettings",
-    "MemoryCursors",
+    "MemoryCursorStore",
     "MemoryLog",
-    "SegmentLog",
     "SegmentSettings",
+    "SqliteCursorStore",
     "open_cursors",
     "open_log",
     "stat",
@@ -75,7 +75,7 @@ def open_log(
     state_dir: Path,
     node: str,
     post: Post,
-    edges: Edges | None = None,
+    edges: Environment | None = None,
 ) -> Log:
     """Open the log in `state_dir`, or begin it.
 
@@ -94,12 +94,12 @@ def open_log(
     bounds = SegmentSettings(**{name: getattr(settings, name) for name in names})
     if settings.engine == "memory":
         return BoundedMemoryLog(node, bounds)
-    return SegmentLog(Path(state_dir) / "log", node, bounds, post, edges)
+    return DiskLog(Path(state_dir) / "log", node, bounds, post, edges)
 
 
 def open_cursors(
     log: Log, state_dir: Path, post: Post, *, wall: Callable[[], float] = clock.wall
-) -> MemoryCursors:
+) -> MemoryCursorStore:
     """Open the file of cursors and outages that belongs to `log`, or begin it.
 
     Returns:
@@ -111,8 +111,8 @@ def open_cursors(
         LogDamaged: It can't be opened; the message says what to do.
         StateTooNew: It was written by a newer linkd.
     """
-    if not isinstance(log, SegmentLog):
-        return MemoryCursors()
-    cursors = CursorFile(Path(state_dir) / "cursors.db", log.id, log.snapshot, post, wall)
+    if not isinstance(log, DiskLog):
+        return MemoryCursorStore()
+    cursors = SqliteCursorStore(Path(state_dir) / "cursors.db", log.id, log.snapshot, post, wall)
     log.carried = cursors.carried
     return cursors

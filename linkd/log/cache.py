@@ -12,7 +12,7 @@ _OVERHEAD = 400
 _NOTHING = Batch(0, "", 0, b"", 0.0, NO_ORIGIN)
 
 
-class Tail:
+class TailCache:
     """Committed batches from `first` up to the log's end.
 
     Args:

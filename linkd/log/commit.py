@@ -28,10 +28,19 @@ from linkd.errors import (
     PublishError,
     SequenceUnproven,
 )
-from linkd.log.cache import Tail
-from linkd.log.interface import Appended, Settled, Told
+from linkd.log.cache import TailCache
+from linkd.log.interface import Appended, OnDurable, OperatorNotice
 from linkd.log.origins import Undo
-from linkd.log.state import Ids, Place, State, digest, follows, moved, placed, take_back
+from linkd.log.state import (
+    PeerPosition,
+    RecentIds,
+    State,
+    digest,
+    follows,
+    moved,
+    placed,
+    take_back,
+)
 from linkd.protocol.peer import Cursor, EpochStart
 from linkd.protocol.records import (
     BATCH_OVERHEAD_BYTES,
@@ -46,18 +55,18 @@ from linkd.protocol.records import (
 )
 
 
-class Stored(msgspec.Struct, frozen=True, gc=False):
+class ReceivedBatch(msgspec.Struct, frozen=True, gc=False):
     """A received batch that waits, and the cursor behind it."""
 
     batch: Batch
-    place: Place
+    place: PeerPosition
 
 
 class CursorSet(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """A cursor to be replaced, or forgotten."""
 
     peer: str
-    place: Place | None
+    place: PeerPosition | None
 
 
 class EpochOpened(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -67,7 +76,7 @@ class EpochOpened(msgspec.Struct, array_like=True, frozen=True, gc=False):
     first: int
 
 
-Waiting = tuple[NewRecords | Stored | CursorSet | EpochOpened, Settled]
+PendingItem = tuple[NewRecords | ReceivedBatch | CursorSet | EpochOpened, OnDurable]
 
 
 class Publish(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -78,7 +87,7 @@ class Publish(msgspec.Struct, array_like=True, frozen=True, gc=False):
     last: bool
 
 
-class Piece(msgspec.Struct, gc=False):
+class PendingFrame(msgspec.Struct, gc=False):
     """One frame to be: a batch (of a step without records: count 0), or a change without one.
 
     Args:
@@ -98,7 +107,7 @@ class Piece(msgspec.Struct, gc=False):
     owner: str = ""
 
 
-class Group(msgspec.Struct):
+class CommitGroup(msgspec.Struct):
     """What one commit writes and whom it answers.
 
     Attributes:
@@ -112,17 +121,17 @@ class Group(msgspec.Struct):
         before: The log's next offset before it.
     """
 
-    waiting: list[Waiting]
+    waiting: list[PendingItem]
     stamp: float
     before: int
-    pieces: list[Piece] = msgspec.field(default_factory=list)
-    outcomes: list[tuple[Settled, Appended | LinkdError]] = msgspec.field(default_factory=list)
+    pieces: list[PendingFrame] = msgspec.field(default_factory=list)
+    outcomes: list[tuple[OnDurable, Appended | LinkdError]] = msgspec.field(default_factory=list)
     size: int = 0
     next: int = 0
     undo: Undo = msgspec.field(default_factory=list)
 
 
-class Grouping:
+class CommitBuilder:
     """Makes groups of what waits.
 
     Args:
@@ -133,15 +142,15 @@ class Grouping:
 
     __slots__ = ("_epoch", "_group", "_ids", "_node", "_state")
 
-    def __init__(self, node: str, state: State, ids: Ids) -> None:
+    def __init__(self, node: str, state: State, ids: RecentIds) -> None:
         self._node = node
         self._state = state
         self._ids = ids
 
-    def make(self, waiting: list[Waiting], stamp: float) -> Group:
+    def make(self, waiting: list[PendingItem], stamp: float) -> CommitGroup:
         """Return the group of all of `waiting`, and count it in."""
         state = self._state
-        group = self._group = Group(waiting, stamp, state.next)
+        group = self._group = CommitGroup(waiting, stamp, state.next)
         state.undo = group.undo
         index, end = 0, len(waiting)
         while index < end:
@@ -155,7 +164,7 @@ class Grouping:
                 else:
                     index = self._run(waiting, index, item)
                     continue
-            elif type(item) is Stored:
+            elif type(item) is ReceivedBatch:
                 self._stored(item, settled)
             else:
                 assert isinstance(item, CursorSet | EpochOpened)
@@ -164,12 +173,12 @@ class Grouping:
         group.next = state.next
         return group
 
-    def take_back(self, group: Group) -> None:
+    def take_back(self, group: CommitGroup) -> None:
         """Undo the newest group that still counts."""
         take_back(group.undo)
         self._state.next = group.before
 
-    def _run(self, waiting: Sequence[Waiting], index: int, first: NewRecords) -> int:
+    def _run(self, waiting: Sequence[PendingItem], index: int, first: NewRecords) -> int:
         """Put drafts from `index` on into one batch, as many as may share it.
 
         Return where the next begins.
@@ -202,7 +211,7 @@ class Grouping:
         self._put(first, offset - start, records)
         return index + len(parts)
 
-    def _produced(self, waiting: Sequence[Waiting], index: int, first: NewRecords) -> int:
+    def _produced(self, waiting: Sequence[PendingItem], index: int, first: NewRecords) -> int:
         """Put a producer's drafts from `index` on, one sequence after the other, into one batch.
 
         Returns:
@@ -264,7 +273,7 @@ class Grouping:
             new = False
         return self._state.producers.new_until(producer) if new else producer.sequence
 
-    def _repeated(self, draft: NewRecords, settled: Settled) -> None:
+    def _repeated(self, draft: NewRecords, settled: OnDurable) -> None:
         """Answer a draft with a number that may be stored already."""
         if len(draft.counts) < 2:
             self._single(draft, settled)
@@ -293,11 +302,11 @@ class Grouping:
             draft.producer,
         )
         owner = draft.owner if draft.ids else ""
-        group.pieces.append(Piece(batch, None, bool(draft.ids), publish, (), owner))
+        group.pieces.append(PendingFrame(batch, None, bool(draft.ids), publish, (), owner))
         group.size += len(records) + 256
         state.next = offset + count
 
-    def _single(self, draft: NewRecords, settled: Settled) -> None:
+    def _single(self, draft: NewRecords, settled: OnDurable) -> None:
         """Put a draft that shares no batch into the group, but for what of it is a repeat."""
         state, group = self._state, self._group
         producer = draft.producer
@@ -383,7 +392,7 @@ class Grouping:
         for number, (run, piece) in enumerate(runs, 1):
             self._put(draft, run, piece, Publish(first, count, number == len(runs)))
 
-    def _stored(self, item: Stored, settled: Settled) -> None:
+    def _stored(self, item: ReceivedBatch, settled: OnDurable) -> None:
         """Put what is new of a received batch into the group; the cursor moves in any case.
 
         Where it is new in several parts, only the last one moves the cursor.
@@ -415,18 +424,18 @@ class Grouping:
         stored = msgspec.structs.replace(
             batch, offset=state.next, epoch=state.epoch, stamp=group.stamp
         )
-        group.pieces.append(Piece(stored))
+        group.pieces.append(PendingFrame(stored))
         group.size += len(batch.records) + 256
         state.next += batch.count
 
-    def _change(self, item: CursorSet | EpochOpened, settled: Settled) -> None:
+    def _change(self, item: CursorSet | EpochOpened, settled: OnDurable) -> None:
         """Put a change without records into the group."""
         state, group = self._state, self._group
         if isinstance(item, CursorSet):
             state.put(item.peer, item.place)
         else:
             state.open_epoch(item.epoch, item.first)
-        group.pieces.append(Piece(None, item))
+        group.pieces.append(PendingFrame(None, item))
         group.size += 256
         group.outcomes.append((settled, Appended(state.next, 0)))
 
@@ -471,13 +480,13 @@ def new_token(rng: Random) -> str:
     return f"{rng.getrandbits(64):016x}"
 
 
-class Ledger(ABC):
+class LogBase(ABC):
     """The part of a log that knows no disk.
 
     `linkd.log.interface.Log` says what the methods promise.
     """
 
-    def __init__(self, node: str, state: State, ids: Ids, tail: Tail) -> None:
+    def __init__(self, node: str, state: State, ids: RecentIds, tail: TailCache) -> None:
         self.node = node
         self.id = state.log
         self.epoch = state.epoch
@@ -486,24 +495,26 @@ class Ledger(ABC):
         self.size_bytes = 0
         self.max_bytes = 0
         self.full: str | None = None
-        self.told: Sequence[Told] = []
-        self.on_told: list[Callable[[Told], None]] = []
+        self.told: Sequence[OperatorNotice] = []
+        self.on_told: list[Callable[[OperatorNotice], None]] = []
         self.on_commit: list[Callable[[int], None]] = []
         self.on_written: list[Callable[[float], None]] = []
         self.on_trim: list[Callable[[int], None]] = []
         self._state = state
         self._ids = ids
         self._tail = tail
-        self._grouping = Grouping(node, state, ids)
-        self._waiting: list[Waiting] = []
+        self._grouping = CommitBuilder(node, state, ids)
+        self._waiting: list[PendingItem] = []
         self._waiting_bytes = 0
         self._held: dict[str, int] = {}  # of received batches that are not on disk, by peer
         self._held_bytes = 0
         self._room = 2**62
-        self._under_way: deque[Group] = deque()
+        self._under_way: deque[CommitGroup] = deque()
         self._told_forgotten: dict[tuple[str, str], float] = {}
         self._finished = 0.0  # when a commit was finished, on the log's clock
-        self._places: dict[str, Place | None] = {peer: state.place(peer) for peer in state.peers()}
+        self._places: dict[str, PeerPosition | None] = {
+            peer: state.place(peer) for peer in state.peers()
+        }
         self._committed_places = dict(self._places)
         self._mistakes: list[Exception] = []  # raised by listeners
         self._closed = False
@@ -562,7 +573,7 @@ class Ledger(ABC):
 
     # what comes in
 
-    def append(self, draft: NewRecords, settled: Settled) -> None:
+    def append(self, draft: NewRecords, settled: OnDurable) -> None:
         """Append a publish."""
         if self.full is not None:
             self.refuse(draft, settled, LogFull(self.full))
@@ -587,7 +598,7 @@ class Ledger(ABC):
         self._waiting.append((draft, settled))
         self._pump()
 
-    def refuse(self, draft: NewRecords, settled: Settled, error: LinkdError) -> None:
+    def refuse(self, draft: NewRecords, settled: OnDurable, error: LinkdError) -> None:
         """Refuse a draft; but of a repeat, answer where the first one is, once that is on disk."""
         repeat = None if _malformed(draft) else self._grouping.repeat(draft)
         if repeat is None:
@@ -602,12 +613,12 @@ class Ledger(ABC):
         """Return why a publish is refused that no longer fits."""
         return LogFull(f"the log has room for {self._room} bytes more")
 
-    def _tell(self, told: Told) -> None:
+    def _tell(self, told: OperatorNotice) -> None:
         """Have the operator told; the newest are kept."""
         self.told = (*self.told[-MOST_TOLD:], told)
         self._call(self.on_told, told)
 
-    def store(self, batch: Batch, settled: Settled) -> None:
+    def store(self, batch: Batch, settled: OnDurable) -> None:
         """Append a received batch."""
         source = batch.source
         assert source is not None
@@ -622,7 +633,7 @@ class Ledger(ABC):
         place = self._places[source.peer] = moved(place, source)
         self._waiting_bytes += len(batch.records)
         self._hold(source.peer, len(batch.records) + BATCH_OVERHEAD_BYTES)
-        self._queue(Stored(batch, place), settled)
+        self._queue(ReceivedBatch(batch, place), settled)
 
     def held(self, peer: str | None = None) -> int:
         """Return the bytes of received batches that are not on disk: of one peer, or of all."""
@@ -637,13 +648,13 @@ class Ledger(ABC):
         else:
             self._held.pop(peer, None)
 
-    def set_cursor(self, peer: str, cursor: Cursor | None, settled: Settled) -> None:
+    def set_cursor(self, peer: str, cursor: Cursor | None, settled: OnDurable) -> None:
         """Replace a peer's cursor, or forget it."""
         place = None if cursor is None else placed(cursor)
         self._places[peer] = place
         self._queue(CursorSet(peer, place), settled)
 
-    def _queue(self, item: Stored | CursorSet | EpochOpened, settled: Settled) -> None:
+    def _queue(self, item: ReceivedBatch | CursorSet | EpochOpened, settled: OnDurable) -> None:
         """Let something wait that must get through."""
         if self._closed:
             settled(LogClosed("the node is stopping"))
@@ -653,7 +664,7 @@ class Ledger(ABC):
 
     # groups
 
-    def _make_group(self) -> Group:
+    def _make_group(self) -> CommitGroup:
         """Make a group of all that waits."""
         waiting, self._waiting = self._waiting, []
         if self._waiting_bytes > GROUP_BYTES or len(waiting) > GROUP_ITEMS:
@@ -676,13 +687,15 @@ class Ledger(ABC):
                     f" log.id_window, the youngest {ids.age:.0f} s old or more: log.max_ids is"
                     " reached"
                 )
-                self._tell(Told("warn", "ids.forgotten", said))
+                self._tell(OperatorNotice("warn", "ids.forgotten", said))
         producers = self._state.producers.forgotten
         for owner, count in list(producers.items()):
             if self._is_due("producers.forgotten", owner, now):
                 del producers[owner]
                 said = f"{count} producers of {owner or 'an older linkd'} were forgotten, or part"
-                self._tell(Told("warn", "producers.forgotten", f"{said} of their numbers"))
+                self._tell(
+                    OperatorNotice("warn", "producers.forgotten", f"{said} of their numbers")
+                )
 
     def _is_due(self, event: str, owner: str, now: float) -> bool:
         """Return whether an hour has passed since this was logged of an owner."""
@@ -694,7 +707,7 @@ class Ledger(ABC):
         self._told_forgotten[event, owner] = now
         return True
 
-    def _put_off(self, waiting: list[Waiting]) -> int:
+    def _put_off(self, waiting: list[PendingItem]) -> int:
         """Let what is too much for one group wait on; return the bytes that go."""
         size = number = 0
         most = min(GROUP_ITEMS, len(waiting))
@@ -702,14 +715,14 @@ class Ledger(ABC):
             item = waiting[number][0]
             if isinstance(item, NewRecords):
                 size += len(item.records)
-            elif isinstance(item, Stored):
+            elif isinstance(item, ReceivedBatch):
                 size += len(item.batch.records)
             number += 1
         self._waiting = waiting[number:]
         del waiting[number:]
         return size
 
-    def _committed(self, group: Group) -> None:
+    def _committed(self, group: CommitGroup) -> None:
         """The oldest group under way is on disk.
 
         Keep its batches at hand, answer, tell who follows.
@@ -718,7 +731,7 @@ class Ledger(ABC):
         self._under_way.popleft()
         self._finished = self.clock()
         for item, _ in group.waiting:
-            if type(item) is Stored and item.batch.source is not None:
+            if type(item) is ReceivedBatch and item.batch.source is not None:
                 self._hold(item.batch.source.peer, -len(item.batch.records) - BATCH_OVERHEAD_BYTES)
         add, places = self._tail.add, self._committed_places
         for piece in group.pieces:
@@ -762,7 +775,7 @@ class Ledger(ABC):
 
         Publishes are refused, all else waits on, in order.
         """
-        waiting: list[Waiting] = []
+        waiting: list[PendingItem] = []
         for group in reversed(self._under_way):
             self._grouping.take_back(group)
         for group in self._under_way:
@@ -772,7 +785,7 @@ class Ledger(ABC):
         waiting.extend(self._waiting)
         self._waiting = [entry for entry in waiting if not isinstance(entry[0], NewRecords)]
         self._waiting_bytes = sum(
-            len(item.batch.records) for item, _ in self._waiting if isinstance(item, Stored)
+            len(item.batch.records) for item, _ in self._waiting if isinstance(item, ReceivedBatch)
         )
         error = LogFull(why)
         for item, settled in waiting:

@@ -22,7 +22,7 @@ import msgspec
 from linkd import clock
 from linkd.errors import LogDamaged, StateTooNew
 from linkd.log.commit import Post
-from linkd.log.interface import UNOWNED, Consumer, Owned, PeerCursor, Told
+from linkd.log.interface import UNOWNED, Consumer, OperatorNotice, Owned, PeerCursor
 from linkd.log.state import Snapshot, in_parts
 
 FORMAT = 2
@@ -59,12 +59,12 @@ _peer = msgspec.msgpack.Decoder(PeerCursor)
 _DAMAGED = (apsw.CorruptError, apsw.NotADBError, apsw.FormatError, msgspec.DecodeError)
 
 
-class MemoryCursors:
-    """Cursors, outages and events that end with the process; the memory half of `CursorFile`."""
+class MemoryCursorStore:
+    """Cursors, outages and events that end with the process; see `SqliteCursorStore`."""
 
     def __init__(self) -> None:
-        self.told: list[Told] = []
-        self.on_told: list[Callable[[Told], None]] = []
+        self.told: list[OperatorNotice] = []
+        self.on_told: list[Callable[[OperatorNotice], None]] = []
         self._peers: dict[str, PeerCursor] = {}
         self._consumers: dict[Owned, Consumer] = {}
         self._history: dict[str, dict[int, bytes]] = {kind: {} for kind in _HISTORY}
@@ -156,7 +156,7 @@ class MemoryCursors:
             self.set_consumer(Consumer(*consumer))
 
 
-class CursorFile(MemoryCursors):
+class SqliteCursorStore(MemoryCursorStore):
     """Cursors and outages in a file.
 
     Args:
@@ -300,7 +300,7 @@ class CursorFile(MemoryCursors):
         if snapshot is not None:
             self._fall_back(snapshot)
         self.told.append(
-            Told(
+            OperatorNotice(
                 "warn",
                 "log.rebuilt",
                 f"{what}; made anew from the log: {len(self._peers)} peers and"
@@ -350,7 +350,7 @@ class CursorFile(MemoryCursors):
             self._db = self._open()
         except (apsw.Error, OSError) as error:
             return error
-        told = Told(
+        told = OperatorNotice(
             "warn",
             "log.rebuilt",
             f"{self._path} went bad ({bad}), was set aside as {self._aside} and made anew",

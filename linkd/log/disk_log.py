@@ -19,20 +19,28 @@ from typing import Protocol
 import msgspec
 
 from linkd.errors import Gap, LinkdError, LogClosed, LogDamaged, LogFull
-from linkd.log.cache import Tail
-from linkd.log.commit import CursorSet, Ledger, Post, ignore, new_token
-from linkd.log.files import Edges, Files, SegmentSettings, lock, not_ours, refusal, room
+from linkd.log.cache import TailCache
+from linkd.log.commit import CursorSet, LogBase, Post, ignore, new_token
+from linkd.log.files import (
+    Environment,
+    Files,
+    SegmentSettings,
+    explain_os_error,
+    lock,
+    refusal,
+    room,
+)
 from linkd.log.frame import HAS_IDS, HEAD, PREFIX_BYTES, Part, part_of
-from linkd.log.interface import Told
+from linkd.log.interface import OperatorNotice
 from linkd.log.logclock import NOTE_SECONDS, save_note
-from linkd.log.reader import Damage, Reader
-from linkd.log.recovery import Beginning, begin
-from linkd.log.repair import Untold, Ward
+from linkd.log.reader import CorruptSegment, Reader
+from linkd.log.recovery import RecoveredLog, begin
+from linkd.log.repair import PendingLossReports, SegmentRepairer
 from linkd.log.segment import Index, read_head, scan, scan_sealed, seal, segment_path
-from linkd.log.segment_set import Retention, Shelf, Succession
+from linkd.log.segment_set import Retention, SegmentRoller, SegmentSet
 from linkd.log.snapshot import Base, Sealed, Snapshots, remove_snapshots
 from linkd.log.state import Snapshot, State
-from linkd.log.writer import Failed, Idle, Job, Writer, Written, why
+from linkd.log.writer import Failed, Idle, WriteJob, Writer, Written, why
 from linkd.protocol.records import Batch
 
 Fetched = Callable[[list[Batch] | LinkdError], None]
@@ -48,7 +56,7 @@ class Bounds(Protocol):
         """A segment takes less of the disk now."""
 
 
-class Retrieval:
+class DiskReads:
     """Reads from segments.
 
     Args:
@@ -62,12 +70,12 @@ class Retrieval:
 
     def __init__(
         self,
-        shelf: Shelf,
+        shelf: SegmentSet,
         reader: Reader,
         files: Files,
         bounds: Bounds,
-        ward: Callable[[], Ward],
-        tell: Callable[[Told], None],
+        ward: Callable[[], SegmentRepairer],
+        tell: Callable[[OperatorNotice], None],
     ) -> None:
         self._shelf = shelf
         self._reader = reader
@@ -94,14 +102,14 @@ class Retrieval:
         def again() -> None:
             self.fetch(position, max_bytes, done, for_link)
 
-        def found(batches: list[Batch] | OSError | Damage) -> None:
+        def found(batches: list[Batch] | OSError | CorruptSegment) -> None:
             if position < bounds.first:
                 done(Gap(position, bounds.first))
             elif isinstance(batches, FileNotFoundError):
-                self._mend(Damage(place.path, 0), again, done)
+                self._mend(CorruptSegment(place.path, 0), again, done)
             elif isinstance(batches, OSError):
-                done(LogDamaged(not_ours(batches, place.path)))
-            elif isinstance(batches, Damage):
+                done(LogDamaged(explain_os_error(batches, place.path)))
+            elif isinstance(batches, CorruptSegment):
                 last = self._shelf.last
                 if last is not None and self._shelf.path(last) == batches.path:
                     done(LogDamaged(f"{batches}; restart linkd to have it mended"))
@@ -114,7 +122,7 @@ class Retrieval:
 
         self._reader.fetch(place, position, max_bytes, found, for_link)
 
-    def repair(self, damage: Damage) -> bool:
+    def repair(self, damage: CorruptSegment) -> bool:
         """Repair a sealed segment that was found bad while nobody waits for its records.
 
         Returns:
@@ -126,7 +134,7 @@ class Retrieval:
         self._mend(damage, _nobody_waits, ignore)
         return True
 
-    def _mend(self, damage: Damage, again: Callable[[], None], done: Fetched) -> None:
+    def _mend(self, damage: CorruptSegment, again: Callable[[], None], done: Fetched) -> None:
         """Mend a sealed segment in the background, then go on.
 
         Where the disk refuses that, who reads is told so, and not that all of it is gone: what is
@@ -136,26 +144,28 @@ class Retrieval:
         before = next(segment for segment in self._shelf.segments if segment.number == number)
 
         def job() -> None:
-            told: list[Told] = []
+            told: list[OperatorNotice] = []
             index: Index | LogDamaged
             try:
                 index = self._mended(damage, before, told)
             except LogDamaged as error:
                 index = error
-            except (OSError, Damage) as error:
+            except (OSError, CorruptSegment) as error:
                 index = LogDamaged(f"{damage.path} could not be mended: {error}")
             self._reader.forget()
             self._reader.post(lambda: mended(index, told))
 
-        def mended(index: Index | LogDamaged, told: list[Told]) -> None:
+        def mended(index: Index | LogDamaged, told: list[OperatorNotice]) -> None:
             for one in told:
                 self._tell(one)
             if told:
-                self._reader.work(lambda: Untold(self._files, damage.path.parent).forget(told))
+                self._reader.work(
+                    lambda: PendingLossReports(self._files, damage.path.parent).forget(told)
+                )
             if isinstance(index, LogDamaged):
                 if str(index) != self._said:
                     self._said = str(index)
-                    self._tell(Told("error", "log.damaged", self._said))
+                    self._tell(OperatorNotice("error", "log.damaged", self._said))
                 done(index)
                 return
             self._shelf.replace(index)
@@ -164,7 +174,7 @@ class Retrieval:
 
         self._reader.work(job)
 
-    def _mended(self, damage: Damage, before: Index, told: list[Told]) -> Index:
+    def _mended(self, damage: CorruptSegment, before: Index, told: list[OperatorNotice]) -> Index:
         """Return the index of a segment once it is mended; an empty one where it is gone.
 
         Raises:
@@ -177,13 +187,13 @@ class Retrieval:
             told += ward.told
         if not path.exists():
             lost = f"offsets lost: {before.first} to {before.next - 1}"
-            told.append(Told("error", "log.damaged", f"{path} is gone; {lost}"))
+            told.append(OperatorNotice("error", "log.damaged", f"{path} is gone; {lost}"))
             return msgspec.structs.replace(before, next=before.first, blocks=[])
         try:
             head, _ = read_head(path)
             size = path.stat().st_size if head.salvaged else before.size
             return scan_sealed(path, head, size, not head.salvaged)[0]
-        except Damage as worse:
+        except CorruptSegment as worse:
             damage = worse
         ward.mend(damage)
         told[:] = ward.told
@@ -214,7 +224,7 @@ EAGER_BYTES = 256 * 1024
 """So much is sent behind the commit under way; less waits for its end."""
 
 
-class SegmentLog(Ledger):
+class DiskLog(LogBase):
     """A log in the files of a folder.
 
     Args:
@@ -240,11 +250,11 @@ class SegmentLog(Ledger):
         node: str,
         settings: SegmentSettings,
         post: Post,
-        edges: Edges | None = None,
+        edges: Environment | None = None,
     ) -> None:
         self._folder = folder
         self._settings = settings
-        edges = edges or Edges()
+        edges = edges or Environment()
         self._files = edges.files
         self._monotonic, self._wall = edges.monotonic, edges.wall
         self._lock = lock(folder)
@@ -255,7 +265,7 @@ class SegmentLog(Ledger):
             raise
         except OSError as error:
             os.close(self._lock)
-            raise LogDamaged(not_ours(error, folder)) from None
+            raise LogDamaged(explain_os_error(error, folder)) from None
         self._take(node, found)
         self._make_parts(found, post, edges)
         path = None if self._writing is None else segment_path(folder, self._writing.number)
@@ -263,17 +273,17 @@ class SegmentLog(Ledger):
             self._writer.start(path, self._at)
         except OSError as error:
             os.close(self._lock)
-            raise LogDamaged(not_ours(error, folder)) from None
+            raise LogDamaged(explain_os_error(error, folder)) from None
         self._reader.start()
         self._measure()
         self.epoch = new_token(edges.rng)
         self._open_epoch(self.epoch, found.first_of_epoch)
         self._pump()
 
-    def _take(self, node: str, found: Beginning) -> None:
+    def _take(self, node: str, found: RecoveredLog) -> None:
         """Begin where the log stands."""
         settings = self._settings
-        tail = Tail(settings.memory_bytes, found.state.next)
+        tail = TailCache(settings.memory_bytes, found.state.next)
         super().__init__(node, found.state, found.ids, tail)
         self.first = found.first
         self.told = self._unheard = found.told
@@ -289,7 +299,7 @@ class SegmentLog(Ledger):
         self._writing = last if goes_on else None
         self._at = 0 if self._writing is None else self._writing.size
 
-    def _make_parts(self, found: Beginning, post: Post, edges: Edges) -> None:
+    def _make_parts(self, found: RecoveredLog, post: Post, edges: Environment) -> None:
         """Make what works on it; nothing is under way yet."""
         folder, settings = self._folder, self._settings
         self._free_bytes = room(self._files, folder)
@@ -306,7 +316,7 @@ class SegmentLog(Ledger):
         self._writer = Writer(self._files, folder, self._seed, post, self._report)
         self._writer.in_turn = edges.in_turn or post
         self._reader = Reader(self._seed, post)
-        self._succession = Succession(
+        self._succession = SegmentRoller(
             folder, self._files, self._shelf, self._reader, found.identity, found.held
         )
         identity = found.identity
@@ -315,12 +325,14 @@ class SegmentLog(Ledger):
         )
         self._snapshot_failed, self._snapshot_said = -math.inf, ""
         repaired = set[str]()
-        self._retrieval = Retrieval(
+        self._retrieval = DiskReads(
             self._shelf,
             self._reader,
             self._files,
             self,
-            lambda: Ward(folder, self._files, self._succession.identity, self._wall, repaired),
+            lambda: SegmentRepairer(
+                folder, self._files, self._succession.identity, self._wall, repaired
+            ),
             self._tell,
         )
 
@@ -380,7 +392,7 @@ class SegmentLog(Ledger):
         size = sum([PREFIX_BYTES + len(part[2]) + len(part[3]) for part in parts])
         self._at += size
         self._under_way_bytes += size
-        self._writer.put(Job(self._era, group, parts, self._wall(), at, creates, begins))
+        self._writer.put(WriteJob(self._era, group, parts, self._wall(), at, creates, begins))
 
     def _begin_segment(self) -> tuple[Part, Index]:
         """Return what opens the next segment, with a snapshot of the state, and its index."""
@@ -404,13 +416,13 @@ class SegmentLog(Ledger):
         now = self._monotonic()
         if self._unheard:  # reports come when who opened the log has read `told`
             heard, self._unheard = self._unheard, []
-            self._reader.work(lambda: Untold(self._files, self._folder).forget(heard))
+            self._reader.work(lambda: PendingLossReports(self._files, self._folder).forget(heard))
         if isinstance(outcome, Written):
             if outcome.measured_at > self._deleted_at:
                 self._free_bytes = outcome.free_bytes
             if outcome.seconds >= SLOW_SECONDS:
                 took = f"a commit took {outcome.seconds:.1f} s; publishers waited for it"
-                self._tell(Told("warn", "log.slow", took))
+                self._tell(OperatorNotice("warn", "log.slow", took))
             self._call(self.on_written, outcome.seconds)
             for job in outcome.jobs:
                 self._written(job)
@@ -434,7 +446,7 @@ class SegmentLog(Ledger):
         self._pump()
         self._raise_mistakes()
 
-    def _written(self, job: Job) -> None:
+    def _written(self, job: WriteJob) -> None:
         """A job is on disk: count its frames in, and answer."""
         if job.begins is not None:
             self._begun(job.begins)
@@ -472,7 +484,7 @@ class SegmentLog(Ledger):
         was, self._blocked = self._blocked, why(outcome.error)
         if self._blocked != was and outcome.error.errno != errno.ENOSPC:
             said = f"{self._folder}: {self._blocked}; tried again every second"
-            self._tell(Told("error", "log.disk-failed", said))
+            self._tell(OperatorNotice("error", "log.disk-failed", said))
         self._failed(self._blocked)
 
     def _missing(self) -> None:
@@ -486,7 +498,7 @@ class SegmentLog(Ledger):
                 f"{self._blocked} while linkd runs; publishes are refused. Put the directory back,"
                 " or restart linkd: what it finds there then is all that is left"
             )
-            self._tell(Told("error", "log.gone", said))
+            self._tell(OperatorNotice("error", "log.gone", said))
 
     def _begun(self, begins: Index) -> None:
         """A segment has begun: the one before is finished."""
@@ -702,7 +714,7 @@ class SegmentLog(Ledger):
             forget = partial(self._forget, clock=self.clock())
             snapshots.make(last.number, sealed, forget, self.carried(), self._snapshot_made)
 
-    def _snapshot_made(self, error: OSError | Damage | None) -> None:
+    def _snapshot_made(self, error: OSError | CorruptSegment | None) -> None:
         """Let files go that no snapshot needs any more, or try again later."""
         if self._closed:
             return
@@ -716,19 +728,19 @@ class SegmentLog(Ledger):
         self.make_room()
         self._keep_snapshots()
 
-    def _no_snapshot(self, error: OSError | Damage) -> None:
+    def _no_snapshot(self, error: OSError | CorruptSegment) -> None:
         """Report once why there is no newer snapshot; repair the segment that stands in its way."""
         self._snapshot_failed = self._monotonic()
-        if isinstance(error, Damage) and self._retrieval.repair(error):
+        if isinstance(error, CorruptSegment) and self._retrieval.repair(error):
             return
-        why = str(error) if isinstance(error, Damage) else error.strerror
+        why = str(error) if isinstance(error, CorruptSegment) else error.strerror
         said = (
             f"{self._folder}: no snapshot of the state could be made ({why}); it is tried again"
             f" every {SNAPSHOT_RETRY_SECONDS:.0f} s, and no segment is deleted until it is made"
         )
         if said != self._snapshot_said:
             self._snapshot_said = said
-            self._tell(Told("error", "log.disk-failed", said))
+            self._tell(OperatorNotice("error", "log.disk-failed", said))
 
     def close(self, done: Callable[[], None]) -> None:
         """Commit what waits, settle it, end the threads, then call `done`."""

@@ -147,7 +147,7 @@ def lock(folder: Path) -> int:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise LogDamaged(not_ours(error, folder)) from None
+        raise LogDamaged(explain_os_error(error, folder)) from None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -158,7 +158,7 @@ def lock(folder: Path) -> int:
     return fd
 
 
-def not_ours(error: OSError, folder: Path) -> str:
+def explain_os_error(error: OSError, folder: Path) -> str:
     """Say what is wrong with a file that can't be opened, and what to do."""
     where = error.filename or folder
     if isinstance(error, PermissionError):
@@ -182,7 +182,7 @@ class SegmentSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_ids: int = 1_000_000
 
 
-class Edges(msgspec.Struct, frozen=True):
+class Environment(msgspec.Struct, frozen=True):
     """What a log touches of the world; tests put their own here.
 
     Args:

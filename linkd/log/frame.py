@@ -21,7 +21,7 @@ from struct import Struct
 
 import msgspec
 
-from linkd.log.commit import CursorSet, EpochOpened, Piece, Publish
+from linkd.log.commit import CursorSet, EpochOpened, PendingFrame, Publish
 from linkd.protocol.records import Batch, Origin, Producer, SourcePosition
 
 try:
@@ -89,7 +89,7 @@ _cursor = msgspec.msgpack.Decoder(CursorSet)
 _epoch = msgspec.msgpack.Decoder(EpochOpened)
 
 
-def part_of(piece: Piece) -> Part:
+def part_of(piece: PendingFrame) -> Part:
     """Return kind, flags, head and records of the frame of a piece."""
     batch = piece.batch
     if batch is None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 
 from linkd.errors import LogDamaged
-from linkd.log.files import not_ours
-from linkd.log.reader import Damage
+from linkd.log.files import explain_os_error
+from linkd.log.reader import CorruptSegment
 from linkd.log.segment import (
     Identity,
     Index,
@@ -93,10 +93,10 @@ def stat(path: Path) -> Stat:
             indexes.append(index or _partly(file, head))
             size += file.stat().st_size
             node = head.node
-    except Damage as damage:
+    except CorruptSegment as damage:
         raise LogDamaged(f"{damage}; `linkd log verify` tells more") from None
     except OSError as error:
-        raise LogDamaged(not_ours(error, path)) from None
+        raise LogDamaged(explain_os_error(error, path)) from None
     channels: dict[str, int] = {}
     for index in indexes:
         for block in index.blocks:
@@ -146,7 +146,7 @@ def verify(path: Path) -> Verified:
         if identity is not None:
             damage += _bad_snapshots(path, identity)
     except OSError as error:
-        raise LogDamaged(not_ours(error, path)) from None
+        raise LogDamaged(explain_os_error(error, path)) from None
     damage += _gone(path, identity, present)
     return Verified(not damage, len(present), records, size, damage, notes)
 
@@ -170,7 +170,7 @@ def _bad_snapshots(path: Path, identity: Identity) -> list[str]:
                 pass
         except FileNotFoundError:
             continue  # a daemon at work has deleted it
-        except Damage:
+        except CorruptSegment:
             bad.append(f"{snapshot_path(path, number)}: this snapshot of the state is damaged")
     return bad
 
@@ -196,7 +196,7 @@ def _counts(path: Path, present: list[int], number: int) -> int:
     try:
         own, _ = read_head(segment_path(path, number))
         head, _ = read_head(segment_path(path, after))
-    except Damage:
+    except CorruptSegment:
         return size
     told = head.previous_size if head.previous == number and not own.salvaged else 0
     return told or size
@@ -210,17 +210,17 @@ def _checked(file: Path, counts: int | None, damage: list[str], notes: list[str]
     """
     try:
         head, _ = read_head(file)
-    except Damage:
+    except CorruptSegment:
         damage.append(f"{file}: it does not open as a segment")
         return None
     try:
         size = file.stat().st_size
         if counts is not None and size < counts:
-            raise Damage(file, size)
+            raise CorruptSegment(file, size)
         if counts is None:
             return scan(file, head, size, None)[0]
         return scan_sealed(file, head, counts, sure=counts < size or not head.salvaged)[0]
-    except Damage as found:
+    except CorruptSegment as found:
         if counts is None:
             _judge_end(file, head, found.at, damage, notes)
         else:
@@ -253,5 +253,5 @@ def _partly(file: Path, head: SegmentHead) -> Index:
     """Return the index of a segment up to its first bad frame."""
     try:
         return scan(file, head, file.stat().st_size, None)[0]
-    except Damage as damage:
+    except CorruptSegment as damage:
         return scan(file, head, damage.at, None)[0]

@@ -35,11 +35,11 @@ class Appended(msgspec.Struct, frozen=True, gc=False):
     late: int = 0
 
 
-Settled = Callable[[Appended | LinkdError], None]
+OnDurable = Callable[[Appended | LinkdError], None]
 """Called once for each append: it is on disk, or nothing of it is and this is why."""
 
 
-class Told(msgspec.Struct, frozen=True):
+class OperatorNotice(msgspec.Struct, frozen=True):
     """Something that an operator must hear of: damage found, what was kept, what is lost.
 
     Args:
@@ -79,8 +79,8 @@ class Log(Protocol):
     size_bytes: int
     max_bytes: int
     full: str | None
-    told: Sequence[Told]
-    on_told: list[Callable[[Told], None]]
+    told: Sequence[OperatorNotice]
+    on_told: list[Callable[[OperatorNotice], None]]
     on_commit: list[Callable[[int], None]]
     on_written: list[Callable[[float], None]]
     on_trim: list[Callable[[int], None]]
@@ -101,7 +101,7 @@ class Log(Protocol):
     def epoch_below(self, position: int) -> str:
         """Return the epoch of the record just below `position`; at the start the first epoch."""
 
-    def append(self, draft: NewRecords, settled: Settled) -> None:
+    def append(self, draft: NewRecords, settled: OnDurable) -> None:
         """Append a publish.
 
         `settled` is called once it is on disk, or with the error (LogFull, LogClosed,
@@ -111,14 +111,14 @@ class Log(Protocol):
         of the same channel and ttl may become one batch, but of at most MAX_BATCH_BYTES.
         """
 
-    def refuse(self, draft: NewRecords, settled: Settled, error: LinkdError) -> None:
+    def refuse(self, draft: NewRecords, settled: OnDurable, error: LinkdError) -> None:
         """Answer a draft that may not be stored with `error`, unless it is a repeat.
 
         Of a repeat the answer is where the first one is, once that is on disk. The draft itself is
         never stored; its records are not looked at.
         """
 
-    def store(self, batch: Batch, settled: Settled) -> None:
+    def store(self, batch: Batch, settled: OnDurable) -> None:
         """Append a received batch: `source` set, `offset` ignored; `count` 0 only moves the cursor.
 
         Batch and cursor become one atomic write. Order is that of the calls. A batch whose
@@ -138,7 +138,7 @@ class Log(Protocol):
     def origin_node(self, log: str) -> str | None:
         """Return the node whose log this is, as records of it that are here say, or None."""
 
-    def set_cursor(self, peer: str, cursor: Cursor | None, settled: Settled) -> None:
+    def set_cursor(self, peer: str, cursor: Cursor | None, settled: OnDurable) -> None:
         """Replace a peer's cursor, or forget it.
 
         Its log was put back to an older copy, or an operator says so (`linkd resync`).

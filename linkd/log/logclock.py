@@ -17,7 +17,7 @@ import msgspec
 
 from linkd.clock import clock_words, is_plausible
 from linkd.log.files import Files
-from linkd.log.interface import Told
+from linkd.log.interface import OperatorNotice
 from linkd.log.segment import read_small, write_small
 
 NAME = "clock"
@@ -107,7 +107,7 @@ class LogClock:
         self._boot = boot
         self._offset = -boottime()
         self._doubts: tuple[Doubt, ...] = ()
-        self.told: Told | None = None
+        self.told: OperatorNotice | None = None
 
     def resume(self, stamp: float, wall: float | None, note: Note | None) -> None:
         """Go on from where the clock was.
@@ -139,7 +139,7 @@ class LogClock:
             return 0.0
         wall = self._wall()
         if wall < before or not is_plausible(wall) or not is_plausible(before):
-            self.told = Told(
+            self.told = OperatorNotice(
                 "warn",
                 "log.clock-doubtful",
                 f"this host's clock shows {clock_words(wall)}, and showed {clock_words(before)}"

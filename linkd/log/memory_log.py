@@ -10,14 +10,14 @@ from random import Random
 
 from linkd.clock import boottime
 from linkd.errors import Gap, LinkdError
-from linkd.log.cache import Tail
-from linkd.log.commit import EpochOpened, Group, Ledger, ignore, new_token
+from linkd.log.cache import TailCache
+from linkd.log.commit import CommitGroup, EpochOpened, LogBase, ignore, new_token
 from linkd.log.files import SegmentSettings, refusal
-from linkd.log.state import Ids, State
+from linkd.log.state import RecentIds, State
 from linkd.protocol.records import BATCH_OVERHEAD_BYTES, Batch
 
 
-class MemoryLog(Ledger):
+class MemoryLog(LogBase):
     """A log whose disk is a list; all is kept.
 
     Args:
@@ -41,12 +41,12 @@ class MemoryLog(Ledger):
     ) -> None:
         self.rng = rng or Random()
         state = State(new_token(self.rng))
-        self._disk: list[Group] = []
+        self._disk: list[CommitGroup] = []
         self._delayed = delayed
         self._now = clock
         self._pumping = False
         self._id_window = id_window
-        super().__init__(node, state, Ids(id_window, max_ids), Tail(None, 1))
+        super().__init__(node, state, RecentIds(id_window, max_ids), TailCache(None, 1))
         self.max_bytes = 2**40
         self._start(new_token(self.rng), 1)
 
@@ -82,7 +82,7 @@ class MemoryLog(Ledger):
         """Tell whether another group can be taken."""
         return self.full is None
 
-    def _take(self, group: Group) -> None:
+    def _take(self, group: CommitGroup) -> None:
         """Keep a group, and tell whom it concerns."""
         self._disk.append(group)
         self.size_bytes += group.size
@@ -98,7 +98,7 @@ class MemoryLog(Ledger):
         found.rng, found._delayed, found._now = self.rng, self._delayed, self._now
         found._disk, found._pumping, found._id_window = list(self._disk), False, self._id_window
         state, ids = State(self.id), self._ids
-        tail = Tail(None, self.first)
+        tail = TailCache(None, self.first)
         for group in self._disk:
             for piece in group.pieces:
                 if piece.batch is not None:
@@ -113,7 +113,7 @@ class MemoryLog(Ledger):
                     assert piece.change is not None  # a piece is a batch or a change
                     state.put(piece.change.peer, piece.change.place)
         state.undo = []
-        Ledger.__init__(found, self.node, state, ids, tail)
+        LogBase.__init__(found, self.node, state, ids, tail)
         found.size_bytes, found.max_bytes = self.size_bytes, self.max_bytes
         found._start(new_token(self.rng), state.next)
         return found
@@ -259,7 +259,7 @@ class BoundedMemoryLog(MemoryLog):
         """Tell whether anything at all can be taken: what peers send has more room."""
         return self.size_bytes < self.max_bytes
 
-    def _take(self, group: Group) -> None:
+    def _take(self, group: CommitGroup) -> None:
         """Keep a group's batches, tell whom it concerns, and look what there is room for."""
         kept = (piece.batch for piece in group.pieces)
         self.size_bytes += sum(_size(batch) for batch in kept if batch and batch.count)

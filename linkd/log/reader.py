@@ -37,7 +37,7 @@ _MOST_HINTS = 512
 _FIRST_RUN = 3
 
 
-class Damage(Exception):
+class CorruptSegment(Exception):
     """A segment has a bad frame.
 
     Args:
@@ -53,7 +53,7 @@ class Damage(Exception):
         self.foreign = foreign
 
 
-class Place(msgspec.Struct, frozen=True):
+class FilePosition(msgspec.Struct, frozen=True):
     """Where to look for an offset: a file of which `size` bytes count, from `at` on."""
 
     path: Path
@@ -99,10 +99,10 @@ class Reader:
 
     def fetch(
         self,
-        place: Place,
+        place: FilePosition,
         position: int,
         max_bytes: int,
-        done: Callable[[list[Batch] | OSError | Damage], None],
+        done: Callable[[list[Batch] | OSError | CorruptSegment], None],
         for_link: bool = False,
     ) -> None:
         """Read about `max_bytes` of batches from `position` on, all of one file.
@@ -111,10 +111,10 @@ class Reader:
         """
 
         def job() -> None:
-            found: list[Batch] | OSError | Damage
+            found: list[Batch] | OSError | CorruptSegment
             try:
                 found = self.batches(place, position, max_bytes)
-            except (OSError, Damage) as error:
+            except (OSError, CorruptSegment) as error:
                 found = error
             except Exception as error:  # noqa: BLE001 - who waits must hear, and so must those behind
                 found = OSError(EIO, f"{type(error).__name__}: {error}", str(place.path))
@@ -126,7 +126,7 @@ class Reader:
         lane.append(job)
         self._tokens.put(True)
 
-    def batches(self, place: Place, position: int, max_bytes: int) -> list[Batch]:
+    def batches(self, place: FilePosition, position: int, max_bytes: int) -> list[Batch]:
         """Return batches from `position` on, up to a hole.
 
         Where `position` is in one, the first behind it.
@@ -193,7 +193,7 @@ def walk(path: Path, at: int, size: int, seed: int, chunk: int = _CHUNK_BYTES) -
                 inside = frame.end - base
                 at = frame.end
             if inside == 0:
-                raise Damage(path, at)
+                raise CorruptSegment(path, at)
     finally:
         os.close(fd)
 
@@ -225,25 +225,25 @@ def walk_changes(path: Path, size: int, seed: int, every: bool) -> Iterator[Chan
             wanted = min(wanted, size - at)
             buffer = os.pread(fd, wanted, at)
             if len(buffer) < wanted:
-                raise Damage(path, at + len(buffer))
+                raise CorruptSegment(path, at + len(buffer))
             view, inside, wanted = memoryview(buffer), 0, _CHUNK_BYTES
             while inside + PREFIX_BYTES <= len(buffer):
                 magic, crc, head, records, _, kind, flags, _, stamp, _ = unpack(view, inside)
                 body = inside + PREFIX_BYTES
                 end = body + head + records
                 if magic != MAGIC or head > MOST_BYTES or records > MOST_BYTES or at + end > size:
-                    raise Damage(path, at + inside)
+                    raise CorruptSegment(path, at + inside)
                 if kind != BATCH or every or flags & CHANGES:
                     if end > len(buffer):
                         wanted = max(wanted, end - inside)
                         break
                     start = 0 if kind in (HEAD, SMALL) else seed
                     if crc32(view[inside + 8 : end], start) != crc:
-                        raise Damage(path, at + inside)
+                        raise CorruptSegment(path, at + inside)
                     yield kind, stamp, view[body : body + head]
                 inside = end
             if inside == 0 and wanted == _CHUNK_BYTES:
-                raise Damage(path, at)  # what is left is too short for a frame
+                raise CorruptSegment(path, at)  # what is left is too short for a frame
             at += inside
             yield None
     finally:

@@ -12,11 +12,11 @@ import msgspec
 
 from linkd.errors import LogDamaged
 from linkd.log.commit import new_token
-from linkd.log.files import Edges, Files, SegmentSettings, not_ours
-from linkd.log.interface import Told
+from linkd.log.files import Environment, Files, SegmentSettings, explain_os_error
+from linkd.log.interface import OperatorNotice
 from linkd.log.logclock import LogClock, load_note, save_note
-from linkd.log.reader import Damage
-from linkd.log.repair import JUMP, Untold, Ward
+from linkd.log.reader import CorruptSegment
+from linkd.log.repair import OFFSET_SKIP, PendingLossReports, SegmentRepairer
 from linkd.log.segment import (
     CARRYING,
     FORMAT,
@@ -37,7 +37,7 @@ from linkd.log.segment import (
     seal,
     segment_path,
 )
-from linkd.log.segment_set import Shelf
+from linkd.log.segment_set import SegmentSet
 from linkd.log.snapshot import (
     Base,
     fold_segments,
@@ -47,7 +47,7 @@ from linkd.log.snapshot import (
     turn,
     write_at_start,
 )
-from linkd.log.state import Ids, Snapshot, State
+from linkd.log.state import RecentIds, Snapshot, State
 from linkd.log.writer import FILL_BYTES
 
 _MOST_REPAIRS = 10_000
@@ -83,7 +83,7 @@ class Found(msgspec.Struct):
     upgrades: bool = False
     stamp: float = 0.0
     wall: float | None = None
-    told: list[Told] = msgspec.field(default_factory=list)
+    told: list[OperatorNotice] = msgspec.field(default_factory=list)
 
 
 def recover(folder: Path, files: Files, wall: Callable[[], float]) -> Found:
@@ -97,17 +97,17 @@ def recover(folder: Path, files: Files, wall: Callable[[], float]) -> Found:
         identity = load_identity(folder) or _guess(folder)
         if identity is None:
             return Found(None)
-        ward = Ward(folder, files, identity, wall)
-        ward.told += Untold(files, folder).told()
+        ward = SegmentRepairer(folder, files, identity, wall)
+        ward.told += PendingLossReports(files, folder).told()
         for _ in range(_MOST_REPAIRS):
             try:
                 found = _find(folder, files, ward)
-            except Damage as damage:
+            except CorruptSegment as damage:
                 ward.mend(damage)
             else:
                 return _settled(folder, files, ward, found)
     except OSError as error:
-        raise LogDamaged(not_ours(error, folder)) from None
+        raise LogDamaged(explain_os_error(error, folder)) from None
     raise LogDamaged(f"{folder} could not be mended: move it away, and start with an empty log")
 
 
@@ -117,7 +117,7 @@ def _guess(folder: Path) -> Identity | None:
     for number in numbers(folder):
         try:
             head, _ = read_head(segment_path(folder, number))
-        except Damage:
+        except CorruptSegment:
             continue
         votes[head.log, head.seed] = votes.get((head.log, head.seed), 0) + 1
     if not votes:
@@ -126,7 +126,7 @@ def _guess(folder: Path) -> Identity | None:
     return Identity(log, seed, 0, 1)
 
 
-def _find(folder: Path, files: Files, ward: Ward) -> Found:
+def _find(folder: Path, files: Files, ward: SegmentRepairer) -> Found:
     """Read all segments' heads and indexes, and the last one whole.
 
     Raises:
@@ -174,7 +174,7 @@ def _sealed(folder: Path, files: Files, head: SegmentHead, after: SegmentHead) -
     sure = counts > 0 and not head.salvaged and after.previous == head.number
     if sure:
         if size < counts:
-            raise Damage(path, size)
+            raise CorruptSegment(path, size)
         size = counts
     index = load_index(folder, head.number, head.log)
     if index is None or index.size != size:
@@ -184,7 +184,7 @@ def _sealed(folder: Path, files: Files, head: SegmentHead, after: SegmentHead) -
 
 
 def _state(
-    folder: Path, files: Files, ward: Ward, heads: dict[int, SegmentHead], found: Found
+    folder: Path, files: Files, ward: SegmentRepairer, heads: dict[int, SegmentHead], found: Found
 ) -> State:
     """Return the state at the newest snapshot that can be read, note where, and clear up others.
 
@@ -199,7 +199,7 @@ def _state(
             state, carried, weight = read_state(folder, bases[-1], log, seed, _go_on)
             bases[-1] = msgspec.structs.replace(bases[-1], weight=weight)
             break
-        except Damage:
+        except CorruptSegment:
             bad = bases.pop()
             path_of = segment_path if bad.size is None else snapshot_path
             ward.unreadable(path_of(folder, bad.number))
@@ -224,7 +224,11 @@ def _state(
 
 
 def _older_state(
-    folder: Path, ward: Ward, heads: dict[int, SegmentHead], state: State, bases: list[Base]
+    folder: Path,
+    ward: SegmentRepairer,
+    heads: dict[int, SegmentHead],
+    state: State,
+    bases: list[Base],
 ) -> tuple[State, list[Base]]:
     """Return the state at the oldest segment of format 1, and where that is.
 
@@ -235,7 +239,7 @@ def _older_state(
     for base in bases[:-1]:
         behind = [segment_path(folder, number) for number in heads if number >= base.number]
         if sum(path.stat().st_size for path in behind) <= UPGRADE_BYTES:
-            with suppress(Damage):
+            with suppress(CorruptSegment):
                 older, _, _ = read_state(folder, base, identity.log, identity.seed, _go_on)
                 return older, [base]
     return state, bases
@@ -264,7 +268,7 @@ def _go_on() -> None:
     """Nobody else has work to do at a start."""
 
 
-def _heads(folder: Path, files: Files, ward: Ward) -> dict[int, SegmentHead]:
+def _heads(folder: Path, files: Files, ward: SegmentRepairer) -> dict[int, SegmentHead]:
     """Return what opens each segment.
 
     Raises:
@@ -277,7 +281,7 @@ def _heads(folder: Path, files: Files, ward: Ward) -> dict[int, SegmentHead]:
         path = segment_path(folder, number)
         try:
             head, _ = read_head(path)
-        except Damage:
+        except CorruptSegment:
             begun = (
                 number <= ward.identity.number
             )  # it was on disk: no write that a crash broke off
@@ -286,13 +290,13 @@ def _heads(folder: Path, files: Files, ward: Ward) -> dict[int, SegmentHead]:
             files.unlink(path)
             continue
         if head.log != ward.identity.log or head.number != number:
-            raise Damage(path, 0, foreign=True)
+            raise CorruptSegment(path, 0, foreign=True)
         heads[number] = head
     return heads
 
 
 def _last(
-    folder: Path, files: Files, ward: Ward, head: SegmentHead, state: State, found: Found
+    folder: Path, files: Files, ward: SegmentRepairer, head: SegmentHead, state: State, found: Found
 ) -> None:
     """Fold the last segment, and cut what a crash left at its end."""
     path = segment_path(folder, head.number)
@@ -302,7 +306,7 @@ def _last(
         damage is not None
         and any(good.synced > damage.at for good in good_frames(path, head.seed, damage.at))
     ):
-        raise damage or Damage(path, 0)
+        raise damage or CorruptSegment(path, 0)
     torn = max(ends_at(path, index.size), size - 2 * FILL_BYTES) - index.size
     fd = files.open(path)
     try:
@@ -313,7 +317,7 @@ def _last(
         files.close(fd)
     if torn > 0:
         ward.told.append(
-            Told(
+            OperatorNotice(
                 "warn",
                 "log.repaired",
                 f"{path}: the last {torn} bytes were a write that a crash broke off"
@@ -322,7 +326,7 @@ def _last(
         )
     elif index.size < size:
         ward.told.append(
-            Told(
+            OperatorNotice(
                 "info",
                 "log.unclosed",
                 f"{path}: linkd was killed, or the machine went down; the {size - index.size} zeros"
@@ -335,14 +339,14 @@ def _last(
     found.segments.append(index)
 
 
-def _settled(folder: Path, files: Files, ward: Ward, found: Found) -> Found:
+def _settled(folder: Path, files: Files, ward: SegmentRepairer, found: Found) -> Found:
     """Note durably from where on offsets may be given out; return what was found."""
     identity = ward.identity
     last = found.segments[-1].number if found.segments else 0
     known = max(identity.next, found.state.next if found.state is not None else 1)
     if last < identity.number:
         ward.missing(last, identity.number + 1, found.state.next if found.state else 1, None)
-    first = known + JUMP if ward.jump else identity.next
+    first = known + OFFSET_SKIP if ward.jump else identity.next
     oldest = found.segments[0] if found.segments else None
     found.identity = Identity(
         identity.log,
@@ -363,7 +367,7 @@ MOST_FOLDED = 3
 """A start that has folded more segments writes a snapshot."""
 
 
-class Beginning(msgspec.Struct, frozen=True):
+class RecoveredLog(msgspec.Struct, frozen=True):
     """What a log begins with.
 
     Attributes:
@@ -383,8 +387,8 @@ class Beginning(msgspec.Struct, frozen=True):
 
     identity: Identity
     state: State
-    shelf: Shelf
-    ids: Ids
+    shelf: SegmentSet
+    ids: RecentIds
     first: int
     first_of_epoch: int
     clock: LogClock
@@ -392,10 +396,10 @@ class Beginning(msgspec.Struct, frozen=True):
     bases: Sequence[Base]
     held: Sequence[Index]
     goes_on: bool
-    told: Sequence[Told]
+    told: Sequence[OperatorNotice]
 
 
-def begin(folder: Path, settings: SegmentSettings, edges: Edges) -> Beginning:
+def begin(folder: Path, settings: SegmentSettings, edges: Environment) -> RecoveredLog:
     """Find the log in `folder`, or make a new one.
 
     Raises:
@@ -412,7 +416,7 @@ def begin(folder: Path, settings: SegmentSettings, edges: Edges) -> Beginning:
             gc.enable()
 
 
-def _begin(folder: Path, settings: SegmentSettings, edges: Edges) -> Beginning:
+def _begin(folder: Path, settings: SegmentSettings, edges: Environment) -> RecoveredLog:
     """Find the log, or make one, and what belongs to it."""
     found = recover(folder, edges.files, edges.wall)
     identity = found.identity
@@ -425,10 +429,10 @@ def _begin(folder: Path, settings: SegmentSettings, edges: Edges) -> Beginning:
     clock = LogClock(edges.monotonic, edges.wall, edges.synchronised, edges.boot)
     clock.resume(found.stamp, found.wall, load_note(folder))
     save_note(edges.files, folder, clock.note())
-    shelf = Shelf(folder, identity.seed, found.segments)
+    shelf = SegmentSet(folder, identity.seed, found.segments)
     for segment in (*found.held, *found.segments):
         shelf.note_beside(segment.number, bytes_beside(folder, segment.number))
-    return Beginning(
+    return RecoveredLog(
         identity,
         state,
         shelf,
@@ -444,7 +448,7 @@ def _begin(folder: Path, settings: SegmentSettings, edges: Edges) -> Beginning:
     )
 
 
-def _catch_up(folder: Path, edges: Edges, found: Found) -> None:
+def _catch_up(folder: Path, edges: Environment, found: Found) -> None:
     """Write a snapshot where so many segments had to be folded that the next start would last.
 
     A daemon that is restarted again and again under load never comes to the end of one. The next
@@ -464,9 +468,11 @@ def _catch_up(folder: Path, edges: Edges, found: Found) -> None:
         found.goes_on = False
 
 
-def _ids(folder: Path, settings: SegmentSettings, found: Found, seed: int, clock: LogClock) -> Ids:
+def _ids(
+    folder: Path, settings: SegmentSettings, found: Found, seed: int, clock: LogClock
+) -> RecentIds:
     """Return the ids of the segments that the window still reaches."""
-    ids = Ids(settings.id_window, settings.max_ids, clock.ago)
+    ids = RecentIds(settings.id_window, settings.max_ids, clock.ago)
     before = clock.ago(clock.now(), settings.id_window)
     for segment in found.segments:
         if segment.has_ids and segment.stamp >= before:

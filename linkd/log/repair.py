@@ -15,8 +15,8 @@ import msgspec
 from linkd.errors import LogDamaged
 from linkd.log.files import Files, room
 from linkd.log.frame import BATCH, CHANGES, HEAD, Frame, frame_prefix, head_of
-from linkd.log.interface import Told
-from linkd.log.reader import Damage
+from linkd.log.interface import OperatorNotice
+from linkd.log.reader import CorruptSegment
 from linkd.log.segment import (
     FORMAT,
     NEEDS,
@@ -40,7 +40,7 @@ _NAME = "untold"
 _MOST = 1000
 
 
-class Loss(msgspec.Struct, array_like=True, frozen=True):
+class LossReport(msgspec.Struct, array_like=True, frozen=True):
     """A loss.
 
     Args:
@@ -53,10 +53,10 @@ class Loss(msgspec.Struct, array_like=True, frozen=True):
     aside: str = ""
 
 
-_losses = msgspec.msgpack.Decoder(list[Loss])
+_losses = msgspec.msgpack.Decoder(list[LossReport])
 
 
-class Untold:
+class PendingLossReports:
     """The note in a log's folder. Where the disk refuses it, losses are told by this run or never.
 
     Args:
@@ -68,17 +68,17 @@ class Untold:
         self._files = files
         self._folder = folder
 
-    def told(self) -> list[Told]:
+    def told(self) -> list[OperatorNotice]:
         """Return what is to be told, oldest first."""
         return [_as_told(loss) for loss in self._losses()]
 
     def note(self, detail: str, aside: str = "") -> None:
         """Note a loss durably; `aside` is the name that a file is about to get."""
-        losses, new = self._losses(), Loss(detail, aside)
+        losses, new = self._losses(), LossReport(detail, aside)
         if new not in losses and len(losses) < _MOST:
             self._save([*losses, new])
 
-    def forget(self, told: Sequence[Told]) -> None:
+    def forget(self, told: Sequence[OperatorNotice]) -> None:
         """The operator was told these."""
         losses = self._losses()
         left = [loss for loss in losses if _as_told(loss) not in told]
@@ -92,7 +92,7 @@ class Untold:
     def _path(self) -> Path:
         return self._folder / _NAME
 
-    def _losses(self) -> list[Loss]:
+    def _losses(self) -> list[LossReport]:
         """Return the noted losses that came to pass."""
         raw = read_small(self._path)
         try:
@@ -101,18 +101,18 @@ class Untold:
             return []
         return [one for one in losses if not one.aside or (self._folder / one.aside).exists()]
 
-    def _save(self, losses: list[Loss]) -> None:
+    def _save(self, losses: list[LossReport]) -> None:
         """Write the note, as far as the disk lets us."""
         with suppress(OSError):
             write_small(self._files, self._path, msgspec.msgpack.encode(losses), 0.0)
             self._files.sync_dir(self._folder)
 
 
-def _as_told(loss: Loss) -> Told:
-    return Told("error", "log.damaged", loss.detail)
+def _as_told(loss: LossReport) -> OperatorNotice:
+    return OperatorNotice("error", "log.damaged", loss.detail)
 
 
-JUMP = 1 << 24
+OFFSET_SKIP = 1 << 24
 """How far above all known offsets an epoch opens where the log's end was lost.
 
 More than a segment holds.
@@ -125,7 +125,7 @@ SPARE_BYTES = 1 << 20
 """What a disk must have left beside a repaired file."""
 
 
-class Ward:
+class SegmentRepairer:
     """Mends a log's folder, one file at a time.
 
     Args:
@@ -149,15 +149,15 @@ class Ward:
         repaired: set[str] | None = None,
     ) -> None:
         self.identity = identity
-        self.told: list[Told] = []
+        self.told: list[OperatorNotice] = []
         self.jump = False
         self._folder = folder
         self._files = files
         self._wall = wall
-        self._untold = Untold(files, folder)
+        self._untold = PendingLossReports(files, folder)
         self._repaired = set[str]() if repaired is None else repaired
 
-    def mend(self, damage: Damage) -> None:
+    def mend(self, damage: CorruptSegment) -> None:
         """Set a bad file aside and go on with what is readable of it.
 
         What is readable is written beside it and read back first; each file once only.
@@ -213,7 +213,9 @@ class Ward:
     def _jump(self, known: int) -> None:
         """Let the next epoch open far above, also if a crash comes before it is noted for good."""
         self.jump = True
-        floor = msgspec.structs.replace(self.identity, next=max(self.identity.next, known) + JUMP)
+        floor = msgspec.structs.replace(
+            self.identity, next=max(self.identity.next, known) + OFFSET_SKIP
+        )
         save_identity(self._files, self._folder, floor)
 
     def missing(self, before: int, after: int, next: int, first: int | None) -> None:
@@ -270,7 +272,7 @@ class Ward:
         """Return the head of a segment of this log, or None if the file is none."""
         try:
             head, _ = read_head(path)
-        except Damage:
+        except CorruptSegment:
             return None
         return head if head.log == self.identity.log else None
 
@@ -295,7 +297,7 @@ class Ward:
         after = min(other for other in numbers(self._folder) if other > number)
         try:
             return read_head(segment_path(self._folder, after))[0].first
-        except Damage:
+        except CorruptSegment:
             return None
 
     def _head(self, number: int, frames: list[Frame]) -> tuple[SegmentHead, bytes]:
@@ -323,7 +325,7 @@ class Ward:
             path = segment_path(self._folder, other)
             try:
                 head, _ = read_head(path)
-            except Damage:
+            except CorruptSegment:
                 continue
             index = empty_index(head)
             for good in good_frames(path, self.identity.seed):
@@ -376,7 +378,7 @@ class Ward:
         try:
             read_head(fresh)
             scan(fresh, head, size, None, sealed=True)
-        except Damage as damage:
+        except CorruptSegment as damage:
             self._files.unlink(fresh)
             raise LogDamaged(
                 f"{damage} of the repaired file either: check the memory and the disk of this host,"
@@ -388,7 +390,7 @@ class Ward:
 
         Said of a file that is set aside before that is done.
         """
-        told = Told(level, "log.damaged", detail)
+        told = OperatorNotice(level, "log.damaged", detail)
         if told not in self.told:
             self.told.append(told)
             if level == "error":

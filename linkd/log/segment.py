@@ -39,8 +39,8 @@ from linkd.log.frame import (
     head_of,
 )
 from linkd.log.origins import Ignored
-from linkd.log.reader import Change, Damage, walk, walk_changes
-from linkd.log.state import Ids, State, digest
+from linkd.log.reader import Change, CorruptSegment, walk, walk_changes
+from linkd.log.state import RecentIds, State, digest
 from linkd.protocol.records import Batch, SourcePosition, decode_records
 
 BLOCK_BYTES = 512 * 1024
@@ -52,7 +52,7 @@ CARRYING = 1
 """The newest format whose heads carry the state, as format 2 has it in files of its own."""
 
 
-class Block(msgspec.Struct, array_like=True, gc=False):
+class IndexEntry(msgspec.Struct, array_like=True, gc=False):
     """A run of frames.
 
     Attributes:
@@ -118,7 +118,7 @@ class Index(msgspec.Struct, array_like=True):
     size: int
     stamp: float
     has_ids: bool
-    blocks: list[Block]
+    blocks: list[IndexEntry]
 
     def add(self, batch: Batch | Head, size: int, stamp: float, at: int, has_ids: bool) -> None:
         """Count in a batch behind all others.
@@ -133,7 +133,7 @@ class Index(msgspec.Struct, array_like=True):
         blocks = self.blocks
         if not blocks or at - blocks[-1].at >= BLOCK_BYTES:
             totals = {batch.channel: (batch.count, size)}
-            blocks.append(Block(batch.offset, at, stamp, batch.time, totals))
+            blocks.append(IndexEntry(batch.offset, at, stamp, batch.time, totals))
         else:
             block = blocks[-1]
             old = block.totals.get(batch.channel)
@@ -151,7 +151,7 @@ class Index(msgspec.Struct, array_like=True):
         return max(0, bisect_right(self.blocks, position, key=_offset) - 1)
 
 
-def _offset(block: Block) -> int:
+def _offset(block: IndexEntry) -> int:
     return block.offset
 
 
@@ -211,7 +211,7 @@ def load_index(folder: Path, number: int, log: str) -> Index | None:
     return index if index is not None and (index.number, index.log) == (number, log) else None
 
 
-def load_ids(folder: Path, index: Index, seed: int, ids: Ids) -> None:
+def load_ids(folder: Path, index: Index, seed: int, ids: RecentIds) -> None:
     """Remember the ids of a segment."""
     head = read_small(ids_path(folder, index.number))
     if head is not None:
@@ -228,7 +228,7 @@ def load_ids(folder: Path, index: Index, seed: int, ids: Ids) -> None:
                     if record.id:
                         key = digest(batch.channel, record.id)
                         ids.add(opened.owner, key, batch.offset + place, batch.stamp)
-    except (Damage, OSError, BadRecord):
+    except (CorruptSegment, OSError, BadRecord):
         return
 
 
@@ -333,7 +333,7 @@ def read_head(path: Path) -> tuple[SegmentHead, Frame]:
             buffer += file.read(size - len(buffer))
     frame = frame_at(buffer, 0)
     if frame is None or frame.kind != HEAD:
-        raise Damage(path, 0)
+        raise CorruptSegment(path, 0)
     version, needs = msgspec.msgpack.decode(frame.head)[:2]
     if version > FORMAT:
         raise StateTooNew(
@@ -353,13 +353,13 @@ def scan(
     """
     index, last, damage = scan_to(path, head, size, state, sealed)
     if damage is not None or last is None:
-        raise damage or Damage(path, 0)
+        raise damage or CorruptSegment(path, 0)
     return index, last
 
 
 def scan_to(
     path: Path, head: SegmentHead, size: int, state: State | None, sealed: bool = False
-) -> tuple[Index, Frame | None, Damage | None]:
+) -> tuple[Index, Frame | None, CorruptSegment | None]:
     """Return the index of a segment's first `size` bytes, its last frame and the first bad one.
 
     Fold the frames up to there into `state`.
@@ -369,7 +369,7 @@ def scan_to(
     """
     index = empty_index(head)
     last: Frame | None = None
-    found: Damage | None = None
+    found: CorruptSegment | None = None
     held: list[tuple[Frame, Head | None]] = []
     try:
         for frame in walk(path, 0, size, head.seed):
@@ -381,7 +381,7 @@ def scan_to(
                 fold(*ready, index, state)
             index.size, last = frame.end, frame
             held.clear()
-    except Damage as damage:
+    except CorruptSegment as damage:
         found = damage
     if sealed and held and found is None:
         for ready in held:
@@ -405,7 +405,7 @@ def scan_sealed(path: Path, head: SegmentHead, size: int, sure: bool) -> tuple[I
     """
     try:
         return scan(path, head, size, None, sealed=True)
-    except Damage as damage:
+    except CorruptSegment as damage:
         if sure or ends_at(path, damage.at) > damage.at:
             raise
         return scan(path, head, damage.at, None, sealed=True)
@@ -552,7 +552,7 @@ class _Sieve:
         self._buffer = buffer
         self._seed = seed
         self._left = _PATIENCE * len(buffer)
-        self._sums: Sums | None = None
+        self._sums: CrcIndex | None = None
 
     def passes(self, at: int) -> bool:
         """Return whether there may be a frame at `at`; its own CRC tells."""
@@ -565,11 +565,11 @@ class _Sieve:
     def _adds_up(self, claim: Claim) -> bool:
         """Return whether a claim's CRC is right."""
         if self._sums is None:
-            self._sums = Sums(self._buffer)
+            self._sums = CrcIndex(self._buffer)
         return self._sums.crc(claim.begin, claim.end, self._seed) == claim.crc
 
 
-class Sums:
+class CrcIndex:
     """The CRC of any stretch of a buffer, in a time that hardly depends on its length.
 
     A CRC is linear: that of a stretch is the difference of those of what ends with it and of what

@@ -14,16 +14,16 @@ from pathlib import Path
 
 import msgspec
 
-from linkd.log.cache import Tail
+from linkd.log.cache import TailCache
 from linkd.log.files import Files, SegmentSettings
 from linkd.log.frame import BATCH, HEAD, Part, batch_of
-from linkd.log.reader import Damage, Place, Reader, walk
+from linkd.log.reader import CorruptSegment, FilePosition, Reader, walk
 from linkd.log.segment import (
     FORMAT,
     NEEDS,
-    Block,
     Identity,
     Index,
+    IndexEntry,
     SegmentHead,
     bytes_beside,
     ids_path,
@@ -35,7 +35,7 @@ from linkd.log.segment import (
 from linkd.protocol.records import Batch
 
 
-class Shelf:
+class SegmentSet:
     """The segments.
 
     Args:
@@ -66,14 +66,16 @@ class Shelf:
         """Return a segment's file."""
         return segment_path(self._folder, segment.number)
 
-    def place(self, position: int) -> Place | None:
+    def place(self, position: int) -> FilePosition | None:
         """Return where to read on from `position`, or None if nothing lies at or behind it."""
         for segment in self._behind(position):
             block = segment.blocks[segment.block_of(position)]
-            return Place(self.path(segment), segment.node, segment.log, block.at, segment.size)
+            return FilePosition(
+                self.path(segment), segment.node, segment.log, block.at, segment.size
+            )
         return None
 
-    def owed(self, position: int, tail: Tail) -> dict[str, tuple[int, int]]:
+    def owed(self, position: int, tail: TailCache) -> dict[str, tuple[int, int]]:
         """Return (records, bytes of records) by channel from `position` on."""
         owed: dict[str, tuple[int, int]] = {}
         for segment in self._behind(position):
@@ -87,7 +89,7 @@ class Shelf:
                     owed[channel] = (old[0] + records, old[1] + size)
         return owed
 
-    def holds(self, first: int, next: int, wants: Callable[[str], bool], tail: Tail) -> bool:
+    def holds(self, first: int, next: int, wants: Callable[[str], bool], tail: TailCache) -> bool:
         """Return whether a record from `first` to `next` - 1 is on a channel that `wants` takes.
 
         Where `next` is not the beginning of a segment, some records behind it count too.
@@ -121,7 +123,7 @@ class Shelf:
             return segment.blocks[segment.block_of(position)].stamp
         return None
 
-    def locate(self, time: float, tail: Tail) -> int | None:
+    def locate(self, time: float, tail: TailCache) -> int | None:
         """Return the first offset of a batch published at or after `time`, or None."""
         for segment in self.segments:
             for number, block in enumerate(segment.blocks):
@@ -168,7 +170,7 @@ class Shelf:
         behind = [segment for segment in self.segments[number:] if segment.next > position]
         return [segment for segment in behind if segment.blocks]
 
-    def _block(self, segment: Index, number: int, tail: Tail) -> Sequence[Batch]:
+    def _block(self, segment: Index, number: int, tail: TailCache) -> Sequence[Batch]:
         """Return the batches of a block, none where they can't be read."""
         block = segment.blocks[number]
         end = segment.blocks[number + 1] if number + 1 < len(segment.blocks) else None
@@ -177,10 +179,10 @@ class Shelf:
             return [batch for batch in tail.behind(block.offset) if batch.offset < stop]
         try:
             return self._read(segment, block, segment.size if end is None else end.at)
-        except (Damage, OSError):
+        except (CorruptSegment, OSError):
             return []
 
-    def _read(self, segment: Index, block: Block, end: int) -> Sequence[Batch]:
+    def _read(self, segment: Index, block: IndexEntry, end: int) -> Sequence[Batch]:
         """Return the batches of a block from its file."""
         batches = [
             batch_of(frame, segment.node, segment.log)[0]
@@ -282,7 +284,7 @@ def remove(files: Files, folder: Path, numbers: Sequence[int]) -> None:
                 files.unlink(path(folder, number))
 
 
-class Succession:
+class SegmentRoller:
     """The coming and going of a log's segments.
 
     Args:
@@ -304,7 +306,7 @@ class Succession:
         self,
         folder: Path,
         files: Files,
-        shelf: Shelf,
+        shelf: SegmentSet,
         reader: Reader,
         identity: Identity,
         held: Sequence[Index] = (),

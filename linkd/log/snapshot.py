@@ -36,7 +36,7 @@ from linkd.log.files import Files
 from linkd.log.frame import CHANGES, CURSOR, EPOCH, PREFIX_BYTES, STATE, Part, frame_prefix
 from linkd.log.origins import Channels, FairSet, LiveEpoch, LiveLog, Origins, Undo, Verdict
 from linkd.log.producers import Producers
-from linkd.log.reader import Change, Damage, walk
+from linkd.log.reader import Change, CorruptSegment, walk
 from linkd.log.segment import CARRYING, SegmentHead, fold_sealed, read_head, segment_path
 from linkd.log.segment import FORMAT as INDEX_FORMAT
 from linkd.log.state import Snapshot, State, decode_carried, in_parts
@@ -303,8 +303,8 @@ def read_snapshot(folder: Path, number: int, log: str, seed: int) -> Iterator[tu
                 yield _snapshot.decode(content), len(content)
             count += 1
     except (msgspec.DecodeError, zlib.error):
-        raise Damage(path, 0) from None
-    raise Damage(path, size)
+        raise CorruptSegment(path, 0) from None
+    raise CorruptSegment(path, size)
 
 
 def _check_head(path: Path, head: bytes, log: str, number: int) -> None:
@@ -317,7 +317,7 @@ def _check_head(path: Path, head: bytes, log: str, number: int) -> None:
         )
     found = msgspec.msgpack.decode(head, type=SnapshotHead)
     if (found.log, found.number) != (log, number):
-        raise Damage(path, 0, foreign=True)
+        raise CorruptSegment(path, 0, foreign=True)
 
 
 def write_snapshot(
@@ -416,7 +416,7 @@ def _slices_at(folder: Path, base: Base, log: str, seed: int) -> Iterator[tuple[
         try:
             yield decode_carried(frame.records), len(frame.records)
         except msgspec.DecodeError:
-            raise Damage(path, 0) from None
+            raise CorruptSegment(path, 0) from None
     yield Snapshot(next=head.first), 0
 
 
@@ -491,7 +491,7 @@ class Snapshots:
         segments: Sequence[Sealed],
         forget: Callable[[State], object],
         carried: Iterable[Snapshot],
-        done: Callable[[OSError | Damage | None], None],
+        done: Callable[[OSError | CorruptSegment | None], None],
     ) -> None:
         """Make the snapshot of the state as segment `number` begins, and keep it.
 
@@ -508,18 +508,18 @@ class Snapshots:
         kept = self.changes.before(number)
 
         def job() -> None:
-            outcome: Base | OSError | Damage
+            outcome: Base | OSError | CorruptSegment
             try:
                 outcome = self._make(number, segments, kept, forget, carried)
             except Stopped:
                 return
-            except (OSError, Damage) as error:
+            except (OSError, CorruptSegment) as error:
                 outcome = error
             except Exception as error:  # noqa: BLE001 - who waits must hear
                 outcome = OSError(EIO, f"{type(error).__name__}: {error}", str(self._folder))
             self._post(lambda: made(outcome))
 
-        def made(outcome: Base | OSError | Damage) -> None:
+        def made(outcome: Base | OSError | CorruptSegment) -> None:
             self.busy = False
             if isinstance(outcome, Base):
                 self.bases = [*self.bases[-1:], outcome]
@@ -564,7 +564,7 @@ class Snapshots:
             try:
                 state, _, _ = read_state(self._folder, base, self._log, self._seed, self._pause)
                 break
-            except (Damage, FileNotFoundError):
+            except (CorruptSegment, FileNotFoundError):
                 if not bases:
                     raise
         behind = (

@@ -95,7 +95,7 @@ class _Share:
             self.forget_oldest()
 
 
-class Ids:
+class RecentIds:
     """Ids by owner and channel, forgotten in whole generations once older than `window`.
 
     Each owner has its own. Beyond the bound the owner with the most ids loses the oldest of the
@@ -215,14 +215,14 @@ _SLICE_PRODUCERS = 64
 _Item = TypeVar("_Item")
 
 
-Place = tuple[str, tuple[EpochEnd, ...]]
+PeerPosition = tuple[str, tuple[EpochEnd, ...]]
 """How far a peer's log is stored here.
 
 Its id, and the end in each epoch, oldest first, at most 64.
 """
 
 
-def follows(place: Place | None, source: SourcePosition) -> bool:
+def follows(place: PeerPosition | None, source: SourcePosition) -> bool:
     """Tell whether a step begins where its peer's cursor stands.
 
     A first step, or one of a new log, always does.
@@ -230,7 +230,7 @@ def follows(place: Place | None, source: SourcePosition) -> bool:
     return place is None or place[0] != source.log or place[1][-1].next == source.previous
 
 
-def moved(place: Place | None, source: SourcePosition) -> Place:
+def moved(place: PeerPosition | None, source: SourcePosition) -> PeerPosition:
     """Return the cursor at the end of a step that follows it."""
     end = EpochEnd(source.epoch, source.next)
     if place is None or place[0] != source.log:
@@ -243,7 +243,7 @@ def moved(place: Place | None, source: SourcePosition) -> Place:
     return (source.log, (*epochs[1 - MAX_CURSOR_EPOCHS :], end))
 
 
-def placed(cursor: Cursor) -> Place:
+def placed(cursor: Cursor) -> PeerPosition:
     """Return a cursor without what is known of its durability."""
     return (cursor.log, cursor.epochs[-MAX_CURSOR_EPOCHS:])
 
@@ -267,7 +267,7 @@ class Snapshot(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     log: str = ""
     next: int = 0
     epochs: tuple[EpochStart, ...] = ()
-    cursors: dict[str, Place] = {}
+    cursors: dict[str, PeerPosition] = {}
     producers: tuple[tuple[str, str, Produced], ...] = ()
     acks: tuple[tuple[str, int, int], ...] = ()
     consumers: tuple[tuple[str, str, int, tuple[str, ...], float], ...] = ()
@@ -281,7 +281,7 @@ class _Snapshot1(msgspec.Struct, array_like=True, frozen=True):
     log: str
     next: int
     epochs: tuple[EpochStart, ...]
-    cursors: dict[str, Place]
+    cursors: dict[str, PeerPosition]
     highs: tuple[tuple[str, str, OriginHigh], ...]
     highest: dict[str, tuple[int, float]]
     recent: dict[str, tuple[tuple[int, int, int], ...]]
@@ -344,7 +344,7 @@ class State:
         self.undo: Undo = []
         self.origins = Origins()
         self._epochs: list[EpochStart] = []
-        self._cursors: dict[str, Place] = {}
+        self._cursors: dict[str, PeerPosition] = {}
         self._lasts: dict[str, tuple[int, float]] = {}
         self._has_forgotten = False  # some of `_lasts`, in this epoch
         self.producers = Producers()
@@ -391,11 +391,11 @@ class State:
         """Return the peers whose logs it has a cursor in."""
         return list(self._cursors)
 
-    def place(self, peer: str) -> Place | None:
+    def place(self, peer: str) -> PeerPosition | None:
         """Return the log id and the epochs of a peer's cursor, frames under way counted."""
         return self._cursors.get(peer)
 
-    def put(self, peer: str, place: Place | None) -> None:
+    def put(self, peer: str, place: PeerPosition | None) -> None:
         """Set a peer's cursor, or forget it."""
         cursors = self._cursors
         self.undo.append((cursors, peer, cursors.get(peer, ABSENT)))

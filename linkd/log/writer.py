@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 
 import msgspec
 
-from linkd.log.commit import Group, Post
+from linkd.log.commit import CommitGroup, Post
 from linkd.log.files import Files
 from linkd.log.frame import HEAD, Part, frame_prefix
 from linkd.log.segment import Index
@@ -57,7 +57,7 @@ Nobody notices the moment at such a rate (measured: 10 % more records of 1 KiB, 
 """
 
 
-class Job(msgspec.Struct, frozen=True):
+class WriteJob(msgspec.Struct, frozen=True):
     """A group on its way to the disk.
 
     Args:
@@ -71,7 +71,7 @@ class Job(msgspec.Struct, frozen=True):
     """
 
     era: int
-    group: Group
+    group: CommitGroup
     parts: Sequence[Part]
     wall: float
     at: int
@@ -89,7 +89,7 @@ class Written(msgspec.Struct, frozen=True):
         seconds: How long the commit took.
     """
 
-    jobs: Sequence[Job]
+    jobs: Sequence[WriteJob]
     free_bytes: int
     measured_at: float
     seconds: float
@@ -150,7 +150,7 @@ class Writer:
         self._seed = seed
         self._post = self.in_turn = post
         self._report = report
-        self._queue: SimpleQueue[Job | None] = SimpleQueue()
+        self._queue: SimpleQueue[WriteJob | None] = SimpleQueue()
         self._fd = -1
         self._path = folder
         self._gone = False
@@ -171,7 +171,7 @@ class Writer:
             self._size = self._filled = self._uncached = size
         self._thread.start()
 
-    def put(self, job: Job) -> None:
+    def put(self, job: WriteJob) -> None:
         """Let a job be written behind all others."""
         self._queue.put(job)
 
@@ -188,7 +188,7 @@ class Writer:
         self._measure()
         running = True
         while running:
-            jobs: list[Job] = []
+            jobs: list[WriteJob] = []
             try:
                 item = self._queue.get(timeout=self.tick)
                 while True:
@@ -220,7 +220,7 @@ class Writer:
         """Return the call that reports `outcome`."""
         return lambda: self._report(outcome)
 
-    def _commit(self, jobs: list[Job]) -> int:
+    def _commit(self, jobs: list[WriteJob]) -> int:
         """Write jobs of one file, or put it back as it was; return how many bytes."""
         if jobs[0].era <= self._bad_era:
             return 0
@@ -243,7 +243,7 @@ class Writer:
         self._fill(written)
         return written
 
-    def _write(self, jobs: list[Job]) -> int:
+    def _write(self, jobs: list[WriteJob]) -> int:
         """Write jobs of one file, which syncs them; return how many bytes."""
         creates = jobs[0].creates
         if creates is not None:

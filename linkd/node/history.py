@@ -13,8 +13,8 @@ import msgspec
 from linkd import events
 from linkd.clock import Clock, wall
 from linkd.core.link import Changed
-from linkd.log import MemoryCursors
-from linkd.log.interface import Log, Told
+from linkd.log import MemoryCursorStore
+from linkd.log.interface import Log, OperatorNotice
 from linkd.net.rate_limit import Bucket, origin
 from linkd.node.link_driver import LinkDriver
 from linkd.node.outages import Current, Outages
@@ -305,7 +305,7 @@ class LogWatch:
         cursors: What lies beside it.
     """
 
-    def __init__(self, around: Around, log: Log, cursors: MemoryCursors) -> None:
+    def __init__(self, around: Around, log: Log, cursors: MemoryCursorStore) -> None:
         self._around = around
         self._log = log
         self._full = False
@@ -357,7 +357,7 @@ class LogWatch:
                 waiting[link.peer] = inbound.committed
         return waiting
 
-    def _told(self, told: Told) -> None:
+    def _told(self, told: OperatorNotice) -> None:
         """Pass on what the log or its cursors say."""
         self._around.tell(told.level, told.event, detail=told.detail)
 

@@ -20,7 +20,7 @@ from linkd.config import Config, PeerSettings
 from linkd.core.inbound import KnownEnds
 from linkd.core.link import Changed
 from linkd.errors import LinkdError, Reason
-from linkd.log.interface import Appended, Consumer, CursorStore, Log, Owned, Settled
+from linkd.log.interface import Appended, Consumer, CursorStore, Log, OnDurable, Owned
 from linkd.net.connection import Dialer
 from linkd.net.timers import when_idle
 from linkd.node.dispatcher import Rules, Spread, VolatileSequence, messages_of
@@ -235,7 +235,7 @@ class Node:
 
     # -- publishing ---------------------------------------------------------------------------
 
-    def publish(self, draft: NewRecords, settled: Settled) -> None:
+    def publish(self, draft: NewRecords, settled: OnDurable) -> None:
         """Publish; see `linkd.api.port.NodePort.publish`."""
         rule = self._rules.of(draft.channel)
         if rule is None:

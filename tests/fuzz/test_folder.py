@@ -12,7 +12,7 @@ import linkd.log.reader
 import linkd.log.segment
 from linkd.errors import LinkdError
 from linkd.log.files import RealFiles
-from linkd.log.repair import Untold
+from linkd.log.repair import PendingLossReports
 from tests.fuzz import folder
 from tests.fuzz.targets.recovery import TEMPLATE, damaged, found_in
 
@@ -39,7 +39,9 @@ def _state(found: Any, where: str) -> object:
 
 
 def _untold(files: Any, path: Any, where: object) -> list[str]:
-    return [each.detail.replace(str(where), "/log") for each in Untold(files, path).told()]
+    return [
+        each.detail.replace(str(where), "/log") for each in PendingLossReports(files, path).told()
+    ]
 
 
 def test_same_as_on_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

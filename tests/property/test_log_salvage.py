@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from linkd.log import segment
 from linkd.log.frame import BATCH, HEAD, MAGIC, SMALL, Frame, frame_at, frame_prefix
-from linkd.log.segment import Sums, good_frames
+from linkd.log.segment import CrcIndex, good_frames
 from tests.conftest import CAMPAIGN
 
 SEED = 0x5EC12E7
@@ -84,4 +84,4 @@ def test_a_sum_is_the_crc_of_its_stretch(
 ) -> None:
     first = int(begin * len(content))
     end = first + int(length * (len(content) - first))
-    assert Sums(content).crc(first, end, seed) == crc32(content[first:end], seed)
+    assert CrcIndex(content).crc(first, end, seed) == crc32(content[first:end], seed)

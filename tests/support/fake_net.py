@@ -9,7 +9,7 @@ from twisted.internet.task import Clock
 
 from linkd.config import Config, HeartbeatSettings, NodeSettings, PeerSettings
 from linkd.errors import AttemptFailed, Reason
-from linkd.log import MemoryCursors
+from linkd.log import MemoryCursorStore
 from linkd.log.interface import Appended
 from linkd.log.memory_log import MemoryLog
 from linkd.node import LinkDriver, Node, Stores
@@ -160,7 +160,7 @@ class FakeNet:
         config = Config(
             node=NodeSettings(name=name), heartbeat=HeartbeatSettings(), peers=peers, **sections
         )  # type: ignore[arg-type]
-        cursors = MemoryCursors()
+        cursors = MemoryCursorStore()
         log = MemoryLog(name, self.rng, clock=self.clock.seconds)
         stores = Stores(log, cursors, Outages(cursors))
 

@@ -15,8 +15,8 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from linkd.api.port import Sink, Start
 from linkd.config import ApiKey, ApiSettings, ChannelSettings, Config, LimitSettings, NodeSettings
 from linkd.errors import LinkdError
-from linkd.log import MemoryCursors
-from linkd.log.interface import Appended, Consumer, Owned, Settled
+from linkd.log import MemoryCursorStore
+from linkd.log.interface import Appended, Consumer, OnDurable, Owned
 from linkd.log.memory_log import MemoryLog
 from linkd.node.subscriptions import Follower, Readers
 from linkd.protocol.channels import Patterns
@@ -69,7 +69,7 @@ class FakeNode:
         self._waits: list[tuple[str, int, Deferred[None]]] = []
         self._events: list[Event] = []
         self._watchers: list[Callable[[Event], None]] = []
-        self.readers = Readers(self, self.log, MemoryCursors())
+        self.readers = Readers(self, self.log, MemoryCursorStore())
         self._seen = self.log.next
         self.log.on_commit.append(self._committed)
 
@@ -94,7 +94,7 @@ class FakeNode:
 
     # NodePort
 
-    def publish(self, draft: NewRecords, settled: Settled) -> None:
+    def publish(self, draft: NewRecords, settled: OnDurable) -> None:
         self.published.append(draft)
         for rule in self.config.channels:
             if rule.delivery == "volatile" and Patterns((rule.name,)).match(draft.channel):

@@ -8,8 +8,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from linkd.log.disk_log import SegmentLog
-from linkd.log.files import Edges, RealFiles, SegmentSettings
+from linkd.log.disk_log import DiskLog
+from linkd.log.files import Environment, RealFiles, SegmentSettings
 from linkd.log.memory_log import MemoryLog
 from linkd.log.origins import Origins, OriginsSnapshot
 from linkd.log.writer import Writer
@@ -75,14 +75,14 @@ class SegmentBench:
         Writer.tick = 0.05
         self.log = self.open()
 
-    def open(self, node: str = "edge") -> SegmentLog:
+    def open(self, node: str = "edge") -> DiskLog:
         """Open it, and wait for its epoch."""
-        self.log = SegmentLog(
+        self.log = DiskLog(
             self.path,
             node,
             self.settings,
             self.turns.post,
-            Edges(
+            Environment(
                 self.files or RealFiles(),
                 Random(),
                 lambda: self.now[0],
@@ -99,7 +99,7 @@ class SegmentBench:
         """Wait for it."""
         self.turns.until(true)
 
-    def restart(self, node: str = "edge") -> SegmentLog:
+    def restart(self, node: str = "edge") -> DiskLog:
         """Close it and open it again."""
         self.close()
         return self.open(node)

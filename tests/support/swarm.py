@@ -27,7 +27,7 @@ def _node(name: str, peer: Any, reactor: Any, shared: Any) -> Any:
     """Return one node with one peer, not yet started."""
     from linkd.config import Config
     from linkd.config.settings import NodeSettings
-    from linkd.log import MemoryCursors
+    from linkd.log import MemoryCursorStore
     from linkd.log.files import SegmentSettings
     from linkd.log.memory_log import BoundedMemoryLog
     from linkd.net.dialer import LinkDialer, Origin
@@ -41,7 +41,7 @@ def _node(name: str, peer: Any, reactor: Any, shared: Any) -> Any:
         return LinkDialer(driver, driver.settings, origin, config.reconnect.connect_timeout)
 
     log = BoundedMemoryLog(name, SegmentSettings(memory_bytes=LOG_BYTES))
-    stores = Stores(log, MemoryCursors(), Outages(MemoryCursors()))
+    stores = Stores(log, MemoryCursorStore(), Outages(MemoryCursorStore()))
     return Node(config, stores, reactor, dialer, random.Random())
 
 

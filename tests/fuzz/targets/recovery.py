@@ -14,8 +14,8 @@ from typing import Any
 import linkd.log.reader
 import linkd.log.segment
 from linkd.errors import LinkdError
-from linkd.log.disk_log import SegmentLog
-from linkd.log.files import Edges, RealFiles
+from linkd.log.disk_log import DiskLog
+from linkd.log.files import Environment, RealFiles
 from linkd.log.recovery import Found, recover
 from linkd.log.writer import Writer
 from tests.fuzz import folder
@@ -30,11 +30,11 @@ _READ = (".log", ".idx", ".state")
 class Bench(SegmentBench):
     """A log that is the same each time."""
 
-    def open(self, node: str = "edge") -> SegmentLog:
+    def open(self, node: str = "edge") -> DiskLog:
         """Open it, and wait for its epoch."""
         self.wall[0] = _WALL - 1000.0
-        edges = Edges(RealFiles(), Random(7), lambda: self.now[0], lambda: self.wall[0])
-        self.log = SegmentLog(self.path, node, self.settings, self.turns.post, edges)
+        edges = Environment(RealFiles(), Random(7), lambda: self.now[0], lambda: self.wall[0])
+        self.log = DiskLog(self.path, node, self.settings, self.turns.post, edges)
         self.turns.until(lambda: not self.log._under_way)
         return self.log
 

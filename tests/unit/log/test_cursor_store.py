@@ -13,9 +13,9 @@ import msgspec
 import pytest
 
 from linkd.errors import LogDamaged, StateTooNew
-from linkd.log import MemoryCursors, MemoryLog, open_cursors, open_log
-from linkd.log.cursor_store import CursorFile
-from linkd.log.disk_log import SegmentLog
+from linkd.log import MemoryCursorStore, MemoryLog, open_cursors, open_log
+from linkd.log.cursor_store import SqliteCursorStore
+from linkd.log.disk_log import DiskLog
 from linkd.log.files import SegmentSettings
 from linkd.log.interface import Consumer, PeerCursor
 from linkd.log.snapshot import snapshot_numbers
@@ -56,7 +56,7 @@ class Pair:
             close(partial(done.append, True))
             self.turns.until(partial(len, done))
 
-    def restart(self) -> MemoryCursors:
+    def restart(self) -> MemoryCursorStore:
         """Close and open both."""
         self.close()
         self.open()
@@ -138,7 +138,7 @@ def test_a_row_that_changes_all_the_time_is_written_ten_times_a_second(pair: Pai
         commits.append(time.monotonic())
         return False
 
-    assert isinstance(pair.cursors, CursorFile)
+    assert isinstance(pair.cursors, SqliteCursorStore)
     pair.cursors._db.set_commit_hook(committing)
     until = time.monotonic() + 0.5
     changes = 0
@@ -211,7 +211,7 @@ def test_a_refused_write_is_told_and_tried_again(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("linkd.log.cursor_store.RETRY_SECONDS", 0.01)
-    assert isinstance(pair.cursors, CursorFile)
+    assert isinstance(pair.cursors, SqliteCursorStore)
     real = pair.cursors._write
     refuse = [True]
 
@@ -231,7 +231,7 @@ def test_a_refused_write_is_told_and_tried_again(
 
 
 def test_a_disk_error_is_returned(pair: Pair) -> None:
-    assert isinstance(pair.cursors, CursorFile)
+    assert isinstance(pair.cursors, SqliteCursorStore)
     pair.cursors._db.execute("pragma query_only = on")
     done: list[Any] = []
     pair.cursors.set_consumer(BILLING, done.append)
@@ -250,14 +250,14 @@ def test_beside_a_log_in_memory_cursors_are_in_memory_too(tmp_path: Path) -> Non
     cursors.set_peer(HUB)
     cursors.close(lambda: done.append(True))
     assert done == [None, True]
-    assert not isinstance(log, SegmentLog)
+    assert not isinstance(log, DiskLog)
 
 
 def test_a_file_that_goes_bad_under_way_is_made_anew_and_told(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     change(pair)
-    assert isinstance(pair.cursors, CursorFile)
+    assert isinstance(pair.cursors, SqliteCursorStore)
     real, broken = pair.cursors._write, [True]
 
     def write(rows: Any) -> Exception | None:
@@ -294,11 +294,11 @@ def test_a_file_that_cannot_be_opened_says_what_to_do(
 ) -> None:
     pair.close()
 
-    def refuse(file: CursorFile) -> None:
+    def refuse(file: SqliteCursorStore) -> None:
         raise error
 
     with monkeypatch.context() as patched:
-        patched.setattr(CursorFile, "_open", refuse)
+        patched.setattr(SqliteCursorStore, "_open", refuse)
         log: Any = open_log(Settings(), pair.folder, "edge", pair.turns.post)
         with pytest.raises(LogDamaged, match=says):
             open_cursors(log, pair.folder, pair.turns.post)
@@ -314,7 +314,7 @@ def test_a_file_that_goes_bad_while_the_disk_refuses_another_is_made_anew_once_i
     """It ended the thread: no consumer's ack was ever answered again, nor the close."""
     monkeypatch.setattr("linkd.log.cursor_store.RETRY_SECONDS", 0.01)
     change(pair)
-    assert isinstance(pair.cursors, CursorFile)
+    assert isinstance(pair.cursors, SqliteCursorStore)
     write, opened = pair.cursors._write, pair.cursors._open
     broken, refused = [True], [True] * 3
 
@@ -349,7 +349,7 @@ def test_all_that_is_known_is_in_the_new_file_before_the_end(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     change(pair)
-    assert isinstance(pair.cursors, CursorFile)
+    assert isinstance(pair.cursors, SqliteCursorStore)
     monkeypatch.setattr("linkd.log.cursor_store.RETRY_SECONDS", 0.01)
     write, broken = pair.cursors._write, [True]
 
@@ -370,7 +370,7 @@ def test_a_bad_file_beside_a_new_log_begins_anew(tmp_path: Path) -> None:
     turns = Turns()
     path = tmp_path / "cursors.db"
     path.write_bytes(b"rubbish" * 1000)
-    cursors = CursorFile(path, "log", None, turns.post)
+    cursors = SqliteCursorStore(path, "log", None, turns.post)
     assert (cursors.peers(), cursors.consumers(), cursors.outages()) == ({}, {}, [])
     assert "0 peers and 0 consumers" in cursors.told[0].detail
     done: list[bool] = []

@@ -13,10 +13,10 @@ import pytest
 
 from linkd.errors import Gap, LogDamaged
 from linkd.log import frame, inspect, repair, verify
-from linkd.log.files import RealFiles, not_ours
+from linkd.log.files import RealFiles, explain_os_error
 from linkd.log.frame import HEAD, SMALL, frame_prefix
-from linkd.log.reader import Damage
-from linkd.log.repair import JUMP
+from linkd.log.reader import CorruptSegment
+from linkd.log.repair import OFFSET_SKIP
 from linkd.log.segment import load_identity
 from linkd.log.snapshot import snapshot_numbers
 from linkd.log.writer import FILL_BYTES
@@ -137,10 +137,10 @@ def test_lost_indexes_and_ids_are_made_anew(bench: SegmentBench) -> None:
 
 
 def test_a_file_of_another_owner_is_named_with_what_to_do() -> None:
-    said = not_ours(PermissionError(13, "denied", "/x/1.log"), Path("/x"))
+    said = explain_os_error(PermissionError(13, "denied", "/x/1.log"), Path("/x"))
     assert "/x/1.log" in said
     assert "chown" in said
-    assert "check the disk" in not_ours(OSError(5, "I/O error", "/x/1.log"), Path("/x"))
+    assert "check the disk" in explain_os_error(OSError(5, "I/O error", "/x/1.log"), Path("/x"))
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_a_last_segment_of_which_nothing_is_readable_is_set_aside_and_told(
     (aside,) = bench.path.glob("*.damaged-*")
     assert aside.read_bytes() == spoilt
     assert "all from" in bench.log.told[0].detail
-    assert append(bench, draft(b"x"))[0].offset >= end + JUMP - 30
+    assert append(bench, draft(b"x"))[0].offset >= end + OFFSET_SKIP - 30
 
 
 def test_a_first_write_of_a_segment_that_a_crash_broke_off_goes_without_a_word(
@@ -543,7 +543,7 @@ def test_a_log_that_no_mending_makes_whole_is_not_opened(
     bench.close()
     flip(min(bench.path.glob("*.log")), 60)
     with monkeypatch.context() as patched:
-        patched.setattr("linkd.log.repair.Ward.mend", lambda ward, damage: None)
+        patched.setattr("linkd.log.repair.SegmentRepairer.mend", lambda ward, damage: None)
         patched.setattr("linkd.log.recovery._MOST_REPAIRS", 20)
         with pytest.raises(LogDamaged, match="could not be mended: move it away"):
             bench.open()
@@ -690,7 +690,7 @@ def test_a_repair_that_can_not_be_read_back_sets_nothing_aside(
     before = first.read_bytes()
 
     def unreadable(path: Path, *rest: object, **more: object) -> None:
-        raise Damage(path, 7)
+        raise CorruptSegment(path, 7)
 
     with monkeypatch.context() as patched:
         patched.setattr(repair, "scan", unreadable)
@@ -710,10 +710,10 @@ def test_a_file_is_repaired_once_a_start(bench: SegmentBench) -> None:
     flip(first, 60)
     identity = load_identity(bench.path)
     assert identity is not None
-    ward = repair.Ward(bench.path, RealFiles(), identity, lambda: 1.0)
-    ward.mend(Damage(first, 0))
+    ward = repair.SegmentRepairer(bench.path, RealFiles(), identity, lambda: 1.0)
+    ward.mend(CorruptSegment(first, 0))
     with pytest.raises(LogDamaged, match="damaged again at byte 5 after it was repaired"):
-        ward.mend(Damage(first, 5))
+        ward.mend(CorruptSegment(first, 5))
     assert len([path for path in bench.path.iterdir() if "damaged" in path.name]) == 1
     bench.open()
 
@@ -766,7 +766,7 @@ def test_a_segment_without_a_readable_state_stays_and_a_snapshot_goes(bench: Seg
     bench.close()
     identity = load_identity(bench.path)
     assert identity is not None
-    ward = repair.Ward(bench.path, RealFiles(), identity, lambda: 1.0)
+    ward = repair.SegmentRepairer(bench.path, RealFiles(), identity, lambda: 1.0)
     segment = min(bench.path.glob("*.log"))
     snapshot = bench.path / "000000000001.state"
     snapshot.write_bytes(b"nothing")

@@ -19,7 +19,7 @@ from linkd.log.commit import GROUP_ITEMS
 from linkd.log.disk_log import EAGER_BYTES
 from linkd.log.frame import HEAD, frame_at, frame_prefix
 from linkd.log.interface import Appended
-from linkd.log.reader import Damage
+from linkd.log.reader import CorruptSegment
 from linkd.log.segment import read_head, scan
 from linkd.log.snapshot import snapshot_numbers
 from linkd.log.state import Snapshot
@@ -674,7 +674,7 @@ def test_a_scan_of_nothing_is_damage(bench: SegmentBench) -> None:
     append(bench, draft(b"a"))
     (path,) = bench.path.glob("*.log")
     head, _ = read_head(path)
-    with pytest.raises(Damage):
+    with pytest.raises(CorruptSegment):
         scan(path, head, 0, None)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import linkd
 from linkd.clock import PROGRAM_DATE
-from linkd.log.disk_log import SegmentLog
+from linkd.log.disk_log import DiskLog
 from linkd.log.files import RealFiles
 from linkd.log.interface import Appended
 from linkd.log.logclock import Doubt, LogClock, Note, load_note, save_note
@@ -218,7 +218,7 @@ def log_with(tmp_path: Path, **settings: float) -> SegmentBench:
 
 def fates(bench: SegmentBench) -> tuple[bool, bool, bool, int]:
     """Return whether the id and the number are known, the ttl has passed, and what is there."""
-    log: SegmentLog = bench.log
+    log: DiskLog = bench.log
     log.release(log.next)
     batches = everything(bench)
     expired = all(batch.expired(log.clock()) for batch in batches if batch.ttl is not None)

@@ -11,7 +11,7 @@ import pytest
 
 from linkd.log import reader as module
 from linkd.log.frame import EPOCH, PREFIX_BYTES, frame_prefix
-from linkd.log.reader import Damage, Place, Reader, walk_changes
+from linkd.log.reader import CorruptSegment, FilePosition, Reader, walk_changes
 from tests.support.turns import Turns
 
 
@@ -25,7 +25,7 @@ def test_reads_for_links_come_first_and_others_have_every_fourth_turn() -> None:
     def note(name: str) -> Callable[[Any], None]:
         return lambda _: order.append(name)
 
-    place = Place(Path("/nowhere"), "edge", "log", 0, 0)
+    place = FilePosition(Path("/nowhere"), "edge", "log", 0, 0)
     for number in range(4):
         reader.fetch(place, 1, 1, note(f"client {number}"))
     for number in range(8):
@@ -56,7 +56,7 @@ def changes(path: Path, size: int) -> tuple[list[tuple[int, float, bytes]], int 
         for change in walk_changes(path, size, SEED, False):
             if change is not None:
                 found.append((*change[:2], bytes(change[2])))
-    except Damage as damage:
+    except CorruptSegment as damage:
         return found, damage.at
     return found, None
 

@@ -20,14 +20,16 @@ from linkd.log.segment import (
     read_small,
     segment_path,
 )
-from linkd.log.segment_set import Shelf, Succession
+from linkd.log.segment_set import SegmentRoller, SegmentSet
 
 
-def succession(folder: Path, files: RealFiles | None = None) -> tuple[Succession, Shelf, Reader]:
+def succession(
+    folder: Path, files: RealFiles | None = None
+) -> tuple[SegmentRoller, SegmentSet, Reader]:
     """Return one of a log without segments."""
-    shelf, reader = Shelf(folder, 7, []), Reader(7, lambda call: call())
+    shelf, reader = SegmentSet(folder, 7, []), Reader(7, lambda call: call())
     identity = Identity("log", 7, 0, 40)
-    return Succession(folder, files or RealFiles(), shelf, reader, identity), shelf, reader
+    return SegmentRoller(folder, files or RealFiles(), shelf, reader, identity), shelf, reader
 
 
 def done(reader: Reader) -> None:

@@ -24,7 +24,7 @@ from linkd.log.frame import BATCH, CHANGES, STATE, frame_prefix
 from linkd.log.frame import HEAD as FRAME_HEAD
 from linkd.log.interface import UNOWNED, Appended, PeerCursor
 from linkd.log.origins import KnownEpoch, KnownLog, OriginsSnapshot
-from linkd.log.reader import Damage, walk_changes
+from linkd.log.reader import CorruptSegment, walk_changes
 from linkd.log.recovery import Found, recover
 from linkd.log.segment import CARRYING, FORMAT, SegmentHead, read_head, segment_path
 from linkd.log.snapshot import (
@@ -589,17 +589,17 @@ def test_a_snapshot_is_whole_or_damage(tmp_path: Path) -> None:
     assert path.stat().st_size == len(whole)
     for size in range(0, len(whole), 7):
         path.write_bytes(whole[:size])
-        with pytest.raises(Damage):
+        with pytest.raises(CorruptSegment):
             list(read_snapshot(tmp_path, 7, "log", 5))
     path.write_bytes(whole + whole[-44:])
-    with pytest.raises(Damage):
+    with pytest.raises(CorruptSegment):
         list(read_snapshot(tmp_path, 7, "log", 5))
     path.write_bytes(whole)
     for log, number, seed in (("other", 7, 5), ("log", 7, 6)):
-        with pytest.raises(Damage):
+        with pytest.raises(CorruptSegment):
             list(read_snapshot(tmp_path, number, log, seed))
     path.rename(snapshot_path(tmp_path, 8))
-    with pytest.raises(Damage):
+    with pytest.raises(CorruptSegment):
         list(read_snapshot(tmp_path, 8, "log", 5))
 
 
@@ -623,7 +623,7 @@ def test_a_state_that_a_head_carries_and_that_is_none_is_damage(tmp_path: Path) 
     path = segment_path(tmp_path, 7)
     path.write_bytes(frame_prefix((FRAME_HEAD, 0, head, b"\xc1"), 0, 0.0, 0.0) + head + b"\xc1")
     assert read_head(path)[0].format == CARRYING
-    with pytest.raises(Damage) as caught:
+    with pytest.raises(CorruptSegment) as caught:
         read_state(tmp_path, Base(7), "log", 5, go_on)
     assert (caught.value.path, caught.value.at) == (path, 0)
 
@@ -638,7 +638,7 @@ def test_a_slice_that_is_none_is_damage(tmp_path: Path) -> None:
     contents = [msgspec.msgpack.encode(HEAD), b"\xc1"]
     frames = [(frame_prefix((STATE, 0, one, b""), 0, 0.0, 0.0, 5), one) for one in contents]
     snapshot_path(tmp_path, 7).write_bytes(b"".join(part for frame in frames for part in frame))
-    with pytest.raises(Damage):
+    with pytest.raises(CorruptSegment):
         list(read_snapshot(tmp_path, 7, "log", 5))
 
 

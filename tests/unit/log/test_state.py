@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from linkd.errors import Gap
-from linkd.log.cache import Tail
+from linkd.log.cache import TailCache
 from linkd.log.origins import Verdict
-from linkd.log.state import MAX_EPOCHS, Ids, State, digest, moved, take_back
+from linkd.log.state import MAX_EPOCHS, RecentIds, State, digest, moved, take_back
 from linkd.protocol.peer import EpochEnd
 from linkd.protocol.records import NO_ORIGIN, Batch, Origin, SourcePosition
 
@@ -23,7 +23,7 @@ def test_an_id_is_its_channels() -> None:
 
 
 def test_an_id_is_its_owners() -> None:
-    ids = Ids(80.0, 1000)
+    ids = RecentIds(80.0, 1000)
     key = digest("c", "x")
     ids.add("shop", key, 1, 0.0)
     ids.add("till", key, 2, 0.0)
@@ -31,7 +31,7 @@ def test_an_id_is_its_owners() -> None:
 
 
 def test_an_id_without_owner_is_everybodys() -> None:
-    ids = Ids(80.0, 1000)
+    ids = RecentIds(80.0, 1000)
     key = digest("c", "x")
     ids.add("", key, 1, 0.0)
     assert (ids.find("shop", key), ids.find("", key)) == (1, 1)
@@ -39,7 +39,7 @@ def test_an_id_without_owner_is_everybodys() -> None:
 
 
 def test_ids_are_forgotten_once_older_than_the_window() -> None:
-    ids = Ids(80.0, 1000)
+    ids = RecentIds(80.0, 1000)
     for second in range(200):
         ids.add("shop", digest("c", str(second)), second + 1, float(second))
         if second >= 79:
@@ -52,7 +52,7 @@ def test_ids_are_forgotten_once_older_than_the_window() -> None:
 
 
 def test_a_share_that_is_not_used_any_more_is_forgotten_too() -> None:
-    ids = Ids(80.0, 1000)
+    ids = RecentIds(80.0, 1000)
     ids.add("old", digest("c", "x"), 1, 0.0)
     for number in range(1000):
         ids.add("shop", digest("c", str(number)), number + 2, 200.0)
@@ -61,7 +61,7 @@ def test_a_share_that_is_not_used_any_more_is_forgotten_too() -> None:
 
 
 def test_beyond_the_bound_the_greediest_owner_loses_its_oldest() -> None:
-    ids = Ids(1e9, 10_000)
+    ids = RecentIds(1e9, 10_000)
     mine = digest("orders", "pay-1")
     ids.add("shop", mine, 1, 5.0)
     ids.add("greedy", digest("news", "n"), 2, 6.0)
@@ -78,7 +78,7 @@ def test_beyond_the_bound_the_greediest_owner_loses_its_oldest() -> None:
 
 
 def test_within_one_owner_the_greediest_channel_loses() -> None:
-    ids = Ids(1e9, 1000)
+    ids = RecentIds(1e9, 1000)
     for number in range(400):
         ids.add("socket", digest("orders", str(number)), number + 1, 0.0)
     for number in range(5000):
@@ -87,7 +87,7 @@ def test_within_one_owner_the_greediest_channel_loses() -> None:
 
 
 def test_what_was_added_can_be_taken_back() -> None:
-    ids, undo = Ids(10.0, 80), list[Any]()
+    ids, undo = RecentIds(10.0, 80), list[Any]()
     key = digest("c", "x")
     ids.add("shop", key, 7, 0.0, undo)
     take_back(undo)
@@ -95,7 +95,7 @@ def test_what_was_added_can_be_taken_back() -> None:
 
 
 def test_an_id_that_was_taken_back_and_given_again_is_as_young_as_it_is() -> None:
-    ids, undo = Ids(80.0, 1000), list[Any]()
+    ids, undo = RecentIds(80.0, 1000), list[Any]()
     key = digest("c", "x")
     ids.add("shop", key, 1, 0.0, undo)
     ids.add("shop", digest("c", "a"), 1, 0.0)
@@ -175,7 +175,7 @@ def batch(offset: int, count: int = 1, size: int = 10) -> Batch:
 
 
 def test_the_tail_keeps_the_newest_and_frees_what_it_forgot() -> None:
-    tail = Tail(100 * 410, 1)
+    tail = TailCache(100 * 410, 1)
     for offset in range(1, 5001):
         tail.add(batch(offset))
     assert tail.first == 4901
@@ -190,7 +190,7 @@ def test_the_tail_keeps_the_newest_and_frees_what_it_forgot() -> None:
 
 
 def test_a_hole_in_the_tail_is_a_gap_and_ends_a_read_before_it() -> None:
-    tail = Tail(None, 1)
+    tail = TailCache(None, 1)
     for offset in (1, 3, 50):
         tail.add(batch(offset, 2))
     assert [b.offset for b in tail.read(1, 1000)] == [1, 3]

@@ -12,9 +12,9 @@ import pytest
 
 from linkd.errors import LogDamaged
 from linkd.log.files import RealFiles
-from linkd.log.interface import Told
+from linkd.log.interface import OperatorNotice
 from linkd.log.recovery import recover
-from linkd.log.repair import Untold
+from linkd.log.repair import PendingLossReports
 from linkd.log.segment import write_small
 from tests.support.disk import Breaking
 from tests.support.logs import SegmentBench, append, bodies, draft, everything
@@ -33,12 +33,12 @@ def bench(tmp_path: Path) -> Iterator[SegmentBench]:
     one.close()
 
 
-def found(folder: Path, files: RealFiles | None = None) -> list[Told]:
+def found(folder: Path, files: RealFiles | None = None) -> list[OperatorNotice]:
     """Find a log, and end before anybody is told; return what would have been."""
     return recover(folder, files or RealFiles(), lambda: 1_700_000_000.0).told
 
 
-def losses(told: Sequence[Told]) -> list[str]:
+def losses(told: Sequence[OperatorNotice]) -> list[str]:
     """Return the sentences about losses."""
     assert {(one.level, one.event) for one in told} <= {("error", "log.damaged")}
     return [one.detail for one in told]
@@ -131,8 +131,10 @@ def test_what_is_mended_while_it_is_read_is_noted_until_it_was_told(bench: Segme
     content = bytearray(first.read_bytes())
     content[len(content) // 2] ^= 4
     first.write_bytes(bytes(content))
-    noted: list[list[Told]] = []
-    bench.log.on_told.append(lambda told: noted.append(Untold(RealFiles(), bench.path).told()))
+    noted: list[list[OperatorNotice]] = []
+    bench.log.on_told.append(
+        lambda told: noted.append(PendingLossReports(RealFiles(), bench.path).told())
+    )
     assert len(bodies(everything(bench))) == COUNT - 1
     assert noted == [list(bench.log.told)]
     assert len(losses(noted[0])) == 1
@@ -164,7 +166,7 @@ def test_a_note_that_the_disk_refuses_hinders_no_mending(bench: SegmentBench) ->
 
 
 def test_a_note_is_kept_until_each_of_it_was_told(tmp_path: Path) -> None:
-    note = Untold(RealFiles(), tmp_path)
+    note = PendingLossReports(RealFiles(), tmp_path)
     (tmp_path / "1.log.damaged-5").write_bytes(b"")
     note.note("one", "1.log.damaged-5")
     note.note("two")
@@ -180,7 +182,7 @@ def test_a_note_is_kept_until_each_of_it_was_told(tmp_path: Path) -> None:
 
 
 def test_a_note_that_cannot_be_read_says_nothing(tmp_path: Path) -> None:
-    note = Untold(RealFiles(), tmp_path)
+    note = PendingLossReports(RealFiles(), tmp_path)
     note.note("one")
     (tmp_path / "untold").write_bytes(b"rubbish")
     assert note.told() == []
@@ -190,7 +192,7 @@ def test_a_note_that_cannot_be_read_says_nothing(tmp_path: Path) -> None:
 
 def test_a_note_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("linkd.log.repair._MOST", 3)
-    note = Untold(RealFiles(), tmp_path)
+    note = PendingLossReports(RealFiles(), tmp_path)
     for number in range(9):
         note.note(str(number))
     assert [told.detail for told in note.told()] == ["0", "1", "2"]

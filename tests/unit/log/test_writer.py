@@ -7,17 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from linkd.log.commit import Group
+from linkd.log.commit import CommitGroup
 from linkd.log.frame import HEAD
-from linkd.log.writer import SMALL_BYTES, Failed, Job, Writer, Written
+from linkd.log.writer import SMALL_BYTES, Failed, WriteJob, Writer, Written
 from tests.support.disk import RecordingFiles
 from tests.support.turns import Turns
 
 
-def job(folder: Path, era: int, number: int, at: int = 0) -> Job:
+def job(folder: Path, era: int, number: int, at: int = 0) -> WriteJob:
     """Return a job of one frame; at the beginning of a file it creates it."""
     creates = None if at else folder / f"{number:012d}.log"
-    return Job(era, Group((), 1.0, 1), [(HEAD, 0, b"head", bytes(100))], 1.0, at, creates)
+    return WriteJob(
+        era, CommitGroup((), 1.0, 1), [(HEAD, 0, b"head", bytes(100))], 1.0, at, creates
+    )
 
 
 def test_behind_a_failure_nothing_of_its_era_is_written(tmp_path: Path) -> None:
@@ -74,7 +76,7 @@ def test_what_small_commits_led_to_may_be_told_at_once_what_large_ones_did_is_no
     for number, size in enumerate((100, SMALL_BYTES, 100), 1):
         creates = tmp_path / f"{number:012d}.log"
         parts = [(HEAD, 0, b"head", bytes(size))]
-        writer.put(Job(0, Group((), 1.0, 1), parts, 1.0, 0, creates))
+        writer.put(WriteJob(0, CommitGroup((), 1.0, 1), parts, 1.0, 0, creates))
         turns.until(lambda number=number: len(reports) == number)  # type: ignore[misc]
     assert [type(one) for one in reports] == [Written] * 3
     assert told == ["in turn"] * 2

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from linkd.log.cursor_store import MemoryCursors
+from linkd.log.cursor_store import MemoryCursorStore
 from linkd.node.history import Book
 from linkd.status import Event
 
 
 @pytest.fixture
-def store() -> MemoryCursors:
-    return MemoryCursors()
+def store() -> MemoryCursorStore:
+    return MemoryCursorStore()
 
 
 def change(book: Book, old: str, new: str, reason: str | None = None, peer: str = "hub") -> None:
@@ -30,7 +30,7 @@ def short(events: list[Event]) -> list[tuple[str | None, str | None, int]]:
     return [(event.new, event.reason, event.count) for event in events]
 
 
-def test_the_attempts_of_an_outage_are_one_event_for_each_result(store: MemoryCursors) -> None:
+def test_the_attempts_of_an_outage_are_one_event_for_each_result(store: MemoryCursorStore) -> None:
     book = Book(store)
     outage(book, 1000)
     change(book, "waiting", "connecting")
@@ -49,7 +49,7 @@ def test_the_attempts_of_an_outage_are_one_event_for_each_result(store: MemoryCu
     assert len(store.events()) == 5
 
 
-def test_the_next_outage_begins_with_events_of_its_own(store: MemoryCursors) -> None:
+def test_the_next_outage_begins_with_events_of_its_own(store: MemoryCursorStore) -> None:
     book = Book(store)
     outage(book, 3)
     change(book, "waiting", "up")
@@ -60,7 +60,7 @@ def test_the_next_outage_begins_with_events_of_its_own(store: MemoryCursors) -> 
     assert book.after(0)[-1].count == 1
 
 
-def test_who_asks_for_what_is_new_gets_a_folded_event_again(store: MemoryCursors) -> None:
+def test_who_asks_for_what_is_new_gets_a_folded_event_again(store: MemoryCursorStore) -> None:
     book = Book(store)
     outage(book, 2)
     last = book.after(0)[-1].number
@@ -69,7 +69,7 @@ def test_who_asks_for_what_is_new_gets_a_folded_event_again(store: MemoryCursors
     assert short(book.after(last)) == [("connecting", None, 3)]
 
 
-def test_followers_get_each_change_as_it_happens(store: MemoryCursors) -> None:
+def test_followers_get_each_change_as_it_happens(store: MemoryCursorStore) -> None:
     book = Book(store)
     heard: list[Event] = []
     end = book.follow(heard.append)
@@ -85,7 +85,7 @@ def test_followers_get_each_change_as_it_happens(store: MemoryCursors) -> None:
     ]
 
 
-def test_they_are_kept_over_a_restart_and_numbers_go_on(store: MemoryCursors) -> None:
+def test_they_are_kept_over_a_restart_and_numbers_go_on(store: MemoryCursorStore) -> None:
     book = Book(store)
     outage(book, 5)
     book.add("drill.started", peer="hub", detail="blackhole")
@@ -98,7 +98,9 @@ def test_they_are_kept_over_a_restart_and_numbers_go_on(store: MemoryCursors) ->
     assert [event.count for event in again.after(before[-1].number)] == [1, 1, 1, 1]
 
 
-def test_numbers_that_a_kill_took_from_the_disk_are_not_used_again(store: MemoryCursors) -> None:
+def test_numbers_that_a_kill_took_from_the_disk_are_not_used_again(
+    store: MemoryCursorStore,
+) -> None:
     """A follower has seen them: it would never get what came under the same numbers."""
     book = Book(store)
     seen: list[Event] = []
@@ -112,7 +114,7 @@ def test_numbers_that_a_kill_took_from_the_disk_are_not_used_again(store: Memory
     assert [event.old for event in again.after(seen[-1].number)] == ["stopped"]
 
 
-def test_they_are_bounded_and_the_oldest_go(store: MemoryCursors) -> None:
+def test_they_are_bounded_and_the_oldest_go(store: MemoryCursorStore) -> None:
     book = Book(store, most=10)
     for number in range(25):
         book.add("drill.started", peer="hub", detail=str(number))
@@ -120,7 +122,7 @@ def test_they_are_bounded_and_the_oldest_go(store: MemoryCursors) -> None:
     assert len(store.events()) == 10
 
 
-def test_a_row_that_cannot_be_read_is_forgotten(store: MemoryCursors) -> None:
+def test_a_row_that_cannot_be_read_is_forgotten(store: MemoryCursorStore) -> None:
     store.set_event(7, b"{}")
     assert Book(store).after(0) == []
     assert store.events() == []

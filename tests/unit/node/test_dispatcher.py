@@ -12,7 +12,7 @@ import pytest
 from linkd.config import PeerSettings
 from linkd.log import MemoryLog
 from linkd.log.commit import EpochOpened, ignore
-from linkd.log.repair import JUMP
+from linkd.log.repair import OFFSET_SKIP
 from linkd.node import Node, dispatcher
 from linkd.node.dispatcher import WINDOW, VolatileSequence, as_batch
 from linkd.protocol.peer import Step, Volatile, decode
@@ -326,8 +326,8 @@ def test_an_epoch_that_opens_far_above_is_a_gap_that_nobody_reads_into(
     _commit(net)
     log = hub.log
     assert isinstance(log, MemoryLog)
-    log._waiting.append((EpochOpened("far", log.next + JUMP), ignore))
+    log._waiting.append((EpochOpened("far", log.next + OFFSET_SKIP), ignore))
     publish(hub, "one.a", b"behind it")
     _commit(net)
     assert [step.count for step in _steps(net, "one")] == [1, 1]
-    assert hub.log.next > JUMP
+    assert hub.log.next > OFFSET_SKIP

@@ -5,8 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from linkd.log import MemoryCursors, MemoryLog
-from linkd.log.interface import Told
+from linkd.log import MemoryCursorStore, MemoryLog
+from linkd.log.interface import OperatorNotice
 from linkd.node.history import Book, LogWatch, Losses
 
 
@@ -29,18 +29,18 @@ class Node:
         return [event for _, event, _ in self.told]
 
 
-def watched() -> tuple[Node, MemoryLog, MemoryCursors, LogWatch]:
-    node, log, cursors = Node(), MemoryLog("hub"), MemoryCursors()
+def watched() -> tuple[Node, MemoryLog, MemoryCursorStore, LogWatch]:
+    node, log, cursors = Node(), MemoryLog("hub"), MemoryCursorStore()
     return node, log, cursors, LogWatch(node, log, cursors)
 
 
 def test_what_was_found_and_what_is_met_is_told() -> None:
-    node, log, cursors = Node(), MemoryLog("hub"), MemoryCursors()
-    log.told = [Told("error", "log.damaged", "one")]
-    cursors.told = [Told("warn", "log.rebuilt", "two")]
+    node, log, cursors = Node(), MemoryLog("hub"), MemoryCursorStore()
+    log.told = [OperatorNotice("error", "log.damaged", "one")]
+    cursors.told = [OperatorNotice("warn", "log.rebuilt", "two")]
     LogWatch(node, log, cursors)
-    log._tell(Told("warn", "log.slow", "three"))
-    cursors.on_told[0](Told("warn", "log.rebuilt", "four"))
+    log._tell(OperatorNotice("warn", "log.slow", "three"))
+    cursors.on_told[0](OperatorNotice("warn", "log.rebuilt", "four"))
     assert [fields["detail"] for _, _, fields in node.told] == ["one", "two", "three", "four"]
     assert log.told[-1].detail == "three"
 
@@ -81,7 +81,7 @@ def test_a_peer_whose_records_wait_is_named_once() -> None:
 
 
 def test_losses_are_kept_and_the_rest_is_not() -> None:
-    book = Book(MemoryCursors())
+    book = Book(MemoryCursorStore())
     losses = Losses(book)
     losses.take("link.up", {"peer": "edge", "detail": "no"})
     losses.take("log.room", {"bytes": 5})
