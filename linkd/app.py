@@ -30,8 +30,8 @@ from linkd.net import admission
 from linkd.net.admission import GreetedAddresses
 from linkd.net.connect import Resolver, look_up
 from linkd.net.connection import Post
-from linkd.net.dialer import LinkDialer, Origin
-from linkd.net.linux import Descriptors, NetworkWatch
+from linkd.net.dialer import DialerContext, LinkDialer
+from linkd.net.linux import Descriptors, NetworkMonitor
 from linkd.net.listener import Listener
 from linkd.net.timers import ClockWatch, turn_end
 from linkd.net.tls import ServerTls
@@ -154,7 +154,7 @@ class Application:
         peers = [peer.name for peer in config.peers]
         self._outages.resume(peers, reactor.seconds(), wall())
         stores = Stores(log, self._cursors, self._outages)
-        self._origin = Origin(
+        self._origin = DialerContext(
             config.node.name, secrets.token_hex(8), reactor, Resolver(reactor, _in_thread)
         )
         self.node = Node(config, stores, reactor, self._make_dialer, random.Random())
@@ -178,7 +178,7 @@ class Application:
             (LoopingCall(self._keep_greeted), 1.0),
             (LoopingCall(ClockWatch(reactor, wall, self._clock_set).look), 1.0),
         )
-        self._network = NetworkWatch(reactor, self._network_changed)
+        self._network = NetworkMonitor(reactor, self._network_changed)
         self._listener = (
             None
             if config.listen is None

@@ -39,12 +39,12 @@ from linkd.net.websocket import (
     MESSAGE,
     STATE_OPEN,
     TEXT,
+    AdaptiveBuffer,
     ConnectionDeny,
-    Pace,
-    Quiet,
+    FrameReader,
     ServerFactory,
     ServerProtocol,
-    WholeFrames,
+    SilentLogger,
     put,
 )
 from linkd.net.websocket import (
@@ -53,7 +53,7 @@ from linkd.net.websocket import (
 from linkd.protocol.client import MAX_MESSAGE_BYTES, SUBPROTOCOL
 
 
-class WholeMessages(WholeFrames, ServerProtocol):
+class WholeMessages(FrameReader, ServerProtocol):
     """A server's end of a WebSocket.
 
     Attributes:
@@ -212,7 +212,7 @@ Speak = Callable[[Call, str, Socket], Session]
 class ApiSocket(PingedSilence, WholeMessages):
     """One WebSocket: Autobahn's callbacks, none of which may raise."""
 
-    log: Any = Quiet()
+    log: Any = SilentLogger()
     life: ClientLiveness
 
     upgrades: Upgrades
@@ -256,7 +256,7 @@ class ApiSocket(PingedSilence, WholeMessages):
         self._part = self.upgrades.api.account.part(self.session.caller.name)
         self.most_whole = self.maxFramePayloadSize
         keep_unsent_small(self.transport)
-        self.pace = Pace(self.transport, self.is_text)
+        self.pace = AdaptiveBuffer(self.transport, self.is_text)
         self.transport.registerProducer(_Room(self), True)
         self.look_closer(self.clock.seconds())  # is there a path to judge?
         self._guarded(self.session.opened)

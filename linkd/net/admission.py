@@ -245,7 +245,7 @@ class _Bucket:
         return _TOLD * (self.away + wanted - self.tokens) / rate
 
 
-class Admission:
+class ConnectionLimiter:
     """Counts the connections that have not said hello; an IPv6 /64 counts as one address.
 
     Args:

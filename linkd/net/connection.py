@@ -22,11 +22,11 @@ from linkd.config import Config, PeerSettings
 from linkd.core.liveness import FLOW_BYTES, PONG_AFTER, Liveness
 from linkd.errors import AttemptFailed, Reason, RemoteProtocolError
 from linkd.events import Level
-from linkd.net.admission import Admission
+from linkd.net.admission import ConnectionLimiter
 from linkd.net.auth import Nonces
 from linkd.net.http_head import printable
 from linkd.net.linux import ended, peer_of, show, tune
-from linkd.net.timers import Call, Clock, ExactTimer, Silence, cancel
+from linkd.net.timers import Clock, DelayedCall, ExactTimer, Silence, cancel
 from linkd.net.tls import ServerTls
 from linkd.net.websocket import (
     MESSAGE,
@@ -35,10 +35,10 @@ from linkd.net.websocket import (
     SMALL_BYTES,
     STATE_CLOSED,
     STATE_OPEN,
+    AdaptiveBuffer,
     FrameHeader,
-    Pace,
-    Quiet,
-    WholeFrames,
+    FrameReader,
+    SilentLogger,
     put,
 )
 from linkd.protocol.peer import (
@@ -208,7 +208,7 @@ class Nodes(Protocol):
         """
 
 
-class Sending(ABC):
+class FrameWriter(ABC):
     """The sending half of `linkd.net.connection.Connection`; also the transport's producer."""
 
     dialed: ClassVar[bool]
@@ -216,7 +216,7 @@ class Sending(ABC):
     state: int
     life: Liveness
     clock: Clock
-    pace: Pace | None
+    pace: AdaptiveBuffer | None
 
     writable = True
     port: LinkPort | None = None
@@ -307,7 +307,7 @@ class ListenerPort(FactoryPort, Protocol[Made_contra]):
     posts: dict[str, Post]
     nonces: Nonces
     random: Random
-    admission: Admission
+    admission: ConnectionLimiter
     _batched_timer: ExactTimer
 
     def refused(
@@ -362,7 +362,7 @@ _keys = count(1)
 _no_generation: Final = Generation("-", 0)
 
 
-class Connection(Silence, WholeFrames, Sending):
+class Connection(Silence, FrameReader, FrameWriter):
     """What both ends share; `linkd.net.connection.LinkConnection`, mixed into Autobahn's protocol.
 
     Attributes beside the port's:
@@ -370,7 +370,7 @@ class Connection(Silence, WholeFrames, Sending):
         port: The link, once greeted.
     """
 
-    log: Any = Quiet()
+    log: Any = SilentLogger()
     most_whole: int = MAX_MESSAGE_BYTES
     silent_reason: ClassVar[Reason]
     factory: Any
@@ -386,7 +386,7 @@ class Connection(Silence, WholeFrames, Sending):
     port_number = 0
     _ending: tuple[Reason, str] | None = None
     _goodbye: Goodbye | None = None
-    _abort_call: Call | None = None
+    _abort_call: DelayedCall | None = None
     _pinged_at: float | None = None
     _gone = False
     _frames = 0
@@ -401,7 +401,7 @@ class Connection(Silence, WholeFrames, Sending):
         self.life = Liveness(self.began, self.factory.first_limit)
         self.host, self.port_number = peer_of(self.transport)
         tune(self.transport, self.life.limit)
-        self.pace = Pace(self.transport)
+        self.pace = AdaptiveBuffer(self.transport)
         super().connectionMade()  # type: ignore[misc]
 
     @property
@@ -618,7 +618,7 @@ class Connection(Silence, WholeFrames, Sending):
 
     def _bug(self, what: str) -> None:
         """Say a bug with its traceback, and end the connection: the one place for that."""
-        Quiet._log.failure("{what}; the connection is aborted", what=what)
+        SilentLogger._log.failure("{what}; the connection is aborted", what=what)
         self.abort("protocol", f"internal error: {what}")
 
     def connectionLost(self, reason: Failure) -> None:

@@ -21,7 +21,7 @@ from linkd.net.auth import MAX_NONCE_CHARACTERS, load_secret, prove, verify
 from linkd.net.connect import Attempt, Budget, Candidate, Inner, Resolver
 from linkd.net.connection import ABORT_AFTER, Connection, DialerPort, LinkPort
 from linkd.net.linux import ended, show, tune
-from linkd.net.timers import Call, ExactTimer, cancel
+from linkd.net.timers import DelayedCall, ExactTimer, cancel
 from linkd.net.tls import certificate_expires, client_context
 from linkd.net.websocket import ClientFactory, ClientProtocol, ConnectingRequest
 from linkd.protocol.peer import (
@@ -40,13 +40,13 @@ PING_EVERY: Final = 6
 """It pings so many intervals apart, for the round trip; the listener's pings are its life."""
 
 
-class DialedConnection(Connection, ClientProtocol):
+class DialerConnection(Connection, ClientProtocol):
     """A connection that we dialed."""
 
     dialed: ClassVar[bool] = True
     masked: ClassVar[int] = 0
     silent_reason: ClassVar[Reason] = "silence"
-    factory: DialerPort[DialedConnection]
+    factory: DialerPort[DialerConnection]
     openHandshakeTimeout = 0
 
     candidate: Candidate
@@ -54,7 +54,7 @@ class DialedConnection(Connection, ClientProtocol):
     failure: AttemptFailed | None = None
     _nonce = ""
     _token: Deferred[Any] | None = None
-    _watch_call: Call | None = None
+    _watch_call: DelayedCall | None = None
     _ping_every = 0.0
 
     # -- token and upgrade --------------------------------------------------------------------
@@ -146,7 +146,7 @@ class DialedConnection(Connection, ClientProtocol):
         request = self._request({http_head.NONCE_HEADER: nonce, http_head.PROOF_HEADER: proof})
         token.callback(request)
 
-    def _body(self, head: http_head.Head, end: int) -> bytes | None:
+    def _body(self, head: http_head.HttpHead, end: int) -> bytes | None:
         """Return an answer's body, None while it has not come whole."""
         size = head.number("content-length", MAX_ANSWER_BYTES)
         begin = end + len(http_head.END)
@@ -154,7 +154,7 @@ class DialedConnection(Connection, ClientProtocol):
             return None
         return self.data[begin : begin + size]
 
-    def _refused(self, asked: str, head: http_head.Head, body: bytes) -> None:
+    def _refused(self, asked: str, head: http_head.HttpHead, body: bytes) -> None:
         """The listener answered with another status than the good one."""
         status = head.first[1]
         words = http_head.printable(body.decode("utf-8", "replace").strip())
@@ -294,7 +294,7 @@ class DialedConnection(Connection, ClientProtocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class DialerContext:
     """What all dialers of a node share.
 
     Attributes:
@@ -313,7 +313,7 @@ class Origin:
 class LinkDialer(
     ClientFactory,  # type: ignore[misc]
     ReconnectingClientFactory,
-    DialerPort[DialedConnection],
+    DialerPort[DialerConnection],
 ):
     """Dials one peer; `linkd.net.connection.Dialer`.
 
@@ -333,7 +333,7 @@ class LinkDialer(
         segment_bytes: The largest TCP segments of the attempts to come; 0 for the path's own.
     """
 
-    protocol = DialedConnection
+    protocol = DialerConnection
     noisy = False
     jitter = 0.0
     factor = 1.0
@@ -342,7 +342,7 @@ class LinkDialer(
     clock: Any
 
     def __init__(
-        self, port: LinkPort, peer: PeerSettings, origin: Origin, connect_timeout: float
+        self, port: LinkPort, peer: PeerSettings, origin: DialerContext, connect_timeout: float
     ) -> None:
         super().__init__(protocols=[SUBPROTOCOL], useragent="", reactor=origin.reactor)
         self._batched_timer = ExactTimer(origin.reactor)
@@ -487,14 +487,14 @@ class LinkDialer(
         candidate.tls = creator
         return TLSMemoryBIOFactory(creator, True, inner)
 
-    def begin(self, candidate: Candidate, addr: IAddress) -> DialedConnection | None:
+    def begin(self, candidate: Candidate, addr: IAddress) -> DialerConnection | None:
         """Build the protocol of an address whose TCP connection is established."""
         if self.connector is not candidate.attempt:
             return None
         connection: Any = self.buildProtocol(addr)
         connection.candidate = candidate
         connection.secret, candidate.secret = candidate.secret, None
-        built: DialedConnection = connection
+        built: DialerConnection = connection
         return built
 
     def next_generation(self) -> Generation:
@@ -502,7 +502,7 @@ class LinkDialer(
         self._counter += 1
         return Generation(self._origin.boot, self._counter)
 
-    def greeted(self, connection: DialedConnection, hello: Hello) -> None:
+    def greeted(self, connection: DialerConnection, hello: Hello) -> None:
         """The peer has said hello: the attempt is over, the URL and the address are good ones."""
         candidate = connection.candidate
         if self.connector is not candidate.attempt:
@@ -514,7 +514,7 @@ class LinkDialer(
         self._good[candidate.target] = candidate.address
         self.port.greeted(connection, hello)
 
-    def ended_early(self, connection: DialedConnection, reason: Failure) -> None:
+    def ended_early(self, connection: DialerConnection, reason: Failure) -> None:
         """Find out why a connection ended before its hello."""
         candidate = connection.candidate
         failure = connection.failure

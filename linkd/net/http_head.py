@@ -18,7 +18,7 @@ TLS_RECORDS: Final = (b"\x15\x03", b"\x16\x03")
 """The beginnings of a TLS alert and of a TLS handshake. Source: RFC 8446 section 5.1."""
 
 
-class Head(NamedTuple):
+class HttpHead(NamedTuple):
     """The first line's words, and the headers by names in lower case; the first one counts."""
 
     first: list[str]
@@ -32,7 +32,7 @@ class Head(NamedTuple):
         return int(text) if int(text) <= most else None
 
 
-def parse_head(raw: bytes) -> Head | None:
+def parse_head(raw: bytes) -> HttpHead | None:
     """Return the head of a request or an answer, without its empty line; None if malformed."""
     lines = raw.decode("latin-1").split("\r\n")
     first = lines[0].split(" ", 2)
@@ -44,7 +44,7 @@ def parse_head(raw: bytes) -> Head | None:
         if not colon or not name or name != name.strip():
             return None
         headers.setdefault(name.lower(), value.strip())
-    return Head(first, headers)
+    return HttpHead(first, headers)
 
 
 def post(path: str, host: str, node: str, body: bytes = b"") -> bytes:

@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from linkd.events import emit
-from linkd.net.timers import Call, cancel
+from linkd.net.timers import DelayedCall, cancel
 
 TCP_USER_TIMEOUT: Final = 18
 TCP_NOTSENT_LOWAT: Final = 25
@@ -278,7 +278,7 @@ _MAX_READS: Final = 64
 
 
 @implementer(IReadDescriptor)
-class NetworkWatch:
+class NetworkMonitor:
     """Calls back when the network of this host has changed; quiet where that can't be known.
 
     Args:
@@ -290,7 +290,7 @@ class NetworkWatch:
         self._reactor = reactor
         self._changed = changed
         self._socket: socket.socket | None = None
-        self._call: Call | None = None
+        self._call: DelayedCall | None = None
         self._first = 0.0
 
     def start(self) -> bool:

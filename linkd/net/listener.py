@@ -24,11 +24,11 @@ from linkd.errors import ConfigError, Reason, RemoteProtocolError, Unavailable
 from linkd.events import Level, emit
 from linkd.host import listen_error
 from linkd.net import http_head
-from linkd.net.admission import Admission, GreetedAddresses, Place
+from linkd.net.admission import ConnectionLimiter, GreetedAddresses, Place
 from linkd.net.auth import NONCE_LIFETIME, Nonces, load_secret, prove, verify
 from linkd.net.connection import ABORT_AFTER, Connection, ListenerPort, Nodes, Post
 from linkd.net.linux import every_address, peer_of, show
-from linkd.net.timers import Call, ExactTimer, PingedSilence, cancel
+from linkd.net.timers import DelayedCall, ExactTimer, PingedSilence, cancel
 from linkd.net.tls import ServerTls, certificate_expires, peer_names
 from linkd.net.websocket import STATE_CLOSED, ConnectionDeny, ServerFactory, ServerProtocol
 from linkd.protocol.peer import (
@@ -73,7 +73,7 @@ class Newcomer(_Protocol):  # type: ignore[misc]
         self._addr = addr
         self._place: Place | None = None
         self._since = 0.0
-        self._call: Call | None = None
+        self._call: DelayedCall | None = None
 
     def connectionMade(self) -> None:
         """Take a place, and give it its time."""
@@ -97,7 +97,7 @@ class Newcomer(_Protocol):  # type: ignore[misc]
             return
         self._leave()
 
-    def _begin(self) -> AcceptedConnection:
+    def _begin(self) -> ListenerConnection:
         """Hand the transport over to a connection, which is late if its time is up."""
         transport: Any = self.transport
         connection = self._made()
@@ -108,7 +108,7 @@ class Newcomer(_Protocol):  # type: ignore[misc]
         connection.makeConnection(transport)
         return connection
 
-    def _made(self) -> AcceptedConnection:
+    def _made(self) -> ListenerConnection:
         """Return the connection that takes this one's place."""
         cancel(self._call)
         place, self._place = self._place, None
@@ -137,7 +137,7 @@ MAX_POST_BYTES = 16_384
 _TO_PLAIN = "dial ws://, or give [listen] a certificate"
 
 
-class _Denied(ConnectionDeny):  # type: ignore[misc]
+class HandshakeRejected(ConnectionDeny):  # type: ignore[misc]
     """An upgrade is refused.
 
     Args:
@@ -156,13 +156,13 @@ class _Denied(ConnectionDeny):  # type: ignore[misc]
         self.retry_after = retry_after
 
 
-class AcceptedConnection(PingedSilence, Connection, ServerProtocol):
+class ListenerConnection(PingedSilence, Connection, ServerProtocol):
     """A connection that a peer dialed."""
 
     dialed: ClassVar[bool] = False
     masked: ClassVar[int] = 0x80
     silent_reason: ClassVar[Reason] = "ping-timeout"
-    factory: ListenerPort[AcceptedConnection]
+    factory: ListenerPort[ListenerConnection]
     openHandshakeTimeout = 0
 
     _claimed: str | None = None
@@ -173,9 +173,9 @@ class AcceptedConnection(PingedSilence, Connection, ServerProtocol):
     _place: Place | None = None
     _since = 0.0
     _is_rated = False
-    _hello_call: Call | None = None
-    _denied: _Denied | None = None
-    _wait: _Denied | None = None
+    _hello_call: DelayedCall | None = None
+    _denied: HandshakeRejected | None = None
+    _wait: HandshakeRejected | None = None
 
     # -- before the upgrade -------------------------------------------------------------------
 
@@ -213,7 +213,7 @@ class AcceptedConnection(PingedSilence, Connection, ServerProtocol):
         self._is_rated = True
         wait = self.factory.admission.rate(self.host, self.clock.seconds())
         if wait is not None:
-            self._wait = _Denied(503, "busy", wait.reason, wait.seconds)
+            self._wait = HandshakeRejected(503, "busy", wait.reason, wait.seconds)
 
     def _late(self, timeout: float) -> None:
         self._hello_call = None
@@ -299,7 +299,7 @@ class AcceptedConnection(PingedSilence, Connection, ServerProtocol):
         if wait is None:
             seconds = self.factory.nodes.busy()
             if seconds is not None:
-                wait = _Denied(503, "busy", "this node takes no newcomers now", seconds)
+                wait = HandshakeRejected(503, "busy", "this node takes no newcomers now", seconds)
         if wait is not None:
             self._refuse(wait.code, wait.word, wait.detail, wait.retry_after)
         return wait is not None
@@ -317,35 +317,39 @@ class AcceptedConnection(PingedSilence, Connection, ServerProtocol):
         """Judge an upgrade; synchronous, so that nothing can happen in between."""
         try:
             self._judge_upgrade(request)
-        except _Denied as denied:
+        except HandshakeRejected as denied:
             self._denied = denied
             raise
         except Exception:  # noqa: BLE001 - a bug must not reach the dialer as text
-            self._denied = _Denied(500, "protocol", "an internal error")
+            self._denied = HandshakeRejected(500, "protocol", "an internal error")
             self._log_bug("an upgrade could not be judged")
             raise self._denied from None
         return SUBPROTOCOL
 
     def _judge_upgrade(self, request: Any) -> None:
         if request.path != http_head.LINK_PATH:
-            raise _Denied(404, "protocol", f"the only path is {http_head.LINK_PATH}")
+            raise HandshakeRejected(404, "protocol", f"the only path is {http_head.LINK_PATH}")
         if SUBPROTOCOL not in request.protocols:
-            raise _Denied(400, "protocol", f"the subprotocol {SUBPROTOCOL} was not offered")
+            raise HandshakeRejected(
+                400, "protocol", f"the subprotocol {SUBPROTOCOL} was not offered"
+            )
         self._rate()
         if self._wait is not None:
             raise self._wait
         seconds = self.factory.nodes.busy()
         if seconds is not None:
-            raise _Denied(503, "busy", "this node takes no newcomers now", seconds)
+            raise HandshakeRejected(503, "busy", "this node takes no newcomers now", seconds)
         names = peer_names(self.transport)
         claimed = request.headers.get(http_head.NODE_HEADER.lower(), names[0] if names else "")
         self._claimed = http_head.printable(claimed, 63)
         peer = self.factory.nodes.peer(claimed)
         if peer is None or self.factory.nodes.link(claimed) is None:
-            raise _Denied(403, "rejected", f"no peer named {self._claimed!r} is configured here")
+            raise HandshakeRejected(
+                403, "rejected", f"no peer named {self._claimed!r} is configured here"
+            )
         called = request.headers.get(http_head.PEER_HEADER.lower(), self.factory.nodes.name)
         if called != self.factory.nodes.name:
-            raise _Denied(
+            raise HandshakeRejected(
                 403,
                 "rejected",
                 f"{self._claimed} calls this node {http_head.printable(called, 63)!r}, which is not"
@@ -356,10 +360,12 @@ class AcceptedConnection(PingedSilence, Connection, ServerProtocol):
                 self._check_proof(request, claimed, peer.secret_file)
             tls = self.factory.tls
             if tls is not None and tls.revoked(self.transport):
-                raise _Denied(403, "rejected", f"the certificate of {claimed} is revoked")
+                raise HandshakeRejected(403, "rejected", f"the certificate of {claimed} is revoked")
             self.certificate_expires = certificate_expires(self.transport)
         elif peer.secret_file is None:
-            raise _Denied(401, "rejected", f"no certificate for the name {claimed} was shown")
+            raise HandshakeRejected(
+                401, "rejected", f"no certificate for the name {claimed} was shown"
+            )
         else:
             self._check_proof(request, claimed, peer.secret_file)
         if self._place is not None:
@@ -371,22 +377,30 @@ class AcceptedConnection(PingedSilence, Connection, ServerProtocol):
         listener = self.factory
         complaint = listener.nonces.refusal(nonce, self.clock.seconds())
         if complaint is not None:
-            raise _Denied(401, "rejected", complaint)
+            raise HandshakeRejected(401, "rejected", complaint)
         try:
             secret = load_secret(secret_file)
         except ConfigError as error:
             listener.tell("error", "connection.refused", peer=claimed, detail=str(error))
-            raise _Denied(403, "rejected", f"the secret for {claimed} can't be read") from None
+            raise HandshakeRejected(
+                403, "rejected", f"the secret for {claimed} can't be read"
+            ) from None
         except Unavailable as error:
             listener.tell("error", "connection.refused", peer=claimed, detail=str(error))
-            raise _Denied(500, "closed", f"the secret for {claimed} can't be read now") from None
+            raise HandshakeRejected(
+                500, "closed", f"the secret for {claimed} can't be read now"
+            ) from None
         if not verify(secret, "dialer", claimed, listener.nodes.name, nonce, proof):
-            raise _Denied(401, "rejected", f"{claimed} does not know the secret that is set here")
+            raise HandshakeRejected(
+                401, "rejected", f"{claimed} does not know the secret that is set here"
+            )
         self._secret, self._nonce = secret, nonce
 
     def failHandshake(self, reason: str, code: int = 400, responseHeaders: object = None) -> None:
         """Refuse an upgrade with a fixed phrase, and say why."""
-        denied = self._denied or _Denied(code, "protocol", http_head.printable(str(reason)))
+        denied = self._denied or HandshakeRejected(
+            code, "protocol", http_head.printable(str(reason))
+        )
         self._refuse(denied.code, denied.word, denied.detail, denied.retry_after)
 
     def _refuse(
@@ -481,12 +495,12 @@ class AcceptedConnection(PingedSilence, Connection, ServerProtocol):
         self.ping_after(self.autoPingInterval * (0.5 + 0.5 * self.factory.random.random()))
 
 
-def hello_dialer(connection: AcceptedConnection) -> str:
+def hello_dialer(connection: ListenerConnection) -> str:
     """Return the name of the dialer of an accepted connection."""
     return connection._claimed or ""
 
 
-class Listener(ServerFactory, ListenerPort[AcceptedConnection]):  # type: ignore[misc]
+class Listener(ServerFactory, ListenerPort[ListenerConnection]):  # type: ignore[misc]
     """The listening end of all links.
 
     Args:
@@ -501,7 +515,7 @@ class Listener(ServerFactory, ListenerPort[AcceptedConnection]):  # type: ignore
         refusals: How many connections were refused, by reason.
     """
 
-    protocol = AcceptedConnection
+    protocol = ListenerConnection
     noisy = False
 
     def __init__(
@@ -522,7 +536,7 @@ class Listener(ServerFactory, ListenerPort[AcceptedConnection]):  # type: ignore
         self.nonces = Nonces()
         self.random = Random()
         self.refusals: Counter[str] = Counter()
-        self.admission = Admission(config.limits, greeted)
+        self.admission = ConnectionLimiter(config.limits, greeted)
         self._port: Any = None
         self._busy_at = float("-inf")
         self.configure(config)
@@ -598,9 +612,9 @@ class Listener(ServerFactory, ListenerPort[AcceptedConnection]):  # type: ignore
         stopped: Deferred[None] = maybeDeferred(port.stopListening)
         return stopped
 
-    def made(self, addr: IAddress) -> AcceptedConnection:
+    def made(self, addr: IAddress) -> ListenerConnection:
         """Return the WebSocket's side of a new connection."""
-        connection: AcceptedConnection = self.buildProtocol(addr)
+        connection: ListenerConnection = self.buildProtocol(addr)
         return connection
 
     def turned_away(self, detail: str) -> None:
@@ -613,7 +627,7 @@ class Listener(ServerFactory, ListenerPort[AcceptedConnection]):  # type: ignore
 
     def refused(
         self,
-        connection: AcceptedConnection,
+        connection: ListenerConnection,
         reason: Reason,
         detail: str,
         claimed: str | None,

@@ -41,7 +41,7 @@ def origin(address: str) -> str:
     return str(ipaddress.ip_network((int(parsed) >> 64 << 64, 64)))
 
 
-class Bucket:
+class TokenBucket:
     """Tokens that come back at a rate, up to a burst.
 
     Args:
@@ -73,7 +73,7 @@ class Bucket:
         self._tokens = min(self._burst, self._tokens + 1.0)
 
 
-class Buckets:
+class RateLimiter:
     """A bucket for each address and one for all.
 
     Args:
@@ -94,9 +94,9 @@ class Buckets:
     ) -> None:
         self._rate = rate
         self._burst = burst
-        self._total = Bucket(total_rate, total_burst, float("-inf"))
+        self._total = TokenBucket(total_rate, total_burst, float("-inf"))
         self._addresses = addresses
-        self._each: OrderedDict[str, Bucket] = OrderedDict()
+        self._each: OrderedDict[str, TokenBucket] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._each)
@@ -109,7 +109,7 @@ class Buckets:
         key = origin(address)
         bucket = self._each.get(key)
         if bucket is None:
-            bucket = self._each[key] = Bucket(self._rate, self._burst, now)
+            bucket = self._each[key] = TokenBucket(self._rate, self._burst, now)
             if len(self._each) > self._addresses:
                 self._each.popitem(last=False)
         self._each.move_to_end(key)

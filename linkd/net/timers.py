@@ -17,7 +17,7 @@ CLOCK_STEP: Final = 1.0
 """Seconds within one by which the wall clock was set rather than corrected."""
 
 
-class Call(Protocol):
+class DelayedCall(Protocol):
     """A call that was asked for; Twisted's IDelayedCall."""
 
     def active(self) -> bool:
@@ -36,7 +36,9 @@ class Clock(Protocol):
     def seconds(self) -> float:
         """Return monotonic seconds."""
 
-    def callLater(self, delay: float, callable: Callable[..., object], *args: object) -> Call:
+    def callLater(
+        self, delay: float, callable: Callable[..., object], *args: object
+    ) -> DelayedCall:
         """Call `callable` after `delay` seconds."""
 
 
@@ -57,7 +59,7 @@ class ExactTimer:
         self._clock = clock
         self._ping = ping
 
-    def call_later(self, delay: float, call: Callable[..., object], *args: object) -> Call:
+    def call_later(self, delay: float, call: Callable[..., object], *args: object) -> DelayedCall:
         """Call `call` after exactly `delay` seconds, a ping a little earlier."""
         if delay > PING_GRID and getattr(call, "__name__", "") == self._ping:
             now = self._clock.seconds()
@@ -81,7 +83,7 @@ def when_idle(clock: Clock) -> Callable[[Callable[[], None], float], object] | N
     return getattr(clock, "when_idle", None)
 
 
-def cancel(call: Call | None) -> None:
+def cancel(call: DelayedCall | None) -> None:
     """Cancel a call that may have happened, or never have been planned."""
     if call is not None and call.active():
         call.cancel()
@@ -179,8 +181,8 @@ class PingedSilence(Silence):
     factory: Any
     autoPingInterval: float
     autoPingTimeout: float
-    autoPingTimeoutCall: Call | None
-    autoPingPendingCall: Call | None
+    autoPingTimeoutCall: DelayedCall | None
+    autoPingPendingCall: DelayedCall | None
     autoPingPending: bytes | None
     _pinged_at: float | None = None
 

@@ -45,7 +45,7 @@ apply_mask: Callable[[bytes | memoryview, bytes], bytes] = _apply_mask
 """Masks or unmasks a payload, its first argument, by four bytes."""
 
 
-class Quiet:
+class SilentLogger:
     """Takes what Autobahn logs: linkd says itself what happened, in one line; only errors go on."""
 
     _log = Logger(namespace="linkd.net.autobahn")
@@ -187,7 +187,7 @@ _SEND_BYTES: Final = 1 << 20
 """What is handed to the kernel in one call; it takes what it has room for."""
 
 
-class Pace:
+class AdaptiveBuffer:
     """Widens a transport's buffers while what goes through them passes quickly.
 
     On a slow line more that waits would only be more ahead of a ping or an ack. Twisted has one
@@ -270,7 +270,7 @@ _SMALL_PIECE_BYTES: Final = 16_384
 _LAST_DATA: Final = 7  # the opcodes of control frames are greater
 
 
-class WholeFrames(ABC):
+class FrameReader(ABC):
     """The receiving half of one end, mixed into Autobahn's protocol.
 
     Attributes:
@@ -298,7 +298,7 @@ class WholeFrames(ABC):
     frame_data: Any
     transport: Any
     clock: Clock
-    pace: Pace | None = None
+    pace: AdaptiveBuffer | None = None
     busy = False
     _pieces: list[bytes] | None = None
     """What has come of a frame behind `data`, while some of it is missing."""

@@ -15,7 +15,7 @@ from linkd.clock import Clock, wall
 from linkd.core.link import Changed
 from linkd.log import MemoryCursorStore
 from linkd.log.interface import Log, OperatorNotice
-from linkd.net.rate_limit import Bucket, origin
+from linkd.net.rate_limit import TokenBucket, origin
 from linkd.node.link_driver import LinkDriver
 from linkd.node.outages import Current, Outages
 from linkd.protocol.json import rfc3339
@@ -501,7 +501,7 @@ class Chronicle:
         self._clock = clock
         self._book = Book(store)
         self._losses = Losses(self._book)
-        self._shares: dict[str, Bucket] = {}
+        self._shares: dict[str, TokenBucket] = {}
         self.on_fell: list[Callable[[str, str, float | None], None]] = []
         self.on_rose: list[Callable[[str, float], None]] = []
 
@@ -582,7 +582,7 @@ class Chronicle:
         """Return whether an event of an owner's consumers is kept: they must not push out all."""
         now = self._clock.seconds()
         if owner not in self._shares:
-            self._shares[owner] = Bucket(OWNER_EVENTS / 3600.0, OWNER_BURST, now)
+            self._shares[owner] = TokenBucket(OWNER_EVENTS / 3600.0, OWNER_BURST, now)
         return not self._shares[owner].take(now)
 
     def forget(self, peer: str) -> None:

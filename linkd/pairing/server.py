@@ -26,7 +26,7 @@ from linkd.config.settings import NAME_PATTERN
 from linkd.errors import ConfigError, LinkdError, Unavailable
 from linkd.net import certificates as issuing
 from linkd.net.certificates import load_certificates, names_host
-from linkd.net.rate_limit import Buckets
+from linkd.net.rate_limit import RateLimiter
 from linkd.net.tls import AUTHORITY_FILE
 from linkd.pairing import messages
 from linkd.pairing.ca import (
@@ -101,7 +101,7 @@ class Pairing:
         self._wall = wall
         self._invitations: dict[str, _Invitation] = {}
         self._authority: Authority | None = None
-        self._strangers = Buckets(rate=1.0, burst=10.0, total_rate=20.0, total_burst=40.0)
+        self._strangers = RateLimiter(rate=1.0, burst=10.0, total_rate=20.0, total_burst=40.0)
         self._warned_at = -math.inf
         self._warnings: dict[str, str] = {}
 

@@ -35,8 +35,8 @@ from linkd.config import (
 )
 from linkd.net import connection
 from linkd.net.connect import Resolver, look_up
-from linkd.net.dialer import DialedConnection, LinkDialer, Origin
-from linkd.net.listener import AcceptedConnection, Listener
+from linkd.net.dialer import DialerConnection, DialerContext, LinkDialer
+from linkd.net.listener import Listener, ListenerConnection
 from linkd.reactor import install
 from tests.support.fake_node import FakeNode, make_config
 from tests.support.net_lab import Link
@@ -57,7 +57,7 @@ class Echoing:
         self._frame(0x82 if isBinary else 0x81, payload)  # type: ignore[attr-defined]
 
 
-class EchoAccepted(Echoing, AcceptedConnection):
+class EchoAccepted(Echoing, ListenerConnection):
     """The listening end."""
 
     def onConnect(self, request: Any) -> Any:
@@ -149,7 +149,7 @@ def ws(port: int) -> Api:
 # The dialer
 
 
-class EchoDialed(Echoing, DialedConnection):
+class EchoDialed(Echoing, DialerConnection):
     """The dialing end: as soon as it is open, what comes goes back."""
 
     def onConnecting(self, transport_details: object) -> Any:
@@ -160,7 +160,7 @@ class EchoDialed(Echoing, DialedConnection):
         return request
 
     def _upgraded(self, end: int) -> None:
-        super(DialedConnection, self).processHandshake()
+        super(DialerConnection, self).processHandshake()
 
     def onOpen(self) -> None:
         """No hello: the suite speaks first."""
@@ -185,7 +185,7 @@ class EchoDialer(LinkDialer):
     def __init__(self, port: int, agent: str) -> None:
         peer = PeerSettings(name="suite", dial=(f"ws://127.0.0.1:{port}/",), insecure=True)
         resolver = Resolver(reactor, lambda host: deferToThread(look_up, host))
-        origin = Origin("edge", "boot", reactor, resolver)
+        origin = DialerContext("edge", "boot", reactor, resolver)
         super().__init__(Link("edge", "suite"), peer, origin, 5.0)
         self.setProtocolOptions(**UNLIMITED)
         self.counting = True

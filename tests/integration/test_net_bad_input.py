@@ -19,7 +19,7 @@ from twisted.logger import LogLevel, globalLogPublisher
 from linkd.config import PeerSettings
 from linkd.errors import Unavailable
 from linkd.net.auth import prove
-from linkd.net.dialer import LinkDialer, Origin
+from linkd.net.dialer import DialerContext, LinkDialer
 from linkd.net.listener import Listener
 from linkd.protocol.peer import Ack, Generation, Goodbye, encode
 from tests.support.net_lab import (
@@ -87,7 +87,7 @@ class Hub:
             dial=(f"ws://127.0.0.1:{self.listener.port_number}/link",),
             secret_file=secret,
         )
-        origin = Origin("edge", "boot", reactor, threaded_resolver(reactor))
+        origin = DialerContext("edge", "boot", reactor, threaded_resolver(reactor))
         self.dialer = LinkDialer(self.near, peer, origin, 2.0)
         self.raws: list[Raw] = []
         self.lines: list[dict[str, Any]] = []

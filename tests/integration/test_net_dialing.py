@@ -18,7 +18,7 @@ from linkd.config import PeerSettings, ReconnectSettings
 from linkd.core.backoff import Backoff
 from linkd.errors import AttemptFailed
 from linkd.net.connect import Resolver
-from linkd.net.dialer import LinkDialer, Origin
+from linkd.net.dialer import DialerContext, LinkDialer
 from linkd.net.listener import Listener
 from tests.support.net_lab import Link, Nodes, secret_file, settings, threaded_resolver
 
@@ -80,7 +80,7 @@ class Lab:
     ) -> tuple[LinkDialer, Link]:
         """Start a dialer."""
         link = Link("edge", peer)
-        origin = Origin("edge", "boot", reactor, resolver or threaded_resolver(reactor))
+        origin = DialerContext("edge", "boot", reactor, resolver or threaded_resolver(reactor))
         chosen = PeerSettings(name=peer, dial=urls, secret_file=self.secret)
         dialer = LinkDialer(link, chosen, origin, budget)
         if redial:

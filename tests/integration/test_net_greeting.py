@@ -11,7 +11,7 @@ import pytest_twisted
 from twisted.internet import reactor as global_reactor
 
 from linkd.config import PeerSettings
-from linkd.net.dialer import LinkDialer, Origin
+from linkd.net.dialer import DialerContext, LinkDialer
 from linkd.net.listener import Listener
 from linkd.protocol.peer import Ack, Goodbye, encode
 from tests.support.net_lab import Link, Nodes, secret_file, settings, threaded_resolver
@@ -36,7 +36,7 @@ class Two:
         """Return a dialer of the hub, or of other URLs."""
         address = f"ws://127.0.0.1:{self.listener.port_number}/link"
         peer = PeerSettings(name="hub", dial=urls or (address,), secret_file=secret or self.secret)
-        origin = Origin("edge", "boot-1", reactor, threaded_resolver(reactor))
+        origin = DialerContext("edge", "boot-1", reactor, threaded_resolver(reactor))
         dialer = LinkDialer(self.at_edge, peer, origin, 2.0)
         self.dialers.append(dialer)
         return dialer

@@ -18,7 +18,7 @@ from twisted.internet.threads import deferToThread
 
 from linkd.config import Config, PeerSettings, files, load
 from linkd.errors import AttemptFailed, ConfigError
-from linkd.net.dialer import LinkDialer, Origin
+from linkd.net.dialer import DialerContext, LinkDialer
 from linkd.net.listener import Listener
 from linkd.net.tls import ServerTls
 from linkd.pairing import Hooks, Pairing, join, prepare
@@ -55,7 +55,9 @@ class Ends:
             "key": key,
         }
         self.generations += 1
-        origin = Origin("edge-1", f"boot-{self.generations}", reactor, threaded_resolver(reactor))
+        origin = DialerContext(
+            "edge-1", f"boot-{self.generations}", reactor, threaded_resolver(reactor)
+        )
         peer = PeerSettings(**{**fields, **changes})
         dialer = LinkDialer(self.at_edge, peer, origin, 3.0)
         self.dialers.append(dialer)
@@ -282,7 +284,7 @@ async def test_from_nothing_to_up_by_one_code_and_revoked_while_up(tmp_path: Pat
     await deferToThread(join, code, edge, folder).addTimeout(15, reactor)
     peer = load(files(tmp_path / "edge" / "linkd.toml")).peers[0]
     at_edge = Link("edge-1", "hub")
-    origin = Origin("edge-1", "boot", reactor, threaded_resolver(reactor))
+    origin = DialerContext("edge-1", "boot", reactor, threaded_resolver(reactor))
     dialer = LinkDialer(at_edge, peer, origin, 3.0)
     try:
         greeted = at_edge.until("greeted", reactor)

@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 
 from linkd.config import PeerSettings
 from linkd.net.connect import Resolver
-from linkd.net.dialer import LinkDialer, Origin
+from linkd.net.dialer import DialerContext, LinkDialer
 from linkd.net.listener import Listener
 from tests.support.net_lab import Link, Nodes, secret_file, settings
 from tests.support.pipe import Pipe
@@ -130,7 +130,7 @@ class Hosts(Clock):
         self.link = Link("edge", "hub")
         resolver = Resolver(self, lambda _: succeed(list(self.tempers)))
         peer = PeerSettings(name="hub", dial=(URL,), secret_file=secret)
-        origin = Origin("edge", "boot", self, resolver)
+        origin = DialerContext("edge", "boot", self, resolver)
         self.dialer = LinkDialer(self.link, peer, origin, connect_timeout)
 
     def place(self, address: str) -> Any:

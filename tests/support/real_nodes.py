@@ -14,7 +14,7 @@ from twisted.internet.task import deferLater
 from linkd.config import Config, ListenSettings, NodeSettings, PeerSettings
 from linkd.log import open_cursors, open_log
 from linkd.net.connect import Resolver, look_up
-from linkd.net.dialer import LinkDialer, Origin
+from linkd.net.dialer import DialerContext, LinkDialer
 from linkd.net.listener import Listener
 from linkd.node import Node, Stores
 from linkd.node.outages import Outages
@@ -56,7 +56,7 @@ class RealNode:
         self.log = open_log(config.log, state, name, post)
         self.cursors = open_cursors(self.log, state, post)
         resolver = Resolver(reactor, lambda host: threads.deferToThread(look_up, host))
-        origin = Origin(name, secrets.token_hex(8), reactor, resolver)
+        origin = DialerContext(name, secrets.token_hex(8), reactor, resolver)
         timeout = config.reconnect.connect_timeout
         self.node = Node(
             config,

@@ -30,12 +30,12 @@ def _node(name: str, peer: Any, reactor: Any, shared: Any) -> Any:
     from linkd.log import MemoryCursorStore
     from linkd.log.files import SegmentSettings
     from linkd.log.memory_log import BoundedMemoryLog
-    from linkd.net.dialer import LinkDialer, Origin
+    from linkd.net.dialer import DialerContext, LinkDialer
     from linkd.node import Node, Stores
     from linkd.node.outages import Outages
 
     config = Config(node=NodeSettings(name=name), peers=(peer,))
-    origin = Origin(name, f"{random.getrandbits(64):016x}", reactor, shared)
+    origin = DialerContext(name, f"{random.getrandbits(64):016x}", reactor, shared)
 
     def dialer(node: Any, driver: Any) -> Any:
         return LinkDialer(driver, driver.settings, origin, config.reconnect.connect_timeout)

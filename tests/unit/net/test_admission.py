@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from linkd.config import LimitSettings
-from linkd.net.admission import FILE, KEPT_SECONDS, Admission, GreetedAddresses, Place
+from linkd.net.admission import FILE, KEPT_SECONDS, ConnectionLimiter, GreetedAddresses, Place
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ class Door:
         for address, count in (greeted or {}).items():
             for number in range(count):
                 table.greeted(f"{address}/{number}", address, 0.0)
-        self.admission = Admission(LimitSettings(**limits), table)  # type: ignore[arg-type]
+        self.admission = ConnectionLimiter(LimitSettings(**limits), table)  # type: ignore[arg-type]
         self.gone: list[str] = []
         self.why: list[str] = []
 

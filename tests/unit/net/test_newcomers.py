@@ -12,16 +12,16 @@ from twisted.internet.task import Clock
 
 from linkd.config import LimitSettings, ReconnectSettings
 from linkd.core.backoff import Backoff
-from linkd.net.admission import Admission
+from linkd.net.admission import ConnectionLimiter
 from linkd.net.connect import Resolver, interleave
 from linkd.net.http_head import parse_head
-from linkd.net.linux import NetworkWatch
+from linkd.net.linux import NetworkMonitor
 from linkd.net.websocket import MESSAGE, apply_mask, put, take
 from linkd.protocol.peer import MAX_MESSAGE_BYTES as MOST
 
 
 def test_those_sent_away_are_told_to_come_at_the_rate() -> None:
-    admission = Admission(
+    admission = ConnectionLimiter(
         LimitSettings(handshakes_per_second=10.0, handshakes_per_second_per_address=1000.0)
     )
     waits = [admission.rate(f"a{number}", 100.0) for number in range(30)]
@@ -35,7 +35,7 @@ def test_those_sent_away_are_told_to_come_at_the_rate() -> None:
 
 def test_a_crowd_is_let_in_at_about_the_rate_and_asks_about_twice_each() -> None:
     rate, count, rng = 200.0, 5_000, Random(1)
-    admission = Admission(
+    admission = ConnectionLimiter(
         LimitSettings(handshakes_per_second=rate, handshakes_per_second_per_address=1000.0)
     )
     backoff = Backoff(ReconnectSettings(), rng)
@@ -134,7 +134,7 @@ def test_heads_that_are_none() -> None:
 
 def test_a_burst_of_network_changes_is_told_once() -> None:
     clock, told = Clock(), []
-    watch = NetworkWatch(clock, lambda: told.append(clock.seconds()))
+    watch = NetworkMonitor(clock, lambda: told.append(clock.seconds()))
     for _ in range(5):
         watch.noticed()
         clock.advance(0.2)

@@ -14,7 +14,7 @@ from twisted.internet.task import Clock
 
 from linkd.config import PeerSettings, parse_url
 from linkd.net.connect import Attempt, Budget, Candidate, Resolver
-from linkd.net.dialer import LinkDialer, Origin
+from linkd.net.dialer import DialerContext, LinkDialer
 from linkd.net.listener import Listener
 from linkd.net.timers import ClockWatch
 from linkd.protocol.peer import Ack, Goodbye, encode
@@ -60,7 +60,7 @@ class Pair:
         peer = PeerSettings(name="hub", dial=(url,), secret_file=secret)
         resolver = Resolver(self.clock, lambda host: pytest.fail("no look-up was expected"))
         self.dialer = LinkDialer(
-            self.at_edge, peer, Origin("edge", "boot", self.clock, resolver), 5.0
+            self.at_edge, peer, DialerContext("edge", "boot", self.clock, resolver), 5.0
         )
         attempt = Attempt(self.dialer, parse_url(url), Budget(5.0, 2.0), self.clock)
         self.dialer.connector = attempt

@@ -12,7 +12,7 @@ import pytest
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.task import Clock
 
-from linkd.net.connection import Sending
+from linkd.net.connection import FrameWriter
 from linkd.net.websocket import (
     LARGE_BYTES,
     LEAST_BYTES,
@@ -26,8 +26,8 @@ from linkd.net.websocket import (
     STATE_CLOSING,
     STATE_OPEN,
     TURN_SECONDS,
-    Pace,
-    WholeFrames,
+    AdaptiveBuffer,
+    FrameReader,
     put,
 )
 
@@ -44,7 +44,7 @@ def stream() -> FileDescriptor:
     return FileDescriptor(reactor=Clock())  # type: ignore[arg-type]
 
 
-def passed(pace: Pace, seconds: float, times: int = 1) -> None:
+def passed(pace: AdaptiveBuffer, seconds: float, times: int = 1) -> None:
     """Let what waited pass in so many seconds."""
     for _ in range(times):
         pace.paused(100.0)
@@ -52,17 +52,17 @@ def passed(pace: Pace, seconds: float, times: int = 1) -> None:
 
 
 def test_begins_as_twisted_does(stream: FileDescriptor) -> None:
-    Pace(stream)
+    AdaptiveBuffer(stream)
     assert stream.bufferSize == LEAST_BYTES
 
 
 def test_a_full_read_is_followed_by_larger_ones(stream: FileDescriptor) -> None:
-    Pace(stream).filled(LEAST_BYTES, 1)
+    AdaptiveBuffer(stream).filled(LEAST_BYTES, 1)
     assert stream.bufferSize == MOST_BYTES
 
 
 def test_many_small_frames_are_read_in_small_pieces_from_then_on(stream: FileDescriptor) -> None:
-    pace = Pace(stream)
+    pace = AdaptiveBuffer(stream)
     pace.filled(LEAST_BYTES, 0)
     pace.filled(MOST_BYTES, MOST_BYTES // LARGE_BYTES + 1)
     assert stream.bufferSize == LEAST_BYTES
@@ -72,7 +72,7 @@ def test_many_small_frames_are_read_in_small_pieces_from_then_on(stream: FileDes
 
 
 def test_more_waits_once_it_has_passed_quickly_some_times(stream: FileDescriptor) -> None:
-    pace = Pace(stream)
+    pace = AdaptiveBuffer(stream)
     passed(pace, QUICK_SECONDS, QUICK_TIMES - 1)
     assert stream.bufferSize == LEAST_BYTES  # the kernel's own buffers may have taken that
     passed(pace, QUICK_SECONDS)
@@ -80,14 +80,14 @@ def test_more_waits_once_it_has_passed_quickly_some_times(stream: FileDescriptor
 
 
 def test_a_wide_one_has_as_much_more_time(stream: FileDescriptor) -> None:
-    pace = Pace(stream)
+    pace = AdaptiveBuffer(stream)
     pace.filled(LEAST_BYTES, 1)
     passed(pace, QUICK_SECONDS * MOST_BYTES / LEAST_BYTES)
     assert stream.bufferSize == MOST_BYTES
 
 
 def test_one_slow_passage_is_enough_to_let_little_wait_again(stream: FileDescriptor) -> None:
-    pace = Pace(stream)
+    pace = AdaptiveBuffer(stream)
     passed(pace, 0.0, QUICK_TIMES)
     passed(pace, 1.0)
     assert stream.bufferSize == LEAST_BYTES
@@ -96,7 +96,7 @@ def test_one_slow_passage_is_enough_to_let_little_wait_again(stream: FileDescrip
 
 
 def test_what_is_read_widens_nothing_while_sending_is_slow(stream: FileDescriptor) -> None:
-    pace = Pace(stream)
+    pace = AdaptiveBuffer(stream)
     passed(pace, 1.0)
     pace.filled(LEAST_BYTES, 1)
     assert stream.bufferSize == LEAST_BYTES
@@ -109,7 +109,7 @@ def test_what_is_read_widens_nothing_while_sending_is_slow(stream: FileDescripto
 @pytest.mark.parametrize("rate", [10_000, 125_000, 1_250_000, 6_000_000])
 def test_little_waits_on_a_slow_line(stream: FileDescriptor, rate: int) -> None:
     """What comes behind what waits is held up by half a second at most at 1 Mbit/s."""
-    pace = Pace(stream)
+    pace = AdaptiveBuffer(stream)
     for free in (0, 0, 0, *range(1000)):  # the kernel takes the first at once
         size = int(stream.bufferSize)
         passed(pace, size / rate if free else 0.0)
@@ -119,14 +119,14 @@ def test_little_waits_on_a_slow_line(stream: FileDescriptor, rate: int) -> None:
 
 def test_under_tls_all_stays_as_it_is(stream: FileDescriptor) -> None:
     wrapped = Wrapped(stream)
-    pace = Pace(wrapped)
+    pace = AdaptiveBuffer(wrapped)
     pace.filled(LEAST_BYTES, 1)
     passed(pace, 0.0, 2 * QUICK_TIMES)
     assert (stream.bufferSize, list(vars(wrapped))) == (LEAST_BYTES, ["transport"])
 
 
 def test_a_page_begins_with_little_and_what_it_sends_widens_nothing(stream: FileDescriptor) -> None:
-    pace = Pace(Wrapped(stream), is_page=True)
+    pace = AdaptiveBuffer(Wrapped(stream), is_page=True)
     pace.filled(LEAST_BYTES, 1)
     assert stream.bufferSize == PAGE_BYTES
     passed(pace, 0.0, QUICK_TIMES)
@@ -136,21 +136,21 @@ def test_a_page_begins_with_little_and_what_it_sends_widens_nothing(stream: File
 
 
 def test_large_messages_far_apart_do_not_prove_a_line_quick(stream: FileDescriptor) -> None:
-    pace = Pace(stream, is_page=True)
+    pace = AdaptiveBuffer(stream, is_page=True)
     for second in range(3 * QUICK_TIMES):
         pace.paused(second)
         pace.resumed(second)  # the kernel's buffers were empty
     assert stream.bufferSize == PAGE_BYTES
 
 
-class Wide(Sending):
+class Wide(FrameWriter):
     """Sends nowhere."""
 
     dialed = True
 
     def __init__(self, stream: FileDescriptor) -> None:
         self.clock = Clock()
-        self.pace = Pace(stream)
+        self.pace = AdaptiveBuffer(stream)
 
     def _bug(self, what: str) -> None:
         raise AssertionError(what)
@@ -218,7 +218,7 @@ class Turns:
             call()
 
 
-class End(WholeFrames, Autobahn):
+class End(FrameReader, Autobahn):
     masked: ClassVar[int] = 0x80
     most_whole = 400_000
     cost = 0.0
@@ -327,7 +327,7 @@ def test_work_asked_for_meanwhile_loses_nothing() -> None:
     assert end.told == [(MESSAGE, bytes(100_000))]
 
 
-class Paced(Pace):
+class Paced(AdaptiveBuffer):
     """Notes what it is told."""
 
     def __init__(self) -> None:
