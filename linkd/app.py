@@ -36,7 +36,7 @@ from linkd.net.listener import Listener
 from linkd.net.timers import ClockWatch, turn_end
 from linkd.net.tls import ServerTls
 from linkd.node import Node, Stores
-from linkd.node.history import LogWatch
+from linkd.node.history import LogMonitor
 from linkd.node.link_driver import LinkDriver
 from linkd.node.outages import Outages
 from linkd.pairing import Hooks, Pairing, Renewal, local_call
@@ -158,7 +158,7 @@ class Application:
             config.node.name, secrets.token_hex(8), reactor, Resolver(reactor, _in_thread)
         )
         self.node = Node(config, stores, reactor, self._make_dialer, random.Random())
-        self._watch = LogWatch(self.node, log, self._cursors)
+        self._watch = LogMonitor(self.node, log, self._cursors)
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._greeted = GreetedAddresses(state / admission.FILE, reactor.seconds())
         self._descriptors = Descriptors(limit, self.node.warnings)

@@ -15,7 +15,7 @@ from linkd.errors import BodyTooLarge, Gap
 from linkd.log.interface import Log
 from linkd.log.origins import Usage
 from linkd.node.link_driver import LinkDriver
-from linkd.node.subscriptions import Follower, Readers
+from linkd.node.subscriptions import Follower, Subscriptions
 from linkd.protocol import peer as wire
 from linkd.protocol.channels import Patterns
 from linkd.protocol.peer import MAX_VOLATILE_BYTES, Volatile, sendable
@@ -24,7 +24,7 @@ from linkd.protocol.records import MAX_BATCH_BYTES, Batch, NewRecords, Origin, r
 _CHANNELS_KNOWN = 100_000
 
 
-class Rules:
+class ChannelRules:
     """The rules in force; each channel is matched once.
 
     Args:
@@ -198,7 +198,7 @@ class Count(Protocol):
         """Count."""
 
 
-class Spread:
+class Dispatcher:
     """Hands out what was committed, and what is volatile.
 
     Those who keep up are handed what is theirs of each commit; `tick` moves everyone on over what
@@ -216,7 +216,7 @@ class Spread:
         self,
         log: Log,
         drivers: dict[str, LinkDriver],
-        readers: Readers,
+        readers: Subscriptions,
         count: Count,
         idle: WhenIdle | None = None,
     ) -> None:

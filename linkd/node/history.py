@@ -103,7 +103,7 @@ class EventStore(Protocol):
         """Forget a row, if it is there."""
 
 
-class Book:
+class EventBuffer:
     """The last 10,000 events.
 
     The attempts of one outage are folded: one event stands for all that had the same result, with
@@ -253,14 +253,14 @@ After so many at a stalled disk, too: a process that was frozen finds what it wa
 """
 
 
-class Losses:
+class RecentLosses:
     """The newest losses of this run; what is worth it goes into the book too.
 
     Args:
         book: The remembered changes.
     """
 
-    def __init__(self, book: Book) -> None:
+    def __init__(self, book: EventBuffer) -> None:
         self._book = book
         self._sentences: deque[tuple[str | None, str]] = deque(maxlen=_MOST)
 
@@ -296,7 +296,7 @@ class Around(Protocol):
         """Say something in the log."""
 
 
-class LogWatch:
+class LogMonitor:
     """Says what a log and its cursors tell, and that there is no room, or no answer of the disk.
 
     Args:
@@ -499,8 +499,8 @@ class Chronicle:
         self._log = log
         self._outages = outages
         self._clock = clock
-        self._book = Book(store)
-        self._losses = Losses(self._book)
+        self._book = EventBuffer(store)
+        self._losses = RecentLosses(self._book)
         self._shares: dict[str, TokenBucket] = {}
         self.on_fell: list[Callable[[str, str, float | None], None]] = []
         self.on_rose: list[Callable[[str, float], None]] = []

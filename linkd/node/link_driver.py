@@ -67,7 +67,7 @@ class LinkDriver:
         self._around = around
         self._clock = around.clock
         self.link = links.Link(around.name, settings.name, backoff)
-        self.carrier = replicator.Carrier(around, settings, self)
+        self.carrier = replicator.Replicator(around, settings, self)
         self.dialer: Dialer | None = None
         self.peer_version: str | None = None
         self._expires: float | None = None  # the certificate that the peer showed last

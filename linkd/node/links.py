@@ -237,7 +237,7 @@ def _owed(absent: _Absent) -> str:
 _TIDY_FROM = 64
 
 
-class Waits:
+class AckWaiters:
     """Those who wait for one peer; who gives up is forgotten."""
 
     __slots__ = ("_given_up", "_heap", "_number")
@@ -311,7 +311,7 @@ class Links:
         self._cursors = cursors
         self._make_dialer = make_dialer
         self._rng = rng
-        self._waits: dict[str, Waits] = {}
+        self._waits: dict[str, AckWaiters] = {}
 
     # -- life ---------------------------------------------------------------------------------
 
@@ -362,7 +362,7 @@ class Links:
             ends.own(stored.log, settings.name)
         driver = LinkDriver(self._around, settings, backoff)
         self.drivers[settings.name] = driver
-        self._waits.setdefault(settings.name, Waits())
+        self._waits.setdefault(settings.name, AckWaiters())
         if settings.dial:
             driver.dialer = self._make_dialer(driver)
         self._around.routes_changed()

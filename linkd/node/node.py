@@ -23,13 +23,13 @@ from linkd.errors import LinkdError, Reason
 from linkd.log.interface import Appended, Consumer, CursorStore, Log, OnDurable, Owned
 from linkd.net.connection import Dialer
 from linkd.net.timers import when_idle
-from linkd.node.dispatcher import Rules, Spread, VolatileSequence, messages_of
+from linkd.node.dispatcher import ChannelRules, Dispatcher, VolatileSequence, messages_of
 from linkd.node.held import Held
 from linkd.node.history import Chronicle, History, Strangers
 from linkd.node.link_driver import LinkDriver
 from linkd.node.links import Links
 from linkd.node.outages import Outages
-from linkd.node.subscriptions import Follower, Readers
+from linkd.node.subscriptions import Follower, Subscriptions
 from linkd.protocol import peer as wire
 from linkd.protocol.json import JSON
 from linkd.protocol.records import NewRecords, Record, encode_records
@@ -144,14 +144,16 @@ class Node:
         self.on_fell, self.on_rose = self._chronicle.on_fell, self._chronicle.on_rose
         self.held = Held(log, lambda: len(self._links.drivers))
         self._links = Links(self, stores.cursors, partial(make_dialer, self), rng)
-        self._readers = Readers(self, log, stores.cursors)
+        self._readers = Subscriptions(self, log, stores.cursors)
         self.warnings: dict[str, str] = {}
         self.certificates: Sequence[tuple[CertificateRole, str | None, float]] = ()
         self._strangers = Strangers()
         self._history = History()
-        self._rules = Rules(config.channels)
+        self._rules = ChannelRules(config.channels)
         self._volatile = VolatileSequence(self.name, f"{rng.getrandbits(64):016x}")
-        self._spread = Spread(log, self._links.drivers, self._readers, self.count, when_idle(clock))
+        self._spread = Dispatcher(
+            log, self._links.drivers, self._readers, self.count, when_idle(clock)
+        )
         self._tick = LoopingCall(self._ticked)
         self._tick.clock = clock  # type: ignore[assignment]  # it needs no more than ours offers
         self._ticks = 0
@@ -185,7 +187,7 @@ class Node:
         for driver in self.links():
             if driver.link.state != "up":
                 self._chronicle.configured(driver.peer)
-        self._rules = Rules(config.channels)
+        self._rules = ChannelRules(config.channels)
         if [key.name for key in config.api.keys] != [key.name for key in old.api.keys]:
             self._readers.tell_orphans()
         self.routes_changed()

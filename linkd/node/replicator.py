@@ -60,7 +60,7 @@ At 50 peers of one hub acks 5 ms apart were a tenth of its time.
 """
 
 
-class Acks:
+class AckScheduler:
     """Paces the acks of one link: the first after a pause goes in the same turn.
 
     Args:
@@ -157,7 +157,7 @@ class Around(Protocol):
         """Count records that were refused, expired, dropped or lost."""
 
 
-class LinkWords(Protocol):
+class LinkReports(Protocol):
     """What a carrier tells its link."""
 
     def acknowledged(self) -> None:
@@ -173,7 +173,7 @@ class LinkWords(Protocol):
         """The path to the peer loses large messages."""
 
 
-class Carrier:
+class Replicator:
     """Carries records over one link; outlives its connections.
 
     Args:
@@ -190,7 +190,7 @@ class Carrier:
             the start.
     """
 
-    def __init__(self, around: Around, settings: PeerSettings, link: LinkWords) -> None:
+    def __init__(self, around: Around, settings: PeerSettings, link: LinkReports) -> None:
         self.peer = settings.name
         self.settings = settings
         self._around = around
@@ -222,7 +222,7 @@ class Carrier:
         self._unwanted: dict[str, None] = {}
         self._acked_before = 0  # records acknowledged when the connection began
         self._begun: list[sessions.Effect] = []
-        self._acks = Acks(self._clock, self._acknowledge)
+        self._acks = AckScheduler(self._clock, self._acknowledge)
         self._read_effects: list[sessions.Effect] = []  # what a read at once has led to
         self._version = 0  # of the protocol, as the peer speaks it
         self._part_bytes = 0  # of a record that has come in part, as the account has it

@@ -296,7 +296,7 @@ class Around(Protocol):
         """Count records that were refused, expired, dropped or lost."""
 
 
-class Readers:
+class Subscriptions:
     """All followers of the log, and the named consumers among them.
 
     Args:

@@ -18,7 +18,7 @@ from linkd.errors import LinkdError
 from linkd.log import MemoryCursorStore
 from linkd.log.interface import Appended, Consumer, OnDurable, Owned
 from linkd.log.memory_log import MemoryLog
-from linkd.node.subscriptions import Follower, Readers
+from linkd.node.subscriptions import Follower, Subscriptions
 from linkd.protocol.channels import Patterns
 from linkd.protocol.records import Batch, NewRecords, Origin
 from linkd.status import (
@@ -69,7 +69,7 @@ class FakeNode:
         self._waits: list[tuple[str, int, Deferred[None]]] = []
         self._events: list[Event] = []
         self._watchers: list[Callable[[Event], None]] = []
-        self.readers = Readers(self, self.log, MemoryCursorStore())
+        self.readers = Subscriptions(self, self.log, MemoryCursorStore())
         self._seen = self.log.next
         self.log.on_commit.append(self._committed)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from linkd.log.cursor_store import MemoryCursorStore
-from linkd.node.history import Book
+from linkd.node.history import EventBuffer
 from linkd.status import Event
 
 
@@ -14,11 +14,13 @@ def store() -> MemoryCursorStore:
     return MemoryCursorStore()
 
 
-def change(book: Book, old: str, new: str, reason: str | None = None, peer: str = "hub") -> None:
+def change(
+    book: EventBuffer, old: str, new: str, reason: str | None = None, peer: str = "hub"
+) -> None:
     book.add(f"link.{new}", peer=peer, old=old, new=new, reason=reason)
 
 
-def outage(book: Book, attempts: int, reason: str = "unreachable") -> None:
+def outage(book: EventBuffer, attempts: int, reason: str = "unreachable") -> None:
     """Let a link fall and be tried so often, each time in vain."""
     change(book, "up", "waiting", "silence")
     for _ in range(attempts):
@@ -31,7 +33,7 @@ def short(events: list[Event]) -> list[tuple[str | None, str | None, int]]:
 
 
 def test_the_attempts_of_an_outage_are_one_event_for_each_result(store: MemoryCursorStore) -> None:
-    book = Book(store)
+    book = EventBuffer(store)
     outage(book, 1000)
     change(book, "waiting", "connecting")
     change(book, "connecting", "waiting", "refused")
@@ -50,7 +52,7 @@ def test_the_attempts_of_an_outage_are_one_event_for_each_result(store: MemoryCu
 
 
 def test_the_next_outage_begins_with_events_of_its_own(store: MemoryCursorStore) -> None:
-    book = Book(store)
+    book = EventBuffer(store)
     outage(book, 3)
     change(book, "waiting", "up")
     outage(book, 2)
@@ -61,7 +63,7 @@ def test_the_next_outage_begins_with_events_of_its_own(store: MemoryCursorStore)
 
 
 def test_who_asks_for_what_is_new_gets_a_folded_event_again(store: MemoryCursorStore) -> None:
-    book = Book(store)
+    book = EventBuffer(store)
     outage(book, 2)
     last = book.after(0)[-1].number
     assert book.after(last) == []
@@ -70,7 +72,7 @@ def test_who_asks_for_what_is_new_gets_a_folded_event_again(store: MemoryCursorS
 
 
 def test_followers_get_each_change_as_it_happens(store: MemoryCursorStore) -> None:
-    book = Book(store)
+    book = EventBuffer(store)
     heard: list[Event] = []
     end = book.follow(heard.append)
     outage(book, 2)
@@ -86,11 +88,11 @@ def test_followers_get_each_change_as_it_happens(store: MemoryCursorStore) -> No
 
 
 def test_they_are_kept_over_a_restart_and_numbers_go_on(store: MemoryCursorStore) -> None:
-    book = Book(store)
+    book = EventBuffer(store)
     outage(book, 5)
     book.add("drill.started", peer="hub", detail="blackhole")
     before = book.after(0)
-    again = Book(store)
+    again = EventBuffer(store)
     assert again.after(0) == before
     change(again, "stopped", "waiting")
     assert again.after(0)[-1].number > before[-1].number
@@ -102,20 +104,20 @@ def test_numbers_that_a_kill_took_from_the_disk_are_not_used_again(
     store: MemoryCursorStore,
 ) -> None:
     """A follower has seen them: it would never get what came under the same numbers."""
-    book = Book(store)
+    book = EventBuffer(store)
     seen: list[Event] = []
     book.follow(seen.append)
     for number in range(30):
         book.add("drill.started", peer="hub", detail=str(number))
         if number >= 10:  # the kill comes before these are on disk
             store.remove_event(seen[-1].number)
-    again = Book(store)
+    again = EventBuffer(store)
     change(again, "stopped", "waiting")
     assert [event.old for event in again.after(seen[-1].number)] == ["stopped"]
 
 
 def test_they_are_bounded_and_the_oldest_go(store: MemoryCursorStore) -> None:
-    book = Book(store, most=10)
+    book = EventBuffer(store, most=10)
     for number in range(25):
         book.add("drill.started", peer="hub", detail=str(number))
     assert [event.detail for event in book.after(0)] == [str(number) for number in range(15, 25)]
@@ -124,5 +126,5 @@ def test_they_are_bounded_and_the_oldest_go(store: MemoryCursorStore) -> None:
 
 def test_a_row_that_cannot_be_read_is_forgotten(store: MemoryCursorStore) -> None:
     store.set_event(7, b"{}")
-    assert Book(store).after(0) == []
+    assert EventBuffer(store).after(0) == []
     assert store.events() == []

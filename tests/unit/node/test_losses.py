@@ -7,7 +7,7 @@ from typing import Any
 
 from linkd.log import MemoryCursorStore, MemoryLog
 from linkd.log.interface import OperatorNotice
-from linkd.node.history import Book, LogWatch, Losses
+from linkd.node.history import EventBuffer, LogMonitor, RecentLosses
 
 
 class Node:
@@ -29,16 +29,16 @@ class Node:
         return [event for _, event, _ in self.told]
 
 
-def watched() -> tuple[Node, MemoryLog, MemoryCursorStore, LogWatch]:
+def watched() -> tuple[Node, MemoryLog, MemoryCursorStore, LogMonitor]:
     node, log, cursors = Node(), MemoryLog("hub"), MemoryCursorStore()
-    return node, log, cursors, LogWatch(node, log, cursors)
+    return node, log, cursors, LogMonitor(node, log, cursors)
 
 
 def test_what_was_found_and_what_is_met_is_told() -> None:
     node, log, cursors = Node(), MemoryLog("hub"), MemoryCursorStore()
     log.told = [OperatorNotice("error", "log.damaged", "one")]
     cursors.told = [OperatorNotice("warn", "log.rebuilt", "two")]
-    LogWatch(node, log, cursors)
+    LogMonitor(node, log, cursors)
     log._tell(OperatorNotice("warn", "log.slow", "three"))
     cursors.on_told[0](OperatorNotice("warn", "log.rebuilt", "four"))
     assert [fields["detail"] for _, _, fields in node.told] == ["one", "two", "three", "four"]
@@ -81,8 +81,8 @@ def test_a_peer_whose_records_wait_is_named_once() -> None:
 
 
 def test_losses_are_kept_and_the_rest_is_not() -> None:
-    book = Book(MemoryCursorStore())
-    losses = Losses(book)
+    book = EventBuffer(MemoryCursorStore())
+    losses = RecentLosses(book)
     losses.take("link.up", {"peer": "edge", "detail": "no"})
     losses.take("log.room", {"bytes": 5})
     losses.take("link.gap", {"peer": "edge", "detail": "offsets 1 to 5 are gone"})

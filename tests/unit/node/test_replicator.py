@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from twisted.internet.task import Clock
 
-from linkd.node.replicator import ACK_BYTES, Acks
+from linkd.node.replicator import ACK_BYTES, AckScheduler
 
 
-def paced() -> tuple[Clock, list[float], Acks]:
+def paced() -> tuple[Clock, list[float], AckScheduler]:
     clock, sent = Clock(), list[float]()
-    return clock, sent, Acks(clock, lambda: sent.append(round(clock.seconds(), 4)))
+    return clock, sent, AckScheduler(clock, lambda: sent.append(round(clock.seconds(), 4)))
 
 
 def test_the_first_after_a_pause_goes_in_the_same_turn_and_the_next_20_ms_later() -> None:
