@@ -20,7 +20,7 @@ from twisted.internet.threads import blockingCallFromThread
 from twisted.python.failure import Failure
 
 from linkd import events
-from linkd.api.server import Api
+from linkd.api.server import ApiServer
 from linkd.clock import boot_word, wall
 from linkd.config import Config
 from linkd.errors import LinkdError, Unavailable
@@ -184,7 +184,7 @@ class Application:
             if config.listen is None
             else Listener(self.node, config, reactor, self._tls, self._posts(), self._greeted)
         )
-        self._api = Api(self.node, config, reactor, self._pair)
+        self._api = ApiServer(self.node, config, reactor, self._pair)
         if self._listener is not None:
             self._api.metrics.refused = self._listener.refusals
         self._api.metrics.shortages = lambda: self._descriptors.shortages

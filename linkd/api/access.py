@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from linkd.api.auth import ANYONE, COOKIE, SOCKET, STRANGER, Caller, Keyring, WrongKeys
+from linkd.api.auth import ANYONE, COOKIE, SOCKET, STRANGER, Caller, FailedKeyLimiter, Keyring
 from linkd.api.call import query_of
-from linkd.api.errors import Refusal
+from linkd.api.errors import ApiError
 from linkd.api.http import ApiRequest
 from linkd.api.routes import Match, find
 from linkd.config import Config
@@ -45,12 +45,12 @@ def wants_websocket(request: ApiRequest) -> bool:
 def check_upgrade(request: ApiRequest, subprotocol: str | None) -> None:
     """Raise Refusal unless a request asks for a WebSocket, with that subprotocol if it is given."""
     if not wants_websocket(request):
-        raise Refusal("malformed", "expected a WebSocket upgrade", {"Upgrade": "websocket"})
+        raise ApiError("malformed", "expected a WebSocket upgrade", {"Upgrade": "websocket"})
     version = {"Sec-WebSocket-Version": "13"}
     if request.header("Sec-WebSocket-Version") != "13" or not request.header("Sec-WebSocket-Key"):
-        raise Refusal("malformed", "expected WebSocket version 13", version)
+        raise ApiError("malformed", "expected WebSocket version 13", version)
     if subprotocol is not None and subprotocol not in offered(request):
-        raise Refusal("malformed", f"expected the WebSocket subprotocol {subprotocol}")
+        raise ApiError("malformed", f"expected the WebSocket subprotocol {subprotocol}")
 
 
 def offered(request: ApiRequest) -> list[str]:
@@ -88,11 +88,11 @@ def answers_by_close(request: ApiRequest) -> bool:
             and request.header("Transfer-Encoding") is None
             and is_from_browser(request)
         )
-    except Refusal:
+    except ApiError:
         return False
 
 
-def close_of(refusal: Refusal) -> tuple[int, str]:
+def close_of(refusal: ApiError) -> tuple[int, str]:
     """Return code and reason of the close that says a refusal."""
     if refusal.status == 503:
         return TRY_AGAIN, refusal.message
@@ -108,7 +108,7 @@ class RefusedSession:
         refusal: Why.
     """
 
-    def __init__(self, caller: Caller, close: Close, refusal: Refusal) -> None:
+    def __init__(self, caller: Caller, close: Close, refusal: ApiError) -> None:
         self.caller = caller
         self.busy = False
         self._close = close
@@ -127,7 +127,7 @@ class RefusedSession:
 By = Literal["socket", "key", "cookie", "token", "anyone"]
 
 
-class Admitted(msgspec.Struct, frozen=True):
+class AuthorizedRequest(msgspec.Struct, frozen=True):
     """A request that may go on.
 
     Args:
@@ -144,10 +144,10 @@ class Admitted(msgspec.Struct, frozen=True):
     by: By
     patterns: tuple[str, ...] = ()
     token: str | None = None
-    refusal: Refusal | None = None
+    refusal: ApiError | None = None
 
 
-class Gate:
+class AccessControl:
     """Judges requests.
 
     Args:
@@ -156,7 +156,7 @@ class Gate:
         wrong: Counts wrong ones.
     """
 
-    def __init__(self, config: Config, keyring: Keyring, wrong: WrongKeys) -> None:
+    def __init__(self, config: Config, keyring: Keyring, wrong: FailedKeyLimiter) -> None:
         self._keyring = keyring
         self._wrong = wrong
         self.reload(config)
@@ -168,10 +168,10 @@ class Gate:
         self._hosts = {"localhost", host, *(name.lower().rstrip(".") for name in api.hosts)} - {""}
         self._origins = {origin.lower().rstrip("/") for origin in api.origins}
 
-    def admit(self, request: ApiRequest) -> Admitted:
+    def admit(self, request: ApiRequest) -> AuthorizedRequest:
         """Return who calls what; raise Refusal."""
         if request.local:
-            return Admitted(_match(request), SOCKET, "socket")
+            return AuthorizedRequest(_match(request), SOCKET, "socket")
         host = self._check_host(request)
         origin = self._check_origin(request, host)
         if origin:  # its page may read why the call is refused, too
@@ -195,9 +195,9 @@ class Gate:
         except ValueError:
             name = ""
         if not given or not name or parts.netloc != given or "@" in given:
-            raise Refusal("malformed", "expected a Host")
+            raise ApiError("malformed", "expected a Host")
         if name not in self._hosts and not _is_address(name):
-            raise Refusal("misdirected", "this Host is not one of this node's; see api.hosts")
+            raise ApiError("misdirected", "this Host is not one of this node's; see api.hosts")
         return given
 
     def _check_origin(self, request: ApiRequest, host: str) -> str:
@@ -212,7 +212,7 @@ class Gate:
             return ""
         if lowered in self._origins:
             return origin
-        raise Refusal("origin-refused", f"the origin {lowered[:60]} is not in api.origins")
+        raise ApiError("origin-refused", f"the origin {lowered[:60]} is not in api.origins")
 
     def _check_site(self, request: ApiRequest) -> None:
         """Raise Refusal where a browser says that another site's page makes the call, unasked."""
@@ -224,34 +224,38 @@ class Gate:
         is_harmless = is_visit or (request.method == b"GET" and request.path == b"/healthz")
         if is_harmless and not wants_websocket(request):
             return
-        raise Refusal("origin-refused", "a page of another site may not call")
+        raise ApiError("origin-refused", "a page of another site may not call")
 
     # who
 
-    def _admit(self, request: ApiRequest, match: Match) -> Admitted:
+    def _admit(self, request: ApiRequest, match: Match) -> AuthorizedRequest:
         access = match.route.access
         if access == "socket":
-            raise Refusal("not-found", "this is asked on the unix socket only")
+            raise ApiError("not-found", "this is asked on the unix socket only")
         if access == "open":
-            return Admitted(match, ANYONE, "anyone")
+            return AuthorizedRequest(match, ANYONE, "anyone")
         if access == "optional" and self._shows_nothing(request):
-            return Admitted(match, STRANGER if self._keyring.require_key else ANYONE, "anyone")
+            return AuthorizedRequest(
+                match, STRANGER if self._keyring.require_key else ANYONE, "anyone"
+            )
         bearer = self._bearer(request, match)
         if bearer is not None:
             known = self._keyring.by_key(bearer)
             if known is not None:
-                return Admitted(match, known, "key")
+                return AuthorizedRequest(match, known, "key")
         token = bearer or _query_token(request, match)
         if token is not None and access == "token":
             is_for_later = match.route.socket
             found = self._keyring.look(token) if is_for_later else self._keyring.spend(token)
             if found is not None:
-                return Admitted(match, found[0], "token", found[1], token if is_for_later else None)
+                return AuthorizedRequest(
+                    match, found[0], "token", found[1], token if is_for_later else None
+                )
         if token is not None:
             self._wrong.wrong(request.address)
             raise unauthorized("the key or token is not known, used, or expired")
         caller, by = self._without(request)
-        return Admitted(match, caller, by)
+        return AuthorizedRequest(match, caller, by)
 
     def _without(self, request: ApiRequest) -> tuple[Caller, By]:
         """Return who calls with neither key nor token."""
@@ -309,9 +313,9 @@ def _query_token(request: ApiRequest, match: Match) -> str | None:
     )
 
 
-def unauthorized(message: str) -> Refusal:
+def unauthorized(message: str) -> ApiError:
     """Return that nothing shown lets the caller in."""
-    return Refusal("unauthorized", message, {"WWW-Authenticate": "Bearer"})
+    return ApiError("unauthorized", message, {"WWW-Authenticate": "Bearer"})
 
 
 def _is_address(name: str) -> bool:

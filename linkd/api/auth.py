@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from linkd.api.errors import Refusal
+from linkd.api.errors import ApiError
 from linkd.config import Config
 from linkd.errors import ChannelRefused, ConfigError
 from linkd.log.interface import UNOWNED, Consumer, Owned
@@ -98,9 +98,9 @@ class Caller:
         try:
             check_channel(channel)  # before it is matched: it may have millions of words
         except ChannelRefused as error:
-            raise Refusal("malformed", str(error)) from None
+            raise ApiError("malformed", str(error)) from None
         if not all(patterns.match(channel) for patterns in self.publish):
-            raise Refusal("channel-refused", f"{self.name} may not publish on {channel}")
+            raise ApiError("channel-refused", f"{self.name} may not publish on {channel}")
         return channel
 
     def check_subscribe(self, pattern: str) -> str:
@@ -108,7 +108,7 @@ class Caller:
         covered = self._covered.get(pattern)
         if covered is None:
             if not is_pattern(pattern):
-                raise Refusal(
+                raise ApiError(
                     "malformed",
                     f"{pattern[:80]!r} is no channel or pattern: expected dot-separated words,"
                     " * for one word, > last for the rest",
@@ -118,7 +118,7 @@ class Caller:
                 self._covered.clear()
             self._covered[pattern] = covered
         if not covered:
-            raise Refusal("channel-refused", f"{self.name} may not read {pattern}")
+            raise ApiError("channel-refused", f"{self.name} may not read {pattern}")
         return pattern
 
     def key(self, owner: str | None, name: str) -> Owned:
@@ -126,7 +126,7 @@ class Caller:
         if owner is None or owner == self.name:
             return (self.name, name)
         if not self.operator:
-            raise Refusal("not-found", f"there is no consumer {name}")
+            raise ApiError("not-found", f"there is no consumer {name}")
         return (owner, name)
 
     def sees(self, consumer: Consumer) -> bool:
@@ -161,14 +161,14 @@ class Caller:
         try:
             check_patterns(patterns)
         except ChannelRefused as error:
-            raise Refusal("malformed", str(error)) from None
+            raise ApiError("malformed", str(error)) from None
         for pattern in patterns:
             self.check_subscribe(pattern)
 
     def check_operator(self) -> None:
         """Raise Refusal unless the caller may act on links, consumers and the log."""
         if not self.operator:
-            raise Refusal("forbidden", f"{self.name} may not act on links, consumers or the log")
+            raise ApiError("forbidden", f"{self.name} may not act on links, consumers or the log")
 
 
 def covers(allowed: Iterable[str], pattern: str) -> bool:
@@ -443,7 +443,7 @@ class EndedSessions:
             part.replace(self._path)
 
 
-class WrongKeys:
+class FailedKeyLimiter:
     """Counts wrong keys by address: beyond 20 a minute they are answered 429.
 
     Args:
@@ -464,7 +464,7 @@ class WrongKeys:
         if spent + 1.0 > WRONG_PER_MINUTE:
             self._seen[address] = (spent, now)
             wait = (spent + 1.0 - WRONG_PER_MINUTE) * 60.0 / WRONG_PER_MINUTE
-            raise Refusal(
+            raise ApiError(
                 "too-many", "too many wrong keys", {"Retry-After": str(max(1, round(wait)))}
             )
         self._seen[address] = (spent + 1.0, now)

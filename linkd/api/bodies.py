@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from linkd.api.errors import Refusal
+from linkd.api.errors import ApiError
 from linkd.protocol.json import (
     JSON,
     MAX_JSON_DEPTH,
@@ -29,10 +29,10 @@ def check_json(body: bytes, where: str = "the body") -> None:
     try:
         check_syntax(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Refusal("malformed", f"expected JSON in {where}: {error}") from None
+        raise ApiError("malformed", f"expected JSON in {where}: {error}") from None
     if nested_deeply(body):
         said = f"expected JSON nested at most {MAX_JSON_DEPTH} deep in {where}"
-        raise Refusal("malformed", said)
+        raise ApiError("malformed", said)
 
 
 def check_body(body: bytes, content_type: str) -> None:
@@ -43,11 +43,13 @@ def check_body(body: bytes, content_type: str) -> None:
     elif kind.startswith("text/"):
         charset = content_type.lower().partition("charset=")[2].strip(' "').partition(";")[0]
         if charset not in ("", "utf-8", "utf8", "us-ascii"):
-            raise Refusal("unsupported-type", f"expected text in UTF-8, got charset {charset[:40]}")
+            raise ApiError(
+                "unsupported-type", f"expected text in UTF-8, got charset {charset[:40]}"
+            )
         try:
             body.decode()
         except UnicodeDecodeError as error:
-            raise Refusal("malformed", f"expected UTF-8 in the body: {error}") from None
+            raise ApiError("malformed", f"expected UTF-8 in the body: {error}") from None
 
 
 def record_objects(batch: Batch) -> Iterator[tuple[int, bytes]]:

@@ -11,7 +11,7 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 
 from linkd.api.auth import Caller
-from linkd.api.errors import Refusal
+from linkd.api.errors import ApiError
 from linkd.api.http import ApiRequest
 from linkd.api.port import Start
 from linkd.config.settings import CONSUMER_NAME_PATTERN
@@ -70,7 +70,7 @@ class Call:
         other = sorted(set(self._query) - set(names) - {"token"})
         if other:
             known = ", ".join(names) or "none"
-            raise Refusal("malformed", f"unknown in the query: {other[0][:80]}; known: {known}")
+            raise ApiError("malformed", f"unknown in the query: {other[0][:80]}; known: {known}")
 
     def header(self, name: str) -> str | None:
         """Return a request header in UTF-8, else raise Refusal; None where it is absent."""
@@ -85,7 +85,7 @@ class Call:
         try:
             found: _Struct = msgspec.json.decode(self.body() or b"{}", type=kind)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise Refusal("malformed", f"the body: {error}") from None
+            raise ApiError("malformed", f"the body: {error}") from None
         return found
 
 
@@ -93,7 +93,7 @@ def number(given: str, name: str, most: int = 2**62, least: int = 0) -> int:
     """Return a whole number in plain digits within bounds; raise Refusal where it is none."""
     if given.isascii() and given.isdigit() and len(given) <= 19 and least <= int(given) <= most:
         return int(given)
-    raise Refusal(
+    raise ApiError(
         "malformed", f"{name}: expected a number from {least} to {most}, got {given[:40]!r}"
     )
 
@@ -102,7 +102,7 @@ def whole(value: int | float, name: str) -> int:
     """Return an offset out of JSON, where 5.0 is 5; raise Refusal where it is none."""
     if 0 <= value <= 2**62 and value == int(value):
         return int(value)
-    raise Refusal("malformed", f"{name}: expected an offset, got {value}")
+    raise ApiError("malformed", f"{name}: expected an offset, got {value}")
 
 
 def seconds(given: str, name: str) -> float:
@@ -112,7 +112,7 @@ def seconds(given: str, name: str) -> float:
     except ValueError:
         value = math.nan
     if not (given.isascii() and 0.0 <= value < math.inf and "_" not in given):
-        raise Refusal("malformed", f"{name}: expected seconds, got {given[:40]!r}")
+        raise ApiError("malformed", f"{name}: expected seconds, got {given[:40]!r}")
     return value
 
 
@@ -122,7 +122,7 @@ def seconds_between(given: str, name: str, least: float, most: float) -> float:
     if least <= value <= most:
         return value
     expected = f"expected seconds from {least:g} to {most:g}"
-    raise Refusal("malformed", f"{name}: {expected}, got {given[:40]!r}")
+    raise ApiError("malformed", f"{name}: {expected}, got {given[:40]!r}")
 
 
 def query_of(uri: bytes, names: Mapping[str, bool] | None = None) -> dict[str, list[str]]:
@@ -142,14 +142,14 @@ def query_of(uri: bytes, names: Mapping[str, bool] | None = None) -> dict[str, l
         name, _, value = piece.partition(b"=")
         try:
             key = unquoted(name.replace(b"+", b" "))
-        except Refusal:
+        except ApiError:
             if names is None:
                 raise
             continue
         if not piece or (names is not None and key not in names):
             continue
         if key in found and not (names is not None and names[key]):
-            raise Refusal("malformed", f"{key[:80]} stands twice in the query")
+            raise ApiError("malformed", f"{key[:80]} stands twice in the query")
         found.setdefault(key, []).append(unquoted(value.replace(b"+", b" ")))
     return found
 
@@ -159,7 +159,7 @@ def unquoted(piece: bytes) -> str:
     try:
         return unquote_to_bytes(piece).decode()
     except UnicodeDecodeError:
-        raise Refusal("malformed", "expected UTF-8 in path and query") from None
+        raise ApiError("malformed", "expected UTF-8 in path and query") from None
 
 
 _CONSUMER = re.compile(CONSUMER_NAME_PATTERN)
@@ -207,7 +207,7 @@ def consumer_of(call: Call) -> str | None:
 def lasting_consumer(name: str) -> str:
     """Return `name`; raise Refusal where no consumer that lasts can be called so."""
     if name.startswith(RESUME_PREFIX):
-        raise Refusal(
+        raise ApiError(
             "malformed",
             f"{name[:63]!r} is no consumer's name: those of ?resume= begin with"
             f" {RESUME_PREFIX}, and last some minutes only",
@@ -218,7 +218,7 @@ def lasting_consumer(name: str) -> str:
 def check_consumer(name: str) -> str:
     """Return `name`; raise Refusal where no consumer can be called so."""
     if not _CONSUMER.fullmatch(name):
-        raise Refusal(
+        raise ApiError(
             "malformed",
             f"{name[:63]!r} is no consumer's name: expected 1 to 63 letters, digits,"
             " `.`, `_` and `-`, beginning with a letter or digit",

@@ -17,7 +17,7 @@ from linkd.errors import (
     SequenceUnproven,
 )
 
-WORDS: dict[str, tuple[int, str]] = {
+ERRORS: dict[str, tuple[int, str]] = {
     "malformed": (400, "The request is malformed; `message` says what was expected."),
     "unauthorized": (
         401,
@@ -63,11 +63,11 @@ WORDS: dict[str, tuple[int, str]] = {
 """Every word that `error` may have: its HTTP status and meaning."""
 
 
-class Refusal(LinkdError):
+class ApiError(LinkdError):
     """A call is refused.
 
     Args:
-        error: One of `WORDS`.
+        error: One of `ERRORS`.
         message: One sentence for people; never a secret.
         headers: Further headers of the answer.
         more: Further fields of the answer's body.
@@ -82,7 +82,7 @@ class Refusal(LinkdError):
     ) -> None:
         super().__init__(message)
         self.error = error
-        self.status = WORDS[error][0]
+        self.status = ERRORS[error][0]
         self.message = message
         self.headers = dict(headers or {})
         self.more = dict(more or {})
@@ -104,12 +104,12 @@ _KINDS: tuple[tuple[type[LinkdError], str], ...] = (
 )
 
 
-def refusal_of(error: LinkdError) -> Refusal:
+def refusal_of(error: LinkdError) -> ApiError:
     """Return what a caller is told of one of linkd's errors."""
-    if isinstance(error, Refusal):
+    if isinstance(error, ApiError):
         return error
     for kind, word in _KINDS:
         if isinstance(error, kind):
             headers = {"Retry-After": "1"} if word == "unavailable" else None
-            return Refusal(word, str(error), headers)
-    return Refusal("internal", "linkd made a mistake; its log has the details")
+            return ApiError(word, str(error), headers)
+    return ApiError("internal", "linkd made a mistake; its log has the details")

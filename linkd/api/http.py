@@ -21,7 +21,7 @@ from twisted.web import http
 
 from linkd import events
 from linkd.api.bodies import to_json
-from linkd.api.errors import Refusal
+from linkd.api.errors import ApiError
 from linkd.config import LimitSettings
 from linkd.net.rate_limit import FairShare
 
@@ -196,7 +196,7 @@ class Room:
         return "address" if here >= self.limits.api_connections_per_address else None
 
 
-class Answer(msgspec.Struct, frozen=True):
+class Response(msgspec.Struct, frozen=True):
     """What a call is answered.
 
     Args:
@@ -212,9 +212,9 @@ class Answer(msgspec.Struct, frozen=True):
     headers: Mapping[str, str] = {}
 
 
-def answer(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Answer:
+def answer(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Return an answer in JSON."""
-    return Answer(status, to_json(value), headers=headers or {})
+    return Response(status, to_json(value), headers=headers or {})
 
 
 MAX_REQUEST_BYTES = 17_825_792
@@ -246,7 +246,7 @@ class Answering(Protocol):
     def admit(self, request: ApiRequest) -> None:
         """Judge a request by its head; raise Refusal before its body is read."""
 
-    def serve(self, request: ApiRequest) -> Deferred[Answer | None]:
+    def serve(self, request: ApiRequest) -> Deferred[Response | None]:
         """Answer a complete request; None: it sees to its answer itself."""
 
 
@@ -261,7 +261,7 @@ class Site(Protocol):
     answering: Answering
     account: Account
 
-    def refused(self, request: ApiRequest, refusal: Refusal) -> None:
+    def refused(self, request: ApiRequest, refusal: ApiError) -> None:
         """A request was refused."""
 
 
@@ -274,7 +274,7 @@ class Carrying(Protocol):
     """
 
     site: Site
-    refusal: Refusal | None
+    refusal: ApiError | None
 
     def first_line(self) -> tuple[bytes, bytes, bytes]:
         """Return method, target and version of the request whose head has come."""
@@ -334,7 +334,7 @@ class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
                 raise _too_large(length)
             channel.site.answering.admit(self)
             self._expect_body(length)
-        except Refusal as refusal:
+        except ApiError as refusal:
             self._refuse(refusal)
         except Exception:  # noqa: BLE001 - a bug of ours must not look like a lost connection
             self._refuse(bug("admit"))
@@ -345,7 +345,7 @@ class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
         if length != 0 and (
             admitted is None or admitted.match.route.access in ("open", "optional")
         ):
-            raise Refusal("body-too-large", "this call takes no body")
+            raise ApiError("body-too-large", "this call takes no body")
         if length:
             self.hold(length)
 
@@ -361,7 +361,7 @@ class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
     def hold(self, size: int) -> None:
         """Count bytes that are held until the request is answered; raise Refusal without room."""
         if not self.part.take(size):
-            raise Refusal(
+            raise ApiError(
                 "unavailable",
                 "too many bytes of this caller are on their way",
                 {"Retry-After": "1"},
@@ -379,12 +379,12 @@ class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
                 raise _too_large(self._size)
             if self._length is None:
                 self.hold(len(data))
-        except Refusal as refusal:
+        except ApiError as refusal:
             self._refuse(refusal)
         else:
             self.channel.came(self._size)
 
-    def _refuse(self, refusal: Refusal) -> None:
+    def _refuse(self, refusal: ApiError) -> None:
         """Answer at once; what of the body still comes is read for a moment and thrown away."""
         self._refused = True
         self._drop_body()
@@ -402,14 +402,14 @@ class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
             return
         try:
             running = self.channel.site.answering.serve(self)
-        except Refusal as refusal:
+        except ApiError as refusal:
             self.channel.site.refused(self, refusal)
             self.give(refused(refusal))
             return
         self._running = running
         running.addCallbacks(self._served, self._failed)
 
-    def _served(self, result: Answer | None) -> None:
+    def _served(self, result: Response | None) -> None:
         self._running = None
         if result is not None:
             self.give(result)
@@ -418,7 +418,7 @@ class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
         self._running = None
         if self.gone or failure.check(CancelledError):
             return
-        if isinstance(failure.value, Refusal):
+        if isinstance(failure.value, ApiError):
             refusal = failure.value
             self.channel.site.refused(self, refusal)
         else:
@@ -443,9 +443,9 @@ class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
         try:
             text: str = values[0].decode()
         except UnicodeDecodeError:
-            raise Refusal("malformed", f"expected UTF-8 in the header {name}") from None
+            raise ApiError("malformed", f"expected UTF-8 in the header {name}") from None
         if len(values) > 1:
-            raise Refusal("malformed", f"the header {name} stands there {len(values)} times")
+            raise ApiError("malformed", f"the header {name} stands there {len(values)} times")
         return text
 
     def headers_after(self, prefix: str) -> dict[str, str]:
@@ -479,7 +479,7 @@ class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
         for name, text in headers.items():
             self.setHeader(name.encode(), text.encode())
 
-    def give(self, result: Answer) -> None:
+    def give(self, result: Response) -> None:
         """Write a whole answer and be done."""
         if self.gone:
             return
@@ -492,7 +492,7 @@ class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
         self.gone = True
         super().finish()
 
-    def _write(self, result: Answer) -> None:
+    def _write(self, result: Response) -> None:
         self.begin(result.status, {"Cache-Control": "no-store", **result.headers})
         if result.status not in (204, 304):
             self.setHeader(b"Content-Type", result.type.encode())
@@ -512,19 +512,19 @@ class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
         return self.channel.hand_over()
 
 
-def refused(refusal: Refusal) -> Answer:
+def refused(refusal: ApiError) -> Response:
     """Return a refusal as an answer."""
-    return Answer(refusal.status, to_json(refusal.body()), headers=refusal.headers)
+    return Response(refusal.status, to_json(refusal.body()), headers=refusal.headers)
 
 
-def bug(where: str, failure: Failure | None = None) -> Refusal:
+def bug(where: str, failure: Failure | None = None) -> ApiError:
     """Log a mistake of ours; return what the caller is told."""
     failure = failure or Failure()
     events.emit("node.bug", where=f"api {where}", detail=failure.getTraceback()[-2000:])
-    return Refusal("internal", "linkd made a mistake; its log has the details")
+    return ApiError("internal", "linkd made a mistake; its log has the details")
 
 
-def _too_large(size: int) -> Refusal:
-    return Refusal(
+def _too_large(size: int) -> ApiError:
+    return ApiError(
         "body-too-large", f"expected at most {MAX_REQUEST_BYTES} bytes, got {size} or more"
     )

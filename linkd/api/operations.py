@@ -11,8 +11,8 @@ import msgspec
 
 from linkd.api.auth import ANYONE, COOKIE, SESSION_SECONDS, SOCKET, TOKEN_SECONDS
 from linkd.api.call import Call, last_event, lasting_consumer, seconds, wants_stream, whole
-from linkd.api.errors import Refusal
-from linkd.api.http import Answer, answer
+from linkd.api.errors import ApiError
+from linkd.api.http import Response, answer
 from linkd.api.metrics import consumer_lags
 from linkd.api.service import Service
 from linkd.api.sse import stream_events
@@ -53,7 +53,7 @@ class Files:
                 etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
                 self._files[entry.name] = File(body, kind, etag)
 
-    def answer(self, path: str, known: str | None) -> Answer:
+    def answer(self, path: str, known: str | None) -> Response:
         """Return the file of a path; 304 where the caller has it (`known`: its If-None-Match).
 
         Raises:
@@ -62,13 +62,13 @@ class Files:
         name = "index.html" if path == "/" else path.removeprefix("/dashboard/").lstrip("/")
         found = self._files.get(name)
         if found is None:
-            raise Refusal("not-found", f"there is no file {name[:80]}")
+            raise ApiError("not-found", f"there is no file {name[:80]}")
         headers = {"ETag": found.etag, "Cache-Control": "no-cache"}
         if name == "index.html":
             headers["Content-Security-Policy"] = PAGE_POLICY
         if known is not None and found.etag in [one.strip() for one in known.split(",")]:
-            return Answer(304, headers=headers)
-        return Answer(200, found.body, found.type, headers)
+            return Response(304, headers=headers)
+        return Response(200, found.body, found.type, headers)
 
 
 DRILL_PATTERN = r"^[a-z][a-z0-9-]{0,31}$"
@@ -77,14 +77,14 @@ DRILL_PATTERN = r"^[a-z][a-z0-9-]{0,31}$"
 _CLEARED = f"{COOKIE}=; HttpOnly; SameSite=Strict; Path=/; Max-Age=0"
 
 
-async def status(api: Service, call: Call) -> Answer:
+async def status(api: Service, call: Call) -> Response:
     """Answer what is true now, as far as the caller may see it."""
     call.only()
     links = await api.link_statuses()
     return answer(api.node.status(links, call.caller.sees_names_of))
 
 
-async def events(api: Service, call: Call) -> Answer | None:
+async def events(api: Service, call: Call) -> Response | None:
     """Answer the remembered changes, or follow them."""
     call.only("after")
     after, last = call.number("after", 0), last_event(call)
@@ -96,7 +96,7 @@ async def events(api: Service, call: Call) -> Answer | None:
     return answer({"events": found, "next": found[-1].number + 1 if found else after + 1})
 
 
-async def outages(api: Service, call: Call) -> Answer:
+async def outages(api: Service, call: Call) -> Response:
     """Answer the recorded outages, oldest first, and each link's availability."""
     call.only("peer", "since", "drills")
     peer, since = call.text("peer"), call.text("since")
@@ -113,7 +113,7 @@ async def outages(api: Service, call: Call) -> Answer:
         raise _no_peer(peer or "") from None
 
 
-async def history(api: Service, call: Call) -> Answer:
+async def history(api: Service, call: Call) -> Response:
     """Answer the last hour of one link."""
     call.only()
     peer = call.path["name"]
@@ -123,7 +123,7 @@ async def history(api: Service, call: Call) -> Answer:
         raise _no_peer(peer) from None
 
 
-async def consumers(api: Service, call: Call) -> Answer:
+async def consumers(api: Service, call: Call) -> Response:
     """Answer the named consumers that the caller may see."""
     call.only()
     end = api.node.log.next
@@ -144,11 +144,11 @@ async def consumers(api: Service, call: Call) -> Answer:
     )
 
 
-async def forget(api: Service, call: Call) -> Answer:
+async def forget(api: Service, call: Call) -> Response:
     """Remove a named consumer."""
     call.only("owner")
     await api.node.forget(api.find_consumer(call).key)
-    return Answer(204)
+    return Response(204)
 
 
 class Moved(msgspec.Struct, forbid_unknown_fields=True):
@@ -158,22 +158,22 @@ class Moved(msgspec.Struct, forbid_unknown_fields=True):
     name: str
 
 
-async def move(api: Service, call: Call) -> Answer:
+async def move(api: Service, call: Call) -> Response:
     """Give a consumer another owner and name."""
     call.only("owner")
     call.caller.check_operator()
     consumer, wanted = api.find_consumer(call), call.json(Moved)
     owners = {key.name for key in api.config.api.keys} | {SOCKET.name, ANYONE.name}
     if wanted.owner not in owners:
-        raise Refusal("not-found", f"there is no key {wanted.owner[:63]}")
+        raise ApiError("not-found", f"there is no key {wanted.owner[:63]}")
     try:
         await api.node.move(consumer.key, (wanted.owner, lasting_consumer(wanted.name)))
     except PublishError as error:
-        raise Refusal("in-use", str(error)) from None
+        raise ApiError("in-use", str(error)) from None
     return answer({"owner": wanted.owner, "name": wanted.name, "next": consumer.next})
 
 
-async def kick(api: Service, call: Call) -> Answer:
+async def kick(api: Service, call: Call) -> Response:
     """Have a link try again at once."""
     call.only()
     call.caller.check_operator()
@@ -214,7 +214,7 @@ class TokenWanted(msgspec.Struct, forbid_unknown_fields=True):
     channel: str | None = None
 
 
-async def resync(api: Service, call: Call) -> Answer:
+async def resync(api: Service, call: Call) -> Response:
     """Tell what a resync would send again or lose; do it where confirmed."""
     call.only()
     call.caller.check_operator()
@@ -223,14 +223,14 @@ async def resync(api: Service, call: Call) -> Answer:
         told = await api.node.resync(peer, wanted.confirmed)
     except KeyError:
         raise _no_peer(peer) from None
-    except Refusal:
+    except ApiError:
         raise
     except LinkdError as error:
-        raise Refusal("diverged", str(error)) from None
+        raise ApiError("diverged", str(error)) from None
     return answer({"peer": peer, "message": told, "done": wanted.confirmed})
 
 
-async def forget_peer(api: Service, call: Call) -> Answer:
+async def forget_peer(api: Service, call: Call) -> Response:
     """Answer what a peer without an entry is owed; forget it where confirmed."""
     call.only()
     call.caller.check_operator()
@@ -240,11 +240,11 @@ async def forget_peer(api: Service, call: Call) -> Answer:
     except KeyError:
         raise _no_peer(peer) from None
     except LinkdError as error:
-        raise Refusal("diverged", str(error)) from None
+        raise ApiError("diverged", str(error)) from None
     return answer({"peer": peer, "records": records, "bytes": size, "done": wanted.confirmed})
 
 
-async def drill(api: Service, call: Call) -> Answer:
+async def drill(api: Service, call: Call) -> Response:
     """Let the log and the events say that a fault is made on purpose, or is over."""
     call.only()
     peer, told = call.path["name"], call.json(Drill)
@@ -255,21 +255,21 @@ async def drill(api: Service, call: Call) -> Answer:
             api.node.drill_ended(peer, told.drill, told.verdict)
     except KeyError:
         raise _no_peer(peer) from None
-    return Answer(204)
+    return Response(204)
 
 
-async def pair(api: Service, call: Call) -> Answer:
+async def pair(api: Service, call: Call) -> Response:
     """Invite, list or revoke: what pairing answers, as it is."""
     call.only()
     if api.pairing is None:
-        raise Refusal("not-found", "there is no pairing here")
+        raise ApiError("not-found", "there is no pairing here")
     request = call.request
     target = request.path.decode("ascii", "replace")
     status, body = await api.pairing(request.method.decode("latin-1"), target, call.body())
-    return Answer(status, body)
+    return Response(status, body)
 
 
-async def trim(api: Service, call: Call) -> Answer:
+async def trim(api: Service, call: Call) -> Response:
     """Tell how many records lie below an offset; delete them where confirmed."""
     call.only()
     call.caller.check_operator()
@@ -278,19 +278,19 @@ async def trim(api: Service, call: Call) -> Answer:
     return answer({"records": records, "owed": owed, "done": wanted.confirmed})
 
 
-async def token(api: Service, call: Call) -> Answer:
+async def token(api: Service, call: Call) -> Response:
     """Answer a fresh token: 30 s, once, never wider than the key."""
     call.only()
     if call.request.admitted.by == "cookie":
-        raise Refusal("forbidden", "a cookie session gets no token; use a key or the socket")
+        raise ApiError("forbidden", "a cookie session gets no token; use a key or the socket")
     wanted = call.json(TokenWanted).channel
     if wanted is not None and not is_pattern(wanted):
-        raise Refusal("malformed", f"channel: {wanted[:80]!r} is no channel or pattern")
+        raise ApiError("malformed", f"channel: {wanted[:80]!r} is no channel or pattern")
     fresh = api.keyring.issue(call.caller, () if wanted is None else (wanted,))
     return answer({"token": fresh, "expires_seconds": TOKEN_SECONDS}, 201)
 
 
-async def open_session(api: Service, call: Call) -> Answer:
+async def open_session(api: Service, call: Call) -> Response:
     """Open a cookie session for a token or a key."""
     call.only()
     admitted = call.request.admitted
@@ -300,24 +300,24 @@ async def open_session(api: Service, call: Call) -> Answer:
         f"{COOKIE}={value}; HttpOnly; SameSite=Strict; Path=/;"
         f" Max-Age={math.floor(SESSION_SECONDS)}{secure}"
     )
-    return Answer(204, headers={"Set-Cookie": cookie})
+    return Response(204, headers={"Set-Cookie": cookie})
 
 
-async def close_session(api: Service, call: Call) -> Answer:
+async def close_session(api: Service, call: Call) -> Response:
     """Take the cookie away, and let it be good for nothing from now on."""
     call.only()
     cookie = call.request.received_cookies.get(COOKIE.encode())
     if cookie is not None:
         api.keyring.end_session(cookie.decode("ascii", "replace"))
-    return Answer(204, headers={"Set-Cookie": _CLEARED})
+    return Response(204, headers={"Set-Cookie": _CLEARED})
 
 
-async def healthz(api: Service, _: Call) -> Answer:
+async def healthz(api: Service, _: Call) -> Response:
     """Tell that the process makes progress, and how late it woke lately."""
     return answer({"ok": True, "late_seconds": round(api.late_seconds, 3)})
 
 
-async def readyz(api: Service, _: Call) -> Answer:
+async def readyz(api: Service, _: Call) -> Response:
     """Tell whether all required links are up."""
     node = api.node
     if node.starting or node.stopping:
@@ -327,17 +327,17 @@ async def readyz(api: Service, _: Call) -> Answer:
     return answer({"ready": not down, "waiting_for": down}, 503 if down else 200)
 
 
-async def metrics(api: Service, call: Call) -> Answer:
+async def metrics(api: Service, call: Call) -> Response:
     """Answer the metrics in Prometheus' text format; consumers only to whom may see them."""
     consumers = api.node.status([], call.caller.sees_names_of).consumers
     text = await api.metrics.page(api.link_statuses, api.share) + consumer_lags(consumers)
-    return Answer(200, text, "text/plain; version=0.0.4; charset=utf-8")
+    return Response(200, text, "text/plain; version=0.0.4; charset=utf-8")
 
 
-async def openapi(api: Service, _: Call) -> Answer:
+async def openapi(api: Service, _: Call) -> Response:
     """Answer the description of all this."""
     return answer(api.description)
 
 
-def _no_peer(peer: str) -> Refusal:
-    return Refusal("not-found", f"there is no peer {peer[:63]}")
+def _no_peer(peer: str) -> ApiError:
+    return ApiError("not-found", f"there is no peer {peer[:63]}")

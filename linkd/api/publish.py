@@ -9,8 +9,8 @@ from twisted.internet.defer import TimeoutError as TimedOut
 
 from linkd.api.bodies import NDJSON, check_body, check_json
 from linkd.api.call import Call, seconds
-from linkd.api.errors import Refusal, refusal_of
-from linkd.api.http import Answer, answer
+from linkd.api.errors import ApiError, refusal_of
+from linkd.api.http import Response, answer
 from linkd.api.port import NodePort
 from linkd.api.service import Service
 from linkd.api.stream_publisher import MAX_RECORDS, check_wait
@@ -35,7 +35,7 @@ _CONTENT_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+*-]+(\s*;[\
 _FORM = "application/x-www-form-urlencoded"
 
 
-async def publish(api: Service, call: Call) -> Answer:
+async def publish(api: Service, call: Call) -> Response:
     """Publish; answered once it is on disk, with `wait` once it is on that peer's disk."""
     call.only("wait", "timeout")
     channel = call.caller.check_publish(call.path["channel"])
@@ -55,9 +55,9 @@ async def publish(api: Service, call: Call) -> Answer:
         try:
             if not await reached(api, peer, next_, timeout):
                 late = f"{peer} did not have it within {timeout:g} s; it stays owed"
-                raise Refusal("timeout", late)
-        except Refusal as refusal:
-            raise Refusal(refusal.error, refusal.message, None, told) from None
+                raise ApiError("timeout", late)
+        except ApiError as refusal:
+            raise ApiError(refusal.error, refusal.message, None, told) from None
     return answer(told, 200 if stored.duplicate else 201)
 
 
@@ -70,7 +70,7 @@ async def _draft(api: Service, call: Call, channel: str) -> NewRecords:
     ttl_given = call.header("Linkd-Ttl")
     ttl = None if ttl_given is None else seconds(ttl_given, "Linkd-Ttl")
     if ttl is not None and not 0.0 < ttl <= MAX_TTL_SECONDS:
-        raise Refusal("malformed", f"Linkd-Ttl: expected seconds above 0, got {ttl:g}")
+        raise ApiError("malformed", f"Linkd-Ttl: expected seconds above 0, got {ttl:g}")
     try:
         headers = check_headers(call.request.headers_after("Linkd-Header-"))
     except BadRecord as error:
@@ -78,7 +78,7 @@ async def _draft(api: Service, call: Call, channel: str) -> NewRecords:
     body = call.body()
     if kind_of(content_type) == NDJSON:
         if id_:
-            raise Refusal("malformed", "Linkd-Id names one message, and this may be many")
+            raise ApiError("malformed", "Linkd-Id names one message, and this may be many")
         records = await _lines(api, body, Record(b"", type_, "", JSON, headers))
     else:
         if len(body) > most:
@@ -99,7 +99,7 @@ async def _lines(api: Service, body: bytes, like: Record) -> list[Record]:
     records: list[Record] = []
     most, until = api.node.config.log.max_body_bytes, api.share.end()
     if body.count(b"\n") > MAX_RECORDS:
-        raise Refusal("body-too-large", f"expected at most {MAX_RECORDS} lines")
+        raise ApiError("body-too-large", f"expected at most {MAX_RECORDS} lines")
     for place, line in enumerate(body.split(b"\n"), 1):
         if place % _LINES_A_LOOK == 0 and api.reactor.seconds() >= until:
             await api.pause()
@@ -112,17 +112,17 @@ async def _lines(api: Service, body: bytes, like: Record) -> list[Record]:
         check_json(value, f"line {place}")
         records.append(Record(value, like.type, "", JSON, like.headers))
     if not records:
-        raise Refusal("malformed", "expected one JSON value a line, got none")
+        raise ApiError("malformed", "expected one JSON value a line, got none")
     return records
 
 
 def _content_type(call: Call) -> str:
     """Return the content type to be stored: what curl says without being told counts as none."""
     if call.header("Content-Encoding") not in (None, "identity"):
-        raise Refusal("unsupported-type", "expected a body without Content-Encoding")
+        raise ApiError("unsupported-type", "expected a body without Content-Encoding")
     given = (call.header("Content-Type") or "").strip()
     if given and (len(given) > MAX_WORD_LENGTH or not _CONTENT_TYPE.fullmatch(given)):
-        raise Refusal("unsupported-type", f"{given[:80]!r} is no content type")
+        raise ApiError("unsupported-type", f"{given[:80]!r} is no content type")
     return "" if kind_of(given) == _FORM else given
 
 
@@ -130,7 +130,7 @@ def _word(call: Call, name: str) -> str:
     """Return a header's word, or an empty one."""
     text = call.header(name) or ""
     if len(text) > MAX_WORD_LENGTH:
-        raise Refusal("malformed", f"{name}: expected at most {MAX_WORD_LENGTH} characters")
+        raise ApiError("malformed", f"{name}: expected at most {MAX_WORD_LENGTH} characters")
     return text
 
 
@@ -171,6 +171,6 @@ async def reached(api: Service, peer: str, next_: int, within: float) -> bool:
     except (TimedOut, CancelledError):
         if api.node.link_status(peer) is None:
             said = f"{peer} was removed from the configuration meanwhile"
-            raise Refusal("not-found", said) from None
+            raise ApiError("not-found", said) from None
         return False
     return True

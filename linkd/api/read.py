@@ -13,8 +13,8 @@ from twisted.internet.task import deferLater
 from linkd.api.auth import Caller
 from linkd.api.bodies import record_objects, to_json
 from linkd.api.call import Call, consumer_of, last_record, number, start_of, wants_stream, whole
-from linkd.api.errors import Refusal, refusal_of
-from linkd.api.http import Answer, answer
+from linkd.api.errors import ApiError, refusal_of
+from linkd.api.http import Response, answer
 from linkd.api.port import Start
 from linkd.api.service import Service
 from linkd.api.sse import stream_records
@@ -38,7 +38,7 @@ _HOLD_BYTES = 65_536
 _PLAIN_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+(; ?charset=[A-Za-z0-9-]+)?")
 
 
-async def read(api: Service, call: Call) -> Answer | None:
+async def read(api: Service, call: Call) -> Response | None:
     """Answer a page, or follow the channel as an event stream."""
     pattern = call.path["channel"]
     call.caller.check_patterns((pattern,))
@@ -65,7 +65,7 @@ async def read(api: Service, call: Call) -> Answer | None:
             break
         await arrived(api, call.caller, pattern, page, left)
         await page.fill()
-    return Answer(200, page.body())
+    return Response(200, page.body())
 
 
 def _position(log: Log, start: Start) -> int:
@@ -176,7 +176,7 @@ class Page:
             return True
         try:
             self._request.hold(max(more, _HOLD_BYTES))
-        except Refusal:
+        except ApiError:
             if self.records:
                 return False
             raise
@@ -266,7 +266,7 @@ async def arrived(api: Service, caller: Caller, pattern: str, page: Page, within
     page.next = max(page.next, arrival.next)
 
 
-async def present(api: Service, call: Call) -> Answer:
+async def present(api: Service, call: Call) -> Response:
     """Answer who is there on a channel."""
     call.only()
     channel = call.caller.check_subscribe(call.path["channel"])
@@ -274,25 +274,25 @@ async def present(api: Service, call: Call) -> Answer:
         await deferLater(api.reactor, ANSWERED_SECONDS, lambda: None)
     presence = api.presence
     there = {"count": presence.count(channel), "members": presence.members(channel)}
-    return Answer(200, to_json({"channel": channel, **there}))
+    return Response(200, to_json({"channel": channel, **there}))
 
 
-async def record(api: Service, call: Call) -> Answer:
+async def record(api: Service, call: Call) -> Response:
     """Answer the exact bytes of one body, with the content type that it was published with."""
     call.only()
     offset = number(call.path["offset"], "offset")
     log = api.node.log
     batch = await _at(log, offset)
     if not all(patterns.match(batch.channel) for patterns in call.caller.subscribe):
-        raise Refusal("channel-refused", f"{call.caller.name} may not read {batch.channel}")
+        raise ApiError("channel-refused", f"{call.caller.name} may not read {batch.channel}")
     if batch.expired(log.clock()):
-        raise Refusal("not-found", f"the record at {offset} has outlived its ttl")
+        raise ApiError("not-found", f"the record at {offset} has outlived its ttl")
     one = read_records(batch.records, batch.count)[offset - batch.offset]
     plain = _PLAIN_TYPE.fullmatch(one.content_type)
     about = {f"Linkd-Header-{name}": value for name, value in (one.headers or {}).items()}
     if isinstance(one, Unreadable):
         about["Linkd-Unreadable"] = "true"
-    return Answer(
+    return Response(
         200,
         one.body,
         one.content_type if plain else "application/octet-stream",
@@ -308,19 +308,19 @@ async def record(api: Service, call: Call) -> Answer:
 async def _at(log: Log, offset: int) -> Batch:
     """Return the batch in which `offset` lies; raise Refusal where there is none."""
     if not 0 < offset < log.next:
-        raise Refusal("not-found", f"there is no record at {offset}: the next is {log.next}")
+        raise ApiError("not-found", f"there is no record at {offset}: the next is {log.next}")
     try:
         found = log.read(offset, 1)
         if found is None:
             found = await fetch(log, offset, 1)
     except Gap as gap:
-        raise Refusal("gap", str(gap)) from None
+        raise ApiError("gap", str(gap)) from None
     except LinkdError as error:
         raise refusal_of(error) from None
     for batch in found:
         if batch.offset <= offset < batch.next:
             return batch
-    raise Refusal("gap", f"offset {offset} is no longer in the log")
+    raise ApiError("gap", f"offset {offset} is no longer in the log")
 
 
 class ConsumerAck(msgspec.Struct, forbid_unknown_fields=True):
@@ -330,14 +330,14 @@ class ConsumerAck(msgspec.Struct, forbid_unknown_fields=True):
     log: str = ""
 
 
-async def acknowledge(api: Service, call: Call) -> Answer:
+async def acknowledge(api: Service, call: Call) -> Response:
     """Set a consumer's cursor; answered once it is on disk."""
     call.only("owner")
     consumer = api.find_consumer(call)
     ack = call.json(ConsumerAck)
     wanted = whole(ack.next, "next")
     if ack.log not in ("", api.node.log.id):
-        raise Refusal("gap", "the node has another log than the one of this ack")
+        raise ApiError("gap", "the node has another log than the one of this ack")
     await api.node.ack(consumer.key, wanted)
     known = api.node.consumer(consumer.key) or consumer
     return answer({"owner": known.owner, "name": known.name, "next": known.next})

@@ -11,15 +11,15 @@ import msgspec
 import linkd
 from linkd.api import operations, publish, read
 from linkd.api.call import Call, unquoted
-from linkd.api.errors import WORDS, Refusal
-from linkd.api.http import Answer
+from linkd.api.errors import ERRORS, ApiError
+from linkd.api.http import Response
 from linkd.api.service import Service
 from linkd.config.settings import CONSUMER_NAME_PATTERN, NAME_PATTERN
 from linkd.protocol.channels import CHANNEL_PATTERN, CHANNELS_PATTERN
 from linkd.protocol.records import HEADER_VALUE_PATTERN
 from linkd.status import Availability, Event, LinkHistory, NodeStatus, Outage
 
-Run = Callable[[Service, Call], Awaitable[Answer | None]]
+Run = Callable[[Service, Call], Awaitable[Response | None]]
 Access = Literal["open", "optional", "caller", "token", "socket"]
 """`open`: anyone. `optional`: anyone, but a caller with a key sees more. `caller`: a key, a cookie
 session, or the socket. `token`: a token too. `socket`: the unix socket alone; elsewhere there is no
@@ -595,14 +595,14 @@ def find(method: str, path: bytes) -> Match:
         wanted = "GET" if method == "HEAD" and "GET" in routes and _heads(routes["GET"]) else method
         route = routes.get(wanted)
         if route is None:
-            raise Refusal(
+            raise ApiError(
                 "method-not-allowed",
                 f"{method[:20]} is not for this path",
                 {"Allow": ", ".join(allowed(routes))},
             )
         values: dict[str, Any] = found.groupdict()
         return Match(route, {name: unquoted(value) for name, value in values.items()})
-    raise Refusal("not-found", "there is no such path; see /v1/openapi.json")
+    raise ApiError("not-found", "there is no such path; see /v1/openapi.json")
 
 
 def _heads(route: Route) -> bool:
@@ -646,7 +646,7 @@ def describe() -> dict[str, Any]:
                     "type": "object",
                     "required": ["error", "message"],
                     "properties": {
-                        "error": {"type": "string", "enum": list(WORDS)},
+                        "error": {"type": "string", "enum": list(ERRORS)},
                         "message": {"type": "string"},
                     },
                 },
@@ -728,12 +728,14 @@ def _responses(route: Route) -> dict[str, Any]:
             said["content"] = {kind: _content(route.path, kind) for kind in route.gives}
         responses[str(status)] = said
     for status in _ANY_CALL:
-        meanings = [meaning for number, meaning in WORDS.values() if number == status]
+        meanings = [meaning for number, meaning in ERRORS.values() if number == status]
         responses.setdefault(str(status), {"description": " ".join(meanings), "content": error})
     if route.path.count("{") or route.access == "socket":
-        responses.setdefault("404", {"description": WORDS["not-found"][1], "content": error})
+        responses.setdefault("404", {"description": ERRORS["not-found"][1], "content": error})
     if route.body:
-        responses.setdefault("415", {"description": WORDS["unsupported-type"][1], "content": error})
+        responses.setdefault(
+            "415", {"description": ERRORS["unsupported-type"][1], "content": error}
+        )
     return dict(sorted(responses.items()))
 
 

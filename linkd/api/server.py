@@ -21,11 +21,11 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.task import LoopingCall
 
 from linkd import events
-from linkd.api.access import TEXT_PATH, Admitted, Gate, answers_by_close
-from linkd.api.auth import STRANGER, Caller, Keyring, WrongKeys
+from linkd.api.access import TEXT_PATH, AccessControl, AuthorizedRequest, answers_by_close
+from linkd.api.auth import STRANGER, Caller, FailedKeyLimiter, Keyring
 from linkd.api.call import Call, check_consumer
-from linkd.api.errors import Refusal, refusal_of
-from linkd.api.http import Account, Answer, ApiRequest, Room, refused
+from linkd.api.errors import ApiError, refusal_of
+from linkd.api.http import Account, ApiRequest, Response, Room, refused
 from linkd.api.metrics import Metrics
 from linkd.api.operations import Files
 from linkd.api.port import NodePort, Sink, Start, Subscription
@@ -36,7 +36,7 @@ from linkd.api.site import ApiSite
 from linkd.api.stream import StreamSession
 from linkd.api.stream_publisher import Producers
 from linkd.api.text import TextSession
-from linkd.api.websocket import ApiSocket, Session, Socket, Upgrades
+from linkd.api.websocket import ApiWebSocket, Session, Socket, WebSockets
 from linkd.clock import wall
 from linkd.config import Config, ListenSettings
 from linkd.config.addresses import parse_address
@@ -164,7 +164,7 @@ _BEAT_SECONDS = 1.0
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,80}")
 
 
-class Api:
+class ApiServer:
     """The API of one node.
 
     Args:
@@ -189,7 +189,7 @@ class Api:
         self.config = config
         self.pairing = pairing
         self.keyring = Keyring(config, reactor.seconds, wall)
-        self.gate = Gate(config, self.keyring, WrongKeys(reactor.seconds))
+        self.gate = AccessControl(config, self.keyring, FailedKeyLimiter(reactor.seconds))
         self.room = Room(config.limits)
         self.metrics = Metrics(node, lambda: len(reactor.getDelayedCalls()))
         self.metrics.api_refused = self.room.refused
@@ -198,7 +198,7 @@ class Api:
         self.account = Account()
         self.page_reads = DeferredSemaphore(PAGE_READS)
         self.streams: set[Following] = set()
-        self.upgrades = Upgrades(self, self._speak)
+        self.upgrades = WebSockets(self, self._speak)
         self.producers = Producers(node.log)
         self.presence = Presence(node, reactor, self.share)
         self.late_seconds = 0.0
@@ -308,7 +308,7 @@ class Api:
         listen = _tls_files(config)
         if self._tls is not None and listen is not None:
             self._tls.configure(listen)
-        open_now: list[ApiSocket | Following] = [*self.upgrades.sockets(), *self.streams]
+        open_now: list[ApiWebSocket | Following] = [*self.upgrades.sockets(), *self.streams]
         for held in open_now:
             caller = self.keyring.renewed(held.caller)
             if caller is None:
@@ -321,24 +321,24 @@ class Api:
                 running.cancel()
                 request.give(refused(refusal))
 
-    def _lost(self, request: ApiRequest) -> Refusal | None:
+    def _lost(self, request: ApiRequest) -> ApiError | None:
         """Return why a request under way may not go on, if that is so.
 
         What was published is on its way to the disk, and its answer gives nothing away.
         """
-        admitted: Admitted | None = request.admitted
+        admitted: AuthorizedRequest | None = request.admitted
         if admitted is None or request.method != b"GET":
             return None
         if admitted.match.route.access in ("open", "optional"):
             return None
         caller = self.keyring.renewed(admitted.caller)
         if caller is None:
-            return Refusal("unauthorized", "the key is not known any more")
+            return ApiError("unauthorized", "the key is not known any more")
         channel = admitted.match.path.get("channel")
         try:
             if channel is not None:
                 caller.check_subscribe(channel)
-        except Refusal as refusal:
+        except ApiError as refusal:
             return refusal
         return None
 
@@ -363,13 +363,13 @@ class Api:
             return
         try:
             request.admitted = self._admit(request)
-        except Refusal as refusal:
+        except ApiError as refusal:
             if not answers_by_close(request):
                 raise
             match = find("GET", TEXT_PATH.encode())
-            request.admitted = Admitted(match, STRANGER, "anyone", refusal=refusal)
+            request.admitted = AuthorizedRequest(match, STRANGER, "anyone", refusal=refusal)
 
-    def _admit(self, request: ApiRequest) -> Admitted:
+    def _admit(self, request: ApiRequest) -> AuthorizedRequest:
         """Return who calls what; raise Refusal."""
         if request.channel.refusal is not None:
             raise request.channel.refusal
@@ -377,13 +377,13 @@ class Api:
         node = self.node
         if not admitted.match.route.always and (node.starting or node.stopping):
             word = "starting" if node.starting else "stopping"
-            raise Refusal("unavailable", f"the node is {word}", {"Retry-After": "1"})
+            raise ApiError("unavailable", f"the node is {word}", {"Retry-After": "1"})
         return admitted
 
-    def serve(self, request: ApiRequest) -> Deferred[Answer | None]:
+    def serve(self, request: ApiRequest) -> Deferred[Response | None]:
         """Answer a complete request."""
-        admitted: Admitted | None = request.admitted
-        running: Deferred[Answer | None] = ensureDeferred(
+        admitted: AuthorizedRequest | None = request.admitted
+        running: Deferred[Response | None] = ensureDeferred(
             self._preflight(request) if admitted is None else self._answer(request, admitted)
         )
         if not running.called:
@@ -395,7 +395,7 @@ class Api:
         self._running.pop(running, None)
         return result
 
-    async def _answer(self, request: ApiRequest, admitted: Admitted) -> Answer | None:
+    async def _answer(self, request: ApiRequest, admitted: AuthorizedRequest) -> Response | None:
         route = admitted.match.route
         if route.socket:
             self.upgrades.take(request, admitted)
@@ -407,12 +407,12 @@ class Api:
             )
         return await route.run(self, call)
 
-    async def _preflight(self, request: ApiRequest) -> Answer:
+    async def _preflight(self, request: ApiRequest) -> Response:
         """Answer a browser that asks whether a page of another origin may call."""
         origin = self.gate.preflight(request)
         wanted = (request.header("Access-Control-Request-Headers") or "").split(",")
         names = [name.strip() for name in wanted if _HEADER_NAME.fullmatch(name.strip())]
-        return Answer(
+        return Response(
             204,
             headers={
                 "Access-Control-Allow-Origin": origin,
@@ -478,7 +478,7 @@ class Api:
             if unowned is not None and caller.may_read(unowned.patterns):
                 self.node.move(unowned.key, key).addErrback(lambda _: None)  # written again soon
         elif not caller.sees(known):
-            raise Refusal("forbidden", f"{key[1]} reads more than this token may")
+            raise ApiError("forbidden", f"{key[1]} reads more than this token may")
 
     def stand(self, caller: Caller, pattern: str, start: Start, consumer: str) -> int:
         """Take a consumer's name for one page; return its position."""
@@ -493,7 +493,7 @@ class Api:
         key = call.caller.key(call.text("owner"), name)
         consumer = self.node.consumer(key)
         if consumer is None or not call.caller.sees(consumer):
-            raise Refusal("not-found", self._not_there(call.caller, key))
+            raise ApiError("not-found", self._not_there(call.caller, key))
         return consumer
 
     def _not_there(self, caller: Caller, key: Owned) -> str:

@@ -1,4 +1,4 @@
-"""What those who answer calls need of the API; `linkd.api.server.Api` provides it."""
+"""What those who answer calls need of the API; `linkd.api.server.ApiServer` provides it."""
 
 from __future__ import annotations
 

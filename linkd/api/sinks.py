@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence, Sized
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from linkd.api.errors import Refusal
+from linkd.api.errors import ApiError
 from linkd.errors import LinkdError
 from linkd.protocol.records import Batch
 
@@ -53,7 +53,7 @@ class ApiSink(ABC):
         """Follow these patterns; raise Refusal where that is refused, or takes too much memory."""
         cost = SUBSCRIPTION_BYTES + PATTERN_COST * sum(map(len, patterns))
         if not self._part.take(cost):
-            raise Refusal("too-many", "the subscriptions of this caller take too much memory")
+            raise ApiError("too-many", "the subscriptions of this caller take too much memory")
         self._paid = cost
         try:
             found = self._api.subscribe(caller, patterns, start, self, consumer)

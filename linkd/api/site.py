@@ -14,7 +14,7 @@ from linkd import events
 from linkd.api.access import wants_websocket
 from linkd.api.auth import STRANGER
 from linkd.api.bodies import to_json
-from linkd.api.errors import Refusal
+from linkd.api.errors import ApiError
 from linkd.api.http import SOCKET, TURNED_AWAY, Answering, ApiRequest, Part, Room
 from linkd.net.rate_limit import drop_buffers, origin, serve_last
 from linkd.net.timers import cancel
@@ -45,7 +45,7 @@ class ApiChannel(_Channel):  # type: ignore[misc]
     """
 
     site: ApiSite
-    refusal: Refusal | None = None
+    refusal: ApiError | None = None
     """Why no request of it is answered."""
 
     def __init__(self) -> None:
@@ -181,7 +181,7 @@ class ApiChannel(_Channel):  # type: ignore[misc]
     def _respondToBadRequestAndDisconnect(self) -> None:
         """What came is no HTTP, or its head is too large."""
         body = to_json(
-            Refusal("malformed", "expected HTTP/1.1 with a head within limits.header_bytes").body()
+            ApiError("malformed", "expected HTTP/1.1 with a head within limits.header_bytes").body()
         )
         self.transport.writeSequence(
             (
@@ -245,7 +245,7 @@ class ApiSite(_Factory):  # type: ignore[misc]
                 return None
             address = TURNED_AWAY
             said = "too many connections from this address (limits.api_connections_per_address)"
-            refusal = Refusal("too-many", said, {"Retry-After": "5"})
+            refusal = ApiError("too-many", said, {"Retry-After": "5"})
         channel = ApiChannel()
         channel.refusal = refusal
         channel.site = self
@@ -264,7 +264,7 @@ class ApiSite(_Factory):  # type: ignore[misc]
         self.channels.discard(channel)
         self._room.leave(address)
 
-    def refused(self, request: ApiRequest, refusal: Refusal) -> None:
+    def refused(self, request: ApiRequest, refusal: ApiError) -> None:
         """Log what an operator should see: who is kept out, not who mistyped.
 
         Every refused WebSocket is logged, since a browser may hide the reason from its page.

@@ -12,7 +12,7 @@ from zope.interface import implementer
 from linkd.api.auth import Caller
 from linkd.api.bodies import record_objects, to_json
 from linkd.api.call import Call, consumer_of, last_record, start_of
-from linkd.api.errors import Refusal
+from linkd.api.errors import ApiError
 from linkd.api.http import SMALL_BYTES
 from linkd.api.port import Start
 from linkd.api.service import Service
@@ -100,7 +100,7 @@ class EventStream:
         try:
             if self.pattern is not None:
                 caller.check_subscribe(self.pattern)
-        except Refusal as refusal:
+        except ApiError as refusal:
             self._say_end(refusal.error)
 
     def disallow(self) -> None:

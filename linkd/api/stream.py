@@ -13,10 +13,10 @@ from twisted.python.failure import Failure
 import linkd
 from linkd.api.auth import Caller
 from linkd.api.call import lasting_consumer
-from linkd.api.errors import Refusal, refusal_of
+from linkd.api.errors import ApiError, refusal_of
 from linkd.api.publish import reached
 from linkd.api.sinks import ApiSink
-from linkd.api.stream_publisher import Ingress, check_wait
+from linkd.api.stream_publisher import StreamPublisher, check_wait
 from linkd.api.websocket import NORMAL, REFUSED, Socket
 from linkd.errors import LinkdError, RemoteProtocolError
 from linkd.net.timers import turn_end
@@ -59,7 +59,7 @@ class StreamSession:
         self.api = api
         self.caller = caller
         self.socket = socket
-        self.ingress = Ingress(self)
+        self.ingress = StreamPublisher(self)
         self.busy = False
         self._rest: deque[client.FromClient | msgspec.Raw] = deque()
         self._opened = False
@@ -94,7 +94,7 @@ class StreamSession:
             try:
                 for pattern in sink.patterns:
                     caller.check_subscribe(pattern)
-            except Refusal as refusal:
+            except ApiError as refusal:
                 sink.close()
                 self.ended(sink, refusal.error)
 
@@ -254,7 +254,7 @@ class StreamSession:
         try:
             self.caller.check_publish(frame.channel)
             check_wait(self.api.node, frame.peer, frame.channel)
-        except Refusal as refusal:
+        except ApiError as refusal:
             self.send(client.Waited(frame.id, refusal.error, refusal.message))
             return
         if not self._part.take(WAIT_BYTES):
@@ -284,7 +284,7 @@ class StreamSession:
     def _forgotten(self, frame: client.Wait, why: Failure) -> None:
         """Answer a wait for a peer that was removed."""
         refusal = why.value
-        if self._waits.pop(frame.id, None) is not None and isinstance(refusal, Refusal):
+        if self._waits.pop(frame.id, None) is not None and isinstance(refusal, ApiError):
             self.send(client.Waited(frame.id, refusal.error, refusal.message))
 
     def _waited(self, frame: client.Wait, there: bool) -> None:
@@ -299,12 +299,12 @@ class StreamSession:
         most = self.api.node.config.limits.subscriptions
         try:
             if frame.id in self._subscriptions:
-                raise Refusal("malformed", f"subscription {frame.id} is in use")
+                raise ApiError("malformed", f"subscription {frame.id} is in use")
             if len(self._subscriptions) >= most:
-                raise Refusal("too-many", f"at most {most} subscriptions (limits.subscriptions)")
+                raise ApiError("too-many", f"at most {most} subscriptions (limits.subscriptions)")
             size = sum(map(len, frame.patterns))
             if self._pattern_bytes + size > MAX_PATTERNS_BYTES:
-                raise Refusal(
+                raise ApiError(
                     "too-many", f"at most {MAX_PATTERNS_BYTES} bytes of patterns a connection"
                 )
             self.caller.check_patterns(frame.patterns)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from linkd.api.auth import Caller
-from linkd.api.errors import Refusal, refusal_of
+from linkd.api.errors import ApiError, refusal_of
 from linkd.api.metrics import Metrics
 from linkd.api.port import NodePort
 from linkd.clock import wall
@@ -44,11 +44,11 @@ def check_wait(node: NodePort, peer: str, channel: str) -> None:
     try:
         sends = node.sends(peer, channel)
     except KeyError:
-        raise Refusal("not-found", f"there is no peer {peer[:63]}") from None
+        raise ApiError("not-found", f"there is no peer {peer[:63]}") from None
     if not sends:
-        raise Refusal("not-sent", f"{peer} does not get {channel}: see its `send` and `receive`")
+        raise ApiError("not-sent", f"{peer} does not get {channel}: see its `send` and `receive`")
     if volatile(node.config, channel):
-        raise Refusal("not-sent", f"{channel} is volatile: no peer acknowledges it")
+        raise ApiError("not-sent", f"{channel} is volatile: no peer acknowledges it")
 
 
 def volatile(config: Config, channel: str) -> bool:
@@ -77,7 +77,7 @@ class ProducerState:
 
     def __init__(self, numbered: str, top: int) -> None:
         self.numbered = numbered
-        self.holder: Ingress | None = None
+        self.holder: StreamPublisher | None = None
         self.top = top
         self.under_way: dict[int, int] = {}
 
@@ -93,7 +93,7 @@ class Producers:
         self._log = log
         self._states: OrderedDict[tuple[str, str], ProducerState] = OrderedDict()
 
-    def take(self, owner: str, name: str, run: str, holder: Ingress) -> ProducerState:
+    def take(self, owner: str, name: str, run: str, holder: StreamPublisher) -> ProducerState:
         """Give a name to a holder; the one before is ended, of whichever run it is."""
         key, numbered = (owner, name), f"{name}/{run}" if run else name
         before = self._states.get(key)
@@ -143,7 +143,7 @@ class Client(Protocol):
         """Another client publishes under its name now."""
 
 
-class Ingress:
+class StreamPublisher:
     """The publishes of one client.
 
     Adjacent publishes on one channel become one append: that is what makes single records cheap.
@@ -323,15 +323,15 @@ class Ingress:
         """Raise Refusal where a run may not go now: behind a refused one, or without room."""
         if self._refusing:
             said = "a publish before it was refused: open again, then repeat"
-            raise Refusal(self._refusing, said)
+            raise ApiError(self._refusing, said)
         refused = self._refused
         if refused is not None and refused.start < first.sequence < refused.stop:
-            raise Refusal(
+            raise ApiError(
                 "log-full", f"{refused.start} was refused: open again, then repeat from it"
             )
         most = 2 * self._session.api.node.config.limits.publish_pending_bytes
         if (self._unsettled or not alone) and self._unsettled + size > most:
-            raise Refusal("too-many", "too many bytes wait for the disk (max_pending_bytes)")
+            raise ApiError("too-many", "too many bytes wait for the disk (max_pending_bytes)")
         self._refused = None
 
     def _check(self, first: client.Publish, count: int, records: bytes) -> None:
@@ -390,7 +390,7 @@ class Ingress:
             send(client.Published(frame.sequence, offset, frame.count))
             offset += frame.count if offset else 0
 
-    def _refuse(self, run: list[client.Publish], refusal: Refusal) -> None:
+    def _refuse(self, run: list[client.Publish], refusal: ApiError) -> None:
         if self._state is not None and refusal.error in _PASSING:
             # A later number in the log would make this one look like a repeat of a stored one.
             self._refusing = refusal.error

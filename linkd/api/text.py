@@ -13,7 +13,7 @@ from linkd.api.access import close_of
 from linkd.api.auth import Caller
 from linkd.api.bodies import to_json
 from linkd.api.call import Call, check_consumer, lasting_consumer, resumed, start_of
-from linkd.api.errors import Refusal, refusal_of
+from linkd.api.errors import ApiError, refusal_of
 from linkd.api.presence import MAX_NAME, Change
 from linkd.api.publish import too_large
 from linkd.api.sinks import SlicedSink
@@ -22,7 +22,7 @@ from linkd.api.text_frames import (
     Frame,
     FrameRefused,
     Name,
-    Told,
+    OutgoingMessage,
     in_parts,
     parse,
     told,
@@ -109,18 +109,18 @@ class TextSession:
         config = self._api.config
         if self._is_default:
             for channel in self.caller.default_channels(config.api.default_channel):
-                with suppress(Refusal):
+                with suppress(ApiError):
                     return {channel: self._may_read(channel)}
         most = config.limits.subscriptions
         if len(given) > most:
-            raise Refusal("too-many", f"at most {most} channels (limits.subscriptions)")
+            raise ApiError("too-many", f"at most {most} channels (limits.subscriptions)")
         return {channel: self._may_read(channel) for channel in given if channel}
 
     def _may_read(self, channel: str) -> bool:
         """Tell whether the URL's channel may be read; raise Refusal where it is no use at all."""
         try:
             self.caller.check_subscribe(channel)
-        except Refusal as refusal:
+        except ApiError as refusal:
             if refusal.error == "malformed":
                 raise
             self.caller.check_publish(channel)
@@ -135,7 +135,7 @@ class TextSession:
                 for pattern in sink.patterns:
                     if pattern != self._private:
                         caller.check_subscribe(pattern)
-            except Refusal as refusal:
+            except ApiError as refusal:
                 del self._subscriptions[key]
                 sink.close()
                 self._refuse(None, refusal, sink.name)
@@ -144,7 +144,7 @@ class TextSession:
             if not is_read:
                 try:
                     caller.check_publish(channel)
-                except Refusal:
+                except ApiError:
                     self._leave(channel)
 
     # what the socket tells
@@ -177,7 +177,7 @@ class TextSession:
             sink = ConfirmedSink(self, self._api, channels[0])
             self._begin(sink, channels, self._from, self._consumer)
         else:
-            raise Refusal("malformed", "consumer: expected a channel that may be read")
+            raise ApiError("malformed", "consumer: expected a channel that may be read")
 
     def _begin(
         self, sink: TextSink, patterns: Sequence[str], start: Start, consumer: str | None = None
@@ -289,10 +289,10 @@ class TextSession:
         spare -= sum(not is_read for is_read in self._channels.values())  # it is present there
         key = ("pattern", pattern) if name is None else ("id", name)
         if name is not None and key in self._subscriptions:
-            raise Refusal("malformed", f"subscription {str(name)[:64]} is in use")
+            raise ApiError("malformed", f"subscription {str(name)[:64]} is in use")
         before = self._subscriptions.pop(key, None)
         if before is None and len(self._subscriptions) >= most + spare:
-            raise Refusal("too-many", f"at most {most} subscriptions (limits.subscriptions)")
+            raise ApiError("too-many", f"at most {most} subscriptions (limits.subscriptions)")
         if before is not None:
             before.close()
         sink = TextSink(self, self._api, pattern, name)
@@ -306,7 +306,7 @@ class TextSession:
         sink = self._subscriptions.pop(key, None)
         if sink is None:
             wanted = pattern if name is None else f"subscription {name}"
-            raise Refusal("not-found", f"{wanted[:80]} is not followed")
+            raise ApiError("not-found", f"{wanted[:80]} is not followed")
         sink.close()
         self._leave(*sink.patterns)
         if frame.id is not None:
@@ -315,14 +315,14 @@ class TextSession:
     def _publish(self, frame: Frame) -> None:
         channel = frame.channel or self._channel
         if channel is None:
-            raise Refusal("malformed", "expected a channel, in the frame or in the URL")
+            raise ApiError("malformed", "expected a channel, in the frame or in the URL")
         self.caller.check_publish(channel)
         config = self._api.node.config
         if len(frame.body) > config.log.max_body_bytes:
             raise too_large(len(frame.body), config.log.max_body_bytes)
         size = len(frame.body) + BATCH_OVERHEAD_BYTES
         if self._unsettled and self._unsettled + size > config.limits.publish_pending_bytes:
-            raise Refusal("too-many", "too many bytes wait for the disk")
+            raise ApiError("too-many", "too many bytes wait for the disk")
         id_ = "" if frame.id is None else str(frame.id)
         record = Record(frame.body, frame.type, id_, frame.content_type, frame.headers)
         check_words(frame.type, id_)
@@ -351,7 +351,7 @@ class TextSession:
     def _ack(self, id: Name, offset: int, **more: Any) -> None:
         self._send_object("ack", {"id": id, "offset": offset, **more})
 
-    def _refuse(self, id: Name | None, refusal: Refusal, subscription: Name | None = None) -> None:
+    def _refuse(self, id: Name | None, refusal: ApiError, subscription: Name | None = None) -> None:
         more = {"id": id, "error": refusal.error, "message": refusal.message}
         self.report("error", more, subscription)
 
@@ -372,12 +372,12 @@ class TextSession:
             del self._subscriptions[key]
             if reason == "replaced":
                 said = "another client opened with this consumer's name"
-                self.socket.close(*close_of(Refusal("in-use", said)))
+                self.socket.close(*close_of(ApiError("in-use", said)))
             elif reason != "stopped":
-                self._refuse(None, Refusal("internal", f"{sink.pattern}: {reason}"), sink.name)
+                self._refuse(None, ApiError("internal", f"{sink.pattern}: {reason}"), sink.name)
                 self._leave(*sink.patterns)
 
-    def parted(self, messages: Iterator[Told]) -> Iterator[Told]:
+    def parted(self, messages: Iterator[OutgoingMessage]) -> Iterator[OutgoingMessage]:
         """Yield messages as linkd.js gets them, large ones in parts."""
         for one in messages:
             if len(one) > LARGE_BYTES:
@@ -441,7 +441,7 @@ class TextSession:
                 self._send_object("status", link)
 
 
-class TextSink(SlicedSink[Told]):
+class TextSink(SlicedSink[OutgoingMessage]):
     """Where one pattern's records go.
 
     Args:
@@ -480,7 +480,7 @@ class TextSink(SlicedSink[Told]):
         """Return whether the client reads."""
         return self._session.socket.has_room(size, self.within_bytes < OVERTAKING_BYTES)
 
-    def pieces(self, batch: Batch) -> Iterator[Told]:
+    def pieces(self, batch: Batch) -> Iterator[OutgoingMessage]:
         """Yield each record as a message."""
         session = self._session
         messages = told(batch, session.envelope, self.name)
@@ -506,7 +506,7 @@ class TextSink(SlicedSink[Told]):
         self.epoch = epoch
         self._session.report("position", {"next": next, "epoch": epoch}, self.name)
 
-    def put(self, pieces: list[Told]) -> None:
+    def put(self, pieces: list[OutgoingMessage]) -> None:
         """Send messages."""
         send = self._session.socket.send
         for one in pieces:
@@ -546,7 +546,7 @@ class ConfirmedSink(TextSink):
     _awaits = False
     """A ping is on its way, or about to be."""
 
-    def put(self, pieces: list[Told]) -> None:
+    def put(self, pieces: list[OutgoingMessage]) -> None:
         """Send messages, and ask soon whether they were received."""
         super().put(pieces)
         self._ask_soon()
@@ -581,7 +581,7 @@ def _consumer(call: Call) -> str | None:
     """Return the consumer under whose name the client follows, if it asks for one."""
     name, id_ = call.text("consumer"), call.text("resume")
     if name is not None and id_ is not None:
-        raise Refusal("malformed", "expected consumer or resume, got both")
+        raise ApiError("malformed", "expected consumer or resume, got both")
     if id_ is not None:
         return check_consumer(f"{RESUME_PREFIX}{id_}")
     return None if name is None else lasting_consumer(name)
@@ -591,7 +591,7 @@ def _presence(call: Call) -> str:
     """Return how the client hears who joins and leaves; empty: not at all."""
     given = call.text("presence")
     if given not in (None, "0", "1", "text"):
-        raise Refusal("malformed", f"presence: expected 0, 1 or text, got {given[:40]!r}")
+        raise ApiError("malformed", f"presence: expected 0, 1 or text, got {given[:40]!r}")
     return "" if given in (None, "0") else given
 
 
@@ -602,7 +602,7 @@ def _name(call: Call) -> str | None:
     """
     given, uid = call.text("name"), call.text("uid")
     if given and (len(given) > MAX_NAME or not given.isprintable()):
-        raise Refusal("malformed", f"name: expected at most {MAX_NAME} printable characters")
+        raise ApiError("malformed", f"name: expected at most {MAX_NAME} printable characters")
     return given or (uid if uid and uid.isprintable() else None)
 
 
@@ -610,5 +610,5 @@ def _flag(call: Call, name: str) -> bool:
     """Return a query value that is 0 or 1."""
     given = call.text(name)
     if given not in _FLAGS:
-        raise Refusal("malformed", f"{name}: expected 0 or 1, got {(given or '')[:40]!r}")
+        raise ApiError("malformed", f"{name}: expected 0 or 1, got {(given or '')[:40]!r}")
     return _FLAGS[given]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 
 from linkd.api.bodies import to_json
-from linkd.api.errors import Refusal
+from linkd.api.errors import ApiError
 from linkd.errors import LinkdError
 from linkd.protocol.json import JSON, body_of, check_syntax, extras_of, rfc3339
 from linkd.protocol.peer import EpochEnd
@@ -78,7 +78,7 @@ class Frame(msgspec.Struct, frozen=True):
     seen: tuple[EpochEnd, ...] = ()
 
 
-class FrameRefused(Refusal):
+class FrameRefused(ApiError):
     """A frame is refused.
 
     Args:
@@ -91,7 +91,7 @@ class FrameRefused(Refusal):
         self.id = id
 
 
-class Told(msgspec.Struct, frozen=True):
+class OutgoingMessage(msgspec.Struct, frozen=True):
     """A message for a client."""
 
     payload: bytes
@@ -175,7 +175,7 @@ def _typed(given: dict[str, msgspec.Raw]) -> Frame | None:
         return None
     id_, channel, headers = map(_plain, map(given.get, ("id", "channel", "headers")))
     if not (id_ is None or isinstance(id_, str | int)) or isinstance(id_, bool):
-        raise Refusal("malformed", "id: expected a string or a whole number")
+        raise ApiError("malformed", "id: expected a string or a whole number")
     if id_ == "":
         id_ = None
     if headers is not None and not (
@@ -205,17 +205,17 @@ def _following(type_: str, data: msgspec.Raw | None, id_: Name | None) -> Frame:
     try:
         wanted = _follow.decode(data if data is not None else b"null")
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Refusal(
+        raise ApiError(
             "malformed", f'{type_}: expected {{"channel":PATTERN,"from":OFFSET}}: {error}'
         ) from None
     start = wanted.from_
     if isinstance(start, int) and not 0 <= start <= 2**62:
-        raise Refusal("malformed", "from: expected an offset")
+        raise ApiError("malformed", "from: expected an offset")
     kind: Literal["subscribe", "unsubscribe"] = (
         "subscribe" if type_ == "subscribe" else "unsubscribe"
     )
     if type_ == "subscribe" and not wanted.channel:
-        raise Refusal("malformed", "channel: expected a channel or a pattern")
+        raise ApiError("malformed", "channel: expected a channel or a pattern")
     return Frame(
         kind,
         channel=wanted.channel,
@@ -239,7 +239,9 @@ def _plain(value: msgspec.Raw | None) -> Any:
         return _UNREADABLE
 
 
-def told(batch: Batch, envelope: bool, subscription: Name | None = None) -> Iterator[Told]:
+def told(
+    batch: Batch, envelope: bool, subscription: Name | None = None
+) -> Iterator[OutgoingMessage]:
     """Yield each record of a batch as a message; typed ones, or all, in an envelope.
 
     So are those with headers, those that can't be read, and those of a subscription with a name.
@@ -248,19 +250,21 @@ def told(batch: Batch, envelope: bool, subscription: Name | None = None) -> Iter
     more = {} if subscription is None else {"subscription": subscription}
     for place, record in enumerate(read_records(batch.records, batch.count)):
         if record.type or record.headers or wraps or isinstance(record, Unreadable):
-            yield Told(to_json({**_enveloped(batch, record, place, envelope), **more}), False)
+            yield OutgoingMessage(
+                to_json({**_enveloped(batch, record, place, envelope), **more}), False
+            )
         else:
             yield _bare(record)
 
 
-def in_parts(number: int, message: Told) -> Iterator[Told]:
+def in_parts(number: int, message: OutgoingMessage) -> Iterator[OutgoingMessage]:
     """Yield a large message as its announcement and its parts, each led by the number."""
     payload = message.payload
     announced = {"type": "parts", "data": {"number": number, "bytes": len(payload)}}
-    yield Told(to_json(announced), False)
+    yield OutgoingMessage(to_json(announced), False)
     head = number.to_bytes(4, "big")
     for place in range(0, len(payload), PART_BYTES):
-        yield Told(head + payload[place : place + PART_BYTES], True)
+        yield OutgoingMessage(head + payload[place : place + PART_BYTES], True)
 
 
 def _enveloped(batch: Batch, record: Record, place: int, envelope: bool) -> dict[str, Any]:
@@ -280,10 +284,10 @@ def _enveloped(batch: Batch, record: Record, place: int, envelope: bool) -> dict
     return one
 
 
-def _bare(record: Record) -> Told:
+def _bare(record: Record) -> OutgoingMessage:
     """Return a body as it was published; what is no UTF-8 as a binary message."""
     try:
         record.body.decode()
     except UnicodeDecodeError:
-        return Told(record.body, True)
-    return Told(record.body, False)
+        return OutgoingMessage(record.body, True)
+    return OutgoingMessage(record.body, False)

@@ -18,7 +18,7 @@ from linkd.api.access import (
     STREAM_PATH,
     TEXT_PATH,
     TEXT_SUBPROTOCOL,
-    Admitted,
+    AuthorizedRequest,
     RefusedSession,
     answers_by_close,
     check_upgrade,
@@ -28,7 +28,7 @@ from linkd.api.access import (
 )
 from linkd.api.auth import Caller
 from linkd.api.call import Call, seconds_between
-from linkd.api.errors import Refusal
+from linkd.api.errors import ApiError
 from linkd.api.http import SMALL_BYTES, ApiRequest, Part
 from linkd.api.service import Service
 from linkd.core.liveness import FLOW_BYTES, ClientLiveness
@@ -209,13 +209,13 @@ Speak = Callable[[Call, str, Socket], Session]
 """Begins what is spoken on a WebSocket: the request that became it, its path, and itself."""
 
 
-class ApiSocket(PingedSilence, WholeMessages):
+class ApiWebSocket(PingedSilence, WholeMessages):
     """One WebSocket: Autobahn's callbacks, none of which may raise."""
 
     log: Any = SilentLogger()
     life: ClientLiveness
 
-    upgrades: Upgrades
+    upgrades: WebSockets
     session: Session
     subprotocol: str | None = None
     released: Callable[[], None] | None = None
@@ -257,7 +257,7 @@ class ApiSocket(PingedSilence, WholeMessages):
         self.most_whole = self.maxFramePayloadSize
         keep_unsent_small(self.transport)
         self.pace = AdaptiveBuffer(self.transport, self.is_text)
-        self.transport.registerProducer(_Room(self), True)
+        self.transport.registerProducer(_Producer(self), True)
         self.look_closer(self.clock.seconds())  # is there a path to judge?
         self._guarded(self.session.opened)
 
@@ -587,10 +587,10 @@ class ApiSocket(PingedSilence, WholeMessages):
 
 
 @implementer(IPushProducer)
-class _Room:
+class _Producer:
     """Hears from the transport whether the other end reads."""
 
-    def __init__(self, socket: ApiSocket) -> None:
+    def __init__(self, socket: ApiWebSocket) -> None:
         self._socket = socket
 
     def pauseProducing(self) -> None:
@@ -603,20 +603,20 @@ class _Room:
         self._socket.filled()
 
 
-class _One:
+class _SingleProtocolFactory:
     """A factory for the one protocol that takes a request over."""
 
-    def __init__(self, factory: Any, protocol: ApiSocket) -> None:
+    def __init__(self, factory: Any, protocol: ApiWebSocket) -> None:
         self._factory = factory
         self._protocol = protocol
 
-    def buildProtocol(self, _: object) -> ApiSocket:
+    def buildProtocol(self, _: object) -> ApiWebSocket:
         """Return the protocol."""
         self._protocol.factory = self._factory
         return self._protocol
 
 
-class Upgrades:
+class WebSockets:
     """All WebSockets of the API.
 
     Args:
@@ -627,7 +627,7 @@ class Upgrades:
     def __init__(self, api: Service, speak: Speak) -> None:
         self.api = api
         self._speak = speak
-        self._open: set[ApiSocket] = set()
+        self._open: set[ApiWebSocket] = set()
         self._ended: Deferred[None] | None = None
         most = api.config.log.max_body_bytes
         self._factories = {
@@ -658,13 +658,13 @@ class Upgrades:
         )
         return factory
 
-    def take(self, request: ApiRequest, admitted: Admitted) -> None:
+    def take(self, request: ApiRequest, admitted: AuthorizedRequest) -> None:
         """Take a request over; raise Refusal where it asks for no WebSocket, or may not have it.
 
         A page sees nothing of that: its WebSocket is opened, and closed with the reason.
         """
         path = admitted.match.route.path
-        protocol = ApiSocket()
+        protocol = ApiWebSocket()
         protocol.upgrades = self
         protocol.is_text = path == TEXT_PATH
         protocol.clock = self.api.reactor
@@ -672,7 +672,7 @@ class Upgrades:
             if admitted.refusal is not None:
                 raise admitted.refusal
             self._prepare(protocol, request, admitted)
-        except Refusal as refusal:
+        except ApiError as refusal:
             if not answers_by_close(request):
                 raise
             request.channel.site.refused(request, refusal)
@@ -684,11 +684,13 @@ class Upgrades:
         elif TEXT_SUBPROTOCOL in offered(request):
             protocol.subprotocol = TEXT_SUBPROTOCOL
         self._open.add(protocol)
-        resource = WebSocketResource(_One(self._factories[path], protocol))
+        resource = WebSocketResource(_SingleProtocolFactory(self._factories[path], protocol))
         protocol.released = request.hand_over()
         resource.render(request)
 
-    def _prepare(self, protocol: ApiSocket, request: ApiRequest, admitted: Admitted) -> None:
+    def _prepare(
+        self, protocol: ApiWebSocket, request: ApiRequest, admitted: AuthorizedRequest
+    ) -> None:
         """Give a WebSocket its session and its heartbeat; raise Refusal where it may not be."""
         route, token = admitted.match.route, admitted.token
         check_upgrade(request, SUBPROTOCOL if route.path == STREAM_PATH else None)
@@ -710,7 +712,7 @@ class Upgrades:
             return BUSY_CLIENT_SECONDS
         return set_to
 
-    def _set_heartbeat(self, protocol: ApiSocket, timeout: float | None) -> None:
+    def _set_heartbeat(self, protocol: ApiWebSocket, timeout: float | None) -> None:
         """Set when a connection is pinged, and when its silence ends it."""
         heartbeat = self.api.config.heartbeat
         interval, most = heartbeat.ping_interval, heartbeat.ping_timeout
@@ -729,11 +731,11 @@ class Upgrades:
         """Return over how many seconds all clients are to come back if the node goes away."""
         return min(len(self._open) / RETURNS_PER_SECOND, MAX_SPREAD_SECONDS)
 
-    def sockets(self) -> list[ApiSocket]:
+    def sockets(self) -> list[ApiWebSocket]:
         """Return those that are open."""
         return [socket for socket in self._open if socket.open]
 
-    def gone(self, socket: ApiSocket) -> None:
+    def gone(self, socket: ApiWebSocket) -> None:
         """A WebSocket has ended."""
         self._open.discard(socket)
         if self._ended is not None and not self._open:

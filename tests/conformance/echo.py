@@ -23,8 +23,8 @@ from twisted.internet.protocol import ClientFactory as PlainClientFactory
 from twisted.internet.threads import deferToThread
 
 from linkd.api import websocket
-from linkd.api.server import Api
-from linkd.api.websocket import Socket, Upgrades
+from linkd.api.server import ApiServer
+from linkd.api.websocket import Socket, WebSockets
 from linkd.config import (
     Config,
     HeartbeatSettings,
@@ -133,13 +133,13 @@ class EchoSession:
         """Nothing to end."""
 
 
-def ws(port: int) -> Api:
+def ws(port: int) -> ApiServer:
     """Serve the API; return it."""
     folder = tempfile.mkdtemp(prefix="linkd-echo-")
     config = make_config(Path(folder), http=f"127.0.0.1:{port}", require_key=False)
     node: Any = FakeNode(config, reactor)
-    api = Api(node, config, reactor)
-    api.upgrades = Upgrades(api, lambda call, path, socket: EchoSession(socket))
+    api = ApiServer(node, config, reactor)
+    api.upgrades = WebSockets(api, lambda call, path, socket: EchoSession(socket))
     for factory in api.upgrades._factories.values():
         factory.setProtocolOptions(**UNLIMITED)
     api.listen()

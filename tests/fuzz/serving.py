@@ -12,7 +12,7 @@ from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 
 from linkd.api.http import Account
-from linkd.api.server import Api
+from linkd.api.server import ApiServer
 from linkd.net.rate_limit import FairShare
 from tests.support import fake_node
 from tests.support.fake_node import FakeNode, make_config
@@ -72,7 +72,7 @@ class Bench:
         self.clock = Clock()
         self.node = FakeNode(self._config, self.clock)
         if self.api is None:
-            self.api = Api(self.node, self._config, self.clock)
+            self.api = ApiServer(self.node, self._config, self.clock)
             self._beginning = self.node.log.next
         api = self.api
         api.node, api.reactor = self.node, self.clock

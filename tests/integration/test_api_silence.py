@@ -12,7 +12,7 @@ import pytest
 import pytest_twisted
 from twisted.internet.defer import Deferred
 
-from linkd.api.websocket import ApiSocket
+from linkd.api.websocket import ApiWebSocket
 from linkd.config import HeartbeatSettings
 from linkd.net.websocket import ServerProtocol
 from tests.support.api_calls import Served, reactor, thread
@@ -201,12 +201,12 @@ def test_no_ping_is_sent_while_a_large_message_comes_in(monkeypatch: pytest.Monk
     """The package `ws` cut an upload after 300 s: 60 of its answers waited behind the message."""
     sent: list[bytes | None] = []
     monkeypatch.setattr(ServerProtocol, "sendPing", lambda self, payload: sent.append(payload))
-    socket = ApiSocket()
+    socket = ApiWebSocket()
     socket._confirms.append(b"asked")
-    monkeypatch.setattr(ApiSocket, "awaited", lambda self: 1 << 20)
+    monkeypatch.setattr(ApiWebSocket, "awaited", lambda self: 1 << 20)
     socket.sendPing(b"auto")
     socket.sendPing(b"asked")
     assert sent == [b"asked"]
-    monkeypatch.setattr(ApiSocket, "awaited", lambda self: 0)
+    monkeypatch.setattr(ApiWebSocket, "awaited", lambda self: 0)
     socket.sendPing(b"auto")
     assert sent == [b"asked", b"auto"]

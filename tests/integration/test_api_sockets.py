@@ -170,7 +170,7 @@ async def test_pongs_come_while_a_message_comes_in(
     """A page that sent 900 kB at 50 kB/s heard nothing for 18 s, and dropped the connection."""
     monkeypatch.setattr(websocket, "LIFE_SECONDS", 0.1)
     heard: list[bool] = []
-    monkeypatch.setattr(websocket.ApiSocket, "sendPong", lambda self: heard.append(True))
+    monkeypatch.setattr(websocket.ApiWebSocket, "sendPong", lambda self: heard.append(True))
 
     def pieces() -> Iterator[str]:
         yield '"'

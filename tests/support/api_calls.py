@@ -13,7 +13,7 @@ from twisted.internet import reactor as installed
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 
-from linkd.api.server import Api
+from linkd.api.server import ApiServer
 from tests.support.fake_node import KEY, FakeNode, make_config
 from tests.support.unix_http import UnixConnection
 
@@ -40,7 +40,7 @@ class Served:
     def __init__(self, directory: Path, **settings: Any) -> None:
         self.config = make_config(directory, **settings)
         self.node = FakeNode(self.config, reactor)
-        self.api = Api(self.node, self.config, reactor)
+        self.api = ApiServer(self.node, self.config, reactor)
         self.api.listen()
         self.path = self.config.api.socket
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from linkd.api.auth import SOCKET, Caller
 from linkd.api.call import Call
-from linkd.api.errors import Refusal
+from linkd.api.errors import ApiError
 from linkd.api.text import TextSession
 from linkd.protocol.channels import Patterns
 from tests.fuzz.reading import Input
@@ -37,7 +37,7 @@ def _play(given: Input) -> None:
         call = Call(request, _NARROW if given.byte() & 1 else SOCKET, {})
         session = TextSession(BENCH.api, call, socket)
         session.opened()
-    except Refusal:
+    except ApiError:
         return
     for _ in range(48):
         if not given:

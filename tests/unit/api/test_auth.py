@@ -19,7 +19,7 @@ from linkd.api.auth import (
     Keyring,
     covers,
 )
-from linkd.api.errors import Refusal
+from linkd.api.errors import ApiError
 from linkd.errors import ConfigError
 from linkd.protocol.channels import Patterns
 from tests.support.fake_node import KEY, SHOP_KEY, make_config
@@ -53,24 +53,24 @@ def test_a_narrowed_caller_is_never_wider() -> None:
     wide = caller.narrowed(">")
     assert wide.check_publish("orders") == "orders"
     for refused in ("news.a", "other"):
-        with pytest.raises(Refusal) as caught:
+        with pytest.raises(ApiError) as caught:
             wide.check_publish(refused)
         assert caught.value.error == "channel-refused"
     narrow = caller.narrowed("news.*")
     assert narrow.check_subscribe("news.a") == "news.a"
     for refused in ("orders", ">", "news.>"):
-        with pytest.raises(Refusal):
+        with pytest.raises(ApiError):
             narrow.check_subscribe(refused)
-    with pytest.raises(Refusal):
+    with pytest.raises(ApiError):
         narrow.check_publish("orders")
-    with pytest.raises(Refusal):
+    with pytest.raises(ApiError):
         narrow.check_operator()
 
 
 @pytest.mark.parametrize("channel", ["", "a..b", ">", "a" * 256, "a." * 1_000_000])
 def test_what_is_no_channel_is_never_matched(channel: str) -> None:
     rights = Patterns(("a.>",))
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(ApiError) as caught:
         Caller("shop", (rights,), (), False).check_publish(channel)
     assert caught.value.error == "malformed"
     assert not rights._known  # it would be kept
@@ -78,7 +78,7 @@ def test_what_is_no_channel_is_never_matched(channel: str) -> None:
 
 @pytest.mark.parametrize("pattern", ["", "a..b", "a.>.b", "ä", "a b", "a" * 256])
 def test_what_is_no_pattern_is_malformed(pattern: str) -> None:
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(ApiError) as caught:
         Caller("anyone").check_subscribe(pattern)
     assert caught.value.error == "malformed"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from linkd.api.errors import WORDS, Refusal
+from linkd.api.errors import ERRORS, ApiError
 from linkd.api.routes import ROUTES, describe, find
 from linkd.protocol import client
 
@@ -45,14 +45,14 @@ def test_openapi_names_path_parameters_and_ids_once() -> None:
 
 @pytest.mark.parametrize("method", ["PUT", "PATCH", "get", "X" * 100])
 def test_other_methods_are_told_which_there_are(method: str) -> None:
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(ApiError) as caught:
         find(method, b"/v1/channels/orders")
     assert caught.value.status == 405
     assert caught.value.headers["Allow"] == "POST, GET"
 
 
 def test_docs_list_every_error() -> None:
-    for word, (status, meaning) in WORDS.items():
+    for word, (status, meaning) in ERRORS.items():
         assert f"| {status} | `{word}` | {meaning} |" in DOCS
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from linkd.api import sinks
 from linkd.api.auth import ANYONE
-from linkd.api.errors import Refusal
-from linkd.api.server import Api
+from linkd.api.errors import ApiError
+from linkd.api.server import ApiServer
 from linkd.api.sinks import PATTERN_COST, SUBSCRIPTION_BYTES, SlicedSink
 from linkd.api.sse import RecordStream
 from linkd.net.rate_limit import SLICE_SECONDS
@@ -58,7 +58,7 @@ class Bench:
         self.clock = StepClock()
         config = make_config(directory)
         self.node = FakeNode(config, self.clock)
-        self.api = Api(self.node, config, self.clock)  # type: ignore[arg-type]
+        self.api = ApiServer(self.node, config, self.clock)  # type: ignore[arg-type]
         self.sink = Sink(self)
 
     def publish(self, *bodies: bytes) -> None:
@@ -154,15 +154,15 @@ def test_a_subscription_without_room_is_refused_and_one_that_fails_costs_nothing
 ) -> None:
     part = bench.api.account.part("shop")
     part.add(bench.api.account.most)
-    with pytest.raises(Refusal, match="too much memory"):
+    with pytest.raises(ApiError, match="too much memory"):
         bench.sink.subscribe(ANYONE, ("a",), "latest")
     part.give(bench.api.account.most)
 
     def refuse(*_: object) -> None:
-        raise Refusal("too-many", "refused")
+        raise ApiError("too-many", "refused")
 
     bench.node.subscribe = refuse  # type: ignore[method-assign, assignment]
-    with pytest.raises(Refusal, match="refused"):
+    with pytest.raises(ApiError, match="refused"):
         bench.sink.subscribe(ANYONE, ("a",), "latest")
     assert bench.api.account.held == 0
 

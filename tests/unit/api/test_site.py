@@ -10,8 +10,8 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.testing import StringTransport
 
 from linkd.api.auth import Caller
-from linkd.api.errors import Refusal
-from linkd.api.http import MAX_REQUEST_BYTES, SMALL_BYTES, Account, Answer, ApiRequest, Room
+from linkd.api.errors import ApiError
+from linkd.api.http import MAX_REQUEST_BYTES, SMALL_BYTES, Account, ApiRequest, Response, Room
 from linkd.api.site import BODY_BYTES, BODY_SECONDS, ApiChannel, ApiSite
 from linkd.config import LimitSettings
 from linkd.net.rate_limit import SHARE_SECONDS, FairShare
@@ -25,27 +25,27 @@ class Answering:
         self.share = FairShare(clock)
         self.account = Account()
         self.served: list[str] = []
-        self.waiting: list[Deferred[Answer | None]] = []
+        self.waiting: list[Deferred[Response | None]] = []
         self.body = b""
         self.cost = 0.0
         self._clock = clock
 
     def admit(self, request: ApiRequest) -> None:
         if request.path == b"/wrong-host":
-            raise Refusal("misdirected", "not this node's")
+            raise ApiError("misdirected", "not this node's")
         access = "open" if request.path == b"/open" else "caller"
         route = SimpleNamespace(access=access)
         request.admitted = SimpleNamespace(
             match=SimpleNamespace(route=route), caller=Caller(request.header("Name") or "shop")
         )
 
-    def serve(self, request: ApiRequest) -> Deferred[Answer | None]:
+    def serve(self, request: ApiRequest) -> Deferred[Response | None]:
         self.served.append(request.path.decode())
         self._clock.rightNow += self.cost
         if request.path == b"/later":
             self.waiting.append(Deferred())
             return self.waiting[-1]
-        return succeed(Answer(200, self.body or request.path, "text/plain"))
+        return succeed(Response(200, self.body or request.path, "text/plain"))
 
 
 class Transport(StringTransport):
@@ -150,7 +150,7 @@ def test_no_request_is_begun_nor_read_while_an_answer_waits_to_be_read(site: Sit
 def test_nothing_is_read_while_a_late_answer_waits_to_be_read(site: Site) -> None:
     site.transport.full = True
     site.send(get("/later"))
-    site.answering.waiting[0].callback(Answer(200, b"x" * 100_000))
+    site.answering.waiting[0].callback(Response(200, b"x" * 100_000))
     assert not site.reads
     site.channel.resumeProducing()
     assert site.reads
@@ -188,7 +188,7 @@ def test_a_body_is_counted_from_its_head_to_its_answer(site: Site) -> None:
     assert site.answering.account.held == 300_000
     site.send(b"x" * 300_000)
     assert site.answering.account.held == 300_000
-    site.answering.waiting[0].callback(Answer(204))
+    site.answering.waiting[0].callback(Response(204))
     assert site.answering.account.held == 0
 
 

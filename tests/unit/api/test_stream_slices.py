@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from linkd.api.auth import ANYONE
-from linkd.api.server import Api
+from linkd.api.server import ApiServer
 from linkd.api.stream import MAX_PATTERNS_BYTES, StreamSession
 from linkd.net.rate_limit import SLICE_SECONDS
 from linkd.protocol import client
@@ -45,7 +45,7 @@ class Bench:
         self.clock = StepClock()
         config = make_config(directory)
         self.node = FakeNode(config, self.clock)
-        self.api = Api(self.node, config, self.clock)  # type: ignore[arg-type]
+        self.api = ApiServer(self.node, config, self.clock)  # type: ignore[arg-type]
         self.socket = Socket()
         self.session = StreamSession(self.api, ANYONE, self.socket)
         self.say(client.Open(1, "", "test"))

@@ -6,14 +6,14 @@ import json
 
 import pytest
 
-from linkd.api.errors import Refusal
+from linkd.api.errors import ApiError
 from linkd.api.text_frames import FrameRefused, parse, told
 from linkd.protocol.records import Batch, Origin, Record, encode_records
 
 
 @pytest.mark.parametrize("number", [b"1e999", b"9" * 5000])
 def test_an_id_out_of_range_is_refused(number: bytes) -> None:
-    with pytest.raises(Refusal, match="id: expected a string or a whole number"):
+    with pytest.raises(ApiError, match="id: expected a string or a whole number"):
         parse(b'{"type":"made","data":1,"id":' + number + b"}", binary=False)
 
 
