@@ -15,7 +15,7 @@ from bench.floor import Bench, folder
 from linkd.api.http import Account
 from linkd.api.metrics import Metrics
 from linkd.api.stream import StreamSession, StreamSink
-from linkd.client.record import Reading, pack
+from linkd.client.record import RecordContext, pack
 from linkd.client.session import Session as ClientSession
 from linkd.client.websocket import WebSocket
 from linkd.config import Config, NodeSettings
@@ -329,7 +329,7 @@ def client_in(load: Load) -> Iterator[Run]:
     session = ClientSession("bench")
     session.open = True
     reader = session.subscribe(["bench"], "latest", window=2**40)
-    reader.taker, reader.reading = _Taker(), Reading(_body, _acknowledge)
+    reader.taker, reader.reading = _Taker(), RecordContext(_body, _acknowledge)
     offset = 1
 
     def run(times: int) -> None:

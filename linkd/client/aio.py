@@ -8,10 +8,10 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable
 from typing import Any, Unpack, cast
 
-from linkd.client.api import WAIT_SECONDS, Calls, Face
+from linkd.client.api import WAIT_SECONDS, ClientCore, NodeBase
 from linkd.client.connection import Wire, bearer
 from linkd.client.errors import ClientError, NoDaemon
-from linkd.client.iterator import Inbox, Records
+from linkd.client.iterator import RecordQueue, Records
 from linkd.client.options import (
     Address,
     Observable,
@@ -108,7 +108,7 @@ class AsyncioLoop:
         _log.warning("%s", said, exc_info=None if isinstance(error, LinkdError) else error)
 
 
-class Watched(Observable[Status]):
+class StatusWatcher(Observable[Status]):
     """The status, which can also be iterated over as it changes."""
 
     async def __aiter__(self) -> AsyncIterator[Status]:
@@ -209,7 +209,7 @@ class AsyncioWire(Wire, asyncio.Protocol):
 class _Hold:
     """Ends a subscription once neither the iterator nor a record of it is held any more."""
 
-    def __init__(self, inbox: Inbox, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, inbox: RecordQueue, loop: asyncio.AbstractEventLoop) -> None:
         self._inbox = inbox
         self._loop = loop
 
@@ -229,7 +229,7 @@ class Subscription(Records):
     any more. One at a time may iterate over it.
     """
 
-    def __init__(self, inbox: Inbox) -> None:
+    def __init__(self, inbox: RecordQueue) -> None:
         super().__init__(inbox)
         self._loop = asyncio.get_running_loop()
         self._hold = _Hold(inbox, self._loop)
@@ -278,15 +278,15 @@ class Enqueued:
         return self.stored
 
 
-class Node(Face[Watched, Subscription]):
+class Node(NodeBase[StatusWatcher, Subscription]):
     """A daemon, over any number of connections to it.
 
     Made by `linkd.client.connect`; `async with` starts and closes it.
     """
 
     def __init__(self, where: Address, settings: Settings) -> None:
-        status = Watched(Status())
-        calls = Calls(AsyncioLoop(), dial, where, settings, status)
+        status = StatusWatcher(Status())
+        calls = ClientCore(AsyncioLoop(), dial, where, settings, status)
         super().__init__(calls, status, Subscription)
 
     async def opened(self, timeout: float | None = None) -> None:  # noqa: ASYNC109

@@ -11,9 +11,9 @@ from typing import Any, Final, Generic, Protocol, Self, TypeVar, Unpack
 
 import msgspec
 
-from linkd.client.connection import Loop, Upkeep, Wire
+from linkd.client.connection import Loop, Reconnector, Wire
 from linkd.client.errors import ClientError, NoDaemon, stored_at
-from linkd.client.iterator import Inbox, Records
+from linkd.client.iterator import RecordQueue, Records
 from linkd.client.options import (
     Address,
     Observable,
@@ -28,8 +28,8 @@ from linkd.client.options import (
     check_wait,
     check_window,
 )
-from linkd.client.publisher import NO_TERMS, Flight, Terms
-from linkd.client.record import Reading, Record, batches, encoded, pack
+from linkd.client.publisher import NO_TERMS, InFlightPublishes, Terms
+from linkd.client.record import Record, RecordContext, batches, encoded, pack
 from linkd.client.session import MAX_BODY_BYTES, Session
 from linkd.client.subscription import DEFAULT_WINDOW
 from linkd.protocol.channels import check_channel
@@ -65,7 +65,7 @@ class Room:
         max_bytes: So many bytes may be.
     """
 
-    def __init__(self, loop: Loop, flight: Flight, max_bytes: int) -> None:
+    def __init__(self, loop: Loop, flight: InFlightPublishes, max_bytes: int) -> None:
         self._loop = loop
         self._flight = flight
         self._max_bytes = max_bytes
@@ -145,7 +145,7 @@ class Listening(Protocol):
         """Tell the application what went wrong in one of its functions."""
 
 
-class Handlers:
+class TypeHandlers:
     """The functions of one node: one subscription a pattern, however many functions there are."""
 
     def __init__(self, node: Listening, loop: Loop) -> None:
@@ -241,7 +241,7 @@ DialAt = Callable[[Address, Settings, Session, Callable[[], None]], Awaitable[Wi
 """Opens one connection; the last argument is called after each piece of the daemon's."""
 
 
-class Calls:
+class ClientCore:
     """A daemon, over any number of connections to it.
 
     Args:
@@ -265,7 +265,7 @@ class Calls:
             settings.max_in_flight_bytes,
             secrets.token_hex(16) if settings.producer else "",
         )
-        self.upkeep = Upkeep(
+        self.upkeep = Reconnector(
             loop,
             lambda changed: dial(where, settings, self.session, changed),
             settings,
@@ -280,7 +280,7 @@ class Calls:
         self._where = where
         self._settings = settings
         self._status = status
-        self._handlers: Handlers | None = None
+        self._handlers: TypeHandlers | None = None
         self._expiry_off: Callable[[], None] | None = None
         self._expiry_at = 0.0
 
@@ -436,7 +436,7 @@ class Calls:
 
     # reading
 
-    def inbox(self, patterns: tuple[str, ...], options: SubscribeOptions) -> Inbox:
+    def inbox(self, patterns: tuple[str, ...], options: SubscribeOptions) -> RecordQueue:
         """Begin a subscription; raise ChannelRefused, ValueError or TypeError for what is none."""
         self.check()
         self._loop.check()
@@ -448,21 +448,21 @@ class Calls:
             options.get("consumer", ""),
             options.get("window", DEFAULT_WINDOW),
         )
-        inbox = Inbox(self._loop, self.session, reader, self.upkeep.plan_flush)
+        inbox = RecordQueue(self._loop, self.session, reader, self.upkeep.plan_flush)
         on_gap = options.get("on_gap", self.upkeep.report)
         inbox.on_gap = lambda gap: self.upkeep.call(on_gap, gap)
         if self._settings.on_message is not None:
             inbox.on_message = self._message
             inbox.on_full = self._nobody_iterates
         reader.taker = inbox
-        reader.reading = Reading(self._settings.decode, inbox.ack)
+        reader.reading = RecordContext(self._settings.decode, inbox.ack)
         self.upkeep.plan_flush()
         return inbox
 
     def on(self, node: Listening, type: str, function: Function, channel: str) -> None:
         """Call `function` with each record of a type on a channel; `node` gives subscriptions."""
         if self._handlers is None:
-            self._handlers = Handlers(node, self._loop)
+            self._handlers = TypeHandlers(node, self._loop)
         self._handlers.on(type, function, channel)
 
     def off(self, type: str, function: Function | None) -> None:
@@ -492,7 +492,7 @@ Watch = TypeVar("Watch", bound=Observable[Status])
 Following = TypeVar("Following", bound=Records)
 
 
-class Face(ABC, Generic[Watch, Following]):
+class NodeBase(ABC, Generic[Watch, Following]):
     """A daemon, over any number of connections to it; `async with` starts and closes it.
 
     Args:
@@ -502,7 +502,7 @@ class Face(ABC, Generic[Watch, Following]):
     """
 
     def __init__(
-        self, calls: Calls, status: Watch, following: Callable[[Inbox], Following]
+        self, calls: ClientCore, status: Watch, following: Callable[[RecordQueue], Following]
     ) -> None:
         self._calls = calls
         self._status = status

@@ -253,7 +253,7 @@ Dial = Callable[[Callable[[], None]], Awaitable[Wire]]
 called after each piece of the daemon's."""
 
 
-class Upkeep:
+class Reconnector:
     """Connects, and connects again, until closed or out of attempts.
 
     Attributes:

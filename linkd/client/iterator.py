@@ -12,11 +12,11 @@ from linkd.client.connection import Loop
 from linkd.client.options import check_next
 from linkd.client.record import Record
 from linkd.client.session import Session
-from linkd.client.subscription import Reader
+from linkd.client.subscription import SubscriptionState
 from linkd.errors import Gap, LinkdError
 
 
-class Inbox:
+class RecordQueue:
     """Where a reader's records wait for the application; bounded by the reader's window.
 
     Args:
@@ -27,7 +27,7 @@ class Inbox:
     """
 
     def __init__(
-        self, loop: Loop, session: Session, reader: Reader, flush: Callable[[], None]
+        self, loop: Loop, session: Session, reader: SubscriptionState, flush: Callable[[], None]
     ) -> None:
         self.session = session
         self.reader = reader
@@ -121,7 +121,7 @@ class Records:
     an `async with`.
     """
 
-    def __init__(self, inbox: Inbox) -> None:
+    def __init__(self, inbox: RecordQueue) -> None:
         self._inbox = inbox
         self._current: list[Record] = []
         self._at = 0

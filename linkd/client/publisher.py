@@ -53,7 +53,7 @@ class _Publish(msgspec.Struct, gc=False):
     settled: Settled
 
 
-class Flight:
+class InFlightPublishes:
     """The publishes of one producer, in order.
 
     Each is numbered and encoded by the call that adds it, so that sending cannot fail for what it
@@ -192,10 +192,10 @@ class _Gathered(msgspec.Struct):
     bytes: int = 0
 
 
-class Gatherer:
+class Batcher:
     """Single publishes of one turn of the loop, made into batches, in order within each channel."""
 
-    def __init__(self, flight: Flight) -> None:
+    def __init__(self, flight: InFlightPublishes) -> None:
         self._flight = flight
         self._waiting: dict[str, _Gathered] = {}
 

@@ -144,7 +144,7 @@ _NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 Ack = Callable[[int, int], Awaitable[None]]
 
 
-class Reading(msgspec.Struct, frozen=True, eq=False):
+class RecordContext(msgspec.Struct, frozen=True, eq=False):
     """What the records of one subscription have in common: how to decode and to acknowledge."""
 
     decode: Decode
@@ -171,7 +171,7 @@ class Record(msgspec.Struct, frozen=True, eq=False):
     origin_offset: int
     time: float
     encoded: Encoded
-    reading: Reading
+    reading: RecordContext
 
     @property
     def body(self) -> bytes:
@@ -250,7 +250,7 @@ class Record(msgspec.Struct, frozen=True, eq=False):
         )
 
 
-def unpack(frame: Deliver | DeliverVolatile, reading: Reading, skip: int = 0) -> list[Record]:
+def unpack(frame: Deliver | DeliverVolatile, reading: RecordContext, skip: int = 0) -> list[Record]:
     """Return a delivery's records without the first `skip`."""
     encoded = read_records(frame.records, frame.count)
     channel, origin, time = frame.channel, frame.origin, frame.time

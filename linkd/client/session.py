@@ -16,8 +16,8 @@ import msgspec
 
 from linkd import __version__
 from linkd.client.errors import NoDaemon, Refused, TimedOut
-from linkd.client.publisher import DEFAULT_BYTES, Flight, Gatherer
-from linkd.client.subscription import DEFAULT_WINDOW, Done, Reader
+from linkd.client.publisher import DEFAULT_BYTES, Batcher, InFlightPublishes
+from linkd.client.subscription import DEFAULT_WINDOW, Done, SubscriptionState
 from linkd.errors import BodyTooLarge, ChannelRefused, LinkdError
 from linkd.protocol import client
 from linkd.protocol.channels import check_channel, is_pattern
@@ -33,7 +33,7 @@ MESSAGE_BYTES: Final = 262_144
 """A message is closed once it holds so many bytes."""
 
 
-class _Question(msgspec.Struct):
+class _PendingWait(msgspec.Struct):
     """A publisher waits for a peer: until when, and whom to tell."""
 
     peer: str
@@ -64,8 +64,8 @@ class Session:
     """
 
     def __init__(self, producer: str, max_bytes: int = DEFAULT_BYTES, run: str = "") -> None:
-        self.flight = Flight(max_bytes)
-        self.gatherer = Gatherer(self.flight)
+        self.flight = InFlightPublishes(max_bytes)
+        self.gatherer = Batcher(self.flight)
         self.open = False
         self.node = ""
         self.max_body_bytes: int | None = None
@@ -80,8 +80,8 @@ class Session:
         self._log_next = 0
         self._epochs: client.Epochs = ()
         self._ids = 0
-        self._readers: dict[int, Reader] = {}
-        self._questions: dict[int, _Question] = {}
+        self._readers: dict[int, SubscriptionState] = {}
+        self._questions: dict[int, _PendingWait] = {}
         self._unasked: deque[int] = deque()
         self._asked = 0  # questions that the daemon has not answered
         self._deadlines: list[tuple[float, int]] = []
@@ -89,7 +89,7 @@ class Session:
         self._reopening = False
         to_reader = self._to_reader
         self._calls: dict[type, Callable[[Any], None]] = {
-            client.Deliver: to_reader(Reader.deliver),
+            client.Deliver: to_reader(SubscriptionState.deliver),
             client.Published: self.flight.published,
             client.PublishedRun: self.flight.run,
             client.PublishFailed: self._publish_failed,
@@ -97,12 +97,12 @@ class Session:
             client.StatusChanged: self._status,
             client.Waited: self._waited,
             client.Failed: self._failed,
-            client.DeliverVolatile: to_reader(Reader.deliver_volatile),
-            client.Acked: to_reader(Reader.acked),
-            client.AckFailed: to_reader(Reader.ack_failed),
-            client.Subscribed: to_reader(Reader.begun),
-            client.GapTold: to_reader(Reader.gap),
-            client.Position: to_reader(Reader.position),
+            client.DeliverVolatile: to_reader(SubscriptionState.deliver_volatile),
+            client.Acked: to_reader(SubscriptionState.acked),
+            client.AckFailed: to_reader(SubscriptionState.ack_failed),
+            client.Subscribed: to_reader(SubscriptionState.begun),
+            client.GapTold: to_reader(SubscriptionState.gap),
+            client.Position: to_reader(SubscriptionState.position),
             client.Ended: to_reader(self._end),
         }
 
@@ -135,7 +135,7 @@ class Session:
         start: client.Start,
         consumer: str = "",
         window: int = DEFAULT_WINDOW,
-    ) -> Reader:
+    ) -> SubscriptionState:
         """Begin a subscription; the caller sets the reader's `taker` and `reading` at once.
 
         Raises:
@@ -149,13 +149,13 @@ class Session:
             raise ChannelRefused("expected a channel or pattern, got none")
         self._ids += 1
         client.checked(client.Subscribe(self._ids, tuple(patterns), start, consumer, window))
-        reader = Reader(self._ids, tuple(patterns), start, consumer, window)
+        reader = SubscriptionState(self._ids, tuple(patterns), start, consumer, window)
         self._readers[reader.id] = reader
         if self.open:
             self._control.append(reader.restore(self._log_next))
         return reader
 
-    def unsubscribe(self, reader: Reader) -> None:
+    def unsubscribe(self, reader: SubscriptionState) -> None:
         """End a subscription at once."""
         if self._readers.pop(reader.id, None) is not None and self.open:
             self._control += reader.to_send()
@@ -173,7 +173,7 @@ class Session:
             done: Called once; TimedOut if it did not have it in time.
         """
         self._ids += 1
-        self._questions[self._ids] = _Question(peer, channel, next, deadline, done)
+        self._questions[self._ids] = _PendingWait(peer, channel, next, deadline, done)
         self._unasked.append(self._ids)
         heappush(self._deadlines, (deadline, self._ids))
 
@@ -251,7 +251,7 @@ class Session:
 
     # Frames
 
-    def _to_reader(self, take: Callable[[Reader, Any], None]) -> Callable[[Any], None]:
+    def _to_reader(self, take: Callable[[SubscriptionState, Any], None]) -> Callable[[Any], None]:
         """Return what has a frame's subscription take it; none takes what belongs to nobody."""
         readers = self._readers
 
@@ -261,7 +261,7 @@ class Session:
 
         return taken
 
-    def _end(self, reader: Reader, frame: client.Ended) -> None:
+    def _end(self, reader: SubscriptionState, frame: client.Ended) -> None:
         reader.end(frame)
         if reader.over:
             self._readers.pop(frame.id, None)

@@ -9,7 +9,7 @@ from typing import Final, Protocol
 import msgspec
 
 from linkd.client.errors import ClientError, Refused, Replaced
-from linkd.client.record import Reading, Record, unpack
+from linkd.client.record import Record, RecordContext, unpack
 from linkd.errors import Gap, LinkdError
 from linkd.protocol.client import (
     Ack,
@@ -34,7 +34,7 @@ _OTHER_LOG: Final = "the daemon has another log than when this was delivered: it
 Done = Callable[[LinkdError | None], None]
 
 
-class Taker(Protocol):
+class RecordSink(Protocol):
     """Who takes a subscription's records; called in order."""
 
     def records(self, records: list[Record], size: int) -> None:
@@ -50,7 +50,7 @@ class Taker(Protocol):
         """Hear that nothing more comes: None if that was asked for."""
 
 
-class Reader:
+class SubscriptionState:
     """The state of one subscription.
 
     Attributes:
@@ -78,8 +78,8 @@ class Reader:
     ) -> None:
         self.id = id
         self.next: int | None = None
-        self.taker: Taker | None = None
-        self.reading: Reading | None = None
+        self.taker: RecordSink | None = None
+        self.reading: RecordContext | None = None
         self.over = False
         self.era = 0
         self.is_asked = False

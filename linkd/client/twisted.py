@@ -23,7 +23,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from linkd.client.api import Calls, Face
+from linkd.client.api import ClientCore, NodeBase
 from linkd.client.connection import Wire, bearer
 from linkd.client.errors import NoDaemon
 from linkd.client.iterator import Records
@@ -233,14 +233,14 @@ class Subscription(Records):
         self._inbox.close()
 
 
-class Node(Face[Observable[Status], Subscription]):
+class Node(NodeBase[Observable[Status], Subscription]):
     """A daemon, over any number of connections to it."""
 
     def __init__(self, reactor: Any, where: Address, settings: Settings) -> None:
         self._reactor = reactor
         status = Observable(Status())
         loop, dial = TwistedLoop(reactor), Dialer(reactor).dial
-        super().__init__(Calls(loop, dial, where, settings, status), status, Subscription)
+        super().__init__(ClientCore(loop, dial, where, settings, status), status, Subscription)
 
     def opened(self, timeout: float | None = None) -> Deferred[None]:
         """Fire once the connection is up; NoDaemon if it isn't within `timeout` seconds."""

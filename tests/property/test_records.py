@@ -17,7 +17,7 @@ from linkd.api.bodies import record_objects
 from linkd.api.sse import event
 from linkd.api.text_frames import told
 from linkd.cli.streaming import _line
-from linkd.client.record import Reading, decode_value, unpack
+from linkd.client.record import RecordContext, decode_value, unpack
 from linkd.errors import BadRecord, BodyTooLarge
 from linkd.protocol.client import Deliver
 from linkd.protocol.records import (
@@ -126,7 +126,7 @@ def read_by_all(batch: Batch, found: Any) -> None:
             if not frame.binary:
                 frame.payload.decode()
     frame = Deliver(1, 5, "orders", batch.count, batch.records, 1.0, "edge", 5)
-    got = unpack(frame, Reading(decode_value, lambda _: None))  # type: ignore[arg-type, return-value]
+    got = unpack(frame, RecordContext(decode_value, lambda _: None))  # type: ignore[arg-type, return-value]
     assert [json.loads(one.to_json()) for one in got] == shown
     for one in got:
         assert one.data is not None

@@ -22,10 +22,10 @@ from linkd.client.errors import (
     stored_at,
 )
 from linkd.client.options import address
-from linkd.client.publisher import NO_TERMS, Flight
-from linkd.client.record import Reading, Record, pack
+from linkd.client.publisher import NO_TERMS, InFlightPublishes
+from linkd.client.record import Record, RecordContext, pack
 from linkd.client.session import Session
-from linkd.client.subscription import Reader
+from linkd.client.subscription import SubscriptionState
 from linkd.errors import BodyTooLarge, ChannelRefused, Gap, LinkdError, LogFull
 from linkd.protocol import client
 from linkd.protocol.client import Published
@@ -85,13 +85,13 @@ def up(session: Session, **more: object) -> list[client.FromClient]:
 
 def reader(
     session: Session, taker: Taker, start: client.Start = "latest", consumer: str = ""
-) -> Reader:
+) -> SubscriptionState:
     async def ack(_: int, era: int) -> None:
         """Not used."""
 
     made = session.subscribe(["a"], start, consumer, window=1000)
     made.taker = taker
-    made.reading = Reading(lambda body, _: body, ack)
+    made.reading = RecordContext(lambda body, _: body, ack)
     return made
 
 
@@ -440,7 +440,7 @@ def test_numbers_begin_above_those_that_the_daemon_has_of_the_producer() -> None
     assert sent.sequence == 8
 
 
-def numbers(flight: Flight) -> list[int]:
+def numbers(flight: InFlightPublishes) -> list[int]:
     """Return the numbers of what may be sent now."""
     ready = flight.next_to_send()
     frames = client.decode_from_client(client.join(ready, len(ready)))
@@ -449,7 +449,7 @@ def numbers(flight: Flight) -> list[int]:
 
 def test_a_number_that_did_not_fit_yet_counts_as_never_sent() -> None:
     """Another client of the name used it meanwhile: its record was taken for a repeat of ours."""
-    flight = Flight(1000)
+    flight = InFlightPublishes(1000)
     settled: list[Published | LinkdError] = []
     for _ in range(2):
         flight.add("a", 1, b"x" * 600, settled.append)

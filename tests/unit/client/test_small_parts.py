@@ -16,7 +16,7 @@ from linkd.client.aio import Enqueued
 from linkd.client.connection import Backoff
 from linkd.client.errors import Closed
 from linkd.client.options import Observable, Stored, address
-from linkd.client.record import Reading, batches, decode_value, encode_value, unpack
+from linkd.client.record import RecordContext, batches, decode_value, encode_value, unpack
 from linkd.client.twisted import TwistedLoop
 from linkd.errors import BadRecord, LogFull
 from linkd.protocol.client import Deliver, Published
@@ -126,7 +126,7 @@ def test_a_record_as_json(body: bytes, content_type: str, shown: bytes) -> None:
 
     records = encode_records([Record(b""), Record(body, "t", "i", content_type)])
     frame = Deliver(1, 6, "a", 2, records, 1_763_690_400.1234, "edge-1", 3)
-    (record,) = unpack(frame, Reading(decode_value, ack), skip=1)
+    (record,) = unpack(frame, RecordContext(decode_value, ack), skip=1)
     said = record.to_json()
     assert said.startswith(b'{"offset":7,"channel":"a","type":"t","id":"i","origin":"edge-1"')
     assert b'"origin_offset":4' in said
