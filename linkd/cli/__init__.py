@@ -16,8 +16,8 @@ from types import ModuleType
 
 from linkd import __version__
 from linkd.cli import exits
-from linkd.cli.exits import Ended, ReaderGone
-from linkd.cli.options import Whole, add_socket
+from linkd.cli.exits import CommandError, ReaderGone
+from linkd.cli.options import StrictParser, add_socket
 from linkd.client.errors import NoDaemon, TimedOut
 from linkd.errors import ConfigError, LinkdError
 
@@ -80,29 +80,29 @@ def main(argv: Sequence[str] | None = None) -> int:
             command = _command(words)
         if command is None and (not words or {"-h", "--help"} & {*words}):
             print(_overview())
-            return exits.FINE
+            return exits.OK
         if command is not None and command not in COMMANDS:
-            raise Ended(exits.USAGE, _unknown(command))
+            raise CommandError(exits.USAGE, _unknown(command))
         arguments = _parser(command).parse_args(words)
         code = int(arguments.run(arguments))
         sys.stdout.flush()
         return code
     except (BrokenPipeError, ReaderGone):
         _close_quietly()
-        return exits.FINE
+        return exits.OK
     except KeyboardInterrupt:
         return exits.INTERRUPTED
     except SystemExit as end:  # The parser has said what is wrong, or shown its help.
         return end.code if isinstance(end.code, int) else exits.USAGE
     except UnicodeEncodeError as error:
-        return _tell(Ended(exits.USAGE, f"expected UTF-8, got {error.object!r}"))
-    except (Ended, ConfigError, LinkdError) as error:
+        return _tell(CommandError(exits.USAGE, f"expected UTF-8, got {error.object!r}"))
+    except (CommandError, ConfigError, LinkdError) as error:
         return _tell(error)
     except OSError as error:
         if error.errno not in _UNWRITABLE:
             raise
         _close_quietly()
-        return _tell(Ended(exits.USAGE, f"cannot write the output: {error.strerror}"))
+        return _tell(CommandError(exits.USAGE, f"cannot write the output: {error.strerror}"))
 
 
 def _tell(error: Exception) -> int:
@@ -113,7 +113,7 @@ def _tell(error: Exception) -> int:
     with contextlib.suppress(OSError):  # The exit code still says it.
         for line in told.splitlines() if isinstance(error, ConfigError) else [told]:
             sys.stderr.write(f"linkd: {line}\n")
-    if isinstance(error, Ended):
+    if isinstance(error, CommandError):
         return error.code
     if isinstance(error, ConfigError):
         return exits.USAGE
@@ -158,11 +158,11 @@ def _unknown(command: str) -> str:
 
 def _parser(command: str | None) -> argparse.ArgumentParser:
     """Return a parser that knows `command` in full and the others by name."""
-    parser = Whole(prog="linkd", description="A resilient link between servers.")
+    parser = StrictParser(prog="linkd", description="A resilient link between servers.")
     parser.add_argument("--version", action="version", version=f"linkd {__version__}")
     add_socket(parser)
     subparsers = parser.add_subparsers(
-        metavar="COMMAND", dest="command", required=True, parser_class=Whole
+        metavar="COMMAND", dest="command", required=True, parser_class=StrictParser
     )
     wanted = COMMANDS[command][0] if command in COMMANDS else None
     if wanted is not None:

@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
         for name, fingerprint in fingerprints(config):
             print(f"# fingerprint of the secret for {name}: {fingerprint}")
         print(f"# {', '.join(str(path) for path in paths)}: fine")
-    return exits.FINE
+    return exits.OK
 
 
 def fingerprints(config: Config) -> Iterator[tuple[str, str]]:

@@ -72,15 +72,15 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the script, the manual page, or the peers' names, one a line."""
     if arguments.man:
         print(manual_page(), end="")
-        return exits.FINE
+        return exits.OK
     if arguments.peers:
         from linkd.cli import http  # noqa: PLC0415
 
         for link in http.get(arguments, "/v1/status").json()["links"]:
             print(link["peer"])
-        return exits.FINE
+        return exits.OK
     print(script(), end="")
-    return exits.FINE
+    return exits.OK
 
 
 def script() -> str:
@@ -124,9 +124,9 @@ def _roff(text: str) -> str:
 def _parsers() -> dict[str, argparse.ArgumentParser]:
     """Return the parser of each command."""
     from linkd.cli import COMMANDS  # noqa: PLC0415  # which loads this module
-    from linkd.cli.options import Whole  # noqa: PLC0415
+    from linkd.cli.options import StrictParser  # noqa: PLC0415
 
-    subparsers = Whole(prog="linkd").add_subparsers(parser_class=Whole)
+    subparsers = StrictParser(prog="linkd").add_subparsers(parser_class=StrictParser)
     for module in sorted({module for module, _ in COMMANDS.values()}):
         importlib.import_module(f"linkd.cli.{module}").add(subparsers)
     return dict(subparsers.choices)

@@ -42,12 +42,12 @@ def run(arguments: argparse.Namespace) -> int:
     """List the consumers: next offset, and how many offsets lie between it and the log's end."""
     if arguments.delete is not None:
         http.delete(arguments, _path(arguments.delete))
-        return exits.FINE
+        return exits.OK
     if arguments.move is not None:
         old, new = arguments.move
         owner, name = _split(new)
         http.post(arguments, _path(old, "/move"), {"owner": owner, "name": name})
-        return exits.FINE
+        return exits.OK
     found = http.get(arguments, "/v1/consumers").json()["consumers"]
     if arguments.json:
         for one in found:
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     else:
         print("no consumer has a name here")
-    return exits.FINE
+    return exits.OK
 
 
 def _split(given: str) -> tuple[str, str]:

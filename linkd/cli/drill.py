@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from linkd.cli import exits
-from linkd.cli.exits import Ended, end_when_gone
+from linkd.cli.exits import CommandError, end_when_gone
 from linkd.cli.options import add_socket, configuration, socket_path
 from linkd.cli.output import json_text
 from linkd.errors import ChannelRefused, ConfigError
@@ -109,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.list:
         for name, drill in DRILLS.items():
             print(f"{name:<12} {'      ' if name in RUNNING else '--lab '} {drill.about}")
-        return exits.FINE
+        return exits.OK
     for number in _ENDS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, _interrupt)
@@ -141,12 +141,16 @@ def _lab(arguments: argparse.Namespace) -> Iterable[Report]:
     unknown = [name for name in names if name not in DRILLS]
     if unknown:
         known = ", ".join(DRILLS)
-        raise Ended(exits.USAGE, f"there is no drill {unknown[0]!r}; there is {known}, or all")
+        raise CommandError(
+            exits.USAGE, f"there is no drill {unknown[0]!r}; there is {known}, or all"
+        )
     asked = (arguments.peer, arguments.channel, arguments.far_socket, arguments.seconds)
     if any(option is not None for option in asked):
-        raise Ended(exits.USAGE, "--peer, --for, --channel, --far-socket are for a running pair")
+        raise CommandError(
+            exits.USAGE, "--peer, --for, --channel, --far-socket are for a running pair"
+        )
     if arguments.show and arguments.json:
-        raise Ended(exits.USAGE, "--show is for people, --json for programs: choose one")
+        raise CommandError(exits.USAGE, "--show is for people, --json for programs: choose one")
     _roomy()
     progress = _Progress(len(names))
     show = partial(_show, progress) if arguments.show else show_nothing
@@ -187,8 +191,8 @@ def _roomy() -> None:
     directory = tempfile.gettempdir()
     free = shutil.disk_usage(directory).free
     if free < LAB_BYTES:
-        raise Ended(
-            exits.ANSWER_IS_NO,
+        raise CommandError(
+            exits.NEGATIVE,
             f"{directory} has {free >> 20} MiB free, a throw-away pair needs {LAB_BYTES >> 20} MiB:"
             " TMPDIR names another directory",
         )
@@ -205,13 +209,13 @@ def _running(arguments: argparse.Namespace) -> Iterable[Report]:
     try:
         made = live.plan(request, daemon)
     except DrillFailed as error:
-        raise Ended(exits.REFUSED, str(error)) from None
+        raise CommandError(exits.REFUSED, str(error)) from None
     if request.far_socket is not None:
         _is_peer(request.far_socket, request.peer)
     bounds = _bounds(arguments, required=False)
     _say("\n".join(made.lines(request)) + "\n")
     if not arguments.yes and not _agreed():
-        raise Ended(exits.ANSWER_IS_NO, "nothing was done")
+        raise CommandError(exits.NEGATIVE, "nothing was done")
     with _alone():
         _unspoiled(made.far.address)
         progress = _Progress(1)
@@ -221,7 +225,7 @@ def _running(arguments: argparse.Namespace) -> Iterable[Report]:
             )
         except DrillFailed as error:
             note = "; its rules are removed now" if _took_back(made.undo) else ""
-            raise Ended(exits.ANSWER_IS_NO, f"{error}{note}") from None
+            raise CommandError(exits.NEGATIVE, f"{error}{note}") from None
         return progress.follow([_honest(report)])
 
 
@@ -241,27 +245,29 @@ def _request(arguments: argparse.Namespace) -> Any:
     from linkd.drill.live import Request  # noqa: PLC0415
 
     if len(arguments.names) != 1 or arguments.names[0] not in RUNNING:
-        raise Ended(
+        raise CommandError(
             exits.USAGE,
             f"expected one of {', '.join(RUNNING)} for a running pair; other drills need --lab",
         )
     for option in ("relay", "show"):
         if getattr(arguments, option):
-            raise Ended(exits.USAGE, f"--{option} is for --lab")
+            raise CommandError(exits.USAGE, f"--{option} is for --lab")
     if not arguments.peer:
-        raise Ended(exits.USAGE, "expected --peer NAME, or --lab for a throw-away pair")
+        raise CommandError(exits.USAGE, "expected --peer NAME, or --lab for a throw-away pair")
     seconds = DEFAULT_SECONDS if arguments.seconds is None else arguments.seconds
     if not 1.0 <= seconds <= MAX_SECONDS:
-        raise Ended(
+        raise CommandError(
             exits.USAGE, f"expected --for from 1 to {MAX_SECONDS:g} seconds, got {seconds:g}"
         )
     if arguments.channel is not None:
         try:
             check_channel(arguments.channel)
         except ChannelRefused as error:
-            raise Ended(exits.USAGE, str(error)) from None
+            raise CommandError(exits.USAGE, str(error)) from None
     if os.geteuid() != 0:
-        raise Ended(exits.USAGE, "a drill on a running pair needs root (try sudo); --lab does not")
+        raise CommandError(
+            exits.USAGE, "a drill on a running pair needs root (try sudo); --lab does not"
+        )
     return Request(
         kind=arguments.names[0],
         peer=arguments.peer,
@@ -274,7 +280,7 @@ def _request(arguments: argparse.Namespace) -> Any:
 def _agreed() -> bool:
     """Ask; raise Ended where nobody can be asked."""
     if not (sys.stdin.isatty() and sys.stderr.isatty() and _say("Go on? [y/N] ")):
-        raise Ended(exits.USAGE, "expected --yes, as nobody can be asked here")
+        raise CommandError(exits.USAGE, "expected --yes, as nobody can be asked here")
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
@@ -288,7 +294,9 @@ def _is_peer(socket: str, peer: str) -> None:
 
     node = Daemon(socket).status().node
     if node != peer:
-        raise Ended(exits.USAGE, f"expected the socket of {peer} at {socket}, got that of {node}")
+        raise CommandError(
+            exits.USAGE, f"expected the socket of {peer} at {socket}, got that of {node}"
+        )
 
 
 @contextlib.contextmanager
@@ -302,14 +310,16 @@ def _alone() -> Iterator[None]:
     try:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise Ended(exits.REFUSED, f"{path}: {error.strerror}: no lock, so no drill") from None
+        raise CommandError(
+            exits.REFUSED, f"{path}: {error.strerror}: no lock, so no drill"
+        ) from None
     with os.fdopen(lock):
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if path.stat().st_ino != os.fstat(lock).st_ino:  # one that a drill has removed just now
                 raise BlockingIOError
         except OSError:
-            raise Ended(
+            raise CommandError(
                 exits.REFUSED, "a drill is under way on this host: wait until it is over"
             ) from None
         try:
@@ -331,7 +341,7 @@ def _unspoiled(address: str) -> None:
     tool = tool_for(address)
     found = programs(tool)
     if not found:
-        raise Ended(exits.ANSWER_IS_NO, f"{tool} is missing (Debian: apt install iptables)")
+        raise CommandError(exits.NEGATIVE, f"{tool} is missing (Debian: apt install iptables)")
     for program in found:
         _free_of_faults(program, address)
 
@@ -347,18 +357,20 @@ def _free_of_faults(tool: str, address: str) -> None:
             [found, "-w", "5", "-S"], capture_output=True, text=True, timeout=_FILTER_SECONDS
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise Ended(exits.ANSWER_IS_NO, f"{tool} can't be used: {error}") from None
+        raise CommandError(exits.NEGATIVE, f"{tool} can't be used: {error}") from None
     if listed.returncode != 0:
         said = listed.stderr.strip().partition("\n")[0] or f"exit {listed.returncode}"
-        raise Ended(exits.ANSWER_IS_NO, f"{tool} can't be used: {said}")
+        raise CommandError(exits.NEGATIVE, f"{tool} can't be used: {said}")
     if f"{MARK}:" in listed.stdout:
-        raise Ended(
+        raise CommandError(
             exits.REFUSED,
             "a drill is under way on this host: wait until it is over; what one has left that was "
             f"killed, `{tool} -S | grep {MARK}` shows and `restore.sh --drills` removes",
         )
     if any("linkd-drop:" in line and f" {address}/" in line for line in listed.stdout.splitlines()):
-        raise Ended(exits.REFUSED, f"drop.sh drops packets of {address}: run restore.sh first")
+        raise CommandError(
+            exits.REFUSED, f"drop.sh drops packets of {address}: run restore.sh first"
+        )
 
 
 def _took_back(undo: Sequence[Sequence[str]]) -> bool:
@@ -383,7 +395,7 @@ def _writable(file: str) -> None:
         if new:
             path.unlink()
     except OSError as error:
-        raise Ended(exits.USAGE, f"{file}: {error.strerror}") from None
+        raise CommandError(exits.USAGE, f"{file}: {error.strerror}") from None
 
 
 def _say(text: str) -> bool:
@@ -477,4 +489,4 @@ def _tell(arguments: argparse.Namespace, reports: Iterable[Report]) -> int:
     if not arguments.json and len(told) > 1:
         print("\n".join(summary(told)))
     failed = undrawn or any(one.verdict == "fail" for one in told)
-    return exits.ANSWER_IS_NO if failed else exits.FINE
+    return exits.NEGATIVE if failed else exits.OK

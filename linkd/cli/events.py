@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         end_when_gone(sys.stdout)
         for event in _follow(path, page.next - 1):
             _print(event, arguments.json)
-    return exits.FINE
+    return exits.OK
 
 
 def _print(event: Event, as_json: bool) -> None:

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn, TextIO
 
-FINE = 0
-ANSWER_IS_NO = 1
+OK = 0
+NEGATIVE = 1
 USAGE = 2
 NO_DAEMON = 3
 REFUSED = 4
@@ -27,7 +27,7 @@ class ReaderGone(Exception):
     """
 
 
-class Ended(Exception):
+class CommandError(Exception):
     """A command ends with a sentence for the person who typed it.
 
     Args:
@@ -40,7 +40,7 @@ class Ended(Exception):
         self.code = code
 
 
-def when_gone(output: TextIO, tell: Callable[[], object]) -> None:
+def on_reader_closed(output: TextIO, tell: Callable[[], object]) -> None:
     """Have `tell` called, in a thread of its own, once nobody reads `output` any more.
 
     A write would notice it too; but who waits for messages may have nothing to write for days.
@@ -65,7 +65,7 @@ def end_when_gone(output: TextIO) -> None:
     if main is None or threading.current_thread() is not threading.main_thread():
         return
     signal.signal(signal.SIGUSR1, _raise)
-    when_gone(output, lambda: signal.pthread_kill(main, signal.SIGUSR1))
+    on_reader_closed(output, lambda: signal.pthread_kill(main, signal.SIGUSR1))
 
 
 def _watch(fd: int, tell: Callable[[], object]) -> None:

@@ -9,7 +9,7 @@ from urllib.parse import quote
 import msgspec
 
 from linkd.cli import exits
-from linkd.cli.exits import Ended
+from linkd.cli.exits import CommandError
 from linkd.cli.options import socket_path
 from linkd.client.http import Answer, call, expect
 
@@ -45,5 +45,5 @@ def quoted(word: str) -> str:
         Ended: It is empty, or would climb in the path: no name looks so.
     """
     if word in ("", ".", ".."):
-        raise Ended(exits.USAGE, f"expected a name, got {word!r}")
+        raise CommandError(exits.USAGE, f"expected a name, got {word!r}")
     return quote(word, safe="")

@@ -29,4 +29,4 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{arguments.peer} is up: left alone")
     else:
         print(f"{arguments.peer} is tried again now: see `linkd status {arguments.peer}`")
-    return exits.FINE
+    return exits.OK

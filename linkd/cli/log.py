@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from linkd.cli import exits, http
-from linkd.cli.exits import Ended
+from linkd.cli.exits import CommandError
 from linkd.cli.options import add_socket, configuration
 from linkd.cli.output import disk_stalled, json_text, number, plural, size
 from linkd.cli.status import decode
@@ -81,20 +81,20 @@ def _stat(arguments: argparse.Namespace) -> int:
                 print(json_text(msgspec.json.encode(log)))
             else:
                 _print_log(log)
-            return exits.FINE
+            return exits.OK
     from linkd.log import stat  # noqa: PLC0415 - only where the files are read
 
     try:
         found = stat(_directory(arguments))
-    except (ConfigError, Ended) as error:
+    except (ConfigError, CommandError) as error:
         if absent is None:
             raise
-        raise Ended(exits.NO_DAEMON, f"{absent}; and of its files: {error}") from None
+        raise CommandError(exits.NO_DAEMON, f"{absent}; and of its files: {error}") from None
     if arguments.json:
         print(json_text(msgspec.json.encode(found)))
     else:
         print("\n".join(stat_text(found)))
-    return exits.FINE
+    return exits.OK
 
 
 def stat_text(found: Stat) -> list[str]:
@@ -136,7 +136,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         print(json_text(msgspec.json.encode(found)))
     else:
         print("\n".join(verified_text(found, directory)))
-    return exits.FINE if found.sound else exits.ANSWER_IS_NO
+    return exits.OK if found.sound else exits.NEGATIVE
 
 
 def verified_text(found: Verified, directory: Path) -> list[str]:
@@ -164,12 +164,12 @@ def _trim(arguments: argparse.Namespace) -> int:
     if not arguments.yes:
         print(f"up to {plural(answer['records'], 'record')} below {below} would go, {owed}")
         print("nothing was changed; add --yes to do it")
-        return exits.ANSWER_IS_NO
+        return exits.NEGATIVE
     if answer["records"]:
         print(f"deleted {plural(answer['records'], 'record')} below {below}, {owed}")
     else:
         print(f"nothing to delete: no file of the log lies wholly below {below}, and only those go")
-    return exits.FINE
+    return exits.OK
 
 
 def _directory(arguments: argparse.Namespace) -> Path:
@@ -189,4 +189,4 @@ def _directory(arguments: argparse.Namespace) -> Path:
         told = "no log lies there"
     except OSError as error:
         told = error.strerror or str(error)
-    raise Ended(exits.USAGE, f"{directory}: {told}; --dir or -c tell where the log lies")
+    raise CommandError(exits.USAGE, f"{directory}: {told}; --dir or -c tell where the log lies")

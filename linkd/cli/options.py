@@ -40,7 +40,7 @@ _EXAMPLES: Final = {
 """Lines to copy below the help of a command."""
 
 
-class Whole(argparse.ArgumentParser):
+class StrictParser(argparse.ArgumentParser):
     """A parser that takes no abbreviated options: what works today must work tomorrow."""
 
     def __init__(self, **options: Any) -> None:
@@ -101,7 +101,7 @@ def seconds(text: str, most: float = MAX_TTL_SECONDS) -> float:
     return found
 
 
-def patience(text: str) -> float:
+def wait_seconds(text: str) -> float:
     """Return how long to wait, in seconds, at most an hour; for argparse."""
     return seconds(text, MAX_WAIT_SECONDS)
 

@@ -82,10 +82,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         for one in page.outages:
             print(json_text(msgspec.json.encode(one)))
-        return exits.FINE
+        return exits.OK
     for line in [*outages_text(page.outages), *availability_text(page.availability)]:
         print(line)
-    return exits.FINE
+    return exits.OK
 
 
 def _decode(body: bytes) -> _Page:

@@ -123,7 +123,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: frozenset[i
     ]
 
 
-class Paint:
+class Colours:
     """Colours, on a terminal only.
 
     Args:

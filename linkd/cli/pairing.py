@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from linkd.cli import exits, http, output
-from linkd.cli.exits import Ended
-from linkd.cli.options import add_socket, patience, socket_path
+from linkd.cli.exits import CommandError
+from linkd.cli.options import add_socket, socket_path, wait_seconds
 from linkd.cli.output import json_text
 from linkd.client.errors import Refused
 
@@ -76,7 +76,7 @@ def _add_join(subparsers: Any) -> None:
         "code", metavar="CODE", nargs="+", help="what `linkd invite` printed; - reads it"
     )
     join.add_argument(
-        "--timeout", type=patience, default=30.0, metavar="S", help="wait so long for `up` (30)"
+        "--timeout", type=wait_seconds, default=30.0, metavar="S", help="wait so long for `up` (30)"
     )
     join.set_defaults(run=_join)
 
@@ -130,12 +130,12 @@ def _invite(arguments: argparse.Namespace) -> int:
         sys.stdout.write(
             f'{{"code":"{told["code"]}","expires_seconds":{told["expires_seconds"]}}}\n'
         )
-        return exits.FINE
+        return exits.OK
     sys.stderr.write(
         f"On {arguments.name}, within {told['expires_seconds'] / 60:.0f} minutes, once:\n"
     )
     sys.stdout.write(f"linkd join {told['code']}\n")
-    return exits.FINE
+    return exits.OK
 
 
 def _join(arguments: argparse.Namespace) -> int:
@@ -149,14 +149,14 @@ def _join(arguments: argparse.Namespace) -> int:
     try:
         done = join(_code(arguments.code), config, paths[0].parent / "linkd.d", _say)
     except PairingRefused as error:
-        raise Ended(exits.REFUSED, str(error)) from None
+        raise CommandError(exits.REFUSED, str(error)) from None
     except HubUnreachable as error:
-        raise Ended(exits.ANSWER_IS_NO, str(error)) from None
+        raise CommandError(exits.NEGATIVE, str(error)) from None
     _say(f"wrote {done.file}")
     path = socket_path(arguments)
     if not _reload(path):
         _say("the daemon is not running: start it, and the link comes up")
-        return exits.FINE
+        return exits.OK
     return _wait_up(path, done, arguments.timeout)
 
 
@@ -187,7 +187,7 @@ def _reload(path: str) -> bool:
     try:
         os.kill(pid, signal.SIGHUP)
     except PermissionError:
-        raise Ended(
+        raise CommandError(
             exits.REFUSED, f"process {pid} may not be told to reload by this user: reload it"
         ) from None
     return True
@@ -205,13 +205,13 @@ def _wait_up(path: str, done: Joining, timeout: float) -> int:
             if link["peer"] == done.peer:
                 if link["state"] == "up":
                     _say(f"{done.peer} is up at {done.url}")
-                    return exits.FINE
+                    return exits.OK
                 last = link["detail"] or link["state"]
                 if not kicked and link["state"] in ("waiting", "rejected"):
                     kicked = True  # after a revocation its next attempt may be a minute away
                     call(path, "POST", f"/v1/peers/{http.quoted(done.peer)}/kick")
         time.sleep(_POLL_SECONDS)
-    raise Ended(
+    raise CommandError(
         exits.TIMED_OUT, f"{done.peer} is not up after {timeout:g} s: {output.printable(last)}"
     )
 
@@ -230,7 +230,7 @@ def _peers(arguments: argparse.Namespace) -> int:
         rows += [{"name": row.pop("peer"), "state": "absent", **row} for row in absent]
         for row in rows:
             sys.stdout.write(f"{json_text(msgspec.json.encode(row))}\n")
-        return exits.FINE
+        return exits.OK
     if not rows:
         _say("this node is paired with nobody: see `linkd invite` and `linkd join`")
     else:
@@ -256,7 +256,7 @@ def _peers(arguments: argparse.Namespace) -> int:
             for row in absent
         ]
         _table(["PEER", "RECORDS OWED", "BYTES", "FORGOTTEN IN"], cells, frozenset({1, 2, 3}))
-    return exits.FINE
+    return exits.OK
 
 
 def _hubs(status: dict[str, Any]) -> list[dict[str, Any]]:
@@ -302,10 +302,10 @@ def _forget(arguments: argparse.Namespace) -> int:
     owed = f"{output.plural(told['records'], 'record')} ({told['bytes']:,} bytes)"
     if arguments.yes:
         print(f"{name} is forgotten; it was owed {owed}")
-        return exits.FINE
+        return exits.OK
     print(f"{name} is owed {owed}, which it would not get any more")
     print("nothing was changed; add --yes to do it")
-    return exits.ANSWER_IS_NO
+    return exits.NEGATIVE
 
 
 def _revoke(arguments: argparse.Namespace) -> int:
@@ -322,4 +322,4 @@ def _revoke(arguments: argparse.Namespace) -> int:
         f"{refused}. Its [[peer]] and what is owed to it stay: delete its file in linkd.d to forget"
         " both"
     )
-    return exits.FINE
+    return exits.OK

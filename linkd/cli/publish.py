@@ -11,8 +11,8 @@ from urllib.parse import urlencode
 import msgspec
 
 from linkd.cli import exits, http
-from linkd.cli.exits import Ended
-from linkd.cli.options import add_socket, patience, seconds, socket_path
+from linkd.cli.exits import CommandError
+from linkd.cli.options import add_socket, seconds, socket_path, wait_seconds
 from linkd.cli.output import json_text
 from linkd.client.http import call, expect
 from linkd.errors import BadRecord
@@ -66,7 +66,7 @@ def add(subparsers: Any) -> None:
     parser.add_argument("--wait", metavar="PEER", help="return only once that peer has it on disk")
     parser.add_argument(
         "--timeout",
-        type=patience,
+        type=wait_seconds,
         default=DEFAULT_TIMEOUT,
         metavar="S",
         help="how long --wait waits (default: %(default)g seconds)",
@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Publish; returns once it is on disk, or with `--wait` on the peer's disk."""
     if arguments.lines:
         if arguments.id:
-            raise Ended(exits.USAGE, "--id names one message, --lines publishes many")
+            raise CommandError(exits.USAGE, "--id names one message, --lines publishes many")
         from linkd.cli.streaming import publish_lines  # noqa: PLC0415 - one message starts fast
 
         return publish_lines(arguments)
@@ -101,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         has_it = "" if arguments.wait is None else f", {arguments.wait} has it"
         print(f"offset {answer['offset']}{has_it}" + ("" if body else " (an empty message)"))
-    return exits.FINE
+    return exits.OK
 
 
 def _target(arguments: argparse.Namespace) -> str:
@@ -137,9 +137,9 @@ def headers_of(arguments: argparse.Namespace) -> dict[str, str]:
     try:
         headers = check_headers(given) or {}
     except BadRecord as error:
-        raise Ended(exits.USAGE, f"--header: {error}") from None
+        raise CommandError(exits.USAGE, f"--header: {error}") from None
     if len(headers) < len(arguments.header):
-        raise Ended(exits.USAGE, "--header: a name is given twice")
+        raise CommandError(exits.USAGE, "--header: a name is given twice")
     return headers
 
 
@@ -153,7 +153,7 @@ def _header(text: str) -> tuple[str, str]:
 def check_input() -> None:
     """Raise Ended where standard input was closed: that is not an empty message."""
     if getattr(sys.stdin, "name", "") == os.devnull:  # what the command line put in its place
-        raise Ended(exits.USAGE, "expected a message on standard input, which is closed")
+        raise CommandError(exits.USAGE, "expected a message on standard input, which is closed")
 
 
 def _body(given: str) -> bytes:
@@ -166,7 +166,9 @@ def _body(given: str) -> bytes:
     try:
         body = sys.stdin.buffer.read(MAX_BODY_BYTES + 1)
     except OSError as error:  # a bad disk: half a file is no message
-        raise Ended(exits.USAGE, f"cannot read the input: {error.strerror}") from None
+        raise CommandError(exits.USAGE, f"cannot read the input: {error.strerror}") from None
     if len(body) > MAX_BODY_BYTES:
-        raise Ended(exits.USAGE, f"expected at most {MAX_BODY_BYTES} bytes, got more; try --lines")
+        raise CommandError(
+            exits.USAGE, f"expected at most {MAX_BODY_BYTES} bytes, got more; try --lines"
+        )
     return body

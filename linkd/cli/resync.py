@@ -35,6 +35,6 @@ def run(arguments: argparse.Namespace) -> int:
     ).json()
     print(printable(str(answer.get("message", ""))))
     if arguments.yes:
-        return exits.FINE
+        return exits.OK
     print("nothing was changed; add --yes to do it")
-    return exits.ANSWER_IS_NO
+    return exits.NEGATIVE

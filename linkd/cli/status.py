@@ -10,11 +10,11 @@ from typing import Any, Final
 import msgspec
 
 from linkd.cli import exits, http
-from linkd.cli.exits import Ended
+from linkd.cli.exits import CommandError
 from linkd.cli.options import add_socket
 from linkd.cli.output import (
     Colour,
-    Paint,
+    Colours,
     clock_time,
     disk_stalled,
     duration,
@@ -197,21 +197,21 @@ def run(arguments: argparse.Namespace) -> int:
         return _check(arguments)
     if arguments.watch:
         return _watch(arguments)
-    print(_drawn(arguments, Paint()))
-    return exits.FINE
+    print(_drawn(arguments, Colours()))
+    return exits.OK
 
 
 def _check(arguments: argparse.Namespace) -> int:
     try:
         code, line = check_line(decode(_fetch(arguments)), arguments.peer)
-    except (LinkdError, Ended) as error:
+    except (LinkdError, CommandError) as error:
         code, line = _UNKNOWN, f"LINKD UNKNOWN - {error}"
     print(line)
     return code
 
 
 def _watch(arguments: argparse.Namespace) -> int:
-    paint = Paint()
+    paint = Colours()
     terminal = sys.stdout.isatty() and not arguments.json
     if not terminal:
         return _redraw(arguments, paint, "")
@@ -224,7 +224,7 @@ def _watch(arguments: argparse.Namespace) -> int:
         sys.stdout.flush()
 
 
-def _redraw(arguments: argparse.Namespace, paint: Paint, clear: str) -> int:
+def _redraw(arguments: argparse.Namespace, paint: Colours, clear: str) -> int:
     while True:
         try:
             drawn = _drawn(arguments, paint)
@@ -249,7 +249,7 @@ def decode(body: bytes) -> NodeStatus:
         raise ClientError(f"expected a status from the daemon: {error}") from None
 
 
-def _drawn(arguments: argparse.Namespace, paint: Paint) -> str:
+def _drawn(arguments: argparse.Namespace, paint: Colours) -> str:
     body = _fetch(arguments)
     status = decode(body)
     if arguments.peer is None:
@@ -261,10 +261,12 @@ def _drawn(arguments: argparse.Namespace, paint: Paint) -> str:
             mine = [each for each in status.refused if each.claimed == link.peer]
             return "\n".join([link_text(link, paint), *refused_lines(mine, paint)])
     names = ", ".join(link.peer for link in status.links) or "none"
-    raise Ended(exits.REFUSED, f"no peer {arguments.peer!r} is configured; there are: {names}")
+    raise CommandError(
+        exits.REFUSED, f"no peer {arguments.peer!r} is configured; there are: {names}"
+    )
 
 
-def node_text(status: NodeStatus, paint: Paint) -> str:
+def node_text(status: NodeStatus, paint: Colours) -> str:
     """Return the table of a node and its links; sentences are never cut."""
     log = status.log
     fill = log.bytes / log.max_bytes if log.max_bytes else 0.0
@@ -294,7 +296,7 @@ def node_text(status: NodeStatus, paint: Paint) -> str:
     return "\n".join(lines)
 
 
-def certificate_lines(found: list[CertificateStatus], paint: Paint) -> list[str]:
+def certificate_lines(found: list[CertificateStatus], paint: Colours) -> list[str]:
     """Return one line for this node's own certificates; in red one for each that ends soon."""
     lines = [paint(told, "red") for each in found if (told := ends_soon(each)) is not None]
     own = [each for each in found if each.peer is None]
@@ -304,7 +306,7 @@ def certificate_lines(found: list[CertificateStatus], paint: Paint) -> list[str]
     return lines
 
 
-def refused_lines(found: list[RefusedConnection], paint: Paint) -> list[str]:
+def refused_lines(found: list[RefusedConnection], paint: Colours) -> list[str]:
     """Return who was refused in the last hour; a second host with a peer's name is red."""
     lines = [""] if found else []
     for each in found[:_REFUSED]:
@@ -320,12 +322,12 @@ def refused_lines(found: list[RefusedConnection], paint: Paint) -> list[str]:
     return lines
 
 
-def _fill(fill: float, paint: Paint) -> str:
+def _fill(fill: float, paint: Colours) -> str:
     text = f"{fill:.0%}"
     return paint(text, "red") if fill >= 0.9 else paint(text, "yellow") if fill >= 0.7 else text
 
 
-def _links(links: list[LinkStatus], paint: Paint) -> list[str]:
+def _links(links: list[LinkStatus], paint: Colours) -> list[str]:
     """Return the table of links; below a link why it is down, or why it was down last."""
     head, *rows = table(_HEAD, [_row(link) for link in links], frozenset(range(2, len(_HEAD))))
     lines = [head]
@@ -360,7 +362,7 @@ def _row(link: LinkStatus) -> list[str]:
     ]
 
 
-def _state(link: LinkStatus, paint: Paint) -> str:
+def _state(link: LinkStatus, paint: Colours) -> str:
     """Return the word for the state: red where an operator must act, or the link is required."""
     serious = link.required or link.state in ("rejected", "diverged")
     colour: Colour = "green" if link.state == "up" else "red" if serious else "yellow"
@@ -397,7 +399,7 @@ def clock_words(skew: float | None) -> str:
     return f"{duration(abs(skew))} {'ahead of' if skew > 0 else 'behind'} this host's"
 
 
-def link_text(link: LinkStatus, paint: Paint) -> str:
+def link_text(link: LinkStatus, paint: Colours) -> str:
     """Return all that is known of one link, a line each."""
     rows = [
         ("state", f"{_state(link, paint)} for {duration(link.since_seconds)}"),

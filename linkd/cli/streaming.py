@@ -18,7 +18,7 @@ from typing import Any, Final, TextIO
 import msgspec
 
 from linkd.cli import exits
-from linkd.cli.exits import Ended, ReaderGone, when_gone
+from linkd.cli.exits import CommandError, ReaderGone, on_reader_closed
 from linkd.cli.options import socket_path
 from linkd.cli.output import json_text, plural, printable, size
 from linkd.cli.publish import check_input, content_type_of, headers_of
@@ -82,7 +82,7 @@ async def _follow(arguments: argparse.Namespace, output: TextIO) -> None:
         with suppress(RuntimeError):  # The loop has ended.
             loop.call_soon_threadsafe(end)
 
-    when_gone(output, tell)
+    on_reader_closed(output, tell)
     try:
         await printing
     except asyncio.CancelledError:
@@ -148,7 +148,7 @@ def publish_lines(arguments: argparse.Namespace) -> int:
         Ended: The daemon refused some; the message says how many were stored before.
     """
     if arguments.body != "-":
-        raise Ended(exits.USAGE, "--lines reads standard input: leave BODY out, or give -")
+        raise CommandError(exits.USAGE, "--lines reads standard input: leave BODY out, or give -")
     stored = asyncio.run(_publish(arguments))
     if arguments.json:
         print(json_text(msgspec.json.encode(stored)))
@@ -156,7 +156,7 @@ def publish_lines(arguments: argparse.Namespace) -> int:
         print(f"{plural(stored.count, 'message')}, offsets {stored.first} to {stored.last}")
     else:
         print("no line, no message")
-    return exits.FINE
+    return exits.OK
 
 
 async def _publish(arguments: argparse.Namespace) -> Stored:
@@ -177,9 +177,9 @@ async def _publish(arguments: argparse.Namespace) -> Stored:
             # Handled here. Else a timeout can't cancel this task again before Python 3.11.4.
             if (task := asyncio.current_task()) is not None:
                 task.uncancel()
-            raise Ended(exits.INTERRUPTED, await lines.stored("interrupted")) from None
+            raise CommandError(exits.INTERRUPTED, await lines.stored("interrupted")) from None
         except (LinkdError, OSError, ValueError) as error:
-            raise Ended(_exit_code(error), await lines.stored(str(error))) from None
+            raise CommandError(_exit_code(error), await lines.stored(str(error))) from None
         finally:
             lines.progress.end()
         return lines.total

@@ -89,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
     from linkd.cli.streaming import follow  # noqa: PLC0415 - the loop is loaded where it is used
 
     if arguments.count == 0:
-        return exits.FINE
+        return exits.OK
     if arguments.consumer or isinstance(arguments.start, int):
         notice = _start_notice(arguments)
         if notice is not None:
@@ -97,4 +97,4 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.start is None:
         arguments.start = "latest"
     follow(arguments, sys.stdout)
-    return exits.FINE
+    return exits.OK

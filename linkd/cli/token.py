@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from linkd.cli import exits, http
-from linkd.cli.exits import Ended
+from linkd.cli.exits import CommandError
 from linkd.cli.options import add_socket, configuration
 from linkd.cli.output import json_text
 
@@ -43,20 +43,22 @@ def run(arguments: argparse.Namespace) -> int:
         print(json_text(msgspec.json.encode(answer)))
     else:
         print(answer["token"])
-    return exits.FINE
+    return exits.OK
 
 
 def _base(arguments: argparse.Namespace) -> str:
     """Return the address of the daemon's `http` out of the configuration."""
     api = configuration(arguments).api
     if api.http is None:
-        raise Ended(exits.USAGE, "the dashboard needs `http` in [api], such as 127.0.0.1:9480")
+        raise CommandError(
+            exits.USAGE, "the dashboard needs `http` in [api], such as 127.0.0.1:9480"
+        )
     host, _, port = api.http.rpartition(":")
     host = {_ANY_4: "127.0.0.1", "[::]": "[::1]", "": "127.0.0.1"}.get(host, host)
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=3.0).close()
     except OSError as error:
-        raise Ended(
+        raise CommandError(
             exits.REFUSED,
             f"nothing answers at {host}:{port} ({error.strerror or error}): a new `http` needs"
             " `systemctl restart linkd`",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from linkd.cli import main
-from linkd.cli.output import Paint
+from linkd.cli.output import Colours
 from linkd.cli.status import check_line, node_text
 from linkd.clock import wall
 from linkd.pairing import Authority
@@ -26,7 +26,7 @@ def test_a_standing_warning_is_a_warning_and_shown() -> None:
     code, line = check_line(status)
     assert code == 1
     assert line.startswith("LINKD WARNING - few descriptors are left | ")
-    assert "few descriptors are left" in node_text(status, Paint())
+    assert "few descriptors are left" in node_text(status, Colours())
 
 
 def test_check_ends_with_its_verdict_and_shows_a_fingerprint_of_each_secret(
@@ -73,7 +73,7 @@ def test_a_certificate_that_ends_soon_is_a_warning(
     ends = [CertificateStatus(role, peer, days * DAY)]
     status = NodeStatus("hub", "1", 3.0, STATUS.log, [], [], certificates=ends)
     code, line = check_line(status)
-    page = node_text(status, Paint())
+    page = node_text(status, Colours())
     assert code == (0 if told is None else 1)
     if told is not None:
         assert told in line
@@ -86,7 +86,7 @@ def test_status_shows_when_the_node_s_own_certificates_end() -> None:
         CertificateStatus("authority", None, 3649 * DAY),
         CertificateStatus("own", "lab", 300 * DAY),
     ]
-    page = node_text(NodeStatus("hub", "1", 3.0, STATUS.log, [], [], certificates=ends), Paint())
+    page = node_text(NodeStatus("hub", "1", 3.0, STATUS.log, [], [], certificates=ends), Colours())
     assert page.splitlines()[2] == (
         "until the end of: own certificate 364d, own pairing authority 3649d"
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from linkd.cli.exits import ReaderGone, end_when_gone, when_gone
+from linkd.cli.exits import ReaderGone, end_when_gone, on_reader_closed
 
 
 def watchers() -> int:
@@ -21,7 +21,7 @@ def test_a_pipe_whose_reader_goes() -> None:
     reader, writer = os.pipe()
     told = threading.Event()
     with os.fdopen(writer, "w") as output:
-        when_gone(output, told.set)
+        on_reader_closed(output, told.set)
         assert not told.wait(0.1)
         os.close(reader)
         assert told.wait(5.0)
@@ -31,7 +31,7 @@ def test_a_socket_whose_reader_goes() -> None:
     near, far = socket.socketpair()
     told = threading.Event()
     with near, near.makefile("w") as output:
-        when_gone(output, told.set)
+        on_reader_closed(output, told.set)
         far.close()
         assert told.wait(5.0)
 
@@ -39,8 +39,8 @@ def test_a_socket_whose_reader_goes() -> None:
 def test_files_and_what_has_no_descriptor_are_not_watched(tmp_path: Path) -> None:
     before = watchers()
     with (tmp_path / "file").open("w") as output:
-        when_gone(output, threading.Event().set)
-    when_gone(output, threading.Event().set)  # It is closed by now.
+        on_reader_closed(output, threading.Event().set)
+    on_reader_closed(output, threading.Event().set)  # It is closed by now.
     assert watchers() == before
 
 

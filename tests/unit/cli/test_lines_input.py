@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from linkd.cli.exits import Ended
+from linkd.cli.exits import CommandError
 from linkd.cli.publish import _body
 from linkd.cli.streaming import Input
 
@@ -28,5 +28,5 @@ def test_a_read_error_is_raised(tmp_path: Path) -> None:
 def test_a_read_error_is_no_end_of_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
     with Path("/proc/self/mem").open() as unreadable:
         monkeypatch.setattr("sys.stdin", unreadable)
-        with pytest.raises(Ended, match="cannot read the input: Input/output error"):
+        with pytest.raises(CommandError, match="cannot read the input: Input/output error"):
             _body("-")

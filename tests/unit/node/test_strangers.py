@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from linkd.cli.output import Paint
+from linkd.cli.output import Colours
 from linkd.cli.status import check_line, node_text
 from linkd.node.history import KEPT_SECONDS, MOST_STRANGERS, Strangers
 from tests.support.fake_net import FakeNet
@@ -68,7 +68,7 @@ def test_status_and_check_name_a_second_host(net: FakeNet) -> None:
     code, line = check_line(hub.status())
     assert code == 1
     assert "a second host at 192.0.2.9:5 uses the name of edge" in line
-    text = node_text(hub.status(), Paint(False))
+    text = node_text(hub.status(), Colours(False))
     assert "refused 'edge' from 192.0.2.9:5" in text
     assert "duplicate: two hosts use the name edge" in text
     assert hub.status(owner="app").refused == []
@@ -108,7 +108,7 @@ def test_the_hellos_show_a_clock_that_is_wrong(
     code, text = check_line(hub.status())
     assert code == 1
     assert f"clock of edge is {words} this host's" in text
-    assert f"its clock is {words} this host's" in node_text(hub.status(), Paint(False))
+    assert f"its clock is {words} this host's" in node_text(hub.status(), Colours(False))
 
 
 def test_a_hello_that_was_long_on_its_way_proves_no_wrong_clock(
