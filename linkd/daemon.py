@@ -25,7 +25,7 @@ from twisted.python.failure import Failure
 import linkd
 from linkd import events
 from linkd.clock import wall
-from linkd.config import Change, Config, changes, files, in_force, load
+from linkd.config import Change, Config, apply_live, changes, files, load
 from linkd.errors import ConfigError, LinkdError, StateTooNew, Unavailable
 from linkd.events.catalog import Level
 from linkd.events.observers import Format, Installed
@@ -309,7 +309,7 @@ class Daemon:
             # Pairing's own files are its thread's by now, which repairs them each hour.
             new = checked(load(self._paths()))
             differences = changes(self.config, new)
-            config = in_force(self.config, new)
+            config = apply_live(self.config, new)
             parts.reload(config)
             self.config = config
         except LinkdError as error:

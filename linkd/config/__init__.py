@@ -2,7 +2,7 @@
 
 from linkd.config.addresses import Url, is_loopback, parse_address, parse_url
 from linkd.config.loading import Unreadable, files, load
-from linkd.config.reload import Change, changes, in_force
+from linkd.config.reload import Change, apply_live, changes
 from linkd.config.settings import (
     ApiKey,
     ApiSettings,
@@ -32,9 +32,9 @@ __all__ = [
     "ReconnectSettings",
     "Unreadable",
     "Url",
+    "apply_live",
     "changes",
     "files",
-    "in_force",
     "is_loopback",
     "load",
     "parse_address",

@@ -13,7 +13,14 @@ from typing import Any
 import msgspec
 
 from linkd.config.settings import DEFAULT_FILE, PATHS, Config
-from linkd.config.validation import Trouble, broken, misshapen, missing, shown, with_own_authority
+from linkd.config.validation import (
+    Problem,
+    broken,
+    missing,
+    shape_errors,
+    shown,
+    with_own_authority,
+)
 from linkd.errors import ConfigError, Unavailable, is_passing
 
 _MOST_FILE_BYTES = 16 * 1024 * 1024
@@ -140,7 +147,7 @@ class _Merged:
 
     def add(self, path: Path, tables: dict[str, Any]) -> list[str]:
         """Merge one file's tables; return its errors, one a line."""
-        troubles = [f"{path}: {_key(place)}: {what}" for place, what in misshapen(tables)]
+        troubles = [f"{path}: {_key(place)}: {what}" for place, what in shape_errors(tables)]
         return troubles or list(self._merge(path, self.tables, tables, ()))
 
     def _merge(
@@ -164,7 +171,7 @@ class _Merged:
                 self._scalars[here] = path
         return troubles
 
-    def line(self, trouble: Trouble) -> str:
+    def line(self, trouble: Problem) -> str:
         """Return an error as `FILE: KEY: what`; an index counts within its file, from 0."""
         place, what = trouble
         path, shown_place, name = self._first, list(place), ""

@@ -33,7 +33,7 @@ def changes(old: Config, new: Config) -> list[Change]:
     return list(_differences(old, new, ""))
 
 
-def in_force(old: Config, new: Config) -> Config:
+def apply_live(old: Config, new: Config) -> Config:
     """Return `new` with everything that needs a restart left as in `old`."""
     kept: Config = _keep(old, new)
     return kept

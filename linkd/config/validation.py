@@ -22,13 +22,13 @@ from linkd.protocol.channels import (
     is_pattern,
 )
 
-Trouble = tuple[tuple[str | int, ...], str]
+Problem = tuple[tuple[str | int, ...], str]
 """Where, as keys and indexes, and what."""
 
 _ROOT = inspect.type_info(Config)
 
 
-def misshapen(tables: Mapping[str, Any]) -> list[Trouble]:
+def shape_errors(tables: Mapping[str, Any]) -> list[Problem]:
     """Return every unknown key, wrong type and impossible value in one file.
 
     A missing key is not looked for: another file may have it.
@@ -36,7 +36,7 @@ def misshapen(tables: Mapping[str, Any]) -> list[Trouble]:
     return list(_check(_ROOT, dict(tables), ()))
 
 
-def missing(tables: Mapping[str, Any]) -> list[Trouble]:
+def missing(tables: Mapping[str, Any]) -> list[Problem]:
     """Return every key that is required and absent once all files are merged."""
     return list(_missing(_ROOT, dict(tables), ()))
 
@@ -54,7 +54,7 @@ def shown(value: object) -> str:
     return str(value)
 
 
-def _check(kind: inspect.Type, value: object, place: tuple[str | int, ...]) -> Iterator[Trouble]:
+def _check(kind: inspect.Type, value: object, place: tuple[str | int, ...]) -> Iterator[Problem]:
     """Compare a value with its type."""
     if isinstance(kind, inspect.Metadata):
         yield from _check(kind.type, value, place)
@@ -74,7 +74,7 @@ def _check(kind: inspect.Type, value: object, place: tuple[str | int, ...]) -> I
 
 def _check_table(
     kind: inspect.StructType, value: object, place: tuple[str | int, ...]
-) -> Iterator[Trouble]:
+) -> Iterator[Problem]:
     """Compare a table's keys with the settings of its struct."""
     if not isinstance(value, dict):
         yield place, f"expected a table, got {shown(value)}"
@@ -87,7 +87,7 @@ def _check_table(
             yield (*place, key), f"unknown key; {_hint(key, tuple(known), place)}"
 
 
-def _missing(kind: inspect.Type, value: object, place: tuple[str | int, ...]) -> Iterator[Trouble]:
+def _missing(kind: inspect.Type, value: object, place: tuple[str | int, ...]) -> Iterator[Problem]:
     """Look for absent keys that have no default."""
     if isinstance(kind, inspect.Metadata):
         yield from _missing(kind.type, value, place)
@@ -230,7 +230,7 @@ _SOCKET_PATH_BYTES = 107
 """The longest path of a unix socket on Linux. Source: unix(7)."""
 
 
-def broken(config: Config) -> list[Trouble]:
+def broken(config: Config) -> list[Problem]:
     """Return every rule that the configuration breaks, one for each place."""
     troubles = [
         *_names(config),
@@ -269,7 +269,7 @@ def with_own_authority(config: Config) -> Config:
     return msgspec.structs.replace(config, listen=own)
 
 
-def _names(config: Config) -> Iterator[Trouble]:
+def _names(config: Config) -> Iterator[Problem]:
     """Names are well formed, and each stands once."""
     yield from _name(("node", "name"), config.node.name)
     for array, names in (
@@ -286,7 +286,7 @@ def _names(config: Config) -> Iterator[Trouble]:
             yield ("peer", index, "name"), f"{shown(peer.name)} is this node's own name"
 
 
-def _paths(table: Settings, place: tuple[str | int, ...]) -> Iterator[Trouble]:
+def _paths(table: Settings, place: tuple[str | int, ...]) -> Iterator[Problem]:
     """No path is empty."""
     for name, key in zip(table.__struct_fields__, table.__struct_encode_fields__, strict=True):
         value = getattr(table, name)
@@ -301,7 +301,7 @@ def _paths(table: Settings, place: tuple[str | int, ...]) -> Iterator[Trouble]:
             yield here, f"expected something, got {shown(value)}"
 
 
-def _name(place: tuple[str | int, ...], name: str) -> Iterator[Trouble]:
+def _name(place: tuple[str | int, ...], name: str) -> Iterator[Problem]:
     """A node's name."""
     if not _NAME.fullmatch(name):
         yield (
@@ -313,7 +313,7 @@ def _name(place: tuple[str | int, ...], name: str) -> Iterator[Trouble]:
 
 def _pair(
     table: tuple[str | int, ...], certificate: str | None, key: str | None, key_name: str = "key"
-) -> Iterator[Trouble]:
+) -> Iterator[Problem]:
     """Certificate and key come together."""
     if certificate and not key:
         yield (*table, key_name), "missing: `certificate` needs its private key"
@@ -321,7 +321,7 @@ def _pair(
         yield (*table, "certificate"), f"missing: `{key_name}` needs its certificate"
 
 
-def _patterns(place: tuple[str | int, ...], patterns: Sequence[str]) -> Iterator[Trouble]:
+def _patterns(place: tuple[str | int, ...], patterns: Sequence[str]) -> Iterator[Problem]:
     """Patterns are patterns."""
     for index, pattern in enumerate(patterns):
         if not is_pattern(pattern):
@@ -338,7 +338,7 @@ def _patterns(place: tuple[str | int, ...], patterns: Sequence[str]) -> Iterator
             )
 
 
-def _api(config: Config) -> Iterator[Trouble]:
+def _api(config: Config) -> Iterator[Problem]:
     """The API guards what goes beyond loopback."""
     api = config.api
     if len(api.socket.encode()) > _SOCKET_PATH_BYTES:
@@ -373,7 +373,7 @@ def _api(config: Config) -> Iterator[Trouble]:
         )
 
 
-def _listen(config: Config) -> Iterator[Trouble]:
+def _listen(config: Config) -> Iterator[Problem]:
     """The listener's files fit together; beyond loopback `with_own_authority` sees to TLS."""
     listen = config.listen
     if listen is None:
@@ -393,7 +393,7 @@ def _listen(config: Config) -> Iterator[Trouble]:
         yield ("listen", "address"), f"{shown(listen.address)} is `api.http` already"
 
 
-def _timing(config: Config) -> Iterator[Trouble]:
+def _timing(config: Config) -> Iterator[Problem]:
     """Numbers that only make sense together."""
     beat = config.heartbeat
     if beat.ping_timeout > beat.ping_interval:
@@ -411,7 +411,7 @@ def _timing(config: Config) -> Iterator[Trouble]:
         )
 
 
-def _channels(config: Config) -> Iterator[Trouble]:
+def _channels(config: Config) -> Iterator[Problem]:
     """Channels' rules are patterns, and none hides another."""
     seen: set[str] = set()
     for index, channel in enumerate(config.channels):
@@ -423,7 +423,7 @@ def _channels(config: Config) -> Iterator[Trouble]:
         seen.add(channel.name)
 
 
-def _peers(config: Config) -> Iterator[Trouble]:
+def _peers(config: Config) -> Iterator[Problem]:
     """Each peer can be reached, and proves who it is."""
     for index, peer in enumerate(config.peers):
         place = ("peer", index)
@@ -448,7 +448,7 @@ def _peers(config: Config) -> Iterator[Trouble]:
 
 def _identity(
     config: Config, peer: PeerSettings, place: tuple[str | int, ...]
-) -> Iterator[Trouble]:
+) -> Iterator[Problem]:
     """A peer has a secret, or certificates are asked for."""
     listen = config.listen
     by_certificate = peer.certificate is not None or (
@@ -472,7 +472,7 @@ def _pairs(config: Config) -> bool:
         return True
 
 
-def _dial(peer: PeerSettings, place: tuple[str | int, ...]) -> Iterator[Trouble]:
+def _dial(peer: PeerSettings, place: tuple[str | int, ...]) -> Iterator[Problem]:
     """URLs are well formed, each stands once, and none is open to the world unasked."""
     for index, text in enumerate(peer.dial):
         here = (*place, "dial", index)

@@ -24,9 +24,9 @@ from linkd.config import (
     NodeSettings,
     PeerSettings,
     Url,
+    apply_live,
     changes,
     files,
-    in_force,
     is_loopback,
     load,
     parse_address,
@@ -340,7 +340,7 @@ class TestReload:
 
     def test_nothing(self) -> None:
         assert changes(HERE, HERE) == []
-        assert in_force(HERE, HERE) == HERE
+        assert apply_live(HERE, HERE) == HERE
 
     def test_peers(self) -> None:
         old = msgspec.structs.replace(HERE, peers=(peer("a"), peer("b"), peer("c")))
@@ -352,7 +352,7 @@ class TestReload:
             ('peer "b": send, required changed', True),
             ('peer "d": added', True),
         ]
-        assert in_force(old, new) == new
+        assert apply_live(old, new) == new
 
     def test_order_of_channels_counts(self) -> None:
         one, two = ChannelSettings(name="a"), ChannelSettings(name=">")
@@ -378,7 +378,7 @@ class TestReload:
             ('api.origins: [] -> ["https://a"]', True),
             ("heartbeat.ping_interval: 5.0 -> 2.0", True),
         ]
-        kept = in_force(HERE, new)
+        kept = apply_live(HERE, new)
         assert kept.node == HERE.node
         assert kept.api == ApiSettings(origins=("https://a",))
         assert kept.heartbeat.ping_interval == 2.0
@@ -387,8 +387,8 @@ class TestReload:
         new = msgspec.structs.replace(HERE, listen=ListenSettings(address="127.0.0.1:1"))
         assert self.said(HERE, new) == [("[listen]: added", False)]
         assert self.said(new, HERE) == [("[listen]: removed", False)]
-        assert in_force(HERE, new) == HERE
-        assert in_force(new, HERE) == new
+        assert apply_live(HERE, new) == HERE
+        assert apply_live(new, HERE) == new
 
     def test_certificates_are_live(self) -> None:
         old = msgspec.structs.replace(HERE, listen=ListenSettings(address=":1", certificate="/a"))
@@ -397,7 +397,7 @@ class TestReload:
             ('listen.address: ":1" -> ":2"', False),
             ('listen.certificate: "/a" -> "/b"', True),
         ]
-        kept = in_force(old, new).listen
+        kept = apply_live(old, new).listen
         assert kept == ListenSettings(address=":1", certificate="/b")
 
     def test_a_socket_goes_over_to_tls_at_a_restart(self) -> None:
@@ -406,5 +406,5 @@ class TestReload:
             HERE, listen=ListenSettings(address=":1", certificate="/c", key="/k")
         )
         assert [live for _, live in self.said(plain, secure)] == [False, False]
-        assert in_force(plain, secure) == plain
-        assert in_force(secure, plain) == secure
+        assert apply_live(plain, secure) == plain
+        assert apply_live(secure, plain) == secure

@@ -12,7 +12,7 @@ from msgspec import inspect
 
 from linkd.cli import main
 from linkd.config import load
-from linkd.config.validation import expectation, misshapen, tables
+from linkd.config.validation import expectation, shape_errors, tables
 from linkd.errors import ConfigError
 
 NODE = '[node]\nname = "here"\n'
@@ -207,7 +207,7 @@ def test_each_setting_given_a_date_says_what_the_documentation_says_of_it() -> N
             for word in reversed(heading.strip("[]").split(".")):
                 wrong = {word: [wrong] if f"[[{word}]]" in heading or word == "key" else wrong}
             assert isinstance(wrong, dict)
-            said = [what for where, what in misshapen(wrong) if where[-1] == field.encode_name]
+            said = [what for where, what in shape_errors(wrong) if where[-1] == field.encode_name]
             assert len(said) == 1
             assert said[0].startswith(f"expected {words}, got 2026-01-01")
             checked += 1
