@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from linkd.config.reload import needs_restart
 from linkd.config.validation import expectation, tables
 from linkd.core.link import IGNORED, STATES, TABLE
-from linkd.events import COMMON_FIELDS, KINDS, Kind
+from linkd.events import COMMON_FIELDS, EventSpec
+from linkd.events import EVENTS as KINDS
 
 DOCS = Path(__file__).resolve().parent
 
@@ -180,7 +181,7 @@ def _kinds() -> Iterator[str]:
         yield ""
 
 
-def _area(kind: Kind) -> str:
+def _area(kind: EventSpec) -> str:
     """Return the first word of an event's name."""
     return kind.name.partition(".")[0]
 

@@ -3,19 +3,19 @@
 One line a change, one `emit` a line. Never a payload, a secret, or a line a record.
 """
 
-from linkd.events.catalog import COMMON_FIELDS, KINDS, Kind, Level
-from linkd.events.emitting import emit, loose_fields
+from linkd.events.catalog import COMMON_FIELDS, EVENTS, EventSpec, Level
+from linkd.events.emitting import emit, unknown_fields
 from linkd.events.observers import Observer, install, json_line, text_line
 
 __all__ = [
     "COMMON_FIELDS",
-    "KINDS",
-    "Kind",
+    "EVENTS",
+    "EventSpec",
     "Level",
     "Observer",
     "emit",
     "install",
     "json_line",
-    "loose_fields",
     "text_line",
+    "unknown_fields",
 ]

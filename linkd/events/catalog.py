@@ -13,7 +13,7 @@ COMMON_FIELDS = ("peer", "generation", "address", "old", "new", "reason", "detai
 """Fields that any line may have, in this order, ahead of its own."""
 
 
-class Kind(msgspec.Struct, frozen=True):
+class EventSpec(msgspec.Struct, frozen=True):
     """One kind of line.
 
     Args:
@@ -35,9 +35,9 @@ class Kind(msgspec.Struct, frozen=True):
 
 def kind(
     name: str, level: Level, fields: str, meaning: str, act: str = "Nothing.", folds: str = ""
-) -> Kind:
+) -> EventSpec:
     """Return a row; `fields` and `folds` are words separated by spaces."""
-    return Kind(name, level, tuple(fields.split()), meaning, act, tuple(folds.split()))
+    return EventSpec(name, level, tuple(fields.split()), meaning, act, tuple(folds.split()))
 
 
 _LINK_DOWN = "noticed_after_seconds delay_seconds attempts"
@@ -757,4 +757,6 @@ NODE_EVENTS = (
 )
 
 
-KINDS: Mapping[str, Kind] = {row.name: row for row in (*NODE_EVENTS, *LINK_EVENTS, *LOG_EVENTS)}
+EVENTS: Mapping[str, EventSpec] = {
+    row.name: row for row in (*NODE_EVENTS, *LINK_EVENTS, *LOG_EVENTS)
+}

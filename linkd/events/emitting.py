@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.logger import Logger, LogLevel
 
-from linkd.events.catalog import COMMON_FIELDS, KINDS, Level
+from linkd.events.catalog import COMMON_FIELDS, EVENTS, Level
 
 Value = str | int | float | bool | None
 
@@ -17,9 +17,9 @@ _LEVELS = {
 }
 
 
-def loose_fields(event: str, fields: list[str] | tuple[str, ...]) -> list[str]:
+def unknown_fields(event: str, fields: list[str] | tuple[str, ...]) -> list[str]:
     """Return what of `fields` the table lacks for `event`; `["event"]` for an unknown event."""
-    kind = KINDS.get(event)
+    kind = EVENTS.get(event)
     if kind is None:
         return ["event"]
     return [name for name in fields if name not in kind.fields and name not in COMMON_FIELDS]
@@ -36,9 +36,9 @@ def emit(event: str, level: Level | None = None, /, **fields: Value) -> None:
         level: Another than the table's, where the case is better or worse.
         fields: What was measured; None is left out. Durations in seconds, sizes in bytes.
     """
-    loose = loose_fields(event, tuple(fields))
+    loose = unknown_fields(event, tuple(fields))
     if loose:
         emit("node.bug", where=event, detail=f"the table of events has no {', '.join(loose)}")
-    kind = KINDS.get(event)
+    kind = EVENTS.get(event)
     chosen = level or (kind.level if kind else "error")
     _log.emit(_LEVELS[chosen], None, event=event, **fields)

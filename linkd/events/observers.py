@@ -16,7 +16,7 @@ import msgspec
 from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogBeginner
 
 from linkd.clock import wall
-from linkd.events.catalog import COMMON_FIELDS, KINDS, Level
+from linkd.events.catalog import COMMON_FIELDS, EVENTS, Level
 from linkd.events.sink import CLOSE_SECONDS, Dropped, LineSink
 from linkd.protocol.json import rfc3339
 
@@ -35,7 +35,7 @@ class _Repeats(msgspec.Struct):
     at: float = 0.0
 
 
-class Folding:
+class RepeatFilter:
     """Decide which lines are written.
 
     Args:
@@ -52,7 +52,7 @@ class Folding:
         A summary has `repeats`, how many lines it stands for, and `within_seconds`. A line that is
         never folded first settles what was counted for its peer, so that the order stays readable.
         """
-        kind = KINDS.get(event)
+        kind = EVENTS.get(event)
         if kind is None or not kind.folds:
             lines = self._settle(fields.get("peer"), now)
             lines.append((event, fields))
@@ -185,7 +185,7 @@ class LineForm(NamedTuple):
             "last": rfc3339(dropped.last),
         }
         event = "node.lines-dropped"
-        return self.line(event, fields, KINDS[event].level, wall())
+        return self.line(event, fields, EVENTS[event].level, wall())
 
     def _head(self, level: Level, stamp: float) -> str:
         if self.journal:
@@ -221,7 +221,7 @@ class Observer:
         self._form = form
         self._least = _ORDER.index(least)
         self._clock = clock
-        self._folding = Folding()
+        self._folding = RepeatFilter()
         self._levels: dict[str, Level] = {}
         self._lock = threading.RLock()
 

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from linkd.config import load
-from linkd.events import KINDS
+from linkd.events import EVENTS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,7 +41,7 @@ def test_a_stale_page_is_found(generate: ModuleType, tmp_path: Path) -> None:
 
 def test_every_setting_and_event_is_there(generate: ModuleType) -> None:
     events = generate.events()
-    assert all(f"| `{name}` |" in events for name in KINDS)
+    assert all(f"| `{name}` |" in events for name in EVENTS)
     configuration = generate.configuration()
     for key in ("ping_interval", "secret_file", "max_body_bytes", "private_key", "hello_timeout"):
         assert f"| `{key}` |" in configuration

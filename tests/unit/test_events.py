@@ -20,15 +20,15 @@ from twisted.python.failure import Failure
 from linkd.core.link import STATES
 from linkd.events import (
     COMMON_FIELDS,
-    KINDS,
+    EVENTS,
     Level,
     Observer,
     emit,
     json_line,
-    loose_fields,
     text_line,
+    unknown_fields,
 )
-from linkd.events.observers import MOST_KEYS, Folding, Format, LineForm, to_journal
+from linkd.events.observers import MOST_KEYS, Format, LineForm, RepeatFilter, to_journal
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -101,7 +101,7 @@ def test_every_line_in_the_source_is_in_the_table() -> None:
     wrong = [
         f"{place}: {event}: {loose}"
         for place, event, fields in found
-        if (loose := loose_fields(event, fields))
+        if (loose := unknown_fields(event, fields))
     ]
     assert wrong == []
 
@@ -144,7 +144,7 @@ def measured() -> set[str]:
 
 def test_every_line_in_the_table_is_in_the_source() -> None:
     changes = {f"link.{state}" for state in STATES}
-    assert sorted(KINDS.keys() - words() - changes) == []
+    assert sorted(EVENTS.keys() - words() - changes) == []
 
 
 def test_every_field_in_the_table_is_in_the_source() -> None:
@@ -163,7 +163,7 @@ def test_every_field_in_the_table_is_in_the_source() -> None:
     everywhere = words()
     literal |= {f"link.{state}": measured() for state in STATES}
     dead = []
-    for kind in KINDS.values():
+    for kind in EVENTS.values():
         fields = literal.get(kind.name, {"**"})
         dead += [
             f"{kind.name}: {field}"
@@ -173,7 +173,7 @@ def test_every_field_in_the_table_is_in_the_source() -> None:
     assert dead == []
 
 
-@pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", EVENTS.values(), ids=lambda kind: kind.name)
 def test_each_row_is_whole(kind) -> None:
     area, _, what = kind.name.partition(".")
     assert area.isalpha()
@@ -343,7 +343,7 @@ class TestFolding:
 
     WAIT: ClassVar = {"peer": "hub", "reason": "unreachable"}
 
-    def take(self, folding: Folding, times: list[float]) -> list[tuple[float, object]]:
+    def take(self, folding: RepeatFilter, times: list[float]) -> list[tuple[float, object]]:
         return [
             (now, fields.get("repeats"))
             for now in times
@@ -351,12 +351,12 @@ class TestFolding:
         ]
 
     def test_a_summary_every_window(self) -> None:
-        folding = Folding(window=120.0)
+        folding = RepeatFilter(window=120.0)
         said = self.take(folding, [float(second) for second in range(300)])
         assert said == [(0.0, None), (120.0, 120), (240.0, 120)]
 
     def test_the_last_one_speaks(self) -> None:
-        folding = Folding(window=10.0)
+        folding = RepeatFilter(window=10.0)
         for number in range(5):
             folding.take("link.waiting", {**self.WAIT, "attempts": number}, number * 1.0)
         (event, fields), = folding.flush(12.0)  # fmt: skip
@@ -365,25 +365,25 @@ class TestFolding:
         assert folding.flush(30.0) == []
 
     def test_after_a_quiet_window_a_line_is_written_at_once(self) -> None:
-        folding = Folding(window=10.0)
+        folding = RepeatFilter(window=10.0)
         self.take(folding, [0.0])
         assert folding.flush(11.0) == []
         assert self.take(folding, [12.0]) == [(12.0, None)]
 
     def test_a_window_that_lasts_is_not_flushed(self) -> None:
-        folding = Folding(window=10.0)
+        folding = RepeatFilter(window=10.0)
         self.take(folding, [0.0, 1.0])
         assert folding.flush(9.0) == []
         assert len(folding.flush(9.0, all=True)) == 1
 
     def test_another_reason_is_another_line(self) -> None:
-        folding = Folding()
+        folding = RepeatFilter()
         assert len(folding.take("link.waiting", self.WAIT, 0.0)) == 1
         assert len(folding.take("link.waiting", {**self.WAIT, "reason": "dns"}, 0.0)) == 1
         assert folding.take("link.waiting", {**self.WAIT, "reason": "dns"}, 0.0) == []
 
     def test_a_change_of_the_same_peer_settles_first(self) -> None:
-        folding = Folding()
+        folding = RepeatFilter()
         self.take(folding, [0.0, 1.0, 2.0])
         folding.take("link.waiting", {"peer": "other", "reason": "dns"}, 2.0)
         lines = folding.take("link.up", {"peer": "hub"}, 3.0)
@@ -393,7 +393,7 @@ class TestFolding:
         assert folding.take("link.waiting", {"peer": "other", "reason": "dns"}, 5.0) == []
 
     def test_memory_is_bounded(self) -> None:
-        folding = Folding()
+        folding = RepeatFilter()
         for number in range(MOST_KEYS):
             folding.take("link.waiting", {"peer": str(number), "reason": "dns"}, 0.0)
         folding.take("link.waiting", {"peer": "0", "reason": "dns"}, 1.0)

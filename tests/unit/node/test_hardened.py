@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from linkd.config import PeerSettings
-from linkd.events.observers import Folding
+from linkd.events.observers import RepeatFilter
 from linkd.protocol import peer
 from tests.support.fake_net import FakeNet, one_publish, publish
 
@@ -101,7 +101,7 @@ def test_what_a_peer_sends_in_vain_takes_no_memory_and_few_lines(
     for node in net.nodes.values():
         node.start()
     net.run(0.1)
-    folding, lines = Folding(), []
+    folding, lines = RepeatFilter(), []
 
     def emit(event: str, level: str | None = None, **fields: object) -> None:
         lines.extend(folding.take(event, fields, net.clock.seconds()))
