@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from linkd.drill.expectations import Bounds
     from linkd.drill.report import Report
     from linkd.drill.runner import Stage
-    from linkd.drill.testbed import End, Pair
+    from linkd.drill.testbed import End, Testbed
 
 RUNNING: Final = ("blackhole", "oneway", "reset")
 MAX_SECONDS: Final = 120.0
@@ -161,7 +161,7 @@ def _lab(arguments: argparse.Namespace) -> Iterable[Report]:
     )
 
 
-def _show(progress: _Progress, stage: Stage, pair: Pair) -> None:
+def _show(progress: _Progress, stage: Stage, pair: Testbed) -> None:
     """Print what the linkd command reports of both nodes at a stage of the fault."""
     progress.clear()
     for end in (pair.edge, pair.hub):
@@ -202,10 +202,10 @@ def _running(arguments: argparse.Namespace) -> Iterable[Report]:
     """Return the report of a drill on a running pair, once it was agreed to and is over."""
     from linkd.drill import live  # noqa: PLC0415
     from linkd.drill.deadman import DrillFailed  # noqa: PLC0415
-    from linkd.drill.monitor import Daemon  # noqa: PLC0415
+    from linkd.drill.monitor import DaemonClient  # noqa: PLC0415
 
     request = _request(arguments)
-    daemon = Daemon(socket_path(arguments))
+    daemon = DaemonClient(socket_path(arguments))
     try:
         made = live.plan(request, daemon)
     except DrillFailed as error:
@@ -290,9 +290,9 @@ def _is_peer(socket: str, peer: str) -> None:
     Raises:
         ClientError: There is none.
     """
-    from linkd.drill.monitor import Daemon  # noqa: PLC0415
+    from linkd.drill.monitor import DaemonClient  # noqa: PLC0415
 
-    node = Daemon(socket).status().node
+    node = DaemonClient(socket).status().node
     if node != peer:
         raise CommandError(
             exits.USAGE, f"expected the socket of {peer} at {socket}, got that of {node}"

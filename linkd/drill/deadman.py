@@ -54,7 +54,7 @@ def started_at(pid: int) -> str | None:
     return stat.rpartition(")")[2].split()[19]
 
 
-class _Keeper:
+class _SwitchProcess:
     """What the process keeps, and how it takes it back."""
 
     def __init__(self) -> None:
@@ -299,7 +299,7 @@ def _main() -> None:
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, terminated)
-    keeper = _Keeper()
+    keeper = _SwitchProcess()
     try:
         keeper.serve()
     except SystemExit:

@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from linkd.config import HeartbeatSettings, ReconnectSettings
-from linkd.drill.monitor import Counted
+from linkd.drill.monitor import Tally
 from linkd.drill.report import Check, EndReport, seconds
 from linkd.status import Outage
 
@@ -93,7 +93,7 @@ def silent_for(bounds: Bounds, seconds: float, back: float = BACK_UNREACHABLE) -
 def judge(
     ends: Sequence[EndReport],
     reasons: Iterable[str],
-    messages: Mapping[str, Counted],
+    messages: Mapping[str, Tally],
     expected: Expectation,
     bounds: Bounds,
 ) -> list[Check]:
@@ -154,7 +154,7 @@ def _back(end: EndReport, expected: Expectation) -> Check:
     )
 
 
-def _arrived(channel: str, counted: Counted) -> Check:
+def _arrived(channel: str, counted: Tally) -> Check:
     """Return whether every acknowledged message is there, once, in its order."""
     return Check(
         f"{channel}: nothing lost, doubled or out of order",

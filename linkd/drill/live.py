@@ -26,7 +26,7 @@ from linkd.client.http import call, expect
 from linkd.drill import deadman
 from linkd.drill.deadman import DrillFailed, Switch, admin_path
 from linkd.drill.expectations import LATE_SECONDS, Bounds, Expectation, judge, silent_for
-from linkd.drill.monitor import Counted, Daemon, Publisher, Watch, arrived
+from linkd.drill.monitor import DaemonClient, Publisher, Tally, Watch, arrived
 from linkd.drill.report import Check, EndReport, Report
 from linkd.drill.runner import Times, end_report
 from linkd.status import LinkStatus
@@ -38,7 +38,7 @@ _ESTABLISHED: Final = "01"
 _VERSION_SECONDS: Final = 10.0
 
 
-class Remote(msgspec.Struct, frozen=True):
+class PacketMatch(msgspec.Struct, frozen=True):
     """The other end of a link's connection, as the packets name it.
 
     Args:
@@ -52,7 +52,7 @@ class Remote(msgspec.Struct, frozen=True):
     ours: bool
 
 
-def remote(role: str, address: str) -> Remote:
+def remote(role: str, address: str) -> PacketMatch:
     """Return what the packets of a link look like.
 
     Args:
@@ -67,11 +67,11 @@ def remote(role: str, address: str) -> Remote:
     mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
     ip = str(mapped or parsed)
     if role == "dialer":
-        return Remote(ip, int(digits), ours=False)
+        return PacketMatch(ip, int(digits), ours=False)
     ours = local_port(ip, int(digits))
     if ours is None:
         raise ValueError(f"there is no connection with {address} in this network")
-    return Remote(ip, ours, ours=True)
+    return PacketMatch(ip, ours, ours=True)
 
 
 def local_port(address: str, port: int, root: Path = Path("/proc/net")) -> int | None:
@@ -145,7 +145,7 @@ def _has_tables(program: str, root: Path) -> bool:
 
 
 def commands(
-    kind: Kind, far: Remote, token: str, program: str
+    kind: Kind, far: PacketMatch, token: str, program: str
 ) -> tuple[list[list[str]], list[list[str]]]:
     """Return the commands that make a fault, and those that take exactly it back.
 
@@ -167,7 +167,7 @@ def commands(
     return begin, undo
 
 
-def _rules(kind: Kind, far: Remote) -> list[list[str]]:
+def _rules(kind: Kind, far: PacketMatch) -> list[list[str]]:
     """Return chain and match of every rule: what comes in, and what goes out."""
     come, go = ("--dport", "--sport") if far.ours else ("--sport", "--dport")
     inward = ["INPUT", "-p", "tcp", "-s", far.address, come, str(far.port)]
@@ -227,7 +227,7 @@ class Plan(msgspec.Struct, frozen=True):
 
     node: str
     link: LinkStatus
-    far: Remote
+    far: PacketMatch
     token: str
     begin: list[list[str]]
     undo: list[list[str]]
@@ -242,7 +242,7 @@ class Plan(msgspec.Struct, frozen=True):
         ]
 
 
-def plan(request: Request, daemon: Daemon) -> Plan:
+def plan(request: Request, daemon: DaemonClient) -> Plan:
     """Return what will be done; nothing is changed.
 
     Raises:
@@ -267,7 +267,7 @@ def plan(request: Request, daemon: Daemon) -> Plan:
 
 
 def run(
-    request: Request, made: Plan, daemon: Daemon, bounds: Bounds, say: Callable[[str], None]
+    request: Request, made: Plan, daemon: DaemonClient, bounds: Bounds, say: Callable[[str], None]
 ) -> Report:
     """Do what was planned, and return what it showed; the fault is gone in any case.
 
@@ -289,19 +289,19 @@ def run(
 
 
 def _course(
-    request: Request, made: Plan, daemon: Daemon, bounds: Bounds, say: Callable[[str], None]
+    request: Request, made: Plan, daemon: DaemonClient, bounds: Bounds, say: Callable[[str], None]
 ) -> Report:
     """Watch, make the fault, wait until all is well again, and judge."""
     times = Times()
     watches = [Watch(made.node, daemon, request.peer)]
     if request.far_socket is not None:
-        watches.append(Watch(request.peer, Daemon(request.far_socket), made.node))
+        watches.append(Watch(request.peer, DaemonClient(request.far_socket), made.node))
     publisher = None
     if request.channel is not None:
         publisher = Publisher(daemon.socket, request.channel, f"{MARK}-{made.token}")
     threads: list[Watch | Publisher] = [*watches, *([publisher] if publisher else [])]
     delivered: list[Check] = []
-    messages: dict[str, Counted] = {}
+    messages: dict[str, Tally] = {}
     try:
         for thread in threads:
             thread.start()
@@ -337,7 +337,7 @@ def _report(
     request: Request,
     times: Times,
     ends: list[EndReport],
-    messages: dict[str, Counted],
+    messages: dict[str, Tally],
     checks: list[Check],
     why: str,
 ) -> Report:
@@ -395,7 +395,7 @@ def _wait_up(watches: list[Watch], until: float, times: Times, say: Callable[[st
 
 def _delivered(
     publisher: Publisher,
-    daemon: Daemon,
+    daemon: DaemonClient,
     request: Request,
     within: float,
     say: Callable[[str], None],
@@ -416,7 +416,7 @@ def _delivered(
 
 
 def _counted(
-    publisher: Publisher, request: Request, far_socket: str, messages: dict[str, Counted]
+    publisher: Publisher, request: Request, far_socket: str, messages: dict[str, Tally]
 ) -> list[Check]:
     """Count what has arrived at the peer; return the check that failed where it can't be asked."""
     try:

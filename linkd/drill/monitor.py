@@ -29,7 +29,7 @@ class _Outages(msgspec.Struct, frozen=True):
     outages: list[Outage]
 
 
-class Daemon:
+class DaemonClient:
     """A running daemon.
 
     Args:
@@ -87,7 +87,7 @@ _PAGE: Final = 5000
 _SENT_SECONDS: Final = 30.0
 
 
-class Counted(msgspec.Struct, frozen=True):
+class Tally(msgspec.Struct, frozen=True):
     """What became of one publisher's messages.
 
     Args:
@@ -179,11 +179,11 @@ class Publisher(threading.Thread):
         self._acked.append(span)
         return True
 
-    def judge(self, numbers: Iterable[int]) -> Counted:
+    def judge(self, numbers: Iterable[int]) -> Tally:
         """Hold what has arrived, in its order, against what was published."""
         arrived = list(numbers)
         there = set(arrived)
-        return Counted(
+        return Tally(
             published=self.published,
             refused=self.refused,
             doubtful=sum(last - first for first, last in self._doubtful),
@@ -239,7 +239,7 @@ class Watch:
         link: What was said last; None while nobody answers.
     """
 
-    def __init__(self, name: str, daemon: Daemon, peer: str) -> None:
+    def __init__(self, name: str, daemon: DaemonClient, peer: str) -> None:
         self.name = name
         self.role: str | None = None
         self.spans: list[Span] = []

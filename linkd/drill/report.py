@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from linkd.drill.monitor import GONE, Counted
+from linkd.drill.monitor import GONE, Tally
 from linkd.status import Outage
 
 Verdict = Literal["pass", "fail", "skipped"]
@@ -105,7 +105,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     fault_began: float = 0.0
     fault_ended: float = 0.0
     ends: list[EndReport] = []
-    messages: dict[str, Counted] = {}
+    messages: dict[str, Tally] = {}
     checks: list[Check] = []
 
 
@@ -190,7 +190,7 @@ def aligned(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _counts(counted: Sequence[Counted]) -> tuple[str, str, str]:
+def _counts(counted: Sequence[Tally]) -> tuple[str, str, str]:
     """Return how many messages were lost, doubled, out of order; dashes where not checked."""
     if not counted:
         return "–", "–", "–"

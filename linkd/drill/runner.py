@@ -12,17 +12,17 @@ from linkd.client.errors import ClientError
 from linkd.clock import wall
 from linkd.drill.deadman import DrillFailed
 from linkd.drill.expectations import Bounds, Expectation, judge
-from linkd.drill.monitor import Counted, Publisher, Watch, arrived
+from linkd.drill.monitor import Publisher, Tally, Watch, arrived
 from linkd.drill.report import Check, EndReport, Report, State
 from linkd.drill.scenarios import Drill
-from linkd.drill.testbed import DOWN_CHANNEL, UP_CHANNEL, Pair, faketime
+from linkd.drill.testbed import DOWN_CHANNEL, UP_CHANNEL, Testbed, faketime
 from linkd.protocol.json import rfc3339
 
 Say = Callable[[str], None]
 """Shows progress: what goes on now, in a few words."""
 
 Stage = Literal["before", "during", "after"]
-Show = Callable[[Stage, Pair], None]
+Show = Callable[[Stage, Testbed], None]
 """Shows the pair at a stage of the fault: before it, at its end, and once both links are up."""
 
 WARM_SECONDS: Final = 2.0
@@ -52,7 +52,7 @@ def now_text() -> str:
     return rfc3339(wall())
 
 
-def show_nothing(stage: Stage, pair: Pair) -> None:
+def show_nothing(stage: Stage, pair: Testbed) -> None:
     """Show nothing at any stage."""
 
 
@@ -74,10 +74,10 @@ def run(
     if "libfaketime" in drill.needs and faketime() is None:
         return _skipped(drill, "libfaketime is not installed")
     say("starting a pair")
-    with Pair(drill.setup, bounds, bare) as pair:
+    with Testbed(drill.setup, bounds, bare) as pair:
         if "namespaces" in drill.needs and not pair.ground.namespaces:
             return _skipped(drill, f"needs network namespaces: {pair.bare}")
-        return _Course(drill, bounds, say, show, pair).run()
+        return _Run(drill, bounds, say, show, pair).run()
 
 
 def _skipped(drill: Drill, why: str) -> Report:
@@ -92,10 +92,10 @@ def _skipped(drill: Drill, why: str) -> Report:
     )
 
 
-class _Course:
+class _Run:
     """The course of one drill on one pair: traffic, fault, restore, drain, count."""
 
-    def __init__(self, drill: Drill, bounds: Bounds, say: Say, show: Show, pair: Pair) -> None:
+    def __init__(self, drill: Drill, bounds: Bounds, say: Say, show: Show, pair: Testbed) -> None:
         self._drill, self._bounds, self._say, self._pair = drill, bounds, say, pair
         self._show = show
         self._times = Times()
@@ -214,7 +214,7 @@ class _Course:
             checks=checks,
         )
 
-    def _messages(self) -> dict[str, Counted]:
+    def _messages(self) -> dict[str, Tally]:
         """Return what became of each publisher's messages at the other end."""
         hub, edge = self._pair.ends
         up, down = self._publishers

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from linkd.drill.deadman import DrillFailed
 from linkd.drill.expectations import Bounds, Expectation, silent_for
-from linkd.drill.testbed import FilteredPath, Pair, RelayedPath, Setup, Way
+from linkd.drill.testbed import FilteredPath, RelayedPath, Setup, Testbed, Way
 
 LOSS: Final = 0.05
 SLOW_BYTES: Final = 4096.0
@@ -23,16 +23,16 @@ CERTIFICATE_SECONDS: Final = 8.0
 _RESET_SECONDS: Final = 0.5
 _KEEP_FREE_KIB: Final = 1024
 
-Deed = Callable[[Pair], None]
+Deed = Callable[[Testbed], None]
 Expects = Callable[[Bounds, float], Expectation]
 Lasts = Callable[[Bounds], float]
 
 
-def _heal(pair: Pair) -> None:
+def _heal(pair: Testbed) -> None:
     pair.path.heal()
 
 
-def _nothing(pair: Pair) -> None:
+def _nothing(pair: Testbed) -> None:
     pass
 
 
@@ -63,85 +63,85 @@ class Drill(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _block(way: Way) -> Deed:
-    def begin(pair: Pair) -> None:
+    def begin(pair: Testbed) -> None:
         pair.path.block(way)
 
     return begin
 
 
-def _reset(pair: Pair) -> None:
+def _reset(pair: Testbed) -> None:
     pair.path.reject()
 
 
-def _lose(pair: Pair) -> None:
+def _lose(pair: Testbed) -> None:
     if not isinstance(pair.path, FilteredPath):
         raise DrillFailed("packets can be lost only where there is a packet filter")
     pair.path.lose(LOSS)
 
 
-def _slow(pair: Pair) -> None:
+def _slow(pair: Testbed) -> None:
     if not isinstance(pair.path, RelayedPath):
         raise DrillFailed("only the relay can be slow")
     pair.path.slow(SLOW_BYTES)
 
 
-def _flap(pair: Pair) -> None:
+def _flap(pair: Testbed) -> None:
     pair.path.block("both")
     time.sleep(FLAP_DOWN)
     pair.path.heal()
     time.sleep(FLAP_UP)
 
 
-def _cut(pair: Pair) -> None:
+def _cut(pair: Testbed) -> None:
     """Reset what is open, and let what is new pass."""
     pair.path.reject()
     time.sleep(_RESET_SECONDS)
     pair.path.heal()
 
 
-def _unknown(pair: Pair) -> None:
+def _unknown(pair: Testbed) -> None:
     """Take the hub's name away, and cut what is open so that it must be looked up."""
     pair.know_hub(False)
     _cut(pair)
 
 
-def _known(pair: Pair) -> None:
+def _known(pair: Testbed) -> None:
     pair.know_hub(True)
 
 
 def _appear(name: str) -> Deed:
-    def mend(pair: Pair) -> None:
+    def mend(pair: Testbed) -> None:
         pair.start(name)
 
     return mend
 
 
 def _kill(name: str) -> Deed:
-    def begin(pair: Pair) -> None:
+    def begin(pair: Testbed) -> None:
         pair.end(name).kill()
 
     return begin
 
 
 def _signal(name: str, number: signal.Signals) -> Deed:
-    def deed(pair: Pair) -> None:
+    def deed(pair: Testbed) -> None:
         pair.end(name).signal(number)
 
     return deed
 
 
-def _step(pair: Pair) -> None:
+def _step(pair: Testbed) -> None:
     for name, seconds in STEPS:
         pair.step_clock(name, seconds)
         time.sleep(1.0)
 
 
-def _unstep(pair: Pair) -> None:
+def _unstep(pair: Testbed) -> None:
     for name, _ in STEPS:
         pair.step_clock(name, 0.0)
 
 
-def _fill(pair: Pair) -> None:
+def _fill(pair: Testbed) -> None:
     """Fill the hub's disk but for a megabyte."""
     state = pair.hub.directory / "state"
     pair.hub.place.sh(
@@ -150,17 +150,17 @@ def _fill(pair: Pair) -> None:
     )
 
 
-def _empty(pair: Pair) -> None:
+def _empty(pair: Testbed) -> None:
     pair.hub.place.sh(f"rm -f '{pair.hub.directory / 'state' / 'ballast'}'")
 
 
-def _expire(pair: Pair) -> None:
+def _expire(pair: Testbed) -> None:
     """Wait until the certificate has ended, then cut what is open so that it must be shown."""
     time.sleep(max(0.0, pair.ends_at + 1.0 - time.monotonic()))
     _cut(pair)
 
 
-def _renew(pair: Pair) -> None:
+def _renew(pair: Testbed) -> None:
     """Install a new certificate, reload the hub, and have the edge try at once."""
     pair.renew()
     time.sleep(1.0)

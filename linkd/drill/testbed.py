@@ -29,7 +29,7 @@ from linkd.client.errors import ClientError
 from linkd.clock import wall
 from linkd.drill.deadman import PREFIX, DrillFailed, Switch, admin_path
 from linkd.drill.expectations import Bounds
-from linkd.drill.monitor import Daemon
+from linkd.drill.monitor import DaemonClient
 from linkd.drill.relay import Relay
 from linkd.net import certificates
 from linkd.net.certificates import Issuer, Subject, Validity
@@ -434,7 +434,7 @@ class End:
         self.other = "edge" if name == "hub" else "hub"
         self.place = place
         self.directory = directory
-        self.daemon = Daemon(str(directory / "linkd.sock"))
+        self.daemon = DaemonClient(str(directory / "linkd.sock"))
         self.environment: dict[str, str] = {}
         self._switch = switch
         self._process: subprocess.Popen[bytes] | None = None
@@ -510,7 +510,7 @@ class End:
                 self._switch.forget(process.pid)
 
 
-class Pair:
+class Testbed:
     """The two ends and the path between them; a context that ends everything.
 
     Attributes:

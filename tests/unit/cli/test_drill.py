@@ -21,7 +21,7 @@ import pytest
 from linkd import cli
 from linkd.cli import drill, main
 from linkd.drill import deadman, live, runner
-from linkd.drill.live import Remote
+from linkd.drill.live import PacketMatch
 from linkd.drill.report import EndReport, Report, State
 from tests.support.http_daemon import HttpDaemon
 
@@ -42,7 +42,7 @@ def signals() -> Iterator[None]:
 class Made:
     """A plan that concerns one address."""
 
-    far = Remote(PEER, 9443, ours=False)
+    far = PacketMatch(PEER, 9443, ours=False)
     begin = (["iptables", "-I"],)
     undo = (["iptables", "-D", "one"], ["iptables", "-D", "two"])
 

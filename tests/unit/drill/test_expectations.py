@@ -6,7 +6,7 @@ import pytest
 
 from linkd.config import HeartbeatSettings, ReconnectSettings
 from linkd.drill.expectations import Bounds, Expectation, judge, silent_for
-from linkd.drill.monitor import GONE, Counted
+from linkd.drill.monitor import GONE, Tally
 from linkd.drill.report import EndReport, State
 from linkd.status import Outage
 
@@ -24,8 +24,8 @@ def end(
     return EndReport(name or role, role, list(outages), back, up, [])
 
 
-def counted(published: int = 10, lost: int = 0, twice: int = 0, disorder: int = 0) -> Counted:
-    return Counted(published, 0, 0, lost, twice, disorder, 0.01)
+def counted(published: int = 10, lost: int = 0, twice: int = 0, disorder: int = 0) -> Tally:
+    return Tally(published, 0, 0, lost, twice, disorder, 0.01)
 
 
 def failed(*ends: EndReport, expected: Expectation = BOTH, said: tuple[str, ...] = ()) -> list[str]:
@@ -107,7 +107,7 @@ def test_the_dialer_must_say_what_is_wrong() -> None:
         (counted(published=0), False),
     ],
 )
-def test_messages_are_judged(one: Counted, fine: bool) -> None:
+def test_messages_are_judged(one: Tally, fine: bool) -> None:
     checks = judge([], [], {"orders": one}, Expectation(), BOUNDS)
     assert [check.ok for check in checks] == [fine]
 

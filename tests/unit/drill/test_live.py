@@ -10,15 +10,17 @@ from pathlib import Path
 import pytest
 
 from linkd.drill import deadman, live
-from linkd.drill.live import Kind, Remote, Request, commands, local_port, programs, remote
-from linkd.drill.monitor import Counted, Daemon, Publisher
+from linkd.drill.live import Kind, PacketMatch, Request, commands, local_port, programs, remote
+from linkd.drill.monitor import DaemonClient, Publisher, Tally
 
 HEAD = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid\n"
 
 
 @pytest.mark.parametrize("kind", ["blackhole", "oneway", "reset"])
-@pytest.mark.parametrize("far", [Remote("10.0.0.1", 9443, False), Remote("fd00::1", 9443, True)])
-def test_what_is_made_is_exactly_what_is_taken_back(kind: Kind, far: Remote) -> None:
+@pytest.mark.parametrize(
+    "far", [PacketMatch("10.0.0.1", 9443, False), PacketMatch("fd00::1", 9443, True)]
+)
+def test_what_is_made_is_exactly_what_is_taken_back(kind: Kind, far: PacketMatch) -> None:
     begin, undo = commands(kind, far, "token", "iptables-nft")
     assert len(begin) == len(undo) == (1 if kind == "oneway" else 2)
     for made, gone in zip(begin, undo, strict=True):
@@ -30,23 +32,23 @@ def test_what_is_made_is_exactly_what_is_taken_back(kind: Kind, far: Remote) -> 
 
 
 def test_only_the_links_own_port_is_touched() -> None:
-    dialed, _ = commands("blackhole", Remote("10.0.0.1", 9443, False), "t", "iptables")
+    dialed, _ = commands("blackhole", PacketMatch("10.0.0.1", 9443, False), "t", "iptables")
     assert "INPUT -p tcp -s 10.0.0.1 --sport 9443" in " ".join(dialed[0])
     assert "OUTPUT -p tcp -d 10.0.0.1 --dport 9443" in " ".join(dialed[1])
-    accepted, _ = commands("blackhole", Remote("10.0.0.2", 9443, True), "t", "iptables")
+    accepted, _ = commands("blackhole", PacketMatch("10.0.0.2", 9443, True), "t", "iptables")
     assert "INPUT -p tcp -s 10.0.0.2 --dport 9443" in " ".join(accepted[0])
     assert "OUTPUT -p tcp -d 10.0.0.2 --sport 9443" in " ".join(accepted[1])
 
 
 def test_resets_themselves_pass() -> None:
-    begin, _ = commands("reset", Remote("10.0.0.1", 9443, False), "t", "iptables")
+    begin, _ = commands("reset", PacketMatch("10.0.0.1", 9443, False), "t", "iptables")
     assert all("! --tcp-flags RST RST" in " ".join(command) for command in begin)
 
 
 def test_a_dialers_rules_go_by_the_peers_port() -> None:
-    assert remote("dialer", "10.0.0.1:9443") == Remote("10.0.0.1", 9443, False)
-    assert remote("dialer", "[fd00::1]:443") == Remote("fd00::1", 443, False)
-    assert remote("dialer", "[::ffff:10.0.0.1]:443") == Remote("10.0.0.1", 443, False)
+    assert remote("dialer", "10.0.0.1:9443") == PacketMatch("10.0.0.1", 9443, False)
+    assert remote("dialer", "[fd00::1]:443") == PacketMatch("fd00::1", 443, False)
+    assert remote("dialer", "[::ffff:10.0.0.1]:443") == PacketMatch("10.0.0.1", 443, False)
 
 
 def test_a_listeners_rules_go_by_its_own_port() -> None:
@@ -56,7 +58,7 @@ def test_a_listeners_rules_go_by_its_own_port() -> None:
         server.accept()[0],
     ):
         host, port = near.getsockname()
-        expected = Remote("127.0.0.1", server.getsockname()[1], True)
+        expected = PacketMatch("127.0.0.1", server.getsockname()[1], True)
         assert remote("listener", f"{host}:{port}") == expected
 
 
@@ -114,8 +116,8 @@ def test_messages_that_nobody_can_be_asked_about_fail_the_drill_and_end_it_not(
     nobody = str(tmp_path / "linkd.sock")
     publisher = Publisher(nobody, "orders", "linkd-drill-1")
     said: list[str] = []
-    delivered = live._delivered(publisher, Daemon(nobody), REQUEST, 2.0, said.append)
-    messages: dict[str, Counted] = {}
+    delivered = live._delivered(publisher, DaemonClient(nobody), REQUEST, 2.0, said.append)
+    messages: dict[str, Tally] = {}
     (counted,) = live._counted(publisher, REQUEST, nobody, messages)
     for check in (delivered, counted):
         assert not check.ok

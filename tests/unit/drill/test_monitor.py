@@ -16,7 +16,7 @@ from linkd.client.http import Answer
 from linkd.drill import monitor
 from linkd.drill.deadman import DrillFailed
 from linkd.drill.live import Request, plan
-from linkd.drill.monitor import GONE, Daemon, Publisher, Watch
+from linkd.drill.monitor import GONE, DaemonClient, Publisher, Watch
 from linkd.drill.runner import Times, end_report
 from linkd.status import LinkStatus, LogStatus, NodeStatus, Outage
 
@@ -127,7 +127,7 @@ def outage(began: str) -> Outage:
     return Outage("hub", began, "silence", 10.0, 12.0, 3, 40, 0.1)
 
 
-class Scripted(Daemon):
+class Scripted(DaemonClient):
     """Says what it is told to say; None: it does not answer."""
 
     def __init__(self, *links: LinkStatus | None) -> None:

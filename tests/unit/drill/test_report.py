@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import msgspec
 
-from linkd.drill.monitor import Counted
+from linkd.drill.monitor import Tally
 from linkd.drill.report import Check, EndReport, Report, State, summary, text
 from linkd.drill.svg import draw
 from linkd.status import Outage
@@ -26,7 +26,7 @@ def report(**changes: Any) -> Report:
         "fault_began": 2.0,
         "fault_ended": 16.0,
         "ends": [EndReport("edge", "dialer", [OUTAGE], 0.5, True, STATES)],
-        "messages": {"drill.up": Counted(1200, 10, 20, 1, 2, 3, 0.25)},
+        "messages": {"drill.up": Tally(1200, 10, 20, 1, 2, 3, 0.25)},
         "checks": [Check("edge: the loss is noticed", True, "silence")],
     }
     return Report(**{**fields, **changes})
