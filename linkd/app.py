@@ -39,7 +39,7 @@ from linkd.node import Node, Stores
 from linkd.node.history import LogMonitor
 from linkd.node.link_driver import LinkDriver
 from linkd.node.outages import Outages
-from linkd.pairing import Hooks, Pairing, Renewal, local_call
+from linkd.pairing import PairingHooks, PairingServer, Renewal, local_call
 from linkd.preflight import certificate_ends, check_files
 from linkd.status import CertificateRole
 
@@ -189,19 +189,19 @@ class Application:
             self._api.metrics.refused = self._listener.refusals
         self._api.metrics.shortages = lambda: self._descriptors.shortages
 
-    def _open_pairing(self, folder: Path, reload: Callable[[], None]) -> Pairing:
+    def _open_pairing(self, folder: Path, reload: Callable[[], None]) -> PairingServer:
         """Open pairing's state; from now on it is the worker's.
 
         What it asks of the daemon runs in the reactor.
         """
         in_reactor = self._worker.in_reactor
-        hooks = Hooks(
+        hooks = PairingHooks(
             lambda: self.config,
             self._leaf,
             lambda: in_reactor(reload),
             lambda name: in_reactor(self._revoked, name),
         )
-        pairing = Pairing(hooks, folder, self._reactor.seconds, wall)
+        pairing = PairingServer(hooks, folder, self._reactor.seconds, wall)
         pairing.open()
         return pairing
 

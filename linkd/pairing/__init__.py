@@ -7,20 +7,27 @@ a port of its own.
 
 from linkd.pairing.ca import Authority, Issued, NotRevoked, prepare
 from linkd.pairing.client import HubUnreachable, Joining, Renewal, join
-from linkd.pairing.messages import Code, Hooks, PairedPeer, PairingRefused, decode_code, encode_code
-from linkd.pairing.server import Pairing, local_call
+from linkd.pairing.messages import (
+    Code,
+    PairedPeer,
+    PairingHooks,
+    PairingRefused,
+    decode_code,
+    encode_code,
+)
+from linkd.pairing.server import PairingServer, local_call
 
 __all__ = [
     "Authority",
     "Code",
-    "Hooks",
     "HubUnreachable",
     "Issued",
     "Joining",
     "NotRevoked",
     "PairedPeer",
-    "Pairing",
+    "PairingHooks",
     "PairingRefused",
+    "PairingServer",
     "Renewal",
     "decode_code",
     "encode_code",

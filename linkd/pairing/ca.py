@@ -46,7 +46,7 @@ from linkd.pairing.signers import (
     LEAF_DAYS,
     Signers,
     make_directory,
-    write_whole,
+    write_atomically,
 )
 
 _ANY: Final = frozenset({"", "0.0.0.0", "::"})  # noqa: S104 -- what [listen] may say
@@ -256,7 +256,7 @@ def load_state(directory: Path) -> State:
 
 def write_state(directory: Path, state: State) -> None:
     """Write what was issued; raise OSError if that can't be done, and the file before stays."""
-    write_whole(directory / FILE, msgspec.json.encode(state), 0o600)
+    write_atomically(directory / FILE, msgspec.json.encode(state), 0o600)
 
 
 def derive_list(
@@ -295,7 +295,7 @@ def derive_list(
         for entry in entries:
             builder = builder.add_revoked_certificate(entry)
         content += issuing.pem(builder.sign(signer.key, hashes.SHA256()))
-    write_whole(path, content, 0o640)
+    write_atomically(path, content, 0o640)
     return True
 
 
@@ -536,7 +536,7 @@ class Authority:
         wanted = tuple(dict.fromkeys([*known, *hosts]))
         subject = Subject(self._node, [issuing.general_name(host) for host in wanted], public)
         signed = issuing.issue(issuer, subject, issuing.FOR_LISTENING, self._valid(issuer))
-        write_whole(certificate, issuing.pem(signed) + issuing.pem(issuer.certificate), 0o640)
+        write_atomically(certificate, issuing.pem(signed) + issuing.pem(issuer.certificate), 0o640)
         if wanted != self._state.hosts:
             self._keep(msgspec.structs.replace(self._state, hosts=wanted))
         return certificate, key

@@ -47,7 +47,7 @@ from linkd.pairing.messages import (
     is_ours,
     peer_table,
 )
-from linkd.pairing.signers import AUTHORITY_WARN_DAYS, make_directory, write_whole
+from linkd.pairing.signers import AUTHORITY_WARN_DAYS, make_directory, write_atomically
 
 TIMEOUT: Final = 10.0
 _TRIES: Final = 3
@@ -174,7 +174,7 @@ def renew(peer: PeerSettings) -> float:
         if leaf.public_key() != key.public_key():
             raise PairingRefused(f"{peer.name} sent a certificate that is not for this node's key")
         _trust(peer, renewed.authorities, shown)
-        write_whole(Path(peer.certificate), renewed.certificate.encode(), 0o640)
+        write_atomically(Path(peer.certificate), renewed.certificate.encode(), 0o640)
         return leaf.not_valid_after_utc.timestamp()
     raise failure
 
@@ -205,7 +205,7 @@ def _trust(peer: PeerSettings, authorities: tuple[str, ...], shown: bytes) -> No
         raise PairingRefused(f"{peer.name} sent an authority that can't be read") from None
     if not any(is_issued_by(leaf, each) for each in found):
         raise PairingRefused(f"{peer.name} sent no authority that has signed its own certificate")
-    write_whole(file, text.encode(), 0o640)
+    write_atomically(file, text.encode(), 0o640)
     events.emit("pairing.trusts", peer=peer.name, certificate=str(file))
 
 
@@ -216,7 +216,7 @@ def _check_places(place: Path, directory: Path) -> None:
         make_directory(place, 0o700)
         make_directory(directory, 0o750)
         for each in (place, directory):
-            write_whole(each / ".writable", b"", 0o600)
+            write_atomically(each / ".writable", b"", 0o600)
             (each / ".writable").unlink()
     except OSError as error:
         raise ConfigError(f"{error.filename}: {error.strerror}: run this as root") from None
@@ -369,19 +369,19 @@ class _Written(NamedTuple):
 def _write(what: _Written, place: Path, directory: Path) -> Path:
     """Write key, certificate and authority into the state, then the one file of the peer."""
     hub = what.answer.node
-    write_whole(place / f"to-{hub}.key", key_pem(what.key), 0o600)
-    write_whole(place / f"to-{hub}.crt", what.answer.certificate.encode(), 0o640)
+    write_atomically(place / f"to-{hub}.key", key_pem(what.key), 0o600)
+    write_atomically(place / f"to-{hub}.crt", what.answer.certificate.encode(), 0o640)
     more: list[tuple[str, str | tuple[str, ...]]] = [
         ("dial", (what.code.url,)),
         ("certificate", str(place / f"to-{hub}.crt")),
         ("key", str(place / f"to-{hub}.key")),
     ]
     if what.vouching is not None:
-        write_whole(place / f"to-{hub}.ca", what.vouching.encode(), 0o640)
+        write_atomically(place / f"to-{hub}.ca", what.vouching.encode(), 0o640)
         more.append(("ca", str(place / f"to-{hub}.ca")))
     send, receive = check_patterns(what.answer.send), check_patterns(what.answer.receive)
     text = peer_table(hub, send, receive, more)
-    write_whole(directory / f"{hub}.toml", text.encode(), 0o640)
+    write_atomically(directory / f"{hub}.toml", text.encode(), 0o640)
     return directory / f"{hub}.toml"
 
 

@@ -126,7 +126,7 @@ class PairedPeer(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class Hooks:
+class PairingHooks:
     """What pairing needs of the daemon.
 
     Args:

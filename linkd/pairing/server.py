@@ -41,8 +41,8 @@ from linkd.pairing.ca import (
 from linkd.pairing.messages import (
     SECRET_BYTES,
     Code,
-    Hooks,
     PairedPeer,
+    PairingHooks,
     PairingRefused,
     Terms,
     check_patterns,
@@ -55,7 +55,7 @@ from linkd.pairing.signers import (
     DAY_SECONDS,
     GRACE_DAYS,
     make_directory,
-    write_whole,
+    write_atomically,
 )
 
 CODE_SECONDS: Final = 600.0
@@ -78,7 +78,7 @@ class _Invitation:
     answered: tuple[messages.AskJoin, messages.Joined] | None = None
 
 
-class Pairing:
+class PairingServer:
     """The hub's end.
 
     Args:
@@ -90,7 +90,7 @@ class Pairing:
 
     def __init__(
         self,
-        hooks: Hooks,
+        hooks: PairingHooks,
         directory: Path,
         clock: Callable[[], float],
         wall: Callable[[], float],
@@ -351,7 +351,7 @@ class Pairing:
         self._check_terms(ask.name, terms)
         certificate = self._open_authority().issue(_request(ask.request), ask.name)
         if self._configured(ask.name) != terms:
-            write_whole(self._file(ask.name), terms.table(ask.name).encode(), 0o640)
+            write_atomically(self._file(ask.name), terms.table(ask.name).encode(), 0o640)
         answer = messages.Joined(
             node=self._config.node.name,
             certificate=certificate,
@@ -586,7 +586,7 @@ class _Problem(msgspec.Struct, frozen=True):
     message: str
 
 
-def local_call(pairing: Pairing, method: str, path: str, body: bytes) -> tuple[int, bytes]:
+def local_call(pairing: PairingServer, method: str, path: str, body: bytes) -> tuple[int, bytes]:
     """Answer a call below `/v1/pairing`; return status and body (JSON). For the unix socket only.
 
     Args:

@@ -38,7 +38,7 @@ def make_directory(path: Path, mode: int) -> None:
     _adopt(path)
 
 
-def write_whole(path: Path, content: bytes, mode: int) -> None:
+def write_atomically(path: Path, content: bytes, mode: int) -> None:
     """Write a file so that a crash leaves the old or the new one, never a part.
 
     It belongs to the owner of its directory, so that a command run by root writes for the daemon.
@@ -281,7 +281,7 @@ class Signers:
 
     def _write_certificates(self, signers: tuple[Issuer, ...] | list[Issuer]) -> None:
         content = b"".join(certificates.pem(each.certificate) for each in signers)
-        write_whole(self._directory / AUTHORITY_FILE, content, 0o640)
+        write_atomically(self._directory / AUTHORITY_FILE, content, 0o640)
 
 
 def load_keys(path: Path) -> list[ec.EllipticCurvePrivateKey]:
@@ -307,7 +307,7 @@ def load_keys(path: Path) -> list[ec.EllipticCurvePrivateKey]:
 
 def write_keys(path: Path, keys: list[ec.EllipticCurvePrivateKey]) -> None:
     """Write keys into a file that only its owner may read."""
-    write_whole(path, b"".join(certificates.key_pem(key) for key in keys), 0o600)
+    write_atomically(path, b"".join(certificates.key_pem(key) for key in keys), 0o600)
 
 
 def _public(certificate: x509.Certificate) -> object:

@@ -21,7 +21,7 @@ from linkd.errors import AttemptFailed, ConfigError
 from linkd.net.dialer import DialerContext, LinkDialer
 from linkd.net.listener import Listener
 from linkd.net.tls import ServerTls
-from linkd.pairing import Hooks, Pairing, join, prepare
+from linkd.pairing import PairingHooks, PairingServer, join, prepare
 from tests.support import tls_lab
 from tests.support.net_lab import SECRET, Link, Nodes, secret_file, settings, threaded_resolver
 from tests.support.pairing_lab import edge_config
@@ -252,8 +252,8 @@ class PairedHub:
         self.tls = ServerTls(self.config.listen, place)
         self.link = Link("hub", "edge-1", 5.0)
         self.nodes = Nodes("hub", {})
-        hooks = Hooks(lambda: self.config, lambda: self.tls.leaf, self.reload, self.drop)
-        self.pairing = Pairing(hooks, directory / "linkd.d", time.monotonic, time.time)
+        hooks = PairingHooks(lambda: self.config, lambda: self.tls.leaf, self.reload, self.drop)
+        self.pairing = PairingServer(hooks, directory / "linkd.d", time.monotonic, time.time)
         posts = {
             path: partial(maybeDeferred, answer) for path, answer in self.pairing.posts.items()
         }

@@ -19,7 +19,7 @@ from twisted.web.server import Site
 
 from linkd.config import Config, ListenSettings, files, load
 from linkd.net.tls import ServerTls
-from linkd.pairing import Authority, Code, Hooks, Pairing, messages
+from linkd.pairing import Authority, Code, PairingHooks, PairingServer, messages
 from linkd.pairing.client import make_request
 from tests.support.tls_lab import Files, Listener
 
@@ -81,8 +81,8 @@ class Hub:
             f'key = "{key}"\nclient_ca = "{self.listen.client_ca}"\n'
         )
         self.config = load(files(self.main))
-        hooks = Hooks(lambda: self.config, lambda: self.tls.leaf, self.reload, self.end)
-        self.pairing = Pairing(hooks, directory / "linkd.d", self.clock, self.wall)
+        hooks = PairingHooks(lambda: self.config, lambda: self.tls.leaf, self.reload, self.end)
+        self.pairing = PairingServer(hooks, directory / "linkd.d", self.clock, self.wall)
 
     def clock(self) -> float:
         """Return monotonic seconds, ahead by what a test says."""

@@ -27,9 +27,9 @@ from linkd.net.tls import ServerTls
 from linkd.pairing import (
     Authority,
     Code,
-    Hooks,
-    Pairing,
+    PairingHooks,
     PairingRefused,
+    PairingServer,
     client,
     decode_code,
     encode_code,
@@ -39,7 +39,7 @@ from linkd.pairing import (
 )
 from linkd.pairing.ca import host_of, public_address
 from linkd.pairing.client import make_request
-from linkd.pairing.signers import write_whole
+from linkd.pairing.signers import write_atomically
 from linkd.preflight import check_files
 
 CODE = Code("edge-1", "hub.example.net:9443", bytes(range(10)), bytes(range(10, 20)))
@@ -209,14 +209,14 @@ def test_state_of_a_newer_linkd_is_refused(
 
 def test_a_file_is_whole_or_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
-    write_whole(path, b"old", 0o600)
+    write_atomically(path, b"old", 0o600)
 
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(OSError, match="No space"):
-        write_whole(path, b"new", 0o600)
+        write_atomically(path, b"new", 0o600)
     assert path.read_bytes() == b"old"
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
@@ -232,8 +232,8 @@ class Desk:
         self.config = Config(node=node, listen=listen)
         self.now = 1000.0
         self.ended: list[str] = []
-        hooks = Hooks(lambda: self.config, self._leaf, lambda: None, self.ended.append)
-        self.pairing = Pairing(hooks, directory / "linkd.d", lambda: self.now, self.wall)
+        hooks = PairingHooks(lambda: self.config, self._leaf, lambda: None, self.ended.append)
+        self.pairing = PairingServer(hooks, directory / "linkd.d", lambda: self.now, self.wall)
 
     def _leaf(self) -> x509.Certificate | None:
         listen = self.config.listen
@@ -375,7 +375,9 @@ def test_a_state_directory_that_cannot_be_written_is_named(tmp_path: Path, wall:
 
 def test_a_listener_that_still_runs_without_tls(desk: Desk) -> None:
     desk.enable()
-    desk.pairing._hooks = Hooks(lambda: desk.config, lambda: None, lambda: None, desk.ended.append)
+    desk.pairing._hooks = PairingHooks(
+        lambda: desk.config, lambda: None, lambda: None, desk.ended.append
+    )
     with pytest.raises(PairingRefused, match="restart linkd"):
         desk.pairing.invite("edge-1", "127.0.0.1")
 
@@ -562,7 +564,7 @@ def test_an_authority_that_ends_is_warned_of(desk: Desk, monkeypatch: pytest.Mon
         raise OSError(30, "Read-only file system")
 
     with monkeypatch.context() as patched:
-        patched.setattr("linkd.pairing.signers.write_whole", refuse)
+        patched.setattr("linkd.pairing.signers.write_atomically", refuse)
         for _ in range(3):
             desk.wall.now += 0.4 * DAY
             desk.pairing.renew_own()
@@ -688,7 +690,7 @@ def test_state_that_cannot_be_read_is_a_standing_warning(
     kept = (place / "issued.json").read_text() if (place / "issued.json").exists() else None
     (place / "issued.json").write_text(content)
     monkeypatch.setattr(events, "emit", lambda event, *_, **__: said.append(event))
-    again = Pairing(desk.pairing._hooks, place.parent, lambda: desk.now, desk.wall)
+    again = PairingServer(desk.pairing._hooks, place.parent, lambda: desk.now, desk.wall)
     again.open()
     warning = again.warning()
     assert warning is not None
@@ -706,7 +708,7 @@ def test_state_that_cannot_be_read_is_a_standing_warning(
 def test_the_listener_refuses_what_was_revoked_from_the_start(edge: Edge) -> None:
     edge.desk.pairing.revoke("edge-1")
     hooks, place = edge.desk.pairing._hooks, edge.desk.pairing._place
-    again = Pairing(hooks, place.parent, lambda: edge.desk.now, edge.desk.wall)
+    again = PairingServer(hooks, place.parent, lambda: edge.desk.now, edge.desk.wall)
     assert again.revoked == frozenset()
     again.open()
     leaf = x509.load_pem_x509_certificate(edge.certificate.encode())

@@ -23,7 +23,7 @@ from linkd.config.addresses import Url
 from linkd.errors import LinkdError
 from linkd.net.certificates import load_certificates
 from linkd.net.tls import ServerTls, client_context
-from linkd.pairing import Hooks, Pairing, join, messages, prepare
+from linkd.pairing import PairingHooks, PairingServer, join, messages, prepare
 from linkd.pairing import client as joining
 from linkd.pairing.ca import DIRECTORY
 from linkd.pairing.client import HubUnreachable, renew_if_due
@@ -78,9 +78,9 @@ class Hub(Host):
         """Start the daemon."""
         wall = self.world.wall
         prepare(self.load(), wall)
-        hooks = Hooks(lambda: self.config, lambda: self.tls.leaf, self.load, lambda _: None)
+        hooks = PairingHooks(lambda: self.config, lambda: self.tls.leaf, self.load, lambda _: None)
         folder = self.main.parent / "linkd.d"
-        self.pairing = Pairing(hooks, folder, lambda: self.world.now, wall)
+        self.pairing = PairingServer(hooks, folder, lambda: self.world.now, wall)
         self.pairing.open()
         assert self.config.listen is not None
         self.tls = ServerTls(self.config.listen, self.place, wall, lambda: self.pairing.revoked)
