@@ -79,10 +79,10 @@ host_of() {
     printf '%s\n' "$name"
 }
 
-# Print the chains of $1 in which rules of others precede one that is marked: these may have let
+# Print the chains of $1 in which rules of others precede one that is to be removed: these may have let
 # packets pass. drop.sh puts its own first, so somebody has put those there later.
 overruled() {
-    "$1" -w 5 -S 2>/dev/null | tr -d '"' | awk -v mark=" --comment $mark:" '
+    "$1" -w 5 -S 2>/dev/null | tr -d '"' | awk -v mark=" --comment $mark:${host:+$host:}" '
         $1 != "-A" { next }
         index($0, mark) { if (others[$2] && !said[$2]++) print $2; next }
         !/ --comment linkd-dr(op|ill):/ { others[$2] = 1 }'
