@@ -22,8 +22,9 @@ from zlib import crc32
 import msgspec
 
 from linkd.api.bodies import to_json
+from linkd.clock import Clock, Timer
 from linkd.net.rate_limit import FairShare
-from linkd.net.timers import Clock, DelayedCall, cancel
+from linkd.net.timers import cancel
 from linkd.protocol.channels import is_channel
 from linkd.protocol.peer import Volatile
 from linkd.protocol.records import Record, read_records
@@ -267,15 +268,15 @@ class _Channel:
         self.joined: dict[int, Member] = {}
         self.left: list[int] = []
         self.asks = False
-        self.gathering: DelayedCall | None = None
-        self.answering: DelayedCall | None = None
+        self.gathering: Timer | None = None
+        self.answering: Timer | None = None
         self.remote = 0
         # Changes that watchers do not know of, each with the highest number here at that time:
         # those who came later were not there.
         self.changes: dict[tuple[str, Member], tuple[str, int]] = {}
         self.is_crowd = False  # too many changes to name each
         self.delivers = False
-        self.resting: DelayedCall | None = None
+        self.resting: Timer | None = None
 
     @property
     def count(self) -> int:
@@ -328,7 +329,7 @@ class Presence:
         self._channels: dict[str, _Channel] = {}
         self._number = 0
         self._remote = 0
-        self._sweep: DelayedCall | None = None
+        self._sweep: Timer | None = None
         self._sweeps = False  # one is planned
         node.on_presence.append(self._heard)
         self._ignore_links: Callable[[], None] | None = None

@@ -22,10 +22,11 @@ from twisted.internet.interfaces import IAddress, IProtocol
 from twisted.internet.protocol import ClientFactory
 from twisted.python.failure import Failure
 
+from linkd.clock import Clock, Timer
 from linkd.config import Url
 from linkd.errors import AttemptFailed, FailureKind, Reason
 from linkd.net.linux import limit_segment, show
-from linkd.net.timers import Clock, DelayedCall, cancel
+from linkd.net.timers import cancel
 from linkd.net.tls import ClientTls
 
 PATIENCE: Final = 0.25
@@ -71,7 +72,7 @@ class Resolver:
         self._clock = clock
         self._lookup = lookup
         self._good: dict[str, list[str]] = {}
-        self._waiting: dict[str, dict[Deferred[list[str]], DelayedCall | None]] = {}
+        self._waiting: dict[str, dict[Deferred[list[str]], Timer | None]] = {}
 
     def resolve(self, host: str) -> Deferred[list[str]]:
         """Return the addresses of a host; an address is its own.
@@ -81,7 +82,7 @@ class Resolver:
         if isIPAddress(host) or isIPv6Address(host.partition("%")[0]):
             return succeed([host])
         waiter: Deferred[list[str]] = Deferred(lambda gone: self._forget(host, gone))
-        timer: DelayedCall | None = None
+        timer: Timer | None = None
         if host in self._good:
             timer = self._clock.callLater(PATIENCE, self._serve_old, host, waiter)
         first = host not in self._waiting
@@ -168,7 +169,7 @@ class Attempt(BaseConnector):
         self._count = 1
         self._candidates: list[Candidate] = []
         self._passed_over: set[str] = set()
-        self._stagger: DelayedCall | None = None
+        self._stagger: Timer | None = None
         self._ended = False
         self._problems: list[str] = []
         self._answers: list[AttemptFailed] = []

@@ -12,22 +12,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from itertools import count
-from random import Random
-from typing import Any, ClassVar, Final, Protocol, TypeVar, get_args
+from typing import Any, ClassVar, Final, Protocol, get_args
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from linkd.config import Config, PeerSettings
+from linkd.clock import Clock, Timer
+from linkd.config import PeerSettings
 from linkd.core.liveness import FLOW_BYTES, PONG_AFTER, Liveness
 from linkd.errors import AttemptFailed, Reason, RemoteProtocolError
-from linkd.events import Level
-from linkd.net.admission import ConnectionLimiter
-from linkd.net.auth import Nonces
 from linkd.net.http_head import printable
 from linkd.net.linux import ended, peer_of, show, tune
-from linkd.net.timers import Clock, DelayedCall, ExactTimer, Silence, cancel
-from linkd.net.tls import ServerTls
+from linkd.net.timers import Silence, cancel
 from linkd.net.websocket import (
     MESSAGE,
     PING,
@@ -53,64 +49,6 @@ from linkd.protocol.peer import (
 )
 
 
-class LinkConnection(Protocol):
-    """One WebSocket between two nodes, dialed or accepted, once its hello has come.
-
-    Attributes:
-        key: A small number, unique in this process; never reused.
-        dialed: We dialed it.
-        generation: As chosen by the dialer.
-        address: The other end, for people: `192.0.2.7:9443`, `[2001:db8::7]:9443`.
-        writable: There is room for another message without delaying a ping or an ack.
-        began: When it was established, monotonic seconds.
-        silence_limit: Seconds of silence at which it is given up.
-        rtt_seconds: The last measured round trip, or None.
-        on_round_trip: Called with each measured round trip in seconds, where it is set.
-        certificate_expires: Unix seconds, or None where the other showed no certificate.
-    """
-
-    key: int
-    dialed: bool
-    generation: Generation
-    address: str
-    writable: bool
-    began: float
-    silence_limit: float
-    rtt_seconds: float | None
-    on_round_trip: Callable[[float], None] | None
-    certificate_expires: float | None
-
-    def send(self, payload: bytes) -> None:
-        """Send one binary message (`wire.encode`).
-
-        Nothing happens once the connection has ended.
-        """
-
-    def answer(self, hello: Hello) -> None:
-        """Listening end: send our own hello, `proof` filled in.
-
-        The connection counts from now on.
-        """
-
-    def silence_seconds(self) -> float:
-        """Return how long nothing has been heard."""
-
-    def abort(self, reason: Reason, detail: str) -> None:
-        """End it now; `lost` follows with this reason."""
-
-    def fail(self, reason: Reason, detail: str, close_code: int) -> None:
-        """End it and tell the other why; nothing is received any more.
-
-        `lost` follows with this reason, 3 s later where the other does not answer.
-        """
-
-    def goodbye(self, message: Goodbye) -> None:
-        """Send a goodbye, close, and abort after 3 s.
-
-        `lost` follows with reason `stopped` or as the goodbye says.
-        """
-
-
 class LinkPort(Protocol):
     """One link, as its connections see it."""
 
@@ -119,7 +57,7 @@ class LinkPort(Protocol):
     def hello(self, generation: Generation) -> Hello:
         """Return what we say first on a connection (`proof` empty: the connection fills it in)."""
 
-    def greeted(self, connection: LinkConnection, hello: Hello) -> None:
+    def greeted(self, connection: Connection, hello: Hello) -> None:
         """The peer has proved who it is and said hello. The link takes the connection over.
 
         Or refuses it.
@@ -128,14 +66,14 @@ class LinkPort(Protocol):
         (with `Connection.answer`) if it takes the connection.
         """
 
-    def received(self, connection: LinkConnection, message: Message) -> None:
+    def received(self, connection: Connection, message: Message) -> None:
         """A message after the hello."""
 
-    def writable(self, connection: LinkConnection) -> None:
+    def writable(self, connection: Connection) -> None:
         """`writable` has become true."""
 
     def lost(
-        self, connection: LinkConnection, reason: Reason, detail: str, goodbye: Goodbye | None
+        self, connection: Connection, reason: Reason, detail: str, goodbye: Goodbye | None
     ) -> None:
         """A greeted connection has ended.
 
@@ -156,31 +94,6 @@ class LinkPort(Protocol):
 
         Nothing was proved: it may change what is told of a link that is down, and nothing else.
         """
-
-
-class Dialer(Protocol):
-    """The dialing end of one link: a ReconnectingClientFactory underneath.
-
-    Attributes:
-        attempts: Attempts since the last connection was up.
-        deadline: Monotonic seconds by which the attempt under way must have ended, or None.
-        next_attempt: Monotonic seconds of the next attempt, or None.
-        segment_bytes: The largest TCP segments of the attempts to come; 0 for the path's own.
-    """
-
-    attempts: int
-    deadline: float | None
-    next_attempt: float | None
-    segment_bytes: int
-
-    def dial(self, after: float) -> None:
-        """Begin an attempt after so many seconds, 0 for at once.
-
-        Replaces what was scheduled before.
-        """
-
-    def stop(self) -> None:
-        """Dial no more, and end the attempt under way."""
 
 
 class Nodes(Protocol):
@@ -269,80 +182,8 @@ class FrameWriter(ABC):
         """Say a bug, and end the connection."""
 
 
-Made_contra = TypeVar("Made_contra", contravariant=True)
-"""The connections that a factory makes."""
-
 Post = Callable[[bytes, str], Deferred[tuple[int, bytes]]]
 """Answers a POST ahead of any upgrade: body and address in, status and JSON out."""
-
-
-class FactoryPort(Protocol):
-    """A factory, as both kinds of connections see it.
-
-    Attributes:
-        clock: What its connections live by.
-        first_limit: Seconds of silence that end a connection before its hello.
-    """
-
-    clock: Clock
-    first_limit: float
-
-
-class ListenerPort(FactoryPort, Protocol[Made_contra]):
-    """A listener, as the connections see it that it has accepted.
-
-    Attributes:
-        config: What is in force.
-        nodes: The node whose peers dial.
-        tls: The listener's side of TLS, None without.
-        posts: Other paths to which may be posted.
-        nonces: Those given out.
-        random: Spreads the first pings.
-        admission: Who may come in.
-    """
-
-    config: Config
-    nodes: Nodes
-    tls: ServerTls | None
-    posts: dict[str, Post]
-    nonces: Nonces
-    random: Random
-    admission: ConnectionLimiter
-    _batched_timer: ExactTimer
-
-    def refused(
-        self,
-        connection: Made_contra,
-        reason: Reason,
-        detail: str,
-        claimed: str | None,
-        close_code: int | None,
-    ) -> None:
-        """Count a connection that was closed before it was greeted, and say so."""
-
-    def tell(self, level: Level, event: str, **fields: str | int | float | None) -> None:
-        """Say something in the log."""
-
-
-class DialerPort(FactoryPort, Protocol[Made_contra]):
-    """A dialer, as the connections see it that it has dialed.
-
-    Attributes:
-        node: This node's name.
-        port: The link.
-    """
-
-    node: str
-    port: LinkPort
-
-    def next_generation(self) -> Generation:
-        """Return the generation of a new connection."""
-
-    def greeted(self, connection: Made_contra, hello: Hello) -> None:
-        """The peer has said hello on a connection, and has proved who it is."""
-
-    def ended_early(self, connection: Made_contra, reason: Failure) -> None:
-        """A connection has ended before its hello."""
 
 
 ABORT_AFTER: Final = 3.0
@@ -363,11 +204,19 @@ _no_generation: Final = Generation("-", 0)
 
 
 class Connection(Silence, FrameReader, FrameWriter):
-    """What both ends share; `linkd.net.connection.LinkConnection`, mixed into Autobahn's protocol.
+    """One WebSocket between two nodes; both ends mix it into Autobahn's protocol.
 
-    Attributes beside the port's:
-        life: When it was heard and spoken to.
-        port: The link, once greeted.
+    Attributes:
+        key: A small number, unique in this process; never reused.
+        dialed: We dialed it.
+        generation: As chosen by the dialer.
+        writable: There is room for another message without delaying a ping or an ack.
+        began: When TCP was established, monotonic seconds.
+        life: When bytes were last received and sent.
+        port: The link, once the peer's hello has been accepted.
+        rtt_seconds: The last measured round trip, or None.
+        on_round_trip: Called with each measured round trip in seconds, where it is set.
+        certificate_expires: Unix seconds, or None where the peer showed no certificate.
     """
 
     log: Any = SilentLogger()
@@ -378,6 +227,7 @@ class Connection(Silence, FrameReader, FrameWriter):
     remoteCloseReason: str | None
 
     key = 0
+    began: float
     generation = _no_generation
     rtt_seconds: float | None = None
     certificate_expires: float | None = None
@@ -386,7 +236,7 @@ class Connection(Silence, FrameReader, FrameWriter):
     port_number = 0
     _ending: tuple[Reason, str] | None = None
     _goodbye: Goodbye | None = None
-    _abort_call: DelayedCall | None = None
+    _abort_call: Timer | None = None
     _pinged_at: float | None = None
     _gone = False
     _frames = 0
@@ -503,7 +353,7 @@ class Connection(Silence, FrameReader, FrameWriter):
             elif type(message) is Goodbye:
                 self._goodbye = message
             else:
-                self.port.received(self, message)  # type: ignore[arg-type]
+                self.port.received(self, message)
         except RemoteProtocolError as error:
             self.fail("protocol", str(error), error.close_code)
 
@@ -514,6 +364,10 @@ class Connection(Silence, FrameReader, FrameWriter):
         Raises:
             RemoteProtocolError: It is no hello, or not one to be had.
         """
+
+    def answer(self, hello: Hello) -> None:
+        """Reply to the dialer's hello with our own."""
+        self.send(encode(hello))
 
     def onPing(self, payload: bytes) -> None:
         """Answer a ping, unless the other end does not read what we have sent already."""
@@ -633,7 +487,7 @@ class Connection(Silence, FrameReader, FrameWriter):
             return
         goodbye = self._goodbye
         why, detail = self._ending or self._why(goodbye, reason)
-        port.lost(self, why, detail, goodbye)  # type: ignore[arg-type]
+        port.lost(self, why, detail, goodbye)
 
     def _why(self, goodbye: Goodbye | None, reason: Failure) -> tuple[Reason, str]:
         """Return why a connection ended that we did not end."""

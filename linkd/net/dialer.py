@@ -12,6 +12,7 @@ from twisted.internet.protocol import ReconnectingClientFactory
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
+from linkd.clock import Timer
 from linkd.config import PeerSettings, Url, parse_url
 from linkd.core.backoff import tcp_timeout
 from linkd.core.liveness import dialer_limit
@@ -19,9 +20,9 @@ from linkd.errors import AttemptFailed, ConfigError, Reason, RemoteProtocolError
 from linkd.net import http_head
 from linkd.net.auth import MAX_NONCE_CHARACTERS, load_secret, prove, verify
 from linkd.net.connect import Attempt, Budget, Candidate, Inner, Resolver
-from linkd.net.connection import ABORT_AFTER, Connection, DialerPort, LinkPort
+from linkd.net.connection import ABORT_AFTER, Connection, LinkPort
 from linkd.net.linux import ended, show, tune
-from linkd.net.timers import DelayedCall, ExactTimer, cancel
+from linkd.net.timers import ExactTimer, cancel
 from linkd.net.tls import certificate_expires, client_context
 from linkd.net.websocket import ClientFactory, ClientProtocol, ConnectingRequest
 from linkd.protocol.peer import (
@@ -46,7 +47,7 @@ class DialerConnection(Connection, ClientProtocol):
     dialed: ClassVar[bool] = True
     masked: ClassVar[int] = 0
     silent_reason: ClassVar[Reason] = "silence"
-    factory: DialerPort[DialerConnection]
+    factory: LinkDialer
     openHandshakeTimeout = 0
 
     candidate: Candidate
@@ -54,7 +55,7 @@ class DialerConnection(Connection, ClientProtocol):
     failure: AttemptFailed | None = None
     _nonce = ""
     _token: Deferred[Any] | None = None
-    _watch_call: DelayedCall | None = None
+    _watch_call: Timer | None = None
     _ping_every = 0.0
 
     # -- token and upgrade --------------------------------------------------------------------
@@ -310,15 +311,11 @@ class DialerContext:
     resolver: Resolver
 
 
-class LinkDialer(
-    ClientFactory,  # type: ignore[misc]
-    ReconnectingClientFactory,
-    DialerPort[DialerConnection],
-):
-    """Dials one peer; `linkd.net.connection.Dialer`.
+class LinkDialer(ClientFactory, ReconnectingClientFactory):  # type: ignore[misc]
+    """Dials one peer.
 
-    The delays are the link's: a failed attempt is told to it, and it says `dial`. What
-    ReconnectingClientFactory would choose by itself never counts.
+    The link decides the delays: it learns of each failed attempt and calls `dial`. The delays that
+    ReconnectingClientFactory would choose are not used.
 
     Args:
         port: The link.

@@ -20,8 +20,9 @@ from twisted.internet.interfaces import IReadDescriptor
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from linkd.clock import Timer
 from linkd.events import emit
-from linkd.net.timers import DelayedCall, cancel
+from linkd.net.timers import cancel
 
 TCP_USER_TIMEOUT: Final = 18
 TCP_NOTSENT_LOWAT: Final = 25
@@ -290,7 +291,7 @@ class NetworkMonitor:
         self._reactor = reactor
         self._changed = changed
         self._socket: socket.socket | None = None
-        self._call: DelayedCall | None = None
+        self._call: Timer | None = None
         self._first = 0.0
 
     def start(self) -> bool:

@@ -18,6 +18,7 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
+from linkd.clock import Timer
 from linkd.config import Config, parse_address
 from linkd.core.liveness import listener_limit
 from linkd.errors import ConfigError, Reason, RemoteProtocolError, Unavailable
@@ -26,9 +27,9 @@ from linkd.host import listen_error
 from linkd.net import http_head
 from linkd.net.admission import ConnectionLimiter, GreetedAddresses, Place
 from linkd.net.auth import NONCE_LIFETIME, Nonces, load_secret, prove, verify
-from linkd.net.connection import ABORT_AFTER, Connection, ListenerPort, Nodes, Post
+from linkd.net.connection import ABORT_AFTER, Connection, Nodes, Post
 from linkd.net.linux import every_address, peer_of, show
-from linkd.net.timers import DelayedCall, ExactTimer, PingedSilence, cancel
+from linkd.net.timers import ExactTimer, PingedSilence, cancel
 from linkd.net.tls import ServerTls, certificate_expires, peer_names
 from linkd.net.websocket import STATE_CLOSED, ConnectionDeny, ServerFactory, ServerProtocol
 from linkd.protocol.peer import (
@@ -37,7 +38,6 @@ from linkd.protocol.peer import (
     SUBPROTOCOL,
     Hello,
     Message,
-    encode,
 )
 
 _Protocol: Any = Protocol
@@ -73,7 +73,7 @@ class Newcomer(_Protocol):  # type: ignore[misc]
         self._addr = addr
         self._place: Place | None = None
         self._since = 0.0
-        self._call: DelayedCall | None = None
+        self._call: Timer | None = None
 
     def connectionMade(self) -> None:
         """Take a place, and give it its time."""
@@ -162,7 +162,7 @@ class ListenerConnection(PingedSilence, Connection, ServerProtocol):
     dialed: ClassVar[bool] = False
     masked: ClassVar[int] = 0x80
     silent_reason: ClassVar[Reason] = "ping-timeout"
-    factory: ListenerPort[ListenerConnection]
+    factory: Listener
     openHandshakeTimeout = 0
 
     _claimed: str | None = None
@@ -173,7 +173,7 @@ class ListenerConnection(PingedSilence, Connection, ServerProtocol):
     _place: Place | None = None
     _since = 0.0
     _is_rated = False
-    _hello_call: DelayedCall | None = None
+    _hello_call: Timer | None = None
     _denied: HandshakeRejected | None = None
     _wait: HandshakeRejected | None = None
 
@@ -449,7 +449,7 @@ class ListenerConnection(PingedSilence, Connection, ServerProtocol):
             fields = {each: getattr(hello, each) for each in hello.__struct_fields__}
             hello = Hello(**{**fields, "proof": proof})
             self._secret = None
-        self.send(encode(hello))
+        super().answer(hello)
 
     def _settle(self) -> None:
         """It counts as a newcomer no longer."""
@@ -500,7 +500,7 @@ def hello_dialer(connection: ListenerConnection) -> str:
     return connection._claimed or ""
 
 
-class Listener(ServerFactory, ListenerPort[ListenerConnection]):  # type: ignore[misc]
+class Listener(ServerFactory):  # type: ignore[misc]
     """The listening end of all links.
 
     Args:

@@ -20,7 +20,7 @@ from twisted.internet.abstract import FileDescriptor
 from twisted.internet.defer import Deferred
 
 from linkd import events
-from linkd.net.timers import Clock
+from linkd.clock import Clock
 
 MAX_ADDRESSES: Final = 16_384
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
+from linkd.clock import Clock, Timer
 from linkd.core.liveness import Liveness
 
 PING_GRID: Final = 0.25
@@ -15,31 +16,6 @@ PING_GRID: Final = 0.25
 
 CLOCK_STEP: Final = 1.0
 """Seconds within one by which the wall clock was set rather than corrected."""
-
-
-class DelayedCall(Protocol):
-    """A call that was asked for; Twisted's IDelayedCall."""
-
-    def active(self) -> bool:
-        """Tell whether it is still to come."""
-
-    def cancel(self) -> None:
-        """Have it not happen."""
-
-    def reset(self, secondsFromNow: float) -> None:
-        """Have it happen at another time."""
-
-
-class Clock(Protocol):
-    """A reactor, or `twisted.internet.task.Clock`: monotonic seconds and calls later."""
-
-    def seconds(self) -> float:
-        """Return monotonic seconds."""
-
-    def callLater(
-        self, delay: float, callable: Callable[..., object], *args: object
-    ) -> DelayedCall:
-        """Call `callable` after `delay` seconds."""
 
 
 class ExactTimer:
@@ -59,7 +35,7 @@ class ExactTimer:
         self._clock = clock
         self._ping = ping
 
-    def call_later(self, delay: float, call: Callable[..., object], *args: object) -> DelayedCall:
+    def call_later(self, delay: float, call: Callable[..., object], *args: object) -> Timer:
         """Call `call` after exactly `delay` seconds, a ping a little earlier."""
         if delay > PING_GRID and getattr(call, "__name__", "") == self._ping:
             now = self._clock.seconds()
@@ -83,7 +59,7 @@ def when_idle(clock: Clock) -> Callable[[Callable[[], None], float], object] | N
     return getattr(clock, "when_idle", None)
 
 
-def cancel(call: DelayedCall | None) -> None:
+def cancel(call: Timer | None) -> None:
     """Cancel a call that may have happened, or never have been planned."""
     if call is not None and call.active():
         call.cancel()
@@ -181,8 +157,8 @@ class PingedSilence(Silence):
     factory: Any
     autoPingInterval: float
     autoPingTimeout: float
-    autoPingTimeoutCall: DelayedCall | None
-    autoPingPendingCall: DelayedCall | None
+    autoPingTimeoutCall: Timer | None
+    autoPingPendingCall: Timer | None
     autoPingPending: bytes | None
     _pinged_at: float | None = None
 

@@ -18,8 +18,8 @@ from autobahn.websocket import protocol, types
 from twisted.internet.abstract import FileDescriptor
 from twisted.logger import Logger
 
+from linkd.clock import Clock
 from linkd.net.linux import NOTSENT_BYTES, keep_unsent_small
-from linkd.net.timers import Clock
 
 try:
     from websockets.speedups import apply_mask as _apply_mask

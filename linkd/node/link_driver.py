@@ -13,7 +13,8 @@ from linkd.core.backoff import Backoff
 from linkd.core.liveness import LEAST_SEGMENT_BYTES, SEGMENT_BYTES
 from linkd.core.session import outdated, repeats
 from linkd.errors import AttemptFailed, Reason
-from linkd.net.connection import Dialer, LinkConnection
+from linkd.net.connection import Connection
+from linkd.net.dialer import LinkDialer
 from linkd.node import replicator
 from linkd.node.outages import Current
 from linkd.protocol import peer as wire
@@ -68,12 +69,12 @@ class LinkDriver:
         self._clock = around.clock
         self.link = links.Link(around.name, settings.name, backoff)
         self.carrier = replicator.Replicator(around, settings, self)
-        self.dialer: Dialer | None = None
+        self.dialer: LinkDialer | None = None
         self.peer_version: str | None = None
         self._expires: float | None = None  # the certificate that the peer showed last
         self.drain_to: int | None = None
         self._peer_clock: tuple[float, float] | None = None  # what it showed, and when by ours
-        self._greeted: dict[int, tuple[LinkConnection, wire.Hello]] = {}
+        self._greeted: dict[int, tuple[Connection, wire.Hello]] = {}
         self._said: wire.Hello | None = None  # our hello on the connection that we dial
         self._dials_at_once = False  # the next attempt differs from those that failed
         self._repeated = False  # the live connection has had its second hello
@@ -90,7 +91,7 @@ class LinkDriver:
         }
 
     @property
-    def connection(self) -> LinkConnection | None:
+    def connection(self) -> Connection | None:
         """The connection that counts."""
         return self.carrier.connection
 
@@ -129,7 +130,7 @@ class LinkDriver:
             time=wire.sendable(wall()),
         )
 
-    def greeted(self, connection: LinkConnection, hello: wire.Hello) -> None:
+    def greeted(self, connection: Connection, hello: wire.Hello) -> None:
         """The peer has proved who it is and said hello."""
         self._greeted[connection.key] = (connection, hello)
         greeted = links.Greeted(
@@ -141,20 +142,20 @@ class LinkDriver:
         )
         self._run(greeted)
 
-    def received(self, connection: LinkConnection, message: wire.Message) -> None:
+    def received(self, connection: Connection, message: wire.Message) -> None:
         """A message after the hello."""
         if type(message) is wire.Hello and connection is self.connection:
             self._hello_again(connection, message)
         else:
             self.carrier.received(connection, message)
 
-    def writable(self, connection: LinkConnection) -> None:
+    def writable(self, connection: Connection) -> None:
         """There is room for more."""
         self.carrier.writable(connection)
 
     def lost(
         self,
-        connection: LinkConnection,
+        connection: Connection,
         reason: Reason,
         detail: str,
         goodbye: wire.Goodbye | None,
@@ -374,7 +375,7 @@ class LinkDriver:
                 return None  # it came from there itself: under this name, or the one before
         return None if owner == self.peer else owner
 
-    def _refuse_log(self, connection: LinkConnection, log: str, owner: str) -> None:
+    def _refuse_log(self, connection: Connection, log: str, owner: str) -> None:
         """Refuse a peer that says that another node's log is its own."""
         detail = (
             f"{self.peer} at {connection.address} calls {owner}'s log ({log}) its own: a copy of"
@@ -395,7 +396,7 @@ class LinkDriver:
         )
         self._around.refused(self.peer, address, "duplicate", detail)
 
-    def _hello_again(self, connection: LinkConnection, theirs: wire.Hello) -> None:
+    def _hello_again(self, connection: Connection, theirs: wire.Hello) -> None:
         """Take the second hello of a connection, and go by it.
 
         A dialer sends it where another connection carried records while the first one was on its
@@ -413,7 +414,7 @@ class LinkDriver:
             connection.send(wire.encode(ours))
         self._agree(connection, ours, theirs)
 
-    def _agree(self, connection: LinkConnection, ours: wire.Hello, theirs: wire.Hello) -> None:
+    def _agree(self, connection: Connection, ours: wire.Hello, theirs: wire.Hello) -> None:
         """Begin the session on a connection whose hellos are both true."""
         self._note_patterns(theirs.wants)
         agreed = self.carrier.begin(connection, ours, theirs)

@@ -13,7 +13,7 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from linkd.config import Config, PeerSettings
 from linkd.core.backoff import Backoff
 from linkd.log.interface import CursorStore, Log, PeerCursor
-from linkd.net.connection import Dialer
+from linkd.net.dialer import LinkDialer
 from linkd.node.link_driver import Around, LinkDriver
 from linkd.status import AbsentPeer
 
@@ -302,7 +302,7 @@ class Links:
         self,
         around: Around,
         cursors: CursorStore,
-        make_dialer: Callable[[LinkDriver], Dialer],
+        make_dialer: Callable[[LinkDriver], LinkDialer],
         rng: Random,
     ) -> None:
         self.drivers: dict[str, LinkDriver] = {}

@@ -21,7 +21,7 @@ from linkd.core.inbound import KnownEnds
 from linkd.core.link import Changed
 from linkd.errors import LinkdError, Reason
 from linkd.log.interface import Appended, Consumer, CursorStore, Log, OnDurable, Owned
-from linkd.net.connection import Dialer
+from linkd.net.dialer import LinkDialer
 from linkd.net.timers import when_idle
 from linkd.node.dispatcher import ChannelRules, Dispatcher, VolatileSequence, messages_of
 from linkd.node.held import Held
@@ -89,7 +89,7 @@ def _told(node: str, log: Log, driver: LinkDriver) -> str:
 
 _Result = TypeVar("_Result")
 
-MakeDialer = Callable[["Node", LinkDriver], Dialer]
+MakeDialer = Callable[["Node", LinkDriver], LinkDialer]
 
 _TICK_SECONDS = 0.25
 

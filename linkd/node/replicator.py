@@ -22,7 +22,7 @@ from linkd.core.liveness import Path
 from linkd.core.session import Handshake, Session
 from linkd.errors import Gap, LinkdError, LogClosed, OutOfStep, RemoteProtocolError
 from linkd.log.interface import Appended, Log
-from linkd.net.connection import LinkConnection
+from linkd.net.connection import Connection
 from linkd.node.held import Held
 from linkd.protocol import peer as wire
 from linkd.protocol.channels import Patterns
@@ -210,7 +210,7 @@ class Replicator:
         self.session = Session(bounds, epoch_below, packs, unpack, around.ends)
         self.session.outbound.begin(around.acked_by(settings.name))
         self.session.outbound.log_next = self._log.next
-        self.connection: LinkConnection | None = None
+        self.connection: Connection | None = None
         self.waits = False
         self.path = Path()
         self._probe: wire.Probe | None = None
@@ -252,7 +252,7 @@ class Replicator:
 
     # -- connections --------------------------------------------------------------------------
 
-    def begin(self, connection: LinkConnection, ours: wire.Hello, theirs: wire.Hello) -> bool:
+    def begin(self, connection: Connection, ours: wire.Hello, theirs: wire.Hello) -> bool:
         """Begin on a new connection; return whether the two ends agree on how far they are."""
         self.drop()
         self.connection = connection
@@ -273,7 +273,7 @@ class Replicator:
             self.recount()
         return not any(isinstance(effect, sessions.Diverged) for effect in self._begun)
 
-    def wait_for_hello(self, connection: LinkConnection) -> None:
+    def wait_for_hello(self, connection: Connection) -> None:
         """Take a new connection whose first hellos are out of date already."""
         self.drop()
         self.connection = connection
@@ -292,7 +292,7 @@ class Replicator:
         if self._probe is not None:
             self._clock.callLater(PROBE_SECONDS, self._send_probe, self.connection, self._probe)
 
-    def _send_probe(self, connection: LinkConnection | None, probe: wire.Probe) -> None:
+    def _send_probe(self, connection: Connection | None, probe: wire.Probe) -> None:
         if connection is not None and connection is self.connection:
             connection.send(wire.encode(probe))
 
@@ -316,7 +316,7 @@ class Replicator:
             self._wake_timer.cancel()
         self._wake_timer = None
 
-    def received(self, connection: LinkConnection, message: wire.Message) -> None:
+    def received(self, connection: Connection, message: wire.Message) -> None:
         """Take a message; a late one of an older connection is dropped here."""
         if connection is not self.connection:
             return
@@ -355,7 +355,7 @@ class Replicator:
         self._resend_at = max(self._resend_at, earliest) + RESEND_SECONDS
         return self._resend_at < now + RESEND_SECONDS / 2
 
-    def _probed(self, connection: LinkConnection, size: int) -> None:
+    def _probed(self, connection: Connection, size: int) -> None:
         """A probe has come to the peer: send the next one, or what is owed."""
         if self.path.probing:
             probe = self.path.answered(size, self._clock.seconds())
@@ -364,7 +364,7 @@ class Replicator:
             elif connection.writable:
                 self.writable(connection)
 
-    def writable(self, connection: LinkConnection) -> None:
+    def writable(self, connection: Connection) -> None:
         """There is room for more."""
         if connection is self.connection and not self.path.probing:
             self._waiting_bytes = 0
@@ -510,9 +510,7 @@ class Replicator:
             return
         self._read_effects = outbound.read(batches, self._log.clock(), self._clock.seconds())
 
-    def _fetched(
-        self, connection: LinkConnection | None, batches: list[Batch] | LinkdError
-    ) -> None:
+    def _fetched(self, connection: Connection | None, batches: list[Batch] | LinkdError) -> None:
         """Take what was read from disk, unless for an older connection."""
         if connection is not self.connection or connection is None:
             return

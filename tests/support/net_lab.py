@@ -19,7 +19,7 @@ from linkd.config import (
 )
 from linkd.errors import AttemptFailed, Reason
 from linkd.net.connect import Resolver, look_up
-from linkd.net.connection import LinkConnection
+from linkd.net.connection import Connection
 from linkd.protocol import peer as wire
 from linkd.protocol.peer import EpochStart, Generation, Goodbye, Hello, Message
 
@@ -70,24 +70,24 @@ class Link:
         """Return what a node without records says."""
         return greeting(self.node, generation, self.interval)
 
-    def greeted(self, connection: LinkConnection, hello: Hello) -> None:
+    def greeted(self, connection: Connection, hello: Hello) -> None:
         """Remember the connection; answer on the listening end."""
         self.connections.append(connection)
         if not connection.dialed and self.answers:
             connection.answer(self.hello(hello.generation))  # type: ignore[attr-defined]
         self._tell("greeted")
 
-    def received(self, connection: LinkConnection, message: Message) -> None:
+    def received(self, connection: Connection, message: Message) -> None:
         """Remember the message."""
         self.messages.append(message)
         self._tell("received")
 
-    def writable(self, connection: LinkConnection) -> None:
+    def writable(self, connection: Connection) -> None:
         """Say so."""
         self._tell("writable")
 
     def lost(
-        self, connection: LinkConnection, reason: Reason, detail: str, goodbye: Goodbye | None
+        self, connection: Connection, reason: Reason, detail: str, goodbye: Goodbye | None
     ) -> None:
         """Remember why."""
         self.losses.append((reason, detail, goodbye))
