@@ -93,6 +93,7 @@ AREAS: Mapping[str, str] = {
     "connection": "Connections",
     "tls": "Certificates",
     "log": "The log",
+    "cursors": "The cursors beside the log",
     "consumer": "Named consumers",
     "ids": "Ids",
     "producers": "Producers",
@@ -176,7 +177,7 @@ def _kinds() -> Iterator[str]:
         for kind in kinds:
             fields = " ".join(f"`{name}`" for name in kind.fields)
             folds = " ".join(f"`{name}`" for name in kind.folds)
-            cells = (f"`{kind.name}`", kind.level, fields, kind.meaning, kind.act, folds)
+            cells = (f"`{kind.name}`", kind.level, fields, kind.meaning, kind.action, folds)
             yield f"| {' | '.join(cells)} |"
         yield ""
 

@@ -265,7 +265,7 @@ class Daemon:
 
     def _bug(self, failure: Failure) -> None:
         """A loop has failed: say so and go on without it; the watchdog's then restarts us."""
-        events.emit("node.bug", where="daemon", detail=failure.getErrorMessage())
+        events.emit("node.internal-error", where="daemon", detail=failure.getErrorMessage())
 
     def _tick(self, parts: Assembled) -> None:
         """Look whether we woke late; tell the service manager how the links are."""
@@ -273,7 +273,7 @@ class Daemon:
         late = now - self._expected
         self._expected = now + _TICK
         if late > LATE_SECONDS:
-            events.emit("node.late", late_seconds=late)
+            events.emit("node.loop-lag", late_seconds=late)
         self._tell_status(parts)
 
     def _tell_status(self, parts: Assembled) -> None:
@@ -316,7 +316,7 @@ class Daemon:
             events.emit("node.reload-refused", detail=str(error))
         except Exception:  # noqa: BLE001 - a mistake of ours must not leave the unit `reloading`
             self._bug(Failure())
-            events.emit("node.reload-refused", detail="a mistake in linkd: see node.bug")
+            events.emit("node.reload-refused", detail="a mistake in linkd: see node.internal-error")
         else:
             _tell_changes(differences)
         self._manager.ready()

@@ -520,7 +520,7 @@ def refused(refusal: ApiError) -> Response:
 def bug(where: str, failure: Failure | None = None) -> ApiError:
     """Log a mistake of ours; return what the caller is told."""
     failure = failure or Failure()
-    events.emit("node.bug", where=f"api {where}", detail=failure.getTraceback()[-2000:])
+    events.emit("node.internal-error", where=f"api {where}", detail=failure.getTraceback()[-2000:])
     return ApiError("internal", "linkd made a mistake; its log has the details")
 
 

@@ -582,7 +582,11 @@ class ApiWebSocket(PingedSilence, WholeMessages):
         try:
             call()
         except Exception:  # noqa: BLE001 - Autobahn would swallow it, or leave the connection half open
-            events.emit("node.bug", where="api websocket", detail=Failure().getTraceback()[-2000:])
+            events.emit(
+                "node.internal-error",
+                where="api websocket",
+                detail=Failure().getTraceback()[-2000:],
+            )
             self.close(BUG, "linkd made a mistake; its log has the details")
 
 

@@ -21,7 +21,7 @@ class EventSpec(msgspec.Struct, frozen=True):
         level: Where the caller gives none.
         fields: Its own fields, beside the common ones.
         meaning: What has happened.
-        act: What the reader does about it.
+        action: What the reader does about it.
         folds: Fields that make two lines repeats of each other; empty: never folded.
     """
 
@@ -29,15 +29,15 @@ class EventSpec(msgspec.Struct, frozen=True):
     level: Level
     fields: tuple[str, ...]
     meaning: str
-    act: str
+    action: str
     folds: tuple[str, ...] = ()
 
 
 def kind(
-    name: str, level: Level, fields: str, meaning: str, act: str = "Nothing.", folds: str = ""
+    name: str, level: Level, fields: str, meaning: str, action: str = "Nothing.", folds: str = ""
 ) -> EventSpec:
     """Return a row; `fields` and `folds` are words separated by spaces."""
-    return EventSpec(name, level, tuple(fields.split()), meaning, act, tuple(folds.split()))
+    return EventSpec(name, level, tuple(fields.split()), meaning, action, tuple(folds.split()))
 
 
 _LINK_DOWN = "noticed_after_seconds delay_seconds attempts"
@@ -64,7 +64,7 @@ LINK_EVENTS = (
         "warn",
         _LINK_DOWN,
         "The link is down and will be dialed again, by us or by the peer.",
-        "If it stays: `linkd status PEER`; docs/operations.md, the page for 3 a.m.",
+        "If it stays: `linkd status PEER`; docs/operations.md has the runbook.",
         folds="peer reason",
     ),
     kind(
@@ -99,7 +99,7 @@ LINK_EVENTS = (
         "The peer came back and took its session over from its older connection.",
     ),
     kind(
-        "link.duplicate",
+        "link.cloned-host",
         "error",
         "",
         "Two hosts use one name and take over from each other, or the peer calls another node's"
@@ -188,7 +188,7 @@ LINK_EVENTS = (
         "only there.",
     ),
     kind(
-        "link.refused-records",
+        "link.duplicate-records",
         "info",
         "channel records",
         "Records came a second time, or in a loop, and were left out.",
@@ -238,7 +238,7 @@ LINK_EVENTS = (
         folds="peer",
     ),
     kind(
-        "link.withheld",
+        "link.acks-paused",
         "warn",
         "",
         "This node has no room for what the peer sends; it is not acknowledged until there is.",
@@ -278,7 +278,7 @@ LINK_EVENTS = (
     kind("listener.started", "info", "tls", "Peers can dial this address."),
     kind("listener.stopped", "info", "", "Peers cannot dial this address any more."),
     kind(
-        "listener.busy",
+        "listener.rate-limited",
         "warn",
         "pending",
         "Too many connections at once: newcomers are asked to come back later, or the oldest that "
@@ -319,7 +319,7 @@ LINK_EVENTS = (
         "A changed certificate is in use for new connections.",
     ),
     kind(
-        "tls.kept",
+        "tls.reload-failed",
         "error",
         "certificate",
         "A certificate or key cannot be used; the one before stays in use.",
@@ -362,14 +362,14 @@ LOG_EVENTS = (
         "it was stored.",
     ),
     kind(
-        "log.unclosed",
+        "log.unclean-shutdown",
         "info",
         "file bytes",
         "linkd had not come to its end: the zeros that were made ready behind the newest records "
         "were cut.",
     ),
     kind(
-        "log.rebuilt",
+        "cursors.rebuilt",
         "warn",
         "file",
         "The file of cursors beside the log was damaged or absent and was made again from the log.",
@@ -399,7 +399,7 @@ LOG_EVENTS = (
         "`linkd status` shows who is owed most; bring that link back, make room, or raise "
         "`log.max_bytes`.",
     ),
-    kind("log.room", "info", "bytes max_bytes", "Publishes are taken again."),
+    kind("log.space-available", "info", "bytes max_bytes", "Publishes are taken again."),
     kind(
         "log.disk-failed",
         "error",
@@ -427,11 +427,11 @@ LOG_EVENTS = (
         "error",
         "seconds",
         "The disk has not finished a commit for so long. Links stay up, what is published waits "
-        "for its answer, nothing is lost; `log.moving` tells when it has gone on.",
+        "for its answer, nothing is lost; `log.stall-ended` tells when it has gone on.",
         "Look for what holds the disk up: a frozen file system, a network mount, a failing device "
         "(`dmesg`).",
     ),
-    kind("log.moving", "info", "", "The disk that was stalled finishes commits again."),
+    kind("log.stall-ended", "info", "", "The disk that was stalled finishes commits again."),
     kind(
         "log.slow",
         "warn",
@@ -566,7 +566,7 @@ NODE_EVENTS = (
     ),
     kind("node.kicked", "info", "", "Every dialer retries at once: SIGUSR1 or `linkd kick`."),
     kind(
-        "node.late",
+        "node.loop-lag",
         "warn",
         "late_seconds",
         "The daemon's loop woke late: a busy or frozen machine, or a slow disk.",
@@ -582,7 +582,7 @@ NODE_EVENTS = (
         folds="event",
     ),
     kind(
-        "node.bug",
+        "node.internal-error",
         "error",
         "where",
         "linkd itself broke a rule; the connection concerned was aborted.",

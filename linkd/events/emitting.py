@@ -29,7 +29,7 @@ def emit(event: str, level: Level | None = None, /, **fields: Value) -> None:
     """Log one line.
 
     A name or a field that the table lacks does not stop the daemon: the line is written, and a
-    `node.bug` beside it. tests/unit/test_events.py finds such calls in the source.
+    `node.internal-error` beside it. tests/unit/test_events.py finds such calls in the source.
 
     Args:
         event: A name in the table.
@@ -38,7 +38,11 @@ def emit(event: str, level: Level | None = None, /, **fields: Value) -> None:
     """
     loose = unknown_fields(event, tuple(fields))
     if loose:
-        emit("node.bug", where=event, detail=f"the table of events has no {', '.join(loose)}")
+        emit(
+            "node.internal-error",
+            where=event,
+            detail=f"the table of events has no {', '.join(loose)}",
+        )
     kind = EVENTS.get(event)
     chosen = level or (kind.level if kind else "error")
     _log.emit(_LEVELS[chosen], None, event=event, **fields)

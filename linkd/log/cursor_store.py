@@ -302,7 +302,7 @@ class SqliteCursorStore(MemoryCursorStore):
         self.told.append(
             OperatorNotice(
                 "warn",
-                "log.rebuilt",
+                "cursors.rebuilt",
                 f"{what}; made anew from the log: {len(self._peers)} peers and"
                 f" {len(self._consumers)} consumers stand where they last were noted there and may"
                 " get records again; the history of outages and events is empty",
@@ -352,7 +352,7 @@ class SqliteCursorStore(MemoryCursorStore):
             return error
         told = OperatorNotice(
             "warn",
-            "log.rebuilt",
+            "cursors.rebuilt",
             f"{self._path} went bad ({bad}), was set aside as {self._aside} and made anew",
         )
         self._bad, self._aside = None, ""

@@ -328,7 +328,7 @@ def _last(
         ward.told.append(
             OperatorNotice(
                 "info",
-                "log.unclosed",
+                "log.unclean-shutdown",
                 f"{path}: linkd was killed, or the machine went down; the {size - index.size} zeros"
                 f" that were made ready for more were cut; the next offset is {state.next}",
             )

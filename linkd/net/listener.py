@@ -623,7 +623,12 @@ class Listener(ServerFactory):  # type: ignore[misc]
         now = self.clock.seconds()
         if now - self._busy_at >= 1.0:
             self._busy_at = now
-            emit("listener.busy", reason="busy", detail=detail, pending=self.admission.pending)
+            emit(
+                "listener.rate-limited",
+                reason="busy",
+                detail=detail,
+                pending=self.admission.pending,
+            )
 
     def refused(
         self,

@@ -223,7 +223,7 @@ class FairShare:
                     job()
                 except Exception as error:  # noqa: BLE001 - the others have their turn
                     detail = f"{type(error).__name__}: {error}"
-                    events.emit("node.bug", where="a turn of the api", detail=detail)
+                    events.emit("node.internal-error", where="a turn of the api", detail=detail)
                 if self._clock.seconds() >= (self._until or 0.0):
                     break
         finally:

@@ -290,7 +290,9 @@ class ServerTls:
             complaint = f"{error}; the certificate in force stays"
             if complaint != self.complaint:
                 self.complaint = complaint
-                events.emit("tls.kept", certificate=self._listen.certificate, detail=complaint)
+                events.emit(
+                    "tls.reload-failed", certificate=self._listen.certificate, detail=complaint
+                )
             return complaint
         self.complaint = None
         self._tell("tls.loaded")

@@ -374,6 +374,8 @@ def _done(call: Callable[..., object], *arguments: object) -> bool:
     try:
         call(*arguments)
     except Exception as error:  # noqa: BLE001 - the others get theirs
-        events.emit("node.bug", where="handing out", detail=f"{type(error).__name__}: {error}")
+        events.emit(
+            "node.internal-error", where="handing out", detail=f"{type(error).__name__}: {error}"
+        )
         return False
     return True

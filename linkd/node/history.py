@@ -154,7 +154,11 @@ class EventBuffer:
                 follower(made)
             except Exception as error:  # noqa: BLE001  # a follower's bug is not the link's
                 self.end_of(follower)
-                events.emit("node.bug", where="follower", detail=f"{type(error).__name__}: {error}")
+                events.emit(
+                    "node.internal-error",
+                    where="follower",
+                    detail=f"{type(error).__name__}: {error}",
+                )
 
     def _folded(self, made: Event) -> Event:
         """Return an event as it is kept: an attempt with those before it in the same outage."""
@@ -223,22 +227,22 @@ _LOST = frozenset(
 """Records are gone, or somebody hears of them no more."""
 
 _KEPT = _LOST | {
+    "cursors.rebuilt",
     "drill.ended",
     "drill.started",
+    "link.absent",
+    "link.acks-paused",
     "link.new-log",
-    "link.withheld",
+    "link.returned",
     "log.clock-doubtful",
     "log.disk-failed",
     "log.full",
     "log.gone",
-    "log.moving",
-    "log.rebuilt",
     "log.repaired",
-    "log.room",
+    "log.space-available",
+    "log.stall-ended",
     "log.stalled",
     "log.trimmed",
-    "link.absent",
-    "link.returned",
 }
 """What `linkd events` shows beside the changes of links."""
 
@@ -327,14 +331,14 @@ class LogMonitor:
             self._around.tell("error", "log.full", bytes=size, max_bytes=bound, detail=why)
         elif self._full and self._looks_with_room == _LOOKS:
             self._full = False
-            self._around.tell("info", "log.room", bytes=size, max_bytes=bound)
+            self._around.tell("info", "log.space-available", bytes=size, max_bytes=bound)
         self._look_at_disk()
         waiting = self._waiting() if self._full else {}
         for peer in sorted(waiting.keys() - self._withheld):
             if waiting[peer] == self._waited.get(peer):
                 self._withheld.add(peer)
                 said = f"what {peer} sent from offset {waiting[peer]} of its log on waits for room"
-                self._around.tell("warn", "link.withheld", peer=peer, detail=said)
+                self._around.tell("warn", "link.acks-paused", peer=peer, detail=said)
         self._withheld &= waiting.keys()
         self._waited = waiting
 
@@ -342,7 +346,7 @@ class LogMonitor:
         """Say once that the disk answers nothing, and once that it does again."""
         seconds = self._log.stalled()
         if seconds is None and self._looks_stalled >= _LOOKS:
-            self._around.tell("info", "log.moving", detail="the disk finishes commits again")
+            self._around.tell("info", "log.stall-ended", detail="the disk finishes commits again")
         self._looks_stalled = 0 if seconds is None else self._looks_stalled + 1
         if self._looks_stalled == _LOOKS:
             said = "the disk has not finished a commit; nothing is acknowledged until it does"

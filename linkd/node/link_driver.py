@@ -388,7 +388,7 @@ class LinkDriver:
         """Log a second host under the peer's name, or one with another's log; status shows it."""
         self._around.tell(
             "error",
-            "link.duplicate",
+            "link.cloned-host",
             peer=self.peer,
             address=address,
             reason="duplicate",

@@ -298,7 +298,9 @@ class Node:
         try:
             self._tick_over()
         except Exception as error:  # noqa: BLE001  # said, and tried again at the next tick
-            events.emit("node.bug", where="tick", detail=f"{type(error).__name__}: {error}")
+            events.emit(
+                "node.internal-error", where="tick", detail=f"{type(error).__name__}: {error}"
+            )
 
     def _tick_over(self) -> None:
         """Move everyone on over what is not for them; say what is owed to nobody."""

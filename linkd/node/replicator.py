@@ -638,7 +638,7 @@ class Replicator:
         self._around.count("repeated", self.peer, records)
         self._around.tell(
             "info",
-            "link.refused-records",
+            "link.duplicate-records",
             peer=self.peer,
             channel=channel,
             records=records,

@@ -298,10 +298,10 @@ class Campaign(Stage):
             for number, line in enumerate(daemon.lines):
                 fields = line.fields
                 event = str(fields.get("event", ""))
-                if event == "node.late":
+                if event == "node.loop-lag":
                     late = f"{daemon.name} woke {fields.get('late_seconds')} s late"
                     report.late.append(f"{late}, at {line.at - report.began:.1f} s")
-                if event in ("node.bug", "library.error"):
+                if event in ("node.internal-error", "library.error"):
                     report.bugs.append(f"{daemon.name}: {fields}"[:500])
                 elif "Traceback" in str(fields.get("text")):
                     following = daemon.lines[max(0, number - 1) : number + MOST_TRACED]

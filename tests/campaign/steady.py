@@ -275,12 +275,14 @@ class Steady(Stage):
     def _judge_line(self, daemon: Daemon, at: float, fields: dict[str, Any]) -> None:
         """Hold one line of a daemon against what must not be."""
         event = str(fields.get("event", ""))
-        if event == "node.late":
+        if event == "node.loop-lag":
             self.result.late = max(self.result.late, float(fields.get("late_seconds") or 0.0))
         if fields.get("old") == "up":
             said = json.dumps({k: v for k, v in fields.items() if k not in ("time", "old")})
             self.result.drops.append(f"{daemon.name} at {at:.1f} s: {said}")
-        if event in ("node.bug", "library.error") or "Traceback" in str(fields.get("text")):
+        if event in ("node.internal-error", "library.error") or "Traceback" in str(
+            fields.get("text")
+        ):
             self.result.wrong.append(f"{daemon.name} at {at:.1f} s: {fields}"[:500])
 
     def _generations(self) -> list[object]:

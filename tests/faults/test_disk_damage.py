@@ -177,7 +177,7 @@ def test_a_lost_or_damaged_cursor_file_costs_nothing(owed: Duo) -> None:
         spoil(path)
         began = time.monotonic()
         edge.start()
-        told = edge.wait_line(5.0, began, event="log.rebuilt").fields["detail"]
+        told = edge.wait_line(5.0, began, event="cursors.rebuilt").fields["detail"]
         owed.joined()
         publish(edge, "orders", [COUNT])
         owed.settled()
@@ -203,10 +203,10 @@ def test_a_cursor_file_that_goes_bad_under_way_is_made_anew(owed: Duo) -> None:
             file.write(b"\x55" * path.stat().st_size)
     for number in range(200):
         publish(edge, "orders", [COUNT + number])
-        if next(edge.matching(began, event="log.rebuilt"), None) is not None:
+        if next(edge.matching(began, event="cursors.rebuilt"), None) is not None:
             break
         time.sleep(0.05)
-    told = edge.wait_line(5.0, began, event="log.rebuilt").fields["detail"]
+    told = edge.wait_line(5.0, began, event="cursors.rebuilt").fields["detail"]
     owed.settled()
     edge.stop()
     edge.start()

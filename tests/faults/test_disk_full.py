@@ -143,10 +143,10 @@ def test_a_full_disk_refuses_publishers_and_loses_nothing(small: Duo, leave: int
                 assert why.startswith("the disk ")
             publish(edge, "tried", [1])
             if not leave:
-                hub.wait_line(10.0, began - 5.0, event="link.withheld", peer="edge")
+                hub.wait_line(10.0, began - 5.0, event="link.acks-paused", peer="edge")
             time.sleep(1.0)
             free_up(hub)
-            hub.wait_line(10.0, began, event="log.room")
+            hub.wait_line(10.0, began, event="log.space-available")
             until(lambda: hub.status()["log"]["full"] is None)
             until(lambda: published(hub))
     finally:
@@ -156,7 +156,7 @@ def test_a_full_disk_refuses_publishers_and_loses_nothing(small: Duo, leave: int
     assert watched.fell() == []
     events = run(hub, "events").stdout
     assert "log.full" in events
-    assert "log.room" in events
+    assert "log.space-available" in events
     figures.tell(f"disk full {rounds} times under traffic (leaving {leave} bytes): {said!r}")
     check(small, publishers)
 
@@ -223,7 +223,7 @@ def test_a_disk_that_refuses_under_way_is_named_and_loses_nothing() -> None:
                 duo.hub.wait_line(5.0, began, event="log.full")
                 time.sleep(0.5)
                 limit_files(duo.hub, resource.RLIM_INFINITY)
-                duo.hub.wait_line(10.0, began, event="log.room")
+                duo.hub.wait_line(10.0, began, event="log.space-available")
         finally:
             for publisher in publishers:
                 publisher.end()

@@ -91,7 +91,7 @@ def test_a_receiver_whose_disk_stalls_keeps_its_links(duo: Duo) -> None:
     assert watched.fell() == []
     disk.go_on()
     duo.settled()
-    duo.hub.wait_line(5.0, began, event="log.moving")
+    duo.hub.wait_line(5.0, began, event="log.stall-ended")
     assert numbers(duo.hub, "a") == list(range(20))
     assert duo.hub.status()["log"]["stalled_seconds"] is None
     assert len(list(duo.hub.matching(began, event="log.stalled"))) == 1

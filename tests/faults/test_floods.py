@@ -165,7 +165,7 @@ def endure(scene: Scene, kind: str, rate: int, port: int = 9443) -> dict[str, in
         assert not list(scene.edge.matching(begun, old="up"))
         assert grown < MAX_GROWTH
         assert written.total() <= MAX_LINES, scene.hub.tail(5)
-        assert not written["node.bug"]
+        assert not written["node.internal-error"]
         assert not written["?"], scene.hub.tail(20)
         if median <= 2 * usual:
             return told

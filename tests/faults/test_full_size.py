@@ -211,7 +211,7 @@ def watched(pair: Pair, what: str) -> Iterator[None]:
     assert max(late) < LATE_SECONDS + queued
     assert most - before < GROWN_BYTES
     assert edge.link("hub")["state"] == "up"
-    assert not [line for line in edge.lines if line.fields.get("event") == "node.bug"]
+    assert not [line for line in edge.lines if line.fields.get("event") == "node.internal-error"]
 
 
 def test_the_tables_have_every_frame_and_every_route() -> None:

@@ -104,7 +104,7 @@ def test_peers_come_in_while_strangers_hold_the_listener(
         for daemon in edges:
             daemon.wait_up("hub", WITHIN)
             took[f"{daemon.name}, restart"] = time.monotonic() - ready
-        late = [line.fields["late_seconds"] for line in hub.matching(event="node.late")]
+        late = [line.fields["late_seconds"] for line in hub.matching(event="node.loop-lag")]
     pushed = [line for line in held.splitlines() if line.startswith("linkd_listener_refused_total")]
     figures.tell(
         f"{strangers} strangers' addresses hold the listener: up after "

@@ -154,7 +154,7 @@ def test_a_broken_pair_of_files_changes_nothing(daemons: Start, tmp_path: Path) 
     for broken in ((tmp_path / "other.crt").read_bytes(), b"-----BEGIN CERTIFICATE-----\nMII"):
         begun = time.monotonic()
         (tmp_path / "hub.crt").write_bytes(broken)
-        line = hub.wait_line(8.0, after=begun, event="tls.kept")
+        line = hub.wait_line(8.0, after=begun, event="tls.reload-failed")
         assert "the certificate in force stays" in line.fields["detail"]
         assert shown(port, ca_file) == before
     files.write("hub", ca.issue_cert("localhost", "hub"))

@@ -64,7 +64,7 @@ class Bench:
         self.fresh()
 
     def _observe(self, event: dict[str, Any]) -> None:
-        if event.get("event") == "node.bug" or "log_failure" in event:
+        if event.get("event") == "node.internal-error" or "log_failure" in event:
             self._logged.append(event)
 
     def fresh(self) -> None:

@@ -283,7 +283,9 @@ def test_bad_input_has_no_effect_on_the_link() -> None:
         now = edge.link("hub")
         assert now["generation"] == before["generation"]
         assert now["state"] == "up"
-        assert not [line for line in edge.lines if line.fields.get("event") == "node.bug"]
+        assert not [
+            line for line in edge.lines if line.fields.get("event") == "node.internal-error"
+        ]
         figures.tell(
             f"100 half requests and slow heads: heads cut after 10 s, a publish to the peer's disk"
             f" meanwhile took {slowest * 1000:.0f} ms at most, the link untouched"

@@ -51,7 +51,7 @@ def test_a_key_that_can_no_longer_be_used_is_a_standing_warning(hub: Daemon) -> 
     assert "listen.certificate" in line
     key.write_bytes(kept)
     assert warnings(hub, present=False) == []
-    assert len(list(hub.matching(event="tls.kept"))) == 1
+    assert len(list(hub.matching(event="tls.reload-failed"))) == 1
     assert check(hub)[0] == 0
 
 

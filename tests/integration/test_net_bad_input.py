@@ -385,7 +385,7 @@ async def test_too_many_without_a_hello(tmp_path: Path) -> None:
         for raw in held[4:]:
             await raw.closed.addTimeout(5, reactor)
         await hub.raw()
-        assert 1 <= [each["event"] for each in hub.lines].count("listener.busy") <= 4
+        assert 1 <= [each["event"] for each in hub.lines].count("listener.rate-limited") <= 4
     finally:
         await hub.end()
 

@@ -59,7 +59,11 @@ def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
             cwd=tmp_path,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2000:]
-        bugs = [line.fields for line in daemon.lines if line.fields.get("event") == "node.bug"]
+        bugs = [
+            line.fields
+            for line in daemon.lines
+            if line.fields.get("event") == "node.internal-error"
+        ]
         assert bugs == []
         assert daemon.call("POST", "/v1/channels/orders", b"1")["count"] == 1
     last = [line for line in done.stdout.splitlines() if "generated" in line]

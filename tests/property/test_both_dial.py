@@ -44,7 +44,7 @@ class World:
 
     def _tell(self, tell: Any) -> Any:
         def listen(level: str, event: str, **fields: Any) -> None:
-            if level == "error" or event == "link.refused-records":
+            if level == "error" or event == "link.duplicate-records":
                 self.errors.append(f"{event}: {fields.get('detail')}")
             tell(level, event, **fields)
 

@@ -52,7 +52,7 @@ def _write_some(bench: SegmentBench, rng: Random, begin: int = 0) -> list[tuple[
     return settled
 
 
-_HEALED = ("log.repaired", "log.unclosed")
+_HEALED = ("log.repaired", "log.unclean-shutdown")
 
 
 @settings(max_examples=10_000 if CAMPAIGN else 60, deadline=None)

@@ -208,9 +208,9 @@ class TestLife:
     def test_waking_late_is_said(self, house: House) -> None:
         house.daemon.start(house.parts)
         house.advance(5)
-        assert not any("node.late" in line for line in house.log)
+        assert not any("node.loop-lag" in line for line in house.log)
         house.reactor.advance(3.0)
-        (late,) = [line for line in house.log if "node.late" in line]
+        (late,) = [line for line in house.log if "node.loop-lag" in line]
         assert 1.9 < float(late.partition("late_seconds=")[2]) < 3.1
 
     def test_the_watchdog_is_fed_every_two_and_a_half_seconds(self, watched: House) -> None:
@@ -249,7 +249,7 @@ class TestLife:
         house.daemon.start(house.parts)
         house.parts.down = None  # type: ignore[assignment]
         house.advance(1.1)
-        assert any("node.bug" in line and "where=daemon" in line for line in house.log)
+        assert any("node.internal-error" in line and "where=daemon" in line for line in house.log)
 
     def test_kick(self, house: House) -> None:
         house.daemon.kick()
@@ -311,7 +311,7 @@ class TestReload:
         before = house.daemon.config
         house.daemon.reload()
         assert house.daemon.config is before
-        assert house.log[-2].startswith("error node.bug ")
+        assert house.log[-2].startswith("error node.internal-error ")
         assert house.log[-1].startswith("error node.reload-refused ")
         assert house.heard()[-1] == "READY=1"
 
@@ -380,7 +380,7 @@ class TestStop:
         house.daemon.stop("SIGTERM")
         house.parts.stopping.errback(LinkdError("the disk is gone"))
         assert house.reactor.stopped == 1
-        assert any('node.bug detail="the disk is gone"' in line for line in house.log)
+        assert any('node.internal-error detail="the disk is gone"' in line for line in house.log)
 
     def test_before_the_start(self, house: House) -> None:
         house.daemon.stop("SIGTERM")

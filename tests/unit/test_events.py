@@ -179,10 +179,10 @@ def test_each_row_is_whole(kind) -> None:
     assert area.isalpha()
     assert what.replace("-", "").isalpha()
     assert kind.meaning.endswith(".")
-    assert kind.act
+    assert kind.action
     assert set(kind.folds) <= {"event", *COMMON_FIELDS, *kind.fields}
     if kind.level == "error":
-        assert kind.act != "Nothing.", "an error says what to do"
+        assert kind.action != "Nothing.", "an error says what to do"
 
 
 def test_text() -> None:
@@ -195,24 +195,27 @@ def test_text() -> None:
 
 def test_text_quotes_what_is_not_one_word() -> None:
     fields = {"detail": 'say "no"', "where": "", "url": "a=b", "node": "x\ny", "tls": True}
-    assert text_line("node.bug", fields) == (
-        r'node.bug detail="say \"no\"" where="" url="a=b" node="x\ny" tls=true'
+    assert text_line("node.internal-error", fields) == (
+        r'node.internal-error detail="say \"no\"" where="" url="a=b" node="x\ny" tls=true'
     )
 
 
 def test_text_moves_no_cursor() -> None:
-    line = text_line("node.bug", {"detail": "\x1b[2J \x9b1A \u202e\u2028 größe"})
+    line = text_line("node.internal-error", {"detail": "\x1b[2J \x9b1A \u202e\u2028 größe"})
     assert line.isprintable()
     assert line.isascii()
-    assert text_line("node.bug", {"detail": "größe ja"}) == 'node.bug detail="größe ja"'
+    assert (
+        text_line("node.internal-error", {"detail": "größe ja"})
+        == 'node.internal-error detail="größe ja"'
+    )
 
 
 @pytest.mark.parametrize("sign", ["\x1b", "\x9b", "\u202e", "\u2066", "\u2028", "\ufeff", "\ud800"])
 def test_json_commands_no_terminal(sign: str) -> None:
-    text = json_line("node.bug", {"detail": f"größe {sign}2J"}, "error", 0.0)
+    text = json_line("node.internal-error", {"detail": f"größe {sign}2J"}, "error", 0.0)
     assert text.isprintable()
     assert json.loads(text)["detail"] == f"größe {sign}2J"
-    assert "größe ja" in json_line("node.bug", {"detail": "größe ja"}, "error", 0.0)
+    assert "größe ja" in json_line("node.internal-error", {"detail": "größe ja"}, "error", 0.0)
 
 
 def test_json() -> None:
@@ -269,17 +272,17 @@ def test_an_unknown_name_or_field_is_told_and_written(written: Written) -> None:
     emit("no.such", x=1)
     emit("link.up", peer="hub", colour="red")
     assert [line.split()[1] for line in written.lines] == [
-        "node.bug", "no.such", "node.bug", "link.up",
+        "node.internal-error", "no.such", "node.internal-error", "link.up",
     ]  # fmt: skip
     assert "has no colour" in written.lines[2]
 
 
 def test_lines_through_a_logger_of_twisted(written: Written) -> None:
     written.observe()
-    Logger().error("{detail}", event="tls.kept", detail="bad file")
+    Logger().error("{detail}", event="tls.reload-failed", detail="bad file")
     Logger().info("fine", event="tls.loaded", days=3.0)
     assert written.lines == [
-        'error tls.kept detail="bad file"',
+        'error tls.reload-failed detail="bad file"',
         "info  tls.loaded detail=fine days=3.000",
     ]
 

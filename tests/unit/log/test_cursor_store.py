@@ -186,7 +186,7 @@ def test_a_lost_file_is_made_anew_from_the_log(pair: Pair, how: str) -> None:
     pair.open()
     assert pair.cursors.peers() == {"hub": HUB}
     assert pair.cursors.consumers() == {BILLING.key: BILLING}
-    assert [told.event for told in pair.cursors.told] == ["log.rebuilt"]
+    assert [told.event for told in pair.cursors.told] == ["cursors.rebuilt"]
     assert pair.restart().told == []
 
 
@@ -272,7 +272,7 @@ def test_a_file_that_goes_bad_under_way_is_made_anew_and_told(
     pair.cursors.set_consumer(BILLING)
     pair.until(lambda: told)
     assert told == pair.cursors.told[-1:]
-    assert told[0].event == "log.rebuilt"
+    assert told[0].event == "cursors.rebuilt"
     assert "a bad page" in told[0].detail
     before = (pair.cursors.peers(), pair.cursors.consumers(), pair.cursors.outages())
     found = pair.restart()

@@ -458,7 +458,7 @@ def test_room_made_ready_is_no_damage_and_is_given_back(bench: SegmentBench) -> 
     path.write_bytes(killed)
     bench.open()
     (told,) = bench.log.told
-    assert (told.level, told.event) == ("info", "log.unclosed")
+    assert (told.level, told.event) == ("info", "log.unclean-shutdown")
     assert f"the {len(killed) - size} zeros that were made ready" in told.detail
     assert "the next offset is 2" in told.detail
     assert append(bench, draft(b"b"))[0].offset == 2

@@ -103,7 +103,7 @@ def test_those_that_make_way_are_counted_and_one_a_second_is_logged(
         pipe.flow()
     assert [pipe.far.aborted for pipe in pipes] == [True] * 4 + [False] * 2
     assert door.listener.refusals == {"busy": 4}
-    assert [event for event, _ in door.lines] == ["listener.busy"]
+    assert [event for event, _ in door.lines] == ["listener.rate-limited"]
     door.clock.advance(1.0)
     door.come()
     assert len(door.lines) == 2

@@ -200,7 +200,7 @@ def test_a_mistake_in_a_job_costs_no_other_its_turn(said: list[Any]) -> None:
     share.queue(lambda: done.append(2))
     loop.advance(0)
     assert done == [2]
-    assert [event["event"] for event in said] == ["node.bug"]
+    assert [event["event"] for event in said] == ["node.internal-error"]
 
 
 def test_a_turn_that_was_given_up_fires_nothing() -> None:

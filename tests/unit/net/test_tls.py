@@ -272,9 +272,9 @@ def test_files_that_cannot_be_used_are_complained_of_once_and_tried_again(
     assert tls.complaint == (
         "hub.key: cannot read it: Permission denied; the certificate in force stays"
     )
-    assert lines == ["tls.kept"]
+    assert lines == ["tls.reload-failed"]
     tls.check()  # a `chmod` has changed no time that is looked at
     assert tls.complaint is None
-    assert lines == ["tls.kept", "tls.loaded"]
+    assert lines == ["tls.reload-failed", "tls.loaded"]
     tls.check()
-    assert lines == ["tls.kept", "tls.loaded"]
+    assert lines == ["tls.reload-failed", "tls.loaded"]

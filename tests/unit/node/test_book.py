@@ -128,3 +128,8 @@ def test_a_row_that_cannot_be_read_is_forgotten(store: MemoryCursorStore) -> Non
     store.set_event(7, b"{}")
     assert EventBuffer(store).after(0) == []
     assert store.events() == []
+
+
+def test_an_event_that_an_older_version_named_stays_readable(store: MemoryCursorStore) -> None:
+    EventBuffer(store).add("log.room", detail="a name of before")
+    assert [event.event for event in EventBuffer(store).after(0)] == ["log.room"]

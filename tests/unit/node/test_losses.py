@@ -37,10 +37,10 @@ def watched() -> tuple[Node, MemoryLog, MemoryCursorStore, LogMonitor]:
 def test_what_was_found_and_what_is_met_is_told() -> None:
     node, log, cursors = Node(), MemoryLog("hub"), MemoryCursorStore()
     log.told = [OperatorNotice("error", "log.damaged", "one")]
-    cursors.told = [OperatorNotice("warn", "log.rebuilt", "two")]
+    cursors.told = [OperatorNotice("warn", "cursors.rebuilt", "two")]
     LogMonitor(node, log, cursors)
     log._tell(OperatorNotice("warn", "log.slow", "three"))
-    cursors.on_told[0](OperatorNotice("warn", "log.rebuilt", "four"))
+    cursors.on_told[0](OperatorNotice("warn", "cursors.rebuilt", "four"))
     assert [fields["detail"] for _, _, fields in node.told] == ["one", "two", "three", "four"]
     assert log.told[-1].detail == "three"
 
@@ -57,7 +57,7 @@ def test_full_and_room_are_told_once_and_room_only_once_it_lasts() -> None:
     log.full = None
     for _ in range(3):
         watch.look()
-    assert node.events == ["log.full", "log.room"]
+    assert node.events == ["log.full", "log.space-available"]
     assert node.told[0][2]["detail"] == "the disk has nothing left"
 
 
@@ -75,7 +75,7 @@ def test_a_peer_whose_records_wait_is_named_once() -> None:
     node.inbound.received = 30
     watch.look()
     watch.look()
-    assert node.events == ["log.full", "link.withheld", "link.withheld"]
+    assert node.events == ["log.full", "link.acks-paused", "link.acks-paused"]
     assert "from offset 10 " in node.told[1][2]["detail"]
     assert "from offset 20 " in node.told[2][2]["detail"]
 
@@ -84,11 +84,11 @@ def test_losses_are_kept_and_the_rest_is_not() -> None:
     book = EventBuffer(MemoryCursorStore())
     losses = RecentLosses(book)
     losses.take("link.up", {"peer": "edge", "detail": "no"})
-    losses.take("log.room", {"bytes": 5})
+    losses.take("log.space-available", {"bytes": 5})
     losses.take("link.gap", {"peer": "edge", "detail": "offsets 1 to 5 are gone"})
     assert losses.sentences() == ["link.gap: offsets 1 to 5 are gone"]
     assert [(e.event, e.peer, e.detail) for e in book.after(0)] == [
-        ("log.room", None, None),
+        ("log.space-available", None, None),
         ("link.gap", "edge", "offsets 1 to 5 are gone"),
     ]
     for number in range(30):
@@ -106,5 +106,5 @@ def test_a_stalled_disk_is_told_once_and_not_at_the_first_look() -> None:
         watch.look()
         said.append(len(node.events))
     assert said == [0, 0, 0, 0, 1, 1, 2, 2, 3]
-    assert node.events == ["log.stalled", "log.moving", "log.stalled"]
+    assert node.events == ["log.stalled", "log.stall-ended", "log.stalled"]
     assert (node.told[0][0], node.told[0][2]["seconds"]) == ("error", 6.5)
