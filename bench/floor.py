@@ -13,8 +13,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from linkd.config import LogSettings
 from linkd.log.disk_log import DiskLog
-from linkd.log.files import SegmentSettings
 from linkd.protocol.records import NewRecords, Record, encode_records
 
 
@@ -23,7 +23,7 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self._turns: SimpleQueue[Any] = SimpleQueue()
-        self.log = DiskLog(folder, "bench", SegmentSettings(), self._turns.put)
+        self.log = DiskLog(folder, "bench", LogSettings(), self._turns.put)
 
     def turn(self) -> None:
         """Wait for the next call from the writer, and make it."""

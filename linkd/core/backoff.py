@@ -1,91 +1,78 @@
-"""How long a dialer waits before it dials again, by what happened last."""
+"""How long a dialer waits before it dials again, depending on how the last attempt ended."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
 
 from linkd.errors import FailureKind
 
 FIRST_SPREAD = 1.0
-"""After a close the first redial comes within so many seconds, at random."""
+"""After a close the first redial comes within this many seconds, at random.
+
+So the peers of a node that restarts do not all return in the same instant.
+"""
 
 UNREACHABLE_DELAY = 0.5
 BROKEN_BASE = 0.5
 REJECTED_DELAY = 60.0
 JITTER = 0.2
-"""Part by which the fixed delays are spread to either side."""
+"""The fraction by which the fixed delays are spread to either side."""
 
 MAX_RETRY_AFTER = 60.0
 NEXT_URL_DELAY = 0.05
-"""Seconds before the next URL is tried, while some have not been in this round."""
+"""Seconds before the next URL is tried, until a round has tried them all."""
 
 TCP_TIMEOUT = 2.0
 PATIENT_EVERY = 4
-"""TCP is given up after `TCP_TIMEOUT`, but every so many rounds only with the whole attempt."""
-
-
-class Random(Protocol):
-    """What chooses delays: a `random.Random`, or a test's."""
-
-    def random(self) -> float:
-        """Return a number from 0 up to, not including, 1."""
-
-
-class Bounds(Protocol):
-    """The settings under `[reconnect]` that count here."""
-
-    @property
-    def max_delay(self) -> float:
-        """The longest delay in seconds after broken attempts."""
-
-    @property
-    def stable_after(self) -> float:
-        """Seconds that a connection must be up before delays start anew."""
+"""Every fourth round gives TCP the whole attempt instead of `TCP_TIMEOUT`."""
 
 
 class Backoff:
     """The delays of one dialer.
 
     A round is one failed attempt for every URL; within a round the next URL comes at once,
-    behind it the least of the delays that its failures ask for.
+    after the last one the shortest of the delays that its failures ask for.
 
     Args:
-        bounds: The settings.
-        random: Spreads the delays.
+        max_delay: The longest delay in seconds after broken attempts (`reconnect.max_delay`).
+        stable_after: Seconds that a connection must be up before the delays start over.
+        random: Returns numbers from 0 up to, not including, 1; they spread the delays.
         urls: How many URLs are tried in turn.
     """
 
-    def __init__(self, bounds: Bounds, random: Random, urls: int = 1) -> None:
-        self.stable_after = bounds.stable_after
-        self._max_delay = bounds.max_delay
+    def __init__(
+        self, max_delay: float, stable_after: float, random: Callable[[], float], urls: int = 1
+    ) -> None:
+        self.stable_after = stable_after
+        self._max_delay = max_delay
         self._random = random
         self._urls = max(1, urls)
         self._broken = 0
         self._round: list[float] = []
 
     def reset(self) -> None:
-        """A connection has proved stable: delays start anew."""
+        """Start the delays over: a connection has proved stable."""
         self._broken = 0
         self._round = []
 
     def lost(self, silent: bool, stable: bool) -> float:
-        """Return the delay after a greeted connection: 0 after silence, up to 1 s after a close.
+        """Return the delay after a connection: 0 after silence, up to 1 s after a close.
 
         Args:
-            silent: It was given up for silence; else it was closed, reset or taken over.
-            stable: `reset` was called for it; else it counts as a broken attempt as well.
+            silent: It ended for silence; otherwise it was closed, reset or taken over.
+            stable: `reset` was called for it; otherwise it counts as a broken attempt too.
         """
         self._round = []
         if not stable:
             return self._grow()
-        return 0.0 if silent else FIRST_SPREAD * self._random.random()
+        return 0.0 if silent else FIRST_SPREAD * self._random()
 
     def failed(self, kind: FailureKind, retry_after: float | None = None) -> float:
         """Return the delay after a failed attempt.
 
         Args:
             kind: What failed.
-            retry_after: Seconds that the peer asked for; only `busy` obeys, and at most 60 s.
+            retry_after: Seconds that the peer asked for; only `busy` obeys, up to 60 s.
         """
         self._round.append(self._delay(kind, retry_after))
         if len(self._round) < self._urls:
@@ -95,11 +82,11 @@ class Backoff:
         return delay
 
     def busy(self, retry_after: float) -> float:
-        """Return the delay after a peer said when to come back: that, up to twice that."""
-        return min(retry_after, MAX_RETRY_AFTER) * (1 + self._random.random())
+        """Return the delay after a peer asked for one: at least that, up to twice that."""
+        return min(retry_after, MAX_RETRY_AFTER) * (1 + self._random())
 
     def rejected(self) -> float:
-        """Return the delay after the peer refused us for what an operator must mend."""
+        """Return the delay after the peer refused us for a reason that an operator must fix."""
         return self._spread(REJECTED_DELAY)
 
     def _delay(self, kind: FailureKind, retry_after: float | None) -> float:
@@ -112,20 +99,20 @@ class Backoff:
         return self._grow()
 
     def _grow(self) -> float:
-        """Return the next delay of the exponential: anything from 0 to its bound."""
+        """Return the next exponential delay: anything from 0 to its bound (full jitter)."""
         bound = min(self._max_delay, BROKEN_BASE * 2.0 ** min(self._broken, 32))
         self._broken += 1
-        return bound * self._random.random()
+        return bound * self._random()
 
     def _spread(self, delay: float) -> float:
-        return delay * (1 - JITTER + 2 * JITTER * self._random.random())
+        return delay * (1 - JITTER + 2 * JITTER * self._random())
 
 
 def tcp_timeout(attempt: int, urls: int, connect_timeout: float) -> float:
-    """Return the seconds after which an attempt gives TCP up.
+    """Return the seconds after which an attempt gives up on TCP.
 
-    Short, so that a returning path is met soon; every fourth time each URL gets the whole
-    `connect_timeout`, so that a satellite's round trip is met too.
+    Short, so that a path that returns is found soon; every fourth round each URL gets the whole
+    `connect_timeout`, so that a satellite link gets through too.
 
     Args:
         attempt: Attempts since the last connection was up, the first is 0.

@@ -1,8 +1,7 @@
-"""The default engine: append-only segment files, group commits, reads behind the cache.
+"""The default engine: append-only segment files, group commits, reads of what left the cache.
 
-A sealed segment found bad on the way is mended and fetching goes on.
-
-Committed in groups by one thread.
+One thread commits in groups, another one reads. A sealed segment that a read finds corrupt is
+repaired, and the read goes on.
 """
 
 from __future__ import annotations
@@ -14,17 +13,16 @@ import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
+from linkd.config.settings import LogSettings
 from linkd.errors import Gap, LinkdError, LogClosed, LogDamaged, LogFull
 from linkd.log.cache import TailCache
 from linkd.log.commit import CursorSet, LogBase, Post, ignore, new_token
 from linkd.log.files import (
     Environment,
     Files,
-    SegmentSettings,
     explain_os_error,
     lock,
     refusal,
@@ -46,75 +44,67 @@ from linkd.protocol.records import Batch
 Fetched = Callable[[list[Batch] | LinkdError], None]
 
 
-class Bounds(Protocol):
-    """How far the log reaches now."""
-
-    first: int
-    next: int
-
-    def make_room(self) -> None:
-        """A segment takes less of the disk now."""
-
-
 class DiskReads:
-    """Reads from segments.
+    """Reads from segment files, and repairs the sealed ones that turn out to be corrupt.
 
     Args:
-        shelf: The segments.
+        log: The log.
+        shelf: Its segments.
         reader: The thread that reads.
         files: The disk.
-        bounds: The log.
-        ward: Makes what mends a folder.
-        tell: Called with what the operator must hear of.
+        make_repairer: Returns a repairer for the log's folder.
+        notify: Called with notices for the operator.
     """
 
     def __init__(
         self,
+        log: DiskLog,
         shelf: SegmentSet,
         reader: Reader,
         files: Files,
-        bounds: Bounds,
-        ward: Callable[[], SegmentRepairer],
-        tell: Callable[[OperatorNotice], None],
+        make_repairer: Callable[[], SegmentRepairer],
+        notify: Callable[[OperatorNotice], None],
     ) -> None:
+        self._log = log
         self._shelf = shelf
         self._reader = reader
         self._files = files
-        self._bounds = bounds
-        self._ward = ward
-        self._tell = tell
-        self._said = ""
+        self._make_repairer = make_repairer
+        self._notify = notify
+        self._last_error = ""
 
     def fetch(self, position: int, max_bytes: int, done: Fetched, for_link: bool = False) -> None:
-        """Read about `max_bytes` of batches from `position` on; for a link before all clients.
+        """Read about `max_bytes` of batches from `position` on; links go before clients.
 
-        `done` gets them, or Gap or LogDamaged.
+        `done` gets the batches, or Gap or LogDamaged.
         """
-        bounds = self._bounds
-        if position < bounds.first:
-            done(Gap(position, bounds.first))
+        log = self._log
+        if position < log.first:
+            done(Gap(position, log.first))
             return
         place = self._shelf.place(position)
         if place is None:
-            done(Gap(position, bounds.next) if position < bounds.next else [])
+            done(Gap(position, log.next) if position < log.next else [])
             return
 
         def again() -> None:
             self.fetch(position, max_bytes, done, for_link)
 
         def found(batches: list[Batch] | OSError | CorruptSegment) -> None:
-            if position < bounds.first:
-                done(Gap(position, bounds.first))
+            # Retention may have deleted the segment while the read waited for its turn.
+            if position < log.first:
+                done(Gap(position, log.first))
             elif isinstance(batches, FileNotFoundError):
-                self._mend(CorruptSegment(place.path, 0), again, done)
+                self._repair(CorruptSegment(place.path, 0), again, done)
             elif isinstance(batches, OSError):
                 done(LogDamaged(explain_os_error(batches, place.path)))
             elif isinstance(batches, CorruptSegment):
                 last = self._shelf.last
                 if last is not None and self._shelf.path(last) == batches.path:
-                    done(LogDamaged(f"{batches}; restart linkd to have it mended"))
+                    # The writer has this file open: only a start may put another in its place.
+                    done(LogDamaged(f"{batches}; restart linkd to have it repaired"))
                 else:
-                    self._mend(batches, again, done)
+                    self._repair(batches, again, done)
             elif batches and batches[0].offset > position:
                 done(Gap(position, batches[0].offset))
             else:
@@ -123,88 +113,93 @@ class DiskReads:
         self._reader.fetch(place, position, max_bytes, found, for_link)
 
     def repair(self, damage: CorruptSegment) -> bool:
-        """Repair a sealed segment that was found bad while nobody waits for its records.
+        """Repair a sealed segment that was found corrupt while no read waits for its records.
 
         Returns:
-            False where the bad file is no such segment.
+            False if the corrupt file is not a sealed segment.
         """
         segments = self._shelf.segments[:-1]
         if all(self._shelf.path(segment) != damage.path for segment in segments):
             return False
-        self._mend(damage, _nobody_waits, ignore)
+        self._repair(damage, _no_reader, ignore)
         return True
 
-    def _mend(self, damage: CorruptSegment, again: Callable[[], None], done: Fetched) -> None:
-        """Mend a sealed segment in the background, then go on.
+    def _repair(self, damage: CorruptSegment, again: Callable[[], None], done: Fetched) -> None:
+        """Repair a sealed segment in the background, then read again.
 
-        Where the disk refuses that, who reads is told so, and not that all of it is gone: what is
-        readable there is read once it can be mended.
+        If the disk refuses, the reader gets LogDamaged rather than Gap: the readable records are
+        not lost, and a later read gets them once the repair succeeds.
         """
-        number, bounds = int(damage.path.stem), self._bounds
+        number, log = int(damage.path.stem), self._log
         before = next(segment for segment in self._shelf.segments if segment.number == number)
 
         def job() -> None:
-            told: list[OperatorNotice] = []
+            notices: list[OperatorNotice] = []
             index: Index | LogDamaged
             try:
-                index = self._mended(damage, before, told)
+                index = self._repaired(damage, before, notices)
             except LogDamaged as error:
                 index = error
             except (OSError, CorruptSegment) as error:
-                index = LogDamaged(f"{damage.path} could not be mended: {error}")
+                index = LogDamaged(f"{damage.path} could not be repaired: {error}")
             self._reader.forget()
-            self._reader.post(lambda: mended(index, told))
+            self._reader.post(lambda: repaired(index, notices))
 
-        def mended(index: Index | LogDamaged, told: list[OperatorNotice]) -> None:
-            for one in told:
-                self._tell(one)
-            if told:
+        def repaired(index: Index | LogDamaged, notices: list[OperatorNotice]) -> None:
+            for notice in notices:
+                self._notify(notice)
+            if notices:
+                # Forget them only now: a crash before this line reports them at the next start.
                 self._reader.work(
-                    lambda: PendingLossReports(self._files, damage.path.parent).forget(told)
+                    lambda: PendingLossReports(self._files, damage.path.parent).forget(notices)
                 )
             if isinstance(index, LogDamaged):
-                if str(index) != self._said:
-                    self._said = str(index)
-                    self._tell(OperatorNotice("error", "log.damaged", self._said))
+                if str(index) != self._last_error:  # every read comes by here: log it once
+                    self._last_error = str(index)
+                    self._notify(OperatorNotice("error", "log.damaged", self._last_error))
                 done(index)
                 return
             self._shelf.replace(index)
-            bounds.make_room()
+            log.make_room()
             again()
 
         self._reader.work(job)
 
-    def _mended(self, damage: CorruptSegment, before: Index, told: list[OperatorNotice]) -> Index:
-        """Return the index of a segment once it is mended; an empty one where it is gone.
+    def _repaired(
+        self, damage: CorruptSegment, before: Index, notices: list[OperatorNotice]
+    ) -> Index:
+        """Return the index of a segment once it is repaired; an empty one if the file is gone.
 
         Raises:
             OSError: The disk refuses.
-            Damage: It could not be read all the same.
+            CorruptSegment: It can't be read after the repair either.
+            LogDamaged: It can't be repaired; the message says what to do.
         """
-        path, ward = damage.path, self._ward()
+        path, repairer = damage.path, self._make_repairer()
         if not path.exists():
-            ward.take_back_renamed()
-            told += ward.told
+            repairer.take_back_renamed()
+            notices += repairer.told
         if not path.exists():
             lost = f"offsets lost: {before.first} to {before.next - 1}"
-            told.append(OperatorNotice("error", "log.damaged", f"{path} is gone; {lost}"))
+            notices.append(OperatorNotice("error", "log.damaged", f"{path} is gone; {lost}"))
             return msgspec.structs.replace(before, next=before.first, blocks=[])
         try:
+            # An earlier job may have repaired it already: two reads can find the same damage.
             head, _ = read_head(path)
             size = path.stat().st_size if head.salvaged else before.size
             return scan_sealed(path, head, size, not head.salvaged)[0]
         except CorruptSegment as worse:
             damage = worse
-        ward.mend(damage)
-        told[:] = ward.told
+        repairer.repair(damage)
+        notices[:] = repairer.told
         head, _ = read_head(path)
         index, _ = scan(path, head, path.stat().st_size, None, sealed=True)
         seal(self._files, path.parent, index, ())
         return index
 
 
-def _nobody_waits() -> None:
-    """Nobody waits for it."""
+def _no_reader() -> None:
+    """Do nothing: no read waits for this repair."""
 
 
 MOST_UNDER_WAY = 3
@@ -248,7 +243,7 @@ class DiskLog(LogBase):
         self,
         folder: Path,
         node: str,
-        settings: SegmentSettings,
+        settings: LogSettings,
         post: Post,
         edges: Environment | None = None,
     ) -> None:
@@ -326,10 +321,10 @@ class DiskLog(LogBase):
         self._snapshot_failed, self._snapshot_said = -math.inf, ""
         repaired = set[str]()
         self._retrieval = DiskReads(
+            self,
             self._shelf,
             self._reader,
             self._files,
-            self,
             lambda: SegmentRepairer(
                 folder, self._files, self._succession.identity, self._wall, repaired
             ),

@@ -1,6 +1,6 @@
-"""File operations of the log behind one interface; its lock, its bounds.
+"""File operations of the log behind one interface, its lock, and when it refuses publishes.
 
-Tear and refuse them.
+Tests put files here that tear writes and refuse calls.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Protocol
 import msgspec
 
 from linkd import clock
+from linkd.config.settings import LogSettings
 from linkd.errors import LogDamaged
 
 _MOST_BUFFERS = 1000
@@ -169,19 +170,6 @@ def explain_os_error(error: OSError, folder: Path) -> str:
     return f"{where}: {error.strerror}; check the disk, then start linkd again"
 
 
-class SegmentSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """The bounds of a log; the names are those of `linkd.config`."""
-
-    max_bytes: int = 10_737_418_240
-    max_age: float = 604_800.0
-    min_free_bytes: int = 67_108_864
-    when_full: str = "reject"
-    segment_bytes: int = 67_108_864
-    memory_bytes: int = 33_554_432
-    id_window: float = 86_400.0
-    max_ids: int = 1_000_000
-
-
 class Environment(msgspec.Struct, frozen=True):
     """What a log touches of the world; tests put their own here.
 
@@ -209,7 +197,7 @@ class Environment(msgspec.Struct, frozen=True):
     boot: str = ""
 
 
-def refusal(settings: SegmentSettings, size: int, free: int) -> str | None:
+def refusal(settings: LogSettings, size: int, free: int) -> str | None:
     """Return why a log of `size` bytes, on a disk with `free` bytes left, refuses publishes."""
     if settings.when_full == "reject" and size >= settings.max_bytes * 9 // 10:
         return f"{size} bytes are 90 % of log.max_bytes ({settings.max_bytes})"

@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from random import Random
 
 from linkd.clock import boottime
+from linkd.config.settings import LogSettings
 from linkd.errors import Gap, LinkdError
 from linkd.log.cache import TailCache
 from linkd.log.commit import CommitGroup, EpochOpened, LogBase, ignore, new_token
-from linkd.log.files import SegmentSettings, refusal
+from linkd.log.files import refusal
 from linkd.log.state import RecentIds, State
 from linkd.protocol.records import BATCH_OVERHEAD_BYTES, Batch
 
@@ -240,7 +241,7 @@ class BoundedMemoryLog(MemoryLog):
     def __init__(
         self,
         node: str,
-        settings: SegmentSettings,
+        settings: LogSettings,
         rng: Random | None = None,
         clock: Callable[[], float] = boottime,
     ) -> None:

@@ -132,7 +132,7 @@ class Reader:
         Where `position` is in one, the first behind it.
 
         Raises:
-            Damage: There is a bad frame on the way.
+            CorruptSegment: There is a bad frame on the way.
             OSError: The file can't be read.
         """
         at = place.at
@@ -176,7 +176,7 @@ def walk(path: Path, at: int, size: int, seed: int, chunk: int = _CHUNK_BYTES) -
     """Yield the frames of the first `size` bytes of a file, from `at` on, read by `chunk` bytes.
 
     Raises:
-        Damage: There is none where one should be.
+        CorruptSegment: There is none where one should be.
         OSError: The file can't be read.
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -215,7 +215,7 @@ def walk_changes(path: Path, size: int, seed: int, every: bool) -> Iterator[Chan
         every: Take each batch's frame: the segment's format does not flag them.
 
     Raises:
-        Damage: There is no frame where one should be.
+        CorruptSegment: There is no frame where one should be.
         OSError: The file can't be read.
     """
     fd, unpack = os.open(path, os.O_RDONLY | os.O_CLOEXEC), PREFIX.unpack_from

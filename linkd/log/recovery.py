@@ -10,9 +10,10 @@ from pathlib import Path
 
 import msgspec
 
+from linkd.config.settings import LogSettings
 from linkd.errors import LogDamaged
 from linkd.log.commit import new_token
-from linkd.log.files import Environment, Files, SegmentSettings, explain_os_error
+from linkd.log.files import Environment, Files, explain_os_error
 from linkd.log.interface import OperatorNotice
 from linkd.log.logclock import LogClock, load_note, save_note
 from linkd.log.reader import CorruptSegment
@@ -97,18 +98,18 @@ def recover(folder: Path, files: Files, wall: Callable[[], float]) -> Found:
         identity = load_identity(folder) or _guess(folder)
         if identity is None:
             return Found(None)
-        ward = SegmentRepairer(folder, files, identity, wall)
-        ward.told += PendingLossReports(files, folder).told()
+        repairer = SegmentRepairer(folder, files, identity, wall)
+        repairer.told += PendingLossReports(files, folder).told()
         for _ in range(_MOST_REPAIRS):
             try:
-                found = _find(folder, files, ward)
+                found = _find(folder, files, repairer)
             except CorruptSegment as damage:
-                ward.mend(damage)
+                repairer.repair(damage)
             else:
-                return _settled(folder, files, ward, found)
+                return _settled(folder, files, repairer, found)
     except OSError as error:
         raise LogDamaged(explain_os_error(error, folder)) from None
-    raise LogDamaged(f"{folder} could not be mended: move it away, and start with an empty log")
+    raise LogDamaged(f"{folder} could not be repaired: move it away, and start with an empty log")
 
 
 def _guess(folder: Path) -> Identity | None:
@@ -126,23 +127,23 @@ def _guess(folder: Path) -> Identity | None:
     return Identity(log, seed, 0, 1)
 
 
-def _find(folder: Path, files: Files, ward: SegmentRepairer) -> Found:
+def _find(folder: Path, files: Files, repairer: SegmentRepairer) -> Found:
     """Read all segments' heads and indexes, and the last one whole.
 
     Raises:
-        Damage: Something must be mended first.
+        CorruptSegment: Something must be mended first.
     """
-    identity = ward.identity
-    found = Found(identity, told=ward.told)
-    heads = _heads(folder, files, ward)
+    identity = repairer.identity
+    found = Found(identity, told=repairer.told)
+    heads = _heads(folder, files, repairer)
     order = sorted(heads)
     if not order:
-        _state(folder, files, ward, heads, found)
+        _state(folder, files, repairer, heads, found)
         return found
     kept = [number for number in order if number >= identity.oldest] or order
     if 0 < identity.oldest < kept[0]:
-        ward.missing(identity.oldest - 1, kept[0], identity.first, heads[kept[0]].first)
-    state = _state(folder, files, ward, heads, found)
+        repairer.missing(identity.oldest - 1, kept[0], identity.first, heads[kept[0]].first)
+    state = _state(folder, files, repairer, heads, found)
     behind, end = list[tuple[SegmentHead, int]](), state.next
     for number, after in pairwise(order):
         head = heads[number]
@@ -152,12 +153,12 @@ def _find(folder: Path, files: Files, ward: SegmentRepairer) -> Found:
             end = max(end, index.next)
         (found.segments if number >= kept[0] else found.held).append(index)
         if number >= kept[0] and heads[after].previous != number:
-            ward.missing(number, after, index.next, heads[after].first)
+            repairer.missing(number, after, index.next, heads[after].first)
     for _ in fold_segments(folder, behind, state):
         pass
     state.next = max(state.next, end)
     turn(state, heads[order[-1]].format)
-    _last(folder, files, ward, heads[order[-1]], state, found)
+    _last(folder, files, repairer, heads[order[-1]], state, found)
     turn(state, FORMAT)
     return found
 
@@ -166,7 +167,7 @@ def _sealed(folder: Path, files: Files, head: SegmentHead, after: SegmentHead) -
     """Return what is known of a finished segment; `after` opens the next one.
 
     Raises:
-        Damage: It must be repaired first.
+        CorruptSegment: It must be repaired first.
     """
     path = segment_path(folder, head.number)
     size = path.stat().st_size
@@ -184,14 +185,18 @@ def _sealed(folder: Path, files: Files, head: SegmentHead, after: SegmentHead) -
 
 
 def _state(
-    folder: Path, files: Files, ward: SegmentRepairer, heads: dict[int, SegmentHead], found: Found
+    folder: Path,
+    files: Files,
+    repairer: SegmentRepairer,
+    heads: dict[int, SegmentHead],
+    found: Found,
 ) -> State:
     """Return the state at the newest snapshot that can be read, note where, and clear up others.
 
     One of a segment that is not there, nor the next to begin, knows of records that are gone: it
     does not serve, for peers would not send them again.
     """
-    log, seed = ward.identity.log, ward.identity.seed
+    log, seed = repairer.identity.log, repairer.identity.seed
     bases = _bases(folder, files, heads)
     state, carried = State(log), Snapshot()
     while bases:
@@ -202,20 +207,20 @@ def _state(
         except CorruptSegment:
             bad = bases.pop()
             path_of = segment_path if bad.size is None else snapshot_path
-            ward.unreadable(path_of(folder, bad.number))
+            repairer.unreadable(path_of(folder, bad.number))
     for base in bases[:-2]:
         if base.size is not None:
             files.unlink(snapshot_path(folder, base.number))
     if not heads:
         return state
     if bases and bases[-1].size is None:
-        state, bases = _older_state(folder, ward, heads, state, bases)
+        state, bases = _older_state(folder, repairer, heads, state, bases)
         found.upgrades = True
     first = heads[min(heads)]
     if not bases:
         state.next = first.first
         if first.previous:
-            ward.state_lost()
+            repairer.state_lost()
     found.carried = carried
     found.bases = bases[-2:]
     if len(bases) < 2 and (not bases or bases[0].number > first.number):
@@ -225,7 +230,7 @@ def _state(
 
 def _older_state(
     folder: Path,
-    ward: SegmentRepairer,
+    repairer: SegmentRepairer,
     heads: dict[int, SegmentHead],
     state: State,
     bases: list[Base],
@@ -235,7 +240,7 @@ def _older_state(
     Its heads have a highest offset of each channel, its frames have all that are there. Where these
     are too many to read at a start, the state of a newer head serves.
     """
-    identity = ward.identity
+    identity = repairer.identity
     for base in bases[:-1]:
         behind = [segment_path(folder, number) for number in heads if number >= base.number]
         if sum(path.stat().st_size for path in behind) <= UPGRADE_BYTES:
@@ -268,13 +273,13 @@ def _go_on() -> None:
     """Nobody else has work to do at a start."""
 
 
-def _heads(folder: Path, files: Files, ward: SegmentRepairer) -> dict[int, SegmentHead]:
+def _heads(folder: Path, files: Files, repairer: SegmentRepairer) -> dict[int, SegmentHead]:
     """Return what opens each segment.
 
     Raises:
-        Damage: One has no head, or that of another.
+        CorruptSegment: One has no head, or that of another.
     """
-    ward.take_back_renamed()
+    repairer.take_back_renamed()
     heads: dict[int, SegmentHead] = {}
     present = numbers(folder)
     for number in present:
@@ -283,20 +288,25 @@ def _heads(folder: Path, files: Files, ward: SegmentRepairer) -> dict[int, Segme
             head, _ = read_head(path)
         except CorruptSegment:
             begun = (
-                number <= ward.identity.number
+                number <= repairer.identity.number
             )  # it was on disk: no write that a crash broke off
-            if begun or number < present[-1] or good_frames(path, ward.identity.seed):
+            if begun or number < present[-1] or good_frames(path, repairer.identity.seed):
                 raise
             files.unlink(path)
             continue
-        if head.log != ward.identity.log or head.number != number:
+        if head.log != repairer.identity.log or head.number != number:
             raise CorruptSegment(path, 0, foreign=True)
         heads[number] = head
     return heads
 
 
 def _last(
-    folder: Path, files: Files, ward: SegmentRepairer, head: SegmentHead, state: State, found: Found
+    folder: Path,
+    files: Files,
+    repairer: SegmentRepairer,
+    head: SegmentHead,
+    state: State,
+    found: Found,
 ) -> None:
     """Fold the last segment, and cut what a crash left at its end."""
     path = segment_path(folder, head.number)
@@ -316,7 +326,7 @@ def _last(
     finally:
         files.close(fd)
     if torn > 0:
-        ward.told.append(
+        repairer.told.append(
             OperatorNotice(
                 "warn",
                 "log.repaired",
@@ -325,7 +335,7 @@ def _last(
             )
         )
     elif index.size < size:
-        ward.told.append(
+        repairer.told.append(
             OperatorNotice(
                 "info",
                 "log.unclean-shutdown",
@@ -339,14 +349,14 @@ def _last(
     found.segments.append(index)
 
 
-def _settled(folder: Path, files: Files, ward: SegmentRepairer, found: Found) -> Found:
+def _settled(folder: Path, files: Files, repairer: SegmentRepairer, found: Found) -> Found:
     """Note durably from where on offsets may be given out; return what was found."""
-    identity = ward.identity
+    identity = repairer.identity
     last = found.segments[-1].number if found.segments else 0
     known = max(identity.next, found.state.next if found.state is not None else 1)
     if last < identity.number:
-        ward.missing(last, identity.number + 1, found.state.next if found.state else 1, None)
-    first = known + OFFSET_SKIP if ward.jump else identity.next
+        repairer.missing(last, identity.number + 1, found.state.next if found.state else 1, None)
+    first = known + OFFSET_SKIP if repairer.jump else identity.next
     oldest = found.segments[0] if found.segments else None
     found.identity = Identity(
         identity.log,
@@ -399,7 +409,7 @@ class RecoveredLog(msgspec.Struct, frozen=True):
     told: Sequence[OperatorNotice]
 
 
-def begin(folder: Path, settings: SegmentSettings, edges: Environment) -> RecoveredLog:
+def begin(folder: Path, settings: LogSettings, edges: Environment) -> RecoveredLog:
     """Find the log in `folder`, or make a new one.
 
     Raises:
@@ -416,7 +426,7 @@ def begin(folder: Path, settings: SegmentSettings, edges: Environment) -> Recove
             gc.enable()
 
 
-def _begin(folder: Path, settings: SegmentSettings, edges: Environment) -> RecoveredLog:
+def _begin(folder: Path, settings: LogSettings, edges: Environment) -> RecoveredLog:
     """Find the log, or make one, and what belongs to it."""
     found = recover(folder, edges.files, edges.wall)
     identity = found.identity
@@ -469,7 +479,7 @@ def _catch_up(folder: Path, edges: Environment, found: Found) -> None:
 
 
 def _ids(
-    folder: Path, settings: SegmentSettings, found: Found, seed: int, clock: LogClock
+    folder: Path, settings: LogSettings, found: Found, seed: int, clock: LogClock
 ) -> RecentIds:
     """Return the ids of the segments that the window still reaches."""
     ids = RecentIds(settings.id_window, settings.max_ids, clock.ago)

@@ -157,7 +157,7 @@ class SegmentRepairer:
         self._untold = PendingLossReports(files, folder)
         self._repaired = set[str]() if repaired is None else repaired
 
-    def mend(self, damage: CorruptSegment) -> None:
+    def repair(self, damage: CorruptSegment) -> None:
         """Set a bad file aside and go on with what is readable of it.
 
         What is readable is written beside it and read back first; each file once only.
@@ -262,8 +262,8 @@ class SegmentRepairer:
             present.add(head.number)
             if name.endswith(".part"):
                 self._say(
-                    f"{right} is damaged and was being mended when linkd ended; what is readable is"
-                    f" kept, what is not is still in {right.name}.damaged-*"
+                    f"{right} is damaged and was being repaired when linkd ended; what is readable"
+                    f" is kept, what is not is still in {right.name}.damaged-*"
                 )
             else:
                 self._say(f"{path} is {right.name}, and was given its name again", "warn")

@@ -322,7 +322,7 @@ def read_head(path: Path) -> tuple[SegmentHead, Frame]:
     """Return what opens a segment.
 
     Raises:
-        Damage: Nothing readable does.
+        CorruptSegment: Nothing readable does.
         StateTooNew: It was written by a newer linkd.
         OSError: It can't be read.
     """
@@ -349,7 +349,7 @@ def scan(
     """Like `scan_to`, where no frame may be bad.
 
     Raises:
-        Damage: At the first bad frame.
+        CorruptSegment: At the first bad frame.
     """
     index, last, damage = scan_to(path, head, size, state, sealed)
     if damage is not None or last is None:
@@ -401,7 +401,7 @@ def scan_sealed(path: Path, head: SegmentHead, size: int, sure: bool) -> tuple[I
         sure: So many do count; else zeros behind the last frame are none of it.
 
     Raises:
-        Damage: At the first bad frame.
+        CorruptSegment: At the first bad frame.
     """
     try:
         return scan(path, head, size, None, sealed=True)
@@ -467,7 +467,7 @@ def fold_sealed(
         kept: That, where it is in memory: then the file is not read.
 
     Raises:
-        Damage: There is no frame where one should be.
+        CorruptSegment: There is no frame where one should be.
         OSError: The file can't be read.
     """
     count = 0

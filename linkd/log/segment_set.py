@@ -14,8 +14,9 @@ from pathlib import Path
 
 import msgspec
 
+from linkd.config.settings import LogSettings
 from linkd.log.cache import TailCache
-from linkd.log.files import Files, SegmentSettings
+from linkd.log.files import Files
 from linkd.log.frame import BATCH, HEAD, Part, batch_of
 from linkd.log.reader import CorruptSegment, FilePosition, Reader, walk
 from linkd.log.segment import (
@@ -227,7 +228,7 @@ class Retention:
     """
 
     def __init__(
-        self, settings: SegmentSettings, segment_bytes: int, ago: Callable[[float, float], float]
+        self, settings: LogSettings, segment_bytes: int, ago: Callable[[float, float], float]
     ) -> None:
         self._ago = ago
         self._settings = settings

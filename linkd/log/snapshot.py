@@ -105,7 +105,7 @@ def fold_segments(
         kept: What some of them change, by number: their files are not read.
 
     Raises:
-        Damage: There is no frame where one should be.
+        CorruptSegment: There is no frame where one should be.
         OSError: A file can't be read.
     """
     for head, size in segments:
@@ -282,7 +282,7 @@ def read_snapshot(folder: Path, number: int, log: str, seed: int) -> Iterator[tu
     """Yield the slices of a snapshot and their bytes; they count only once all have come.
 
     Raises:
-        Damage: It is not whole, or that of another log.
+        CorruptSegment: It is not whole, or that of another log.
         StateTooNew: It was written by a newer linkd.
         OSError: It can't be read.
     """
@@ -391,7 +391,7 @@ def read_state(
     """Return the state at `base`, what is carried beside it, and the bytes of both.
 
     Raises:
-        Damage: It can't be read.
+        CorruptSegment: It can't be read.
         StateTooNew: It was written by a newer linkd.
         OSError: The disk refuses.
     """

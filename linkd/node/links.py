@@ -355,8 +355,12 @@ class Links:
         if self._cursors.peer(settings.name) is None:
             here = self._around.log.next
             self._cursors.set_peer(PeerCursor(settings.name, here, here))
-        reconnect = self._around.config.reconnect
-        backoff = Backoff(reconnect, self._rng, len(settings.dial)) if settings.dial else None
+        backoff = None
+        if settings.dial:
+            reconnect = self._around.config.reconnect
+            backoff = Backoff(
+                reconnect.max_delay, reconnect.stable_after, self._rng.random, len(settings.dial)
+            )
         stored, ends = self._around.log.cursor(settings.name), self._around.ends
         if stored is not None and ends.owner(stored.log) is None:
             ends.own(stored.log, settings.name)

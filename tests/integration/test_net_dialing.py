@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
 
-from linkd.config import PeerSettings, ReconnectSettings
+from linkd.config import PeerSettings
 from linkd.core.backoff import Backoff
 from linkd.errors import AttemptFailed
 from linkd.net.connect import Resolver
@@ -84,7 +84,7 @@ class Lab:
         chosen = PeerSettings(name=peer, dial=urls, secret_file=self.secret)
         dialer = LinkDialer(link, chosen, origin, budget)
         if redial:
-            backoff = Backoff(ReconnectSettings(), random.Random(3), len(urls))
+            backoff = Backoff(15.0, 5.0, random.Random(3).random, len(urls))
             link.redial = lambda f: dialer.dial(backoff.failed(f.kind, f.retry_after))
         self.dialers.append(dialer)
         self.links.append(link)

@@ -8,8 +8,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from linkd.config import LogSettings
 from linkd.log.disk_log import DiskLog
-from linkd.log.files import Environment, RealFiles, SegmentSettings
+from linkd.log.files import Environment, RealFiles
 from linkd.log.memory_log import MemoryLog
 from linkd.log.origins import Origins, OriginsSnapshot
 from linkd.log.writer import Writer
@@ -71,7 +72,7 @@ class SegmentBench:
         self.synchronised = True
         self.boot = ""
         settings = {"segment_bytes": 1 << 20, "memory_bytes": 1 << 16} | settings
-        self.settings = SegmentSettings(**settings)
+        self.settings = LogSettings(**settings)
         Writer.tick = 0.05
         self.log = self.open()
 

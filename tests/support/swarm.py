@@ -25,10 +25,9 @@ LOG_BYTES = 1 << 20
 
 def _node(name: str, peer: Any, reactor: Any, shared: Any) -> Any:
     """Return one node with one peer, not yet started."""
-    from linkd.config import Config
+    from linkd.config import Config, LogSettings
     from linkd.config.settings import NodeSettings
     from linkd.log import MemoryCursorStore
-    from linkd.log.files import SegmentSettings
     from linkd.log.memory_log import BoundedMemoryLog
     from linkd.net.dialer import DialerContext, LinkDialer
     from linkd.node import Node, Stores
@@ -40,7 +39,7 @@ def _node(name: str, peer: Any, reactor: Any, shared: Any) -> Any:
     def dialer(node: Any, driver: Any) -> Any:
         return LinkDialer(driver, driver.settings, origin, config.reconnect.connect_timeout)
 
-    log = BoundedMemoryLog(name, SegmentSettings(memory_bytes=LOG_BYTES))
+    log = BoundedMemoryLog(name, LogSettings(memory_bytes=LOG_BYTES))
     stores = Stores(log, MemoryCursorStore(), Outages(MemoryCursorStore()))
     return Node(config, stores, reactor, dialer, random.Random())
 

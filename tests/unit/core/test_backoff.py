@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from typing import NamedTuple
 
 import pytest
 
@@ -12,26 +11,9 @@ from linkd.core.backoff import Backoff, tcp_timeout
 LEAST, MOST = 0.0, 1.0 - 2**-53
 
 
-class Settings(NamedTuple):
-    """Bounds, as under `[reconnect]`."""
-
-    max_delay: float = 15.0
-    stable_after: float = 5.0
-
-
-class Fixed:
-    """Chance that always says the same."""
-
-    def __init__(self, value: float) -> None:
-        self.value = value
-
-    def random(self) -> float:
-        return self.value
-
-
 def backoff(chance: float, urls: int = 1, max_delay: float = 15.0) -> Backoff:
     """Return one whose chance is fixed."""
-    return Backoff(Settings(max_delay), Fixed(chance), urls)
+    return Backoff(max_delay, 5.0, lambda: chance, urls)
 
 
 def test_the_first_redial_is_immediate_after_silence() -> None:
@@ -119,6 +101,8 @@ def test_tcp_is_given_up_early_but_for_every_fourth_round() -> None:
 
 def test_ten_thousand_dialers_do_not_come_in_one_second() -> None:
     chance = random.Random(7)
-    first = [Backoff(Settings(), chance).lost(silent=False, stable=True) for _ in range(10_000)]
+    first = [
+        Backoff(15.0, 5.0, chance.random).lost(silent=False, stable=True) for _ in range(10_000)
+    ]
     busiest = max(sum(int(each * 10) == tenth for each in first) for tenth in range(10))
     assert busiest < 1200

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
@@ -34,23 +34,14 @@ from linkd.errors import LocalProtocolError
 from linkd.protocol.peer import Generation
 
 
-class Settings(NamedTuple):
-    """Bounds, as under `[reconnect]`."""
-
-    max_delay: float = 15.0
-    stable_after: float = 5.0
-
-
-class Half:
-    """Chance in the middle."""
-
-    def random(self) -> float:
-        return 0.5
+def backoff() -> Backoff:
+    """Return the usual delays, halfway through their spread."""
+    return Backoff(15.0, 5.0, lambda: 0.5)
 
 
 def link(dials: bool = True, name: str = "edge", peer: str = "hub") -> Link:
     """Return a started link."""
-    made = Link(name, peer, Backoff(Settings(), Half()) if dials else None)
+    made = Link(name, peer, backoff() if dials else None)
     made.handle(Start(), 0.0)
     return made
 
@@ -77,7 +68,7 @@ def only(effects: list[Any], kind: type) -> Any:
 
 
 def test_a_dialer_dials_at_once_and_comes_up() -> None:
-    made = Link("edge", "hub", Backoff(Settings(), Half()))
+    made = Link("edge", "hub", backoff())
     assert made.handle(Start(), 5.0) == [Dial(0.0), Changed("stopped", "waiting", None, None)]
     assert made.handle(AttemptBegan(), 5.0) == [Changed("waiting", "connecting", None, None)]
     assert made.handle(AttemptBegan(), 5.1) == []

@@ -12,21 +12,15 @@ import apsw
 import msgspec
 import pytest
 
+from linkd.config import LogSettings
 from linkd.errors import LogDamaged, StateTooNew
 from linkd.log import MemoryCursorStore, MemoryLog, open_cursors, open_log
 from linkd.log.cursor_store import SqliteCursorStore
 from linkd.log.disk_log import DiskLog
-from linkd.log.files import SegmentSettings
 from linkd.log.interface import Consumer, PeerCursor
 from linkd.log.snapshot import snapshot_numbers
 from tests.support.logs import append, draft
 from tests.support.turns import Turns
-
-
-class Settings(SegmentSettings, frozen=True, kw_only=True):
-    """The log's settings, with the engine."""
-
-    engine: str = "segments"
 
 
 class Pair:
@@ -40,7 +34,7 @@ class Pair:
     def open(self) -> None:
         """Open both."""
         self.log: Any = open_log(
-            Settings(segment_bytes=1 << 20), self.folder, "edge", self.turns.post
+            LogSettings(segment_bytes=1 << 20), self.folder, "edge", self.turns.post
         )
         self.cursors = open_cursors(self.log, self.folder, self.turns.post)
 
@@ -242,7 +236,7 @@ def test_a_disk_error_is_returned(pair: Pair) -> None:
 
 def test_beside_a_log_in_memory_cursors_are_in_memory_too(tmp_path: Path) -> None:
     turns = Turns()
-    log = open_log(Settings(engine="memory"), tmp_path, "edge", turns.post)
+    log = open_log(LogSettings(engine="memory"), tmp_path, "edge", turns.post)
     assert isinstance(log, MemoryLog)
     cursors = open_cursors(log, tmp_path, turns.post)
     done: list[Any] = []
@@ -299,7 +293,7 @@ def test_a_file_that_cannot_be_opened_says_what_to_do(
 
     with monkeypatch.context() as patched:
         patched.setattr(SqliteCursorStore, "_open", refuse)
-        log: Any = open_log(Settings(), pair.folder, "edge", pair.turns.post)
+        log: Any = open_log(LogSettings(), pair.folder, "edge", pair.turns.post)
         with pytest.raises(LogDamaged, match=says):
             open_cursors(log, pair.folder, pair.turns.post)
         done: list[bool] = []

@@ -179,7 +179,7 @@ def test_a_mending_that_is_cut_off_anywhere_costs_nothing_that_is_readable(
             bench.open()
         refused = fetch(bench, first_of(bench, which))
         while isinstance(refused, LogDamaged):
-            assert "could not be mended" in str(refused)
+            assert "could not be repaired" in str(refused)
             assert bench.log.told[-1].detail == str(refused)
             disk.left = 1 << 30
             refused = fetch(bench, first_of(bench, which))
@@ -354,13 +354,13 @@ def test_what_is_trimmed_while_it_is_mended_is_a_gap(bench: SegmentBench) -> Non
     flip(min(bench.path.glob("*.log")), 200_000)
     got: list[Any] = []
     mending: list[bool] = []
-    mend = bench.log._retrieval._mend
+    mend = bench.log._retrieval._repair
 
     def begun(*args: Any) -> None:
         mending.append(True)
         mend(*args)
 
-    bench.log._retrieval._mend = begun
+    bench.log._retrieval._repair = begun
     bench.log.fetch(1, 1 << 20, got.append)
     bench.until(lambda: mending)
     assert bench.log.trim(20) > 0
@@ -380,7 +380,7 @@ def test_a_mending_that_the_disk_refuses_is_said_once_and_to_each_who_reads(
     for _ in range(3):
         found = fetch(bench, 1)
         assert isinstance(found, LogDamaged)
-        assert "could not be mended" in str(found)
+        assert "could not be repaired" in str(found)
     assert [told.level for told in bench.log.told] == ["error"]
     disk.left = 1 << 20
     assert len(bodies(everything(bench))) == 30
@@ -543,9 +543,9 @@ def test_a_log_that_no_mending_makes_whole_is_not_opened(
     bench.close()
     flip(min(bench.path.glob("*.log")), 60)
     with monkeypatch.context() as patched:
-        patched.setattr("linkd.log.repair.SegmentRepairer.mend", lambda ward, damage: None)
+        patched.setattr("linkd.log.repair.SegmentRepairer.repair", lambda repairer, damage: None)
         patched.setattr("linkd.log.recovery._MOST_REPAIRS", 20)
-        with pytest.raises(LogDamaged, match="could not be mended: move it away"):
+        with pytest.raises(LogDamaged, match="could not be repaired: move it away"):
             bench.open()
     bench.open()
 
@@ -710,10 +710,10 @@ def test_a_file_is_repaired_once_a_start(bench: SegmentBench) -> None:
     flip(first, 60)
     identity = load_identity(bench.path)
     assert identity is not None
-    ward = repair.SegmentRepairer(bench.path, RealFiles(), identity, lambda: 1.0)
-    ward.mend(CorruptSegment(first, 0))
+    repairer = repair.SegmentRepairer(bench.path, RealFiles(), identity, lambda: 1.0)
+    repairer.repair(CorruptSegment(first, 0))
     with pytest.raises(LogDamaged, match="damaged again at byte 5 after it was repaired"):
-        ward.mend(CorruptSegment(first, 5))
+        repairer.repair(CorruptSegment(first, 5))
     assert len([path for path in bench.path.iterdir() if "damaged" in path.name]) == 1
     bench.open()
 
@@ -766,13 +766,13 @@ def test_a_segment_without_a_readable_state_stays_and_a_snapshot_goes(bench: Seg
     bench.close()
     identity = load_identity(bench.path)
     assert identity is not None
-    ward = repair.SegmentRepairer(bench.path, RealFiles(), identity, lambda: 1.0)
+    repairer = repair.SegmentRepairer(bench.path, RealFiles(), identity, lambda: 1.0)
     segment = min(bench.path.glob("*.log"))
     snapshot = bench.path / "000000000001.state"
     snapshot.write_bytes(b"nothing")
-    ward.unreadable(segment)
-    ward.unreadable(snapshot)
+    repairer.unreadable(segment)
+    repairer.unreadable(snapshot)
     assert segment.exists()
     assert not snapshot.exists()
-    assert [told.level for told in ward.told] == ["warn", "warn"]
+    assert [told.level for told in repairer.told] == ["warn", "warn"]
     bench.open()

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from linkd.config import LogSettings
 from linkd.errors import BadRecord, LogFull, SequenceUnproven
 from linkd.log import MemoryLog
-from linkd.log.files import SegmentSettings
 from linkd.log.interface import Appended
 from linkd.log.memory_log import BoundedMemoryLog
 from linkd.log.producers import MAX_HOLES
@@ -124,7 +124,7 @@ def test_it_knows_whose_log_records_come_from() -> None:
 
 
 EACH = BATCH_OVERHEAD_BYTES + 1_000
-BOUNDS = SegmentSettings(memory_bytes=10 * EACH, max_bytes=100 * EACH)
+BOUNDS = LogSettings(memory_bytes=10 * EACH, max_bytes=100 * EACH)
 DROPPING = replace(BOUNDS, when_full="drop-oldest")
 
 

@@ -10,7 +10,7 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.task import Clock
 
-from linkd.config import LimitSettings, ReconnectSettings
+from linkd.config import LimitSettings
 from linkd.core.backoff import Backoff
 from linkd.net.admission import ConnectionLimiter
 from linkd.net.connect import Resolver, interleave
@@ -38,7 +38,7 @@ def test_a_crowd_is_let_in_at_about_the_rate_and_asks_about_twice_each() -> None
     admission = ConnectionLimiter(
         LimitSettings(handshakes_per_second=rate, handshakes_per_second_per_address=1000.0)
     )
-    backoff = Backoff(ReconnectSettings(), rng)
+    backoff = Backoff(15.0, 5.0, rng.random)
     coming = [(rng.random(), number) for number in range(count)]
     heapify(coming)
     attempts, now = 0, 0.0

@@ -6,14 +6,14 @@ from random import Random
 
 import pytest
 
+from linkd.config import LogSettings
 from linkd.config.settings import PeerSettings
 from linkd.errors import LogFull
-from linkd.log.files import SegmentSettings
 from linkd.log.memory_log import BoundedMemoryLog
 from tests.support import fake_net
 from tests.support.fake_net import FakeNet, one_publish, publish
 
-BOUNDS = SegmentSettings(memory_bytes=1 << 18, max_bytes=1 << 20)
+BOUNDS = LogSettings(memory_bytes=1 << 18, max_bytes=1 << 20)
 
 
 def test_two_full_logs_make_room_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
