@@ -80,7 +80,7 @@ _CLEARED = f"{COOKIE}=; HttpOnly; SameSite=Strict; Path=/; Max-Age=0"
 async def status(api: Service, call: Call) -> Response:
     """Answer what is true now, as far as the caller may see it."""
     call.only()
-    links = await api.link_statuses()
+    links = await api.link_statuses(call.caller.name)
     return answer(api.node.status(links, call.caller.sees_names_of))
 
 
@@ -317,12 +317,12 @@ async def healthz(api: Service, _: Call) -> Response:
     return answer({"ok": True, "late_seconds": round(api.late_seconds, 3)})
 
 
-async def readyz(api: Service, _: Call) -> Response:
+async def readyz(api: Service, call: Call) -> Response:
     """Tell whether all required links are up."""
     node = api.node
     if node.starting or node.stopping:
         return answer({"ready": False, "waiting_for": []}, 503)
-    links = await api.link_statuses()
+    links = await api.link_statuses(call.caller.name)
     down = [link.peer for link in links if link.required and link.state != "up"]
     return answer({"ready": not down, "waiting_for": down}, 503 if down else 200)
 

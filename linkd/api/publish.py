@@ -79,7 +79,7 @@ async def _draft(api: Service, call: Call, channel: str) -> NewRecords:
     if kind_of(content_type) == NDJSON:
         if id_:
             raise ApiError("malformed", "Linkd-Id names one message, and this may be many")
-        records = await _lines(api, body, Record(b"", type_, "", JSON, headers))
+        records = await _lines(api, call.caller.name, body, Record(b"", type_, "", JSON, headers))
     else:
         if len(body) > most:
             raise refusal_of(too_large(len(body), most))
@@ -91,7 +91,7 @@ async def _draft(api: Service, call: Call, channel: str) -> NewRecords:
     )
 
 
-async def _lines(api: Service, body: bytes, like: Record) -> list[Record]:
+async def _lines(api: Service, caller: str, body: bytes, like: Record) -> list[Record]:
     """Return one record for each line that is not blank, in all but its body like `like`.
 
     Looks at them in slices.
@@ -102,7 +102,7 @@ async def _lines(api: Service, body: bytes, like: Record) -> list[Record]:
         raise ApiError("body-too-large", f"expected at most {MAX_RECORDS} lines")
     for place, line in enumerate(body.split(b"\n"), 1):
         if place % _LINES_A_LOOK == 0 and api.reactor.seconds() >= until:
-            await api.pause()
+            await api.share.turn(caller)
             until = api.share.end()
         value = line.strip()
         if not value:

@@ -89,6 +89,7 @@ class Page:
         self.records: list[bytes] = []
         self._api = api
         self._request = call.request
+        self._caller = call.caller.name
         self._log = api.node.log
         self._patterns = Patterns((pattern,))
         self._limit = limit
@@ -107,7 +108,7 @@ class Page:
             await reads.acquire()
             try:
                 if self._api.share.left() <= 0:  # who came before has used the slice up
-                    await self._api.pause()
+                    await self._api.share.turn(self._caller)
                 goes_on = await self._fill_some()
             finally:
                 reads.release()
@@ -125,7 +126,7 @@ class Page:
                 if not fits:
                     return False
                 if api.reactor.seconds() >= until:
-                    await api.pause()
+                    await api.share.turn(self._caller)
                     until = api.share.end()
         return bool(batches)
 

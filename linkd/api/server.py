@@ -433,12 +433,8 @@ class ApiServer:
 
     # for those who answer (linkd.api.service.Service)
 
-    def pause(self) -> Deferred[None]:
-        """Let others have the reactor before going on."""
-        return self.share.turn()
-
-    async def link_statuses(self) -> list[LinkStatus]:
-        """Return the state of all links, looked at in slices."""
+    async def link_statuses(self, caller: str = "") -> list[LinkStatus]:
+        """Return the state of all links, looked at in slices of the caller's turns."""
         found: list[LinkStatus] = []
         until = self.share.end()
         for peer in self.node.peers():
@@ -446,7 +442,7 @@ class ApiServer:
             if link is not None:
                 found.append(link)
             if self.reactor.seconds() >= until:
-                await self.pause()
+                await self.share.turn(caller)
                 until = self.share.end()
         return found
 

@@ -77,11 +77,8 @@ class Service(Protocol):
     account: Account
     page_reads: DeferredSemaphore
 
-    async def link_statuses(self) -> list[LinkStatus]:
-        """Return the state of all links, looked at in slices."""
-
-    def pause(self) -> Deferred[None]:
-        """Let others have the reactor before going on."""
+    async def link_statuses(self, caller: str = "") -> list[LinkStatus]:
+        """Return the state of all links, looked at in slices of the caller's turns."""
 
     def subscribe(
         self,

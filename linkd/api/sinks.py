@@ -46,6 +46,7 @@ class ApiSink(ABC):
         self._stopped = False
         self._queues = False
         self._paid = 0
+        self._caller = ""  # whose turns it takes
 
     def subscribe(
         self, caller: Caller, patterns: Sequence[str], start: Start, consumer: str | None = None
@@ -55,6 +56,7 @@ class ApiSink(ABC):
         if not self._part.take(cost):
             raise ApiError("too-many", "the subscriptions of this caller take too much memory")
         self._paid = cost
+        self._caller = caller.name
         try:
             found = self._api.subscribe(caller, patterns, start, self, consumer)
         except LinkdError:
@@ -108,7 +110,7 @@ class ApiSink(ABC):
         """Go on when it is this one's turn."""
         if not self._queues:
             self._queues = True
-            self._api.share.queue(self._have_turn)
+            self._api.share.queue(self._have_turn, self._caller)
 
     def _have_turn(self) -> None:
         self._queues = False

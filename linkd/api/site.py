@@ -12,7 +12,7 @@ from twisted.web import http
 
 from linkd import events
 from linkd.api.access import wants_websocket
-from linkd.api.auth import STRANGER
+from linkd.api.auth import ANYONE, STRANGER
 from linkd.api.bodies import to_json
 from linkd.api.errors import ApiError
 from linkd.api.http import SOCKET, TURNED_AWAY, Answering, ApiRequest, Part, Room
@@ -45,6 +45,9 @@ class ApiChannel(_Channel):  # type: ignore[misc]
     """
 
     site: ApiSite
+    caller = ""
+    """Whose turns it takes: an address until a request of it has named a caller."""
+
     refusal: ApiError | None = None
     """Why no request of it is answered."""
 
@@ -57,6 +60,8 @@ class ApiChannel(_Channel):  # type: ignore[misc]
         self.requestFactory = ApiRequest
         self.released: Callable[[], None] | None = None
         self._deadline: Any = None
+        self._deadline_left: float | None = None  # seconds; it stands still during the wait
+        self._waits_since = 0.0
         self._turned_away: Any = None
 
     def first_line(self) -> tuple[bytes, bytes, bytes]:
@@ -72,7 +77,7 @@ class ApiChannel(_Channel):  # type: ignore[misc]
 
     def dataReceived(self, data: bytes) -> None:
         """Bytes came; a request that has begun must be complete in time."""
-        if self._deadline is None and not self._handlingRequest:
+        if self._deadline is None and not (self._handlingRequest or self._queues):
             self._due(HEAD_SECONDS)
         if not (self._handlingRequest or self._queues or self.site.share.left()):
             self._wait()
@@ -82,6 +87,9 @@ class ApiChannel(_Channel):  # type: ignore[misc]
         """A request is answered; the next one that came already has to wait for its turn."""
         self.paused = True  # of LineReceiver: what has come stays where it is
         super().requestDone(request)
+        caller = getattr(request.admitted, "caller", None)
+        if caller not in (None, ANYONE, STRANGER):
+            self.caller = caller.name
         if self._buffer and self.persistent:
             self._wait()
         else:
@@ -90,11 +98,18 @@ class ApiChannel(_Channel):  # type: ignore[misc]
             self._networkProducer.pauseProducing()
 
     def _wait(self) -> None:
-        """Begin no request and read nothing until it is this connection's turn."""
+        """Begin no request and read nothing until it is this connection's turn.
+
+        Its deadline stops: the other end is not the one that is late.
+        """
         self.paused = self._queues = True
         self._networkProducer.pauseProducing()
+        self._waits_since = self.site.reactor.seconds()
+        if self._deadline is not None:
+            self._deadline_left = self._deadline.getTime() - self._waits_since
+            self._undue()
         if not self._waitingForTransport:
-            self.site.share.queue(self._go_on)
+            self.site.share.queue(self._go_on, self.caller)
 
     def _go_on(self) -> None:
         """It is this connection's turn."""
@@ -103,6 +118,10 @@ class ApiChannel(_Channel):  # type: ignore[misc]
         if self._waitingForTransport:
             return  # `resumeProducing` queues again
         self.paused = self._queues = False
+        self._body_began += self.site.reactor.seconds() - self._waits_since
+        if self._deadline_left is not None:
+            self._due(self._deadline_left)
+            self._deadline_left = None
         self._networkProducer.resumeProducing()
         self.dataReceived(b"")
 
@@ -112,7 +131,7 @@ class ApiChannel(_Channel):  # type: ignore[misc]
         self._release_unread()
         if self._queues:
             self._networkProducer.pauseProducing()
-            self.site.share.queue(self._go_on)
+            self.site.share.queue(self._go_on, self.caller)
 
     def allHeadersReceived(self) -> None:
         """The head is there."""
@@ -248,6 +267,7 @@ class ApiSite(_Factory):  # type: ignore[misc]
             refusal = ApiError("too-many", said, {"Retry-After": "5"})
         channel = ApiChannel()
         channel.refusal = refusal
+        channel.caller = address
         channel.site = self
         channel.factory = self
         channel.timeOut = self.timeOut

@@ -278,7 +278,7 @@ class StreamSession:
         while self._waits:
             self._waits.popitem()[1].cancel()
             if self.api.reactor.seconds() >= until:
-                self.api.share.queue(self._cancel_waits)
+                self.api.share.queue(self._cancel_waits, self.caller.name)
                 break
 
     def _forgotten(self, frame: client.Wait, why: Failure) -> None:
@@ -387,7 +387,7 @@ class StreamSession:
     def _tell_soon(self) -> None:
         if not self._tells:
             self._tells = True
-            self.api.share.queue(self._tell_changes)
+            self.api.share.queue(self._tell_changes, self.caller.name)
 
     def _tell_changes(self) -> None:
         """Tell of the links; where the client does not read, of all that happens until it does."""

@@ -427,7 +427,7 @@ class TextSession:
     def _tell_soon(self) -> None:
         if not self._tells:
             self._tells = True
-            self._api.share.queue(self._tell_changes)
+            self._api.share.queue(self._tell_changes, self.caller.name)
 
     def _tell_changes(self) -> None:
         """Tell of links that changed; where the client does not read, once it does."""

@@ -406,7 +406,7 @@ class ApiWebSocket(PingedSilence, WholeMessages):
         if self.is_stuck:
             self._goes_on = call
         else:
-            self.upgrades.api.share.queue(call)
+            self.upgrades.api.share.queue(call, self.caller.name)
 
     def _go_on(self) -> None:
         """Work on: first on the message that came, then on those behind it."""
@@ -510,12 +510,13 @@ class ApiWebSocket(PingedSilence, WholeMessages):
 
     def _tell_freed(self) -> None:
         """Something was given back to the account: go on reading, if that was enough."""
-        self.upgrades.api.share.queue(self._go_on)
+        self.upgrades.api.share.queue(self._go_on, self.caller.name)
 
     def _tell_room(self) -> None:
         """Something was given back to the account."""
         if self.open and not self.paused:
-            self.upgrades.api.share.queue(lambda: self._guarded(self.session.room))
+            share = self.upgrades.api.share
+            share.queue(lambda: self._guarded(self.session.room), self.caller.name)
 
     def _forget_all(self) -> None:
         """Nothing is held for this connection any more."""

@@ -5,7 +5,8 @@ address that was quiet longest is forgotten first.
 
 A connection works in slices; where the share of an iteration is used up, or others wait, it queues.
 So the links, whose work is not counted here, are served at least every 20 ms, however many clients
-there are and whatever they send.
+there are and whatever they send. Callers have their turns in rotation, however many connections
+each of them has.
 """
 
 from __future__ import annotations
@@ -150,7 +151,9 @@ def drop_buffers(transport: object) -> None:
 
 
 class FairShare:
-    """Gives the connections of the API their turns.
+    """Gives the callers of the API their turns: round robin, first in first out within a caller.
+
+    Only callers with a queued job have a queue, so the memory is bounded by the connections.
 
     Args:
         clock: The reactor. Where it has no `at_turn_end`, iterations are not told apart, and only
@@ -162,7 +165,7 @@ class FairShare:
         self._at_turn_end: Callable[[Callable[[], None]], object] | None = getattr(
             clock, "at_turn_end", None
         )
-        self._queue: deque[Callable[[], None]] = deque()
+        self._queues: OrderedDict[str, deque[Callable[[], None]]] = OrderedDict()
         self._until: float | None = None  # when this iteration's share ends; None: it is whole
         self._is_running = self._is_planned = False
 
@@ -172,7 +175,7 @@ class FairShare:
 
     def left(self) -> float:
         """Return for how many seconds the caller may work now; 0 where it must queue."""
-        if self._queue and not self._is_running:
+        if self._queues and not self._is_running:
             return 0.0
         now = self._clock.seconds()
         if self._until is None:
@@ -185,15 +188,23 @@ class FairShare:
         """Return when the caller's slice ends, on the reactor's clock."""
         return self._clock.seconds() + self.left()
 
-    def queue(self, job: Callable[[], None]) -> None:
-        """Have a job called in its turn: once, behind those that queue already."""
-        self._queue.append(job)
+    def queue(self, job: Callable[[], None], caller: str = "") -> None:
+        """Call a job once, in its caller's turn and after the jobs that this caller has queued.
+
+        Args:
+            job: A slice of work.
+            caller: A caller's name, or its address until it is known; empty: the node itself.
+        """
+        jobs = self._queues.get(caller)
+        if jobs is None:
+            jobs = self._queues[caller] = deque()
+        jobs.append(job)
         self._plan()
 
-    def turn(self) -> Deferred[None]:
-        """Return what fires when it is the caller's turn; cancel it to give that up."""
+    def turn(self, caller: str = "") -> Deferred[None]:
+        """Return a Deferred that fires in the caller's turn; cancel it to give the turn up."""
         turn: Deferred[None] = Deferred()
-        self.queue(lambda: None if turn.called else turn.callback(None))
+        self.queue(lambda: None if turn.called else turn.callback(None), caller)
         return turn
 
     def _begin(self, now: float) -> None:
@@ -211,14 +222,17 @@ class FairShare:
             self._clock.callLater(0, self._run)
 
     def _run(self) -> None:
-        """Do what queues, one job at least, until the share is used up."""
+        """Run queued jobs, one at least, until the share is used up."""
         self._is_planned, self._is_running = False, True
-        queue = self._queue
+        queues = self._queues
         if self._until is None:
             self._begin(self._clock.seconds())
         try:
-            while queue:
-                job = queue.popleft()
+            while queues:
+                caller, jobs = queues.popitem(last=False)
+                job = jobs.popleft()
+                if jobs:
+                    queues[caller] = jobs  # behind the other callers
                 try:
                     job()
                 except Exception as error:  # noqa: BLE001 - the others have their turn
@@ -230,5 +244,5 @@ class FairShare:
             self._is_running = False
             if self._at_turn_end is None:
                 self._over()
-            if queue:
+            if queues:
                 self._plan()

@@ -6,15 +6,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.testing import StringTransport
 
 from linkd.api.auth import Caller
 from linkd.api.errors import ApiError
 from linkd.api.http import MAX_REQUEST_BYTES, SMALL_BYTES, Account, ApiRequest, Response, Room
-from linkd.api.site import BODY_BYTES, BODY_SECONDS, ApiChannel, ApiSite
+from linkd.api.site import BODY_BYTES, BODY_SECONDS, HEAD_SECONDS, ApiChannel, ApiSite
 from linkd.config import LimitSettings
-from linkd.net.rate_limit import SHARE_SECONDS, FairShare
+from linkd.net.rate_limit import SHARE_SECONDS, SLICE_SECONDS, FairShare
 from tests.support.step_clock import StepClock
 
 
@@ -71,8 +72,8 @@ class Site:
         self.site: Any = ApiSite(self.answering, self.clock, 16_384, Room(LimitSettings()))
         self.channel, self.transport = self.connect()
 
-    def connect(self) -> tuple[ApiChannel, Transport]:
-        transport = Transport()
+    def connect(self, address: str = "192.168.1.1") -> tuple[ApiChannel, Transport]:
+        transport = Transport(peerAddress=IPv4Address("TCP", address, 54_321))
         channel = self.site.buildProtocol(transport.getPeer())
         channel.makeConnection(transport)
         return channel, transport
@@ -90,8 +91,8 @@ def site() -> Site:
     return Site()
 
 
-def get(path: str) -> bytes:
-    return b"GET %b HTTP/1.1\r\nHost: localhost\r\n\r\n" % path.encode()
+def get(path: str, more: bytes = b"") -> bytes:
+    return b"GET %b HTTP/1.1\r\nHost: localhost\r\n%b\r\n" % (path.encode(), more)
 
 
 def post(path: str, length: int, more: bytes = b"") -> bytes:
@@ -132,6 +133,39 @@ def test_other_connections_have_their_turn_between_two_requests(site: Site) -> N
     site.clock.advance(0)
     site.clock.advance(0)
     assert site.answering.served.index("/other") <= 2
+
+
+def flood(site: Site) -> None:
+    """Have 256 connections of one address send a hundred requests each."""
+    site.answering.cost = SLICE_SECONDS
+    channels = [site.connect()[0] for _ in range(256)]
+    for channel in channels:
+        channel.dataReceived(get("/flood") * 100)
+
+
+def test_many_connections_of_one_address_take_one_part_of_the_turns(site: Site) -> None:
+    flood(site)
+    other, _ = site.connect("192.0.2.7")
+    other.dataReceived(get("/other", b"Name: other\r\n") * 20)
+    site.answering.served.clear()
+    for _ in range(10):
+        site.clock.advance(0)
+    # the flood has two parts: of its address, and of the caller that some connections have named
+    assert site.answering.served.count("/other") >= 0.3 * len(site.answering.served)
+
+
+def test_callers_behind_one_address_share_its_turns_once_they_are_known(site: Site) -> None:
+    other, _ = site.connect()
+    other.dataReceived(get("/other", b"Name: other\r\n"))
+    site.clock.advance(0)
+    flood(site)
+    for _ in range(256):
+        site.clock.advance(0)
+    other.dataReceived(get("/other", b"Name: other\r\n") * 20)
+    site.answering.served.clear()
+    for _ in range(10):
+        site.clock.advance(0)
+    assert site.answering.served.count("/other") >= 0.45 * len(site.answering.served)
 
 
 def test_no_request_is_begun_nor_read_while_an_answer_waits_to_be_read(site: Site) -> None:
@@ -251,6 +285,19 @@ def test_a_body_that_trickles_is_cut_and_one_that_flows_is_not(site: Site) -> No
     site.channel.connectionLost(Any)
     slow.connectionLost(Any)
     assert not site.clock.getDelayedCalls()
+
+
+def test_a_request_that_queues_for_long_is_answered(site: Site) -> None:
+    def work() -> None:
+        site.clock.rightNow += HEAD_SECONDS / 2
+
+    for _ in range(3):
+        site.answering.share.queue(work, "192.168.1.1")
+    site.send(get("/0"))
+    for _ in range(5):
+        site.clock.advance(0)
+    assert b"200 OK" in site.transport.value()
+    assert not site.transport.disconnected
 
 
 def test_a_wrong_host_gets_the_phrase_of_its_status(site: Site) -> None:

@@ -192,6 +192,39 @@ def test_a_job_that_queues_again_comes_behind_the_others() -> None:
     assert done == ["first", "second", "first"]
 
 
+def test_callers_have_turns_in_rotation_however_many_connections_one_has() -> None:
+    loop = StepClock()
+    share = FairShare(loop)
+    done: list[str] = []
+
+    def job(caller: str) -> Callable[[], None]:
+        def work() -> None:
+            done.append(caller)
+            loop.rightNow += SLICE_SECONDS
+            share.queue(job(caller), caller)
+
+        return work
+
+    for _ in range(256):
+        share.queue(job("flood"), "flood")
+    for caller in ("one", "two"):
+        share.queue(job(caller), caller)
+    for _ in range(6):
+        loop.advance(0)
+    assert done[:24] == ["flood", "one", "two"] * 8
+
+
+def test_jobs_of_one_caller_keep_their_order() -> None:
+    loop = StepClock()
+    share = FairShare(loop)
+    done: list[str] = []
+    for name in ("a1", "a2", "b1", "a3", "b2"):
+        share.queue(lambda name=name: done.append(name), name[0])
+    loop.advance(0)
+    assert done == ["a1", "b1", "a2", "b2", "a3"]
+    assert share.left() == SLICE_SECONDS
+
+
 def test_a_mistake_in_a_job_costs_no_other_its_turn(said: list[Any]) -> None:
     loop = StepClock()
     share = FairShare(loop)
