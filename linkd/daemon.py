@@ -14,11 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from twisted.internet import error as net_error
 from twisted.internet import tcp
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import maybeDeferred
 from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
@@ -34,6 +34,9 @@ from linkd.pairing import prepare
 from linkd.preflight import check_files
 from linkd.reactor import install as install_reactor
 from linkd.systemd import LoopWatch, ServiceManager
+
+if TYPE_CHECKING:
+    from linkd.app import Application
 
 YOUNG = 20_000
 """So many more new containers than went: about twice what 1,000 publishes under way are.
@@ -167,31 +170,6 @@ _FEED = 2.5
 _FLUSH = 10.0
 
 
-class Assembled(Protocol):
-    """What the daemon needs of its parts; `linkd.app.Application` provides it."""
-
-    def listen(self) -> None:
-        """Open all sockets; raises LinkdError where one can't be had."""
-
-    def start(self) -> None:
-        """Begin all links."""
-
-    def reload(self, config: Config) -> None:
-        """Put a new configuration in force."""
-
-    def stop(self, detail: str) -> Deferred[None]:
-        """Say goodbye, end all, commit what waits."""
-
-    def progress(self, now: float) -> str | None:
-        """Return what makes no progress."""
-
-    def summary(self) -> tuple[int, list[str]]:
-        """Return how many links are up, and the peers of those that are not."""
-
-    def kick_all(self) -> None:
-        """Every dialer tries again at once."""
-
-
 class Daemon:
     """One run of the daemon, from start to stop.
 
@@ -220,13 +198,13 @@ class Daemon:
         self._reactor = reactor
         self._manager = manager
         self._watch = watch or LoopWatch()
-        self._parts: Assembled | None = None
+        self._parts: Application | None = None
         self._began = reactor.seconds()
         self._expected = 0.0
         self._stopping = False
         self._loops: list[LoopingCall] = []
 
-    def start(self, parts: Assembled) -> None:
+    def start(self, parts: Application) -> None:
         """Listen everywhere, begin all links, and say READY; a socket that can't be had ends it."""
         self._parts = parts
         try:
@@ -267,7 +245,7 @@ class Daemon:
         """A loop has failed: say so and go on without it; the watchdog's then restarts us."""
         events.emit("node.internal-error", where="daemon", detail=failure.getErrorMessage())
 
-    def _tick(self, parts: Assembled) -> None:
+    def _tick(self, parts: Application) -> None:
         """Look whether we woke late; tell the service manager how the links are."""
         now = self._reactor.seconds()
         late = now - self._expected
@@ -276,7 +254,7 @@ class Daemon:
             events.emit("node.loop-lag", late_seconds=late)
         self._tell_status(parts)
 
-    def _tell_status(self, parts: Assembled) -> None:
+    def _tell_status(self, parts: Application) -> None:
         """Tell the service manager how the links are, in one line."""
         up, down = parts.summary()
         line = f"{up} up, {len(down)} down"
@@ -284,7 +262,7 @@ class Daemon:
             line += f" ({', '.join(down[:5])}{', …' if len(down) > 5 else ''})"
         self._manager.status(f"links: {line}")
 
-    def _feed(self, parts: Assembled) -> None:
+    def _feed(self, parts: Application) -> None:
         """Feed the watchdog, while every dialer makes progress."""
         stuck = parts.progress(self._reactor.seconds())
         if stuck is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import islice
-from typing import Literal, Protocol
+from typing import Literal
 
 import msgspec
 
@@ -191,13 +191,6 @@ WhenIdle = Callable[[Callable[[], None], float], object]
 """Makes a call once nothing else is to be done, after so many seconds at the latest."""
 
 
-class Count(Protocol):
-    """Counts records that were refused, expired, dropped or lost."""
-
-    def __call__(self, what: str, peer: str, records: int) -> None:
-        """Count."""
-
-
 class Dispatcher:
     """Hands out what was committed, and what is volatile.
 
@@ -217,7 +210,7 @@ class Dispatcher:
         log: Log,
         drivers: dict[str, LinkDriver],
         readers: Subscriptions,
-        count: Count,
+        count: Callable[[str, str, int], None],
         idle: WhenIdle | None = None,
     ) -> None:
         self._log = log

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from linkd.log.interface import Log
 from linkd.protocol.records import BATCH_OVERHEAD_BYTES
+
+if TYPE_CHECKING:
+    from linkd.node.replicator import Replicator
 
 MOST_HELD_BYTES = 96 * 1024 * 1024
 """What all peers together may have in memory.
@@ -16,13 +19,6 @@ Beyond it each still has its part of as much again, so that nobody who waits can
 
 WINDOW_BYTES = 8 * 1024 * 1024
 """What a peer that is asked to send again may bring at once."""
-
-
-class Sender(Protocol):
-    """A link whose peer's records found no room."""
-
-    def ask_again(self) -> None:
-        """Have the peer send again what was left out."""
 
 
 class Held:
@@ -43,7 +39,7 @@ class Held:
         self.part_bytes = 0
         self._log = log
         self._peers = peers
-        self._refused: dict[Sender, None] = {}
+        self._refused: dict[Replicator, None] = {}
 
     def admits(self, peer: str, size: int, part_bytes: int = 0) -> bool:
         """Tell whether so many bytes more of a peer may be held.
@@ -59,15 +55,15 @@ class Held:
         share = MOST_HELD_BYTES // max(1, self._peers())
         return self._log.held(peer) + part_bytes + size <= share
 
-    def refuse(self, sender: Sender) -> None:
+    def refuse(self, sender: Replicator) -> None:
         """Note that something of a peer was left out."""
         self._refused[sender] = None
 
-    def forget(self, sender: Sender) -> None:
+    def forget(self, sender: Replicator) -> None:
         """Forget a link that is to begin again by itself, or has ended."""
         self._refused.pop(sender, None)
 
-    def __contains__(self, sender: Sender) -> bool:
+    def __contains__(self, sender: Replicator) -> bool:
         """Tell whether something of it was left out and not asked for again."""
         return sender in self._refused
 

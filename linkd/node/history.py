@@ -6,7 +6,7 @@ import math
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -14,12 +14,15 @@ from linkd import events
 from linkd.clock import Clock, wall
 from linkd.core.link import Changed
 from linkd.log import MemoryCursorStore
-from linkd.log.interface import Log, OperatorNotice
+from linkd.log.interface import CursorStore, Log, OperatorNotice
 from linkd.net.rate_limit import TokenBucket, origin
 from linkd.node.link_driver import LinkDriver
 from linkd.node.outages import Current, Outages
 from linkd.protocol.json import rfc3339
 from linkd.status import Availability, Event, LinkHistory, Outage, RefusedConnection
+
+if TYPE_CHECKING:
+    from linkd.node.node import Node
 
 MOST_STRANGERS = 32
 """Sources that are kept: the newest. Anyone who reaches the port can make one."""
@@ -90,19 +93,6 @@ A follower has seen them, and would never get other events under the same number
 """
 
 
-class EventStore(Protocol):
-    """Rows by number, in the file of cursors; soon durable, read once at start."""
-
-    def events(self) -> list[tuple[int, bytes]]:
-        """Return all rows, by number."""
-
-    def set_event(self, number: int, row: bytes) -> None:
-        """Add a row."""
-
-    def remove_event(self, number: int) -> None:
-        """Forget a row, if it is there."""
-
-
 class EventBuffer:
     """The last 10,000 events.
 
@@ -115,7 +105,7 @@ class EventBuffer:
         most: How many are kept.
     """
 
-    def __init__(self, store: EventStore, most: int = MOST_EVENTS) -> None:
+    def __init__(self, store: CursorStore, most: int = MOST_EVENTS) -> None:
         self._store = store
         self._most = most
         self._events: dict[int, Event] = {}
@@ -290,27 +280,17 @@ def _text(value: str | int | float | None) -> str | None:
     return None if value is None else str(value)
 
 
-class Around(Protocol):
-    """What the watch needs of its node."""
-
-    def links(self) -> list[LinkDriver]:
-        """Return all links."""
-
-    def tell(self, level: str, event: str, **fields: str | int | float | None) -> None:
-        """Say something in the log."""
-
-
 class LogMonitor:
     """Says what a log and its cursors tell, and that there is no room, or no answer of the disk.
 
     Args:
-        around: The node.
+        node: The node.
         log: Its log.
         cursors: What lies beside it.
     """
 
-    def __init__(self, around: Around, log: Log, cursors: MemoryCursorStore) -> None:
-        self._around = around
+    def __init__(self, node: Node, log: Log, cursors: MemoryCursorStore) -> None:
+        self._node = node
         self._log = log
         self._full = False
         self._looks_with_room = 0
@@ -328,17 +308,17 @@ class LogMonitor:
         self._looks_with_room = 0 if why is not None else self._looks_with_room + 1
         if why is not None and not self._full:
             self._full = True
-            self._around.tell("error", "log.full", bytes=size, max_bytes=bound, detail=why)
+            self._node.tell("error", "log.full", bytes=size, max_bytes=bound, detail=why)
         elif self._full and self._looks_with_room == _LOOKS:
             self._full = False
-            self._around.tell("info", "log.space-available", bytes=size, max_bytes=bound)
+            self._node.tell("info", "log.space-available", bytes=size, max_bytes=bound)
         self._look_at_disk()
         waiting = self._waiting() if self._full else {}
         for peer in sorted(waiting.keys() - self._withheld):
             if waiting[peer] == self._waited.get(peer):
                 self._withheld.add(peer)
                 said = f"what {peer} sent from offset {waiting[peer]} of its log on waits for room"
-                self._around.tell("warn", "link.acks-paused", peer=peer, detail=said)
+                self._node.tell("warn", "link.acks-paused", peer=peer, detail=said)
         self._withheld &= waiting.keys()
         self._waited = waiting
 
@@ -346,16 +326,16 @@ class LogMonitor:
         """Say once that the disk answers nothing, and once that it does again."""
         seconds = self._log.stalled()
         if seconds is None and self._looks_stalled >= _LOOKS:
-            self._around.tell("info", "log.stall-ended", detail="the disk finishes commits again")
+            self._node.tell("info", "log.stall-ended", detail="the disk finishes commits again")
         self._looks_stalled = 0 if seconds is None else self._looks_stalled + 1
         if self._looks_stalled == _LOOKS:
             said = "the disk has not finished a commit; nothing is acknowledged until it does"
-            self._around.tell("error", "log.stalled", seconds=seconds, detail=said)
+            self._node.tell("error", "log.stalled", seconds=seconds, detail=said)
 
     def _waiting(self) -> dict[str, int]:
         """Return the peers of whose records some wait for the disk, and where they begin."""
         waiting = {}
-        for link in self._around.links():
+        for link in self._node.links():
             inbound = link.carrier.session.inbound
             if inbound.received is not None and inbound.committed < inbound.received:
                 waiting[link.peer] = inbound.committed
@@ -363,7 +343,7 @@ class LogMonitor:
 
     def _told(self, told: OperatorNotice) -> None:
         """Pass on what the log or its cursors say."""
-        self._around.tell(told.level, told.event, detail=told.detail)
+        self._node.tell(told.level, told.event, detail=told.detail)
 
 
 STEP_SECONDS: Final = 5.0
@@ -499,7 +479,7 @@ class Chronicle:
         on_rose: Called once an outage has ended: peer, its seconds.
     """
 
-    def __init__(self, log: Log, outages: Outages, store: EventStore, clock: Clock) -> None:
+    def __init__(self, log: Log, outages: Outages, store: CursorStore, clock: Clock) -> None:
         self._log = log
         self._outages = outages
         self._clock = clock

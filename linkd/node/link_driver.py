@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 from linkd.clock import Timer, wall
-from linkd.config import Config, PeerSettings
+from linkd.config import PeerSettings
 from linkd.core import link as links
 from linkd.core.backoff import Backoff
 from linkd.core.liveness import LEAST_SEGMENT_BYTES, SEGMENT_BYTES
@@ -22,34 +22,18 @@ from linkd.protocol.channels import may_overlap
 from linkd.protocol.json import rfc3339
 from linkd.status import LinkStatus
 
+if TYPE_CHECKING:
+    from linkd.node.node import Node
+
 MAX_SKEW_SECONDS = 5.0
 """Clocks may differ by so much before the log says so."""
-
-
-class Around(replicator.Around, Protocol):
-    """What a driver needs of its node."""
-
-    software: str
-    config: Config
-
-    def changed(self, driver: LinkDriver, change: links.Changed, silence: float | None) -> None:
-        """The link's state has changed; `silence`: of its connection, where that has just ended."""
-
-    def routes_changed(self) -> None:
-        """What some peer wants has changed."""
-
-    def refused(self, claimed: str | None, address: str, reason: Reason, detail: str) -> None:
-        """A connection was refused; status shows it."""
-
-    def forgotten(self, peer: str) -> None:
-        """The cursor of a peer that is configured no more has gone."""
 
 
 class LinkDriver:
     """One link; `linkd.net.connection.LinkPort`.
 
     Args:
-        around: The node.
+        node: The node.
         settings: The peer's.
         backoff: The delays of our dialer; None where the peer dials us.
 
@@ -61,14 +45,14 @@ class LinkDriver:
         drain_to: The end of what was owed when the link came up, until the peer has it.
     """
 
-    def __init__(self, around: Around, settings: PeerSettings, backoff: Backoff | None) -> None:
+    def __init__(self, node: Node, settings: PeerSettings, backoff: Backoff | None) -> None:
         self.peer = settings.name
         self.role: Literal["dialer", "listener"] = "dialer" if settings.dial else "listener"
         self.settings = settings
-        self._around = around
-        self._clock = around.clock
-        self.link = links.Link(around.name, settings.name, backoff)
-        self.carrier = replicator.Replicator(around, settings, self)
+        self._node = node
+        self._clock = node.clock
+        self.link = links.Link(node.name, settings.name, backoff)
+        self.carrier = replicator.Replicator(node, settings, self)
         self.dialer: LinkDialer | None = None
         self.peer_version: str | None = None
         self._expires: float | None = None  # the certificate that the peer showed last
@@ -112,18 +96,18 @@ class LinkDriver:
 
     def _hello(self, generation: wire.Generation) -> wire.Hello:
         """Return the hello that is true now."""
-        around, log = self._around, self._around.log
+        node, log = self._node, self._node.log
         return wire.Hello(
             version=wire.VERSION,
-            node=around.name,
-            software=around.software,
+            node=node.name,
+            software=node.software,
             generation=generation,
             log=log.id,
             epochs=log.epochs(),
             next=log.next,
             cursor=log.cursor(self.peer),
             wants=self.settings.receive,
-            ping_interval=around.config.heartbeat.ping_interval,
+            ping_interval=node.config.heartbeat.ping_interval,
             compress=("zstd",),
             relays=self.settings.relay,
             segment_bytes=SEGMENT_BYTES if self.dialer is None and self.carrier.path.narrow else 0,
@@ -209,7 +193,7 @@ class LinkDriver:
 
     def _log_narrow(self, found: str) -> None:
         detail = f"{found}: MTU? The next connection is dialed with smaller TCP segments"
-        self._around.tell("warn", "link.large-messages-lost", peer=self.peer, detail=detail)
+        self._node.tell("warn", "link.large-messages-lost", peer=self.peer, detail=detail)
 
     def _narrow(self, segment_bytes: int) -> bool:
         """Let the dialer use segments of so many bytes; return whether that is news to it."""
@@ -288,7 +272,7 @@ class LinkDriver:
         self._expires = connection.certificate_expires
         self._note_clock(theirs.time, connection.began)
         self._repeated = False
-        connection.on_round_trip = partial(self._around.observe, "round trip", self.peer)
+        connection.on_round_trip = partial(self._node.observe, "round trip", self.peer)
         ours = self._hello(connection.generation)
         if connection.dialed and self._narrow(theirs.segment_bytes):
             self._log_narrow(f"small messages from {self.peer} pass, large ones do not")
@@ -318,7 +302,7 @@ class LinkDriver:
                 f"nothing that is published here passes to {self.peer}: this node's send ="
                 f" {_in_short(sends)}, its receive = {_in_short(wants)}"
             )
-            self._around.tell("warn", "link.nothing-passes", peer=self.peer, detail=detail)
+            self._node.tell("warn", "link.nothing-passes", peer=self.peer, detail=detail)
 
     def _note_clock(self, stamp: float, began: float) -> None:
         """Note what the peer's wall clock shows; warn where it is far from ours.
@@ -340,7 +324,7 @@ class LinkDriver:
         if abs(skew) > MAX_SKEW_SECONDS:
             where = "ahead of" if skew > 0 else "behind"
             detail = f"the clock of {self.peer} is {abs(skew):.0f} s {where} this host's"
-            self._around.tell(
+            self._node.tell(
                 "warn",
                 "link.clock-skew",
                 peer=self.peer,
@@ -363,10 +347,10 @@ class LinkDriver:
 
         Whoever speaks for a log decides what of it counts as here already.
         """
-        around, stored = self._around, self._around.log
+        node, stored = self._node, self._node.log
         if log == stored.id:
-            return around.name
-        owner = around.ends.owner(log)
+            return node.name
+        owner = node.ends.owner(log)
         if owner is None and not self.settings.relay:
             owner = stored.origin_node(log)
             named = [self.peer] if owner is None else [self.peer, owner]
@@ -386,7 +370,7 @@ class LinkDriver:
 
     def _log_duplicate(self, address: str, detail: str) -> None:
         """Log a second host under the peer's name, or one with another's log; status shows it."""
-        self._around.tell(
+        self._node.tell(
             "error",
             "link.cloned-host",
             peer=self.peer,
@@ -394,7 +378,7 @@ class LinkDriver:
             reason="duplicate",
             detail=detail,
         )
-        self._around.refused(self.peer, address, "duplicate", detail)
+        self._node.refused(self.peer, address, "duplicate", detail)
 
     def _hello_again(self, connection: Connection, theirs: wire.Hello) -> None:
         """Take the second hello of a connection, and go by it.
@@ -418,7 +402,7 @@ class LinkDriver:
         """Begin the session on a connection whose hellos are both true."""
         self._note_patterns(theirs.wants)
         agreed = self.carrier.begin(connection, ours, theirs)
-        self._around.routes_changed()
+        self._node.routes_changed()
         if agreed:
             if self.link.state == "diverged":
                 self._run(links.Resynced())
@@ -435,7 +419,7 @@ class LinkDriver:
                 self.carrier.drop()
                 if effect.reason == "replaced":
                     address = held[0].address
-                    self._around.tell(
+                    self._node.tell(
                         "info",
                         "link.replaced",
                         peer=self.peer,
@@ -454,7 +438,7 @@ class LinkDriver:
 
     def _changed(self, effect: links.Changed) -> None:
         silence, self._last_silence = self._last_silence, None
-        self._around.changed(self, effect, silence)
+        self._node.changed(self, effect, silence)
 
     # -- what is true now ---------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from random import Random
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import msgspec
 from twisted.internet.defer import CancelledError, Deferred, succeed
@@ -14,21 +14,17 @@ from linkd.config import Config, PeerSettings
 from linkd.core.backoff import Backoff
 from linkd.log.interface import CursorStore, Log, PeerCursor
 from linkd.net.dialer import LinkDialer
-from linkd.node.link_driver import Around, LinkDriver
+from linkd.node.link_driver import LinkDriver
 from linkd.status import AbsentPeer
+
+if TYPE_CHECKING:
+    from linkd.node.node import Node
 
 KEPT_SECONDS = 86_400.0
 """Running time for which the cursor of a peer without an entry is kept."""
 
 NOTED_EVERY = 60.0
 """How long a peer has been absent is on disk about so exactly, so that restarts add up."""
-
-
-class Tell(Protocol):
-    """Logs a line."""
-
-    def __call__(self, level: str, event: str, **fields: str | int | float | None) -> None:
-        """Log it."""
 
 
 class _Absent(msgspec.Struct):
@@ -62,7 +58,11 @@ class AbsentPeers:
     """
 
     def __init__(
-        self, log: Log, cursors: CursorStore, tell: Tell, forgotten: Callable[[str], None]
+        self,
+        log: Log,
+        cursors: CursorStore,
+        tell: Callable[..., None],
+        forgotten: Callable[[str], None],
     ) -> None:
         self._log = log
         self._cursors = cursors
@@ -288,7 +288,7 @@ class Links:
     """All links of a node, each with its cursor and with those who wait for its peer.
 
     Args:
-        around: The node.
+        node: The node.
         cursors: Where the peers' cursors lie.
         make_dialer: Makes the dialing end of a link.
         rng: For delays.
@@ -300,14 +300,14 @@ class Links:
 
     def __init__(
         self,
-        around: Around,
+        node: Node,
         cursors: CursorStore,
         make_dialer: Callable[[LinkDriver], LinkDialer],
         rng: Random,
     ) -> None:
         self.drivers: dict[str, LinkDriver] = {}
-        self._around = around
-        self.absent = AbsentPeers(around.log, cursors, around.tell, around.forgotten)
+        self._node = node
+        self.absent = AbsentPeers(node.log, cursors, node.tell, node.forgotten)
         self._cursors = cursors
         self._make_dialer = make_dialer
         self._rng = rng
@@ -353,30 +353,30 @@ class Links:
         """Begin the link to one peer."""
         self.absent.back(settings.name)
         if self._cursors.peer(settings.name) is None:
-            here = self._around.log.next
+            here = self._node.log.next
             self._cursors.set_peer(PeerCursor(settings.name, here, here))
         backoff = None
         if settings.dial:
-            reconnect = self._around.config.reconnect
+            reconnect = self._node.config.reconnect
             backoff = Backoff(
                 reconnect.max_delay, reconnect.stable_after, self._rng.random, len(settings.dial)
             )
-        stored, ends = self._around.log.cursor(settings.name), self._around.ends
+        stored, ends = self._node.log.cursor(settings.name), self._node.ends
         if stored is not None and ends.owner(stored.log) is None:
             ends.own(stored.log, settings.name)
-        driver = LinkDriver(self._around, settings, backoff)
+        driver = LinkDriver(self._node, settings, backoff)
         self.drivers[settings.name] = driver
         self._waits.setdefault(settings.name, AckWaiters())
         if settings.dial:
             driver.dialer = self._make_dialer(driver)
-        self._around.routes_changed()
+        self._node.routes_changed()
         driver.start()
 
     def _remove(self, name: str, detail: str) -> None:
         """End the link to one peer."""
         self.drivers.pop(name).stop(detail)
-        self._around.ends.disown(name)
-        self._around.routes_changed()
+        self._node.ends.disown(name)
+        self._node.routes_changed()
 
     # -- what they are asked and told together ------------------------------------------------
 
@@ -398,7 +398,7 @@ class Links:
 
     def catch_up(self) -> None:
         """Have each look for what came to disk meanwhile, and for acks that are overdue."""
-        now = self._around.clock.seconds()
+        now = self._node.clock.seconds()
         for driver in tuple(self.drivers.values()):
             driver.carrier.catch_up()
             driver.carrier.watch(now)
@@ -430,7 +430,7 @@ class Links:
         """Return the offset below which the peer has everything, as noted on disk."""
         known = self._cursors.peer(peer)
         assert known is not None  # noted before the link begins
-        return min(known.acked, self._around.log.next)
+        return min(known.acked, self._node.log.next)
 
     def acked(self, peer: str, next: int) -> LinkDriver | None:
         """Note that the peer has everything below `next`; return its link, while it has one."""
@@ -451,7 +451,7 @@ class Links:
 
     def low_water(self) -> int:
         """Return the offset below which no peer is owed anything."""
-        log = self._around.log
+        log = self._node.log
         low = log.next
         crowded = log.size_bytes > _CROWDED * log.max_bytes
         for driver in self.drivers.values():

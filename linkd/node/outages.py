@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import Protocol
 
 import msgspec
 
+from linkd.log import MemoryCursorStore
 from linkd.protocol.json import rfc3339
 from linkd.status import Availability, Outage
 
@@ -33,19 +33,6 @@ BRIEF_SECONDS = 10.0
 
 Span = tuple[float, float]
 """Beginning and end, Unix seconds."""
-
-
-class OutageStore(Protocol):
-    """Rows by number, in the file of cursors; soon durable, read once at start."""
-
-    def outages(self) -> list[tuple[int, bytes]]:
-        """Return all rows, by number."""
-
-    def set_outage(self, number: int, row: bytes) -> None:
-        """Add or replace a row."""
-
-    def remove_outage(self, number: int) -> None:
-        """Forget a row, if it is there."""
 
 
 class _Row(msgspec.Struct):
@@ -125,7 +112,7 @@ class Outages:
         most: How many are kept.
     """
 
-    def __init__(self, store: OutageStore, most: int = MOST) -> None:
+    def __init__(self, store: MemoryCursorStore, most: int = MOST) -> None:
         self._store = store
         self._most = most
         self._rows: dict[int, _Row] = {}

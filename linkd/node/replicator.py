@@ -9,24 +9,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import zstandard
 
-from linkd.api.port import Measure
 from linkd.clock import Clock, Timer, wall
 from linkd.config import PeerSettings
 from linkd.core import session_effects as sessions
-from linkd.core.inbound import KnownEnds
 from linkd.core.liveness import Path
 from linkd.core.session import Handshake, Session
 from linkd.errors import Gap, LinkdError, LogClosed, OutOfStep, RemoteProtocolError
-from linkd.log.interface import Appended, Log
+from linkd.log.interface import Appended
 from linkd.net.connection import Connection
-from linkd.node.held import Held
 from linkd.protocol import peer as wire
 from linkd.protocol.channels import Patterns
 from linkd.protocol.records import Batch
+
+if TYPE_CHECKING:
+    from linkd.node.link_driver import LinkDriver
+    from linkd.node.node import Node
 
 _packer = zstandard.ZstdCompressor(level=3)
 _unpacker = zstandard.ZstdDecompressor()
@@ -129,55 +130,11 @@ _VOLATILE_BYTES = 262_144
 """Volatile messages that may wait in a connection without room: beyond that they are dropped."""
 
 
-class Around(Protocol):
-    """What a carrier needs of its node."""
-
-    name: str
-    log: Log
-    clock: Clock
-    held: Held
-    ends: KnownEnds
-
-    def acked_by(self, peer: str) -> int:
-        """Return the offset below which the peer has everything, as noted on disk."""
-
-    def peer_acked(self, peer: str, next: int) -> None:
-        """The peer has acknowledged."""
-
-    def passed(self, message: wire.Volatile, peer: str) -> None:
-        """A volatile message came."""
-
-    def tell(self, level: str, event: str, **fields: str | int | float | None) -> None:
-        """Say something in the log."""
-
-    def observe(self, what: Measure, peer: str, seconds: float) -> None:
-        """Tell whoever keeps figures what was measured."""
-
-    def count(self, what: str, peer: str, records: int) -> None:
-        """Count records that were refused, expired, dropped or lost."""
-
-
-class LinkReports(Protocol):
-    """What a carrier tells its link."""
-
-    def acknowledged(self) -> None:
-        """Some of what was owed when the link came up has been acknowledged."""
-
-    def diverged(self, detail: str) -> None:
-        """The two logs have no epoch in common."""
-
-    def rejoin(self, why: str) -> None:
-        """Begin the link again, from what both ends have on disk."""
-
-    def narrowed(self) -> None:
-        """The path to the peer loses large messages."""
-
-
 class Replicator:
     """Carries records over one link; outlives its connections.
 
     Args:
-        around: The node.
+        node: The node.
         settings: The peer's.
         link: The link that it works for.
 
@@ -190,25 +147,25 @@ class Replicator:
             the start.
     """
 
-    def __init__(self, around: Around, settings: PeerSettings, link: LinkReports) -> None:
+    def __init__(self, node: Node, settings: PeerSettings, link: LinkDriver) -> None:
         self.peer = settings.name
         self.settings = settings
-        self._around = around
+        self._node = node
         self._link = link
-        self._log = around.log
-        self._clock = around.clock
+        self._log = node.log
+        self._clock = node.clock
         self._sends = Patterns(settings.send)
         bounds = sessions.SessionSettings(
-            node=around.name,
+            node=node.name,
             peer=settings.name,
             send=self._sends,
             receive=Patterns(settings.receive),
             relay=settings.relay,
         )
-        epoch_below = around.log.epoch_below
+        epoch_below = node.log.epoch_below
         packs = pack if settings.compress else None
-        self.session = Session(bounds, epoch_below, packs, unpack, around.ends)
-        self.session.outbound.begin(around.acked_by(settings.name))
+        self.session = Session(bounds, epoch_below, packs, unpack, node.ends)
+        self.session.outbound.begin(node.acked_by(settings.name))
         self.session.outbound.log_next = self._log.next
         self.connection: Connection | None = None
         self.waits = False
@@ -267,7 +224,7 @@ class Replicator:
         before = (outbound.acked, outbound.wants, outbound.relays)
         outbound.log_next = self._log.next
         writable = connection.writable and not self.path.probing
-        greeting = Handshake(ours, theirs, self._around.acked_by(self.peer), writable)
+        greeting = Handshake(ours, theirs, self._node.acked_by(self.peer), writable)
         self._begun = self.session.greeted(greeting, now)
         if (outbound.acked, outbound.wants, outbound.relays) != before:
             self.recount()
@@ -306,7 +263,7 @@ class Replicator:
             narrow = self.path.ended(outbound.flight_bytes > 0, progress, now)
             self.session.disconnected()
             self._hold(0)
-            self._around.held.forget(self)
+            self._node.held.forget(self)
             if narrow:
                 self._link.narrowed()
 
@@ -337,7 +294,7 @@ class Replicator:
         try:
             effects = self.session.received(message, self._clock.seconds())
         except RemoteProtocolError as error:
-            self._around.tell("warn", "connection.protocol", peer=self.peer, detail=str(error))
+            self._node.tell("warn", "connection.protocol", peer=self.peer, detail=str(error))
             connection.fail("protocol", str(error), error.close_code)
             return
         if effects:
@@ -389,7 +346,7 @@ class Replicator:
         self.recount()
         if outbound.owed_records < before:
             lost = before - outbound.owed_records
-            self._around.tell(
+            self._node.tell(
                 "warn",
                 "log.dropped",
                 peer=self.peer,
@@ -518,7 +475,7 @@ class Replicator:
         if isinstance(batches, Gap):
             self.perform(outbound.missing(batches.first))
         elif isinstance(batches, LinkdError):
-            self._around.tell("error", "log.damaged", peer=self.peer, detail=str(batches))
+            self._node.tell("error", "log.damaged", peer=self.peer, detail=str(batches))
             connection.abort("closed", str(batches))
         else:
             self.perform(outbound.read(batches, self._log.clock(), self._clock.seconds()))
@@ -527,15 +484,15 @@ class Replicator:
         source = effect.batch.source
         assert source is not None  # a received batch has one
         if effect.batch.count:
-            self._around.observe("age", self.peer, max(0.0, wall() - effect.batch.time))
-        if not self._around.held.admits(self.peer, len(effect.batch.records)):
+            self._node.observe("age", self.peer, max(0.0, wall() - effect.batch.time))
+        if not self._node.held.admits(self.peer, len(effect.batch.records)):
             self._leave_out()
             return
         self._log.store(effect.batch, partial(self._stored, effect.batch, source.next))
 
     def _hold(self, part_bytes: int) -> None:
         """Have the account say how much of a record has come; leave it out where that is much."""
-        held = self._around.held
+        held = self._node.held
         more = part_bytes - self._part_bytes
         self._part_bytes = part_bytes
         held.part_bytes += more
@@ -545,11 +502,11 @@ class Replicator:
 
     def _leave_out(self) -> None:
         """Leave out what finds no room in memory: it is asked for again once there is some."""
-        held, inbound = self._around.held, self.session.inbound
+        held, inbound = self._node.held, self.session.inbound
         inbound.leave_out()
         if self not in held:
             held.refuse(self)
-            self._around.tell(
+            self._node.tell(
                 "warn",
                 "link.left-out",
                 peer=self.peer,
@@ -572,11 +529,11 @@ class Replicator:
         if isinstance(outcome, OutOfStep):
             if self.connection is None:
                 return  # it was out of step already
-            self._around.tell("error", "link.out-of-step", peer=self.peer, detail=str(outcome))
+            self._node.tell("error", "link.out-of-step", peer=self.peer, detail=str(outcome))
             self._link.rejoin(f"{outcome}; the link begins again from what is on disk")
             return
         if isinstance(outcome, LinkdError):
-            self._around.tell("error", "log.disk-failed", peer=self.peer, detail=str(outcome))
+            self._node.tell("error", "log.disk-failed", peer=self.peer, detail=str(outcome))
             return
         if outcome.duplicate:
             self.catch_up()  # the step may still be on its way to disk: only that is acknowledged
@@ -613,7 +570,7 @@ class Replicator:
                 self._link.rejoin("the second hello did not come")
             return
         waits = inbound.behind and self._log.held(self.peer) > 0
-        withheld = waits or self in self._around.held
+        withheld = waits or self in self._node.held
         if (withheld or inbound.partial) and now - self._ack_sent >= ACK_REPEAT_SECONDS:
             self._ack_sent = now
             connection.send(wire.encode(wire.Ack(inbound.committed)))
@@ -630,13 +587,13 @@ class Replicator:
             f"{self.peer} has acknowledged nothing for {seconds:.0f} s, though"
             f" {outbound.owed_records} records are owed and sent: the link rejoins"
         )
-        self._around.tell("error", "link.ack-overdue", peer=self.peer, detail=detail)
+        self._node.tell("error", "link.ack-overdue", peer=self.peer, detail=detail)
         self._link.rejoin(detail)
 
     def _repeated(self, channel: str, records: int) -> None:
         """Records came a second time, or in a loop, and were left out."""
-        self._around.count("repeated", self.peer, records)
-        self._around.tell(
+        self._node.count("repeated", self.peer, records)
+        self._node.tell(
             "info",
             "link.duplicate-records",
             peer=self.peer,
@@ -647,14 +604,14 @@ class Replicator:
 
     def _out_of_order(self, batch: Batch, outcome: Appended) -> None:
         """Count received records that came late, or that may have been here before."""
-        origin, tell = batch.origin, self._around.tell
+        origin, tell = batch.origin, self._node.tell
         places: dict[str, str | int | float | None] = {
             "channel": batch.channel,
             "origin": origin.node,
             "first": origin.first,
         }
         if outcome.late:
-            self._around.count("late", self.peer, outcome.late)
+            self._node.count("late", self.peer, outcome.late)
             if not self._late_logged:
                 self._late_logged = True
                 detail = (
@@ -664,7 +621,7 @@ class Replicator:
                 )
                 tell("warn", "link.late-records", peer=self.peer, **places, detail=detail)
         if outcome.unproven:
-            self._around.count("unproven", self.peer, outcome.unproven)
+            self._node.count("unproven", self.peer, outcome.unproven)
             stored = "stored, perhaps a second time" if outcome.count else "left out"
             detail = (
                 f"nothing here proves whether offsets {origin.first} to"
@@ -681,7 +638,7 @@ class Replicator:
         self._log.set_cursor(self.peer, effect.cursor, _ignore)
 
     def _acked(self, effect: sessions.Acked) -> None:
-        self._around.peer_acked(self.peer, effect.next)
+        self._node.peer_acked(self.peer, effect.next)
         outbound = self.session.outbound
         progress = outbound.acked_records > self._acked_before
         if progress:
@@ -691,14 +648,14 @@ class Replicator:
             self._link.acknowledged()
 
     def _pass(self, effect: sessions.ForwardVolatile) -> None:
-        self._around.passed(effect.message, self.peer)
+        self._node.passed(effect.message, self.peer)
 
     def _tell(self, effect: sessions.Tell) -> None:
-        self._around.tell(effect.level, effect.event, peer=self.peer, detail=effect.detail)
+        self._node.tell(effect.level, effect.event, peer=self.peer, detail=effect.detail)
 
     def _refused(self, effect: sessions.RecordsRefused) -> None:
-        self._around.count("refused", self.peer, effect.count)
-        self._around.tell(
+        self._node.count("refused", self.peer, effect.count)
+        self._node.tell(
             "warn",
             "link.unwanted-records",
             peer=self.peer,
@@ -719,7 +676,7 @@ class Replicator:
     def not_relayed(self, effect: sessions.NotRelayed) -> None:
         """Count records that began at a third node and that `relay = false` keeps out."""
         self.not_relayed_records += effect.count
-        self._around.count("not-relayed", self.peer, effect.count)
+        self._node.count("not-relayed", self.peer, effect.count)
         if self._relay_logged:
             return
         self._relay_logged = True
@@ -732,9 +689,9 @@ class Replicator:
             detail = (
                 f"{self.peer} takes from this node only what is published here: records of"
                 f" {effect.channel} that began elsewhere are not sent; set relay = true in"
-                f" {self.peer}'s [[peer]] {self._around.name}, or narrow `send` here"
+                f" {self.peer}'s [[peer]] {self._node.name}, or narrow `send` here"
             )
-        self._around.tell(
+        self._node.tell(
             "error",
             "link.relay-refused",
             peer=self.peer,
@@ -744,8 +701,8 @@ class Replicator:
         )
 
     def _false_origin(self, effect: sessions.FalseOrigin) -> None:
-        self._around.count("false-origin", self.peer, effect.count)
-        self._around.tell(
+        self._node.count("false-origin", self.peer, effect.count)
+        self._node.tell(
             "error",
             "link.false-origin",
             peer=self.peer,
@@ -755,13 +712,13 @@ class Replicator:
         )
 
     def _expired(self, effect: sessions.RecordsExpired) -> None:
-        self._around.count("expired", self.peer, effect.count)
+        self._node.count("expired", self.peer, effect.count)
 
     def _gone(self, effect: sessions.OffsetsLost) -> None:
         whose = f"{self.peer}'s log" if effect.inbound else "this node's log"
         detail = f"offsets {effect.first} to {effect.next - 1} of {whose} are gone"
-        self._around.count("gap", self.peer, effect.next - effect.first)
-        self._around.tell(
+        self._node.count("gap", self.peer, effect.next - effect.first)
+        self._node.tell(
             "error",
             "link.gap",
             peer=self.peer,

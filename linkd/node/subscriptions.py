@@ -7,18 +7,20 @@ from collections.abc import Callable, Iterable, Sequence
 from heapq import nsmallest
 from math import inf
 from operator import itemgetter
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from linkd.api.port import Sink, Start
-from linkd.clock import Clock
 from linkd.config import Config
 from linkd.errors import Gap, LinkdError, PublishError
 from linkd.log.interface import RESUME_SECONDS, UNOWNED, Consumer, CursorStore, Log, Owned
 from linkd.protocol.channels import PatternIndex, Patterns
 from linkd.protocol.records import BATCH_OVERHEAD_BYTES, Batch
 from linkd.status import ConsumerStatus
+
+if TYPE_CHECKING:
+    from linkd.node.node import Node
 
 _READ_BYTES = 512 * 1024
 
@@ -62,7 +64,7 @@ class Follower:
         patterns: Patterns,
         start: int,
         sink: Sink,
-        owner: FollowerOwner,
+        owner: Subscriptions,
         consumer: Owned | None = None,
     ) -> None:
         self._log = log
@@ -242,30 +244,6 @@ def _bytes_of(batches: Iterable[Batch]) -> int:
     return sum([len(batch.records) + BATCH_OVERHEAD_BYTES for batch in batches])
 
 
-class FollowerOwner(Protocol):
-    """What a follower tells its owner.
-
-    Attributes:
-        offered: Followers that keep up were offered everything below.
-    """
-
-    offered: int
-
-    def acked(
-        self, follower: Follower, next: int, done: Callable[[Exception | None], None]
-    ) -> None:
-        """A named consumer acknowledged."""
-
-    def closed(self, follower: Follower) -> None:
-        """It has ended."""
-
-    def expired(self, batch: Batch) -> None:
-        """Records outlived their ttl and were skipped."""
-
-    def gone(self, follower: Follower, first: int, next: int) -> None:
-        """Offsets [first, next) that it wanted are gone from the log."""
-
-
 _CHANNELS_KNOWN = 10_000
 
 AGING_SECONDS = 60.0
@@ -283,24 +261,11 @@ LOOKS = 4
 """So many consumers that lag are compared with the log at once."""
 
 
-class Around(Protocol):
-    """What readers need of their node."""
-
-    config: Config
-    clock: Clock
-
-    def tell(self, level: str, event: str, **fields: str | int | float | None) -> None:
-        """Say something in the log."""
-
-    def count(self, what: str, peer: str, records: int) -> None:
-        """Count records that were refused, expired, dropped or lost."""
-
-
 class Subscriptions:
     """All followers of the log, and the named consumers among them.
 
     Args:
-        around: The node.
+        node: The node.
         log: Its log.
         store: Where the consumers' cursors lie.
 
@@ -308,8 +273,8 @@ class Subscriptions:
         offered: Followers that keep up were offered everything below.
     """
 
-    def __init__(self, around: Around, log: Log, store: CursorStore) -> None:
-        self._around = around
+    def __init__(self, node: Node, log: Log, store: CursorStore) -> None:
+        self._node = node
         self._log = log
         self._store = store
         self.offered = log.next
@@ -319,7 +284,7 @@ class Subscriptions:
         self._passed_over: set[Owned] = set()
         self._left_at: dict[Owned, float] = {}  # when the client of a passing one went
         self._bounds: tuple[Config, dict[str, int | None]] | None = None
-        self._aged_at = around.clock.seconds()
+        self._aged_at = node.clock.seconds()
         self._passed = 0.0
         self._to_age: list[Owned] = []
         self._wanted: PatternIndex[Follower] = PatternIndex()
@@ -342,7 +307,7 @@ class Subscriptions:
         self._known.clear()
         if consumer is not None:
             self._held[consumer] = follower
-        self._around.clock.callLater(0, follower.pump)
+        self._node.clock.callLater(0, follower.pump)
         return follower
 
     def _position(self, start: Start) -> int:
@@ -358,7 +323,7 @@ class Subscriptions:
         holder = self._held.pop(key, None)
         owner, name = key
         if holder is not None:
-            self._around.tell("warn", "consumer.replaced", owner=owner, consumer=name)
+            self._node.tell("warn", "consumer.replaced", owner=owner, consumer=name)
             holder.end("replaced")
         known = self._store.consumers().get(key)
         wanted = Consumer(owner, name, start, patterns)
@@ -366,7 +331,7 @@ class Subscriptions:
             self._make_room_for_patterns(wanted)
         if known is None:
             self._make_room(wanted)
-            self._around.tell("info", "consumer.created", owner=owner, consumer=name, next=start)
+            self._node.tell("info", "consumer.created", owner=owner, consumer=name, next=start)
         else:
             start = min(known.next, self._log.next)  # the log may have been put back
         self._store.set_consumer(Consumer(owner, name, start, patterns))
@@ -377,7 +342,7 @@ class Subscriptions:
 
         Passing ones are counted apart; the one that is absent longest makes room.
         """
-        config, owner, passing = self._around.config, new.owner, new.is_passing
+        config, owner, passing = self._node.config, new.owner, new.is_passing
         consumers = list(self._store.consumers().values())
         mine = [one for one in consumers if one.owner == owner]
         alike = [one for one in mine if one.is_passing == passing]
@@ -416,7 +381,7 @@ class Subscriptions:
             total += one.pattern_bytes
             if one.owner == owner and one.is_passing == passing:
                 mine += one.pattern_bytes
-        is_key = any(one.name == owner for one in self._around.config.api.keys)
+        is_key = any(one.name == owner for one in self._node.config.api.keys)
         bound = KEY_PATTERNS_BYTES if is_key else PATTERNS_BYTES - PATTERNS_BYTES // 10
         if mine <= bound and total <= PATTERNS_BYTES:
             return
@@ -463,18 +428,18 @@ class Subscriptions:
         time in which this is called counts, at most two minutes a round: a daemon that is off or
         frozen, or a clock that steps, makes no consumer older.
         """
-        if not self._to_age and self._around.clock.seconds() - self._aged_at >= AGING_SECONDS:
+        if not self._to_age and self._node.clock.seconds() - self._aged_at >= AGING_SECONDS:
             self._begin_aging()
         self._age(AGED_AT_ONCE)
 
     def _begin_aging(self) -> None:
-        now = self._around.clock.seconds()
+        now = self._node.clock.seconds()
         self._passed = min(now - self._aged_at, 2 * AGING_SECONDS)
         self._aged_at = now
         self._to_age = list(self._store.consumers())
 
     def _age(self, most: int) -> None:
-        longest = self._around.config.log.consumer_max_idle
+        longest = self._node.config.log.consumer_max_idle
         keys, self._to_age = self._to_age[:most], self._to_age[most:]
         for key in keys:
             consumer = self._store.consumers().get(key)
@@ -494,7 +459,7 @@ class Subscriptions:
         """Remove a consumer that did not ask for it, and log that."""
         self._store.remove_consumer(consumer.key)
         self._let_go(consumer.key)
-        self._around.tell(
+        self._node.tell(
             "info" if consumer.is_passing else "error",
             "consumer.removed",
             owner=consumer.owner,
@@ -507,7 +472,7 @@ class Subscriptions:
 
     def tell_orphans(self) -> None:
         """Log whose key is no longer configured, and what the consumers of that key hold."""
-        config, end = self._around.config, self._log.next
+        config, end = self._node.config, self._log.next
         known = {key.name for key in config.api.keys} | {"socket", UNOWNED}
         if not config.api.require_key:
             known.add("anyone")
@@ -519,7 +484,7 @@ class Subscriptions:
             names = ", ".join(one.name for one in mine[:10]) + (" and more" * (len(mine) > 10))
             records = end - min(one.next for one in mine)
             days = config.log.consumer_max_idle / 86_400.0
-            self._around.tell(
+            self._node.tell(
                 "error",
                 "consumer.orphaned",
                 owner=owner,
@@ -571,7 +536,7 @@ class Subscriptions:
 
     def _kept_bytes(self) -> dict[str, int | None]:
         """Return for each owner how much of the log its consumers keep; None: all of it."""
-        config = self._around.config
+        config = self._node.config
         if self._bounds is None or self._bounds[0] is not config:
             bounds: dict[str, int | None] = {"socket": None, "anyone": None, UNOWNED: None}
             for key in config.api.keys:
@@ -614,7 +579,7 @@ class Subscriptions:
     def _tell_passed_over(self, consumer: Consumer, floor: int) -> None:
         owner, name = consumer.key
         first = max(consumer.next, self._log.first)
-        self._around.tell(
+        self._node.tell(
             "error",
             "consumer.passed-over",
             owner=owner,
@@ -646,7 +611,7 @@ class Subscriptions:
         self._store.remove_consumer(key, done)
         self._let_go(key)
         owner, name = key
-        self._around.tell("info", "consumer.deleted", owner=owner, consumer=name, next=known.next)
+        self._node.tell("info", "consumer.deleted", owner=owner, consumer=name, next=known.next)
         return True
 
     def move(self, old: Owned, new: Owned, done: Callable[[Exception | None], None]) -> None:
@@ -669,7 +634,7 @@ class Subscriptions:
         self._store.set_consumer(moved)
         self._let_go(old)
         self._store.remove_consumer(old, done)
-        self._around.tell(
+        self._node.tell(
             "info",
             "consumer.moved",
             owner=owner,
@@ -712,17 +677,17 @@ class Subscriptions:
             del self._held[follower.consumer]
             known = self._store.consumers().get(follower.consumer)
             if known is not None and known.is_passing:
-                self._left_at[follower.consumer] = self._around.clock.seconds()
+                self._left_at[follower.consumer] = self._node.clock.seconds()
 
     def expired(self, batch: Batch) -> None:
         """Records outlived their ttl before a reader came to them."""
-        self._around.count("expired", "", batch.count)
+        self._node.count("expired", "", batch.count)
 
     def gone(self, follower: Follower, first: int, next: int) -> None:
         """Offsets that a reader wanted are gone; of a named one it is said here too."""
         if follower.consumer is not None:
             owner, name = follower.consumer
-            self._around.tell(
+            self._node.tell(
                 "error",
                 "consumer.gap",
                 owner=owner,

@@ -139,7 +139,7 @@ class FakeDialer:
             return
         self._driver.opening()
         generation = peer.Generation(self._net.boots[self._driver], self._counter)
-        delay = self._net.delays.get(self._driver._around.name, 0.001)
+        delay = self._net.delays.get(self._driver._node.name, 0.001)
         self._under_way = self._net.join(self._driver, generation, delay)
 
 
@@ -176,7 +176,7 @@ class FakeNet:
         self, driver: LinkDriver, generation: peer.Generation, delay: float = 0.001
     ) -> FakeConnection:
         """Open a connection that `driver` dials; return its end of it."""
-        near = self.nodes[driver._around.name]
+        near = self.nodes[driver._node.name]
         far = self.nodes[driver.peer].link(near.name)
         assert far is not None
         one = FakeConnection(self.clock, driver, True, generation)
