@@ -108,7 +108,7 @@ class Socket:
         self.code = 0
         self.is_stuck = False
 
-    def has_room(self, size: int) -> bool:
+    def has_room(self, size: int, overtakes: bool = False) -> bool:
         """Return whether it reads."""
         return not self.paused
 
