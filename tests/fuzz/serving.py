@@ -107,6 +107,7 @@ class Socket:
         self.sent: list[tuple[bytes, bool]] = []
         self.code = 0
         self.is_stuck = False
+        self.return_spread = 0.0
 
     def has_room(self, size: int, overtakes: bool = False) -> bool:
         """Return whether it reads."""
