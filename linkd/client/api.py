@@ -7,7 +7,7 @@ import secrets
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Final, Generic, Protocol, Self, TypeVar, Unpack
+from typing import Any, Final, Generic, Self, TypeVar, Unpack
 
 import msgspec
 
@@ -135,21 +135,23 @@ class Room:
 Function = Callable[[Record], object]
 
 
-class Listening(Protocol):
-    """What a node gives to its functions by type."""
-
-    def listen(self, pattern: str) -> Records:
-        """Begin a subscription from now on."""
-
-    def report(self, error: Exception) -> None:
-        """Tell the application what went wrong in one of its functions."""
-
-
 class TypeHandlers:
-    """The functions of one node: one subscription a pattern, however many functions there are."""
+    """The functions of one node: one subscription a pattern, however many functions there are.
 
-    def __init__(self, node: Listening, loop: Loop) -> None:
-        self._node = node
+    Args:
+        subscribe: Starts a subscription at the present end of the log.
+        report: Receives what a function or a subscription raises.
+        loop: The event loop.
+    """
+
+    def __init__(
+        self,
+        subscribe: Callable[[str], Records],
+        report: Callable[[Exception], None],
+        loop: Loop,
+    ) -> None:
+        self._subscribe = subscribe
+        self._report = report
         self._loop = loop
         self._functions: dict[str, dict[tuple[str, Function], None]] = {}
         self._records: dict[str, Records] = {}
@@ -167,7 +169,7 @@ class TypeHandlers:
         entry = (type_, function)
         hash(entry)  # before anything begins
         if pattern not in self._records:
-            records = self._records[pattern] = self._node.listen(pattern)
+            records = self._records[pattern] = self._subscribe(pattern)
             functions = self._functions[pattern] = {entry: None}
             self._loop.run(self._pump(pattern, functions, records))
         self._functions[pattern][entry] = None
@@ -204,7 +206,7 @@ class TypeHandlers:
         except self._loop.cancelled:
             raise
         except Exception as error:  # noqa: BLE001 - the subscription's end, or the application's
-            self._node.report(error)
+            self._report(error)
         finally:
             if self._records.get(pattern) is records:
                 self._forget(pattern)
@@ -218,9 +220,9 @@ class TypeHandlers:
         except self._loop.cancelled as error:
             if self._loop.is_cancelled():
                 raise
-            self._node.report(ClientError(f"a function of `on` was cancelled: {error!r}"))
+            self._report(ClientError(f"a function of `on` was cancelled: {error!r}"))
         except Exception as error:  # noqa: BLE001 - it belongs to the application
-            self._node.report(error)
+            self._report(error)
 
 
 WAIT_SECONDS: Final = 30.0
@@ -454,15 +456,21 @@ class ClientCore:
         if self._settings.on_message is not None:
             inbox.on_message = self._message
             inbox.on_full = self._nobody_iterates
-        reader.taker = inbox
+        reader.queue = inbox
         reader.reading = RecordContext(self._settings.decode, inbox.ack)
         self.upkeep.plan_flush()
         return inbox
 
-    def on(self, node: Listening, type: str, function: Function, channel: str) -> None:
-        """Call `function` with each record of a type on a channel; `node` gives subscriptions."""
+    def on(
+        self,
+        subscribe: Callable[[str], Records],
+        type: str,
+        function: Function,
+        channel: str,
+    ) -> None:
+        """Call `function` with each record of a type on a channel."""
         if self._handlers is None:
-            self._handlers = TypeHandlers(node, self._loop)
+            self._handlers = TypeHandlers(subscribe, self.upkeep.report, self._loop)
         self._handlers.on(type, function, channel)
 
     def off(self, type: str, function: Function | None) -> None:
@@ -562,16 +570,8 @@ class NodeBase(ABC, Generic[Watch, Following]):
             function: Takes a record.
             channel: A channel or pattern.
         """
-        self._calls.on(self, type, function, channel)
+        self._calls.on(self.subscribe, type, function, channel)
 
     def off(self, type: str, function: Function | None = None) -> None:
         """Forget a function, or all functions of a type."""
         self._calls.off(type, function)
-
-    def listen(self, pattern: str) -> Following:
-        """Begin the subscription of `on`'s functions."""
-        return self.subscribe(pattern)
-
-    def report(self, error: Exception) -> None:
-        """Tell the application what went wrong: `on_error`, or the log where there is none."""
-        self._calls.upkeep.report(error)

@@ -136,7 +136,7 @@ class Session:
         consumer: str = "",
         window: int = DEFAULT_WINDOW,
     ) -> SubscriptionState:
-        """Begin a subscription; the caller sets the reader's `taker` and `reading` at once.
+        """Begin a subscription; the caller sets the reader's `queue` and `reading` at once.
 
         Raises:
             ChannelRefused: A pattern is malformed, or there is none.

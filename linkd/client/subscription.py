@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from heapq import heappop, heappush
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from linkd.client.errors import ClientError, Refused, Replaced
-from linkd.client.record import Record, RecordContext, unpack
+from linkd.client.record import RecordContext, unpack
 from linkd.errors import Gap, LinkdError
 from linkd.protocol.client import (
     Ack,
@@ -27,27 +27,14 @@ from linkd.protocol.client import (
     Subscribed,
 )
 
+if TYPE_CHECKING:
+    from linkd.client.iterator import RecordQueue
+
 DEFAULT_WINDOW: Final = 1024 * 1024
 
 _OTHER_LOG: Final = "the daemon has another log than when this was delivered: it may come again"
 
 Done = Callable[[LinkdError | None], None]
-
-
-class RecordSink(Protocol):
-    """Who takes a subscription's records; called in order."""
-
-    def records(self, records: list[Record], size: int) -> None:
-        """Take records; `size` is given back by `Reader.consumed` once they are used."""
-
-    def gap(self, gap: Gap) -> None:
-        """Hear of offsets that are gone, some of which may have been wanted."""
-
-    def dropped(self, count: int) -> None:
-        """Hear how many volatile records were dropped for want of room."""
-
-    def ended(self, error: LinkdError | None) -> None:
-        """Hear that nothing more comes: None if that was asked for."""
 
 
 class SubscriptionState:
@@ -78,7 +65,7 @@ class SubscriptionState:
     ) -> None:
         self.id = id
         self.next: int | None = None
-        self.taker: RecordSink | None = None
+        self.queue: RecordQueue | None = None
         self.reading: RecordContext | None = None
         self.over = False
         self.era = 0
@@ -193,24 +180,24 @@ class SubscriptionState:
         if skip >= frame.count:
             self._owed_credit += size
             return
-        if self.taker is None or self.reading is None:
+        if self.queue is None or self.reading is None:
             return
         records = unpack(frame, self.reading, skip)
         self.next = behind
         self._held += size
-        self.taker.records(records, size)
+        self.queue.records(records, size)
 
     def deliver_volatile(self, frame: DeliverVolatile) -> None:
         """Hand on records that have no offset."""
         size = len(frame.records)
-        if self.taker is None or self.reading is None:
+        if self.queue is None or self.reading is None:
             return
         if frame.dropped:
-            self.taker.dropped(frame.dropped)
+            self.queue.dropped(frame.dropped)
         if frame.count:
             records = unpack(frame, self.reading)
             self._held += size
-            self.taker.records(records, size)
+            self.queue.records(records, size)
 
     def gap(self, frame: GapTold) -> None:
         """Hand on a gap, unless what is gone was handed on before."""
@@ -218,8 +205,8 @@ class SubscriptionState:
         if first >= frame.next:
             return
         self.next = frame.next
-        if self.taker is not None:
-            self.taker.gap(Gap(first, frame.next))
+        if self.queue is not None:
+            self.queue.gap(Gap(first, frame.next))
 
     def position(self, frame: Position) -> None:
         """Move on over what was for others: a gap there is none of this subscription's."""
@@ -261,8 +248,8 @@ class SubscriptionState:
             return
         self.over = True
         self._settle_acks(None, error or ClientError("the subscription has ended"))
-        if self.taker is not None:
-            self.taker.ended(error)
+        if self.queue is not None:
+            self.queue.ended(error)
 
     def _settle_acks(self, below: int | None, error: LinkdError | None) -> None:
         """Settle the acks up to `below`; all of them where that is None."""

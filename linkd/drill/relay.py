@@ -22,7 +22,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
+
+Way = Literal["both", "up", "down"]
+"""`up` is from the dialer to the listener."""
 
 CHUNK_BYTES: Final = 4096
 _BUFFER_BYTES: Final = 16_384
@@ -48,7 +51,7 @@ class _Path:
         self._begin()
 
     def obey(self, order: dict[str, Any]) -> None:
-        """Do what an order says: see `Relay.tell`."""
+        """Do what an order says: see `Relay.order`."""
         for way, passes in order.get("pass", {}).items():
             (self._gates[way].set if passes else self._gates[way].clear)()
         if "rate" in order:
@@ -188,13 +191,29 @@ class Relay:
         )
         self.pid = self._process.pid
         try:
-            self.port = self.tell()
+            self.port = self.order()
         except BaseException:
             self.close()
             raise
 
-    def tell(self, **order: Any) -> int:
-        """Give an order and return the port once it is done.
+    def block(self, way: Way) -> None:
+        """Let nothing pass in this direction, and close no connection."""
+        self.order(**{"pass": {"up": way == "down", "down": way == "up"}})
+
+    def reject(self) -> None:
+        """Reset every open connection and refuse new ones."""
+        self.order(listening=False, reset=True)
+
+    def slow(self, rate: float) -> None:
+        """Let about so many bytes a second pass in each direction."""
+        self.order(rate=rate)
+
+    def heal(self) -> None:
+        """Forward everything again."""
+        self.order(**{"pass": {"up": True, "down": True}, "rate": None, "listening": True})
+
+    def order(self, **order: Any) -> int:
+        """Send an order and return the port once the relay has carried it out.
 
         Orders: `pass` (`{"up": bool, "down": bool}`: whether bytes from the dialer, or to it,
         pass), `rate` (bytes a second each way, or None), `reset` (True: an RST to both ends of

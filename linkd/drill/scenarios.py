@@ -12,7 +12,8 @@ from msgspec.structs import replace
 
 from linkd.drill.deadman import DrillFailed
 from linkd.drill.expectations import Bounds, Expectation, silent_for
-from linkd.drill.testbed import FilteredPath, RelayedPath, Setup, Testbed, Way
+from linkd.drill.relay import Relay, Way
+from linkd.drill.testbed import FilteredPath, Setup, Testbed
 
 LOSS: Final = 0.05
 SLOW_BYTES: Final = 4096.0
@@ -80,7 +81,7 @@ def _lose(pair: Testbed) -> None:
 
 
 def _slow(pair: Testbed) -> None:
-    if not isinstance(pair.path, RelayedPath):
+    if not isinstance(pair.path, Relay):
         raise DrillFailed("only the relay can be slow")
     pair.path.slow(SLOW_BYTES)
 

@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final, Literal, Protocol, Self
+from typing import Final, Self
 
 import msgspec
 
@@ -30,7 +30,7 @@ from linkd.clock import wall
 from linkd.drill.deadman import PREFIX, DrillFailed, Switch, admin_path
 from linkd.drill.expectations import Bounds
 from linkd.drill.monitor import DaemonClient
-from linkd.drill.relay import Relay
+from linkd.drill.relay import Relay, Way
 from linkd.net import certificates
 from linkd.net.certificates import Issuer, Subject, Validity
 
@@ -264,25 +264,10 @@ def _free_port() -> int:
         return port
 
 
-Way = Literal["both", "up", "down"]
-"""`up` is from the dialer to the listener."""
-
-
-class PathBetween(Protocol):
-    """A path that can be spoiled; each call replaces what the one before did."""
-
-    def block(self, way: Way) -> None:
-        """Let nothing pass that goes this way, and close no connection."""
-
-    def reject(self) -> None:
-        """Reset every connection and refuse new ones."""
-
-    def heal(self) -> None:
-        """Let everything pass again; again is harmless."""
-
-
 class FilteredPath:
     """A path with a packet filter at either end; both are the pair's own.
+
+    It has the methods of `Relay`: each replaces what the previous one did.
 
     What is dropped is dropped where it arrives: its sender can't know, as on a real path.
     """
@@ -314,29 +299,6 @@ class FilteredPath:
             hub.sh(f"iptables -w 5 -A INPUT -s {edge.address} {rest}")
         if way in ("both", "down"):
             edge.sh(f"iptables -w 5 -A INPUT -s {hub.address} {rest}")
-
-
-class RelayedPath:
-    """A path through the relay, which stands at the dialer's end."""
-
-    def __init__(self, relay: Relay) -> None:
-        self._relay = relay
-
-    def block(self, way: Way) -> None:
-        """Hold back what goes this way."""
-        self._relay.tell(**{"pass": {"up": way == "down", "down": way == "up"}})
-
-    def reject(self) -> None:
-        """Reset what is open, refuse what is new."""
-        self._relay.tell(listening=False, reset=True)
-
-    def slow(self, rate: float) -> None:
-        """Let about so many bytes a second pass each way."""
-        self._relay.tell(rate=rate)
-
-    def heal(self) -> None:
-        """Forward again."""
-        self._relay.tell(**{"pass": {"up": True, "down": True}, "rate": None, "listening": True})
 
 
 UP_CHANNEL: Final = "drill.up"
@@ -547,12 +509,12 @@ class Testbed:
         self.ground, self.bare = prepare(self.directory, bare)
         self._stack.callback(self.ground.close)
         ground: Ground = self.ground
-        self.path: PathBetween = FilteredPath(ground)
+        self.path: FilteredPath | Relay = FilteredPath(ground)
         self._dial = f"{ground.hub.address}:{ground.port}"
         if self.setup.relay or not ground.namespaces:
             relay = Relay((ground.hub.address, ground.port), ground.edge.prefix)
             self._stack.callback(relay.close)
-            self.path = RelayedPath(relay)
+            self.path = relay
             self._dial = f"127.0.0.1:{relay.port}"
         elif self.setup.by_name:
             self._dial = f"{HUB_NAME}:{ground.port}"

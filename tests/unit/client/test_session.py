@@ -90,7 +90,7 @@ def reader(
         """Not used."""
 
     made = session.subscribe(["a"], start, consumer, window=1000)
-    made.taker = taker
+    made.queue = taker
     made.reading = RecordContext(lambda body, _: body, ack)
     return made
 

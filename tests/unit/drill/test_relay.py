@@ -53,12 +53,12 @@ def test_it_forwards_both_ways(relay: Relay, server: socket.socket) -> None:
 def test_a_black_hole_heals_on_the_same_connection(relay: Relay, server: socket.socket) -> None:
     near, far = joined(relay, server)
     with near, far:
-        relay.tell(**{"pass": {"up": False, "down": False}})
+        relay.block("both")
         near.sendall(b"lost?")
         far.sendall(b"and this?")
         assert silent(far)
         assert silent(near)
-        relay.tell(**{"pass": {"up": True, "down": True}})
+        relay.heal()
         assert far.recv(100) == b"lost?"
         assert near.recv(100) == b"and this?"
 
@@ -66,7 +66,7 @@ def test_a_black_hole_heals_on_the_same_connection(relay: Relay, server: socket.
 def test_one_way_is_one_way(relay: Relay, server: socket.socket) -> None:
     near, far = joined(relay, server)
     with near, far:
-        relay.tell(**{"pass": {"up": True, "down": False}})
+        relay.block("down")
         near.sendall(b"up")
         far.sendall(b"down")
         assert far.recv(100) == b"up"
@@ -76,24 +76,24 @@ def test_one_way_is_one_way(relay: Relay, server: socket.socket) -> None:
 def test_a_close_does_not_pass_a_black_hole(relay: Relay, server: socket.socket) -> None:
     near, far = joined(relay, server)
     with near, far:
-        relay.tell(**{"pass": {"up": False, "down": False}})
+        relay.block("both")
         near.close()
         assert silent(far)
-        relay.tell(**{"pass": {"up": True, "down": True}})
+        relay.heal()
         assert far.recv(100) == b""
 
 
 def test_a_connection_made_in_a_black_hole_waits_for_its_end(
     relay: Relay, server: socket.socket
 ) -> None:
-    relay.tell(**{"pass": {"up": False, "down": False}})
+    relay.block("both")
     with socket.create_connection(("127.0.0.1", relay.port), 5.0) as near:
         near.sendall(b"early")
         server.settimeout(0.3)
         with pytest.raises(TimeoutError):
             server.accept()
         server.settimeout(5.0)
-        relay.tell(**{"pass": {"up": True, "down": True}})
+        relay.heal()
         far, _ = server.accept()
         with far:
             assert far.recv(100) == b"early"
@@ -104,13 +104,13 @@ def test_a_reset_is_a_reset_at_both_ends_and_new_ones_are_refused(
 ) -> None:
     near, far = joined(relay, server)
     with near, far:
-        relay.tell(listening=False, reset=True)
+        relay.reject()
         for sock in (near, far):
             with pytest.raises(ConnectionResetError):
                 sock.recv(100)
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", relay.port), 5.0)
-        relay.tell(listening=True)
+        relay.heal()
         for sock in joined(relay, server):
             sock.close()
 
@@ -118,7 +118,7 @@ def test_a_reset_is_a_reset_at_both_ends_and_new_ones_are_refused(
 def test_it_can_be_slow(relay: Relay, server: socket.socket) -> None:
     near, far = joined(relay, server)
     with near, far:
-        relay.tell(rate=1000.0)
+        relay.slow(1000.0)
         began = time.monotonic()
         near.sendall(bytes(2000))
         came = 0
