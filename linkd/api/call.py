@@ -13,10 +13,10 @@ import msgspec
 from linkd.api.auth import Caller
 from linkd.api.errors import ApiError
 from linkd.api.http import ApiRequest
-from linkd.api.port import Start
 from linkd.config.settings import CONSUMER_NAME_PATTERN
 from linkd.core.session import agree
 from linkd.log.interface import RESUME_PREFIX, Log
+from linkd.node.subscriptions import Start
 from linkd.protocol.peer import Cursor, EpochEnd
 
 _Struct = TypeVar("_Struct")

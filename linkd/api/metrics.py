@@ -19,8 +19,9 @@ from twisted.python.failure import Failure
 from linkd.status import ConsumerStatus, LinkStatus, NodeStatus
 
 if TYPE_CHECKING:
-    from linkd.api.port import Measure, NodePort
     from linkd.net.rate_limit import FairShare
+    from linkd.node.node import Node
+    from linkd.node.replicator import Measure
 
 SECONDS = (
     *(0.5, 1.0, 2.0, 3.0, 5.0, 6.0, 7.5, 9.0, 10.5, 12.0, 15.0, 30.0, 60.0, 300.0, 1800.0),
@@ -167,7 +168,7 @@ class Metrics:
         shortages: Returns how often descriptors have run short.
     """
 
-    def __init__(self, node: NodePort, delayed_calls: Callable[[], int] = lambda: 0) -> None:
+    def __init__(self, node: Node, delayed_calls: Callable[[], int] = lambda: 0) -> None:
         self.refused: Mapping[str, int] = {}
         self.api_refused: Mapping[Any, int] = {}
         self.shortages: Callable[[], int] = lambda: 0

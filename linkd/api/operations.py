@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from importlib.resources import files
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
@@ -14,10 +14,12 @@ from linkd.api.call import Call, last_event, lasting_consumer, seconds, wants_st
 from linkd.api.errors import ApiError
 from linkd.api.http import Response, answer
 from linkd.api.metrics import consumer_lags
-from linkd.api.service import Service
 from linkd.api.sse import stream_events
 from linkd.errors import LinkdError, PublishError
 from linkd.protocol.channels import is_pattern
+
+if TYPE_CHECKING:
+    from linkd.api.server import ApiServer
 
 TYPES = {
     "html": "text/html; charset=utf-8",
@@ -77,14 +79,14 @@ DRILL_PATTERN = r"^[a-z][a-z0-9-]{0,31}$"
 _CLEARED = f"{COOKIE}=; HttpOnly; SameSite=Strict; Path=/; Max-Age=0"
 
 
-async def status(api: Service, call: Call) -> Response:
+async def status(api: ApiServer, call: Call) -> Response:
     """Answer what is true now, as far as the caller may see it."""
     call.only()
     links = await api.link_statuses(call.caller.name)
     return answer(api.node.status(links, call.caller.sees_names_of))
 
 
-async def events(api: Service, call: Call) -> Response | None:
+async def events(api: ApiServer, call: Call) -> Response | None:
     """Answer the remembered changes, or follow them."""
     call.only("after")
     after, last = call.number("after", 0), last_event(call)
@@ -96,7 +98,7 @@ async def events(api: Service, call: Call) -> Response | None:
     return answer({"events": found, "next": found[-1].number + 1 if found else after + 1})
 
 
-async def outages(api: Service, call: Call) -> Response:
+async def outages(api: ApiServer, call: Call) -> Response:
     """Answer the recorded outages, oldest first, and each link's availability."""
     call.only("peer", "since", "drills")
     peer, since = call.text("peer"), call.text("since")
@@ -113,7 +115,7 @@ async def outages(api: Service, call: Call) -> Response:
         raise _no_peer(peer or "") from None
 
 
-async def history(api: Service, call: Call) -> Response:
+async def history(api: ApiServer, call: Call) -> Response:
     """Answer the last hour of one link."""
     call.only()
     peer = call.path["name"]
@@ -123,7 +125,7 @@ async def history(api: Service, call: Call) -> Response:
         raise _no_peer(peer) from None
 
 
-async def consumers(api: Service, call: Call) -> Response:
+async def consumers(api: ApiServer, call: Call) -> Response:
     """Answer the named consumers that the caller may see."""
     call.only()
     end = api.node.log.next
@@ -144,7 +146,7 @@ async def consumers(api: Service, call: Call) -> Response:
     )
 
 
-async def forget(api: Service, call: Call) -> Response:
+async def forget(api: ApiServer, call: Call) -> Response:
     """Remove a named consumer."""
     call.only("owner")
     await api.node.forget(api.find_consumer(call).key)
@@ -158,7 +160,7 @@ class Moved(msgspec.Struct, forbid_unknown_fields=True):
     name: str
 
 
-async def move(api: Service, call: Call) -> Response:
+async def move(api: ApiServer, call: Call) -> Response:
     """Give a consumer another owner and name."""
     call.only("owner")
     call.caller.check_operator()
@@ -173,7 +175,7 @@ async def move(api: Service, call: Call) -> Response:
     return answer({"owner": wanted.owner, "name": wanted.name, "next": consumer.next})
 
 
-async def kick(api: Service, call: Call) -> Response:
+async def kick(api: ApiServer, call: Call) -> Response:
     """Have a link try again at once."""
     call.only()
     call.caller.check_operator()
@@ -214,7 +216,7 @@ class TokenWanted(msgspec.Struct, forbid_unknown_fields=True):
     channel: str | None = None
 
 
-async def resync(api: Service, call: Call) -> Response:
+async def resync(api: ApiServer, call: Call) -> Response:
     """Tell what a resync would send again or lose; do it where confirmed."""
     call.only()
     call.caller.check_operator()
@@ -230,7 +232,7 @@ async def resync(api: Service, call: Call) -> Response:
     return answer({"peer": peer, "message": told, "done": wanted.confirmed})
 
 
-async def forget_peer(api: Service, call: Call) -> Response:
+async def forget_peer(api: ApiServer, call: Call) -> Response:
     """Answer what a peer without an entry is owed; forget it where confirmed."""
     call.only()
     call.caller.check_operator()
@@ -244,7 +246,7 @@ async def forget_peer(api: Service, call: Call) -> Response:
     return answer({"peer": peer, "records": records, "bytes": size, "done": wanted.confirmed})
 
 
-async def drill(api: Service, call: Call) -> Response:
+async def drill(api: ApiServer, call: Call) -> Response:
     """Let the log and the events say that a fault is made on purpose, or is over."""
     call.only()
     peer, told = call.path["name"], call.json(Drill)
@@ -258,7 +260,7 @@ async def drill(api: Service, call: Call) -> Response:
     return Response(204)
 
 
-async def pair(api: Service, call: Call) -> Response:
+async def pair(api: ApiServer, call: Call) -> Response:
     """Invite, list or revoke: what pairing answers, as it is."""
     call.only()
     if api.pairing is None:
@@ -269,7 +271,7 @@ async def pair(api: Service, call: Call) -> Response:
     return Response(status, body)
 
 
-async def trim(api: Service, call: Call) -> Response:
+async def trim(api: ApiServer, call: Call) -> Response:
     """Tell how many records lie below an offset; delete them where confirmed."""
     call.only()
     call.caller.check_operator()
@@ -278,7 +280,7 @@ async def trim(api: Service, call: Call) -> Response:
     return answer({"records": records, "owed": owed, "done": wanted.confirmed})
 
 
-async def token(api: Service, call: Call) -> Response:
+async def token(api: ApiServer, call: Call) -> Response:
     """Answer a fresh token: 30 s, once, never wider than the key."""
     call.only()
     if call.request.admitted.by == "cookie":
@@ -290,7 +292,7 @@ async def token(api: Service, call: Call) -> Response:
     return answer({"token": fresh, "expires_seconds": TOKEN_SECONDS}, 201)
 
 
-async def open_session(api: Service, call: Call) -> Response:
+async def open_session(api: ApiServer, call: Call) -> Response:
     """Open a cookie session for a token or a key."""
     call.only()
     admitted = call.request.admitted
@@ -303,7 +305,7 @@ async def open_session(api: Service, call: Call) -> Response:
     return Response(204, headers={"Set-Cookie": cookie})
 
 
-async def close_session(api: Service, call: Call) -> Response:
+async def close_session(api: ApiServer, call: Call) -> Response:
     """Take the cookie away, and let it be good for nothing from now on."""
     call.only()
     cookie = call.request.received_cookies.get(COOKIE.encode())
@@ -312,12 +314,12 @@ async def close_session(api: Service, call: Call) -> Response:
     return Response(204, headers={"Set-Cookie": _CLEARED})
 
 
-async def healthz(api: Service, _: Call) -> Response:
+async def healthz(api: ApiServer, _: Call) -> Response:
     """Tell that the process makes progress, and how late it woke lately."""
     return answer({"ok": True, "late_seconds": round(api.late_seconds, 3)})
 
 
-async def readyz(api: Service, call: Call) -> Response:
+async def readyz(api: ApiServer, call: Call) -> Response:
     """Tell whether all required links are up."""
     node = api.node
     if node.starting or node.stopping:
@@ -327,14 +329,14 @@ async def readyz(api: Service, call: Call) -> Response:
     return answer({"ready": not down, "waiting_for": down}, 503 if down else 200)
 
 
-async def metrics(api: Service, call: Call) -> Response:
+async def metrics(api: ApiServer, call: Call) -> Response:
     """Answer the metrics in Prometheus' text format; consumers only to whom may see them."""
     consumers = api.node.status([], call.caller.sees_names_of).consumers
     text = await api.metrics.page(api.link_statuses, api.share) + consumer_lags(consumers)
     return Response(200, text, "text/plain; version=0.0.4; charset=utf-8")
 
 
-async def openapi(api: Service, _: Call) -> Response:
+async def openapi(api: ApiServer, _: Call) -> Response:
     """Answer the description of all this."""
     return answer(api.description)
 

@@ -31,7 +31,7 @@ from linkd.protocol.records import Record, read_records
 from linkd.status import Event
 
 if TYPE_CHECKING:
-    from linkd.api.port import NodePort
+    from linkd.node.node import Node
 
 MAX_NAME: Final = 64
 """Characters of a name."""
@@ -321,7 +321,7 @@ class Presence:
         share: What all connections of the API together may take of its time.
     """
 
-    def __init__(self, node: NodePort, clock: Clock, share: FairShare) -> None:
+    def __init__(self, node: Node, clock: Clock, share: FairShare) -> None:
         self._node = node
         self._clock = clock
         self._jobs = Jobs(share, clock)

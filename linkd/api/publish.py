@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as TimedOut
@@ -11,12 +12,11 @@ from linkd.api.bodies import NDJSON, check_body, check_json
 from linkd.api.call import Call, seconds
 from linkd.api.errors import ApiError, refusal_of
 from linkd.api.http import Response, answer
-from linkd.api.port import NodePort
-from linkd.api.service import Service
 from linkd.api.stream_publisher import MAX_RECORDS, check_wait
 from linkd.clock import wall
 from linkd.errors import BadRecord, BodyTooLarge, LinkdError
 from linkd.log.interface import Appended
+from linkd.node.node import Node
 from linkd.protocol.json import JSON, kind_of
 from linkd.protocol.records import (
     MAX_TTL_SECONDS,
@@ -27,6 +27,9 @@ from linkd.protocol.records import (
     encode_records,
 )
 
+if TYPE_CHECKING:
+    from linkd.api.server import ApiServer
+
 MAX_WAIT_SECONDS = 3600.0
 DEFAULT_WAIT_SECONDS = 30.0
 _LINES_A_LOOK = 64
@@ -35,7 +38,7 @@ _CONTENT_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+*-]+(\s*;[\
 _FORM = "application/x-www-form-urlencoded"
 
 
-async def publish(api: Service, call: Call) -> Response:
+async def publish(api: ApiServer, call: Call) -> Response:
     """Publish; answered once it is on disk, with `wait` once it is on that peer's disk."""
     call.only("wait", "timeout")
     channel = call.caller.check_publish(call.path["channel"])
@@ -61,7 +64,7 @@ async def publish(api: Service, call: Call) -> Response:
     return answer(told, 200 if stored.duplicate else 201)
 
 
-async def _draft(api: Service, call: Call, channel: str) -> NewRecords:
+async def _draft(api: ApiServer, call: Call, channel: str) -> NewRecords:
     """Return what is to be published; raise Refusal where it is malformed."""
     most = api.node.config.log.max_body_bytes
     content_type = _content_type(call)
@@ -91,7 +94,7 @@ async def _draft(api: Service, call: Call, channel: str) -> NewRecords:
     )
 
 
-async def _lines(api: Service, caller: str, body: bytes, like: Record) -> list[Record]:
+async def _lines(api: ApiServer, caller: str, body: bytes, like: Record) -> list[Record]:
     """Return one record for each line that is not blank, in all but its body like `like`.
 
     Looks at them in slices.
@@ -139,7 +142,7 @@ def too_large(size: int, most: int) -> BodyTooLarge:
     return BodyTooLarge(f"expected a body of at most {most} bytes (log.max_body_bytes), got {size}")
 
 
-def append(node: NodePort, draft: NewRecords) -> Deferred[Appended]:
+def append(node: Node, draft: NewRecords) -> Deferred[Appended]:
     """Publish; fires once it is on disk, fails with a Refusal."""
     done: Deferred[Appended] = Deferred()
 
@@ -158,7 +161,7 @@ def append(node: NodePort, draft: NewRecords) -> Deferred[Appended]:
     return done
 
 
-async def reached(api: Service, peer: str, next_: int, within: float) -> bool:
+async def reached(api: ApiServer, peer: str, next_: int, within: float) -> bool:
     """Wait until `peer` has all below `next_` on disk; return whether it has in time.
 
     Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -15,13 +16,15 @@ from linkd.api.bodies import record_objects, to_json
 from linkd.api.call import Call, consumer_of, last_record, number, start_of, wants_stream, whole
 from linkd.api.errors import ApiError, refusal_of
 from linkd.api.http import Response, answer
-from linkd.api.port import Start
-from linkd.api.service import Service
 from linkd.api.sse import stream_records
 from linkd.errors import Gap, LinkdError
 from linkd.log.interface import Log
+from linkd.node.subscriptions import Start
 from linkd.protocol.channels import Patterns
 from linkd.protocol.records import Batch, Unreadable, read_records
+
+if TYPE_CHECKING:
+    from linkd.api.server import ApiServer
 
 DEFAULT_LIMIT = 100
 MAX_LIMIT = 10_000
@@ -38,7 +41,7 @@ _HOLD_BYTES = 65_536
 _PLAIN_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+(; ?charset=[A-Za-z0-9-]+)?")
 
 
-async def read(api: Service, call: Call) -> Response | None:
+async def read(api: ApiServer, call: Call) -> Response | None:
     """Answer a page, or follow the channel as an event stream."""
     pattern = call.path["channel"]
     call.caller.check_patterns((pattern,))
@@ -83,7 +86,7 @@ class Page:
         gap: (first, next) of offsets that were wanted and are gone, or None.
     """
 
-    def __init__(self, api: Service, call: Call, pattern: str, position: int, limit: int) -> None:
+    def __init__(self, api: ApiServer, call: Call, pattern: str, position: int, limit: int) -> None:
         self.next = position
         self.gap: tuple[int, int] | None = None
         self.records: list[bytes] = []
@@ -250,7 +253,7 @@ class _Arrival:
         self._fire()
 
 
-async def arrived(api: Service, caller: Caller, pattern: str, page: Page, within: float) -> None:
+async def arrived(api: ApiServer, caller: Caller, pattern: str, page: Page, within: float) -> None:
     """Wait until something came for a page, or the time is over.
 
     Only records that the page wants wake it: it follows its pattern.
@@ -267,7 +270,7 @@ async def arrived(api: Service, caller: Caller, pattern: str, page: Page, within
     page.next = max(page.next, arrival.next)
 
 
-async def present(api: Service, call: Call) -> Response:
+async def present(api: ApiServer, call: Call) -> Response:
     """Answer who is there on a channel."""
     call.only()
     channel = call.caller.check_subscribe(call.path["channel"])
@@ -278,7 +281,7 @@ async def present(api: Service, call: Call) -> Response:
     return Response(200, to_json({"channel": channel, **there}))
 
 
-async def record(api: Service, call: Call) -> Response:
+async def record(api: ApiServer, call: Call) -> Response:
     """Answer the exact bytes of one body, with the content type that it was published with."""
     call.only()
     offset = number(call.path["offset"], "offset")
@@ -331,7 +334,7 @@ class ConsumerAck(msgspec.Struct, forbid_unknown_fields=True):
     log: str = ""
 
 
-async def acknowledge(api: Service, call: Call) -> Response:
+async def acknowledge(api: ApiServer, call: Call) -> Response:
     """Set a consumer's cursor; answered once it is on disk."""
     call.only("owner")
     consumer = api.find_consumer(call)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -13,13 +13,15 @@ from linkd.api import operations, publish, read
 from linkd.api.call import Call, unquoted
 from linkd.api.errors import ERRORS, ApiError
 from linkd.api.http import Response
-from linkd.api.service import Service
 from linkd.config.settings import CONSUMER_NAME_PATTERN, NAME_PATTERN
 from linkd.protocol.channels import CHANNEL_PATTERN, CHANNELS_PATTERN
 from linkd.protocol.records import HEADER_VALUE_PATTERN
 from linkd.status import Availability, Event, LinkHistory, NodeStatus, Outage
 
-Run = Callable[[Service, Call], Awaitable[Response | None]]
+if TYPE_CHECKING:
+    from linkd.api.server import ApiServer
+
+Run = Callable[["ApiServer", Call], Awaitable[Response | None]]
 Access = Literal["open", "optional", "caller", "token", "socket"]
 """`open`: anyone. `optional`: anyone, but a caller with a key sees more. `caller`: a key, a cookie
 session, or the socket. `token`: a token too. `socket`: the unix socket alone; elsewhere there is no

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,10 @@ from linkd.api.errors import ApiError, refusal_of
 from linkd.api.http import Account, ApiRequest, Response, Room, refused
 from linkd.api.metrics import Metrics
 from linkd.api.operations import Files
-from linkd.api.port import NodePort, Sink, Start, Subscription
 from linkd.api.presence import Presence
 from linkd.api.routes import describe, find
-from linkd.api.service import Following, LocalCall
 from linkd.api.site import ApiSite
+from linkd.api.sse import EventStream
 from linkd.api.stream import StreamSession
 from linkd.api.stream_publisher import Producers
 from linkd.api.text import TextSession
@@ -45,6 +44,8 @@ from linkd.host import listen_error
 from linkd.log.interface import UNOWNED, Consumer, Owned
 from linkd.net.rate_limit import FairShare
 from linkd.net.tls import ServerTls
+from linkd.node.node import Node
+from linkd.node.subscriptions import Follower, Sink, Start
 from linkd.status import LinkStatus
 
 MODE = 0o660
@@ -55,6 +56,9 @@ _PROBE_SECONDS = 0.1
 _Base: Any = unix.Port  # it has no types
 
 Identity = tuple[int, int]
+
+LocalCall = Callable[[str, str, bytes], Deferred[tuple[int, bytes]]]
+"""Answers a call of the socket alone: method, path and body in, status and JSON out."""
 
 
 class _Port(_Base):  # type: ignore[misc]
@@ -179,7 +183,7 @@ class ApiServer:
 
     def __init__(
         self,
-        node: NodePort,
+        node: Node,
         config: Config,
         reactor: Any,
         pairing: LocalCall | None = None,
@@ -197,7 +201,7 @@ class ApiServer:
         self.share = FairShare(reactor)
         self.account = Account()
         self.page_reads = DeferredSemaphore(PAGE_READS)
-        self.streams: set[Following] = set()
+        self.streams: set[EventStream] = set()
         self.upgrades = WebSockets(self, self._speak)
         self.producers = Producers(node.log)
         self.presence = Presence(node, reactor, self.share)
@@ -308,7 +312,7 @@ class ApiServer:
         listen = _tls_files(config)
         if self._tls is not None and listen is not None:
             self._tls.configure(listen)
-        open_now: list[ApiWebSocket | Following] = [*self.upgrades.sockets(), *self.streams]
+        open_now: list[ApiWebSocket | EventStream] = [*self.upgrades.sockets(), *self.streams]
         for held in open_now:
             caller = self.keyring.renewed(held.caller)
             if caller is None:
@@ -431,7 +435,7 @@ class ApiServer:
             return StreamSession(self, call.caller, socket)
         return TextSession(self, call, socket)
 
-    # for those who answer (linkd.api.service.Service)
+    # for the handlers
 
     async def link_statuses(self, caller: str = "") -> list[LinkStatus]:
         """Return the state of all links, looked at in slices of the caller's turns."""
@@ -453,7 +457,7 @@ class ApiServer:
         start: Start,
         sink: Sink,
         consumer: str | None = None,
-    ) -> Subscription:
+    ) -> Follower:
         """Subscribe at the node, with a name of the caller's; raise Refusal where it refuses."""
         key = None if consumer is None else (caller.name, consumer)
         try:

@@ -13,8 +13,8 @@ from linkd.protocol.records import Batch
 if TYPE_CHECKING:
     from linkd.api.auth import Caller
     from linkd.api.http import Part
-    from linkd.api.port import Start, Subscription
-    from linkd.api.service import Service
+    from linkd.api.server import ApiServer
+    from linkd.node.subscriptions import Follower, Start
 
 Piece = TypeVar("Piece", bound=Sized)
 
@@ -39,8 +39,8 @@ class ApiSink(ABC):
         subscription: Where the records come from, until it has ended.
     """
 
-    def __init__(self, api: Service, part: Part) -> None:
-        self.subscription: Subscription | None = None
+    def __init__(self, api: ApiServer, part: Part) -> None:
+        self.subscription: Follower | None = None
         self._api = api
         self._part = part
         self._stopped = False
@@ -50,7 +50,7 @@ class ApiSink(ABC):
 
     def subscribe(
         self, caller: Caller, patterns: Sequence[str], start: Start, consumer: str | None = None
-    ) -> Subscription:
+    ) -> Follower:
         """Follow these patterns; raise Refusal where that is refused, or takes too much memory."""
         cost = SUBSCRIPTION_BYTES + PATTERN_COST * sum(map(len, patterns))
         if not self._part.take(cost):
@@ -72,7 +72,7 @@ class ApiSink(ABC):
 
     @abstractmethod
     def batch(self, batch: Batch) -> bool:
-        """Take records; see `linkd.api.port.Sink`."""
+        """Take records; see `linkd.node.subscriptions.Sink`."""
 
     @abstractmethod
     def volatile(self, batch: Batch) -> None:
@@ -134,7 +134,7 @@ class ApiSink(ABC):
 class SlicedSink(ApiSink, Generic[Piece]):
     """A sink that opens batches: a batch of many records goes out in slices of time."""
 
-    def __init__(self, api: Service, part: Part) -> None:
+    def __init__(self, api: ApiServer, part: Part) -> None:
         super().__init__(api, part)
         self._rest: Iterator[Piece] | None = None  # of the batch that is going out
         self._batch_bytes = 0  # of that batch as a whole

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from twisted.internet.interfaces import IPushProducer
 from twisted.internet.task import LoopingCall
@@ -14,11 +15,13 @@ from linkd.api.bodies import record_objects, to_json
 from linkd.api.call import Call, consumer_of, last_record, start_of
 from linkd.api.errors import ApiError
 from linkd.api.http import SMALL_BYTES
-from linkd.api.port import Start
-from linkd.api.service import Service
 from linkd.api.sinks import SlicedSink
+from linkd.node.subscriptions import Start
 from linkd.protocol.records import Batch
 from linkd.status import Event
+
+if TYPE_CHECKING:
+    from linkd.api.server import ApiServer
 
 BEAT_SECONDS = 10.0
 """So often an idle stream carries a comment, or its position: both ends see whether it lives."""
@@ -36,7 +39,7 @@ class EventStream:
         part: The caller's part of the account.
     """
 
-    def __init__(self, api: Service, call: Call) -> None:
+    def __init__(self, api: ApiServer, call: Call) -> None:
         self._api = api
         self._request = call.request
         self.caller = call.caller
@@ -153,7 +156,7 @@ class EventStream:
 class RecordStream(SlicedSink[bytes]):
     """A sink that writes records as events."""
 
-    def __init__(self, api: Service, stream: EventStream) -> None:
+    def __init__(self, api: ApiServer, stream: EventStream) -> None:
         super().__init__(api, stream.part)
         self._stream = stream
         self._dropped = 0
@@ -206,7 +209,7 @@ class RecordStream(SlicedSink[bytes]):
         self._stream.end()
 
 
-def stream_records(api: Service, call: Call, pattern: str) -> None:
+def stream_records(api: ApiServer, call: Call, pattern: str) -> None:
     """Follow a pattern as an event stream."""
     start: Start = start_of(call.text("from"), "latest")
     last = last_record(call, api.node.log)
@@ -223,7 +226,7 @@ def stream_records(api: Service, call: Call, pattern: str) -> None:
     stream.begin()
 
 
-def stream_events(api: Service, call: Call, after: int) -> None:
+def stream_events(api: ApiServer, call: Call, after: int) -> None:
     """Follow the changes of links as an event stream, from behind number `after` on."""
     stream = EventStream(api, call)
     stream.begin()

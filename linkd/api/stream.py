@@ -25,7 +25,7 @@ from linkd.protocol.records import Batch
 from linkd.status import Event
 
 if TYPE_CHECKING:
-    from linkd.api.service import Service
+    from linkd.api.server import ApiServer
 
 MESSAGE_BYTES = 131_072
 """Frames are gathered into messages of about this size."""
@@ -55,7 +55,7 @@ class StreamSession:
         socket: Its WebSocket.
     """
 
-    def __init__(self, api: Service, caller: Caller, socket: Socket) -> None:
+    def __init__(self, api: ApiServer, caller: Caller, socket: Socket) -> None:
         self.api = api
         self.caller = caller
         self.socket = socket

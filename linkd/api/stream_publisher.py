@@ -9,11 +9,11 @@ from typing import Any, Protocol
 from linkd.api.auth import Caller
 from linkd.api.errors import ApiError, refusal_of
 from linkd.api.metrics import Metrics
-from linkd.api.port import NodePort
 from linkd.clock import wall
 from linkd.config import Config
 from linkd.errors import BadRecord, LinkdError
 from linkd.log.interface import Appended, Log, OnDurable
+from linkd.node.node import Node
 from linkd.protocol import client
 from linkd.protocol.channels import Patterns
 from linkd.protocol.records import (
@@ -39,7 +39,7 @@ MAX_PRODUCERS = 10_000
 MAX_CHANNELS = 10_000
 
 
-def check_wait(node: NodePort, peer: str, channel: str) -> None:
+def check_wait(node: Node, peer: str, channel: str) -> None:
     """Raise Refusal unless one can wait until `peer` has what is published on `channel`."""
     try:
         sends = node.sends(peer, channel)
@@ -117,7 +117,7 @@ class Producers:
 class Around(Protocol):
     """What the publishes of a client need of the API."""
 
-    node: NodePort
+    node: Node
     reactor: Any
     metrics: Metrics
     producers: Producers

@@ -42,8 +42,8 @@ from linkd.protocol.records import (
 from linkd.status import Event
 
 if TYPE_CHECKING:
-    from linkd.api.port import Start, Subscription
-    from linkd.api.service import Service
+    from linkd.api.server import ApiServer
+    from linkd.node.subscriptions import Follower, Start
 
 CONFIRM_SECONDS = 0.05
 """So soon after messages a consumer's client is asked whether it has received them."""
@@ -73,7 +73,7 @@ class TextSession:
         it.
     """
 
-    def __init__(self, api: Service, call: Call, socket: Socket) -> None:
+    def __init__(self, api: ApiServer, call: Call, socket: Socket) -> None:
         self.socket = socket
         self.envelope = _flag(call, "envelope")
         self._api = api
@@ -455,7 +455,7 @@ class TextSink(SlicedSink[OutgoingMessage]):
     """
 
     def __init__(
-        self, session: TextSession, api: Service, pattern: str, name: Name | None = None
+        self, session: TextSession, api: ApiServer, pattern: str, name: Name | None = None
     ) -> None:
         super().__init__(api, api.account.part(session.caller.name))
         self.pattern = pattern
@@ -468,7 +468,7 @@ class TextSink(SlicedSink[OutgoingMessage]):
 
     def subscribe(
         self, caller: Caller, patterns: Sequence[str], start: Start, consumer: str | None = None
-    ) -> Subscription:
+    ) -> Follower:
         """Follow these patterns; see `ApiSink.subscribe`."""
         found = super().subscribe(caller, patterns, start, consumer)
         self._reported = found.next

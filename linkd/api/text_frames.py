@@ -16,7 +16,7 @@ from linkd.protocol.peer import EpochEnd
 from linkd.protocol.records import Batch, Record, Unreadable, check_headers, read_records
 
 if TYPE_CHECKING:
-    from linkd.api.port import Start
+    from linkd.node.subscriptions import Start
 
 TEXT = "text/plain; charset=utf-8"
 RESERVED = frozenset(

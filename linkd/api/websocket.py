@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections import deque
 from collections.abc import Callable
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from autobahn.twisted.resource import WebSocketResource
 from twisted.internet.defer import Deferred
@@ -30,7 +30,6 @@ from linkd.api.auth import Caller
 from linkd.api.call import Call, seconds_between
 from linkd.api.errors import ApiError
 from linkd.api.http import SMALL_BYTES, ApiRequest, Part
-from linkd.api.service import Service
 from linkd.core.liveness import FLOW_BYTES, ClientLiveness
 from linkd.net.linux import keep_unsent_small, path_of
 from linkd.net.rate_limit import drop_buffers
@@ -51,6 +50,9 @@ from linkd.net.websocket import (
     SMALL_BYTES as SMALL_FRAME_BYTES,
 )
 from linkd.protocol.client import MAX_MESSAGE_BYTES, SUBPROTOCOL
+
+if TYPE_CHECKING:
+    from linkd.api.server import ApiServer
 
 
 class WholeMessages(FrameReader, ServerProtocol):
@@ -629,7 +631,7 @@ class WebSockets:
         speak: Begins what is spoken on one of them; raises Refusal where the caller may not.
     """
 
-    def __init__(self, api: Service, speak: Speak) -> None:
+    def __init__(self, api: ApiServer, speak: Speak) -> None:
         self.api = api
         self._speak = speak
         self._open: set[ApiWebSocket] = set()

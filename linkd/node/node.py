@@ -14,7 +14,6 @@ from twisted.internet.task import LoopingCall
 
 import linkd
 from linkd import events
-from linkd.api.port import Measure, Sink, Start
 from linkd.clock import Clock, wall
 from linkd.config import Config, PeerSettings
 from linkd.core.inbound import KnownEnds
@@ -29,7 +28,8 @@ from linkd.node.history import Chronicle, History, Strangers
 from linkd.node.link_driver import LinkDriver
 from linkd.node.links import Links
 from linkd.node.outages import Outages
-from linkd.node.subscriptions import Follower, Subscriptions
+from linkd.node.replicator import Measure
+from linkd.node.subscriptions import Follower, Sink, Start, Subscriptions
 from linkd.protocol import peer as wire
 from linkd.protocol.json import JSON
 from linkd.protocol.records import NewRecords, Record, encode_records
@@ -103,7 +103,7 @@ class Stores(msgspec.Struct, frozen=True):
 
 
 class Node:
-    """One running linkd; `linkd.api.port.NodePort` and `linkd.net.connection.Nodes`.
+    """One running linkd; it is the `linkd.net.connection.Nodes` of its listener.
 
     Args:
         config: What is in force.
@@ -238,7 +238,11 @@ class Node:
     # -- publishing ---------------------------------------------------------------------------
 
     def publish(self, draft: NewRecords, settled: OnDurable) -> None:
-        """Publish; see `linkd.api.port.NodePort.publish`."""
+        """Publish records whose encoding has been checked.
+
+        `settled` is called once they are on disk; at once, with offset 0, on a volatile channel.
+        The channel's rule adds its `ttl` where the draft has none.
+        """
         rule = self._rules.of(draft.channel)
         if rule is None:
             self.log.append(draft, settled)
@@ -253,7 +257,7 @@ class Node:
         settled(Appended(0, draft.count))
 
     def announce(self, channel: str, body: bytes, peers: Collection[str] | None = None) -> None:
-        """Send peers who is there; see `linkd.api.port.NodePort.announce`."""
+        """Send a presence message to the peers that get its channel, or to `peers` alone."""
         records = encode_records((Record(body, "", "", JSON),))
         draft = NewRecords(channel, 1, records, wall())
         self._spread.volatile(self._volatile.make(draft, presence=True), None, peers)
@@ -261,7 +265,7 @@ class Node:
     def relay(
         self, message: wire.Volatile, source: str, peers: Collection[str] | None = None
     ) -> None:
-        """Pass on who is there; see `linkd.api.port.NodePort.relay`."""
+        """Relay a presence message that `source` sent to all other peers, or to `peers` alone."""
         self._spread.volatile(message, source, peers)
 
     def one_way(self, channel: str) -> Collection[str]:
@@ -376,12 +380,12 @@ class Node:
         """
         self._counter[what, peer] += records
 
-    # -- for the API (linkd.api.port.NodePort) ----------------------------------------------------
+    # -- for the API ------------------------------------------------------------------------------
 
     def subscribe(
         self, patterns: Sequence[str], start: Start, sink: Sink, consumer: Owned | None = None
     ) -> Follower:
-        """Follow the log; see `linkd.api.port.NodePort.subscribe`."""
+        """Follow the log; see `Subscriptions.subscribe`."""
         return self._readers.subscribe(patterns, start, sink, consumer)
 
     def consumers(self) -> list[Consumer]:
@@ -416,7 +420,12 @@ class Node:
         return list(self._links.drivers)
 
     def status(self, links: list[LinkStatus] | None = None, owner: str | None = None) -> NodeStatus:
-        """Return what is true now; see `linkd.api.port.NodePort.status`."""
+        """Return the node's status.
+
+        Args:
+            links: The states of the links, if the caller has them already.
+            owner: Leaves out the consumers of other owners.
+        """
         log = self.log
         return NodeStatus(
             node=self.name,

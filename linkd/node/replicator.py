@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import zstandard
 
@@ -28,6 +28,9 @@ from linkd.protocol.records import Batch
 if TYPE_CHECKING:
     from linkd.node.link_driver import LinkDriver
     from linkd.node.node import Node
+
+Measure = Literal["round trip", "age"]
+"""`age`: of a received batch, by the wall clocks of its origin and of this host."""
 
 _packer = zstandard.ZstdCompressor(level=3)
 _unpacker = zstandard.ZstdDecompressor()

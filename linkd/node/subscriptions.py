@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from heapq import nsmallest
 from math import inf
 from operator import itemgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import msgspec
 
-from linkd.api.port import Sink, Start
 from linkd.config import Config
 from linkd.errors import Gap, LinkdError, PublishError
 from linkd.log.interface import RESUME_SECONDS, UNOWNED, Consumer, CursorStore, Log, Owned
@@ -24,9 +23,46 @@ if TYPE_CHECKING:
 
 _READ_BYTES = 512 * 1024
 
+Start = int | Literal["earliest", "latest"]
+
+
+class Sink(Protocol):
+    """Where a subscription's records go. All of it is called in order."""
+
+    def has_room(self, size: int) -> bool:
+        """Return whether records of `size` bytes may come now.
+
+        Where they may not, `Follower.resume` is called once they may.
+        """
+
+    def hold(self, size: int) -> bool:
+        """Count bytes that are kept for the sink, negative where they no longer are.
+
+        Return whether there is room for them: else they must not be kept.
+        """
+
+    def batch(self, batch: Batch) -> bool:
+        """Take records of the log.
+
+        Their first is the next one wanted. Return whether there is room for more:
+        after False nothing comes until `Follower.resume`.
+        """
+
+    def volatile(self, batch: Batch) -> None:
+        """Take records without an offset (it is 0); drop them where there is no room."""
+
+    def gap(self, first: int, next: int) -> None:
+        """Hear that offsets `first` to `next` - 1 are gone; some of them may have been wanted."""
+
+    def end(self, reason: str) -> None:
+        """Hear that nothing more comes.
+
+        Another took the consumer's name (`replaced`), `stopped`, or an error.
+        """
+
 
 class Follower:
-    """A reader that follows the log's end; `linkd.api.port.Subscription`.
+    """A reader that follows the log's end.
 
     While it keeps up it is handed what was committed; of that it keeps a little while its sink has
     no room. Behind it reads, what is for others too.
@@ -293,7 +329,9 @@ class Subscriptions:
     def subscribe(
         self, patterns: Sequence[str], start: Start, sink: Sink, consumer: Owned | None
     ) -> Follower:
-        """Follow the log; see `linkd.api.port.NodePort.subscribe`.
+        """Follow the log from `start`, or from the position of `consumer`, if it is known.
+
+        The sink is never called from within. Volatile records come as they pass.
 
         Raises:
             PublishError: There are as many named consumers as may be.

@@ -12,13 +12,12 @@ from typing import Any
 import msgspec
 from twisted.internet.defer import CancelledError, Deferred, succeed
 
-from linkd.api.port import Sink, Start
 from linkd.config import ApiKey, ApiSettings, ChannelSettings, Config, LimitSettings, NodeSettings
 from linkd.errors import LinkdError
 from linkd.log import MemoryCursorStore
 from linkd.log.interface import Appended, Consumer, OnDurable, Owned
 from linkd.log.memory_log import MemoryLog
-from linkd.node.subscriptions import Follower, Subscriptions
+from linkd.node.subscriptions import Follower, Sink, Start, Subscriptions
 from linkd.protocol.channels import Patterns
 from linkd.protocol.records import Batch, NewRecords, Origin
 from linkd.status import (
@@ -37,7 +36,7 @@ SHOP_KEY = "s" * 40
 
 
 class FakeNode:
-    """`linkd.api.port.NodePort` without links.
+    """A `linkd.node.node.Node` without links.
 
     Attributes:
         links: What status says of them; `change` sets one and tells the event.
@@ -92,7 +91,7 @@ class FakeNode:
             follower.offer(mine, next)
         self.readers.offered = next
 
-    # NodePort
+    # as a Node
 
     def publish(self, draft: NewRecords, settled: OnDurable) -> None:
         self.published.append(draft)
