@@ -381,18 +381,6 @@ class Application:
         stopped.addBoth(lambda _: maybeDeferred(self._api.stop))
         return stopped
 
-    def progress(self, now: float) -> str | None:
-        """Return what makes no progress, or None."""
-        return self.node.progress(now)
-
-    def summary(self) -> tuple[int, list[str]]:
-        """Return how many links are up, and the peers of those that are not."""
-        return self.node.summary()
-
-    def kick_all(self) -> None:
-        """Every dialer tries again at once."""
-        self.node.kick_all()
-
 
 def _tell_opened(log: Log, seconds: float) -> None:
     """Say that the log is open."""

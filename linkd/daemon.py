@@ -256,7 +256,7 @@ class Daemon:
 
     def _tell_status(self, parts: Application) -> None:
         """Tell the service manager how the links are, in one line."""
-        up, down = parts.summary()
+        up, down = parts.node.summary()
         line = f"{up} up, {len(down)} down"
         if down:
             line += f" ({', '.join(down[:5])}{', …' if len(down) > 5 else ''})"
@@ -264,7 +264,7 @@ class Daemon:
 
     def _feed(self, parts: Application) -> None:
         """Feed the watchdog, while every dialer makes progress."""
-        stuck = parts.progress(self._reactor.seconds())
+        stuck = parts.node.progress(self._reactor.seconds())
         if stuck is None:
             self._manager.alive()
             self._watch.turned()
@@ -275,7 +275,7 @@ class Daemon:
         """Have every dialer try again at once."""
         if self._parts is not None and not self._stopping:
             events.emit("node.kicked", reason="SIGUSR1")
-            self._parts.kick_all()
+            self._parts.node.kick_all()
 
     def reload(self) -> None:
         """Put the changed configuration in force, or refuse it with the reason."""

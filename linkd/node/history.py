@@ -475,6 +475,8 @@ class Chronicle:
         clock: The reactor.
 
     Attributes:
+        events: What `linkd events` shows.
+        losses: The data-loss reports of this run.
         on_fell: Called once a link has left `up`: peer, reason, seconds of silence until then.
         on_rose: Called once an outage has ended: peer, its seconds.
     """
@@ -483,8 +485,8 @@ class Chronicle:
         self._log = log
         self._outages = outages
         self._clock = clock
-        self._book = EventBuffer(store)
-        self._losses = RecentLosses(self._book)
+        self.events = EventBuffer(store)
+        self.losses = RecentLosses(self.events)
         self._shares: dict[str, TokenBucket] = {}
         self.on_fell: list[Callable[[str, str, float | None], None]] = []
         self.on_rose: list[Callable[[str, float], None]] = []
@@ -499,7 +501,7 @@ class Chronicle:
             "reason": change.reason,
             "detail": change.detail,
         }
-        self._book.add(f"link.{change.new}", **same)
+        self.events.add(f"link.{change.new}", **same)
         if change.old == "up":  # an operator searches the log for this word
             same["detail"] = f"link down: {change.detail}" if change.detail else "link down"
         events.emit(
@@ -555,7 +557,7 @@ class Chronicle:
         """Say something in the log; what is worse than usual is remembered too."""
         owner = fields.get("owner")
         if owner is None or self._has_share(str(owner)):
-            self._losses.take(event, fields)
+            self.losses.take(event, fields)
         events.emit(event, level, **fields)  # type: ignore[arg-type]  # a core's words for a level
 
     def configured(self, peer: str) -> None:
@@ -569,33 +571,13 @@ class Chronicle:
             self._shares[owner] = TokenBucket(OWNER_EVENTS / 3600.0, OWNER_BURST, now)
         return not self._shares[owner].take(now)
 
-    def forget(self, peer: str) -> None:
-        """A peer is configured no more: its outages go."""
-        self._outages.remove(peer)
-
     def drilled(self, peer: str, seconds: float) -> None:
         """A drill spoils a link for so many seconds from now."""
         self._outages.drilled(peer, self._clock.seconds() + seconds)
 
-    def sentences(self, owner: str | None) -> list[str]:
-        """Return what the log lost in this run, a sentence each, oldest first."""
-        return self._losses.sentences(owner)
-
-    def after(self, number: int) -> list[Event]:
-        """Return the remembered changes with a number above `number`, oldest first."""
-        return self._book.after(number)
-
-    def follow(self, call: Callable[[Event], None]) -> Callable[[], None]:
-        """Have each change told as it happens; returns how to end that."""
-        return self._book.follow(call)
-
     def outage(self, peer: str) -> Current | None:
         """Return the outage that a link is in; None where it is up."""
         return self._outages.current(peer, self._clock.seconds())
-
-    def last_reason(self, peer: str) -> str | None:
-        """Return why a link's newest outage began, over restarts; None where none is recorded."""
-        return self._outages.last_reason(peer)
 
     def outages(self, peer: str | None, since_seconds: float | None, drills: bool) -> list[Outage]:
         """Return the recorded outages, oldest first; of one peer, of the last seconds."""

@@ -53,6 +53,7 @@ class LinkDriver:
         self._clock = node.clock
         self.link = links.Link(node.name, settings.name, backoff)
         self.carrier = replicator.Replicator(node, settings, self)
+        self.writable = self.carrier.writable
         self.dialer: LinkDialer | None = None
         self.peer_version: str | None = None
         self._expires: float | None = None  # the certificate that the peer showed last
@@ -132,10 +133,6 @@ class LinkDriver:
             self._hello_again(connection, message)
         else:
             self.carrier.received(connection, message)
-
-    def writable(self, connection: Connection) -> None:
-        """There is room for more."""
-        self.carrier.writable(connection)
 
     def lost(
         self,

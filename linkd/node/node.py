@@ -140,6 +140,7 @@ class Node:
         self.on_presence: list[Callable[[wire.Volatile, str], None]] = []
         self._cursors = stores.cursors
         self._began = clock.seconds()
+        self._outages = stores.outages
         self._chronicle = Chronicle(log, stores.outages, stores.cursors, clock)
         self.on_fell, self.on_rose = self._chronicle.on_fell, self._chronicle.on_rose
         self.held = Held(log, lambda: len(self._links.drivers))
@@ -351,7 +352,7 @@ class Node:
 
     def forgotten(self, peer: str) -> None:
         """A peer's cursor has gone: its outages go, too."""
-        self._chronicle.forget(peer)
+        self._outages.remove(peer)
 
     def forget_peer(self, peer: str, confirmed: bool) -> tuple[int, int]:
         """Return (records, bytes) owed to a peer without an entry; where confirmed, forget it.
@@ -438,7 +439,7 @@ class Node:
                 log.size_bytes,
                 log.max_bytes,
                 log.full,
-                self._chronicle.sentences(owner),
+                self._chronicle.losses.sentences(owner),
                 log.stalled(),
             ),
             consumers=self._readers.statuses(owner),
@@ -458,16 +459,16 @@ class Node:
         return None if driver is None else self._link_status(driver)
 
     def _link_status(self, driver: LinkDriver) -> LinkStatus:
-        chronicle, peer = self._chronicle, driver.peer
-        return driver.status(chronicle.outage(peer), chronicle.last_reason(peer))
+        peer = driver.peer
+        return driver.status(self._chronicle.outage(peer), self._outages.last_reason(peer))
 
     def events(self, after: int = 0) -> list[Event]:
         """Return the remembered changes with a number above `after`."""
-        return self._chronicle.after(after)
+        return self._chronicle.events.after(after)
 
     def on_event(self, call: Callable[[Event], None]) -> Callable[[], None]:
         """Have each change told as it happens."""
-        return self._chronicle.follow(call)
+        return self._chronicle.events.follow(call)
 
     def outages(
         self, peer: str | None = None, since_seconds: float | None = None, drills: bool = True

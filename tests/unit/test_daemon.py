@@ -54,6 +54,7 @@ class Parts:
     """What the daemon drives."""
 
     def __init__(self) -> None:
+        self.node = self
         self.calls: list[str] = []
         self.refuses: Exception | None = None
         self.stuck: str | None = None
