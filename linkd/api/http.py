@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from io import BytesIO
-from typing import Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 from twisted.internet.address import UNIXAddress
@@ -23,7 +23,9 @@ from linkd import events
 from linkd.api.bodies import to_json
 from linkd.api.errors import ApiError
 from linkd.config import LimitSettings
-from linkd.net.rate_limit import FairShare
+
+if TYPE_CHECKING:
+    from linkd.api.site import ApiChannel
 
 MAX_HELD_BYTES: Final = 256 * 1024 * 1024
 """What is held for all callers together; those that hold it are at most twice as much in memory."""
@@ -232,69 +234,6 @@ _PHRASES = {421: b"Misdirected Request"}
 """What Twisted does not know."""
 
 
-class Answering(Protocol):
-    """Who judges and answers requests.
-
-    Attributes:
-        share: Gives all connections of the API their turns.
-        account: Counts what is held for callers.
-    """
-
-    share: FairShare
-    account: Account
-
-    def admit(self, request: ApiRequest) -> None:
-        """Judge a request by its head; raise Refusal before its body is read."""
-
-    def serve(self, request: ApiRequest) -> Deferred[Response | None]:
-        """Answer a complete request; None: it sees to its answer itself."""
-
-
-class Site(Protocol):
-    """What all connections of one address share.
-
-    Attributes:
-        answering: Who answers.
-        account: Counts what is held for callers.
-    """
-
-    answering: Answering
-    account: Account
-
-    def refused(self, request: ApiRequest, refusal: ApiError) -> None:
-        """A request was refused."""
-
-
-class Carrying(Protocol):
-    """The connection under a request.
-
-    Attributes:
-        site: What it shares with others.
-        refusal: Why no request of it is answered, if so.
-    """
-
-    site: Site
-    refusal: ApiError | None
-
-    def first_line(self) -> tuple[bytes, bytes, bytes]:
-        """Return method, target and version of the request whose head has come."""
-
-    def came(self, size: int) -> None:
-        """So many bytes of the body have come."""
-
-    def complete(self) -> None:
-        """The request is complete."""
-
-    def hold_answer(self, part: Part, size: int) -> None:
-        """Give bytes of an answer back to their part once the other end has read them."""
-
-    def close_soon(self, request: ApiRequest) -> None:
-        """Close after this request's answer, even if its body goes on."""
-
-    def hand_over(self) -> Callable[[], None] | None:
-        """Let go of the connection; return how to tell that it has ended."""
-
-
 class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
     """One request.
 
@@ -302,12 +241,12 @@ class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
         local: It came over the unix socket.
         address: Where it came from, for the log.
         gone: The connection was lost, or the request was handed over.
-        admitted: What `Answering.admit` noted.
+        admitted: What `ApiServer.admit` noted.
     """
 
-    channel: Carrying
+    channel: ApiChannel
 
-    def __init__(self, channel: Carrying, *_: Any) -> None:
+    def __init__(self, channel: ApiChannel, *_: Any) -> None:
         super().__init__(channel, parsePOSTFormSubmission=False)
         self.local = isinstance(self.host, UNIXAddress)
         self.address = "socket" if self.local else str(getattr(self.client, "host", "?"))

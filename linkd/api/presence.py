@@ -16,7 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator
 from functools import cached_property
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated, Any, Final, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Final
 from zlib import crc32
 
 import msgspec
@@ -31,6 +31,7 @@ from linkd.protocol.records import Record, read_records
 from linkd.status import Event
 
 if TYPE_CHECKING:
+    from linkd.api.text import TextSession
     from linkd.node.node import Node
 
 MAX_NAME: Final = 64
@@ -138,13 +139,6 @@ class Change(msgspec.Struct, frozen=True, dict=True):
         who = {} if self.member is None else shown(self.node, self.member)
         data = {"channel": self.channel, **who, "count": self.count}
         return to_json({"type": self.kind, "data": data})
-
-
-class Present(Protocol):
-    """One who watches."""
-
-    def changed(self, change: Change) -> None:
-        """Hear that another joined or left."""
 
 
 class Jobs:
@@ -263,7 +257,7 @@ class _Channel:
         self.asking: Counter[str] = Counter()  # how many askers are behind each peer
         self.to_answer: set[str] = set()
         self.here: dict[int, Member] = {}
-        self.watchers: dict[int, Present] = {}
+        self.watchers: dict[int, TextSession] = {}
         self.elsewhere: dict[str, _Elsewhere] = {}
         self.joined: dict[int, Member] = {}
         self.left: list[int] = []
@@ -372,7 +366,7 @@ class Presence:
 
     # those at this node's own door
 
-    def join(self, name: str, who: str, key: str, watcher: Present | None) -> int:
+    def join(self, name: str, who: str, key: str, watcher: TextSession | None) -> int:
         """Let somebody be there on channel `name`; return its number, for `leave`.
 
         Args:

@@ -35,7 +35,7 @@ from linkd.api.sse import EventStream
 from linkd.api.stream import StreamSession
 from linkd.api.stream_publisher import Producers
 from linkd.api.text import TextSession
-from linkd.api.websocket import ApiWebSocket, Session, Socket, WebSockets
+from linkd.api.websocket import ApiWebSocket, Session, WebSockets
 from linkd.clock import wall
 from linkd.config import Config, ListenSettings
 from linkd.config.addresses import parse_address
@@ -429,7 +429,7 @@ class ApiServer:
             },
         )
 
-    def _speak(self, call: Call, path: str, socket: Socket) -> Session:
+    def _speak(self, call: Call, path: str, socket: ApiWebSocket) -> Session:
         """Begin what is spoken on a WebSocket."""
         if path == "/v1/stream":
             return StreamSession(self, call.caller, socket)

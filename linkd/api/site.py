@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.address import UNIXAddress
 from twisted.internet.interfaces import IAddress
@@ -15,9 +15,12 @@ from linkd.api.access import wants_websocket
 from linkd.api.auth import ANYONE, STRANGER
 from linkd.api.bodies import to_json
 from linkd.api.errors import ApiError
-from linkd.api.http import SOCKET, TURNED_AWAY, Answering, ApiRequest, Part, Room
+from linkd.api.http import SOCKET, TURNED_AWAY, ApiRequest, Part, Room
 from linkd.net.rate_limit import drop_buffers, origin, serve_last
 from linkd.net.timers import cancel
+
+if TYPE_CHECKING:
+    from linkd.api.server import ApiServer
 
 HEAD_SECONDS = 10.0
 """A request's head must be there so soon after its first byte."""
@@ -230,7 +233,7 @@ class ApiSite(_Factory):  # type: ignore[misc]
     """Makes the connections of one address.
 
     Args:
-        answering: Who answers.
+        answering: The API.
         reactor: The reactor.
         header_bytes: The largest head of a request.
         room: The places of all connections, those of other addresses included.
@@ -241,7 +244,7 @@ class ApiSite(_Factory):  # type: ignore[misc]
 
     def __init__(
         self,
-        answering: Answering,
+        answering: ApiServer,
         reactor: Any,
         header_bytes: int,
         room: Room,

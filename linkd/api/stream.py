@@ -17,7 +17,7 @@ from linkd.api.errors import ApiError, refusal_of
 from linkd.api.publish import reached
 from linkd.api.sinks import ApiSink
 from linkd.api.stream_publisher import StreamPublisher, check_wait
-from linkd.api.websocket import NORMAL, REFUSED, Socket
+from linkd.api.websocket import NORMAL, REFUSED
 from linkd.errors import LinkdError, RemoteProtocolError
 from linkd.net.timers import turn_end
 from linkd.protocol import client
@@ -26,6 +26,7 @@ from linkd.status import Event
 
 if TYPE_CHECKING:
     from linkd.api.server import ApiServer
+    from linkd.api.websocket import ApiWebSocket
 
 MESSAGE_BYTES = 131_072
 """Frames are gathered into messages of about this size."""
@@ -55,7 +56,7 @@ class StreamSession:
         socket: Its WebSocket.
     """
 
-    def __init__(self, api: ApiServer, caller: Caller, socket: Socket) -> None:
+    def __init__(self, api: ApiServer, caller: Caller, socket: ApiWebSocket) -> None:
         self.api = api
         self.caller = caller
         self.socket = socket

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
-from linkd.api.auth import Caller
 from linkd.api.errors import ApiError, refusal_of
-from linkd.api.metrics import Metrics
 from linkd.clock import wall
 from linkd.config import Config
 from linkd.errors import BadRecord, LinkdError
@@ -25,6 +23,9 @@ from linkd.protocol.records import (
     check_records,
     decode_records,
 )
+
+if TYPE_CHECKING:
+    from linkd.api.stream import StreamSession
 
 _PASSING = frozenset(("log-full", "too-many"))
 """Refusals of publishes that are to be repeated later, under their numbers."""
@@ -114,35 +115,6 @@ class Producers:
         return state
 
 
-class Around(Protocol):
-    """What the publishes of a client need of the API."""
-
-    node: Node
-    reactor: Any
-    metrics: Metrics
-    producers: Producers
-
-
-class Client(Protocol):
-    """The stream on which publishes come.
-
-    Attributes:
-        caller: Who publishes.
-    """
-
-    caller: Caller
-
-    @property
-    def api(self) -> Around:
-        """The API."""
-
-    def send(self, frame: client.FromDaemon) -> None:
-        """Send the client a frame."""
-
-    def replaced(self) -> None:
-        """Another client publishes under its name now."""
-
-
 class StreamPublisher:
     """The publishes of one client.
 
@@ -159,7 +131,7 @@ class StreamPublisher:
         session: The client's stream.
     """
 
-    def __init__(self, session: Client) -> None:
+    def __init__(self, session: StreamSession) -> None:
         self._session = session
         self._name = ("", "")  # the producer's, and its run's
         self._state: ProducerState | None = None

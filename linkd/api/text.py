@@ -27,7 +27,7 @@ from linkd.api.text_frames import (
     parse,
     told,
 )
-from linkd.api.websocket import OVERTAKING_BYTES, Socket
+from linkd.api.websocket import OVERTAKING_BYTES
 from linkd.clock import wall
 from linkd.errors import LinkdError
 from linkd.log.interface import RESUME_PREFIX, Appended
@@ -43,6 +43,7 @@ from linkd.status import Event
 
 if TYPE_CHECKING:
     from linkd.api.server import ApiServer
+    from linkd.api.websocket import ApiWebSocket
     from linkd.node.subscriptions import Follower, Start
 
 CONFIRM_SECONDS = 0.05
@@ -73,7 +74,7 @@ class TextSession:
         it.
     """
 
-    def __init__(self, api: ApiServer, call: Call, socket: Socket) -> None:
+    def __init__(self, api: ApiServer, call: Call, socket: ApiWebSocket) -> None:
         self.socket = socket
         self.envelope = _flag(call, "envelope")
         self._api = api

@@ -172,42 +172,7 @@ class Session(Protocol):
         """It has ended."""
 
 
-class Socket(Protocol):
-    """One WebSocket, as its session sees it.
-
-    Attributes:
-        paused: The other end reads too slowly just now.
-        open: Something can be sent.
-    """
-
-    paused: bool
-    open: bool
-
-    @property
-    def return_spread(self) -> float:
-        """Return over how many seconds all clients are to come back if the node goes away."""
-
-    @property
-    def is_stuck(self) -> bool:
-        """Whether so much waits for the other end to read it that nothing of it is taken."""
-
-    def has_room(self, size: int, overtakes: bool = False) -> bool:
-        """Return whether records of `size` bytes may be sent now; else `room` comes later.
-
-        A few that overtake a large message may be, where its next part must wait.
-        """
-
-    def send(self, payload: bytes, binary: bool) -> None:
-        """Send one message; nothing happens once it has ended."""
-
-    def close(self, code: int, reason: str) -> None:
-        """Say goodbye; cut it 3 s later."""
-
-    def confirm(self, call: Callable[[], None]) -> None:
-        """Make a call once the other end has received all that was sent; it replaces the last."""
-
-
-Speak = Callable[[Call, str, Socket], Session]
+Speak = Callable[[Call, str, "ApiWebSocket"], Session]
 """Begins what is spoken on a WebSocket: the request that became it, its path, and itself."""
 
 
