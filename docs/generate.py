@@ -30,23 +30,23 @@ CONFIGURATION = """\
 
 linkd reads `/etc/linkd/linkd.toml`, then `/etc/linkd/linkd.d/*.toml` in the order of their
 names, without those that begin with a dot;
-`-c FILE` or `LINKD_CONFIG` names another file, whose `linkd.d` lies beside it. Tables that may
-stand several times (`[[peer]]`, `[[channel]]`, `[[api.key]]`) add up over all files; any other
-setting stands once, in one file. Samples: `conf/hub.toml`, `conf/edge.toml`, `conf/telemetry.toml`,
+`-c FILE` or `LINKD_CONFIG` names another file, with its own `linkd.d` beside it. Tables that may
+occur several times (`[[peer]]`, `[[channel]]`, `[[api.key]]`) add up over all files; any other
+setting occurs once, in one file. Samples: `conf/hub.toml`, `conf/edge.toml`, `conf/telemetry.toml`,
 `conf/lab.toml`.
 
 - Seconds are numbers (`5` or `2.5`), sizes are whole numbers of bytes and end in `_bytes`.
-- A relative path lies beside the first configuration file. Secrets and certificates are looked for
-  in `$CREDENTIALS_DIRECTORY` first (systemd's `LoadCredential=`; also as `secret_NAME`, as the unit
-  has it), and in `credentials` beside the first file last.
+- A relative path starts at the directory of the first configuration file. Secrets and
+  certificates are looked up in `$CREDENTIALS_DIRECTORY` first (systemd's `LoadCredential=`; also
+  as `secret_NAME`, as the unit has it), and in `credentials` beside the first file last.
 - A channel is words of letters, digits, `_` and `-` between dots, at most 255 bytes. In patterns
   `*` is one word and `>` is the rest.
 - A secret is a file of at least 32 characters that only owner and group may read:
   `openssl rand -hex 32`.
-- Without TLS nothing goes beyond loopback unless `insecure = true` stands in that table.
+- Without TLS nothing goes beyond loopback unless that table has `insecure = true`.
 
-`linkd check` reads all files, those that they name too, and prints what is in force, defaults and
-all; or one line for each error, with exit code 2:
+`linkd check` reads all files, including those that they name, and prints the settings in force with
+their defaults; or one line for each error, with exit code 2:
 
 ```
 linkd: /etc/linkd/linkd.toml: peer[0].dail ("hub"): unknown key; did you mean `dial`?
@@ -56,34 +56,34 @@ linkd: /etc/linkd/linkd.d/b.toml: heartbeat.ping_interval: expected a number fro
 An index counts within its file, from 0. `systemctl reload linkd` (SIGHUP) applies what the tables
 below call *live*, leaves every link up that it doesn't touch, and names what needs a restart. A
 file with an error is refused and the old configuration stays in force. Files of secrets and
-certificates are read anew at a reload.
+certificates are read again at a reload.
 """
 
 EVENTS = """\
 <!-- Made by docs/generate.py out of linkd/events; don't edit it here. -->
 # What linkd logs
 
-One line a change, on standard error: `EVENT key=value …`. On a terminal it begins with time and
-level; in the journal with the priority that journald understands (`journalctl -u linkd -p
-warning`). `linkd run --log-format json` writes an object a line with `time`, `level`, `event` and
-the fields. `--log-level debug` adds what stands here as debug. A value with blanks is quoted as in
-JSON. Never in a line: a payload, a secret.
+One line for each change, on standard error: `EVENT key=value …`. On a terminal it begins with time
+and level; in the journal with the priority that journald understands (`journalctl -u linkd -p
+warning`). `linkd run --log-format json` writes an object for each line with `time`, `level`,
+`event` and the fields. `--log-level debug` adds the events of level debug. A value with blanks is
+quoted as in JSON. A line never contains a payload or a secret.
 
 Any line may have, in this order: {common}. Durations end in `_seconds` and have milliseconds.
 
-A line that repeats within 2 minutes is counted instead; then one line stands for all: `repeats=17
-within_seconds=118.204`, with the fields of the last. What makes two lines repeats of each other
-stands under *repeats by*.
+A line that repeats within 2 minutes is counted instead; then one line summarises them: `repeats=17
+within_seconds=118.204`, with the fields of the last. Two lines are repeats if the fields under
+*repeats by* are equal.
 
-What a field means where it stands:
+Common fields:
 
-- `reason`: one word: `ping-timeout silence unreachable refused dns tls rejected busy protocol
+- `reason`: a word: `ping-timeout silence unreachable refused dns tls rejected busy protocol
   closed replaced duplicate stopped`.
 - `detail`: one sentence.
-- `outage_seconds`: from the last byte heard on one connection until the next was up.
-- `noticed_after_seconds`: from the last byte heard until the link was given up.
+- `outage_seconds`: from the last byte received on one connection until the next was up.
+- `noticed_after_seconds`: from the last byte received until the link was given up.
 - `delay_seconds`: until the next attempt.
-- `first`, `next`: offsets; `next` is the one behind the last.
+- `first`, `next`: offsets; `next` is one above the last.
 """
 
 AREAS: Mapping[str, str] = {

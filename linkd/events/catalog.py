@@ -14,15 +14,15 @@ COMMON_FIELDS = ("peer", "generation", "address", "old", "new", "reason", "detai
 
 
 class EventSpec(msgspec.Struct, frozen=True):
-    """One kind of line.
+    """One event in the log.
 
     Args:
-        name: Stable: programs look for it.
-        level: Where the caller gives none.
+        name: Stable, since programs search for it.
+        level: The level unless the caller gives another.
         fields: Its own fields, beside the common ones.
         meaning: What has happened.
         action: What the reader does about it.
-        folds: Fields that make two lines repeats of each other; empty: never folded.
+        folds: Two lines with equal values of these fields are repeats; empty: never folded.
     """
 
     name: str
@@ -41,23 +41,23 @@ def kind(
 
 
 _LINK_DOWN = "noticed_after_seconds delay_seconds attempts"
-_MEND = "Read `detail`, mend it on this host or the peer, then `linkd kick PEER`."
+_FIX = "Read `detail`, fix the cause on this host or the peer, then run `linkd kick PEER`."
 
 LINK_EVENTS = (
     # Links
     kind("link.connecting", "debug", "", "An attempt has begun."),
-    kind("link.opening", "debug", "", "TCP stands; TLS, upgrade and hello are under way."),
+    kind("link.opening", "debug", "", "TCP is connected; TLS, upgrade and hello are in progress."),
     kind(
         "link.resuming",
         "debug",
         "",
-        "The peer has said hello; the two ends compare how far they are.",
+        "The peer has sent its hello; both ends compare their positions.",
     ),
     kind(
         "link.up",
         "info",
         "outage_seconds attempts replayed_records peer_version",
-        "The link is up. `outage_seconds` counts from the last byte heard before.",
+        "The link is up. `outage_seconds` counts from the last byte received before.",
     ),
     kind(
         "link.waiting",
@@ -72,16 +72,16 @@ LINK_EVENTS = (
         "error",
         _LINK_DOWN,
         "The peer refuses us, or we the peer: identity, certificate, path or protocol.",
-        _MEND,
+        _FIX,
         folds="peer reason detail",
     ),
     kind(
         "link.diverged",
         "error",
         "",
-        "The two logs have nothing in common any more, as after a disk restored from a "
-        "backup; nothing is sent.",
-        "`linkd resync PEER` says what would be sent again or lost; then repeat it with `--yes`.",
+        "The two logs no longer have anything in common, as after a restore from a backup; "
+        "nothing is sent.",
+        "`linkd resync PEER` shows what would be sent again or lost; then repeat it with `--yes`.",
     ),
     kind(
         "link.stopped", "info", "", "The link has ended: its peer was removed, or the daemon stops."
@@ -90,20 +90,20 @@ LINK_EVENTS = (
         "link.drained",
         "info",
         "drained_seconds replayed_records",
-        "All that waited during an outage is on the peer's disk.",
+        "All records that waited during an outage are on the peer's disk.",
     ),
     kind(
         "link.replaced",
         "info",
         "",
-        "The peer came back and took its session over from its older connection.",
+        "The peer reconnected and took over the session of its older connection.",
     ),
     kind(
         "link.cloned-host",
         "error",
         "",
-        "Two hosts use one name and take over from each other, or the peer calls another node's"
-        " log its own: a cloned host. It is refused.",
+        "Two hosts use the same name and take over from each other, or the peer claims another "
+        "node's log as its own: a cloned host. It is refused.",
         "Give one of them another `node.name` and an empty `state_dir`.",
         folds="peer",
     ),
@@ -118,17 +118,16 @@ LINK_EVENTS = (
         "link.records-lost",
         "error",
         "first next records",
-        "A log has come back older than it was: these offsets are lost on the end that "
-        "`detail` names.",
+        "A log is older than it was before: these offsets are lost on the end that `detail` names.",
         "Find out why the disk went back in time; fetch the records from the other end.",
     ),
     kind(
         "link.large-messages-lost",
         "warn",
         "",
-        "Several connections fell with the same records under way. A probe of 1,100 bytes came to "
-        "the peer, one of 16 KiB did not: something on the path loses large packets.",
-        "Find where the MTU is smaller and let ICMP through there, or set the interface's MTU. "
+        "Several connections were lost while they sent the same records. A probe of 1,100 bytes "
+        "reached the peer, one of 16 KiB did not: something on the path drops large packets.",
+        "Find where the MTU is smaller and allow ICMP there, or lower the interface's MTU. "
         "docs/operations.md.",
         folds="peer",
     ),
@@ -154,44 +153,44 @@ LINK_EVENTS = (
         "link.ack-overdue",
         "error",
         "",
-        "The peer has had records for 30 s or more, could acknowledge them (a peer without room "
-        "says so) and has not. The link rejoins from what both ends have on disk.",
-        "Nothing is lost. If it repeats, report it, with the lines of both hosts around it.",
+        "The peer received records 30 s ago or earlier, could acknowledge them (a peer without "
+        "room reports that) and has not. The link resumes from what both ends have on disk.",
+        "Nothing is lost. If it repeats, report it with the surrounding lines of both hosts.",
         folds="peer",
     ),
     kind(
         "link.left-out",
         "warn",
         "",
-        "Too much of what peers sent waits for this node's disk: what comes is not kept, and asked "
-        "for again once there is room.",
-        "Nothing is lost. Make room: see log.full; or a faster disk.",
+        "Too many records of peers wait for this node's disk: new ones are discarded, and "
+        "requested again once there is room.",
+        "Nothing is lost. Free space (see log.full), or use a faster disk.",
         folds="peer",
     ),
     kind(
         "link.out-of-step",
         "error",
         "",
-        "A step came that does not begin where this node's cursor in the peer's log is; storing "
-        "it would have left a hole. The link rejoins from what both ends have on disk.",
-        "Nothing is lost. It is a mistake of linkd here or on the peer: report it, with the lines "
-        "of both hosts around it.",
+        "A batch arrived that does not start at this node's cursor in the peer's log; storing "
+        "it would have left a hole. The link resumes from what both ends have on disk.",
+        "Nothing is lost. It is a bug of linkd here or on the peer: report it with the "
+        "surrounding lines of both hosts.",
         folds="peer",
     ),
     kind(
         "link.new-log",
         "warn",
         "",
-        "The peer's log, or ours as the peer knew it, is another one now: a new or emptied "
+        "The peer's log, or ours as the peer knew it, has been replaced: a new or emptied "
         "state directory.",
-        "If nobody emptied it on purpose, look for the old `state_dir`: what was owed from it is "
-        "only there.",
+        "If nobody emptied it on purpose, look for the old `state_dir`: only it has the records "
+        "that were still owed.",
     ),
     kind(
         "link.duplicate-records",
         "info",
         "channel records",
-        "Records came a second time, or in a loop, and were left out.",
+        "Records arrived a second time, or in a loop, and were skipped.",
         "Nothing, unless it grows: look at `send` and `receive` of the hosts in the ring.",
         folds="peer",
     ),
@@ -199,16 +198,16 @@ LINK_EVENTS = (
         "link.relay-refused",
         "error",
         "channel records",
-        "One end sends records that began at a third node, and the other's `relay` is false: they "
-        "are left out. Once a connection, then counted.",
-        "Set `relay = true` in the `[[peer]]` of the node that passes them on, at the node that "
+        "One end sends records that come from a third node, and the other's `relay` is false: they "
+        "are skipped. Logged once per connection, then counted.",
+        "Set `relay = true` in the `[[peer]]` of the node that forwards them, at the node that "
         "`detail` names; or narrow its `send`.",
     ),
     kind(
         "link.false-origin",
         "error",
         "channel records",
-        "The peer sent records with a place in a log that cannot exist: they were left out.",
+        "The peer sent records whose origin offset cannot exist: they were skipped.",
         "Look at that peer: it forges records, or its disk is damaged. docs/security.md.",
         folds="peer",
     ),
@@ -216,24 +215,24 @@ LINK_EVENTS = (
         "link.late-records",
         "warn",
         "channel origin first",
-        "The peer brought records of an origin behind later ones, which came over another path; "
-        "they are stored. Once a link, then `linkd_records_late_total` counts.",
+        "The peer sent records of an origin after later ones had arrived over another path; "
+        "they are stored. Logged once per link, then counted by `linkd_records_late_total`.",
         "Nothing, where a path was added, removed or widened.",
     ),
     kind(
         "link.unproven-records",
         "error",
         "channel origin first records",
-        "Records came of which this node no longer knows whether it has them; they were stored, "
-        "perhaps a second time.",
-        "Look for a path whose backlog is weeks old, or for a node with some 1,000,000 channels.",
+        "Records arrived that this node may already have, but it no longer knows; they were "
+        "stored, perhaps a second time.",
+        "Look for a path whose backlog is weeks old, or for a node with about 1,000,000 channels.",
         folds="peer",
     ),
     kind(
         "link.unwanted-records",
         "warn",
         "channel records",
-        "The peer sent what our `receive` does not take; it was left out.",
+        "The peer sent records that our `receive` does not select; they were skipped.",
         "Compare `send` there with `receive` here.",
         folds="peer",
     ),
@@ -241,8 +240,8 @@ LINK_EVENTS = (
         "link.acks-paused",
         "warn",
         "",
-        "This node has no room for what the peer sends; it is not acknowledged until there is.",
-        "Make room: see log.full.",
+        "This node has no room for the peer's records; it acknowledges them once there is.",
+        "Free space: see log.full.",
         folds="peer",
     ),
     kind(
@@ -251,21 +250,21 @@ LINK_EVENTS = (
         "records bytes",
         "A peer's `[[peer]]` is missing. Its cursor is kept for 24 h of running time; what it is "
         "owed counts for the log's bounds until then.",
-        "Put its `[[peer]]` back, or end it at once: `linkd peers --forget NAME`.",
+        "Restore its `[[peer]]`, or remove its cursor at once: `linkd peers --forget NAME`.",
     ),
     kind(
         "link.returned",
         "info",
         "",
-        "An absent peer is configured again; its link goes on where it was.",
+        "An absent peer is configured again; its link continues where it was.",
     ),
     kind(
         "link.forgotten",
         "error",
         "records bytes",
-        "The cursor of a peer that was not configured any more has gone, and with it what it was "
-        "owed.",
-        "If it comes back, it gets what is published from then on.",
+        "The cursor of a peer that is no longer configured was removed, and with it the records "
+        "that it was owed.",
+        "If the peer returns, it gets what is published from then on.",
     ),
     kind("link.kicked", "info", "", "`linkd kick`: the dialer retries at once."),
     kind(
@@ -276,13 +275,13 @@ LINK_EVENTS = (
     ),
     # Connections and the listener
     kind("listener.started", "info", "tls", "Peers can dial this address."),
-    kind("listener.stopped", "info", "", "Peers cannot dial this address any more."),
+    kind("listener.stopped", "info", "", "Peers can no longer dial this address."),
     kind(
         "listener.rate-limited",
         "warn",
         "pending",
-        "Too many connections at once: newcomers are asked to come back later, or the oldest that "
-        "has not said hello is closed.",
+        "Too many connections at once: new ones are asked to retry later, or the oldest one "
+        "without a hello is closed.",
         "Nothing after a restart of a hub; else see `[limits]` and who connects.",
         folds="reason",
     ),
@@ -290,8 +289,8 @@ LINK_EVENTS = (
         "listener.addresses-lost",
         "warn",
         "",
-        "From which addresses peers were greeted is not kept over a restart, or the file was "
-        "damaged: peers count as strangers until they have come once.",
+        "The addresses of known peers cannot be kept over a restart, or their file was damaged: "
+        "peers count as unknown until they have connected once.",
         "Nothing, unless it repeats: then look at the disk of `state_dir`.",
         folds="event",
     ),
@@ -322,21 +321,21 @@ LINK_EVENTS = (
         "tls.reload-failed",
         "error",
         "certificate",
-        "A certificate or key cannot be used; the one before stays in use.",
-        "Mend the file that `detail` names, then reload.",
+        "A certificate or key cannot be used; the previous one stays in use.",
+        "Fix the file that `detail` names, then reload.",
     ),
     kind(
         "tls.repaired",
         "warn",
         "certificate",
-        "A file of this node's own authority was missing or damaged, and made again from ca.key.",
-        "Look at the disk: `detail` says what was wrong with the file.",
+        "A file of this node's own authority was missing or damaged; recreated from ca.key.",
+        "Check the disk: `detail` describes what was wrong with the file.",
     ),
     kind(
         "tls.expiring",
         "warn",
         "certificate expires_seconds days",
-        "Our own certificate ends soon; after that peers refuse us.",
+        "Our own certificate expires soon; after that peers refuse us.",
         "Renew it and reload.",
         folds="certificate",
     ),
@@ -350,29 +349,29 @@ LOG_EVENTS = (
         "log.damaged",
         "error",
         "file first next",
-        "A file of the log cannot be read; it was set aside and what is readable is kept.",
-        "Keep the file for an examination, check the disk; the gap was told to all who "
-        "are owed it.",
+        "A file of the log cannot be read; it was quarantined and its readable records are kept.",
+        "Keep the file for an examination and check the disk; every peer and consumer that was "
+        "owed these records gets a gap notice.",
     ),
     kind(
         "log.repaired",
         "warn",
         "file bytes",
-        "An unfinished write at the end of the log was cut off: nobody had been told that "
-        "it was stored.",
+        "An unfinished write at the end of the log was truncated: it had not been acknowledged "
+        "to anyone.",
     ),
     kind(
         "log.unclean-shutdown",
         "info",
         "file bytes",
-        "linkd had not come to its end: the zeros that were made ready behind the newest records "
-        "were cut.",
+        "linkd was not stopped cleanly: the preallocated zeros after the newest records were "
+        "truncated.",
     ),
     kind(
         "cursors.rebuilt",
         "warn",
         "file",
-        "The file of cursors beside the log was damaged or absent and was made again from the log.",
+        "The file of cursors beside the log was damaged or absent and was rebuilt from the log.",
     ),
     kind(
         "log.gone",
@@ -380,7 +379,7 @@ LOG_EVENTS = (
         "",
         "The log's file was deleted, or its directory replaced or mounted over, while linkd runs: "
         "publishes are refused.",
-        "Put the directory back: linkd goes on within a second. Or restart linkd: it begins with "
+        "Restore the directory: linkd continues within a second. Or restart linkd: it starts with "
         "what is there.",
     ),
     kind(
@@ -389,31 +388,31 @@ LOG_EVENTS = (
         "",
         "The wall clock is older than this version of linkd, or than when linkd last ran: how long "
         "the host was off is not known and does not count for the ttl of records.",
-        "Set the clock right; a battery for it, or NTP, keeps it right.",
+        "Correct the clock; a battery or NTP keeps it correct.",
     ),
     kind(
         "log.full",
         "error",
         "bytes max_bytes",
-        "Publishes are refused: the log has reached its bound, or the disk has no room.",
-        "`linkd status` shows who is owed most; bring that link back, make room, or raise "
+        "Publishes are refused: the log has reached its limit, or the disk is full.",
+        "`linkd status` shows who is owed most; bring that link back, free space, or raise "
         "`log.max_bytes`.",
     ),
-    kind("log.space-available", "info", "bytes max_bytes", "Publishes are taken again."),
+    kind("log.space-available", "info", "bytes max_bytes", "Publishes are accepted again."),
     kind(
         "log.disk-failed",
         "error",
         "file",
         "The disk refused a write or a sync; nothing unsaved was acknowledged.",
-        "Check the disk (`dmesg`), its room and the file's permissions.",
+        "Check the disk (`dmesg`), its free space and the file's permissions.",
         folds="reason",
     ),
     kind(
         "log.dropped",
         "warn",
         "first next records",
-        'Owed records were deleted, as `when_full = "drop-oldest"` or a trim says.',
-        "Raise `log.max_bytes`, or bring the link back that lags.",
+        'Owed records were deleted, because of `when_full = "drop-oldest"` or a trim.',
+        "Raise `log.max_bytes`, or bring back the link that lags.",
         folds="peer",
     ),
     kind(
@@ -426,9 +425,9 @@ LOG_EVENTS = (
         "log.stalled",
         "error",
         "seconds",
-        "The disk has not finished a commit for so long. Links stay up, what is published waits "
-        "for its answer, nothing is lost; `log.stall-ended` tells when it has gone on.",
-        "Look for what holds the disk up: a frozen file system, a network mount, a failing device "
+        "The disk has not finished a commit for this long. Links stay up, publishes wait for "
+        "their answer, nothing is lost; `log.stall-ended` follows once the disk continues.",
+        "Look for what blocks the disk: a frozen file system, a network mount, a failing device "
         "(`dmesg`).",
     ),
     kind("log.stall-ended", "info", "", "The disk that was stalled finishes commits again."),
@@ -444,14 +443,14 @@ LOG_EVENTS = (
         "consumer.created",
         "info",
         "owner consumer next",
-        "A named consumer is new; from now on what it has not acknowledged is kept.",
+        "A named consumer is new; from now on the log keeps what it has not acknowledged.",
     ),
     kind(
         "consumer.replaced",
         "warn",
         "owner consumer",
-        "Another client took a consumer's name; the older one was ended.",
-        "If it repeats, two programs use one name.",
+        "Another client took over a consumer's name; the older one was disconnected.",
+        "If it repeats, two programs use the same name.",
         folds="owner consumer",
     ),
     kind(
@@ -475,9 +474,9 @@ LOG_EVENTS = (
         "consumer.removed",
         "error",
         "owner consumer next idle_seconds",
-        "A named consumer was absent for `consumer_max_idle` and is owed nothing any more."
-        " `info`: one of `?resume=` was absent for 10 minutes, or others needed its room.",
-        "If its program still exists, start it and read what it missed from elsewhere.",
+        "A named consumer was absent for `consumer_max_idle` and is no longer owed anything."
+        " `info`: a `?resume=` consumer was absent for 10 minutes, or others needed its room.",
+        "If its program still exists, start it and fetch what it missed from elsewhere.",
     ),
     kind(
         "consumer.deleted",
@@ -495,8 +494,8 @@ LOG_EVENTS = (
         "consumer.orphaned",
         "error",
         "owner consumers records",
-        "The owner of named consumers is no key of the configuration any more; they keep their "
-        "records until `consumer_max_idle`.",
+        "The key that owns named consumers is no longer configured; they keep their records "
+        "until `consumer_max_idle`.",
         "Move each to another key (`linkd consumers --move`), or delete it.",
     ),
     kind(
@@ -505,15 +504,15 @@ LOG_EVENTS = (
         "",
         "Ids were forgotten before `id_window`: a repeated publish with one of them is stored "
         "again. Logged at most once an hour for each owner.",
-        "Raise `log.max_ids`, or let the owner give fewer ids.",
+        "Raise `log.max_ids`, or have the owner use fewer ids.",
     ),
     kind(
         "producers.forgotten",
         "warn",
         "",
-        "Producers, or their older numbers, were forgotten before `id_window`: of an owner that "
-        "has more than its share of them.",
-        "Let its programs keep their producers' names over restarts.",
+        "Producers of an owner, or their older numbers, were forgotten before `id_window`: it has "
+        "more than its share of them.",
+        "Have its programs keep their producers' names over restarts.",
     ),
 )
 
@@ -522,7 +521,7 @@ NODE_EVENTS = (
     # The daemon
     kind("node.starting", "info", "node version state_dir", "The daemon starts."),
     kind("node.ready", "info", "node peers start_seconds", "All sockets listen."),
-    kind("node.stopping", "info", "signal", "A clean stop has begun; peers are told goodbye."),
+    kind("node.stopping", "info", "signal", "A clean stop has begun; peers get a goodbye."),
     kind(
         "node.stopped",
         "info",
@@ -533,14 +532,14 @@ NODE_EVENTS = (
         "node.reloaded",
         "info",
         "changes",
-        "A new configuration is in force; `detail` says what changed.",
+        "A new configuration is in force; `detail` lists what changed.",
     ),
     kind(
         "node.reload-refused",
         "error",
         "",
         "The new configuration has an error; the old one stays in force.",
-        "Mend what `detail` names; `linkd check` shows the same error. Then reload again.",
+        "Fix what `detail` names; `linkd check` shows the same error. Then reload again.",
     ),
     kind(
         "node.restart-needed",
@@ -570,7 +569,7 @@ NODE_EVENTS = (
         "warn",
         "late_seconds",
         "The daemon's loop woke late: a busy or frozen machine, or a slow disk.",
-        "If it repeats, look for what else uses the processor; links may be noticed late.",
+        "If it repeats, look for what else uses the processor; outages may be noticed late.",
         folds="event",
     ),
     kind(
@@ -586,23 +585,23 @@ NODE_EVENTS = (
         "error",
         "where",
         "linkd itself broke a rule; the connection concerned was aborted.",
-        "Report it with the lines around it.",
+        "Report it with the surrounding lines.",
         folds="where",
     ),
     kind(
         "node.thread-died",
         "error",
         "thread",
-        "A thread of linkd has ended by a mistake, such as the one that writes the log. The daemon "
-        "ends with code 1, so that the service manager starts it again.",
-        "Report it with the lines around it.",
+        "A thread of linkd has died of a bug, such as the one that writes the log. The daemon "
+        "exits with code 1, so that the service manager restarts it.",
+        "Report it with the surrounding lines.",
     ),
     kind(
         "node.aborted",
         "error",
         "signal",
         "A watchdog has ended the daemon (SIGABRT), since it made no progress: linkd's own after "
-        "10 s, or the service manager's; `detail` has the place where it was.",
+        "10 s, or the service manager's; `detail` has the stack.",
         "Report it with the lines before it.",
     ),
     kind(
@@ -610,7 +609,7 @@ NODE_EVENTS = (
         "error",
         "signal stop_seconds",
         "A clean stop hung and the process ended without it: nothing acknowledged is lost, and the "
-        "next run opens the log as after a crash. `detail` has the place where it was.",
+        "next run opens the log as after a crash. `detail` has the stack.",
         "Report it with the lines before it.",
     ),
     kind(
@@ -619,7 +618,7 @@ NODE_EVENTS = (
         "lines first last",
         "The reader of standard error was too slow or had stopped, and lines between `first` and "
         "`last` were dropped; the links went on.",
-        "Look at what reads the log: journald, a terminal that is stopped, a container's log.",
+        "Check what reads the log: journald, a stopped terminal, a container's log.",
     ),
     # The API
     kind("api.started", "info", "tls", "Applications can call this address."),
@@ -627,7 +626,7 @@ NODE_EVENTS = (
         "api.socket-lost",
         "warn",
         "",
-        "The file of the API's socket was removed or replaced; it is made again within a second.",
+        "The file of the API's socket was removed or replaced; it is recreated within a second.",
         "Look for what removes it, such as a cleaner of temporary files.",
         folds="detail",
     ),
@@ -635,7 +634,7 @@ NODE_EVENTS = (
         "api.refused",
         "warn",
         "caller status path",
-        "A call was refused: no key, a wrong one, a foreign origin, a channel that it may not use.",
+        "A call was refused: no key, a wrong key, a foreign origin, a channel without permission.",
         "If `address` is one of yours, compare its key with `[[api.key]]`.",
         folds="reason caller",
     ),
@@ -643,7 +642,7 @@ NODE_EVENTS = (
         "api.busy",
         "warn",
         "connections",
-        "Too many connections to the API: a newcomer was refused.",
+        "Too many connections to the API: a new one was refused.",
         "Look for a program that leaks connections; see `[limits]`.",
         folds="reason",
     ),
@@ -653,7 +652,7 @@ NODE_EVENTS = (
         "limit",
         "Nearly all descriptors that this process may open are in use: connections are refused and "
         "files can't be opened.",
-        "Find who holds them (`ls -l /proc/PID/fd`); raise `LimitNOFILE=` in the unit.",
+        "Find what holds them (`ls -l /proc/PID/fd`); raise `LimitNOFILE=` in the unit.",
         folds="event",
     ),
     kind(
@@ -667,26 +666,31 @@ NODE_EVENTS = (
         "node.limits-held",
         "warn",
         "limit api_connections pending",
-        "`[limits]` allows more connections than the limit of descriptors has room for: the API "
-        "and newcomers get these, links and files come first.",
+        "`[limits]` allows more connections than the descriptor limit: the API and new connections "
+        "get these numbers, links and files come first.",
         "Raise `LimitNOFILE=` in the unit, or lower `[limits]`.",
     ),
     # Pairing and drills
-    kind("pairing.invited", "info", "name expires_seconds", "A code for a new peer was made."),
+    kind(
+        "pairing.invited",
+        "info",
+        "name expires_seconds",
+        "A pairing code for a new peer was created.",
+    ),
     kind("pairing.joined", "info", "name", "A new peer has joined with its code."),
     kind(
         "pairing.refused",
         "warn",
         "name",
         "A code was wrong, used or expired.",
-        "If nobody of yours tried, watch `address`.",
+        "If the attempt was not yours, watch `address`.",
         folds="reason",
     ),
     kind(
         "pairing.revoked",
         "warn",
         "name",
-        "A peer's certificate was revoked; its connection was ended.",
+        "A peer's certificate was revoked; its connection was closed.",
     ),
     kind(
         "pairing.not-revoked",
@@ -709,14 +713,14 @@ NODE_EVENTS = (
         "pairing.not-opened",
         "error",
         "",
-        "Pairing's state could not be read; the revocation list of before is in force.",
+        "Pairing's state could not be read; the previous revocation list is in force.",
         "Correct the file that `detail` names, then restart.",
     ),
     kind(
         "pairing.successor",
         "info",
         "certificate expires_seconds",
-        "The pairing authority ends in `expires_seconds`, and has a successor from now on, which "
+        "The pairing authority expires in `expires_seconds`; it has a successor from now on, which "
         "peers get with their next renewal.",
     ),
     kind(
@@ -729,13 +733,13 @@ NODE_EVENTS = (
         "drill.started",
         "warn",
         "drill",
-        "`linkd drill` makes a fault on the link to `peer`: what follows there is on purpose.",
+        "`linkd drill` injects a fault into the link to `peer`: what follows there is on purpose.",
     ),
     kind(
         "drill.ended",
         "info",
         "drill verdict",
-        "The fault is over; `verdict` is `pass` or `fail`, absent where the drill was broken off.",
+        "The fault is over; `verdict` is `pass` or `fail`, absent where the drill was aborted.",
     ),
     # What libraries log
     kind(

@@ -26,7 +26,7 @@ MOST_KEYS = 1024
 
 
 class _Repeats(msgspec.Struct):
-    """How often a line came again since it was last written, and what it said last."""
+    """How often a line was repeated since it was last written, and its latest fields."""
 
     event: str
     written: float
@@ -49,7 +49,7 @@ class RepeatFilter:
     def take(self, event: str, fields: Fields, now: float) -> list[tuple[str, Fields]]:
         """Return the lines to write for this one: none, itself, or summaries and itself.
 
-        A summary has `repeats`, how many lines it stands for, and `within_seconds`. A line that is
+        A summary has `repeats`, how many lines it summarises, and `within_seconds`. A line that is
         never folded first settles what was counted for its peer, so that the order stays readable.
         """
         kind = EVENTS.get(event)
@@ -80,7 +80,7 @@ class RepeatFilter:
         return lines
 
     def _settle(self, peer: object, now: float) -> list[tuple[str, Fields]]:
-        """Sum up and forget what was counted for `peer`."""
+        """Return the summaries of a peer's counted lines, and forget them."""
         if peer is None:
             return []
         lines = []
@@ -92,14 +92,14 @@ class RepeatFilter:
         return lines
 
     def _overflow(self, now: float) -> list[tuple[str, Fields]]:
-        """Keep what is remembered bounded."""
+        """Bound the number of remembered lines."""
         if len(self._known) <= MOST_KEYS:
             return []
         _, oldest = self._known.popitem(last=False)
         return [self._summary(oldest, now)] if oldest.count else []
 
     def _summary(self, known: _Repeats, now: float) -> tuple[str, Fields]:
-        """Return the line that stands for what was counted, and count anew."""
+        """Return a summary of the counted lines, and reset the count."""
         fields = {
             **known.last,
             "repeats": known.count,
@@ -112,7 +112,7 @@ class RepeatFilter:
 Format = Literal["text", "json"]
 
 _PRIORITIES: Mapping[str, int] = {"debug": 7, "info": 6, "warn": 4, "error": 3}
-"""What the journal understands at the head of a line. Source: sd-daemon(3)."""
+"""Priorities that the journal reads at the start of a line. Source: sd-daemon(3)."""
 
 _LEVELS: Mapping[object, Level] = {
     LogLevel.debug: "debug",
@@ -124,7 +124,7 @@ _LEVELS: Mapping[object, Level] = {
 _ORDER = ("debug", "info", "warn", "error")
 
 _NOISE = ("dropping connection to peer", "dropConnection", "Connection to/from peer")
-"""What Autobahn warns of whenever a connection ends: the link's own line says it better."""
+"""Warnings of Autobahn whenever a connection ends: the link's own line is more precise."""
 
 
 def text_line(event: str, fields: Fields) -> str:
@@ -152,7 +152,7 @@ def json_line(event: str, fields: Fields, level: Level, stamp: float) -> str:
 
 
 class LineForm(NamedTuple):
-    """How a line looks.
+    """The format of a line.
 
     Args:
         format: `text` or `json`.
@@ -178,7 +178,7 @@ class LineForm(NamedTuple):
         return "\n".join(head + line for line in text.rstrip().splitlines())
 
     def dropped(self, dropped: Dropped) -> str:
-        """Return the line that reports lines which the queue had no room for."""
+        """Return the line that reports dropped lines."""
         fields = {
             "lines": dropped.lines,
             "first": rfc3339(dropped.first),
@@ -197,11 +197,11 @@ TEXT_LINES: Final = LineForm()
 """Lines of text, each with its time."""
 
 Put = Callable[[str, bool], None]
-"""Takes a line without waiting, and whether it is urgent: `LineSink.put`."""
+"""Takes a line and whether it is urgent, without blocking: `LineSink.put`."""
 
 
 class Observer:
-    """Write what is logged to a sink, repeats folded; from any thread.
+    """Write log events to a sink, with repeats folded; from any thread.
 
     Args:
         put: Takes the lines.
@@ -226,7 +226,7 @@ class Observer:
         self._lock = threading.RLock()
 
     def __call__(self, event: LogEvent) -> None:
-        """Take one event of twisted.logger."""
+        """Handle one event of twisted.logger."""
         level = _LEVELS.get(event.get("log_level"), "info")
         name = event.get("event")
         if name is None:
@@ -261,19 +261,19 @@ class Observer:
 
 
 class Installed(NamedTuple):
-    """The observer of all that is logged, and the sink that it writes to."""
+    """The global log observer and the sink that it writes to."""
 
     observer: Observer
     sink: LineSink
 
     def finish(self, within: float = CLOSE_SECONDS) -> None:
-        """Write all that waits, summaries of repeats too, before the process ends."""
+        """Write all pending lines and summaries before the process ends."""
         self.observer.flush(all=True)
         self.sink.finish(within)
 
 
 def to_journal(stream: TextIO, environment: Mapping[str, str]) -> bool:
-    """Tell whether `stream` is the journal's. Source: systemd.exec(5), JOURNAL_STREAM."""
+    """Return whether `stream` is the journal's. Source: systemd.exec(5), JOURNAL_STREAM."""
     device, _, inode = environment.get("JOURNAL_STREAM", "").partition(":")
     try:
         status = os.fstat(stream.fileno())
@@ -283,7 +283,7 @@ def to_journal(stream: TextIO, environment: Mapping[str, str]) -> bool:
 
 
 def install(stream: TextIO, format: Format = "text", least: Level = "info") -> Installed:
-    """Have all that is logged from now on written to `stream`, and `sys.stderr` too.
+    """Write all log events from now on to `stream`, and what is printed to `sys.stderr` too.
 
     What waits when the process exits is written then.
     """
@@ -310,7 +310,7 @@ def _fields(event: LogEvent) -> Fields:
 
 
 def _foreign(event: LogEvent, level: Level) -> tuple[str, Level, Fields] | None:
-    """Return our line for one of Twisted's or Autobahn's, or None where it is not worth one."""
+    """Return our line for one of Twisted's or Autobahn's, or None if it is not worth one."""
     if level not in ("warn", "error"):
         return None
     text = " ".join(formatEvent(event).split())[:500]
@@ -326,12 +326,12 @@ def _foreign(event: LogEvent, level: Level) -> tuple[str, Level, Fields] | None:
 
 
 def _place(name: str) -> int:
-    """Common fields first, in their order; the rest as they came (sorting is stable)."""
+    """Common fields first, in their order; the rest in their order (sorting is stable)."""
     return COMMON_FIELDS.index(name) if name in COMMON_FIELDS else len(COMMON_FIELDS)
 
 
 def _text_value(value: object) -> str:
-    """Return a value for a line of text: bare where it is one word, no terminal's command."""
+    """Return a value for a line of text: bare if it is one word, without terminal controls."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):

@@ -19,7 +19,7 @@ MAX_LINES: Final = 10_000
 CLOSE_SECONDS: Final = 1.0
 
 _RESERVE: Final = 8
-"""One part in so many is kept for urgent lines."""
+"""This fraction of the queue is reserved for urgent lines."""
 
 _WAIT_SECONDS: Final = 0.02
 _PIECE: Final = 4096
@@ -27,7 +27,7 @@ _PIECE: Final = 4096
 
 
 class Dropped(NamedTuple):
-    """Lines that the queue had no room for: how many, and Unix seconds of the first and last."""
+    """Lines dropped by the queue: how many, and Unix seconds of the first and last."""
 
     lines: int
     first: float
@@ -71,7 +71,7 @@ class LineSink(io.TextIOBase):
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def put(self, line: str, urgent: bool = False) -> None:
-        """Queue one line, or drop and count it; an urgent line has room of its own."""
+        """Queue one line, or drop and count it; urgent lines have reserved room."""
         content = (line + "\n").encode("utf-8", "backslashreplace")
         with self._changed:
             self._report_dropped()
@@ -81,7 +81,7 @@ class LineSink(io.TextIOBase):
                 self._count_dropped(wall())
 
     def write(self, text: str) -> int:
-        """Queue the lines of a text; a line without an end waits for its rest."""
+        """Queue the lines of a text; an unfinished line waits for its rest."""
         with self._changed:
             *lines, self._part = (self._part + text).split("\n")
             for line in lines:
@@ -93,7 +93,7 @@ class LineSink(io.TextIOBase):
         return self._descriptor
 
     def drain(self, within: float) -> bool:
-        """Write what is queued in the calling thread; return whether all was written in time."""
+        """Write the queue in the calling thread; return whether all was written in time."""
         deadline = time.monotonic() + within
         while self._queue:
             left = deadline - time.monotonic()
@@ -148,7 +148,7 @@ class LineSink(io.TextIOBase):
             self._append(_Line(content, True, wall()))
 
     def _keep_urgent(self) -> None:
-        """Drop and count all that waits but urgent lines, what is half written, and the last."""
+        """Drop and count all queued lines except urgent, half-written ones and the last."""
         with self._changed:
             last = len(self._queue) - 1
             kept: deque[_Line] = deque()
@@ -162,7 +162,7 @@ class LineSink(io.TextIOBase):
             self._report_dropped()
 
     def _run(self) -> None:
-        """Write what is queued, for ever."""
+        """Write queued lines forever."""
         while True:
             with self._changed:
                 while not self._queue:
@@ -171,13 +171,13 @@ class LineSink(io.TextIOBase):
                 self._write_piece(None)
 
     def _is_ready(self, within: float | None) -> bool:
-        """Wait until the descriptor takes a piece, or until it is known that nobody reads it."""
+        """Wait until the descriptor accepts a piece, or has no reader any more."""
         poll = select.poll()
         poll.register(self._descriptor, select.POLLOUT)
         return bool(poll.poll(None if within is None else within * 1000))
 
     def _write_piece(self, within: float | None) -> bool:
-        """Write one piece of what is queued; return whether this was this thread's turn in time."""
+        """Write one queued piece; return whether this thread got its turn in time."""
         if not self._writing.acquire(timeout=-1 if within is None else within):
             return False
         try:
