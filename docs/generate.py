@@ -197,9 +197,9 @@ stateDiagram-v2
 {arrows}
 ```
 
-`hurry` is a kick or a change of this host's network, `greeted` a connection whose other end has
-proved who it is and said hello; `failed-rejected` and `lost-rejected` are failures that an operator
-must mend. A newer connection of the same peer takes over: from `up` to `resuming` and back.
+`retry-now` is a kick or a change of this host's network, `greeted` a connection whose other end has
+proved its identity and sent its hello; `failed-rejected` and `lost-rejected` are failures that an
+operator must fix. A newer connection of the same peer takes over: from `up` to `resuming` and back.
 
 | in state | these change nothing |
 |---|---|

@@ -1,7 +1,7 @@
 """The life of a link: its connection, its state, takeover, and when to dial again.
 
 Pure: inputs and `now` go in, effects come out. The driver performs the effects in their order and
-calls `handle(Wake(), now)` at `deadline`.
+calls `handle(Deadline(), now)` at `deadline`.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ class Deadline(msgspec.Struct, frozen=True):
 
 
 class AttemptBegan(msgspec.Struct, frozen=True):
-    """The dialer has begun an attempt, or has come as far as one address of it."""
+    """The dialer has begun an attempt, or tries the next address of it."""
 
 
 class Opening(msgspec.Struct, frozen=True):
-    """The attempt's TCP connection stands."""
+    """The attempt has a TCP connection; TLS and the handshake follow."""
 
 
 class AttemptFailed(msgspec.Struct, frozen=True):
-    """The attempt has failed; fields as in `linkd.errors.AttemptFailed`."""
+    """The attempt has failed; the fields are those of `linkd.errors.AttemptFailed`."""
 
     kind: FailureKind
     reason: Reason
@@ -61,10 +61,10 @@ class Greeted(msgspec.Struct, frozen=True):
 
     Args:
         connection: Its key.
-        generation: As chosen by the end that dialed.
+        generation: Chosen by the end that dialed.
         log: The peer's log id.
         dialed: We dialed it.
-        address: The other end, for people.
+        address: The other end, for logs.
     """
 
     connection: int
@@ -75,7 +75,7 @@ class Greeted(msgspec.Struct, frozen=True):
 
 
 class Resumed(msgspec.Struct, frozen=True):
-    """The two ends agree on how far they are; `owed`: the peer is owed some of our log."""
+    """The two ends agree on where each log resumes; `owed`: the peer lacks some of our log."""
 
     connection: int
     owed: bool = False
@@ -92,18 +92,18 @@ class Diverged(msgspec.Struct, frozen=True):
 
 
 class Resynced(msgspec.Struct, frozen=True):
-    """An operator has said from where to go on; `Resumed` follows."""
+    """An operator has chosen where to resume (`linkd resync`); `Resumed` follows."""
 
 
 class Lost(msgspec.Struct, frozen=True):
-    """A greeted connection has ended.
+    """A connection that completed the handshake has ended.
 
     Args:
         connection: Its key.
         reason: One word of `Reason`.
         detail: One sentence.
         retry_after: Seconds that the peer asked us to stay away, or None.
-        silent: It was given up for silence.
+        silent: It was ended for silence.
     """
 
     connection: int
@@ -156,7 +156,7 @@ class Abort(msgspec.Struct, frozen=True):
 
 
 class Refuse(msgspec.Struct, frozen=True):
-    """Say goodbye to a connection that was never the link's."""
+    """Close, with a reason, a connection that never became the link's."""
 
     connection: int
     reason: Reason
@@ -177,11 +177,15 @@ Effect = Dial | StopDialing | Adopt | Abort | Refuse | Changed
 
 
 CLONE_TAKEOVERS = 3
+"""Two boots that take over from each other this often within CLONE_WINDOW run on two hosts.
+
+A peer that merely restarts takes over once: its old boot never comes back.
+"""
+
 CLONE_WINDOW = 60.0
-"""Two boots that take over from each other so often within so many seconds run on two hosts."""
 
 CLONE_MEMORY = 600.0
-"""A refused clone stays refused for so many seconds after its last try, while the other lives."""
+"""A clone stays refused for this many seconds after its last attempt, if the other is connected."""
 
 
 class Refusal(NamedTuple):
@@ -230,7 +234,7 @@ class Takeovers:
         return self._other_boot(live, new, now)
 
     def _both_dial(self, live: Greeted) -> Refusal | None:
-        """Keep what the lesser name dialed."""
+        """Keep what the lesser name dialed: both ends decide alike, without a message."""
         if live.dialed == (self._name < self._peer):
             lesser = min(self._name, self._peer)
             return Refusal("replaced", f"both ends dial; the connection dialed by {lesser} stays")
@@ -261,8 +265,8 @@ class Takeovers:
 Kind = Literal[
     "start",
     "stop",
-    "hurry",
-    "wake",
+    "retry-now",
+    "deadline",
     "began",
     "opening",
     "failed",
@@ -272,12 +276,12 @@ Kind = Literal[
     "resumed",
     "acknowledged",
     "diverged",
-    "rejoined",
+    "resynced",
     "lost",
     "lost-rejected",
     "late",
 ]
-"""Kinds of inputs, as far as they lead to different states."""
+"""Kinds of inputs, told apart where they lead to different states."""
 
 STATES: Final[tuple[LinkState, ...]] = get_args(LinkState)
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
@@ -285,7 +289,7 @@ KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 TABLE: Final[dict[tuple[LinkState, Kind], LinkState]] = {
     ("stopped", "start"): "waiting",
     ("connecting", "stop"): "stopped",
-    ("connecting", "hurry"): "waiting",
+    ("connecting", "retry-now"): "waiting",
     ("connecting", "opening"): "opening",
     ("connecting", "failed"): "waiting",
     ("connecting", "failed-rejected"): "rejected",
@@ -306,28 +310,28 @@ TABLE: Final[dict[tuple[LinkState, Kind], LinkState]] = {
     ("up", "lost"): "waiting",
     ("up", "lost-rejected"): "rejected",
     ("waiting", "stop"): "stopped",
-    ("waiting", "hurry"): "waiting",
+    ("waiting", "retry-now"): "waiting",
     ("waiting", "began"): "connecting",
     ("waiting", "failed"): "waiting",
     ("waiting", "failed-rejected"): "rejected",
     ("waiting", "greeted"): "resuming",
     ("rejected", "stop"): "stopped",
-    ("rejected", "hurry"): "rejected",
+    ("rejected", "retry-now"): "rejected",
     ("rejected", "began"): "connecting",
     ("rejected", "failed"): "waiting",
     ("rejected", "failed-rejected"): "rejected",
     ("rejected", "greeted"): "resuming",
     ("diverged", "stop"): "stopped",
-    ("diverged", "rejoined"): "resuming",
+    ("diverged", "resynced"): "resuming",
     ("diverged", "greeted"): "resuming",
     ("diverged", "lost"): "waiting",
     ("diverged", "lost-rejected"): "rejected",
 }
-"""What each kind of input makes of each state. docs draw their diagram from this."""
+"""The next state for each state and kind of input; docs/link-states.md is drawn from it."""
 
-_EVERYWHERE: Final[tuple[Kind, ...]] = ("wake", "acknowledged", "refused", "late")
+_EVERYWHERE: Final[tuple[Kind, ...]] = ("deadline", "acknowledged", "refused", "late")
 _CONNECTED: Final[tuple[LinkState, ...]] = ("resuming", "up", "diverged")
-_ATTEMPT: Final[tuple[Kind, ...]] = ("hurry", "began", "opening", "failed", "failed-rejected")
+_ATTEMPT: Final[tuple[Kind, ...]] = ("retry-now", "began", "opening", "failed", "failed-rejected")
 
 IGNORED: Final[frozenset[tuple[LinkState, Kind]]] = frozenset(
     # These change no state anywhere; a late input of an older connection is one of them.
@@ -336,10 +340,15 @@ IGNORED: Final[frozenset[tuple[LinkState, Kind]]] = frozenset(
     + [(state, kind) for state in _CONNECTED for kind in _ATTEMPT]
     # Stopping and attempts cross; a stopped link stays so.
     + [("stopped", kind) for kind in ("stop", *_ATTEMPT)]
-    # One attempt tells of each address; a hurry does not cut an open TCP connection off.
-    + [("connecting", "began"), ("opening", "began"), ("opening", "opening"), ("opening", "hurry")]
+    # An attempt reports each address; retrying does not cut off a TCP connection that is open.
+    + [
+        ("connecting", "began"),
+        ("opening", "began"),
+        ("opening", "opening"),
+        ("opening", "retry-now"),
+    ]
 )
-"""What leaves a state as it is; any other pair is a bug and raises."""
+"""Pairs that change no state; any other pair outside TABLE is a bug and raises."""
 
 _TRYING: Final[tuple[LinkState, ...]] = ("connecting", "opening", "resuming")
 _REJECTING: Final[tuple[Reason, ...]] = ("rejected", "duplicate", "tls")
@@ -385,7 +394,7 @@ class Link:
         self._was_up = False
         self._attempting = False  # our own attempt is under way
         self._up_since: float | None = None
-        self._unproved = False
+        self._unproved = False  # the peer was owed records, and none was acknowledged yet
         self._effects: list[Effect] = []
 
     @property
@@ -412,14 +421,14 @@ class Link:
             raise LocalProtocolError(f"link to {self._peer}: {kind} in state {self.state}")
         if refusal is not None and isinstance(input, Greeted):
             self._effects.append(Refuse(input.connection, refusal.reason, refusal.detail))
-        elif kind in ("wake", "acknowledged"):
+        elif kind in ("deadline", "acknowledged"):
             self._settle(now, isinstance(input, Acknowledged))
         elif new is not None:
             self._act(input, new, now)
         return self._effects
 
     def _note_attempt(self, input: Input) -> None:
-        """Note whether our own attempt is under way, also while a connection is alive."""
+        """Note whether an attempt of ours is under way, even while a connection is alive."""
         if isinstance(input, AttemptBegan):
             self._attempting = True
         elif isinstance(input, AttemptFailed) or (isinstance(input, Greeted) and input.dialed):
@@ -435,10 +444,10 @@ class Link:
             return "failed-rejected" if input.kind == "rejected" else "failed"
         if isinstance(input, Lost):
             return "lost-rejected" if input.reason in _REJECTING else "lost"
-        return _PLAIN[type(input)]
+        return _INPUT_KINDS[type(input)]
 
     def _refusal(self, input: Input, now: float) -> Refusal | None:
-        """Return why a newcomer can't be had."""
+        """Return why a newcomer is refused, or None."""
         if not isinstance(input, Greeted):
             return None
         if self.state == "stopped":
@@ -448,7 +457,7 @@ class Link:
         return self._takeovers.judge(self._live, input, now)
 
     def _act(self, input: Input, new: LinkState, now: float) -> None:
-        """Do what an input that counts asks for, and enter the new state."""
+        """Perform an input that changes the state, and enter the new state."""
         if isinstance(input, Greeted):
             self._adopt(input, new, now)
         elif isinstance(input, AttemptFailed):
@@ -478,7 +487,7 @@ class Link:
     def _enter(
         self, state: LinkState, reason: Reason | None, detail: str | None, now: float
     ) -> None:
-        """Set the state: nothing else does.
+        """Set the state; no other code does.
 
         Args:
             state: The new one.
@@ -498,7 +507,11 @@ class Link:
         self._effects.append(Changed(old, state, reason, detail))
 
     def _adopt(self, new: Greeted, state: LinkState, now: float) -> None:
-        """Make a newcomer the live connection; the older one goes at once."""
+        """Make a newcomer the live connection; the older one goes at once.
+
+        `Adopt` comes last: the session must begin only after the old connection was aborted, for
+        both would otherwise feed the same session.
+        """
         old, self._live = self._live, new
         self._up_since = self.deadline = None
         if old is not None:
@@ -514,9 +527,9 @@ class Link:
         self._effects.append(Adopt(new.connection))
 
     def _needs_no_dialing(self, new: Greeted) -> bool:
-        """Tell whether our dialer must stop for a connection that the peer dialed.
+        """Return whether our dialer must stop for a connection that the peer dialed.
 
-        An attempt of the lesser name goes on: it replaces what the peer dialed, at both ends alike.
+        An attempt of the lesser name goes on: both ends let it replace what the peer dialed.
         """
         if self._backoff is None or new.dialed:
             return False
@@ -532,7 +545,7 @@ class Link:
         self._enter(state, None, None, now)
 
     def _settle(self, now: float, acknowledged: bool) -> None:
-        """Start the delays anew once the connection has proved stable."""
+        """Start the delays over once the connection has proved stable."""
         self._unproved = self._unproved and not acknowledged
         if self.deadline is not None and now >= self.deadline:
             self.deadline = None
@@ -540,13 +553,16 @@ class Link:
             self._backoff.reset()
 
     def _stable(self, now: float) -> bool:
-        """Tell whether the live connection was up for long enough and carried what was owed."""
+        """Return whether the live connection stayed up long enough and carried what was owed.
+
+        A path that drops large messages lets hellos and pings through: such a connection comes up
+        again and again without an acknowledgement, and must not reset the delays.
+        """
         if self._backoff is None or self._up_since is None or self._unproved:
             return False
         return now - self._up_since >= self._backoff.stable_after
 
     def _failed(self, input: AttemptFailed, state: LinkState, now: float) -> None:
-        """An attempt has failed: wait, and dial again."""
         self.attempt_reason, self.attempt_detail = input.reason, input.detail
         if self._backoff is not None:
             self._dial(self._backoff.failed(input.kind, input.retry_after))
@@ -555,8 +571,8 @@ class Link:
     def _lost(self, input: Lost, state: LinkState, now: float) -> None:
         """The live connection has ended: dial again, or wait to be dialed.
 
-        An attempt of ours that is under way goes on: where both ends dial, the peer has perhaps
-        just taken it in place of the one that has ended.
+        An attempt of ours that is under way goes on: if both ends dial, the peer may have ended
+        this connection because it has just accepted that attempt.
         """
         self._settle(now, acknowledged=False)
         stable = self._stable(now)
@@ -577,7 +593,6 @@ class Link:
         self._enter(state, input.reason, input.detail, now)
 
     def _forget(self) -> None:
-        """There is no live connection any more."""
         self._live = None
         self._up_since = self.deadline = None
         if self._was_up:
@@ -595,16 +610,16 @@ class Link:
             self._effects.append(StopDialing())
 
 
-_PLAIN: Final[dict[type, Kind]] = {
+_INPUT_KINDS: Final[dict[type, Kind]] = {
     Start: "start",
     Stop: "stop",
-    RetryNow: "hurry",
-    NetworkChanged: "hurry",
-    Deadline: "wake",
+    RetryNow: "retry-now",
+    NetworkChanged: "retry-now",
+    Deadline: "deadline",
     AttemptBegan: "began",
     Opening: "opening",
     Acknowledged: "acknowledged",
     Diverged: "diverged",
-    Resynced: "rejoined",
+    Resynced: "resynced",
     Resumed: "resumed",
 }

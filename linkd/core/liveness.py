@@ -1,11 +1,11 @@
 """Detect a silent peer, and a path that drops large messages.
 
 A path that loses large packets (a tunnel whose smaller MTU nobody reports) lets hellos and pings
-through: each connection is up, and falls once records are sent. After some that fell so, two
-probes on the next one decide, ahead of any record.
+through: each connection comes up, and breaks once records are sent. After a few such connections
+two probes on the next one decide, ahead of any record.
 
-On a narrow path each connection begins with the small probe: records that go out with a listener's
-hello would share its packet, and the hello that asks for smaller segments would be lost with them.
+On a narrow path each connection begins with the small probe: records sent with a listener's hello
+would share its packet, and the hello that asks for smaller segments would be lost with them.
 
 Pure: inputs and `now` go in, messages come out.
 """
@@ -17,26 +17,29 @@ from typing import Final
 from linkd.protocol.peer import PROBE_VERSION, Probe
 
 PONG_AFTER = 1.0
-"""An end into which bytes flow says something once it has said nothing for so many seconds."""
+"""An end that only receives sends an unsolicited pong after this many seconds without sending.
+
+A sender whose TCP buffers are full could not send a ping to find out whether its peer is alive.
+"""
 
 FLOW_BYTES = 256
-"""So much at once is a flow; less may be a ping or a pong, which ask for no pong of ours."""
+"""Reading this much at once means that data flows; less may be a ping, which needs none."""
 
 MIN_INTERVAL = 1.0
 MAX_INTERVAL = 60.0
-"""Bounds in seconds of the interval that a listener may announce."""
+"""Shortest and longest ping interval in seconds that a listener may announce."""
 
 
 BUSY_SECONDS = 5.0
-"""A client that was sent a message so shortly before it was last heard may be at work on it."""
+"""A client that got a message up to this long before its last byte may still be working on it."""
 
 
 class Liveness:
     """The silence of one connection.
 
     Attributes:
-        heard_at: When a byte last came, seconds on the injected monotonic clock. Receiving sets it
-            directly: it happens for every chunk of bytes.
+        heard_at: When a byte last came, seconds on the injected monotonic clock. The connection
+            sets it directly, for it does so for every chunk of bytes.
         sent_at: When we last wrote something.
         limit: Seconds of silence at which the other end counts as gone.
     """
@@ -48,49 +51,43 @@ class Liveness:
         self.sent_at = now
         self.limit = limit
 
-    def heard(self, now: float) -> None:
-        """A byte came."""
-        self.heard_at = now
-
     def silence(self, now: float) -> float:
-        """Return how many seconds nothing has been heard, never negative."""
+        """Return for how many seconds nothing has been received, never negative."""
         return max(0.0, now - self.heard_at)
 
     @property
     def deadline(self) -> float:
-        """When silence reaches the limit, unless something is heard before."""
+        """When silence reaches the limit, unless something is received before."""
         return self.heard_at + self.limit
 
     def silent(self, now: float) -> bool:
-        """Tell whether silence has reached the limit.
+        """Return whether silence has reached the limit.
 
-        A clock counts in steps below a microsecond, so the last one of them is not waited for.
+        A timer may fire a rounding error before its deadline: a microsecond less counts as well,
+        or the driver would arm it again for the rest.
         """
         return now - self.heard_at >= self.limit - 1e-6
 
-    def pong_due(self, now: float, size: int) -> bool:
-        """Tell whether `size` bytes that came at once are to be answered by an unsolicited pong."""
-        return size >= FLOW_BYTES and now - self.sent_at >= PONG_AFTER
-
 
 class ClientLiveness(Liveness):
-    """The silence of a client of the API: its path is judged apart from the program at its end.
+    """The silence of a client of the API: the path and the program at its end count separately.
 
     A dead path is noticed as soon as on a link: `limit` seconds without a byte or an
-    acknowledgement of the other host's kernel. A program that answers no ping on a path that lives
-    gets more patience while it may be at work on what it was sent.
+    acknowledgement of the other host's kernel. A program that answers no ping on a working path
+    gets more time while it may be working on what it was sent.
 
     Args:
         now: Seconds on the injected monotonic clock.
         limit: Seconds of silence at which the path counts as dead.
         idle: Seconds of silence that an idle program may show.
-        busy: Seconds of silence that a program may show which was sent something lately.
+        busy: Seconds of silence that a program may show after it was sent something.
 
     Attributes:
-        acked_at: When the other host's kernel last acknowledged anything, as far as is known.
-        taken_at: When the program was last seen to read what was sent to it, or could not be heard.
+        acked_at: When the other host's kernel last acknowledged anything, if known.
+        taken_at: When the program was last seen to read what was sent to it, or its bytes could not
+            be received.
         sent_at: When a message was last sent.
-        reports_path: Whether the kernel knows of its path; without that only the program counts.
+        reports_path: Whether our kernel reports the path's state; if not, only the program counts.
     """
 
     __slots__ = ("_busy", "_idle", "acked_at", "reports_path", "taken_at")
@@ -105,30 +102,30 @@ class ClientLiveness(Liveness):
 
     @property
     def patience(self) -> float:
-        """Seconds of silence that the program may show now."""
+        """Seconds of silence that the program may show at present."""
         is_busy = self.sent_at >= self.heard_at - BUSY_SECONDS
         return self._busy if is_busy else self._idle
 
     @property
     def deadline(self) -> float:
-        """When silence reaches the first of the limits, unless something is heard before."""
+        """When silence reaches the first of the limits, unless something is received before."""
         program = max(self.heard_at, self.taken_at) + self.patience
         if not self.reports_path:
             return program
         return min(program, max(self.heard_at, self.acked_at) + self.limit)
 
     def silent(self, now: float) -> bool:
-        """Tell whether silence has reached the first of the limits."""
+        """Return whether silence has reached the first of the limits."""
         return now >= self.deadline - 1e-6
 
 
 def listener_limit(ping_interval: float, ping_timeout: float) -> float:
-    """Return the seconds of silence at which a listener gives its dialer up."""
+    """Return the seconds of silence after which a listener ends the connection."""
     return ping_interval + ping_timeout
 
 
 def dialer_limit(announced: float) -> float | None:
-    """Return the seconds of silence at which a dialer gives its listener up; None if out of bounds.
+    """Return the seconds of silence after which a dialer ends the connection; None: out of bounds.
 
     Args:
         announced: The interval in the listener's hello, 1 to 60 s.
@@ -137,33 +134,33 @@ def dialer_limit(announced: float) -> float | None:
 
 
 SMALL_BYTES: Final = 1_100
-"""With all heads about it a packet of less than 1,280 bytes, which any path of IPv6 carries."""
+"""With all headers a packet below 1,280 bytes, which every IPv6 path carries (RFC 8200)."""
 
 LARGE_BYTES: Final = 16_384
 SEGMENT_BYTES: Final = 1_200
-"""The TCP segments towards a path that loses large packets: again, packets below 1,280 bytes."""
+"""TCP segments on a path that loses large packets: again, packets below 1,280 bytes."""
 
 LEAST_SEGMENT_BYTES: Final = 500
-"""No peer can ask for smaller ones."""
+"""The smallest segments that a peer may ask for."""
 
 PROBE_AFTER: Final = 3
-"""So many connections in a row fell with records sent and none of them acknowledged."""
+"""Probe after this many connections in a row that broke with no record acknowledged."""
 
 LASTED_SECONDS: Final = 1.0
-"""One that ended sooner does not count: it was replaced, or its peer stopped."""
+"""A connection that ended sooner does not count: it was replaced, or its peer stopped."""
 
 UNANSWERED_SECONDS: Final = 1.0
-"""A large probe that got no answer for so long, on a connection that then fell, was lost.
+"""A large probe unanswered for this long, on a connection that then broke, was lost.
 
-The shortest heartbeat gives a connection up after 2 s without a byte.
+The shortest heartbeat ends a connection after 2 s without a byte, so 1 s never exceeds it.
 """
 
 
 class Path:
-    """What the connections of one link say about their path; outlives them.
+    """What the connections of one link have shown about their path; outlives them.
 
     Attributes:
-        probing: Bytes of the probe that waits for its answer, or 0: no record is sent meanwhile.
+        probing: Bytes of the unanswered probe, or 0; no record is sent meanwhile.
         narrow: Small messages pass, large ones do not.
     """
 
@@ -177,7 +174,7 @@ class Path:
         self._asked_at = 0.0
 
     def began(self, version: int, now: float) -> Probe | None:
-        """Return the first probe of a new connection, where it is to be probed.
+        """Return the first probe of a new connection, or None if it needs none.
 
         Args:
             version: The protocol version that the peer speaks.
@@ -190,7 +187,7 @@ class Path:
         return self._ask(SMALL_BYTES, now)
 
     def answered(self, size: int, now: float) -> Probe | None:
-        """Take an answer; return the next probe. `probing` is 0 once there is none."""
+        """Take an answer; return the next probe, or None. `probing` is 0 after the last one."""
         if size != self.probing:
             return None
         if size == SMALL_BYTES and not self.narrow:
@@ -203,10 +200,10 @@ class Path:
         return Probe(bytes(size))
 
     def ended(self, unacknowledged: bool, progress: bool, now: float) -> bool:
-        """The connection has ended; return whether that shows that the path is narrow.
+        """Take the end of the connection; return whether it shows that the path is narrow.
 
         Args:
-            unacknowledged: Records were sent on it that were not acknowledged.
+            unacknowledged: Records that were sent on it were not acknowledged.
             progress: The peer acknowledged a record on it.
             now: Seconds on the injected monotonic clock.
         """

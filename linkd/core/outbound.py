@@ -1,4 +1,4 @@
-"""Taking a peer through our log: what is sent next, what is under way, what it has acknowledged."""
+"""Send our log to a peer: what goes next, what is in flight, what it has acknowledged."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from linkd.core.session_effects import (
     Send,
     SessionSettings,
 )
-from linkd.errors import LocalProtocolError, RemoteProtocolError
+from linkd.errors import RemoteProtocolError
 from linkd.protocol.channels import Patterns
 from linkd.protocol.peer import GapTold, Hello, Part, Step, encode, sendable
 from linkd.protocol.records import BATCH_OVERHEAD_BYTES, MAX_BATCH_BYTES, Batch
 
 _BURST_BYTES = 65_536
-"""What is handed to the connection before it is asked again whether it has room."""
+"""Bytes sent before the driver must check again whether the connection has room."""
 
 _WHOLE_BYTES = MAX_BATCH_BYTES + 4096
-"""A record of up to so much is not cut, nor its end: a body of 64 KiB is one message, not two."""
+"""Records up to this size are not cut: a body of 64 KiB is one message, not two."""
 
 _PACK_FROM_BYTES = 512
 """Smaller batches gain nothing from compression."""
@@ -35,22 +35,23 @@ class Outbound:
 
     Args:
         settings: Names, patterns and bounds.
-        epoch_below: Tells the epoch of our log just below an offset.
+        epoch_below: Returns the epoch of our log just below an offset.
         pack: Compresses a batch, or None.
 
     Attributes:
-        position: The next offset of our log that the peer has not been sent.
+        position: The next offset of our log to send.
         acked: Everything below is on the peer's disk.
-        sent_records: Records sent, since the start.
-        acked_records: Records acknowledged that were sent on the same connection, since the start.
-        flight_bytes: Bytes sent and not yet acknowledged, HELD_BYTES a batch among them.
+        sent_records: Records sent since the start.
+        acked_records: Records acknowledged on the connection that sent them, since the start.
+        flight_bytes: Bytes sent and not yet acknowledged, with BATCH_OVERHEAD_BYTES a batch.
         owed_records: Records of the log that the peer gets and has not acknowledged.
         owed_bytes: Bytes of these.
-        wants: What the peer takes, as it said last; None before its first hello.
-        relays: The peer takes records that began at a third node, as it said last.
+        wants: The channels that the peer takes, by its last hello; None before the first.
+        relays: The peer takes records that a third node published, by its last hello.
     """
 
     __slots__ = (
+        "_announced",
         "_connected",
         "_expired",
         "_flight",
@@ -63,7 +64,6 @@ class Outbound:
         "_rereads",
         "_rest",
         "_settings",
-        "_told",
         "_writable",
         "acked",
         "acked_records",
@@ -92,12 +92,12 @@ class Outbound:
         self._connected = False
         self._writable = False
         self._reading = False
-        self._rereads = False  # what is being read is not wanted any more
+        self._rereads = False  # the read under way is outdated: read again
         self._pending: deque[Batch] = deque()
         self._flight: deque[tuple[int, int, int, float]] = deque()
-        self._rest = memoryview(b"")  # what is still to be sent of a large record
-        self._live_end = 0  # behind the last batch pending, where they were offered; else 0
-        self._told = 1  # the position that the peer has been told
+        self._rest = memoryview(b"")  # the unsent part of a large record
+        self._live_end = 0  # the log's end if `_pending` was offered, not read; else 0
+        self._announced = 1  # the peer knows our position up to here
         self.position = 1
         self.acked = 1
         self.log_next = 1
@@ -117,19 +117,19 @@ class Outbound:
         return self._packing
 
     def begin(self, acked: int) -> None:
-        """Set where the peer stands, out of our own notes."""
-        self.acked = self.position = self._told = acked
+        """Set the peer's position from our own notes."""
+        self.acked = self.position = self._announced = acked
 
     def owes(self, batch: Batch) -> bool:
-        """Tell whether the peer gets this batch: by channel, and by where it came from."""
+        """Return whether the peer gets this batch: by its channel and its origin."""
         return self.takes_from(batch) and self._is_for_peer(batch)
 
     def takes_from(self, batch: Batch) -> bool:
-        """Tell whether the peer takes this batch from us: published here, or it lets us relay."""
+        """Return whether the peer takes this batch from us: published here, or it lets us relay."""
         return self.relays or batch.source is None
 
     def _is_for_peer(self, batch: Batch) -> bool:
-        """Tell whether the peer gets this batch if it takes what we relay."""
+        """Return whether the peer gets this batch, if it takes what we relay."""
         return (
             not self.has(batch)
             and self._settings.send.match(batch.channel)
@@ -137,23 +137,23 @@ class Outbound:
         )
 
     def has(self, batch: Batch) -> bool:
-        """Tell whether the peer published this batch, or brought it here."""
+        """Return whether the peer published this batch, or sent it here."""
         peer, source = self._settings.peer, batch.source
         return batch.origin.node == peer or (source is not None and source.peer == peer)
 
-    def owe(self, records: int, size: int, end: int) -> None:
-        """Note that the peer is owed more, all of it below `end`."""
+    def add_backlog(self, records: int, size: int, end: int) -> None:
+        """Add to the peer's backlog; all of it lies below `end`."""
         self.owed_records += records
         self.owed_bytes += size
         self._owed_end = end
 
     def _settle(self, records: int, size: int) -> None:
-        """Note that the peer is owed less."""
+        """Take from the peer's backlog."""
         self.owed_records = max(0, self.owed_records - records)
         self.owed_bytes = max(0, self.owed_bytes - size)
 
     def oldest_stamp(self) -> float | None:
-        """Return the log's clock at the storing of the oldest batch under way, or None."""
+        """Return when the oldest batch in flight was stored, by the log's clock, or None."""
         return self._flight[0][3] if self._flight else None
 
     def greeted(self, theirs: Hello, start: int, acked: int, writable: bool) -> list[Effect]:
@@ -164,14 +164,14 @@ class Outbound:
         self.wants = Patterns(theirs.wants)
         self.relays = theirs.relays
         self._packing = self._pack is not None and "zstd" in theirs.compress
-        self.position = self._told = start
+        self.position = self._announced = start
         self.acked = acked
         effects: list[Effect] = [Acked(acked)]
         effects += self._more()
         return effects
 
     def disconnected(self) -> None:
-        """Nothing is under way any more; what was not acknowledged is sent again."""
+        """Drop what is in flight; what was not acknowledged is sent again."""
         self._connected = self._writable = self._reading = self._rereads = False
         self._pending.clear()
         self._rest = memoryview(b"")
@@ -180,15 +180,11 @@ class Outbound:
         self.flight_bytes = 0
         self.deadline = None
 
-    def grew(self, next: int) -> list[Effect]:
-        """Our log has committed everything below `next`."""
-        self.log_next = next
-        return self._more()
-
     def offer(self, batches: list[Batch], next: int, clock: float, now: float) -> list[Effect]:
-        """Take what our log has just committed: the peer's batches of it, and the log's new end.
+        """Take what our log has just committed: the peer's batches, and the log's new end.
 
-        A peer that keeps up is so spared the reading of what is not for it.
+        Spares a peer that keeps up from reading batches that are not for it. A peer that is behind
+        must read: a batch sent now would skip those before it.
         """
         live = (
             self._connected
@@ -210,24 +206,23 @@ class Outbound:
         return self._pump(clock, now)
 
     def _skip_to(self, next: int, now: float) -> None:
-        """Pass what is not for the peer, to the end of what was offered."""
+        """Skip what is not for the peer, to the end of what was offered."""
         self.position = next
         self._live_end = 0
         if self.deadline is None:
             self.deadline = now + self._settings.position_interval
 
     def writable(self, writable: bool, clock: float, now: float) -> list[Effect]:
-        """The connection has room, or has none any more.
+        """Note whether the connection has room; if so, send.
 
-        Each call sends about 64 KiB at most: the driver asks how the connection stands, and calls
-        again.
+        Each call sends about 64 KiB at most: the driver checks the connection, and calls again.
         """
         self._writable = writable
         return self._pump(clock, now) if writable else []
 
     @property
     def in_flight(self) -> bool:
-        """Whether something was sent that is not acknowledged."""
+        """Whether something complete was sent that is not acknowledged."""
         return bool(self._flight) and not self._rest
 
     @property
@@ -238,7 +233,7 @@ class Outbound:
         )
 
     def read(self, batches: list[Batch], clock: float, now: float) -> list[Effect]:
-        """Take what was read from `position` on; `clock` is the log's own."""
+        """Take batches read from `position` on; `clock` is the log's own."""
         self._reading = False
         if not self._connected:
             return []
@@ -249,7 +244,7 @@ class Outbound:
         return self._pump(clock, now) if self._writable else []
 
     def missing(self, first: int) -> list[Effect]:
-        """Our log now begins at `first`, above `position`."""
+        """Skip to `first`, where our log begins now: the records below are gone."""
         self._reading = False
         if self._rereads:
             self._rereads = False
@@ -259,20 +254,20 @@ class Outbound:
         wanted, self.position = self.position, first
         self._pending.clear()
         self._live_end = 0
-        told = GapTold(self._told, first, self.epoch_below(first))
-        self._told = first
+        notice = GapTold(self._announced, first, self.epoch_below(first))
+        self._announced = first
         self._flight.append((first, 0, 0, 0.0))
-        return [Send(encode(told)), OffsetsLost(wanted, first, inbound=False), *self._more()]
+        return [Send(encode(notice)), OffsetsLost(wanted, first, inbound=False), *self._more()]
 
     def acknowledged(self, next: int) -> list[Effect]:
-        """The peer has acknowledged.
+        """Take the peer's acknowledgement of everything below `next`.
 
         Raises:
-            RemoteProtocolError: It acknowledged what it was never sent.
+            RemoteProtocolError: It was never sent that.
         """
-        if next > self._told:
+        if next > self._announced:
             raise RemoteProtocolError(
-                f"acknowledged {next}, but was sent only what lies below {self._told}"
+                f"acknowledged {next}, but was sent only what lies below {self._announced}"
             )
         if next <= self.acked:
             return []
@@ -291,14 +286,14 @@ class Outbound:
         return [Acked(next), *self._more()]
 
     def resend(self, next: int) -> list[Effect]:
-        """Send again from `next` on: the peer had no room for what came behind.
+        """Send again from `next` on: the peer had no room for what followed.
 
         Raises:
-            RemoteProtocolError: It lies outside of what is under way.
+            RemoteProtocolError: It lies outside of what is in flight.
         """
-        if not self.acked <= next <= self._told:
+        if not self.acked <= next <= self._announced:
             raise RemoteProtocolError(
-                f"asked to send again from {next}, expected {self.acked} to {self._told}"
+                f"asked to send again from {next}, expected {self.acked} to {self._announced}"
             )
         while self._flight and self._flight[-1][0] > next:
             _, records, size, _ = self._flight.pop()
@@ -307,28 +302,28 @@ class Outbound:
         self._rest = memoryview(b"")
         self._live_end = 0
         self._rereads = self._reading
-        self.position = self._told = next
+        self.position = self._announced = next
         self.deadline = None
         return self._more()
 
     def wake(self, now: float) -> list[Effect]:
-        """Tell a position that has moved over skipped records alone."""
+        """Send the position if it moved over skipped records alone and the deadline has come."""
         if self.deadline is None or now < self.deadline:
             return []
         self.deadline = None
-        return self._tell_position()
+        return self._send_position()
 
-    def _tell_position(self) -> list[Effect]:
+    def _send_position(self) -> list[Effect]:
         """Send a step without records."""
-        if not self._connected or self._rest or self.position <= self._told:
+        if not self._connected or self._rest or self.position <= self._announced:
             return []
-        step = Step(self._told, self.position, self.epoch_below(self.position))
-        self._told = self.position
+        step = Step(self._announced, self.position, self.epoch_below(self.position))
+        self._announced = self.position
         self._flight.append((self.position, 0, 0, 0.0))
         return [Send(encode(step))]
 
     def _more(self) -> list[Effect]:
-        """Ask for more of the log where there is more and room for it."""
+        """Read on if the log has more and there is room for it."""
         self.log_next = max(self.log_next, self.position)
         if (
             self._reading
@@ -343,7 +338,7 @@ class Outbound:
         return [Read(self.position, self._settings.read_bytes)]
 
     def _pump(self, clock: float, now: float) -> list[Effect]:
-        """Send what was read, as far as there is room; ask for more."""
+        """Send what was read while there is room; then read on."""
         effects: list[Effect] = []
         pending = self._pending
         window = self._settings.window_bytes
@@ -357,9 +352,9 @@ class Outbound:
                 break
         if self._live_end and not pending:
             self._skip_to(self._live_end, now)
-        if self.position > self._told and self.deadline is None:
+        if self.position > self._announced and self.deadline is None:
             self.deadline = now + self._settings.position_interval
-        elif self.position == self._told:
+        elif self.position == self._announced:
             self.deadline = None
         effects += self._more()
         return effects
@@ -372,14 +367,14 @@ class Outbound:
         return len(part)
 
     def _one(self, batch: Batch, clock: float, effects: list[Effect]) -> int:
-        """Pass one batch: send it, or skip it; return the bytes sent."""
+        """Send or skip one batch; return the bytes sent."""
         if batch.next <= self.position:
             return 0
         if batch.offset < self.position:
             batch = batch.from_offset(self.position)
         if batch.offset > self.position and not self._live_end:
             self._skip_hole(batch, effects)
-        owed = self._live_end > 0 or self.owes(batch)  # what was offered is the peer's
+        owed = self._live_end > 0 or self.owes(batch)  # an offered batch was checked already
         self.position = batch.next
         if not owed or batch.expired(clock):
             if owed:
@@ -391,24 +386,24 @@ class Outbound:
         return self._send(batch, clock, effects)
 
     def _skip_hole(self, batch: Batch, effects: list[Effect]) -> None:
-        """Tell offsets that lie nowhere: damage, or the jump of a mended log."""
-        effects += self._tell_position()
-        effects.append(Send(encode(GapTold(self._told, batch.offset, batch.epoch))))
-        effects.append(OffsetsLost(self._told, batch.offset, inbound=False))
-        self.position = self._told = batch.offset
+        """Report offsets that no record has: damage, or the offset skip of a repaired log."""
+        effects += self._send_position()
+        effects.append(Send(encode(GapTold(self._announced, batch.offset, batch.epoch))))
+        effects.append(OffsetsLost(self._announced, batch.offset, inbound=False))
+        self.position = self._announced = batch.offset
         self._flight.append((batch.offset, 0, 0, 0.0))
 
     def _send(self, batch: Batch, clock: float, effects: list[Effect]) -> int:
-        """Send one batch, or where it is large its beginning; return the bytes sent."""
+        """Send one batch, or the beginning of a large one; return the bytes sent."""
         records, encoding = batch.records, ""
         if self._packing and self._pack is not None and len(records) >= _PACK_FROM_BYTES:
             packed = self._pack(records)
-            if len(packed) < len(records):  # else it may be larger than a batch may be
+            if len(packed) < len(records):  # else it could exceed the largest batch
                 records, encoding = packed, "zstd"
         size = len(records)
         end = _first_of(size)
         step = Step(
-            self._told,
+            self._announced,
             batch.next,
             batch.epoch,
             batch.channel,
@@ -423,22 +418,11 @@ class Outbound:
         effects.append(Send(encode(step)))
         if end < size:
             self._rest = memoryview(records)[end:]
-        self._told = batch.next
+        self._announced = batch.next
         self._flight.append((batch.next, batch.count, len(batch.records), batch.stamp))
         self.flight_bytes += len(batch.records) + BATCH_OVERHEAD_BYTES
         self.sent_records += batch.count
         return end
-
-    def check(self) -> None:
-        """Hold the invariants (tests).
-
-        Raises:
-            LocalProtocolError: One is broken.
-        """
-        if not self.acked <= self._told <= self.position:
-            raise LocalProtocolError(
-                f"acked {self.acked}, told {self._told}, position {self.position}"
-            )
 
 
 def _first_of(size: int) -> int:

@@ -1,13 +1,11 @@
-"""The handshake of two nodes, and where each log resumes.
+"""The session of two nodes: the handshake, where each log resumes, and its two halves.
 
-By epochs, so that a disk put back to an older copy is noticed.
+Both ends compare the epochs that they know, so that a disk that was put back to an older copy is
+noticed.
 
-Who has what, what is sent next, what may be acknowledged.
-
-Pure: inputs and `now` go in, effects come out. One session outlives all connections of its link. It
-    has two
-halves that share nothing but the connection: `Outbound` takes the peer through our log, `Inbound`
-takes us through the peer's.
+Pure: inputs and `now` go in, effects come out. One session outlives all connections of its link.
+Its halves share nothing but the connection: `Outbound` sends our log, `Inbound` receives the
+peer's.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ import msgspec
 
 from linkd.core.inbound import Inbound, KnownEnds
 from linkd.core.outbound import Outbound
-from linkd.core.session_effects import Diverged, Effect, Rewind, SessionSettings, Tell
+from linkd.core.session_effects import Diverged, Effect, LogEvent, Rewind, SessionSettings
 from linkd.errors import RemoteProtocolError
 from linkd.protocol.peer import (
     Ack,
@@ -47,11 +45,11 @@ __all__ = [
 
 
 def agree(epochs: Sequence[EpochStart], next: int, cursor: Cursor) -> EpochEnd | None:
-    """Return where sending goes on: the end of the newest epoch that both ends know.
+    """Return where sending resumes: the end of the newest epoch that both ends know.
 
-    Both ends compute it from the same two hellos and so come to the same place. A receiver that
-    knows a later epoch has passed all of this one, wherever its own note of it ends: what was not
-    for it at the end of an epoch may have been skipped in one step with the beginning of the next.
+    Both ends compute it from the same two hellos and so agree. A receiver that knows a later epoch
+    has passed all of this one, wherever its cursor left it: records at the end of an epoch that
+    are not for the receiver may be skipped in one step with the beginning of the next epoch.
 
     Args:
         epochs: The sender's epochs, oldest first.
@@ -59,7 +57,7 @@ def agree(epochs: Sequence[EpochStart], next: int, cursor: Cursor) -> EpochEnd |
         cursor: How far the receiver has that log; its log id is the sender's.
 
     Returns:
-        The epoch and the offset, or None where no epoch is common.
+        The epoch and the offset, or None if no epoch is common.
     """
     ends = {
         start.epoch: epochs[i + 1].first if i + 1 < len(epochs) else next
@@ -74,10 +72,7 @@ def agree(epochs: Sequence[EpochStart], next: int, cursor: Cursor) -> EpochEnd |
 
 
 def truncate(cursor: Cursor, agreed: EpochEnd) -> Cursor:
-    """Return the cursor put back to `agreed`, of whose epoch it knows.
-
-    Itself where it stands there already.
-    """
+    """Return the cursor moved back to `agreed`, an epoch that it knows; itself if it is there."""
     if cursor.epochs[-1] == agreed:
         return cursor
     place = [known.epoch for known in cursor.epochs].index(agreed.epoch)
@@ -90,42 +85,45 @@ def lost_at_sender(cursor: Cursor, agreed: EpochEnd) -> tuple[int, int] | None:
     return (agreed.next, cursor.next) if cursor.next > agreed.next else None
 
 
-def outdated(said: Hello, cursor: Cursor | None) -> bool:
-    """Tell whether the sender of `said` has sent more since, on another connection.
+def outdated(hello: Hello, cursor: Cursor | None) -> bool:
+    """Return whether the sender of `hello` has sent more since, on another connection.
 
     Both ends of a connection compute it from the same two hellos. Within one epoch, which is one
-    run of the sender, its log never gets shorter: a cursor in the newest epoch of `said` that is
-    beyond its `next` came from a connection that outlived the moment at which the hello was made.
+    run of the sender, its log never gets shorter: a cursor in the newest epoch of `hello` that is
+    beyond its `next` came from a connection that was still alive after the hello was made.
 
     Args:
-        said: A dialer's hello.
+        hello: A dialer's hello.
         cursor: The listener's cursor in the dialer's log.
     """
     return (
         cursor is not None
-        and cursor.log == said.log
-        and cursor.epochs[-1].epoch == said.epochs[-1].epoch
-        and cursor.next > said.next
+        and cursor.log == hello.log
+        and cursor.epochs[-1].epoch == hello.epochs[-1].epoch
+        and cursor.next > hello.next
     )
 
 
-def repeats(said: Hello, true: Hello, theirs: Hello) -> bool:
-    """Tell whether a dialer says hello again: what it said is not true any more, or looks so.
+def repeats(sent: Hello, current: Hello, theirs: Hello) -> bool:
+    """Return whether a dialer must send its hello again: the first is outdated, or looks so.
+
+    An older connection may store records between the hello and its answer. Both ends must judge by
+    the same two hellos, so the dialer sends a fresh one rather than correct its own view alone.
 
     Args:
-        said: The dialer's hello on this connection.
-        true: The hello that it would say now.
+        sent: The dialer's hello on this connection.
+        current: The hello that it would send now.
         theirs: The listener's answer.
     """
     return (
-        _place(said.cursor) != _place(true.cursor)
-        or said.epochs != true.epochs
-        or outdated(said, theirs.cursor)
+        _place(sent.cursor) != _place(current.cursor)
+        or sent.epochs != current.epochs
+        or outdated(sent, theirs.cursor)
     )
 
 
 def _place(cursor: Cursor | None) -> tuple[str, tuple[EpochEnd, ...]] | None:
-    """Return where a cursor is, without what is known of its durability."""
+    """Return a cursor's position, without how much of it is on disk."""
     return None if cursor is None else (cursor.log, cursor.epochs)
 
 
@@ -133,9 +131,9 @@ class Handshake(msgspec.Struct, frozen=True):
     """Both hellos of a connection, and what we know of the peer.
 
     Args:
-        ours: What we said; its cursor is where we stand in the peer's log.
-        theirs: What the peer said.
-        acked: Our own note of what the peer has of our log, where it has no cursor itself.
+        ours: Our hello; its cursor is our position in the peer's log.
+        theirs: The peer's hello.
+        acked: What the peer has of our log by our own notes; counts if it has no cursor itself.
         writable: The connection has room.
     """
 
@@ -150,10 +148,10 @@ class Session:
 
     Args:
         settings: Names, patterns and bounds.
-        epoch_below: Tells the epoch of our log just below an offset.
+        epoch_below: Returns the epoch of our log just below an offset.
         pack: Compresses a batch, or None.
-        unpack: Decompresses one of at most so many bytes, or None where that can't be done here.
-        ends: How far the logs of this node's peers can reach; one for all its sessions.
+        unpack: Decompresses a batch up to a number of bytes; None if this host can't.
+        ends: How far the logs of this node's peers can reach; shared by all its sessions.
     """
 
     __slots__ = ("_ends", "inbound", "outbound", "settings")
@@ -171,27 +169,19 @@ class Session:
         self.outbound = Outbound(settings, epoch_below, pack)
         self.inbound = Inbound(settings, unpack, self._ends)
 
-    @property
-    def deadline(self) -> float | None:
-        """When `wake` must be called, seconds on the injected clock, or None."""
-        return self.outbound.deadline
-
     def greeted(self, greeting: Handshake, now: float) -> list[Effect]:
-        """Begin on a new connection.
-
-        What was under way on an older one is sent again or forgotten.
-        """
+        """Begin on a new connection; what an older one left unfinished is sent again or dropped."""
         ours, theirs = greeting.ours, greeting.theirs
         self._ends.greeted(theirs, now)
         effects: list[Effect] = []
         mine = theirs.cursor
         if mine is not None and mine.log != ours.log:
             effects.append(
-                Tell(
+                LogEvent(
                     "warn",
                     "link.new-log",
-                    f"{theirs.node} knows another log of this node ({mine.log}); it starts anew"
-                    " with this one",
+                    f"{theirs.node} knows another log of this node ({mine.log}); sending"
+                    " starts over with this one",
                 )
             )
             mine = None
@@ -205,34 +195,34 @@ class Session:
             lost = lost_at_sender(mine, agreed)
             if lost:
                 effects.append(
-                    Tell(
+                    LogEvent(
                         "error",
                         "link.records-lost",
                         f"this node's log was put back to an older copy: offsets {lost[0]} to"
-                        f" {lost[1] - 1}, which {theirs.node} has, are unknown here; sending goes"
-                        f" on at {start}",
+                        f" {lost[1] - 1}, which {theirs.node} has, are unknown here; sending"
+                        f" resumes at {start}",
                     )
                 )
-        received = self._take_up(ours, theirs)
+        received = self._resume_receiving(ours, theirs)
         if received is None:
             return [*effects, Diverged(_no_common_epoch(theirs.node, "its log"))]
         effects += received
-        # A receiver that has nothing on disk yet says 0: our own note stands.
+        # A receiver that has nothing on disk yet sends 0; then our own note counts.
         committed = start if mine is None else min(start, mine.committed or greeting.acked)
         return effects + self.outbound.greeted(theirs, start, committed, greeting.writable)
 
-    def _take_up(self, ours: Hello, theirs: Hello) -> list[Effect] | None:
-        """Set where we stand in the peer's log; None if we have no epoch in common."""
+    def _resume_receiving(self, ours: Hello, theirs: Hello) -> list[Effect] | None:
+        """Set our position in the peer's log; None if no epoch is common."""
         cursor = ours.cursor
         effects: list[Effect] = []
         if cursor is not None and cursor.log != theirs.log:
             effects = [
                 Rewind(None),
-                Tell(
+                LogEvent(
                     "warn",
                     "link.new-log",
-                    f"{theirs.node} has a new log ({theirs.log}, before {cursor.log}); what was"
-                    " still to come from the old one is gone with it",
+                    f"{theirs.node} has a new log ({theirs.log}, before {cursor.log}); what"
+                    " was still missing of the old one is lost with it",
                 ),
             ]
             cursor = None
@@ -254,7 +244,7 @@ class Session:
         """Take a message of the live connection.
 
         Raises:
-            RemoteProtocolError: It does not fit what was agreed; the connection must be aborted.
+            RemoteProtocolError: It violates the protocol; the connection must be aborted.
         """
         kind = type(message)
         if kind is Step:
@@ -272,26 +262,20 @@ class Session:
         raise RemoteProtocolError(f"a second {kind.__name__.lower()} on one connection")
 
     def disconnected(self) -> None:
-        """The connection has gone; what is on its way to our disk still gets there."""
+        """Forget the connection; what is on its way to our disk is still stored."""
         self.outbound.disconnected()
         self.inbound.disconnected()
 
-    def wake(self, now: float) -> list[Effect]:
-        """The deadline has come."""
-        return self.outbound.wake(now)
-
 
 def _no_common_epoch(peer: str, whose: str) -> str:
-    """Say why nothing can be sent."""
     return (
         f"no epoch of {whose} is known to both this node and {peer}, though its id is the same:"
-        f" nothing is sent until `linkd resync {peer}` says from where"
+        f" nothing is sent until `linkd resync {peer}` chooses where to resume"
     )
 
 
-def _put_back(peer: str, lost: tuple[int, int]) -> Tell:
-    """Say what the peer's restored disk no longer knows."""
-    return Tell(
+def _put_back(peer: str, lost: tuple[int, int]) -> LogEvent:
+    return LogEvent(
         "error",
         "link.records-lost",
         f"{peer} was put back to an older copy of its log: offsets {lost[0]} to {lost[1] - 1},"

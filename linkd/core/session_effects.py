@@ -1,4 +1,4 @@
-"""Inputs and effects of a session."""
+"""The settings and the effects of a session."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ class SessionSettings(msgspec.Struct, frozen=True):
     Args:
         node: Our name.
         peer: The peer's name.
-        send: What of our log goes to the peer.
-        receive: What we take from it.
-        relay: We take records from it that began at a third node.
+        send: The channels of our log that go to the peer.
+        receive: The channels that we take from it.
+        relay: We take records from it that a third node published.
         window_bytes: Most bytes of records that may be sent and not yet acknowledged; each batch
-            counts for HELD_BYTES more.
+            counts BATCH_OVERHEAD_BYTES more.
         read_bytes: About how much of the log is read at once.
-        max_records_bytes: The largest batch of one record that is taken: whatever our own
-            `log.max_body_bytes`, a peer's may be larger, and its record would block all behind it.
+        max_records_bytes: The largest batch of one record that is accepted, whatever our own
+            `log.max_body_bytes`: a peer's may be larger, and a refused record would block all
+            behind it.
         max_waiting_bytes: Most bytes that may wait for our disk, counted like those of a window,
-            and a little for each step without records: far above any window.
+            plus a little for each step without records: far above any window.
         position_interval: Seconds after which a position that moved over skipped records alone is
-            told.
+            sent.
     """
 
     node: str
@@ -73,13 +74,13 @@ class Acked(msgspec.Struct, frozen=True, gc=False):
 
 
 class ForwardVolatile(msgspec.Struct, frozen=True, gc=False):
-    """Hand on a volatile message."""
+    """Deliver a volatile message to this node's readers and its other peers."""
 
     message: Volatile
 
 
-class Tell(msgspec.Struct, frozen=True):
-    """Say something in the log: `level` warn or error, an event's name, a sentence."""
+class LogEvent(msgspec.Struct, frozen=True):
+    """Log an event: `level` warn or error, its name in linkd.events, one sentence."""
 
     level: str
     event: str
@@ -87,9 +88,9 @@ class Tell(msgspec.Struct, frozen=True):
 
 
 class RecordsRefused(msgspec.Struct, frozen=True):
-    """`count` records of `channel` came that are not in our `receive`; they were left out.
+    """`count` records of `channel` came that are not in our `receive`; they were not stored.
 
-    The channel is empty where its name is malformed.
+    The channel is empty if its name is malformed.
     """
 
     channel: str
@@ -97,9 +98,9 @@ class RecordsRefused(msgspec.Struct, frozen=True):
 
 
 class NotRelayed(msgspec.Struct, frozen=True):
-    """`count` records of `channel` that began at a third node were left out.
+    """`count` records of `channel` that a third node published were left out.
 
-    They came although our `relay` is false (`inbound`), or we skipped them since the peer's is.
+    They came although our `relay` is false (`inbound`), or we skipped them because the peer's is.
     """
 
     channel: str
@@ -108,7 +109,7 @@ class NotRelayed(msgspec.Struct, frozen=True):
 
 
 class FalseOrigin(msgspec.Struct, frozen=True):
-    """`count` records of `channel` name a place in a log that cannot be; they were left out."""
+    """`count` records of `channel` claim an impossible origin offset; they were not stored."""
 
     channel: str
     count: int
@@ -123,7 +124,7 @@ class RecordsExpired(msgspec.Struct, frozen=True):
 
 
 class OffsetsLost(msgspec.Struct, frozen=True):
-    """Offsets [first, next) are gone: told by the peer (`inbound`), or told to it."""
+    """Offsets [first, next) are lost: the peer reported it (`inbound`), or we reported it."""
 
     first: int
     next: int
@@ -131,7 +132,7 @@ class OffsetsLost(msgspec.Struct, frozen=True):
 
 
 class Diverged(msgspec.Struct, frozen=True):
-    """No common epoch: nothing is sent until an operator says from where."""
+    """No common epoch: nothing is sent until an operator chooses where to resume."""
 
     detail: str
 
@@ -143,7 +144,7 @@ Effect = (
     | Rewind
     | Acked
     | ForwardVolatile
-    | Tell
+    | LogEvent
     | RecordsRefused
     | NotRelayed
     | FalseOrigin

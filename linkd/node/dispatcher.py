@@ -255,7 +255,7 @@ class Dispatcher:
                 if not outbound.takes_from(batch):
                     driver.carrier.not_relayed(NotRelayed(batch.channel, batch.count, False))
                 else:
-                    outbound.owe(batch.count, len(batch.records), batch.next)
+                    outbound.add_backlog(batch.count, len(batch.records), batch.next)
                     for_drivers.setdefault(driver, []).append(batch)
             for follower in self._readers.interested(batch.channel):
                 for_followers.setdefault(follower, []).append(batch)

@@ -200,7 +200,7 @@ class Replicator:
             sessions.Rewind: self._rewind,
             sessions.Acked: self._acked,
             sessions.ForwardVolatile: self._pass,
-            sessions.Tell: self._tell,
+            sessions.LogEvent: self._tell,
             sessions.RecordsRefused: self._refused,
             sessions.NotRelayed: self.not_relayed,
             sessions.FalseOrigin: self._false_origin,
@@ -388,7 +388,7 @@ class Replicator:
             return
         for channel, (records, size) in self._log.owed(position).items():
             if self.owes(channel):
-                outbound.owe(records, size, self._log.next)
+                outbound.add_backlog(records, size, self._log.next)
 
     def backlog_age(self) -> float | None:
         """Return the age in seconds of the oldest record owed, or None."""
@@ -450,7 +450,7 @@ class Replicator:
     def _wake(self) -> None:
         """The session's deadline may have come."""
         self._wake_timer = None
-        self.perform(self.session.wake(self._clock.seconds()))
+        self.perform(self.session.outbound.wake(self._clock.seconds()))
 
     def _send(self, effect: sessions.Send) -> None:
         if self.connection is not None:
@@ -653,7 +653,7 @@ class Replicator:
     def _pass(self, effect: sessions.ForwardVolatile) -> None:
         self._node.passed(effect.message, self.peer)
 
-    def _tell(self, effect: sessions.Tell) -> None:
+    def _tell(self, effect: sessions.LogEvent) -> None:
         self._node.tell(effect.level, effect.event, peer=self.peer, detail=effect.detail)
 
     def _refused(self, effect: sessions.RecordsRefused) -> None:

@@ -7,6 +7,7 @@ from random import Random
 
 from linkd.core import session as resume
 from linkd.core import session_effects as types
+from linkd.core.outbound import Outbound
 from linkd.core.session import Handshake, Session
 from linkd.errors import Gap, LinkdError
 from linkd.log.interface import Appended
@@ -14,6 +15,12 @@ from linkd.log.memory_log import MemoryLog
 from linkd.protocol import peer as wire
 from linkd.protocol.channels import Patterns
 from linkd.protocol.records import Batch, NewRecords, Record, decode_records, encode_records
+
+
+def check_order(outbound: Outbound) -> None:
+    """Assert that the peer acknowledged no more than was announced, nor that more than sent."""
+    order = (outbound.acked, outbound._announced, outbound.position)
+    assert list(order) == sorted(order), f"acked, announced, position: {order}"
 
 
 class Pipe:
@@ -132,7 +139,7 @@ class Link:
         outbound = self.session.outbound
         if self.out is not None:
             self.perform(outbound.writable(True, self.node.log.clock(), 0.0))
-            self.perform(self.session.wake(1e9))
+            self.perform(self.session.outbound.wake(1e9))
             self.perform(self.session.inbound.ack())
 
     def perform(self, effects: list[types.Effect]) -> None:
@@ -150,7 +157,7 @@ class Link:
                 self.acked = effect.next
             else:
                 self.node.hear(effect)
-        self.session.outbound.check()
+        check_order(self.session.outbound)
 
     def read(self, effect: types.Read) -> None:
         outbound, log = self.session.outbound, self.node.log
@@ -185,7 +192,7 @@ class ModelNode:
         self.log = MemoryLog(name, rng, delayed=True, clock=lambda: 0.0)
         self.links: dict[str, Link] = {}
         self.acked: dict[str, list[bytes]] = {}
-        self.told: list[types.Tell] = []
+        self.told: list[types.LogEvent] = []
         self.gone: list[types.OffsetsLost] = []
         self.kept: dict[tuple[str, str], list[bytes]] = {}
         self.kept_to = 0
@@ -201,7 +208,7 @@ class ModelNode:
 
     def hear(self, effect: types.Effect) -> None:
         """Remember what was said."""
-        if isinstance(effect, types.Tell):
+        if isinstance(effect, types.LogEvent):
             self.told.append(effect)
         elif isinstance(effect, types.OffsetsLost):
             self.gone.append(effect)

@@ -84,8 +84,8 @@ def calls() -> Iterator[tuple[str, str, list[str]]]:
                 (0, "emit"),
                 (1, "tell"),
                 (1, "_tell"),
-                (1, "Tell"),
-                (1, "Told"),
+                (1, "LogEvent"),
+                (1, "OperatorNotice"),
             ):
                 if name == verb and len(node.args) > position:
                     literal = node.args[position]

@@ -14,6 +14,7 @@ from linkd.protocol import peer
 from linkd.protocol.channels import Patterns
 from linkd.protocol.records import Batch, Origin, Record, encode_records
 from tests.fuzz.reading import Input
+from tests.support.session_model import check_order
 
 EPOCHS = (peer.EpochStart("e1", 1), peer.EpochStart("e2", 9), peer.EpochStart("e3", 30))
 SETTINGS = types.SessionSettings(
@@ -112,7 +113,7 @@ class Driven:
             self.perform(outbound.writable(bool(self.given.byte() & 1), 3.0, self.now))
         elif what == 4:
             self.now += self.given.byte() / 8
-            self.perform(self.session.wake(self.now))
+            self.perform(self.session.outbound.wake(self.now))
         elif what == 5:
             self.perform(self.session.inbound.ack())
         elif self.connected:
@@ -184,7 +185,7 @@ class Driven:
                 self.cursor = effect.cursor
             elif isinstance(effect, types.Acked):
                 self.acked = effect.next
-        self.session.outbound.check()
+        check_order(self.session.outbound)
 
 
 def _epoch_below(position: int) -> str:

@@ -386,5 +386,5 @@ def test_a_listener_never_dials_whatever_comes() -> None:
 
 
 def test_what_can_not_be_raises() -> None:
-    with pytest.raises(LocalProtocolError, match="rejoined in state waiting"):
+    with pytest.raises(LocalProtocolError, match="resynced in state waiting"):
         link().handle(Resynced(), 1.0)

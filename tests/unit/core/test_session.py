@@ -15,6 +15,7 @@ from linkd.core.session_effects import (
     Diverged,
     Effect,
     ForwardVolatile,
+    LogEvent,
     OffsetsLost,
     Read,
     RecordsExpired,
@@ -23,9 +24,8 @@ from linkd.core.session_effects import (
     Send,
     SessionSettings,
     Store,
-    Tell,
 )
-from linkd.errors import LocalProtocolError, RemoteProtocolError
+from linkd.errors import RemoteProtocolError
 from linkd.protocol import peer
 from linkd.protocol.channels import Patterns
 from linkd.protocol.peer import (
@@ -49,6 +49,7 @@ from linkd.protocol.records import (
     decode_records,
     encode_records,
 )
+from tests.support.session_model import check_order
 
 ORIGIN = Origin("hub", "hublog", "e1", 1)
 HERE = Origin("edge", "edgelog", "m1", 1)
@@ -327,9 +328,9 @@ def test_a_step_without_records_moves_our_cursor_and_nothing_else() -> None:
 def test_our_own_notes_say_where_the_peer_stands_until_it_says_so() -> None:
     session = made()
     session.outbound.begin(42)
-    session.outbound.check()
+    check_order(session.outbound)
     assert (session.outbound.acked, session.outbound.position) == (42, 42)
-    assert session.outbound.grew(50) == []
+    assert session.outbound.offer([], 50, 0.0, 0.0) == []
 
 
 def test_what_we_do_not_take_is_left_out_and_the_cursor_moves() -> None:
@@ -396,7 +397,7 @@ def test_a_new_log_of_the_peer_begins_anew() -> None:
     session = made()
     effects = greeted(session, at(10, log="oldlog"))
     assert effects[0] == Rewind(None)
-    assert isinstance(effects[1], Tell)
+    assert isinstance(effects[1], LogEvent)
     assert (effects[1].level, effects[1].event) == ("warn", "link.new-log")
     assert "hublog" in effects[1].detail
     assert "oldlog" in effects[1].detail
@@ -408,7 +409,7 @@ def test_a_new_log_of_the_peer_begins_anew() -> None:
 def test_a_peer_that_knows_another_log_of_ours_gets_what_our_notes_say() -> None:
     session = made()
     effects = greeted(session, theirs=hello(cursor=at(55, log="lostlog")), acked=20)
-    assert isinstance(effects[0], Tell)
+    assert isinstance(effects[0], LogEvent)
     assert (effects[0].level, effects[0].event) == ("warn", "link.new-log")
     assert "lostlog" in effects[0].detail
     assert effects[1:] == [Acked(20), Read(20, session.settings.read_bytes)]
@@ -425,20 +426,20 @@ def test_without_a_common_epoch_nothing_is_sent() -> None:
         assert isinstance(effects[0], Diverged)
         assert whose in effects[0].detail
         assert "linkd resync hub" in effects[0].detail
-        assert session.outbound.grew(200) == []
+        assert session.outbound.offer([], 200, 0.0, 0.0) == []
 
 
 def test_a_log_that_was_put_back_is_said_with_its_offsets() -> None:
     session = made()
     effects = greeted(session, theirs=hello(cursor=at(150, "edgelog", "m1")))
-    assert isinstance(effects[0], Tell)
+    assert isinstance(effects[0], LogEvent)
     assert effects[0].level == "error"
     assert "offsets 100 to 149, which hub has, are unknown here" in effects[0].detail
     assert (session.outbound.position, session.outbound.acked) == (100, 100)
     session = made()
     rewind, told, *_ = greeted(session, at(120))
     assert rewind == Rewind(at(100))
-    assert isinstance(told, Tell)
+    assert isinstance(told, LogEvent)
     assert told.level == "error"
     assert "offsets 100 to 119, which this node has, are unknown there" in told.detail
     assert session.inbound.received == 100
@@ -450,7 +451,7 @@ def test_a_cursor_in_an_older_epoch_is_put_back_without_a_word_where_nothing_is_
     session = made()
     effects = greeted(session, cursor, hello(epochs=epochs, next=5100))
     assert effects[0] == Rewind(at(60))
-    assert not [each for each in effects if isinstance(each, Tell)]
+    assert not [each for each in effects if isinstance(each, LogEvent)]
     assert session.inbound.received == 60
 
 
@@ -495,7 +496,7 @@ def test_a_connection_without_room_gets_nothing_and_goes_on_where_it_stopped() -
     session = made()
     outbound = session.outbound
     greeted(session, writable=False)
-    assert outbound.grew(102) == []
+    assert outbound.offer([], 102, 0.0, 0.0) == []
     assert outbound.read([batch(1, b"x")], 0.0, 0.0) == []
     assert outbound.writable(False, 0.0, 0.0) == []
     (message,) = sent(outbound.writable(True, 0.0, 0.0))
@@ -507,7 +508,7 @@ def test_the_window_holds_until_something_is_acknowledged() -> None:
     session = made(window_bytes=1500 + 2 * BATCH_OVERHEAD_BYTES)
     outbound = session.outbound
     greeted(session, theirs=hello())
-    outbound.owe(4, 4 * len(batch(1, bytes(1000)).records), 4)  # one too many, none above 3
+    outbound.add_backlog(4, 4 * len(batch(1, bytes(1000)).records), 4)  # one too many, none above 3
     batches = [batch(offset, bytes(1000), stamp=float(offset)) for offset in range(1, 5)]
     assert len(sent(outbound.read(batches, 0.0, 0.0))) == 2
     assert outbound.oldest_stamp() == 1.0
@@ -541,7 +542,7 @@ def test_what_outlived_its_ttl_is_skipped_and_counted() -> None:
     session = made()
     outbound = session.outbound
     greeted(session)
-    outbound.owe(3, 300, 4)
+    outbound.add_backlog(3, 300, 4)
     old = batch(1, b"x", b"y", ttl=5.0, stamp=10.0)
     fresh = batch(3, b"z", ttl=9.0, stamp=10.0)
     effects = outbound.read([old, fresh], 15.0, 0.0)
@@ -558,17 +559,17 @@ def test_a_position_over_skipped_records_alone_is_told_when_it_is_due_not_before
     greeted(session)
     private = batch(1, *[b"x"] * 99, origin=ORIGIN)
     assert outbound.read([private], 0.0, 7.0) == []
-    assert session.deadline == 7.5
-    assert session.wake(7.49) == []
-    assert sent(session.wake(7.5)) == [Step(1, 100, "m1")]
-    assert session.deadline is None
-    assert session.wake(9.0) == []
+    assert outbound.deadline == 7.5
+    assert outbound.wake(7.49) == []
+    assert sent(outbound.wake(7.5)) == [Step(1, 100, "m1")]
+    assert outbound.deadline is None
+    assert outbound.wake(9.0) == []
     assert session.received(Ack(100), 0.0)[0] == Acked(100)
     # Live: what the log has just committed is offered, and nothing of it is for the peer.
     assert outbound.offer([], 105, 0.0, 8.0) == []
     assert outbound.offer([], 106, 0.0, 8.2) == []
-    assert session.deadline == 8.5
-    assert sent(session.wake(8.5)) == [Step(100, 106, "m1")]
+    assert outbound.deadline == 8.5
+    assert sent(outbound.wake(8.5)) == [Step(100, 106, "m1")]
     outbound.offer([], 107, 0.0, 9.0)
     (message,) = sent(outbound.offer([batch(110, b"y")], 112, 0.0, 9.1))
     assert isinstance(message, Step)
@@ -576,13 +577,13 @@ def test_a_position_over_skipped_records_alone_is_told_when_it_is_due_not_before
     assert outbound.position == 112
     with pytest.raises(RemoteProtocolError, match="sent only what lies below 111"):
         session.received(Ack(112), 0.0)
-    assert session.deadline is not None
+    assert outbound.deadline is not None
     outbound.offer([batch(112, b"z")], 113, 0.0, 9.2)
-    assert session.deadline is None
+    assert outbound.deadline is None
     outbound.offer([], 114, 0.0, 9.3)
     session.disconnected()
-    assert session.deadline is None
-    assert session.wake(99.0) == []
+    assert outbound.deadline is None
+    assert outbound.wake(99.0) == []
 
 
 def test_a_position_waits_for_the_rest_of_a_large_record() -> None:
@@ -592,7 +593,7 @@ def test_a_position_waits_for_the_rest_of_a_large_record() -> None:
     (first,) = sent(outbound.read([batch(1, bytes(200_000))], 0.0, 0.0))
     assert isinstance(first, Step)
     outbound.deadline = 1.0
-    assert session.wake(1.0) == []
+    assert outbound.wake(1.0) == []
 
 
 def test_a_crowd_of_small_batches_fills_the_window_and_what_may_wait() -> None:
@@ -739,14 +740,6 @@ def test_a_record_a_little_above_64_kib_is_not_cut(size: int, messages: int) -> 
     assert decode_records(store.batch.records, 1) == [Record(bytes(size))]
 
 
-def test_a_session_that_lost_count_of_itself_is_caught() -> None:
-    session = begun()
-    session.outbound.check()
-    session.outbound.acked = 1000
-    with pytest.raises(LocalProtocolError, match="acked 1000"):
-        session.outbound.check()
-
-
 def test_what_finds_no_room_is_left_out_until_it_is_sent_again() -> None:
     session = begun()
     inbound = session.inbound
@@ -800,7 +793,7 @@ def test_a_peer_that_had_no_room_gets_it_again() -> None:
     before = outbound.flight_bytes
     (read,) = session.received(peer.Resend(2), 0.0)
     assert read == Read(2, outbound._settings.read_bytes)
-    outbound.check()
+    check_order(outbound)
     assert outbound.in_flight
     assert 0 < outbound.flight_bytes < before
     effects = outbound.read([batch(2, b"b")], 0.0, 0.0)
