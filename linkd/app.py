@@ -50,7 +50,7 @@ T = TypeVar("T")
 
 
 class Worker:
-    """Make calls one after another in a thread of its own.
+    """Makes calls one after another in a thread of its own.
 
     State that only such calls use needs no lock. The thread starts with the first call, and ends
     with the process, whatever hangs in it.
@@ -68,7 +68,7 @@ class Worker:
         self._started = False
 
     def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
-        """Make a call in the thread; for the reactor's thread only.
+        """Make a call in the worker's thread; call this in the reactor's thread only.
 
         Returns:
             Fires with its result or exception; with `Unavailable` where `MAX_WAITING` calls wait.
@@ -81,7 +81,7 @@ class Worker:
         def run() -> None:
             try:
                 result: T | Failure = function(*args, **kwargs)
-            except Exception:  # noqa: BLE001 - the caller gets it
+            except Exception:  # noqa: BLE001 - passed to the caller
                 result = Failure()
             self._reactor.callFromThread(self._over, done, result)
 
@@ -92,7 +92,7 @@ class Worker:
         return done
 
     def in_reactor(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Make a call in the reactor's thread and return its result; for the worker's calls."""
+        """Make a call in the reactor's thread and return its result; for calls in the worker."""
         call: Any = partial(function, *args, **kwargs)
         result: T = blockingCallFromThread(self._reactor, call)
         return result
@@ -108,10 +108,10 @@ class Worker:
 
 
 NOTE_SECONDS = 10.0
-"""An outage that begins with our own end is known to begin at most so much too early."""
+"""Interval of noting which links are up: the error in the start of an outage after a kill."""
 
 FILES_SECONDS = 300.0
-"""Secrets and certificates are read so often, to warn before a restart or a redial needs them."""
+"""Interval of checking secrets and certificates, to warn before a restart or redial needs them."""
 
 _WATCHED = ("listen.certificate: ", "api.certificate: ")
 
@@ -126,7 +126,7 @@ class Application:
         config: What is in force.
         folder: The directory of further configuration files, where pairing writes.
         reactor: Twisted's.
-        reload: Reads the configuration anew, as SIGHUP does.
+        reload: Reloads the configuration, as SIGHUP does.
 
     Raises:
         LinkdError: The log can't be opened, or a certificate can't be used.
@@ -162,7 +162,7 @@ class Application:
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._greeted = GreetedAddresses(state / admission.FILE, reactor.seconds())
         self._descriptors = Descriptors(limit, self.node.warnings)
-        _tell_opened(log, opened)
+        _log_opened(log, opened)
         self._worker = Worker(reactor, "linkd-pairing")
         self.pairing = self._open_pairing(folder, reload)
         self._tls = self._server_tls(state / "pairing")
@@ -190,9 +190,9 @@ class Application:
         self._api.metrics.shortages = lambda: self._descriptors.shortages
 
     def _open_pairing(self, folder: Path, reload: Callable[[], None]) -> PairingServer:
-        """Open pairing's state; from now on it is the worker's.
+        """Open pairing's state, which belongs to the worker's thread from now on.
 
-        What it asks of the daemon runs in the reactor.
+        The hooks run in the reactor's thread.
         """
         in_reactor = self._worker.in_reactor
         hooks = PairingHooks(
@@ -206,23 +206,23 @@ class Application:
         return pairing
 
     def _make_dialer(self, node: Node, driver: LinkDriver) -> LinkDialer:
-        """Make the dialing end of one link."""
+        """Create the dialer of one link."""
         timeout = node.config.reconnect.connect_timeout
         return LinkDialer(driver, driver.settings, self._origin, timeout)
 
     def _server_tls(self, pairing: Path) -> ServerTls | None:
-        """Return the listener's side of TLS, where it has one."""
+        """Return the listener's TLS settings, or None without a certificate."""
         listen = self.config.listen
         if listen is None or listen.certificate is None:
             return None
         return ServerTls(listen, pairing, wall, lambda: self.pairing.revoked)
 
     def _leaf(self) -> x509.Certificate | None:
-        """Return the certificate that the listener shows now."""
+        """Return the certificate that the listener presents now."""
         return None if self._tls is None else self._tls.leaf
 
     def _revoked(self, name: str) -> None:
-        """A peer's certificates were taken back: newcomers are refused, and it is dropped now."""
+        """Apply the revocation of a peer's certificates, and abort its live connection."""
         if self._tls is not None:
             self._tls.reload()
         link = self.node.link(name)
@@ -230,7 +230,7 @@ class Application:
             link.connection.abort("rejected", "its certificate was revoked")
 
     def _posts(self) -> dict[str, Post]:
-        """Return what the listener dispatches beside its own paths; answered by the worker."""
+        """Return handlers for pairing's paths on the listener; they run in the worker."""
 
         def answered_by(answer: Callable[[bytes, str], tuple[int, bytes]]) -> Post:
             return lambda body, address: self._worker.call(answer, body, address)
@@ -242,35 +242,35 @@ class Application:
         return self._worker.call(local_call, self.pairing, method, path, body)
 
     def _renew_own(self) -> Deferred[None]:
-        """Renew this node's own certificate where it ends soon, and use it at once."""
+        """Renew this node's own certificate where it expires soon, and use it immediately."""
         renewed = self._worker.call(self.pairing.renew_own)
         return renewed.addCallback(lambda _: None if self._tls is None else self._tls.check())
 
     def _network_changed(self) -> None:
-        """Addresses or routes of this host have changed: what failed may work now."""
+        """Make dialers try again: addresses or routes of this host have changed."""
         events.emit("node.network-changed")
         self.node.network_changed()
 
     def _clock_set(self, seconds: float) -> None:
-        """The wall clock was set: certificates may be valid now, or end soon."""
+        """Check certificates again: the wall clock was set, so some may be valid now, or expire."""
         events.emit("node.clock-set", step_seconds=seconds)
         self._renewal.check()
         self.node.clock_set()
 
     def _keep_greeted(self) -> None:
-        """Keep over a restart from which addresses peers were greeted."""
+        """Save the addresses from which peers were greeted, for the next start."""
         content = self._greeted.to_write(self._reactor.seconds())
         if content is not None:
             written = self._worker.call(self._greeted.write, content)
             written.addErrback(lambda failure: self._greeted.not_written(failure.value))
 
     def _note(self) -> None:
-        """Note which links are up, for the run after a kill."""
+        """Save which links are up, for the run after a kill."""
         up = [link.peer for link in self.node.links() if link.link.state == "up"]
         self._outages.alive(up, self._reactor.seconds(), wall())
 
     def _warn_of_certificates(self) -> None:
-        """Have a standing warning while files of TLS or pairing need an operator."""
+        """Keep a warning in status while files of TLS or pairing need an operator."""
         found = {
             "listen.certificate": None if self._tls is None else self._tls.complaint,
             "api.certificate": self._api.tls_complaint,
@@ -283,7 +283,7 @@ class Application:
                 self.node.warnings[setting] = f"{setting}: {complaint}"
 
     def _look_at_files(self) -> Deferred[None]:
-        """Have a standing warning while a file that the configuration names can't be used."""
+        """Keep a warning in status while a file that the configuration names cannot be used."""
         self._worker.call(self._certificate_ends).addCallbacks(
             self._keep_certificate_ends, lambda _: None
         )
@@ -292,7 +292,7 @@ class Application:
         )
 
     def _certificate_ends(self) -> list[tuple[CertificateRole, str | None, float]]:
-        """Return when certificates end, those of paired peers too; the worker's."""
+        """Return when certificates expire, including those of paired peers; runs in the worker."""
         found: list[tuple[CertificateRole, str | None, float]] = [*certificate_ends(self.config)]
         names = {peer.name for peer in self.config.peers}
         found += [("peer", *each) for each in self.pairing.certificate_ends() if each[0] in names]
@@ -305,11 +305,11 @@ class Application:
 
     def _warn_of_files(self, troubles: Sequence[LinkdError]) -> None:
         about = "files of the configuration"
-        # The listeners' own are looked at every few seconds.
-        told = [str(each) for each in troubles if not str(each).startswith(_WATCHED)]
-        if told:
-            more = f", and {len(told) - 3} more" if len(told) > 3 else ""
-            self.node.warnings[about] = "; ".join(told[:3]) + more
+        # The listeners check their own files every few seconds.
+        texts = [str(each) for each in troubles if not str(each).startswith(_WATCHED)]
+        if texts:
+            more = f", and {len(texts) - 3} more" if len(texts) > 3 else ""
+            self.node.warnings[about] = "; ".join(texts[:3]) + more
         else:
             self.node.warnings.pop(about, None)
 
@@ -317,7 +317,7 @@ class Application:
         """Open all sockets.
 
         Raises:
-            LinkdError: One can't be had.
+            LinkdError: One of them cannot be opened.
         """
         self._api.listen()
         if self._listener is not None:
@@ -326,7 +326,7 @@ class Application:
         self._divide()
 
     def _divide(self) -> None:
-        """Hold connections below the limit of descriptors: those of links come first."""
+        """Divide the file descriptors between links, which come first, newcomers and the API."""
         shares = self._descriptors.divide(len(self.config.peers))
         self._api.room.share = shares.api
         if self._listener is not None:
@@ -342,7 +342,7 @@ class Application:
             )
 
     def start(self) -> None:
-        """Begin all links, and what is looked after from time to time."""
+        """Start all links and periodic checks."""
         self.node.start()
         if self._tls is not None:
             self._tls.watch(self._reactor)
@@ -354,7 +354,7 @@ class Application:
             loop.start(interval, now=False)
 
     def reload(self, config: Config) -> None:
-        """Put a new configuration in force; untouched links stay up, certificates are looked at."""
+        """Apply a new configuration and check certificates; unchanged links stay up."""
         self.config = config
         if self._listener is not None and config.listen is not None:
             self._listener.configure(config)
@@ -367,7 +367,7 @@ class Application:
         self._look_at_files()
 
     def stop(self, detail: str) -> Deferred[None]:
-        """Say goodbye, end all, commit what waits; fires once that is on disk."""
+        """Send goodbyes, stop all parts, commit pending writes; fires once they are on disk."""
         self._renewal.stop()
         self._network.stop()
         for loop, _ in self._loops:
@@ -382,8 +382,8 @@ class Application:
         return stopped
 
 
-def _tell_opened(log: Log, seconds: float) -> None:
-    """Say that the log is open."""
+def _log_opened(log: Log, seconds: float) -> None:
+    """Log that the log is open."""
     events.emit(
         "log.opened",
         id=log.id,
@@ -396,5 +396,5 @@ def _tell_opened(log: Log, seconds: float) -> None:
 
 
 def _in_thread(host: str) -> Deferred[list[str]]:
-    """Look a name up in a thread."""
+    """Look up a name in a thread."""
     return threads.deferToThread(look_up, host)

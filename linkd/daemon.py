@@ -39,26 +39,26 @@ if TYPE_CHECKING:
     from linkd.app import Application
 
 YOUNG = 20_000
-"""So many more new containers than went: about twice what 1,000 publishes under way are.
+"""GC threshold of the youngest generation: about twice the containers of 1,000 open publishes.
 
-Python's own 700 had it look through all of these every few of them, and find nothing: they go by
-themselves (measured: 5 to 8 % of a busy hub's processor time).
+Python's default of 700 made the collector scan all of them every few publishes without finding
+garbage, since reference counting frees them (measured: 5 to 8 % of a busy hub's processor time).
 """
 
 OLDER = 1
-"""All are looked through after 140,000; Python does it after 94,000. So what links leave goes."""
+"""GC threshold of the older generations; a full collection frees what ended links leave behind."""
 
 
 LARGE_BYTES = 4 << 20
-"""glibc maps each block of this size or more by itself and unmaps it as soon as it is free.
+"""glibc maps each block of this size or more separately and unmaps it as soon as it is free.
 
-Left alone, glibc raises this bound to 32 MiB as such blocks come and go, and keeps their memory:
-240 callers of pages of 16 MiB took 534 MB. Messages of 1 MiB must stay below it: to map and fault
-in each copy of one doubled the processor time of such a message (6.5 to 16 ms).
+By default glibc raises this bound to 32 MiB as such blocks come and go, and keeps their memory:
+240 callers that read pages of 16 MiB took 534 MB. Messages of 1 MiB must stay below it: mapping and
+faulting in each copy doubled the processor time of such a message (6.5 to 16 ms).
 """
 
 KEPT_BYTES = 16 << 20
-"""The heap keeps so much free memory at its end.
+"""Free memory that the heap keeps at its end, in bytes.
 
 Setting one bound makes glibc stop adapting the other one, and its default of 128 KiB is returned
 to the kernel and asked for again with each turn of the event loop.
@@ -68,7 +68,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
 
 
 def settle() -> None:
-    """Look once more, then leave what is there now out of every later look."""
+    """Bound the heap's free memory; collect once, then exempt all current objects from GC."""
     with suppress(OSError, AttributeError):  # another library than glibc may have no such call
         library = ctypes.CDLL(None)
         library.mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES)
@@ -79,7 +79,7 @@ def settle() -> None:
 
 
 HANG_SECONDS: Final = 4.7
-"""A stop that has not ended the process so long after its signal hangs; DESIGN.md promises 5 s."""
+"""Seconds after its signal at which a stop counts as hung; DESIGN.md promises 5 s."""
 
 _ENDING: Final = frozenset({signal.SIGTERM, signal.SIGINT})
 _LAST_LINES_SECONDS: Final = 0.2
@@ -87,7 +87,7 @@ _MOST_DETAIL: Final = 2000
 
 
 class SignalThread:
-    """Wait for signals and make their calls; end the process where nothing else does.
+    """Waits for signals and calls their handlers; ends the process where a stop hangs.
 
     SIGABRT, which the service manager's watchdog sends, is logged with the place where the main
     thread was, and then ends the process. `os._exit` ends it where a stop hangs: everything
@@ -109,7 +109,7 @@ class SignalThread:
         self._ending_by = ""
 
     def start(self) -> None:
-        """Take the signals from now on; threads that are started later leave them alone."""
+        """Receive the signals from now on; threads that start later have them blocked."""
         signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
         threading.Thread(target=self._run, name="linkd-signals", daemon=True).start()
 
@@ -151,7 +151,7 @@ class SignalThread:
         signal.raise_signal(signal.SIGABRT)
 
     def _where(self) -> str:
-        """Return the place where the main thread is."""
+        """Return the source line that the main thread executes."""
         frame = sys._current_frames().get(self._main or 0)
         if frame is None:
             return "the main thread has ended"
@@ -159,14 +159,14 @@ class SignalThread:
 
 
 STOP_SECONDS = 3.5
-"""A clean stop gives up waiting for goodbyes after so long; the last lines get a second more."""
+"""Seconds that a clean stop waits for goodbyes; the last log lines get one second more."""
 
 LATE_SECONDS = 0.5
-"""A loop that wakes so late is said to be late."""
+"""The event loop is reported as late where it wakes this many seconds late."""
 
 _TICK = 1.0
 _FEED = 2.5
-"""The watchdog is fed at least so often, in seconds."""
+"""Maximum seconds between two watchdog notifications."""
 _FLUSH = 10.0
 
 
@@ -205,7 +205,7 @@ class Daemon:
         self._loops: list[LoopingCall] = []
 
     def start(self, parts: Application) -> None:
-        """Listen everywhere, begin all links, and say READY; a socket that can't be had ends it."""
+        """Listen on all sockets, start all links, and report READY; exit where listening fails."""
         self._parts = parts
         try:
             parts.listen()
@@ -225,7 +225,7 @@ class Daemon:
             self._feed(parts)
             self._watch.start()
         self._manager.ready()
-        self._tell_status(parts)
+        self._report_status(parts)
         events.emit(
             "node.ready",
             node=self.config.node.name,
@@ -235,27 +235,27 @@ class Daemon:
         settle()
 
     def _loop(self, interval: float, call: Callable[[], None]) -> None:
-        """Call something again and again, on the reactor's clock."""
+        """Call a function repeatedly, on the reactor's clock."""
         loop = LoopingCall(call)
         loop.clock = self._reactor
         self._loops.append(loop)
         loop.start(interval, now=False).addErrback(self._bug)
 
     def _bug(self, failure: Failure) -> None:
-        """A loop has failed: say so and go on without it; the watchdog's then restarts us."""
+        """Log that a loop has failed, and go on without it; the watchdog restarts the daemon."""
         events.emit("node.internal-error", where="daemon", detail=failure.getErrorMessage())
 
     def _tick(self, parts: Application) -> None:
-        """Look whether we woke late; tell the service manager how the links are."""
+        """Check whether the loop woke late; report the links to the service manager."""
         now = self._reactor.seconds()
         late = now - self._expected
         self._expected = now + _TICK
         if late > LATE_SECONDS:
             events.emit("node.loop-lag", late_seconds=late)
-        self._tell_status(parts)
+        self._report_status(parts)
 
-    def _tell_status(self, parts: Application) -> None:
-        """Tell the service manager how the links are, in one line."""
+    def _report_status(self, parts: Application) -> None:
+        """Report the state of the links to the service manager, in one line."""
         up, down = parts.node.summary()
         line = f"{up} up, {len(down)} down"
         if down:
@@ -263,7 +263,7 @@ class Daemon:
         self._manager.status(f"links: {line}")
 
     def _feed(self, parts: Application) -> None:
-        """Feed the watchdog, while every dialer makes progress."""
+        """Notify the watchdog while every dialer makes progress."""
         stuck = parts.node.progress(self._reactor.seconds())
         if stuck is None:
             self._manager.alive()
@@ -272,19 +272,19 @@ class Daemon:
             events.emit("node.stuck", detail=stuck)
 
     def kick(self) -> None:
-        """Have every dialer try again at once."""
+        """Make every dialer try again immediately."""
         if self._parts is not None and not self._stopping:
             events.emit("node.kicked", reason="SIGUSR1")
             self._parts.node.kick_all()
 
     def reload(self) -> None:
-        """Put the changed configuration in force, or refuse it with the reason."""
+        """Apply the changed configuration, or refuse it and log the reason."""
         parts = self._parts
         if parts is None or self._stopping:
             return
         self._manager.reloading()
         try:
-            # Pairing's own files are its thread's by now, which repairs them each hour.
+            # Pairing's files belong to its thread by now, which repairs them every hour.
             new = checked(load(self._paths()))
             differences = changes(self.config, new)
             config = apply_live(self.config, new)
@@ -292,16 +292,16 @@ class Daemon:
             self.config = config
         except LinkdError as error:
             events.emit("node.reload-refused", detail=str(error))
-        except Exception:  # noqa: BLE001 - a mistake of ours must not leave the unit `reloading`
+        except Exception:  # noqa: BLE001 - a bug must not leave the unit `reloading`
             self._bug(Failure())
             events.emit("node.reload-refused", detail="a mistake in linkd: see node.internal-error")
         else:
-            _tell_changes(differences)
+            _log_changes(differences)
         self._manager.ready()
-        self._tell_status(parts)
+        self._report_status(parts)
 
     def stop(self, why: str) -> None:
-        """Stop cleanly: say goodbye to peers, commit what waits, then end the reactor."""
+        """Stop cleanly: send goodbyes to peers, commit pending writes, then stop the reactor."""
         if self._stopping:
             return
         self._stopping = True
@@ -322,13 +322,13 @@ class Daemon:
         stopped.addCallback(lambda _: self._drain(began, limit))
 
     def thread_died(self, thread: str, detail: str) -> None:
-        """End with code 1: what a thread did for all is done no more, and a new run does it."""
+        """Exit with code 1, so that a restart replaces the thread that died."""
         events.emit("node.thread-died", thread=thread, detail=detail)
         self.code = 1
         self.stop(f"the thread {thread} has died")
 
     def _drain(self, began: float, limit: Any) -> None:
-        """End once the last connection is closed; `limit` ends it in any case."""
+        """Stop once the last connection is closed; `limit` stops the reactor in any case."""
         if not limit.active():
             return
         if open_connections(self._reactor):
@@ -338,13 +338,13 @@ class Daemon:
         self._end(began)
 
     def _end(self, began: float) -> None:
-        """End the reactor."""
+        """Stop the reactor."""
         events.emit("node.stopped", stop_seconds=self._reactor.seconds() - began)
         self._reactor.stop()
 
 
-def _tell_changes(differences: Sequence[Change]) -> None:
-    """Say what a reload has changed, and what waits for a restart."""
+def _log_changes(differences: Sequence[Change]) -> None:
+    """Log what a reload has changed, and which settings need a restart."""
     for change in differences:
         if not change.live:
             events.emit("node.restart-needed", setting=change.key, detail=change.detail)
@@ -354,13 +354,13 @@ def _tell_changes(differences: Sequence[Change]) -> None:
 
 
 def open_connections(reactor: Any) -> int:
-    """Return how many connections are still open, accepted or made."""
+    """Return the number of open connections, accepted or dialed."""
     seen = {*reactor.getReaders(), *reactor.getWriters()}
     return sum(isinstance(each, tcp.Connection) for each in seen)
 
 
 def with_files(config: Config) -> Config:
-    """Return a configuration whose files are checked; pairing's own are made first.
+    """Return a configuration whose files are checked, after creating those of pairing.
 
     Raises:
         ConfigError: One line for each error.
@@ -388,7 +388,7 @@ def checked(config: Config) -> Config:
 
 
 def cannot_listen(error: net_error.CannotListenError) -> str:
-    """Return what to say when an address can't be listened on."""
+    """Return the error message for an address on which the daemon cannot listen."""
     where = f"{error.interface or '*'}:{error.port}"
     number = getattr(error.socketError, "errno", None)
     why = os.strerror(number) if number else str(error.socketError)
@@ -411,7 +411,7 @@ def run(path: Path | None, log_format: Format = "text", least: Level = "info") -
         return files(path)
 
     try:
-        config = load(paths())  # a mistake in it is the command's to report: nothing is logged yet
+        config = load(paths())  # the command reports errors in it: the log is not set up yet
         installed = events.install(sys.stderr, log_format, least)
         with_files(config)
         lock = lock_state_dir(config.node.state_dir)
@@ -425,17 +425,17 @@ def run(path: Path | None, log_format: Format = "text", least: Level = "info") -
     except StateTooNew as error:
         raise ConfigError(str(error)) from None
     except (LinkdError, OSError) as error:
-        # An OSError is a disk that fails: the command's own would be taken for its output's.
+        # An OSError here is a failing disk; the command would report it as one of its output.
         for line in str(error).splitlines():
             sys.stderr.write(f"linkd: {line}\n")
         return 1
 
 
 def _run(config: Config, paths: Callable[[], Sequence[Path]], installed: Installed) -> int:
-    """Build all parts on the reactor and run it."""
+    """Build the application on the reactor and run it."""
     reactor: Any = install_reactor()
     reactor.seconds = time.monotonic
-    from linkd.app import Application  # noqa: PLC0415  # it loads all of linkd
+    from linkd.app import Application  # noqa: PLC0415  # it imports all of linkd
 
     raise_open_file_limit()
     daemon = Daemon(config, paths, reactor, ServiceManager(os.environ))
@@ -463,7 +463,7 @@ def _run(config: Config, paths: Callable[[], Sequence[Path]], installed: Install
 
 
 def _end(reactor: Any, daemon: Daemon, installed: Installed, why: str) -> None:
-    """Stop cleanly; while the log still opens, end as a crash would: nothing waits for a goodbye.
+    """Stop cleanly, or exit as in a crash while the log still opens: no peer awaits a goodbye.
 
     In the thread that takes the signals.
     """
@@ -476,7 +476,7 @@ def _end(reactor: Any, daemon: Daemon, installed: Installed, why: str) -> None:
 
 
 def _thread_died(reactor: Any, daemon: Daemon, what: threading.ExceptHookArgs) -> None:
-    """Have the daemon told, in the reactor's thread, that a thread ended by an exception."""
+    """Report a thread that ended by an exception to the daemon, in the reactor's thread."""
     name = what.thread.name if what.thread is not None else "?"
     lines = traceback.format_exception(what.exc_type, what.exc_value, what.exc_traceback)
     reactor.callFromThread(daemon.thread_died, name, "".join(lines)[-2000:])

@@ -1,10 +1,11 @@
-"""One WebSocket between two nodes: framing, silence, closing; what links and factories provide.
+"""One WebSocket between two nodes: framing, silence detection, closing.
 
-The node provides it. All in the reactor's thread.
+`LinkPort` and `Nodes` are the interfaces that the node implements for its connections. Everything
+runs in the reactor's thread.
 
-Autobahn does handshakes, control frames, fragments and closing. Whole binary messages in one frame,
-which is all that linkd sends, are taken and written here: many in one chunk of bytes, without
-copying what follows.
+Autobahn handles the handshake, control frames, fragments and closing. linkd only sends binary
+messages of one frame each, and this module reads and writes those itself: it takes many of them
+from one chunk of bytes without copying the rest.
 """
 
 from __future__ import annotations
@@ -55,49 +56,48 @@ class LinkPort(Protocol):
     peer: str
 
     def hello(self, generation: Generation) -> Hello:
-        """Return what we say first on a connection (`proof` empty: the connection fills it in)."""
+        """Return our hello for a connection; `proof` is empty, the connection fills it in."""
 
     def greeted(self, connection: Connection, hello: Hello) -> None:
-        """The peer has proved who it is and said hello. The link takes the connection over.
+        """Take over, or refuse, a connection whose peer has proved its identity and sent its hello.
 
-        Or refuses it.
-
-        On the listening end our own hello has not been sent yet: the link sends it
-        (with `Connection.answer`) if it takes the connection.
+        On the listening end our own hello has not been sent yet: the link sends it with
+        `Connection.answer` if it accepts the connection.
         """
 
     def received(self, connection: Connection, message: Message) -> None:
-        """A message after the hello."""
+        """Handle a message after the hello."""
 
     def writable(self, connection: Connection) -> None:
-        """`writable` has become true."""
+        """Send more: the connection's `writable` has become true."""
 
     def lost(
         self, connection: Connection, reason: Reason, detail: str, goodbye: Goodbye | None
     ) -> None:
-        """A greeted connection has ended.
+        """Handle the end of a connection that had been passed to `greeted`; called exactly once.
 
-        Always told once. `goodbye` is what the peer said last, if it did.
+        `goodbye` is the peer's last message, if it sent one.
         """
 
     def attempting(self, url: str, address: str | None) -> None:
-        """Dialer: an attempt has begun (address None), or has got as far as dialing `address`."""
+        """Dialer: an attempt has begun (address None), or has started to dial `address`."""
 
     def opening(self) -> None:
-        """Dialer: TCP stands; TLS, upgrade and hello are under way."""
+        """Dialer: TCP is established; TLS, upgrade and hello follow."""
 
     def failed(self, failure: AttemptFailed) -> None:
-        """Dialer: the attempt has failed; nothing more happens until `Dialer.dial`."""
+        """Dialer: the attempt has failed; nothing more happens until `LinkDialer.dial`."""
 
     def turned_away(self, reason: Reason, detail: str) -> None:
-        """Listener: someone who may be the peer was refused before a hello; for status and log.
+        """Listener: a connection that claims to be the peer was refused before its hello.
 
-        Nothing was proved: it may change what is told of a link that is down, and nothing else.
+        The claim is unproven, so it may only change what status and log report about a link that is
+        down.
         """
 
 
 class Nodes(Protocol):
-    """What a listener needs of the node."""
+    """The node, as its listener sees it."""
 
     name: str
 
@@ -122,7 +122,7 @@ class Nodes(Protocol):
 
 
 class FrameWriter(ABC):
-    """The sending half of `linkd.net.connection.Connection`; also the transport's producer."""
+    """The sending half of a `Connection`, and the transport's producer."""
 
     dialed: ClassVar[bool]
     transport: Any
@@ -140,11 +140,11 @@ class FrameWriter(ABC):
             self._frame(MESSAGE, payload)
 
     def sendFrame(self, opcode: int, payload: bytes = b"", **_: Any) -> None:
-        """Send what Autobahn wants sent: pings, pongs, closes; all of them whole."""
+        """Send a frame for Autobahn: pings, pongs and closes, which are never fragmented."""
         self._frame(0x80 | opcode, payload)
 
     def sendData(self, data: bytes, sync: bool = False, chopsize: int | None = None) -> None:
-        """Send what Autobahn has to say in the opening handshake."""
+        """Send the bytes of Autobahn's opening handshake."""
         self.life.sent_at = self.clock.seconds()
         self.transport.write(data)
 
@@ -157,13 +157,13 @@ class FrameWriter(ABC):
             self.transport.writeSequence((head, body))
 
     def pauseProducing(self) -> None:
-        """The transport has enough."""
-        if self.writable and self.pace is not None:  # each write says it again
+        """Stop sending: the transport's buffer is full."""
+        if self.writable and self.pace is not None:  # the transport repeats it with each write
             self.pace.paused(self.clock.seconds())
         self.writable = False
 
     def resumeProducing(self) -> None:
-        """The transport has room again."""
+        """Send again: the transport's buffer has drained."""
         self.writable = True
         if self.pace is not None:
             self.pace.resumed(self.clock.seconds())
@@ -174,23 +174,23 @@ class FrameWriter(ABC):
                 self._bug("no more could be sent")
 
     def stopProducing(self) -> None:
-        """The transport has gone."""
+        """Stop sending: the transport is closed."""
         self.writable = False
 
     @abstractmethod
     def _bug(self, what: str) -> None:
-        """Say a bug, and end the connection."""
+        """Log a bug, and end the connection."""
 
 
 Post = Callable[[bytes, str], Deferred[tuple[int, bytes]]]
-"""Answers a POST ahead of any upgrade: body and address in, status and JSON out."""
+"""Handles a POST before any upgrade: takes body and address, returns status and JSON."""
 
 
 ABORT_AFTER: Final = 3.0
-"""Seconds from a close to the abort."""
+"""Seconds from sending a close frame to aborting."""
 
 MAX_FRAMES: Final = 256
-"""Frames in which one message may come: each costs as much as a whole message."""
+"""Maximum number of frames of one message: each costs as much as a whole message."""
 
 _OPEN: Final = STATE_OPEN
 _CLOSED: Final = STATE_CLOSED
@@ -244,7 +244,7 @@ class Connection(Silence, FrameReader, FrameWriter):
     # -- beginning ----------------------------------------------------------------------------
 
     def connectionMade(self) -> None:
-        """TCP stands."""
+        """Set up the state of a new TCP connection."""
         self.key = next(_keys)
         self.clock = self.factory.clock
         self.began = self.clock.seconds()
@@ -256,11 +256,11 @@ class Connection(Silence, FrameReader, FrameWriter):
 
     @property
     def address(self) -> str:
-        """The other end, for people."""
+        """The peer's address and port, for display."""
         return show(self.host, self.port_number)
 
     def _onOpen(self) -> None:
-        """The upgrade is done: forget what it took, ask for word when the transport is full."""
+        """Free what only the handshake needed, and register with the transport for flow control."""
         self._transport_details = None
         for name in _HANDSHAKE_LEFTOVERS:
             self.__dict__.pop(name, None)
@@ -271,12 +271,12 @@ class Connection(Silence, FrameReader, FrameWriter):
             self._bug("an open connection could not begin")
 
     def onOpen(self) -> None:
-        """The WebSocket is open."""
+        """Begin: the WebSocket is open. The dialer sends its hello here."""
 
     # -- receiving ----------------------------------------------------------------------------
 
     def dataReceived(self, data: bytes) -> None:
-        """Bytes came: life, and perhaps messages."""
+        """Process received bytes; any of them count as a sign of life."""
         now = self.clock.seconds()
         life = self.life
         life.heard_at = now
@@ -292,17 +292,17 @@ class Connection(Silence, FrameReader, FrameWriter):
                 self.transport.abortConnection()
 
     def processData(self) -> bool:
-        """Let Autobahn take the next frame, or a part of it; tell whether there may be another."""
+        """Let Autobahn parse the next frame, or part of it; return whether more may follow."""
         return super().processData() and not self._too_many()  # type: ignore[misc]
 
     def onFrameBegin(self) -> None:
-        """Autobahn has a frame's head: count it, if it is of a message or within one."""
+        """Count the frame whose header Autobahn has parsed, if it belongs to a message."""
         if self.of_message():
             self._frames += 1
         super().onFrameBegin()  # type: ignore[misc]
 
     def _too_many(self) -> bool:
-        """End a message in too many frames; tell whether nothing more is to be read at all."""
+        """Fail where a message has too many frames; return whether reading must stop entirely."""
         if self._frames > MAX_FRAMES:
             self.fail("protocol", f"a message came in more than {MAX_FRAMES} frames", 3002)
         if self._frames <= 2 * MAX_FRAMES:
@@ -312,7 +312,7 @@ class Connection(Silence, FrameReader, FrameWriter):
         return True
 
     def whole(self, first: int, payload: bytes) -> bool:
-        """Take a message, a ping or a pong that came in one frame."""
+        """Process a message, ping or pong that arrived in one frame."""
         if first == MESSAGE:
             self._message(payload)
         elif first == PING:
@@ -322,17 +322,17 @@ class Connection(Silence, FrameReader, FrameWriter):
         return True
 
     def _pong(self, payload: bytes) -> None:
-        """Let Autobahn take a pong as if it had found it itself."""
+        """Pass a pong to Autobahn as if it had parsed it itself."""
         self.current_frame = _PONG_HEADER
         self.control_frame_data = [payload]
         self.processControlFrame()  # type: ignore[attr-defined]
         self.current_frame = None
 
     def onPong(self, payload: bytes) -> None:
-        """It is life, which was noted."""
+        """Ignore it: `dataReceived` has counted it as a sign of life."""
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
-        """A message came in several frames, or as text."""
+        """Process a message that arrived in several frames, or as text."""
         self._frames = 0
         if isBinary:
             self._message(payload)
@@ -359,10 +359,10 @@ class Connection(Silence, FrameReader, FrameWriter):
 
     @abstractmethod
     def first(self, message: Message) -> None:
-        """Take the peer's first message.
+        """Process the peer's first message.
 
         Raises:
-            RemoteProtocolError: It is no hello, or not one to be had.
+            RemoteProtocolError: It is not a hello, or not an acceptable one.
         """
 
     def answer(self, hello: Hello) -> None:
@@ -370,7 +370,7 @@ class Connection(Silence, FrameReader, FrameWriter):
         self.send(encode(hello))
 
     def onPing(self, payload: bytes) -> None:
-        """Answer a ping, unless the other end does not read what we have sent already."""
+        """Answer a ping, unless the peer does not read what has been sent already."""
         if self.state == _OPEN and self.writable:
             self._frame(PONG, payload)
 
@@ -378,20 +378,20 @@ class Connection(Silence, FrameReader, FrameWriter):
 
     @property
     def silence_limit(self) -> float:
-        """Seconds of silence at which it is given up."""
+        """Seconds of silence after which the connection is aborted."""
         return self.life.limit
 
     def silence_seconds(self) -> float:
-        """Return how long nothing has been heard."""
+        """Return how long nothing has been received."""
         return self.life.silence(self.clock.seconds())
 
     def _sendAutoPing(self) -> None:
-        """Ping, and remember when for the round trip."""
+        """Send a ping, and note the time to measure the round trip."""
         self._pinged_at = self.clock.seconds()
         super()._sendAutoPing()  # type: ignore[misc]
 
     def onAutoPong(self, *_: object) -> None:
-        """The pong to our last ping came."""
+        """Measure the round trip: the pong to our last ping has arrived."""
         if self._pinged_at is not None:
             self.rtt_seconds = self.clock.seconds() - self._pinged_at
             if self.on_round_trip is not None:
@@ -403,13 +403,13 @@ class Connection(Silence, FrameReader, FrameWriter):
         return self.state == _CLOSED or self._ending is not None
 
     def fell_silent(self, silence: float) -> None:
-        """Nothing was heard for so many seconds: abort it."""
+        """Abort the connection after `silence` seconds without a byte."""
         self.abort(self.silent_reason, f"nothing was heard for {silence:.1f} s")
 
     # -- ending -------------------------------------------------------------------------------
 
     def abort(self, reason: Reason, detail: str) -> None:
-        """End it now."""
+        """End the connection now; `lost` follows with this reason."""
         if self._ending is None:
             self._ending = (reason, detail)
         if self._gone:
@@ -420,7 +420,7 @@ class Connection(Silence, FrameReader, FrameWriter):
             self.dropConnection(abort=True)  # type: ignore[attr-defined]
 
     def fail(self, reason: Reason, detail: str, close_code: int) -> None:
-        """End it and tell the other why: a close frame, the abort behind it."""
+        """Send a close frame with the reason, and abort after 3 s; nothing more is received."""
         if self._ending is not None:
             return
         self._ending = (reason, detail)
@@ -433,11 +433,14 @@ class Connection(Silence, FrameReader, FrameWriter):
             self.abort(reason, detail)
 
     def _fail_connection(self, code: int = 1002, reason: str = "") -> None:
-        """Autobahn found what came wrong."""
+        """Fail where Autobahn found a protocol violation."""
         self.fail("protocol", reason, code)
 
     def goodbye(self, message: Goodbye) -> None:
-        """Send a goodbye and close."""
+        """Send a goodbye, close, and abort after 3 s.
+
+        `lost` follows with the reason of the goodbye, or `closed` where that is unknown.
+        """
         if self._ending is not None:
             return
         reason: Reason = message.reason if message.reason in _REASONS else "closed"  # type: ignore[assignment]
@@ -451,7 +454,7 @@ class Connection(Silence, FrameReader, FrameWriter):
     def sendCloseFrame(
         self, code: int | None = None, reasonUtf8: bytes | None = None, isReply: bool = False
     ) -> None:
-        """Close, and abort after 3 s whoever began."""
+        """Send a close frame; whichever end closes first, abort after 3 s."""
         super().sendCloseFrame(code, reasonUtf8, isReply)  # type: ignore[misc]
         self._abort_later()
 
@@ -471,12 +474,12 @@ class Connection(Silence, FrameReader, FrameWriter):
         self.transport.abortConnection()
 
     def _bug(self, what: str) -> None:
-        """Say a bug with its traceback, and end the connection: the one place for that."""
+        """Log a bug with its traceback, and end the connection: the only place that does."""
         SilentLogger._log.failure("{what}; the connection is aborted", what=what)
         self.abort("protocol", f"internal error: {what}")
 
     def connectionLost(self, reason: Failure) -> None:
-        """The end: tell it once."""
+        """Report the end of the connection, once."""
         self._gone = True
         super().connectionLost(reason)  # type: ignore[misc]
         for name in ("_abort_call", "closeHandshakeTimeoutCall"):
@@ -490,7 +493,7 @@ class Connection(Silence, FrameReader, FrameWriter):
         port.lost(self, why, detail, goodbye)
 
     def _why(self, goodbye: Goodbye | None, reason: Failure) -> tuple[Reason, str]:
-        """Return why a connection ended that we did not end."""
+        """Return why a connection ended that this node did not end."""
         if goodbye is not None:
             word: Reason = goodbye.reason if goodbye.reason in _REASONS else "closed"  # type: ignore[assignment]
             return word, f"the peer said goodbye: {goodbye.detail or goodbye.reason}"
@@ -502,10 +505,10 @@ class Connection(Silence, FrameReader, FrameWriter):
 
     @abstractmethod
     def ended_early(self, reason: Failure) -> None:
-        """It ended before it was greeted."""
+        """Handle the end of a connection before its peer's hello."""
 
     def onClose(self, *_: object) -> None:
-        """Autobahn's word for it; `connectionLost` follows."""
+        """Do nothing: `connectionLost` follows."""
 
 
 _HANDSHAKE_LEFTOVERS: Final = [

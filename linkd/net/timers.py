@@ -11,22 +11,21 @@ from linkd.clock import Clock, Timer
 from linkd.core.liveness import Liveness
 
 PING_GRID: Final = 0.25
-"""Seconds between moments at which pings go out."""
-
+"""Pings are sent at multiples of so many seconds, so that they share reactor wake-ups."""
 
 CLOCK_STEP: Final = 1.0
-"""Seconds within one by which the wall clock was set rather than corrected."""
+"""A change of the wall clock by this many seconds within a second is a step, not a slew."""
 
 
 class ExactTimer:
-    """Takes the place of Autobahn's batched timer, which is up to a second early.
+    """Replaces Autobahn's batched timer, which fires up to a second early.
 
-    Pings may share a moment, so that a thousand idle links wake the reactor four times a second
-    and not six hundred times: they come up to `PING_GRID` early. All else comes when asked.
+    Pings are sent up to `PING_GRID` early so that they share wake-ups: a thousand idle links wake
+    the reactor four times a second instead of six hundred times. All other calls are exact.
 
     Args:
-        clock: What the factory runs on.
-        ping: The name of what sends a ping.
+        clock: The factory's clock.
+        ping: The name of the method that sends a ping.
     """
 
     __slots__ = ("_clock", "_ping")
@@ -36,7 +35,7 @@ class ExactTimer:
         self._ping = ping
 
     def call_later(self, delay: float, call: Callable[..., object], *args: object) -> Timer:
-        """Call `call` after exactly `delay` seconds, a ping a little earlier."""
+        """Call `call` after exactly `delay` seconds, or a ping slightly earlier."""
         if delay > PING_GRID and getattr(call, "__name__", "") == self._ping:
             now = self._clock.seconds()
             delay = max(0.0, (now + delay) // PING_GRID * PING_GRID - now)
@@ -44,15 +43,15 @@ class ExactTimer:
 
 
 def turn_end(clock: Clock) -> Callable[[Callable[[], None]], object]:
-    """Return what makes a call where the reactor's turn ends; on another clock, as soon as can be.
+    """Return a function that schedules a call for the end of the reactor's iteration.
 
-    See `linkd.reactor`.
+    On a clock without iterations the call is made as soon as possible. See `linkd.reactor`.
     """
     return getattr(clock, "at_turn_end", None) or partial(clock.callLater, 0)
 
 
 def when_idle(clock: Clock) -> Callable[[Callable[[], None], float], object] | None:
-    """Return what puts a call off until the reactor has nothing else to do; another clock has none.
+    """Return a function that defers a call until the reactor is idle, or None on other clocks.
 
     See `linkd.reactor`.
     """
@@ -60,13 +59,13 @@ def when_idle(clock: Clock) -> Callable[[Callable[[], None], float], object] | N
 
 
 def cancel(call: Timer | None) -> None:
-    """Cancel a call that may have happened, or never have been planned."""
+    """Cancel a call that may be over, or None."""
     if call is not None and call.active():
         call.cancel()
 
 
 class ClockWatch:
-    """Notice that the wall clock was set, by how it moves against the monotonic one.
+    """Detects steps of the wall clock by comparing it with the monotonic clock.
 
     Args:
         clock: The reactor.
@@ -83,7 +82,7 @@ class ClockWatch:
         self._offset = wall() - clock.seconds()
 
     def look(self) -> None:
-        """Compare the clocks; called once a second, so that a slow correction does not count."""
+        """Compare the clocks; call it once a second, so that a slow correction does not count."""
         before, self._offset = self._offset, self._wall() - self._clock.seconds()
         step = self._offset - before
         if abs(step) >= CLOCK_STEP:
@@ -91,14 +90,14 @@ class ClockWatch:
 
 
 _CLOSE_ENOUGH: Final = 0.001
-"""Seconds by which silence may be judged late, rather than move a timer for every ping."""
+"""Silence may be detected this many seconds late, which saves moving a timer at every ping."""
 
 
 class Silence(ABC):
-    """The verdict on one connection, mixed into Autobahn's protocol.
+    """Detects a silent connection; a mixin for Autobahn's protocol classes.
 
     Attributes:
-        life: When it was heard and spoken to.
+        life: When bytes were last received and sent.
         clock: The reactor.
     """
 
@@ -107,7 +106,7 @@ class Silence(ABC):
     _judging = False
 
     def judge(self) -> None:
-        """Silence has reached the limit: read what is in the socket, then judge.
+        """Check for silence after the socket has been read once more.
 
         A reactor that woke late runs its timers before it reads.
         """
@@ -126,32 +125,32 @@ class Silence(ABC):
         else:
             self.watch()
 
-    def look_closer(self, now: float) -> None:  # noqa: B027 - a link knows none
-        """Note other signs of life than bytes, just before a connection is judged."""
+    def look_closer(self, now: float) -> None:  # noqa: B027 - a link has none
+        """Note signs of life other than bytes, just before a connection is judged."""
 
     @property
     @abstractmethod
     def is_ending(self) -> bool:
-        """Whether it has ended, or is about to."""
+        """Whether the connection has ended, or is about to."""
 
     @abstractmethod
     def fell_silent(self, silence: float) -> None:
-        """Nothing was heard for so many seconds: end it."""
+        """End a connection on which nothing was received for `silence` seconds."""
 
     @abstractmethod
     def watch(self) -> None:
-        """Be called again when silence may reach the limit."""
+        """Arrange the next check for when silence may reach its limit."""
 
 
 class PingedSilence(Silence):
-    """The accepting end: it pings every interval whatever arrives.
+    """The accepting end: it pings at every interval, whatever arrives.
 
-    A missing pong alone proves nothing: a time-out of Autobahn's counts where silence has reached
-    its limit too, and is armed again where it has not.
+    A missing pong alone proves nothing. Autobahn's time-out only counts where silence has reached
+    its limit as well; otherwise it is armed again.
 
     Attributes:
         factory: Has the timer that Autobahn uses.
-        autoPingInterval: Seconds between pings; Autobahn's, as what follows.
+        autoPingInterval: Seconds between pings; this attribute and those below are Autobahn's.
     """
 
     factory: Any
@@ -163,7 +162,7 @@ class PingedSilence(Silence):
     _pinged_at: float | None = None
 
     def _sendAutoPing(self) -> None:
-        """Ping; the time-out is the moment at which silence reaches its limit."""
+        """Send a ping, and set its time-out to when silence reaches its limit."""
         self._pinged_at = self.clock.seconds()
         super()._sendAutoPing()  # type: ignore[misc]
         wanted = self.life.deadline - self.clock.seconds()
@@ -171,13 +170,13 @@ class PingedSilence(Silence):
             self._rearm(max(0.0, wanted))
 
     def _rearm(self, after: float) -> None:
-        """Look at the silence after so many seconds; Twisted's `reset` to sooner costs a search."""
+        """Check for silence after `after` seconds; to move Twisted's call earlier is slower."""
         cancel(self.autoPingTimeoutCall)
         timer = self.factory._batched_timer
         self.autoPingTimeoutCall = timer.call_later(after, self.onAutoPingTimeout)
 
     def onAutoPingTimeout(self) -> None:
-        """No pong in time: that alone proves nothing, silence does."""
+        """Judge the connection where it is silent; a missing pong alone proves nothing."""
         self.autoPingTimeoutCall = None
         if self.life.silent(self.clock.seconds()):
             self.judge()
@@ -185,7 +184,7 @@ class PingedSilence(Silence):
             self.watch()
 
     def watch(self) -> None:
-        """Ping every interval whatever arrives, and judge when silence may reach its limit."""
+        """Schedule the next ping, or the check for silence where that comes first."""
         now = self.clock.seconds()
         next_ping = (self._pinged_at or now) + self.autoPingInterval
         if next_ping < self.life.deadline:
@@ -195,7 +194,7 @@ class PingedSilence(Silence):
             self._rearm(self.life.deadline - now)
 
     def ping_after(self, seconds: float) -> None:
-        """Have the next ping go out after so many seconds."""
+        """Schedule the next ping after `seconds`."""
         cancel(self.autoPingPendingCall)
         timer = self.factory._batched_timer
         self.autoPingPendingCall = timer.call_later(seconds, self._sendAutoPing)
