@@ -1,4 +1,4 @@
-"""Speak to a linkd daemon from asyncio: publish, subscribe, acknowledge, watch its links.
+"""The client of a linkd daemon for asyncio: publish, subscribe, acknowledge, watch its links.
 
     async with linkd.client.connect() as node:
         await node.publish("orders", {"total": 12})
@@ -19,7 +19,7 @@ __all__ = ["connect"]
 
 
 def connect(where: str | os.PathLike[str] | None = None, **options: Unpack[ConnectOptions]) -> Node:
-    """Return a daemon to speak to; `async with` starts and closes it.
+    """Return a node; `async with` starts and closes it.
 
     Args:
         where: The daemon's socket, or `http://HOST:PORT`; None: `LINKD_SOCKET`, else the usual one.

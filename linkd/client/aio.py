@@ -1,4 +1,4 @@
-"""The client for asyncio: a daemon as applications see it."""
+"""The client for asyncio."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ class AsyncioLoop:
         self._bound: asyncio.AbstractEventLoop | None = None
 
     def bind(self) -> None:
-        """Belong to the loop that runs now."""
+        """Bind to the running loop."""
         self._bound = asyncio.get_running_loop()
 
     def check(self) -> None:
-        """Raise ClientError where another loop runs than the one that it belongs to."""
+        """Raise ClientError if another loop runs than the one it is bound to."""
         self._running()
 
     def _running(self) -> asyncio.AbstractEventLoop:
-        """Return the loop that runs."""
+        """Return the running loop."""
         loop = asyncio.get_running_loop()
         if loop is not self._bound and self._bound is not None:
             raise ClientError(
@@ -60,7 +60,7 @@ class AsyncioLoop:
         return asyncio.get_running_loop().time()
 
     def promise(self) -> tuple[Awaitable[Any], Callable[[Any], None]]:
-        """Return a future, and what settles it; nobody has to await it."""
+        """Return a future and a function that settles it; awaiting it is optional."""
         future: asyncio.Future[Any] = self._running().create_future()
 
         def settle(outcome: Any) -> None:
@@ -75,11 +75,11 @@ class AsyncioLoop:
         return future, settle
 
     def soon(self, call: Callable[[], None]) -> Callable[[], None]:
-        """Call once this turn is over."""
+        """Call after this iteration of the loop."""
         return asyncio.get_running_loop().call_soon(call).cancel
 
     def later(self, seconds: float, call: Callable[[], None]) -> Callable[[], None]:
-        """Call after so many seconds."""
+        """Call after `seconds`."""
         return asyncio.get_running_loop().call_later(seconds, call).cancel
 
     def run(self, coroutine: Coroutine[Any, Any, None]) -> Callable[[], Awaitable[object]]:
@@ -95,21 +95,21 @@ class AsyncioLoop:
         return cancel
 
     def is_cancelled(self) -> bool:
-        """Return whether the task that runs is being cancelled."""
+        """Return whether the running task is being cancelled."""
         task = asyncio.current_task()
         return task is not None and task.cancelling() > 0
 
     async def sleep(self, seconds: float) -> None:
-        """Return after so many seconds."""
+        """Return after `seconds`."""
         await asyncio.sleep(seconds)
 
-    def complain(self, said: str, error: Exception) -> None:
-        """Log what nobody has asked to be told."""
-        _log.warning("%s", said, exc_info=None if isinstance(error, LinkdError) else error)
+    def complain(self, message: str, error: Exception) -> None:
+        """Log an error that no handler wants."""
+        _log.warning("%s", message, exc_info=None if isinstance(error, LinkdError) else error)
 
 
 class StatusWatcher(Observable[Status]):
-    """The status, which can also be iterated over as it changes."""
+    """The status; iterating over it yields its changes."""
 
     async def __aiter__(self) -> AsyncIterator[Status]:
         """Yield the present status and each later one, until it is `stopped` by a close."""
@@ -137,7 +137,7 @@ async def dial(
         changed: Called after each piece of the daemon's that was taken.
 
     Raises:
-        NoDaemon: Nobody answers there, or not in time.
+        NoDaemon: Nothing answers there, or not in time.
         Refused: The daemon refused the connection.
     """
     seconds = settings.connect_timeout
@@ -181,11 +181,11 @@ class AsyncioWire(Wire, asyncio.Protocol):
         self.flush()
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes of the daemon."""
+        """Process bytes from the daemon."""
         self.took(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is gone."""
+        """The connection was lost."""
         if exc is not None and self.failure is None:
             self.failure = ClientError(str(exc))
         self.ended()
@@ -207,7 +207,7 @@ class AsyncioWire(Wire, asyncio.Protocol):
 
 
 class _Hold:
-    """Ends a subscription once neither the iterator nor a record of it is held any more."""
+    """Ends a subscription once neither its iterator nor a record of it is referenced."""
 
     def __init__(self, inbox: RecordQueue, loop: asyncio.AbstractEventLoop) -> None:
         self._inbox = inbox
@@ -223,10 +223,10 @@ class _Hold:
 
 
 class Subscription(Records):
-    """An asynchronous iterator of records; over reconnects none comes twice, none is left out.
+    """An asynchronous iterator of records; across reconnects none is repeated or skipped.
 
-    It ends with `close`, at the end of an `async with`, or when nobody holds it or a record of it
-    any more. One at a time may iterate over it.
+    It ends with `close`, at the end of an `async with`, or when neither it nor a record of it is
+    referenced any more. Only one task at a time may iterate over it.
     """
 
     def __init__(self, inbox: RecordQueue) -> None:
@@ -236,7 +236,7 @@ class Subscription(Records):
         inbox.hold(self._hold.ack)
 
     async def close(self) -> None:
-        """End it; the iteration ends once all that came was taken."""
+        """End the subscription; the iteration ends after the records that have arrived."""
         self._inbox.close()
 
     def __del__(self) -> None:
@@ -246,12 +246,12 @@ class Subscription(Records):
 
 
 class Enqueued:
-    """Many values on their way: await it to know where they are stored.
+    """Many values that are being published: await it for their offsets.
 
-    They go on where such an await is cancelled.
+    Cancelling the await does not cancel the publishes.
 
     Attributes:
-        stored: Where those are of which it is known, also where others were refused.
+        stored: The values known to be stored, even if others were refused.
     """
 
     def __init__(self, under_way: list[tuple[int, Awaitable[Published]]]) -> None:
@@ -263,7 +263,7 @@ class Enqueued:
         return asyncio.shield(self._task).__await__()
 
     def done(self) -> bool:
-        """Return whether all of it is settled."""
+        """Return whether all values are settled."""
         return self._task.done()
 
     async def _settle(self, under_way: list[tuple[int, Awaitable[Published]]]) -> Stored:
@@ -279,7 +279,7 @@ class Enqueued:
 
 
 class Node(NodeBase[StatusWatcher, Subscription]):
-    """A daemon, over any number of connections to it.
+    """A client of one daemon, across reconnects.
 
     Made by `linkd.client.connect`; `async with` starts and closes it.
     """
@@ -293,10 +293,10 @@ class Node(NodeBase[StatusWatcher, Subscription]):
         """Return once the connection is up.
 
         Args:
-            timeout: Seconds; None waits for ever.
+            timeout: Seconds; None waits forever.
 
         Raises:
-            NoDaemon: It isn't in time; or the last attempt allowed has failed.
+            NoDaemon: It was not up in time, or the last allowed attempt failed.
             Closed: The node was closed.
         """
         try:
@@ -306,7 +306,7 @@ class Node(NodeBase[StatusWatcher, Subscription]):
             raise self._calls.not_open(timeout or 0.0) from None
 
     async def close(self) -> None:
-        """End the connection; what is under way fails with Closed."""
+        """Close the connection; pending operations fail with Closed."""
         await self._calls.close()
 
     def publish(
@@ -314,20 +314,20 @@ class Node(NodeBase[StatusWatcher, Subscription]):
     ) -> Coroutine[Any, Any, int]:
         """Publish one value; return its offset once it is on the daemon's disk.
 
-        Publishes that are under way together are sent and stored together.
+        Concurrent publishes are sent and stored in batches.
 
         Args:
             channel: A channel's name.
-            value: Bytes, text, or what JSON can say; or whatever `encode` takes.
+            value: Bytes, text or a JSON value; or whatever `encode` accepts.
             **options: See PublishOptions.
 
         Returns:
-            The offset; of the first publish where the id was published before; 0 if volatile.
+            The offset; that of the first publish if the id was published before; 0 if volatile.
 
         Raises:
             PublishError: It was refused: ChannelRefused, BodyTooLarge, LogFull, BadRecord.
             Refused: It was refused for another reason, or the peer does not get that channel.
-            TimedOut: It is stored, but the peer did not have it in time.
+            TimedOut: It is stored, but the peer did not receive it in time.
             OffsetUnknown: It is stored, but the daemon no longer knows where.
             NoDaemon: There is no connection, and `when_down` is `fail`.
         """
@@ -349,9 +349,9 @@ class Node(NodeBase[StatusWatcher, Subscription]):
     async def enqueue(
         self, channel: str, values: Iterable[Any], **options: Unpack[PublishManyOptions]
     ) -> Enqueued:
-        """Take many values; return once there was room for all, with what to await for the rest.
+        """Enqueue many values; return once there is room for all, with the pending result.
 
-        What is enqueued first is stored first. Nothing waits for the peer in `wait` here.
+        Values are stored in the order of the calls. The option `wait` has no effect here.
         """
         return Enqueued(await self._calls.send_many(channel, values, options))
 
@@ -366,22 +366,22 @@ class Node(NodeBase[StatusWatcher, Subscription]):
 
         Args:
             peer: Its name.
-            channel: One that it gets.
-            next: One more than the last offset concerned; 0 for all that there is now.
+            channel: A channel that it receives.
+            next: One more than the last offset concerned; 0 for everything published so far.
             timeout: Seconds.
 
         Raises:
             TimedOut: Not in time.
-            Refused: It does not get that channel, or there is no such peer.
+            Refused: The peer does not receive that channel, or there is no such peer.
         """
         await self._calls.wait_for(peer, channel, next, timeout)
 
     async def flush(self) -> None:
-        """Return once every publish under way is settled."""
+        """Return once every pending publish is settled."""
         await self._calls.until_settled()
 
 
 def _seen(task: asyncio.Future[Stored]) -> None:
-    """Take note of a failure: nobody has to await what was enqueued."""
+    """Mark a failure as handled: awaiting what was enqueued is optional."""
     if not task.cancelled():
         task.exception()

@@ -45,7 +45,7 @@ With HELD_BYTES for each publish.
 
 
 class _Waiter(msgspec.Struct):
-    """A publish that waits for room."""
+    """A publish that waits for room in flight."""
 
     size: int
     go_on: Callable[[None], None]
@@ -54,15 +54,15 @@ class _Waiter(msgspec.Struct):
 
 
 class Room:
-    """The queue for room: nobody passes while somebody waits, so publishes keep their order.
+    """The queue of publishes that wait for room; strictly in order.
 
     Attributes:
-        passed: Bytes that went in this turn.
+        passed: Bytes admitted in this iteration of the loop.
 
     Args:
         loop: The event loop.
-        flight: What is under way.
-        max_bytes: So many bytes may be.
+        flight: The publishes in flight.
+        max_bytes: The most bytes in flight.
     """
 
     def __init__(self, loop: Loop, flight: InFlightPublishes, max_bytes: int) -> None:
@@ -103,7 +103,7 @@ class Room:
         self._leave(waiter)
 
     def admit(self, everyone: bool = False) -> None:
-        """Let those go on for whom there is room, in order; or everyone, to see why not."""
+        """Admit waiters that there is room for, in order; or everyone, to fail."""
         while self._waiting:
             if self._waiting[0].is_gone:
                 self._waiting.popleft()
@@ -120,7 +120,7 @@ class Room:
             waiter.go_on(None)
 
     def turned(self) -> None:
-        """Begin another turn, with more of those who wait."""
+        """Start another iteration, and admit more waiters."""
         self.passed = 0
         if self._waiting:
             self.admit()
@@ -157,10 +157,10 @@ class TypeHandlers:
         self._records: dict[str, Records] = {}
 
     def on(self, type_: str, function: Function, pattern: str) -> None:
-        """Call `function` for each record of that type; registered twice it is called once.
+        """Call `function` for each record of that type; a repeated registration has no effect.
 
         Raises:
-            TypeError: The type is no text, or the function cannot be called.
+            TypeError: The type is not a string, or the function is not callable.
         """
         if not isinstance(type_, str):
             raise TypeError(f"expected a record's type, got {type_!r}")
@@ -175,7 +175,7 @@ class TypeHandlers:
         self._functions[pattern][entry] = None
 
     def off(self, type_: str, function: Function | None) -> None:
-        """Forget a function, or all of a type; the last one of a pattern ends its subscription."""
+        """Remove a function, or all of a type; the last one of a pattern ends its subscription."""
         for pattern, functions in list(self._functions.items()):
             for known_type, known in list(functions):
                 if known_type == type_ and function in (None, known):
@@ -184,20 +184,20 @@ class TypeHandlers:
                 self._forget(pattern)
 
     def close(self) -> None:
-        """Forget all; a function that runs is not interrupted: it may be what closes the node."""
+        """Remove all; a running function is not interrupted: it may be the caller."""
         for pattern in list(self._functions):
             self._functions[pattern].clear()
             self._forget(pattern)
 
     def _forget(self, pattern: str) -> None:
-        """End a pattern's subscription: that ends its pump once the present function returns."""
+        """End a pattern's subscription, which ends its pump once the current function returns."""
         del self._functions[pattern]
         self._records.pop(pattern).end()
 
     async def _pump(
         self, pattern: str, functions: dict[tuple[str, Function], None], records: Records
     ) -> None:
-        """Call the functions of each record in the order of the records, one after the other."""
+        """Call the functions for each record, one after the other, in order."""
         try:
             async for record in records:
                 for type_, function in list(functions):
@@ -212,7 +212,7 @@ class TypeHandlers:
                 self._forget(pattern)
 
     async def _call(self, function: Function, record: Record) -> None:
-        """Call one function; a cancellation that came out of what it awaits is its own failure."""
+        """Call one function; if what it awaits is cancelled, that is its own failure."""
         try:
             outcome = function(record)
             if inspect.isawaitable(outcome):
@@ -227,31 +227,31 @@ class TypeHandlers:
 
 WAIT_SECONDS: Final = 30.0
 GUESSED_BYTES: Final = 256
-"""What a value that is not encoded yet counts for where it waits for room."""
+"""Assumed size of a value that waits for room before it is encoded."""
 
 VALUE_BYTES: Final = 256
-"""What each of many values counts for in a turn of the loop, beside its bytes: for its encoding."""
+"""Added to the size of each value of `publish_many`, for the cost of encoding it."""
 
 MAX_DELAY: Final = 15.0
 LOCAL_DELAY: Final = 1.0
-"""No delay between attempts is longer, where `max_delay` is not given: to `http`, to a socket."""
+"""The longest delay between attempts unless `max_delay` is given: to `http`, to a socket."""
 
 GRACE_SECONDS: Final = 1.0
-"""How much longer than the daemon a client waits before it says itself that the time is over."""
+"""How much longer than the daemon a client waits before it reports the time-out itself."""
 
 DialAt = Callable[[Address, Settings, Session, Callable[[], None]], Awaitable[Wire]]
-"""Opens one connection; the last argument is called after each piece of the daemon's."""
+"""Opens one connection; the last argument is called after each piece of data from the daemon."""
 
 
 class ClientCore:
-    """A daemon, over any number of connections to it.
+    """A client of one daemon, across reconnects.
 
     Args:
         loop: The event loop.
         dial: Opens a connection.
         where: The daemon.
-        settings: What was asked of the connection.
-        status: The connection's state and the links', kept right.
+        settings: The options of the connection.
+        status: The state of the connection and the links; kept up to date.
     """
 
     def __init__(
@@ -289,18 +289,18 @@ class ClientCore:
     # life
 
     async def until_open(self) -> None:
-        """Return once the connection is up; raise why it never will be."""
+        """Return once the connection is up; raise the final error if it never will be."""
         while not self.session.open:
             self.check()
             await self.upkeep.changed()
 
     def not_open(self, seconds: float) -> NoDaemon:
-        """Return what to raise where it was not up in time."""
+        """Return the error for a connection that was not up in time."""
         reason = self._status.value.reason or "no answer"
         return NoDaemon(f"no daemon at {self._where} in {seconds:g} s: {reason}")
 
     async def until_settled(self) -> None:
-        """Return once every publish under way is settled."""
+        """Return once every pending publish is settled."""
         self.upkeep.flush()
         self.session.gatherer.seal()
         while len(self.session.flight):
@@ -308,7 +308,7 @@ class ClientCore:
             await self.upkeep.changed()
 
     async def close(self) -> None:
-        """End the connection; what is under way fails with Closed."""
+        """Close the connection; pending operations fail with Closed."""
         self._loop.check()
         if self._handlers is not None:
             self._handlers.close()
@@ -317,7 +317,7 @@ class ClientCore:
         await self.upkeep.close()
 
     def check(self) -> None:
-        """Raise why nothing can be asked."""
+        """Raise an error if the node was not started, or has failed for good."""
         if self.upkeep.failed is not None:
             raise self.upkeep.failed
         if not self.upkeep.started:
@@ -356,7 +356,7 @@ class ClientCore:
     async def send_many(
         self, channel: str, values: Iterable[Any], options: PublishManyOptions
     ) -> list[tuple[int, Awaitable[Published]]]:
-        """Queue many values, in order, as there is room; return each batch's count and outcome."""
+        """Queue many values in order as room allows; return each batch's count and outcome."""
         self._check_publish(channel, 0)
         under_way: list[tuple[int, Awaitable[Published]]] = []
         terms = _terms(options)
@@ -372,10 +372,10 @@ class ClientCore:
     async def wait_as_asked(
         self, options: PublishOptions | PublishManyOptions, channel: str, last: int
     ) -> None:
-        """Return once the peer in `wait`, if there is one, has all up to offset `last`.
+        """Return once the peer in `wait`, if any, has everything up to offset `last`.
 
         Raises:
-            ClientError: Not in time, or never; all of it is stored, and the error has `last`.
+            ClientError: Not in time, or never; everything is stored, and the error has `last`.
         """
         if peer := options.get("wait"):
             timeout = options.get("timeout", WAIT_SECONDS)
@@ -405,23 +405,23 @@ class ClientCore:
         return waiting
 
     def _check_publish(self, channel: str, size: int) -> None:
-        """Refuse at once what can only fail."""
+        """Raise at once if the publish can only fail."""
         self.check()
         self.session.check_publish(channel, size, self._settings.when_down)
 
     async def _wait_for_room(self, channel: str, size: int) -> None:
-        """Return once there is room for another publish; raise why there will be none."""
+        """Return once there is room for another publish; raise the error if there never will be."""
         self.upkeep.plan_flush()
         await self._room.wait(size)
         self._check_publish(channel, 0)
 
     def _admit(self) -> None:
-        """Let publishes go on that wait for room, or that have nothing to wait for any more."""
+        """Admit publishes that wait for room; all of them if the node has failed."""
         fails = self._settings.when_down == "fail" and not self.session.open
         self._room.admit(everyone=fails or self.upkeep.failed is not None)
 
     def _plan_expiry(self) -> None:
-        """End the waits whose time is over, also while there is no connection."""
+        """Expire waits at their deadline, with or without a connection."""
         now = self._loop.time()
         deadline = self.session.expire(now - GRACE_SECONDS)
         if deadline is None or (self._expiry_off is not None and self._expiry_at <= deadline):
@@ -439,7 +439,7 @@ class ClientCore:
     # reading
 
     def inbox(self, patterns: tuple[str, ...], options: SubscribeOptions) -> RecordQueue:
-        """Begin a subscription; raise ChannelRefused, ValueError or TypeError for what is none."""
+        """Start a subscription; raise ChannelRefused, ValueError or TypeError."""
         self.check()
         self._loop.check()
         check_start(options.get("start", "latest"))
@@ -474,7 +474,7 @@ class ClientCore:
         self._handlers.on(type, function, channel)
 
     def off(self, type: str, function: Function | None) -> None:
-        """Forget a function, or all functions of a type."""
+        """Remove a function, or all functions of a type."""
         if self._handlers is not None:
             self._handlers.off(type, function)
 
@@ -482,13 +482,13 @@ class ClientCore:
         self.upkeep.call(self._settings.on_message, record)
 
     def _nobody_iterates(self, patterns: tuple[str, ...]) -> None:
-        """Report what would only look as if nothing more was published."""
-        said = "its window is full: on_message hears of no more until somebody iterates over it"
+        """Report that the window is full, since it looks as if nothing more was published."""
+        said = "its window is full: on_message gets no more until something iterates over it"
         self.upkeep.report(ClientError(f"the subscription of {', '.join(patterns)[:200]}: {said}"))
 
 
 def _terms(options: PublishOptions | PublishManyOptions, ids: tuple[str, ...] = ()) -> Terms:
-    """Return what is asked for, once all of it was checked."""
+    """Return the checked options of a publish."""
     if not options:  # nearly always: a publish costs microseconds
         return NO_TERMS
     ttl, wait = check_ttl(options.get("ttl")), options.get("wait")
@@ -501,12 +501,12 @@ Following = TypeVar("Following", bound=Records)
 
 
 class NodeBase(ABC, Generic[Watch, Following]):
-    """A daemon, over any number of connections to it; `async with` starts and closes it.
+    """A client of one daemon, across reconnects; `async with` starts and closes it.
 
     Args:
-        calls: What can be asked of it.
-        status: The connection's state and the links', which `calls` keeps right.
-        following: Makes a subscription of an inbox.
+        calls: Its operations.
+        status: The state of the connection and the links, which `calls` keeps up to date.
+        following: Makes a subscription of a queue of records.
     """
 
     def __init__(
@@ -525,53 +525,52 @@ class NodeBase(ABC, Generic[Watch, Following]):
 
     @property
     def name(self) -> str:
-        """The daemon's node name; empty until it was reached."""
+        """The daemon's node name; empty before the first connection."""
         return self._calls.session.node
 
     @property
     def max_body_bytes(self) -> int:
-        """The largest body that can be published, as far as it is known."""
+        """The largest body that can be published, as far as known."""
         return min(MAX_BODY_BYTES, self._calls.session.max_body_bytes or MAX_BODY_BYTES)
 
     @property
     def status(self) -> Watch:
-        """The connection's state and the links', to be watched."""
+        """The state of the connection and the links; observable."""
         return self._status
 
     def start(self) -> None:
-        """Begin to connect, and keep connected until `close`."""
+        """Start connecting, and stay connected until `close`."""
         self._calls.upkeep.start()
 
     @abstractmethod
     def close(self) -> Awaitable[None]:
-        """End the connection; what is under way fails with Closed."""
+        """Close the connection; pending operations fail with Closed."""
 
     def subscribe(self, *patterns: str, **options: Unpack[SubscribeOptions]) -> Following:
-        """Follow channels: an asynchronous iterator of records, which begins now.
+        """Subscribe to channels: an asynchronous iterator of records, which begins now.
 
         Args:
-            *patterns: Channels; `*` stands for one word, `>` last for the rest.
+            *patterns: Channels; `*` matches one word, `>` at the end matches the rest.
             **options: See SubscribeOptions.
 
         Raises:
-            ChannelRefused: A pattern is malformed. What the daemon refuses, the iterator raises.
+            ChannelRefused: A pattern is malformed. The iterator raises refusals by the daemon.
         """
         return self._following(self._calls.inbox(patterns, options))
 
     def on(self, type: str, function: Function, channel: str = ">") -> None:
         """Call `function` with each record of a type that arrives on a channel from now on.
 
-        Records come one after the other, in order; a coroutine or Deferred that it returns is
-        awaited. Registered twice it is called once, also after reconnects. What it raises goes to
-        `on_error`.
+        Records are handled one after the other, in order; a returned coroutine or Deferred is
+        awaited. A repeated registration has no effect. Exceptions go to `on_error`.
 
         Args:
-            type: The records' type; `*` for every one.
-            function: Takes a record.
+            type: The records' type; `*` for any.
+            function: Called with a record.
             channel: A channel or pattern.
         """
         self._calls.on(self.subscribe, type, function, channel)
 
     def off(self, type: str, function: Function | None = None) -> None:
-        """Forget a function, or all functions of a type."""
+        """Remove a function, or all functions of a type."""
         self._calls.off(type, function)

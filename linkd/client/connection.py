@@ -23,47 +23,47 @@ class Loop(Protocol):
     """An event loop.
 
     Attributes:
-        cancelled: What a coroutine that is cancelled is raised.
+        cancelled: The exception that a cancelled coroutine gets.
     """
 
     cancelled: type[BaseException]
 
     def bind(self) -> None:
-        """Belong to what runs now."""
+        """Bind to the running loop."""
 
     def check(self) -> None:
-        """Raise ClientError where the caller runs elsewhere than in this loop."""
+        """Raise ClientError if the caller runs outside this loop."""
 
     def time(self) -> float:
         """Return monotonic seconds."""
 
     def promise(self) -> tuple[Awaitable[Any], Callable[[Any], None]]:
-        """Return what can be awaited once, and what settles it.
+        """Return an awaitable for one use, and a function that settles it.
 
-        A LinkdError is raised by the await, anything else returned. What is settled or cancelled
-        already is left alone.
+        The await raises a LinkdError and returns anything else. Settling it again, or after it was
+        cancelled, has no effect.
         """
 
     def soon(self, call: Callable[[], None]) -> Callable[[], None]:
-        """Call once this turn is over; return how to call it off."""
+        """Call after this iteration of the loop; return a function that cancels the call."""
 
     def later(self, seconds: float, call: Callable[[], None]) -> Callable[[], None]:
-        """Call after so many seconds; return how to call it off, which may be too late."""
+        """Call after `seconds`; return a function that cancels the call unless it was made."""
 
     def run(self, coroutine: Coroutine[Any, Any, None]) -> Callable[[], Awaitable[object]]:
-        """Run a coroutine; return how to cancel it. Who awaits that goes on once it has ended."""
+        """Run a coroutine; return a function that cancels it, and can be awaited for its end."""
 
     def is_cancelled(self) -> bool:
-        """Return whether the coroutine that runs is being cancelled itself.
+        """Return whether the running coroutine itself is being cancelled.
 
-        False where a cancellation only came out of what it awaits, or where nobody can know.
+        False if only what it awaits was cancelled, or if the loop cannot know.
         """
 
     async def sleep(self, seconds: float) -> None:
-        """Return after so many seconds."""
+        """Return after `seconds`."""
 
-    def complain(self, said: str, error: Exception) -> None:
-        """Log what nobody has asked to be told."""
+    def complain(self, message: str, error: Exception) -> None:
+        """Log an error that no handler wants."""
 
 
 MAX_DOUBLINGS: Final = 30
@@ -73,9 +73,9 @@ class Backoff:
     """The delays between attempts.
 
     Args:
-        min_delay: Seconds; the first delay lies below it.
-        max_delay: Seconds; no delay is above it.
-        stable_after: A connection that held so many seconds starts the series anew.
+        min_delay: Seconds; the first delay is below it.
+        max_delay: Seconds; no delay exceeds it.
+        stable_after: A connection that was up this many seconds resets the delays.
     """
 
     def __init__(
@@ -97,17 +97,17 @@ class Backoff:
         return float(ceiling * random)
 
     def lost(self, held_seconds: float, random: float) -> float:
-        """Return the seconds until the next attempt, after a connection that held so long."""
+        """Return the seconds until the next attempt, after a connection of that duration."""
         if held_seconds >= self._stable_after:
             self.failures = 0
         return self.failed(random)
 
 
 async def bearer(key: Key | None, cancelled: type[BaseException]) -> dict[str, str]:
-    """Return the header that says who we are; `cancelled` passes through.
+    """Return the authentication header; `cancelled` passes through.
 
     Raises:
-        NoDaemon: The application's function raised, or returned what is no key.
+        NoDaemon: The application's function raised, or did not return a key.
     """
     headers = {"User-Agent": f"linkd-python/{__version__}"}
     try:
@@ -124,20 +124,20 @@ async def bearer(key: Key | None, cancelled: type[BaseException]) -> dict[str, s
 
 
 class Wire:
-    """The bytes of one connection; an edge adds the transport.
+    """The bytes of one connection; subclasses add the transport.
 
     Attributes:
-        opened: To be awaited: the daemon has answered, or the connection was lost before.
-        lost: To be awaited: the connection is gone.
-        gone: Whether it is.
-        heard: The loop's time of the last byte.
+        opened: Awaitable: the daemon has answered, or the connection was lost before.
+        lost: Awaitable: the connection was lost.
+        gone: Whether the connection was lost.
+        last_received: The loop's time of the last byte.
         failure: Why we ended it, if we did.
 
     Args:
         where: The daemon.
         headers: Further headers of the upgrade.
-        session: What the connection serves.
-        changed: Called after each piece of the daemon's that was taken.
+        session: The session that the connection serves.
+        changed: Called after each piece of data from the daemon.
         loop: The event loop.
     """
 
@@ -154,7 +154,7 @@ class Wire:
         self.opened, self._answered = loop.promise()
         self.lost, self._ended = loop.promise()
         self.gone = False
-        self.heard = loop.time()
+        self.last_received = loop.time()
         self.failure: LinkdError | None = None
         self._where = where
         self._session = session
@@ -167,7 +167,7 @@ class Wire:
 
     @abstractmethod
     def _writable(self) -> bool:
-        """Tell whether there is a transport that is not closing."""
+        """Return whether there is a transport that is not closing."""
 
     @abstractmethod
     def _write(self, pieces: Any) -> None:
@@ -179,18 +179,18 @@ class Wire:
 
     @abstractmethod
     def _abort(self) -> None:
-        """Cut it, where there is something to cut."""
+        """Abort the transport, if there is one."""
 
-    # For who keeps it
+    # For the owner
 
     @property
     def reason(self) -> str:
-        """Why it is gone, in a few words."""
+        """Why the connection was lost, in a few words."""
         failure = self.failure or self._session.last_failure
         return str(failure) if failure is not None else self._websocket.farewell
 
     def flush(self) -> None:
-        """Send what the session wants sent."""
+        """Send the session's pending messages."""
         if not self._writable():
             return
         if self._begun and not self._websocket.closing:
@@ -200,21 +200,21 @@ class Wire:
             self._write(pieces)
 
     def close(self) -> None:
-        """Begin the closing handshake, once what is due was sent."""
+        """Send pending messages, then begin the closing handshake."""
         self.flush()
         self._websocket.close()
         self.flush()
 
     def abort(self, failure: LinkdError | None = None) -> None:
-        """End it at once."""
+        """Close the connection at once."""
         self.failure = self.failure or failure
         self._abort()
 
     # From the transport
 
     def took(self, data: bytes) -> None:
-        """Take bytes of the daemon."""
-        self.heard = self._time()
+        """Process bytes from the daemon."""
+        self.last_received = self._time()
         try:
             messages = self._websocket.receive(data)
             if self._websocket.opened and not self._begun:
@@ -233,7 +233,7 @@ class Wire:
             self._close()
 
     def ended(self) -> None:
-        """Tell the session, which keeps what is under way for the next connection."""
+        """Notify the session, which keeps pending operations for the next connection."""
         self._websocket.lost()
         if self._begun:
             self._session.lost()
@@ -246,29 +246,29 @@ class Wire:
 
 CLOSE_SECONDS: Final = 1.0
 REPORT_SECONDS: Final = 60.0
-"""While the daemon cannot be reached, the same reason is reported so often."""
+"""While the daemon cannot be reached, the same reason is reported this often."""
 
 Dial = Callable[[Callable[[], None]], Awaitable[Wire]]
-"""Opens one connection, up to the daemon's answer; raises NoDaemon or Refused. What it is given is
-called after each piece of the daemon's."""
+"""Opens one connection, up to the daemon's answer; raises NoDaemon or Refused. Its argument is
+called after each piece of data from the daemon."""
 
 
 class Reconnector:
-    """Connects, and connects again, until closed or out of attempts.
+    """Connects and reconnects until closed or out of attempts.
 
     Attributes:
-        failed: Why nothing more is to be expected, or None.
+        failed: The final error, or None.
         started: Whether it was started.
         on_wake: Called whenever something may have changed.
-        on_flush: Called whenever what the session wants sent was sent, if there is a connection.
+        on_flush: Called after each flush, with or without a connection.
 
     Args:
         loop: The event loop.
         dial: Opens a connection.
         settings: Delays, time-outs and hooks.
-        session: What the connections serve.
-        status: The connection's state and the links', kept right from here on.
-        max_delay: The longest delay where the settings have none.
+        session: The session that the connections serve.
+        status: The state of the connection and the links; updated from here.
+        max_delay: The longest delay if the settings have none.
     """
 
     def __init__(
@@ -300,14 +300,14 @@ class Reconnector:
         session.on_links = self._links_changed
 
     def start(self) -> None:
-        """Begin to connect."""
+        """Start connecting."""
         if not self.started:
             self._loop.bind()
             self.started = True
             self._cancel = self._loop.run(self._keep_connected())
 
     async def close(self) -> None:
-        """End the connection and the attempts; what is under way fails with Closed."""
+        """Close the connection and end the attempts; pending operations fail with Closed."""
         if self.failed is None:
             self.failed = Closed("the node was closed")
         self.flush()
@@ -324,12 +324,12 @@ class Reconnector:
         self.wake()
 
     def plan_flush(self) -> None:
-        """Send once this turn of the loop is over, so that what comes together goes together."""
+        """Flush after this iteration of the loop, so that concurrent messages are sent together."""
         if self._flush_off is None and self.failed is None:
             self._flush_off = self._loop.soon(self.flush)
 
     def flush(self) -> None:
-        """Send what the session wants sent."""
+        """Send the session's pending messages."""
         if self._flush_off is not None:
             self._flush_off()
             self._flush_off = None
@@ -338,13 +338,13 @@ class Reconnector:
         self.on_flush()
 
     def changed(self) -> Awaitable[None]:
-        """Return what to await until something may have changed."""
+        """Return an awaitable that fires when something may have changed."""
         waiting, go_on = self._loop.promise()
         self._waiters.append(go_on)
         return waiting
 
     def wake(self) -> None:
-        """Let go on who waits for a change."""
+        """Wake all waiters for a change."""
         self.on_wake()
         if self._waiters:
             waiters, self._waiters = self._waiters, []
@@ -352,14 +352,14 @@ class Reconnector:
                 go_on(None)
 
     def report(self, error: Exception) -> None:
-        """Tell the application what went wrong: `on_error`, or the log where there is none."""
+        """Report an error to the application: to `on_error`, or the log if there is none."""
         if self._settings.on_error is None:
             self._loop.complain(str(error), error)
         else:
             self.call(self._settings.on_error, error)
 
     def call(self, hook: Callable[..., object] | None, *arguments: object) -> None:
-        """Call a function of the application; what it raises must not end the connection.
+        """Call a function of the application; its exceptions must not end the connection.
 
         A coroutine that it returns is run.
         """
@@ -416,7 +416,7 @@ class Reconnector:
                 await self._loop.sleep(delay)
 
     async def _one_connection(self) -> tuple[State, str, float]:
-        """Connect and return, once the connection is gone, why, and when to connect again."""
+        """Connect; once the connection is lost return why, and when to reconnect."""
         self._wire = wire = await self._dial(self.wake)
         wire.flush()
         began = self._loop.time()
@@ -427,7 +427,7 @@ class Reconnector:
         return "waiting", reason, self._backoff.lost(self._loop.time() - began, random.random())
 
     def _attempt_failed(self, error: LinkdError) -> tuple[State, str, float]:
-        """Report a failed attempt, and give up where that was asked for."""
+        """Report a failed attempt, and give up if the settings ask for it."""
         rejected = isinstance(error, Refused) and error.status in REJECTED
         self._report_attempt(error)
         delay = self._backoff.failed(random.random())
@@ -449,23 +449,23 @@ class Reconnector:
         self.report(error)
 
     def _give_up(self, error: LinkdError) -> None:
-        """Expect nothing more: all that is under way fails with `error`."""
+        """Stop reconnecting: all pending operations fail with `error`."""
         self.failed = error
         self._session.close(error)
         self._set(state="stopped", attempts=self._backoff.failures, reason=str(error))
         self.wake()
 
     async def _until_lost(self, wire: Wire) -> str:
-        """Return why the connection is gone; end it when it falls silent."""
+        """Return why the connection was lost; abort it when it falls silent."""
         silence = self._settings.silence_timeout
         off: list[Callable[[], None]] = []
 
         def check() -> None:
-            left = wire.heard + silence - self._loop.time()
+            left = wire.last_received + silence - self._loop.time()
             if left > 0:
                 off[:] = [self._loop.later(left, check)]
             else:
-                wire.abort(NoDaemon(f"nothing was heard for {silence:g} s"))
+                wire.abort(NoDaemon(f"no data from the daemon for {silence:g} s"))
 
         check()
         try:
@@ -476,7 +476,7 @@ class Reconnector:
         return wire.reason
 
     def _opened(self) -> None:
-        """Hear of the session that the daemon has answered."""
+        """Note that the daemon has answered."""
         self._reported = None
         self._set(state="up", attempts=0, retry_seconds=None, reason=None)
         self.call(self._settings.on_open)
@@ -490,4 +490,4 @@ class Reconnector:
 
 
 def _nothing() -> None:
-    """Stand in for a hook that nobody set."""
+    """Do nothing: the default of a hook."""

@@ -1,12 +1,12 @@
 """What can go wrong between an application and its daemon.
 
 ClientError (a LinkdError)
-├── NoDaemon        nobody answers at the socket or URL
-├── Refused         the daemon said no; has `status`, `error` and, where it stored, `offset`
-│   └── TimedOut    it is stored, but the peer that was waited for did not have it in time
+├── NoDaemon        nothing answers at the socket or URL
+├── Refused         the daemon refused; has `status`, `error` and, where it stored, `offset`
+│   └── TimedOut    it is stored, but the peer did not receive it in time
 ├── OffsetUnknown   it is stored, but the daemon no longer knows where
 ├── Replaced        another subscriber took the consumer's name
-└── Closed          the node was closed while something was under way
+└── Closed          the node was closed during the operation
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ class ClientError(LinkdError):
     """The base of the client's errors.
 
     Attributes:
-        offset: Where the message lies, if it was stored all the same.
+        offset: The offset of the message, if it was stored nevertheless.
     """
 
     offset: int | None = None
 
 
 class NoDaemon(ClientError):
-    """Nobody answers at the socket or URL; the message says which, and what the system said."""
+    """Nothing answers at the socket or URL; the message has it and the system's error."""
 
 
 class Refused(ClientError):
     """The daemon refused a call; nothing was changed unless `offset` is set.
 
     Args:
-        error: One word of docs/api.md's errors, such as `log-full`.
+        error: An error code of docs/api.md, such as `log-full`.
         message: One sentence for people.
-        status: The HTTP status, or 0 where it came over a stream.
-        offset: Where the message lies, if it was stored all the same.
+        status: The HTTP status, or 0 for a stream.
+        offset: The offset of the message, if it was stored nevertheless.
     """
 
     def __init__(
@@ -49,13 +49,13 @@ class Refused(ClientError):
 
 
 class TimedOut(Refused):
-    """The peer that was waited for did not have it in time; it is stored at `offset`."""
+    """The peer did not receive the message in time; it is stored at `offset`."""
 
 
 class OffsetUnknown(ClientError):
     """It is stored, once, but the daemon no longer knows its offset: do not publish it again.
 
-    So ends what is sent again after a lost connection, with very much stored behind it meanwhile.
+    This can follow a lost connection, if very many records were stored before the resend.
     """
 
 

@@ -1,4 +1,4 @@
-"""Plain HTTP/1.1 over the daemon's unix socket, with no library to load: it starts fast."""
+"""Plain HTTP/1.1 over the daemon's unix socket, without a library, so that commands start fast."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Answer(msgspec.Struct, frozen=True):
     body: bytes
 
     def json(self) -> Any:
-        """Return the body as JSON; raise ClientError if it is none."""
+        """Return the body as JSON; raise ClientError if it is malformed."""
         try:
             return msgspec.json.decode(self.body)
         except msgspec.DecodeError as error:
@@ -46,11 +46,11 @@ def call(
         target: Path and query, already quoted.
         body: What to send, or None.
         headers: Further headers.
-        timeout: Seconds without a byte until it counts as failed; None waits for ever.
+        timeout: Seconds without a byte until it counts as failed; None waits forever.
 
     Raises:
-        NoDaemon: Nobody answers at the socket.
-        ClientError: The answer is no HTTP, or ends too early.
+        NoDaemon: Nothing answers at the socket.
+        ClientError: The answer is not HTTP, or ends too early.
     """
     with Exchange(path, timeout) as exchange:
         exchange.send(method, target, body, headers)
@@ -58,34 +58,34 @@ def call(
 
 
 def expect(answer: Answer) -> Answer:
-    """Return `answer` if the daemon said yes (2xx).
+    """Return `answer` if its status is 2xx.
 
     Raises:
-        TimedOut: 504: it is stored, but the peer did not have it in time.
+        TimedOut: 504: it is stored, but the peer did not receive it in time.
         Refused: Any other refusal, with the daemon's own words.
     """
     if 200 <= answer.status < 300:
         return answer
     try:
-        told = msgspec.json.decode(answer.body)
+        refusal = msgspec.json.decode(answer.body)
     except msgspec.DecodeError:
-        told = None
-    if not isinstance(told, dict):
-        told = {
+        refusal = None
+    if not isinstance(refusal, dict):
+        refusal = {
             "error": str(answer.status),
             "message": answer.body[:200].decode("utf-8", "replace"),
         }
-    offset = told.get("offset")
+    offset = refusal.get("offset")
     raise (TimedOut if answer.status == 504 else Refused)(
-        str(told.get("error", answer.status)),
-        str(told.get("message", "")),
+        str(refusal.get("error", answer.status)),
+        str(refusal.get("message", "")),
         answer.status,
         offset if isinstance(offset, int) else None,
     )
 
 
 class Exchange:
-    """One connection, one request, one answer that may go on for ever.
+    """One connection, one request, one answer that may be endless.
 
     Attributes:
         status: The answer's status, once sent.
@@ -142,7 +142,7 @@ class Exchange:
         self._read_head()
 
     def pieces(self) -> Iterator[bytes]:
-        """Yield the body as it comes; ends with it.
+        """Yield the body as it arrives.
 
         Raises:
             NoDaemon: The daemon went away or fell silent in the middle.
@@ -157,7 +157,7 @@ class Exchange:
                 yield piece
 
     def lines(self) -> Iterator[bytes]:
-        """Yield the body's lines as they come, without their ends."""
+        """Yield the body's lines as they arrive, without line ends."""
         rest = b""
         for piece in self.pieces():
             *whole, rest = (rest + piece).split(b"\n")
@@ -209,7 +209,7 @@ class Exchange:
             yield piece
 
     def _take_some(self, most: int = _READ_BYTES) -> bytes:
-        """Return at most `most` bytes of what was read already, else of what comes next."""
+        """Return at most `most` bytes, from what was already read if there is any."""
         if not self._rest:
             self._rest = self._receive()
         piece, self._rest = self._rest[:most], self._rest[most:]

@@ -17,13 +17,13 @@ from linkd.errors import Gap, LinkdError
 
 
 class RecordQueue:
-    """Where a reader's records wait for the application; bounded by the reader's window.
+    """The records that wait for the application; bounded by the subscription's window.
 
     Args:
         loop: The event loop.
-        session: Whose reader it is.
+        session: The session of the subscription.
         reader: The subscription.
-        flush: Has what the session wants sent go out soon.
+        flush: Sends the session's pending messages soon.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class RecordQueue:
         self._go_on: Callable[[None], None] | None = None
 
     def records(self, records: list[Record], size: int) -> None:
-        """Take records."""
+        """Queue records; `used` releases their `size`."""
         self.chunks.append((records, size))
         self.wake()
         if self.on_message is not None:
@@ -54,21 +54,21 @@ class RecordQueue:
                 full(self.reader.patterns)
 
     def gap(self, gap: Gap) -> None:
-        """Pass a gap on."""
+        """Report a gap."""
         if self.on_gap is not None:
             self.on_gap(gap)
 
     def dropped(self, count: int) -> None:
-        """Count volatile records that there was no room for."""
+        """Count dropped volatile records."""
         self.lost_volatile += count
 
     def ended(self, error: LinkdError | None) -> None:
-        """Have the iteration end once all that came was taken."""
+        """End the iteration after the queued records."""
         self.over, self.error = True, error
         self.wake()
 
     def wake(self) -> None:
-        """Go on with whoever waits."""
+        """Wake the iterator."""
         if self._go_on is not None:
             go_on, self._go_on = self._go_on, None
             go_on(None)
@@ -86,12 +86,12 @@ class RecordQueue:
         return self.chunks.popleft()
 
     def used(self, size: int) -> None:
-        """Give room back to the daemon."""
+        """Grant the daemon room for `size` more bytes."""
         self.reader.consumed(size)
         self.flush()
 
     def ack(self, next: int, era: int | None = None) -> Awaitable[None]:
-        """Set the consumer's cursor; raise TypeError or ValueError where `next` is no offset."""
+        """Set the consumer's cursor; raise TypeError or ValueError if `next` is no offset."""
         check_next(next)
         durable, settle = self._loop.promise()
         self.reader.ack(next, settle, era)
@@ -104,21 +104,21 @@ class RecordQueue:
         self.flush()
 
     def abandon(self) -> None:
-        """Drop what waits, and let nothing more come: nobody can take it."""
+        """Drop the queued records and all later ones: no iterator is left."""
         self.chunks.clear()
         self.reader.reading = None
 
     def hold(self, hold: Callable[[int, int], Awaitable[None]]) -> None:
-        """Have records acknowledge by `hold`, so that each of them keeps what that belongs to."""
+        """Have records acknowledge through `hold`, so that each keeps its owner alive."""
         if self.reader.reading is not None:
             self.reader.reading = msgspec.structs.replace(self.reader.reading, ack=hold)
 
 
 class Records:
-    """An asynchronous iterator of records; over reconnects none comes twice, none is left out.
+    """An asynchronous iterator of records; across reconnects none is repeated or skipped.
 
-    One at a time may iterate over it. It ends when its inbox is closed, at the latest at the end of
-    an `async with`.
+    Only one task at a time may iterate over it. It ends when its queue is closed, at the latest at
+    the end of an `async with`.
     """
 
     def __init__(self, inbox: RecordQueue) -> None:
@@ -139,7 +139,7 @@ class Records:
         return self._current[at]
 
     async def batches(self) -> AsyncIterator[list[Record]]:
-        """Yield the records in the runs in which they came: faster where there are many."""
+        """Yield the records in batches as they arrive: faster for many records."""
         while True:
             try:
                 await self._fetch()
@@ -149,7 +149,7 @@ class Records:
             yield self._current
 
     async def _fetch(self) -> None:
-        """Make the next run of records the current one; raise StopAsyncIteration at the end."""
+        """Fetch the next batch of records; raise StopAsyncIteration at the end."""
         if self._size:
             self._inbox.used(self._size)
             self._size = 0
@@ -161,20 +161,20 @@ class Records:
 
     @property
     def next(self) -> int | None:
-        """The offset behind the last record that arrived; None until it has begun."""
+        """One more than the offset of the last record that arrived; None until it has begun."""
         return self._inbox.reader.next
 
     @property
     def lost_volatile(self) -> int:
-        """How many volatile records were dropped because they weren't taken fast enough."""
+        """How many volatile records were dropped because the iterator was too slow."""
         return self._inbox.lost_volatile
 
     def ack(self, next: int) -> Awaitable[None]:
-        """Say that all below `next` is done; await it to know that it is on disk."""
+        """Acknowledge all records below `next`; await it to know that the ack is on disk."""
         return self._inbox.ack(next)
 
     def end(self) -> None:
-        """End the subscription; the iteration ends once all that came was taken."""
+        """End the subscription; the iteration ends after the records that have arrived."""
         self._inbox.close()
 
     async def __aenter__(self) -> Self:

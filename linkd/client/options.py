@@ -30,7 +30,7 @@ class Address(msgspec.Struct, frozen=True):
         socket: Path of its unix socket; empty if it is reached over TCP.
         host: Host name or address; empty over the unix socket.
         port: TCP port; 0 over the unix socket.
-        tls: Whether TLS is spoken.
+        tls: Whether to use TLS.
         url: The stream's WebSocket URL.
     """
 
@@ -79,11 +79,11 @@ MAX_PRODUCER_LENGTH: Final = 128
 
 
 def check_ttl(ttl: Any) -> float | None:
-    """Return a time to live in seconds, or None for ever.
+    """Return a time to live in seconds, or None for no limit.
 
     Raises:
-        TypeError: It is no number.
-        BadRecord: The daemon takes no record that lives so long.
+        TypeError: It is not a number.
+        BadRecord: The daemon accepts no such time to live.
     """
     if ttl is None:
         return None
@@ -94,7 +94,7 @@ def check_ttl(ttl: Any) -> float | None:
 
 
 def check_wait(peer: Any, timeout: Any) -> None:
-    """Raise TypeError or ValueError where `peer` is no name, or `timeout` no time to wait."""
+    """Raise TypeError or ValueError if `peer` is no name, or `timeout` no duration."""
     if peer is not None:
         if not isinstance(peer, str):
             raise TypeError(f"expected a peer's name, got {peer!r}")
@@ -105,7 +105,7 @@ def check_wait(peer: Any, timeout: Any) -> None:
 
 
 def check_next(next: Any) -> None:
-    """Raise TypeError or ValueError where it is no offset."""
+    """Raise TypeError or ValueError if it is no offset."""
     if isinstance(next, bool) or not isinstance(next, int):
         raise TypeError(f"expected an offset, got {next!r}")
     if not 0 <= next <= MAX_OFFSET:
@@ -113,7 +113,7 @@ def check_next(next: Any) -> None:
 
 
 def check_start(start: Any) -> None:
-    """Raise TypeError or ValueError where a subscription can't start there."""
+    """Raise TypeError or ValueError if a subscription can't start there."""
     if isinstance(start, str):
         if start not in ("earliest", "latest"):
             raise ValueError(f"expected a start of an offset, earliest or latest, got {start!r}")
@@ -124,7 +124,7 @@ def check_start(start: Any) -> None:
 
 
 def check_window(window: Any) -> None:
-    """Raise TypeError or ValueError where it is no number of bytes that lets records come."""
+    """Raise TypeError or ValueError if it is no usable number of bytes."""
     if isinstance(window, bool) or not isinstance(window, int):
         raise TypeError(f"expected a window in bytes, got {window!r}")
     if not 1 <= window <= MAX_OFFSET:
@@ -132,7 +132,7 @@ def check_window(window: Any) -> None:
 
 
 def check_number(name: str, given: Any) -> None:
-    """Raise TypeError or ValueError where it is no number of at least 1."""
+    """Raise TypeError or ValueError if it is no number of at least 1."""
     if isinstance(given, bool) or not isinstance(given, int):
         raise TypeError(f"expected {name} as a whole number, got {given!r}")
     if given < 1:
@@ -140,19 +140,19 @@ def check_number(name: str, given: Any) -> None:
 
 
 def check_seconds(name: str, given: Any) -> None:
-    """Raise TypeError or ValueError where it is no time above 0."""
+    """Raise TypeError or ValueError if it is no duration above 0."""
     if not 0.0 < _number(name, given) <= MAX_SECONDS:
         raise ValueError(f"expected {name} above 0, at most {MAX_SECONDS:g} seconds, got {given}")
 
 
 def check_function(name: str, given: Any) -> None:
-    """Raise TypeError where it can't be called."""
+    """Raise TypeError if it is not callable."""
     if not callable(given):
         raise TypeError(f"expected {name} to be a function, got {given!r}")
 
 
 def check_producer(given: Any) -> None:
-    """Raise TypeError or ValueError where it is no producer's name."""
+    """Raise TypeError or ValueError if it is no valid name of a producer."""
     if not isinstance(given, str):
         raise TypeError(f"expected a producer's name, got {given!r}")
     if len(given) > MAX_PRODUCER_LENGTH or not given.isprintable():
@@ -175,14 +175,14 @@ State = Literal["stopped", "connecting", "up", "waiting", "rejected"]
 
 
 class Status(msgspec.Struct, frozen=True):
-    """The connection to the daemon, and what the daemon says of its links.
+    """The connection to the daemon, and the links that the daemon reports.
 
     Args:
         state: `stopped`, `connecting`, `up`, `waiting` to try again, `rejected` by the daemon.
         attempts: Failures in a row.
         retry_seconds: Until the next attempt; None unless waiting or rejected.
         reason: Why it is not up, in one sentence; None while it is.
-        links: Peer: the state of the link to it, while up; empty else.
+        links: The state of the link to each peer, while connected; else empty.
     """
 
     state: State = "stopped"
@@ -193,11 +193,11 @@ class Status(msgspec.Struct, frozen=True):
 
 
 class Observable(Generic[T]):
-    """A value that changes: whoever subscribes gets the present one at once.
+    """A value that changes: each new observer gets the current value at once.
 
     Attributes:
-        value: What it is now.
-        call: Calls an observer with a value; what the observer raises must not come out of it.
+        value: The current value.
+        call: Calls an observer with a value; must not raise.
     """
 
     def __init__(self, value: T) -> None:
@@ -206,7 +206,7 @@ class Observable(Generic[T]):
         self._observers: list[Callable[[T], None]] = []
 
     def subscribe(self, observer: Callable[[T], None]) -> Callable[[], None]:
-        """Call `observer` with the present value and each later one; return how to end that."""
+        """Call `observer` with the current and each later value; return a function that ends it."""
         observer(self.value)
         self._observers.append(observer)
 
@@ -217,7 +217,7 @@ class Observable(Generic[T]):
         return unsubscribe
 
     def set(self, value: T) -> None:
-        """Change the value and tell the observers, unless it is the same."""
+        """Change the value and notify the observers, unless it is equal."""
         if value == self.value:
             return
         self.value = value
@@ -233,32 +233,32 @@ REJECTED: Final = (400, 401, 403, 404, 421)
 """Statuses that trying again soon will not change."""
 
 Key = str | Callable[[], str | Awaitable[str]]
-"""A key of `[[api.key]]`, or who brings a fresh key or token for each connection."""
+"""A key of `[[api.key]]`, or a function that returns a key or token for each connection."""
 
 
 class ConnectOptions(TypedDict, total=False):
     """How to connect.
 
     Args:
-        key: For `http`: a key, or who brings a fresh key or token for each connection.
+        key: For `http`: a key, or a function that returns a key or token for each connection.
         tls: For `https`: what to trust (asyncio: an SSLContext; Twisted: what
             `optionsForClientTLS` returns); absent: the system's certificates.
-        max_attempts: Give up after so many failures in a row; absent: never.
+        max_attempts: Give up after this many failures in a row; absent: never.
         connect_timeout: Seconds for one attempt, until the daemon has answered: 5.
         silence_timeout: Seconds without a byte until the connection counts as dead: 12.
-        min_delay: The first delay lies below so many seconds: 0.2.
+        min_delay: The first delay is below this many seconds: 0.2.
         max_delay: No delay is longer: 15, or 1 to the unix socket, where an attempt costs little.
         when_down: What a publish does without a connection: `wait`, or `fail` at once.
-        max_in_flight_bytes: Bytes of publishes under way; more wait: 8 MiB.
+        max_in_flight_bytes: The most bytes of publishes in flight; further ones wait: 8 MiB.
         producer: A lasting name under which one client at a time publishes: a second one ends the
             first with Replaced; absent: a random one.
         encode: From a value to body and content type.
         decode: From body and content type to a value.
         on_open: Called each time the connection is up.
-        on_message: Called with each record as it arrives, at most a window ahead of who iterates
-            over its subscription; where nobody iterates, use `on`.
-        on_close: Called with the reason each time the connection is gone.
-        on_error: Called with what went wrong: a refused attempt, a gap, an error in a function.
+        on_message: Called with each record as it arrives, at most a window ahead of the iteration
+            over its subscription; without an iteration use `on`.
+        on_close: Called with the reason each time the connection is lost.
+        on_error: Called with each error: a refused attempt, a gap, an exception in a function.
     """
 
     key: Key
@@ -300,7 +300,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     on_error: Callable[..., object] | None = None
 
     def __post_init__(self) -> None:
-        """Raise TypeError or ValueError for what could only hang."""
+        """Raise TypeError or ValueError for settings with which a client could only hang."""
         check_number("max_in_flight_bytes", self.max_in_flight_bytes)
         if self.max_attempts is not None:
             check_number("max_attempts", self.max_attempts)
@@ -324,12 +324,12 @@ class PublishManyOptions(TypedDict, total=False):
     """How to publish many values.
 
     Args:
-        type: The application's word for what they are.
-        ttl: Seconds of life.
-        headers: At most 16 short strings to go with each, by names of letters, digits and `-`,
-            which come back in lower case.
+        type: The application's name for their kind.
+        ttl: Seconds until they expire.
+        headers: At most 16 short strings for each, by names of letters, digits and `-`, which are
+            delivered in lower case.
         wait: A peer: return once it has them on disk.
-        timeout: Seconds that `wait` waits at most: 30.
+        timeout: The most seconds that `wait` waits: 30.
     """
 
     type: str
@@ -343,7 +343,7 @@ class PublishOptions(PublishManyOptions, total=False):
     """How to publish one value.
 
     Args:
-        id: The same id on the same channel again stores nothing.
+        id: A second publish with the same id on the same channel is not stored.
     """
 
     id: str
@@ -354,9 +354,9 @@ class SubscribeOptions(TypedDict, total=False):
 
     Args:
         consumer: A name with a lasting cursor; its records are acknowledged.
-        start: An offset, `earliest` or `latest`; with a consumer only where that is new: `latest`.
-        window: Bytes that may lie unused at the client: 1 MiB.
-        on_gap: Called with each gap; absent: `on_error` is.
+        start: An offset, `earliest` or `latest`; for a consumer only if it is new: `latest`.
+        window: The most unused bytes at the client: 1 MiB.
+        on_gap: Called with each gap; absent: `on_error` is called.
     """
 
     consumer: str
@@ -366,9 +366,9 @@ class SubscribeOptions(TypedDict, total=False):
 
 
 class Stored(msgspec.Struct, frozen=True):
-    """Where many published values lie: the first one's offset, the last one's, how many are new.
+    """The offsets of many published values: of the first, of the last, and how many are new.
 
-    Other publishers' records may lie between them. Both offsets are 0 on a volatile channel.
+    Other publishers' records may be between them. Both offsets are 0 on a volatile channel.
     """
 
     first: int
@@ -379,7 +379,7 @@ class Stored(msgspec.Struct, frozen=True):
 def plus(total: Stored, count: int, published: Published) -> Stored:
     """Return the sum of what was stored and one more batch of `count` records.
 
-    All of them are new: without ids, only what we sent twice ourselves is a repeat.
+    All of them are new: without ids, only our own resends are repeats.
     """
     last = published.offset + count - 1 if published.offset else 0
     return Stored(total.first or published.offset, last or total.last, total.count + count)

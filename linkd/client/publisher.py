@@ -34,7 +34,7 @@ _ERRORS: Final[dict[str, Callable[[str], LinkdError]]] = {
 
 
 class Terms(msgspec.Struct, frozen=True):
-    """What a publish asks for: seconds of life, ids against repeats, a peer to be waited for."""
+    """The options of a publish: time to live, ids for deduplication, a peer to wait for."""
 
     ttl: float | None = None
     ids: tuple[str, ...] = ()
@@ -45,7 +45,7 @@ NO_TERMS: Final = Terms()
 
 
 class _Publish(msgspec.Struct, gc=False):
-    """One publish under way: its number, its encoding, the bytes for which it counts."""
+    """One publish in flight: number, encoding, and the bytes that it counts for."""
 
     sequence: int
     encoded: bytes
@@ -56,15 +56,15 @@ class _Publish(msgspec.Struct, gc=False):
 class InFlightPublishes:
     """The publishes of one producer, in order.
 
-    Each is numbered and encoded by the call that adds it, so that sending cannot fail for what it
-    contains.
+    Each is numbered and encoded when it is added, so that sending cannot fail because of its
+    content.
 
     Attributes:
         bytes: Bytes of records that are not settled, sent or not; each publish counts for
             HELD_BYTES more.
 
     Args:
-        max_bytes: So many bytes may be under way at the daemon; one publish always may.
+        max_bytes: The most bytes in flight at the daemon; one publish is always allowed.
     """
 
     def __init__(self, max_bytes: int = DEFAULT_BYTES) -> None:
@@ -98,7 +98,7 @@ class InFlightPublishes:
         self.bytes += size
 
     def next_to_send(self) -> list[bytes]:
-        """Return the frames that may be sent now, in order; they then count as sent."""
+        """Return the frames that may be sent now, in order, and mark them as sent."""
         ready: list[bytes] = []
         unsent, sent, highest = self._unsent, self._sent, self._highest_sent
         while unsent:
@@ -114,19 +114,19 @@ class InFlightPublishes:
         return ready
 
     def _new(self) -> list[_Publish]:
-        """Return what was never sent."""
+        """Return the frames that were never sent."""
         return [publish for publish in self._unsent if publish.sequence not in self._sent]
 
     def lost(self) -> None:
-        """Have all that is not settled sent again, in order, under the same numbers."""
+        """Send all unsettled publishes again, in order, under the same numbers."""
         self._unsent = deque([*self._sent.values(), *self._new()])
         self._sent_bytes = 0
 
     def begin_above(self, highest: int) -> None:
         """Number what follows above the highest number that the daemon has of this producer.
 
-        Where that is above all that were sent, another client used the name meanwhile: then no
-        answer tells whether a publish of ours is stored, or only its number is.
+        If that is above all numbers sent, another client used the name meanwhile: then no answer
+        proves whether a publish of ours is stored, or only its number.
         """
         if highest <= self._highest_sent:
             return
@@ -136,14 +136,14 @@ class InFlightPublishes:
             publish.sequence = number
         self._highest_sent, self._sequence = highest, highest + len(self._unsent)
         for sequence in list(self._sent):
-            said = "another client used the producer's name: this may be stored or not"
-            self._settle(sequence, Refused("sequence-unproven", said))
+            message = "another client used the producer's name: this may be stored or not"
+            self._settle(sequence, Refused("sequence-unproven", message))
 
     def published(self, frame: Published) -> None:
-        """Settle one publish; a number that is not open is ignored."""
+        """Settle one publish; an unknown number is ignored."""
         if frame.duplicate and not frame.offset:
-            said = "it is stored, but the daemon no longer knows at which offset"
-            self._settle(frame.sequence, OffsetUnknown(said))
+            message = "it is stored, but the daemon no longer knows at which offset"
+            self._settle(frame.sequence, OffsetUnknown(message))
         else:
             self._settle(frame.sequence, frame)
 
@@ -158,14 +158,14 @@ class InFlightPublishes:
     def failed(self, frame: PublishFailed) -> None:
         """Settle one publish with the daemon's refusal.
 
-        What a daemon that stops refuses stays, for the next one.
+        A publish refused by a stopping daemon is kept for the next one.
         """
         if frame.error == "unavailable":
             return
         self._settle(frame.sequence, refusal(frame.error, frame.message))
 
     def abandon(self, error: LinkdError) -> None:
-        """Settle all of them with `error`: nobody knows whether they were stored."""
+        """Settle all of them with `error`: whether they were stored is unknown."""
         new = self._new()
         self._unsent.clear()
         for sequence in list(self._sent):
@@ -184,7 +184,7 @@ class InFlightPublishes:
 
 
 class _Gathered(msgspec.Struct):
-    """Single records of one channel and the same terms that wait to become one publish."""
+    """Single records with the same channel and options that will become one publish."""
 
     terms: Terms
     records: list[bytes]
@@ -193,7 +193,7 @@ class _Gathered(msgspec.Struct):
 
 
 class Batcher:
-    """Single publishes of one turn of the loop, made into batches, in order within each channel."""
+    """Combines the single publishes of one loop iteration into batches, in order by channel."""
 
     def __init__(self, flight: InFlightPublishes) -> None:
         self._flight = flight
@@ -206,10 +206,10 @@ class Batcher:
         terms: Terms,
         settled: Callable[[int | LinkdError], None],
     ) -> bool:
-        """Take one encoded record; `settled` gets its offset, or why it isn't stored.
+        """Add one encoded record; `settled` gets its offset, or the error.
 
         Returns:
-            Whether it is the first since the last `seal`, so that the caller plans one.
+            Whether it is the first since the last `seal`, so that the caller schedules one.
         """
         first = not self._waiting
         held = self._waiting.get(channel)
@@ -226,7 +226,7 @@ class Batcher:
         return first
 
     def seal(self) -> None:
-        """Hand all that waits to the flight."""
+        """Put all waiting records in flight."""
         if self._waiting:
             waiting, self._waiting = self._waiting, {}
             for channel, held in waiting.items():
@@ -246,6 +246,6 @@ class Batcher:
 
 
 def refusal(error: str, message: str) -> LinkdError:
-    """Return the exception for one word of docs/api.md's errors."""
+    """Return the exception for an error code of docs/api.md."""
     kind = _ERRORS.get(error)
     return kind(message) if kind is not None else Refused(error, message)

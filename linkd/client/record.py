@@ -41,7 +41,7 @@ def encode_value(value: Any) -> tuple[bytes, str]:
     """Return bytes as they are, text as UTF-8, and any other value as JSON.
 
     Raises:
-        BadRecord: The value has no JSON.
+        BadRecord: The value cannot be encoded as JSON.
     """
     if isinstance(value, bytes):
         return value, ""
@@ -55,13 +55,13 @@ def encode_value(value: Any) -> tuple[bytes, str]:
     try:
         return _to_json.encode(value), JSON
     except (TypeError, ValueError, RecursionError) as error:
-        raise BadRecord(f"expected bytes, text or what JSON can say: {error}") from None
+        raise BadRecord(f"expected bytes, text or a JSON value: {error}") from None
 
 
 def decode_value(body: bytes, content_type: str) -> Any:
-    """Return a body as the value that it was: JSON, text or bytes.
+    """Return the value of a body: JSON, text or bytes.
 
-    A body without a content type is bytes, and so is one that is not what its type says.
+    A body without a content type is bytes, and so is one that does not match its type.
     """
     kind = content_type.partition(";")[0].strip().lower()
     try:
@@ -76,7 +76,7 @@ def decode_value(body: bytes, content_type: str) -> Any:
 
 
 def pack(records: list[Encoded]) -> bytes:
-    """Return the encodings of records side by side, with one allocation for all of them."""
+    """Return the encoded records, concatenated with one allocation."""
     packed = _packer.encode(records)
     count = len(records)
     return packed[1 if count < 16 else 3 if count < 65_536 else 5 :]
@@ -145,7 +145,7 @@ Ack = Callable[[int, int], Awaitable[None]]
 
 
 class RecordContext(msgspec.Struct, frozen=True, eq=False):
-    """What the records of one subscription have in common: how to decode and to acknowledge."""
+    """How the records of one subscription are decoded and acknowledged."""
 
     decode: Decode
     ack: Ack
@@ -153,16 +153,16 @@ class RecordContext(msgspec.Struct, frozen=True, eq=False):
 
 
 class Record(msgspec.Struct, frozen=True, eq=False):
-    """One message out of a log.
+    """One message of a log.
 
     Args:
-        offset: Its place in this daemon's log; 0 for a volatile one, which has none.
+        offset: Its offset in this daemon's log; 0 if volatile.
         channel: Where it was published.
         origin: The node where it was published.
-        origin_offset: Its place in that node's log; 0 for a volatile one.
+        origin_offset: Its offset in that node's log; 0 if volatile.
         time: Unix seconds of publication.
         encoded: Body, type, id, content type and headers as they were published.
-        reading: What it has in common with the others of its subscription.
+        reading: How it is decoded and acknowledged.
     """
 
     offset: int
@@ -180,12 +180,12 @@ class Record(msgspec.Struct, frozen=True, eq=False):
 
     @property
     def type(self) -> str:
-        """The application's word for what it is; empty if none was given."""
+        """The application's name for its kind; empty if none was given."""
         return self.encoded.type
 
     @property
     def id(self) -> str:
-        """What makes a repeated publish harmless; empty if none."""
+        """The id that deduplicates repeated publishes; empty if none."""
         return self.encoded.id
 
     @property
@@ -195,7 +195,7 @@ class Record(msgspec.Struct, frozen=True, eq=False):
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """The short strings that were published with it, by their names in lower case."""
+        """The headers as published, with names in lower case."""
         return self.encoded.headers or _NO_HEADERS
 
     @property
@@ -210,11 +210,11 @@ class Record(msgspec.Struct, frozen=True, eq=False):
 
     @property
     def text(self) -> str:
-        """The body read as UTF-8; what is none is replaced."""
+        """The body as UTF-8; invalid bytes are replaced."""
         return self.encoded.body.decode("utf-8", "replace")
 
     def json(self) -> Any:
-        """Return the body read as JSON, whatever its type; raise ValueError if it is none."""
+        """Return the body parsed as JSON, whatever its type; raise ValueError if malformed."""
         body = self.encoded.body
         try:
             value = msgspec.json.decode(body)
@@ -226,9 +226,9 @@ class Record(msgspec.Struct, frozen=True, eq=False):
         return value
 
     def ack(self) -> Awaitable[None]:
-        """Say that this record and all before it are done; await it to know that it is on disk.
+        """Acknowledge this record and all before it; await it to know that the ack is on disk.
 
-        Not awaited it is sent all the same. Only for records of a named consumer.
+        It is sent even if not awaited. Only for records of a named consumer.
         """
         return self.reading.ack(self.offset + 1, self.reading.era)
 

@@ -1,8 +1,8 @@
-"""What a client wants of its daemon, without any I/O: it outlives connections and daemons.
+"""The state of a client, without any I/O: it outlives connections and restarts of the daemon.
 
 The edges (asyncio, Twisted) call `connected`, `received` and `lost` as connections come and go, and
 after each call send what `take` returns. Publishes that were in flight are sent again under their
-numbers, so that the daemon stores each once; subscriptions go on where they stood.
+numbers, so that the daemon stores each once; subscriptions continue at their position.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MESSAGE_BYTES: Final = 262_144
 
 
 class _PendingWait(msgspec.Struct):
-    """A publisher waits for a peer: until when, and whom to tell."""
+    """A publisher that waits for a peer: deadline and callback."""
 
     peer: str
     channel: str
@@ -45,22 +45,22 @@ class _PendingWait(msgspec.Struct):
 
 
 class Session:
-    """The state that lasts.
+    """The state that outlives connections.
 
     Attributes:
-        flight: The publishes under way.
+        flight: The publishes in flight.
         gatherer: Single publishes that become batches.
         open: Whether the daemon has answered on the present connection.
         node: The daemon's node name, once known.
         max_body_bytes: The daemon's bound, once known.
-        links: Peer: the state of its link, as far as the daemon tells.
+        links: The state of the link to each peer, as the daemon reports it.
         on_open: Called when the daemon has answered and all is restored.
         on_links: Called with `links` when they changed.
 
     Args:
-        producer: A name that no other client has: numbers of publishes are settled under it.
-        max_bytes: Bytes of publishes that may be under way.
-        run: A random word of this process where the name is one that lasts.
+        producer: A unique name: the daemon settles the numbers of publishes under it.
+        max_bytes: The most bytes of publishes in flight.
+        run: A random word of this process, if the name outlives it.
     """
 
     def __init__(self, producer: str, max_bytes: int = DEFAULT_BYTES, run: str = "") -> None:
@@ -109,11 +109,11 @@ class Session:
     # From the application
 
     def check_publish(self, channel: str, size: int, when_down: str) -> None:
-        """Refuse at once what the daemon would refuse, and what can't wait.
+        """Raise at once what the daemon would refuse, and what can't wait.
 
         Raises:
             ChannelRefused: It is no channel.
-            BodyTooLarge: The body is above what the daemon takes.
+            BodyTooLarge: The body is larger than the daemon accepts.
             NoDaemon: There is no connection, and `when_down` is `fail`.
         """
         check_channel(channel)
@@ -122,7 +122,7 @@ class Session:
             raise NoDaemon("there is no connection to the daemon now")
 
     def check_body(self, size: int) -> None:
-        """Raise BodyTooLarge where a body is above what this daemon takes, or any daemon."""
+        """Raise BodyTooLarge if a body is larger than this daemon, or any daemon, accepts."""
         most = MAX_BODY_BYTES
         if self.max_body_bytes is not None:
             most = min(most, self.max_body_bytes)
@@ -136,11 +136,11 @@ class Session:
         consumer: str = "",
         window: int = DEFAULT_WINDOW,
     ) -> SubscriptionState:
-        """Begin a subscription; the caller sets the reader's `queue` and `reading` at once.
+        """Start a subscription; the caller sets the reader's `queue` and `reading` at once.
 
         Raises:
             ChannelRefused: A pattern is malformed, or there is none.
-            ValueError: Start, consumer or window is none, or there are too many patterns.
+            ValueError: Start, consumer or window is malformed, or there are too many patterns.
         """
         for pattern in patterns:
             if not is_pattern(pattern):
@@ -163,14 +163,14 @@ class Session:
         reader.finish(None)
 
     def wait(self, peer: str, channel: str, next: int, deadline: float, done: Done) -> None:
-        """Have `done` called once `peer` has all below `next` on disk, or with why not.
+        """Call `done` once `peer` has all below `next` on disk, or with the error.
 
         Args:
             peer: The peer's name.
             channel: The channel concerned.
-            next: One more than the last offset concerned; 0 for all that there is when it is asked.
+            next: One more than the last offset concerned; 0 for everything published so far.
             deadline: Monotonic seconds.
-            done: Called once; TimedOut if it did not have it in time.
+            done: Called once; with TimedOut if the peer did not receive it in time.
         """
         self._ids += 1
         self._questions[self._ids] = _PendingWait(peer, channel, next, deadline, done)
@@ -184,7 +184,7 @@ class Session:
         return isinstance(failure, Refused) and failure.error == "replaced"
 
     def close(self, closed: LinkdError) -> None:
-        """End all that is under way with `closed`."""
+        """Fail all pending operations with `closed`."""
         self.gatherer.seal()
         self.flight.abandon(closed)
         for reader in list(self._readers.values()):
@@ -197,13 +197,13 @@ class Session:
     # From the edge
 
     def connected(self) -> None:
-        """Begin on a new connection, whose upgrade is through."""
+        """Start on a new connection, after its upgrade."""
         self.last_failure = None
         self._control = [self._hello]
         self._reopening = False
 
     def lost(self) -> None:
-        """Hear that the connection is gone; the next one restores all."""
+        """Note that the connection was lost; the next one restores everything."""
         self.open = False
         self._control.clear()
         self.flight.lost()
@@ -214,7 +214,7 @@ class Session:
             self.on_links(self.links)
 
     def received(self, message: bytes) -> None:
-        """Take one message of the daemon; raise RemoteProtocolError if it is malformed."""
+        """Handle one message of the daemon; raise RemoteProtocolError if it is malformed."""
         calls = self._calls
         for frame in client.decode_from_daemon(message):
             calls[type(frame)](frame)
@@ -239,7 +239,7 @@ class Session:
         return _messages(frames)
 
     def expire(self, now: float) -> float | None:
-        """End the waits whose time is over; return when the next one's is, or None."""
+        """Expire waits at their deadline; return the next deadline, or None."""
         while self._deadlines:
             deadline, id_ = self._deadlines[0]
             if id_ in self._questions and deadline > now:
@@ -252,7 +252,7 @@ class Session:
     # Frames
 
     def _to_reader(self, take: Callable[[SubscriptionState, Any], None]) -> Callable[[Any], None]:
-        """Return what has a frame's subscription take it; none takes what belongs to nobody."""
+        """Return a handler that passes a frame to its subscription, if it still exists."""
         readers = self._readers
 
         def taken(frame: Any) -> None:
@@ -276,7 +276,7 @@ class Session:
         self.on_links(self.links)
 
     def _opened(self, frame: client.Opened) -> None:
-        """Restore all on a daemon that has answered: each subscription once, then the publishes."""
+        """Restore everything once the daemon has answered: subscriptions, then publishes."""
         agreed = 0
         if self._log in ("", frame.log):
             agreed = client.agreed(self._epochs, frame.epochs, frame.next)
@@ -293,13 +293,13 @@ class Session:
         self.on_open()
 
     def _begin_anew(self, frame: client.PublishFailed) -> None:
-        """Have the daemon take publishes again: it refuses all behind one that may be repeated."""
+        """Have the daemon accept publishes again: it refuses all after one that may be repeated."""
         if frame.error in ("log-full", "too-many") and not self._reopening:
             self._reopening = True
             self._control.append(self._hello)
 
     def _ask(self, now: float) -> list[FromClient]:
-        """Return the questions that this daemon has not been asked yet, or answered too early."""
+        """Return the waits not sent to this daemon yet, or answered too early."""
         asked: list[FromClient] = []
         while self._unasked and self._asked < MAX_ASKED:
             id_ = self._unasked.popleft()
@@ -329,7 +329,7 @@ class Session:
         question.done(Refused(error, frame.message) if error else None)
 
     def _failed(self, frame: client.Failed) -> None:
-        """Take a refusal: of a subscription that has not begun, or of the connection."""
+        """Handle a refusal: of a subscription that has not begun, or of the connection."""
         refused = Refused(frame.error, frame.message)
         reader = self._readers.get(frame.id)
         if not frame.id:
@@ -340,7 +340,7 @@ class Session:
 
 
 def _messages(frames: list[bytes]) -> list[bytes]:
-    """Put encoded frames into messages of about 256 KiB; one that is larger is alone."""
+    """Pack encoded frames into messages of about 256 KiB; a larger frame is sent alone."""
     if len(frames) == 1:
         return [client.join(frames, 1)]
     messages: list[bytes] = []
@@ -362,8 +362,8 @@ def _late(peer: str) -> TimedOut:
 
 
 def _nothing() -> None:
-    """Stand in for a hook that nobody set."""
+    """Do nothing: the default of a hook."""
 
 
 def _ignore(_: dict[str, str]) -> None:
-    """Stand in for a hook that nobody set."""
+    """Do nothing: the default of a hook."""

@@ -41,18 +41,18 @@ class SubscriptionState:
     """The state of one subscription.
 
     Attributes:
-        id: Its number towards the daemon.
-        patterns: What it wants.
-        next: The next offset wanted; None until the daemon has said where it begins.
-        era: How often the daemon's log turned out to be another, or an older copy.
-        is_asked: Whether the daemon of this connection has not answered yet that it begins.
+        id: Its number on the stream.
+        patterns: The channels that it wants.
+        next: The next offset wanted; None until the daemon has reported where it begins.
+        era: How often the daemon's log was replaced, or restored from an older copy.
+        is_asked: Whether the daemon of this connection has yet to confirm it.
 
     Args:
         id: See above.
-        patterns: What it wants.
-        start: Where it begins, unless a consumer's cursor says so.
+        patterns: The channels that it wants.
+        start: Where it begins, unless a consumer's cursor decides.
         consumer: A consumer's name, or empty.
-        window: Bytes that may lie unused at the client; the daemon sends no more than that ahead.
+        window: The most unused bytes at the client; the daemon sends no further ahead.
     """
 
     def __init__(
@@ -86,13 +86,13 @@ class SubscriptionState:
 
     @property
     def is_full(self) -> bool:
-        """Whether the daemon may send nothing more until records are used."""
+        """Whether the window is full, so that the daemon waits until records are used."""
         return self._held >= self._window
 
     # From the application
 
     def consumed(self, size: int) -> None:
-        """Have `size` bytes of records used; the daemon may send as many more."""
+        """Note that `size` bytes of records were used; the daemon may send as many more."""
         self._held -= size
         self._owed_credit += size
 
@@ -102,8 +102,8 @@ class SubscriptionState:
         Args:
             next: One more than the last offset that is done.
             done: Called once.
-            era: The era of the record that is done; an earlier one counts as far as the log is
-                still what it was then.
+            era: The era of the record; an earlier one counts as far as the log has not changed
+                since.
         """
         if era is not None and era < self.era and next > self._valid[era]:
             done(ClientError(_OTHER_LOG))
@@ -121,11 +121,11 @@ class SubscriptionState:
     # From the session
 
     def restore(self, agreed: int) -> Subscribe:
-        """Return the frame that begins it on a new connection, where it stood on the last one.
+        """Return the frame that resumes the subscription on a new connection.
 
         Args:
-            agreed: Below this offset the daemon's log is what it was on the last connection; 0
-                where it is another log, which is read from its start.
+            agreed: Below this offset the daemon's log is the same as on the last connection; 0
+                for another log, which is read from its start.
         """
         if self.next is not None and self.next > agreed:
             self._begin_era(agreed)
@@ -138,9 +138,9 @@ class SubscriptionState:
         )
 
     def _begin_era(self, agreed: int) -> None:
-        """Forget what was acknowledged from `agreed` on: the log is another, or was put back.
+        """Forget acks from `agreed` on: the log was replaced or restored.
 
-        These offsets mean other records now: the acks of the earlier ones must not count.
+        These offsets are other records now: acks of the earlier ones must not count.
         """
         self._valid = [*[min(each, agreed) for each in self._valid], agreed]
         self.era += 1
@@ -166,14 +166,14 @@ class SubscriptionState:
         return frames
 
     def begun(self, frame: Subscribed) -> None:
-        """Note where the daemon begins; a consumer's cursor may lie below what was acknowledged."""
+        """Note where the daemon begins; a consumer's cursor may be below our acks."""
         self.is_asked = False
         self._acked = min(self._acked, frame.next)
         if self.next is None:
             self.next = frame.next
 
     def deliver(self, frame: Deliver) -> None:
-        """Hand on records; those that were handed on before a reconnect are left out."""
+        """Queue records, except those already queued before a reconnect."""
         size = len(frame.records)
         behind = frame.offset + frame.count
         skip = 0 if self.next is None else max(0, self.next - frame.offset)
@@ -188,7 +188,7 @@ class SubscriptionState:
         self.queue.records(records, size)
 
     def deliver_volatile(self, frame: DeliverVolatile) -> None:
-        """Hand on records that have no offset."""
+        """Queue volatile records, which have no offset."""
         size = len(frame.records)
         if self.queue is None or self.reading is None:
             return
@@ -200,7 +200,7 @@ class SubscriptionState:
             self.queue.records(records, size)
 
     def gap(self, frame: GapTold) -> None:
-        """Hand on a gap, unless what is gone was handed on before."""
+        """Report a gap, unless its records were already queued."""
         first = frame.first if self.next is None else max(frame.first, self.next)
         if first >= frame.next:
             return
@@ -209,19 +209,19 @@ class SubscriptionState:
             self.queue.gap(Gap(first, frame.next))
 
     def position(self, frame: Position) -> None:
-        """Move on over what was for others: a gap there is none of this subscription's."""
+        """Skip offsets of other channels: a gap there does not concern this subscription."""
         if self.next is not None:
             self.next = max(self.next, frame.next)
 
     def acked(self, frame: Acked) -> None:
-        """Settle the acks below what is on disk."""
+        """Settle the acks that are on disk."""
         self._acked = max(self._acked, frame.next)
         self._settle_acks(frame.next, None)
 
     def ack_failed(self, frame: AckFailed) -> None:
         """Fail the acks that were refused; later ones are sent again.
 
-        A daemon that stops refuses what was on its way to it: the next one gets it again.
+        A stopping daemon refuses acks in transit: the next one gets them again.
         """
         if self._is_stopped or frame.error == "unavailable":
             return
@@ -231,7 +231,7 @@ class SubscriptionState:
         self._settle_acks(frame.next, Refused(frame.error, frame.message))
 
     def end(self, frame: Ended) -> None:
-        """End it, unless the daemon only restarts."""
+        """End the subscription, unless the daemon only restarts."""
         if frame.reason == "stopped":
             self._is_stopped = True
             return
@@ -243,7 +243,7 @@ class SubscriptionState:
         self.finish(error)
 
     def finish(self, error: LinkdError | None) -> None:
-        """End it for good."""
+        """End the subscription for good."""
         if self.over:
             return
         self.over = True
@@ -252,7 +252,7 @@ class SubscriptionState:
             self.queue.ended(error)
 
     def _settle_acks(self, below: int | None, error: LinkdError | None) -> None:
-        """Settle the acks up to `below`; all of them where that is None."""
+        """Settle the acks up to `below`, or all of them for None."""
         settled: list[Done] = []
         while self._acking and (below is None or self._acking[0][0] <= below):
             settled.append(heappop(self._acking)[2])

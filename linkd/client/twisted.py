@@ -58,14 +58,14 @@ class TwistedLoop:
         return time.monotonic()
 
     def promise(self) -> tuple[Deferred[Any], Callable[[Any], None]]:
-        """Return a Deferred, and what settles it; nobody has to await it."""
+        """Return a Deferred and a function that settles it; awaiting it is optional."""
         deferred: Deferred[Any] = Deferred()
 
         def settle(outcome: Any) -> None:
             if deferred.called:
                 return
             if isinstance(outcome, LinkdError):
-                # Twisted has no public way to say that an error need not be handled.
+                # Twisted has no public way to mark an error as handled.
                 is_awaited = bool(deferred._callbacks)
                 deferred.errback(Failure(outcome))
                 if not is_awaited and deferred._debugInfo is not None:
@@ -79,14 +79,14 @@ class TwistedLoop:
         """Nothing to do: the reactor was given."""
 
     def check(self) -> None:
-        """Nothing to check: whatever else runs is in the reactor's thread too."""
+        """Nothing to check: all callers run in the reactor's thread."""
 
     def soon(self, call: Callable[[], None]) -> Callable[[], None]:
-        """Call once this turn is over."""
+        """Call after this iteration of the loop."""
         return self.later(0.0, call)
 
     def later(self, seconds: float, call: Callable[[], None]) -> Callable[[], None]:
-        """Call after so many seconds."""
+        """Call after `seconds`."""
         due = self._reactor.callLater(seconds, call)
 
         def off() -> None:
@@ -96,7 +96,7 @@ class TwistedLoop:
         return off
 
     def run(self, coroutine: Coroutine[Any, Any, None]) -> Callable[[], Awaitable[object]]:
-        """Run a coroutine; it begins at once."""
+        """Run a coroutine; it starts at once."""
         running = Deferred.fromCoroutine(coroutine)
         running.addErrback(lambda failure: failure.trap(CancelledError))
 
@@ -107,19 +107,19 @@ class TwistedLoop:
         return cancel
 
     def is_cancelled(self) -> bool:
-        """Return False: only its owner cancels a coroutine here, and knows it."""
+        """Return False: only the owner of a coroutine cancels it here."""
         return False
 
     async def sleep(self, seconds: float) -> None:
-        """Return after so many seconds."""
+        """Return after `seconds`."""
         await deferLater(self._reactor, seconds)
 
-    def complain(self, said: str, error: Exception) -> None:
-        """Log what nobody has asked to be told."""
+    def complain(self, message: str, error: Exception) -> None:
+        """Log an error that no handler wants."""
         if isinstance(error, LinkdError):
-            _log.warn("{said}", said=said)
+            _log.warn("{message}", message=message)
         else:
-            _log.warn("{said}", said=said, log_failure=Failure(error))
+            _log.warn("{message}", message=message, log_failure=Failure(error))
 
 
 class Dialer:
@@ -156,7 +156,7 @@ class Dialer:
         return wire
 
     def _headers(self, settings: Settings, late: NoDaemon) -> Deferred[dict[str, str]]:
-        """Return the headers that say who we are; `late` where `key` does not return in time."""
+        """Return the headers that authenticate us; fail with `late` if `key` takes too long."""
 
         def timed_out(_: object, __: float) -> Failure:
             return Failure(late)
@@ -183,11 +183,11 @@ class TwistedWire(Wire, Protocol):
         self.flush()
 
     def dataReceived(self, data: bytes) -> None:
-        """Take bytes of the daemon."""
+        """Process bytes from the daemon."""
         self.took(data)
 
     def connectionLost(self, reason: Failure | None = None) -> None:
-        """The connection is gone."""
+        """The connection was lost."""
         self.ended()
 
     def _writable(self) -> bool:
@@ -208,7 +208,7 @@ class TwistedWire(Wire, Protocol):
 def connect(
     reactor: Any, where: str | os.PathLike[str] | None = None, **options: Unpack[ConnectOptions]
 ) -> Node:
-    """Return a daemon to speak to; `async with` starts and closes it, or `start` and `close`.
+    """Return a node; `async with` starts and closes it, or `start` and `close`.
 
     Args:
         reactor: The application's.
@@ -223,18 +223,18 @@ def connect(
 
 
 class Subscription(Records):
-    """An asynchronous iterator of records; over reconnects none comes twice, none is left out.
+    """An asynchronous iterator of records; across reconnects none is repeated or skipped.
 
-    It ends with `close`, or at the end of an `async with`. One at a time may iterate over it.
+    It ends with `close`, or at the end of an `async with`. Only one task at a time may iterate.
     """
 
     def close(self) -> None:
-        """End it; the iteration ends once all that came was taken."""
+        """End the subscription; the iteration ends after the records that have arrived."""
         self._inbox.close()
 
 
 class Node(NodeBase[Observable[Status], Subscription]):
-    """A daemon, over any number of connections to it."""
+    """A client of one daemon, across reconnects."""
 
     def __init__(self, reactor: Any, where: Address, settings: Settings) -> None:
         self._reactor = reactor
@@ -254,7 +254,7 @@ class Node(NodeBase[Observable[Status], Subscription]):
         return waiting.addTimeout(timeout, self._reactor, late)
 
     def close(self) -> Deferred[None]:
-        """End the connection; what is under way fails with Closed. Fires once all is ended."""
+        """Close the connection; pending operations fail with Closed. Fires when all is closed."""
         return Deferred.fromCoroutine(self._calls.close())
 
     def publish(self, channel: str, value: Any, **options: Unpack[PublishOptions]) -> Deferred[int]:
@@ -271,7 +271,7 @@ class Node(NodeBase[Observable[Status], Subscription]):
         return Deferred.fromCoroutine(self._publish_many(channel, values, options))
 
     def flush(self) -> Deferred[None]:
-        """Fire once every publish under way is settled."""
+        """Fire once every pending publish is settled."""
         return Deferred.fromCoroutine(self._calls.until_settled())
 
     async def _publish_many(

@@ -1,6 +1,6 @@
-"""The WebSocket under a stream, without any I/O: bytes in, messages out, and the other way round.
+"""The WebSocket under a stream, without any I/O: bytes in, messages out, and the reverse.
 
-The rules of RFC 6455 are the `websockets` library's; asyncio and Twisted only carry the bytes.
+The `websockets` library implements RFC 6455; asyncio and Twisted only carry the bytes.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
 
 
 class WebSocket:
-    """One connection of a client, from its first byte to its last.
+    """One client connection, from its first byte to its last.
 
     Attributes:
         opened: The daemon has accepted the upgrade.
 
     Args:
         url: `ws://` or `wss://` with path and query; over a unix socket only its path counts.
-        subprotocol: The only one that is offered, and must be taken.
+        subprotocol: The only one that is offered; the daemon must accept it.
         headers: Further headers of the request.
     """
 
@@ -48,17 +48,17 @@ class WebSocket:
 
     @property
     def closing(self) -> bool:
-        """Whether one of the two ends has said that it closes, or the connection is broken."""
+        """Whether either end has begun to close, or the connection is broken."""
         return self._protocol.state in (State.CLOSING, State.CLOSED)
 
     @property
     def farewell(self) -> str:
-        """Why the daemon closed, in its own words, as far as it said so."""
+        """The daemon's reason for closing, if it gave one."""
         code, reason = self._protocol.close_code, self._protocol.close_reason
         return "the connection was lost" if code in (None, 1006) else f"{code} {reason}".strip()
 
     def lost(self) -> None:
-        """Hear from the transport that nothing more comes; `farewell` is right from then on."""
+        """Note the end of the transport's data; `farewell` is final from then on."""
         self._protocol.receive_eof()
 
     def to_send(self) -> bytes:
@@ -71,7 +71,7 @@ class WebSocket:
         self._protocol.send_binary(message)
 
     def close(self) -> None:
-        """Queue the closing handshake, where there is anything to close."""
+        """Queue the closing handshake, if the connection is open."""
         if self._protocol.state is State.OPEN:
             self._protocol.send_close(1000)
 
@@ -80,7 +80,7 @@ class WebSocket:
 
         Raises:
             Refused: The daemon refused the upgrade; it has the HTTP status.
-            ClientError: What came is no WebSocket, or not the subprotocol asked for.
+            ClientError: The answer is not a WebSocket, or has another subprotocol.
         """
         self._protocol.receive_data(received)
         messages: list[bytes] = []
@@ -103,7 +103,7 @@ class WebSocket:
         self.opened = True
 
     def _take(self, frame: Frame, messages: list[bytes]) -> None:
-        """Put frames together to messages; the library has answered pings and closes already."""
+        """Assemble messages from frames; the library has already answered pings and closes."""
         if frame.opcode not in (Opcode.BINARY, Opcode.CONT):
             return
         if frame.fin and not self._pieces:
@@ -115,7 +115,7 @@ class WebSocket:
             self._pieces.clear()
 
 
-class _Told(msgspec.Struct):
+class _RefusalBody(msgspec.Struct):
     """The body of a refusal, docs/api.md."""
 
     error: str
@@ -123,15 +123,15 @@ class _Told(msgspec.Struct):
 
 
 def _refusal(error: Exception, response: Response | None = None) -> ClientError:
-    """Say in our words why the upgrade failed."""
+    """Return why the upgrade failed as one of our errors."""
     if isinstance(error, InvalidStatus):
         response = error.response
     if response is not None:
         body = bytes(response.body or b"")
         try:
-            told = msgspec.json.decode(body, type=_Told)
+            refusal = msgspec.json.decode(body, type=_RefusalBody)
         except (msgspec.DecodeError, UnicodeDecodeError):
             word = response.reason_phrase.lower() or "refused"
-            told = _Told(word, body[:300].decode("utf-8", "replace").strip())
-        return Refused(told.error, told.message, response.status_code)
+            refusal = _RefusalBody(word, body[:300].decode("utf-8", "replace").strip())
+        return Refused(refusal.error, refusal.message, response.status_code)
     return ClientError(f"expected a WebSocket: {error}")
