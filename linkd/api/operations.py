@@ -94,7 +94,7 @@ async def events(api: ApiServer, call: Call) -> Response | None:
     if wants_stream(call):
         stream_events(api, call, after)
         return None
-    found = [one for one in api.node.events(after) if call.caller.hears(one)]
+    found = [one for one in api.node.events.after(after) if call.caller.hears(one)]
     return answer({"events": found, "next": found[-1].number + 1 if found else after + 1})
 
 
@@ -139,7 +139,7 @@ async def consumers(api: ApiServer, call: Call) -> Response:
                     "lag_records": max(0, end - one.next),
                     "patterns": one.patterns,
                 }
-                for one in api.node.consumers()
+                for one in api.node.subscriptions.consumers()
                 if call.caller.sees(one)
             ]
         }

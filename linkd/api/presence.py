@@ -359,7 +359,7 @@ class Presence:
     def _watch_links(self) -> None:
         """Hear of links as long as anybody is there."""
         if self._channels and self._ignore_links is None:
-            self._ignore_links = self._node.on_event(self._happened)
+            self._ignore_links = self._node.events.follow(self._happened)
         elif not self._channels and self._ignore_links is not None:
             self._ignore_links()
             self._ignore_links = None
@@ -499,7 +499,7 @@ class Presence:
 
     def _audience(self, name: str, channel: _Channel) -> set[str]:
         """Return the peers on the way to all who asked, and those that cannot ask."""
-        return channel.asking.keys() | set(self._node.one_way(name))
+        return channel.asking.keys() | set(self._node.dispatcher.one_way(name))
 
     def _ask(self, name: str, channel: _Channel, peers: Collection[str] | None = None) -> None:
         """Ask peers, or all that the channel reaches, who is there."""
@@ -573,7 +573,7 @@ class Presence:
                 channel.repeat_at = now + channel.period
                 if channel.is_watched:
                     self._ask(name, channel)
-                peers = self._node.one_way(name) if channel.here else ()
+                peers = self._node.dispatcher.one_way(name) if channel.here else ()
                 if peers:
                     self._plan(self._announcing_here(name, channel, peers))
             self._forget_empty(name, channel)
@@ -606,7 +606,7 @@ class Presence:
         for name, channel in list(self._channels.items()):
             if channel.is_watched or channel.asking.keys() - {peer}:
                 self._ask(name, channel, (peer,))
-            if channel.here and peer in self._node.one_way(name):
+            if channel.here and peer in self._node.dispatcher.one_way(name):
                 yield from self._announcing_here(name, channel, (peer,))
             yield
 
@@ -687,7 +687,7 @@ class Presence:
     def _relaying(
         self, message: Volatile, source: str, peers: Collection[str] | None
     ) -> Iterator[None]:
-        self._node.relay(message, source, peers)
+        self._node.dispatcher.volatile(message, source, peers)
         yield
 
     def _asked(self, message: Volatile, seconds: float, link: _Link) -> None:

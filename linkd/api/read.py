@@ -343,5 +343,5 @@ async def acknowledge(api: ApiServer, call: Call) -> Response:
     if ack.log not in ("", api.node.log.id):
         raise ApiError("gap", "the node has another log than the one of this ack")
     await api.node.ack(consumer.key, wanted)
-    known = api.node.consumer(consumer.key) or consumer
+    known = api.node.subscriptions.consumer(consumer.key) or consumer
     return answer({"owner": known.owner, "name": known.name, "next": known.next})

@@ -463,7 +463,7 @@ class ApiServer:
         try:
             if key is not None:
                 self._check_taking(caller, key)
-            return self.node.subscribe(patterns, start, sink, key)
+            return self.node.subscriptions.subscribe(patterns, start, sink, key)
         except PublishError as error:
             raise refusal_of(error) from None
 
@@ -472,9 +472,9 @@ class ApiServer:
 
         A consumer that has no owner yet goes to the first caller that may read all its patterns.
         """
-        known = self.node.consumer(key)
+        known = self.node.subscriptions.consumer(key)
         if known is None:
-            unowned = self.node.consumer((UNOWNED, key[1]))
+            unowned = self.node.subscriptions.consumer((UNOWNED, key[1]))
             if unowned is not None and caller.may_read(unowned.patterns):
                 self.node.move(unowned.key, key).addErrback(lambda _: None)  # written again soon
         elif not caller.sees(known):
@@ -491,7 +491,7 @@ class ApiServer:
         """Return the consumer that a call names; raise Refusal unless the caller may act on it."""
         name = check_consumer(call.path["name"])
         key = call.caller.key(call.text("owner"), name)
-        consumer = self.node.consumer(key)
+        consumer = self.node.subscriptions.consumer(key)
         if consumer is None or not call.caller.sees(consumer):
             raise ApiError("not-found", self._not_there(call.caller, key))
         return consumer
@@ -501,7 +501,7 @@ class ApiServer:
         said = f"there is no consumer {key[1]}"
         if not caller.operator:
             return said
-        others = [one.owner for one in self.node.consumers() if one.name == key[1]]
+        others = [one.owner for one in self.node.subscriptions.consumers() if one.name == key[1]]
         same = f"; there is {', '.join(f'{owner}/{key[1]}' for owner in others)}" if others else ""
         return f"there is no consumer {'/'.join(key)}{same}"
 

@@ -230,7 +230,7 @@ def stream_events(api: ApiServer, call: Call, after: int) -> None:
     """Follow the changes of links as an event stream, from behind number `after` on."""
     stream = EventStream(api, call)
     stream.begin()
-    waiting = [one for one in api.node.events(after) if stream.caller.hears(one)]
+    waiting = [one for one in api.node.events.after(after) if stream.caller.hears(one)]
 
     def room() -> None:
         if waiting and not stream.paused:
@@ -244,7 +244,7 @@ def stream_events(api: ApiServer, call: Call, after: int) -> None:
         room()
 
     stream.on_room = room
-    stream.on_gone = api.node.on_event(happened)
+    stream.on_gone = api.node.events.follow(happened)
     room()
 
 

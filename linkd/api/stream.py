@@ -375,7 +375,7 @@ class StreamSession:
     def _watch(self, _: client.Watch) -> None:
         """Tell of all links; once, however often that was asked until it is told."""
         if self._unwatch is None:
-            self._unwatch = self.api.node.on_event(self._event)
+            self._unwatch = self.api.node.events.follow(self._event)
         if not self._tells_all:
             self._tells_all = True
             self._tell_soon()

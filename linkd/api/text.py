@@ -155,7 +155,7 @@ class TextSession:
         if self.is_linkd or self._private is not None:
             self._introduce()
         if self._status:
-            self._unwatch = self._api.node.on_event(self._event)
+            self._unwatch = self._api.node.events.follow(self._event)
             for link in self._api.node.status().links:
                 self._send_object("status", link)
         try:

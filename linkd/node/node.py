@@ -19,7 +19,7 @@ from linkd.config import Config, PeerSettings
 from linkd.core.inbound import KnownEnds
 from linkd.core.link import Changed
 from linkd.errors import LinkdError, Reason
-from linkd.log.interface import Appended, Consumer, CursorStore, Log, OnDurable, Owned
+from linkd.log.interface import Appended, CursorStore, Log, OnDurable, Owned
 from linkd.net.dialer import LinkDialer
 from linkd.net.timers import when_idle
 from linkd.node.dispatcher import ChannelRules, Dispatcher, VolatileSequence, messages_of
@@ -29,7 +29,7 @@ from linkd.node.link_driver import LinkDriver
 from linkd.node.links import Links
 from linkd.node.outages import Outages
 from linkd.node.replicator import Measure
-from linkd.node.subscriptions import Follower, Sink, Start, Subscriptions
+from linkd.node.subscriptions import Subscriptions
 from linkd.protocol import peer as wire
 from linkd.protocol.json import JSON
 from linkd.protocol.records import NewRecords, Record, encode_records
@@ -37,7 +37,6 @@ from linkd.status import (
     Availability,
     CertificateRole,
     CertificateStatus,
-    Event,
     LinkHistory,
     LinkStatus,
     LogStatus,
@@ -115,6 +114,9 @@ class Node:
     Attributes:
         warnings: Standing warnings for status, a sentence each, by what they are about. Anyone who
             finds one sets it, and removes it once it is over.
+        subscriptions: Readers of the log and named consumers.
+        dispatcher: Distributes committed and volatile records to links and readers.
+        events: The latest changes, and who follows them.
         certificates: Those in files and of paired peers: role, peer, Unix seconds of the end.
     """
 
@@ -142,23 +144,24 @@ class Node:
         self._began = clock.seconds()
         self._outages = stores.outages
         self._chronicle = Chronicle(log, stores.outages, stores.cursors, clock)
+        self.events = self._chronicle.events
         self.on_fell, self.on_rose = self._chronicle.on_fell, self._chronicle.on_rose
         self.held = Held(log, lambda: len(self._links.drivers))
         self._links = Links(self, stores.cursors, partial(make_dialer, self), rng)
-        self._readers = Subscriptions(self, log, stores.cursors)
+        self.subscriptions = Subscriptions(self, log, stores.cursors)
         self.warnings: dict[str, str] = {}
         self.certificates: Sequence[tuple[CertificateRole, str | None, float]] = ()
         self._strangers = Strangers()
         self._history = History()
         self._rules = ChannelRules(config.channels)
         self._volatile = VolatileSequence(self.name, f"{rng.getrandbits(64):016x}")
-        self._spread = Dispatcher(
-            log, self._links.drivers, self._readers, self.count, when_idle(clock)
+        self.dispatcher = Dispatcher(
+            log, self._links.drivers, self.subscriptions, self.count, when_idle(clock)
         )
         self._tick = LoopingCall(self._ticked)
         self._tick.clock = clock  # type: ignore[assignment]  # it needs no more than ours offers
         self._ticks = 0
-        log.on_commit.append(self._spread.committed)
+        log.on_commit.append(self.dispatcher.committed)
         log.on_trim.append(self._trimmed)
 
     # -- life ---------------------------------------------------------------------------------
@@ -166,7 +169,7 @@ class Node:
     def start(self) -> None:
         """Begin all links."""
         self._links.start(self.config.peers)
-        self._readers.tell_orphans()
+        self.subscriptions.tell_orphans()
         self.starting = False
         self._tick.start(_TICK_SECONDS, now=False)
 
@@ -175,7 +178,7 @@ class Node:
         self.stopping = True
         if self._tick.running:
             self._tick.stop()
-        self._readers.stop()
+        self.subscriptions.stop()
         self._links.stop(detail)
         done: Deferred[None] = Deferred()
         self._cursors.close(lambda: self.log.close(lambda: done.callback(None)))
@@ -190,7 +193,7 @@ class Node:
                 self._chronicle.configured(driver.peer)
         self._rules = ChannelRules(config.channels)
         if [key.name for key in config.api.keys] != [key.name for key in old.api.keys]:
-            self._readers.tell_orphans()
+            self.subscriptions.tell_orphans()
         self.routes_changed()
 
     def progress(self, now: float) -> str | None:
@@ -254,31 +257,21 @@ class Node:
             self.log.append(draft, settled)
             return
         for one in messages_of(draft):
-            self._spread.volatile(self._volatile.make(one), None)
+            self.dispatcher.volatile(self._volatile.make(one), None)
         settled(Appended(0, draft.count))
 
     def announce(self, channel: str, body: bytes, peers: Collection[str] | None = None) -> None:
         """Send a presence message to the peers that get its channel, or to `peers` alone."""
         records = encode_records((Record(body, "", "", JSON),))
         draft = NewRecords(channel, 1, records, wall())
-        self._spread.volatile(self._volatile.make(draft, presence=True), None, peers)
-
-    def relay(
-        self, message: wire.Volatile, source: str, peers: Collection[str] | None = None
-    ) -> None:
-        """Relay a presence message that `source` sent to all other peers, or to `peers` alone."""
-        self._spread.volatile(message, source, peers)
-
-    def one_way(self, channel: str) -> Collection[str]:
-        """Return the peers that get `channel` and from which it is not taken."""
-        return self._spread.one_way(channel)
+        self.dispatcher.volatile(self._volatile.make(draft, presence=True), None, peers)
 
     def passed(self, message: wire.Volatile, peer: str) -> None:
         """A volatile message came from a peer: hand it out and on, once."""
         fate = self._volatile.judge(message)
         if fate == "fresh":
             if not message.presence:
-                self._spread.volatile(message, peer)
+                self.dispatcher.volatile(message, peer)
             for heard in self.on_presence if message.presence else ():
                 heard(message, peer)
         elif not message.presence:
@@ -296,7 +289,7 @@ class Node:
 
     def routes_changed(self) -> None:
         """Somebody wants something else now."""
-        self._spread.changed()
+        self.dispatcher.changed()
 
     def _ticked(self) -> None:
         """Do what is due from time to time; a bug in it must not end it for ever."""
@@ -309,7 +302,7 @@ class Node:
 
     def _tick_over(self) -> None:
         """Move everyone on over what is not for them; say what is owed to nobody."""
-        self._spread.tick()
+        self.dispatcher.tick()
         self._ticks += 1
         whole_second = self._ticks % 4 == 0
         if not whole_second and self.log.size_bytes < 0.5 * self.log.max_bytes:
@@ -320,14 +313,14 @@ class Node:
         self.held.tick()
         self._links.absent.tick(self.clock.seconds())
         if whole_second:
-            self._readers.move_on()
+            self.subscriptions.move_on()
         self.log.release(self._low_water())
         if whole_second:
-            self._readers.age()
+            self.subscriptions.age()
 
     def _low_water(self) -> int:
         """Return the offset below which nobody is owed anything."""
-        return min(self._links.low_water(), self._readers.low_water())
+        return min(self._links.low_water(), self.subscriptions.low_water())
 
     # -- what drivers and readers tell ------------------------------------------------------------
 
@@ -347,7 +340,7 @@ class Node:
 
     def _trimmed(self, first: int) -> None:
         """Records went: what was still to be handed out goes before that is told."""
-        self._spread.hand_out()
+        self.dispatcher.hand_out()
         self._links.trimmed(first)
 
     def forgotten(self, peer: str) -> None:
@@ -383,36 +376,22 @@ class Node:
 
     # -- for the API ------------------------------------------------------------------------------
 
-    def subscribe(
-        self, patterns: Sequence[str], start: Start, sink: Sink, consumer: Owned | None = None
-    ) -> Follower:
-        """Follow the log; see `Subscriptions.subscribe`."""
-        return self._readers.subscribe(patterns, start, sink, consumer)
-
-    def consumers(self) -> list[Consumer]:
-        """Return the named consumers."""
-        return self._readers.consumers()
-
-    def consumer(self, key: Owned) -> Consumer | None:
-        """Return a named consumer, if there is one."""
-        return self._readers.consumer(key)
-
     def ack(self, consumer: Owned, next: int) -> Deferred[None]:
         """Set a named consumer's cursor; KeyError if there is none."""
         done: Deferred[None] = Deferred()
-        self._readers.ack(consumer, next, lambda error: _settle(done, error, None))
+        self.subscriptions.ack(consumer, next, lambda error: _settle(done, error, None))
         return done
 
     def move(self, old: Owned, new: Owned) -> Deferred[None]:
         """Give a named consumer another owner and name; KeyError if there is none."""
         done: Deferred[None] = Deferred()
-        self._readers.move(old, new, lambda error: _settle(done, error, None))
+        self.subscriptions.move(old, new, lambda error: _settle(done, error, None))
         return done
 
     def forget(self, consumer: Owned) -> Deferred[bool]:
         """Remove a named consumer; fires with whether there was one."""
         done: Deferred[bool] = Deferred()
-        if not self._readers.forget(consumer, lambda error: _settle(done, error, True)):
+        if not self.subscriptions.forget(consumer, lambda error: _settle(done, error, True)):
             return succeed(False)
         return done
 
@@ -442,7 +421,7 @@ class Node:
                 self._chronicle.losses.sentences(owner),
                 log.stalled(),
             ),
-            consumers=self._readers.statuses(owner),
+            consumers=self.subscriptions.statuses(owner),
             links=[self._link_status(one) for one in self.links()] if links is None else links,
             warnings=[*self.warnings.values(), *self._links.absent.warnings()],
             absent=self._links.absent.statuses(),
@@ -461,14 +440,6 @@ class Node:
     def _link_status(self, driver: LinkDriver) -> LinkStatus:
         peer = driver.peer
         return driver.status(self._chronicle.outage(peer), self._outages.last_reason(peer))
-
-    def events(self, after: int = 0) -> list[Event]:
-        """Return the remembered changes with a number above `after`."""
-        return self._chronicle.events.after(after)
-
-    def on_event(self, call: Callable[[Event], None]) -> Callable[[], None]:
-        """Have each change told as it happens."""
-        return self._chronicle.events.follow(call)
 
     def outages(
         self, peer: str | None = None, since_seconds: float | None = None, drills: bool = True

@@ -327,7 +327,7 @@ class Subscriptions:
         self._known: dict[str, tuple[Follower, ...]] = {}
 
     def subscribe(
-        self, patterns: Sequence[str], start: Start, sink: Sink, consumer: Owned | None
+        self, patterns: Sequence[str], start: Start, sink: Sink, consumer: Owned | None = None
     ) -> Follower:
         """Follow the log from `start`, or from the position of `consumer`, if it is known.
 

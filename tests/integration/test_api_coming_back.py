@@ -45,7 +45,7 @@ def publish(served: Served, *values: int, channel: str = "orders") -> None:
 
 
 def next_of(served: Served, name: str, owner: str = "admin") -> int:
-    consumer = served.node.consumer((owner, name))
+    consumer = served.node.subscriptions.consumer((owner, name))
     return 0 if consumer is None else consumer.next
 
 

@@ -281,7 +281,7 @@ async def test_event_stream_resumes_after_the_last_id(served: Served) -> None:
     first = [line[6:] for line in blocks[1].splitlines() if line.startswith("data: ")]
     assert json.loads("\n".join(first))["data"] == {"n": 1}
     await until(lambda: not served.api.streams)
-    assert not served.node.readers._followers
+    assert not served.node.subscriptions._followers
 
 
 @pytest_twisted.ensureDeferred
@@ -330,7 +330,7 @@ async def test_events_as_page_and_stream(served: Served) -> None:
     text = await following
     found = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: ")]
     assert [event["new"] for event in found] == ["waiting", "up"]
-    await until(lambda: not served.node._watchers)
+    await until(lambda: not served.node.events._watchers)
 
 
 @pytest_twisted.ensureDeferred
@@ -465,7 +465,7 @@ async def test_stop_ends_what_waits(tmp_path: Path) -> None:
     waiting = served.call("GET", "/v1/channels/orders?wait=20")
     outcome: list[Any] = []
     waiting.addBoth(outcome.append)
-    await until(lambda: bool(served.node.readers._followers))
+    await until(lambda: bool(served.node.subscriptions._followers))
     began = time.monotonic()
     await served.stop()
     assert time.monotonic() - began < 3.5

@@ -189,9 +189,9 @@ class Lab:
             draft = NewRecords("orders", 1, record, 1.0, None, ids, producer, (), "shop")
             node.log.append(draft, self.settled.append)
         self.ended: list[str] = []
-        node.subscribe(("orders",), 2, self, ("shop", MINE["consumer"]))
+        node.subscriptions.subscribe(("orders",), 2, self, ("shop", MINE["consumer"]))
         whose = f"shop/{MINE['consumer']}"
-        node._events.append(
+        node.events.add(
             Event(1, "t", "consumer.gap", None, None, None, None, None, f"{whose} is late", "shop")
         )
         caller = self.served.api.keyring.by_key(SHOP_KEY)
@@ -220,7 +220,7 @@ class Lab:
     def state(self) -> Any:
         """Return all that the victim has."""
         node, keyring = self.node, self.served.api.keyring
-        theirs = [one for one in node.consumers() if one.owner == "shop"]
+        theirs = [one for one in node.subscriptions.consumers() if one.owner == "shop"]
         log = node.log
         spent = keyring.spend(self.token)
         assert spent is not None
@@ -385,7 +385,7 @@ async def test_an_event_stream_of_another_key_does_not_hear_of_a_consumer(lab: L
     for name, secret in (("shop", SHOP_KEY), ("mallory", MALLORY_KEY)):
         caller = lab.served.api.keyring.by_key(secret)
         assert caller is not None
-        got[name] = [event for event in lab.node.events() if caller.hears(event)]
+        got[name] = [event for event in lab.node.events.after(0) if caller.hears(event)]
     assert (len(got["shop"]), len(got["mallory"])) == (1, 0)
     assert not shows(await thread(lambda: follow(MALLORY_KEY)))
 
@@ -409,14 +409,14 @@ async def test_an_operator_acts_on_the_consumers_of_others(lab: Lab) -> None:
         moved = await call("POST", move, json.dumps(body).encode(), JSON)
         assert moved.status == status, moved.body
     assert lab.ended == ["replaced"]
-    assert [one.key for one in lab.node.consumers()] == [("mallory", "bills")]
+    assert [one.key for one in lab.node.subscriptions.consumers()] == [("mallory", "bills")]
     gone = await lab.served.keyed("DELETE", "/v1/consumers/bills?owner=mallory")
     assert gone.status == 204
 
 
 @pytest_twisted.ensureDeferred
 async def test_a_narrowed_token_takes_no_consumer_that_reads_more(lab: Lab) -> None:
-    lab.node.subscribe(("news.a",), "latest", lab, ("shop", "narrow"))
+    lab.node.subscriptions.subscribe(("news.a",), "latest", lab, ("shop", "narrow"))
     keyring = lab.served.api.keyring
     caller = keyring.by_key(SHOP_KEY)
     assert caller is not None
@@ -436,17 +436,19 @@ async def test_a_narrowed_token_takes_no_consumer_that_reads_more(lab: Lab) -> N
         assert deleted.status == 404
 
     await thread(run)
-    assert MINE["consumer"] in {one.name for one in lab.node.consumers()}
+    assert MINE["consumer"] in {one.name for one in lab.node.subscriptions.consumers()}
 
 
 @pytest_twisted.ensureDeferred
 async def test_an_unowned_consumer_goes_to_the_first_that_may_read_all_of_it(lab: Lab) -> None:
-    store = lab.node.readers._store
+    store = lab.node.subscriptions._store
     store.set_consumer(Consumer(UNOWNED, "old", 2, ("orders", "news.*")))
     assert (await lab.served.keyed("GET", "/v1/channels/chat?consumer=old", key=MALLORY_KEY)).status
     page = await lab.served.keyed("GET", "/v1/channels/orders?consumer=old", key=SHOP_KEY)
     assert [one["offset"] for one in page.json()["records"]] == [2, 3]
-    owners = {one.owner: one.next for one in lab.node.consumers() if one.name == "old"}
+    owners = {
+        one.owner: one.next for one in lab.node.subscriptions.consumers() if one.name == "old"
+    }
     assert owners == {"mallory": 4, "shop": 2}
 
 

@@ -443,7 +443,7 @@ async def test_status_comes_with_each_change(served: Served) -> None:
     first, then = await thread(run)
     assert (first["type"], first["data"]["peer"], first["data"]["state"]) == ("status", "hub", "up")
     assert (then["data"]["state"], then["data"]["reason"]) == ("waiting", "ping-timeout")
-    await until(lambda: not served.node._watchers)
+    await until(lambda: not served.node.events._watchers)
 
 
 @pytest_twisted.ensureDeferred
@@ -1048,7 +1048,7 @@ async def test_deliveries_cost_credit(served: Served) -> None:
         return got
 
     assert await pump(served, run) == list(range(1002, 1012))
-    assert not served.node.readers._followers
+    assert not served.node.subscriptions._followers
 
 
 @pytest_twisted.ensureDeferred
@@ -1081,7 +1081,7 @@ async def test_consumers_acks_and_takeover(served: Served) -> None:
                 assert one.hear(stream.Ended) == stream.Ended(1, "replaced")
 
     await thread(run)
-    assert served.node.consumers()[0].next == 2
+    assert served.node.subscriptions.consumers()[0].next == 2
 
 
 @pytest_twisted.ensureDeferred

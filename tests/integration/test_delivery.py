@@ -72,7 +72,7 @@ async def test_the_backlog_of_an_outage_drains_at_speed_and_nothing_waits_behind
         await until(lambda: len(outcomes) == count // 100, 60.0)
         assert edge.node.status().links[0].backlog_records == count
         kept = Kept()
-        hub.node.subscribe(("now",), "latest", kept)
+        hub.node.subscriptions.subscribe(("now",), "latest", kept)
         hub.listen()
         edge.node.kick("hub")
         await until(lambda: edge.node.summary()[0] == 1)
@@ -106,7 +106,7 @@ async def test_bodies_from_nothing_to_sixteen_mebibytes(tmp_path: Path) -> None:
     bodies = [bytes([n]) * size for n, size in enumerate(sizes)]
     kept = Kept()
     try:
-        hub.node.subscribe((">",), "earliest", kept)
+        hub.node.subscriptions.subscribe((">",), "earliest", kept)
         for body in bodies:
             publish(edge, "blobs", body)
         await until(lambda: len(kept.bodies) == len(bodies))
@@ -149,7 +149,7 @@ async def test_a_ring_of_three_keeps_each_record_once(tmp_path: Path) -> None:
     sinks = [Kept() for _ in nodes]
     try:
         for node, sink in zip(nodes, sinks, strict=True):
-            node.node.subscribe((">",), "earliest", sink)
+            node.node.subscriptions.subscribe((">",), "earliest", sink)
         await until(lambda: all(n.node.summary()[0] == 2 for n in nodes))
         for number in range(100):
             for node in nodes:
@@ -207,17 +207,17 @@ async def test_drop_oldest_tells_the_gap_to_peer_and_consumer(tmp_path: Path) ->
     try:
         await until(lambda: edge.node.summary()[0] == 1)
         await hub.deafen("edge")
-        edge.node.subscribe((">",), "earliest", Kept(), ("socket", "slow")).close()
+        edge.node.subscriptions.subscribe((">",), "earliest", Kept(), ("socket", "slow")).close()
         for _ in range(600):
             assert isinstance(await settled(publish(edge, "orders", body)), Appended)
         first = edge.log.first
         assert first > 1
         late = Kept()
-        edge.node.subscribe((">",), "latest", late, ("socket", "slow"))
+        edge.node.subscriptions.subscribe((">",), "latest", late, ("socket", "slow"))
         await until(lambda: len(late.bodies) == edge.log.next - first)
         assert late.gaps == [(1, first)]
         there = Kept()
-        hub.node.subscribe((">",), "earliest", there)
+        hub.node.subscriptions.subscribe((">",), "earliest", there)
         hub.listen()
         edge.node.kick("hub")
         await until(lambda: len(there.bodies) == edge.log.next - first)
@@ -251,12 +251,12 @@ async def test_a_receiver_put_back_an_hour_gets_again_what_it_lost(tmp_path: Pat
         back = (peer(tmp_path, "hub", hub.port, send=(">",), receive=(">",)),)
         edge.node.reload(msgspec.structs.replace(edge.node.config, peers=back))
         kept = Kept()
-        hub.node.subscribe(("orders",), "earliest", kept)
+        hub.node.subscriptions.subscribe(("orders",), "earliest", kept)
         publish(hub, "commands", b"new")
         await until(lambda: len(kept.bodies) == 20)
         assert kept.bodies == [b"%d" % number for number in range(20)]
         here = Kept()
-        edge.node.subscribe(("commands",), "earliest", here)
+        edge.node.subscriptions.subscribe(("commands",), "earliest", here)
         await until(lambda: len(here.bodies) == 2)
         assert here.bodies == [b"lost with the disk", b"new"]
     finally:

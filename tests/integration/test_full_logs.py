@@ -49,7 +49,7 @@ async def test_two_full_nodes_do_not_block_each_other(tmp_path: Path) -> None:
     edge = RealNode(tmp_path, "edge", (peer(tmp_path, "hub", hub.port, **both),), log=SMALL)
     kept = {node: Kept() for node in (hub, edge)}
     for node, sink in kept.items():
-        node.node.subscribe((">",), "latest", sink)
+        node.node.subscriptions.subscribe((">",), "latest", sink)
     try:
         await until(lambda: edge.node.summary()[0] == 1)
         await hub.deafen("edge")
@@ -89,7 +89,7 @@ async def test_one_peer_may_be_left_behind_while_another_gets_all(tmp_path: Path
     )
     west = RealNode(tmp_path, "west", (peer(tmp_path, "hub", hub.port, receive=(">",)),))
     kept = Kept()
-    west.node.subscribe((">",), "latest", kept)
+    west.node.subscriptions.subscribe((">",), "latest", kept)
     east = None
     refused = 0
     try:
@@ -103,7 +103,7 @@ async def test_one_peer_may_be_left_behind_while_another_gets_all(tmp_path: Path
         await deferLater(reactor, 1.5)  # what is too much goes within a second
         east = RealNode(tmp_path, "east", (peer(tmp_path, "hub", hub.port, receive=(">",)),))
         late = Kept()
-        east.node.subscribe((">",), "latest", late)
+        east.node.subscriptions.subscribe((">",), "latest", late)
         await until(lambda: numbers(late)[-1:] == [1999])
         missed = 2000 - len(late.bodies)
         assert missed > 1000
@@ -139,11 +139,11 @@ async def test_a_trim_is_told_to_the_peer_it_takes_from(tmp_path: Path) -> None:
         first = edge.log.first
         assert (records, owed) == (first - 1, 149)
         assert 100 < first <= 150
-        names = [event.event for event in edge.node.events()]
+        names = [event.event for event in edge.node.events.after(0)]
         assert "log.dropped" in names
         assert names[-1] == "log.trimmed"
         kept = Kept()
-        hub.node.subscribe((">",), "earliest", kept)
+        hub.node.subscriptions.subscribe((">",), "earliest", kept)
         hub.listen()
         edge.node.kick("hub")
         await until(lambda: len(kept.bodies) == 201 - first)

@@ -74,7 +74,7 @@ async def test_each_peer_gets_exactly_its_own(tmp_path: Path) -> None:
             tmp_path, f"edge-{number}", (peer(tmp_path, "hub", hub.port, receive=(">",)),)
         )
         tally = Tally()
-        edge.node.subscribe((">",), "earliest", tally)
+        edge.node.subscriptions.subscribe((">",), "earliest", tally)
         tallies.append(tally)
         nodes.append(edge)
     source = RealNode(tmp_path, "source", (peer(tmp_path, "hub", hub.port, send=(">",)),))

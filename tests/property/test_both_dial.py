@@ -78,7 +78,7 @@ class World:
 
     def bodies(self, name: str) -> list[bytes]:
         kept = Kept()
-        self.net.nodes[name].subscribe(("orders",), "earliest", kept)
+        self.net.nodes[name].subscriptions.subscribe(("orders",), "earliest", kept)
         self.net.run(0.01)
         return kept.bodies
 

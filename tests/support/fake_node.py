@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -15,9 +16,9 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from linkd.config import ApiKey, ApiSettings, ChannelSettings, Config, LimitSettings, NodeSettings
 from linkd.errors import LinkdError
 from linkd.log import MemoryCursorStore
-from linkd.log.interface import Appended, Consumer, OnDurable, Owned
+from linkd.log.interface import Appended, OnDurable, Owned
 from linkd.log.memory_log import MemoryLog
-from linkd.node.subscriptions import Follower, Sink, Start, Subscriptions
+from linkd.node.subscriptions import Subscriptions
 from linkd.protocol.channels import Patterns
 from linkd.protocol.records import Batch, NewRecords, Origin
 from linkd.status import (
@@ -33,6 +34,27 @@ from linkd.status import (
 
 KEY = "k" * 40
 SHOP_KEY = "s" * 40
+
+
+class FakeEvents:
+    """The part of `linkd.node.history.EventBuffer` that the API uses."""
+
+    def __init__(self) -> None:
+        self.kept: list[Event] = []
+        self._watchers: list[Callable[[Event], None]] = []
+
+    def add(self, event: Event) -> None:
+        """Keep an event, and call the watchers."""
+        self.kept.append(event)
+        for watcher in list(self._watchers):
+            watcher(event)
+
+    def after(self, number: int) -> list[Event]:
+        return [event for event in self.kept if event.number > number]
+
+    def follow(self, call: Callable[[Event], None]) -> Callable[[], None]:
+        self._watchers.append(call)
+        return lambda: self._watchers.remove(call)
 
 
 class FakeNode:
@@ -66,9 +88,9 @@ class FakeNode:
         self.absent = {"old": (12, 345)}
         self.recorded: list[Outage] = []
         self._waits: list[tuple[str, int, Deferred[None]]] = []
-        self._events: list[Event] = []
-        self._watchers: list[Callable[[Event], None]] = []
-        self.readers = Subscriptions(self, self.log, MemoryCursorStore())
+        self.events = FakeEvents()
+        self.dispatcher: Any = SimpleNamespace(volatile=lambda *_: None, one_way=lambda _: ())
+        self.subscriptions = Subscriptions(self, self.log, MemoryCursorStore())
         self._seen = self.log.next
         self.log.on_commit.append(self._committed)
 
@@ -86,10 +108,10 @@ class FakeNode:
     def _committed(self, next: int) -> None:
         seen, self._seen = self._seen, next
         batches = self.log.read(seen, 1 << 62) or []
-        for follower in list(self.readers._followers):
+        for follower in list(self.subscriptions._followers):
             mine = [batch for batch in batches if follower.patterns.match(batch.channel)]
             follower.offer(mine, next)
-        self.readers.offered = next
+        self.subscriptions.offered = next
 
     # as a Node
 
@@ -99,19 +121,13 @@ class FakeNode:
             if rule.delivery == "volatile" and Patterns((rule.name,)).match(draft.channel):
                 origin = Origin(self.name, self.log.id, "", 0)
                 batch = Batch(0, draft.channel, draft.count, draft.records, draft.time, origin)
-                self.readers.volatile(batch)
+                self.subscriptions.volatile(batch)
                 settled(Appended(0, draft.count))
                 return
         self.log.append(draft, settled)
 
     def announce(self, channel: str, body: bytes, peers: Collection[str] | None = None) -> None:
         self.announced.append((channel, body, peers))
-
-    def relay(self, message: Any, source: str, peers: Collection[str] | None = None) -> None:
-        pass
-
-    def one_way(self, channel: str) -> Collection[str]:
-        return ()
 
     def wait_for(self, peer: str, next: int) -> Deferred[None]:
         if peer not in self.links:
@@ -144,11 +160,6 @@ class FakeNode:
             raise KeyError(peer)
         return not channel.startswith("private")
 
-    def subscribe(
-        self, patterns: Sequence[str], start: Start, sink: Sink, consumer: Owned | None = None
-    ) -> Follower:
-        return self.readers.subscribe(patterns, start, sink, consumer)
-
     def drill_began(self, peer: str, drill: str, seconds: float) -> None:
         self._tell_drill(peer, "drill.started", drill, seconds)
 
@@ -160,24 +171,18 @@ class FakeNode:
             raise KeyError(peer)
         self.told.append((event, {"peer": peer, "drill": drill, "more": more}))
 
-    def consumers(self) -> list[Consumer]:
-        return self.readers.consumers()
-
-    def consumer(self, key: Owned) -> Consumer | None:
-        return self.readers.consumer(key)
-
     def ack(self, consumer: Owned, next: int) -> Deferred[None]:
         done: Deferred[None] = Deferred()
-        self.readers.ack(consumer, next, lambda error: done.callback(None))
+        self.subscriptions.ack(consumer, next, lambda error: done.callback(None))
         return done
 
     def move(self, old: Owned, new: Owned) -> Deferred[None]:
         done: Deferred[None] = Deferred()
-        self.readers.move(old, new, lambda error: done.callback(None))
+        self.subscriptions.move(old, new, lambda error: done.callback(None))
         return done
 
     def forget(self, consumer: Owned) -> Deferred[bool]:
-        return succeed(self.readers.forget(consumer, lambda error: None))
+        return succeed(self.subscriptions.forget(consumer, lambda error: None))
 
     def peers(self) -> list[str]:
         return list(self.links)
@@ -189,7 +194,7 @@ class FakeNode:
             "0.0.0",
             1.5,
             LogStatus(log.id, log.first, log.next, log.size_bytes, log.max_bytes, log.full),
-            self.readers.statuses(owner),
+            self.subscriptions.statuses(owner),
             list(self.links.values()) if links is None else links,
             certificates=self.certificates,
         )
@@ -197,19 +202,12 @@ class FakeNode:
     def link_status(self, peer: str) -> LinkStatus | None:
         return self.links.get(peer)
 
-    def events(self, after: int = 0) -> list[Event]:
-        return [event for event in self._events if event.number > after]
-
-    def on_event(self, call: Callable[[Event], None]) -> Callable[[], None]:
-        self._watchers.append(call)
-        return lambda: self._watchers.remove(call)
-
     def change(self, peer: str, state: Any, reason: str | None = None) -> None:
         """Let a link change its state."""
         old = self.links[peer].state
         self.links[peer] = msgspec.structs.replace(self.links[peer], state=state, reason=reason)
         event = Event(
-            len(self._events) + 1,
+            len(self.events.kept) + 1,
             "2026-11-21T03:00:00.000Z",
             f"link.{state}",
             peer,
@@ -219,9 +217,7 @@ class FakeNode:
             reason,
             None,
         )
-        self._events.append(event)
-        for watcher in list(self._watchers):
-            watcher(event)
+        self.events.add(event)
 
     def outages(
         self, peer: str | None = None, since_seconds: float | None = None, drills: bool = True

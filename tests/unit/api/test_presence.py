@@ -104,6 +104,7 @@ class Node:
         self.net = net
         self.name = name
         self.boots = 0
+        self.events = self.dispatcher = self  # it is its own parts
         self.begin()
 
     def begin(self) -> None:
@@ -115,7 +116,7 @@ class Node:
         node: Any = self
         self.presence = Presence(node, self.net.clock, FairShare(self.net.clock))
 
-    def on_event(self, call: Callable[[Event], None]) -> Callable[[], None]:
+    def follow(self, call: Callable[[Event], None]) -> Callable[[], None]:
         self.watchers.append(call)
         return lambda: self.watchers.remove(call)
 
@@ -129,7 +130,9 @@ class Node:
     def one_way(self, channel: str) -> list[str]:
         return self.peers() if channel.startswith("out.") else []
 
-    def relay(self, message: Volatile, source: str, peers: Collection[str] | None = None) -> None:
+    def volatile(
+        self, message: Volatile, source: str, peers: Collection[str] | None = None
+    ) -> None:
         self.net.send(message, self.name, source, peers)
 
     def announce(self, channel: str, body: bytes, peers: Collection[str] | None = None) -> None:

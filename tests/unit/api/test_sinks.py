@@ -161,7 +161,7 @@ def test_a_subscription_without_room_is_refused_and_one_that_fails_costs_nothing
     def refuse(*_: object) -> None:
         raise ApiError("too-many", "refused")
 
-    bench.node.subscribe = refuse  # type: ignore[method-assign, assignment]
+    bench.node.subscriptions.subscribe = refuse  # type: ignore[method-assign, assignment]
     with pytest.raises(ApiError, match="refused"):
         bench.sink.subscribe(ANYONE, ("a",), "latest")
     assert bench.api.account.held == 0

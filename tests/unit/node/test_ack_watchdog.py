@@ -116,7 +116,7 @@ def test_a_second_hello_that_does_not_come_ends_the_connection(net: FakeNet) -> 
     net.run(3.0)
     assert end.ended
     kept = Kept()
-    net.nodes["hub"].subscribe(("up",), "earliest", kept)
+    net.nodes["hub"].subscriptions.subscribe(("up",), "earliest", kept)
     one_publish(net.nodes["edge"], "up", b"x")
     net.run(5.0)
     assert kept.bodies == [b"x"]

@@ -198,7 +198,7 @@ def test_the_backlog_counts_what_was_put_off(net: FakeNet, loop: _Loop, hub: Nod
 
 def test_a_tick_passes_nothing_that_was_put_off(net: FakeNet, loop: _Loop, hub: Node) -> None:
     kept = Kept()
-    hub.subscribe(("four.>",), "earliest", kept)
+    hub.subscriptions.subscribe(("four.>",), "earliest", kept)
     net.run(0.01)
     _flow(hub)
     _commit(net)
@@ -218,7 +218,7 @@ def test_links_and_readers_that_change_meanwhile_miss_nothing_and_get_nothing_tw
     net: FakeNet, loop: _Loop, hub: Node
 ) -> None:
     early, late = Kept(), Kept()
-    gone = hub.subscribe(("two.>",), "earliest", early)
+    gone = hub.subscriptions.subscribe(("two.>",), "earliest", early)
     net.run(0.01)
     _flow(hub)
     _commit(net)
@@ -227,7 +227,7 @@ def test_links_and_readers_that_change_meanwhile_miss_nothing_and_get_nothing_tw
     _commit(net)
     assert len(loop.put_off) == 1
     gone.close()
-    hub.subscribe(("two.>",), "earliest", late)
+    hub.subscriptions.subscribe(("two.>",), "earliest", late)
     for end in list(net.ends):
         if end.driver.peer in ("one", "hub"):
             end.end("closed", "cut by the test")
@@ -248,8 +248,8 @@ def test_a_mistake_at_one_costs_the_others_nothing_and_it_no_record(
     net: FakeNet, hub: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken, kept = Kept(), Kept()
-    hub.subscribe(("all",), "earliest", broken)
-    hub.subscribe(("all",), "earliest", kept)
+    hub.subscriptions.subscribe(("all",), "earliest", broken)
+    hub.subscriptions.subscribe(("all",), "earliest", kept)
     net.run(0.01)
 
     def fail(*_: object) -> bool:
@@ -292,7 +292,7 @@ def test_who_publishes_while_records_are_handed_out_is_answered_behind_them(
 
     readers = [Answering(), Kept()]
     for reader in readers:
-        hub.subscribe(("all",), "latest", reader)
+        hub.subscriptions.subscribe(("all",), "latest", reader)
     net.run(0.01)
     _flow(hub)
     _commit(net)

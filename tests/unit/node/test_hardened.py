@@ -69,13 +69,13 @@ def test_cancelled_waits_are_forgotten():
 def test_tick_survives_a_bug():
     net = make()
     edge = net.nodes["edge"]
-    real = edge._spread.tick
+    real = edge.dispatcher.tick
 
     def bad():
-        edge._spread.tick = real
+        edge.dispatcher.tick = real
         raise RuntimeError("bug")
 
-    edge._spread.tick = bad
+    edge.dispatcher.tick = bad
     net.run(1.0)
     assert edge._tick.running
 

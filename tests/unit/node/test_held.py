@@ -58,7 +58,7 @@ def send_all(net: FakeNet, size: int = 10_000, count: int = 20) -> None:
 
 def numbers(net: FakeNet, name: str) -> list[int]:
     kept = Kept()
-    net.nodes["hub"].subscribe((name,), "earliest", kept)
+    net.nodes["hub"].subscriptions.subscribe((name,), "earliest", kept)
     net.run(0.01)
     return [int(body[:3]) for body in kept.bodies]
 

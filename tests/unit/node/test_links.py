@@ -90,7 +90,7 @@ def test_one_that_is_missing_for_one_reload_loses_nothing(
     net.open = True
     net.run(3.0)
     kept = Kept()
-    net.nodes["hub"].subscribe(("orders",), "earliest", kept)
+    net.nodes["hub"].subscriptions.subscribe(("orders",), "earliest", kept)
     net.run(0.01)
     assert kept.bodies == [*(b"%d" % number for number in range(10)), b"meanwhile"]
 

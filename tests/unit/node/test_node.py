@@ -65,7 +65,7 @@ def net() -> FakeNet:
 
 def subscribed(net: FakeNet, name: str, *patterns: str, **rest: object) -> Kept:
     kept = Kept()
-    net.nodes[name].subscribe(patterns, rest.pop("start", "earliest"), kept, **rest)  # type: ignore[arg-type]
+    net.nodes[name].subscriptions.subscribe(patterns, rest.pop("start", "earliest"), kept, **rest)  # type: ignore[arg-type]
     return kept
 
 
@@ -101,7 +101,7 @@ def test_a_cut_and_the_return_lose_nothing(net: FakeNet) -> None:
     assert outage.reason == "silence"
     assert outage.replayed_records >= 6
     assert outage.drained_seconds is not None
-    assert [e.new for e in edge.events() if e.peer == "hub"][-1] == "up"
+    assert [e.new for e in edge.events.after(0) if e.peer == "hub"][-1] == "up"
 
 
 def test_backlog_counts_what_is_owed_and_no_more(net: FakeNet) -> None:
@@ -155,7 +155,7 @@ def test_waiting_for_a_peer_ends_with_its_acknowledgement(net: FakeNet) -> None:
 def test_a_consumer_gets_again_only_what_it_had_not_acknowledged(net: FakeNet) -> None:
     edge = net.nodes["edge"]
     kept = Kept()
-    held = edge.subscribe((">",), "earliest", kept, ("socket", "billing"))
+    held = edge.subscriptions.subscribe((">",), "earliest", kept, ("socket", "billing"))
     for number in range(5):
         one_publish(edge, "orders", b"%d" % number)
     net.run(0.1)
@@ -164,11 +164,11 @@ def test_a_consumer_gets_again_only_what_it_had_not_acknowledged(net: FakeNet) -
     assert done == [None]
     held.close()
     again = Kept()
-    second = edge.subscribe((">",), "earliest", again, ("socket", "billing"))
+    second = edge.subscriptions.subscribe((">",), "earliest", again, ("socket", "billing"))
     net.run(0.1)
     assert again.bodies == [b"3", b"4"]
     third = Kept()
-    edge.subscribe((">",), "latest", third, ("socket", "billing"))
+    edge.subscriptions.subscribe((">",), "latest", third, ("socket", "billing"))
     net.run(0.1)
     assert again.ended == "replaced"
     assert third.bodies == [b"3", b"4"]
@@ -179,10 +179,10 @@ def test_a_consumer_gets_again_only_what_it_had_not_acknowledged(net: FakeNet) -
 
 def test_the_absence_of_a_consumer_is_stored_once_a_minute_and_at_the_stop(net: FakeNet) -> None:
     edge, key = net.nodes["edge"], ("socket", "billing")
-    edge.subscribe((">",), "latest", Kept(), key).close()
+    edge.subscriptions.subscribe((">",), "latest", Kept(), key).close()
 
     def idle() -> float:
-        found = edge.consumer(key)
+        found = edge.subscriptions.consumer(key)
         assert found is not None
         return found.idle
 
@@ -200,7 +200,7 @@ def test_a_key_that_leaves_the_configuration_leaves_its_consumers(net: FakeNet) 
     old, key = edge.config, ApiKey(name="shop", secret_file="unread")
     api = msgspec.structs.replace(old.api, keys=(key,))
     edge.reload(msgspec.structs.replace(old, api=api))
-    edge.subscribe((">",), "latest", Kept(), ("shop", "billing")).close()
+    edge.subscriptions.subscribe((">",), "latest", Kept(), ("shop", "billing")).close()
     one_publish(edge, "orders", b"1")
     net.run(0.1)
     assert not edge.status().log.losses
@@ -209,9 +209,9 @@ def test_a_key_that_leaves_the_configuration_leaves_its_consumers(net: FakeNet) 
     assert said.startswith("consumer.orphaned: the key shop is not configured any more")
     assert edge.status(owner="till").log.losses == []
     assert edge.status(owner="shop").log.losses == [said]
-    assert [event.owner for event in edge.events() if event.event == "consumer.orphaned"] == [
-        "shop"
-    ]
+    assert [
+        event.owner for event in edge.events.after(0) if event.event == "consumer.orphaned"
+    ] == ["shop"]
 
 
 def test_one_owners_events_leave_room_for_those_of_others(net: FakeNet) -> None:
@@ -220,20 +220,20 @@ def test_one_owners_events_leave_room_for_those_of_others(net: FakeNet) -> None:
     for number in range(500):
         edge.tell("error", "consumer.gap", owner="mallory", detail=f"gap {number}")
     edge.tell("error", "consumer.gap", owner="shop", detail="shop's")
-    owners = [event.owner for event in edge.events() if event.event == "consumer.gap"]
+    owners = [event.owner for event in edge.events.after(0) if event.event == "consumer.gap"]
     assert owners == ["mallory"] * 20 + ["shop"]
     losses = edge.status().log.losses
     assert len(losses) == 6
     assert (losses[0], losses[-1]) == ("log.damaged: a file", "consumer.gap: shop's")
     net.run(61.0)
     edge.tell("error", "consumer.gap", owner="mallory", detail="later")
-    assert edge.events()[-1].detail == "later"
+    assert edge.events.after(0)[-1].detail == "later"
 
 
 def test_a_slow_reader_is_paused_and_misses_nothing(net: FakeNet) -> None:
     edge = net.nodes["edge"]
     slow = Kept(room=2)
-    held = edge.subscribe(("orders",), "earliest", slow)
+    held = edge.subscriptions.subscribe(("orders",), "earliest", slow)
     net.run(0.01)
     for number in range(10):
         one_publish(edge, "orders", b"%d" % number)
@@ -364,11 +364,11 @@ def test_ten_minutes_without_a_path_and_back_within_a_moment(net: FakeNet) -> No
 def test_a_drill_stands_among_the_events(net: FakeNet) -> None:
     net.run(0.1)
     edge = net.nodes["edge"]
-    last = edge.events()[-1].number
+    last = edge.events.after(0)[-1].number
     edge.drill_began("hub", "blackhole", 30.0)
     edge.drill_ended("hub", "blackhole", "pass")
     edge.drill_ended("hub", "reset", None)
-    assert [(e.event, e.peer, e.detail) for e in edge.events(last)] == [
+    assert [(e.event, e.peer, e.detail) for e in edge.events.after(last)] == [
         ("drill.started", "hub", "blackhole for 30 s, made on purpose"),
         ("drill.ended", "hub", "blackhole: pass"),
         ("drill.ended", "hub", "reset: broken off"),

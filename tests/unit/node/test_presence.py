@@ -43,7 +43,7 @@ def test_it_reaches_the_node_and_no_reader(net: FakeNet) -> None:
     edge, hub = net.nodes["edge"], net.nodes["hub"]
     kept = [Kept(), Kept()]
     for node, sink in zip((edge, hub), kept, strict=True):
-        node.subscribe((">",), "earliest", sink)
+        node.subscriptions.subscribe((">",), "earliest", sink)
     heard = heard_at(net, "hub")
     edge.announce("now", HERE)
     edge.announce("orders", HERE, "hub")

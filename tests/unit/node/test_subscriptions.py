@@ -220,27 +220,27 @@ def publish(node: FakeNode, channel: str, count: int = 1, size: int = 1000) -> N
 
 def make(node: FakeNode, key: Owned, *patterns: str, next: int = 1) -> None:
     """Let there be a consumer."""
-    node.readers._store.set_consumer(Consumer(*key, next, patterns or ("orders",)))
+    node.subscriptions._store.set_consumer(Consumer(*key, next, patterns or ("orders",)))
 
 
 def position(node: FakeNode, key: Owned) -> int:
     """Return a consumer's cursor."""
-    found = node.consumer(key)
+    found = node.subscriptions.consumer(key)
     assert found is not None
     return found.next
 
 
 def test_two_owners_have_a_consumer_of_the_same_name(node: FakeNode) -> None:
     mine, theirs = Sink(), Sink()
-    held = node.subscribe(("orders",), "latest", mine, SHOP)
+    held = node.subscriptions.subscribe(("orders",), "latest", mine, SHOP)
     publish(node, "orders", 3)
-    node.subscribe(("chat",), "latest", theirs, ADMIN)
+    node.subscriptions.subscribe(("chat",), "latest", theirs, ADMIN)
     assert mine.ended == []
     assert (position(node, SHOP), position(node, ADMIN)) == (1, 4)
     held.close()
-    again = node.subscribe(("orders",), "latest", mine, SHOP)
+    again = node.subscriptions.subscribe(("orders",), "latest", mine, SHOP)
     assert again.next == 1
-    node.subscribe(("orders",), "latest", theirs, SHOP)
+    node.subscriptions.subscribe(("orders",), "latest", theirs, SHOP)
     assert mine.ended == ["replaced"]
 
 
@@ -248,21 +248,21 @@ def test_absence_counts_only_while_it_is_looked_at(node: FakeNode) -> None:
     clock, limit = node.clock, node.config.log.consumer_max_idle
     make(node, SHOP)
     clock.advance(8 * DAYS)  # a frozen process, or a clock that jumped
-    node.readers.age()
-    assert node.consumer(SHOP) is not None
+    node.subscriptions.age()
+    assert node.subscriptions.consumer(SHOP) is not None
     passed = 2 * AGING_SECONDS
     while passed + AGING_SECONDS <= limit + 2 * AGING_SECONDS:
         clock.advance(AGING_SECONDS)
-        node.readers.age()
+        node.subscriptions.age()
         passed += AGING_SECONDS
     assert events(node, "consumer.removed") == []
     for _ in range(2):
         clock.advance(AGING_SECONDS)
-        node.readers.age()
+        node.subscriptions.age()
     (said,) = events(node, "consumer.removed")
     assert (said["owner"], said["consumer"], said["next"]) == ("shop", "billing", 1)
     assert limit < said["idle_seconds"] - 2 * AGING_SECONDS <= limit + AGING_SECONDS
-    assert node.consumer(SHOP) is None
+    assert node.subscriptions.consumer(SHOP) is None
 
 
 def test_who_only_means_to_come_back_soon_is_kept_for_minutes(node: FakeNode) -> None:
@@ -271,52 +271,54 @@ def test_who_only_means_to_come_back_soon_is_kept_for_minutes(node: FakeNode) ->
     make(node, SHOP)
     for _ in range(int(RESUME_SECONDS / AGING_SECONDS) + 2):
         node.clock.advance(AGING_SECONDS)
-        node.readers.age()
-    assert node.consumer(passing) is not None
+        node.subscriptions.age()
+    assert node.subscriptions.consumer(passing) is not None
     node.clock.advance(AGING_SECONDS)
-    node.readers.age()
-    assert node.consumer(passing) is None
-    assert node.consumer(SHOP) is not None
+    node.subscriptions.age()
+    assert node.subscriptions.consumer(passing) is None
+    assert node.subscriptions.consumer(SHOP) is not None
 
 
 def test_absence_adds_up_over_restarts(node: FakeNode) -> None:
     make(node, SHOP)
     node.clock.advance(AGING_SECONDS)
-    node.readers.age()
+    node.subscriptions.age()
     again = FakeNode(node.config, node.clock)
-    again.readers._store = node.readers._store
+    again.subscriptions._store = node.subscriptions._store
     node.clock.advance(30.0)
-    again.readers.stop()
-    assert again.consumer(SHOP) == Consumer("shop", "billing", 1, ("orders",), AGING_SECONDS + 30.0)
+    again.subscriptions.stop()
+    assert again.subscriptions.consumer(SHOP) == Consumer(
+        "shop", "billing", 1, ("orders",), AGING_SECONDS + 30.0
+    )
 
 
 def test_many_consumers_are_aged_a_few_at_a_time(node: FakeNode) -> None:
     for number in range(AGED_AT_ONCE + 1):
         make(node, ("shop", f"{number:04}"))
     node.clock.advance(AGING_SECONDS)
-    node.readers.age()
-    assert sum(one.idle == AGING_SECONDS for one in node.consumers()) == AGED_AT_ONCE
+    node.subscriptions.age()
+    assert sum(one.idle == AGING_SECONDS for one in node.subscriptions.consumers()) == AGED_AT_ONCE
     node.forget(("shop", f"{AGED_AT_ONCE:04}"))
-    node.readers.age()
-    assert {one.idle for one in node.consumers()} == {AGING_SECONDS}
+    node.subscriptions.age()
+    assert {one.idle for one in node.subscriptions.consumers()} == {AGING_SECONDS}
     node.clock.advance(AGING_SECONDS / 2)
-    node.readers.age()
-    assert {one.idle for one in node.consumers()} == {AGING_SECONDS}
+    node.subscriptions.age()
+    assert {one.idle for one in node.subscriptions.consumers()} == {AGING_SECONDS}
 
 
 def test_a_holder_and_an_ack_make_a_consumer_young_again(node: FakeNode) -> None:
     for key in (SHOP, ADMIN):
-        node.readers._store.set_consumer(Consumer(*key, 1, ("orders",), 5000.0))
-    held = node.subscribe(("orders",), "latest", Sink(), SHOP)
+        node.subscriptions._store.set_consumer(Consumer(*key, 1, ("orders",), 5000.0))
+    held = node.subscriptions.subscribe(("orders",), "latest", Sink(), SHOP)
     node.clock.advance(AGING_SECONDS)
-    node.readers.age()
-    shop, admin = node.consumer(SHOP), node.consumer(ADMIN)
+    node.subscriptions.age()
+    shop, admin = node.subscriptions.consumer(SHOP), node.subscriptions.consumer(ADMIN)
     assert shop is not None
     assert admin is not None
     assert (shop.idle, admin.idle) == (0.0, 5000.0 + AGING_SECONDS)
     held.close()
     node.ack(ADMIN, 1)
-    admin = node.consumer(ADMIN)
+    admin = node.subscriptions.consumer(ADMIN)
     assert admin is not None
     assert admin.idle == 0.0
 
@@ -337,23 +339,23 @@ def with_limits(node: FakeNode, consumers: int, of_shop: int) -> None:
 def test_a_key_has_as_many_consumers_as_its_setting_says(node: FakeNode) -> None:
     with_limits(node, 1000, 2)
     for name in ("a", "b"):
-        node.subscribe(("orders",), "latest", Sink(), ("shop", name))
+        node.subscriptions.subscribe(("orders",), "latest", Sink(), ("shop", name))
     with pytest.raises(PublishError, match=r"shop has 2 named consumers .*`consumers` of the key"):
-        node.subscribe(("orders",), "latest", Sink(), ("shop", "c"))
-    node.subscribe(("orders",), "latest", Sink(), ("shop", "a"))
-    node.subscribe(("orders",), "latest", Sink(), SOCKET)
+        node.subscriptions.subscribe(("orders",), "latest", Sink(), ("shop", "c"))
+    node.subscriptions.subscribe(("orders",), "latest", Sink(), ("shop", "a"))
+    node.subscriptions.subscribe(("orders",), "latest", Sink(), SOCKET)
 
 
 def test_no_owner_takes_the_last_tenth_of_all_consumers(node: FakeNode) -> None:
     with_limits(node, 20, 100)
     for number in range(18):
-        node.subscribe(("orders",), "latest", Sink(), ("socket", str(number)))
+        node.subscriptions.subscribe(("orders",), "latest", Sink(), ("socket", str(number)))
     with pytest.raises(PublishError, match=r"limits\.consumers"):
-        node.subscribe(("orders",), "latest", Sink(), ("socket", "18"))
+        node.subscriptions.subscribe(("orders",), "latest", Sink(), ("socket", "18"))
     for name in ("a", "b"):
-        node.subscribe(("orders",), "latest", Sink(), ("shop", name))
+        node.subscriptions.subscribe(("orders",), "latest", Sink(), ("shop", name))
     with pytest.raises(PublishError):
-        node.subscribe(("orders",), "latest", Sink(), ("shop", "c"))
+        node.subscriptions.subscribe(("orders",), "latest", Sink(), ("shop", "c"))
 
 
 def test_the_patterns_of_a_keys_consumers_are_bounded(
@@ -363,13 +365,13 @@ def test_the_patterns_of_a_keys_consumers_are_bounded(
     monkeypatch.setattr(subscriptions, "PATTERNS_BYTES", 50)
     ten = "orders.abc"
     for name in ("a", "b", "a"):
-        node.subscribe((ten,), "latest", Sink(), ("shop", name))
+        node.subscriptions.subscribe((ten,), "latest", Sink(), ("shop", name))
     for name in ("a", "c"):
         with pytest.raises(PublishError, match=r"shop have (10|20) bytes"):
-            node.subscribe((ten, ten), "latest", Sink(), ("shop", name))
-    node.subscribe((ten, ten), "latest", Sink(), SOCKET)
+            node.subscriptions.subscribe((ten, ten), "latest", Sink(), ("shop", name))
+    node.subscriptions.subscribe((ten, ten), "latest", Sink(), SOCKET)
     with pytest.raises(PublishError, match="above 45"):
-        node.subscribe((ten * 3,), "latest", Sink(), ("socket", "c"))
+        node.subscriptions.subscribe((ten * 3,), "latest", Sink(), ("socket", "c"))
 
 
 def test_one_that_comes_back_as_it_was_is_not_compared_with_all_others(
@@ -377,22 +379,22 @@ def test_one_that_comes_back_as_it_was_is_not_compared_with_all_others(
 ) -> None:
     make(node, SHOP, "orders", next=1)
     monkeypatch.setattr(subscriptions, "KEY_PATTERNS_BYTES", 1)
-    node.subscribe(("orders",), "latest", Sink(), SHOP)
-    assert node.readers._held
+    node.subscriptions.subscribe(("orders",), "latest", Sink(), SHOP)
+    assert node.subscriptions._held
     for patterns in (("orders", "news"), ("other",)):
         with pytest.raises(PublishError, match="above 1"):
-            node.subscribe(patterns, "latest", Sink(), SHOP)
+            node.subscriptions.subscribe(patterns, "latest", Sink(), SHOP)
 
 
 def visit(node: FakeNode, name: str, *patterns: str) -> None:
     """Let a client with `resume` come and go."""
     key = ("shop", f"{RESUME_PREFIX}{name}")
-    node.subscribe(patterns or ("orders",), "latest", Sink(), key).close()
+    node.subscriptions.subscribe(patterns or ("orders",), "latest", Sink(), key).close()
     node.clock.advance(0.1)
 
 
 def names(node: FakeNode) -> list[str]:
-    return [one.name.removeprefix(RESUME_PREFIX) for one in node.consumers()]
+    return [one.name.removeprefix(RESUME_PREFIX) for one in node.subscriptions.consumers()]
 
 
 def test_visits_that_are_over_make_room_for_others(node: FakeNode) -> None:
@@ -403,19 +405,19 @@ def test_visits_that_are_over_make_room_for_others(node: FakeNode) -> None:
     (said,) = events(node, "consumer.removed")
     assert (said["consumer"], said["next"]) == ("resume.b", 1)
     for name in ("x", "y", "z"):
-        node.subscribe(("orders",), "latest", Sink(), ("shop", name))
+        node.subscriptions.subscribe(("orders",), "latest", Sink(), ("shop", name))
     with pytest.raises(PublishError, match=r"shop has 3 named consumers"):
-        node.subscribe(("orders",), "latest", Sink(), ("shop", "more"))
-    assert len(node.consumers()) == 6
+        node.subscriptions.subscribe(("orders",), "latest", Sink(), ("shop", "more"))
+    assert len(node.subscriptions.consumers()) == 6
 
 
 def test_who_is_there_is_not_displaced(node: FakeNode) -> None:
     with_limits(node, 1000, 2)
-    held = node.subscribe(("orders",), "latest", Sink(), ("shop", "resume.a"))
+    held = node.subscriptions.subscribe(("orders",), "latest", Sink(), ("shop", "resume.a"))
     for name in ("b", "c"):
         visit(node, name)
     assert names(node) == ["a", "c"]
-    node.subscribe(("orders",), "latest", Sink(), ("shop", "resume.c"))
+    node.subscriptions.subscribe(("orders",), "latest", Sink(), ("shop", "resume.c"))
     with pytest.raises(PublishError, match="2 connected consumers with `resume`"):
         visit(node, "d")
     held.close()
@@ -426,7 +428,7 @@ def test_who_is_there_is_not_displaced(node: FakeNode) -> None:
 def test_who_left_before_a_restart_is_absent_longest(node: FakeNode) -> None:
     with_limits(node, 1000, 3)
     make(node, ("shop", "resume.a"))
-    node.readers._store.set_consumer(Consumer("shop", "resume.b", 1, ("orders",), 60.0))
+    node.subscriptions._store.set_consumer(Consumer("shop", "resume.b", 1, ("orders",), 60.0))
     for name, left in (("c", ["a", "b", "c"]), ("d", ["a", "c", "d"]), ("e", ["c", "d", "e"])):
         visit(node, name)
         assert names(node) == left
@@ -437,9 +439,9 @@ def test_visits_that_are_over_make_room_in_what_all_share(node: FakeNode) -> Non
     for number in range(8):
         visit(node, str(number))
     for number in range(9):
-        node.subscribe(("orders",), "latest", Sink(), ("socket", str(number)))
-    node.subscribe(("orders",), "latest", Sink(), ("shop", "x"))
-    assert len(node.consumers()) == 10
+        node.subscriptions.subscribe(("orders",), "latest", Sink(), ("socket", str(number)))
+    node.subscriptions.subscribe(("orders",), "latest", Sink(), ("shop", "x"))
+    assert len(node.subscriptions.consumers()) == 10
     with pytest.raises(PublishError, match=r"limits\.consumers"):
         visit(node, "late")
 
@@ -447,11 +449,11 @@ def test_visits_that_are_over_make_room_in_what_all_share(node: FakeNode) -> Non
 def test_no_owner_takes_the_last_tenth_with_both_kinds(node: FakeNode) -> None:
     with_limits(node, 10, 100)
     for number in range(8):
-        node.subscribe(("orders",), "latest", Sink(), ("shop", f"x{number}"))
+        node.subscriptions.subscribe(("orders",), "latest", Sink(), ("shop", f"x{number}"))
     for name in ("a", "b"):
         visit(node, name)
     assert names(node)[0] == "b"
-    assert len(node.consumers()) == 9
+    assert len(node.subscriptions.consumers()) == 9
 
 
 def test_visits_that_are_over_make_room_for_patterns(
@@ -464,17 +466,17 @@ def test_visits_that_are_over_make_room_for_patterns(
         visit(node, name, ten)
     assert names(node) == ["b", "c"]
     with pytest.raises(PublishError, match="shop have 0 bytes"):
-        node.subscribe((ten * 3,), "latest", Sink(), SHOP)
-    node.subscribe((ten * 2,), "latest", Sink(), SHOP)
+        node.subscriptions.subscribe((ten * 3,), "latest", Sink(), SHOP)
+    node.subscriptions.subscribe((ten * 2,), "latest", Sink(), SHOP)
     assert names(node) == ["billing", "b", "c"]
-    node.subscribe((ten * 2,), "latest", Sink(), SOCKET)
+    node.subscriptions.subscribe((ten * 2,), "latest", Sink(), SOCKET)
     assert names(node) == ["billing", "c", "billing"]
 
 
 def test_a_consumer_can_be_moved_to_another_owner(node: FakeNode) -> None:
     sink = Sink()
     make(node, SOCKET, next=7)
-    node.subscribe(("orders",), "latest", sink, SOCKET)
+    node.subscriptions.subscribe(("orders",), "latest", sink, SOCKET)
     make(node, SHOP)
     with pytest.raises(PublishError, match="shop/billing already"):
         node.move(SOCKET, SHOP)
@@ -487,7 +489,7 @@ def test_a_consumer_can_be_moved_to_another_owner(node: FakeNode) -> None:
     node.move(SOCKET, ADMIN)
     node.move(SHOP, ("shop", "bills"))
     assert sink.ended == ["replaced"]
-    assert [one.key for one in node.consumers()] == [ADMIN, ("shop", "bills")]
+    assert [one.key for one in node.subscriptions.consumers()] == [ADMIN, ("shop", "bills")]
     assert position(node, ADMIN) == 1  # the holder began at the log's end, which is 1
     assert events(node, "consumer.moved")[0]["detail"] == "socket/billing is admin/billing now"
 
@@ -496,7 +498,7 @@ def test_the_consumers_of_a_key_that_is_gone_are_logged_and_kept(node: FakeNode)
     for key in (SHOP, SOCKET, (UNOWNED, "old"), ("gone", "a"), ("gone", "b"), ("anyone", "x")):
         make(node, key)
     publish(node, "orders", 4)
-    node.readers.tell_orphans()
+    node.subscriptions.tell_orphans()
     said = {one["owner"]: one for one in events(node, "consumer.orphaned")}
     assert said.keys() == {"gone", "anyone"}
     assert (said["gone"]["consumers"], said["gone"]["records"]) == (2, 4)
@@ -504,7 +506,7 @@ def test_the_consumers_of_a_key_that_is_gone_are_logged_and_kept(node: FakeNode)
     api = msgspec.structs.replace(node.config.api, require_key=False)
     node.config = msgspec.structs.replace(node.config, api=api)
     node.told.clear()
-    node.readers.tell_orphans()
+    node.subscriptions.tell_orphans()
     assert [one["owner"] for one in events(node, "consumer.orphaned")] == ["gone"]
 
 
@@ -518,13 +520,13 @@ def test_a_reader_of_a_quiet_channel_keeps_nothing(node: FakeNode) -> None:
     make(node, SHOP, "quiet")
     make(node, SOCKET, "quiet.*")
     publish(node, "orders", 20)
-    node.readers.move_on()
-    assert (position(node, SHOP), node.readers.low_water()) == (1, 1)  # there is room
+    node.subscriptions.move_on()
+    assert (position(node, SHOP), node.subscriptions.low_water()) == (1, 1)  # there is room
     publish(node, "orders", 40)
-    node.readers.move_on()
+    node.subscriptions.move_on()
     moved = position(node, SHOP)
     assert 30 < moved <= 61 - 100_000 // 2 // 2100 + 1
-    assert position(node, SOCKET) == moved == node.readers.low_water()
+    assert position(node, SOCKET) == moved == node.subscriptions.low_water()
     assert not events(node, "consumer.passed-over")
 
 
@@ -533,24 +535,24 @@ def test_a_narrow_key_keeps_half_of_the_log_and_is_told_of_the_rest(node: FakeNo
     make(node, SHOP, "news.*")
     publish(node, "news.one")
     publish(node, "orders", 60)
-    node.readers.move_on()
-    node.readers.move_on()
+    node.subscriptions.move_on()
+    node.subscriptions.move_on()
     (said,) = events(node, "consumer.passed-over")
     assert (said["owner"], said["consumer"], said["first"]) == ("shop", "billing", 1)
-    assert said["next"] == node.readers.low_water() > 30
+    assert said["next"] == node.subscriptions.low_water() > 30
     assert position(node, SHOP) == 1  # as long as the records are there it gets them
     publish(node, "orders", 60)
-    node.readers.move_on()
+    node.subscriptions.move_on()
     assert len(events(node, "consumer.passed-over")) == 1
     sink = Sink()
-    node.subscribe(("news.*",), "latest", sink, SHOP)
+    node.subscriptions.subscribe(("news.*",), "latest", sink, SHOP)
     node.clock.advance(0)
     assert sink.got == ["news.one"]
     node.ack(SHOP, 122)
-    node.readers.move_on()
+    node.subscriptions.move_on()
     publish(node, "news.two", 1)
     publish(node, "orders", 60)
-    node.readers.move_on()
+    node.subscriptions.move_on()
     assert [one["next"] > 122 for one in events(node, "consumer.passed-over")] == [False, True]
 
 
@@ -559,8 +561,8 @@ def test_who_may_read_everything_keeps_everything(node: FakeNode, key: Owned) ->
     bound(node, 100_000)
     make(node, key, "orders")
     publish(node, "orders", 60)
-    node.readers.move_on()
-    assert (position(node, key), node.readers.low_water()) == (1, 1)
+    node.subscriptions.move_on()
+    assert (position(node, key), node.subscriptions.low_water()) == (1, 1)
     assert not events(node, "consumer.passed-over")
 
 
@@ -571,14 +573,14 @@ def test_a_key_keeps_what_its_setting_says(node: FakeNode) -> None:
     node.config = replace(node.config, api=replace(node.config.api, keys=keys))
     make(node, ADMIN, "orders")
     publish(node, "orders", 60)
-    assert 61 - 11 <= node.readers.low_water() < 61
+    assert 61 - 11 <= node.subscriptions.low_water() < 61
 
 
 def test_a_gone_key_keeps_half(node: FakeNode) -> None:
     bound(node, 100_000)
     make(node, ("gone", "billing"), "orders")
     publish(node, "orders", 60)
-    assert 30 < node.readers.low_water() < 61
+    assert 30 < node.subscriptions.low_water() < 61
 
 
 def test_many_that_lag_are_looked_at_a_few_at_a_time(node: FakeNode) -> None:
@@ -586,19 +588,19 @@ def test_many_that_lag_are_looked_at_a_few_at_a_time(node: FakeNode) -> None:
     for number in range(LOOKS + 1):
         make(node, ("shop", str(number)), "quiet")
     publish(node, "orders", 60)
-    node.readers.move_on()
-    assert sum(one.next == 1 for one in node.consumers()) == 1
-    node.readers.move_on()
-    assert all(one.next > 1 for one in node.consumers())
+    node.subscriptions.move_on()
+    assert sum(one.next == 1 for one in node.subscriptions.consumers()) == 1
+    node.subscriptions.move_on()
+    assert all(one.next > 1 for one in node.subscriptions.consumers())
 
 
 def test_what_is_deleted_is_looked_at_anew_when_it_is_made_again(node: FakeNode) -> None:
     bound(node, 100_000)
     make(node, SHOP, "orders")
     publish(node, "orders", 60)
-    node.readers.move_on()
+    node.subscriptions.move_on()
     node.forget(SHOP)
     assert events(node, "consumer.deleted") == [{"owner": "shop", "consumer": "billing", "next": 1}]
     make(node, SHOP, "orders")
-    node.readers.move_on()
+    node.subscriptions.move_on()
     assert len(events(node, "consumer.passed-over")) == 2

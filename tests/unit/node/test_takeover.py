@@ -68,7 +68,7 @@ def hellos(end: FakeConnection) -> int:
 
 def read(net: FakeNet, name: str) -> list[bytes]:
     kept = Kept()
-    net.nodes[name].subscribe(("orders",), "earliest", kept)
+    net.nodes[name].subscriptions.subscribe(("orders",), "earliest", kept)
     net.run(0.01)
     return kept.bodies
 
@@ -142,7 +142,7 @@ def test_nothing_but_volatile_messages_counts_before_the_second_hello(net: FakeN
     carrier.received(end, peer.Ack(1 << 40))
     passed = peer.Volatile("orders", 1, b"\x91\xc4\x01x", 0.0, None, "hub", "run", 1)
     kept = Kept()
-    net.nodes["edge"].subscribe(("orders",), "latest", kept)
+    net.nodes["edge"].subscriptions.subscribe(("orders",), "latest", kept)
     carrier.received(end, passed)
     assert kept.volatiles == [b"x"]
     net.run(2.0)
