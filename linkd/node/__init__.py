@@ -1,4 +1,4 @@
-"""The node: its links, its log, and who reads and publishes."""
+"""The node: its links, its log, publishers and subscriptions."""
 
 from linkd.node.link_driver import LinkDriver
 from linkd.node.node import Node, Stores

@@ -25,7 +25,7 @@ _CHANNELS_KNOWN = 100_000
 
 
 class ChannelRules:
-    """The rules in force; each channel is matched once.
+    """The channel rules in force, cached by channel.
 
     Args:
         settings: As configured: the first that matches counts.
@@ -36,7 +36,7 @@ class ChannelRules:
         self._known: dict[str, ChannelSettings | None] = {}
 
     def of(self, channel: str) -> ChannelSettings | None:
-        """Return how messages of `channel` are treated; None: durable without ttl."""
+        """Return the rule for `channel`; None means durable without ttl."""
         try:
             return self._known[channel]
         except KeyError:
@@ -49,27 +49,26 @@ class ChannelRules:
 
 
 MAX_KEYS = 100_000
-"""Channels of runs whose volatile sequence is remembered, of all nodes."""
+"""Maximum number of (run, channel) pairs with a remembered sequence, over all nodes."""
 
 WINDOW = 1024
-"""How far below the highest sequence of a channel it is still known which ones came."""
+"""Size of the window below a channel's highest sequence in which repeats are detected."""
 
 _Key = tuple[str, str]
 
 Fate = Literal["fresh", "repeated", "stale"]
-"""`repeated`: it is here already. `stale`: too far below newer ones to know; it is dropped."""
+"""`repeated`: received before. `stale`: below the window, so unknown; it is dropped."""
 
 
 class VolatileSequence:
-    """Numbers our own volatile messages and recognises others' that came before.
+    """Numbers this node's volatile messages and detects repeated ones of other nodes.
 
-    Each channel of each run is judged alone: what comes faster over another path, or what another
-    peer forges there, says nothing about it. Keys are bounded; a node that has more than its
-    share of them pushes out its own.
+    Each channel of each run is tracked separately, so that faster paths and forged sequences of
+    another peer do not affect it. Keys are bounded; a node above its share displaces its own.
 
     Args:
         node: Our name.
-        run: Random, new at every start, so that the numbers may begin anew.
+        run: A random word, new at every start, so that the sequence can restart.
     """
 
     def __init__(self, node: str, run: str) -> None:
@@ -80,7 +79,7 @@ class VolatileSequence:
         self._usage = Usage(MAX_KEYS)
 
     def make(self, draft: NewRecords, presence: bool = False) -> Volatile:
-        """Return a publish, or what this node announces of its clients, as a message."""
+        """Return a publish, or a presence announcement of this node, as a numbered message."""
         self._sequence += 1
         return Volatile(
             draft.channel,
@@ -95,7 +94,7 @@ class VolatileSequence:
         )
 
     def judge(self, message: Volatile) -> Fate:
-        """Return whether a message is new here, and remember it."""
+        """Classify a message, and remember it."""
         if message.node == self._node:
             return "repeated"
         node, key = message.node, (message.run, message.channel)
@@ -120,7 +119,7 @@ class VolatileSequence:
         return "fresh"
 
     def _make_room(self) -> None:
-        """Forget the oldest keys of the node that has the most."""
+        """Forget the oldest keys of the node with the most keys."""
         usage = self._usage
         if usage.total < usage.most:
             return
@@ -138,7 +137,7 @@ _ALL = (1 << WINDOW) - 1
 
 
 def messages_of(draft: NewRecords) -> list[NewRecords]:
-    """Return a publish as drafts that are one message each.
+    """Split a publish into drafts of one message each.
 
     Raises:
         BodyTooLarge: A record is larger than a message may be.
@@ -173,36 +172,36 @@ def as_batch(message: Volatile, stamp: float) -> Batch:
 _ANY_SIZE = 1 << 62
 
 FLOW_BYTES = 1 << 17
-"""What was committed in less than so many bytes is handed out at once."""
+"""Commits smaller than this are dispatched immediately."""
 
 EACH_BYTES = 1 << 16
-"""To whom about so much goes at once, it gains nothing from more."""
+"""A receiver of about this many bytes gains nothing from larger batches."""
 
 PUT_OFF_SECONDS = 0.02
-"""A loop that has no rest hands out so seldom.
+"""Maximum delay of a dispatch on a saturated event loop.
 
-What each gets of a commit that is for many is little, and handing out, sending and acknowledging it
-costs nearly as much as more would (measured: 100 channels, 50 peers: a sixth of the processor
-time). Nobody waits longer for it than for the rest of what keeps the loop busy.
+A commit with records for many receivers has little for each, and dispatching, sending and
+acknowledging a little costs nearly as much as a larger batch (measured with 100 channels and 50
+peers: a sixth of the processor time). The delay is no longer than that of the loop's other work.
 """
 
 
 WhenIdle = Callable[[Callable[[], None], float], object]
-"""Makes a call once nothing else is to be done, after so many seconds at the latest."""
+"""Defers a call until the event loop is idle, by the given seconds at most."""
 
 
 class Dispatcher:
-    """Hands out what was committed, and what is volatile.
+    """Dispatches committed batches and volatile messages to links and subscriptions.
 
-    Those who keep up are handed what is theirs of each commit; `tick` moves everyone on over what
-    is not, so that a commit costs nothing for the thousand peers that it does not concern.
+    Receivers that keep up get their batches from each commit; `tick` advances all of them over the
+    others, so that a commit costs nothing for the thousand peers that it does not concern.
 
     Args:
         log: The node's log.
         drivers: The node's links, by peer.
-        readers: Who reads here.
-        count: Counts what had to be dropped.
-        idle: Puts a call off until nothing else is to be done; None where nothing can.
+        readers: The subscriptions.
+        count: Counts dropped records.
+        idle: Defers a call until the event loop is idle; None where the loop cannot.
     """
 
     def __init__(
@@ -224,11 +223,11 @@ class Dispatcher:
         self._ticked = 0
         self._for_drivers: dict[LinkDriver, list[Batch]] = {}
         self._for_followers: dict[Follower, list[Batch]] = {}
-        self._bytes = 0  # of what is to be handed out
+        self._bytes = 0  # of the batches to dispatch
         self._flows = self._waits = self._handing = False
 
     def changed(self) -> None:
-        """Some peer wants something else now."""
+        """Drop cached routes: the patterns of some peer have changed."""
         self._routes.clear()
         self._one_way.clear()
 
@@ -243,7 +242,7 @@ class Dispatcher:
         return route
 
     def committed(self, next: int) -> None:
-        """Hand what was committed to those who keep up; count what is owed."""
+        """Route committed batches to receivers that keep up; count the owed records."""
         seen, self._seen = self._seen, next
         for_drivers, for_followers = self._for_drivers, self._for_followers
         for batch in self._between(seen, next):
@@ -266,7 +265,7 @@ class Dispatcher:
             self._idle(self.hand_out, PUT_OFF_SECONDS)
 
     def _between(self, position: int, next: int) -> Iterator[Batch]:
-        """Yield the batches between two offsets, over gaps: a new epoch may open far above."""
+        """Yield the batches between two offsets, across gaps: a new epoch may begin far above."""
         while position < next:
             try:
                 batches = self._log.read(position, _ANY_SIZE)
@@ -279,7 +278,7 @@ class Dispatcher:
             position = batches[-1].next
 
     def hand_out(self) -> None:
-        """Hand to each what is for it; what that led to being committed at once, behind it."""
+        """Dispatch until nothing is left: receivers may commit more meanwhile."""
         if self._handing:
             return
         self._handing = True
@@ -292,7 +291,7 @@ class Dispatcher:
             self._handing = False
 
     def _hand_round(self) -> None:
-        """Hand out what there is now."""
+        """Dispatch the batches that are routed now."""
         end = self._seen
         for_drivers, self._for_drivers = self._for_drivers, {}
         for_followers, self._for_followers = self._for_followers, {}
@@ -301,17 +300,17 @@ class Dispatcher:
         for driver, owed in for_drivers.items():
             self._offer(driver, owed, end)
         for follower, wanted in for_followers.items():
-            if not _done(follower.offer, wanted, end):
-                _done(follower.end, "linkd made a mistake; its log has the details")
+            if not _call_safely(follower.offer, wanted, end):
+                _call_safely(follower.end, "linkd made a mistake; its log has the details")
         self._readers.offered = end
 
     def _offer(self, driver: LinkDriver, owed: list[Batch], next: int) -> None:
-        """Hand a peer what is its own; where that fails it missed something, and begins anew."""
-        if not _done(driver.carrier.offer, owed, next):
-            _done(driver.rejoin, "the link begins anew after a mistake of ours")
+        """Pass batches to a link; where that fails the link has missed some, and rejoins."""
+        if not _call_safely(driver.carrier.offer, owed, next):
+            _call_safely(driver.rejoin, "the link restarts after a bug in this node")
 
     def tick(self) -> None:
-        """Move everyone on over what is not for them."""
+        """Advance all receivers over batches that are not for them."""
         self.hand_out()
         end = self._log.next
         if end != self._ticked:
@@ -321,7 +320,7 @@ class Dispatcher:
                     self._offer(driver, [], end)
 
     def one_way(self, channel: str) -> list[str]:
-        """Return the peers that get `channel` and from which it is not taken."""
+        """Return the peers that receive `channel` and from which this node does not take it."""
         found = self._one_way.get(channel)
         if found is None:
             if len(self._one_way) >= _CHANNELS_KNOWN:
@@ -336,7 +335,7 @@ class Dispatcher:
     def volatile(
         self, message: wire.Volatile, source: str | None, only: Collection[str] | None = None
     ) -> None:
-        """Hand a volatile message, here or from peer `source`, to readers and to other peers.
+        """Dispatch a volatile message, of this node or peer `source`, to readers and other peers.
 
         With `only` to those peers alone. No reader gets what is for the nodes themselves.
         """
@@ -362,11 +361,11 @@ class Dispatcher:
                 self._count("dropped", driver.peer, message.count)
 
 
-def _done(call: Callable[..., object], *arguments: object) -> bool:
-    """Call; tell whether that went well. A mistake is said, and costs nobody else anything."""
+def _call_safely(call: Callable[..., object], *arguments: object) -> bool:
+    """Call, and return whether it succeeded; an exception is logged and goes no further."""
     try:
         call(*arguments)
-    except Exception as error:  # noqa: BLE001 - the others get theirs
+    except Exception as error:  # noqa: BLE001 - the other receivers go on
         events.emit(
             "node.internal-error", where="handing out", detail=f"{type(error).__name__}: {error}"
         )

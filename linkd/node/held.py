@@ -1,4 +1,4 @@
-"""What is held in memory of what peers sent and is not on disk: one account over all of them."""
+"""Bound the memory of received records that are not on disk yet, over all peers."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ if TYPE_CHECKING:
     from linkd.node.replicator import Replicator
 
 MOST_HELD_BYTES = 96 * 1024 * 1024
-"""What all peers together may have in memory.
+"""Bytes that the records of all peers together may take in memory.
 
-Beyond it each still has its part of as much again, so that nobody who waits can shut others out.
+Beyond it each peer still has its share of the same amount, so that no peer can shut out others.
 """
 
 WINDOW_BYTES = 8 * 1024 * 1024
-"""What a peer that is asked to send again may bring at once."""
+"""Bytes that a peer may send at once when it is asked to send again."""
 
 
 class Held:
-    """Say who may have more in memory; ask those who were refused again, once there is room.
+    """Admits received batches to memory, and asks refused peers to send again once there is room.
 
-    A node never stops reading a link, or its heartbeat would suffer: what finds no room is left
-    out, and is not acknowledged.
+    A node never stops reading a link, since its heartbeat would suffer: records for which there is
+    no room are dropped and not acknowledged.
 
     Args:
-        log: The node's log, with what waits in it.
-        peers: How many peers there are.
+        log: The node's log, with its pending writes.
+        peers: Returns the number of peers.
 
     Attributes:
-        part_bytes: Bytes of records that have come in part.
+        part_bytes: Bytes of partially received records.
     """
 
     def __init__(self, log: Log, peers: Callable[[], int]) -> None:
@@ -42,12 +42,12 @@ class Held:
         self._refused: dict[Replicator, None] = {}
 
     def admits(self, peer: str, size: int, part_bytes: int = 0) -> bool:
-        """Tell whether so many bytes more of a peer may be held.
+        """Return whether there is room for `size` more bytes of a peer.
 
         Args:
             peer: Its name.
-            size: Bytes of a batch that is to be stored, or 0.
-            part_bytes: Bytes of a record that it has sent in part, counted already.
+            size: Bytes of a batch to store, or 0.
+            part_bytes: Bytes of a partially received record, which are counted already.
         """
         size += BATCH_OVERHEAD_BYTES
         if self._log.held() + self.part_bytes + size <= MOST_HELD_BYTES:
@@ -56,19 +56,19 @@ class Held:
         return self._log.held(peer) + part_bytes + size <= share
 
     def refuse(self, sender: Replicator) -> None:
-        """Note that something of a peer was left out."""
+        """Note that a batch of this peer was dropped."""
         self._refused[sender] = None
 
     def forget(self, sender: Replicator) -> None:
-        """Forget a link that is to begin again by itself, or has ended."""
+        """Forget a link that rejoins by itself, or has ended."""
         self._refused.pop(sender, None)
 
     def __contains__(self, sender: Replicator) -> bool:
-        """Tell whether something of it was left out and not asked for again."""
+        """Return whether a batch of this peer was dropped and not requested again yet."""
         return sender in self._refused
 
     def tick(self) -> None:
-        """Ask as many to send again as there is room for, the longest waiting first."""
+        """Ask as many peers to send again as there is room for, in order of waiting."""
         if not self._refused or self._log.withholds():
             return
         room = MOST_HELD_BYTES // 2 - self._log.held() - self.part_bytes

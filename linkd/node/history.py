@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from linkd.node.node import Node
 
 MOST_STRANGERS = 32
-"""Sources that are kept: the newest. Anyone who reaches the port can make one."""
+"""Maximum number of sources; the newest are kept. Anyone who reaches the port can add one."""
 
 KEPT_SECONDS = 3600.0
 
 
 class _Refusal(msgspec.Struct):
-    """What was refused last from one source, and how often."""
+    """The last refusal of one source, and how many there were."""
 
     claimed: str | None
     address: str
@@ -42,9 +42,9 @@ class _Refusal(msgspec.Struct):
 
 
 class Strangers:
-    """Who was refused lately, one entry for each address and reason; an IPv6 /64 is one address.
+    """Recently refused connections by address and reason; an IPv6 /64 counts as one address.
 
-    A listener's status shows them: a peer that waits may be one that calls itself something else.
+    Status shows them: a peer that never connects may be one that uses another name.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Strangers:
     def refused(
         self, claimed: str | None, address: str, reason: str, detail: str, now: float
     ) -> None:
-        """Note a refusal.
+        """Record a refusal.
 
         Args:
             claimed: The name that the other end gave, or None.
@@ -67,12 +67,12 @@ class Strangers:
         count = 1 if before is None or now - before.at > KEPT_SECONDS else before.count + 1
         self._seen[key] = _Refusal(claimed, address, reason, detail, count, now)
         if len(self._seen) > MOST_STRANGERS:
-            # A second host has proved a peer's name: strangers must not push it out.
+            # A duplicate has proved a peer's name: unproven entries must not displace it.
             oldest = next((each for each in self._seen if each[1] != "duplicate"), None)
             self._seen.pop(oldest or next(iter(self._seen)))
 
     def recent(self, now: float) -> list[RefusedConnection]:
-        """Return those of the last hour, the newest first."""
+        """Return the refusals of the last hour, newest first."""
         for key in [key for key, each in self._seen.items() if now - each.at > KEPT_SECONDS]:
             del self._seen[key]
         return [
@@ -84,24 +84,25 @@ class Strangers:
 
 
 MOST_EVENTS = 10_000
-"""Events that are kept."""
+"""Maximum number of events that are kept."""
 
 UNSURE = 100_000
-"""Numbers that each start leaves out: a kill may have cost the disk events that have them.
+"""Event numbers that each start skips.
 
-A follower has seen them, and would never get other events under the same numbers.
+A kill may lose events that followers have already received; a new event under the same number would
+never reach them.
 """
 
 
 class EventBuffer:
     """The last 10,000 events.
 
-    The attempts of one outage are folded: one event stands for all that had the same result, with
-    their number, the time of the first and of the last. It gets a new number each time, so that
-    whoever asks for what is new hears of it again.
+    The attempts of one outage are merged: one event covers all attempts with the same result, with
+    their count and the times of the first and the last. The merged event gets a new number each
+    time, so that a client that asks for new events receives it again.
 
     Args:
-        store: Where they are kept; a row that it can't decode is forgotten.
+        store: Where they are kept; rows that cannot be decoded are removed.
         most: How many are kept.
     """
 
@@ -124,7 +125,7 @@ class EventBuffer:
         self._number = max(self._events) + UNSURE if self._events else 0
 
     def add(self, event: str, **fields: str | None) -> None:
-        """Keep an event and send it to all who follow."""
+        """Store an event and pass it to all followers."""
         self._number += 1
         made = Event(
             number=self._number,
@@ -151,7 +152,7 @@ class EventBuffer:
                 )
 
     def _folded(self, made: Event) -> Event:
-        """Return an event as it is kept: an attempt with those before it in the same outage."""
+        """Return the event to store: attempts of the same outage are merged into one."""
         if made.peer is None or made.new is None:
             return made
         if "up" in (made.old, made.new) or "stopped" in (made.old, made.new):
@@ -162,7 +163,7 @@ class EventBuffer:
         attempts[made.event, made.reason] = made.number
         if before is None:
             return made
-        # The same row serves: a link that is down for long does not write and delete two a second.
+        # Reuse the row: a link that is down for long would otherwise write and delete two a second.
         del self._events[before.number]
         self._rows[made.number] = self._rows.pop(before.number)
         return msgspec.structs.replace(
@@ -179,7 +180,7 @@ class EventBuffer:
             self._store.remove_event(self._rows.pop(oldest))
 
     def after(self, number: int) -> list[Event]:
-        """Return the events above `number`, oldest first."""
+        """Return the events after `number`, oldest first."""
         found = []
         for event in reversed(self._events.values()):
             if event.number <= number:
@@ -188,13 +189,13 @@ class EventBuffer:
         return found[::-1]
 
     def follow(self, call: Callable[[Event], None]) -> Callable[[], None]:
-        """Send each event to `call` as it happens; returns how to end that."""
+        """Call `call` with each new event; returns a function that ends this."""
         self._followers.append(call)
 
         return lambda: self.end_of(call)
 
     def end_of(self, call: Callable[[Event], None]) -> None:
-        """Send `call` no more."""
+        """Stop calling `call`."""
         if call in self._followers:
             self._followers.remove(call)
 
@@ -214,7 +215,7 @@ _LOST = frozenset(
         "link.forgotten",
     )
 )
-"""Records are gone, or somebody hears of them no more."""
+"""Events that mean lost records, or a consumer that no longer receives records."""
 
 _KEPT = _LOST | {
     "cursors.rebuilt",
@@ -234,24 +235,25 @@ _KEPT = _LOST | {
     "log.stalled",
     "log.trimmed",
 }
-"""What `linkd events` shows beside the changes of links."""
+"""Events that `linkd events` shows in addition to the state changes of links."""
 
 _MOST = 20
 _MOST_OF_OWNER = 4
-"""Sentences about the consumers of one owner: they leave room for all else."""
+"""Maximum number of reports about one owner's consumers, to leave room for the others."""
 
 _LOOKS = 2
-"""After so many looks with room it is said: a log at its bound flaps.
+"""Consecutive polls after which a full log or a stalled disk is reported, or its end.
 
-After so many at a stalled disk, too: a process that was frozen finds what it waited for first.
+A log near its bound flaps, and a process that was frozen finds its finished commits only after the
+first poll.
 """
 
 
 class RecentLosses:
-    """The newest losses of this run; what is worth it goes into the book too.
+    """The newest losses of this run; selected log lines also become events.
 
     Args:
-        book: The remembered changes.
+        book: Where events are stored.
     """
 
     def __init__(self, book: EventBuffer) -> None:
@@ -259,7 +261,7 @@ class RecentLosses:
         self._sentences: deque[tuple[str | None, str]] = deque(maxlen=_MOST)
 
     def take(self, event: str, fields: Fields) -> None:
-        """Take what is said in the log."""
+        """Examine a log line; keep it where it is an event or a loss."""
         if event not in _KEPT:
             return
         peer, detail = _text(fields.get("peer")), _text(fields.get("detail"))
@@ -272,8 +274,8 @@ class RecentLosses:
             self._sentences.append((owner, f"{event}: {detail}"))
 
     def sentences(self, owner: str | None = None) -> list[str]:
-        """Return a sentence for each, oldest first; with an owner not those of other owners."""
-        return [said for whose, said in self._sentences if owner is None or whose in (None, owner)]
+        """Return a sentence for each loss, oldest first, without those of owners but `owner`."""
+        return [text for whose, text in self._sentences if owner is None or whose in (None, owner)]
 
 
 def _text(value: str | int | float | None) -> str | None:
@@ -281,12 +283,12 @@ def _text(value: str | int | float | None) -> str | None:
 
 
 class LogMonitor:
-    """Says what a log and its cursors tell, and that there is no room, or no answer of the disk.
+    """Logs the notices of a log and its cursors, a full log and a stalled disk.
 
     Args:
         node: The node.
         log: Its log.
-        cursors: What lies beside it.
+        cursors: The cursors beside it.
     """
 
     def __init__(self, node: Node, log: Log, cursors: MemoryCursorStore) -> None:
@@ -297,13 +299,13 @@ class LogMonitor:
         self._looks_stalled = 0
         self._waited: dict[str, int] = {}
         self._withheld: set[str] = set()
-        for told in (*log.told, *cursors.told):
-            self._told(told)
-        log.on_told.append(self._told)
-        cursors.on_told.append(self._told)
+        for notice in (*log.told, *cursors.told):
+            self._log_notice(notice)
+        log.on_told.append(self._log_notice)
+        cursors.on_told.append(self._log_notice)
 
     def look(self) -> None:
-        """Compare with the last look; called about once a second."""
+        """Compare with the last poll; called about once a second."""
         why, size, bound = self._log.full, self._log.size_bytes, self._log.max_bytes
         self._looks_with_room = 0 if why is not None else self._looks_with_room + 1
         if why is not None and not self._full:
@@ -317,23 +319,25 @@ class LogMonitor:
         for peer in sorted(waiting.keys() - self._withheld):
             if waiting[peer] == self._waited.get(peer):
                 self._withheld.add(peer)
-                said = f"what {peer} sent from offset {waiting[peer]} of its log on waits for room"
-                self._node.tell("warn", "link.acks-paused", peer=peer, detail=said)
+                detail = (
+                    f"records of {peer} from offset {waiting[peer]} of its log on wait for room"
+                )
+                self._node.tell("warn", "link.acks-paused", peer=peer, detail=detail)
         self._withheld &= waiting.keys()
         self._waited = waiting
 
     def _look_at_disk(self) -> None:
-        """Say once that the disk answers nothing, and once that it does again."""
+        """Log once that the disk is stalled, and once that it works again."""
         seconds = self._log.stalled()
         if seconds is None and self._looks_stalled >= _LOOKS:
             self._node.tell("info", "log.stall-ended", detail="the disk finishes commits again")
         self._looks_stalled = 0 if seconds is None else self._looks_stalled + 1
         if self._looks_stalled == _LOOKS:
-            said = "the disk has not finished a commit; nothing is acknowledged until it does"
-            self._node.tell("error", "log.stalled", seconds=seconds, detail=said)
+            detail = "the disk has not finished a commit; nothing is acknowledged until it does"
+            self._node.tell("error", "log.stalled", seconds=seconds, detail=detail)
 
     def _waiting(self) -> dict[str, int]:
-        """Return the peers of whose records some wait for the disk, and where they begin."""
+        """Return the peers with records that wait for the disk, and the first offset of these."""
         waiting = {}
         for link in self._node.links():
             inbound = link.carrier.session.inbound
@@ -341,9 +345,9 @@ class LogMonitor:
                 waiting[link.peer] = inbound.committed
         return waiting
 
-    def _told(self, told: OperatorNotice) -> None:
-        """Pass on what the log or its cursors say."""
-        self._node.tell(told.level, told.event, detail=told.detail)
+    def _log_notice(self, notice: OperatorNotice) -> None:
+        """Log a notice of the log or its cursors."""
+        self._node.tell(notice.level, notice.event, detail=notice.detail)
 
 
 STEP_SECONDS: Final = 5.0
@@ -351,16 +355,16 @@ STEPS: Final = 720
 """One hour."""
 
 MOST_LINKS: Final = 1000
-"""Links whose history is kept, the first ones configured: 14 KB each, 14 MB in all."""
+"""Maximum number of links with a history, in order of configuration: 14 KB each, 14 MB in all."""
 
 NEW_LINKS: Final = 50
-"""Links whose rings are made in one second: a thousand at once take 90 ms."""
+"""Links whose rings are created in one second: creating a thousand at once takes 90 ms."""
 
 _SERIES: Final = ("rtt", "silence", "backlog", "sent", "received")
 
 
 class _Rings:
-    """One link's series: a ring of steps each; what is not known is not a number."""
+    """One link's series, each a ring of steps; an unknown value is NaN."""
 
     __slots__ = ("counted", "newest", "rings", "silence")
 
@@ -371,7 +375,7 @@ class _Rings:
         self.counted: tuple[int, int] | None = None
 
     def put(self, step: int, values: dict[str, float]) -> None:
-        """Keep a step's values; steps that were missed, as by a frozen process, are not known."""
+        """Store a step's values; steps that were missed, as by a frozen process, are unknown."""
         for missed in range(max(self.newest, step - STEPS) + 1, step):
             for ring in self.rings.values():
                 ring[missed % STEPS] = math.nan
@@ -393,10 +397,10 @@ class History:
         self._links: dict[str, _Rings] = {}
 
     def second(self, drivers: Iterable[LinkDriver], now: float) -> None:
-        """Look at the links; call it once a second.
+        """Sample the links; call it once a second.
 
-        Silence is kept as its highest value within a step: one sample a step would always meet the
-        same moment between two pings.
+        The highest silence within a step is kept: one sample a step would always fall on the same
+        moment between two pings.
 
         Args:
             drivers: All links.
@@ -408,7 +412,7 @@ class History:
             if len(seen) == MOST_LINKS:
                 break
             seen.add(driver.peer)
-            # A fifth of the links ends its step in each second, so that no second has all of them.
+            # A fifth of the links completes its step in each second, to spread the work.
             step = int((now + (len(seen) - 1) % STEP_SECONDS) // STEP_SECONDS)
             rings = self._links.get(driver.peer)
             if rings is None:
@@ -419,7 +423,7 @@ class History:
             connection = driver.connection
             if connection is not None:
                 silence = connection.silence_seconds()
-                # Comparing with what is not a number is false.
+                # A comparison with NaN is false.
                 rings.silence = max(silence, rings.silence)
             if step > rings.newest:
                 rings.put(step, _values(driver, rings))
@@ -444,7 +448,7 @@ class History:
 
 
 def _values(driver: LinkDriver, rings: _Rings) -> dict[str, float]:
-    """Return what is true of a link now; counts are those since the step before."""
+    """Return a link's current values; counts are since the previous step."""
     connection = driver.connection
     session = driver.carrier.session
     counts = session.outbound.sent_records, session.inbound.received_records
@@ -462,23 +466,23 @@ def _values(driver: LinkDriver, rings: _Rings) -> dict[str, float]:
 
 OWNER_EVENTS = 60.0
 OWNER_BURST = 20.0
-"""Events of one owner's consumers that are kept an hour, and at once."""
+"""Events about one owner's consumers that are kept: per hour, and in a burst."""
 
 
 class Chronicle:
-    """Hears of every change once, and sees to it that everybody is told the same of it.
+    """Records every change of the links once, in the log, the events and the outages.
 
     Args:
-        log: The node's log: its end says when what an outage left is drained.
-        outages: What happened to the links, on disk.
+        log: The node's log; its end shows when the backlog of an outage is drained.
+        outages: The outages of the links, on disk.
         store: Where events are kept.
         clock: The reactor.
 
     Attributes:
         events: What `linkd events` shows.
         losses: The data-loss reports of this run.
-        on_fell: Called once a link has left `up`: peer, reason, seconds of silence until then.
-        on_rose: Called once an outage has ended: peer, its seconds.
+        on_fell: Called when a link has left `up`: peer, reason, seconds of silence before.
+        on_rose: Called when an outage has ended: peer, its seconds.
     """
 
     def __init__(self, log: Log, outages: Outages, store: CursorStore, clock: Clock) -> None:
@@ -492,7 +496,7 @@ class Chronicle:
         self.on_rose: list[Callable[[str, float], None]] = []
 
     def changed(self, driver: LinkDriver, change: Changed, silence: float | None) -> None:
-        """A link's state has changed: remember it, say it."""
+        """Record and log a change of a link's state."""
         same: dict[str, str | None] = {
             "peer": driver.peer,
             "generation": driver.generation,
@@ -514,7 +518,7 @@ class Chronicle:
     def _measured(
         self, driver: LinkDriver, change: Changed, silence: float | None
     ) -> dict[str, str | int | float | None]:
-        """Record what the change means for the link's outages; return what was measured."""
+        """Update the link's outages, and return the measured fields for the log line."""
         now, owed = self._clock.seconds(), driver.carrier.session.outbound.owed_records
         if change.old == "up":
             reason = change.reason or "closed"
@@ -539,7 +543,7 @@ class Chronicle:
         }
 
     def acked(self, driver: LinkDriver, next: int) -> None:
-        """A peer has everything below `next`: what an outage left may be drained by that."""
+        """Log that the backlog of an outage is drained, where the ack of `next` completes it."""
         if driver.drain_to is None or next < driver.drain_to:
             return
         driver.drain_to = None
@@ -554,36 +558,36 @@ class Chronicle:
             )
 
     def tell(self, level: str, event: str, **fields: str | int | float | None) -> None:
-        """Say something in the log; what is worse than usual is remembered too."""
+        """Log an event; losses and selected events are also stored."""
         owner = fields.get("owner")
         if owner is None or self._has_share(str(owner)):
             self.losses.take(event, fields)
-        events.emit(event, level, **fields)  # type: ignore[arg-type]  # a core's words for a level
+        events.emit(event, level, **fields)  # type: ignore[arg-type]  # the core's level is a plain string
 
     def configured(self, peer: str) -> None:
-        """A link is configured and not up: it is down since now, if not since before."""
+        """Note that a configured link is not up; its outage begins now, unless one is open."""
         self._outages.configured(peer, self._clock.seconds(), wall())
 
     def _has_share(self, owner: str) -> bool:
-        """Return whether an event of an owner's consumers is kept: they must not push out all."""
+        """Return whether to keep an event about an owner's consumers; each owner has a limit."""
         now = self._clock.seconds()
         if owner not in self._shares:
             self._shares[owner] = TokenBucket(OWNER_EVENTS / 3600.0, OWNER_BURST, now)
         return not self._shares[owner].take(now)
 
     def drilled(self, peer: str, seconds: float) -> None:
-        """A drill spoils a link for so many seconds from now."""
+        """Note that a drill disturbs a link for the next `seconds`."""
         self._outages.drilled(peer, self._clock.seconds() + seconds)
 
     def outage(self, peer: str) -> Current | None:
-        """Return the outage that a link is in; None where it is up."""
+        """Return the link's current outage, or None while it is up."""
         return self._outages.current(peer, self._clock.seconds())
 
     def outages(self, peer: str | None, since_seconds: float | None, drills: bool) -> list[Outage]:
-        """Return the recorded outages, oldest first; of one peer, of the last seconds."""
+        """Return recorded outages, oldest first; optionally of one peer, or of the last seconds."""
         since = None if since_seconds is None else wall() - since_seconds
         return self._outages.recorded(self._clock.seconds(), peer, since, drills)
 
     def availability(self, peer: str, drills: bool) -> Availability:
-        """Return which share of the measured time a link was up."""
+        """Return the share of the measured time in which a link was up."""
         return self._outages.availability(peer, self._clock.seconds(), wall(), drills)

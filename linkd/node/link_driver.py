@@ -1,4 +1,4 @@
-"""Drive one link: perform what its core decides about connections."""
+"""Drive one link: perform the effects of its core on connections."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from linkd.node.node import Node
 
 MAX_SKEW_SECONDS = 5.0
-"""Clocks may differ by so much before the log says so."""
+"""Difference between two nodes' clocks above which a warning is logged."""
 
 
 class LinkDriver:
-    """One link; `linkd.net.connection.LinkPort`.
+    """One link; implements `linkd.net.connection.LinkPort`.
 
     Args:
         node: The node.
@@ -39,8 +39,8 @@ class LinkDriver:
 
     Attributes:
         peer: The peer's name.
-        link: Its connections.
-        carrier: Its records.
+        link: The core's state machine of its connections.
+        carrier: Replicates its records.
         dialer: Our dialing end, set before `start`; None where the peer dials us.
         drain_to: The end of what was owed when the link came up, until the peer has it.
     """
@@ -56,12 +56,14 @@ class LinkDriver:
         self.writable = self.carrier.writable
         self.dialer: LinkDialer | None = None
         self.peer_version: str | None = None
-        self._expires: float | None = None  # the certificate that the peer showed last
+        self._expires: float | None = None  # of the peer's last certificate
         self.drain_to: int | None = None
-        self._peer_clock: tuple[float, float] | None = None  # what it showed, and when by ours
+        self._peer_clock: tuple[float, float] | None = (
+            None  # the peer's wall clock, and our monotonic time then
+        )
         self._greeted: dict[int, tuple[Connection, wire.Hello]] = {}
-        self._said: wire.Hello | None = None  # our hello on the connection that we dial
-        self._dials_at_once = False  # the next attempt differs from those that failed
+        self._said: wire.Hello | None = None  # our hello on the dialed connection
+        self._dials_at_once = False  # the next attempt uses other settings
         self._repeated = False  # the live connection has had its second hello
         self._nothing_passes = False
         self._timer: Timer | None = None
@@ -77,26 +79,26 @@ class LinkDriver:
 
     @property
     def connection(self) -> Connection | None:
-        """The connection that counts."""
+        """The live connection, or None."""
         return self.carrier.connection
 
     @property
     def generation(self) -> str | None:
-        """The generation of the connection that counts, for people and logs."""
+        """The generation of the live connection, for logs and status."""
         connection = self.connection
         if connection is None:
             return None
         return f"{connection.generation.boot}:{connection.generation.counter}"
 
-    # -- what the connections tell (LinkPort) -------------------------------------------------
+    # -- called by connections (LinkPort) -----------------------------------------------------
 
     def hello(self, generation: wire.Generation) -> wire.Hello:
-        """Return what we say first on a connection."""
+        """Return our hello for a new connection."""
         self._said = self._hello(generation)
         return self._said
 
     def _hello(self, generation: wire.Generation) -> wire.Hello:
-        """Return the hello that is true now."""
+        """Return a hello with the current state."""
         node, log = self._node, self._node.log
         return wire.Hello(
             version=wire.VERSION,
@@ -116,7 +118,7 @@ class LinkDriver:
         )
 
     def greeted(self, connection: Connection, hello: wire.Hello) -> None:
-        """The peer has proved who it is and said hello."""
+        """Adopt or refuse a connection whose peer has proved its identity and sent its hello."""
         self._greeted[connection.key] = (connection, hello)
         greeted = links.Greeted(
             connection.key,
@@ -128,7 +130,7 @@ class LinkDriver:
         self._run(greeted)
 
     def received(self, connection: Connection, message: wire.Message) -> None:
-        """A message after the hello."""
+        """Handle a message after the hello."""
         if type(message) is wire.Hello and connection is self.connection:
             self._hello_again(connection, message)
         else:
@@ -141,7 +143,7 @@ class LinkDriver:
         detail: str,
         goodbye: wire.Goodbye | None,
     ) -> None:
-        """A greeted connection has ended."""
+        """Handle the end of a greeted connection."""
         self._greeted.pop(connection.key, None)
         retry_after = None if goodbye is None else goodbye.retry_after
         silent = reason in ("ping-timeout", "silence")
@@ -154,37 +156,37 @@ class LinkDriver:
             self.kick()
 
     def attempting(self, url: str, address: str | None) -> None:
-        """An attempt has begun."""
+        """Note that an attempt has begun."""
         self._run(links.AttemptBegan())
 
     def opening(self) -> None:
-        """TCP stands."""
+        """Note that TCP is established."""
         self._run(links.Opening())
 
     def failed(self, failure: AttemptFailed) -> None:
-        """The attempt has failed."""
+        """Note that the attempt has failed."""
         self._run(
             links.AttemptFailed(failure.kind, failure.reason, failure.detail, failure.retry_after)
         )
 
     def turned_away(self, reason: Reason, detail: str) -> None:
-        """Someone under the peer's name was refused: say so, where we wait for it to dial."""
+        """Show in status, where the peer dials, that a connection under its name was refused."""
         if self.role == "listener":
             self._run(links.AttemptFailed("rejected", reason, detail))
 
-    # -- what the carrier tells ---------------------------------------------------------------
+    # -- called by the replicator -------------------------------------------------------------
 
     def acknowledged(self) -> None:
-        """Some of what was owed has been acknowledged."""
+        """Note that an owed record has been acknowledged."""
         if self.link.state == "up":
             self._run(links.Acknowledged())
 
     def diverged(self, detail: str) -> None:
-        """The two logs have no epoch in common."""
+        """Note that the two logs have no epoch in common."""
         self._run(links.Diverged(detail))
 
     def narrowed(self) -> None:
-        """The path to the peer loses large messages: log it, and have it dialed differently."""
+        """Log that the path loses large messages, and dial with smaller TCP segments."""
         self._narrow(SEGMENT_BYTES)
         self._log_narrow(f"small messages pass to {self.peer}, large ones do not")
 
@@ -193,7 +195,7 @@ class LinkDriver:
         self._node.tell("warn", "link.large-messages-lost", peer=self.peer, detail=detail)
 
     def _narrow(self, segment_bytes: int) -> bool:
-        """Let the dialer use segments of so many bytes; return whether that is news to it."""
+        """Limit the dialer's TCP segments; return whether that changes anything."""
         dialer = self.dialer
         if dialer is None or not segment_bytes or 0 < dialer.segment_bytes <= segment_bytes:
             return False
@@ -201,14 +203,14 @@ class LinkDriver:
         self._dials_at_once = True
         return True
 
-    # -- what the node tells ------------------------------------------------------------------
+    # -- called by the node -------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin: dial, or wait to be dialed."""
+        """Start: dial, or wait for the peer to dial."""
         self._run(links.Start())
 
     def stop(self, detail: str, retry_after: float | None = None) -> None:
-        """End: say goodbye, dial no more."""
+        """Stop: send a goodbye, and stop dialing."""
         connection = self.connection
         if connection is not None:
             connection.goodbye(wire.goodbye("stopped", detail, retry_after))
@@ -217,28 +219,28 @@ class LinkDriver:
         self.carrier.stop()
 
     def kick(self) -> None:
-        """Try again at once."""
+        """Dial immediately."""
         self._run(links.RetryNow())
 
     def network_changed(self) -> None:
-        """Addresses or routes of this host have changed."""
+        """Dial again where it may help: addresses or routes of this host have changed."""
         self._run(links.NetworkChanged())
 
     def rejoin(self, why: str) -> None:
-        """Begin the link anew: from what both ends have on disk."""
+        """Restart the link from what both ends have on disk."""
         connection = self.connection
         if connection is not None:
-            self.carrier.drop()  # nothing more goes out on it: what was sent last may have a hole
+            self.carrier.drop()  # send nothing more on it: records may be missing
             connection.abort("closed", why)
 
     def volatile(self, payload: bytes) -> bool:
-        """Send records that were never in a log; False if they had to be dropped."""
+        """Send volatile records; return False where they were dropped."""
         return self.link.state == "up" and self.carrier.volatile(payload)
 
     # -- performing ---------------------------------------------------------------------------
 
     def _run(self, input: links.Input) -> None:
-        """Feed the link's core, perform its effects, re-arm its timer."""
+        """Pass an input to the core, perform the effects, and re-arm the timer."""
         for effect in self.link.handle(input, self._clock.seconds()):
             self._performers[type(effect)](effect)
         if self._timer is not None and self._timer.active():
@@ -258,7 +260,7 @@ class LinkDriver:
             self.dialer.stop()
 
     def _adopt(self, effect: links.Adopt) -> None:
-        """Make a greeted connection the one that counts, and begin the session on it."""
+        """Make a greeted connection the live one, and start the session on it."""
         connection, theirs = self._greeted[effect.connection]
         self.carrier.drop()
         owner = self._other_owner(theirs.log)
@@ -291,7 +293,7 @@ class LinkDriver:
                 connection.send(wire.encode(ours))
 
     def _note_patterns(self, wants: tuple[str, ...]) -> None:
-        """Warn where this node offers channels of which the peer takes none."""
+        """Warn where the peer receives none of the channels that this node sends."""
         sends, before = self.settings.send, self._nothing_passes
         self._nothing_passes = bool(sends) and not may_overlap(sends, wants)
         if self._nothing_passes and not before:
@@ -302,13 +304,13 @@ class LinkDriver:
             self._node.tell("warn", "link.nothing-passes", peer=self.peer, detail=detail)
 
     def _note_clock(self, stamp: float, began: float) -> None:
-        """Note what the peer's wall clock shows; warn where it is far from ours.
+        """Record the peer's wall clock; warn where it differs much from ours.
 
-        A hello may be on its way for seconds. The peer said it after the connection began, so what
-        lies between then and now proves no difference: the least that is proved counts.
+        A hello may take seconds to arrive. The peer sent it after the connection began, so any
+        difference within that time proves nothing: only the smallest proven skew counts.
 
         Args:
-            stamp: What it showed when the peer said hello; 0: not given.
+            stamp: The peer's wall clock when it sent its hello; 0: not given.
             began: When the connection began, monotonic seconds.
         """
         self._peer_clock = None
@@ -330,9 +332,9 @@ class LinkDriver:
             )
 
     def _clock_skew(self) -> float | None:
-        """Return by how many seconds the peer's clock is ahead of ours; None where not known.
+        """Return by how many seconds the peer's clock is ahead of ours, or None where unknown.
 
-        It follows steps of our own clock; those of the peer's show from the next hello on.
+        Steps of our clock show immediately, steps of the peer's clock with its next hello.
         """
         if self._peer_clock is None:
             return None
@@ -342,7 +344,7 @@ class LinkDriver:
     def _other_owner(self, log: str) -> str | None:
         """Return the node whose log the peer calls its own, or None where nothing contradicts.
 
-        Whoever speaks for a log decides what of it counts as here already.
+        The owner of a log decides which of its records count as received.
         """
         node, stored = self._node, self._node.log
         if log == stored.id:
@@ -353,11 +355,11 @@ class LinkDriver:
             named = [self.peer] if owner is None else [self.peer, owner]
             cursors = [stored.cursor(name) for name in named]
             if any(cursor is not None and cursor.log == log for cursor in cursors):
-                return None  # it came from there itself: under this name, or the one before
+                return None  # its own records: under this name, or the one before
         return None if owner == self.peer else owner
 
     def _refuse_log(self, connection: Connection, log: str, owner: str) -> None:
-        """Refuse a peer that says that another node's log is its own."""
+        """Refuse a peer that presents another node's log as its own."""
         detail = (
             f"{self.peer} at {connection.address} calls {owner}'s log ({log}) its own: a copy of"
             f" {owner}'s state_dir, or a forgery; give {self.peer} an empty state_dir"
@@ -366,7 +368,7 @@ class LinkDriver:
         connection.goodbye(wire.goodbye("duplicate", detail))
 
     def _log_duplicate(self, address: str, detail: str) -> None:
-        """Log a second host under the peer's name, or one with another's log; status shows it."""
+        """Log and show a second host with the peer's name, or one with another node's log."""
         self._node.tell(
             "error",
             "link.cloned-host",
@@ -378,15 +380,15 @@ class LinkDriver:
         self._node.refused(self.peer, address, "duplicate", detail)
 
     def _hello_again(self, connection: Connection, theirs: wire.Hello) -> None:
-        """Take the second hello of a connection, and go by it.
+        """Accept the second hello of a connection, which replaces the first.
 
-        A dialer sends it where another connection carried records while the first one was on its
-        way; the listener answers it. What the listener sent in between does not count.
+        A dialer sends it where another connection carried records while its first hello was in
+        flight; the listener answers it. Messages of the listener in between are ignored.
         """
         first = self._greeted[connection.key][1]
         expected = self.carrier.waits if connection.dialed else not self._repeated
         if not expected or (theirs.node, theirs.log) != (first.node, first.log):
-            connection.fail("protocol", "a second hello that was not to be expected", 3002)
+            connection.fail("protocol", "unexpected second hello", 3002)
             return
         self._repeated = True
         ours = self._said
@@ -396,7 +398,7 @@ class LinkDriver:
         self._agree(connection, ours, theirs)
 
     def _agree(self, connection: Connection, ours: wire.Hello, theirs: wire.Hello) -> None:
-        """Begin the session on a connection whose hellos are both true."""
+        """Start the session on a connection whose hellos are both current."""
         self._note_patterns(theirs.wants)
         agreed = self.carrier.begin(connection, ours, theirs)
         self._node.routes_changed()
@@ -437,10 +439,10 @@ class LinkDriver:
         silence, self._last_silence = self._last_silence, None
         self._node.changed(self, effect, silence)
 
-    # -- what is true now ---------------------------------------------------------------------
+    # -- status -------------------------------------------------------------------------------
 
     def measured(self, silence: float | None) -> dict[str, str | int | float | None]:
-        """Return what was measured about the link's going down, for its line in the log."""
+        """Return measured fields for the log line of a link that goes down."""
         if self.link.state not in ("waiting", "rejected"):
             return {}
         upcoming = None if self.dialer is None else self.dialer.next_attempt
@@ -452,11 +454,11 @@ class LinkDriver:
         }
 
     def status(self, outage: Current | None, last_reason: str | None) -> LinkStatus:
-        """Return what is true now.
+        """Return the link's status.
 
         Args:
-            outage: The one that the link is in.
-            last_reason: Why the newest outage began, before this run too.
+            outage: The current outage, or None.
+            last_reason: Why the newest outage began, including earlier runs.
         """
         now, link, connection = self._clock.seconds(), self.link, self.connection
         outbound = self.carrier.session.outbound
@@ -511,6 +513,6 @@ class LinkDriver:
 
 
 def _in_short(patterns: tuple[str, ...]) -> str:
-    """Return the first of a set of patterns, for people."""
+    """Return the first patterns of a set, for a log line."""
     more = f" and {len(patterns) - 5} more" if len(patterns) > 5 else ""
     return f"{list(patterns[:5])}{more}"

@@ -58,18 +58,18 @@ def unpack(packed: bytes, max_bytes: int) -> bytes:
 
 ACK_SECONDS = 0.02
 ACK_BYTES = 1 << 20
-"""An ack follows another so late, or once so much is on disk.
+"""Minimum interval between two acks, and the stored bytes that cause one earlier.
 
-At 50 peers of one hub acks 5 ms apart were a tenth of its time.
+Acks 5 ms apart took a tenth of the time of a hub with 50 peers.
 """
 
 
 class AckScheduler:
-    """Paces the acks of one link: the first after a pause goes in the same turn.
+    """Paces the acks of one link: the first ack after a pause is sent in the same iteration.
 
     Args:
         clock: The reactor.
-        send: Acknowledges all that is on disk, where that is news.
+        send: Acknowledges everything on disk, unless it is acknowledged already.
     """
 
     __slots__ = ("_bytes", "_clock", "_due", "_send", "_sent_at")
@@ -82,17 +82,16 @@ class AckScheduler:
         self._bytes = 0
 
     def stored(self, size: int) -> None:
-        """So many bytes of records more are on disk."""
+        """Count `size` more bytes of records on disk, and schedule an ack."""
         self._bytes += size
         if self._bytes >= ACK_BYTES:
-            self._acknowledge()  # a call that is due stays, for what comes behind
+            self._acknowledge()  # a scheduled call stays, for later records
         elif not self._due:
             self._due = True
             wait = self._sent_at + ACK_SECONDS - self._clock.seconds()
             self._clock.callLater(max(0.0, wait), self._flush)
 
     def _flush(self) -> None:
-        """The call that was due."""
         self._due = False
         self._acknowledge()
 
@@ -103,38 +102,38 @@ class AckScheduler:
 
 
 ACK_WAIT_SECONDS = 30.0
-"""A peer that could acknowledge and has not for so long is out of step: the link rejoins.
+"""A peer that could acknowledge and has not for this long is out of step: the link rejoins.
 
-The wait doubles up to MOST_ACK_WAIT_SECONDS while no record is acknowledged: a line so slow that
-one record takes longer must still get through.
+The wait doubles up to MOST_ACK_WAIT_SECONDS while no record is acknowledged, so that records get
+through even where one takes longer.
 """
 MOST_ACK_WAIT_SECONDS = 480.0
 
 ACK_REPEAT_SECONDS = 10.0
-"""A receiver that can't acknowledge yet repeats its last ack so often, which says that it lives."""
+"""Interval at which a receiver that cannot acknowledge yet repeats its last ack as keepalive."""
 
 PROBE_SECONDS = 0.1
-"""The first probe goes so long after the hello: in one segment with it, it would not be small."""
+"""Delay of the first probe after the hello: in one segment with it, it would not be small."""
 
 RESEND_SECONDS = 0.2
 RESENDS_AT_ONCE = 10
-"""A peer asks to be sent again so often at most: each time costs a look at all that it is owed.
+"""Rate and burst of a peer's resend requests: each costs a scan of everything that it is owed.
 
-A node whose disk has room again asks each of its peers once in 0.25 s.
+A node whose disk has room again asks each of its peers every 0.25 s.
 """
 
 HELLO_WAIT_SECONDS = 10.0
-"""So long a connection may wait for its second hello."""
+"""Maximum time that a connection waits for its second hello."""
 
 _MOST_NAMES = 8
-"""So many of the channels that a peer sends in vain are named."""
+"""Maximum number of refused channels that a log line names."""
 
 _VOLATILE_BYTES = 262_144
-"""Volatile messages that may wait in a connection without room: beyond that they are dropped."""
+"""Bytes of volatile messages that a full connection buffers; more are dropped."""
 
 
 class Replicator:
-    """Carries records over one link; outlives its connections.
+    """Replicates records over one link; outlives its connections.
 
     Args:
         node: The node.
@@ -142,10 +141,10 @@ class Replicator:
         link: The link that it works for.
 
     Attributes:
-        session: What is agreed with the peer.
-        connection: The connection that counts, or None.
-        path: What the connections say about their path.
-        waits: That connection waits for its second hello: only volatile messages count before.
+        session: The core's state of both directions.
+        connection: The live connection, or None.
+        path: What is known about the network path.
+        waits: The connection waits for its second hello: only volatile messages count before.
         not_relayed_records: Records that one end sends and the other's `relay` leaves out, since
             the start.
     """
@@ -213,7 +212,7 @@ class Replicator:
     # -- connections --------------------------------------------------------------------------
 
     def begin(self, connection: Connection, ours: wire.Hello, theirs: wire.Hello) -> bool:
-        """Begin on a new connection; return whether the two ends agree on how far they are."""
+        """Start on a new connection; return whether both ends agree on their positions."""
         self.drop()
         self.connection = connection
         self._waiting_bytes = 0
@@ -234,16 +233,16 @@ class Replicator:
         return not any(isinstance(effect, sessions.Diverged) for effect in self._begun)
 
     def wait_for_hello(self, connection: Connection) -> None:
-        """Take a new connection whose first hellos are out of date already."""
+        """Start on a new connection whose first hellos are out of date already."""
         self.drop()
         self.connection = connection
         self.waits = True
         self._began = self._clock.seconds()
 
     def go_on(self) -> None:
-        """Do what the new connection's hellos led to.
+        """Perform the effects of the new connection's hellos.
 
-        What the hellos acknowledge proves nothing of the connection: only an ack on it does.
+        Acknowledgments in the hellos do not prove that the connection works; only an ack does.
         """
         effects, self._begun = self._begun, []
         self._unproved = False
@@ -257,7 +256,7 @@ class Replicator:
             connection.send(wire.encode(probe))
 
     def drop(self) -> None:
-        """Let go of the connection that counted."""
+        """Detach from the live connection."""
         self.waits = False
         if self.connection is not None:
             self.connection = None
@@ -271,13 +270,13 @@ class Replicator:
                 self._link.narrowed()
 
     def stop(self) -> None:
-        """Nothing more is to come."""
+        """Cancel the timer: the link has ended."""
         if self._wake_timer is not None and self._wake_timer.active():
             self._wake_timer.cancel()
         self._wake_timer = None
 
     def received(self, connection: Connection, message: wire.Message) -> None:
-        """Take a message; a late one of an older connection is dropped here."""
+        """Process a message; a late one of an older connection is dropped here."""
         if connection is not self.connection:
             return
         kind = type(message)
@@ -309,14 +308,14 @@ class Replicator:
             self._hold(part_bytes)
 
     def _may_ask_again(self) -> bool:
-        """Count that the peer asks to be sent again; tell whether it may."""
+        """Count a resend request of the peer; return whether the rate limit admits it."""
         now = self._clock.seconds()
         earliest = now - RESENDS_AT_ONCE * RESEND_SECONDS
         self._resend_at = max(self._resend_at, earliest) + RESEND_SECONDS
         return self._resend_at < now + RESEND_SECONDS / 2
 
     def _probed(self, connection: Connection, size: int) -> None:
-        """A probe has come to the peer: send the next one, or what is owed."""
+        """Send the next probe, or owed records: the peer has received a probe."""
         if self.path.probing:
             probe = self.path.answered(size, self._clock.seconds())
             if probe is not None:
@@ -325,23 +324,23 @@ class Replicator:
                 self.writable(connection)
 
     def writable(self, connection: Connection) -> None:
-        """There is room for more."""
+        """Send more: the connection has room."""
         if connection is self.connection and not self.path.probing:
             self._waiting_bytes = 0
             now = self._clock.seconds()
             self.perform(self.session.outbound.writable(True, self._log.clock(), now))
 
-    # -- what the node tells ------------------------------------------------------------------
+    # -- called by the node -------------------------------------------------------------------
 
     def offer(self, batches: list[Batch], next: int) -> None:
-        """Take what was committed: the peer's batches, and the log's new end."""
+        """Process a commit: the peer's batches, and the log's new end."""
         outbound = self.session.outbound
         effects = outbound.offer(batches, next, self._log.clock(), self._clock.seconds())
         if effects or outbound.deadline is not None:
             self.perform(effects)
 
     def trimmed(self, first: int) -> None:
-        """The log now begins at `first`; what was owed below is told the peer when it is met."""
+        """Note the log's new first offset; the peer gets a gap when its position reaches it."""
         outbound = self.session.outbound
         before = outbound.owed_records
         if outbound.acked >= first or not before:
@@ -361,7 +360,7 @@ class Replicator:
             )
 
     def volatile(self, payload: bytes) -> bool:
-        """Send records that were never in a log; False if they had to be dropped."""
+        """Send volatile records; return False where they were dropped."""
         connection = self.connection
         if connection is None:
             return False
@@ -375,12 +374,12 @@ class Replicator:
         return True
 
     def owes(self, channel: str) -> bool:
-        """Tell whether the peer gets `channel`."""
+        """Return whether the peer receives `channel`."""
         wants = self.session.outbound.wants
         return self._sends.match(channel) and (wants is None or wants.match(channel))
 
     def recount(self) -> None:
-        """Count anew what the peer is owed, after its position has jumped."""
+        """Recount the owed records after the peer's position has jumped."""
         outbound = self.session.outbound
         outbound.owed_records = outbound.owed_bytes = 0
         position = max(outbound.acked, self._log.first)
@@ -419,14 +418,14 @@ class Replicator:
         return stamp
 
     def _stamp_found(self, position: int, found: list[Batch] | LinkdError) -> None:
-        """The disk has what the index knew about."""
+        """Keep the time stamp that was read from disk."""
         if isinstance(found, list) and found and self._stamp[0] == position:
             self._stamp = (position, found[0].stamp)
 
     # -- performing ---------------------------------------------------------------------------
 
     def perform(self, effects: list[sessions.Effect]) -> None:
-        """Perform a session's effects; ask for more as long as the connection has room."""
+        """Perform a session's effects; request more as long as the connection has room."""
         outbound, performers = self.session.outbound, self._performers
         while True:
             for effect in effects:
@@ -448,7 +447,7 @@ class Replicator:
             self._wake_timer = self._clock.callLater(after, self._wake)
 
     def _wake(self) -> None:
-        """The session's deadline may have come."""
+        """Handle the session's deadline."""
         self._wake_timer = None
         self.perform(self.session.outbound.wake(self._clock.seconds()))
 
@@ -457,7 +456,7 @@ class Replicator:
             self.connection.send(effect.payload)
 
     def _read(self, effect: sessions.Read) -> None:
-        """Read; what comes at once is gone on with in `perform`'s loop, however long the log is."""
+        """Read from the log; `perform` loops over immediate results instead of recursing."""
         outbound = self.session.outbound
         try:
             batches = self._log.read(effect.position, effect.max_bytes)
@@ -471,7 +470,7 @@ class Replicator:
         self._read_effects = outbound.read(batches, self._log.clock(), self._clock.seconds())
 
     def _fetched(self, connection: Connection | None, batches: list[Batch] | LinkdError) -> None:
-        """Take what was read from disk, unless for an older connection."""
+        """Process batches read from disk, unless they are for an older connection."""
         if connection is not self.connection or connection is None:
             return
         outbound = self.session.outbound
@@ -494,7 +493,7 @@ class Replicator:
         self._log.store(effect.batch, partial(self._stored, effect.batch, source.next))
 
     def _hold(self, part_bytes: int) -> None:
-        """Have the account say how much of a record has come; leave it out where that is much."""
+        """Account for a partially received record; drop it where there is no room."""
         held = self._node.held
         more = part_bytes - self._part_bytes
         self._part_bytes = part_bytes
@@ -504,7 +503,7 @@ class Replicator:
             self._hold(0)
 
     def _leave_out(self) -> None:
-        """Leave out what finds no room in memory: it is asked for again once there is some."""
+        """Drop a batch for which memory has no room; it is requested again once there is some."""
         held, inbound = self._node.held, self.session.inbound
         inbound.leave_out()
         if self not in held:
@@ -519,16 +518,16 @@ class Replicator:
             )
 
     def ask_again(self) -> None:
-        """Have the peer send again what was left out."""
+        """Ask the peer to send dropped batches again."""
         if self._version < wire.RESEND_VERSION:
             self._link.rejoin("there is room again for what was left out")
         else:
             self.perform(self.session.inbound.ask_again())
 
     def _stored(self, batch: Batch, next: int, outcome: Appended | LinkdError) -> None:
-        """A received batch is on disk, or was there before."""
+        """Handle the outcome of storing a received batch."""
         if isinstance(outcome, LogClosed):
-            return  # the peer sends it again, to our next run
+            return  # the peer sends it again after our restart
         if isinstance(outcome, OutOfStep):
             if self.connection is None:
                 return  # it was out of step already
@@ -539,7 +538,7 @@ class Replicator:
             self._node.tell("error", "log.disk-failed", peer=self.peer, detail=str(outcome))
             return
         if outcome.duplicate:
-            self.catch_up()  # the step may still be on its way to disk: only that is acknowledged
+            self.catch_up()  # the step may still be in flight: acknowledge only what is on disk
         else:
             self.session.inbound.stored(next)
         if outcome.unproven or outcome.late:
@@ -549,7 +548,7 @@ class Replicator:
         self._acks.stored(len(batch.records))
 
     def catch_up(self) -> None:
-        """Learn what an older connection's steps have brought to disk meanwhile."""
+        """Take over what the batches of an older connection have brought to disk meanwhile."""
         inbound = self.session.inbound
         if self.connection is None or inbound.received is None:
             return
@@ -560,7 +559,7 @@ class Replicator:
                 self.perform(inbound.ack())
 
     def watch(self, now: float) -> None:
-        """Repeat an ack that must wait, and rejoin where the peer's does not come; once a second.
+        """Repeat a delayed ack, and rejoin where the peer's ack is overdue; call it once a second.
 
         A peer without room for what it gets repeats its last ack, as does one that has only part
         of a record: one that says nothing at all has lost its place.
@@ -583,7 +582,7 @@ class Replicator:
             self._overdue(now - self._ack_heard)
 
     def _overdue(self, seconds: float) -> None:
-        """The peer has not acknowledged what it has had for long: begin again on both ends."""
+        """Rejoin: the peer has not acknowledged records for too long."""
         outbound = self.session.outbound
         self._ack_wait = min(2 * self._ack_wait, MOST_ACK_WAIT_SECONDS)
         detail = (
@@ -594,7 +593,7 @@ class Replicator:
         self._link.rejoin(detail)
 
     def _repeated(self, channel: str, records: int) -> None:
-        """Records came a second time, or in a loop, and were left out."""
+        """Count and log records that arrived twice, or in a loop; they were dropped."""
         self._node.count("repeated", self.peer, records)
         self._node.tell(
             "info",
@@ -602,11 +601,11 @@ class Replicator:
             peer=self.peer,
             channel=channel,
             records=records,
-            detail=f"{self.peer} sent {channel}, which is here already: left out",
+            detail=f"{self.peer} sent {channel}, which is stored already: dropped",
         )
 
     def _out_of_order(self, batch: Batch, outcome: Appended) -> None:
-        """Count received records that came late, or that may have been here before."""
+        """Count received records that are late, or that may be duplicates."""
         origin, tell = batch.origin, self._node.tell
         places: dict[str, str | int | float | None] = {
             "channel": batch.channel,
@@ -634,7 +633,7 @@ class Replicator:
             tell("error", "link.unproven-records", peer=self.peer, **places, detail=detail)
 
     def _acknowledge(self) -> None:
-        """Acknowledge what commits have brought to disk, in one message."""
+        """Acknowledge all committed records in one message."""
         self.perform(self.session.inbound.ack())
 
     def _rewind(self, effect: sessions.Rewind) -> None:
@@ -669,7 +668,7 @@ class Replicator:
         )
 
     def _name(self, channel: str) -> str:
-        """Return the channels that were refused, for people: the first few of them."""
+        """Return the first few refused channels, for a log line."""
         names = self._unwanted
         if len(names) < _MOST_NAMES:
             names[channel or "a malformed channel name"] = None
@@ -677,7 +676,7 @@ class Replicator:
         return ", ".join(names) + more
 
     def not_relayed(self, effect: sessions.NotRelayed) -> None:
-        """Count records that began at a third node and that `relay = false` keeps out."""
+        """Count records of a third node that `relay = false` excludes."""
         self.not_relayed_records += effect.count
         self._node.count("not-relayed", self.peer, effect.count)
         if self._relay_logged:
