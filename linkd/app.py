@@ -249,13 +249,13 @@ class Application:
     def _network_changed(self) -> None:
         """Make dialers try again: addresses or routes of this host have changed."""
         events.emit("node.network-changed")
-        self.node.network_changed()
+        self.node.links.network_changed()
 
     def _clock_set(self, seconds: float) -> None:
         """Check certificates again: the wall clock was set, so some may be valid now, or expire."""
         events.emit("node.clock-set", step_seconds=seconds)
         self._renewal.check()
-        self.node.clock_set()
+        self.node.links.clock_set()
 
     def _keep_greeted(self) -> None:
         """Save the addresses from which peers were greeted, for the next start."""
@@ -266,7 +266,7 @@ class Application:
 
     def _note(self) -> None:
         """Save which links are up, for the run after a kill."""
-        up = [link.peer for link in self.node.links() if link.link.state == "up"]
+        up = [link.peer for link in self.node.links.drivers.values() if link.link.state == "up"]
         self._outages.alive(up, self._reactor.seconds(), wall())
 
     def _warn_of_certificates(self) -> None:

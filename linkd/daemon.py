@@ -256,7 +256,7 @@ class Daemon:
 
     def _report_status(self, parts: Application) -> None:
         """Report the state of the links to the service manager, in one line."""
-        up, down = parts.node.summary()
+        up, down = parts.node.links.summary()
         line = f"{up} up, {len(down)} down"
         if down:
             line += f" ({', '.join(down[:5])}{', …' if len(down) > 5 else ''})"
@@ -264,7 +264,7 @@ class Daemon:
 
     def _feed(self, parts: Application) -> None:
         """Notify the watchdog while every dialer makes progress."""
-        stuck = parts.node.progress(self._reactor.seconds())
+        stuck = parts.node.links.progress(self._reactor.seconds())
         if stuck is None:
             self._manager.alive()
             self._watch.turned()
@@ -275,7 +275,7 @@ class Daemon:
         """Make every dialer try again immediately."""
         if self._parts is not None and not self._stopping:
             events.emit("node.kicked", reason="SIGUSR1")
-            self._parts.node.kick_all()
+            self._parts.node.links.kick()
 
     def reload(self) -> None:
         """Apply the changed configuration, or refuse it and log the reason."""

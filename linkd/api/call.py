@@ -72,18 +72,10 @@ class Call:
             known = ", ".join(names) or "none"
             raise ApiError("malformed", f"unknown in the query: {other[0][:80]}; known: {known}")
 
-    def header(self, name: str) -> str | None:
-        """Return a request header in UTF-8, else raise Refusal; None where it is absent."""
-        return self.request.header(name)
-
-    def body(self) -> bytes:
-        """Return the request's body."""
-        return self.request.body()
-
     def json(self, kind: type[_Struct]) -> _Struct:
         """Return the body as a struct, an empty one as `{}`; raise Refusal if it does not fit."""
         try:
-            found: _Struct = msgspec.json.decode(self.body() or b"{}", type=kind)
+            found: _Struct = msgspec.json.decode(self.request.body() or b"{}", type=kind)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ApiError("malformed", f"the body: {error}") from None
         return found
@@ -167,12 +159,12 @@ _CONSUMER = re.compile(CONSUMER_NAME_PATTERN)
 
 def wants_stream(call: Call) -> bool:
     """Tell whether the caller asks for an event stream."""
-    return "text/event-stream" in (call.header("Accept") or "").lower()
+    return "text/event-stream" in (call.request.header("Accept") or "").lower()
 
 
 def last_event(call: Call) -> int | None:
     """Return the number behind which a stream of events resumes, if it does."""
-    given = call.header("Last-Event-ID")
+    given = call.request.header("Last-Event-ID")
     return number(given, "Last-Event-ID") if given else None
 
 
@@ -181,7 +173,7 @@ def last_record(call: Call, log: Log) -> Start | None:
 
     The id is OFFSET@EPOCH; a bare offset is taken to be of this log.
     """
-    offset, _, epoch = (call.header("Last-Event-ID") or "").partition("@")
+    offset, _, epoch = (call.request.header("Last-Event-ID") or "").partition("@")
     if not offset:
         return None
     next_ = number(offset, "Last-Event-ID") + 1

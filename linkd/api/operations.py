@@ -267,7 +267,7 @@ async def pair(api: ApiServer, call: Call) -> Response:
         raise ApiError("not-found", "there is no pairing here")
     request = call.request
     target = request.path.decode("ascii", "replace")
-    status, body = await api.pairing(request.method.decode("latin-1"), target, call.body())
+    status, body = await api.pairing(request.method.decode("latin-1"), target, call.request.body())
     return Response(status, body)
 
 

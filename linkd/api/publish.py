@@ -70,7 +70,7 @@ async def _draft(api: ApiServer, call: Call, channel: str) -> NewRecords:
     content_type = _content_type(call)
     type_ = _word(call, "Linkd-Type")
     id_ = _word(call, "Linkd-Id")
-    ttl_given = call.header("Linkd-Ttl")
+    ttl_given = call.request.header("Linkd-Ttl")
     ttl = None if ttl_given is None else seconds(ttl_given, "Linkd-Ttl")
     if ttl is not None and not 0.0 < ttl <= MAX_TTL_SECONDS:
         raise ApiError("malformed", f"Linkd-Ttl: expected seconds above 0, got {ttl:g}")
@@ -78,7 +78,7 @@ async def _draft(api: ApiServer, call: Call, channel: str) -> NewRecords:
         headers = check_headers(call.request.headers_after("Linkd-Header-"))
     except BadRecord as error:
         raise refusal_of(error) from None
-    body = call.body()
+    body = call.request.body()
     if kind_of(content_type) == NDJSON:
         if id_:
             raise ApiError("malformed", "Linkd-Id names one message, and this may be many")
@@ -121,9 +121,9 @@ async def _lines(api: ApiServer, caller: str, body: bytes, like: Record) -> list
 
 def _content_type(call: Call) -> str:
     """Return the content type to be stored: what curl says without being told counts as none."""
-    if call.header("Content-Encoding") not in (None, "identity"):
+    if call.request.header("Content-Encoding") not in (None, "identity"):
         raise ApiError("unsupported-type", "expected a body without Content-Encoding")
-    given = (call.header("Content-Type") or "").strip()
+    given = (call.request.header("Content-Type") or "").strip()
     if given and (len(given) > MAX_WORD_LENGTH or not _CONTENT_TYPE.fullmatch(given)):
         raise ApiError("unsupported-type", f"{given[:80]!r} is no content type")
     return "" if kind_of(given) == _FORM else given
@@ -131,7 +131,7 @@ def _content_type(call: Call) -> str:
 
 def _word(call: Call, name: str) -> str:
     """Return a header's word, or an empty one."""
-    text = call.header(name) or ""
+    text = call.request.header(name) or ""
     if len(text) > MAX_WORD_LENGTH:
         raise ApiError("malformed", f"{name}: expected at most {MAX_WORD_LENGTH} characters")
     return text
@@ -167,7 +167,7 @@ async def reached(api: ApiServer, peer: str, next_: int, within: float) -> bool:
     Raises:
         Refusal: The peer was removed from the configuration meanwhile.
     """
-    waiting = api.node.wait_for(peer, next_)
+    waiting = api.node.links.wait_for(peer, next_)
     waiting.addTimeout(within, api.reactor)
     try:
         await waiting

@@ -339,7 +339,7 @@ class LogMonitor:
     def _waiting(self) -> dict[str, int]:
         """Return the peers with records that wait for the disk, and the first offset of these."""
         waiting = {}
-        for link in self._node.links():
+        for link in self._node.links.drivers.values():
             inbound = link.carrier.session.inbound
             if inbound.received is not None and inbound.committed < inbound.received:
                 waiting[link.peer] = inbound.committed

@@ -114,6 +114,7 @@ class Node:
     Attributes:
         warnings: Standing warnings for status, a sentence each, by what they are about. Anyone who
             finds one sets it, and removes it once it is over.
+        links: The links to all peers.
         subscriptions: Readers of the log and named consumers.
         dispatcher: Distributes committed and volatile records to links and readers.
         events: The latest changes, and who follows them.
@@ -146,8 +147,8 @@ class Node:
         self._chronicle = Chronicle(log, stores.outages, stores.cursors, clock)
         self.events = self._chronicle.events
         self.on_fell, self.on_rose = self._chronicle.on_fell, self._chronicle.on_rose
-        self.held = Held(log, lambda: len(self._links.drivers))
-        self._links = Links(self, stores.cursors, partial(make_dialer, self), rng)
+        self.held = Held(log, lambda: len(self.links.drivers))
+        self.links = Links(self, stores.cursors, partial(make_dialer, self), rng)
         self.subscriptions = Subscriptions(self, log, stores.cursors)
         self.warnings: dict[str, str] = {}
         self.certificates: Sequence[tuple[CertificateRole, str | None, float]] = ()
@@ -156,7 +157,7 @@ class Node:
         self._rules = ChannelRules(config.channels)
         self._volatile = VolatileSequence(self.name, f"{rng.getrandbits(64):016x}")
         self.dispatcher = Dispatcher(
-            log, self._links.drivers, self.subscriptions, self.count, when_idle(clock)
+            log, self.links.drivers, self.subscriptions, self.count, when_idle(clock)
         )
         self._tick = LoopingCall(self._ticked)
         self._tick.clock = clock  # type: ignore[assignment]  # it needs no more than ours offers
@@ -168,7 +169,7 @@ class Node:
 
     def start(self) -> None:
         """Begin all links."""
-        self._links.start(self.config.peers)
+        self.links.start(self.config.peers)
         self.subscriptions.tell_orphans()
         self.starting = False
         self._tick.start(_TICK_SECONDS, now=False)
@@ -179,7 +180,7 @@ class Node:
         if self._tick.running:
             self._tick.stop()
         self.subscriptions.stop()
-        self._links.stop(detail)
+        self.links.stop(detail)
         done: Deferred[None] = Deferred()
         self._cursors.close(lambda: self.log.close(lambda: done.callback(None)))
         return done
@@ -187,8 +188,8 @@ class Node:
     def reload(self, config: Config) -> None:
         """Put a new configuration in force; links of peers that it doesn't change stay up."""
         old, self.config = self.config, config
-        self._links.reload(old, config)
-        for driver in self.links():
+        self.links.reload(old, config)
+        for driver in self.links.drivers.values():
             if driver.link.state != "up":
                 self._chronicle.configured(driver.peer)
         self._rules = ChannelRules(config.channels)
@@ -196,28 +197,16 @@ class Node:
             self.subscriptions.tell_orphans()
         self.routes_changed()
 
-    def progress(self, now: float) -> str | None:
-        """Return what makes no progress (for the watchdog), or None where all do."""
-        return self._links.progress(now)
-
-    def summary(self) -> tuple[int, list[str]]:
-        """Return how many links are up, and the peers of those that are not."""
-        return self._links.summary()
-
     # -- for the listener (linkd.net.connection.Nodes) -----------------------------------
 
     def peer(self, name: str) -> PeerSettings | None:
         """Return the configured peer of that name."""
-        driver = self._links.drivers.get(name)
+        driver = self.links.drivers.get(name)
         return None if driver is None else driver.settings
 
     def link(self, name: str) -> LinkDriver | None:
         """Return the link to the peer of that name."""
-        return self._links.drivers.get(name)
-
-    def links(self) -> list[LinkDriver]:
-        """Return all links."""
-        return list(self._links.drivers.values())
+        return self.links.drivers.get(name)
 
     def busy(self) -> float | None:
         """Return after how many seconds newcomers should come back, or None."""
@@ -226,18 +215,6 @@ class Node:
     def refused(self, claimed: str | None, address: str, reason: Reason, detail: str) -> None:
         """A connection was refused; status shows it."""
         self._strangers.refused(claimed, address, reason, detail, self.clock.seconds())
-
-    def network_changed(self) -> None:
-        """Addresses or routes of this host have changed."""
-        self._links.network_changed()
-
-    def clock_set(self) -> None:
-        """The wall clock of this host was set."""
-        self._links.clock_set()
-
-    def kick_all(self) -> None:
-        """Every dialer tries again at once."""
-        self._links.kick()
 
     # -- publishing ---------------------------------------------------------------------------
 
@@ -277,13 +254,9 @@ class Node:
         elif not message.presence:
             self.count(fate, peer, message.count)
 
-    def wait_for(self, peer: str, next: int) -> Deferred[None]:
-        """Fire once everything below `next` is on `peer`'s disk."""
-        return self._links.wait_for(peer, next)
-
     def sends(self, peer: str, channel: str) -> bool:
         """Tell whether `peer` gets `channel`."""
-        return self._links.drivers[peer].carrier.owes(channel)
+        return self.links.drivers[peer].carrier.owes(channel)
 
     # -- what happens by itself -------------------------------------------------------------------
 
@@ -308,10 +281,10 @@ class Node:
         if not whole_second and self.log.size_bytes < 0.5 * self.log.max_bytes:
             return  # a thousand idle links must not cost a thousand looks at every tick
         if whole_second:
-            self._history.second(self._links.drivers.values(), self.clock.seconds())
-        self._links.catch_up()
+            self._history.second(self.links.drivers.values(), self.clock.seconds())
+        self.links.catch_up()
         self.held.tick()
-        self._links.absent.tick(self.clock.seconds())
+        self.links.absent.tick(self.clock.seconds())
         if whole_second:
             self.subscriptions.move_on()
         self.log.release(self._low_water())
@@ -320,17 +293,17 @@ class Node:
 
     def _low_water(self) -> int:
         """Return the offset below which nobody is owed anything."""
-        return min(self._links.low_water(), self.subscriptions.low_water())
+        return min(self.links.low_water(), self.subscriptions.low_water())
 
     # -- what drivers and readers tell ------------------------------------------------------------
 
     def acked_by(self, peer: str) -> int:
         """Return the offset below which the peer has everything, as noted on disk."""
-        return self._links.acked_by(peer)
+        return self.links.acked_by(peer)
 
     def peer_acked(self, peer: str, next: int) -> None:
         """The peer has acknowledged."""
-        driver = self._links.acked(peer, next)
+        driver = self.links.acked(peer, next)
         if driver is not None:
             self._chronicle.acked(driver, next)
 
@@ -341,7 +314,7 @@ class Node:
     def _trimmed(self, first: int) -> None:
         """Records went: what was still to be handed out goes before that is told."""
         self.dispatcher.hand_out()
-        self._links.trimmed(first)
+        self.links.trimmed(first)
 
     def forgotten(self, peer: str) -> None:
         """A peer's cursor has gone: its outages go, too."""
@@ -354,9 +327,9 @@ class Node:
             KeyError: No such peer.
             LinkdError: It is configured.
         """
-        if peer in self._links.drivers:
+        if peer in self.links.drivers:
             raise LinkdError(f"{peer} is configured: remove its [[peer]] first, and reload")
-        return self._links.absent.forget(peer, confirmed)
+        return self.links.absent.forget(peer, confirmed)
 
     def tell(self, level: str, event: str, **fields: str | int | float | None) -> None:
         """Say something in the log; what is worse than usual is remembered too."""
@@ -397,7 +370,7 @@ class Node:
 
     def peers(self) -> list[str]:
         """Return the names of all peers."""
-        return list(self._links.drivers)
+        return list(self.links.drivers)
 
     def status(self, links: list[LinkStatus] | None = None, owner: str | None = None) -> NodeStatus:
         """Return the node's status.
@@ -407,6 +380,8 @@ class Node:
             owner: Leaves out the consumers of other owners.
         """
         log = self.log
+        if links is None:
+            links = [self._link_status(driver) for driver in self.links.drivers.values()]
         return NodeStatus(
             node=self.name,
             version=linkd.__version__,
@@ -422,9 +397,9 @@ class Node:
                 log.stalled(),
             ),
             consumers=self.subscriptions.statuses(owner),
-            links=[self._link_status(one) for one in self.links()] if links is None else links,
-            warnings=[*self.warnings.values(), *self._links.absent.warnings()],
-            absent=self._links.absent.statuses(),
+            links=links,
+            warnings=[*self.warnings.values(), *self.links.absent.warnings()],
+            absent=self.links.absent.statuses(),
             refused=self._strangers.recent(self.clock.seconds()) if owner is None else [],
             certificates=[
                 CertificateStatus(role, peer, ends - wall())
@@ -434,7 +409,7 @@ class Node:
 
     def link_status(self, peer: str) -> LinkStatus | None:
         """Return what is true now of one link; None if there is no such peer."""
-        driver = self._links.drivers.get(peer)
+        driver = self.links.drivers.get(peer)
         return None if driver is None else self._link_status(driver)
 
     def _link_status(self, driver: LinkDriver) -> LinkStatus:
@@ -453,7 +428,7 @@ class Node:
         """Return the availability of the links, or of one; KeyError if there is no such peer."""
         if peer is not None:
             self._check_peer(peer)
-        peers = [driver.peer for driver in self.links()] if peer is None else [peer]
+        peers = [driver.peer for driver in self.links.drivers.values()] if peer is None else [peer]
         return [self._chronicle.availability(one, drills) for one in peers]
 
     def history(self, peer: str) -> LinkHistory:
@@ -463,7 +438,7 @@ class Node:
 
     def kick(self, peer: str) -> None:
         """Try again at once, unless it is up; KeyError if there is no such peer."""
-        driver = self._links.drivers[peer]
+        driver = self.links.drivers[peer]
         if driver.link.state != "up":
             driver.kick()
             events.emit("link.kicked", peer=peer)
@@ -484,12 +459,12 @@ class Node:
 
     def _check_peer(self, peer: str) -> None:
         """Raise KeyError if there is no such peer."""
-        if peer not in self._links.drivers:
+        if peer not in self.links.drivers:
             raise KeyError(peer)
 
     def resync(self, peer: str, confirmed: bool) -> Deferred[str]:
         """Forget how far this node has the peer's log: the peer then goes by its own notes."""
-        return resync(self.name, self.log, self._links.drivers[peer], confirmed)
+        return resync(self.name, self.log, self.links.drivers[peer], confirmed)
 
     def trim(self, before: int, confirmed: bool) -> tuple[int, int]:
         """Return (records, of them owed) below `before`; delete them where confirmed."""

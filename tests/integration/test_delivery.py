@@ -62,9 +62,9 @@ async def test_the_backlog_of_an_outage_drains_at_speed_and_nothing_waits_behind
     now = ChannelSettings(name="now", delivery="volatile")
     hub, edge = pair(tmp_path, channels=(now,))
     try:
-        await until(lambda: edge.node.summary()[0] == 1)
+        await until(lambda: edge.node.links.summary()[0] == 1)
         await hub.deafen("edge")
-        await until(lambda: edge.node.summary()[0] == 0)
+        await until(lambda: edge.node.links.summary()[0] == 0)
         outcomes: list[object] = []
         records = encode_records([Record(b"x" * 100)] * 100)
         for _ in range(count // 100):
@@ -75,7 +75,7 @@ async def test_the_backlog_of_an_outage_drains_at_speed_and_nothing_waits_behind
         hub.node.subscriptions.subscribe(("now",), "latest", kept)
         hub.listen()
         edge.node.kick("hub")
-        await until(lambda: edge.node.summary()[0] == 1)
+        await until(lambda: edge.node.links.summary()[0] == 1)
         began, crossed = time.monotonic(), []
         while edge.node.status().links[0].backlog_records:
             sent = time.monotonic()
@@ -150,7 +150,7 @@ async def test_a_ring_of_three_keeps_each_record_once(tmp_path: Path) -> None:
     try:
         for node, sink in zip(nodes, sinks, strict=True):
             node.node.subscriptions.subscribe((">",), "earliest", sink)
-        await until(lambda: all(n.node.summary()[0] == 2 for n in nodes))
+        await until(lambda: all(n.node.links.summary()[0] == 2 for n in nodes))
         for number in range(100):
             for node in nodes:
                 publish(node, f"from.{node.node.name}", b"%d" % number)
@@ -172,7 +172,7 @@ async def test_a_full_log_refuses_publishers_and_still_takes_from_peers(tmp_path
     hub, edge = pair(tmp_path, log=small)
     body = b"x" * 60_000
     try:
-        await until(lambda: edge.node.summary()[0] == 1)
+        await until(lambda: edge.node.links.summary()[0] == 1)
         await hub.stop()
         last: object = None
         for _ in range(400):
@@ -205,7 +205,7 @@ async def test_drop_oldest_tells_the_gap_to_peer_and_consumer(tmp_path: Path) ->
     hub, edge = pair(tmp_path, log=small)
     body = b"x" * 60_000
     try:
-        await until(lambda: edge.node.summary()[0] == 1)
+        await until(lambda: edge.node.links.summary()[0] == 1)
         await hub.deafen("edge")
         edge.node.subscriptions.subscribe((">",), "earliest", Kept(), ("socket", "slow")).close()
         for _ in range(600):

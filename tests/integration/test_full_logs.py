@@ -51,9 +51,9 @@ async def test_two_full_nodes_do_not_block_each_other(tmp_path: Path) -> None:
     for node, sink in kept.items():
         node.node.subscriptions.subscribe((">",), "latest", sink)
     try:
-        await until(lambda: edge.node.summary()[0] == 1)
+        await until(lambda: edge.node.links.summary()[0] == 1)
         await hub.deafen("edge")
-        await until(lambda: edge.node.summary()[0] == 0)
+        await until(lambda: edge.node.links.summary()[0] == 0)
         taken = {node: await fill(node) for node in (hub, edge)}
         full = {node: node.log.size_bytes / node.log.max_bytes for node in (hub, edge)}
         hub.listen()
@@ -93,7 +93,7 @@ async def test_one_peer_may_be_left_behind_while_another_gets_all(tmp_path: Path
     east = None
     refused = 0
     try:
-        await until(lambda: west.node.summary()[0] == 1)
+        await until(lambda: west.node.links.summary()[0] == 1)
         for number in range(2000):
             while not isinstance(await publish(hub, number), Appended):
                 refused += 1
@@ -129,9 +129,9 @@ async def test_a_trim_is_told_to_the_peer_it_takes_from(tmp_path: Path) -> None:
     hub = RealNode(tmp_path, "hub", (peer(tmp_path, "edge", receive=(">",)),), True)
     edge = RealNode(tmp_path, "edge", (peer(tmp_path, "hub", hub.port, send=(">",)),), log=SMALL)
     try:
-        await until(lambda: edge.node.summary()[0] == 1)
+        await until(lambda: edge.node.links.summary()[0] == 1)
         await hub.deafen("edge")
-        await until(lambda: edge.node.summary()[0] == 0)
+        await until(lambda: edge.node.links.summary()[0] == 0)
         for number in range(200):
             await publish(edge, number)
         assert edge.node.trim(150, confirmed=False) == (149, 149)

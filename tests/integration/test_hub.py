@@ -81,7 +81,7 @@ async def test_each_peer_gets_exactly_its_own(tmp_path: Path) -> None:
     nodes.append(source)
     began = time.monotonic()
     try:
-        await until(lambda: all(n.node.summary()[1] == [] for n in nodes))
+        await until(lambda: all(n.node.links.summary()[1] == [] for n in nodes))
         settled: list[object] = []
         for start in range(0, EACH, BATCH):
             bodies = [Record(b"%d" % number) for number in range(start, start + BATCH)]

@@ -61,7 +61,7 @@ class World:
         elif what == "slow":
             self.net.delays[name] = number / 1000
         elif what == "kick":
-            self.net.nodes[name].kick_all()
+            self.net.nodes[name].links.kick()
         else:
             end = self._link(name).connection
             if end is not None:
@@ -69,7 +69,7 @@ class World:
                 self.net.clock.callLater(number / 1000, end.other.end, "closed", "heard late")
 
     def _link(self, name: str) -> Any:
-        (link,) = self.net.nodes[name].links()
+        (link,) = self.net.nodes[name].links.drivers.values()
         return link
 
     def states(self) -> list[tuple[str, int]]:

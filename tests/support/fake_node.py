@@ -36,6 +36,24 @@ KEY = "k" * 40
 SHOP_KEY = "s" * 40
 
 
+class FakeLinks(dict[str, LinkStatus]):
+    """The states of the links, and the part of `linkd.node.links.Links` that the API uses."""
+
+    def __init__(self) -> None:
+        super().__init__(hub=link("hub"))
+        self.reached: dict[str, int] = {}
+        self.waits: list[tuple[str, int, Deferred[None]]] = []
+
+    def wait_for(self, peer: str, next: int) -> Deferred[None]:
+        if peer not in self:
+            raise KeyError(peer)
+        if self.reached.get(peer, 0) >= next:
+            return succeed(None)
+        waiting: Deferred[None] = Deferred()
+        self.waits.append((peer, next, waiting))
+        return waiting
+
+
 class FakeEvents:
     """The part of `linkd.node.history.EventBuffer` that the API uses."""
 
@@ -62,7 +80,6 @@ class FakeNode:
 
     Attributes:
         links: What status says of them; `change` sets one and tells the event.
-        reached: For each peer, the offset below which it "has" everything.
         published: Drafts as they came.
     """
 
@@ -73,8 +90,7 @@ class FakeNode:
         self.log = MemoryLog(self.name, Random(7), delayed=delayed, clock=clock.seconds)
         self.starting = False
         self.stopping = False
-        self.links: dict[str, LinkStatus] = {"hub": link("hub")}
-        self.reached: dict[str, int] = {}
+        self.links = FakeLinks()
         self.published: list[NewRecords] = []
         self.counts: Counter[tuple[str, str]] = Counter()
         self.on_measured: list[Any] = []
@@ -87,7 +103,6 @@ class FakeNode:
         self.kicked: list[str] = []
         self.absent = {"old": (12, 345)}
         self.recorded: list[Outage] = []
-        self._waits: list[tuple[str, int, Deferred[None]]] = []
         self.events = FakeEvents()
         self.dispatcher: Any = SimpleNamespace(volatile=lambda *_: None, one_way=lambda _: ())
         self.subscriptions = Subscriptions(self, self.log, MemoryCursorStore())
@@ -129,29 +144,20 @@ class FakeNode:
     def announce(self, channel: str, body: bytes, peers: Collection[str] | None = None) -> None:
         self.announced.append((channel, body, peers))
 
-    def wait_for(self, peer: str, next: int) -> Deferred[None]:
-        if peer not in self.links:
-            raise KeyError(peer)
-        if self.reached.get(peer, 0) >= next:
-            return succeed(None)
-        waiting: Deferred[None] = Deferred()
-        self._waits.append((peer, next, waiting))
-        return waiting
-
     def remove(self, peer: str) -> None:
         """Let a reload take a peer out of the configuration."""
         del self.links[peer]
-        gone = [entry for entry in self._waits if entry[0] == peer]
-        self._waits = [entry for entry in self._waits if entry[0] != peer]
+        gone = [entry for entry in self.links.waits if entry[0] == peer]
+        self.links.waits = [entry for entry in self.links.waits if entry[0] != peer]
         for _, _, waiting in gone:
             waiting.errback(CancelledError())
 
     def reach(self, peer: str, next: int) -> None:
         """Let a peer have everything below `next`."""
-        self.reached[peer] = next
-        for entry in list(self._waits):
+        self.links.reached[peer] = next
+        for entry in list(self.links.waits):
             if entry[0] == peer and entry[1] <= next:
-                self._waits.remove(entry)
+                self.links.waits.remove(entry)
                 if not entry[2].called:
                     entry[2].callback(None)
 

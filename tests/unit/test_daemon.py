@@ -54,7 +54,7 @@ class Parts:
     """What the daemon drives."""
 
     def __init__(self) -> None:
-        self.node = self
+        self.node = self.links = self
         self.calls: list[str] = []
         self.refuses: Exception | None = None
         self.stuck: str | None = None
@@ -83,7 +83,7 @@ class Parts:
     def summary(self) -> tuple[int, list[str]]:
         return 1, self.down
 
-    def kick_all(self) -> None:
+    def kick(self) -> None:
         self.calls.append("kick")
 
 

@@ -30,7 +30,7 @@ def test_wait_survives_reload():
     net.cut()
     off = one_publish(edge, "orders", b"x")
     fired = []
-    edge.wait_for("hub", off + 1).addBoth(fired.append)
+    edge.links.wait_for("hub", off + 1).addBoth(fired.append)
     edge.reload(
         msgspec.structs.replace(
             edge.config, peers=(msgspec.structs.replace(HUB, required=not HUB.required),)
@@ -48,7 +48,7 @@ def test_removed_peer_ends_waits():
     net.cut()
     off = one_publish(edge, "orders", b"x")
     fired = []
-    edge.wait_for("hub", off + 1).addBoth(fired.append)
+    edge.links.wait_for("hub", off + 1).addBoth(fired.append)
     edge.reload(msgspec.structs.replace(edge.config, peers=()))
     net.run(5.0)
     assert fired
@@ -60,10 +60,10 @@ def test_cancelled_waits_are_forgotten():
     net.cut()
     off = one_publish(edge, "orders", b"x")
     for _ in range(1000):
-        d = edge.wait_for("hub", off + 1)
+        d = edge.links.wait_for("hub", off + 1)
         d.addErrback(lambda _: None)
         d.cancel()
-    assert len(edge._links._waits["hub"]._heap) < 200
+    assert len(edge.links._waits["hub"]._heap) < 200
 
 
 def test_tick_survives_a_bug():

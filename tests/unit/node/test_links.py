@@ -42,7 +42,7 @@ def told(net: FakeNet, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, 
         if event in ("link.absent", "link.returned", "link.forgotten"):
             lines.append((level, event, str(fields["detail"])))
 
-    monkeypatch.setattr(net.nodes["edge"]._links.absent, "_tell", tell)
+    monkeypatch.setattr(net.nodes["edge"].links.absent, "_tell", tell)
     return lines
 
 
@@ -53,7 +53,7 @@ def configure(net: FakeNet, *peers: PeerSettings) -> None:
 
 def pass_time(net: FakeNet, seconds: float) -> None:
     """Let running time pass without the ticks in between."""
-    absent, now = net.nodes["edge"]._links.absent, net.clock.seconds()
+    absent, now = net.nodes["edge"].links.absent, net.clock.seconds()
     absent.tick(now)
     net.clock.rightNow += seconds
     absent.tick(now + seconds)
@@ -80,7 +80,7 @@ def test_one_that_is_missing_for_one_reload_loses_nothing(
     ]
     publish(edge, "orders", b"meanwhile")
     net.run(1.0)
-    assert edge._links.low_water() == 1
+    assert edge.links.low_water() == 1
     configure(net, HUB)
     assert told[-1][:2] == ("info", "link.returned")
     assert edge.status().links[0].backlog_records == 11
@@ -110,7 +110,7 @@ def test_after_a_day_of_running_time_its_cursor_goes_with_an_error(
         "it was not configured for 24 h of running time: hub, which was owed 11 records ("
     )
     assert edge._cursors.peer("hub") is None
-    assert edge._links.low_water() == edge.log.next
+    assert edge.links.low_water() == edge.log.next
     assert edge.status().absent == []
     configure(net, HUB)
     assert edge.status().links[0].backlog_records == 0
@@ -131,7 +131,7 @@ def test_restarts_add_up(net: FakeNet) -> None:
     (absent,) = again.status().absent
     assert absent.absent_seconds == 7200.0
     assert absent.owed_records == 11  # its `send` is not known any more
-    assert again._links.low_water() == 1
+    assert again.links.low_water() == 1
 
 
 def test_one_that_came_back_while_the_daemon_was_off_is_absent_no_more(net: FakeNet) -> None:
@@ -139,7 +139,7 @@ def test_one_that_came_back_while_the_daemon_was_off_is_absent_no_more(net: Fake
     configure(net)
     pass_time(net, KEPT_SECONDS / 2)
     assert edge._cursors.peers()["hub"].absent_seconds
-    edge._links.absent.start({"hub"})
+    edge.links.absent.start({"hub"})
     assert edge._cursors.peers()["hub"].absent_seconds is None
 
 
@@ -169,7 +169,7 @@ def test_one_that_is_owed_nothing_is_no_error_and_one_that_drops_holds_nothing_b
     configure(net, HUB, drops)
     configure(net, HUB)
     assert told[-1][:2] == ("info", "link.absent")
-    absent, end = net.nodes["edge"]._links.absent, net.nodes["edge"].log.next
+    absent, end = net.nodes["edge"].links.absent, net.nodes["edge"].log.next
     publish(net.nodes["edge"], "orders", b"more")
     assert absent.low_water(crowded=False) == end
     assert absent.low_water(crowded=True) == end + 1

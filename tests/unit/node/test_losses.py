@@ -16,13 +16,12 @@ class Node:
     def __init__(self) -> None:
         self.told: list[tuple[str, str, dict[str, Any]]] = []
         self.inbound = SimpleNamespace(received=None, committed=0)
+        carrier = SimpleNamespace(session=SimpleNamespace(inbound=self.inbound))
+        driver = SimpleNamespace(peer="edge", carrier=carrier)
+        self.links = SimpleNamespace(drivers={"edge": driver})
 
     def tell(self, level: str, event: str, **fields: Any) -> None:
         self.told.append((level, event, fields))
-
-    def links(self) -> list[Any]:
-        session = SimpleNamespace(inbound=self.inbound)
-        return [SimpleNamespace(peer="edge", carrier=SimpleNamespace(session=session))]
 
     @property
     def events(self) -> list[str]:

@@ -142,12 +142,12 @@ def test_waiting_for_a_peer_ends_with_its_acknowledgement(net: FakeNet) -> None:
     net.run(0.1)
     edge, fired = net.nodes["edge"], []
     offset = one_publish(edge, "orders", b"x")
-    edge.wait_for("hub", offset + 1).addCallback(fired.append)
+    edge.links.wait_for("hub", offset + 1).addCallback(fired.append)
     assert not fired
     net.run(0.1)
     assert fired == [None]
     with pytest.raises(KeyError):
-        edge.wait_for("nobody", 1)
+        edge.links.wait_for("nobody", 1)
     assert edge.sends("hub", "orders")
     assert not edge.sends("hub", "private")
 
@@ -440,5 +440,5 @@ def test_a_clock_that_is_set_wakes_those_that_wait_for_a_certificates_date() -> 
         driver.dialer.dial = (  # type: ignore[method-assign,union-attr]
             lambda after, name=name: dials.append((name, after))
         )
-    node.clock_set()
+    node.links.clock_set()
     assert dials == [("dated", 0.0)]
