@@ -30,14 +30,14 @@ from linkd.net.timers import cancel
 from linkd.net.tls import ClientTls
 
 PATIENCE: Final = 0.25
-"""Seconds without an answer after which the last good addresses serve."""
+"""Seconds without an answer after which the last known addresses are used."""
 
 Lookup = Callable[[str], Deferred[list[str]]]
 """Looks a name up; fails with an OSError."""
 
 
 def interleave(addresses: list[str]) -> list[str]:
-    """Return addresses without repeats, families in turn, that of the first leading (RFC 8305)."""
+    """Return unique addresses, families alternating from that of the first (RFC 8305)."""
     unique = list(dict.fromkeys(addresses))
     if not unique:
         return []
@@ -61,7 +61,7 @@ def look_up(host: str) -> list[str]:
 
 
 class Resolver:
-    """Finds addresses; one look-up a name is under way at a time, however many attempts wait.
+    """Looks up addresses; attempts that need the same name share one look-up.
 
     Args:
         clock: For patience.
@@ -75,7 +75,7 @@ class Resolver:
         self._waiting: dict[str, dict[Deferred[list[str]], Timer | None]] = {}
 
     def resolve(self, host: str) -> Deferred[list[str]]:
-        """Return the addresses of a host; an address is its own.
+        """Return the addresses of a host; an IP address resolves to itself.
 
         The Deferred fails with an OSError where it has none and never had; it may be cancelled.
         """
@@ -92,7 +92,7 @@ class Resolver:
         return waiter
 
     def _leave(self, host: str, waiter: Deferred[list[str]]) -> bool:
-        """Let a waiter go; tell whether it was still waiting."""
+        """Remove a waiter; return whether it was still waiting."""
         waiting = self._waiting.get(host, {})
         if waiter not in waiting:
             return False
@@ -100,11 +100,11 @@ class Resolver:
         return True
 
     def _forget(self, host: str, waiter: Deferred[list[str]]) -> None:
-        """A waiter was cancelled."""
+        """Remove a cancelled waiter."""
         self._leave(host, waiter)
 
     def _serve_old(self, host: str, waiter: Deferred[list[str]]) -> None:
-        """The look-up takes long: use what was good before."""
+        """Use the last known addresses: the look-up takes too long."""
         if self._leave(host, waiter):
             waiter.callback(self._good[host])
 
@@ -141,7 +141,7 @@ class Budget(NamedTuple):
 
 
 class Attempt(BaseConnector):
-    """A connector whose one budget lasts until the hello; it dials by itself, names and all.
+    """A connector with one time budget until the hello; it resolves names and dials itself.
 
     Args:
         factory: The dialer: `in_turn`, `secure`, `begin` and `clientConnectionFailed` are called.
@@ -176,16 +176,16 @@ class Attempt(BaseConnector):
         self._refused = False
 
     def getDestination(self) -> Any:
-        """Return where it goes, for people."""
+        """Return the destination, for display."""
         return str(self.target)
 
-    # BaseConnector asks its transport for this: we are our own.
+    # BaseConnector asks its transport for this; the attempt is its own transport.
     def _makeTransport(self) -> Any:
         self.reactor.callLater(0, self._begin)
         return self
 
     def failIfNotConnected(self, problem: BaseException) -> None:
-        """End it: its budget is spent, or nobody wants it any more."""
+        """End the attempt: its budget is spent, or it was cancelled."""
         if self._ended:
             return
         seconds = f"{self.reactor.seconds() - self.began:.1f} s"
@@ -207,12 +207,12 @@ class Attempt(BaseConnector):
         self.abandon()
 
     def abandon(self) -> None:
-        """End it without a report."""
+        """End the attempt without a report."""
         self._finish()
         self._drop(self._candidates)
 
     def cancelTimeout(self) -> None:
-        """The budget goes on until the hello: `greeted` ends it."""
+        """Do nothing: the budget runs until `greeted`."""
 
     # -- look-up ------------------------------------------------------------------------------
 
@@ -259,17 +259,17 @@ class Attempt(BaseConnector):
         self._next_after(STAGGER)
 
     def _next_after(self, seconds: float) -> None:
-        """Dial the next address so much later, if there is one."""
+        """Schedule the next address, if there is one."""
         cancel(self._stagger)
         if self._addresses and not self._ended:
             self._stagger = self.reactor.callLater(seconds, self._next_address)
 
     def answered(self, candidate: Candidate, address: IAddress | None) -> IProtocol | None:
-        """TCP to one address is established: give it time alone for the handshake.
+        """Give an address whose TCP connection is established time alone for the handshake.
 
-        Those that have not answered are stopped, to be tried again behind the others: as a rule
-        there is one handshake at a time. None is stopped twice: a distant one is not kept waiting
-        by near ones that are mute.
+        Addresses that have not answered are stopped and tried again after the others, so that there
+        is usually one handshake at a time. None is stopped twice, so that nearby addresses that do
+        not respond cannot hold up a distant one.
         """
         if candidate not in self._candidates:
             return None
@@ -297,9 +297,9 @@ class Attempt(BaseConnector):
         return built
 
     def opened(self, candidate: Candidate) -> bool:
-        """Leave all other addresses: this one has upgraded; return whether it may send its hello.
+        """Drop all other addresses after an upgrade; return whether this one may send its hello.
 
-        Only one connection of an attempt says hello: of two, the peer would take the older one
+        Only one connection of an attempt sends a hello: of two, the peer would take the older one
         for replaced.
         """
         if self._ended or candidate not in self._candidates:
@@ -309,11 +309,11 @@ class Attempt(BaseConnector):
         return True
 
     def greeted(self) -> None:
-        """The hello has come: the attempt has succeeded."""
+        """End the attempt with success: the hello has arrived."""
         self._finish()
 
     def address_failed(self, candidate: Candidate, failure: AttemptFailed | Failure) -> None:
-        """Go on with the next address: one has failed, before TCP was established or after."""
+        """Continue with the next address after one has failed, before or after TCP."""
         if self._ended or candidate not in self._candidates:
             return
         self._candidates.remove(candidate)
@@ -329,7 +329,7 @@ class Attempt(BaseConnector):
         self._next_address()
 
     def _note(self, candidate: Candidate, problem: str) -> None:
-        """Keep what was wrong with one address; of a URL with an address in it the URL says it."""
+        """Record the failure of one address; a URL with a literal address names it already."""
         host, self.failed_address = self.target.host, candidate.address
         if isIPAddress(host) or isIPv6Address(host.partition("%")[0]):
             self._problems.append(problem)
@@ -337,7 +337,7 @@ class Attempt(BaseConnector):
             self._problems.append(f"{show(candidate.address, self.target.port)}: {problem}")
 
     def _verdict(self) -> AttemptFailed:
-        """Return why the attempt failed: by an address that answered, if any did."""
+        """Return why the attempt failed, preferably at an address that answered."""
         detail = f"{self.target}: {'; '.join(self._problems)}"
         for kind in _DECISIVE:
             alike = [each for each in self._answers if each.kind == kind]
@@ -348,7 +348,7 @@ class Attempt(BaseConnector):
         return AttemptFailed("unreachable", reason, detail)
 
     def _drop(self, candidates: list[Candidate]) -> None:
-        """Leave some addresses."""
+        """Drop some addresses."""
         self._candidates = [each for each in self._candidates if each not in candidates]
         for candidate in candidates:
             candidate.drop()
@@ -356,7 +356,7 @@ class Attempt(BaseConnector):
     # -- ending -------------------------------------------------------------------------------
 
     def _fail(self, failure: AttemptFailed) -> None:
-        """The attempt has failed."""
+        """Fail the attempt."""
         if self._ended:
             return
         self.failure = failure
@@ -365,7 +365,7 @@ class Attempt(BaseConnector):
         self._dialer.clientConnectionFailed(self, Failure(failure))
 
     def _finish(self) -> None:
-        """Leave nothing behind but what has answered."""
+        """Cancel everything but the connection that answered."""
         self._ended = True
         if self.timeoutID is not None:
             cancel(self.timeoutID)
@@ -403,24 +403,24 @@ class Candidate(ClientFactory):
         return self.attempt.target
 
     def startedConnecting(self, connector: Any) -> None:
-        """Remember what to stop."""
+        """Remember the TCP connector, to stop it."""
         self._connector = connector
 
     def buildProtocol(self, addr: IAddress | None) -> IProtocol | None:
-        """Return the protocol, TLS first where the URL asks for it."""
+        """Return the protocol, in TLS where the URL asks for it."""
         return self.attempt.answered(self, addr)
 
     def clientConnectionFailed(self, connector: Any, reason: Failure) -> None:
-        """TCP failed."""
+        """Report that TCP failed."""
         self.attempt.address_failed(self, reason)
 
     def clientConnectionLost(self, connector: Any, reason: Failure) -> None:
-        """The connection has ended, after its protocol knows it."""
+        """Report that the connection has ended; its protocol knows it already."""
         failure = self.failure or AttemptFailed("broken", "closed", "the connection was closed")
         self.attempt.address_failed(self, failure)
 
     def drop(self) -> None:
-        """End it at once, without a report."""
+        """End the connection immediately, without a report."""
         if self._connector is None:
             return
         if self._connector.state == "connecting":
@@ -430,7 +430,7 @@ class Candidate(ClientFactory):
 
 
 class Inner(ClientFactory):
-    """What TLS wraps: builds the WebSocket protocol of a candidate."""
+    """The factory inside TLS: builds the WebSocket protocol of a candidate."""
 
     noisy = False
 
@@ -438,12 +438,12 @@ class Inner(ClientFactory):
         self._candidate = candidate
 
     def buildProtocol(self, addr: IAddress | None) -> IProtocol | None:
-        """Build it."""
+        """Build the protocol."""
         return self._candidate.attempt.begin(self._candidate, addr)
 
 
 def _short(reason: Failure) -> str:
-    """Return why one address failed, in a few words."""
+    """Return a short reason why one address failed."""
     value = reason.value
     if isinstance(value, error.TimeoutError | error.TCPTimedOutError):
         return "no answer"

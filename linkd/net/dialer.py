@@ -38,11 +38,11 @@ from linkd.protocol.peer import (
 
 MAX_ANSWER_BYTES: Final = 16_384
 PING_EVERY: Final = 6
-"""It pings so many intervals apart, for the round trip; the listener's pings are its life."""
+"""The dialer pings once in this many intervals, to measure the round trip."""
 
 
 class DialerConnection(Connection, ClientProtocol):
-    """A connection that we dialed."""
+    """The dialing end of a connection."""
 
     dialed: ClassVar[bool] = True
     masked: ClassVar[int] = 0
@@ -61,7 +61,7 @@ class DialerConnection(Connection, ClientProtocol):
     # -- token and upgrade --------------------------------------------------------------------
 
     def onConnecting(self, transport_details: object) -> Deferred[Any]:
-        """Get a nonce on this very connection, then upgrade with the proof."""
+        """Request a nonce on this connection, then upgrade with the proof."""
         dialer, target = self.factory, self.candidate.target
         dialer.port.opening()
         if self.secret is None:
@@ -88,7 +88,7 @@ class DialerConnection(Connection, ClientProtocol):
         )
 
     def processHandshake(self) -> None:
-        """Take the listener's answers: first the nonce, then the upgrade's."""
+        """Process the listener's responses: first the nonce, then the upgrade."""
         end = self.data.find(http_head.END)
         if self.data.startswith(http_head.TLS_RECORDS):
             self._give_up("rejected", "tls", "it speaks TLS: dial wss:// in place of ws://")
@@ -102,7 +102,7 @@ class DialerConnection(Connection, ClientProtocol):
             self._take_nonce(end)
 
     def _upgraded(self, end: int) -> None:
-        """Judge the answer to the upgrade; Autobahn checks a 101."""
+        """Process the response to the upgrade; Autobahn checks a 101."""
         head = http_head.parse_head(self.data[:end])
         if head is None or not head.first[0].startswith("HTTP/"):
             self._give_up("rejected", "protocol", "it answered with something that is not HTTP")
@@ -148,7 +148,7 @@ class DialerConnection(Connection, ClientProtocol):
         token.callback(request)
 
     def _body(self, head: http_head.HttpHead, end: int) -> bytes | None:
-        """Return an answer's body, None while it has not come whole."""
+        """Return the body of a response, or None while it is incomplete."""
         size = head.number("content-length", MAX_ANSWER_BYTES)
         begin = end + len(http_head.END)
         if size is None or len(self.data) < begin + size:
@@ -156,7 +156,7 @@ class DialerConnection(Connection, ClientProtocol):
         return self.data[begin : begin + size]
 
     def _refused(self, asked: str, head: http_head.HttpHead, body: bytes) -> None:
-        """The listener answered with another status than the good one."""
+        """Fail the attempt: the listener refused the request."""
         status = head.first[1]
         words = http_head.printable(body.decode("utf-8", "replace").strip())
         detail = f"it answered {status} to {asked}" + (f": {words}" if words else "")
@@ -169,13 +169,13 @@ class DialerConnection(Connection, ClientProtocol):
             self._give_up("rejected", "rejected", detail)
 
     def failHandshake(self, reason: str) -> None:
-        """Autobahn found the answer to the upgrade wrong."""
+        """Fail the attempt: Autobahn rejects the response to the upgrade."""
         self._give_up("rejected", "protocol", http_head.printable(str(reason)))
 
     def _give_up(
         self, kind: Any, reason: Reason, detail: str, retry_after: float | None = None
     ) -> None:
-        """End the attempt; the first reason counts."""
+        """Fail the attempt; only the first reason counts."""
         if self.failure is None:
             self.failure = AttemptFailed(kind, reason, detail, retry_after)
         self.abort(reason, detail)
@@ -183,7 +183,7 @@ class DialerConnection(Connection, ClientProtocol):
     # -- hello --------------------------------------------------------------------------------
 
     def onOpen(self) -> None:
-        """Say hello first, unless another address of the attempt was quicker."""
+        """Send our hello, unless another address of the attempt was faster."""
         dialer = self.factory
         if not self.candidate.attempt.opened(self.candidate):
             self.abort("replaced", "another address was quicker")
@@ -192,9 +192,9 @@ class DialerConnection(Connection, ClientProtocol):
         self.send(encode(dialer.port.hello(self.generation)))
 
     def first(self, message: Message) -> None:
-        """Take the listener's hello, and give the link this connection."""
+        """Check the listener's hello, and pass the connection to the link."""
         if isinstance(message, Goodbye):
-            self._sent_away(message)
+            self._refused_by_goodbye(message)
             return
         if not isinstance(message, Hello):
             kind = type(message).__name__.lower()
@@ -221,7 +221,7 @@ class DialerConnection(Connection, ClientProtocol):
         dialer.greeted(self, message)
 
     def _complaint(self, hello: Hello) -> str | None:
-        """Return why the listener's hello is not to be had, or None."""
+        """Return why the listener's hello is not acceptable, or None."""
         dialer = self.factory
         peer = dialer.port.peer
         if hello.node != peer:
@@ -238,8 +238,8 @@ class DialerConnection(Connection, ClientProtocol):
             return None
         return f"{peer} does not know the secret that is set here"
 
-    def _sent_away(self, message: Goodbye) -> None:
-        """The listener says goodbye in place of hello."""
+    def _refused_by_goodbye(self, message: Goodbye) -> None:
+        """Fail the attempt: the listener sent a goodbye instead of a hello."""
         detail = message.detail or message.reason
         if message.reason in ("rejected", "duplicate", "tls"):
             self._give_up("rejected", message.reason, detail)  # type: ignore[arg-type]
@@ -249,13 +249,13 @@ class DialerConnection(Connection, ClientProtocol):
             self._give_up("broken", "closed", detail)
 
     def fail(self, reason: Reason, detail: str, close_code: int) -> None:
-        """End it and tell the other why; before the hello that is why the attempt failed."""
+        """Send a close frame with the reason; before the hello the attempt fails with it."""
         if self.port is None and self.failure is None:
             self.failure = AttemptFailed("rejected", reason, detail)
         super().fail(reason, detail, close_code)
 
     def ended_early(self, reason: Failure) -> None:
-        """It ended before the hello: the attempt says why."""
+        """Fail the attempt: the connection ended before the hello."""
         token, self._token = self._token, None
         if token is not None:
             token.addErrback(lambda _: None)
@@ -274,19 +274,19 @@ class DialerConnection(Connection, ClientProtocol):
     # -- silence ------------------------------------------------------------------------------
 
     def onPing(self, payload: bytes) -> None:
-        """Answer a ping; now and then ping as well, in the same packet."""
+        """Answer a ping; every few intervals send a ping in the same packet."""
         super().onPing(payload)
         since = self._pinged_at
         if since is not None and 0 < self._ping_every <= self.clock.seconds() - since:
             self._sendAutoPing()
 
     def watch(self) -> None:
-        """Be called when silence may reach its limit."""
+        """Schedule the next check for when silence may reach its limit."""
         after = self.life.deadline - self.clock.seconds()
         self._watch_call = self.clock.callLater(max(0.0, after), self._check)
 
     def _check(self) -> None:
-        """The keepalive check: drop it at the moment when silence reaches twice the interval."""
+        """Judge the connection where silence has reached twice the interval."""
         self._watch_call = None
         if self.life.silent(self.clock.seconds()):
             self.judge()
@@ -296,11 +296,11 @@ class DialerConnection(Connection, ClientProtocol):
 
 @dataclass(frozen=True, slots=True)
 class DialerContext:
-    """What all dialers of a node share.
+    """The parts that all dialers of a node share.
 
     Attributes:
         node: This node's name.
-        boot: A random word, new at every start.
+        boot: A random word, different at every start.
         reactor: Clock and sockets.
         resolver: Looks names up.
     """
@@ -319,14 +319,14 @@ class LinkDialer(ClientFactory, ReconnectingClientFactory):  # type: ignore[misc
 
     Args:
         port: The link.
-        peer: Where to and with what proof.
-        origin: Who dials.
+        peer: The peer's settings: URLs and secret.
+        origin: What this node's dialers share.
         connect_timeout: Seconds for one attempt, from look-up to hello.
 
     Attributes:
         attempts: Attempts since the last connection was up.
-        deadline: When the attempt under way must have ended, or None.
-        next_attempt: When the next one begins, or None.
+        deadline: Monotonic seconds by which the current attempt must have ended, or None.
+        next_attempt: Monotonic seconds of the next attempt, or None.
         segment_bytes: The largest TCP segments of the attempts to come; 0 for the path's own.
     """
 
@@ -392,17 +392,17 @@ class LinkDialer(ClientFactory, ReconnectingClientFactory):  # type: ignore[misc
             autoPingRestartOnAnyTraffic=False,
         )
 
-    # -- what the link asks for ---------------------------------------------------------------
+    # -- called by the link -------------------------------------------------------------------
 
     @property
     def deadline(self) -> float | None:
-        """When the attempt under way must have ended, or the one that is due must have begun."""
+        """When the current attempt must have ended, or the scheduled one must have begun."""
         if self.connector is not None:
             return float(self.connector.began + self.connector.budget.whole)
         return self.next_attempt
 
     def dial(self, after: float) -> None:
-        """Begin an attempt after so many seconds; replaces what was scheduled or is under way."""
+        """Begin an attempt after `after` seconds; replaces a scheduled or current attempt."""
         self._drop()
         self._stopped = False
         self.continueTrying = 1
@@ -411,13 +411,13 @@ class LinkDialer(ClientFactory, ReconnectingClientFactory):  # type: ignore[misc
         self.retry(_Next(self))  # type: ignore[no-untyped-call]
 
     def stop(self) -> None:
-        """Dial no more, and end the attempt under way."""
+        """Stop dialing, and end the current attempt."""
         self._stopped = True
         self.continueTrying = 0
         self._drop()
 
     def _drop(self) -> None:
-        """Forget what is scheduled or under way."""
+        """Cancel the scheduled or current attempt."""
         call, self._callID = self._callID, None
         cancel(call)
         self.next_attempt = None
@@ -440,21 +440,21 @@ class LinkDialer(ClientFactory, ReconnectingClientFactory):  # type: ignore[misc
         if self.connector is attempt:
             attempt.connect()
 
-    # -- what the attempt tells ---------------------------------------------------------------
+    # -- called by the attempt ----------------------------------------------------------------
 
     def startedConnecting(self, connector: Attempt) -> None:
-        """Look-up and TCP are under way."""
+        """Do nothing: look-up and TCP have started."""
 
     def dialing(self, attempt: Attempt, address: str) -> None:
-        """TCP to an address begins."""
+        """Report to the link that TCP to an address begins."""
         if self.connector is attempt:
             self.port.attempting(str(attempt.target), address)
 
     def in_turn(self, target: Url, addresses: list[str]) -> list[str]:
         """Return a host's addresses in the order in which an attempt tries them.
 
-        First the one that was good last, else the one behind that which failed last; the rest
-        in the order of the look-up.
+        The last address that worked comes first, or else the one after the last that failed; the
+        others follow in the order of the look-up.
         """
         good, bad = self._good.get(target), self._bad.get(target)
         begin = 0
@@ -465,10 +465,10 @@ class LinkDialer(ClientFactory, ReconnectingClientFactory):  # type: ignore[misc
         return addresses[begin:] + addresses[:begin]
 
     def secure(self, candidate: Candidate) -> Any:
-        """Return what builds the protocol, TLS around it where the URL says so.
+        """Return the factory for the protocol, wrapped in TLS where the URL asks for it.
 
         Raises:
-            AttemptFailed: Certificates or secret can't be used.
+            AttemptFailed: Certificates or secret are unusable.
         """
         inner: Any = Inner(candidate)
         try:
@@ -500,7 +500,7 @@ class LinkDialer(ClientFactory, ReconnectingClientFactory):  # type: ignore[misc
         return Generation(self._origin.boot, self._counter)
 
     def greeted(self, connection: DialerConnection, hello: Hello) -> None:
-        """The peer has said hello: the attempt is over, the URL and the address are good ones."""
+        """End the attempt with success: the peer's hello has arrived; remember URL and address."""
         candidate = connection.candidate
         if self.connector is not candidate.attempt:
             connection.abort("replaced", "nobody wants this connection any more")
@@ -512,7 +512,7 @@ class LinkDialer(ClientFactory, ReconnectingClientFactory):  # type: ignore[misc
         self.port.greeted(connection, hello)
 
     def ended_early(self, connection: DialerConnection, reason: Failure) -> None:
-        """Find out why a connection ended before its hello."""
+        """Set the failure of a connection that ended before its hello."""
         candidate = connection.candidate
         failure = connection.failure
         if failure is None and candidate.tls is not None:
@@ -523,7 +523,7 @@ class LinkDialer(ClientFactory, ReconnectingClientFactory):  # type: ignore[misc
         candidate.failure = failure
 
     def clientConnectionFailed(self, connector: Attempt, reason: Failure) -> None:
-        """The attempt has failed; the link says when to dial again."""
+        """Report the failure of the attempt; the link decides when to dial again."""
         if self.connector is not connector:
             return
         self.connector = None
@@ -536,7 +536,7 @@ class LinkDialer(ClientFactory, ReconnectingClientFactory):  # type: ignore[misc
 
 
 class _Next:
-    """What ReconnectingClientFactory connects: every attempt is a new one."""
+    """The connector of ReconnectingClientFactory, which begins a new attempt each time."""
 
     def __init__(self, dialer: LinkDialer) -> None:
         self._dialer = dialer

@@ -1,7 +1,7 @@
 """The listener: server factory, new connections, and the accepting end of a connection.
 
-A dialer speaks first. So strangers who only connect can't make the listener build and tear down a
-protocol for each of them, which takes eight times as long (measured: 386 and 45 µs).
+A dialer sends the first byte, and the WebSocket protocol is only built then: building and removing
+one for each client that merely connects takes eight times as long (measured: 386 and 45 µs).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Newcomers(_Factory):  # type: ignore[misc]
     """Accepts connections for a listener.
 
     Args:
-        listener: Which builds a connection's WebSocket once its first byte has come.
+        listener: Builds the WebSocket protocol of a connection at its first byte.
     """
 
     noisy = False
@@ -57,7 +57,7 @@ class Newcomers(_Factory):  # type: ignore[misc]
         self._listener = listener
 
     def buildProtocol(self, addr: IAddress) -> Newcomer | None:
-        """Take a newcomer, or close it at once where only peers have not said hello."""
+        """Accept a newcomer, or close it where all places are taken by known peers."""
         full = self._listener.admission.full()
         if full is not None:
             self._listener.turned_away(full)
@@ -66,7 +66,7 @@ class Newcomers(_Factory):  # type: ignore[misc]
 
 
 class Newcomer(_Protocol):  # type: ignore[misc]
-    """One connection until its first byte."""
+    """A connection before its first byte."""
 
     def __init__(self, listener: Listener, addr: IAddress) -> None:
         self._listener = listener
@@ -76,7 +76,7 @@ class Newcomer(_Protocol):  # type: ignore[misc]
         self._call: Timer | None = None
 
     def connectionMade(self) -> None:
-        """Take a place, and give it its time."""
+        """Take a place, and start the hello time-out."""
         listener = self._listener
         host, _ = peer_of(self.transport)
         self._since = listener.clock.seconds()
@@ -85,11 +85,11 @@ class Newcomer(_Protocol):  # type: ignore[misc]
         self._call = listener.clock.callLater(timeout, self._begin)
 
     def dataReceived(self, data: bytes) -> None:
-        """Go on as a WebSocket's connection."""
+        """Continue as a WebSocket connection."""
         self._begin().dataReceived(data)
 
     def connectionLost(self, reason: Failure) -> None:
-        """Free the place; where TLS was the reason, the log has it."""
+        """Free the place; log where TLS was the reason."""
         tls = self._listener.tls
         explained = None if tls is None else tls.explain(self.transport, reason)
         if explained is not None and self._place is not None:
@@ -98,7 +98,7 @@ class Newcomer(_Protocol):  # type: ignore[misc]
         self._leave()
 
     def _begin(self) -> ListenerConnection:
-        """Hand the transport over to a connection, which is late if its time is up."""
+        """Pass the transport to a WebSocket protocol, which then enforces the time-out."""
         transport: Any = self.transport
         connection = self._made()
         if hasattr(transport, "wrappedProtocol"):
@@ -109,7 +109,7 @@ class Newcomer(_Protocol):  # type: ignore[misc]
         return connection
 
     def _made(self) -> ListenerConnection:
-        """Return the connection that takes this one's place."""
+        """Return the WebSocket protocol that replaces this one."""
         cancel(self._call)
         place, self._place = self._place, None
         assert place is not None
@@ -118,7 +118,7 @@ class Newcomer(_Protocol):  # type: ignore[misc]
         return connection
 
     def _push_out(self, detail: str) -> None:
-        """End it: another newcomer has its place."""
+        """Close the connection: another newcomer gets its place."""
         self._leave()
         self._listener.turned_away(detail)
         transport: Any = self.transport
@@ -157,7 +157,7 @@ class HandshakeRejected(ConnectionDeny):  # type: ignore[misc]
 
 
 class ListenerConnection(PingedSilence, Connection, ServerProtocol):
-    """A connection that a peer dialed."""
+    """The accepting end of a connection."""
 
     dialed: ClassVar[bool] = False
     masked: ClassVar[int] = 0x80
@@ -180,7 +180,7 @@ class ListenerConnection(PingedSilence, Connection, ServerProtocol):
     # -- before the upgrade -------------------------------------------------------------------
 
     def connectionMade(self) -> None:
-        """Take a newcomer's place, unless it has one, and give it its time."""
+        """Take a newcomer's place, unless it has one, and start the hello time-out."""
         super().connectionMade()
         listener, now = self.factory, self.clock.seconds()
         if self._place is None:
@@ -191,7 +191,7 @@ class ListenerConnection(PingedSilence, Connection, ServerProtocol):
         )
 
     def adopt(self, place: Place, since: float) -> None:
-        """Have a place that was taken for this connection at a moment before."""
+        """Take over a place that was taken for this connection at `since`."""
         place.push_out = self._push_out
         self._place, self._since = place, since
 
@@ -202,12 +202,12 @@ class ListenerConnection(PingedSilence, Connection, ServerProtocol):
         self.ended_early(reason)
 
     def _push_out(self, detail: str) -> None:
-        """End it: another newcomer has its place."""
+        """Close the connection: another newcomer gets its place."""
         self._count("busy", detail)
         self.abort("busy", detail)
 
     def _rate(self) -> None:
-        """Take a token with the first request: who only connects takes none from others."""
+        """Take a rate-limit token with the first request, so that merely connecting costs none."""
         if self._is_rated:
             return
         self._is_rated = True
@@ -222,7 +222,7 @@ class ListenerConnection(PingedSilence, Connection, ServerProtocol):
         self.abort("protocol", detail)
 
     def processHandshake(self) -> None:
-        """Answer what is posted ahead of the upgrade, then let Autobahn upgrade."""
+        """Answer POST requests before the upgrade, then let Autobahn upgrade."""
         limit = self.factory.config.limits.header_bytes
         if self._answering:
             if len(self.data) > limit + MAX_POST_BYTES:
@@ -246,7 +246,7 @@ class ListenerConnection(PingedSilence, Connection, ServerProtocol):
         super().processHandshake()
 
     def _posted(self, end: int) -> bool:
-        """Answer one POST; tell whether the connection goes on with another request."""
+        """Answer one POST; return whether another request may follow."""
         head = http_head.parse_head(self.data[:end])
         size = None if head is None else head.number("content-length", MAX_POST_BYTES)
         if head is None or size is None or "transfer-encoding" in head.headers:
@@ -276,7 +276,7 @@ class ListenerConnection(PingedSilence, Connection, ServerProtocol):
         return False
 
     def _post_answered(self, answer: tuple[int, bytes]) -> None:
-        """Send the answer of a POST, and go on with what has come meanwhile."""
+        """Send the response of a POST, and process bytes received meanwhile."""
         self._answering = False
         if self._ending is not None or self.state == STATE_CLOSED:
             return
@@ -293,7 +293,7 @@ class ListenerConnection(PingedSilence, Connection, ServerProtocol):
             self._refuse(503, "busy", "it could not be answered now", 1.0)
 
     def _is_busy(self) -> bool:
-        """Send a newcomer away if there are too many."""
+        """Refuse a newcomer if there are too many."""
         self._rate()
         wait = self._wait
         if wait is None:
@@ -314,7 +314,7 @@ class ListenerConnection(PingedSilence, Connection, ServerProtocol):
         return True
 
     def onConnect(self, request: Any) -> str:
-        """Judge an upgrade; synchronous, so that nothing can happen in between."""
+        """Accept or refuse an upgrade; synchronous, so that nothing can happen in between."""
         try:
             self._judge_upgrade(request)
         except HandshakeRejected as denied:
@@ -397,7 +397,7 @@ class ListenerConnection(PingedSilence, Connection, ServerProtocol):
         self._secret, self._nonce = secret, nonce
 
     def failHandshake(self, reason: str, code: int = 400, responseHeaders: object = None) -> None:
-        """Refuse an upgrade with a fixed phrase, and say why."""
+        """Refuse an upgrade with a fixed status phrase and the reason as body."""
         denied = self._denied or HandshakeRejected(
             code, "protocol", http_head.printable(str(reason))
         )
@@ -406,7 +406,7 @@ class ListenerConnection(PingedSilence, Connection, ServerProtocol):
     def _refuse(
         self, status: int, word: Reason, detail: str, retry_after: float | None = None
     ) -> None:
-        """Answer with an HTTP status and close."""
+        """Send an HTTP error response and close."""
         if self._ending is not None:
             return
         self._count(word, detail)
@@ -418,7 +418,7 @@ class ListenerConnection(PingedSilence, Connection, ServerProtocol):
     # -- hello --------------------------------------------------------------------------------
 
     def first(self, message: Message) -> None:
-        """Take the dialer's hello, and give the link this connection."""
+        """Check the dialer's hello, and pass the connection to the link."""
         if not isinstance(message, Hello):
             kind = type(message).__name__.lower()
             raise RemoteProtocolError(f"expected hello first, got {kind}")
@@ -452,7 +452,7 @@ class ListenerConnection(PingedSilence, Connection, ServerProtocol):
         super().answer(hello)
 
     def _settle(self) -> None:
-        """It counts as a newcomer no longer."""
+        """Free the newcomer's place and cancel its time-out."""
         cancel(self._hello_call)
         self._hello_call = None
         place, self._place = self._place, None
@@ -460,13 +460,13 @@ class ListenerConnection(PingedSilence, Connection, ServerProtocol):
             self.factory.admission.leave(place)
 
     def fail(self, reason: Reason, detail: str, close_code: int) -> None:
-        """End it and tell the other why; counted where it was never greeted."""
+        """Send a close frame with the reason; count a refusal before the hello."""
         if self.port is None and self._ending is None:
             self._count(reason, detail, close_code)
         super().fail(reason, detail, close_code)
 
     def ended_early(self, reason: Failure) -> None:
-        """It ended before its hello: say why, unless that was said."""
+        """Count and log why a connection ended before its hello, unless that is done."""
         self._settle()
         if self._ending is None:
             tls = self.factory.tls
@@ -478,7 +478,7 @@ class ListenerConnection(PingedSilence, Connection, ServerProtocol):
                 self._count("closed", "it closed before its hello")
 
     def _known(self, names: list[str]) -> str | None:
-        """Return the first of a refused certificate's names that is a peer's."""
+        """Return the first name of a refused certificate that belongs to a peer."""
         known = (http_head.printable(name, 63) for name in names[:8])
         return next((name for name in known if self.factory.nodes.link(name) is not None), None)
 
@@ -491,7 +491,7 @@ class ListenerConnection(PingedSilence, Connection, ServerProtocol):
     # -- silence ------------------------------------------------------------------------------
 
     def onOpen(self) -> None:
-        """The upgrade is done; first pings are spread over half an interval."""
+        """Start pinging; first pings are spread over half an interval."""
         self.ping_after(self.autoPingInterval * (0.5 + 0.5 * self.factory.random.random()))
 
 
@@ -505,10 +505,10 @@ class Listener(ServerFactory):  # type: ignore[misc]
 
     Args:
         nodes: The node whose peers dial.
-        config: What is in force; `configure` replaces it.
+        config: The configuration in force; `configure` replaces it.
         reactor: Clock and sockets.
-        tls: Its side of TLS, None without.
-        posts: Other paths to which may be posted, as for pairing.
+        tls: Its TLS settings, or None.
+        posts: Handlers for POST requests to other paths, as for pairing.
         greeted: Addresses from which peers were greeted.
 
     Attributes:
@@ -567,7 +567,7 @@ class Listener(ServerFactory):  # type: ignore[misc]
         """Listen.
 
         Raises:
-            ConfigError: There is no `[listen]`, or its address can't be had.
+            ConfigError: There is no `[listen]`, or its address is not available.
         """
         listen = self.config.listen
         if listen is None:
@@ -589,7 +589,7 @@ class Listener(ServerFactory):  # type: ignore[misc]
 
     @property
     def address(self) -> str:
-        """Where it listens, for people and tests; empty if it does not."""
+        """The address on which it listens, for display; empty if it does not listen."""
         if self._port is None:
             return ""
         host: Any = self._port.getHost()
@@ -597,14 +597,14 @@ class Listener(ServerFactory):  # type: ignore[misc]
 
     @property
     def port_number(self) -> int:
-        """The TCP port on which it listens; 0 if it does not."""
+        """The TCP port on which it listens; 0 if it does not listen."""
         if self._port is None:
             return 0
         host: Any = self._port.getHost()
         return int(host.port)
 
     def stop(self) -> Deferred[None]:
-        """Listen no more; connections stay."""
+        """Stop listening; connections stay open."""
         port, self._port = self._port, None
         if port is None:
             return succeed(None)
@@ -613,12 +613,12 @@ class Listener(ServerFactory):  # type: ignore[misc]
         return stopped
 
     def made(self, addr: IAddress) -> ListenerConnection:
-        """Return the WebSocket's side of a new connection."""
+        """Return the WebSocket protocol of a new connection."""
         connection: ListenerConnection = self.buildProtocol(addr)
         return connection
 
     def turned_away(self, detail: str) -> None:
-        """Count a connection that had to make way, and log one a second of them."""
+        """Count a connection that had no place, and log at most one a second."""
         self.refusals["busy"] += 1
         now = self.clock.seconds()
         if now - self._busy_at >= 1.0:
@@ -638,7 +638,7 @@ class Listener(ServerFactory):  # type: ignore[misc]
         claimed: str | None,
         close_code: int | None,
     ) -> None:
-        """Count a connection that was closed before it was greeted, and say so."""
+        """Count and log a connection that was refused before its hello."""
         if reason == "busy":
             self.turned_away(detail)
             return
@@ -658,5 +658,5 @@ class Listener(ServerFactory):  # type: ignore[misc]
         )
 
     def tell(self, level: Level, event: str, **fields: str | int | float | None) -> None:
-        """Say something in the log."""
+        """Log an event."""
         emit(event, level, **fields)
