@@ -1,4 +1,4 @@
-"""The `linkd` command: one module a command, loaded when it is asked for: it starts fast."""
+"""The `linkd` command: one module for each command, loaded on demand for a fast start."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["main"]
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("run", "run the node in the foreground"),
     "check": ("check", "check the configuration and show what is in force"),
-    "status": ("status", "what is true of every link now"),
+    "status": ("status", "the state of every link"),
     "publish": ("publish", "publish one message, or one a line"),
     "subscribe": ("subscribe", "print messages as they come"),
     "consumers": ("consumers", "list, delete or move named consumers"),
@@ -36,7 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "log": ("log", "look into the log, verify it, trim it"),
     "token": ("token", "a token that opens one connection, or the dashboard"),
     "drill": ("drill", "make a fault on purpose, and judge what comes of it"),
-    "resync": ("resync", "start a diverged link anew"),
+    "resync": ("resync", "restart a diverged link"),
     "invite": ("pairing", "make a code that lets another node join"),
     "join": ("pairing", "join a node by its code"),
     "peers": ("pairing", "list the peers that were paired"),
@@ -62,11 +62,11 @@ _GROUPS: dict[str, tuple[str, ...]] = {
 _TAKES_VALUE = ("-c", "--config", "--socket")
 
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF, errno.EROFS)
-"""What an output says that takes nothing any more: a full disk, a terminal that is gone."""
+"""Errors of an output that can't be written any more: a full disk, a closed terminal."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; never raises but for a bug.
+    """Run one command and return its exit code; raises only for a bug.
 
     Args:
         argv: What follows the program's name; None: the process's.
@@ -92,26 +92,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         return exits.OK
     except KeyboardInterrupt:
         return exits.INTERRUPTED
-    except SystemExit as end:  # The parser has said what is wrong, or shown its help.
+    except SystemExit as end:  # The parser has printed the error, or its help.
         return end.code if isinstance(end.code, int) else exits.USAGE
     except UnicodeEncodeError as error:
-        return _tell(CommandError(exits.USAGE, f"expected UTF-8, got {error.object!r}"))
+        return _report(CommandError(exits.USAGE, f"expected UTF-8, got {error.object!r}"))
     except (CommandError, ConfigError, LinkdError) as error:
-        return _tell(error)
+        return _report(error)
     except OSError as error:
         if error.errno not in _UNWRITABLE:
             raise
         _close_quietly()
-        return _tell(CommandError(exits.USAGE, f"cannot write the output: {error.strerror}"))
+        return _report(CommandError(exits.USAGE, f"cannot write the output: {error.strerror}"))
 
 
-def _tell(error: Exception) -> int:
+def _report(error: Exception) -> int:
     """Print an error, each of a configuration's on its own line, and return its exit code."""
-    told = str(error) or type(error).__name__
-    if isinstance(error, NoDaemon) and told.startswith("no daemon at "):
-        told += "; `systemctl status linkd` tells whether it runs, --socket names another"
-    with contextlib.suppress(OSError):  # The exit code still says it.
-        for line in told.splitlines() if isinstance(error, ConfigError) else [told]:
+    message = str(error) or type(error).__name__
+    if isinstance(error, NoDaemon) and message.startswith("no daemon at "):
+        message += "; `systemctl status linkd` shows whether it runs, --socket names another"
+    with contextlib.suppress(OSError):  # The exit code still reports it.
+        for line in message.splitlines() if isinstance(error, ConfigError) else [message]:
             sys.stderr.write(f"linkd: {line}\n")
     if isinstance(error, CommandError):
         return error.code
@@ -138,7 +138,7 @@ def _command(words: Sequence[str]) -> str | None:
 
 
 def _overview() -> str:
-    """Return the list of commands, by what they are for."""
+    """Return the list of commands, grouped by purpose."""
     lines = [
         "usage: linkd [-c FILE] [--socket PATH] COMMAND ...",
         "",
@@ -150,7 +150,7 @@ def _overview() -> str:
 
 
 def _unknown(command: str) -> str:
-    """Return what to answer to a command that there is not."""
+    """Return the error for an unknown command."""
     near = difflib.get_close_matches(command, COMMANDS, 1)
     meant = f" (did you mean {near[0]!r}?)" if near else ""
     return f"there is no command {command[:60]!r}{meant}: `linkd help` lists them"
@@ -174,9 +174,9 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
 
 
 def _loaded(module: str) -> ModuleType:
-    """Import a command's module; a ^C meanwhile counts afterwards.
+    """Import a command's module; a ^C meanwhile takes effect afterwards.
 
-    One that hits an extension while it is being loaded can crash the process.
+    A ^C while an extension module is being loaded can crash the process.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -186,14 +186,14 @@ def _loaded(module: str) -> ModuleType:
 
 
 def _open_streams() -> None:
-    """Have what was started without a standard stream (`2>&-`) write nowhere, and not fail."""
+    """Replace missing standard streams (`2>&-`) by /dev/null, so that writes don't fail."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - for the process
 
 
 def _close_quietly() -> None:
-    """Let the interpreter's last flush go nowhere: the reader of our output is gone."""
+    """Discard the interpreter's last flush: the reader of our output is gone."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

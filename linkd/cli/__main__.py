@@ -1,4 +1,4 @@
-"""`python -m linkd.cli`: the command where it isn't installed."""
+"""`python -m linkd.cli`: the command without an installation."""
 
 import sys
 

@@ -33,7 +33,7 @@ def add(subparsers: Any) -> None:
     )
     add_config(parser)
     parser.add_argument("--json", action="store_true", help="print it as one object")
-    parser.add_argument("-q", "--quiet", action="store_true", help="say nothing where all is well")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing if all is well")
     parser.set_defaults(run=run)
 
 
@@ -56,8 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
     ends = [
         CertificateStatus(role, peer, end - wall()) for role, peer, end in certificate_ends(config)
     ]
-    for told in filter(None, map(ends_soon, ends)):
-        sys.stderr.write(f"linkd: warning: {told}\n")
+    for warning in filter(None, map(ends_soon, ends)):
+        sys.stderr.write(f"linkd: warning: {warning}\n")
     if arguments.json:
         print(json.dumps(msgspec.to_builtins(config), indent=2))
     elif not arguments.quiet:
@@ -73,8 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
 def fingerprints(config: Config) -> Iterator[tuple[str, str]]:
     """Yield each peer's name and its secret as eight digits, to be compared on both hosts.
 
-    They are the first 32 bits of a SHA-256: of a random secret they tell nothing that helps to
-    guess it.
+    They are the first 32 bits of a SHA-256, which do not help to guess a random secret.
     """
     from linkd.net.auth import load_secret  # noqa: PLC0415  # it loads cryptography
 
@@ -88,7 +87,7 @@ def fingerprints(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def in_toml(config: Config) -> Iterator[str]:
-    """Yield the lines of a file that says all of `config`, defaults too."""
+    """Yield the lines of a file with all settings of `config`, including defaults."""
     tables: dict[str, Any] = json.loads(msgspec.json.encode(config))
     for name, value in tables.items():
         if isinstance(value, dict):

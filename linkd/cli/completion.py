@@ -1,4 +1,4 @@
-"""`linkd completion`: what shells need to complete commands; and the manual page."""
+"""`linkd completion`: completion scripts for shells, and the manual page."""
 
 from __future__ import annotations
 
@@ -109,12 +109,12 @@ def manual_page() -> str:
 
 
 def _wide(prog: str) -> argparse.HelpFormatter:
-    """Format for a page of 80 columns, whatever terminal this is."""
+    """Format for a page of 80 columns, whatever the terminal."""
     return argparse.HelpFormatter(prog, width=72)
 
 
 def _roff(text: str) -> str:
-    """Return lines of text that roff prints as they are."""
+    """Return lines of text that roff prints verbatim."""
     escaped = text.replace("\\", "\\e").replace("-", "\\-")
     return "\n".join(
         f"\\&{line}" if line[:1] in (".", "'") else line for line in escaped.split("\n")

@@ -39,7 +39,7 @@ def add(subparsers: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """List the consumers: next offset, and how many offsets lie between it and the log's end."""
+    """List the consumers: next offset, and its distance to the end of the log."""
     if arguments.delete is not None:
         http.delete(arguments, _path(arguments.delete))
         return exits.OK
@@ -76,6 +76,6 @@ def _split(given: str) -> tuple[str, str]:
 
 
 def _path(given: str, action: str = "") -> str:
-    """Return the path of a consumer, or of what is done with it."""
+    """Return the path of a consumer, or of an action on it."""
     owner, name = _split(given)
     return f"/v1/consumers/{http.quoted(name)}{action}?owner={quote(owner, safe='')}"

@@ -1,4 +1,4 @@
-"""`linkd drill`: faults made on purpose, with a verdict."""
+"""`linkd drill`: deliberate faults, with a verdict."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def add(subparsers: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Carry out the drills; 1 if any of them falls short."""
+    """Carry out the drills; return 1 if any of them fails."""
     from linkd.drill.scenarios import DRILLS  # noqa: PLC0415 - other commands start fast
 
     if arguments.list:
@@ -117,13 +117,13 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.svg:
         _writable(arguments.svg)
     reports = _lab(arguments) if arguments.lab else _running(arguments)
-    return _tell(arguments, reports)
+    return _print_reports(arguments, reports)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    """End: what was made and started is taken back and ended on the way out.
+    """Exit; faults are removed and processes ended on the way out.
 
-    Once only: who presses ^C again and again would break off the taking back.
+    Only once: repeated ^C would interrupt the cleanup.
     """
     for number in _ENDS:
         signal.signal(number, signal.SIG_IGN)
@@ -131,7 +131,7 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 
 def _lab(arguments: argparse.Namespace) -> Iterable[Report]:
-    """Return the reports of drills on throw-away pairs, as they come."""
+    """Yield the reports of drills on throw-away pairs."""
     from linkd.drill.runner import run_all, show_nothing  # noqa: PLC0415
     from linkd.drill.scenarios import DRILLS  # noqa: PLC0415
 
@@ -157,7 +157,7 @@ def _lab(arguments: argparse.Namespace) -> Iterable[Report]:
     named = getattr(arguments, "config", None) or os.environ.get("LINKD_CONFIG")
     bounds = _bounds(arguments, required=bool(named)) if named else _defaults()
     return progress.follow(
-        run_all([DRILLS[name] for name in names], bounds, progress.say, arguments.relay, show)
+        run_all([DRILLS[name] for name in names], bounds, progress.show, arguments.relay, show)
     )
 
 
@@ -187,7 +187,7 @@ def _print_command(end: End, stage: str, command: str) -> None:
 
 
 def _roomy() -> None:
-    """Raise Ended where the temporary directory has no room: a pair could not even say so."""
+    """Raise CommandError if the temporary directory is full: a pair could not even report it."""
     directory = tempfile.gettempdir()
     free = shutil.disk_usage(directory).free
     if free < LAB_BYTES:
@@ -199,7 +199,7 @@ def _roomy() -> None:
 
 
 def _running(arguments: argparse.Namespace) -> Iterable[Report]:
-    """Return the report of a drill on a running pair, once it was agreed to and is over."""
+    """Run a drill on a running pair, after confirmation; return its report."""
     from linkd.drill import live  # noqa: PLC0415
     from linkd.drill.deadman import DrillFailed  # noqa: PLC0415
     from linkd.drill.monitor import DaemonClient  # noqa: PLC0415
@@ -213,7 +213,7 @@ def _running(arguments: argparse.Namespace) -> Iterable[Report]:
     if request.far_socket is not None:
         _is_peer(request.far_socket, request.peer)
     bounds = _bounds(arguments, required=False)
-    _say("\n".join(made.lines(request)) + "\n")
+    _write("\n".join(made.lines(request)) + "\n")
     if not arguments.yes and not _agreed():
         raise CommandError(exits.NEGATIVE, "nothing was done")
     with _alone():
@@ -221,7 +221,7 @@ def _running(arguments: argparse.Namespace) -> Iterable[Report]:
         progress = _Progress(1)
         try:
             report = live.run(
-                request, made, daemon, bounds, lambda what: progress.say(request.kind, what)
+                request, made, daemon, bounds, lambda what: progress.show(request.kind, what)
             )
         except DrillFailed as error:
             note = "; its rules are removed now" if _took_back(made.undo) else ""
@@ -230,7 +230,7 @@ def _running(arguments: argparse.Namespace) -> Iterable[Report]:
 
 
 def _honest(report: Report) -> Report:
-    """Return a report that says so where a daemon was gone meanwhile."""
+    """Return the report, marked if a daemon was gone meanwhile."""
     from linkd.drill.monitor import GONE  # noqa: PLC0415
 
     gone = [end.name for end in report.ends if any(one.state == GONE for one in end.states)]
@@ -241,7 +241,7 @@ def _honest(report: Report) -> Report:
 
 
 def _request(arguments: argparse.Namespace) -> Any:
-    """Return what is asked for; raise Ended where it can't be."""
+    """Return the request; raise CommandError if it is impossible."""
     from linkd.drill.live import Request  # noqa: PLC0415
 
     if len(arguments.names) != 1 or arguments.names[0] not in RUNNING:
@@ -278,14 +278,14 @@ def _request(arguments: argparse.Namespace) -> Any:
 
 
 def _agreed() -> bool:
-    """Ask; raise Ended where nobody can be asked."""
-    if not (sys.stdin.isatty() and sys.stderr.isatty() and _say("Go on? [y/N] ")):
+    """Ask for confirmation; raise CommandError without a terminal."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty() and _write("Go on? [y/N] ")):
         raise CommandError(exits.USAGE, "expected --yes, as nobody can be asked here")
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _is_peer(socket: str, peer: str) -> None:
-    """Raise Ended where the daemon at the far socket is another than the peer.
+    """Raise CommandError if the daemon at the far socket is another than the peer.
 
     Raises:
         ClientError: There is none.
@@ -301,10 +301,10 @@ def _is_peer(socket: str, peer: str) -> None:
 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
-    """Keep other drills on running pairs out of this network; raise Ended where one is under way.
+    """Lock this network against other drills; raise CommandError if one is running.
 
-    The lock is a file that only root can open, named by the network namespace, because the packet
-    filter's rules belong to one. The kernel frees it when its process ends, however that ends.
+    The lock is a file that only root can open, named after the network namespace, because the
+    packet filter's rules belong to it. The kernel frees it when its process ends, however it ends.
     """
     path = LOCKS / f"linkd-drill-{Path('/proc/self/ns/net').stat().st_ino}.lock"
     try:
@@ -329,9 +329,9 @@ def _alone() -> Iterator[None]:
 
 
 def _unspoiled(address: str) -> None:
-    """Raise Ended where this host's packet filter can't be used, or has a fault on this link.
+    """Raise CommandError if this host's packet filter can't be used, or has a fault on this link.
 
-    Two faults at once would be judged as one, wrongly.
+    Two faults at once would be judged wrongly as one.
 
     Args:
         address: The peer's.
@@ -347,7 +347,7 @@ def _unspoiled(address: str) -> None:
 
 
 def _free_of_faults(tool: str, address: str) -> None:
-    """Raise Ended where a program of the packet filter can't be used, or lists a fault."""
+    """Raise CommandError if a program of the packet filter can't be used, or lists a fault."""
     from linkd.drill.deadman import admin_path  # noqa: PLC0415
     from linkd.drill.live import MARK  # noqa: PLC0415
 
@@ -359,8 +359,8 @@ def _free_of_faults(tool: str, address: str) -> None:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise CommandError(exits.NEGATIVE, f"{tool} can't be used: {error}") from None
     if listed.returncode != 0:
-        said = listed.stderr.strip().partition("\n")[0] or f"exit {listed.returncode}"
-        raise CommandError(exits.NEGATIVE, f"{tool} can't be used: {said}")
+        problem = listed.stderr.strip().partition("\n")[0] or f"exit {listed.returncode}"
+        raise CommandError(exits.NEGATIVE, f"{tool} can't be used: {problem}")
     if f"{MARK}:" in listed.stdout:
         raise CommandError(
             exits.REFUSED,
@@ -374,7 +374,7 @@ def _free_of_faults(tool: str, address: str) -> None:
 
 
 def _took_back(undo: Sequence[Sequence[str]]) -> bool:
-    """Remove what a dead man's switch that was itself killed has left; return whether it had."""
+    """Remove the rules that a killed dead man's switch left; return whether there were any."""
     from linkd.drill.deadman import admin_path  # noqa: PLC0415
 
     environment = {**os.environ, "PATH": admin_path()}
@@ -386,7 +386,7 @@ def _took_back(undo: Sequence[Sequence[str]]) -> bool:
 
 
 def _writable(file: str) -> None:
-    """Raise Ended where a file can't be written: better before the drill than after it."""
+    """Raise CommandError if a file can't be written: better before the drill than after it."""
     path = Path(file)
     try:
         new = not path.exists()
@@ -398,8 +398,8 @@ def _writable(file: str) -> None:
         raise CommandError(exits.USAGE, f"{file}: {error.strerror}") from None
 
 
-def _say(text: str) -> bool:
-    """Write on standard error; return whether it could be: no drill ends for want of a reader."""
+def _write(text: str) -> bool:
+    """Write to standard error; return whether it worked: a drill does not end without a reader."""
     try:
         sys.stderr.write(text)
         sys.stderr.flush()
@@ -432,7 +432,7 @@ def _defaults() -> Bounds:
 
 
 class _Progress:
-    """Tells on standard error what goes on: one line that changes, or elsewhere one a change."""
+    """Shows progress on standard error: on a terminal in one line, else a line for each step."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -440,16 +440,16 @@ class _Progress:
         self._terminal = sys.stderr.isatty()
         self._last = ("", "")
 
-    def say(self, name: str, what: str) -> None:
-        """Show what goes on in a drill."""
+    def show(self, name: str, what: str) -> None:
+        """Show a step of a drill."""
         line = f"[{self._done + 1}/{self._count}] {name}: {what}"
         if self._terminal:
-            _say(f"\r\x1b[K{line[:118]}")
+            _write(f"\r\x1b[K{line[:118]}")
             return
         step = what.partition(", ")[0].partition("; ")[0]
         if (name, step) != self._last:
             self._last = (name, step)
-            _say(f"[{self._done + 1}/{self._count}] {name}: {step}\n")
+            _write(f"[{self._done + 1}/{self._count}] {name}: {step}\n")
 
     def follow(self, reports: Iterable[Report]) -> Iterable[Report]:
         """Yield reports, and count them."""
@@ -462,31 +462,31 @@ class _Progress:
             self.clear()
 
     def clear(self) -> None:
-        """Remove the line of progress from a terminal."""
+        """Remove the progress line from a terminal."""
         if self._terminal:
-            _say("\r\x1b[K")
+            _write("\r\x1b[K")
 
 
-def _tell(arguments: argparse.Namespace, reports: Iterable[Report]) -> int:
-    """Print reports as they come, draw them, and return the exit code."""
+def _print_reports(arguments: argparse.Namespace, reports: Iterable[Report]) -> int:
+    """Print reports as they arrive, draw them, and return the exit code."""
     from linkd.drill.report import summary, text  # noqa: PLC0415
     from linkd.drill.svg import draw  # noqa: PLC0415
 
-    told: list[Report] = []
+    done: list[Report] = []
     undrawn = False
     for report in reports:
-        told.append(report)
+        done.append(report)
         if arguments.json:
             print(json_text(msgspec.json.encode(report)), flush=True)
         else:
             print("\n".join([*text(report), ""]), flush=True)
         if arguments.svg:
             try:
-                Path(arguments.svg).write_text(draw(told))
+                Path(arguments.svg).write_text(draw(done))
             except OSError as error:
                 undrawn = True
-                _say(f"linkd: {arguments.svg}: {error.strerror}\n")
-    if not arguments.json and len(told) > 1:
-        print("\n".join(summary(told)))
-    failed = undrawn or any(one.verdict == "fail" for one in told)
+                _write(f"linkd: {arguments.svg}: {error.strerror}\n")
+    if not arguments.json and len(done) > 1:
+        print("\n".join(summary(done)))
+    failed = undrawn or any(one.verdict == "fail" for one in done)
     return exits.NEGATIVE if failed else exits.OK

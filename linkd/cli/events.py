@@ -1,4 +1,4 @@
-"""`linkd events`: changes of links, as they were or as they happen."""
+"""`linkd events`: changes of links, past or as they happen."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def event_text(event: Event) -> str:
 
 
 def _follow(path: str, last: int) -> Iterator[Event]:
-    """Yield events after number `last` for ever, also over restarts of the daemon."""
+    """Yield events after number `last` forever, across restarts of the daemon."""
     while True:
         try:
             if _newest(path) < last:

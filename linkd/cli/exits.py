@@ -21,14 +21,14 @@ INTERRUPTED = 130
 
 
 class ReaderGone(Exception):
-    """Nobody reads the output any more: the command ends quietly.
+    """The output has no reader any more: the command ends quietly.
 
-    No OSError, so that nothing takes it for the daemon's connection.
+    Not an OSError, so that it is not mistaken for an error of the daemon's connection.
     """
 
 
 class CommandError(Exception):
-    """A command ends with a sentence for the person who typed it.
+    """A command ends with an error message.
 
     Args:
         code: The exit code.
@@ -40,11 +40,11 @@ class CommandError(Exception):
         self.code = code
 
 
-def on_reader_closed(output: TextIO, tell: Callable[[], object]) -> None:
-    """Have `tell` called, in a thread of its own, once nobody reads `output` any more.
+def on_reader_closed(output: TextIO, call: Callable[[], object]) -> None:
+    """Call `call` in a thread of its own once the reader of `output` is gone.
 
-    A write would notice it too; but who waits for messages may have nothing to write for days.
-    Only pipes and sockets have a reader that can go: for anything else this does nothing.
+    A write would notice it too, but a command that waits for messages may not write for days.
+    Only pipes and sockets have a reader: for anything else this does nothing.
     """
     try:
         fd = output.fileno()
@@ -52,14 +52,14 @@ def on_reader_closed(output: TextIO, tell: Callable[[], object]) -> None:
     except (OSError, ValueError):
         return
     if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
-        watching = threading.Thread(target=_watch, args=(fd, tell), name="audience", daemon=True)
+        watching = threading.Thread(target=_watch, args=(fd, call), name="audience", daemon=True)
         watching.start()
 
 
 def end_when_gone(output: TextIO) -> None:
-    """Have the main thread raise ReaderGone once nobody reads `output` any more.
+    """Raise ReaderGone in the main thread once the reader of `output` is gone.
 
-    For commands without an event loop: a signal is what wakes them out of any wait.
+    For commands without an event loop: a signal interrupts any wait.
     """
     main = threading.main_thread().ident
     if main is None or threading.current_thread() is not threading.main_thread():
@@ -68,11 +68,11 @@ def end_when_gone(output: TextIO) -> None:
     on_reader_closed(output, lambda: signal.pthread_kill(main, signal.SIGUSR1))
 
 
-def _watch(fd: int, tell: Callable[[], object]) -> None:
+def _watch(fd: int, call: Callable[[], object]) -> None:
     poll = select.poll()
-    poll.register(fd, 0)  # Errors and hang-ups are told unasked.
+    poll.register(fd, 0)  # Errors and hang-ups are always reported.
     poll.poll()
-    tell()
+    call()
 
 
 def _raise(_number: int, _frame: FrameType | None) -> NoReturn:

@@ -39,10 +39,10 @@ def delete(arguments: argparse.Namespace, target: str) -> Answer:
 
 
 def quoted(word: str) -> str:
-    """Return `word` fit for one segment of a path.
+    """Return `word` quoted as one segment of a path.
 
     Raises:
-        Ended: It is empty, or would climb in the path: no name looks so.
+        CommandError: It is empty, or would leave its directory: it is no name.
     """
     if word in ("", ".", ".."):
         raise CommandError(exits.USAGE, f"expected a name, got {word!r}")

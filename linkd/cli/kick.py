@@ -23,7 +23,7 @@ def add(subparsers: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Have the link to a peer try again at once, whatever its delay."""
+    """Make the link to a peer retry at once, whatever its delay."""
     answer = http.post(arguments, f"/v1/peers/{http.quoted(arguments.peer)}/kick").json()
     if answer.get("state") == "up":
         print(f"{arguments.peer} is up: left alone")

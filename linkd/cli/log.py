@@ -31,29 +31,29 @@ def add(subparsers: Any) -> None:
     verbs = parser.add_subparsers(metavar="VERB", dest="verb", required=True)
     stat = verbs.add_parser(
         "stat",
-        help="what lies in the log; without a daemon, from its files",
-        description="Print what lies in the log, as the daemon says; without a daemon, or with"
-        " --dir, as the files say.",
+        help="what is in the log; without a daemon, from its files",
+        description="Print what is in the log, as the daemon reports it; without a daemon, or"
+        " with --dir, read from the files.",
     )
     stat.add_argument("--json", action="store_true", help="print an object")
     verify = verbs.add_parser(
         "verify",
-        help="read every file and say what is damaged",
-        description="Read every file of the log, beside a running daemon or without one, and say"
-        " what is damaged. Exit code 1 where something is.",
+        help="read every file and report damage",
+        description="Read every file of the log, beside a running daemon or without one, and"
+        " report damage. Exit code 1 if anything is damaged.",
     )
     verify.add_argument("--json", action="store_true", help="print an object")
     trim = verbs.add_parser(
         "trim",
         help="delete records below an offset",
         description="Delete records below an offset, owed ones too, in whole files: peers and"
-        " consumers that wanted them are told the gap. It says first how many.",
+        " consumers that wanted them get a gap notice. Without --yes it only counts them.",
     )
     trim.add_argument(
-        "--before", type=_offset, required=True, metavar="OFFSET", help="records below it go"
+        "--before", type=_offset, required=True, metavar="OFFSET", help="delete the records below"
     )
     trim.add_argument(
-        "--yes", action="store_true", help="do it; without it only told what would be"
+        "--yes", action="store_true", help="do it; without it only print what would be done"
     )
     for verb, function in ((stat, _stat), (verify, _verify), (trim, _trim)):
         add_socket(verb)
@@ -69,7 +69,7 @@ def _offset(text: str) -> int:
 
 
 def _stat(arguments: argparse.Namespace) -> int:
-    """Print what the daemon says of its log; without a daemon, what the files say."""
+    """Print the state of the log, from the daemon or without one from its files."""
     absent = None
     if arguments.dir is None:
         try:
@@ -98,7 +98,7 @@ def _stat(arguments: argparse.Namespace) -> int:
 
 
 def stat_text(found: Stat) -> list[str]:
-    """Return what the files say, a line each."""
+    """Return the content of the files, in lines of text."""
     held = f"{plural(found.records, 'record')} in {plural(found.segments, 'segment')}"
     return [
         f"log {found.id or 'without an id'}: {_reach(found.first, found.next)}",
@@ -115,7 +115,7 @@ def _reach(first: int, next: int) -> str:
 
 
 def _print_log(log: LogStatus) -> None:
-    """Print what the daemon says of its log."""
+    """Print the daemon's report on its log."""
     print(f"log {log.id}: {_reach(log.first, log.next)}")
     print(f"{size(log.bytes)} of {size(log.max_bytes)}")
     if log.full:
@@ -127,7 +127,7 @@ def _print_log(log: LogStatus) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    """Read every file of the log; the answer is no (1) where something is damaged."""
+    """Read every file of the log; return 1 if anything is damaged."""
     from linkd.log import verify  # noqa: PLC0415 - only where the files are read
 
     directory = _directory(arguments)
@@ -140,7 +140,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def verified_text(found: Verified, directory: Path) -> list[str]:
-    """Return what was read and what is wrong with it, a line each."""
+    """Return what was read and its damage, in lines of text."""
     read = (
         f"{plural(found.segments, 'segment')}, {plural(found.records, 'record')},"
         f" {size(found.bytes)} in {directory}"
@@ -153,7 +153,7 @@ def verified_text(found: Verified, directory: Path) -> list[str]:
 
 
 def _trim(arguments: argparse.Namespace) -> int:
-    """Tell how many records lie below an offset; with `--yes` delete them."""
+    """Print how many records are below an offset; with `--yes` delete them."""
     answer = http.post(
         arguments,
         "/v1/log/trim",
@@ -168,15 +168,15 @@ def _trim(arguments: argparse.Namespace) -> int:
     if answer["records"]:
         print(f"deleted {plural(answer['records'], 'record')} below {below}, {owed}")
     else:
-        print(f"nothing to delete: no file of the log lies wholly below {below}, and only those go")
+        print(f"nothing to delete: only whole files go, and none is entirely below {below}")
     return exits.OK
 
 
 def _directory(arguments: argparse.Namespace) -> Path:
-    """Return where the log's files lie.
+    """Return the log's directory.
 
     Raises:
-        Ended: There is no such folder.
+        CommandError: There is no such directory.
     """
     if arguments.dir is not None:
         directory = Path(arguments.dir)
@@ -186,7 +186,9 @@ def _directory(arguments: argparse.Namespace) -> Path:
         names = [path.name for path in directory.iterdir()]
         if "lock" in names or "identity" in names or any(one.endswith(".log") for one in names):
             return directory
-        told = "no log lies there"
+        problem = "it has no log"
     except OSError as error:
-        told = error.strerror or str(error)
-    raise CommandError(exits.USAGE, f"{directory}: {told}; --dir or -c tell where the log lies")
+        problem = error.strerror or str(error)
+    raise CommandError(
+        exits.USAGE, f"{directory}: {problem}; use --dir or -c to name the log's directory"
+    )

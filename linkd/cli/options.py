@@ -41,13 +41,13 @@ _EXAMPLES: Final = {
 
 
 class StrictParser(argparse.ArgumentParser):
-    """A parser that takes no abbreviated options: what works today must work tomorrow."""
+    """A parser without abbreviated options: a new option must not break a script."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        """End with what is wrong; where options took the word that is missing, name them."""
+        """Exit with the error; name options that may have taken a missing argument."""
         greedy = [one.option_strings[-1] for one in self._actions if one.nargs == "+"
                   and one.option_strings]  # fmt: skip
         if greedy and message.startswith("the following arguments are required: "):
@@ -56,14 +56,14 @@ class StrictParser(argparse.ArgumentParser):
         super().error(message)
 
     def format_help(self) -> str:
-        """Return the help, with examples behind it."""
+        """Return the help, with examples at the end."""
         examples = _EXAMPLES.get(self.prog.removeprefix("linkd "), ())
         lines = ["", "examples:", *(f"  {line}" for line in examples)] if examples else []
         return super().format_help() + "".join(f"{line}\n" for line in lines)
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
-    """Add `-c FILE`: it may stand before or behind the command's name."""
+    """Add `-c FILE`: allowed before or after the command's name."""
     parser.add_argument(
         "-c",
         "--config",
@@ -80,15 +80,15 @@ def add_socket(parser: argparse.ArgumentParser) -> None:
         "--socket",
         metavar="PATH",
         default=argparse.SUPPRESS,
-        help="the daemon's socket (default: LINKD_SOCKET, else what the configuration says)",
+        help="the daemon's socket (default: LINKD_SOCKET, else from the configuration)",
     )
 
 
 def seconds(text: str, most: float = MAX_TTL_SECONDS) -> float:
-    """Return the seconds that `text` says; for argparse.
+    """Return the seconds in `text`; for argparse.
 
     Raises:
-        ArgumentTypeError: It is no number above 0 and up to `most`.
+        ArgumentTypeError: It is not a number above 0 and up to `most`.
     """
     try:
         found = float(text)
@@ -109,8 +109,8 @@ def wait_seconds(text: str) -> float:
 def socket_path(arguments: argparse.Namespace) -> str:
     """Return the daemon's socket: `--socket`, `LINKD_SOCKET`, the configuration, the default path.
 
-    A configuration that was named must be readable and right. Of an unnamed one no more is asked
-    than where the socket is: a mistake in it must not hide a daemon that runs on the one before.
+    A configuration named explicitly must be readable and valid. From the default one only the
+    socket is needed: an error in it must not hide a daemon that runs on its previous version.
 
     Raises:
         ConfigError: The configuration can't be used.
@@ -130,7 +130,7 @@ def socket_path(arguments: argparse.Namespace) -> str:
 
 
 def _socket_in(path: Path) -> str:
-    """Return `api.socket` of a configuration that may be wrong, else the default."""
+    """Return `api.socket` of a configuration that may be invalid, else the default."""
     import tomllib  # noqa: PLC0415 - most commands need no TOML reader
 
     try:
@@ -142,10 +142,10 @@ def _socket_in(path: Path) -> str:
 
 
 def configuration(arguments: argparse.Namespace) -> Config:
-    """Return the configuration that `-c` or `LINKD_CONFIG` names, else the usual one.
+    """Return the configuration that `-c` or `LINKD_CONFIG` names, else the default one.
 
     Raises:
-        ConfigError: It can't be used; the message names file and key.
+        ConfigError: It can't be used; the message names the file and key.
     """
     from linkd.config import files, load  # noqa: PLC0415 - most commands need no TOML reader
     from linkd.errors import ConfigError  # noqa: PLC0415
@@ -154,8 +154,8 @@ def configuration(arguments: argparse.Namespace) -> Config:
     try:
         return load(files(Path(named) if named else None))
     except OSError as error:
-        told = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        raise ConfigError(told) from None
+        message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        raise ConfigError(message) from None
 
 
 def _named_config(arguments: argparse.Namespace) -> str | None:

@@ -1,4 +1,4 @@
-"""`linkd outages`: every outage, and how much of the time each link was up."""
+"""`linkd outages`: every outage, and the availability of each link."""
 
 from __future__ import annotations
 
@@ -96,12 +96,12 @@ def _decode(body: bytes) -> _Page:
 
 
 def is_planned(outage: Outage) -> bool:
-    """Return whether one end was stopped on purpose and said goodbye."""
+    """Return whether one end was stopped on purpose, with a goodbye."""
     return outage.reason == "stopped"
 
 
 def outages_text(outages: Sequence[Outage]) -> list[str]:
-    """Return the table of outages; one that has not ended has a + behind its duration."""
+    """Return the table of outages; one that has not ended has a + after its duration."""
     if not outages:
         return ["no outage is recorded"]
     rows = [
@@ -140,7 +140,7 @@ def availability_text(found: Sequence[Availability]) -> list[str]:
 
 
 def _percent(share: float | None) -> str:
-    """Return a share in percent, never rounded up to 100 %; a dash where it is not known."""
+    """Return a share in percent, never rounded up to 100 %; a dash if unknown."""
     if share is None:
         return "–"
     if share >= 1.0:

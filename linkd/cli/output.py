@@ -14,7 +14,7 @@ _DASH = "–"
 
 
 def disk_stalled(seconds: float) -> str:
-    """Return what is said of a disk that finishes no commit."""
+    """Return the sentence about a disk that finishes no commit."""
     return f"the disk has not finished a commit for {duration(seconds)}"
 
 
@@ -83,20 +83,19 @@ def plural(count: int, word: str) -> str:
 
 
 def cut(text: str, width: int) -> str:
-    """Return `text` in at most `width` characters, with an ellipsis where it was cut."""
+    """Return `text` in at most `width` characters, with an ellipsis if it was cut."""
     return text if len(text) <= width else text[: max(0, width - 1)] + "…"
 
 
 def printable(text: str) -> str:
-    """Return `text` on one line, without control characters: no peer may steer a terminal."""
+    """Return `text` on one line, without control characters: peers must not control a terminal."""
     return "".join(letter if letter.isprintable() else "�" for letter in text)
 
 
 def json_text(content: bytes) -> str:
-    """Return JSON as one line that steers no terminal, its value unchanged.
+    """Return JSON as one line without control characters, its value unchanged.
 
-    In strings such characters are escaped; between them, where only white space may be, tabs and
-    line ends become spaces.
+    In strings they are escaped; between strings tabs and line ends become spaces.
     """
     text = content.decode()
     if text.isprintable():
@@ -112,7 +111,7 @@ def _escaped(letter: str) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: frozenset[int]) -> list[str]:
-    """Return lines of aligned columns; those whose index is in `right` lie to the right."""
+    """Return lines of aligned columns; those whose index is in `right` are right-aligned."""
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
     return [
         "  ".join(

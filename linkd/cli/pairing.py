@@ -117,7 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _invite(arguments: argparse.Namespace) -> int:
-    """Print the code, and how long it is good."""
+    """Print the code, and how long it is valid."""
     asked = {
         "name": arguments.name,
         "address": arguments.address,
@@ -125,16 +125,16 @@ def _invite(arguments: argparse.Namespace) -> int:
         "receive": arguments.receive,
         "relay": arguments.relay,
     }
-    told = http.post(arguments, f"{_PREFIX}/invite", asked).json()
+    reply = http.post(arguments, f"{_PREFIX}/invite", asked).json()
     if arguments.json:
         sys.stdout.write(
-            f'{{"code":"{told["code"]}","expires_seconds":{told["expires_seconds"]}}}\n'
+            f'{{"code":"{reply["code"]}","expires_seconds":{reply["expires_seconds"]}}}\n'
         )
         return exits.OK
     sys.stderr.write(
-        f"On {arguments.name}, within {told['expires_seconds'] / 60:.0f} minutes, once:\n"
+        f"On {arguments.name}, within {reply['expires_seconds'] / 60:.0f} minutes, once:\n"
     )
-    sys.stdout.write(f"linkd join {told['code']}\n")
+    sys.stdout.write(f"linkd join {reply['code']}\n")
     return exits.OK
 
 
@@ -188,7 +188,7 @@ def _reload(path: str) -> bool:
         os.kill(pid, signal.SIGHUP)
     except PermissionError:
         raise CommandError(
-            exits.REFUSED, f"process {pid} may not be told to reload by this user: reload it"
+            exits.REFUSED, f"process {pid} may not be signalled by this user: reload it yourself"
         ) from None
     return True
 
@@ -217,7 +217,7 @@ def _wait_up(path: str, done: Joining, timeout: float) -> int:
 
 
 def _peers(arguments: argparse.Namespace) -> int:
-    """Print who was invited or paired, and who is missing from the configuration."""
+    """Print the invited and paired nodes, and those missing from the configuration."""
     import msgspec  # noqa: PLC0415
 
     if arguments.forget is not None:
@@ -232,7 +232,7 @@ def _peers(arguments: argparse.Namespace) -> int:
             sys.stdout.write(f"{json_text(msgspec.json.encode(row))}\n")
         return exits.OK
     if not rows:
-        _say("this node is paired with nobody: see `linkd invite` and `linkd join`")
+        _say("this node is not paired with any other: see `linkd invite` and `linkd join`")
     else:
         cells = [
             [
@@ -245,7 +245,7 @@ def _peers(arguments: argparse.Namespace) -> int:
         ]
         _table(["PEER", "STATE", "ENDS IN", "CONFIGURED"], cells, frozenset({2}))
     if absent:
-        _say("\nNot configured any more; put the [[peer]] back, or `linkd peers --forget NAME`:")
+        _say("\nNo longer configured; restore the [[peer]], or `linkd peers --forget NAME`:")
         cells = [
             [
                 row["peer"],
@@ -279,7 +279,7 @@ def _hubs(status: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _paired(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return who was invited or paired; nobody, where this node does not pair."""
+    """Return the invited and paired nodes; none if this node does not use pairing."""
     try:
         rows: list[dict[str, Any]] = http.get(arguments, f"{_PREFIX}/peers").json()["peers"]
     except Refused as refused:
@@ -295,11 +295,11 @@ def _table(head: list[str], cells: list[list[str]], right: frozenset[int]) -> No
 
 
 def _forget(arguments: argparse.Namespace) -> int:
-    """Print how many records go, and return 1; with `--yes` forget the peer."""
+    """Print how many records would be dropped, and return 1; with `--yes` forget the peer."""
     name = arguments.forget
     target = f"/v1/peers/{http.quoted(name)}/forget"
-    told = http.post(arguments, target, {"confirmed": bool(arguments.yes)}).json()
-    owed = f"{output.plural(told['records'], 'record')} ({told['bytes']:,} bytes)"
+    reply = http.post(arguments, target, {"confirmed": bool(arguments.yes)}).json()
+    owed = f"{output.plural(reply['records'], 'record')} ({reply['bytes']:,} bytes)"
     if arguments.yes:
         print(f"{name} is forgotten; it was owed {owed}")
         return exits.OK

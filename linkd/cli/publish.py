@@ -1,4 +1,4 @@
-"""`linkd publish`: one message, or one a line."""
+"""`linkd publish`: one message, or one for each line."""
 
 from __future__ import annotations
 
@@ -128,10 +128,10 @@ def _headers(arguments: argparse.Namespace, body: bytes) -> dict[str, str]:
 
 
 def headers_of(arguments: argparse.Namespace) -> dict[str, str]:
-    """Return the record's headers as they were given.
+    """Return the record's headers as given.
 
     Raises:
-        Ended: A name comes twice, or a record can't carry them.
+        CommandError: A name occurs twice, or a record can't carry them.
     """
     given = dict(arguments.header)
     try:
@@ -151,13 +151,13 @@ def _header(text: str) -> tuple[str, str]:
 
 
 def check_input() -> None:
-    """Raise Ended where standard input was closed: that is not an empty message."""
+    """Raise CommandError if standard input was closed: that is not an empty message."""
     if getattr(sys.stdin, "name", "") == os.devnull:  # what the command line put in its place
         raise CommandError(exits.USAGE, "expected a message on standard input, which is closed")
 
 
 def _body(given: str) -> bytes:
-    """Return the message: what was typed, or all of standard input."""
+    """Return the message: the argument, or all of standard input."""
     if given != "-":
         return given.encode("utf-8", "surrogateescape")
     check_input()

@@ -1,4 +1,4 @@
-"""`linkd resync`: start a link anew whose two ends no longer know each other's logs."""
+"""`linkd resync`: restart a link whose two ends no longer know each other's logs."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ def add(subparsers: Any) -> None:
     """Add the command's parser."""
     parser = subparsers.add_parser(
         "resync",
-        help="start a diverged link anew",
-        description="Start a link anew whose two ends no longer know each other's logs. It says"
-        " first what would be sent again or lost.",
+        help="restart a diverged link",
+        description="Restart a link whose two ends no longer know each other's logs. Without"
+        " --yes it only prints what would be sent again or lost.",
     )
     add_socket(parser)
     parser.add_argument("peer", metavar="PEER", help="whose link")
     parser.add_argument(
-        "--yes", action="store_true", help="do it; without it only told what would be"
+        "--yes", action="store_true", help="do it; without it only print what would be done"
     )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Tell what a resync would send again or lose, and return 1; with `--yes` do it."""
+    """Print what a resync would send again or lose, and return 1; with `--yes` do it."""
     answer = http.post(
         arguments,
         f"/v1/peers/{http.quoted(arguments.peer)}/resync",

@@ -1,4 +1,4 @@
-"""`linkd run`: the node, in the foreground; what the unit starts."""
+"""`linkd run`: the node, in the foreground; as the unit starts it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def add(subparsers: Any) -> None:
         "run",
         help="run the node in the foreground",
         description="Run the node in the foreground until a signal ends it: what the systemd unit"
-        " starts. SIGHUP reads the configuration anew, SIGUSR1 has every link try again at once.",
+        " starts. SIGHUP reads the configuration again, SIGUSR1 has every link try again at once.",
     )
     add_config(parser)
     parser.add_argument(

@@ -41,7 +41,7 @@ _WORDS: Final = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
 
 
 def check_line(status: NodeStatus, peer: str | None = None) -> tuple[int, str]:
-    """Judge a status and say it in one line with performance figures.
+    """Judge a status and return one line with performance figures.
 
     Args:
         status: The node's.
@@ -59,10 +59,10 @@ def check_line(status: NodeStatus, peer: str | None = None) -> tuple[int, str]:
     broken = [link for link in down if link.required or peer is not None]
     complaints = [_down(link) for link in down] + _warnings(status, links)
     code = 2 if broken or status.log.full else 1 if complaints else 0
-    told = "; ".join(complaints) or f"{plural(len(links), 'link')} up"
+    text = "; ".join(complaints) or f"{plural(len(links), 'link')} up"
     return (
         code,
-        f"LINKD {_WORDS[code]} - {printable(told).replace('|', '/')} | {_figures(status, links)}",
+        f"LINKD {_WORDS[code]} - {printable(text).replace('|', '/')} | {_figures(status, links)}",
     )
 
 
@@ -77,7 +77,7 @@ def _down(link: LinkStatus) -> str:
 
 
 def _warnings(status: NodeStatus, links: list[LinkStatus]) -> list[str]:
-    """Return what is not yet broken but will be."""
+    """Return warnings of what will break soon."""
     log = status.log
     found = list(status.warnings)
     if log.full:
@@ -86,7 +86,7 @@ def _warnings(status: NodeStatus, links: list[LinkStatus]) -> list[str]:
         found.append(f"log {log.bytes / log.max_bytes:.0%} full")
     if log.stalled_seconds is not None:
         found.append(disk_stalled(log.stalled_seconds))
-    found += [told for each in status.certificates if (told := ends_soon(each)) is not None]
+    found += [text for each in status.certificates if (text := ends_soon(each)) is not None]
     names = {link.peer for link in links}
     found += [
         f"a second host at {each.address} uses the name of {each.claimed} or another node's log"
@@ -114,9 +114,9 @@ def _warnings(status: NodeStatus, links: list[LinkStatus]) -> list[str]:
 
 
 def ends_soon(found: CertificateStatus) -> str | None:
-    """Return a sentence for a certificate that ends soon; None for others.
+    """Return a sentence for a certificate that expires soon; None for others.
 
-    Those of peers are the links': a peer that is away may have a newer one.
+    Peers' certificates are reported with their links: an absent peer may have a newer one.
     """
     limit = WARN_AUTHORITY_SECONDS if found.role == "authority" else WARN_CERTIFICATE_SECONDS
     left = found.expires_seconds
@@ -127,7 +127,7 @@ def ends_soon(found: CertificateStatus) -> str | None:
 
 
 def certificate_words(found: CertificateStatus) -> str:
-    """Return what a certificate is."""
+    """Return what a certificate is for."""
     peer = found.peer
     return {
         "own": "own certificate" + (f" for {peer}" if peer else ""),
@@ -156,7 +156,7 @@ _ALTERNATE: Final = ("\x1b[?1049h", "\x1b[?1049l")
 """Enter and leave the terminal's other screen: what was on the first one stays."""
 
 _QUIET: Final = ("connecting", "opening", "resuming", "waiting")
-"""States that say no more than that the link is down and that it is being tried."""
+"""States of a link that is down and being retried."""
 
 _HEAD: Final = (
     "PEER",
@@ -176,10 +176,10 @@ def add(subparsers: Any) -> None:
     """Add the command's parser."""
     parser = subparsers.add_parser(
         "status",
-        help="what is true of every link now",
-        description="Print what is true of the node and of every link now. FOR: how long it has"
-        " been up or down; SILENT: how long nothing was heard; NEXT: until the next attempt; CERT:"
-        " until the certificate expires.",
+        help="the state of every link",
+        description="Print the state of the node and of every link. FOR: how long it has been up"
+        " or down; SILENT: since the last byte received; NEXT: until the next attempt; CERT: until"
+        " the certificate expires.",
     )
     add_socket(parser)
     parser.add_argument("peer", nargs="?", metavar="PEER", help="only this link, in full")
@@ -192,7 +192,7 @@ def add(subparsers: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the status once, or again and again; with `--check` one line and Nagios' codes."""
+    """Print the status once, or repeatedly; with `--check` one line and Nagios' codes."""
     if arguments.check:
         return _check(arguments)
     if arguments.watch:
@@ -242,7 +242,7 @@ def _fetch(arguments: argparse.Namespace) -> bytes:
 
 
 def decode(body: bytes) -> NodeStatus:
-    """Return the status in a daemon's answer; raise ClientError if it is none."""
+    """Return the status in a daemon's answer; raise ClientError if it is malformed."""
     try:
         return msgspec.json.decode(body, type=NodeStatus)
     except msgspec.DecodeError as error:
@@ -297,8 +297,8 @@ def node_text(status: NodeStatus, paint: Colours) -> str:
 
 
 def certificate_lines(found: list[CertificateStatus], paint: Colours) -> list[str]:
-    """Return one line for this node's own certificates; in red one for each that ends soon."""
-    lines = [paint(told, "red") for each in found if (told := ends_soon(each)) is not None]
+    """Return one line for this node's own certificates; in red one for each that expires soon."""
+    lines = [paint(text, "red") for each in found if (text := ends_soon(each)) is not None]
     own = [each for each in found if each.peer is None]
     if own:
         ends = (f"{certificate_words(each)} {duration(each.expires_seconds)}" for each in own)
@@ -307,7 +307,7 @@ def certificate_lines(found: list[CertificateStatus], paint: Colours) -> list[st
 
 
 def refused_lines(found: list[RefusedConnection], paint: Colours) -> list[str]:
-    """Return who was refused in the last hour; a second host with a peer's name is red."""
+    """Return the connections refused in the last hour; a second host with a peer's name is red."""
     lines = [""] if found else []
     for each in found[:_REFUSED]:
         name = f" {each.claimed!r}" if each.claimed else ""
@@ -328,7 +328,7 @@ def _fill(fill: float, paint: Colours) -> str:
 
 
 def _links(links: list[LinkStatus], paint: Colours) -> list[str]:
-    """Return the table of links; below a link why it is down, or why it was down last."""
+    """Return the table of links; below each link why it is down, or was down last."""
     head, *rows = table(_HEAD, [_row(link) for link in links], frozenset(range(2, len(_HEAD))))
     lines = [head]
     for link, row in zip(links, rows, strict=True):
@@ -363,7 +363,7 @@ def _row(link: LinkStatus) -> list[str]:
 
 
 def _state(link: LinkStatus, paint: Colours) -> str:
-    """Return the word for the state: red where an operator must act, or the link is required."""
+    """Return the word for the state: red if an operator must act, or the link is required."""
     serious = link.required or link.state in ("rejected", "diverged")
     colour: Colour = "green" if link.state == "up" else "red" if serious else "yellow"
     return paint(state_word(link), colour)
@@ -391,7 +391,7 @@ def _sentence(reason: str | None, detail: str | None) -> str:
 
 
 def clock_words(skew: float | None) -> str:
-    """Return how a peer's clock differs from ours; below a second nothing can be measured."""
+    """Return how a peer's clock differs from ours; below a second it is not measurable."""
     if skew is None:
         return "–"
     if abs(skew) < 1.0:
@@ -400,7 +400,7 @@ def clock_words(skew: float | None) -> str:
 
 
 def link_text(link: LinkStatus, paint: Colours) -> str:
-    """Return all that is known of one link, a line each."""
+    """Return all that is known of one link, in lines."""
     rows = [
         ("state", f"{_state(link, paint)} for {duration(link.since_seconds)}"),
         ("down since", clock_time(link.down_since) if link.down_since else "–"),

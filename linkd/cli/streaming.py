@@ -32,10 +32,10 @@ from linkd.errors import BodyTooLarge, LinkdError
 
 @asynccontextmanager
 async def connected(arguments: argparse.Namespace, **options: Any) -> AsyncIterator[Node]:
-    """Yield a node that is up; it then outlives restarts of the daemon, which are told on stderr.
+    """Yield a connected node; it outlives restarts of the daemon and reports them on stderr.
 
     Raises:
-        NoDaemon: Nobody answers at the socket at first.
+        NoDaemon: Nothing answers at the socket at first.
         Refused: The daemon refuses the connection.
     """
     path = socket_path(arguments)
@@ -60,16 +60,16 @@ async def connected(arguments: argparse.Namespace, **options: Any) -> AsyncItera
 
 
 def follow(arguments: argparse.Namespace, output: TextIO) -> None:
-    """Print records until there were `--count` of them.
+    """Print records, up to `--count`.
 
     Raises:
-        ReaderGone: Nobody reads `output` any more.
+        ReaderGone: `output` has no reader any more.
     """
     asyncio.run(_follow(arguments, output))
 
 
 async def _follow(arguments: argparse.Namespace, output: TextIO) -> None:
-    """Print until all is printed, or the reader of the output is gone."""
+    """Print until done, or until the reader of the output is gone."""
     loop = asyncio.get_running_loop()
     printing = asyncio.create_task(_print(arguments, output))
     gone = asyncio.Event()
@@ -78,11 +78,11 @@ async def _follow(arguments: argparse.Namespace, output: TextIO) -> None:
         gone.set()
         printing.cancel()
 
-    def tell() -> None:
+    def notify() -> None:
         with suppress(RuntimeError):  # The loop has ended.
             loop.call_soon_threadsafe(end)
 
-    on_reader_closed(output, tell)
+    on_reader_closed(output, notify)
     try:
         await printing
     except asyncio.CancelledError:
@@ -123,7 +123,7 @@ def _line(record: Record, as_json: bool) -> str:
 
 
 def _body(record: Record) -> str:
-    """Return a body for people: text, or how many bytes, or that there are none."""
+    """Return a body for people: text, or the number of bytes."""
     if record.unreadable:
         return f"(unreadable: {len(record.body)} bytes that are no record; see --json)"
     try:
@@ -145,7 +145,7 @@ def publish_lines(arguments: argparse.Namespace) -> int:
     """Publish each line of the input; returns once all are on disk.
 
     Raises:
-        Ended: The daemon refused some; the message says how many were stored before.
+        CommandError: The daemon refused some; the message has how many were stored before.
     """
     if arguments.body != "-":
         raise CommandError(exits.USAGE, "--lines reads standard input: leave BODY out, or give -")
@@ -192,7 +192,7 @@ def _exit_code(error: Exception) -> int:
 
 
 class _Lines:
-    """The lines of one input on their way."""
+    """The lines of one input that are being published."""
 
     def __init__(self, node: Node, arguments: argparse.Namespace) -> None:
         self.total = Stored(0, 0, 0)
@@ -203,7 +203,7 @@ class _Lines:
         self._under_way: deque[tuple[int, Enqueued]] = deque()
 
     async def all(self, given: Input) -> None:
-        """Publish to the end of the input, with some publishes under way at any time."""
+        """Publish to the end of the input, with several publishes in flight."""
         rest = b""
         while piece := await given.read():
             *lines, rest = (rest + piece).split(b"\n")
@@ -215,7 +215,7 @@ class _Lines:
             await self._settle()
 
     async def stored(self, why: str) -> str:
-        """Return what was stored until `why`, once all that is under way is settled, or soon."""
+        """Return what was stored before `why`, once all in flight is settled, or soon."""
         with suppress(TimeoutError):
             async with asyncio.timeout(SETTLE_SECONDS):
                 while self._under_way:
@@ -265,9 +265,9 @@ class _Lines:
 
 
 class Input:
-    """Bytes of a file, pipe or terminal, as soon as they are there, read in a thread of its own.
+    """Bytes of a file, pipe or terminal as they arrive, read in a thread of its own.
 
-    The thread is a daemon: a pipe on which nothing comes must not hold up ^C.
+    The thread is a daemon, so that an idle pipe does not delay ^C.
     """
 
     def __init__(self, fd: int) -> None:
@@ -278,7 +278,7 @@ class Input:
         threading.Thread(target=self._run, name="input", daemon=True).start()
 
     async def read(self) -> bytes:
-        """Return what came next; empty at the end; raise OSError where it can't be read."""
+        """Return the next bytes; empty at the end; raise OSError if it can't be read."""
         piece = await self._pieces.get()
         self._room.release()
         if isinstance(piece, OSError):
@@ -304,10 +304,10 @@ class Input:
 
 
 class Progress:
-    """A line on a terminal's stderr that says how far it is; nothing elsewhere.
+    """A progress line on a terminal's stderr; nothing elsewhere.
 
     Args:
-        whole: Bytes of the whole input; 0 where that isn't known.
+        whole: Bytes of the whole input; 0 if unknown.
     """
 
     def __init__(self, whole: int) -> None:
@@ -319,7 +319,7 @@ class Progress:
         self._drawn = False
 
     def show(self, messages: int, more: int) -> None:
-        """Draw anew, at most five times a second, once it takes longer than that."""
+        """Redraw, at most five times a second."""
         self._done += more
         now = time.monotonic()
         if not self._on or now - self._shown < PROGRESS_SECONDS:
@@ -337,12 +337,12 @@ class Progress:
 
 
 def progress_text(done: int, whole: int, messages: int, rate: float) -> str:
-    """Return the progress in one line: a bar where the whole is known."""
-    told = f"{messages:,} messages, {size(done)}, {rate:,.0f}/s"
+    """Return the progress in one line, with a bar if the whole is known."""
+    text = f"{messages:,} messages, {size(done)}, {rate:,.0f}/s"
     if not whole:
-        return told
+        return text
     share = min(1.0, done / whole)
-    return f"[{'#' * round(share * 24):<24}] {share:4.0%} {told}"
+    return f"[{'#' * round(share * 24):<24}] {share:4.0%} {text}"
 
 
 def _file_bytes(fd: int) -> int:

@@ -1,4 +1,4 @@
-"""`linkd subscribe`: print messages as they come."""
+"""`linkd subscribe`: print messages as they arrive."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _count(text: str) -> int:
 
 
 def _start_notice(arguments: argparse.Namespace) -> str | None:
-    """Return where reading starts, where that may not be what the caller expects."""
+    """Return a notice about the start of reading, if the caller may expect another."""
     status = decode(http.get(arguments, "/v1/status").body)
     log, name = status.log, arguments.consumer
     # One that a linkd before owners made goes on at its cursor for the first that asks.
@@ -85,7 +85,7 @@ def _start_notice(arguments: argparse.Namespace) -> str | None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print records until `--count`, ^C, or a closed pipe; goes on over restarts of the daemon."""
+    """Print records until `--count`, ^C or a closed pipe, across restarts of the daemon."""
     from linkd.cli.streaming import follow  # noqa: PLC0415 - the loop is loaded where it is used
 
     if arguments.count == 0:

@@ -33,7 +33,7 @@ def add(subparsers: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print a fresh token: good for 30 s, once."""
+    """Print a new token: valid once, for 30 s."""
     body = None if arguments.channel is None else {"channel": arguments.channel}
     base = _base(arguments) if arguments.dashboard else None
     answer = http.post(arguments, "/v1/token", body).json()

@@ -20,6 +20,6 @@ def add(subparsers: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the version of this installation; it asks no daemon."""
+    """Print the version of this installation; needs no daemon."""
     print(f'{{"version":"{__version__}"}}' if arguments.json else f"linkd {__version__}")
     return 0

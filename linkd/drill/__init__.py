@@ -1,1 +1,1 @@
-"""Faults made on purpose, and verdicts: see README.md beside this file."""
+"""Deliberate faults with verdicts: see README.md beside this file."""

@@ -1,9 +1,9 @@
-"""The dead man's switch: a process of its own that makes a fault and takes it back, come what may.
+"""The dead man's switch: a separate process that injects a fault and removes it in every case.
 
-It does so when its time is over, when it is told to, when it gets SIGTERM, and when the process
-that started it is gone: also by kill -9, for then the pipe between them ends. It stands in a
-session of its own, so that a closed terminal does not touch it. Because it makes the fault itself,
-there is no moment in which a fault is there and nobody to take it back.
+It removes the fault when its time is over, on request, on SIGTERM, and when the process that
+started it is gone: even by kill -9, since the pipe between them then ends. It has a session of its
+own, so that a closed terminal does not affect it. Because it injects the fault itself, no fault
+ever exists without a process that removes it.
 
 It runs as a plain script with the standard library alone. Orders come as JSON lines on standard
 input, each is answered by one on standard output.
@@ -34,7 +34,7 @@ _ANSWER_SECONDS: Final = 60.0
 
 
 class DrillFailed(Exception):
-    """A fault could not be made or taken back; the message says what was tried and what was said.
+    """A fault could not be injected or removed; the message has the command and its output.
 
     (No `LinkdError`: this module runs as a script, without the package.)
     """
@@ -46,7 +46,7 @@ def admin_path() -> str:
 
 
 def started_at(pid: int) -> str | None:
-    """Return when a process started, in the kernel's ticks; None if there is none of that pid."""
+    """Return when a process started, in the kernel's ticks; None if it does not exist."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -55,7 +55,7 @@ def started_at(pid: int) -> str | None:
 
 
 class _SwitchProcess:
-    """What the process keeps, and how it takes it back."""
+    """What the switch must undo, and how."""
 
     def __init__(self) -> None:
         self._undo: list[list[str]] = []
@@ -64,7 +64,7 @@ class _SwitchProcess:
         self._deadline: float | None = None
 
     def serve(self) -> None:
-        """Obey orders until the end."""
+        """Carry out orders until the end."""
         rest = b""
         while True:
             left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
@@ -84,7 +84,7 @@ class _SwitchProcess:
                 self._obey(order)
 
     def _obey(self, order: dict[str, Any]) -> None:
-        """Do one order, and answer."""
+        """Carry out one order, and answer."""
         if "kill" in order:
             pid, start = order["kill"]
             self._pids.append((pid, start))
@@ -95,17 +95,17 @@ class _SwitchProcess:
         if "begin" in order:
             self._undo = order["undo"]
             for command in order["begin"]:
-                said = _run(command)
-                if said is not None:
+                problem = _run(command)
+                if problem is not None:
                     _run_all(self._undo, 1)
                     self._undo = []
-                    _tell({"failed": f"{' '.join(command)}: {said}"})
+                    _answer({"failed": f"{' '.join(command)}: {problem}"})
                     return
             self._deadline = time.monotonic() + order["seconds"]
-        _tell({"at": time.monotonic()})
+        _answer({"at": time.monotonic()})
 
     def _finish(self) -> None:
-        """Take everything back; again is harmless."""
+        """Undo everything; idempotent."""
         undo, self._undo = self._undo, []
         failed, gone = _run_all(undo, TRIES)
         ended = time.monotonic()
@@ -116,11 +116,11 @@ class _SwitchProcess:
         for directory in self._directories:
             if Path(directory).name.startswith(PREFIX):
                 shutil.rmtree(directory, ignore_errors=True)
-        _tell({"at": ended, "gone": gone, **({"failed": failed} if failed else {})})
+        _answer({"at": ended, "gone": gone, **({"failed": failed} if failed else {})})
 
 
 def _run(command: Sequence[str]) -> str | None:
-    """Run a command; return what went wrong, or None."""
+    """Run a command; return the error, or None."""
     try:
         done = subprocess.run(
             command,
@@ -138,21 +138,21 @@ def _run(command: Sequence[str]) -> str | None:
 
 
 def _is_gone(command: Sequence[str]) -> bool:
-    """Tell whether a command that removes a rule failed because there is none: somebody's flush."""
+    """Return whether a removal failed because the rule is gone, as after a flush by others."""
     if "-D" not in command:
         return False
-    said = _run(["-C" if word == "-D" else word for word in command])
-    return said is not None and "does a matching rule exist" in said
+    problem = _run(["-C" if word == "-D" else word for word in command])
+    return problem is not None and "does a matching rule exist" in problem
 
 
 def _run_all(commands: Sequence[Sequence[str]], tries: int) -> tuple[str, bool]:
-    """Run commands, those that fail up to `tries` times.
+    """Run commands, failing ones up to `tries` times.
 
     Returns:
-        What still went wrong, and whether rules to be removed were gone already.
+        The remaining errors, and whether rules to be removed were already gone.
     """
     left = list(commands)
-    said: list[str] = []
+    problems: list[str] = []
     gone = False
     for attempt in range(tries):
         if attempt:
@@ -162,28 +162,30 @@ def _run_all(commands: Sequence[Sequence[str]], tries: int) -> tuple[str, bool]:
         gone = gone or bool(absent)
         results = [(command, wrong) for command, wrong in results if command not in absent]
         left = [command for command, wrong in results if wrong is not None]
-        said = [f"{' '.join(command)}: {wrong}" for command, wrong in results if wrong is not None]
+        problems = [
+            f"{' '.join(command)}: {wrong}" for command, wrong in results if wrong is not None
+        ]
         if not left:
             break
-    return "; ".join(said), gone
+    return "; ".join(problems), gone
 
 
-def _tell(answer: dict[str, Any]) -> None:
-    """Answer, if anybody is still there."""
+def _answer(answer: dict[str, Any]) -> None:
+    """Write an answer, if the reader still exists."""
     with contextlib.suppress(OSError):
         os.write(1, json.dumps(answer).encode() + b"\n")
 
 
 class Switch:
-    """The switch, seen from the command; a context that takes everything back.
+    """The switch, as the command uses it; a context that undoes everything.
 
     Attributes:
-        pid: Of its process.
-        was_gone: Whether rules were gone before it removed them.
+        pid: The process id of the switch.
+        was_gone: Whether others had removed rules before.
     """
 
     def __init__(self) -> None:
-        """Start it; it keeps nothing yet."""
+        """Start the switch, with nothing to undo yet."""
         self._process = subprocess.Popen(
             [sys.executable, "-I", str(Path(__file__).resolve())],
             stdin=subprocess.PIPE,
@@ -199,49 +201,49 @@ class Switch:
     def fault(
         self, begin: Sequence[Sequence[str]], undo: Sequence[Sequence[str]], seconds: float
     ) -> float:
-        """Make a fault by commands, to be taken back by others after `seconds` at the latest.
+        """Inject a fault by commands; other commands remove it after `seconds` at the latest.
 
         Returns:
-            When it was there, monotonic seconds.
+            When the fault began, monotonic seconds.
 
         Raises:
-            DrillFailed: A command failed; what was done is taken back.
+            DrillFailed: A command failed; what was done is undone.
         """
         return self._order(begin=begin, undo=undo, seconds=seconds)
 
     def keep(self, pid: int) -> None:
-        """Have a process ended when all ends."""
+        """End this process with the switch."""
         start = started_at(pid)
         if start is not None:
             self._order(kill=[pid, start])
 
     def forget(self, pid: int) -> None:
-        """Leave a process alone: it has ended."""
+        """No longer end this process: it has ended."""
         self._order(forget=pid)
 
     def remove(self, directory: str) -> None:
-        """Have a directory removed when all ends; its name begins with PREFIX."""
+        """Remove this directory with the switch; its name begins with PREFIX."""
         self._order(remove=directory)
 
     def over(self, within: float) -> float | None:
-        """Wait up to `within` seconds for its end; return when the fault ended, or None.
+        """Wait up to `within` seconds for the end of the fault; return when it ended, or None.
 
         Raises:
-            DrillFailed: The fault could not be taken back; the message has what the system said.
+            DrillFailed: The fault could not be removed; the message has the output of the system.
         """
         answer = self._answer(within)
         return None if answer is None else self._moment(answer)
 
     def end(self) -> float:
-        """Take everything back now; return when the fault was gone, monotonic seconds.
+        """Undo everything now; return when the fault ended, monotonic seconds.
 
         Raises:
-            DrillFailed: It could not be taken back, or the switch has ended already.
+            DrillFailed: It could not be undone, or the switch has already ended.
         """
         return self._order(end=True)
 
     def close(self) -> None:
-        """Take everything back if that is still to do, and wait for the process."""
+        """Undo everything that is left, and wait for the process."""
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 with contextlib.suppress(OSError):
@@ -283,7 +285,7 @@ class Switch:
         return answer
 
     def _moment(self, answer: dict[str, Any]) -> float:
-        """Return the time in an answer; raise DrillFailed where it reports a failure."""
+        """Return the time in an answer; raise DrillFailed if it reports a failure."""
         self.was_gone = self.was_gone or bool(answer.get("gone"))
         if "failed" in answer:
             raise DrillFailed(str(answer["failed"]))
@@ -291,7 +293,7 @@ class Switch:
 
 
 def _main() -> None:
-    """Be the switch."""
+    """Run as the switch."""
 
     def terminated(_number: int, _frame: FrameType | None) -> None:
         raise SystemExit(0)

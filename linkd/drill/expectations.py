@@ -17,7 +17,7 @@ LATE_SECONDS: Final = 0.5
 """How much earlier or later than its bound a silent link may be given up on a busy machine."""
 
 SILENT: Final = ("ping-timeout", "silence")
-"""Reasons of a link that was given up because nothing was heard."""
+"""Reasons of a link that was given up for silence."""
 
 BACK_UNREACHABLE: Final = 2.5
 """Seconds: a redial every half second, and a lost SYN sent again after one second."""
@@ -27,9 +27,9 @@ class Bounds(msgspec.Struct, frozen=True):
     """The bounds in force.
 
     Args:
-        heartbeat: Of the listener; the dialer takes its interval from there.
-        reconnect: Of the dialer.
-        source: Where they come from, for people.
+        heartbeat: The listener's; the dialer uses its interval.
+        reconnect: The dialer's.
+        source: Where they are set, for people.
     """
 
     heartbeat: HeartbeatSettings = HeartbeatSettings()
@@ -49,7 +49,7 @@ class Bounds(msgspec.Struct, frozen=True):
 
     @property
     def back_broken(self) -> float:
-        """The seconds in which a dialer is back that was refused, reset or closed: a full delay."""
+        """The seconds until a dialer is back after a refusal, reset or close: a full delay."""
         return self.reconnect.max_delay + 1.5
 
     @property
@@ -59,28 +59,28 @@ class Bounds(msgspec.Struct, frozen=True):
 
 
 class Expectation(msgspec.Struct, frozen=True, kw_only=True):
-    """What one drill must show.
+    """The expected result of one drill.
 
     Args:
         falls: Ends whose link must fall, by role.
         stays: No link may fall; else those not in `falls` may.
         undisturbed: Ends, by role, whose own measurements count: neither killed nor frozen.
         back: Seconds after the restore in which both ends must be up again.
-        says: What the dialer must give as reason meanwhile; None: anything.
+        reason: The reason that the dialer must report meanwhile; None: any.
     """
 
     falls: tuple[str, ...] = ()
     stays: bool = False
     undisturbed: tuple[str, ...] = ("listener", "dialer")
     back: float = BACK_UNREACHABLE
-    says: str | None = None
+    reason: str | None = None
 
 
 def silent_for(bounds: Bounds, seconds: float, back: float = BACK_UNREACHABLE) -> Expectation:
-    """Return what a path that is dead for so many seconds must show.
+    """Return the expected result of a path that is dead for that many seconds.
 
     A silent end falls at the latest when its bound has passed since the fault, and at the earliest
-    one ping interval before, for it may have heard nothing for that long already.
+    one ping interval before, since it may already have been silent for that long.
     """
     falls = tuple(
         role for role in ("listener", "dialer") if seconds >= bounds.notices(role) + LATE_SECONDS
@@ -101,10 +101,10 @@ def judge(
 
     Args:
         ends: What each known end has seen.
-        reasons: What the dialer gave as reasons while the link was down.
-        messages: What became of the numbered messages, by channel.
-        expected: What the drill must show.
-        bounds: The configured ones.
+        reasons: The dialer's reasons while the link was down.
+        messages: The tally of the numbered messages, by channel.
+        expected: The expected result.
+        bounds: The configured bounds.
     """
     checks = []
     for end in ends:
@@ -113,17 +113,21 @@ def judge(
             checks += [_noticed(end, one, bounds) for one in end.outages if one.reason in SILENT]
         if not end.up or end.back_seconds is not None:
             checks.append(_back(end, expected))
-    if expected.says is not None:
-        said = sorted(reasons)
+    if expected.reason is not None:
+        seen = sorted(reasons)
         checks.append(
-            Check(f"the dialer says {expected.says}", expected.says in said, " ".join(said) or "–")
+            Check(
+                f"the dialer reports {expected.reason}",
+                expected.reason in seen,
+                " ".join(seen) or "–",
+            )
         )
     checks += [_arrived(channel, one) for channel, one in messages.items()]
     return checks
 
 
 def _fell(end: EndReport, expected: Expectation) -> list[Check]:
-    """Return whether the link fell where it had to, and stayed where it had to."""
+    """Return whether the link fell, or stayed up, as expected."""
     got = end.reasons or ("its daemon does not answer" if end.gone else "it stayed up")
     if expected.stays:
         return [Check(f"{end.name}: the link stays up", not (end.outages or end.gone), got)]
@@ -133,7 +137,7 @@ def _fell(end: EndReport, expected: Expectation) -> list[Check]:
 
 
 def _noticed(end: EndReport, outage: Outage, bounds: Bounds) -> Check:
-    """Return whether silence was given up neither too early nor too late."""
+    """Return whether silence was detected neither too early nor too late."""
     bound = bounds.notices(end.role or "dialer")
     low, high = bound - EARLY_SECONDS, bound + LATE_SECONDS
     got = outage.noticed_after_seconds
@@ -155,7 +159,7 @@ def _back(end: EndReport, expected: Expectation) -> Check:
 
 
 def _arrived(channel: str, counted: Tally) -> Check:
-    """Return whether every acknowledged message is there, once, in its order."""
+    """Return whether every acknowledged message arrived once and in order."""
     return Check(
         f"{channel}: nothing lost, doubled or out of order",
         not (counted.lost or counted.twice or counted.out_of_order) and counted.published > 0,

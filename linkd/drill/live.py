@@ -1,7 +1,7 @@
-"""Drills on a running pair: packet-filter rules that are narrow, short and undone.
+"""Drills on a running pair: packet-filter rules that are narrow, short-lived and removed.
 
 They match TCP between this host and the peer's address on the link's own port, and nothing else:
-an ssh session between the same two hosts goes on.
+an ssh session between the same two hosts continues.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _VERSION_SECONDS: Final = 10.0
 
 
 class PacketMatch(msgspec.Struct, frozen=True):
-    """The other end of a link's connection, as the packets name it.
+    """The other end of a link's connection, as its packets show it.
 
     Args:
         address: Its IP address.
@@ -53,14 +53,14 @@ class PacketMatch(msgspec.Struct, frozen=True):
 
 
 def remote(role: str, address: str) -> PacketMatch:
-    """Return what the packets of a link look like.
+    """Return the match for the packets of a link.
 
     Args:
         role: This end's.
         address: The peer's address and port, as the status gives it.
 
     Raises:
-        ValueError: The address is none, or the connection is not among the kernel's.
+        ValueError: The address is malformed, or the kernel has no such connection.
     """
     host, _, digits = address.rpartition(":")
     parsed = ipaddress.ip_address(host.strip("[]"))
@@ -104,13 +104,13 @@ def tool_for(address: str) -> str:
 
 
 def programs(tool: str, root: Path = Path("/proc/net")) -> list[str]:
-    """Return the programs that list and change the rules of `tool`, none where it is missing.
+    """Return the programs that list and change the rules of `tool`; none if it is missing.
 
-    `iptables` is iptables-nft or iptables-legacy by the host's choice, and the choice may change
-    while rules are in force (set-ups of containers do that). So rules are made and removed by a
-    name that stays, and looked for in both. The first is the one that the host uses now; the other
-    kind follows where it may hold rules. Listing legacy tables makes them, so they are left alone
-    where there are none.
+    `iptables` is iptables-nft or iptables-legacy by the host's choice, which may change while
+    rules are in force (container set-ups do that). So rules are added and removed by a fixed
+    name, and searched in both. The first program is the one that the host uses now; the other
+    follows if it may have rules. Listing legacy tables creates them, so they are skipped if there
+    are none.
 
     Args:
         tool: iptables or ip6tables.
@@ -147,13 +147,13 @@ def _has_tables(program: str, root: Path) -> bool:
 def commands(
     kind: Kind, far: PacketMatch, token: str, program: str
 ) -> tuple[list[list[str]], list[list[str]]]:
-    """Return the commands that make a fault, and those that take exactly it back.
+    """Return the commands that inject a fault, and those that remove exactly it.
 
     Args:
-        kind: What to make. `oneway`: what comes from the peer is dropped, what goes to it passes.
+        kind: The fault. `oneway`: packets from the peer are dropped, packets to it pass.
         far: The packets it concerns.
-        token: Marks these rules, so that no other's are touched.
-        program: Makes and removes them.
+        token: Marks these rules, so that no others are touched.
+        program: Adds and removes them.
     """
     begin, undo = [], []
     for rule in _rules(kind, far):
@@ -168,7 +168,7 @@ def commands(
 
 
 def _rules(kind: Kind, far: PacketMatch) -> list[list[str]]:
-    """Return chain and match of every rule: what comes in, and what goes out."""
+    """Return chain and match of every rule: incoming and outgoing."""
     come, go = ("--dport", "--sport") if far.ours else ("--sport", "--dport")
     inward = ["INPUT", "-p", "tcp", "-s", far.address, come, str(far.port)]
     outward = ["OUTPUT", "-p", "tcp", "-d", far.address, go, str(far.port)]
@@ -197,14 +197,14 @@ _POLL_SECONDS: Final = 0.1
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What the operator asks for.
+    """The operator's request.
 
     Args:
         kind: The fault.
         peer: Whose link.
         seconds: How long, at most 120.
-        channel: Where numbered messages are published meanwhile; None: nowhere.
-        far_socket: Where the peer's own socket can be reached from here; None: nowhere.
+        channel: The channel of numbered messages meanwhile; None: no messages.
+        far_socket: The peer's own socket, if it is reachable from here.
     """
 
     kind: Kind
@@ -215,7 +215,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What will be done, for the operator to agree to.
+    """What will be done, for the operator to confirm.
 
     Args:
         node: This node's name.
@@ -246,7 +246,7 @@ def plan(request: Request, daemon: DaemonClient) -> Plan:
     """Return what will be done; nothing is changed.
 
     Raises:
-        DrillFailed: The link is not there, not up, or its packets can't be told from others.
+        DrillFailed: The link is unknown or down, or its packets can't be distinguished.
         ClientError: The daemon does not answer.
     """
     status = daemon.status()
@@ -267,31 +267,39 @@ def plan(request: Request, daemon: DaemonClient) -> Plan:
 
 
 def run(
-    request: Request, made: Plan, daemon: DaemonClient, bounds: Bounds, say: Callable[[str], None]
+    request: Request,
+    made: Plan,
+    daemon: DaemonClient,
+    bounds: Bounds,
+    progress: Callable[[str], None],
 ) -> Report:
-    """Do what was planned, and return what it showed; the fault is gone in any case.
+    """Carry out a plan and return its report; the fault is removed in any case.
 
-    The daemon here is told, so that its log and its events say that the outage was made on purpose.
+    The local daemon is notified, so that its log and events show that the outage was deliberate.
 
     Raises:
-        DrillFailed: The fault could not be made or taken back; the message says what is left.
-        ClientError: The daemon does not answer any more.
+        DrillFailed: The fault could not be injected or removed; the message has what is left.
+        ClientError: The daemon no longer answers.
     """
     verdict = None
     daemon.drill_began(request.peer, request.kind, request.seconds)
     try:
-        report = _course(request, made, daemon, bounds, say)
+        report = _course(request, made, daemon, bounds, progress)
         verdict = report.verdict
     finally:
-        with contextlib.suppress(ClientError):  # the report says more than that a daemon is gone
+        with contextlib.suppress(ClientError):  # the report has more than that a daemon is gone
             daemon.drill_ended(request.peer, request.kind, verdict)
     return report
 
 
 def _course(
-    request: Request, made: Plan, daemon: DaemonClient, bounds: Bounds, say: Callable[[str], None]
+    request: Request,
+    made: Plan,
+    daemon: DaemonClient,
+    bounds: Bounds,
+    progress: Callable[[str], None],
 ) -> Report:
-    """Watch, make the fault, wait until all is well again, and judge."""
+    """Watch, inject the fault, wait for the recovery, and judge."""
     times = Times()
     watches = [Watch(made.node, daemon, request.peer)]
     if request.far_socket is not None:
@@ -306,13 +314,13 @@ def _course(
         for thread in threads:
             thread.start()
         time.sleep(1.0)
-        removed = _fault(request, made, times, say)
+        removed = _fault(request, made, times, progress)
         expected = _expected(request, bounds, times)
-        _wait_up(watches, times.restored + expected.back + _GRACE_SECONDS, times, say)
+        _wait_up(watches, times.restored + expected.back + _GRACE_SECONDS, times, progress)
         time.sleep(1.0)
         if publisher is not None:
             within = _DRAIN_SECONDS if watches[0].up else _NO_LINK_SECONDS
-            delivered.append(_delivered(publisher, daemon, request, within, say))
+            delivered.append(_delivered(publisher, daemon, request, within, progress))
             if request.far_socket is not None:
                 delivered += _counted(publisher, request, request.far_socket, messages)
     finally:
@@ -327,7 +335,7 @@ def _course(
 
 
 def _why(bounds: Bounds, request: Request) -> str:
-    """Return what the verdict is held against, and what it can't say."""
+    """Return the source of the bounds, and the limits of the verdict."""
     short = request.kind != "reset" and request.seconds < bounds.slowest + LATE_SECONDS
     note = f"; shorter than {bounds.slowest:g} s, so not both ends had to notice" if short else ""
     return f"bounds: {bounds.source}{note}"
@@ -341,7 +349,7 @@ def _report(
     checks: list[Check],
     why: str,
 ) -> Report:
-    """Put it together."""
+    """Return the report."""
     return Report(
         drill=request.kind,
         about=f"{ABOUT[request.kind]}; the peer is {request.peer}",
@@ -357,8 +365,8 @@ def _report(
     )
 
 
-def _fault(request: Request, made: Plan, times: Times, say: Callable[[str], None]) -> bool:
-    """Make the fault and wait until it has been taken back; return whether others had done that."""
+def _fault(request: Request, made: Plan, times: Times, progress: Callable[[str], None]) -> bool:
+    """Inject the fault and wait for its removal; return whether others had removed it."""
     _backup(request, made)
     with Switch() as switch:
         times.fault = switch.fault(made.begin, made.undo, request.seconds)
@@ -366,7 +374,7 @@ def _fault(request: Request, made: Plan, times: Times, say: Callable[[str], None
         ended = None
         while ended is None:
             left = until - time.monotonic()
-            say(f"fault: {ABOUT[request.kind]}, {max(0.0, left):.0f} s left")
+            progress(f"fault: {ABOUT[request.kind]}, {max(0.0, left):.0f} s left")
             if left < -_GRACE_SECONDS:
                 raise DrillFailed(f"the fault was not taken back: look at {made.begin[0][0]} -S")
             ended = switch.over(0.5)
@@ -375,7 +383,7 @@ def _fault(request: Request, made: Plan, times: Times, say: Callable[[str], None
 
 
 def _expected(request: Request, bounds: Bounds, times: Times) -> Expectation:
-    """Return what must be seen."""
+    """Return the expected result."""
     lasted = times.restored - times.fault
     if request.kind == "reset":
         # On an idle link the first packet to be reset is the listener's next ping.
@@ -385,11 +393,13 @@ def _expected(request: Request, bounds: Bounds, times: Times) -> Expectation:
     return silent_for(bounds, lasted)
 
 
-def _wait_up(watches: list[Watch], until: float, times: Times, say: Callable[[str], None]) -> None:
+def _wait_up(
+    watches: list[Watch], until: float, times: Times, progress: Callable[[str], None]
+) -> None:
     """Wait until all known ends are up."""
     time.sleep(_POLL_SECONDS * 2)
     while not all(watch.up for watch in watches) and time.monotonic() < until:
-        say(f"restored; waiting for the link, {time.monotonic() - times.restored:.1f} s")
+        progress(f"restored; waiting for the link, {time.monotonic() - times.restored:.1f} s")
         time.sleep(_POLL_SECONDS)
 
 
@@ -398,11 +408,11 @@ def _delivered(
     daemon: DaemonClient,
     request: Request,
     within: float,
-    say: Callable[[str], None],
+    progress: Callable[[str], None],
 ) -> Check:
-    """Return whether the peer says within so many seconds that all of them are on its disk."""
+    """Return whether the peer confirms in time that all messages are on its disk."""
     publisher.end()
-    say("waiting until the peer has the numbered messages")
+    progress("waiting until the peer has the numbered messages")
     what = f"{request.peer} has acknowledged all that was published on {publisher.channel}"
     got = f"{publisher.published:,} published, {publisher.refused:,} refused"
     target = f"/v1/channels/{publisher.channel}?wait={request.peer}&timeout={within:g}"
@@ -410,7 +420,7 @@ def _delivered(
     try:
         headers = {"Content-Type": "application/json"}
         expect(call(daemon.socket, "POST", target, last, headers, timeout=within + 10.0))
-    except ClientError as error:  # the daemon may be gone: that too stands in the report
+    except ClientError as error:  # the daemon may be gone: the report has that too
         return Check(what, False, f"{got}; {error}")
     return Check(what, publisher.published > 0, got)
 
@@ -418,22 +428,22 @@ def _delivered(
 def _counted(
     publisher: Publisher, request: Request, far_socket: str, messages: dict[str, Tally]
 ) -> list[Check]:
-    """Count what has arrived at the peer; return the check that failed where it can't be asked."""
+    """Count the messages at the peer; return a failed check if it does not answer."""
     try:
         numbers = arrived(far_socket, publisher.channel, publisher.mark)
     except ClientError as error:
         return [
-            Check(f"{request.peer} tells what it has of {publisher.channel}", False, str(error))
+            Check(f"{request.peer} reports what it has of {publisher.channel}", False, str(error))
         ]
     messages[publisher.channel] = publisher.judge(numbers)
     return []
 
 
 def _backup(request: Request, made: Plan) -> None:
-    """Have systemd take the fault back too, a little later, where it is there.
+    """Have systemd, if there is one, remove the fault too, a little later.
 
-    It ends every process of a session that is over on hosts that are set so (KillUserProcesses):
-    the switch as well. What it starts itself lives on.
+    With KillUserProcesses it ends every process of a closed session, even the switch, but not what
+    it starts itself.
     """
     if not Path("/run/systemd/system").is_dir() or shutil.which("systemd-run") is None:
         return

@@ -40,7 +40,7 @@ class DaemonClient:
         self.socket = socket
 
     def status(self) -> NodeStatus:
-        """Return its status; raise ClientError if it can't be had within 2 s."""
+        """Return its status; raise ClientError if it does not answer within 2 s."""
         return self._get("/v1/status", NodeStatus)
 
     def link(self, peer: str) -> LinkStatus | None:
@@ -56,19 +56,19 @@ class DaemonClient:
         return self._get(f"/v1/outages?{urlencode({'peer': peer})}", _Outages).outages
 
     def kick(self, peer: str) -> None:
-        """Have the link to a peer try again at once; raise ClientError."""
+        """Make the link to a peer retry at once; raise ClientError."""
         expect(call(self.socket, "POST", f"/v1/peers/{peer}/kick"))
 
     def drill_began(self, peer: str, drill: str, seconds: float) -> None:
-        """Have it say that a fault is made on the link to a peer; raise ClientError."""
-        self._tell_drill(peer, {"drill": drill, "state": "started", "seconds": seconds})
+        """Log that a fault is injected into the link to a peer; raise ClientError."""
+        self._post_drill(peer, {"drill": drill, "state": "started", "seconds": seconds})
 
     def drill_ended(self, peer: str, drill: str, verdict: str | None) -> None:
-        """Have it say that the fault is over, and what came of it; raise ClientError."""
-        self._tell_drill(peer, {"drill": drill, "state": "ended", "verdict": verdict})
+        """Log that the fault is over, and the verdict; raise ClientError."""
+        self._post_drill(peer, {"drill": drill, "state": "ended", "verdict": verdict})
 
-    def _tell_drill(self, peer: str, told: dict[str, str | float | None]) -> None:
-        body, headers = msgspec.json.encode(told), {"Content-Type": "application/json"}
+    def _post_drill(self, peer: str, body_fields: dict[str, str | float | None]) -> None:
+        body, headers = msgspec.json.encode(body_fields), {"Content-Type": "application/json"}
         target = f"/v1/peers/{peer}/drill"
         expect(call(self.socket, "POST", target, body, headers, timeout=ANSWER_SECONDS))
 
@@ -88,14 +88,14 @@ _SENT_SECONDS: Final = 30.0
 
 
 class Tally(msgspec.Struct, frozen=True):
-    """What became of one publisher's messages.
+    """The fate of one publisher's messages.
 
     Args:
-        published: Those that the daemon said it has on disk.
-        refused: Those that it would not take.
-        doubtful: Those of calls that were never answered.
+        published: Those that the daemon has confirmed on disk.
+        refused: Those that it refused.
+        doubtful: Those of calls without an answer.
         lost, twice, out_of_order: Of those published, at the other end.
-        slowest_seconds: The longest that a call took that was answered.
+        slowest_seconds: The longest duration of an answered call.
     """
 
     published: int
@@ -108,20 +108,20 @@ class Tally(msgspec.Struct, frozen=True):
 
 
 class Publisher(threading.Thread):
-    """Publishes numbered messages, ten every tenth of a second, until it is told to stop.
+    """Publishes numbered messages, ten every tenth of a second, until stopped.
 
-    A call without an answer is in doubt: its messages may be there, or not; they are not tried
-    again, so that whatever is there twice was doubled on the way.
+    The messages of a call without an answer may be stored or not; they are not retried, so that
+    every duplicate was made on the way.
 
     Attributes:
-        refused: How many messages the daemon would not take.
-        channel: Where to.
-        mark: Tells these messages from others on the channel.
+        refused: How many messages the daemon refused.
+        channel: The channel.
+        mark: Distinguishes these messages from others on the channel.
 
     Args:
         socket: The daemon's.
-        channel: Where to.
-        mark: Tells these messages from others on the channel.
+        channel: The channel.
+        mark: Distinguishes these messages from others on the channel.
     """
 
     def __init__(self, socket: str, channel: str, mark: str) -> None:
@@ -142,14 +142,14 @@ class Publisher(threading.Thread):
         return sum(last - first for first, last in tuple(self._acked))
 
     def run(self) -> None:
-        """Publish until told to stop."""
+        """Publish until stopped."""
         while not self._ended.is_set():
             began = time.monotonic()
             wait = EVERY_SECONDS if self._publish() else _RETRY_SECONDS
             self._ended.wait(max(0.0, wait - (time.monotonic() - began)))
 
     def end(self) -> None:
-        """Stop, and wait for the call under way."""
+        """Stop, and wait for the pending call."""
         self._ended.set()
         if self.is_alive():
             self.join(_SENT_SECONDS + 5.0)
@@ -180,7 +180,7 @@ class Publisher(threading.Thread):
         return True
 
     def judge(self, numbers: Iterable[int]) -> Tally:
-        """Hold what has arrived, in its order, against what was published."""
+        """Compare the arrived messages, in order, with the published ones."""
         arrived = list(numbers)
         there = set(arrived)
         return Tally(
@@ -197,7 +197,7 @@ class Publisher(threading.Thread):
 
 
 def arrived(socket: str, channel: str, mark: str) -> list[int]:
-    """Return the numbers of a publisher's messages as they lie in a daemon's log, in their order.
+    """Return the numbers of a publisher's messages in a daemon's log, in log order.
 
     Raises:
         ClientError: The daemon does not answer, or not as expected.
@@ -229,14 +229,14 @@ class Span(msgspec.Struct):
 
 
 class Watch:
-    """Asks a daemon ten times a second for the state of one link, in a thread of its own.
+    """Polls the state of one link ten times a second, in a thread of its own.
 
     Attributes:
         name: The end's, for people.
         role: `dialer` or `listener`; None as long as the daemon was never reached.
         spans: The states so far, oldest first.
-        reasons: Every reason that was given while the link was down.
-        link: What was said last; None while nobody answers.
+        reasons: Every reason reported while the link was down.
+        link: The last status; None while the daemon does not answer.
     """
 
     def __init__(self, name: str, daemon: DaemonClient, peer: str) -> None:
@@ -279,7 +279,7 @@ class Watch:
         return [one for one in self._recorded() or [] if one.began not in known]
 
     def falls(self) -> int:
-        """Return how often the link has left `up` since this watch was made, as the events say."""
+        """Return how often the link has left `up` since this watch was made, by the events."""
         try:
             events = self._daemon.events()
         except ClientError:
@@ -310,7 +310,7 @@ class Watch:
             self._look()
 
     def _look(self) -> None:
-        """Ask once."""
+        """Poll once."""
         asked = time.monotonic()
         try:
             link = self._daemon.link(self._peer)
@@ -328,11 +328,11 @@ class Watch:
         self._note(link.state, max(began, self._from(asked)), now)
 
     def _from(self, asked: float) -> float:
-        """Return the earliest time at which a state that is new now can have begun."""
+        """Return the earliest time at which a newly seen state can have begun."""
         return self.spans[-1].began if self.spans else asked
 
     def _note(self, state: str, began: float, now: float) -> None:
-        """Lengthen the last span, or begin another at the time when the state began."""
+        """Extend the last span, or start another when the state began."""
         last = self.spans[-1] if self.spans else None
         if last is not None and last.state == state:
             last.ended = now

@@ -1,11 +1,11 @@
-"""A relay between the two ends that can swallow bytes and let them pass again.
+"""A relay between the two ends that can hold back bytes and forward them again.
 
-No connection is closed when it stops or resumes: what came meanwhile waits, as packets wait for
-their retransmission. A connection that is opened meanwhile waits as well. So a path that dies and
-heals can be had where the packet filter can't be used.
+No connection is closed when it stops or resumes: bytes wait meanwhile, as packets wait for
+their retransmission, and so do new connections. This simulates a path that dies and recovers
+without a packet filter.
 
-It runs as a plain script with the standard library alone, one thread a direction. Orders come as
-JSON lines on standard input and are answered by `{"port": N}`; it ends when that input ends.
+It runs as a plain script with the standard library alone, one thread for each direction. Orders
+are JSON lines on standard input and are answered by `{"port": N}`; it ends when that input ends.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class _Path:
         self._begin()
 
     def obey(self, order: dict[str, Any]) -> None:
-        """Do what an order says: see `Relay.order`."""
+        """Carry out an order: see `Relay.order`."""
         for way, passes in order.get("pass", {}).items():
             (self._gates[way].set if passes else self._gates[way].clear)()
         if "rate" in order:
@@ -79,7 +79,7 @@ class _Path:
         _thread(self._accept, listener)
 
     def _accept(self, listener: socket.socket) -> None:
-        """Take connections until the listener is closed."""
+        """Accept connections until the listener is closed."""
         while True:
             try:
                 near, _ = listener.accept()
@@ -88,12 +88,12 @@ class _Path:
             _thread(self._join, near)
 
     def _join(self, near: socket.socket) -> None:
-        """Join a connection to the target, once the path is open."""
+        """Connect a connection to the target, once the path is open."""
         self._keep(near)
         for gate in self._gates.values():
             gate.wait()
         far = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        self._keep(far)  # before it stands: a reset in between is for both ends
+        self._keep(far)  # before it is connected: a reset in between is for both ends
         try:
             if _state(near) != _ESTABLISHED:
                 raise OSError("the dialer gave up meanwhile")
@@ -124,7 +124,7 @@ class _Path:
         self._drop(sink)
 
     def _most(self) -> int:
-        """Return how many bytes to carry at once: on a slow path few, so that they flow evenly."""
+        """Return how many bytes to carry at once: few on a slow path, for an even flow."""
         if self._rate is None:
             return CHUNK_BYTES
         return max(1, min(CHUNK_BYTES, int(self._rate * _EVEN_SECONDS)))
@@ -145,10 +145,10 @@ class _Path:
         sock.close()
 
     def _reset(self) -> None:
-        """Answer every connection by a reset, at both ends."""
+        """Reset every connection, at both ends."""
         with self._lock:
             sockets, self._open = self._open, set()
-        for sock in sockets:  # all of them first: whoever wakes from one closes the other as well
+        for sock in sockets:  # all of them first: a thread that wakes from one closes the other too
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RST_ON_CLOSE)
         for sock in sockets:
@@ -163,7 +163,7 @@ def _thread(target: Callable[..., None], *arguments: Any) -> None:
 
 
 def _state(sock: socket.socket) -> int:
-    """Return the kernel's word for the state of a TCP connection."""
+    """Return the kernel's state of a TCP connection."""
     return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
 
 
@@ -172,14 +172,14 @@ class Relay:
 
     Attributes:
         port: Where it listens.
-        pid: Of its process.
+        pid: Its process id.
     """
 
     def __init__(self, target: tuple[str, int], prefix: Sequence[str] = ()) -> None:
-        """Start it on loopback before `target`; `prefix` is a command that enters a place.
+        """Start it on loopback before `target`; `prefix` is a command that enters a namespace.
 
         Raises:
-            OSError: It did not start.
+            OSError: The relay did not start.
         """
         own = [sys.executable, "-I", str(Path(__file__).resolve()), target[0], str(target[1])]
         self._process = subprocess.Popen(
@@ -234,7 +234,7 @@ class Relay:
         return int(json.loads(line)["port"])
 
     def close(self) -> None:
-        """End it and all its connections; again is harmless."""
+        """End it and all its connections; idempotent."""
         self._process.kill()
         self._process.wait(5)
         for stream in (self._process.stdin, self._process.stdout):
@@ -250,7 +250,7 @@ class Relay:
 
 
 def _main() -> None:
-    """Be the relay."""
+    """Run as the relay."""
     path = _Path(("127.0.0.1", 0), (sys.argv[1], int(sys.argv[2])))
     for line in sys.stdin:
         path.obey(json.loads(line))

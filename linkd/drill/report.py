@@ -1,4 +1,4 @@
-"""What a drill has shown: for programs, and as text for people."""
+"""The report of a drill: for programs, and as text for people."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LATE_SECONDS = 3.0
 
 
 class Check(msgspec.Struct, frozen=True):
-    """One bound: what was to be, whether it was, and what was seen."""
+    """One bound: the expectation, whether it was met, and what was measured."""
 
     what: str
     ok: bool
@@ -33,14 +33,14 @@ class State(msgspec.Struct, frozen=True):
 
 
 class EndReport(msgspec.Struct, frozen=True):
-    """What one end has seen.
+    """The report of one end.
 
     Args:
         name: The end.
         role: `listener` or `dialer`; None if it was never reached.
         outages: Those that began during the drill.
-        back_seconds: From the restore until the link was up again; 0 if it came back before, None
-            if it never was down or is not back.
+        back_seconds: From the restore until the link was up again; 0 if it was up before, None if
+            it was never down or is not back.
         up: Whether it was up at the end.
         states: The link's states over time.
     """
@@ -54,7 +54,7 @@ class EndReport(msgspec.Struct, frozen=True):
 
     @property
     def noticed(self) -> float | None:
-        """After how much silence the link was first given up; None if it was not, or not known."""
+        """The silence after which the link was first given up; None if it was not or is unknown."""
         known = [one.noticed_after_seconds for one in self.outages]
         return next((seconds for seconds in known if seconds is not None), None)
 
@@ -65,18 +65,18 @@ class EndReport(msgspec.Struct, frozen=True):
 
     @property
     def replayed(self) -> int:
-        """Records that had waited and were sent afterwards."""
+        """Records that waited and were sent afterwards."""
         return sum(one.replayed_records for one in self.outages)
 
     @property
     def gone(self) -> bool:
-        """Whether its daemon did not answer at the end, more than once."""
+        """Whether its daemon repeatedly did not answer at the end."""
         last = self.states[-1] if self.states else None
         return last is not None and last.state == GONE and last.ended - last.began > _LATE_SECONDS
 
     @property
     def reasons(self) -> str:
-        """Why the link fell, in order, each once."""
+        """The distinct reasons of the link's falls, in order."""
         return " ".join(dict.fromkeys(one.reason for one in self.outages))
 
 
@@ -89,11 +89,11 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         began: RFC 3339, UTC.
         where: `namespaces`, `relay` or `running`.
         verdict: Whether every check held.
-        why: Why it was skipped, or what else is to be known.
+        why: Why it was skipped, or a note.
         fault_began, fault_ended: Seconds since the drill's beginning.
-        ends: What each known end has seen.
-        messages: What became of the numbered messages, by channel; empty: not checked.
-        checks: What was held against the bounds.
+        ends: The report of each known end.
+        messages: The tally of the numbered messages, by channel; empty: not checked.
+        checks: The comparisons with the bounds.
     """
 
     drill: str
@@ -159,7 +159,7 @@ def text(report: Report) -> list[str]:
 
 
 def summary(reports: Sequence[Report]) -> list[str]:
-    """Return one line a drill."""
+    """Return one line for each drill."""
     rows: list[tuple[str, ...]] = []
     for report in reports:
         if report.verdict == "skipped":

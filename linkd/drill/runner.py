@@ -18,7 +18,7 @@ from linkd.drill.scenarios import Drill
 from linkd.drill.testbed import DOWN_CHANNEL, UP_CHANNEL, Testbed, faketime
 from linkd.protocol.json import rfc3339
 
-Say = Callable[[str], None]
+Progress = Callable[[str], None]
 """Shows progress: what goes on now, in a few words."""
 
 Stage = Literal["before", "during", "after"]
@@ -38,8 +38,8 @@ class Times:
 
     Attributes:
         began: The drill.
-        fault: When the fault was there.
-        restored: When it was gone.
+        fault: When the fault began.
+        restored: When it ended.
     """
 
     def __init__(self) -> None:
@@ -57,27 +57,27 @@ def show_nothing(stage: Stage, pair: Testbed) -> None:
 
 
 def run(
-    drill: Drill, bounds: Bounds, say: Say, bare: bool = False, show: Show = show_nothing
+    drill: Drill, bounds: Bounds, progress: Progress, bare: bool = False, show: Show = show_nothing
 ) -> Report:
-    """Run one drill on a pair of its own, which is gone afterwards, and return what it showed.
+    """Run one drill on a temporary pair, and return its report.
 
     Args:
         drill: What to do.
-        bounds: Settings of the pair, and what it is held against.
-        say: Shows progress.
-        bare: Do without namespaces also where they can be had.
+        bounds: The settings of the pair, and the bounds for the verdict.
+        progress: Shows the progress.
+        bare: Use no namespaces even if available.
         show: Called at each stage of the fault, while the pair runs.
 
     Raises:
-        DrillFailed: The pair can't be made, or the fault can't be made or taken back.
+        DrillFailed: The pair can't be made, or the fault can't be injected or removed.
     """
     if "libfaketime" in drill.needs and faketime() is None:
         return _skipped(drill, "libfaketime is not installed")
-    say("starting a pair")
+    progress("starting a pair")
     with Testbed(drill.setup, bounds, bare) as pair:
         if "namespaces" in drill.needs and not pair.ground.namespaces:
             return _skipped(drill, f"needs network namespaces: {pair.bare}")
-        return _Run(drill, bounds, say, show, pair).run()
+        return _Run(drill, bounds, progress, show, pair).run()
 
 
 def _skipped(drill: Drill, why: str) -> Report:
@@ -95,8 +95,10 @@ def _skipped(drill: Drill, why: str) -> Report:
 class _Run:
     """The course of one drill on one pair: traffic, fault, restore, drain, count."""
 
-    def __init__(self, drill: Drill, bounds: Bounds, say: Say, show: Show, pair: Testbed) -> None:
-        self._drill, self._bounds, self._say, self._pair = drill, bounds, say, pair
+    def __init__(
+        self, drill: Drill, bounds: Bounds, progress: Progress, show: Show, pair: Testbed
+    ) -> None:
+        self._drill, self._bounds, self._progress, self._pair = drill, bounds, progress, pair
         self._show = show
         self._times = Times()
         self._watches = [Watch(end.name, end.daemon, end.other) for end in pair.ends]
@@ -128,8 +130,8 @@ class _Run:
                 thread.end()
 
     def _fault(self) -> None:
-        """Make the fault, and keep it for its time."""
-        self._say("making the fault")
+        """Inject the fault, and keep it for its time."""
+        self._progress("making the fault")
         started = time.monotonic()
         self._drill.begin(self._pair)
         self._times.fault = time.monotonic()
@@ -140,18 +142,18 @@ class _Run:
             self._hold(f"fault: {self._drill.about}", until)
             return
         while time.monotonic() < until:
-            self._say(f"fault: {self._drill.about}, {until - time.monotonic():.0f} s left")
+            self._progress(f"fault: {self._drill.about}, {until - time.monotonic():.0f} s left")
             self._drill.during(self._pair)
 
     def _restore(self) -> None:
-        """Take the fault back, and wait until both ends are up, within their bound and some."""
-        self._drill.mend(self._pair)
+        """Remove the fault, and wait until both ends are up, somewhat beyond their bound."""
+        self._drill.restore(self._pair)
         self._times.restored = time.monotonic()
         expected = self._expected()
         until = self._times.restored + expected.back + GRACE_SECONDS
         while time.monotonic() < until:
             passed = time.monotonic() - self._times.restored
-            self._say(f"restored; waiting for the link, {passed:.1f} s")
+            self._progress(f"restored; waiting for the link, {passed:.1f} s")
             time.sleep(_POLL_SECONDS * 2)
             if all(watch.up for watch in self._watches):
                 return
@@ -161,13 +163,13 @@ class _Run:
         return self._drill.expects(self._bounds, lasted)
 
     def _hold(self, what: str, until: float) -> None:
-        """Wait, and say so."""
+        """Wait, and show it."""
         while (left := until - time.monotonic()) > 0:
-            self._say(f"{what}, {left:.0f} s left")
+            self._progress(f"{what}, {left:.0f} s left")
             time.sleep(min(left, _SAY_SECONDS))
 
     def _drain(self) -> Check:
-        """Wait until each end has what the other owes it."""
+        """Wait until neither end owes the other anything."""
         began = time.monotonic()
         owed: list[str] = ["not known"]
         while owed and time.monotonic() < began + DRAIN_SECONDS:
@@ -181,7 +183,7 @@ class _Run:
                     owed.append(f"{end.name} owes {link.backlog_records if link else 'all'}")
                     continue
                 owed.append(f"{end.name} does not answer")
-            self._say(f"draining: {', '.join(owed) or 'done'}")
+            self._progress(f"draining: {', '.join(owed) or 'done'}")
         took = time.monotonic() - began
         return Check(
             f"everything owed is delivered within {DRAIN_SECONDS:.0f} s",
@@ -190,8 +192,8 @@ class _Run:
         )
 
     def _report(self, drained: Check) -> Report:
-        """Count, judge, and put it together."""
-        self._say("counting")
+        """Count, judge, and return the report."""
+        self._progress("counting")
         for watch in self._watches:
             watch.end()
         ends = [end_report(watch, self._times) for watch in self._watches]
@@ -215,7 +217,7 @@ class _Run:
         )
 
     def _messages(self) -> dict[str, Tally]:
-        """Return what became of each publisher's messages at the other end."""
+        """Return the tally of each publisher's messages at the other end."""
         hub, edge = self._pair.ends
         up, down = self._publishers
         return {
@@ -225,7 +227,7 @@ class _Run:
 
 
 def end_report(watch: Watch, times: Times) -> EndReport:
-    """Return what one end has seen."""
+    """Return the report of one end."""
     since = watch.up_since()
     back = None if since is None or since <= times.fault else max(0.0, since - times.restored)
     return EndReport(
@@ -248,7 +250,7 @@ def end_report(watch: Watch, times: Times) -> EndReport:
 def run_all(
     drills: Sequence[Drill],
     bounds: Bounds,
-    say: Callable[[str, str], None],
+    progress: Callable[[str, str], None],
     bare: bool = False,
     show: Show = show_nothing,
 ) -> Iterator[Report]:
@@ -257,13 +259,13 @@ def run_all(
     Args:
         drills: What to run, one after the other.
         bounds: For all.
-        say: Shows progress: the drill's name, and what goes on.
-        bare: Do without namespaces.
+        progress: Shows the progress: the drill's name, and its step.
+        bare: Use no namespaces.
         show: Called at each stage of each fault.
     """
     for drill in drills:
         try:
-            report = run(drill, bounds, partial(say, drill.name), bare, show)
+            report = run(drill, bounds, partial(progress, drill.name), bare, show)
         except (DrillFailed, ClientError, OSError) as error:
             report = Report(
                 drill=drill.name,

@@ -41,15 +41,15 @@ class Drill(msgspec.Struct, frozen=True, kw_only=True):
     """One drill.
 
     Args:
-        name: As it is asked for.
+        name: Its name on the command line.
         about: What is done, in one sentence.
-        begin: Makes the fault; absent: it is there from the start, or `during` makes it.
-        mend: Takes it back; absent: everything passes again.
-        during: Called again and again while it lasts; None: nothing to do.
-        lasts: How long it lasts, by the bounds in force, in seconds.
-        expects: What must be seen, by the bounds and how long it lasted.
-        setup: How the pair is to be.
-        needs: What it can't do without: `namespaces`, `libfaketime`.
+        begin: Injects the fault; absent: it exists from the start, or `during` injects it.
+        restore: Removes it; absent: heals the path.
+        during: Called repeatedly while it lasts.
+        lasts: Its duration in seconds, from the bounds in force.
+        expects: The expected result, from the bounds and its duration.
+        setup: The set-up of the pair.
+        needs: Its requirements: `namespaces`, `libfaketime`.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Drill(msgspec.Struct, frozen=True, kw_only=True):
     expects: Expects
     lasts: Lasts
     begin: Deed = _nothing
-    mend: Deed = _heal
+    restore: Deed = _heal
     during: Deed | None = None
     setup: Setup = Setup()
     needs: tuple[str, ...] = ()
@@ -94,14 +94,14 @@ def _flap(pair: Testbed) -> None:
 
 
 def _cut(pair: Testbed) -> None:
-    """Reset what is open, and let what is new pass."""
+    """Reset open connections, and let new ones pass."""
     pair.path.reject()
     time.sleep(_RESET_SECONDS)
     pair.path.heal()
 
 
 def _unknown(pair: Testbed) -> None:
-    """Take the hub's name away, and cut what is open so that it must be looked up."""
+    """Remove the hub's name, and reset open connections so that it must be looked up."""
     pair.know_hub(False)
     _cut(pair)
 
@@ -111,10 +111,10 @@ def _known(pair: Testbed) -> None:
 
 
 def _appear(name: str) -> Deed:
-    def mend(pair: Testbed) -> None:
+    def restore(pair: Testbed) -> None:
         pair.start(name)
 
-    return mend
+    return restore
 
 
 def _kill(name: str) -> Deed:
@@ -143,7 +143,7 @@ def _unstep(pair: Testbed) -> None:
 
 
 def _fill(pair: Testbed) -> None:
-    """Fill the hub's disk but for a megabyte."""
+    """Fill the hub's disk up to the last megabyte."""
     state = pair.hub.directory / "state"
     pair.hub.place.sh(
         f"free=$(df -k --output=avail '{state}' | tail -n 1); "
@@ -156,13 +156,13 @@ def _empty(pair: Testbed) -> None:
 
 
 def _expire(pair: Testbed) -> None:
-    """Wait until the certificate has ended, then cut what is open so that it must be shown."""
+    """Wait until the certificate has expired, then reset connections so that it must be shown."""
     time.sleep(max(0.0, pair.ends_at + 1.0 - time.monotonic()))
     _cut(pair)
 
 
 def _renew(pair: Testbed) -> None:
-    """Install a new certificate, reload the hub, and have the edge try at once."""
+    """Install a new certificate, reload the hub, and make the edge retry at once."""
     pair.renew()
     time.sleep(1.0)
     pair.edge.daemon.kick("hub")
@@ -173,7 +173,7 @@ def _seconds(seconds: float) -> Lasts:
 
 
 def _slowest(times: float = 1.0, plus: float = 0.0) -> Lasts:
-    """Last as long as the slower end takes to notice, times and plus something."""
+    """Last as long as the slower end takes to notice, times a factor and plus a margin."""
     return lambda bounds: times * bounds.slowest + plus
 
 
@@ -182,7 +182,7 @@ _DEAD: Final = _slowest(plus=4.0)
 
 
 def _sees(expected: Expectation) -> Expects:
-    """Expect the same whatever the bounds are and however long it lasted."""
+    """Expect the same for all bounds and durations."""
     return lambda _bounds, _seconds: expected
 
 
@@ -196,12 +196,12 @@ _STAYS: Final = _sees(Expectation(stays=True))
 
 
 def _flapped(bounds: Bounds, _seconds: float) -> Expectation:
-    """A connection may die of it, and then must be noticed in time and come back."""
+    """A connection may break, and then the ends must notice in time and reconnect."""
     return Expectation(back=bounds.back_attempt)
 
 
 def _frozen(watching: str) -> Expects:
-    """Only the end that was not frozen can notice in time."""
+    """Only the end that is not frozen can notice in time."""
 
     def expects(bounds: Bounds, seconds: float) -> Expectation:
         falls = tuple(role for role in silent_for(bounds, seconds).falls if role == watching)
@@ -221,7 +221,7 @@ def _killing(name: str, end: str) -> Drill:
         name=name,
         about=f"the {end} is killed by kill -9 and started again",
         begin=_kill(end),
-        mend=_appear(end),
+        restore=_appear(end),
         lasts=_seconds(3.0),
         expects=_broken(Expectation(falls=watching, undisturbed=watching)),
     )
@@ -233,7 +233,7 @@ def _freezing(name: str, end: str) -> Drill:
         name=name,
         about=f"the {end}'s process is stopped; its kernel goes on answering",
         begin=_signal(end, signal.SIGSTOP),
-        mend=_signal(end, signal.SIGCONT),
+        restore=_signal(end, signal.SIGCONT),
         lasts=_DEAD,
         expects=_frozen(_WATCHING[end]),
     )
@@ -288,7 +288,7 @@ _ALL = (
         name="dns",
         about="the connection is cut, and the hub's name has no address any more",
         begin=_unknown,
-        mend=_known,
+        restore=_known,
         lasts=lambda bounds: bounds.back_broken / 2,
         expects=_sees(replace(_BOTH, back=0.0)),  # the last good address serves
         setup=Setup(by_name=True),
@@ -297,18 +297,18 @@ _ALL = (
     Drill(
         name="nameless",
         about="the edge starts while the hub's name has no address",
-        mend=_known,
+        restore=_known,
         lasts=_seconds(6.0),
-        expects=_sees(Expectation(says="dns")),
+        expects=_sees(Expectation(reason="dns")),
         setup=Setup(by_name=True, nameless=True),
         needs=("namespaces",),
     ),
     Drill(
         name="absent",
         about="the edge starts while there is no hub",
-        mend=_appear("hub"),
+        restore=_appear("hub"),
         lasts=_seconds(6.0),
-        expects=_broken(Expectation(says="refused")),
+        expects=_broken(Expectation(reason="refused")),
         setup=Setup(hub_absent=True),
     ),
     _killing("kill", "hub"),
@@ -319,7 +319,7 @@ _ALL = (
         name="clock",
         about="the wall clocks step by an hour and by 288 s, forth and back",
         begin=_step,
-        mend=_unstep,
+        restore=_unstep,
         lasts=_slowest(plus=2.0),
         expects=_STAYS,
         setup=Setup(clocks=True),
@@ -329,7 +329,7 @@ _ALL = (
         name="disk",
         about="the hub's disk is full",
         begin=_fill,
-        mend=_empty,
+        restore=_empty,
         lasts=_slowest(plus=2.0),
         expects=_STAYS,
         setup=Setup(small_disk=True),
@@ -339,9 +339,9 @@ _ALL = (
         name="certificate",
         about="the hub's certificate expires; it is renewed, and the edge kicked",
         begin=_expire,
-        mend=_renew,
+        restore=_renew,
         lasts=_seconds(5.0),
-        expects=_sees(replace(_BOTH, says="tls", back=4.0)),
+        expects=_sees(replace(_BOTH, reason="tls", back=4.0)),
         setup=Setup(certificate_seconds=CERTIFICATE_SECONDS),
     ),
 )

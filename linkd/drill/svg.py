@@ -93,12 +93,12 @@ def _head(report: Report) -> str:
         else "messages not checked"
     )
     title = f'<text x="8" y="12" font-weight="bold">{escape(report.drill)}</text>'
-    told = f"{report.about}; {lost}" if report.verdict != "skipped" else report.about
+    caption = f"{report.about}; {lost}" if report.verdict != "skipped" else report.about
     verdict = (
         f'<text x="{WIDTH - _RIGHT}" y="12" text-anchor="end" font-weight="bold" '
         f'fill="{colour}">{report.verdict.upper()}</text>'
     )
-    return title + _text(_LEFT, 12, told) + verdict
+    return title + _text(_LEFT, 12, caption) + verdict
 
 
 def _row(end: EndReport, y: float, scale: float) -> str:
@@ -127,23 +127,23 @@ def _marks(end: EndReport, report: Report, y: float, scale: float) -> str:
         None,
     )
     if down is not None:
-        said = f"noticed, {seconds(end.noticed)} {end.reasons}" if end.noticed else end.reasons
-        pieces.append(_mark(_LEFT + down * scale, y, said))
+        label = f"noticed, {seconds(end.noticed)} {end.reasons}" if end.noticed else end.reasons
+        pieces.append(_mark(_LEFT + down * scale, y, label))
     if end.back_seconds is not None:
         back = report.fault_ended + end.back_seconds
         pieces.append(_mark(_LEFT + back * scale, y, f"back, {seconds(end.back_seconds)}"))
     return "".join(pieces)
 
 
-def _mark(x: float, y: float, said: str) -> str:
+def _mark(x: float, y: float, label: str) -> str:
     """Return a mark with a few words, to its left where there is no room to its right."""
-    before = x + _LETTER * len(said) > WIDTH
+    before = x + _LETTER * len(label) > WIDTH
     anchor, shift = ("end", -4) if before else ("start", 4)
     return (
         f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{y - 3}" y2="{y + _ROW - 5}" stroke="#000000"/>'
         f'<text x="{x + shift:.1f}" y="{y + 13}" text-anchor="{anchor}" font-size="11" '
         f'fill="#ffffff" stroke="#000000" stroke-width="2.5" paint-order="stroke">'
-        f"{escape(said)}</text>"
+        f"{escape(label)}</text>"
     )
 
 

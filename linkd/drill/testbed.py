@@ -1,7 +1,7 @@
-"""A throw-away pair of daemons: namespaces or loopback, the path between, certificates.
+"""A temporary pair of daemons: namespaces or loopback, the path between, certificates.
 
-A namespace lives as long as its holder, a process that reads from a pipe of ours, and as what runs
-in it: nothing is left when this process ends, however it ends.
+A namespace exists as long as its holder, a process that reads from our pipe, and as long as the
+processes in it: nothing is left when this process ends, however it ends.
 """
 
 from __future__ import annotations
@@ -92,11 +92,11 @@ _TOOLS: Final = {
 
 
 class Place:
-    """Where one end stands.
+    """The network location of one end.
 
     Attributes:
-        address: Where the other end reaches it.
-        prefix: The command that runs what follows it here.
+        address: Its address for the other end.
+        prefix: The command prefix that runs a command here.
     """
 
     def __init__(self, address: str, prefix: Sequence[str] = ()) -> None:
@@ -107,7 +107,7 @@ class Place:
         """Run a shell script here to its end and return what it printed.
 
         Raises:
-            DrillFailed: It failed; the message has what it said.
+            DrillFailed: It failed; the message has its output.
         """
         try:
             done = subprocess.run(
@@ -121,18 +121,18 @@ class Place:
         except (OSError, subprocess.TimeoutExpired) as error:
             raise DrillFailed(str(error)) from None
         if done.returncode != 0:
-            said = (done.stderr or done.stdout).strip()
-            raise DrillFailed(f"{script.strip()}: exit {done.returncode}: {said}")
+            output = (done.stderr or done.stdout).strip()
+            raise DrillFailed(f"{script.strip()}: exit {done.returncode}: {output}")
         return done.stdout
 
 
 class Ground:
-    """Two places with a path between them, on loopback: nothing can be done to that path.
+    """Two locations on loopback; the path between them cannot be disturbed.
 
     Attributes:
-        hub, edge: The places; the edge dials.
-        port: Where the hub is to listen.
-        namespaces: Whether each place has a network of its own.
+        hub, edge: The locations; the edge dials.
+        port: The hub's port.
+        namespaces: Whether each location has a network of its own.
     """
 
     def __init__(self) -> None:
@@ -177,7 +177,7 @@ class Namespaces(Ground):
             raise
 
     def name_known(self, known: bool) -> None:
-        """Say whether HUB_NAME has an address from now on."""
+        """Set whether HUB_NAME has an address from now on."""
         line = f"{HUB_ADDRESS} {HUB_NAME}\n" if known else ""
         self._hosts.write_text(f"127.0.0.1 localhost\n{line}")
 
@@ -213,8 +213,8 @@ class Namespaces(Ground):
         assert holder.stderr is not None
         select.select([holder.stdout], [], [], _WAIT_SECONDS)
         if holder.poll() is not None or os.read(holder.stdout.fileno(), 16) != b"ready\n":
-            said = holder.stderr.read(400).decode(errors="replace").strip()
-            raise DrillFailed(f"no network namespace can be made here: {said}")
+            output = holder.stderr.read(400).decode(errors="replace").strip()
+            raise DrillFailed(f"no network namespace can be made here: {output}")
         holder.stderr.close()
         return Place(address, _enter(holder.pid, user, "-n", "-m"))
 
@@ -231,7 +231,7 @@ class Namespaces(Ground):
 
 
 def prepare(directory: Path, bare: bool = False) -> tuple[Ground, str]:
-    """Return where a pair can stand, and in a few words why it is not in namespaces.
+    """Return the network for a pair, and in a few words why it has no namespaces.
 
     Args:
         directory: For small files.
@@ -269,14 +269,14 @@ class FilteredPath:
 
     It has the methods of `Relay`: each replaces what the previous one did.
 
-    What is dropped is dropped where it arrives: its sender can't know, as on a real path.
+    Packets are dropped where they arrive: the sender can't know, as on a real path.
     """
 
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
 
     def block(self, way: Way) -> None:
-        """Drop what arrives."""
+        """Drop all packets in this direction."""
         self._rules("-j DROP", way)
 
     def reject(self) -> None:
@@ -288,7 +288,7 @@ class FilteredPath:
         self._rules(f"-m statistic --mode random --probability {share:.3f} -j DROP", "both")
 
     def heal(self) -> None:
-        """Remove all rules: nobody else has any here."""
+        """Remove all rules: there are no others here."""
         for place in (self._ground.hub, self._ground.edge):
             place.sh("iptables -w 5 -F INPUT")
 
@@ -320,14 +320,14 @@ _FAKETIME: Final = tuple(
 
 
 class Setup(msgspec.Struct, frozen=True, kw_only=True):
-    """How a drill wants its pair.
+    """The set-up of a drill's pair.
 
     Args:
         hub_absent: Only the edge is started.
-        relay: The path goes through the relay, also where there are namespaces.
+        relay: The path goes through the relay, even with namespaces.
         by_name: The edge dials the hub by its name.
         nameless: That name has no address yet when the edge starts.
-        clocks: Both live by wall clocks that can be stepped.
+        clocks: Both use wall clocks that can be stepped.
         small_disk: The hub's disk is small.
         certificate_seconds: TLS, with a certificate of the hub that is valid for so long.
     """
@@ -342,23 +342,23 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def faketime() -> Path | None:
-    """Return where libfaketime is, if it is anywhere."""
+    """Return the path of libfaketime, if it is installed."""
     return next((path for path in _FAKETIME if path.exists()), None)
 
 
 def hold(directory: Path) -> int:
-    """Mark a directory as that of a living process; return the descriptor that does so."""
+    """Lock a directory as one in use; return the descriptor that holds the lock."""
     held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     fcntl.flock(held, fcntl.LOCK_EX)
     return held
 
 
 def remove_leftovers(top: Path, now: float) -> None:
-    """Remove what drills have left whose command and switch were both killed.
+    """Remove the leftovers of drills whose command and switch were both killed.
 
     Args:
         top: Where drills make their directories.
-        now: Unix seconds; a directory that has just been made may not be held yet.
+        now: Unix seconds; a new directory may not be locked yet.
     """
     for path in top.glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):
@@ -373,7 +373,7 @@ def remove_leftovers(top: Path, now: float) -> None:
 
 
 def package_environment() -> dict[str, str]:
-    """Return the environment of a process that imports this very linkd, wherever it runs."""
+    """Return the environment of a process that imports this installation of linkd."""
     root = str(Path(__file__).resolve().parents[2])
     paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     return {**os.environ, "PATH": admin_path(), "PYTHONPATH": paths}
@@ -386,7 +386,7 @@ class End:
         name: `hub` or `edge`.
         role: `listener` or `dialer`.
         other: The other end's name.
-        daemon: To ask it.
+        daemon: Its client.
         directory: Its own; `state` in it is its state directory.
     """
 
@@ -414,7 +414,7 @@ class End:
         """Start it and wait until it answers.
 
         Raises:
-            DrillFailed: It ended, or does not answer within 30 s; the message has its last words.
+            DrillFailed: It ended, or does not answer within 30 s; the message has its last lines.
         """
         own = ["-m", "linkd.cli", "run", "-c", str(self.directory / "linkd.toml")]
         with (self.directory / "log").open("ab") as log:
@@ -439,12 +439,12 @@ class End:
             time.sleep(_POLL_SECONDS)
 
     def signal(self, number: signal.Signals) -> None:
-        """Send it a signal, if it runs."""
+        """Send a signal, if it runs."""
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(number)
 
     def kill(self) -> None:
-        """Kill it at once; again is harmless."""
+        """Kill it at once; idempotent."""
         self.signal(signal.SIGKILL)
         self._reap(_STOP_SECONDS)
 
@@ -461,7 +461,7 @@ class End:
         """Return the last lines that it wrote."""
         log = self.directory / "log"
         lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-        return " / ".join(lines[-5:]) or "it said nothing"
+        return " / ".join(lines[-5:]) or "no output"
 
     def _reap(self, within: float) -> None:
         process = self._process
@@ -473,18 +473,18 @@ class End:
 
 
 class Testbed:
-    """The two ends and the path between them; a context that ends everything.
+    """The two ends and the path between them; a context that removes everything.
 
     Attributes:
         hub, edge: The ends; the edge dials.
-        ground: Where they stand.
-        path: What can be spoiled.
-        bare: Why they are not in namespaces; empty if they are.
-        ends_at: When the hub's certificate ends, monotonic seconds; 0 without TLS.
+        ground: Their network.
+        path: The path, which can be disturbed.
+        bare: Why there are no namespaces; empty if there are.
+        ends_at: When the hub's certificate expires, monotonic seconds; 0 without TLS.
     """
 
     def __init__(self, setup: Setup, bounds: Bounds, bare: bool = False) -> None:
-        """Prepare it; entering starts it.
+        """Prepare the pair; entering the context starts it.
 
         Raises:
             DrillFailed: It can't be made; nothing is left.
@@ -529,7 +529,7 @@ class Testbed:
         return self.hub, self.edge
 
     def __enter__(self) -> Self:
-        """Start the daemons, and wait until the link is up where both are to be there."""
+        """Start the daemons, and wait until the link is up if both are to run."""
         try:
             if self.setup.small_disk:
                 state = self.hub.directory / "state"
@@ -549,7 +549,7 @@ class Testbed:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End everything that was started, and remove it."""
+        """Stop and remove everything."""
         self._stack.close()
 
     def end(self, name: str) -> End:
@@ -563,12 +563,12 @@ class Testbed:
         end.start()
 
     def know_hub(self, known: bool) -> None:
-        """Say whether the hub's name has an address from now on; only in namespaces."""
+        """Set whether the hub's name has an address from now on; only in namespaces."""
         if isinstance(self.ground, Namespaces):
             self.ground.name_known(known)
 
     def renew(self) -> None:
-        """Give the hub a certificate that is valid for an hour, and have it reload."""
+        """Give the hub a certificate that is valid for an hour, and make it reload."""
         self._authority.issue(self._dial.rpartition(":")[0], 3600.0)
         self.hub.signal(signal.SIGHUP)
 
@@ -587,8 +587,10 @@ class Testbed:
                 if all(link is not None and link.state == "up" for link in links):
                     return
             if time.monotonic() > until:
-                said = " / ".join(end.last_words() for end in self.ends)
-                raise DrillFailed(f"the pair did not come up within {START_SECONDS:.0f} s: {said}")
+                output = " / ".join(end.last_words() for end in self.ends)
+                raise DrillFailed(
+                    f"the pair did not come up within {START_SECONDS:.0f} s: {output}"
+                )
             time.sleep(_POLL_SECONDS)
 
     def _configure(self) -> None:
@@ -624,7 +626,7 @@ class Testbed:
 
 
 def _faked(clock: Path) -> dict[str, str]:
-    """Return the environment of a process that lives by a wall clock of ours."""
+    """Return the environment of a process with a faked wall clock."""
     return {
         "LD_PRELOAD": str(faketime() or ""),
         "FAKETIME_TIMESTAMP_FILE": str(clock),
@@ -637,7 +639,7 @@ def _faked(clock: Path) -> dict[str, str]:
 
 
 def _table(name: str, settings: msgspec.Struct) -> str:
-    """Return settings as a TOML table; all of them are numbers, or absent."""
+    """Return settings as a TOML table; all values are numbers or absent."""
     values: Mapping[str, float | None] = msgspec.structs.asdict(settings)
     lines = [f"{key} = {value}" for key, value in values.items() if value is not None]
     return "\n".join([f"[{name}]", *lines])

@@ -411,7 +411,10 @@ def test_acting_commands(daemon: HttpDaemon, capsys: pytest.CaptureFixture[str])
     assert "deleted 12 records below 13, 3 below it still owed" in capsys.readouterr().out
     daemon.answers["POST /v1/log/trim"] = (200, {"records": 0, "owed": 0, "done": True})
     assert main(["log", "trim", "--before", "13", "--yes"]) == 0
-    assert "nothing to delete: no file of the log lies wholly below 13" in capsys.readouterr().out
+    assert (
+        "nothing to delete: only whole files go, and none is entirely below 13"
+        in capsys.readouterr().out
+    )
     assert main(["token", "--channel", "orders"]) == 0
     assert capsys.readouterr().out == "t0ken\n"
     assert daemon.asked[-1].body == b'{"channel":"orders"}'

@@ -92,9 +92,9 @@ def test_a_frozen_end_is_not_held_against_its_own_measurement() -> None:
 
 
 def test_the_dialer_must_say_what_is_wrong() -> None:
-    says = Expectation(says="tls")
+    says = Expectation(reason="tls")
     assert failed(end("dialer", back=None), expected=says, said=("tls", "closed")) == []
-    assert failed(end("dialer", back=None), expected=says) == ["the dialer says tls"]
+    assert failed(end("dialer", back=None), expected=says) == ["the dialer reports tls"]
 
 
 @pytest.mark.parametrize(

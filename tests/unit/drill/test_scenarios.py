@@ -56,7 +56,7 @@ def test_a_path_that_is_dead_long_enough_is_noticed_by_both() -> None:
 def test_who_kills_an_end_counts_on_the_other(name: str, end: str, watching: str) -> None:
     drill = DRILLS[name]
     assert done(drill.begin) == [f"end({end!r},)", f"end({end!r},).kill()"]
-    assert done(drill.mend) == [f"start({end!r},)"]
+    assert done(drill.restore) == [f"start({end!r},)"]
     seen = Expectation(falls=(watching,), undisturbed=(watching,), back=BOUNDS.back_broken)
     assert drill.expects(BOUNDS, 3.0) == seen
     assert end in drill.about
@@ -69,7 +69,7 @@ def test_who_kills_an_end_counts_on_the_other(name: str, end: str, watching: str
 def test_who_freezes_an_end_counts_on_the_other(name: str, end: str, watching: str) -> None:
     drill = DRILLS[name]
     assert done(drill.begin)[1:] == [f"end({end!r},).signal({signal.SIGSTOP!r},)"]
-    assert done(drill.mend)[1:] == [f"end({end!r},).signal({signal.SIGCONT!r},)"]
+    assert done(drill.restore)[1:] == [f"end({end!r},).signal({signal.SIGCONT!r},)"]
     seen = Expectation(falls=(watching,), undisturbed=(watching,), back=BOUNDS.back_attempt)
     assert drill.expects(BOUNDS, drill.lasts(BOUNDS)) == seen
     assert drill.expects(BOUNDS, 1.0).falls == ()
@@ -84,11 +84,11 @@ def test_who_freezes_an_end_counts_on_the_other(name: str, end: str, watching: s
         ("slow", Expectation(stays=True)),
         ("flap", Expectation(back=BOUNDS.back_attempt)),
         ("dns", Expectation(falls=BOTH, back=0.0)),
-        ("nameless", Expectation(says="dns")),
-        ("absent", Expectation(back=12.5, says="refused")),
+        ("nameless", Expectation(reason="dns")),
+        ("absent", Expectation(back=12.5, reason="refused")),
         ("clock", Expectation(stays=True)),
         ("disk", Expectation(stays=True)),
-        ("certificate", Expectation(falls=BOTH, says="tls", back=4.0)),
+        ("certificate", Expectation(falls=BOTH, reason="tls", back=4.0)),
     ],
 )
 def test_what_is_expected(name: str, expected: Expectation) -> None:
@@ -132,6 +132,6 @@ def test_what_is_open_is_cut_and_let_pass_again(name: str, monkeypatch: pytest.M
 
 def test_where_nothing_else_is_said_the_path_heals() -> None:
     for name in ("blackhole", "oneway", "reset", "loss", "slow", "flap"):
-        assert done(DRILLS[name].mend) == ["path.heal()"]
+        assert done(DRILLS[name].restore) == ["path.heal()"]
     for name in ("flap", "nameless", "absent"):
         assert done(DRILLS[name].begin) == []
