@@ -93,17 +93,17 @@ def answers_by_close(request: ApiRequest) -> bool:
 
 
 def close_of(refusal: ApiError) -> tuple[int, str]:
-    """Return code and reason of the close that says a refusal."""
+    """Return the close code and reason for a refusal."""
     if refusal.status == 503:
         return TRY_AGAIN, refusal.message
     return REFUSED + min(refusal.status, 499), refusal.message
 
 
 class RefusedSession:
-    """What is spoken on a WebSocket that was opened only to say why it is refused.
+    """The session of a WebSocket that was opened only to report its refusal.
 
     Args:
-        caller: Who is at the other end, as far as that is known.
+        caller: The caller, as far as it is known.
         close: Closes the WebSocket.
         refusal: Why.
     """
@@ -115,11 +115,11 @@ class RefusedSession:
         self._refusal = refusal
 
     def opened(self) -> None:
-        """It is open: close it."""
+        """Close it."""
         self._close(*close_of(self._refusal))
 
     def ignore(self, *_: object) -> None:
-        """Nothing else happens."""
+        """Ignore everything else."""
 
     go_on = allow = message = turned = room = closed = receiving = ignore
 
@@ -132,8 +132,8 @@ class AuthorizedRequest(msgspec.Struct, frozen=True):
 
     Args:
         match: The route, and the values in its path.
-        caller: Who calls.
-        by: What let it in.
+        caller: The caller.
+        by: How it was authenticated.
         patterns: How narrow its token was.
         token: The token that an upgrade uses up once it succeeds.
         refusal: Why the WebSocket that is opened closes at once.
@@ -215,7 +215,7 @@ class AccessControl:
         raise ApiError("origin-refused", f"the origin {lowered[:60]} is not in api.origins")
 
     def _check_site(self, request: ApiRequest) -> None:
-        """Raise Refusal where a browser says that another site's page makes the call, unasked."""
+        """Raise Refusal if the browser reports a request from another site's page."""
         site = request.header("Sec-Fetch-Site")
         if site not in ("cross-site", "same-site"):
             return
@@ -319,7 +319,7 @@ def unauthorized(message: str) -> ApiError:
 
 
 def _is_address(name: str) -> bool:
-    """Tell whether a host is an address: no name server had a say in it."""
+    """Return whether a host is an address, so that no name server was involved."""
     try:
         ipaddress.ip_address(name.strip("[]"))
     except ValueError:

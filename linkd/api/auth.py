@@ -28,7 +28,7 @@ DEFAULT_CHANNEL = "default"
 
 
 class Caller:
-    """Who makes a call.
+    """The caller of a request.
 
     Args:
         name: A key's name, `socket`, or `anyone` where no key is required: the owner of the
@@ -147,7 +147,7 @@ class Caller:
         return None if self.operator else "" if self.narrowing else self.name
 
     def hears(self, event: Event) -> bool:
-        """Return whether the caller may hear of a change."""
+        """Return whether the caller may see an event."""
         return event.owner is None or self.sees_names_of in (None, event.owner)
 
     def may_read(self, patterns: Iterable[str]) -> bool:
@@ -172,7 +172,7 @@ class Caller:
 
 
 def covers(allowed: Iterable[str], pattern: str) -> bool:
-    """Tell whether one of the allowed patterns selects every channel that `pattern` selects."""
+    """Return whether one of the allowed patterns covers every channel of `pattern`."""
     return any(_covers(one.split("."), pattern.split(".")) for one in allowed)
 
 
@@ -189,13 +189,13 @@ def _covers(allowed: list[str], wanted: list[str]) -> bool:
 
 
 SOCKET = Caller("socket")
-"""Who calls over the unix socket: file permissions have let it in."""
+"""The caller on the unix socket, admitted by file permissions."""
 
 ANYONE = Caller("anyone")
-"""Who calls over loopback where no key is required."""
+"""The caller over loopback if no key is required."""
 
 STRANGER = Caller("stranger", (Patterns(()),), (Patterns(()),), False)
-"""Who shows no key where one is required."""
+"""The caller without a key if one is required."""
 
 
 TOKEN_SECONDS = 30.0
@@ -240,7 +240,7 @@ class Keyring:
     """All that lets callers in over `http`.
 
     Args:
-        config: Where the keys lie; `reload` reads them anew.
+        config: Names the key files; `reload` reads them again.
         clock: Monotonic seconds.
         wall: Unix seconds, for the cookies, which outlive a restart.
 
@@ -262,7 +262,7 @@ class Keyring:
         self.reload(config)
 
     def reload(self, config: Config) -> None:
-        """Read the keys anew; on ConfigError the old ones stay in force."""
+        """Read the keys again; on ConfigError the old ones stay in force."""
         keys: dict[str, _Key] = {}
         for key in config.api.keys:
             if key.name in (SOCKET.name, ANYONE.name, STRANGER.name, UNOWNED):
@@ -281,7 +281,7 @@ class Keyring:
         self.require_key = config.api.require_key
 
     def by_key(self, presented: str) -> Caller | None:
-        """Return whose key that is, in a time that tells nothing of the keys."""
+        """Return the owner of a key, in a time that does not depend on the keys."""
         digest = _digest(presented.encode("utf-8", "surrogateescape"))
         found = None
         for key in self._keys.values():
@@ -290,7 +290,7 @@ class Keyring:
         return found
 
     def renewed(self, caller: Caller) -> Caller | None:
-        """Return who let in before is as of now; None where the key is gone, or another."""
+        """Return a caller with its present rights; None if its key is gone or has changed."""
         known = self._named(caller.name)
         if known is None or known.mark != caller.mark:
             return None

@@ -27,9 +27,9 @@ class Call:
 
     Args:
         request: The request, complete.
-        caller: Who calls.
+        caller: The caller.
         path: The values that stand in the path, by name.
-        names: What counts in the query; see `query_of`.
+        names: The valid query parameters; see `query_of`.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ _CONSUMER = re.compile(CONSUMER_NAME_PATTERN)
 
 
 def wants_stream(call: Call) -> bool:
-    """Tell whether the caller asks for an event stream."""
+    """Return whether the caller asks for an event stream."""
     return "text/event-stream" in (call.request.header("Accept") or "").lower()
 
 

@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from linkd.api.site import ApiChannel
 
 MAX_HELD_BYTES: Final = 256 * 1024 * 1024
-"""What is held for all callers together; those that hold it are at most twice as much in memory."""
+"""Bytes held for all callers together; the memory for them is at most twice as much."""
 
 SMALL_BYTES: Final = 65_536
 """So little of a connection need not be counted: it is no more than its buffers."""
 
 
 class Account:
-    """What is held for all callers.
+    """Counts the bytes held for all callers.
 
     Args:
         most: How many bytes may be.
@@ -76,7 +76,7 @@ class Account:
 
 
 class Part:
-    """What is held for one caller.
+    """Counts the bytes held for one caller.
 
     Attributes:
         held: How many bytes.
@@ -114,13 +114,13 @@ class Part:
 
 
 SOCKET: Final = "socket"
-"""What stands for the address of a connection to the unix socket."""
+"""The address of connections to the unix socket."""
 
 MOST_TURNED_AWAY: Final = 8
-"""Connections of addresses that have too many, which are kept for a moment to say so."""
+"""Excess connections of an address that are kept for a moment to answer the refusal."""
 
 TURNED_AWAY: Final = "turned away"
-"""What counts as the address of those."""
+"""The address under which they count."""
 
 _SOCKET_PART: Final = 8
 """One part in so many is kept for the socket: an operator gets in while a client of `http` leaks
@@ -199,7 +199,7 @@ class Room:
 
 
 class Response(msgspec.Struct, frozen=True):
-    """What a call is answered.
+    """The response to a call.
 
     Args:
         status: HTTP status.
@@ -231,7 +231,7 @@ _EVERY_ANSWER = (
 
 
 _PHRASES = {421: b"Misdirected Request"}
-"""What Twisted does not know."""
+"""Reason phrases that Twisted does not know."""
 
 
 class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
@@ -445,7 +445,7 @@ class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
             self.write(body)
 
     def hand_over(self) -> Any:
-        """Give the connection away, to a WebSocket; return how to tell that it has ended."""
+        """Give the connection away, to a WebSocket; return the callback for its end."""
         self._drop_body()
         self.gone = True
         return self.channel.hand_over()
@@ -457,7 +457,7 @@ def refused(refusal: ApiError) -> Response:
 
 
 def bug(where: str, failure: Failure | None = None) -> ApiError:
-    """Log a mistake of ours; return what the caller is told."""
+    """Log a bug; return the error for the caller."""
     failure = failure or Failure()
     events.emit("node.internal-error", where=f"api {where}", detail=failure.getTraceback()[-2000:])
     return ApiError("internal", "linkd made a mistake; its log has the details")

@@ -1,6 +1,6 @@
 """Metrics for Prometheus: the node's status at each scrape, and histograms of what has passed.
 
-What there is one of for each peer is written here and not by prometheus_client, which takes ten
+Metrics with one series for each peer are written here and not by prometheus_client, which takes ten
 times as long: a scrape of 1,000 peers must not hold up a heartbeat. So is what is counted with each
 message.
 """
@@ -81,11 +81,11 @@ STORED = {
     "late": "Records stored behind later ones of their origin and channel.",
     "unproven": "Records stored although nothing proves that they are new.",
 }
-"""What is counted of records that were not dropped."""
+"""Counters of records that were not dropped."""
 
 
 class Buckets:
-    """What a histogram has counted.
+    """The counts of a histogram.
 
     Args:
         bounds: Upper bounds of the buckets, ascending.
@@ -117,7 +117,7 @@ class Buckets:
 
 
 class PeerHistogram:
-    """A histogram for each peer; its text is made anew only where something came.
+    """A histogram for each peer; its text is rendered again only after a new value.
 
     Args:
         name: Of the metric.
@@ -258,7 +258,7 @@ class Metrics:
                 one.callback(None)
 
     def _failed(self, failure: Failure) -> None:
-        """The text could not be made: all who wait hear of it."""
+        """Fail all waiting requests: the text could not be rendered."""
         waiting, self._waiting = self._waiting, []
         for one in waiting:
             if not one.called:
@@ -298,7 +298,7 @@ class Metrics:
             self._noticed.observe(peer, silence)
 
     def _of_attempts(self, links: Iterable[LinkStatus]) -> Iterator[str]:
-        """Yield the attempts: status counts them anew with each outage."""
+        """Yield the attempts: status restarts its count with each outage."""
         name = "linkd_link_attempts_total"
         yield _head(name, "Attempts to reach a peer, as seen at scrapes.", "counter")
         for link in links:

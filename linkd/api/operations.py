@@ -74,13 +74,13 @@ class Files:
 
 
 DRILL_PATTERN = r"^[a-z][a-z0-9-]{0,31}$"
-"""What a drill can be called."""
+"""Valid names of drills."""
 
 _CLEARED = f"{COOKIE}=; HttpOnly; SameSite=Strict; Path=/; Max-Age=0"
 
 
 async def status(api: ApiServer, call: Call) -> Response:
-    """Answer what is true now, as far as the caller may see it."""
+    """Answer the status, as far as the caller may see it."""
     call.only()
     links = await api.link_statuses(call.caller.name)
     return answer(api.node.status(links, call.caller.sees_names_of))
@@ -202,7 +202,7 @@ class Trim(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Drill(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of what a drill tells: that it begins, for how long, or that it is over."""
+    """The body of a drill's report: it starts, and for how long, or it has ended."""
 
     drill: Annotated[str, msgspec.Meta(pattern=DRILL_PATTERN)]
     state: Literal["started", "ended"]
@@ -217,7 +217,7 @@ class TokenWanted(msgspec.Struct, forbid_unknown_fields=True):
 
 
 async def resync(api: ApiServer, call: Call) -> Response:
-    """Tell what a resync would send again or lose; do it where confirmed."""
+    """Return what a resync would send again or lose; do it if confirmed."""
     call.only()
     call.caller.check_operator()
     peer, wanted = call.path["name"], call.json(Confirmed)
@@ -247,7 +247,7 @@ async def forget_peer(api: ApiServer, call: Call) -> Response:
 
 
 async def drill(api: ApiServer, call: Call) -> Response:
-    """Let the log and the events say that a fault is made on purpose, or is over."""
+    """Record in log and events that a deliberate fault starts or has ended."""
     call.only()
     peer, told = call.path["name"], call.json(Drill)
     try:
@@ -272,7 +272,7 @@ async def pair(api: ApiServer, call: Call) -> Response:
 
 
 async def trim(api: ApiServer, call: Call) -> Response:
-    """Tell how many records lie below an offset; delete them where confirmed."""
+    """Return the number of records below an offset; delete them if confirmed."""
     call.only()
     call.caller.check_operator()
     wanted = call.json(Trim)
@@ -315,12 +315,12 @@ async def close_session(api: ApiServer, call: Call) -> Response:
 
 
 async def healthz(api: ApiServer, _: Call) -> Response:
-    """Tell that the process makes progress, and how late it woke lately."""
+    """Answer that the process makes progress, and how late its event loop was."""
     return answer({"ok": True, "late_seconds": round(api.late_seconds, 3)})
 
 
 async def readyz(api: ApiServer, call: Call) -> Response:
-    """Tell whether all required links are up."""
+    """Answer whether all required links are up."""
     node = api.node
     if node.starting or node.stopping:
         return answer({"ready": False, "waiting_for": []}, 503)

@@ -1,13 +1,12 @@
-"""Who is there on `/ws`, at any node: those with the same channel hear of each other.
+"""Presence on `/ws` across nodes: clients of one channel learn of each other.
 
-A node where somebody watches a channel asks, again and again, all that the channel reaches who is
-there. Each node that has somebody there answers it, and sends it changes until the question is too
-old; others hear nothing. All that travels as volatile messages, along the links on which the
-questions came. Members that were heard of on a link are gone when that falls, for the nodes behind
-it too.
+A node with a watcher of a channel periodically queries all nodes that the channel reaches. Each
+node with members there answers and sends it changes until the query expires; others get nothing.
+Queries and answers are volatile messages; answers travel along the links on which the queries came.
+When a link goes down, the members learned over it are removed, at the nodes behind it too.
 
-All that is for many is done in slices (see `Jobs`), and each change is encoded once. More changes
-at once than are worth a message each are one message with the number of those who are there.
+Work for many clients is done in slices (see `Jobs`), and each change is encoded once. When too many
+changes occur at once, one message with the number of members replaces them.
 """
 
 from __future__ import annotations
@@ -54,10 +53,10 @@ SWEEP_SECONDS: Final = 3.0
 """So often it is looked at what is due."""
 
 WANT_SECONDS: Final = 60.0
-"""For so long a channel is watched for one who only asked for a list."""
+"""Seconds for which a channel is watched after a request for its member list."""
 
 ANSWER_SECONDS: Final = 0.25
-"""All who asked on a channel are answered at most so often."""
+"""Minimum seconds between two answers to the nodes that query a channel."""
 
 MAX_WANTED: Final = 10_000
 """Where presence on so many channels is known, none is watched only for a list."""
@@ -94,7 +93,7 @@ _END: Final = 2**62
 
 
 class Member(msgspec.Struct, array_like=True, frozen=True):
-    """One who is there: a number of its node, its name, and the key that let it in."""
+    """A present client: its number at its node, its name, and the name of its key."""
 
     number: Annotated[int, msgspec.Meta(ge=0, le=2**62)]
     name: Annotated[str, msgspec.Meta(max_length=MAX_NAME)]
@@ -117,7 +116,7 @@ class Change(msgspec.Struct, frozen=True, dict=True):
         channel: Where.
         count: How many are there now, at all nodes.
         node: At which node.
-        member: Who; None: many.
+        member: The client that joined or left; None: many did.
     """
 
     kind: str
@@ -128,23 +127,24 @@ class Change(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def sentence(self) -> bytes:
-        """What a client is sent that wants a sentence."""
+        """The message for a client that asked for sentences."""
         if self.member is None:
             return to_json(f"{self.count} are present")
         return to_json(f'"{self.member.name}" {self.kind}')
 
     @cached_property
     def message(self) -> bytes:
-        """What a client is sent."""
+        """The message for other clients."""
         who = {} if self.member is None else shown(self.node, self.member)
         data = {"channel": self.channel, **who, "count": self.count}
         return to_json({"type": self.kind, "data": data})
 
 
 class Jobs:
-    """Works on what is for many, one job after the other: for one slice in a turn of the reactor.
+    """Run work for many clients, one job after the other, one slice per iteration of the reactor.
 
-    Each message that it sends is written to its socket in the same turn, which takes as long again.
+    The messages of a slice are written to their sockets in the same iteration, which takes as long
+    again.
 
     Args:
         share: Gives it its slices.
@@ -161,12 +161,12 @@ class Jobs:
         return len(self._jobs)
 
     def add(self, job: Iterator[None]) -> None:
-        """Do a job behind the others; it yields where it can be interrupted."""
+        """Append a job, which yields where it can be interrupted."""
         self._jobs.append(job)
         self._queue()
 
     def clear(self) -> None:
-        """Do none of them."""
+        """Drop all jobs."""
         self._jobs.clear()
 
     def _queue(self) -> None:
@@ -189,7 +189,7 @@ class Jobs:
 
 
 class _Link:
-    """What was heard of on one link, from its beginning to its end."""
+    """The members learned over one link while it is up."""
 
     def __init__(self, peer: str) -> None:
         self.peer = peer
@@ -206,17 +206,17 @@ class _Link:
 
 
 class _Announced(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What one node announces of itself on a channel.
+    """A presence message of one node about one channel.
 
     Args:
-        joined: Who came.
-        left: The numbers of those who went.
-        here: All who are there with a number from `least` to below `below`.
+        joined: Members that joined.
+        left: The numbers of members that left.
+        here: All its members with a number from `least` to below `below`.
         least: See `here`.
         below: See `here`.
-        asks: It wants to hear who is there, and changes for so many seconds.
-        to: The node that asked; empty: all that did.
-        ended: Nodes that it can't hear any more.
+        asks: It queries the members, and wants changes for this many seconds.
+        to: The node that asked; empty: all nodes that asked.
+        ended: Nodes that it no longer reaches.
     """
 
     joined: Members = ()
@@ -230,7 +230,7 @@ class _Announced(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class _Elsewhere:
-    """Who is there at one other node, on one channel."""
+    """The members of one channel at one other node."""
 
     def __init__(self, run: str, link: _Link) -> None:
         self.run = run
@@ -240,7 +240,7 @@ class _Elsewhere:
 
 
 class _Asker:
-    """A node that wants to hear who is there on a channel."""
+    """A node that queries the members of a channel."""
 
     def __init__(self, link: _Link) -> None:
         self.link = link
@@ -248,7 +248,7 @@ class _Asker:
 
 
 class _Channel:
-    """One channel: who is there, who watches, what is to be announced."""
+    """One channel: its members, its watchers, and pending announcements."""
 
     def __init__(self, repeat_at: float) -> None:
         self.repeat_at = repeat_at
@@ -266,7 +266,7 @@ class _Channel:
         self.answering: Timer | None = None
         self.remote = 0
         # Changes that watchers do not know of, each with the highest number here at that time:
-        # those who came later were not there.
+        # a watcher that joined later does not get them.
         self.changes: dict[tuple[str, Member], tuple[str, int]] = {}
         self.is_crowd = False  # too many changes to name each
         self.delivers = False
@@ -274,7 +274,7 @@ class _Channel:
 
     @property
     def count(self) -> int:
-        """How many are there, at all nodes."""
+        """The number of members at all nodes."""
         return len(self.here) + self.remote
 
     @property
@@ -291,28 +291,28 @@ class _Channel:
 
     @property
     def is_watched(self) -> bool:
-        """Whether anybody here wants to know who is there."""
+        """Whether a client of this node watches the members."""
         return bool(self.watchers or self.wanted_until)
 
     @property
     def period(self) -> float:
-        """In how many seconds it asks again."""
+        """Seconds until it asks again."""
         return min(MAX_HOLD_SECONDS / HOLD, max(REPEAT_SECONDS, float(len(self.elsewhere))))
 
     def stop(self) -> None:
-        """Have nothing more happen."""
+        """Cancel all timers."""
         cancel(self.gathering)
         cancel(self.answering)
         cancel(self.resting)
 
 
 class Presence:
-    """All who are there, by channel.
+    """All members, by channel.
 
     Args:
         node: Carries what is announced.
         clock: The reactor.
-        share: What all connections of the API together may take of its time.
+        share: Gives it its slices.
     """
 
     def __init__(self, node: Node, clock: Clock, share: FairShare) -> None:
@@ -357,7 +357,7 @@ class Presence:
             self._watch_links()
 
     def _watch_links(self) -> None:
-        """Hear of links as long as anybody is there."""
+        """Follow link events while there are members or watchers."""
         if self._channels and self._ignore_links is None:
             self._ignore_links = self._node.events.follow(self._happened)
         elif not self._channels and self._ignore_links is not None:
@@ -367,13 +367,13 @@ class Presence:
     # those at this node's own door
 
     def join(self, name: str, who: str, key: str, watcher: TextSession | None) -> int:
-        """Let somebody be there on channel `name`; return its number, for `leave`.
+        """Add a member to channel `name`; return its number, for `leave`.
 
         Args:
             name: The channel. A pattern is one for itself, of this node alone.
-            who: What it is called.
-            key: The key that let it in.
-            watcher: Hears who else joins and leaves; None: nobody does.
+            who: Its name.
+            key: The name of its key.
+            watcher: Receives joins and leaves of others; None: nobody does.
         """
         number = self._number + 1
         member = Member(number, who[:MAX_NAME], key[:MAX_NAME])
@@ -389,7 +389,7 @@ class Presence:
         return number
 
     def leave(self, name: str, number: int) -> None:
-        """Let it be gone."""
+        """Remove a member."""
         channel = self._channels.get(name)
         member = None if channel is None else channel.here.pop(number, None)
         if channel is None or member is None:
@@ -401,7 +401,7 @@ class Presence:
         self._announce_soon(name, channel)
 
     def want(self, name: str) -> bool:
-        """Ask who is there on a channel; return whether answers are still to come."""
+        """Query the members of a channel; return whether answers are still expected."""
         known = name in self._channels
         if not is_channel(name) or (len(self._channels) >= MAX_WANTED and not known):
             return False
@@ -414,7 +414,7 @@ class Presence:
         return is_new and bool(self._node.peers())
 
     def members(self, name: str) -> list[dict[str, Any]]:
-        """Return who is there on a channel, at any node, as JSON has it: `MAX_LISTED` at most."""
+        """Return up to `MAX_LISTED` members of a channel, of all nodes, for JSON."""
         channel = self._channels.get(name)
         if channel is None:
             return []
@@ -428,10 +428,10 @@ class Presence:
         channel = self._channels.get(name)
         return 0 if channel is None else channel.count
 
-    # changes, for those who watch
+    # changes, for watchers
 
     def _note(self, name: str, channel: _Channel, kind: str, node: str, member: Member) -> None:
-        """Have all who watch a channel hear of a change soon; whoever left again never came."""
+        """Queue a change for the watchers of a channel; a join and its leave cancel out."""
         if channel.is_crowd or not channel.watchers:
             return
         changes = channel.changes
@@ -448,7 +448,7 @@ class Presence:
             self._jobs.add(self._deliver(name, channel))
 
     def _deliver(self, name: str, channel: _Channel) -> Iterator[None]:
-        """Send all who watch what has changed."""
+        """Send all watchers the queued changes."""
         changes, channel.changes = channel.changes, {}
         is_crowd, channel.is_crowd = channel.is_crowd, False
         count = channel.count - sum(_STEP[kind] for kind, _ in changes.values())
@@ -470,7 +470,7 @@ class Presence:
             self._deliver_soon(name, channel)
 
     def _send_change(self, channel: _Channel, change: Change, newest: int) -> Iterator[None]:
-        """Send a change to all who were there before it."""
+        """Send a change to all watchers that were there before it."""
         for number in tuple(channel.watchers):
             watcher = channel.watchers.get(number)
             if watcher is not None and number <= newest:
@@ -498,11 +498,11 @@ class Presence:
         self._forget_empty(name, channel)
 
     def _audience(self, name: str, channel: _Channel) -> set[str]:
-        """Return the peers on the way to all who asked, and those that cannot ask."""
+        """Return the peers toward all asking nodes, and those that cannot ask."""
         return channel.asking.keys() | set(self._node.dispatcher.one_way(name))
 
     def _ask(self, name: str, channel: _Channel, peers: Collection[str] | None = None) -> None:
-        """Ask peers, or all that the channel reaches, who is there."""
+        """Query the members at `peers`, or at all that the channel reaches."""
         channel.asks = False
         self._plan(self._sending(name, _Announced(asks=HOLD * channel.period), peers))
 
@@ -590,7 +590,7 @@ class Presence:
     # what others announce
 
     def _happened(self, event: Event) -> None:
-        """A link changed: tell who is here where it came up; who was behind it is gone."""
+        """Announce our members on a link that came up; remove the members behind one that fell."""
         peer = event.peer
         if peer is None or event.new is None:
             return
@@ -617,7 +617,7 @@ class Presence:
             self._jobs.add(self._end_behind(link))
 
     def _end_behind(self, link: _Link) -> Iterator[None]:
-        """All who were heard of on a link that fell are gone."""
+        """Remove all members learned over a link that fell."""
         for name, channel in list(self._channels.items()):
             gone = [node for node, each in channel.elsewhere.items() if each.link is link]
             for node in gone:
@@ -691,7 +691,7 @@ class Presence:
         yield
 
     def _asked(self, message: Volatile, seconds: float, link: _Link) -> None:
-        """Another node wants to know who is there: remember it, answer it, pass that on."""
+        """Remember the query of another node, answer it and relay it."""
         name, node = message.channel, message.node
         self._plan(self._relaying(message, link.peer, None))
         channel = self._channel(name)

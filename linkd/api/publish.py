@@ -120,7 +120,7 @@ async def _lines(api: ApiServer, caller: str, body: bytes, like: Record) -> list
 
 
 def _content_type(call: Call) -> str:
-    """Return the content type to be stored: what curl says without being told counts as none."""
+    """Return the content type to be stored: curl's default counts as none."""
     if call.request.header("Content-Encoding") not in (None, "identity"):
         raise ApiError("unsupported-type", "expected a body without Content-Encoding")
     given = (call.request.header("Content-Type") or "").strip()

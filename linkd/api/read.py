@@ -236,7 +236,7 @@ class _Arrival:
         return size <= 0
 
     def batch(self, batch: Batch) -> bool:
-        """Note where the first record lies."""
+        """Note the offset of the first record."""
         self.next = batch.offset
         self._fire()
         return False
@@ -310,7 +310,7 @@ async def record(api: ApiServer, call: Call) -> Response:
 
 
 async def _at(log: Log, offset: int) -> Batch:
-    """Return the batch in which `offset` lies; raise Refusal where there is none."""
+    """Return the batch that contains `offset`; raise Refusal where there is none."""
     if not 0 < offset < log.next:
         raise ApiError("not-found", f"there is no record at {offset}: the next is {log.next}")
     try:

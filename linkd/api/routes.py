@@ -33,7 +33,7 @@ class Param(msgspec.Struct, frozen=True):
 
     Args:
         name: Its name.
-        about: What it says.
+        about: Its description.
         type: Its type in JSON Schema.
         pattern: A regular expression that it fits.
         least: The least number.
@@ -62,13 +62,13 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         method: GET, POST or DELETE.
         path: Its path; `{name}` stands for one segment.
-        about: What it does, one sentence.
-        run: What answers it; None for files and WebSockets.
-        access: Who may call.
-        answers: What each status means, beside those that any call may have.
-        places: What stands in the path's `{names}`.
-        query: What may stand in the query.
-        headers: What request headers mean something.
+        about: Its purpose, one sentence.
+        run: Its handler; None for files and WebSockets.
+        access: The callers that may use it.
+        answers: The meaning of each status, beside those of any call.
+        places: The parameters in the path's `{names}`.
+        query: The query parameters.
+        headers: The request headers that it uses.
         body: The content types of the request's body, none where it has none.
         fields: Of the body where it is a JSON object.
         gives: Content types of the answer.
@@ -93,7 +93,7 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def names(self) -> dict[str, bool] | None:
-        """What counts in the query, and whether it may come several times; None: all counts.
+        """The query parameters, and whether each may be repeated; None: all are valid.
 
         Programs add names of their own to the URL of a WebSocket.
         """
@@ -608,7 +608,7 @@ def find(method: str, path: bytes) -> Match:
 
 
 def _heads(route: Route) -> bool:
-    """Tell whether HEAD makes sense: what is open has an end and changes nothing."""
+    """Return whether HEAD makes sense: the route is open, ends and changes nothing."""
     return route.access in ("open", "optional")
 
 
@@ -749,7 +749,7 @@ _LISTS = {
 
 
 def _content(path: str, kind: str) -> dict[str, Any]:
-    """Return what an answer in JSON looks like, where a struct says so."""
+    """Return the schema of a JSON answer, if a struct defines it."""
     schema: dict[str, Any] | None = None
     if kind == "application/json" and path == "/v1/status":
         schema = {"$ref": "#/components/schemas/NodeStatus"}

@@ -105,7 +105,7 @@ class SocketFile:
     def check(self) -> None:
         """Listen again if the file is missing or another one; connections stay.
 
-        What can't be done is logged once and tried again at the next call.
+        A failure is logged once; the next call tries again.
         """
         if self._port.has_its_file():
             self._complaint = None
@@ -147,7 +147,7 @@ class SocketFile:
 
 
 def _identity(path: Path) -> Identity | None:
-    """Return what tells a file from one that replaces it; None where there is none."""
+    """Return the identity of a file; None if there is none."""
     try:
         status = path.lstat()
     except OSError:
@@ -172,7 +172,7 @@ class ApiServer:
     """The API of one node.
 
     Args:
-        node: What it serves.
+        node: The node that it serves.
         config: Where it listens, and who may call.
         reactor: The reactor.
         pairing: Answers below `/v1/pairing`; None: there is none.
@@ -300,7 +300,7 @@ class ApiServer:
     def reload(self, config: Config) -> None:
         """Put another configuration in force: keys, names, origins, certificates.
 
-        Who is connected keeps no right that his key has lost, and nothing once the key is gone.
+        Connected callers lose the rights that their key has lost, and all if the key is gone.
 
         Raises:
             ConfigError: A key's file cannot be read; nothing has changed.
@@ -328,7 +328,7 @@ class ApiServer:
     def _lost(self, request: ApiRequest) -> ApiError | None:
         """Return why a request under way may not go on, if that is so.
 
-        What was published is on its way to the disk, and its answer gives nothing away.
+        A publish is already on its way to the disk, and its answer reveals nothing.
         """
         admitted: AuthorizedRequest | None = request.admitted
         if admitted is None or request.method != b"GET":
@@ -358,7 +358,7 @@ class ApiServer:
         if self._socket is not None:
             self._socket.check()
 
-    # what a site asks
+    # called by the sites
 
     def admit(self, request: ApiRequest) -> None:
         """Judge a request by its head."""
@@ -430,7 +430,7 @@ class ApiServer:
         )
 
     def _speak(self, call: Call, path: str, socket: ApiWebSocket) -> Session:
-        """Begin what is spoken on a WebSocket."""
+        """Start the session of a WebSocket."""
         if path == "/v1/stream":
             return StreamSession(self, call.caller, socket)
         return TextSession(self, call, socket)
@@ -497,7 +497,7 @@ class ApiServer:
         return consumer
 
     def _not_there(self, caller: Caller, key: Owned) -> str:
-        """Return that there is no such consumer; an operator hears whose names are like it."""
+        """Return that there is no such consumer; an operator gets the owners of the same name."""
         said = f"there is no consumer {key[1]}"
         if not caller.operator:
             return said

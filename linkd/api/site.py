@@ -63,7 +63,7 @@ class ApiChannel(_Channel):  # type: ignore[misc]
         self.requestFactory = ApiRequest
         self.released: Callable[[], None] | None = None
         self._deadline: Any = None
-        self._deadline_left: float | None = None  # seconds; it stands still during the wait
+        self._deadline_left: float | None = None  # seconds; it stops during the wait
         self._waits_since = 0.0
         self._turned_away: Any = None
 
@@ -173,7 +173,7 @@ class ApiChannel(_Channel):  # type: ignore[misc]
         self._due(REFUSED_SECONDS)
 
     def hand_over(self) -> Callable[[], None] | None:
-        """Let go of the connection; return how to tell that it has ended."""
+        """Let go of the connection; return the callback for its end."""
         self.setTimeout(None)
         self._undue()
         cancel(self._turned_away)
@@ -201,7 +201,7 @@ class ApiChannel(_Channel):  # type: ignore[misc]
         self._respondToBadRequestAndDisconnect()
 
     def _respondToBadRequestAndDisconnect(self) -> None:
-        """What came is no HTTP, or its head is too large."""
+        """Answer 400: the input is not HTTP, or its head is too large."""
         body = to_json(
             ApiError("malformed", "expected HTTP/1.1 with a head within limits.header_bytes").body()
         )
@@ -215,7 +215,7 @@ class ApiChannel(_Channel):  # type: ignore[misc]
         self.loseConnection()
 
     def _due(self, seconds: float) -> None:
-        """Cut the connection unless something else is said within `seconds`."""
+        """Cut the connection after `seconds`, unless another deadline is set before."""
         self._undue()
         self._deadline = self.callLater(seconds, self._late)
 

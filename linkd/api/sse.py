@@ -136,7 +136,7 @@ class EventStream:
                 self._beat.stop()
             self.on_gone()
 
-    # what the transport tells
+    # called by the transport
 
     def pauseProducing(self) -> None:
         """The caller reads too slowly."""
@@ -187,7 +187,7 @@ class RecordStream(SlicedSink[bytes]):
         self._stream.send(b"".join(pieces))
 
     def volatile(self, batch: Batch) -> None:
-        """Write records without an id; where the caller is slow count them, and say so later."""
+        """Write records without an id; if the caller is slow, count them and report that later."""
         if self._stream.paused or self.is_within:
             self._dropped += batch.count
             return
@@ -260,7 +260,7 @@ def event(encoded: bytes, id: bytes | None, name: bytes = b"") -> bytes:
 
 
 def _nothing() -> None:
-    """Nobody is to be told."""
+    """Do nothing."""
 
 
 def _comment() -> bytes:

@@ -52,7 +52,7 @@ class StreamSession:
 
     Args:
         api: The API.
-        caller: Who it is.
+        caller: Its caller.
         socket: Its WebSocket.
     """
 
@@ -88,7 +88,7 @@ class StreamSession:
         }
 
     def allow(self, caller: Caller) -> None:
-        """The caller's rights have changed: end what they no longer cover, and say so."""
+        """Apply the caller's new rights: end what they no longer cover, and report that."""
         self.caller = caller
         self.ingress.forget_rights()
         for sink in list(self._subscriptions.values()):
@@ -99,7 +99,7 @@ class StreamSession:
                 sink.close()
                 self.ended(sink, refusal.error)
 
-    # what the socket tells
+    # called by the socket
 
     def opened(self) -> None:
         """The client speaks first."""
@@ -212,7 +212,7 @@ class StreamSession:
             self.socket.send(client.join(out, len(out)), True)
 
     def _fatal(self, error: str, message: str) -> None:
-        """Say what was wrong, and end."""
+        """Report the error and close."""
         self.ingress.flush()
         self.send(client.Failed(0, error, message))
         self.flush()
@@ -373,7 +373,7 @@ class StreamSession:
     # status
 
     def _watch(self, _: client.Watch) -> None:
-        """Tell of all links; once, however often that was asked until it is told."""
+        """Send the status of all links, once for all requests that came before it is sent."""
         if self._unwatch is None:
             self._unwatch = self.api.node.events.follow(self._event)
         if not self._tells_all:
@@ -381,7 +381,7 @@ class StreamSession:
             self._tell_soon()
 
     def _event(self, event: Event) -> None:
-        """A link changed: tell its state ahead of all messages, once this turn is over."""
+        """Send the state of a changed link ahead of all messages, after this iteration."""
         self._happened[event.peer] = event.event
         self._tell_soon()
 
@@ -391,7 +391,7 @@ class StreamSession:
             self.api.share.queue(self._tell_changes, self.caller.name)
 
     def _tell_changes(self) -> None:
-        """Tell of the links; where the client does not read, of all that happens until it does."""
+        """Send the changed links; if the client does not read, once it does."""
         self._tells = False
         if self._unwatch is None or self.socket.paused:
             return
@@ -414,7 +414,7 @@ class StreamSink(ApiSink):
     Args:
         session: The client's stream.
         id: The client's number for it.
-        patterns: What it follows.
+        patterns: The patterns that it follows.
         credit: Bytes of records that may come.
 
     Attributes:
@@ -477,7 +477,7 @@ class StreamSink(ApiSink):
         )
 
     def gap(self, first: int, next: int) -> None:
-        """Tell that offsets are gone."""
+        """Report that offsets are gone."""
         self._session.send(client.GapTold(self.id, first, next))
 
     def end(self, reason: str) -> None:

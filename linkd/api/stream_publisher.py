@@ -53,7 +53,7 @@ def check_wait(node: Node, peer: str, channel: str) -> None:
 
 
 def volatile(config: Config, channel: str) -> bool:
-    """Tell whether messages on `channel` are sent without being stored."""
+    """Return whether messages on `channel` are sent without being stored."""
     for rule in config.channels:
         if Patterns((rule.name,)).match(channel):
             return rule.delivery == "volatile"
@@ -61,7 +61,7 @@ def volatile(config: Config, channel: str) -> bool:
 
 
 class ProducerState:
-    """What this run of the daemon knows of a producer.
+    """The state of a producer in this run of the daemon.
 
     Args:
         numbered: The name under which the log has its numbers: each run of it has its own.
@@ -87,7 +87,7 @@ class Producers:
     """All producers of this run, each one of its owner's; the longest unused go first.
 
     Args:
-        log: What has their numbers.
+        log: The log with their numbers.
     """
 
     def __init__(self, log: Log) -> None:
@@ -231,14 +231,14 @@ class StreamPublisher:
         return pending[index : index + MAX_RUN]
 
     def _shares(self, frame: client.Publish) -> bool:
-        """Tell whether a publish may share an append with those behind it."""
+        """Return whether a publish may share an append with the next ones."""
         if frame.ids:
             return False
         state = self._state
         return state is None or frame.sequence > state.top
 
     def forget_rights(self) -> None:
-        """The caller's rights have changed: each channel is checked anew."""
+        """Check each channel again: the caller's rights have changed."""
         self._channels.clear()
 
     def _hand_on(self, run: list[client.Publish]) -> None:
@@ -348,7 +348,7 @@ class StreamPublisher:
         return settled
 
     def _answer(self, run: list[client.Publish], outcome: Appended) -> None:
-        """Tell the client where its records lie."""
+        """Send the client the offset of its records."""
         send, offset = self._session.send, outcome.offset
         first = run[0]
         if len(run) == 1:

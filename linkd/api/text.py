@@ -118,7 +118,7 @@ class TextSession:
         return {channel: self._may_read(channel) for channel in given if channel}
 
     def _may_read(self, channel: str) -> bool:
-        """Tell whether the URL's channel may be read; raise Refusal where it is no use at all."""
+        """Return whether the URL's channel may be read; raise Refusal if it is of no use."""
         try:
             self.caller.check_subscribe(channel)
         except ApiError as refusal:
@@ -129,7 +129,7 @@ class TextSession:
         return True
 
     def allow(self, caller: Caller) -> None:
-        """The caller's rights have changed: end what they no longer cover, and say so."""
+        """Apply the caller's new rights: end what they no longer cover, and report that."""
         self.caller = caller
         for key, sink in list(self._subscriptions.items()):
             try:
@@ -148,7 +148,7 @@ class TextSession:
                 except ApiError:
                     self._leave(channel)
 
-    # what the socket tells
+    # called by the socket
 
     def opened(self) -> None:
         """Begin: follow the URL's channel, and what else was asked for."""
@@ -187,7 +187,7 @@ class TextSession:
         self._subscriptions[("own", sink.pattern)] = sink
 
     def message(self, payload: bytes, binary: bool) -> None:
-        """Take one message; a refusal is told, and the connection stays."""
+        """Handle one message; report a refusal and keep the connection."""
         frame: Frame | None = None
         try:
             frame = parse(payload, binary)
@@ -283,7 +283,7 @@ class TextSession:
             self._ack(frame.id, sink.subscription.next, **more)
 
     def _follow(self, pattern: str, start: Start, name: Name | None = None) -> TextSink:
-        """Follow a pattern; one that is followed already begins anew, unless it has a name."""
+        """Follow a pattern; a pattern without a name that is already followed restarts."""
         self.caller.check_patterns((pattern,))
         most = self._api.node.config.limits.subscriptions
         spare = 1 if self._is_default else 0  # it did not ask for that one
@@ -405,7 +405,7 @@ class TextSession:
                     self._api.presence.leave(channel, number)
 
     def changed(self, change: Change) -> None:
-        """Send who joined or left; one that does not read is sent how many are there, later."""
+        """Send a join or leave; a client that does not read gets the count later."""
         if self.socket.paused:
             self._missed.add(change.channel)
         else:
@@ -413,7 +413,7 @@ class TextSession:
             self.socket.send(change.sentence if text else change.message, False)
 
     def _catch_up(self) -> None:
-        """Send how many are there where changes were missed."""
+        """Send the counts of channels whose changes were missed."""
         missed, self._missed = self._missed, set()
         for channel in missed & self._joined.keys():
             self.changed(Change("present", channel, self._api.presence.count(channel)))
@@ -431,7 +431,7 @@ class TextSession:
             self._api.share.queue(self._tell_changes, self.caller.name)
 
     def _tell_changes(self) -> None:
-        """Tell of links that changed; where the client does not read, once it does."""
+        """Send the status of changed links, as soon as the client reads."""
         self._tells = False
         if self._unwatch is None or self.socket.paused:
             return
@@ -443,16 +443,16 @@ class TextSession:
 
 
 class TextSink(SlicedSink[OutgoingMessage]):
-    """Where one pattern's records go.
+    """Deliver one pattern's records.
 
     Args:
         session: The client.
         api: The API.
-        pattern: What it follows.
-        name: What the client calls it, None where its pattern names it.
+        pattern: The pattern that it follows.
+        name: The client's name for it; None: the pattern is its name.
 
     Attributes:
-        epoch: What comes next lies in it, as far as the client knows.
+        epoch: The epoch of the next record, as far as the client knows.
     """
 
     def __init__(
@@ -488,7 +488,7 @@ class TextSink(SlicedSink[OutgoingMessage]):
         return session.parted(messages) if session.is_linkd else messages
 
     def batch(self, batch: Batch) -> bool:
-        """Send a batch's records; before the first of an epoch say that it begins."""
+        """Send a batch's records; announce an epoch before its first record."""
         if self.name is not None and batch.epoch != self.epoch:
             self._position(batch.offset, batch.epoch)
         self._reported = batch.next
@@ -525,7 +525,7 @@ class TextSink(SlicedSink[OutgoingMessage]):
         self.put(list(self.pieces(batch)))
 
     def gap(self, first: int, next: int) -> None:
-        """Tell that offsets are gone."""
+        """Report that offsets are gone."""
         more = {"channel": self.pattern, "first": first, "next": next}
         self._session.report("gap", more, self.name)
 
@@ -589,7 +589,7 @@ def _consumer(call: Call) -> str | None:
 
 
 def _presence(call: Call) -> str:
-    """Return how the client hears who joins and leaves; empty: not at all."""
+    """Return how the client receives joins and leaves; empty: not at all."""
     given = call.text("presence")
     if given not in (None, "0", "1", "text"):
         raise ApiError("malformed", f"presence: expected 0, 1 or text, got {given[:40]!r}")

@@ -44,23 +44,23 @@ PART_BYTES = 8192
 life, and others pass in between."""
 
 Name = str | int
-"""What a client calls a frame, or one of its subscriptions."""
+"""A client's name for a frame or a subscription."""
 
 Kind = Literal["publish", "subscribe", "unsubscribe", "ping", "pong"]
-"""What a message of a client does."""
+"""The kinds of client messages."""
 
 
 class Frame(msgspec.Struct, frozen=True):
-    """What a client's message means.
+    """A parsed client message.
 
     Args:
-        kind: What to do.
-        body: What to publish.
+        kind: The requested action.
+        body: The body to publish.
         type: Its type.
         content_type: Its content type.
         channel: Where, or which pattern to follow; None: the URL's.
         id: Answered with an ack where it is set.
-        start: Where a subscription begins, None where it does not say.
+        start: Where a subscription begins, None if the message does not specify it.
         headers: The headers of what is to be published, None if none.
         subscription: The client's name of a subscription, None where its pattern names it.
         seen: How far the client has this log, by epochs, oldest first.
@@ -103,7 +103,7 @@ class OutgoingMessage(msgspec.Struct, frozen=True):
 
 
 class _Follow(msgspec.Struct, forbid_unknown_fields=True):
-    """What `subscribe` and `unsubscribe` say."""
+    """The payload of `subscribe` and `unsubscribe`."""
 
     channel: str = ""
     subscription: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] | int | None = None
@@ -160,7 +160,7 @@ def _refuse_unreadable(payload: bytes, why: str) -> None:
 
 
 def _is_whole(id_: Name) -> bool:
-    """Tell whether an id can be sent back."""
+    """Return whether an id can be sent back."""
     try:
         str(id_).encode()
     except UnicodeEncodeError:

@@ -59,7 +59,7 @@ class WholeMessages(FrameReader, ServerProtocol):
     """A server's end of a WebSocket.
 
     Attributes:
-        open: Messages may be sent and are told.
+        open: Messages may be sent and are delivered.
     """
 
     masked: ClassVar[int] = 0x80
@@ -117,10 +117,10 @@ OVERTAKING_BYTES = 49_152
 """As much may be sent ahead of the next part of a large message, while that waits for room."""
 
 MAX_WAITING_BYTES = 32 << 20
-"""Nor is more sent, what happens elsewhere (who came, which link went) included: it is cut."""
+"""A client with more unsent bytes is cut, even if they are presence or link events."""
 
 MOST_UNWANTED_BYTES = 65_536
-"""What is read of a client whose upgrade was refused, while its close is awaited."""
+"""Bytes read from a client whose upgrade was refused, while its close is awaited."""
 
 RETURNS_PER_SECOND = 300.0
 MAX_SPREAD_SECONDS = 30.0
@@ -137,21 +137,21 @@ TRY_AGAIN = 1013
 
 
 class Session(Protocol):
-    """What is spoken on one WebSocket.
+    """The protocol session on one WebSocket.
 
     Attributes:
-        caller: Who is at the other end.
-        busy: A message that came is still being worked on.
+        caller: The caller at the other end.
+        busy: A received message is still being processed.
     """
 
     caller: Caller
     busy: bool
 
     def go_on(self) -> None:
-        """Work on the message that came, for a slice; `busy` says whether there is more of it."""
+        """Process the received message for a slice; `busy` tells whether more remains."""
 
     def allow(self, caller: Caller) -> None:
-        """The caller's rights have changed: end what they no longer cover."""
+        """Apply the caller's new rights: end what they no longer cover."""
 
     def opened(self) -> None:
         """It is open."""
@@ -160,20 +160,20 @@ class Session(Protocol):
         """A message came."""
 
     def turned(self) -> None:
-        """All messages that came together have been told."""
+        """Called after all messages that arrived together."""
 
     def receiving(self) -> None:
-        """A message has been coming in for a second, or for another one."""
+        """Called every second while a message is arriving."""
 
     def room(self) -> None:
-        """There is room again for what is to be sent."""
+        """Called when there is room to send again."""
 
     def closed(self) -> None:
         """It has ended."""
 
 
 Speak = Callable[[Call, str, "ApiWebSocket"], Session]
-"""Begins what is spoken on a WebSocket: the request that became it, its path, and itself."""
+"""Starts a session: the request that was upgraded, its path, and the WebSocket."""
 
 
 class ApiWebSocket(PingedSilence, WholeMessages):
@@ -243,7 +243,7 @@ class ApiWebSocket(PingedSilence, WholeMessages):
         return not self.open
 
     def fell_silent(self, silence: float) -> None:
-        """Nothing was heard for so many seconds: cut it."""
+        """Cut it: nothing was received for so many seconds."""
         self.cut()
 
     def _sendAutoPing(self) -> None:
@@ -293,7 +293,7 @@ class ApiWebSocket(PingedSilence, WholeMessages):
         super().onFrameBegin()
 
     def processData(self) -> bool:
-        """Take the next frame, or a part; tell whether there may be another."""
+        """Process the next frame, or a part of it; return whether there may be another."""
         going_on: bool = super().processData()
         if self._frames <= MAX_FRAMES:
             return going_on
@@ -305,7 +305,7 @@ class ApiWebSocket(PingedSilence, WholeMessages):
         return False
 
     def dataReceived(self, data: bytes) -> None:
-        """Bytes came: tell the messages in them, then that these were all."""
+        """Deliver the messages in the received bytes, then call `turned`."""
         self.life.heard_at = self.clock.seconds()
         if isinstance(self.session, RefusedSession):
             self._unwanted += len(data)
@@ -409,7 +409,7 @@ class ApiWebSocket(PingedSilence, WholeMessages):
 
     @property
     def caller(self) -> Caller:
-        """Who is at the other end."""
+        """The caller at the other end."""
         return self.session.caller
 
     def allow(self, caller: Caller) -> None:
@@ -424,11 +424,11 @@ class ApiWebSocket(PingedSilence, WholeMessages):
 
     @property
     def return_spread(self) -> float:
-        """Return over how many seconds all clients are to come back if the node goes away."""
+        """Return the seconds over which clients spread their reconnects if the node stops."""
         return self.upgrades.return_spread()
 
     def send(self, payload: bytes, binary: bool) -> None:
-        """Send one message."""
+        """Send one message, unless the connection has ended."""
         if not self.open:
             return
         if self.waiting > MAX_WAITING_BYTES:
@@ -503,7 +503,7 @@ class ApiWebSocket(PingedSilence, WholeMessages):
             self._part.give(waiting)
 
     def close(self, code: int, reason: str) -> None:
-        """Say goodbye; cut it 3 s later."""
+        """Send a close frame; cut the connection 3 s later."""
         if self.open:
             self.open = False
             # sendClose would refuse the codes that RFC 6455 has for a server that stops or refuses.
@@ -593,7 +593,7 @@ class WebSockets:
 
     Args:
         api: The API.
-        speak: Begins what is spoken on one of them; raises Refusal where the caller may not.
+        speak: Starts the session of one of them; raises Refusal if the caller may not.
     """
 
     def __init__(self, api: ApiServer, speak: Speak) -> None:
@@ -700,7 +700,7 @@ class WebSockets:
         )
 
     def return_spread(self) -> float:
-        """Return over how many seconds all clients are to come back if the node goes away."""
+        """Return the seconds over which clients spread their reconnects if the node stops."""
         return min(len(self._open) / RETURNS_PER_SECOND, MAX_SPREAD_SECONDS)
 
     def sockets(self) -> list[ApiWebSocket]:
@@ -715,7 +715,7 @@ class WebSockets:
             ended.callback(None)
 
     def stop(self) -> Deferred[None]:
-        """Say goodbye to all; fires once they are gone."""
+        """Close all; fires once they are gone."""
         ended: Deferred[None] = Deferred()
         if not self._open:
             ended.callback(None)

@@ -140,7 +140,7 @@ async def test_what_comes_while_the_node_stops_is_to_be_repeated(served: Served)
 @pytest_twisted.ensureDeferred
 async def test_a_wait_for_a_peer_that_is_removed_meanwhile(served: Served) -> None:
     waiting = served.call("POST", "/v1/channels/orders?wait=hub&timeout=10", b"x")
-    await until(lambda: bool(served.node._waits))
+    await until(lambda: bool(served.node.links.waits))
     served.node.remove("hub")
     gone = await waiting
     assert (gone.status, gone.json()["error"], gone.json()["offset"]) == (404, "not-found", 1)
