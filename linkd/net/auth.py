@@ -24,7 +24,7 @@ from linkd.net.rate_limit import origin
 from linkd.protocol.peer import SUBPROTOCOL
 
 NONCE_LIFETIME = 30.0
-"""Seconds for which a nonce can be spent."""
+"""Seconds for which a nonce is valid."""
 
 MIN_SECRET_CHARACTERS = 32
 MAX_SECRET_BYTES = 4096
@@ -41,15 +41,14 @@ _NONCE_BYTES = _TIME_BYTES + _RANDOM_BYTES + _MAC_BYTES
 class Nonces:
     """Fresh nonces that can be spent once, within 30 s.
 
-    A nonce carries its own time and a MAC under a key that lives as long as this object, so one
-    that was given out and never comes back costs no memory: nobody can fill a table and lock the
-    others out. Only spent ones are remembered, for as long as they would be valid. A restart voids
-    all.
+    A nonce carries its own time and a MAC under a key of this object. So unused nonces cost no
+    memory, and nobody can fill a table and lock out others. Only spent nonces are remembered, as
+    long as they would be valid. A restart voids all of them.
 
     Args:
         per_address: How many one address is given within a lifetime.
         total: How many may be spent within a lifetime; above that all are refused.
-        addresses: How many addresses are counted apart; above that counting starts anew.
+        addresses: How many addresses are counted separately; above that counting restarts.
     """
 
     def __init__(
@@ -65,7 +64,7 @@ class Nonces:
         self._order: deque[tuple[float, str]] = deque()
 
     def issue(self, now: float, address: str) -> str | None:
-        """Return a fresh nonce for `address`, or None where that address has had its share.
+        """Return a fresh nonce for `address`, or None where that address has used its share.
 
         Args:
             now: Seconds on the monotonic clock.
@@ -84,11 +83,11 @@ class Nonces:
         return urlsafe_b64encode(body + self._mac(body)).rstrip(b"=").decode()
 
     def spend(self, nonce: str, now: float) -> bool:
-        """Use a nonce up; tell whether it was good. `refusal` says why it was not."""
+        """Spend a nonce; return whether it was valid. `refusal` returns the reason instead."""
         return self.refusal(nonce, now) is None
 
     def refusal(self, nonce: str, now: float) -> str | None:
-        """Use a nonce up; return None if it was good, else one sentence that says what was wrong.
+        """Spend a nonce; return None if it was valid, else one sentence with the reason.
 
         Args:
             nonce: What the dialer sent; anything.
@@ -130,7 +129,7 @@ class Nonces:
         return hmac.digest(self._key, body, hashlib.sha256)[:_MAC_BYTES]
 
     def _forget(self, now: float) -> None:
-        """Drop spent nonces that are too old to be spent again anyway, at most 64 a call."""
+        """Forget spent nonces that have expired, at most 64 a call."""
         for _ in range(64):
             if not self._order or self._order[0][0] > now:
                 return
@@ -150,19 +149,19 @@ def prove(secret: bytes, role: Role, dialer: str, listener: str, nonce: str) -> 
 
 
 def verify(secret: bytes, role: Role, dialer: str, listener: str, nonce: str, proof: str) -> bool:
-    """Tell in constant time whether `proof` is what `prove` returns for the rest."""
+    """Return in constant time whether `proof` is what `prove` returns for the rest."""
     expected = prove(secret, role, dialer, listener, nonce)
     return hmac.compare_digest(expected.encode(), proof.encode("utf-8", "replace"))
 
 
 def encode_fields(*fields: str) -> bytes:
-    """Encode the protocol's name and strings, each behind its length: it reads in one way only."""
+    """Encode the protocol's name and strings, each after its length, so that it is unambiguous."""
     encoded = [field.encode("utf-8", "surrogatepass") for field in (SUBPROTOCOL, *fields)]
     return b"".join(len(field).to_bytes(2, "big") + field for field in encoded)
 
 
 def secret_path(name: str | os.PathLike[str]) -> Path:
-    """Return where a secret lies: the path itself, or below $CREDENTIALS_DIRECTORY.
+    """Return the path of a secret: the name itself, or below $CREDENTIALS_DIRECTORY.
 
     A name without a slash, and one that begins with `$CREDENTIALS_DIRECTORY/`, is a systemd
     credential.

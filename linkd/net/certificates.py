@@ -28,7 +28,7 @@ FOR_LISTENING: Final = ExtendedKeyUsageOID.SERVER_AUTH
 
 
 class Validity(NamedTuple):
-    """When a certificate begins and ends to be good."""
+    """The validity period of a certificate."""
 
     begins: datetime
     ends: datetime
@@ -66,7 +66,7 @@ def make_key() -> ec.EllipticCurvePrivateKey:
 def make_authority(
     key: ec.EllipticCurvePrivateKey, name: str, validity: Validity
 ) -> x509.Certificate:
-    """Return an authority's certificate, signed by its own key; no authority may stand below it."""
+    """Return an authority's self-signed certificate, which permits no subordinate authority."""
     subject = common_name(name)
     return (
         _begun(subject, subject, key.public_key(), validity)
@@ -115,12 +115,12 @@ def general_name(host: str) -> x509.GeneralName:
 
 
 def pem(signed: x509.Certificate | x509.CertificateRevocationList) -> bytes:
-    """Return a certificate or a revocation list as it stands in a file."""
+    """Return a certificate or a revocation list as PEM."""
     return signed.public_bytes(serialization.Encoding.PEM)
 
 
 def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """Return a key as it stands in a file, PKCS #8, not encrypted: its file must be closed."""
+    """Return a key as unencrypted PEM (PKCS #8): only its owner may read the file."""
     return key.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
@@ -230,7 +230,7 @@ def _public_bytes(key: PublicKeyTypes) -> bytes:
 
 
 def names_host(certificate: x509.Certificate, host: str) -> bool:
-    """Tell whether a certificate is for `host`, a name or an address (RFC 6125, RFC 9525)."""
+    """Return whether a certificate is for `host`, a name or an address (RFC 6125, RFC 9525)."""
     try:
         if isIPAddress(host) or isIPv6Address(host):
             verify_certificate_ip_address(certificate, host)

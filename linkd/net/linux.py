@@ -1,8 +1,7 @@
 """Linux interfaces: socket options, descriptor limits, notices of network changes.
 
-A process that has none left can neither accept nor dial nor open a file. Twisted then accepts and
-closes each newcomer at once, which looks like a reset from outside and logs nothing that an
-operator sees.
+A process without free descriptors can neither accept nor dial nor open a file. Twisted then accepts
+and closes each connection immediately: a client sees a reset, and the log shows nothing.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ TCP_NOTSENT_LOWAT: Final = 25
 """Linux's option numbers; Python 3.11 does not name the second one."""
 
 NOTSENT_BYTES: Final = 65_536
-"""So little waits in the kernel, unsent, ahead of a ping."""
+"""Maximum unsent bytes in the kernel ahead of a ping."""
 
 _TCP_INFO_BYTES: Final = 128
 
 BACKSTOP_SECONDS: Final = 3.0
-"""The kernel gives up so long after silence should have been noticed here."""
+"""The kernel's time-out exceeds the silence limit by this many seconds."""
 
 
 def tune(transport: object, limit: float) -> None:
@@ -62,7 +61,7 @@ def tune(transport: object, limit: float) -> None:
 
 
 def keep_unsent_small(transport: object, unsent_bytes: int = NOTSENT_BYTES) -> None:
-    """Let little wait in the kernel, unsent, where there is a socket: ahead of what is urgent.
+    """Keep the kernel's unsent queue short, where there is a socket, so that pings are not delayed.
 
     Args:
         transport: Of a protocol, with or without TLS.
@@ -77,7 +76,7 @@ def keep_unsent_small(transport: object, unsent_bytes: int = NOTSENT_BYTES) -> N
 
 
 def path_of(transport: object) -> tuple[float, int, int] | None:
-    """Return what the kernel knows of a connection's path; None where it is no TCP socket.
+    """Return what the kernel knows of a connection's path, or None without a TCP socket.
 
     Returns:
         Seconds since the other host's kernel last acknowledged anything, the bytes of ours that it
@@ -103,7 +102,7 @@ def path_of(transport: object) -> tuple[float, int, int] | None:
 
 
 def limit_segment(transport: object, segment_bytes: int) -> None:
-    """Let TCP use segments of at most so many bytes, both ways; 0 leaves it as it is.
+    """Limit the size of TCP segments in both directions; 0 changes nothing.
 
     Args:
         transport: Of a connection that has not begun: the SYN announces the size to the other end.
@@ -118,7 +117,7 @@ def limit_segment(transport: object, segment_bytes: int) -> None:
 
 
 def ended(reason: Failure) -> str:
-    """Return how a connection ended, to begin a sentence with: the peer, not Twisted, in it."""
+    """Return how a connection ended, as the beginning of a sentence about the peer."""
     if reason.check(error.ConnectionDone):
         return "the other end closed the connection"
     if reason.check(error.ConnectionAborted):
@@ -152,7 +151,7 @@ def every_address() -> str:
 
 
 def show(host: str, port: int) -> str:
-    """Return an address for people: `192.0.2.7:9443`, `[2001:db8::7]:9443`."""
+    """Return an address for display: `192.0.2.7:9443`, `[2001:db8::7]:9443`."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
@@ -165,13 +164,13 @@ def peer_of(transport: object) -> tuple[str, int]:
 
 
 LEAST: Final = 4
-"""So many connections the API and newcomers may have each, however low the limit is."""
+"""Minimum connections of the API and of newcomers, however low the limit is."""
 
 _WARNING: Final = "descriptors"
 
 
 class Shares(NamedTuple):
-    """How many connections there may be.
+    """Maximum numbers of connections.
 
     Attributes:
         api: Of the API, its socket included.
@@ -183,7 +182,7 @@ class Shares(NamedTuple):
 
 
 class Descriptors:
-    """Divide the descriptors of this process, and watch how many are left.
+    """Divides the file descriptors of this process, and monitors how many are left.
 
     Args:
         limit: As many may be open, RLIMIT_NOFILE.
@@ -209,14 +208,14 @@ class Descriptors:
         self._used = 0
 
     def started(self) -> None:
-        """Count what the daemon itself has open: all sockets listen, no connection is made yet."""
+        """Count the daemon's own descriptors: all sockets listen, and no connection is open yet."""
         try:
             self._used = self._lowest_free()
         except OSError:
             self._used = self.limit
 
     def divide(self, peers: int) -> Shares:
-        """Return the shares where so many peers have a link each.
+        """Return the shares for a number of peers with one link each.
 
         Half of what the daemon and its links leave is the API's and a quarter the newcomers', so
         that a quarter stays for redials, segments and look-ups whatever others do.
@@ -225,7 +224,7 @@ class Descriptors:
         return Shares(max(LEAST, free // 2), max(LEAST, free // 4))
 
     def look(self) -> None:
-        """Look how many are left; called once a second.
+        """Check how many are left; called once a second.
 
         The kernel gives the lowest free number: where that is near the limit, nearly all below it
         are in use.
@@ -258,10 +257,10 @@ def _lowest_free() -> int:
 
 
 SETTLE: Final = 0.25
-"""Seconds without another change before it is told: one cable pulled is dozens of messages."""
+"""Quiet seconds before a change is reported: one unplugged cable causes dozens of messages."""
 
 MAX_SETTLE: Final = 2.0
-"""A change is told so many seconds after its first message at the latest."""
+"""Maximum seconds between the first message of a change and its report."""
 
 _RTMGRP_LINK: Final = 0x1
 _RTMGRP_IPV4_IFADDR: Final = 0x10
@@ -295,7 +294,7 @@ class NetworkMonitor:
         self._first = 0.0
 
     def start(self) -> bool:
-        """Begin to listen; tell whether the kernel lets us."""
+        """Start listening; return whether the kernel permits it."""
         try:
             found = socket.socket(
                 socket.AF_NETLINK,
@@ -314,7 +313,7 @@ class NetworkMonitor:
         return True
 
     def stop(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         cancel(self._call)
         self._call = None
         found, self._socket = self._socket, None
@@ -327,14 +326,14 @@ class NetworkMonitor:
         return -1 if self._socket is None else self._socket.fileno()
 
     def logPrefix(self) -> str:
-        """Return what Twisted's own lines begin with."""
+        """Return the prefix of Twisted's log lines."""
         return "netlink"
 
     def connectionLost(self, reason: object) -> None:
-        """The reactor lets go of the socket."""
+        """Do nothing: the reactor has dropped the socket."""
 
     def doRead(self) -> None:
-        """Something has changed; what exactly does not matter."""
+        """Read the messages, whose content does not matter, and schedule a report."""
         if self._socket is None:
             return
         with suppress(OSError):  # also ENOBUFS: messages were lost, which is a change as well
@@ -343,7 +342,7 @@ class NetworkMonitor:
         self.noticed()
 
     def noticed(self) -> None:
-        """Wait until no more changes come, then say so."""
+        """Report the change, once no more messages arrive."""
         now = self._reactor.seconds()
         if self._call is None or not self._call.active():
             self._first = now

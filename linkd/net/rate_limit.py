@@ -43,7 +43,7 @@ def origin(address: str) -> str:
 
 
 class TokenBucket:
-    """Tokens that come back at a rate, up to a burst.
+    """Tokens that refill at a rate, up to a burst.
 
     Args:
         rate: Tokens a second.
@@ -124,10 +124,10 @@ class RateLimiter:
 
 
 SHARE_SECONDS: Final = 0.020
-"""For so long all connections of the API are worked on in an iteration of the event loop."""
+"""Time for all connections of the API in an iteration of the event loop, in seconds."""
 
 SLICE_SECONDS: Final = 0.005
-"""For so long one of them is, before the next has its turn."""
+"""Time for one caller, before the next has its turn, in seconds."""
 
 
 def serve_last(transport: object) -> None:
@@ -151,7 +151,7 @@ def drop_buffers(transport: object) -> None:
 
 
 class FairShare:
-    """Gives the callers of the API their turns: round robin, first in first out within a caller.
+    """Schedules the callers of the API: round robin, first in first out within a caller.
 
     Only callers with a queued job have a queue, so the memory is bounded by the connections.
 
@@ -213,7 +213,7 @@ class FairShare:
             self._at_turn_end(self._over)
 
     def _over(self) -> None:
-        """The iteration has ended."""
+        """Note the end of the iteration."""
         self._until = None
 
     def _plan(self) -> None:

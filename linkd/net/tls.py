@@ -1,7 +1,7 @@
 """TLS at both ends: 1.2 or newer, names checked, certificates reloaded, errors explained.
 
-The listener's settings lie behind `ServerTls`, which every accepted connection asks anew; the
-dialer reads its files for every attempt. So new files are in force at once and no link is touched.
+Every accepted connection asks `ServerTls` for the current settings, and the dialer reads its files
+for every attempt: new files take effect immediately, without touching live links.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ _ALERTS: Final[tuple[tuple[str, str], ...]] = (
     ("internal error", "refuses this node's certificate: is it for the name that was dialed?"),
     ("insufficient security", "finds this node's ciphers too weak"),
 )
-"""What the other end told us in an alert, by words in OpenSSL's text for it."""
+"""The meaning of the peer's TLS alerts, by words in OpenSSL's text for them."""
 
 _LOCAL: Final[tuple[tuple[str, str], ...]] = (
     ("http request", "sent plain HTTP to a port that expects TLS: use wss:// there"),
@@ -152,7 +152,7 @@ def said(error: BaseException, who: str, their_ca: str) -> str | None:
 
 
 def rejected(detail: str) -> AttemptFailed:
-    """Return the failure of an attempt that someone must mend."""
+    """Return the failure of an attempt that needs an operator."""
     return AttemptFailed("rejected", "tls", detail)
 
 
@@ -206,7 +206,7 @@ def _options(
 
 
 class _Verdict(NamedTuple):
-    """Why a dialer's certificate was refused, where in its chain, and whose it says it is."""
+    """Why a dialer's certificate was refused, at which depth of its chain, and its names."""
 
     number: int
     depth: int
@@ -215,14 +215,14 @@ class _Verdict(NamedTuple):
 
 @implementer(IOpenSSLServerConnectionCreator)
 class ServerTls:
-    """The listener's side of TLS, whose files may change at any time.
+    """The listener's TLS settings, whose files may change at any time.
 
-    Where there are authorities, a dialer's certificate is asked for and verified if one comes. It
-    is not required here: who comes without one has to know the shared secret, or an invitation's
-    code.
+    Where authorities are configured, a dialer's certificate is requested, and verified if it sends
+    one. It is not required here: a dialer without one must know the shared secret, or an
+    invitation's code.
 
     Args:
-        listen: Where certificate, key and authorities lie.
+        listen: The paths of certificate, key and authorities.
         pairing: The directory of `linkd.pairing`, whose authority and revocation list count too.
         wall: Returns Unix seconds, to judge how long the certificate lasts.
         serials: Returns the serials that pairing has revoked, whatever its list on disk holds.
@@ -264,9 +264,9 @@ class ServerTls:
         return self._pair.leaf.not_valid_after_utc.timestamp()
 
     def configure(self, listen: ListenSettings) -> str | None:
-        """Use other files from now on, or look whether those in use have changed.
+        """Use other files from now on, or check whether the current ones have changed.
 
-        As `reload`; on a complaint the old settings stay.
+        As `reload`; where it fails the old settings stay in force.
         """
         before, self._listen = self._listen, listen
         if listen == before and self._look() == self._stamps:
@@ -277,7 +277,7 @@ class ServerTls:
         return complaint
 
     def reload(self) -> str | None:
-        """Load leaf, key, authorities and revocation lists anew; links that are up are not touched.
+        """Reload leaf, key, authorities and revocation lists; live links are not touched.
 
         Returns:
             None where the new files are in force, else one sentence: what is wrong, and the old
@@ -306,7 +306,7 @@ class ServerTls:
         self._looping.start(interval, now=False)
 
     def stop(self) -> None:
-        """Watch no more."""
+        """Stop watching."""
         if self._looping is not None and self._looping.running:
             self._looping.stop()
         self._looping = None
@@ -336,7 +336,7 @@ class ServerTls:
         )
 
     def serverConnectionForTLS(self, tls_protocol: TLSMemoryBIOProtocol) -> SSL.Connection:
-        """Return the OpenSSL side of one accepted connection, with what is in force now."""
+        """Return the OpenSSL connection of an accepted connection, with the current settings."""
         connection = self._options.serverConnectionForTLS(tls_protocol)
         weak = ref(tls_protocol)
 
@@ -370,7 +370,7 @@ class ServerTls:
         return [] if found is None else found.names
 
     def revoked(self, transport: object) -> bool:
-        """Tell whether the certificate that the other end has shown is revoked by now."""
+        """Return whether the peer's certificate has been revoked."""
         certificate = peer_certificate(transport)
         if certificate is None:
             return False
@@ -391,7 +391,7 @@ class ServerTls:
         return named
 
     def _look(self) -> list[tuple[int, int, int] | None]:
-        """Return what shows that a file has changed: its number, size and time."""
+        """Return inode, size and time of a file, which show whether it has changed."""
         stamps: list[tuple[int, int, int] | None] = []
         for path in self._files():
             try:
@@ -426,7 +426,7 @@ class ServerTls:
 
 @implementer(IOpenSSLClientConnectionCreator)
 class ClientTls:
-    """The dialer's side of TLS for one attempt; made by `client_context`."""
+    """The dialer's TLS settings for one attempt; made by `client_context`."""
 
     def __init__(self, options: CertificateOptions, host: str) -> None:
         self._options = options
@@ -460,10 +460,10 @@ class ClientTls:
 
 
 def client_context(peer: PeerSettings, host: str) -> ClientTls:
-    """Return the dialer's side of TLS for one attempt, from the files as they are now.
+    """Return the dialer's TLS settings for one attempt, from the current files.
 
     Args:
-        peer: Where authority, certificate and key lie; without `ca` the system's authorities are
+        peer: The paths of authority, certificate and key; without `ca` the system's authorities are
             trusted.
         host: The URL's host, a name or an address, without brackets.
 
@@ -486,20 +486,20 @@ def client_context(peer: PeerSettings, host: str) -> ClientTls:
 
 
 def peer_certificate(transport: object) -> x509.Certificate | None:
-    """Return the certificate that the other end has shown and that was verified, or None."""
+    """Return the peer's verified certificate, or None."""
     get = getattr(transport, "getPeerCertificate", None)
     shown: crypto.X509 | None = None if get is None else get()
     return None if shown is None else shown.to_cryptography()
 
 
 def peer_names(transport: object) -> list[str]:
-    """Return the node names that the other end may bear by its certificate; none without one."""
+    """Return the node names in the peer's certificate; none without one."""
     certificate = peer_certificate(transport)
     return [] if certificate is None else certificate_names(certificate)
 
 
 def certificate_expires(transport: object) -> float | None:
-    """Return the Unix seconds at which the other end's certificate ends, None if it showed none."""
+    """Return the Unix seconds at which the peer's certificate expires, or None without one."""
     certificate = peer_certificate(transport)
     return None if certificate is None else certificate.not_valid_after_utc.timestamp()
 

@@ -1,9 +1,8 @@
-"""Autobahn as linkd uses it: protocol classes, whole frames, adaptive buffers.
+"""Autobahn as linkd uses it: protocol classes, fast parsing of whole frames, adaptive buffers.
 
-Beside it the masking of frames, which another library does in one pass (measured: 64 KiB in 3.5 µs,
-by Autobahn's 16 to 22 µs; 1 KiB 0.2 and 3 µs).
-
-Autobahn takes about 15 µs a message and copies it four times; links and streams have many.
+Autobahn needs about 15 µs for a message and copies it four times; this module parses frames that
+arrive complete itself. Masking uses the websockets library, which is faster (measured: 64 KiB in
+3.5 µs instead of 16 to 22 µs, 1 KiB in 0.2 µs instead of 3 µs).
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from linkd.net.linux import NOTSENT_BYTES, keep_unsent_small
 
 try:
     from websockets.speedups import apply_mask as _apply_mask
-except ImportError:  # it was built without its native code
+except ImportError:  # installed without its native extension
     from websockets.utils import apply_mask as _apply_mask
 
 _Server: Any = websocket.WebSocketServerProtocol
@@ -46,30 +45,30 @@ apply_mask: Callable[[bytes | memoryview, bytes], bytes] = _apply_mask
 
 
 class SilentLogger:
-    """Takes what Autobahn logs: linkd says itself what happened, in one line; only errors go on."""
+    """Discards Autobahn's log lines, since linkd logs each event itself; keeps errors as debug."""
 
     _log = Logger(namespace="linkd.net.autobahn")
 
     def debug(self, *_: object, **__: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     info = warn = trace = debug
 
     def error(self, format: str | None = None, **fields: object) -> None:
-        """Say it at debug level: the connection's end says it for people."""
+        """Log at debug level: operators see the event of the connection's end instead."""
         self._log.debug(format or "", **fields)
 
     critical = failure = error
 
 
 class _Options:
-    """Takes a protocol's options from its factory, mixed in before Autobahn's.
+    """Copies a protocol's options from its factory; a mixin that precedes Autobahn's class.
 
-    Autobahn does it too, and makes a pretty list of them for its log each time: of 350 µs of a new
-    connection that was 250 (measured), and it is paid for each that is sent away too.
+    Autobahn's own code also formats a list of the options for its log each time, which took 250 of
+    the 350 µs of a new connection (measured), even of one that is refused.
     """
 
-    CONFIG_ATTRS: ClassVar[tuple[str, ...]] = ()  # none are left for Autobahn to take
+    CONFIG_ATTRS: ClassVar[tuple[str, ...]] = ()  # none are left for Autobahn to copy
     options: ClassVar[tuple[str, ...]]
     factory: Any
 
@@ -97,15 +96,15 @@ MESSAGE: Final = 0x82
 PING: Final = 0x89
 PONG: Final = 0x8A
 SMALL_BYTES: Final = 1536
-"""A payload below so many bytes is copied behind its head: one piece to write, not two."""
+"""A payload below this size is appended to its header, to write one piece instead of two."""
 
 _VIEW_BYTES: Final = 4096
-"""From so many bytes on a payload is unmasked without being cut out first (measured)."""
+"""A payload of this size or more is unmasked without being copied first (measured)."""
 
 _WHOLE: Final = (MESSAGE, PING, PONG)
 
 Found = tuple[int, bytes, int]
-"""A frame: its first byte, its payload, and where the next one begins."""
+"""A frame: its first byte, its payload, and the position of the next frame."""
 
 
 def take(data: bytes, position: int, masked: int, most: int) -> Found | int:
@@ -118,8 +117,8 @@ def take(data: bytes, position: int, masked: int, most: int) -> Found | int:
         most: The longest payload, in bytes, that is not left to Autobahn.
 
     Returns:
-        The frame; or how many bytes more must come first, at least; 0 where the frame is
-        Autobahn's to take or to refuse.
+        The frame; or the minimum number of bytes that are missing; or 0 where Autobahn must parse
+        or refuse the frame.
     """
     size = len(data)
     if size - position < 2:
@@ -165,40 +164,42 @@ def put(first: int, payload: bytes, masked: int) -> tuple[bytes, bytes]:
 
 
 LEAST_BYTES: Final = 65_536
-"""Twisted's own measure, at which every connection begins."""
+"""Twisted's buffer size, with which every connection begins."""
 
 MOST_BYTES: Final = 262_144
-"""Four times as much costs a fifth less processor time a record of 64 KiB (measured)."""
+"""A buffer four times as large saves a fifth of the time of a record of 64 KiB (measured)."""
 
 QUICK_SECONDS: Final = 0.008
-"""`LEAST_BYTES` that pass within this time are quick: so `MOST_BYTES` hold up a ping by 32 ms."""
+"""A line is quick if `LEAST_BYTES` take at most this: then `MOST_BYTES` delay a ping by 32 ms."""
 
 QUICK_TIMES: Final = 4
-"""So often in a row: the first find the kernel's own buffers empty, whatever the line."""
+"""Consecutive quick writes to widen: the first only fill the kernel's empty buffers."""
 
 LARGE_BYTES: Final = 1024
-"""Frames that are smaller cost by their number: a wide read of them would make a long turn."""
+"""Smaller frames cost by number: a large read of them would take a long iteration."""
 
 PAGE_BYTES: Final = 8192
-"""As much may wait here, and again in the kernel, for a browser until its line proves quick: at
-50 kB/s a small message then waits 0.5 s behind parts of a large one, not 4."""
+"""Initial buffer for a browser, here and again in the kernel, until its line proves quick.
+
+At 50 kB/s a small message then waits 0.5 s instead of 4 s behind parts of a large one.
+"""
 
 _SEND_BYTES: Final = 1 << 20
-"""What is handed to the kernel in one call; it takes what it has room for."""
+"""Bytes offered to the kernel in one call; it accepts as many as fit."""
 
 
 class AdaptiveBuffer:
-    """Widens a transport's buffers while what goes through them passes quickly.
+    """Widens a transport's buffers while data passes through them quickly.
 
-    On a slow line more that waits would only be more ahead of a ping or an ack. Twisted has one
-    measure for both directions, so what is read whole widens nothing while sending is slow; nor
-    does it once a full read was of small frames.
+    On a slow line a larger buffer would only delay pings and acks. Twisted has one buffer size for
+    both directions, so full reads do not widen it while sending is slow, nor after a full read of
+    small frames.
 
     Args:
-        transport: Of a protocol. Nothing is done where it is no socket's own: TLS hands on what was
-            read in pieces of its own, and how small its frames are shows too late.
-        is_page: A browser may be at the other end. Then little waits from the start, in the kernel
-            too and also below TLS, and only what is sent widens it.
+        transport: A protocol's transport. Only a plain socket is adapted: TLS passes data on in
+            pieces of its own, and the size of its frames is known too late.
+        is_page: The peer may be a browser. Buffers are then small from the start, also in the
+            kernel and below TLS, and only sending widens them.
     """
 
     __slots__ = ("_is_page", "_paused_at", "_quick", "_resumed_at", "_slow", "_small", "_stream")
@@ -217,7 +218,7 @@ class AdaptiveBuffer:
             self._set(PAGE_BYTES)
 
     def filled(self, size: int, frames: int) -> None:
-        """As much was read as fits, so many bytes: there is more; it ended so many frames."""
+        """Note a read that filled the buffer: its bytes, and how many frames ended in it."""
         if self._is_page:
             return
         if frames * LARGE_BYTES > size:
@@ -227,13 +228,13 @@ class AdaptiveBuffer:
             self._set(MOST_BYTES)
 
     def paused(self, now: float) -> None:
-        """What waits to be sent is as much as may; monotonic seconds."""
+        """Note that the send buffer is full; `now` is monotonic seconds."""
         if self._is_page and now - self._resumed_at > QUICK_SECONDS:
-            self._quick = 0  # the kernel's own buffers have emptied meanwhile
+            self._quick = 0  # the kernel's buffers have drained meanwhile
         self._paused_at = now
 
     def resumed(self, now: float) -> None:
-        """The kernel has taken all that waited."""
+        """Note that the kernel has accepted the whole buffer."""
         stream, self._resumed_at = self._stream, now
         if stream is None:
             return
@@ -255,14 +256,14 @@ class AdaptiveBuffer:
 
 
 TURN_SECONDS: Final = 0.005
-"""For so long one connection is worked on in a turn: many small frames wait, others are heard.
+"""Maximum time that one connection gets in an iteration; the rest of its frames waits.
 
-A read may hold 37,000 frames (measured: beside eight clients that sent text of one byte a call of
-`/v1/status` took 8 s; with this bound 0.2 s).
+A read may hold 37,000 frames (measured: with eight clients that sent texts of one byte, a call of
+`/v1/status` took 8 s, and 0.2 s with this bound).
 """
 
 _LOOK_EVERY: Final = 16
-"""So many short frames are taken between two looks at the clock."""
+"""Number of short frames between two checks of the clock."""
 
 _OPEN: Final = STATE_OPEN
 _LIVING: Final = (STATE_OPEN, STATE_CLOSING)
@@ -271,20 +272,20 @@ _LAST_DATA: Final = 7  # the opcodes of control frames are greater
 
 
 class FrameReader(ABC):
-    """The receiving half of one end, mixed into Autobahn's protocol.
+    """The receiving half of a connection; a mixin for Autobahn's protocol classes.
 
     Attributes:
-        masked: 0x80 where the other end masks its frames, else 0.
-        most_whole: The longest payload, in bytes, of a frame that is waited for and taken whole.
-        data: What was received and not yet worked on; Autobahn's, as what follows.
-        state: Of the WebSocket.
-        current_frame: A frame that came in part.
-        inside_message: More frames of a message are to come.
-        message_data_total_length: Bytes of it that have come.
-        pace: Of the transport, once there is one.
-        transport: What it is read from.
+        masked: 0x80 where the peer masks its frames, else 0.
+        most_whole: The longest payload, in bytes, of a frame that is collected and parsed whole.
+        data: Received bytes that are not processed yet; Autobahn's, like the next four.
+        state: The state of the WebSocket.
+        current_frame: A partially received frame.
+        inside_message: More frames of a message follow.
+        message_data_total_length: Bytes of the message received so far.
+        pace: The transport's buffer sizes, once connected.
+        transport: The transport.
         clock: The reactor.
-        busy: A message that was taken is still being worked on: those behind it wait.
+        busy: A message is still being processed: later ones wait.
     """
 
     masked: ClassVar[int]
@@ -301,28 +302,28 @@ class FrameReader(ABC):
     pace: AdaptiveBuffer | None = None
     busy = False
     _pieces: list[bytes] | None = None
-    """What has come of a frame behind `data`, while some of it is missing."""
+    """Received pieces of an incomplete frame, after `data`."""
 
     _missing = 0
     _expected = 0
-    """How long the frame is of which some is missing."""
+    """Total size of the incomplete frame."""
 
     _ended = 0
-    """Frames, or parts of them that Autobahn took, that ended in this turn."""
+    """Frames, or parts that Autobahn parsed, completed in this iteration."""
 
     _until = 0.0
-    """When this turn's work on this connection ends, on the reactor's clock."""
+    """When this iteration's time for this connection ends, on the reactor's clock."""
 
     _resting = False
-    """The rest of what came waits for the next turn; nothing is read until then."""
+    """Received bytes wait for the next iteration; nothing is read until then."""
 
     def gather(self, data: bytes) -> None:
-        """Take bytes that came, and work on them once they may hold a frame.
+        """Collect received bytes, and process them once they may hold a frame.
 
-        A long frame is put together once, when all of it is there.
+        A long frame is joined once, when it is complete.
         """
         left = self.turn_left()
-        self._ended = 0 if left > 0 else 1  # where there is no time at all nothing is worked on
+        self._ended = 0 if left > 0 else 1  # without any time left nothing is processed
         self._until = self.clock.seconds() + left
         self._gather(data)
         if len(data) >= LEAST_BYTES and self.pace is not None:
@@ -343,15 +344,15 @@ class FrameReader(ABC):
         self.consumeData()
 
     def turn_left(self) -> float:
-        """Return for how many seconds this connection may be worked on now."""
+        """Return for how many seconds this connection may be processed now."""
         return TURN_SECONDS
 
     def go_on_later(self, call: Callable[[], None]) -> None:
-        """Have work on this connection go on in its next turn."""
+        """Schedule the processing of this connection for its next turn."""
         self.clock.callLater(0, call)
 
     def consumeData(self) -> None:
-        """Work on what has come."""
+        """Process received bytes."""
         self._consume()
         if self.busy:
             self._rest()
@@ -373,18 +374,18 @@ class FrameReader(ABC):
             super().consumeData()  # type: ignore[misc]
 
     def _is_late(self) -> bool:
-        """Tell whether this turn's work has taken long enough; one frame is always worked on."""
+        """Return whether this turn's time is spent; at least one frame is always processed."""
         return self._ended > 0 and self.clock.seconds() >= self._until
 
     def _rest(self) -> None:
-        """Go on in the next turn, if anything is left."""
+        """Continue in the next turn, if any bytes are left."""
         if (self.data or self.busy) and not self._resting:
             self._resting = True
             self.transport.pauseProducing()
             self.go_on_later(self._go_on)
 
     def _go_on(self) -> None:
-        """Work on what is left, then read on; it counts as life again: nothing could be heard."""
+        """Process the rest, then resume reading; the pause in reading does not count as silence."""
         self._resting = False
         self.dataReceived(b"")
         if not self._resting:
@@ -392,10 +393,10 @@ class FrameReader(ABC):
 
     @abstractmethod
     def dataReceived(self, data: bytes) -> None:
-        """Take bytes that came, by `gather`."""
+        """Pass received bytes to `gather`."""
 
     def _take(self) -> bool:
-        """Take whole frames off the front; tell whether nothing more can be done for now."""
+        """Process whole frames from the front; return whether nothing more can be done for now."""
         data, position, ended = self.data, 0, 0
         masked, most, whole = self.masked, self.most_whole, self.whole
         while self.state == _OPEN and position < len(data) and not self.busy:
@@ -417,7 +418,7 @@ class FrameReader(ABC):
         return self._pieces is not None or not self.data
 
     def awaited(self) -> int:
-        """Return how many bytes are held, once all has come, of a frame or message in part."""
+        """Return the bytes that a partial frame or message takes once it is complete."""
         if self._pieces is not None:
             return self._expected
         frame = self.current_frame
@@ -427,21 +428,21 @@ class FrameReader(ABC):
         return come + (0 if frame is None else int(frame.length))
 
     def forget_data(self) -> None:
-        """Free what has come in part, once the connection is lost."""
+        """Free a partial frame, once the connection is lost."""
         self.data, self._pieces = b"", None
         self.message_data = self.frame_data = None
 
     def of_message(self) -> bool:
-        """Tell whether the frame that begins is of a message or within one: no ping by itself."""
+        """Return whether the frame that begins is part of a message, not a ping between two."""
         return self.inside_message or self.current_frame.opcode <= _LAST_DATA
 
     @abstractmethod
     def whole(self, first: int, payload: bytes) -> bool:
-        """Take a frame, told by its first byte; False leaves it to Autobahn."""
+        """Process a frame by its first byte; return False to leave it to Autobahn."""
 
 
 def _merge_small(pieces: list[bytes]) -> None:
-    """Put the last pieces together while they are small: many would cost more than their bytes."""
+    """Join the last pieces while they are small: many pieces cost more than their bytes."""
     while len(pieces) > 1 and len(pieces[-2]) <= len(pieces[-1]) < _SMALL_PIECE_BYTES:
         last = pieces.pop()
         pieces[-1] += last

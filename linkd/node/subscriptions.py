@@ -27,52 +27,52 @@ Start = int | Literal["earliest", "latest"]
 
 
 class Sink(Protocol):
-    """Where a subscription's records go. All of it is called in order."""
+    """The receiver of a subscription's records; all calls are made in order."""
 
     def has_room(self, size: int) -> bool:
-        """Return whether records of `size` bytes may come now.
+        """Return whether there is room for records of `size` bytes.
 
-        Where they may not, `Follower.resume` is called once they may.
+        Where there is none, the sink calls `Follower.resume` once there is.
         """
 
     def hold(self, size: int) -> bool:
-        """Count bytes that are kept for the sink, negative where they no longer are.
+        """Count bytes that are buffered for the sink; negative where they are released.
 
-        Return whether there is room for them: else they must not be kept.
+        Return whether there is room; without room they must not be buffered.
         """
 
     def batch(self, batch: Batch) -> bool:
-        """Take records of the log.
+        """Receive records of the log.
 
-        Their first is the next one wanted. Return whether there is room for more:
-        after False nothing comes until `Follower.resume`.
+        The first record is the next one wanted. Return whether there is room for more: after False
+        nothing follows until `Follower.resume`.
         """
 
     def volatile(self, batch: Batch) -> None:
-        """Take records without an offset (it is 0); drop them where there is no room."""
+        """Receive volatile records, whose offset is 0; drop them where there is no room."""
 
     def gap(self, first: int, next: int) -> None:
-        """Hear that offsets `first` to `next` - 1 are gone; some of them may have been wanted."""
+        """Note that offsets `first` to `next` - 1 are lost; some of them may have been wanted."""
 
     def end(self, reason: str) -> None:
-        """Hear that nothing more comes.
+        """Note the end of the subscription.
 
-        Another took the consumer's name (`replaced`), `stopped`, or an error.
+        The reason is `replaced` (another client took the consumer's name), `stopped`, or an error.
         """
 
 
 class Follower:
-    """A reader that follows the log's end.
+    """A subscription that follows the log's end.
 
-    While it keeps up it is handed what was committed; of that it keeps a little while its sink has
-    no room. Behind it reads, what is for others too.
+    While it keeps up it receives committed batches, and buffers a few while its sink has no room.
+    When it lags it reads from the log, including batches for others.
 
     Args:
         log: The log.
         patterns: The channels that it wants.
         start: The first offset that it wants.
         sink: Where the records go.
-        owner: Told of acks and of the end.
+        owner: Receives acks and the end.
         consumer: Its owner and durable name, or None.
     """
 
@@ -108,21 +108,21 @@ class Follower:
         self._owner = owner
         self._pending: deque[Batch] = deque()
         self._live = self._paused = self._reading = self._closed = self._pumping = False
-        self._bytes = 0  # of what is pending
-        self._held = 0  # of these, what the sink has counted
-        self._end = start  # while live: behind what is pending nothing below is for it
+        self._bytes = 0  # of the pending batches
+        self._held = 0  # of these, counted by the sink
+        self._end = start  # while live: nothing between the pending batches and this is for it
         self.patterns = patterns
         self.next = start
         self.consumer = consumer
 
     def position(self) -> int:
-        """Return the offset below which everything that it wants was handed to its sink."""
+        """Return the offset below which all wanted records were passed to the sink."""
         if self._live and not (self._pending or self._closed):
             self.next = max(self.next, self._owner.offered)
         return self.next
 
     def resume(self) -> None:
-        """There is room again."""
+        """Deliver more: the sink has room again."""
         self._paused = False
         self.pump()
 
@@ -131,7 +131,7 @@ class Follower:
         self._owner.acked(self, next, done)
 
     def close(self) -> None:
-        """Nothing more is wanted."""
+        """End the subscription at the client's request."""
         if not self._closed:
             self._closed = True
             self._pending.clear()
@@ -140,24 +140,24 @@ class Follower:
             self._owner.closed(self)
 
     def end(self, reason: str) -> None:
-        """End it from our side."""
+        """End the subscription from this node's side."""
         if not self._closed:
             self.position()  # the sink may ask for it at its end
             self.close()
             self._sink.end(reason)
 
     def volatile(self, batch: Batch) -> None:
-        """Hand on records that have no offset."""
+        """Pass volatile records to the sink."""
         if not self._closed:
             self._sink.volatile(batch)
 
     def offer(self, batches: list[Batch], next: int) -> None:
-        """Take what was just committed: its own batches of it, and the log's new end."""
+        """Process a commit: the subscription's batches, and the log's new end."""
         if not self._live or self._closed:
             self.pump()
             return
         if batches and not self._pending:
-            self.next = max(self.next, batches[0].offset)  # what was before was for others
+            self.next = max(self.next, batches[0].offset)  # earlier batches were for others
         self._keep(batches)
         self._end = next
         if not self._paused:
@@ -165,7 +165,7 @@ class Follower:
         self._count_kept()
 
     def pump(self) -> None:
-        """Deliver what there is, as long as there is room."""
+        """Deliver records as long as there is room."""
         if self._pumping:
             return
         self._pumping = True
@@ -183,7 +183,7 @@ class Follower:
             self._count_kept()
 
     def _count_kept(self) -> None:
-        """Have what waits for room counted; let go of what is too much: the log keeps it for all.
+        """Account for buffered batches; drop those beyond the limit, which the log still has.
 
         It is read again when there is room.
         """
@@ -203,9 +203,9 @@ class Follower:
         self._bytes += _bytes_of(batches)
 
     def _read(self) -> bool:
-        """Get more of the log; False if there is none at hand."""
+        """Read more of the log; return False if nothing is available now."""
         if self._live:
-            return False  # what is more for it will be offered
+            return False  # later batches will be offered
         if self.next >= self._log.next:
             self._live = True
             self._end = self.next
@@ -223,7 +223,7 @@ class Follower:
         return bool(batches)
 
     def _fetched(self, batches: list[Batch] | LinkdError) -> None:
-        """Take what was read from disk."""
+        """Process batches read from disk."""
         self._reading = False
         if self._closed:
             return
@@ -237,13 +237,13 @@ class Follower:
         self.pump()
 
     def _gap(self, first: int) -> None:
-        """Move on over what is gone."""
+        """Advance over lost offsets."""
         wanted, self.next = self.next, first
         self._owner.gone(self, wanted, first)
         self._sink.gap(wanted, first)
 
     def _deliver(self) -> None:
-        """Hand out what is pending, until there is no room."""
+        """Deliver pending batches until there is no room."""
         pending, clock = self._pending, self._log.clock()
         known: dict[str, bool] = {}  # a log has many batches of few channels
         while pending and not self._paused and not self._closed:
@@ -268,7 +268,7 @@ class Follower:
             if batch.expired(clock):
                 self._owner.expired(batch)
                 continue
-            self._paused = True  # a sink may ask to go on from within
+            self._paused = True  # a sink may call `resume` from within
             if self._sink.batch(batch):
                 self._paused = False
         if self._live and not (self._closed or pending):
@@ -276,25 +276,25 @@ class Follower:
 
 
 def _bytes_of(batches: Iterable[Batch]) -> int:
-    """Return what batches take in memory."""
+    """Return the memory use of batches in bytes."""
     return sum([len(batch.records) + BATCH_OVERHEAD_BYTES for batch in batches])
 
 
 _CHANNELS_KNOWN = 10_000
 
 AGING_SECONDS = 60.0
-"""How often the absence of named consumers is counted and stored."""
+"""Interval of counting and storing the absence of named consumers."""
 
 
 PATTERNS_BYTES = 16 * 1024 * 1024
 KEY_PATTERNS_BYTES = 1024 * 1024
-"""How long the patterns of all named consumers, and of those of one key, may be together."""
+"""Maximum total size of the patterns of all named consumers, and of those of one key."""
 
 AGED_AT_ONCE = 250
-"""So many consumers are aged in one turn: about 2 ms."""
+"""Consumers aged in one iteration, which takes about 2 ms."""
 
 LOOKS = 4
-"""So many consumers that lag are compared with the log at once."""
+"""Maximum number of lagging consumers that are compared with the log at a time."""
 
 
 class Subscriptions:
@@ -318,7 +318,7 @@ class Subscriptions:
         self._held: dict[Owned, Follower] = {}
         self._looked: dict[Owned, int] = {}
         self._passed_over: set[Owned] = set()
-        self._left_at: dict[Owned, float] = {}  # when the client of a passing one went
+        self._left_at: dict[Owned, float] = {}  # when the client of a temporary consumer left
         self._bounds: tuple[Config, dict[str, int | None]] | None = None
         self._aged_at = node.clock.seconds()
         self._passed = 0.0
@@ -349,7 +349,7 @@ class Subscriptions:
         return follower
 
     def _position(self, start: Start) -> int:
-        """Return the offset that a start means now."""
+        """Return the current offset of a start position."""
         if start == "earliest":
             return self._log.first
         if start == "latest":
@@ -365,13 +365,15 @@ class Subscriptions:
             holder.end("replaced")
         known = self._store.consumers().get(key)
         wanted = Consumer(owner, name, start, patterns)
-        if known is None or known.patterns != patterns:  # else thousands may come back at once
+        if (
+            known is None or known.patterns != patterns
+        ):  # thousands may reconnect at once, unchanged
             self._make_room_for_patterns(wanted)
         if known is None:
             self._make_room(wanted)
             self._node.tell("info", "consumer.created", owner=owner, consumer=name, next=start)
         else:
-            start = min(known.next, self._log.next)  # the log may have been put back
+            start = min(known.next, self._log.next)  # the log may have been restored from a backup
         self._store.set_consumer(Consumer(owner, name, start, patterns))
         return start
 
@@ -438,20 +440,20 @@ class Subscriptions:
             )
 
     def _absent(self, among: Sequence[Consumer]) -> list[Consumer]:
-        """Return the passing ones whose clients have gone, the one that is absent longest first."""
+        """Return temporary consumers without a client, the longest absent first."""
         gone = [one for one in among if one.is_passing and one.key not in self._held]
         return sorted(gone, key=lambda one: (self._left_at.get(one.key, -inf), -one.idle))
 
     def _displace(self, consumer: Consumer) -> None:
-        """Remove one whose room another needs."""
+        """Remove a consumer to make room for another."""
         self._remove(consumer, "its room was needed for another consumer")
 
     def offer(self, follower: Follower, batches: list[Batch], next: int) -> None:
-        """Hand on what was committed."""
+        """Pass committed batches to a follower."""
         follower.offer(batches, next)
 
     def interested(self, channel: str) -> tuple[Follower, ...]:
-        """Return who wants `channel`."""
+        """Return the followers that want `channel`."""
         found = self._known.get(channel)
         if found is None:
             if len(self._known) >= _CHANNELS_KNOWN:
@@ -460,7 +462,7 @@ class Subscriptions:
         return found
 
     def age(self) -> None:
-        """Count the absence of named consumers; remove those that stay away too long.
+        """Count the absence of named consumers; remove those that are absent too long.
 
         Called about once a second: a round begins every minute and takes a few at a time. Only the
         time in which this is called counts, at most two minutes a round: a daemon that is off or
@@ -484,7 +486,7 @@ class Subscriptions:
             if consumer is None:
                 continue
             idle = 0.0 if key in self._held else consumer.idle + self._passed
-            # A round counts a whole minute also of one that was there a second ago: a margin.
+            # A round counts a whole minute, even for a consumer that was connected a second ago.
             most_idle = RESUME_SECONDS if consumer.is_passing else longest
             if idle > most_idle + 2 * AGING_SECONDS:
                 days = f"{idle / 86_400.0:.1f} days of running time"
@@ -494,7 +496,7 @@ class Subscriptions:
                 self._store.set_consumer(msgspec.structs.replace(consumer, idle=idle))
 
     def _remove(self, consumer: Consumer, why: str) -> None:
-        """Remove a consumer that did not ask for it, and log that."""
+        """Remove a consumer without its request, and log it."""
         self._store.remove_consumer(consumer.key)
         self._let_go(consumer.key)
         self._node.tell(
@@ -509,7 +511,7 @@ class Subscriptions:
         )
 
     def tell_orphans(self) -> None:
-        """Log whose key is no longer configured, and what the consumers of that key hold."""
+        """Log keys that are no longer configured, and what their consumers hold."""
         config, end = self._node.config, self._log.next
         known = {key.name for key in config.api.keys} | {"socket", UNOWNED}
         if not config.api.require_key:
@@ -550,7 +552,7 @@ class Subscriptions:
         ]
 
     def low_water(self) -> int:
-        """Return the offset below which nothing is kept for a named consumer."""
+        """Return the offset below which no named consumer needs records."""
         floors = self._floors()
         lowest = self._log.next
         for (owner, _), consumer in self._store.consumers().items():
@@ -559,7 +561,7 @@ class Subscriptions:
         return lowest
 
     def _floors(self) -> dict[str, int]:
-        """Return for each owner the offset below which its consumers keep nothing."""
+        """Return for each owner the offset below which its consumers need nothing."""
         bounds, log = self._kept_bytes(), self._log
         behind: dict[int | None, int] = {None: log.first}
         floors: dict[str, int] = {}
@@ -584,7 +586,7 @@ class Subscriptions:
         return self._bounds[1]
 
     def move_on(self) -> None:
-        """Move consumers on over what is not for them, and log which are left behind.
+        """Advance consumers over records that are not for them, and log those that fall behind.
 
         Only those that would keep more than half of the log, or more than their key may: a reader
         of a quiet channel must not keep the others' records. A few each time, for it costs a look
@@ -653,7 +655,7 @@ class Subscriptions:
         return True
 
     def move(self, old: Owned, new: Owned, done: Callable[[Exception | None], None]) -> None:
-        """Give a consumer another owner and name; who holds it is ended.
+        """Give a consumer another owner and name; its current subscription ends.
 
         Raises:
             KeyError: There is no such consumer.
@@ -682,7 +684,7 @@ class Subscriptions:
         )
 
     def volatile(self, batch: Batch) -> None:
-        """Hand on records that have no offset."""
+        """Pass volatile records to the sink."""
         for follower in self.interested(batch.channel):
             follower.volatile(batch)
 
@@ -694,12 +696,12 @@ class Subscriptions:
         for follower in list(self._followers):
             follower.end("stopped")
 
-    # -- what followers tell ------------------------------------------------------------------
+    # -- called by followers ------------------------------------------------------------------
 
     def acked(
         self, follower: Follower, next: int, done: Callable[[Exception | None], None]
     ) -> None:
-        """A named consumer acknowledged through its subscription."""
+        """Set the cursor of a named consumer that acknowledged through its subscription."""
         key = follower.consumer
         if key is None or self._held.get(key) is not follower:
             done(LookupError("this subscription holds no consumer's name"))
@@ -707,7 +709,7 @@ class Subscriptions:
         self.ack(key, next, done)
 
     def closed(self, follower: Follower) -> None:
-        """A follower has ended."""
+        """Remove a follower that has ended."""
         if self._followers.pop(follower, follower) is None:
             self._wanted.remove(follower.patterns.patterns, follower)
             self._known.clear()
@@ -718,11 +720,11 @@ class Subscriptions:
                 self._left_at[follower.consumer] = self._node.clock.seconds()
 
     def expired(self, batch: Batch) -> None:
-        """Records outlived their ttl before a reader came to them."""
+        """Count records that expired before a reader reached them."""
         self._node.count("expired", "", batch.count)
 
     def gone(self, follower: Follower, first: int, next: int) -> None:
-        """Offsets that a reader wanted are gone; of a named one it is said here too."""
+        """Log offsets that were lost before a named consumer reached them."""
         if follower.consumer is not None:
             owner, name = follower.consumer
             self._node.tell(
