@@ -31,8 +31,8 @@ def check_json(body: bytes, where: str = "the body") -> None:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ApiError("malformed", f"expected JSON in {where}: {error}") from None
     if nested_deeply(body):
-        said = f"expected JSON nested at most {MAX_JSON_DEPTH} deep in {where}"
-        raise ApiError("malformed", said)
+        message = f"expected JSON nested at most {MAX_JSON_DEPTH} deep in {where}"
+        raise ApiError("malformed", message)
 
 
 def check_body(body: bytes, content_type: str) -> None:

@@ -141,7 +141,7 @@ def query_of(uri: bytes, names: Mapping[str, bool] | None = None) -> dict[str, l
         if not piece or (names is not None and key not in names):
             continue
         if key in found and not (names is not None and names[key]):
-            raise ApiError("malformed", f"{key[:80]} stands twice in the query")
+            raise ApiError("malformed", f"{key[:80]} occurs twice in the query")
         found.setdefault(key, []).append(unquoted(value.replace(b"+", b" ")))
     return found
 

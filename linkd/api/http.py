@@ -384,7 +384,7 @@ class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
         except UnicodeDecodeError:
             raise ApiError("malformed", f"expected UTF-8 in the header {name}") from None
         if len(values) > 1:
-            raise ApiError("malformed", f"the header {name} stands there {len(values)} times")
+            raise ApiError("malformed", f"the header {name} occurs {len(values)} times")
         return text
 
     def headers_after(self, prefix: str) -> dict[str, str]:

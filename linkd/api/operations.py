@@ -222,14 +222,14 @@ async def resync(api: ApiServer, call: Call) -> Response:
     call.caller.check_operator()
     peer, wanted = call.path["name"], call.json(Confirmed)
     try:
-        told = await api.node.resync(peer, wanted.confirmed)
+        effect = await api.node.resync(peer, wanted.confirmed)
     except KeyError:
         raise _no_peer(peer) from None
     except ApiError:
         raise
     except LinkdError as error:
         raise ApiError("diverged", str(error)) from None
-    return answer({"peer": peer, "message": told, "done": wanted.confirmed})
+    return answer({"peer": peer, "message": effect, "done": wanted.confirmed})
 
 
 async def forget_peer(api: ApiServer, call: Call) -> Response:
@@ -249,12 +249,12 @@ async def forget_peer(api: ApiServer, call: Call) -> Response:
 async def drill(api: ApiServer, call: Call) -> Response:
     """Record in log and events that a deliberate fault starts or has ended."""
     call.only()
-    peer, told = call.path["name"], call.json(Drill)
+    peer, report = call.path["name"], call.json(Drill)
     try:
-        if told.state == "started":
-            api.node.drill_began(peer, told.drill, told.seconds)
+        if report.state == "started":
+            api.node.drill_began(peer, report.drill, report.seconds)
         else:
-            api.node.drill_ended(peer, told.drill, told.verdict)
+            api.node.drill_ended(peer, report.drill, report.verdict)
     except KeyError:
         raise _no_peer(peer) from None
     return Response(204)

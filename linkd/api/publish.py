@@ -50,9 +50,9 @@ async def publish(api: ApiServer, call: Call) -> Response:
     began = api.reactor.seconds()
     stored = await append(api.node, draft)
     api.metrics.publish.observe(api.reactor.seconds() - began)
-    told: dict[str, object] = {"offset": stored.offset, "count": stored.count}
+    result: dict[str, object] = {"offset": stored.offset, "count": stored.count}
     if stored.duplicate:
-        told["duplicate"] = True
+        result["duplicate"] = True
     if peer is not None:
         next_ = stored.offset + (stored.count or 1)
         try:
@@ -60,8 +60,8 @@ async def publish(api: ApiServer, call: Call) -> Response:
                 late = f"{peer} did not have it within {timeout:g} s; it stays owed"
                 raise ApiError("timeout", late)
         except ApiError as refusal:
-            raise ApiError(refusal.error, refusal.message, None, told) from None
-    return answer(told, 200 if stored.duplicate else 201)
+            raise ApiError(refusal.error, refusal.message, None, result) from None
+    return answer(result, 200 if stored.duplicate else 201)
 
 
 async def _draft(api: ApiServer, call: Call, channel: str) -> NewRecords:
@@ -173,7 +173,7 @@ async def reached(api: ApiServer, peer: str, next_: int, within: float) -> bool:
         await waiting
     except (TimedOut, CancelledError):
         if api.node.link_status(peer) is None:
-            said = f"{peer} was removed from the configuration meanwhile"
-            raise ApiError("not-found", said) from None
+            message = f"{peer} was removed from the configuration meanwhile"
+            raise ApiError("not-found", message) from None
         return False
     return True

@@ -123,7 +123,7 @@ _LAST_RECORD = Param(
 _LAST_EVENT = Param(
     "Last-Event-ID", "Resume an event stream behind this event's number.", pattern=r"^[0-9]{0,18}$"
 )
-_CONFIRMED = Param("confirmed", "Do it; else only told what would be.", "boolean")
+_CONFIRMED = Param("confirmed", "Do it; else only return what it would do.", "boolean")
 _JSON = ("application/json",)
 
 ROUTES: tuple[Route, ...] = (
@@ -177,9 +177,9 @@ ROUTES: tuple[Route, ...] = (
         method="GET",
         path="/v1/presence/{channel}",
         places=(_CHANNEL,),
-        about="Who is there on a channel by `/ws`, at any node.",
+        about="Return the clients present on a channel of `/ws`, at all nodes.",
         run=read.present,
-        answers={200: "Those who are there."},
+        answers={200: "The clients that are present."},
     ),
     Route(
         method="GET",
@@ -251,7 +251,7 @@ ROUTES: tuple[Route, ...] = (
         path="/v1/status",
         about="The state of node and links.",
         run=operations.status,
-        answers={200: "What is true now."},
+        answers={200: "The status."},
         always=True,
     ),
     Route(
@@ -299,10 +299,10 @@ ROUTES: tuple[Route, ...] = (
         method="POST",
         path="/v1/peers/{name}/resync",
         places=(_PEER,),
-        about="Tell what a resync would send again or lose; do it where confirmed.",
+        about="Return what a resync would send again or lose; do it if confirmed.",
         run=operations.resync,
         answers={
-            200: "What would be, or was done.",
+            200: "The effect, and whether it was done.",
             404: "There is no such peer.",
             409: "Not now.",
         },
@@ -316,7 +316,7 @@ ROUTES: tuple[Route, ...] = (
         about="Answer what a peer whose `[[peer]]` is missing is owed; forget it where confirmed.",
         run=operations.forget_peer,
         answers={
-            200: "What it is, or was, owed: `records`, `bytes`; `done`.",
+            200: "The records owed to it: `records`, `bytes`; `done`.",
             404: "There is no such peer.",
             409: "It is configured.",
         },
@@ -327,25 +327,25 @@ ROUTES: tuple[Route, ...] = (
         method="POST",
         path="/v1/peers/{name}/drill",
         places=(_PEER,),
-        about="Tell of a fault made on purpose: log and events say so. On the unix socket only.",
+        about="Record a deliberate fault in the log and the events. On the unix socket only.",
         run=operations.drill,
         access="socket",
-        answers={204: "It is said.", 404: "There is no such peer."},
+        answers={204: "It is recorded.", 404: "There is no such peer."},
         body=_JSON,
         fields=(
             Param("drill", "Its name.", pattern=operations.DRILL_PATTERN, required=True),
             Param("state", "Whether it begins.", choice=("started", "ended"), required=True),
             Param("seconds", "How long it is to last.", "number"),
-            Param("verdict", "What came of it.", choice=("pass", "fail"), null=True),
+            Param("verdict", "Its result.", choice=("pass", "fail"), null=True),
         ),
         gives=(),
     ),
     Route(
         method="POST",
         path="/v1/log/trim",
-        about="Tell how many records lie below an offset; delete them where confirmed.",
+        about="Return the number of records below an offset; delete them if confirmed.",
         run=operations.trim,
-        answers={200: "What would go, or went."},
+        answers={200: "The records to delete, or that were deleted."},
         body=_JSON,
         fields=(
             Param("before", "The offset.", "integer", least=0, most=2**62, required=True),
@@ -370,7 +370,7 @@ ROUTES: tuple[Route, ...] = (
     Route(
         method="GET",
         path="/v1/pairing/peers",
-        about="Who was invited or paired. On the unix socket only.",
+        about="Return the invited and paired peers. On the unix socket only.",
         run=operations.pair,
         access="socket",
         answers={200: "The peers, by name."},
@@ -476,10 +476,10 @@ ROUTES: tuple[Route, ...] = (
             Param("status", "1: changes of links arrive too.", "integer", choice=(0, 1)),
             Param(
                 "presence",
-                "1: who joins and leaves arrives too, at any node; `text`: as a sentence.",
+                "1: also send joins and leaves, at any node; `text`: as a sentence.",
                 choice=("0", "1", "text"),
             ),
-            Param("name", "What the others hear that the client is called; absent: its key's."),
+            Param("name", "The client's name for the others; absent: its key's."),
             Param("uid", "The same."),
             Param(
                 "consumer",
@@ -723,12 +723,12 @@ def _responses(route: Route) -> dict[str, Any]:
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     responses: dict[str, Any] = {}
     for status, meaning in route.answers.items():
-        said: dict[str, Any] = {"description": meaning}
+        response: dict[str, Any] = {"description": meaning}
         if status >= 400 and route.path != "/readyz":
-            said["content"] = error
+            response["content"] = error
         elif status in (200, 201, 503) and route.gives:
-            said["content"] = {kind: _content(route.path, kind) for kind in route.gives}
-        responses[str(status)] = said
+            response["content"] = {kind: _content(route.path, kind) for kind in route.gives}
+        responses[str(status)] = response
     for status in _ANY_CALL:
         meanings = [meaning for number, meaning in ERRORS.values() if number == status]
         responses.setdefault(str(status), {"description": " ".join(meanings), "content": error})

@@ -498,9 +498,9 @@ class ApiServer:
 
     def _not_there(self, caller: Caller, key: Owned) -> str:
         """Return that there is no such consumer; an operator gets the owners of the same name."""
-        said = f"there is no consumer {key[1]}"
+        message = f"there is no consumer {key[1]}"
         if not caller.operator:
-            return said
+            return message
         others = [one.owner for one in self.node.subscriptions.consumers() if one.name == key[1]]
         same = f"; there is {', '.join(f'{owner}/{key[1]}' for owner in others)}" if others else ""
         return f"there is no consumer {'/'.join(key)}{same}"

@@ -266,8 +266,8 @@ class ApiSite(_Factory):  # type: ignore[misc]
             if not self._room.enter_to_hear_why(address):
                 return None
             address = TURNED_AWAY
-            said = "too many connections from this address (limits.api_connections_per_address)"
-            refusal = ApiError("too-many", said, {"Retry-After": "5"})
+            message = "too many connections from this address (limits.api_connections_per_address)"
+            refusal = ApiError("too-many", message, {"Retry-After": "5"})
         channel = ApiChannel()
         channel.refusal = refusal
         channel.caller = address

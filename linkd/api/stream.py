@@ -76,7 +76,7 @@ class StreamSession:
         self._unwatch: Callable[[], None] | None = None
         self._positions_due: Any = None
         self._happened: dict[str | None, str] = {}
-        self._tells = self._tells_all = False  # of links, soon; of all of them
+        self._status_due = self._all_status_due = False  # of links, soon; of all of them
         self._calls: dict[type, Callable[[Any], None]] = {
             client.Open: self._open,
             client.Wait: self._wait,
@@ -162,8 +162,8 @@ class StreamSession:
 
     def room(self) -> None:
         """The client reads again."""
-        if self._happened or self._tells_all:
-            self._tell_soon()
+        if self._happened or self._all_status_due:
+            self._send_status_soon()
         for sink in list(self._subscriptions.values()):
             sink.resume()
 
@@ -365,8 +365,8 @@ class StreamSession:
                 self.send(client.Acked(frame.id, frame.next))
             else:
                 word = "not-found" if isinstance(error, KeyError) else "log-full"
-                said = f"the cursor is not stored: {error}"
-                self.send(client.AckFailed(frame.id, frame.next, word, said))
+                message = f"the cursor is not stored: {error}"
+                self.send(client.AckFailed(frame.id, frame.next, word, message))
 
         sink.subscription.ack(frame.next, done)
 
@@ -376,28 +376,28 @@ class StreamSession:
         """Send the status of all links, once for all requests that came before it is sent."""
         if self._unwatch is None:
             self._unwatch = self.api.node.events.follow(self._event)
-        if not self._tells_all:
-            self._tells_all = True
-            self._tell_soon()
+        if not self._all_status_due:
+            self._all_status_due = True
+            self._send_status_soon()
 
     def _event(self, event: Event) -> None:
         """Send the state of a changed link ahead of all messages, after this iteration."""
         self._happened[event.peer] = event.event
-        self._tell_soon()
+        self._send_status_soon()
 
-    def _tell_soon(self) -> None:
-        if not self._tells:
-            self._tells = True
-            self.api.share.queue(self._tell_changes, self.caller.name)
+    def _send_status_soon(self) -> None:
+        if not self._status_due:
+            self._status_due = True
+            self.api.share.queue(self._send_status_changes, self.caller.name)
 
-    def _tell_changes(self) -> None:
+    def _send_status_changes(self) -> None:
         """Send the changed links; if the client does not read, once it does."""
-        self._tells = False
+        self._status_due = False
         if self._unwatch is None or self.socket.paused:
             return
         happened, self._happened = self._happened, {}
-        if self._tells_all:
-            self._tells_all = False
+        if self._all_status_due:
+            self._all_status_due = False
             self._urgent.append(
                 client.encode_frame(client.StatusChanged(tuple(self.api.node.status().links)))
             )

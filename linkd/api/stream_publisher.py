@@ -294,8 +294,8 @@ class StreamPublisher:
     def _check_place(self, first: client.Publish, size: int, alone: bool) -> None:
         """Raise Refusal where a run may not go now: behind a refused one, or without room."""
         if self._refusing:
-            said = "a publish before it was refused: open again, then repeat"
-            raise ApiError(self._refusing, said)
+            message = "a publish before it was refused: open again, then repeat"
+            raise ApiError(self._refusing, message)
         refused = self._refused
         if refused is not None and refused.start < first.sequence < refused.stop:
             raise ApiError(

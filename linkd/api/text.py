@@ -25,7 +25,7 @@ from linkd.api.text_frames import (
     OutgoingMessage,
     in_parts,
     parse,
-    told,
+    render_messages,
 )
 from linkd.api.websocket import OVERTAKING_BYTES
 from linkd.clock import wall
@@ -98,7 +98,7 @@ class TextSession:
         self._unwatch: Callable[[], None] | None = None
         self._happened: set[str] = set()
         self._ended = False
-        self._tells = False  # of links that changed, soon
+        self._status_due = False  # of links that changed, soon
         self.busy = False
 
     def _channels_of(self, call: Call) -> dict[str, bool]:
@@ -211,7 +211,7 @@ class TextSession:
     def room(self) -> None:
         """The client reads again."""
         if self._happened:
-            self._tell_soon()
+            self._send_status_soon()
         self._catch_up()
         self._rooms += 1
         # The smallest batches first: a large message must not hold up small ones, however many
@@ -372,8 +372,8 @@ class TextSession:
         for key in keys:
             del self._subscriptions[key]
             if reason == "replaced":
-                said = "another client opened with this consumer's name"
-                self.socket.close(*close_of(ApiError("in-use", said)))
+                message = "another client opened with this consumer's name"
+                self.socket.close(*close_of(ApiError("in-use", message)))
             elif reason != "stopped":
                 self._refuse(None, ApiError("internal", f"{sink.pattern}: {reason}"), sink.name)
                 self._leave(*sink.patterns)
@@ -423,16 +423,16 @@ class TextSession:
     def _event(self, event: Event) -> None:
         if event.peer is not None:
             self._happened.add(event.peer)
-            self._tell_soon()
+            self._send_status_soon()
 
-    def _tell_soon(self) -> None:
-        if not self._tells:
-            self._tells = True
-            self._api.share.queue(self._tell_changes, self.caller.name)
+    def _send_status_soon(self) -> None:
+        if not self._status_due:
+            self._status_due = True
+            self._api.share.queue(self._send_status_changes, self.caller.name)
 
-    def _tell_changes(self) -> None:
+    def _send_status_changes(self) -> None:
         """Send the status of changed links, as soon as the client reads."""
-        self._tells = False
+        self._status_due = False
         if self._unwatch is None or self.socket.paused:
             return
         happened, self._happened = self._happened, set()
@@ -484,7 +484,7 @@ class TextSink(SlicedSink[OutgoingMessage]):
     def pieces(self, batch: Batch) -> Iterator[OutgoingMessage]:
         """Yield each record as a message."""
         session = self._session
-        messages = told(batch, session.envelope, self.name)
+        messages = render_messages(batch, session.envelope, self.name)
         return session.parted(messages) if session.is_linkd else messages
 
     def batch(self, batch: Batch) -> bool:

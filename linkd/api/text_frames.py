@@ -239,7 +239,7 @@ def _plain(value: msgspec.Raw | None) -> Any:
         return _UNREADABLE
 
 
-def told(
+def render_messages(
     batch: Batch, envelope: bool, subscription: Name | None = None
 ) -> Iterator[OutgoingMessage]:
     """Yield each record of a batch as a message; typed ones, or all, in an envelope.

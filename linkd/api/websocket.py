@@ -382,7 +382,7 @@ class ApiWebSocket(PingedSilence, WholeMessages):
         no_room = not self._hold_incoming()
         self.busy = self.open and (self.session.busy or self.is_stuck or no_room)
         if no_room:
-            self.upgrades.api.account.when_freed(self._tell_freed)
+            self.upgrades.api.account.when_freed(self._on_freed)
         elif self.busy:
             self.go_on_later(self._go_on)
         else:
@@ -472,14 +472,14 @@ class ApiWebSocket(PingedSilence, WholeMessages):
             return False
         if size <= SMALL_BYTES or self._part.has_room(size):
             return True
-        self.upgrades.api.account.when_freed(self._tell_room)
+        self.upgrades.api.account.when_freed(self._on_room)
         return False
 
-    def _tell_freed(self) -> None:
+    def _on_freed(self) -> None:
         """Something was given back to the account: go on reading, if that was enough."""
         self.upgrades.api.share.queue(self._go_on, self.caller.name)
 
-    def _tell_room(self) -> None:
+    def _on_room(self) -> None:
         """Something was given back to the account."""
         if self.open and not self.paused:
             share = self.upgrades.api.share
@@ -493,8 +493,8 @@ class ApiWebSocket(PingedSilence, WholeMessages):
             self._part.give(incoming)
         if self._whole_by is not None and self._whole_by.active():
             self._whole_by.cancel()
-        self.upgrades.api.account.forget(self._tell_freed)
-        self.upgrades.api.account.forget(self._tell_room)
+        self.upgrades.api.account.forget(self._on_freed)
+        self.upgrades.api.account.forget(self._on_room)
 
     def _forget_waiting(self) -> None:
         """Nothing that was sent waits any more."""

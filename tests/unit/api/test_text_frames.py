@@ -7,7 +7,7 @@ import json
 import pytest
 
 from linkd.api.errors import ApiError
-from linkd.api.text_frames import FrameRefused, parse, told
+from linkd.api.text_frames import FrameRefused, parse, render_messages
 from linkd.protocol.records import Batch, Origin, Record, encode_records
 
 
@@ -44,7 +44,7 @@ def test_large_values_in_the_place_of_words_are_refused_without_being_built() ->
 def test_a_frame_has_the_place_at_its_origin(offset: int) -> None:
     records = encode_records([Record(b"1", "noted"), Record(b"2", "noted")])
     batch = Batch(offset, "orders", 2, records, 1.0, Origin("edge", "log", "e", 7))
-    found = [json.loads(one.payload) for one in told(batch, envelope=False)]
+    found = [json.loads(one.payload) for one in render_messages(batch, envelope=False)]
     places = [(one["origin"], one["offset"], one["origin_offset"]) for one in found]
     expected = [("edge", 90, 7), ("edge", 91, 8)] if offset else [("edge", 0, 0)] * 2
     assert places == expected
