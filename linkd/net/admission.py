@@ -1,11 +1,11 @@
-"""Admit new connections: bounds on number and rate, with places kept for known addresses.
+"""Admit new connections: bounds on number and rate, with places reserved for known addresses.
 
-Nothing is proved by an address: one in this table only has a place that strangers do not get. It is
-kept over restarts, because all peers come back just after one.
+Addresses from which a peer was greeted have places and tokens that strangers do not get. An address
+proves nothing else. The table of addresses is kept over restarts, because all peers reconnect just
+after one.
 
-Where places run out the oldest stranger goes, first of those that have not asked for a token: a
-newcomer that does something has its time however many connections idle. Addresses from which a peer
-was greeted have places and tokens that strangers do not get.
+Where places run out the oldest stranger is closed, first among those that have not sent a request:
+so an active newcomer keeps its time however many connections are idle.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from linkd.log.segment import read_small, write_small
 from linkd.net.rate_limit import origin
 
 KEPT_SECONDS: Final = 30 * 86_400.0
-"""An address without a greeting for so long is forgotten; only linkd's running time counts."""
+"""An address without a greeting for this long is forgotten; only running time counts."""
 
 PER_PEER: Final = 2
-"""So many addresses are kept for each peer, the newest: one that moves keeps both for a while."""
+"""Addresses kept for each peer, the newest: a peer that moves keeps both for a while."""
 
 FILE: Final = "greeted"
 """The table's name in the state directory."""
 
 _VERSION: Final = 1
 _EVERY: Final = 3600.0
-"""Seconds after which the table is written where only times have changed."""
+"""Interval of writing the table where only times have changed."""
 
 _RETRY: Final = 60.0
 _PER_SECOND: Final = 1000
-"""Addresses for each of which the next write is put off, so that a crowd costs few writes."""
+"""Addresses that delay the next write by one second, so that a crowd costs few writes."""
 
 
 class _Table(msgspec.Struct, forbid_unknown_fields=True):
@@ -73,11 +73,11 @@ class GreetedAddresses:
         return bool(self._peers)
 
     def peers_at(self, address: str) -> int:
-        """Return how many peers were greeted from what `address` counts as (`limits.origin`)."""
+        """Return how many peers were greeted from `address` (as `rate_limit.origin` counts it)."""
         return self._peers[address]
 
     def greeted(self, peer: str, address: str, now: float) -> None:
-        """Note that a peer has proved who it is from an address."""
+        """Note that a peer has proved its identity from an address."""
         place = origin(address)
         seen = self._seen.setdefault(peer, {})
         if place not in seen:
@@ -94,7 +94,7 @@ class GreetedAddresses:
                 self._forget(peer, place)
 
     def to_write(self, now: float) -> bytes | None:
-        """Return what the file is to hold, or None where that can wait; call `write` with it."""
+        """Return the new content of the file for `write`, or None where that can wait."""
         waited = now - self._written
         if not (self._peers or self._is_new):
             return None
@@ -115,13 +115,13 @@ class GreetedAddresses:
         """Write the file, whole or not at all; blocks, for a thread.
 
         Raises:
-            OSError: The disk refuses; `not_written` has it tried again.
+            OSError: The disk failed; `not_written` schedules a retry.
         """
         if self._path is not None:
             write_small(RealFiles(), self._path, content, 0.0)
 
     def not_written(self, error: BaseException | None) -> None:
-        """Try again a minute later, and log what does not pass by itself."""
+        """Schedule a retry a minute later, and log an error that does not pass by itself."""
         self._is_new, self._retry = True, _RETRY
         if isinstance(error, OSError) and not is_passing(error):
             emit("listener.addresses-lost", detail=f"{self._path}: {error.strerror}")
@@ -147,28 +147,28 @@ class GreetedAddresses:
         self._is_new = True
 
 
-_TOLD: Final = 2 / 3
-"""Part of its wait that a newcomer is told: it waits up to as much again, half more in the mean.
+_RETRY_PART: Final = 2 / 3
+"""Fraction of its wait in a newcomer's Retry-After: it adds a random wait, half as long on average.
 
-So a crowd comes at the rate; told all of it, 5,000 that are taken at 200 a second took half as
-long again (simulated, tests/unit/net/test_newcomers.py).
+So a crowd arrives at the permitted rate. With the whole wait, 5,000 newcomers at 200 a second took
+half as long again (simulated in tests/unit/net/test_newcomers.py).
 """
 
 MAX_ADDRESSES: Final = 16_384
-"""So many addresses are counted apart; above that counting starts anew."""
+"""Addresses that are counted separately; above that counting restarts."""
 
 RESERVED: Final = 1 / 4
-"""Part of places and tokens that only addresses get from which a peer was greeted."""
+"""Fraction of places and tokens that only addresses of greeted peers get."""
 
 FRESH_SECONDS: Final = 10.0
-"""A stranger's address that had no token for so long comes ahead of those that had one."""
+"""A stranger's address without a token for this long precedes those that had one."""
 
 _PLACES_PER_PEER: Final = 2
 """For each peer greeted from an address: a connection and the one that replaces it."""
 
 
 class Wait(NamedTuple):
-    """A newcomer is to come back: why, and after how many seconds."""
+    """Why a newcomer must come back later, and after how many seconds."""
 
     reason: str
     seconds: float
@@ -178,8 +178,8 @@ class Place:
     """The place of one connection without a hello.
 
     Args:
-        address: What it counts as.
-        push_out: Ends the connection, with a sentence that says why.
+        address: The address, as `origin` counts it.
+        push_out: Closes the connection; its argument is a sentence with the reason.
     """
 
     __slots__ = ("address", "has_asked", "is_held", "is_safe", "push_out")
@@ -193,7 +193,7 @@ class Place:
 
 
 class _Queue:
-    """Places in the order in which they would be taken away: the mute first, each oldest first."""
+    """Places in order of removal: those without a request first, each oldest first."""
 
     __slots__ = ("_asked", "_mute")
 
@@ -216,10 +216,10 @@ class _Queue:
 
 
 class _Bucket:
-    """Tokens that come back at a rate, a second's worth at most.
+    """Tokens that refill at a rate, up to one second's worth.
 
-    Those sent away are spread over the seconds to come, but hold no token: if each of a crowd took
-    one by asking, its own returns would keep it out for ever.
+    Refused newcomers are spread over the coming seconds, but hold no token: if each of a crowd took
+    one by asking, its own retries would keep it out for ever.
     """
 
     __slots__ = ("at", "away", "given", "tokens")
@@ -231,7 +231,7 @@ class _Bucket:
         self.given: float | None = None
 
     def take(self, rate: float, now: float, keep: float = 0.0) -> float:
-        """Take one token and leave a part of all; return 0, or the seconds to be told."""
+        """Take one token unless it is reserved; return 0, or the seconds after which to retry."""
         burst = max(1.0, rate)
         back = (now - self.at) * rate
         self.tokens = min(burst, self.tokens + back)
@@ -242,11 +242,11 @@ class _Bucket:
             self.tokens -= 1.0
             return 0.0
         self.away = min(self.away + 1.0, 60.0 * rate)
-        return _TOLD * (self.away + wanted - self.tokens) / rate
+        return _RETRY_PART * (self.away + wanted - self.tokens) / rate
 
 
 class ConnectionLimiter:
-    """Counts the connections that have not said hello; an IPv6 /64 counts as one address.
+    """Limits the connections without a hello; an IPv6 /64 counts as one address.
 
     Args:
         limits: The bounds; may be replaced.
@@ -279,18 +279,18 @@ class ConnectionLimiter:
     def full(self) -> str | None:
         """Return why there is no place for a newcomer, or None.
 
-        Strangers make way; peers, and who may be one by the address, do not.
+        Strangers are displaced; peers and addresses of greeted peers are not.
         """
         if self.pending >= self.places and not self._strangers:
             return f"{self.pending} connections have not said hello"
         return None
 
     def enter(self, address: str, push_out: Callable[[str], None]) -> Place:
-        """Give a newcomer a place; where there is none, the oldest stranger loses its own.
+        """Give a newcomer a place; where there is none, displace the oldest stranger.
 
         Args:
-            address: Where it comes from.
-            push_out: Ends the newcomer's connection when its place is taken away.
+            address: Its address.
+            push_out: Closes the newcomer's connection when its place is taken away.
         """
         place = Place(origin(address), push_out)
         here = self._counts.get(place.address, 0)
@@ -313,7 +313,7 @@ class ConnectionLimiter:
         return place
 
     def asked(self, place: Place) -> None:
-        """Note that a newcomer got a token: it goes behind those that have done nothing."""
+        """Note that a newcomer got a token: it is displaced after those without one."""
         if place.is_held and not place.has_asked and not place.is_safe:
             place.has_asked = True
             for queue in (self._queue_of(place), self._strangers):
@@ -323,13 +323,13 @@ class ConnectionLimiter:
                     queue.add(place)
 
     def proved(self, place: Place) -> None:
-        """Note that a newcomer has proved to be a peer: its place is not taken away."""
+        """Note that a newcomer has proved to be a peer: it keeps its place."""
         place.is_safe = True
         self._strangers.discard(place)
         self._queue_of(place).discard(place)
 
     def leave(self, place: Place) -> None:
-        """Free a place: its connection has said hello, has gone, or makes way."""
+        """Free a place: its connection has sent a hello, has ended, or is displaced."""
         if not place.is_held:
             return
         place.is_held = False
@@ -345,15 +345,15 @@ class ConnectionLimiter:
         return self._here.setdefault(place.address, _Queue())
 
     def _strangers_fill(self) -> bool:
-        """Return whether strangers have all places that they may have."""
+        """Return whether strangers occupy all places that are open to them."""
         reserved = int(self.places * RESERVED) if self.greeted else 0
         return len(self._strangers) >= self.places - reserved
 
     def rate(self, address: str, now: float) -> Wait | None:
-        """Count one handshake; return when to come back if there are too many a second.
+        """Count a handshake; return when to retry if there are too many a second.
 
         Args:
-            address: Where it comes from.
+            address: Its address.
             now: Seconds on the monotonic clock.
         """
         limits = self.limits
@@ -371,7 +371,7 @@ class ConnectionLimiter:
             return Wait(f"more than {each:g} connections a second from {address}", seconds)
         if self._all is None:
             self._all = _Bucket(max(1.0, limits.handshakes_per_second), now)
-        is_known = peers or not self.greeted  # a hub that knows nobody yet has nobody to prefer
+        is_known = peers or not self.greeted  # a hub without greeted peers has none to prefer
         keep = 0.0 if is_known else RESERVED * (1 if is_fresh else 2)
         seconds = self._all.take(limits.handshakes_per_second, now, keep)
         if seconds:

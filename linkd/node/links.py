@@ -21,22 +21,22 @@ if TYPE_CHECKING:
     from linkd.node.node import Node
 
 KEPT_SECONDS = 86_400.0
-"""Running time for which the cursor of a peer without an entry is kept."""
+"""Running time for which the cursor of a peer that is not configured is kept, in seconds."""
 
 NOTED_EVERY = 60.0
-"""How long a peer has been absent is on disk about so exactly, so that restarts add up."""
+"""Interval of saving how long a peer has been absent, which adds up over restarts."""
 
 
 class _Absent(msgspec.Struct):
-    """One absent peer.
+    """A peer that is no longer configured.
 
     Attributes:
-        cursor: What it has of our log.
-        owes: Whether it gets a channel, as far as that is known.
-        drops: Its entry said `when_full = "drop-oldest"`.
-        seconds: Running time since its entry went.
-        records: What it is owed, as counted last.
-        bytes: Bytes of these.
+        cursor: Its position in our log.
+        owes: Returns whether it receives a channel, as far as known.
+        drops: Its entry had `when_full = "drop-oldest"`.
+        seconds: Running time since its entry was removed.
+        records: Owed records, at the last count.
+        bytes: Their size.
     """
 
     cursor: PeerCursor
@@ -48,13 +48,13 @@ class _Absent(msgspec.Struct):
 
 
 class AbsentPeers:
-    """The peers that have a cursor in our log and no entry in the configuration.
+    """The peers with a cursor in our log that are no longer configured.
 
     Args:
         log: The node's log.
         cursors: Where the peers' cursors are.
-        tell: Logs a line.
-        forgotten: Called with a peer whose cursor has gone.
+        tell: Logs an event.
+        forgotten: Called with a peer whose cursor was removed.
     """
 
     def __init__(
@@ -73,11 +73,11 @@ class AbsentPeers:
         self._noted = 0.0
 
     def start(self, configured: set[str]) -> None:
-        """Find the peers whose entries went while the daemon did not run, or before."""
-        counted: dict[int, tuple[int, int]] = {}  # by position: many stand at the log's end
+        """Find the peers whose entries were removed before this run."""
+        counted: dict[int, tuple[int, int]] = {}  # by position: many are at the log's end
         for name, cursor in self._cursors.peers().items():
             if name in configured:
-                if cursor.absent_seconds is not None:  # its entry came back while we did not run
+                if cursor.absent_seconds is not None:  # configured again before this run
                     self._cursors.set_peer(msgspec.structs.replace(cursor, absent_seconds=None))
                 continue
             absent = _Absent(cursor, lambda _: True, False, cursor.absent_seconds or 0.0)
@@ -90,13 +90,13 @@ class AbsentPeers:
     def leave(
         self, settings: PeerSettings, owes: Callable[[str], bool], records: int, size: int
     ) -> None:
-        """Keep the cursor of a peer whose entry has gone, and log what it is owed.
+        """Keep the cursor of a peer whose entry was removed, and log what it is owed.
 
         Args:
-            settings: What its entry said.
-            owes: Whether it gets a channel.
-            records: What it is owed.
-            size: Bytes of these.
+            settings: Its former settings.
+            owes: Returns whether it receives a channel.
+            records: Owed records.
+            size: Their size in bytes.
         """
         cursor = self._cursors.peer(settings.name)
         if cursor is not None:
@@ -120,7 +120,7 @@ class AbsentPeers:
         )
 
     def back(self, name: str) -> None:
-        """Let a peer go on where it was: its entry is there again."""
+        """Continue at the kept cursor of a peer that is configured again."""
         absent = self._absent.pop(name, None)
         if absent is not None:
             self._cursors.set_peer(msgspec.structs.replace(absent.cursor, absent_seconds=None))
@@ -133,7 +133,7 @@ class AbsentPeers:
             )
 
     def forget(self, name: str, confirmed: bool) -> tuple[int, int]:
-        """Return (records, bytes) that an absent peer is owed; where confirmed it is forgotten.
+        """Return (records, bytes) owed to an absent peer; forget it where confirmed.
 
         Raises:
             KeyError: No absent peer has that name.
@@ -145,7 +145,7 @@ class AbsentPeers:
         return absent.records, absent.bytes
 
     def tick(self, now: float) -> None:
-        """Let running time pass, once a second or so; forget those whose day is over."""
+        """Count running time, about once a second; forget peers that were absent for a day."""
         since = now if self._ticked is None else self._ticked
         self._ticked = now
         due = now - self._noted >= NOTED_EVERY
@@ -158,13 +158,13 @@ class AbsentPeers:
                 self._end(absent, "error", "it was not configured for 24 h of running time")
             elif due:
                 self._note(absent)
-        if self._absent:  # one a second: counting is not for free
+        if self._absent:  # one a second: counting costs time
             name = next(iter(self._absent))
             absent = self._absent[name] = self._absent.pop(name)
             self._count(absent)
 
     def _end(self, absent: _Absent, level: str, why: str) -> None:
-        """Forget a peer, and log what it is not sent any more."""
+        """Forget a peer, and log the records that it will not receive."""
         name = absent.cursor.peer
         del self._absent[name]
         self._cursors.remove_peer(name)
@@ -180,12 +180,12 @@ class AbsentPeers:
         self._forgotten(name)
 
     def _note(self, absent: _Absent) -> None:
-        """Have the disk remember for how long it has been absent."""
+        """Save for how long it has been absent."""
         absent.cursor = msgspec.structs.replace(absent.cursor, absent_seconds=absent.seconds)
         self._cursors.set_peer(absent.cursor)
 
     def _count(self, absent: _Absent) -> None:
-        """Count what it is owed; all channels, where its `send` is not known any more."""
+        """Count the records that it is owed, of all channels where its `send` is unknown."""
         position = max(absent.cursor.acked, self._log.first)
         owed = self._log.owed(position) if position < self._log.next else {}
         mine = [counted for channel, counted in owed.items() if absent.owes(channel)]
@@ -206,7 +206,7 @@ class AbsentPeers:
         return min(held, default=self._log.next)
 
     def warnings(self) -> list[str]:
-        """Return a sentence for each absent peer that is owed something, of at most ten."""
+        """Return a sentence for each absent peer with owed records, ten at most."""
         return [
             f"{name} is not configured any more and is owed {_owed(absent)}: see `linkd peers`"
             for name, absent in sorted(self._absent.items())
@@ -229,7 +229,7 @@ class AbsentPeers:
 
 
 def _owed(absent: _Absent) -> str:
-    """Return what is owed, for people."""
+    """Return the owed records as text."""
     noun = "record" if absent.records == 1 else "records"
     return f"{absent.records:,} {noun} ({absent.bytes:,} bytes)"
 
@@ -238,7 +238,7 @@ _TIDY_FROM = 64
 
 
 class AckWaiters:
-    """Those who wait for one peer; who gives up is forgotten."""
+    """The callers that wait for acks of one peer."""
 
     __slots__ = ("_given_up", "_heap", "_number")
 
@@ -255,7 +255,7 @@ class AckWaiters:
         return waiting
 
     def _gave_up(self, waiting: Deferred[None]) -> None:
-        """Forget those who have given up, once they are the greater part."""
+        """Remove cancelled waiters, once they are the majority."""
         self._given_up += 1
         if self._given_up >= _TIDY_FROM and self._given_up * 2 > len(self._heap):
             self._heap = [row for row in self._heap if not row[2].called and row[2] is not waiting]
@@ -263,14 +263,14 @@ class AckWaiters:
             self._given_up = 0
 
     def acked(self, next: int) -> None:
-        """The peer has everything below `next`."""
+        """Fire the waiters for offsets below `next`, which the peer has acknowledged."""
         while self._heap and self._heap[0][0] <= next:
             waiting = heappop(self._heap)[2]
             if not waiting.called:
                 waiting.callback(None)
 
     def end(self) -> None:
-        """The peer was removed: nobody waits any more."""
+        """Cancel all waiters: the peer was removed."""
         rows, self._heap = self._heap, []
         for _, _, waiting in rows:
             if not waiting.called:
@@ -278,24 +278,24 @@ class AckWaiters:
 
 
 _OVERDUE_SECONDS = 10.0
-"""An attempt that should have ended so long ago makes no progress."""
+"""An attempt that is overdue by this many seconds makes no progress."""
 
 _CROWDED = 0.85
-"""From this part of `log.max_bytes` on, peers with `drop-oldest` hold nothing back."""
+"""Fraction of `log.max_bytes` above which peers with `drop-oldest` no longer retain records."""
 
 
 class Links:
-    """All links of a node, each with its cursor and with those who wait for its peer.
+    """All links of a node, with their cursors and ack waiters.
 
     Args:
         node: The node.
-        cursors: Where the peers' cursors lie.
-        make_dialer: Makes the dialing end of a link.
-        rng: For delays.
+        cursors: The peers' cursors.
+        make_dialer: Creates the dialer of a link.
+        rng: Random source of the delays.
 
     Attributes:
         drivers: The links, by peer.
-        absent: The peers that are configured no more.
+        absent: The peers that are no longer configured.
     """
 
     def __init__(
@@ -316,13 +316,13 @@ class Links:
     # -- life ---------------------------------------------------------------------------------
 
     def start(self, peers: tuple[PeerSettings, ...]) -> None:
-        """Begin all links; the cursors of peers that are configured no more stay for a day."""
+        """Start all links; cursors of peers that are no longer configured are kept for a day."""
         self.absent.start({peer.name for peer in peers})
         for settings in peers:
             self._add(settings)
 
     def stop(self, detail: str) -> None:
-        """End all links."""
+        """Stop all links."""
         for driver in self.drivers.values():
             driver.stop(detail)
 
@@ -341,16 +341,16 @@ class Links:
             self.absent.leave(before[name], carrier.owes, *owed)
             self._waits.pop(name).end()
         # A dialer follows its listener's [heartbeat], not this node's.
-        anew = old.reconnect != new.reconnect
+        restarts = old.reconnect != new.reconnect
         for name, settings in after.items():
             if name not in before:
                 self._add(settings)
-            elif settings != before[name] or (anew and settings.dial):
+            elif settings != before[name] or (restarts and settings.dial):
                 self._remove(name, "its configuration has changed")
                 self._add(settings)
 
     def _add(self, settings: PeerSettings) -> None:
-        """Begin the link to one peer."""
+        """Start the link to one peer."""
         self.absent.back(settings.name)
         if self._cursors.peer(settings.name) is None:
             here = self._node.log.next
@@ -373,38 +373,38 @@ class Links:
         driver.start()
 
     def _remove(self, name: str, detail: str) -> None:
-        """End the link to one peer."""
+        """Stop the link to one peer."""
         self.drivers.pop(name).stop(detail)
         self._node.ends.disown(name)
         self._node.routes_changed()
 
-    # -- what they are asked and told together ------------------------------------------------
+    # -- all links ----------------------------------------------------------------------------
 
     def network_changed(self) -> None:
-        """Addresses or routes of this host have changed."""
+        """Dial again where it may help: addresses or routes of this host have changed."""
         for driver in self.drivers.values():
             driver.network_changed()
 
     def clock_set(self) -> None:
-        """Have those dial at once that TLS has rejected: a certificate's date may be right now."""
+        """Retry links that TLS has rejected: a certificate may be valid by the new time."""
         for driver in self.drivers.values():
             if driver.link.state == "rejected" and driver.link.attempt_reason == "tls":
                 driver.network_changed()
 
     def kick(self) -> None:
-        """Every dialer tries again at once."""
+        """Make every dialer try again immediately."""
         for driver in self.drivers.values():
             driver.kick()
 
     def catch_up(self) -> None:
-        """Have each look for what came to disk meanwhile, and for acks that are overdue."""
+        """Make each link process what reached the disk meanwhile, and check for overdue acks."""
         now = self._node.clock.seconds()
         for driver in tuple(self.drivers.values()):
             driver.carrier.catch_up()
             driver.carrier.watch(now)
 
     def trimmed(self, first: int) -> None:
-        """Records went; whoever was owed some hears of the gap when it comes to it."""
+        """Note the log's new first offset; peers that were owed older records get a gap."""
         for driver in self.drivers.values():
             driver.carrier.trimmed(first)
 
@@ -429,7 +429,7 @@ class Links:
     def acked_by(self, peer: str) -> int:
         """Return the offset below which the peer has everything, as noted on disk."""
         known = self._cursors.peer(peer)
-        assert known is not None  # noted before the link begins
+        assert known is not None  # set before the link starts
         return min(known.acked, self._node.log.next)
 
     def acked(self, peer: str, next: int) -> LinkDriver | None:

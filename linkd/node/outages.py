@@ -16,27 +16,27 @@ from linkd.protocol.json import rfc3339
 from linkd.status import Availability, Outage
 
 MOST = 20_000
-"""Outages kept in all; a link keeps its share of them, at least LEAST."""
+"""Maximum number of outages; each link keeps its share of them, at least LEAST."""
 
 LEAST = 100
 
 _ALIVE = 0
-"""The number of the row that is no outage."""
+"""The number of the row that holds `_Alive`."""
 
 HOUR, DAY, WEEK, MONTH = 3600.0, 86_400.0, 604_800.0, 2_592_000.0
 
 MOST_RUNS = 200
-"""Spans of time in which the node ran that are kept; beyond it the shortest pauses go."""
+"""Maximum number of recorded runs; beyond it the shortest pauses are merged."""
 
 BRIEF_SECONDS = 10.0
-"""A link that comes up so soon after the first start had no outage: it had yet to be dialed."""
+"""A link that comes up within this time after the first start had no outage."""
 
 Span = tuple[float, float]
 """Beginning and end, Unix seconds."""
 
 
 class _Row(msgspec.Struct):
-    """An outage as it is kept.
+    """An outage as it is stored.
 
     Args:
         peer: Whose link.
@@ -44,7 +44,7 @@ class _Row(msgspec.Struct):
         reason: Why the link left `up`.
         noticed_after: Seconds from the last byte to the notice.
         down: Seconds from the last byte to the next connection being up; None while it lasts.
-        attempts: Made to end it.
+        attempts: Connection attempts during the outage.
         replayed: Records owed when it ended.
         drained: Seconds from its end until they were on the peer's disk.
         drill: A drill made it.
@@ -64,7 +64,7 @@ class _Row(msgspec.Struct):
 
 
 class _Alive(msgspec.Struct):
-    """What is noted every few seconds, for when the daemon is killed; row 0.
+    """State saved every few seconds in row 0, in case the daemon is killed.
 
     Args:
         stamp: Unix seconds.
@@ -80,7 +80,7 @@ class _Alive(msgspec.Struct):
 
 
 class _Running(msgspec.Struct):
-    """What this run knows of a link's newest outage: its row, and monotonic times."""
+    """A link's newest outage in this run: its row, and monotonic times."""
 
     number: int
     began: float
@@ -89,11 +89,11 @@ class _Running(msgspec.Struct):
 
 
 class Current(msgspec.Struct, frozen=True):
-    """The outage that a link is in.
+    """A link's current outage.
 
     Args:
         began: Unix seconds of the last byte heard; of the configuration where it was never up.
-        seconds: How long that is ago.
+        seconds: Its duration so far.
         reason: One word.
         never_up: The link had not been up before.
     """
@@ -108,7 +108,7 @@ class Outages:
     """All recorded outages.
 
     Args:
-        store: Where they are kept; a row that it can't decode is forgotten.
+        store: Where they are kept; rows that cannot be decoded are removed.
         most: How many are kept.
     """
 
@@ -137,7 +137,7 @@ class Outages:
         self._next = max(self._rows, default=0) + 1
 
     def alive(self, up: list[str], now: float, stamp: float) -> None:
-        """Note which links are up, so that a killed daemon knows later since when it was gone.
+        """Save which links are up, so that the run after a kill knows when it ended.
 
         Args:
             up: Peers whose links are up; none after a clean end.
@@ -148,7 +148,7 @@ class Outages:
         self._store.set_outage(_ALIVE, msgspec.json.encode(_Alive(stamp, up, runs, self._known)))
 
     def resume(self, peers: Iterable[str], now: float, stamp: float) -> None:
-        """Begin this run: links that were up when the last one was killed are down since then.
+        """Start this run: links that were up when the last run was killed are down since then.
 
         Args:
             peers: Who is configured now.
@@ -205,7 +205,7 @@ class Outages:
         self._bound(row.peer)
 
     def drilled(self, peer: str, until: float) -> None:
-        """Note until when a drill spoils a link: outages that begin before are marked.
+        """Note until when a drill disturbs a link: outages that begin before are marked.
 
         Args:
             peer: Whose link.
@@ -220,26 +220,26 @@ class Outages:
             running.attempts = attempts
 
     def failed(self, peer: str, reason: str) -> None:
-        """Note why an attempt failed: of a link that was never up, that is the outage's reason."""
+        """Note why an attempt failed, which is the outage's reason of a link that was never up."""
         row = self._open_row(peer)
         if row is not None and row.never_up and row.reason != reason:
             row.reason = reason
             self._save(self._of[peer][-1])
 
     def current(self, peer: str, now: float) -> Current | None:
-        """Return the outage that a link is in; None where it is up."""
+        """Return a link's current outage, or None while it is up."""
         row, running = self._open_row(peer), self._running.get(peer)
         if row is None or running is None:
             return None
         return Current(row.began, max(0.0, now - running.began), row.reason, row.never_up)
 
     def last_reason(self, peer: str) -> str | None:
-        """Return why a link's newest outage began; None where none is recorded."""
+        """Return why a link's newest outage began, or None where none is recorded."""
         mine = self._of.get(peer)
         return self._rows[mine[-1]].reason if mine else None
 
     def rose(self, peer: str, attempts: int, owed: int, now: float) -> float | None:
-        """Note that a link is up, and return the outage's seconds; None where there was none.
+        """Note that a link is up, and return the outage's seconds, or None without an outage.
 
         Args:
             peer: Whose link.
@@ -310,7 +310,7 @@ class Outages:
         ]
 
     def _shown(self, row: _Row, now: float) -> Outage:
-        """Return an outage as programs get it."""
+        """Return an outage in the form of the API."""
         running = self._running.get(row.peer)
         down, ongoing = row.down, row.down is None
         if down is None and running is not None:
@@ -365,7 +365,7 @@ class Outages:
         """Return when the node ran in the last 30 days, this run included, oldest first."""
         runs = self._runs
         if self._began is not None:
-            # The clock may have been set since: what ran monotonically has run up to now.
+            # The clock may have been set since: extend by the monotonic running time.
             runs = [*runs, (stamp - max(0.0, now - self._began[0]), stamp)]
         runs = merged((max(began, stamp - MONTH), ended) for began, ended in runs)
         while len(runs) > MOST_RUNS:
@@ -381,24 +381,24 @@ class Outages:
         return row if row is not None and row.down is None else None
 
     def _save(self, number: int) -> None:
-        """Have a row kept."""
+        """Store a row."""
         self._store.set_outage(number, msgspec.json.encode(self._rows[number]))
 
     def _bound(self, peer: str) -> None:
-        """Forget a link's oldest outages beyond its share."""
+        """Remove a link's oldest outages beyond its share."""
         share = max(LEAST, self._most // len(self._of))
         mine = self._of[peer]
         while len(mine) > share:
             self._forget(mine.pop(0))
 
     def _forget(self, number: int) -> None:
-        """Forget a row."""
+        """Remove a row."""
         del self._rows[number]
         self._store.remove_outage(number)
 
 
 def merged(spans: Iterable[Span]) -> list[Span]:
-    """Return the same time as spans in order that do not touch; empty ones are left out."""
+    """Return the union of spans as ordered, separate, non-empty spans."""
     found: list[Span] = []
     for began, ended in sorted(spans):
         if ended <= began:
@@ -411,7 +411,7 @@ def merged(spans: Iterable[Span]) -> list[Span]:
 
 
 def common(some: Iterable[Span], others: Iterable[Span]) -> list[Span]:
-    """Return the time that lies in spans of both, in order."""
+    """Return the intersection of two lists of spans, in order."""
     return merged(
         (max(began, first), min(ended, last))
         for began, ended in some
