@@ -354,7 +354,7 @@ class Keyring:
         return f"{_text(packed)}.{_text(self._sign(packed))}"
 
     def by_cookie(self, value: str) -> Caller | None:
-        """Return whose session that is; None where it is over, forged, or its key is gone."""
+        """Return the caller of a session; None if it is expired, forged, or its key is gone."""
         session = self._session(value)
         if session is None:
             return None

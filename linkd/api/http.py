@@ -262,7 +262,7 @@ class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
     # coming in
 
     def gotLength(self, length: int | None) -> None:
-        """The head is there; `length` is None where the body comes in chunks."""
+        """Judge the head; `length` is None if the body is chunked."""
         channel = self.channel
         self.content = BytesIO()
         self.method, self.uri, self.clientproto = channel.first_line()
@@ -324,7 +324,7 @@ class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
             self.channel.came(self._size)
 
     def _refuse(self, refusal: ApiError) -> None:
-        """Answer at once; what of the body still comes is read for a moment and thrown away."""
+        """Answer at once; the rest of the body is read for a moment and discarded."""
         self._refused = True
         self._drop_body()
         self.requestHeaders.removeHeader(b"expect")
@@ -334,7 +334,7 @@ class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
         self._write(refused(refusal))
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
-        """The request is complete."""
+        """Serve the complete request."""
         self.channel.complete()
         if self._refused:
             self.finish()
@@ -365,7 +365,7 @@ class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
         self.give(refused(refusal))
 
     def connectionLost(self, reason: Failure) -> None:
-        """The caller went away: what runs for it is ended."""
+        """Cancel the work of a caller that has disconnected."""
         self._drop_body()
         self.gone = True
         super().connectionLost(reason)
@@ -426,7 +426,7 @@ class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
         self.finish()
 
     def finish(self) -> None:
-        """Nothing more is to be written."""
+        """End the answer."""
         self._drop_body()
         self.gone = True
         super().finish()

@@ -633,7 +633,7 @@ class Presence:
             yield
 
     def _end(self, name: str, channel: _Channel, node: str) -> None:
-        """All at another node are gone."""
+        """Remove all members of another node."""
         ended = channel.elsewhere.pop(node, None)
         if ended is None:
             return

@@ -34,7 +34,7 @@ MAX_SCAN_BYTES = 64 * 1024 * 1024
 
 MAX_WAIT_SECONDS = 300.0
 ANSWERED_SECONDS = 0.6
-"""So soon other nodes have answered who is there."""
+"""Seconds within which other nodes answer a presence query."""
 
 _READ_BYTES = 1_048_576
 _HOLD_BYTES = 65_536
@@ -271,7 +271,7 @@ async def arrived(api: ApiServer, caller: Caller, pattern: str, page: Page, with
 
 
 async def present(api: ApiServer, call: Call) -> Response:
-    """Answer who is there on a channel."""
+    """Answer the members of a channel."""
     call.only()
     channel = call.caller.check_subscribe(call.path["channel"])
     if api.presence.want(channel):

@@ -1,4 +1,4 @@
-"""Where the records of a subscription go: as far as there is time, room and somebody who reads."""
+"""Sinks of subscriptions: deliver records as time, memory and the reader allow."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ PATTERN_COST = 96
 
 
 class ApiSink(ABC):
-    """One subscription's records on their way to a client.
+    """Delivers one subscription's records to a client.
 
     Args:
         api: The API.
         part: The caller's part of the account.
 
     Attributes:
-        subscription: Where the records come from, until it has ended.
+        subscription: The source of the records, until it has ended.
     """
 
     def __init__(self, api: ApiServer, part: Part) -> None:
@@ -46,7 +46,7 @@ class ApiSink(ABC):
         self._stopped = False
         self._queues = False
         self._paid = 0
-        self._caller = ""  # whose turns it takes
+        self._caller = ""  # its jobs run in the turns of this caller
 
     def subscribe(
         self, caller: Caller, patterns: Sequence[str], start: Start, consumer: str | None = None
@@ -66,7 +66,7 @@ class ApiSink(ABC):
         return found
 
     def refund(self) -> None:
-        """Count it no longer."""
+        """Return its cost to the account."""
         paid, self._paid = self._paid, 0
         self._part.give(paid)
 
@@ -80,11 +80,11 @@ class ApiSink(ABC):
 
     @abstractmethod
     def gap(self, first: int, next: int) -> None:
-        """Hear that offsets are gone."""
+        """Report that offsets are gone."""
 
     @abstractmethod
     def end(self, reason: str) -> None:
-        """Hear that nothing more comes."""
+        """End: nothing more comes."""
 
     @abstractmethod
     def is_open_for(self, size: int) -> bool:
@@ -107,7 +107,7 @@ class ApiSink(ABC):
         return True
 
     def _queue(self) -> None:
-        """Go on when it is this one's turn."""
+        """Continue in the caller's turn."""
         if not self._queues:
             self._queues = True
             self._api.share.queue(self._have_turn, self._caller)
@@ -117,14 +117,14 @@ class ApiSink(ABC):
         self.resume()
 
     def resume(self) -> None:
-        """Go on, if the client reads."""
+        """Continue, if the client reads."""
         if self._stopped and self.is_open_for(0):
             self._stopped = False
             if self.subscription is not None:
                 self.subscription.resume()
 
     def close(self) -> None:
-        """The client wants nothing more of it."""
+        """Close it for the client."""
         self.refund()
         subscription, self.subscription = self.subscription, None
         if subscription is not None:
@@ -196,6 +196,6 @@ class SlicedSink(ApiSink, Generic[Piece]):
         return 0 if self._rest is None else self._batch_bytes
 
     def close(self) -> None:
-        """The client wants nothing more of it."""
+        """Close it for the client."""
         self._rest = None
         super().close()

@@ -52,7 +52,7 @@ class ApiChannel(_Channel):  # type: ignore[misc]
     """Whose turns it takes: an address until a request of it has named a caller."""
 
     refusal: ApiError | None = None
-    """Why no request of it is answered."""
+    """The refusal of all its requests, or None."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,18 +68,18 @@ class ApiChannel(_Channel):  # type: ignore[misc]
         self._turned_away: Any = None
 
     def first_line(self) -> tuple[bytes, bytes, bytes]:
-        """Return method, target and version of the request whose head has come."""
+        """Return method, target and version of the received request head."""
         return self._command, self._path, self._version
 
     def connectionMade(self) -> None:
-        """The connection is there."""
+        """Start the connection."""
         serve_last(self.transport)
         super().connectionMade()
         if self.refusal is not None:
             self._turned_away = self.callLater(REFUSED_SECONDS, self.forceAbortClient)
 
     def dataReceived(self, data: bytes) -> None:
-        """Bytes came; a request that has begun must be complete in time."""
+        """Process received bytes; a request that has begun must be complete in time."""
         if self._deadline is None and not (self._handlingRequest or self._queues):
             self._due(HEAD_SECONDS)
         if not (self._handlingRequest or self._queues or self.site.share.left()):
@@ -87,8 +87,8 @@ class ApiChannel(_Channel):  # type: ignore[misc]
         super().dataReceived(data)
 
     def requestDone(self, request: ApiRequest) -> None:
-        """A request is answered; the next one that came already has to wait for its turn."""
-        self.paused = True  # of LineReceiver: what has come stays where it is
+        """Finish a request; the next one that has arrived waits for its turn."""
+        self.paused = True  # of LineReceiver: received bytes stay in its buffer
         super().requestDone(request)
         caller = getattr(request.admitted, "caller", None)
         if caller not in (None, ANYONE, STRANGER):
@@ -101,7 +101,7 @@ class ApiChannel(_Channel):  # type: ignore[misc]
             self._networkProducer.pauseProducing()
 
     def _wait(self) -> None:
-        """Begin no request and read nothing until it is this connection's turn.
+        """Start no request and read nothing until this connection's turn.
 
         Its deadline stops: the other end is not the one that is late.
         """
@@ -115,7 +115,7 @@ class ApiChannel(_Channel):  # type: ignore[misc]
             self.site.share.queue(self._go_on, self.caller)
 
     def _go_on(self) -> None:
-        """It is this connection's turn."""
+        """Continue in this connection's turn."""
         if self._lost or not self._queues:
             return
         if self._waitingForTransport:
@@ -129,7 +129,7 @@ class ApiChannel(_Channel):  # type: ignore[misc]
         self.dataReceived(b"")
 
     def resumeProducing(self) -> None:
-        """The other end has read what was sent."""
+        """Continue: the other end has read the sent bytes."""
         super().resumeProducing()
         self._release_unread()
         if self._queues:
@@ -137,14 +137,14 @@ class ApiChannel(_Channel):  # type: ignore[misc]
             self.site.share.queue(self._go_on, self.caller)
 
     def allHeadersReceived(self) -> None:
-        """The head is there."""
+        """Start the deadline of the body: the head is complete."""
         self._body_began = self.site.reactor.seconds()
         self._body_seen = 0
         self._due(BODY_SECONDS)
         super().allHeadersReceived()
 
     def came(self, size: int) -> None:
-        """So many bytes of the body have come: more must come soon, and at a rate."""
+        """Extend the deadline: `size` bytes of the body are here, and more must follow in time."""
         if size - self._body_seen >= BODY_BYTES and self._deadline is not None:
             self._body_seen = size
             since = self.site.reactor.seconds() - self._body_began
@@ -163,7 +163,7 @@ class ApiChannel(_Channel):  # type: ignore[misc]
             part.give(size)
 
     def complete(self) -> None:
-        """The request is complete."""
+        """Cancel the deadline: the request is complete."""
         self._undue()
 
     def close_soon(self, request: ApiRequest) -> None:
@@ -183,7 +183,7 @@ class ApiChannel(_Channel):  # type: ignore[misc]
         return released
 
     def connectionLost(self, reason: Failure) -> None:
-        """The connection has ended."""
+        """Release everything that the connection held."""
         self._undue()
         cancel(self._turned_away)
         self._lost = True
@@ -197,7 +197,7 @@ class ApiChannel(_Channel):  # type: ignore[misc]
             self.released = None
 
     def lineLengthExceeded(self, line: bytes) -> None:
-        """A line of the head is too long."""
+        """Refuse a line of the head that is too long."""
         self._respondToBadRequestAndDisconnect()
 
     def _respondToBadRequestAndDisconnect(self) -> None:
@@ -233,7 +233,7 @@ class ApiSite(_Factory):  # type: ignore[misc]
     """Makes the connections of one address.
 
     Args:
-        answering: The API.
+        answering: The API server.
         reactor: The reactor.
         header_bytes: The largest head of a request.
         room: The places of all connections, those of other addresses included.
@@ -314,7 +314,7 @@ class ApiSite(_Factory):  # type: ignore[misc]
         """No line a request."""
 
     def startFactory(self) -> None:
-        """Nothing of Twisted's access log is wanted, nor its clock."""
+        """Start neither Twisted's access log nor its clock."""
 
     def stopFactory(self) -> None:
-        """Nothing was started."""
+        """Do nothing: nothing was started."""

@@ -107,7 +107,7 @@ class EventStream:
             self._say_end(refusal.error)
 
     def disallow(self) -> None:
-        """The caller's key is gone, or another."""
+        """End it: the caller's key was removed or changed."""
         self._say_end("unauthorized")
 
     def _say_end(self, reason: str) -> None:
@@ -115,7 +115,7 @@ class EventStream:
         self.end()
 
     def end(self) -> None:
-        """Nothing more comes."""
+        """End the stream."""
         self._over()
         if not self._request.gone:
             self._request.unregisterProducer()
@@ -143,13 +143,13 @@ class EventStream:
         self._paused = True
 
     def resumeProducing(self) -> None:
-        """There is room again."""
+        """Continue: there is room again."""
         self._paused = False
         self._forget_waiting()
         self.on_room()
 
     def stopProducing(self) -> None:
-        """The connection is going away."""
+        """Stop: the connection is closing."""
         self._paused = True
 
 

@@ -168,7 +168,7 @@ class StreamSession:
             sink.resume()
 
     def closed(self) -> None:
-        """The client is gone."""
+        """Release everything after a disconnect."""
         self._rest.clear()
         for sink in list(self._subscriptions.values()):
             sink.close()
@@ -342,7 +342,7 @@ class StreamSession:
             self.ended(sink, "unsubscribed")
 
     def ended(self, sink: StreamSink, reason: str) -> None:
-        """A subscription has ended."""
+        """Forget a subscription that has ended."""
         if self._subscriptions.get(sink.id) is sink:
             del self._subscriptions[sink.id]
             self._pattern_bytes -= sum(map(len, sink.patterns))
@@ -481,7 +481,7 @@ class StreamSink(ApiSink):
         self._session.send(client.GapTold(self.id, first, next))
 
     def end(self, reason: str) -> None:
-        """Nothing more comes."""
+        """End the subscription."""
         self.report_position()
         self.subscription = None
         self.refund()

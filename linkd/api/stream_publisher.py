@@ -169,7 +169,7 @@ class StreamPublisher:
         self._session.replaced()
 
     def closed(self) -> None:
-        """The client is gone; what was handed to the log stays there."""
+        """Release the producer's name after a disconnect; appends under way continue."""
         self._closed = True
         self._pending.clear()
         self._release()

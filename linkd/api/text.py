@@ -222,7 +222,7 @@ class TextSession:
             sink.resume()
 
     def closed(self) -> None:
-        """The client is gone."""
+        """Release everything after a disconnect."""
         self._ended = True
         while self._joined:
             self._api.presence.leave(*self._joined.popitem())
@@ -530,7 +530,7 @@ class TextSink(SlicedSink[OutgoingMessage]):
         self._session.report("gap", more, self.name)
 
     def end(self, reason: str) -> None:
-        """Nothing more comes."""
+        """End the subscription."""
         self.report_position()
         self.subscription = None
         self.refund()

@@ -154,7 +154,7 @@ class Session(Protocol):
         """Apply the caller's new rights: end what they no longer cover."""
 
     def opened(self) -> None:
-        """It is open."""
+        """Called once it is open."""
 
     def message(self, payload: bytes, binary: bool) -> None:
         """A message came."""
@@ -287,7 +287,7 @@ class ApiWebSocket(PingedSilence, WholeMessages):
             super().onPing(payload)
 
     def onFrameBegin(self) -> None:
-        """The head of a frame has come: count it, if it is of a message or within one."""
+        """Count a received frame head, if the frame is part of a message."""
         if self.of_message():
             self._frames += 1
         super().onFrameBegin()
@@ -389,7 +389,7 @@ class ApiWebSocket(PingedSilence, WholeMessages):
             super()._go_on()
 
     def connectionLost(self, reason: Failure) -> None:
-        """The connection has ended, whatever the state of the handshake."""
+        """Release everything, whatever the state of the handshake."""
         was_open, self.open = self.open, False
         self._goes_on = None
         self._forget_all()
@@ -476,17 +476,17 @@ class ApiWebSocket(PingedSilence, WholeMessages):
         return False
 
     def _on_freed(self) -> None:
-        """Something was given back to the account: go on reading, if that was enough."""
+        """Continue reading if the bytes returned to the account suffice."""
         self.upgrades.api.share.queue(self._go_on, self.caller.name)
 
     def _on_room(self) -> None:
-        """Something was given back to the account."""
+        """Continue sending: bytes were returned to the account."""
         if self.open and not self.paused:
             share = self.upgrades.api.share
             share.queue(lambda: self._guarded(self.session.room), self.caller.name)
 
     def _forget_all(self) -> None:
-        """Nothing is held for this connection any more."""
+        """Return all bytes held for this connection to the account."""
         self._forget_waiting()
         incoming, self._incoming = self._incoming, 0
         if self._part is not None:
@@ -497,7 +497,7 @@ class ApiWebSocket(PingedSilence, WholeMessages):
         self.upgrades.api.account.forget(self._on_room)
 
     def _forget_waiting(self) -> None:
-        """Nothing that was sent waits any more."""
+        """Return the bytes of unsent messages to the account."""
         waiting, self.waiting = self.waiting, 0
         if self._part is not None and waiting:
             self._part.give(waiting)
@@ -533,7 +533,7 @@ class ApiWebSocket(PingedSilence, WholeMessages):
         self.paused = True
 
     def roomy(self) -> None:
-        """The other end reads again."""
+        """Continue: the other end reads again."""
         self.paused = False
         if self.is_text and self.pace is not None:
             self.pace.resumed(self.clock.seconds())
