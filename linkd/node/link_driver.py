@@ -401,7 +401,7 @@ class LinkDriver:
         """Start the session on a connection whose hellos are both current."""
         self._note_patterns(theirs.wants)
         agreed = self.carrier.begin(connection, ours, theirs)
-        self._node.routes_changed()
+        self._node.dispatcher.changed()
         if agreed:
             if self.link.state == "diverged":
                 self._run(links.Resynced())
@@ -437,7 +437,7 @@ class LinkDriver:
 
     def _changed(self, effect: links.Changed) -> None:
         silence, self._last_silence = self._last_silence, None
-        self._node.changed(self, effect, silence)
+        self._node.chronicle.changed(self, effect, silence)
 
     # -- status -------------------------------------------------------------------------------
 

@@ -369,14 +369,14 @@ class Links:
         self._waits.setdefault(settings.name, AckWaiters())
         if settings.dial:
             driver.dialer = self._make_dialer(driver)
-        self._node.routes_changed()
+        self._node.dispatcher.changed()
         driver.start()
 
     def _remove(self, name: str, detail: str) -> None:
         """Stop the link to one peer."""
         self.drivers.pop(name).stop(detail)
         self._node.ends.disown(name)
-        self._node.routes_changed()
+        self._node.dispatcher.changed()
 
     # -- all links ----------------------------------------------------------------------------
 

@@ -17,7 +17,6 @@ from linkd import events
 from linkd.clock import Clock, wall
 from linkd.config import Config, PeerSettings
 from linkd.core.inbound import KnownEnds
-from linkd.core.link import Changed
 from linkd.errors import LinkdError, Reason
 from linkd.log.interface import Appended, CursorStore, Log, OnDurable, Owned
 from linkd.net.dialer import LinkDialer
@@ -117,6 +116,7 @@ class Node:
         links: The links to all peers.
         subscriptions: Readers of the log and named consumers.
         dispatcher: Distributes committed and volatile records to links and readers.
+        chronicle: Records every change of the links.
         events: The latest changes, and who follows them.
         certificates: Those in files and of paired peers: role, peer, Unix seconds of the end.
     """
@@ -144,9 +144,9 @@ class Node:
         self._cursors = stores.cursors
         self._began = clock.seconds()
         self._outages = stores.outages
-        self._chronicle = Chronicle(log, stores.outages, stores.cursors, clock)
-        self.events = self._chronicle.events
-        self.on_fell, self.on_rose = self._chronicle.on_fell, self._chronicle.on_rose
+        self.chronicle = Chronicle(log, stores.outages, stores.cursors, clock)
+        self.events = self.chronicle.events
+        self.on_fell, self.on_rose = self.chronicle.on_fell, self.chronicle.on_rose
         self.held = Held(log, lambda: len(self.links.drivers))
         self.links = Links(self, stores.cursors, partial(make_dialer, self), rng)
         self.subscriptions = Subscriptions(self, log, stores.cursors)
@@ -191,11 +191,11 @@ class Node:
         self.links.reload(old, config)
         for driver in self.links.drivers.values():
             if driver.link.state != "up":
-                self._chronicle.configured(driver.peer)
+                self.chronicle.configured(driver.peer)
         self._rules = ChannelRules(config.channels)
         if [key.name for key in config.api.keys] != [key.name for key in old.api.keys]:
             self.subscriptions.tell_orphans()
-        self.routes_changed()
+        self.dispatcher.changed()
 
     # -- for the listener (linkd.net.connection.Nodes) -----------------------------------
 
@@ -260,10 +260,6 @@ class Node:
 
     # -- what happens by itself -------------------------------------------------------------------
 
-    def routes_changed(self) -> None:
-        """Somebody wants something else now."""
-        self.dispatcher.changed()
-
     def _ticked(self) -> None:
         """Do what is due from time to time; a bug in it must not end it for ever."""
         try:
@@ -297,19 +293,11 @@ class Node:
 
     # -- what drivers and readers tell ------------------------------------------------------------
 
-    def acked_by(self, peer: str) -> int:
-        """Return the offset below which the peer has everything, as noted on disk."""
-        return self.links.acked_by(peer)
-
     def peer_acked(self, peer: str, next: int) -> None:
         """The peer has acknowledged."""
         driver = self.links.acked(peer, next)
         if driver is not None:
-            self._chronicle.acked(driver, next)
-
-    def changed(self, driver: LinkDriver, change: Changed, silence: float | None) -> None:
-        """A link's state has changed: remember it, say it."""
-        self._chronicle.changed(driver, change, silence)
+            self.chronicle.acked(driver, next)
 
     def _trimmed(self, first: int) -> None:
         """Records went: what was still to be handed out goes before that is told."""
@@ -333,7 +321,7 @@ class Node:
 
     def tell(self, level: str, event: str, **fields: str | int | float | None) -> None:
         """Say something in the log; what is worse than usual is remembered too."""
-        self._chronicle.tell(level, event, **fields)
+        self.chronicle.tell(level, event, **fields)
 
     def observe(self, what: Measure, peer: str, seconds: float) -> None:
         """Tell whoever keeps figures what was measured."""
@@ -393,7 +381,7 @@ class Node:
                 log.size_bytes,
                 log.max_bytes,
                 log.full,
-                self._chronicle.losses.sentences(owner),
+                self.chronicle.losses.sentences(owner),
                 log.stalled(),
             ),
             consumers=self.subscriptions.statuses(owner),
@@ -414,7 +402,7 @@ class Node:
 
     def _link_status(self, driver: LinkDriver) -> LinkStatus:
         peer = driver.peer
-        return driver.status(self._chronicle.outage(peer), self._outages.last_reason(peer))
+        return driver.status(self.chronicle.outage(peer), self._outages.last_reason(peer))
 
     def outages(
         self, peer: str | None = None, since_seconds: float | None = None, drills: bool = True
@@ -422,14 +410,14 @@ class Node:
         """Return the recorded outages, oldest first; KeyError if there is no such peer."""
         if peer is not None:
             self._check_peer(peer)
-        return self._chronicle.outages(peer, since_seconds, drills)
+        return self.chronicle.outages(peer, since_seconds, drills)
 
     def availability(self, peer: str | None = None, drills: bool = True) -> list[Availability]:
         """Return the availability of the links, or of one; KeyError if there is no such peer."""
         if peer is not None:
             self._check_peer(peer)
         peers = [driver.peer for driver in self.links.drivers.values()] if peer is None else [peer]
-        return [self._chronicle.availability(one, drills) for one in peers]
+        return [self.chronicle.availability(one, drills) for one in peers]
 
     def history(self, peer: str) -> LinkHistory:
         """Return the last hour of one link; KeyError if there is no such peer."""
@@ -446,14 +434,14 @@ class Node:
     def drill_began(self, peer: str, drill: str, seconds: float) -> None:
         """A fault is made on a link on purpose; KeyError if there is no such peer."""
         self._check_peer(peer)
-        self._chronicle.drilled(peer, seconds)
+        self.chronicle.drilled(peer, seconds)
         detail = f"{drill} for {seconds:g} s, made on purpose"
         self.tell("warn", "drill.started", peer=peer, drill=drill, detail=detail)
 
     def drill_ended(self, peer: str, drill: str, verdict: str | None) -> None:
         """It is over; KeyError if there is no such peer."""
         self._check_peer(peer)
-        self._chronicle.drilled(peer, 0.0)
+        self.chronicle.drilled(peer, 0.0)
         detail = f"{drill}: {verdict or 'broken off'}"
         self.tell("info", "drill.ended", peer=peer, drill=drill, verdict=verdict, detail=detail)
 

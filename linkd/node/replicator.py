@@ -167,7 +167,7 @@ class Replicator:
         epoch_below = node.log.epoch_below
         packs = pack if settings.compress else None
         self.session = Session(bounds, epoch_below, packs, unpack, node.ends)
-        self.session.outbound.begin(node.acked_by(settings.name))
+        self.session.outbound.begin(node.links.acked_by(settings.name))
         self.session.outbound.log_next = self._log.next
         self.connection: Connection | None = None
         self.waits = False
@@ -226,7 +226,7 @@ class Replicator:
         before = (outbound.acked, outbound.wants, outbound.relays)
         outbound.log_next = self._log.next
         writable = connection.writable and not self.path.probing
-        greeting = Handshake(ours, theirs, self._node.acked_by(self.peer), writable)
+        greeting = Handshake(ours, theirs, self._node.links.acked_by(self.peer), writable)
         self._begun = self.session.greeted(greeting, now)
         if (outbound.acked, outbound.wants, outbound.relays) != before:
             self.recount()

@@ -311,7 +311,7 @@ def test_what_is_not_taken_is_left_out_and_counted(net: FakeNet) -> None:
         send=hub.link("edge").carrier.session.settings.receive.__class__((">",)),
         receive=edge.link("hub").carrier.session.settings.receive,
     )
-    edge.routes_changed()
+    edge.dispatcher.changed()
     one_publish(edge, "private", b"secret")
     edge.link("hub").carrier.offer(edge.log.read(1, 1 << 20), edge.log.next)
     one_publish(edge, "orders", b"fine")
