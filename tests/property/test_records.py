@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from linkd.api.bodies import record_objects
 from linkd.api.sse import event
-from linkd.api.text_frames import told
+from linkd.api.text_frames import render_messages
 from linkd.cli.streaming import _line
 from linkd.client.record import RecordContext, decode_value, unpack
 from linkd.errors import BadRecord, BodyTooLarge
@@ -115,7 +115,7 @@ def read_by_all(batch: Batch, found: Any) -> None:
         assert lines[0] == b"id: %d" % offset
         assert json.loads(b"\n".join([line[6:] for line in lines[1:] if line])) == shown[offset - 5]
     for envelope in (True, False):
-        frames = list(told(batch, envelope))
+        frames = list(render_messages(batch, envelope))
         assert len(frames) == batch.count
         for frame, one in zip(frames, found, strict=True):
             if envelope or isinstance(one, Unreadable):
