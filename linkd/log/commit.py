@@ -1,12 +1,12 @@
 """Group commit: queue publishes, drop repeats, assign offsets, build batches.
 
-A publish is judged here (a repeat? how much is new?), gets its offset and goes into a batch;
-adjacent drafts without ids and producer share one. A group that can't be written is taken back
-whole.
+`CommitBuilder` decides whether a publish is a repeat and how much of it is new, gives it its
+offset and puts it into a batch; adjacent drafts without ids and producer share one. A group that
+can't be written is rolled back as a whole.
 
-The queue in front of the disk, groups under way, and who is told when one is there.
-
-An engine says when a group goes (`_pump`) and calls `_committed` or `_failed` for each, in order.
+`LogBase` holds the queue in front of the disk and the groups under way, and answers their
+publishers. An engine decides when a group goes (`_pump`) and calls `_committed` or `_failed` for
+each, in order.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from linkd.errors import (
     SequenceUnproven,
 )
 from linkd.log.cache import TailCache
+from linkd.log.frame import CursorSet, EpochOpened, PendingFrame, Publish
 from linkd.log.interface import Appended, OnDurable, OperatorNotice
 from linkd.log.origins import Undo
 from linkd.log.state import (
@@ -56,68 +57,26 @@ from linkd.protocol.records import (
 
 
 class ReceivedBatch(msgspec.Struct, frozen=True, gc=False):
-    """A received batch that waits, and the cursor behind it."""
+    """A received batch that waits, and the peer's cursor after it."""
 
     batch: Batch
     place: PeerPosition
 
 
-class CursorSet(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """A cursor to be replaced, or forgotten."""
-
-    peer: str
-    place: PeerPosition | None
-
-
-class EpochOpened(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """A new epoch, from `first` on."""
-
-    epoch: str
-    first: int
-
-
 PendingItem = tuple[NewRecords | ReceivedBatch | CursorSet | EpochOpened, OnDurable]
 
 
-class Publish(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """The whole of a publish that was too large for one batch: its first offset and count."""
-
-    first: int
-    count: int
-    last: bool
-
-
-class PendingFrame(msgspec.Struct, gc=False):
-    """One frame to be: a batch (of a step without records: count 0), or a change without one.
-
-    Args:
-        batch: The batch, its offset and epoch set; None for a change.
-        change: What changes where there is no batch.
-        has_ids: Its records' ids count for repeats.
-        publish: Where it is part of a larger publish.
-        counts: The records of each sequence of a producer that it holds.
-        owner: Whose its records' ids are.
-    """
-
-    batch: Batch | None
-    change: CursorSet | EpochOpened | None = None
-    has_ids: bool = False
-    publish: Publish | None = None
-    counts: tuple[int, ...] = ()
-    owner: str = ""
-
-
 class CommitGroup(msgspec.Struct):
-    """What one commit writes and whom it answers.
+    """What one commit writes, and the answers that it gives.
 
     Attributes:
-        waiting: What it was made of.
+        waiting: The items that it was made of.
+        stamp: The log's clock.
         pieces: The frames, in order.
-        outcomes: Whom to answer once it is on disk, with what; an error answers at once with that
-            error.
+        outcomes: Callbacks with their answers, for when it is on disk.
         size: About its bytes.
-        next: The log's next offset behind it.
-        undo: How to take it back.
+        next: The log's next offset after it.
+        undo: The changes to roll back if it can't be written.
         before: The log's next offset before it.
     """
 
@@ -132,12 +91,12 @@ class CommitGroup(msgspec.Struct):
 
 
 class CommitBuilder:
-    """Makes groups of what waits.
+    """Builds commit groups.
 
     Args:
         node: This node's name.
-        state: The log's state, frames under way counted.
-        ids: The ids published here.
+        state: The log's state, with the frames under way.
+        ids: The ids of records published here.
     """
 
     __slots__ = ("_epoch", "_group", "_ids", "_node", "_state")
@@ -148,7 +107,11 @@ class CommitBuilder:
         self._ids = ids
 
     def make(self, waiting: list[PendingItem], stamp: float) -> CommitGroup:
-        """Return the group of all of `waiting`, and count it in."""
+        """Return the group of all of `waiting`, and apply it to the state.
+
+        The state is ahead of the disk from here on: the next group must already see this one's
+        ids, sequences and offsets. `take_back` undoes that if the disk refuses.
+        """
         state = self._state
         group = self._group = CommitGroup(waiting, stamp, state.next)
         state.undo = group.undo
@@ -174,14 +137,15 @@ class CommitBuilder:
         return group
 
     def take_back(self, group: CommitGroup) -> None:
-        """Undo the newest group that still counts."""
+        """Roll back the newest group; called newest first, for each undo restores older values."""
         take_back(group.undo)
         self._state.next = group.before
 
     def _run(self, waiting: Sequence[PendingItem], index: int, first: NewRecords) -> int:
-        """Put drafts from `index` on into one batch, as many as may share it.
+        """Put as many drafts from `index` on into one batch as may share it.
 
-        Return where the next begins.
+        Returns:
+            The index of the next draft.
         """
         channel, ttl = first.channel, first.ttl
         offset = start = self._state.next
@@ -212,10 +176,10 @@ class CommitBuilder:
         return index + len(parts)
 
     def _produced(self, waiting: Sequence[PendingItem], index: int, first: NewRecords) -> int:
-        """Put a producer's drafts from `index` on, one sequence after the other, into one batch.
+        """Put a producer's drafts of consecutive sequences, from `index` on, into one batch.
 
         Returns:
-            Where the next begins.
+            The index of the next draft.
         """
         channel, ttl, producer = first.channel, first.ttl, first.producer
         assert producer is not None
@@ -266,7 +230,7 @@ class CommitBuilder:
         return index + len(parts)
 
     def _new_until(self, producer: Producer) -> int:
-        """Return the number from which on, from that of `producer`, one may be stored already."""
+        """Return the lowest sequence, from that of `producer` on, that may be stored already."""
         try:
             new = self._state.producers.stored(producer) is None
         except LookupError:
@@ -274,7 +238,7 @@ class CommitBuilder:
         return self._state.producers.new_until(producer) if new else producer.sequence
 
     def _repeated(self, draft: NewRecords, settled: OnDurable) -> None:
-        """Answer a draft with a number that may be stored already."""
+        """Answer a draft whose sequence may be stored already."""
         if len(draft.counts) < 2:
             self._single(draft, settled)
             return
@@ -307,7 +271,7 @@ class CommitBuilder:
         state.next = offset + count
 
     def _single(self, draft: NewRecords, settled: OnDurable) -> None:
-        """Put a draft that shares no batch into the group, but for what of it is a repeat."""
+        """Put a draft that shares no batch into the group, without its repeated records."""
         state, group = self._state, self._group
         producer = draft.producer
         repeat = self._repeated_number(producer)
@@ -335,7 +299,7 @@ class CommitBuilder:
         group.outcomes.append((settled, Appended(first, count)))
 
     def repeat(self, draft: NewRecords) -> Appended | LinkdError | None:
-        """Return the answer to a draft if all of it is a repeat, None if it is not."""
+        """Return the answer to a draft if all of it is a repeat, else None."""
         found = None if len(draft.counts) > 1 else self._repeated_number(draft.producer)
         if found is None and draft.ids:
             count, _, _, known = self._new_of(draft)
@@ -344,7 +308,7 @@ class CommitBuilder:
         return found
 
     def _repeated_number(self, producer: Producer | None) -> Appended | LinkdError | None:
-        """Return the answer to a number that is stored, or of which nothing proves either."""
+        """Return the answer to a sequence that is stored or can't be proved new, else None."""
         if producer is None:
             return None
         try:
@@ -354,10 +318,10 @@ class CommitBuilder:
         return None if stored is None else Appended(stored[0], 0, True)
 
     def _new_of(self, draft: NewRecords) -> tuple[int, bytes, list[tuple[int, bytes]], int]:
-        """Return what of a draft with ids is new: count, records, (place, digest) of its ids.
+        """Return the new part of a draft with ids.
 
-        And where the
-        first of the others lies.
+        Returns:
+            Count, records, (place, digest) of each new id, and the offset of the first repeat.
         """
         find, channel = self._ids.find, draft.channel
         kept: list[int] = []
@@ -386,16 +350,17 @@ class CommitBuilder:
     def _split(self, draft: NewRecords, count: int, records: bytes) -> None:
         """Put a draft that is too large for one batch into several.
 
-        All or none of which will be there.
+        A start ignores them all if the last one is missing: a publish is stored whole or not.
         """
         first, runs = self._state.next, runs_of(records, count, MAX_BATCH_BYTES)
         for number, (run, piece) in enumerate(runs, 1):
             self._put(draft, run, piece, Publish(first, count, number == len(runs)))
 
     def _stored(self, item: ReceivedBatch, settled: OnDurable) -> None:
-        """Put what is new of a received batch into the group; the cursor moves in any case.
+        """Put the new part of a received batch into the group; the cursor moves in any case.
 
-        Where it is new in several parts, only the last one moves the cursor.
+        If several parts are new, only the last frame moves the cursor: a crash between two frames
+        must not leave the cursor past records that were not stored.
         """
         state, group, batch = self._state, self._group, item.batch
         source, offset = batch.source, state.next
@@ -441,7 +406,7 @@ class CommitBuilder:
 
 
 def _unproven(producer: Producer) -> SequenceUnproven:
-    """Return why a number is neither stored nor called a repeat."""
+    """Return why a publish is neither stored nor answered as a repeat."""
     return SequenceUnproven(
         f"{producer.sequence} of producer {producer.name} lies so far back that nothing proves"
         " whether it is stored: look in the channel, then publish it under a new number or leave it"
@@ -449,7 +414,7 @@ def _unproven(producer: Producer) -> SequenceUnproven:
 
 
 def ignore(outcome: object) -> None:
-    """Settle nothing: nobody waits for it."""
+    """Ignore an outcome: no caller waits for it."""
 
 
 Post = Callable[[Callable[[], None]], None]
@@ -460,19 +425,19 @@ _Value = TypeVar("_Value")
 
 GROUP_BYTES = 8 * 1024 * 1024
 GROUP_ITEMS = 4096
-"""About the most that one commit takes: what it leads to is one turn of the reactor."""
+"""About the most that one commit takes: all its answers come in one reactor iteration."""
 
 MOST_WAITING_BYTES = 256 * 1024 * 1024
-"""What waits for a disk that stands still, in memory; beyond it publishes are refused."""
+"""Bytes that may wait in memory for a stalled disk; beyond it publishes are refused."""
 
 STALLED_SECONDS = 5.0
-"""A disk that has not finished a commit after so long is said to be stalled."""
+"""A disk that has not finished a commit after this long counts as stalled."""
 
 FORGOTTEN_SECONDS = 3600.0
-"""Forgotten ids and producers are logged so often for each owner."""
+"""Forgotten ids and producers are logged at most this often for each owner."""
 
-MOST_TOLD = 100
-"""So much of what was told is kept."""
+MAX_NOTICES = 100
+"""Notices for the operator that are kept."""
 
 
 def new_token(rng: Random) -> str:
@@ -481,9 +446,10 @@ def new_token(rng: Random) -> str:
 
 
 class LogBase(ABC):
-    """The part of a log that knows no disk.
+    """The part of a log that is independent of the disk; `interface.Log` has the contract.
 
-    `linkd.log.interface.Log` says what the methods promise.
+    Three positions: what waits, what is under way to the disk, and what is committed. `_state`,
+    `_ids` and `_places` include all three; `next`, the cache and `_committed_places` only the last.
     """
 
     def __init__(self, node: str, state: State, ids: RecentIds, tail: TailCache) -> None:
@@ -495,8 +461,8 @@ class LogBase(ABC):
         self.size_bytes = 0
         self.max_bytes = 0
         self.full: str | None = None
-        self.told: Sequence[OperatorNotice] = []
-        self.on_told: list[Callable[[OperatorNotice], None]] = []
+        self.notices: Sequence[OperatorNotice] = []
+        self.on_notice: list[Callable[[OperatorNotice], None]] = []
         self.on_commit: list[Callable[[int], None]] = []
         self.on_written: list[Callable[[float], None]] = []
         self.on_trim: list[Callable[[int], None]] = []
@@ -506,11 +472,11 @@ class LogBase(ABC):
         self._grouping = CommitBuilder(node, state, ids)
         self._waiting: list[PendingItem] = []
         self._waiting_bytes = 0
-        self._held: dict[str, int] = {}  # of received batches that are not on disk, by peer
+        self._held: dict[str, int] = {}  # bytes of received batches not on disk, by peer
         self._held_bytes = 0
         self._room = 2**62
         self._under_way: deque[CommitGroup] = deque()
-        self._told_forgotten: dict[tuple[str, str], float] = {}
+        self._notified_forgotten: dict[tuple[str, str], float] = {}
         self._finished = 0.0  # when a commit was finished, on the log's clock
         self._places: dict[str, PeerPosition | None] = {
             peer: state.place(peer) for peer in state.peers()
@@ -525,7 +491,7 @@ class LogBase(ABC):
 
     @abstractmethod
     def _pump(self) -> None:
-        """Something waits: send a group on its way, if it is time for one."""
+        """Send a group to the disk if one is due; called whenever an item starts to wait."""
 
     # what it knows
 
@@ -538,7 +504,7 @@ class LogBase(ABC):
         return self._state.epoch_below(position)
 
     def cursor(self, peer: str) -> Cursor | None:
-        """Return how far this log has `peer`'s log."""
+        """Return this log's cursor in `peer`'s log."""
         place = self._places.get(peer)
         if place is None:
             return None
@@ -549,23 +515,23 @@ class LogBase(ABC):
         return Cursor(place[0], place[1], committed)
 
     def origin_node(self, log: str) -> str | None:
-        """Return the node whose log this is, as records of it that are here say."""
+        """Return the node whose log this is, by the records of it that are here."""
         return self._state.origins.node(log)
 
     def highest(self, owner: str, producer: str) -> int:
-        """Return a producer's highest stored number, appends under way counted."""
+        """Return a producer's highest stored sequence, appends under way included."""
         return self._state.producers.highest(owner, producer)
 
     @abstractmethod
     def _has_room(self) -> bool:
-        """Tell whether anything at all can be taken: what peers send has more room."""
+        """Return whether anything at all can be stored: received batches have more room."""
 
     def withholds(self) -> bool:
-        """Tell whether what peers send must wait, for room or for a disk that is stalled."""
+        """Return whether received batches must wait, for room or for a stalled disk."""
         return not self._has_room() or self.stalled() is not None
 
     def stalled(self) -> float | None:
-        """Return for how long the disk has not finished a commit."""
+        """Return for how many seconds the disk has not finished a commit; None below 5 s."""
         if not self._under_way:
             return None
         seconds = self.clock() - max(self._under_way[0].stamp, self._finished)
@@ -599,24 +565,25 @@ class LogBase(ABC):
         self._pump()
 
     def refuse(self, draft: NewRecords, settled: OnDurable, error: LinkdError) -> None:
-        """Refuse a draft; but of a repeat, answer where the first one is, once that is on disk."""
+        """Refuse a draft; a repeat gets the offset of the first one, once that is on disk."""
         repeat = None if _malformed(draft) else self._grouping.repeat(draft)
         if repeat is None:
             settled(error)
         elif isinstance(repeat, Appended) and self._under_way and repeat.offset >= self.next:
+            # The first one is not on disk yet: answer with the newest group, behind it.
             self._under_way[-1].waiting.append((draft, settled))
             self._under_way[-1].outcomes.append((settled, repeat))
         else:
             settled(repeat)
 
     def _no_room(self) -> LogFull:
-        """Return why a publish is refused that no longer fits."""
+        """Return why a publish that no longer fits is refused."""
         return LogFull(f"the log has room for {self._room} bytes more")
 
-    def _tell(self, told: OperatorNotice) -> None:
-        """Have the operator told; the newest are kept."""
-        self.told = (*self.told[-MOST_TOLD:], told)
-        self._call(self.on_told, told)
+    def _notify(self, notice: OperatorNotice) -> None:
+        """Report to the operator, and keep the newest notices."""
+        self.notices = (*self.notices[-MAX_NOTICES:], notice)
+        self._call(self.on_notice, notice)
 
     def store(self, batch: Batch, settled: OnDurable) -> None:
         """Append a received batch."""
@@ -640,7 +607,7 @@ class LogBase(ABC):
         return self._held_bytes if peer is None else self._held.get(peer, 0)
 
     def _hold(self, peer: str, size: int) -> None:
-        """Count what a peer has in memory."""
+        """Count bytes of a peer's batches that wait in memory; a negative size takes some off."""
         self._held_bytes += size
         held = self._held.get(peer, 0) + size
         if held:
@@ -655,7 +622,7 @@ class LogBase(ABC):
         self._queue(CursorSet(peer, place), settled)
 
     def _queue(self, item: ReceivedBatch | CursorSet | EpochOpened, settled: OnDurable) -> None:
-        """Let something wait that must get through."""
+        """Queue an item that is never refused for lack of room."""
         if self._closed:
             settled(LogClosed("the node is stopping"))
             return
@@ -665,7 +632,7 @@ class LogBase(ABC):
     # groups
 
     def _make_group(self) -> CommitGroup:
-        """Make a group of all that waits."""
+        """Make a group of what waits, up to the bounds of one commit."""
         waiting, self._waiting = self._waiting, []
         if self._waiting_bytes > GROUP_BYTES or len(waiting) > GROUP_ITEMS:
             self._waiting_bytes -= self._put_off(waiting)
@@ -674,11 +641,11 @@ class LogBase(ABC):
         group = self._grouping.make(waiting, self.clock())
         self._under_way.append(group)
         if self._ids.forgotten or self._state.producers.forgotten:
-            self._tell_forgotten(group.stamp)
+            self._notify_forgotten(group.stamp)
         return group
 
-    def _tell_forgotten(self, now: float) -> None:
-        """Log which ids and producers the bounds pushed out, once an hour for each owner."""
+    def _notify_forgotten(self, now: float) -> None:
+        """Log which ids and producers were evicted at the bounds, once an hour for each owner."""
         for owner, ids in list(self._ids.forgotten.items()):
             if self._is_due("ids.forgotten", owner, now):
                 del self._ids.forgotten[owner]
@@ -687,28 +654,28 @@ class LogBase(ABC):
                     f" log.id_window, the youngest {ids.age:.0f} s old or more: log.max_ids is"
                     " reached"
                 )
-                self._tell(OperatorNotice("warn", "ids.forgotten", said))
+                self._notify(OperatorNotice("warn", "ids.forgotten", said))
         producers = self._state.producers.forgotten
         for owner, count in list(producers.items()):
             if self._is_due("producers.forgotten", owner, now):
                 del producers[owner]
                 said = f"{count} producers of {owner or 'an older linkd'} were forgotten, or part"
-                self._tell(
+                self._notify(
                     OperatorNotice("warn", "producers.forgotten", f"{said} of their numbers")
                 )
 
     def _is_due(self, event: str, owner: str, now: float) -> bool:
-        """Return whether an hour has passed since this was logged of an owner."""
-        last = self._told_forgotten.get((event, owner))
+        """Return whether an hour has passed since this event was logged for an owner."""
+        last = self._notified_forgotten.get((event, owner))
         if last is not None and now - last < FORGOTTEN_SECONDS:
             return False
-        if len(self._told_forgotten) > MOST_TOLD:
-            self._told_forgotten.clear()
-        self._told_forgotten[event, owner] = now
+        if len(self._notified_forgotten) > MAX_NOTICES:
+            self._notified_forgotten.clear()
+        self._notified_forgotten[event, owner] = now
         return True
 
     def _put_off(self, waiting: list[PendingItem]) -> int:
-        """Let what is too much for one group wait on; return the bytes that go."""
+        """Put what exceeds one group back into the queue; return the bytes of the rest."""
         size = number = 0
         most = min(GROUP_ITEMS, len(waiting))
         while size < GROUP_BYTES and number < most:
@@ -723,9 +690,10 @@ class LogBase(ABC):
         return size
 
     def _committed(self, group: CommitGroup) -> None:
-        """The oldest group under way is on disk.
+        """Cache the batches of the oldest group, which is on disk, and answer its publishers.
 
-        Keep its batches at hand, answer, tell who follows.
+        The order counts: cache and positions first, then the answers, then `on_commit`. A callback
+        may read or append, and must find the log as it is on disk.
         """
         assert group is self._under_way[0]
         self._under_way.popleft()
@@ -755,7 +723,7 @@ class LogBase(ABC):
             self._call(self.on_commit, group.next)
 
     def _call(self, listeners: Sequence[Callable[[_Value], None]], value: _Value) -> None:
-        """Call all listeners, also where one of them raises; `_raise_mistakes` raises it later."""
+        """Call all listeners even if one raises; `_raise_mistakes` raises that error later."""
         for listener in tuple(listeners):
             try:
                 listener(value)
@@ -763,7 +731,7 @@ class LogBase(ABC):
                 self._mistakes.append(error)
 
     def _raise_mistakes(self) -> None:
-        """Raise what a listener raised, once everything else is done."""
+        """Raise the errors of listeners, once everything else is done."""
         mistakes, self._mistakes = self._mistakes, []
         if len(mistakes) == 1:
             raise mistakes[0]
@@ -771,12 +739,13 @@ class LogBase(ABC):
             raise ExceptionGroup("listeners of the log", mistakes)
 
     def _failed(self, why: str) -> None:
-        """No group under way got to the disk.
+        """Roll back all groups under way, which the disk refused.
 
-        Publishes are refused, all else waits on, in order.
+        Publishes are refused: their callers decide what to do. Received batches, cursors and
+        epochs wait again, in order: a peer sends nothing twice on one connection.
         """
         waiting: list[PendingItem] = []
-        for group in reversed(self._under_way):
+        for group in reversed(self._under_way):  # newest first, as the undos nest
             self._grouping.take_back(group)
         for group in self._under_way:
             waiting.extend(group.waiting)
@@ -793,7 +762,7 @@ class LogBase(ABC):
                 self._call((settled,), error)
 
     def _open_epoch(self, epoch: str, first: int) -> None:
-        """Let the first group of this run begin with its epoch."""
+        """Queue this run's epoch, ahead of all publishes."""
         self._waiting.append((EpochOpened(epoch, first), ignore))
 
 

@@ -63,8 +63,8 @@ class MemoryCursorStore:
     """Cursors, outages and events that end with the process; see `SqliteCursorStore`."""
 
     def __init__(self) -> None:
-        self.told: list[OperatorNotice] = []
-        self.on_told: list[Callable[[OperatorNotice], None]] = []
+        self.notices: list[OperatorNotice] = []
+        self.on_notice: list[Callable[[OperatorNotice], None]] = []
         self._peers: dict[str, PeerCursor] = {}
         self._consumers: dict[Owned, Consumer] = {}
         self._history: dict[str, dict[int, bytes]] = {kind: {} for kind in _HISTORY}
@@ -167,8 +167,8 @@ class SqliteCursorStore(MemoryCursorStore):
         wall: Unix seconds.
 
     Attributes:
-        told: What was found at start, for the operator.
-        on_told: Called with what the operator must hear of while it runs.
+        notices: What was found at start, for the operator.
+        on_notice: Called with what the operator must hear of while it runs.
 
     Raises:
         LogDamaged: It can't be opened; the message says what to do.
@@ -299,7 +299,7 @@ class SqliteCursorStore(MemoryCursorStore):
             history.clear()
         if snapshot is not None:
             self._fall_back(snapshot)
-        self.told.append(
+        self.notices.append(
             OperatorNotice(
                 "warn",
                 "cursors.rebuilt",
@@ -367,8 +367,8 @@ class SqliteCursorStore(MemoryCursorStore):
             self._dirty = rows | self._dirty
 
         def tell() -> None:
-            self.told.append(told)
-            for call in tuple(self.on_told):
+            self.notices.append(told)
+            for call in tuple(self.on_notice):
                 call(told)
 
         self._post(tell)

@@ -19,7 +19,7 @@ import msgspec
 from linkd.config.settings import LogSettings
 from linkd.errors import Gap, LinkdError, LogClosed, LogDamaged, LogFull
 from linkd.log.cache import TailCache
-from linkd.log.commit import CursorSet, LogBase, Post, ignore, new_token
+from linkd.log.commit import LogBase, Post, ignore, new_token
 from linkd.log.files import (
     Environment,
     Files,
@@ -28,7 +28,7 @@ from linkd.log.files import (
     refusal,
     room,
 )
-from linkd.log.frame import HAS_IDS, HEAD, PREFIX_BYTES, Part, part_of
+from linkd.log.frame import HAS_IDS, HEAD, PREFIX_BYTES, CursorSet, Part, part_of
 from linkd.log.interface import OperatorNotice
 from linkd.log.logclock import NOTE_SECONDS, save_note
 from linkd.log.reader import CorruptSegment, Reader
@@ -178,7 +178,7 @@ class DiskReads:
         path, repairer = damage.path, self._make_repairer()
         if not path.exists():
             repairer.take_back_renamed()
-            notices += repairer.told
+            notices += repairer.notices
         if not path.exists():
             lost = f"offsets lost: {before.first} to {before.next - 1}"
             notices.append(OperatorNotice("error", "log.damaged", f"{path} is gone; {lost}"))
@@ -191,7 +191,7 @@ class DiskReads:
         except CorruptSegment as worse:
             damage = worse
         repairer.repair(damage)
-        notices[:] = repairer.told
+        notices[:] = repairer.notices
         head, _ = read_head(path)
         index, _ = scan(path, head, path.stat().st_size, None, sealed=True)
         seal(self._files, path.parent, index, ())
@@ -281,7 +281,7 @@ class DiskLog(LogBase):
         tail = TailCache(settings.memory_bytes, found.state.next)
         super().__init__(node, found.state, found.ids, tail)
         self.first = found.first
-        self.told = self._unheard = found.told
+        self.notices = self._unreported = found.notices
         self.max_bytes = settings.max_bytes
         self.snapshot = found.carried
         before = () if found.carried is None else (found.carried,)
@@ -328,7 +328,7 @@ class DiskLog(LogBase):
             lambda: SegmentRepairer(
                 folder, self._files, self._succession.identity, self._wall, repaired
             ),
-            self._tell,
+            self._notify,
         )
 
     def clock(self) -> float:
@@ -409,15 +409,15 @@ class DiskLog(LogBase):
     def _report(self, outcome: Written | Failed | Idle) -> None:
         """Take what the writer says."""
         now = self._monotonic()
-        if self._unheard:  # reports come when who opened the log has read `told`
-            heard, self._unheard = self._unheard, []
+        if self._unreported:  # reports come when who opened the log has read `told`
+            heard, self._unreported = self._unreported, []
             self._reader.work(lambda: PendingLossReports(self._files, self._folder).forget(heard))
         if isinstance(outcome, Written):
             if outcome.measured_at > self._deleted_at:
                 self._free_bytes = outcome.free_bytes
             if outcome.seconds >= SLOW_SECONDS:
                 took = f"a commit took {outcome.seconds:.1f} s; publishers waited for it"
-                self._tell(OperatorNotice("warn", "log.slow", took))
+                self._notify(OperatorNotice("warn", "log.slow", took))
             self._call(self.on_written, outcome.seconds)
             for job in outcome.jobs:
                 self._written(job)
@@ -479,7 +479,7 @@ class DiskLog(LogBase):
         was, self._blocked = self._blocked, why(outcome.error)
         if self._blocked != was and outcome.error.errno != errno.ENOSPC:
             said = f"{self._folder}: {self._blocked}; tried again every second"
-            self._tell(OperatorNotice("error", "log.disk-failed", said))
+            self._notify(OperatorNotice("error", "log.disk-failed", said))
         self._failed(self._blocked)
 
     def _missing(self) -> None:
@@ -493,7 +493,7 @@ class DiskLog(LogBase):
                 f"{self._blocked} while linkd runs; publishes are refused. Put the directory back,"
                 " or restart linkd: what it finds there then is all that is left"
             )
-            self._tell(OperatorNotice("error", "log.gone", said))
+            self._notify(OperatorNotice("error", "log.gone", said))
 
     def _begun(self, begins: Index) -> None:
         """A segment has begun: the one before is finished."""
@@ -735,7 +735,7 @@ class DiskLog(LogBase):
         )
         if said != self._snapshot_said:
             self._snapshot_said = said
-            self._tell(OperatorNotice("error", "log.disk-failed", said))
+            self._notify(OperatorNotice("error", "log.disk-failed", said))
 
     def close(self, done: Callable[[], None]) -> None:
         """Commit what waits, settle it, end the threads, then call `done`."""

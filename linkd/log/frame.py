@@ -21,7 +21,7 @@ from struct import Struct
 
 import msgspec
 
-from linkd.log.commit import CursorSet, EpochOpened, PendingFrame, Publish
+from linkd.log.state import PeerPosition
 from linkd.protocol.records import Batch, Origin, Producer, SourcePosition
 
 try:
@@ -41,6 +41,48 @@ _LEAD = Struct("<4sI")
 PREFIX_BYTES = PREFIX.size
 MOST_BYTES = 1 << 30
 """No frame has a longer head, nor more bytes of records: neither written nor read."""
+
+
+class CursorSet(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A peer's cursor to replace, or with None to forget."""
+
+    peer: str
+    place: PeerPosition | None
+
+
+class EpochOpened(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A new epoch, from `first` on."""
+
+    epoch: str
+    first: int
+
+
+class Publish(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A publish that is too large for one batch: first offset, count, whether this ends it."""
+
+    first: int
+    count: int
+    last: bool
+
+
+class PendingFrame(msgspec.Struct, gc=False):
+    """One frame to write: a batch (count 0 for a step without records), or a change without one.
+
+    Args:
+        batch: The batch, its offset and epoch set; None for a change.
+        change: The change, if there is no batch.
+        has_ids: Its records have ids, by which repeats are recognised.
+        publish: The publish that it is a part of, if that takes several frames.
+        counts: The number of records for each sequence of a producer that it holds.
+        owner: The owner of its records' ids.
+    """
+
+    batch: Batch | None
+    change: CursorSet | EpochOpened | None = None
+    has_ids: bool = False
+    publish: Publish | None = None
+    counts: tuple[int, ...] = ()
+    owner: str = ""
 
 
 class Head(msgspec.Struct, array_like=True, frozen=True, gc=False):

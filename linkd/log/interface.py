@@ -23,9 +23,9 @@ class Appended(msgspec.Struct, frozen=True, gc=False):
         offset: The first record's offset; of the first publish, where it was a repeat.
         count: Records stored by this publish: 0 if all were repeats.
         duplicate: It was a repeat (same id, or same producer and sequence).
-        unproven: Received records that were stored although nothing proves that they are new, or
-            left out (`count` 0) although nothing proves that they are here.
-        late: Received records that were stored behind later ones of their origin and channel.
+        unproven: Received records that were stored without proof that they are new, or left out
+            (`count` 0) without proof that they are here.
+        late: Received records that were stored after later ones of their origin and channel.
     """
 
     offset: int
@@ -40,11 +40,11 @@ OnDurable = Callable[[Appended | LinkdError], None]
 
 
 class OperatorNotice(msgspec.Struct, frozen=True):
-    """Something that an operator must hear of: damage found, what was kept, what is lost.
+    """A report for the operator: damage found, what was kept, what is lost.
 
     Args:
         level: `warn` or `error`.
-        event: A name out of linkd.events.
+        event: A name in linkd.events.
         detail: One sentence with file, offsets and what to do.
     """
 
@@ -57,19 +57,20 @@ class Log(Protocol):
     """A node's durable, append-only sequence of records.
 
     Attributes:
-        id: Random and lasting; another log has another.
-        epoch: Random and new at every start; what is appended now lies in it.
+        id: A random id that this log keeps for good.
+        epoch: A random id, new at every start, of the epoch that appends belong to.
         first: The oldest offset still there (== `next` in an empty log).
         next: The offset that the next committed record gets; everything below is on disk.
         size_bytes: What it occupies on disk.
         max_bytes: Its bound.
         full: Why local publishes are refused now, or None.
-        told: What was found at start, for the operator, and the newest of what was met since.
-        on_told: Called with what the operator must hear of while it runs.
+        notices: What was found at start, for the operator, and the newest notices since.
+        on_notice: Called with each notice for the operator while it runs.
         on_commit: Called with the new `next` after each commit that moved it, after the appends
             were settled.
         on_written: Called with the seconds that each commit took to reach the disk.
-        on_trim: Called with the new `first` when records went; whoever is owed some is told a gap.
+        on_trim: Called with the new `first` when records were deleted; peers and consumers that
+            were owed some get a gap.
     """
 
     id: str
@@ -79,8 +80,8 @@ class Log(Protocol):
     size_bytes: int
     max_bytes: int
     full: str | None
-    told: Sequence[OperatorNotice]
-    on_told: list[Callable[[OperatorNotice], None]]
+    notices: Sequence[OperatorNotice]
+    on_notice: list[Callable[[OperatorNotice], None]]
     on_commit: list[Callable[[int], None]]
     on_written: list[Callable[[float], None]]
     on_trim: list[Callable[[int], None]]
@@ -94,8 +95,8 @@ class Log(Protocol):
     def epochs(self) -> tuple[EpochStart, ...]:
         """Return the newest epochs, oldest first, at most 1,024.
 
-        Where there are more, those in which nothing lies go first: a daemon that restarts all
-        night must not push out the epoch that a peer's cursor names.
+        Empty ones are forgotten first: a daemon that restarts all night must not evict the epoch
+        that a peer's cursor names.
         """
 
     def epoch_below(self, position: int) -> str:
@@ -114,58 +115,56 @@ class Log(Protocol):
     def refuse(self, draft: NewRecords, settled: OnDurable, error: LinkdError) -> None:
         """Answer a draft that may not be stored with `error`, unless it is a repeat.
 
-        Of a repeat the answer is where the first one is, once that is on disk. The draft itself is
-        never stored; its records are not looked at.
+        A repeat is answered with the offset of the first one, once that is on disk. The draft
+        itself is never stored; its records are not examined.
         """
 
     def store(self, batch: Batch, settled: OnDurable) -> None:
         """Append a received batch: `source` set, `offset` ignored; `count` 0 only moves the cursor.
 
-        Batch and cursor become one atomic write. Order is that of the calls. A batch whose
-        `source.previous` is not where the peer's cursor stands (appends under way counted) changes
-        nothing: it is settled at once, as a duplicate where all of it is below the cursor, else
-        with OutOfStep. Records that are already here, by their origin, are left out; the cursor
-        moves all the same. Without room it waits,
-        for as long as it takes, and is settled when there is room again.
+        Batch and cursor become one atomic write, in the order of the calls. A batch whose
+        `source.previous` is not the peer's cursor (appends under way included) changes nothing: it
+        is settled at once, as a duplicate if all of it is below the cursor, else with OutOfStep.
+        Records that are already here, by their origin, are left out; the cursor moves all the
+        same. Without room the batch waits, for as long as it takes.
         """
 
     def cursor(self, peer: str) -> Cursor | None:
-        """Return how far this log has `peer`'s log.
+        """Return this log's cursor in `peer`'s log, None if it has none.
 
-        `next` counts appends under way, `committed` does not.
+        `next` includes appends under way, `committed` does not.
         """
 
     def origin_node(self, log: str) -> str | None:
-        """Return the node whose log this is, as records of it that are here say, or None."""
+        """Return the node whose log this is, by the records of it that are here, or None."""
 
     def set_cursor(self, peer: str, cursor: Cursor | None, settled: OnDurable) -> None:
         """Replace a peer's cursor, or forget it.
 
-        Its log was put back to an older copy, or an operator says so (`linkd resync`).
-
-        Takes effect at once for the `store` calls that follow; durable once settled.
+        Used when its log was put back to an older copy, or by an operator (`linkd resync`). Takes
+        effect at once for the `store` calls that follow; durable once settled.
         """
 
     def behind(self, size: int) -> int:
         """Return from which offset on the log occupies at most `size` bytes, in whole files."""
 
     def holds(self, first: int, next: int, wants: Callable[[str], bool]) -> bool:
-        """Return whether a record from `first` to `next` - 1 is on a channel that `wants` takes."""
+        """Return whether a record from `first` to `next` - 1 is on a channel in `wants`."""
 
     def highest(self, owner: str, producer: str) -> int:
-        """Return the highest stored number of a producer, appends under way counted; 0: none."""
+        """Return the highest stored sequence of a producer, appends under way included; 0: none."""
 
     def owed(self, position: int) -> dict[str, tuple[int, int]]:
         """Return (records, bytes of records) by channel from `position` to the log's end.
 
-        Asked seldom (at start and when a position moves back); sealed segments keep their totals.
+        Called seldom (at start and when a position moves back); sealed segments keep their totals.
         """
 
     def held(self, peer: str | None = None) -> int:
         """Return the bytes of received batches that are not on disk: of one peer, or of all."""
 
     def withholds(self) -> bool:
-        """Tell whether what peers send must wait, for room or for a disk that is stalled."""
+        """Return whether received batches must wait, for room or for a stalled disk."""
 
     def stalled(self) -> float | None:
         """Return for how many seconds the disk has not finished a commit; None below 5 s."""
@@ -207,7 +206,7 @@ class Log(Protocol):
         """
 
     def release(self, before: int) -> None:
-        """Tell that nothing below `before` is owed to anyone any more."""
+        """Note that nothing below `before` is owed to any peer or consumer."""
 
     def trim(self, before: int) -> int:
         """Delete records below `before`, owed or not, in whole segments; return how many go."""
@@ -217,17 +216,17 @@ class Log(Protocol):
 
 
 Owned = tuple[str, str]
-"""A lasting name: its owner, and its name among the owner's."""
+"""The key of a named consumer: its owner, and its name among the owner's."""
 
 UNOWNED = "unowned"
-"""The owner of consumers that a linkd without owners made, until a caller takes them."""
+"""The owner of consumers that an older linkd made, until a caller claims them."""
 
 
 RESUME_PREFIX = "resume."
-"""The consumers of clients of `/ws` that only mean to come back soon: `?resume=ID`."""
+"""Names of the consumers of `/ws` clients that ask for a short resume only: `?resume=ID`."""
 
 RESUME_SECONDS = 600.0
-"""Such a one is kept for so long after its client has gone."""
+"""Seconds for which such a consumer is kept after its client has gone."""
 
 
 class Consumer(msgspec.Struct, frozen=True):
@@ -237,8 +236,8 @@ class Consumer(msgspec.Struct, frozen=True):
         owner: The key that has the name, `socket`, `anyone` or `unowned`.
         name: Its name, one of its owner's.
         next: Its durable cursor.
-        patterns: The channels that it takes.
-        idle: Seconds for which it was absent while the daemon ran.
+        patterns: The channels that it reads.
+        idle: Seconds of absence while the daemon ran.
     """
 
     owner: str
@@ -254,17 +253,17 @@ class Consumer(msgspec.Struct, frozen=True):
 
     @property
     def is_passing(self) -> bool:
-        """Whether it is kept for some minutes only."""
+        """Whether it is kept for RESUME_SECONDS only."""
         return self.name.startswith(RESUME_PREFIX)
 
     @property
     def pattern_bytes(self) -> int:
-        """How long its patterns are together."""
+        """The total length of its patterns."""
         return sum(map(len, self.patterns))
 
 
 class PeerCursor(msgspec.Struct, frozen=True):
-    """What a peer has of our log: everything below `acked`; `made` is where its cursor was made.
+    """A peer's cursor in our log: it has everything from `made`, where it began, to below `acked`.
 
     `absent_seconds`: running time since it left the configuration; None while it is configured.
     """
@@ -276,17 +275,17 @@ class PeerCursor(msgspec.Struct, frozen=True):
 
 
 class CursorStore(Protocol):
-    """What is small and changes in place, in one file beside the log. Reads are from memory.
+    """Small values that change in place, in one file beside the log. Reads are from memory.
 
     A `done` is called in the reactor's thread once the change is on disk: with None, or with the
     error.
     """
 
     def peers(self) -> dict[str, PeerCursor]:
-        """Return what each peer has of our log."""
+        """Return each peer's cursor in our log."""
 
     def peer(self, name: str) -> PeerCursor | None:
-        """Return what one peer has, None where it is unknown."""
+        """Return one peer's cursor, None if it is unknown."""
 
     def set_peer(self, cursor: PeerCursor) -> None:
         """Note a peer's progress; soon durable."""

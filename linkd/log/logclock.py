@@ -89,10 +89,10 @@ class LogClock:
         boot: The word of this boot; empty where there is none.
 
     Attributes:
-        told: What is wrong with the wall clock, for the operator; None where nothing is.
+        notices: What is wrong with the wall clock, for the operator; None where nothing is.
     """
 
-    __slots__ = ("_boot", "_boottime", "_doubts", "_offset", "_synchronised", "_wall", "told")
+    __slots__ = ("_boot", "_boottime", "_doubts", "_offset", "_synchronised", "_wall", "notices")
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class LogClock:
         self._boot = boot
         self._offset = -boottime()
         self._doubts: tuple[Doubt, ...] = ()
-        self.told: OperatorNotice | None = None
+        self.notices: OperatorNotice | None = None
 
     def resume(self, stamp: float, wall: float | None, note: Note | None) -> None:
         """Go on from where the clock was.
@@ -139,7 +139,7 @@ class LogClock:
             return 0.0
         wall = self._wall()
         if wall < before or not is_plausible(wall) or not is_plausible(before):
-            self.told = OperatorNotice(
+            self.notices = OperatorNotice(
                 "warn",
                 "log.clock-doubtful",
                 f"this host's clock shows {clock_words(wall)}, and showed {clock_words(before)}"

@@ -12,8 +12,9 @@ from linkd.clock import boottime
 from linkd.config.settings import LogSettings
 from linkd.errors import Gap, LinkdError
 from linkd.log.cache import TailCache
-from linkd.log.commit import CommitGroup, EpochOpened, LogBase, ignore, new_token
+from linkd.log.commit import CommitGroup, LogBase, ignore, new_token
 from linkd.log.files import refusal
+from linkd.log.frame import EpochOpened
 from linkd.log.state import RecentIds, State
 from linkd.protocol.records import BATCH_OVERHEAD_BYTES, Batch
 

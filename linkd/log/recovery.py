@@ -54,24 +54,24 @@ from linkd.log.writer import FILL_BYTES
 _MOST_REPAIRS = 10_000
 
 UPGRADE_BYTES = 2 << 30
-"""At most so much of format 1 is read again when a newer linkd first starts: some 10 s."""
+"""The most of format 1 that is read again when a newer linkd first starts: about 10 s."""
 
 
 class Found(msgspec.Struct):
-    """A log as it was found.
+    """A log as recovered from its folder.
 
     Attributes:
-        identity: Who it is; None where there is no log yet.
-        state: As of its last frame.
-        carried: What the newest snapshot carries beside the state; None where there is no segment.
-        bases: Where the state can be read, oldest first.
-        segments: Oldest first.
-        held: Those before them that are dropped, and whose files are still there.
-        goes_on: The last segment is of the newest format: it can be added to.
-        upgrades: The newest snapshot is in the head of an old segment.
+        identity: Its identity; None if there is no log yet.
+        state: The state after its last frame.
+        carried: The cursors in the newest snapshot, beside the state; None without a segment.
+        bases: The places from which the state can be read, oldest first.
+        segments: Its segments, oldest first.
+        held: Older segments that are deleted from the log while their files are still needed.
+        goes_on: The last segment has the newest format: the writer may append to it.
+        upgrades: The newest snapshot is in the head of a segment of format 1.
         stamp: The log's clock at the last frame.
-        wall: Unix seconds then; None where there is none.
-        told: What the operator must hear of.
+        wall: Unix seconds then; None if there is no frame.
+        notices: For the operator.
     """
 
     identity: Identity | None
@@ -84,14 +84,14 @@ class Found(msgspec.Struct):
     upgrades: bool = False
     stamp: float = 0.0
     wall: float | None = None
-    told: list[OperatorNotice] = msgspec.field(default_factory=list)
+    notices: list[OperatorNotice] = msgspec.field(default_factory=list)
 
 
 def recover(folder: Path, files: Files, wall: Callable[[], float]) -> Found:
-    """Find the log in `folder`, heal the end of its last segment, and mend what is damaged.
+    """Recover the log in `folder`: cut a torn end off its last segment, repair damaged ones.
 
     Raises:
-        LogDamaged: A file can't be read or mended; the message says what to do.
+        LogDamaged: A file can't be read or repaired; the message says what to do.
         StateTooNew: It was written by a newer linkd.
     """
     try:
@@ -99,21 +99,22 @@ def recover(folder: Path, files: Files, wall: Callable[[], float]) -> Found:
         if identity is None:
             return Found(None)
         repairer = SegmentRepairer(folder, files, identity, wall)
-        repairer.told += PendingLossReports(files, folder).told()
+        repairer.notices += PendingLossReports(files, folder).notices()
         for _ in range(_MOST_REPAIRS):
             try:
                 found = _find(folder, files, repairer)
             except CorruptSegment as damage:
+                # Start over after each repair: a rebuilt segment changes what its neighbours imply.
                 repairer.repair(damage)
             else:
-                return _settled(folder, files, repairer, found)
+                return _persist_identity(folder, files, repairer, found)
     except OSError as error:
         raise LogDamaged(explain_os_error(error, folder)) from None
     raise LogDamaged(f"{folder} could not be repaired: move it away, and start with an empty log")
 
 
 def _guess(folder: Path) -> Identity | None:
-    """Return who the log is by its segments, where its own file says nothing."""
+    """Return the identity that most segments name, for a log whose own file is unreadable."""
     votes: dict[tuple[str, int], int] = {}
     for number in numbers(folder):
         try:
@@ -128,14 +129,14 @@ def _guess(folder: Path) -> Identity | None:
 
 
 def _find(folder: Path, files: Files, repairer: SegmentRepairer) -> Found:
-    """Read all segments' heads and indexes, and the last one whole.
+    """Read all segments' heads and indexes, and the last segment in full.
 
     Raises:
-        CorruptSegment: Something must be mended first.
+        CorruptSegment: A segment must be repaired first.
     """
     identity = repairer.identity
-    found = Found(identity, told=repairer.told)
-    heads = _heads(folder, files, repairer)
+    found = Found(identity, notices=repairer.notices)
+    heads = _read_headers(folder, files, repairer)
     order = sorted(heads)
     if not order:
         _state(folder, files, repairer, heads, found)
@@ -158,20 +159,22 @@ def _find(folder: Path, files: Files, repairer: SegmentRepairer) -> Found:
         pass
     state.next = max(state.next, end)
     turn(state, heads[order[-1]].format)
-    _last(folder, files, repairer, heads[order[-1]], state, found)
+    _recover_tail(folder, files, repairer, heads[order[-1]], state, found)
     turn(state, FORMAT)
     return found
 
 
 def _sealed(folder: Path, files: Files, head: SegmentHead, after: SegmentHead) -> Index:
-    """Return what is known of a finished segment; `after` opens the next one.
+    """Return the index of a sealed segment; `after` is the head of the next one.
 
     Raises:
         CorruptSegment: It must be repaired first.
     """
     path = segment_path(folder, head.number)
     size = path.stat().st_size
-    counts = after.previous_size  # 0 where a repaired head no longer knows
+    # The next head, written after this segment was synced, names its size: a shorter file has lost
+    # bytes, a longer one has only preallocated zeros behind it. 0: a repaired head doesn't know.
+    counts = after.previous_size
     sure = counts > 0 and not head.salvaged and after.previous == head.number
     if sure:
         if size < counts:
@@ -180,7 +183,7 @@ def _sealed(folder: Path, files: Files, head: SegmentHead, after: SegmentHead) -
     index = load_index(folder, head.number, head.log)
     if index is None or index.size != size:
         index, _ = scan_sealed(path, head, size, sure)
-        seal(files, folder, index, ())  # the next start need not read it again
+        seal(files, folder, index, ())  # spares the next start from scanning it
     return index
 
 
@@ -191,17 +194,17 @@ def _state(
     heads: dict[int, SegmentHead],
     found: Found,
 ) -> State:
-    """Return the state at the newest snapshot that can be read, note where, and clear up others.
+    """Return the state at the newest readable snapshot, note its place, and delete the others.
 
-    One of a segment that is not there, nor the next to begin, knows of records that are gone: it
-    does not serve, for peers would not send them again.
+    A snapshot ahead of the segments knows records that are gone, and is not used: with its cursors
+    peers would not send those records again.
     """
     log, seed = repairer.identity.log, repairer.identity.seed
     bases = _bases(folder, files, heads)
     state, carried = State(log), Snapshot()
     while bases:
         try:
-            state, carried, weight = read_state(folder, bases[-1], log, seed, _go_on)
+            state, carried, weight = read_state(folder, bases[-1], log, seed, _no_pause)
             bases[-1] = msgspec.structs.replace(bases[-1], weight=weight)
             break
         except CorruptSegment:
@@ -235,23 +238,23 @@ def _older_state(
     state: State,
     bases: list[Base],
 ) -> tuple[State, list[Base]]:
-    """Return the state at the oldest segment of format 1, and where that is.
+    """Return the state at the oldest segment of format 1, and its place.
 
-    Its heads have a highest offset of each channel, its frames have all that are there. Where these
-    are too many to read at a start, the state of a newer head serves.
+    A head of format 1 has the highest offset of each channel only; reading the frames gives every
+    offset. If they are too many to read at a start, the state of the newest head is used.
     """
     identity = repairer.identity
     for base in bases[:-1]:
         behind = [segment_path(folder, number) for number in heads if number >= base.number]
         if sum(path.stat().st_size for path in behind) <= UPGRADE_BYTES:
             with suppress(CorruptSegment):
-                older, _, _ = read_state(folder, base, identity.log, identity.seed, _go_on)
+                older, _, _ = read_state(folder, base, identity.log, identity.seed, _no_pause)
                 return older, [base]
     return state, bases
 
 
 def _bases(folder: Path, files: Files, heads: dict[int, SegmentHead]) -> list[Base]:
-    """Return where the state can be read, oldest first; delete what can't serve."""
+    """Return the places from which the state can be read, oldest first; delete unusable files."""
     bases = [Base(number) for number, head in heads.items() if head.format <= CARRYING]
     for part in list(folder.iterdir()):
         if part.name.endswith(".state.part"):
@@ -269,15 +272,15 @@ def _number(base: Base) -> int:
     return base.number
 
 
-def _go_on() -> None:
-    """Nobody else has work to do at a start."""
+def _no_pause() -> None:
+    """Do nothing: the reactor does not run yet, so a start need not yield to it."""
 
 
-def _heads(folder: Path, files: Files, repairer: SegmentRepairer) -> dict[int, SegmentHead]:
-    """Return what opens each segment.
+def _read_headers(folder: Path, files: Files, repairer: SegmentRepairer) -> dict[int, SegmentHead]:
+    """Return the head of each segment.
 
     Raises:
-        CorruptSegment: One has no head, or that of another.
+        CorruptSegment: A segment has no head, or that of another log.
     """
     repairer.take_back_renamed()
     heads: dict[int, SegmentHead] = {}
@@ -287,9 +290,9 @@ def _heads(folder: Path, files: Files, repairer: SegmentRepairer) -> dict[int, S
         try:
             head, _ = read_head(path)
         except CorruptSegment:
-            begun = (
-                number <= repairer.identity.number
-            )  # it was on disk: no write that a crash broke off
+            # The identity names segments only once they are on disk. A last file beyond it, without
+            # one intact frame, is a creation that a crash cut off: nothing in it was acknowledged.
+            begun = number <= repairer.identity.number
             if begun or number < present[-1] or good_frames(path, repairer.identity.seed):
                 raise
             files.unlink(path)
@@ -300,7 +303,7 @@ def _heads(folder: Path, files: Files, repairer: SegmentRepairer) -> dict[int, S
     return heads
 
 
-def _last(
+def _recover_tail(
     folder: Path,
     files: Files,
     repairer: SegmentRepairer,
@@ -308,7 +311,13 @@ def _last(
     state: State,
     found: Found,
 ) -> None:
-    """Fold the last segment, and cut what a crash left at its end."""
+    """Apply the last segment to the state, and cut off what a crash left at its end.
+
+    A torn write and damage look alike at the first bad frame. Each frame carries how much of the
+    file was synced when it was written (`synced`): a later intact frame with `synced` beyond the
+    bad one proves that the bad one had been on disk, so it is damage. Otherwise it was never
+    synced, nor acknowledged.
+    """
     path = segment_path(folder, head.number)
     size = path.stat().st_size
     index, last, damage = scan_to(path, head, size, state)
@@ -322,25 +331,27 @@ def _last(
     try:
         if index.size < size:
             files.truncate(fd, index.size)
-        files.sync(fd)  # what the page cache alone may have counts from here on
+        # A killed daemon may have left frames in the page cache alone. They count from here on, so
+        # they must survive a power cut too.
+        files.sync(fd)
     finally:
         files.close(fd)
     if torn > 0:
-        repairer.told.append(
+        repairer.notices.append(
             OperatorNotice(
                 "warn",
                 "log.repaired",
-                f"{path}: the last {torn} bytes were a write that a crash broke off"
-                f" and were cut; the next offset is {state.next}",
+                f"{path}: the last {torn} bytes were a write that a crash cut"
+                f" short and were removed; the next offset is {state.next}",
             )
         )
     elif index.size < size:
-        repairer.told.append(
+        repairer.notices.append(
             OperatorNotice(
                 "info",
                 "log.unclean-shutdown",
-                f"{path}: linkd was killed, or the machine went down; the {size - index.size} zeros"
-                f" that were made ready for more were cut; the next offset is {state.next}",
+                f"{path}: linkd was killed, or the machine went down; the {size - index.size}"
+                f" preallocated zeros were removed; the next offset is {state.next}",
             )
         )
     state.undo = []
@@ -349,8 +360,12 @@ def _last(
     found.segments.append(index)
 
 
-def _settled(folder: Path, files: Files, repairer: SegmentRepairer, found: Found) -> Found:
-    """Note durably from where on offsets may be given out; return what was found."""
+def _persist_identity(folder: Path, files: Files, repairer: SegmentRepairer, found: Found) -> Found:
+    """Store durably from which offset on appends may go; return the recovered log.
+
+    After a lost tail the log skips OFFSET_SKIP offsets: peers may hold the lost records, and no
+    offset may ever name two records.
+    """
     identity = repairer.identity
     last = found.segments[-1].number if found.segments else 0
     known = max(identity.next, found.state.next if found.state is not None else 1)
@@ -374,25 +389,25 @@ def _settled(folder: Path, files: Files, repairer: SegmentRepairer, found: Found
 
 
 MOST_FOLDED = 3
-"""A start that has folded more segments writes a snapshot."""
+"""A start that applied more segments than this to a snapshot writes a new one."""
 
 
 class RecoveredLog(msgspec.Struct, frozen=True):
-    """What a log begins with.
+    """All that `DiskLog` starts from.
 
     Attributes:
-        identity: Who it is, on disk.
-        state: As of its last frame.
+        identity: The log's identity, on disk.
+        state: The state after its last frame.
         shelf: Its segments.
-        ids: What was published within the window.
-        first: Its oldest offset; what the next epoch begins with where it is empty.
-        first_of_epoch: What the next epoch begins with.
-        clock: The log's, which goes on from where it was.
-        carried: What the newest snapshot carries beside the state; None in a new log.
-        bases: Where the state can be read, oldest first.
-        held: Segments that are dropped, and whose files are still there.
-        goes_on: The last segment is of the newest format: it can be added to.
-        told: What the operator must hear of.
+        ids: The ids published within `log.id_window`.
+        first: Its oldest offset; in an empty log the next epoch's first.
+        first_of_epoch: The first offset of the next epoch.
+        clock: The log's clock, resumed.
+        carried: The cursors in the newest snapshot, beside the state; None in a new log.
+        bases: The places from which the state can be read, oldest first.
+        held: Segments that are deleted from the log while their files are still needed.
+        goes_on: The last segment has the newest format: the writer may append to it.
+        notices: For the operator.
     """
 
     identity: Identity
@@ -406,19 +421,19 @@ class RecoveredLog(msgspec.Struct, frozen=True):
     bases: Sequence[Base]
     held: Sequence[Index]
     goes_on: bool
-    told: Sequence[OperatorNotice]
+    notices: Sequence[OperatorNotice]
 
 
 def begin(folder: Path, settings: LogSettings, edges: Environment) -> RecoveredLog:
-    """Find the log in `folder`, or make a new one.
+    """Recover the log in `folder`, or create one.
 
     Raises:
-        LogDamaged: A file can't be read or mended; the message says what to do.
+        LogDamaged: A file can't be read or repaired; the message says what to do.
         StateTooNew: It was written by a newer linkd.
         OSError: The disk refuses.
     """
     was_enabled = gc.isenabled()
-    gc.disable()  # a million entries come and none goes: looking through them finds nothing
+    gc.disable()  # a million objects are made and none is freed: collecting finds nothing
     try:
         return _begin(folder, settings, edges)
     finally:
@@ -427,7 +442,6 @@ def begin(folder: Path, settings: LogSettings, edges: Environment) -> RecoveredL
 
 
 def _begin(folder: Path, settings: LogSettings, edges: Environment) -> RecoveredLog:
-    """Find the log, or make one, and what belongs to it."""
     found = recover(folder, edges.files, edges.wall)
     identity = found.identity
     if identity is None:
@@ -454,15 +468,15 @@ def _begin(folder: Path, settings: LogSettings, edges: Environment) -> Recovered
         found.bases,
         found.held,
         found.goes_on,
-        found.told if clock.told is None else [*found.told, clock.told],
+        found.notices if clock.notices is None else [*found.notices, clock.notices],
     )
 
 
 def _catch_up(folder: Path, edges: Environment, found: Found) -> None:
-    """Write a snapshot where so many segments had to be folded that the next start would last.
+    """Write a snapshot if so many segments had to be applied that the next start would be slow.
 
-    A daemon that is restarted again and again under load never comes to the end of one. The next
-    segment begins behind it. That of format 1 is written as well: its segments are folded once.
+    A daemon that restarts again and again under load never finishes one while it runs. The next
+    segment begins after it. After an upgrade it is always written: format 1 is read only once.
     """
     if found.state is None or found.identity is None or found.carried is None or not found.segments:
         return

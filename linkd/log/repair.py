@@ -1,6 +1,6 @@
 """Repair damaged segments: quarantine them, keep intact frames, report losses.
 
-Noted on disk before the folder shows no more of them, so that they are told at the next start if a
+A loss is noted on disk before the repair removes its traces, so that the next start reports it if a
 crash comes first.
 """
 
@@ -41,12 +41,12 @@ _MOST = 1000
 
 
 class LossReport(msgspec.Struct, array_like=True, frozen=True):
-    """A loss.
+    """A loss to report.
 
     Args:
-        detail: The sentence about it.
-        aside: The name of the file that is set aside with it, empty where none is. Without that
-            file a crash came before: the damage is where it was, and is found anew.
+        detail: One sentence.
+        aside: The name of the quarantined file, if any. If that file does not exist, a crash came
+            before the quarantine: the damage is still in place, and is found and reported again.
     """
 
     detail: str
@@ -57,31 +57,33 @@ _losses = msgspec.msgpack.Decoder(list[LossReport])
 
 
 class PendingLossReports:
-    """The note in a log's folder. Where the disk refuses it, losses are told by this run or never.
+    """Loss reports in a log's folder that may not have reached the operator yet.
+
+    If the disk refuses to store them, only this run reports the losses.
 
     Args:
         files: The disk.
-        folder: Where the segments lie.
+        folder: The folder of the segments.
     """
 
     def __init__(self, files: Files, folder: Path) -> None:
         self._files = files
         self._folder = folder
 
-    def told(self) -> list[OperatorNotice]:
-        """Return what is to be told, oldest first."""
-        return [_as_told(loss) for loss in self._losses()]
+    def notices(self) -> list[OperatorNotice]:
+        """Return the pending reports, oldest first."""
+        return [_as_notice(loss) for loss in self._losses()]
 
     def note(self, detail: str, aside: str = "") -> None:
-        """Note a loss durably; `aside` is the name that a file is about to get."""
+        """Store a report durably; `aside` is the name that the damaged file is about to get."""
         losses, new = self._losses(), LossReport(detail, aside)
         if new not in losses and len(losses) < _MOST:
             self._save([*losses, new])
 
-    def forget(self, told: Sequence[OperatorNotice]) -> None:
-        """The operator was told these."""
+    def forget(self, reported: Sequence[OperatorNotice]) -> None:
+        """Remove reports that have reached the operator."""
         losses = self._losses()
-        left = [loss for loss in losses if _as_told(loss) not in told]
+        left = [loss for loss in losses if _as_notice(loss) not in reported]
         if left:
             self._save(left)
         else:
@@ -93,7 +95,7 @@ class PendingLossReports:
         return self._folder / _NAME
 
     def _losses(self) -> list[LossReport]:
-        """Return the noted losses that came to pass."""
+        """Return the stored reports whose loss has really happened."""
         raw = read_small(self._path)
         try:
             losses = [] if raw is None else _losses.decode(raw)
@@ -102,42 +104,42 @@ class PendingLossReports:
         return [one for one in losses if not one.aside or (self._folder / one.aside).exists()]
 
     def _save(self, losses: list[LossReport]) -> None:
-        """Write the note, as far as the disk lets us."""
+        """Store the reports, unless the disk refuses."""
         with suppress(OSError):
             write_small(self._files, self._path, msgspec.msgpack.encode(losses), 0.0)
             self._files.sync_dir(self._folder)
 
 
-def _as_told(loss: LossReport) -> OperatorNotice:
+def _as_notice(loss: LossReport) -> OperatorNotice:
     return OperatorNotice("error", "log.damaged", loss.detail)
 
 
 OFFSET_SKIP = 1 << 24
-"""How far above all known offsets an epoch opens where the log's end was lost.
+"""How far above all known offsets the next epoch begins if the log's end was lost.
 
-More than a segment holds.
+More than one segment holds, so that no lost offset is used again.
 """
 
 _BESIDE = (".idx", ".ids", ".state", ".idx.part", ".ids.part", ".state.part")
 _OTHERS = ("identity", "identity.part", "lock", "untold", "untold.part", "clock", "clock.part")
 
 SPARE_BYTES = 1 << 20
-"""What a disk must have left beside a repaired file."""
+"""Bytes that must stay free on the disk after a repaired file is written."""
 
 
 class SegmentRepairer:
-    """Mends a log's folder, one file at a time.
+    """Repairs a log's folder, one file at a time.
 
     Args:
-        folder: Where the segments lie.
+        folder: The folder of the segments.
         files: The disk.
-        identity: Who the log is.
+        identity: The log's identity.
         wall: Unix seconds.
         repaired: Names of the files that were repaired since the log was opened.
 
     Attributes:
-        told: What the operator must hear of.
-        jump: The log's end was lost: the next epoch must open far above all that is known.
+        notices: For the operator.
+        jump: The log's end was lost: the next epoch must begin OFFSET_SKIP above known offsets.
     """
 
     def __init__(
@@ -149,18 +151,20 @@ class SegmentRepairer:
         repaired: set[str] | None = None,
     ) -> None:
         self.identity = identity
-        self.told: list[OperatorNotice] = []
+        self.notices: list[OperatorNotice] = []
         self.jump = False
         self._folder = folder
         self._files = files
         self._wall = wall
-        self._untold = PendingLossReports(files, folder)
+        self._pending = PendingLossReports(files, folder)
         self._repaired = set[str]() if repaired is None else repaired
 
     def repair(self, damage: CorruptSegment) -> None:
-        """Set a bad file aside and go on with what is readable of it.
+        """Quarantine a damaged file and put its intact frames in its place.
 
-        What is readable is written beside it and read back first; each file once only.
+        Those are written to a new file, and read back, before the damaged one is renamed: a crash
+        at any point leaves one of the two complete. A file that is damaged again after its repair
+        is left alone: the memory or the disk is bad, and each repetition would lose a little more.
 
         Raises:
             LogDamaged: That file was repaired already, its repair can't be read, or there is no
@@ -176,11 +180,11 @@ class SegmentRepairer:
         number = int(path.stem)
         last = number == numbers(self._folder)[-1]
         if damage.foreign:
-            aside = self._aside(path)
+            aside = self._quarantine_name(path)
             said = (
                 f"{path} belongs to another log, or has another's name; set aside as {aside.name}"
             )
-            self._say(said, aside=aside.name)
+            self._report(said, aside=aside.name)
             self._set_aside(path, aside)
             return
         frames = good_frames(path, self.identity.seed)
@@ -192,14 +196,13 @@ class SegmentRepairer:
         fresh = self._write(path, head, carried, [frame for frame in frames if frame.kind != HEAD])
         if last:
             self._jump(end)
-        if last:
             holes.append(f"all from {end} on that were there")
         else:
             after = self._first_after(number)
             if after is not None and after > end:
                 holes.append(f"{end} to {after - 1}")
-        lost, aside = ", ".join(holes) or "none", self._aside(path)
-        self._say(
+        lost, aside = ", ".join(holes) or "none", self._quarantine_name(path)
+        self._report(
             f"{path} is damaged at byte {damage.at} and was set aside as {aside.name}; what is"
             f" readable is kept; offsets lost: {lost}. Keep that file for an examination, check the"
             " disk",
@@ -211,7 +214,7 @@ class SegmentRepairer:
         self._repaired.add(path.name)
 
     def _jump(self, known: int) -> None:
-        """Let the next epoch open far above, also if a crash comes before it is noted for good."""
+        """Make the next epoch begin far above, even if a crash comes before the start ends."""
         self.jump = True
         floor = msgspec.structs.replace(
             self.identity, next=max(self.identity.next, known) + OFFSET_SKIP
@@ -219,36 +222,36 @@ class SegmentRepairer:
         save_identity(self._files, self._folder, floor)
 
     def missing(self, before: int, after: int, next: int, first: int | None) -> None:
-        """Note that the segments between two numbers are gone, with offsets `next` to `first`."""
+        """Report that the segments between two numbers are gone, with offsets `next` to `first`."""
         names = ", ".join(segment_path(self._folder, n).name for n in range(before + 1, after)[:3])
         if first is None:
             self.jump = True
             lost = f"all from {next} on that were there"
         else:
             lost = f"{next} to {first - 1}" if first > next else "none"
-        self._say(
+        self._report(
             f"{self._folder}: segments are missing ({names}); offsets lost: {lost}."
             " Put the files back while linkd is stopped, if there is a copy"
         )
 
     def unreadable(self, path: Path) -> None:
-        """Report that the state can't be read from a file; a snapshot is deleted."""
+        """Report that a file's copy of the state is unreadable; delete it if it is a snapshot."""
         if path.suffix == ".log":
-            self._say(f"{path} carries no readable state; an older segment serves", "warn")
+            self._report(f"{path} carries no readable state; an older segment is used", "warn")
             return
-        self._say(f"{path} is damaged and was deleted; an older snapshot serves", "warn")
+        self._report(f"{path} is damaged and was deleted; an older snapshot is used", "warn")
         self._files.unlink(path)
 
     def state_lost(self) -> None:
-        """Report that the state at the oldest segment is known no more."""
-        self._say(
+        """Report that no copy of the state at the oldest segment is left."""
+        self._report(
             f"{self._folder}: no snapshot of the state can be read; how far peers' logs are here,"
             " which records of other nodes and which publishes are stored is known only as far as"
             " the segments show: some may be stored a second time"
         )
 
     def take_back_renamed(self) -> None:
-        """Give files of this log that were renamed their names again."""
+        """Give renamed segment files of this log their names back."""
         present = set(numbers(self._folder))
         for path in sorted(self._folder.iterdir()):
             name = path.name
@@ -256,43 +259,43 @@ class SegmentRepairer:
                 continue
             head = self._head_of(path) if path.is_file() else None
             if head is None or head.number in present or head.number < self.identity.oldest:
-                continue  # one below was deleted on purpose: this is somebody's copy
+                continue  # one below `oldest` was deleted on purpose: this is a copy
             right = segment_path(self._folder, head.number)
             self._files.rename(path, right)
             present.add(head.number)
             if name.endswith(".part"):
-                self._say(
+                self._report(
                     f"{right} is damaged and was being repaired when linkd ended; what is readable"
                     f" is kept, what is not is still in {right.name}.damaged-*"
                 )
             else:
-                self._say(f"{path} is {right.name}, and was given its name again", "warn")
+                self._report(f"{path} is {right.name}, and was given its name again", "warn")
 
     def _head_of(self, path: Path) -> SegmentHead | None:
-        """Return the head of a segment of this log, or None if the file is none."""
+        """Return the head if the file is a segment of this log, else None."""
         try:
             head, _ = read_head(path)
         except CorruptSegment:
             return None
         return head if head.log == self.identity.log else None
 
-    def _aside(self, path: Path) -> Path:
-        """Return a name for a file that says that it is damaged, and that no other has."""
+    def _quarantine_name(self, path: Path) -> Path:
+        """Return an unused name that marks a file as damaged."""
         aside = path.with_name(f"{path.name}.damaged-{int(self._wall())}")
         while aside.exists():
             aside = aside.with_name(aside.name + "x")
         return aside
 
     def _set_aside(self, path: Path, aside: Path) -> None:
-        """Give a file that name; what lies beside it goes."""
+        """Rename a damaged file, and delete its index and ids, which no longer match."""
         self._files.rename(path, aside)
         for beside in (index_path, ids_path):
             beside(self._folder, int(path.stem)).unlink(missing_ok=True)
 
     def _first_after(self, number: int) -> int | None:
-        """Return the first offset of the next segment, or None where that can't be read either.
+        """Return the first offset of the next segment, or None if that is unreadable too.
 
-        Then the loss is told when that one is mended, or when it is found to be gone.
+        Then the loss is reported when that one is repaired, or found missing.
         """
         after = min(other for other in numbers(self._folder) if other > number)
         try:
@@ -301,9 +304,9 @@ class SegmentRepairer:
             return None
 
     def _head(self, number: int, frames: list[Frame]) -> tuple[SegmentHead, bytes]:
-        """Return the head of a repaired segment, and the state that one of format 1 has in it.
+        """Return the head of a repaired segment, and the state that a head of format 1 carries.
 
-        It is the segment's own head or, where that is damaged, what its neighbours imply.
+        It is the segment's own head or, if that is damaged, one made from its neighbours.
         """
         if frames and frames[0].kind == HEAD and frames[0].at == 0:
             head = msgspec.msgpack.decode(frames[0].head, type=SegmentHead)
@@ -318,7 +321,7 @@ class SegmentRepairer:
     def _end_before(self, number: int, frames: list[Frame]) -> tuple[int, int, str]:
         """Return where the segment before ends, its number, and the node's name then.
 
-        What is readable of that one counts, though it be damaged too.
+        Its intact frames count even if it is damaged too.
         """
         earlier = [other for other in numbers(self._folder) if other < number]
         for other in reversed(earlier):
@@ -337,12 +340,10 @@ class SegmentRepairer:
         return first, earlier[-1] if earlier else 0, ""
 
     def _write(self, path: Path, head: SegmentHead, carried: bytes, frames: list[Frame]) -> Path:
-        """Write a segment of good frames beside the bad one, and read it back; return the file.
-
-        It is whole before the bad one gets another name: a crash in between costs nothing.
+        """Write a segment of intact frames to a new file, read it back, and return its path.
 
         Raises:
-            LogDamaged: There is no room for it, or it can't be read.
+            LogDamaged: There is no room for it, or it can't be read back.
         """
         encoded = msgspec.msgpack.encode(head)
         stamp, wall = (frames[0].stamp, frames[0].wall) if frames else (0.0, self._wall())
@@ -373,7 +374,7 @@ class SegmentRepairer:
         """Read a repaired file back.
 
         Raises:
-            LogDamaged: It can't be read; it is deleted.
+            LogDamaged: It can't be read, and was deleted.
         """
         try:
             read_head(fresh)
@@ -385,20 +386,20 @@ class SegmentRepairer:
                 " then start linkd again"
             ) from None
 
-    def _say(self, detail: str, level: str = "error", aside: str = "") -> None:
-        """Tell the operator, once; a loss also if a crash comes before he heard of it.
+    def _report(self, detail: str, level: str = "error", aside: str = "") -> None:
+        """Report to the operator once; store a loss first, in case a crash comes before that.
 
-        Said of a file that is set aside before that is done.
+        Call it before the file is renamed to `aside`.
         """
-        told = OperatorNotice(level, "log.damaged", detail)
-        if told not in self.told:
-            self.told.append(told)
+        notice = OperatorNotice(level, "log.damaged", detail)
+        if notice not in self.notices:
+            self.notices.append(notice)
             if level == "error":
-                self._untold.note(detail, aside)
+                self._pending.note(detail, aside)
 
 
 def _complete(frames: list[Frame]) -> list[Frame]:
-    """Return frames without the publish at the end of which a part is missing."""
+    """Return frames without an incomplete publish at their end."""
     end = len(frames)
     while end and frames[end - 1].kind == BATCH:
         publish = head_of(frames[end - 1]).publish

@@ -15,7 +15,6 @@ from pathlib import Path
 import msgspec
 
 from linkd.errors import BadRecord, StateTooNew
-from linkd.log.commit import EpochOpened, Publish
 from linkd.log.files import Files
 from linkd.log.frame import (
     BATCH,
@@ -26,8 +25,10 @@ from linkd.log.frame import (
     MAGIC,
     SMALL,
     Claim,
+    EpochOpened,
     Frame,
     Head,
+    Publish,
     batch_of,
     change_of,
     claim_at,

@@ -204,7 +204,7 @@ class Writer:
             except Empty:
                 if not jobs:
                     self._measure()  # the next commit's report must not be older
-                    self._post(self._tell(Idle(self._free, self._gone)))
+                    self._post(self._reporting(Idle(self._free, self._gone)))
             if jobs and self._commit(jobs) >= GATHER_BYTES and running:
                 self.pause(GATHER_SECONDS)
         if self._fd >= 0:
@@ -216,7 +216,7 @@ class Writer:
         """Wait, also where a test has stepped the clock: time.sleep fails there (libfaketime)."""
         threading.Event().wait(seconds)
 
-    def _tell(self, outcome: Written | Failed | Idle) -> Callable[[], None]:
+    def _reporting(self, outcome: Written | Failed | Idle) -> Callable[[], None]:
         """Return the call that reports `outcome`."""
         return lambda: self._report(outcome)
 
@@ -232,12 +232,12 @@ class Writer:
         except OSError as error:
             self._bad_era = jobs[0].era
             usable = not self._gone and self._put_back()
-            self._post(self._tell(Failed(error, usable, self._gone)))
+            self._post(self._reporting(Failed(error, usable, self._gone)))
             return 0
         # What much has led to is the reactor's work, while the next commit is on its way here.
         post = self.in_turn if written <= SMALL_BYTES else self._post
         written_jobs = Written(jobs, self._free, self._measured_at, time.monotonic() - began)
-        post(self._tell(written_jobs))
+        post(self._reporting(written_jobs))
         self._uncache()
         self._measure_sometimes(written)
         self._fill(written)

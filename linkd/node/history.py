@@ -299,10 +299,10 @@ class LogMonitor:
         self._looks_stalled = 0
         self._waited: dict[str, int] = {}
         self._withheld: set[str] = set()
-        for notice in (*log.told, *cursors.told):
+        for notice in (*log.notices, *cursors.notices):
             self._log_notice(notice)
-        log.on_told.append(self._log_notice)
-        cursors.on_told.append(self._log_notice)
+        log.on_notice.append(self._log_notice)
+        cursors.on_notice.append(self._log_notice)
 
     def look(self) -> None:
         """Compare with the last poll; called about once a second."""

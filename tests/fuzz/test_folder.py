@@ -34,13 +34,14 @@ def _shown(found: Any, where: str) -> object:
 
 
 def _state(found: Any, where: str) -> object:
-    told = [each.detail.replace(where, "/log") for each in found.told]
+    told = [each.detail.replace(where, "/log") for each in found.notices]
     return None if found.state is None else list(found.state.slices()), told
 
 
 def _untold(files: Any, path: Any, where: object) -> list[str]:
     return [
-        each.detail.replace(str(where), "/log") for each in PendingLossReports(files, path).told()
+        each.detail.replace(str(where), "/log")
+        for each in PendingLossReports(files, path).notices()
     ]
 
 
@@ -65,5 +66,5 @@ def test_same_as_on_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         for each in (files, left):
             each.pop("untold", None)  # it names the folder
         assert files == left
-        told += not isinstance(found, LinkdError) and bool(found.told)
+        told += not isinstance(found, LinkdError) and bool(found.notices)
     assert told > 20

@@ -78,7 +78,7 @@ def test_what_was_settled_survives_power_loss(seed: int, where: float) -> None:
         for offset, body, after in settled:
             if after <= cut:
                 assert found.get(offset) == body
-        assert [told for told in bench.log.told if told.event not in _HEALED] == []
+        assert [told for told in bench.log.notices if told.event not in _HEALED] == []
         (outcome,) = append(bench, draft(b"on it goes"))
         assert isinstance(outcome, Appended)
         bench.close()
@@ -116,7 +116,7 @@ def test_a_flipped_byte_anywhere_is_stated_or_harmless(seed: int) -> None:
         missing = [offset for offset, body, _ in settled if found.get(offset) != body]
         assert all(found.get(offset) in (None, body) for offset, body, _ in settled)
         if missing:
-            assert bench.log.told
+            assert bench.log.notices
             assert len(missing) <= 1 or victim.suffix != ".log"
             assert bench.log.epoch != epoch
         (outcome,) = append(bench, draft(b"on it goes"))
@@ -158,13 +158,13 @@ def test_a_lost_file_is_stated(seed: int, what: str) -> None:
         }
         missing = [offset for offset, body, _ in settled if found.get(offset) != body]
         assert not (missing and what == "renamed")
-        assert bench.log.told or not missing
+        assert bench.log.notices or not missing
         (outcome,) = append(bench, draft(b"on it goes"))
         assert isinstance(outcome, Appended)
         if what == "deleted" or not last:
             assert outcome.offset > max(offset for offset, _, _ in settled)
         bench.close()
-        again = bench.open().told
+        again = bench.open().notices
         assert [told for told in again if told.event in _HEALED] == []
         bench.close()
     finally:

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from linkd.errors import BadRecord, Gap, OutOfStep, SequenceUnproven
-from linkd.log.commit import MOST_TOLD
+from linkd.log.commit import MAX_NOTICES
 from linkd.log.interface import Appended
 from linkd.log.producers import MAX_HOLES
 from linkd.log.state import Forgotten
@@ -141,7 +141,7 @@ def test_a_number_so_far_back_that_nothing_proves_it_is_refused(bench: Any) -> N
 
 def test_ids_and_producers_that_are_pushed_out_are_logged_once_an_hour(bench: Any) -> None:
     told: list[Any] = []
-    bench.log.on_told.append(told.append)
+    bench.log.on_notice.append(told.append)
     for count in (5, 7):
         forgotten = Forgotten()
         forgotten.count, forgotten.age = count, 60.0
@@ -151,11 +151,11 @@ def test_ids_and_producers_that_are_pushed_out_are_logged_once_an_hour(bench: An
     assert [one.event for one in told] == ["ids.forgotten", "producers.forgotten"]
     assert "5 ids of shop were forgotten" in told[0].detail
     assert bench.log._ids.forgotten["shop"].count == 7
-    for owner in range(MOST_TOLD + 2):
+    for owner in range(MAX_NOTICES + 2):
         bench.log._state.producers.forgotten[f"owner{owner}"] = 1
     append(bench, draft(b"a"))
-    assert len(told) > MOST_TOLD
-    assert len(bench.log._told_forgotten) <= MOST_TOLD + 2
+    assert len(told) > MAX_NOTICES
+    assert len(bench.log._notified_forgotten) <= MAX_NOTICES + 2
 
 
 def test_a_position_is_found_by_the_bytes_behind_it(bench: Any) -> None:

@@ -90,7 +90,7 @@ def test_what_was_set_is_there_after_a_restart(pair: Pair) -> None:
     assert cursors.consumers() == {BILLING.key: BILLING}
     assert cursors.outages() == [(1, b"one"), (2, b"two")]
     assert cursors.events() == [(2, b"said")]
-    assert cursors.told == []
+    assert cursors.notices == []
 
 
 def test_a_peer_noted_before_absence_was_known_is_read() -> None:
@@ -180,8 +180,8 @@ def test_a_lost_file_is_made_anew_from_the_log(pair: Pair, how: str) -> None:
     pair.open()
     assert pair.cursors.peers() == {"hub": HUB}
     assert pair.cursors.consumers() == {BILLING.key: BILLING}
-    assert [told.event for told in pair.cursors.told] == ["cursors.rebuilt"]
-    assert pair.restart().told == []
+    assert [told.event for told in pair.cursors.notices] == ["cursors.rebuilt"]
+    assert pair.restart().notices == []
 
 
 def test_a_newer_file_is_left_alone(pair: Pair) -> None:
@@ -262,10 +262,10 @@ def test_a_file_that_goes_bad_under_way_is_made_anew_and_told(
 
     monkeypatch.setattr(pair.cursors, "_write", write)
     told: list[Any] = []
-    pair.cursors.on_told.append(told.append)
+    pair.cursors.on_notice.append(told.append)
     pair.cursors.set_consumer(BILLING)
     pair.until(lambda: told)
-    assert told == pair.cursors.told[-1:]
+    assert told == pair.cursors.notices[-1:]
     assert told[0].event == "cursors.rebuilt"
     assert "a bad page" in told[0].detail
     before = (pair.cursors.peers(), pair.cursors.consumers(), pair.cursors.outages())
@@ -330,9 +330,9 @@ def test_a_file_that_goes_bad_while_the_disk_refuses_another_is_made_anew_once_i
     last = Consumer("socket", "last", 3, (), 1.0)
     pair.cursors.set_consumer(last, done.append)
     pair.until(lambda: len(done) == 2)
-    pair.until(lambda: pair.cursors.told)
+    pair.until(lambda: pair.cursors.notices)
     found = pair.restart()
-    assert found.told == []
+    assert found.notices == []
     assert found.consumers() == {BILLING.key: BILLING, last.key: last}
     assert found.peers() == {"hub": HUB}
     assert found.outages() == [(1, b"one"), (2, b"two")]
@@ -366,7 +366,7 @@ def test_a_bad_file_beside_a_new_log_begins_anew(tmp_path: Path) -> None:
     path.write_bytes(b"rubbish" * 1000)
     cursors = SqliteCursorStore(path, "log", None, turns.post)
     assert (cursors.peers(), cursors.consumers(), cursors.outages()) == ({}, {}, [])
-    assert "0 peers and 0 consumers" in cursors.told[0].detail
+    assert "0 peers and 0 consumers" in cursors.notices[0].detail
     done: list[bool] = []
     cursors.close(partial(done.append, True))
     turns.until(lambda: done)

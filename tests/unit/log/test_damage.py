@@ -66,12 +66,12 @@ def test_a_damaged_head_costs_no_record(bench: SegmentBench, which: int) -> None
     flip(sorted(bench.path.glob("*.log"))[which], 60)
     bench.open()
     assert len(bodies(everything(bench))) == 31
-    assert any("set aside" in told.detail for told in bench.log.told)
+    assert any("set aside" in told.detail for told in bench.log.notices)
     cursor = bench.log.cursor("hub")
     assert cursor is not None
     assert cursor.next == 5
     bench.restart()
-    assert bench.log.told == []
+    assert bench.log.notices == []
     assert len(bodies(everything(bench))) == 31
 
 
@@ -84,9 +84,9 @@ def test_damaged_heads_of_neighbours_cost_no_record(bench: SegmentBench, first: 
         flip(path, 60)
     bench.open()
     assert len(bodies(everything(bench))) == 31
-    assert sum("set aside" in told.detail for told in bench.log.told) == 2
+    assert sum("set aside" in told.detail for told in bench.log.notices) == 2
     bench.restart()
-    assert bench.log.told == []
+    assert bench.log.notices == []
 
 
 def test_a_neighbour_that_is_empty_is_told_as_lost(bench: SegmentBench) -> None:
@@ -99,7 +99,7 @@ def test_a_neighbour_that_is_empty_is_told_as_lost(bench: SegmentBench) -> None:
     kept = len(bodies(everything(bench)))
     assert 0 < kept < 31
     assert any(
-        "set aside" in told.detail and "lost: none" not in told.detail for told in bench.log.told
+        "set aside" in told.detail and "lost: none" not in told.detail for told in bench.log.notices
     )
 
 
@@ -129,7 +129,7 @@ def test_lost_indexes_and_ids_are_made_anew(bench: SegmentBench) -> None:
     for path in [*bench.path.glob("*.idx"), *bench.path.glob("*.ids")]:
         path.write_bytes(b"rubbish")
     bench.open()
-    assert bench.log.told == []
+    assert bench.log.notices == []
     again = append(bench, draft(b"x", ids=("id3",)), draft(b"y", ids=("id29",)))
     assert [(one.offset, one.duplicate) for one in again] == [(4, True), (30, True)]
     bench.restart()
@@ -180,7 +180,7 @@ def test_a_mending_that_is_cut_off_anywhere_costs_nothing_that_is_readable(
         refused = fetch(bench, first_of(bench, which))
         while isinstance(refused, LogDamaged):
             assert "could not be repaired" in str(refused)
-            assert bench.log.told[-1].detail == str(refused)
+            assert bench.log.notices[-1].detail == str(refused)
             disk.left = 1 << 30
             refused = fetch(bench, first_of(bench, which))
         assert len(bodies(everything(bench))) == kept, left
@@ -208,7 +208,7 @@ def test_a_copy_of_a_segment_that_was_deleted_on_purpose_stays_a_copy(bench: Seg
     bench.until(lambda: bench.log.first > 1)
     begins = bench.log.first
     bench.restart()
-    assert (bench.log.first, bench.log.told) == (begins, [])
+    assert (bench.log.first, bench.log.notices) == (begins, [])
     assert (bench.path / "copy of 1").exists()
 
 
@@ -225,7 +225,7 @@ def test_a_last_segment_of_which_nothing_is_readable_is_set_aside_and_told(
     bench.open()
     (aside,) = bench.path.glob("*.damaged-*")
     assert aside.read_bytes() == spoilt
-    assert "all from" in bench.log.told[0].detail
+    assert "all from" in bench.log.notices[0].detail
     assert append(bench, draft(b"x"))[0].offset >= end + OFFSET_SKIP - 30
 
 
@@ -236,7 +236,7 @@ def test_a_first_write_of_a_segment_that_a_crash_broke_off_goes_without_a_word(
     bench.close()
     (bench.path / "000000000004.log").write_bytes(b"LkF\x01" + bytes(100))
     bench.open()
-    assert bench.log.told == []
+    assert bench.log.notices == []
     assert len(bodies(everything(bench))) == 31
 
 
@@ -255,7 +255,7 @@ def test_segments_that_are_gone_are_told_with_their_offsets(bench: SegmentBench)
         shutil.copytree(good, bench.path)
         sorted(bench.path.glob("*.log"))[which].unlink()
         bench.open()
-        assert [lost in told.detail for told in bench.log.told] == [True]
+        assert [lost in told.detail for told in bench.log.notices] == [True]
         gone = fetch(bench, starts[which])
         assert which == 2 or isinstance(gone, Gap)
         assert append(bench, draft(b"x"))[0].offset > 31
@@ -283,7 +283,7 @@ def test_an_index_and_ids_of_another_kind_are_made_anew(bench: SegmentBench) -> 
     index.write_bytes(ids.read_bytes())
     ids.unlink()
     bench.open()
-    assert bench.log.told == []
+    assert bench.log.notices == []
     assert append(bench, draft(b"x", ids=("id3",)))[0].duplicate
     assert len(bodies(everything(bench))) == 26
 
@@ -381,7 +381,7 @@ def test_a_mending_that_the_disk_refuses_is_said_once_and_to_each_who_reads(
         found = fetch(bench, 1)
         assert isinstance(found, LogDamaged)
         assert "could not be repaired" in str(found)
-    assert [told.level for told in bench.log.told] == ["error"]
+    assert [told.level for told in bench.log.notices] == ["error"]
     disk.left = 1 << 20
     assert len(bodies(everything(bench))) == 30
 
@@ -392,7 +392,7 @@ def test_a_file_that_lost_its_name_is_given_it_again(bench: SegmentBench) -> Non
     for path in bench.path.glob("*.log"):
         path.rename(path.with_name("found" + path.stem[-1]))
     bench.open()
-    assert [told.level for told in bench.log.told] == ["warn"] * 3
+    assert [told.level for told in bench.log.notices] == ["warn"] * 3
     assert len(bodies(everything(bench))) == 31
 
 
@@ -419,7 +419,7 @@ def test_a_head_that_is_damaged_behind_a_damaged_segment_hides_nothing_of_it(
     flip(second, 60)
     flip(last, 200_000)
     bench.open()
-    details = [told.detail for told in bench.log.told]
+    details = [told.detail for told in bench.log.notices]
     assert len(details) == len(set(details)) == 3
     assert bench.log.cursor("hub").next == 12
 
@@ -431,7 +431,7 @@ def test_a_write_that_a_crash_broke_off_is_cut_and_told(bench: SegmentBench) -> 
     with path.open("ab") as file:
         file.write(b"LkF\x01" + bytes(70) + b"the end" + bytes(5000))
     bench.open()
-    (told,) = bench.log.told
+    (told,) = bench.log.notices
     assert (told.level, told.event) == ("warn", "log.repaired")
     assert "the last 81 bytes" in told.detail
     assert "the next offset is 3" in told.detail
@@ -457,9 +457,9 @@ def test_room_made_ready_is_no_damage_and_is_given_back(bench: SegmentBench) -> 
     assert size < 2000
     path.write_bytes(killed)
     bench.open()
-    (told,) = bench.log.told
+    (told,) = bench.log.notices
     assert (told.level, told.event) == ("info", "log.unclean-shutdown")
-    assert f"the {len(killed) - size} zeros that were made ready" in told.detail
+    assert f"the {len(killed) - size} preallocated zeros" in told.detail
     assert "the next offset is 2" in told.detail
     assert append(bench, draft(b"b"))[0].offset == 2
     assert bodies(bench.restart().read(1, 1) or everything(bench)) == [b"a", b"b"]
@@ -473,7 +473,7 @@ def test_zeros_left_in_a_mended_file_are_no_new_damage(bench: SegmentBench) -> N
     flip(first, first.stat().st_size // 2)
     bench.open()
     kept = [batch.offset for batch in everything(bench)]
-    assert "log.damaged" in [told.event for told in bench.log.told]
+    assert "log.damaged" in [told.event for told in bench.log.notices]
     bench.close()
     with first.open("ab") as file:
         file.write(bytes(FILL_BYTES))
@@ -481,7 +481,7 @@ def test_zeros_left_in_a_mended_file_are_no_new_damage(bench: SegmentBench) -> N
         beside.unlink()
     assert verify(bench.path).damage == []
     bench.open()
-    assert bench.log.told == []
+    assert bench.log.notices == []
     assert [batch.offset for batch in everything(bench)] == kept
 
 
@@ -532,8 +532,8 @@ def test_more_zeros_than_are_ever_made_ready_are_told(bench: SegmentBench) -> No
     with path.open("ab") as file:
         file.write(bytes(2 * FILL_BYTES + 5))
     bench.open()
-    (told,) = bench.log.told
-    assert "the last 5 bytes were a write that a crash broke off" in told.detail
+    (told,) = bench.log.notices
+    assert "the last 5 bytes were a write that a crash cut short" in told.detail
 
 
 def test_a_log_that_no_mending_makes_whole_is_not_opened(
@@ -601,7 +601,7 @@ def test_a_damaged_head_of_the_oldest_segment_brings_nothing_back(bench: Segment
     flip(min(bench.path.glob("*.log")), 60)
     bench.open()
     assert bench.log.first == begins
-    assert "offsets lost: none" in bench.log.told[0].detail
+    assert "offsets lost: none" in bench.log.notices[0].detail
 
 
 def test_a_finished_segment_that_was_cut_is_told_at_the_start(bench: SegmentBench) -> None:
@@ -611,7 +611,7 @@ def test_a_finished_segment_that_was_cut_is_told_at_the_start(bench: SegmentBenc
     path = min(bench.path.glob("*.log"))
     os.truncate(path, path.stat().st_size - 7)
     bench.open()
-    (told,) = bench.log.told
+    (told,) = bench.log.notices
     assert f"offsets lost: {first.next - 1} to {first.next - 1}" in told.detail
     assert sum(records for records, _ in bench.log.owed(1).values()) == 30
 
@@ -625,7 +625,7 @@ def test_a_large_publish_that_ends_a_damaged_log_is_kept_whole(bench: SegmentBen
     flip(path, path.read_bytes().index(b"spoilt"))
     bench.open()
     assert len(bodies(everything(bench, 2))) == 51
-    assert "offsets lost: 1 to 1, all from 53 on" in bench.log.told[0].detail
+    assert "offsets lost: 1 to 1, all from 53 on" in bench.log.notices[0].detail
 
 
 @pytest.mark.parametrize("kind", [HEAD, SMALL])
@@ -637,7 +637,7 @@ def test_a_body_passes_for_no_head_where_a_write_broke_off(bench: SegmentBench, 
     (path,) = bench.path.glob("*.log")
     os.truncate(path, path.stat().st_size - 1)
     bench.open()
-    assert [told.event for told in bench.log.told] == ["log.repaired"]
+    assert [told.event for told in bench.log.notices] == ["log.repaired"]
     assert append(bench, draft(b"x"))[0].offset == 2
     assert bodies(everything(bench)) == [b"kept", b"x"]
 
@@ -658,7 +658,7 @@ def test_a_body_passes_for_no_head_where_a_segment_is_mended(
     flip(path, at - 1)
     bench.open()
     assert len(bodies(everything(bench))) == 31
-    (told,) = bench.log.told
+    (told,) = bench.log.notices
     assert "offsets lost: 1 to 1." in told.detail
     assert len(list(bench.path.glob("*.damaged-*"))) == 1
 
@@ -774,5 +774,5 @@ def test_a_segment_without_a_readable_state_stays_and_a_snapshot_goes(bench: Seg
     repairer.unreadable(snapshot)
     assert segment.exists()
     assert not snapshot.exists()
-    assert [told.level for told in repairer.told] == ["warn", "warn"]
+    assert [told.level for told in repairer.notices] == ["warn", "warn"]
     bench.open()

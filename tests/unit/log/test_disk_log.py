@@ -83,7 +83,7 @@ def test_a_refused_write_fails_publishes_and_lets_peers_wait(
     again = append(bench, draft(b"a", producer=numbered("p", 2)), draft(b"b", ids=("x",)))
     assert again == [Appended(3, 1), Appended(4, 1)]
     bench.restart()
-    assert bench.log.told == []
+    assert bench.log.notices == []
     assert bodies(everything(bench)) == [b"before", b"kept", b"a", b"b"]
 
 
@@ -96,7 +96,7 @@ def test_after_a_failed_sync_a_new_segment_begins(bench: SegmentBench) -> None:
     assert append(bench, draft(b"after")) == [Appended(2, 1)]
     assert len(list(bench.path.glob("*.log"))) == 2
     bench.restart()
-    assert bench.log.told == []
+    assert bench.log.notices == []
     assert bodies(everything(bench)) == [b"before", b"after"]
     assert verify(bench.path).sound
 
@@ -111,7 +111,7 @@ def test_what_a_failed_write_left_behind_does_not_count(bench: SegmentBench) -> 
     assert append(bench, draft(b"after")) == [Appended(2, 1)]
     assert verify(bench.path).sound
     bench.restart()
-    assert bench.log.told == []
+    assert bench.log.notices == []
     assert bodies(everything(bench)) == [b"before", b"after"]
 
 
@@ -234,7 +234,7 @@ def test_what_is_trimmed_stays_gone(bench: SegmentBench) -> None:
     assert 0 < count < 15
     assert bench.log.first == before + count
     bench.restart()
-    assert (bench.log.first, bench.log.told) == (before + count, [])
+    assert (bench.log.first, bench.log.notices) == (before + count, [])
     assert isinstance(fetch(bench, 1), Gap)
 
 
@@ -292,7 +292,7 @@ def test_damage_met_while_reading_is_mended_and_told(bench: SegmentBench) -> Non
     path.write_bytes(bytes(content))
     bench.open()
     told: list[Any] = []
-    bench.log.on_told.append(told.append)
+    bench.log.on_notice.append(told.append)
     found = {batch.offset for batch in everything(bench)}
     assert len(found) == 29
     (lost,) = set(range(1, 31)) - found
@@ -310,7 +310,7 @@ def test_a_segment_deleted_under_way_is_a_gap(bench: SegmentBench) -> None:
     second.unlink()
     found = {batch.offset for batch in everything(bench)}
     assert 0 < len(found) < 30
-    assert any("is gone" in told.detail for told in bench.log.told)
+    assert any("is gone" in told.detail for told in bench.log.notices)
 
 
 def test_a_foreign_segment_is_set_aside(bench: SegmentBench, tmp_path: Path) -> None:
@@ -323,7 +323,7 @@ def test_a_foreign_segment_is_set_aside(bench: SegmentBench, tmp_path: Path) -> 
     (bench.path / "000000000007.log").write_bytes(path.read_bytes())
     bench.open()
     assert bodies(everything(bench)) == [b"mine"]
-    assert "another log" in bench.log.told[0].detail
+    assert "another log" in bench.log.notices[0].detail
 
 
 def test_offline_looks_change_nothing(bench: SegmentBench) -> None:
@@ -400,7 +400,9 @@ def test_a_large_publish_cut_in_a_sealed_segment_keeps_what_is_readable(tmp_path
     log = bench.open()
     kept = len(bodies(fetch(bench, 1)))
     assert 20 <= kept < 50
-    assert f"offsets lost: {kept + 1} to {log._shelf.segments[1].first - 1}" in log.told[0].detail
+    assert (
+        f"offsets lost: {kept + 1} to {log._shelf.segments[1].first - 1}" in log.notices[0].detail
+    )
     bench.close()
 
 
@@ -416,7 +418,7 @@ def test_a_large_publish_cut_in_the_last_segment_goes_as_a_whole(tmp_path: Path)
     last.write_bytes(content[:200_000])
     log = bench.open()
     assert bodies(everything(bench, 1)) == [b"kept"]
-    assert "offsets lost: 1 to 1, all from 3 on that were there" in log.told[0].detail
+    assert "offsets lost: 1 to 1, all from 3 on that were there" in log.notices[0].detail
     bench.close()
 
 
@@ -442,7 +444,7 @@ def test_a_slow_commit_and_a_refused_one_are_told(
     bench: SegmentBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[Any] = []
-    bench.log.on_told.append(told.append)
+    bench.log.on_notice.append(told.append)
     monkeypatch.setattr("linkd.log.disk_log.SLOW_SECONDS", 0.0)
     append(bench, draft(b"slow"))
     assert told[0].event == "log.slow"
@@ -764,7 +766,7 @@ def test_a_file_that_has_lost_its_name_takes_nothing_more(tmp_path: Path, how: s
     """Publishes went on and were acknowledged; all of them were lost at the next start."""
     bench = SegmentBench(tmp_path / "log")
     log, told = bench.log, list[Any]()
-    log.on_told.append(told.append)
+    log.on_notice.append(told.append)
     append(bench, draft(b"a"))
     settled = threading.Event()
     log._reader.work(settled.set)

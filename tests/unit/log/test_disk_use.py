@@ -145,7 +145,7 @@ def test_small_commits_find_room_made_ready_and_the_file_does_not_grow_with_each
     (path,) = filling.path.glob("*.log")
     assert path.stat().st_size < 350_000
     filling.open()
-    assert filling.log.told == []
+    assert filling.log.notices == []
     assert sum(batch.count for batch in everything(filling)) == 300
 
 

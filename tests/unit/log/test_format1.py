@@ -34,7 +34,7 @@ def test_its_records_and_its_consumer_are_there(pair: Pair) -> None:
     assert (pair.log.first, pair.log.next) == (1, 7)
     billing = Consumer(UNOWNED, "billing", 2, ("orders", "news.*"), 0.0)
     for cursors in (pair.cursors, pair.restart()):
-        assert cursors.told == []
+        assert cursors.notices == []
         assert cursors.consumers() == {billing.key: billing}
         assert cursors.peers() == {"hub": PeerCursor("hub", 1, 3)}
 

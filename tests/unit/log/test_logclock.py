@@ -70,7 +70,7 @@ def test_a_step_of_the_wall_clock_is_no_time(host: Host, step: float) -> None:
     host.pass_(10.0)
     again = host.clock(note, 3.0, NOW)
     assert again.now() == clock.now() == 10.0
-    assert again.told is None
+    assert again.notices is None
 
 
 def test_suspend_counts_also_over_a_restart_in_the_same_boot(host: Host) -> None:
@@ -98,7 +98,7 @@ def test_time_in_which_the_host_was_off_counts(host: Host) -> None:
     again = host.clock(note, 10.0, NOW)
     assert again.now() == HOUR + 8 * DAY
     assert again.ago(again.now(), DAY) == again.now() - DAY
-    assert again.told is None
+    assert again.notices is None
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -155,8 +155,8 @@ def test_a_wrong_clock_counts_as_no_time_and_is_said(
     host.wall = after
     again = host.clock(note)
     assert again.now() == 10.0
-    assert again.told is not None
-    assert again.told.event == "log.clock-doubtful"
+    assert again.notices is not None
+    assert again.notices.event == "log.clock-doubtful"
 
 
 def test_without_a_place_for_the_word_each_start_counts_as_a_boot(host: Host) -> None:
@@ -285,7 +285,7 @@ def test_a_host_that_boots_in_1970_says_so_and_forgets_nothing(tmp_path: Path) -
     bench.close()
     bench.boot, bench.now[0], bench.wall[0] = "second", 3.0, 70 * DAY
     bench.open()
-    assert [told.event for told in bench.log.told] == ["log.clock-doubtful"]
+    assert [told.event for told in bench.log.notices] == ["log.clock-doubtful"]
     assert fates(bench) == (True, True, False, 3)
     bench.close()
 

@@ -60,7 +60,7 @@ def test_an_index_that_is_missing_is_written_once(bench: SegmentBench, scanned: 
     bench.open()
     assert scanned == [last]
     assert [load_index(bench.path, number, log) for number in (1, 2)] == before
-    assert bench.log.told == []
+    assert bench.log.notices == []
     assert len(bodies(everything(bench))) == COUNT
     assert append(bench, draft(b"x", ids=("id3",)))[0].duplicate
     assert verify(bench.path).sound
@@ -138,4 +138,4 @@ def test_a_snapshot_that_knows_of_records_that_are_gone_is_deleted(
     bench.open()
     assert snapshot_path(bench.path, number).exists() == serves
     assert append(bench, draft(b"x", producer=numbered("p", 7)))[0].duplicate == serves
-    assert bench.log.told == []
+    assert bench.log.notices == []

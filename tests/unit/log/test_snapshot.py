@@ -101,7 +101,7 @@ def test_the_state_is_the_same_by_each_snapshot_and_by_all_frames(bench: Segment
     assert found.state is not None
     snapshot_path(folder, numbers[1]).unlink()
     older = found_in(folder)
-    assert [told.event for told in older.told] == []
+    assert [told.event for told in older.notices] == []
     assert older.state is not None
     assert shown(older.state) == shown(found.state)
     snapshot_path(folder, numbers[0]).unlink()
@@ -170,7 +170,7 @@ def test_nothing_acknowledged_is_lost_by_a_crash_between_any_two_writes(tmp_path
         state = found.state
         assert state is not None
         (_, number, offset) = max(one for one in settled if one[0] <= cut)
-        assert not [told for told in found.told if told.level == "error"]
+        assert not [told for told in found.notices if told.level == "error"]
         place = state.place("hub")
         assert place is not None
         assert place[1][-1].next >= number + 1
@@ -227,7 +227,7 @@ def test_an_older_snapshot_serves_for_a_damaged_one(bench: SegmentBench) -> None
     path.write_bytes(content)
     assert f"{path}: this snapshot of the state is damaged" in verify(bench.path).damage
     log = bench.open()
-    assert [(told.level, path.name in told.detail) for told in log.told] == [("warn", True)]
+    assert [(told.level, path.name in told.detail) for told in log.notices] == [("warn", True)]
     assert append(bench, draft(b"x", producer=numbered("p", 59)))[0].duplicate
     quiet(bench)
     assert verify(bench.path).sound
@@ -247,8 +247,8 @@ def test_no_snapshot_at_all_is_an_error_only_where_segments_have_gone(bench: Seg
     for number in snapshot_numbers(bench.path):
         snapshot_path(bench.path, number).write_bytes(b"")
     log = bench.open()
-    assert [told.level for told in log.told] == ["warn", "warn", "error"]
-    assert "no snapshot of the state can be read" in log.told[-1].detail
+    assert [told.level for told in log.notices] == ["warn", "warn", "error"]
+    assert "no snapshot of the state can be read" in log.notices[-1].detail
     assert append(bench, draft(b"x", producer=numbered("p", 59)))[0].duplicate
     assert append(bench, draft(b"x", producer=numbered("p", 61)))[0].count == 1
 
@@ -290,7 +290,7 @@ def test_a_segment_that_is_dropped_does_not_come_back(bench: SegmentBench) -> No
     assert not log._succession.held
     bench.restart()
     assert bench.log.first == first
-    assert bench.log.told == []
+    assert bench.log.notices == []
 
 
 def test_a_disk_that_refuses_a_snapshot_is_named_once_and_asked_again(tmp_path: Path) -> None:
@@ -305,7 +305,7 @@ def test_a_disk_that_refuses_a_snapshot_is_named_once_and_asked_again(tmp_path: 
     files = Refusing()
     bench = SegmentBench(tmp_path / "log", segment_bytes=SMALL, files=files)
     told: list[Any] = []
-    bench.log.on_told.append(told.append)
+    bench.log.on_notice.append(told.append)
     for _ in range(3):
         for _ in range(4):
             append(bench, draft(bytes(1000)))
@@ -331,7 +331,7 @@ def test_a_segment_that_stands_in_the_way_is_repaired(bench: SegmentBench) -> No
     content[400] ^= 1
     first.write_bytes(content)
     told: list[Any] = []
-    bench.log.on_told.append(told.append)
+    bench.log.on_notice.append(told.append)
     bench.log._snapshots.changes.forget(99)  # as if another run had written it
     bench.log._snapshots.busy = False
     bench.log._keep_snapshots()
@@ -346,7 +346,7 @@ def test_the_next_snapshot_is_made_of_the_older_one_where_the_newest_is_bad(
     bench: SegmentBench, is_missing: bool
 ) -> None:
     told: list[Any] = []
-    bench.log.on_told.append(told.append)
+    bench.log.on_notice.append(told.append)
     for number in range(1, 60):
         append(bench, draft(bytes(100), producer=numbered("p", number)))
     quiet(bench)
@@ -367,7 +367,7 @@ def test_the_next_snapshot_is_made_of_the_older_one_where_the_newest_is_bad(
 
 def test_bases_that_are_all_bad_are_an_error(bench: SegmentBench) -> None:
     told: list[Any] = []
-    bench.log.on_told.append(told.append)
+    bench.log.on_notice.append(told.append)
     for number in range(1, 60):
         append(bench, draft(bytes(100), producer=numbered("p", number)))
     quiet(bench)
@@ -388,7 +388,7 @@ def test_a_snapshot_that_fails_in_an_unforeseen_way_is_an_error_and_is_tried_aga
         yield Snapshot()
 
     told: list[Any] = []
-    bench.log.on_told.append(told.append)
+    bench.log.on_notice.append(told.append)
     carried, bench.log.carried = bench.log.carried, slices
     for _ in range(4):
         append(bench, draft(bytes(1000)))
@@ -465,7 +465,7 @@ def test_a_start_that_had_much_to_fold_writes_a_snapshot_itself(bench: SegmentBe
     assert found.bases[-1].number == last + 1
     assert found.state is not None
     assert list(found.state.producers.known()) == list(found_before.producers.known())
-    assert not [told for told in found.told if told.level == "error"]
+    assert not [told for told in found.notices if told.level == "error"]
     bench.open()
     assert append(bench, draft(b"x", producer=numbered("p", 79)))[0].duplicate
     assert append(bench, draft(b"x"))[0].offset == 80
@@ -521,7 +521,7 @@ def test_the_state_that_format_1_carried_in_its_heads_is_read(tmp_path: Path) ->
     folder = tmp_path / "state"
     bench = SegmentBench(folder / "log", segment_bytes=4096)
     log = bench.log
-    assert [told.event for told in log.told] == ["log.clock-doubtful"]  # it is from 2023
+    assert [told.event for told in log.notices] == ["log.clock-doubtful"]  # it is from 2023
     assert (log.id, log.first, log.next) == ("03239fd3d5cd2fbb", 1, 109)
     assert len(log.epochs()) == 4
     cursor = log.cursor("hub")
@@ -546,7 +546,7 @@ def test_the_state_that_format_1_carried_in_its_heads_is_read(tmp_path: Path) ->
     last = max(bench.path.glob("*.log"))
     assert read_head(last)[0].format == FORMAT == 2
     bench.restart()
-    assert (bench.log.next, bench.log.told) == (109, [])
+    assert (bench.log.next, bench.log.notices) == (109, [])
     quiet(bench)
     bench.close()
 

@@ -35,7 +35,7 @@ def bench(tmp_path: Path) -> Iterator[SegmentBench]:
 
 def found(folder: Path, files: RealFiles | None = None) -> list[OperatorNotice]:
     """Find a log, and end before anybody is told; return what would have been."""
-    return recover(folder, files or RealFiles(), lambda: 1_700_000_000.0).told
+    return recover(folder, files or RealFiles(), lambda: 1_700_000_000.0).notices
 
 
 def losses(told: Sequence[OperatorNotice]) -> list[str]:
@@ -59,10 +59,10 @@ def test_a_crash_right_behind_a_mending_leaves_the_loss_to_the_next_start(
     for _ in range(3):
         assert losses(found(bench.path)) == first
     bench.open()
-    assert losses(bench.log.told) == first
+    assert losses(bench.log.notices) == first
     assert len(bodies(everything(bench))) == COUNT - 1
     bench.restart()
-    assert losses(bench.log.told) == []
+    assert losses(bench.log.notices) == []
     assert not (bench.path / "untold").exists()
 
 
@@ -76,7 +76,7 @@ def test_a_crash_behind_a_start_without_a_file_leaves_that_to_the_next(
     assert "segments are missing" in first
     assert losses(found(bench.path)) == [first]
     bench.open()
-    assert losses(bench.log.told) == [first]
+    assert losses(bench.log.notices) == [first]
 
 
 def test_a_foreign_file_is_told_after_a_crash_too(bench: SegmentBench, tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_foreign_file_is_told_after_a_crash_too(bench: SegmentBench, tmp_path:
     (first,) = losses(found(bench.path))
     assert "belongs to another log" in first
     bench.open()
-    assert losses(bench.log.told) == [first]
+    assert losses(bench.log.notices) == [first]
 
 
 @pytest.mark.parametrize("which", [0, -1])
@@ -110,13 +110,13 @@ def test_wherever_a_mending_is_cut_off_the_offsets_lost_are_told_and_no_others(
         with suppress(LogDamaged):
             found(bench.path, disk)
         bench.open()
-        told = losses(bench.log.told)
+        told = losses(bench.log.notices)
         exact = [one for one in told if "offsets lost: " in one]
         assert [one.partition("offsets lost: ")[2] for one in exact] == [lost], left
         aside = exact[0].partition("set aside as ")[2].partition(";")[0]
         assert [one.name for one in bench.path.glob("*.damaged-*")] == [aside], left
         bench.restart()
-        assert losses(bench.log.told) == []
+        assert losses(bench.log.notices) == []
         bench.close()
         if disk.left >= 0:
             break
@@ -132,14 +132,14 @@ def test_what_is_mended_while_it_is_read_is_noted_until_it_was_told(bench: Segme
     content[len(content) // 2] ^= 4
     first.write_bytes(bytes(content))
     noted: list[list[OperatorNotice]] = []
-    bench.log.on_told.append(
-        lambda told: noted.append(PendingLossReports(RealFiles(), bench.path).told())
+    bench.log.on_notice.append(
+        lambda told: noted.append(PendingLossReports(RealFiles(), bench.path).notices())
     )
     assert len(bodies(everything(bench))) == COUNT - 1
-    assert noted == [list(bench.log.told)]
+    assert noted == [list(bench.log.notices)]
     assert len(losses(noted[0])) == 1
     bench.restart()
-    assert bench.log.told == []
+    assert bench.log.notices == []
 
 
 class Full(RealFiles):
@@ -159,10 +159,10 @@ def test_a_note_that_the_disk_refuses_hinders_no_mending(bench: SegmentBench) ->
     first.write_bytes(bytes(content))
     bench.files = Full()
     bench.open()
-    assert len(losses(bench.log.told)) == 1
+    assert len(losses(bench.log.notices)) == 1
     assert len(bodies(everything(bench))) == COUNT
     bench.restart()
-    assert bench.log.told == []
+    assert bench.log.notices == []
 
 
 def test_a_note_is_kept_until_each_of_it_was_told(tmp_path: Path) -> None:
@@ -172,10 +172,10 @@ def test_a_note_is_kept_until_each_of_it_was_told(tmp_path: Path) -> None:
     note.note("two")
     note.note("two")
     note.note("that was never set aside", "2.log.damaged-5")
-    one, two = note.told()
+    one, two = note.notices()
     assert (one.detail, two.detail) == ("one", "two")
     note.forget([one])
-    assert note.told() == [two]
+    assert note.notices() == [two]
     note.forget([two])
     note.forget([two])
     assert list(tmp_path.iterdir()) == [tmp_path / "1.log.damaged-5"]
@@ -185,9 +185,9 @@ def test_a_note_that_cannot_be_read_says_nothing(tmp_path: Path) -> None:
     note = PendingLossReports(RealFiles(), tmp_path)
     note.note("one")
     (tmp_path / "untold").write_bytes(b"rubbish")
-    assert note.told() == []
+    assert note.notices() == []
     write_small(RealFiles(), tmp_path / "untold", b"\x05", 0.0)
-    assert note.told() == []
+    assert note.notices() == []
 
 
 def test_a_note_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,4 +195,4 @@ def test_a_note_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     note = PendingLossReports(RealFiles(), tmp_path)
     for number in range(9):
         note.note(str(number))
-    assert [told.detail for told in note.told()] == ["0", "1", "2"]
+    assert [told.detail for told in note.notices()] == ["0", "1", "2"]

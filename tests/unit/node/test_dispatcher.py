@@ -11,7 +11,8 @@ import pytest
 
 from linkd.config import PeerSettings
 from linkd.log import MemoryLog
-from linkd.log.commit import EpochOpened, ignore
+from linkd.log.commit import ignore
+from linkd.log.frame import EpochOpened
 from linkd.log.repair import OFFSET_SKIP
 from linkd.node import Node, dispatcher
 from linkd.node.dispatcher import WINDOW, VolatileSequence, as_batch

@@ -35,13 +35,13 @@ def watched() -> tuple[Node, MemoryLog, MemoryCursorStore, LogMonitor]:
 
 def test_what_was_found_and_what_is_met_is_told() -> None:
     node, log, cursors = Node(), MemoryLog("hub"), MemoryCursorStore()
-    log.told = [OperatorNotice("error", "log.damaged", "one")]
-    cursors.told = [OperatorNotice("warn", "cursors.rebuilt", "two")]
+    log.notices = [OperatorNotice("error", "log.damaged", "one")]
+    cursors.notices = [OperatorNotice("warn", "cursors.rebuilt", "two")]
     LogMonitor(node, log, cursors)
-    log._tell(OperatorNotice("warn", "log.slow", "three"))
-    cursors.on_told[0](OperatorNotice("warn", "cursors.rebuilt", "four"))
+    log._notify(OperatorNotice("warn", "log.slow", "three"))
+    cursors.on_notice[0](OperatorNotice("warn", "cursors.rebuilt", "four"))
     assert [fields["detail"] for _, _, fields in node.told] == ["one", "two", "three", "four"]
-    assert log.told[-1].detail == "three"
+    assert log.notices[-1].detail == "three"
 
 
 def test_full_and_room_are_told_once_and_room_only_once_it_lasts() -> None:
