@@ -240,7 +240,7 @@ def session_and_wire(load: Load) -> Iterator[Run]:
         for _ in range(times):
             batch = load.batch(offset)
             offset = batch.next
-            near.outbound.owe(batch.count, len(batch.records), offset)
+            near.outbound.add_backlog(batch.count, len(batch.records), offset)
             for effect in near.outbound.offer([batch], offset, 0.0, 0.0):
                 if type(effect) is not Send:
                     continue
@@ -329,7 +329,7 @@ def client_in(load: Load) -> Iterator[Run]:
     session = ClientSession("bench")
     session.open = True
     reader = session.subscribe(["bench"], "latest", window=2**40)
-    reader.taker, reader.reading = _Taker(), RecordContext(_body, _acknowledge)
+    reader.queue, reader.reading = _Taker(), RecordContext(_body, _acknowledge)
     offset = 1
 
     def run(times: int) -> None:
