@@ -38,13 +38,13 @@ STRUCTS: dict[str, type[msgspec.Struct]] = {
         peer.Goodbye,
         records.Origin,
         records.Record,
-        pairing.AskAuthority,
-        pairing.AskJoin,
-        pairing.AskRenewal,
-        pairing.Vouched,
-        pairing.Joined,
-        pairing.Renewed,
-        pairing.Refused,
+        pairing.AuthorityRequest,
+        pairing.JoinRequest,
+        pairing.RenewalRequest,
+        pairing.AuthorityReply,
+        pairing.JoinReply,
+        pairing.RenewalReply,
+        pairing.RefusalReply,
     )
 }
 
@@ -78,13 +78,13 @@ MEANINGS: dict[str, str] = {
     "GapTold.previous": "Where the receiver's cursor must stand.",
     "GapTold.next": "Where it stands from now on.",
     "GapTold.epoch": "The epoch of the sender's log just below `next`.",
-    "Vouched.certificate": "What vouches for the hub: an authority's certificate or its own, PEM.",
-    "Vouched.node": "The hub's name, unproved.",
-    "Renewed.certificate": "The new certificate, PEM, for the same key.",
-    "Renewed.authorities": "As in `Joined`; the node trusts them from now on, instead of those"
-    " before, if one of them has signed the certificate that the hub shows.",
-    "Refused.error": "One word.",
-    "Refused.message": "One sentence for people.",
+    "AuthorityReply.certificate": "The authenticating certificate, PEM: an authority's or its own.",
+    "AuthorityReply.node": "The hub's name, unproved.",
+    "RenewalReply.certificate": "The new certificate, PEM, for the same key.",
+    "RenewalReply.authorities": "As in `JoinReply`; the node trusts them from now on, instead of"
+    " the previous ones, if one of them has signed the hub's current certificate.",
+    "RefusalReply.error": "One word.",
+    "RefusalReply.message": "One sentence for people.",
 }
 """Of fields whose docstring speaks of all of them at once."""
 

@@ -1,8 +1,8 @@
-"""Pairing: two nodes know each other by one code, copied by a person; docs/security.md.
+"""Pairing: two nodes authenticate each other by one code, copied by a person; docs/security.md.
 
-The hub's `Pairing` makes codes and answers `POST /pair`; `join` is the other end; `Authority` is
-the hub's small certificate authority; `Renewal` keeps certificates from ending. Nothing here opens
-a port of its own.
+The hub's `PairingServer` issues codes and answers `POST /pair`; `join` is the other side;
+`Authority` is the hub's small certificate authority; `Renewal` renews certificates before they
+expire. Nothing here opens a port of its own.
 """
 
 from linkd.pairing.ca import Authority, Issued, NotRevoked, prepare

@@ -1,7 +1,7 @@
 """A hub's certificate authority: certificates, revocation, the names of this host.
 
-That file is the truth. The set of revoked serials that the listener asks, and the revocation list
-beside it, follow from it.
+`issued.json` is the source of truth. The set of revoked serials that the listener uses, and the
+revocation list beside it, are derived from it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from linkd.pairing.signers import (
     write_atomically,
 )
 
-_ANY: Final = frozenset({"", "0.0.0.0", "::"})  # noqa: S104 -- what [listen] may say
+_ANY: Final = frozenset({"", "0.0.0.0", "::"})  # noqa: S104 -- allowed in [listen]
 _OUTSIDE: Final = (
     (socket.AF_INET, ("192.0.2.1", 9)),
     (socket.AF_INET6, ("2001:db8::1", 9)),
@@ -72,7 +72,7 @@ def public_address(listen: str, given: str | None) -> str:
 
     Args:
         listen: `listen.address`.
-        given: `HOST` or `HOST:PORT` as a person gave it; a URL of linkd too. None: find it.
+        given: `HOST` or `HOST:PORT` from the operator, or a URL of linkd. None: find it.
 
     Raises:
         ValueError: `given` is neither, or this host has no address to the outside.
@@ -96,7 +96,7 @@ def public_address(listen: str, given: str | None) -> str:
 
 
 def own_hosts(node: str, listen: str) -> list[str]:
-    """Return names and addresses that this node's own certificate is for."""
+    """Return the names and addresses for this node's own certificate."""
     host, _ = parse_address(listen)
     found = [node, socket.gethostname().lower(), "localhost", "127.0.0.1", "::1"]
     found += _outgoing() if host in _ANY else [host]
@@ -108,10 +108,10 @@ def _joined(host: str, port: int) -> str:
 
 
 def _outgoing() -> list[str]:
-    """Return the addresses that packets to the outside would carry; sends none.
+    """Return the source addresses of packets to the outside, without sending any.
 
-    Without a route to the outside: the addresses of this host's lines, so that two hosts on a line
-    of their own can be paired.
+    Without a default route: the addresses of this host's interfaces, so that two hosts on a
+    private network can be paired.
     """
     found = []
     for family, target in _OUTSIDE:
@@ -154,8 +154,8 @@ Serial = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{1,40}$")]
 class Issued(msgspec.Struct, frozen=True, omit_defaults=True):
     """One certificate that the authority has signed for a peer; times in Unix seconds.
 
-    `replaces` is the serial of the certificate that it renews. `pem` is kept of a renewal, whose
-    answer may have been lost: the same question gets the same certificate.
+    `replaces` is the serial of the certificate that it renews. `pem` is kept for a renewal, whose
+    answer may have been lost: the same request gets the same certificate.
     """
 
     name: str
@@ -168,9 +168,9 @@ class Issued(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class State(msgspec.Struct, frozen=True):
-    """What `issued.json` holds; `hosts` are those of the hub's own certificate.
+    """The content of `issued.json`; `hosts` are those of the hub's own certificate.
 
-    It never changes: a changed one is written first, and only then takes its place in memory.
+    Immutable: a new state is written first, and only then replaces the old one in memory.
     """
 
     version: int
@@ -182,14 +182,14 @@ class State(msgspec.Struct, frozen=True):
         return frozenset(int(each.serial, 16) for each in self.certificates if each.revoked)
 
     def with_listed(self, path: Path) -> State:
-        """Return the state with all revoked that the revocation list in `path` has.
+        """Return the state with all revocations of the list in `path`.
 
-        Where `issued.json` was lost, or put back to an older copy, the list still knows.
+        If `issued.json` was lost, or restored from an older copy, the list still has them.
         """
         try:
             lists = load_revocation_lists(path) if path.exists() else []
         except LinkdError:
-            return self  # it is written anew
+            return self  # the list is rewritten
         listed = {
             f"{each.serial_number:x}": each.revocation_date_utc.timestamp()
             for one in lists
@@ -210,9 +210,9 @@ class State(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, certificates=known + lost)
 
     def with_issued(self, entry: Issued, now: float) -> State:
-        """Return the state with one more certificate, without those of its name that expired.
+        """Return the state with one more certificate, without expired ones of its name.
 
-        The one that it renews stays: the peer has that one until the answer arrives.
+        The one that it renews stays: the peer uses it until the answer arrives.
         """
         names = (entry.name, UNKNOWN)
         kept = (
@@ -223,7 +223,7 @@ class State(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, certificates=(*kept, entry))
 
     def with_revoked(self, name: str, now: float, but: str | None = None) -> State:
-        """Return the state with all certificates of `name` revoked, but the one of serial `but`."""
+        """Return the state with all certificates of `name` revoked, except serial `but`."""
         certificates = tuple(
             msgspec.structs.replace(each, revoked=now)
             if each.name == name and each.revoked is None and each.serial != but
@@ -234,7 +234,7 @@ class State(msgspec.Struct, frozen=True):
 
 
 def load_state(directory: Path) -> State:
-    """Return what was issued.
+    """Return the state on disk.
 
     Raises:
         ConfigError, Unavailable: The file can't be read.
@@ -255,23 +255,23 @@ def load_state(directory: Path) -> State:
 
 
 def write_state(directory: Path, state: State) -> None:
-    """Write what was issued; raise OSError if that can't be done, and the file before stays."""
+    """Write the state; raise OSError if that fails, and the previous file stays."""
     write_atomically(directory / FILE, msgspec.json.encode(state), 0o600)
 
 
 def derive_list(
     path: Path, signers: Iterable[Issuer], revoked: Iterable[Issued], now: float
 ) -> bool:
-    """Write the revocation list where it does not say what was revoked; return whether it did not.
+    """Write the revocation list if it is out of date; return whether it was.
 
     Args:
         path: The list's file.
-        signers: Each signs a list of its own, of all serials: OpenSSL asks for one an authority.
+        signers: Each signs its own list of all serials: OpenSSL needs one for each authority.
         revoked: The certificates that are revoked.
         now: Unix seconds.
 
     Raises:
-        OSError: It can't be written; the file before stays.
+        OSError: It can't be written; the previous file stays.
     """
     signers, revoked = list(signers), list(revoked)
     if _says(path, signers, {int(each.serial, 16) for each in revoked}, now):
@@ -300,7 +300,7 @@ def derive_list(
 
 
 def _says(path: Path, signers: list[Issuer], serials: set[int], now: float) -> bool:
-    """Return whether the file has a list of each signer with these serials, good for years."""
+    """Return whether the file has a list of each signer with these serials, valid for years."""
     try:
         lists = load_revocation_lists(path) if path.exists() else []
     except ConfigError as error:
@@ -324,14 +324,14 @@ DIRECTORY: Final = "pairing"
 
 
 class NotRevoked(LinkdError):
-    """A revocation could not be written: it ends with this run of the daemon."""
+    """A revocation could not be written: it lasts only until the daemon stops."""
 
 
 class Authority:
     """Signs certificates for peers and for the hub itself, and revokes them.
 
-    Each change is written before it is remembered; the revocation list follows from what was
-    issued, at each start and after each change.
+    Each change is written before it takes effect; the revocation list is derived from the state,
+    at each start and after each change.
 
     Args:
         directory: `pairing` in the state directory.
@@ -339,8 +339,8 @@ class Authority:
         wall: Returns Unix seconds.
 
     Attributes:
-        revoked: The serials that the listener must refuse, of this run too where a revocation could
-            not be written. It is replaced, never changed, so that any thread may read it.
+        revoked: The serials that the listener must refuse, including revocations that could not be
+            written. It is replaced, never changed, so that any thread may read it.
 
     Raises:
         ConfigError: A file can't be read.
@@ -371,16 +371,16 @@ class Authority:
         return self.signers.all[-1].certificate
 
     def path(self, name: str) -> Path:
-        """Return where a file of the authority is: `ca.crt`, `hub.crt`, `hub.key`."""
+        """Return the path of a file of the authority: `ca.crt`, `hub.crt`, `hub.key`."""
         return self._path(name)
 
     @property
     def expires(self) -> float:
-        """Unix seconds at which the authority ends, its successor included."""
+        """Unix seconds at which the authority expires, including its successor."""
         return self.signers.expires
 
     def check_valid(self) -> None:
-        """Return if certificates can be signed now, so that others accept them.
+        """Raise unless certificates can be signed now that others accept.
 
         Raises:
             ConfigError: The clock is before the authority's first certificate.
@@ -389,13 +389,13 @@ class Authority:
         self.signers.for_peers()
 
     def issue(self, request: x509.CertificateSigningRequest, name: str) -> str:
-        """Sign a certificate for the peer `name`: for dialing only, it can't stand for the hub.
+        """Sign a certificate for the peer `name`: for dialing only, not for the hub itself.
 
-        It takes the place of all that `name` had: those are revoked.
+        It replaces all certificates of `name`, which are revoked.
 
         Args:
-            request: Holds the peer's public key; nothing else of it is used.
-            name: What the certificate says, whatever the request says.
+            request: Has the peer's public key; nothing else of it is used.
+            name: The name in the certificate, whatever the request contains.
 
         Returns:
             The certificate, PEM.
@@ -409,12 +409,12 @@ class Authority:
         return self._issue(request, name, None)
 
     def renew(self, entry: Issued, request: x509.CertificateSigningRequest) -> str:
-        """Sign the one certificate that follows another of the same peer.
+        """Sign the certificate that succeeds another of the same peer.
 
-        Asked again for the same one, it returns the same answer: the first may have been lost.
+        A repeated request gets the same answer: the first may have been lost.
 
         Args:
-            entry: The certificate that ends, or has ended.
+            entry: The certificate that expires, or has expired.
             request: As for `issue`.
 
         Raises:
@@ -454,9 +454,9 @@ class Authority:
         return text
 
     def revoke(self, name: str) -> list[Issued]:
-        """Revoke every certificate of `name`; return all that are revoked and have not expired.
+        """Revoke every certificate of `name`; return its revoked, unexpired certificates.
 
-        It is in force once this returns, over restarts too. The same call again returns the same.
+        It is in force once this returns, across restarts too. Idempotent.
 
         Raises:
             NotRevoked: It could not be written. The certificates are refused until the next start.
@@ -477,7 +477,7 @@ class Authority:
         return [each for each in known if each.name == name and each.expires > now]
 
     def _keep(self, state: State) -> None:
-        """Write a state, and only then remember it; nothing is written where nothing changed.
+        """Write a state, and only then apply it; nothing is written if nothing changed.
 
         Raises:
             OSError: It can't be written; nothing has changed.
@@ -490,9 +490,9 @@ class Authority:
         self.derive()
 
     def derive(self) -> None:
-        """Write the revocation list where it differs from what was issued.
+        """Write the revocation list if it differs from the state.
 
-        The listener does not depend on it, since it also asks `revoked`: a failure is logged.
+        The listener does not depend on it, since it also uses `revoked`: a failure is logged.
         """
         path = self._path(REVOCATION_FILE)
         revoked = [each for each in self._state.certificates if each.revoked is not None]
@@ -513,14 +513,14 @@ class Authority:
     def hub_certificate(self, hosts: Sequence[str]) -> tuple[Path, Path]:
         """Return the hub's own certificate and key.
 
-        They are made where they are missing or damaged, not for `hosts`, signed by a key that ends,
-        not valid now, or where less than a third of their time is left.
+        They are created if they are missing or damaged, not for `hosts`, signed by an expiring key,
+        not valid now, or if less than a third of their time is left.
 
         Args:
-            hosts: Names and addresses that peers dial; those of the certificate before are kept.
+            hosts: Names and addresses that peers dial; those of the previous certificate are kept.
 
         Raises:
-            ConfigError, Unavailable, OSError: They can't be made now, as for `issue`.
+            ConfigError, Unavailable, OSError: They can't be created now, as for `issue`.
         """
         certificate, key = self._path("hub.crt"), self._path("hub.key")
         pair = self._load_own()
@@ -542,7 +542,7 @@ class Authority:
         return certificate, key
 
     def _serves(self, leaf: x509.Certificate) -> bool:
-        """Return whether the hub's certificate is good for a while, and by the right signer."""
+        """Return whether the hub's certificate is valid for a while, and by the right signer."""
         now = self._wall()
         left = leaf.not_valid_after_utc.timestamp() - now
         if left <= LEAF_DAYS * DAY_SECONDS / 3 or leaf.not_valid_before_utc.timestamp() > now:
@@ -550,7 +550,7 @@ class Authority:
         return self.signers.issuer_of(leaf) in (None, self.signers.for_hub())
 
     def _load_own(self) -> KeyPair | None:
-        """Return the hub's own certificate and key; None where they are missing or damaged."""
+        """Return the hub's own certificate and key; None if they are missing or damaged."""
         certificate, key = self._path("hub.crt"), self._path("hub.key")
         if not (certificate.exists() and key.exists()):
             return None
@@ -566,21 +566,21 @@ class Authority:
         return self._directory / name
 
     def _valid(self, issuer: Issuer) -> Validity:
-        """Return the time of a certificate made now: at most its issuer's own."""
+        """Return the validity of a certificate made now: at most its issuer's own."""
         validity = Validity.around(self._wall(), BACK_SECONDS, LEAF_DAYS * DAY_SECONDS)
         ends = issuer.certificate.not_valid_after_utc
         return Validity(validity.begins, min(validity.ends, ends))
 
 
 def _hosts(leaf: x509.Certificate) -> list[str]:
-    """Return the names and addresses that a certificate is for."""
+    """Return the names and addresses of a certificate."""
     names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     addresses = names.get_values_for_type(x509.IPAddress)
     return [*names.get_values_for_type(x509.DNSName), *map(str, addresses)]
 
 
 def _has_revocations(path: Path) -> bool:
-    """Return whether a revocation list can be read there: an empty file revokes nobody."""
+    """Return whether a revocation list can be read there: an empty file revokes nothing."""
     try:
         return path.exists() and bool(load_revocation_lists(path))
     except ConfigError as error:
@@ -590,21 +590,21 @@ def _has_revocations(path: Path) -> bool:
 
 
 def prepare(config: Config, wall: Callable[[], float]) -> bool:
-    """Make this node's own authority and certificate where `[listen]` names them and they lack.
+    """Create this node's own authority and certificate if `[listen]` names missing ones.
 
     So a hub's configuration may name `pairing/hub.crt`, `hub.key` and `ca.crt` in its state
-    directory before anything is there. They are also made again where they are damaged and `ca.key`
-    is not, and where the certificate has expired. Any other file is left alone.
+    directory before they exist. They are also recreated if they are damaged and `ca.key` is not,
+    and if the certificate has expired. Any other file is left alone.
 
     Args:
         config: The configuration, before its files are checked.
         wall: Returns Unix seconds.
 
     Returns:
-        Whether anything was made.
+        Whether anything was created.
 
     Raises:
-        ConfigError: What is there can't be used, or nothing can be written there.
+        ConfigError: The existing files can't be used, or new ones can't be written.
         Unavailable: The same, for a reason that may pass, such as a clock that shows 1970.
     """
     listen = config.listen
@@ -633,7 +633,7 @@ def prepare(config: Config, wall: Callable[[], float]) -> bool:
 
 
 def _are_sound(place: Path, wanted: Set[Path]) -> bool:
-    """Return whether the files of pairing that `[listen]` names are there and not damaged.
+    """Return whether the files of pairing that `[listen]` names exist and are not damaged.
 
     One that can't be read is not damaged: it is reported by its setting.
     """
@@ -660,5 +660,5 @@ def _has_expired(path: Path, wall: float) -> bool:
 
 
 def _is_unread(error: ConfigError) -> bool:
-    """Return whether a file could not be read; else its content is wrong."""
+    """Return whether a file could not be read; otherwise its content is wrong."""
     return isinstance(error.__context__, OSError)

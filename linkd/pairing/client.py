@@ -1,4 +1,4 @@
-"""The joining node's end of pairing: join by a code, and renew certificates in time."""
+"""The joining node's side of pairing: join with a code, and renew certificates in time."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ _HAS_EXPIRED: Final = 10
 """OpenSSL's X509_V_ERR numbers; see openssl-verification-options(1)."""
 
 Answer = TypeVar("Answer")
-Say = Callable[[str], None]
+Progress = Callable[[str], None]
 
 
 class HubUnreachable(LinkdError):
@@ -65,13 +65,13 @@ class HubUnreachable(LinkdError):
 
 
 class Joining(NamedTuple):
-    """What `join` has done.
+    """The result of `join`.
 
     Args:
         peer: The hub's name.
         file: The configuration file that it wrote.
-        url: What is dialed from now on.
-        expires: Unix seconds at which the certificate ends.
+        url: The URL to dial from now on.
+        expires: Unix seconds at which the certificate expires.
     """
 
     peer: str
@@ -80,22 +80,24 @@ class Joining(NamedTuple):
     expires: float
 
 
-def join(text: str, config: Config, directory: Path, say: Say = lambda _: None) -> Joining:
+def join(
+    text: str, config: Config, directory: Path, progress: Progress = lambda _: None
+) -> Joining:
     """Join the hub that made the code `text`.
 
-    The hub is believed only once its certificate is vouched for by the one whose fingerprint stands
-    in the code, and its answer is proved with the code's secret.
+    The hub is trusted only if its certificate is verified by the one whose fingerprint is in the
+    code, and its answer is proved with the code's secret.
 
     Args:
         text: The code.
         config: This node's configuration.
-        directory: `linkd.d`, where the one file goes.
-        say: Told each step, for people.
+        directory: `linkd.d`, where the new file is written.
+        progress: Called with each step, as text for people.
 
     Raises:
         ConfigError: The code is mistyped, for another node, or files can't be written.
-        PairingRefused: The hub says no, or someone else answers in its place.
-        HubUnreachable: Nobody answers.
+        PairingRefused: The hub refuses, or someone else answers in its place.
+        HubUnreachable: Nothing answers.
     """
     code = decode_code(text)
     if not is_plausible(wall()):
@@ -115,9 +117,9 @@ def join(text: str, config: Config, directory: Path, say: Say = lambda _: None) 
     if vouched.node in {peer.name for peer in config.peers} and not is_ours(
         directory / f"{vouched.node}.toml"
     ):
-        raise ConfigError(f"a [[peer]] {vouched.node!r} stands in the configuration: remove it")
+        raise ConfigError(f"a [[peer]] {vouched.node!r} is in the configuration already: remove it")
     vouching = vouched.certificate
-    say(f"{code.address} is the node that made the code")
+    progress(f"{code.address} is the node that made the code")
     key = make_key()
     answer = _admitted(url, vouching, code, key)
     leaf = x509.load_pem_x509_certificate(answer.certificate.encode())
@@ -125,7 +127,7 @@ def join(text: str, config: Config, directory: Path, say: Say = lambda _: None) 
         raise PairingRefused(f"{vouched.node} calls itself {answer.node} now")
     if leaf.public_key() != key.public_key() or code.name not in certificate_names(leaf):
         raise PairingRefused(f"{answer.node} sent a certificate that is not for this node")
-    say(f"{answer.node} has given this node a certificate")
+    progress(f"{answer.node} has given this node a certificate")
     trusted = None
     if answer.private or not _public(url):
         trusted = "".join(answer.authorities) or vouching
@@ -134,17 +136,17 @@ def join(text: str, config: Config, directory: Path, say: Say = lambda _: None) 
 
 
 def renew(peer: PeerSettings) -> float:
-    """Get a new certificate from the hub `peer` in place of the one that ends; the key stays.
+    """Get a new certificate from the hub `peer` in place of the expiring one; the key stays.
 
-    The hub renews one that has ended, too, for `GRACE_DAYS`: its key proves whose it is.
+    The hub also renews an expired one for `GRACE_DAYS`: its key proves the identity.
 
     Returns:
-        Unix seconds at which the new one ends.
+        Unix seconds at which the new one expires.
 
     Raises:
         ConfigError: Its files can't be used or written.
-        PairingRefused: The hub says no.
-        HubUnreachable: Nobody answers at any of its URLs.
+        PairingRefused: The hub refuses.
+        HubUnreachable: Nothing answers at any of its URLs.
     """
     if peer.certificate is None or peer.key is None:
         raise ConfigError(f"peer {peer.name}: expected `certificate` and `key`")
@@ -163,10 +165,10 @@ def renew(peer: PeerSettings) -> float:
         def ask(leaf: bytes) -> messages.Ask:
             text = messages.renewal_text(leaf, request)
             signature = key.sign(text, ec.ECDSA(hashes.SHA256()))
-            return messages.AskRenewal(old, request, signature.hex())
+            return messages.RenewalRequest(old, request, signature.hex())
 
         try:
-            renewed, shown = _exchange(url, _trusting(vouching), ask, messages.Renewed)
+            renewed, shown = _exchange(url, _trusting(vouching), ask, messages.RenewalReply)
         except HubUnreachable as error:
             failure = error
             continue
@@ -180,13 +182,13 @@ def renew(peer: PeerSettings) -> float:
 
 
 def _pieces(text: str) -> list[str]:
-    """Return each certificate in a PEM file: which are there counts, not their order."""
+    """Return the set of certificates in a PEM file; their order does not matter."""
     end = "-----END CERTIFICATE-----\n"
     return [piece + end for piece in text.split(end)[:-1]]
 
 
 def _trust(peer: PeerSettings, authorities: tuple[str, ...], shown: bytes) -> None:
-    """Trust the authorities that a hub has sent, where pairing wrote the file that names them.
+    """Trust the authorities that a hub has sent, if pairing wrote the file that names them.
 
     Args:
         peer: The hub.
@@ -210,7 +212,7 @@ def _trust(peer: PeerSettings, authorities: tuple[str, ...], shown: bytes) -> No
 
 
 def _check_places(place: Path, directory: Path) -> None:
-    """Find out before the code is used whether what comes of it can be written."""
+    """Check that the results can be written, before the code is used up."""
     try:
         make_directory(place.parent, 0o700)
         make_directory(place, 0o700)
@@ -222,42 +224,42 @@ def _check_places(place: Path, directory: Path) -> None:
         raise ConfigError(f"{error.filename}: {error.strerror}: run this as root") from None
 
 
-def _vouched(url: Url, code: Code) -> messages.Vouched:
-    """Return what vouches for the hub and fits the code; it need not be believed to be asked."""
+def _vouched(url: Url, code: Code) -> messages.AuthorityReply:
+    """Return the certificate that authenticates the hub and matches the code."""
     blind = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     blind.check_hostname = False
     blind.verify_mode = ssl.CERT_NONE
-    told, _ = _exchange(url, blind, lambda _: messages.AskAuthority(), messages.Vouched)
+    reply, _ = _exchange(url, blind, lambda _: messages.AuthorityRequest(), messages.AuthorityReply)
     try:
-        der = x509.load_pem_x509_certificate(told.certificate.encode()).public_bytes(
+        der = x509.load_pem_x509_certificate(reply.certificate.encode()).public_bytes(
             serialization.Encoding.DER
         )
     except ValueError:
         raise PairingRefused(f"{code.address} answered with no certificate") from None
-    if not re.fullmatch(NAME_PATTERN, told.node):
+    if not re.fullmatch(NAME_PATTERN, reply.node):
         raise PairingRefused(f"{code.address} gives no name that a node may have")
     if not hmac.compare_digest(fingerprint(der), code.fingerprint):
         raise PairingRefused(
             f"{code.address} is not the node that made the code: someone else answers there"
         )
-    return told
+    return reply
 
 
 def _admitted(
     url: Url, vouching: str, code: Code, key: ec.EllipticCurvePrivateKey
-) -> messages.Joined:
+) -> messages.JoinReply:
     """Return the hub's proved answer."""
     request = make_request(key, code.name)
-    asked: messages.AskJoin | None = None
+    asked: messages.JoinRequest | None = None
 
     def ask(leaf: bytes) -> messages.Ask:
         nonlocal asked
-        bare = messages.AskJoin(code.invitation, code.name, request, "")
+        bare = messages.JoinRequest(code.invitation, code.name, request, "")
         proof = messages.join_proof(code.secret, leaf, bare)
         asked = msgspec.structs.replace(bare, proof=proof)
         return asked
 
-    answer, leaf = _exchange(url, _trusting(vouching), ask, messages.Joined)
+    answer, leaf = _exchange(url, _trusting(vouching), ask, messages.JoinReply)
     assert asked is not None
     expected = messages.hub_proof(code.secret, leaf, asked, answer)
     if not hmac.compare_digest(expected.encode(), answer.proof.encode("utf-8", "replace")):
@@ -271,9 +273,9 @@ def _exchange(
     ask: Callable[[bytes], messages.Ask],
     answer: type[Answer],
 ) -> tuple[Answer, bytes]:
-    """Post what `ask` says to the hub's leaf, DER; return the answer and that leaf.
+    """Post the request that `ask` makes for the hub's leaf, DER; return the answer and the leaf.
 
-    A lost answer is asked for again: the hub answers the same question alike.
+    A lost answer is requested again: the hub answers the same request alike.
     """
     for tries_left in reversed(range(_TRIES)):
         connection = http.client.HTTPSConnection(
@@ -296,8 +298,8 @@ def _exchange(
                 ) from None
             raise PairingRefused(
                 f"{url.host}:{url.port} showed a certificate that is not of the authority that this"
-                f" node knows, or its code ({error.verify_message}): someone may stand in between,"
-                " or that authority has ended; where you know that, pair again with a new code"
+                f" node knows, or its code ({error.verify_message}): someone may intercept the"
+                " connection, or that authority has expired; if so, pair again with a new code"
             ) from None
         except (OSError, http.client.HTTPException) as error:
             if not tries_left:
@@ -318,11 +320,11 @@ def _leaf(connection: http.client.HTTPSConnection) -> bytes:
 
 
 def _read(status: int, body: bytes, answer: type[Answer]) -> Answer:
-    """Return the hub's answer, or raise what it refused."""
+    """Return the hub's answer, or raise its refusal."""
     try:
         if status == 200:
             return msgspec.json.decode(body, type=answer)
-        refused = msgspec.json.decode(body, type=messages.Refused)
+        refused = msgspec.json.decode(body, type=messages.RefusalReply)
     except msgspec.DecodeError:
         raise PairingRefused(
             f"expected an answer of linkd's pairing, got status {status}: is that a linkd node?"
@@ -343,9 +345,11 @@ def _trusting(vouching: str | None) -> ssl.SSLContext:
 
 
 def _public(url: Url) -> bool:
-    """Tell whether the system's authorities vouch for the hub."""
+    """Return whether the system's authorities verify the hub."""
     try:
-        _exchange(url, _trusting(None), lambda _: messages.AskAuthority(), messages.Vouched)
+        _exchange(
+            url, _trusting(None), lambda _: messages.AuthorityRequest(), messages.AuthorityReply
+        )
     except LinkdError:
         return False
     return True
@@ -358,10 +362,10 @@ def make_request(key: ec.EllipticCurvePrivateKey, name: str) -> str:
 
 
 class _Written(NamedTuple):
-    """What is to be written down."""
+    """What is to be written."""
 
     code: Code
-    answer: messages.Joined
+    answer: messages.JoinReply
     key: ec.EllipticCurvePrivateKey
     vouching: str | None
 
@@ -386,9 +390,9 @@ def _write(what: _Written, place: Path, directory: Path) -> Path:
 
 
 def due(peer: PeerSettings, state_dir: Path, wall: float) -> float | None:
-    """Return the Unix seconds at which a paired certificate ends, if it is time to renew it.
+    """Return the Unix seconds at which a paired certificate expires, if it is time to renew it.
 
-    That is when less than a third of its life is left. None for what pairing has not written.
+    That is when less than a third of its life is left. None if pairing did not write it.
     """
     if peer.certificate is None or Path(peer.certificate).parent != state_dir / DIRECTORY:
         return None
@@ -412,7 +416,7 @@ EndsSoon = Callable[[PeerSettings, float], None]
 
 
 class Renewed(NamedTuple):
-    """A certificate that was renewed: Unix seconds at which it and the one before end."""
+    """A renewed certificate: Unix seconds at which it and the previous one expire."""
 
     expires: float
     before: float
@@ -421,17 +425,16 @@ class Renewed(NamedTuple):
 def renew_if_due(
     peer: PeerSettings, state_dir: Path, wall: float, ends_soon: EndsSoon
 ) -> Renewed | None:
-    """Renew a paired certificate that ends soon; it waits for the disk and for the hub.
+    """Renew a paired certificate that expires soon; blocks for the disk and the hub.
 
     Args:
         peer: The hub.
         state_dir: The node's.
         wall: Unix seconds.
-        ends_soon: Called where the authority that the peer is trusted by ends soon, with the
-            seconds that are left.
+        ends_soon: Called with the seconds left if the authority of the peer expires soon.
 
     Raises:
-        NotRenewed: It ends soon and could not be renewed; has the seconds that are left.
+        NotRenewed: It expires soon and could not be renewed; has the seconds left.
         LinkdError: Its file, or that of the hub's authority, can't be used or has expired.
     """
     left = authority_left(peer, state_dir, wall)
@@ -447,11 +450,11 @@ def renew_if_due(
 
 
 class NotRenewed(LinkdError):
-    """A certificate ends soon and could not be renewed.
+    """A certificate expires soon and could not be renewed.
 
     Args:
         message: Why.
-        left: Seconds until it ends.
+        left: Seconds until it expires.
     """
 
     def __init__(self, message: str, left: float) -> None:
@@ -460,10 +463,10 @@ class NotRenewed(LinkdError):
 
 
 def authority_left(peer: PeerSettings, state_dir: Path, wall: float) -> float | None:
-    """Return the seconds until the authority that a peer is trusted by ends, if that is soon.
+    """Return the seconds until the authority of a peer expires, if that is soon.
 
-    Soon is two years for what pairing has written, because the hub sends its successor long before;
-    and two weeks for others, which may live for a few months only.
+    Soon is two years for files written by pairing, because the hub sends its successor long before;
+    and two weeks for others, which may be valid for a few months only.
 
     Raises:
         LinkdError: The file can't be used.
@@ -476,14 +479,14 @@ def authority_left(peer: PeerSettings, state_dir: Path, wall: float) -> float | 
 
 
 class Renewal:
-    """Looks once an hour whether a certificate ends soon, and renews it in a thread.
+    """Checks once an hour whether a certificate expires soon, and renews it in a thread.
 
     Args:
         config: Returns the configuration in force.
         wall: Returns Unix seconds.
         in_thread: Runs a function in a thread: `twisted.internet.threads.deferToThread`.
-        own: Renews this node's own certificate where that ends: `Pairing.renew_own`, in a thread.
-        usable: Called with a peer whose expired certificate was renewed: it can be dialed again.
+        own: Renews this node's own certificate: `PairingServer.renew_own`, in a thread.
+        usable: Called with a peer that can be dialed again after the renewal of an expired one.
     """
 
     def __init__(
@@ -508,19 +511,19 @@ class Renewal:
         )
 
     def start(self, reactor: IReactorTime) -> None:
-        """Look now, and once an hour from now on; once a minute at what has expired."""
+        """Check now and once an hour; expired certificates once a minute."""
         for loop, interval in self._loops:
             loop.clock = reactor
             loop.start(interval, now=interval == CHECK_INTERVAL)
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop checking."""
         for loop, _ in self._loops:
             if loop.running:
                 loop.stop()
 
     def check(self) -> None:
-        """Renew what ends soon; what fails is logged, and tried again an hour later."""
+        """Renew what expires soon; failures are logged, and retried an hour later."""
         config = self._config()
         if None not in self._busy:
             self._busy.add(None)
@@ -530,7 +533,7 @@ class Renewal:
                 self._look_at(peer, self._failed)
 
     def _retry(self) -> None:
-        """Renew what has expired; `check` has logged why that failed, and does so each hour."""
+        """Renew expired certificates; `check` logs failures once an hour."""
         for peer in self._config().peers:
             if peer.name in self._expired:
                 self._look_at(peer, lambda *_: None)
@@ -545,7 +548,7 @@ class Renewal:
         looked.addErrback(failed, peer).addBoth(self._over, peer.name)
 
     def _ends_soon(self, peer: PeerSettings, left: float) -> None:
-        """Warn once a day that the authority that a peer is trusted by ends; in the thread."""
+        """Warn once a day that the authority of a peer expires; in the thread."""
         wall = self._wall()
         if wall - self._warned.get(peer.name, -math.inf) < _WARN_SECONDS:
             return

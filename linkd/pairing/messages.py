@@ -1,4 +1,4 @@
-"""What the two ends of pairing exchange: the code, the messages, the agreed terms."""
+"""The pairing protocol: the code, the messages, the agreed terms."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ _ADDRESS = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9.-]+):[0-9]{1,5}")
 
 
 class Code(msgspec.Struct, frozen=True):
-    """What a code says.
+    """The content of a pairing code.
 
     Args:
         name: The node that is invited.
         address: The hub's `HOST:PORT` or `[IPV6]:PORT`.
-        fingerprint: The first 10 bytes of the SHA-256 of the certificate that vouches for the hub.
+        fingerprint: The first 10 bytes of the SHA-256 of the hub's authenticating certificate.
         secret: 80 random bits.
     """
 
@@ -47,7 +47,7 @@ class Code(msgspec.Struct, frozen=True):
 
     @property
     def invitation(self) -> str:
-        """What names the invitation on the wire; it says nothing of the secret."""
+        """The name of the invitation on the wire; it reveals nothing of the secret."""
         return hashlib.sha256(b"linkd invitation\0" + self.secret).hexdigest()[:16]
 
     @property
@@ -71,10 +71,10 @@ def encode_code(code: Code) -> str:
 
 
 def decode_code(text: str) -> Code:
-    """Return what a code says, however it was typed: case, spaces, 0 for O, 1 for I, 8 for B.
+    """Decode a code, however it was typed: case, spaces, 0 for O, 1 for I, 8 for B.
 
     Raises:
-        ConfigError: It is no code, is mistyped or incomplete, or is of a newer linkd.
+        ConfigError: It is no code, is mistyped or incomplete, or comes from a newer linkd.
     """
     letters = re.sub(r"[\s-]", "", text).upper().translate(_MISREAD)
     try:
@@ -98,7 +98,7 @@ def decode_code(text: str) -> Code:
 
 
 def _check(raw: bytes) -> bytes:
-    """Return what finds a mistyped letter."""
+    """Return the checksum that detects a mistyped letter."""
     return hashlib.sha256(b"linkd code\0" + raw).digest()[:_CHECK_BYTES]
 
 
@@ -106,17 +106,17 @@ MARK: Final = "# Written by linkd's pairing."
 
 
 class PairingRefused(LinkdError):
-    """An invitation, or what came with a code, is refused; the message says what to do."""
+    """An invitation or a request is refused; the message has what to do."""
 
 
 class PairedPeer(msgspec.Struct, frozen=True):
-    """One line of `linkd peers`.
+    """One row of `linkd peers`.
 
     Args:
         name: The peer.
         state: `invited`, `paired`, `revoked` or `expired`.
-        expires_seconds: Seconds until the code or the certificate ends.
-        configured: A `[[peer]]` of that name stands in the configuration.
+        expires_seconds: Seconds until the code or the certificate expires.
+        configured: Whether the configuration has a `[[peer]]` of that name.
     """
 
     name: str
@@ -127,13 +127,13 @@ class PairedPeer(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class PairingHooks:
-    """What pairing needs of the daemon.
+    """Callbacks of pairing into the daemon.
 
     Args:
         config: Returns the configuration in force.
-        leaf: Returns the certificate that the listener shows now; None without TLS.
-        reload: Reads the files anew, as SIGHUP does.
-        revoked: Ends the connection of that peer at once, and has the listener's TLS reload.
+        leaf: Returns the listener's current certificate; None without TLS.
+        reload: Reloads the configuration, as SIGHUP does.
+        revoked: Closes the connection of that peer at once, and reloads the listener's TLS.
     """
 
     config: Callable[[], Config]
@@ -155,7 +155,7 @@ def peer_table(
 
 
 class Terms(NamedTuple):
-    """What a peer gets, what it may send, and whether it may pass on what began elsewhere."""
+    """The channels that a peer receives and may send, and whether it may relay."""
 
     send: tuple[str, ...]
     receive: tuple[str, ...]
@@ -167,15 +167,15 @@ class Terms(NamedTuple):
 
 
 def is_ours(file: Path) -> bool:
-    """Tell whether pairing has written a file of the configuration, so that it may replace it."""
+    """Return whether pairing wrote this file of the configuration, so that it may replace it."""
     return file.exists() and file.read_text().startswith(MARK)
 
 
 def check_patterns(patterns: Sequence[str]) -> tuple[str, ...]:
-    """Return `patterns`; raise PairingRefused if one is none."""
+    """Return `patterns`; raise PairingRefused if one is malformed."""
     for pattern in patterns:
         if not is_pattern(pattern):
-            raise PairingRefused(f"{pattern[:80]!r} is no pattern of channels")
+            raise PairingRefused(f"{pattern[:80]!r} is not a channel pattern")
     return tuple(patterns)
 
 
@@ -188,18 +188,18 @@ Pem = Annotated[str, Meta(max_length=8192)]
 Authorities = Annotated[tuple[Pem, ...], Meta(max_length=MAX_AUTHORITIES)]
 
 
-class AskAuthority(msgspec.Struct, frozen=True, tag_field="ask", tag="authority"):
-    """Which certificate vouches for the hub? The one who asks knows its fingerprint."""
+class AuthorityRequest(msgspec.Struct, frozen=True, tag_field="ask", tag="authority"):
+    """Asks for the certificate that authenticates the hub, whose fingerprint the code has."""
 
 
-class AskJoin(msgspec.Struct, frozen=True, tag_field="ask", tag="join"):
-    """A certificate, please, by this invitation.
+class JoinRequest(msgspec.Struct, frozen=True, tag_field="ask", tag="join"):
+    """Asks for a certificate by an invitation.
 
     Args:
-        invitation: Which one (`Code.invitation`).
+        invitation: Its name (`Code.invitation`).
         name: The node that joins.
         request: Its certificate signing request, PEM.
-        proof: `join_proof` of all that.
+        proof: `join_proof` of the fields above.
     """
 
     invitation: Short
@@ -208,11 +208,11 @@ class AskJoin(msgspec.Struct, frozen=True, tag_field="ask", tag="join"):
     proof: Short
 
 
-class AskRenewal(msgspec.Struct, frozen=True, tag_field="ask", tag="renewal"):
-    """A new certificate in place of one that ends soon.
+class RenewalRequest(msgspec.Struct, frozen=True, tag_field="ask", tag="renewal"):
+    """Asks for a new certificate in place of one that expires soon.
 
     Args:
-        certificate: The one that the node has, PEM.
+        certificate: The node's current certificate, PEM.
         request: A signing request, PEM.
         signature: By the key of `certificate` over `renewal_text`, ECDSA with SHA-256, hexadecimal.
     """
@@ -222,28 +222,28 @@ class AskRenewal(msgspec.Struct, frozen=True, tag_field="ask", tag="renewal"):
     signature: Annotated[str, Meta(max_length=512)]
 
 
-Ask = AskAuthority | AskJoin | AskRenewal
+Ask = AuthorityRequest | JoinRequest | RenewalRequest
 
 
-class Vouched(msgspec.Struct, frozen=True):
-    """The certificate that vouches for the hub, an authority's or its own, and its name."""
+class AuthorityReply(msgspec.Struct, frozen=True):
+    """The certificate that authenticates the hub, an authority's or its own, and the hub's name."""
 
     certificate: Pem
     node: Short
 
 
-class Joined(msgspec.Struct, frozen=True):
-    """Welcome.
+class JoinReply(msgspec.Struct, frozen=True):
+    """The certificate and terms of the new node.
 
     Args:
         node: The hub's name.
         certificate: The new node's certificate, PEM.
-        send: What of its log the node should send.
-        receive: What it will get.
-        private: The hub's certificate is signed by what vouched for it; else by a public authority.
-        proof: `hub_proof` of all that.
-        authorities: Those that may sign the hub's certificate, PEM, each alone: the one in use and,
-            in good time, its successor. Empty where another authority signs the hub's certificate.
+        send: The channels that the node should send.
+        receive: The channels that it will receive.
+        private: The authenticating certificate signed the hub's; else a public authority did.
+        proof: `hub_proof` of this reply.
+        authorities: Those that may sign the hub's certificate, one PEM each: the current one and,
+            well before it expires, its successor. Empty if another authority signs it.
     """
 
     node: Short
@@ -255,34 +255,34 @@ class Joined(msgspec.Struct, frozen=True):
     authorities: Authorities = ()
 
 
-class Renewed(msgspec.Struct, frozen=True):
-    """The new certificate, PEM, and the authorities as in `Joined`."""
+class RenewalReply(msgspec.Struct, frozen=True):
+    """The new certificate, PEM, and the authorities as in `JoinReply`."""
 
     certificate: Pem
     authorities: Authorities = ()
 
 
-class Refused(msgspec.Struct, frozen=True):
-    """No, and why."""
+class RefusalReply(msgspec.Struct, frozen=True):
+    """The reason of a refusal."""
 
     error: Short
     message: Annotated[str, Meta(max_length=1024)]
 
 
-def join_proof(secret: bytes, leaf: bytes, ask: AskJoin) -> str:
-    """Return the joining node's proof: it knows the secret, and talks to the holder of `leaf`.
+def join_proof(secret: bytes, leaf: bytes, ask: JoinRequest) -> str:
+    """Return the joining node's proof that it knows the secret and talks to the holder of `leaf`.
 
     Args:
         secret: The code's 80 bits.
         leaf: The certificate, DER, that the hub shows in this TLS connection.
-        ask: The request; its `proof` does not count.
+        ask: The request; its `proof` is not covered.
     """
     parts = ("join", _digest(leaf), ask.invitation, ask.name, ask.request)
     return hmac.new(secret, encode_fields(*parts), hashlib.sha256).hexdigest()
 
 
-def hub_proof(secret: bytes, leaf: bytes, ask: AskJoin, answer: Joined) -> str:
-    """Return the hub's proof that this answer to `ask` comes from who made the code."""
+def hub_proof(secret: bytes, leaf: bytes, ask: JoinRequest, answer: JoinReply) -> str:
+    """Return the hub's proof that this answer to `ask` comes from the creator of the code."""
     parts = (
         "hub",
         _digest(leaf),
@@ -298,7 +298,7 @@ def hub_proof(secret: bytes, leaf: bytes, ask: AskJoin, answer: Joined) -> str:
 
 
 def renewal_text(leaf: bytes, request: str) -> bytes:
-    """Return what the old key signs: the hub's certificate, DER, and the new request."""
+    """Return the text that the old key signs: the hub's certificate, DER, and the new request."""
     return encode_fields("renewal", _digest(leaf), request)
 
 

@@ -1,4 +1,4 @@
-"""The hub's end of pairing: invitations, `POST /pair`, revocation, calls on the socket."""
+"""The hub's side of pairing: invitations, `POST /pair`, revocation, calls on the socket."""
 
 from __future__ import annotations
 
@@ -69,21 +69,21 @@ _INVALID = (InvalidSignature, AssertionError, ValueError)
 
 @dataclass
 class _Invitation:
-    """A code that was given out, and what became of it."""
+    """A code that was issued, and its state."""
 
     code: Code
     ends: float
     terms: Terms
     wrong: int = 0
-    answered: tuple[messages.AskJoin, messages.Joined] | None = None
+    answered: tuple[messages.JoinRequest, messages.JoinReply] | None = None
 
 
 class PairingServer:
-    """The hub's end.
+    """The hub's side of pairing.
 
     Args:
-        hooks: What it needs of the daemon.
-        directory: Where the configuration's further files lie: `/etc/linkd/linkd.d`.
+        hooks: Callbacks into the daemon.
+        directory: The directory of further configuration files: `/etc/linkd/linkd.d`.
         clock: Returns monotonic seconds.
         wall: Returns Unix seconds.
     """
@@ -106,9 +106,9 @@ class PairingServer:
         self._warnings: dict[str, str] = {}
 
     def open(self) -> None:
-        """Read what was issued, so that the listener refuses what was revoked; once, at the start.
+        """Read the issued certificates, so that revoked ones are refused; once, at the start.
 
-        Where that fails, a warning says so, and the revocation list of before is in force.
+        If that fails, a warning reports it, and the previous revocation list is in force.
         """
         try:
             if self._has_authority():
@@ -123,11 +123,11 @@ class PairingServer:
         return frozenset() if self._authority is None else self._authority.revoked
 
     def warning(self) -> str | None:
-        """Return what an operator must act on; None where all is well. For any thread."""
+        """Return what an operator must act on; None if all is well. For any thread."""
         return "; ".join(list(self._warnings.values())) or None
 
     def certificate_ends(self) -> list[tuple[str, float]]:
-        """Return the paired peers, and the Unix seconds at which each one's certificate ends."""
+        """Return the Unix seconds at which the certificate of each paired peer expires."""
         return list({each.name: each.expires for each in self._issued if not each.revoked}.items())
 
     # What a person asks for, over the unix socket
@@ -144,13 +144,13 @@ class PairingServer:
 
         Args:
             name: The new peer's `node.name`.
-            address: `HOST[:PORT]` at which it reaches this node; None: what this host is known by.
-            send: Patterns of what it gets; None: as configured, or what begins with its name.
-            receive: Patterns of what it may send; None: as configured, or everything.
-            relay: It may pass on what began at other nodes; where False: as configured.
+            address: `HOST[:PORT]` at which it reaches this node; None: this host's own.
+            send: Patterns that it receives; None: as configured, or those with its name first.
+            receive: Patterns that it may send; None: as configured, or everything.
+            relay: Whether it may relay records of other nodes; False: as configured.
 
         Raises:
-            PairingRefused: This node can't be paired with as it is; the message says what to do.
+            PairingRefused: This node is not ready for pairing; the message has what to do.
         """
         if not re.fullmatch(NAME_PATTERN, name) or name == self._config.node.name:
             raise PairingRefused(
@@ -179,7 +179,7 @@ class PairingServer:
         return encode_code(code)
 
     def peers(self) -> list[PairedPeer]:
-        """Return who was invited or paired, by name; each once, with what holds now."""
+        """Return the invited and paired nodes by name, each once with its current state."""
         self._forget()
         configured = {peer.name for peer in self._config.peers}
         found: dict[str, PairedPeer] = {}
@@ -199,12 +199,12 @@ class PairingServer:
     def revoke(self, name: str) -> int:
         """Revoke every certificate and code of `name`, at once.
 
-        Its `[[peer]]` and what is owed to it stay, until its file is deleted or it is invited
+        Its `[[peer]]` and the records owed to it stay until its file is deleted or it is invited
         again.
 
         Returns:
-            How many certificates of `name` the listener refuses now that are not expired, those
-            that were revoked before included.
+            How many unexpired certificates of `name` the listener now refuses, including those
+            revoked before.
 
         Raises:
             PairingRefused: No node of that name was invited or paired.
@@ -229,12 +229,12 @@ class PairingServer:
         return len(taken)
 
     def renew_own(self) -> None:
-        """Renew the hub's own certificate where it comes from its own authority and ends soon.
+        """Renew the hub's own certificate if its own authority signed it and it expires soon.
 
-        The authority's successor is made in good time.
+        The authority's successor is also created in time.
 
         Raises:
-            LinkdError, OSError: It could not be done; what was before stays.
+            LinkdError, OSError: It failed; nothing has changed.
         """
         listen = self._config.listen
         if listen is None or listen.certificate is None or not self._has_authority():
@@ -246,7 +246,7 @@ class PairingServer:
             authority.hub_certificate(())
 
     def _succeed(self, authority: Authority) -> None:
-        """Make the authority's successor in good time; warn for two years where that fails."""
+        """Create the authority's successor in time; warn for two years if that fails."""
         failure = None
         try:
             authority.signers.succeed()
@@ -257,7 +257,7 @@ class PairingServer:
             self._warnings.pop("authority", None)
             return
         why = "" if failure is None else f" ({failure.strerror or failure})"
-        self._warnings["authority"] = told = (
+        self._warnings["authority"] = warning = (
             f"{authority.path(AUTHORITY_FILE)}: this node's authority ends in {left / 86_400:.0f}"
             f" days, and its successor could not be made{why}: make the directory writable; without"
             " a successor all peers must be paired again"
@@ -269,14 +269,14 @@ class PairingServer:
                 certificate=str(authority.path(AUTHORITY_FILE)),
                 expires_seconds=round(left),
                 days=round(left / 86_400, 1),
-                detail=told,
+                detail=warning,
             )
 
     # What a joining node asks for, over the listener's port
 
     @property
     def posts(self) -> dict[str, Callable[[bytes, str], tuple[int, bytes]]]:
-        """What the listener dispatches: path, and what answers body and address there."""
+        """The handlers for the listener: by path, from body and address to the answer."""
         path = messages.PATH
         return {path: lambda body, address: self.post(path, body, address, self._clock())}
 
@@ -318,15 +318,17 @@ class PairingServer:
         leaf = self._hooks.leaf()
         if leaf is None or not self._has_authority():
             raise PairingRefused("nobody was invited here")
-        if isinstance(ask, messages.AskAuthority):
+        if isinstance(ask, messages.AuthorityRequest):
             vouching, _ = self._vouching(leaf)
             pem = vouching.public_bytes(serialization.Encoding.PEM).decode()
-            return messages.Vouched(pem, self._config.node.name)
-        if isinstance(ask, messages.AskRenewal):
+            return messages.AuthorityReply(pem, self._config.node.name)
+        if isinstance(ask, messages.RenewalRequest):
             return self._renew(ask, leaf)
         return self._join(ask, leaf, now)
 
-    def _join(self, ask: messages.AskJoin, leaf: x509.Certificate, now: float) -> messages.Joined:
+    def _join(
+        self, ask: messages.JoinRequest, leaf: x509.Certificate, now: float
+    ) -> messages.JoinReply:
         invitation = self._invitations.get(ask.invitation)
         if invitation is None:
             raise PairingRefused(
@@ -344,7 +346,9 @@ class PairingServer:
             invitation.wrong += 1
             if invitation.wrong >= MAX_WRONG_PROOFS:
                 invitation.ends = now
-            raise PairingRefused("the proof does not fit the code: someone may stand in between")
+            raise PairingRefused(
+                "the proof does not fit the code: someone may intercept the connection"
+            )
         if ask.name != invitation.code.name:
             raise PairingRefused(f"the code is for {invitation.code.name}, not for {ask.name}")
         terms = invitation.terms
@@ -352,7 +356,7 @@ class PairingServer:
         certificate = self._open_authority().issue(_request(ask.request), ask.name)
         if self._configured(ask.name) != terms:
             write_atomically(self._file(ask.name), terms.table(ask.name).encode(), 0o640)
-        answer = messages.Joined(
+        answer = messages.JoinReply(
             node=self._config.node.name,
             certificate=certificate,
             send=terms.receive,
@@ -368,7 +372,7 @@ class PairingServer:
         self._hooks.reload()
         return answer
 
-    def _renew(self, ask: messages.AskRenewal, leaf: x509.Certificate) -> messages.Renewed:
+    def _renew(self, ask: messages.RenewalRequest, leaf: x509.Certificate) -> messages.RenewalReply:
         authority = self._open_authority()
         try:
             old = x509.load_pem_x509_certificate(ask.certificate.encode())
@@ -396,9 +400,9 @@ class PairingServer:
         request = _request(ask.request)
         if request.public_key() != key:
             raise PairingRefused("the request is not for the certificate's own key")
-        return messages.Renewed(authority.renew(entry, request), self._authorities(leaf))
+        return messages.RenewalReply(authority.renew(entry, request), self._authorities(leaf))
 
-    # What it stands on
+    # State
 
     @property
     def _config(self) -> Config:
@@ -432,7 +436,7 @@ class PairingServer:
             raise PairingRefused(str(error)) from None
 
     def _provide(self, host: str) -> x509.Certificate:
-        """Return the listener's certificate, which must be for `host`; make authority and files."""
+        """Return the listener's certificate, valid for `host`; create authority and files."""
         listen, authority = self._config.listen, self._open_authority()
         assert listen is not None
         ours = authority.path("hub.crt")
@@ -465,7 +469,7 @@ class PairingServer:
         return leaf
 
     def _vouching(self, leaf: x509.Certificate) -> tuple[x509.Certificate, bool]:
-        """Return what vouches for the listener's certificate, and whether peers need it sent."""
+        """Return the certificate that verifies the listener's, and whether peers need it."""
         issuer = self._open_authority().signers.issuer_of(leaf)
         if issuer is not None:
             return issuer.certificate, True
@@ -476,7 +480,7 @@ class PairingServer:
         return top, top.subject == top.issuer
 
     def _authorities(self, leaf: x509.Certificate) -> tuple[str, ...]:
-        """Return the authorities that a peer needs; none where ours do not sign the hub's."""
+        """Return the authorities that a peer needs; none if ours do not sign the hub's."""
         signers = self._open_authority().signers
         issuer = signers.issuer_of(leaf)
         if issuer is None:
@@ -485,7 +489,7 @@ class PairingServer:
         return tuple(issuing.pem(each).decode() for each in found[: messages.MAX_AUTHORITIES])
 
     def _check_writable(self) -> None:
-        """Refuse before a code is out where its peer could not be written down."""
+        """Refuse an invitation if the peer's file could not be written."""
         try:
             make_directory(self._directory, 0o750)
         except OSError as error:
@@ -498,7 +502,7 @@ class PairingServer:
     def _terms(
         self, name: str, send: Sequence[str] | None, receive: Sequence[str] | None, relay: bool
     ) -> Terms:
-        """Return what a new peer gets, sends and may relay; what is not given is as configured."""
+        """Return the terms of a new peer; what is not given is as configured."""
         known = self._configured(name) or Terms((f"{name}.>",), (">",), False)
         terms = Terms(
             known.send if send is None else check_patterns(send),
@@ -509,7 +513,7 @@ class PairingServer:
         return terms
 
     def _check_terms(self, name: str, terms: Terms) -> None:
-        """Refuse terms that would not take effect: the peer's `[[peer]]` was written by hand."""
+        """Refuse terms without effect: the peer's `[[peer]]` was written by hand."""
         known, file = self._configured(name), self._file(name)
         if known is None or known == terms:
             return
@@ -544,7 +548,7 @@ def _request(pem: str) -> x509.CertificateSigningRequest:
 
 
 def _no(status: int, error: str, message: str) -> tuple[int, bytes]:
-    return status, msgspec.json.encode(messages.Refused(error, message))
+    return status, msgspec.json.encode(messages.RefusalReply(error, message))
 
 
 PREFIX: Final = "/v1/pairing"
@@ -553,7 +557,7 @@ Patterns = Annotated[tuple[Annotated[str, Meta(max_length=255)], ...], Meta(max_
 
 
 class Invite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of `POST /v1/pairing/invite`; see `Pairing.invite`."""
+    """The body of `POST /v1/pairing/invite`; see `PairingServer.invite`."""
 
     name: Annotated[str, Meta(max_length=63)]
     address: Annotated[str, Meta(max_length=300)] | None = None
@@ -563,7 +567,7 @@ class Invite(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Invited(msgspec.Struct, frozen=True):
-    """Its answer: the code, and for how many seconds it is good."""
+    """Its answer: the code, and for how many seconds it is valid."""
 
     code: str
     expires_seconds: float
@@ -576,7 +580,7 @@ class Peers(msgspec.Struct, frozen=True):
 
 
 class Revoked(msgspec.Struct, frozen=True):
-    """The answer of `POST …/peers/NAME/revoke`: how many certificates the listener refuses now."""
+    """The answer of `POST …/peers/NAME/revoke`: how many certificates the listener now refuses."""
 
     certificates: int
 
@@ -590,7 +594,7 @@ def local_call(pairing: PairingServer, method: str, path: str, body: bytes) -> t
     """Answer a call below `/v1/pairing`; return status and body (JSON). For the unix socket only.
 
     Args:
-        pairing: The hub's end.
+        pairing: The hub's side.
         method: As in HTTP.
         path: The whole path, still quoted.
         body: The request's body.

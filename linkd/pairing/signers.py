@@ -1,7 +1,7 @@
 """The authority's signing keys, current and next, and atomic writes of its files.
 
-`ca.key` holds the keys, oldest first, and `ca.crt` their certificates. A successor is made
-`SUCCESSOR_DAYS` before the newest certificate ends, and reaches each peer with its next renewal.
+`ca.key` holds the keys, oldest first, and `ca.crt` their certificates. A successor is created
+`SUCCESSOR_DAYS` before the newest certificate expires, and reaches each peer with its next renewal.
 Peers' certificates are signed by the newest key: only this node verifies them, and it trusts all.
 The hub's own certificate changes to the newest key last, because peers verify that one.
 """
@@ -30,7 +30,7 @@ from linkd.net.tls import AUTHORITY_FILE
 
 
 def make_directory(path: Path, mode: int) -> None:
-    """Make `path` if it isn't there; it then belongs to the owner of the directory above."""
+    """Create `path` if it is missing, owned by the owner of its parent directory."""
     if path.is_dir():
         return
     path.mkdir(mode=mode)
@@ -39,9 +39,9 @@ def make_directory(path: Path, mode: int) -> None:
 
 
 def write_atomically(path: Path, content: bytes, mode: int) -> None:
-    """Write a file so that a crash leaves the old or the new one, never a part.
+    """Write a file atomically: a crash leaves the old or the new one.
 
-    It belongs to the owner of its directory, so that a command run by root writes for the daemon.
+    Its owner is that of its directory, so that a command run by root writes for the daemon.
 
     Raises:
         OSError: It can't be written; the old one stays.
@@ -68,7 +68,7 @@ def write_atomically(path: Path, content: bytes, mode: int) -> None:
 
 
 def _adopt(path: Path) -> None:
-    """Give what root has made to the owner of the directory that it lies in."""
+    """Change the owner of a file created by root to that of its directory."""
     if os.geteuid() == 0:
         above = path.parent.stat()
         os.chown(path, above.st_uid, above.st_gid)
@@ -125,9 +125,9 @@ class Signers:
 
     @property
     def expires(self) -> float:
-        """Unix seconds at which the last certificate ends.
+        """Unix seconds at which the last certificate expires.
 
-        One that was made while the clock was ahead does not count before it begins.
+        One made while the clock was ahead does not count before its start.
         """
         now = self._wall()
         begun = [each for each in self._all if _begins(each) <= now]
@@ -139,7 +139,7 @@ class Signers:
         Raises:
             ConfigError: The clock is before the first certificate.
             Unavailable: The clock shows a time before this version of linkd was made.
-            OSError: All have ended, and a successor can't be written.
+            OSError: All have expired, and a successor can't be written.
         """
         return self._valid()[-1]
 
@@ -158,21 +158,21 @@ class Signers:
         return tuple(each.certificate for each in reversed(self._all) if _ends(each) > now)
 
     def issuer_of(self, certificate: x509.Certificate) -> Issuer | None:
-        """Return the signer of `certificate`; None if none of ours has signed it."""
+        """Return the signer of `certificate`; None if it is not ours."""
         ours = (each for each in self._all if is_issued_by(certificate, each.certificate))
         return next(ours, None)
 
     def succeed(self) -> bool:
-        """Make a successor where the last certificate ends within `SUCCESSOR_DAYS`.
+        """Create a successor if the last certificate expires within `SUCCESSOR_DAYS`.
 
-        Nothing is made while the clock shows a time before this version of linkd was made.
+        Nothing is created while the clock shows a time before this version of linkd was made.
 
         Returns:
-            Whether one was made.
+            Whether one was created.
 
         Raises:
-            OSError: It can't be written; memory has not changed. Where only `ca.crt` failed, the
-                new key is in `ca.key`, and the next start makes its certificate.
+            OSError: It can't be written; memory has not changed. If only `ca.crt` failed, the new
+                key is in `ca.key`, and the next start creates its certificate.
         """
         now = self._wall()
         if self.expires - now > SUCCESSOR_DAYS * DAY_SECONDS or not is_plausible(now):
@@ -196,12 +196,12 @@ class Signers:
         )
 
     def _valid(self) -> list[Issuer]:
-        """Return those that are valid now, oldest first; a successor is made where all have ended.
+        """Return those that are valid now, oldest first; create a successor if all have expired.
 
         Raises:
             ConfigError: The clock is before the first certificate.
             Unavailable: The clock shows a time before this version of linkd was made.
-            OSError: All have ended, and a successor can't be written.
+            OSError: All have expired, and a successor can't be written.
         """
         now = self._wall()
         begun = [each for each in self._all if _begins(each) <= now]
@@ -220,7 +220,7 @@ class Signers:
         return valid
 
     def _check_clock(self) -> None:
-        """Sign nothing by a clock that is wrong: what it signs is never valid at the right time."""
+        """Raise if the clock is wrong: the certificates would not be valid at the right time."""
         now = self._wall()
         if not is_plausible(now):
             raise Unavailable(
@@ -230,7 +230,7 @@ class Signers:
             )
 
     def _found(self) -> None:
-        """Make the first; its key is written last, and shows that all of it is there."""
+        """Create the first signer; its key is written last, as the sign of completion."""
         self._check_clock()
         key = certificates.make_key()
         self._write_certificates([Issuer(self._certify(key, first=True), key)])
@@ -311,7 +311,7 @@ def write_keys(path: Path, keys: list[ec.EllipticCurvePrivateKey]) -> None:
 
 
 def _public(certificate: x509.Certificate) -> object:
-    """Return what can be compared of a certificate's key."""
+    """Return a comparable form of a certificate's public key."""
     key = certificate.public_key()
     return key.public_numbers() if isinstance(key, ec.EllipticCurvePublicKey) else None
 

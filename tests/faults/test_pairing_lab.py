@@ -127,7 +127,7 @@ def test_a_man_in_the_middle(lab: Lab, daemons: Start, tmp_path: Path) -> None:
     with man_in_the_middle(between, hub_host.address, "hub.lab", tmp_path):
         refused = command(edge, "join", code)
     assert refused.returncode == 4
-    assert "someone may stand in between" in refused.stderr
+    assert "someone may intercept the connection" in refused.stderr
     assert not list(edge.directory.glob("linkd.d/*"))
     assert [row.split()[1] for row in command(hub, "peers").stdout.splitlines()[1:]] == ["invited"]
     # Another hub that answers in its place is known by its fingerprint.

@@ -147,7 +147,7 @@ async def test_a_man_in_the_middle_with_his_own_certificate_is_refused(
         diverted = encode_code(type(real)(real.name, address, real.fingerprint, real.secret))
         assert "someone else answers" in await refusal(diverted, edge)
         middle.pass_on(hub)
-        assert "someone may stand in between" in await refusal(diverted, edge)
+        assert "someone may intercept the connection" in await refusal(diverted, edge)
     finally:
         await middle.close()
     assert hub.config.peers == ()
@@ -162,7 +162,7 @@ async def test_a_proof_made_for_another_certificate_is_refused(hub: Hub) -> None
     shown = x509.load_pem_x509_certificate(leaf)
     status, body = hub.post(hub.ask(code, shown))
     assert status == 403
-    assert b"someone may stand in between" in body
+    assert b"someone may intercept the connection" in body
     assert hub.post(hub.ask(code, hub.tls.leaf))[0] == 200
 
 
@@ -267,7 +267,7 @@ async def test_nobody_answers(hub: Hub, edge: Config) -> None:
 async def test_a_peer_written_by_hand_is_not_replaced(hub: Hub, tmp_path: Path) -> None:
     own = '[[peer]]\nname = "hub"\ndial = ["wss://hub.example/link"]\nsecret_file = "s"\n'
     edge = edge_config(tmp_path / "edge", "edge-1", own)
-    with pytest.raises(ConfigError, match="stands in the configuration"):
+    with pytest.raises(ConfigError, match="is in the configuration already"):
         await joined(hub.pairing.invite("edge-1", "127.0.0.1"), edge)
     assert hub.config.peers == ()
 

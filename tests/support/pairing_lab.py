@@ -119,15 +119,15 @@ class Hub:
         self.ahead += 1.0
         return self.pairing.post("/pair", msgspec.json.encode(ask), "192.0.2.7", self.clock())
 
-    def ask(self, code: Code, leaf: x509.Certificate) -> messages.AskJoin:
+    def ask(self, code: Code, leaf: x509.Certificate) -> messages.JoinRequest:
         """Return a request to join, proved for the certificate `leaf`."""
         request = make_request(ec.generate_private_key(ec.SECP256R1()), code.name)
-        bare = messages.AskJoin(code.invitation, code.name, request, "")
+        bare = messages.JoinRequest(code.invitation, code.name, request, "")
         der = leaf.public_bytes(serialization.Encoding.DER)
         proof = messages.join_proof(code.secret, der, bare)
         return msgspec.structs.replace(bare, proof=proof)
 
-    def wrong_proof(self, code: Code) -> messages.AskJoin:
+    def wrong_proof(self, code: Code) -> messages.JoinRequest:
         """Return a request to join whose proof is wrong."""
         return msgspec.structs.replace(self.ask(code, self.tls.leaf), proof="0" * 64)
 

@@ -409,7 +409,7 @@ class Edge:
         der = leaf.public_bytes(serialization.Encoding.DER)
         text = messages.renewal_text(der, request)
         signature = self.key.sign(text, ec.ECDSA(hashes.SHA256())).hex()
-        ask = messages.AskRenewal(certificate or self.certificate, request, signature)
+        ask = messages.RenewalRequest(certificate or self.certificate, request, signature)
         self.desk.now += 10.0
         status, body = self.desk.pairing.post(
             "/pair", msgspec.json.encode(ask), "192.0.2.7", self.desk.now
@@ -675,8 +675,10 @@ def test_a_hub_whose_certificate_is_of_another_time_is_no_attack(
     trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     url = client.parse_url(CODE.url)
     with pytest.raises(PairingRefused, match=f"{word} by this host's clock, which shows") as caught:
-        client._exchange(url, trusting, lambda _: messages.AskAuthority(), messages.Vouched)
-    assert "stand in between" not in str(caught.value)
+        client._exchange(
+            url, trusting, lambda _: messages.AuthorityRequest(), messages.AuthorityReply
+        )
+    assert "intercept the connection" not in str(caught.value)
 
 
 @pytest.mark.parametrize("content", ["{", '{"version":2,"certificates":[]}', '{"version":1}'])
