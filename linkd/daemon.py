@@ -67,7 +67,7 @@ to the kernel and asked for again with each turn of the event loop.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
 
 
-def settle() -> None:
+def tune_gc() -> None:
     """Bound the heap's free memory; collect once, then exempt all current objects from GC."""
     with suppress(OSError, AttributeError):  # another library than glibc may have no such call
         library = ctypes.CDLL(None)
@@ -232,7 +232,7 @@ class Daemon:
             peers=len(self.config.peers),
             start_seconds=self._reactor.seconds() - self._began,
         )
-        settle()
+        tune_gc()
 
     def _loop(self, interval: float, call: Callable[[], None]) -> None:
         """Call a function repeatedly, on the reactor's clock."""

@@ -62,7 +62,7 @@ def open_cursors(
     """Open the file of cursors and outages that belongs to `log`, or create it.
 
     Returns:
-        A `CursorStore` and `OutageStore`, with `notices` (for the operator) and
+        A `CursorStore` that also keeps outages, with `notices` (for the operator) and
         `close(done)`; close it before the log. With a log in memory it is in memory too.
 
     Raises:

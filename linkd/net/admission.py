@@ -282,7 +282,7 @@ class ConnectionLimiter:
         Strangers are displaced; peers and addresses of greeted peers are not.
         """
         if self.pending >= self.places and not self._strangers:
-            return f"{self.pending} connections have not said hello"
+            return f"{self.pending} connections have not sent a hello"
         return None
 
     def enter(self, address: str, push_out: Callable[[str], None]) -> Place:
@@ -298,10 +298,10 @@ class ConnectionLimiter:
         gone: Place | None = None
         if here >= max(self.limits.pending_per_address, _PLACES_PER_PEER * peers):
             gone = self._here[place.address].first()
-            why = f"{here} connections from {address} have not said hello"
+            why = f"{here} connections from {address} have not sent a hello"
         elif self.pending >= self.places or (not peers and self._strangers_fill()):
             gone = self._strangers.first()
-            why = f"{self.pending} connections have not said hello"
+            why = f"{self.pending} connections have not sent a hello"
         if gone is not None:
             self.leave(gone)
             gone.push_out(f"{why}: the oldest was closed")

@@ -499,8 +499,8 @@ class Connection(Silence, FrameReader, FrameWriter):
             return word, f"the peer said goodbye: {goodbye.detail or goodbye.reason}"
         code = self.remoteCloseCode
         if code is not None and code not in _CLOSED_WELL:
-            said = printable(self.remoteCloseReason or "") or "no reason given"
-            return "protocol", f"the peer closed the connection ({code}): {said}"
+            text = printable(self.remoteCloseReason or "") or "no reason given"
+            return "protocol", f"the peer closed the connection ({code}): {text}"
         return "closed", f"{ended(reason)} without a goodbye"
 
     @abstractmethod

@@ -156,7 +156,7 @@ class FairShare:
     Only callers with a queued job have a queue, so the memory is bounded by the connections.
 
     Args:
-        clock: The reactor. Where it has no `at_turn_end`, iterations are not told apart, and only
+        clock: The reactor. Where it has no `at_turn_end`, iterations are not seen, and only
             what queues is bounded.
     """
 

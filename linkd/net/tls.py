@@ -129,7 +129,7 @@ def openssl_words(error: BaseException) -> str:
     return "; ".join(str(entry[-1]) for entry in error.args[0] if entry and entry[-1])
 
 
-def said(error: BaseException, who: str, their_ca: str) -> str | None:
+def handshake_failure(error: BaseException, who: str, their_ca: str) -> str | None:
     """Return why a handshake failed, where it was not for a certificate refused here.
 
     Args:
@@ -362,7 +362,7 @@ class ServerTls:
         if found is not None:
             where, whose = "`listen.client_ca`", "the dialer's certificate"
             return verdict(found.number, found.depth, whose, where, "clientAuth")
-        return said(_error(reason), "the dialer", "`ca` of this peer")
+        return handshake_failure(_error(reason), "the dialer", "`ca` of this peer")
 
     def claimed(self, transport: object) -> list[str]:
         """Return the node names in a certificate that was refused: nothing of it is proved."""
@@ -446,7 +446,7 @@ class ClientTls:
         if self._verdict is not None:
             whose = f"the certificate of {self._host}"
             return rejected(verdict(*self._verdict, whose, "`ca` of this peer", "serverAuth"))
-        detail = said(_error(reason), self._host, "`listen.client_ca`")
+        detail = handshake_failure(_error(reason), self._host, "`listen.client_ca`")
         return None if detail is None else rejected(detail)
 
     def _judge(

@@ -562,7 +562,7 @@ class Replicator:
         """Repeat a delayed ack, and rejoin where the peer's ack is overdue; call it once a second.
 
         A peer without room for what it gets repeats its last ack, as does one that has only part
-        of a record: one that says nothing at all has lost its place.
+        of a record: a peer that sends nothing at all has lost its position.
         """
         connection, inbound = self.connection, self.session.inbound
         if connection is None:

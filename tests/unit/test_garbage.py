@@ -34,7 +34,7 @@ def _looks() -> int:
 
 
 def test_what_is_there_is_left_alone_and_containers_that_go_by_themselves_lead_to_no_look() -> None:
-    daemon.settle()
+    daemon.tune_gc()
     assert gc.get_freeze_count() > 1000
     before = _looks()
     for _ in range(20):
@@ -44,7 +44,7 @@ def test_what_is_there_is_left_alone_and_containers_that_go_by_themselves_lead_t
 
 
 def test_what_links_leave_behind_goes_whatever_its_age() -> None:
-    daemon.settle()
+    daemon.tune_gc()
     kept: list[list[int]] = []
     left = _Left()
     gone = weakref.ref(left)
@@ -73,7 +73,7 @@ def faults(size, times=100):
         del one, two
     return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // times
 
-garbage.settle()
+garbage.tune_gc()
 print(faults(100_000), faults(300_000), faults(1 << 20), faults(16 << 20))
 """
 

@@ -141,7 +141,7 @@ def test_the_oldest_stranger_makes_way() -> None:
     door = Door(pending=3)
     places = [door.enter(name) for name in "abcde"]
     assert door.gone == ["a", "b"]
-    assert "3 connections have not said hello: the oldest was closed" in door.why[0]
+    assert "3 connections have not sent a hello: the oldest was closed" in door.why[0]
     assert door.admission.pending == 3
     for place in places:
         door.admission.leave(place)

@@ -214,7 +214,7 @@ def error(*words: str) -> SSL.Error:
     ],
 )
 def test_what_is_said_of_openssl_s_errors(words: str, expected: str) -> None:
-    said = tls_reasons.said(error(words), "hub", "`listen.client_ca`")
+    said = tls_reasons.handshake_failure(error(words), "hub", "`listen.client_ca`")
     assert said is not None
     assert expected in said
 
@@ -223,7 +223,7 @@ def test_what_is_said_of_openssl_s_errors(words: str, expected: str) -> None:
     "cause", [ConnectionLost(), SSL.Error(), SSL.Error([]), error("unexpected eof while reading")]
 )
 def test_what_is_not_tls_s_fault(cause: BaseException) -> None:
-    assert tls_reasons.said(cause, "hub", "ca") is None
+    assert tls_reasons.handshake_failure(cause, "hub", "ca") is None
 
 
 def test_an_unknown_verdict_has_its_number() -> None:
