@@ -1,7 +1,4 @@
-"""What linkd needs to tell time.
-
-Monotonic seconds and timers of the reactor, and wall-clock stamps.
-"""
+"""Time: the reactor's monotonic seconds and timers, and wall-clock stamps."""
 
 from __future__ import annotations
 
@@ -16,28 +13,28 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 PROGRAM_DATE: Final = datetime(2026, 11, 1, tzinfo=UTC).timestamp()
-"""Unix seconds at which this version did not exist yet; a release sets it to its own date."""
+"""Unix seconds before which this version did not exist; a release sets it to its date."""
 
 _TIMEX_BYTES = 512
 _TIME_ERROR, _UNSYNCHRONISED = 5, 0x40
-"""What adjtimex(2) returns, and the flag STA_UNSYNC, where the clock is not synchronised."""
+"""The result of adjtimex(2), and the flag STA_UNSYNC, for a clock that is not synchronised."""
 
 _TIMESYNC = Path("/run/systemd/timesync/synchronized")
 _BOOT_NAME, _BOOT_LETTERS = "boot", 32
 
 
 def wall() -> float:
-    """Return Unix seconds: for stamps only, since the wall clock can step."""
+    """Return Unix seconds: only for time stamps, since the wall clock can step."""
     return time.time()  # noqa: TID251  # the one place
 
 
 def boottime() -> float:
-    """Return seconds since the boot of this host; those in which it was suspended count."""
+    """Return seconds since the boot of this host, including suspended time."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def is_synchronised() -> bool:
-    """Return whether something keeps the wall clock right; False where that is not known."""
+    """Return whether the wall clock is synchronised; False if unknown."""
     status = ctypes.c_int(_UNSYNCHRONISED)
     try:
         timex = ctypes.create_string_buffer(_TIMEX_BYTES)
@@ -52,16 +49,16 @@ def is_synchronised() -> bool:
 
 
 def boot_word(folder: Path) -> str:
-    """Return a random word that is the same until the next boot.
+    """Return a random word that stays the same until the next boot.
 
-    The kernel's own is hidden from a unit with `ProcSubset=pid`.
+    `ProcSubset=pid` hides the kernel's boot id from the unit.
 
     Args:
-        folder: Where to keep it.
+        folder: The directory that stores it.
 
     Returns:
-        The word; empty where the folder is not on a tmpfs, or can't be used: then a start can't
-        tell whether the host has booted since the last one.
+        The word; empty if the directory is unusable or not on a tmpfs: then a start can't detect
+        whether the host has booted since the last one.
     """
     path = folder / _BOOT_NAME
     try:
@@ -81,7 +78,7 @@ def boot_word(folder: Path) -> str:
 
 
 def _is_tmpfs(folder: Path) -> bool:
-    """Return whether a folder is on a file system that a boot empties."""
+    """Return whether a directory is on a file system that a boot empties."""
     place, best, kind = str(folder.resolve()), "", ""
     for line in Path("/proc/self/mountinfo").read_text("utf-8", "replace").splitlines():
         before, _, after = line.partition(" - ")
@@ -92,33 +89,33 @@ def _is_tmpfs(folder: Path) -> bool:
 
 
 def is_plausible(stamp: float) -> bool:
-    """Return whether a wall clock may be right: a host without a battery boots in 1970."""
+    """Return whether a wall clock is plausible: a host without a battery boots in 1970."""
     return stamp >= PROGRAM_DATE
 
 
 def clock_words(stamp: float) -> str:
-    """Return what a wall clock shows, for a sentence."""
+    """Return a time for use in a sentence."""
     return datetime.fromtimestamp(stamp, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 class Timer(Protocol):
-    """A call to come."""
+    """A pending call."""
 
     def active(self) -> bool:
-        """Tell whether it is still to come."""
+        """Return whether it is still pending."""
 
     def cancel(self) -> None:
-        """Don't make it; only while active."""
+        """Cancel it; only while active."""
 
     def reset(self, seconds: float) -> None:
-        """Make it so many seconds from now instead; only while active."""
+        """Postpone it to `seconds` from now; only while active."""
 
 
 class Clock(Protocol):
-    """Monotonic seconds, and calls at a later time."""
+    """Monotonic seconds and delayed calls."""
 
     def seconds(self) -> float:
-        """Return the time now."""
+        """Return the current time."""
 
     def callLater(self, delay: float, callable: Callable[..., Any], *args: Any) -> Timer:
-        """Call after `delay` seconds."""
+        """Make a call after `delay` seconds."""

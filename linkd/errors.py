@@ -2,19 +2,19 @@
 
 LinkdError
 ├── ConfigError            the operator: correct the configuration
-├── Unavailable            this host, for now: it lacks descriptors, room or a disk; tried again
+├── Unavailable            this host, for now: it lacks descriptors, room or a disk; retried
 ├── LocalProtocolError     us: a bug in linkd
 ├── RemoteProtocolError    the peer: it broke the protocol; has `close_code`
 ├── AttemptFailed          nobody: its `kind` decides when the dialer tries again
 ├── PublishError           the publisher
 │   ├── ChannelRefused     the channel is not one that it may use
-│   ├── BodyTooLarge       the body is above `max_body_bytes`
+│   ├── BodyTooLarge       the body exceeds `max_body_bytes`
 │   ├── LogFull            the log or its disk has no room
-│   ├── LogClosed          nobody: the node stops, and its next run takes the publish
+│   ├── LogClosed          nobody: the node stops, and its next run accepts the publish
 │   └── BadRecord          a record, an id or a number of it is malformed
 ├── LogDamaged             the operator: a file of the log cannot be read
 ├── Gap                    the reader: offsets that it wants are gone
-├── OutOfStep              nobody: the link rejoins from what is on disk
+├── OutOfStep              nobody: the link resumes from what is on disk
 └── StateTooNew            the operator: state was written by a newer linkd
 """
 
@@ -24,7 +24,7 @@ import errno
 from typing import Final, Literal
 
 FailureKind = Literal["unreachable", "broken", "busy", "rejected"]
-"""What a failure says about the next attempt; docs/protocol.md, "When a dialer comes back"."""
+"""What a failure means for the next attempt; docs/protocol.md, "When a dialer comes back"."""
 
 Reason = Literal[
     "ping-timeout",
@@ -53,9 +53,9 @@ class ConfigError(LinkdError):
 
 
 class Unavailable(LinkdError):
-    """A file can't be used for a reason of this host that may pass: the same try may work later.
+    """A file can't be used for a temporary reason of this host: a retry may succeed.
 
-    It is never a reason to give up: not for exit status 2, not for a peer to count as rejected.
+    It is never a reason to give up: neither for exit status 2 nor to count a peer as rejected.
     """
 
 
@@ -76,24 +76,24 @@ _STANDING: Final = frozenset(
 
 
 def is_passing(error: OSError) -> bool:
-    """Return whether an OSError may pass by itself, so that the same call can succeed later.
+    """Return whether an OSError may be temporary, so that the same call can succeed later.
 
-    EMFILE, ENFILE, ENOMEM, EIO, ESTALE, EROFS, ENOSPC and all that are not known to stay: an
-    unknown error is tried again rather than taken for a mistake in the configuration. Only a
-    missing or forbidden path, or one of the wrong kind, stays until someone changes it.
+    EMFILE, ENFILE, ENOMEM, EIO, ESTALE, EROFS, ENOSPC and all that are not known to be permanent:
+    an unknown error is retried rather than treated as an error in the configuration. Only a
+    missing or forbidden path, or one of the wrong kind, is permanent.
     """
     return error.errno not in _STANDING
 
 
 def unusable(message: str, error: OSError) -> ConfigError | Unavailable:
-    """Return the error to raise where a file or directory of the configuration can't be used.
+    """Return the error to raise if a file or directory of the configuration can't be used.
 
     Args:
-        message: What was tried; the system's words for `error` are appended.
+        message: What was tried; the system's text for `error` is appended.
         error: What the system returned.
 
     Returns:
-        `Unavailable` for an error that may pass (`is_passing`), else `ConfigError`.
+        `Unavailable` for a temporary error (`is_passing`), else `ConfigError`.
     """
     kind = Unavailable if is_passing(error) else ConfigError
     return kind(f"{message}: {error.strerror or error}")
@@ -107,7 +107,7 @@ class RemoteProtocolError(LinkdError):
     """The peer broke the protocol.
 
     Args:
-        message: What was expected and what came.
+        message: What was expected and what was received.
         close_code: The WebSocket close code to answer with.
     """
 
@@ -120,8 +120,8 @@ class AttemptFailed(LinkdError):
     """One attempt to reach a peer failed.
 
     Args:
-        kind: What it says about the next attempt.
-        reason: One word of `Reason`.
+        kind: What it means for the next attempt.
+        reason: A word of `Reason`.
         detail: One sentence for people.
         retry_after: Seconds that the peer asked to wait, or None.
     """
@@ -149,11 +149,11 @@ class BodyTooLarge(PublishError):
 
 
 class LogFull(PublishError):
-    """The log has reached its bound, or the disk has no room."""
+    """The log has reached its limit, or the disk is full."""
 
 
 class LogClosed(PublishError):
-    """The node stops; the same publish is to be made again once it is back."""
+    """The node stops; repeat the publish once it is back."""
 
 
 class BadRecord(PublishError):
@@ -161,19 +161,19 @@ class BadRecord(PublishError):
 
 
 class SequenceUnproven(PublishError):
-    """A producer's number lies so far back that the log no longer knows whether it is stored."""
+    """A producer's number is so old that the log no longer knows whether it is stored."""
 
 
 class LogDamaged(LinkdError):
-    """A file of the log can't be read; the message says which, and what to do."""
+    """A file of the log can't be read; the message has its name and what to do."""
 
 
 class Gap(LinkdError):
     """Offsets that a reader wants are no longer in the log.
 
     Args:
-        wanted: The offset asked for.
-        first: The oldest offset that is still there.
+        wanted: The requested offset.
+        first: The oldest offset that still exists.
     """
 
     def __init__(self, wanted: int, first: int) -> None:
@@ -183,11 +183,11 @@ class Gap(LinkdError):
 
 
 class OutOfStep(LinkdError):
-    """A received step would leave a hole in what is stored of its peer's log.
+    """A received batch would leave a hole in the stored part of its peer's log.
 
     Args:
         expected: Where the cursor in the peer's log is.
-        previous: Where the step begins.
+        previous: Where the batch begins.
         next: Where it ends, beyond `expected`.
     """
 

@@ -14,20 +14,20 @@ from linkd.errors import ConfigError, LinkdError, Unavailable, unusable
 
 
 class AlreadyRunning(LinkdError):
-    """Another process holds what the daemon needs; the message says what, and how to find it."""
+    """Another process holds what the daemon needs; the message has what, and how to find it."""
 
 
 def lock_state_dir(path: str) -> int:
-    """Make the state directory if it isn't there, and lock it; return the lock, an open file.
+    """Create the state directory if it is missing, and lock it; return the lock, an open file.
 
-    Not the directory in which it lies: where that is missing, a file system is not mounted yet, and
-    a new log would begin on another disk, or a path is misspelled. The lock ends with the process,
-    however that ends.
+    Its parent is not created: if that is missing, a file system is not mounted yet, and a new log
+    would start on another disk, or a path is misspelled. The lock ends with the process, however
+    that ends.
 
     Raises:
-        ConfigError: It can't be made or written, or other users may write to it.
+        ConfigError: It can't be created or written, or other users may write to it.
         Unavailable: Its disk fails, is full or read-only, or is not mounted; that may pass.
-        Occupied: Another daemon holds it.
+        AlreadyRunning: Another daemon holds it.
     """
     folder = Path(path)
     try:
@@ -71,31 +71,31 @@ def _unusable_state(path: str, error: OSError) -> ConfigError | Unavailable:
 
 
 def listen_error(setting: str, address: str, error: Exception) -> ConfigError:
-    """Return the error of an address that can't be listened on: its setting, why, what to do.
+    """Return the error for an address that can't be listened on: setting, cause, what to do.
 
     Args:
-        setting: What names the address, such as `listen.address`.
-        address: As it stands there.
-        error: An OSError, or what Twisted wraps around one.
+        setting: The setting with the address, such as `listen.address`.
+        address: Its value.
+        error: An OSError, or Twisted's wrapper of one.
     """
     cause = getattr(error, "socketError", error)
     number = getattr(cause, "errno", None)
-    mend = {
+    hint = {
         errno.EADDRINUSE: "; `ss -ltnp` shows what listens there already: stop it, or set another",
         errno.EADDRNOTAVAIL: "; `ip address` lists the addresses that this host has",
         errno.EACCES: "; a port below 1024 needs root, or the unit, which may have them",
     }.get(number or 0, "")
     why = os.strerror(number) if number else str(cause)
-    return ConfigError(f"{setting}: can't listen on {address}: {why}{mend}")
+    return ConfigError(f"{setting}: can't listen on {address}: {why}{hint}")
 
 
 def remove_stale_socket(path: str) -> None:
-    """Make way for the API's socket: make its directory, remove what a dead daemon left.
+    """Create the directory of the API's socket, and remove the socket of a dead daemon.
 
     Raises:
-        ConfigError: The path can't be used, or something else than a socket is there.
+        ConfigError: The path can't be used, or is not a socket.
         Unavailable: Its disk fails, is full or read-only; that may pass.
-        Occupied: A live daemon listens there.
+        AlreadyRunning: A live daemon listens there.
     """
     try:
         Path(path).parent.mkdir(mode=0o750, parents=True, exist_ok=True)
@@ -118,7 +118,7 @@ def remove_stale_socket(path: str) -> None:
 
 
 def raise_open_file_limit() -> int:
-    """Raise the number of files that may be open as far as it goes, and return it."""
+    """Raise the limit of open files as far as possible, and return it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         try:

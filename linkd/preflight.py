@@ -1,4 +1,4 @@
-"""The files that a configuration names: are they there, safe and right?"""
+"""Checks of the files that a configuration names: present, safe and valid."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from linkd.status import CertificateRole
 def check_files(config: Config) -> list[ConfigError | Unavailable]:
     """Return an error for each secret, certificate or key that can't be used.
 
-    `Unavailable` means that the next try may succeed: the disk fails, or the file is missing and
-    may come with a file system that is not mounted yet. Files that pairing makes at the daemon's
-    start may still be missing.
+    `Unavailable` means that a retry may succeed: the disk fails, or the file may be on a file
+    system that is not mounted yet. Files that pairing creates at the daemon's start may still
+    be missing.
     """
     return [error for key, read in _reads(config) if (error := _error(key, read)) is not None]
 
 
 class CertificateEnd(NamedTuple):
-    """When a certificate ends, Unix seconds; `role` and `peer` as in `CertificateStatus`."""
+    """When a certificate expires, in Unix seconds; `role` and `peer` as in `CertificateStatus`."""
 
     role: CertificateRole
     peer: str | None
@@ -35,9 +35,9 @@ class CertificateEnd(NamedTuple):
 
 
 def certificate_ends(config: Config) -> list[CertificateEnd]:
-    """Return when the certificates end that a configuration names.
+    """Return when the certificates of a configuration expire.
 
-    Files that can't be read are left out: `check_files` reports them.
+    Unreadable files are skipped: `check_files` reports them.
     """
     listen, place = config.listen, Path(config.node.state_dir) / "pairing"
     files: list[tuple[CertificateRole, str | None, str | Path | None]] = []
@@ -78,7 +78,7 @@ def _error(key: str, read: Callable[[], object]) -> ConfigError | Unavailable | 
 
 
 def _reads(config: Config) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Yield each setting that names a file, and how the file is read."""
+    """Yield each setting that names a file, and a function that reads it."""
     listen, api = config.listen, config.api
     if listen is not None:
         if not _to_be_made(config, listen.certificate):
@@ -97,7 +97,7 @@ def _reads(config: Config) -> Iterator[tuple[str, Callable[[], object]]]:
 
 
 def _to_be_made(config: Config, path: str | None) -> bool:
-    """Tell whether a file of `[listen]` is one that `linkd.pairing.prepare` will make."""
+    """Return whether `linkd.pairing.prepare` will create this file of `[listen]`."""
     if path is None or Path(path).parent != Path(config.node.state_dir) / "pairing":
         return False
     try:
@@ -107,15 +107,15 @@ def _to_be_made(config: Config, path: str | None) -> bool:
 
 
 def _secret(key: str, path: str | None) -> Iterator[tuple[str, Callable[[], object]]]:
-    """A secret, where one is named."""
+    """Yield a secret, if the setting is present."""
     if path is not None and not _hidden(path):
         yield key, lambda: load_secret(path)
 
 
 def _hidden(path: str) -> bool:
-    """Tell whether a path lies in the unit's credentials, hidden from us.
+    """Return whether a path is in the unit's credentials, and hidden from this process.
 
-    Systemd hides them from the command that a reload runs; the daemon has read them at its start.
+    Systemd hides them from the command of a reload; the daemon has read them at its start.
     """
     folder = os.environ.get("CREDENTIALS_DIRECTORY")
     return (
@@ -126,7 +126,7 @@ def _hidden(path: str) -> bool:
 
 
 def _authority(key: str, path: str | None) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Authorities' certificates, where a file is named."""
+    """Yield authorities' certificates, if the setting is present."""
     if path is not None:
         yield key, lambda: load_certificates(path)
 
@@ -134,6 +134,6 @@ def _authority(key: str, path: str | None) -> Iterator[tuple[str, Callable[[], o
 def _pair(
     key: str, certificate: str | None, private: str | None
 ) -> Iterator[tuple[str, Callable[[], object]]]:
-    """A certificate and its key, where they are named."""
+    """Yield a certificate and its key, if the settings are present."""
     if certificate is not None and private is not None:
         yield key, lambda: load_key_pair(certificate, private)

@@ -1,15 +1,13 @@
-"""The daemon's reactor: Twisted's epoll reactor, made for short answers.
+"""The daemon's reactor: Twisted's epoll reactor, tuned for low latency.
 
-Twisted asks epoll first whether a socket can be written to, at each message anew: two system calls
-and a round of the loop until the bytes go, and at each of them a thread that writes the log may get
-in between. Nearly always it can. Here, all that a turn has led to is written where the turn ends,
-and only sockets that are then full are given to epoll. A turn is what one wait for events has led
-to.
+For each message Twisted first asks epoll whether a socket is writable: two system calls and another
+iteration of the loop before the bytes are sent, and the log's writer thread may run in between.
+Nearly always it is writable. This reactor writes all output of a turn at the end of the turn, and
+registers only full sockets with epoll. A turn is the work that follows one wait for events.
 
-A turn may also be another thread's, while the loop's own waits for events: the thread that writes
-the log goes on by itself with what a commit leads to, instead of waking the loop for it, which
-costs as much as the rest. There is one turn at a time, whosesoever it is: nothing that a turn calls
-needs a lock.
+Another thread may also run a turn while the loop's thread waits for events: the log's writer thread
+runs the callbacks of a commit itself instead of waking the loop, which would cost as much as the
+rest. Only one turn runs at a time: its callbacks need no lock.
 """
 
 from __future__ import annotations
@@ -25,16 +23,16 @@ from twisted.internet.main import installReactor
 from twisted.logger import Logger
 
 _SLACK = 0.001
-"""Seconds by which the loop may come late for a timer: epoll waits for whole milliseconds."""
+"""Seconds by which a timer may be late: epoll waits for whole milliseconds."""
 
 _Base: Any = EPollReactor  # it has no types
 
 
 class EagerWriteReactor(_Base):  # type: ignore[misc]
-    """An epoll reactor that writes first, and asks where that was too much.
+    """An epoll reactor that writes first, and polls only full sockets.
 
-    A socket with an attribute `serves_last` that is true is worked on behind all others that are
-    ready in the same iteration: clients have it, links come first.
+    A socket whose attribute `serves_last` is true is served after all others that are ready in the
+    same iteration: clients have it, so that links come first.
     """
 
     _log = Logger(namespace="linkd.reactor")
@@ -51,7 +49,7 @@ class EagerWriteReactor(_Base):  # type: ignore[misc]
         super().__init__()
 
     def _initThreadPool(self) -> None:
-        """Make the pool's threads end with the process, though one hangs in a name look-up."""
+        """Make the pool's threads end with the process, even if one hangs in a name look-up."""
         super()._initThreadPool()
         self.threadpool.threadFactory = partial(Thread, daemon=True)
 
@@ -61,14 +59,14 @@ class EagerWriteReactor(_Base):  # type: ignore[misc]
         super()._stopThreadPool()
 
     def at_turn_end(self, call: Callable[[], None]) -> None:
-        """Make a call where this turn ends, before what it led to is written.
+        """Make a call at the end of this turn, before its output is written.
 
         For the reactor's own thread only.
         """
         self._last.append(call)
 
     def when_idle(self, call: Callable[[], None], within: float) -> None:
-        """Make a call once nothing else is to be done, after `within` seconds at the latest.
+        """Make a call once the loop is idle, after `within` seconds at the latest.
 
         For the reactor's own thread only.
         """
@@ -77,8 +75,8 @@ class EagerWriteReactor(_Base):  # type: ignore[misc]
     def in_turn(self, call: Callable[[], None]) -> None:
         """Make a call as `callFromThread` does, and in order with it; not for the loop's thread.
 
-        While the loop waits for events the call is made before this returns, in a turn of the
-        calling thread's; not once the reactor stops.
+        While the loop waits for events, the calling thread makes the call in its own turn before
+        this returns; but not once the reactor stops.
         """
         if not self._turn.acquire(blocking=False):
             self.callFromThread(call)
@@ -93,7 +91,7 @@ class EagerWriteReactor(_Base):  # type: ignore[misc]
             self._turn.release()
 
     def _turn_of_another(self, call: Callable[[], None]) -> None:
-        """Make a call and end its turn; wake the loop where it would wait too long now."""
+        """Make a call and end its turn; wake the loop if it would now wait too long."""
         with self._log.failuresHandled("a call of another thread failed"):
             call()
         if self._fresh or self._last:
@@ -106,12 +104,12 @@ class EagerWriteReactor(_Base):  # type: ignore[misc]
             self.wakeUp()
 
     def addWriter(self, writer: Any) -> None:
-        """Write where this turn ends, or when epoll says so where it was asked."""
+        """Write at the end of this turn, or when epoll reports a full socket as writable."""
         if writer not in self._full:
             self._fresh[writer] = None
 
     def removeWriter(self, writer: Any) -> None:
-        """Write no more."""
+        """Stop writing."""
         if writer in self._full:
             self._full.remove(writer)
             super().removeWriter(writer)
@@ -119,21 +117,21 @@ class EagerWriteReactor(_Base):  # type: ignore[misc]
             self._fresh.pop(writer, None)
 
     def removeAll(self) -> list[Any]:
-        """Forget all descriptors, and return them."""
+        """Remove all descriptors, and return them."""
         fresh, self._fresh = self._fresh, {}
         forgotten = dict.fromkeys([*super().removeAll(), *fresh])
         self._full.clear()
         return list(forgotten)
 
     def getWriters(self) -> list[Any]:
-        """Return all that have something to write."""
+        """Return all descriptors with pending output."""
         return [*super().getWriters(), *self._fresh]
 
     def doIteration(self, timeout: float | None) -> None:
-        """End the turn; then wait for what comes next, and have it worked on.
+        """End the turn; then wait for events, and handle them.
 
         Args:
-            timeout: Seconds to wait at most; None waits until something comes.
+            timeout: The most seconds to wait; None waits for an event.
         """
         if self._fresh or self._last:
             timeout = self._finish(timeout)
@@ -146,7 +144,7 @@ class EagerWriteReactor(_Base):  # type: ignore[misc]
         self._work_on(events)
 
     def _work_on(self, events: list[tuple[int, int]]) -> None:
-        """Have what has happened worked on; clients come behind links."""
+        """Handle events; clients after links."""
         selectables, work = self._selectables, self._doReadOrWrite
         last = []
         for fd, event in events:
@@ -168,7 +166,7 @@ class EagerWriteReactor(_Base):  # type: ignore[misc]
                     self._log.failure("the loss of a socket failed")
 
     def _finish(self, timeout: float | None) -> float | None:
-        """End the turn; return for how long to wait now."""
+        """End the turn; return how long to wait."""
         self._end_turn()
         # Ending it may have led to calls, what was written to more to write, a loss to a stop.
         stops = self._justStopped or not self.running
@@ -178,18 +176,18 @@ class EagerWriteReactor(_Base):  # type: ignore[misc]
         return sooner if timeout is None else min(timeout, sooner)
 
     def _is_time(self, busy: bool) -> bool:
-        """Tell whether the calls that were put off are to be made now."""
+        """Return whether the deferred calls are due."""
         return not busy or self.seconds() >= self._put_off[0][0]
 
     def _make_put_off(self) -> None:
-        """Make the calls that were put off."""
+        """Make the deferred calls."""
         calls, self._put_off = self._put_off, []
         for _, call in calls:
             with self._log.failuresHandled("a call that was put off failed"):
                 call()
 
     def _wait(self, timeout: float | None) -> list[tuple[int, int]]:
-        """Return what has happened, as (descriptor, event); others have their turns meanwhile."""
+        """Return the events, as (descriptor, event); other threads run turns meanwhile."""
         most, others = len(self._selectables), self._others
         self._wakes_at = None if timeout is None else self.seconds() + timeout
         poll = self._poller.poll
@@ -209,7 +207,7 @@ class EagerWriteReactor(_Base):  # type: ignore[misc]
         return events  # type: ignore[no-any-return]
 
     def _end_turn(self) -> None:
-        """Make the calls that were put off until now; write all that is to be sent."""
+        """Make the calls for the end of the turn; write all pending output."""
         calls, self._last = self._last, []
         for call in calls:
             try:
@@ -222,7 +220,7 @@ class EagerWriteReactor(_Base):  # type: ignore[misc]
         self._ask()
 
     def _write(self, writer: Any) -> None:
-        """Have one written; it ends with the error, if there is one."""
+        """Write one descriptor; an error closes it."""
         try:
             why = writer.doWrite()
         except Exception as error:  # noqa: BLE001 - as EPollReactor does: it costs one connection
@@ -232,7 +230,7 @@ class EagerWriteReactor(_Base):  # type: ignore[misc]
             self._lose(writer, why)
 
     def _ask(self) -> None:
-        """Have epoll tell when what could not be written can be."""
+        """Register a full socket with epoll."""
         for writer in list(self._fresh):
             if writer not in self._fresh:
                 continue
@@ -246,17 +244,17 @@ class EagerWriteReactor(_Base):  # type: ignore[misc]
                 self._full.add(writer)
 
     def _lose(self, writer: Any, why: Any) -> None:
-        """End one; a mistake at its end holds up no other."""
+        """Close one descriptor; an error in it does not affect others."""
         self._fresh.pop(writer, None)
         with self._log.failuresHandled("the loss of a socket failed"):
             self._disconnectSelectable(writer, why, False)
 
 
 def install() -> EagerWriteReactor:
-    """Make it the one of this process, and return it.
+    """Install it as the reactor of this process, and return it.
 
     Raises:
-        ReactorAlreadyInstalledError: There is one already.
+        ReactorAlreadyInstalledError: A reactor is already installed.
     """
     reactor = EagerWriteReactor()
     installReactor(reactor)

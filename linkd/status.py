@@ -1,6 +1,6 @@
-"""What status, events and outages say to programs: the fields of docs/api.md.
+"""The structs of status, events and outages: the fields of docs/api.md.
 
-Durations are seconds as floats, times RFC 3339 UTC with milliseconds, null where not known.
+Durations are seconds as floats, times RFC 3339 UTC with milliseconds, null if unknown.
 """
 
 from __future__ import annotations

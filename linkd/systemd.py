@@ -15,11 +15,11 @@ from typing import Final
 
 LOOK_SECONDS: Final = 1.0
 LOOKS: Final = 10
-"""A loop that has not turned for so many looks in a row hangs."""
+"""A loop that has not turned for this many checks in a row hangs."""
 
 
 class ServiceManager:
-    """The service manager, if there is one; else nothing is sent.
+    """The service manager; without one nothing is sent.
 
     Args:
         environment: `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID` are looked up there.
@@ -37,27 +37,27 @@ class ServiceManager:
 
     def ready(self) -> None:
         """Report that the sockets listen, or that a reload is over."""
-        self._say("READY=1")
+        self._send("READY=1")
 
     def status(self, line: str) -> None:
         """Report the state in one line; a repeat is not sent."""
         if line != self._status:
             self._status = line
-            self._say("STATUS=" + line.replace("\n", " "))
+            self._send("STATUS=" + line.replace("\n", " "))
 
     def reloading(self) -> None:
         """Report that a reload begins."""
-        self._say(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self) -> None:
         """Report that a clean stop has begun."""
-        self._say("STOPPING=1")
+        self._send("STOPPING=1")
 
     def alive(self) -> None:
         """Feed the watchdog."""
-        self._say("WATCHDOG=1")
+        self._send("WATCHDOG=1")
 
-    def _say(self, text: str) -> None:
+    def _send(self, text: str) -> None:
         """Send one datagram; a manager that does not listen is ignored."""
         if not self._address:
             return
@@ -72,10 +72,10 @@ class ServiceManager:
 class LoopWatch:
     """Abort the process when its event loop hangs, but not when the machine was frozen.
 
-    The service manager's watchdog counts seconds of the monotonic clock, which runs on while a
-    container is frozen or a virtual machine is paused: after 10 s of that it would end a daemon
-    that is well. So the unit allows more, for a process that does not run at all, and a thread
-    counts looks: a freeze of any length delays one look.
+    The service manager's watchdog uses the monotonic clock, which advances while a container is
+    frozen or a virtual machine is paused: after 10 s of that it would end a healthy daemon. So the
+    unit allows more, for a process that does not run at all, and a thread counts checks: a freeze
+    of any length delays only one check.
 
     Args:
         hangs: What to do, in the thread; default: SIGABRT, as the service manager's watchdog.
@@ -88,7 +88,7 @@ class LoopWatch:
         self._ended = threading.Event()
 
     def start(self) -> None:
-        """Look from now on."""
+        """Start checking."""
         threading.Thread(target=self._run, name="linkd-watchdog", daemon=True).start()
 
     def turned(self) -> None:
@@ -96,11 +96,11 @@ class LoopWatch:
         self._turned = True
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop checking."""
         self._ended.set()
 
     def look(self) -> bool:
-        """Return whether the loop hangs; to be called each second."""
+        """Return whether the loop hangs; called each second."""
         self._missed = 0 if self._turned else self._missed + 1
         self._turned = False
         return self._missed >= LOOKS
@@ -113,7 +113,7 @@ class LoopWatch:
 
 
 def _half(environment: Mapping[str, str]) -> float | None:
-    """Return half of the watchdog's time in seconds, where it is meant for this process."""
+    """Return half of the watchdog's time in seconds, if it is meant for this process."""
     owner = environment.get("WATCHDOG_PID")
     try:
         allowed = int(environment.get("WATCHDOG_USEC", "0"))
