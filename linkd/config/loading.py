@@ -54,7 +54,7 @@ def files(path: Path | None = None, environment: Mapping[str, str] | None = None
         return [main]
     except OSError as error:
         if not os.access(main, os.R_OK):
-            return [main]  # Which is what there is to say.
+            return [main]  # loading the file reports the error
         raise _unreadable(folder, error) from None
 
 

@@ -62,7 +62,7 @@ class NodeSettings(Settings, frozen=True, kw_only=True):
 class ApiKey(Settings, frozen=True, kw_only=True):
     """Who may call over `api.http`."""
 
-    name: Annotated[str, _meta("The caller's name, as the log and the events say it.")]
+    name: Annotated[str, _meta("The caller's name in the log and in events.")]
     secret_file: Annotated[
         str, _meta("File with the key: at least 32 characters, mode 0600 or 0640.")
     ]
@@ -217,7 +217,7 @@ class ReconnectSettings(Settings, frozen=True, kw_only=True):
     stable_after: Annotated[
         float,
         _meta(
-            "Seconds that a connection must be up before delays start anew.",
+            "Seconds that a connection must be up before delays start over.",
             ge=0.0,
             le=3600.0,
         ),
@@ -260,7 +260,7 @@ class LogSettings(Settings, frozen=True, kw_only=True):
     when_full: Annotated[
         WhenFull,
         _meta(
-            "`reject` refuses publishes, `drop-oldest` deletes owed records and tells the gap.",
+            "`reject` refuses publishes, `drop-oldest` deletes owed records and reports the gap.",
             "restart",
         ),
     ] = "reject"
@@ -377,7 +377,7 @@ class LimitSettings(Settings, frozen=True, kw_only=True):
 
     hello_timeout: Annotated[
         float,
-        _meta("Seconds in which an accepted connection must say hello.", ge=1.0, le=60.0),
+        _meta("Seconds in which an accepted connection must send its hello.", ge=1.0, le=60.0),
     ] = 5.0
     pending: Annotated[int, _meta("Connections without a hello, in all.", ge=1, le=1_000_000)] = (
         1024
@@ -417,7 +417,7 @@ class LimitSettings(Settings, frozen=True, kw_only=True):
 
 
 class Config(Settings, frozen=True, kw_only=True):
-    """Everything that linkd is told, checked."""
+    """The whole configuration, checked."""
 
     node: NodeSettings
     api: ApiSettings = ApiSettings()

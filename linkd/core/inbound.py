@@ -1,11 +1,9 @@
-"""Receive a peer's log: what has arrived, what may be acknowledged, known ends.
+"""Receive a peer's log: what comes next, what is on its way to our disk, what to acknowledge.
 
 A third node that relays a record could name any offset of its origin's log. An offset that the
 origin cannot have reached yet would hide what the origin publishes next, so it is refused. The
 origin's log grows after its hello, and what it publishes may come faster over another path than
 over its own link: the bound therefore grows with time, faster than any node publishes.
-
-What comes next, what is on its way to our disk, what to acknowledge.
 """
 
 from __future__ import annotations
@@ -459,7 +457,7 @@ def _refused(channel: str, count: int) -> RecordsRefused:
 
 
 def _check_records(records: bytes, count: int) -> None:
-    """Hold the number of records against what was said."""
+    """Check that there are as many records as announced."""
     try:
         check_raw(records, count)
     except BadRecord as error:

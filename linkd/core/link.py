@@ -57,7 +57,7 @@ class AttemptFailed(msgspec.Struct, frozen=True):
 
 
 class Greeted(msgspec.Struct, frozen=True):
-    """A connection whose peer has proved who it is and said hello.
+    """A connection whose peer has proved its identity and sent its hello.
 
     Args:
         connection: Its key.

@@ -1,10 +1,7 @@
-"""Durable cursors of peers and consumers in one SQLite file beside the log.
+"""Durable cursors of peers and consumers, outages and events, in one SQLite file beside the log.
 
-Peers' acks, consumers, outages.
-
-All of it lies in memory; one thread writes what changed behind it, many changes in one transaction.
-A lost
-file costs progress, never records: the log's last snapshot carries the cursors too.
+Memory has all of it; one thread writes the changes, many in one transaction. A lost file costs
+progress, never records: the log's last snapshot carries the cursors too.
 """
 
 from __future__ import annotations
@@ -27,7 +24,7 @@ from linkd.log.state import Snapshot, in_parts
 
 FORMAT = 2
 LAZY_SECONDS = 0.1
-"""What nobody waits for is on disk about so soon."""
+"""Seconds until a change that no caller waits for is on disk."""
 
 RETRY_SECONDS = 1.0
 
@@ -144,7 +141,7 @@ class MemoryCursorStore:
         done()
 
     def _changed(self, kind: str, key: str | int, value: Any, done: Done | None = None) -> None:
-        """Nothing outlives the process; who waits is told at once."""
+        """Answer at once: nothing outlives the process."""
         if done is not None:
             done(None)
 
@@ -192,7 +189,7 @@ class SqliteCursorStore(MemoryCursorStore):
         self._dirty: dict[_Key, bytes | None] = {}
         self._waiting: list[Done] = []
         self._ended: Callable[[], None] | None = None
-        self._bad: Exception | None = None  # why the file is to be made anew
+        self._bad: Exception | None = None  # why the file must be replaced
         self._aside = ""  # what it is called since it was set aside for that
         try:
             self._db = self._find(snapshot)
@@ -292,7 +289,7 @@ class SqliteCursorStore(MemoryCursorStore):
         return aside
 
     def _lost(self, snapshot: Snapshot | None, what: str) -> None:
-        """Begin with what the log carries, and say so."""
+        """Start from the cursors in the log's snapshot, and report that."""
         self._peers.clear()
         self._consumers.clear()
         for history in self._history.values():
@@ -426,7 +423,7 @@ def _unusable(path: Path, error: Exception) -> str:
 
 
 def _telling(waiting: Sequence[Done], error: Exception | None) -> Callable[[], None]:
-    """Return the call that tells all who wait."""
+    """Return the call that answers all waiting callers."""
 
     def tell() -> None:
         for done in waiting:

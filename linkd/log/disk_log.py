@@ -407,9 +407,9 @@ class DiskLog(LogBase):
         state.origins.fold(2 * settings.max_age)
 
     def _report(self, outcome: Written | Failed | Idle) -> None:
-        """Take what the writer says."""
+        """Take a report of the writer."""
         now = self._monotonic()
-        if self._unreported:  # reports come when who opened the log has read `told`
+        if self._unreported:  # the opener of the log has read `notices` before a report can come
             heard, self._unreported = self._unreported, []
             self._reader.work(lambda: PendingLossReports(self._files, self._folder).forget(heard))
         if isinstance(outcome, Written):
@@ -465,7 +465,11 @@ class DiskLog(LogBase):
         self._committed(job.group)
 
     def _back(self, outcome: Failed) -> None:
-        """Nothing under way was written: forget it, and try again in a second."""
+        """Roll back all that is under way, and try again in a second.
+
+        The era makes the writer skip jobs that were queued behind the one that failed: their
+        offsets assume that it was written.
+        """
         last = self._shelf.last
         self._era += 1
         self._stuck = True
@@ -505,7 +509,7 @@ class DiskLog(LogBase):
             self._snapshots.bases.append(Base(begins.number))
 
     def _measure(self) -> None:
-        """Sum up what it occupies, and say whether publishes are taken."""
+        """Measure the log, and decide whether publishes are accepted."""
         settings = self._settings
         self.size_bytes = self._kept_bytes() + self._succession.held_bytes
         self._room = 2**62
@@ -672,7 +676,7 @@ class DiskLog(LogBase):
         self._reader.post(measured)
 
     def _drop(self, count: int) -> None:
-        """Take the oldest segments off, and tell who follows; files that nobody needs go."""
+        """Drop the oldest segments, call `on_trim`, and delete the files that no snapshot needs."""
         self._succession.drop(count)
         self._free()
         self._keep_snapshots()

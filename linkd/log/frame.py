@@ -1,18 +1,14 @@
-"""Frames, the units of a segment file: CRC, head and records.
-
-Measured: 64 KiB in 4 µs instead of 20, and the interpreter's lock is not given away meanwhile,
-which the writing thread would have to wait for again.
-
-A prefix with a CRC over all behind it, a head, opaque records.
+"""Frames, the units of a segment file: a prefix with a CRC over the rest, a head, opaque records.
 
     magic 4 | crc32 | head bytes | record bytes | synced: u32 each | kind u8 | flags u8 | 0 u16
     | stamp f64 | wall f64 | head (msgpack) | records
 
-The CRC begins from the log's secret seed (0 in a segment's first frame, which carries it), so that
-no published
-body can pass for a frame. `synced` is how much of the file was durable when the frame was written:
-whatever a crash tears lies behind it,
-so a bad frame before it is damage.
+The CRC starts from the log's secret seed (0 in a segment's first frame, which carries it), so that
+no published body can pass for a frame. `synced` is how much of the file was durable when the frame
+was written: a crash tears bytes after it only, so a bad frame before it is damage.
+
+The CRC of zlib-ng takes 4 µs for 64 KiB instead of 20, and keeps the interpreter's lock meanwhile:
+the writing thread would otherwise wait for it again.
 """
 
 from __future__ import annotations

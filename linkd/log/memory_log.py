@@ -1,7 +1,4 @@
-"""A log in memory, for tests, benchmarks and `log.engine = "memory"`.
-
-For tests and labs.
-"""
+"""A log in memory, for tests, benchmarks and `log.engine = "memory"`."""
 
 from __future__ import annotations
 
@@ -67,7 +64,7 @@ class MemoryLog(LogBase):
             self._commit_all()
 
     def commit(self) -> None:
-        """Commit all that waits, settle it, and tell who follows."""
+        """Commit all that waits, and answer."""
         self._commit_all()
 
     def _commit_all(self) -> None:
@@ -85,7 +82,7 @@ class MemoryLog(LogBase):
         return self.full is None
 
     def _take(self, group: CommitGroup) -> None:
-        """Keep a group, and tell whom it concerns."""
+        """Store a group, and answer its publishers."""
         self._disk.append(group)
         self.size_bytes += group.size
         self._committed(group)
@@ -195,7 +192,7 @@ class MemoryLog(LogBase):
         return self.first - old
 
     def _forget(self, gone: Sequence[Batch]) -> None:
-        """Forget the oldest batches, and tell who follows."""
+        """Forget the oldest batches, and call `on_trim`."""
         if not gone:
             return
         self.first = gone[-1].next
@@ -262,7 +259,7 @@ class BoundedMemoryLog(MemoryLog):
         return self.size_bytes < self.max_bytes
 
     def _take(self, group: CommitGroup) -> None:
-        """Keep a group's batches, tell whom it concerns, and look what there is room for."""
+        """Store a group's batches, answer its publishers, and measure the room left."""
         kept = (piece.batch for piece in group.pieces)
         self.size_bytes += sum(_size(batch) for batch in kept if batch and batch.count)
         self._committed(group)
@@ -308,7 +305,7 @@ class BoundedMemoryLog(MemoryLog):
         self._forget(gone)
 
     def _forget(self, gone: Sequence[Batch]) -> None:
-        """Forget the oldest batches, and tell who follows."""
+        """Forget the oldest batches, and call `on_trim`."""
         self.size_bytes -= sum(map(_size, gone))
         super()._forget(gone)
 

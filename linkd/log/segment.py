@@ -1,6 +1,6 @@
 """One segment file: index, scan, sealed files, intact frames, and the log's identity.
 
-Where records lie, about every half MiB, and their totals.
+The index has an entry about every half MiB: where it begins, and totals by channel.
 """
 
 from __future__ import annotations
@@ -365,8 +365,8 @@ def scan_to(
 
     Fold the frames up to there into `state`.
 
-    A publish of several frames whose last is not there does not count, nor what follows it: nobody
-    was told that it was stored. In a `sealed` segment it was stored: what is readable counts.
+    An incomplete publish of several frames does not count, nor what follows it: its publisher got
+    no answer. In a `sealed` segment it was acknowledged, so its readable frames count.
     """
     index = empty_index(head)
     last: Frame | None = None
@@ -542,7 +542,7 @@ def _good_frames(buffer: bytes, seed: int, at: int) -> Iterator[Frame]:
 
 
 class _Sieve:
-    """Holds back what can be told to be no frame without reading all that it claims.
+    """Rejects false frames without reading all the bytes that they claim.
 
     Args:
         buffer: All of the file.
@@ -556,7 +556,7 @@ class _Sieve:
         self._sums: CrcIndex | None = None
 
     def passes(self, at: int) -> bool:
-        """Return whether there may be a frame at `at`; its own CRC tells."""
+        """Return whether there may be a frame at `at`; its CRC decides."""
         claim = claim_at(self._buffer, at)
         if claim is None or claim.kind == SMALL or (claim.kind == HEAD and at > 0):
             return False

@@ -1,9 +1,4 @@
-"""All segments of a log: find, roll, retain and delete.
-
-Where what lies, and what may go.
-
-What opens the next, what is written beside the one before, the note of which there are.
-"""
+"""All segments of a log: find records in them, roll to the next, retain and delete."""
 
 from __future__ import annotations
 
@@ -37,17 +32,17 @@ from linkd.protocol.records import Batch
 
 
 class SegmentSet:
-    """The segments.
+    """The segments of a log.
 
     Args:
-        folder: Where their files lie.
+        folder: The folder of their files.
         seed: The log's, for CRCs.
         segments: Oldest first.
 
     Attributes:
-        segments: They, to look at; what changes one of their sizes goes through the methods here.
-        size: Bytes in all; a running sum, for it is asked at each commit.
-        beside_bytes: What the files beside them occupy, as far as that was noted.
+        segments: Oldest first, to read; change their sizes through the methods here only.
+        size: Bytes in all; a running sum, for each commit reads it.
+        beside_bytes: Bytes of the index and id files beside them, as far as noted.
     """
 
     def __init__(self, folder: Path, seed: int, segments: list[Index]) -> None:
@@ -146,7 +141,7 @@ class SegmentSet:
         last.size, last.stamp = size, stamp
 
     def replace(self, index: Index) -> None:
-        """Put a mended segment's index in place of the one it had, if that is still there."""
+        """Replace the index of a repaired segment, if the segment is still there."""
         for place, segment in enumerate(self.segments):
             if segment.number == index.number:
                 self.segments[place] = index
@@ -286,21 +281,20 @@ def remove(files: Files, folder: Path, numbers: Sequence[int]) -> None:
 
 
 class SegmentRoller:
-    """The coming and going of a log's segments.
+    """Begins, seals and deletes a log's segments.
 
     Args:
-        folder: Where they lie.
+        folder: The folder of their files.
         files: The disk.
-        shelf: Those that there are.
+        shelf: The segments.
         reader: The thread that does slow work.
-        identity: Who the log is.
-
-        held: Segments that are dropped, and whose files snapshots still need.
+        identity: The log's identity.
+        held: Deleted segments whose files a snapshot still needs.
 
     Attributes:
-        identity: The same with the newest note of which segments there are.
+        identity: The same, with the newest range of segments.
         held: The same, oldest first.
-        held_bytes: What their files occupy.
+        held_bytes: The size of their files.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Snapshots of the log's state, one file each, and the state of format 1 read once.
 
-Format 1 kept the highest offset of each channel, and no batch named the one before it. So only what
-lies in its frames proves which offsets are here. An offset belongs to one channel: where records
+Format 1 kept the highest offset of each channel, and no batch named the one before it. So only its
+frames prove which offsets are here. An offset belongs to one channel: where records
 of other channels of the same epoch fill the hole between two batches, the two follow each other.
 
 A snapshot is made of what is on disk: the one before, and the frames behind it, or what memory
@@ -308,7 +308,7 @@ def read_snapshot(folder: Path, number: int, log: str, seed: int) -> Iterator[tu
 
 
 def _check_head(path: Path, head: bytes, log: str, number: int) -> None:
-    """Raise StateTooNew or Damage if a snapshot of that head can't serve."""
+    """Raise StateTooNew or CorruptSegment if a snapshot with that head is unusable."""
     version, needs = msgspec.msgpack.decode(head)[:2]
     if version > FORMAT:
         raise StateTooNew(

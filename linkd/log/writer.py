@@ -1,6 +1,6 @@
 """The one thread that writes.
 
-Takes what is there, writes it in one call, syncs, and says so in the reactor.
+Takes all waiting jobs, writes them in one call, syncs, and reports to the reactor's thread.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from linkd.log.frame import HEAD, Part, frame_prefix
 from linkd.log.segment import Index
 
 UNCACHE_BYTES = 4 << 20
-"""In steps of so much the page cache is told to let go of what was written.
+"""The page cache is asked to drop written bytes in steps of this size.
 
 The newest batches are in our own memory anyway, and a page used again costs less than a new one, on
 virtual machines by far (measured: commits of 1 MiB at 390 MB/s without, 1,600 MB/s with it).
@@ -30,28 +30,28 @@ virtual machines by far (measured: commits of 1 MiB at 390 MB/s without, 1,600 M
 
 
 FILL_BYTES = 1 << 17
-"""So many zeros are written ahead of small commits, again when half of them are used up.
+"""Zeros preallocated ahead of small commits, again when half of them are used up.
 
-What is written over them changes neither the file's size nor its map, so that the disk has one
-thing to write and not several (measured: a commit of 400 B 180 µs instead of 275, and 80 µs of
+Overwriting them changes neither the file's size nor its block map, so that the disk has one thing
+to write instead of several (measured: a commit of 400 B 180 µs instead of 275, and 80 µs of
 processor time instead of 125, on ext4 without a journal; one with a journal has to write that too).
 """
 
 SMALL_BYTES = 1 << 12
-"""Commits of more bytes gain less from zeros than these cost, and have more to say than a turn."""
+"""Larger commits gain less from preallocated zeros than these cost."""
 
 FILL_FREE_BYTES = 1 << 26
-"""A disk that has less left is not filled with zeros."""
+"""No zeros are preallocated on a disk with less free space."""
 
 _ZEROS = bytes(FILL_BYTES)
 
 MEASURE_BYTES = 1 << 20
 MEASURE_SECONDS = 0.1
-"""What the disk has left is looked up after so many bytes, or so long, whichever comes first."""
+"""Free space is measured after this many bytes or seconds, whichever comes first."""
 
 GATHER_BYTES = 1 << 17
 GATHER_SECONDS = 0.001
-"""After a commit of so many bytes about as much waits again: a moment later one commit takes more.
+"""After a commit of this size a pause of GATHER_SECONDS lets the next commit take more at once.
 
 Nobody notices the moment at such a rate (measured: 10 % more records of 1 KiB, 15 % of 64 KiB).
 """
@@ -61,7 +61,7 @@ class WriteJob(msgspec.Struct, frozen=True):
     """A group on its way to the disk.
 
     Args:
-        era: Jobs of an era in which one failed are left unwritten.
+        era: Counts failures; a failure leaves all jobs of its era unwritten, for they follow it.
         group: The group.
         parts: Its frames.
         wall: Unix seconds at which it was made.
@@ -313,7 +313,7 @@ class Writer:
         self._files.close(fd)
 
     def _put_back(self) -> bool:
-        """Cut what a failed write left; tell whether the file can go on."""
+        """Cut off what a failed write left; return whether the file is still usable."""
         if self._fd < 0 or self._size == 0:
             return False
         try:

@@ -82,7 +82,7 @@ class Publish(msgspec.Struct, array_like=True, frozen=True, tag=2, gc=False):
 
 
 class Wait(msgspec.Struct, array_like=True, frozen=True, tag=3):
-    """Ask to be told (`Waited`) once `peer` has everything below `next` on disk.
+    """Ask for an answer (`Waited`) once `peer` has everything below `next` on disk.
 
     Args:
         id: The client's number for this question.
@@ -348,7 +348,7 @@ MAX_EPOCHS = 64
 """So many epochs, the newest, are in `Opened`."""
 
 MAX_FRAMES = 65_536
-"""Frames of one message: so many of any kind are told apart in a few milliseconds."""
+"""The most frames of one message; classifying that many takes a few milliseconds."""
 
 WHOLE_BYTES = 262_144
 """A message up to so long is decoded at once; of a longer one, each frame when it is its turn."""

@@ -20,7 +20,7 @@ PREVIOUS_VERSION = 1
 """The oldest version of the protocol that this node still speaks."""
 
 HELLO_AGAIN_VERSION = 2
-"""From this version on, a dialer may say hello a second time, and the listener answers it."""
+"""From this version on, a dialer may send a second hello, and the listener answers it."""
 
 PROBE_VERSION = 2
 """From this version on, a peer answers probes."""
