@@ -97,7 +97,7 @@ async def test_the_four_commands(
     desk: Desk, hangups: list[tuple[int, int]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert await desk.run("peers") == 0
-    assert "this node is paired with nobody" in capsys.readouterr().err
+    assert "this node is not paired with any other" in capsys.readouterr().err
     assert await desk.run("invite", "edge-1", "--address", "127.0.0.1") == 0
     told = capsys.readouterr()
     assert told.out.startswith("linkd join ")
