@@ -43,7 +43,7 @@ def wants_websocket(request: ApiRequest) -> bool:
 
 
 def check_upgrade(request: ApiRequest, subprotocol: str | None) -> None:
-    """Raise Refusal unless a request asks for a WebSocket, with that subprotocol if it is given."""
+    """Raise ApiError unless a request asks for a WebSocket, with that subprotocol if given."""
     if not wants_websocket(request):
         raise ApiError("malformed", "expected a WebSocket upgrade", {"Upgrade": "websocket"})
     version = {"Sec-WebSocket-Version": "13"}
@@ -169,7 +169,7 @@ class AccessControl:
         self._origins = {origin.lower().rstrip("/") for origin in api.origins}
 
     def admit(self, request: ApiRequest) -> AuthorizedRequest:
-        """Return who calls what; raise Refusal."""
+        """Return who calls what; raise ApiError."""
         if request.local:
             return AuthorizedRequest(_match(request), SOCKET, "socket")
         host = self._check_host(request)
@@ -180,7 +180,7 @@ class AccessControl:
         return self._admit(request, _match(request))
 
     def preflight(self, request: ApiRequest) -> str:
-        """Return the origin whose browser asks whether it may call; raise Refusal."""
+        """Return the origin whose browser asks whether it may call; raise ApiError."""
         host = (request.header("Host") or "") if request.local else self._check_host(request)
         return self._check_origin(request, host) or (request.header("Origin") or "")
 
@@ -201,7 +201,7 @@ class AccessControl:
         return given
 
     def _check_origin(self, request: ApiRequest, host: str) -> str:
-        """Return the foreign origin that may call, or empty; raise Refusal for any other."""
+        """Return the foreign origin that may call, or empty; raise ApiError for any other."""
         origin = request.header("Origin")
         if origin is None:
             self._check_site(request)
@@ -215,7 +215,7 @@ class AccessControl:
         raise ApiError("origin-refused", f"the origin {lowered[:60]} is not in api.origins")
 
     def _check_site(self, request: ApiRequest) -> None:
-        """Raise Refusal if the browser reports a request from another site's page."""
+        """Raise ApiError if the browser reports a request from another site's page."""
         site = request.header("Sec-Fetch-Site")
         if site not in ("cross-site", "same-site"):
             return

@@ -94,7 +94,7 @@ class Caller:
         return [each for each in wanted if each is not None and is_channel(each)]
 
     def check_publish(self, channel: str) -> str:
-        """Return `channel`; raise Refusal where it is no channel, or not one to publish on."""
+        """Return `channel`; raise ApiError where it is no channel, or not one to publish on."""
         try:
             check_channel(channel)  # before it is matched: it may have millions of words
         except ChannelRefused as error:
@@ -104,7 +104,7 @@ class Caller:
         return channel
 
     def check_subscribe(self, pattern: str) -> str:
-        """Return `pattern`; raise Refusal where it is none, or reaches beyond what may be read."""
+        """Return `pattern`; raise ApiError where it is none, or reaches beyond what may be read."""
         covered = self._covered.get(pattern)
         if covered is None:
             if not is_pattern(pattern):
@@ -122,7 +122,7 @@ class Caller:
         return pattern
 
     def key(self, owner: str | None, name: str) -> Owned:
-        """Return whose consumer a call means; raise Refusal where the caller may not name it."""
+        """Return whose consumer a call means; raise ApiError where the caller may not name it."""
         if owner is None or owner == self.name:
             return (self.name, name)
         if not self.operator:
@@ -157,7 +157,7 @@ class Caller:
         )
 
     def check_patterns(self, patterns: Sequence[str]) -> None:
-        """Raise Refusal where patterns cost too much, or one reaches beyond what may be read."""
+        """Raise ApiError where patterns cost too much, or one reaches beyond what may be read."""
         try:
             check_patterns(patterns)
         except ChannelRefused as error:
@@ -166,7 +166,7 @@ class Caller:
             self.check_subscribe(pattern)
 
     def check_operator(self) -> None:
-        """Raise Refusal unless the caller may act on links, consumers and the log."""
+        """Raise ApiError unless the caller may act on links, consumers and the log."""
         if not self.operator:
             raise ApiError("forbidden", f"{self.name} may not act on links, consumers or the log")
 
@@ -455,7 +455,7 @@ class FailedKeyLimiter:
         self._seen: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def wrong(self, address: str) -> None:
-        """Count one; raise Refusal where there were too many."""
+        """Count one; raise ApiError where there were too many."""
         now, address = self._clock(), origin(address)
         spent, at = self._seen.pop(address, (0.0, now))
         spent = max(0.0, spent - (now - at) * WRONG_PER_MINUTE / 60.0)

@@ -25,7 +25,7 @@ _encoder = msgspec.json.Encoder()
 
 
 def check_json(body: bytes, where: str = "the body") -> None:
-    """Raise Refusal unless `body` is one JSON value in UTF-8."""
+    """Raise ApiError unless `body` is one JSON value in UTF-8."""
     try:
         check_syntax(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -36,7 +36,7 @@ def check_json(body: bytes, where: str = "the body") -> None:
 
 
 def check_body(body: bytes, content_type: str) -> None:
-    """Raise Refusal where a body is not what its content type says."""
+    """Raise ApiError if a body does not match its content type."""
     kind = kind_of(content_type)
     if kind == JSON:
         check_json(body)

@@ -56,24 +56,24 @@ class Call:
         return self._query.get(name, [])
 
     def number(self, name: str, default: int, most: int = 2**62, least: int = 0) -> int:
-        """Return a query value that is a whole number within bounds, else raise Refusal."""
+        """Return a query value that is a whole number within bounds, else raise ApiError."""
         given = self.text(name)
         return default if given is None else number(given, name, most, least)
 
     def seconds(self, name: str, default: float, most: float) -> float:
-        """Return a query value in seconds, cut to `most`, else raise Refusal."""
+        """Return a query value in seconds, cut to `most`, else raise ApiError."""
         given = self.text(name)
         return default if given is None else min(seconds(given, name), most)
 
     def only(self, *names: str) -> None:
-        """Raise Refusal where the query has other names."""
+        """Raise ApiError where the query has other names."""
         other = sorted(set(self._query) - set(names) - {"token"})
         if other:
             known = ", ".join(names) or "none"
             raise ApiError("malformed", f"unknown in the query: {other[0][:80]}; known: {known}")
 
     def json(self, kind: type[_Struct]) -> _Struct:
-        """Return the body as a struct, an empty one as `{}`; raise Refusal if it does not fit."""
+        """Return the body as a struct, an empty one as `{}`; raise ApiError if it does not fit."""
         try:
             found: _Struct = msgspec.json.decode(self.request.body() or b"{}", type=kind)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -82,7 +82,7 @@ class Call:
 
 
 def number(given: str, name: str, most: int = 2**62, least: int = 0) -> int:
-    """Return a whole number in plain digits within bounds; raise Refusal where it is none."""
+    """Return a whole number in plain digits within bounds; raise ApiError where it is none."""
     if given.isascii() and given.isdigit() and len(given) <= 19 and least <= int(given) <= most:
         return int(given)
     raise ApiError(
@@ -91,14 +91,14 @@ def number(given: str, name: str, most: int = 2**62, least: int = 0) -> int:
 
 
 def whole(value: int | float, name: str) -> int:
-    """Return an offset out of JSON, where 5.0 is 5; raise Refusal where it is none."""
+    """Return an offset out of JSON, where 5.0 is 5; raise ApiError where it is none."""
     if 0 <= value <= 2**62 and value == int(value):
         return int(value)
     raise ApiError("malformed", f"{name}: expected an offset, got {value}")
 
 
 def seconds(given: str, name: str) -> float:
-    """Return seconds that are finite and not negative; raise Refusal where it is no such number."""
+    """Return seconds that are finite and not negative; raise ApiError for any other value."""
     try:
         value = float(given)
     except ValueError:
@@ -109,7 +109,7 @@ def seconds(given: str, name: str) -> float:
 
 
 def seconds_between(given: str, name: str, least: float, most: float) -> float:
-    """Return seconds within bounds; raise Refusal where it is no such number."""
+    """Return seconds within bounds; raise ApiError where it is no such number."""
     value = seconds(given, name)
     if least <= value <= most:
         return value
@@ -126,7 +126,7 @@ def query_of(uri: bytes, names: Mapping[str, bool] | None = None) -> dict[str, l
             ignored, whatever they hold. None: all count, and each may come once.
 
     Raises:
-        Refusal: A name that counts comes twice, or is no UTF-8.
+        ApiError: A name that counts comes twice, or is no UTF-8.
     """
     found: dict[str, list[str]] = {}
     _, _, query = uri.partition(b"?")
@@ -147,7 +147,7 @@ def query_of(uri: bytes, names: Mapping[str, bool] | None = None) -> dict[str, l
 
 
 def unquoted(piece: bytes) -> str:
-    """Return a percent-encoded piece of a target as text; raise Refusal unless it is UTF-8."""
+    """Return a percent-encoded piece of a target as text; raise ApiError unless it is UTF-8."""
     try:
         return unquote_to_bytes(piece).decode()
     except UnicodeDecodeError:
@@ -181,7 +181,7 @@ def last_record(call: Call, log: Log) -> Start | None:
 
 
 def resumed(log: Log, seen: Sequence[EpochEnd]) -> Start:
-    """Return where a reader goes on that has a log as far as it says, by epochs, oldest first.
+    """Return where a reader resumes, from the epoch ends that it has seen, oldest first.
 
     That is the end of the newest epoch that both know, where the log was put back to an older copy;
     the earliest record where it is another log: a message twice is better than one lost.
@@ -191,13 +191,13 @@ def resumed(log: Log, seen: Sequence[EpochEnd]) -> Start:
 
 
 def consumer_of(call: Call) -> str | None:
-    """Return the query's consumer, if it names one; raise Refusal where that is no name."""
+    """Return the query's consumer, if it names one; raise ApiError where that is no name."""
     name = call.text("consumer")
     return None if name is None else lasting_consumer(name)
 
 
 def lasting_consumer(name: str) -> str:
-    """Return `name`; raise Refusal where no consumer that lasts can be called so."""
+    """Return `name`; raise ApiError where no consumer that lasts can be called so."""
     if name.startswith(RESUME_PREFIX):
         raise ApiError(
             "malformed",
@@ -208,7 +208,7 @@ def lasting_consumer(name: str) -> str:
 
 
 def check_consumer(name: str) -> str:
-    """Return `name`; raise Refusal where no consumer can be called so."""
+    """Return `name`; raise ApiError where no consumer can be called so."""
     if not _CONSUMER.fullmatch(name):
         raise ApiError(
             "malformed",

@@ -88,7 +88,7 @@ class ApiError(LinkdError):
         self.more = dict(more or {})
 
     def body(self) -> dict[str, Any]:
-        """Return what the answer says."""
+        """Return the body of the error response."""
         return {"error": self.error, "message": self.message, **self.more}
 
 
@@ -105,7 +105,7 @@ _KINDS: tuple[tuple[type[LinkdError], str], ...] = (
 
 
 def refusal_of(error: LinkdError) -> ApiError:
-    """Return what a caller is told of one of linkd's errors."""
+    """Return the API error for one of linkd's errors."""
     if isinstance(error, ApiError):
         return error
     for kind, word in _KINDS:

@@ -279,7 +279,7 @@ class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
             self._refuse(bug("admit"))
 
     def _expect_body(self, length: int | None) -> None:
-        """Raise Refusal where the route takes no body, or there is no room for one like that."""
+        """Raise ApiError where the route takes no body, or there is no room for one like that."""
         admitted = self.admitted
         if length != 0 and (
             admitted is None or admitted.match.route.access in ("open", "optional")
@@ -298,7 +298,7 @@ class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
         return self._part
 
     def hold(self, size: int) -> None:
-        """Count bytes that are held until the request is answered; raise Refusal without room."""
+        """Count bytes that are held until the request is answered; raise ApiError without room."""
         if not self.part.take(size):
             raise ApiError(
                 "unavailable",
@@ -375,7 +375,7 @@ class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
     # what was asked
 
     def header(self, name: str) -> str | None:
-        """Return a header as text; raise Refusal where it is no UTF-8 or comes several times."""
+        """Return a header as text; raise ApiError where it is no UTF-8 or comes several times."""
         values = self.requestHeaders.getRawHeaders(name.encode())
         if not values:
             return None
@@ -388,7 +388,7 @@ class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
         return text
 
     def headers_after(self, prefix: str) -> dict[str, str]:
-        """Return the headers that begin with `prefix`, without it; raise Refusal as `header`."""
+        """Return the headers that begin with `prefix`, without it; raise ApiError as `header`."""
         found: dict[str, str] = {}
         for raw, _ in self.requestHeaders.getAllRawHeaders():
             name = raw.decode("latin-1")

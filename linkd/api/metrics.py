@@ -159,7 +159,7 @@ class Metrics:
 
     Args:
         node: The node.
-        delayed_calls: Tells how many calls wait for their time in the reactor.
+        delayed_calls: Returns the number of delayed calls in the reactor.
 
     Attributes:
         publish: Seconds from a publish to its answer.

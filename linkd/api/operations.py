@@ -59,7 +59,7 @@ class Files:
         """Return the file of a path; 304 where the caller has it (`known`: its If-None-Match).
 
         Raises:
-            Refusal: There is none.
+            ApiError: There is none.
         """
         name = "index.html" if path == "/" else path.removeprefix("/dashboard/").lstrip("/")
         found = self._files.get(name)

@@ -65,7 +65,7 @@ async def publish(api: ApiServer, call: Call) -> Response:
 
 
 async def _draft(api: ApiServer, call: Call, channel: str) -> NewRecords:
-    """Return what is to be published; raise Refusal where it is malformed."""
+    """Return what is to be published; raise ApiError where it is malformed."""
     most = api.node.config.log.max_body_bytes
     content_type = _content_type(call)
     type_ = _word(call, "Linkd-Type")
@@ -143,7 +143,7 @@ def too_large(size: int, most: int) -> BodyTooLarge:
 
 
 def append(node: Node, draft: NewRecords) -> Deferred[Appended]:
-    """Publish; fires once it is on disk, fails with a Refusal."""
+    """Publish; fires once it is on disk, fails with a ApiError."""
     done: Deferred[Appended] = Deferred()
 
     def settled(outcome: Appended | LinkdError) -> None:
@@ -165,7 +165,7 @@ async def reached(api: ApiServer, peer: str, next_: int, within: float) -> bool:
     """Wait until `peer` has all below `next_` on disk; return whether it has in time.
 
     Raises:
-        Refusal: The peer was removed from the configuration meanwhile.
+        ApiError: The peer was removed from the configuration meanwhile.
     """
     waiting = api.node.links.wait_for(peer, next_)
     waiting.addTimeout(within, api.reactor)

@@ -104,7 +104,7 @@ class Page:
         """Read on until the page is full, the log ends, or enough of it was looked at.
 
         Raises:
-            Refusal: So much is held for the caller that there is no room for one record.
+            ApiError: So much is held for the caller that there is no room for one record.
         """
         reads, goes_on = self._api.page_reads, True
         while goes_on and not self._full():
@@ -310,7 +310,7 @@ async def record(api: ApiServer, call: Call) -> Response:
 
 
 async def _at(log: Log, offset: int) -> Batch:
-    """Return the batch that contains `offset`; raise Refusal where there is none."""
+    """Return the batch that contains `offset`; raise ApiError where there is none."""
     if not 0 < offset < log.next:
         raise ApiError("not-found", f"there is no record at {offset}: the next is {log.next}")
     try:

@@ -588,7 +588,7 @@ def find(method: str, path: bytes) -> Match:
     """Return the route of a request.
 
     Raises:
-        Refusal: There is no such path, or it knows other methods.
+        ApiError: There is no such path, or it knows other methods.
     """
     for pattern, routes in _PATTERNS:
         found = pattern.fullmatch(path)

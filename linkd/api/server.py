@@ -222,7 +222,7 @@ class ApiServer:
         """Begin to listen.
 
         Raises:
-            ConfigError: An address or the socket's path cannot be had, or TLS files are unfit.
+            ConfigError: An address or the socket's path is unavailable, or TLS files are unfit.
         """
         api = self.config.api
         setting, address = "api.socket", api.socket
@@ -374,7 +374,7 @@ class ApiServer:
             request.admitted = AuthorizedRequest(match, STRANGER, "anyone", refusal=refusal)
 
     def _admit(self, request: ApiRequest) -> AuthorizedRequest:
-        """Return who calls what; raise Refusal."""
+        """Return who calls what; raise ApiError."""
         if request.channel.refusal is not None:
             raise request.channel.refusal
         admitted = self.gate.admit(request)
@@ -458,7 +458,7 @@ class ApiServer:
         sink: Sink,
         consumer: str | None = None,
     ) -> Follower:
-        """Subscribe at the node, with a name of the caller's; raise Refusal where it refuses."""
+        """Subscribe at the node, with a name of the caller's; raise ApiError where it refuses."""
         key = None if consumer is None else (caller.name, consumer)
         try:
             if key is not None:
@@ -468,7 +468,7 @@ class ApiServer:
             raise refusal_of(error) from None
 
     def _check_taking(self, caller: Caller, key: Owned) -> None:
-        """Raise Refusal where a caller may not hold this name of its own.
+        """Raise ApiError where a caller may not hold this name of its own.
 
         A consumer that has no owner yet goes to the first caller that may read all its patterns.
         """
@@ -488,7 +488,7 @@ class ApiServer:
         return position
 
     def find_consumer(self, call: Call) -> Consumer:
-        """Return the consumer that a call names; raise Refusal unless the caller may act on it."""
+        """Return the consumer that a call names; raise ApiError unless the caller may act on it."""
         name = check_consumer(call.path["name"])
         key = call.caller.key(call.text("owner"), name)
         consumer = self.node.subscriptions.consumer(key)

@@ -51,7 +51,7 @@ class ApiSink(ABC):
     def subscribe(
         self, caller: Caller, patterns: Sequence[str], start: Start, consumer: str | None = None
     ) -> Follower:
-        """Follow these patterns; raise Refusal where that is refused, or takes too much memory."""
+        """Follow these patterns; raise ApiError where that is refused, or takes too much memory."""
         cost = SUBSCRIPTION_BYTES + PATTERN_COST * sum(map(len, patterns))
         if not self._part.take(cost):
             raise ApiError("too-many", "the subscriptions of this caller take too much memory")

@@ -41,7 +41,7 @@ MAX_CHANNELS = 10_000
 
 
 def check_wait(node: Node, peer: str, channel: str) -> None:
-    """Raise Refusal unless one can wait until `peer` has what is published on `channel`."""
+    """Raise ApiError unless one can wait until `peer` has what is published on `channel`."""
     try:
         sends = node.sends(peer, channel)
     except KeyError:
@@ -292,7 +292,7 @@ class StreamPublisher:
         self._session.api.node.log.refuse(repeat, self._settled([frame], 0), error)
 
     def _check_place(self, first: client.Publish, size: int, alone: bool) -> None:
-        """Raise Refusal where a run may not go now: behind a refused one, or without room."""
+        """Raise ApiError where a run may not go now: behind a refused one, or without room."""
         if self._refusing:
             message = "a publish before it was refused: open again, then repeat"
             raise ApiError(self._refusing, message)

@@ -70,7 +70,7 @@ class TextSession:
         socket: The WebSocket.
 
     Raises:
-        Refusal: The query is malformed, or the caller may neither publish on the channel nor read
+        ApiError: The query is malformed, or the caller may neither publish on the channel nor read
         it.
     """
 
@@ -104,7 +104,7 @@ class TextSession:
     def _channels_of(self, call: Call) -> dict[str, bool]:
         """Return the URL's channels, else the caller's default one, and whether each may be read.
 
-        An empty one is none. Raise Refusal where one is no use at all.
+        An empty one is none. Raise ApiError where one is no use at all.
         """
         given = call.texts("channel")
         config = self._api.config
@@ -118,7 +118,7 @@ class TextSession:
         return {channel: self._may_read(channel) for channel in given if channel}
 
     def _may_read(self, channel: str) -> bool:
-        """Return whether the URL's channel may be read; raise Refusal if it is of no use."""
+        """Return whether the URL's channel may be read; raise ApiError if it is of no use."""
         try:
             self.caller.check_subscribe(channel)
         except ApiError as refusal:
@@ -597,7 +597,7 @@ def _presence(call: Call) -> str:
 
 
 def _name(call: Call) -> str | None:
-    """Return the name that the URL gives, if it does; raise Refusal where it is no name.
+    """Return the name that the URL gives, if it does; raise ApiError where it is no name.
 
     An application's own `uid` is none where it does not fit.
     """

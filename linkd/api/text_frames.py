@@ -118,7 +118,7 @@ def parse(payload: bytes, binary: bool) -> Frame:
     """Return what a message means.
 
     Raises:
-        Refusal: It has a reserved type, or its `channel`, `id` or `data` is not what it must be.
+        ApiError: It has a reserved type, or its `channel`, `id` or `data` is not what it must be.
         FrameRefused: The same, and its id is known.
     """
     if binary:

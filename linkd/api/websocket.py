@@ -148,7 +148,7 @@ class Session(Protocol):
     busy: bool
 
     def go_on(self) -> None:
-        """Process the received message for a slice; `busy` tells whether more remains."""
+        """Process the received message for a slice; `busy` is set if more remains."""
 
     def allow(self, caller: Caller) -> None:
         """Apply the caller's new rights: end what they no longer cover."""
@@ -273,7 +273,7 @@ class ApiWebSocket(PingedSilence, WholeMessages):
             life.taken_at = now
         path = path_of(self.transport)
         # A host whose window is full has acknowledged all, and the kernel asks it ever more seldom
-        # for room: its silence says nothing about the path.
+        # for room: its silence proves nothing about the path.
         life.reports_path = path is not None and (path[2] > 0 or not self.paused)
         if path is not None:
             life.acked_at = now - path[0]
@@ -338,7 +338,7 @@ class ApiWebSocket(PingedSilence, WholeMessages):
     def _hold_incoming(self) -> bool:
         """Count a large message that has come in part as a whole; return whether there is room.
 
-        So one that was begun can always be completed. A message in fragments tells its length bit
+        So a message that was begun can always be completed. The length of fragments is known bit
         by bit: it is refused where there is no room for the next.
         """
         awaited = self.awaited()
@@ -593,7 +593,7 @@ class WebSockets:
 
     Args:
         api: The API.
-        speak: Starts the session of one of them; raises Refusal if the caller may not.
+        speak: Starts the session of one of them; raises ApiError if the caller may not.
     """
 
     def __init__(self, api: ApiServer, speak: Speak) -> None:
@@ -631,7 +631,7 @@ class WebSockets:
         return factory
 
     def take(self, request: ApiRequest, admitted: AuthorizedRequest) -> None:
-        """Take a request over; raise Refusal where it asks for no WebSocket, or may not have it.
+        """Take a request over; raise ApiError where it asks for no WebSocket, or may not have it.
 
         A page sees nothing of that: its WebSocket is opened, and closed with the reason.
         """
@@ -663,7 +663,7 @@ class WebSockets:
     def _prepare(
         self, protocol: ApiWebSocket, request: ApiRequest, admitted: AuthorizedRequest
     ) -> None:
-        """Give a WebSocket its session and its heartbeat; raise Refusal where it may not be."""
+        """Give a WebSocket its session and its heartbeat; raise ApiError where it may not be."""
         route, token = admitted.match.route, admitted.token
         check_upgrade(request, SUBPROTOCOL if route.path == STREAM_PATH else None)
         call = Call(request, admitted.caller, admitted.match.path, route.names)

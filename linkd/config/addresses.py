@@ -88,7 +88,7 @@ def parse_address(text: str) -> tuple[str, int]:
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether `host` can only be this machine: 127.0.0.0/8, ::1 or localhost."""
+    """Return whether `host` can only be this machine: 127.0.0.0/8, ::1 or localhost."""
     if host.lower().rstrip(".") == "localhost":
         return True
     try:
@@ -98,7 +98,7 @@ def is_loopback(host: str) -> bool:
 
 
 def is_host(text: str) -> bool:
-    """Tell whether `text` is a name or an address."""
+    """Return whether `text` is a name or an address."""
     try:
         ipaddress.ip_address(text)
     except ValueError:

@@ -153,7 +153,7 @@ class _Merged:
     def _merge(
         self, path: Path, into: dict[str, Any], tables: dict[str, Any], place: tuple[str, ...]
     ) -> list[str]:
-        """Merge tables, append arrays of tables; whatever else stands twice is an error."""
+        """Merge tables, append arrays of tables; any other duplicate is an error."""
         troubles: list[str] = []
         for key, value in tables.items():
             here = (*place, key)

@@ -40,14 +40,14 @@ def apply_live(old: Config, new: Config) -> Config:
 
 
 def needs_restart(struct: type[msgspec.Struct], field: str) -> bool:
-    """Tell whether a setting of a table is read at start only."""
+    """Return whether a setting of a table is read at start only."""
     hint = get_type_hints(struct, include_extras=True)[field]
     notes = [note.extra or {} for note in getattr(hint, "__metadata__", ())]
     return {"reload": "restart"} in notes
 
 
 def _waits(struct: type[msgspec.Struct], field: str, before: object, after: object) -> bool:
-    """Tell whether a change waits for a restart; so does a socket's going over to TLS, or back."""
+    """Return whether a change needs a restart; so does turning a socket's TLS on or off."""
     socket = struct in (ListenSettings, ApiSettings)
     turns = socket and field in ("certificate", "key", "private_key")
     return needs_restart(struct, field) or (turns and (before is None) != (after is None))
@@ -106,7 +106,7 @@ def _keep(old: Any, new: Any) -> Any:
 
 
 def _named(value: object) -> bool:
-    """Tell whether a value is an array of tables."""
+    """Return whether a value is an array of tables."""
     return isinstance(value, tuple) and bool(value) and isinstance(value[0], Settings)
 
 

@@ -108,7 +108,7 @@ def _missing(kind: inspect.Type, value: object, place: tuple[str | int, ...]) ->
 
 
 def expectation(kind: inspect.Type) -> str:
-    """Say in words what a setting takes."""
+    """Return a description of the values that a setting accepts."""
     if isinstance(kind, inspect.Metadata):
         return expectation(kind.type)
     if isinstance(kind, inspect.UnionType):
@@ -129,7 +129,7 @@ def expectation(kind: inspect.Type) -> str:
 
 
 def _range(kind: inspect.IntType | inspect.FloatType) -> str:
-    """Say in words which numbers are possible."""
+    """Return a description of the range of numbers."""
     if kind.gt is not None:
         return f" above {kind.gt:g} and at most {kind.le:g}"
     low, high = kind.ge, kind.le
@@ -139,7 +139,7 @@ def _range(kind: inspect.IntType | inspect.FloatType) -> str:
 
 
 def _fits(kind: inspect.Type, value: object) -> bool:
-    """Tell whether a scalar is of its type and within its bounds; not a number is within none."""
+    """Return whether a scalar has its type and is within its bounds; NaN never is."""
     if isinstance(kind, inspect.BoolType):
         return isinstance(value, bool)
     if isinstance(kind, inspect.StrType):
@@ -170,7 +170,7 @@ def _meant(kind: inspect.Type, value: object) -> str:
 
 
 def _hint(key: str, known: tuple[str, ...], place: tuple[str | int, ...]) -> str:
-    """Say which key was meant, or where this one belongs, or what there is."""
+    """Return a hint: the key that was meant, its right table, or the known keys."""
     word = key.lower().replace("-", "_")
     longer = [name for name in known if len(word) > 2 and name.startswith(f"{word}_")]
     near = longer or difflib.get_close_matches(word, known, 1, 0.6)
@@ -183,7 +183,7 @@ def _hint(key: str, known: tuple[str, ...], place: tuple[str | int, ...]) -> str
 
 
 def _table(place: tuple[str | int, ...]) -> str:
-    """Return the heading under which a place lies."""
+    """Return the heading of the table that contains a place."""
     words = ".".join(str(each) for each in place if isinstance(each, str))
     return f"[[{words}]]" if place and isinstance(place[-1], int) else f"[{words}]"
 
@@ -270,7 +270,7 @@ def with_own_authority(config: Config) -> Config:
 
 
 def _names(config: Config) -> Iterator[Problem]:
-    """Names are well formed, and each stands once."""
+    """Names are well formed, and each is unique."""
     yield from _name(("node", "name"), config.node.name)
     for array, names in (
         (("peer",), [peer.name for peer in config.peers]),
@@ -465,7 +465,7 @@ def _identity(
 
 
 def _pairs(config: Config) -> bool:
-    """Tell whether pairing has an authority here; who may not look gets the benefit of doubt."""
+    """Return whether pairing has an authority here; True if the directory is unreadable."""
     try:
         return (Path(config.node.state_dir) / "pairing" / "ca.crt").exists()
     except OSError:
@@ -473,7 +473,7 @@ def _pairs(config: Config) -> bool:
 
 
 def _dial(peer: PeerSettings, place: tuple[str | int, ...]) -> Iterator[Problem]:
-    """URLs are well formed, each stands once, and none is open to the world unasked."""
+    """URLs are well formed, each is unique, and none is open to the world unless requested."""
     for index, text in enumerate(peer.dial):
         here = (*place, "dial", index)
         try:

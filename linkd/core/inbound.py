@@ -104,7 +104,7 @@ class KnownEnds:
         return self._owners.get(log)
 
     def allows(self, origin: Origin, count: int, now: float) -> bool:
-        """Tell whether `count` records from `origin.first` on, behind `origin.after`, can exist.
+        """Return whether `count` records from `origin.first` on, behind `origin.after`, can exist.
 
         Only the epoch in which the origin publishes is bounded. An older one may have been longer
         than its node knows, whose disk was put back; a newer one may begin anywhere.
@@ -124,7 +124,7 @@ class KnownEnds:
         runs[key] = (message.sequence, now)
 
     def allows_volatile(self, message: Volatile, now: float) -> bool:
-        """Tell whether the origin can have sent that many volatile messages in this run."""
+        """Return whether the origin can have sent that many volatile messages in this run."""
         known = self._runs.get((message.node, message.run))
         return known is None or message.sequence < known[0] + _growth(now - known[1])
 
@@ -218,9 +218,9 @@ class Inbound:
         return self.received is not None and self.committed < self.received
 
     def greeted(self, theirs: Hello, cursor: Cursor | None) -> None:
-        """Begin on a new connection where our cursor stands.
+        """Begin on a new connection at our cursor.
 
-        Without one, the first step says where; the epoch in which that lies is noted with it, so
+        Without one, the first step names it; the epoch of that offset is noted with it, so
         that a copy of the peer's log as it was before has something in common with our cursor.
         """
         self.disconnected()
@@ -263,7 +263,7 @@ class Inbound:
         return [Send(encode(Resend(self.received)))]
 
     def _discarded(self, previous: int) -> bool:
-        """Tell whether a step is left out: it does not begin where the peer is to send again."""
+        """Return whether a step is discarded: it does not begin at the requested offset."""
         if self.discards and previous == self.received:
             self.discards = False
         return self.discards
@@ -415,7 +415,7 @@ class Inbound:
         return [self._store(step, records)]
 
     def takes(self, channel: str) -> bool:
-        """Tell whether we take a channel: one with a malformed name never."""
+        """Return whether we accept a channel; never one with a malformed name."""
         return is_channel(channel) and self._settings.receive.match(channel)
 
     def _leave_out(self, step: Step, why: Effect) -> list[Effect]:

@@ -281,7 +281,7 @@ Kind = Literal[
     "lost-rejected",
     "late",
 ]
-"""Kinds of inputs, told apart where they lead to different states."""
+"""Kinds of inputs, distinguished where they lead to different states."""
 
 STATES: Final[tuple[LinkState, ...]] = get_args(LinkState)
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)

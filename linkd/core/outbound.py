@@ -142,7 +142,7 @@ class Outbound:
         return batch.origin.node == peer or (source is not None and source.peer == peer)
 
     def add_backlog(self, records: int, size: int, end: int) -> None:
-        """Add to the peer's backlog; all of it lies below `end`."""
+        """Add to the peer's backlog; all of it is below `end`."""
         self.owed_records += records
         self.owed_bytes += size
         self._owed_end = end
@@ -289,7 +289,7 @@ class Outbound:
         """Send again from `next` on: the peer had no room for what followed.
 
         Raises:
-            RemoteProtocolError: It lies outside of what is in flight.
+            RemoteProtocolError: `next` is outside of what is in flight.
         """
         if not self.acked <= next <= self._announced:
             raise RemoteProtocolError(

@@ -67,7 +67,7 @@ class TailCache:
         return take(batches, index, position, max_bytes)
 
     def at(self, position: int) -> Batch | None:
-        """Return the batch in which `position` lies, or the first behind it."""
+        """Return the batch that contains `position`, or the first behind it."""
         index = max(self._start, bisect_right(self._offsets, position, self._start) - 1)
         while index < len(self._batches) and self._batches[index].next <= position:
             index += 1

@@ -500,7 +500,7 @@ class LogBase(ABC):
         return self._state.epochs()
 
     def epoch_below(self, position: int) -> str:
-        """Return the epoch in which the record just below `position` lies."""
+        """Return the epoch of the record just below `position`."""
         return self._state.epoch_below(position)
 
     def cursor(self, peer: str) -> Cursor | None:

@@ -411,7 +411,7 @@ def _slices(peers: list[PeerCursor], consumers: list[Consumer]) -> Iterator[Snap
 
 
 def _unusable(path: Path, error: Exception) -> str:
-    """Say why a file can't be opened, and what to do."""
+    """Return why a file can't be opened, and what to do."""
     if isinstance(error, apsw.FullError):
         return f"{path} can't be opened, the disk is full: make room, then start linkd again"
     if isinstance(error, PermissionError | apsw.CantOpenError | apsw.ReadOnlyError):

@@ -276,7 +276,7 @@ class DiskLog(LogBase):
         self._pump()
 
     def _take(self, node: str, found: RecoveredLog) -> None:
-        """Begin where the log stands."""
+        """Take over the recovered state."""
         settings = self._settings
         tail = TailCache(settings.memory_bytes, found.state.next)
         super().__init__(node, found.state, found.ids, tail)
@@ -344,7 +344,7 @@ class DiskLog(LogBase):
     # writing
 
     def _has_room(self) -> bool:
-        """Tell whether a commit may begin."""
+        """Return whether a commit may begin."""
         return not self._stuck
 
     def _pump(self) -> None:
@@ -728,7 +728,7 @@ class DiskLog(LogBase):
         self._keep_snapshots()
 
     def _no_snapshot(self, error: OSError | CorruptSegment) -> None:
-        """Report once why there is no newer snapshot; repair the segment that stands in its way."""
+        """Report once why there is no newer snapshot; repair the segment that prevents it."""
         self._snapshot_failed = self._monotonic()
         if isinstance(error, CorruptSegment) and self._retrieval.repair(error):
             return

@@ -129,7 +129,7 @@ class RealFiles:
 
 
 def room(files: Files, folder: Path) -> int:
-    """Return what the disk has left; much, where it does not tell."""
+    """Return the free bytes of the disk; a huge number if they are unknown."""
     try:
         return files.free_bytes(folder)
     except OSError:
@@ -160,7 +160,7 @@ def lock(folder: Path) -> int:
 
 
 def explain_os_error(error: OSError, folder: Path) -> str:
-    """Say what is wrong with a file that can't be opened, and what to do."""
+    """Return why a file can't be opened, and what to do."""
     where = error.filename or folder
     if isinstance(error, PermissionError):
         return (

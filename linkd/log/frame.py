@@ -82,7 +82,7 @@ class PendingFrame(msgspec.Struct, gc=False):
 
 
 class Head(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """What a batch's frame says of it; `origin` None: published here, behind offset `after`.
+    """The metadata in a batch's frame; `origin` None: published here, behind offset `after`.
 
     `counts`: the records of each of the sequences of a producer that it holds, `producer` being the
     last. `owner`: whose the ids of its records are.
@@ -174,7 +174,7 @@ def frame_prefix(part: Part, synced: int, stamp: float, wall: float, seed: int =
 
 
 def frame_at(buffer: memoryview | bytes, at: int, base: int = 0, seed: int = 0) -> Frame | None:
-    """Return the frame that begins at `at` in `buffer`, which lies at `base` in its file.
+    """Return the frame that begins at `at` in `buffer`, which starts at `base` in its file.
 
     None if none does.
     """
@@ -204,7 +204,7 @@ def frame_at(buffer: memoryview | bytes, at: int, base: int = 0, seed: int = 0) 
 
 
 class Claim(msgspec.Struct, frozen=True, gc=False):
-    """What bytes say of themselves that look like a frame: its kind, its CRC, and over what."""
+    """A possible frame, not verified: its kind, its CRC, and the range that the CRC covers."""
 
     kind: int
     crc: int
@@ -222,7 +222,7 @@ def claim_at(buffer: memoryview | bytes, at: int) -> Claim | None:
 
 
 def frame_size(buffer: memoryview | bytes, at: int) -> int | None:
-    """Return how long the frame at `at` says it is; None if no frame begins there."""
+    """Return the size of the frame at `at` by its prefix; None if no frame begins there."""
     if at + PREFIX_BYTES > len(buffer):
         return None
     magic, _, head, records, *_ = PREFIX.unpack_from(buffer, at)

@@ -33,7 +33,7 @@ _LOOKS = 3
 
 
 class Stat(msgspec.Struct, frozen=True):
-    """What lies in a log.
+    """The contents of a log.
 
     Args:
         id: Its id; empty where there is no log.
@@ -77,7 +77,7 @@ class Verified(msgspec.Struct, frozen=True):
 
 
 def stat(path: Path) -> Stat:
-    """Return what lies in the log in the folder `path`.
+    """Return the contents of the log in the folder `path`.
 
     Raises:
         LogDamaged: A file can't be read.
@@ -116,7 +116,7 @@ def stat(path: Path) -> Stat:
 
 
 def verify(path: Path) -> Verified:
-    """Read every segment of the log in the folder `path` and say what is damaged.
+    """Read every segment of the log in the folder `path` and return what is damaged.
 
     Raises:
         LogDamaged: A file can't be read at all.
@@ -162,7 +162,7 @@ def _kept(path: Path, identity: Identity | None) -> list[int]:
 
 
 def _bad_snapshots(path: Path, identity: Identity) -> list[str]:
-    """Say which snapshots of the state can't be read."""
+    """Return a sentence for each damaged snapshot of the state."""
     bad = []
     for number in snapshot_numbers(path):
         try:
@@ -176,7 +176,7 @@ def _bad_snapshots(path: Path, identity: Identity) -> list[str]:
 
 
 def _gone(path: Path, identity: Identity | None, present: list[int]) -> list[str]:
-    """Say which segments are not there at either end, of those that there were."""
+    """Return a sentence for each range of segments that is missing at either end."""
     now = load_identity(path)  # a daemon at work notes what it deletes before it does
     if identity is None or now is None:
         return []
@@ -190,7 +190,7 @@ def _gone(path: Path, identity: Identity | None, present: list[int]) -> list[str
 
 
 def _counts(path: Path, present: list[int], number: int) -> int:
-    """Return how much of a segment counts, as the one behind it says."""
+    """Return the valid size of a segment, as recorded in the next one."""
     size = segment_path(path, number).stat().st_size
     after = present[present.index(number) + 1]
     try:

@@ -184,7 +184,7 @@ class Log(Protocol):
         not in memory, `fetch`.
 
         Raises:
-            Gap: `position` lies below `first`.
+            Gap: `position` is below `first`.
         """
 
     def fetch(

@@ -78,7 +78,7 @@ class MemoryLog(LogBase):
         self._raise_mistakes()
 
     def _has_room(self) -> bool:
-        """Tell whether another group can be taken."""
+        """Return whether another group is accepted."""
         return self.full is None
 
     def _take(self, group: CommitGroup) -> None:
@@ -207,7 +207,7 @@ class MemoryLog(LogBase):
 
 
 def count_owed(batches: Sequence[Batch], position: int) -> dict[str, tuple[int, int]]:
-    """Return (records, bytes of records) by channel of what lies at or after `position`."""
+    """Return (records, bytes of records) by channel of all records at or after `position`."""
     owed: dict[str, tuple[int, int]] = {}
     for batch in batches:
         count, size = batch.count, len(batch.records)
@@ -255,7 +255,7 @@ class BoundedMemoryLog(MemoryLog):
         self._measure()
 
     def _has_room(self) -> bool:
-        """Tell whether anything at all can be taken: what peers send has more room."""
+        """Return whether anything is accepted; batches of peers have a higher bound."""
         return self.size_bytes < self.max_bytes
 
     def _take(self, group: CommitGroup) -> None:

@@ -196,7 +196,7 @@ class KnownLog(msgspec.Struct, array_like=True):
     Args:
         epochs: Its epochs.
         top: The highest offset in any of them.
-        node: The name of its node, as the first record said.
+        node: The name of its node, as in its first record.
     """
 
     epochs: dict[str, KnownEpoch] = msgspec.field(default_factory=dict)
@@ -386,7 +386,7 @@ class Origins:
         return self._usage.total
 
     def node(self, log: str) -> str | None:
-        """Return the name of a log's node, as its records here say; None if there are none."""
+        """Return the name of a log's node, as its records here name it; None if there are none."""
         known = self._logs.get(log)
         return (known.node or None) if known is not None else None
 
@@ -692,7 +692,7 @@ def _last(item: tuple[str, Intervals]) -> int:
 
 
 def _outside(held: Intervals, first: int, last: int) -> tuple[tuple[int, int], ...]:
-    """Return (skip, count) of each part of `first` to `last` that lies in no interval."""
+    """Return (skip, count) of each part of `first` to `last` that is in no interval."""
     found = []
     at = first
     place = bisect_left(held, first) & ~1  # the first interval that ends at or behind `first`
@@ -718,7 +718,7 @@ def _joined(held: Intervals, low: int, last: int) -> Intervals:
 
 
 def _is_passed(log: LiveLog, channel: str, last: int) -> bool:
-    """Tell whether another epoch of the log has a later record of the channel."""
+    """Return whether another epoch of the log has a later record of the channel."""
     return any(
         held is not None and held[-1] > last
         for held in (epoch.channels.get(channel) for epoch in reversed(log.epochs.values()))

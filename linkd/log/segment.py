@@ -413,7 +413,7 @@ def scan_sealed(path: Path, head: SegmentHead, size: int, sure: bool) -> tuple[I
 
 
 def ends_at(path: Path, at: int) -> int:
-    """Return where what lies from `at` on in a file ends: the zeros behind it are room made ready.
+    """Return where the data from `at` on ends: the zeros behind it are preallocated.
 
     Raises:
         OSError: It can't be read.
@@ -519,9 +519,9 @@ _ONES = 0xFFFFFFFF
 
 
 def good_frames(path: Path, seed: int, at: int = 0) -> list[Frame]:
-    """Return all frames of a file from `at` on that are whole, whatever lies between them.
+    """Return all frames of a file from `at` on that are whole, whatever is between them.
 
-    What opens a segment counts at its beginning only, and what lies in other files nowhere: their
+    A segment head counts only at offset 0, and frames of other kinds of files never: their
     CRCs have no secret in them, so that a published body could hold some.
 
     The time it takes grows with the file's length, also where each of its bytes claims to begin

@@ -63,7 +63,7 @@ class SegmentSet:
         return segment_path(self._folder, segment.number)
 
     def place(self, position: int) -> FilePosition | None:
-        """Return where to read on from `position`, or None if nothing lies at or behind it."""
+        """Return where to read on from `position`, or None if there is nothing at or behind it."""
         for segment in self._behind(position):
             block = segment.blocks[segment.block_of(position)]
             return FilePosition(
@@ -189,7 +189,7 @@ class SegmentSet:
 
 
 def add_owed(owed: dict[str, tuple[int, int]], batches: Sequence[Batch], position: int) -> None:
-    """Add (records, bytes) by channel of what of `batches` lies at or after `position`."""
+    """Add (records, bytes) by channel of the part of `batches` at or after `position`."""
     for batch in batches:
         count, size = batch.count, len(batch.records)
         if batch.next <= position:
@@ -218,7 +218,7 @@ class Retention:
 
     Attributes:
         owed_from: Nothing below it is owed to anybody.
-        trim_to: What lies below it was trimmed.
+        trim_to: Everything below it was trimmed.
         freed_bytes: Bytes of files that are being deleted: the disk does not show their room yet.
     """
 
@@ -273,7 +273,7 @@ class Retention:
 
 
 def remove(files: Files, folder: Path, numbers: Sequence[int]) -> None:
-    """Delete segments and what lies beside them, as far as the disk lets us."""
+    """Delete segments and their index files, as far as the disk permits."""
     for number in numbers:
         for path in (index_path, ids_path, segment_path):
             with suppress(OSError):
@@ -345,7 +345,7 @@ class SegmentRoller:
         self._note(number=begins.number, next=max(self.identity.next, begins.first))
 
     def _seal(self, last: Index, ids: Sequence[tuple[str, bytes, int]]) -> None:
-        """Write what lies beside a segment; the reader's work."""
+        """Write a segment's index files; runs in the reader thread."""
         seal(self._files, self._folder, last, ids)
         size = bytes_beside(self._folder, last.number)
         self._reader.post(lambda: self._shelf.note_beside(last.number, size))

@@ -47,7 +47,7 @@ _Spans = list[tuple[int, int]]
 
 
 class OldOrigins(Origins):
-    """Stands in for a state's origins while segments of format 1 are folded.
+    """Replaces a state's origins while segments of format 1 are folded.
 
     Args:
         known: The origins that get what was found.

@@ -223,7 +223,7 @@ Its id, and the end in each epoch, oldest first, at most 64.
 
 
 def follows(place: PeerPosition | None, source: SourcePosition) -> bool:
-    """Tell whether a step begins where its peer's cursor stands.
+    """Return whether a step begins at its peer's cursor.
 
     A first step, or one of a new log, always does.
     """
@@ -357,7 +357,7 @@ class State:
         return self._epochs[-1].epoch if self._epochs else ""
 
     def open_epoch(self, epoch: str, first: int) -> None:
-        """Begin `epoch` at offset `first`; an epoch in which nothing lies gives way to it."""
+        """Begin `epoch` at offset `first`; if it is the newest already, move its beginning."""
         if self._epochs and self._epochs[-1].epoch == epoch:
             self._epochs.pop()
         self._epochs.append(EpochStart(epoch, first))
@@ -448,7 +448,7 @@ class State:
         return self.origins.admit(origin, batch.channel, batch.count, stamp, self.undo)
 
     def _is_own(self, epoch: str, first: int, last: int) -> bool:
-        """Tell whether this log has had the offsets from `first` to `last` in `epoch`."""
+        """Return whether this log has had the offsets from `first` to `last` in `epoch`."""
         ends = [start.first for start in self._epochs[1:]] + [self.next]
         return any(
             start.epoch == epoch and start.first <= first and last < end

@@ -326,7 +326,7 @@ class Writer:
 
 
 def why(error: OSError) -> str:
-    """Say why the disk refused."""
+    """Return why the write failed."""
     return f"the disk refuses to write: {os.strerror(error.errno or 0)}"
 
 

@@ -255,7 +255,7 @@ class Node:
             self.count(fate, peer, message.count)
 
     def sends(self, peer: str, channel: str) -> bool:
-        """Tell whether `peer` gets `channel`."""
+        """Return whether `peer` gets `channel`."""
         return self.links.drivers[peer].carrier.owes(channel)
 
     # -- what happens by itself -------------------------------------------------------------------
@@ -264,13 +264,13 @@ class Node:
         """Do what is due from time to time; a bug in it must not end it for ever."""
         try:
             self._tick_over()
-        except Exception as error:  # noqa: BLE001  # said, and tried again at the next tick
+        except Exception as error:  # noqa: BLE001  # logged, and retried at the next tick
             events.emit(
                 "node.internal-error", where="tick", detail=f"{type(error).__name__}: {error}"
             )
 
     def _tick_over(self) -> None:
-        """Move everyone on over what is not for them; say what is owed to nobody."""
+        """Move all cursors past records that they skip; release what is owed to nobody."""
         self.dispatcher.tick()
         self._ticks += 1
         whole_second = self._ticks % 4 == 0
@@ -291,7 +291,7 @@ class Node:
         """Return the offset below which nobody is owed anything."""
         return min(self.links.low_water(), self.subscriptions.low_water())
 
-    # -- what drivers and readers tell ------------------------------------------------------------
+    # -- callbacks of drivers and readers ---------------------------------------------------------
 
     def peer_acked(self, peer: str, next: int) -> None:
         """The peer has acknowledged."""
@@ -300,7 +300,7 @@ class Node:
             self.chronicle.acked(driver, next)
 
     def _trimmed(self, first: int) -> None:
-        """Records went: what was still to be handed out goes before that is told."""
+        """Records were trimmed: hand out what is pending before the links are notified."""
         self.dispatcher.hand_out()
         self.links.trimmed(first)
 
@@ -320,11 +320,11 @@ class Node:
         return self.links.absent.forget(peer, confirmed)
 
     def tell(self, level: str, event: str, **fields: str | int | float | None) -> None:
-        """Say something in the log; what is worse than usual is remembered too."""
+        """Log an event; losses and selected events are also stored."""
         self.chronicle.tell(level, event, **fields)
 
     def observe(self, what: Measure, peer: str, seconds: float) -> None:
-        """Tell whoever keeps figures what was measured."""
+        """Pass a measurement to every observer."""
         for told in self.on_measured:
             told(what, peer, seconds)
 

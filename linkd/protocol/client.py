@@ -387,7 +387,7 @@ def checked(frame: FromClient) -> FromClient:
 def agreed(before: Sequence[EpochStart], now: Sequence[EpochStart], next: int) -> int:
     """Return the offset below which a log is what it was, by its epochs then and now.
 
-    It lies below what a client has where the log was put back to an older copy, also where that
+    It is below what a client has if the log was put back to an older copy, also where that
     copy has grown past it since. Without an epoch in common it is 0: nothing is known to be.
 
     Args:

@@ -72,7 +72,7 @@ def _outside_strings(body: bytes) -> bytes:
 def nested_deeply(body: bytes) -> bool:
     """Return whether JSON that is valid is nested more than MAX_JSON_DEPTH deep.
 
-    It counts brackets, so that the depth of the stack has no say in it.
+    It counts brackets, so the result does not depend on the depth of the stack.
     """
     if body.count(b"[") + body.count(b"{") <= MAX_JSON_DEPTH:
         return False

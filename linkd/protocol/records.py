@@ -143,7 +143,7 @@ class NewRecords(msgspec.Struct, frozen=True, gc=False):
 
 
 class Batch(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """A batch as it lies in a log, or a received one on its way there (then `offset` is 0).
+    """A batch as it is stored in a log, or a received one not stored yet (then `offset` is 0).
 
     Args:
         offset: The first record's place in this node's log; the others follow without holes.
@@ -152,7 +152,7 @@ class Batch(msgspec.Struct, array_like=True, frozen=True, gc=False):
         records: `count` encoded records side by side.
         time: Unix seconds of publication at the origin.
         origin: Where it was published.
-        epoch: The epoch of this node's log in which it lies.
+        epoch: The epoch of this node's log that contains it.
         ttl: Seconds of life that were left at `stamp`, or None for ever.
         stamp: The log's own clock when it was stored: seconds that only grow, also over a restart.
         source: The step of the peer's log that it came with; None if published here.
@@ -177,7 +177,7 @@ class Batch(msgspec.Struct, array_like=True, frozen=True, gc=False):
         return self.offset + self.count
 
     def expired(self, clock: float) -> bool:
-        """Tell whether its records have outlived their ttl at `clock`.
+        """Return whether its records have outlived their ttl at `clock`.
 
         Seconds on the log's clock.
         """
@@ -191,7 +191,7 @@ class Batch(msgspec.Struct, array_like=True, frozen=True, gc=False):
         """Return the batch without the records before `offset`; itself where there are none.
 
         Raises:
-            ValueError: `offset` lies behind its last record.
+            ValueError: `offset` is beyond its last record.
         """
         skip = offset - self.offset
         if skip <= 0:
@@ -336,7 +336,7 @@ def check_records(records: bytes, count: int, max_body_bytes: int) -> None:
 
 
 def _are_alike(records: bytes, count: int) -> bool:
-    """Tell whether these are `count` records with bodies of one length and the same words.
+    """Return whether these are `count` records with bodies of one length and the same words.
 
     Then what is true of the form of the first one is true of all, at a fifth of the cost. Any body
     of that length is well formed, so only the columns before and behind it are compared.
@@ -403,7 +403,7 @@ def check_headers(headers: Mapping[str, str]) -> dict[str, str] | None:
 
 
 def split_raw(records: bytes, count: int) -> list[msgspec.Raw]:
-    """Return the encoding of each record, unopened; a single one is whatever lies there.
+    """Return the encoding of each record, undecoded; a single one is returned unchecked.
 
     Raises:
         BadRecord: These are not `count` msgpack values.
@@ -444,7 +444,7 @@ def runs_of(records: bytes, count: int, max_bytes: int) -> list[tuple[int, bytes
 
 
 def check_raw(records: bytes, count: int) -> None:
-    """Hold `count` against what lies there, as `split_raw` does, at a third of its cost.
+    """Check `count` against the bytes, as `split_raw` does, at a third of its cost.
 
     It looks at the bounds of records only: a malformed one is no error of the peer that stored it.
 
