@@ -199,4 +199,8 @@ class OutOfStep(LinkdError):
 
 
 class StateTooNew(LinkdError):
-    """State on disk was written by a newer linkd; the message names the version needed."""
+    """State on disk was written by a newer linkd; the message names the version needed.
+
+    It begins with "PATH was written by a newer linkd": by these words `scripts/install` finds the
+    files to put back when it returns to the version before.
+    """
