@@ -381,12 +381,12 @@ class ListenerConnection(PingedSilence, Connection, ServerProtocol):
         try:
             secret = load_secret(secret_file)
         except ConfigError as error:
-            listener.tell("error", "connection.refused", peer=claimed, detail=str(error))
+            listener.log_event("error", "connection.refused", peer=claimed, detail=str(error))
             raise HandshakeRejected(
                 403, "rejected", f"the secret for {claimed} can't be read"
             ) from None
         except Unavailable as error:
-            listener.tell("error", "connection.refused", peer=claimed, detail=str(error))
+            listener.log_event("error", "connection.refused", peer=claimed, detail=str(error))
             raise HandshakeRejected(
                 500, "closed", f"the secret for {claimed} can't be read now"
             ) from None
@@ -647,7 +647,7 @@ class Listener(ServerFactory):  # type: ignore[misc]
         if link is not None:
             link.turned_away(reason, f"{http_head.printable(detail, 300)} (from {connection.host})")
         self.nodes.refused(claimed, connection.address, reason, http_head.printable(detail, 300))
-        self.tell(
+        self.log_event(
             "warn",
             "connection.refused",
             address=connection.address,
@@ -657,6 +657,6 @@ class Listener(ServerFactory):  # type: ignore[misc]
             close_code=close_code,
         )
 
-    def tell(self, level: Level, event: str, **fields: str | int | float | None) -> None:
+    def log_event(self, level: Level, event: str, **fields: str | int | float | None) -> None:
         """Log an event."""
         emit(event, level, **fields)

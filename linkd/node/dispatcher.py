@@ -237,7 +237,7 @@ class Dispatcher:
         if route is None:
             if len(self._routes) >= _CHANNELS_KNOWN:
                 self._routes.clear()
-            route = tuple(d for d in self._drivers.values() if d.carrier.owes(channel))
+            route = tuple(d for d in self._drivers.values() if d.replicator.owes(channel))
             self._routes[channel] = route
         return route
 
@@ -248,11 +248,11 @@ class Dispatcher:
         for batch in self._between(seen, next):
             self._bytes += len(batch.records)
             for driver in self.route(batch.channel):
-                outbound = driver.carrier.session.outbound
+                outbound = driver.replicator.session.outbound
                 if outbound.has(batch):
                     continue
                 if not outbound.takes_from(batch):
-                    driver.carrier.not_relayed(NotRelayed(batch.channel, batch.count, False))
+                    driver.replicator.not_relayed(NotRelayed(batch.channel, batch.count, False))
                 else:
                     outbound.add_backlog(batch.count, len(batch.records), batch.next)
                     for_drivers.setdefault(driver, []).append(batch)
@@ -306,7 +306,7 @@ class Dispatcher:
 
     def _offer(self, driver: LinkDriver, owed: list[Batch], next: int) -> None:
         """Pass batches to a link; where that fails the link has missed some, and rejoins."""
-        if not _call_safely(driver.carrier.offer, owed, next):
+        if not _call_safely(driver.replicator.offer, owed, next):
             _call_safely(driver.rejoin, "the link restarts after a bug in this node")
 
     def tick(self) -> None:
@@ -316,7 +316,7 @@ class Dispatcher:
         if end != self._ticked:
             self._ticked = end
             for driver in self._drivers.values():
-                if driver.carrier.session.outbound.log_next < end:
+                if driver.replicator.session.outbound.log_next < end:
                     self._offer(driver, [], end)
 
     def one_way(self, channel: str) -> list[str]:
@@ -328,7 +328,7 @@ class Dispatcher:
             found = self._one_way[channel] = [
                 driver.peer
                 for driver in self.route(channel)
-                if not driver.carrier.session.inbound.takes(channel)
+                if not driver.replicator.session.inbound.takes(channel)
             ]
         return found
 
@@ -351,10 +351,10 @@ class Dispatcher:
                 continue
             if only is not None and driver.peer not in only:
                 continue
-            if source is not None and not driver.carrier.session.outbound.relays:
+            if source is not None and not driver.replicator.session.outbound.relays:
                 if is_ours:
                     continue
-                driver.carrier.not_relayed(NotRelayed(message.channel, message.count, False))
+                driver.replicator.not_relayed(NotRelayed(message.channel, message.count, False))
                 continue
             payload = payload or wire.encode(message)
             if not driver.volatile(payload) and not is_ours:

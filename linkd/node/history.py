@@ -310,10 +310,10 @@ class LogMonitor:
         self._looks_with_room = 0 if why is not None else self._looks_with_room + 1
         if why is not None and not self._full:
             self._full = True
-            self._node.tell("error", "log.full", bytes=size, max_bytes=bound, detail=why)
+            self._node.log_event("error", "log.full", bytes=size, max_bytes=bound, detail=why)
         elif self._full and self._looks_with_room == _LOOKS:
             self._full = False
-            self._node.tell("info", "log.space-available", bytes=size, max_bytes=bound)
+            self._node.log_event("info", "log.space-available", bytes=size, max_bytes=bound)
         self._look_at_disk()
         waiting = self._waiting() if self._full else {}
         for peer in sorted(waiting.keys() - self._withheld):
@@ -322,7 +322,7 @@ class LogMonitor:
                 detail = (
                     f"records of {peer} from offset {waiting[peer]} of its log on wait for room"
                 )
-                self._node.tell("warn", "link.acks-paused", peer=peer, detail=detail)
+                self._node.log_event("warn", "link.acks-paused", peer=peer, detail=detail)
         self._withheld &= waiting.keys()
         self._waited = waiting
 
@@ -330,24 +330,26 @@ class LogMonitor:
         """Log once that the disk is stalled, and once that it works again."""
         seconds = self._log.stalled()
         if seconds is None and self._looks_stalled >= _LOOKS:
-            self._node.tell("info", "log.stall-ended", detail="the disk finishes commits again")
+            self._node.log_event(
+                "info", "log.stall-ended", detail="the disk finishes commits again"
+            )
         self._looks_stalled = 0 if seconds is None else self._looks_stalled + 1
         if self._looks_stalled == _LOOKS:
             detail = "the disk has not finished a commit; nothing is acknowledged until it does"
-            self._node.tell("error", "log.stalled", seconds=seconds, detail=detail)
+            self._node.log_event("error", "log.stalled", seconds=seconds, detail=detail)
 
     def _waiting(self) -> dict[str, int]:
         """Return the peers with records that wait for the disk, and the first offset of these."""
         waiting = {}
         for link in self._node.links.drivers.values():
-            inbound = link.carrier.session.inbound
+            inbound = link.replicator.session.inbound
             if inbound.received is not None and inbound.committed < inbound.received:
                 waiting[link.peer] = inbound.committed
         return waiting
 
     def _log_notice(self, notice: OperatorNotice) -> None:
         """Log a notice of the log or its cursors."""
-        self._node.tell(notice.level, notice.event, detail=notice.detail)
+        self._node.log_event(notice.level, notice.event, detail=notice.detail)
 
 
 STEP_SECONDS: Final = 5.0
@@ -450,7 +452,7 @@ class History:
 def _values(driver: LinkDriver, rings: _Rings) -> dict[str, float]:
     """Return a link's current values; counts are since the previous step."""
     connection = driver.connection
-    session = driver.carrier.session
+    session = driver.replicator.session
     counts = session.outbound.sent_records, session.inbound.received_records
     before, rings.counted = rings.counted, counts
     known = before is not None and counts[0] >= before[0] and counts[1] >= before[1]
@@ -519,7 +521,7 @@ class Chronicle:
         self, driver: LinkDriver, change: Changed, silence: float | None
     ) -> dict[str, str | int | float | None]:
         """Update the link's outages, and return the measured fields for the log line."""
-        now, owed = self._clock.seconds(), driver.carrier.session.outbound.owed_records
+        now, owed = self._clock.seconds(), driver.replicator.session.outbound.owed_records
         if change.old == "up":
             reason = change.reason or "closed"
             self._outages.fell(driver.peer, reason, silence, now, wall())
@@ -557,7 +559,7 @@ class Chronicle:
                 replayed_records=records,
             )
 
-    def tell(self, level: str, event: str, **fields: str | int | float | None) -> None:
+    def log_event(self, level: str, event: str, **fields: str | int | float | None) -> None:
         """Log an event; losses and selected events are also stored."""
         owner = fields.get("owner")
         if owner is None or self._has_share(str(owner)):

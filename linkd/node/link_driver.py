@@ -15,8 +15,8 @@ from linkd.core.session import outdated, repeats
 from linkd.errors import AttemptFailed, Reason
 from linkd.net.connection import Connection
 from linkd.net.dialer import LinkDialer
-from linkd.node import replicator
 from linkd.node.outages import Current
+from linkd.node.replicator import Replicator
 from linkd.protocol import peer as wire
 from linkd.protocol.channels import may_overlap
 from linkd.protocol.json import rfc3339
@@ -40,7 +40,7 @@ class LinkDriver:
     Attributes:
         peer: The peer's name.
         link: The core's state machine of its connections.
-        carrier: Replicates its records.
+        replicator: Replicates its records.
         dialer: Our dialing end, set before `start`; None where the peer dials us.
         drain_to: The end of what was owed when the link came up, until the peer has it.
     """
@@ -52,8 +52,8 @@ class LinkDriver:
         self._node = node
         self._clock = node.clock
         self.link = links.Link(node.name, settings.name, backoff)
-        self.carrier = replicator.Replicator(node, settings, self)
-        self.writable = self.carrier.writable
+        self.replicator = Replicator(node, settings, self)
+        self.writable = self.replicator.writable
         self.dialer: LinkDialer | None = None
         self.peer_version: str | None = None
         self._expires: float | None = None  # of the peer's last certificate
@@ -80,7 +80,7 @@ class LinkDriver:
     @property
     def connection(self) -> Connection | None:
         """The live connection, or None."""
-        return self.carrier.connection
+        return self.replicator.connection
 
     @property
     def generation(self) -> str | None:
@@ -113,7 +113,9 @@ class LinkDriver:
             ping_interval=node.config.heartbeat.ping_interval,
             compress=("zstd",),
             relays=self.settings.relay,
-            segment_bytes=SEGMENT_BYTES if self.dialer is None and self.carrier.path.narrow else 0,
+            segment_bytes=SEGMENT_BYTES
+            if self.dialer is None and self.replicator.path.narrow
+            else 0,
             time=wire.sendable(wall()),
         )
 
@@ -134,7 +136,7 @@ class LinkDriver:
         if type(message) is wire.Hello and connection is self.connection:
             self._hello_again(connection, message)
         else:
-            self.carrier.received(connection, message)
+            self.replicator.received(connection, message)
 
     def lost(
         self,
@@ -149,7 +151,7 @@ class LinkDriver:
         silent = reason in ("ping-timeout", "silence")
         if connection is self.connection:
             self._last_silence = connection.silence_seconds()
-            self.carrier.drop()
+            self.replicator.drop()
         self._run(links.Lost(connection.key, reason, detail, retry_after, silent))
         if self._dials_at_once:
             self._dials_at_once = False
@@ -192,7 +194,7 @@ class LinkDriver:
 
     def _log_narrow(self, found: str) -> None:
         detail = f"{found}: MTU? The next connection is dialed with smaller TCP segments"
-        self._node.tell("warn", "link.large-messages-lost", peer=self.peer, detail=detail)
+        self._node.log_event("warn", "link.large-messages-lost", peer=self.peer, detail=detail)
 
     def _narrow(self, segment_bytes: int) -> bool:
         """Limit the dialer's TCP segments; return whether that changes anything."""
@@ -215,8 +217,8 @@ class LinkDriver:
         if connection is not None:
             connection.goodbye(wire.goodbye("stopped", detail, retry_after))
         self._run(links.Stop(detail))
-        self.carrier.drop()
-        self.carrier.stop()
+        self.replicator.drop()
+        self.replicator.stop()
 
     def kick(self) -> None:
         """Dial immediately."""
@@ -230,12 +232,12 @@ class LinkDriver:
         """Restart the link from what both ends have on disk."""
         connection = self.connection
         if connection is not None:
-            self.carrier.drop()  # send nothing more on it: records may be missing
+            self.replicator.drop()  # send nothing more on it: records may be missing
             connection.abort("closed", why)
 
     def volatile(self, payload: bytes) -> bool:
         """Send volatile records; return False where they were dropped."""
-        return self.link.state == "up" and self.carrier.volatile(payload)
+        return self.link.state == "up" and self.replicator.volatile(payload)
 
     # -- performing ---------------------------------------------------------------------------
 
@@ -262,7 +264,7 @@ class LinkDriver:
     def _adopt(self, effect: links.Adopt) -> None:
         """Make a greeted connection the live one, and start the session on it."""
         connection, theirs = self._greeted[effect.connection]
-        self.carrier.drop()
+        self.replicator.drop()
         owner = self._other_owner(theirs.log)
         if owner is not None:
             self._refuse_log(connection, theirs.log, owner)
@@ -287,7 +289,7 @@ class LinkDriver:
         elif theirs.version < wire.HELLO_AGAIN_VERSION:
             connection.abort("closed", "another connection carried records during the handshake")
         else:
-            self.carrier.wait_for_hello(connection)
+            self.replicator.wait_for_hello(connection)
             if connection.dialed:
                 self._said = ours
                 connection.send(wire.encode(ours))
@@ -301,7 +303,7 @@ class LinkDriver:
                 f"nothing that is published here passes to {self.peer}: this node's send ="
                 f" {_in_short(sends)}, its receive = {_in_short(wants)}"
             )
-            self._node.tell("warn", "link.nothing-passes", peer=self.peer, detail=detail)
+            self._node.log_event("warn", "link.nothing-passes", peer=self.peer, detail=detail)
 
     def _note_clock(self, stamp: float, began: float) -> None:
         """Record the peer's wall clock; warn where it differs much from ours.
@@ -323,7 +325,7 @@ class LinkDriver:
         if abs(skew) > MAX_SKEW_SECONDS:
             where = "ahead of" if skew > 0 else "behind"
             detail = f"the clock of {self.peer} is {abs(skew):.0f} s {where} this host's"
-            self._node.tell(
+            self._node.log_event(
                 "warn",
                 "link.clock-skew",
                 peer=self.peer,
@@ -369,7 +371,7 @@ class LinkDriver:
 
     def _log_duplicate(self, address: str, detail: str) -> None:
         """Log and show a second host with the peer's name, or one with another node's log."""
-        self._node.tell(
+        self._node.log_event(
             "error",
             "link.cloned-host",
             peer=self.peer,
@@ -386,7 +388,7 @@ class LinkDriver:
         flight; the listener answers it. Messages of the listener in between are ignored.
         """
         first = self._greeted[connection.key][1]
-        expected = self.carrier.waits if connection.dialed else not self._repeated
+        expected = self.replicator.waits if connection.dialed else not self._repeated
         if not expected or (theirs.node, theirs.log) != (first.node, first.log):
             connection.fail("protocol", "unexpected second hello", 3002)
             return
@@ -400,25 +402,25 @@ class LinkDriver:
     def _agree(self, connection: Connection, ours: wire.Hello, theirs: wire.Hello) -> None:
         """Start the session on a connection whose hellos are both current."""
         self._note_patterns(theirs.wants)
-        agreed = self.carrier.begin(connection, ours, theirs)
+        agreed = self.replicator.begin(connection, ours, theirs)
         self._node.dispatcher.changed()
         if agreed:
             if self.link.state == "diverged":
                 self._run(links.Resynced())
             if self.link.state == "resuming":
-                owed = self.carrier.session.outbound.owed_records > 0
+                owed = self.replicator.session.outbound.owed_records > 0
                 self._run(links.Resumed(connection.key, owed))
-        self.carrier.go_on()
+        self.replicator.go_on()
 
     def _abort(self, effect: links.Abort) -> None:
         held = self._greeted.get(effect.connection)
         if held is not None:
             if held[0] is self.connection:
                 self._last_silence = held[0].silence_seconds()
-                self.carrier.drop()
+                self.replicator.drop()
                 if effect.reason == "replaced":
                     address = held[0].address
-                    self._node.tell(
+                    self._node.log_event(
                         "info",
                         "link.replaced",
                         peer=self.peer,
@@ -461,7 +463,7 @@ class LinkDriver:
             last_reason: Why the newest outage began, including earlier runs.
         """
         now, link, connection = self._clock.seconds(), self.link, self.connection
-        outbound = self.carrier.session.outbound
+        outbound = self.replicator.session.outbound
         upcoming = None if self.dialer is None else self.dialer.next_attempt
         silence = None if connection is None else connection.silence_seconds()
         heard = silence
@@ -485,9 +487,9 @@ class LinkDriver:
             silence_seconds=silence,
             backlog_records=outbound.owed_records,
             backlog_bytes=outbound.owed_bytes,
-            backlog_age_seconds=self.carrier.backlog_age(),
+            backlog_age_seconds=self.replicator.backlog_age(),
             sent_records=outbound.sent_records,
-            received_records=self.carrier.session.inbound.received_records,
+            received_records=self.replicator.session.inbound.received_records,
             attempts=link.attempts,
             next_attempt_seconds=None if upcoming is None else max(0.0, upcoming - now),
             reason=reason,
@@ -495,10 +497,10 @@ class LinkDriver:
             peer_version=self.peer_version,
             certificate_expires_seconds=None if self._expires is None else self._expires - wall(),
             required=self.settings.required,
-            large_messages_lost=self.carrier.path.narrow
+            large_messages_lost=self.replicator.path.narrow
             or (self.dialer is not None and self.dialer.segment_bytes > 0),
             nothing_passes=self._nothing_passes,
-            not_relayed_records=self.carrier.not_relayed_records,
+            not_relayed_records=self.replicator.not_relayed_records,
             down_since=None if outage is None else rfc3339(outage.began),
             down_seconds=None if outage is None else outage.seconds,
             last_heard_seconds=heard,

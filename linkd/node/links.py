@@ -53,7 +53,7 @@ class AbsentPeers:
     Args:
         log: The node's log.
         cursors: Where the peers' cursors are.
-        tell: Logs an event.
+        log_event: Logs an event.
         forgotten: Called with a peer whose cursor was removed.
     """
 
@@ -61,12 +61,12 @@ class AbsentPeers:
         self,
         log: Log,
         cursors: CursorStore,
-        tell: Callable[..., None],
+        log_event: Callable[..., None],
         forgotten: Callable[[str], None],
     ) -> None:
         self._log = log
         self._cursors = cursors
-        self._tell = tell
+        self._log_event = log_event
         self._forgotten = forgotten
         self._absent: dict[str, _Absent] = {}
         self._ticked: float | None = None
@@ -108,7 +108,7 @@ class AbsentPeers:
         self._absent[name] = absent
         self._note(absent)
         left = (KEPT_SECONDS - absent.seconds) / 3600
-        self._tell(
+        self._log_event(
             "error" if absent.records else "info",
             "link.absent",
             peer=name,
@@ -124,7 +124,7 @@ class AbsentPeers:
         absent = self._absent.pop(name, None)
         if absent is not None:
             self._cursors.set_peer(msgspec.structs.replace(absent.cursor, absent_seconds=None))
-            self._tell(
+            self._log_event(
                 "info",
                 "link.returned",
                 peer=name,
@@ -168,7 +168,7 @@ class AbsentPeers:
         name = absent.cursor.peer
         del self._absent[name]
         self._cursors.remove_peer(name)
-        self._tell(
+        self._log_event(
             level,
             "link.forgotten",
             peer=name,
@@ -307,7 +307,7 @@ class Links:
     ) -> None:
         self.drivers: dict[str, LinkDriver] = {}
         self._node = node
-        self.absent = AbsentPeers(node.log, cursors, node.tell, node.forgotten)
+        self.absent = AbsentPeers(node.log, cursors, node.log_event, node.forgotten)
         self._cursors = cursors
         self._make_dialer = make_dialer
         self._rng = rng
@@ -334,11 +334,11 @@ class Links:
         before = {peer.name: peer for peer in old.peers}
         after = {peer.name: peer for peer in new.peers}
         for name in [name for name in before if name not in after]:
-            carrier = self.drivers[name].carrier
-            outbound = carrier.session.outbound
+            replicator = self.drivers[name].replicator
+            outbound = replicator.session.outbound
             owed = outbound.owed_records, outbound.owed_bytes
             self._remove(name, "the peer was removed from the configuration")
-            self.absent.leave(before[name], carrier.owes, *owed)
+            self.absent.leave(before[name], replicator.owes, *owed)
             self._waits.pop(name).end()
         # A dialer follows its listener's [heartbeat], not this node's.
         restarts = old.reconnect != new.reconnect
@@ -400,13 +400,13 @@ class Links:
         """Make each link process what reached the disk meanwhile, and check for overdue acks."""
         now = self._node.clock.seconds()
         for driver in tuple(self.drivers.values()):
-            driver.carrier.catch_up()
-            driver.carrier.watch(now)
+            driver.replicator.catch_up()
+            driver.replicator.watch(now)
 
     def trimmed(self, first: int) -> None:
         """Note the log's new first offset; peers that were owed older records get a gap."""
         for driver in self.drivers.values():
-            driver.carrier.trimmed(first)
+            driver.replicator.trimmed(first)
 
     def progress(self, now: float) -> str | None:
         """Return what makes no progress (for the watchdog), or None where all do."""
@@ -445,7 +445,7 @@ class Links:
     def wait_for(self, peer: str, next: int) -> Deferred[None]:
         """Fire once everything below `next` is on `peer`'s disk."""
         waits = self._waits[peer]
-        if self.drivers[peer].carrier.session.outbound.acked >= next:
+        if self.drivers[peer].replicator.session.outbound.acked >= next:
             return succeed(None)
         return waits.until(next)
 
@@ -456,5 +456,5 @@ class Links:
         crowded = log.size_bytes > _CROWDED * log.max_bytes
         for driver in self.drivers.values():
             if not (crowded and driver.settings.when_full == "drop-oldest"):
-                low = min(low, driver.carrier.session.outbound.acked)
+                low = min(low, driver.replicator.session.outbound.acked)
         return min(low, self.absent.low_water(crowded))

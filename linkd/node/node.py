@@ -69,7 +69,7 @@ def resync(node: str, log: Log, driver: LinkDriver, confirmed: bool) -> Deferred
 def _told(node: str, log: Log, driver: LinkDriver) -> str:
     """Return what would be sent again or lost, and what the other direction needs."""
     peer, cursor = driver.peer, log.cursor(driver.peer)
-    outbound = driver.carrier.session.outbound
+    outbound = driver.replicator.session.outbound
     told = (
         f"this node has nothing of {peer}'s log yet"
         if cursor is None or cursor.next <= 1
@@ -256,7 +256,7 @@ class Node:
 
     def sends(self, peer: str, channel: str) -> bool:
         """Return whether `peer` gets `channel`."""
-        return self.links.drivers[peer].carrier.owes(channel)
+        return self.links.drivers[peer].replicator.owes(channel)
 
     # -- what happens by itself -------------------------------------------------------------------
 
@@ -319,9 +319,9 @@ class Node:
             raise LinkdError(f"{peer} is configured: remove its [[peer]] first, and reload")
         return self.links.absent.forget(peer, confirmed)
 
-    def tell(self, level: str, event: str, **fields: str | int | float | None) -> None:
+    def log_event(self, level: str, event: str, **fields: str | int | float | None) -> None:
         """Log an event; losses and selected events are also stored."""
-        self.chronicle.tell(level, event, **fields)
+        self.chronicle.log_event(level, event, **fields)
 
     def observe(self, what: Measure, peer: str, seconds: float) -> None:
         """Pass a measurement to every observer."""
@@ -436,14 +436,16 @@ class Node:
         self._check_peer(peer)
         self.chronicle.drilled(peer, seconds)
         detail = f"{drill} for {seconds:g} s, made on purpose"
-        self.tell("warn", "drill.started", peer=peer, drill=drill, detail=detail)
+        self.log_event("warn", "drill.started", peer=peer, drill=drill, detail=detail)
 
     def drill_ended(self, peer: str, drill: str, verdict: str | None) -> None:
         """It is over; KeyError if there is no such peer."""
         self._check_peer(peer)
         self.chronicle.drilled(peer, 0.0)
         detail = f"{drill}: {verdict or 'broken off'}"
-        self.tell("info", "drill.ended", peer=peer, drill=drill, verdict=verdict, detail=detail)
+        self.log_event(
+            "info", "drill.ended", peer=peer, drill=drill, verdict=verdict, detail=detail
+        )
 
     def _check_peer(self, peer: str) -> None:
         """Raise KeyError if there is no such peer."""
@@ -462,7 +464,7 @@ class Node:
             return max(0, before - self.log.first), owed
         first, count = self.log.first, self.log.trim(before)
         if count:
-            self.tell("warn", "log.trimmed", first=first, next=self.log.first, records=count)
+            self.log_event("warn", "log.trimmed", first=first, next=self.log.first, records=count)
         return count, owed
 
 

@@ -199,7 +199,7 @@ class Replicator:
             sessions.Rewind: self._rewind,
             sessions.Acked: self._acked,
             sessions.ForwardVolatile: self._pass,
-            sessions.LogEvent: self._tell,
+            sessions.LogEvent: self._log_effect,
             sessions.RecordsRefused: self._refused,
             sessions.NotRelayed: self.not_relayed,
             sessions.FalseOrigin: self._false_origin,
@@ -296,7 +296,7 @@ class Replicator:
         try:
             effects = self.session.received(message, self._clock.seconds())
         except RemoteProtocolError as error:
-            self._node.tell("warn", "connection.protocol", peer=self.peer, detail=str(error))
+            self._node.log_event("warn", "connection.protocol", peer=self.peer, detail=str(error))
             connection.fail("protocol", str(error), error.close_code)
             return
         if effects:
@@ -348,7 +348,7 @@ class Replicator:
         self.recount()
         if outbound.owed_records < before:
             lost = before - outbound.owed_records
-            self._node.tell(
+            self._node.log_event(
                 "warn",
                 "log.dropped",
                 peer=self.peer,
@@ -477,7 +477,7 @@ class Replicator:
         if isinstance(batches, Gap):
             self.perform(outbound.missing(batches.first))
         elif isinstance(batches, LinkdError):
-            self._node.tell("error", "log.damaged", peer=self.peer, detail=str(batches))
+            self._node.log_event("error", "log.damaged", peer=self.peer, detail=str(batches))
             connection.abort("closed", str(batches))
         else:
             self.perform(outbound.read(batches, self._log.clock(), self._clock.seconds()))
@@ -508,7 +508,7 @@ class Replicator:
         inbound.leave_out()
         if self not in held:
             held.refuse(self)
-            self._node.tell(
+            self._node.log_event(
                 "warn",
                 "link.left-out",
                 peer=self.peer,
@@ -531,11 +531,11 @@ class Replicator:
         if isinstance(outcome, OutOfStep):
             if self.connection is None:
                 return  # it was out of step already
-            self._node.tell("error", "link.out-of-step", peer=self.peer, detail=str(outcome))
+            self._node.log_event("error", "link.out-of-step", peer=self.peer, detail=str(outcome))
             self._link.rejoin(f"{outcome}; the link begins again from what is on disk")
             return
         if isinstance(outcome, LinkdError):
-            self._node.tell("error", "log.disk-failed", peer=self.peer, detail=str(outcome))
+            self._node.log_event("error", "log.disk-failed", peer=self.peer, detail=str(outcome))
             return
         if outcome.duplicate:
             self.catch_up()  # the step may still be in flight: acknowledge only what is on disk
@@ -589,13 +589,13 @@ class Replicator:
             f"{self.peer} has acknowledged nothing for {seconds:.0f} s, though"
             f" {outbound.owed_records} records are owed and sent: the link rejoins"
         )
-        self._node.tell("error", "link.ack-overdue", peer=self.peer, detail=detail)
+        self._node.log_event("error", "link.ack-overdue", peer=self.peer, detail=detail)
         self._link.rejoin(detail)
 
     def _repeated(self, channel: str, records: int) -> None:
         """Count and log records that arrived twice, or in a loop; they were dropped."""
         self._node.count("repeated", self.peer, records)
-        self._node.tell(
+        self._node.log_event(
             "info",
             "link.duplicate-records",
             peer=self.peer,
@@ -606,7 +606,7 @@ class Replicator:
 
     def _out_of_order(self, batch: Batch, outcome: Appended) -> None:
         """Count received records that are late, or that may be duplicates."""
-        origin, tell = batch.origin, self._node.tell
+        origin, log_event = batch.origin, self._node.log_event
         places: dict[str, str | int | float | None] = {
             "channel": batch.channel,
             "origin": origin.node,
@@ -621,7 +621,7 @@ class Replicator:
                     f" {origin.first} on behind later records, which came over another path;"
                     " they are stored"
                 )
-                tell("warn", "link.late-records", peer=self.peer, **places, detail=detail)
+                log_event("warn", "link.late-records", peer=self.peer, **places, detail=detail)
         if outcome.unproven:
             self._node.count("unproven", self.peer, outcome.unproven)
             stored = "stored, perhaps a second time" if outcome.count else "left out"
@@ -630,7 +630,7 @@ class Replicator:
                 f" {origin.first + batch.count - 1} of {origin.node} came before: {stored}"
             )
             places["records"] = outcome.unproven
-            tell("error", "link.unproven-records", peer=self.peer, **places, detail=detail)
+            log_event("error", "link.unproven-records", peer=self.peer, **places, detail=detail)
 
     def _acknowledge(self) -> None:
         """Acknowledge all committed records in one message."""
@@ -652,12 +652,12 @@ class Replicator:
     def _pass(self, effect: sessions.ForwardVolatile) -> None:
         self._node.passed(effect.message, self.peer)
 
-    def _tell(self, effect: sessions.LogEvent) -> None:
-        self._node.tell(effect.level, effect.event, peer=self.peer, detail=effect.detail)
+    def _log_effect(self, effect: sessions.LogEvent) -> None:
+        self._node.log_event(effect.level, effect.event, peer=self.peer, detail=effect.detail)
 
     def _refused(self, effect: sessions.RecordsRefused) -> None:
         self._node.count("refused", self.peer, effect.count)
-        self._node.tell(
+        self._node.log_event(
             "warn",
             "link.unwanted-records",
             peer=self.peer,
@@ -693,7 +693,7 @@ class Replicator:
                 f" {effect.channel} that began elsewhere are not sent; set relay = true in"
                 f" {self.peer}'s [[peer]] {self._node.name}, or narrow `send` here"
             )
-        self._node.tell(
+        self._node.log_event(
             "error",
             "link.relay-refused",
             peer=self.peer,
@@ -704,7 +704,7 @@ class Replicator:
 
     def _false_origin(self, effect: sessions.FalseOrigin) -> None:
         self._node.count("false-origin", self.peer, effect.count)
-        self._node.tell(
+        self._node.log_event(
             "error",
             "link.false-origin",
             peer=self.peer,
@@ -720,7 +720,7 @@ class Replicator:
         whose = f"{self.peer}'s log" if effect.inbound else "this node's log"
         detail = f"offsets {effect.first} to {effect.next - 1} of {whose} are gone"
         self._node.count("gap", self.peer, effect.next - effect.first)
-        self._node.tell(
+        self._node.log_event(
             "error",
             "link.gap",
             peer=self.peer,

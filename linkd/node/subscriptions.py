@@ -361,7 +361,7 @@ class Subscriptions:
         holder = self._held.pop(key, None)
         owner, name = key
         if holder is not None:
-            self._node.tell("warn", "consumer.replaced", owner=owner, consumer=name)
+            self._node.log_event("warn", "consumer.replaced", owner=owner, consumer=name)
             holder.end("replaced")
         known = self._store.consumers().get(key)
         wanted = Consumer(owner, name, start, patterns)
@@ -371,7 +371,7 @@ class Subscriptions:
             self._make_room_for_patterns(wanted)
         if known is None:
             self._make_room(wanted)
-            self._node.tell("info", "consumer.created", owner=owner, consumer=name, next=start)
+            self._node.log_event("info", "consumer.created", owner=owner, consumer=name, next=start)
         else:
             start = min(known.next, self._log.next)  # the log may have been restored from a backup
         self._store.set_consumer(Consumer(owner, name, start, patterns))
@@ -499,7 +499,7 @@ class Subscriptions:
         """Remove a consumer without its request, and log it."""
         self._store.remove_consumer(consumer.key)
         self._let_go(consumer.key)
-        self._node.tell(
+        self._node.log_event(
             "info" if consumer.is_passing else "error",
             "consumer.removed",
             owner=consumer.owner,
@@ -524,7 +524,7 @@ class Subscriptions:
             names = ", ".join(one.name for one in mine[:10]) + (" and more" * (len(mine) > 10))
             records = end - min(one.next for one in mine)
             days = config.log.consumer_max_idle / 86_400.0
-            self._node.tell(
+            self._node.log_event(
                 "error",
                 "consumer.orphaned",
                 owner=owner,
@@ -619,7 +619,7 @@ class Subscriptions:
     def _tell_passed_over(self, consumer: Consumer, floor: int) -> None:
         owner, name = consumer.key
         first = max(consumer.next, self._log.first)
-        self._node.tell(
+        self._node.log_event(
             "error",
             "consumer.passed-over",
             owner=owner,
@@ -651,7 +651,9 @@ class Subscriptions:
         self._store.remove_consumer(key, done)
         self._let_go(key)
         owner, name = key
-        self._node.tell("info", "consumer.deleted", owner=owner, consumer=name, next=known.next)
+        self._node.log_event(
+            "info", "consumer.deleted", owner=owner, consumer=name, next=known.next
+        )
         return True
 
     def move(self, old: Owned, new: Owned, done: Callable[[Exception | None], None]) -> None:
@@ -674,7 +676,7 @@ class Subscriptions:
         self._store.set_consumer(moved)
         self._let_go(old)
         self._store.remove_consumer(old, done)
-        self._node.tell(
+        self._node.log_event(
             "info",
             "consumer.moved",
             owner=owner,
@@ -727,7 +729,7 @@ class Subscriptions:
         """Log offsets that were lost before a named consumer reached them."""
         if follower.consumer is not None:
             owner, name = follower.consumer
-            self._node.tell(
+            self._node.log_event(
                 "error",
                 "consumer.gap",
                 owner=owner,

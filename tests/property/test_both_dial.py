@@ -38,7 +38,7 @@ class World:
         self.published = 0
         for name, peer in zip(NAMES, reversed(PEERS), strict=True):
             node = self.net.node(name, peer)
-            node.tell = self._tell(node.tell)  # type: ignore[method-assign]
+            node.log_event = self._tell(node.log_event)  # type: ignore[method-assign]
         for node in self.net.nodes.values():
             node.start()
 

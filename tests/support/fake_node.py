@@ -111,7 +111,7 @@ class FakeNode:
 
     # what readers need
 
-    def tell(self, level: str, event: str, **fields: Any) -> None:
+    def log_event(self, level: str, event: str, **fields: Any) -> None:
         self.told.append((event, fields))
 
     def count(self, what: str, peer: str, records: int) -> None:

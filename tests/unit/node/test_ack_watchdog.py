@@ -36,13 +36,13 @@ def overdue(net: FakeNet, monkeypatch: pytest.MonkeyPatch) -> list[float]:
             assert level == "error"
             times.append(net.clock.seconds())
 
-    monkeypatch.setattr(net.nodes["edge"], "tell", tell)
+    monkeypatch.setattr(net.nodes["edge"], "log_event", tell)
     return times
 
 
 def mute(net: FakeNet, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Let the hub lose its place: it stores and never acknowledges."""
-    inbound = net.nodes["hub"].link("edge").carrier.session.inbound
+    inbound = net.nodes["hub"].link("edge").replicator.session.inbound
     monkeypatch.setattr(type(inbound), "ack", lambda self: [])
     return monkeypatch
 
@@ -67,14 +67,14 @@ def test_it_rejoins_after_30_seconds_and_the_wait_doubles(
 def test_the_wait_doubles_while_nothing_is_acknowledged(
     net: FakeNet, overdue: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    carrier = net.nodes["edge"].link("hub").carrier
+    replicator = net.nodes["edge"].link("hub").replicator
     for wait in (30.0, 60.0, 120.0, 240.0, 480.0, 480.0):
-        assert carrier._ack_wait == wait
-        carrier._overdue(wait)
+        assert replicator._ack_wait == wait
+        replicator._overdue(wait)
         net.run(16.0)
     one_publish(net.nodes["edge"], "up", b"x")
     net.run(1.0)
-    assert carrier._ack_wait == 30.0
+    assert replicator._ack_wait == 30.0
     assert len(overdue) == 6
 
 
@@ -101,8 +101,8 @@ def test_a_record_that_comes_slowly_in_parts_is_no_reason(
 ) -> None:
     edge, hub = net.nodes["edge"].link("hub"), net.nodes["hub"].link("edge")
     step = peer.Step(1, 2, "e", "up", 1, 70_000, bytes(65_536), origin=NO_ORIGIN)
-    hub.carrier.session.inbound._step = step
-    edge.carrier.session.outbound._flight.append((2, 1, 70_000, 0.0))
+    hub.replicator.session.inbound._step = step
+    edge.replicator.session.outbound._flight.append((2, 1, 70_000, 0.0))
     net.run(65.0)
     assert overdue == []
 
@@ -110,7 +110,7 @@ def test_a_record_that_comes_slowly_in_parts_is_no_reason(
 def test_a_second_hello_that_does_not_come_ends_the_connection(net: FakeNet) -> None:
     driver = net.nodes["edge"].link("hub")
     end = driver.connection
-    driver.carrier.wait_for_hello(end)
+    driver.replicator.wait_for_hello(end)
     net.run(9.0)
     assert not end.ended
     net.run(3.0)

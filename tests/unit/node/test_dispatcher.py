@@ -242,7 +242,7 @@ def test_links_and_readers_that_change_meanwhile_miss_nothing_and_get_nothing_tw
     for name in NAMES:
         got = net.nodes[name].log.read(1, 1 << 30) or []
         assert [batch.channel for batch in got] == ["all", "all", "all", f"{name}.a"]
-        assert hub.link(name).carrier.session.outbound.owed_records == 0  # type: ignore[union-attr]
+        assert hub.link(name).replicator.session.outbound.owed_records == 0  # type: ignore[union-attr]
 
 
 def test_a_mistake_at_one_costs_the_others_nothing_and_it_no_record(
@@ -263,7 +263,7 @@ def test_a_mistake_at_one_costs_the_others_nothing_and_it_no_record(
     with monkeypatch.context() as patch:
         patch.setattr(broken, "batch", fail)
         patch.setattr(broken, "end", ends)
-        patch.setattr(hub.link("one").carrier, "offer", fail)  # type: ignore[union-attr]
+        patch.setattr(hub.link("one").replicator, "offer", fail)  # type: ignore[union-attr]
         publish(hub, "all", b"1")
         _commit(net)
     aborted = [end for end in net.ends if end.ended]

@@ -39,7 +39,9 @@ def test_two_full_logs_make_room_for_each_other(monkeypatch: pytest.MonkeyPatch)
     for node, peer in ((one, "two"), (two, "one")):
         link = node.link(peer)
         assert link is not None
-        assert link.carrier.session.outbound.owed_records == 0
-        assert link.carrier.session.inbound.received_records == pytest.approx(published / 2, abs=1)
+        assert link.replicator.session.outbound.owed_records == 0
+        assert link.replicator.session.inbound.received_records == pytest.approx(
+            published / 2, abs=1
+        )
         assert node.log.full is None
         one_publish(node, "bulk", b"again")

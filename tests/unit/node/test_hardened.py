@@ -38,7 +38,7 @@ def test_wait_survives_reload():
     )
     net.open = True
     net.run(5.0)
-    assert edge.link("hub").carrier.session.outbound.acked > off
+    assert edge.link("hub").replicator.session.outbound.acked > off
     assert fired
 
 
@@ -89,7 +89,7 @@ def test_long_unowed_backlog_in_memory():
     net.open = True
     net.run(5.0)
     assert edge.link("hub").link.state == "up"
-    assert edge.link("hub").carrier.session.outbound.position == edge.log.next
+    assert edge.link("hub").replicator.session.outbound.position == edge.log.next
 
 
 def test_what_a_peer_sends_in_vain_takes_no_memory_and_few_lines(

@@ -38,14 +38,14 @@ def net(monkeypatch: pytest.MonkeyPatch) -> FakeNet:
 @pytest.fixture
 def told(net: FakeNet, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     lines: list[str] = []
-    tell = net.nodes["hub"].tell
+    tell = net.nodes["hub"].log_event
 
     def listen(level: str, event: str, **fields: Any) -> None:
         if level != "info":
             lines.append(f"{event} {fields['peer']}")
         tell(level, event, **fields)
 
-    monkeypatch.setattr(net.nodes["hub"], "tell", listen)
+    monkeypatch.setattr(net.nodes["hub"], "log_event", listen)
     return lines
 
 
@@ -88,7 +88,7 @@ def test_a_peer_of_the_first_version_is_reconnected(
     net: FakeNet, told: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in EDGES:
-        net.nodes["hub"].link(name).carrier._version = 1
+        net.nodes["hub"].link(name).replicator._version = 1
     send_all(net)
     net.nodes["hub"].log.drain()
     net.run(20.0)
@@ -100,18 +100,18 @@ def test_records_that_come_in_parts_count(net: FakeNet, told: list[str]) -> None
     hub.log.drain()
     net.run(0.1)
     for name in EDGES:
-        carrier = hub.link(name).carrier
-        connection = carrier.connection
-        place = carrier.session.inbound.received or 1
+        end = hub.link(name).replicator
+        connection = end.connection
+        place = end.session.inbound.received or 1
         step = peer.Step(
             place, place + 1, "e", name, 1, 200_000, bytes(65_536),
             origin=peer.Origin(name, net.nodes[name].log.id, "e", place),
         )  # fmt: skip
-        carrier.received(connection, step)
-        carrier.received(connection, peer.Part(bytes(20_000)))
+        end.received(connection, step)
+        end.received(connection, peer.Part(bytes(20_000)))
     assert hub.held.part_bytes == 85_536
     assert set(told) == {"link.left-out b", "link.left-out c", "link.left-out d"}
-    carrier.received(connection, peer.Part(bytes(20_000)))  # what was under way is ignored
+    end.received(connection, peer.Part(bytes(20_000)))  # what was under way is ignored
     hub.link("a").rejoin("to see that it is given back")
     assert hub.held.part_bytes == 0
     net.run(20.0)

@@ -21,7 +21,7 @@ class Link:
         )
         self.outbound = SimpleNamespace(sent_records=0, owed_records=0)
         self.inbound = SimpleNamespace(received_records=0)
-        self.carrier = SimpleNamespace(
+        self.replicator = SimpleNamespace(
             session=SimpleNamespace(outbound=self.outbound, inbound=self.inbound)
         )
 

@@ -42,7 +42,7 @@ def told(net: FakeNet, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, 
         if event in ("link.absent", "link.returned", "link.forgotten"):
             lines.append((level, event, str(fields["detail"])))
 
-    monkeypatch.setattr(net.nodes["edge"].links.absent, "_tell", tell)
+    monkeypatch.setattr(net.nodes["edge"].links.absent, "_log_event", tell)
     return lines
 
 

@@ -16,11 +16,11 @@ class Node:
     def __init__(self) -> None:
         self.told: list[tuple[str, str, dict[str, Any]]] = []
         self.inbound = SimpleNamespace(received=None, committed=0)
-        carrier = SimpleNamespace(session=SimpleNamespace(inbound=self.inbound))
-        driver = SimpleNamespace(peer="edge", carrier=carrier)
+        replicator = SimpleNamespace(session=SimpleNamespace(inbound=self.inbound))
+        driver = SimpleNamespace(peer="edge", replicator=replicator)
         self.links = SimpleNamespace(drivers={"edge": driver})
 
-    def tell(self, level: str, event: str, **fields: Any) -> None:
+    def log_event(self, level: str, event: str, **fields: Any) -> None:
         self.told.append((level, event, fields))
 
     @property

@@ -34,14 +34,14 @@ def net(monkeypatch: pytest.MonkeyPatch) -> FakeNet:
 
 def told(node: Node, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     lines: list[str] = []
-    tell = node.tell
+    tell = node.log_event
 
     def listen(level: str, event: str, **fields: Any) -> None:
         if event == "link.large-messages-lost":
             lines.append(str(fields["detail"]))
         tell(level, event, **fields)
 
-    monkeypatch.setattr(node, "tell", listen)
+    monkeypatch.setattr(node, "log_event", listen)
     return lines
 
 

@@ -24,7 +24,7 @@ def told(wanted: int | None, acked: int, next: int, owed: int) -> str:
     log: Any = SimpleNamespace(next=next, cursor=lambda _peer: cursor)
     outbound = SimpleNamespace(acked=acked, owed_records=owed)
     session = SimpleNamespace(outbound=outbound)
-    driver: Any = SimpleNamespace(peer="hub", carrier=SimpleNamespace(session=session))
+    driver: Any = SimpleNamespace(peer="hub", replicator=SimpleNamespace(session=session))
     said: list[str] = []
     resync("edge", log, driver, confirmed=False).addCallback(said.append)
     return said[0]
@@ -79,7 +79,7 @@ def test_a_message_crosses_and_status_tells(net: FakeNet) -> None:
     link = net.nodes["edge"].status().links[0]
     assert (link.state, link.backlog_records, link.sent_records) == ("up", 0, 1)
     assert net.nodes["hub"].status().links[0].received_records == 1
-    assert net.nodes["edge"].link("hub").carrier.session.outbound.acked == 3
+    assert net.nodes["edge"].link("hub").replicator.session.outbound.acked == 3
 
 
 def test_a_cut_and_the_return_lose_nothing(net: FakeNet) -> None:
@@ -216,17 +216,17 @@ def test_a_key_that_leaves_the_configuration_leaves_its_consumers(net: FakeNet) 
 
 def test_one_owners_events_leave_room_for_those_of_others(net: FakeNet) -> None:
     edge = net.nodes["edge"]
-    edge.tell("error", "log.damaged", detail="a file")
+    edge.log_event("error", "log.damaged", detail="a file")
     for number in range(500):
-        edge.tell("error", "consumer.gap", owner="mallory", detail=f"gap {number}")
-    edge.tell("error", "consumer.gap", owner="shop", detail="shop's")
+        edge.log_event("error", "consumer.gap", owner="mallory", detail=f"gap {number}")
+    edge.log_event("error", "consumer.gap", owner="shop", detail="shop's")
     owners = [event.owner for event in edge.events.after(0) if event.event == "consumer.gap"]
     assert owners == ["mallory"] * 20 + ["shop"]
     losses = edge.status().log.losses
     assert len(losses) == 6
     assert (losses[0], losses[-1]) == ("log.damaged: a file", "consumer.gap: shop's")
     net.run(61.0)
-    edge.tell("error", "consumer.gap", owner="mallory", detail="later")
+    edge.log_event("error", "consumer.gap", owner="mallory", detail="later")
     assert edge.events.after(0)[-1].detail == "later"
 
 
@@ -302,18 +302,20 @@ def test_a_stop_says_goodbye_and_the_peer_shows_it(net: FakeNet) -> None:
 def test_what_is_not_taken_is_left_out_and_counted(net: FakeNet) -> None:
     net.run(0.1)
     edge, hub = net.nodes["edge"], net.nodes["hub"]
-    edge.link("hub").carrier.session.outbound.wants = None  # a peer that sends what it should not
-    edge.link("hub").carrier.session.outbound._settings = edge.link(
+    edge.link(
         "hub"
-    ).carrier.session.settings.__class__(
+    ).replicator.session.outbound.wants = None  # a peer that sends what it should not
+    edge.link("hub").replicator.session.outbound._settings = edge.link(
+        "hub"
+    ).replicator.session.settings.__class__(
         node="edge",
         peer="hub",
-        send=hub.link("edge").carrier.session.settings.receive.__class__((">",)),
-        receive=edge.link("hub").carrier.session.settings.receive,
+        send=hub.link("edge").replicator.session.settings.receive.__class__((">",)),
+        receive=edge.link("hub").replicator.session.settings.receive,
     )
     edge.dispatcher.changed()
     one_publish(edge, "private", b"secret")
-    edge.link("hub").carrier.offer(edge.log.read(1, 1 << 20), edge.log.next)
+    edge.link("hub").replicator.offer(edge.log.read(1, 1 << 20), edge.log.next)
     one_publish(edge, "orders", b"fine")
     kept = subscribed(net, "hub", ">")
     net.run(1.0)
@@ -399,7 +401,7 @@ def test_the_first_ack_goes_at_once_and_those_of_a_stream_are_few(
     net.run(0.03)
     assert 5 <= len(acks()) <= 8  # 100 ms of them, 20 ms apart
     assert acks()[-1] == offset + 101 == hub.log.cursor("edge").committed
-    assert edge.link("hub").carrier.session.outbound.acked == offset + 101
+    assert edge.link("hub").replicator.session.outbound.acked == offset + 101
     listening.sent.clear()
     publish(edge, "orders", *[bytes(400_000)] * 12)
     net.run(0.015)

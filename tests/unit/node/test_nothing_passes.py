@@ -34,14 +34,14 @@ EDGE = PeerSettings(name="edge")
 @pytest.fixture
 def lines(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
-    tell = Node.tell
+    tell = Node.log_event
 
     def listen(node: Node, level: Any, event: str, **fields: Any) -> None:
         if event == "link.nothing-passes":
             found.append(fields)
         tell(node, level, event, **fields)
 
-    monkeypatch.setattr(Node, "tell", listen)
+    monkeypatch.setattr(Node, "log_event", listen)
     return found
 
 

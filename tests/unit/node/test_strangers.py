@@ -82,9 +82,9 @@ def test_the_hellos_show_a_clock_that_is_wrong(
     for node in (hub, edge):
         assert abs(node.status().links[0].clock_skew_seconds or 9.0) < 1.0
     lines: list[dict[str, Any]] = []
-    tell = hub.tell
+    tell = hub.log_event
     monkeypatch.setattr(
-        hub, "tell", lambda level, event, **fields: (
+        hub, "log_event", lambda level, event, **fields: (
             lines.append({"event": event, **fields}), tell(level, event, **fields)
         ),
     )  # fmt: skip

@@ -49,7 +49,7 @@ def told(net: FakeNet, monkeypatch: pytest.MonkeyPatch) -> Told:
         return both
 
     for node in net.nodes.values():
-        monkeypatch.setattr(node, "tell", listen(node.tell))
+        monkeypatch.setattr(node, "log_event", listen(node.log_event))
     return lines
 
 
@@ -136,14 +136,14 @@ def test_nothing_but_volatile_messages_counts_before_the_second_hello(net: FakeN
     end = take_over(net)
     one_publish(net.nodes["hub"], "orders", b"in between")
     net.run(1.05)
-    carrier = net.nodes["edge"].link("hub").carrier
-    assert carrier.connection is end
-    assert carrier.waits
-    carrier.received(end, peer.Ack(1 << 40))
+    replicator = net.nodes["edge"].link("hub").replicator
+    assert replicator.connection is end
+    assert replicator.waits
+    replicator.received(end, peer.Ack(1 << 40))
     passed = peer.Volatile("orders", 1, b"\x91\xc4\x01x", 0.0, None, "hub", "run", 1)
     kept = Kept()
     net.nodes["edge"].subscriptions.subscribe(("orders",), "latest", kept)
-    carrier.received(end, passed)
+    replicator.received(end, passed)
     assert kept.volatiles == [b"x"]
     net.run(2.0)
     assert states(net) == ["up", "up"]
@@ -170,10 +170,10 @@ def test_a_step_that_would_leave_a_hole_ends_the_connection_loudly(
     hub, edge = net.nodes["hub"], net.nodes["edge"]
     one_publish(hub, "orders", b"one")
     net.run(0.1)
-    carrier, end = edge.link("hub").carrier, edge.link("hub").connection
+    replicator, end = edge.link("hub").replicator, edge.link("hub").connection
     source = SourcePosition("hub", hub.log.id, hub.log.epoch, 7, 9)
     hole = Batch(0, "", 0, b"", 0.0, NO_ORIGIN, source=source)
-    carrier.perform([Store(hole), Store(hole)])
+    replicator.perform([Store(hole), Store(hole)])
     assert end.ended
     assert told == [
         (
