@@ -217,7 +217,8 @@ class ApiChannel(_Channel):  # type: ignore[misc]
     def _due(self, seconds: float) -> None:
         """Cut the connection after `seconds`, unless another deadline is set before."""
         self._undue()
-        self._deadline = self.callLater(seconds, self._late)
+        # After a freeze the deadline may be past although its timer has not run yet.
+        self._deadline = self.callLater(max(0.0, seconds), self._late)
 
     def _undue(self) -> None:
         if self._deadline is not None and self._deadline.active():

@@ -300,6 +300,26 @@ def test_a_request_that_queues_for_long_is_answered(site: Site) -> None:
     assert not site.transport.disconnected
 
 
+@pytest.mark.parametrize(
+    "head", [get("/0")[:-2], post("/0", MAX_REQUEST_BYTES)], ids=["head", "body"]
+)
+def test_what_comes_after_a_freeze_behind_its_deadline_is_read_or_cut(
+    site: Site, head: bytes
+) -> None:
+    def call_later(seconds: float, *call: Any) -> Any:
+        assert seconds >= 0, "as the reactor has it"
+        return site.clock.callLater(seconds, *call)
+
+    site.channel.callLater = call_later
+    site.send(head)
+    site.clock.rightNow += 2 * BODY_SECONDS  # frozen: the timer has not run
+    site.answering.share.queue(lambda: None)
+    site.send(b"x" * 10)
+    for _ in range(3):
+        site.clock.advance(0)
+    assert site.transport.disconnected
+
+
 def test_a_wrong_host_gets_the_phrase_of_its_status(site: Site) -> None:
     site.send(get("/wrong-host"))
     assert site.transport.value().startswith(b"HTTP/1.1 421 Misdirected Request\r\n")
