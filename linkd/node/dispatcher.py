@@ -64,7 +64,8 @@ class VolatileSequence:
     """Numbers this node's volatile messages and detects repeated ones of other nodes.
 
     Each channel of each run is tracked separately, so that faster paths and forged sequences of
-    another peer do not affect it. Keys are bounded; a node above its share displaces its own.
+    another peer do not affect it. Keys are bounded; at the bound the node
+    with the most loses its oldest eighth.
 
     Args:
         node: Our name.

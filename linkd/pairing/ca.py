@@ -210,15 +210,19 @@ class State(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, certificates=known + lost)
 
     def with_issued(self, entry: Issued, now: float) -> State:
-        """Return the state with one more certificate, without expired ones of its name.
+        """Return the state with one more certificate, without the ones of its name that are over.
 
-        The one that it renews stays: the peer uses it until the answer arrives.
+        The one that it renews stays: the peer uses it until the answer arrives. A revoked one stays
+        for as long as it could be renewed, so that a revocation outlives it.
         """
         names = (entry.name, UNKNOWN)
+        grace = signers.GRACE_DAYS * DAY_SECONDS
         kept = (
             each
             for each in self.certificates
-            if each.name not in names or each.expires > now or each.serial == entry.replaces
+            if each.name not in names
+            or each.expires + (0.0 if each.revoked is None else grace) > now
+            or each.serial == entry.replaces
         )
         return msgspec.structs.replace(self, certificates=(*kept, entry))
 

@@ -19,7 +19,7 @@ from linkd.net.certificates import load_certificates, load_revocation_lists
 from linkd.net.tls import ServerTls
 from linkd.pairing import Authority, NotRevoked
 from linkd.pairing.client import make_request
-from linkd.pairing.signers import load_keys
+from linkd.pairing.signers import GRACE_DAYS, load_keys
 
 NOW = 1_800_000_000.0
 LIST = "revoked.crl"
@@ -209,6 +209,20 @@ def test_a_start_without_room_refuses_what_was_revoked(
         hub.start()
     assert said == ["pairing.list-not-written"]
     assert hub.refuses()
+
+
+def test_a_revocation_lasts_as_long_as_the_certificate_could_be_renewed(tmp_path: Path) -> None:
+    hub = Hub(tmp_path)
+    hub.authority.revoke("edge")
+    serial = hub.leaf.serial_number
+    for days, is_kept in ((GRACE_DAYS - 1, True), (GRACE_DAYS + 1, False)):
+        then = hub.leaf.not_valid_after_utc.timestamp() + days * 86_400
+        authority = Authority(hub.place, "hub", lambda then=then: then)
+        request = make_request(ec.generate_private_key(ec.SECP256R1()), "edge")
+        authority.issue(x509.load_pem_x509_csr(request.encode()), "edge")
+        assert (serial in authority.revoked) is is_kept
+        found = load_revocation_lists(hub.place / LIST)[0]
+        assert (found.get_revoked_certificate_by_serial_number(serial) is not None) is is_kept
 
 
 def test_a_list_that_would_end_is_made_again(tmp_path: Path) -> None:
