@@ -311,8 +311,8 @@ def heard(wire: ClientConnection, names: Names) -> bytes:
     try:
         while True:
             got = wire.recv(timeout=0.3)
-            if isinstance(got, bytes):
-                said += repr(client.decode_from_daemon(got)).encode()
+            if isinstance(got, bytes):  # one message or two: that is a matter of time
+                said += b"".join(repr(frame).encode() for frame in client.decode_from_daemon(got))
             else:
                 said += got.encode()
     except (TimeoutError, OSError):

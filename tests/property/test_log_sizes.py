@@ -38,12 +38,12 @@ class _Course:
     def check(self) -> None:
         """Compare the running sum with the sum, and both with what the log says."""
         log = self.bench.log
+        # What a commit adds counts once it is written: on a busy machine one may be under way.
+        self.bench.until(lambda: log._under_way_bytes == 0)
         size = sum(segment.size for segment in log._shelf.segments)
         assert log._shelf.size == size
         beside = log._succession.held_bytes + log._snapshots.size + log._shelf.beside_bytes
-        assert log.size_bytes == size + beside + log._under_way_bytes
-        if not log._under_way:
-            assert log._under_way_bytes == 0
+        assert log.size_bytes == size + beside
 
     def append(self, size: int) -> None:
         append(self.bench, *[draft(bytes(size)) for _ in range(3)])
