@@ -483,8 +483,10 @@ class ClientCore:
 
     def _nobody_iterates(self, patterns: tuple[str, ...]) -> None:
         """Report that the window is full, since it looks as if nothing more was published."""
-        said = "its window is full: on_message gets no more until something iterates over it"
-        self.upkeep.report(ClientError(f"the subscription of {', '.join(patterns)[:200]}: {said}"))
+        sentence = "its window is full: on_message gets no more until something iterates over it"
+        self.upkeep.report(
+            ClientError(f"the subscription of {', '.join(patterns)[:200]}: {sentence}")
+        )
 
 
 def _terms(options: PublishOptions | PublishManyOptions, ids: tuple[str, ...] = ()) -> Terms:

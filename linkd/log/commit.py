@@ -649,19 +649,21 @@ class LogBase(ABC):
         for owner, ids in list(self._ids.forgotten.items()):
             if self._is_due("ids.forgotten", owner, now):
                 del self._ids.forgotten[owner]
-                said = (
+                sentence = (
                     f"{ids.count} ids of {owner or 'an older linkd'} were forgotten before"
                     f" log.id_window, the youngest {ids.age:.0f} s old or more: log.max_ids is"
                     " reached"
                 )
-                self._notify(OperatorNotice("warn", "ids.forgotten", said))
+                self._notify(OperatorNotice("warn", "ids.forgotten", sentence))
         producers = self._state.producers.forgotten
         for owner, count in list(producers.items()):
             if self._is_due("producers.forgotten", owner, now):
                 del producers[owner]
-                said = f"{count} producers of {owner or 'an older linkd'} were forgotten, or part"
+                sentence = (
+                    f"{count} producers of {owner or 'an older linkd'} were forgotten, or part"
+                )
                 self._notify(
-                    OperatorNotice("warn", "producers.forgotten", f"{said} of their numbers")
+                    OperatorNotice("warn", "producers.forgotten", f"{sentence} of their numbers")
                 )
 
     def _is_due(self, event: str, owner: str, now: float) -> bool:

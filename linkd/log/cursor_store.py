@@ -262,10 +262,10 @@ class SqliteCursorStore(MemoryCursorStore):
 
     def _read(self, db: apsw.Connection) -> None:
         """Take all rows into memory."""
-        for (said,) in db.execute("pragma quick_check"):
-            if said != "ok":
+        for (found,) in db.execute("pragma quick_check"):
+            if found != "ok":
                 db.close()
-                raise apsw.CorruptError(said)
+                raise apsw.CorruptError(found)
         for kind, key, value in db.execute("select kind, key, value from kept"):
             if kind == _PEER:
                 self._peers[key] = _peer.decode(value)
@@ -300,7 +300,7 @@ class SqliteCursorStore(MemoryCursorStore):
             OperatorNotice(
                 "warn",
                 "cursors.rebuilt",
-                f"{what}; made anew from the log: {len(self._peers)} peers and"
+                f"{what}; made again from the log: {len(self._peers)} peers and"
                 f" {len(self._consumers)} consumers stand where they last were noted there and may"
                 " get records again; the history of outages and events is empty",
             )
@@ -347,10 +347,10 @@ class SqliteCursorStore(MemoryCursorStore):
             self._db = self._open()
         except (apsw.Error, OSError) as error:
             return error
-        told = OperatorNotice(
+        notice = OperatorNotice(
             "warn",
             "cursors.rebuilt",
-            f"{self._path} went bad ({bad}), was set aside as {self._aside} and made anew",
+            f"{self._path} went bad ({bad}), was set aside as {self._aside} and made again",
         )
         self._bad, self._aside = None, ""
         rows: dict[_Key, bytes | None] = {}
@@ -363,12 +363,12 @@ class SqliteCursorStore(MemoryCursorStore):
         with self._lock:
             self._dirty = rows | self._dirty
 
-        def tell() -> None:
-            self.notices.append(told)
+        def deliver() -> None:
+            self.notices.append(notice)
             for call in tuple(self.on_notice):
-                call(told)
+                call(notice)
 
-        self._post(tell)
+        self._post(deliver)
         return None
 
     def _write(self, rows: dict[_Key, bytes | None]) -> Exception | None:
@@ -425,8 +425,8 @@ def _unusable(path: Path, error: Exception) -> str:
 def _telling(waiting: Sequence[Done], error: Exception | None) -> Callable[[], None]:
     """Return the call that answers all waiting callers."""
 
-    def tell() -> None:
+    def deliver() -> None:
         for done in waiting:
             done(error)
 
-    return tell
+    return deliver

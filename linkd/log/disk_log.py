@@ -482,8 +482,8 @@ class DiskLog(LogBase):
             return
         was, self._blocked = self._blocked, why(outcome.error)
         if self._blocked != was and outcome.error.errno != errno.ENOSPC:
-            said = f"{self._folder}: {self._blocked}; tried again every second"
-            self._notify(OperatorNotice("error", "log.disk-failed", said))
+            sentence = f"{self._folder}: {self._blocked}; tried again every second"
+            self._notify(OperatorNotice("error", "log.disk-failed", sentence))
         self._failed(self._blocked)
 
     def _missing(self) -> None:
@@ -493,11 +493,11 @@ class DiskLog(LogBase):
             f"{self._shelf.path(last)} is gone: it was deleted, or its directory was replaced"
         )
         if self._blocked != was:
-            said = (
+            sentence = (
                 f"{self._blocked} while linkd runs; publishes are refused. Put the directory back,"
                 " or restart linkd: what it finds there then is all that is left"
             )
-            self._notify(OperatorNotice("error", "log.gone", said))
+            self._notify(OperatorNotice("error", "log.gone", sentence))
 
     def _begun(self, begins: Index) -> None:
         """A segment has begun: the one before is finished."""
@@ -733,13 +733,13 @@ class DiskLog(LogBase):
         if isinstance(error, CorruptSegment) and self._retrieval.repair(error):
             return
         why = str(error) if isinstance(error, CorruptSegment) else error.strerror
-        said = (
+        sentence = (
             f"{self._folder}: no snapshot of the state could be made ({why}); it is tried again"
             f" every {SNAPSHOT_RETRY_SECONDS:.0f} s, and no segment is deleted until it is made"
         )
-        if said != self._snapshot_said:
-            self._snapshot_said = said
-            self._notify(OperatorNotice("error", "log.disk-failed", said))
+        if sentence != self._snapshot_said:
+            self._snapshot_said = sentence
+            self._notify(OperatorNotice("error", "log.disk-failed", sentence))
 
     def close(self, done: Callable[[], None]) -> None:
         """Commit what waits, settle it, end the threads, then call `done`."""

@@ -198,8 +198,8 @@ def _counts(path: Path, present: list[int], number: int) -> int:
         head, _ = read_head(segment_path(path, after))
     except CorruptSegment:
         return size
-    told = head.previous_size if head.previous == number and not own.salvaged else 0
-    return told or size
+    noted = head.previous_size if head.previous == number and not own.salvaged else 0
+    return noted or size
 
 
 def _checked(file: Path, counts: int | None, damage: list[str], notes: list[str]) -> Index | None:

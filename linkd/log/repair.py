@@ -181,10 +181,10 @@ class SegmentRepairer:
         last = number == numbers(self._folder)[-1]
         if damage.foreign:
             aside = self._quarantine_name(path)
-            said = (
+            sentence = (
                 f"{path} belongs to another log, or has another's name; set aside as {aside.name}"
             )
-            self._report(said, aside=aside.name)
+            self._report(sentence, aside=aside.name)
             self._set_aside(path, aside)
             return
         frames = good_frames(path, self.identity.seed)

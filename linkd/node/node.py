@@ -49,28 +49,28 @@ def resync(node: str, log: Log, driver: LinkDriver, confirmed: bool) -> Deferred
 
     The peer then goes by its own notes.
     """
-    told = _told(node, log, driver)
+    text = _describe(node, log, driver)
     if not confirmed:
-        return succeed(told)
+        return succeed(text)
     done: Deferred[str] = Deferred()
 
     def settled(outcome: Appended | LinkdError) -> None:
         if isinstance(outcome, LinkdError):
             done.errback(outcome)
             return
-        events.emit("link.resynced", peer=driver.peer, detail=told)
+        events.emit("link.resynced", peer=driver.peer, detail=text)
         driver.rejoin("the link begins anew after a resync")
-        done.callback(told)
+        done.callback(text)
 
     log.set_cursor(driver.peer, None, settled)
     return done
 
 
-def _told(node: str, log: Log, driver: LinkDriver) -> str:
+def _describe(node: str, log: Log, driver: LinkDriver) -> str:
     """Return what would be sent again or lost, and what the other direction needs."""
     peer, cursor = driver.peer, log.cursor(driver.peer)
     outbound = driver.replicator.session.outbound
-    told = (
+    text = (
         f"this node has nothing of {peer}'s log yet"
         if cursor is None or cursor.next <= 1
         else f"this node has {peer}'s log {cursor.log} up to offset {cursor.next - 1}; after"
@@ -79,7 +79,7 @@ def _told(node: str, log: Log, driver: LinkDriver) -> str:
         " there any more is lost"
     )
     return (
-        f"{told}. By this node's notes {peer} has everything below offset {outbound.acked} of a log"
+        f"{text}. By this node's notes {peer} has everything below offset {outbound.acked} of a log"
         f" whose next offset is {log.next} ({outbound.owed_records} records owed); to send from"
         f" there, run `linkd resync {node}` on {peer} too"
     )
@@ -325,8 +325,8 @@ class Node:
 
     def observe(self, what: Measure, peer: str, seconds: float) -> None:
         """Pass a measurement to every observer."""
-        for told in self.on_measured:
-            told(what, peer, seconds)
+        for observe in self.on_measured:
+            observe(what, peer, seconds)
 
     def count(self, what: str, peer: str, records: int) -> None:
         """Count records that were refused, expired, dropped or lost.
