@@ -86,7 +86,7 @@ def main(url: str, count: int, secret_file: str, *receive: str) -> None:
     threading.Thread(target=obey, daemon=True).start()
     for number, node in enumerate(nodes):
         reactor.callLater(number * 0.005, node.start)
-    daemon.settle()
+    daemon.tune_gc()
     reactor.run()
 
 
