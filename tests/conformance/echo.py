@@ -24,7 +24,7 @@ from twisted.internet.threads import deferToThread
 
 from linkd.api import websocket
 from linkd.api.server import ApiServer
-from linkd.api.websocket import Socket, WebSockets
+from linkd.api.websocket import ApiWebSocket, WebSockets
 from linkd.config import (
     Config,
     HeartbeatSettings,
@@ -110,7 +110,7 @@ def listener(port: int) -> Any:
 class EchoSession:
     """What is spoken on `/ws` here."""
 
-    def __init__(self, socket: Socket) -> None:
+    def __init__(self, socket: ApiWebSocket) -> None:
         self._socket = socket
 
     def opened(self) -> None:
