@@ -187,7 +187,7 @@ class Watch:
     """Looks at a daemon: how late its loop is, its memory, and how fast another client publishes.
 
     Attributes:
-        late: The longest lateness that it told, seconds.
+        late: The longest lateness that the daemon reported, seconds.
         most: The most memory, bytes.
         answered: Publishes of the other client that were answered.
     """
@@ -211,8 +211,8 @@ class Watch:
     def _look(self) -> None:
         while not self._over.wait(0.1):
             self.most = max(self.most, memory(self._daemon))
-            told = self._daemon.call("GET", "/healthz", timeout=60)
-            self.late = max(self.late, told["late_seconds"])
+            answer = self._daemon.call("GET", "/healthz", timeout=60)
+            self.late = max(self.late, answer["late_seconds"])
 
     def _publish(self) -> None:
         connection = UnixConnection(str(self._daemon.socket), 60)
