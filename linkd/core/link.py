@@ -393,6 +393,7 @@ class Link:
         self._live: Greeted | None = None
         self._was_up = False
         self._attempting = False  # our own attempt is under way
+        self._retry = False  # an operator wanted another one while it was in its handshake
         self._up_since: float | None = None
         self._unproved = False  # the peer was owed records, and none was acknowledged yet
         self._effects: list[Effect] = []
@@ -433,6 +434,8 @@ class Link:
             self._attempting = True
         elif isinstance(input, AttemptFailed) or (isinstance(input, Greeted) and input.dialed):
             self._attempting = False
+        elif isinstance(input, RetryNow) and self.state == "opening":
+            self._retry = True
 
     def _kind(self, input: Input, refusal: Refusal | None) -> Kind:
         """Classify an input; what comes from another connection than the live one is `late`."""
@@ -469,6 +472,7 @@ class Link:
         elif isinstance(input, Stop):
             self._forget()
             self._stop_dialing()
+            self._retry = False
             self.reason, self.detail = "stopped", input.detail
             self._enter(new, "stopped", input.detail, now)
         elif isinstance(input, Diverged):
@@ -513,6 +517,7 @@ class Link:
         both would otherwise feed the same session.
         """
         old, self._live = self._live, new
+        self._retry = False
         self._up_since = self.deadline = None
         if old is not None:
             detail = f"taken over by a newer connection from {new.address}"
@@ -565,7 +570,10 @@ class Link:
     def _failed(self, input: AttemptFailed, state: LinkState, now: float) -> None:
         self.attempt_reason, self.attempt_detail = input.reason, input.detail
         if self._backoff is not None:
-            self._dial(self._backoff.failed(input.kind, input.retry_after))
+            after = self._backoff.failed(input.kind, input.retry_after)
+            # It may have failed for what was put right meanwhile: an expired certificate, say.
+            self._dial(0.0 if self._retry else after)
+        self._retry = False
         self._enter(state, input.reason, input.detail, now)
 
     def _lost(self, input: Lost, state: LinkState, now: float) -> None:

@@ -388,3 +388,16 @@ def test_a_listener_never_dials_whatever_comes() -> None:
 def test_what_can_not_be_raises() -> None:
     with pytest.raises(LocalProtocolError, match="resynced in state waiting"):
         link().handle(Resynced(), 1.0)
+
+
+def test_a_retry_during_the_handshake_follows_an_attempt_that_fails_at_once() -> None:
+    """A certificate was renewed 4 ms before the peer refused the old one: 55 s without a link."""
+    made = link()
+    made.handle(AttemptBegan(), 1.0)
+    made.handle(Opening(), 1.1)
+    assert made.handle(RetryNow(), 1.2) == []
+    expired = AttemptFailed("rejected", "tls", "your certificate has expired")
+    assert only(made.handle(expired, 1.3), Dial) == Dial(0.0)
+    made.handle(AttemptBegan(), 1.3)
+    made.handle(Opening(), 1.4)
+    assert only(made.handle(expired, 1.5), Dial).after > 30.0
