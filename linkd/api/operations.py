@@ -24,11 +24,15 @@ if TYPE_CHECKING:
 TYPES = {
     "html": "text/html; charset=utf-8",
     "js": "text/javascript; charset=utf-8",
+    "ts": "text/plain; charset=utf-8",
     "css": "text/css; charset=utf-8",
     "svg": "image/svg+xml",
     "LICENSE": "text/plain; charset=utf-8",
     "ORIGIN": "text/plain; charset=utf-8",
 }
+ALIASES = {"linkd.mjs": "linkd.js", "linkd.d.mts": "linkd.d.ts"}
+"""Names under which Node.js and TypeScript take a file without settings of their own."""
+
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
     " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -62,7 +66,7 @@ class Files:
             ApiError: There is none.
         """
         name = "index.html" if path == "/" else path.removeprefix("/dashboard/").lstrip("/")
-        found = self._files.get(name)
+        found = self._files.get(ALIASES.get(name, name))
         if found is None:
             raise ApiError("not-found", f"there is no file {name[:80]}")
         headers = {"ETag": found.etag, "Cache-Control": "no-cache"}

@@ -429,6 +429,15 @@ async def test_files_of_the_dashboard(served: Served) -> None:
     assert script.headers["content-type"] == "text/javascript; charset=utf-8"
     known = await served.keyed("GET", "/linkd.js", key=None, If_None_Match=script.headers["etag"])
     assert (known.status, known.body) == (304, b"")
+    module = await served.keyed("GET", "/linkd.mjs", key=None)
+    assert (module.body, module.headers["content-type"]) == (
+        script.body,
+        script.headers["content-type"],
+    )
+    for target in ("/linkd.d.ts", "/linkd.d.mts"):
+        types = await served.keyed("GET", target, key=None)
+        assert types.headers["content-type"] == "text/plain; charset=utf-8"
+        assert b"export declare function connect(" in types.body
     head = await served.keyed("HEAD", "/linkd.js", key=None)
     assert (head.status, head.body) == (200, b"")
     for target in ("/dashboard/nothing.js", "/dashboard/..%2fserver.py", "/dashboard/README.md"):

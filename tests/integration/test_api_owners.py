@@ -100,6 +100,9 @@ HTTP: dict[str, list[Ask]] = {
     "GET /metrics": [Ask("/metrics")],
     "GET /": NOTHING,
     "GET /linkd.js": NOTHING,
+    "GET /linkd.mjs": NOTHING,
+    "GET /linkd.d.mts": NOTHING,
+    "GET /linkd.d.ts": NOTHING,
     "GET /dashboard/{file}": NOTHING,
 }
 

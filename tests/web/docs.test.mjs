@@ -39,7 +39,7 @@ async function example(mark, given = {}, returned = []) {
   found[0].run = true;
   const kept = (Class) => (options) => (made.push(new Class(options)), made.at(-1).open());
   const scope = { connect: kept(Linkd), Linkd, WebSocket, show: (...what) => shown.push(what), url: stub.url, key: KEY, ...given };
-  const code = found[0].code.replaceAll("127.0.0.1:9480", `127.0.0.1:${stub.port}`).replace("./linkd.js", CLIENT);
+  const code = found[0].code.replaceAll("127.0.0.1:9480", `127.0.0.1:${stub.port}`).replace("./linkd.mjs", CLIENT);
   const imports = code.match(/^import .*$/gm) ?? [];
   const names = Object.keys(scope).filter((name) => !imports.some((line) => new RegExp(`\\b${name}\\b.* from`).test(line)));
   const text = `${imports.join("\n")}

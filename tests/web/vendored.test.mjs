@@ -1,7 +1,8 @@
-// What we ship of others is what their package holds.
+// What we ship of others is what their package holds, and the types of linkd.js are made of it.
 import assert from "node:assert/strict";
 import { readFile } from "node:fs/promises";
 import { test } from "node:test";
+import { declarations } from "./support/declarations.mjs";
 
 const OURS = new URL("../../linkd/api/dashboard/", import.meta.url);
 const THEIRS = new URL("node_modules/uplot/", import.meta.url);
@@ -16,4 +17,11 @@ for (const [ours, theirs] of Object.entries(PAIRS)) {
 test("the version that uplot.ORIGIN names is the one pinned", async () => {
   const { version } = JSON.parse(await readFile(new URL("package.json", THEIRS), "utf8"));
   assert.match(await readFile(new URL("uplot.ORIGIN", OURS), "utf8"), new RegExp(`^uPlot ${version.replaceAll(".", "\\.")},`));
+});
+
+test("linkd.d.ts is made of linkd.js (npm run declarations)", async () => {
+  const made = declarations();
+  assert.equal(await readFile(new URL("linkd.d.ts", OURS), "utf8"), made);
+  assert.match(made, /export declare function connect\(options\?: Options\): Linkd;/);
+  assert.doesNotMatch(made, /^ {4}(get )?_/m);
 });
