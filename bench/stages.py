@@ -22,12 +22,12 @@ from linkd.config import Config, NodeSettings
 from linkd.core.session import Handshake, Session
 from linkd.core.session_effects import Send, SessionSettings, Store
 from linkd.log.interface import Appended
-from linkd.log.memory_log import MemoryLog
 from linkd.net.rate_limit import FairShare
 from linkd.net.websocket import put, take
 from linkd.protocol import client, peer
 from linkd.protocol.channels import Patterns
 from linkd.protocol.records import Batch, NewRecords, Origin, Record, SourcePosition, encode_records
+from tests.support.memory_log import MemoryLog
 
 Run = Callable[[int], None]
 """Passes so many batches through the stage."""

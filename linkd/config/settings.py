@@ -228,12 +228,8 @@ class LogSettings(Settings, frozen=True, kw_only=True):
     """The durable log."""
 
     engine: Annotated[
-        Literal["segments", "memory"],
-        _meta(
-            "`segments` is durable; `memory` forgets all at a stop, and before that what nobody is"
-            " owed beyond `memory_bytes` (a lab).",
-            "restart",
-        ),
+        Literal["segments"],
+        _meta("How the log is stored: `segments` are append-only files.", "restart"),
     ] = "segments"
     max_bytes: Annotated[
         int, _meta("The log's bound on disk.", "restart", ge=16_777_216, le=2**50)

@@ -1,6 +1,6 @@
 """The durable log.
 
-`interface` says what a log promises, `disk_log` keeps it in segment files, `memory_log` in memory.
+`interface` says what a log promises, `disk_log` keeps it in segment files.
 """
 
 from __future__ import annotations
@@ -15,14 +15,11 @@ from linkd.log.cursor_store import MemoryCursorStore, SqliteCursorStore
 from linkd.log.disk_log import DiskLog
 from linkd.log.files import Environment
 from linkd.log.inspect import stat, verify
-from linkd.log.interface import Log
-from linkd.log.memory_log import BoundedMemoryLog, MemoryLog
 
 __all__ = [
     "DiskLog",
     "Environment",
     "MemoryCursorStore",
-    "MemoryLog",
     "SqliteCursorStore",
     "open_cursors",
     "open_log",
@@ -37,11 +34,11 @@ def open_log(
     node: str,
     post: Post,
     edges: Environment | None = None,
-) -> Log:
+) -> DiskLog:
     """Open the log in `state_dir`, or create it.
 
     Args:
-        settings: The engine and its limits.
+        settings: Its limits.
         state_dir: The node's directory; the log gets a folder in it.
         node: This node's name.
         post: Brings a call into the thread that uses the log (`reactor.callFromThread`).
@@ -51,26 +48,22 @@ def open_log(
         LogDamaged: Another daemon uses it, or a file can't be read; the message says what to do.
         StateTooNew: It was written by a newer linkd.
     """
-    if settings.engine == "memory":
-        return BoundedMemoryLog(node, settings)
     return DiskLog(Path(state_dir) / "log", node, settings, post, edges)
 
 
 def open_cursors(
-    log: Log, state_dir: Path, post: Post, *, wall: Callable[[], float] = clock.wall
-) -> MemoryCursorStore:
+    log: DiskLog, state_dir: Path, post: Post, *, wall: Callable[[], float] = clock.wall
+) -> SqliteCursorStore:
     """Open the file of cursors and outages that belongs to `log`, or create it.
 
     Returns:
         A `CursorStore` that also keeps outages, with `notices` (for the operator) and
-        `close(done)`; close it before the log. With a log in memory it is in memory too.
+        `close(done)`; close it before the log.
 
     Raises:
         LogDamaged: It can't be opened; the message says what to do.
         StateTooNew: It was written by a newer linkd.
     """
-    if not isinstance(log, DiskLog):
-        return MemoryCursorStore()
     cursors = SqliteCursorStore(Path(state_dir) / "cursors.db", log.id, log.snapshot, post, wall)
     log.carried = cursors.carried
     return cursors

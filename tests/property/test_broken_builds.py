@@ -10,10 +10,10 @@ import pytest
 from linkd.core.inbound import Inbound
 from linkd.core.link import Refusal, Takeovers
 from linkd.core.liveness import Liveness
-from linkd.log.memory_log import MemoryLog
 from linkd.log.origins import Origins
 from tests.property.test_session import two_nodes
 from tests.support.fake_net import FakeNet
+from tests.support.memory_log import MemoryLog
 from tests.unit.net.test_timers import test_each_end_notices_at_its_limit_of_silence as silence
 from tests.unit.node.test_node import EDGE, HUB
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from linkd.errors import BadRecord
 from linkd.log.interface import Appended
-from linkd.log.memory_log import MemoryLog
 from linkd.protocol.records import NewRecords, Producer, Record, decode_records, encode_records
+from tests.support.memory_log import MemoryLog
 
 PUBLISH = st.tuples(
     st.just("publish"),

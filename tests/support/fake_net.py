@@ -11,11 +11,11 @@ from linkd.config import Config, HeartbeatSettings, NodeSettings, PeerSettings
 from linkd.errors import AttemptFailed, Reason
 from linkd.log import MemoryCursorStore
 from linkd.log.interface import Appended
-from linkd.log.memory_log import MemoryLog
 from linkd.node import LinkDriver, Node, Stores
 from linkd.node.outages import Outages
 from linkd.protocol import peer
 from linkd.protocol.records import Batch, NewRecords, Record, decode_records, encode_records
+from tests.support.memory_log import MemoryLog
 
 _keys = count(1)
 

@@ -17,7 +17,6 @@ from linkd.config import ApiKey, ApiSettings, ChannelSettings, Config, LimitSett
 from linkd.errors import LinkdError
 from linkd.log import MemoryCursorStore
 from linkd.log.interface import Appended, OnDurable, Owned
-from linkd.log.memory_log import MemoryLog
 from linkd.node.subscriptions import Subscriptions
 from linkd.protocol.channels import Patterns
 from linkd.protocol.records import Batch, NewRecords, Origin
@@ -31,6 +30,7 @@ from linkd.status import (
     NodeStatus,
     Outage,
 )
+from tests.support.memory_log import MemoryLog
 
 KEY = "k" * 40
 SHOP_KEY = "s" * 40

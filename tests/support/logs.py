@@ -11,7 +11,6 @@ from typing import Any
 from linkd.config import LogSettings
 from linkd.log.disk_log import DiskLog
 from linkd.log.files import Environment, RealFiles
-from linkd.log.memory_log import MemoryLog
 from linkd.log.origins import Origins, OriginsSnapshot
 from linkd.log.writer import Writer
 from linkd.protocol.records import (
@@ -24,6 +23,7 @@ from linkd.protocol.records import (
     decode_records,
     encode_records,
 )
+from tests.support.memory_log import MemoryLog
 from tests.support.turns import Turns
 
 

@@ -11,10 +11,10 @@ from linkd.core.outbound import Outbound
 from linkd.core.session import Handshake, Session
 from linkd.errors import Gap, LinkdError
 from linkd.log.interface import Appended
-from linkd.log.memory_log import MemoryLog
 from linkd.protocol import peer as wire
 from linkd.protocol.channels import Patterns
 from linkd.protocol.records import Batch, NewRecords, Record, decode_records, encode_records
+from tests.support.memory_log import MemoryLog
 
 
 def check_order(outbound: Outbound) -> None:

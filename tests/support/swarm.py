@@ -28,10 +28,10 @@ def _node(name: str, peer: Any, reactor: Any, shared: Any) -> Any:
     from linkd.config import Config, LogSettings
     from linkd.config.settings import NodeSettings
     from linkd.log import MemoryCursorStore
-    from linkd.log.memory_log import BoundedMemoryLog
     from linkd.net.dialer import DialerContext, LinkDialer
     from linkd.node import Node, Stores
     from linkd.node.outages import Outages
+    from tests.support.memory_log import BoundedMemoryLog
 
     config = Config(node=NodeSettings(name=name), peers=(peer,))
     origin = DialerContext(name, f"{random.getrandbits(64):016x}", reactor, shared)

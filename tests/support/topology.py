@@ -17,10 +17,10 @@ from linkd.core.inbound import KnownEnds
 from linkd.core.session import Session
 from linkd.errors import LinkdError
 from linkd.log.interface import Appended
-from linkd.log.memory_log import MemoryLog
 from linkd.protocol import peer as wire
 from linkd.protocol.channels import Patterns
 from linkd.protocol.records import Batch, NewRecords, Record, decode_records, encode_records
+from tests.support.memory_log import MemoryLog
 from tests.support.session_model import (
     Link,
     ModelNode,

@@ -14,9 +14,8 @@ import pytest
 
 from linkd.config import LogSettings
 from linkd.errors import LogDamaged, StateTooNew
-from linkd.log import MemoryCursorStore, MemoryLog, open_cursors, open_log
+from linkd.log import MemoryCursorStore, open_cursors, open_log
 from linkd.log.cursor_store import SqliteCursorStore
-from linkd.log.disk_log import DiskLog
 from linkd.log.interface import Consumer, PeerCursor
 from linkd.log.snapshot import snapshot_numbers
 from tests.support.logs import append, draft
@@ -232,19 +231,6 @@ def test_a_disk_error_is_returned(pair: Pair) -> None:
     pair.until(lambda: done)
     assert isinstance(done[0], apsw.Error)
     pair.cursors._db.execute("pragma query_only = off")
-
-
-def test_beside_a_log_in_memory_cursors_are_in_memory_too(tmp_path: Path) -> None:
-    turns = Turns()
-    log = open_log(LogSettings(engine="memory"), tmp_path, "edge", turns.post)
-    assert isinstance(log, MemoryLog)
-    cursors = open_cursors(log, tmp_path, turns.post)
-    done: list[Any] = []
-    cursors.set_consumer(BILLING, done.append)
-    cursors.set_peer(HUB)
-    cursors.close(lambda: done.append(True))
-    assert done == [None, True]
-    assert not isinstance(log, DiskLog)
 
 
 def test_a_file_that_goes_bad_under_way_is_made_anew_and_told(

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from linkd.config import PeerSettings
-from linkd.log import MemoryLog
 from linkd.log.commit import ignore
 from linkd.log.frame import EpochOpened
 from linkd.log.repair import OFFSET_SKIP
@@ -19,6 +18,7 @@ from linkd.node.dispatcher import WINDOW, VolatileSequence, as_batch
 from linkd.protocol.peer import Step, Volatile, decode
 from linkd.protocol.records import Batch, NewRecords
 from tests.support.fake_net import FakeNet, Kept, bodies, publish
+from tests.support.memory_log import MemoryLog
 
 
 def message(sequence: int, channel: str = "t", node: str = "far", run: str = "r") -> Volatile:

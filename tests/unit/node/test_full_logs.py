@@ -9,9 +9,9 @@ import pytest
 from linkd.config import LogSettings
 from linkd.config.settings import PeerSettings
 from linkd.errors import LogFull
-from linkd.log.memory_log import BoundedMemoryLog
 from tests.support import fake_net
 from tests.support.fake_net import FakeNet, one_publish, publish
+from tests.support.memory_log import BoundedMemoryLog
 
 BOUNDS = LogSettings(memory_bytes=1 << 18, max_bytes=1 << 20)
 

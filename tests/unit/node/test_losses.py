@@ -5,9 +5,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from linkd.log import MemoryCursorStore, MemoryLog
+from linkd.log import MemoryCursorStore
 from linkd.log.interface import OperatorNotice
 from linkd.node.history import EventBuffer, LogMonitor, RecentLosses
+from tests.support.memory_log import MemoryLog
 
 
 class Node:

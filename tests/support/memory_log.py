@@ -1,4 +1,4 @@
-"""A log in memory, for tests, benchmarks and `log.engine = "memory"`."""
+"""A log in memory, for tests and benchmarks."""
 
 from __future__ import annotations
 

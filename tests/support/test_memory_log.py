@@ -12,12 +12,11 @@ from msgspec.structs import replace
 
 from linkd.config import LogSettings
 from linkd.errors import BadRecord, LogFull, SequenceUnproven
-from linkd.log import MemoryLog
 from linkd.log.interface import Appended
-from linkd.log.memory_log import BoundedMemoryLog
 from linkd.log.producers import MAX_HOLES
 from linkd.protocol.records import BATCH_OVERHEAD_BYTES, Producer
 from tests.support.logs import draft, numbered, received
+from tests.support.memory_log import BoundedMemoryLog, MemoryLog
 
 
 def test_nothing_is_settled_before_its_commit_and_nothing_of_it_outlives_a_crash() -> None:
