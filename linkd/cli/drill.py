@@ -98,7 +98,6 @@ def add(subparsers: Any) -> None:
         help="with --lab: print status, outages and log lines of both nodes as it goes",
     )
     parser.add_argument("--json", action="store_true", help="one report a line")
-    parser.add_argument("--svg", metavar="FILE", help="draw what happened into this file")
     parser.set_defaults(run=run)
 
 
@@ -114,8 +113,6 @@ def run(arguments: argparse.Namespace) -> int:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             signal.signal(number, _interrupt)
     end_when_gone(sys.stdout)
-    if arguments.svg:
-        _writable(arguments.svg)
     reports = _lab(arguments) if arguments.lab else _running(arguments)
     return _print_reports(arguments, reports)
 
@@ -385,19 +382,6 @@ def _took_back(undo: Sequence[Sequence[str]]) -> bool:
     return any(one.returncode == 0 for one in done)
 
 
-def _writable(file: str) -> None:
-    """Raise CommandError if a file can't be written: better before the drill than after it."""
-    path = Path(file)
-    try:
-        new = not path.exists()
-        with path.open("a"):
-            pass
-        if new:
-            path.unlink()
-    except OSError as error:
-        raise CommandError(exits.USAGE, f"{file}: {error.strerror}") from None
-
-
 def _write(text: str) -> bool:
     """Write to standard error; return whether it worked: a drill does not end without a reader."""
     try:
@@ -468,25 +452,16 @@ class _Progress:
 
 
 def _print_reports(arguments: argparse.Namespace, reports: Iterable[Report]) -> int:
-    """Print reports as they arrive, draw them, and return the exit code."""
+    """Print reports as they arrive, and return the exit code."""
     from linkd.drill.report import summary, text  # noqa: PLC0415
-    from linkd.drill.svg import draw  # noqa: PLC0415
 
     done: list[Report] = []
-    undrawn = False
     for report in reports:
         done.append(report)
         if arguments.json:
             print(json_text(msgspec.json.encode(report)), flush=True)
         else:
             print("\n".join([*text(report), ""]), flush=True)
-        if arguments.svg:
-            try:
-                Path(arguments.svg).write_text(draw(done))
-            except OSError as error:
-                undrawn = True
-                _write(f"linkd: {arguments.svg}: {error.strerror}\n")
     if not arguments.json and len(done) > 1:
         print("\n".join(summary(done)))
-    failed = undrawn or any(one.verdict == "fail" for one in done)
-    return exits.NEGATIVE if failed else exits.OK
+    return exits.NEGATIVE if any(one.verdict == "fail" for one in done) else exits.OK

@@ -262,23 +262,6 @@ def test_the_time_has_bounds(done: list[str], tmp_path: Path, given: str) -> Non
     assert done == []
 
 
-def test_a_picture_that_cannot_be_drawn_is_said_before_the_drill(
-    done: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    packet_filter(tmp_path, "")
-    assert main([*WORDS, "--svg", str(tmp_path / "none" / "a.svg")]) == 2
-    assert "a.svg: No such file or directory" in capsys.readouterr().err
-    assert main([*WORDS, "--svg", str(tmp_path)]) == 2
-    assert done == []
-    picture = tmp_path / "a.svg"
-    packet_filter(tmp_path, "exit 3")
-    assert main([*WORDS, "--svg", str(picture)]) == 1
-    assert not picture.exists()
-    packet_filter(tmp_path, "")
-    assert main([*WORDS, "--svg", str(picture)]) == 0
-    assert picture.read_text().startswith("<svg")
-
-
 def test_without_room_for_a_pair_none_is_started(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -290,16 +273,6 @@ def test_without_room_for_a_pair_none_is_started(
     assert "TMPDIR names another directory" in told.err
     monkeypatch.setattr(drill, "LAB_BYTES", 1)
     assert main(["drill", "--lab", "reset"]) == 0
-
-
-def test_a_full_disk_costs_the_picture_and_not_the_other_drills(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(runner, "run_all", lambda *_: iter([report("reset"), report("kill")]))
-    assert main(["drill", "--lab", "reset", "kill", "--json", "--svg", "/dev/full"]) == 1
-    told = capsys.readouterr()
-    assert [json.loads(line)["drill"] for line in told.out.splitlines()] == ["reset", "kill"]
-    assert "linkd: /dev/full: No space left on device" in told.err
 
 
 def test_a_terminal_that_takes_nothing_ends_no_drill(

@@ -1,15 +1,13 @@
-"""Reports: text, JSON and the picture."""
+"""Reports: text and JSON."""
 
 from __future__ import annotations
 
 from typing import Any
-from xml.etree import ElementTree
 
 import msgspec
 
 from linkd.drill.monitor import Tally
 from linkd.drill.report import Check, EndReport, Report, State, summary, text
-from linkd.drill.svg import draw
 from linkd.status import Outage
 
 OUTAGE = Outage("hub", "2026-01-01T00:00:00.000Z", "silence", 10.02, 14.5, 3, 40, 0.1)
@@ -19,7 +17,7 @@ STATES = [State("up", 0.0, 12.0), State("waiting", 12.0, 16.5), State("up", 16.5
 def report(**changes: Any) -> Report:
     fields: dict[str, Any] = {
         "drill": "blackhole",
-        "about": "every packet is <dropped>",
+        "about": "every packet is dropped",
         "began": "2026-01-01T00:00:00.000Z",
         "where": "namespaces",
         "verdict": "pass",
@@ -61,29 +59,3 @@ def test_json_has_the_same_fields() -> None:
     assert decoded["ends"][0]["outages"][0]["noticed_after_seconds"] == 10.02
     assert decoded["messages"]["drill.up"]["lost"] == 1
     assert decoded["verdict"] == "pass"
-
-
-def test_the_picture_is_a_document_with_every_state_the_fault_and_the_marks() -> None:
-    skipped = report(drill="loss", verdict="skipped", why="no <namespaces>", ends=[])
-    root = ElementTree.fromstring(draw([report(), skipped]))
-    assert root.tag == "{http://www.w3.org/2000/svg}svg"
-    words = [each.text or "" for each in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert "noticed, 10.02 s silence" in words
-    assert "back, 0.50 s" in words
-    assert "fault, 14.0 s" in words
-    assert any("no <namespaces>" in each for each in words)
-    titles = [each.text for each in root.iter("{http://www.w3.org/2000/svg}title")]
-    assert "edge: waiting from 12.00 s to 16.50 s" in titles
-    assert len(titles) == 1 + len(STATES)
-
-
-def test_the_pictures_bars_lie_where_their_times_are() -> None:
-    root = ElementTree.fromstring(draw([report()]))
-    bars = [
-        (float(each.attrib["x"]), float(each.attrib["width"]))
-        for each in root.iter("{http://www.w3.org/2000/svg}rect")
-        if each.find("{http://www.w3.org/2000/svg}title") is not None
-    ]
-    (_, first), (waiting, width), (last, _) = bars
-    assert abs(first / width - 12.0 / 4.5) < 0.01
-    assert abs(waiting + width - last) < 0.2
