@@ -16,10 +16,11 @@ from linkd.api.http import Response, answer
 from linkd.api.metrics import consumer_lags
 from linkd.api.sse import stream_events
 from linkd.errors import LinkdError, PublishError
-from linkd.protocol.channels import is_pattern
+from linkd.protocol.channels import Patterns, is_pattern
 
 if TYPE_CHECKING:
     from linkd.api.server import ApiServer
+    from linkd.log.interface import Consumer
 
 TYPES = {
     "html": "text/html; charset=utf-8",
@@ -80,6 +81,9 @@ class Files:
 DRILL_PATTERN = r"^[a-z][a-z0-9-]{0,31}$"
 """Valid names of drills."""
 
+PENDING_SECONDS = 0.05
+"""For so long one call may count what consumers have yet to read: some ms for each GiB."""
+
 _CLEARED = f"{COOKIE}=; HttpOnly; SameSite=Strict; Path=/; Max-Age=0"
 
 
@@ -133,6 +137,7 @@ async def consumers(api: ApiServer, call: Call) -> Response:
     """Answer the named consumers that the caller may see."""
     call.only()
     end = api.node.log.next
+    last = api.reactor.seconds() + PENDING_SECONDS
     return answer(
         {
             "consumers": [
@@ -141,6 +146,7 @@ async def consumers(api: ApiServer, call: Call) -> Response:
                     "name": one.name,
                     "next": one.next,
                     "lag_records": max(0, end - one.next),
+                    "pending_records": _pending(api, one) if api.reactor.seconds() < last else None,
                     "patterns": one.patterns,
                 }
                 for one in api.node.subscriptions.consumers()
@@ -148,6 +154,14 @@ async def consumers(api: ApiServer, call: Call) -> Response:
             ]
         }
     )
+
+
+def _pending(api: ApiServer, consumer: Consumer) -> int:
+    """Count the records that a consumer has yet to read: those of its patterns only."""
+    log, patterns = api.node.log, Patterns(consumer.patterns)
+    position = max(consumer.next, log.first)
+    owed = log.owed(position) if position < log.next else {}
+    return sum(records for channel, (records, _) in owed.items() if patterns.match(channel))
 
 
 async def forget(api: ApiServer, call: Call) -> Response:

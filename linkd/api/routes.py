@@ -184,7 +184,7 @@ ROUTES: tuple[Route, ...] = (
     Route(
         method="GET",
         path="/v1/consumers",
-        about="The named consumers: next offset, and how many offsets lie behind the log's end.",
+        about="The named consumers: next offset, records yet to read, offsets to the log's end.",
         run=operations.consumers,
         answers={200: "The consumers that the caller may see."},
     ),

@@ -18,8 +18,9 @@ def add(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "consumers",
         help="list, delete or move named consumers",
-        description="List the named consumers as OWNER/NAME: the next offset that each wants, and"
-        " how far it is behind the log's end. The owner is the key that has the name, or `socket`;"
+        description="List the named consumers as OWNER/NAME: the next offset that each wants, how"
+        " many records of its patterns it has yet to read, and how many offsets of all channels"
+        " there are up to the log's end. The owner is the key that has the name, or `socket`;"
         " a NAME without an owner is the socket's.",
     )
     add_socket(parser)
@@ -39,7 +40,7 @@ def add(subparsers: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """List the consumers: next offset, and its distance to the end of the log."""
+    """List the consumers: next offset, records to read, and distance to the end of the log."""
     if arguments.delete is not None:
         http.delete(arguments, _path(arguments.delete))
         return exits.OK
@@ -57,13 +58,13 @@ def run(arguments: argparse.Namespace) -> int:
             [
                 cut(f"{one['owner']}/{one['name']}", 60),
                 number(one["next"]),
+                number(one.get("pending_records")),
                 number(one.get("lag_records")),
             ]
             for one in found
         ]
-        print(
-            "\n".join(table(("CONSUMER", "NEXT OFFSET", "OFFSETS TO END"), rows, frozenset((1, 2))))
-        )
+        head = ("CONSUMER", "NEXT OFFSET", "TO READ", "OFFSETS TO END")
+        print("\n".join(table(head, rows, frozenset((1, 2, 3)))))
     else:
         print("no consumer has a name here")
     return exits.OK

@@ -220,6 +220,7 @@ async def test_consumers_from_any_language(served: Served) -> None:
     first = (await served.call("GET", "/v1/channels/orders?consumer=billing")).json()
     assert first == {"records": [], "next": 1, "gap": None}
     put(served, "orders", b"1", b"2")
+    put(served, "other", b"3")
     page = (await served.call("GET", "/v1/channels/orders?consumer=billing")).json()
     assert len(page["records"]) == 2
     again = (await served.call("GET", "/v1/channels/orders?consumer=billing")).json()
@@ -234,7 +235,8 @@ async def test_consumers_from_any_language(served: Served) -> None:
             "owner": "socket",
             "name": "billing",
             "next": 2,
-            "lag_records": 1,
+            "lag_records": 2,
+            "pending_records": 1,
             "patterns": ["orders"],
         }
     ]
