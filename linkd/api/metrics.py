@@ -1,8 +1,7 @@
-"""Metrics for Prometheus: the node's status at each scrape, and histograms of what has passed.
+"""Metrics for Prometheus: the node's status at each scrape, and histograms of past events.
 
-Metrics with one series for each peer are written here and not by prometheus_client, which takes ten
-times as long: a scrape of 1,000 peers must not hold up a heartbeat. So is what is counted with each
-message.
+The text is written here: prometheus_client takes ten times as long, and a scrape of 1,000 peers
+must not hold up a heartbeat. A test parses it with that library.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
@@ -173,13 +171,7 @@ class Metrics:
         self.api_refused: Mapping[Any, int] = {}
         self.shortages: Callable[[], int] = lambda: 0
         self._node = node
-        self._registry = CollectorRegistry()
-        waiting = Gauge(
-            "linkd_process_delayed_calls",
-            "Calls that wait for their time: a leak of timers shows here.",
-            registry=self._registry,
-        )
-        waiting.set_function(delayed_calls)
+        self._delayed_calls = delayed_calls
         self.publish = Buckets(FAST_SECONDS)
         self._commit = Buckets(FAST_SECONDS)
         node.log.on_written.append(self._commit.observe)
@@ -214,12 +206,6 @@ class Metrics:
         self._page_at = 0.0
         self._waiting: list[Deferred[None]] = []  # for the page that is made
 
-    def text(self) -> bytes:
-        """Return all of it in the text format 0.0.4, at once."""
-        status = self._node.status()
-        lines = "\n".join(self._lines(status)).encode()
-        return lines + self._own() + consumer_lags(status.consumers)
-
     async def page(
         self, links: Callable[[], Coroutine[object, object, list[LinkStatus]]], share: FairShare
     ) -> bytes:
@@ -245,12 +231,12 @@ class Metrics:
         status = self._node.status(await links())
         lines: list[str] = []
         until = share.end()
-        for line in self._lines(status):
+        for line in self.lines(status):
             lines.append(line)
             if share.seconds() >= until:
                 await share.turn()
                 until = share.end()
-        self._page = "\n".join(lines).encode() + self._own()
+        self._page = "\n".join(lines).encode()
         self._page_at = share.seconds()
         waiting, self._waiting = self._waiting, []
         for one in waiting:
@@ -264,10 +250,7 @@ class Metrics:
             if not one.called:
                 one.errback(failure)
 
-    def _own(self) -> bytes:
-        return generate_latest(self._registry)
-
-    def _lines(self, status: NodeStatus) -> Iterator[str]:
+    def lines(self, status: NodeStatus) -> Iterator[str]:
         """Yield its lines, some of them together."""
         peers = [link.peer for link in status.links]
         for peer in peers:
@@ -285,7 +268,9 @@ class Metrics:
         yield from self._of_refused()
         yield from _of_node(status)
         yield from self._of_disk()
-        yield ""
+        name = "linkd_process_delayed_calls"
+        yield _head(name, "Calls that wait for their time: a leak of timers shows here.", "gauge")
+        yield f"{name} {float(self._delayed_calls())!r}\n"
 
     def _measured(self, what: Measure, peer: str, seconds: float) -> None:
         """Count what was measured on a link."""

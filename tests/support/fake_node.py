@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 from twisted.internet.defer import CancelledError, Deferred, succeed
 
+from linkd.api.metrics import Metrics, consumer_lags
 from linkd.config import ApiKey, ApiSettings, ChannelSettings, Config, LimitSettings, NodeSettings
 from linkd.errors import LinkdError
 from linkd.log import MemoryCursorStore
@@ -306,3 +307,9 @@ def make_config(directory: Path, **api: Any) -> Config:
 def now() -> float:
     """Return Unix seconds."""
     return time.time()
+
+
+def metrics_text(metrics: Metrics) -> str:
+    """Return the whole text of `/metrics`, for a caller who may see all consumers."""
+    status = metrics._node.status()
+    return "\n".join(metrics.lines(status)) + consumer_lags(status.consumers).decode()

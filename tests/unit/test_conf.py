@@ -14,7 +14,7 @@ import pytest
 from twisted.internet.task import Clock
 
 from linkd.api.metrics import Metrics
-from tests.support.fake_node import FakeNode, make_config
+from tests.support.fake_node import FakeNode, make_config, metrics_text
 from tests.support.needs import need
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,9 +29,8 @@ _GRAFANA = {"$rate_interval": "5m", "$instance": ".*", "$peer": ".*"}
 @pytest.fixture
 def metrics(tmp_path: Path) -> dict[str, str]:
     """Name and type of each metric that a node has."""
-    said = Metrics(FakeNode(make_config(tmp_path), Clock())).text().decode()
-    found = dict(EVERYTHING.findall(said))
-    return {name: kind for name, kind in found.items() if not name.endswith("_created")}
+    text = metrics_text(Metrics(FakeNode(make_config(tmp_path), Clock())))
+    return dict(EVERYTHING.findall(text))
 
 
 def promtool(*arguments: str | Path) -> str:

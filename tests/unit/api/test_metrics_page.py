@@ -56,14 +56,14 @@ def test_all_who_ask_within_a_second_get_the_same_text(tmp_path: Path) -> None:
 
 def test_a_long_text_is_made_in_slices_whoever_goes_away_meanwhile(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
-    lines = bench.metrics._lines
+    lines = bench.metrics.lines
 
     def slow(*arguments: Any) -> Any:
         for line in lines(*arguments):
             bench.clock.rightNow += SLICE_SECONDS / 8
             yield line
 
-    bench.metrics._lines = slow  # type: ignore[method-assign]
+    bench.metrics.lines = slow  # type: ignore[method-assign]
     _, gone = bench.ask()
     bench.page.cancel()
     other, _ = bench.ask()
@@ -77,7 +77,7 @@ def test_a_long_text_is_made_in_slices_whoever_goes_away_meanwhile(tmp_path: Pat
     assert bench.looked == 1
 
 
-def test_a_mistake_is_told_to_all_who_wait_and_not_kept(tmp_path: Path) -> None:
+def test_a_mistake_fails_all_waiting_requests_and_is_not_kept(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     bench.error = ValueError("a mistake")
     _, failed = bench.ask()

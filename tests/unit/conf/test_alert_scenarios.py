@@ -15,7 +15,7 @@ from twisted.internet.task import Clock
 
 from linkd.api.metrics import Metrics
 from linkd.status import CertificateStatus, NodeStatus
-from tests.support.fake_node import FakeNode, link, make_config
+from tests.support.fake_node import FakeNode, link, make_config, metrics_text
 from tests.support.needs import need
 
 ALERTS = Path(__file__).resolve().parents[3] / "conf" / "alerts.yml"
@@ -67,7 +67,7 @@ class Host:
         found = {f"up{{{labels}}}": "1" if self.is_there else "0"}
         if not self.is_there:
             return found
-        for line in self.metrics.text().decode().splitlines():
+        for line in metrics_text(self.metrics).splitlines():
             match = _SAMPLE.match(line)
             if match is None:
                 assert not line.startswith("linkd_"), line
