@@ -403,7 +403,7 @@ def due(peer: PeerSettings, state_dir: Path, wall: float) -> float | None:
 
 CHECK_INTERVAL: Final = 3600.0
 RETRY_INTERVAL: Final = 60.0
-"""A certificate that has expired is tried so often, because its link is down meanwhile."""
+"""For a certificate that has expired, or whose files can't be used: its link is down meanwhile."""
 
 Threads = Callable[..., "Deferred[Renewed | None]"]
 EXPIRY_WARN_DAYS: Final = 14.0
@@ -503,7 +503,7 @@ class Renewal:
         self._own = own
         self._usable = usable
         self._busy: set[str | None] = set()
-        self._expired: set[str] = set()
+        self._unusable: set[str] = set()
         self._warned: dict[str, float] = {}
         self._loops = (
             (LoopingCall(self.check), CHECK_INTERVAL),
@@ -511,7 +511,7 @@ class Renewal:
         )
 
     def start(self, reactor: IReactorTime) -> None:
-        """Check now and once an hour; expired certificates once a minute."""
+        """Check now and once an hour; what can't be used once a minute."""
         for loop, interval in self._loops:
             loop.clock = reactor
             loop.start(interval, now=interval == CHECK_INTERVAL)
@@ -527,15 +527,16 @@ class Renewal:
         config = self._config()
         if None not in self._busy:
             self._busy.add(None)
-            self._own().addErrback(self._failed, None).addBoth(self._over, None)
+            own = self._own().addErrback(self._failed, None)
+            own.addBoth(lambda _: self._busy.discard(None))
         for peer in config.peers:
             if peer.certificate is not None or peer.ca is not None:
                 self._look_at(peer, self._failed)
 
     def _retry(self) -> None:
-        """Renew expired certificates; `check` logs failures once an hour."""
+        """Renew what can't be used; `check` logs failures once an hour."""
         for peer in self._config().peers:
-            if peer.name in self._expired:
+            if peer.name in self._unusable:
                 self._look_at(peer, lambda *_: None)
 
     def _look_at(self, peer: PeerSettings, failed: Callable[[Failure, PeerSettings], None]) -> None:
@@ -545,7 +546,7 @@ class Renewal:
         state_dir = Path(self._config().node.state_dir)
         looked = self._in_thread(renew_if_due, peer, state_dir, self._wall(), self._ends_soon)
         looked.addCallback(self._done, peer)
-        looked.addErrback(failed, peer).addBoth(self._over, peer.name)
+        looked.addErrback(failed, peer).addBoth(lambda _: self._busy.discard(peer.name))
 
     def _ends_soon(self, peer: PeerSettings, left: float) -> None:
         """Warn once a day that the authority of a peer expires; in the thread."""
@@ -564,7 +565,7 @@ class Renewal:
         )
 
     def _done(self, fresh: Renewed | None, peer: PeerSettings) -> None:
-        self._expired.discard(peer.name)
+        self._unusable.discard(peer.name)
         if fresh is not None:
             left = fresh.expires - self._wall()
             events.emit(
@@ -583,8 +584,8 @@ class Renewal:
             events.emit("tls.expiring", detail=f"this node's own certificate: {error}")
             return
         left = error.left if isinstance(error, NotRenewed) else None
-        if left is not None and left <= 0:
-            self._expired.add(peer.name)
+        if left is None or left <= 0:
+            self._unusable.add(peer.name)
         events.emit(
             "tls.expiring",
             peer=peer.name,
@@ -593,6 +594,3 @@ class Renewal:
             days=None if left is None else round(left / 86_400, 1),
             detail=str(error),
         )
-
-    def _over(self, _: object, name: str | None) -> None:
-        self._busy.discard(name)

@@ -69,7 +69,7 @@ class Scene:
         )
 
     def trust_authority(self) -> None:
-        self.ca.write_bytes(pem(self.authority.certificate))
+        self.ca.write_bytes(pem(self.authority.signers.all[-1].certificate))
         paired = msgspec.structs.replace(self.config.peers[0], ca=str(self.ca))
         self.config = msgspec.structs.replace(self.config, peers=(paired,))
 
@@ -178,6 +178,21 @@ def test_what_has_expired_is_tried_each_minute_and_dialed_at_once_then(scene: Sc
     assert len(scene.asked) == 12
 
 
+def test_an_expired_one_with_a_file_that_cant_be_used_is_tried_each_minute(scene: Scene) -> None:
+    scene.trust_authority()
+    good = scene.ca.read_bytes()
+    scene.ca.write_text("not a certificate")
+    scene.days = 400.0
+    scene.answer = scene.wall() + 365 * DAY
+    scene.renewal.start(scene.clock)
+    assert scene.events() == ["tls.expiring"]
+    scene.clock.advance(RETRY_INTERVAL)
+    assert (scene.asked, scene.events()) == ([], [])
+    scene.ca.write_bytes(good)
+    scene.clock.advance(RETRY_INTERVAL)
+    assert (scene.usable, scene.events()) == (["hub"], ["tls.loaded"])
+
+
 def test_the_authority_that_a_peer_is_trusted_by_is_watched_too(scene: Scene) -> None:
     scene.trust_authority()
     scene.days = 3650.0 - 731.0
@@ -202,7 +217,7 @@ def test_files_that_cannot_be_read_do_not_stop_it(scene: Scene) -> None:
     assert scene.events() == ["tls.expiring", "tls.expiring"]
     scene.own_fails = None
     scene.certificate.write_text(kept)
-    scene.hour()
+    scene.clock.advance(RETRY_INTERVAL)
     assert scene.asked == ["hub"]
 
 
