@@ -278,7 +278,7 @@ def derive_list(
         OSError: It can't be written; the previous file stays.
     """
     signers, revoked = list(signers), list(revoked)
-    if _says(path, signers, {int(each.serial, 16) for each in revoked}, now):
+    if _is_current(path, signers, {int(each.serial, 16) for each in revoked}, now):
         return False
     validity = Validity.around(now, BACK_SECONDS, _LIST_SECONDS)
     entries = [
@@ -303,7 +303,7 @@ def derive_list(
     return True
 
 
-def _says(path: Path, signers: list[Issuer], serials: set[int], now: float) -> bool:
+def _is_current(path: Path, signers: list[Issuer], serials: set[int], now: float) -> bool:
     """Return whether the file has a list of each signer with these serials, valid for years."""
     try:
         lists = load_revocation_lists(path) if path.exists() else []
@@ -359,7 +359,7 @@ class Authority:
         self._wall = wall
         make_directory(directory, 0o700)
         self.signers = Signers(directory, node, wall)
-        self._state = load_state(directory).with_listed(self._path(REVOCATION_FILE))
+        self._state = load_state(directory).with_listed(self.path(REVOCATION_FILE))
         self._unwritten: frozenset[int] = frozenset()
         self.revoked = self._state.revoked()
         self.derive()
@@ -369,28 +369,9 @@ class Authority:
         """Every certificate signed for a peer, oldest first."""
         return list(self._state.certificates)
 
-    @property
-    def certificate(self) -> x509.Certificate:
-        """The certificate of the newest key."""
-        return self.signers.all[-1].certificate
-
     def path(self, name: str) -> Path:
         """Return the path of a file of the authority: `ca.crt`, `hub.crt`, `hub.key`."""
-        return self._path(name)
-
-    @property
-    def expires(self) -> float:
-        """Unix seconds at which the authority expires, including its successor."""
-        return self.signers.expires
-
-    def check_valid(self) -> None:
-        """Raise unless certificates can be signed now that others accept.
-
-        Raises:
-            ConfigError: The clock is before the authority's first certificate.
-            Unavailable: The clock shows a time before this version of linkd was made.
-        """
-        self.signers.for_peers()
+        return self._directory / name
 
     def issue(self, request: x509.CertificateSigningRequest, name: str) -> str:
         """Sign a certificate for the peer `name`: for dialing only, not for the hub itself.
@@ -473,7 +454,7 @@ class Authority:
             self._unwritten = state.revoked() - self._state.revoked()
             self.revoked = state.revoked()
             raise NotRevoked(
-                f"{name} is NOT revoked: {self._path('issued.json')} could not be written"
+                f"{name} is NOT revoked: {self.path('issued.json')} could not be written"
                 f" ({error.strerror or error}). Its certificates are refused until linkd restarts:"
                 f" make that file writable, then run `linkd revoke {name}` again"
             ) from None
@@ -498,7 +479,7 @@ class Authority:
 
         The listener does not depend on it, since it also uses `revoked`: a failure is logged.
         """
-        path = self._path(REVOCATION_FILE)
+        path = self.path(REVOCATION_FILE)
         revoked = [each for each in self._state.certificates if each.revoked is not None]
         try:
             derive_list(path, self.signers.all, revoked, self._wall())
@@ -526,7 +507,7 @@ class Authority:
         Raises:
             ConfigError, Unavailable, OSError: They can't be created now, as for `issue`.
         """
-        certificate, key = self._path("hub.crt"), self._path("hub.key")
+        certificate, key = self.path("hub.crt"), self.path("hub.key")
         pair = self._load_own()
         known = list(self._state.hosts)
         if pair is not None:
@@ -555,7 +536,7 @@ class Authority:
 
     def _load_own(self) -> KeyPair | None:
         """Return the hub's own certificate and key; None if they are missing or damaged."""
-        certificate, key = self._path("hub.crt"), self._path("hub.key")
+        certificate, key = self.path("hub.crt"), self.path("hub.key")
         if not (certificate.exists() and key.exists()):
             return None
         try:
@@ -565,9 +546,6 @@ class Authority:
                 raise
             events.emit("tls.repaired", certificate=str(certificate), detail=str(error))
             return None
-
-    def _path(self, name: str) -> Path:
-        return self._directory / name
 
     def _valid(self, issuer: Issuer) -> Validity:
         """Return the validity of a certificate made now: at most its issuer's own."""

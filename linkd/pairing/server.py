@@ -21,7 +21,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from msgspec import Meta
 
 from linkd import events
-from linkd.config import Config
 from linkd.config.settings import NAME_PATTERN
 from linkd.errors import ConfigError, LinkdError, Unavailable
 from linkd.net import certificates as issuing
@@ -96,6 +95,7 @@ class PairingServer:
         wall: Callable[[], float],
     ) -> None:
         self._hooks = hooks
+        self._config = hooks.config
         self._directory = directory
         self._clock = clock
         self._wall = wall
@@ -152,14 +152,14 @@ class PairingServer:
         Raises:
             PairingRefused: This node is not ready for pairing; the message has what to do.
         """
-        if not re.fullmatch(NAME_PATTERN, name) or name == self._config.node.name:
+        if not re.fullmatch(NAME_PATTERN, name) or name == self._config().node.name:
             raise PairingRefused(
                 f"{name!r} can't be invited: expected another node's name, of a-z, 0-9, `.` and `-`"
             )
         terms = self._terms(name, send, receive, relay)
         at = self._reachable(address)
         try:
-            self._open_authority().check_valid()
+            self._open_authority().signers.for_peers()
         except (ConfigError, Unavailable) as error:
             raise PairingRefused(str(error)) from None
         leaf = self._provide(host_of(at))
@@ -181,7 +181,7 @@ class PairingServer:
     def peers(self) -> list[PairedPeer]:
         """Return the invited and paired nodes by name, each once with its current state."""
         self._forget()
-        configured = {peer.name for peer in self._config.peers}
+        configured = {peer.name for peer in self._config().peers}
         found: dict[str, PairedPeer] = {}
         now, wall = self._clock(), self._wall()
         for each in self._issued:
@@ -236,7 +236,7 @@ class PairingServer:
         Raises:
             LinkdError, OSError: It failed; nothing has changed.
         """
-        listen = self._config.listen
+        listen = self._config().listen
         if listen is None or listen.certificate is None or not self._has_authority():
             return
         authority = self._open_authority()
@@ -252,7 +252,7 @@ class PairingServer:
             authority.signers.succeed()
         except OSError as error:
             failure = error
-        left = authority.expires - self._wall()
+        left = authority.signers.expires - self._wall()
         if left > AUTHORITY_WARN_DAYS * 86_400:
             self._warnings.pop("authority", None)
             return
@@ -321,7 +321,7 @@ class PairingServer:
         if isinstance(ask, messages.AuthorityRequest):
             vouching, _ = self._vouching(leaf)
             pem = vouching.public_bytes(serialization.Encoding.PEM).decode()
-            return messages.AuthorityReply(pem, self._config.node.name)
+            return messages.AuthorityReply(pem, self._config().node.name)
         if isinstance(ask, messages.RenewalRequest):
             return self._renew(ask, leaf)
         return self._join(ask, leaf, now)
@@ -357,7 +357,7 @@ class PairingServer:
         if self._configured(ask.name) != terms:
             write_atomically(self._file(ask.name), terms.table(ask.name).encode(), 0o640)
         answer = messages.JoinReply(
-            node=self._config.node.name,
+            node=self._config().node.name,
             certificate=certificate,
             send=terms.receive,
             receive=terms.send,
@@ -381,7 +381,7 @@ class PairingServer:
         except ValueError:
             raise PairingRefused("expected the certificate that is to be renewed") from None
         entry = authority.good(old)
-        if entry is None or entry.name not in {peer.name for peer in self._config.peers}:
+        if entry is None or entry.name not in {peer.name for peer in self._config().peers}:
             raise PairingRefused("this certificate was not given out here, or was revoked")
         if entry.expires + GRACE_DAYS * DAY_SECONDS <= self._wall():
             raise PairingRefused(
@@ -405,12 +405,8 @@ class PairingServer:
     # State
 
     @property
-    def _config(self) -> Config:
-        return self._hooks.config()
-
-    @property
     def _place(self) -> Path:
-        return Path(self._config.node.state_dir) / DIRECTORY
+        return Path(self._config().node.state_dir) / DIRECTORY
 
     def _has_authority(self) -> bool:
         return self._authority is not None or (self._place / "ca.key").exists()
@@ -421,13 +417,13 @@ class PairingServer:
 
     def _open_authority(self) -> Authority:
         if self._authority is None:
-            self._authority = Authority(self._place, self._config.node.name, self._wall)
+            self._authority = Authority(self._place, self._config().node.name, self._wall)
             self._warnings.pop("state", None)
         return self._authority
 
     def _reachable(self, address: str | None) -> str:
         """Return `HOST:PORT` at which a new peer reaches this node."""
-        listen = self._config.listen
+        listen = self._config().listen
         if listen is None:
             raise PairingRefused('nobody can dial this node: add [listen] with address = ":9443"')
         try:
@@ -437,12 +433,12 @@ class PairingServer:
 
     def _provide(self, host: str) -> x509.Certificate:
         """Return the listener's certificate, valid for `host`; create authority and files."""
-        listen, authority = self._config.listen, self._open_authority()
+        listen, authority = self._config().listen, self._open_authority()
         assert listen is not None
         ours = authority.path("hub.crt")
         if listen.certificate is None or Path(listen.certificate) == ours:
             before = ours.read_bytes() if ours.exists() else b""
-            hosts = own_hosts(self._config.node.name, listen.address)
+            hosts = own_hosts(self._config().node.name, listen.address)
             certificate, key = authority.hub_certificate([host, *hosts])
             if listen.certificate is not None and certificate.read_bytes() != before:
                 self._hooks.reload()
@@ -473,7 +469,7 @@ class PairingServer:
         issuer = self._open_authority().signers.issuer_of(leaf)
         if issuer is not None:
             return issuer.certificate, True
-        listen = self._config.listen
+        listen = self._config().listen
         assert listen is not None
         assert listen.certificate is not None
         top = load_certificates(listen.certificate)[-1]
@@ -527,7 +523,7 @@ class PairingServer:
 
     def _configured(self, name: str) -> Terms | None:
         """Return the terms of a peer's `[[peer]]`, if it has one."""
-        found = (peer for peer in self._config.peers if peer.name == name)
+        found = (peer for peer in self._config().peers if peer.name == name)
         return next((Terms(peer.send, peer.receive, peer.relay) for peer in found), None)
 
     def _file(self, name: str) -> Path:

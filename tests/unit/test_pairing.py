@@ -157,7 +157,7 @@ def test_the_authority_survives_a_restart(authority: Authority, tmp_path: Path, 
     pem = authority.issue(csr(), "edge-1")
     leaf = x509.load_pem_x509_certificate(pem.encode())
     again = Authority(tmp_path / "pairing", "hub", wall)
-    assert again.certificate == authority.certificate
+    assert again.signers.all[-1].certificate == authority.signers.all[-1].certificate
     entry = again.good(leaf)
     assert entry is not None
     assert entry.name == "edge-1"
@@ -511,7 +511,7 @@ def test_no_authority_is_founded_in_1970(tmp_path: Path, wall: Wall) -> None:
     wall.now = right
     assert prepare(config, wall)
     authority = Authority(tmp_path / "state" / "pairing", "hub", wall)
-    assert authority.expires > right + 3649 * DAY
+    assert authority.signers.expires > right + 3649 * DAY
 
 
 def test_an_authority_signs_nothing_while_the_clock_is_wrong(
@@ -529,10 +529,10 @@ def test_an_authority_that_has_ended_is_followed_by_another(tmp_path: Path, wall
     right, wall.now = wall.now, 1_794_000_000.0
     authority = Authority(tmp_path / "pairing", "hub", wall)
     wall.now = right + 3650 * DAY
-    first = authority.certificate
+    first = authority.signers.all[-1].certificate
     leaf = x509.load_pem_x509_certificate(authority.issue(csr(), "edge-1").encode())
-    assert authority.certificate != first
-    leaf.verify_directly_issued_by(authority.certificate)
+    assert authority.signers.all[-1].certificate != first
+    leaf.verify_directly_issued_by(authority.signers.all[-1].certificate)
 
 
 def test_nobody_is_invited_under_an_authority_of_tomorrow(desk: Desk) -> None:
@@ -549,7 +549,7 @@ def test_nobody_is_invited_under_an_authority_of_tomorrow(desk: Desk) -> None:
 def test_a_certificate_ends_no_later_than_its_authority(authority: Authority, wall: Wall) -> None:
     wall.now += 3600 * DAY
     leaf = x509.load_pem_x509_certificate(authority.issue(csr(), "edge-1").encode())
-    assert leaf.not_valid_after_utc == authority.certificate.not_valid_after_utc
+    assert leaf.not_valid_after_utc == authority.signers.all[-1].certificate.not_valid_after_utc
 
 
 def test_an_authority_that_ends_is_warned_of(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
