@@ -41,6 +41,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "join": ("pairing", "join a node by its code"),
     "peers": ("pairing", "list the peers that were paired"),
     "revoke": ("pairing", "take a pairing back"),
+    "report": ("report", "write one file for a bug report, without secrets"),
     "completion": ("completion", "print what bash or zsh needs to complete commands"),
     "version": ("version", "print the version"),
 }
@@ -51,7 +52,7 @@ arguments that returns the exit code.
 """
 
 _GROUPS: dict[str, tuple[str, ...]] = {
-    "look": ("status", "events", "outages", "consumers", "log", "peers"),
+    "look": ("status", "events", "outages", "consumers", "log", "peers", "report"),
     "messages": ("publish", "subscribe", "token"),
     "set up": ("check", "invite", "join", "revoke", "completion"),
     "act on a link": ("kick", "resync", "drill"),

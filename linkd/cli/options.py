@@ -35,6 +35,7 @@ _EXAMPLES: Final = {
     "drill": ("linkd drill --lab blackhole --show", "linkd drill blackhole hub"),
     "invite": ("linkd invite edge-1 --address hub.example.net --receive orders",),
     "join": ("linkd join CODE",),
+    "report": ("sudo linkd report",),
     "completion": ('eval "$(linkd completion)"',),
 }
 """Lines to copy below the help of a command."""
