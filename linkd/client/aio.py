@@ -44,35 +44,35 @@ class AsyncioLoop:
 
     def check(self) -> None:
         """Raise ClientError if another loop runs than the one it is bound to."""
-        self._running()
-
-    def _running(self) -> asyncio.AbstractEventLoop:
-        """Return the running loop."""
-        loop = asyncio.get_running_loop()
-        if loop is not self._bound and self._bound is not None:
+        if self._bound is not None and asyncio.get_running_loop() is not self._bound:
             raise ClientError(
                 "the node belongs to another event loop, in which it was started: connect in each"
             )
-        return loop
 
     def time(self) -> float:
         """Return monotonic seconds."""
         return asyncio.get_running_loop().time()
 
-    def promise(self) -> tuple[Awaitable[Any], Callable[[Any], None]]:
-        """Return a future and a function that settles it; awaiting it is optional."""
-        future: asyncio.Future[Any] = self._running().create_future()
+    def promise(self) -> asyncio.Future[Any]:
+        """Return a future, which `settle` settles; awaiting it is optional."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._bound:
+            self.check()
+        return loop.create_future()
 
-        def settle(outcome: Any) -> None:
-            if future.done():
-                return
-            if isinstance(outcome, LinkdError):
-                future.set_exception(outcome)
-                future.exception()  # it counts as seen
-            else:
-                future.set_result(outcome)
+    def settle(self, promise: asyncio.Future[Any], outcome: Any) -> None:
+        """Set the future's result or exception, unless it is done."""
+        if promise.done():
+            return
+        if isinstance(outcome, BaseException):
+            promise.set_exception(outcome)
+            promise.exception()  # it counts as seen
+        else:
+            promise.set_result(outcome)
 
-        return future, settle
+    def is_settled(self, promise: asyncio.Future[Any]) -> bool:
+        """Return whether the future is done."""
+        return promise.done()
 
     def soon(self, call: Callable[[], None]) -> Callable[[], None]:
         """Call after this iteration of the loop."""

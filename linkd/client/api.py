@@ -7,9 +7,8 @@ import secrets
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Any, Final, Generic, Self, TypeVar, Unpack
-
-import msgspec
 
 from linkd.client.connection import Loop, Reconnector, Wire
 from linkd.client.errors import ClientError, NoDaemon, stored_at
@@ -44,20 +43,14 @@ With HELD_BYTES for each publish.
 """
 
 
-class _Waiter(msgspec.Struct):
-    """A publish that waits for room in flight."""
+class PublishQueue:
+    """The publishes that wait for room; strictly in order.
 
-    size: int
-    go_on: Callable[[None], None]
-    is_admitted: bool = False
-    is_gone: bool = False
-
-
-class Room:
-    """The queue of publishes that wait for room; strictly in order.
+    An entry is one tuple: asyncio takes the first step of 10^5 coroutines in one iteration, and
+    each further object costs that iteration a microsecond, most of it garbage collection.
 
     Attributes:
-        passed: Bytes admitted in this iteration of the loop.
+        passed: Bytes that started in this iteration of the loop.
 
     Args:
         loop: The event loop.
@@ -66,70 +59,40 @@ class Room:
     """
 
     def __init__(self, loop: Loop, flight: InFlightPublishes, max_bytes: int) -> None:
+        self.passed = 0
         self._loop = loop
         self._flight = flight
         self._max_bytes = max_bytes
-        self._waiting: deque[_Waiter] = deque()
-        self.passed = 0
-        self._admitted = 0  # how many were admitted and have not gone on yet
-        self._admitted_bytes = 0
+        self._waiting: deque[tuple[Any, ...]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
 
     @property
     def is_free(self) -> bool:
-        """Whether a publish may go now."""
-        return (
-            self.passed < TURN_BYTES
-            and not self._waiting
-            and not self._admitted
-            and self._flight.bytes < self._max_bytes
-        )
+        """Whether a publish may start now: there is room, and nobody waits."""
+        return not self._waiting and self._has_room()
 
-    async def wait(self, size: int) -> None:
-        """Return when it is this publish's turn; it must then be queued at once.
+    def append(self, *entry: Any) -> None:
+        """Add a function, a promise and further arguments for the function.
 
-        Args:
-            size: About its bytes.
+        It is called in its turn, unless the promise is settled before; what it raises settles it.
         """
-        waiting, go_on = self._loop.promise()
-        waiter = _Waiter(size + BATCH_OVERHEAD_BYTES, go_on)
-        self._waiting.append(waiter)
-        try:
-            await waiting
-        except BaseException:
-            waiter.is_gone = True
-            self._leave(waiter)
-            self.admit()
-            raise
-        self._leave(waiter)
+        self._waiting.append(entry)
 
     def admit(self, everyone: bool = False) -> None:
-        """Admit waiters that there is room for, in order; or everyone, to fail."""
-        while self._waiting:
-            if self._waiting[0].is_gone:
-                self._waiting.popleft()
+        """Start publishes that there is room for, in order; or everyone, to fail."""
+        while self._waiting and (everyone or self._has_room()):
+            start, promise, *arguments = self._waiting.popleft()
+            if self._loop.is_settled(promise):
                 continue
-            under_way = self._flight.bytes + self._admitted_bytes
-            if not everyone and (
-                under_way >= self._max_bytes or self.passed + self._admitted_bytes >= TURN_BYTES
-            ):
-                return
-            waiter = self._waiting.popleft()
-            waiter.is_admitted = True
-            self._admitted += 1
-            self._admitted_bytes += waiter.size
-            waiter.go_on(None)
+            try:
+                start(promise, *arguments)
+            except (Exception, self._loop.cancelled) as error:  # noqa: BLE001 - it is the caller's
+                self._loop.settle(promise, error)
 
-    def turned(self) -> None:
-        """Start another iteration, and admit more waiters."""
-        self.passed = 0
-        if self._waiting:
-            self.admit()
-
-    def _leave(self, waiter: _Waiter) -> None:
-        if waiter.is_admitted:
-            waiter.is_admitted = False
-            self._admitted -= 1
-            self._admitted_bytes -= waiter.size
+    def _has_room(self) -> bool:
+        return self.passed < TURN_BYTES and self._flight.bytes < self._max_bytes
 
 
 Function = Callable[[Record], object]
@@ -226,9 +189,6 @@ class TypeHandlers:
 
 
 WAIT_SECONDS: Final = 30.0
-GUESSED_BYTES: Final = 256
-"""Assumed size of a value that waits for room before it is encoded."""
-
 VALUE_BYTES: Final = 256
 """Added to the size of each value of `publish_many`, for the cost of encoding it."""
 
@@ -275,9 +235,10 @@ class ClientCore:
             status,
             LOCAL_DELAY if where.socket else MAX_DELAY,
         )
-        self._room = Room(loop, self.session.flight, settings.max_in_flight_bytes)
+        self._start = self._start_publish  # one bound method for all
+        self._queue = PublishQueue(loop, self.session.flight, settings.max_in_flight_bytes)
         self.upkeep.on_wake = self._admit
-        self.upkeep.on_flush = self._room.turned
+        self.upkeep.on_flush = self._turned
         self._loop = loop
         self._where = where
         self._settings = settings
@@ -303,7 +264,7 @@ class ClientCore:
         """Return once every pending publish is settled."""
         self.upkeep.flush()
         self.session.gatherer.seal()
-        while len(self.session.flight):
+        while len(self.session.flight) or self._queue:
             self.check()
             await self.upkeep.changed()
 
@@ -327,31 +288,34 @@ class ClientCore:
 
     async def publish(self, channel: str, value: Any, options: PublishOptions) -> int:
         """Publish one value; return its offset once it is on the daemon's disk."""
-        type_, id_ = options.get("type", ""), options.get("id", "")
-        terms = _terms(options, (id_,) if id_ else ())
-        if not self._room.is_free:
-            self._check_publish(channel, 0)
-            await self._wait_for_room(
-                channel, len(value) if isinstance(value, bytes | str) else GUESSED_BYTES
-            )
+        terms = _terms(options)
+        self.check()
+        promise = self._loop.promise()
+        if self._queue.is_free:
+            self._start_publish(promise, channel, value, options, terms)
+        else:
+            self._queue.append(self._start, promise, channel, value, options, terms)
+            self.upkeep.plan_flush()
+        offset: int = await promise
+        if "wait" in options:
+            await self.wait_as_asked(options, channel, offset)
+        return offset
+
+    def _start_publish(
+        self, promise: Any, channel: str, value: Any, options: PublishOptions, terms: Terms
+    ) -> None:
+        """Encode one value and put it in flight."""
         body, content_type = encoded(self._settings.encode, value)
+        type_, id_ = options.get("type", ""), options.get("id", "")
         check_words(type_, id_, content_type)
         self._check_publish(channel, len(body))
         headers = options.get("headers")
         record = pack(
             [Encoded(body, type_, id_, content_type, check_headers(headers) if headers else None)]
         )
-        self._room.passed += len(record) + BATCH_OVERHEAD_BYTES
-        if id_:
-            offset = (await self._send(channel, 1, record, terms)).offset
-        else:
-            waiting, settle = self._loop.promise()
-            self.session.gatherer.add(channel, record, terms, settle)
-            self.upkeep.plan_flush()
-            offset = await waiting
-        if "wait" in options:
-            await self.wait_as_asked(options, channel, offset)
-        return offset
+        self._queue.passed += len(record) + BATCH_OVERHEAD_BYTES
+        self.session.gatherer.add(channel, record, terms, partial(self._loop.settle, promise))
+        self.upkeep.plan_flush()
 
     async def send_many(
         self, channel: str, values: Iterable[Any], options: PublishManyOptions
@@ -363,11 +327,28 @@ class ClientCore:
         type_, headers = options.get("type", ""), check_headers(options.get("headers") or {})
         encode, check_body = self._settings.encode, self.session.check_body
         for count, records in batches(values, type_, encode, headers, check_body):
-            if not self._room.is_free:
-                await self._wait_for_room(channel, len(records))
-            self._room.passed += len(records) + count * VALUE_BYTES
-            under_way.append((count, self._send(channel, count, records, terms)))
+            started, outcome = self._loop.promise(), self._loop.promise()
+            under_way.append((count, outcome))
+            batch = (outcome, channel, count, records, terms)
+            if self._queue.is_free:
+                self._start_batch(started, *batch)
+            else:
+                self._queue.append(self._start_batch, started, *batch)
+                self.upkeep.plan_flush()
+                await started
         return under_way
+
+    def _start_batch(
+        self, started: Any, outcome: Any, channel: str, count: int, records: bytes, terms: Terms
+    ) -> None:
+        """Put one batch in flight."""
+        self._check_publish(channel, 0)
+        self._queue.passed += len(records) + count * VALUE_BYTES
+        self.session.gatherer.seal()
+        settle = partial(self._loop.settle, outcome)
+        self.session.flight.add(channel, count, records, settle, terms)
+        self.upkeep.plan_flush()
+        self._loop.settle(started, None)
 
     async def wait_as_asked(
         self, options: PublishOptions | PublishManyOptions, channel: str, last: int
@@ -390,35 +371,29 @@ class ClientCore:
         check_wait(peer, seconds)
         check_channel(channel)
         check_next(next)
-        waiting, settle = self._loop.promise()
+        promise = self._loop.promise()
+        settle = partial(self._loop.settle, promise)
         self.session.wait(peer, channel, next, self._loop.time() + seconds, settle)
         self.upkeep.plan_flush()
         self._plan_expiry()
-        await waiting
-
-    def _send(self, channel: str, count: int, records: bytes, terms: Terms) -> Awaitable[Published]:
-        """Queue one publish and return its outcome."""
-        waiting, settle = self._loop.promise()
-        self.session.gatherer.seal()
-        self.session.flight.add(channel, count, records, settle, terms)
-        self.upkeep.plan_flush()
-        return waiting
+        await promise
 
     def _check_publish(self, channel: str, size: int) -> None:
         """Raise at once if the publish can only fail."""
         self.check()
         self.session.check_publish(channel, size, self._settings.when_down)
 
-    async def _wait_for_room(self, channel: str, size: int) -> None:
-        """Return once there is room for another publish; raise the error if there never will be."""
-        self.upkeep.plan_flush()
-        await self._room.wait(size)
-        self._check_publish(channel, 0)
+    def _turned(self) -> None:
+        """Start another iteration of the loop."""
+        self._queue.passed = 0
+        self._admit()
 
     def _admit(self) -> None:
-        """Admit publishes that wait for room; all of them if the node has failed."""
+        """Admit publishes that wait for room; all of them if they can only fail."""
+        if not self._queue:
+            return
         fails = self._settings.when_down == "fail" and not self.session.open
-        self._room.admit(everyone=fails or self.upkeep.failed is not None)
+        self._queue.admit(everyone=fails or self.upkeep.failed is not None)
 
     def _plan_expiry(self) -> None:
         """Expire waits at their deadline, with or without a connection."""
@@ -489,13 +464,14 @@ class ClientCore:
         )
 
 
-def _terms(options: PublishOptions | PublishManyOptions, ids: tuple[str, ...] = ()) -> Terms:
+def _terms(options: PublishOptions | PublishManyOptions) -> Terms:
     """Return the checked options of a publish."""
     if not options:  # nearly always: a publish costs microseconds
         return NO_TERMS
     ttl, wait = check_ttl(options.get("ttl")), options.get("wait")
     check_wait(wait, options.get("timeout", WAIT_SECONDS))
-    return Terms(ttl, ids, wait or "")
+    id_: Any = options.get("id")
+    return Terms(ttl, (id_,) if id_ else (), wait or "")
 
 
 Watch = TypeVar("Watch", bound=Observable[Status])

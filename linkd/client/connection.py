@@ -37,12 +37,17 @@ class Loop(Protocol):
     def time(self) -> float:
         """Return monotonic seconds."""
 
-    def promise(self) -> tuple[Awaitable[Any], Callable[[Any], None]]:
-        """Return an awaitable for one use, and a function that settles it.
+    def promise(self) -> Any:
+        """Return an awaitable for one use, which `settle` settles; awaiting it is optional."""
 
-        The await raises a LinkdError and returns anything else. Settling it again, or after it was
-        cancelled, has no effect.
+    def settle(self, promise: Any, outcome: Any) -> None:
+        """Have the await raise an exception, or return anything else.
+
+        Settling it again, or after it was cancelled, has no effect.
         """
+
+    def is_settled(self, promise: Any) -> bool:
+        """Return whether a promise is settled or cancelled."""
 
     def soon(self, call: Callable[[], None]) -> Callable[[], None]:
         """Call after this iteration of the loop; return a function that cancels the call."""
@@ -151,8 +156,8 @@ class Wire:
     ) -> None:
         self.opened: Awaitable[None]
         self.lost: Awaitable[None]
-        self.opened, self._answered = loop.promise()
-        self.lost, self._ended = loop.promise()
+        self.opened, self.lost = loop.promise(), loop.promise()
+        self._settle = loop.settle
         self.gone = False
         self.last_received = loop.time()
         self.failure: LinkdError | None = None
@@ -226,7 +231,7 @@ class Wire:
             self.abort(error)
             return
         if self._session.open:
-            self._answered(None)
+            self._settle(self.opened, None)
         self.flush()
         self._changed()
         if self._websocket.closing:
@@ -239,8 +244,8 @@ class Wire:
             self._session.lost()
         self.gone = True
         failure = self.failure or self._session.last_failure
-        self._answered(failure or NoDaemon(f"{self._where}: {self.reason}"))
-        self._ended(None)
+        self._settle(self.opened, failure or NoDaemon(f"{self._where}: {self.reason}"))
+        self._settle(self.lost, None)
         self._changed()
 
 
@@ -290,7 +295,7 @@ class Reconnector:
         self._backoff = Backoff(settings.min_delay, settings.max_delay or max_delay)
         self._wire: Wire | None = None
         self._cancel: Callable[[], Awaitable[object]] | None = None
-        self._waiters: list[Callable[[None], None]] = []
+        self._waiters: list[Awaitable[None]] = []
         self._flush_off: Callable[[], None] | None = None
         self.on_wake: Callable[[], None] = _nothing
         self.on_flush: Callable[[], None] = _nothing
@@ -339,17 +344,17 @@ class Reconnector:
 
     def changed(self) -> Awaitable[None]:
         """Return an awaitable that fires when something may have changed."""
-        waiting, go_on = self._loop.promise()
-        self._waiters.append(go_on)
-        return waiting
+        promise: Awaitable[None] = self._loop.promise()
+        self._waiters.append(promise)
+        return promise
 
     def wake(self) -> None:
         """Wake all waiters for a change."""
         self.on_wake()
         if self._waiters:
             waiters, self._waiters = self._waiters, []
-            for go_on in waiters:
-                go_on(None)
+            for promise in waiters:
+                self._loop.settle(promise, None)
 
     def report(self, error: Exception) -> None:
         """Report an error to the application: to `on_error`, or the log if there is none."""

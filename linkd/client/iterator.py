@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Self
+from functools import partial
+from typing import Any, Self
 
 import msgspec
 
@@ -40,7 +41,7 @@ class RecordQueue:
         self.lost_volatile = 0
         self.chunks: deque[tuple[list[Record], int]] = deque()
         self._loop = loop
-        self._go_on: Callable[[None], None] | None = None
+        self._arrived: Any = None
 
     def records(self, records: list[Record], size: int) -> None:
         """Queue records; `used` releases their `size`."""
@@ -69,9 +70,8 @@ class RecordQueue:
 
     def wake(self) -> None:
         """Wake the iterator."""
-        if self._go_on is not None:
-            go_on, self._go_on = self._go_on, None
-            go_on(None)
+        if self._arrived is not None:
+            self._loop.settle(self._arrived, None)
 
     async def chunk(self) -> tuple[list[Record], int] | None:
         """Return the next records and their size; None at the end; raise why it ended."""
@@ -81,8 +81,8 @@ class RecordQueue:
                 if self.error is not None:
                     raise self.error
                 return None
-            waiting, self._go_on = self._loop.promise()
-            await waiting
+            self._arrived = self._loop.promise()
+            await self._arrived
         return self.chunks.popleft()
 
     def used(self, size: int) -> None:
@@ -93,8 +93,8 @@ class RecordQueue:
     def ack(self, next: int, era: int | None = None) -> Awaitable[None]:
         """Set the consumer's cursor; raise TypeError or ValueError if `next` is no offset."""
         check_next(next)
-        durable, settle = self._loop.promise()
-        self.reader.ack(next, settle, era)
+        durable: Awaitable[None] = self._loop.promise()
+        self.reader.ack(next, partial(self._loop.settle, durable), era)
         self.flush()
         return durable
 

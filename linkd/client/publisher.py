@@ -214,7 +214,7 @@ class Batcher:
         first = not self._waiting
         held = self._waiting.get(channel)
         if held is not None and (
-            held.terms != terms or held.bytes + len(record) > MAX_BATCH_BYTES - 64
+            held.terms != terms or terms.ids or held.bytes + len(record) > MAX_BATCH_BYTES - 64
         ):
             self._close(channel, held)
             held = None

@@ -57,23 +57,26 @@ class TwistedLoop:
         """Return monotonic seconds."""
         return time.monotonic()
 
-    def promise(self) -> tuple[Deferred[Any], Callable[[Any], None]]:
-        """Return a Deferred and a function that settles it; awaiting it is optional."""
-        deferred: Deferred[Any] = Deferred()
+    def promise(self) -> Deferred[Any]:
+        """Return a Deferred, which `settle` fires; awaiting it is optional."""
+        return Deferred()
 
-        def settle(outcome: Any) -> None:
-            if deferred.called:
-                return
-            if isinstance(outcome, LinkdError):
-                # Twisted has no public way to mark an error as handled.
-                is_awaited = bool(deferred._callbacks)
-                deferred.errback(Failure(outcome))
-                if not is_awaited and deferred._debugInfo is not None:
-                    deferred._debugInfo.failResult = None
-            else:
-                deferred.callback(outcome)
+    def settle(self, promise: Deferred[Any], outcome: Any) -> None:
+        """Fire the Deferred, unless it has fired."""
+        if promise.called:
+            return
+        if isinstance(outcome, BaseException):
+            # Twisted has no public way to mark an error as handled.
+            is_awaited = bool(promise._callbacks)
+            promise.errback(Failure(outcome))
+            if not is_awaited and promise._debugInfo is not None:
+                promise._debugInfo.failResult = None
+        else:
+            promise.callback(outcome)
 
-        return deferred, settle
+    def is_settled(self, promise: Deferred[Any]) -> bool:
+        """Return whether the Deferred has fired."""
+        return bool(promise.called)
 
     def bind(self) -> None:
         """Nothing to do: the reactor was given."""

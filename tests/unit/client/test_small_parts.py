@@ -156,12 +156,13 @@ def test_an_error_that_nobody_awaits_is_no_unhandled_one(is_taken: bool) -> None
     logged: list[object] = []
     globalLogPublisher.addObserver(logged.append)
     try:
-        waiting, settle = TwistedLoop(None).promise()
+        loop = TwistedLoop(None)
+        waiting = loop.promise()
         if is_taken:
             waiting.addCallback(lambda _: None)
-        settle(Closed("the node was closed"))
-        settle(None)
-        del waiting, settle
+        loop.settle(waiting, Closed("the node was closed"))
+        loop.settle(waiting, None)
+        del waiting
         gc.collect()
     finally:
         globalLogPublisher.removeObserver(logged.append)
@@ -169,8 +170,9 @@ def test_an_error_that_nobody_awaits_is_no_unhandled_one(is_taken: bool) -> None
 
 
 def test_an_error_that_is_awaited_late_is_raised() -> None:
-    waiting, settle = TwistedLoop(None).promise()
-    settle(Closed("the node was closed"))
+    loop = TwistedLoop(None)
+    waiting = loop.promise()
+    loop.settle(waiting, Closed("the node was closed"))
     failed: list[Exception] = []
     waiting.addErrback(lambda failure: failed.append(failure.value))
     assert [type(each) for each in failed] == [Closed]
