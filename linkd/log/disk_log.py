@@ -412,9 +412,9 @@ class DiskLog(LogBase):
         if self._unreported:  # the opener of the log has read `notices` before a report can come
             heard, self._unreported = self._unreported, []
             self._reader.work(lambda: PendingLossReports(self._files, self._folder).forget(heard))
+        if not isinstance(outcome, Failed) and outcome.measured_at > self._deleted_at:
+            self._free_bytes = outcome.free_bytes
         if isinstance(outcome, Written):
-            if outcome.measured_at > self._deleted_at:
-                self._free_bytes = outcome.free_bytes
             if outcome.seconds >= SLOW_SECONDS:
                 took = f"a commit took {outcome.seconds:.1f} s; publishers waited for it"
                 self._notify(OperatorNotice("warn", "log.slow", took))
@@ -429,7 +429,6 @@ class DiskLog(LogBase):
             self._stuck = False
             if self._blocked and not self._waiting:
                 self._waiting.append((CursorSet("", None), ignore))
-            self._free_bytes = outcome.free_bytes
         if isinstance(outcome, Idle) or now - self._looked >= 1.0:
             self._looked = now
             self._retain()
@@ -658,13 +657,11 @@ class DiskLog(LogBase):
 
     def _free(self) -> None:
         """Delete the files of dropped segments that no snapshot needs."""
-        size = self._succession.free(self._snapshots.needed)
-        if size:
-            self._retention.freed_bytes += size
-            self._reader.work(self._measure_disk)
+        size = self._succession.free(self._snapshots.needed, self._measure_disk)
+        self._retention.freed_bytes += size
 
     def _measure_disk(self) -> None:
-        """Look what the disk has left, behind a deletion; the reader's work."""
+        """Measure free space after a deletion; runs in the reader thread."""
         free, now = room(self._files, self._folder), time.monotonic()
 
         def measured() -> None:

@@ -89,9 +89,13 @@ class Reader:
         self._tokens.put(False)
         self._thread.join()
 
-    def work(self, job: Callable[[], None]) -> None:
-        """Do a job behind all others but reads of clients."""
-        self._put(self._first, job)
+    def work(self, job: Callable[[], None], is_urgent: bool = False) -> None:
+        """Do a job behind all others but reads of clients; an urgent one is the next."""
+        if is_urgent:
+            self._first.appendleft(job)
+            self._tokens.put(True)
+        else:
+            self._put(self._first, job)
 
     def forget(self) -> None:
         """Forget where offsets were found; called in a job."""

@@ -308,6 +308,8 @@ class SegmentRoller:
     ) -> None:
         self.held = list(held)
         self.held_bytes = sum(index.size for index in held)
+        self._deleted = 0  # the newest segment whose file is deleted
+        self._is_noting = False  # a job that saves the identity waits
         self._folder = folder
         self._files = files
         self._shelf = shelf
@@ -345,10 +347,17 @@ class SegmentRoller:
         self._note(number=begins.number, next=max(self.identity.next, begins.first))
 
     def _seal(self, last: Index, ids: Sequence[tuple[str, bytes, int]]) -> None:
-        """Write a segment's index files; runs in the reader thread."""
+        """Write the index files of a segment that is still there; runs in the reader thread."""
+        if last.number <= self._deleted:
+            return
         seal(self._files, self._folder, last, ids)
         size = bytes_beside(self._folder, last.number)
-        self._reader.post(lambda: self._shelf.note_beside(last.number, size))
+
+        def sealed() -> None:
+            if last.number > self._deleted:
+                self._shelf.note_beside(last.number, size)
+
+        self._reader.post(sealed)
 
     def drop(self, count: int) -> None:
         """Take the oldest segments off, and note that; `free` deletes their files."""
@@ -357,8 +366,15 @@ class SegmentRoller:
         self.held_bytes += sum(index.size for index in gone)
         self._note()
 
-    def free(self, needed: int) -> int:
+    def free(self, needed: int, deleted: Callable[[], None]) -> int:
         """Delete the files of dropped segments before number `needed`, in the background.
+
+        That is ahead of the other work of the reader thread: a disk that is nearly full refuses
+        publishes until it is done.
+
+        Args:
+            needed: A snapshot needs this segment and those behind it.
+            deleted: Called in the reader thread afterwards.
 
         Returns:
             Their bytes.
@@ -369,20 +385,31 @@ class SegmentRoller:
             del self.held[: len(gone)]
             self.held_bytes -= size
             numbers = [index.number for index in gone]
+            self._deleted = numbers[-1]
             for number in numbers:
                 self._shelf.note_beside(number, 0)
-            self._reader.work(lambda: remove(self._files, self._folder, numbers))
+
+            def job() -> None:
+                self._save()  # else a start would look for them
+                remove(self._files, self._folder, numbers)
+                deleted()
+
+            self._reader.work(job, is_urgent=True)
         return size
 
     def _note(self, **changes: int) -> None:
         """Note in the background which segments there are."""
         oldest = self._shelf.segments[0]
-        identity = self.identity = msgspec.structs.replace(
+        self.identity = msgspec.structs.replace(
             self.identity, oldest=oldest.number, first=oldest.first, **changes
         )
+        if not self._is_noting:
+            self._is_noting = True
+            self._reader.work(self._save)
 
-        def job() -> None:
+    def _save(self) -> None:
+        """Save the newest identity, unless that was done; runs in the reader thread."""
+        if self._is_noting:
+            self._is_noting = False  # before the read: a later change makes another job
             with suppress(OSError):
-                save_identity(self._files, self._folder, identity)
-
-        self._reader.work(job)
+                save_identity(self._files, self._folder, self.identity)

@@ -114,10 +114,12 @@ class Idle(msgspec.Struct, frozen=True):
 
     Args:
         free_bytes: What the disk has left now.
+        measured_at: When that was measured, by `time.monotonic`.
         gone: The file was deleted, or its directory was replaced: what is written is lost.
     """
 
     free_bytes: int
+    measured_at: float
     gone: bool = False
 
 
@@ -204,7 +206,7 @@ class Writer:
             except Empty:
                 if not jobs:
                     self._measure()  # the next commit's report must not be older
-                    self._post(self._reporting(Idle(self._free, self._gone)))
+                    self._post(self._reporting(Idle(self._free, self._measured_at, self._gone)))
             if jobs and self._commit(jobs) >= GATHER_BYTES and running:
                 self.pause(GATHER_SECONDS)
         if self._fd >= 0:

@@ -6,6 +6,7 @@ import errno
 import gc
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -535,7 +536,7 @@ def test_what_waits_when_a_stuck_log_is_closed_is_answered(bench: SegmentBench) 
     log = bench.log
     bench.files.refuse = 0
     log.close(lambda: done.append(True))
-    log._report(Idle(1 << 40))
+    log._report(Idle(1 << 40, time.monotonic()))
     bench.until(lambda: done)
     assert len(waited) == 1
     assert isinstance(waited[0], LogClosed)

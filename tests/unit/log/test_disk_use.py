@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 
 from linkd.errors import LogDamaged
+from linkd.log.segment import load_identity
 from linkd.log.writer import (
     FILL_BYTES,
     FILL_FREE_BYTES,
@@ -18,6 +21,7 @@ from linkd.log.writer import (
     GATHER_SECONDS,
     SMALL_BYTES,
     UNCACHE_BYTES,
+    Idle,
     Writer,
 )
 from tests.support.disk import RecordingFiles, SmallDisk
@@ -255,9 +259,73 @@ def test_a_small_disk_does_not_stall_a_log_that_owes_nothing(small: SegmentBench
         got = fill(small, 400_000, 3)
         assert [one for one in got if isinstance(one, Exception)] == []
         small.log.release(small.log.next)
-        small.until(lambda: not small.log._succession.held)
+        settle(small)
     assert small.log.first > 1
     assert small.log.next == 151
+
+
+def settle(bench: SegmentBench) -> None:
+    """Wait until the files are gone that no snapshot needs."""
+    log = bench.log
+    bench.until(lambda: not log._retention.freed_bytes and not log._succession.held_bytes > 4096)
+
+
+def test_deleted_segments_go_before_other_work_on_files(small: SegmentBench) -> None:
+    """Publishes were refused while the reader thread wrote indexes ahead of each deletion."""
+    log, go, order, oldest = small.log, threading.Event(), list[str](), list[bool]()
+    fill(small, 400_000, 12)
+    small.until(lambda: not log._snapshots.busy)
+    log._reader.work(lambda: bool(go.wait(10.0)))
+    for number in range(20):
+        log._reader.work(lambda number=number: order.append(f"work {number}"))
+    unlink = small.files.unlink
+
+    def noting(path: Path) -> None:
+        identity = load_identity(small.path)
+        if path.suffix == ".log" and path.exists():
+            oldest.append(identity is not None and identity.oldest > int(path.stem))
+        unlink(path)
+        order.append(path.suffix)
+
+    small.files.unlink = noting
+    log.trim(log.next)
+    small.until(lambda: log._retention.freed_bytes)
+    go.set()
+    settle(small)
+    small.until(lambda: "work 19" in order)
+    assert order.index(".log") < order.index("work 0")
+    assert all(oldest)  # or a start would miss them
+
+
+def test_a_segment_deleted_before_its_index_was_written_gets_none(small: SegmentBench) -> None:
+    log, go = small.log, threading.Event()
+    log._reader.work(lambda: bool(go.wait(10.0)))
+    fill(small, 400_000, 12)
+    log.trim(log.next)
+    small.until(lambda: log._retention.freed_bytes)
+    go.set()
+    settle(small)
+    done: list[bool] = []
+    log._reader.work(lambda: done.append(True))
+    small.until(lambda: done)
+    small.turns.now()
+    segments = {path.stem for path in small.path.glob("*.log")}
+    assert {path.stem for path in small.path.glob("*.idx")} <= segments
+    assert log._shelf.beside_bytes == sum(path.stat().st_size for path in small.path.glob("*.idx"))
+
+
+def test_free_space_measured_before_a_deletion_does_not_count(small: SegmentBench) -> None:
+    """A report that the deletion overtook refused publishes until the next one, a second later."""
+    log = small.log
+    fill(small, 400_000, 12)
+    before = time.monotonic()
+    log.trim(log.next)
+    settle(small)
+    small.until(lambda: log._deleted_at > before)
+    log._report(Idle(1, before))
+    assert log.full is None
+    log._report(Idle(1, time.monotonic()))
+    assert "the disk has 1 bytes left" in log.full
 
 
 def test_what_is_owed_stays_on_a_small_disk(small: SegmentBench) -> None:
@@ -280,7 +348,7 @@ def test_a_disk_that_others_filled_costs_what_nobody_is_owed_and_no_more(
     small.log.release(11)
     small.files.others = 12 * MIB
     small.until(lambda: small.log.first > 1)
-    small.until(lambda: not small.log._succession.held)
+    settle(small)
     assert 2 < small.log.first <= 11
     assert small.log.next == 21
 
