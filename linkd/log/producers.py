@@ -18,11 +18,11 @@ from linkd.protocol.records import Producer
 KEPT_RUNS = 16
 """For the newest so many runs of a producer at least, the offsets are kept."""
 
-_MOST_UNFOLDED = KEPT_RUNS + 8
-"""From so many on, every eighth run has the older ones merged."""
-
 MAX_HOLES = 256
-"""So many runs with a hole before each are kept of one producer."""
+"""So many runs with a hole before each are kept of one producer.
+
+As many runs without a hole keep their offsets, where there are few producers.
+"""
 
 MAX_PRODUCERS = 10_000
 MAX_RUNS = 250_000
@@ -80,7 +80,8 @@ class Produced(msgspec.Struct, array_like=True, frozen=True, gc=False):
         runs: list[Run] = []
         for number, offset, count in sorted(recent):
             _add(runs, number, 1, offset, count)
-        runs, floor = _folded(runs, runs[0].first - 1 if runs else highest, MAX_HOLES)
+        floor = runs[0].first - 1 if runs else highest
+        runs, floor = _folded(runs, floor, MAX_HOLES, MAX_HOLES + KEPT_RUNS)
         return cls(stamp, tuple(runs), floor)
 
 
@@ -170,14 +171,14 @@ class Producers:
         known = self._of(last.owner, last.name)
         undo.append((table, key, table.get(key, ABSENT)))
         runs, floor = ([], 0) if known is None else (list(known.runs), known.floor)
-        number = last.sequence - len(counts) + 1
-        for each, alike in groupby(counts):
-            times = len(list(alike))
-            _add(runs, number, times, offset, each)
-            number += times
-            offset += times * each
-        if len(runs) >= _MOST_UNFOLDED and not len(runs) % 8:
-            runs, floor = _folded(runs, floor, MAX_HOLES)
+        if len(counts) == 1:
+            _add(runs, last.sequence, 1, offset, counts[0])
+        else:
+            _add_all(runs, last.sequence - len(counts) + 1, offset, counts)
+        if len(runs) >= KEPT_RUNS + 8 and not len(runs) % 8:
+            share = MAX_PRODUCERS * KEPT_RUNS // (len(table) or 1)
+            wanted = max(KEPT_RUNS, min(share, MAX_HOLES))
+            runs, floor = _folded(runs, floor, wanted, MAX_HOLES + KEPT_RUNS)
         table[key] = Produced(stamp, tuple(runs), floor)
         self._spare -= len(counts)  # one more run for each at most
         if self._spare <= 0 or (known is None and len(table) >= MAX_PRODUCERS + _EXCESS):
@@ -204,18 +205,18 @@ class Producers:
         runs: dict[str, int] = {}
         for key, known in table.items():
             runs[key[0]] = runs.get(key[0], 0) + len(known.runs)
-        for owner in sorted(runs, key=lambda owner: runs[owner], reverse=True):
-            if sum(runs.values()) <= MAX_RUNS:
-                break
-            runs[owner] = self._thin(owner)
+        for most in (MAX_HOLES + KEPT_RUNS, KEPT_RUNS):  # offsets go before numbers
+            for owner in sorted(runs, key=lambda owner: runs[owner], reverse=True):
+                if sum(runs.values()) > MAX_RUNS:
+                    runs[owner] = self._thin(owner, most)
         self._spare = max(4096, MAX_RUNS - sum(runs.values()))
 
-    def _thin(self, owner: str) -> int:
-        """Keep only the newest runs of all producers of an owner; return how many are left."""
+    def _thin(self, owner: str, most: int) -> int:
+        """Keep at most so many runs of each producer of an owner; return how many are left."""
         left = 0
         for key, known in list(self._known.items()):
             if key[0] == owner:
-                runs, floor = _folded(list(known.runs), known.floor, 0)
+                runs, floor = _folded(list(known.runs), known.floor, KEPT_RUNS, most)
                 self._known[key] = Produced(known.stamp, tuple(runs), floor)
                 left += len(runs)
                 if floor != known.floor:
@@ -228,6 +229,15 @@ class Producers:
 
 def _last(run: Run) -> int:
     return run.last
+
+
+def _add_all(runs: list[Run], number: int, offset: int, counts: Sequence[int]) -> None:
+    """Add the numbers from `number` on, of so many records each."""
+    for each, alike in groupby(counts):
+        times = len(list(alike))
+        _add(runs, number, times, offset, each)
+        number += times
+        offset += times * each
 
 
 def _add(runs: list[Run], number: int, times: int, offset: int, each: int) -> None:
@@ -249,19 +259,30 @@ def _add(runs: list[Run], number: int, times: int, offset: int, each: int) -> No
     runs.append(Run(number, last, offset, each))
 
 
-def _folded(runs: list[Run], floor: int, holes: int) -> tuple[list[Run], int]:
-    """Merge old runs without a hole between them; forget the oldest beyond `holes`.
+def _folded(runs: list[Run], floor: int, wanted: int, most: int) -> tuple[list[Run], int]:
+    """Merge old runs without a hole between them; forget the oldest of too many.
+
+    Args:
+        runs: The runs.
+        floor: Numbers up to it that are in none of them are not known.
+        wanted: No more are merged than so few need.
+        most: Beyond so many the oldest go.
 
     Returns:
-        The runs, and the floor below which a number in none of them is not known.
+        The runs and the floor.
     """
+    excess, at = len(runs) - wanted, 0
     old: list[Run] = []
-    for run in runs[:-KEPT_RUNS]:
+    while excess > 0 and at < len(runs) - KEPT_RUNS:
+        run = runs[at]
         if old and old[-1].last + 1 == run.first:
             old[-1] = Run(old[-1].first, run.last, 0, 0)
+            excess -= 1
         else:
             old.append(run)
-    if len(old) > holes:
-        floor = max(floor, old[len(old) - holes - 1].last)
-        old = old[len(old) - holes :]
-    return old + runs[-KEPT_RUNS:], floor
+        at += 1
+    runs = old + runs[at:]
+    if len(runs) > most:
+        floor = max(floor, runs[-most - 1].last)
+        runs = runs[-most:]
+    return runs, floor

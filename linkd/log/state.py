@@ -209,7 +209,7 @@ SLICE_ITEMS = 256
 With 1,024 reading one held the interpreter for 13 ms on a busy machine.
 """
 
-_SLICE_PRODUCERS = 64
+_SLICE_PRODUCERS = 16
 """Each has up to a few hundred runs."""
 
 _Item = TypeVar("_Item")

@@ -86,14 +86,18 @@ def test_a_run_is_noted_and_taken_back_as_one() -> None:
     assert len(producers) == 1
 
 
-def test_of_old_numbers_the_proof_is_kept_and_the_offset_forgotten() -> None:
+@pytest.mark.parametrize("others", [0, 999, MAX_PRODUCERS - 1])
+def test_of_old_numbers_the_proof_is_kept_and_the_offset_forgotten(others: int) -> None:
     producers = Producers()
+    for number in range(others):
+        note(producers, 1, 1, name=f"other{number}")
     for number in range(1, 10_001):
         note(producers, number, 10 * number, (2,))
-    (_, known), *_ = producers.known()
-    assert len(known.runs) < 2 * KEPT_RUNS + 8
-    assert stored(producers, 10_000) == (100_000, 2)
-    assert stored(producers, 10_000 - KEPT_RUNS + 1) is not None
+    *_, (_, known) = producers.known()
+    kept = {0: MAX_HOLES, 999: 160, MAX_PRODUCERS - 1: KEPT_RUNS}[others]
+    assert len(known.runs) <= kept + 8
+    for number in range(10_000 - kept + 2, 10_001):
+        assert stored(producers, number) == (10 * number, 2)
     assert stored(producers, 1) == (0, 0)
     assert stored(producers, 5_000) == (0, 0)
 
@@ -190,12 +194,27 @@ def test_an_answer_is_never_wrong(publishes: list[tuple[int, int]]) -> None:
 
 
 def test_producers_without_holes_are_never_thinned_however_many_there_are() -> None:
-    producers, most = Producers(), 0
-    for number in range(1, 200):
+    for few in (1, 100, 700, 2_000, MAX_PRODUCERS):
+        producers, most = Producers(), 0
+        for number in range(1, few):
+            note(producers, 1, 1, name=f"other{number}")
+        for number in range(1, 600):
+            note(producers, number, 7 * number)
+            *_, (_, known) = producers.known()
+            most = max(most, len(known.runs))
+        assert most * few <= MAX_RUNS
+
+
+def test_offsets_go_before_numbers_where_more_producers_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(producers_module, "MAX_RUNS", 200)
+    producers = Producers()
+    for number in range(1, 301):
         note(producers, number, 7 * number)
-        ((_, known),) = producers.known()
-        most = max(most, len(known.runs))
-    assert most * MAX_PRODUCERS <= MAX_RUNS
+    producers.forget(0.0)
+    assert producers.forgotten == {}
+    assert [stored(producers, n) for n in (1, 200, 300)] == [(0, 0), (0, 0), (2100, 1)]
 
 
 def test_all_owners_are_thinned_to_what_is_always_kept_and_no_further(
