@@ -478,9 +478,7 @@ class LogBase(ABC):
         self._under_way: deque[CommitGroup] = deque()
         self._notified_forgotten: dict[tuple[str, str], float] = {}
         self._finished = 0.0  # when a commit was finished, on the log's clock
-        self._places: dict[str, PeerPosition | None] = {
-            peer: state.place(peer) for peer in state.peers()
-        }
+        self._places: dict[str, PeerPosition | None] = dict(state.cursors)
         self._committed_places = dict(self._places)
         self._mistakes: list[Exception] = []  # raised by listeners
         self._closed = False

@@ -11,7 +11,7 @@ have nothing between them.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Hashable, ItemsView, Iterator
+from collections.abc import Hashable, Iterator, MutableSequence
 from itertools import chain, islice
 from sys import intern
 from typing import Any
@@ -72,40 +72,44 @@ class FairSet:
 
     Args:
         most: The bound of all owners together.
+
+    Attributes:
+        owners: The owner of each key, to read.
     """
 
-    __slots__ = ("_keys", "_owners", "_usage")
+    __slots__ = ("_keys", "_usage", "owners")
 
     def __init__(self, most: int) -> None:
-        self._owners: dict[Hashable, str] = {}
+        self.owners: dict[Any, str] = {}
         self._keys: dict[str, dict[Hashable, None]] = {}
         self._usage = Usage(most)
 
     def __len__(self) -> int:
-        return len(self._owners)
+        return len(self.owners)
 
     def __contains__(self, key: Hashable) -> bool:
-        return key in self._owners
+        return key in self.owners
 
-    def owners(self) -> ItemsView[Any, str]:
-        """Return the keys, each with its owner."""
-        return self._owners.items()
+    def tables(self) -> Iterator[dict[Any, Any]]:
+        """Yield its tables."""
+        yield self.owners
+        yield from self._keys.values()
 
     def add(self, owner: str, key: Hashable) -> None:
         """Add a key, unless it is there."""
-        if key in self._owners:
+        if key in self.owners:
             return
-        if len(self._owners) >= self._usage.most:
+        if len(self.owners) >= self._usage.most:
             keys = self._keys[self._usage.largest()]
             for old in list(islice(keys, max(1, len(keys) // 8))):
                 self.pop(old)
-        self._owners[key] = owner
+        self.owners[key] = owner
         self._keys.setdefault(owner, {})[key] = None
         self._usage.add(owner, 1)
 
     def pop(self, key: Hashable, default: None = None) -> None:
         """Remove a key, if it is there."""
-        owner = self._owners.pop(key, default)
+        owner = self.owners.pop(key, default)
         if owner is not None:
             keys = self._keys[owner]
             del keys[key]
@@ -143,16 +147,8 @@ _SHARES, _MOST_IN_ONE = 256, 4096
 
 ABSENT: Any = object()
 
-Undo = list[tuple[Any, Any, Any]]
+Undo = MutableSequence[tuple[Any, Any, Any]]
 """For each change: the table, the key, and the value before it."""
-
-
-class Ignored(Undo):
-    """Where nothing will be taken back."""
-
-    def append(self, item: object) -> None:
-        """Forget it."""
-
 
 Intervals = tuple[int, ...]
 """Low and last offset of each interval, in ascending order; between two of them may be a hole."""
@@ -624,7 +620,7 @@ class Origins:
                 yield OriginsSnapshot(part, (), self.running)
                 part, room = {}, size
         yield OriginsSnapshot(part, (), self.running)
-        folded = iter(self._folded.owners())
+        folded = iter(self._folded.owners.items())
         while some := tuple((*key, node) for key, node in islice(folded, size)):
             yield OriginsSnapshot({}, some, self.running)
 
@@ -642,6 +638,16 @@ class Origins:
                 floors = iter(epoch.floors.items())
                 while few := dict(islice(floors, size)):
                     yield log, name, epoch, {}, few
+
+    def tables(self) -> Iterator[dict[Any, Any]]:
+        """Yield the tables that may be large, inner ones first."""
+        for log in self._logs.values():
+            for epoch in log.epochs.values():
+                yield from epoch.channels.shares
+                yield epoch.floors
+            yield log.epochs
+        yield from (self._logs, *self._of_node.values())
+        yield from (*self._folded.tables(), *self._doubted.tables())
 
     def add(self, part: OriginsSnapshot) -> None:
         """Add a slice."""

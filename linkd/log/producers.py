@@ -7,7 +7,7 @@ kept as runs, so that a number that was never stored is never taken for one that
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 import msgspec
@@ -89,23 +89,20 @@ class Producers:
     """The producers of one log.
 
     Attributes:
+        known: All of them by owner and name, to read.
         forgotten: Producers and runs that the bounds made it forget, by owner, since the caller
             last cleared it.
     """
 
-    __slots__ = ("_known", "_spare", "forgotten")
+    __slots__ = ("_spare", "forgotten", "known")
 
     def __init__(self, known: Mapping[tuple[str, str], Produced] | None = None) -> None:
-        self._known = dict(known or {})
+        self.known = dict(known or {})
         self._spare = 0
         self.forgotten: dict[str, int] = {}
 
     def __len__(self) -> int:
-        return len(self._known)
-
-    def known(self) -> Collection[tuple[tuple[str, str], Produced]]:
-        """Return all of it, by owner and name."""
-        return self._known.items()
+        return len(self.known)
 
     def highest(self, owner: str, name: str) -> int:
         """Return a producer's highest stored number, publishes under way counted; 0 if none is."""
@@ -116,15 +113,15 @@ class Producers:
 
     def add(self, owner: str, name: str, known: Produced) -> None:
         """Take over what a snapshot has of a producer."""
-        self._known[owner, name] = known
+        self.known[owner, name] = known
 
     def _of(self, owner: str, name: str) -> Produced | None:
         """Return what is known of a producer.
 
         Numbers that a version without owners stored count for every owner of that name.
         """
-        known = self._known.get((owner, name))
-        return self._known.get(("", name)) if known is None else known
+        known = self.known.get((owner, name))
+        return self.known.get(("", name)) if known is None else known
 
     def stored(self, producer: Producer) -> tuple[int, int] | None:
         """Return (first offset, count) of a number that is stored; None if it is new.
@@ -167,7 +164,7 @@ class Producers:
             stamp: The log's clock.
             undo: Is noted how to take it back.
         """
-        table, key = self._known, (last.owner, last.name)
+        table, key = self.known, (last.owner, last.name)
         known = self._of(last.owner, last.name)
         undo.append((table, key, table.get(key, ABSENT)))
         runs, floor = ([], 0) if known is None else (list(known.runs), known.floor)
@@ -186,13 +183,13 @@ class Producers:
 
     def forget(self, before: float) -> None:
         """Forget the producers that published nothing since `before`, on the log's clock."""
-        for key in [key for key, known in self._known.items() if known.stamp < before]:
-            del self._known[key]
+        for key in [key for key, known in self.known.items() if known.stamp < before]:
+            del self.known[key]
         self._bound()
 
     def _bound(self) -> None:
         """Keep to the bounds: the owner with the most loses the oldest, the others nothing."""
-        table = self._known
+        table = self.known
         excess = len(table) - MAX_PRODUCERS
         if excess > 0:
             mine: dict[str, list[tuple[str, str]]] = {}
@@ -214,10 +211,10 @@ class Producers:
     def _thin(self, owner: str, most: int) -> int:
         """Keep at most so many runs of each producer of an owner; return how many are left."""
         left = 0
-        for key, known in list(self._known.items()):
+        for key, known in list(self.known.items()):
             if key[0] == owner:
                 runs, floor = _folded(list(known.runs), known.floor, KEPT_RUNS, most)
-                self._known[key] = Produced(known.stamp, tuple(runs), floor)
+                self.known[key] = Produced(known.stamp, tuple(runs), floor)
                 left += len(runs)
                 if floor != known.floor:
                     self._forgot(owner)

@@ -354,7 +354,6 @@ def _recover_tail(
                 f" preallocated zeros were removed; the next offset is {state.next}",
             )
         )
-    state.undo = []
     found.state, found.stamp, found.wall = state, last.stamp, last.wall
     found.goes_on = head.format == FORMAT
     found.segments.append(index)

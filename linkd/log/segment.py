@@ -39,7 +39,6 @@ from linkd.log.frame import (
     frame_size,
     head_of,
 )
-from linkd.log.origins import Ignored
 from linkd.log.reader import Change, CorruptSegment, walk, walk_changes
 from linkd.log.state import RecentIds, State, digest
 from linkd.protocol.records import Batch, SourcePosition, decode_records
@@ -472,10 +471,7 @@ def fold_sealed(
         OSError: The file can't be read.
     """
     count = 0
-    ends: dict[
-        str, SourcePosition
-    ] = {}  # of each peer's steps: where a cursor was in between is nothing
-    state.undo = Ignored()
+    ends: dict[str, SourcePosition] = {}  # of each peer's steps: only the last one counts
     every = head.format <= CARRYING
     for change in walk_changes(path, size, head.seed, every) if kept is None else kept:
         if change is None:
@@ -501,7 +497,6 @@ def fold_sealed(
             yield
     for end in ends.values():
         state.follow(end)
-    state.undo = []
 
 
 def _whole(publish: Publish | None) -> tuple[int, int] | None:

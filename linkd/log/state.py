@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from itertools import islice
 from operator import sub
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from zlib import crc32
 
 import msgspec
@@ -322,15 +322,17 @@ class State:
 
     Attributes:
         next: The offset that the next record gets, frames under way counted.
-        undo: Changes since the caller last put a fresh list here.
+        undo: Changes since the caller last put a fresh list here; none are kept before.
+        cursors: The log id and the epochs of each peer's cursor, frames under way counted.
+        origins: The records of other logs that are here.
         producers: Which numbers of each producer are stored.
     """
 
     __slots__ = (
-        "_cursors",
         "_epochs",
         "_has_forgotten",
         "_lasts",
+        "cursors",
         "log",
         "next",
         "origins",
@@ -341,10 +343,10 @@ class State:
     def __init__(self, log: str) -> None:
         self.log = log
         self.next = 1
-        self.undo: Undo = []
+        self.undo: Undo = deque(maxlen=0)
         self.origins = Origins()
         self._epochs: list[EpochStart] = []
-        self._cursors: dict[str, PeerPosition] = {}
+        self.cursors: dict[str, PeerPosition] = {}
         self._lasts: dict[str, tuple[int, float]] = {}
         self._has_forgotten = False  # some of `_lasts`, in this epoch
         self.producers = Producers()
@@ -387,17 +389,9 @@ class State:
 
     # peers' logs
 
-    def peers(self) -> list[str]:
-        """Return the peers whose logs it has a cursor in."""
-        return list(self._cursors)
-
-    def place(self, peer: str) -> PeerPosition | None:
-        """Return the log id and the epochs of a peer's cursor, frames under way counted."""
-        return self._cursors.get(peer)
-
     def put(self, peer: str, place: PeerPosition | None) -> None:
         """Set a peer's cursor, or forget it."""
-        cursors = self._cursors
+        cursors = self.cursors
         self.undo.append((cursors, peer, cursors.get(peer, ABSENT)))
         if place is None:
             cursors.pop(peer, None)
@@ -478,7 +472,7 @@ class State:
 
     def follow(self, source: SourcePosition) -> None:
         """Move a peer's cursor to the end of a step."""
-        self.put(source.peer, moved(self.place(source.peer), source))
+        self.put(source.peer, moved(self.cursors.get(source.peer), source))
 
     def replay_records(
         self,
@@ -504,23 +498,29 @@ class State:
     def slices(self) -> Iterator[Snapshot]:
         """Yield all of it, in slices; the state must not change meanwhile."""
         yield Snapshot(log=self.log, next=self.next, epochs=tuple(self._epochs))
-        for cursors in in_parts(self._cursors.items()):
+        for cursors in in_parts(self.cursors.items()):
             yield Snapshot(cursors=dict(cursors))
         for origins in self.origins.slices(SLICE_ITEMS):
             yield Snapshot(origins=origins)
-        for known in in_parts(self.producers.known(), _SLICE_PRODUCERS):
+        for known in in_parts(self.producers.known.items(), _SLICE_PRODUCERS):
             yield Snapshot(producers=tuple([(*key, one) for key, one in known]))
 
     def add(self, part: Snapshot) -> None:
         """Add a slice."""
         self.next = max(self.next, part.next)
         self._epochs += part.epochs
-        self._cursors.update(part.cursors)
+        self.cursors.update(part.cursors)
         self.origins.add(part.origins)
         for origin, _, high in part.highs:
             self.origins.adopt_highest(origin, high.epoch, high.high, high.older)
         for owner, name, known in part.producers:
             self.producers.add(owner, name, known)
+
+    def tables(self) -> Iterator[dict[Any, Any]]:
+        """Yield the tables that may be large, inner ones first."""
+        yield self.cursors
+        yield self.producers.known
+        yield from self.origins.tables()
 
     @classmethod
     def restored(cls, log: str, slices: Iterable[Snapshot]) -> State:

@@ -111,7 +111,6 @@ class MemoryLog(LogBase):
                 else:
                     assert piece.change is not None  # a piece is a batch or a change
                     state.put(piece.change.peer, piece.change.place)
-        state.undo = []
         LogBase.__init__(found, self.node, state, ids, tail)
         found.size_bytes, found.max_bytes = self.size_bytes, self.max_bytes
         found._start(new_token(self.rng), state.next)

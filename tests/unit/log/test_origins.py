@@ -64,7 +64,7 @@ def test_a_set_forgets_the_oldest_keys_of_the_owner_with_the_most() -> None:
     assert all(number in keys for number in range(10))
     assert ("key", 999) in keys
     assert ("key", 1) not in keys
-    assert len(keys.owners()) == len(keys)
+    assert len(keys.owners) == len(keys)
 
 
 def test_a_key_is_removed_once() -> None:
@@ -76,7 +76,7 @@ def test_a_key_is_removed_once() -> None:
     assert 1 not in keys
     assert 2 in keys
     keys.pop(2)
-    assert not keys.owners()
+    assert not keys.owners
 
 
 DAY = 86_400.0

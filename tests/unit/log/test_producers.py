@@ -93,7 +93,7 @@ def test_of_old_numbers_the_proof_is_kept_and_the_offset_forgotten(others: int) 
         note(producers, 1, 1, name=f"other{number}")
     for number in range(1, 10_001):
         note(producers, number, 10 * number, (2,))
-    *_, (_, known) = producers.known()
+    *_, (_, known) = producers.known.items()
     kept = {0: MAX_HOLES, 999: 160, MAX_PRODUCERS - 1: KEPT_RUNS}[others]
     assert len(known.runs) <= kept + 8
     for number in range(10_000 - kept + 2, 10_001):
@@ -106,7 +106,7 @@ def test_a_number_below_what_is_known_is_neither_new_nor_a_repeat() -> None:
     producers = Producers()
     for number in range(1, 2 * (MAX_HOLES + 100), 2):
         note(producers, number, number)
-    (_, known), *_ = producers.known()
+    (_, known), *_ = producers.known.items()
     assert len(known.runs) <= MAX_HOLES + KEPT_RUNS + 8
     for number in (1, 2):
         with pytest.raises(LookupError):
@@ -125,7 +125,7 @@ def test_silent_producers_are_forgotten() -> None:
     note(producers, 1, 1, name="old", stamp=1.0)
     note(producers, 1, 2, name="new", stamp=5.0)
     producers.forget(5.0)
-    assert [key for key, _ in producers.known()] == [("shop", "new")]
+    assert [key for key, _ in producers.known.items()] == [("shop", "new")]
 
 
 def test_beyond_the_bound_the_owner_with_the_most_loses_its_oldest() -> None:
@@ -148,7 +148,7 @@ def test_beyond_the_bound_of_runs_the_owner_with_the_most_keeps_its_newest_alone
         for number in range(1, 400, 2):
             note(producers, number, number, name=str(name), owner="greedy")
     producers.forget(0.0)
-    runs = {key: len(known.runs) for key, known in producers.known()}
+    runs = {key: len(known.runs) for key, known in producers.known.items()}
     assert sum(runs.values()) <= MAX_RUNS
     assert runs["shop", "p"] == 50
     assert list(producers.forgotten) == ["greedy"]
@@ -200,7 +200,7 @@ def test_producers_without_holes_are_never_thinned_however_many_there_are() -> N
             note(producers, 1, 1, name=f"other{number}")
         for number in range(1, 600):
             note(producers, number, 7 * number)
-            *_, (_, known) = producers.known()
+            *_, (_, known) = producers.known.items()
             most = max(most, len(known.runs))
         assert most * few <= MAX_RUNS
 
@@ -226,7 +226,7 @@ def test_all_owners_are_thinned_to_what_is_always_kept_and_no_further(
         for number in range(1, 21):
             note(producers, step * number, 7 * number, owner=owner)
     producers.forget(0.0)
-    assert {key[0]: len(known.runs) for key, known in producers.known()} == {
+    assert {key[0]: len(known.runs) for key, known in producers.known.items()} == {
         "shop": KEPT_RUNS,
         "till": KEPT_RUNS,
     }
@@ -254,4 +254,4 @@ def test_numbers_noted_together_are_as_if_noted_one_by_one(
         for number, count in enumerate(counts, first):
             note(singly, number, offset, (count,))
             offset += count
-    assert list(together.known()) == list(singly.known())
+    assert list(together.known.items()) == list(singly.known.items())

@@ -73,7 +73,7 @@ def test_a_beginning_seals_the_one_before_and_is_noted(tmp_path: Path) -> None:
     # The next offset that was promised before lies above: it stays.
     assert load_identity(tmp_path) == order.identity == Identity("log", 7, 2, 40, 1, 1)
     order.drop(1)
-    order.free(2)
+    order.free(2, lambda: None)
     assert shelf.beside_bytes == 0
 
 
@@ -87,8 +87,8 @@ def test_what_goes_is_noted_before_it_is_deleted(tmp_path: Path) -> None:
     order.drop(2)
     assert [segment.number for segment in shelf.segments] == [3]
     assert ([segment.number for segment in order.held], order.held_bytes) == ([1, 2], 2)
-    order.free(1)
-    order.free(3)
+    order.free(1, lambda: None)
+    order.free(3, lambda: None)
     assert (order.held, order.held_bytes) == ([], 0)
     done(reader)
     assert [path.name for path in sorted(tmp_path.glob("*.log"))] == ["000000000003.log"]

@@ -107,7 +107,7 @@ def test_the_state_is_the_same_by_each_snapshot_and_by_all_frames(bench: Segment
     snapshot_path(folder, numbers[0]).unlink()
     none = found_in(folder)
     assert none.state is not None
-    assert none.state.place("hub") == (log and "hublog", (EpochEnd("e1", 60),))
+    assert none.state.cursors.get("hub") == (log and "hublog", (EpochEnd("e1", 60),))
     assert shown(none.state) == shown(found.state)
     bench.open()
 
@@ -128,11 +128,11 @@ def test_cursors_are_the_same_by_all_frames_at_once_as_step_by_step(bench: Segme
             store(bench, received(1, 2, b"y", peer="other", log="newlog", epoch="n"))
             at["other"] = 2
             store(bench, received(2, 3, b"y", peer="other", log="newlog", epoch="n"))
-            place = bench.log._state.place("other")
+            place = bench.log._state.cursors.get("other")
             assert place == ("newlog", (EpochEnd("n", 3),))
             bench.log.set_cursor("other", None, ignore)
             at["other"] = 1
-    live = {peer: bench.log._state.place(peer) for peer in at}
+    live = {peer: bench.log._state.cursors.get(peer) for peer in at}
     quiet(bench)
     bench.close()
     for path in bench.path.glob("*.state"):
@@ -140,8 +140,8 @@ def test_cursors_are_the_same_by_all_frames_at_once_as_step_by_step(bench: Segme
     found = found_in(bench.path)
     assert found.state is not None
     assert len(found.segments) > 3
-    assert {peer: found.state.place(peer) for peer in at} == live
-    assert found.state.undo == []
+    assert {peer: found.state.cursors.get(peer) for peer in at} == live
+    assert not found.state.undo
     bench.open()
 
 
@@ -171,7 +171,7 @@ def test_nothing_acknowledged_is_lost_by_a_crash_between_any_two_writes(tmp_path
         assert state is not None
         (_, number, offset) = max(one for one in settled if one[0] <= cut)
         assert not [told for told in found.notices if told.level == "error"]
-        place = state.place("hub")
+        place = state.cursors.get("hub")
         assert place is not None
         assert place[1][-1].next >= number + 1
         assert state.next > offset
@@ -464,7 +464,7 @@ def test_a_start_that_had_much_to_fold_writes_a_snapshot_itself(bench: SegmentBe
     found = found_in(bench.path)
     assert found.bases[-1].number == last + 1
     assert found.state is not None
-    assert list(found.state.producers.known()) == list(found_before.producers.known())
+    assert list(found.state.producers.known.items()) == list(found_before.producers.known.items())
     assert not [told for told in found.notices if told.level == "error"]
     bench.open()
     assert append(bench, draft(b"x", producer=numbered("p", 79)))[0].duplicate
@@ -678,15 +678,27 @@ def test_origins_are_the_same_from_slices_of_any_size() -> None:
     assert isinstance(whole[1].origins.logs["log1"].epochs["e0"], KnownEpoch)
 
 
-def test_what_is_taken_apart_is_empty() -> None:
-    state, pauses = State("log"), list[bool]()
+def test_what_is_taken_apart_is_empty_and_goes_in_small_pieces() -> None:
+    state, left = State("log"), list[int]()
     for number in range(1, 3000):
         state.producers.note(numbered(f"p{number}", 1), number, (1,), 1.0, [])
-    state.admit(received(1, 2, b"x"), 1.0)
-    dissolve(state, lambda: pauses.append(True))
-    assert len(pauses) >= 2
+    for number in range(1, 100):
+        state.admit(received(number, number + 1, b"x", log=f"log{number}"), 1.0)
+    state.admit(received(100, 101, b"x"), 1.0)
+    state.put("hub", ("hublog", ()))
+    tables = list(state.tables())
+
+    def pause() -> None:
+        left.append(sum(map(len, tables)))
+
+    pause()
+    dissolve(state, pause)
+    assert left[-1] == 0
+    assert max(before - after for before, after in pairwise(left)) <= 32
     assert len(state.producers) == 0
-    assert state.origins.intervals("hublog", "e1", "orders") == ()
+    assert state.cursors == {}
+    assert state.origins.node("hublog") is None
+    assert list(state.origins.tables()) == [{}] * 4  # no log is left, nor what was in it
 
 
 MANY = 1_000_000
