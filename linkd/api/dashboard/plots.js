@@ -186,7 +186,7 @@ function chart(panel) {
   const strokes = [colour(canvas, "--plot"), colour(canvas, "--plot-2")];
   const axis = { stroke: quiet, font, ticks: { show: false }, grid: { stroke: line, width: 1 } };
   const bad = colour(canvas, "--bad");
-  const top = (/** @type {number} */ max) => (plot.limited ? Math.max(panel.limit * 1.25, max * 1.05) : max > 0 ? max * 1.15 : 1);
+  const top = (/** @type {number} */ max) => (plot.limited ? Math.max(panel.limit * 1.25, max * 1.05) : Math.max(max * 1.15, plot.axis === count ? 1 : 0) || 1);
   const marks = (/** @type {any} */ u) => {
     const step = (u.span ?? SPANS[0]) === SPANS[0] ? 120 : 1200;
     return (u.width < 190 ? [2, 0] : [2, 1, 0]).map((steps) => u.scales.x.max - steps * step);
