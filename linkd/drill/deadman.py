@@ -3,7 +3,8 @@
 It removes the fault when its time is over, on request, on SIGTERM, and when the process that
 started it is gone: even by kill -9, since the pipe between them then ends. It has a session of its
 own, so that a closed terminal does not affect it. Because it injects the fault itself, no fault
-ever exists without a process that removes it.
+ever exists without a process that removes it. It also kills the processes that carry its mark in
+their environment, and removes directories.
 
 It runs as a plain script with the standard library alone. Orders come as JSON lines on standard
 input, each is answered by one on standard output.
@@ -14,26 +15,31 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import select
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final, Self
 
-PREFIX: Final = "linkd-drill-"
+PREFIX: Final = "linkd-"
 """Directories that it may remove have names that begin so."""
 
+MARK: Final = "LINKD_DRILL"
+"""The environment variable that marks the processes to kill."""
+
 TRIES: Final = 5
+_KILL_SECONDS: Final = 10.0
 _COMMAND_SECONDS: Final = 40.0
 _ANSWER_SECONDS: Final = 60.0
 
 
-class DrillFailed(Exception):
+class DrillFailed(RuntimeError):
     """A fault could not be injected or removed; the message has the command and its output.
 
     (No `LinkdError`: this module runs as a script, without the package.)
@@ -45,21 +51,23 @@ def admin_path() -> str:
     return os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/sbin:/sbin"
 
 
-def started_at(pid: int) -> str | None:
-    """Return when a process started, in the kernel's ticks; None if it does not exist."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    return stat.rpartition(")")[2].split()[19]
+def _marked(mark: str) -> list[int]:
+    """Return the processes that carry a mark."""
+    wanted = f"{MARK}={mark}".encode()
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if wanted in (process / "environ").read_bytes().split(b"\0"):
+                found.append(int(process.name))
+    return found
 
 
 class _SwitchProcess:
     """What the switch must undo, and how."""
 
-    def __init__(self) -> None:
+    def __init__(self, mark: str) -> None:
+        self._mark = mark
         self._undo: list[list[str]] = []
-        self._pids: list[tuple[int, str]] = []
         self._directories: list[str] = []
         self._deadline: float | None = None
 
@@ -85,11 +93,6 @@ class _SwitchProcess:
 
     def _obey(self, order: dict[str, Any]) -> None:
         """Carry out one order, and answer."""
-        if "kill" in order:
-            pid, start = order["kill"]
-            self._pids.append((pid, start))
-        if "forget" in order:
-            self._pids = [entry for entry in self._pids if entry[0] != order["forget"]]
         if "remove" in order:
             self._directories.append(order["remove"])
         if "begin" in order:
@@ -109,10 +112,11 @@ class _SwitchProcess:
         undo, self._undo = self._undo, []
         failed, gone = _run_all(undo, TRIES)
         ended = time.monotonic()
-        for pid, start in reversed(self._pids):
-            if started_at(pid) == start:
+        while (pids := _marked(self._mark)) and time.monotonic() < ended + _KILL_SECONDS:
+            for pid in pids:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)
+            time.sleep(0.02)
         for directory in self._directories:
             if Path(directory).name.startswith(PREFIX):
                 shutil.rmtree(directory, ignore_errors=True)
@@ -176,27 +180,111 @@ def _answer(answer: dict[str, Any]) -> None:
         os.write(1, json.dumps(answer).encode() + b"\n")
 
 
-class Switch:
+class ChildProcess:
+    """A process that obeys orders, a JSON line each, answered by one; a context that ends it.
+
+    Args:
+        command: What to run.
+        name: For messages.
+        answer_seconds: How long an answer may take.
+        stderr: Where its errors go; None: to ours.
+        env: Its environment; None: ours.
+
+    Attributes:
+        pid: Its process id.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        name: str,
+        answer_seconds: float = 10.0,
+        stderr: int | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            cwd="/",
+            env=env,
+            start_new_session=True,
+        )
+        self.pid = self._process.pid
+        self._name, self._answer_seconds = name, answer_seconds
+        self._rest = b""
+
+    def order(self, **order: Any) -> dict[str, Any]:
+        """Give an order and return the answer.
+
+        Raises:
+            DrillFailed: The process has ended or does not answer.
+        """
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(order).encode() + b"\n")
+            self._process.stdin.flush()
+        except OSError as error:
+            raise DrillFailed(f"the {self._name} has ended: {error}") from None
+        answer = self.answer(self._answer_seconds)
+        if answer is None:
+            raise DrillFailed(f"the {self._name} does not answer")
+        return answer
+
+    def answer(self, within: float) -> dict[str, Any] | None:
+        """Return the next answer, or None if there is none in time; raise DrillFailed."""
+        assert self._process.stdout is not None
+        end = time.monotonic() + within
+        while b"\n" not in self._rest:
+            left = end - time.monotonic()
+            if left <= 0 or not select.select([self._process.stdout], [], [], left)[0]:
+                return None
+            piece = os.read(self._process.stdout.fileno(), 65_536)
+            if not piece:
+                raise DrillFailed(f"the {self._name} has ended")
+            self._rest += piece
+        line, self._rest = self._rest.split(b"\n", 1)
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        """Kill it, and wait for its end."""
+        self._process.kill()
+        self._end(5.0)
+
+    def _end(self, within: float) -> None:
+        """Close the pipes, and wait."""
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(within)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Switch(ChildProcess):
     """The switch, as the command uses it; a context that undoes everything.
 
     Attributes:
-        pid: The process id of the switch.
+        mark: Processes whose environment has it as `MARK` end with the switch.
         was_gone: Whether others had removed rules before.
     """
 
     def __init__(self) -> None:
         """Start the switch, with nothing to undo yet."""
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", str(Path(__file__).resolve())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            cwd="/",
-            start_new_session=True,
-        )
-        self.pid = self._process.pid
+        self.mark = f"{os.getpid()}-{secrets.token_hex(8)}"
+        # Not marked itself: a switch undoes its faults even if another one kills its command.
+        plain = {name: value for name, value in os.environ.items() if name != MARK}
+        own = [sys.executable, "-I", str(Path(__file__).resolve()), self.mark]
+        super().__init__(own, "dead man's switch", _ANSWER_SECONDS, subprocess.DEVNULL, plain)
         self.was_gone = False
-        self._rest = b""
 
     def fault(
         self, begin: Sequence[Sequence[str]], undo: Sequence[Sequence[str]], seconds: float
@@ -209,21 +297,11 @@ class Switch:
         Raises:
             DrillFailed: A command failed; what was done is undone.
         """
-        return self._order(begin=begin, undo=undo, seconds=seconds)
-
-    def keep(self, pid: int) -> None:
-        """End this process with the switch."""
-        start = started_at(pid)
-        if start is not None:
-            self._order(kill=[pid, start])
-
-    def forget(self, pid: int) -> None:
-        """No longer end this process: it has ended."""
-        self._order(forget=pid)
+        return self._moment(self.order(begin=begin, undo=undo, seconds=seconds))
 
     def remove(self, directory: str) -> None:
         """Remove this directory with the switch; its name begins with PREFIX."""
-        self._order(remove=directory)
+        self.order(remove=directory)
 
     def over(self, within: float) -> float | None:
         """Wait up to `within` seconds for the end of the fault; return when it ended, or None.
@@ -231,7 +309,7 @@ class Switch:
         Raises:
             DrillFailed: The fault could not be removed; the message has the output of the system.
         """
-        answer = self._answer(within)
+        answer = self.answer(within)
         return None if answer is None else self._moment(answer)
 
     def end(self) -> float:
@@ -240,49 +318,11 @@ class Switch:
         Raises:
             DrillFailed: It could not be undone, or the switch has already ended.
         """
-        return self._order(end=True)
+        return self._moment(self.order(end=True))
 
     def close(self) -> None:
         """Undo everything that is left, and wait for the process."""
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(TRIES * _COMMAND_SECONDS)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _order(self, **order: Any) -> float:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(order).encode() + b"\n")
-            self._process.stdin.flush()
-        except OSError as error:
-            raise DrillFailed(f"the dead man's switch has ended: {error}") from None
-        answer = self._answer(_ANSWER_SECONDS)
-        if answer is None:
-            raise DrillFailed("the dead man's switch does not answer")
-        return self._moment(answer)
-
-    def _answer(self, within: float) -> dict[str, Any] | None:
-        assert self._process.stdout is not None
-        end = time.monotonic() + within
-        while b"\n" not in self._rest:
-            left = end - time.monotonic()
-            if left <= 0 or not select.select([self._process.stdout], [], [], left)[0]:
-                return None
-            piece = os.read(self._process.stdout.fileno(), 65_536)
-            if not piece:
-                raise DrillFailed("the dead man's switch has ended")
-            self._rest += piece
-        line, self._rest = self._rest.split(b"\n", 1)
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        self._end(TRIES * _COMMAND_SECONDS)
 
     def _moment(self, answer: dict[str, Any]) -> float:
         """Return the time in an answer; raise DrillFailed if it reports a failure."""
@@ -301,7 +341,7 @@ def _main() -> None:
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, terminated)
-    keeper = _SwitchProcess()
+    keeper = _SwitchProcess(sys.argv[1])
     try:
         keeper.serve()
     except SystemExit:

@@ -5,7 +5,7 @@ their retransmission, and so do new connections. This simulates a path that dies
 without a packet filter.
 
 It runs as a plain script with the standard library alone, one thread for each direction. Orders
-are JSON lines on standard input and are answered by `{"port": N}`; it ends when that input ends.
+are JSON lines on standard input (see `_Path.obey`); it ends when that input ends.
 """
 
 from __future__ import annotations
@@ -13,15 +13,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import socket
 import struct
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, Final, Literal
 
 Way = Literal["both", "up", "down"]
@@ -29,7 +26,6 @@ Way = Literal["both", "up", "down"]
 
 CHUNK_BYTES: Final = 4096
 _BUFFER_BYTES: Final = 16_384
-_ANSWER_SECONDS: Final = 10.0
 _ESTABLISHED: Final = 1
 _EVEN_SECONDS: Final = 0.05
 _CONNECT_SECONDS: Final = 5.0
@@ -39,8 +35,11 @@ _RST_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 class _Path:
     """The relay inside its process; `up` is from the dialer to the listener."""
 
-    def __init__(self, listen: tuple[str, int], target: tuple[str, int]) -> None:
-        self.listen, self._target = listen, target
+    def __init__(self, target: tuple[str, int]) -> None:
+        self._address, self._target = ("127.0.0.1", 0), target
+        self._accepted: list[float] = []
+        self._passed = 0
+        self._closing = False
         self._gates = {"up": threading.Event(), "down": threading.Event()}
         self._rate: float | None = None
         self._open: set[socket.socket] = set()
@@ -50,8 +49,16 @@ class _Path:
             gate.set()
         self._begin()
 
-    def obey(self, order: dict[str, Any]) -> None:
-        """Carry out an order: see `Relay.order`."""
+    def obey(self, order: dict[str, Any]) -> dict[str, Any]:
+        """Carry out an order, and return the answer.
+
+        Orders: `pass` (`{"up": bool, "down": bool}`: whether bytes from the dialer, or to it,
+        pass), `rate` (bytes a second each way, or None), `reset` (True: an RST to both ends of
+        every connection), `listening` (bool: False refuses what is new), `closing` (bool: what is
+        new is closed at once).
+
+        Answer: `port`; `accepted`, when connections were accepted (monotonic); `passed`, in bytes.
+        """
         for way, passes in order.get("pass", {}).items():
             (self._gates[way].set if passes else self._gates[way].clear)()
         if "rate" in order:
@@ -64,17 +71,19 @@ class _Path:
                 with contextlib.suppress(OSError):
                     listener.shutdown(socket.SHUT_RDWR)
                 listener.close()
+        self._closing = order.get("closing", self._closing)
         if order.get("reset"):
             self._reset()
+        return {"port": self._address[1], "accepted": self._accepted, "passed": self._passed}
 
     def _begin(self) -> None:
         """Listen."""
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
-        listener.bind(self.listen)
+        listener.bind(self._address)
         listener.listen(16)
-        self.listen = listener.getsockname()
+        self._address = listener.getsockname()
         self._listener = listener
         _thread(self._accept, listener)
 
@@ -85,7 +94,11 @@ class _Path:
                 near, _ = listener.accept()
             except OSError:
                 return
-            _thread(self._join, near)
+            self._accepted.append(time.monotonic())
+            if self._closing:
+                near.close()
+            else:
+                _thread(self._join, near)
 
     def _join(self, near: socket.socket) -> None:
         """Connect a connection to the target, once the path is open."""
@@ -118,6 +131,7 @@ class _Path:
                     break
                 if self._rate is not None:
                     time.sleep(len(piece) / self._rate)
+                self._passed += len(piece)
                 sink.sendall(piece)
         self._gates[way].wait()
         self._drop(source)
@@ -167,94 +181,11 @@ def _state(sock: socket.socket) -> int:
     return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
 
 
-class Relay:
-    """A relay process; a context that ends it.
-
-    Attributes:
-        port: Where it listens.
-        pid: Its process id.
-    """
-
-    def __init__(self, target: tuple[str, int], prefix: Sequence[str] = ()) -> None:
-        """Start it on loopback before `target`; `prefix` is a command that enters a namespace.
-
-        Raises:
-            OSError: The relay did not start.
-        """
-        own = [sys.executable, "-I", str(Path(__file__).resolve()), target[0], str(target[1])]
-        self._process = subprocess.Popen(
-            [*prefix, *own],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            cwd="/",
-            start_new_session=True,
-        )
-        self.pid = self._process.pid
-        try:
-            self.port = self.order()
-        except BaseException:
-            self.close()
-            raise
-
-    def block(self, way: Way) -> None:
-        """Let nothing pass in this direction, and close no connection."""
-        self.order(**{"pass": {"up": way == "down", "down": way == "up"}})
-
-    def reject(self) -> None:
-        """Reset every open connection and refuse new ones."""
-        self.order(listening=False, reset=True)
-
-    def slow(self, rate: float) -> None:
-        """Let about so many bytes a second pass in each direction."""
-        self.order(rate=rate)
-
-    def heal(self) -> None:
-        """Forward everything again."""
-        self.order(**{"pass": {"up": True, "down": True}, "rate": None, "listening": True})
-
-    def order(self, **order: Any) -> int:
-        """Send an order and return the port once the relay has carried it out.
-
-        Orders: `pass` (`{"up": bool, "down": bool}`: whether bytes from the dialer, or to it,
-        pass), `rate` (bytes a second each way, or None), `reset` (True: an RST to both ends of
-        every connection), `listening` (bool: False refuses what is new).
-
-        Raises:
-            OSError: The relay has gone or does not answer.
-        """
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(order).encode() + b"\n")
-        self._process.stdin.flush()
-        if not select.select([self._process.stdout], [], [], _ANSWER_SECONDS)[0]:
-            raise OSError(f"the relay does not answer within {_ANSWER_SECONDS:.0f} s")
-        line = self._process.stdout.readline()
-        if not line:
-            raise OSError("the relay has ended")
-        return int(json.loads(line)["port"])
-
-    def close(self) -> None:
-        """End it and all its connections; idempotent."""
-        self._process.kill()
-        self._process.wait(5)
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
-
-    def __enter__(self) -> Relay:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
 def _main() -> None:
     """Run as the relay."""
-    path = _Path(("127.0.0.1", 0), (sys.argv[1], int(sys.argv[2])))
+    path = _Path((sys.argv[1], int(sys.argv[2])))
     for line in sys.stdin:
-        path.obey(json.loads(line))
-        print(json.dumps({"port": path.listen[1]}), flush=True)
+        print(json.dumps(path.obey(json.loads(line))), flush=True)
     os._exit(0)
 
 

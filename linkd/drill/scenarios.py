@@ -12,8 +12,8 @@ from msgspec.structs import replace
 
 from linkd.drill.deadman import DrillFailed
 from linkd.drill.expectations import Bounds, Expectation, silent_for
-from linkd.drill.relay import Relay, Way
-from linkd.drill.testbed import FilteredPath, Setup, Testbed
+from linkd.drill.relay import Way
+from linkd.drill.testbed import FilteredPath, Relay, Setup, Testbed
 
 LOSS: Final = 0.05
 SLOW_BYTES: Final = 4096.0

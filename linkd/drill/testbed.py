@@ -27,10 +27,11 @@ import msgspec
 from linkd import clock
 from linkd.client.errors import ClientError
 from linkd.clock import wall
-from linkd.drill.deadman import PREFIX, DrillFailed, Switch, admin_path
+from linkd.drill import relay
+from linkd.drill.deadman import MARK, ChildProcess, DrillFailed, Switch, admin_path
 from linkd.drill.expectations import Bounds
 from linkd.drill.monitor import DaemonClient
-from linkd.drill.relay import Relay, Way
+from linkd.drill.relay import Way
 from linkd.net import certificates
 from linkd.net.certificates import Issuer, Subject, Validity
 
@@ -301,6 +302,48 @@ class FilteredPath:
             edge.sh(f"iptables -w 5 -A INPUT -s {hub.address} {rest}")
 
 
+class Relay(ChildProcess):
+    """A path through a relay process on loopback, which can be disturbed; a context that ends it.
+
+    Attributes:
+        port: Where it listens.
+    """
+
+    def __init__(self, target: tuple[str, int], prefix: Sequence[str] = ()) -> None:
+        """Start it before `target`; `prefix` is a command that enters a namespace.
+
+        Raises:
+            DrillFailed: The relay did not start.
+        """
+        own = [sys.executable, "-I", str(Path(relay.__file__).resolve()), target[0], str(target[1])]
+        super().__init__([*prefix, *own], "relay")
+        try:
+            self.port = int(self.order()["port"])
+        except BaseException:
+            self.close()
+            raise
+
+    def block(self, way: Way) -> None:
+        """Let nothing pass in this direction, and close no connection."""
+        self.order(**{"pass": {"up": way == "down", "down": way == "up"}})
+
+    def reject(self) -> None:
+        """Reset every open connection and refuse new ones."""
+        self.order(listening=False, reset=True)
+
+    def slow(self, rate: float) -> None:
+        """Let about so many bytes a second pass in each direction."""
+        self.order(rate=rate)
+
+    def heal(self) -> None:
+        """Forward everything again."""
+        passes = {"up": True, "down": True}
+        self.order(**{"pass": passes, "rate": None, "listening": True, "closing": False})
+
+
+PREFIX: Final = "linkd-drill-"
+"""The names of temporary pairs' directories begin so."""
+
 UP_CHANNEL: Final = "drill.up"
 DOWN_CHANNEL: Final = "drill.down"
 SMALL_DISK: Final = "48m"
@@ -390,7 +433,7 @@ class End:
         directory: Its own; `state` in it is its state directory.
     """
 
-    def __init__(self, name: str, place: Place, directory: Path, switch: Switch) -> None:
+    def __init__(self, name: str, place: Place, directory: Path, mark: str) -> None:
         self.name = name
         self.role = "listener" if name == "hub" else "dialer"
         self.other = "edge" if name == "hub" else "hub"
@@ -398,7 +441,7 @@ class End:
         self.directory = directory
         self.daemon = DaemonClient(str(directory / "linkd.sock"))
         self.environment: dict[str, str] = {}
-        self._switch = switch
+        self._mark = mark
         self._process: subprocess.Popen[bytes] | None = None
         directory.mkdir()
 
@@ -424,10 +467,9 @@ class End:
                 stdout=log,
                 stderr=log,
                 cwd="/",
-                env=package_environment() | self.environment,
+                env=package_environment() | self.environment | {MARK: self._mark},
                 start_new_session=True,
             )
-        self._switch.keep(self._process.pid)
         until = time.monotonic() + START_SECONDS
         while True:
             with contextlib.suppress(ClientError):
@@ -464,12 +506,9 @@ class End:
         return " / ".join(lines[-5:]) or "no output"
 
     def _reap(self, within: float) -> None:
-        process = self._process
-        if process is not None:
-            process.wait(within)
+        if self._process is not None:
+            self._process.wait(within)
             self._process = None
-            with contextlib.suppress(DrillFailed):
-                self._switch.forget(process.pid)
 
 
 class Testbed:
@@ -512,14 +551,13 @@ class Testbed:
         self.path: FilteredPath | Relay = FilteredPath(ground)
         self._dial = f"{ground.hub.address}:{ground.port}"
         if self.setup.relay or not ground.namespaces:
-            relay = Relay((ground.hub.address, ground.port), ground.edge.prefix)
-            self._stack.callback(relay.close)
-            self.path = relay
-            self._dial = f"127.0.0.1:{relay.port}"
+            self.path = Relay((ground.hub.address, ground.port), ground.edge.prefix)
+            self._stack.callback(self.path.close)
+            self._dial = f"127.0.0.1:{self.path.port}"
         elif self.setup.by_name:
             self._dial = f"{HUB_NAME}:{ground.port}"
-        self.hub = End("hub", ground.hub, self.directory / "hub", switch)
-        self.edge = End("edge", ground.edge, self.directory / "edge", switch)
+        self.hub = End("hub", ground.hub, self.directory / "hub", switch.mark)
+        self.edge = End("edge", ground.edge, self.directory / "edge", switch.mark)
         self.clocks = {end.name: end.directory / "clock" for end in self.ends}
         self._configure()
 

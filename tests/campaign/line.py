@@ -19,10 +19,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
 
-from tests.support.child import Child
-from tests.support.lab import Namespace
+from linkd.drill.deadman import ChildProcess
+from tests.support.lab import Namespace, python
 
 NEAR, FAR = "10.98.0.1", "10.98.0.2"
 DEVICE = "line"
@@ -109,7 +108,6 @@ class _Carrier:
             os.set_blocking(fd, False)
             ready.register(fd, selectors.EVENT_READ)
         ready.register(sys.stdin, selectors.EVENT_READ)
-        print(json.dumps(self.counts()), flush=True)
         while True:
             for key, _ in ready.select(self._patience()):
                 if key.fd in self._ways:
@@ -178,17 +176,18 @@ def _main(arguments: Sequence[str]) -> None:
     _Carrier((near, _device()), Shape(**json.loads(arguments[1]))).serve()
 
 
-class Line(Child):
-    """A line between two hosts; a context that ends it. `NEAR` and `FAR` are their addresses."""
+class Line(ChildProcess):
+    """A line between two hosts; a context that ends it. `NEAR` and `FAR` are their addresses.
 
-    _name = "line"
+    Order: `cut` (bool: nothing passes). Answer: the counts of packets.
+    """
 
     def __init__(self, near: Namespace, far: Namespace, shape: Shape) -> None:
         """Make the devices and begin to carry."""
-        module = ("tests.campaign.line", str(far.pid), json.dumps(asdict(shape)))
-        super().__init__(module, near)
+        command = python("-m", "tests.campaign.line", str(far.pid), json.dumps(asdict(shape)))
+        super().__init__(near.enter(command), "line")
         try:
-            self.answer()
+            self.order()
             for host, own, other in ((near, NEAR, FAR), (far, FAR, NEAR)):
                 host.sh(
                     f"ip addr add {own} peer {other} dev {DEVICE}\n"
@@ -197,14 +196,6 @@ class Line(Child):
         except BaseException:
             self.close()
             raise
-
-    def tell(self, **order: Any) -> dict[str, float]:
-        """Give an order (`cut`: nothing passes any more) and return the counts of packets.
-
-        Raises:
-            RuntimeError: The line has gone.
-        """
-        return self.ask(**order)
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
+from linkd.drill.testbed import Relay
 from tests.campaign.traffic import Publisher
 from tests.support.daemon import Daemon, listen, peer
-from tests.support.relay import Relay
 
 WARM_UP = 0.25
 """The share of the samples in which caches and pools may still fill."""
@@ -190,11 +190,11 @@ def _cut_and_sample(plan: Plan, rng: Random, relay: Relay, samples: Sequence[Sam
         if now >= next_cut:
             cuts += 1
             if rng.random() < 0.5:
-                relay.tell(reset=True)
+                relay.order(reset=True)
             else:
-                relay.tell(frozen=True)
+                relay.block("both")
                 time.sleep(min(_FREEZE_SECONDS, plan.every / 2))
-                relay.tell(frozen=False)
+                relay.heal()
             next_cut = time.monotonic() + plan.every
         if now >= next_sample:
             for one in samples:

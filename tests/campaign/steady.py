@@ -20,7 +20,6 @@ from typing import Any
 
 from tests.campaign.line import NEAR, Line, Shape
 from tests.campaign.stage import Stage
-from tests.support.child import end
 from tests.support.daemon import Daemon, listen, peer
 from tests.support.lab import Lab, python
 
@@ -160,7 +159,11 @@ class Traffic:
 
     def close(self) -> None:
         """End it."""
-        end(self._process)
+        self._process.kill()
+        self._process.wait(5)
+        for stream in (self._process.stdin, self._process.stdout):
+            assert stream is not None
+            stream.close()
 
 
 class Steady(Stage):
@@ -217,7 +220,7 @@ class Steady(Stage):
         result.daemons_busy = (self._daemon_ticks() - own) / _TICKS / result.seconds
         self._drain(flows)
         if self.line is not None:
-            result.line = self.line.tell()
+            result.line = self.line.order()
         self._judge(flows, began, generations)
         return result
 

@@ -20,12 +20,12 @@ def test_a_line_that_is_cut_is_a_drop_and_nothing_is_lost() -> None:
         results: list[Result] = []
         running = threading.Thread(target=lambda: results.append(steady.run(60.0, stop)))
         running.start()
-        steady.line.tell(cut=True)
+        steady.line.order(cut=True)
         told = [
             daemon.wait_line(30.0, peer=other, old="up").fields["reason"]
             for daemon, other in steady.ends
         ]
-        steady.line.tell(cut=False)
+        steady.line.order(cut=False)
         for daemon, other in steady.ends:
             daemon.wait_up(other, 30.0)
         stop.set()

@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import pytest
 
+from linkd.drill.testbed import Relay
 from tests.conftest import CAMPAIGN
 from tests.support import figures
 from tests.support.daemon import Daemon, listen, peer
 from tests.support.ports import free_port
-from tests.support.relay import Relay
 
 pytestmark = pytest.mark.timing
 
@@ -166,15 +166,15 @@ def cut_all(
     resets = []
     for number, (hub, relay) in enumerate(zip(hubs, relays, strict=True)):
         if freeze and number % 2:
-            relay.tell(frozen=True)
+            relay.block("both")
         else:
-            relay.tell(reset=True)
+            relay.order(reset=True)
             resets.append((hub.name, time.monotonic()))
         time.sleep(0.15)
     for number, hub in enumerate(hubs):
         edge.wait_line(14.0, began, peer=hub.name, old="up")
         if freeze and number % 2:
-            relays[number].tell(frozen=False)
+            relays[number].heal()
     for hub in hubs:
         edge.wait_line(20.0, began, peer=hub.name, event="link.up")
     time.sleep(0.3)

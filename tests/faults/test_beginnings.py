@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 import pytest
 
+from linkd.drill.testbed import Relay
 from tests.support import figures
 from tests.support.daemon import Daemon, listen, peer
 from tests.support.lab import Lab
-from tests.support.relay import Relay
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -78,15 +78,15 @@ def relayed(lab: Lab, daemons: Start) -> tuple[Relay, Daemon]:
     """Return a relay in front of a hub, and an edge that is up through it."""
     host = lab.host("both")
     daemons("hub", listen(9443, "127.0.0.1") + peer("edge"), host)
-    relay = Relay(("127.0.0.1", 9443), ("127.0.0.1", 9444), host)
-    edge = daemons("edge", peer("hub", "ws://127.0.0.1:9444/link"), host)
+    relay = Relay(("127.0.0.1", 9443), host.enter([]))
+    edge = daemons("edge", peer("hub", f"ws://127.0.0.1:{relay.port}/link"), host)
     edge.wait_up("hub", 15.0)
     return relay, edge
 
 
 def attempts(relay: Relay, since: float) -> list[float]:
     """Return when the relay was dialed after a time, in seconds since then."""
-    return [at - since for at in relay.tell()["accepted"] if at > since]
+    return [at - since for at in relay.order()["accepted"] if at > since]
 
 
 def test_a_reset_connection_is_redialed_soon(relayed: tuple[Relay, Daemon]) -> None:
@@ -95,7 +95,7 @@ def test_a_reset_connection_is_redialed_soon(relayed: tuple[Relay, Daemon]) -> N
         for _ in range(3):
             time.sleep(5.2)
             reset = time.monotonic()
-            relay.tell(reset=True)
+            relay.order(reset=True)
             line = edge.wait_line(2.0, reset, peer="hub", old="up")
             assert line.fields["reason"] == "closed"
             waited = edge.wait_line(5.0, reset, peer="hub", event="link.up").at - reset
@@ -113,9 +113,9 @@ def test_a_peer_that_closes_is_tried_ever_more_rarely_and_one_that_refuses_at_a_
         time.sleep(5.2)
         begun = time.monotonic()
         if mode == "close":
-            relay.tell(mode="close", reset=True)
+            relay.order(closing=True, reset=True)
         else:
-            relay.tell(listening=False, reset=True)
+            relay.reject()
         time.sleep(20.0)
         count = edge.link("hub")["attempts"]
         assert least <= count <= most, count
@@ -125,7 +125,7 @@ def test_a_peer_that_closes_is_tried_ever_more_rarely_and_one_that_refuses_at_a_
             assert max(gaps) <= 15.5
             assert abs(len(times) - count) <= 1
         healed = time.monotonic()
-        relay.tell(mode="forward", listening=True)
+        relay.heal()
         waited = edge.wait_up("hub", 17.0 if mode == "close" else 2.0) - healed
         figures.tell(f"{mode}: {count} attempts in 20 s; up {waited:.2f} s after it was mended")
 
@@ -136,7 +136,8 @@ def test_a_peer_that_never_finishes_the_handshake(relayed: tuple[Relay, Daemon])
     with relay:
         time.sleep(5.2)
         begun = time.monotonic()
-        relay.tell(mode="silent", reset=True)
+        relay.block("both")
+        relay.order(reset=True)
         time.sleep(18.0)
         times = attempts(relay, begun)
         gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
@@ -144,7 +145,7 @@ def test_a_peer_that_never_finishes_the_handshake(relayed: tuple[Relay, Daemon])
         assert max(gaps) <= 5.0 + 2.5, gaps
         assert min(gaps) >= 4.5, gaps
         healed = time.monotonic()
-        relay.tell(mode="forward")
+        relay.heal()
         waited = edge.wait_up("hub", 10.0) - healed
         figures.tell(f"endless handshake: {len(times)} attempts in 18 s; up {waited:.2f} s later")
 
@@ -152,14 +153,14 @@ def test_a_peer_that_never_finishes_the_handshake(relayed: tuple[Relay, Daemon])
 def test_a_dialer_that_fails_twice_at_first(lab: Lab, daemons: Start) -> None:
     host = lab.host("both")
     daemons("hub", listen(9443, "127.0.0.1") + peer("edge"), host)
-    with Relay(("127.0.0.1", 9443), ("127.0.0.1", 9444), host) as relay:
-        relay.tell(mode="close")
-        edge = daemons("edge", peer("hub", "ws://127.0.0.1:9444/link"), host)
+    with Relay(("127.0.0.1", 9443), host.enter([])) as relay:
+        relay.order(closing=True)
+        edge = daemons("edge", peer("hub", f"ws://127.0.0.1:{relay.port}/link"), host)
         end = time.monotonic() + 10.0
-        while len(relay.tell()["accepted"]) < 2:
+        while len(relay.order()["accepted"]) < 2:
             assert time.monotonic() < end
             time.sleep(0.05)
         mended = time.monotonic()
-        relay.tell(mode="forward")
+        relay.heal()
         waited = edge.wait_up("hub", 5.0) - mended
     figures.tell(f"twice failing at first: up {waited:.2f} s after it was mended")

@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 import pytest
 
+from linkd.drill.testbed import Relay
 from tests.conftest import CAMPAIGN
 from tests.support import figures
 from tests.support.daemon import Daemon, listen, peer
 from tests.support.lab import Lab
-from tests.support.relay import Relay
 from tests.support.swarm import Swarm
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timing]
@@ -87,11 +87,11 @@ def test_a_slow_line_with_megabytes_queued_drops_nothing(lab: Lab, daemons: Star
     host = lab.host("both")
     channels = 'send = ["bulk"]\nreceive = ["bulk"]\n'
     hub = daemons("hub", listen(9443, "127.0.0.1") + peer("edge", extra=channels), host)
-    with Relay(("127.0.0.1", 9443), ("127.0.0.1", 9444), host) as relay:
-        dial = peer("hub", "ws://127.0.0.1:9444/link", extra=channels)
+    with Relay(("127.0.0.1", 9443), host.enter([])) as relay:
+        dial = peer("hub", f"ws://127.0.0.1:{relay.port}/link", extra=channels)
         edge = daemons("edge", dial, host)
         edge.wait_up("hub")
-        relay.tell(rate=64 * 1024)
+        relay.slow(64 * 1024)
         body = b"x" * (256 * 1024)
         for daemon in (hub, edge):
             for _ in range(round(seconds / 3.75)):
@@ -101,7 +101,7 @@ def test_a_slow_line_with_megabytes_queued_drops_nothing(lab: Lab, daemons: Star
         while time.monotonic() - begun < seconds:
             silences += [hub.link("edge")["silence_seconds"], edge.link("hub")["silence_seconds"]]
             time.sleep(0.5)
-        passed = relay.tell()["passed"]
+        passed = relay.order()["passed"]
         drops = [d for node in (hub, edge) for d in node.lines if d.fields.get("old") == "up"]
         assert drops == []
         backlogs = [hub.link("edge")["backlog_records"], edge.link("hub")["backlog_records"]]

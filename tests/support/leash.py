@@ -1,8 +1,7 @@
-"""Whatever a process starts in the lab ends with it, even where it is killed -9.
+"""Whatever this process starts in the lab ends with it, even if it is killed by kill -9.
 
-A watchdog, this file as a process of its own, hears the end of a pipe that nobody else holds. Then
-it kills everything that carries the mark in its environment, whoever started it in between, and
-removes the folders that it was told of. Network namespaces go with the last process in them.
+The dead man's switch of the drills kills what carries its mark, whoever started it in between, and
+removes folders. Network namespaces end with the last process in them.
 
 The signal that Linux sends to a child at its parent's death (`prctl`, PR_SET_PDEATHSIG) would come
 too soon: it is bound to the thread that started the child, and faults are made in threads that end.
@@ -11,87 +10,35 @@ too soon: it is bound to the thread that started the child, and faults are made 
 from __future__ import annotations
 
 import atexit
-import contextlib
 import os
-import secrets
-import shutil
-import signal
-import subprocess
-import sys
 import threading
-import time
 from pathlib import Path
 
-MARK = "LINKD_LAB"
-"""The variable that marks whatever belongs to one process's lab."""
+from linkd.drill.deadman import MARK, Switch
 
-_PATIENCE_SECONDS = 10.0
 _lock = threading.Lock()
-_held: dict[int, subprocess.Popen[bytes]] = {}
-"""The watchdog of this process, by its pid: what a fork inherits is not its own."""
+_switches: dict[int, Switch] = {}
+"""This process's switch, by its process id: a fork inherits one that is not its own."""
 
 
 def hold(*folders: Path) -> None:
-    """See to it that what is started from now on ends with this process, and folders are removed.
+    """End what is started from now on with this process, and remove folders whose names are ours.
 
-    Again is cheap. What is started with an environment of its own choice keeps the mark of
-    `os.environ`, or is not held.
+    Idempotent. What is started with an environment of its own choice keeps the mark of
+    `os.environ`, or is not ended.
     """
     with _lock:
-        watchdog = _held.get(os.getpid())
-        if watchdog is None:
-            mark = f"{os.getpid()}-{secrets.token_hex(8)}"
-            plain = {name: value for name, value in os.environ.items() if name != MARK}
-            watchdog = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(Path(__file__).resolve()), mark],
-                env=plain,
-                cwd="/",
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-            os.environ[MARK] = mark
-            _held[os.getpid()] = watchdog
+        switch = _switches.get(os.getpid())
+        if switch is None:
+            switch = _switches[os.getpid()] = Switch()
+            os.environ[MARK] = switch.mark
             atexit.register(_let_go)
-        assert watchdog.stdin is not None
         for folder in folders:
-            watchdog.stdin.write(os.fsencode(folder.absolute()) + b"\n")
-        watchdog.stdin.flush()
+            switch.remove(str(folder.absolute()))
 
 
 def _let_go() -> None:
-    """End the watchdog at this process's own end, and with it what was forgotten."""
-    watchdog = _held.pop(os.getpid(), None)
-    if watchdog is not None and watchdog.stdin is not None:
-        watchdog.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            watchdog.wait(_PATIENCE_SECONDS)
-
-
-def marked(mark: str) -> list[int]:
-    """Return the processes that carry a mark."""
-    wanted = f"{MARK}={mark}".encode()
-    found = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdecimal():
-            with contextlib.suppress(OSError):
-                if wanted in (process / "environ").read_bytes().split(b"\0"):
-                    found.append(int(process.name))
-    return found
-
-
-def main(mark: str) -> None:
-    """Wait for the end of the pipe; then kill and remove."""
-    folders = sys.stdin.buffer.read().splitlines()
-    end = time.monotonic() + _PATIENCE_SECONDS
-    while (left := marked(mark)) and time.monotonic() < end:
-        for pid in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.02)
-    for folder in folders:
-        shutil.rmtree(os.fsdecode(folder), ignore_errors=True)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
+    """End the switch at the end of this process, and with it all that is left."""
+    switch = _switches.pop(os.getpid(), None)
+    if switch is not None:
+        switch.close()

@@ -16,8 +16,8 @@ import threading
 import time
 from typing import Any
 
-from tests.support.child import Child
-from tests.support.lab import Namespace
+from linkd.drill.deadman import ChildProcess
+from tests.support.lab import Namespace, python
 
 LOG_BYTES = 1 << 20
 """What each keeps of what nobody is owed: fifty logs that forget nothing would be mostly that."""
@@ -90,19 +90,16 @@ def main(url: str, count: int, secret_file: str, *receive: str) -> None:
     reactor.run()
 
 
-class Swarm(Child):
+class Swarm(ChildProcess):
     """A swarm process; a context that ends it."""
-
-    _name = "swarm"
-    _patience = 20.0
-    _stderr = subprocess.DEVNULL
 
     def __init__(
         self, url: str, count: int, secret_file: str, host: Namespace | None, *receive: str
     ) -> None:
         """Start it, on this machine or inside a host."""
-        module = ("tests.support.swarm", url, str(count), secret_file, *receive)
-        super().__init__(module, host)
+        command = python("-m", "tests.support.swarm", url, str(count), secret_file, *receive)
+        entered = command if host is None else host.enter(command)
+        super().__init__(entered, "swarm", 20.0, subprocess.DEVNULL)
 
     def report(self) -> dict[str, Any]:
         """Return `up` (links), `trying` (most attempts now), `attempts` and `down` by outage.
@@ -110,7 +107,7 @@ class Swarm(Child):
         Raises:
             RuntimeError: The swarm has gone, or did not answer within 20 s.
         """
-        return self.ask()
+        return self.order()
 
     def wait_up(self, count: int, within: float) -> float:
         """Wait until so many links are up; return when that was seen (monotonic).

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -18,7 +14,6 @@ import pytest
 from tests.support.daemon import Clock, Daemon
 from tests.support.lab import Host, Lab, Way, python
 from tests.support.needs import need
-from tests.support.relay import Relay
 
 pytestmark = pytest.mark.lab
 
@@ -153,77 +148,6 @@ def test_a_stepped_wall_clock_leaves_the_monotonic_one_alone(tmp_path: Path) -> 
     finally:
         process.kill()
         process.communicate()
-
-
-@pytest.fixture
-def served() -> Iterator[tuple[str, int]]:
-    """Return the address of an echo server on this machine."""
-    listener = socket.create_server(("127.0.0.1", 0))
-
-    def serve(connection: socket.socket) -> None:
-        with contextlib.suppress(OSError), connection:
-            while received := connection.recv(65536):
-                connection.sendall(received)
-
-    def accept() -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
-
-    threading.Thread(target=accept, daemon=True).start()
-    yield listener.getsockname()
-    listener.shutdown(socket.SHUT_RDWR)
-    listener.close()
-
-
-def exchange(port: int, size: int, within: float = 2.0) -> float:
-    """Send so many bytes, read them back, and return how many seconds it took."""
-    begun = time.monotonic()
-    with socket.create_connection(("127.0.0.1", port), within) as connection:
-        connection.settimeout(within)
-        connection.sendall(b"x" * size)
-        while size:
-            received = connection.recv(65536)
-            if not received:
-                raise ConnectionResetError
-            size -= len(received)
-    return time.monotonic() - begun
-
-
-def test_a_relay_passes_slows_delays_and_freezes(served: tuple[str, int]) -> None:
-    with Relay(served) as relay:
-        assert exchange(relay.port, 1000) < 1.0
-        relay.tell(rate=64 * 1024)
-        assert 0.9 < exchange(relay.port, 64 * 1024, 10.0) < 4.0
-        relay.tell(rate=None, delay=0.2)
-        assert 0.4 <= exchange(relay.port, 10) < 1.5
-        relay.tell(delay=0.0, frozen=True)
-        with pytest.raises(TimeoutError):
-            exchange(relay.port, 10, 0.3)
-        relay.tell(frozen=False)
-        assert exchange(relay.port, 10) < 1.0
-        assert len(relay.tell()["accepted"]) == 5
-
-
-def test_a_relay_resets_closes_and_refuses(served: tuple[str, int]) -> None:
-    with Relay(served) as relay:
-        with socket.create_connection(("127.0.0.1", relay.port), 2.0) as connection:
-            connection.sendall(b"x")
-            assert connection.recv(1) == b"x"
-            relay.tell(reset=True)
-            with pytest.raises(ConnectionResetError):
-                connection.recv(1)
-        relay.tell(mode="close")
-        with pytest.raises(ConnectionError):
-            exchange(relay.port, 10)
-        relay.tell(mode="silent")
-        with pytest.raises(TimeoutError):
-            exchange(relay.port, 10, 0.3)
-        relay.tell(listening=False)
-        with pytest.raises(ConnectionRefusedError):
-            exchange(relay.port, 10)
-        relay.tell(listening=True, mode="forward")
-        assert exchange(relay.port, 10) < 1.0
 
 
 def state(pid: int) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from linkd.drill.deadman import DrillFailed, Switch, started_at
+from linkd.drill.deadman import MARK, DrillFailed, Switch
 
 OWNER = """
 import sys, time
@@ -141,20 +141,21 @@ def test_what_is_tried_again_may_work_then(tmp_path: Path) -> None:
     assert len(count.read_text().split()) == 3
 
 
-def test_processes_and_directories_go_with_it() -> None:
+def test_marked_processes_and_directories_go_with_it() -> None:
     directory = Path(tempfile.mkdtemp(prefix="linkd-drill-"))
     other = Path(tempfile.mkdtemp(prefix="another-"))
-    with (
-        subprocess.Popen(["sleep", "60"]) as kept,
-        subprocess.Popen(["sleep", "60"]) as left,
-    ):
-        with Switch() as switch:
-            switch.keep(kept.pid)
-            switch.keep(left.pid)
-            switch.forget(left.pid)
+    with Switch() as switch, subprocess.Popen(["sleep", "60"]) as left:
+        marked = {**os.environ, MARK: switch.mark}
+        with subprocess.Popen(
+            ["sh", "-c", "sleep 60 & echo $!; wait"], env=marked, stdout=-1
+        ) as own:
+            assert own.stdout is not None
+            child = int(own.stdout.readline())
             switch.remove(str(directory))
             switch.remove(str(other))
-        assert kept.wait(5) == -signal.SIGKILL
+            switch.close()
+            assert own.wait(5) == -signal.SIGKILL
+        assert until(lambda: not Path(f"/proc/{child}/cmdline").exists(), 5.0)
         assert left.poll() is None
         left.kill()
     assert not directory.exists()
@@ -162,9 +163,14 @@ def test_processes_and_directories_go_with_it() -> None:
     other.rmdir()
 
 
-def test_a_process_is_known_by_its_start_too() -> None:
-    assert started_at(os.getpid()) == started_at(os.getpid())
-    with subprocess.Popen(["true"]) as ended:
-        ended.wait(5)
-        pid = ended.pid
-    assert started_at(pid) is None
+def test_a_switch_is_not_marked_by_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Else the faults of a drill would outlive it where a test that is killed has started it."""
+    mark = tmp_path / "fault"
+    with Switch() as outer:
+        monkeypatch.setenv(MARK, outer.mark)
+        with Switch() as inner:
+            inner.fault([["touch", str(mark)]], [["rm", str(mark)]], 60.0)
+            outer.close()
+            assert inner.over(0.1) is None
+            inner.end()
+            assert not mark.exists()

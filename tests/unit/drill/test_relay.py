@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from linkd.drill.relay import Relay
+from linkd.drill.testbed import Relay
 
 
 @pytest.fixture
@@ -132,3 +132,22 @@ def test_its_end_ends_the_connections(server: socket.socket) -> None:
         near, far = joined(relay, server)
     with near, far:
         assert far.recv(100) == b""
+
+
+def test_it_closes_new_connections_at_once_and_counts_what_it_accepts_and_passes(
+    relay: Relay, server: socket.socket
+) -> None:
+    near, far = joined(relay, server)
+    with near, far:
+        near.sendall(b"there")
+        assert far.recv(100) == b"there"
+        relay.order(closing=True)
+        with socket.create_connection(("127.0.0.1", relay.port), 5.0) as refused:
+            assert refused.recv(100) == b""
+        answer = relay.order()
+        assert answer["passed"] == 5
+        assert len(answer["accepted"]) == 2
+        assert answer["accepted"] == sorted(answer["accepted"])
+    relay.heal()
+    for sock in joined(relay, server):
+        sock.close()
