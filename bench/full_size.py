@@ -26,6 +26,7 @@ from typing import Any
 import msgspec
 
 from bench.figures import FOLDER, machine, table
+from linkd.drill.testbed import free_port
 from linkd.host import raise_open_file_limit
 from linkd.protocol import client
 from tests.faults.test_full_size import (
@@ -39,7 +40,6 @@ from tests.faults.test_full_size import (
 )
 from tests.support.daemon import Daemon, peer
 from tests.support.pairs import Pair, memory
-from tests.support.ports import free_port
 from tests.support.queueing import spent
 from tests.support.swarm import Swarm
 from tests.support.unix_http import UnixConnection

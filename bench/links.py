@@ -21,7 +21,8 @@ from typing import Any
 
 from bench.figures import FOLDER, Figure, figure, machine, spread, table
 from bench.swarm import Bare
-from bench.systems import SECRET, Process, free_port, listens, wait
+from bench.systems import SECRET, Process, listens, wait
+from linkd.drill.testbed import free_port
 from linkd.host import raise_open_file_limit
 from tests.support.swarm import Swarm
 

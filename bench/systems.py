@@ -6,9 +6,7 @@ directories too.
 
 from __future__ import annotations
 
-import contextlib
 import http.client
-import itertools
 import json
 import os
 import re
@@ -26,23 +24,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from linkd import __version__
+from linkd.drill.testbed import free_port
 
 SECRET = "a secret of the benchmark, long enough for linkd"
 TICKS = os.sysconf("SC_CLK_TCK")
-
-_ports = itertools.count(20_000)
-
-
-def free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody listens on now.
-
-    None that the kernel gives to outgoing connections: one of those might take it first.
-    """
-    while True:
-        with contextlib.suppress(OSError):
-            port = next(_ports)
-            socket.create_server(("127.0.0.1", port)).close()
-            return port
 
 
 def wait(what: str, true: Callable[[], object], within: float = 30.0) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 import hypothesis
 import pytest
 
+from linkd.drill.testbed import Namespace
 from tests.support import figures
 from tests.support.daemon import Daemon
-from tests.support.lab import Lab, Namespace
+from tests.support.lab import Lab
 from tests.support.needs import need
 
 hypothesis.settings.register_profile(

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from linkd.drill.expectations import Bounds
     from linkd.drill.report import Report
     from linkd.drill.runner import Stage
-    from linkd.drill.testbed import End, Testbed
+    from linkd.drill.testbed import DrillNode, Testbed
 
 RUNNING: Final = ("blackhole", "oneway", "reset")
 MAX_SECONDS: Final = 120.0
@@ -172,7 +172,7 @@ def _show(progress: _Progress, stage: Stage, pair: Testbed) -> None:
     sys.stdout.flush()
 
 
-def _print_command(end: End, stage: str, command: str) -> None:
+def _print_command(end: DrillNode, stage: str, command: str) -> None:
     """Run a linkd command at one end of the pair and print it with its output."""
     from linkd.drill.testbed import package_environment  # noqa: PLC0415
 

@@ -26,7 +26,7 @@ from linkd.client.http import call, expect
 from linkd.drill import deadman
 from linkd.drill.deadman import DrillFailed, Switch, admin_path
 from linkd.drill.expectations import LATE_SECONDS, Bounds, Expectation, judge, silent_for
-from linkd.drill.monitor import DaemonClient, Publisher, Tally, Watch, arrived
+from linkd.drill.monitor import DaemonClient, LinkMonitor, Publisher, Tally, arrived
 from linkd.drill.report import Check, EndReport, Report
 from linkd.drill.runner import Times, end_report
 from linkd.status import LinkStatus
@@ -301,13 +301,13 @@ def _course(
 ) -> Report:
     """Watch, inject the fault, wait for the recovery, and judge."""
     times = Times()
-    watches = [Watch(made.node, daemon, request.peer)]
+    watches = [LinkMonitor(made.node, daemon, request.peer)]
     if request.far_socket is not None:
-        watches.append(Watch(request.peer, DaemonClient(request.far_socket), made.node))
+        watches.append(LinkMonitor(request.peer, DaemonClient(request.far_socket), made.node))
     publisher = None
     if request.channel is not None:
         publisher = Publisher(daemon.socket, request.channel, f"{MARK}-{made.token}")
-    threads: list[Watch | Publisher] = [*watches, *([publisher] if publisher else [])]
+    threads: list[LinkMonitor | Publisher] = [*watches, *([publisher] if publisher else [])]
     delivered: list[Check] = []
     messages: dict[str, Tally] = {}
     try:
@@ -394,7 +394,7 @@ def _expected(request: Request, bounds: Bounds, times: Times) -> Expectation:
 
 
 def _wait_up(
-    watches: list[Watch], until: float, times: Times, progress: Callable[[str], None]
+    watches: list[LinkMonitor], until: float, times: Times, progress: Callable[[str], None]
 ) -> None:
     """Wait until all known ends are up."""
     time.sleep(_POLL_SECONDS * 2)

@@ -228,7 +228,7 @@ class Span(msgspec.Struct):
     ended: float
 
 
-class Watch:
+class LinkMonitor:
     """Polls the state of one link ten times a second, in a thread of its own.
 
     Attributes:

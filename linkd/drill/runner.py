@@ -12,7 +12,7 @@ from linkd.client.errors import ClientError
 from linkd.clock import wall
 from linkd.drill.deadman import DrillFailed
 from linkd.drill.expectations import Bounds, Expectation, judge
-from linkd.drill.monitor import Publisher, Tally, Watch, arrived
+from linkd.drill.monitor import LinkMonitor, Publisher, Tally, arrived
 from linkd.drill.report import Check, EndReport, Report, State
 from linkd.drill.scenarios import Drill
 from linkd.drill.testbed import DOWN_CHANNEL, UP_CHANNEL, Testbed, faketime
@@ -75,7 +75,7 @@ def run(
         return _skipped(drill, "libfaketime is not installed")
     progress("starting a pair")
     with Testbed(drill.setup, bounds, bare) as pair:
-        if "namespaces" in drill.needs and not pair.ground.namespaces:
+        if "namespaces" in drill.needs and not pair.network.namespaces:
             return _skipped(drill, f"needs network namespaces: {pair.bare}")
         return _Run(drill, bounds, progress, show, pair).run()
 
@@ -101,8 +101,8 @@ class _Run:
         self._drill, self._bounds, self._progress, self._pair = drill, bounds, progress, pair
         self._show = show
         self._times = Times()
-        self._watches = [Watch(end.name, end.daemon, end.other) for end in pair.ends]
-        hub, edge = pair.ends
+        self._watches = [LinkMonitor(end.name, end.daemon, end.other) for end in pair.nodes]
+        hub, edge = pair.nodes
         self._publishers = [
             Publisher(edge.daemon.socket, UP_CHANNEL, "lab"),
             Publisher(hub.daemon.socket, DOWN_CHANNEL, "lab"),
@@ -110,7 +110,7 @@ class _Run:
 
     def run(self) -> Report:
         """Run it to its end."""
-        threads: list[Watch | Publisher] = [*self._watches, *self._publishers]
+        threads: list[LinkMonitor | Publisher] = [*self._watches, *self._publishers]
         try:
             for thread in threads:
                 thread.start()
@@ -175,7 +175,7 @@ class _Run:
         while owed and time.monotonic() < began + DRAIN_SECONDS:
             time.sleep(_POLL_SECONDS)
             owed = []
-            for end in self._pair.ends:
+            for end in self._pair.nodes:
                 with contextlib.suppress(ClientError):
                     link = end.daemon.link(end.other)
                     if link is not None and link.backlog_records == 0 and link.state == "up":
@@ -206,7 +206,7 @@ class _Run:
             drill=self._drill.name,
             about=self._drill.about,
             began=times.stamp,
-            where="namespaces" if self._pair.ground.namespaces else "relay",
+            where="namespaces" if self._pair.network.namespaces else "relay",
             verdict="pass" if all(check.ok for check in checks) else "fail",
             why=f"no namespaces: {self._pair.bare}" if self._pair.bare else "",
             fault_began=round(times.fault - times.began, 3),
@@ -218,7 +218,7 @@ class _Run:
 
     def _messages(self) -> dict[str, Tally]:
         """Return the tally of each publisher's messages at the other end."""
-        hub, edge = self._pair.ends
+        hub, edge = self._pair.nodes
         up, down = self._publishers
         return {
             UP_CHANNEL: up.judge(arrived(hub.daemon.socket, UP_CHANNEL, "lab")),
@@ -226,7 +226,7 @@ class _Run:
         }
 
 
-def end_report(watch: Watch, times: Times) -> EndReport:
+def end_report(watch: LinkMonitor, times: Times) -> EndReport:
     """Return the report of one end."""
     since = watch.up_since()
     back = None if since is None or since <= times.fault else max(0.0, since - times.restored)

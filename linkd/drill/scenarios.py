@@ -24,9 +24,9 @@ CERTIFICATE_SECONDS: Final = 8.0
 _RESET_SECONDS: Final = 0.5
 _KEEP_FREE_KIB: Final = 1024
 
-Deed = Callable[[Testbed], None]
+Action = Callable[[Testbed], None]
 Expects = Callable[[Bounds, float], Expectation]
-Lasts = Callable[[Bounds], float]
+Duration = Callable[[Bounds], float]
 
 
 def _heal(pair: Testbed) -> None:
@@ -55,15 +55,15 @@ class Drill(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     about: str
     expects: Expects
-    lasts: Lasts
-    begin: Deed = _nothing
-    restore: Deed = _heal
-    during: Deed | None = None
+    lasts: Duration
+    begin: Action = _nothing
+    restore: Action = _heal
+    during: Action | None = None
     setup: Setup = Setup()
     needs: tuple[str, ...] = ()
 
 
-def _block(way: Way) -> Deed:
+def _block(way: Way) -> Action:
     def begin(pair: Testbed) -> None:
         pair.path.block(way)
 
@@ -102,62 +102,62 @@ def _cut(pair: Testbed) -> None:
 
 def _unknown(pair: Testbed) -> None:
     """Remove the hub's name, and reset open connections so that it must be looked up."""
-    pair.know_hub(False)
+    pair.network.name_known(False)
     _cut(pair)
 
 
 def _known(pair: Testbed) -> None:
-    pair.know_hub(True)
+    pair.network.name_known(True)
 
 
-def _appear(name: str) -> Deed:
+def _appear(name: str) -> Action:
     def restore(pair: Testbed) -> None:
         pair.start(name)
 
     return restore
 
 
-def _kill(name: str) -> Deed:
+def _kill(name: str) -> Action:
     def begin(pair: Testbed) -> None:
-        pair.end(name).kill()
+        pair.node(name).kill()
 
     return begin
 
 
-def _signal(name: str, number: signal.Signals) -> Deed:
-    def deed(pair: Testbed) -> None:
-        pair.end(name).signal(number)
+def _signal(name: str, number: signal.Signals) -> Action:
+    def send(pair: Testbed) -> None:
+        pair.node(name).signal(number)
 
-    return deed
+    return send
 
 
 def _step(pair: Testbed) -> None:
     for name, seconds in STEPS:
-        pair.step_clock(name, seconds)
+        pair.clocks[name].step(seconds)
         time.sleep(1.0)
 
 
 def _unstep(pair: Testbed) -> None:
     for name, _ in STEPS:
-        pair.step_clock(name, 0.0)
+        pair.clocks[name].step(0.0)
 
 
 def _fill(pair: Testbed) -> None:
     """Fill the hub's disk up to the last megabyte."""
     state = pair.hub.directory / "state"
-    pair.hub.place.sh(
+    pair.hub.host.sh(
         f"free=$(df -k --output=avail '{state}' | tail -n 1); "
         f"head -c $(( (free - {_KEEP_FREE_KIB}) * 1024 )) /dev/zero > '{state}/ballast'"
     )
 
 
 def _empty(pair: Testbed) -> None:
-    pair.hub.place.sh(f"rm -f '{pair.hub.directory / 'state' / 'ballast'}'")
+    pair.hub.host.sh(f"rm -f '{pair.hub.directory / 'state' / 'ballast'}'")
 
 
 def _expire(pair: Testbed) -> None:
     """Wait until the certificate has expired, then reset connections so that it must be shown."""
-    time.sleep(max(0.0, pair.ends_at + 1.0 - time.monotonic()))
+    time.sleep(max(0.0, pair.expires_at + 1.0 - time.monotonic()))
     _cut(pair)
 
 
@@ -168,11 +168,11 @@ def _renew(pair: Testbed) -> None:
     pair.edge.daemon.kick("hub")
 
 
-def _seconds(seconds: float) -> Lasts:
+def _seconds(seconds: float) -> Duration:
     return lambda _bounds: seconds
 
 
-def _slowest(times: float = 1.0, plus: float = 0.0) -> Lasts:
+def _slowest(times: float = 1.0, plus: float = 0.0) -> Duration:
     """Last as long as the slower end takes to notice, times a factor and plus a margin."""
     return lambda bounds: times * bounds.slowest + plus
 

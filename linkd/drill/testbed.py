@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import random
 import secrets
 import select
 import shutil
@@ -20,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final, Self
+from typing import IO, Any, Final, Self
 
 import msgspec
 
@@ -92,87 +93,189 @@ _TOOLS: Final = {
 """What namespaces take: program, and the Debian package that has it."""
 
 
-class Place:
-    """The network location of one end.
+class Host:
+    """A place where commands run: this machine.
 
     Attributes:
-        address: Its address for the other end.
-        prefix: The command prefix that runs a command here.
+        name: For messages.
+        address: Where others reach it.
+        prefix: The command that runs a command here.
     """
 
-    def __init__(self, address: str, prefix: Sequence[str] = ()) -> None:
-        self.address = address
-        self.prefix = list(prefix)
+    def __init__(self, name: str, address: str = "127.0.0.1") -> None:
+        self.name, self.address = name, address
+        self.prefix: list[str] = []
 
-    def sh(self, script: str) -> str:
-        """Run a shell script here to its end and return what it printed.
+    def run(
+        self, *command: str, check: bool = True, timeout: float = 30.0, stdin: str = ""
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command here to its end.
 
         Raises:
-            DrillFailed: It failed; the message has its output.
+            DrillFailed: It failed, and `check` is set, or it took longer than `timeout` seconds.
         """
         try:
             done = subprocess.run(
-                [*self.prefix, "sh", "-euc", script],
+                [*self.prefix, *command],
                 capture_output=True,
                 text=True,
-                stdin=subprocess.DEVNULL,
-                timeout=30,
-                env={**os.environ, "PATH": admin_path()},
+                timeout=timeout,
+                input=stdin,
+                env=self._environment(),
             )
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise DrillFailed(str(error)) from None
-        if done.returncode != 0:
+            raise DrillFailed(f"{self.name}: {error}") from None
+        if check and done.returncode != 0:
             output = (done.stderr or done.stdout).strip()
-            raise DrillFailed(f"{script.strip()}: exit {done.returncode}: {output}")
-        return done.stdout
+            command_line = " ".join(command)
+            raise DrillFailed(f"{self.name}: {command_line}: exit {done.returncode}: {output}")
+        return done
 
+    def sh(self, script: str) -> str:
+        """Run a shell script here, stop at its first error, and return its output."""
+        return self.run("sh", "-euc", script).stdout
 
-class Ground:
-    """Two locations on loopback; the path between them cannot be disturbed.
-
-    Attributes:
-        hub, edge: The locations; the edge dials.
-        port: The hub's port.
-        namespaces: Whether each location has a network of its own.
-    """
-
-    def __init__(self) -> None:
-        self.hub = Place("127.0.0.1")
-        self.edge = Place("127.0.0.1")
-        self.port = _free_port()
-        self.namespaces = False
+    def popen(
+        self,
+        command: Sequence[str],
+        env: Mapping[str, str] | None = None,
+        stdout: int | IO[Any] | None = None,
+        stderr: int | IO[Any] | None = None,
+        stdin: int | IO[Any] | None = subprocess.DEVNULL,
+    ) -> subprocess.Popen[bytes]:
+        """Start a command here, in a session of its own; the process id is the command's own."""
+        return subprocess.Popen(
+            [*self.prefix, *command],
+            env=self._environment() | dict(env or {}),
+            cwd="/",
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
+        )
 
     def close(self) -> None:
-        """Nothing to end."""
+        """End it, if it was made for us."""
+
+    @staticmethod
+    def _environment() -> dict[str, str]:
+        return {**os.environ, "PATH": admin_path()}
 
 
-class Namespaces(Ground):
-    """Two network namespaces, joined by a veth pair; rootless in a user namespace.
+class Namespace(Host):
+    """A network and mount namespace; in a user namespace of its own without root.
+
+    It exists as long as its holder, which ends with this process, and the processes in it.
+
+    Args:
+        name: For messages.
+        address: The address that it is to have.
+        parent: Without root: the namespace whose user namespace it joins.
+
+    Attributes:
+        pid: The holder's process id.
+
+    Raises:
+        DrillFailed: It can't be made.
+    """
+
+    def __init__(self, name: str, address: str = "", parent: Namespace | None = None) -> None:
+        super().__init__(name, address)
+        user = os.geteuid() != 0
+        options = ["-U", "-r"] if user and parent is None else []
+        self._holder = subprocess.Popen(
+            [
+                *(parent.prefix if user and parent is not None else []),
+                *("unshare", *options, "-n", "-m", "sh", "-c", "echo ready; exec cat"),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd="/",
+            start_new_session=True,
+            env=self._environment(),
+        )
+        self.pid = self._holder.pid
+        own = ["-U", "--preserve-credentials"] if user else []
+        self.prefix = ["nsenter", "-t", str(self.pid), *own, "-n", "-m", "--"]
+        assert self._holder.stdout is not None
+        assert self._holder.stderr is not None
+        try:
+            select.select([self._holder.stdout], [], [], _WAIT_SECONDS)
+            if self._holder.poll() is not None or os.read(self._holder.stdout.fileno(), 16) == b"":
+                output = self._holder.stderr.read(400).decode(errors="replace").strip()
+                raise DrillFailed(f"no network namespace can be made here: {output}")
+            self._holder.stderr.close()
+            self.sh("ip link set lo up")
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the holder; the namespace goes when the last process in it ends."""
+        for stream in (self._holder.stdin, self._holder.stdout, self._holder.stderr):
+            assert stream is not None
+            with contextlib.suppress(OSError):
+                stream.close()
+        try:
+            self._holder.wait(5)
+        except subprocess.TimeoutExpired:
+            self._holder.kill()
+            self._holder.wait(5)
+
+
+class Loopback:
+    """Two hosts on loopback; the path between them cannot be disturbed.
+
+    Attributes:
+        hub, edge: The hosts; the edge dials.
+        port: The hub's port.
+        namespaces: Whether each host has a network of its own.
+    """
+
+    namespaces = False
+
+    def __init__(self) -> None:
+        self.hub, self.edge = Host("hub"), Host("edge")
+        self.port = free_port()
+
+    def name_known(self, known: bool) -> None:
+        """Set whether HUB_NAME has an address from now on: only in namespaces."""
+
+    def close(self) -> None:
+        """End both hosts."""
+        self.edge.close()
+        self.hub.close()
+
+
+class Namespaces(Loopback):
+    """Two network namespaces, joined by a veth pair.
 
     Args:
         directory: For small files; it outlives this.
     """
 
+    namespaces = True
+
     def __init__(self, directory: Path) -> None:
         super().__init__()
-        self.namespaces = True
         self.port = PORT
-        self._holders: list[subprocess.Popen[bytes]] = []
-        user = os.geteuid() != 0
+        self._hosts = directory / "hosts"
+        resolver = directory / "resolv.conf"
+        resolver.write_text("nameserver 127.0.0.1\n")
         try:
-            self.hub = self._place(HUB_ADDRESS, ["-U", "-r"] if user else [], None)
-            self.edge = self._place(EDGE_ADDRESS, [], self._holders[0].pid if user else None)
-            self._join()
-            self._hosts = directory / "hosts"
+            self.hub = hub = Namespace("hub", HUB_ADDRESS)
+            self.edge = edge = Namespace("edge", EDGE_ADDRESS, hub)
+            hub.sh(f"ip link add path type veth peer name path netns {edge.pid}")
+            for host in (hub, edge):
+                host.sh(f"ip addr add {host.address}/24 dev path; ip link set path up")
             self.name_known(True)
-            resolver = directory / "resolv.conf"
-            resolver.write_text("nameserver 127.0.0.1\n")
-            self.edge.sh(
+            edge.sh(
                 f"mount --bind '{self._hosts}' /etc/hosts; "
                 f"mount --bind '{resolver}' /etc/resolv.conf"
             )
-            for place in (self.hub, self.edge):
-                place.sh("iptables -w 5 -S INPUT")
+            for host in (hub, edge):
+                host.sh("iptables -w 5 -S INPUT")
         except BaseException:
             self.close()
             raise
@@ -182,56 +285,8 @@ class Namespaces(Ground):
         line = f"{HUB_ADDRESS} {HUB_NAME}\n" if known else ""
         self._hosts.write_text(f"127.0.0.1 localhost\n{line}")
 
-    def close(self) -> None:
-        """End the holders; each namespace goes when the last process in it ends."""
-        for holder in reversed(self._holders):
-            for stream in (holder.stdin, holder.stdout):
-                if stream is not None:
-                    with contextlib.suppress(OSError):
-                        stream.close()
-            try:
-                holder.wait(5)
-            except subprocess.TimeoutExpired:
-                holder.kill()
-                holder.wait(5)
-        self._holders = []
 
-    def _place(self, address: str, options: Sequence[str], within: int | None) -> Place:
-        """Make a namespace, inside the user namespace of process `within` where that is given."""
-        user = bool(options) or within is not None
-        enter = [] if within is None else _enter(within, True, "-U")
-        holder = subprocess.Popen(
-            [*enter, "unshare", *options, "-n", "-m", "sh", "-c", "echo ready; exec cat"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd="/",
-            start_new_session=True,
-            env={**os.environ, "PATH": admin_path()},
-        )
-        self._holders.append(holder)
-        assert holder.stdout is not None
-        assert holder.stderr is not None
-        select.select([holder.stdout], [], [], _WAIT_SECONDS)
-        if holder.poll() is not None or os.read(holder.stdout.fileno(), 16) != b"ready\n":
-            output = holder.stderr.read(400).decode(errors="replace").strip()
-            raise DrillFailed(f"no network namespace can be made here: {output}")
-        holder.stderr.close()
-        return Place(address, _enter(holder.pid, user, "-n", "-m"))
-
-    def _join(self) -> None:
-        """Join the two by a veth pair."""
-        edge = self._holders[1].pid
-        self.hub.sh(
-            f"ip link set lo up; ip link add path type veth peer name path netns {edge};"
-            f"ip addr add {HUB_ADDRESS}/24 dev path; ip link set path up"
-        )
-        self.edge.sh(
-            f"ip link set lo up; ip addr add {EDGE_ADDRESS}/24 dev path; ip link set path up"
-        )
-
-
-def prepare(directory: Path, bare: bool = False) -> tuple[Ground, str]:
+def prepare(directory: Path, bare: bool = False) -> tuple[Loopback, str]:
     """Return the network for a pair, and in a few words why it has no namespaces.
 
     Args:
@@ -239,30 +294,27 @@ def prepare(directory: Path, bare: bool = False) -> tuple[Ground, str]:
         bare: Use loopback in any case.
     """
     if bare:
-        return Ground(), "loopback was asked for"
+        return Loopback(), "loopback was asked for"
     missing = [tool for tool in _TOOLS if shutil.which(tool, path=admin_path()) is None]
     if missing:
         packages = " ".join(dict.fromkeys(_TOOLS[tool] for tool in missing))
-        return Ground(), f"{' and '.join(missing)} missing (Debian: apt install {packages})"
+        return Loopback(), f"{' and '.join(missing)} missing (Debian: apt install {packages})"
     try:
         return Namespaces(directory), ""
     except (DrillFailed, OSError) as error:
-        return Ground(), str(error)
+        return Loopback(), str(error)
 
 
-def _enter(pid: int, user: bool, *spaces: str) -> list[str]:
-    """Return the command that enters namespaces of a process."""
-    options = ["-U", "--preserve-credentials"] if user and "-U" not in spaces else []
-    keep = ["--preserve-credentials"] if "-U" in spaces else []
-    return ["nsenter", "-t", str(pid), *options, *spaces, *keep, "--"]
+def free_port() -> int:
+    """Return a port of loopback that nobody listens on.
 
-
-def _free_port() -> int:
-    """Return a port of loopback that nobody listens on."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+    None that the kernel gives to outgoing connections: one of those might take it first.
+    """
+    while True:
+        port = random.randrange(16_384, 32_768)
+        with contextlib.suppress(OSError):
+            socket.create_server(("127.0.0.1", port)).close()
+            return port
 
 
 class FilteredPath:
@@ -273,8 +325,8 @@ class FilteredPath:
     Packets are dropped where they arrive: the sender can't know, as on a real path.
     """
 
-    def __init__(self, ground: Ground) -> None:
-        self._ground = ground
+    def __init__(self, network: Loopback) -> None:
+        self._network = network
 
     def block(self, way: Way) -> None:
         """Drop all packets in this direction."""
@@ -290,12 +342,12 @@ class FilteredPath:
 
     def heal(self) -> None:
         """Remove all rules: there are no others here."""
-        for place in (self._ground.hub, self._ground.edge):
-            place.sh("iptables -w 5 -F INPUT")
+        for host in (self._network.hub, self._network.edge):
+            host.sh("iptables -w 5 -F INPUT")
 
     def _rules(self, rest: str, way: Way) -> None:
         self.heal()
-        hub, edge = self._ground.hub, self._ground.edge
+        hub, edge = self._network.hub, self._network.edge
         if way in ("both", "up"):
             hub.sh(f"iptables -w 5 -A INPUT -s {edge.address} {rest}")
         if way in ("both", "down"):
@@ -389,6 +441,37 @@ def faketime() -> Path | None:
     return next((path for path in _FAKETIME if path.exists()), None)
 
 
+class SteppedClock:
+    """A wall clock that can be stepped while processes use it; their monotonic clocks are right.
+
+    Attributes:
+        environment: For the processes that use it.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Make one that shows the right time; raise DrillFailed without libfaketime."""
+        self._file = directory / "clock"
+        library = faketime()
+        if library is None:
+            raise DrillFailed("libfaketime is not installed")
+        self.step(0.0)
+        self.environment = {
+            "LD_PRELOAD": str(library),
+            "FAKETIME_TIMESTAMP_FILE": str(self._file),
+            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            "DONT_FAKE_MONOTONIC": "1",
+            # Else its waits on conditions stall for seconds: the interpreter's own lock.
+            "FAKETIME_FORCE_MONOTONIC_FIX": "0",
+        }
+
+    def step(self, seconds: float) -> None:
+        """Set it to the true time plus so many seconds."""
+        following = self._file.with_suffix(".new")
+        following.write_text(f"{seconds:+.3f}\n")
+        following.replace(self._file)
+
+
 def hold(directory: Path) -> int:
     """Lock a directory as one in use; return the descriptor that holds the lock."""
     held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -422,26 +505,27 @@ def package_environment() -> dict[str, str]:
     return {**os.environ, "PATH": admin_path(), "PYTHONPATH": paths}
 
 
-class End:
+class DrillNode:
     """One daemon of the pair.
 
-    Attributes:
+    Args:
         name: `hub` or `edge`.
-        role: `listener` or `dialer`.
-        other: The other end's name.
-        daemon: Its client.
+        host: Where it runs.
         directory: Its own; `state` in it is its state directory.
+        mark: What marks its processes, so that the switch ends them.
+
+    Attributes:
+        role: `listener` or `dialer`.
+        other: The other node's name.
+        daemon: Its client.
+        environment: What its process gets beside ours.
     """
 
-    def __init__(self, name: str, place: Place, directory: Path, mark: str) -> None:
-        self.name = name
-        self.role = "listener" if name == "hub" else "dialer"
-        self.other = "edge" if name == "hub" else "hub"
-        self.place = place
-        self.directory = directory
+    def __init__(self, name: str, host: Host, directory: Path, mark: str) -> None:
+        self.name, self.host, self.directory = name, host, directory
+        self.role, self.other = ("listener", "edge") if name == "hub" else ("dialer", "hub")
         self.daemon = DaemonClient(str(directory / "linkd.sock"))
-        self.environment: dict[str, str] = {}
-        self._mark = mark
+        self.environment = {MARK: mark}
         self._process: subprocess.Popen[bytes] | None = None
         directory.mkdir()
 
@@ -459,17 +543,10 @@ class End:
         Raises:
             DrillFailed: It ended, or does not answer within 30 s; the message has its last lines.
         """
-        own = ["-m", "linkd.cli", "run", "-c", str(self.directory / "linkd.toml")]
+        own = [sys.executable, "-m", "linkd.cli", "run", "-c", str(self.directory / "linkd.toml")]
+        environment = package_environment() | self.environment
         with (self.directory / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [*self.place.prefix, sys.executable, *own],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd="/",
-                env=package_environment() | self.environment | {MARK: self._mark},
-                start_new_session=True,
-            )
+            self._process = self.host.popen(own, environment, stdout=log, stderr=log)
         until = time.monotonic() + START_SECONDS
         while True:
             with contextlib.suppress(ClientError):
@@ -512,14 +589,16 @@ class End:
 
 
 class Testbed:
-    """The two ends and the path between them; a context that removes everything.
+    """The two nodes and the path between them; a context that removes everything.
 
     Attributes:
-        hub, edge: The ends; the edge dials.
-        ground: Their network.
+        hub, edge: The nodes; the edge dials.
+        nodes: Both, the hub first.
+        network: Their hosts.
         path: The path, which can be disturbed.
         bare: Why there are no namespaces; empty if there are.
-        ends_at: When the hub's certificate expires, monotonic seconds; 0 without TLS.
+        clocks: The wall clocks of the nodes by their names, if they can be stepped.
+        expires_at: When the hub's certificate expires, monotonic seconds; 0 without TLS.
     """
 
     def __init__(self, setup: Setup, bounds: Bounds, bare: bool = False) -> None:
@@ -531,7 +610,9 @@ class Testbed:
         self.setup = setup
         self._bounds = bounds
         self._stack = contextlib.ExitStack()
-        self.ends_at = 0.0
+        self.expires_at = 0.0
+        self.clocks: dict[str, SteppedClock] = {}
+        self.path: FilteredPath | Relay
         try:
             self._prepare(bare)
         except BaseException:
@@ -545,26 +626,24 @@ class Testbed:
         self._stack.callback(os.close, hold(self.directory))
         switch = self._stack.enter_context(Switch())
         switch.remove(str(self.directory))
-        self.ground, self.bare = prepare(self.directory, bare)
-        self._stack.callback(self.ground.close)
-        ground: Ground = self.ground
-        self.path: FilteredPath | Relay = FilteredPath(ground)
-        self._dial = f"{ground.hub.address}:{ground.port}"
-        if self.setup.relay or not ground.namespaces:
-            self.path = Relay((ground.hub.address, ground.port), ground.edge.prefix)
+        network, self.bare = prepare(self.directory, bare)
+        self._stack.callback(network.close)
+        self.network, self.path = network, FilteredPath(network)
+        self._dial = f"{network.hub.address}:{network.port}"
+        if self.setup.relay or not network.namespaces:
+            self.path = Relay((network.hub.address, network.port), network.edge.prefix)
             self._stack.callback(self.path.close)
             self._dial = f"127.0.0.1:{self.path.port}"
         elif self.setup.by_name:
-            self._dial = f"{HUB_NAME}:{ground.port}"
-        self.hub = End("hub", ground.hub, self.directory / "hub", switch.mark)
-        self.edge = End("edge", ground.edge, self.directory / "edge", switch.mark)
-        self.clocks = {end.name: end.directory / "clock" for end in self.ends}
+            self._dial = f"{HUB_NAME}:{network.port}"
+        self.hub = DrillNode("hub", network.hub, self.directory / "hub", switch.mark)
+        self.edge = DrillNode("edge", network.edge, self.directory / "edge", switch.mark)
+        self.nodes = self.hub, self.edge
+        if self.setup.clocks:
+            self.clocks = {node.name: SteppedClock(node.directory) for node in self.nodes}
+            for node in self.nodes:
+                node.environment |= self.clocks[node.name].environment
         self._configure()
-
-    @property
-    def ends(self) -> tuple[End, End]:
-        """Both ends, the hub first."""
-        return self.hub, self.edge
 
     def __enter__(self) -> Self:
         """Start the daemons, and wait until the link is up if both are to run."""
@@ -572,13 +651,12 @@ class Testbed:
             if self.setup.small_disk:
                 state = self.hub.directory / "state"
                 state.mkdir()
-                self.hub.place.sh(f"mount -t tmpfs -o size={SMALL_DISK},mode=700 tmpfs '{state}'")
+                self.hub.host.sh(f"mount -t tmpfs -o size={SMALL_DISK},mode=700 tmpfs '{state}'")
             if self.setup.nameless:
-                self.know_hub(False)
-            for end in self.ends:
-                if not (self.setup.hub_absent and end.name == "hub"):
-                    self._stack.callback(end.close)
-                    end.start()
+                self.network.name_known(False)
+            for node in self.nodes:
+                if not (self.setup.hub_absent and node is self.hub):
+                    self.start(node.name)
             if not (self.setup.hub_absent or self.setup.nameless):
                 self._await_up()
         except BaseException:
@@ -590,42 +668,30 @@ class Testbed:
         """Stop and remove everything."""
         self._stack.close()
 
-    def end(self, name: str) -> End:
-        """Return the end of that name."""
+    def node(self, name: str) -> DrillNode:
+        """Return the node of that name."""
         return self.hub if name == "hub" else self.edge
 
     def start(self, name: str) -> None:
-        """Start an end that was absent or has been killed."""
-        end = self.end(name)
-        self._stack.callback(end.close)
-        end.start()
-
-    def know_hub(self, known: bool) -> None:
-        """Set whether the hub's name has an address from now on; only in namespaces."""
-        if isinstance(self.ground, Namespaces):
-            self.ground.name_known(known)
+        """Start a node."""
+        node = self.node(name)
+        self._stack.callback(node.close)
+        node.start()
 
     def renew(self) -> None:
         """Give the hub a certificate that is valid for an hour, and make it reload."""
         self._authority.issue(self._dial.rpartition(":")[0], 3600.0)
         self.hub.signal(signal.SIGHUP)
 
-    def step_clock(self, name: str, seconds: float) -> None:
-        """Set an end's wall clock to the true time plus so many seconds."""
-        clock = self.clocks[name]
-        following = clock.with_suffix(".new")
-        following.write_text(f"{seconds:+.3f}\n")
-        following.replace(clock)
-
     def _await_up(self) -> None:
         until = time.monotonic() + START_SECONDS
         while True:
             with contextlib.suppress(ClientError):
-                links = [end.daemon.link(end.other) for end in self.ends]
+                links = [node.daemon.link(node.other) for node in self.nodes]
                 if all(link is not None and link.state == "up" for link in links):
                     return
             if time.monotonic() > until:
-                output = " / ".join(end.last_words() for end in self.ends)
+                output = " / ".join(node.last_words() for node in self.nodes)
                 raise DrillFailed(
                     f"the pair did not come up within {START_SECONDS:.0f} s: {output}"
                 )
@@ -638,13 +704,13 @@ class Testbed:
         secret.write_text(secrets.token_urlsafe(48))
         common = [_table("heartbeat", self._bounds.heartbeat)]
         common.append(_table("reconnect", self._bounds.reconnect))
-        listen = f'[listen]\naddress = "{self.ground.hub.address}:{self.ground.port}"\n'
+        listen = f'[listen]\naddress = "{self.network.hub.address}:{self.network.port}"\n'
         scheme, trust = "ws", "insecure = true\n"
         if self.setup.certificate_seconds is not None:
             self._authority = Authority(self.directory)
             address = self._dial.rpartition(":")[0]
             certificate, key = self._authority.issue(address, self.setup.certificate_seconds)
-            self.ends_at = time.monotonic() + self.setup.certificate_seconds
+            self.expires_at = time.monotonic() + self.setup.certificate_seconds
             listen += f'certificate = "{certificate}"\nkey = "{key}"\n'
             scheme, trust = "wss", f'ca = "{self._authority.file}"\n'
         else:
@@ -657,23 +723,6 @@ class Testbed:
         small = [log] if self.setup.small_disk else []
         self.hub.configure([*common, *small, listen, f'[[peer]]\nname = "edge"\n{shared}{to_edge}'])
         self.edge.configure([*common, f'[[peer]]\nname = "hub"\n{dial}{shared}{trust}{to_hub}'])
-        if self.setup.clocks:
-            for end in self.ends:
-                self.step_clock(end.name, 0.0)
-                end.environment = _faked(self.clocks[end.name])
-
-
-def _faked(clock: Path) -> dict[str, str]:
-    """Return the environment of a process with a faked wall clock."""
-    return {
-        "LD_PRELOAD": str(faketime() or ""),
-        "FAKETIME_TIMESTAMP_FILE": str(clock),
-        "FAKETIME_NO_CACHE": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        "DONT_FAKE_MONOTONIC": "1",
-        # Else its waits on conditions stall for seconds, steps or none: the interpreter's own lock.
-        "FAKETIME_FORCE_MONOTONIC_FIX": "0",
-    }
 
 
 def _table(name: str, settings: msgspec.Struct) -> str:

@@ -8,7 +8,7 @@ import time
 
 from tests.campaign.callers import KINDS
 from tests.campaign.faults import Happened, Run, Scene
-from tests.support.lab import Host, Lab, python
+from tests.support.lab import Lab, LabHost, python
 
 ADDRESSES = [f"10.98.{net}.{host}" for net in (1, 2) for host in range(1, 101)]
 """Of the strangers."""
@@ -19,7 +19,7 @@ STRANGERS = 600
 ENDS_SECONDS = 20.0
 
 
-def route_strangers(lab: Lab) -> Host:
+def route_strangers(lab: Lab) -> LabHost:
     """Return a host that has all of the strangers' addresses."""
     host = lab.host("strangers")
     lab.middle.sh(f"ip route add 10.98.0.0/16 via {host.address}")
@@ -27,7 +27,7 @@ def route_strangers(lab: Lab) -> Host:
     return host
 
 
-def _run(host: Host, command: list[str]) -> None:
+def _run(host: LabHost, command: list[str]) -> None:
     """Run a flood to its end."""
     process = host.popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

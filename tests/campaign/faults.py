@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random
 
-from linkd.drill.testbed import Authority
+from linkd.drill.testbed import Authority, SteppedClock
 from tests.campaign.links import Links
 from tests.campaign.traffic import Audit
-from tests.support.daemon import Clock, Daemon
-from tests.support.lab import Fault, Host, Lab
+from tests.support.daemon import Daemon
+from tests.support.lab import Fault, Lab, LabHost
 
 HUB_NAME = "hub.lab"
 DISK = "1g"
@@ -46,7 +46,7 @@ class Edge:
     """One edge of the topology."""
 
     name: str
-    host: Host
+    host: LabHost
     daemon: Daemon
 
 
@@ -60,15 +60,15 @@ class Scene:
     """
 
     lab: Lab
-    hub_host: Host
+    hub_host: LabHost
     hub: Daemon
     edges: list[Edge]
     audit: Audit
-    clocks: dict[str, Clock]
+    clocks: dict[str, SteppedClock]
     rng: Random
-    small: tuple[Daemon, Host]
+    small: tuple[Daemon, LabHost]
     links: Links
-    strangers: Host
+    strangers: LabHost
     authority: Authority | None = None
 
     def daemons(self) -> list[Daemon]:
@@ -99,7 +99,7 @@ class Happened:
 Run = Callable[[Scene, float], Happened]
 
 
-def _path(kind: str, make: Callable[[Lab, Edge, Host], Fault]) -> Run:
+def _path(kind: str, make: Callable[[Lab, Edge, LabHost], Fault]) -> Run:
     def run(scene: Scene, seconds: float) -> Happened:
         edge = scene.rng.choice(scene.edges)
         began = time.monotonic()
@@ -264,7 +264,7 @@ def _clock_away(scene: Scene, seconds: float) -> Happened:
 
 
 @contextlib.contextmanager
-def _full(daemon: Daemon, host: Host, left_kib: int) -> Iterator[None]:
+def _full(daemon: Daemon, host: LabHost, left_kib: int) -> Iterator[None]:
     """Leave so much room on a daemon's small disk."""
     state = daemon.directory / "state"
     for trial in range(10):

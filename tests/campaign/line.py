@@ -21,7 +21,8 @@ from pathlib import Path
 from random import Random
 
 from linkd.drill.deadman import ChildProcess
-from tests.support.lab import Namespace, python
+from linkd.drill.testbed import Namespace
+from tests.support.lab import python
 
 NEAR, FAR = "10.98.0.1", "10.98.0.2"
 DEVICE = "line"
@@ -185,7 +186,7 @@ class Line(ChildProcess):
     def __init__(self, near: Namespace, far: Namespace, shape: Shape) -> None:
         """Make the devices and begin to carry."""
         command = python("-m", "tests.campaign.line", str(far.pid), json.dumps(asdict(shape)))
-        super().__init__(near.enter(command), "line")
+        super().__init__([*near.prefix, *command], "line")
         try:
             self.order()
             for host, own, other in ((near, NEAR, FAR), (far, FAR, NEAR)):

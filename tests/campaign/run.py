@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 
-from linkd.drill.testbed import Authority
+from linkd.drill.testbed import Authority, SteppedClock, faketime
 from tests.campaign.acts import Act, Plan, script
 from tests.campaign.checker import judge, read_held, uncounted
 from tests.campaign.crowds import route_strangers
@@ -20,9 +20,8 @@ from tests.campaign.report import AGAIN_SECONDS, BACK_SECONDS, BOUNDS, Report
 from tests.campaign.sampler import Sampler
 from tests.campaign.stage import Stage
 from tests.campaign.traffic import Audit, Publisher
-from tests.support.daemon import Clock, Daemon, listen, peer
-from tests.support.lab import Host, Lab
-from tests.support.needs import faketime
+from tests.support.daemon import Daemon, listen, peer
+from tests.support.lab import Lab, LabHost
 
 SETTLE_SECONDS = 120.0
 RESERVE_SECONDS = 40.0
@@ -95,7 +94,7 @@ class Campaign(Stage):
         self._stack.callback(self.sampler.end)
 
     def _links(
-        self, daemons: dict[str, Daemon], hosts: dict[str, Host], authority: Authority | None
+        self, daemons: dict[str, Daemon], hosts: dict[str, LabHost], authority: Authority | None
     ) -> Links:
         """Return what makes the configurations, and make them."""
         names = [name for name in daemons if name != "hub"]
@@ -123,7 +122,7 @@ class Campaign(Stage):
         links.write()
         return links
 
-    def _make_clocks(self, folder: Path, names: Sequence[str]) -> dict[str, Clock]:
+    def _make_clocks(self, folder: Path, names: Sequence[str]) -> dict[str, SteppedClock]:
         """Make a wall clock for every daemon, where clocks are to be stepped."""
         if self.plan.flavour != "clocks":
             return {}
@@ -131,12 +130,12 @@ class Campaign(Stage):
             raise RuntimeError("this machine lacks libfaketime")
         for name in names:
             (folder / name).mkdir()
-        return {name: Clock(folder / name) for name in names}
+        return {name: SteppedClock(folder / name) for name in names}
 
-    def _daemon(self, name: str, host: Host) -> Daemon:
+    def _daemon(self, name: str, host: LabHost) -> Daemon:
         """Make a daemon, not started."""
         clock = self._clocks.get(name)
-        daemon = Daemon(name, "", host, clock.environment() if clock is not None else None)
+        daemon = Daemon(name, "", host, clock.environment if clock is not None else None)
         self._stack.callback(daemon.close)
         if self.plan.broken:
             daemon.program = ("-m", "tests.campaign.broken", self.plan.broken)

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.support.ports import free_port
+from linkd.drill.testbed import free_port
 
 ENDS = ("listener", "dialer", "ws")
 SLOW = ("9.*",)

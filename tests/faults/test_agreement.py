@@ -12,11 +12,10 @@ from typing import NamedTuple
 
 import pytest
 
-from linkd.drill.testbed import Relay
+from linkd.drill.testbed import Relay, free_port
 from tests.conftest import CAMPAIGN
 from tests.support import figures
 from tests.support.daemon import Daemon, listen, peer
-from tests.support.ports import free_port
 
 pytestmark = pytest.mark.timing
 

@@ -78,7 +78,7 @@ def relayed(lab: Lab, daemons: Start) -> tuple[Relay, Daemon]:
     """Return a relay in front of a hub, and an edge that is up through it."""
     host = lab.host("both")
     daemons("hub", listen(9443, "127.0.0.1") + peer("edge"), host)
-    relay = Relay(("127.0.0.1", 9443), host.enter([]))
+    relay = Relay(("127.0.0.1", 9443), host.prefix)
     edge = daemons("edge", peer("hub", f"ws://127.0.0.1:{relay.port}/link"), host)
     edge.wait_up("hub", 15.0)
     return relay, edge
@@ -153,7 +153,7 @@ def test_a_peer_that_never_finishes_the_handshake(relayed: tuple[Relay, Daemon])
 def test_a_dialer_that_fails_twice_at_first(lab: Lab, daemons: Start) -> None:
     host = lab.host("both")
     daemons("hub", listen(9443, "127.0.0.1") + peer("edge"), host)
-    with Relay(("127.0.0.1", 9443), host.enter([])) as relay:
+    with Relay(("127.0.0.1", 9443), host.prefix) as relay:
         relay.order(closing=True)
         edge = daemons("edge", peer("hub", f"ws://127.0.0.1:{relay.port}/link"), host)
         end = time.monotonic() + 10.0

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from linkd.drill.testbed import SteppedClock
 from tests.support import figures
-from tests.support.daemon import Clock, Daemon, listen, peer
+from tests.support.daemon import Daemon, listen, peer
 from tests.support.lab import Lab
 from tests.support.needs import need
 
@@ -28,10 +29,10 @@ def test_stepped_wall_clocks_drop_nothing_and_stall_nothing(
     clocks = []
     for name in ("hub", "edge"):
         (tmp_path / name).mkdir()
-        clocks.append(Clock(tmp_path / name))
-    hub = daemons("hub", listen() + peer("edge"), hub_host, environment=clocks[0].environment())
+        clocks.append(SteppedClock(tmp_path / name))
+    hub = daemons("hub", listen() + peer("edge"), hub_host, environment=clocks[0].environment)
     dial = peer("hub", f"ws://{hub_host.address}:9443/link")
-    edge = daemons("edge", dial, edge_host, environment=clocks[1].environment())
+    edge = daemons("edge", dial, edge_host, environment=clocks[1].environment)
     edge.wait_up("hub")
     for clock in clocks:
         for step in (3600.0, -3600.0, 288.0, -288.0, 0.0):
@@ -125,8 +126,8 @@ def test_a_stepped_clock_removes_no_consumer_and_nothing_owed_to_it(
 ) -> None:
     """While the daemon runs, and while it is off; its consumer is absent all the time."""
     need("libfaketime")
-    clock = Clock(tmp_path)
-    edge = daemons("edge", "", environment=clock.environment())
+    clock = SteppedClock(tmp_path)
+    edge = daemons("edge", "", environment=clock.environment)
     page = "/v1/channels/orders?consumer=billing"
     edge.call("GET", page)
     for number in range(5):

@@ -87,7 +87,7 @@ def test_a_slow_line_with_megabytes_queued_drops_nothing(lab: Lab, daemons: Star
     host = lab.host("both")
     channels = 'send = ["bulk"]\nreceive = ["bulk"]\n'
     hub = daemons("hub", listen(9443, "127.0.0.1") + peer("edge", extra=channels), host)
-    with Relay(("127.0.0.1", 9443), host.enter([])) as relay:
+    with Relay(("127.0.0.1", 9443), host.prefix) as relay:
         dial = peer("hub", f"ws://127.0.0.1:{relay.port}/link", extra=channels)
         edge = daemons("edge", dial, host)
         edge.wait_up("hub")

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from linkd.drill.testbed import free_port
 from tests.support import figures
 from tests.support.daemon import Daemon, listen, peer
-from tests.support.ports import free_port
 
 pytestmark = pytest.mark.slow
 

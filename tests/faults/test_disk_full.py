@@ -10,13 +10,13 @@ from random import Random
 
 import pytest
 
+from linkd.drill.testbed import Namespace
 from tests.campaign.checker import judge, read_log
 from tests.campaign.traffic import Publisher
 from tests.conftest import CAMPAIGN
 from tests.support import figures
 from tests.support.daemon import Daemon
 from tests.support.duo import Duo, Watched, publish, run, until
-from tests.support.lab import Namespace
 from tests.support.needs import need
 
 LOG = "[log]\nmin_free_bytes = 1_048_576\nsegment_bytes = 1_048_576\n"

@@ -17,7 +17,7 @@ import pytest
 
 from tests.support import figures
 from tests.support.daemon import SECRET, Daemon, listen, peer
-from tests.support.lab import Host, Lab, python
+from tests.support.lab import Lab, LabHost, python
 from tests.support.needs import need
 from tests.support.pairs import memory
 
@@ -74,7 +74,7 @@ class Scene(NamedTuple):
 
     hub: Daemon
     edge: Daemon
-    crowd: Host
+    crowd: LabHost
     address: str
     probe: Probe
 
@@ -107,7 +107,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
             probe.stop()
 
 
-def sources(crowd: Host) -> list[str]:
+def sources(crowd: LabHost) -> list[str]:
     """Return the crowd's addresses."""
     return [f"10.99.{crowd.number}.{last}" for last in range(2, 2 + SOURCES)]
 

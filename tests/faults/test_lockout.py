@@ -10,7 +10,7 @@ import pytest
 
 from tests.support import figures
 from tests.support.daemon import Daemon, listen, peer
-from tests.support.lab import Host, Lab
+from tests.support.lab import Lab, LabHost
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timing]
 
@@ -73,7 +73,7 @@ def test_peers_come_in_while_strangers_hold_the_listener(
     hub = daemons("hub", listen() + "".join(peer(name) for name in names), hub_host)
     dial = peer("hub", f"ws://{hub_host.address}:9443/link")
 
-    def edge(name: str, host: Host) -> Daemon:
+    def edge(name: str, host: LabHost) -> Daemon:
         return daemons(name, dial, host, ready_within=None)
 
     took: dict[str, float] = {}

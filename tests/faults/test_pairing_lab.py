@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from linkd.drill.testbed import SteppedClock
 from tests.support import figures
-from tests.support.daemon import Clock, Daemon
+from tests.support.daemon import Daemon
 from tests.support.lab import Lab
 from tests.support.needs import need
 from tests.support.pairing_hosts import HUB, command, invite, man_in_the_middle, newcomer
@@ -93,9 +94,9 @@ def test_wrong_and_expired_codes(lab: Lab, daemons: Start, tmp_path: Path) -> No
     """Each is refused with its own words, and writes nothing."""
     need("libfaketime")
     hub_host, edge_host = lab.host("hub"), lab.host("edge")
-    clock = Clock(tmp_path)
+    clock = SteppedClock(tmp_path)
     ahead = {"FAKETIME_DONT_FAKE_MONOTONIC": "0", "DONT_FAKE_MONOTONIC": "0"}
-    hub = daemons("hub", HUB, hub_host, environment={**clock.environment(), **ahead})
+    hub = daemons("hub", HUB, hub_host, environment={**clock.environment, **ahead})
     edge = newcomer(daemons, "edge-1", edge_host)
     other = invite(hub, "edge-2")
     stale = invite(hub, "edge-1")

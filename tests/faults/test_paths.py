@@ -11,10 +11,10 @@ import msgspec
 import pytest
 
 from linkd.cli.status import check_line
+from linkd.drill.testbed import free_port
 from linkd.status import NodeStatus
 from tests.support import figures
 from tests.support.daemon import Daemon, listen, peer
-from tests.support.ports import free_port
 
 pytestmark = pytest.mark.slow
 

@@ -16,11 +16,11 @@ import pytest
 import trustme
 
 from linkd.client.http import call, expect
+from linkd.drill.testbed import free_port
 from linkd.net.auth import prove
 from tests.support import figures
 from tests.support.daemon import SECRET, Daemon, listen, peer
 from tests.support.flood import Flood, Order, Stranger, upgrade
-from tests.support.ports import free_port
 from tests.support.tls_lab import Files, at, client_hello, revocation_list, self_signed, serial
 
 pytestmark = pytest.mark.slow

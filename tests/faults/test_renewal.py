@@ -17,11 +17,11 @@ import pytest
 import trustme
 from cryptography import x509
 
+from linkd.drill.testbed import SteppedClock, free_port
 from tests.support import figures
-from tests.support.daemon import Clock, Daemon
+from tests.support.daemon import Daemon
 from tests.support.needs import need
 from tests.support.pairing_hosts import HUB, command, invite
-from tests.support.ports import free_port
 from tests.support.tls_lab import Files
 
 pytestmark = pytest.mark.slow
@@ -165,10 +165,10 @@ def test_a_broken_pair_of_files_changes_nothing(daemons: Start, tmp_path: Path) 
 def test_paired_nodes_renew_by_themselves(tmp_path: Path) -> None:
     """The calendar runs ahead by eight months at a time, beyond the end of the authority."""
     need("libfaketime")
-    clock, port = Clock(tmp_path), free_port()
+    clock, port = SteppedClock(tmp_path), free_port()
     config = HUB.replace("9443", str(port))
-    hub = Daemon("hub", config, environment=clock.environment())
-    edge = Daemon("edge-1", "", environment=clock.environment())
+    hub = Daemon("hub", config, environment=clock.environment)
+    edge = Daemon("edge-1", "", environment=clock.environment)
     with contextlib.closing(hub), contextlib.closing(edge):
         hub.start()
         edge.start()
@@ -201,10 +201,10 @@ def test_paired_nodes_renew_by_themselves(tmp_path: Path) -> None:
 def test_a_hub_and_an_edge_that_were_off_for_400_days_meet_again(tmp_path: Path) -> None:
     """Both certificates have ended; nobody types a code."""
     need("libfaketime")
-    clock, port = Clock(tmp_path), free_port()
+    clock, port = SteppedClock(tmp_path), free_port()
     config = HUB.replace("9443", str(port))
-    hub = Daemon("hub", config, environment=clock.environment())
-    edge = Daemon("edge-1", "", environment=clock.environment())
+    hub = Daemon("hub", config, environment=clock.environment)
+    edge = Daemon("edge-1", "", environment=clock.environment)
     with contextlib.closing(hub), contextlib.closing(edge):
         hub.start()
         edge.start()

@@ -20,11 +20,11 @@ from urllib.parse import quote
 
 import pytest
 
+from linkd.drill.testbed import free_port
 from tests.support import figures
 from tests.support.daemon import COMMAND, SECRET, Daemon, listen, peer
 from tests.support.lab import python
 from tests.support.pairing_hosts import HUB, command, invite
-from tests.support.ports import free_port
 
 pytestmark = pytest.mark.slow
 

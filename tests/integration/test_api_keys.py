@@ -18,12 +18,12 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
+from linkd.drill.testbed import free_port
 from linkd.protocol import client
 from tests.support import figures
 from tests.support.daemon import SECRET, Daemon
 from tests.support.needs import need
 from tests.support.pairs import fetch
-from tests.support.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 

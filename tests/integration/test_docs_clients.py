@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from linkd.drill.testbed import free_port
 from tests.support.daemon import Daemon
-from tests.support.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 

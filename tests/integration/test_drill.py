@@ -21,7 +21,7 @@ from linkd.drill import expectations
 from linkd.drill.deadman import DrillFailed
 from tests.support import figures
 from tests.support.daemon import COMMAND, Daemon, listen, peer
-from tests.support.lab import Host, Lab, python
+from tests.support.lab import Lab, LabHost, python
 from tests.support.needs import need
 
 QUICK = "[heartbeat]\nping_interval = 1.0\nping_timeout = 1.0\n[reconnect]\nmax_delay = 3.0\n"
@@ -33,8 +33,8 @@ class Running(NamedTuple):
 
     hub: Daemon
     edge: Daemon
-    hub_host: Host
-    edge_host: Host
+    hub_host: LabHost
+    edge_host: LabHost
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def command(daemon: Daemon, *words: str) -> list[str]:
     return python(*COMMAND, "-c", str(daemon.config_file), "drill", *words)
 
 
-def rules(host: Host) -> list[str]:
+def rules(host: LabHost) -> list[str]:
     said = host.sh("iptables -w 5 -S; ip6tables -w 5 -S")
     return [line for line in said.splitlines() if "linkd-drill" in line]
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from linkd.drill.testbed import SteppedClock, free_port
 from linkd.net.certificates import load_certificates
-from tests.support.daemon import Clock, Daemon, listen, peer
+from tests.support.daemon import Daemon, listen, peer
 from tests.support.needs import need
 from tests.support.pairing_hosts import HUB, command, invite
-from tests.support.ports import free_port
 
 
 @pytest.fixture
@@ -69,9 +69,9 @@ def test_a_hub_born_in_1970_founds_its_authority_once_the_clock_is_right(
     hub: Daemon, tmp_path: Path
 ) -> None:
     need("libfaketime")
-    clock = Clock(tmp_path)
+    clock = SteppedClock(tmp_path)
     clock.step(-1_790_000_000.0)
-    hub.environment.update(clock.environment())
+    hub.environment.update(clock.environment)
     hub.start(ready_within=None)
     assert hub.wait(20.0) == 1
     assert "shows 1970-" in hub.tail()

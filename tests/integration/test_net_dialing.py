@@ -16,6 +16,7 @@ from twisted.internet.task import deferLater
 
 from linkd.config import PeerSettings
 from linkd.core.backoff import Backoff
+from linkd.drill.testbed import free_port
 from linkd.errors import AttemptFailed
 from linkd.net.connect import Resolver
 from linkd.net.dialer import DialerContext, LinkDialer
@@ -151,14 +152,6 @@ async def failure(link: Link, seconds: float = 5.0) -> AttemptFailed:
     """Return how the next attempt fails."""
     await link.until("failed", reactor, seconds)
     return link.failures[-1]
-
-
-def free_port() -> int:
-    """Return a port on which nobody listens."""
-    port = reactor.listenTCP(0, Factory(), interface="127.0.0.1")
-    number: int = port.getHost().port
-    port.stopListening()
-    return number
 
 
 @pytest.mark.parametrize(

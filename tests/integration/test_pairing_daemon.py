@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from linkd.drill.testbed import free_port
 from tests.support import figures
 from tests.support.daemon import Daemon
 from tests.support.pairing_hosts import HUB, command, invite
 from tests.support.pairs import fetch
-from tests.support.ports import free_port
 
 STALLS = """
 import os, sys, time

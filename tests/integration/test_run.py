@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from linkd.drill.testbed import free_port
 from tests.support.daemon import Daemon, listen, peer
-from tests.support.ports import free_port
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from linkd.drill.testbed import free_port
 from tests.conftest import CAMPAIGN
 from tests.support import figures
 from tests.support.daemon import SECRET, Daemon, listen, peer
 from tests.support.needs import lacking
-from tests.support.ports import free_port
 
 EXAMPLES = "200" if CAMPAIGN else "5"
 SETTINGS = """

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from linkd.cli import output
+from linkd.drill.testbed import free_port
 from tests.support import figures
 from tests.support.daemon import COMMAND, Daemon, peer
 from tests.support.lab import python
 from tests.support.pairs import Pair, fetch
-from tests.support.ports import free_port
 from tests.web.driver import Driver
 
 pytestmark = [pytest.mark.timing, pytest.mark.slow]

@@ -124,7 +124,7 @@ def test_two_at_once(node: FakeHost) -> None:
     commands = [node.command("--wheels", str(wheels)) for _ in range(4)]
     runs = [
         subprocess.Popen(
-            node.enter(command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            [*node.prefix, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         for command in commands
     ]
@@ -185,7 +185,7 @@ def test_killed_at_every_step(node: FakeHost, run: str, first: int) -> None:
 def test_an_interrupted_wait_is_taken_back(node: FakeHost) -> None:
     wheels = node.wheels(Linkd("2.0", "hangs"))
     run = subprocess.Popen(
-        node.enter(node.command("--wheels", str(wheels))),
+        [*node.prefix, *node.command("--wheels", str(wheels))],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from linkd.drill.testbed import Namespace
 from tests.support import leash
-from tests.support.lab import Namespace, python
-from tests.support.needs import faketime
+from tests.support.lab import python
 from tests.support.queueing import Queueing
 from tests.support.unix_http import UnixConnection
 
@@ -37,36 +37,6 @@ class Line(NamedTuple):
     at: float
     fields: dict[str, Any]
     queued: float = 0.0
-
-
-class Clock:
-    """A wall clock that can be stepped while a process runs; its monotonic clock is left alone."""
-
-    def __init__(self, directory: Path) -> None:
-        """Make one that tells the right time; needs libfaketime."""
-        self._file = directory / "faketime"
-        self.step(0.0)
-
-    def step(self, seconds: float) -> None:
-        """Set it to the true time plus so many seconds."""
-        following = self._file.with_suffix(".new")
-        following.write_text(f"{seconds:+.3f}\n")
-        following.replace(self._file)
-
-    def environment(self) -> dict[str, str]:
-        """Return what a process must have in its environment to live by this clock."""
-        library = faketime()
-        if library is None:
-            raise RuntimeError("libfaketime is missing")
-        return {
-            "LD_PRELOAD": str(library),
-            "FAKETIME_TIMESTAMP_FILE": str(self._file),
-            "FAKETIME_NO_CACHE": "1",
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            "DONT_FAKE_MONOTONIC": "1",
-            # Without this its wrapped waits stall the writer's thread for seconds.
-            "FAKETIME_FORCE_MONOTONIC_FIX": "0",
-        }
 
 
 class Daemon:

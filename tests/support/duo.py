@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from linkd.drill.testbed import Namespace, free_port
 from tests.support.daemon import COMMAND, Daemon, listen, peer
-from tests.support.lab import Namespace, python
-from tests.support.ports import free_port
+from tests.support.lab import python
 
 ALL = 'send = [">"]\nreceive = [">"]\n'
 

@@ -14,7 +14,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.lab import ROOT, Namespace
+from linkd.drill.testbed import Namespace
+from tests.support.lab import ROOT
 
 SHIMMED = (
     *("cat", "chmod", "cp", "date", "find", "getent", "grep", "groupadd", "install", "journalctl"),

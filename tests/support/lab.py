@@ -7,126 +7,23 @@ even by kill -9 (tests/support/leash.py): nothing is left behind.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Literal
 
+from linkd.drill.testbed import Namespace
 from tests.support import leash
 
 Way = Literal["both", "in", "out"]
 ROOT = Path(__file__).resolve().parents[2]
-ADMIN_PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+WITHOUT_DAD = "echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad"
+"""Without duplicate address detection IPv6 works as soon as its link is up."""
 
 
-class Namespace:
-    """A network and mount namespace, and a way to run commands in it.
-
-    Attributes:
-        name: For messages.
-        pid: Of the process that holds it.
-    """
-
-    def __init__(self, name: str, parent: Namespace | None = None) -> None:
-        """Make it; `parent` is the user namespace to make it in, where this process is not root."""
-        leash.hold()
-        self.name = name
-        self._user = os.geteuid() != 0
-        if parent is not None and self._user:
-            command = parent.enter(["unshare", "-n", "-m", "sh", "-c", "echo ready; exec cat"])
-        else:
-            options = ["-U", "-r"] if self._user else []
-            command = ["unshare", *options, "-n", "-m", "sh", "-c", "echo ready; exec cat"]
-        self._holder = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/", start_new_session=True
-        )
-        self.pid = self._holder.pid
-        assert self._holder.stdout is not None
-        if self._holder.stdout.readline() != b"ready\n":
-            self.close()
-            raise RuntimeError(f"cannot make a network namespace for {name}")
-        # Without duplicate address detection IPv6 works as soon as its link is up.
-        self.sh("ip link set lo up; echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad")
-
-    def enter(self, command: Sequence[str]) -> list[str]:
-        """Return the command line that runs `command` inside."""
-        user = ["-U", "--preserve-credentials"] if self._user else []
-        return ["nsenter", "-t", str(self.pid), *user, "-n", "-m", "--", *command]
-
-    def run(
-        self, *command: str, check: bool = True, timeout: float = 30.0, stdin: str | None = None
-    ) -> subprocess.CompletedProcess[str]:
-        """Run a command inside to its end.
-
-        Raises:
-            RuntimeError: It failed, and `check` is set; the message has what it said.
-            subprocess.TimeoutExpired: It took longer than `timeout` seconds.
-        """
-        done = subprocess.run(
-            self.enter(command),
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            input=stdin if stdin is not None else "",
-            env={**os.environ, "PATH": ADMIN_PATH},
-        )
-        if check and done.returncode != 0:
-            said = (done.stderr or done.stdout).strip()
-            raise RuntimeError(f"{self.name}: {' '.join(command)}: exit {done.returncode}: {said}")
-        return done
-
-    def sh(self, script: str) -> str:
-        """Run a shell script inside, stop at its first error, and return its output."""
-        return self.run("sh", "-euc", script).stdout
-
-    def popen(
-        self,
-        command: Sequence[str],
-        env: Mapping[str, str] | None = None,
-        stdout: int | IO[Any] | None = None,
-        stderr: int | IO[Any] | None = None,
-        stdin: int | IO[Any] | None = subprocess.DEVNULL,
-    ) -> subprocess.Popen[bytes]:
-        """Start a command inside, in a session of its own; its pid is the command's own."""
-        return subprocess.Popen(
-            self.enter(command),
-            env={**os.environ, "PATH": ADMIN_PATH, **(env or {})},
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            start_new_session=True,
-        )
-
-    @contextmanager
-    def serving(self, code: str, *arguments: str) -> Iterator[None]:
-        """Run a Python program inside, from when it prints `ready` to the end of the context."""
-        process = self.popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE)
-        assert process.stdout is not None
-        try:
-            if process.stdout.readline() != b"ready\n":
-                raise RuntimeError(f"{self.name}: it does not serve: exit {process.wait(5)}")
-            yield
-        finally:
-            process.kill()
-            process.wait()
-            process.stdout.close()
-
-    def close(self) -> None:
-        """End the holder; the namespace goes when the last process in it ends."""
-        for stream in (self._holder.stdin, self._holder.stdout):
-            if stream is not None:
-                stream.close()
-        try:
-            self._holder.wait(5)
-        except subprocess.TimeoutExpired:
-            self._holder.kill()
-            self._holder.wait(5)
-
-
-class Host(Namespace):
+class LabHost(Namespace):
     """A host of the lab, with an IPv4 and an IPv6 address of its own.
 
     Attributes:
@@ -135,13 +32,13 @@ class Host(Namespace):
 
     def __init__(self, name: str, number: int, middle: Namespace, hosts_file: Path) -> None:
         """Make host `number` (1 to 250) and join it to the router."""
-        super().__init__(name, middle)
+        super().__init__(name, f"10.99.{number}.2", middle)
         self.number = number
-        self.address = f"10.99.{number}.2"
         self.address6 = f"fd99:0:0:{number:x}::2"
         self._hosts_file = hosts_file
         near, far = f"v{number}", "eth0"
         try:
+            self.sh(WITHOUT_DAD)
             middle.sh(
                 f"ip link add {near} type veth peer name {far} netns {self.pid}\n"
                 f"ip addr add 10.99.{number}.1/24 dev {near}\n"
@@ -173,6 +70,20 @@ class Host(Namespace):
             addresses = [found] if isinstance(found, str) else found
             lines += [f"{address} {name}" for address in addresses]
         self._hosts_file.write_text("\n".join(lines) + "\n")
+
+    @contextmanager
+    def serving(self, code: str, *arguments: str) -> Iterator[None]:
+        """Run a Python program inside, from when it prints `ready` to the end of the context."""
+        process = self.popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        try:
+            if process.stdout.readline() != b"ready\n":
+                raise RuntimeError(f"{self.name}: it does not serve: exit {process.wait(5)}")
+            yield
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
 
     def slow(self, kilobits: int) -> None:
         """Let this host send so little a second, as over a slow line of its own."""
@@ -232,11 +143,13 @@ class Lab:
 
     def __init__(self, directory: Path) -> None:
         """Make the router; `directory` is for small files."""
+        leash.hold()
         self._directory = directory
-        self._hosts: list[Host] = []
+        self._hosts: list[LabHost] = []
         self.middle = Namespace("middle")
         try:
             self.middle.sh(
+                f"{WITHOUT_DAD}\n"
                 "echo 1 > /proc/sys/net/ipv4/ip_forward\n"
                 "echo 1 > /proc/sys/net/ipv6/conf/all/forwarding"
             )
@@ -244,27 +157,29 @@ class Lab:
             self.middle.close()
             raise
 
-    def host(self, name: str) -> Host:
+    def host(self, name: str) -> LabHost:
         """Make another host."""
         number = len(self._hosts) + 1
-        host = Host(name, number, self.middle, self._directory / f"hosts-{number}")
+        host = LabHost(name, number, self.middle, self._directory / f"hosts-{number}")
         self._hosts.append(host)
         return host
 
-    def cut(self, a: Host, b: Host, way: Way = "both") -> Fault:
+    def cut(self, a: LabHost, b: LabHost, way: Way = "both") -> Fault:
         """Drop in the middle what passes between two hosts: `in` is what goes to `a`."""
         return self._fault(a, b, way, "-j DROP")
 
-    def loss(self, a: Host, b: Host, probability: float, way: Way = "both") -> Fault:
+    def loss(self, a: LabHost, b: LabHost, probability: float, way: Way = "both") -> Fault:
         """Drop packets between two hosts at random, with a probability of 0 to 1 each way."""
         match = f"-m statistic --mode random --probability {probability:.3f}"
         return self._fault(a, b, way, f"{match} -j DROP")
 
-    def drop_large(self, a: Host, b: Host, over_bytes: int = 1000, way: Way = "both") -> Fault:
+    def drop_large(
+        self, a: LabHost, b: LabHost, over_bytes: int = 1000, way: Way = "both"
+    ) -> Fault:
         """Drop IP packets that are longer than so many bytes."""
         return self._fault(a, b, way, f"-m length --length {over_bytes + 1}:65535 -j DROP")
 
-    def _fault(self, a: Host, b: Host, way: Way, rest: str) -> Fault:
+    def _fault(self, a: LabHost, b: LabHost, way: Way, rest: str) -> Fault:
         rules = []
         for one, two in ((a.address, b.address), (a.address6, b.address6)):
             if way in ("both", "in"):

@@ -11,15 +11,8 @@ from pathlib import Path
 
 import pytest
 
-FAKETIME_PATHS = tuple(
-    Path(root) / "faketime" / "libfaketimeMT.so.1"
-    for root in (
-        "/usr/lib/x86_64-linux-gnu",
-        "/usr/lib/aarch64-linux-gnu",
-        "/usr/lib64",
-        "/usr/lib",
-    )
-)
+from linkd.drill.deadman import admin_path
+from linkd.drill.testbed import faketime
 
 
 def lacking(what: str) -> None:
@@ -39,8 +32,7 @@ def need(*names: str) -> None:
 
 def which(program: str) -> str | None:
     """Return the path of a program, looked for in the administrator's directories too."""
-    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
-    return shutil.which(program, path=path)
+    return shutil.which(program, path=admin_path())
 
 
 def works(*command: str) -> bool:
@@ -64,11 +56,6 @@ def packet_filter() -> bool:
     options = "-nm" if os.geteuid() == 0 else "-Urnm"
     check = "PATH=$PATH:/usr/sbin:/sbin; iptables -w 5 -S && ip6tables -w 5 -S"
     return namespaces() and works("unshare", options, "sh", "-c", check)
-
-
-def faketime() -> Path | None:
-    """Return where libfaketime is, if it is anywhere."""
-    return next((path for path in FAKETIME_PATHS if path.exists()), None)
 
 
 PROBES: dict[str, Callable[[], bool]] = {

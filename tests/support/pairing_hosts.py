@@ -10,8 +10,9 @@ from typing import Final
 
 import trustme
 
+from linkd.drill.testbed import Namespace
 from tests.support.daemon import COMMAND, Daemon
-from tests.support.lab import Host, Namespace, python
+from tests.support.lab import LabHost, python
 
 HUB: Final = """
 [listen]
@@ -85,7 +86,7 @@ def newcomer(start: Callable[..., Daemon], name: str, host: Namespace | None) ->
 
 
 @contextmanager
-def man_in_the_middle(host: Host, to: str, name: str, directory: Path) -> Iterator[None]:
+def man_in_the_middle(host: LabHost, to: str, name: str, directory: Path) -> Iterator[None]:
     """Take what comes to a host's port 9443, with its own certificate for `name`, on to `to`."""
     leaf = trustme.CA().issue_cert(name, host.address)
     certificate, key = directory / "between.crt", directory / "between.key"

@@ -7,9 +7,9 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
+from linkd.drill.testbed import free_port
 from tests.support.daemon import Daemon
 from tests.support.duo import Duo
-from tests.support.ports import free_port
 
 
 def memory(daemon: Daemon) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from tests.support.daemon import Daemon, Line, listen, peer
-from tests.support.lab import Host, Lab
+from tests.support.lab import Lab, LabHost
 
 SILENT = ("silence", "ping-timeout")
 
@@ -14,7 +14,7 @@ SILENT = ("silence", "ping-timeout")
 class Edge(NamedTuple):
     """One edge: its host, its daemon and its name."""
 
-    host: Host
+    host: LabHost
     daemon: Daemon
     name: str
 

@@ -17,7 +17,8 @@ import time
 from typing import Any
 
 from linkd.drill.deadman import ChildProcess
-from tests.support.lab import Namespace, python
+from linkd.drill.testbed import Namespace
+from tests.support.lab import python
 
 LOG_BYTES = 1 << 20
 """What each keeps of what nobody is owed: fifty logs that forget nothing would be mostly that."""
@@ -98,8 +99,8 @@ class Swarm(ChildProcess):
     ) -> None:
         """Start it, on this machine or inside a host."""
         command = python("-m", "tests.support.swarm", url, str(count), secret_file, *receive)
-        entered = command if host is None else host.enter(command)
-        super().__init__(entered, "swarm", 20.0, subprocess.DEVNULL)
+        prefix = host.prefix if host is not None else []
+        super().__init__([*prefix, *command], "swarm", 20.0, subprocess.DEVNULL)
 
     def report(self) -> dict[str, Any]:
         """Return `up` (links), `trying` (most attempts now), `attempts` and `down` by outage.

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.daemon import Clock, Daemon
-from tests.support.lab import Host, Lab, Way, python
+from linkd.drill.testbed import SteppedClock
+from tests.support.daemon import Daemon
+from tests.support.lab import Lab, LabHost, Way, python
 from tests.support.needs import need
 
 pytestmark = pytest.mark.lab
@@ -48,12 +49,12 @@ time.sleep(60)
 """
 
 
-def echo(host: Host, address: str) -> AbstractContextManager[None]:
+def echo(host: LabHost, address: str) -> AbstractContextManager[None]:
     """Run an echo server on port 9000 of a host."""
     return host.serving(ECHO, address)
 
 
-def reaches(host: Host, address: str, size: int = 10) -> bool:
+def reaches(host: LabHost, address: str, size: int = 10) -> bool:
     """Return whether so many bytes go from a host to an echo server and back within about 1 s."""
     return host.run(sys.executable, "-c", ASK, address, str(size), check=False).returncode == 0
 
@@ -119,14 +120,14 @@ def test_nothing_is_left_when_its_process_is_killed(tmp_path: Path) -> None:
 
 def test_a_stepped_wall_clock_leaves_the_monotonic_one_alone(tmp_path: Path) -> None:
     need("libfaketime")
-    clock = Clock(tmp_path)
+    clock = SteppedClock(tmp_path)
     code = (
         "import time, sys\n"
         "for line in sys.stdin:\n    print(time.time(), time.monotonic(), flush=True)"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code],
-        env={**os.environ, **clock.environment()},
+        env={**os.environ, **clock.environment},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.lab import ROOT, Lab, Namespace
+from linkd.drill.testbed import Namespace
+from tests.support.lab import ROOT, Lab
 from tests.support.needs import need, which
 
 pytestmark = pytest.mark.lab
@@ -232,7 +233,7 @@ def test_for_restores_by_itself(box: Namespace) -> None:
 
 
 def test_for_restores_though_the_terminal_has_gone(box: Namespace) -> None:
-    command = box.enter(["sh", "-c", f"sh {DROP} {HOST} --for 1; kill -HUP 0; sleep 60"])
+    command = [*box.prefix, "sh", "-c", f"sh {DROP} {HOST} --for 1; kill -HUP 0; sleep 60"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as terminal:
         assert terminal.stdout is not None
         assert b"for 1 s" in terminal.stdout.readline()

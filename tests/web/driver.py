@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tests.support.lab import Namespace
+from linkd.drill.testbed import Namespace
 from tests.support.needs import lacking, need
 
 HERE = Path(__file__).resolve().parent
@@ -38,7 +38,7 @@ class Driver:
             lacking("the packages of tests/web (npm ci)")
         command = ["node", str(HERE / "support" / script), *arguments]
         if host is not None:
-            command = host.enter(command)
+            command = [*host.prefix, *command]
         self.seen: list[tuple[float, dict[str, Any]]] = []
         self._lines: queue.Queue[tuple[float, dict[str, Any]] | None] = queue.Queue()
         self._process = subprocess.Popen(

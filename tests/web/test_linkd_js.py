@@ -10,10 +10,10 @@ from itertools import cycle
 
 import pytest
 
+from linkd.drill.testbed import free_port
 from tests.support import figures
 from tests.support.daemon import Daemon, peer
 from tests.support.lab import Lab
-from tests.support.ports import free_port
 from tests.web.driver import Driver
 
 pytestmark = [pytest.mark.web]

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from linkd.drill.testbed import free_port
 from tests.support import figures
 from tests.support.daemon import Daemon
-from tests.support.ports import free_port
 from tests.web.driver import Driver
 
 pytestmark = [pytest.mark.web, pytest.mark.timing]

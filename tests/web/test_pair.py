@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from linkd.drill.testbed import free_port
 from tests.support import figures
 from tests.support.daemon import COMMAND, Daemon, listen, peer
-from tests.support.lab import Host, Lab, python
-from tests.support.ports import free_port
+from tests.support.lab import LabHost, Lab, python
 from tests.unit.test_conf import ALERTS, expressions, metrics_in
 from tests.web.driver import Driver
 
@@ -28,7 +28,7 @@ def page(port: int) -> str:
     return f'http = "127.0.0.1:{port}"\nrequire_key = false\n'
 
 
-def pair_over(lab: Lab, daemons: Start) -> tuple[Host, Daemon, Host, Daemon]:
+def pair_over(lab: Lab, daemons: Start) -> tuple[LabHost, Daemon, LabHost, Daemon]:
     """Start two linked daemons on hosts of their own, each with its dashboard."""
     edge_host, hub_host = lab.host("edge"), lab.host("hub")
     everything = 'send = [">"]\nreceive = [">"]\n'
@@ -53,11 +53,11 @@ def pair_here(daemons: Start) -> tuple[Daemon, str, Daemon, str]:
     return edge, f"http://127.0.0.1:{edge_port}", hub, f"http://127.0.0.1:{hub_port}"
 
 
-def dashboard_address(daemon: Daemon, host: Host | None = None) -> str:
+def dashboard_address(daemon: Daemon, host: LabHost | None = None) -> str:
     """Return what `linkd token --dashboard` prints, on a host of the lab or here."""
     command = python(*COMMAND, "-c", str(daemon.config_file), "token", "--dashboard")
     if host is not None:
-        command = host.enter(command)
+        command = [*host.prefix, *command]
     return subprocess.run(
         command, check=True, capture_output=True, text=True, timeout=20
     ).stdout.strip()

@@ -18,10 +18,10 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from linkd.drill.testbed import free_port
 from tests.support import figures
 from tests.support.daemon import Daemon, listen, peer
 from tests.support.lab import Lab
-from tests.support.ports import free_port
 from tests.web.driver import HERE, Driver
 
 pytestmark = [pytest.mark.web, pytest.mark.slow]

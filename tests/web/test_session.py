@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from linkd.drill.testbed import free_port
 from tests.support import figures
 from tests.support.daemon import Daemon
-from tests.support.ports import free_port
 from tests.web.driver import Driver
 
 pytestmark = [pytest.mark.web]

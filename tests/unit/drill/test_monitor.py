@@ -16,7 +16,7 @@ from linkd.client.http import Answer
 from linkd.drill import monitor
 from linkd.drill.deadman import DrillFailed
 from linkd.drill.live import Request, plan
-from linkd.drill.monitor import GONE, DaemonClient, Publisher, Watch
+from linkd.drill.monitor import GONE, DaemonClient, LinkMonitor, Publisher
 from linkd.drill.runner import Times, end_report
 from linkd.status import LinkStatus, LogStatus, NodeStatus, Outage
 
@@ -145,9 +145,9 @@ class Scripted(DaemonClient):
         return self.kept
 
 
-def watched(*links: LinkStatus | None) -> tuple[Watch, Scripted]:
+def watched(*links: LinkStatus | None) -> tuple[LinkMonitor, Scripted]:
     daemon = Scripted(*links)
-    watch = Watch("edge", daemon, "hub")
+    watch = LinkMonitor("edge", daemon, "hub")
     for _ in links:
         watch._look()
     return watch, daemon

@@ -32,10 +32,10 @@ class Recorder:
         return Recorder(self._said, f"{self._name}{arguments}")
 
 
-def done(deed: Any) -> list[str]:
-    """Return what a deed does to a pair."""
+def done(action: Any) -> list[str]:
+    """Return what an action does to a pair."""
     said: list[str] = []
-    deed(Recorder(said))
+    action(Recorder(said))
     return said
 
 
@@ -55,7 +55,7 @@ def test_a_path_that_is_dead_long_enough_is_noticed_by_both() -> None:
 )
 def test_who_kills_an_end_counts_on_the_other(name: str, end: str, watching: str) -> None:
     drill = DRILLS[name]
-    assert done(drill.begin) == [f"end({end!r},)", f"end({end!r},).kill()"]
+    assert done(drill.begin) == [f"node({end!r},)", f"node({end!r},).kill()"]
     assert done(drill.restore) == [f"start({end!r},)"]
     seen = Expectation(falls=(watching,), undisturbed=(watching,), back=BOUNDS.back_broken)
     assert drill.expects(BOUNDS, 3.0) == seen
@@ -68,8 +68,8 @@ def test_who_kills_an_end_counts_on_the_other(name: str, end: str, watching: str
 )
 def test_who_freezes_an_end_counts_on_the_other(name: str, end: str, watching: str) -> None:
     drill = DRILLS[name]
-    assert done(drill.begin)[1:] == [f"end({end!r},).signal({signal.SIGSTOP!r},)"]
-    assert done(drill.restore)[1:] == [f"end({end!r},).signal({signal.SIGCONT!r},)"]
+    assert done(drill.begin)[1:] == [f"node({end!r},).signal({signal.SIGSTOP!r},)"]
+    assert done(drill.restore)[1:] == [f"node({end!r},).signal({signal.SIGCONT!r},)"]
     seen = Expectation(falls=(watching,), undisturbed=(watching,), back=BOUNDS.back_attempt)
     assert drill.expects(BOUNDS, drill.lasts(BOUNDS)) == seen
     assert drill.expects(BOUNDS, 1.0).falls == ()
@@ -123,7 +123,7 @@ def test_what_is_open_is_cut_and_let_pass_again(name: str, monkeypatch: pytest.M
     monkeypatch.setattr(scenarios.time, "monotonic", lambda: 100.0)
     said: list[str] = []
     pair = Recorder(said)
-    pair.ends_at = 103.0  # type: ignore[assignment]
+    pair.expires_at = 103.0  # type: ignore[assignment]
     DRILLS[name].begin(pair)  # type: ignore[arg-type]
     assert said[-2:] == ["path.reject()", "path.heal()"]
     assert slept[-1] == 0.5
