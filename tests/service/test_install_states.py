@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.fake_host import LOCK, STATE, FakeHost, Linkd, can_fake
+from linkd.log.frame import BATCH, EPOCH, HEAD, frame_prefix
+from tests.support.fake_host import LOCK, SEGMENT, STATE, FakeHost, Linkd, can_fake
 from tests.support.needs import lacking, need
 
 OLD, NEW = Linkd("1.0"), Linkd("2.0")
@@ -81,6 +82,26 @@ def test_a_state_that_the_version_before_finds_too_new_is_put_back(node: FakeHos
     assert node.read(STATE) == "1"
     assert node.sh(f"cat {STATE}.newer-*").strip() == "2"
     assert node.running() == "1.0"
+
+
+@pytest.mark.parametrize("kind", [EPOCH, BATCH])
+def test_a_newer_segment_is_put_aside_if_it_holds_no_message(
+    node: FakeHost, tmp_path: Path, kind: int
+) -> None:
+    segment = tmp_path / "segment"
+    frames = [frame_prefix((each, 0, b"head", b""), 0, 0.0, 0.0) + b"head" for each in (HEAD, kind)]
+    segment.write_bytes(b"".join(frames) + bytes(4096))
+    node.sh(f"cp {segment} /run/fake/segment")
+    done = node.install(Linkd("2.0", "dies", format=2))
+    assert done.returncode == 1
+    assert node.read(STATE) == "1"
+    if kind == BATCH:
+        wanted = f"linkd is DOWN: linkd: {SEGMENT} was written by a newer linkd (format 2)"
+    else:
+        wanted = "linkd 1.0 is running"
+        assert f"put {SEGMENT} aside" in done.stderr
+        assert node.read("/var/lib/linkd/log/identity") == "1"
+    assert last(done).endswith(wanted)
 
 
 def test_a_version_before_that_does_not_run_either_is_reported(node: FakeHost) -> None:

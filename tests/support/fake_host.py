@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ SHIMMED = (
 )
 LOCK = "/run/linkd-install.lock"
 STATE = "/var/lib/linkd/cursors.db"
+SEGMENT = "/var/lib/linkd/log/000000000002.log"
 
 _SHIM = r"""#!/bin/sh
 # Kill the script at its n-th command, if a test wants that; else run the fake, or the real one.
@@ -89,6 +91,7 @@ case "$1 $2" in
     cp "$2/linkd" "$(dirname "$0")/linkd" ;;
 "-c "*version_info*) echo "$0" ;;
 "-c import venv"*) ;;
+"-c "*claim_at*) exec TESTS_PYTHON "$@" ;;
 "-c "*) exec /usr/bin/python3 "$@" ;;
 *) exec sh "$@" ;;
 esac
@@ -103,7 +106,8 @@ class Linkd:
         version: What `version` prints.
         run: What the service does: `ready`, `dies`, `refuses` (exit 2), or `hangs`.
         check: The exit code of `check`.
-        format: Of the state: an older file is rewritten, a newer one is refused.
+        format: Of the state: an older file is rewritten, a newer one is refused. Format 2 begins a
+            segment with the content of /run/fake/segment, if that exists.
     """
 
     version: str
@@ -128,10 +132,14 @@ run)
         echo "linkd: {STATE} was written by a newer linkd (format $found)"
         exit 2
     fi
-    mkdir -p /var/lib/linkd
-    echo {self.format} >{STATE}
+    if [ -e {SEGMENT} ] && [ {self.format} = 1 ]; then
+        echo "linkd: {SEGMENT} was written by a newer linkd (format 2)"
+        exit 2
+    fi
     mkdir -p /var/lib/linkd/log
-    echo >/var/lib/linkd/log/identity
+    echo {self.format} >{STATE}
+    echo {self.format} >/var/lib/linkd/log/identity
+    [ {self.format} = 1 ] || [ ! -e /run/fake/segment ] || cp /run/fake/segment {SEGMENT}
     exit {code} ;;
 esac
 """
@@ -151,7 +159,7 @@ class FakeHost(Namespace):
             made.mkdir()
         programs = {
             "systemctl": _SYSTEMCTL,
-            "python3.99": _PYTHON,
+            "python3.99": _PYTHON.replace("TESTS_PYTHON", sys.executable),
             "journalctl": "#!/bin/sh\nexec tail -n 20 /run/fake/journal\n",
             "systemd-sysusers": "#!/bin/sh\nexec useradd --system --user-group --no-create-home"
             " --comment linkd --home-dir /var/lib/linkd --shell /usr/sbin/nologin linkd\n",
