@@ -86,7 +86,7 @@ def install(machine: Machine, wheels: Path) -> str:
     carry(machine, wheels, "/opt/wheels", ".")
     carry(machine, ROOT, SOURCE, "scripts", "systemd", "conf")
     script = f"{SOURCE}/scripts/install"
-    return machine.run(script, "--wheels", "/opt/wheels", timeout=300).stdout
+    return machine.run(script, "--wheels", "/opt/wheels", timeout=900).stdout
 
 
 def carry(machine: Machine, directory: Path, to: str, *names: str) -> None:
