@@ -23,7 +23,7 @@ from __future__ import annotations
 import errno
 from typing import Final, Literal
 
-FailureKind = Literal["unreachable", "broken", "busy", "rejected"]
+FailureKind = Literal["unreachable", "refused", "broken", "busy", "rejected"]
 """What a failure means for the next attempt; docs/protocol.md, "When a dialer comes back"."""
 
 Reason = Literal[
@@ -124,11 +124,15 @@ class AttemptFailed(LinkdError):
         reason: A word of `Reason`.
         detail: One sentence for people.
         retry_after: Seconds that the peer asked to wait, or None.
+
+    Attributes:
+        return_spread: Seconds over which the dialers of this URL's peer come back, or None.
     """
 
     def __init__(
         self, kind: FailureKind, reason: Reason, detail: str, retry_after: float | None = None
     ) -> None:
+        self.return_spread: float | None = None
         super().__init__(detail)
         self.kind = kind
         self.reason = reason

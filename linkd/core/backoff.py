@@ -6,13 +6,15 @@ from collections.abc import Callable
 
 from linkd.errors import FailureKind
 
-FIRST_SPREAD = 1.0
-"""After a close the first redial comes within this many seconds, at random.
+DEFAULT_SPREAD = 0.5
+"""Seconds over which dialers come back to a listener that has announced nothing."""
 
-So the peers of a node that restarts do not all return in the same instant.
-"""
+MIN_SPREAD, MAX_SPREAD = 0.2, 30.0
+"""Bounds of what a listener announces, whatever it says."""
 
 UNREACHABLE_DELAY = 0.5
+"""Also the least delay after a refused connection."""
+
 BROKEN_BASE = 0.5
 REJECTED_DELAY = 60.0
 JITTER = 0.2
@@ -55,26 +57,36 @@ class Backoff:
         self._broken = 0
         self._round = []
 
-    def lost(self, silent: bool, stable: bool) -> float:
-        """Return the delay after a connection: 0 after silence, up to 1 s after a close.
+    def lost(self, silent: bool, stable: bool, return_spread: float | None = None) -> float:
+        """Return the delay after a connection: 0 after silence, random after a close.
+
+        It is spread over `return_spread`, so that the peers of a node that restarts do not all
+        return in the same instant.
 
         Args:
             silent: It ended for silence; otherwise it was closed, reset or taken over.
             stable: `reset` was called for it; otherwise it counts as a broken attempt too.
+            return_spread: Seconds that the listener announced, or None.
         """
         self._round = []
         if not stable:
             return self._grow()
-        return 0.0 if silent else FIRST_SPREAD * self._random()
+        return 0.0 if silent else bounded_spread(return_spread) * self._random()
 
-    def failed(self, kind: FailureKind, retry_after: float | None = None) -> float:
+    def failed(
+        self,
+        kind: FailureKind,
+        retry_after: float | None = None,
+        return_spread: float | None = None,
+    ) -> float:
         """Return the delay after a failed attempt.
 
         Args:
             kind: What failed.
             retry_after: Seconds that the peer asked for; only `busy` obeys, up to 60 s.
+            return_spread: Seconds that the listener announced when it was last up, or None.
         """
-        self._round.append(self._delay(kind, retry_after))
+        self._round.append(self._delay(kind, retry_after, return_spread))
         if len(self._round) < self._urls:
             return NEXT_URL_DELAY
         delay = min(self._round)
@@ -89,9 +101,13 @@ class Backoff:
         """Return the delay after the peer refused us for a reason that an operator must fix."""
         return self._spread(REJECTED_DELAY)
 
-    def _delay(self, kind: FailureKind, retry_after: float | None) -> float:
+    def _delay(
+        self, kind: FailureKind, retry_after: float | None, return_spread: float | None
+    ) -> float:
         if kind == "unreachable":
             return self._spread(UNREACHABLE_DELAY)
+        if kind == "refused":
+            return self._spread(max(UNREACHABLE_DELAY, bounded_spread(return_spread)))
         if kind == "rejected":
             return self.rejected()
         if kind == "busy" and retry_after is not None:
@@ -106,6 +122,11 @@ class Backoff:
 
     def _spread(self, delay: float) -> float:
         return delay * (1 - JITTER + 2 * JITTER * self._random())
+
+
+def bounded_spread(announced: float | None) -> float:
+    """Return the seconds over which to come back to a listener that announced so many, or None."""
+    return DEFAULT_SPREAD if announced is None else min(max(announced, MIN_SPREAD), MAX_SPREAD)
 
 
 def tcp_timeout(attempt: int, urls: int, connect_timeout: float) -> float:

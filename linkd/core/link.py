@@ -54,6 +54,7 @@ class AttemptFailed(msgspec.Struct, frozen=True):
     reason: Reason
     detail: str
     retry_after: float | None = None
+    return_spread: float | None = None
 
 
 class Greeted(msgspec.Struct, frozen=True):
@@ -104,6 +105,8 @@ class Lost(msgspec.Struct, frozen=True):
         detail: One sentence.
         retry_after: Seconds that the peer asked us to stay away, or None.
         silent: It was ended for silence.
+        return_spread: Seconds over which dialers are to come back, as its listener announced, or
+            None.
     """
 
     connection: int
@@ -111,6 +114,7 @@ class Lost(msgspec.Struct, frozen=True):
     detail: str
     retry_after: float | None = None
     silent: bool = False
+    return_spread: float | None = None
 
 
 Input = (
@@ -570,7 +574,7 @@ class Link:
     def _failed(self, input: AttemptFailed, state: LinkState, now: float) -> None:
         self.attempt_reason, self.attempt_detail = input.reason, input.detail
         if self._backoff is not None:
-            after = self._backoff.failed(input.kind, input.retry_after)
+            after = self._backoff.failed(input.kind, input.retry_after, input.return_spread)
             # It may have failed for what was put right meanwhile: an expired certificate, say.
             self._dial(0.0 if self._retry else after)
         self._retry = False
@@ -596,7 +600,7 @@ class Link:
             elif input.retry_after is not None:
                 after = backoff.busy(input.retry_after)
             else:
-                after = backoff.lost(input.silent, stable)
+                after = backoff.lost(input.silent, stable, input.return_spread)
             self._dial(after)
         self._enter(state, input.reason, input.detail, now)
 

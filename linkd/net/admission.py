@@ -10,10 +10,11 @@ so an active newcomer keeps its time however many connections are idle.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Annotated, Final, NamedTuple
 
 import msgspec
 
@@ -33,7 +34,9 @@ PER_PEER: Final = 2
 FILE: Final = "greeted"
 """The table's name in the state directory."""
 
-_VERSION: Final = 1
+_VERSION: Final = 2
+"""2 appends the measured rate; 1 is still read."""
+
 _EVERY: Final = 3600.0
 """Interval of writing the table where only times have changed."""
 
@@ -42,11 +45,22 @@ _PER_SECOND: Final = 1000
 """Addresses that delay the next write by one second, so that a crowd costs few writes."""
 
 
+ASSUMED_RATE: Final = 500.0
+"""Handshakes a second that a node is taken to do until that has been measured."""
+
+MEASURED: Final = 100
+"""Handshakes over whose processor time the rate is measured."""
+
+BURST_SECONDS: Final = 10.0
+"""They must come within this time: otherwise other work would count."""
+
+
 class _Table(msgspec.Struct, forbid_unknown_fields=True):
     """The file: by peer, addresses and how many seconds ago the peer was greeted from there."""
 
     version: int
-    peers: dict[str, dict[str, float]]
+    peers: dict[str, dict[str, float]] = {}
+    handshakes_per_second: Annotated[float, msgspec.Meta(ge=1, le=1e6)] = ASSUMED_RATE
 
 
 class GreetedAddresses:
@@ -55,16 +69,29 @@ class GreetedAddresses:
     Args:
         path: The file; None: nothing is kept over a restart.
         now: Seconds on the monotonic clock.
+        processor: Returns the seconds of processor time that this process has used.
+
+    Attributes:
+        handshakes_per_second: How many this node can do, as last measured.
     """
 
-    def __init__(self, path: Path | None = None, now: float = 0.0) -> None:
+    def __init__(
+        self,
+        path: Path | None = None,
+        now: float = 0.0,
+        processor: Callable[[], float] = time.process_time,
+    ) -> None:
         self._path = path
+        self._processor = processor
+        self._burst = (now, 0.0, 0)  # since when, processor time then, handshakes
         self._seen: dict[str, dict[str, float]] = {}
         self._peers: Counter[str] = Counter()
         self._is_new = False
         self._written = now
         self._retry = 0.0
-        for peer, addresses in self._read().items():
+        table = self._read()
+        self.handshakes_per_second = table.handshakes_per_second
+        for peer, addresses in table.peers.items():
             self._seen[peer] = {each: now - age for each, age in addresses.items()}
             self._peers.update(addresses.keys())
 
@@ -84,8 +111,22 @@ class GreetedAddresses:
             self._is_new = True
             self._peers[place] += 1
         seen[place] = now
+        self._measure(now)
         while len(seen) > PER_PEER:
             self._forget(peer, min(seen, key=seen.__getitem__))
+
+    def _measure(self, now: float) -> None:
+        """Measure the processor time of handshakes while many come at once."""
+        since, used, count = self._burst
+        if not count or now - since > BURST_SECONDS:
+            self._burst = (now, self._processor(), 1)
+        elif count < MEASURED:
+            self._burst = (since, used, count + 1)
+        else:
+            rate = count / max(self._processor() - used, 1e-6)
+            self.handshakes_per_second = min(max(rate, 1.0), 1e6)
+            self._burst = (now, 0.0, 0)
+            self._is_new = True
 
     def retain(self, peers: Collection[str]) -> None:
         """Forget all but these peers."""
@@ -109,7 +150,7 @@ class GreetedAddresses:
             peer: {place: round(now - at, 1) for place, at in seen.items()}
             for peer, seen in self._seen.items()
         }
-        return msgspec.json.encode(_Table(_VERSION, peers))
+        return msgspec.json.encode(_Table(_VERSION, peers, self.handshakes_per_second))
 
     def write(self, content: bytes) -> None:
         """Write the file, whole or not at all; blocks, for a thread.
@@ -126,16 +167,17 @@ class GreetedAddresses:
         if isinstance(error, OSError) and not is_passing(error):
             emit("listener.addresses-lost", detail=f"{self._path}: {error.strerror}")
 
-    def _read(self) -> dict[str, dict[str, float]]:
+    def _read(self) -> _Table:
+        nothing = _Table(_VERSION)
         if self._path is None or not self._path.exists():
-            return {}
+            return nothing
         try:
             content = read_small(self._path)
             table = msgspec.json.decode(content or b"", type=_Table)
         except msgspec.DecodeError:
             emit("listener.addresses-lost", detail=f"{self._path}: it is damaged")
-            return {}
-        return table.peers if table.version == _VERSION else {}
+            return nothing
+        return table if table.version in (1, _VERSION) else nothing
 
     def _forget(self, peer: str, place: str) -> None:
         del self._seen[peer][place]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from twisted.internet import error
 from twisted.internet.abstract import isIPAddress, isIPv6Address
@@ -24,7 +24,7 @@ from twisted.python.failure import Failure
 
 from linkd.clock import Clock, Timer
 from linkd.config import Url
-from linkd.errors import AttemptFailed, FailureKind, Reason
+from linkd.errors import AttemptFailed, FailureKind
 from linkd.net.linux import limit_segment, show
 from linkd.net.timers import cancel
 from linkd.net.tls import ClientTls
@@ -128,7 +128,7 @@ STAGGER: Final = 0.25
 
 MAX_ADDRESSES: Final = 8
 
-_DECISIVE: Final[tuple[FailureKind, ...]] = ("busy", "broken", "rejected")
+_DECISIVE: Final[tuple[FailureKind, ...]] = ("busy", "refused", "broken", "rejected")
 """Of several addresses that answered, the failure of the first of these kinds counts: an attempt
 is rejected only where all of them reject it."""
 
@@ -174,6 +174,12 @@ class Attempt(BaseConnector):
         self._problems: list[str] = []
         self._answers: list[AttemptFailed] = []
         self._refused = False
+
+    @property
+    def closed_kind(self) -> FailureKind:
+        """What a connection that ends within the handshake means for the next attempt."""
+        kind: FailureKind = self._dialer.closed_kind(self.target)
+        return kind
 
     def getDestination(self) -> Any:
         """Return the destination, for display."""
@@ -344,8 +350,8 @@ class Attempt(BaseConnector):
             if alike:
                 first = max(alike, key=lambda each: each.retry_after or 0.0)
                 return AttemptFailed(kind, first.reason, detail, first.retry_after)
-        reason: Reason = "refused" if self._refused else "unreachable"
-        return AttemptFailed("unreachable", reason, detail)
+        what: Literal["refused", "unreachable"] = "refused" if self._refused else "unreachable"
+        return AttemptFailed(what, what, detail)
 
     def _drop(self, candidates: list[Candidate]) -> None:
         """Drop some addresses."""
@@ -416,7 +422,9 @@ class Candidate(ClientFactory):
 
     def clientConnectionLost(self, connector: Any, reason: Failure) -> None:
         """Report that the connection has ended; its protocol knows it already."""
-        failure = self.failure or AttemptFailed("broken", "closed", "the connection was closed")
+        failure = self.failure or AttemptFailed(
+            self.attempt.closed_kind, "closed", "the connection was closed"
+        )
         self.attempt.address_failed(self, failure)
 
     def drop(self) -> None:

@@ -217,6 +217,8 @@ class Connection(Silence, FrameReader, FrameWriter):
         rtt_seconds: The last measured round trip, or None.
         on_round_trip: Called with each measured round trip in seconds, where it is set.
         certificate_expires: Unix seconds, or None where the peer showed no certificate.
+        return_spread: Seconds over which dialers should come back, as the listening end announced;
+            None: it announced nothing.
     """
 
     log: Any = SilentLogger()
@@ -231,6 +233,7 @@ class Connection(Silence, FrameReader, FrameWriter):
     generation = _no_generation
     rtt_seconds: float | None = None
     certificate_expires: float | None = None
+    return_spread: float | None = None
     on_round_trip: Callable[[float], None] | None = None
     host = ""
     port_number = 0

@@ -14,9 +14,16 @@ from twisted.python.failure import Failure
 
 from linkd.clock import Timer
 from linkd.config import PeerSettings, Url, parse_url
-from linkd.core.backoff import tcp_timeout
+from linkd.core.backoff import DEFAULT_SPREAD, tcp_timeout
 from linkd.core.liveness import dialer_limit
-from linkd.errors import AttemptFailed, ConfigError, Reason, RemoteProtocolError, Unavailable
+from linkd.errors import (
+    AttemptFailed,
+    ConfigError,
+    FailureKind,
+    Reason,
+    RemoteProtocolError,
+    Unavailable,
+)
 from linkd.net import http_head
 from linkd.net.auth import MAX_NONCE_CHARACTERS, load_secret, prove, verify
 from linkd.net.connect import Attempt, Budget, Candidate, Inner, Resolver
@@ -37,6 +44,9 @@ from linkd.protocol.peer import (
 )
 
 MAX_ANSWER_BYTES: Final = 16_384
+MAX_CLOSES: Final = 3
+"""Resets and closes within the handshake, in a row, that count as a listener that restarts."""
+
 PING_EVERY: Final = 6
 """The dialer pings once in this many intervals, to measure the round trip."""
 
@@ -163,10 +173,15 @@ class DialerConnection(Connection, ClientProtocol):
         retry = head.number("retry-after", 86_400)
         if status == "503":
             self._give_up("busy", "busy", detail, float(retry) if retry else None)
-        elif status.startswith("5") or status in ("408", "429"):
+        elif status.startswith("5") or status in ("408", "429") or self._is_foreign(head):
             self._give_up("broken", "closed", detail)
         else:
             self._give_up("rejected", "rejected", detail)
+
+    def _is_foreign(self, head: http_head.HttpHead) -> bool:
+        """Return whether a proxy answers at a URL behind which linkd has answered in this run."""
+        has_worked = self.factory.return_spread(self.candidate.target) is not None
+        return has_worked and http_head.REASON_HEADER.lower() not in head.headers
 
     def failHandshake(self, reason: str) -> None:
         """Fail the attempt: Autobahn rejects the response to the upgrade."""
@@ -262,7 +277,8 @@ class DialerConnection(Connection, ClientProtocol):
             token.cancel()
             if self.failure is None and not (self.candidate.target.secure or self.data):
                 detail = f"{ended(reason)} without an answer; if it expects TLS, dial wss://"
-                self.failure = AttemptFailed("broken", "closed", detail)
+                kind = self.candidate.attempt.closed_kind
+                self.failure = AttemptFailed(kind, "closed", detail)
         self.factory.ended_early(self, reason)
 
     def connectionLost(self, reason: Failure) -> None:
@@ -356,6 +372,8 @@ class LinkDialer(ClientFactory, ReconnectingClientFactory):  # type: ignore[misc
         self._url = 0
         self._good: dict[Url, str] = {}
         self._bad: dict[Url, str] = {}
+        self._spreads: dict[Url, float] = {}
+        self._closes: dict[Url, int] = {}
         self._stopped = True
         self.configure(peer, connect_timeout)
 
@@ -372,7 +390,8 @@ class LinkDialer(ClientFactory, ReconnectingClientFactory):  # type: ignore[misc
         if not self.targets:
             raise ConfigError(f"peer {peer.name}: expected a URL to dial")
         self.settings = peer
-        for known in (self._good, self._bad):
+        tables: tuple[dict[Url, Any], ...] = (self._good, self._bad, self._spreads, self._closes)
+        for known in tables:
             for gone in known.keys() - set(self.targets):
                 del known[gone]
         self.first_limit = self.connect_timeout = connect_timeout
@@ -509,7 +528,23 @@ class LinkDialer(ClientFactory, ReconnectingClientFactory):  # type: ignore[misc
         self.attempts = 0
         self._url = self.targets.index(candidate.target)
         self._good[candidate.target] = candidate.address
+        self._closes.pop(candidate.target, None)
+        self._spreads[candidate.target] = hello.return_spread or DEFAULT_SPREAD
+        connection.return_spread = hello.return_spread or None
         self.port.greeted(connection, hello)
+
+    def return_spread(self, target: Url) -> float | None:
+        """Return the seconds over which to come back to a URL; None: it has not worked yet."""
+        return self._spreads.get(target)
+
+    def closed_kind(self, target: Url) -> FailureKind:
+        """Return what a reset or close within the handshake means.
+
+        A listener that is about to stop or has just started does that; but one that does so again
+        and again does not work.
+        """
+        known = target in self._spreads and self._closes.get(target, 0) < MAX_CLOSES
+        return "refused" if known else "broken"
 
     def ended_early(self, connection: DialerConnection, reason: Failure) -> None:
         """Set the failure of a connection that ended before its hello."""
@@ -519,7 +554,7 @@ class LinkDialer(ClientFactory, ReconnectingClientFactory):  # type: ignore[misc
             failure = candidate.tls.explain(reason)
         if failure is None:
             detail = f"{ended(reason)} before its hello"
-            failure = AttemptFailed("broken", "closed", detail)
+            failure = AttemptFailed(candidate.attempt.closed_kind, "closed", detail)
         candidate.failure = failure
 
     def clientConnectionFailed(self, connector: Attempt, reason: Failure) -> None:
@@ -531,8 +566,11 @@ class LinkDialer(ClientFactory, ReconnectingClientFactory):  # type: ignore[misc
         if failed is not None:
             self._good.pop(target, None)
             self._bad[target] = failed
-        assert connector.failure is not None
-        self.port.failed(connector.failure)
+        failure = connector.failure
+        assert failure is not None
+        failure.return_spread = self._spreads.get(target)
+        self._closes[target] = self._closes.get(target, 0) + 1 if failure.reason == "closed" else 0
+        self.port.failed(failure)
 
 
 class _Next:

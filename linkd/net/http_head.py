@@ -11,6 +11,7 @@ NODE_HEADER: Final = "Linkd-Node"
 PEER_HEADER: Final = "Linkd-Peer"
 NONCE_HEADER: Final = "Linkd-Nonce"
 PROOF_HEADER: Final = "Linkd-Proof"
+REASON_HEADER: Final = "Linkd-Reason"
 TOKEN_PATH: Final = "/token"  # noqa: S105 - a path
 LINK_PATH: Final = "/link"
 
@@ -62,6 +63,7 @@ def answer(
     retry_after: float | None = None,
     kind: str = "text/plain; charset=utf-8",
     close: bool = True,
+    reason: str | None = None,
 ) -> bytes:
     """Return an HTTP answer.
 
@@ -71,6 +73,7 @@ def answer(
         retry_after: Seconds to stay away.
         kind: The body's content type.
         close: The connection ends behind it.
+        reason: Why a dialer is refused, in one word.
     """
     lines = [
         f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
@@ -79,6 +82,8 @@ def answer(
     ]
     if retry_after is not None:
         lines.append(f"Retry-After: {max(1, round(retry_after))}")
+    if reason is not None:
+        lines.append(f"{REASON_HEADER}: {reason}")
     if close:
         lines.append("Connection: close")
     return "\r\n".join(lines).encode("latin-1") + END + body

@@ -11,6 +11,7 @@ from collections import Counter
 from random import Random
 from typing import Any, ClassVar, Final
 
+from msgspec import structs
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IAddress
@@ -20,6 +21,7 @@ from twisted.python.failure import Failure
 
 from linkd.clock import Timer
 from linkd.config import Config, parse_address
+from linkd.core.backoff import bounded_spread
 from linkd.core.liveness import listener_limit
 from linkd.errors import ConfigError, Reason, RemoteProtocolError, Unavailable
 from linkd.events import Level, emit
@@ -36,6 +38,7 @@ from linkd.protocol.peer import (
     MAX_MESSAGE_BYTES,
     PREVIOUS_VERSION,
     SUBPROTOCOL,
+    Goodbye,
     Hello,
     Message,
 )
@@ -411,7 +414,7 @@ class ListenerConnection(PingedSilence, Connection, ServerProtocol):
             return
         self._count(word, detail)
         self._ending = (word, detail)
-        self.sendData(http_head.answer(status, detail.encode() + b"\n", retry_after))
+        self.sendData(http_head.answer(status, detail.encode() + b"\n", retry_after, reason=word))
         self.data = b""
         self.dropConnection(abort=False)
 
@@ -446,10 +449,14 @@ class ListenerConnection(PingedSilence, Connection, ServerProtocol):
         if self._secret is not None:
             name, nonce = self.factory.nodes.name, self._nonce
             proof = prove(self._secret, "listener", hello_dialer(self), name, nonce)
-            fields = {each: getattr(hello, each) for each in hello.__struct_fields__}
-            hello = Hello(**{**fields, "proof": proof})
+            hello = structs.replace(hello, proof=proof)
             self._secret = None
-        super().answer(hello)
+        self.return_spread = self.factory.return_spread
+        super().answer(structs.replace(hello, return_spread=self.return_spread))
+
+    def goodbye(self, message: Goodbye) -> None:
+        """Send a goodbye, with the seconds over which dialers should come back as of now."""
+        super().goodbye(structs.replace(message, return_spread=self.factory.return_spread))
 
     def _settle(self) -> None:
         """Free the newcomer's place and cancel its time-out."""
@@ -546,6 +553,7 @@ class Listener(ServerFactory):  # type: ignore[misc]
         self.config = config
         self.admission.limits = config.limits
         self.admission.greeted.retain({peer.name for peer in config.peers})
+        self._dialers = sum(not peer.dial for peer in config.peers)
         heartbeat = config.heartbeat
         self.first_limit = listener_limit(heartbeat.ping_interval, heartbeat.ping_timeout)
         self.setProtocolOptions(
@@ -586,6 +594,11 @@ class Listener(ServerFactory):  # type: ignore[misc]
         except CannotListenError as error:
             raise listen_error("listen.address", listen.address, error) from None
         emit("listener.started", address=self.address, tls=self.tls is not None)
+
+    @property
+    def return_spread(self) -> float:
+        """Seconds over which the peers should come back if this node goes away."""
+        return bounded_spread(self._dialers / self.admission.greeted.handshakes_per_second)
 
     @property
     def address(self) -> str:

@@ -152,7 +152,10 @@ class LinkDriver:
         if connection is self.connection:
             self._last_silence = connection.silence_seconds()
             self.replicator.drop()
-        self._run(links.Lost(connection.key, reason, detail, retry_after, silent))
+        spread = connection.return_spread
+        if goodbye is not None and goodbye.return_spread:
+            spread = goodbye.return_spread
+        self._run(links.Lost(connection.key, reason, detail, retry_after, silent, spread))
         if self._dials_at_once:
             self._dials_at_once = False
             self.kick()
@@ -168,7 +171,13 @@ class LinkDriver:
     def failed(self, failure: AttemptFailed) -> None:
         """Note that the attempt has failed."""
         self._run(
-            links.AttemptFailed(failure.kind, failure.reason, failure.detail, failure.retry_after)
+            links.AttemptFailed(
+                failure.kind,
+                failure.reason,
+                failure.detail,
+                failure.retry_after,
+                failure.return_spread,
+            )
         )
 
     def turned_away(self, reason: Reason, detail: str) -> None:

@@ -113,6 +113,8 @@ class Hello(msgspec.Struct, array_like=True, frozen=True, tag="hello"):
         segment_bytes: A listener's: large packets towards the dialer are lost; it should dial with
             TCP segments of so many bytes at most. 0: as usual.
         time: Unix seconds by its wall clock when it said this; 0: not given.
+        return_spread: A listener's: seconds over which its dialers should come back, at random, if
+            it goes away; 0: not given.
     """
 
     version: Natural
@@ -130,6 +132,7 @@ class Hello(msgspec.Struct, array_like=True, frozen=True, tag="hello"):
     relays: bool = True
     segment_bytes: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 0
     time: Seconds = 0.0
+    return_spread: Seconds = 0.0
 
 
 class Step(msgspec.Struct, array_like=True, frozen=True, tag="batch", gc=False):
@@ -231,11 +234,13 @@ class Goodbye(msgspec.Struct, array_like=True, frozen=True, tag="goodbye"):
         reason: One word of docs/protocol.md's reasons.
         detail: One sentence for people.
         retry_after: Seconds that the other should stay away, or None.
+        return_spread: A listener's: as in its hello, as it is now; 0: not given.
     """
 
     reason: Token
     detail: Text = ""
     retry_after: Seconds | None = None
+    return_spread: Seconds = 0.0
 
 
 def goodbye(reason: str, detail: str, retry_after: float | None = None) -> Goodbye:

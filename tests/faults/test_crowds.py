@@ -81,6 +81,36 @@ def test_500_dialers_and_a_listener_that_restarts(lab: Lab, daemons: Start) -> N
     assert max(asking.took) < 2.0
 
 
+def test_twelve_dialers_are_back_soon_after_their_hub_listens(lab: Lab, daemons: Start) -> None:
+    """Killed or stopped, away for long or short: median 1.2 s at most, the last within 3 s."""
+    count = 12
+    hub_host, crowd_host = lab.host("hub"), lab.host("crowd")
+    names = "".join(peer(f"edge-{number + 1}") for number in range(count))
+    hub = daemons("hub", listen() + names, hub_host)
+    url = f"ws://{hub_host.address}:9443/link"
+    with Swarm(url, count, str(hub.directory / "secret"), crowd_host) as swarm:
+        swarm.wait_up(count, 20.0)
+        known = 0
+        for away, end in ((8.0, hub.kill), (2.0, hub.stop)):
+            time.sleep(5.2)  # the links are stable
+            ended = time.monotonic()
+            end()
+            time.sleep(max(0.0, ended + away - time.monotonic()))
+            hub.start()
+            ready = time.monotonic()
+            swarm.wait_up(count, 20.0)
+            down = swarm.report()["down"]
+            back = sorted(each - (ready - ended) for each in down[:count])
+            assert len(down) == known + count
+            known = len(down)
+            figures.tell(
+                f"hub away for {away:g} s by {end.__name__}: {count} dialers back after "
+                f"{back[count // 2]:.2f} s (median), the last after {back[-1]:.2f} s"
+            )
+            assert back[count // 2] <= 1.2
+            assert back[-1] <= 3.0
+
+
 def test_a_slow_line_with_megabytes_queued_drops_nothing(lab: Lab, daemons: Start) -> None:
     """64 KiB/s, more to send each way than passes: the heartbeat is never starved."""
     seconds = 120.0 if CAMPAIGN else 45.0

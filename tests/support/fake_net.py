@@ -33,6 +33,7 @@ class FakeConnection:
         self.writable = True
         self.rtt_seconds: float | None = 0.001
         self.certificate_expires: float | None = None
+        self.return_spread: float | None = None
         self.driver = driver
         self.other: FakeConnection | None = None
         self.ended = self.greeted = False

@@ -21,18 +21,29 @@ from linkd.net.listener import Listener
 from tests.support.net_lab import Link, Nodes, secret_file, settings
 from tests.support.pipe import Pipe
 
-Temper = Literal["silent", "refusing", "mute", "bad-gateway", "good"]
-"""How a host answers: not at all, with a reset, with TCP alone, with 502, as a linkd."""
+Temper = Literal["silent", "refusing", "mute", "bad-gateway", "foreign", "closing", "good"]
+"""How a host answers: not at all, with a reset, with TCP alone, with 502, with a 404 that is not
+linkd's, by closing, as a linkd."""
 
 STEP: Final = 0.005
 ROUND_TRIP: Final = 0.002
 URL: Final = "ws://hub.test:9443/link"
 
 
-class _BadGateway(Protocol):
+class _Answering(Protocol):
+    """A host that is no linkd."""
+
+    def __init__(self, temper: Temper) -> None:
+        self._temper = temper
+
     def dataReceived(self, data: bytes) -> None:
+        """Answer by its temper."""
         transport: Any = self.transport
-        transport.write(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
+        if self._temper == "closing":
+            transport.abortConnection()
+        elif self._temper != "mute":
+            status = b"404 Not Found" if self._temper == "foreign" else b"502 Bad Gateway"
+            transport.write(b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\n\r\n")
 
 
 class _Line(BaseConnector):
@@ -73,7 +84,7 @@ class _Line(BaseConnector):
         if temper == "good":
             far = self._hosts.listener.buildProtocol(IPv4Address("TCP", "192.0.2.1", 40_000))
         else:
-            far = _BadGateway() if temper == "bad-gateway" else Protocol()
+            far = _Answering(temper)
         self._pipe = Pipe(self._hosts, _Joined(self, near), far)
         self._hosts.pipes.append(self._pipe)
 

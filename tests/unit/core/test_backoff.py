@@ -21,9 +21,20 @@ def test_the_first_redial_is_immediate_after_silence() -> None:
         assert backoff(chance).lost(silent=True, stable=True) == 0.0
 
 
-def test_the_first_redial_after_a_close_comes_within_a_second() -> None:
-    assert backoff(LEAST).lost(silent=False, stable=True) == 0.0
-    assert backoff(MOST).lost(silent=False, stable=True) == pytest.approx(1.0)
+@pytest.mark.parametrize(
+    ("announced", "spread"),
+    [(None, 0.5), (0.0, 0.2), (0.01, 0.2), (4.0, 4.0), (1e9, 30.0), (float("inf"), 30.0)],
+)
+def test_dialers_return_over_what_their_listener_announced(
+    announced: float | None, spread: float
+) -> None:
+    """Whatever it says: a hub that announces 10^9 s is dialed within 30 s."""
+    low, high = backoff(LEAST), backoff(MOST)
+    assert low.lost(False, True, announced) == 0.0
+    assert high.lost(False, True, announced) == pytest.approx(spread)
+    for _ in range(100):
+        assert low.failed("refused", None, announced) == pytest.approx(0.8 * max(0.5, spread))
+        assert high.failed("refused", None, announced) == pytest.approx(1.2 * max(0.5, spread))
 
 
 @pytest.mark.parametrize("silent", [True, False])
@@ -102,7 +113,7 @@ def test_tcp_is_given_up_early_but_for_every_fourth_round() -> None:
 def test_ten_thousand_dialers_do_not_come_in_one_second() -> None:
     chance = random.Random(7)
     first = [
-        Backoff(15.0, 5.0, chance.random).lost(silent=False, stable=True) for _ in range(10_000)
+        Backoff(15.0, 5.0, chance.random).lost(False, True, 10_000 / 500) for _ in range(10_000)
     ]
-    busiest = max(sum(int(each * 10) == tenth for each in first) for tenth in range(10))
-    assert busiest < 1200
+    busiest = max(sum(int(each) == second for each in first) for second in range(20))
+    assert busiest < 600

@@ -120,10 +120,14 @@ def test_a_hurry_dials_at_once_whatever_the_delay(hurry: Any) -> None:
     assert made.handle(hurry, 4.0) == []
 
 
-def test_after_silence_it_dials_at_once_after_a_close_within_a_second() -> None:
-    for silent, after in ((True, 0.0), (False, 0.5)):
+def test_after_silence_it_dials_at_once_after_a_close_over_the_return_spread() -> None:
+    for silent, spread, after in (
+        (True, 8.0, 0.0),
+        (False, None, 0.25),
+        (False, 8.0, 4.0),
+    ):
         made = up(link())
-        effects = made.handle(Lost(1, "silence", "gone", None, silent), 6.0)
+        effects = made.handle(Lost(1, "silence", "gone", None, silent, spread), 6.0)
         assert only(effects, Dial) == Dial(after)
         assert made.connection is None
 

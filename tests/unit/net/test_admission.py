@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 
 from linkd.config import LimitSettings
-from linkd.net.admission import FILE, KEPT_SECONDS, ConnectionLimiter, GreetedAddresses, Place
+from linkd.net.admission import (
+    ASSUMED_RATE,
+    FILE,
+    KEPT_SECONDS,
+    MEASURED,
+    ConnectionLimiter,
+    GreetedAddresses,
+    Place,
+)
 
 
 @pytest.fixture
@@ -97,8 +105,33 @@ def test_a_damaged_file_is_logged_and_nothing_is_known(
 def test_a_file_of_another_version_does_not_count(tmp_path: Path) -> None:
     path = tmp_path / FILE
     table = written(path, ("a", "192.0.2.1", 50.0))
-    table.write(b'{"version":2,"peers":{}}')
+    table.write(b'{"version":3,"peers":{"a":{"192.0.2.1":1}}}')
     assert not GreetedAddresses(path, 0.0)
+
+
+def test_the_file_of_the_version_before_is_read(tmp_path: Path) -> None:
+    path = tmp_path / FILE
+    GreetedAddresses(path).write(b'{"version":1,"peers":{"a":{"192.0.2.1":7.5}}}')
+    table = GreetedAddresses(path, 0.0)
+    assert table.peers_at("192.0.2.1") == 1
+    assert table.handshakes_per_second == ASSUMED_RATE
+
+
+def test_the_rate_of_handshakes_is_measured_in_a_crowd_and_kept(tmp_path: Path) -> None:
+    path, used = tmp_path / FILE, [10.0]
+    table = GreetedAddresses(path, 0.0, lambda: used[0])
+    for number in range(300):  # one every 0.2 s: other work would count
+        table.greeted("a", "192.0.2.1", 0.2 * number)
+        used[0] += 0.5
+    assert table.handshakes_per_second == ASSUMED_RATE
+    for number in range(MEASURED + 1):
+        table.greeted(f"p{number}", "192.0.2.1", 100.0 + 0.01 * number)
+        used[0] += 0.0008
+    assert table.handshakes_per_second == pytest.approx(1250.0, rel=0.02)
+    content = table.to_write(200.0)
+    assert content is not None
+    table.write(content)
+    assert GreetedAddresses(path, 0.0).handshakes_per_second == table.handshakes_per_second
 
 
 @pytest.mark.parametrize(("number", "logged"), [(errno.ENOSPC, 0), (errno.EACCES, 1)])

@@ -121,7 +121,7 @@ def test_an_address_that_was_good_and_fails_is_the_last_to_be_tried(tmp_path: Pa
     ("tempers", "kind", "reason"),
     [
         (["silent", "silent"], "unreachable", "unreachable"),
-        (["silent", "refusing"], "unreachable", "refused"),
+        (["silent", "refusing"], "refused", "refused"),
         (["mute", "refusing"], "broken", "unreachable"),
         (["silent", "bad-gateway"], "broken", "closed"),
     ],
@@ -176,3 +176,58 @@ def test_a_url_without_a_path_is_dialed_at_the_links_own(tmp_path: Path) -> None
     assert hosts.dialer._good == {}
     with pytest.raises(ConfigError, match="scheme"):
         hosts.dialer.configure(msgspec.structs.replace(peer, dial=("http://hub.test/",)), 5.0)
+
+
+def fail_again(hosts: Hosts, temper: Temper) -> tuple[str, str]:
+    """Dial a host that has this temper now; return kind and reason of the failure."""
+    hosts.tempers[address(0)] = temper
+    hosts.dialer.dial(0.0)
+    hosts.run(7.0, until="failed")
+    failure = hosts.link.failures[-1]
+    return failure.kind, failure.reason
+
+
+def bring_up(hosts: Hosts) -> None:
+    """Bring the link up, and have the hub close it."""
+    hosts.tempers[address(0)] = "good"
+    hosts.dialer.dial(0.0)
+    hosts.run(5.0, until="greeted")
+    hosts.link.connections[-1].abort("closed", "over")
+    hosts.run(1.0)
+
+
+def test_a_close_within_the_handshake_is_a_restart_three_times_where_the_url_has_worked(
+    tmp_path: Path,
+) -> None:
+    """A hub that restarts closes what it has accepted; dialers came back after up to 12 s."""
+    hosts = Hosts(tmp_path, ["closing"])
+    assert fail_again(hosts, "closing") == ("broken", "closed")
+    for _ in range(2):
+        bring_up(hosts)
+        kinds = [fail_again(hosts, "closing") for _ in range(5)]
+        assert kinds == 3 * [("refused", "closed")] + 2 * [("broken", "closed")]
+        assert fail_again(hosts, "refusing") == ("refused", "refused")
+        assert fail_again(hosts, "closing") == ("refused", "closed")
+
+
+def test_a_proxys_404_is_broken_where_the_url_has_worked_and_rejected_before(
+    tmp_path: Path,
+) -> None:
+    """An ingress answers 404 while the hub behind it restarts; linkd names a reason itself."""
+    hosts = Hosts(tmp_path, ["foreign"])
+    assert fail_again(hosts, "foreign") == ("rejected", "rejected")
+    bring_up(hosts)
+    assert fail_again(hosts, "foreign") == ("broken", "closed")
+    hosts.listener.nodes.peers.clear()
+    assert fail_again(hosts, "good") == ("rejected", "rejected")
+
+
+def test_failures_carry_what_the_url_announced(tmp_path: Path) -> None:
+    hosts = Hosts(tmp_path, ["refusing"])
+    hosts.listener._dialers = 4000
+    fail_again(hosts, "refusing")
+    assert hosts.link.failures[-1].return_spread is None
+    bring_up(hosts)
+    assert hosts.link.connections[-1].return_spread == 8.0
+    fail_again(hosts, "refusing")
+    assert hosts.link.failures[-1].return_spread == 8.0

@@ -218,7 +218,7 @@ def test_nothing_is_left_on_the_clock_once_both_have_gone(pair: Pair) -> None:
     pair.pipe.run(0.1)
     assert pair.at_hub.losses
     assert pair.at_edge.losses
-    assert pair.at_edge.losses[0][2] == Goodbye("stopped")
+    assert pair.at_edge.losses[0][2] == Goodbye("stopped", return_spread=0.2)
     assert pair.clock.getDelayedCalls() == []
 
 
