@@ -64,6 +64,7 @@ class StreamSession:
         self.busy = False
         self._rest: deque[client.FromClient | msgspec.Raw] = deque()
         self._opened = False
+        self._version = client.MIN_VERSION
         self._subscriptions: dict[int, StreamSink] = {}
         self._pattern_bytes = 0
         self._part = api.account.part(caller.name)
@@ -195,6 +196,11 @@ class StreamSession:
             self._flush_due = True
             self._at_turn_end(self._flush_now)
 
+    def send_since_2(self, frame: client.AckFailed | client.Position) -> None:
+        """Send a frame to a client that knows it: to others it would end the connection."""
+        if self._version >= 2:
+            self.send(frame)
+
     def send_large(self, frame: client.FromDaemon) -> None:
         """Send a frame that is worth a message of its own: it is encoded where it stays."""
         self.flush()
@@ -227,15 +233,16 @@ class StreamSession:
     # frames
 
     def _open(self, frame: client.Open) -> None:
-        if frame.version < client.VERSION:
-            self._fatal("malformed", f"expected version {client.VERSION}, got {frame.version}")
+        if frame.version < client.MIN_VERSION:
+            self._fatal("malformed", f"expected version {client.MIN_VERSION}, got {frame.version}")
             return
         self._opened = True
+        self._version = min(frame.version, client.VERSION)
         highest = self.ingress.open(frame.producer, frame.run)
         node = self.api.node
         self.send(
             client.Opened(
-                client.VERSION,
+                self._version,
                 node.name,
                 f"linkd {linkd.__version__}",
                 node.log.id,
@@ -357,7 +364,7 @@ class StreamSession:
         sink = self._subscriptions.get(frame.id)
         if sink is None or sink.subscription is None:
             none = "there is no such subscription"
-            self.send(client.AckFailed(frame.id, frame.next, "not-found", none))
+            self.send_since_2(client.AckFailed(frame.id, frame.next, "not-found", none))
             return
 
         def done(error: Exception | None) -> None:
@@ -366,7 +373,7 @@ class StreamSession:
             else:
                 word = "not-found" if isinstance(error, KeyError) else "log-full"
                 message = f"the cursor is not stored: {error}"
-                self.send(client.AckFailed(frame.id, frame.next, word, message))
+                self.send_since_2(client.AckFailed(frame.id, frame.next, word, message))
 
         sink.subscription.ack(frame.next, done)
 
@@ -494,7 +501,7 @@ class StreamSink(ApiSink):
         position = self.subscription.position()
         if position > self.reported:
             self.reported = position
-            self._session.send(client.Position(self.id, position))
+            self._session.send_since_2(client.Position(self.id, position))
 
     def give(self, bytes: int) -> None:
         """The client takes so many more bytes."""

@@ -19,7 +19,11 @@ from linkd.protocol.records import array_header
 from linkd.status import LinkStatus
 
 SUBPROTOCOL = "linkd.client.1"
-VERSION = 1
+VERSION = 2
+"""Version 2 adds AckFailed and Position to the frames of version 1."""
+
+MIN_VERSION = 1
+"""Clients of an older version are refused."""
 
 MAX_MESSAGE_BYTES = 17_825_792
 """No WebSocket message is larger (17 MiB: a body of 16 MiB and its frame)."""

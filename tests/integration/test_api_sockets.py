@@ -17,6 +17,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect, unix_connect
 from websockets.typing import Subprotocol
 
+from linkd.api import stream as api_stream
 from linkd.api import websocket
 from linkd.api.auth import Caller
 from linkd.api.websocket import MAX_FRAMES
@@ -103,7 +104,9 @@ class Stream:
 
 
 @contextmanager
-def streaming(served: Served, producer: str = "") -> Iterator[Stream]:
+def streaming(
+    served: Served, producer: str = "", version: int = stream.VERSION
+) -> Iterator[Stream]:
     with unix_connect(
         served.path,
         "ws://localhost/v1/stream",
@@ -111,8 +114,8 @@ def streaming(served: Served, producer: str = "") -> Iterator[Stream]:
         max_size=None,
     ) as wire:
         client = Stream(wire)
-        client.say(stream.Open(1, producer, "tests"))
-        assert isinstance(client.hear(), stream.Opened)
+        client.say(stream.Open(version, producer, "tests"))
+        assert client.hear(stream.Opened).version == min(version, stream.VERSION)
         yield client
 
 
@@ -1207,3 +1210,29 @@ async def test_a_page_is_told_over_how_many_seconds_all_are_to_come_back(
 
     got = await talk(served, "linkd=1", run)
     assert got == [0.0, {"return_spread": 10.0}, {"return_spread": 30.0}, None]
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest_twisted.ensureDeferred
+async def test_a_client_gets_only_frames_of_the_version_that_it_speaks(
+    served: Served, version: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api_stream, "POSITION_SECONDS", 0.05)
+
+    def run() -> list[type]:
+        with streaming(served, "", version) as client:
+            client.say(stream.Subscribe(1, ("quiet",), 1, "", 10_000))
+            client.hear(stream.Subscribed)
+            client.say(stream.Publish(1, "orders", 1, ONE))
+            client.hear(stream.Published)
+            client.say(stream.Ack(9, 1))
+            time.sleep(0.3)
+            client.say(stream.Unsubscribe(1))
+            heard: list[type] = []
+            while stream.Ended not in heard:
+                heard.append(type(client.hear()))
+            return heard
+
+    heard = await thread(run)
+    expected = [stream.AckFailed, stream.Position] if version > 1 else []
+    assert heard == [*expected, stream.Ended]

@@ -11,14 +11,19 @@ from linkd.api.stream import StreamSession
 from linkd.protocol import client
 
 
-def answer(error: Exception | None) -> Any:
+def answers(error: Exception | None, version: int) -> list[Any]:
     session: Any = object.__new__(StreamSession)
+    session._version = version
     kept = SimpleNamespace(ack=lambda _next, done: done(error))
     session._subscriptions = {1: SimpleNamespace(subscription=kept)}
     told: list[Any] = []
     session.send = told.append
     session._ack(client.Ack(1, 7))
-    (frame,) = told
+    return told
+
+
+def answer(error: Exception | None) -> Any:
+    (frame,) = answers(error, client.VERSION)
     return frame
 
 
@@ -35,3 +40,9 @@ def test_not_stored(error: Exception, word: str) -> None:
     assert (type(failed), failed.id, failed.next) == (client.AckFailed, 1, 7)
     assert failed.error == word
     assert str(error) in failed.message
+
+
+def test_a_client_of_version_1_gets_no_frame_that_it_does_not_know() -> None:
+    """It would end the connection over it."""
+    assert answers(OSError("database or disk is full"), 1) == []
+    assert answers(None, 1) == [client.Acked(1, 7)]
