@@ -1,6 +1,6 @@
 """Publishers and readers on one daemon that is killed, stopped, frozen, filled and replaced.
 
-python -m tests.support.client_chaos asyncio|uvloop|twisted [--seconds 60] [--seed 1]
+python -m tests.support.client_chaos LOOP [--seconds 60] [--publishes N] [--seed 1]
 
 Prints what was done and found as JSON; the exit status is 1 where a promise was broken. Each phase
 ends with the log read from its start, and the next begins with another log.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import re
 import shutil
 import signal
 import socket
@@ -18,6 +19,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from random import Random
 from typing import Any
 
@@ -31,7 +33,8 @@ from tests.support.daemon import Daemon
 
 KEYS = ("a" * 40, "b" * 40)
 FULL = "[log]\nmin_free_bytes = 1_000_000_000_000_000\n"
-FAULTS = ("kill", "kill", "term", "freeze", "reload", "key", "full")
+FAULTS = ("full", "kill", "term", "freeze", "reload", "key", "kill")
+"""Each round has all of them, the first round in this order."""
 SETTLE_SECONDS = 60.0
 PHASE_SECONDS = 12.0
 BULK = 1000
@@ -238,27 +241,31 @@ class Chaos:
                 self._configure()
             await thread(daemon.start)
 
-    async def run(self, seconds: float) -> None:
-        """Do all of it for so long."""
+    async def run(self, seconds: float, publishes: int = 0) -> None:
+        """Do all of it for so long, and for at least so many publishes."""
         self.seen = {name: [] for name in ("plain", "billing", "tiny")}
         await self.on.in_thread(self.daemon.start)
         start = self.on.start
         for name, over_http in (("s0", False), ("s1", True), ("s2", False)):
             start(self.publisher(name, over_http))
-        start(self.bulk("b0"))
+        if type(self) is Chaos:
+            start(self.bulk("b0"))
         start(self.reader("plain", over_http=False))
         start(self.reader("billing", over_http=True, consumer="billing"))
         start(self.reader("tiny", over_http=False, window=2000))
         end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            phase = min(end, time.monotonic() + PHASE_SECONDS)
+        faults = list(FAULTS)
+        while not self.over:
+            phase = time.monotonic() + min(seconds, PHASE_SECONDS)
             while time.monotonic() < phase:
                 await self.on.sleep(self.random.random())
-                await self.fault(self.random.choice(FAULTS))
+                await self.fault(faults.pop(0))
+                if not faults:
+                    faults = self.random.sample(FAULTS, len(FAULTS))
             await self._check()
-            if time.monotonic() < end:
+            self.over = time.monotonic() >= end and self.done["published"] >= publishes
+            if not self.over:
                 await self._replace()
-        self.over = True
         await self.on.sleep(0.2)
 
     async def _replace(self) -> None:
@@ -334,14 +341,101 @@ class Chaos:
                 self.wrong[outcome] += 1
 
 
+STORED = re.compile(r"([\d,]+) messages?(?: stored)?(?:, of ([\d,]+) more it is not known)?")
+
+
+class CommandChaos(Chaos):
+    """The same with `linkd publish --lines` and `linkd subscribe` as pipes."""
+
+    async def _command(self, *words: str) -> asyncio.subprocess.Process:
+        pipe = asyncio.subprocess.PIPE
+        words = ("-m", "linkd", *words, "--socket", str(self.daemon.socket))
+        return await asyncio.create_subprocess_exec(
+            sys.executable, *words, stdin=pipe, stdout=pipe, stderr=pipe, limit=1 << 24
+        )
+
+    async def publisher(self, name: str, over_http: bool) -> None:
+        """Run one pipe after the other; some are interrupted."""
+        number = 0
+        while not self.over:
+            if self.paused:
+                await self.on.sleep(0.01)
+                continue
+            self.open += 1
+            try:
+                number = await self._pipe(name, number)
+            finally:
+                self.open -= 1
+
+    async def _pipe(self, name: str, number: int) -> int:
+        process = await self._command("publish", name, "--lines")
+        assert process.stdin is not None
+        tags: list[str] = []
+        is_cancelled = self.random.random() < 0.3
+        # a pipe holds 64 KiB and its writer as many: behind them it runs, and can be interrupted
+        last = number + (40_000 if is_cancelled else self.random.randrange(1000, 20_000))
+        with suppress(ConnectionError):
+            while number < last and not self.paused:
+                piece = [f"{name}-{each}" for each in range(number, number + 500)]
+                number += len(piece)
+                tags += piece
+                process.stdin.write("".join([f"{tag}\n" for tag in piece]).encode())
+                await process.stdin.drain()
+                await self.on.sleep(0.01)
+            if is_cancelled and number >= last and process.returncode is None:
+                process.send_signal(signal.SIGINT)
+        out, err = await process.communicate(b"")
+        text = (out + err).decode()
+        self.done[f"publish: exit {process.returncode}"] += 1
+        self._note(tags, process.returncode, text)
+        return number
+
+    def _note(self, tags: list[str], code: int | None, text: str) -> None:
+        """Note what a pipe reported of its lines."""
+        found = STORED.search(text)
+        stored, unknown = (
+            (int((each or "0").replace(",", "")) for each in found.groups()) if found else (0, 0)
+        )
+        if "Traceback" in text or code not in (0, 3, 4, 130) or (code == 0 and stored != len(tags)):
+            self.wrong[f"publish: exit {code}, {len(tags)} lines: {text[-300:]}"] += 1
+        known = stored + unknown
+        self.calls.update(dict.fromkeys(tags[:stored], "stored"))
+        self.calls.update(dict.fromkeys(tags[stored:known], "cancelled"))
+        self.calls.update(dict.fromkeys(tags[known:], "refused"))
+
+    async def reader(self, name: str, over_http: bool, **options: Any) -> None:
+        """Note every line; it is started again only if it found no daemon at first."""
+        consumer = ("--consumer", name) if "consumer" in options else ()
+        while not self.over:
+            process = await self._command(
+                "subscribe", ">", "--from", "earliest", "--json", *consumer
+            )
+            assert process.stdout is not None
+            assert process.stderr is not None
+            lines = 0
+            while line := await process.stdout.readline():
+                lines += 1
+                record = json.loads(line)
+                self.seen[name].append((record["offset"], record["text"]))
+                if self.over:
+                    process.kill()
+                    return
+            said = (await process.stderr.read()).decode()
+            if lines or await process.wait() != 3:
+                self.wrong[f"subscribe: exit {process.returncode}: {said[-300:]}"] += 1
+                return
+
+
 def main() -> int:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("loop", choices=("asyncio", "uvloop", "twisted"))
+    parser.add_argument("loop", choices=("asyncio", "uvloop", "twisted", "cli"))
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--publishes", type=int, default=0)
     parser.add_argument("--seed", type=int, default=1)
     asked = parser.parse_args()
-    chaos = Chaos(OnTwisted if asked.loop == "twisted" else OnAsyncio, asked.seed)
+    kind = CommandChaos if asked.loop == "cli" else Chaos
+    chaos = kind(OnTwisted if asked.loop == "twisted" else OnAsyncio, asked.seed)
 
     def report() -> int:
         wrong = {what: count for what, count in chaos.wrong.items() if count}
@@ -351,16 +445,16 @@ def main() -> int:
     try:
         if asked.loop == "twisted":
             task.react(
-                lambda _: defer.Deferred.fromCoroutine(chaos.run(asked.seconds)).addCallback(
-                    lambda _: sys.exit(report())
-                )
+                lambda _: defer.Deferred.fromCoroutine(
+                    chaos.run(asked.seconds, asked.publishes)
+                ).addCallback(lambda _: sys.exit(report()))
             )
         if asked.loop == "uvloop":
             import uvloop
 
-            uvloop.run(chaos.run(asked.seconds))
+            uvloop.run(chaos.run(asked.seconds, asked.publishes))
         else:
-            asyncio.run(chaos.run(asked.seconds))
+            asyncio.run(chaos.run(asked.seconds, asked.publishes))
         return report()
     finally:
         chaos.daemon.close()
