@@ -129,7 +129,7 @@ test("online: an attempt that hangs is made again at once", async () => {
   const node = client({ WebSocket: Hanging });
   await until(() => made === 1);
   fire("online");
-  await until(() => node.isUp, 2);
+  await until(() => node.isUp);
 });
 
 test("offline or online: whether the connection lives is found out within pingTimeout", async () => {
@@ -144,7 +144,7 @@ test("offline or online: whether the connection lives is found out within pingTi
     assert.deepEqual(closed, [], "it was alive");
     stub.mute = true;
     fire(name);
-    await until(() => closed.length === 1, 2);
+    await until(() => closed.length === 1);
     stub.mute = false;
     node.close();
   }
@@ -163,7 +163,7 @@ test("a silence that was looked for after online or offline makes nobody more pa
     stub.mute = true;
     const fired = performance.now();
     fire("online");
-    await until(() => closed.length === round, 2);
+    await until(() => closed.length === round);
     // A client that has lost its patience would take 800 ms in the last round.
     assert.ok(closed.at(-1) - fired < 700, `round ${round}: ${closed.at(-1) - fired} ms`);
   }
@@ -188,13 +188,13 @@ test("a hidden page tries again without a timer, and a page that comes back look
   const node = client({ minDelay: 50, maxDelay: 50, random: () => 1, pingInterval: 60, pingTimeout: 0.2 });
   await up(node);
   stub.cutConnections();
-  await until(() => stub.seen.upgrades.length === 2 && node.isUp, 2);
+  await until(() => stub.seen.upgrades.length === 2 && node.isUp);
   await stub.stop();
-  await until(() => node.status.value.state === "waiting", 2);
+  await until(() => node.status.value.state === "waiting");
   await stub.start();
   document.visibilityState = "visible";
   document.dispatchEvent(new Event("visibilitychange"));
-  await until(() => node.isUp, 2);
+  await until(() => node.isUp);
 });
 
 test("the reason is the reason: a page's policy, a node that is not there, one that refuses the page", async () => {
@@ -235,7 +235,7 @@ test("a page asks by HTTP whether a node that is away is back: browsers delay We
   assert.equal(dialed, 1);
   assert.equal(node.status.value.reason, "no connection to the node can be made");
   there = true;
-  await until(() => node.isUp, 0.5);
+  await until(() => node.isUp, 2);
   assert.equal(dialed, 2);
 });
 

@@ -70,7 +70,8 @@ class Site:
         self.ports = {"hub": free_port(), "edge": free_port()}
         link = free_port()
         self.hub = daemons(
-            "hub", self._api("hub", keyed) + listen(link, "127.0.0.1") + peer("edge", extra=EVERYTHING)
+            "hub",
+            self._api("hub", keyed) + listen(link, "127.0.0.1") + peer("edge", extra=EVERYTHING),
         )
         url = f"ws://127.0.0.1:{link}/link"
         self.edge = daemons("edge", self._api("edge", keyed) + peer("hub", url, extra=EVERYTHING))
@@ -299,7 +300,9 @@ def test_a_page_that_is_refused_reads_why(daemons: Start) -> None:
             assert 4400 <= code < 4500, (name, code, reason)
             assert reason
             assert said is None or [code, reason] == said
-        pages.open("elsewhere", f"http://localhost:{site.page_port}/reconnecting.html", ws=site.ws("edge"))
+        pages.open(
+            "elsewhere", f"http://localhost:{site.page_port}/reconnecting.html", ws=site.ws("edge")
+        )
         pages.run(
             "elsewhere",
             "socket.on('close', ({ code, reason }) => (window.why = [code, reason])) ?? null",
@@ -307,7 +310,9 @@ def test_a_page_that_is_refused_reads_why(daemons: Start) -> None:
         pages.until("elsewhere", "Boolean(window.why)", 12)
         origin = f"the origin http://localhost:{site.page_port} is not in api.origins"
         assert pages.run("elsewhere", "why") == [4403, origin]
-        refused = [line.fields for line in site.edge.lines if line.fields.get("event") == "api.refused"]
+        refused = [
+            line.fields for line in site.edge.lines if line.fields.get("event") == "api.refused"
+        ]
         assert any(one["detail"] == origin for one in refused)
         causes = [(one["reason"], one["caller"]) for one in refused if "repeats" not in one]
         assert len(causes) == len(set(causes)), refused
@@ -347,10 +352,18 @@ def test_each_refusal_is_in_the_close_reason_and_in_the_status_of_linkd_js(daemo
             ("other", "", key, 4403, origin),
             ("same", "?channel=secret", key, 4403, "secret"),
             ("same", "?channel=chat&from=x", key, 4400, "from"),
-            ("same", "?channel=chat&presence=7", key, 4400, "presence: expected 0, 1 or text, got '7'"),
+            (
+                "same",
+                "?channel=chat&presence=7",
+                key,
+                4400,
+                "presence: expected 0, 1 or text, got '7'",
+            ),
             ("same", f"?{many}", key, 4429, "at most 4 channels (limits.subscriptions)"),
         ):
-            script = REFUSED.replace("URL", json.dumps(ws + query)).replace("KEY", json.dumps(with_key))
+            script = REFUSED.replace("URL", json.dumps(ws + query)).replace(
+                "KEY", json.dumps(with_key)
+            )
             got = pages.run(name, script)
             assert (got[0], reason in got[1]) == (code, True), (query, got)
         for name, options, reason in (
@@ -373,7 +386,9 @@ def test_each_refusal_is_in_the_close_reason_and_in_the_status_of_linkd_js(daemo
             " node.addEventListener('error', ({ detail }) => refused.push(detail.message));"
             " node.subscribe('secret'); node.publish('secret', 1).catch(({ message }) => refused.push(message)); })",
         )
-        pages.until("same", "refused.length === 2 && refused.every((each) => each.includes('secret'))", 5)
+        pages.until(
+            "same", "refused.length === 2 && refused.every((each) => each.includes('secret'))", 5
+        )
 
 
 CONTROLS = "document.querySelector('#controls').disabled"
