@@ -119,7 +119,7 @@ class Resolver:
                 waiter.callback(addresses)
             else:
                 error = outcome.value if isinstance(outcome, Failure) else None
-                text = str(error or "no addresses")
+                text = getattr(error, "strerror", None) or str(error or "no addresses")
                 waiter.errback(OSError(f"the name {host} could not be looked up: {text}"))
 
 

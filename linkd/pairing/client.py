@@ -303,7 +303,8 @@ def _exchange(
             ) from None
         except (OSError, http.client.HTTPException) as error:
             if not tries_left:
-                raise HubUnreachable(f"{url.host}:{url.port} does not answer: {error}") from None
+                why = getattr(error, "strerror", None) or error
+                raise HubUnreachable(f"{url.host}:{url.port} does not answer: {why}") from None
         finally:
             connection.close()
     raise HubUnreachable(f"{url.host}:{url.port} does not answer")

@@ -81,10 +81,11 @@ def test_one_look_up_serves_all_who_wait_and_old_answers_serve_after_a_quarter_s
 
 
 def test_a_name_that_never_had_an_address_fails() -> None:
-    resolver = Resolver(Clock(), lambda _: fail(OSError("no such name")))
-    problems: list[Any] = []
-    resolver.resolve("none.example").addErrback(problems.append)
-    assert "none.example could not be looked up: no such name" in str(problems[0].value)
+    for error in (OSError("no such name"), OSError(-2, "no such name")):
+        resolver = Resolver(Clock(), lambda _, error=error: fail(error))
+        problems: list[Any] = []
+        resolver.resolve("none.example").addErrback(problems.append)
+        assert str(problems[0].value).endswith("none.example could not be looked up: no such name")
 
 
 def test_families_take_turns() -> None:
