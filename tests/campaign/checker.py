@@ -45,10 +45,12 @@ class Held:
     Attributes:
         numbers: Of each publisher's records, in the order of the log.
         late: Offsets of records behind later ones of their publisher.
+        first: The offset of the oldest record that is left.
     """
 
     numbers: dict[str, list[int]] = field(default_factory=dict)
     late: list[int] = field(default_factory=list)
+    first: int = 1
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def read_held(state_dir: Path, node: str) -> Held:
     """Return what a log holds; its daemon has stopped."""
     calls: SimpleQueue[Any] = SimpleQueue()
     log = open_log(LogSettings(), state_dir, node, calls.put)
-    held = Held()
+    held = Held(first=log.first)
     highest: dict[str, int] = {}
     position = log.first
     while position < log.next:
