@@ -64,10 +64,10 @@ def cursor_apart() -> None:
     def stale(folder: Path, files: Files, wall: Callable[[], float]) -> Found:
         found = whole(folder, files, wall)
         if (state := found.state) is not None:
-            for peer, (log, ends) in list(state._cursors.items()):
+            for peer, (log, ends) in list(state.cursors.items()):
                 older = max([1, *(end.next for end in ends[:-1])])
                 last = EpochEnd(ends[-1].epoch, max(older, ends[-1].next - BEHIND))
-                state._cursors[peer] = (log, (*ends[:-1], last))
+                state.cursors[peer] = (log, (*ends[:-1], last))
             state.origins = Origins()
         return found
 
