@@ -4,7 +4,7 @@ The tables are bounded, so that a flood from many addresses costs a fixed amount
 address that was quiet longest is forgotten first.
 
 A connection works in slices; where the share of an iteration is used up, or others wait, it queues.
-So the links, whose work is not counted here, are served at least every 20 ms, however many clients
+So the links, whose work is not counted here, are served at least every 10 ms, however many clients
 there are and whatever they send. Callers have their turns in rotation, however many connections
 each of them has.
 """
@@ -123,10 +123,10 @@ class RateLimiter:
         return wait
 
 
-SHARE_SECONDS: Final = 0.020
+SHARE_SECONDS: Final = 0.010
 """Time for all connections of the API in an iteration of the event loop, in seconds."""
 
-SLICE_SECONDS: Final = 0.005
+SLICE_SECONDS: Final = 0.0025
 """Time for one caller, before the next has its turn, in seconds."""
 
 

@@ -314,7 +314,7 @@ class Slow:
         self.clock.rightNow += 0.001
 
 
-def longest_turn(clock: Clock, turns: int = 3000) -> float:
+def longest_turn(clock: Clock, turns: int = 6000) -> float:
     """Run what is due, and return for how long one turn of it took."""
     longest = 0.0
     for _ in range(turns):
