@@ -245,6 +245,9 @@ class _Passed(msgspec.Struct, array_like=True, frozen=True, gc=False):
 _BODY_HEADS = {0xC4: 2, 0xC5: 3, 0xC6: 5}
 """Bytes of a body's head, by its first."""
 
+_VIEW_BYTES = 1500
+"""A body of this size costs less to look at where it is than to copy (measured)."""
+
 _LEAST_ALIKE = 16
 _MOST_COLUMNS = 64
 """With fewer records, or more bytes beside the body, comparing columns does not pay."""
@@ -316,23 +319,28 @@ def check_records(records: bytes, count: int, max_body_bytes: int) -> None:
         BadRecord: These are not `count` well-formed records.
         BodyTooLarge: A body has more than `max_body_bytes`.
     """
-    if len(records) <= min(max_body_bytes, MAX_BATCH_BYTES):
-        if not _are_alike(records, count):
-            decode_records(records, count)
+    if _are_alike(records, count) and len(records) <= max_body_bytes * count:
         return
-    _check_count(count, records)
-    found: Sequence[_View | Record]
-    try:
-        if count == 1:
-            found = [_view.decode(records)]  # not copied behind a head
-        else:
-            found = _views.decode(array_header(count) + records)
-    except _MALFORMED:
-        found = decode_records(records, count)
-    if any(len(one.body) > max_body_bytes for one in found):
+    found: Sequence[_View | Record] = (
+        _views_of(records, count)
+        if len(records) > _VIEW_BYTES * count
+        else decode_records(records, count)
+    )
+    if len(records) > max_body_bytes and any(len(one.body) > max_body_bytes for one in found):
         raise BodyTooLarge(
             f"expected bodies of at most {max_body_bytes} bytes (log.max_body_bytes)"
         )
+
+
+def _views_of(records: bytes, count: int) -> Sequence[_View | Record]:
+    """Return the records of a batch, bodies not copied; raise BadRecord as `decode_records`."""
+    _check_count(count, records)
+    try:
+        if count == 1:
+            return [_view.decode(records)]  # not copied behind a head
+        return _views.decode(array_header(count) + records)
+    except _MALFORMED:
+        return decode_records(records, count)
 
 
 def _are_alike(records: bytes, count: int) -> bool:

@@ -317,3 +317,15 @@ def test_bodies_of_one_length_are_alike_whatever_they_hold(size: int) -> None:
     assert not _are_alike(encode_records([Record(b"", "x" * 100)] * 16), 16)
     for malformed in (b"\xc0\xc4\x01a", b"\x91\xa2aa", b"\x92\xc4\x01a\xc0", b"\x91\xc4\x09a"):
         assert not _are_alike(malformed * 16, 16)
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 40])
+@pytest.mark.parametrize("size", [20, 1600])
+@pytest.mark.parametrize("spread", [0, 1])
+def test_bodies_are_bounded_however_they_are_looked_at(count: int, size: int, spread: int) -> None:
+    bodies = [b"x" * (size + spread * (place % 2)) for place in range(count)]
+    records = encode_records([Record(body) for body in bodies])
+    most = max(map(len, bodies))
+    check_records(records, count, most)
+    with pytest.raises(BodyTooLarge):
+        check_records(records, count, most - 1)
