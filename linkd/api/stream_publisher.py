@@ -197,11 +197,13 @@ class StreamPublisher:
             return True
         self._pending = []
         clock = self._session.api.reactor
-        index, end = 0, len(pending)
+        index, end, alone = 0, len(pending), 0
         while index < end:
-            run = self._run(pending, index)
+            run = self._run(pending, index) if index >= alone else pending[index : index + 1]
+            if not self._hand_on(run):
+                alone = index + len(run)
+                continue
             index += len(run)
-            self._hand_on(run)
             if until is not None and index < end and clock.seconds() >= until:
                 self._pending = pending[index:] + self._pending
                 return False
@@ -241,8 +243,8 @@ class StreamPublisher:
         """Check each channel again: the caller's rights have changed."""
         self._channels.clear()
 
-    def _hand_on(self, run: list[client.Publish]) -> None:
-        """Check a run and append it; where it is malformed, each publish for itself."""
+    def _hand_on(self, run: list[client.Publish]) -> bool:
+        """Check a run, and append or refuse it; return False where it must go one by one."""
         first = run[0]
         records = first.records if len(run) == 1 else b"".join([frame.records for frame in run])
         count = first.count if len(run) == 1 else sum([frame.count for frame in run])
@@ -252,12 +254,9 @@ class StreamPublisher:
             self._check_place(first, size, alone=len(run) == 1)
             self._check(first, count, records)
         except LinkdError as error:
-            if len(run) > 1:
-                for frame in run:
-                    self._hand_on([frame])
-            else:
+            if len(run) == 1:
                 self._refuse_new(first, error)
-            return
+            return len(run) == 1
         producer: Producer | None = None
         counts: tuple[int, ...] = ()
         if state is not None:
@@ -275,6 +274,7 @@ class StreamPublisher:
             self._session.api.node.publish(draft, self._settled(run, size))
         except LinkdError as error:
             self._settled(run, size)(error)
+        return True
 
     def _refuse_new(self, frame: client.Publish, error: LinkdError) -> None:
         """Refuse a publish, unless it was stored before: then the log answers the repeat.

@@ -196,3 +196,16 @@ def test_waits_are_counted_and_given_up_in_slices(bench: Bench) -> None:
     session.message(client.encode([client.Wait(1, "hub", "orders", 2**40, 60.0)]), True)
     session.flush()
     assert bench.heard(client.Waited)[-1].error == "too-many"
+
+
+def test_a_run_with_a_malformed_publish_goes_one_by_one_in_slices(bench: Bench) -> None:
+    bench.node.log.on_commit.append(bench.slow(SLICE_SECONDS))
+    bench.say(
+        *(client.Publish(n + 1, "a", 1, ONE if n != 5 else b"\xc1") for n in range(10)),
+    )
+    assert sum(draft.count for draft in bench.node.published) == 1
+    while bench.session.busy:
+        bench.clock.advance(0)
+        bench.session.go_on()
+    assert sum(draft.count for draft in bench.node.published) == 9
+    assert [frame.sequence for frame in bench.heard(client.PublishFailed)] == [6]
