@@ -33,7 +33,7 @@ from linkd.api.http import SMALL_BYTES, ApiRequest, Part
 from linkd.core.liveness import FLOW_BYTES, ClientLiveness
 from linkd.net.linux import keep_unsent_small, path_of
 from linkd.net.rate_limit import drop_buffers
-from linkd.net.timers import ExactTimer, PingedSilence
+from linkd.net.timers import ExactTimer, PingedSilence, cancel
 from linkd.net.websocket import (
     MESSAGE,
     STATE_OPEN,
@@ -338,9 +338,13 @@ class ApiWebSocket(PingedSilence, WholeMessages):
     def _hold_incoming(self) -> bool:
         """Count a large message that has come in part as a whole; return whether there is room.
 
-        So a message that was begun can always be completed. The length of fragments is known bit
-        by bit: it is refused where there is no room for the next.
+        So a message that was begun can always be completed, and it counts until it is worked off.
+        The length of fragments is known bit by bit: it is refused where there is no room for the
+        next.
         """
+        if self.session.busy:
+            cancel(self._whole_by)
+            return True
         awaited = self.awaited()
         if awaited <= SMALL_BYTES:
             awaited = 0
@@ -356,8 +360,7 @@ class ApiWebSocket(PingedSilence, WholeMessages):
                 return True
             return False
         self._incoming = awaited
-        if self._whole_by is not None and self._whole_by.active():
-            self._whole_by.cancel()
+        cancel(self._whole_by)
         self._whole_by = None
         if awaited:
             seconds = MESSAGE_SECONDS + awaited / LEAST_BYTES_PER_SECOND
@@ -393,8 +396,7 @@ class ApiWebSocket(PingedSilence, WholeMessages):
         was_open, self.open = self.open, False
         self._goes_on = None
         self._forget_all()
-        if self._late is not None and self._late.active():
-            self._late.cancel()
+        cancel(self._late)
         self.upgrades.gone(self)
         drop_buffers(self.transport)
         super().connectionLost(reason)
@@ -491,8 +493,7 @@ class ApiWebSocket(PingedSilence, WholeMessages):
         incoming, self._incoming = self._incoming, 0
         if self._part is not None:
             self._part.give(incoming)
-        if self._whole_by is not None and self._whole_by.active():
-            self._whole_by.cancel()
+        cancel(self._whole_by)
         self.upgrades.api.account.forget(self._on_freed)
         self.upgrades.api.account.forget(self._on_room)
 

@@ -339,6 +339,9 @@ class FrameReader(ABC):
             if self._missing > 0:
                 _merge_small(pieces)
                 return
+            if self.busy or self._is_late():  # joining it is work, too
+                self._rest()
+                return
             self._pieces = None
             self.data = b"".join([self.data, *pieces])
         self.consumeData()
@@ -379,7 +382,8 @@ class FrameReader(ABC):
 
     def _rest(self) -> None:
         """Continue in the next turn, if any bytes are left."""
-        if (self.data or self.busy) and not self._resting:
+        waits = self.data or self.busy or (self._pieces is not None and self._missing <= 0)
+        if waits and not self._resting:
             self._resting = True
             self.transport.pauseProducing()
             self.go_on_later(self._go_on)

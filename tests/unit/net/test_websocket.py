@@ -290,6 +290,30 @@ def test_a_long_frame_is_worked_on_when_all_of_it_is_there() -> None:
     assert end.works <= 3
 
 
+class Waiting(End):
+    """Has time only in its turn."""
+
+    left_now = 0.0
+
+    def turn_left(self) -> float:
+        return self.left_now
+
+
+def test_a_long_frame_is_not_even_put_together_before_there_is_time() -> None:
+    end, payload = Waiting(), bytes(300_000)
+    content = frame(MESSAGE, payload)
+    end.left_now = 1.0
+    end.gather(content[:10_000])
+    end.left_now = 0.0
+    end.gather(content[10_000:])
+    assert (end.told, len(end.data), end.transport.reads) == ([], 10_000, False)
+    end.clock.turn()
+    assert (end.told, len(end.data), end.transport.reads) == ([], 10_000, False)
+    end.left_now = 1.0
+    assert drain(end) == 1
+    assert (end.told, end.data) == ([(MESSAGE, payload)], b"")
+
+
 def test_a_frame_in_single_bytes_is_not_kept_in_as_many_pieces() -> None:
     end, payload = End(), bytes(40_000)
     content = frame(MESSAGE, payload)
