@@ -52,6 +52,12 @@ LATE_SECONDS = 0.5
 GROWN_BYTES = 300 << 20
 LEAST_RATE = 0.5
 PACE_SECONDS = 0.04
+REFUSED_SECONDS = 0.01
+SETTLED = 0.3
+"""A daemon that uses less of its processor has worked off what a load has left behind."""
+
+SETTLE_SECONDS = 10.0
+SETTLE_STEP = 0.3
 
 _UPGRADE = (
     b"GET %b HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -125,55 +131,79 @@ def frame_cases() -> Iterator[Case]:
         yield Case(f"/ws {kind}", b"/ws?channel=texts", _always(content))
 
 
-def _flood(one: socket.socket, content: bytes, upgraded: bool, until: float) -> None:
-    """Send all of it again and again; of answers to requests a little is read, late."""
-    sent = memoryview(content)
-    with contextlib.suppress(OSError):
-        while time.monotonic() < until:
-            try:
-                sent = sent[one.send(sent) :] or memoryview(content)
-            except TimeoutError:
-                if not upgraded:
-                    one.recv(1 << 16)
+class Attacker:
+    """One connection of a load, opened again whenever the daemon refuses or ends it.
 
+    Args:
+        case: What it sends.
+        content: The bytes of it.
+        port: The daemon's.
+        until: When the load is over, by `time.monotonic`.
 
-def _open(port: int, upgrade: bytes) -> socket.socket | None:
-    one = socket.create_connection(("127.0.0.1", port), timeout=5.0)
-    if upgrade:
+    Attributes:
+        opened: How often it was open.
+        refused: How often it was refused before it was.
+    """
+
+    def __init__(self, case: Case, content: bytes, port: int, until: float) -> None:
+        self._case, self._content, self._port, self._until = case, content, port, until
+        self.opened = self.refused = 0
+        self.thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        while time.monotonic() < self._until:
+            with contextlib.suppress(OSError), self._connect() as one:
+                if self._upgraded(one):
+                    self.opened += 1
+                    self._flood(one)
+                    continue
+            self.refused += 1
+            time.sleep(REFUSED_SECONDS)
+
+    def _connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self._port), timeout=5.0)
+
+    def _upgraded(self, one: socket.socket) -> bool:
+        """Return whether the case needs no upgrade, or has it."""
+        upgrade = self._case.upgrade
+        if not upgrade:
+            return True
         more = _STREAM if upgrade == b"/v1/stream" else b""
-        one.sendall(_UPGRADE % (upgrade, port, base64.b64encode(bytes(16)), more))
-        if b" 101 " not in one.recv(4096):
-            one.close()
-            return None
-    one.settimeout(0.2)
-    return one
+        key = base64.b64encode(bytes(16))
+        one.sendall(_UPGRADE % (upgrade, self._port, key, more))
+        return b" 101 " in one.recv(4096)
+
+    def _flood(self, one: socket.socket) -> None:
+        """Send all of it again and again; of answers to requests a little is read, late."""
+        one.settimeout(0.2)
+        sent = memoryview(self._content)
+        with contextlib.suppress(OSError):
+            while time.monotonic() < self._until:
+                try:
+                    sent = sent[one.send(sent) :] or memoryview(self._content)
+                except TimeoutError:
+                    if not self._case.upgrade:
+                        one.recv(1 << 16)
 
 
 def load_process(orders: Any, seconds: float) -> None:
-    """Obey: open so many connections, and have each send what a case is made of."""
+    """Obey: have so many connections send what a case is made of."""
     pin(os.getpid(), LOADS)
     cases = {case.name: case for case in (*route_cases(), *frame_cases())}
     while (order := orders.recv()) is not None:
         name, connections, port = order
         case = cases[name]
         content = case.content(port)
-        opened: list[socket.socket] = []
-        for _ in range(connections):
-            with contextlib.suppress(OSError):
-                one = _open(port, case.upgrade)
-                if one is not None:
-                    opened.append(one)
         orders.send("begun")
         until = time.monotonic() + seconds
-        arguments = [(one, content, bool(case.upgrade), until) for one in opened]
-        threads = [threading.Thread(target=_flood, args=each) for each in arguments]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        for one in opened:
-            one.close()
-        orders.send(len(opened))
+        attackers = [Attacker(case, content, port, until) for _ in range(connections)]
+        for one in attackers:
+            one.thread.start()
+        for one in attackers:
+            one.thread.join()
+        ever = sum(one.opened > 0 for one in attackers)
+        opened = sum(one.opened for one in attackers)
+        orders.send((ever, opened - ever, sum(one.refused for one in attackers)))
 
 
 def pin(pid: int, processor: int) -> None:
@@ -268,10 +298,10 @@ class Bench:
         self._orders.recv()
         began = time.monotonic()
         with Watch(daemon) as watch:
-            opened = self._orders.recv()
+            opened, again, refused = self._orders.recv()
             took = time.monotonic() - began
             answered = watch.answered
-            time.sleep(0.3)
+            settle(daemon)
         waited = spent(daemon.pid)[1] - waited
         late, grown = max(0.0, watch.late - waited), watch.most - before
         drops = _drops(daemon) - drops
@@ -290,6 +320,8 @@ class Bench:
             name,
             f"{peers:,}",
             f"{opened} of {connections}",
+            f"{again:,}",
+            f"{refused:,}",
             f"{watch.late:.2f}",
             f"{waited:.2f}",
             str(drops),
@@ -306,6 +338,16 @@ class Bench:
         """End the load."""
         self._orders.send(None)
         self._process.join(10)
+
+
+def settle(daemon: Daemon) -> None:
+    """Wait until a daemon has worked off what a load has left behind, so that rows stay apart."""
+    end = time.monotonic() + SETTLE_SECONDS
+    ran = float("inf")
+    while ran > SETTLED * SETTLE_STEP and time.monotonic() < end:
+        before = spent(daemon.pid)[0]
+        time.sleep(SETTLE_STEP)
+        ran = spent(daemon.pid)[0] - before
 
 
 def _drops(daemon: Daemon) -> int:
@@ -344,6 +386,8 @@ HEAD = (
     "what",
     "peers",
     "connections",
+    "again",
+    "refused",
     "late, s",
     "without a processor, s",
     "drops",
@@ -359,8 +403,9 @@ def page(where: str, seconds: float, bench: Bench) -> str:
         "# Every route and frame at its full size\n\n"
         f"Measured {where}. Command: `python -m bench.full_size`. Each load lasts {seconds:g} s:"
         " every connection sends the largest that the bounds allow, again and again, and reads"
-        " little, late, or nothing. The daemon has one processor, the load and all peers the"
-        " other.\n\n"
+        " little, late, or nothing. One that the daemon refuses or ends is opened `again` at once;"
+        " `connections` counts those that were open at some time, `refused` the attempts that were"
+        " refused. The daemon has one processor, the load and all peers the other.\n\n"
         "Bars: the loop is late for less than 0.5 s, beside the time for which the daemon waited"
         " for its processor, which other processes of this machine took; no link drops; memory"
         " grows by at most 300 MiB; another client, which publishes one record every 40 ms over"
