@@ -6,7 +6,9 @@ that storing, sending and receiving it never opens it. Only what needs a record'
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import Annotated
 
 import msgspec
@@ -439,16 +441,18 @@ def runs_of(records: bytes, count: int, max_bytes: int) -> list[tuple[int, bytes
     """
     if len(records) <= max_bytes or count == 1:
         return [(count, records)]
+    if _are_alike(records, count):
+        ends: Sequence[int] = range(len(records) // count, len(records) + 1, len(records) // count)
+    else:
+        ends = list(accumulate([memoryview(raw).nbytes for raw in split_raw(records, count)]))
     runs: list[tuple[int, bytes]] = []
-    run = begin = end = 0
-    for raw in split_raw(records, count):
-        size = memoryview(raw).nbytes
-        if run and end + size - begin > max_bytes:
-            runs.append((run, records[begin:end]))
-            run, begin = 0, end
-        run += 1
-        end += size
-    return [*runs, (run, records[begin:end])]
+    first = begin = 0
+    while first < count:
+        next_ = max(first + 1, bisect_right(ends, begin + max_bytes))
+        end = ends[next_ - 1]
+        runs.append((next_ - first, records[begin:end]))
+        first, begin = next_, end
+    return runs
 
 
 def check_raw(records: bytes, count: int) -> None:

@@ -253,7 +253,11 @@ def test_every_head_of_msgpack_is_stepped_over_as_msgspec_does() -> None:
                     assert ends is split, (head, tail, count)
 
 
-@given(st.lists(st.integers(0, 30), min_size=1, max_size=12), st.integers(1, 60))
+@given(
+    st.lists(st.integers(0, 30), min_size=1, max_size=12)
+    | st.builds(lambda size, count: [size] * count, st.integers(0, 9), st.integers(16, 40)),
+    st.integers(1, 60),
+)
 def test_runs_are_as_long_as_the_bound_allows(sizes: list[int], max_bytes: int) -> None:
     each = [encode_records((Record(bytes(size)),)) for size in sizes]
     runs = runs_of(b"".join(each), len(each), max_bytes)
