@@ -110,8 +110,6 @@ class Page:
         while goes_on and not self._full():
             await reads.acquire()
             try:
-                if self._api.share.left() <= 0:  # who came before has used the slice up
-                    await self._api.share.turn(self._caller)
                 goes_on = await self._fill_some()
             finally:
                 reads.release()
@@ -122,6 +120,8 @@ class Page:
         batches = await self._read()
         if batches is None:
             return True
+        if api.share.left() <= 0:  # others wait, or came at the same moment from the disk
+            await api.share.turn(self._caller)
         clock, until = self._log.clock(), api.share.end()
         for batch in batches:
             self._scanned += len(batch.records)
@@ -276,6 +276,7 @@ async def present(api: ApiServer, call: Call) -> Response:
     channel = call.caller.check_subscribe(call.path["channel"])
     if api.presence.want(channel):
         await deferLater(api.reactor, ANSWERED_SECONDS, lambda: None)
+        await api.share.turn(call.caller.name)
     presence = api.presence
     there = {"count": presence.count(channel), "members": presence.members(channel)}
     return Response(200, to_json({"channel": channel, **there}))
