@@ -387,7 +387,7 @@ def _persist_identity(folder: Path, files: Files, repairer: SegmentRepairer, fou
     return found
 
 
-MOST_FOLDED = 3
+MOST_FOLDED = 6
 """A start that applied more segments than this to a snapshot writes a new one."""
 
 

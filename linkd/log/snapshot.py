@@ -149,10 +149,11 @@ WRITE_BYTES = 1 << 20
 WORK_SECONDS, PAUSE_SECONDS = 0.002, 0.001
 """So long a snapshot is worked on, and so long the reactor has the interpreter to itself."""
 
-HURRY_SEGMENTS = 2
-"""Behind more segments the thread makes no pauses: a start has to fold them all.
+HURRY_SEGMENTS, HURRY_SECONDS = 3, 0.004
+"""Behind more segments the thread works so long and does not pause: a start has to fold them all.
 
-A busy reactor then has the interpreter for half of the time (`sys.getswitchinterval`).
+It releases the interpreter all the same, and a busy reactor keeps it for 5 ms then
+(`sys.getswitchinterval`): with 2 ms of work the thread had a quarter of the time.
 """
 
 MOST_BYTES = 1 << 20
@@ -219,15 +220,18 @@ class Changes:
 
     Such a segment is not read again for a snapshot: where records are large, that would take as
     much of the disk as writing them did.
+
+    Attributes:
+        number: The newest segment that this run began; 0 before the first.
     """
 
     def __init__(self) -> None:
         self._kept: dict[int, list[Change]] = {}
-        self._number, self._bytes = 0, 0
+        self.number, self._bytes = 0, 0
 
     def begin(self, number: int) -> None:
         """Take what follows as of this segment, from its first frame on."""
-        self._number, self._bytes, self._kept[number] = number, 0, []
+        self.number, self._bytes, self._kept[number] = number, 0, []
         if len(self._kept) > MOST_SEGMENTS:
             del self._kept[min(self._kept)]
 
@@ -236,12 +240,12 @@ class Changes:
         kind, flags, head, _ = part
         if not (flags & CHANGES or kind in (CURSOR, EPOCH)):
             return
-        kept = self._kept.get(self._number)
+        kept = self._kept.get(self.number)
         if kept is not None:
             kept.append((kind, stamp, head))
             self._bytes += len(head) + CHANGE_BYTES
             if self._bytes > MOST_BYTES:
-                del self._kept[self._number]
+                del self._kept[self.number]
 
     def before(self, number: int) -> dict[int, list[Change]]:
         """Return what is kept of the finished segments, all of them below `number`."""
@@ -463,12 +467,17 @@ class Snapshots:
         self._post = post
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        self._paused, self._hurries = 0.0, False
+        self._paused = 0.0
 
     @property
     def size(self) -> int:
         """Bytes of those that are kept."""
         return sum(base.size or 0 for base in self.bases)
+
+    @property
+    def behind(self) -> int:
+        """How many segments this run has begun since the newest snapshot."""
+        return max(0, self.changes.number - self.bases[-1].number) if self.bases else 0
 
     @property
     def needed(self) -> int:
@@ -493,8 +502,6 @@ class Snapshots:
             done: Called in the reactor, with what went wrong; not after `stop`.
         """
         self.busy = True
-        behind = sum(segment.number >= self.bases[-1].number for segment in segments)
-        self._hurries = behind > HURRY_SEGMENTS
         kept = self.changes.before(number)
 
         def job() -> None:
@@ -570,9 +577,10 @@ class Snapshots:
 
     def _pause(self) -> None:
         """Let the reactor work for a moment, once this thread has worked long enough."""
-        if time.monotonic() - self._paused < WORK_SECONDS:
+        hurries = self.behind > HURRY_SEGMENTS
+        if time.monotonic() - self._paused < (HURRY_SECONDS if hurries else WORK_SECONDS):
             return
-        if self._stopping.wait(0.0 if self._hurries else PAUSE_SECONDS):
+        if self._stopping.wait(0.0 if hurries else PAUSE_SECONDS):
             raise Stopped
         self._paused = time.monotonic()
 

@@ -68,6 +68,7 @@ class WriteJob(msgspec.Struct, frozen=True):
         at: Where its frames begin in the file.
         creates: The file to begin with it; None goes on in the last one.
         begins: The segment that begins with it.
+        pause: Seconds that the writer waits behind it, to slow down who fills the log.
     """
 
     era: int
@@ -77,6 +78,7 @@ class WriteJob(msgspec.Struct, frozen=True):
     at: int
     creates: Path | None = None
     begins: Index | None = None
+    pause: float = 0.0
 
 
 class Written(msgspec.Struct, frozen=True):
@@ -134,6 +136,7 @@ class Writer:
         report: Called there with what became of the jobs, and when nothing came for `tick` seconds.
 
     Attributes:
+        queue: Jobs that wait, in order.
         in_turn: As `post`, for what is small: may make the call in this thread.
     """
 
@@ -152,7 +155,7 @@ class Writer:
         self._seed = seed
         self._post = self.in_turn = post
         self._report = report
-        self._queue: SimpleQueue[WriteJob | None] = SimpleQueue()
+        self.queue: SimpleQueue[WriteJob | None] = SimpleQueue()
         self._fd = -1
         self._path = folder
         self._gone = False
@@ -173,17 +176,13 @@ class Writer:
             self._size = self._filled = self._uncached = size
         self._thread.start()
 
-    def put(self, job: WriteJob) -> None:
-        """Let a job be written behind all others."""
-        self._queue.put(job)
-
     def stop(self, done: Callable[[], None]) -> None:
         """Write what is there, then end the thread.
 
         `done` is called in the reactor behind all reports.
         """
         self._ended = done
-        self._queue.put(None)
+        self.queue.put(None)
 
     def _run(self) -> None:
         """Take all that is there, again and again."""
@@ -192,7 +191,7 @@ class Writer:
         while running:
             jobs: list[WriteJob] = []
             try:
-                item = self._queue.get(timeout=self.tick)
+                item = self.queue.get(timeout=self.tick)
                 while True:
                     if item is None:
                         running = False
@@ -202,13 +201,16 @@ class Writer:
                             self._commit(jobs)
                             jobs = []
                         jobs.append(item)
-                    item = self._queue.get_nowait()
+                    item = self.queue.get_nowait()
             except Empty:
                 if not jobs:
                     self._measure()  # the next commit's report must not be older
                     self._post(self._reporting(Idle(self._free, self._measured_at, self._gone)))
-            if jobs and self._commit(jobs) >= GATHER_BYTES and running:
-                self.pause(GATHER_SECONDS)
+            if jobs:
+                gathers = self._commit(jobs) >= GATHER_BYTES
+                pause = max(GATHER_SECONDS * gathers, *[job.pause for job in jobs])
+                if pause and running:
+                    self.pause(pause)
         if self._fd >= 0:
             self._finish(self._fd)
         self._post(self._ended)

@@ -24,7 +24,7 @@ from linkd.log.reader import CorruptSegment
 from linkd.log.segment import read_head, scan
 from linkd.log.snapshot import snapshot_numbers
 from linkd.log.state import Snapshot
-from linkd.log.writer import MEASURE_BYTES, Idle, Written
+from linkd.log.writer import MEASURE_BYTES, Idle, Writer, Written
 from linkd.protocol.records import BATCH_OVERHEAD_BYTES, NewRecords, Origin
 from tests.support.disk import RecordingFiles
 from tests.support.logs import (
@@ -814,6 +814,30 @@ def test_a_segment_of_many_frames_is_full(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(bench.log._shelf.segments) == 4
     assert len(bodies(everything(bench))) == 35
     bench.close()
+
+
+def test_commits_slow_down_while_a_snapshot_is_far_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under load the newest snapshot was 7 segments behind: a start took 7 s of the processor."""
+    waited: list[float] = []
+    monkeypatch.setattr(Writer, "pause", waited.append)
+    monkeypatch.setattr(disk_log, "SEGMENT_FRAMES", 2)
+    bench = SegmentBench(tmp_path / "log")
+    snapshots = bench.log._snapshots
+    bench.until(lambda: not snapshots.busy)
+    snapshots.busy = True  # as if one took long
+    while snapshots.behind < disk_log.MOST_BEHIND:
+        append(bench, draft(b"x"))
+    assert waited == []
+    append(bench, draft(b"x"))
+    append(bench, draft(b"x"))
+    bench.until(lambda: len(waited) == 2)
+    assert sorted(waited) == [disk_log.FRAME_PAUSE, 2 * disk_log.FRAME_PAUSE]
+    snapshots.busy = False
+    append(bench, draft(b"x"), draft(b"y"))
+    bench.close()
+    assert len(waited) == 2
 
 
 def test_an_open_log_leaves_the_collector_of_garbage_as_it_was(tmp_path: Path) -> None:

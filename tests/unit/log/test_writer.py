@@ -27,10 +27,10 @@ def test_behind_a_failure_nothing_of_its_era_is_written(tmp_path: Path) -> None:
     writer = Writer(files, tmp_path, 7, turns.post, reports.append)
     files.refuse = errno.EIO
     for one in (job(tmp_path, 0, 1), job(tmp_path, 0, 2), job(tmp_path, 0, 2, 144)):
-        writer.put(one)
+        writer.queue.put(one)
     writer.start(None, 0)
     turns.until(lambda: reports)
-    writer.put(job(tmp_path, 0, 3))
+    writer.queue.put(job(tmp_path, 0, 3))
     ended: list[bool] = []
     writer.stop(lambda: ended.append(True))
     turns.until(lambda: ended)
@@ -44,11 +44,11 @@ def test_a_new_era_is_written_behind_a_failure(tmp_path: Path) -> None:
     files, turns, reports = RecordingFiles(), Turns(), []
     writer = Writer(files, tmp_path, 7, turns.post, reports.append)
     files.refuse_sync = errno.EIO
-    writer.put(job(tmp_path, 0, 1))
+    writer.queue.put(job(tmp_path, 0, 1))
     writer.start(None, 0)
     turns.until(lambda: any(isinstance(one, Failed) for one in reports))
     files.refuse_sync = 0
-    writer.put(job(tmp_path, 1, 1))
+    writer.queue.put(job(tmp_path, 1, 1))
     turns.until(lambda: any(isinstance(one, Written) for one in reports))
     ended: list[bool] = []
     writer.stop(lambda: ended.append(True))
@@ -76,7 +76,7 @@ def test_what_small_commits_led_to_may_be_told_at_once_what_large_ones_did_is_no
     for number, size in enumerate((100, SMALL_BYTES, 100), 1):
         creates = tmp_path / f"{number:012d}.log"
         parts = [(HEAD, 0, b"head", bytes(size))]
-        writer.put(WriteJob(0, CommitGroup((), 1.0, 1), parts, 1.0, 0, creates))
+        writer.queue.put(WriteJob(0, CommitGroup((), 1.0, 1), parts, 1.0, 0, creates))
         turns.until(lambda number=number: len(reports) == number)  # type: ignore[misc]
     assert [type(one) for one in reports] == [Written] * 3
     assert told == ["in turn"] * 2
