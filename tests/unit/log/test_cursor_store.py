@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import apsw
@@ -363,3 +364,24 @@ def test_a_consumer_of_a_visit_is_kept_for_a_short_time_and_its_patterns_count()
     lasting = Consumer("shop", "billing", 1, ())
     assert (visit.is_passing, visit.pattern_bytes) == (True, 4)
     assert (lasting.is_passing, lasting.pattern_bytes) == (False, 0)
+
+
+def test_many_consumers_with_long_patterns_take_little_of_the_disk(tmp_path: Path) -> None:
+    pair = Pair(tmp_path)
+    rng = Random(1)
+    regular = tuple(f"plants.north.line-{number}.>" for number in range(300))
+    others = tuple(f"{rng.getrandbits(96):024x}.>" for number in range(300))
+    for turn in range(3):
+        settled: list[Any] = []
+        for number in range(1000):
+            patterns = regular if number % 2 else others
+            one = Consumer("key", f"c{number}", turn, patterns, 0.0)
+            pair.cursors.set_consumer(one, settled.append)
+        pair.until(lambda settled=settled: len(settled) == 1000)
+        assert settled == [None] * 1000
+    sizes = {path.suffix: path.stat().st_size for path in tmp_path.glob("cursors.db*")}
+    assert sizes[".db-wal"] < 6 << 20  # 8 MB for all in one transaction, and kept for ever
+    assert sizes[".db"] < 4_500_000  # 8 MB as they are
+    before = dict(pair.cursors.consumers())
+    assert dict(pair.restart().consumers()) == before
+    pair.close()
