@@ -25,7 +25,7 @@ from linkd.clock import boot_word, wall
 from linkd.config import Config
 from linkd.errors import LinkdError, Unavailable
 from linkd.log import Environment, open_cursors, open_log
-from linkd.log.interface import Log
+from linkd.log.base import Log
 from linkd.net import admission
 from linkd.net.admission import GreetedAddresses
 from linkd.net.connect import Resolver, look_up

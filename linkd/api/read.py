@@ -18,7 +18,7 @@ from linkd.api.errors import ApiError, refusal_of
 from linkd.api.http import Response, answer
 from linkd.api.sse import stream_records
 from linkd.errors import Gap, LinkdError
-from linkd.log.interface import Log
+from linkd.log.base import Log
 from linkd.node.subscriptions import Start
 from linkd.protocol.channels import Patterns
 from linkd.protocol.records import Batch, Unreadable, read_records

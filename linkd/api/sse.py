@@ -179,7 +179,7 @@ class RecordStream(SlicedSink[bytes]):
         if self.subscription is None or self.is_within:
             return b":\n"
         below = self.subscription.position()
-        epoch = self._api.node.log.epoch_below(below)
+        epoch = self._api.node.log.state.epoch_below(below)
         return b"id: %d@%b\n" % (below - 1, epoch.encode())
 
     def put(self, pieces: list[bytes]) -> None:

@@ -250,7 +250,7 @@ class StreamSession:
                 node.config.log.max_body_bytes,
                 node.config.limits.publish_pending_bytes,
                 highest,
-                node.log.epochs()[-client.MAX_EPOCHS :],
+                node.log.state.epochs()[-client.MAX_EPOCHS :],
             )
         )
 

@@ -10,7 +10,8 @@ from linkd.api.errors import ApiError, refusal_of
 from linkd.clock import wall
 from linkd.config import Config
 from linkd.errors import BadRecord, LinkdError
-from linkd.log.interface import Appended, Log, OnDurable
+from linkd.log.base import Log
+from linkd.log.interface import Appended, OnDurable
 from linkd.node.node import Node
 from linkd.protocol import client
 from linkd.protocol.channels import Patterns
@@ -101,7 +102,7 @@ class Producers:
         if before is not None and before.numbered == numbered:
             state = before
         else:
-            state = ProducerState(numbered, self._log.highest(owner, numbered))
+            state = ProducerState(numbered, self._log.state.producers.highest(owner, numbered))
         self._states[key] = state
         self._states.move_to_end(key)
         displaced = before.holder if before is not None else None
@@ -160,7 +161,9 @@ class StreamPublisher:
             self._settling = {
                 number for first, last in under_way.items() for number in range(first, last + 1)
             }
-        return api.node.log.highest(owner, self._state.numbered) if self._state is not None else 0
+        if self._state is None:
+            return 0
+        return api.node.log.state.producers.highest(owner, self._state.numbered)
 
     def lose(self) -> None:
         """Another client has taken the name."""

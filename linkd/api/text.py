@@ -474,7 +474,7 @@ class TextSink(SlicedSink[OutgoingMessage]):
         found = super().subscribe(caller, patterns, start, consumer)
         self._reported = found.next
         self.patterns = tuple(patterns)
-        self.epoch = self._api.node.log.epoch_below(found.next)
+        self.epoch = self._api.node.log.state.epoch_below(found.next)
         return found
 
     def is_open_for(self, size: int) -> bool:
@@ -501,7 +501,7 @@ class TextSink(SlicedSink[OutgoingMessage]):
         position = self.subscription.position()
         if position > self._reported and not self._session.socket.paused:
             self._reported = position
-            self._position(position, self._api.node.log.epoch_below(position))
+            self._position(position, self._api.node.log.state.epoch_below(position))
 
     def _position(self, next: int, epoch: str) -> None:
         self.epoch = epoch

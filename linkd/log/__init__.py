@@ -1,6 +1,6 @@
 """The durable log.
 
-`interface` says what a log promises, `disk_log` keeps it in segment files.
+`base` says what a log promises, `disk_log` keeps it in segment files.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from pathlib import Path
 from linkd import clock
 from linkd.config.settings import LogSettings
 from linkd.log.commit import Post
-from linkd.log.cursor_store import MemoryCursorStore, SqliteCursorStore
+from linkd.log.cursor_store import CursorStore, SqliteCursorStore
 from linkd.log.disk_log import DiskLog
 from linkd.log.files import Environment
 from linkd.log.inspect import stat, verify
 
 __all__ = [
+    "CursorStore",
     "DiskLog",
     "Environment",
-    "MemoryCursorStore",
     "SqliteCursorStore",
     "open_cursors",
     "open_log",

@@ -75,32 +75,33 @@ _DAMAGED = (
 )
 
 
-class MemoryCursorStore:
-    """Cursors, outages and events that end with the process; see `SqliteCursorStore`."""
+class CursorStore:
+    """Small values that change in place: cursors, outages and events. Reads are from memory.
+
+    This one ends with the process; `SqliteCursorStore` has a file. A `done` is called in the
+    reactor's thread once the change is on disk: with None, or with the error.
+
+    Attributes:
+        peers: Each peer's cursor in our log, to read.
+        notices: What was found at start, for the operator.
+        on_notice: Called with notices for the operator while it runs.
+    """
 
     def __init__(self) -> None:
         self.notices: list[OperatorNotice] = []
         self.on_notice: list[Callable[[OperatorNotice], None]] = []
-        self._peers: dict[str, PeerCursor] = {}
+        self.peers: dict[str, PeerCursor] = {}
         self._consumers: dict[Owned, Consumer] = {}
         self._history: dict[str, dict[int, bytes]] = {kind: {} for kind in _HISTORY}
 
-    def peers(self) -> dict[str, PeerCursor]:
-        """Return what each peer has of our log."""
-        return dict(self._peers)
-
-    def peer(self, name: str) -> PeerCursor | None:
-        """Return what one peer has, None where it is unknown."""
-        return self._peers.get(name)
-
     def set_peer(self, cursor: PeerCursor) -> None:
         """Note a peer's progress; soon durable."""
-        self._peers[cursor.peer] = cursor
+        self.peers[cursor.peer] = cursor
         self._changed(_PEER, cursor.peer, cursor)
 
     def remove_peer(self, peer: str) -> None:
         """Forget a peer."""
-        self._peers.pop(peer, None)
+        self.peers.pop(peer, None)
         self._changed(_PEER, peer, None)
 
     def consumers(self) -> Mapping[Owned, Consumer]:
@@ -153,7 +154,7 @@ class MemoryCursorStore:
 
         Another thread may take the slices: they are made as they are taken.
         """
-        return _slices(list(self._peers.values()), list(self._consumers.values()))
+        return _slices(list(self.peers.values()), list(self._consumers.values()))
 
     def close(self, done: Callable[[], None]) -> None:
         """Write what is not on disk yet, then call `done`."""
@@ -172,7 +173,7 @@ class MemoryCursorStore:
             self.set_consumer(Consumer(*consumer))
 
 
-class SqliteCursorStore(MemoryCursorStore):
+class SqliteCursorStore(CursorStore):
     """Cursors and outages in a file.
 
     Args:
@@ -181,10 +182,6 @@ class SqliteCursorStore(MemoryCursorStore):
         snapshot: What the log carries of it, for the case that the file is lost; None in a new log.
         post: Brings a call into the thread in which all methods are called.
         wall: Unix seconds.
-
-    Attributes:
-        notices: What was found at start, for the operator.
-        on_notice: Called with what the operator must hear of while it runs.
 
     Raises:
         LogDamaged: It can't be opened; the message says what to do.
@@ -288,7 +285,7 @@ class SqliteCursorStore(MemoryCursorStore):
                 raise apsw.CorruptError(found)
         for kind, key, value in db.execute("select kind, key, value from kept"):
             if kind == _PEER:
-                self._peers[key] = _peer.decode(value)
+                self.peers[key] = _peer.decode(value)
             elif kind == _CONSUMER:
                 row = zlib.decompress(value) if value[:1] == _DEFLATED else value
                 consumer = _consumer.decode(row)
@@ -311,7 +308,7 @@ class SqliteCursorStore(MemoryCursorStore):
 
     def _lost(self, snapshot: Snapshot | None, what: str) -> None:
         """Start from the cursors in the log's snapshot, and report that."""
-        self._peers.clear()
+        self.peers.clear()
         self._consumers.clear()
         for history in self._history.values():
             history.clear()
@@ -321,7 +318,7 @@ class SqliteCursorStore(MemoryCursorStore):
             OperatorNotice(
                 "warn",
                 "cursors.rebuilt",
-                f"{what}; made again from the log: {len(self._peers)} peers and"
+                f"{what}; made again from the log: {len(self.peers)} peers and"
                 f" {len(self._consumers)} consumers stand where they last were noted there and may"
                 " get records again; the history of outages and events is empty",
             )
@@ -375,7 +372,7 @@ class SqliteCursorStore(MemoryCursorStore):
         )
         self._bad, self._aside = None, ""
         rows: dict[_Key, bytes | None] = {}
-        rows |= {(_PEER, cursor.peer): _encode(cursor) for cursor in tuple(self._peers.values())}
+        rows |= {(_PEER, cursor.peer): _encode(cursor) for cursor in tuple(self.peers.values())}
         rows |= {
             (_CONSUMER, _joined(one.key)): _encode(one) for one in tuple(self._consumers.values())
         }

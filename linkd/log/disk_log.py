@@ -18,8 +18,9 @@ import msgspec
 
 from linkd.config.settings import LogSettings
 from linkd.errors import Gap, LinkdError, LogClosed, LogDamaged, LogFull
+from linkd.log.base import Log, new_token
 from linkd.log.cache import TailCache
-from linkd.log.commit import LogBase, Post, ignore, new_token
+from linkd.log.commit import Post, ignore
 from linkd.log.files import (
     Environment,
     Files,
@@ -226,7 +227,7 @@ EAGER_BYTES = 256 * 1024
 """So much is sent behind the commit under way; less waits for its end."""
 
 
-class DiskLog(LogBase):
+class DiskLog(Log):
     """A log in the files of a folder.
 
     Args:
@@ -294,6 +295,7 @@ class DiskLog(LogBase):
         before = () if found.carried is None else (found.carried,)
         self.carried: Callable[[], Iterable[Snapshot]] = lambda: before
         self._clock, self._noted = found.clock, -math.inf
+        self.clock = found.clock.now
         self._seed = found.identity.seed
         self._shelf = found.shelf
         last = self._shelf.last
@@ -337,10 +339,6 @@ class DiskLog(LogBase):
             ),
             self._notify,
         )
-
-    def clock(self) -> float:
-        """Return the log's own clock."""
-        return self._clock.now()
 
     def _note_clock(self) -> None:
         """Note in the background where the clock is."""
@@ -406,8 +404,8 @@ class DiskLog(LogBase):
             last = self._shelf.last
             size = 0 if last is None else last.size
         clock = self.clock()
-        self._forget(self._state, clock)
-        return self._succession.begin(self.node, self._state.next, last, size, clock)
+        self._forget(self.state, clock)
+        return self._succession.begin(self.node, self.state.next, last, size, clock)
 
     def _forget(self, state: State, clock: float) -> None:
         """Let a state forget what is too old."""

@@ -12,7 +12,7 @@ import msgspec
 
 from linkd.config.settings import LogSettings
 from linkd.errors import LogDamaged
-from linkd.log.commit import new_token
+from linkd.log.base import new_token
 from linkd.log.files import Environment, Files, explain_os_error
 from linkd.log.interface import OperatorNotice
 from linkd.log.logclock import LogClock, load_note, save_note

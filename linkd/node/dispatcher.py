@@ -12,7 +12,7 @@ from linkd import events
 from linkd.config import ChannelSettings
 from linkd.core.session_effects import NotRelayed
 from linkd.errors import BodyTooLarge, Gap
-from linkd.log.interface import Log
+from linkd.log.base import Log
 from linkd.log.origins import Usage
 from linkd.node.link_driver import LinkDriver
 from linkd.node.subscriptions import Follower, Subscriptions

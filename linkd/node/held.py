@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from linkd.log.interface import Log
+from linkd.log.base import Log
 from linkd.protocol.records import BATCH_OVERHEAD_BYTES
 
 if TYPE_CHECKING:

@@ -13,8 +13,9 @@ import msgspec
 from linkd import events
 from linkd.clock import Clock, wall
 from linkd.core.link import Changed
-from linkd.log import MemoryCursorStore
-from linkd.log.interface import CursorStore, Log, OperatorNotice
+from linkd.log import CursorStore
+from linkd.log.base import Log
+from linkd.log.interface import OperatorNotice
 from linkd.net.rate_limit import TokenBucket, origin
 from linkd.node.link_driver import LinkDriver
 from linkd.node.outages import Current, Outages
@@ -291,7 +292,7 @@ class LogMonitor:
         cursors: The cursors beside it.
     """
 
-    def __init__(self, node: Node, log: Log, cursors: MemoryCursorStore) -> None:
+    def __init__(self, node: Node, log: Log, cursors: CursorStore) -> None:
         self._node = node
         self._log = log
         self._full = False

@@ -106,7 +106,7 @@ class LinkDriver:
             software=node.software,
             generation=generation,
             log=log.id,
-            epochs=log.epochs(),
+            epochs=log.state.epochs(),
             next=log.next,
             cursor=log.cursor(self.peer),
             wants=self.settings.receive,
@@ -362,7 +362,7 @@ class LinkDriver:
             return node.name
         owner = node.ends.owner(log)
         if owner is None and not self.settings.relay:
-            owner = stored.origin_node(log)
+            owner = stored.state.origins.node(log)
             named = [self.peer] if owner is None else [self.peer, owner]
             cursors = [stored.cursor(name) for name in named]
             if any(cursor is not None and cursor.log == log for cursor in cursors):

@@ -12,7 +12,9 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 
 from linkd.config import Config, PeerSettings
 from linkd.core.backoff import Backoff
-from linkd.log.interface import CursorStore, Log, PeerCursor
+from linkd.log.base import Log
+from linkd.log.cursor_store import CursorStore
+from linkd.log.interface import PeerCursor
 from linkd.net.dialer import LinkDialer
 from linkd.node.link_driver import LinkDriver
 from linkd.status import AbsentPeer
@@ -75,7 +77,7 @@ class AbsentPeers:
     def start(self, configured: set[str]) -> None:
         """Find the peers whose entries were removed before this run."""
         counted: dict[int, tuple[int, int]] = {}  # by position: many are at the log's end
-        for name, cursor in self._cursors.peers().items():
+        for name, cursor in list(self._cursors.peers.items()):
             if name in configured:
                 if cursor.absent_seconds is not None:  # configured again before this run
                     self._cursors.set_peer(msgspec.structs.replace(cursor, absent_seconds=None))
@@ -98,7 +100,7 @@ class AbsentPeers:
             records: Owed records.
             size: Their size in bytes.
         """
-        cursor = self._cursors.peer(settings.name)
+        cursor = self._cursors.peers.get(settings.name)
         if cursor is not None:
             drops = settings.when_full == "drop-oldest"
             self._add(_Absent(cursor, owes, drops, 0.0, records, size))
@@ -352,7 +354,7 @@ class Links:
     def _add(self, settings: PeerSettings) -> None:
         """Start the link to one peer."""
         self.absent.back(settings.name)
-        if self._cursors.peer(settings.name) is None:
+        if self._cursors.peers.get(settings.name) is None:
             here = self._node.log.next
             self._cursors.set_peer(PeerCursor(settings.name, here, here))
         backoff = None
@@ -428,13 +430,13 @@ class Links:
 
     def acked_by(self, peer: str) -> int:
         """Return the offset below which the peer has everything, as noted on disk."""
-        known = self._cursors.peer(peer)
+        known = self._cursors.peers.get(peer)
         assert known is not None  # set before the link starts
         return min(known.acked, self._node.log.next)
 
     def acked(self, peer: str, next: int) -> LinkDriver | None:
         """Note that the peer has everything below `next`; return its link, while it has one."""
-        known, driver = self._cursors.peer(peer), self.drivers.get(peer)
+        known, driver = self._cursors.peers.get(peer), self.drivers.get(peer)
         if known is None or driver is None:
             return None
         if known.acked != next:

@@ -18,7 +18,9 @@ from linkd.clock import Clock, wall
 from linkd.config import Config, PeerSettings
 from linkd.core.inbound import KnownEnds
 from linkd.errors import LinkdError, Reason
-from linkd.log.interface import Appended, CursorStore, Log, OnDurable, Owned
+from linkd.log.base import Log
+from linkd.log.cursor_store import CursorStore
+from linkd.log.interface import Appended, OnDurable, Owned
 from linkd.net.dialer import LinkDialer
 from linkd.net.timers import when_idle
 from linkd.node.dispatcher import ChannelRules, Dispatcher, VolatileSequence, messages_of

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import msgspec
 
-from linkd.log import MemoryCursorStore
+from linkd.log import CursorStore
 from linkd.protocol.json import rfc3339
 from linkd.status import Availability, Outage
 
@@ -112,7 +112,7 @@ class Outages:
         most: How many are kept.
     """
 
-    def __init__(self, store: MemoryCursorStore, most: int = MOST) -> None:
+    def __init__(self, store: CursorStore, most: int = MOST) -> None:
         self._store = store
         self._most = most
         self._rows: dict[int, _Row] = {}

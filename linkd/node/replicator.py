@@ -164,7 +164,7 @@ class Replicator:
             receive=Patterns(settings.receive),
             relay=settings.relay,
         )
-        epoch_below = node.log.epoch_below
+        epoch_below = node.log.state.epoch_below
         packs = pack if settings.compress else None
         self.session = Session(bounds, epoch_below, packs, unpack, node.ends)
         self.session.outbound.begin(node.links.acked_by(settings.name))

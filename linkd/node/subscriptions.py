@@ -13,7 +13,9 @@ import msgspec
 
 from linkd.config import Config
 from linkd.errors import Gap, LinkdError, PublishError
-from linkd.log.interface import RESUME_SECONDS, UNOWNED, Consumer, CursorStore, Log, Owned
+from linkd.log.base import Log
+from linkd.log.cursor_store import CursorStore
+from linkd.log.interface import RESUME_SECONDS, UNOWNED, Consumer, Owned
 from linkd.protocol.channels import PatternIndex, Patterns
 from linkd.protocol.records import BATCH_OVERHEAD_BYTES, Batch
 from linkd.status import ConsumerStatus

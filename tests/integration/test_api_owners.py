@@ -236,7 +236,12 @@ class Lab:
         log.append(NewRecords("orders", 1, RECORD, 1.0, None, ids, None, (), "shop"), asked.append)
         assert asked == [Appended(1, 0, True), Appended(3, 0, True), Appended(3, 0, True)]
         cookie = keyring.by_cookie(self.cookie)
-        return theirs, log.highest("shop", MINE["producer"]), list(self.ended), cookie is not None
+        return (
+            theirs,
+            log.state.producers.highest("shop", MINE["producer"]),
+            list(self.ended),
+            cookie is not None,
+        )
 
     def ask(self, method: str, ask: Ask, names: Names) -> tuple[int, bytes]:
         """Make a request as mallory; return what is the same for all names."""

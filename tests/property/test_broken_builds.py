@@ -62,7 +62,7 @@ def test_a_cursor_saved_apart_from_its_batch_is_caught(monkeypatch: pytest.Monke
         found = whole(self)
         for peer in ("one", "two"):
             found.set_cursor(peer, None, lambda outcome: None)
-        found._state.origins = Origins()
+        found.state.origins = Origins()
         return found
 
     monkeypatch.setattr(MemoryLog, "crash", crash)

@@ -9,7 +9,7 @@ from twisted.internet.task import Clock
 
 from linkd.config import Config, HeartbeatSettings, NodeSettings, PeerSettings
 from linkd.errors import AttemptFailed, Reason
-from linkd.log import MemoryCursorStore
+from linkd.log import CursorStore
 from linkd.log.interface import Appended
 from linkd.node import LinkDriver, Node, Stores
 from linkd.node.outages import Outages
@@ -161,7 +161,7 @@ class FakeNet:
         config = Config(
             node=NodeSettings(name=name), heartbeat=HeartbeatSettings(), peers=peers, **sections
         )  # type: ignore[arg-type]
-        cursors = MemoryCursorStore()
+        cursors = CursorStore()
         log = MemoryLog(name, self.rng, clock=self.clock.seconds)
         stores = Stores(log, cursors, Outages(cursors))
 

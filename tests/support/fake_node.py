@@ -16,7 +16,7 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from linkd.api.metrics import Metrics, consumer_lags
 from linkd.config import ApiKey, ApiSettings, ChannelSettings, Config, LimitSettings, NodeSettings
 from linkd.errors import LinkdError
-from linkd.log import MemoryCursorStore
+from linkd.log import CursorStore
 from linkd.log.interface import Appended, OnDurable, Owned
 from linkd.node.subscriptions import Subscriptions
 from linkd.protocol.channels import Patterns
@@ -106,7 +106,7 @@ class FakeNode:
         self.recorded: list[Outage] = []
         self.events = FakeEvents()
         self.dispatcher: Any = SimpleNamespace(volatile=lambda *_: None, one_way=lambda _: ())
-        self.subscriptions = Subscriptions(self, self.log, MemoryCursorStore())
+        self.subscriptions = Subscriptions(self, self.log, CursorStore())
         self._seen = self.log.next
         self.log.on_commit.append(self._committed)
 

@@ -8,15 +8,16 @@ from random import Random
 from linkd.clock import boottime
 from linkd.config.settings import LogSettings
 from linkd.errors import Gap, LinkdError
+from linkd.log.base import Log, new_token
 from linkd.log.cache import TailCache
-from linkd.log.commit import CommitGroup, LogBase, ignore, new_token
+from linkd.log.commit import CommitGroup, ignore
 from linkd.log.files import refusal
 from linkd.log.frame import EpochOpened
 from linkd.log.state import RecentIds, State
 from linkd.protocol.records import BATCH_OVERHEAD_BYTES, Batch
 
 
-class MemoryLog(LogBase):
+class MemoryLog(Log):
     """A log whose disk is a list; all is kept.
 
     Args:
@@ -42,7 +43,7 @@ class MemoryLog(LogBase):
         state = State(new_token(self.rng))
         self._disk: list[CommitGroup] = []
         self._delayed = delayed
-        self._now = clock
+        self.clock = clock
         self._pumping = False
         self._id_window = id_window
         super().__init__(node, state, RecentIds(id_window, max_ids), TailCache(None, 1))
@@ -54,10 +55,6 @@ class MemoryLog(LogBase):
         self.epoch = epoch
         self._waiting.append((EpochOpened(epoch, first), ignore))
         self._commit_all()
-
-    def clock(self) -> float:
-        """Return the log's own clock."""
-        return self._now()
 
     def _pump(self) -> None:
         if not self._delayed and not self._pumping:
@@ -94,7 +91,7 @@ class MemoryLog(LogBase):
         """
         self._closed = True
         found = MemoryLog.__new__(MemoryLog)
-        found.rng, found._delayed, found._now = self.rng, self._delayed, self._now
+        found.rng, found._delayed, found.clock = self.rng, self._delayed, self.clock
         found._disk, found._pumping, found._id_window = list(self._disk), False, self._id_window
         state, ids = State(self.id), self._ids
         tail = TailCache(None, self.first)
@@ -111,7 +108,7 @@ class MemoryLog(LogBase):
                 else:
                     assert piece.change is not None  # a piece is a batch or a change
                     state.put(piece.change.peer, piece.change.place)
-        LogBase.__init__(found, self.node, state, ids, tail)
+        Log.__init__(found, self.node, state, ids, tail)
         found.size_bytes, found.max_bytes = self.size_bytes, self.max_bytes
         found._start(new_token(self.rng), state.next)
         return found
@@ -272,7 +269,7 @@ class BoundedMemoryLog(MemoryLog):
         now = self.clock()
         if now - self._forgot_at >= _FORGET_SECONDS:
             self._forgot_at = now
-            self._state.producers.forget(now - self._settings.id_window)
+            self.state.producers.forget(now - self._settings.id_window)
         if self.size_bytes > self._keep:
             self._retain()
             self._go_on()

@@ -66,7 +66,7 @@ class Link:
         return Session(self.settings, self._epoch_below)
 
     def _epoch_below(self, position: int) -> str:
-        return self.node.log.epoch_below(position)
+        return self.node.log.state.epoch_below(position)
 
     def hello(self) -> wire.Hello:
         log = self.node.log
@@ -76,7 +76,7 @@ class Link:
             "model",
             wire.Generation("b", 1),
             log.id,
-            log.epochs(),
+            log.state.epochs(),
             log.next,
             log.cursor(self.peer),
             self.settings.receive.patterns,

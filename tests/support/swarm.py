@@ -28,7 +28,7 @@ def _node(name: str, peer: Any, reactor: Any, shared: Any) -> Any:
     """Return one node with one peer, not yet started."""
     from linkd.config import Config, LogSettings
     from linkd.config.settings import NodeSettings
-    from linkd.log import MemoryCursorStore
+    from linkd.log import CursorStore
     from linkd.net.dialer import DialerContext, LinkDialer
     from linkd.node import Node, Stores
     from linkd.node.outages import Outages
@@ -41,7 +41,7 @@ def _node(name: str, peer: Any, reactor: Any, shared: Any) -> Any:
         return LinkDialer(driver, driver.settings, origin, config.reconnect.connect_timeout)
 
     log = BoundedMemoryLog(name, LogSettings(memory_bytes=LOG_BYTES))
-    stores = Stores(log, MemoryCursorStore(), Outages(MemoryCursorStore()))
+    stores = Stores(log, CursorStore(), Outages(CursorStore()))
     return Node(config, stores, reactor, dialer, random.Random())
 
 

@@ -119,7 +119,7 @@ def test_what_is_appended_by_who_is_told_of_a_commit_comes_behind_it() -> None:
 
 def test_it_knows_whose_log_records_come_from() -> None:
     log = MemoryLog("hub")
-    assert log.origin_node("elsewhere") is None
+    assert log.state.origins.node("elsewhere") is None
 
 
 EACH = BATCH_OVERHEAD_BYTES + 1_000

@@ -125,7 +125,7 @@ class PathNode(ModelNode):
         """Step the wall clock, and let the log's clock pass as much, if that is forward."""
         self.wall += days * DAYS
         self.now += max(0, days) * DAYS
-        state = self.log._state
+        state = self.log.state
         state.forget_channels(self.now - 7 * DAYS)
         state.origins.fold(14 * DAYS)
 
@@ -348,7 +348,7 @@ class Topology:
 
     def _check_intervals(self, node: PathNode) -> None:
         """Hold what it knows of origins to what is there, and to the number of holes."""
-        for known in node.log._state.origins._logs.values():
+        for known in node.log.state.origins._logs.values():
             for epoch in known.epochs.values():
                 for held in epoch.channels.values():
                     assert all(low < high for low, high in pairwise(held[1::2]))

@@ -22,7 +22,7 @@ from linkd.core.liveness import SEGMENT_BYTES
 from linkd.core.outbound import Outbound
 from linkd.core.session_effects import Send, SessionSettings, Store
 from linkd.errors import BodyTooLarge, ChannelRefused
-from linkd.log.commit import new_token
+from linkd.log.base import new_token
 from linkd.log.state import MAX_CURSOR_EPOCHS, MAX_EPOCHS
 from linkd.node.dispatcher import VolatileSequence, messages_of
 from linkd.protocol import peer

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from linkd.errors import BadRecord, Gap, OutOfStep, SequenceUnproven
-from linkd.log.commit import MAX_NOTICES
+from linkd.log.base import MAX_NOTICES
 from linkd.log.interface import Appended
 from linkd.log.producers import MAX_HOLES
 from linkd.log.state import Forgotten
@@ -95,7 +95,8 @@ def test_a_producer_is_settled_once(bench: Any) -> None:
     assert append(bench, draft(b"y", producer=p("p", 4))) == [Appended(5, 1)]  # never stored
     both = append(bench, draft(b"w", producer=p("p", 6)), draft(b"w", producer=p("p", 4)))
     assert both == [Appended(6, 1), Appended(5, 0, True)]
-    assert (bench.log.highest("", "p"), bench.log.highest("", "q")) == (6, 0)
+    highest = bench.log.state.producers.highest
+    assert (highest("", "p"), highest("", "q")) == (6, 0)
 
 
 def test_a_producer_and_its_numbers_are_its_owners(bench: Any) -> None:
@@ -105,7 +106,7 @@ def test_a_producer_and_its_numbers_are_its_owners(bench: Any) -> None:
     mine = Producer("p", 2, "shop")
     assert append(bench, draft(b"a", producer=mine)) == [Appended(2, 1)]
     assert append(bench, draft(b"a", producer=mine)) == [Appended(2, 0, True)]
-    assert bench.log.highest("shop", "p") == 2
+    assert bench.log.state.producers.highest("shop", "p") == 2
 
 
 def test_a_draft_of_several_numbers_is_new_as_a_whole(bench: Any) -> None:
@@ -146,13 +147,13 @@ def test_ids_and_producers_that_are_pushed_out_are_logged_once_an_hour(bench: An
         forgotten = Forgotten()
         forgotten.count, forgotten.age = count, 60.0
         bench.log._ids.forgotten["shop"] = forgotten
-        bench.log._state.producers.forgotten["shop"] = count
+        bench.log.state.producers.forgotten["shop"] = count
         append(bench, draft(b"a"))
     assert [one.event for one in told] == ["ids.forgotten", "producers.forgotten"]
     assert "5 ids of shop were forgotten" in told[0].detail
     assert bench.log._ids.forgotten["shop"].count == 7
     for owner in range(MAX_NOTICES + 2):
-        bench.log._state.producers.forgotten[f"owner{owner}"] = 1
+        bench.log.state.producers.forgotten[f"owner{owner}"] = 1
     append(bench, draft(b"a"))
     assert len(told) > MAX_NOTICES
     assert len(bench.log._notified_forgotten) <= MAX_NOTICES + 2
@@ -366,13 +367,13 @@ def test_each_start_has_its_epoch(bench: Any) -> None:
     second = bench.restart().epoch
     log = bench.restart()
     assert log.id == one
-    assert [(e.epoch, e.first) for e in log.epochs()] == [
+    assert [(e.epoch, e.first) for e in log.state.epochs()] == [
         (first, 1),
         (second, 2),
         (log.epoch, 2),
     ]
     append(bench, draft(b"b"))
-    assert [log.epoch_below(position) for position in (1, 2, 3)] == [first, first, log.epoch]
+    assert [log.state.epoch_below(position) for position in (1, 2, 3)] == [first, first, log.epoch]
 
 
 def test_the_clock_never_goes_back(bench: Any) -> None:

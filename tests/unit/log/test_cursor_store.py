@@ -15,7 +15,7 @@ import pytest
 
 from linkd.config import LogSettings
 from linkd.errors import LogDamaged, StateTooNew
-from linkd.log import MemoryCursorStore, open_cursors, open_log
+from linkd.log import CursorStore, open_cursors, open_log
 from linkd.log.cursor_store import SqliteCursorStore
 from linkd.log.interface import Consumer, PeerCursor
 from linkd.log.snapshot import snapshot_numbers
@@ -50,7 +50,7 @@ class Pair:
             close(partial(done.append, True))
             self.turns.until(partial(len, done))
 
-    def restart(self) -> MemoryCursorStore:
+    def restart(self) -> CursorStore:
         """Close and open both."""
         self.close()
         self.open()
@@ -85,8 +85,8 @@ def change(pair: Pair) -> None:
 def test_what_was_set_is_there_after_a_restart(pair: Pair) -> None:
     change(pair)
     cursors = pair.restart()
-    assert cursors.peers() == {"hub": HUB}
-    assert (cursors.peer("hub"), cursors.peer("nobody")) == (HUB, None)
+    assert cursors.peers == {"hub": HUB}
+    assert (cursors.peers.get("hub"), cursors.peers.get("nobody")) == (HUB, None)
     assert cursors.consumers() == {BILLING.key: BILLING}
     assert cursors.outages() == [(1, b"one"), (2, b"two")]
     assert cursors.events() == [(2, b"said")]
@@ -107,7 +107,7 @@ def test_what_was_removed_stays_away(pair: Pair) -> None:
     pair.cursors.remove_consumer(BILLING.key, done.append)
     pair.until(lambda: done)
     cursors = pair.restart()
-    assert (cursors.peers(), cursors.consumers()) == ({}, {})
+    assert (cursors.peers, cursors.consumers()) == ({}, {})
     assert cursors.outages() == [(2, b"two")]
 
 
@@ -178,7 +178,7 @@ def test_a_lost_file_is_made_anew_from_the_log(pair: Pair, how: str) -> None:
         content[100:120] = bytes(20)
         path.write_bytes(bytes(content))
     pair.open()
-    assert pair.cursors.peers() == {"hub": HUB}
+    assert pair.cursors.peers == {"hub": HUB}
     assert pair.cursors.consumers() == {BILLING.key: BILLING}
     assert [told.event for told in pair.cursors.notices] == ["cursors.rebuilt"]
     assert pair.restart().notices == []
@@ -255,9 +255,9 @@ def test_a_file_that_goes_bad_under_way_is_made_anew_and_told(
     assert told == pair.cursors.notices[-1:]
     assert told[0].event == "cursors.rebuilt"
     assert "a bad page" in told[0].detail
-    before = (pair.cursors.peers(), pair.cursors.consumers(), pair.cursors.outages())
+    before = (pair.cursors.peers, pair.cursors.consumers(), pair.cursors.outages())
     found = pair.restart()
-    assert (found.peers(), found.consumers(), found.outages()) == before
+    assert (found.peers, found.consumers(), found.outages()) == before
     assert list(pair.folder.glob("cursors.db.damaged-*"))
 
 
@@ -321,7 +321,7 @@ def test_a_file_that_goes_bad_while_the_disk_refuses_another_is_made_anew_once_i
     found = pair.restart()
     assert found.notices == []
     assert found.consumers() == {BILLING.key: BILLING, last.key: last}
-    assert found.peers() == {"hub": HUB}
+    assert found.peers == {"hub": HUB}
     assert found.outages() == [(1, b"one"), (2, b"two")]
     assert len(list(pair.folder.glob("cursors.db.damaged-*"))) == 1
 
@@ -343,7 +343,7 @@ def test_all_that_is_known_is_in_the_new_file_before_the_end(
     while broken and time.monotonic() < deadline:
         time.sleep(0.001)
     found = pair.restart()
-    assert set(found.peers()) == {"hub", "other"}
+    assert set(found.peers) == {"hub", "other"}
     assert found.consumers() == {BILLING.key: BILLING}
 
 
@@ -352,7 +352,7 @@ def test_a_bad_file_beside_a_new_log_begins_anew(tmp_path: Path) -> None:
     path = tmp_path / "cursors.db"
     path.write_bytes(b"rubbish" * 1000)
     cursors = SqliteCursorStore(path, "log", None, turns.post)
-    assert (cursors.peers(), cursors.consumers(), cursors.outages()) == ({}, {}, [])
+    assert (cursors.peers, cursors.consumers(), cursors.outages()) == ({}, {}, [])
     assert "0 peers and 0 consumers" in cursors.notices[0].detail
     done: list[bool] = []
     cursors.close(partial(done.append, True))

@@ -16,7 +16,7 @@ import pytest
 
 from linkd.errors import Gap, LogClosed, LogDamaged, LogFull, PublishError, StateTooNew
 from linkd.log import disk_log, stat, verify
-from linkd.log.commit import GROUP_ITEMS
+from linkd.log.base import GROUP_ITEMS
 from linkd.log.disk_log import EAGER_BYTES
 from linkd.log.frame import HEAD, frame_at, frame_prefix
 from linkd.log.interface import Appended
@@ -515,7 +515,7 @@ def test_a_crowd_that_waited_for_the_disk_goes_in_groups_of_a_turn_each(
 def test_what_waits_for_a_disk_that_stands_is_bounded_for_all_publishers_together(
     bench: SegmentBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("linkd.log.commit.MOST_WAITING_BYTES", 10 * BATCH_OVERHEAD_BYTES)
+    monkeypatch.setattr("linkd.log.base.MOST_WAITING_BYTES", 10 * BATCH_OVERHEAD_BYTES)
     got: list[Any] = []
     for number in range(20):
         bench.log.append(draft(b"x", channel="ab"[number % 2]), got.append)

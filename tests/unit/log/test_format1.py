@@ -36,7 +36,7 @@ def test_its_records_and_its_consumer_are_there(pair: Pair) -> None:
     for cursors in (pair.cursors, pair.restart()):
         assert cursors.notices == []
         assert cursors.consumers() == {billing.key: billing}
-        assert cursors.peers() == {"hub": PeerCursor("hub", 1, 3)}
+        assert cursors.peers == {"hub": PeerCursor("hub", 1, 3)}
 
 
 def test_the_log_carries_its_consumer_without_the_file(pair: Pair) -> None:
@@ -52,7 +52,7 @@ def test_a_repeat_of_its_numbers_is_settled_once_whoever_repeats_it(pair: Pair) 
         repeats = [draft(b"p", producer=Producer("shop-1", n, owner)) for n in (1, 2, 4, 5)]
         assert append(pair, *repeats) == [Appended(n, 0, True) for n in (2, 3, 4, 6)]
     assert append(pair, draft(b"p3", producer=Producer("shop-1", 3, "shop"))) == [Appended(7, 1)]
-    assert pair.log.highest("shop", "shop-1") == 5
+    assert pair.log.state.producers.highest("shop", "shop-1") == 5
 
 
 def test_a_repeat_of_its_ids_is_settled_once_whoever_repeats_it(pair: Pair) -> None:

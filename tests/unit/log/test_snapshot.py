@@ -127,11 +127,11 @@ def test_cursors_are_the_same_by_all_frames_at_once_as_step_by_step(bench: Segme
             store(bench, received(1, 2, b"y", peer="other", log="newlog", epoch="n"))
             at["other"] = 2
             store(bench, received(2, 3, b"y", peer="other", log="newlog", epoch="n"))
-            place = bench.log._state.cursors.get("other")
+            place = bench.log.state.cursors.get("other")
             assert place == ("newlog", (EpochEnd("n", 3),))
             bench.log.set_cursor("other", None, ignore)
             at["other"] = 1
-    live = {peer: bench.log._state.cursors.get(peer) for peer in at}
+    live = {peer: bench.log.state.cursors.get(peer) for peer in at}
     quiet(bench)
     bench.close()
     for path in bench.path.glob("*.state"):
@@ -523,7 +523,7 @@ def test_the_state_that_format_1_carried_in_its_heads_is_read(tmp_path: Path) ->
     log = bench.log
     assert [told.event for told in log.notices] == ["log.clock-doubtful"]  # it is from 2023
     assert (log.id, log.first, log.next) == ("03239fd3d5cd2fbb", 1, 109)
-    assert len(log.epochs()) == 4
+    assert len(log.state.epochs()) == 4
     cursor = log.cursor("hub")
     assert cursor is not None
     assert (cursor.log, cursor.next) == ("hublog", 37)
@@ -537,7 +537,7 @@ def test_the_state_that_format_1_carried_in_its_heads_is_read(tmp_path: Path) ->
     assert store(bench, both) == [Appended(109, 0, True)]
     assert len(bodies(everything(bench))) == 108
     cursors = open_cursors(log, folder, bench.turns.post)
-    assert cursors.peers() == {"hub": PeerCursor("hub", 1, 7)}
+    assert cursors.peers == {"hub": PeerCursor("hub", 1, 7)}
     assert list(cursors.consumers()) == [(UNOWNED, "billing")]
     closed: list[bool] = []
     cursors.close(lambda: closed.append(True))
@@ -557,7 +557,7 @@ def test_the_cursors_that_a_head_of_format_1_carried_serve_for_a_lost_file(tmp_p
     (folder / "cursors.db").unlink()
     bench = SegmentBench(folder / "log", segment_bytes=4096)
     cursors = open_cursors(bench.log, folder, bench.turns.post)
-    assert cursors.peers() == {"hub": PeerCursor("hub", 1, 7)}
+    assert cursors.peers == {"hub": PeerCursor("hub", 1, 7)}
     assert cursors.consumers()[UNOWNED, "billing"].next == 5
     closed: list[bool] = []
     cursors.close(lambda: closed.append(True))

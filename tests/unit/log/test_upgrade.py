@@ -68,16 +68,16 @@ def test_a_second_path_brings_what_is_missing_and_nothing_twice(
     stored = [piece for piece, one in zip(every, got, strict=True) if one.count]
     assert stored == missing
     for channel in ("c0", "c1", "c2"):
-        assert len(bench.log._state.origins.intervals("farlog", "e1", channel)) == 2
+        assert len(bench.log.state.origins.intervals("farlog", "e1", channel)) == 2
 
 
 def test_it_is_folded_once(bench: SegmentBench, state: Path) -> None:
     number = snapshot_numbers(bench.path)[-1]
     heads = [read_head(path)[0] for path in sorted(bench.path.glob("*.log"))]
     assert [head.format for head in heads] == [CARRYING] * (number - 1) + [FORMAT]
-    before = bench.log._state.origins
+    before = bench.log.state.origins
     bench.restart()
-    after = bench.log._state.origins
+    after = bench.log.state.origins
     assert after.entries == before.entries
     for channel in ("c0", "c1", "c2", "c3"):
         key = ("farlog", "e1", channel)
@@ -118,7 +118,7 @@ def test_what_lies_below_the_oldest_segment_that_is_there_is_not_proven(state: P
     assert bring(bench, kept[:1])[0].unproven
     bench.restart()
     origin = Origin("far", "farlog", "e1", kept[-1][1], None)
-    verdict = bench.log._state.origins.admit(origin, kept[-1][0], kept[-1][2], 1.0, [])
+    verdict = bench.log.state.origins.admit(origin, kept[-1][0], kept[-1][2], 1.0, [])
     assert verdict == Verdict(())
     bench.close()
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from linkd.log.cursor_store import MemoryCursorStore
+from linkd.log.cursor_store import CursorStore
 from linkd.node.history import EventBuffer
 from linkd.status import Event
 
 
 @pytest.fixture
-def store() -> MemoryCursorStore:
-    return MemoryCursorStore()
+def store() -> CursorStore:
+    return CursorStore()
 
 
 def change(
@@ -32,7 +32,7 @@ def short(events: list[Event]) -> list[tuple[str | None, str | None, int]]:
     return [(event.new, event.reason, event.count) for event in events]
 
 
-def test_the_attempts_of_an_outage_are_one_event_for_each_result(store: MemoryCursorStore) -> None:
+def test_the_attempts_of_an_outage_are_one_event_for_each_result(store: CursorStore) -> None:
     book = EventBuffer(store)
     outage(book, 1000)
     change(book, "waiting", "connecting")
@@ -51,7 +51,7 @@ def test_the_attempts_of_an_outage_are_one_event_for_each_result(store: MemoryCu
     assert len(store.events()) == 5
 
 
-def test_the_next_outage_begins_with_events_of_its_own(store: MemoryCursorStore) -> None:
+def test_the_next_outage_begins_with_events_of_its_own(store: CursorStore) -> None:
     book = EventBuffer(store)
     outage(book, 3)
     change(book, "waiting", "up")
@@ -62,7 +62,7 @@ def test_the_next_outage_begins_with_events_of_its_own(store: MemoryCursorStore)
     assert book.after(0)[-1].count == 1
 
 
-def test_who_asks_for_what_is_new_gets_a_folded_event_again(store: MemoryCursorStore) -> None:
+def test_who_asks_for_what_is_new_gets_a_folded_event_again(store: CursorStore) -> None:
     book = EventBuffer(store)
     outage(book, 2)
     last = book.after(0)[-1].number
@@ -71,7 +71,7 @@ def test_who_asks_for_what_is_new_gets_a_folded_event_again(store: MemoryCursorS
     assert short(book.after(last)) == [("connecting", None, 3)]
 
 
-def test_followers_get_each_change_as_it_happens(store: MemoryCursorStore) -> None:
+def test_followers_get_each_change_as_it_happens(store: CursorStore) -> None:
     book = EventBuffer(store)
     heard: list[Event] = []
     end = book.follow(heard.append)
@@ -87,7 +87,7 @@ def test_followers_get_each_change_as_it_happens(store: MemoryCursorStore) -> No
     ]
 
 
-def test_they_are_kept_over_a_restart_and_numbers_go_on(store: MemoryCursorStore) -> None:
+def test_they_are_kept_over_a_restart_and_numbers_go_on(store: CursorStore) -> None:
     book = EventBuffer(store)
     outage(book, 5)
     book.add("drill.started", peer="hub", detail="blackhole")
@@ -101,7 +101,7 @@ def test_they_are_kept_over_a_restart_and_numbers_go_on(store: MemoryCursorStore
 
 
 def test_numbers_that_a_kill_took_from_the_disk_are_not_used_again(
-    store: MemoryCursorStore,
+    store: CursorStore,
 ) -> None:
     """A follower has seen them: it would never get what came under the same numbers."""
     book = EventBuffer(store)
@@ -116,7 +116,7 @@ def test_numbers_that_a_kill_took_from_the_disk_are_not_used_again(
     assert [event.old for event in again.after(seen[-1].number)] == ["stopped"]
 
 
-def test_they_are_bounded_and_the_oldest_go(store: MemoryCursorStore) -> None:
+def test_they_are_bounded_and_the_oldest_go(store: CursorStore) -> None:
     book = EventBuffer(store, most=10)
     for number in range(25):
         book.add("drill.started", peer="hub", detail=str(number))
@@ -124,12 +124,12 @@ def test_they_are_bounded_and_the_oldest_go(store: MemoryCursorStore) -> None:
     assert len(store.events()) == 10
 
 
-def test_a_row_that_cannot_be_read_is_forgotten(store: MemoryCursorStore) -> None:
+def test_a_row_that_cannot_be_read_is_forgotten(store: CursorStore) -> None:
     store.set_event(7, b"{}")
     assert EventBuffer(store).after(0) == []
     assert store.events() == []
 
 
-def test_an_event_that_an_older_version_named_stays_readable(store: MemoryCursorStore) -> None:
+def test_an_event_that_an_older_version_named_stays_readable(store: CursorStore) -> None:
     EventBuffer(store).add("log.room", detail="a name of before")
     assert [event.event for event in EventBuffer(store).after(0)] == ["log.room"]

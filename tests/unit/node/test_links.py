@@ -86,7 +86,7 @@ def test_one_that_is_missing_for_one_reload_loses_nothing(
     assert edge.status().links[0].backlog_records == 11
     assert edge.status().absent == []
     assert edge.status().warnings == []
-    assert edge._cursors.peer("hub").absent_seconds is None
+    assert edge._cursors.peers.get("hub").absent_seconds is None
     net.open = True
     net.run(3.0)
     kept = Kept()
@@ -101,7 +101,7 @@ def test_after_a_day_of_running_time_its_cursor_goes_with_an_error(
     edge = net.nodes["edge"]
     configure(net)
     pass_time(net, KEPT_SECONDS - 1)
-    assert edge._cursors.peer("hub").absent_seconds == KEPT_SECONDS - 1
+    assert edge._cursors.peers.get("hub").absent_seconds == KEPT_SECONDS - 1
     assert edge.status().absent[0].forgotten_seconds == pytest.approx(1.0)
     publish(edge, "orders", b"one more")
     pass_time(net, 1.0)
@@ -109,7 +109,7 @@ def test_after_a_day_of_running_time_its_cursor_goes_with_an_error(
     assert told[-1][2].startswith(
         "it was not configured for 24 h of running time: hub, which was owed 11 records ("
     )
-    assert edge._cursors.peer("hub") is None
+    assert edge._cursors.peers.get("hub") is None
     assert edge.links.low_water() == edge.log.next
     assert edge.status().absent == []
     configure(net, HUB)
@@ -138,9 +138,9 @@ def test_one_that_came_back_while_the_daemon_was_off_is_absent_no_more(net: Fake
     edge = net.nodes["edge"]
     configure(net)
     pass_time(net, KEPT_SECONDS / 2)
-    assert edge._cursors.peers()["hub"].absent_seconds
+    assert edge._cursors.peers["hub"].absent_seconds
     edge.links.absent.start({"hub"})
-    assert edge._cursors.peers()["hub"].absent_seconds is None
+    assert edge._cursors.peers["hub"].absent_seconds is None
 
 
 def test_an_operator_may_have_it_forgotten_at_once(

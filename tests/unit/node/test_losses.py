@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from linkd.log import MemoryCursorStore
+from linkd.log import CursorStore
 from linkd.log.interface import OperatorNotice
 from linkd.node.history import EventBuffer, LogMonitor, RecentLosses
 from tests.support.memory_log import MemoryLog
@@ -29,13 +29,13 @@ class Node:
         return [event for _, event, _ in self.told]
 
 
-def watched() -> tuple[Node, MemoryLog, MemoryCursorStore, LogMonitor]:
-    node, log, cursors = Node(), MemoryLog("hub"), MemoryCursorStore()
+def watched() -> tuple[Node, MemoryLog, CursorStore, LogMonitor]:
+    node, log, cursors = Node(), MemoryLog("hub"), CursorStore()
     return node, log, cursors, LogMonitor(node, log, cursors)
 
 
 def test_what_was_found_and_what_is_met_is_told() -> None:
-    node, log, cursors = Node(), MemoryLog("hub"), MemoryCursorStore()
+    node, log, cursors = Node(), MemoryLog("hub"), CursorStore()
     log.notices = [OperatorNotice("error", "log.damaged", "one")]
     cursors.notices = [OperatorNotice("warn", "cursors.rebuilt", "two")]
     LogMonitor(node, log, cursors)
@@ -81,7 +81,7 @@ def test_a_peer_whose_records_wait_is_named_once() -> None:
 
 
 def test_losses_are_kept_and_the_rest_is_not() -> None:
-    book = EventBuffer(MemoryCursorStore())
+    book = EventBuffer(CursorStore())
     losses = RecentLosses(book)
     losses.take("link.up", {"peer": "edge", "detail": "no"})
     losses.take("log.space-available", {"bytes": 5})

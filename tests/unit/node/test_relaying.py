@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from linkd.config import PeerSettings
-from linkd.log.interface import Log
+from linkd.log.base import Log
 from linkd.log.origins import MAX_INTERVALS
 from linkd.protocol.records import Origin
 from tests.support.fake_net import FakeNet, one_publish
@@ -39,7 +39,7 @@ def net() -> FakeNet:
 def test_a_record_of_a_folded_epoch_does_not_go_round_for_ever(net: FakeNet) -> None:
     edge = net.nodes["edge"].log
     for name in HUBS:
-        net.nodes[name].log._state.origins._folded.add("edge", (edge.id, edge.epoch))
+        net.nodes[name].log.state.origins._folded.add("edge", (edge.id, edge.epoch))
     one_publish(net.nodes["edge"], "orders", b"one")
     net.run(1.0)
     assert [net.nodes[name].log.next for name in HUBS] == [2, 2, 2]
@@ -48,7 +48,7 @@ def test_a_record_of_a_folded_epoch_does_not_go_round_for_ever(net: FakeNet) -> 
 def test_a_record_below_all_intervals_does_not_go_round_for_ever(net: FakeNet) -> None:
     edge = net.nodes["edge"].log
     for name in HUBS:
-        origins = net.nodes[name].log._state.origins
+        origins = net.nodes[name].log.state.origins
         origins.admit(origin(edge, 1000), "orders", 1, 0.0, [])
         for place in range(MAX_INTERVALS):
             origins.admit(origin(edge, 1001 + 2 * place), "orders", 1, 0.0, [])
