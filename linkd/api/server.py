@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from twisted.internet import tcp, unix
 from twisted.internet.defer import (
@@ -56,6 +56,8 @@ _PROBE_SECONDS = 0.1
 _Base: Any = unix.Port  # it has no types
 
 Identity = tuple[int, int]
+
+_Item = TypeVar("_Item")
 
 LocalCall = Callable[[str, str, bytes], Deferred[tuple[int, bytes]]]
 """Answers a call of the socket alone: method, path and body in, status and JSON out."""
@@ -437,18 +439,21 @@ class ApiServer:
 
     # for the handlers
 
-    async def link_statuses(self, caller: str = "") -> list[LinkStatus]:
-        """Return the state of all links, looked at in slices of the caller's turns."""
-        found: list[LinkStatus] = []
+    async def gather(self, caller: str, items: Iterable[_Item]) -> list[_Item]:
+        """Return all items of an iterator that makes them, in slices of the caller's turns."""
+        found: list[_Item] = []
         until = self.share.end()
-        for peer in self.node.peers():
-            link = self.node.link_status(peer)
-            if link is not None:
-                found.append(link)
+        for item in items:
+            found.append(item)
             if self.reactor.seconds() >= until:
                 await self.share.turn(caller)
                 until = self.share.end()
         return found
+
+    async def link_statuses(self, caller: str = "") -> list[LinkStatus]:
+        """Return the state of all links."""
+        looks = map(self.node.link_status, self.node.peers())
+        return [link for link in await self.gather(caller, looks) if link is not None]
 
     def subscribe(
         self,

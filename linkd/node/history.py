@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -586,8 +586,10 @@ class Chronicle:
         """Return the link's current outage, or None while it is up."""
         return self._outages.current(peer, self._clock.seconds())
 
-    def outages(self, peer: str | None, since_seconds: float | None, drills: bool) -> list[Outage]:
-        """Return recorded outages, oldest first; optionally of one peer, or of the last seconds."""
+    def outages(
+        self, peer: str | None, since_seconds: float | None, drills: bool
+    ) -> Iterator[Outage]:
+        """Yield recorded outages, oldest first; optionally of one peer, or of the last seconds."""
         since = None if since_seconds is None else wall() - since_seconds
         return self._outages.recorded(self._clock.seconds(), peer, since, drills)
 

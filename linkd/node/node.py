@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from random import Random
 from typing import TypeVar
@@ -408,18 +408,18 @@ class Node:
 
     def outages(
         self, peer: str | None = None, since_seconds: float | None = None, drills: bool = True
-    ) -> list[Outage]:
-        """Return the recorded outages, oldest first; KeyError if there is no such peer."""
+    ) -> Iterator[Outage]:
+        """Yield the recorded outages, oldest first; KeyError if there is no such peer."""
         if peer is not None:
             self._check_peer(peer)
         return self.chronicle.outages(peer, since_seconds, drills)
 
-    def availability(self, peer: str | None = None, drills: bool = True) -> list[Availability]:
-        """Return the availability of the links, or of one; KeyError if there is no such peer."""
+    def availability(self, peer: str | None = None, drills: bool = True) -> Iterator[Availability]:
+        """Yield the availability of the links, or of one; KeyError if there is no such peer."""
         if peer is not None:
             self._check_peer(peer)
         peers = [driver.peer for driver in self.links.drivers.values()] if peer is None else [peer]
-        return [self.chronicle.availability(one, drills) for one in peers]
+        return (self.chronicle.availability(one, drills) for one in peers)
 
     def history(self, peer: str) -> LinkHistory:
         """Return the last hour of one link; KeyError if there is no such peer."""

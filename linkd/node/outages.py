@@ -6,7 +6,7 @@ Pure but for its store: monotonic `now` and Unix `stamp` come from the caller.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
 import msgspec
@@ -292,8 +292,8 @@ class Outages:
         peer: str | None = None,
         since: float | None = None,
         drills: bool = True,
-    ) -> list[Outage]:
-        """Return outages, oldest first.
+    ) -> Iterator[Outage]:
+        """Yield outages, oldest first.
 
         Args:
             now: Monotonic seconds.
@@ -302,12 +302,9 @@ class Outages:
             drills: Whether those that drills made, too.
         """
         numbers = sorted(self._rows) if peer is None else self._of.get(peer, [])
-        rows = (self._rows[number] for number in numbers)
-        return [
-            self._shown(row, now)
-            for row in rows
-            if (since is None or _end(row) > since) and (drills or not row.drill)
-        ]
+        for row in [self._rows[number] for number in numbers]:
+            if (since is None or _end(row) > since) and (drills or not row.drill):
+                yield self._shown(row, now)
 
     def _shown(self, row: _Row, now: float) -> Outage:
         """Return an outage in the form of the API."""

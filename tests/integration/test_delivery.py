@@ -92,7 +92,7 @@ async def test_the_backlog_of_an_outage_drains_at_speed_and_nothing_waits_behind
         )
         assert hub.log.next == edge.log.next == count + 1
         assert max(crossed) < 1.0
-        outage = edge.node.outages("hub")[-1]
+        outage = list(edge.node.outages("hub"))[-1]
         assert outage.replayed_records == count
         assert outage.drained_seconds is not None
     finally:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from linkd.node.outages import Outages, common, merged, share_up
+from linkd.status import Outage
 
 T0 = 1_700_000_000.0
 NOW = 1000.0
@@ -30,6 +32,10 @@ class Store:
         self.rows.pop(number, None)
 
 
+def recorded(outages: Outages, *arguments: Any, **more: Any) -> list[Outage]:
+    return list(outages.recorded(*arguments, **more))
+
+
 @pytest.fixture
 def store() -> Store:
     return Store()
@@ -38,11 +44,11 @@ def store() -> Store:
 def test_one_outage_from_the_last_byte_on(store: Store) -> None:
     outages = Outages(store)
     outages.fell("hub", "silence", 10.0, now=110.0, stamp=T0 + 10.0)
-    (under_way,) = outages.recorded(112.0)
+    (under_way,) = recorded(outages, 112.0)
     assert (under_way.down_seconds, under_way.ongoing) == (12.0, True)
     assert outages.rose("hub", 3, 120, 113.4123) == pytest.approx(13.4123)
     assert outages.drained("hub", now=114.0) == (pytest.approx(0.5877), 120)
-    (outage,) = outages.recorded(NOW)
+    (outage,) = recorded(outages, NOW)
     assert outage.began == "2023-11-14T22:13:20.000Z"
     assert outage.peer == "hub"
     assert outage.reason == "silence"
@@ -58,15 +64,15 @@ def test_nothing_owed_is_drained_at_once(store: Store) -> None:
     outages.fell("hub", "closed", None, 0.0, T0)
     outages.rose("hub", 1, 0, 1.0)
     assert outages.drained("hub", 5.0) is None
-    assert outages.recorded(NOW)[0].drained_seconds == 0.0
-    assert outages.recorded(NOW)[0].noticed_after_seconds is None
+    assert recorded(outages, NOW)[0].drained_seconds == 0.0
+    assert recorded(outages, NOW)[0].noticed_after_seconds is None
 
 
 def test_a_first_connection_ends_no_outage(store: Store) -> None:
     outages = Outages(store)
     assert outages.rose("hub", 1, 5, 1.0) is None
     assert outages.drained("hub", 2.0) is None
-    assert outages.recorded(NOW) == []
+    assert recorded(outages, NOW) == []
 
 
 def test_a_second_rise_and_drain_change_nothing(store: Store) -> None:
@@ -76,7 +82,7 @@ def test_a_second_rise_and_drain_change_nothing(store: Store) -> None:
     assert outages.rose("hub", 9, 9, 5.0) is None
     assert outages.drained("hub", 2.0) is not None
     assert outages.drained("hub", 3.0) is None
-    assert outages.recorded(NOW)[0].attempts == 1
+    assert recorded(outages, NOW)[0].attempts == 1
 
 
 def test_falling_again_before_it_was_drained(store: Store) -> None:
@@ -86,7 +92,7 @@ def test_falling_again_before_it_was_drained(store: Store) -> None:
     outages.fell("hub", "silence", 0.0, 2.0, T0 + 2)
     assert outages.drained("hub", 2.5) is None
     outages.rose("hub", 1, 2, 3.0)
-    assert [each.drained_seconds for each in outages.recorded(NOW)] == [None, None]
+    assert [each.drained_seconds for each in recorded(outages, NOW)] == [None, None]
 
 
 def reopened(store: Store, stamp: float, *peers: str, now: float = 0.0) -> Outages:
@@ -102,11 +108,11 @@ def test_an_outage_goes_on_over_a_restart(store: Store) -> None:
     current = again.current("hub", 1.0)
     assert current is not None
     assert (current.began, current.seconds, current.reason) == (T0, 58.0, "stopped")
-    (outage,) = again.recorded(2.0)
+    (outage,) = recorded(again, 2.0)
     assert (outage.ongoing, outage.down_seconds, outage.never_up) == (True, 59.0, False)
     assert again.rose("hub", 1, 0, 3.0) == 60.0
     assert again.current("hub", 4.0) is None
-    (outage,) = again.recorded(9.0)
+    (outage,) = recorded(again, 9.0)
     assert (outage.ongoing, outage.down_seconds) == (False, 60.0)
 
 
@@ -118,7 +124,7 @@ def test_a_link_that_was_up_is_down_since_the_daemon_was_killed(store: Store) ->
     after = reopened(store, T0 + 130, "hub", "edge", now=5.0)
     assert after.rose("hub", 1, 0, 7.0) == 32.0
     assert after.rose("edge", 1, 0, 7.0) == 2.0  # it was down already: since when is not known
-    outage, _ = after.recorded(NOW)
+    outage, _ = recorded(after, NOW)
     assert (outage.peer, outage.reason, outage.noticed_after_seconds) == ("hub", "closed", None)
     assert outage.began == "2023-11-14T22:15:00.000Z"
 
@@ -129,7 +135,7 @@ def test_an_outage_under_way_at_the_kill_goes_on(store: Store) -> None:
     before.fell("hub", "silence", 1.0, 5.0, T0 + 5)
     after = reopened(store, T0 + 9)
     assert after.rose("hub", 1, 0, 1.0) == 6.0
-    assert len(after.recorded(NOW)) == 1
+    assert len(recorded(after, NOW)) == 1
 
 
 def test_a_planned_stop_is_one_outage(store: Store) -> None:
@@ -139,7 +145,7 @@ def test_a_planned_stop_is_one_outage(store: Store) -> None:
     before.alive([], 10.0, T0 + 1)
     after = reopened(store, T0 + 9)
     assert after.rose("hub", 1, 0, 1.0) == 9.0
-    assert [each.reason for each in after.recorded(NOW)] == ["stopped"]
+    assert [each.reason for each in recorded(after, NOW)] == ["stopped"]
 
 
 def test_a_wall_clock_that_went_back_makes_no_negative_outage(store: Store) -> None:
@@ -155,11 +161,11 @@ def test_a_link_that_was_never_up_is_down_since_it_was_configured(store: Store) 
     assert current is not None
     assert (current.began, current.seconds, current.reason) == (T0, 600.0, "dns")
     assert current.never_up
-    (outage,) = outages.recorded(600.0)
+    (outage,) = recorded(outages, 600.0)
     assert (outage.never_up, outage.ongoing, outage.attempts) == (True, True, 7)
     assert (outage.reason, outage.down_seconds) == ("dns", 600.0)
     again = reopened(store, T0 + 700.0)
-    (outage,) = again.recorded(0.0)
+    (outage,) = recorded(again, 0.0)
     assert (outage.never_up, outage.down_seconds) == (True, 700.0)
     assert again.rose("hub", 9, 0, 1.0) == 701.0
 
@@ -167,11 +173,11 @@ def test_a_link_that_was_never_up_is_down_since_it_was_configured(store: Store) 
 def test_a_link_that_comes_up_at_once_had_no_outage(store: Store) -> None:
     outages = reopened(store, T0)
     assert outages.rose("hub", 1, 0, 0.3) is None
-    assert outages.recorded(NOW) == []
+    assert recorded(outages, NOW) == []
     assert outages.drained("hub", 1.0) is None
     outages.fell("hub", "silence", 0.0, 5.0, T0 + 5)
     outages.failed("hub", "dns")
-    (outage,) = outages.recorded(6.0)
+    (outage,) = recorded(outages, 6.0)
     assert (outage.reason, outage.never_up) == ("silence", False)
 
 
@@ -180,7 +186,7 @@ def test_a_link_that_is_added_is_down_since_then(store: Store) -> None:
     outages.rose("hub", 1, 0, 1.0)
     outages.configured("edge", 50.0, T0 + 50.0)
     outages.configured("edge", 60.0, T0 + 60.0)
-    (outage,) = outages.recorded(70.0)
+    (outage,) = recorded(outages, 70.0)
     assert (outage.peer, outage.down_seconds, outage.never_up) == ("edge", 20.0, True)
 
 
@@ -191,19 +197,19 @@ def test_outages_that_a_drill_makes_are_marked(store: Store) -> None:
     outages.rose("hub", 1, 0, 106.0)
     outages.fell("hub", "silence", 10.0, 111.0, T0 + 6)
     outages.rose("hub", 1, 0, 112.0)
-    assert [each.drill for each in outages.recorded(NOW)] == [True, False]
-    assert len(outages.recorded(NOW, drills=False)) == 1
+    assert [each.drill for each in recorded(outages, NOW)] == [True, False]
+    assert len(recorded(outages, NOW, drills=False)) == 1
 
 
 def test_numbers_go_on_after_a_restart(store: Store) -> None:
     Outages(store).fell("a", "closed", 0.0, 0.0, T0)
     Outages(store).fell("b", "closed", 0.0, 0.0, T0)
-    assert [each.peer for each in Outages(store).recorded(NOW)] == ["a", "b"]
+    assert [each.peer for each in recorded(Outages(store), NOW)] == ["a", "b"]
 
 
 def test_rows_that_nobody_can_read_are_forgotten(store: Store) -> None:
     store.rows = {1: b"\xff", 2: b'{"peer":1}'}
-    assert Outages(store).recorded(NOW) == []
+    assert recorded(Outages(store), NOW) == []
     assert store.rows == {}
 
 
@@ -212,10 +218,10 @@ def test_bounded_for_each_link(store: Store) -> None:
     outages.fell("quiet", "dns", 0.0, 0.0, T0)
     for number in range(400):
         outages.fell("flapping", "closed", 0.0, float(number), T0 + number)
-    assert len(outages.recorded(NOW, "flapping")) == 150
-    assert len(outages.recorded(NOW, "quiet")) == 1
+    assert len(recorded(outages, NOW, "flapping")) == 150
+    assert len(recorded(outages, NOW, "quiet")) == 1
     assert len(store.rows) == 151
-    assert outages.recorded(NOW, "flapping")[-1].began == "2023-11-14T22:19:59.000Z"
+    assert recorded(outages, NOW, "flapping")[-1].began == "2023-11-14T22:19:59.000Z"
 
 
 def test_which_are_told(store: Store) -> None:
@@ -223,11 +229,11 @@ def test_which_are_told(store: Store) -> None:
     outages.fell("a", "closed", 0.0, 0.0, T0)
     outages.rose("a", 1, 0, 10.0)
     outages.fell("b", "closed", 0.0, 20.0, T0 + 20)
-    assert [each.peer for each in outages.recorded(NOW)] == ["a", "b"]
-    assert [each.peer for each in outages.recorded(NOW, "b")] == ["b"]
-    assert [each.peer for each in outages.recorded(NOW, since=T0 + 9)] == ["a", "b"]
-    assert [each.peer for each in outages.recorded(NOW, since=T0 + 10)] == ["b"]
-    assert outages.recorded(NOW, "nobody") == []
+    assert [each.peer for each in recorded(outages, NOW)] == ["a", "b"]
+    assert [each.peer for each in recorded(outages, NOW, "b")] == ["b"]
+    assert [each.peer for each in recorded(outages, NOW, since=T0 + 9)] == ["a", "b"]
+    assert [each.peer for each in recorded(outages, NOW, since=T0 + 10)] == ["b"]
+    assert recorded(outages, NOW, "nobody") == []
 
 
 def test_a_removed_peer_is_forgotten(store: Store) -> None:

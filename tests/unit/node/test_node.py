@@ -97,7 +97,7 @@ def test_a_cut_and_the_return_lose_nothing(net: FakeNet) -> None:
     assert kept.bodies == [b"%d" % number for number in range(20)]
     edge = net.nodes["edge"]
     assert edge.status().links[0].state == "up"
-    outage = edge.outages("hub")[-1]
+    outage = list(edge.outages("hub"))[-1]
     assert outage.reason == "silence"
     assert outage.replayed_records >= 6
     assert outage.drained_seconds is not None
@@ -356,7 +356,7 @@ def test_ten_minutes_without_a_path_and_back_within_a_moment(net: FakeNet) -> No
         back.append(waited)
         net.run(1.0)
     assert max(back) <= 0.65  # an unreachable peer is dialed every 0.5 s ± 20 %, however long
-    attempts = edge.outages("hub")[-1].attempts
+    attempts = list(edge.outages("hub"))[-1].attempts
     assert 900 <= attempts <= 1600
     figures.tell(
         f"10 min without a path: {attempts} attempts, up {back[-1]:.2f} s after it is back"
