@@ -215,7 +215,7 @@ class ApiServer:
         self._socket: SocketFile | None = None
         self._tls: ServerTls | None = None
         self._due = 0.0
-        self._beat = LoopingCall(self._beaten)
+        self._beat = LoopingCall(self._measure_loop_lag)
         self._beat.clock = reactor
 
     # life
@@ -353,7 +353,7 @@ class ApiServer:
         self._sites.append(site)
         return site
 
-    def _beaten(self) -> None:
+    def _measure_loop_lag(self) -> None:
         now = self.reactor.seconds()
         self.late_seconds = max(0.0, now - self._due)
         self._due = now + _BEAT_SECONDS

@@ -95,7 +95,7 @@ class Producers:
         self._log = log
         self._states: OrderedDict[tuple[str, str], ProducerState] = OrderedDict()
 
-    def take(self, owner: str, name: str, run: str, holder: StreamPublisher) -> ProducerState:
+    def claim(self, owner: str, name: str, run: str, holder: StreamPublisher) -> ProducerState:
         """Give a name to a holder; the one before is ended, of whichever run it is."""
         key, numbered = (owner, name), f"{name}/{run}" if run else name
         before = self._states.get(key)
@@ -105,10 +105,10 @@ class Producers:
             state = ProducerState(numbered, self._log.state.producers.highest(owner, numbered))
         self._states[key] = state
         self._states.move_to_end(key)
-        displaced = before.holder if before is not None else None
+        holder_before = before.holder if before is not None else None
         state.holder = holder
-        if displaced is not None and displaced is not holder:
-            displaced.lose()
+        if holder_before is not None and holder_before is not holder:
+            holder_before.displaced()
         if len(self._states) > MAX_PRODUCERS:
             for old, other in list(self._states.items())[:100]:
                 if other.holder is None and not other.under_way:
@@ -156,7 +156,7 @@ class StreamPublisher:
             self._refused = None
             self._release()
             self._name = (producer, run)
-            self._state = api.producers.take(owner, producer, run, self) if producer else None
+            self._state = api.producers.claim(owner, producer, run, self) if producer else None
             under_way = self._state.under_way if self._state is not None else {}
             self._settling = {
                 number for first, last in under_way.items() for number in range(first, last + 1)
@@ -165,7 +165,7 @@ class StreamPublisher:
             return 0
         return api.node.log.state.producers.highest(owner, self._state.numbered)
 
-    def lose(self) -> None:
+    def displaced(self) -> None:
         """Another client has taken the name."""
         self._closed = True
         self._state = None
@@ -215,7 +215,7 @@ class StreamPublisher:
     def _run(self, pending: list[client.Publish], index: int) -> list[client.Publish]:
         """Return the publishes from `index` on that may share an append: at least one."""
         first = pending[index]
-        if not self._shares(first):
+        if not self._can_share_batch(first):
             return [first]
         channel, ttl, last = first.channel, first.ttl, first.sequence
         size = len(first.records)
@@ -235,7 +235,7 @@ class StreamPublisher:
             last = sequence
         return pending[index : index + MAX_RUN]
 
-    def _shares(self, frame: client.Publish) -> bool:
+    def _can_share_batch(self, frame: client.Publish) -> bool:
         """Return whether a publish may share an append with the next ones."""
         if frame.ids:
             return False
