@@ -173,6 +173,14 @@ class Attacker:
         one.sendall(_UPGRADE % (upgrade, self._port, key, more))
         return b" 101 " in one.recv(4096)
 
+    @staticmethod
+    def _reads(one: socket.socket) -> bool:
+        """Read a little; return whether the connection goes on."""
+        try:
+            return bool(one.recv(1 << 16))
+        except TimeoutError:
+            return True
+
     def _flood(self, one: socket.socket) -> None:
         """Send all of it again and again; of answers to requests a little is read, late."""
         one.settimeout(0.2)
@@ -182,8 +190,8 @@ class Attacker:
                 try:
                     sent = sent[one.send(sent) :] or memoryview(self._content)
                 except TimeoutError:
-                    if not self._case.upgrade:
-                        one.recv(1 << 16)
+                    if not self._case.upgrade and not self._reads(one):
+                        return
 
 
 def load_process(orders: Any, seconds: float) -> None:
