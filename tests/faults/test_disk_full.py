@@ -11,8 +11,8 @@ from random import Random
 import pytest
 
 from linkd.drill.testbed import Namespace
-from tests.campaign.checker import judge, read_log
-from tests.campaign.traffic import Publisher
+from tests.chaos.checker import judge, read_log
+from tests.chaos.traffic import Publisher
 from tests.conftest import CAMPAIGN
 from tests.support import figures
 from tests.support.daemon import Daemon

@@ -13,8 +13,8 @@ import pytest
 from tests.support.lab import ROOT
 
 MODULES = {
-    "soak": "tests.campaign.soak",
-    "campaign": "tests.campaign",
+    "soak": "tests.chaos.soak",
+    "campaign": "tests.chaos",
     "conformance": "tests.conformance.suite",
     "fuzz": "tests.fuzz.shares",
     "bench": "",

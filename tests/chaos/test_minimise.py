@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.campaign.minimise import minimise
+from tests.chaos.minimise import minimise
 
 sizes = st.integers(1, 40)
 

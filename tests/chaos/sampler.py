@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 
-from tests.campaign.checker import Sample
+from tests.chaos.checker import Sample
 from tests.support.daemon import Daemon
 
 EVERY_SECONDS = 1.0

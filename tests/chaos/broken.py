@@ -1,6 +1,6 @@
 """Builds broken on purpose, as real daemons: a campaign that can't catch them proves nothing.
 
-`python -m tests.campaign.broken NAME run …` is `linkd run …` with one rule of it broken.
+`python -m tests.chaos.broken NAME run …` is `linkd run …` with one rule of it broken.
 """
 
 from __future__ import annotations

@@ -7,10 +7,10 @@ import time
 from dataclasses import replace
 from random import Random
 
-from tests.campaign.acts import Act
-from tests.campaign.crowds import CROWDS
-from tests.campaign.faults import BASIC, Happened, Run, Scene
-from tests.campaign.topology import TOPOLOGY
+from tests.chaos.acts import Act
+from tests.chaos.crowds import CROWDS
+from tests.chaos.faults import BASIC, Happened, Run, Scene
+from tests.chaos.topology import TOPOLOGY
 
 FAULTS: dict[str, Run] = {**BASIC, **TOPOLOGY, **CROWDS}
 

@@ -185,7 +185,7 @@ class Line(ChildProcess):
 
     def __init__(self, near: Namespace, far: Namespace, shape: Shape) -> None:
         """Make the devices and begin to carry."""
-        command = python("-m", "tests.campaign.line", str(far.pid), json.dumps(asdict(shape)))
+        command = python("-m", "tests.chaos.line", str(far.pid), json.dumps(asdict(shape)))
         super().__init__([*near.prefix, *command], "line")
         try:
             self.order()

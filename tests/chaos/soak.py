@@ -1,6 +1,6 @@
 """Hours of traffic with cuts: what must stay flat, sampled and fitted with a line.
 
-`python -m tests.campaign.soak --hours H`: a pair of daemons joined by a relay, publishers at both,
+`python -m tests.chaos.soak --hours H`: a pair of daemons joined by a relay, publishers at both,
 the link reset or frozen every `--every` seconds. Their logs are small, so that they fill, turn over
 and delete within minutes. The figure is the slope of each measure, per hour, by least
 squares over the samples after the warm-up.
@@ -20,7 +20,7 @@ from pathlib import Path
 from random import Random
 
 from linkd.drill.testbed import Relay
-from tests.campaign.traffic import Publisher
+from tests.chaos.traffic import Publisher
 from tests.support.daemon import Daemon, listen, peer
 
 WARM_UP = 0.25

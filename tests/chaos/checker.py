@@ -14,8 +14,8 @@ from linkd.config import LogSettings
 from linkd.errors import LinkdError
 from linkd.log import open_log
 from linkd.protocol.records import Batch, decode_records
-from tests.campaign.faults import FILLING
-from tests.campaign.traffic import Ledger
+from tests.chaos.faults import FILLING
+from tests.chaos.traffic import Ledger
 
 
 @dataclass

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 
-from tests.campaign.faults import Edge, Happened, Run, Scene
+from tests.chaos.faults import Edge, Happened, Run, Scene
 
 UP_SECONDS = 5.0
 """How long a new path is awaited before the older one passes packets again."""

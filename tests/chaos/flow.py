@@ -1,6 +1,6 @@
 """Constant traffic at one daemon, in a process of its own: publishes, and counts what arrives.
 
-`python -m tests.campaign.flow SOCKET OURS THEIRS RATE SIZE` publishes numbered records on the
+`python -m tests.chaos.flow SOCKET OURS THEIRS RATE SIZE` publishes numbered records on the
 channels OURS.0 to OURS.3 and reads THEIRS.* as a named consumer. It tells its counts as a line of
 JSON each second. Orders, one a line: `pause`, `go`, `stop` (publish no more); it ends when its
 input does.
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import linkd.client
 from linkd.client.aio import Node
 from linkd.errors import LogFull
-from tests.campaign.tally import Tally
+from tests.chaos.tally import Tally
 
 CHANNELS = 4
 FRAME_BYTES = 40_000

@@ -10,16 +10,16 @@ from pathlib import Path
 from random import Random
 
 from linkd.drill.testbed import Authority, SteppedClock, faketime
-from tests.campaign.acts import Act, Plan, script
-from tests.campaign.checker import Held, judge, read_held, uncounted
-from tests.campaign.crowds import route_strangers
-from tests.campaign.faults import DISK, HUB_NAME, RENEWED_SECONDS, Edge, Scene
-from tests.campaign.links import Links
-from tests.campaign.perform import perform
-from tests.campaign.report import AGAIN_SECONDS, BACK_SECONDS, BOUNDS, Report
-from tests.campaign.sampler import Sampler
-from tests.campaign.stage import Stage
-from tests.campaign.traffic import Audit, Publisher
+from tests.chaos.acts import Act, Plan, script
+from tests.chaos.checker import Held, judge, read_held, uncounted
+from tests.chaos.crowds import route_strangers
+from tests.chaos.faults import DISK, HUB_NAME, RENEWED_SECONDS, Edge, Scene
+from tests.chaos.links import Links
+from tests.chaos.perform import perform
+from tests.chaos.report import AGAIN_SECONDS, BACK_SECONDS, BOUNDS, Report
+from tests.chaos.sampler import Sampler
+from tests.chaos.stage import Stage
+from tests.chaos.traffic import Audit, Publisher
 from tests.support.daemon import Daemon, listen, peer
 from tests.support.lab import Lab, LabHost
 
@@ -138,7 +138,7 @@ class Campaign(Stage):
         daemon = Daemon(name, "", host, clock.environment if clock is not None else None)
         self._stack.callback(daemon.close)
         if self.plan.broken:
-            daemon.program = ("-m", "tests.campaign.broken", self.plan.broken)
+            daemon.program = ("-m", "tests.chaos.broken", self.plan.broken)
         return daemon
 
     def run(

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.campaign.acts import Flavour, Plan
-from tests.campaign.run import Campaign
+from tests.chaos.acts import Flavour, Plan
+from tests.chaos.run import Campaign
 from tests.conftest import CAMPAIGN
 from tests.support import figures
 from tests.support.lab import ROOT, python
@@ -76,7 +76,7 @@ def namespaces(pids: Iterable[int]) -> set[str]:
 
 def test_nothing_is_left_of_a_campaign_whose_runner_is_killed() -> None:
     need("iptables in a network namespace")
-    command = python("-m", "tests.campaign", "--seed", "5", "--edges", "1", "--faults", "50")
+    command = python("-m", "tests.chaos", "--seed", "5", "--edges", "1", "--faults", "50")
     with tempfile.TemporaryDirectory() as folder:
         runner = subprocess.Popen(
             command,

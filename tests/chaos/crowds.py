@@ -6,8 +6,8 @@ import json
 import subprocess
 import time
 
-from tests.campaign.callers import KINDS
-from tests.campaign.faults import Happened, Run, Scene
+from tests.chaos.callers import KINDS
+from tests.chaos.faults import Happened, Run, Scene
 from tests.support.lab import Lab, LabHost, python
 
 ADDRESSES = [f"10.98.{net}.{host}" for net in (1, 2) for host in range(1, 101)]
@@ -43,7 +43,7 @@ def _callers(kind: str) -> Run:
         hosts = {"hub": scene.hub_host, **{edge.name: edge.host for edge in scene.edges}}
         order = (kind, str(daemon.socket), f"{min(seconds, 10.0):.3f}")
         began = time.monotonic()
-        _run(hosts[daemon.name], python("-m", "tests.campaign.callers", *order))
+        _run(hosts[daemon.name], python("-m", "tests.chaos.callers", *order))
         return Happened(kind, daemon.name, began, time.monotonic())
 
     return run

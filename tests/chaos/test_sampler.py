@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.campaign.sampler import total
+from tests.chaos.sampler import total
 
 PAGE = """# TYPE linkd_records_late_total counter
 linkd_records_late_total{peer="hub"} 40

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from tests.campaign.acts import Plan
-from tests.campaign.checker import Verdict
-from tests.campaign.faults import Happened
+from tests.chaos.acts import Plan
+from tests.chaos.checker import Verdict
+from tests.chaos.faults import Happened
 
 BOUNDS = {"ping-timeout": (6.9, 7.2), "silence": (9.9, 10.2)}
 """Seconds of silence after which the listener and the dialer give a connection up."""

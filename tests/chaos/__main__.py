@@ -13,12 +13,12 @@ from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
-from tests.campaign import page, steady
-from tests.campaign.acts import FLAVOURS, Act, Plan, script
-from tests.campaign.broken import BUILDS
-from tests.campaign.minimise import minimise
-from tests.campaign.report import Report
-from tests.campaign.run import main
+from tests.chaos import page, steady
+from tests.chaos.acts import FLAVOURS, Act, Plan, script
+from tests.chaos.broken import BUILDS
+from tests.chaos.minimise import minimise
+from tests.chaos.report import Report
+from tests.chaos.run import main
 
 LEAST_SECONDS = 90.0
 """With less time than this left no other run is begun."""

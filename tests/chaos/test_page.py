@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.campaign.acts import Plan
-from tests.campaign.checker import Verdict
-from tests.campaign.faults import Happened
-from tests.campaign.page import BEGIN, END, campaign_figures, replace, results, steady_figures
-from tests.campaign.report import Report
-from tests.campaign.steady import Result, as_json
+from tests.chaos.acts import Plan
+from tests.chaos.checker import Verdict
+from tests.chaos.faults import Happened
+from tests.chaos.page import BEGIN, END, campaign_figures, replace, results, steady_figures
+from tests.chaos.report import Report
+from tests.chaos.steady import Result, as_json
 
 
 def _report(seed: int, lost: list[int]) -> Report:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tests.campaign.acts import FLAVOURS, GROUPS, Plan, script
-from tests.campaign.checker import Sample, judge, uncounted
-from tests.campaign.perform import FAULTS
-from tests.campaign.traffic import Ledger
+from tests.chaos.acts import FLAVOURS, GROUPS, Plan, script
+from tests.chaos.checker import Sample, judge, uncounted
+from tests.chaos.perform import FAULTS
+from tests.chaos.traffic import Ledger
 
 
 def ledger() -> Ledger:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from random import Random
 
 from linkd.drill.testbed import Authority, SteppedClock
-from tests.campaign.links import Links
-from tests.campaign.traffic import Audit
+from tests.chaos.links import Links
+from tests.chaos.traffic import Audit
 from tests.support.daemon import Daemon
 from tests.support.lab import Fault, Lab, LabHost
 

@@ -1,6 +1,6 @@
 """Rude callers of one daemon's API, in a process of their own.
 
-`python -m tests.campaign.callers KIND SOCKET SECONDS` calls on the unix socket and prints, as one
+`python -m tests.chaos.callers KIND SOCKET SECONDS` calls on the unix socket and prints, as one
 JSON object, how many connections it made.
 """
 

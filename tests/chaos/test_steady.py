@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from tests.campaign.steady import Result, Steady, quantiles
+from tests.chaos.steady import Result, Steady, quantiles
 from tests.support.needs import need
 
 pytestmark = [pytest.mark.lab]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.campaign.soak import Fit, fit, flat
+from tests.chaos.soak import Fit, fit, flat
 
 
 def test_a_straight_line_is_found_exactly() -> None:

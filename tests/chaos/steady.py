@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.campaign.line import NEAR, Line, Shape
-from tests.campaign.stage import Stage
+from tests.chaos.line import NEAR, Line, Shape
+from tests.chaos.stage import Stage
 from tests.support.daemon import Daemon, listen, peer
 from tests.support.lab import Lab, python
 
@@ -121,7 +121,7 @@ class Traffic:
     def __init__(self, daemon: Daemon, kind: Kind, ours: str, theirs: str) -> None:
         arguments = (str(daemon.socket), ours, theirs, str(kind.rate), str(kind.size))
         self._process = subprocess.Popen(
-            python("-m", "tests.campaign.flow", *arguments),
+            python("-m", "tests.chaos.flow", *arguments),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,

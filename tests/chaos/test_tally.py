@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.campaign.tally import Tally
+from tests.chaos.tally import Tally
 
 
 @given(st.lists(st.integers(0, 30), max_size=60), st.integers(0, 40))

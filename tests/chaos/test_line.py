@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.campaign.line import Shape, Way
+from tests.chaos.line import Shape, Way
 
 offered = st.lists(st.tuples(st.integers(40, 1500), st.floats(0.0, 0.2)), min_size=1, max_size=100)
 

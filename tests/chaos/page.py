@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.campaign.report import BACK_SECONDS, BOUNDS
-from tests.campaign.steady import KINDS
+from tests.chaos.report import BACK_SECONDS, BOUNDS
+from tests.chaos.steady import KINDS
 from tests.support.lab import ROOT
 
 MEASUREMENTS = ROOT / "docs" / "measurements"
