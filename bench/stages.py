@@ -167,7 +167,7 @@ def api_in(load: Load) -> Iterator[Run]:
             number += 1
             publishing = client.Publish(number, "bench", load.count, load.records)
             session.message(client.encode([publishing]), True)
-            session.turned()
+            session.on_read_end()
             clock.advance(0)
 
     yield run

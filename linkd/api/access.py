@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import ipaddress
-from collections.abc import Callable
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
@@ -17,9 +16,6 @@ from linkd.api.http import ApiRequest
 from linkd.api.routes import Match, find
 from linkd.config import Config
 from linkd.config.addresses import parse_address
-
-Close = Callable[[int, str], None]
-"""Closes a WebSocket: code and reason."""
 
 TEXT_PATH: Final = "/ws"
 STREAM_PATH: Final = "/v1/stream"
@@ -97,31 +93,6 @@ def close_of(refusal: ApiError) -> tuple[int, str]:
     if refusal.status == 503:
         return TRY_AGAIN, refusal.message
     return REFUSED + min(refusal.status, 499), refusal.message
-
-
-class RefusedSession:
-    """The session of a WebSocket that was opened only to report its refusal.
-
-    Args:
-        caller: The caller, as far as it is known.
-        close: Closes the WebSocket.
-        refusal: Why.
-    """
-
-    def __init__(self, caller: Caller, close: Close, refusal: ApiError) -> None:
-        self.caller = caller
-        self.busy = False
-        self._close = close
-        self._refusal = refusal
-
-    def opened(self) -> None:
-        """Close it."""
-        self._close(*close_of(self._refusal))
-
-    def ignore(self, *_: object) -> None:
-        """Ignore everything else."""
-
-    go_on = allow = message = turned = room = closed = receiving = ignore
 
 
 By = Literal["socket", "key", "cookie", "token", "anyone"]

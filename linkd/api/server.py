@@ -21,7 +21,13 @@ from twisted.internet.error import CannotListenError
 from twisted.internet.task import LoopingCall
 
 from linkd import events
-from linkd.api.access import TEXT_PATH, AccessControl, AuthorizedRequest, answers_by_close
+from linkd.api.access import (
+    STREAM_PATH,
+    TEXT_PATH,
+    AccessControl,
+    AuthorizedRequest,
+    answers_by_close,
+)
 from linkd.api.auth import STRANGER, Caller, FailedKeyLimiter, Keyring
 from linkd.api.call import Call, check_consumer
 from linkd.api.errors import ApiError, refusal_of
@@ -30,12 +36,13 @@ from linkd.api.metrics import Metrics
 from linkd.api.operations import Files
 from linkd.api.presence import Presence
 from linkd.api.routes import describe, find
+from linkd.api.session import ClientSession
 from linkd.api.site import ApiSite
 from linkd.api.sse import EventStream
 from linkd.api.stream import StreamSession
 from linkd.api.stream_publisher import Producers
 from linkd.api.text import TextSession
-from linkd.api.websocket import ApiWebSocket, Session, WebSockets
+from linkd.api.websocket import ApiWebSocket, WebSockets
 from linkd.clock import wall
 from linkd.config import Config, ListenSettings
 from linkd.config.addresses import parse_address
@@ -204,7 +211,7 @@ class ApiServer:
         self.account = Account()
         self.page_reads = DeferredSemaphore(PAGE_READS)
         self.streams: set[EventStream] = set()
-        self.upgrades = WebSockets(self, self._speak)
+        self.upgrades = WebSockets(self, self._make_session)
         self.producers = Producers(node.log)
         self.presence = Presence(node, reactor, self.share)
         self.late_seconds = 0.0
@@ -431,9 +438,9 @@ class ApiServer:
             },
         )
 
-    def _speak(self, call: Call, path: str, socket: ApiWebSocket) -> Session:
-        """Start the session of a WebSocket."""
-        if path == "/v1/stream":
+    def _make_session(self, call: Call, path: str, socket: ApiWebSocket) -> ClientSession:
+        """Create the session of a WebSocket."""
+        if path == STREAM_PATH:
             return StreamSession(self, call.caller, socket)
         return TextSession(self, call, socket)
 

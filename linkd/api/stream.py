@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -15,6 +15,7 @@ from linkd.api.auth import Caller
 from linkd.api.call import lasting_consumer
 from linkd.api.errors import ApiError, refusal_of
 from linkd.api.publish import reached
+from linkd.api.session import ClientSession
 from linkd.api.sinks import ApiSink
 from linkd.api.stream_publisher import StreamPublisher, check_wait
 from linkd.api.websocket import NORMAL, REFUSED
@@ -22,7 +23,7 @@ from linkd.errors import LinkdError, RemoteProtocolError
 from linkd.net.timers import turn_end
 from linkd.protocol import client
 from linkd.protocol.records import Batch
-from linkd.status import Event
+from linkd.status import LinkStatus
 
 if TYPE_CHECKING:
     from linkd.api.server import ApiServer
@@ -47,7 +48,7 @@ _PUBLISHES = {client.Publish}
 """What nearly every message holds and nothing else: then no frame needs a look of its own."""
 
 
-class StreamSession:
+class StreamSession(ClientSession):
     """One client's stream.
 
     Args:
@@ -57,11 +58,8 @@ class StreamSession:
     """
 
     def __init__(self, api: ApiServer, caller: Caller, socket: ApiWebSocket) -> None:
-        self.api = api
-        self.caller = caller
-        self.socket = socket
+        super().__init__(api, caller, socket)
         self.ingress = StreamPublisher(self)
-        self.busy = False
         self._rest: deque[client.FromClient | msgspec.Raw] = deque()
         self._opened = False
         self._version = client.MIN_VERSION
@@ -74,10 +72,8 @@ class StreamSession:
         self._out_bytes = 0
         self._flush_due = False
         self._at_turn_end = turn_end(api.reactor)
-        self._unwatch: Callable[[], None] | None = None
         self._positions_due: Any = None
-        self._happened: dict[str | None, str] = {}
-        self._status_due = self._all_status_due = False  # of links, soon; of all of them
+        self._all_links_due = False  # the status of all links is to be sent soon
         self._calls: dict[type, Callable[[Any], None]] = {
             client.Open: self._open,
             client.Wait: self._wait,
@@ -91,7 +87,7 @@ class StreamSession:
     def allow(self, caller: Caller) -> None:
         """Apply the caller's new rights: end what they no longer cover, and report that."""
         self.caller = caller
-        self.ingress.forget_rights()
+        self.ingress.checked_channels.clear()
         for sink in list(self._subscriptions.values()):
             try:
                 for pattern in sink.patterns:
@@ -101,9 +97,6 @@ class StreamSession:
                 self.ended(sink, refusal.error)
 
     # called by the socket
-
-    def opened(self) -> None:
-        """The client speaks first."""
 
     def message(self, payload: bytes, binary: bool) -> None:
         """Take a message's frames."""
@@ -153,18 +146,15 @@ class StreamSession:
         rest.clear()
         return True
 
-    def turned(self) -> None:
-        """Hand on what came together."""
+    def on_read_end(self) -> None:
+        """Append what arrived together."""
         if not (self.busy or self.ingress.flush(self.api.share.end())):
             self.busy = True
 
-    def receiving(self) -> None:
-        """The pong of the WebSocket is sign enough."""
-
-    def room(self) -> None:
+    def on_writable(self) -> None:
         """The client reads again."""
-        if self._happened or self._all_status_due:
-            self._send_status_soon()
+        if self._changed_links or self._all_links_due:
+            self.send_links_soon()
         for sink in list(self._subscriptions.values()):
             sink.resume()
 
@@ -179,9 +169,7 @@ class StreamSession:
             self._positions_due.cancel()
             self._positions_due = None
         self.ingress.closed()
-        if self._unwatch is not None:
-            self._unwatch()
-            self._unwatch = None
+        super().closed()
 
     # sending
 
@@ -381,37 +369,18 @@ class StreamSession:
 
     def _watch(self, _: client.Watch) -> None:
         """Send the status of all links, once for all requests that came before it is sent."""
-        if self._unwatch is None:
-            self._unwatch = self.api.node.events.follow(self._event)
-        if not self._all_status_due:
-            self._all_status_due = True
-            self._send_status_soon()
+        self.watch_links()
+        self._all_links_due = True
+        self.send_links_soon()
 
-    def _event(self, event: Event) -> None:
-        """Send the state of a changed link ahead of all messages, after this iteration."""
-        self._happened[event.peer] = event.event
-        self._send_status_soon()
-
-    def _send_status_soon(self) -> None:
-        if not self._status_due:
-            self._status_due = True
-            self.api.share.queue(self._send_status_changes, self.caller.name)
-
-    def _send_status_changes(self) -> None:
-        """Send the changed links; if the client does not read, once it does."""
-        self._status_due = False
-        if self._unwatch is None or self.socket.paused:
-            return
-        happened, self._happened = self._happened, {}
-        if self._all_status_due:
-            self._all_status_due = False
-            self._urgent.append(
-                client.encode_frame(client.StatusChanged(tuple(self.api.node.status().links)))
-            )
-        for peer, event in happened.items():
-            link = None if peer is None else self.api.node.link_status(peer)
-            if link is not None:
-                self._urgent.append(client.encode_frame(client.StatusChanged((link,), event)))
+    def send_links(self, changed: Iterable[tuple[LinkStatus, str]]) -> None:
+        """Send changed links, or all of them, ahead of all messages."""
+        if self._all_links_due:
+            self._all_links_due = False
+            links = tuple(self.api.node.status().links)
+            self._urgent.append(client.encode_frame(client.StatusChanged(links)))
+        for link, event in changed:
+            self._urgent.append(client.encode_frame(client.StatusChanged((link,), event)))
         self.flush()
 
 

@@ -130,6 +130,10 @@ class StreamPublisher:
 
     Args:
         session: The client's stream.
+
+    Attributes:
+        checked_channels: The channels that the caller may publish on; clear it when its rights
+            change.
     """
 
     def __init__(self, session: StreamSession) -> None:
@@ -141,7 +145,7 @@ class StreamPublisher:
         self._refusing = ""  # why a named producer's publishes are refused until it opens again
         self._refused: range | None = None  # its refused numbers, until it repeats the first
         self._closed = False
-        self._channels: set[str] = set()
+        self.checked_channels: set[str] = set()
         self._settling: set[int] = set()  # handed to the log by the connection before this one
 
     def open(self, producer: str, run: str = "") -> int:
@@ -242,10 +246,6 @@ class StreamPublisher:
         state = self._state
         return state is None or frame.sequence > state.top
 
-    def forget_rights(self) -> None:
-        """Check each channel again: the caller's rights have changed."""
-        self._channels.clear()
-
     def _hand_on(self, run: list[client.Publish]) -> bool:
         """Check a run, and append or refuse it; return False where it must go one by one."""
         first = run[0]
@@ -314,11 +314,11 @@ class StreamPublisher:
         channel = first.channel
         if count > MAX_RECORDS:
             raise BadRecord(f"expected at most {MAX_RECORDS} records in a publish, got {count}")
-        if channel not in self._channels:
+        if channel not in self.checked_channels:
             self._session.caller.check_publish(channel)
-            if len(self._channels) >= MAX_CHANNELS:
-                self._channels.clear()
-            self._channels.add(channel)
+            if len(self.checked_channels) >= MAX_CHANNELS:
+                self.checked_channels.clear()
+            self.checked_channels.add(channel)
         if first.wait:
             check_wait(self._session.api.node, first.wait, channel)
         if first.ttl is not None and not 0.0 < first.ttl <= MAX_TTL_SECONDS:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from operator import attrgetter
 from secrets import token_urlsafe
@@ -16,6 +16,7 @@ from linkd.api.call import Call, check_consumer, lasting_consumer, resumed, star
 from linkd.api.errors import ApiError, refusal_of
 from linkd.api.presence import MAX_NAME, Change
 from linkd.api.publish import too_large
+from linkd.api.session import ClientSession
 from linkd.api.sinks import SlicedSink
 from linkd.api.text_frames import (
     LARGE_BYTES,
@@ -39,7 +40,7 @@ from linkd.protocol.records import (
     check_words,
     encode_records,
 )
-from linkd.status import Event
+from linkd.status import LinkStatus
 
 if TYPE_CHECKING:
     from linkd.api.server import ApiServer
@@ -61,7 +62,7 @@ and its first pattern where the URL asked for it as a consumer, or for a private
 _FLAGS = {None: False, "0": False, "1": True}
 
 
-class TextSession:
+class TextSession(ClientSession):
     """One client of `/ws`.
 
     Args:
@@ -75,10 +76,8 @@ class TextSession:
     """
 
     def __init__(self, api: ApiServer, call: Call, socket: ApiWebSocket) -> None:
-        self.socket = socket
+        super().__init__(api, call.caller, socket)
         self.envelope = _flag(call, "envelope")
-        self._api = api
-        self.caller = call.caller
         self._status = _flag(call, "status")
         self._presence = _presence(call)
         self._name = _name(call) or self.caller.name
@@ -95,11 +94,7 @@ class TextSession:
         self._unsettled = 0
         self._joined: dict[str, int] = {}  # the channels where it is present, and its numbers there
         self._missed: set[str] = set()  # channels of which it missed who joined or left
-        self._unwatch: Callable[[], None] | None = None
-        self._happened: set[str] = set()
         self._ended = False
-        self._status_due = False  # of links that changed, soon
-        self.busy = False
 
     def _channels_of(self, call: Call) -> dict[str, bool]:
         """Return the URL's channels, else the caller's default one, and whether each may be read.
@@ -107,7 +102,7 @@ class TextSession:
         An empty one is none. Raise ApiError where one is no use at all.
         """
         given = call.texts("channel")
-        config = self._api.config
+        config = self.api.config
         if self._is_default:
             for channel in self.caller.default_channels(config.api.default_channel):
                 with suppress(ApiError):
@@ -155,8 +150,8 @@ class TextSession:
         if self.is_linkd or self._private is not None:
             self._introduce()
         if self._status:
-            self._unwatch = self._api.node.events.follow(self._event)
-            for link in self._api.node.status().links:
+            self.watch_links()
+            for link in self.api.node.status().links:
                 self._send_object("status", link)
         try:
             self._follow_all([each for each, is_read in self._channels.items() if is_read])
@@ -169,13 +164,13 @@ class TextSession:
     def _follow_all(self, channels: list[str]) -> None:
         """Follow the URL's channels, under the consumer's name where it gives one."""
         if self._private is not None:  # its own, whatever else the caller may read
-            self._begin(TextSink(self, self._api, self._private), (self._private,), "latest")
+            self._begin(TextSink(self, self.api, self._private), (self._private,), "latest")
         if self._consumer is None:
             for channel in channels:
                 self._follow(channel, self._from)
         elif channels:
             self.caller.check_patterns(channels)
-            sink = ConfirmedSink(self, self._api, channels[0])
+            sink = ConfirmedSink(self, self.api, channels[0])
             self._begin(sink, channels, self._from, self._consumer)
         else:
             raise ApiError("malformed", "consumer: expected a channel that may be read")
@@ -197,21 +192,15 @@ class TextSession:
         except LinkdError as error:
             self._refuse(None if frame is None else frame.id, refusal_of(error))
 
-    def go_on(self) -> None:
-        """Each message is worked on as a whole."""
-
-    def turned(self) -> None:
-        """Nothing is kept back."""
-
     def receiving(self) -> None:
         """Send a pong as a message: a page is not shown those of the WebSocket."""
         if self.is_linkd:
             self._pong()
 
-    def room(self) -> None:
+    def on_writable(self) -> None:
         """The client reads again."""
-        if self._happened:
-            self._send_status_soon()
+        if self._changed_links:
+            self.send_links_soon()
         self._catch_up()
         self._rooms += 1
         # The smallest batches first: a large message must not hold up small ones, however many
@@ -225,19 +214,17 @@ class TextSession:
         """Release everything after a disconnect."""
         self._ended = True
         while self._joined:
-            self._api.presence.leave(*self._joined.popitem())
+            self.api.presence.leave(*self._joined.popitem())
         for sink in list(self._subscriptions.values()):
             sink.close()
         self._subscriptions.clear()
-        if self._unwatch is not None:
-            self._unwatch()
-            self._unwatch = None
+        super().closed()
 
     # frames
 
     def _pong(self) -> None:
         """Answer a ping; others may have come since linkd.js opened."""
-        spread = round(self.socket.return_spread, 1) if self.is_linkd else 0.0
+        spread = round(self.socket.upgrades.return_spread(), 1) if self.is_linkd else 0.0
         if spread:
             self._send_object("pong", {"return_spread": spread})
         else:
@@ -245,7 +232,7 @@ class TextSession:
 
     def _introduce(self) -> None:
         """Send what linkd.js must know of this node first."""
-        node = self._api.node
+        node = self.api.node
         more: dict[str, Any] = {
             "node": node.name,
             "version": linkd.__version__,
@@ -253,7 +240,7 @@ class TextSession:
             "epoch": node.log.epoch,
             "next": node.log.next,
             "max_body_bytes": node.config.log.max_body_bytes,
-            "return_spread": round(self.socket.return_spread, 1),
+            "return_spread": round(self.socket.upgrades.return_spread(), 1),
         }
         if self._private is not None:
             more["private"] = self._private
@@ -274,7 +261,7 @@ class TextSession:
     def _subscribe(self, frame: Frame) -> None:
         start: Start = "latest" if frame.start is None else frame.start
         if frame.seen:
-            start = resumed(self._api.node.log, frame.seen)
+            start = resumed(self.api.node.log, frame.seen)
         sink = self._follow(frame.channel or "", start, frame.subscription)
         if self._presence:
             self._join(sink.pattern, True)
@@ -285,7 +272,7 @@ class TextSession:
     def _follow(self, pattern: str, start: Start, name: Name | None = None) -> TextSink:
         """Follow a pattern; a pattern without a name that is already followed restarts."""
         self.caller.check_patterns((pattern,))
-        most = self._api.node.config.limits.subscriptions
+        most = self.api.node.config.limits.subscriptions
         spare = 1 if self._is_default else 0  # it did not ask for that one
         spare -= sum(not is_read for is_read in self._channels.values())  # it is present there
         key = ("pattern", pattern) if name is None else ("id", name)
@@ -296,7 +283,7 @@ class TextSession:
             raise ApiError("too-many", f"at most {most} subscriptions (limits.subscriptions)")
         if before is not None:
             before.close()
-        sink = TextSink(self, self._api, pattern, name)
+        sink = TextSink(self, self.api, pattern, name)
         sink.subscribe(self.caller, (pattern,), start)
         self._subscriptions[key] = sink
         return sink
@@ -311,14 +298,14 @@ class TextSession:
         sink.close()
         self._leave(*sink.patterns)
         if frame.id is not None:
-            self._ack(frame.id, self._api.node.log.next)
+            self._ack(frame.id, self.api.node.log.next)
 
     def _publish(self, frame: Frame) -> None:
         channel = frame.channel or self._channel
         if channel is None:
             raise ApiError("malformed", "expected a channel, in the frame or in the URL")
         self.caller.check_publish(channel)
-        config = self._api.node.config
+        config = self.api.node.config
         if len(frame.body) > config.log.max_body_bytes:
             raise too_large(len(frame.body), config.log.max_body_bytes)
         size = len(frame.body) + BATCH_OVERHEAD_BYTES
@@ -345,7 +332,7 @@ class TextSession:
             elif frame.id is not None:
                 self._ack(frame.id, outcome.offset)
 
-        self._api.node.publish(draft, settled)
+        self.api.node.publish(draft, settled)
 
     # what is sent
 
@@ -393,7 +380,7 @@ class TextSession:
         """Be there on a channel."""
         if channel not in self._joined:
             watcher = self if self._presence and is_read else None
-            presence, key = self._api.presence, self.caller.name
+            presence, key = self.api.presence, self.caller.name
             self._joined[channel] = presence.join(channel, self._name, key, watcher)
 
     def _leave(self, *channels: str) -> None:
@@ -402,7 +389,7 @@ class TextSession:
             if not any(channel in each.patterns for each in self._subscriptions.values()):
                 number = self._joined.pop(channel, None)
                 if number is not None:
-                    self._api.presence.leave(channel, number)
+                    self.api.presence.leave(channel, number)
 
     def changed(self, change: Change) -> None:
         """Send a join or leave; a client that does not read gets the count later."""
@@ -416,30 +403,14 @@ class TextSession:
         """Send the counts of channels whose changes were missed."""
         missed, self._missed = self._missed, set()
         for channel in missed & self._joined.keys():
-            self.changed(Change("present", channel, self._api.presence.count(channel)))
+            self.changed(Change("present", channel, self.api.presence.count(channel)))
 
     # status
 
-    def _event(self, event: Event) -> None:
-        if event.peer is not None:
-            self._happened.add(event.peer)
-            self._send_status_soon()
-
-    def _send_status_soon(self) -> None:
-        if not self._status_due:
-            self._status_due = True
-            self._api.share.queue(self._send_status_changes, self.caller.name)
-
-    def _send_status_changes(self) -> None:
-        """Send the status of changed links, as soon as the client reads."""
-        self._status_due = False
-        if self._unwatch is None or self.socket.paused:
-            return
-        happened, self._happened = self._happened, set()
-        for peer in happened:
-            link = self._api.node.link_status(peer)
-            if link is not None:
-                self._send_object("status", link)
+    def send_links(self, changed: Iterable[tuple[LinkStatus, str]]) -> None:
+        """Send the status of changed links."""
+        for link, _ in changed:
+            self._send_object("status", link)
 
 
 class TextSink(SlicedSink[OutgoingMessage]):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import secrets
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from autobahn.twisted.resource import WebSocketResource
 from twisted.internet.defer import Deferred
@@ -19,9 +20,9 @@ from linkd.api.access import (
     TEXT_PATH,
     TEXT_SUBPROTOCOL,
     AuthorizedRequest,
-    RefusedSession,
     answers_by_close,
     check_upgrade,
+    close_of,
     is_from_browser,
     offered,
     unauthorized,
@@ -30,6 +31,7 @@ from linkd.api.auth import Caller
 from linkd.api.call import Call, seconds_between
 from linkd.api.errors import ApiError
 from linkd.api.http import SMALL_BYTES, ApiRequest, Part
+from linkd.api.session import ClientSession
 from linkd.core.liveness import FLOW_BYTES, ClientLiveness
 from linkd.net.linux import keep_unsent_small, path_of
 from linkd.net.rate_limit import drop_buffers
@@ -53,40 +55,6 @@ from linkd.protocol.client import MAX_MESSAGE_BYTES, SUBPROTOCOL
 
 if TYPE_CHECKING:
     from linkd.api.server import ApiServer
-
-
-class WholeMessages(FrameReader, ServerProtocol):
-    """A server's end of a WebSocket.
-
-    Attributes:
-        open: Messages may be sent and are delivered.
-    """
-
-    masked: ClassVar[int] = 0x80
-    most_whole: int = 0
-    """Set once the handshake is over: the longest message that is taken at all."""
-
-    open: bool
-
-    def whole(self, first: int, payload: bytes) -> bool:
-        """Take a message that came in one frame."""
-        if first != MESSAGE or not self.open:
-            return False
-        self.onMessage(payload, True)
-        return True
-
-    def send_message(self, payload: bytes, binary: bool) -> None:
-        """Send one message; nothing once the other end has begun to close.
-
-        Autobahn would refuse one that is larger than those that are taken here.
-        """
-        if self.state != STATE_OPEN:
-            return
-        head, _ = put(MESSAGE if binary else TEXT, payload, 0)
-        if len(payload) < SMALL_FRAME_BYTES:
-            self.transport.write(head + payload)
-        else:
-            self.transport.writeSequence((head, payload))
 
 
 BUSY_CLIENT_SECONDS = 30.0
@@ -136,54 +104,41 @@ BUG = 1011
 TRY_AGAIN = 1013
 
 
-class Session(Protocol):
-    """The protocol session on one WebSocket.
+MakeSession = Callable[[Call, str, "ApiWebSocket"], ClientSession]
+"""Creates a session: the request that was upgraded, its path, and the WebSocket."""
 
-    Attributes:
-        caller: The caller at the other end.
-        busy: A received message is still being processed.
-    """
 
-    caller: Caller
-    busy: bool
+class RefusedSession(ClientSession):
+    """The session of a WebSocket that opens only to report why it is refused."""
 
-    def go_on(self) -> None:
-        """Process the received message for a slice; `busy` is set if more remains."""
-
-    def allow(self, caller: Caller) -> None:
-        """Apply the caller's new rights: end what they no longer cover."""
+    def __init__(
+        self, api: ApiServer, caller: Caller, socket: ApiWebSocket, refusal: ApiError
+    ) -> None:
+        super().__init__(api, caller, socket)
+        self._refusal = refusal
 
     def opened(self) -> None:
-        """Called once it is open."""
-
-    def message(self, payload: bytes, binary: bool) -> None:
-        """A message came."""
-
-    def turned(self) -> None:
-        """Called after all messages that arrived together."""
-
-    def receiving(self) -> None:
-        """Called every second while a message is arriving."""
-
-    def room(self) -> None:
-        """Called when there is room to send again."""
-
-    def closed(self) -> None:
-        """It has ended."""
+        """Close the WebSocket with the reason."""
+        self.socket.close(*close_of(self._refusal))
 
 
-Speak = Callable[[Call, str, "ApiWebSocket"], Session]
-"""Starts a session: the request that was upgraded, its path, and the WebSocket."""
+@implementer(IPushProducer)
+class ApiWebSocket(PingedSilence, FrameReader, ServerProtocol):
+    """One WebSocket: Autobahn's callbacks, none of which may raise.
 
+    Attributes:
+        open: Messages may be sent and are delivered.
+    """
 
-class ApiWebSocket(PingedSilence, WholeMessages):
-    """One WebSocket: Autobahn's callbacks, none of which may raise."""
+    masked: ClassVar[int] = 0x80
+    most_whole: int = 0
+    """The longest message that is accepted; set once the handshake is over."""
 
     log: Any = SilentLogger()
     life: ClientLiveness
 
     upgrades: WebSockets
-    session: Session
+    session: ClientSession
     subprotocol: str | None = None
     released: Callable[[], None] | None = None
     is_text = False
@@ -224,7 +179,7 @@ class ApiWebSocket(PingedSilence, WholeMessages):
         self.most_whole = self.maxFramePayloadSize
         keep_unsent_small(self.transport)
         self.pace = AdaptiveBuffer(self.transport, self.is_text)
-        self.transport.registerProducer(_Producer(self), True)
+        self.transport.registerProducer(self, True)
         self.look_closer(self.clock.seconds())  # is there a path to judge?
         self._guarded(self.session.opened)
 
@@ -234,6 +189,26 @@ class ApiWebSocket(PingedSilence, WholeMessages):
         if self.open:
             self._guarded(lambda: self.session.message(payload, isBinary))
             self.busy = self.session.busy or self.is_stuck
+
+    def whole(self, first: int, payload: bytes) -> bool:
+        """Take a message that came in one frame."""
+        if first != MESSAGE or not self.open:
+            return False
+        self.onMessage(payload, True)
+        return True
+
+    def send_message(self, payload: bytes, binary: bool) -> None:
+        """Send one message; nothing once the other end has begun to close.
+
+        Autobahn would refuse one that is larger than those that are taken here.
+        """
+        if self.state != STATE_OPEN:
+            return
+        head, _ = put(MESSAGE if binary else TEXT, payload, 0)
+        if len(payload) < SMALL_FRAME_BYTES:
+            self.transport.write(head + payload)
+        else:
+            self.transport.writeSequence((head, payload))
 
     # silence
 
@@ -305,7 +280,7 @@ class ApiWebSocket(PingedSilence, WholeMessages):
         return False
 
     def dataReceived(self, data: bytes) -> None:
-        """Deliver the messages in the received bytes, then call `turned`."""
+        """Deliver the messages in the received bytes, then call `on_read_end`."""
         self.life.heard_at = self.clock.seconds()
         if isinstance(self.session, RefusedSession):
             self._unwanted += len(data)
@@ -313,7 +288,7 @@ class ApiWebSocket(PingedSilence, WholeMessages):
                 return  # it is cut soon; until then a stranger's bytes go nowhere
         self.gather(data)  # Autobahn's own makes a line for its log first, at 25 µs
         if self.open:
-            self._guarded(self.session.turned)
+            self._guarded(self.session.on_read_end)
             self._show_life()
             if not self._hold_incoming() or self.session.busy or self.is_stuck:
                 self.busy = True
@@ -424,11 +399,6 @@ class ApiWebSocket(PingedSilence, WholeMessages):
 
     # for the session
 
-    @property
-    def return_spread(self) -> float:
-        """Return the seconds over which clients spread their reconnects if the node stops."""
-        return self.upgrades.return_spread()
-
     def send(self, payload: bytes, binary: bool) -> None:
         """Send one message, unless the connection has ended."""
         if not self.open:
@@ -468,7 +438,7 @@ class ApiWebSocket(PingedSilence, WholeMessages):
         return self.waiting > STUCK_BYTES
 
     def has_room(self, size: int, overtakes: bool = False) -> bool:
-        """Return whether records of `size` bytes may be sent now; else `room` comes later."""
+        """Return whether records of `size` bytes may be sent now; else `on_writable` follows."""
         most = OVERTAKING_BYTES - self.waiting if overtakes else 0
         if self._part is None or (self.paused and size >= most):
             return False
@@ -485,7 +455,7 @@ class ApiWebSocket(PingedSilence, WholeMessages):
         """Continue sending: bytes were returned to the account."""
         if self.open and not self.paused:
             share = self.upgrades.api.share
-            share.queue(lambda: self._guarded(self.session.room), self.caller.name)
+            share.queue(lambda: self._guarded(self.session.on_writable), self.caller.name)
 
     def _forget_all(self) -> None:
         """Return all bytes held for this connection to the account."""
@@ -527,13 +497,15 @@ class ApiWebSocket(PingedSilence, WholeMessages):
         if self.transport is not None:
             self.transport.abortConnection()
 
-    def filled(self) -> None:
-        """As much waits for the other end as may."""
+    # called by the transport
+
+    def pauseProducing(self) -> None:
+        """Send no more records: the other end reads too slowly."""
         if not self.paused and self.is_text and self.pace is not None:
             self.pace.paused(self.clock.seconds())
         self.paused = True
 
-    def roomy(self) -> None:
+    def resumeProducing(self) -> None:
         """Continue: the other end reads again."""
         self.paused = False
         if self.is_text and self.pace is not None:
@@ -541,10 +513,14 @@ class ApiWebSocket(PingedSilence, WholeMessages):
         self.life.taken_at = self.clock.seconds()
         self._forget_waiting()
         if self.open:
-            self._guarded(self.session.room)
+            self._guarded(self.session.on_writable)
         goes_on, self._goes_on = self._goes_on, None
         if goes_on is not None:
             self.go_on_later(goes_on)
+
+    def stopProducing(self) -> None:
+        """Send no more records: the connection is closing."""
+        self.pauseProducing()
 
     def _guarded(self, call: Callable[[], None]) -> None:
         """Call; a mistake of ours is logged, and ends this connection only."""
@@ -559,47 +535,17 @@ class ApiWebSocket(PingedSilence, WholeMessages):
             self.close(BUG, "linkd made a mistake; its log has the details")
 
 
-@implementer(IPushProducer)
-class _Producer:
-    """Hears from the transport whether the other end reads."""
-
-    def __init__(self, socket: ApiWebSocket) -> None:
-        self._socket = socket
-
-    def pauseProducing(self) -> None:
-        self._socket.filled()
-
-    def resumeProducing(self) -> None:
-        self._socket.roomy()
-
-    def stopProducing(self) -> None:
-        self._socket.filled()
-
-
-class _SingleProtocolFactory:
-    """A factory for the one protocol that takes a request over."""
-
-    def __init__(self, factory: Any, protocol: ApiWebSocket) -> None:
-        self._factory = factory
-        self._protocol = protocol
-
-    def buildProtocol(self, _: object) -> ApiWebSocket:
-        """Return the protocol."""
-        self._protocol.factory = self._factory
-        return self._protocol
-
-
 class WebSockets:
     """All WebSockets of the API.
 
     Args:
         api: The API.
-        speak: Starts the session of one of them; raises ApiError if the caller may not.
+        make_session: Creates the session of one of them; raises ApiError if the caller may not.
     """
 
-    def __init__(self, api: ApiServer, speak: Speak) -> None:
+    def __init__(self, api: ApiServer, make_session: MakeSession) -> None:
         self.api = api
-        self._speak = speak
+        self._make_session = make_session
         self._open: set[ApiWebSocket] = set()
         self._ended: Deferred[None] | None = None
         most = api.config.log.max_body_bytes
@@ -650,14 +596,15 @@ class WebSockets:
                 raise
             request.channel.site.refused(request, refusal)
             protocol.token = None
-            protocol.session = RefusedSession(admitted.caller, protocol.close, refusal)
+            protocol.session = RefusedSession(self.api, admitted.caller, protocol, refusal)
             self._set_heartbeat(protocol, BUSY_CLIENT_SECONDS)
         if path == STREAM_PATH:
             protocol.subprotocol = SUBPROTOCOL
         elif TEXT_SUBPROTOCOL in offered(request):
             protocol.subprotocol = TEXT_SUBPROTOCOL
         self._open.add(protocol)
-        resource = WebSocketResource(_SingleProtocolFactory(self._factories[path], protocol))
+        protocol.factory = self._factories[path]
+        resource = WebSocketResource(SimpleNamespace(buildProtocol=lambda _: protocol))
         protocol.released = request.hand_over()
         resource.render(request)
 
@@ -672,7 +619,7 @@ class WebSockets:
             raise unauthorized("the token is used or expired")
         protocol.token = token
         self._set_heartbeat(protocol, self._client_timeout(call, route.path))
-        protocol.session = self._speak(call, route.path, protocol)
+        protocol.session = self._make_session(call, route.path, protocol)
 
     def _client_timeout(self, call: Call, path: str) -> float | None:
         """Return how long this client may be busy; None where that depends on what it was sent."""

@@ -24,7 +24,8 @@ from twisted.internet.threads import deferToThread
 
 from linkd.api import websocket
 from linkd.api.server import ApiServer
-from linkd.api.websocket import ApiWebSocket, WebSockets
+from linkd.api.session import ClientSession
+from linkd.api.websocket import WebSockets
 from linkd.config import (
     Config,
     HeartbeatSettings,
@@ -107,30 +108,12 @@ def listener(port: int) -> Any:
 # /ws
 
 
-class EchoSession:
-    """What is spoken on `/ws` here."""
-
-    def __init__(self, socket: ApiWebSocket) -> None:
-        self._socket = socket
-
-    def opened(self) -> None:
-        """Nothing to say first."""
+class EchoSession(ClientSession):
+    """Returns each message of `/ws`."""
 
     def message(self, payload: bytes, binary: bool) -> None:
         """Send it back."""
-        self._socket.send(payload, binary)
-
-    def turned(self) -> None:
-        """Nothing is kept back."""
-
-    def receiving(self) -> None:
-        """Nothing to say."""
-
-    def room(self) -> None:
-        """Nothing waits."""
-
-    def closed(self) -> None:
-        """Nothing to end."""
+        self.socket.send(payload, binary)
 
 
 def ws(port: int) -> ApiServer:
@@ -139,7 +122,7 @@ def ws(port: int) -> ApiServer:
     config = make_config(Path(folder), http=f"127.0.0.1:{port}", require_key=False)
     node: Any = FakeNode(config, reactor)
     api = ApiServer(node, config, reactor)
-    api.upgrades = WebSockets(api, lambda call, path, socket: EchoSession(socket))
+    api.upgrades = WebSockets(api, lambda call, path, socket: EchoSession(api, call.caller, socket))
     for factory in api.upgrades._factories.values():
         factory.setProtocolOptions(**UNLIMITED)
     api.listen()

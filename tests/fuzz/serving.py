@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 from twisted.internet.task import Clock
@@ -107,7 +108,7 @@ class Socket:
         self.sent: list[tuple[bytes, bool]] = []
         self.code = 0
         self.is_stuck = False
-        self.return_spread = 0.0
+        self.upgrades = SimpleNamespace(return_spread=lambda: 0.0)
 
     def has_room(self, size: int, overtakes: bool = False) -> bool:
         """Return whether it reads."""

@@ -554,7 +554,7 @@ async def test_one_that_does_not_read_hears_how_many_are_there_later(served: Ser
         socket: Any = next(s for s in served.api.upgrades.sockets() if s.session._presence)
         socket.paused = paused
         if not paused:
-            socket.session.room()
+            socket.session.on_writable()
 
     def run() -> None:
         with text(served, "channel=room&presence=1&name=ann") as one:

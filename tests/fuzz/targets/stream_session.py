@@ -41,7 +41,7 @@ def _play(given: Input) -> None:
         elif what == 1:
             socket.paused = not socket.paused
             if not socket.paused:
-                session.room()
+                session.on_writable()
         elif what == 2:
             BENCH.node.change("hub", given.choice(("up", "connecting")))
             BENCH.clock.advance(0.0)
@@ -51,7 +51,7 @@ def _play(given: Input) -> None:
         else:
             frames = [_frame(given) for _ in range(1 + given.byte() % 3)]
             session.message(client.encode(frames), True)
-        session.turned()
+        session.on_read_end()
         for _ in range(100):
             if not session.busy:
                 break

@@ -46,7 +46,7 @@ def _play(given: Input) -> None:
         if what == 0:
             socket.paused = not socket.paused
             if not socket.paused:
-                session.room()
+                session.on_writable()
         elif what == 1:
             BENCH.node.change("hub", given.choice(("up", "connecting")))
             BENCH.clock.advance(0.0)
@@ -54,7 +54,7 @@ def _play(given: Input) -> None:
             session.message(given.piece(), what == 2)
         else:
             session.message(json.dumps(_frame(given)).encode(), False)
-        session.turned()
+        session.on_read_end()
     for payload, binary in socket.sent:
         assert binary or payload.decode() is not None
     session.closed()

@@ -53,7 +53,7 @@ class Bench:
     def say(self, *frames: client.FromClient) -> None:
         """Say something, as one message that came alone."""
         self.session.message(client.encode(frames), True)
-        self.session.turned()
+        self.session.on_read_end()
 
     def heard(self, kind: type[Any]) -> list[Any]:
         """Return what the client has been sent of a kind."""
@@ -153,7 +153,7 @@ def test_changes_are_kept_together_for_one_that_does_not_read(bench: Bench) -> N
         bench.clock.advance(0)
     assert len(bench.heard(client.StatusChanged)) == 1
     bench.socket.paused = False
-    bench.session.room()
+    bench.session.on_writable()
     bench.clock.advance(0)
     told = bench.heard(client.StatusChanged)[1:]
     assert [len(frame.links) for frame in told] == [2, 1, 1]
