@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from twisted.internet import error as net_error
 from twisted.internet import tcp
 from twisted.internet.defer import maybeDeferred
 from twisted.internet.task import LoopingCall
@@ -209,11 +208,8 @@ class Daemon:
         self._parts = parts
         try:
             parts.listen()
-        except (LinkdError, net_error.CannotListenError) as error:
-            message = (
-                cannot_listen(error) if isinstance(error, net_error.CannotListenError) else error
-            )
-            sys.stderr.write(f"linkd: {message}\n")
+        except LinkdError as error:
+            sys.stderr.write(f"linkd: {error}\n")
             self.code = 1
             self._reactor.stop()
             return
@@ -385,14 +381,6 @@ def checked(config: Config) -> Config:
         standing = any(isinstance(trouble, ConfigError) for trouble in troubles)
         raise (ConfigError if standing else Unavailable)("\n".join(map(str, troubles)))
     return config
-
-
-def cannot_listen(error: net_error.CannotListenError) -> str:
-    """Return the error message for an address on which the daemon cannot listen."""
-    where = f"{error.interface or '*'}:{error.port}"
-    number = getattr(error.socketError, "errno", None)
-    why = os.strerror(number) if number else str(error.socketError)
-    return f"can't listen on {where}: {why}; `ss -ltnp` shows who does"
 
 
 def run(path: Path | None, log_format: Format = "text", least: Level = "info") -> int:

@@ -1,4 +1,4 @@
-"""Checks of the host before the start: state directory, stale socket, file limit."""
+"""The host: state directory, stale socket, file limit, files written atomically."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import errno
 import fcntl
 import os
 import resource
+import secrets
 import socket
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 from linkd.errors import ConfigError, LinkdError, Unavailable, unusable
@@ -89,8 +91,12 @@ def listen_error(setting: str, address: str, error: Exception) -> ConfigError:
     return ConfigError(f"{setting}: can't listen on {address}: {why}{hint}")
 
 
-def remove_stale_socket(path: str) -> None:
+def remove_stale_socket(path: str, timeout: float = 1.0) -> None:
     """Create the directory of the API's socket, and remove the socket of a dead daemon.
+
+    Args:
+        path: Of the socket.
+        timeout: Seconds to wait for the answer of a live daemon.
 
     Raises:
         ConfigError: The path can't be used, or is not a socket.
@@ -106,7 +112,7 @@ def remove_stale_socket(path: str) -> None:
     except OSError as error:
         raise unusable(f"api.socket: {path}: can't be used", error) from None
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
+        probe.settimeout(timeout)
         try:
             probe.connect(path)
         except (ConnectionRefusedError, FileNotFoundError):
@@ -126,3 +132,51 @@ def raise_open_file_limit() -> int:
         except (OSError, ValueError):
             return soft
     return hard
+
+
+def make_directory(path: Path, mode: int) -> None:
+    """Create `path` if it is missing, owned by the owner of its parent directory."""
+    if path.is_dir():
+        return
+    path.mkdir(mode=mode)
+    path.chmod(mode)
+    _adopt(path)
+
+
+def write_atomically(path: Path, content: bytes, mode: int, durable: bool = True) -> None:
+    """Write a file atomically: a crash leaves the old or the new one.
+
+    Its owner is that of its directory, so that a command run by root writes for the daemon.
+    Without `durable` it does not wait for the disk: a crash of the host may lose it.
+
+    Raises:
+        OSError: It can't be written; the old one stays.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            os.fchmod(descriptor, mode)
+            file.flush()
+            if durable:
+                os.fsync(descriptor)
+        _adopt(temporary)
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    if durable:
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+def _adopt(path: Path) -> None:
+    """Change the owner of a file created by root to that of its directory."""
+    if os.geteuid() == 0:
+        above = path.parent.stat()
+        os.chown(path, above.st_uid, above.st_gid)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import os
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -17,9 +16,10 @@ import msgspec
 from linkd.api.errors import ApiError
 from linkd.config import Config
 from linkd.errors import ChannelRefused, ConfigError
+from linkd.host import write_atomically
 from linkd.log.interface import UNOWNED, Consumer, Owned
 from linkd.net.auth import load_secret
-from linkd.net.rate_limit import origin
+from linkd.net.rate_limit import RateLimiter
 from linkd.protocol.channels import Patterns, check_channel, check_patterns, is_channel, is_pattern
 from linkd.status import Event
 
@@ -437,10 +437,9 @@ class EndedSessions:
         mine[id] = expires
         if len(mine) > MAX_ENDED:
             del mine[next(iter(mine))]
-        part = self._path.with_suffix(".new")
+        content = msgspec.msgpack.encode(self._ended)
         with suppress(OSError):  # else it has ended for as long as this process runs
-            part.write_bytes(msgspec.msgpack.encode(self._ended))
-            part.replace(self._path)
+            write_atomically(self._path, content, 0o600, durable=False)
 
 
 class FailedKeyLimiter:
@@ -452,22 +451,15 @@ class FailedKeyLimiter:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._seen: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        rate = WRONG_PER_MINUTE / 60.0
+        self._limiter = RateLimiter(rate, WRONG_PER_MINUTE, 1e9, 1e9, MAX_ADDRESSES)
 
     def wrong(self, address: str) -> None:
         """Count one; raise ApiError where there were too many."""
-        now, address = self._clock(), origin(address)
-        spent, at = self._seen.pop(address, (0.0, now))
-        spent = max(0.0, spent - (now - at) * WRONG_PER_MINUTE / 60.0)
-        while len(self._seen) >= MAX_ADDRESSES:
-            self._seen.popitem(last=False)
-        if spent + 1.0 > WRONG_PER_MINUTE:
-            self._seen[address] = (spent, now)
-            wait = (spent + 1.0 - WRONG_PER_MINUTE) * 60.0 / WRONG_PER_MINUTE
-            raise ApiError(
-                "too-many", "too many wrong keys", {"Retry-After": str(max(1, round(wait)))}
-            )
-        self._seen[address] = (spent + 1.0, now)
+        wait = self._limiter.take(address, self._clock())
+        if wait:
+            seconds = str(max(1, round(wait)))
+            raise ApiError("too-many", "too many wrong keys", {"Retry-After": seconds})
 
 
 def _narrow(caller: Caller, patterns: tuple[str, ...]) -> Caller:
@@ -494,22 +486,11 @@ def _bytes(text: str) -> bytes:
 def _signing_key(state_dir: Path) -> bytes:
     """Return the key that signs cookies: made at the first start, mode 0600."""
     path = state_dir / SESSION_KEY_FILE
-    try:
+    with suppress(OSError):
         found = path.read_bytes()
         if len(found) == 32:
             return found
-    except OSError:
-        pass
     fresh = secrets.token_bytes(32)
-    try:
-        part = path.with_suffix(".new")
-        part.unlink(missing_ok=True)
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as out:
-            out.write(fresh)
-            out.flush()
-            os.fsync(out.fileno())
-        part.replace(path)
-    except OSError:
-        pass  # Sessions then end with this process; everything else works.
+    with suppress(OSError):  # else sessions end with this process; everything else works
+        write_atomically(path, fresh, 0o600)
     return fresh

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import socket
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,8 +44,8 @@ from linkd.api.websocket import ApiWebSocket, WebSockets
 from linkd.clock import wall
 from linkd.config import Config, ListenSettings
 from linkd.config.addresses import parse_address
-from linkd.errors import PublishError
-from linkd.host import listen_error
+from linkd.errors import LinkdError, PublishError
+from linkd.host import listen_error, remove_stale_socket
 from linkd.log.interface import UNOWNED, Consumer, Owned
 from linkd.net.rate_limit import FairShare
 from linkd.net.tls import ServerTls
@@ -120,9 +118,8 @@ class SocketFile:
             self._complaint = None
             return
         try:
-            self._path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
             fresh = self._listen()
-        except (OSError, CannotListenError) as error:
+        except (LinkdError, CannotListenError) as error:
             complaint = str(getattr(error, "socketError", error))
             if complaint != self._complaint:
                 self._complaint = complaint
@@ -140,16 +137,7 @@ class SocketFile:
 
     def _listen(self) -> _Port:
         """Listen, mode 0660; what a daemon that is gone has left there is replaced."""
-        if self._path.is_socket():
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-                probe.settimeout(_PROBE_SECONDS)
-                try:
-                    probe.connect(str(self._path))
-                except (ConnectionRefusedError, FileNotFoundError):
-                    with suppress(FileNotFoundError):
-                        self._path.unlink()
-                else:
-                    raise OSError(f"another daemon answers at {self._path}")
+        remove_stale_socket(str(self._path), _PROBE_SECONDS)
         port = _Port(self._path, self._factory, self._reactor)
         port.startListening()
         return port

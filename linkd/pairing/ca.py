@@ -26,6 +26,7 @@ from linkd.clock import is_plausible
 from linkd.config import Config
 from linkd.config.addresses import parse_address
 from linkd.errors import ConfigError, LinkdError, StateTooNew, unusable
+from linkd.host import make_directory, write_atomically
 from linkd.net import certificates as issuing
 from linkd.net.certificates import (
     Issuer,
@@ -39,15 +40,7 @@ from linkd.net.certificates import (
 )
 from linkd.net.tls import AUTHORITY_FILE, REVOCATION_FILE
 from linkd.pairing import signers
-from linkd.pairing.signers import (
-    AUTHORITY_DAYS,
-    BACK_SECONDS,
-    DAY_SECONDS,
-    LEAF_DAYS,
-    Signers,
-    make_directory,
-    write_atomically,
-)
+from linkd.pairing.signers import AUTHORITY_DAYS, BACK_SECONDS, DAY_SECONDS, LEAF_DAYS, Signers
 
 _ANY: Final = frozenset({"", "0.0.0.0", "::"})  # noqa: S104 -- allowed in [listen]
 _OUTSIDE: Final = (

@@ -26,6 +26,7 @@ from linkd.config import Config, PeerSettings
 from linkd.config.addresses import Url, parse_url
 from linkd.config.settings import NAME_PATTERN
 from linkd.errors import ConfigError, LinkdError
+from linkd.host import make_directory, write_atomically
 from linkd.net.certificates import (
     certificate_names,
     common_name,
@@ -47,7 +48,7 @@ from linkd.pairing.messages import (
     is_ours,
     peer_table,
 )
-from linkd.pairing.signers import AUTHORITY_WARN_DAYS, make_directory, write_atomically
+from linkd.pairing.signers import AUTHORITY_WARN_DAYS
 
 TIMEOUT: Final = 10.0
 _TRIES: Final = 3

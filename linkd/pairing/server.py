@@ -23,6 +23,7 @@ from msgspec import Meta
 from linkd import events
 from linkd.config.settings import NAME_PATTERN
 from linkd.errors import ConfigError, LinkdError, Unavailable
+from linkd.host import make_directory, write_atomically
 from linkd.net import certificates as issuing
 from linkd.net.certificates import load_certificates, names_host
 from linkd.net.rate_limit import RateLimiter
@@ -49,13 +50,7 @@ from linkd.pairing.messages import (
     fingerprint,
     is_ours,
 )
-from linkd.pairing.signers import (
-    AUTHORITY_WARN_DAYS,
-    DAY_SECONDS,
-    GRACE_DAYS,
-    make_directory,
-    write_atomically,
-)
+from linkd.pairing.signers import AUTHORITY_WARN_DAYS, DAY_SECONDS, GRACE_DAYS
 
 CODE_SECONDS: Final = 600.0
 MAX_INVITATIONS: Final = 256

@@ -8,11 +8,8 @@ The hub's own certificate changes to the newest key last, because peers verify t
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 import re
-import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -24,55 +21,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from linkd import events
 from linkd.clock import clock_words, is_plausible
 from linkd.errors import ConfigError, Unavailable, unusable
+from linkd.host import write_atomically
 from linkd.net import certificates
 from linkd.net.certificates import Issuer, Validity, is_issued_by, load_certificates
 from linkd.net.tls import AUTHORITY_FILE
-
-
-def make_directory(path: Path, mode: int) -> None:
-    """Create `path` if it is missing, owned by the owner of its parent directory."""
-    if path.is_dir():
-        return
-    path.mkdir(mode=mode)
-    path.chmod(mode)
-    _adopt(path)
-
-
-def write_atomically(path: Path, content: bytes, mode: int) -> None:
-    """Write a file atomically: a crash leaves the old or the new one.
-
-    Its owner is that of its directory, so that a command run by root writes for the daemon.
-
-    Raises:
-        OSError: It can't be written; the old one stays.
-    """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            os.fchmod(descriptor, mode)
-            file.flush()
-            os.fsync(descriptor)
-        _adopt(temporary)
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def _adopt(path: Path) -> None:
-    """Change the owner of a file created by root to that of its directory."""
-    if os.geteuid() == 0:
-        above = path.parent.stat()
-        os.chown(path, above.st_uid, above.st_gid)
-
 
 KEY_FILE: Final = "ca.key"
 AUTHORITY_DAYS: Final = 3650.0

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from linkd import events
 from linkd.config import Config, ListenSettings, NodeSettings, PeerSettings
 from linkd.errors import ConfigError, StateTooNew, Unavailable
+from linkd.host import write_atomically
 from linkd.net.certificates import (
     certificate_names,
     load_certificates,
@@ -39,7 +40,6 @@ from linkd.pairing import (
 )
 from linkd.pairing.ca import host_of, public_address
 from linkd.pairing.client import make_request
-from linkd.pairing.signers import write_atomically
 from linkd.preflight import check_files
 
 CODE = Code("edge-1", "hub.example.net:9443", bytes(range(10)), bytes(range(10, 20)))

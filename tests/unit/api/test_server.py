@@ -123,7 +123,8 @@ async def test_another_daemons_socket_stays_at_the_end_too(tmp_path: Path) -> No
         other.listen()
         listening.file.check()
         ((level, detail),) = listening.logged()
-        assert (level, detail) == ("error", f"another daemon answers at {listening.path}")
+        message = f"api.socket: {listening.path}: a running daemon listens there"
+        assert (level, detail) == ("error", message)
         await listening.file.stopListening()
         assert listening.answers()
     globalLogPublisher.removeObserver(listening.lines.append)
