@@ -278,7 +278,7 @@ def _match(request: ApiRequest) -> Match:
 
 
 def _query_token(request: ApiRequest, match: Match) -> str | None:
-    query = query_of(request.uri, match.route.names)
+    query = query_of(request.uri, match.route.query_names if match.route.socket else None)
     return next(
         (query[name][0] for name in ("ws_token", "token") if any(query.get(name, ()))), None
     )

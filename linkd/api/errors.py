@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from linkd.errors import (
@@ -113,3 +114,16 @@ def refusal_of(error: LinkdError) -> ApiError:
             headers = {"Retry-After": "1"} if word == "unavailable" else None
             return ApiError(word, str(error), headers)
     return ApiError("internal", "linkd made a mistake; its log has the details")
+
+
+@contextmanager
+def known_peer(peer: str) -> Iterator[None]:
+    """Turn the node's KeyError into `not-found`, its other errors into `diverged`."""
+    try:
+        yield
+    except KeyError:
+        raise ApiError("not-found", f"there is no peer {peer[:63]}") from None
+    except ApiError:
+        raise
+    except LinkdError as error:
+        raise ApiError("diverged", str(error)) from None

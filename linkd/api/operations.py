@@ -13,11 +13,11 @@ import msgspec
 from linkd.api.auth import ANYONE, COOKIE, SESSION_SECONDS, SOCKET, TOKEN_SECONDS
 from linkd.api.bodies import to_json
 from linkd.api.call import Call, last_event, lasting_consumer, seconds, wants_stream, whole
-from linkd.api.errors import ApiError
+from linkd.api.errors import ApiError, known_peer
 from linkd.api.http import Response, answer
 from linkd.api.metrics import consumer_lags
 from linkd.api.sse import stream_events
-from linkd.errors import LinkdError, PublishError
+from linkd.errors import PublishError
 from linkd.protocol.channels import Patterns, is_pattern
 
 if TYPE_CHECKING:
@@ -91,14 +91,12 @@ _CLEARED = f"{COOKIE}=; HttpOnly; SameSite=Strict; Path=/; Max-Age=0"
 
 async def status(api: ApiServer, call: Call) -> Response:
     """Answer the status, as far as the caller may see it."""
-    call.only()
     links = await api.link_statuses(call.caller.name)
     return answer(api.node.status(links, call.caller.sees_names_of))
 
 
 async def events(api: ApiServer, call: Call) -> Response | None:
     """Answer the remembered changes, or follow them."""
-    call.only("after")
     after, last = call.number("after", 0), last_event(call)
     after = after if last is None else last
     if wants_stream(call):
@@ -111,14 +109,11 @@ async def events(api: ApiServer, call: Call) -> Response | None:
 
 async def outages(api: ApiServer, call: Call) -> Response:
     """Answer the recorded outages, oldest first, and each link's availability."""
-    call.only("peer", "since", "drills")
     peer, since = call.text("peer"), call.text("since")
     span = None if since is None else seconds(since, "since")
     node, wanted = api.node, call.number("drills", 1, most=1) == 1
-    try:
+    with known_peer(peer or ""):
         recorded, measured = node.outages(peer, span, wanted), node.availability(peer, wanted)
-    except KeyError:
-        raise _no_peer(peer or "") from None
     return answer(
         {
             "outages": await _encoded(api, call, recorded),
@@ -134,17 +129,13 @@ async def _encoded(api: ApiServer, call: Call, items: Iterable[object]) -> list[
 
 async def history(api: ApiServer, call: Call) -> Response:
     """Answer the last hour of one link."""
-    call.only()
     peer = call.path["name"]
-    try:
+    with known_peer(peer):
         return answer(api.node.history(peer))
-    except KeyError:
-        raise _no_peer(peer) from None
 
 
 async def consumers(api: ApiServer, call: Call) -> Response:
     """Answer the named consumers that the caller may see."""
-    call.only()
     end = api.node.log.next
     last = api.reactor.seconds() + PENDING_SECONDS
     found = (
@@ -172,7 +163,6 @@ def _pending(api: ApiServer, consumer: Consumer) -> int:
 
 async def forget(api: ApiServer, call: Call) -> Response:
     """Remove a named consumer."""
-    call.only("owner")
     await api.node.forget(api.find_consumer(call).key)
     return Response(204)
 
@@ -186,7 +176,6 @@ class Moved(msgspec.Struct, forbid_unknown_fields=True):
 
 async def move(api: ApiServer, call: Call) -> Response:
     """Give a consumer another owner and name."""
-    call.only("owner")
     call.caller.check_operator()
     consumer, wanted = api.find_consumer(call), call.json(Moved)
     owners = {key.name for key in api.config.api.keys} | {SOCKET.name, ANYONE.name}
@@ -201,13 +190,10 @@ async def move(api: ApiServer, call: Call) -> Response:
 
 async def kick(api: ApiServer, call: Call) -> Response:
     """Have a link try again at once."""
-    call.only()
     call.caller.check_operator()
     peer = call.path["name"]
-    try:
+    with known_peer(peer):
         api.node.kick(peer)
-    except KeyError:
-        raise _no_peer(peer) from None
     link = api.node.link_status(peer)
     return answer({"peer": peer, "state": None if link is None else link.state})
 
@@ -242,51 +228,35 @@ class TokenWanted(msgspec.Struct, forbid_unknown_fields=True):
 
 async def resync(api: ApiServer, call: Call) -> Response:
     """Return what a resync would send again or lose; do it if confirmed."""
-    call.only()
     call.caller.check_operator()
     peer, wanted = call.path["name"], call.json(Confirmed)
-    try:
+    with known_peer(peer):
         effect = await api.node.resync(peer, wanted.confirmed)
-    except KeyError:
-        raise _no_peer(peer) from None
-    except ApiError:
-        raise
-    except LinkdError as error:
-        raise ApiError("diverged", str(error)) from None
     return answer({"peer": peer, "message": effect, "done": wanted.confirmed})
 
 
 async def forget_peer(api: ApiServer, call: Call) -> Response:
     """Answer what a peer without an entry is owed; forget it where confirmed."""
-    call.only()
     call.caller.check_operator()
     peer, wanted = call.path["name"], call.json(Confirmed)
-    try:
+    with known_peer(peer):
         records, size = api.node.forget_peer(peer, wanted.confirmed)
-    except KeyError:
-        raise _no_peer(peer) from None
-    except LinkdError as error:
-        raise ApiError("diverged", str(error)) from None
     return answer({"peer": peer, "records": records, "bytes": size, "done": wanted.confirmed})
 
 
 async def drill(api: ApiServer, call: Call) -> Response:
     """Record in log and events that a deliberate fault starts or has ended."""
-    call.only()
     peer, report = call.path["name"], call.json(Drill)
-    try:
+    with known_peer(peer):
         if report.state == "started":
             api.node.drill_began(peer, report.drill, report.seconds)
         else:
             api.node.drill_ended(peer, report.drill, report.verdict)
-    except KeyError:
-        raise _no_peer(peer) from None
     return Response(204)
 
 
 async def pair(api: ApiServer, call: Call) -> Response:
     """Invite, list or revoke: what pairing answers, as it is."""
-    call.only()
     if api.pairing is None:
         raise ApiError("not-found", "there is no pairing here")
     request = call.request
@@ -297,7 +267,6 @@ async def pair(api: ApiServer, call: Call) -> Response:
 
 async def trim(api: ApiServer, call: Call) -> Response:
     """Return the number of records below an offset; delete them if confirmed."""
-    call.only()
     call.caller.check_operator()
     wanted = call.json(Trim)
     records, owed = api.node.trim(whole(wanted.before, "before"), wanted.confirmed)
@@ -306,7 +275,6 @@ async def trim(api: ApiServer, call: Call) -> Response:
 
 async def token(api: ApiServer, call: Call) -> Response:
     """Answer a fresh token: 30 s, once, never wider than the key."""
-    call.only()
     if call.request.admitted.by == "cookie":
         raise ApiError("forbidden", "a cookie session gets no token; use a key or the socket")
     wanted = call.json(TokenWanted).channel
@@ -318,7 +286,6 @@ async def token(api: ApiServer, call: Call) -> Response:
 
 async def open_session(api: ApiServer, call: Call) -> Response:
     """Open a cookie session for a token or a key."""
-    call.only()
     admitted = call.request.admitted
     value = api.keyring.open_session(call.caller, admitted.patterns)
     secure = "; Secure" if call.request.isSecure() else ""
@@ -331,7 +298,6 @@ async def open_session(api: ApiServer, call: Call) -> Response:
 
 async def close_session(api: ApiServer, call: Call) -> Response:
     """Take the cookie away, and let it be good for nothing from now on."""
-    call.only()
     cookie = call.request.received_cookies.get(COOKIE.encode())
     if cookie is not None:
         api.keyring.end_session(cookie.decode("ascii", "replace"))
@@ -363,7 +329,3 @@ async def metrics(api: ApiServer, call: Call) -> Response:
 async def openapi(api: ApiServer, _: Call) -> Response:
     """Answer the description of all this."""
     return answer(api.description)
-
-
-def _no_peer(peer: str) -> ApiError:
-    return ApiError("not-found", f"there is no peer {peer[:63]}")

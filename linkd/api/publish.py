@@ -40,7 +40,6 @@ _FORM = "application/x-www-form-urlencoded"
 
 async def publish(api: ApiServer, call: Call) -> Response:
     """Publish; answered once it is on disk, with `wait` once it is on that peer's disk."""
-    call.only("wait", "timeout")
     channel = call.caller.check_publish(call.path["channel"])
     peer = call.text("wait")
     timeout = call.seconds("timeout", DEFAULT_WAIT_SECONDS, MAX_WAIT_SECONDS)

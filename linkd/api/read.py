@@ -49,7 +49,6 @@ async def read(api: ApiServer, call: Call) -> Response | None:
         call.only("from", "consumer")
         stream_records(api, call, pattern)
         return None
-    call.only("from", "limit", "wait", "consumer")
     last_record(call, api.node.log)
     limit = call.number("limit", DEFAULT_LIMIT, MAX_LIMIT, 1)
     wait = call.seconds("wait", 0.0, MAX_WAIT_SECONDS)
@@ -58,7 +57,9 @@ async def read(api: ApiServer, call: Call) -> Response | None:
         start = start_of(call.text("from"), "earliest")
         position = _position(api.node.log, start)
     else:
-        position = api.stand(call.caller, pattern, start_of(call.text("from"), "latest"), consumer)
+        position = _consumer_position(
+            api, call.caller, pattern, start_of(call.text("from"), "latest"), consumer
+        )
     page = Page(api, call, pattern, position, limit)
     deadline = api.reactor.seconds() + wait
     await page.fill()
@@ -217,11 +218,17 @@ def fetch(log: Log, position: int, size: int) -> Deferred[list[Batch]]:
 
 
 class _Arrival:
-    """A sink that waits for the first record of a pattern, or a gap, and takes none."""
+    """A sink that waits for the first record of a pattern, or a gap, and accepts none.
 
-    def __init__(self) -> None:
+    Args:
+        waits: False: it accepts nothing from the beginning.
+    """
+
+    def __init__(self, waits: bool = True) -> None:
         self.came: Deferred[None] = Deferred()
         self.next = 0
+        if not waits:
+            self._fire()
 
     def _fire(self) -> None:
         if not self.came.called:
@@ -253,6 +260,16 @@ class _Arrival:
         self._fire()
 
 
+def _consumer_position(
+    api: ApiServer, caller: Caller, pattern: str, start: Start, consumer: str
+) -> int:
+    """Claim a consumer's name for one page; return its position."""
+    subscription = api.subscribe(caller, (pattern,), start, _Arrival(waits=False), consumer)
+    position = subscription.next
+    subscription.close()
+    return position
+
+
 async def arrived(api: ApiServer, caller: Caller, pattern: str, page: Page, within: float) -> None:
     """Wait until something came for a page, or the time is over.
 
@@ -272,7 +289,6 @@ async def arrived(api: ApiServer, caller: Caller, pattern: str, page: Page, with
 
 async def present(api: ApiServer, call: Call) -> Response:
     """Answer the members of a channel."""
-    call.only()
     channel = call.caller.check_subscribe(call.path["channel"])
     if api.presence.want(channel):
         await deferLater(api.reactor, ANSWERED_SECONDS, lambda: None)
@@ -284,7 +300,6 @@ async def present(api: ApiServer, call: Call) -> Response:
 
 async def record(api: ApiServer, call: Call) -> Response:
     """Answer the exact bytes of one body, with the content type that it was published with."""
-    call.only()
     offset = number(call.path["offset"], "offset")
     log = api.node.log
     batch = await _at(log, offset)
@@ -337,7 +352,6 @@ class ConsumerAck(msgspec.Struct, forbid_unknown_fields=True):
 
 async def acknowledge(api: ApiServer, call: Call) -> Response:
     """Set a consumer's cursor; answered once it is on disk."""
-    call.only("owner")
     consumer = api.find_consumer(call)
     ack = call.json(ConsumerAck)
     wanted = whole(ack.next, "next")

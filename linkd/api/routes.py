@@ -33,71 +33,78 @@ class Param(msgspec.Struct, frozen=True):
 
     Args:
         name: Its name.
-        about: Its description.
+        description: Its description.
         type: Its type in JSON Schema.
         pattern: A regular expression that it fits.
-        least: The least number.
-        most: The greatest number.
+        minimum: The least number.
+        maximum: The greatest number.
         choice: All that it may be, where that is little.
         required: It must be there.
-        null: It may be null, as if it were not there.
-        several: It may come several times.
+        nullable: It may be null, as if it were not there.
+        repeated: It may come several times.
     """
 
     name: str
-    about: str
+    description: str
     type: str = "string"
     pattern: str | None = None
-    least: float | None = None
-    most: float | None = None
+    minimum: float | None = None
+    maximum: float | None = None
     choice: tuple[str | int, ...] = ()
     required: bool = False
-    null: bool = False
-    several: bool = False
+    nullable: bool = False
+    repeated: bool = False
 
 
-class Route(msgspec.Struct, frozen=True, kw_only=True):
+class Route(msgspec.Struct, frozen=True):
     """One call.
 
     Args:
-        method: GET, POST or DELETE.
-        path: Its path; `{name}` stands for one segment.
-        about: Its purpose, one sentence.
+        call: Its method and path, such as `GET /v1/status`; `{name}` stands for one segment.
+        description: Its purpose, one sentence.
+        responses: The meaning of each status, beside those of any call.
         run: Its handler; None for files and WebSockets.
         access: The callers that may use it.
-        answers: The meaning of each status, beside those of any call.
-        places: The parameters in the path's `{names}`.
-        query: The query parameters.
+        path_params: The parameters in the path's `{names}`.
+        query: The query parameters; others are refused.
+        any_query: Other query parameters are ignored.
         headers: The request headers that it uses.
-        body: The content types of the request's body, none where it has none.
         fields: Of the body where it is a JSON object.
-        gives: Content types of the answer.
-        always: Also while the node starts or stops.
-        socket: A WebSocket.
+        body: Other content types of the request's body.
+        produces: Content types of the answer.
+        available_while_starting: Also while the node starts or stops.
+        socket: A WebSocket; programs add query parameters of their own to its URL.
     """
 
-    method: str
-    path: str
-    about: str
+    call: str
+    description: str
+    responses: dict[int, str]
     run: Run | None = None
     access: Access = "caller"
-    answers: dict[int, str]
-    places: tuple[Param, ...] = ()
+    path_params: tuple[Param, ...] = ()
     query: tuple[Param, ...] = ()
+    any_query: bool = False
     headers: tuple[Param, ...] = ()
-    body: tuple[str, ...] = ()
     fields: tuple[Param, ...] = ()
-    gives: tuple[str, ...] = ("application/json",)
-    always: bool = False
+    body: tuple[str, ...] = ()
+    produces: tuple[str, ...] = ("application/json",)
+    available_while_starting: bool = False
     socket: bool = False
 
     @property
-    def names(self) -> dict[str, bool] | None:
-        """The query parameters, and whether each may be repeated; None: all are valid.
+    def method(self) -> str:
+        """GET, POST or DELETE."""
+        return self.call.partition(" ")[0]
 
-        Programs add names of their own to the URL of a WebSocket.
-        """
-        return {param.name: param.several for param in self.query} if self.socket else None
+    @property
+    def path(self) -> str:
+        """The path, with its `{names}`."""
+        return self.call.partition(" ")[2]
+
+    @property
+    def query_names(self) -> dict[str, bool]:
+        """The query parameters, and whether each may be repeated."""
+        return {param.name: param.repeated for param in self.query}
 
 
 _CHANNEL = Param("channel", "A channel.", pattern=CHANNEL_PATTERN)
@@ -124,30 +131,36 @@ _LAST_EVENT = Param(
     "Last-Event-ID", "Resume an event stream behind this event's number.", pattern=r"^[0-9]{0,18}$"
 )
 _CONFIRMED = Param("confirmed", "Do it; else only return what it would do.", "boolean")
-_JSON = ("application/json",)
+
+_TIMEOUT = Param(
+    "timeout",
+    "Seconds beyond the interval of pings that the client may leave them unanswered.",
+    "number",
+    minimum=1.0,
+    maximum=60.0,
+)
 
 ROUTES: tuple[Route, ...] = (
     Route(
-        method="POST",
-        path="/v1/channels/{channel}",
-        places=(_CHANNEL,),
-        about="Publish the body as one message, or one a line (application/x-ndjson).",
-        run=publish.publish,
-        answers={
+        "POST /v1/channels/{channel}",
+        "Publish the body as one message, or one a line (application/x-ndjson).",
+        {
             200: "A message with that id was published before; nothing was stored.",
             201: "It is on disk (with `wait`: on that peer's disk).",
             409: "The peer does not get this channel.",
             504: "It is stored, but the peer did not have it in time.",
             507: "The log or its disk has no room.",
         },
+        publish.publish,
+        path_params=(_CHANNEL,),
         query=(
             Param("wait", "Answer once this peer has it on disk."),
-            Param("timeout", "Seconds to wait at most, 30 by default.", "number", least=0),
+            Param("timeout", "Seconds to wait at most, 30 by default.", "number", minimum=0),
         ),
         headers=(
             Param("Linkd-Type", "The application's word for what it is."),
             Param("Linkd-Id", "The same id again stores nothing; for one message only."),
-            Param("Linkd-Ttl", "Seconds of life.", "number", least=0.001, most=1e9),
+            Param("Linkd-Ttl", "Seconds of life.", "number", minimum=0.001, maximum=1e9),
             Param(
                 "Linkd-Header-NAME",
                 "A header of the record, under any name; at most 16, each of at most 255"
@@ -158,208 +171,195 @@ ROUTES: tuple[Route, ...] = (
         body=("application/json", "application/x-ndjson", "text/plain", "application/octet-stream"),
     ),
     Route(
-        method="GET",
-        path="/v1/channels/{channel}",
-        places=(_CHANNELS,),
-        about="A page of a channel or pattern; with Accept: text/event-stream, follow it.",
-        run=read.read,
-        answers={200: "A page, or an event stream whose event ids are offsets."},
+        "GET /v1/channels/{channel}",
+        "A page of a channel or pattern; with Accept: text/event-stream, follow it.",
+        {200: "A page, or an event stream whose event ids are offsets."},
+        read.read,
+        path_params=(_CHANNELS,),
         query=(
             _FROM,
             _CONSUMER,
-            Param("limit", "Records at most, 100 by default.", "integer", least=1, most=10_000),
-            Param("wait", "Seconds to wait for a first record, up to 300.", "number", least=0),
+            Param(
+                "limit", "Records at most, 100 by default.", "integer", minimum=1, maximum=10_000
+            ),
+            Param("wait", "Seconds to wait for a first record, up to 300.", "number", minimum=0),
         ),
         headers=(_LAST_RECORD,),
-        gives=("application/json", "text/event-stream"),
+        produces=("application/json", "text/event-stream"),
     ),
     Route(
-        method="GET",
-        path="/v1/presence/{channel}",
-        places=(_CHANNEL,),
-        about="Return the clients present on a channel of `/ws`, at all nodes.",
-        run=read.present,
-        answers={200: "The clients that are present."},
+        "GET /v1/presence/{channel}",
+        "Return the clients present on a channel of `/ws`, at all nodes.",
+        {200: "The clients that are present."},
+        read.present,
+        path_params=(_CHANNEL,),
     ),
     Route(
-        method="GET",
-        path="/v1/consumers",
-        about="The named consumers: next offset, records yet to read, offsets to the log's end.",
-        run=operations.consumers,
-        answers={200: "The consumers that the caller may see."},
+        "GET /v1/consumers",
+        "The named consumers: next offset, records yet to read, offsets to the log's end.",
+        {200: "The consumers that the caller may see."},
+        operations.consumers,
     ),
     Route(
-        method="POST",
-        path="/v1/consumers/{name}/ack",
-        places=(_NAMED,),
-        about="Set a consumer's cursor: everything below `next` is done; it never moves back.",
-        run=read.acknowledge,
-        answers={
+        "POST /v1/consumers/{name}/ack",
+        "Set a consumer's cursor: everything below `next` is done; it never moves back.",
+        {
             200: "It is on disk.",
             404: "There is no such consumer.",
             410: "The node has another log than `log`: its offsets are of other records.",
         },
+        read.acknowledge,
+        path_params=(_NAMED,),
         query=(_OWNER,),
-        body=_JSON,
         fields=(
-            Param("next", "The next offset wanted.", "integer", least=0, most=2**62, required=True),
+            Param(
+                "next",
+                "The next offset wanted.",
+                "integer",
+                minimum=0,
+                maximum=2**62,
+                required=True,
+            ),
         ),
     ),
     Route(
-        method="DELETE",
-        path="/v1/consumers/{name}",
-        places=(_NAMED,),
-        about="Forget a consumer and its cursor.",
-        run=operations.forget,
-        answers={204: "It is gone.", 404: "There is no such consumer."},
+        "DELETE /v1/consumers/{name}",
+        "Forget a consumer and its cursor.",
+        {204: "It is gone.", 404: "There is no such consumer."},
+        operations.forget,
+        path_params=(_NAMED,),
         query=(_OWNER,),
-        gives=(),
+        produces=(),
     ),
     Route(
-        method="POST",
-        path="/v1/consumers/{name}/move",
-        places=(_NAMED,),
-        about="Give a consumer another owner and name; for the socket and a key for everything.",
-        run=operations.move,
-        answers={
+        "POST /v1/consumers/{name}/move",
+        "Give a consumer another owner and name; for the socket and a key for everything.",
+        {
             200: "It has the new name.",
             404: "There is no such consumer or key.",
             409: "The name is in use, or its owner may have no further consumer.",
         },
+        operations.move,
+        path_params=(_NAMED,),
         query=(_OWNER,),
-        body=_JSON,
         fields=(
             Param("owner", "The key that has it from now on, or `socket`.", required=True),
             Param("name", "Its new name.", pattern=CONSUMER_NAME_PATTERN, required=True),
         ),
     ),
     Route(
-        method="GET",
-        path="/v1/records/{offset}",
-        places=(Param("offset", "Its offset.", "integer", least=0, most=2**62),),
-        about="The exact bytes of one body.",
-        run=read.record,
-        answers={
+        "GET /v1/records/{offset}",
+        "The exact bytes of one body.",
+        {
             200: "The body, with the content type that it was published with.",
             404: "There is no such record.",
             410: "It is no longer in the log.",
         },
-        gives=("application/octet-stream",),
+        read.record,
+        path_params=(Param("offset", "Its offset.", "integer", minimum=0, maximum=2**62),),
+        produces=("application/octet-stream",),
     ),
     Route(
-        method="GET",
-        path="/v1/status",
-        about="The state of node and links.",
-        run=operations.status,
-        answers={200: "The status."},
-        always=True,
+        "GET /v1/status",
+        "The state of node and links.",
+        {200: "The status."},
+        operations.status,
+        available_while_starting=True,
     ),
     Route(
-        method="GET",
-        path="/v1/events",
-        about="The changes of links, as a page or as an event stream.",
-        run=operations.events,
-        answers={200: "The changes, oldest first."},
-        query=(Param("after", "Only those with a higher number.", "integer", least=0, most=2**62),),
+        "GET /v1/events",
+        "The changes of links, as a page or as an event stream.",
+        {200: "The changes, oldest first."},
+        operations.events,
+        query=(
+            Param("after", "Only those with a higher number.", "integer", minimum=0, maximum=2**62),
+        ),
         headers=(_LAST_EVENT,),
-        gives=("application/json", "text/event-stream"),
-        always=True,
+        produces=("application/json", "text/event-stream"),
+        available_while_starting=True,
     ),
     Route(
-        method="GET",
-        path="/v1/outages",
-        about="The recorded outages, oldest first, and each link's availability.",
-        run=operations.outages,
-        answers={200: "The outages and availabilities.", 404: "There is no such peer."},
+        "GET /v1/outages",
+        "The recorded outages, oldest first, and each link's availability.",
+        {200: "The outages and availabilities.", 404: "There is no such peer."},
+        operations.outages,
         query=(
             Param("peer", "Only this peer's."),
-            Param("since", "Only of the last so many seconds.", "number", least=0),
-            Param("drills", "0: leave out what drills here made.", "integer", least=0, most=1),
+            Param("since", "Only of the last so many seconds.", "number", minimum=0),
+            Param("drills", "0: leave out what drills here made.", "integer", minimum=0, maximum=1),
         ),
-        always=True,
+        available_while_starting=True,
     ),
     Route(
-        method="GET",
-        path="/v1/peers/{name}/history",
-        places=(_PEER,),
-        about="The last hour of what the dashboard plots of one link, a value for each 5 s.",
-        run=operations.history,
-        answers={200: "Its series.", 404: "There is no such peer."},
-        always=True,
+        "GET /v1/peers/{name}/history",
+        "The last hour of what the dashboard plots of one link, a value for each 5 s.",
+        {200: "Its series.", 404: "There is no such peer."},
+        operations.history,
+        path_params=(_PEER,),
+        available_while_starting=True,
     ),
     Route(
-        method="POST",
-        path="/v1/peers/{name}/kick",
-        places=(_PEER,),
-        about="Have a link try again at once, whatever its delay.",
-        run=operations.kick,
-        answers={200: "It tries.", 404: "There is no such peer."},
+        "POST /v1/peers/{name}/kick",
+        "Have a link try again at once, whatever its delay.",
+        {200: "It tries.", 404: "There is no such peer."},
+        operations.kick,
+        path_params=(_PEER,),
     ),
     Route(
-        method="POST",
-        path="/v1/peers/{name}/resync",
-        places=(_PEER,),
-        about="Return what a resync would send again or lose; do it if confirmed.",
-        run=operations.resync,
-        answers={
+        "POST /v1/peers/{name}/resync",
+        "Return what a resync would send again or lose; do it if confirmed.",
+        {
             200: "The effect, and whether it was done.",
             404: "There is no such peer.",
             409: "Not now.",
         },
-        body=_JSON,
+        operations.resync,
+        path_params=(_PEER,),
         fields=(_CONFIRMED,),
     ),
     Route(
-        method="POST",
-        path="/v1/peers/{name}/forget",
-        places=(_PEER,),
-        about="Answer what a peer whose `[[peer]]` is missing is owed; forget it where confirmed.",
-        run=operations.forget_peer,
-        answers={
+        "POST /v1/peers/{name}/forget",
+        "Answer what a peer whose `[[peer]]` is missing is owed; forget it where confirmed.",
+        {
             200: "The records owed to it: `records`, `bytes`; `done`.",
             404: "There is no such peer.",
             409: "It is configured.",
         },
-        body=_JSON,
+        operations.forget_peer,
+        path_params=(_PEER,),
         fields=(_CONFIRMED,),
     ),
     Route(
-        method="POST",
-        path="/v1/peers/{name}/drill",
-        places=(_PEER,),
-        about="Record a deliberate fault in the log and the events. On the unix socket only.",
-        run=operations.drill,
+        "POST /v1/peers/{name}/drill",
+        "Record a deliberate fault in the log and the events. On the unix socket only.",
+        {204: "It is recorded.", 404: "There is no such peer."},
+        operations.drill,
+        path_params=(_PEER,),
         access="socket",
-        answers={204: "It is recorded.", 404: "There is no such peer."},
-        body=_JSON,
         fields=(
             Param("drill", "Its name.", pattern=operations.DRILL_PATTERN, required=True),
             Param("state", "Whether it begins.", choice=("started", "ended"), required=True),
             Param("seconds", "How long it is to last.", "number"),
-            Param("verdict", "Its result.", choice=("pass", "fail"), null=True),
+            Param("verdict", "Its result.", choice=("pass", "fail"), nullable=True),
         ),
-        gives=(),
+        produces=(),
     ),
     Route(
-        method="POST",
-        path="/v1/log/trim",
-        about="Return the number of records below an offset; delete them if confirmed.",
-        run=operations.trim,
-        answers={200: "The records to delete, or that were deleted."},
-        body=_JSON,
+        "POST /v1/log/trim",
+        "Return the number of records below an offset; delete them if confirmed.",
+        {200: "The records to delete, or that were deleted."},
+        operations.trim,
         fields=(
-            Param("before", "The offset.", "integer", least=0, most=2**62, required=True),
+            Param("before", "The offset.", "integer", minimum=0, maximum=2**62, required=True),
             _CONFIRMED,
         ),
     ),
     Route(
-        method="POST",
-        path="/v1/pairing/invite",
-        about="Make a code with which another node can join, once. On the unix socket only.",
-        run=operations.pair,
+        "POST /v1/pairing/invite",
+        "Make a code with which another node can join, once. On the unix socket only.",
+        {201: "The code.", 409: "This node can't be paired with like that."},
+        operations.pair,
         access="socket",
-        answers={201: "The code.", 409: "This node can't be paired with like that."},
-        body=_JSON,
         fields=(
             Param("name", "The other node's name."),
             Param("address", "HOST or HOST:PORT at which it reaches this node."),
@@ -368,90 +368,76 @@ ROUTES: tuple[Route, ...] = (
         ),
     ),
     Route(
-        method="GET",
-        path="/v1/pairing/peers",
-        about="Return the invited and paired peers. On the unix socket only.",
-        run=operations.pair,
+        "GET /v1/pairing/peers",
+        "Return the invited and paired peers. On the unix socket only.",
+        {200: "The peers, by name."},
+        operations.pair,
         access="socket",
-        answers={200: "The peers, by name."},
-        always=True,
+        available_while_starting=True,
     ),
     Route(
-        method="POST",
-        path="/v1/pairing/peers/{name}/revoke",
-        places=(_PEER,),
-        about="Take every certificate of a peer back, at once. On the unix socket only.",
-        run=operations.pair,
+        "POST /v1/pairing/peers/{name}/revoke",
+        "Take every certificate of a peer back, at once. On the unix socket only.",
+        {200: "How many were good until now.", 409: "No such node was paired."},
+        operations.pair,
+        path_params=(_PEER,),
         access="socket",
-        answers={200: "How many were good until now.", 409: "No such node was paired."},
     ),
     Route(
-        method="POST",
-        path="/v1/token",
-        about="A token: good once, for 30 s, for one WebSocket or one cookie session.",
-        run=operations.token,
-        answers={201: "The token."},
-        body=_JSON,
+        "POST /v1/token",
+        "A token: good once, for 30 s, for one WebSocket or one cookie session.",
+        {201: "The token."},
+        operations.token,
         fields=(
-            Param("channel", "A pattern that narrows it.", pattern=CHANNELS_PATTERN, null=True),
+            Param("channel", "A pattern that narrows it.", pattern=CHANNELS_PATTERN, nullable=True),
         ),
-        always=True,
+        available_while_starting=True,
     ),
     Route(
-        method="POST",
-        path="/v1/session",
-        about="Open a cookie session with a token or a key as bearer.",
-        run=operations.open_session,
+        "POST /v1/session",
+        "Open a cookie session with a token or a key as bearer.",
+        {204: "The cookie is set: HttpOnly, SameSite=Strict, 12 h."},
+        operations.open_session,
         access="token",
-        answers={204: "The cookie is set: HttpOnly, SameSite=Strict, 12 h."},
-        gives=(),
-        always=True,
+        produces=(),
+        available_while_starting=True,
     ),
     Route(
-        method="DELETE",
-        path="/v1/session",
-        about="End the cookie session; the cookie is good for nothing any more.",
-        run=operations.close_session,
+        "DELETE /v1/session",
+        "End the cookie session; the cookie is good for nothing any more.",
+        {204: "The session has ended."},
+        operations.close_session,
         access="open",
-        answers={204: "The session has ended."},
-        gives=(),
-        always=True,
+        produces=(),
+        available_while_starting=True,
     ),
     Route(
-        method="GET",
-        path="/v1/openapi.json",
-        about="This description.",
-        run=operations.openapi,
+        "GET /v1/openapi.json",
+        "This description.",
+        {200: "OpenAPI 3.1."},
+        operations.openapi,
         access="open",
-        answers={200: "OpenAPI 3.1."},
-        always=True,
+        available_while_starting=True,
+        any_query=True,
     ),
     Route(
-        method="GET",
-        path="/v1/stream",
-        about="The stream of the Python clients: WebSocket subprotocol linkd.client.1.",
+        "GET /v1/stream",
+        "The stream of the Python clients: WebSocket subprotocol linkd.client.1.",
+        {101: "A WebSocket.", 400: "No WebSocket upgrade, or not this subprotocol."},
         access="token",
-        answers={101: "A WebSocket.", 400: "No WebSocket upgrade, or not this subprotocol."},
         query=(
             Param("token", "A token, where no header can be sent."),
             Param("ws_token", "The same."),
-            Param(
-                "timeout",
-                "Seconds beyond the interval of pings that the client may leave them unanswered.",
-                "number",
-                least=1.0,
-                most=60.0,
-            ),
+            _TIMEOUT,
         ),
-        gives=(),
+        produces=(),
         socket=True,
     ),
     Route(
-        method="GET",
-        path="/ws",
-        about="A WebSocket for browsers and any client: a text frame is one message.",
+        "GET /ws",
+        "A WebSocket for browsers and any client: a text frame is one message.",
+        {101: "A WebSocket.", 400: "No WebSocket upgrade."},
         access="token",
-        answers={101: "A WebSocket.", 400: "No WebSocket upgrade."},
         query=(
             Param("ws_token", "A token, where no header can be sent."),
             Param("token", "The same."),
@@ -460,7 +446,7 @@ ROUTES: tuple[Route, ...] = (
                 "Followed; what is published without a channel goes to the first. Absent: the"
                 " caller's default channel; empty: none.",
                 pattern=rf"^$|{CHANNELS_PATTERN}",
-                several=True,
+                repeated=True,
             ),
             Param(
                 "from",
@@ -493,99 +479,86 @@ ROUTES: tuple[Route, ...] = (
             ),
             Param("private", "1: a private channel, named in `opened`.", "integer", choice=(0, 1)),
             Param("linkd", "1: linkd.js is at the other end.", "integer", choice=(0, 1)),
-            Param(
-                "timeout",
-                "Seconds beyond the interval of pings that the client may leave them unanswered.",
-                "number",
-                least=1.0,
-                most=60.0,
-            ),
+            _TIMEOUT,
         ),
-        gives=(),
+        produces=(),
         socket=True,
     ),
     Route(
-        method="GET",
-        path="/healthz",
-        about="The process makes progress.",
-        run=operations.healthz,
+        "GET /healthz",
+        "The process makes progress.",
+        {200: "It does."},
+        operations.healthz,
         access="open",
-        answers={200: "It does."},
-        always=True,
+        available_while_starting=True,
+        any_query=True,
     ),
     Route(
-        method="GET",
-        path="/readyz",
-        about="All required links are up.",
-        run=operations.readyz,
+        "GET /readyz",
+        "All required links are up.",
+        {200: "They are.", 503: "Some are not, or the node starts or stops."},
+        operations.readyz,
         access="open",
-        answers={200: "They are.", 503: "Some are not, or the node starts or stops."},
-        always=True,
+        available_while_starting=True,
     ),
     Route(
-        method="GET",
-        path="/metrics",
-        about="Metrics for Prometheus; with a key also of the consumers that it may see.",
-        run=operations.metrics,
+        "GET /metrics",
+        "Metrics for Prometheus; with a key also of the consumers that it may see.",
+        {200: "Text format 0.0.4."},
+        operations.metrics,
         access="optional",
-        answers={200: "Text format 0.0.4."},
-        gives=("text/plain",),
-        always=True,
+        produces=("text/plain",),
+        available_while_starting=True,
+        any_query=True,
     ),
     Route(
-        method="GET",
-        path="/",
-        about="The dashboard.",
+        "GET /",
+        "The dashboard.",
+        {200: "A page.", 304: "It has not changed."},
         access="open",
-        answers={200: "A page.", 304: "It has not changed."},
-        gives=("text/html",),
-        always=True,
+        produces=("text/html",),
+        available_while_starting=True,
     ),
     Route(
-        method="GET",
-        path="/linkd.js",
-        about="The client for browsers and Node.js.",
+        "GET /linkd.js",
+        "The client for browsers and Node.js.",
+        {200: "An ES module.", 304: "It has not changed."},
         access="open",
-        answers={200: "An ES module.", 304: "It has not changed."},
-        gives=("text/javascript",),
-        always=True,
+        produces=("text/javascript",),
+        available_while_starting=True,
     ),
     Route(
-        method="GET",
-        path="/linkd.mjs",
-        about="The same, under a name that Node.js takes for an ES module.",
+        "GET /linkd.mjs",
+        "The same, under a name that Node.js takes for an ES module.",
+        {200: "An ES module.", 304: "It has not changed."},
         access="open",
-        answers={200: "An ES module.", 304: "It has not changed."},
-        gives=("text/javascript",),
-        always=True,
+        produces=("text/javascript",),
+        available_while_starting=True,
     ),
     Route(
-        method="GET",
-        path="/linkd.d.mts",
-        about="Its types for TypeScript; for `linkd.js` they are at `/linkd.d.ts`.",
+        "GET /linkd.d.mts",
+        "Its types for TypeScript; for `linkd.js` they are at `/linkd.d.ts`.",
+        {200: "Declarations.", 304: "It has not changed."},
         access="open",
-        answers={200: "Declarations.", 304: "It has not changed."},
-        gives=("text/plain",),
-        always=True,
+        produces=("text/plain",),
+        available_while_starting=True,
     ),
     Route(
-        method="GET",
-        path="/linkd.d.ts",
-        about="The types of `linkd.js` for TypeScript.",
+        "GET /linkd.d.ts",
+        "The types of `linkd.js` for TypeScript.",
+        {200: "Declarations.", 304: "It has not changed."},
         access="open",
-        answers={200: "Declarations.", 304: "It has not changed."},
-        gives=("text/plain",),
-        always=True,
+        produces=("text/plain",),
+        available_while_starting=True,
     ),
     Route(
-        method="GET",
-        path="/dashboard/{file}",
-        places=(Param("file", "Its name."),),
-        about="The dashboard's scripts and styles.",
+        "GET /dashboard/{file}",
+        "The dashboard's scripts and styles.",
+        {200: "A file.", 304: "It has not changed.", 404: "There is no such file."},
+        path_params=(Param("file", "Its name."),),
         access="open",
-        answers={200: "A file.", 304: "It has not changed.", 404: "There is no such file."},
-        gives=("text/javascript", "text/css", "text/plain"),
-        always=True,
+        produces=("text/javascript", "text/css", "text/plain"),
+        available_while_starting=True,
     ),
 )
 
@@ -647,6 +620,7 @@ def allowed(routes: dict[str, Route]) -> list[str]:
     return methods
 
 
+_JSON = ("application/json",)
 _ANY_CALL = (400, 401, 403, 413, 421, 429, 500, 503)
 """Statuses that any call may be answered with."""
 
@@ -690,20 +664,20 @@ def describe() -> dict[str, Any]:
 
 def _operation(route: Route) -> dict[str, Any]:
     operation: dict[str, Any] = {
-        "summary": route.about,
+        "summary": route.description,
         "operationId": route.method.lower() + re.sub(r"\W+", "_", route.path).rstrip("_"),
         "parameters": [
-            *(_parameter(param, "path") for param in route.places),
+            *(_parameter(param, "path") for param in route.path_params),
             *(_parameter(param, "query") for param in route.query),
             *(_parameter(param, "header") for param in route.headers),
         ],
         "responses": _responses(route),
         "security": [{"key": []}, {"session": []}] if route.access in ("caller", "token") else [],
     }
-    if route.body:
+    if route.fields or route.body:
         operation["requestBody"] = {
             "required": any(field.required for field in route.fields),
-            "content": {kind: {"schema": _body(route, kind)} for kind in route.body},
+            "content": {kind: {"schema": _body(route, kind)} for kind in route.body or _JSON},
         }
     return operation
 
@@ -712,21 +686,21 @@ def _parameter(param: Param, place: str) -> dict[str, Any]:
     return {
         "name": param.name,
         "in": place,
-        "description": param.about,
+        "description": param.description,
         "required": place == "path" or param.required,
-        "schema": {"type": "array", "items": _schema(param)} if param.several else _schema(param),
+        "schema": {"type": "array", "items": _schema(param)} if param.repeated else _schema(param),
     }
 
 
 def _schema(param: Param) -> dict[str, Any]:
     """Return what a value must look like."""
-    schema: dict[str, Any] = {"type": [param.type, "null"] if param.null else param.type}
+    schema: dict[str, Any] = {"type": [param.type, "null"] if param.nullable else param.type}
     if param.type == "array":
         schema["items"] = {"type": "string", "pattern": CHANNELS_PATTERN}
     bounds = {
         "pattern": param.pattern,
-        "minimum": param.least,
-        "maximum": param.most,
+        "minimum": param.minimum,
+        "maximum": param.maximum,
         "enum": list(param.choice) or None,
     }
     return schema | {key: bound for key, bound in bounds.items() if bound is not None}
@@ -741,7 +715,8 @@ def _body(route: Route, kind: str) -> dict[str, Any]:
         "additionalProperties": False,
         "required": [field.name for field in route.fields if field.required],
         "properties": {
-            field.name: {**_schema(field), "description": field.about} for field in route.fields
+            field.name: {**_schema(field), "description": field.description}
+            for field in route.fields
         },
     }
 
@@ -749,19 +724,19 @@ def _body(route: Route, kind: str) -> dict[str, Any]:
 def _responses(route: Route) -> dict[str, Any]:
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     responses: dict[str, Any] = {}
-    for status, meaning in route.answers.items():
+    for status, meaning in route.responses.items():
         response: dict[str, Any] = {"description": meaning}
         if status >= 400 and route.path != "/readyz":
             response["content"] = error
-        elif status in (200, 201, 503) and route.gives:
-            response["content"] = {kind: _content(route.path, kind) for kind in route.gives}
+        elif status in (200, 201, 503) and route.produces:
+            response["content"] = {kind: _content(route.path, kind) for kind in route.produces}
         responses[str(status)] = response
     for status in _ANY_CALL:
         meanings = [meaning for number, meaning in ERRORS.values() if number == status]
         responses.setdefault(str(status), {"description": " ".join(meanings), "content": error})
     if route.path.count("{") or route.access == "socket":
         responses.setdefault("404", {"description": ERRORS["not-found"][1], "content": error})
-    if route.body:
+    if route.fields or route.body:
         responses.setdefault(
             "415", {"description": ERRORS["unsupported-type"][1], "content": error}
         )

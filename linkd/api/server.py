@@ -376,7 +376,7 @@ class ApiServer:
             raise request.channel.refusal
         admitted = self.gate.admit(request)
         node = self.node
-        if not admitted.match.route.always and (node.starting or node.stopping):
+        if not admitted.match.route.available_while_starting and (node.starting or node.stopping):
             word = "starting" if node.starting else "stopping"
             raise ApiError("unavailable", f"the node is {word}", {"Retry-After": "1"})
         return admitted
@@ -406,6 +406,8 @@ class ApiServer:
             return self._files.answer(
                 request.path.decode("ascii", "replace"), request.header("If-None-Match")
             )
+        if not route.any_query:
+            call.only(*route.query_names)
         return await route.run(self, call)
 
     async def _preflight(self, request: ApiRequest) -> Response:
@@ -480,13 +482,6 @@ class ApiServer:
         elif not caller.sees(known):
             raise ApiError("forbidden", f"{key[1]} reads more than this token may")
 
-    def stand(self, caller: Caller, pattern: str, start: Start, consumer: str) -> int:
-        """Take a consumer's name for one page; return its position."""
-        subscription = self.subscribe(caller, (pattern,), start, _Nobody(), consumer)
-        position = subscription.next
-        subscription.close()
-        return position
-
     def find_consumer(self, call: Call) -> Consumer:
         """Return the consumer that a call names; raise ApiError unless the caller may act on it."""
         name = check_consumer(call.path["name"])
@@ -504,28 +499,6 @@ class ApiServer:
         others = [one.owner for one in self.node.subscriptions.consumers() if one.name == key[1]]
         same = f"; there is {', '.join(f'{owner}/{key[1]}' for owner in others)}" if others else ""
         return f"there is no consumer {'/'.join(key)}{same}"
-
-
-class _Nobody:
-    """A sink that takes nothing."""
-
-    def has_room(self, size: int) -> bool:
-        return False
-
-    def hold(self, size: int) -> bool:
-        return size <= 0
-
-    def batch(self, batch: object) -> bool:
-        return False
-
-    def volatile(self, batch: object) -> None:
-        pass
-
-    def gap(self, first: int, next: int) -> None:
-        pass
-
-    def end(self, reason: str) -> None:
-        pass
 
 
 def server_tls(config: Config) -> ServerTls | None:

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from linkd.api.errors import ApiError, refusal_of
+from linkd.api.errors import ApiError, known_peer, refusal_of
 from linkd.clock import wall
 from linkd.config import Config
 from linkd.errors import BadRecord, LinkdError
@@ -43,10 +43,8 @@ MAX_CHANNELS = 10_000
 
 def check_wait(node: Node, peer: str, channel: str) -> None:
     """Raise ApiError unless one can wait until `peer` has what is published on `channel`."""
-    try:
+    with known_peer(peer):
         sends = node.sends(peer, channel)
-    except KeyError:
-        raise ApiError("not-found", f"there is no peer {peer[:63]}") from None
     if not sends:
         raise ApiError("not-sent", f"{peer} does not get {channel}: see its `send` and `receive`")
     if volatile(node.config, channel):

@@ -614,7 +614,7 @@ class WebSockets:
         """Give a WebSocket its session and its heartbeat; raise ApiError where it may not be."""
         route, token = admitted.match.route, admitted.token
         check_upgrade(request, SUBPROTOCOL if route.path == STREAM_PATH else None)
-        call = Call(request, admitted.caller, admitted.match.path, route.names)
+        call = Call(request, admitted.caller, admitted.match.path, route.query_names)
         if token is not None and self.api.keyring.look(token) is None:
             raise unauthorized("the token is used or expired")
         protocol.token = token
