@@ -33,12 +33,12 @@ def shape_errors(tables: Mapping[str, Any]) -> list[Problem]:
 
     A missing key is not looked for: another file may have it.
     """
-    return list(_check(_ROOT, dict(tables), ()))
+    return list(_check(_ROOT, dict(tables), (), False))
 
 
 def missing(tables: Mapping[str, Any]) -> list[Problem]:
     """Return every key that is required and absent once all files are merged."""
-    return list(_missing(_ROOT, dict(tables), ()))
+    return list(_check(_ROOT, dict(tables), (), True))
 
 
 def shown(value: object) -> str:
@@ -54,88 +54,55 @@ def shown(value: object) -> str:
     return str(value)
 
 
-def _check(kind: inspect.Type, value: object, place: tuple[str | int, ...]) -> Iterator[Problem]:
-    """Compare a value with its type."""
-    if isinstance(kind, inspect.Metadata):
-        yield from _check(kind.type, value, place)
-    elif isinstance(kind, inspect.UnionType):
-        yield from _check(_present(kind), value, place)
-    elif isinstance(kind, inspect.StructType):
-        yield from _check_table(kind, value, place)
-    elif isinstance(kind, inspect.VarTupleType):
-        if not isinstance(value, list):
-            yield place, f"expected {expectation(kind)}, got {shown(value)}"
-            return
+def _check(
+    kind: inspect.Type, value: object, place: tuple[str | int, ...], is_whole: bool
+) -> Iterator[Problem]:
+    """Compare a value with its type; where it `is_whole`, required keys must be there."""
+    kind = _unwrap(kind)
+    if isinstance(kind, inspect.StructType) and isinstance(value, dict):
+        yield from _check_table(kind, value, place, is_whole)
+    elif isinstance(kind, inspect.VarTupleType) and isinstance(value, list):
         for index, item in enumerate(value):
-            yield from _check(kind.item_type, item, (*place, index))
+            yield from _check(kind.item_type, item, (*place, index), is_whole)
     elif not _fits(kind, value):
         yield place, f"expected {expectation(kind)}, got {shown(value)}{_meant(kind, value)}"
 
 
 def _check_table(
-    kind: inspect.StructType, value: object, place: tuple[str | int, ...]
+    kind: inspect.StructType,
+    value: dict[str, object],
+    place: tuple[str | int, ...],
+    is_whole: bool,
 ) -> Iterator[Problem]:
     """Compare a table's keys with the settings of its struct."""
-    if not isinstance(value, dict):
-        yield place, f"expected a table, got {shown(value)}"
-        return
     known = {field.encode_name: field for field in kind.fields}
     for key, item in value.items():
         if key in known:
-            yield from _check(known[key].type, item, (*place, key))
+            yield from _check(known[key].type, item, (*place, key), is_whole)
         else:
             yield (*place, key), f"unknown key; {_hint(key, tuple(known), place)}"
-
-
-def _missing(kind: inspect.Type, value: object, place: tuple[str | int, ...]) -> Iterator[Problem]:
-    """Look for absent keys that have no default."""
-    if isinstance(kind, inspect.Metadata):
-        yield from _missing(kind.type, value, place)
-    elif isinstance(kind, inspect.UnionType):
-        yield from _missing(_present(kind), value, place)
-    elif isinstance(kind, inspect.VarTupleType) and isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _missing(kind.item_type, item, (*place, index))
-    elif isinstance(kind, inspect.StructType) and isinstance(value, dict):
-        for field in kind.fields:
-            if field.encode_name in value:
-                yield from _missing(
-                    field.type, value[field.encode_name], (*place, field.encode_name)
-                )
-            elif field.required:
-                what = expectation(field.type)
-                yield (*place, field.encode_name), f"missing: expected {what}"
+    for key, field in known.items() if is_whole else ():
+        if field.required and key not in value:
+            yield (*place, key), f"missing: expected {expectation(field.type)}"
 
 
 def expectation(kind: inspect.Type) -> str:
     """Return a description of the values that a setting accepts."""
-    if isinstance(kind, inspect.Metadata):
-        return expectation(kind.type)
-    if isinstance(kind, inspect.UnionType):
-        return expectation(_present(kind))
+    kind = _unwrap(kind)
     if isinstance(kind, inspect.LiteralType):
         return " or ".join(f'"{value}"' for value in kind.values)
     if isinstance(kind, inspect.VarTupleType):
         if isinstance(kind.item_type, inspect.StructType):
             return "an array of tables, each under [[…]]"
         return "an array of strings"
-    if isinstance(kind, inspect.IntType | inspect.FloatType):
-        return (
-            f"{'a whole number' if isinstance(kind, inspect.IntType) else 'a number'}{_range(kind)}"
-        )
+    if isinstance(kind, inspect.IntType):
+        return f"a whole number from {kind.ge} to {kind.le}"
+    if isinstance(kind, inspect.FloatType):
+        least = f"from {kind.ge:g} to" if kind.gt is None else f"above {kind.gt:g} and at most"
+        return f"a number {least} {kind.le:g}"
     if isinstance(kind, inspect.BoolType):
         return "true or false"
     return "a table" if isinstance(kind, inspect.StructType) else "a string"
-
-
-def _range(kind: inspect.IntType | inspect.FloatType) -> str:
-    """Return a description of the range of numbers."""
-    if kind.gt is not None:
-        return f" above {kind.gt:g} and at most {kind.le:g}"
-    low, high = kind.ge, kind.le
-    if isinstance(kind, inspect.IntType):
-        return f" from {low} to {high}"
-    return f" from {low:g} to {high:g}"
 
 
 def _fits(kind: inspect.Type, value: object) -> bool:
@@ -146,18 +113,14 @@ def _fits(kind: inspect.Type, value: object) -> bool:
         return isinstance(value, str)
     if isinstance(kind, inspect.LiteralType):
         return isinstance(value, str) and value in kind.values
-    assert isinstance(kind, inspect.IntType | inspect.FloatType), kind
+    if not isinstance(kind, inspect.IntType | inspect.FloatType):
+        return False  # a table or an array was expected
     allowed = int if isinstance(kind, inspect.IntType) else int | float
     if isinstance(value, bool) or not isinstance(value, allowed):
         return False
     low = True if kind.ge is None else value >= kind.ge
     above = True if kind.gt is None else value > kind.gt
     return low and above and (kind.le is None or value <= kind.le)
-
-
-def _present(kind: inspect.UnionType) -> inspect.Type:
-    """Return what an optional setting is where it is given."""
-    return next(each for each in kind.types if not isinstance(each, inspect.NoneType))
 
 
 def _meant(kind: inspect.Type, value: object) -> str:
@@ -210,7 +173,9 @@ def _unwrap(kind: inspect.Type) -> inspect.Type:
     """Return a type without its notes and its None."""
     if isinstance(kind, inspect.Metadata):
         return _unwrap(kind.type)
-    return _unwrap(_present(kind)) if isinstance(kind, inspect.UnionType) else kind
+    if isinstance(kind, inspect.UnionType):
+        return _unwrap(next(e for e in kind.types if not isinstance(e, inspect.NoneType)))
+    return kind
 
 
 def _homes() -> dict[str, list[str]]:
