@@ -335,7 +335,7 @@ class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
         """Serve the complete request."""
-        self.channel.complete()
+        self.channel.stop_deadline()
         if self._refused:
             self.finish()
             return

@@ -149,33 +149,26 @@ class Jobs:
     Args:
         share: Gives it its slices.
         clock: The reactor.
+
+    Attributes:
+        waiting: The jobs, the current one first.
     """
 
     def __init__(self, share: FairShare, clock: Clock) -> None:
+        self.waiting: deque[Iterator[None]] = deque()
         self._share = share
         self._clock = clock
-        self._jobs: deque[Iterator[None]] = deque()
         self._is_queued = False
-
-    def __len__(self) -> int:
-        return len(self._jobs)
 
     def add(self, job: Iterator[None]) -> None:
         """Append a job, which yields where it can be interrupted."""
-        self._jobs.append(job)
-        self._queue()
-
-    def clear(self) -> None:
-        """Drop all jobs."""
-        self._jobs.clear()
-
-    def _queue(self) -> None:
-        if self._jobs and not self._is_queued:
+        self.waiting.append(job)
+        if not self._is_queued:
             self._is_queued = True
             self._share.queue(self._work)
 
     def _work(self) -> None:
-        jobs, until = self._jobs, self._share.end()
+        jobs, until = self.waiting, self._share.end()
         try:
             while jobs:
                 if next(jobs[0], self) is self:
@@ -229,22 +222,20 @@ class _Announced(msgspec.Struct, frozen=True, omit_defaults=True):
     ended: Annotated[tuple[str, ...], msgspec.Meta(max_length=MAX_CHANGES)] = ()
 
 
-class _Elsewhere:
-    """The members of one channel at one other node."""
+class _Elsewhere(msgspec.Struct, eq=False):
+    """The members of one channel at one other node, in one run of it."""
 
-    def __init__(self, run: str, link: _Link) -> None:
-        self.run = run
-        self.link = link
-        self.heard = 0.0
-        self.members: dict[int, Member] = {}
+    run: str
+    link: _Link
+    heard: float = 0.0
+    members: dict[int, Member] = {}
 
 
-class _Asker:
-    """A node that queries the members of a channel."""
+class _Asker(msgspec.Struct, eq=False):
+    """A node that queries the members of a channel, until a time."""
 
-    def __init__(self, link: _Link) -> None:
-        self.link = link
-        self.until = 0.0
+    link: _Link
+    until: float
 
 
 class _Channel:
@@ -336,7 +327,7 @@ class Presence:
         for channel in self._channels.values():
             channel.stop()
         self._channels.clear()
-        self._jobs.clear()
+        self._jobs.waiting.clear()
         self._watch_links()
 
     def _channel(self, name: str) -> _Channel:
@@ -508,7 +499,7 @@ class Presence:
 
     def _plan(self, job: Iterator[None]) -> None:
         """Send something in its turn; where too much waits, not at all: it is repeated."""
-        if len(self._jobs) < MAX_JOBS:
+        if len(self._jobs.waiting) < MAX_JOBS:
             self._jobs.add(job)
 
     def _sending(
@@ -595,12 +586,9 @@ class Presence:
         if peer is None or event.new is None:
             return
         if event.new == "up":
-            self._clock.callLater(0, self._came_up, peer)
+            self._clock.callLater(0, lambda: self._jobs.add(self._greet(peer)))
         elif event.old == "up":
             self._fell(peer)
-
-    def _came_up(self, peer: str) -> None:
-        self._jobs.add(self._greet(peer))
 
     def _greet(self, peer: str) -> Iterator[None]:
         for name, channel in list(self._channels.items()):
@@ -698,8 +686,7 @@ class Presence:
         if node in channel.askers:
             self._forget_asker(channel, node)
         if self._room(node, link) > 0:
-            asker = channel.askers[node] = _Asker(link)
-            asker.until = self._clock.seconds() + seconds
+            channel.askers[node] = _Asker(link, self._clock.seconds() + seconds)
             self._remote += 1
             link.count(node, 1)
             channel.asking[link.peer] += 1

@@ -48,6 +48,7 @@ from linkd.errors import LinkdError, PublishError
 from linkd.host import listen_error, remove_stale_socket
 from linkd.log.interface import UNOWNED, Consumer, Owned
 from linkd.net.rate_limit import FairShare
+from linkd.net.timers import cancel
 from linkd.net.tls import ServerTls
 from linkd.node.node import Node
 from linkd.node.subscriptions import Follower, Sink, Start
@@ -279,8 +280,7 @@ class ApiServer:
         done: Deferred[None] = Deferred()
 
         def over(_: object) -> None:
-            if late.active():
-                late.cancel()
+            cancel(late)
             self._abort()
             done.callback(None)
 

@@ -81,7 +81,7 @@ class ApiChannel(_Channel):  # type: ignore[misc]
     def dataReceived(self, data: bytes) -> None:
         """Process received bytes; a request that has begun must be complete in time."""
         if self._deadline is None and not (self._handlingRequest or self._queues):
-            self._due(HEAD_SECONDS)
+            self._start_deadline(HEAD_SECONDS)
         if not (self._handlingRequest or self._queues or self.site.share.left()):
             self._wait()
         super().dataReceived(data)
@@ -110,7 +110,7 @@ class ApiChannel(_Channel):  # type: ignore[misc]
         self._waits_since = self.site.reactor.seconds()
         if self._deadline is not None:
             self._deadline_left = self._deadline.getTime() - self._waits_since
-            self._undue()
+            self.stop_deadline()
         if not self._waitingForTransport:
             self.site.share.queue(self._go_on, self.caller)
 
@@ -123,7 +123,7 @@ class ApiChannel(_Channel):  # type: ignore[misc]
         self.paused = self._queues = False
         self._body_began += self.site.reactor.seconds() - self._waits_since
         if self._deadline_left is not None:
-            self._due(self._deadline_left)
+            self._start_deadline(self._deadline_left)
             self._deadline_left = None
         self._networkProducer.resumeProducing()
         self.dataReceived(b"")
@@ -140,7 +140,7 @@ class ApiChannel(_Channel):  # type: ignore[misc]
         """Start the deadline of the body: the head is complete."""
         self._body_began = self.site.reactor.seconds()
         self._body_seen = 0
-        self._due(BODY_SECONDS)
+        self._start_deadline(BODY_SECONDS)
         super().allHeadersReceived()
 
     def came(self, size: int) -> None:
@@ -148,7 +148,7 @@ class ApiChannel(_Channel):  # type: ignore[misc]
         if size - self._body_seen >= BODY_BYTES and self._deadline is not None:
             self._body_seen = size
             since = self.site.reactor.seconds() - self._body_began
-            self._due(min(BODY_SECONDS, BODY_SECONDS + size / BODY_BYTES - since))
+            self._start_deadline(min(BODY_SECONDS, BODY_SECONDS + size / BODY_BYTES - since))
 
     def hold_answer(self, part: Part, size: int) -> None:
         """Give bytes of an answer back to their part once the other end has read them."""
@@ -162,20 +162,16 @@ class ApiChannel(_Channel):  # type: ignore[misc]
         for part, size in unread:
             part.give(size)
 
-    def complete(self) -> None:
-        """Cancel the deadline: the request is complete."""
-        self._undue()
-
     def close_soon(self, request: ApiRequest) -> None:
         """Close after this request's answer, even if its body goes on."""
         self.persistent = False
         request.setHeader(b"Connection", b"close")
-        self._due(REFUSED_SECONDS)
+        self._start_deadline(REFUSED_SECONDS)
 
     def hand_over(self) -> Callable[[], None] | None:
         """Let go of the connection; return the callback for its end."""
         self.setTimeout(None)
-        self._undue()
+        self.stop_deadline()
         cancel(self._turned_away)
         self.transport.unregisterProducer()
         self.site.channels.discard(self)
@@ -184,7 +180,7 @@ class ApiChannel(_Channel):  # type: ignore[misc]
 
     def connectionLost(self, reason: Failure) -> None:
         """Release everything that the connection held."""
-        self._undue()
+        self.stop_deadline()
         cancel(self._turned_away)
         self._lost = True
         drop_buffers(self.transport)
@@ -214,15 +210,15 @@ class ApiChannel(_Channel):  # type: ignore[misc]
         )
         self.loseConnection()
 
-    def _due(self, seconds: float) -> None:
+    def _start_deadline(self, seconds: float) -> None:
         """Cut the connection after `seconds`, unless another deadline is set before."""
-        self._undue()
+        self.stop_deadline()
         # After a freeze the deadline may be past although its timer has not run yet.
         self._deadline = self.callLater(max(0.0, seconds), self._late)
 
-    def _undue(self) -> None:
-        if self._deadline is not None and self._deadline.active():
-            self._deadline.cancel()
+    def stop_deadline(self) -> None:
+        """Let the connection take its time."""
+        cancel(self._deadline)
         self._deadline = None
 
     def _late(self) -> None:

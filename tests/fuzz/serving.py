@@ -81,7 +81,7 @@ class Bench:
         api.streams.clear()
         api.producers._states.clear()
         api.keyring._tokens.clear()
-        api.gate._wrong._seen.clear()
+        api.gate._wrong._limiter._each.clear()
 
     def finish(self) -> None:
         """Let time pass, and raise Mistake where anything went wrong.
