@@ -18,7 +18,7 @@ from linkd.cli.output import duration
 from linkd.cli.status import certificate_words, ends_soon
 from linkd.clock import wall
 from linkd.config import Config, files, load
-from linkd.config.validation import shown
+from linkd.config.validation import quote
 from linkd.errors import ConfigError, Unavailable
 from linkd.status import CertificateStatus
 
@@ -48,10 +48,10 @@ def run(arguments: argparse.Namespace) -> int:
     config = load(paths)
     from linkd.preflight import certificate_ends, check_files  # noqa: PLC0415  # slow to load
 
-    troubles = check_files(config)
-    for trouble in troubles:
-        sys.stderr.write(f"linkd: {trouble}\n")
-    if troubles:
+    problems = check_files(config)
+    for problem in problems:
+        sys.stderr.write(f"linkd: {problem}\n")
+    if problems:
         return exits.USAGE
     ends = [
         CertificateStatus(role, peer, end - wall()) for role, peer, end in certificate_ends(config)
@@ -117,4 +117,4 @@ def _value(value: object) -> str:
         return "[" + ", ".join(_value(item) for item in value) + "]"
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False)
-    return shown(value)
+    return quote(value)

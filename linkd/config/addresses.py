@@ -76,7 +76,7 @@ def parse_address(text: str) -> tuple[str, int]:
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
         if ":" not in host:
-            raise ValueError(f"{expected}: only IPv6 addresses stand in brackets")
+            raise ValueError(f"{expected}: brackets are for IPv6 addresses")
     elif ":" in host:
         raise ValueError(f"{expected}: an IPv6 address needs brackets")
     if host == "localhost":

@@ -15,10 +15,10 @@ import msgspec
 from linkd.config.settings import DEFAULT_FILE, PATHS, Config
 from linkd.config.validation import (
     Problem,
-    broken,
     missing,
+    quote,
+    rule_errors,
     shape_errors,
-    shown,
     with_own_authority,
 )
 from linkd.errors import ConfigError, Unavailable, is_passing
@@ -87,16 +87,16 @@ def load(paths: Sequence[Path] | None = None) -> Config:
     """
     chosen = list(files() if paths is None else paths)
     merged = _Merged(chosen[0])
-    troubles = [line for path in chosen for line in merged.add(path, _parse(path))]
-    if not troubles:
-        troubles = [merged.line(trouble) for trouble in missing(merged.tables)]
-    if troubles:
-        raise ConfigError("\n".join(troubles))
+    problems = [line for path in chosen for line in merged.add(path, _parse(path))]
+    if not problems:
+        problems = [merged.line(problem) for problem in missing(merged.tables)]
+    if problems:
+        raise ConfigError("\n".join(problems))
     tables = _absolute(merged.tables, chosen[0].absolute().parent)
     config = with_own_authority(msgspec.convert(tables, Config))
-    troubles = [merged.line(trouble) for trouble in broken(config)]
-    if troubles:
-        raise ConfigError("\n".join(troubles))
+    problems = [merged.line(problem) for problem in rule_errors(config)]
+    if problems:
+        raise ConfigError("\n".join(problems))
     return config
 
 
@@ -133,7 +133,7 @@ def _line_of(content: bytes, error: str) -> str:
         return ""
     line = content.decode().split("\n")[int(found[1]) - 1].strip()
     hint = "; use straight quotes" if any(sign in line for sign in "“”„‘’") else ""
-    return f": {shown(line)}{hint}"
+    return f": {quote(line)}{hint}"
 
 
 class _Merged:
@@ -147,42 +147,42 @@ class _Merged:
 
     def add(self, path: Path, tables: dict[str, Any]) -> list[str]:
         """Merge one file's tables; return its errors, one a line."""
-        troubles = [f"{path}: {_key(place)}: {what}" for place, what in shape_errors(tables)]
-        return troubles or list(self._merge(path, self.tables, tables, ()))
+        problems = [f"{path}: {_key(place)}: {what}" for place, what in shape_errors(tables)]
+        return problems or list(self._merge(path, self.tables, tables, ()))
 
     def _merge(
         self, path: Path, into: dict[str, Any], tables: dict[str, Any], place: tuple[str, ...]
     ) -> list[str]:
         """Merge tables, append arrays of tables; any other duplicate is an error."""
-        troubles: list[str] = []
+        problems: list[str] = []
         for key, value in tables.items():
             here = (*place, key)
             if isinstance(value, dict):
                 self._scalars.setdefault(here, path)
-                troubles += self._merge(path, into.setdefault(key, {}), value, here)
+                problems += self._merge(path, into.setdefault(key, {}), value, here)
             elif isinstance(value, list) and value and isinstance(value[0], dict):
                 into.setdefault(key, []).extend(value)
                 self._items.setdefault(here, []).extend((path, i) for i in range(len(value)))
             elif key in into and into[key] != []:
                 earlier = self._scalars[here]
-                troubles.append(f"{path}: {_key(here)}: {earlier} has set it already")
+                problems.append(f"{path}: {_key(here)}: {earlier} has set it already")
             else:
                 into[key] = value
                 self._scalars[here] = path
-        return troubles
+        return problems
 
-    def line(self, trouble: Problem) -> str:
+    def line(self, problem: Problem) -> str:
         """Return an error as `FILE: KEY: what`; an index counts within its file, from 0."""
-        place, what = trouble
-        path, shown_place, name = self._first, list(place), ""
+        place, what = problem
+        path, local_place, name = self._first, list(place), ""
         for length in range(1, len(place) + 1):
             part = place[:length]
             path = self._scalars.get(part, path)
             index = place[length] if length < len(place) else None
             if part in self._items and isinstance(index, int):
-                path, shown_place[length] = self._items[part][index]
+                path, local_place[length] = self._items[part][index]
                 name = self._name_of(part, index)
-        return f"{path}: {_key(shown_place)}{name}: {what}"
+        return f"{path}: {_key(local_place)}{name}: {what}"
 
     def _name_of(self, array: tuple[str | int, ...], index: int) -> str:
         """Return ` (NAME)` of an item of an array of tables, where it has one."""
@@ -190,7 +190,7 @@ class _Merged:
         for key in array:
             table = table[key]
         name = table[index].get("name")
-        return f" ({shown(name)})" if name else ""
+        return f" ({quote(name)})" if name else ""
 
 
 def _key(place: Sequence[str | int]) -> str:

@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 import msgspec
 
 from linkd.config.settings import ApiSettings, Config, ListenSettings, Settings
-from linkd.config.validation import shown
+from linkd.config.validation import quote
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -46,7 +46,7 @@ def needs_restart(struct: type[msgspec.Struct], field: str) -> bool:
     return {"reload": "restart"} in notes
 
 
-def _waits(struct: type[msgspec.Struct], field: str, before: object, after: object) -> bool:
+def _needs_restart(struct: type[msgspec.Struct], field: str, before: object, after: object) -> bool:
     """Return whether a change needs a restart; so does turning a socket's TLS on or off."""
     socket = struct in (ListenSettings, ApiSettings)
     turns = socket and field in ("certificate", "key", "private_key")
@@ -67,25 +67,25 @@ def _differences(old: Settings, new: Settings, place: str) -> Iterator[Change]:
         elif _named(before) or _named(after):
             yield from _items(key, before, after)
         else:
-            live = not _waits(type(old), field.name, before, after)
-            yield Change(key, live, f"{_said(before)} -> {_said(after)}")
+            live = not _needs_restart(type(old), field.name, before, after)
+            yield Change(key, live, f"{_format(before)} -> {_format(after)}")
 
 
 def _items(key: str, before: Sequence[Any], after: Sequence[Any]) -> Iterator[Change]:
     """Compare arrays of tables by their names."""
     old, new = {item.name: item for item in before}, {item.name: item for item in after}
     for name in old.keys() - new.keys():
-        yield Change(f"{key} {shown(name)}", True, "removed")
+        yield Change(f"{key} {quote(name)}", True, "removed")
     for name, item in new.items():
         if name not in old:
-            yield Change(f"{key} {shown(name)}", True, "added")
+            yield Change(f"{key} {quote(name)}", True, "added")
         elif item != old[name]:
             names = [
                 field.encode_name
                 for field in msgspec.structs.fields(item)
                 if getattr(item, field.name) != getattr(old[name], field.name)
             ]
-            yield Change(f"{key} {shown(name)}", True, f"{', '.join(names)} changed")
+            yield Change(f"{key} {quote(name)}", True, f"{', '.join(names)} changed")
     shared = [name for name in old if name in new]
     if shared != [name for name in new if name in old]:
         yield Change(key, True, "another order")
@@ -100,7 +100,9 @@ def _keep(old: Any, new: Any) -> Any:
             continue
         if isinstance(before, Settings) and isinstance(after, Settings):
             kept[field.name] = _keep(before, after)
-        elif isinstance(before or after, Settings) or _waits(type(new), field.name, before, after):
+        elif isinstance(before or after, Settings) or _needs_restart(
+            type(new), field.name, before, after
+        ):
             kept[field.name] = before
     return msgspec.structs.replace(new, **kept)
 
@@ -110,10 +112,10 @@ def _named(value: object) -> bool:
     return isinstance(value, tuple) and bool(value) and isinstance(value[0], Settings)
 
 
-def _said(value: object) -> str:
+def _format(value: object) -> str:
     """Return a value for people."""
     if value is None:
         return "none"
     if isinstance(value, tuple):
-        return "[" + ", ".join(shown(item) for item in value) + "]"
-    return shown(value)
+        return "[" + ", ".join(quote(item) for item in value) + "]"
+    return quote(value)

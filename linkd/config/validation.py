@@ -41,7 +41,7 @@ def missing(tables: Mapping[str, Any]) -> list[Problem]:
     return list(_check(_ROOT, dict(tables), (), True))
 
 
-def shown(value: object) -> str:
+def quote(value: object) -> str:
     """Return a value as TOML would have it, shortened for a message."""
     if isinstance(value, bool):
         return "true" if value else "false"
@@ -65,7 +65,7 @@ def _check(
         for index, item in enumerate(value):
             yield from _check(kind.item_type, item, (*place, index), is_whole)
     elif not _fits(kind, value):
-        yield place, f"expected {expectation(kind)}, got {shown(value)}{_meant(kind, value)}"
+        yield place, f"expected {expectation(kind)}, got {quote(value)}{_meant(kind, value)}"
 
 
 def _check_table(
@@ -195,9 +195,9 @@ _SOCKET_PATH_BYTES = 107
 """The longest path of a unix socket on Linux. Source: unix(7)."""
 
 
-def broken(config: Config) -> list[Problem]:
+def rule_errors(config: Config) -> list[Problem]:
     """Return every rule that the configuration breaks, one for each place."""
-    troubles = [
+    problems = [
         *_names(config),
         *_paths(config, ()),
         *_api(config),
@@ -206,7 +206,7 @@ def broken(config: Config) -> list[Problem]:
         *_channels(config),
         *_peers(config),
     ]
-    return list({place: (place, what) for place, what in reversed(troubles)}.values())[::-1]
+    return list({place: (place, what) for place, what in reversed(problems)}.values())[::-1]
 
 
 def with_own_authority(config: Config) -> Config:
@@ -221,7 +221,7 @@ def with_own_authority(config: Config) -> Config:
     try:
         host, _ = parse_address(listen.address)
     except ValueError:
-        return config  # reported by `broken`
+        return config  # reported by `rule_errors`
     if is_loopback(host):
         return config
     folder = Path(config.node.state_dir) / "pairing"
@@ -245,10 +245,10 @@ def _names(config: Config) -> Iterator[Problem]:
             place = (*array, index, "name")
             yield from _name(place, name)
             if name in names[:index]:
-                yield place, f"{shown(name)} stands twice; names are unique"
+                yield place, f"{quote(name)} occurs twice; names are unique"
     for index, peer in enumerate(config.peers):
         if peer.name == config.node.name:
-            yield ("peer", index, "name"), f"{shown(peer.name)} is this node's own name"
+            yield ("peer", index, "name"), f"{quote(peer.name)} is this node's own name"
 
 
 def _paths(table: Settings, place: tuple[str | int, ...]) -> Iterator[Problem]:
@@ -263,7 +263,7 @@ def _paths(table: Settings, place: tuple[str | int, ...]) -> Iterator[Problem]:
                 if isinstance(item, Settings):
                     yield from _paths(item, (*here, index))
         elif value == "" or (key in PATHS and "\0" in str(value)):
-            yield here, f"expected something, got {shown(value)}"
+            yield here, f"expected something, got {quote(value)}"
 
 
 def _name(place: tuple[str | int, ...], name: str) -> Iterator[Problem]:
@@ -272,7 +272,7 @@ def _name(place: tuple[str | int, ...], name: str) -> Iterator[Problem]:
         yield (
             place,
             "expected 1 to 63 of a-z, 0-9, `.` and `-`, beginning with a letter or digit,"
-            f" got {shown(name)}",
+            f" got {quote(name)}",
         )
 
 
@@ -293,13 +293,13 @@ def _patterns(place: tuple[str | int, ...], patterns: Sequence[str]) -> Iterator
             yield (
                 (*place, index),
                 "expected a channel or a pattern: words of letters, digits, `_` and `-` between"
-                f" dots, `*` for one word, `>` last for the rest; got {shown(pattern)}",
+                f" dots, `*` for one word, `>` last for the rest; got {quote(pattern)}",
             )
         elif has_too_many_words(pattern):
             yield (
                 (*place, index),
                 f"expected at most {MAX_WILDCARD_WORDS} words in a pattern with `*`,"
-                f" got {shown(pattern)}",
+                f" got {quote(pattern)}",
             )
 
 
@@ -321,19 +321,19 @@ def _api(config: Config) -> Iterator[Problem]:
     try:
         host, _ = parse_address(api.http)
     except ValueError as error:
-        yield ("api", "http"), f"{error}, got {shown(api.http)}"
+        yield ("api", "http"), f"{error}, got {quote(api.http)}"
         return
     if is_loopback(host):
         return
     if not api.require_key:
         yield (
             ("api", "require_key"),
-            f"false is allowed on loopback only, and `http` is {shown(api.http)}",
+            f"false is allowed on loopback only, and `http` is {quote(api.http)}",
         )
     if not (api.certificate or api.insecure):
         yield (
             ("api", "http"),
-            f"{shown(api.http)} is beyond loopback: expected `certificate` and `private_key`,"
+            f"{quote(api.http)} is beyond loopback: expected `certificate` and `private_key`,"
             " or `insecure = true` on a line that is safe by itself",
         )
 
@@ -352,10 +352,10 @@ def _listen(config: Config) -> Iterator[Problem]:
     try:
         _, port = parse_address(listen.address)
     except ValueError as error:
-        yield ("listen", "address"), f"{error}, got {shown(listen.address)}"
+        yield ("listen", "address"), f"{error}, got {quote(listen.address)}"
         return
     if port and config.api.http == listen.address:
-        yield ("listen", "address"), f"{shown(listen.address)} is `api.http` already"
+        yield ("listen", "address"), f"{quote(listen.address)} is `api.http` already"
 
 
 def _timing(config: Config) -> Iterator[Problem]:
@@ -384,7 +384,7 @@ def _channels(config: Config) -> Iterator[Problem]:
         for _, problem in _patterns((), (channel.name,)):
             yield place, problem
         if channel.name in seen:
-            yield place, f"{shown(channel.name)} stands twice; the first match wins"
+            yield place, f"{quote(channel.name)} occurs twice; the first match wins"
         seen.add(channel.name)
 
 
@@ -424,7 +424,7 @@ def _identity(
     if not (peer.secret_file or by_certificate):
         yield (
             (*place, "secret_file"),
-            f"missing: peer {shown(peer.name)} has neither a secret nor a certificate: expected"
+            f"missing: peer {quote(peer.name)} has neither a secret nor a certificate: expected"
             " `secret_file`, or `ca`, `certificate` and `key`",
         )
 
@@ -444,18 +444,18 @@ def _dial(peer: PeerSettings, place: tuple[str | int, ...]) -> Iterator[Problem]
         try:
             url = parse_url(text)
         except ValueError as error:
-            yield here, f"{error}, got {shown(text)}"
+            yield here, f"{error}, got {quote(text)}"
             continue
         if text in peer.dial[:index]:
-            yield here, f"{shown(text)} stands twice"
+            yield here, f"{quote(text)} occurs twice"
         if not (url.secure or peer.insecure or is_loopback(url.host)):
             yield (
                 here,
-                f"{shown(text)} goes beyond loopback without TLS: expected `wss://`,"
+                f"{quote(text)} goes beyond loopback without TLS: expected `wss://`,"
                 " or `insecure = true` on a line that is safe by itself",
             )
         if not url.secure and not peer.secret_file:
             yield (
                 here,
-                f"{shown(text)} without TLS can't show a certificate: expected `secret_file`",
+                f"{quote(text)} without TLS can't show a certificate: expected `secret_file`",
             )

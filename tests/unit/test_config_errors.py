@@ -79,12 +79,12 @@ BAD: dict[str, tuple[str, str, str]] = {
     "log too small": (NODE + "[log]\nmax_bytes = 5\n", "log.max_bytes", "got 5"),
     "channel name": (NODE + '[[channel]]\nname = "a..b"\n', "channel[0].name", 'got "a..b"'),
     "channel after >": (NODE + '[[channel]]\nname = ">.a"\n', "channel[0].name", 'got ">.a"'),
-    "channel twice": (NODE + '[[channel]]\nname = "a"\n' * 2, "channel[1].name", "stands twice"),
+    "channel twice": (NODE + '[[channel]]\nname = "a"\n' * 2, "channel[1].name", "occurs twice"),
     "delivery": (NODE + '[[channel]]\nname = "a"\ndelivery = "volatil"\n', "channel[0].delivery",
                  'did you mean "volatile"?'),
     "ttl 0": (NODE + '[[channel]]\nname = "a"\nttl = 0\n', "channel[0].ttl", "above 0"),
     "peer without name": (NODE + "[[peer]]\n" + SECRET, "peer[0].name", "missing"),
-    "peer twice": (NODE + DIALED + DIALED, 'peer[1].name ("hub")', "stands twice"),
+    "peer twice": (NODE + DIALED + DIALED, 'peer[1].name ("hub")', "occurs twice"),
     "peer is us": (NODE + DIALED.replace("hub", "here"), "peer[0].name", "own name"),
     "peer's name": (NODE + DIALED.replace('"hub"', '"Hub"'), "peer[0].name", 'got "Hub"'),
     "no identity": (NODE + DIALED.replace(SECRET, ""), "peer[0].secret_file",
@@ -264,7 +264,7 @@ class TestManyFiles:
         (folder / "linkd.d/b.toml").write_text('[[peer]]\nname = "hub"\nsecret_file = "s"\n')
         said = self.fails(folder)
         assert said.startswith(f'{folder}/linkd.d/b.toml: peer[0].name ("hub"): ')
-        assert "stands twice" in said
+        assert "occurs twice" in said
 
     def test_a_type_error_names_its_file(self, folder: Path) -> None:
         (folder / "linkd.d/c.toml").write_text("[[peer]]\nname = 5\n")
