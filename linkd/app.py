@@ -328,7 +328,7 @@ class Application:
     def _divide(self) -> None:
         """Divide the file descriptors between links, which come first, newcomers and the API."""
         shares = self._descriptors.divide(len(self.config.peers))
-        self._api.room.share = shares.api
+        self._api.slots.share = shares.api
         if self._listener is not None:
             self._listener.admission.share = shares.newcomers
         limits = self.config.limits

@@ -217,7 +217,7 @@ class AccessControl:
         token = bearer or _query_token(request, match)
         if token is not None and access == "token":
             is_for_later = match.route.socket
-            found = self._keyring.look(token) if is_for_later else self._keyring.spend(token)
+            found = self._keyring.peek(token) if is_for_later else self._keyring.spend(token)
             if found is not None:
                 return AuthorizedRequest(
                     match, found[0], "token", found[1], token if is_for_later else None

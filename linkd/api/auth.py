@@ -325,7 +325,7 @@ class Keyring:
                 del self._waiting[token.key]
         return token
 
-    def look(self, presented: str) -> tuple[Caller, tuple[str, ...]] | None:
+    def peek(self, presented: str) -> tuple[Caller, tuple[str, ...]] | None:
         """Return a token's caller and patterns; None where it is used, expired or forged."""
         token = self._tokens.get(_digest(presented.encode("utf-8", "surrogateescape")))
         if token is None or token.expires <= self._clock():
@@ -334,8 +334,8 @@ class Keyring:
         return None if caller is None else (_narrow(caller, token.patterns), token.patterns)
 
     def spend(self, presented: str) -> tuple[Caller, tuple[str, ...]] | None:
-        """Use a token up; return what `look` would have."""
-        found = self.look(presented)
+        """Use a token up; return what `peek` would have."""
+        found = self.peek(presented)
         self._drop(_digest(presented.encode("utf-8", "surrogateescape")))
         return found
 

@@ -88,7 +88,7 @@ class Part:
         self._account = account
         self.held = 0
 
-    def take(self, size: int) -> bool:
+    def reserve(self, size: int) -> bool:
         """Count bytes that are about to be held; return whether there is room, else none are."""
         if not self.has_room(size):
             return False
@@ -106,7 +106,7 @@ class Part:
             self.held += size
             self._account.changed(size)
 
-    def give(self, size: int) -> None:
+    def release(self, size: int) -> None:
         """Count bytes that are no longer held."""
         if size:
             self.held -= size
@@ -116,11 +116,11 @@ class Part:
 SOCKET: Final = "socket"
 """The address of connections to the unix socket."""
 
-MOST_TURNED_AWAY: Final = 8
-"""Excess connections of an address that are kept for a moment to answer the refusal."""
+MAX_REFUSAL_SLOTS: Final = 8
+"""Connections beyond the bound of their address that are kept until their refusal is sent."""
 
-TURNED_AWAY: Final = "turned away"
-"""The address under which they count."""
+REFUSAL_SLOTS: Final = "refused"
+"""The address under which those connections count."""
 
 _SOCKET_PART: Final = 8
 """One part in so many is kept for the socket: an operator gets in while a client of `http` leaks
@@ -129,8 +129,8 @@ connections."""
 Full = Literal["connections", "address"]
 
 
-class Room:
-    """The places of all connections of the API.
+class ConnectionSlots:
+    """Limits the number of connections to the API.
 
     Args:
         limits: The bounds in force; may be replaced.
@@ -138,7 +138,7 @@ class Room:
     Attributes:
         limits: The bounds in force.
         share: The API's share of this process's descriptors, or None: the settings alone count.
-        refused: How many newcomers were refused, by reason.
+        refused: How many connections were refused, by reason.
     """
 
     def __init__(self, limits: LimitSettings) -> None:
@@ -154,8 +154,8 @@ class Room:
         most = self.limits.api_connections
         return most if self.share is None else min(most, self.share)
 
-    def enter(self, address: str) -> bool:
-        """Take a place for a connection; return False, and log it, where there is none.
+    def acquire(self, address: str) -> bool:
+        """Count a new connection; return False, and log it, where there are too many.
 
         Args:
             address: Where it comes from; `SOCKET` for the unix socket.
@@ -169,19 +169,20 @@ class Room:
         events.emit("api.busy", reason=full, address=address, connections=self._total)
         return False
 
-    def enter_to_hear_why(self, address: str) -> bool:
-        """Take a place that is left with `TURNED_AWAY`, for a connection that is only refused.
+    def acquire_to_refuse(self, address: str) -> bool:
+        """Count a connection that stays only until its refusal is sent, as `REFUSAL_SLOTS`.
 
-        Return False where `address` has no more than it may: then there is no room for anybody.
+        Return False where too many of those are open, or `address` is below its own bound: then
+        there are too many connections in all.
         """
-        if self._full(address) != "address" or self._open[TURNED_AWAY] >= MOST_TURNED_AWAY:
+        if self._full(address) != "address" or self._open[REFUSAL_SLOTS] >= MAX_REFUSAL_SLOTS:
             return False
         self._total += 1
-        self._open[TURNED_AWAY] += 1
+        self._open[REFUSAL_SLOTS] += 1
         return True
 
-    def leave(self, address: str) -> None:
-        """Give a place back."""
+    def release(self, address: str) -> None:
+        """Count a connection less."""
         self._total -= 1
         self._open[address] -= 1
         if not self._open[address]:
@@ -276,7 +277,7 @@ class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
         except ApiError as refusal:
             self._refuse(refusal)
         except Exception:  # noqa: BLE001 - a bug of ours must not look like a lost connection
-            self._refuse(bug("admit"))
+            self._refuse(internal_error("admit"))
 
     def _expect_body(self, length: int | None) -> None:
         """Raise ApiError where the route takes no body, or there is no room for one like that."""
@@ -299,7 +300,7 @@ class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
 
     def hold(self, size: int) -> None:
         """Count bytes that are held until the request is answered; raise ApiError without room."""
-        if not self.part.take(size):
+        if not self.part.reserve(size):
             raise ApiError(
                 "unavailable",
                 "too many bytes of this caller are on their way",
@@ -343,7 +344,7 @@ class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
             running = self.channel.site.answering.serve(self)
         except ApiError as refusal:
             self.channel.site.refused(self, refusal)
-            self.give(refused(refusal))
+            self.respond(refused(refusal))
             return
         self._running = running
         running.addCallbacks(self._served, self._failed)
@@ -351,7 +352,7 @@ class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
     def _served(self, result: Response | None) -> None:
         self._running = None
         if result is not None:
-            self.give(result)
+            self.respond(result)
 
     def _failed(self, failure: Failure) -> None:
         self._running = None
@@ -361,8 +362,8 @@ class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
             refusal = failure.value
             self.channel.site.refused(self, refusal)
         else:
-            refusal = bug(self.path.decode("ascii", "replace")[:80], failure)
-        self.give(refused(refusal))
+            refusal = internal_error(self.path.decode("ascii", "replace")[:80], failure)
+        self.respond(refused(refusal))
 
     def connectionLost(self, reason: Failure) -> None:
         """Cancel the work of a caller that has disconnected."""
@@ -405,7 +406,7 @@ class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
     def _drop_body(self) -> None:
         if self._held:
             held, self._held = self._held, 0
-            self.part.give(held)
+            self.part.release(held)
         self._chunks, self._size = [], 0
 
     # going out
@@ -418,7 +419,7 @@ class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
         for name, text in headers.items():
             self.setHeader(name.encode(), text.encode())
 
-    def give(self, result: Response) -> None:
+    def respond(self, result: Response) -> None:
         """Write a whole answer and be done."""
         if self.gone:
             return
@@ -456,7 +457,7 @@ def refused(refusal: ApiError) -> Response:
     return Response(refusal.status, to_json(refusal.body()), headers=refusal.headers)
 
 
-def bug(where: str, failure: Failure | None = None) -> ApiError:
+def internal_error(where: str, failure: Failure | None = None) -> ApiError:
     """Log a bug; return the error for the caller."""
     failure = failure or Failure()
     events.emit("node.internal-error", where=f"api {where}", detail=failure.getTraceback()[-2000:])

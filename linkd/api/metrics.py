@@ -82,7 +82,7 @@ STORED = {
 """Counters of records that were not dropped."""
 
 
-class Buckets:
+class Histogram:
     """The counts of a histogram.
 
     Args:
@@ -127,13 +127,13 @@ class PeerHistogram:
         self._head = _head(name, about, "histogram")
         self._name = name
         self._bounds = bounds
-        self._buckets: dict[str, Buckets] = {}
+        self._buckets: dict[str, Histogram] = {}
         self._texts: dict[str, str] = {}
 
     def begin(self, peer: str) -> None:
         """Have a peer from now on, without a value."""
         if peer not in self._buckets:
-            self._buckets[peer] = Buckets(self._bounds)
+            self._buckets[peer] = Histogram(self._bounds)
 
     def observe(self, peer: str, value: float) -> None:
         """Count a value."""
@@ -172,8 +172,8 @@ class Metrics:
         self.shortages: Callable[[], int] = lambda: 0
         self._node = node
         self._delayed_calls = delayed_calls
-        self.publish = Buckets(FAST_SECONDS)
-        self._commit = Buckets(FAST_SECONDS)
+        self.publish = Histogram(FAST_SECONDS)
+        self._commit = Histogram(FAST_SECONDS)
         node.log.on_written.append(self._commit.observe)
         node.on_measured.append(self._measured)
         node.on_fell.append(self._fell)

@@ -42,7 +42,7 @@ PAGE_POLICY = (
 )
 
 
-class File(msgspec.Struct, frozen=True):
+class StaticFile(msgspec.Struct, frozen=True):
     """A file as it is served."""
 
     body: bytes
@@ -50,17 +50,17 @@ class File(msgspec.Struct, frozen=True):
     etag: str
 
 
-class Files:
+class StaticFiles:
     """All files of the dashboard, read once."""
 
     def __init__(self) -> None:
-        self._files: dict[str, File] = {}
+        self._files: dict[str, StaticFile] = {}
         for entry in files("linkd.api").joinpath("dashboard").iterdir():
             kind = TYPES.get(entry.name.rpartition(".")[2])
             if kind is not None and entry.is_file():
                 body = entry.read_bytes()
                 etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
-                self._files[entry.name] = File(body, kind, etag)
+                self._files[entry.name] = StaticFile(body, kind, etag)
 
     def answer(self, path: str, known: str | None) -> Response:
         """Return the file of a path; 304 where the caller has it (`known`: its If-None-Match).

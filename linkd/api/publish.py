@@ -55,7 +55,7 @@ async def publish(api: ApiServer, call: Call) -> Response:
     if peer is not None:
         next_ = stored.offset + (stored.count or 1)
         try:
-            if not await reached(api, peer, next_, timeout):
+            if not await wait_until_acked(api, peer, next_, timeout):
                 late = f"{peer} did not have it within {timeout:g} s; it stays owed"
                 raise ApiError("timeout", late)
         except ApiError as refusal:
@@ -160,7 +160,7 @@ def append(node: Node, draft: NewRecords) -> Deferred[Appended]:
     return done
 
 
-async def reached(api: ApiServer, peer: str, next_: int, within: float) -> bool:
+async def wait_until_acked(api: ApiServer, peer: str, next_: int, within: float) -> bool:
     """Wait until `peer` has all below `next_` on disk; return whether it has in time.
 
     Raises:

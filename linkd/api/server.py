@@ -29,9 +29,9 @@ from linkd.api.access import (
 from linkd.api.auth import STRANGER, Caller, FailedKeyLimiter, Keyring
 from linkd.api.call import Call, check_consumer
 from linkd.api.errors import ApiError, refusal_of
-from linkd.api.http import Account, ApiRequest, Response, Room, refused
+from linkd.api.http import Account, ApiRequest, ConnectionSlots, Response, refused
 from linkd.api.metrics import Metrics
-from linkd.api.operations import Files
+from linkd.api.operations import StaticFiles
 from linkd.api.presence import Presence
 from linkd.api.routes import describe, find
 from linkd.api.session import ClientSession
@@ -191,20 +191,20 @@ class ApiServer:
         self.config = config
         self.pairing = pairing
         self.keyring = Keyring(config, reactor.seconds, wall)
-        self.gate = AccessControl(config, self.keyring, FailedKeyLimiter(reactor.seconds))
-        self.room = Room(config.limits)
+        self.access_control = AccessControl(config, self.keyring, FailedKeyLimiter(reactor.seconds))
+        self.slots = ConnectionSlots(config.limits)
         self.metrics = Metrics(node, lambda: len(reactor.getDelayedCalls()))
-        self.metrics.api_refused = self.room.refused
+        self.metrics.api_refused = self.slots.refused
         self.description = describe()
         self.share = FairShare(reactor)
         self.account = Account()
         self.page_reads = DeferredSemaphore(PAGE_READS)
         self.streams: set[EventStream] = set()
-        self.upgrades = WebSockets(self, self._make_session)
+        self.websockets = WebSockets(self, self._make_session)
         self.producers = Producers(node.log)
         self.presence = Presence(node, reactor, self.share)
         self.late_seconds = 0.0
-        self._files = Files()
+        self._files = StaticFiles()
         self._running: dict[Deferred[Any], ApiRequest] = {}
         self._sites: list[ApiSite] = []
         self._ports: list[Any] = []
@@ -271,7 +271,7 @@ class ApiServer:
             running.cancel()
         for stream in list(self.streams):
             stream.end()
-        ended = self.upgrades.stop()
+        ended = self.websockets.stop()
         ended.addBoth(lambda _: self.presence.stop())
         for site in self._sites:
             for channel in list(site.channels):
@@ -289,7 +289,7 @@ class ApiServer:
 
     def _abort(self) -> None:
         """Cut what is still open."""
-        self.upgrades.abort()
+        self.websockets.abort()
         for site in self._sites:
             for channel in list(site.channels):
                 channel.forceAbortClient()
@@ -303,13 +303,13 @@ class ApiServer:
             ConfigError: A key's file cannot be read; nothing has changed.
         """
         self.keyring.reload(config)
-        self.gate.reload(config)
+        self.access_control.reload(config)
         self.config = config
-        self.room.limits = config.limits
+        self.slots.limits = config.limits
         listen = _tls_files(config)
         if self._tls is not None and listen is not None:
             self._tls.configure(listen)
-        open_now: list[ApiWebSocket | EventStream] = [*self.upgrades.sockets(), *self.streams]
+        open_now: list[ApiWebSocket | EventStream] = [*self.websockets.sockets(), *self.streams]
         for held in open_now:
             caller = self.keyring.renewed(held.caller)
             if caller is None:
@@ -320,7 +320,7 @@ class ApiServer:
             refusal = self._lost(request)
             if refusal is not None:
                 running.cancel()
-                request.give(refused(refusal))
+                request.respond(refused(refusal))
 
     def _lost(self, request: ApiRequest) -> ApiError | None:
         """Return why a request under way may not go on, if that is so.
@@ -344,7 +344,7 @@ class ApiServer:
         return None
 
     def _site(self) -> ApiSite:
-        site = ApiSite(self, self.reactor, self.config.limits.header_bytes, self.room)
+        site = ApiSite(self, self.reactor, self.config.limits.header_bytes, self.slots)
         self._sites.append(site)
         return site
 
@@ -374,7 +374,7 @@ class ApiServer:
         """Return who calls what; raise ApiError."""
         if request.channel.refusal is not None:
             raise request.channel.refusal
-        admitted = self.gate.admit(request)
+        admitted = self.access_control.admit(request)
         node = self.node
         if not admitted.match.route.available_while_starting and (node.starting or node.stopping):
             word = "starting" if node.starting else "stopping"
@@ -399,7 +399,7 @@ class ApiServer:
     async def _answer(self, request: ApiRequest, admitted: AuthorizedRequest) -> Response | None:
         route = admitted.match.route
         if route.socket:
-            self.upgrades.take(request, admitted)
+            self.websockets.take(request, admitted)
             return None
         call = Call(request, admitted.caller, admitted.match.path)
         if route.run is None:
@@ -412,7 +412,7 @@ class ApiServer:
 
     async def _preflight(self, request: ApiRequest) -> Response:
         """Answer a browser that asks whether a page of another origin may call."""
-        origin = self.gate.preflight(request)
+        origin = self.access_control.preflight(request)
         wanted = (request.header("Access-Control-Request-Headers") or "").split(",")
         names = [name.strip() for name in wanted if _HEADER_NAME.fullmatch(name.strip())]
         return Response(

@@ -53,7 +53,7 @@ class ApiSink(ABC):
     ) -> Follower:
         """Follow these patterns; raise ApiError where that is refused, or takes too much memory."""
         cost = SUBSCRIPTION_BYTES + PATTERN_COST * sum(map(len, patterns))
-        if not self._part.take(cost):
+        if not self._part.reserve(cost):
             raise ApiError("too-many", "the subscriptions of this caller take too much memory")
         self._paid = cost
         self._caller = caller.name
@@ -68,7 +68,7 @@ class ApiSink(ABC):
     def refund(self) -> None:
         """Return its cost to the account."""
         paid, self._paid = self._paid, 0
-        self._part.give(paid)
+        self._part.release(paid)
 
     @abstractmethod
     def batch(self, batch: Batch) -> bool:
@@ -102,8 +102,8 @@ class ApiSink(ABC):
     def hold(self, size: int) -> bool:
         """Count bytes that are read ahead, negative where they are no longer held."""
         if size > 0:
-            return self._part.take(size)
-        self._part.give(-size)
+            return self._part.reserve(size)
+        self._part.release(-size)
         return True
 
     def _queue(self) -> None:

@@ -15,7 +15,7 @@ from linkd.api.access import wants_websocket
 from linkd.api.auth import ANYONE, STRANGER
 from linkd.api.bodies import to_json
 from linkd.api.errors import ApiError
-from linkd.api.http import SOCKET, TURNED_AWAY, ApiRequest, Part, Room
+from linkd.api.http import REFUSAL_SLOTS, SOCKET, ApiRequest, ConnectionSlots, Part
 from linkd.net.rate_limit import drop_buffers, origin, serve_last
 from linkd.net.timers import cancel
 
@@ -155,12 +155,12 @@ class ApiChannel(_Channel):  # type: ignore[misc]
         if self._waitingForTransport and not self._lost:
             self._unread.append((part, size))
         else:
-            part.give(size)
+            part.release(size)
 
     def _release_unread(self) -> None:
         unread, self._unread = self._unread, []
         for part, size in unread:
-            part.give(size)
+            part.release(size)
 
     def close_soon(self, request: ApiRequest) -> None:
         """Close after this request's answer, even if its body goes on."""
@@ -233,7 +233,7 @@ class ApiSite(_Factory):  # type: ignore[misc]
         answering: The API server.
         reactor: The reactor.
         header_bytes: The largest head of a request.
-        room: The places of all connections, those of other addresses included.
+        slots: The slots of all connections, those of other addresses included.
 
     """
 
@@ -244,7 +244,7 @@ class ApiSite(_Factory):  # type: ignore[misc]
         answering: ApiServer,
         reactor: Any,
         header_bytes: int,
-        room: Room,
+        slots: ConnectionSlots,
     ) -> None:
         super().__init__(timeout=IDLE_SECONDS, reactor=reactor)
         self.answering = answering
@@ -252,17 +252,17 @@ class ApiSite(_Factory):  # type: ignore[misc]
         self.account = answering.account
         self.channels: set[ApiChannel] = set()
         self._header_bytes = header_bytes
-        self._room = room
+        self._slots = slots
 
     def buildProtocol(self, addr: IAddress) -> Any:
         """Return a connection, or None where there are too many."""
         local = isinstance(addr, UNIXAddress)
         address = SOCKET if local else origin(str(getattr(addr, "host", "?")))
         refusal = None
-        if not self._room.enter(address):
-            if not self._room.enter_to_hear_why(address):
+        if not self._slots.acquire(address):
+            if not self._slots.acquire_to_refuse(address):
                 return None
-            address = TURNED_AWAY
+            address = REFUSAL_SLOTS
             message = "too many connections from this address (limits.api_connections_per_address)"
             refusal = ApiError("too-many", message, {"Retry-After": "5"})
         channel = ApiChannel()
@@ -282,7 +282,7 @@ class ApiSite(_Factory):  # type: ignore[misc]
 
     def _release(self, channel: ApiChannel, address: str) -> None:
         self.channels.discard(channel)
-        self._room.leave(address)
+        self._slots.release(address)
 
     def refused(self, request: ApiRequest, refusal: ApiError) -> None:
         """Log what an operator should see: who is kept out, not who mistyped.

@@ -90,7 +90,7 @@ class EventStream:
 
     def _forget_waiting(self) -> None:
         waiting, self._waiting = self._waiting, 0
-        self.part.give(waiting)
+        self.part.release(waiting)
 
     @property
     def paused(self) -> bool:

@@ -14,7 +14,7 @@ import linkd
 from linkd.api.auth import Caller
 from linkd.api.call import lasting_consumer
 from linkd.api.errors import ApiError, refusal_of
-from linkd.api.publish import reached
+from linkd.api.publish import wait_until_acked
 from linkd.api.session import ClientSession
 from linkd.api.sinks import ApiSink
 from linkd.api.stream_publisher import StreamPublisher, check_wait
@@ -59,7 +59,7 @@ class StreamSession(ClientSession):
 
     def __init__(self, api: ApiServer, caller: Caller, socket: ApiWebSocket) -> None:
         super().__init__(api, caller, socket)
-        self.ingress = StreamPublisher(self)
+        self.publisher = StreamPublisher(self)
         self._rest: deque[client.FromClient | msgspec.Raw] = deque()
         self._opened = False
         self._version = client.MIN_VERSION
@@ -87,7 +87,7 @@ class StreamSession(ClientSession):
     def allow(self, caller: Caller) -> None:
         """Apply the caller's new rights: end what they no longer cover, and report that."""
         self.caller = caller
-        self.ingress.checked_channels.clear()
+        self.publisher.checked_channels.clear()
         for sink in list(self._subscriptions.values()):
             try:
                 for pattern in sink.patterns:
@@ -108,7 +108,7 @@ class StreamSession(ClientSession):
             self._fatal("malformed", str(error))
             return
         if self._opened and set(map(type, frames)) == _PUBLISHES:
-            self.ingress.publish(frames)  # type: ignore[arg-type]
+            self.publisher.publish(frames)  # type: ignore[arg-type]
             return
         self._rest = deque(frames)
         self.busy = not self._work_off(self.api.share.end())
@@ -116,7 +116,7 @@ class StreamSession(ClientSession):
     def go_on(self) -> None:
         """Work on the message that came, for a slice."""
         until = self.api.share.end()
-        self.busy = not (self._work_off(until) and self.ingress.flush(until))
+        self.busy = not (self._work_off(until) and self.publisher.flush(until))
 
     def _work_off(self, until: float) -> bool:
         """Work on frames until a time; return whether all are done."""
@@ -130,9 +130,9 @@ class StreamSession(ClientSession):
                     self._fatal("malformed", str(error))
                     break
             if type(frame) is client.Publish and self._opened:
-                self.ingress.publish((frame,))
+                self.publisher.publish((frame,))
             elif type(frame) is client.Open or self._opened:
-                if not self.ingress.flush(until):
+                if not self.publisher.flush(until):
                     rest.appendleft(frame)
                     return False
                 self._calls[type(frame)](frame)
@@ -148,7 +148,7 @@ class StreamSession(ClientSession):
 
     def on_read_end(self) -> None:
         """Append what arrived together."""
-        if not (self.busy or self.ingress.flush(self.api.share.end())):
+        if not (self.busy or self.publisher.flush(self.api.share.end())):
             self.busy = True
 
     def on_writable(self) -> None:
@@ -168,7 +168,7 @@ class StreamSession(ClientSession):
         if self._positions_due is not None:
             self._positions_due.cancel()
             self._positions_due = None
-        self.ingress.closed()
+        self.publisher.closed()
         super().closed()
 
     # sending
@@ -207,7 +207,7 @@ class StreamSession(ClientSession):
 
     def _fatal(self, error: str, message: str) -> None:
         """Report the error and close."""
-        self.ingress.flush()
+        self.publisher.flush()
         self.send(client.Failed(0, error, message))
         self.flush()
         self.socket.close(REFUSED, message)
@@ -226,7 +226,7 @@ class StreamSession(ClientSession):
             return
         self._opened = True
         self._version = min(frame.version, client.VERSION)
-        highest = self.ingress.open(frame.producer, frame.run)
+        highest = self.publisher.open(frame.producer, frame.run)
         node = self.api.node
         self.send(
             client.Opened(
@@ -253,11 +253,11 @@ class StreamSession(ClientSession):
         except ApiError as refusal:
             self.send(client.Waited(frame.id, refusal.error, refusal.message))
             return
-        if not self._part.take(WAIT_BYTES):
+        if not self._part.reserve(WAIT_BYTES):
             self.send(client.Waited(frame.id, "too-many", "too many waits of this caller"))
             return
         next_ = frame.next or self.api.node.log.next
-        waiting = Deferred.fromCoroutine(reached(self.api, frame.peer, next_, timeout))
+        waiting = Deferred.fromCoroutine(wait_until_acked(self.api, frame.peer, next_, timeout))
         self._waits[frame.id] = waiting
         waiting.addBoth(self._give_wait_back)
         waiting.addCallbacks(
@@ -265,7 +265,7 @@ class StreamSession(ClientSession):
         )
 
     def _give_wait_back(self, result: Any) -> Any:
-        self._part.give(WAIT_BYTES)
+        self._part.release(WAIT_BYTES)
         return result
 
     def _cancel_waits(self) -> None:
@@ -346,7 +346,7 @@ class StreamSession(ClientSession):
     def _credit(self, frame: client.Credit) -> None:
         sink = self._subscriptions.get(frame.id)
         if sink is not None:
-            sink.give(frame.bytes)
+            sink.add_credit(frame.bytes)
 
     def _ack(self, frame: client.Ack) -> None:
         sink = self._subscriptions.get(frame.id)
@@ -472,7 +472,7 @@ class StreamSink(ApiSink):
             self.reported = position
             self._session.send_since_2(client.Position(self.id, position))
 
-    def give(self, bytes: int) -> None:
+    def add_credit(self, bytes: int) -> None:
         """The client takes so many more bytes."""
         self._credit = min(self._credit + bytes, 2**62)
         self.resume()

@@ -224,7 +224,7 @@ class TextSession(ClientSession):
 
     def _pong(self) -> None:
         """Answer a ping; others may have come since linkd.js opened."""
-        spread = round(self.socket.upgrades.return_spread(), 1) if self.is_linkd else 0.0
+        spread = round(self.socket.websockets.return_spread(), 1) if self.is_linkd else 0.0
         if spread:
             self._send_object("pong", {"return_spread": spread})
         else:
@@ -240,7 +240,7 @@ class TextSession(ClientSession):
             "epoch": node.log.epoch,
             "next": node.log.next,
             "max_body_bytes": node.config.log.max_body_bytes,
-            "return_spread": round(self.socket.upgrades.return_spread(), 1),
+            "return_spread": round(self.socket.websockets.return_spread(), 1),
         }
         if self._private is not None:
             more["private"] = self._private

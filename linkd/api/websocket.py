@@ -137,7 +137,7 @@ class ApiWebSocket(PingedSilence, FrameReader, ServerProtocol):
     log: Any = SilentLogger()
     life: ClientLiveness
 
-    upgrades: WebSockets
+    websockets: WebSockets
     session: ClientSession
     subprotocol: str | None = None
     released: Callable[[], None] | None = None
@@ -168,14 +168,14 @@ class ApiWebSocket(PingedSilence, FrameReader, ServerProtocol):
 
     def onConnect(self, request: Any) -> str | None:
         """Accept; the gate has judged the request already, in the same turn."""
-        if self.token is not None and self.upgrades.api.keyring.spend(self.token) is None:
+        if self.token is not None and self.websockets.api.keyring.spend(self.token) is None:
             raise ConnectionDeny(401, "the token is used")
         return self.subprotocol
 
     def onOpen(self) -> None:
         """The handshake is over."""
         self.open = True
-        self._part = self.upgrades.api.account.part(self.session.caller.name)
+        self._part = self.websockets.api.account.part(self.session.caller.name)
         self.most_whole = self.maxFramePayloadSize
         keep_unsent_small(self.transport)
         self.pace = AdaptiveBuffer(self.transport, self.is_text)
@@ -328,8 +328,8 @@ class ApiWebSocket(PingedSilence, FrameReader, ServerProtocol):
         if more == 0 or part is None:
             return True
         if more < 0:
-            part.give(-more)
-        elif not part.take(more):
+            part.release(-more)
+        elif not part.reserve(more):
             if self._incoming:
                 self.close(TRY_AGAIN, "too many bytes of this caller are on their way")
                 return True
@@ -339,19 +339,19 @@ class ApiWebSocket(PingedSilence, FrameReader, ServerProtocol):
         self._whole_by = None
         if awaited:
             seconds = MESSAGE_SECONDS + awaited / LEAST_BYTES_PER_SECOND
-            self._whole_by = self.upgrades.api.reactor.callLater(seconds, self.cut)
+            self._whole_by = self.websockets.api.reactor.callLater(seconds, self.cut)
         return True
 
     def turn_left(self) -> float:
         """Return for how many seconds it may be worked on: a slice of what all clients share."""
-        return 0.0 if self.busy or self.is_stuck else self.upgrades.api.share.left()
+        return 0.0 if self.busy or self.is_stuck else self.websockets.api.share.left()
 
     def go_on_later(self, call: Callable[[], None]) -> None:
         """Go on in its next turn; where the other end does not read, once it has."""
         if self.is_stuck:
             self._goes_on = call
         else:
-            self.upgrades.api.share.queue(call, self.caller.name)
+            self.websockets.api.share.queue(call, self.caller.name)
 
     def _go_on(self) -> None:
         """Work on: first on the message that came, then on those behind it."""
@@ -360,7 +360,7 @@ class ApiWebSocket(PingedSilence, FrameReader, ServerProtocol):
         no_room = not self._hold_incoming()
         self.busy = self.open and (self.session.busy or self.is_stuck or no_room)
         if no_room:
-            self.upgrades.api.account.when_freed(self._on_freed)
+            self.websockets.api.account.when_freed(self._on_freed)
         elif self.busy:
             self.go_on_later(self._go_on)
         else:
@@ -372,7 +372,7 @@ class ApiWebSocket(PingedSilence, FrameReader, ServerProtocol):
         self._goes_on = None
         self._forget_all()
         cancel(self._late)
-        self.upgrades.gone(self)
+        self.websockets.gone(self)
         drop_buffers(self.transport)
         super().connectionLost(reason)
         self.forget_data()
@@ -444,17 +444,17 @@ class ApiWebSocket(PingedSilence, FrameReader, ServerProtocol):
             return False
         if size <= SMALL_BYTES or self._part.has_room(size):
             return True
-        self.upgrades.api.account.when_freed(self._on_room)
+        self.websockets.api.account.when_freed(self._on_room)
         return False
 
     def _on_freed(self) -> None:
         """Continue reading if the bytes returned to the account suffice."""
-        self.upgrades.api.share.queue(self._go_on, self.caller.name)
+        self.websockets.api.share.queue(self._go_on, self.caller.name)
 
     def _on_room(self) -> None:
         """Continue sending: bytes were returned to the account."""
         if self.open and not self.paused:
-            share = self.upgrades.api.share
+            share = self.websockets.api.share
             share.queue(lambda: self._guarded(self.session.on_writable), self.caller.name)
 
     def _forget_all(self) -> None:
@@ -462,16 +462,16 @@ class ApiWebSocket(PingedSilence, FrameReader, ServerProtocol):
         self._forget_waiting()
         incoming, self._incoming = self._incoming, 0
         if self._part is not None:
-            self._part.give(incoming)
+            self._part.release(incoming)
         cancel(self._whole_by)
-        self.upgrades.api.account.forget(self._on_freed)
-        self.upgrades.api.account.forget(self._on_room)
+        self.websockets.api.account.forget(self._on_freed)
+        self.websockets.api.account.forget(self._on_room)
 
     def _forget_waiting(self) -> None:
         """Return the bytes of unsent messages to the account."""
         waiting, self.waiting = self.waiting, 0
         if self._part is not None and waiting:
-            self._part.give(waiting)
+            self._part.release(waiting)
 
     def close(self, code: int, reason: str) -> None:
         """Send a close frame; cut the connection 3 s later."""
@@ -489,7 +489,7 @@ class ApiWebSocket(PingedSilence, FrameReader, ServerProtocol):
 
     def _cut_soon(self) -> None:
         if self._late is None and self.transport is not None:
-            self._late = self.upgrades.api.reactor.callLater(CLOSE_SECONDS, self.cut)
+            self._late = self.websockets.api.reactor.callLater(CLOSE_SECONDS, self.cut)
 
     def cut(self) -> None:
         """End it now."""
@@ -584,7 +584,7 @@ class WebSockets:
         """
         path = admitted.match.route.path
         protocol = ApiWebSocket()
-        protocol.upgrades = self
+        protocol.websockets = self
         protocol.is_text = path == TEXT_PATH
         protocol.clock = self.api.reactor
         try:
@@ -615,7 +615,7 @@ class WebSockets:
         route, token = admitted.match.route, admitted.token
         check_upgrade(request, SUBPROTOCOL if route.path == STREAM_PATH else None)
         call = Call(request, admitted.caller, admitted.match.path, route.query_names)
-        if token is not None and self.api.keyring.look(token) is None:
+        if token is not None and self.api.keyring.peek(token) is None:
             raise unauthorized("the token is used or expired")
         protocol.token = token
         self._set_heartbeat(protocol, self._client_timeout(call, route.path))

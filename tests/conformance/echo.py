@@ -122,8 +122,10 @@ def ws(port: int) -> ApiServer:
     config = make_config(Path(folder), http=f"127.0.0.1:{port}", require_key=False)
     node: Any = FakeNode(config, reactor)
     api = ApiServer(node, config, reactor)
-    api.upgrades = WebSockets(api, lambda call, path, socket: EchoSession(api, call.caller, socket))
-    for factory in api.upgrades._factories.values():
+    api.websockets = WebSockets(
+        api, lambda call, path, socket: EchoSession(api, call.caller, socket)
+    )
+    for factory in api.websockets._factories.values():
         factory.setProtocolOptions(**UNLIMITED)
     api.listen()
     return api

@@ -81,7 +81,7 @@ class Bench:
         api.streams.clear()
         api.producers._states.clear()
         api.keyring._tokens.clear()
-        api.gate._wrong._limiter._each.clear()
+        api.access_control._wrong._limiter._each.clear()
 
     def finish(self) -> None:
         """Let time pass, and raise Mistake where anything went wrong.
@@ -108,7 +108,7 @@ class Socket:
         self.sent: list[tuple[bytes, bool]] = []
         self.code = 0
         self.is_stuck = False
-        self.upgrades = SimpleNamespace(return_spread=lambda: 0.0)
+        self.websockets = SimpleNamespace(return_spread=lambda: 0.0)
 
     def has_room(self, size: int, overtakes: bool = False) -> bool:
         """Return whether it reads."""

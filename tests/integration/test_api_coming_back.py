@@ -147,7 +147,7 @@ async def test_a_client_may_answer_only_the_newest_ping(served: Served) -> None:
             publish(served, 1)
             assert hear(wire) == 1
             wait(lambda: len(pings) == 1)
-            (ours,) = served.api.upgrades.sockets()
+            (ours,) = served.api.websockets.sockets()
             reactor.callFromThread(ours.sendPing, b"newest")
             wait(lambda: len(pings) == 2)
             assert next_of(served, "p1") == 1

@@ -402,8 +402,8 @@ async def test_several_channels_are_followed(served: Served) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_an_address_with_too_many_connections_reads_why(served: Served) -> None:
-    served.api.room.limits = msgspec.structs.replace(
-        served.api.room.limits, api_connections_per_address=3
+    served.api.slots.limits = msgspec.structs.replace(
+        served.api.slots.limits, api_connections_per_address=3
     )
     said = "too many connections from this address (limits.api_connections_per_address)"
 
@@ -447,7 +447,7 @@ async def test_nothing_is_gathered_of_a_client_that_was_refused(served: Served) 
             content = b"\x82\xff" + (900_000).to_bytes(8, "big") + bytes(4 + 800_000)
             wire.sendall(content)
             time.sleep(0.2)
-            (one,) = served.api.upgrades._open
+            (one,) = served.api.websockets._open
             return sum(
                 map(len, [one.data or b"", *(one._pieces or ()), *getattr(one, "frame_data", ())])
             )

@@ -506,7 +506,7 @@ async def test_who_loses_the_right_to_a_channel_leaves_it(served: Served) -> Non
 
     def allow(*channels: str) -> None:
         rights = (Patterns(channels),)
-        for socket in served.api.upgrades.sockets():
+        for socket in served.api.websockets.sockets():
             socket.allow(Caller("shop", rights, rights))
         listed = (served.api.presence.members(name) for name in ("room", "open"))
         present.extend([each["name"] for each in members] for members in listed)
@@ -533,7 +533,7 @@ async def test_who_loses_the_right_to_a_channel_leaves_it(served: Served) -> Non
 @pytest_twisted.ensureDeferred
 async def test_where_the_node_ends_a_subscription_its_client_leaves(served: Served) -> None:
     def end() -> None:
-        session: Any = served.api.upgrades.sockets()[0].session
+        session: Any = served.api.websockets.sockets()[0].session
         for sink in list(session._subscriptions.values()):
             sink.end("the log was damaged")
 
@@ -551,7 +551,7 @@ async def test_where_the_node_ends_a_subscription_its_client_leaves(served: Serv
 @pytest_twisted.ensureDeferred
 async def test_one_that_does_not_read_hears_how_many_are_there_later(served: Served) -> None:
     def pause(paused: bool) -> None:
-        socket: Any = next(s for s in served.api.upgrades.sockets() if s.session._presence)
+        socket: Any = next(s for s in served.api.websockets.sockets() if s.session._presence)
         socket.paused = paused
         if not paused:
             socket.session.on_writable()
@@ -654,7 +654,7 @@ async def test_a_slow_reader_is_bounded_and_misses_nothing(served: Served) -> No
             assert client.hear() == {"type": "pong"}
             publish()
             time.sleep(0.5)
-            queued = sum(len(s.transport._tempDataBuffer) for s in served.api.upgrades._open)
+            queued = sum(len(s.transport._tempDataBuffer) for s in served.api.websockets._open)
             assert queued < 400
             heard = 0
             while heard < 2000:

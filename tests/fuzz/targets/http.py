@@ -108,7 +108,7 @@ def one(content: bytes) -> None:
         BENCH.clock.advance(100.0)
     said = transport.value()
     (transport.protocol or channel).connectionLost(Failure(ConnectionDone()))
-    BENCH.api.upgrades._open.clear()
+    BENCH.api.websockets._open.clear()
     assert not said or said.startswith((b"HTTP/1.", b"\x88", b"\x81")), said[:40]
     assert b" 500 " not in said[:20], said
     BENCH.finish()

@@ -7,18 +7,18 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from linkd.api.http import MOST_TURNED_AWAY, SOCKET, TURNED_AWAY, Account, Room
+from linkd.api.http import MAX_REFUSAL_SLOTS, REFUSAL_SLOTS, SOCKET, Account, ConnectionSlots
 from linkd.config import LimitSettings
 
 
 def test_one_caller_alone_may_hold_half_and_leaves_room_for_more() -> None:
     account = Account(1000)
     one, two, three = (account.part(name) for name in ("one", "two", "three"))
-    assert one.take(500)
-    assert not one.take(1)
-    assert two.take(250)
-    assert not two.take(1)
-    assert three.take(125)
+    assert one.reserve(500)
+    assert not one.reserve(1)
+    assert two.reserve(250)
+    assert not two.reserve(1)
+    assert three.reserve(125)
     assert account.held == 875
 
 
@@ -35,16 +35,16 @@ def test_what_is_given_back_wakes_those_who_wait_once() -> None:
     account.when_freed(wake)
     account.when_freed(wake)
     part.add(0)
-    part.give(0)
+    part.release(0)
     assert not woken
-    part.give(600)
-    part.give(100)
+    part.release(600)
+    part.release(100)
     assert woken == [100]
     account.when_freed(wake)
     account.forget(wake)
     account.forget(wake)
     part.add(1)
-    part.give(1)
+    part.release(1)
     assert woken == [100]
     assert account.held == 0
 
@@ -55,54 +55,54 @@ def test_what_is_given_back_wakes_those_who_wait_once() -> None:
 def test_there_is_always_room_for_one_more(takes: list[tuple[int, int]]) -> None:
     account = Account(1000)
     for caller, size in takes:
-        account.part(str(caller)).take(size)
+        account.part(str(caller)).reserve(size)
     assert account.held <= 1000
-    assert account.part("another").take((1000 - account.held) // 2)
+    assert account.part("another").reserve((1000 - account.held) // 2)
     most = max(account.part(str(caller)).held for caller in range(10))
     assert most <= 500
 
 
 def test_a_client_of_http_leaves_places_for_the_socket() -> None:
-    room = Room(LimitSettings(api_connections=16, api_connections_per_address=100))
-    assert [room.enter("192.0.2.1") for _ in range(16)] == [True] * 14 + [False] * 2
-    assert [room.enter(SOCKET) for _ in range(3)] == [True, True, False]
-    assert room.refused == {"connections": 3}
-    room.leave("192.0.2.1")
-    assert room.enter(SOCKET)
+    slots = ConnectionSlots(LimitSettings(api_connections=16, api_connections_per_address=100))
+    assert [slots.acquire("192.0.2.1") for _ in range(16)] == [True] * 14 + [False] * 2
+    assert [slots.acquire(SOCKET) for _ in range(3)] == [True, True, False]
+    assert slots.refused == {"connections": 3}
+    slots.release("192.0.2.1")
+    assert slots.acquire(SOCKET)
 
 
 def test_one_address_has_its_own_bound() -> None:
-    room = Room(LimitSettings(api_connections=16, api_connections_per_address=2))
-    assert [room.enter("192.0.2.1") for _ in range(3)] == [True, True, False]
-    assert room.enter("192.0.2.2")
-    assert room.refused == {"address": 1}
-    room.leave("192.0.2.1")
-    assert room.enter("192.0.2.1")
+    slots = ConnectionSlots(LimitSettings(api_connections=16, api_connections_per_address=2))
+    assert [slots.acquire("192.0.2.1") for _ in range(3)] == [True, True, False]
+    assert slots.acquire("192.0.2.2")
+    assert slots.refused == {"address": 1}
+    slots.release("192.0.2.1")
+    assert slots.acquire("192.0.2.1")
 
 
 def test_descriptors_hold_it_lower() -> None:
-    room = Room(LimitSettings())
-    assert room.most == LimitSettings().api_connections
-    room.share = 8
-    assert [room.enter("192.0.2.1") for _ in range(8)].count(True) == 7
-    room.limits = LimitSettings(api_connections=4)
-    assert room.most == 4
+    slots = ConnectionSlots(LimitSettings())
+    assert slots.most == LimitSettings().api_connections
+    slots.share = 8
+    assert [slots.acquire("192.0.2.1") for _ in range(8)].count(True) == 7
+    slots.limits = LimitSettings(api_connections=4)
+    assert slots.most == 4
 
 
 def test_an_address_with_too_many_may_hear_that_a_few_times_at_once() -> None:
-    room = Room(LimitSettings(api_connections=64, api_connections_per_address=2))
-    assert not room.enter_to_hear_why("192.0.2.1")
-    assert [room.enter("192.0.2.1") for _ in range(2)] == [True, True]
-    heard = [room.enter_to_hear_why("192.0.2.1") for _ in range(MOST_TURNED_AWAY + 1)]
-    assert heard == [True] * MOST_TURNED_AWAY + [False]
-    room.leave(TURNED_AWAY)
-    assert room.enter_to_hear_why("192.0.2.1")
-    assert room.enter("192.0.2.2")
+    slots = ConnectionSlots(LimitSettings(api_connections=64, api_connections_per_address=2))
+    assert not slots.acquire_to_refuse("192.0.2.1")
+    assert [slots.acquire("192.0.2.1") for _ in range(2)] == [True, True]
+    heard = [slots.acquire_to_refuse("192.0.2.1") for _ in range(MAX_REFUSAL_SLOTS + 1)]
+    assert heard == [True] * MAX_REFUSAL_SLOTS + [False]
+    slots.release(REFUSAL_SLOTS)
+    assert slots.acquire_to_refuse("192.0.2.1")
+    assert slots.acquire("192.0.2.2")
 
 
 def test_where_there_is_no_room_at_all_nobody_hears_why() -> None:
-    room = Room(LimitSettings(api_connections=8, api_connections_per_address=4))
-    assert [room.enter("192.0.2.1") for _ in range(4)] == [True] * 4
-    assert [room.enter_to_hear_why("192.0.2.1") for _ in range(9)] == [True] * 3 + [False] * 6
-    assert not room.enter("192.0.2.2")
-    assert room.enter(SOCKET)
+    slots = ConnectionSlots(LimitSettings(api_connections=8, api_connections_per_address=4))
+    assert [slots.acquire("192.0.2.1") for _ in range(4)] == [True] * 4
+    assert [slots.acquire_to_refuse("192.0.2.1") for _ in range(9)] == [True] * 3 + [False] * 6
+    assert not slots.acquire("192.0.2.2")
+    assert slots.acquire(SOCKET)

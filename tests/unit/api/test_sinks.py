@@ -131,7 +131,7 @@ def test_what_waits_is_let_go_without_room_and_read_again_later(bench: Bench) ->
     for body in bodies:
         bench.publish(body)
     assert bench.api.account.held == bench.api.account.most
-    part.give(filled)
+    part.release(filled)
     bench.sink.reads = True
     bench.sink.resume()
     for _ in range(10):
@@ -156,7 +156,7 @@ def test_a_subscription_without_room_is_refused_and_one_that_fails_costs_nothing
     part.add(bench.api.account.most)
     with pytest.raises(ApiError, match="too much memory"):
         bench.sink.subscribe(ANYONE, ("a",), "latest")
-    part.give(bench.api.account.most)
+    part.release(bench.api.account.most)
 
     def refuse(*_: object) -> None:
         raise ApiError("too-many", "refused")

@@ -12,7 +12,14 @@ from twisted.internet.testing import StringTransport
 
 from linkd.api.auth import Caller
 from linkd.api.errors import ApiError
-from linkd.api.http import MAX_REQUEST_BYTES, SMALL_BYTES, Account, ApiRequest, Response, Room
+from linkd.api.http import (
+    MAX_REQUEST_BYTES,
+    SMALL_BYTES,
+    Account,
+    ApiRequest,
+    ConnectionSlots,
+    Response,
+)
 from linkd.api.site import BODY_BYTES, BODY_SECONDS, HEAD_SECONDS, ApiChannel, ApiSite
 from linkd.config import LimitSettings
 from linkd.net.rate_limit import SHARE_SECONDS, SLICE_SECONDS, FairShare
@@ -69,7 +76,9 @@ class Site:
     def __init__(self) -> None:
         self.clock = StepClock()
         self.answering = Answering(self.clock)
-        self.site: Any = ApiSite(self.answering, self.clock, 16_384, Room(LimitSettings()))
+        self.site: Any = ApiSite(
+            self.answering, self.clock, 16_384, ConnectionSlots(LimitSettings())
+        )
         self.channel, self.transport = self.connect()
 
     def connect(self, address: str = "192.168.1.1") -> tuple[ApiChannel, Transport]:
