@@ -44,7 +44,7 @@ from tests.support.fake_node import KEY, SHOP_KEY, make_config
         ("a.*.>", "a.b.>", True),
     ],
 )
-def test_covers(allowed: str, wanted: str, does: bool) -> None:
+def test_a_pattern_covers_another_word_by_word(allowed: str, wanted: str, does: bool) -> None:
     assert covers((allowed,), wanted) is does
 
 
@@ -68,7 +68,7 @@ def test_a_narrowed_caller_is_never_wider() -> None:
 
 
 @pytest.mark.parametrize("channel", ["", "a..b", ">", "a" * 256, "a." * 1_000_000])
-def test_what_is_no_channel_is_never_matched(channel: str) -> None:
+def test_publishing_refuses_names_that_are_no_channels(channel: str) -> None:
     rights = Patterns(("a.>",))
     with pytest.raises(ApiError) as caught:
         Caller("shop", (rights,), (), False).check_publish(channel)
@@ -77,7 +77,7 @@ def test_what_is_no_channel_is_never_matched(channel: str) -> None:
 
 
 @pytest.mark.parametrize("pattern", ["", "a..b", "a.>.b", "ä", "a b", "a" * 256])
-def test_what_is_no_pattern_is_malformed(pattern: str) -> None:
+def test_subscribing_refuses_names_that_are_no_patterns(pattern: str) -> None:
     with pytest.raises(ApiError) as caught:
         Caller("anyone").check_subscribe(pattern)
     assert caught.value.error == "malformed"
@@ -109,7 +109,7 @@ def lab(tmp_path: Path) -> Lab:
     return Lab(tmp_path)
 
 
-def test_a_key_that_asks_for_many_tokens_voids_its_own_alone(
+def test_a_key_with_too_many_tokens_loses_its_own_oldest(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(auth, "MAX_TOKENS", 100)
@@ -130,7 +130,7 @@ def test_a_token_opens_one_connection_within_its_time(lab: Lab) -> None:
     assert lab.keyring.spend(late) is None
 
 
-def test_tokens_that_have_expired_make_room(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_expired_tokens_are_removed(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auth, "MAX_TOKENS", 3)
     old = [lab.keyring.issue(lab.caller(KEY), ()) for _ in range(3)]
     lab.now += TOKEN_SECONDS
@@ -153,7 +153,7 @@ def test_an_ended_session_stays_ended_over_restarts(lab: Lab) -> None:
         assert (found.name, found.narrowing) == ("shop", ("orders",))
 
 
-def test_ended_sessions_are_remembered_as_long_as_they_matter_and_bounded(
+def test_ended_sessions_are_kept_until_they_expire_and_bounded(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(auth, "MAX_ENDED", 5)
@@ -168,7 +168,7 @@ def test_ended_sessions_are_remembered_as_long_as_they_matter_and_bounded(
     assert {name: len(mine) for name, mine in found.items()} == {"shop": 1}
 
 
-def test_a_session_ends_even_where_it_cannot_be_written_down(lab: Lab, tmp_path: Path) -> None:
+def test_a_session_ends_although_its_file_cannot_be_written(lab: Lab, tmp_path: Path) -> None:
     (tmp_path / ENDED_SESSIONS_FILE).mkdir()
     cookie = lab.keyring.open_session(lab.caller(KEY), ())
     lab.keyring.end_session(cookie)
@@ -176,7 +176,7 @@ def test_a_session_ends_even_where_it_cannot_be_written_down(lab: Lab, tmp_path:
     assert lab.open().by_cookie(cookie) is not None
 
 
-def test_a_session_of_a_key_that_is_gone_is_over(lab: Lab) -> None:
+def test_a_session_ends_with_its_key(lab: Lab) -> None:
     cookie = lab.keyring.open_session(lab.caller(SHOP_KEY), ())
     api = msgspec.structs.replace(lab.config.api, keys=lab.config.api.keys[:1])
     lab.keyring.reload(msgspec.structs.replace(lab.config, api=api))
@@ -185,7 +185,7 @@ def test_a_session_of_a_key_that_is_gone_is_over(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("name", ["socket", "anyone", "stranger", "unowned"])
-def test_a_key_cannot_pass_for_another_owner(lab: Lab, name: str) -> None:
+def test_a_key_cannot_use_the_name_of_a_built_in_owner(lab: Lab, name: str) -> None:
     keys_ = (msgspec.structs.replace(lab.config.api.keys[0], name=name),)
     api = msgspec.structs.replace(lab.config.api, keys=keys_)
     with pytest.raises(ConfigError, match="choose another name"):

@@ -11,7 +11,7 @@ from linkd.api.http import MAX_REFUSAL_SLOTS, REFUSAL_SLOTS, SOCKET, Account, Co
 from linkd.config import LimitSettings
 
 
-def test_one_caller_alone_may_hold_half_and_leaves_room_for_more() -> None:
+def test_one_caller_may_hold_half_of_the_memory() -> None:
     account = Account(1000)
     one, two, three = (account.part(name) for name in ("one", "two", "three"))
     assert one.reserve(500)
@@ -22,7 +22,7 @@ def test_one_caller_alone_may_hold_half_and_leaves_room_for_more() -> None:
     assert account.held == 875
 
 
-def test_what_is_given_back_wakes_those_who_wait_once() -> None:
+def test_released_bytes_wake_each_waiting_caller_once() -> None:
     account = Account(1000)
     part = account.part("one")
     assert account.part("one") is part
@@ -52,7 +52,7 @@ def test_what_is_given_back_wakes_those_who_wait_once() -> None:
 @given(
     st.lists(st.tuples(st.integers(0, 9), st.integers(1, 300)), max_size=100),
 )
-def test_there_is_always_room_for_one_more(takes: list[tuple[int, int]]) -> None:
+def test_another_caller_always_gets_half_of_the_free_memory(takes: list[tuple[int, int]]) -> None:
     account = Account(1000)
     for caller, size in takes:
         account.part(str(caller)).reserve(size)
@@ -62,7 +62,7 @@ def test_there_is_always_room_for_one_more(takes: list[tuple[int, int]]) -> None
     assert most <= 500
 
 
-def test_a_client_of_http_leaves_places_for_the_socket() -> None:
+def test_http_clients_leave_connections_for_the_socket() -> None:
     slots = ConnectionSlots(LimitSettings(api_connections=16, api_connections_per_address=100))
     assert [slots.acquire("192.0.2.1") for _ in range(16)] == [True] * 14 + [False] * 2
     assert [slots.acquire(SOCKET) for _ in range(3)] == [True, True, False]
@@ -71,7 +71,7 @@ def test_a_client_of_http_leaves_places_for_the_socket() -> None:
     assert slots.acquire(SOCKET)
 
 
-def test_one_address_has_its_own_bound() -> None:
+def test_connections_are_limited_for_each_address() -> None:
     slots = ConnectionSlots(LimitSettings(api_connections=16, api_connections_per_address=2))
     assert [slots.acquire("192.0.2.1") for _ in range(3)] == [True, True, False]
     assert slots.acquire("192.0.2.2")
@@ -80,7 +80,7 @@ def test_one_address_has_its_own_bound() -> None:
     assert slots.acquire("192.0.2.1")
 
 
-def test_descriptors_hold_it_lower() -> None:
+def test_few_descriptors_lower_the_limit_of_connections() -> None:
     slots = ConnectionSlots(LimitSettings())
     assert slots.most == LimitSettings().api_connections
     slots.share = 8
@@ -89,7 +89,7 @@ def test_descriptors_hold_it_lower() -> None:
     assert slots.most == 4
 
 
-def test_an_address_with_too_many_may_hear_that_a_few_times_at_once() -> None:
+def test_a_few_connections_beyond_the_limit_get_a_refusal() -> None:
     slots = ConnectionSlots(LimitSettings(api_connections=64, api_connections_per_address=2))
     assert not slots.acquire_to_refuse("192.0.2.1")
     assert [slots.acquire("192.0.2.1") for _ in range(2)] == [True, True]
@@ -100,7 +100,7 @@ def test_an_address_with_too_many_may_hear_that_a_few_times_at_once() -> None:
     assert slots.acquire("192.0.2.2")
 
 
-def test_where_there_is_no_room_at_all_nobody_hears_why() -> None:
+def test_no_refusal_is_sent_when_all_connections_are_used() -> None:
     slots = ConnectionSlots(LimitSettings(api_connections=8, api_connections_per_address=4))
     assert [slots.acquire("192.0.2.1") for _ in range(4)] == [True] * 4
     assert [slots.acquire_to_refuse("192.0.2.1") for _ in range(9)] == [True] * 3 + [False] * 6

@@ -43,7 +43,7 @@ def test_the_library_of_prometheus_parses_the_text(tmp_path: Path) -> None:
         assert [buckets[0].value, buckets[-1].value] == [0.0, 1.0]
 
 
-def test_what_the_listener_refused_is_counted_by_reason(tmp_path: Path) -> None:
+def test_refused_connections_are_counted_by_reason(tmp_path: Path) -> None:
     metrics = Metrics(FakeNode(make_config(tmp_path), Clock()))
     metrics.refused = counted = Counter({"busy": 4})
     counted["rejected"] += 1
@@ -52,7 +52,7 @@ def test_what_the_listener_refused_is_counted_by_reason(tmp_path: Path) -> None:
     assert 'linkd_listener_refused_total{reason="rejected"} 1' in lines
 
 
-def test_counters_are_there_before_the_first_event(tmp_path: Path) -> None:
+def test_counters_start_at_zero_before_the_first_event(tmp_path: Path) -> None:
     node = FakeNode(make_config(tmp_path), Clock())
     metrics = Metrics(node)
     lines = metrics_text(metrics).splitlines()
@@ -85,7 +85,7 @@ def test_outages_of_earlier_runs_are_not_counted_again(tmp_path: Path) -> None:
     assert 'linkd_link_down_seconds_count{peer="hub"} 100' not in lines
 
 
-def test_certificates_are_there_while_the_link_is_down(tmp_path: Path) -> None:
+def test_certificates_are_exported_while_the_link_is_down(tmp_path: Path) -> None:
     node = FakeNode(make_config(tmp_path), Clock())
     node.links = {
         "hub": link("hub", state="waiting", certificate_expires_seconds=5.0),

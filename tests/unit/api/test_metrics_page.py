@@ -41,7 +41,7 @@ class Bench:
         return found, failed
 
 
-def test_all_who_ask_within_a_second_get_the_same_text(tmp_path: Path) -> None:
+def test_scrapes_within_a_second_share_one_text(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     first, _ = bench.ask()
     second, _ = bench.ask()
@@ -54,7 +54,7 @@ def test_all_who_ask_within_a_second_get_the_same_text(tmp_path: Path) -> None:
     assert bench.looked == 2
 
 
-def test_a_long_text_is_made_in_slices_whoever_goes_away_meanwhile(tmp_path: Path) -> None:
+def test_a_long_text_is_rendered_in_slices_although_a_scraper_leaves(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     lines = bench.metrics.lines
 

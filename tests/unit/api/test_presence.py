@@ -153,7 +153,7 @@ def names(there: Presence, channel: str = "chat") -> list[str]:
     return sorted(f"{one['name']}@{one['node']}" for one in there.members(channel))
 
 
-def test_who_comes_and_goes_is_heard_at_every_node(net: Net) -> None:
+def test_joins_and_leaves_are_reported_at_every_node(net: Net) -> None:
     watcher = Watcher()
     net["edge"].join("chat", "ann", "shop", watcher)
     number = net["far"].join("chat", "bob", "shop", None)
@@ -168,7 +168,7 @@ def test_who_comes_and_goes_is_heard_at_every_node(net: Net) -> None:
     assert net.names("hub") == ["ann@edge"]
 
 
-def test_ids_differ_between_nodes(net: Net) -> None:
+def test_member_ids_differ_between_nodes(net: Net) -> None:
     for name in ("edge", "hub", "far"):
         net[name].join("chat", "same", "shop", None)
     net.names("edge")
@@ -176,7 +176,7 @@ def test_ids_differ_between_nodes(net: Net) -> None:
     assert ids == {"edge/1", "hub/1", "far/1"}
 
 
-def test_the_end_of_a_link_ends_who_was_behind_it(net: Net) -> None:
+def test_members_behind_a_lost_link_are_removed(net: Net) -> None:
     watcher = Watcher()
     net["edge"].join("chat", "ann", "shop", watcher)
     net["far"].join("chat", "bob", "shop", None)
@@ -195,7 +195,7 @@ def test_the_end_of_a_link_ends_who_was_behind_it(net: Net) -> None:
     assert net.names("far") == net.names("edge") == ["ann@edge", "bob@far", "cid@hub"]
 
 
-def test_a_node_that_starts_again_has_lost_who_was_there(net: Net) -> None:
+def test_members_of_a_node_are_removed_when_it_restarts(net: Net) -> None:
     watcher = Watcher()
     net["edge"].join("chat", "ann", "shop", watcher)
     net["hub"].join("chat", "bob", "shop", None)
@@ -208,7 +208,7 @@ def test_a_node_that_starts_again_has_lost_who_was_there(net: Net) -> None:
     assert watcher.take() == ["left bob@hub 1", "joined cid@hub 2"]
 
 
-def test_who_comes_to_a_node_that_started_late_asks_who_is_there(net: Net) -> None:
+def test_a_client_of_a_new_node_gets_the_members_of_the_others(net: Net) -> None:
     net["far"].join("chat", "bob", "shop", None)
     net.settle()
     net["edge"].stop()
@@ -221,7 +221,7 @@ def test_who_comes_to_a_node_that_started_late_asks_who_is_there(net: Net) -> No
     assert watcher.take() == ["joined bob@far 2"]
 
 
-def test_what_was_dropped_on_the_way_heals(net: Net) -> None:
+def test_a_lost_announcement_is_repaired_by_the_next_query(net: Net) -> None:
     watcher = Watcher()
     net["edge"].join("chat", "ann", "shop", watcher)
     gone = net["far"].join("chat", "bob", "shop", None)
@@ -238,7 +238,7 @@ def test_what_was_dropped_on_the_way_heals(net: Net) -> None:
     assert watcher.take() == ["left bob@far 2", "joined cid@far 3"]
 
 
-def test_many_are_announced_in_pieces(net: Net) -> None:
+def test_many_members_are_announced_in_several_messages(net: Net) -> None:
     numbers = [net["far"].join("chat", f"n{n}", "shop", None) for n in range(1000)]
     assert len(net.names("edge")) == 1000
     net["far"].join("chat", "one more", "shop", None)
@@ -253,7 +253,7 @@ def test_many_are_announced_in_pieces(net: Net) -> None:
     assert net.names("edge") == ["n999@far", "one more@far"]
 
 
-def test_nothing_is_left_of_who_is_gone(net: Net) -> None:
+def test_nothing_is_kept_of_members_that_left(net: Net) -> None:
     watcher = Watcher()
     number = net["edge"].join("chat", "ann", "shop", watcher)
     other = net["far"].join("chat", "bob", "shop", None)
@@ -269,7 +269,7 @@ def test_nothing_is_left_of_who_is_gone(net: Net) -> None:
     assert not net.clock.getDelayedCalls()
 
 
-def test_a_pattern_is_of_its_own_node(net: Net) -> None:
+def test_presence_on_a_pattern_stays_within_its_node(net: Net) -> None:
     watcher = Watcher()
     net["edge"].join("chat.*", "ann", "shop", watcher)
     net["edge"].join("chat.*", "bob", "shop", None)
@@ -278,7 +278,7 @@ def test_a_pattern_is_of_its_own_node(net: Net) -> None:
     assert net.names("hub", "chat.*") == []
 
 
-def test_what_a_peer_sends_is_bounded_and_checked(net: Net) -> None:
+def test_announcements_of_a_peer_are_validated_and_bounded(net: Net) -> None:
     long = b'{"joined":[[1,"' + b"x" * 65 + b'","k"]]}'
     net.names("edge")
     net.names("hub")
@@ -352,7 +352,7 @@ def test_each_change_is_encoded_once_and_sent_in_slices(net: Net) -> None:
     assert last.count == 510
 
 
-def test_of_more_changes_than_can_be_sent_each_hears_the_number(net: Net) -> None:
+def test_too_many_changes_are_replaced_by_the_member_count(net: Net) -> None:
     watchers = [Slow(net.clock) for _ in range(500)]
     for watcher in watchers:
         net["edge"].join("chat", "w", "shop", watcher)
@@ -372,7 +372,9 @@ def test_of_more_changes_than_can_be_sent_each_hears_the_number(net: Net) -> Non
     assert watchers[0].last.sentence == b'"500 are present"'
 
 
-def test_one_link_leaves_room_for_the_others(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_link_cannot_fill_the_table_of_members(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(presence, "MAX_REMOTE", 2000)
     announce_many(net, 2000)
     assert len(names(net["far"])) < 1000
@@ -387,7 +389,7 @@ def test_one_link_leaves_room_for_the_others(net: Net, monkeypatch: pytest.Monke
     assert net["edge"]._remote == 0
 
 
-def test_a_mistake_of_one_who_watches_costs_nobody_else_more_than_that_change(net: Net) -> None:
+def test_an_error_at_one_watcher_costs_the_others_one_change(net: Net) -> None:
     class Wrong:
         def changed(self, change: Change) -> None:
             raise RuntimeError("a mistake")
@@ -403,7 +405,7 @@ def test_a_mistake_of_one_who_watches_costs_nobody_else_more_than_that_change(ne
     assert watcher.take()[-2:] == ["left eve@edge 2", "joined cid@edge 3"]
 
 
-def test_nothing_is_announced_where_nobody_watches(net: Net) -> None:
+def test_nothing_is_announced_without_a_watcher(net: Net) -> None:
     for name in ("edge", "hub", "far"):
         net[name].join("chat", name, "shop", None)
     net.settle(10 * REPEAT_SECONDS)
@@ -421,7 +423,7 @@ def test_nothing_is_announced_where_nobody_watches(net: Net) -> None:
     assert net.sent == ["far hub", "hub edge"]
 
 
-def test_questions_are_spread_over_time(net: Net) -> None:
+def test_queries_are_spread_over_time(net: Net) -> None:
     for number in range(300):
         net["edge"].join(f"room.{number}", "ann", "shop", Watcher())
     net.settle(1.0)
@@ -435,7 +437,7 @@ def test_questions_are_spread_over_time(net: Net) -> None:
     assert max(counts) < 2 * 75
 
 
-def test_one_that_cannot_ask_is_sent_who_is_there(net: Net) -> None:
+def test_a_peer_that_cannot_query_gets_the_members(net: Net) -> None:
     watcher = Watcher()
     number = net["edge"].join("out.a", "ann", "shop", None)
     net["hub"].join("out.a", "bob", "shop", watcher)
@@ -446,7 +448,7 @@ def test_one_that_cannot_ask_is_sent_who_is_there(net: Net) -> None:
     assert watcher.take() == ["left ann@edge 1"]
 
 
-def test_a_node_that_is_silent_is_gone(net: Net) -> None:
+def test_members_of_a_silent_node_expire(net: Net) -> None:
     watcher = Watcher()
     net["edge"].join("chat", "ann", "shop", watcher)
     number = net["far"].join("chat", "bob", "shop", None)
@@ -459,9 +461,7 @@ def test_a_node_that_is_silent_is_gone(net: Net) -> None:
     assert watcher.take() == ["joined bob@far 2", "left bob@far 1"]
 
 
-def test_questions_that_are_remembered_are_bounded(
-    net: Net, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_remembered_queries_are_bounded(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(presence, "MAX_REMOTE", 1000)
     for number in range(1000):
         net.nodes["edge"].announce(f"room.{number}", b'{"asks":90}')
@@ -475,7 +475,7 @@ def test_questions_that_are_remembered_are_bounded(
     assert net["hub"]._remote == 0
 
 
-def test_who_asked_is_counted_by_link_not_looked_for(net: Net) -> None:
+def test_querying_nodes_are_counted_by_link(net: Net) -> None:
     hub = net["hub"]
     hub.want("chat")
     for number in range(3000):

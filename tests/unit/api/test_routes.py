@@ -44,7 +44,7 @@ def test_openapi_names_path_parameters_and_ids_once() -> None:
 
 
 @pytest.mark.parametrize("method", ["PUT", "PATCH", "get", "X" * 100])
-def test_other_methods_are_told_which_there_are(method: str) -> None:
+def test_an_unknown_method_gets_the_allowed_ones(method: str) -> None:
     with pytest.raises(ApiError) as caught:
         find(method, b"/v1/channels/orders")
     assert caught.value.status == 405

@@ -64,7 +64,7 @@ async def turn() -> None:
     await later
 
 
-def test_a_file_that_is_there_is_left_alone(listening: Listening) -> None:
+def test_an_existing_socket_file_is_left_alone(listening: Listening) -> None:
     inode = listening.path.stat().st_ino
     listening.file.check()
     assert listening.path.stat().st_ino == inode
@@ -72,7 +72,7 @@ def test_a_file_that_is_there_is_left_alone(listening: Listening) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_file_that_was_removed_is_made_again(listening: Listening) -> None:
+async def test_a_removed_socket_file_is_created_again(listening: Listening) -> None:
     listening.path.unlink()
     assert not listening.answers()
     listening.file.check()
@@ -85,7 +85,7 @@ async def test_a_file_that_was_removed_is_made_again(listening: Listening) -> No
 
 
 @pytest_twisted.ensureDeferred
-async def test_its_directory_too(tmp_path: Path) -> None:
+async def test_a_removed_directory_of_the_socket_is_created_again(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     listening = Listening(tmp_path / "run" / "l.sock")
     listening.path.unlink()
@@ -99,7 +99,7 @@ async def test_its_directory_too(tmp_path: Path) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_another_has_put_there_stays(listening: Listening) -> None:
+async def test_a_foreign_file_at_the_sockets_path_stays(listening: Listening) -> None:
     listening.path.unlink()
     listening.path.write_text("precious")
     listening.file.check()
@@ -116,7 +116,7 @@ async def test_what_another_has_put_there_stays(listening: Listening) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_another_daemons_socket_stays_at_the_end_too(tmp_path: Path) -> None:
+async def test_the_socket_of_another_daemon_stays(tmp_path: Path) -> None:
     listening = Listening(tmp_path / "l.sock")
     listening.path.unlink()
     with socket.socket(socket.AF_UNIX) as other:

@@ -75,7 +75,7 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
 
 
-def test_a_batch_of_many_records_goes_out_slice_by_slice(bench: Bench) -> None:
+def test_a_batch_of_many_records_is_sent_in_slices(bench: Bench) -> None:
     bench.follow()
     bodies = [b"%d" % number for number in range(20)]
     bench.publish(*bodies)
@@ -90,7 +90,7 @@ def test_a_batch_of_many_records_goes_out_slice_by_slice(bench: Bench) -> None:
     assert not bench.sink.is_within
 
 
-def test_a_batch_within_which_it_is_has_its_size_however_much_of_it_is_out(bench: Bench) -> None:
+def test_within_bytes_is_the_size_of_the_whole_batch(bench: Bench) -> None:
     """A small one that used up its slice of time must not wait as a large one does."""
     bench.follow()
     bench.publish(b"1", b"2", b"3", b"4")
@@ -102,7 +102,7 @@ def test_a_batch_within_which_it_is_has_its_size_however_much_of_it_is_out(bench
     assert bench.sink.within_bytes == 0
 
 
-def test_nothing_goes_out_while_nobody_reads_and_what_waits_is_counted(bench: Bench) -> None:
+def test_records_wait_and_are_counted_while_the_client_does_not_read(bench: Bench) -> None:
     bench.follow()
     bench.sink.reads = False
     bench.publish(b"x" * 1000)
@@ -121,7 +121,7 @@ def test_nothing_goes_out_while_nobody_reads_and_what_waits_is_counted(bench: Be
     assert bench.api.account.held == 0
 
 
-def test_what_waits_is_let_go_without_room_and_read_again_later(bench: Bench) -> None:
+def test_waiting_records_are_dropped_without_memory_and_read_again(bench: Bench) -> None:
     bench.follow()
     bench.sink.reads = False
     part = bench.api.account.part("shop")
@@ -139,7 +139,7 @@ def test_what_waits_is_let_go_without_room_and_read_again_later(bench: Bench) ->
     assert bench.sink.got == bodies
 
 
-def test_who_comes_when_the_share_is_used_up_gets_it_later(bench: Bench) -> None:
+def test_records_wait_for_a_turn_when_the_share_is_used_up(bench: Bench) -> None:
     bench.follow()
     bench.api.share.queue(lambda: None)
     bench.publish(b"x")
@@ -149,7 +149,7 @@ def test_who_comes_when_the_share_is_used_up_gets_it_later(bench: Bench) -> None
     assert bench.sink.got == [b"x"]
 
 
-def test_a_subscription_without_room_is_refused_and_one_that_fails_costs_nothing(
+def test_a_subscription_without_memory_is_refused_and_a_failed_one_costs_nothing(
     bench: Bench,
 ) -> None:
     part = bench.api.account.part("shop")
@@ -221,7 +221,7 @@ def test_an_event_stream_reports_the_volatile_messages_that_it_dropped(bench: Be
     assert stream.got.count(b"event: gap") == 1
 
 
-def test_a_subscription_has_a_position_also_where_all_was_for_others(bench: Bench) -> None:
+def test_a_subscription_reports_its_position_without_own_records(bench: Bench) -> None:
     bench.follow()
     subscription = bench.sink.subscription
     assert subscription is not None

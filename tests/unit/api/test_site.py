@@ -109,7 +109,7 @@ def post(path: str, length: int, more: bytes = b"") -> bytes:
     return head % (path.encode(), length, more)
 
 
-def test_of_pipelined_requests_one_is_answered_a_turn_in_order(site: Site) -> None:
+def test_one_pipelined_request_is_answered_per_turn(site: Site) -> None:
     site.answering.cost = SHARE_SECONDS
     site.send(*(get(f"/{number}") for number in range(5)))
     assert site.answering.served == ["/0"]
@@ -134,7 +134,7 @@ def test_pipelined_requests_with_bodies_keep_their_order(site: Site) -> None:
     assert site.reads
 
 
-def test_other_connections_have_their_turn_between_two_requests(site: Site) -> None:
+def test_other_connections_are_served_between_two_pipelined_requests(site: Site) -> None:
     other, _ = site.connect()
     site.answering.cost = SHARE_SECONDS
     site.send(*(get(f"/{number}") for number in range(100)))
@@ -152,7 +152,7 @@ def flood(site: Site) -> None:
         channel.dataReceived(get("/flood") * 100)
 
 
-def test_many_connections_of_one_address_take_one_part_of_the_turns(site: Site) -> None:
+def test_connections_of_one_address_share_its_turns(site: Site) -> None:
     flood(site)
     other, _ = site.connect("192.0.2.7")
     other.dataReceived(get("/other", b"Name: other\r\n") * 20)
@@ -163,7 +163,7 @@ def test_many_connections_of_one_address_take_one_part_of_the_turns(site: Site) 
     assert site.answering.served.count("/other") >= 0.3 * len(site.answering.served)
 
 
-def test_callers_behind_one_address_share_its_turns_once_they_are_known(site: Site) -> None:
+def test_known_callers_behind_one_address_get_turns_of_their_own(site: Site) -> None:
     other, _ = site.connect()
     other.dataReceived(get("/other", b"Name: other\r\n"))
     site.clock.advance(0)
@@ -177,7 +177,7 @@ def test_callers_behind_one_address_share_its_turns_once_they_are_known(site: Si
     assert site.answering.served.count("/other") >= 0.45 * len(site.answering.served)
 
 
-def test_no_request_is_begun_nor_read_while_an_answer_waits_to_be_read(site: Site) -> None:
+def test_no_request_is_read_while_a_response_is_unread(site: Site) -> None:
     site.transport.full = True
     site.send(get("/0"), get("/1"), get("/2"))
     for _ in range(5):
@@ -190,7 +190,7 @@ def test_no_request_is_begun_nor_read_while_an_answer_waits_to_be_read(site: Sit
     assert site.answering.served == ["/0", "/1"]
 
 
-def test_nothing_is_read_while_a_late_answer_waits_to_be_read(site: Site) -> None:
+def test_nothing_is_read_while_a_late_response_is_unread(site: Site) -> None:
     site.transport.full = True
     site.send(get("/later"))
     site.answering.waiting[0].callback(Response(200, b"x" * 100_000))
@@ -199,14 +199,14 @@ def test_nothing_is_read_while_a_late_answer_waits_to_be_read(site: Site) -> Non
     assert site.reads
 
 
-def test_a_connection_that_ends_while_it_queues_is_forgotten(site: Site) -> None:
+def test_a_queued_connection_that_closes_is_skipped(site: Site) -> None:
     site.send(get("/0"), get("/1"))
     site.channel.connectionLost(Any)
     site.clock.advance(0)
     assert site.answering.served == ["/0"]
 
 
-def test_who_comes_when_the_share_is_used_up_is_read_later(site: Site) -> None:
+def test_a_new_request_waits_when_the_share_is_used_up(site: Site) -> None:
     site.answering.share.queue(lambda: None)
     site.send(get("/0"))
     assert site.answering.served == []
@@ -226,7 +226,7 @@ def test_an_open_route_takes_no_body(site: Site, head: bytes) -> None:
     assert site.answering.account.held == 0
 
 
-def test_a_body_is_counted_from_its_head_to_its_answer(site: Site) -> None:
+def test_a_body_is_counted_until_its_response(site: Site) -> None:
     site.send(post("/later", 300_000))
     assert site.answering.account.held == 300_000
     site.send(b"x" * 300_000)
@@ -235,7 +235,7 @@ def test_a_body_is_counted_from_its_head_to_its_answer(site: Site) -> None:
     assert site.answering.account.held == 0
 
 
-def test_bodies_of_one_caller_leave_room_for_others(site: Site) -> None:
+def test_bodies_of_one_caller_leave_memory_for_others(site: Site) -> None:
     channels = [site.connect() for _ in range(10)]
     for channel, _ in channels:
         channel.dataReceived(post("/a", MAX_REQUEST_BYTES))
@@ -250,7 +250,7 @@ def test_bodies_of_one_caller_leave_room_for_others(site: Site) -> None:
     assert site.answering.account.held == 0
 
 
-def test_a_body_in_chunks_is_counted_as_it_comes(site: Site) -> None:
+def test_a_chunked_body_is_counted_as_it_arrives(site: Site) -> None:
     site.send(b"POST /later HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
     site.send(b"186a0\r\n" + b"x" * 100_000 + b"\r\n")
     assert site.answering.account.held == 100_000
@@ -259,7 +259,7 @@ def test_a_body_in_chunks_is_counted_as_it_comes(site: Site) -> None:
     assert b"503" in site.transport.value()
 
 
-def test_an_answer_is_counted_until_it_is_read(site: Site) -> None:
+def test_a_response_is_counted_until_it_is_read(site: Site) -> None:
     site.answering.body = b"x" * (SMALL_BYTES + 1)
     site.send(get("/0"))
     assert site.answering.account.held == 0
@@ -273,7 +273,7 @@ def test_an_answer_is_counted_until_it_is_read(site: Site) -> None:
     assert site.answering.account.held == 0
 
 
-def test_a_body_that_stops_coming_is_cut(site: Site) -> None:
+def test_a_stalled_body_is_cut(site: Site) -> None:
     site.send(post("/a", MAX_REQUEST_BYTES), b"x" * (MAX_REQUEST_BYTES - 1))
     site.clock.advance(BODY_SECONDS - 1)
     assert not site.transport.disconnected
@@ -281,7 +281,7 @@ def test_a_body_that_stops_coming_is_cut(site: Site) -> None:
     assert site.transport.disconnected
 
 
-def test_a_body_that_trickles_is_cut_and_one_that_flows_is_not(site: Site) -> None:
+def test_a_slow_body_is_cut_and_a_steady_one_is_not(site: Site) -> None:
     site.send(post("/a", MAX_REQUEST_BYTES))
     slow, slow_transport = site.connect()
     slow.dataReceived(post("/b", MAX_REQUEST_BYTES))
@@ -296,7 +296,7 @@ def test_a_body_that_trickles_is_cut_and_one_that_flows_is_not(site: Site) -> No
     assert not site.clock.getDelayedCalls()
 
 
-def test_a_request_that_queues_for_long_is_answered(site: Site) -> None:
+def test_a_request_that_waits_long_for_its_turn_is_answered(site: Site) -> None:
     def work() -> None:
         site.clock.rightNow += HEAD_SECONDS / 2
 
@@ -312,7 +312,7 @@ def test_a_request_that_queues_for_long_is_answered(site: Site) -> None:
 @pytest.mark.parametrize(
     "head", [get("/0")[:-2], post("/0", MAX_REQUEST_BYTES)], ids=["head", "body"]
 )
-def test_what_comes_after_a_freeze_behind_its_deadline_is_read_or_cut(
+def test_a_request_beyond_its_deadline_after_a_freeze_is_read_or_cut(
     site: Site, head: bytes
 ) -> None:
     def call_later(seconds: float, *call: Any) -> Any:
@@ -329,6 +329,6 @@ def test_what_comes_after_a_freeze_behind_its_deadline_is_read_or_cut(
     assert site.transport.disconnected
 
 
-def test_a_wrong_host_gets_the_phrase_of_its_status(site: Site) -> None:
+def test_a_wrong_host_gets_status_421_with_its_phrase(site: Site) -> None:
     site.send(get("/wrong-host"))
     assert site.transport.value().startswith(b"HTTP/1.1 421 Misdirected Request\r\n")

@@ -27,7 +27,7 @@ def answer(error: Exception | None) -> Any:
     return frame
 
 
-def test_stored() -> None:
+def test_a_stored_cursor_is_acknowledged() -> None:
     assert answer(None) == client.Acked(1, 7)
 
 
@@ -35,7 +35,7 @@ def test_stored() -> None:
     ("error", "word"),
     [(KeyError("billing"), "not-found"), (OSError("database or disk is full"), "log-full")],
 )
-def test_not_stored(error: Exception, word: str) -> None:
+def test_a_cursor_that_cannot_be_stored_is_refused(error: Exception, word: str) -> None:
     failed = answer(error)
     assert (type(failed), failed.id, failed.next) == (client.AckFailed, 1, 7)
     assert failed.error == word

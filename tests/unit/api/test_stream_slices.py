@@ -74,7 +74,7 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
 
 
-def test_frames_that_cost_much_are_worked_on_slice_by_slice(bench: Bench) -> None:
+def test_costly_frames_are_processed_in_slices(bench: Bench) -> None:
     done: list[int] = []
 
     def credit(frame: client.Credit) -> None:
@@ -93,7 +93,7 @@ def test_frames_that_cost_much_are_worked_on_slice_by_slice(bench: Bench) -> Non
     assert not bench.session.busy
 
 
-def test_publishes_are_handed_on_slice_by_slice_in_order(bench: Bench) -> None:
+def test_publishes_are_appended_in_slices_in_order(bench: Bench) -> None:
     bench.node.log.on_commit.append(bench.slow(SLICE_SECONDS / 2))
     bench.say(*(client.Publish(n + 1, f"c.{n}", 1, ONE) for n in range(10)))
     assert bench.session.busy
@@ -107,7 +107,7 @@ def test_publishes_are_handed_on_slice_by_slice_in_order(bench: Bench) -> None:
     assert slices >= 3
 
 
-def test_what_comes_behind_publishes_waits_until_they_are_handed_on(bench: Bench) -> None:
+def test_frames_behind_publishes_wait_until_those_are_appended(bench: Bench) -> None:
     bench.node.log.on_commit.append(bench.slow(SLICE_SECONDS))
     bench.say(
         client.Publish(1, "a", 1, ONE),
@@ -121,7 +121,7 @@ def test_what_comes_behind_publishes_waits_until_they_are_handed_on(bench: Bench
     assert [frame.next for frame in bench.heard(client.Subscribed)] == [bench.node.log.next]
 
 
-def test_nothing_more_is_taken_of_one_that_does_not_read(bench: Bench) -> None:
+def test_no_frames_are_accepted_from_a_client_that_does_not_read(bench: Bench) -> None:
     bench.socket.is_stuck = True
     bench.say(*(client.Ack(number, 1) for number in range(10)))
     assert len(bench.heard(client.AckFailed)) == 1
@@ -132,7 +132,7 @@ def test_nothing_more_is_taken_of_one_that_does_not_read(bench: Bench) -> None:
     assert not bench.session.busy
 
 
-def test_status_is_told_once_however_often_it_is_asked(bench: Bench) -> None:
+def test_repeated_watch_requests_get_one_status(bench: Bench) -> None:
     bench.say(*[client.Watch()] * 1000)
     bench.clock.advance(0)
     assert len(bench.heard(client.StatusChanged)) == 1
@@ -141,7 +141,7 @@ def test_status_is_told_once_however_often_it_is_asked(bench: Bench) -> None:
     assert len(bench.heard(client.StatusChanged)) == 2
 
 
-def test_changes_are_kept_together_for_one_that_does_not_read(bench: Bench) -> None:
+def test_link_changes_are_merged_for_a_client_that_does_not_read(bench: Bench) -> None:
     bench.node.links["other"] = link("other")
     bench.say(client.Watch())
     bench.clock.advance(0)
@@ -183,7 +183,7 @@ def test_too_many_records_in_a_publish_are_refused(bench: Bench) -> None:
     assert "at most 65536 records" in bench.heard(client.PublishFailed)[0].message
 
 
-def test_waits_are_counted_and_given_up_in_slices(bench: Bench) -> None:
+def test_waits_are_counted_and_cancelled_in_slices(bench: Bench) -> None:
     bench.say(*(client.Wait(number, "hub", "orders", 2**40, 60.0) for number in range(100)))
     assert bench.api.account.held == 100 * 4096
     bench.session.closed()

@@ -18,13 +18,13 @@ def test_an_id_out_of_range_is_refused(number: bytes) -> None:
 
 
 @pytest.mark.parametrize("number", [b"1e999", b"9" * 5000])
-def test_a_type_out_of_range_makes_it_a_value(number: bytes) -> None:
+def test_a_frame_with_an_invalid_type_is_published_as_a_value(number: bytes) -> None:
     payload = b'{"type":' + number + b',"data":1}'
     frame = parse(payload, binary=False)
     assert (frame.kind, frame.type, frame.body) == ("publish", "", payload)
 
 
-def test_all_headers_at_their_full_length_are_taken_and_a_long_type_keeps_its_id() -> None:
+def test_the_longest_headers_are_accepted_and_a_long_type_keeps_its_id() -> None:
     headers = {f"name-{number}-".ljust(64, "x"): "ä" * 255 for number in range(16)}
     given = {"type": "made", "data": 1, "id": 7, "headers": headers}
     frame = parse(json.dumps(given).encode(), binary=False)
@@ -33,7 +33,7 @@ def test_all_headers_at_their_full_length_are_taken_and_a_long_type_keeps_its_id
     assert (long.id, len(long.type)) == (7, 100_000)
 
 
-def test_large_values_in_the_place_of_words_are_refused_without_being_built() -> None:
+def test_large_values_instead_of_words_are_refused_without_decoding() -> None:
     brackets = b"[" + b"[]," * 100_000 + b"[]]"
     with pytest.raises(FrameRefused, match="headers: expected an object") as refused:
         parse(b'{"type":"made","data":1,"id":7,"headers":' + brackets + b"}", binary=False)
@@ -41,7 +41,7 @@ def test_large_values_in_the_place_of_words_are_refused_without_being_built() ->
 
 
 @pytest.mark.parametrize("offset", [90, 0])
-def test_a_frame_has_the_place_at_its_origin(offset: int) -> None:
+def test_a_frame_has_its_origin_offset(offset: int) -> None:
     records = encode_records([Record(b"1", "noted"), Record(b"2", "noted")])
     batch = Batch(offset, "orders", 2, records, 1.0, Origin("edge", "log", "e", 7))
     found = [json.loads(one.payload) for one in render_messages(batch, envelope=False)]
