@@ -143,7 +143,7 @@ def _is_table(kind: inspect.Type) -> bool:
 
 
 def _meaning(kind: inspect.Type) -> str:
-    """Return what the table of settings says of one."""
+    """Return the description of a setting."""
     assert isinstance(kind, inspect.Metadata), kind
     return str((kind.extra_json_schema or {})["description"])
 
@@ -230,7 +230,7 @@ PAGES = {
 
 
 def stale() -> list[str]:
-    """Return the pages that differ from what the code says."""
+    """Return the pages that differ from the code."""
     return [
         name
         for name, page in PAGES.items()

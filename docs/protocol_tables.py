@@ -2,7 +2,7 @@
 
     python -m docs.protocol_tables
 
-rewrites what stands between `<!-- NAME -->` and `<!-- end -->`; tests/unit/test_protocol_doc.py
+rewrites the text between `<!-- NAME -->` and `<!-- end -->`; tests/unit/test_protocol_doc.py
 fails while that would change anything.
 """
 
@@ -93,25 +93,25 @@ _ARGUMENT = re.compile(r"^\s{4}(\w+): (.*)$")
 
 def table(struct: type[msgspec.Struct]) -> str:
     """Return the table of one struct: place, field, type with bounds, default, meaning."""
-    told = inspect.type_info(struct)
-    assert isinstance(told, inspect.StructType)
+    info = inspect.type_info(struct)
+    assert isinstance(info, inspect.StructType)
     meanings = _meanings(struct)
     lines = ["| place | field | type | default | meaning |", "|---|---|---|---|---|"]
-    if not told.array_like:
+    if not info.array_like:
         lines = ["| field | type | meaning |", "|---|---|---|"]
-        if told.tag_field is not None:
-            lines.append(f'| `{told.tag_field}` | string | `"{told.tag}"` |')
-    shift = 0 if told.tag is None else 1
-    if told.array_like and told.tag is not None:
-        lines.append(f'| 0 | tag | string | | `"{told.tag}"` |')
-    for place, field in enumerate(told.fields):
+        if info.tag_field is not None:
+            lines.append(f'| `{info.tag_field}` | string | `"{info.tag}"` |')
+    shift = 0 if info.tag is None else 1
+    if info.array_like and info.tag is not None:
+        lines.append(f'| 0 | tag | string | | `"{info.tag}"` |')
+    for place, field in enumerate(info.fields):
         meaning = meanings.get(field.name) or MEANINGS[f"{struct.__name__}.{field.name}"]
         meaning = re.sub(r"\bNone\b", "nil", meaning).replace("`Code.invitation`", "below")
         meaning = re.sub(
             r"`(join_proof|hub_proof|renewal_text)`( of all that)?", "see below", meaning
         )
         kind = kind_of(field.type)
-        if told.array_like:
+        if info.array_like:
             default = _default(field)
             lines.append(f"| {place + shift} | {field.name} | {kind} | {default} | {meaning} |")
         else:
@@ -174,7 +174,7 @@ def _default(field: inspect.Field) -> str:
 
 
 def _meanings(struct: type[msgspec.Struct]) -> dict[str, str]:
-    """Return what the struct's docstring says of each field."""
+    """Return the description of each field in the struct's docstring."""
     _, _, arguments = (struct.__doc__ or "").partition("Args:\n")
     meanings: dict[str, str] = {}
     last = None

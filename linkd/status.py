@@ -17,8 +17,8 @@ LinkState = Literal[
 class LogStatus(msgspec.Struct, frozen=True):
     """The log: oldest offset, next offset, bytes on disk and their bound.
 
-    `full` says why publishes are refused, or is null; `losses` has a sentence for each of the
-    newest damages, gaps and losses since the start; `stalled_seconds` says for how long the disk
+    `full` is the reason why publishes are refused, or null; `losses` has a sentence for each of the
+    newest damages, gaps and losses since the start; `stalled_seconds` counts while the disk
     has not finished a commit, and is null below 5.
     """
 
@@ -81,7 +81,7 @@ class LinkStatus(msgspec.Struct, frozen=True):
     `detail` are those of the outage, of the last one where the link is up; `attempt_reason` and
     `attempt_detail` those of the last failed attempt, null while it is up; `attempt_seconds` is the
     age of the attempt that is being made. While it is down, `down_since`, `down_seconds` and
-    `last_heard_seconds` (null if never) count from the last byte heard. `compressed` says
+    `last_heard_seconds` (null if never) count from the last byte heard. `compressed`:
     whether the two ends agreed to compress batches; null while it is not up. `clock_skew_seconds`:
     by how much the peer's wall clock is ahead of ours, at least: what the way of its hello explains
     is left out; null while it is not up, or where the peer does not report its clock. At
@@ -162,7 +162,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     `warnings` has a sentence for each thing that an operator must act on and that is not one
     link's, for as long as it lasts: `status --check` is WARNING meanwhile. `absent` has the peers
     whose `[[peer]]` is missing, `refused` the connections that were refused in the last
-    hour, newest first; `certificates` says when those in files end, and those of paired peers.
+    hour, newest first; `certificates` lists when those in files end, and those of paired peers.
     """
 
     node: str
@@ -181,7 +181,7 @@ class Event(msgspec.Struct, frozen=True):
     """One change of a link (`event` "link.<new state>") or of the node.
 
     `number` counts them, over restarts too; `owner` has the consumer that it is about. An attempt's
-    event stands for all `count` of one outage that had the same result, from `time` to `until`.
+    event represents all `count` of one outage that had the same result, from `time` to `until`.
     """
 
     number: int

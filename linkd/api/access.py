@@ -55,7 +55,7 @@ def offered(request: ApiRequest) -> list[str]:
 
 
 def _words(request: ApiRequest, name: bytes, lower: bool = True) -> list[str]:
-    """Return the items of a list in a header, which may stand in several lines."""
+    """Return the items of a list in a header, which may occur several times."""
     values = request.requestHeaders.getRawHeaders(name) or []
     text = b",".join(values).decode("latin-1")
     return [one.strip() for one in (text.lower() if lower else text).split(",")]

@@ -29,7 +29,7 @@ class Call:
     Args:
         request: The request, complete.
         caller: The caller.
-        path: The values that stand in the path, by name.
+        path: The values of the path parameters, by name.
         names: The valid query parameters; see `query_of`.
     """
 

@@ -19,7 +19,7 @@ from linkd.errors import (
 )
 
 ERRORS: dict[str, tuple[int, str]] = {
-    "malformed": (400, "The request is malformed; `message` says what was expected."),
+    "malformed": (400, "The request is malformed; see `message`."),
     "unauthorized": (
         401,
         "No key, or none that is known; a token that is used, expired or forged.",
@@ -32,10 +32,10 @@ ERRORS: dict[str, tuple[int, str]] = {
     "not-sent": (409, "The peer does not get this channel."),
     "in-use": (409, "The name is in use, or its owner may have no further one."),
     "diverged": (409, "The call does not fit the state of the link."),
-    "pairing-refused": (409, "This node can't be paired with like that; `message` says why."),
+    "pairing-refused": (409, "This node can't be paired with like that; see `message`."),
     "sequence-unproven": (
         409,
-        "The producer's number lies so far back that nothing proves whether it is stored.",
+        "The producer's number is so old that nothing proves whether it is stored.",
     ),
     "gap": (410, "The record is no longer in the log."),
     "body-too-large": (
@@ -45,7 +45,7 @@ ERRORS: dict[str, tuple[int, str]] = {
     ),
     "unsupported-type": (
         415,
-        "The body is not what its Content-Type says, or the type is unknown.",
+        "The body does not match its Content-Type, or the type is unknown.",
     ),
     "misdirected": (421, "The Host is not one of this node's; see `api.hosts`."),
     "too-many": (

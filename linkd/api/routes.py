@@ -60,7 +60,7 @@ class Route(msgspec.Struct, frozen=True):
     """One call.
 
     Args:
-        call: Its method and path, such as `GET /v1/status`; `{name}` stands for one segment.
+        call: Its method and path, such as `GET /v1/status`; `{name}` matches one segment.
         description: Its purpose, one sentence.
         responses: The meaning of each status, beside those of any call.
         run: Its handler; None for files and WebSockets.

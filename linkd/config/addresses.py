@@ -1,4 +1,4 @@
-"""Addresses and URLs as they stand in the configuration."""
+"""Addresses and URLs of the configuration."""
 
 from __future__ import annotations
 

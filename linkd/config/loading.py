@@ -213,7 +213,7 @@ def _absolute(value: Any, base: Path, key: str = "") -> Any:
 
 
 def _places(name: str, base: Path) -> Iterator[str]:
-    """Yield where a file with a relative name may lie; source: systemd.exec(5), LoadCredential=.
+    """Yield the possible places of a relative file name; source: systemd.exec(5), LoadCredential=.
 
     The unit loads the directory /etc/linkd/credentials as `secret`: systemd calls each file in it
     `secret_NAME`. Outside the service the same name finds the same file.

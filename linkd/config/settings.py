@@ -1,7 +1,7 @@
 """The table of all settings: every key of linkd.toml with its type, default, bounds and meaning.
 
 Defaults, checks, docs/configuration.md and what a reload may change all come from here. A key in
-TOML is the attribute's name, but for the tables that may stand several times: `[[peer]]` is
+TOML is the attribute's name, but for the tables that may occur several times: `[[peer]]` is
 `peers`, `[[channel]]` `channels`, `[[api.key]]` `api.keys`. Seconds are floats, sizes end in
 `_bytes`.
 """
