@@ -48,7 +48,7 @@ class Bench:
         self.api = ApiServer(self.node, config, self.clock)  # type: ignore[arg-type]
         self.socket = Socket()
         self.session = StreamSession(self.api, ANYONE, self.socket)
-        self.say(client.Open(1, "", "test"))
+        self.say(client.Open(client.VERSION, "", "test"))
 
     def say(self, *frames: client.FromClient) -> None:
         """Say something, as one message that came alone."""
