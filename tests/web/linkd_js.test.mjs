@@ -550,6 +550,25 @@ test("a publish that nobody answers ends at its timeout", async () => {
   await assert.rejects(node.publish("orders", 1, { timeout: 0.05 }), { code: "timeout" });
 });
 
+test("an asynchronous onError that fails is not called for its own failure", async (t) => {
+  t.mock.method(console, "error", () => {});
+  let calls = 0;
+  class Failing extends Linkd {
+    onError() {
+      calls += 1;
+      return Promise.reject(new Error("my label is gone"));
+    }
+  }
+  await stub.stop();
+  const node = client({}, Failing);
+  node.addEventListener("error", () => Promise.reject(new Error("this one too")));
+  await until(() => calls > 0);
+  await stub.start();
+  await up(node);
+  await node.publish("orders", 1);
+  assert.ok(calls < 100, `${calls} calls`);
+});
+
 test("status is an observable: the present value first, then each change", async () => {
   const seen = [];
   const node = client();

@@ -18,6 +18,7 @@ export type Message = {
     data: any;
     offset: number;
     origin: string | null;
+    origin_offset?: number;
     headers: Record<string, string>;
     time?: string;
     id?: string | null;

@@ -15,10 +15,10 @@
  */
 
 /**
- * One message as it arrives. `offset` is 0 where the channel is volatile. `data` is what its JSON says, a string
+ * One message as it arrives. `offset` is 0 where the channel is volatile, `origin_offset` its place in the log of `origin`. `data` is what its JSON says, a string
  * where it was published as text, a Uint8Array where it is neither. `headers` are the short strings that were
  * published with it. Where the node can't read the record, `unreadable` is true and `data` is its whole encoding.
- * @typedef {{channel: string, type: string | null, data: any, offset: number, origin: string | null,
+ * @typedef {{channel: string, type: string | null, data: any, offset: number, origin: string | null, origin_offset?: number,
  *   headers: Record<string, string>, time?: string, id?: string | null, unreadable?: boolean}} Message
  */
 /** @typedef {"stopped" | "connecting" | "up" | "waiting" | "rejected"} State */
@@ -310,7 +310,6 @@ export class Linkd extends EventTarget {
     /** Over so many seconds all pages of the node are to come back, when it goes away. */
     this._spread = 0;
     this._serial = 0;
-    this._reporting = false;
     this._wrapped = new WeakMap();
     this._around = this._surroundings();
   }
@@ -1069,7 +1068,7 @@ export class Linkd extends EventTarget {
 
   /** @param {LinkdError} error */
   _error(error) {
-    this._guarded(() => this.onError(error));
+    this._guarded(() => this.onError(error), false);
     this._fire("error", error);
   }
 
@@ -1085,29 +1084,29 @@ export class Linkd extends EventTarget {
     const known = this._wrapped.get(listener);
     if (known) return known;
     const wrapped = (/** @type {any} */ event) =>
-      this._guarded(() => (typeof listener === "function" ? listener.call(this, event) : listener.handleEvent(event)));
+      this._guarded(() => (typeof listener === "function" ? listener.call(this, event) : listener.handleEvent(event)), event.type !== "error");
     this._wrapped.set(listener, wrapped);
     return wrapped;
   }
 
-  /** Call; report what goes wrong, also later where it returns a promise. @param {() => any} call */
-  _guarded(call) {
+  /**
+   * Call; log what goes wrong, also later where it returns a promise, and report it, unless reports are what fails: a
+   * rejected `onError` that is called again for that would go round for ever.
+   * @param {() => any} call
+   * @param {boolean} [reports]
+   */
+  _guarded(call, reports = true) {
+    const failed = (/** @type {any} */ error) => {
+      if (typeof globalThis.reportError === "function") reportError(error);
+      else console.error(error);
+      if (reports) this._error(new LinkdError("application", `a function of the application failed: ${error}`));
+    };
     try {
       const result = call();
-      if (typeof result?.then === "function") result.then(undefined, (/** @type {any} */ error) => this._report(error));
+      if (typeof result?.then === "function") result.then(undefined, failed);
     } catch (error) {
-      this._report(error);
+      failed(error);
     }
-  }
-
-  /** @param {any} error */
-  _report(error) {
-    if (typeof globalThis.reportError === "function") reportError(error);
-    else console.error(error);
-    if (this._reporting) return; // it was the report that failed
-    this._reporting = true;
-    this._error(new LinkdError("application", `a function of the application failed: ${error}`));
-    this._reporting = false;
   }
 
   _id() {

@@ -101,7 +101,7 @@ const HOOKS = {
   onError: (way) => [class extends Linkd { onError() { return way(); } }, {}],
   "the call of a subscription": (way) => [Linkd, {}, (node) => node.subscribe("h", way)],
   "a call by type": (way) => [Linkd, {}, (node) => node.on("mine", way)],
-  ...Object.fromEntries(["connecting", "up", "waiting"].map((state) => [
+  ...Object.fromEntries(["connecting", "rejected", "up", "waiting"].map((state) => [
     `an observer of the status at ${state}`, (way) => [Linkd, {}, (node) => node.status.subscribe((it) => (it.state === state ? way() : null))],
   ])),
   "an observer of the links": (way) => [Linkd, { status: true }, (node) => node.links.subscribe(once(() => {}, way))],
@@ -113,16 +113,27 @@ const HOOKS = {
   encode: (way) => [Linkd, { encode: once(way, JSON.stringify) }],
   decode: (way) => [Linkd, { decode: once(way, JSON.parse) }],
 };
+/** A WebSocket whose first connection the node refuses: the client is `rejected` once. */
+function refusedOnce() {
+  let first = true;
+  return function Socket(url, protocols) {
+    if (!first) return new WebSocket(url, protocols);
+    first = false;
+    return { set onclose(call) { setTimeout(() => call({ code: 4401, reason: "the key is not known" }), 1); }, close() {} };
+  };
+}
 const failed = [];
 let hooks = 0;
 for (const [hook, make] of Object.entries(HOOKS)) {
   for (const [way, fail] of Object.entries(WAYS)) {
     hooks += 1;
     const [Class, options, prepare] = make(fail);
-    const mine = new Class({ url, WebSocket, minDelay: 0.01, maxDelay: 0.05, connectTimeout: 0.5, ...options });
+    const mine = new Class({ url, WebSocket: refusedOnce(), minDelay: 0.01, maxDelay: 0.05, connectTimeout: 0.5, ...options });
     const got = [];
     const reported = [];
     mine.addEventListener("error", ({ detail }) => reported.push(detail.code));
+    const states = new Set();
+    mine.status.subscribe(({ state }) => states.add(state));
     try {
       prepare?.(mine);
     } catch (error) {
@@ -137,6 +148,7 @@ for (const [hook, make] of Object.entries(HOOKS)) {
       if (round === 1) mine._socket?.terminate();
     }
     await until(() => got.includes(2), 5).catch(() => failed.push(`${hook} ${way}: not received, got ${got}`));
+    if (states.size !== 5) failed.push(`${hook} ${way}: only ${[...states]}`);
     // `onError` itself and a listener of "error" are called only where something failed.
     const tells = way !== "never ends" && !["onError", "a listener of error", "token", "random", "encode", "decode"].includes(hook);
     if (tells && !reported.includes("application")) failed.push(`${hook} ${way}: not reported, but ${reported}`);
