@@ -89,13 +89,18 @@ def encoded(encode: Encode, value: Any) -> tuple[bytes, str]:
         TypeError: `encode` returned anything else.
         BadRecord: `encode_value` has no encoding for the value.
     """
-    body, content_type = encode(value)
-    if isinstance(body, bytearray | memoryview):
-        body = bytes(body)
-    if not isinstance(body, bytes) or not isinstance(content_type, str):
+    pair = encode(value)
+    try:
+        body, content_type = pair
+    except (TypeError, ValueError):
+        given = type(pair).__name__
+    else:
+        if isinstance(body, bytearray | memoryview):
+            body = bytes(body)
+        if isinstance(body, bytes) and isinstance(content_type, str):
+            return body, content_type
         given = f"{type(body).__name__} and {type(content_type).__name__}"
-        raise TypeError(f"expected encode to return bytes and str, got {given}")
-    return body, content_type
+    raise TypeError(f"expected encode to return bytes and str, got {given}")
 
 
 def batches(

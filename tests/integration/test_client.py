@@ -384,13 +384,13 @@ def misbehave(kind: str) -> Any:
         raise RuntimeError("my label is gone")
     if kind == "is cancelled":
         raise asyncio.CancelledError
-    return asyncio.sleep(3600)
+    return asyncio.get_running_loop().create_future()
 
 
 @pytest.mark.parametrize("kind", ["raises", "is cancelled", "hangs"])
 @pytest.mark.parametrize("hook", HOOKS)
 def test_a_mistake_in_a_hook_costs_that_call_only(tmp_path: Path, hook: str, kind: str) -> None:
-    """Over connecting, up and waiting: publishes settle, and the mistake is reported."""
+    """In every state: later publishes settle, and the mistake is reported."""
 
     async def check() -> None:
         errors: list[Exception] = []
@@ -407,7 +407,10 @@ def test_a_mistake_in_a_hook_costs_that_call_only(tmp_path: Path, hook: str, kin
         elif hook not in ("observer", "on"):
             options |= {hook: wrong, "connect_timeout": 0.2}
         async with daemon(tmp_path) as fake:
+            fake.refusals = 1
             node = linkd.client.connect(fake.path, **options)
+            states: list[str] = []
+            node.status.subscribe(lambda status: states.append(status.state))
             if hook == "observer":
                 node.status._observers.append(wrong)  # it fails in each state, not at once
             async with node:
@@ -426,6 +429,61 @@ def test_a_mistake_in_a_hook_costs_that_call_only(tmp_path: Path, hook: str, kin
                 assert (await anext(records)).offset in (1, 2)
                 assert called
                 assert is_reported(hook, kind, errors)
+            assert set(states) == {"stopped", "connecting", "rejected", "up", "waiting"}
+
+    run(check())
+
+
+@pytest.mark.parametrize("kind", ["raises", "is cancelled", "hangs"])
+@pytest.mark.parametrize("state", ["up", "rejected", "full"])
+def test_a_mistake_in_encode_is_an_error_of_that_call(
+    tmp_path: Path, state: str, kind: str
+) -> None:
+    """Encoding is synchronous: a coroutine that would hang is a TypeError."""
+
+    async def check() -> None:
+        def encode(value: Any) -> Any:
+            return misbehave(kind) if value == "wrong" else (value.encode(), "text/plain")
+
+        options: dict[str, Any] = {"encode": encode, "min_delay": 0.01, "max_delay": 0.01}
+        async with daemon(tmp_path) as fake:
+            fake.refusals = 0 if state == "up" else 1
+            fake.deaf = state == "full"
+            async with linkd.client.connect(fake.path, max_in_flight_bytes=1, **options) as node:
+                before = asyncio.ensure_future(node.publish_many("a", ["before"]))
+                await _until(lambda: bool(fake.batches) or state == "rejected")
+                calls = [node.publish("a", value) for value in ("wrong", "after")]
+                many = node.publish_many("b", ["right", "wrong"])
+                later = asyncio.gather(*calls, many, return_exceptions=True)
+                await asyncio.sleep(0.01)
+                fake.deaf = False
+                if state == "full":
+                    await fake.stop()
+                    await fake.start()
+                outcomes = await later
+                assert (await before).count == 1
+                raised = {"raises": RuntimeError, "is cancelled": asyncio.CancelledError}
+                assert isinstance(outcomes[0], raised.get(kind, TypeError))
+                assert isinstance(outcomes[1], int)
+                assert isinstance(outcomes[2], raised.get(kind, TypeError))
+                assert fake.bodies("a") == [b"before", b"after"]
+
+    run(check())
+
+
+@pytest.mark.parametrize("kind", ["raises", "is cancelled"])
+def test_a_mistake_in_decode_is_an_error_of_that_record(tmp_path: Path, kind: str) -> None:
+    async def check() -> None:
+        def decode(body: bytes, _: str) -> Any:
+            return misbehave(kind) if body == b"wrong" else body
+
+        async with daemon(tmp_path) as fake, linkd.client.connect(fake.path, decode=decode) as node:
+            records = node.subscribe("a")
+            await node.publish_many("a", ["wrong", "right"])
+            with pytest.raises(RuntimeError if kind == "raises" else asyncio.CancelledError):
+                _ = (await anext(records)).data
+            assert (await anext(records)).data == b"right"
+            assert await node.publish("a", "after") == 3
 
     run(check())
 

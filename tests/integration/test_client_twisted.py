@@ -94,15 +94,17 @@ from twisted.internet import task
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 import linkd.client.twisted
 
-HOOKS = ["key", "on_open", "on_message", "on_close", "on_error", "observer", "on"]
+HOOKS = ["key", "on_open", "on_message", "on_close", "on_error", "observer", "on", "encode"]
 
 async def attempt(reactor, hook, kind):
     errors, called = [], []
 
-    def wrong(*_):
+    def wrong(*given):
         called.append(hook)
         if hook == "key" and len(called) > 1:
             return "a key"
+        if hook == "encode" and len(called) > 1:
+            return given[0].encode(), "text/plain"
         if kind == "raises":
             raise RuntimeError("my label is gone")
         if kind == "is cancelled":
@@ -114,15 +116,21 @@ async def attempt(reactor, hook, kind):
     if hook not in ("on", "observer"):
         options[hook] = wrong
     node = linkd.client.twisted.connect(reactor, sys.argv[1], **options)
+    states = []
+    node.status.subscribe(lambda status: states.append(status.state))
     if hook == "observer":
         node.status._observers.append(wrong)
     async with node:
         if hook == "on":
             node.on("*", wrong, channel="a")
         records = node.subscribe("a")
-        states = []
-        node.status.subscribe(lambda status: states.append(status.state))
+        if hook == "encode":
+            try:
+                await node.publish("a", "0")
+            except (RuntimeError, CancelledError, TypeError) as error:
+                errors.append(error)
         await node.publish("a", "1")
+        assert "rejected" in states
         states.clear()
         node._calls.upkeep._wire.abort()
         while "waiting" not in states or node.status.value.state != "up":
@@ -132,6 +140,8 @@ async def attempt(reactor, hook, kind):
     if hook != "on_error":
         assert called, (hook, kind)
         told = {"raises": "label", "is cancelled": "cancelled"}.get(kind)
+        if hook == "encode":
+            told = {"raises": "label", "is cancelled": ""}.get(kind, "expected encode")
         if hook == "key" and kind == "hangs":
             told = "no answer"
         if told is not None:
@@ -140,6 +150,9 @@ async def attempt(reactor, hook, kind):
 async def main(reactor):
     for hook in HOOKS:
         for kind in ("raises", "is cancelled", "hangs"):
+            sys.stdout.write("next\\n")
+            sys.stdout.flush()
+            sys.stdin.readline()  # the daemon refuses the next connection
             trying = ensureDeferred(attempt(reactor, hook, kind))
             await trying.addTimeout(8, reactor, lambda *_: sys.exit(f"{hook} {kind}: it hangs"))
     print("fine")
@@ -149,7 +162,7 @@ task.react(lambda reactor: ensureDeferred(main(reactor)))
 
 
 def test_a_mistake_in_a_hook_costs_that_call_only(tmp_path: Path) -> None:
-    """Each hook raises, is cancelled and hangs, at connecting, up and waiting."""
+    """Each hook raises, is cancelled and hangs, in every state."""
 
     async def check() -> None:
         fake = StreamDaemon(tmp_path / "d.sock")
@@ -159,12 +172,18 @@ def test_a_mistake_in_a_hook_costs_that_call_only(tmp_path: Path) -> None:
             "-c",
             _HOOKS,
             str(fake.path),
+            stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
         try:
             async with asyncio.timeout(60):
-                said, errors = await program.communicate()
+                assert program.stdin is not None
+                assert program.stdout is not None
+                while (said := await program.stdout.readline()) == b"next\n":
+                    fake.refusals = 1
+                    program.stdin.write(b"go\n")
+                _, errors = await program.communicate()
         finally:
             if program.returncode is None:
                 program.kill()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from http import HTTPStatus
 from pathlib import Path
 
 from websockets.asyncio.server import Server, ServerConnection, unix_serve
 from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
 
 from linkd.protocol import client
 from linkd.protocol.channels import Patterns
@@ -31,6 +33,7 @@ class StreamDaemon:
         consumers: Name: its cursor.
         deaf: Publishes are stored, but not answered.
         die_after: The connection is cut, unanswered, once so many more publishes are stored.
+        refusals: So many further connections are refused with 403.
         subscribed: How many Subscribe frames came, by patterns.
     """
 
@@ -45,6 +48,7 @@ class StreamDaemon:
         self.die_after: int | None = None
         self.subscribed: Counter[tuple[str, ...]] = Counter()
         self.opened = 0
+        self.refusals = 0
         self._server: Server | None = None
         self._connections: dict[ServerConnection, dict[int, tuple[Patterns, int, str, int]]] = {}
 
@@ -52,8 +56,14 @@ class StreamDaemon:
         """Listen."""
         self._server = await unix_serve(
             self._serve, str(self.path), subprotocols=[client.SUBPROTOCOL],  # type: ignore[list-item]
-            compression=None, max_size=client.MAX_MESSAGE_BYTES,
+            compression=None, max_size=client.MAX_MESSAGE_BYTES, process_request=self._refuse,
         )  # fmt: skip
+
+    def _refuse(self, connection: ServerConnection, _: Request) -> Response | None:
+        if not self.refusals:
+            return None
+        self.refusals -= 1
+        return connection.respond(HTTPStatus.FORBIDDEN, "not you\n")
 
     async def stop(self) -> None:
         """End at once, as by kill -9: no goodbye."""
