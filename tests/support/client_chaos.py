@@ -95,6 +95,8 @@ class Chaos:
         done: How often each fault was, and how the calls ended.
     """
 
+    full_seconds = 0.5
+
     def __init__(self, on: Any, seed: int) -> None:
         self.on = on
         self.random = Random(seed)
@@ -236,7 +238,7 @@ class Chaos:
             if kind == "full":
                 self._configure(FULL)
                 await thread(daemon.start)
-                await self.on.sleep(0.5)
+                await self.on.sleep(self.full_seconds)
                 await thread(daemon.stop)
                 self._configure()
             await thread(daemon.start)
@@ -347,6 +349,8 @@ STORED = re.compile(r"([\d,]+) messages?(?: stored)?(?:, of ([\d,]+) more it is 
 class CommandChaos(Chaos):
     """The same with `linkd publish --lines` and `linkd subscribe` as pipes."""
 
+    full_seconds = 4.0  # a command takes longer to start than a client
+
     async def _command(self, *words: str) -> asyncio.subprocess.Process:
         pipe = asyncio.subprocess.PIPE
         words = ("-m", "linkd", *words, "--socket", str(self.daemon.socket))
@@ -371,9 +375,9 @@ class CommandChaos(Chaos):
         process = await self._command("publish", name, "--lines")
         assert process.stdin is not None
         tags: list[str] = []
-        is_cancelled = self.random.random() < 0.3
+        is_cancelled = self.random.random() < 0.4
         # a pipe holds 64 KiB and its writer as many: behind them it runs, and can be interrupted
-        last = number + (40_000 if is_cancelled else self.random.randrange(1000, 20_000))
+        last = number + (20_000 if is_cancelled else self.random.randrange(1000, 20_000))
         with suppress(ConnectionError):
             while number < last and not self.paused:
                 piece = [f"{name}-{each}" for each in range(number, number + 500)]
