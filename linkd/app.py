@@ -33,7 +33,7 @@ from linkd.net.connection import Post
 from linkd.net.dialer import DialerContext, LinkDialer
 from linkd.net.linux import Descriptors, NetworkMonitor
 from linkd.net.listener import Listener
-from linkd.net.timers import ClockWatch, turn_end
+from linkd.net.timers import ClockWatch, at_iteration_end
 from linkd.net.tls import ServerTls
 from linkd.node import Node, Stores
 from linkd.node.history import LogMonitor
@@ -140,11 +140,9 @@ class Application:
         reactor.suggestThreadPoolSize(_LOOKUP_THREADS)
         state = Path(config.node.state_dir)
         post, began = reactor.callFromThread, reactor.seconds()
-        prompt = getattr(reactor, "in_turn", None)
         edges = Environment(
             wall=wall,
-            at_turn_end=turn_end(reactor),
-            in_turn=prompt,
+            call_at_iteration_end=at_iteration_end(reactor),
             boot=boot_word(Path(config.api.socket).parent),
         )
         log = open_log(config.log, state, config.node.name, post, edges)

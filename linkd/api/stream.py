@@ -20,7 +20,7 @@ from linkd.api.sinks import ApiSink
 from linkd.api.stream_publisher import StreamPublisher, check_wait
 from linkd.api.websocket import NORMAL, REFUSED
 from linkd.errors import LinkdError, RemoteProtocolError
-from linkd.net.timers import turn_end
+from linkd.net.timers import at_iteration_end
 from linkd.protocol import client
 from linkd.protocol.records import Batch
 from linkd.status import LinkStatus
@@ -71,7 +71,7 @@ class StreamSession(ClientSession):
         self._urgent: list[bytes] = []
         self._out_bytes = 0
         self._flush_due = False
-        self._at_turn_end = turn_end(api.reactor)
+        self._call_at_iteration_end = at_iteration_end(api.reactor)
         self._positions_due: Any = None
         self._all_links_due = False  # the status of all links is to be sent soon
         self._calls: dict[type, Callable[[Any], None]] = {
@@ -182,7 +182,7 @@ class StreamSession(ClientSession):
             self.flush()
         elif not self._flush_due:
             self._flush_due = True
-            self._at_turn_end(self._flush_now)
+            self._call_at_iteration_end(self._flush_now)
 
     def send_since_2(self, frame: client.AckFailed | client.Position) -> None:
         """Send a frame to a client that knows it: to others it would end the connection."""

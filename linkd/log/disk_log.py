@@ -310,7 +310,7 @@ class DiskLog(Log):
         most = min(settings.max_bytes, self._free_bytes + self._shelf.size)
         self._segment_bytes = min(settings.segment_bytes, max(1 << 20, most // 16))
         self._era = 0
-        self._at_turn_end, self._due = edges.at_turn_end, False
+        self._call_at_iteration_end, self._due = edges.call_at_iteration_end, False
         self._under_way_bytes = 0
         self._retention = Retention(settings, self._segment_bytes, self._clock.ago)
         self._stuck = self._rolls = self._tight = False
@@ -318,7 +318,6 @@ class DiskLog(Log):
         self._blocked, self._looked = "", self._monotonic()
         self._deleted_at = -math.inf  # by time.monotonic
         self._writer = Writer(self._files, folder, self._seed, post, self._report)
-        self._writer.in_turn = edges.in_turn or post
         self._reader = Reader(self._seed, post)
         self._succession = SegmentRoller(
             folder, self._files, self._shelf, self._reader, found.identity, found.held
@@ -362,11 +361,11 @@ class DiskLog(Log):
         if self.size_bytes >= self.max_bytes and self._settings.when_full == "reject":
             self._stuck = True
             return
-        if self._at_turn_end is None or self._waiting_bytes >= EAGER_BYTES:
+        if self._call_at_iteration_end is None or self._waiting_bytes >= EAGER_BYTES:
             self._send()
         elif not self._due:
             self._due = True
-            self._at_turn_end(self._turned)
+            self._call_at_iteration_end(self._turned)
 
     def _turned(self) -> None:
         """All that came in one turn waits: one commit takes it."""

@@ -180,19 +180,15 @@ class Environment(msgspec.Struct, frozen=True):
         wall: Unix seconds.
         synchronised: Whether the wall clock is.
         boot: A word that is the same until the next boot; empty where there is none.
-        at_turn_end: Makes a call once all that came together has been worked on, in the reactor's
-            thread; None where nobody knows when that is.
-        in_turn: Brings what a small commit has led to into the reactor's thread like the log's
-            `post`, or makes the call at once in the thread that writes, as long as the reactor
-            waits; None: as `post`.
+        call_at_iteration_end: Makes a call at the end of the reactor's iteration, in its thread;
+            None where the end is not known.
     """
 
     files: Files = msgspec.field(default_factory=RealFiles)
     rng: Random = msgspec.field(default_factory=SystemRandom)
     monotonic: Callable[[], float] = clock.boottime
     wall: Callable[[], float] = clock.wall
-    at_turn_end: Callable[[Callable[[], None]], object] | None = None
-    in_turn: Callable[[Callable[[], None]], None] | None = None
+    call_at_iteration_end: Callable[[Callable[[], None]], object] | None = None
     synchronised: Callable[[], bool] = clock.is_synchronised
     boot: str = ""
 

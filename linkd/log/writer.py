@@ -137,7 +137,6 @@ class Writer:
 
     Attributes:
         queue: Jobs that wait, in order.
-        in_turn: As `post`, for what is small: may make the call in this thread.
     """
 
     tick = 1.0
@@ -153,7 +152,7 @@ class Writer:
         self._files = files
         self._folder = folder
         self._seed = seed
-        self._post = self.in_turn = post
+        self._post = post
         self._report = report
         self.queue: SimpleQueue[WriteJob | None] = SimpleQueue()
         self._fd = -1
@@ -238,10 +237,8 @@ class Writer:
             usable = not self._gone and self._put_back()
             self._post(self._reporting(Failed(error, usable, self._gone)))
             return 0
-        # What much has led to is the reactor's work, while the next commit is on its way here.
-        post = self.in_turn if written <= SMALL_BYTES else self._post
         written_jobs = Written(jobs, self._free, self._measured_at, time.monotonic() - began)
-        post(self._reporting(written_jobs))
+        self._post(self._reporting(written_jobs))
         self._uncache()
         self._measure_sometimes(written)
         self._fill(written)

@@ -156,14 +156,14 @@ class FairShare:
     Only callers with a queued job have a queue, so the memory is bounded by the connections.
 
     Args:
-        clock: The reactor. Where it has no `at_turn_end`, iterations are not seen, and only
-            what queues is bounded.
+        clock: The reactor. Where it has no `call_at_iteration_end`, iterations are not seen, and
+            only what queues is bounded.
     """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._at_turn_end: Callable[[Callable[[], None]], object] | None = getattr(
-            clock, "at_turn_end", None
+        self._call_at_iteration_end: Callable[[Callable[[], None]], object] | None = getattr(
+            clock, "call_at_iteration_end", None
         )
         self._queues: OrderedDict[str, deque[Callable[[], None]]] = OrderedDict()
         self._until: float | None = None  # when this iteration's share ends; None: it is whole
@@ -179,7 +179,7 @@ class FairShare:
             return 0.0
         now = self._clock.seconds()
         if self._until is None:
-            if self._at_turn_end is None and not self._is_running:
+            if self._call_at_iteration_end is None and not self._is_running:
                 return SLICE_SECONDS
             self._begin(now)
         return max(0.0, min(SLICE_SECONDS, (self._until or now) - now))
@@ -209,8 +209,8 @@ class FairShare:
 
     def _begin(self, now: float) -> None:
         self._until = now + SHARE_SECONDS
-        if self._at_turn_end is not None:
-            self._at_turn_end(self._over)
+        if self._call_at_iteration_end is not None:
+            self._call_at_iteration_end(self._over)
 
     def _over(self) -> None:
         """Note the end of the iteration."""
@@ -242,7 +242,7 @@ class FairShare:
                     break
         finally:
             self._is_running = False
-            if self._at_turn_end is None:
+            if self._call_at_iteration_end is None:
                 self._over()
             if queues:
                 self._plan()

@@ -42,20 +42,20 @@ class ExactTimer:
         return self._clock.callLater(delay, call, *args)
 
 
-def turn_end(clock: Clock) -> Callable[[Callable[[], None]], object]:
+def at_iteration_end(clock: Clock) -> Callable[[Callable[[], None]], object]:
     """Return a function that schedules a call for the end of the reactor's iteration.
 
     On a clock without iterations the call is made as soon as possible. See `linkd.reactor`.
     """
-    return getattr(clock, "at_turn_end", None) or partial(clock.callLater, 0)
+    return getattr(clock, "call_at_iteration_end", None) or partial(clock.callLater, 0)
 
 
-def when_idle(clock: Clock) -> Callable[[Callable[[], None], float], object] | None:
+def call_when_idle(clock: Clock) -> Callable[[Callable[[], None], float], object] | None:
     """Return a function that defers a call until the reactor is idle, or None on other clocks.
 
     See `linkd.reactor`.
     """
-    return getattr(clock, "when_idle", None)
+    return getattr(clock, "call_when_idle", None)
 
 
 def cancel(call: Timer | None) -> None:

@@ -22,7 +22,7 @@ from linkd.log.base import Log
 from linkd.log.cursor_store import CursorStore
 from linkd.log.interface import Appended, OnDurable, Owned
 from linkd.net.dialer import LinkDialer
-from linkd.net.timers import when_idle
+from linkd.net.timers import call_when_idle
 from linkd.node.dispatcher import ChannelRules, Dispatcher, VolatileSequence, messages_of
 from linkd.node.held import Held
 from linkd.node.history import Chronicle, History, Strangers
@@ -159,7 +159,7 @@ class Node:
         self._rules = ChannelRules(config.channels)
         self._volatile = VolatileSequence(self.name, f"{rng.getrandbits(64):016x}")
         self.dispatcher = Dispatcher(
-            log, self.links.drivers, self.subscriptions, self.count, when_idle(clock)
+            log, self.links.drivers, self.subscriptions, self.count, call_when_idle(clock)
         )
         self._tick = LoopingCall(self._ticked)
         self._tick.clock = clock  # type: ignore[assignment]  # it needs no more than ours offers

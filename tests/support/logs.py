@@ -66,7 +66,7 @@ class SegmentBench:
         self.path = path
         self.turns = Turns()
         self.files: Any = settings.pop("files", None)
-        self.at_turn_end: Any = settings.pop("at_turn_end", None)
+        self.call_at_iteration_end: Any = settings.pop("call_at_iteration_end", None)
         self.now = [1000.0]
         self.wall = [1_800_000_000.0]
         self.synchronised = True
@@ -88,7 +88,7 @@ class SegmentBench:
                 Random(),
                 lambda: self.now[0],
                 lambda: self.wall[0],
-                self.at_turn_end,
+                self.call_at_iteration_end,
                 synchronised=lambda: self.synchronised,
                 boot=self.boot,
             ),

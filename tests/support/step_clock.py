@@ -14,7 +14,7 @@ class StepClock(Clock):
         super().__init__()
         self._at_end: list[Callable[[], None]] = []
 
-    def at_turn_end(self, call: Callable[[], None]) -> None:
+    def call_at_iteration_end(self, call: Callable[[], None]) -> None:
         """Have `call` made where the iteration ends."""
         self._at_end.append(call)
 

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import gc
 import socket
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred
-from twisted.internet.error import ConnectionDone
 from twisted.internet.protocol import ClientFactory, Protocol
 from twisted.logger import globalLogPublisher
-from twisted.python.failure import Failure
 
 from linkd.reactor import EagerWriteReactor
 
@@ -72,15 +67,6 @@ def said() -> Iterator[list[Any]]:
     globalLogPublisher.addObserver(note)
     yield found
     globalLogPublisher.removeObserver(note)
-
-
-@pytest.fixture
-def no_garbage() -> Iterator[None]:
-    """Sockets that earlier tests left close before the test, not within it."""
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
 
 
 def turn(reactor: Asked, seconds: float = 0.0) -> None:
@@ -336,7 +322,7 @@ def test_one_whose_loss_breaks_does_not_hold_up_the_others(reactor: Asked, said:
 
 def test_what_ending_a_turn_leads_to_is_not_waited_for(reactor: Asked) -> None:
     called: list[str] = []
-    reactor.at_turn_end(lambda: reactor.callLater(0, called.append, "later"))
+    reactor.call_at_iteration_end(lambda: reactor.callLater(0, called.append, "later"))
     began = reactor.seconds()
     turn(reactor, 30.0)
     reactor.runUntilCurrent()
@@ -351,8 +337,9 @@ def test_what_is_written_or_put_off_at_the_very_end_of_a_turn_is_not_waited_for(
     called: list[float] = []
     with near:
         began = reactor.seconds()
-        reactor.at_turn_end(lambda: end.transport.write(b"late"))
-        reactor.at_turn_end(lambda: reactor.at_turn_end(lambda: called.append(reactor.seconds())))
+        reactor.call_at_iteration_end(lambda: end.transport.write(b"late"))
+        at_end = reactor.call_at_iteration_end
+        at_end(lambda: at_end(lambda: called.append(reactor.seconds())))
         turn(reactor, 30.0)
         turn(reactor)
         assert heard(near) == b"late"
@@ -395,9 +382,9 @@ def test_calls_at_the_end_of_a_turn_come_once_in_order_and_behind_a_mistake(
     reactor: Asked, said: list[Any]
 ) -> None:
     called: list[int] = []
-    reactor.at_turn_end(lambda: called.append(1))
-    reactor.at_turn_end(lambda: called.append(1 // 0))
-    reactor.at_turn_end(lambda: called.append(3))
+    reactor.call_at_iteration_end(lambda: called.append(1))
+    reactor.call_at_iteration_end(lambda: called.append(1 // 0))
+    reactor.call_at_iteration_end(lambda: called.append(3))
     turn(reactor)
     turn(reactor)
     assert called == [1, 3]
@@ -410,7 +397,7 @@ def test_calls_at_the_end_of_a_turn_come_once_in_order_and_behind_a_mistake(
 def test_what_is_put_off_comes_at_once_where_nothing_else_is_to_be_done(reactor: Asked) -> None:
     called: list[float] = []
     began = reactor.seconds()
-    reactor.when_idle(lambda: called.append(reactor.seconds() - began), 60.0)
+    reactor.call_when_idle(lambda: called.append(reactor.seconds() - began), 60.0)
     turn(reactor, 0.3)
     assert called[0] < 0.25
     turn(reactor, 0.01)
@@ -423,7 +410,7 @@ def test_what_is_put_off_waits_while_there_is_more_to_do_but_not_for_ever(reacto
     turns = 0
     with near:
         began = reactor.seconds()
-        reactor.when_idle(lambda: called.append(reactor.seconds() - began), 0.2)
+        reactor.call_when_idle(lambda: called.append(reactor.seconds() - began), 0.2)
         while not called and reactor.seconds() < began + 10.0:
             near.send(b"more")
             turn(reactor)
@@ -435,7 +422,7 @@ def test_what_is_put_off_waits_while_there_is_more_to_do_but_not_for_ever(reacto
 
 def test_what_is_put_off_waits_for_timers_that_are_due(reactor: Asked) -> None:
     called: list[str] = []
-    reactor.when_idle(lambda: called.append("idle"), 60.0)
+    reactor.call_when_idle(lambda: called.append("idle"), 60.0)
     reactor.callLater(0.0, called.append, "due")
     reactor.doIteration(reactor.timeout())
     assert called == []
@@ -451,11 +438,11 @@ def test_what_was_put_off_leads_to_is_written_and_not_waited_for(reactor: Asked)
     def call() -> None:
         end.transport.write(b"word")
         reactor.callLater(0.0, called.append, "soon")
-        reactor.when_idle(lambda: called.append("again"), 60.0)
+        reactor.call_when_idle(lambda: called.append("again"), 60.0)
 
     with near:
         began = reactor.seconds()
-        reactor.when_idle(call, 60.0)
+        reactor.call_when_idle(call, 60.0)
         turn(reactor, 30.0)
         assert heard(near) == b"word"
         until(reactor, lambda: len(called) == 2)
@@ -467,278 +454,24 @@ def test_a_mistake_in_what_is_put_off_is_told_and_holds_up_no_other(
     reactor: Asked, said: list[Any]
 ) -> None:
     called: list[int] = []
-    reactor.when_idle(lambda: called.append(1 // 0), 60.0)
-    reactor.when_idle(lambda: called.append(2), 60.0)
+    reactor.call_when_idle(lambda: called.append(1 // 0), 60.0)
+    reactor.call_when_idle(lambda: called.append(2), 60.0)
     turn(reactor, 0.01)
     assert called == [2]
     assert said.pop().check(ZeroDivisionError)
 
 
-def test_what_a_turn_of_another_thread_puts_off_until_idle_wakes_the_loop(reactor: Asked) -> None:
-    called: list[int] = []
-    assert while_it_waits(reactor, lambda: reactor.when_idle(lambda: called.append(1), 60.0)) < 5.0
-    turn(reactor, 0.01)
-    assert called == [1]
-
-
-# turns of other threads
-
-
-def while_it_waits(reactor: Asked, call: Callable[[], None], seconds: float = 30.0) -> float:
-    """Hand in a call from another thread while the loop waits; return how long the loop waited."""
-
-    def hand_in() -> None:
-        deadline = time.monotonic() + 10.0
-        while reactor._turn.locked() and time.monotonic() < deadline:
-            time.sleep(0.001)
-        reactor.in_turn(call)
-
-    other = threading.Thread(target=hand_in)
-    began = reactor.seconds()
-    other.start()
-    turn(reactor, seconds)
-    waited = reactor.seconds() - began
-    other.join(10.0)
-    assert not other.is_alive()
-    return waited
-
-
-def test_while_the_loop_waits_another_thread_has_its_turn_and_does_not_wake_it(
-    reactor: Asked,
+@pytest.mark.parametrize(("wanted", "name"), [("", "EagerWriteReactor"), ("stock", "EPollReactor")])
+def test_a_daemon_can_have_it_since_nothing_it_loads_installs_another(
+    wanted: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    end, near = joined(reactor)
-    threads: list[str] = []
-
-    def call() -> None:
-        threads.append(threading.current_thread().name)
-        end.transport.write(b"one ")
-        reactor.at_turn_end(lambda: end.transport.write(b"two"))
-
-    with near:
-        waited = while_it_waits(reactor, call, 0.5)
-        assert threads != [threading.current_thread().name]
-        assert waited >= 0.45
-        assert heard(near) == b"one two"
-        assert (reactor.asked, reactor.getWriters()) == (0, [])
-
-
-def test_while_the_loop_works_a_call_of_another_thread_waits_for_its_turn(reactor: Asked) -> None:
-    called: list[str] = []
-    other = threading.Thread(target=lambda: reactor.in_turn(lambda: called.append("in turn")))
-    other.start()
-    other.join(10.0)
-    assert called == []
-    turn(reactor, 30.0)  # it does not wait for anything
-    turn(reactor)
-    assert called == ["in turn"]
-
-
-def test_calls_of_a_thread_stay_in_order_whichever_way_they_come(reactor: Asked) -> None:
-    called: list[str] = []
-
-    def hand_in() -> None:
-        reactor.threadCallQueue.append((called.append, ("first",), {}))
-        reactor.in_turn(lambda: called.append("second"))
-
-    reactor._turn.release()  # as if the loop were just about to wait
-    other = threading.Thread(target=hand_in)
-    other.start()
-    other.join(10.0)
-    reactor._turn.acquire()
-    assert called == []
-    turn(reactor)
-    assert called == ["first", "second"]
-
-
-@pytest.mark.parametrize("delay", [0.0, 0.2])
-def test_what_a_turn_of_another_thread_puts_off_comes_when_it_should(
-    reactor: Asked, delay: float
-) -> None:
-    called: list[float] = []
-    reactor.callLater(20.0, called.append, 0.0)
-
-    def call() -> None:
-        reactor.callLater(delay, lambda: called.append(reactor.seconds()))
-
-    began = reactor.seconds()
-    while_it_waits(reactor, call)
-    until(reactor, lambda: called)
-    assert delay <= called[0] - began < delay + 5.0
-
-
-def test_what_it_puts_off_for_later_than_the_loop_waits_wakes_nobody(reactor: Asked) -> None:
-    assert while_it_waits(reactor, lambda: reactor.callLater(60.0, print), 0.3) >= 0.25
-
-
-def test_turns_of_another_thread_do_not_wake_the_loop_for_timers_that_it_knows(
-    reactor: Asked,
-) -> None:
-    """When it wakes was reckoned twice, microseconds apart: every third turn woke it."""
-    reactor.callLater(60.0, print)
-    waits = 0
-
-    def hand_in() -> None:
-        for _ in range(300):
-            while reactor._turn.locked():
-                time.sleep(0.0001)
-            reactor.in_turn(lambda: None)
-        reactor.callFromThread(done.append, True)
-
-    done: list[bool] = []
-    other = threading.Thread(target=hand_in)
-    other.start()
-    while not done:
-        reactor.doIteration(reactor.timeout())
-        reactor.runUntilCurrent()
-        waits += 1
-    other.join(10.0)
-    assert waits <= 3
-
-
-def test_whatever_a_call_raises_its_turn_is_ended(reactor: Asked, said: list[Any]) -> None:
-    end, near = joined(reactor)
-
-    def call() -> None:
-        end.transport.write(b"before it")
-        reactor.callLater(0.0, called.append, 1)
-        raise SystemExit(3)
-
-    called: list[int] = []
-    with near:
-        assert while_it_waits(reactor, call) < 5.0
-        assert heard(near) == b"before it"
-        until(reactor, lambda: called)
-    assert said.pop().check(SystemExit)
-
-
-def test_what_does_not_go_out_in_a_turn_of_another_thread_goes_later(reactor: Asked) -> None:
-    end, near = joined(reactor)
-    with near:
-        while_it_waits(reactor, lambda: end.transport.write(bytes(LARGE)), 0.2)
-        assert reactor.getWriters() == [end.transport]
-        got = 0
-        for _ in range(5000):
-            got += len(heard(near))
-            if got == LARGE:
-                break
-            turn(reactor, 0.01)
-        assert got == LARGE
-
-
-def test_a_mistake_in_a_turn_of_another_thread_is_told_and_ends_nothing(
-    reactor: Asked, said: list[Any]
-) -> None:
-    while_it_waits(reactor, lambda: print(1 // 0), 0.1)
-    assert said.pop().check(ZeroDivisionError)
-    called: list[int] = []
-    while_it_waits(reactor, lambda: called.append(1), 0.1)
-    assert called == [1]
-
-
-def test_a_reactor_that_is_stopped_in_a_turn_of_another_thread_stops(reactor: Asked) -> None:
-    assert while_it_waits(reactor, reactor.stop) < 5.0
-    called: list[int] = []
-    while_it_waits(reactor, lambda: called.append(1), 0.1)  # from here on the loop's thread alone
-    assert called == []
-    reactor.runUntilCurrent()
-    assert called == [1]
-    assert not reactor.running
-
-
-@pytest.mark.usefixtures("no_garbage")
-def test_news_of_a_socket_that_another_thread_has_closed_is_not_taken_for_the_next_one(
-    reactor: Asked,
-) -> None:
-    """The number of a closed socket is given to the next one that is opened."""
-    gone, near = joined(reactor)
-    fd, real = gone.transport.fileno(), reactor._poller
-    told: list[str] = []
-    next_one: list[socket.socket] = []
-
-    class Next:
-        def fileno(self) -> int:
-            return next_one[0].fileno()
-
-        def doRead(self) -> None:
-            told.append("read")
-
-        def connectionLost(self, reason: Any) -> None:
-            told.append("lost")
-
-    class Poller:
-        """Has found news, and comes to tell it once another thread has had its turn."""
-
-        def poll(self, timeout: float, most: int) -> list[tuple[int, int]]:
-            if timeout == 0:
-                return list(real.poll(0, most))
-            found = list(real.poll(timeout, most))
-            other = threading.Thread(target=lambda: reactor.in_turn(replace))
-            other.start()
-            other.join(10.0)
-            return found
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(real, name)
-
-    def replace() -> None:
-        gone.transport.connectionLost(Failure(ConnectionDone()))
-        next_one.extend(socket.socketpair())
-        reactor.addReader(Next())
-
-    with near:
-        near.shutdown(socket.SHUT_RDWR)  # news: the connection has ended
-        reactor._poller = Poller()
-        turn(reactor, 5.0)
-        reactor._poller = real
-        assert next_one[0].fileno() == fd
-        assert told == []
-        assert gone.lost
-        next_one[1].send(b"x")
-        turn(reactor, 5.0)
-        assert told == ["read"]
-        reactor.removeAll()
-        for one in next_one:
-            one.close()
-
-
-def test_turns_are_had_one_at_a_time_and_calls_of_a_thread_in_order(reactor: Asked) -> None:
-    had: dict[int, list[int]] = {0: [], 1: [], 2: []}
-    inside: list[int] = []
-    both: list[int] = []
-    calls = 300
-
-    def call(thread: int, number: int) -> None:
-        inside.append(thread)
-        if len(inside) > 1:
-            both.append(number)
-        had[thread].append(number)
-        if number % 7 == 0:
-            reactor.callLater(0, call, 2, len(had[2]))
-        inside.pop()
-
-    def hand_in(thread: int) -> None:
-        for number in range(calls):
-            reactor.in_turn(lambda number=number: call(thread, number))  # type: ignore[misc]
-            if number % 10 == 0:
-                time.sleep(0.001)
-
-    threads = [threading.Thread(target=hand_in, args=(thread,)) for thread in (0, 1)]
-    for thread in threads:
-        thread.start()
-    until(reactor, lambda: len(had[0]) == len(had[1]) == calls and len(had[2]) >= 86)
-    for thread in threads:
-        thread.join(10.0)
-    assert had[0] == had[1] == list(range(calls))
-    assert both == []
-
-
-def test_a_daemon_can_have_it_since_nothing_it_loads_installs_another() -> None:
+    monkeypatch.setenv("LINKD_REACTOR", wanted)
     code = (
         "import linkd.daemon; mine = linkd.daemon.install_reactor();"
         "from twisted.internet import reactor; assert reactor is mine; print(type(mine).__name__)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.stdout == "EagerWriteReactor\n", done.stderr
+    assert done.stdout == f"{name}\n", done.stderr
 
 
 def test_a_link_is_served_before_clients_that_are_ready_in_the_same_iteration(

@@ -158,7 +158,7 @@ def test_a_disk_that_is_full_at_the_start_is_known_before_the_first_publish(tmp_
     files = RecordingFiles()
     files.free = 1000
     turn: list[Any] = []
-    bench = SegmentBench(tmp_path / "log", files=files, at_turn_end=turn.append)
+    bench = SegmentBench(tmp_path / "log", files=files, call_at_iteration_end=turn.append)
     assert isinstance(append(bench, draft(b"a"))[0], LogFull)
     turn.pop()()
     bench.close()
@@ -695,7 +695,7 @@ def test_an_empty_segment_goes_without_a_word(tmp_path: Path) -> None:
 
 def test_what_comes_in_one_turn_is_one_commit(tmp_path: Path) -> None:
     turn: list[Any] = []
-    bench = SegmentBench(tmp_path / "log", at_turn_end=turn.append)
+    bench = SegmentBench(tmp_path / "log", call_at_iteration_end=turn.append)
     assert len(turn) == 1
     turn.pop()()  # its epoch
     bench.until(lambda: not bench.log._under_way)
@@ -719,7 +719,7 @@ def test_what_comes_in_one_turn_is_one_commit(tmp_path: Path) -> None:
 
 def test_much_does_not_wait_for_the_end_of_its_turn(tmp_path: Path) -> None:
     turn: list[Any] = []
-    bench = SegmentBench(tmp_path / "log", at_turn_end=turn.append)
+    bench = SegmentBench(tmp_path / "log", call_at_iteration_end=turn.append)
     turn.pop()()
     bench.until(lambda: not bench.log._under_way)
     outcomes: list[Any] = []

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from linkd.log.commit import CommitGroup
 from linkd.log.frame import HEAD
-from linkd.log.writer import SMALL_BYTES, Failed, WriteJob, Writer, Written
+from linkd.log.writer import Failed, WriteJob, Writer, Written
 from tests.support.disk import RecordingFiles
 from tests.support.turns import Turns
 
@@ -58,28 +57,3 @@ def test_a_new_era_is_written_behind_a_failure(tmp_path: Path) -> None:
     synced = [step[0] for step in files.steps if step[0] in ("write", "sync", "sync_dir")]
     made_ready, finished = ["write", "sync"], ["sync"]
     assert synced[-6:] == ["write", "sync", "sync_dir", *made_ready, *finished]
-
-
-def test_what_small_commits_led_to_may_be_told_at_once_what_large_ones_did_is_not(
-    tmp_path: Path,
-) -> None:
-    files, turns, reports = RecordingFiles(), Turns(), list[Any]()
-    told: list[str] = []
-    writer = Writer(files, tmp_path, 7, turns.post, reports.append)
-
-    def in_turn(call: Callable[[], None]) -> None:
-        told.append("in turn")
-        turns.post(call)
-
-    writer.in_turn = in_turn
-    writer.start(None, 0)
-    for number, size in enumerate((100, SMALL_BYTES, 100), 1):
-        creates = tmp_path / f"{number:012d}.log"
-        parts = [(HEAD, 0, b"head", bytes(size))]
-        writer.queue.put(WriteJob(0, CommitGroup((), 1.0, 1), parts, 1.0, 0, creates))
-        turns.until(lambda number=number: len(reports) == number)  # type: ignore[misc]
-    assert [type(one) for one in reports] == [Written] * 3
-    assert told == ["in turn"] * 2
-    ended: list[bool] = []
-    writer.stop(lambda: ended.append(True))
-    turns.until(lambda: ended)

@@ -101,7 +101,7 @@ class _Loop:
 
     def __init__(self, net: FakeNet) -> None:
         self.put_off: list[Callable[[], None]] = []
-        net.clock.when_idle = self._when_idle  # type: ignore[attr-defined]
+        net.clock.call_when_idle = self._when_idle  # type: ignore[attr-defined]
 
     def _when_idle(self, call: Callable[[], None], within: float) -> None:
         assert 0.0 < within <= 0.05
