@@ -313,7 +313,7 @@ class DiskLog(Log):
         self._call_at_iteration_end, self._due = edges.call_at_iteration_end, False
         self._under_way_bytes = 0
         self._retention = Retention(settings, self._segment_bytes, self._clock.ago)
-        self._stuck = self._rolls = self._tight = False
+        self._stuck = self._rolls = self._rolled = self._tight = False
         self._frames = 0
         self._blocked, self._looked = "", self._monotonic()
         self._deleted_at = -math.inf  # by time.monotonic
@@ -386,11 +386,11 @@ class DiskLog(Log):
             self._frames = 0
         at = self._at
         group = self._make_group()
-        parts += [part_of(piece) for piece in group.pieces]
+        parts.extend(map(part_of, group.pieces))
         self._frames += len(group.pieces)
-        size = sum([PREFIX_BYTES + len(part[2]) + len(part[3]) for part in parts])
-        self._at += size
-        self._under_way_bytes += size
+        for part in parts:
+            self._at += PREFIX_BYTES + len(part[2]) + len(part[3])
+        self._under_way_bytes += self._at - at
         is_late = self._snapshots.busy and self._snapshots.behind >= MOST_BEHIND
         pause = min(FRAME_PAUSE * len(parts), MOST_PAUSE) if is_late else 0.0
         job = WriteJob(self._era, group, parts, self._wall(), at, creates, begins, pause)
@@ -436,16 +436,24 @@ class DiskLog(Log):
             self._stuck = False
             if self._blocked and not self._waiting:
                 self._waiting.append((CursorSet("", None), ignore))
-        if isinstance(outcome, Idle) or now - self._looked >= 1.0:
+        self._measure()
+        looks = isinstance(outcome, Idle) or now - self._looked >= 1.0
+        if looks or self._rolled or self._retention.is_over(self._kept_bytes, self._soon_free):
+            self._keep_bounds()
+        if looks:
             self._looked = now
-            self._retain()
-            self._keep_snapshots()
             if now - self._noted >= NOTE_SECONDS:
                 self._noted = now
                 self._note_clock()
-        self._measure()
         self._pump()
         self._raise_mistakes()
+
+    def _keep_bounds(self) -> None:
+        """Delete what may go, and make a snapshot where one is due."""
+        self._rolled = False
+        self._retain()
+        self._keep_snapshots()
+        self._measure()
 
     def _written(self, job: WriteJob) -> None:
         """A job is on disk: count its frames in, and answer."""
@@ -463,11 +471,9 @@ class DiskLog(Log):
             at += PREFIX_BYTES + len(part[2]) + len(part[3])
         self._under_way_bytes -= at - job.at
         self._shelf.grow(at, job.group.stamp)
-        self._blocked = ""
-        if job.begins is not None or self._is_over():
-            self._retain()
-            self._keep_snapshots()
-        self._measure()
+        if self._blocked:
+            self._blocked = ""
+            self._measure()
         self._committed(job.group)
 
     def _back(self, outcome: Failed) -> None:
@@ -510,25 +516,26 @@ class DiskLog(Log):
         last = self._shelf.last
         ids = list(self._ids.since(last.first)) if last is not None and last.has_ids else []
         self._succession.begun(begins, ids)
+        self._rolled = True
         self._snapshots.changes.begin(begins.number)
         if not self._snapshots.bases:
             self._snapshots.bases.append(Base(begins.number))
 
     def _measure(self) -> None:
         """Measure the log, and decide whether publishes are accepted."""
-        settings = self._settings
-        self.size_bytes = self._kept_bytes() + self._succession.held_bytes
+        settings, shelf, held = self._settings, self._shelf, self._succession.held_bytes
+        # Of the log's bound, snapshots take at most half: the rest is for the records.
+        snapshots = min(self._snapshots.size, self.max_bytes // 2)
+        self._kept_bytes = shelf.size + shelf.beside_bytes + self._under_way_bytes + snapshots
+        self.size_bytes = self._kept_bytes + held
+        # What the disk has left once the files are gone that are dropped.
+        self._soon_free = self._free_bytes + held + self._retention.freed_bytes
         self._room = 2**62
         if settings.when_full == "reject":
             self._room = max(0, settings.max_bytes * 9 // 10 - self.size_bytes)
         self.full = self._blocked or refusal(settings, self.size_bytes, self._free_bytes)
         if self._tight and self.full is None:
             self.full = f"a publish did not fit into the {self._room} bytes left up to 90 %"
-
-    def _kept_bytes(self) -> int:
-        """Return what the log takes of its bound: its records have at least half of that."""
-        snapshots = min(self._snapshots.size, self.max_bytes // 2)
-        return self._shelf.size + self._shelf.beside_bytes + self._under_way_bytes + snapshots
 
     def _no_room(self) -> LogFull:
         """Refuse a publish; near the bound all others too, until a segment has gone."""
@@ -636,8 +643,9 @@ class DiskLog(Log):
 
     def _retain(self) -> None:
         """Delete the segments that may go."""
+        self._measure()
         segments, clock = self._shelf.segments, self.clock()
-        count = self._retention.count(segments, self._kept_bytes(), self._soon_free(), clock)
+        count = self._retention.count(segments, self._kept_bytes, self._soon_free, clock)
         if count:
             self._drop(count)
         elif segments == [self._writing] and (
@@ -650,17 +658,8 @@ class DiskLog(Log):
         return (
             self._at >= self._segment_bytes
             and segment.next <= self._retention.owed_from
-            and self._is_over()
+            and self._retention.is_over(self._kept_bytes, self._soon_free)
         )
-
-    def _is_over(self) -> bool:
-        """Return whether the log takes too much, of its bound or of the disk."""
-        return self._retention.is_over(self._kept_bytes(), self._soon_free())
-
-    def _soon_free(self) -> int:
-        """Return what the disk has left, once the files are gone that are dropped."""
-        freed = self._retention.freed_bytes
-        return self._free_bytes + self._succession.held_bytes + freed
 
     def _free(self) -> None:
         """Delete the files of dropped segments that no snapshot needs."""

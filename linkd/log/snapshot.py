@@ -437,6 +437,10 @@ def remove_snapshots(files: Files, folder: Path, before: int) -> None:
                 files.unlink(snapshot_path(folder, number))
 
 
+def _bytes_of(bases: Iterable[Base]) -> int:
+    return sum(base.size or 0 for base in bases)
+
+
 class Snapshots:
     """Makes snapshots in a thread of its own, one at a time.
 
@@ -450,6 +454,7 @@ class Snapshots:
 
     Attributes:
         bases: The same with the newest.
+        size: Bytes of their files.
         busy: One is being made.
         changes: What need not be read again.
     """
@@ -458,6 +463,7 @@ class Snapshots:
         self, folder: Path, files: Files, log: str, seed: int, post: Post, bases: Sequence[Base]
     ) -> None:
         self.bases = list(bases)
+        self.size = _bytes_of(bases)
         self.busy = False
         self.changes = Changes()
         self._folder = folder
@@ -468,11 +474,6 @@ class Snapshots:
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._paused = 0.0
-
-    @property
-    def size(self) -> int:
-        """Bytes of those that are kept."""
-        return sum(base.size or 0 for base in self.bases)
 
     @property
     def behind(self) -> int:
@@ -520,6 +521,7 @@ class Snapshots:
             self.busy = False
             if isinstance(outcome, Base):
                 self.bases = [*self.bases[-1:], outcome]
+                self.size = _bytes_of(self.bases)
                 self.changes.forget(outcome.number)
                 done(None)
             else:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from errno import ENOENT
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
@@ -204,7 +205,8 @@ class Writer:
             except Empty:
                 if not jobs:
                     self._measure()  # the next commit's report must not be older
-                    self._post(self._reporting(Idle(self._free, self._measured_at, self._gone)))
+                    idle = Idle(self._free, self._measured_at, self._gone)
+                    self._post(partial(self._report, idle))
             if jobs:
                 gathers = self._commit(jobs) >= GATHER_BYTES
                 pause = max(GATHER_SECONDS * gathers, *[job.pause for job in jobs])
@@ -219,10 +221,6 @@ class Writer:
         """Wait, also where a test has stepped the clock: time.sleep fails there (libfaketime)."""
         threading.Event().wait(seconds)
 
-    def _reporting(self, outcome: Written | Failed | Idle) -> Callable[[], None]:
-        """Return the call that reports `outcome`."""
-        return lambda: self._report(outcome)
-
     def _commit(self, jobs: list[WriteJob]) -> int:
         """Write jobs of one file, or put it back as it was; return how many bytes."""
         if jobs[0].era <= self._bad_era:
@@ -235,13 +233,20 @@ class Writer:
         except OSError as error:
             self._bad_era = jobs[0].era
             usable = not self._gone and self._put_back()
-            self._post(self._reporting(Failed(error, usable, self._gone)))
+            self._post(partial(self._report, Failed(error, usable, self._gone)))
             return 0
         written_jobs = Written(jobs, self._free, self._measured_at, time.monotonic() - began)
-        self._post(self._reporting(written_jobs))
-        self._uncache()
-        self._measure_sometimes(written)
-        self._fill(written)
+        self._post(partial(self._report, written_jobs))
+        # All else comes behind the report, so that nobody waits for it.
+        if self._size - self._uncached >= UNCACHE_BYTES:
+            self._files.uncache(self._fd, self._uncached, self._size - self._uncached)
+            self._uncached = self._size
+        self._unmeasured += written
+        is_old = time.monotonic() - self._measured_at >= MEASURE_SECONDS
+        if is_old or self._unmeasured >= MEASURE_BYTES:
+            self._measure()
+        if written <= SMALL_BYTES and self._filled - self._size < FILL_BYTES // 2:
+            self._fill()
         return written
 
     def _write(self, jobs: list[WriteJob]) -> int:
@@ -264,25 +269,12 @@ class Writer:
         self._size = synced + written
         return written
 
-    def _measure_sometimes(self, written: int) -> None:
-        """Measure once enough was written, or long ago: behind the report, so that nobody waits."""
-        self._unmeasured += written
-        late = time.monotonic() - self._measured_at >= MEASURE_SECONDS
-        if late or self._unmeasured >= MEASURE_BYTES:
-            self._measure()
-
     def _measure(self) -> None:
         """Note what the disk has left, for the next report."""
         self._measured_at, self._unmeasured = time.monotonic(), 0
         with suppress(OSError):
             self._gone = self._fd >= 0 and not self._files.is_named(self._fd, self._path)
             self._free = self._files.free_bytes(self._folder)
-
-    def _uncache(self) -> None:
-        """Leave the page cache to others, once the publishers have their answer."""
-        if self._size - self._uncached >= UNCACHE_BYTES:
-            self._files.uncache(self._fd, self._uncached, self._size - self._uncached)
-            self._uncached = self._size
 
     def _create(self, path: Path) -> None:
         """Go on in a new file; the page cache lets go of what is left of the last one."""
@@ -296,10 +288,9 @@ class Writer:
             self._files.unlink(path)
         self._fd, self._path = self._files.open(path, create=True), path
 
-    def _fill(self, written: int) -> None:
+    def _fill(self) -> None:
         """Make room ready for small commits, where there is enough of it."""
-        short = self._filled - self._size < FILL_BYTES // 2
-        if short and written <= SMALL_BYTES and self._free >= FILL_FREE_BYTES:
+        if self._free >= FILL_FREE_BYTES:
             begin = max(self._filled, self._size)
             self._filled = begin + FILL_BYTES  # also if the disk refuses: it is asked again later
             with suppress(OSError):
