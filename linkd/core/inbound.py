@@ -155,6 +155,8 @@ class Inbound:
         discards: There was no room for the step at `received`: what comes is left out until the
             peer sends again from there.
         received_records: Records received, since the start.
+        part_bytes: Bytes of a record that has come in part.
+        takes: Returns whether we accept a channel; never one with a malformed name.
     """
 
     __slots__ = (
@@ -167,15 +169,16 @@ class Inbound:
         "_log",
         "_parts",
         "_settings",
-        "_size",
         "_step",
         "_unpack",
         "_waiting",
         "_waiting_bytes",
         "committed",
         "discards",
+        "part_bytes",
         "received",
         "received_records",
+        "takes",
     )
 
     def __init__(
@@ -185,6 +188,7 @@ class Inbound:
         ends: KnownEnds | None = None,
     ) -> None:
         self._settings = settings
+        self.takes = settings.receive.match
         self._ends = ends or KnownEnds()
         self._unpack = unpack
         self._connected = False
@@ -192,7 +196,7 @@ class Inbound:
         self._epochs: tuple[EpochStart, ...] = ()
         self._step: Step | None = None
         self._parts: list[bytes] = []
-        self._size = 0
+        self.part_bytes = 0
         self._last = (0, 0)  # where the last step began, and its records
         self._acked = 0
         self._waiting: deque[tuple[int, int]] = deque()  # steps on their way to disk: next, bytes
@@ -206,11 +210,6 @@ class Inbound:
     def partial(self) -> bool:
         """Whether a record has come in part."""
         return self._step is not None
-
-    @property
-    def part_bytes(self) -> int:
-        """Bytes of a record that has come in part."""
-        return 0 if self._step is None else self._size
 
     @property
     def behind(self) -> bool:
@@ -241,7 +240,7 @@ class Inbound:
     def _forget_parts(self) -> None:
         self._step = None
         self._parts = []
-        self._size = 0
+        self.part_bytes = 0
 
     def leave_out(self) -> None:
         """Leave the last step out, or the one under way: there is no room for it, nor for more."""
@@ -285,7 +284,7 @@ class Inbound:
         if len(step.records) == step.size:
             whole = self._whole(step, step.records, now)
             return [*begun, *whole] if begun else whole
-        self._step, self._parts, self._size = step, [step.records], len(step.records)
+        self._step, self._parts, self.part_bytes = step, [step.records], len(step.records)
         return begun
 
     def part(self, part: Part, now: float) -> list[Effect]:
@@ -299,13 +298,14 @@ class Inbound:
             if self.discards:
                 return []
             raise RemoteProtocolError("a part, but no batch is under way")
-        self._size += len(part.records)
-        if not part.records or self._size > step.size:
-            raise RemoteProtocolError(f"expected {step.size} bytes in parts, got {self._size}")
+        self.part_bytes = size = self.part_bytes + len(part.records)
+        if not part.records or size > step.size:
+            raise RemoteProtocolError(f"expected {step.size} bytes in parts, got {size}")
         self._parts.append(part.records)
-        if self._size < step.size:
+        if size < step.size:
             return []
-        records, self._step, self._parts = b"".join(self._parts), None, []
+        records = b"".join(self._parts)
+        self._forget_parts()
         return self._whole(step, records, now)
 
     def gap(self, gap: GapTold) -> list[Effect]:
@@ -413,10 +413,6 @@ class Inbound:
             return self._leave_out(step, FalseOrigin(step.channel, step.count, detail))
         self.received_records += step.count
         return [self._store(step, records)]
-
-    def takes(self, channel: str) -> bool:
-        """Return whether we accept a channel; never one with a malformed name."""
-        return is_channel(channel) and self._settings.receive.match(channel)
 
     def _leave_out(self, step: Step, why: Effect) -> list[Effect]:
         """Move on over a batch that is not stored."""

@@ -141,6 +141,21 @@ class Outbound:
         peer, source = self._settings.peer, batch.source
         return batch.origin.node == peer or (source is not None and source.peer == peer)
 
+    def add(self, batch: Batch) -> bool | None:
+        """Add a committed batch on one of the peer's channels to its backlog.
+
+        Returns:
+            Whether the peer gets it; None where it takes nothing that this node relays.
+        """
+        if self.has(batch):
+            return False
+        if batch.source is not None and not self.relays:
+            return None
+        self.owed_records += batch.count
+        self.owed_bytes += len(batch.records)
+        self._owed_end = batch.offset + batch.count
+        return True
+
     def add_backlog(self, records: int, size: int, end: int) -> None:
         """Add to the peer's backlog; all of it is below `end`."""
         self.owed_records += records
@@ -361,22 +376,24 @@ class Outbound:
 
     def _part(self, effects: list[Effect]) -> int:
         """Send the next part of a large record; return its bytes."""
-        end = _first_of(len(self._rest))
+        size = len(self._rest)
+        end = size if size <= _WHOLE_BYTES else MAX_BATCH_BYTES
         part, self._rest = self._rest[:end], self._rest[end:]
         effects.append(Send(encode(Part(part))))  # type: ignore[arg-type] # encoded as bytes are
         return len(part)
 
     def _one(self, batch: Batch, clock: float, effects: list[Effect]) -> int:
         """Send or skip one batch; return the bytes sent."""
-        if batch.next <= self.position:
+        end = batch.offset + batch.count
+        if end <= self.position:
             return 0
         if batch.offset < self.position:
             batch = batch.from_offset(self.position)
         if batch.offset > self.position and not self._live_end:
             self._skip_hole(batch, effects)
         owed = self._live_end > 0 or self.owes(batch)  # an offered batch was checked already
-        self.position = batch.next
-        if not owed or batch.expired(clock):
+        self.position = end
+        if not owed or (batch.ttl is not None and batch.expired(clock)):
             if owed:
                 self._settle(batch.count, len(batch.records))
                 effects.append(RecordsExpired(batch.channel, batch.count))
@@ -394,17 +411,17 @@ class Outbound:
         self._flight.append((batch.offset, 0, 0, 0.0))
 
     def _send(self, batch: Batch, clock: float, effects: list[Effect]) -> int:
-        """Send one batch, or the beginning of a large one; return the bytes sent."""
+        """Send the batch that ends at `position`, or its beginning; return the bytes sent."""
         records, encoding = batch.records, ""
         if self._packing and self._pack is not None and len(records) >= _PACK_FROM_BYTES:
             packed = self._pack(records)
             if len(packed) < len(records):  # else it could exceed the largest batch
                 records, encoding = packed, "zstd"
         size = len(records)
-        end = _first_of(size)
+        end = size if size <= _WHOLE_BYTES else MAX_BATCH_BYTES
         step = Step(
             self._announced,
-            batch.next,
+            self.position,
             batch.epoch,
             batch.channel,
             batch.count,
@@ -418,13 +435,8 @@ class Outbound:
         effects.append(Send(encode(step)))
         if end < size:
             self._rest = memoryview(records)[end:]
-        self._announced = batch.next
-        self._flight.append((batch.next, batch.count, len(batch.records), batch.stamp))
+        self._announced = self.position
+        self._flight.append((self.position, batch.count, len(batch.records), batch.stamp))
         self.flight_bytes += len(batch.records) + BATCH_OVERHEAD_BYTES
         self.sent_records += batch.count
         return end
-
-
-def _first_of(size: int) -> int:
-    """Return how many of `size` bytes go into the next message."""
-    return size if size <= _WHOLE_BYTES else MAX_BATCH_BYTES

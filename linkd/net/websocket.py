@@ -325,11 +325,6 @@ class FrameReader(ABC):
         left = self.turn_left()
         self._ended = 0 if left > 0 else 1  # without any time left nothing is processed
         self._until = self.clock.seconds() + left
-        self._gather(data)
-        if len(data) >= LEAST_BYTES and self.pace is not None:
-            self.pace.filled(len(data), self._ended)
-
-    def _gather(self, data: bytes) -> None:
         pieces = self._pieces
         if pieces is None:
             self.data = self.data + data if self.data else data
@@ -338,13 +333,15 @@ class FrameReader(ABC):
             self._missing -= len(data)
             if self._missing > 0:
                 _merge_small(pieces)
-                return
-            if self.busy or self._is_late():  # joining it is work, too
+            elif self.busy or (self._ended and self._is_late()):  # joining it is work, too
                 self._rest()
-                return
-            self._pieces = None
-            self.data = b"".join([self.data, *pieces])
-        self.consumeData()
+            else:
+                self._pieces = None
+                self.data = b"".join([self.data, *pieces])
+        if self._pieces is None:
+            self.consumeData()
+        if len(data) >= LEAST_BYTES and self.pace is not None:
+            self.pace.filled(len(data), self._ended)
 
     def turn_left(self) -> float:
         """Return for how many seconds this connection may be processed now."""
@@ -356,29 +353,28 @@ class FrameReader(ABC):
 
     def consumeData(self) -> None:
         """Process received bytes."""
-        self._consume()
-        if self.busy:
-            self._rest()
-
-    def _consume(self) -> None:
         while self.state in _LIVING:
-            if self._resting or self.busy or self._is_late():
+            # At least one frame is always processed.
+            if self._resting or self.busy or (self._ended and self._is_late()):
                 self._rest()
                 return
             begun = self.current_frame is not None or self.inside_message
             if not begun and self.state == _OPEN and self._take():
-                return
-            if self._is_late():
+                break
+            if self._ended and self._is_late():
                 continue
             self._ended += 1
             if not self.processData():  # type: ignore[attr-defined]
-                return
-        if self.data:
-            super().consumeData()  # type: ignore[misc]
+                break
+        else:
+            if self.data:
+                super().consumeData()  # type: ignore[misc]
+        if self.busy:
+            self._rest()
 
     def _is_late(self) -> bool:
-        """Return whether this turn's time is spent; at least one frame is always processed."""
-        return self._ended > 0 and self.clock.seconds() >= self._until
+        """Return whether this turn's time is spent."""
+        return self.clock.seconds() >= self._until
 
     def _rest(self) -> None:
         """Continue in the next turn, if any bytes are left."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import islice
 from typing import Literal
 
@@ -225,7 +225,7 @@ class Dispatcher:
         self._for_drivers: dict[LinkDriver, list[Batch]] = {}
         self._for_followers: dict[Follower, list[Batch]] = {}
         self._bytes = 0  # of the batches to dispatch
-        self._flows = self._waits = self._handing = False
+        self._flows = self._waits = self._dispatching = False
 
     def changed(self) -> None:
         """Drop cached routes: the patterns of some peer have changed."""
@@ -250,23 +250,22 @@ class Dispatcher:
             self._bytes += len(batch.records)
             for driver in self.route(batch.channel):
                 outbound = driver.replicator.session.outbound
-                if outbound.has(batch):
-                    continue
-                if not outbound.takes_from(batch):
-                    driver.replicator.not_relayed(NotRelayed(batch.channel, batch.count, False))
-                else:
-                    outbound.add_backlog(batch.count, len(batch.records), batch.next)
+                gets = outbound.add(batch)
+                if gets:
                     for_drivers.setdefault(driver, []).append(batch)
+                elif gets is None:
+                    driver.replicator.not_relayed(NotRelayed(batch.channel, batch.count, False))
             for follower in self._readers.interested(batch.channel):
                 for_followers.setdefault(follower, []).append(batch)
         if not self._flows or self._idle is None:
-            self.hand_out()
+            self.dispatch()
         elif not self._waits:
             self._waits = True
-            self._idle(self.hand_out, PUT_OFF_SECONDS)
+            self._idle(self.dispatch, PUT_OFF_SECONDS)
 
-    def _between(self, position: int, next: int) -> Iterator[Batch]:
-        """Yield the batches between two offsets, across gaps: a new epoch may begin far above."""
+    def _between(self, position: int, next: int) -> list[Batch]:
+        """Return the batches between two offsets, across gaps: a new epoch may begin far above."""
+        found: list[Batch] = []
         while position < next:
             try:
                 batches = self._log.read(position, _ANY_SIZE)
@@ -274,36 +273,35 @@ class Dispatcher:
                 position = gap.first
                 continue
             if not batches:
-                return
-            yield from batches
-            position = batches[-1].next
+                break
+            found = found + batches if found else batches
+            position = batches[-1].offset + batches[-1].count
+        return found
 
-    def hand_out(self) -> None:
+    def dispatch(self) -> None:
         """Dispatch until nothing is left: receivers may commit more meanwhile."""
-        if self._handing:
+        if self._dispatching:
             return
-        self._handing = True
+        self._dispatching = True
         self._waits = False
         try:
-            self._hand_round()
-            while self._for_drivers or self._for_followers:
-                self._hand_round()
+            while True:
+                end = self._seen
+                for_drivers, self._for_drivers = self._for_drivers, {}
+                for_followers, self._for_followers = self._for_followers, {}
+                size, self._bytes = self._bytes, 0
+                receivers = len(for_drivers) + len(for_followers)
+                self._flows = FLOW_BYTES <= size < EACH_BYTES * receivers
+                for driver, owed in for_drivers.items():
+                    self._offer(driver, owed, end)
+                for follower, wanted in for_followers.items():
+                    if not _call_safely(follower.offer, wanted, end):
+                        _call_safely(follower.end, "linkd made a mistake; its log has the details")
+                self._readers.offered = end
+                if not (self._for_drivers or self._for_followers):
+                    break
         finally:
-            self._handing = False
-
-    def _hand_round(self) -> None:
-        """Dispatch the batches that are routed now."""
-        end = self._seen
-        for_drivers, self._for_drivers = self._for_drivers, {}
-        for_followers, self._for_followers = self._for_followers, {}
-        size, self._bytes = self._bytes, 0
-        self._flows = FLOW_BYTES <= size < EACH_BYTES * (len(for_drivers) + len(for_followers))
-        for driver, owed in for_drivers.items():
-            self._offer(driver, owed, end)
-        for follower, wanted in for_followers.items():
-            if not _call_safely(follower.offer, wanted, end):
-                _call_safely(follower.end, "linkd made a mistake; its log has the details")
-        self._readers.offered = end
+            self._dispatching = False
 
     def _offer(self, driver: LinkDriver, owed: list[Batch], next: int) -> None:
         """Pass batches to a link; where that fails the link has missed some, and rejoins."""
@@ -312,7 +310,7 @@ class Dispatcher:
 
     def tick(self) -> None:
         """Advance all receivers over batches that are not for them."""
-        self.hand_out()
+        self.dispatch()
         end = self._log.next
         if end != self._ticked:
             self._ticked = end
@@ -368,7 +366,7 @@ def _call_safely(call: Callable[..., object], *arguments: object) -> bool:
         call(*arguments)
     except Exception as error:  # noqa: BLE001 - the other receivers go on
         events.emit(
-            "node.internal-error", where="handing out", detail=f"{type(error).__name__}: {error}"
+            "node.internal-error", where="dispatch", detail=f"{type(error).__name__}: {error}"
         )
         return False
     return True

@@ -545,10 +545,8 @@ class Chronicle:
             "peer_version": driver.peer_version,
         }
 
-    def acked(self, driver: LinkDriver, next: int) -> None:
-        """Log that the backlog of an outage is drained, where the ack of `next` completes it."""
-        if driver.drain_to is None or next < driver.drain_to:
-            return
+    def drained(self, driver: LinkDriver) -> None:
+        """Log that the peer has acknowledged the backlog of an outage."""
         driver.drain_to = None
         drained = self._outages.drained(driver.peer, self._clock.seconds())
         if drained is not None:

@@ -24,10 +24,9 @@ from linkd.log.interface import Appended, OnDurable, Owned
 from linkd.net.dialer import LinkDialer
 from linkd.net.timers import call_when_idle
 from linkd.node.dispatcher import ChannelRules, Dispatcher, VolatileSequence, messages_of
-from linkd.node.held import Held
 from linkd.node.history import Chronicle, History, Strangers
 from linkd.node.link_driver import LinkDriver
-from linkd.node.links import Links
+from linkd.node.links import Held, Links
 from linkd.node.outages import Outages
 from linkd.node.replicator import Measure
 from linkd.node.subscriptions import Subscriptions
@@ -295,15 +294,9 @@ class Node:
 
     # -- callbacks of drivers and readers ---------------------------------------------------------
 
-    def peer_acked(self, peer: str, next: int) -> None:
-        """The peer has acknowledged."""
-        driver = self.links.acked(peer, next)
-        if driver is not None:
-            self.chronicle.acked(driver, next)
-
     def _trimmed(self, first: int) -> None:
-        """Records were trimmed: hand out what is pending before the links are notified."""
-        self.dispatcher.hand_out()
+        """Records were trimmed: dispatch what is pending before the links are notified."""
+        self.dispatcher.dispatch()
         self.links.trimmed(first)
 
     def forgotten(self, peer: str) -> None:

@@ -640,7 +640,7 @@ class Replicator:
         self._log.set_cursor(self.peer, effect.cursor, _ignore)
 
     def _acked(self, effect: sessions.Acked) -> None:
-        self._node.peer_acked(self.peer, effect.next)
+        self._node.links.acked(self.peer, effect.next)
         outbound = self.session.outbound
         progress = outbound.acked_records > self._acked_before
         if progress:

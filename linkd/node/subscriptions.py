@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from heapq import nsmallest
 from math import inf
 from operator import itemgetter
@@ -138,7 +138,8 @@ class Follower:
             self._closed = True
             self._pending.clear()
             self._bytes = 0
-            self._count_kept()
+            if self._held:
+                self._count_kept()
             self._owner.closed(self)
 
     def end(self, reason: str) -> None:
@@ -164,7 +165,8 @@ class Follower:
         self._end = next
         if not self._paused:
             self._deliver()
-        self._count_kept()
+        if self._bytes != self._held:
+            self._count_kept()
 
     def pump(self) -> None:
         """Deliver records as long as there is room."""
@@ -202,7 +204,8 @@ class Follower:
 
     def _keep(self, batches: list[Batch]) -> None:
         self._pending.extend(batches)
-        self._bytes += _bytes_of(batches)
+        for batch in batches:
+            self._bytes += len(batch.records) + BATCH_OVERHEAD_BYTES
 
     def _read(self) -> bool:
         """Read more of the log; return False if nothing is available now."""
@@ -246,11 +249,12 @@ class Follower:
 
     def _deliver(self) -> None:
         """Deliver pending batches until there is no room."""
-        pending, clock = self._pending, self._log.clock()
+        pending = self._pending
         known: dict[str, bool] = {}  # a log has many batches of few channels
         while pending and not self._paused and not self._closed:
             batch = pending[0]
-            if batch.next <= self.next:
+            end = batch.offset + batch.count
+            if end <= self.next:
                 self._bytes -= len(pending.popleft().records) + BATCH_OVERHEAD_BYTES
                 continue
             wanted = self._live or known.get(batch.channel)
@@ -264,10 +268,10 @@ class Follower:
                 batch = batch.from_offset(self.next)
             elif batch.offset > self.next and not self._live:
                 self._gap(batch.offset)
-            self.next = batch.next
+            self.next = end
             if not wanted:
                 continue
-            if batch.expired(clock):
+            if batch.ttl is not None and batch.expired(self._log.clock()):
                 self._owner.expired(batch)
                 continue
             self._paused = True  # a sink may call `resume` from within
@@ -275,11 +279,6 @@ class Follower:
                 self._paused = False
         if self._live and not (self._closed or pending):
             self.next = max(self.next, self._end)
-
-
-def _bytes_of(batches: Iterable[Batch]) -> int:
-    """Return the memory use of batches in bytes."""
-    return sum([len(batch.records) + BATCH_OVERHEAD_BYTES for batch in batches])
 
 
 _CHANNELS_KNOWN = 10_000

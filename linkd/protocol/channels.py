@@ -129,7 +129,7 @@ class Patterns:
             self._index.add((one for one in self.patterns if _has_wildcard(one)), None)
 
     def match(self, channel: str) -> bool:
-        """Return whether any of the patterns selects `channel`."""
+        """Return whether any of the patterns selects `channel`; none selects a malformed name."""
         answer = self._known.get(channel)
         if answer is None:
             answer = self._find(channel)
@@ -142,9 +142,9 @@ class Patterns:
     def _find(self, channel: str) -> bool:
         if channel in self._exact:
             return True
-        if self._takes_all:
-            return _NAME.fullmatch(channel) is not None
-        return self._index is not None and bool(self._index.match(channel))
+        if self._takes_all or self._index is not None:
+            return is_channel(channel) and (self._index is None or bool(self._index.match(channel)))
+        return False
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Patterns) and self.patterns == other.patterns

@@ -250,13 +250,12 @@ def goodbye(reason: str, detail: str, retry_after: float | None = None) -> Goodb
 
 Message = Hello | Step | Part | Volatile | Ack | Resend | GapTold | Probe | Probed | Goodbye
 
-_encoder = msgspec.msgpack.Encoder()
+
 _decoder = msgspec.msgpack.Decoder(Message)
 
 
-def encode(message: Message) -> bytes:
-    """Return `message` as the payload of one binary WebSocket message."""
-    return _encoder.encode(message)
+encode = msgspec.msgpack.Encoder().encode
+"""Returns a message as the payload of one binary WebSocket message."""
 
 
 def decode(payload: bytes) -> Message:

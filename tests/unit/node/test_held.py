@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from linkd.config import PeerSettings
-from linkd.node import held, replicator
+from linkd.node import links, replicator
 from linkd.protocol import peer
 from tests.support.fake_net import FakeNet, Kept, one_publish
 
@@ -17,8 +17,8 @@ HUB = PeerSettings(name="hub", dial=("ws://hub/link",), send=(">",))
 
 @pytest.fixture(autouse=True)
 def little_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(held, "MOST_HELD_BYTES", 100_000)
-    monkeypatch.setattr(held, "WINDOW_BYTES", 20_000)
+    monkeypatch.setattr(links, "MOST_HELD_BYTES", 100_000)
+    monkeypatch.setattr(links, "WINDOW_BYTES", 20_000)
 
 
 @pytest.fixture
