@@ -99,8 +99,9 @@ class Caller:
             check_channel(channel)  # before it is matched: it may have millions of words
         except ChannelRefused as error:
             raise ApiError("malformed", str(error)) from None
-        if not all(patterns.match(channel) for patterns in self.publish):
-            raise ApiError("channel-refused", f"{self.name} may not publish on {channel}")
+        for patterns in self.publish:
+            if not patterns.match(channel):
+                raise ApiError("channel-refused", f"{self.name} may not publish on {channel}")
         return channel
 
     def check_subscribe(self, pattern: str) -> str:

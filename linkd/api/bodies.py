@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import msgspec
 
@@ -21,7 +20,8 @@ from linkd.protocol.json import (
 from linkd.protocol.records import Batch, read_records
 
 NDJSON = "application/x-ndjson"
-_encoder = msgspec.json.Encoder()
+to_json = msgspec.json.Encoder().encode
+"""Returns a value's JSON."""
 
 
 def check_json(body: bytes, where: str = "the body") -> None:
@@ -60,7 +60,7 @@ def record_objects(batch: Batch) -> Iterator[tuple[int, bytes]]:
         name, value = body_of(record)
         yield (
             offset + place if offset else 0,
-            _encoder.encode(
+            to_json(
                 {
                     "offset": offset + place if offset else None,
                     "channel": channel,
@@ -74,8 +74,3 @@ def record_objects(batch: Batch) -> Iterator[tuple[int, bytes]]:
                 }
             ),
         )
-
-
-def to_json(value: Any) -> bytes:
-    """Return a value's JSON."""
-    return _encoder.encode(value)

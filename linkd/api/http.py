@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 MAX_HELD_BYTES: Final = 256 * 1024 * 1024
 """Bytes held for all callers together; the memory for them is at most twice as much."""
 
+BODY_BYTES: Final = 65_536
+"""At least so much of a body comes in any `BODY_SECONDS`, or its rest."""
+
 SMALL_BYTES: Final = 65_536
 """So little of a connection need not be counted: it is no more than its buffers."""
 
@@ -65,11 +68,9 @@ class Account:
         """Have `call` not made."""
         self._waiting.pop(call, None)
 
-    def changed(self, size: int) -> None:
-        """Count what some part holds more, or less."""
-        self.held += size
-        if size > 0:
-            return
+    def freed(self, size: int) -> None:
+        """Count that some part holds less, and call those who wait for it."""
+        self.held -= size
         waiting, self._waiting = self._waiting, {}
         for call in waiting:
             call()
@@ -90,10 +91,11 @@ class Part:
 
     def reserve(self, size: int) -> bool:
         """Count bytes that are about to be held; return whether there is room, else none are."""
-        if not self.has_room(size):
-            return False
-        self.add(size)
-        return True
+        has_room = self.has_room(size)
+        if has_room:
+            self.held += size
+            self._account.held += size
+        return has_room
 
     def has_room(self, size: int) -> bool:
         """Return whether so many bytes more may be held."""
@@ -102,15 +104,14 @@ class Part:
 
     def add(self, size: int) -> None:
         """Count bytes that are held already, whether there is room or not."""
-        if size:
-            self.held += size
-            self._account.changed(size)
+        self.held += size
+        self._account.held += size
 
     def release(self, size: int) -> None:
         """Count bytes that are no longer held."""
         if size:
             self.held -= size
-            self._account.changed(-size)
+            self._account.freed(size)
 
 
 SOCKET: Final = "socket"
@@ -148,12 +149,6 @@ class ConnectionSlots:
         self._open: Counter[str] = Counter()
         self._total = 0
 
-    @property
-    def most(self) -> int:
-        """How many connections there may be in all."""
-        most = self.limits.api_connections
-        return most if self.share is None else min(most, self.share)
-
     def acquire(self, address: str) -> bool:
         """Count a new connection; return False, and log it, where there are too many.
 
@@ -187,6 +182,12 @@ class ConnectionSlots:
         self._open[address] -= 1
         if not self._open[address]:
             del self._open[address]
+
+    @property
+    def most(self) -> int:
+        """How many connections there may be in all."""
+        most = self.limits.api_connections
+        return most if self.share is None else min(most, self.share)
 
     def _full(self, address: str) -> Full | None:
         """Return which bound one more connection from `address` would break, or None."""
@@ -266,7 +267,6 @@ class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
         """Judge the head; `length` is None if the body is chunked."""
         channel = self.channel
         self.content = BytesIO()
-        self.method, self.uri, self.clientproto = channel.first_line()
         self.path = self.uri.partition(b"?")[0]
         self._length = length
         try:
@@ -322,7 +322,8 @@ class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
         except ApiError as refusal:
             self._refuse(refusal)
         else:
-            self.channel.came(self._size)
+            if self._size >= BODY_BYTES:
+                self.channel.came(self._size)
 
     def _refuse(self, refusal: ApiError) -> None:
         """Answer at once; the rest of the body is read for a moment and discarded."""

@@ -603,7 +603,9 @@ def find(method: str, path: bytes) -> Match:
                 {"Allow": ", ".join(allowed(routes))},
             )
         values: dict[str, Any] = found.groupdict()
-        return Match(route, {name: unquoted(value) for name, value in values.items()})
+        for name, value in values.items():
+            values[name] = unquoted(value)
+        return Match(route, values)
     raise ApiError("not-found", "there is no such path; see /v1/openapi.json")
 
 

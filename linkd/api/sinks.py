@@ -125,7 +125,8 @@ class ApiSink(ABC):
 
     def close(self) -> None:
         """Close it for the client."""
-        self.refund()
+        if self._paid:
+            self.refund()
         subscription, self.subscription = self.subscription, None
         if subscription is not None:
             subscription.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.address import UNIXAddress
@@ -15,7 +16,7 @@ from linkd.api.access import wants_websocket
 from linkd.api.auth import ANYONE, STRANGER
 from linkd.api.bodies import to_json
 from linkd.api.errors import ApiError
-from linkd.api.http import REFUSAL_SLOTS, SOCKET, ApiRequest, ConnectionSlots, Part
+from linkd.api.http import BODY_BYTES, REFUSAL_SLOTS, SOCKET, ApiRequest, ConnectionSlots, Part
 from linkd.net.rate_limit import drop_buffers, origin, serve_last
 from linkd.net.timers import cancel
 
@@ -27,9 +28,6 @@ HEAD_SECONDS = 10.0
 
 BODY_SECONDS = 30.0
 """And its body so soon after that, with another second for every 64 KiB that have come."""
-
-BODY_BYTES = 65_536
-"""At least so much of a body comes in any `BODY_SECONDS`, or its rest."""
 
 IDLE_SECONDS = 75.0
 REFUSED_SECONDS = 2.0
@@ -66,10 +64,6 @@ class ApiChannel(_Channel):  # type: ignore[misc]
         self._deadline_left: float | None = None  # seconds; it stops during the wait
         self._waits_since = 0.0
         self._turned_away: Any = None
-
-    def first_line(self) -> tuple[bytes, bytes, bytes]:
-        """Return method, target and version of the received request head."""
-        return self._command, self._path, self._version
 
     def connectionMade(self) -> None:
         """Start the connection."""
@@ -138,6 +132,9 @@ class ApiChannel(_Channel):  # type: ignore[misc]
 
     def allHeadersReceived(self) -> None:
         """Start the deadline of the body: the head is complete."""
+        request = self.requests[-1]
+        request.method, request.uri = self._command, self._path
+        request.clientproto = self._version
         self._body_began = self.site.reactor.seconds()
         self._body_seen = 0
         self._start_deadline(BODY_SECONDS)
@@ -181,13 +178,15 @@ class ApiChannel(_Channel):  # type: ignore[misc]
     def connectionLost(self, reason: Failure) -> None:
         """Release everything that the connection held."""
         self.stop_deadline()
-        cancel(self._turned_away)
+        if self._turned_away is not None:
+            cancel(self._turned_away)
         self._lost = True
         drop_buffers(self.transport)
         super().connectionLost(reason)
         self._buffer = b""
         self._dataBuffer.clear()
-        self._release_unread()
+        if self._unread:
+            self._release_unread()
         if self.released is not None:
             self.released()
             self.released = None
@@ -212,13 +211,15 @@ class ApiChannel(_Channel):  # type: ignore[misc]
 
     def _start_deadline(self, seconds: float) -> None:
         """Cut the connection after `seconds`, unless another deadline is set before."""
-        self.stop_deadline()
+        if self._deadline is not None:
+            self.stop_deadline()
         # After a freeze the deadline may be past although its timer has not run yet.
         self._deadline = self.callLater(max(0.0, seconds), self._late)
 
     def stop_deadline(self) -> None:
         """Let the connection take its time."""
-        cancel(self._deadline)
+        if self._deadline is not None and self._deadline.active():
+            self._deadline.cancel()
         self._deadline = None
 
     def _late(self) -> None:
@@ -277,7 +278,7 @@ class ApiSite(_Factory):  # type: ignore[misc]
         channel.maxHeaders = 100
         channel.abortTimeout = 3
         self.channels.add(channel)
-        channel.released = lambda: self._release(channel, address)
+        channel.released = partial(self._release, channel, address)
         return channel
 
     def _release(self, channel: ApiChannel, address: str) -> None:
@@ -306,9 +307,6 @@ class ApiSite(_Factory):  # type: ignore[misc]
                 path=request.path.decode("ascii", "replace")[:200],
                 detail=refusal.message[:200],
             )
-
-    def log(self, request: http.Request) -> None:
-        """No line a request."""
 
     def startFactory(self) -> None:
         """Start neither Twisted's access log nor its clock."""

@@ -37,13 +37,14 @@ class EventStream:
 
     Attributes:
         part: The caller's part of the account.
+        paused: The caller reads too slowly just now.
     """
 
     def __init__(self, api: ApiServer, call: Call) -> None:
         self._api = api
         self._request = call.request
         self.caller = call.caller
-        self._paused = False
+        self.paused = False
         self._waiting = 0  # bytes that wait for the caller to read them
         self.part = call.request.part
         self._beat = LoopingCall(self._send_beat)
@@ -65,7 +66,7 @@ class EventStream:
             },
         )
         request.registerProducer(self, True)
-        request.notifyFinish().addErrback(self._lost)
+        request.notifyFinish().addErrback(self._over)
         request.write(b"retry: 1000\n" + self.on_beat() + b"\n")
         self._beat.start(BEAT_SECONDS, now=False).addErrback(lambda _: None)
         self._api.streams.add(self)
@@ -74,28 +75,15 @@ class EventStream:
         """Send whole events; return whether there is room for more."""
         if not self._request.gone:
             self._request.write(lines)
-            if self._paused:
+            if self.paused:
                 self._waiting += len(lines)
                 self.part.add(len(lines))
-        return not self._paused
-
-    def has_room(self, size: int, then: Callable[[], None]) -> bool:
-        """Return whether `size` bytes may be sent now; else `then` or `on_room` is called later."""
-        if self._paused:
-            return False
-        if size <= SMALL_BYTES or self.part.has_room(size):
-            return True
-        self._api.account.when_freed(then)
-        return False
+        return not self.paused
 
     def _forget_waiting(self) -> None:
-        waiting, self._waiting = self._waiting, 0
-        self.part.release(waiting)
-
-    @property
-    def paused(self) -> bool:
-        """Whether the caller reads too slowly just now."""
-        return self._paused
+        if self._waiting:
+            waiting, self._waiting = self._waiting, 0
+            self.part.release(waiting)
 
     def allow(self, caller: Caller) -> None:
         """The caller's rights have changed: end what they no longer cover."""
@@ -122,13 +110,10 @@ class EventStream:
             self._request.finish()
 
     def _send_beat(self) -> None:
-        if not self._paused:
+        if not self.paused:
             self.send(self.on_beat() + b"\n")
 
-    def _lost(self, _: Failure) -> None:
-        self._over()
-
-    def _over(self) -> None:
+    def _over(self, _: Failure | None = None) -> None:
         self._forget_waiting()
         if self in self._api.streams:
             self._api.streams.discard(self)
@@ -140,17 +125,17 @@ class EventStream:
 
     def pauseProducing(self) -> None:
         """The caller reads too slowly."""
-        self._paused = True
+        self.paused = True
 
     def resumeProducing(self) -> None:
         """Continue: there is room again."""
-        self._paused = False
+        self.paused = False
         self._forget_waiting()
         self.on_room()
 
     def stopProducing(self) -> None:
         """Stop: the connection is closing."""
-        self._paused = True
+        self.paused = True
 
 
 class RecordStream(SlicedSink[bytes]):
@@ -162,13 +147,19 @@ class RecordStream(SlicedSink[bytes]):
         self._dropped = 0
 
     def is_open_for(self, size: int) -> bool:
-        """Return whether the caller reads."""
-        return self._stream.has_room(size, self.resume)
+        """Return whether the caller reads, and has room for `size` bytes; else `resume` comes."""
+        if self._stream.paused:
+            return False
+        if size <= SMALL_BYTES or self._part.has_room(size):
+            return True
+        self._api.account.when_freed(self.resume)
+        return False
 
     def pieces(self, batch: Batch) -> Iterator[bytes]:
         """Yield each record as an event."""
         epoch = batch.epoch.encode()
-        return (event(one, b"%d@%b" % (at, epoch)) for at, one in record_objects(batch))
+        for at, one in record_objects(batch):
+            yield event(one, b"%d@%b" % (at, epoch))
 
     def beat(self) -> bytes:
         """Return the line that shows life: the id behind which the stream would resume.

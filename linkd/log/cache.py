@@ -53,18 +53,30 @@ class TailCache:
         self.first = max(self.first, before)
 
     def read(self, position: int, max_bytes: int) -> list[Batch]:
-        """Return batches from `position` (at or above `first`) on: at least one if there is any.
+        """Return about `max_bytes` of batches from `position` (at or above `first`) on.
+
+        At least one if there is any, and up to the first hole.
 
         Raises:
             Gap: There is a hole at `position`.
         """
         batches = self._batches
         index = bisect_right(self._offsets, position, self._start) - 1
-        if index < self._start or batches[index].next <= position:
+        if index < self._start or self._offsets[index] + batches[index].count <= position:
             index += 1
-            if index < len(batches) and batches[index].offset > position:
-                raise Gap(position, batches[index].offset)
-        return take(batches, index, position, max_bytes)
+            if index < len(batches) and self._offsets[index] > position:
+                raise Gap(position, self._offsets[index])
+        taken: list[Batch] = []
+        size, expected = 0, position
+        while index < len(batches):
+            batch = batches[index]
+            if taken and (size >= max_bytes or batch.offset != expected):
+                break
+            taken.append(batch)
+            size += len(batch.records)
+            expected = batch.offset + batch.count
+            index += 1
+        return taken
 
     def at(self, position: int) -> Batch | None:
         """Return the batch that contains `position`, or the first behind it."""
@@ -90,18 +102,3 @@ class TailCache:
         """Free the room of what was forgotten."""
         del self._offsets[: self._start], self._batches[: self._start]
         self._start = 0
-
-
-def take(batches: Sequence[Batch], index: int, position: int, max_bytes: int) -> list[Batch]:
-    """Return batches from `index` on, about `max_bytes` in all, up to the first hole."""
-    taken: list[Batch] = []
-    size, expected = 0, position
-    while index < len(batches):
-        batch = batches[index]
-        if taken and (size >= max_bytes or batch.offset != expected):
-            break
-        taken.append(batch)
-        size += len(batch.records)
-        expected = batch.next
-        index += 1
-    return taken
