@@ -1,4 +1,4 @@
-"""Time: the reactor's monotonic seconds and timers, and wall-clock stamps."""
+"""The host's clocks."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import ctypes
 import os
 import secrets
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final
 
 PROGRAM_DATE: Final = datetime(2026, 11, 1, tzinfo=UTC).timestamp()
 """Unix seconds before which this version did not exist; a release sets it to its date."""
@@ -94,26 +93,3 @@ def is_plausible(stamp: float) -> bool:
 def clock_words(stamp: float) -> str:
     """Return a time for use in a sentence."""
     return datetime.fromtimestamp(stamp, UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-class Timer(Protocol):
-    """A pending call."""
-
-    def active(self) -> bool:
-        """Return whether it is still pending."""
-
-    def cancel(self) -> None:
-        """Cancel it; only while active."""
-
-    def reset(self, seconds: float) -> None:
-        """Postpone it to `seconds` from now; only while active."""
-
-
-class Clock(Protocol):
-    """Monotonic seconds and delayed calls."""
-
-    def seconds(self) -> float:
-        """Return the current time."""
-
-    def callLater(self, delay: float, callable: Callable[..., Any], *args: Any) -> Timer:
-        """Make a call after `delay` seconds."""

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 from zlib import crc32
 
 import msgspec
+from twisted.internet.base import DelayedCall, ReactorBase
 
 from linkd.api.bodies import to_json
-from linkd.clock import Clock, Timer
 from linkd.net.rate_limit import FairShare
 from linkd.net.timers import cancel
 from linkd.protocol.channels import is_channel
@@ -154,7 +154,7 @@ class Jobs:
         waiting: The jobs, the current one first.
     """
 
-    def __init__(self, share: FairShare, clock: Clock) -> None:
+    def __init__(self, share: FairShare, clock: ReactorBase) -> None:
         self.waiting: deque[Iterator[None]] = deque()
         self._share = share
         self._clock = clock
@@ -253,15 +253,15 @@ class _Channel:
         self.joined: dict[int, Member] = {}
         self.left: list[int] = []
         self.asks = False
-        self.gathering: Timer | None = None
-        self.answering: Timer | None = None
+        self.gathering: DelayedCall | None = None
+        self.answering: DelayedCall | None = None
         self.remote = 0
         # Changes that watchers do not know of, each with the highest number here at that time:
         # a watcher that joined later does not get them.
         self.changes: dict[tuple[str, Member], tuple[str, int]] = {}
         self.is_crowd = False  # too many changes to name each
         self.delivers = False
-        self.resting: Timer | None = None
+        self.resting: DelayedCall | None = None
 
     @property
     def count(self) -> int:
@@ -306,7 +306,7 @@ class Presence:
         share: Gives it its slices.
     """
 
-    def __init__(self, node: Node, clock: Clock, share: FairShare) -> None:
+    def __init__(self, node: Node, clock: ReactorBase, share: FairShare) -> None:
         self._node = node
         self._clock = clock
         self._jobs = Jobs(share, clock)
@@ -314,7 +314,7 @@ class Presence:
         self._channels: dict[str, _Channel] = {}
         self._number = 0
         self._remote = 0
-        self._sweep: Timer | None = None
+        self._sweep: DelayedCall | None = None
         self._sweeps = False  # one is planned
         node.on_presence.append(self._heard)
         self._ignore_links: Callable[[], None] | None = None

@@ -16,13 +16,12 @@ from typing import Any, Final, Literal, NamedTuple
 
 from twisted.internet import error
 from twisted.internet.abstract import isIPAddress, isIPv6Address
-from twisted.internet.base import BaseConnector
+from twisted.internet.base import BaseConnector, DelayedCall, ReactorBase
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IAddress, IProtocol
 from twisted.internet.protocol import ClientFactory
 from twisted.python.failure import Failure
 
-from linkd.clock import Clock, Timer
 from linkd.config import Url
 from linkd.errors import AttemptFailed, FailureKind
 from linkd.net.linux import limit_segment, show
@@ -68,11 +67,11 @@ class Resolver:
         lookup: Does the work, in threads of its own.
     """
 
-    def __init__(self, clock: Clock, lookup: Lookup) -> None:
+    def __init__(self, clock: ReactorBase, lookup: Lookup) -> None:
         self._clock = clock
         self._lookup = lookup
         self._good: dict[str, list[str]] = {}
-        self._waiting: dict[str, dict[Deferred[list[str]], Timer | None]] = {}
+        self._waiting: dict[str, dict[Deferred[list[str]], DelayedCall | None]] = {}
 
     def resolve(self, host: str) -> Deferred[list[str]]:
         """Return the addresses of a host; an IP address resolves to itself.
@@ -82,7 +81,7 @@ class Resolver:
         if isIPAddress(host) or isIPv6Address(host.partition("%")[0]):
             return succeed([host])
         waiter: Deferred[list[str]] = Deferred(lambda gone: self._forget(host, gone))
-        timer: Timer | None = None
+        timer: DelayedCall | None = None
         if host in self._good:
             timer = self._clock.callLater(PATIENCE, self._serve_old, host, waiter)
         first = host not in self._waiting
@@ -169,7 +168,7 @@ class Attempt(BaseConnector):
         self._count = 1
         self._candidates: list[Candidate] = []
         self._passed_over: set[str] = set()
-        self._stagger: Timer | None = None
+        self._stagger: DelayedCall | None = None
         self._ended = False
         self._problems: list[str] = []
         self._answers: list[AttemptFailed] = []

@@ -15,10 +15,10 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any, ClassVar, Final, Protocol, get_args
 
+from twisted.internet.base import DelayedCall, ReactorBase
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from linkd.clock import Clock, Timer
 from linkd.config import PeerSettings
 from linkd.core.liveness import FLOW_BYTES, PONG_AFTER, Liveness
 from linkd.errors import AttemptFailed, Reason, RemoteProtocolError
@@ -128,7 +128,7 @@ class FrameWriter(ABC):
     transport: Any
     state: int
     life: Liveness
-    clock: Clock
+    clock: ReactorBase
     pace: AdaptiveBuffer | None
 
     writable = True
@@ -239,7 +239,7 @@ class Connection(Silence, FrameReader, FrameWriter):
     port_number = 0
     _ending: tuple[Reason, str] | None = None
     _goodbye: Goodbye | None = None
-    _abort_call: Timer | None = None
+    _abort_call: DelayedCall | None = None
     _pinged_at: float | None = None
     _gone = False
     _frames = 0

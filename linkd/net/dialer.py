@@ -6,13 +6,13 @@ import json
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
+from twisted.internet.base import DelayedCall
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IAddress
 from twisted.internet.protocol import ReconnectingClientFactory
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
-from linkd.clock import Timer
 from linkd.config import PeerSettings, Url, parse_url
 from linkd.core.backoff import DEFAULT_SPREAD, tcp_timeout
 from linkd.core.liveness import dialer_limit
@@ -65,7 +65,7 @@ class DialerConnection(Connection, ClientProtocol):
     failure: AttemptFailed | None = None
     _nonce = ""
     _token: Deferred[Any] | None = None
-    _watch_call: Timer | None = None
+    _watch_call: DelayedCall | None = None
     _ping_every = 0.0
 
     # -- token and upgrade --------------------------------------------------------------------

@@ -15,11 +15,11 @@ from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 from twisted.internet import error
+from twisted.internet.base import DelayedCall
 from twisted.internet.interfaces import IReadDescriptor
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from linkd.clock import Timer
 from linkd.events import emit
 from linkd.net.timers import cancel
 
@@ -290,7 +290,7 @@ class NetworkMonitor:
         self._reactor = reactor
         self._changed = changed
         self._socket: socket.socket | None = None
-        self._call: Timer | None = None
+        self._call: DelayedCall | None = None
         self._first = 0.0
 
     def start(self) -> bool:

@@ -12,6 +12,7 @@ from random import Random
 from typing import Any, ClassVar, Final
 
 from msgspec import structs
+from twisted.internet.base import DelayedCall
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IAddress
@@ -19,7 +20,6 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
-from linkd.clock import Timer
 from linkd.config import Config, parse_address
 from linkd.core.backoff import bounded_spread
 from linkd.core.liveness import listener_limit
@@ -76,7 +76,7 @@ class Newcomer(_Protocol):  # type: ignore[misc]
         self._addr = addr
         self._place: Place | None = None
         self._since = 0.0
-        self._call: Timer | None = None
+        self._call: DelayedCall | None = None
 
     def connectionMade(self) -> None:
         """Take a place, and start the hello time-out."""
@@ -176,7 +176,7 @@ class ListenerConnection(PingedSilence, Connection, ServerProtocol):
     _place: Place | None = None
     _since = 0.0
     _is_rated = False
-    _hello_call: Timer | None = None
+    _hello_call: DelayedCall | None = None
     _denied: HandshakeRejected | None = None
     _wait: HandshakeRejected | None = None
 

@@ -18,10 +18,10 @@ from contextlib import suppress
 from typing import Any, Final
 
 from twisted.internet.abstract import FileDescriptor
+from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred
 
 from linkd import events
-from linkd.clock import Clock
 
 MAX_ADDRESSES: Final = 16_384
 
@@ -160,7 +160,7 @@ class FairShare:
             only what queues is bounded.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: ReactorBase) -> None:
         self._clock = clock
         self._call_at_iteration_end: Callable[[Callable[[], None]], object] | None = getattr(
             clock, "call_at_iteration_end", None

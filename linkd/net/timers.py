@@ -7,7 +7,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
-from linkd.clock import Clock, Timer
+from twisted.internet.base import DelayedCall, ReactorBase
+
 from linkd.core.liveness import Liveness
 
 PING_GRID: Final = 0.25
@@ -30,11 +31,11 @@ class ExactTimer:
 
     __slots__ = ("_clock", "_ping")
 
-    def __init__(self, clock: Clock, ping: str = "_sendAutoPing") -> None:
+    def __init__(self, clock: ReactorBase, ping: str = "_sendAutoPing") -> None:
         self._clock = clock
         self._ping = ping
 
-    def call_later(self, delay: float, call: Callable[..., object], *args: object) -> Timer:
+    def call_later(self, delay: float, call: Callable[..., object], *args: object) -> DelayedCall:
         """Call `call` after exactly `delay` seconds, or a ping slightly earlier."""
         if delay > PING_GRID and getattr(call, "__name__", "") == self._ping:
             now = self._clock.seconds()
@@ -42,7 +43,7 @@ class ExactTimer:
         return self._clock.callLater(delay, call, *args)
 
 
-def at_iteration_end(clock: Clock) -> Callable[[Callable[[], None]], object]:
+def at_iteration_end(clock: ReactorBase) -> Callable[[Callable[[], None]], object]:
     """Return a function that schedules a call for the end of the reactor's iteration.
 
     On a clock without iterations the call is made as soon as possible. See `linkd.reactor`.
@@ -50,7 +51,7 @@ def at_iteration_end(clock: Clock) -> Callable[[Callable[[], None]], object]:
     return getattr(clock, "call_at_iteration_end", None) or partial(clock.callLater, 0)
 
 
-def call_when_idle(clock: Clock) -> Callable[[Callable[[], None], float], object] | None:
+def call_when_idle(clock: ReactorBase) -> Callable[[Callable[[], None], float], object] | None:
     """Return a function that defers a call until the reactor is idle, or None on other clocks.
 
     See `linkd.reactor`.
@@ -58,7 +59,7 @@ def call_when_idle(clock: Clock) -> Callable[[Callable[[], None], float], object
     return getattr(clock, "call_when_idle", None)
 
 
-def cancel(call: Timer | None) -> None:
+def cancel(call: DelayedCall | None) -> None:
     """Cancel a call that may be over, or None."""
     if call is not None and call.active():
         call.cancel()
@@ -74,7 +75,7 @@ class ClockWatch:
     """
 
     def __init__(
-        self, clock: Clock, wall: Callable[[], float], on_set: Callable[[float], None]
+        self, clock: ReactorBase, wall: Callable[[], float], on_set: Callable[[float], None]
     ) -> None:
         self._clock = clock
         self._wall = wall
@@ -102,7 +103,7 @@ class Silence(ABC):
     """
 
     life: Liveness
-    clock: Clock
+    clock: ReactorBase
     _judging = False
 
     def judge(self) -> None:
@@ -156,8 +157,8 @@ class PingedSilence(Silence):
     factory: Any
     autoPingInterval: float
     autoPingTimeout: float
-    autoPingTimeoutCall: Timer | None
-    autoPingPendingCall: Timer | None
+    autoPingTimeoutCall: DelayedCall | None
+    autoPingPendingCall: DelayedCall | None
     autoPingPending: bytes | None
     _pinged_at: float | None = None
 

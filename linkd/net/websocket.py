@@ -15,9 +15,9 @@ from typing import Any, ClassVar, Final
 from autobahn.twisted import websocket
 from autobahn.websocket import protocol, types
 from twisted.internet.abstract import FileDescriptor
+from twisted.internet.base import ReactorBase
 from twisted.logger import Logger
 
-from linkd.clock import Clock
 from linkd.net.linux import NOTSENT_BYTES, keep_unsent_small
 
 try:
@@ -298,7 +298,7 @@ class FrameReader(ABC):
     message_data: Any
     frame_data: Any
     transport: Any
-    clock: Clock
+    clock: ReactorBase
     pace: AdaptiveBuffer | None = None
     busy = False
     _pieces: list[bytes] | None = None

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+from twisted.internet.base import ReactorBase
 
 from linkd import events
-from linkd.clock import Clock, wall
+from linkd.clock import wall
 from linkd.core.link import Changed
 from linkd.log import CursorStore
 from linkd.log.base import Log
@@ -488,7 +489,7 @@ class Chronicle:
         on_rose: Called when an outage has ended: peer, its seconds.
     """
 
-    def __init__(self, log: Log, outages: Outages, store: CursorStore, clock: Clock) -> None:
+    def __init__(self, log: Log, outages: Outages, store: CursorStore, clock: ReactorBase) -> None:
         self._log = log
         self._outages = outages
         self._clock = clock

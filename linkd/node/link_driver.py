@@ -6,7 +6,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from linkd.clock import Timer, wall
+from twisted.internet.base import DelayedCall
+
+from linkd.clock import wall
 from linkd.config import PeerSettings
 from linkd.core import link as links
 from linkd.core.backoff import Backoff
@@ -66,7 +68,7 @@ class LinkDriver:
         self._dials_at_once = False  # the next attempt uses other settings
         self._repeated = False  # the live connection has had its second hello
         self._nothing_passes = False
-        self._timer: Timer | None = None
+        self._timer: DelayedCall | None = None
         self._last_silence: float | None = None
         self._performers: dict[type, Callable[..., None]] = {
             links.Dial: self._dial,

@@ -9,12 +9,13 @@ from random import Random
 from typing import TypeVar
 
 import msgspec
+from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import LoopingCall
 
 import linkd
 from linkd import events
-from linkd.clock import Clock, wall
+from linkd.clock import wall
 from linkd.config import Config, PeerSettings
 from linkd.core.inbound import KnownEnds
 from linkd.errors import LinkdError, Reason
@@ -126,7 +127,7 @@ class Node:
         self,
         config: Config,
         stores: Stores,
-        clock: Clock,
+        clock: ReactorBase,
         make_dialer: MakeDialer,
         rng: Random,
     ) -> None:

@@ -12,8 +12,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import zstandard
+from twisted.internet.base import DelayedCall, ReactorBase
 
-from linkd.clock import Clock, Timer, wall
+from linkd.clock import wall
 from linkd.config import PeerSettings
 from linkd.core import session_effects as sessions
 from linkd.core.liveness import Path
@@ -74,7 +75,7 @@ class AckScheduler:
 
     __slots__ = ("_bytes", "_clock", "_due", "_send", "_sent_at")
 
-    def __init__(self, clock: Clock, send: Callable[[], None]) -> None:
+    def __init__(self, clock: ReactorBase, send: Callable[[], None]) -> None:
         self._clock = clock
         self._send = send
         self._due = False
@@ -191,7 +192,7 @@ class Replicator:
         self._relay_logged = False  # that records were not relayed, on this connection
         self._late_logged = False  # that records came late, on this link
         self.not_relayed_records = 0
-        self._wake_timer: Timer | None = None
+        self._wake_timer: DelayedCall | None = None
         self._performers: dict[type, Callable[..., None]] = {
             sessions.Send: self._send,
             sessions.Read: self._read,
