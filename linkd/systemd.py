@@ -79,6 +79,9 @@ class LoopWatch:
 
     Args:
         hangs: What to do, in the thread; default: SIGABRT, as the service manager's watchdog.
+
+    Attributes:
+        stop: Stops checking.
     """
 
     def __init__(self, hangs: Callable[[], None] | None = None) -> None:
@@ -86,6 +89,7 @@ class LoopWatch:
         self._turned = True
         self._missed = 0
         self._ended = threading.Event()
+        self.stop = self._ended.set
 
     def start(self) -> None:
         """Start checking."""
@@ -94,10 +98,6 @@ class LoopWatch:
     def turned(self) -> None:
         """Note that the loop has turned."""
         self._turned = True
-
-    def stop(self) -> None:
-        """Stop checking."""
-        self._ended.set()
 
     def look(self) -> bool:
         """Return whether the loop hangs; called each second."""

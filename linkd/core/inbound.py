@@ -70,14 +70,18 @@ class KnownEnds:
     """The ends of the peers' logs and of their volatile sequences; seconds on one monotonic clock.
 
     What no peer has named itself is not bounded.
+
+    Attributes:
+        owner: Returns the configured node whose log this is, as far as that is known.
     """
 
-    __slots__ = ("_logs", "_nodes", "_owners", "_runs")
+    __slots__ = ("_logs", "_nodes", "_owners", "_runs", "owner")
 
     def __init__(self) -> None:
         self._logs: dict[str, LogEnd] = {}
         self._nodes: dict[str, str] = {}
         self._owners: dict[str, str] = {}
+        self.owner: Callable[[str], str | None] = self._owners.get
         self._runs: dict[tuple[str, str], tuple[int, float]] = {}
 
     def greeted(self, hello: Hello, now: float) -> None:
@@ -98,10 +102,6 @@ class KnownEnds:
         if log is not None and self._owners.get(log) == node:
             del self._owners[log]
             self._logs.pop(log, None)
-
-    def owner(self, log: str) -> str | None:
-        """Return the configured node whose log this is, as far as that is known."""
-        return self._owners.get(log)
 
     def allows(self, origin: Origin, count: int, now: float) -> bool:
         """Return whether `count` records from `origin.first` on, behind `origin.after`, can exist.

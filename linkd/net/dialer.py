@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, ClassVar, Final
 
 from twisted.internet.base import DelayedCall
@@ -427,7 +428,7 @@ class LinkDialer(ClientFactory, ReconnectingClientFactory):  # type: ignore[misc
         self.continueTrying = 1
         self.delay = after
         self.next_attempt = self.clock.seconds() + after
-        self.retry(_Next(self))  # type: ignore[no-untyped-call]
+        self.retry(SimpleNamespace(connect=self.begin_attempt))  # type: ignore[no-untyped-call]
 
     def stop(self) -> None:
         """Stop dialing, and end the current attempt."""
@@ -571,14 +572,3 @@ class LinkDialer(ClientFactory, ReconnectingClientFactory):  # type: ignore[misc
         failure.return_spread = self._spreads.get(target)
         self._closes[target] = self._closes.get(target, 0) + 1 if failure.reason == "closed" else 0
         self.port.failed(failure)
-
-
-class _Next:
-    """The connector of ReconnectingClientFactory, which begins a new attempt each time."""
-
-    def __init__(self, dialer: LinkDialer) -> None:
-        self._dialer = dialer
-
-    def connect(self) -> None:
-        """Begin the attempt."""
-        self._dialer.begin_attempt()

@@ -158,20 +158,20 @@ class FairShare:
     Args:
         clock: The reactor. Where it has no `call_at_iteration_end`, iterations are not seen, and
             only what queues is bounded.
+
+    Attributes:
+        seconds: Returns the reactor's clock.
     """
 
     def __init__(self, clock: ReactorBase) -> None:
         self._clock = clock
+        self.seconds = clock.seconds
         self._call_at_iteration_end: Callable[[Callable[[], None]], object] | None = getattr(
             clock, "call_at_iteration_end", None
         )
         self._queues: OrderedDict[str, deque[Callable[[], None]]] = OrderedDict()
         self._until: float | None = None  # when this iteration's share ends; None: it is whole
         self._is_running = self._is_planned = False
-
-    def seconds(self) -> float:
-        """Return the reactor's clock."""
-        return self._clock.seconds()
 
     def left(self) -> float:
         """Return for how many seconds the caller may work now; 0 where it must queue."""

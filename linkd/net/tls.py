@@ -258,11 +258,6 @@ class ServerTls:
         """The certificate in force."""
         return self._pair.leaf
 
-    @property
-    def expires(self) -> float:
-        """Unix seconds at which the certificate in force ends."""
-        return self._pair.leaf.not_valid_after_utc.timestamp()
-
     def configure(self, listen: ListenSettings) -> str | None:
         """Use other files from now on, or check whether the current ones have changed.
 
@@ -381,7 +376,7 @@ class ServerTls:
         )
 
     def _left(self) -> float:
-        return self.expires - self._wall()
+        return self._pair.leaf.not_valid_after_utc.timestamp() - self._wall()
 
     def _files(self) -> list[Path]:
         listen = self._listen

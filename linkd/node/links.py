@@ -314,7 +314,7 @@ class Links:
     ) -> None:
         self.drivers: dict[str, LinkDriver] = {}
         self._node = node
-        self.absent = AbsentPeers(node.log, cursors, node.log_event, node.forgotten)
+        self.absent = AbsentPeers(node.log, cursors, node.log_event, node.forget_outages)
         self._cursors = cursors
         self._make_dialer = make_dialer
         self._rng = rng

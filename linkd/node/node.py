@@ -120,6 +120,9 @@ class Node:
         dispatcher: Distributes committed and volatile records to links and readers.
         chronicle: Records every change of the links.
         events: The latest changes, and who follows them.
+        link: Returns the link to a peer, by its name; None if there is none.
+        log_event: Logs an event; losses and selected events are also stored.
+        forget_outages: Removes the outages of a peer whose cursor is gone.
         certificates: Those in files and of paired peers: role, peer, Unix seconds of the end.
     """
 
@@ -148,9 +151,12 @@ class Node:
         self._outages = stores.outages
         self.chronicle = Chronicle(log, stores.outages, stores.cursors, clock)
         self.events = self.chronicle.events
+        self.log_event = self.chronicle.log_event
+        self.forget_outages = stores.outages.remove
         self.on_fell, self.on_rose = self.chronicle.on_fell, self.chronicle.on_rose
         self.held = Held(log, lambda: len(self.links.drivers))
         self.links = Links(self, stores.cursors, partial(make_dialer, self), rng)
+        self.link: Callable[[str], LinkDriver | None] = self.links.drivers.get
         self.subscriptions = Subscriptions(self, log, stores.cursors)
         self.warnings: dict[str, str] = {}
         self.certificates: Sequence[tuple[CertificateRole, str | None, float]] = ()
@@ -205,10 +211,6 @@ class Node:
         """Return the configured peer of that name."""
         driver = self.links.drivers.get(name)
         return None if driver is None else driver.settings
-
-    def link(self, name: str) -> LinkDriver | None:
-        """Return the link to the peer of that name."""
-        return self.links.drivers.get(name)
 
     def busy(self) -> float | None:
         """Return after how many seconds newcomers should come back, or None."""
@@ -300,10 +302,6 @@ class Node:
         self.dispatcher.dispatch()
         self.links.trimmed(first)
 
-    def forgotten(self, peer: str) -> None:
-        """A peer's cursor has gone: its outages go, too."""
-        self._outages.remove(peer)
-
     def forget_peer(self, peer: str, confirmed: bool) -> tuple[int, int]:
         """Return (records, bytes) owed to a peer without an entry; where confirmed, forget it.
 
@@ -314,10 +312,6 @@ class Node:
         if peer in self.links.drivers:
             raise LinkdError(f"{peer} is configured: remove its [[peer]] first, and reload")
         return self.links.absent.forget(peer, confirmed)
-
-    def log_event(self, level: str, event: str, **fields: str | int | float | None) -> None:
-        """Log an event; losses and selected events are also stored."""
-        self.chronicle.log_event(level, event, **fields)
 
     def observe(self, what: Measure, peer: str, seconds: float) -> None:
         """Pass a measurement to every observer."""
