@@ -257,7 +257,7 @@ def session_and_wire(load: Load) -> Iterator[Run]:
 def net(load: Load) -> Iterator[Run]:
     """Net: a WebSocket frame made and masked; found and unmasked at the other end."""
     payload = peer.encode(
-        peer.Step(1, 2, "epoch", "bench", load.count, len(load.records), load.records)
+        peer.BatchMessage(1, 2, "epoch", "bench", load.count, len(load.records), load.records)
     )
 
     def run(times: int) -> None:

@@ -13,7 +13,7 @@ from linkd.protocol.json import (
     body_of,
     check_syntax,
     extras_of,
-    kind_of,
+    media_type,
     nested_deeply,
     rfc3339,
 )
@@ -37,7 +37,7 @@ def check_json(body: bytes, where: str = "the body") -> None:
 
 def check_body(body: bytes, content_type: str) -> None:
     """Raise ApiError if a body does not match its content type."""
-    kind = kind_of(content_type)
+    kind = media_type(content_type)
     if kind == JSON:
         check_json(body)
     elif kind.startswith("text/"):

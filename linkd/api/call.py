@@ -14,7 +14,7 @@ from linkd.api.auth import Caller
 from linkd.api.errors import ApiError
 from linkd.api.http import ApiRequest
 from linkd.config.settings import CONSUMER_NAME_PATTERN
-from linkd.core.session import agree
+from linkd.core.session import find_resume_point
 from linkd.log.base import Log
 from linkd.log.interface import RESUME_PREFIX
 from linkd.node.subscriptions import Start
@@ -187,7 +187,7 @@ def resumed(log: Log, seen: Sequence[EpochEnd]) -> Start:
     That is the end of the newest epoch that both know, where the log was put back to an older copy;
     the earliest record where it is another log: a message twice is better than one lost.
     """
-    agreed = agree(log.state.epochs(), log.next, Cursor(log.id, tuple(seen), 0))
+    agreed = find_resume_point(log.state.epochs(), log.next, Cursor(log.id, tuple(seen), 0))
     return "earliest" if agreed is None else agreed.next
 
 

@@ -17,7 +17,7 @@ from linkd.clock import wall
 from linkd.errors import BadRecord, BodyTooLarge, LinkdError
 from linkd.log.interface import Appended
 from linkd.node.node import Node
-from linkd.protocol.json import JSON, kind_of
+from linkd.protocol.json import JSON, media_type
 from linkd.protocol.records import (
     MAX_TTL_SECONDS,
     MAX_WORD_LENGTH,
@@ -78,7 +78,7 @@ async def _draft(api: ApiServer, call: Call, channel: str) -> NewRecords:
     except BadRecord as error:
         raise refusal_of(error) from None
     body = call.request.body()
-    if kind_of(content_type) == NDJSON:
+    if media_type(content_type) == NDJSON:
         if id_:
             raise ApiError("malformed", "Linkd-Id names one message, and this may be many")
         records = await _lines(api, call.caller.name, body, Record(b"", type_, "", JSON, headers))
@@ -125,7 +125,7 @@ def _content_type(call: Call) -> str:
     given = (call.request.header("Content-Type") or "").strip()
     if given and (len(given) > MAX_WORD_LENGTH or not _CONTENT_TYPE.fullmatch(given)):
         raise ApiError("unsupported-type", f"{given[:80]!r} is no content type")
-    return "" if kind_of(given) == _FORM else given
+    return "" if media_type(given) == _FORM else given
 
 
 def _word(call: Call, name: str) -> str:

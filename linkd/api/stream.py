@@ -454,7 +454,7 @@ class StreamSink(ApiSink):
 
     def gap(self, first: int, next: int) -> None:
         """Report that offsets are gone."""
-        self._session.send(client.GapTold(self.id, first, next))
+        self._session.send(client.SubscriptionGap(self.id, first, next))
 
     def end(self, reason: str) -> None:
         """End the subscription."""

@@ -16,7 +16,7 @@ from linkd.cli.options import add_socket, seconds, socket_path, wait_seconds
 from linkd.cli.output import json_text
 from linkd.client.http import call, expect
 from linkd.errors import BadRecord
-from linkd.protocol.json import JSON, shown
+from linkd.protocol.json import JSON, render_body
 from linkd.protocol.records import check_headers
 
 MAX_BODY_BYTES: Final = 16 * 1024 * 1024
@@ -113,7 +113,7 @@ def _target(arguments: argparse.Namespace) -> str:
 
 def content_type_of(body: bytes) -> str:
     """Return the content type of a JSON object or array, so that clients read it as one."""
-    return JSON if body[:1] in (b"{", b"[") and shown(body, "")[0] == "data" else ""
+    return JSON if body[:1] in (b"{", b"[") and render_body(body, "")[0] == "data" else ""
 
 
 def _headers(arguments: argparse.Namespace, body: bytes) -> dict[str, str]:

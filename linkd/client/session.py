@@ -101,7 +101,7 @@ class Session:
             client.Acked: to_reader(SubscriptionState.acked),
             client.AckFailed: to_reader(SubscriptionState.ack_failed),
             client.Subscribed: to_reader(SubscriptionState.begun),
-            client.GapTold: to_reader(SubscriptionState.gap),
+            client.SubscriptionGap: to_reader(SubscriptionState.gap),
             client.Position: to_reader(SubscriptionState.position),
             client.Ended: to_reader(self._end),
         }

@@ -20,11 +20,11 @@ from linkd.protocol.client import (
     DeliverVolatile,
     Ended,
     FromClient,
-    GapTold,
     Position,
     Start,
     Subscribe,
     Subscribed,
+    SubscriptionGap,
 )
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ class SubscriptionState:
             self._held += size
             self.queue.records(records, size)
 
-    def gap(self, frame: GapTold) -> None:
+    def gap(self, frame: SubscriptionGap) -> None:
         """Report a gap, unless its records were already queued."""
         first = frame.first if self.next is None else max(frame.first, self.next)
         if first >= frame.next:

@@ -29,14 +29,14 @@ from linkd.errors import BadRecord, RemoteProtocolError
 from linkd.protocol.channels import is_channel
 from linkd.protocol.peer import (
     Ack,
+    BatchMessage,
     Cursor,
     EpochEnd,
     EpochStart,
-    GapTold,
+    GapNotice,
     Hello,
     Part,
     Resend,
-    Step,
     Volatile,
     encode,
 )
@@ -194,7 +194,7 @@ class Inbound:
         self._connected = False
         self._log = ""
         self._epochs: tuple[EpochStart, ...] = ()
-        self._step: Step | None = None
+        self._step: BatchMessage | None = None
         self._parts: list[bytes] = []
         self.part_bytes = 0
         self._last = (0, 0)  # where the last step began, and its records
@@ -267,7 +267,7 @@ class Inbound:
             self.discards = False
         return self.discards
 
-    def step(self, step: Step, now: float) -> list[Effect]:
+    def batch(self, step: BatchMessage, now: float) -> list[Effect]:
         """Take the next step of the peer's log.
 
         Raises:
@@ -308,13 +308,13 @@ class Inbound:
         self._forget_parts()
         return self._whole(step, records, now)
 
-    def gap(self, gap: GapTold) -> list[Effect]:
+    def gap(self, gap: GapNotice) -> list[Effect]:
         """Move on over offsets that the peer no longer has."""
         if self.discards and self._discarded(gap.previous):
             return []
         first = gap.previous if self.received is None else self.received
         begun = self._check_place(gap.previous, gap.next)
-        step = Step(gap.previous, gap.next, gap.epoch)
+        step = BatchMessage(gap.previous, gap.next, gap.epoch)
         return [*begun, OffsetsLost(first, gap.next, inbound=True), self._store(step, b"")]
 
     def volatile(self, message: Volatile, now: float) -> list[Effect]:
@@ -361,7 +361,7 @@ class Inbound:
             raise RemoteProtocolError(f"a step from {previous}, expected one from {self.received}")
         return []
 
-    def _check_batch(self, step: Step) -> None:
+    def _check_batch(self, step: BatchMessage) -> None:
         """Hold a batch's head against its bounds, before its bytes are kept."""
         origin = step.origin
         if origin is None or not (origin.node and origin.log and origin.epoch and origin.first):
@@ -384,7 +384,7 @@ class Inbound:
         """Return how many bytes of records a batch may have."""
         return self._settings.max_records_bytes if count == 1 else MAX_BATCH_BYTES
 
-    def _whole(self, step: Step, records: bytes, now: float) -> list[Effect]:
+    def _whole(self, step: BatchMessage, records: bytes, now: float) -> list[Effect]:
         """Store a batch that has come whole."""
         if step.encoding and self._unpack is not None:
             try:
@@ -414,11 +414,11 @@ class Inbound:
         self.received_records += step.count
         return [self._store(step, records)]
 
-    def _leave_out(self, step: Step, why: Effect) -> list[Effect]:
+    def _leave_out(self, step: BatchMessage, why: Effect) -> list[Effect]:
         """Move on over a batch that is not stored."""
-        return [why, self._store(Step(step.previous, step.next, step.epoch), b"")]
+        return [why, self._store(BatchMessage(step.previous, step.next, step.epoch), b"")]
 
-    def _store(self, step: Step, records: bytes) -> Store:
+    def _store(self, step: BatchMessage, records: bytes) -> Store:
         """Move on, and hand the step to the log."""
         self._last = step.previous, step.count
         self.received = step.next

@@ -17,7 +17,7 @@ from linkd.core.session_effects import (
 )
 from linkd.errors import RemoteProtocolError
 from linkd.protocol.channels import Patterns
-from linkd.protocol.peer import GapTold, Hello, Part, Step, encode, sendable
+from linkd.protocol.peer import BatchMessage, GapNotice, Hello, Part, encode, sendable
 from linkd.protocol.records import BATCH_OVERHEAD_BYTES, MAX_BATCH_BYTES, Batch
 
 _BURST_BYTES = 65_536
@@ -269,7 +269,7 @@ class Outbound:
         wanted, self.position = self.position, first
         self._pending.clear()
         self._live_end = 0
-        notice = GapTold(self._announced, first, self.epoch_below(first))
+        notice = GapNotice(self._announced, first, self.epoch_below(first))
         self._announced = first
         self._flight.append((first, 0, 0, 0.0))
         return [Send(encode(notice)), OffsetsLost(wanted, first, inbound=False), *self._more()]
@@ -332,7 +332,7 @@ class Outbound:
         """Send a step without records."""
         if not self._connected or self._rest or self.position <= self._announced:
             return []
-        step = Step(self._announced, self.position, self.epoch_below(self.position))
+        step = BatchMessage(self._announced, self.position, self.epoch_below(self.position))
         self._announced = self.position
         self._flight.append((self.position, 0, 0, 0.0))
         return [Send(encode(step))]
@@ -405,7 +405,7 @@ class Outbound:
     def _skip_hole(self, batch: Batch, effects: list[Effect]) -> None:
         """Report offsets that no record has: damage, or the offset skip of a repaired log."""
         effects += self._send_position()
-        effects.append(Send(encode(GapTold(self._announced, batch.offset, batch.epoch))))
+        effects.append(Send(encode(GapNotice(self._announced, batch.offset, batch.epoch))))
         effects.append(OffsetsLost(self._announced, batch.offset, inbound=False))
         self.position = self._announced = batch.offset
         self._flight.append((batch.offset, 0, 0, 0.0))
@@ -419,7 +419,7 @@ class Outbound:
                 records, encoding = packed, "zstd"
         size = len(records)
         end = size if size <= _WHOLE_BYTES else MAX_BATCH_BYTES
-        step = Step(
+        step = BatchMessage(
             self._announced,
             self.position,
             batch.epoch,

@@ -20,15 +20,15 @@ from linkd.core.session_effects import Diverged, Effect, LogEvent, Rewind, Sessi
 from linkd.errors import RemoteProtocolError
 from linkd.protocol.peer import (
     Ack,
+    BatchMessage,
     Cursor,
     EpochEnd,
     EpochStart,
-    GapTold,
+    GapNotice,
     Hello,
     Message,
     Part,
     Resend,
-    Step,
     Volatile,
 )
 
@@ -36,7 +36,7 @@ __all__ = [
     "Cursor",
     "Handshake",
     "Session",
-    "agree",
+    "find_resume_point",
     "lost_at_sender",
     "outdated",
     "repeats",
@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 
-def agree(epochs: Sequence[EpochStart], next: int, cursor: Cursor) -> EpochEnd | None:
+def find_resume_point(epochs: Sequence[EpochStart], next: int, cursor: Cursor) -> EpochEnd | None:
     """Return where sending resumes: the end of the newest epoch that both ends know.
 
     Both ends compute it from the same two hellos and so agree. A receiver that knows a later epoch
@@ -188,7 +188,7 @@ class Session:
         if mine is None:
             start = greeting.acked
         else:
-            agreed = agree(ours.epochs, ours.next, mine)
+            agreed = find_resume_point(ours.epochs, ours.next, mine)
             if agreed is None:
                 return [*effects, Diverged(_no_common_epoch(theirs.node, "this node's log"))]
             start = agreed.next
@@ -227,7 +227,7 @@ class Session:
             ]
             cursor = None
         if cursor is not None:
-            agreed = agree(theirs.epochs, theirs.next, cursor)
+            agreed = find_resume_point(theirs.epochs, theirs.next, cursor)
             if agreed is None:
                 return None
             kept = truncate(cursor, agreed)
@@ -247,8 +247,8 @@ class Session:
             RemoteProtocolError: It violates the protocol; the connection must be aborted.
         """
         kind = type(message)
-        if kind is Step:
-            return self.inbound.step(message, now)  # type: ignore[arg-type]
+        if kind is BatchMessage:
+            return self.inbound.batch(message, now)  # type: ignore[arg-type]
         if kind is Ack:
             return self.outbound.acknowledged(message.next)  # type: ignore[union-attr]
         if kind is Resend:
@@ -257,7 +257,7 @@ class Session:
             return self.inbound.part(message, now)  # type: ignore[arg-type]
         if kind is Volatile:
             return self.inbound.volatile(message, now)  # type: ignore[arg-type]
-        if kind is GapTold:
+        if kind is GapNotice:
             return self.inbound.gap(message)  # type: ignore[arg-type]
         raise RemoteProtocolError(f"a second {kind.__name__.lower()} on one connection")
 

@@ -275,7 +275,7 @@ class DeliverVolatile(msgspec.Struct, array_like=True, frozen=True, tag=39, gc=F
     dropped: Natural = 0
 
 
-class GapTold(msgspec.Struct, array_like=True, frozen=True, tag=40):
+class SubscriptionGap(msgspec.Struct, array_like=True, frozen=True, tag=40):
     """Offsets `first` to `next` - 1, some of which may have been wanted, are gone."""
 
     id: Natural
@@ -339,7 +339,7 @@ FromDaemon = (
     | Subscribed
     | Deliver
     | DeliverVolatile
-    | GapTold
+    | SubscriptionGap
     | Acked
     | Ended
     | StatusChanged

@@ -34,7 +34,7 @@ _FIRST_SECOND = datetime(1, 1, 1, tzinfo=UTC).timestamp()
 _LAST_SECOND = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()
 
 
-def kind_of(content_type: str) -> str:
+def media_type(content_type: str) -> str:
     """Return a content type without its parameters, in lower case."""
     return content_type.partition(";")[0].strip().lower()
 
@@ -86,9 +86,9 @@ def nested_deeply(body: bytes) -> bool:
     return passes + max(map(sub, opened, closed), default=0) > MAX_JSON_DEPTH
 
 
-def shown(body: bytes, content_type: str) -> tuple[str, Any]:
+def render_body(body: bytes, content_type: str) -> tuple[str, Any]:
     """Return under which key a body is shown, `data`, `text` or `base64`, and its JSON value."""
-    kind = kind_of(content_type)
+    kind = media_type(content_type)
     if kind == JSON or (not kind.startswith("text/") and body[:1] in (b"{", b"[")):
         try:
             check_syntax(body)
@@ -107,7 +107,7 @@ def body_of(record: Record) -> tuple[str, Any]:
     """Return under which key a record's body is shown, and its JSON value."""
     if isinstance(record, Unreadable):
         return "base64", base64.b64encode(record.body).decode()
-    return shown(record.body, record.content_type)
+    return render_body(record.body, record.content_type)
 
 
 def extras_of(record: Record) -> dict[str, Any]:

@@ -135,7 +135,7 @@ class Hello(msgspec.Struct, array_like=True, frozen=True, tag="hello"):
     return_spread: Seconds = 0.0
 
 
-class Step(msgspec.Struct, array_like=True, frozen=True, tag="batch", gc=False):
+class BatchMessage(msgspec.Struct, array_like=True, frozen=True, tag="batch", gc=False):
     """The next step through the sender's log, with the records in it that the receiver wants.
 
     A step without records (`count` 0) only carries the position over what was skipped.
@@ -207,7 +207,7 @@ class Resend(msgspec.Struct, array_like=True, frozen=True, tag="resend"):
     next: Natural
 
 
-class GapTold(msgspec.Struct, array_like=True, frozen=True, tag="gap"):
+class GapNotice(msgspec.Struct, array_like=True, frozen=True, tag="gap"):
     """Offsets `previous` to `next` - 1 of the sender's log are gone; some may have been owed."""
 
     previous: Natural
@@ -248,7 +248,9 @@ def goodbye(reason: str, detail: str, retry_after: float | None = None) -> Goodb
     return Goodbye(reason, detail[:MAX_DETAIL_LENGTH], retry_after)
 
 
-Message = Hello | Step | Part | Volatile | Ack | Resend | GapTold | Probe | Probed | Goodbye
+Message = (
+    Hello | BatchMessage | Part | Volatile | Ack | Resend | GapNotice | Probe | Probed | Goodbye
+)
 
 
 _decoder = msgspec.msgpack.Decoder(Message)

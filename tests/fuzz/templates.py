@@ -19,8 +19,10 @@ def messages() -> tuple[bytes, ...]:
     epochs = (peer.EpochStart("e", 1),)
     kinds = (
         peer.Hello(1, "hub", "x", generation, "l", epochs, 9, cursor, (">",), 5.0, "p", ("zstd",)),
-        peer.Step(1, 3, "e", "a", 2, len(_RECORDS), _RECORDS, 1.0, 2.0, Origin("a", "l", "e", 1)),
-        peer.Step(3, 9, "e"), peer.Part(b"abc"), peer.Ack(7), peer.GapTold(1, 5, "e"),
+        peer.BatchMessage(
+            1, 3, "e", "a", 2, len(_RECORDS), _RECORDS, 1.0, 2.0, Origin("a", "l", "e", 1)
+        ),
+        peer.BatchMessage(3, 9, "e"), peer.Part(b"abc"), peer.Ack(7), peer.GapNotice(1, 5, "e"),
         peer.Volatile("t", 2, _RECORDS, 1.0, None, "a", "r", 1), peer.Goodbye("stopped", "x", 1.0),
         peer.Resend(5), peer.Probe(b"0" * 9), peer.Probed(9),
     )  # fmt: skip
@@ -35,7 +37,7 @@ def streams() -> tuple[bytes, ...]:
         client.Wait(1, "hub", "orders", 5, 1.0), client.Subscribe(1, (">",), "earliest", "c", 500),
         client.Unsubscribe(1), client.Credit(1, 5), client.Ack(1, 5), client.Watch(),
         client.Opened(1, "n", "s", "l", 1, 2, 3), client.Ended(1, "stopped"),
-        client.Deliver(1, 1, "orders", 2, _RECORDS, 1.0, "a", 1), client.GapTold(1, 2, 3),
+        client.Deliver(1, 1, "orders", 2, _RECORDS, 1.0, "a", 1), client.SubscriptionGap(1, 2, 3),
     )  # fmt: skip
     return tuple(join([client.encode_frame(frame)], 1) for frame in kinds)
 

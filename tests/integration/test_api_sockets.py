@@ -1097,7 +1097,7 @@ async def test_gaps_volatile_and_status(served: Served) -> None:
         from tests.support.api_calls import reactor
 
         client.say(stream.Subscribe(1, ("orders", "telemetry.>"), 1, "", 1_000_000))
-        assert client.hear(stream.GapTold) == stream.GapTold(1, 1, 3)
+        assert client.hear(stream.SubscriptionGap) == stream.SubscriptionGap(1, 1, 3)
         assert client.hear(stream.Deliver).offset == 3
         client.say(stream.Publish(1, "telemetry.a", 1, ONE))
         frames = [client.hear(), client.hear(), client.hear()]

@@ -7,7 +7,7 @@ import os
 import random
 import time
 
-from linkd.protocol.peer import EpochStart, Generation, Hello, Step, encode
+from linkd.protocol.peer import BatchMessage, EpochStart, Generation, Hello, encode
 from linkd.protocol.records import Origin
 from tests.support.flood import Flood, Stranger, frame, opening, upgrade
 
@@ -129,7 +129,7 @@ async def bomb(flood: Flood, stranger: Stranger) -> str:
         return refused
     packed = random.choice(bombs())
     origin = Origin("mallory", "log-of-mallory", "e", 1)
-    step = Step(
+    step = BatchMessage(
         1, 2, "e", "orders", 1, len(packed), packed, time.time(), None, origin, encoding="zstd"
     )
     stranger.writer.write(frame(encode(step)))

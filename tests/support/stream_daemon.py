@@ -130,7 +130,9 @@ class StreamDaemon:
                 start = self.consumers.setdefault(frame.consumer, int(start))
             await self._send(connection, client.Subscribed(frame.id, int(start)))
             if int(start) < self.first:
-                await self._send(connection, client.GapTold(frame.id, int(start), self.first))
+                await self._send(
+                    connection, client.SubscriptionGap(frame.id, int(start), self.first)
+                )
             entry = (
                 Patterns(frame.patterns),
                 max(int(start), self.first),

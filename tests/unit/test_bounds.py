@@ -86,15 +86,17 @@ TWINS: dict[str, Twin] = {
     "Hello.segment_bytes": own(0, SEGMENT_BYTES),
     "Hello.time": Twin("wire.sendable", TIMES),
     "Probed.size": Twin("wire.decode: of a probe that came", (0, peer.MAX_MESSAGE_BYTES)),
-    "Step.previous": own(1, MOST),
-    "Step.next": own(1, MOST),
-    "Step.epoch": own(TOKEN),
-    "Step.channel": Twin("channels.check_channel", ("", CHANNEL)),
-    "Step.count": Twin("batch.check_records: a byte a record at least", (0, MAX_BATCH_BYTES)),
-    "Step.size": Twin("batch.check_records: max_body_bytes", (0, MAX_BODY_BYTES)),
-    "Step.time": Twin("wire.sendable", TIMES),
-    "Step.ttl": Twin("batch.MAX_TTL_SECONDS", (None, 0.0, MAX_TTL_SECONDS)),
-    "Step.encoding": own("", "zstd"),
+    "BatchMessage.previous": own(1, MOST),
+    "BatchMessage.next": own(1, MOST),
+    "BatchMessage.epoch": own(TOKEN),
+    "BatchMessage.channel": Twin("channels.check_channel", ("", CHANNEL)),
+    "BatchMessage.count": Twin(
+        "batch.check_records: a byte a record at least", (0, MAX_BATCH_BYTES)
+    ),
+    "BatchMessage.size": Twin("batch.check_records: max_body_bytes", (0, MAX_BODY_BYTES)),
+    "BatchMessage.time": Twin("wire.sendable", TIMES),
+    "BatchMessage.ttl": Twin("batch.MAX_TTL_SECONDS", (None, 0.0, MAX_TTL_SECONDS)),
+    "BatchMessage.encoding": own("", "zstd"),
     "Origin.node": Twin("settings.NAME_PATTERN", (NAME,)),
     "Origin.log": own(TOKEN),
     "Origin.epoch": own(TOKEN),
@@ -109,9 +111,9 @@ TWINS: dict[str, Twin] = {
     "Volatile.sequence": own(MOST),
     "Ack.next": own(MOST),
     "Resend.next": own(MOST),
-    "GapTold.previous": own(MOST),
-    "GapTold.next": own(MOST),
-    "GapTold.epoch": own(TOKEN),
+    "GapNotice.previous": own(MOST),
+    "GapNotice.next": own(MOST),
+    "GapNotice.epoch": own(TOKEN),
     "Goodbye.reason": own("certificate-expired-or-so"),
     "Goodbye.detail": Twin("wire.goodbye", ("", "x" * 1024)),
     "Goodbye.retry_after": own(None, 0.0, 3600.0),
@@ -235,10 +237,10 @@ def test_whatever_a_publisher_gets_stored_passes_a_link(
     for effect in effects:
         if isinstance(effect, Send):
             message = peer.decode(effect.payload)
-            assert isinstance(message, peer.Step | peer.Part)
+            assert isinstance(message, peer.BatchMessage | peer.Part)
             taken = (
-                receiver.step(message, 0.0)
-                if isinstance(message, peer.Step)
+                receiver.batch(message, 0.0)
+                if isinstance(message, peer.BatchMessage)
                 else receiver.part(message, 0.0)
             )
             stored += [each.batch for each in taken if isinstance(each, Store)]

@@ -131,7 +131,7 @@ class Driven:
         if what == 12:
             return peer.Resend(max(0, session.outbound.acked + given.signed()))
         if what == 8:
-            return peer.GapTold(here + given.byte() % 3, here + given.signed(), "p1")
+            return peer.GapNotice(here + given.byte() % 3, here + given.signed(), "p1")
         if what == 9:
             return peer.Part(b"z" * given.number(65_535))
         count, records = given.choice((0, 1, 2, 3, 4, 2**32, 2**62)), given.choice(_RECORDS)
@@ -143,7 +143,7 @@ class Driven:
         if packed and pack is not None:
             records = pack(records)
         size = len(records) + given.choice((0, 0, 0, 1, 70_000, 2**30))
-        return peer.Step(
+        return peer.BatchMessage(
             here + given.choice((0, 0, 0, 1, 7)), here + given.signed(), given.choice(_TOKENS),
             given.choice(_CHANNELS), count, size if count else 0,
             records[:66_000] if count else b"",

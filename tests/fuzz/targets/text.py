@@ -5,7 +5,7 @@ from __future__ import annotations
 from linkd.api.bodies import check_body
 from linkd.api.errors import ApiError
 from linkd.api.text_frames import parse
-from linkd.protocol.json import shown
+from linkd.protocol.json import render_body
 from tests.fuzz.reading import Input
 from tests.fuzz.templates import TEXTS
 
@@ -23,5 +23,5 @@ def one(content: bytes) -> None:
         check_body(message, type_)
     except ApiError:
         pass
-    name, value = shown(message, type_)
+    name, value = render_body(message, type_)
     assert name != "base64" or isinstance(value, str)

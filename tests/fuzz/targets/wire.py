@@ -20,13 +20,15 @@ def one(content: bytes) -> None:
     except RemoteProtocolError:
         return
     assert peer.decode(peer.encode(message)) == message
-    if isinstance(message, peer.Step | peer.Volatile):
+    if isinstance(message, peer.BatchMessage | peer.Volatile):
         found = [_number(how, message) for how in (split_raw, check_raw, decode_records)]
         assert found[0] == found[1]
         assert found[2] in (None, found[0])
 
 
-def _number(how: Callable[[bytes, int], Sized | None], message: peer.Step | peer.Volatile) -> Any:
+def _number(
+    how: Callable[[bytes, int], Sized | None], message: peer.BatchMessage | peer.Volatile
+) -> Any:
     """Return how many records were found, None where they are malformed."""
     try:
         records = how(message.records, message.count)

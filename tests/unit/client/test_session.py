@@ -291,8 +291,8 @@ def test_gaps_are_told_once() -> None:
     session, taker = Session("p"), Taker()
     reader(session, taker, 2)
     up(session, next=10)
-    tell(session, client.Subscribed(1, 2), client.GapTold(1, 2, 5), deliver(1, 5, 1))
-    tell(session, client.GapTold(1, 3, 6), client.GapTold(1, 4, 8))
+    tell(session, client.Subscribed(1, 2), client.SubscriptionGap(1, 2, 5), deliver(1, 5, 1))
+    tell(session, client.SubscriptionGap(1, 3, 6), client.SubscriptionGap(1, 4, 8))
     assert taker.gaps == [(2, 5), (6, 8)]
 
 
@@ -304,7 +304,7 @@ def test_a_quiet_subscription_resumes_at_its_position_and_hears_of_no_gap_of_oth
     session.lost()
     (again,) = [frame for frame in up(session, next=90) if isinstance(frame, client.Subscribe)]
     assert again.start == 60
-    tell(session, client.Subscribed(1, 60), client.GapTold(1, 3, 60))
+    tell(session, client.Subscribed(1, 60), client.SubscriptionGap(1, 3, 60))
     assert (taker.offsets, taker.gaps) == ([2], [])
 
 

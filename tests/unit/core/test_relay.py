@@ -20,7 +20,7 @@ from linkd.core.session_effects import (
 )
 from linkd.protocol import peer as wire
 from linkd.protocol.channels import Patterns
-from linkd.protocol.peer import Cursor, EpochEnd, EpochStart, Hello, Step, Volatile
+from linkd.protocol.peer import BatchMessage, Cursor, EpochEnd, EpochStart, Hello, Volatile
 from linkd.protocol.records import Batch, Origin, Record, SourcePosition, encode_records
 
 BODY = encode_records([Record(b"x")])
@@ -53,10 +53,10 @@ def begun(relay: bool = True, ends: KnownEnds | None = None, **theirs: Any) -> S
     return session
 
 
-def step(previous: int, origin: Origin, count: int = 1) -> Step:
+def step(previous: int, origin: Origin, count: int = 1) -> BatchMessage:
     """Return a step of mallory's log."""
     records = BODY * count
-    return Step(
+    return BatchMessage(
         previous,
         previous + count,
         "e1",
@@ -175,7 +175,7 @@ def test_a_peer_that_takes_no_relayed_records_is_sent_none_and_the_sender_hears_
         log = [foreign(1), own(2), foreign(3, "mallory"), foreign(4)]
         effects = outbound.read(log, 0.0, 0.0)
         steps = [wire.decode(each.payload) for each in effects if isinstance(each, Send)]
-        nexts = [each.next for each in steps if isinstance(each, Step) and each.count]
+        nexts = [each.next for each in steps if isinstance(each, BatchMessage) and each.count]
         assert nexts == ([2, 3, 5] if relays else [3])
         skipped = [each for each in effects if isinstance(each, NotRelayed)]
         assert skipped == [NotRelayed("orders", 1, inbound=False)] * (0 if relays else 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from linkd.core.session import agree, lost_at_sender, outdated, repeats, truncate
+from linkd.core.session import find_resume_point, lost_at_sender, outdated, repeats, truncate
 from linkd.protocol.peer import Cursor, EpochEnd, EpochStart, Generation, Hello
 
 
@@ -35,7 +35,7 @@ def cursor(*ends: tuple[str, int], committed: int = 0) -> Cursor:
 )
 def test_agree(epochs, next, known, agreed, lost) -> None:
     its = cursor(*known, committed=4)
-    found = agree(starts(*epochs), next, its)
+    found = find_resume_point(starts(*epochs), next, its)
     assert found == (None if agreed is None else EpochEnd(*agreed))
     if found is not None:
         assert lost_at_sender(its, found) == lost

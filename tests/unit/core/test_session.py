@@ -30,13 +30,13 @@ from linkd.protocol import peer
 from linkd.protocol.channels import Patterns
 from linkd.protocol.peer import (
     Ack,
+    BatchMessage,
     Cursor,
     EpochEnd,
     EpochStart,
-    GapTold,
+    GapNotice,
     Hello,
     Part,
-    Step,
     Volatile,
 )
 from linkd.protocol.records import (
@@ -128,7 +128,7 @@ def begun(cursor: Cursor | None = None, **changes: Any) -> Session:
     return session
 
 
-def step(previous: int, next: int, *bodies: bytes, **changes: Any) -> Step:
+def step(previous: int, next: int, *bodies: bytes, **changes: Any) -> BatchMessage:
     """Return a step with these records."""
     records = encode_records(Record(body) for body in bodies)
     fields: dict[str, Any] = {
@@ -140,8 +140,8 @@ def step(previous: int, next: int, *bodies: bytes, **changes: Any) -> Step:
         "encoding": "",
     } | changes
     if not bodies and not changes:
-        return Step(previous, next, "e1")
-    return Step(
+        return BatchMessage(previous, next, "e1")
+    return BatchMessage(
         previous,
         next,
         "e1",
@@ -212,7 +212,7 @@ def test_what_a_peer_has_stored_is_taken_whatever_is_inside(records: bytes, coun
         ([step(10, 10, b"x")], "a step from 10 to 10", 3002),
         ([step(11, 12, b"x")], "from 11, expected one from 10", 3002),
         ([step(9, 12, b"x")], "from 9, expected one from 10", 3002),
-        ([GapTold(9, 12, "e1")], "from 9, expected one from 10", 3002),
+        ([GapNotice(9, 12, "e1")], "from 9, expected one from 10", 3002),
         ([step(10, 11, count=0, size=3, records=b"")], "without records carries bytes", 3002),
         ([step(10, 11, count=0, size=0, records=b"x")], "without records carries bytes", 3002),
         ([step(10, 11, b"x", origin=None)], "needs an origin", 3002),
@@ -230,7 +230,7 @@ def test_what_a_peer_has_stored_is_taken_whatever_is_inside(records: bytes, coun
         ([BEGINNING, Part(b"")], "bytes in parts", 3002),
         ([BEGINNING, Part(REST + b"x")], "bytes in parts", 3002),
         ([BEGINNING, step(10, 12, b"x")], "parts of the last one are missing", 3002),
-        ([BEGINNING, GapTold(10, 12, "e1")], "parts of the last one are missing", 3002),
+        ([BEGINNING, GapNotice(10, 12, "e1")], "parts of the last one are missing", 3002),
         ([VOLATILE], "expected 2 encoded records", 1007),
         ([hello()], "a second hello", 3002),
         ([Ack(101)], "acknowledged 101", 3002),
@@ -288,7 +288,7 @@ def test_a_large_record_comes_in_parts_and_is_stored_whole() -> None:
 def test_the_first_step_sets_our_cursor_in_the_epoch_below_it() -> None:
     epochs = (EpochStart("e0", 1), EpochStart("e1", 40), EpochStart("e2", 60))
     for previous, epoch in ((50, "e1"), (40, "e0"), (41, "e1"), (1, "e0"), (70, "e2")):
-        for message in (step(previous, 80, b"x"), GapTold(previous, 80, "e2"), BEGINNING):
+        for message in (step(previous, 80, b"x"), GapNotice(previous, 80, "e2"), BEGINNING):
             session = made()
             assert greeted(session, theirs=hello(epochs=epochs))
             begins = previous if message is not BEGINNING else 10
@@ -297,14 +297,14 @@ def test_the_first_step_sets_our_cursor_in_the_epoch_below_it() -> None:
             base = Cursor("hublog", (EpochEnd(below, begins),), begins)
             assert effects[0] == Rewind(base)
             stores = [each for each in effects if isinstance(each, Store)]
-            if isinstance(message, GapTold):
+            if isinstance(message, GapNotice):
                 assert effects[1] == OffsetsLost(previous, 80, inbound=True)
             assert len(stores) == (message is not BEGINNING)
 
 
 def test_a_gap_is_told_from_where_we_stood_and_moves_us_on() -> None:
     session = begun()
-    told, store = session.received(GapTold(10, 30, "e1"), 0.0)
+    told, store = session.received(GapNotice(10, 30, "e1"), 0.0)
     assert told == OffsetsLost(10, 30, inbound=True)
     assert isinstance(store, Store)
     assert (store.batch.count, store.batch.source) == (
@@ -474,7 +474,7 @@ def test_a_large_record_goes_in_parts_with_room_asked_for_between() -> None:
     body = bytes(150_000)
     effects = outbound.read([batch(1, body), batch(2, b"small")], 0.0, 0.0)
     (first,) = sent(effects)
-    assert isinstance(first, Step)
+    assert isinstance(first, BatchMessage)
     assert (len(first.records), first.count) == (MAX_BATCH_BYTES, 1)
     assert outbound.eager
     got = first.records
@@ -485,7 +485,7 @@ def test_a_large_record_goes_in_parts_with_room_asked_for_between() -> None:
             if isinstance(message, Part):
                 got += message.records
             else:
-                assert isinstance(message, Step)
+                assert isinstance(message, BatchMessage)
                 assert (message.previous, message.next) == (2, 3)
                 assert len(got) == first.size
     assert got == encode_records([Record(body)])
@@ -500,7 +500,7 @@ def test_a_connection_without_room_gets_nothing_and_goes_on_where_it_stopped() -
     assert outbound.read([batch(1, b"x")], 0.0, 0.0) == []
     assert outbound.writable(False, 0.0, 0.0) == []
     (message,) = sent(outbound.writable(True, 0.0, 0.0))
-    assert isinstance(message, Step)
+    assert isinstance(message, BatchMessage)
     assert (message.previous, message.next) == (1, 2)
 
 
@@ -548,7 +548,7 @@ def test_what_outlived_its_ttl_is_skipped_and_counted() -> None:
     effects = outbound.read([old, fresh], 15.0, 0.0)
     assert effects[0] == RecordsExpired("orders", 2)
     (message,) = sent(effects)
-    assert isinstance(message, Step)
+    assert isinstance(message, BatchMessage)
     assert (message.previous, message.next, message.ttl) == (1, 4, 4.0)
     assert outbound.owed_records == 1
 
@@ -561,7 +561,7 @@ def test_a_position_over_skipped_records_alone_is_told_when_it_is_due_not_before
     assert outbound.read([private], 0.0, 7.0) == []
     assert outbound.deadline == 7.5
     assert outbound.wake(7.49) == []
-    assert sent(outbound.wake(7.5)) == [Step(1, 100, "m1")]
+    assert sent(outbound.wake(7.5)) == [BatchMessage(1, 100, "m1")]
     assert outbound.deadline is None
     assert outbound.wake(9.0) == []
     assert session.received(Ack(100), 0.0)[0] == Acked(100)
@@ -569,10 +569,10 @@ def test_a_position_over_skipped_records_alone_is_told_when_it_is_due_not_before
     assert outbound.offer([], 105, 0.0, 8.0) == []
     assert outbound.offer([], 106, 0.0, 8.2) == []
     assert outbound.deadline == 8.5
-    assert sent(outbound.wake(8.5)) == [Step(100, 106, "m1")]
+    assert sent(outbound.wake(8.5)) == [BatchMessage(100, 106, "m1")]
     outbound.offer([], 107, 0.0, 9.0)
     (message,) = sent(outbound.offer([batch(110, b"y")], 112, 0.0, 9.1))
-    assert isinstance(message, Step)
+    assert isinstance(message, BatchMessage)
     assert (message.previous, message.next) == (106, 111)
     assert outbound.position == 112
     with pytest.raises(RemoteProtocolError, match="sent only what lies below 111"):
@@ -591,7 +591,7 @@ def test_a_position_waits_for_the_rest_of_a_large_record() -> None:
     outbound = session.outbound
     greeted(session)
     (first,) = sent(outbound.read([batch(1, bytes(200_000))], 0.0, 0.0))
-    assert isinstance(first, Step)
+    assert isinstance(first, BatchMessage)
     outbound.deadline = 1.0
     assert outbound.wake(1.0) == []
 
@@ -621,7 +621,7 @@ def test_a_connection_that_ends_within_a_large_record_leaves_nothing_of_it() -> 
     assert session.outbound.flight_bytes == 0
     greeted(session)
     (first,) = sent(session.outbound.read([batch(1, bytes(200_000))], 0.0, 0.0))
-    assert isinstance(first, Step)
+    assert isinstance(first, BatchMessage)
     assert (first.previous, len(first.records)) == (1, MAX_BATCH_BYTES)
 
 
@@ -652,7 +652,7 @@ def test_what_is_offered_while_older_records_are_read_is_read_in_its_turn() -> N
     assert effects[-1] == Read(100, session.settings.read_bytes)
     effects = outbound.read([batch(99, b"x", b"live")], 0.0, 0.0)
     (message,) = sent(effects)
-    assert isinstance(message, Step)
+    assert isinstance(message, BatchMessage)
     assert (message.previous, message.next, message.count) == (100, 101, 1)
     assert outbound.read([batch(99, b"x", b"live")], 0.0, 0.0) == []
     assert outbound.position == 101
@@ -663,7 +663,7 @@ def test_what_is_gone_from_our_log_is_told_as_a_gap() -> None:
     outbound = session.outbound
     greeted(session)
     gap, gone, more = outbound.missing(60)
-    assert sent([gap]) == [GapTold(1, 60, "m1")]
+    assert sent([gap]) == [GapNotice(1, 60, "m1")]
     assert gone == OffsetsLost(1, 60, inbound=False)
     assert more == Read(60, session.settings.read_bytes)
     assert outbound.missing(60) == []
@@ -681,9 +681,9 @@ def test_a_hole_in_our_log_is_told_behind_what_was_skipped_before_it() -> None:
     skipped = batch(1, b"x", b"y", origin=ORIGIN)
     effects = outbound.read([skipped, batch(50, b"z")], 0.0, 0.0)
     position, gap, message = sent(effects)
-    assert position == Step(1, 3, "m1")
-    assert gap == GapTold(3, 50, "m1")
-    assert isinstance(message, Step)
+    assert position == BatchMessage(1, 3, "m1")
+    assert gap == GapNotice(3, 50, "m1")
+    assert isinstance(message, BatchMessage)
     assert (message.previous, message.next) == (50, 51)
     assert [each for each in effects if isinstance(each, OffsetsLost)] == [
         OffsetsLost(3, 50, inbound=False)
@@ -700,7 +700,7 @@ def test_records_are_packed_where_both_ends_can_and_it_pays() -> None:
         greeted(session, theirs=hello(compress=offered))
         assert session.outbound.compresses is bool(offered)
         (message,) = sent(session.outbound.read([batch(1, bytes(size))], 0.0, 0.0))
-        assert isinstance(message, Step)
+        assert isinstance(message, BatchMessage)
         assert message.encoding == encoding
         assert (message.size < 5000) is (size < 5000 or encoding == "zstd")
         # The window and what is owed count what the records are, not how they travel.
@@ -716,7 +716,7 @@ def test_what_does_not_get_smaller_travels_as_it_is() -> None:
     greeted(session, theirs=hello(compress=("zstd",)))
     full = batch(1, *[bytes(1016)] * 64)
     (message,) = sent(session.outbound.read([full], 0.0, 0.0))
-    assert isinstance(message, Step)
+    assert isinstance(message, BatchMessage)
     assert (message.encoding, message.size) == ("", MAX_BATCH_BYTES)
 
 
@@ -731,7 +731,7 @@ def test_a_record_a_little_above_64_kib_is_not_cut(size: int, messages: int) -> 
         effects += session.outbound.writable(True, 0.0, 0.0)
     found = sent(effects)
     assert len(found) == messages
-    assert isinstance(found[0], Step)
+    assert isinstance(found[0], BatchMessage)
     found[0] = msgspec.structs.replace(found[0], previous=10, next=11)
     stored = []
     for message in found:
@@ -749,8 +749,8 @@ def test_what_finds_no_room_is_left_out_until_it_is_sent_again() -> None:
     inbound.leave_out()
     assert (inbound.received, inbound.discards, inbound.received_records) == (11, True, 1)
     assert session.received(step(13, 14, b"d"), 0.0) == []
-    assert session.received(Step(14, 20, "e1"), 0.0) == []
-    assert session.received(GapTold(20, 21, "e1"), 0.0) == []
+    assert session.received(BatchMessage(14, 20, "e1"), 0.0) == []
+    assert session.received(GapNotice(20, 21, "e1"), 0.0) == []
     assert session.received(Part(b"x"), 0.0) == []
     assert sent(inbound.ask_again()) == [peer.Resend(11)]
     assert inbound.ask_again() == []
@@ -761,7 +761,7 @@ def test_what_finds_no_room_is_left_out_until_it_is_sent_again() -> None:
     assert isinstance(store, Store)
     assert (inbound.received, inbound.discards) == (13, False)
     inbound.leave_out()
-    gone, store = session.received(GapTold(11, 15, "e1"), 0.0)
+    gone, store = session.received(GapNotice(11, 15, "e1"), 0.0)
     assert gone == OffsetsLost(11, 15, inbound=True)
     assert inbound.received == 15
 

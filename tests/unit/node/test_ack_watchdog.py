@@ -100,7 +100,7 @@ def test_a_record_that_comes_slowly_in_parts_is_no_reason(
     net: FakeNet, overdue: list[float]
 ) -> None:
     edge, hub = net.nodes["edge"].link("hub"), net.nodes["hub"].link("edge")
-    step = peer.Step(1, 2, "e", "up", 1, 70_000, bytes(65_536), origin=NO_ORIGIN)
+    step = peer.BatchMessage(1, 2, "e", "up", 1, 70_000, bytes(65_536), origin=NO_ORIGIN)
     hub.replicator.session.inbound._step = step
     edge.replicator.session.outbound._flight.append((2, 1, 70_000, 0.0))
     net.run(65.0)

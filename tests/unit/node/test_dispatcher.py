@@ -15,7 +15,7 @@ from linkd.log.frame import EpochOpened
 from linkd.log.repair import OFFSET_SKIP
 from linkd.node import Node, dispatcher
 from linkd.node.dispatcher import WINDOW, VolatileSequence, as_batch
-from linkd.protocol.peer import Step, Volatile, decode
+from linkd.protocol.peer import BatchMessage, Volatile, decode
 from linkd.protocol.records import Batch, NewRecords
 from tests.support.fake_net import FakeNet, Kept, bodies, publish
 from tests.support.memory_log import MemoryLog
@@ -146,11 +146,11 @@ def _commit(net: FakeNet) -> None:
     net.clock.advance(0)
 
 
-def _steps(net: FakeNet, name: str) -> list[Step]:
+def _steps(net: FakeNet, name: str) -> list[BatchMessage]:
     """Return what the hub has sent to an edge."""
     end = next(end for end in net.ends if not end.dialed and end.driver.peer == name)
     found = [decode(payload) for payload in end.sent]
-    return [step for step in found if isinstance(step, Step) and step.count]
+    return [step for step in found if isinstance(step, BatchMessage) and step.count]
 
 
 def test_little_is_handed_out_at_once_and_what_follows_much_once_the_loop_rests(

@@ -103,7 +103,7 @@ def test_records_that_come_in_parts_count(net: FakeNet, told: list[str]) -> None
         end = hub.link(name).replicator
         connection = end.connection
         place = end.session.inbound.received or 1
-        step = peer.Step(
+        step = peer.BatchMessage(
             place, place + 1, "e", name, 1, 200_000, bytes(65_536),
             origin=peer.Origin(name, net.nodes[name].log.id, "e", place),
         )  # fmt: skip

@@ -331,7 +331,7 @@ def test_a_broken_step_aborts_the_connection(net: FakeNet) -> None:
     hub_link = net.nodes["hub"].link("edge")
     connection = hub_link.connection
     assert connection is not None
-    step = next(p for p in connection.other.sent if decode(p).__class__.__name__ == "Step")
+    step = next(p for p in connection.other.sent if decode(p).__class__.__name__ == "BatchMessage")
     hub_link.received(connection, decode(step))  # again: not where the cursor stands
     assert connection.ended
     net.run(2.0)

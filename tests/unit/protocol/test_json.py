@@ -16,10 +16,10 @@ from linkd.protocol.json import (
     body_of,
     check_syntax,
     extras_of,
-    kind_of,
+    media_type,
     nested_deeply,
+    render_body,
     rfc3339,
-    shown,
 )
 from linkd.protocol.records import Record, Unreadable
 
@@ -44,13 +44,13 @@ from linkd.protocol.records import Record, Unreadable
 def test_a_body_is_shown_as_what_it_is(
     body: bytes, content_type: str, name: str, value: Any
 ) -> None:
-    found = shown(body, content_type)
+    found = render_body(body, content_type)
     raw = bytes(found[1]) if isinstance(found[1], msgspec.Raw) else found[1]
     assert (found[0], raw) == (name, value)
 
 
 def test_kinds_and_times() -> None:
-    assert kind_of(" Application/JSON ; charset=x") == "application/json"
+    assert media_type(" Application/JSON ; charset=x") == "application/json"
     assert rfc3339(0.0) == "1970-01-01T00:00:00.000Z"
     assert rfc3339(1_700_000_000.9996) == "2023-11-14T22:13:20.999Z"
     assert rfc3339(-1e300) == "0001-01-01T00:00:00.000Z"
@@ -78,7 +78,7 @@ def test_a_depth_is_counted_by_brackets_outside_of_strings(
     value = nested([[text]] * 70 if wide else text, depth, text)
     body = json.dumps(value, indent=1).encode()
     assert nested_deeply(body) == (depth + (2 if wide else 1) > MAX_JSON_DEPTH)
-    assert shown(body, "application/json")[0] == ("text" if nested_deeply(body) else "data")
+    assert render_body(body, "application/json")[0] == ("text" if nested_deeply(body) else "data")
 
 
 def test_what_is_no_record_is_shown_whole() -> None:
@@ -111,7 +111,7 @@ def test_a_number_that_parsers_refuse_is_no_json_in_a_large_body_either(number: 
     for body in (small, b" " * (1 << 20) + small):
         with pytest.raises(msgspec.DecodeError):
             check_syntax(body)
-        assert shown(body, "application/json")[0] == "text"
+        assert render_body(body, "application/json")[0] == "text"
 
 
 @pytest.mark.parametrize(
@@ -121,4 +121,4 @@ def test_a_number_that_parsers_take_is_json_in_a_large_body_too(number: str) -> 
     small = f'{{"1e999": "\\\\", "\\"1e999": "1e999", "a": [{number},{number}]}}'.encode()
     for body in (small, b" " * (1 << 20) + small):
         check_syntax(body)
-        assert shown(body, "application/json")[0] == "data"
+        assert render_body(body, "application/json")[0] == "data"
