@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,11 @@ def pytest_testnodedown(node: Any) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what the tests have measured."""
+    """Print each reason of skips once, with how many tests it concerns, and what was measured."""
+    skipped = [report.longrepr for report in terminalreporter.stats.get("skipped", ())]
+    reasons = Counter(found[2] if isinstance(found, tuple) else str(found) for found in skipped)
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"SKIPPED {count:>4}  {reason.removeprefix('Skipped: ')}")
     if figures.TOLD:
         terminalreporter.section("measured")
         for line in figures.TOLD:

@@ -134,14 +134,15 @@ def test_a_row_that_changes_all_the_time_is_written_ten_times_a_second(pair: Pai
 
     assert isinstance(pair.cursors, SqliteCursorStore)
     pair.cursors._db.set_commit_hook(committing)
-    until = time.monotonic() + 0.5
+    begun = time.monotonic()
     changes = 0
-    while time.monotonic() < until:
+    while time.monotonic() < begun + 0.5:
         changes += 1
         pair.cursors.set_peer(PeerCursor("hub", 1, changes))
         time.sleep(0.001)
-    assert changes > 50
-    assert 1 <= len(commits) <= 7
+    lasted = time.monotonic() - begun  # longer where the machine is busy
+    assert 1 <= len(commits) <= 10 * lasted + 2
+    assert changes > 2 * len(commits)
 
 
 @pytest.mark.parametrize("how", ["deleted", "rubbish", "flipped", "foreign", "no row", "page"])
