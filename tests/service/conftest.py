@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -62,23 +64,26 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = subprocess.run([SYSTEM_PYTHON, "-c", version], capture_output=True, text=True)
     if found.stdout.strip() != str(sys.version_info[:2]):
         lacking(f"a {SYSTEM_PYTHON} of the version that runs the tests, {sys.version_info[:2]}")
-    source = tmp_path_factory.mktemp("source")
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent  # of all workers, which build them once
+    built = shared / "wheels"
+    with (shared / "wheels.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not built.exists():
+            building = tmp_path_factory.mktemp("building")
+            _build(tmp_path_factory.mktemp("source"), building)
+            building.rename(built)
+    return built
+
+
+def _build(source: Path, wheels: Path) -> None:
+    """Put the wheels of linkd and of all it needs into `wheels`; `source` is an empty directory."""
     for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     shutil.copytree(ROOT / "linkd", source / "linkd")
-    built = tmp_path_factory.mktemp("wheels")
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--wheel-dir",
-        str(built),
-        str(source),
-    ]
-    subprocess.run(command, check=True, timeout=300)
-    return built
+    pip = (sys.executable, "-m", "pip", "wheel", "--quiet")
+    subprocess.run([*pip, "--wheel-dir", str(wheels), str(source)], check=True, timeout=900)
 
 
 def install(machine: Machine, wheels: Path) -> str:
