@@ -16,7 +16,7 @@ import pytest
 from msgspec import inspect
 
 from linkd.config.settings import MAX_BODY_BYTES, NAME_PATTERN, Config, NodeSettings, PeerSettings
-from linkd.config.validation import broken
+from linkd.config.validation import rule_errors
 from linkd.core.inbound import Inbound
 from linkd.core.liveness import SEGMENT_BYTES
 from linkd.core.outbound import Outbound
@@ -162,7 +162,7 @@ def test_what_is_beyond_is_refused_where_it_is_made() -> None:
         config = Config(
             node=NodeSettings(name="a"), peers=(PeerSettings(name="b", receive=receive),)
         )
-        assert any(place == ("peer", 0, "receive") for place, _ in broken(config))
+        assert any(place == ("peer", 0, "receive") for place, _ in rule_errors(config))
 
 
 def test_the_largest_hello_is_taken() -> None:
