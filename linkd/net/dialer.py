@@ -181,7 +181,7 @@ class DialerConnection(Connection, ClientProtocol):
 
     def _is_foreign(self, head: http_head.HttpHead) -> bool:
         """Return whether a proxy answers at a URL behind which linkd has answered in this run."""
-        has_worked = self.factory.return_spread(self.candidate.target) is not None
+        has_worked = self.candidate.target in self.factory.spreads
         return has_worked and http_head.REASON_HEADER.lower() not in head.headers
 
     def failHandshake(self, reason: str) -> None:
@@ -345,6 +345,7 @@ class LinkDialer(ClientFactory, ReconnectingClientFactory):  # type: ignore[misc
         deadline: Monotonic seconds by which the current attempt must have ended, or None.
         next_attempt: Monotonic seconds of the next attempt, or None.
         segment_bytes: The largest TCP segments of the attempts to come; 0 for the path's own.
+        spreads: Seconds over which to come back, by URL; of those that have worked.
     """
 
     protocol = DialerConnection
@@ -373,7 +374,7 @@ class LinkDialer(ClientFactory, ReconnectingClientFactory):  # type: ignore[misc
         self._url = 0
         self._good: dict[Url, str] = {}
         self._bad: dict[Url, str] = {}
-        self._spreads: dict[Url, float] = {}
+        self.spreads: dict[Url, float] = {}
         self._closes: dict[Url, int] = {}
         self._stopped = True
         self.configure(peer, connect_timeout)
@@ -391,7 +392,7 @@ class LinkDialer(ClientFactory, ReconnectingClientFactory):  # type: ignore[misc
         if not self.targets:
             raise ConfigError(f"peer {peer.name}: expected a URL to dial")
         self.settings = peer
-        tables: tuple[dict[Url, Any], ...] = (self._good, self._bad, self._spreads, self._closes)
+        tables: tuple[dict[Url, Any], ...] = (self._good, self._bad, self.spreads, self._closes)
         for known in tables:
             for gone in known.keys() - set(self.targets):
                 del known[gone]
@@ -530,13 +531,9 @@ class LinkDialer(ClientFactory, ReconnectingClientFactory):  # type: ignore[misc
         self._url = self.targets.index(candidate.target)
         self._good[candidate.target] = candidate.address
         self._closes.pop(candidate.target, None)
-        self._spreads[candidate.target] = hello.return_spread or DEFAULT_SPREAD
+        self.spreads[candidate.target] = hello.return_spread or DEFAULT_SPREAD
         connection.return_spread = hello.return_spread or None
         self.port.greeted(connection, hello)
-
-    def return_spread(self, target: Url) -> float | None:
-        """Return the seconds over which to come back to a URL; None: it has not worked yet."""
-        return self._spreads.get(target)
 
     def closed_kind(self, target: Url) -> FailureKind:
         """Return what a reset or close within the handshake means.
@@ -544,7 +541,7 @@ class LinkDialer(ClientFactory, ReconnectingClientFactory):  # type: ignore[misc
         A listener that is about to stop or has just started does that; but one that does so again
         and again does not work.
         """
-        known = target in self._spreads and self._closes.get(target, 0) < MAX_CLOSES
+        known = target in self.spreads and self._closes.get(target, 0) < MAX_CLOSES
         return "refused" if known else "broken"
 
     def ended_early(self, connection: DialerConnection, reason: Failure) -> None:
@@ -569,6 +566,6 @@ class LinkDialer(ClientFactory, ReconnectingClientFactory):  # type: ignore[misc
             self._bad[target] = failed
         failure = connector.failure
         assert failure is not None
-        failure.return_spread = self._spreads.get(target)
+        failure.return_spread = self.spreads.get(target)
         self._closes[target] = self._closes.get(target, 0) + 1 if failure.reason == "closed" else 0
         self.port.failed(failure)
