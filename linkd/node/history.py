@@ -473,7 +473,7 @@ OWNER_BURST = 20.0
 """Events about one owner's consumers that are kept: per hour, and in a burst."""
 
 
-class Chronicle:
+class LinkRecorder:
     """Records every change of the links once, in the log, the events and the outages.
 
     Args:

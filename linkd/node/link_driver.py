@@ -450,7 +450,7 @@ class LinkDriver:
 
     def _changed(self, effect: links.Changed) -> None:
         silence, self._last_silence = self._last_silence, None
-        self._node.chronicle.changed(self, effect, silence)
+        self._node.recorder.changed(self, effect, silence)
 
     # -- status -------------------------------------------------------------------------------
 

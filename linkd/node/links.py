@@ -448,7 +448,7 @@ class Links:
             self._cursors.set_peer(PeerCursor(peer, known.made, next))
         self._waits[peer].acked(next)
         if driver.drain_to is not None and next >= driver.drain_to:
-            self._node.chronicle.drained(driver)
+            self._node.recorder.drained(driver)
 
     def wait_for(self, peer: str, next: int) -> Deferred[None]:
         """Fire once everything below `next` is on `peer`'s disk."""

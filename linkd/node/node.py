@@ -25,7 +25,7 @@ from linkd.log.interface import Appended, OnDurable, Owned
 from linkd.net.dialer import LinkDialer
 from linkd.net.timers import call_when_idle
 from linkd.node.dispatcher import ChannelRules, Dispatcher, VolatileSequence, messages_of
-from linkd.node.history import Chronicle, History, Strangers
+from linkd.node.history import History, LinkRecorder, Strangers
 from linkd.node.link_driver import LinkDriver
 from linkd.node.links import Held, Links
 from linkd.node.outages import Outages
@@ -118,7 +118,7 @@ class Node:
         links: The links to all peers.
         subscriptions: Readers of the log and named consumers.
         dispatcher: Distributes committed and volatile records to links and readers.
-        chronicle: Records every change of the links.
+        recorder: Records every change of the links.
         events: The latest changes, and who follows them.
         link: Returns the link to a peer, by its name; None if there is none.
         log_event: Logs an event; losses and selected events are also stored.
@@ -149,11 +149,11 @@ class Node:
         self._cursors = stores.cursors
         self._began = clock.seconds()
         self._outages = stores.outages
-        self.chronicle = Chronicle(log, stores.outages, stores.cursors, clock)
-        self.events = self.chronicle.events
-        self.log_event = self.chronicle.log_event
+        self.recorder = LinkRecorder(log, stores.outages, stores.cursors, clock)
+        self.events = self.recorder.events
+        self.log_event = self.recorder.log_event
         self.forget_outages = stores.outages.remove
-        self.on_fell, self.on_rose = self.chronicle.on_fell, self.chronicle.on_rose
+        self.on_fell, self.on_rose = self.recorder.on_fell, self.recorder.on_rose
         self.held = Held(log, lambda: len(self.links.drivers))
         self.links = Links(self, stores.cursors, partial(make_dialer, self), rng)
         self.link: Callable[[str], LinkDriver | None] = self.links.drivers.get
@@ -199,7 +199,7 @@ class Node:
         self.links.reload(old, config)
         for driver in self.links.drivers.values():
             if driver.link.state != "up":
-                self.chronicle.configured(driver.peer)
+                self.recorder.configured(driver.peer)
         self._rules = ChannelRules(config.channels)
         if [key.name for key in config.api.keys] != [key.name for key in old.api.keys]:
             self.subscriptions.tell_orphans()
@@ -371,7 +371,7 @@ class Node:
                 log.size_bytes,
                 log.max_bytes,
                 log.full,
-                self.chronicle.losses.sentences(owner),
+                self.recorder.losses.sentences(owner),
                 log.stalled(),
             ),
             consumers=self.subscriptions.statuses(owner),
@@ -392,7 +392,7 @@ class Node:
 
     def _link_status(self, driver: LinkDriver) -> LinkStatus:
         peer = driver.peer
-        return driver.status(self.chronicle.outage(peer), self._outages.last_reason(peer))
+        return driver.status(self.recorder.outage(peer), self._outages.last_reason(peer))
 
     def outages(
         self, peer: str | None = None, since_seconds: float | None = None, drills: bool = True
@@ -400,14 +400,14 @@ class Node:
         """Yield the recorded outages, oldest first; KeyError if there is no such peer."""
         if peer is not None:
             self._check_peer(peer)
-        return self.chronicle.outages(peer, since_seconds, drills)
+        return self.recorder.outages(peer, since_seconds, drills)
 
     def availability(self, peer: str | None = None, drills: bool = True) -> Iterator[Availability]:
         """Yield the availability of the links, or of one; KeyError if there is no such peer."""
         if peer is not None:
             self._check_peer(peer)
         peers = [driver.peer for driver in self.links.drivers.values()] if peer is None else [peer]
-        return (self.chronicle.availability(one, drills) for one in peers)
+        return (self.recorder.availability(one, drills) for one in peers)
 
     def history(self, peer: str) -> LinkHistory:
         """Return the last hour of one link; KeyError if there is no such peer."""
@@ -424,14 +424,14 @@ class Node:
     def drill_began(self, peer: str, drill: str, seconds: float) -> None:
         """A fault is made on a link on purpose; KeyError if there is no such peer."""
         self._check_peer(peer)
-        self.chronicle.drilled(peer, seconds)
+        self.recorder.drilled(peer, seconds)
         detail = f"{drill} for {seconds:g} s, made on purpose"
         self.log_event("warn", "drill.started", peer=peer, drill=drill, detail=detail)
 
     def drill_ended(self, peer: str, drill: str, verdict: str | None) -> None:
         """It is over; KeyError if there is no such peer."""
         self._check_peer(peer)
-        self.chronicle.drilled(peer, 0.0)
+        self.recorder.drilled(peer, 0.0)
         detail = f"{drill}: {verdict or 'broken off'}"
         self.log_event(
             "info", "drill.ended", peer=peer, drill=drill, verdict=verdict, detail=detail

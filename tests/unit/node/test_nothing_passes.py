@@ -10,7 +10,7 @@ import pytest
 from linkd.cli.status import check_line
 from linkd.config import PeerSettings
 from linkd.node import Node
-from linkd.node.history import Chronicle
+from linkd.node.history import LinkRecorder
 from tests.support.fake_net import FakeNet
 
 HUB = PeerSettings(name="hub", dial=("ws://hub/link",))
@@ -35,14 +35,14 @@ EDGE = PeerSettings(name="edge")
 @pytest.fixture
 def lines(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
-    tell = Chronicle.log_event
+    tell = LinkRecorder.log_event
 
-    def listen(chronicle: Chronicle, level: Any, event: str, **fields: Any) -> None:
+    def listen(recorder: LinkRecorder, level: Any, event: str, **fields: Any) -> None:
         if event == "link.nothing-passes":
             found.append(fields)
-        tell(chronicle, level, event, **fields)
+        tell(recorder, level, event, **fields)
 
-    monkeypatch.setattr(Chronicle, "log_event", listen)
+    monkeypatch.setattr(LinkRecorder, "log_event", listen)
     return found
 
 
