@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Literal
 
 import msgspec
@@ -33,11 +34,19 @@ class EventSpec(msgspec.Struct, frozen=True):
     folds: tuple[str, ...] = ()
 
 
-def kind(
-    name: str, level: Level, fields: str, meaning: str, action: str = "Nothing.", folds: str = ""
+def _event(
+    level: Level,
+    name: str,
+    meaning: str,
+    action: str = "Nothing.",
+    fields: str = "",
+    folds: str = "",
 ) -> EventSpec:
-    """Return a row; `fields` and `folds` are words separated by spaces."""
+    """Return a row of the table; `fields` and `folds` are words separated by spaces."""
     return EventSpec(name, level, tuple(fields.split()), meaning, action, tuple(folds.split()))
+
+
+debug, info, warn, error = (partial(_event, level) for level in ("debug", "info", "warn", "error"))
 
 
 _LINK_DOWN = "noticed_after_seconds delay_seconds attempts"
@@ -45,298 +54,236 @@ _FIX = "Read `detail`, fix the cause on this host or the peer, then run `linkd k
 
 LINK_EVENTS = (
     # Links
-    kind("link.connecting", "debug", "", "An attempt has begun."),
-    kind("link.opening", "debug", "", "TCP is connected; TLS, upgrade and hello are in progress."),
-    kind(
-        "link.resuming",
-        "debug",
-        "",
-        "The peer has sent its hello; both ends compare their positions.",
-    ),
-    kind(
+    debug("link.connecting", "An attempt has begun."),
+    debug("link.opening", "TCP is connected; TLS, upgrade and hello are in progress."),
+    debug("link.resuming", "The peer has sent its hello; both ends compare their positions."),
+    info(
         "link.up",
-        "info",
-        "outage_seconds attempts replayed_records peer_version",
         "The link is up. `outage_seconds` counts from the last byte received before.",
+        fields="outage_seconds attempts replayed_records peer_version",
     ),
-    kind(
+    warn(
         "link.waiting",
-        "warn",
-        _LINK_DOWN,
         "The link is down and will be dialed again, by us or by the peer.",
         "If it stays: `linkd status PEER`; docs/operations.md has the runbook.",
+        fields=_LINK_DOWN,
         folds="peer reason",
     ),
-    kind(
+    error(
         "link.rejected",
-        "error",
-        _LINK_DOWN,
         "The peer refuses us, or we the peer: identity, certificate, path or protocol.",
         _FIX,
+        fields=_LINK_DOWN,
         folds="peer reason detail",
     ),
-    kind(
+    error(
         "link.diverged",
-        "error",
-        "",
         "The two logs no longer have anything in common, as after a restore from a backup; "
         "nothing is sent.",
         "`linkd resync PEER` shows what would be sent again or lost; then repeat it with `--yes`.",
     ),
-    kind(
-        "link.stopped", "info", "", "The link has ended: its peer was removed, or the daemon stops."
-    ),
-    kind(
+    info("link.stopped", "The link has ended: its peer was removed, or the daemon stops."),
+    info(
         "link.drained",
-        "info",
-        "drained_seconds replayed_records",
         "All records that waited during an outage are on the peer's disk.",
+        fields="drained_seconds replayed_records",
     ),
-    kind(
-        "link.replaced",
-        "info",
-        "",
-        "The peer reconnected and took over the session of its older connection.",
+    info(
+        "link.replaced", "The peer reconnected and took over the session of its older connection."
     ),
-    kind(
+    error(
         "link.cloned-host",
-        "error",
-        "",
         "Two hosts use the same name and take over from each other, or the peer claims another "
         "node's log as its own: a cloned host. It is refused.",
         "Give one of them another `node.name` and an empty `state_dir`.",
         folds="peer",
     ),
-    kind(
+    error(
         "link.gap",
-        "error",
-        "first next records",
         "Records that the peer was owed are gone from the log: `first` to `next` - 1.",
         "Restore them from their source if they matter; raise `log.max_bytes`.",
+        fields="first next records",
     ),
-    kind(
+    error(
         "link.records-lost",
-        "error",
-        "first next records",
         "A log is older than it was before: these offsets are lost on the end that `detail` names.",
         "Find out why the disk went back in time; fetch the records from the other end.",
+        fields="first next records",
     ),
-    kind(
+    warn(
         "link.large-messages-lost",
-        "warn",
-        "",
         "Several connections were lost while they sent the same records. A probe of 1,100 bytes "
         "reached the peer, one of 16 KiB did not: something on the path drops large packets.",
         "Find where the MTU is smaller and allow ICMP there, or lower the interface's MTU. "
         "docs/operations.md.",
         folds="peer",
     ),
-    kind(
+    warn(
         "link.nothing-passes",
-        "warn",
-        "",
         "No channel that this node's `send` selects is in the peer's `receive`, so the peer gets "
         "nothing of what is published here, although the link is up.",
         "Compare `send` and `receive` of both nodes' [[peer]], see `detail`; or empty `send` here.",
         folds="peer",
     ),
-    kind(
+    warn(
         "link.clock-skew",
-        "warn",
-        "skew_seconds",
         "The wall clocks of the two hosts differ by more than 5 s. The link does not depend on it; "
         "the times of records, `ttl` and certificates do.",
         "Synchronise both clocks (chrony, systemd-timesyncd). docs/operations.md.",
+        fields="skew_seconds",
         folds="peer",
     ),
-    kind(
+    error(
         "link.ack-overdue",
-        "error",
-        "",
         "The peer received records 30 s ago or earlier, could acknowledge them (a peer without "
         "room reports that) and has not. The link resumes from what both ends have on disk.",
         "Nothing is lost. If it repeats, report it with the surrounding lines of both hosts.",
         folds="peer",
     ),
-    kind(
+    warn(
         "link.left-out",
-        "warn",
-        "",
         "Too many records of peers wait for this node's disk: new ones are discarded, and "
         "requested again once there is room.",
         "Nothing is lost. Free space (see log.full), or use a faster disk.",
         folds="peer",
     ),
-    kind(
+    error(
         "link.out-of-step",
-        "error",
-        "",
         "A batch arrived that does not start at this node's cursor in the peer's log; storing "
         "it would have left a hole. The link resumes from what both ends have on disk.",
         "Nothing is lost. It is a bug of linkd here or on the peer: report it with the "
         "surrounding lines of both hosts.",
         folds="peer",
     ),
-    kind(
+    warn(
         "link.new-log",
-        "warn",
-        "",
         "The peer's log, or ours as the peer knew it, has been replaced: a new or emptied "
         "state directory.",
         "If nobody emptied it on purpose, look for the old `state_dir`: only it has the records "
         "that were still owed.",
     ),
-    kind(
+    info(
         "link.duplicate-records",
-        "info",
-        "channel records",
         "Records arrived a second time, or in a loop, and were skipped.",
         "Nothing, unless it grows: look at `send` and `receive` of the hosts in the ring.",
+        fields="channel records",
         folds="peer",
     ),
-    kind(
+    error(
         "link.relay-refused",
-        "error",
-        "channel records",
         "One end sends records that come from a third node, and the other's `relay` is false: they "
         "are skipped. Logged once per connection, then counted.",
         "Set `relay = true` in the `[[peer]]` of the node that forwards them, at the node that "
         "`detail` names; or narrow its `send`.",
+        fields="channel records",
     ),
-    kind(
+    error(
         "link.false-origin",
-        "error",
-        "channel records",
         "The peer sent records whose origin offset cannot exist: they were skipped.",
         "Look at that peer: it forges records, or its disk is damaged. docs/security.md.",
+        fields="channel records",
         folds="peer",
     ),
-    kind(
+    warn(
         "link.late-records",
-        "warn",
-        "channel origin first",
         "The peer sent records of an origin after later ones had arrived over another path; "
         "they are stored. Logged once per link, then counted by `linkd_records_late_total`.",
         "Nothing, where a path was added, removed or widened.",
+        fields="channel origin first",
     ),
-    kind(
+    error(
         "link.unproven-records",
-        "error",
-        "channel origin first records",
         "Records arrived that this node may already have, but it no longer knows; they were "
         "stored, perhaps a second time.",
         "Look for a path whose backlog is weeks old, or for a node with about 1,000,000 channels.",
+        fields="channel origin first records",
         folds="peer",
     ),
-    kind(
+    warn(
         "link.unwanted-records",
-        "warn",
-        "channel records",
         "The peer sent records that our `receive` does not select; they were skipped.",
         "Compare `send` there with `receive` here.",
+        fields="channel records",
         folds="peer",
     ),
-    kind(
+    warn(
         "link.acks-paused",
-        "warn",
-        "",
         "This node has no room for the peer's records; it acknowledges them once there is.",
         "Free space: see log.full.",
         folds="peer",
     ),
-    kind(
+    error(
         "link.absent",
-        "error",
-        "records bytes",
         "A peer's `[[peer]]` is missing. Its cursor is kept for 24 h of running time; what it is "
         "owed counts for the log's bounds until then.",
         "Restore its `[[peer]]`, or remove its cursor at once: `linkd peers --forget NAME`.",
+        fields="records bytes",
     ),
-    kind(
-        "link.returned",
-        "info",
-        "",
-        "An absent peer is configured again; its link continues where it was.",
-    ),
-    kind(
+    info("link.returned", "An absent peer is configured again; its link continues where it was."),
+    error(
         "link.forgotten",
-        "error",
-        "records bytes",
         "The cursor of a peer that is no longer configured was removed, and with it the records "
         "that it was owed.",
         "If the peer returns, it gets what is published from then on.",
+        fields="records bytes",
     ),
-    kind("link.kicked", "info", "", "`linkd kick`: the dialer retries at once."),
-    kind(
-        "link.resynced",
-        "warn",
-        "",
-        "An operator's `linkd resync` has moved the peer's cursor.",
-    ),
+    info("link.kicked", "`linkd kick`: the dialer retries at once."),
+    warn("link.resynced", "An operator's `linkd resync` has moved the peer's cursor."),
     # Connections and the listener
-    kind("listener.started", "info", "tls", "Peers can dial this address."),
-    kind("listener.stopped", "info", "", "Peers can no longer dial this address."),
-    kind(
+    info("listener.started", "Peers can dial this address.", fields="tls"),
+    info("listener.stopped", "Peers can no longer dial this address."),
+    warn(
         "listener.rate-limited",
-        "warn",
-        "pending",
         "Too many connections at once: new ones are asked to retry later, or the oldest one "
         "without a hello is closed.",
         "Nothing after a restart of a hub; else see `[limits]` and who connects.",
+        fields="pending",
         folds="reason",
     ),
-    kind(
+    warn(
         "listener.addresses-lost",
-        "warn",
-        "",
         "The addresses of known peers cannot be kept over a restart, or their file was damaged: "
         "peers count as unknown until they have connected once.",
         "Nothing, unless it repeats: then look at the disk of `state_dir`.",
         folds="event",
     ),
-    kind(
+    warn(
         "connection.refused",
-        "warn",
-        "claimed close_code",
         "A connection was closed: bad bytes, a wrong or late hello, an unknown name, a "
         "wrong proof.",
         "If `address` is one of yours, compare names and secrets; else a firewall.",
+        fields="claimed close_code",
         folds="peer reason",
     ),
-    kind(
+    error(
         "connection.protocol",
-        "error",
-        "close_code",
         "The peer broke the protocol; the connection was closed.",
         "Compare the versions of both ends; report it.",
+        fields="close_code",
         folds="peer reason",
     ),
-    kind(
+    info(
         "tls.loaded",
-        "info",
-        "certificate expires_seconds days",
         "A changed certificate is in use for new connections.",
+        fields="certificate expires_seconds days",
     ),
-    kind(
+    error(
         "tls.reload-failed",
-        "error",
-        "certificate",
         "A certificate or key cannot be used; the previous one stays in use.",
         "Fix the file that `detail` names, then reload.",
+        fields="certificate",
     ),
-    kind(
+    warn(
         "tls.repaired",
-        "warn",
-        "certificate",
         "A file of this node's own authority was missing or damaged; recreated from ca.key.",
         "Check the disk: `detail` describes what was wrong with the file.",
+        fields="certificate",
     ),
-    kind(
+    warn(
         "tls.expiring",
-        "warn",
-        "certificate expires_seconds days",
         "Our own certificate expires soon; after that peers refuse us.",
         "Renew it and reload.",
+        fields="certificate expires_seconds days",
         folds="certificate",
     ),
 )
@@ -344,172 +291,145 @@ LINK_EVENTS = (
 
 LOG_EVENTS = (
     # The log and consumers
-    kind("log.opened", "info", "id epoch first next bytes open_seconds", "The log is open."),
-    kind(
+    info("log.opened", "The log is open.", fields="id epoch first next bytes open_seconds"),
+    error(
         "log.damaged",
-        "error",
-        "file first next",
         "A file of the log cannot be read; it was quarantined and its readable records are kept.",
         "Keep the file for an examination and check the disk; every peer and consumer that was "
         "owed these records gets a gap notice.",
+        fields="file first next",
     ),
-    kind(
+    warn(
         "log.repaired",
-        "warn",
-        "file bytes",
         "An unfinished write at the end of the log was truncated: it had not been acknowledged "
         "to anyone.",
+        fields="file bytes",
     ),
-    kind(
+    info(
         "log.unclean-shutdown",
-        "info",
-        "file bytes",
         "linkd was not stopped cleanly: the preallocated zeros after the newest records were "
         "truncated.",
+        fields="file bytes",
     ),
-    kind(
+    warn(
         "cursors.rebuilt",
-        "warn",
-        "file",
         "The file of cursors beside the log was damaged or absent and was rebuilt from the log.",
+        fields="file",
     ),
-    kind(
+    error(
         "log.gone",
-        "error",
-        "",
         "The log's file was deleted, or its directory replaced or mounted over, while linkd runs: "
         "publishes are refused.",
         "Restore the directory: linkd continues within a second. Or restart linkd: it starts with "
         "what is there.",
     ),
-    kind(
+    warn(
         "log.clock-doubtful",
-        "warn",
-        "",
         "The wall clock is older than this version of linkd, or than when linkd last ran: how long "
         "the host was off is not known and does not count for the ttl of records.",
         "Correct the clock; a battery or NTP keeps it correct.",
     ),
-    kind(
+    error(
         "log.full",
-        "error",
-        "bytes max_bytes",
         "Publishes are refused: the log has reached its limit, or the disk is full.",
         "`linkd status` shows who is owed most; bring that link back, free space, or raise "
         "`log.max_bytes`.",
+        fields="bytes max_bytes",
     ),
-    kind("log.space-available", "info", "bytes max_bytes", "Publishes are accepted again."),
-    kind(
+    info("log.space-available", "Publishes are accepted again.", fields="bytes max_bytes"),
+    error(
         "log.disk-failed",
-        "error",
-        "file",
         "The disk refused a write or a sync; nothing unsaved was acknowledged.",
         "Check the disk (`dmesg`), its free space and the file's permissions.",
+        fields="file",
         folds="reason",
     ),
-    kind(
+    warn(
         "log.dropped",
-        "warn",
-        "first next records",
         'Owed records were deleted, because of `when_full = "drop-oldest"` or a trim.',
         "Raise `log.max_bytes`, or bring back the link that lags.",
+        fields="first next records",
         folds="peer",
     ),
-    kind(
+    warn(
         "log.trimmed",
-        "warn",
-        "first next records",
         "An operator's `linkd log trim` has deleted records.",
+        fields="first next records",
     ),
-    kind(
+    error(
         "log.stalled",
-        "error",
-        "seconds",
         "The disk has not finished a commit for this long. Links stay up, publishes wait for "
         "their answer, nothing is lost; `log.stall-ended` follows once the disk continues.",
         "Look for what blocks the disk: a frozen file system, a network mount, a failing device "
         "(`dmesg`).",
+        fields="seconds",
     ),
-    kind("log.stall-ended", "info", "", "The disk that was stalled finishes commits again."),
-    kind(
+    info("log.stall-ended", "The disk that was stalled finishes commits again."),
+    warn(
         "log.slow",
-        "warn",
-        "",
         "A commit to disk took long; publishers wait for it.",
         "Look for what else uses the disk.",
         folds="event",
     ),
-    kind(
+    info(
         "consumer.created",
-        "info",
-        "owner consumer next",
         "A named consumer is new; from now on the log keeps what it has not acknowledged.",
+        fields="owner consumer next",
     ),
-    kind(
+    warn(
         "consumer.replaced",
-        "warn",
-        "owner consumer",
         "Another client took over a consumer's name; the older one was disconnected.",
         "If it repeats, two programs use the same name.",
+        fields="owner consumer",
         folds="owner consumer",
     ),
-    kind(
+    error(
         "consumer.gap",
-        "error",
-        "owner consumer first next records",
         "Records that a named consumer wanted are gone from the log.",
         "Restore them from their source if they matter.",
+        fields="owner consumer first next records",
         folds="owner consumer",
     ),
-    kind(
+    error(
         "consumer.passed-over",
-        "error",
-        "owner consumer first next",
         "A named consumer has not acknowledged more than its key's `kept_bytes`: the oldest "
         "records are no longer kept for it.",
         "Start its program; or raise `kept_bytes` of its `[[api.key]]`, or delete it.",
+        fields="owner consumer first next",
         folds="owner consumer",
     ),
-    kind(
+    error(
         "consumer.removed",
-        "error",
-        "owner consumer next idle_seconds",
         "A named consumer was absent for `consumer_max_idle` and is no longer owed anything."
         " `info`: a `?resume=` consumer was absent for 10 minutes, or others needed its room.",
         "If its program still exists, start it and fetch what it missed from elsewhere.",
+        fields="owner consumer next idle_seconds",
     ),
-    kind(
+    info(
         "consumer.deleted",
-        "info",
-        "owner consumer next",
         "`linkd consumers --delete` has removed a consumer.",
+        fields="owner consumer next",
     ),
-    kind(
+    info(
         "consumer.moved",
-        "info",
-        "owner consumer next",
         "A named consumer has another owner or name.",
+        fields="owner consumer next",
     ),
-    kind(
+    error(
         "consumer.orphaned",
-        "error",
-        "owner consumers records",
         "The key that owns named consumers is no longer configured; they keep their records "
         "until `consumer_max_idle`.",
         "Move each to another key (`linkd consumers --move`), or delete it.",
+        fields="owner consumers records",
     ),
-    kind(
+    warn(
         "ids.forgotten",
-        "warn",
-        "",
         "Ids were forgotten before `id_window`: a repeated publish with one of them is stored "
         "again. Logged at most once an hour for each owner.",
         "Raise `log.max_ids`, or have the owner use fewer ids.",
     ),
-    kind(
+    warn(
         "producers.forgotten",
-        "warn",
-        "",
         "Producers of an owner, or their older numbers, were forgotten before `id_window`: it has "
         "more than its share of them.",
         "Have its programs keep their producers' names over restarts.",
@@ -519,243 +439,207 @@ LOG_EVENTS = (
 
 NODE_EVENTS = (
     # The daemon
-    kind("node.starting", "info", "node version state_dir", "The daemon starts."),
-    kind("node.ready", "info", "node peers start_seconds", "All sockets listen."),
-    kind("node.stopping", "info", "signal", "A clean stop has begun; peers get a goodbye."),
-    kind(
+    info("node.starting", "The daemon starts.", fields="node version state_dir"),
+    info("node.ready", "All sockets listen.", fields="node peers start_seconds"),
+    info("node.stopping", "A clean stop has begun; peers get a goodbye.", fields="signal"),
+    info(
         "node.stopped",
-        "info",
-        "stop_seconds",
         "The daemon has stopped; what it accepted is on disk.",
+        fields="stop_seconds",
     ),
-    kind(
+    info(
         "node.reloaded",
-        "info",
-        "changes",
         "A new configuration is in force; `detail` lists what changed.",
+        fields="changes",
     ),
-    kind(
+    error(
         "node.reload-refused",
-        "error",
-        "",
         "The new configuration has an error; the old one stays in force.",
         "Fix what `detail` names; `linkd check` shows the same error. Then reload again.",
     ),
-    kind(
+    warn(
         "node.restart-needed",
-        "warn",
-        "setting",
         "A setting has changed that a reload cannot apply; its old value stays in force.",
         "Restart the service when it suits: `systemctl restart linkd`.",
+        fields="setting",
     ),
-    kind(
+    info(
         "node.network-changed",
-        "info",
-        "",
         "Addresses or routes of this host have changed: dialers retry at once.",
         folds="event",
     ),
-    kind(
+    info(
         "node.clock-set",
-        "info",
-        "step_seconds",
         "The wall clock of this host was set, or the host was suspended: dialers that wait for a "
         "certificate's date retry at once.",
+        fields="step_seconds",
         folds="event",
     ),
-    kind("node.kicked", "info", "", "Every dialer retries at once: SIGUSR1 or `linkd kick`."),
-    kind(
+    info("node.kicked", "Every dialer retries at once: SIGUSR1 or `linkd kick`."),
+    warn(
         "node.loop-lag",
-        "warn",
-        "late_seconds",
         "The daemon's loop woke late: a busy or frozen machine, or a slow disk.",
         "If it repeats, look for what else uses the processor; outages may be noticed late.",
+        fields="late_seconds",
         folds="event",
     ),
-    kind(
+    error(
         "node.stuck",
-        "error",
-        "",
         "A dialer makes no progress; the watchdog is not fed any more, which restarts the service.",
         "Report it with the lines before it.",
         folds="event",
     ),
-    kind(
+    error(
         "node.internal-error",
-        "error",
-        "where",
         "linkd itself broke a rule; the connection concerned was aborted.",
         "Report it with the surrounding lines.",
+        fields="where",
         folds="where",
     ),
-    kind(
+    error(
         "node.thread-died",
-        "error",
-        "thread",
         "A thread of linkd has died of a bug, such as the one that writes the log. The daemon "
         "exits with code 1, so that the service manager restarts it.",
         "Report it with the surrounding lines.",
+        fields="thread",
     ),
-    kind(
+    error(
         "node.aborted",
-        "error",
-        "signal",
         "A watchdog has ended the daemon (SIGABRT), since it made no progress: linkd's own after "
         "10 s, or the service manager's; `detail` has the stack.",
         "Report it with the lines before it.",
+        fields="signal",
     ),
-    kind(
+    error(
         "node.stop-hung",
-        "error",
-        "signal stop_seconds",
         "A clean stop hung and the process ended without it: nothing acknowledged is lost, and the "
         "next run opens the log as after a crash. `detail` has the stack.",
         "Report it with the lines before it.",
+        fields="signal stop_seconds",
     ),
-    kind(
+    warn(
         "node.lines-dropped",
-        "warn",
-        "lines first last",
         "The reader of standard error was too slow or had stopped, and lines between `first` and "
         "`last` were dropped; the links went on.",
         "Check what reads the log: journald, a stopped terminal, a container's log.",
+        fields="lines first last",
     ),
     # The API
-    kind("api.started", "info", "tls", "Applications can call this address."),
-    kind(
+    info("api.started", "Applications can call this address.", fields="tls"),
+    warn(
         "api.socket-lost",
-        "warn",
-        "",
         "The file of the API's socket was removed or replaced; it is recreated within a second.",
         "Look for what removes it, such as a cleaner of temporary files.",
         folds="detail",
     ),
-    kind(
+    warn(
         "api.refused",
-        "warn",
-        "caller status path",
         "A call was refused: no key, a wrong key, a foreign origin, a channel without permission.",
         "If `address` is one of yours, compare its key with `[[api.key]]`.",
+        fields="caller status path",
         folds="reason caller",
     ),
-    kind(
+    warn(
         "api.busy",
-        "warn",
-        "connections",
         "Too many connections to the API: a new one was refused.",
         "Look for a program that leaks connections; see `[limits]`.",
+        fields="connections",
         folds="reason",
     ),
-    kind(
+    error(
         "node.descriptors-short",
-        "error",
-        "limit",
         "Nearly all descriptors that this process may open are in use: connections are refused and "
         "files can't be opened.",
         "Find what holds them (`ls -l /proc/PID/fd`); raise `LimitNOFILE=` in the unit.",
+        fields="limit",
         folds="event",
     ),
-    kind(
+    info(
         "node.descriptors-enough",
-        "info",
-        "limit",
         "There are enough descriptors again.",
+        fields="limit",
         folds="event",
     ),
-    kind(
+    warn(
         "node.limits-held",
-        "warn",
-        "limit api_connections pending",
         "`[limits]` allows more connections than the descriptor limit: the API and new connections "
         "get these numbers, links and files come first.",
         "Raise `LimitNOFILE=` in the unit, or lower `[limits]`.",
+        fields="limit api_connections pending",
     ),
     # Pairing and drills
-    kind(
+    info(
         "pairing.invited",
-        "info",
-        "name expires_seconds",
         "A pairing code for a new peer was created.",
+        fields="name expires_seconds",
     ),
-    kind("pairing.joined", "info", "name", "A new peer has joined with its code."),
-    kind(
+    info("pairing.joined", "A new peer has joined with its code.", fields="name"),
+    warn(
         "pairing.refused",
-        "warn",
-        "name",
         "A code was wrong, used or expired.",
         "If the attempt was not yours, watch `address`.",
+        fields="name",
         folds="reason",
     ),
-    kind(
+    warn(
         "pairing.revoked",
-        "warn",
-        "name",
         "A peer's certificate was revoked; its connection was closed.",
+        fields="name",
     ),
-    kind(
+    error(
         "pairing.not-revoked",
-        "error",
-        "name",
         "A revocation could not be written: the peer is refused until this daemon ends, and no "
         "longer.",
         "Make the file that `detail` names writable, then run `linkd revoke` again.",
+        fields="name",
     ),
-    kind(
+    error(
         "pairing.list-not-written",
-        "error",
-        "certificate",
         "The revocation list could not be written. The listener refuses what was revoked all the "
         "same; other programs that read the list do not.",
         "Make room, or make the file writable; it is tried again each hour.",
+        fields="certificate",
         folds="event",
     ),
-    kind(
+    error(
         "pairing.not-opened",
-        "error",
-        "",
         "Pairing's state could not be read; the previous revocation list is in force.",
         "Correct the file that `detail` names, then restart.",
     ),
-    kind(
+    info(
         "pairing.successor",
-        "info",
-        "certificate expires_seconds",
         "The pairing authority expires in `expires_seconds`; it has a successor from now on, which "
         "peers get with their next renewal.",
+        fields="certificate expires_seconds",
     ),
-    kind(
+    info(
         "pairing.trusts",
-        "info",
-        "certificate",
         "The hub sent other authorities with a renewal; they are trusted from now on.",
+        fields="certificate",
     ),
-    kind(
+    warn(
         "drill.started",
-        "warn",
-        "drill",
         "`linkd drill` injects a fault into the link to `peer`: what follows there is on purpose.",
+        fields="drill",
     ),
-    kind(
+    info(
         "drill.ended",
-        "info",
-        "drill verdict",
         "The fault is over; `verdict` is `pass` or `fail`, absent where the drill was aborted.",
+        fields="drill verdict",
     ),
     # What libraries log
-    kind(
+    warn(
         "library.warn",
-        "warn",
-        "namespace",
         "Twisted or Autobahn warns.",
         "Report it if it repeats.",
+        fields="namespace",
         folds="namespace detail",
     ),
-    kind(
+    error(
         "library.error",
-        "error",
-        "namespace",
         "Twisted or Autobahn failed; the traceback follows.",
         "Report it.",
+        fields="namespace",
         folds="namespace detail",
     ),
 )
