@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-import tarfile
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 from linkd.log.segment import read_head
 from tests.support.daemon import Daemon
 from tests.support.duo import Duo
+from tests.support.logs import unpack
 
 STATES = Path(__file__).parent / "states"
 ORDERS = [*map(str, range(1, 41)), "one id", *map(str, range(41, 61))]
@@ -53,8 +53,7 @@ def duo(version: str) -> Iterator[Duo]:
     """Return two nodes, not started, with what the older linkd left."""
     with Duo("[log]\nsegment_bytes = 1048576\nmax_bytes = 33554432\n") as made:
         for daemon in (made.hub, made.edge):
-            with tarfile.open(STATES / f"{version}.tar.gz") as archive:
-                archive.extractall(daemon.directory / "unpacked", filter="data")
+            unpack(STATES / f"{version}.tar.gz", daemon.directory / "unpacked")
             state = daemon.directory / "state"
             shutil.move(daemon.directory / "unpacked" / daemon.name, state)
             state.chmod(0o700)
