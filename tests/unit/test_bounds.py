@@ -117,6 +117,8 @@ TWINS: dict[str, Twin] = {
     "Goodbye.reason": own("certificate-expired-or-so"),
     "Goodbye.detail": Twin("wire.goodbye", ("", "x" * 1024)),
     "Goodbye.retry_after": own(None, 0.0, 3600.0),
+    "Goodbye.return_spread": own(0.0, 3600.0),
+    "Hello.return_spread": own(0.0, 3600.0),
 }
 
 MESSAGES = (
