@@ -78,29 +78,29 @@ def public_address(listen: str, given: str | None) -> str:
             raise ValueError(f"{given!r}: expected HOST or HOST:PORT")
         return f"{match['host']}:{match['port'] or port}"
     if host not in _ANY:
-        return _joined(host, port)
+        return _host_port(host, port)
     name = socket.gethostname().lower()
     if "." in name and not name.endswith((".localdomain", ".local")):
-        return _joined(name, port)
-    addresses = _outgoing()
+        return _host_port(name, port)
+    addresses = _outgoing_addresses()
     if not addresses:
         raise ValueError("this host has no address to the outside: name one with --address")
-    return _joined(addresses[0], port)
+    return _host_port(addresses[0], port)
 
 
 def own_hosts(node: str, listen: str) -> list[str]:
     """Return the names and addresses for this node's own certificate."""
     host, _ = parse_address(listen)
     found = [node, socket.gethostname().lower(), "localhost", "127.0.0.1", "::1"]
-    found += _outgoing() if host in _ANY else [host]
+    found += _outgoing_addresses() if host in _ANY else [host]
     return [each for each in dict.fromkeys(found) if re.fullmatch(r"[a-z0-9.:-]{1,253}", each)]
 
 
-def _joined(host: str, port: int) -> str:
+def _host_port(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _outgoing() -> list[str]:
+def _outgoing_addresses() -> list[str]:
     """Return the source addresses of packets to the outside, without sending any.
 
     Without a default route: the addresses of this host's interfaces, so that two hosts on a
@@ -114,10 +114,10 @@ def _outgoing() -> list[str]:
                 found.append(str(ipaddress.ip_address(probe.getsockname()[0].partition("%")[0])))
         except OSError:
             continue
-    return found or _of_interfaces()
+    return found or _interface_addresses()
 
 
-def _of_interfaces() -> list[str]:
+def _interface_addresses() -> list[str]:
     """Return the IPv4 addresses of all interfaces but the loopback."""
     found = []
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -256,7 +256,7 @@ def write_state(directory: Path, state: State) -> None:
     write_atomically(directory / FILE, msgspec.json.encode(state), 0o600)
 
 
-def derive_list(
+def write_revocation_list(
     path: Path, signers: Iterable[Issuer], revoked: Iterable[Issued], now: float
 ) -> bool:
     """Write the revocation list if it is out of date; return whether it was.
@@ -355,7 +355,7 @@ class Authority:
         self._state = load_state(directory).with_listed(self.path(REVOCATION_FILE))
         self._unwritten: frozenset[int] = frozenset()
         self.revoked = self._state.revoked()
-        self.derive()
+        self.update_list()
 
     @property
     def issued(self) -> list[Issued]:
@@ -428,7 +428,7 @@ class Authority:
         state = self._state.with_issued(entry, now)
         if replaces is None:
             state = state.with_revoked(name, now, but=entry.serial)
-        self._keep(state)
+        self._apply(state)
         return text
 
     def revoke(self, name: str) -> list[Issued]:
@@ -442,7 +442,7 @@ class Authority:
         now = self._wall()
         state = self._state.with_revoked(name, now)
         try:
-            self._keep(state)
+            self._apply(state)
         except OSError as error:
             self._unwritten = state.revoked() - self._state.revoked()
             self.revoked = state.revoked()
@@ -454,7 +454,7 @@ class Authority:
         known = self._state.certificates
         return [each for each in known if each.name == name and each.expires > now]
 
-    def _keep(self, state: State) -> None:
+    def _apply(self, state: State) -> None:
         """Write a state, and only then apply it; nothing is written if nothing changed.
 
         Raises:
@@ -465,9 +465,9 @@ class Authority:
         self._state = state
         self._unwritten -= state.revoked()
         self.revoked = state.revoked() | self._unwritten
-        self.derive()
+        self.update_list()
 
-    def derive(self) -> None:
+    def update_list(self) -> None:
         """Write the revocation list if it differs from the state.
 
         The listener does not depend on it, since it also uses `revoked`: a failure is logged.
@@ -475,7 +475,7 @@ class Authority:
         path = self.path(REVOCATION_FILE)
         revoked = [each for each in self._state.certificates if each.revoked is not None]
         try:
-            derive_list(path, self.signers.all, revoked, self._wall())
+            write_revocation_list(path, self.signers.all, revoked, self._wall())
         except (OSError, LinkdError) as error:
             events.emit("pairing.list-not-written", certificate=str(path), detail=str(error))
 
@@ -501,10 +501,10 @@ class Authority:
             ConfigError, Unavailable, OSError: They can't be created now, as for `issue`.
         """
         certificate, key = self.path("hub.crt"), self.path("hub.key")
-        pair = self._load_own()
+        pair = self._load_hub_pair()
         known = list(self._state.hosts)
         if pair is not None:
-            if self._serves(pair.leaf) and all(names_host(pair.leaf, host) for host in hosts):
+            if self._is_usable(pair.leaf) and all(names_host(pair.leaf, host) for host in hosts):
                 return certificate, key
             known += _hosts(pair.leaf)
         issuer = self.signers.for_hub()
@@ -516,10 +516,10 @@ class Authority:
         signed = issuing.issue(issuer, subject, issuing.FOR_LISTENING, self._valid(issuer))
         write_atomically(certificate, issuing.pem(signed) + issuing.pem(issuer.certificate), 0o640)
         if wanted != self._state.hosts:
-            self._keep(msgspec.structs.replace(self._state, hosts=wanted))
+            self._apply(msgspec.structs.replace(self._state, hosts=wanted))
         return certificate, key
 
-    def _serves(self, leaf: x509.Certificate) -> bool:
+    def _is_usable(self, leaf: x509.Certificate) -> bool:
         """Return whether the hub's certificate is valid for a while, and by the right signer."""
         now = self._wall()
         left = leaf.not_valid_after_utc.timestamp() - now
@@ -527,7 +527,7 @@ class Authority:
             return False
         return self.signers.issuer_of(leaf) in (None, self.signers.for_hub())
 
-    def _load_own(self) -> KeyPair | None:
+    def _load_hub_pair(self) -> KeyPair | None:
         """Return the hub's own certificate and key; None if they are missing or damaged."""
         certificate, key = self.path("hub.crt"), self.path("hub.key")
         if not (certificate.exists() and key.exists()):
@@ -535,7 +535,7 @@ class Authority:
         try:
             return load_key_pair(certificate, key)
         except ConfigError as error:
-            if _is_unread(error):
+            if _is_unreadable(error):
                 raise
             events.emit("tls.repaired", certificate=str(certificate), detail=str(error))
             return None
@@ -559,7 +559,7 @@ def _has_revocations(path: Path) -> bool:
     try:
         return path.exists() and bool(load_revocation_lists(path))
     except ConfigError as error:
-        if _is_unread(error):
+        if _is_unreadable(error):
             raise
         return False
 
@@ -588,7 +588,7 @@ def prepare(config: Config, wall: Callable[[], float]) -> bool:
         return False
     named = {Path(each) for each in (listen.certificate, listen.key, listen.client_ca) if each}
     wanted = named & {place / "hub.crt", place / "hub.key", place / AUTHORITY_FILE}
-    sound = not wanted or _are_sound(place, wanted)
+    sound = not wanted or _are_intact(place, wanted)
     own = place / "hub.crt"
     if sound and (own not in wanted or not own.exists() or not _has_expired(own, wall())):
         return False
@@ -607,7 +607,7 @@ def prepare(config: Config, wall: Callable[[], float]) -> bool:
     return True
 
 
-def _are_sound(place: Path, wanted: Set[Path]) -> bool:
+def _are_intact(place: Path, wanted: Set[Path]) -> bool:
     """Return whether the files of pairing that `[listen]` names exist and are not damaged.
 
     One that can't be read is not damaged: it is reported by its setting.
@@ -622,7 +622,7 @@ def _are_sound(place: Path, wanted: Set[Path]) -> bool:
         if {place / "hub.crt", place / "hub.key"} <= wanted:
             load_key_pair(place / "hub.crt", place / "hub.key")
     except ConfigError as error:
-        return _is_unread(error)
+        return _is_unreadable(error)
     return True
 
 
@@ -634,6 +634,6 @@ def _has_expired(path: Path, wall: float) -> bool:
         return False
 
 
-def _is_unread(error: ConfigError) -> bool:
+def _is_unreadable(error: ConfigError) -> bool:
     """Return whether a file could not be read; otherwise its content is wrong."""
     return isinstance(error.__context__, OSError)

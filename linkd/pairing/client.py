@@ -112,27 +112,27 @@ def join(
             " `node.name`, or have a code made for this name"
         )
     place = Path(config.node.state_dir) / DIRECTORY
-    _check_places(place, directory)
+    _check_writable(place, directory)
     url = parse_url(code.url)
-    vouched = _vouched(url, code)
-    if vouched.node in {peer.name for peer in config.peers} and not is_ours(
-        directory / f"{vouched.node}.toml"
+    hub = _fetch_anchor(url, code)
+    if hub.node in {peer.name for peer in config.peers} and not is_ours(
+        directory / f"{hub.node}.toml"
     ):
-        raise ConfigError(f"a [[peer]] {vouched.node!r} is in the configuration already: remove it")
-    vouching = vouched.certificate
+        raise ConfigError(f"a [[peer]] {hub.node!r} is in the configuration already: remove it")
+    anchor = hub.certificate
     progress(f"{code.address} is the node that made the code")
     key = make_key()
-    answer = _admitted(url, vouching, code, key)
+    answer = _request_join(url, anchor, code, key)
     leaf = x509.load_pem_x509_certificate(answer.certificate.encode())
-    if answer.node != vouched.node:
-        raise PairingRefused(f"{vouched.node} calls itself {answer.node} now")
+    if answer.node != hub.node:
+        raise PairingRefused(f"{hub.node} calls itself {answer.node} now")
     if leaf.public_key() != key.public_key() or code.name not in certificate_names(leaf):
         raise PairingRefused(f"{answer.node} sent a certificate that is not for this node")
     progress(f"{answer.node} has given this node a certificate")
     trusted = None
-    if answer.private or not _public(url):
-        trusted = "".join(answer.authorities) or vouching
-    file = _write(_Written(code, answer, key, trusted), place, directory)
+    if answer.private or not _is_publicly_trusted(url):
+        trusted = "".join(answer.authorities) or anchor
+    file = _write_files(_Written(code, answer, key, trusted), place, directory)
     return Joining(answer.node, file, code.url, leaf.not_valid_after_utc.timestamp())
 
 
@@ -157,7 +157,7 @@ def renew(peer: PeerSettings) -> float:
         raise ConfigError(f"{peer.key}: expected a P-256 key")
     request = make_request(key, peer.name)
     old = pem(pair.leaf).decode()
-    vouching = None if peer.ca is None else Path(peer.ca).read_text()
+    anchor = None if peer.ca is None else Path(peer.ca).read_text()
     failure: LinkdError = HubUnreachable(f"peer {peer.name} has no wss:// URL")
     for url in (parse_url(text) for text in peer.dial):
         if not url.secure:
@@ -169,26 +169,26 @@ def renew(peer: PeerSettings) -> float:
             return messages.RenewalRequest(old, request, signature.hex())
 
         try:
-            renewed, shown = _exchange(url, _trusting(vouching), ask, messages.RenewalReply)
+            renewed, shown = _exchange(url, _client_context(anchor), ask, messages.RenewalReply)
         except HubUnreachable as error:
             failure = error
             continue
         leaf = x509.load_pem_x509_certificate(renewed.certificate.encode())
         if leaf.public_key() != key.public_key():
             raise PairingRefused(f"{peer.name} sent a certificate that is not for this node's key")
-        _trust(peer, renewed.authorities, shown)
+        _update_authorities(peer, renewed.authorities, shown)
         write_atomically(Path(peer.certificate), renewed.certificate.encode(), 0o640)
         return leaf.not_valid_after_utc.timestamp()
     raise failure
 
 
-def _pieces(text: str) -> list[str]:
+def _split_pem(text: str) -> list[str]:
     """Return the set of certificates in a PEM file; their order does not matter."""
     end = "-----END CERTIFICATE-----\n"
     return [piece + end for piece in text.split(end)[:-1]]
 
 
-def _trust(peer: PeerSettings, authorities: tuple[str, ...], shown: bytes) -> None:
+def _update_authorities(peer: PeerSettings, authorities: tuple[str, ...], shown: bytes) -> None:
     """Trust the authorities that a hub has sent, if pairing wrote the file that names them.
 
     Args:
@@ -199,7 +199,7 @@ def _trust(peer: PeerSettings, authorities: tuple[str, ...], shown: bytes) -> No
     file = Path(peer.ca or "")
     ours = peer.certificate is not None and file == Path(peer.certificate).with_suffix(".ca")
     text = "".join(authorities)
-    if not ours or not authorities or sorted(authorities) == sorted(_pieces(file.read_text())):
+    if not ours or not authorities or sorted(authorities) == sorted(_split_pem(file.read_text())):
         return
     try:
         found = x509.load_pem_x509_certificates(text.encode())
@@ -212,7 +212,7 @@ def _trust(peer: PeerSettings, authorities: tuple[str, ...], shown: bytes) -> No
     events.emit("pairing.trusts", peer=peer.name, certificate=str(file))
 
 
-def _check_places(place: Path, directory: Path) -> None:
+def _check_writable(place: Path, directory: Path) -> None:
     """Check that the results can be written, before the code is used up."""
     try:
         make_directory(place.parent, 0o700)
@@ -225,7 +225,7 @@ def _check_places(place: Path, directory: Path) -> None:
         raise ConfigError(f"{error.filename}: {error.strerror}: run this as root") from None
 
 
-def _vouched(url: Url, code: Code) -> messages.AuthorityReply:
+def _fetch_anchor(url: Url, code: Code) -> messages.AuthorityReply:
     """Return the certificate that authenticates the hub and matches the code."""
     blind = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     blind.check_hostname = False
@@ -246,8 +246,8 @@ def _vouched(url: Url, code: Code) -> messages.AuthorityReply:
     return reply
 
 
-def _admitted(
-    url: Url, vouching: str, code: Code, key: ec.EllipticCurvePrivateKey
+def _request_join(
+    url: Url, anchor: str, code: Code, key: ec.EllipticCurvePrivateKey
 ) -> messages.JoinReply:
     """Return the hub's proved answer."""
     request = make_request(key, code.name)
@@ -260,7 +260,7 @@ def _admitted(
         asked = msgspec.structs.replace(bare, proof=proof)
         return asked
 
-    answer, leaf = _exchange(url, _trusting(vouching), ask, messages.JoinReply)
+    answer, leaf = _exchange(url, _client_context(anchor), ask, messages.JoinReply)
     assert asked is not None
     expected = messages.hub_proof(code.secret, leaf, asked, answer)
     if not hmac.compare_digest(expected.encode(), answer.proof.encode("utf-8", "replace")):
@@ -270,7 +270,7 @@ def _admitted(
 
 def _exchange(
     url: Url,
-    trusting: ssl.SSLContext,
+    context: ssl.SSLContext,
     ask: Callable[[bytes], messages.Ask],
     answer: type[Answer],
 ) -> tuple[Answer, bytes]:
@@ -280,15 +280,15 @@ def _exchange(
     """
     for tries_left in reversed(range(_TRIES)):
         connection = http.client.HTTPSConnection(
-            url.host, url.port, timeout=TIMEOUT, context=trusting
+            url.host, url.port, timeout=TIMEOUT, context=context
         )
         try:
             connection.connect()
-            leaf = _leaf(connection)
+            leaf = _shown_certificate(connection)
             body = msgspec.json.encode(ask(leaf))
             connection.request("POST", messages.PATH, body, {"Content-Type": "application/json"})
             response = connection.getresponse()
-            return _read(response.status, response.read(_MAX_ANSWER_BYTES), answer), leaf
+            return _decode_reply(response.status, response.read(_MAX_ANSWER_BYTES), answer), leaf
         except ssl.SSLCertVerificationError as error:
             if error.verify_code in (_NOT_YET_VALID, _HAS_EXPIRED):
                 raise PairingRefused(
@@ -311,7 +311,7 @@ def _exchange(
     raise HubUnreachable(f"{url.host}:{url.port} does not answer")
 
 
-def _leaf(connection: http.client.HTTPSConnection) -> bytes:
+def _shown_certificate(connection: http.client.HTTPSConnection) -> bytes:
     """Return the certificate, DER, that the hub has shown."""
     shown = (
         connection.sock.getpeercert(True) if isinstance(connection.sock, ssl.SSLSocket) else None
@@ -321,7 +321,7 @@ def _leaf(connection: http.client.HTTPSConnection) -> bytes:
     return shown
 
 
-def _read(status: int, body: bytes, answer: type[Answer]) -> Answer:
+def _decode_reply(status: int, body: bytes, answer: type[Answer]) -> Answer:
     """Return the hub's answer, or raise its refusal."""
     try:
         if status == 200:
@@ -334,23 +334,26 @@ def _read(status: int, body: bytes, answer: type[Answer]) -> Answer:
     raise PairingRefused(refused.message)
 
 
-def _trusting(vouching: str | None) -> ssl.SSLContext:
+def _client_context(anchor: str | None) -> ssl.SSLContext:
     """Return the settings of a client that trusts one certificate, or the system's authorities."""
-    trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    trusting.minimum_version = ssl.TLSVersion.TLSv1_2
-    if vouching is None:
-        trusting.load_default_certs()
-        return trusting
-    trusting.load_verify_locations(cadata=vouching)
-    trusting.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    return trusting
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if anchor is None:
+        context.load_default_certs()
+        return context
+    context.load_verify_locations(cadata=anchor)
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return context
 
 
-def _public(url: Url) -> bool:
+def _is_publicly_trusted(url: Url) -> bool:
     """Return whether the system's authorities verify the hub."""
     try:
         _exchange(
-            url, _trusting(None), lambda _: messages.AuthorityRequest(), messages.AuthorityReply
+            url,
+            _client_context(None),
+            lambda _: messages.AuthorityRequest(),
+            messages.AuthorityReply,
         )
     except LinkdError:
         return False
@@ -369,10 +372,10 @@ class _Written(NamedTuple):
     code: Code
     answer: messages.JoinReply
     key: ec.EllipticCurvePrivateKey
-    vouching: str | None
+    anchor: str | None
 
 
-def _write(what: _Written, place: Path, directory: Path) -> Path:
+def _write_files(what: _Written, place: Path, directory: Path) -> Path:
     """Write key, certificate and authority into the state, then the one file of the peer."""
     hub = what.answer.node
     write_atomically(place / f"to-{hub}.key", key_pem(what.key), 0o600)
@@ -382,8 +385,8 @@ def _write(what: _Written, place: Path, directory: Path) -> Path:
         ("certificate", str(place / f"to-{hub}.crt")),
         ("key", str(place / f"to-{hub}.key")),
     ]
-    if what.vouching is not None:
-        write_atomically(place / f"to-{hub}.ca", what.vouching.encode(), 0o640)
+    if what.anchor is not None:
+        write_atomically(place / f"to-{hub}.ca", what.anchor.encode(), 0o640)
         more.append(("ca", str(place / f"to-{hub}.ca")))
     send, receive = check_patterns(what.answer.send), check_patterns(what.answer.receive)
     text = peer_table(hub, send, receive, more)
@@ -509,7 +512,7 @@ class Renewal:
         self._warned: dict[str, float] = {}
         self._loops = (
             (LoopingCall(self.check), CHECK_INTERVAL),
-            (LoopingCall(self._retry), RETRY_INTERVAL),
+            (LoopingCall(self._retry_unusable), RETRY_INTERVAL),
         )
 
     def start(self, reactor: IReactorTime) -> None:
@@ -529,25 +532,27 @@ class Renewal:
         config = self._config()
         if None not in self._busy:
             self._busy.add(None)
-            own = self._own().addErrback(self._failed, None)
+            own = self._own().addErrback(self._log_failed, None)
             own.addBoth(lambda _: self._busy.discard(None))
         for peer in config.peers:
             if peer.certificate is not None or peer.ca is not None:
-                self._look_at(peer, self._failed)
+                self._renew_in_thread(peer, self._log_failed)
 
-    def _retry(self) -> None:
+    def _retry_unusable(self) -> None:
         """Renew what can't be used; `check` logs failures once an hour."""
         for peer in self._config().peers:
             if peer.name in self._unusable:
-                self._look_at(peer, lambda *_: None)
+                self._renew_in_thread(peer, lambda *_: None)
 
-    def _look_at(self, peer: PeerSettings, failed: Callable[[Failure, PeerSettings], None]) -> None:
+    def _renew_in_thread(
+        self, peer: PeerSettings, failed: Callable[[Failure, PeerSettings], None]
+    ) -> None:
         if peer.name in self._busy:
             return
         self._busy.add(peer.name)
         state_dir = Path(self._config().node.state_dir)
         looked = self._in_thread(renew_if_due, peer, state_dir, self._wall(), self._ends_soon)
-        looked.addCallback(self._done, peer)
+        looked.addCallback(self._log_renewed, peer)
         looked.addErrback(failed, peer).addBoth(lambda _: self._busy.discard(peer.name))
 
     def _ends_soon(self, peer: PeerSettings, left: float) -> None:
@@ -566,7 +571,7 @@ class Renewal:
             " successor with the next renewal; without that, pair again with a new code",
         )
 
-    def _done(self, fresh: Renewed | None, peer: PeerSettings) -> None:
+    def _log_renewed(self, fresh: Renewed | None, peer: PeerSettings) -> None:
         self._unusable.discard(peer.name)
         if fresh is not None:
             left = fresh.expires - self._wall()
@@ -580,7 +585,7 @@ class Renewal:
             if fresh.before <= self._wall() and peer in self._config().peers:
                 self._usable(peer.name)
 
-    def _failed(self, failure: Failure, peer: PeerSettings | None) -> None:
+    def _log_failed(self, failure: Failure, peer: PeerSettings | None) -> None:
         error = failure.value
         if peer is None:
             events.emit("tls.expiring", detail=f"this node's own certificate: {error}")

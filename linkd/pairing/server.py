@@ -96,7 +96,7 @@ class PairingServer:
         self._wall = wall
         self._invitations: dict[str, _Invitation] = {}
         self._authority: Authority | None = None
-        self._strangers = RateLimiter(rate=1.0, burst=10.0, total_rate=20.0, total_burst=40.0)
+        self._rate_limiter = RateLimiter(rate=1.0, burst=10.0, total_rate=20.0, total_burst=40.0)
         self._warned_at = -math.inf
         self._warnings: dict[str, str] = {}
 
@@ -152,21 +152,21 @@ class PairingServer:
                 f"{name!r} can't be invited: expected another node's name, of a-z, 0-9, `.` and `-`"
             )
         terms = self._terms(name, send, receive, relay)
-        at = self._reachable(address)
+        at = self._peer_address(address)
         try:
             self._open_authority().signers.for_peers()
         except (ConfigError, Unavailable) as error:
             raise PairingRefused(str(error)) from None
-        leaf = self._provide(host_of(at))
+        leaf = self._prepare_certificate(host_of(at))
         self._check_writable()
-        self._forget()
+        self._drop_ended()
         if len(self._invitations) >= MAX_INVITATIONS:
             raise PairingRefused(f"{MAX_INVITATIONS} codes are out: wait until some have ended")
         for each in self._invitations.values():
             if each.code.name == name and each.answered is None:
                 each.ends = min(each.ends, self._clock())
-        vouching, _ = self._vouching(leaf)
-        der = vouching.public_bytes(serialization.Encoding.DER)
+        anchor, _ = self._trust_anchor(leaf)
+        der = anchor.public_bytes(serialization.Encoding.DER)
         code = Code(name, at, fingerprint(der), secrets.token_bytes(SECRET_BYTES))
         ends = self._clock() + CODE_SECONDS
         self._invitations[code.invitation] = _Invitation(code, ends, terms)
@@ -175,7 +175,7 @@ class PairingServer:
 
     def peers(self) -> list[PairedPeer]:
         """Return the invited and paired nodes by name, each once with its current state."""
-        self._forget()
+        self._drop_ended()
         configured = {peer.name for peer in self._config().peers}
         found: dict[str, PairedPeer] = {}
         now, wall = self._clock(), self._wall()
@@ -235,12 +235,12 @@ class PairingServer:
         if listen is None or listen.certificate is None or not self._has_authority():
             return
         authority = self._open_authority()
-        self._succeed(authority)
-        authority.derive()
+        self._make_successor(authority)
+        authority.update_list()
         if Path(listen.certificate) == authority.path("hub.crt"):
             authority.hub_certificate(())
 
-    def _succeed(self, authority: Authority) -> None:
+    def _make_successor(self, authority: Authority) -> None:
         """Create the authority's successor in time; warn for two years if that fails."""
         failure = None
         try:
@@ -285,13 +285,13 @@ class PairingServer:
             now: Monotonic seconds.
         """
         if path != messages.PATH:
-            return _no(404, "no-such-path", "expected POST /pair")
-        if self._strangers.take(address, now):
-            return _no(429, "busy", "too many pairing requests: try again in a few seconds")
+            return _refusal(404, "no-such-path", "expected POST /pair")
+        if self._rate_limiter.take(address, now):
+            return _refusal(429, "busy", "too many pairing requests: try again in a few seconds")
         try:
             ask = msgspec.json.decode(body[: messages.MAX_BODY_BYTES + 1], type=messages.Ask)
         except msgspec.DecodeError:
-            return _no(400, "malformed", "expected a JSON object of docs/protocol.md, Pairing")
+            return _refusal(400, "malformed", "expected a JSON object of docs/protocol.md, Pairing")
         try:
             return 200, msgspec.json.encode(self._answer(ask, now))
         except PairingRefused as refusal:
@@ -304,18 +304,18 @@ class PairingServer:
                 reason="refused",
                 detail=str(refusal),
             )
-            return _no(403, "refused", str(refusal))
+            return _refusal(403, "refused", str(refusal))
         except (ConfigError, Unavailable, OSError) as error:
             events.emit("pairing.refused", "error", address=address, detail=str(error))
-            return _no(503, "unavailable", "the hub could not do it: see its log")
+            return _refusal(503, "unavailable", "the hub could not do it: see its log")
 
     def _answer(self, ask: messages.Ask, now: float) -> msgspec.Struct:
         leaf = self._hooks.leaf()
         if leaf is None or not self._has_authority():
             raise PairingRefused("nobody was invited here")
         if isinstance(ask, messages.AuthorityRequest):
-            vouching, _ = self._vouching(leaf)
-            pem = vouching.public_bytes(serialization.Encoding.PEM).decode()
+            anchor, _ = self._trust_anchor(leaf)
+            pem = anchor.public_bytes(serialization.Encoding.PEM).decode()
             return messages.AuthorityReply(pem, self._config().node.name)
         if isinstance(ask, messages.RenewalRequest):
             return self._renew(ask, leaf)
@@ -348,7 +348,7 @@ class PairingServer:
             raise PairingRefused(f"the code is for {invitation.code.name}, not for {ask.name}")
         terms = invitation.terms
         self._check_terms(ask.name, terms)
-        certificate = self._open_authority().issue(_request(ask.request), ask.name)
+        certificate = self._open_authority().issue(_load_request(ask.request), ask.name)
         if self._configured(ask.name) != terms:
             write_atomically(self._file(ask.name), terms.table(ask.name).encode(), 0o640)
         answer = messages.JoinReply(
@@ -356,7 +356,7 @@ class PairingServer:
             certificate=certificate,
             send=terms.receive,
             receive=terms.send,
-            private=self._vouching(leaf)[1],
+            private=self._trust_anchor(leaf)[1],
             proof="",
             authorities=self._authorities(leaf),
         )
@@ -392,7 +392,7 @@ class PairingServer:
             key.verify(signature, text, ec.ECDSA(hashes.SHA256()))
         except _INVALID:
             raise PairingRefused("the request is not signed by the certificate's key") from None
-        request = _request(ask.request)
+        request = _load_request(ask.request)
         if request.public_key() != key:
             raise PairingRefused("the request is not for the certificate's own key")
         return messages.RenewalReply(authority.renew(entry, request), self._authorities(leaf))
@@ -400,11 +400,11 @@ class PairingServer:
     # State
 
     @property
-    def _place(self) -> Path:
+    def _pairing_dir(self) -> Path:
         return Path(self._config().node.state_dir) / DIRECTORY
 
     def _has_authority(self) -> bool:
-        return self._authority is not None or (self._place / "ca.key").exists()
+        return self._authority is not None or (self._pairing_dir / "ca.key").exists()
 
     @property
     def _issued(self) -> list[Issued]:
@@ -412,11 +412,11 @@ class PairingServer:
 
     def _open_authority(self) -> Authority:
         if self._authority is None:
-            self._authority = Authority(self._place, self._config().node.name, self._wall)
+            self._authority = Authority(self._pairing_dir, self._config().node.name, self._wall)
             self._warnings.pop("state", None)
         return self._authority
 
-    def _reachable(self, address: str | None) -> str:
+    def _peer_address(self, address: str | None) -> str:
         """Return `HOST:PORT` at which a new peer reaches this node."""
         listen = self._config().listen
         if listen is None:
@@ -426,7 +426,7 @@ class PairingServer:
         except ValueError as error:
             raise PairingRefused(str(error)) from None
 
-    def _provide(self, host: str) -> x509.Certificate:
+    def _prepare_certificate(self, host: str) -> x509.Certificate:
         """Return the listener's certificate, valid for `host`; create authority and files."""
         listen, authority = self._config().listen, self._open_authority()
         assert listen is not None
@@ -459,7 +459,7 @@ class PairingServer:
             )
         return leaf
 
-    def _vouching(self, leaf: x509.Certificate) -> tuple[x509.Certificate, bool]:
+    def _trust_anchor(self, leaf: x509.Certificate) -> tuple[x509.Certificate, bool]:
         """Return the certificate that verifies the listener's, and whether peers need it."""
         issuer = self._open_authority().signers.issuer_of(leaf)
         if issuer is not None:
@@ -524,21 +524,21 @@ class PairingServer:
     def _file(self, name: str) -> Path:
         return self._directory / f"{name}.toml"
 
-    def _forget(self) -> None:
+    def _drop_ended(self) -> None:
         """Drop invitations that ended an hour ago."""
         limit = self._clock() - 3600.0
         for key in [key for key, each in self._invitations.items() if each.ends < limit]:
             del self._invitations[key]
 
 
-def _request(pem: str) -> x509.CertificateSigningRequest:
+def _load_request(pem: str) -> x509.CertificateSigningRequest:
     try:
         return x509.load_pem_x509_csr(pem.encode())
     except ValueError:
         raise PairingRefused("expected a certificate signing request") from None
 
 
-def _no(status: int, error: str, message: str) -> tuple[int, bytes]:
+def _refusal(status: int, error: str, message: str) -> tuple[int, bytes]:
     return status, msgspec.json.encode(messages.RefusalReply(error, message))
 
 
@@ -603,15 +603,15 @@ def local_call(pairing: PairingServer, method: str, path: str, body: bytes) -> t
             case ("POST", ["peers", name, "revoke"]):
                 answer = Revoked(pairing.revoke(name))
             case _:
-                return _problem(404, "not-found", f"there is no {method} {path[:200]}")
+                return _error_reply(404, "not-found", f"there is no {method} {path[:200]}")
     except msgspec.DecodeError as error:
-        return _problem(400, "malformed", str(error))
+        return _error_reply(400, "malformed", str(error))
     except PairingRefused as error:
-        return _problem(409, "pairing-refused", str(error))
+        return _error_reply(409, "pairing-refused", str(error))
     except (LinkdError, OSError) as error:
-        return _problem(500, "pairing-failed", str(error))
+        return _error_reply(500, "pairing-failed", str(error))
     return (201 if isinstance(answer, Invited) else 200), msgspec.json.encode(answer)
 
 
-def _problem(status: int, error: str, message: str) -> tuple[int, bytes]:
+def _error_reply(status: int, error: str, message: str) -> tuple[int, bytes]:
     return status, msgspec.json.encode(_Problem(error, message))

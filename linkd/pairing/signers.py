@@ -66,7 +66,7 @@ class Signers:
         self._node = node
         self._wall = wall
         if not (directory / KEY_FILE).exists():
-            self._found()
+            self._create_first()
         keys = load_keys(directory / KEY_FILE)
         self._all = self._with_certificates(keys)
 
@@ -181,7 +181,7 @@ class Signers:
                 " clock, or wait for time synchronisation"
             )
 
-    def _found(self) -> None:
+    def _create_first(self) -> None:
         """Create the first signer; its key is written last, as the sign of completion."""
         self._check_clock()
         key = certificates.make_key()
@@ -214,7 +214,7 @@ class Signers:
             if isinstance(error.__context__, OSError):
                 raise
             complaint = str(error)
-        by_key = {_public(each): each for each in found}
+        by_key = {_public_numbers(each): each for each in found}
         missing = [key for key in keys if key.public_key().public_numbers() not in by_key]
         if missing:
             self._check_clock()
@@ -262,7 +262,7 @@ def write_keys(path: Path, keys: list[ec.EllipticCurvePrivateKey]) -> None:
     write_atomically(path, b"".join(certificates.key_pem(key) for key in keys), 0o600)
 
 
-def _public(certificate: x509.Certificate) -> object:
+def _public_numbers(certificate: x509.Certificate) -> object:
     """Return a comparable form of a certificate's public key."""
     key = certificate.public_key()
     return key.public_numbers() if isinstance(key, ec.EllipticCurvePublicKey) else None

@@ -436,11 +436,11 @@ def test_a_certificate_is_renewed_once_however_often_it_is_asked_for(edge: Edge)
     edge.desk.wall.now += 250 * DAY
     status, fresh = edge.renew()
     assert status == 200
-    before = (edge.desk.pairing._place / "issued.json").read_bytes()
+    before = (edge.desk.pairing._pairing_dir / "issued.json").read_bytes()
     for _ in range(20):
         assert edge.renew() == (200, fresh)
-    assert (edge.desk.pairing._place / "issued.json").read_bytes() == before
-    again = Authority(edge.desk.pairing._place, "hub", edge.desk.wall)
+    assert (edge.desk.pairing._pairing_dir / "issued.json").read_bytes() == before
+    again = Authority(edge.desk.pairing._pairing_dir, "hub", edge.desk.wall)
     entry = again.good(x509.load_pem_x509_certificate(edge.certificate.encode()))
     assert entry is not None
     assert again.renew(entry, csr()) == fresh
@@ -688,7 +688,7 @@ def test_state_that_cannot_be_read_is_a_standing_warning(
     """The daemon starts all the same: links of before stay refused by the list on disk."""
     said: list[str] = []
     desk.enable()
-    place = desk.pairing._place
+    place = desk.pairing._pairing_dir
     kept = (place / "issued.json").read_text() if (place / "issued.json").exists() else None
     (place / "issued.json").write_text(content)
     monkeypatch.setattr(events, "emit", lambda event, *_, **__: said.append(event))
@@ -709,7 +709,7 @@ def test_state_that_cannot_be_read_is_a_standing_warning(
 
 def test_the_listener_refuses_what_was_revoked_from_the_start(edge: Edge) -> None:
     edge.desk.pairing.revoke("edge-1")
-    hooks, place = edge.desk.pairing._hooks, edge.desk.pairing._place
+    hooks, place = edge.desk.pairing._hooks, edge.desk.pairing._pairing_dir
     again = PairingServer(hooks, place.parent, lambda: edge.desk.now, edge.desk.wall)
     assert again.revoked == frozenset()
     again.open()
