@@ -235,7 +235,10 @@ def test_the_way_back_leads_to_what_has_worked_not_to_what_the_link_names(node: 
     assert node.sh("readlink -f /opt/linkd").strip() == good
 
 
-def test_a_release_that_was_started_later_is_one_that_has_worked(node: FakeHost) -> None:
+@pytest.mark.parametrize("action", ["upgrade", "back"])
+def test_a_release_that_was_started_later_is_one_that_has_worked(
+    node: FakeHost, action: str
+) -> None:
     node.sh("echo inactive >/run/fake/active")
     assert node.install(NEW).returncode == 0
     release = node.sh("readlink -f /opt/linkd").strip()
@@ -245,7 +248,11 @@ def test_a_release_that_was_started_later_is_one_that_has_worked(node: FakeHost)
             f"echo {daemon.pid} >/run/fake/pid; echo active >/run/fake/active\n"
             f"echo {release} >/run/fake/running"
         )
-        done = node.install(Linkd("3.0", "dies"))
+        if action == "upgrade":
+            done = node.install(Linkd("3.0", "dies"))
+        else:
+            assert last(node.install(None, "--back")).endswith("linkd 1.0 is running")
+            done = node.install(None, "--back")
         assert last(done).endswith("linkd 2.0 is running")
         assert node.running() == node.installed() == "2.0"
     finally:
