@@ -15,7 +15,6 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Literal
 
@@ -27,8 +26,8 @@ from linkd.drill import deadman
 from linkd.drill.deadman import DrillFailed, Switch, admin_path
 from linkd.drill.expectations import LATE_SECONDS, Bounds, Expectation, judge, silent_for
 from linkd.drill.monitor import DaemonClient, LinkMonitor, Publisher, Tally, arrived
-from linkd.drill.report import Check, EndReport, Report
-from linkd.drill.runner import Times, end_report
+from linkd.drill.report import Check, Report
+from linkd.drill.runner import DRAIN_SECONDS, GRACE_SECONDS, Course, Progress
 from linkd.status import LinkStatus
 
 MARK: Final = "linkd-drill"
@@ -189,11 +188,8 @@ ABOUT: Final[dict[Kind, str]] = {
     "oneway": "what the peer sends is dropped, what goes to it passes",
     "reset": "every connection of the link is reset, and new ones are refused",
 }
-_GRACE_SECONDS: Final = 10.0
-_DRAIN_SECONDS: Final = 60.0
 _NO_LINK_SECONDS: Final = 2.0
 _BACKUP_SECONDS: Final = 3.0
-_POLL_SECONDS: Final = 0.1
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -271,7 +267,7 @@ def run(
     made: Plan,
     daemon: DaemonClient,
     bounds: Bounds,
-    progress: Callable[[str], None],
+    progress: Progress,
 ) -> Report:
     """Carry out a plan and return its report; the fault is removed in any case.
 
@@ -284,7 +280,7 @@ def run(
     verdict = None
     daemon.drill_began(request.peer, request.kind, request.seconds)
     try:
-        report = _course(request, made, daemon, bounds, progress)
+        report = _LiveRun(request, made, daemon, bounds, progress).run()
         verdict = report.verdict
     finally:
         with contextlib.suppress(ClientError):  # the report has more than that a daemon is gone
@@ -292,151 +288,111 @@ def run(
     return report
 
 
-def _course(
-    request: Request,
-    made: Plan,
-    daemon: DaemonClient,
-    bounds: Bounds,
-    progress: Callable[[str], None],
-) -> Report:
-    """Watch, inject the fault, wait for the recovery, and judge."""
-    times = Times()
-    watches = [LinkMonitor(made.node, daemon, request.peer)]
-    if request.far_socket is not None:
-        watches.append(LinkMonitor(request.peer, DaemonClient(request.far_socket), made.node))
-    publisher = None
-    if request.channel is not None:
-        publisher = Publisher(daemon.socket, request.channel, f"{MARK}-{made.token}")
-    threads: list[LinkMonitor | Publisher] = [*watches, *([publisher] if publisher else [])]
-    delivered: list[Check] = []
-    messages: dict[str, Tally] = {}
-    try:
-        for thread in threads:
-            thread.start()
-        time.sleep(1.0)
-        removed = _fault(request, made, times, progress)
-        expected = _expected(request, bounds, times)
-        _wait_up(watches, times.restored + expected.back + _GRACE_SECONDS, times, progress)
-        time.sleep(1.0)
-        if publisher is not None:
-            within = _DRAIN_SECONDS if watches[0].up else _NO_LINK_SECONDS
-            delivered.append(_delivered(publisher, daemon, request, within, progress))
-            if request.far_socket is not None:
-                delivered += _counted(publisher, request, request.far_socket, messages)
-    finally:
-        for thread in threads:
-            thread.end()
-    ends = [end_report(watch, times) for watch in watches]
-    checks = [*judge(ends, (), messages, expected, bounds), *delivered]
-    why = _why(bounds, request)
-    if removed:
-        why = f"somebody else removed rules of this drill before its time was over; {why}"
-    return _report(request, times, ends, messages, checks, why)
+class _LiveRun(Course):
+    """The course of a drill on a running pair: watch, inject the fault, wait, judge."""
 
+    def __init__(
+        self,
+        request: Request,
+        made: Plan,
+        daemon: DaemonClient,
+        bounds: Bounds,
+        progress: Progress,
+    ) -> None:
+        self._request, self._plan, self._daemon, self._bounds = request, made, daemon, bounds
+        monitors, publishers = [LinkMonitor(made.node, daemon, request.peer)], []
+        if request.far_socket is not None:
+            far = DaemonClient(request.far_socket)
+            monitors.append(LinkMonitor(request.peer, far, made.node))
+        if request.channel is not None:
+            mark = f"{MARK}-{made.token}"
+            publishers.append(Publisher(daemon.socket, request.channel, mark))
+        super().__init__(monitors, publishers, progress)
 
-def _why(bounds: Bounds, request: Request) -> str:
-    """Return the source of the bounds, and the limits of the verdict."""
-    short = request.kind != "reset" and request.seconds < bounds.slowest + LATE_SECONDS
-    note = f"; shorter than {bounds.slowest:g} s, so not both ends had to notice" if short else ""
-    return f"bounds: {bounds.source}{note}"
+    def run(self) -> Report:
+        """Run it to its end."""
+        request, delivered = self._request, list[Check]()
+        messages: dict[str, Tally] = {}
+        with self:
+            time.sleep(1.0)
+            removed = self._fault()
+            expected = self._expected()
+            self.wait_up(expected.back)
+            time.sleep(1.0)
+            for publisher in self.publishers:
+                delivered.append(self._delivered(publisher))
+                delivered += self._counted(publisher, messages)
+        checks = judge(self.measure(), (), messages, expected, self._bounds) + delivered
+        why = self._why()
+        if removed:
+            why = f"somebody else removed rules of this drill before its time was over; {why}"
+        about = f"{ABOUT[request.kind]}; the peer is {request.peer}"
+        return self.report(request.kind, about, "running", why, messages, checks)
 
+    def _why(self) -> str:
+        """Return the source of the bounds, and the limits of the verdict."""
+        slowest = self._bounds.slowest
+        short = self._request.kind != "reset" and self._request.seconds < slowest + LATE_SECONDS
+        note = f"; shorter than {slowest:g} s, so not both ends had to notice" if short else ""
+        return f"bounds: {self._bounds.source}{note}"
 
-def _report(
-    request: Request,
-    times: Times,
-    ends: list[EndReport],
-    messages: dict[str, Tally],
-    checks: list[Check],
-    why: str,
-) -> Report:
-    """Return the report."""
-    return Report(
-        drill=request.kind,
-        about=f"{ABOUT[request.kind]}; the peer is {request.peer}",
-        began=times.stamp,
-        where="running",
-        verdict="pass" if all(check.ok for check in checks) else "fail",
-        why=why,
-        fault_began=round(times.fault - times.began, 3),
-        fault_ended=round(times.restored - times.began, 3),
-        ends=ends,
-        messages=messages,
-        checks=checks,
-    )
+    def _fault(self) -> bool:
+        """Inject the fault and wait for its removal; return whether others had removed it."""
+        request, made = self._request, self._plan
+        _backup(request, made)
+        with Switch() as switch:
+            self.fault = switch.fault(made.begin, made.undo, request.seconds)
+            until = self.fault + request.seconds
+            ended = None
+            while ended is None:
+                left = until - time.monotonic()
+                self.progress(f"fault: {ABOUT[request.kind]}, {max(0.0, left):.0f} s left")
+                if left < -GRACE_SECONDS:
+                    tool = made.begin[0][0]
+                    raise DrillFailed(f"the fault was not taken back: look at {tool} -S")
+                ended = switch.over(0.5)
+            self.restored = ended
+            return switch.was_gone
 
+    def _expected(self) -> Expectation:
+        """Return the expected result."""
+        bounds = self._bounds
+        if self._request.kind == "reset":
+            # On an idle link the first packet to be reset is the listener's next ping.
+            shown = self.lasted >= bounds.heartbeat.ping_interval + LATE_SECONDS
+            falls = ("listener", "dialer") if shown else ()
+            return Expectation(falls=falls, back=bounds.back_broken)
+        return silent_for(bounds, self.lasted)
 
-def _fault(request: Request, made: Plan, times: Times, progress: Callable[[str], None]) -> bool:
-    """Inject the fault and wait for its removal; return whether others had removed it."""
-    _backup(request, made)
-    with Switch() as switch:
-        times.fault = switch.fault(made.begin, made.undo, request.seconds)
-        until = times.fault + request.seconds
-        ended = None
-        while ended is None:
-            left = until - time.monotonic()
-            progress(f"fault: {ABOUT[request.kind]}, {max(0.0, left):.0f} s left")
-            if left < -_GRACE_SECONDS:
-                raise DrillFailed(f"the fault was not taken back: look at {made.begin[0][0]} -S")
-            ended = switch.over(0.5)
-        times.restored = ended
-        return switch.was_gone
-
-
-def _expected(request: Request, bounds: Bounds, times: Times) -> Expectation:
-    """Return the expected result."""
-    lasted = times.restored - times.fault
-    if request.kind == "reset":
-        # On an idle link the first packet to be reset is the listener's next ping.
-        shown = lasted >= bounds.heartbeat.ping_interval + LATE_SECONDS
-        falls = ("listener", "dialer") if shown else ()
-        return Expectation(falls=falls, back=bounds.back_broken)
-    return silent_for(bounds, lasted)
-
-
-def _wait_up(
-    watches: list[LinkMonitor], until: float, times: Times, progress: Callable[[str], None]
-) -> None:
-    """Wait until all known ends are up."""
-    time.sleep(_POLL_SECONDS * 2)
-    while not all(watch.up for watch in watches) and time.monotonic() < until:
-        progress(f"restored; waiting for the link, {time.monotonic() - times.restored:.1f} s")
-        time.sleep(_POLL_SECONDS)
-
-
-def _delivered(
-    publisher: Publisher,
-    daemon: DaemonClient,
-    request: Request,
-    within: float,
-    progress: Callable[[str], None],
-) -> Check:
-    """Return whether the peer confirms in time that all messages are on its disk."""
-    publisher.end()
-    progress("waiting until the peer has the numbered messages")
-    what = f"{request.peer} has acknowledged all that was published on {publisher.channel}"
-    got = f"{publisher.published:,} published, {publisher.refused:,} refused"
-    target = f"/v1/channels/{publisher.channel}?wait={request.peer}&timeout={within:g}"
-    last = msgspec.json.encode({"drill": publisher.mark, "last": True})
-    try:
+    def _delivered(self, publisher: Publisher) -> Check:
+        """Return whether the peer confirms in time that all messages are on its disk."""
+        publisher.end()
+        self.progress("waiting until the peer has the numbered messages")
+        peer = self._request.peer
+        within = DRAIN_SECONDS if self.monitors[0].up else _NO_LINK_SECONDS
+        what = f"{peer} has acknowledged all that was published on {publisher.channel}"
+        got = f"{publisher.published:,} published, {publisher.refused:,} refused"
+        target = f"/v1/channels/{publisher.channel}?wait={peer}&timeout={within:g}"
+        last = msgspec.json.encode({"drill": publisher.mark, "last": True})
         headers = {"Content-Type": "application/json"}
-        expect(call(daemon.socket, "POST", target, last, headers, timeout=within + 10.0))
-    except ClientError as error:  # the daemon may be gone: the report has that too
-        return Check(what, False, f"{got}; {error}")
-    return Check(what, publisher.published > 0, got)
+        try:
+            socket = self._daemon.socket
+            expect(call(socket, "POST", target, last, headers, timeout=within + 10.0))
+        except ClientError as error:  # the daemon may be gone: the report has that too
+            return Check(what, False, f"{got}; {error}")
+        return Check(what, publisher.published > 0, got)
 
-
-def _counted(
-    publisher: Publisher, request: Request, far_socket: str, messages: dict[str, Tally]
-) -> list[Check]:
-    """Count the messages at the peer; return a failed check if it does not answer."""
-    try:
-        numbers = arrived(far_socket, publisher.channel, publisher.mark)
-    except ClientError as error:
-        return [
-            Check(f"{request.peer} reports what it has of {publisher.channel}", False, str(error))
-        ]
-    messages[publisher.channel] = publisher.judge(numbers)
-    return []
+    def _counted(self, publisher: Publisher, messages: dict[str, Tally]) -> list[Check]:
+        """Count the messages at the peer; return a failed check if it does not answer."""
+        far_socket, channel = self._request.far_socket, publisher.channel
+        if far_socket is None:
+            return []
+        try:
+            messages[channel] = publisher.judge(arrived(far_socket, channel, publisher.mark))
+        except ClientError as error:
+            what = f"{self._request.peer} reports what it has of {channel}"
+            return [Check(what, False, str(error))]
+        return []
 
 
 def _backup(request: Request, made: Plan) -> None:

@@ -11,6 +11,7 @@ from linkd.drill.monitor import GONE, Tally
 from linkd.status import Outage
 
 Verdict = Literal["pass", "fail", "skipped"]
+Where = Literal["namespaces", "relay", "running"]
 
 _LATE_SECONDS = 3.0
 """A busy daemon may miss one question, which takes 2 s; one that is gone misses the next too."""
@@ -99,7 +100,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     drill: str
     about: str
     began: str
-    where: str
+    where: Where
     verdict: Verdict
     why: str = ""
     fault_began: float = 0.0
@@ -205,7 +206,7 @@ def _most(values: Sequence[float | None]) -> float | None:
     return max((value for value in values if value is not None), default=None)
 
 
-def _where(where: str) -> str:
+def _where(where: Where) -> str:
     return {
         "namespaces": "in network namespaces",
         "relay": "through the relay",

@@ -6,14 +6,14 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
 from linkd.client.errors import ClientError
 from linkd.clock import wall
 from linkd.drill.deadman import DrillFailed
-from linkd.drill.expectations import Bounds, Expectation, judge
+from linkd.drill.expectations import Bounds, judge
 from linkd.drill.monitor import LinkMonitor, Publisher, Tally, arrived
-from linkd.drill.report import Check, EndReport, Report, State
+from linkd.drill.report import Check, EndReport, Report, State, Where
 from linkd.drill.scenarios import Drill
 from linkd.drill.testbed import DOWN_CHANNEL, UP_CHANNEL, Testbed, faketime
 from linkd.protocol.json import rfc3339
@@ -31,20 +31,6 @@ GRACE_SECONDS: Final = 10.0
 DRAIN_SECONDS: Final = 60.0
 _POLL_SECONDS: Final = 0.05
 _SAY_SECONDS: Final = 0.5
-
-
-class Times:
-    """When things happened, monotonic seconds.
-
-    Attributes:
-        began: The drill.
-        fault: When the fault began.
-        restored: When it ended.
-    """
-
-    def __init__(self) -> None:
-        self.began = self.fault = self.restored = time.monotonic()
-        self.stamp = now_text()
 
 
 def now_text() -> str:
@@ -92,80 +78,183 @@ def _skipped(drill: Drill, why: str) -> Report:
     )
 
 
-class _Run:
+class Course:
+    """A fault under observation; a context that runs monitors and publishers.
+
+    Attributes:
+        began: When it began, monotonic seconds.
+        fault: When the fault began.
+        restored: When the fault ended.
+        ends: The reports of all known ends, once they were measured.
+
+    Args:
+        monitors: Watch the link, one for each known end.
+        publishers: Publish meanwhile.
+        progress: Shows the progress.
+    """
+
+    def __init__(
+        self,
+        monitors: Sequence[LinkMonitor],
+        publishers: Sequence[Publisher],
+        progress: Progress,
+    ) -> None:
+        self.began = self.fault = self.restored = time.monotonic()
+        self._stamp = now_text()
+        self.ends: list[EndReport] = []
+        self.monitors, self.publishers, self.progress = monitors, publishers, progress
+
+    def __enter__(self) -> Self:
+        for monitor in self.monitors:
+            monitor.start()
+        for publisher in self.publishers:
+            publisher.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for monitor in self.monitors:
+            monitor.end()
+        for publisher in self.publishers:
+            publisher.end()
+
+    @property
+    def lasted(self) -> float:
+        """How long the fault lasted, in seconds."""
+        return self.restored - self.fault
+
+    def wait_up(self, seconds: float) -> None:
+        """Wait until all known ends are up, at most so long and somewhat longer."""
+        until = self.restored + seconds + GRACE_SECONDS
+        while (now := time.monotonic()) < until:
+            self.progress(f"restored; waiting for the link, {now - self.restored:.1f} s")
+            time.sleep(_POLL_SECONDS * 2)
+            if all(monitor.up for monitor in self.monitors):
+                return
+
+    def report(
+        self,
+        name: str,
+        about: str,
+        where: Where,
+        why: str,
+        messages: dict[str, Tally],
+        checks: Sequence[Check],
+    ) -> Report:
+        """Return the report.
+
+        Args:
+            name: The drill's.
+            about: What was done.
+            where: On what.
+            why: A note.
+            messages: The tallies by channel.
+            checks: All of them.
+        """
+        return Report(
+            drill=name,
+            about=about,
+            began=self._stamp,
+            where=where,
+            verdict="pass" if all(check.ok for check in checks) else "fail",
+            why=why,
+            fault_began=round(self.fault - self.began, 3),
+            fault_ended=round(self.restored - self.began, 3),
+            ends=self.ends,
+            messages=messages,
+            checks=list(checks),
+        )
+
+    def measure(self) -> list[EndReport]:
+        """Return the reports of all known ends, as they are now."""
+        self.ends = [self._end(monitor) for monitor in self.monitors]
+        return self.ends
+
+    def _end(self, monitor: LinkMonitor) -> EndReport:
+        since = monitor.up_since()
+        back = None if since is None or since <= self.fault else max(0.0, since - self.restored)
+        return EndReport(
+            name=monitor.name,
+            role=monitor.role,
+            outages=monitor.outages(),
+            back_seconds=None if back is None else round(back, 3),
+            up=monitor.up,
+            states=[
+                State(span.state, self._since_began(span.began), self._since_began(span.ended))
+                for span in monitor.spans
+            ],
+        )
+
+    def _since_began(self, at: float) -> float:
+        return round(max(0.0, at - self.began), 3)
+
+
+class _Run(Course):
     """The course of one drill on one pair: traffic, fault, restore, drain, count."""
 
     def __init__(
         self, drill: Drill, bounds: Bounds, progress: Progress, show: Show, pair: Testbed
     ) -> None:
-        self._drill, self._bounds, self._progress, self._pair = drill, bounds, progress, pair
-        self._show = show
-        self._times = Times()
-        self._watches = [LinkMonitor(end.name, end.daemon, end.other) for end in pair.nodes]
+        self._drill, self._bounds, self._show, self._pair = drill, bounds, show, pair
         hub, edge = pair.nodes
-        self._publishers = [
-            Publisher(edge.daemon.socket, UP_CHANNEL, "lab"),
-            Publisher(hub.daemon.socket, DOWN_CHANNEL, "lab"),
-        ]
+        super().__init__(
+            [LinkMonitor(node.name, node.daemon, node.other) for node in pair.nodes],
+            [
+                Publisher(edge.daemon.socket, UP_CHANNEL, "lab"),
+                Publisher(hub.daemon.socket, DOWN_CHANNEL, "lab"),
+            ],
+            progress,
+        )
 
     def run(self) -> Report:
         """Run it to its end."""
-        threads: list[LinkMonitor | Publisher] = [*self._watches, *self._publishers]
-        try:
-            for thread in threads:
-                thread.start()
+        with self:
             self._hold("traffic", time.monotonic() + WARM_SECONDS)
             self._show("before", self._pair)
             self._fault()
             self._show("during", self._pair)
-            self._restore()
+            self._drill.restore(self._pair)
+            self.restored = time.monotonic()
+            expected = self._drill.expects(self._bounds, self.lasted)
+            self.wait_up(expected.back)
             self._hold("traffic goes on", time.monotonic() + COOL_SECONDS)
-            for publisher in self._publishers:
+            for publisher in self.publishers:
                 publisher.end()
             drained = self._drain()
             self._show("after", self._pair)
-            return self._report(drained)
-        finally:
-            for thread in threads:
-                thread.end()
+            self.progress("counting")
+            for monitor in self.monitors:
+                monitor.end()
+            ends, messages, reasons = self.measure(), self._messages(), self.monitors[1].reasons
+            checks = judge(ends, reasons, messages, expected, self._bounds)
+            return self.report(
+                self._drill.name,
+                self._drill.about,
+                "namespaces" if self._pair.network.namespaces else "relay",
+                f"no namespaces: {self._pair.bare}" if self._pair.bare else "",
+                messages,
+                [*checks, drained],
+            )
 
     def _fault(self) -> None:
         """Inject the fault, and keep it for its time."""
-        self._progress("making the fault")
+        self.progress("making the fault")
         started = time.monotonic()
         self._drill.begin(self._pair)
-        self._times.fault = time.monotonic()
+        self.fault = time.monotonic()
         if self._drill.setup.certificate_seconds is not None or self._drill.name == "dns":
-            self._times.fault = started
+            self.fault = started
         until = time.monotonic() + self._drill.lasts(self._bounds)
         if self._drill.during is None:
             self._hold(f"fault: {self._drill.about}", until)
             return
         while time.monotonic() < until:
-            self._progress(f"fault: {self._drill.about}, {until - time.monotonic():.0f} s left")
+            self.progress(f"fault: {self._drill.about}, {until - time.monotonic():.0f} s left")
             self._drill.during(self._pair)
-
-    def _restore(self) -> None:
-        """Remove the fault, and wait until both ends are up, somewhat beyond their bound."""
-        self._drill.restore(self._pair)
-        self._times.restored = time.monotonic()
-        expected = self._expected()
-        until = self._times.restored + expected.back + GRACE_SECONDS
-        while time.monotonic() < until:
-            passed = time.monotonic() - self._times.restored
-            self._progress(f"restored; waiting for the link, {passed:.1f} s")
-            time.sleep(_POLL_SECONDS * 2)
-            if all(watch.up for watch in self._watches):
-                return
-
-    def _expected(self) -> Expectation:
-        lasted = self._times.restored - self._times.fault
-        return self._drill.expects(self._bounds, lasted)
 
     def _hold(self, what: str, until: float) -> None:
         """Wait, and show it."""
         while (left := until - time.monotonic()) > 0:
-            self._progress(f"{what}, {left:.0f} s left")
+            self.progress(f"{what}, {left:.0f} s left")
             time.sleep(min(left, _SAY_SECONDS))
 
     def _drain(self) -> Check:
@@ -183,7 +272,7 @@ class _Run:
                     owed.append(f"{end.name} owes {link.backlog_records if link else 'all'}")
                     continue
                 owed.append(f"{end.name} does not answer")
-            self._progress(f"draining: {', '.join(owed) or 'done'}")
+            self.progress(f"draining: {', '.join(owed) or 'done'}")
         took = time.monotonic() - began
         return Check(
             f"everything owed is delivered within {DRAIN_SECONDS:.0f} s",
@@ -191,60 +280,14 @@ class _Run:
             ", ".join(owed) or f"{took:.2f} s",
         )
 
-    def _report(self, drained: Check) -> Report:
-        """Count, judge, and return the report."""
-        self._progress("counting")
-        for watch in self._watches:
-            watch.end()
-        ends = [end_report(watch, self._times) for watch in self._watches]
-        messages = self._messages()
-        reasons = self._watches[1].reasons
-        checks = judge(ends, reasons, messages, self._expected(), self._bounds)
-        checks.append(drained)
-        times = self._times
-        return Report(
-            drill=self._drill.name,
-            about=self._drill.about,
-            began=times.stamp,
-            where="namespaces" if self._pair.network.namespaces else "relay",
-            verdict="pass" if all(check.ok for check in checks) else "fail",
-            why=f"no namespaces: {self._pair.bare}" if self._pair.bare else "",
-            fault_began=round(times.fault - times.began, 3),
-            fault_ended=round(times.restored - times.began, 3),
-            ends=ends,
-            messages=messages,
-            checks=checks,
-        )
-
     def _messages(self) -> dict[str, Tally]:
         """Return the tally of each publisher's messages at the other end."""
         hub, edge = self._pair.nodes
-        up, down = self._publishers
+        up, down = self.publishers
         return {
             UP_CHANNEL: up.judge(arrived(hub.daemon.socket, UP_CHANNEL, "lab")),
             DOWN_CHANNEL: down.judge(arrived(edge.daemon.socket, DOWN_CHANNEL, "lab")),
         }
-
-
-def end_report(watch: LinkMonitor, times: Times) -> EndReport:
-    """Return the report of one end."""
-    since = watch.up_since()
-    back = None if since is None or since <= times.fault else max(0.0, since - times.restored)
-    return EndReport(
-        name=watch.name,
-        role=watch.role,
-        outages=watch.outages(),
-        back_seconds=None if back is None else round(back, 3),
-        up=watch.up,
-        states=[
-            State(
-                span.state,
-                round(max(0.0, span.began - times.began), 3),
-                round(max(0.0, span.ended - times.began), 3),
-            )
-            for span in watch.spans
-        ],
-    )
 
 
 def run_all(

@@ -6,12 +6,23 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from linkd.drill import deadman, live
-from linkd.drill.live import Kind, PacketMatch, Request, commands, local_port, programs, remote
-from linkd.drill.monitor import DaemonClient, Publisher, Tally
+from linkd.drill.expectations import Bounds
+from linkd.drill.live import (
+    Kind,
+    PacketMatch,
+    Plan,
+    Request,
+    commands,
+    local_port,
+    programs,
+    remote,
+)
+from linkd.drill.monitor import DaemonClient, Tally
 
 HEAD = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid\n"
 
@@ -107,18 +118,20 @@ def test_both_kinds_of_the_packet_filter_are_looked_at(
     assert programs("iptables", tmp_path) == expected
 
 
-REQUEST = Request(kind="reset", peer="hub", seconds=5.0, channel="orders")
-
-
 def test_messages_that_nobody_can_be_asked_about_fail_the_drill_and_end_it_not(
     tmp_path: Path,
 ) -> None:
     nobody = str(tmp_path / "linkd.sock")
-    publisher = Publisher(nobody, "orders", "linkd-drill-1")
+    request = Request(kind="reset", peer="hub", seconds=5.0, channel="orders", far_socket=nobody)
+    far = PacketMatch("192.0.2.1", 9443, ours=False)
+    status: Any = None
+    plan = Plan("edge", status, far, "1", [], [])
     said: list[str] = []
-    delivered = live._delivered(publisher, DaemonClient(nobody), REQUEST, 2.0, said.append)
+    course = live._LiveRun(request, plan, DaemonClient(nobody), Bounds(), said.append)
+    (publisher,) = course.publishers
     messages: dict[str, Tally] = {}
-    (counted,) = live._counted(publisher, REQUEST, nobody, messages)
+    (counted,) = course._counted(publisher, messages)
+    delivered = course._delivered(publisher)
     for check in (delivered, counted):
         assert not check.ok
         assert nobody in check.got

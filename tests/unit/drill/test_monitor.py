@@ -17,7 +17,7 @@ from linkd.drill import monitor
 from linkd.drill.deadman import DrillFailed
 from linkd.drill.live import Request, plan
 from linkd.drill.monitor import GONE, DaemonClient, LinkMonitor, Publisher
-from linkd.drill.runner import Times, end_report
+from linkd.drill.runner import Course
 from linkd.status import LinkStatus, LogStatus, NodeStatus, Outage
 
 
@@ -192,14 +192,13 @@ def test_only_outages_of_the_drill_count() -> None:
 
 
 def test_a_link_that_never_fell_has_no_return() -> None:
-    times = Times()
     watch, daemon = watched(link("up", 100.0))
-    times.fault = times.restored = time.monotonic()
-    assert end_report(watch, times).back_seconds is None
+    course = Course([watch], [], print)
+    assert course.measure()[0].back_seconds is None
     daemon.links += [link("waiting", 0.0), link("up", 0.0)]
     watch._look()
     watch._look()
-    back = end_report(watch, times).back_seconds
+    back = course.measure()[0].back_seconds
     assert back is not None
     assert 0.0 <= back < 0.5
 
