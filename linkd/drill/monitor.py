@@ -221,7 +221,7 @@ GONE: Final = "gone"
 
 
 class Span(msgspec.Struct):
-    """A link's state for a while; monotonic seconds."""
+    """A link's state for a while, in seconds."""
 
     state: str
     began: float
@@ -234,7 +234,7 @@ class LinkMonitor:
     Attributes:
         name: The end's, for people.
         role: `dialer` or `listener`; None as long as the daemon was never reached.
-        spans: The states so far, oldest first.
+        spans: The states so far, oldest first; monotonic seconds.
         reasons: Every reason reported while the link was down.
         link: The last status; None while the daemon does not answer.
     """

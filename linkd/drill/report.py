@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from linkd.drill.monitor import GONE, Tally
+from linkd.drill.monitor import GONE, Span, Tally
 from linkd.status import Outage
 
 Verdict = Literal["pass", "fail", "skipped"]
@@ -25,14 +25,6 @@ class Check(msgspec.Struct, frozen=True):
     got: str
 
 
-class State(msgspec.Struct, frozen=True):
-    """A link's state over a span; seconds since the drill's beginning."""
-
-    state: str
-    began: float
-    ended: float
-
-
 class EndReport(msgspec.Struct, frozen=True):
     """The report of one end.
 
@@ -43,7 +35,7 @@ class EndReport(msgspec.Struct, frozen=True):
         back_seconds: From the restore until the link was up again; 0 if it was up before, None if
             it was never down or is not back.
         up: Whether it was up at the end.
-        states: The link's states over time.
+        states: The link's states over time, in seconds since the drill's beginning.
     """
 
     name: str
@@ -51,7 +43,7 @@ class EndReport(msgspec.Struct, frozen=True):
     outages: list[Outage]
     back_seconds: float | None
     up: bool
-    states: list[State]
+    states: list[Span]
 
     @property
     def noticed(self) -> float | None:

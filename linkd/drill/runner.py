@@ -12,8 +12,8 @@ from linkd.client.errors import ClientError
 from linkd.clock import wall
 from linkd.drill.deadman import DrillFailed
 from linkd.drill.expectations import Bounds, judge
-from linkd.drill.monitor import LinkMonitor, Publisher, Tally, arrived
-from linkd.drill.report import Check, EndReport, Report, State, Where
+from linkd.drill.monitor import LinkMonitor, Publisher, Span, Tally, arrived
+from linkd.drill.report import Check, EndReport, Report, Where
 from linkd.drill.scenarios import Drill
 from linkd.drill.testbed import DOWN_CHANNEL, UP_CHANNEL, Testbed, faketime
 from linkd.protocol.json import rfc3339
@@ -179,7 +179,7 @@ class Course:
             back_seconds=None if back is None else round(back, 3),
             up=monitor.up,
             states=[
-                State(span.state, self._since_began(span.began), self._since_began(span.ended))
+                Span(span.state, self._since_began(span.began), self._since_began(span.ended))
                 for span in monitor.spans
             ],
         )

@@ -29,14 +29,6 @@ Expects = Callable[[Bounds, float], Expectation]
 Duration = Callable[[Bounds], float]
 
 
-def _heal(pair: Testbed) -> None:
-    pair.path.heal()
-
-
-def _nothing(pair: Testbed) -> None:
-    pass
-
-
 class Drill(msgspec.Struct, frozen=True, kw_only=True):
     """One drill.
 
@@ -56,22 +48,15 @@ class Drill(msgspec.Struct, frozen=True, kw_only=True):
     about: str
     expects: Expects
     lasts: Duration
-    begin: Action = _nothing
-    restore: Action = _heal
+    begin: Action = lambda _: None
+    restore: Action = lambda pair: pair.path.heal()
     during: Action | None = None
     setup: Setup = Setup()
     needs: tuple[str, ...] = ()
 
 
 def _block(way: Way) -> Action:
-    def begin(pair: Testbed) -> None:
-        pair.path.block(way)
-
-    return begin
-
-
-def _reset(pair: Testbed) -> None:
-    pair.path.reject()
+    return lambda pair: pair.path.block(way)
 
 
 def _lose(pair: Testbed) -> None:
@@ -104,31 +89,6 @@ def _unknown(pair: Testbed) -> None:
     """Remove the hub's name, and reset open connections so that it must be looked up."""
     pair.network.name_known(False)
     _cut(pair)
-
-
-def _known(pair: Testbed) -> None:
-    pair.network.name_known(True)
-
-
-def _appear(name: str) -> Action:
-    def restore(pair: Testbed) -> None:
-        pair.start(name)
-
-    return restore
-
-
-def _kill(name: str) -> Action:
-    def begin(pair: Testbed) -> None:
-        pair.node(name).kill()
-
-    return begin
-
-
-def _signal(name: str, number: signal.Signals) -> Action:
-    def send(pair: Testbed) -> None:
-        pair.node(name).signal(number)
-
-    return send
 
 
 def _step(pair: Testbed) -> None:
@@ -220,8 +180,8 @@ def _killing(name: str, end: str) -> Drill:
     return Drill(
         name=name,
         about=f"the {end} is killed by kill -9 and started again",
-        begin=_kill(end),
-        restore=_appear(end),
+        begin=lambda pair: pair.node(end).kill(),
+        restore=lambda pair: pair.start(end),
         lasts=_seconds(3.0),
         expects=_broken(Expectation(falls=watching, undisturbed=watching)),
     )
@@ -232,8 +192,8 @@ def _freezing(name: str, end: str) -> Drill:
     return Drill(
         name=name,
         about=f"the {end}'s process is stopped; its kernel goes on answering",
-        begin=_signal(end, signal.SIGSTOP),
-        restore=_signal(end, signal.SIGCONT),
+        begin=lambda pair: pair.node(end).signal(signal.SIGSTOP),
+        restore=lambda pair: pair.node(end).signal(signal.SIGCONT),
         lasts=_DEAD,
         expects=_frozen(_WATCHING[end]),
     )
@@ -257,7 +217,7 @@ _ALL = (
     Drill(
         name="reset",
         about="every connection is reset, and new ones are refused",
-        begin=_reset,
+        begin=lambda pair: pair.path.reject(),
         lasts=_seconds(3.0),
         expects=_broken(_BOTH),
     ),
@@ -288,7 +248,7 @@ _ALL = (
         name="dns",
         about="the connection is cut, and the hub's name has no address any more",
         begin=_unknown,
-        restore=_known,
+        restore=lambda pair: pair.network.name_known(True),
         lasts=lambda bounds: bounds.back_broken / 2,
         expects=_sees(replace(_BOTH, back=0.0)),  # the last good address serves
         setup=Setup(by_name=True),
@@ -297,7 +257,7 @@ _ALL = (
     Drill(
         name="nameless",
         about="the edge starts while the hub's name has no address",
-        restore=_known,
+        restore=lambda pair: pair.network.name_known(True),
         lasts=_seconds(6.0),
         expects=_sees(Expectation(reason="dns")),
         setup=Setup(by_name=True, nameless=True),
@@ -306,7 +266,7 @@ _ALL = (
     Drill(
         name="absent",
         about="the edge starts while there is no hub",
-        restore=_appear("hub"),
+        restore=lambda pair: pair.start("hub"),
         lasts=_seconds(6.0),
         expects=_broken(Expectation(reason="refused")),
         setup=Setup(hub_absent=True),

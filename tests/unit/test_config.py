@@ -320,16 +320,18 @@ class TestPairedPeers:
         '[listen]\naddress = "127.0.0.1:1"\ncertificate = "c"\nkey = "k"\n'
     )
 
-    def test_with_an_authority(self, tmp_path: Path) -> None:
+    def test_a_paired_authority_takes_the_place_of_a_secret(self, tmp_path: Path) -> None:
         write(tmp_path / "pairing/ca.crt", "")
-        load([write(tmp_path / "a.toml", self.TEXT.format(state=tmp_path))])
+        loaded = load([write(tmp_path / "a.toml", self.TEXT.format(state=tmp_path))])
+        assert [peer.name for peer in loaded.peers] == ["a"]
 
-    def test_without(self, tmp_path: Path) -> None:
+    def test_without_one_a_peer_needs_a_secret_or_a_certificate(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="neither a secret nor a certificate"):
             load([write(tmp_path / "a.toml", self.TEXT.format(state=tmp_path))])
 
-    def test_who_may_not_look_does_not_complain(self, tmp_path: Path) -> None:
-        load([write(tmp_path / "a.toml", self.TEXT.format(state="/" + "x" * 300))])
+    def test_a_state_directory_that_cannot_be_read_is_no_error(self, tmp_path: Path) -> None:
+        text = self.TEXT.format(state="/" + "x" * 300)
+        assert load([write(tmp_path / "a.toml", text)]).peers[0].name == "a"
 
 
 class TestReload:

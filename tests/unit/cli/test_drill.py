@@ -22,7 +22,8 @@ from linkd import cli
 from linkd.cli import drill, main
 from linkd.drill import deadman, live, runner
 from linkd.drill.live import PacketMatch
-from linkd.drill.report import EndReport, Report, State
+from linkd.drill.monitor import Span
+from linkd.drill.report import EndReport, Report
 from tests.support.http_daemon import HttpDaemon
 
 PEER = "192.0.2.7"
@@ -244,7 +245,7 @@ def test_a_daemon_that_was_gone_is_said_in_the_report(
 ) -> None:
     packet_filter(tmp_path, "")
     for states, note in ((["up", "gone"], True), (["up", "waiting", "up"], False)):
-        spans = [State(state, 0.0, 1.0) for state in states]
+        spans = [Span(state, 0.0, 1.0) for state in states]
         end = EndReport("edge", "dialer", [], None, False, spans)
         seen = msgspec.structs.replace(report(verdict="fail"), ends=[end], why="bounds")
         monkeypatch.setattr(live, "run", lambda *_, seen=seen: seen)

@@ -6,8 +6,8 @@ import pytest
 
 from linkd.config import HeartbeatSettings, ReconnectSettings
 from linkd.drill.expectations import Bounds, Expectation, judge, silent_for
-from linkd.drill.monitor import GONE, Tally
-from linkd.drill.report import EndReport, State
+from linkd.drill.monitor import GONE, Span, Tally
+from linkd.drill.report import EndReport
 from linkd.status import Outage
 
 BOUNDS = Bounds()
@@ -132,7 +132,7 @@ def test_what_a_dead_path_must_show_follows_from_its_length(
 
 @pytest.mark.parametrize("expected", [BOTH, Expectation(stays=True, back=2.5)])
 def test_an_end_whose_daemon_is_gone_did_not_stay_up(expected: Expectation) -> None:
-    gone = EndReport("hub", "listener", [], None, False, [State(GONE, 3.0, 20.0)])
+    gone = EndReport("hub", "listener", [], None, False, [Span(GONE, 3.0, 20.0)])
     checks = judge([gone], (), {}, expected, BOUNDS)
     assert {check.got for check in checks} == {"its daemon does not answer", "it was not up again"}
     assert not any(check.ok for check in checks)

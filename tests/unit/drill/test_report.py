@@ -6,12 +6,12 @@ from typing import Any
 
 import msgspec
 
-from linkd.drill.monitor import Tally
-from linkd.drill.report import Check, EndReport, Report, State, summary, text
+from linkd.drill.monitor import Span, Tally
+from linkd.drill.report import Check, EndReport, Report, summary, text
 from linkd.status import Outage
 
 OUTAGE = Outage("hub", "2026-01-01T00:00:00.000Z", "silence", 10.02, 14.5, 3, 40, 0.1)
-STATES = [State("up", 0.0, 12.0), State("waiting", 12.0, 16.5), State("up", 16.5, 20.0)]
+STATES = [Span("up", 0.0, 12.0), Span("waiting", 12.0, 16.5), Span("up", 16.5, 20.0)]
 
 
 def report(**changes: Any) -> Report:

@@ -146,8 +146,10 @@ def test_a_disk_that_refuses_is_tried_again_a_minute_later(
     assert table.to_write(300.0) is None
 
 
-def test_without_a_file_nothing_is_written() -> None:
+def test_without_a_file_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     GreetedAddresses(None, 0.0).write(b"{}")
+    assert list(tmp_path.iterdir()) == []
 
 
 class Door:

@@ -162,9 +162,11 @@ def test_costly_patterns_are_refused_before_they_are_built(
         check_patterns(patterns)
 
 
-def test_cheap_patterns_pass() -> None:
+def test_cheap_patterns_are_accepted_up_to_the_bound() -> None:
     check_patterns(("a.*." + "b." * 13 + "c", "a." * 100 + "b", ">"))
     check_patterns(("ab.>",) * 2048)
+    with pytest.raises(ChannelRefused):
+        check_patterns(("ab.>",) * 2049)
     check_patterns(("ab.>",) * 2049, most_bytes=10_000)
 
 
