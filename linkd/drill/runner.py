@@ -241,7 +241,7 @@ class _Run(Course):
         started = time.monotonic()
         self._drill.begin(self._pair)
         self.fault = time.monotonic()
-        if self._drill.setup.certificate_seconds is not None or self._drill.name == "dns":
+        if self._drill.setup.tls or self._drill.name == "dns":
             self.fault = started
         until = time.monotonic() + self._drill.lasts(self._bounds)
         if self._drill.during is None:

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from linkd.drill.deadman import DrillFailed
 from linkd.drill.expectations import Bounds, Expectation, silent_for
 from linkd.drill.relay import Way
-from linkd.drill.testbed import FilteredPath, Relay, Setup, Testbed
+from linkd.drill.testbed import HOUR_SECONDS, FilteredPath, Relay, Setup, Testbed
 
 LOSS: Final = 0.05
 SLOW_BYTES: Final = 4096.0
@@ -116,14 +116,15 @@ def _empty(pair: Testbed) -> None:
 
 
 def _expire(pair: Testbed) -> None:
-    """Wait until the certificate has expired, then reset connections so that it must be shown."""
-    time.sleep(max(0.0, pair.expires_at + 1.0 - time.monotonic()))
+    """Let the certificate expire, then reset connections so that it must be shown."""
+    pair.certify(CERTIFICATE_SECONDS)
+    time.sleep(CERTIFICATE_SECONDS + 1.0)
     _cut(pair)
 
 
 def _renew(pair: Testbed) -> None:
     """Install a new certificate, reload the hub, and make the edge retry at once."""
-    pair.renew()
+    pair.certify(HOUR_SECONDS)
     time.sleep(1.0)
     pair.edge.daemon.kick("hub")
 
@@ -302,7 +303,7 @@ _ALL = (
         restore=_renew,
         lasts=_seconds(5.0),
         expects=_sees(replace(_BOTH, reason="tls", back=4.0)),
-        setup=Setup(certificate_seconds=CERTIFICATE_SECONDS),
+        setup=Setup(tls=True),
     ),
 )
 

@@ -400,6 +400,7 @@ UP_CHANNEL: Final = "drill.up"
 DOWN_CHANNEL: Final = "drill.down"
 SMALL_DISK: Final = "48m"
 START_SECONDS: Final = 30.0
+HOUR_SECONDS: Final = 3600.0
 _STOP_SECONDS: Final = 8.0
 _FRESH_SECONDS: Final = 60.0
 _POLL_SECONDS: Final = 0.05
@@ -424,7 +425,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
         nameless: That name has no address yet when the edge starts.
         clocks: Both use wall clocks that can be stepped.
         small_disk: The hub's disk is small.
-        certificate_seconds: TLS, with a certificate of the hub that is valid for so long.
+        tls: The link is encrypted.
     """
 
     hub_absent: bool = False
@@ -433,7 +434,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     nameless: bool = False
     clocks: bool = False
     small_disk: bool = False
-    certificate_seconds: float | None = None
+    tls: bool = False
 
 
 def faketime() -> Path | None:
@@ -598,7 +599,6 @@ class Testbed:
         path: The path, which can be disturbed.
         bare: Why there are no namespaces; empty if there are.
         clocks: The wall clocks of the nodes by their names, if they can be stepped.
-        expires_at: When the hub's certificate expires, monotonic seconds; 0 without TLS.
     """
 
     def __init__(self, setup: Setup, bounds: Bounds, bare: bool = False) -> None:
@@ -610,7 +610,6 @@ class Testbed:
         self.setup = setup
         self._bounds = bounds
         self._stack = contextlib.ExitStack()
-        self.expires_at = 0.0
         self.clocks: dict[str, SteppedClock] = {}
         self.path: FilteredPath | Relay
         try:
@@ -678,9 +677,9 @@ class Testbed:
         self._stack.callback(node.close)
         node.start()
 
-    def renew(self) -> None:
-        """Give the hub a certificate that is valid for an hour, and make it reload."""
-        self._authority.issue(self._dial.rpartition(":")[0], 3600.0)
+    def certify(self, seconds: float) -> None:
+        """Give the hub a certificate that is valid for so long, and make it reload."""
+        self._authority.issue(self._dial.rpartition(":")[0], seconds)
         self.hub.signal(signal.SIGHUP)
 
     def _await_up(self) -> None:
@@ -706,11 +705,9 @@ class Testbed:
         common.append(_table("reconnect", self._bounds.reconnect))
         listen = f'[listen]\naddress = "{self.network.hub.address}:{self.network.port}"\n'
         scheme, trust = "ws", "insecure = true\n"
-        if self.setup.certificate_seconds is not None:
+        if self.setup.tls:
             self._authority = Authority(self.directory)
-            address = self._dial.rpartition(":")[0]
-            certificate, key = self._authority.issue(address, self.setup.certificate_seconds)
-            self.expires_at = time.monotonic() + self.setup.certificate_seconds
+            certificate, key = self._authority.issue(self._dial.rpartition(":")[0], HOUR_SECONDS)
             listen += f'certificate = "{certificate}"\nkey = "{key}"\n'
             scheme, trust = "wss", f'ca = "{self._authority.file}"\n'
         else:
