@@ -38,6 +38,6 @@ def test_a_line_that_is_cut_is_a_drop_and_nothing_is_lost() -> None:
     assert (result.lost, result.twice, result.out_of_order) == (0, 0, 0)
 
 
-def test_quantiles() -> None:
+def test_quantiles_are_the_median_the_99th_percentile_and_the_maximum() -> None:
     assert quantiles([]) == []
     assert quantiles([float(n) for n in range(100, 0, -1)]) == [51.0, 100.0, 100.0]

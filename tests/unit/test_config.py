@@ -73,7 +73,7 @@ def test_there_are_the_promised_samples() -> None:
     assert {path.stem for path in SAMPLES} >= {"hub", "edge", "telemetry", "lab"}
 
 
-def test_defaults(tmp_path: Path) -> None:
+def test_a_name_is_enough_and_the_rest_has_defaults(tmp_path: Path) -> None:
     config = load([write(tmp_path / "a.toml", '[node]\nname = "here"\n')])
     assert config == HERE
     assert config.node.state_dir == "/var/lib/linkd"
@@ -131,7 +131,7 @@ def test_a_listener_beyond_loopback_has_the_node_s_own_authority(tmp_path: Path)
             listen(lines)
 
 
-def test_which_file(tmp_path: Path) -> None:
+def test_the_option_precedes_the_environment_and_the_default(tmp_path: Path) -> None:
     assert files(None, {})[0] == Path("/etc/linkd/linkd.toml")
     assert files(None, {"LINKD_CONFIG": str(tmp_path / "x")}) == [tmp_path / "x"]
     assert files(tmp_path / "y", {"LINKD_CONFIG": "/x"}) == [tmp_path / "y"]
@@ -146,7 +146,9 @@ def test_a_folder_that_cannot_be_read_is_said_unless_its_file_cannot_either(tmp_
         files(main)
 
 
-def test_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_paths_start_at_the_file_and_credentials_come_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = (
         '[node]\nname = "here"\nstate_dir = "state"\n[listen]\naddress = "127.0.0.1:1"\n'
         '[[peer]]\nname = "a"\nsecret_file = "a.secret"\n'
@@ -281,7 +283,7 @@ class TestAddresses:
             ("WSS://HUB:1/link", Url(True, "hub", 1, "/link")),
         ],
     )
-    def test_url(self, text: str, url: Url) -> None:
+    def test_a_url_is_parsed_and_printed(self, text: str, url: Url) -> None:
         assert parse_url(text) == url
         assert parse_url(str(url)) == url
 
@@ -294,10 +296,10 @@ class TestAddresses:
             ("localhost:80", ("127.0.0.1", 80)),
         ],
     )
-    def test_address(self, text: str, address: tuple[str, int]) -> None:
+    def test_an_address_is_parsed(self, text: str, address: tuple[str, int]) -> None:
         assert parse_address(text) == address
 
-    def test_loopback(self) -> None:
+    def test_loopback_addresses_are_recognised(self) -> None:
         assert all(map(is_loopback, ["127.0.0.1", "127.9.9.9", "::1", "localhost", "LocalHost."]))
         assert not any(map(is_loopback, ["", "0.0.0.0", "::", "hub", "localhost.example.net"]))
 
@@ -340,11 +342,11 @@ class TestReload:
     def said(self, old: Config, new: Config) -> list[tuple[str, bool]]:
         return [(str(change), change.live) for change in changes(old, new)]
 
-    def test_nothing(self) -> None:
+    def test_equal_configurations_have_no_changes(self) -> None:
         assert changes(HERE, HERE) == []
         assert apply_live(HERE, HERE) == HERE
 
-    def test_peers(self) -> None:
+    def test_changes_of_peers_are_named(self) -> None:
         old = msgspec.structs.replace(HERE, peers=(peer("a"), peer("b"), peer("c")))
         new = msgspec.structs.replace(
             HERE, peers=(peer("b", send=("x",), required=True), peer("c"), peer("d"))

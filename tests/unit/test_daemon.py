@@ -237,7 +237,7 @@ class TestLife:
         house.advance(1.1)
         assert any("node.internal-error" in line and "where=daemon" in line for line in house.log)
 
-    def test_kick(self, house: House) -> None:
+    def test_a_kick_before_the_start_does_nothing(self, house: House) -> None:
         house.daemon.kick()
         house.daemon.start(house.parts)
         house.daemon.kick()
@@ -264,7 +264,7 @@ class TestReload:
             'info  node.reloaded detail="reconnect.max_delay: 15.0 -> 3.0" changes=1',
         ]
 
-    def test_nothing_changed(self, house: House) -> None:
+    def test_a_reload_without_changes_is_logged(self, house: House) -> None:
         house.daemon.start(house.parts)
         house.daemon.reload()
         assert "nothing has changed" in house.log[-1]
@@ -313,7 +313,7 @@ class TestReload:
 class TestStop:
     """SIGTERM and SIGINT: goodbye, commit, end; within 5 s in any case."""
 
-    def test_clean(self, house: House) -> None:
+    def test_a_second_signal_while_stopping_changes_nothing(self, house: House) -> None:
         house.daemon.start(house.parts)
         house.heard()
         house.daemon.stop("SIGTERM")
@@ -376,7 +376,7 @@ class TestStop:
 class TestServiceManager:
     """What is said to it."""
 
-    def test_nobody_there(self) -> None:
+    def test_without_a_service_manager_nothing_is_sent(self) -> None:
         nobody = ServiceManager({})
         nobody.ready()
         assert nobody.watchdog_interval is None
@@ -399,7 +399,9 @@ class TestServiceManager:
             ({"WATCHDOG_USEC": "x"}, None),
         ],
     )
-    def test_watchdog(self, environment: dict[str, str], interval: float | None) -> None:
+    def test_the_watchdog_interval_is_that_of_this_process(
+        self, environment: dict[str, str], interval: float | None
+    ) -> None:
         assert ServiceManager(environment).watchdog_interval == interval
 
 
@@ -426,7 +428,7 @@ class TestPremises:
         os.close(lock_state_dir(str(state)))
         assert stat.S_IMODE(state.stat().st_mode) == 0o700
 
-    def test_two_daemons(self, tmp_path: Path) -> None:
+    def test_a_second_daemon_is_refused(self, tmp_path: Path) -> None:
         lock = lock_state_dir(str(tmp_path))
         try:
             with pytest.raises(AlreadyRunning, match=f"another linkd uses it, pid {os.getpid()}"):
@@ -472,7 +474,7 @@ class TestPremises:
             remove_stale_socket(str(path / "below"))
         assert path.read_text() == "precious"
 
-    def test_files(self) -> None:
+    def test_the_limit_of_open_files_is_raised(self) -> None:
         assert raise_open_file_limit() >= 256
 
 

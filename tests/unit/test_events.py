@@ -185,7 +185,7 @@ def test_each_row_is_whole(kind) -> None:
         assert kind.action != "Nothing.", "an error says what to do"
 
 
-def test_text() -> None:
+def test_text_has_the_peer_first_rounds_and_omits_none() -> None:
     line = text_line(
         "link.up",
         {"outage_seconds": 3.41249, "replayed_records": 120, "peer": "hub", "reason": None},
@@ -218,7 +218,7 @@ def test_json_commands_no_terminal(sign: str) -> None:
     assert "größe ja" in json_line("node.internal-error", {"detail": "größe ja"}, "error", 0.0)
 
 
-def test_json() -> None:
+def test_json_rounds_and_stamps() -> None:
     line = json.loads(
         json_line("link.up", {"rtt_seconds": 0.12345, "peer": "hub", "old": None}, "info", 0.25)
     )
@@ -287,7 +287,7 @@ def test_lines_through_a_logger_of_twisted(written: Written) -> None:
     ]
 
 
-def test_libraries(written: Written) -> None:
+def test_warnings_of_libraries_are_logged(written: Written) -> None:
     written.observe()
     log = Logger(namespace="twisted.x")
     log.info("not this")
@@ -320,7 +320,7 @@ def test_a_traceback_is_not_for_programs(written: Written) -> None:
     assert json.loads(line)["detail"] == "broken no"
 
 
-def test_install(capfd: pytest.CaptureFixture[str]) -> None:
+def test_install_applies_format_and_level(capfd: pytest.CaptureFixture[str]) -> None:
     program = (
         "import sys; from linkd.events import emit, install; emit('node.kicked');"
         "install(sys.stderr, 'json', 'warn'); emit('link.up', peer='a');"
@@ -331,7 +331,7 @@ def test_install(capfd: pytest.CaptureFixture[str]) -> None:
     assert json.loads(line)["event"] == "link.diverged"
 
 
-def test_to_journal(tmp_path: Path) -> None:
+def test_only_the_stream_that_journal_stream_names_is_the_journal(tmp_path: Path) -> None:
     with (tmp_path / "x").open("w") as stream:
         status = os.fstat(stream.fileno())
         here = f"{status.st_dev}:{status.st_ino}"

@@ -369,7 +369,9 @@ def test_outages_and_availability(daemon: HttpDaemon, capsys: pytest.CaptureFixt
     assert printed.count("ping-timeout") == 3
 
 
-def test_events(daemon: HttpDaemon, capsys: pytest.CaptureFixture[str]) -> None:
+def test_events_prints_each_event_without_control_characters(
+    daemon: HttpDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
     event = {
         "number": 1, "time": "2026-11-21T03:00:00.000Z", "event": "link.waiting", "peer": "hub",
         "generation": "a:1", "old": "up", "new": "waiting", "reason": "silence",

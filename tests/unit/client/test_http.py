@@ -51,7 +51,7 @@ HEAD = b"HTTP/1.1 200 OK\r\n"
         HEAD + b"\r\n[1,2,3,4,5]",
     ],
 )
-def test_bodies(tmp_path: Path, said: bytes) -> None:
+def test_a_body_of_any_framing_is_read(tmp_path: Path, said: bytes) -> None:
     with answering(tmp_path / "s", said) as path:
         assert call(path, "GET", "/").json() == [1, 2, 3, 4, 5]
 
@@ -91,7 +91,7 @@ def test_silence_is_an_error_in_time(tmp_path: Path) -> None:
         call(path, "GET", "/", timeout=0.1)
 
 
-def test_nobody_there(tmp_path: Path) -> None:
+def test_a_daemon_that_is_away_is_named(tmp_path: Path) -> None:
     with pytest.raises(NoDaemon, match="no daemon at"):
         call(str(tmp_path / "none"), "GET", "/")
 

@@ -27,7 +27,7 @@ DEEP = b"[" * 5000 + b"]" * 5000
 """JSON that is deeper than a reader of JSON goes."""
 
 
-def test_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_is_a_socket_or_a_url(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LINKD_SOCKET", raising=False)
     assert address().socket == "/run/linkd/linkd.sock"
     monkeypatch.setenv("LINKD_SOCKET", "/tmp/x.sock")

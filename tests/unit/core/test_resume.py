@@ -33,7 +33,7 @@ def cursor(*ends: tuple[str, int], committed: int = 0) -> Cursor:
         ((("c", 9000),), 9100, (("a", 5), ("b", 15)), None, None),
     ],
 )
-def test_agree(epochs, next, known, agreed, lost) -> None:
+def test_both_ends_agree_on_the_last_common_epoch(epochs, next, known, agreed, lost) -> None:
     its = cursor(*known, committed=4)
     found = find_resume_point(starts(*epochs), next, its)
     assert found == (None if agreed is None else EpochEnd(*agreed))
