@@ -11,6 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable
+from enum import Enum
 from functools import partial
 from pathlib import Path
 
@@ -227,6 +228,22 @@ EAGER_BYTES = 256 * 1024
 """So much is sent behind the commit under way; less waits for its end."""
 
 
+class Phase(Enum):
+    """Whether groups go to the disk."""
+
+    WRITING = "writing"
+    PAUSED = "paused"
+    """`max_bytes` are reached: received batches wait until a segment has gone."""
+    FAILED = "failed"
+    """The disk refused a write, or the file is gone. Publishes are refused, the rest waits."""
+    RETRYING = "retrying"
+    """A second later a group is tried; publishes are refused until it is on disk."""
+    CLOSED = "closed"
+
+
+_AFTER_IDLE = {Phase.PAUSED: Phase.WRITING, Phase.FAILED: Phase.RETRYING}
+
+
 class DiskLog(Log):
     """A log in the files of a folder.
 
@@ -313,9 +330,11 @@ class DiskLog(Log):
         self._call_at_iteration_end, self._due = edges.call_at_iteration_end, False
         self._under_way_bytes = 0
         self._retention = Retention(settings, self._segment_bytes, self._clock.ago)
-        self._stuck = self._rolls = self._rolled = self._tight = False
+        self._phase = Phase.WRITING
+        self._rolls = self._rolled = self._near_limit = False
         self._frames = 0
-        self._blocked, self._looked = "", self._monotonic()
+        self._failure = ""  # why the phase is FAILED or RETRYING
+        self._looked = self._monotonic()
         self._deleted_at = -math.inf  # by time.monotonic
         self._writer = Writer(self._files, folder, self._seed, post, self._report)
         self._reader = Reader(self._seed, post)
@@ -341,7 +360,7 @@ class DiskLog(Log):
 
     def _note_clock(self) -> None:
         """Note in the background where the clock is."""
-        if not self._blocked:
+        if not self._failure:
             note = self._clock.note()
             self._reader.work(lambda: save_note(self._files, self._folder, note))
 
@@ -349,17 +368,17 @@ class DiskLog(Log):
 
     def _has_room(self) -> bool:
         """Return whether a commit may begin."""
-        return not self._stuck
+        return self._phase in (Phase.WRITING, Phase.RETRYING)
 
     def _pump(self) -> None:
         """Send what waits on its way, if nothing is or it is much."""
-        if not self._waiting or self._stuck or self._closed:
+        if not (self._waiting and self._has_room()):
             return
         under_way = len(self._under_way)
         if under_way and (under_way >= MOST_UNDER_WAY or self._waiting_bytes < EAGER_BYTES):
             return
         if self.size_bytes >= self.max_bytes and self._settings.when_full == "reject":
-            self._stuck = True
+            self._phase = Phase.FAILED if self._failure else Phase.PAUSED
             return
         if self._call_at_iteration_end is None or self._waiting_bytes >= EAGER_BYTES:
             self._send()
@@ -370,7 +389,7 @@ class DiskLog(Log):
     def _turned(self) -> None:
         """All that came in one turn waits: one commit takes it."""
         self._due = False
-        if self._waiting and not (self._stuck or self._closed):
+        if self._waiting and self._has_room():
             self._send()
 
     def _send(self) -> None:
@@ -429,12 +448,12 @@ class DiskLog(Log):
             for job in outcome.jobs:
                 self._written(job)
         elif isinstance(outcome, Failed):
-            self._back(outcome)
+            self._roll_back(outcome)
         elif outcome.gone:
             self._missing()
         else:
-            self._stuck = False
-            if self._blocked and not self._waiting:
+            self._phase = _AFTER_IDLE.get(self._phase, self._phase)
+            if self._phase is Phase.RETRYING and not self._waiting:
                 self._waiting.append((CursorSet("", None), ignore))
         self._measure()
         looks = isinstance(outcome, Idle) or now - self._looked >= 1.0
@@ -471,12 +490,12 @@ class DiskLog(Log):
             at += PREFIX_BYTES + len(part[2]) + len(part[3])
         self._under_way_bytes -= at - job.at
         self._shelf.grow(at, job.group.stamp)
-        if self._blocked:
-            self._blocked = ""
+        if self._phase is Phase.RETRYING:
+            self._phase, self._failure = Phase.WRITING, ""
             self._measure()
         self._committed(job.group)
 
-    def _back(self, outcome: Failed) -> None:
+    def _roll_back(self, outcome: Failed) -> None:
         """Roll back all that is under way, and try again in a second.
 
         The era makes the writer skip jobs that were queued behind the one that failed: their
@@ -484,29 +503,30 @@ class DiskLog(Log):
         """
         last = self._shelf.last
         self._era += 1
-        self._stuck = True
         self._under_way_bytes = 0
         self._writing = last if outcome.usable else None
         self._at = last.size if last is not None else 0
         if outcome.gone:
             self._missing()
-            self._failed(self._blocked)
-            return
-        was, self._blocked = self._blocked, why(outcome.error)
-        if self._blocked != was and outcome.error.errno != errno.ENOSPC:
-            sentence = f"{self._folder}: {self._blocked}; tried again every second"
+        elif self._fail(why(outcome.error)) and outcome.error.errno != errno.ENOSPC:
+            sentence = f"{self._folder}: {self._failure}; tried again every second"
             self._notify(OperatorNotice("error", "log.disk-failed", sentence))
-        self._failed(self._blocked)
+        self._failed(self._failure)
+
+    def _fail(self, failure: str) -> bool:
+        """Stop writing; return whether the reason is a new one."""
+        is_new = failure != self._failure
+        self._failure = failure
+        if self._phase is not Phase.CLOSED:
+            self._phase = Phase.FAILED
+        return is_new
 
     def _missing(self) -> None:
         """Refuse publishes: the file that is written has no name any more, so all of it is lost."""
-        last, was = self._shelf.segments[-1], self._blocked
-        self._blocked = (
-            f"{self._shelf.path(last)} is gone: it was deleted, or its directory was replaced"
-        )
-        if self._blocked != was:
+        path = self._shelf.path(self._shelf.segments[-1])
+        if self._fail(f"{path} is gone: it was deleted, or its directory was replaced"):
             sentence = (
-                f"{self._blocked} while linkd runs; publishes are refused. Put the directory back,"
+                f"{self._failure} while linkd runs; publishes are refused. Put the directory back,"
                 " or restart linkd: what it finds there then is all that is left"
             )
             self._notify(OperatorNotice("error", "log.gone", sentence))
@@ -533,14 +553,14 @@ class DiskLog(Log):
         self._room = 2**62
         if settings.when_full == "reject":
             self._room = max(0, settings.max_bytes * 9 // 10 - self.size_bytes)
-        self.full = self._blocked or refusal(settings, self.size_bytes, self._free_bytes)
-        if self._tight and self.full is None:
+        self.full = self._failure or refusal(settings, self.size_bytes, self._free_bytes)
+        if self._near_limit and self.full is None:
             self.full = f"a publish did not fit into the {self._room} bytes left up to 90 %"
 
     def _no_room(self) -> LogFull:
         """Refuse a publish; near the bound all others too, until a segment has gone."""
         if self._room < self._segment_bytes:
-            self._tight = True
+            self._near_limit = True
             self._measure()
         return super()._no_room()
 
@@ -621,7 +641,7 @@ class DiskLog(Log):
         self._retention.trim_to = max(self._retention.trim_to, before)
         last = self._shelf.last
         if last is not None and last is self._writing and last.first < last.next <= before:
-            self._begin_anew()
+            self._roll_segment()
         self.make_room()
         return count
 
@@ -629,15 +649,15 @@ class DiskLog(Log):
         """Delete what may go, and go on with what waits for room."""
         self._retain()
         self._measure()
-        if self._stuck and not self._blocked and self.size_bytes < self.max_bytes:
-            self._stuck = False
+        if self._phase is Phase.PAUSED and self.size_bytes < self.max_bytes:
+            self._phase = Phase.WRITING
             self._pump()
 
-    def _begin_anew(self) -> None:
+    def _roll_segment(self) -> None:
         """Begin a segment, so that the last one can go."""
         last = self._shelf.last
-        fails = self._stuck and bool(self._blocked)
-        if last is not None and self._at == last.size and not (fails or self._closed):
+        can_write = self._phase not in (Phase.FAILED, Phase.CLOSED)
+        if can_write and last is not None and self._at == last.size:
             self._rolls = True
             self._send()
 
@@ -651,7 +671,7 @@ class DiskLog(Log):
         elif segments == [self._writing] and (
             self._retention.outlived(segments[0], clock) or self._fills_log(segments[0])
         ):
-            self._begin_anew()
+            self._roll_segment()
 
     def _fills_log(self, segment: Index) -> bool:
         """Return whether a record nearly as large as the log keeps it full, owed to nobody."""
@@ -673,7 +693,7 @@ class DiskLog(Log):
         def measured() -> None:
             self._free_bytes, self._retention.freed_bytes = free, 0
             self._deleted_at = now
-            if not self._closed:
+            if self._phase is not Phase.CLOSED:
                 self.make_room()
 
         self._reader.post(measured)
@@ -683,7 +703,7 @@ class DiskLog(Log):
         self._succession.drop(count)
         self._free()
         self._keep_snapshots()
-        self._tight = False
+        self._near_limit = False
         first = self._shelf.segments[0].first
         if first > self.first:
             self.first = first
@@ -701,12 +721,17 @@ class DiskLog(Log):
         snapshots, held = self._snapshots, self._succession.held
         waits = any(segment.first < segment.next for segment in held)
         last, retry = self._shelf.last, self._snapshot_failed + SNAPSHOT_RETRY_SECONDS
-        if snapshots.busy or self._closed or last is None or self._monotonic() < retry:
+        if (
+            snapshots.busy
+            or self._phase is Phase.CLOSED
+            or last is None
+            or self._monotonic() < retry
+        ):
             return
         newest = snapshots.bases[-1]
         if last.number <= newest.number:
             if waits:
-                self._begin_anew()
+                self._roll_segment()
             return
         before = [*held, *self._shelf.segments[:-1]]
         grown = sum(segment.size for segment in before if segment.number >= newest.number)
@@ -718,7 +743,7 @@ class DiskLog(Log):
 
     def _snapshot_made(self, error: OSError | CorruptSegment | None) -> None:
         """Let files go that no snapshot needs any more, or try again later."""
-        if self._closed:
+        if self._phase is Phase.CLOSED:
             return
         if error is not None:
             self._no_snapshot(error)
@@ -746,9 +771,9 @@ class DiskLog(Log):
 
     def close(self, done: Callable[[], None]) -> None:
         """Commit what waits, settle it, end the threads, then call `done`."""
-        while self._waiting and not self._stuck:
+        while self._waiting and self._has_room():
             self._send()
-        self._closed = True
+        self._closed, self._phase = True, Phase.CLOSED
         self._snapshots.stop()
         self._note_clock()
 

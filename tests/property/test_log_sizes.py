@@ -78,7 +78,7 @@ class _Course:
         self.bench.until(partial(len, got))
         self.check()
         files.refuse = files.refuse_sync = files.refuse_truncate = files.tear = 0
-        self.bench.until(lambda: not self.bench.log._blocked)
+        self.bench.until(lambda: not self.bench.log._failure)
 
     def restart(self, node: str) -> None:
         self.bench.restart(node)

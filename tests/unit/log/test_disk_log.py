@@ -17,7 +17,7 @@ import pytest
 from linkd.errors import Gap, LogClosed, LogDamaged, LogFull, PublishError, StateTooNew
 from linkd.log import disk_log, stat, verify
 from linkd.log.base import GROUP_ITEMS
-from linkd.log.disk_log import EAGER_BYTES
+from linkd.log.disk_log import EAGER_BYTES, Phase
 from linkd.log.frame import HEAD, frame_at, frame_prefix
 from linkd.log.interface import Appended
 from linkd.log.reader import CorruptSegment
@@ -177,7 +177,7 @@ def test_reject_keeps_what_is_owed_and_a_reserve_for_peers(tmp_path: Path) -> No
     waited: list[Any] = []
     for number in range(2, 6):
         bench.log.store(received(number, number + 1, bytes(600_000)), waited.append)
-    bench.until(lambda: bench.log._stuck)
+    bench.until(lambda: bench.log._phase is Phase.PAUSED)
     assert len(waited) < 4
     bench.log.release(bench.log.next)
     bench.until(lambda: len(waited) == 4)
@@ -193,7 +193,7 @@ def test_a_record_as_large_as_the_log_makes_room_for_the_next(tmp_path: Path) ->
         assert store(bench, received(number, number + 1, body))[0].count == 1
         waited: list[Any] = []
         bench.log.store(received(number + 1, number + 2, b"next"), waited.append)
-        bench.until(lambda: bench.log._stuck)
+        bench.until(lambda: bench.log._phase is Phase.PAUSED)
         assert not waited  # it is owed: nothing more fits
         bench.log.release(bench.log.next)
         bench.until(lambda: waited and not bench.log.full)  # noqa: B023  # at once
@@ -540,6 +540,21 @@ def test_what_waits_when_a_stuck_log_is_closed_is_answered(bench: SegmentBench) 
     bench.until(lambda: done)
     assert len(waited) == 1
     assert isinstance(waited[0], LogClosed)
+    bench.open()
+    assert bodies(everything(bench)) == [b"before"]
+
+
+def test_a_write_that_fails_while_the_log_closes_is_answered(bench: SegmentBench) -> None:
+    append(bench, draft(b"before"))
+    bench.files.refuse = errno.EIO
+    got: list[Any] = []
+    bench.log.append(draft(b"refused"), got.append)
+    done: list[bool] = []
+    bench.log.close(lambda: done.append(True))
+    bench.until(lambda: done)
+    assert [type(one) for one in got] == [LogFull]
+    assert bench.log._phase is Phase.CLOSED
+    bench.files.refuse = 0
     bench.open()
     assert bodies(everything(bench)) == [b"before"]
 
