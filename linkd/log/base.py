@@ -93,7 +93,7 @@ class Log(ABC):
         self.state = state
         self._ids = ids
         self._tail = tail
-        self._grouping = CommitBuilder(node, state, ids)
+        self._builder = CommitBuilder(node, state, ids)
         self._waiting: list[PendingItem] = []
         self._waiting_bytes = 0
         self._held: dict[str, int] = {}  # bytes of received batches not on disk, by peer
@@ -182,7 +182,7 @@ class Log(ABC):
         A repeat is answered with the offset of the first one, once that is on disk. The draft
         itself is never stored; its records are not examined.
         """
-        repeat = None if _malformed(draft) else self._grouping.repeat(draft)
+        repeat = None if _malformed(draft) else self._builder.repeat(draft)
         if repeat is None:
             settled(error)
         elif isinstance(repeat, Appended) and self._under_way and repeat.offset >= self.next:
@@ -265,7 +265,7 @@ class Log(ABC):
             self._waiting_bytes -= self._put_off(waiting)
         else:
             self._waiting_bytes = 0
-        group = self._grouping.make(waiting, self.clock())
+        group = self._builder.make(waiting, self.clock())
         self._under_way.append(group)
         if self._ids.forgotten or self.state.producers.forgotten:
             self._notify_forgotten(group.stamp)
@@ -375,7 +375,7 @@ class Log(ABC):
         """
         waiting: list[PendingItem] = []
         for group in reversed(self._under_way):  # newest first, as the undos nest
-            self._grouping.take_back(group)
+            self._builder.take_back(group)
         for group in self._under_way:
             waiting.extend(group.waiting)
         self._under_way.clear()

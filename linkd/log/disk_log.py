@@ -30,7 +30,7 @@ from linkd.log.files import (
     refusal,
     room,
 )
-from linkd.log.frame import HAS_IDS, HEAD, PREFIX_BYTES, CursorSet, Part, part_of
+from linkd.log.frame import HAS_IDS, HEAD, PREFIX_BYTES, CursorSet, NewFrame, encode_frame
 from linkd.log.interface import OperatorNotice
 from linkd.log.logclock import NOTE_SECONDS, save_note
 from linkd.log.reader import CorruptSegment, Reader
@@ -51,7 +51,7 @@ class DiskReads:
 
     Args:
         log: The log.
-        shelf: Its segments.
+        segment_set: Its segments.
         reader: The thread that reads.
         files: The disk.
         make_repairer: Returns a repairer for the log's folder.
@@ -61,14 +61,14 @@ class DiskReads:
     def __init__(
         self,
         log: DiskLog,
-        shelf: SegmentSet,
+        segment_set: SegmentSet,
         reader: Reader,
         files: Files,
         make_repairer: Callable[[], SegmentRepairer],
         notify: Callable[[OperatorNotice], None],
     ) -> None:
         self._log = log
-        self._shelf = shelf
+        self._segment_set = segment_set
         self._reader = reader
         self._files = files
         self._make_repairer = make_repairer
@@ -84,7 +84,7 @@ class DiskReads:
         if position < log.first:
             done(Gap(position, log.first))
             return
-        place = self._shelf.place(position)
+        place = self._segment_set.place(position)
         if place is None:
             done(Gap(position, log.next) if position < log.next else [])
             return
@@ -101,8 +101,8 @@ class DiskReads:
             elif isinstance(batches, OSError):
                 done(LogDamaged(explain_os_error(batches, place.path)))
             elif isinstance(batches, CorruptSegment):
-                last = self._shelf.last
-                if last is not None and self._shelf.path(last) == batches.path:
+                last = self._segment_set.last
+                if last is not None and self._segment_set.path(last) == batches.path:
                     # The writer has this file open: only a start may put another in its place.
                     done(LogDamaged(f"{batches}; restart linkd to have it repaired"))
                 else:
@@ -120,8 +120,8 @@ class DiskReads:
         Returns:
             False if the corrupt file is not a sealed segment.
         """
-        segments = self._shelf.segments[:-1]
-        if all(self._shelf.path(segment) != damage.path for segment in segments):
+        segments = self._segment_set.segments[:-1]
+        if all(self._segment_set.path(segment) != damage.path for segment in segments):
             return False
         self._repair(damage, _no_reader, ignore)
         return True
@@ -133,7 +133,7 @@ class DiskReads:
         not lost, and a later read gets them once the repair succeeds.
         """
         number, log = int(damage.path.stem), self._log
-        before = next(segment for segment in self._shelf.segments if segment.number == number)
+        before = next(segment for segment in self._segment_set.segments if segment.number == number)
 
         def job() -> None:
             notices: list[OperatorNotice] = []
@@ -161,7 +161,7 @@ class DiskReads:
                     self._notify(OperatorNotice("error", "log.damaged", self._last_error))
                 done(index)
                 return
-            self._shelf.replace(index)
+            self._segment_set.replace(index)
             log.make_room()
             again()
 
@@ -314,8 +314,8 @@ class DiskLog(Log):
         self._clock, self._noted = found.clock, -math.inf
         self.clock = found.clock.now
         self._seed = found.identity.seed
-        self._shelf = found.shelf
-        last = self._shelf.last
+        self._segment_set = found.segment_set
+        last = self._segment_set.last
         goes_on = last is not None and last.node == node and found.goes_on
         self._writing = last if goes_on else None
         self._at = 0 if self._writing is None else self._writing.size
@@ -324,7 +324,7 @@ class DiskLog(Log):
         """Make what works on it; nothing is under way yet."""
         folder, settings = self._folder, self._settings
         self._free_bytes = room(self._files, folder)
-        most = min(settings.max_bytes, self._free_bytes + self._shelf.size)
+        most = min(settings.max_bytes, self._free_bytes + self._segment_set.size)
         self._segment_bytes = min(settings.segment_bytes, max(1 << 20, most // 16))
         self._era = 0
         self._call_at_iteration_end, self._due = edges.call_at_iteration_end, False
@@ -338,8 +338,8 @@ class DiskLog(Log):
         self._deleted_at = -math.inf  # by time.monotonic
         self._writer = Writer(self._files, folder, self._seed, post, self._report)
         self._reader = Reader(self._seed, post)
-        self._succession = SegmentRoller(
-            folder, self._files, self._shelf, self._reader, found.identity, found.held
+        self._roller = SegmentRoller(
+            folder, self._files, self._segment_set, self._reader, found.identity, found.held
         )
         identity = found.identity
         self._snapshots = Snapshots(
@@ -347,13 +347,13 @@ class DiskLog(Log):
         )
         self._snapshot_failed, self._snapshot_said = -math.inf, ""
         repaired = set[str]()
-        self._retrieval = DiskReads(
+        self._reads = DiskReads(
             self,
-            self._shelf,
+            self._segment_set,
             self._reader,
             self._files,
             lambda: SegmentRepairer(
-                folder, self._files, self._succession.identity, self._wall, repaired
+                folder, self._files, self._roller.identity, self._wall, repaired
             ),
             self._notify,
         )
@@ -394,7 +394,7 @@ class DiskLog(Log):
 
     def _send(self) -> None:
         """Make a group of what waits and give it to the writer."""
-        parts: list[Part] = []
+        parts: list[NewFrame] = []
         creates = begins = None
         full = self._at >= self._segment_bytes or self._frames >= SEGMENT_FRAMES
         if self._writing is None or self._rolls or full:
@@ -405,7 +405,7 @@ class DiskLog(Log):
             self._frames = 0
         at = self._at
         group = self._make_group()
-        parts.extend(map(part_of, group.pieces))
+        parts.extend(map(encode_frame, group.pieces))
         self._frames += len(group.pieces)
         for part in parts:
             self._at += PREFIX_BYTES + len(part[2]) + len(part[3])
@@ -415,15 +415,15 @@ class DiskLog(Log):
         job = WriteJob(self._era, group, parts, self._wall(), at, creates, begins, pause)
         self._writer.queue.put(job)
 
-    def _begin_segment(self) -> tuple[Part, Index]:
+    def _begin_segment(self) -> tuple[NewFrame, Index]:
         """Return what opens the next segment, with a snapshot of the state, and its index."""
         last, size = self._writing, self._at
         if last is None:
-            last = self._shelf.last
+            last = self._segment_set.last
             size = 0 if last is None else last.size
         clock = self.clock()
         self._forget(self.state, clock)
-        return self._succession.begin(self.node, self.state.next, last, size, clock)
+        return self._roller.begin(self.node, self.state.next, last, size, clock)
 
     def _forget(self, state: State, clock: float) -> None:
         """Let a state forget what is too old."""
@@ -478,7 +478,7 @@ class DiskLog(Log):
         """A job is on disk: count its frames in, and answer."""
         if job.begins is not None:
             self._begun(job.begins)
-        segment, at = self._shelf.segments[-1], job.at
+        segment, at = self._segment_set.segments[-1], job.at
         pieces, note = iter(job.group.pieces), self._snapshots.changes.note
         for part in job.parts:
             note(part, job.group.stamp)
@@ -489,7 +489,7 @@ class DiskLog(Log):
                     segment.add(batch, len(part[3]), job.group.stamp, at, has_ids)
             at += PREFIX_BYTES + len(part[2]) + len(part[3])
         self._under_way_bytes -= at - job.at
-        self._shelf.grow(at, job.group.stamp)
+        self._segment_set.grow(at, job.group.stamp)
         if self._phase is Phase.RETRYING:
             self._phase, self._failure = Phase.WRITING, ""
             self._measure()
@@ -501,7 +501,7 @@ class DiskLog(Log):
         The era makes the writer skip jobs that were queued behind the one that failed: their
         offsets assume that it was written.
         """
-        last = self._shelf.last
+        last = self._segment_set.last
         self._era += 1
         self._under_way_bytes = 0
         self._writing = last if outcome.usable else None
@@ -523,7 +523,7 @@ class DiskLog(Log):
 
     def _missing(self) -> None:
         """Refuse publishes: the file that is written has no name any more, so all of it is lost."""
-        path = self._shelf.path(self._shelf.segments[-1])
+        path = self._segment_set.path(self._segment_set.segments[-1])
         if self._fail(f"{path} is gone: it was deleted, or its directory was replaced"):
             sentence = (
                 f"{self._failure} while linkd runs; publishes are refused. Put the directory back,"
@@ -533,9 +533,9 @@ class DiskLog(Log):
 
     def _begun(self, begins: Index) -> None:
         """A segment has begun: the one before is finished."""
-        last = self._shelf.last
+        last = self._segment_set.last
         ids = list(self._ids.since(last.first)) if last is not None and last.has_ids else []
-        self._succession.begun(begins, ids)
+        self._roller.begun(begins, ids)
         self._rolled = True
         self._snapshots.changes.begin(begins.number)
         if not self._snapshots.bases:
@@ -543,10 +543,12 @@ class DiskLog(Log):
 
     def _measure(self) -> None:
         """Measure the log, and decide whether publishes are accepted."""
-        settings, shelf, held = self._settings, self._shelf, self._succession.held_bytes
+        settings, segment_set, held = self._settings, self._segment_set, self._roller.held_bytes
         # Of the log's bound, snapshots take at most half: the rest is for the records.
         snapshots = min(self._snapshots.size, self.max_bytes // 2)
-        self._kept_bytes = shelf.size + shelf.beside_bytes + self._under_way_bytes + snapshots
+        self._kept_bytes = (
+            segment_set.size + segment_set.beside_bytes + self._under_way_bytes + snapshots
+        )
         self.size_bytes = self._kept_bytes + held
         # What the disk has left once the files are gone that are dropped.
         self._soon_free = self._free_bytes + held + self._retention.freed_bytes
@@ -593,18 +595,18 @@ class DiskLog(Log):
             done(gap)
             return
         if batches is None:
-            self._retrieval.fetch(position, max_bytes, done, for_link)
+            self._reads.fetch(position, max_bytes, done, for_link)
         else:
             done(batches)
 
     def owed(self, position: int) -> dict[str, tuple[int, int]]:
         """Return (records, bytes of records) by channel from `position` on."""
-        return self._shelf.owed(position, self._tail)
+        return self._segment_set.owed(position, self._tail)
 
     def behind(self, size: int) -> int:
         """Return from which offset on the segments occupy at most `size` bytes."""
         first = self.next
-        for segment in reversed(self._shelf.segments):
+        for segment in reversed(self._segment_set.segments):
             size -= segment.size
             if size < 0:
                 break
@@ -613,18 +615,18 @@ class DiskLog(Log):
 
     def holds(self, first: int, next: int, wants: Callable[[str], bool]) -> bool:
         """Return whether a record in between is on a channel that `wants` takes."""
-        return self._shelf.holds(first, next, wants, self._tail)
+        return self._segment_set.holds(first, next, wants, self._tail)
 
     def stamp_at(self, position: int) -> float | None:
         """Return about when the first record at or after `position` was stored."""
         if position >= self._tail.first:
             batch = self._tail.at(position)
             return None if batch is None else batch.stamp
-        return self._shelf.stamp_at(position)
+        return self._segment_set.stamp_at(position)
 
     def locate(self, time: float) -> int:
         """Return the first offset of a batch published at or after `time`."""
-        return self._shelf.locate(time, self._tail) or self.next
+        return self._segment_set.locate(time, self._tail) or self.next
 
     # deleting
 
@@ -637,9 +639,9 @@ class DiskLog(Log):
     def trim(self, before: int) -> int:
         """Delete whole segments below `before`; return how many records go."""
         before = min(before, self.next)
-        count = self._shelf.records_below(before)
+        count = self._segment_set.records_below(before)
         self._retention.trim_to = max(self._retention.trim_to, before)
-        last = self._shelf.last
+        last = self._segment_set.last
         if last is not None and last is self._writing and last.first < last.next <= before:
             self._roll_segment()
         self.make_room()
@@ -655,7 +657,7 @@ class DiskLog(Log):
 
     def _roll_segment(self) -> None:
         """Begin a segment, so that the last one can go."""
-        last = self._shelf.last
+        last = self._segment_set.last
         can_write = self._phase not in (Phase.FAILED, Phase.CLOSED)
         if can_write and last is not None and self._at == last.size:
             self._rolls = True
@@ -664,7 +666,7 @@ class DiskLog(Log):
     def _retain(self) -> None:
         """Delete the segments that may go."""
         self._measure()
-        segments, clock = self._shelf.segments, self.clock()
+        segments, clock = self._segment_set.segments, self.clock()
         count = self._retention.count(segments, self._kept_bytes, self._soon_free, clock)
         if count:
             self._drop(count)
@@ -683,7 +685,7 @@ class DiskLog(Log):
 
     def _free(self) -> None:
         """Delete the files of dropped segments that no snapshot needs."""
-        size = self._succession.free(self._snapshots.needed, self._measure_disk)
+        size = self._roller.free(self._snapshots.needed, self._measure_disk)
         self._retention.freed_bytes += size
 
     def _measure_disk(self) -> None:
@@ -700,11 +702,11 @@ class DiskLog(Log):
 
     def _drop(self, count: int) -> None:
         """Drop the oldest segments, call `on_trim`, and delete the files that no snapshot needs."""
-        self._succession.drop(count)
+        self._roller.drop(count)
         self._free()
         self._keep_snapshots()
         self._near_limit = False
-        first = self._shelf.segments[0].first
+        first = self._segment_set.segments[0].first
         if first > self.first:
             self.first = first
             self._tail.forget(first)
@@ -718,9 +720,9 @@ class DiskLog(Log):
         Or if files wait for one to be deleted: with the segment that is written now the newest one
         needs no other, and with the next one the older one neither.
         """
-        snapshots, held = self._snapshots, self._succession.held
+        snapshots, held = self._snapshots, self._roller.held
         waits = any(segment.first < segment.next for segment in held)
-        last, retry = self._shelf.last, self._snapshot_failed + SNAPSHOT_RETRY_SECONDS
+        last, retry = self._segment_set.last, self._snapshot_failed + SNAPSHOT_RETRY_SECONDS
         if (
             snapshots.busy
             or self._phase is Phase.CLOSED
@@ -733,7 +735,7 @@ class DiskLog(Log):
             if waits:
                 self._roll_segment()
             return
-        before = [*held, *self._shelf.segments[:-1]]
+        before = [*held, *self._segment_set.segments[:-1]]
         grown = sum(segment.size for segment in before if segment.number >= newest.number)
         if newest.is_outgrown(grown) or waits:
             needed = snapshots.needed
@@ -758,7 +760,7 @@ class DiskLog(Log):
     def _no_snapshot(self, error: OSError | CorruptSegment) -> None:
         """Report once why there is no newer snapshot; repair the segment that prevents it."""
         self._snapshot_failed = self._monotonic()
-        if isinstance(error, CorruptSegment) and self._retrieval.repair(error):
+        if isinstance(error, CorruptSegment) and self._reads.repair(error):
             return
         why = str(error) if isinstance(error, CorruptSegment) else error.strerror
         sentence = (

@@ -103,7 +103,7 @@ class Head(msgspec.Struct, array_like=True, frozen=True, gc=False):
     owner: str = ""
 
 
-Part = tuple[int, int, bytes, bytes]
+NewFrame = tuple[int, int, bytes, bytes]
 """Kind, flags, head and records of a frame to be."""
 
 
@@ -127,7 +127,7 @@ _cursor = msgspec.msgpack.Decoder(CursorSet)
 _epoch = msgspec.msgpack.Decoder(EpochOpened)
 
 
-def part_of(piece: PendingFrame) -> Part:
+def encode_frame(piece: PendingFrame) -> NewFrame:
     """Return kind, flags, head and records of the frame of a piece."""
     batch = piece.batch
     if batch is None:
@@ -157,7 +157,7 @@ def part_of(piece: PendingFrame) -> Part:
     return BATCH, flags, head, batch.records
 
 
-def frame_prefix(part: Part, synced: int, stamp: float, wall: float, seed: int = 0) -> bytes:
+def frame_prefix(part: NewFrame, synced: int, stamp: float, wall: float, seed: int = 0) -> bytes:
     """Return the prefix of a frame; `head` and `records` follow it.
 
     Raises:
@@ -203,7 +203,7 @@ def frame_at(buffer: memoryview | bytes, at: int, base: int = 0, seed: int = 0) 
     )
 
 
-class Claim(msgspec.Struct, frozen=True, gc=False):
+class FrameCandidate(msgspec.Struct, frozen=True, gc=False):
     """A possible frame, not verified: its kind, its CRC, and the range that the CRC covers."""
 
     kind: int
@@ -212,13 +212,13 @@ class Claim(msgspec.Struct, frozen=True, gc=False):
     end: int
 
 
-def claim_at(buffer: memoryview | bytes, at: int) -> Claim | None:
+def candidate_at(buffer: memoryview | bytes, at: int) -> FrameCandidate | None:
     """Return what the frame that seems to begin at `at` claims; None if none fits in there."""
     if at + PREFIX_BYTES > len(buffer):
         return None
     magic, crc, head, records, _, kind, *_ = PREFIX.unpack_from(buffer, at)
     end = at + PREFIX_BYTES + head + records
-    return Claim(kind, crc, at + 8, end) if magic == MAGIC and end <= len(buffer) else None
+    return FrameCandidate(kind, crc, at + 8, end) if magic == MAGIC and end <= len(buffer) else None
 
 
 def frame_size(buffer: memoryview | bytes, at: int) -> int | None:

@@ -397,7 +397,7 @@ class RecoveredLog(msgspec.Struct, frozen=True):
     Attributes:
         identity: The log's identity, on disk.
         state: The state after its last frame.
-        shelf: Its segments.
+        segment_set: Its segments.
         ids: The ids published within `log.id_window`.
         first: Its oldest offset; in an empty log the next epoch's first.
         first_of_epoch: The first offset of the next epoch.
@@ -411,7 +411,7 @@ class RecoveredLog(msgspec.Struct, frozen=True):
 
     identity: Identity
     state: State
-    shelf: SegmentSet
+    segment_set: SegmentSet
     ids: RecentIds
     first: int
     first_of_epoch: int
@@ -452,13 +452,13 @@ def _begin(folder: Path, settings: LogSettings, edges: Environment) -> Recovered
     clock = LogClock(edges.monotonic, edges.wall, edges.synchronised, edges.boot)
     clock.resume(found.stamp, found.wall, load_note(folder))
     save_note(edges.files, folder, clock.note())
-    shelf = SegmentSet(folder, identity.seed, found.segments)
+    segment_set = SegmentSet(folder, identity.seed, found.segments)
     for segment in (*found.held, *found.segments):
-        shelf.note_beside(segment.number, bytes_beside(folder, segment.number))
+        segment_set.note_beside(segment.number, bytes_beside(folder, segment.number))
     return RecoveredLog(
         identity,
         state,
-        shelf,
+        segment_set,
         _ids(folder, settings, found, identity.seed, clock),
         found.segments[0].first if found.segments else first_of_epoch,
         first_of_epoch,

@@ -24,14 +24,14 @@ from linkd.log.frame import (
     HEAD,
     MAGIC,
     SMALL,
-    Claim,
     EpochOpened,
     Frame,
+    FrameCandidate,
     Head,
     Publish,
     batch_of,
+    candidate_at,
     change_of,
-    claim_at,
     crc32,
     decode_head,
     frame_at,
@@ -552,13 +552,13 @@ class _Sieve:
 
     def passes(self, at: int) -> bool:
         """Return whether there may be a frame at `at`; its CRC decides."""
-        claim = claim_at(self._buffer, at)
+        claim = candidate_at(self._buffer, at)
         if claim is None or claim.kind == SMALL or (claim.kind == HEAD and at > 0):
             return False
         self._left -= claim.end - at
         return self._left >= 0 or claim.kind == HEAD or self._adds_up(claim)
 
-    def _adds_up(self, claim: Claim) -> bool:
+    def _adds_up(self, claim: FrameCandidate) -> bool:
         """Return whether a claim's CRC is right."""
         if self._sums is None:
             self._sums = CrcIndex(self._buffer)

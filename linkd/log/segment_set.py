@@ -12,7 +12,7 @@ import msgspec
 from linkd.config.settings import LogSettings
 from linkd.log.cache import TailCache
 from linkd.log.files import Files
-from linkd.log.frame import BATCH, HEAD, Part, batch_of
+from linkd.log.frame import BATCH, HEAD, NewFrame, batch_of
 from linkd.log.reader import CorruptSegment, FilePosition, Reader, walk
 from linkd.log.segment import (
     FORMAT,
@@ -286,7 +286,7 @@ class SegmentRoller:
     Args:
         folder: The folder of their files.
         files: The disk.
-        shelf: The segments.
+        segment_set: The segments.
         reader: The thread that does slow work.
         identity: The log's identity.
         held: Deleted segments whose files a snapshot still needs.
@@ -301,7 +301,7 @@ class SegmentRoller:
         self,
         folder: Path,
         files: Files,
-        shelf: SegmentSet,
+        segment_set: SegmentSet,
         reader: Reader,
         identity: Identity,
         held: Sequence[Index] = (),
@@ -312,13 +312,13 @@ class SegmentRoller:
         self._is_noting = False  # a job that saves the identity waits
         self._folder = folder
         self._files = files
-        self._shelf = shelf
+        self._segment_set = segment_set
         self._reader = reader
         self.identity = identity
 
     def begin(
         self, node: str, first: int, last: Index | None, size: int, clock: float
-    ) -> tuple[Part, Index]:
+    ) -> tuple[NewFrame, Index]:
         """Return what opens the segment behind `last`, and what is known of it before its commit.
 
         Args:
@@ -340,8 +340,8 @@ class SegmentRoller:
 
         Both come behind what the reader has to do.
         """
-        last = self._shelf.last
-        self._shelf.add(begins)
+        last = self._segment_set.last
+        self._segment_set.add(begins)
         if last is not None:
             self._reader.work(lambda: self._seal(last, ids))
         self._note(number=begins.number, next=max(self.identity.next, begins.first))
@@ -355,13 +355,13 @@ class SegmentRoller:
 
         def sealed() -> None:
             if last.number > self._deleted:
-                self._shelf.note_beside(last.number, size)
+                self._segment_set.note_beside(last.number, size)
 
         self._reader.post(sealed)
 
     def drop(self, count: int) -> None:
         """Take the oldest segments off, and note that; `free` deletes their files."""
-        gone = self._shelf.drop(count)
+        gone = self._segment_set.drop(count)
         self.held += gone
         self.held_bytes += sum(index.size for index in gone)
         self._note()
@@ -387,7 +387,7 @@ class SegmentRoller:
             numbers = [index.number for index in gone]
             self._deleted = numbers[-1]
             for number in numbers:
-                self._shelf.note_beside(number, 0)
+                self._segment_set.note_beside(number, 0)
 
             def job() -> None:
                 self._save()  # else a start would look for them
@@ -399,7 +399,7 @@ class SegmentRoller:
 
     def _note(self, **changes: int) -> None:
         """Note in the background which segments there are."""
-        oldest = self._shelf.segments[0]
+        oldest = self._segment_set.segments[0]
         self.identity = msgspec.structs.replace(
             self.identity, oldest=oldest.number, first=oldest.first, **changes
         )

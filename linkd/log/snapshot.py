@@ -33,7 +33,7 @@ import msgspec
 from linkd.errors import StateTooNew
 from linkd.log.commit import Post
 from linkd.log.files import Files
-from linkd.log.frame import CHANGES, CURSOR, EPOCH, PREFIX_BYTES, STATE, Part, frame_prefix
+from linkd.log.frame import CHANGES, CURSOR, EPOCH, PREFIX_BYTES, STATE, NewFrame, frame_prefix
 from linkd.log.origins import Origins, Undo, Verdict
 from linkd.log.reader import Change, CorruptSegment, walk
 from linkd.log.segment import CARRYING, SegmentHead, fold_sealed, read_head, segment_path
@@ -235,7 +235,7 @@ class Changes:
         if len(self._kept) > MOST_SEGMENTS:
             del self._kept[min(self._kept)]
 
-    def note(self, part: Part, stamp: float) -> None:
+    def note(self, part: NewFrame, stamp: float) -> None:
         """Keep a frame that is on disk, if it changes the state."""
         kind, flags, head, _ = part
         if not (flags & CHANGES or kind in (CURSOR, EPOCH)):

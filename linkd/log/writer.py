@@ -19,7 +19,7 @@ import msgspec
 
 from linkd.log.commit import CommitGroup, Post
 from linkd.log.files import Files
-from linkd.log.frame import HEAD, Part, frame_prefix
+from linkd.log.frame import HEAD, NewFrame, frame_prefix
 from linkd.log.segment import Index
 
 UNCACHE_BYTES = 4 << 20
@@ -74,7 +74,7 @@ class WriteJob(msgspec.Struct, frozen=True):
 
     era: int
     group: CommitGroup
-    parts: Sequence[Part]
+    parts: Sequence[NewFrame]
     wall: float
     at: int
     creates: Path | None = None

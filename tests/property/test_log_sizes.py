@@ -40,9 +40,9 @@ class _Course:
         log = self.bench.log
         # What a commit adds counts once it is written: on a busy machine one may be under way.
         self.bench.until(lambda: log._under_way_bytes == 0)
-        size = sum(segment.size for segment in log._shelf.segments)
-        assert log._shelf.size == size
-        beside = log._succession.held_bytes + log._snapshots.size + log._shelf.beside_bytes
+        size = sum(segment.size for segment in log._segment_set.segments)
+        assert log._segment_set.size == size
+        beside = log._roller.held_bytes + log._snapshots.size + log._segment_set.beside_bytes
         assert log.size_bytes == size + beside
 
     def append(self, size: int) -> None:

@@ -91,7 +91,7 @@ case "$1 $2" in
     cp "$2/linkd" "$(dirname "$0")/linkd" ;;
 "-c "*version_info*) echo "$0" ;;
 "-c import venv"*) ;;
-"-c "*claim_at*) exec TESTS_PYTHON "$@" ;;
+"-c "*candidate_at*) exec TESTS_PYTHON "$@" ;;
 "-c "*) exec /usr/bin/python3 "$@" ;;
 *) exec sh "$@" ;;
 esac

@@ -151,7 +151,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 
 def first_of(bench: SegmentBench, which: int) -> int:
     """Return the first offset of a segment."""
-    return int(bench.log._shelf.segments[which].first)
+    return int(bench.log._segment_set.segments[which].first)
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_a_first_write_of_a_segment_that_a_crash_broke_off_goes_without_a_word(
 
 def test_segments_that_are_gone_are_told_with_their_offsets(bench: SegmentBench) -> None:
     fill(bench)
-    starts = [segment.first for segment in bench.log._shelf.segments]
+    starts = [segment.first for segment in bench.log._segment_set.segments]
     bench.until(lambda: snapshot_numbers(bench.path))
     bench.close()
     good = bench.path
@@ -354,13 +354,13 @@ def test_what_is_trimmed_while_it_is_mended_is_a_gap(bench: SegmentBench) -> Non
     flip(min(bench.path.glob("*.log")), 200_000)
     got: list[Any] = []
     mending: list[bool] = []
-    mend = bench.log._retrieval._repair
+    mend = bench.log._reads._repair
 
     def begun(*args: Any) -> None:
         mending.append(True)
         mend(*args)
 
-    bench.log._retrieval._repair = begun
+    bench.log._reads._repair = begun
     bench.log.fetch(1, 1 << 20, got.append)
     bench.until(lambda: mending)
     assert bench.log.trim(20) > 0
@@ -376,7 +376,7 @@ def test_a_mending_that_the_disk_refuses_is_said_once_and_to_each_who_reads(
     fill(bench)
     flip(min(bench.path.glob("*.log")), 200_000)
     disk = Breaking(0)
-    bench.log._retrieval._files = bench.log._files = disk
+    bench.log._reads._files = bench.log._files = disk
     for _ in range(3):
         found = fetch(bench, 1)
         assert isinstance(found, LogDamaged)
@@ -582,7 +582,7 @@ def test_heads_that_are_damaged_under_way_hide_nothing_of_their_neighbours(
 ) -> None:
     fill(bench)
     first, second, _ = sorted(bench.path.glob("*.log"))
-    begins = bench.log._shelf.segments[1].first
+    begins = bench.log._segment_set.segments[1].first
     flip(first, 60)
     flip(second, 60)
     flip(second, second.stat().st_size // 2)
@@ -606,7 +606,7 @@ def test_a_damaged_head_of_the_oldest_segment_brings_nothing_back(bench: Segment
 
 def test_a_finished_segment_that_was_cut_is_told_at_the_start(bench: SegmentBench) -> None:
     fill(bench)
-    first, *_ = bench.log._shelf.segments
+    first, *_ = bench.log._segment_set.segments
     bench.close()
     path = min(bench.path.glob("*.log"))
     os.truncate(path, path.stat().st_size - 7)

@@ -382,7 +382,7 @@ def test_a_segment_that_begins_at_the_start_counts_as_empty_and_carries_what_was
     bench.until(lambda: snapshot_numbers(bench.path))
     assert bench.log._at >= MIB
     log = bench.restart()
-    assert len(log._shelf.segments) == 3
+    assert len(log._segment_set.segments) == 3
     assert log.owed(3)["orders"][0] == 20
     assert log.stamp_at(3) is not None
     assert bodies(fetch(bench, 3))[0][:6] == b"000002"
@@ -402,7 +402,8 @@ def test_a_large_publish_cut_in_a_sealed_segment_keeps_what_is_readable(tmp_path
     kept = len(bodies(fetch(bench, 1)))
     assert 20 <= kept < 50
     assert (
-        f"offsets lost: {kept + 1} to {log._shelf.segments[1].first - 1}" in log.notices[0].detail
+        f"offsets lost: {kept + 1} to {log._segment_set.segments[1].first - 1}"
+        in log.notices[0].detail
     )
     bench.close()
 
@@ -608,7 +609,7 @@ def test_times_and_totals_of_what_memory_no_longer_has(
     assert [log.locate(at) for at in (0.0, 1000.5, 1029.0, 1029.5)] == [1, 2, 30, 31]
     assert log.owed(29)["orders"][0] == 2
     assert (log.owed(31), log.stamp_at(31)) == ({}, None)
-    assert log._shelf.stamp_at(31) is None
+    assert log._segment_set.stamp_at(31) is None
     first = min(bench.path.glob("*.log"))
     content = bytearray(first.read_bytes())
     content[250_000] ^= 1
@@ -702,7 +703,7 @@ def test_an_empty_segment_goes_without_a_word(tmp_path: Path) -> None:
     log = bench.restart("renamed")
     log.on_trim.append(told.append)
     append(bench, draft(b"a"))
-    bench.until(lambda: len(log._shelf.segments) == 1)
+    bench.until(lambda: len(log._segment_set.segments) == 1)
     assert (log.first, told) == (1, [])
     assert bodies(fetch(bench, 1)) == [b"a"]
     bench.close()
@@ -826,7 +827,7 @@ def test_a_segment_of_many_frames_is_full(tmp_path: Path, monkeypatch: pytest.Mo
     bench = SegmentBench(tmp_path / "log")
     for number in range(35):
         append(bench, draft(b"%d" % number))
-    assert len(bench.log._shelf.segments) == 4
+    assert len(bench.log._segment_set.segments) == 4
     assert len(bodies(everything(bench))) == 35
     bench.close()
 

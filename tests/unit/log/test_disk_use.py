@@ -169,7 +169,7 @@ def test_a_finished_file_ends_with_what_it_holds(filling: SegmentBench) -> None:
         append(filling, draft(bytes(4000)))
     *finished, last = sorted(filling.path.glob("*.log"))
     assert finished
-    sizes = {segment.number: segment.size for segment in filling.log._shelf.segments}
+    sizes = {segment.number: segment.size for segment in filling.log._segment_set.segments}
     for path in finished:
         assert path.stat().st_size == sizes[int(path.stem)]
     assert last.stat().st_size > sizes[int(last.stem)]
@@ -267,7 +267,7 @@ def test_a_small_disk_does_not_stall_a_log_that_owes_nothing(small: SegmentBench
 def settle(bench: SegmentBench) -> None:
     """Wait until the files are gone that no snapshot needs."""
     log = bench.log
-    bench.until(lambda: not log._retention.freed_bytes and not log._succession.held_bytes > 4096)
+    bench.until(lambda: not log._retention.freed_bytes and not log._roller.held_bytes > 4096)
 
 
 def test_deleted_segments_go_before_other_work_on_files(small: SegmentBench) -> None:
@@ -311,7 +311,9 @@ def test_a_segment_deleted_before_its_index_was_written_gets_none(small: Segment
     small.turns.now()
     segments = {path.stem for path in small.path.glob("*.log")}
     assert {path.stem for path in small.path.glob("*.idx")} <= segments
-    assert log._shelf.beside_bytes == sum(path.stat().st_size for path in small.path.glob("*.idx"))
+    assert log._segment_set.beside_bytes == sum(
+        path.stat().st_size for path in small.path.glob("*.idx")
+    )
 
 
 def test_free_space_measured_before_a_deletion_does_not_count(small: SegmentBench) -> None:

@@ -27,9 +27,13 @@ def succession(
     folder: Path, files: RealFiles | None = None
 ) -> tuple[SegmentRoller, SegmentSet, Reader]:
     """Return one of a log without segments."""
-    shelf, reader = SegmentSet(folder, 7, []), Reader(7, lambda call: call())
+    segment_set, reader = SegmentSet(folder, 7, []), Reader(7, lambda call: call())
     identity = Identity("log", 7, 0, 40)
-    return SegmentRoller(folder, files or RealFiles(), shelf, reader, identity), shelf, reader
+    return (
+        SegmentRoller(folder, files or RealFiles(), segment_set, reader, identity),
+        segment_set,
+        reader,
+    )
 
 
 def done(reader: Reader) -> None:
@@ -59,33 +63,37 @@ def test_each_segment_names_the_one_before_and_how_much_of_it_counts(tmp_path: P
 
 
 def test_a_beginning_seals_the_one_before_and_is_noted(tmp_path: Path) -> None:
-    order, shelf, reader = succession(tmp_path)
+    order, segment_set, reader = succession(tmp_path)
     order.begun(Index(1, "log", "edge", 1, 9, 500, 5.0, True, []), ())
     order.begun(Index(2, "log", "edge", 9, 60, 300, 6.0, False, []), [("shop", b"key", 3)])
     done(reader)
-    assert [segment.number for segment in shelf.segments] == [1, 2]
-    assert load_index(tmp_path, 1, "log") == shelf.segments[0]
+    assert [segment.number for segment in segment_set.segments] == [1, 2]
+    assert load_index(tmp_path, 1, "log") == segment_set.segments[0]
     assert load_index(tmp_path, 2, "log") is None
     assert msgspec.msgpack.decode(read_small(ids_path(tmp_path, 1)) or b"") == {
         "shop": [[b"key", 3]]
     }
-    assert shelf.beside_bytes == sum(path.stat().st_size for path in tmp_path.glob("*.id[xs]")) > 0
+    assert (
+        segment_set.beside_bytes
+        == sum(path.stat().st_size for path in tmp_path.glob("*.id[xs]"))
+        > 0
+    )
     # The next offset that was promised before lies above: it stays.
     assert load_identity(tmp_path) == order.identity == Identity("log", 7, 2, 40, 1, 1)
     order.drop(1)
     order.free(2, lambda: None)
-    assert shelf.beside_bytes == 0
+    assert segment_set.beside_bytes == 0
 
 
 def test_what_goes_is_noted_before_it_is_deleted(tmp_path: Path) -> None:
-    order, shelf, reader = succession(tmp_path)
+    order, segment_set, reader = succession(tmp_path)
     for number in (1, 2, 3):
         segment_path(tmp_path, number).write_bytes(b"x")
         order.begun(
             Index(number, "log", "edge", 10 * number, 10 * number + 10, 1, 5.0, False, []), ()
         )
     order.drop(2)
-    assert [segment.number for segment in shelf.segments] == [3]
+    assert [segment.number for segment in segment_set.segments] == [3]
     assert ([segment.number for segment in order.held], order.held_bytes) == ([1, 2], 2)
     order.free(1, lambda: None)
     order.free(3, lambda: None)

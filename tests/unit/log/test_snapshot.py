@@ -69,7 +69,7 @@ def bench(tmp_path: Path) -> Iterator[SegmentBench]:
 
 def quiet(bench: SegmentBench) -> None:
     """Wait until no snapshot is made and no file waits for one."""
-    snapshots, succession = bench.log._snapshots, bench.log._succession
+    snapshots, succession = bench.log._snapshots, bench.log._roller
     bench.until(
         lambda: not snapshots.busy and not [one for one in succession.held if one.first < one.next]
     )
@@ -188,10 +188,10 @@ def test_a_large_state_costs_no_segment_for_each_record(bench: SegmentBench) -> 
         store(bench, received(number, number + 1, b"1", channel=f"x.{'b' * 200}{number:04d}"))
     quiet(bench)
     assert bench.log._snapshots.bases[-1].weight > 10 * SMALL
-    before = bench.log._shelf.segments[-1].number
+    before = bench.log._segment_set.segments[-1].number
     for number in range(200, 240):
         store(bench, received(number, number + 1, b"1"))
-    assert bench.log._shelf.segments[-1].number - before <= 6
+    assert bench.log._segment_set.segments[-1].number - before <= 6
     heads = [read_head(path) for path in bench.path.glob("*.log")]
     assert all(len(frame.records) == 0 for _, frame in heads)
 
@@ -277,16 +277,16 @@ def test_a_segment_that_is_dropped_does_not_come_back(bench: SegmentBench) -> No
         append(bench, draft(bytes(1000)))
     bench.log._snapshots.busy = True
     bench.log.trim(9)
-    assert bench.log._succession.held_bytes > 0
+    assert bench.log._roller.held_bytes > 0
     bench.log._reader.work(lambda: None)
     bench.close()
     log = bench.open()
     assert log.first == 9 or log.first > 1
-    assert log._succession.held
-    assert log.size_bytes > log._shelf.size
+    assert log._roller.held
+    assert log.size_bytes > log._segment_set.size
     first = log.first
     quiet(bench)
-    assert not log._succession.held
+    assert not log._roller.held
     bench.restart()
     assert bench.log.first == first
     assert bench.log.notices == []
@@ -451,14 +451,14 @@ def test_a_start_that_had_much_to_fold_writes_a_snapshot_itself(bench: SegmentBe
     bench.log._snapshots.busy = True
     for number in range(1, 80):
         append(bench, draft(bytes(100), producer=numbered("p", number)))
-    assert len(bench.log._shelf.segments) > 4
-    last = bench.log._shelf.segments[-1].number
+    assert len(bench.log._segment_set.segments) > 4
+    last = bench.log._segment_set.segments[-1].number
     bench.close()
     found_before = found_in(bench.path).state
     assert found_before is not None
     bench.open()
     assert last + 1 in snapshot_numbers(bench.path)
-    assert bench.log._shelf.segments[-1].number == last + 1
+    assert bench.log._segment_set.segments[-1].number == last + 1
     bench.log._snapshots.busy = True
     bench.close()
     found = found_in(bench.path)
