@@ -23,8 +23,8 @@ from linkd.log.base import Log, new_token
 from linkd.log.cache import TailCache
 from linkd.log.commit import Post, ignore
 from linkd.log.files import (
+    DiskFiles,
     Environment,
-    Files,
     explain_os_error,
     lock,
     refusal,
@@ -63,7 +63,7 @@ class DiskReads:
         log: DiskLog,
         segment_set: SegmentSet,
         reader: Reader,
-        files: Files,
+        files: DiskFiles,
         make_repairer: Callable[[], SegmentRepairer],
         notify: Callable[[OperatorNotice], None],
     ) -> None:
@@ -144,7 +144,7 @@ class DiskReads:
                 index = error
             except (OSError, CorruptSegment) as error:
                 index = LogDamaged(f"{damage.path} could not be repaired: {error}")
-            self._reader.forget()
+            self._reader.hints.clear()
             self._reader.post(lambda: repaired(index, notices))
 
         def repaired(index: Index | LogDamaged, notices: list[OperatorNotice]) -> None:
@@ -294,7 +294,7 @@ class DiskLog(Log):
         except OSError as error:
             os.close(self._lock)
             raise LogDamaged(explain_os_error(error, folder)) from None
-        self._reader.start()
+        self._reader.thread.start()
         self._measure()
         self.epoch = new_token(edges.rng)
         self._open_epoch(self.epoch, found.first_of_epoch)

@@ -1,7 +1,4 @@
-"""File operations of the log behind one interface, its lock, and when it refuses publishes.
-
-Tests put files here that tear writes and refuse calls.
-"""
+"""File operations of the log in one class, its lock, and when it refuses publishes."""
 
 from __future__ import annotations
 
@@ -11,7 +8,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from random import Random, SystemRandom
-from typing import Protocol
 
 import msgspec
 
@@ -22,52 +18,15 @@ from linkd.errors import LogDamaged
 _MOST_BUFFERS = 1000
 
 
-class Files(Protocol):
-    """What the log asks of the disk. All raise OSError."""
-
-    def open(self, path: Path, *, create: bool = False) -> int:
-        """Open a file for reading and durable writing; create it where it must not be there yet."""
-
-    def write(self, fd: int, at: int, buffers: Sequence[bytes]) -> None:
-        """Write all of `buffers`, one behind the other, at a place; return once all is synced."""
-
-    def sync(self, fd: int) -> None:
-        """Return once the file is on the disk, its size too."""
-
-    def uncache(self, fd: int, at: int, size: int) -> None:
-        """Let the system's page cache go of bytes that were synced."""
-
-    def sync_dir(self, path: Path) -> None:
-        """Return once the directory's entries are on the disk."""
-
-    def truncate(self, fd: int, size: int) -> None:
-        """Cut the file."""
-
-    def close(self, fd: int) -> None:
-        """Close it."""
-
-    def rename(self, old: Path, new: Path) -> None:
-        """Give a file another name, in place of what has it."""
-
-    def unlink(self, path: Path) -> None:
-        """Delete a file."""
-
-    def is_named(self, fd: int, path: Path) -> bool:
-        """Return whether an open file is still the one of that name."""
-
-    def free_bytes(self, path: Path) -> int:
-        """Return what the disk of `path` has left for us."""
-
-
-class RealFiles:
-    """The operating system's files.
+class DiskFiles:
+    """What the log asks of the disk; tests put theirs here. All methods raise OSError.
 
     A write syncs of itself (O_DSYNC): the thread that writes gives up and awaits the interpreter's
     lock once for a commit, not twice.
     """
 
     def open(self, path: Path, *, create: bool = False) -> int:
-        """Open a file for reading and durable writing."""
+        """Open a file for reading and durable writing; create it where it must not be there yet."""
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_DSYNC
         return os.open(path, flags | (os.O_CREAT | os.O_EXCL if create else 0), 0o600)
 
@@ -128,7 +87,7 @@ class RealFiles:
         return stat.f_bavail * stat.f_frsize
 
 
-def room(files: Files, folder: Path) -> int:
+def room(files: DiskFiles, folder: Path) -> int:
     """Return the free bytes of the disk; a huge number if they are unknown."""
     try:
         return files.free_bytes(folder)
@@ -184,7 +143,7 @@ class Environment(msgspec.Struct, frozen=True):
             None where the end is not known.
     """
 
-    files: Files = msgspec.field(default_factory=RealFiles)
+    files: DiskFiles = msgspec.field(default_factory=DiskFiles)
     rng: Random = msgspec.field(default_factory=SystemRandom)
     monotonic: Callable[[], float] = clock.boottime
     wall: Callable[[], float] = clock.wall

@@ -154,7 +154,7 @@ def verify(path: Path) -> Verified:
 def _kept(path: Path, identity: Identity | None) -> list[int]:
     """Return the numbers of the segments whose records are still in the log.
 
-    Files of older ones may be there, for a snapshot of the state.
+    DiskFiles of older ones may be there, for a snapshot of the state.
     """
     present = numbers(path)
     oldest = 0 if identity is None else identity.oldest

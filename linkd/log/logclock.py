@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from linkd.clock import clock_words, is_plausible
-from linkd.log.files import Files
+from linkd.log.files import DiskFiles
 from linkd.log.interface import OperatorNotice
 from linkd.log.segment import read_small, write_small
 
@@ -73,7 +73,7 @@ def load_note(folder: Path) -> Note | None:
         return None
 
 
-def save_note(files: Files, folder: Path, note: Note) -> None:
+def save_note(files: DiskFiles, folder: Path, note: Note) -> None:
     """Note where the clock is; where the disk refuses, the older note serves."""
     with suppress(OSError):
         write_small(files, folder / NAME, msgspec.msgpack.encode(note), note.stamp)

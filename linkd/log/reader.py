@@ -69,6 +69,10 @@ class Reader:
     Args:
         seed: The log's, for CRCs.
         post: Brings a call into the reactor's thread.
+
+    Attributes:
+        thread: To be started by its owner; `stop` ends it.
+        hints: Where offsets were found: file and place. Jobs alone use it.
     """
 
     def __init__(self, seed: int, post: Post) -> None:
@@ -77,17 +81,13 @@ class Reader:
         self._tokens: SimpleQueue[bool] = SimpleQueue()  # one a job; False ends the thread
         self._first: deque[Callable[[], None]] = deque()
         self._others: deque[Callable[[], None]] = deque()
-        self._hints: OrderedDict[int, tuple[Path, int]] = OrderedDict()
-        self._thread = threading.Thread(target=self._run, name="linkd-log-reader", daemon=True)
-
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
+        self.hints: OrderedDict[int, tuple[Path, int]] = OrderedDict()
+        self.thread = threading.Thread(target=self._run, name="linkd-log-reader", daemon=True)
 
     def stop(self) -> None:
         """Do what is there, then end the thread and wait for it."""
         self._tokens.put(False)
-        self._thread.join()
+        self.thread.join()
 
     def work(self, job: Callable[[], None], is_urgent: bool = False) -> None:
         """Do a job behind all others but reads of clients; an urgent one is the next."""
@@ -96,10 +96,6 @@ class Reader:
             self._tokens.put(True)
         else:
             self._put(self._first, job)
-
-    def forget(self) -> None:
-        """Forget where offsets were found; called in a job."""
-        self._hints.clear()
 
     def fetch(
         self,
@@ -140,7 +136,7 @@ class Reader:
             OSError: The file can't be read.
         """
         at = place.at
-        hint = self._hints.pop(position, None)
+        hint = self.hints.pop(position, None)
         if hint is not None and hint[0] == place.path and at <= hint[1] <= place.size:
             at = hint[1]
         taken: list[Batch] = []
@@ -159,9 +155,9 @@ class Reader:
             at = frame.end
             if size >= max_bytes:
                 break
-        self._hints[expected] = (place.path, at)
-        if len(self._hints) > _MOST_HINTS:
-            self._hints.popitem(last=False)
+        self.hints[expected] = (place.path, at)
+        if len(self.hints) > _MOST_HINTS:
+            self.hints.popitem(last=False)
         return taken
 
     def _run(self) -> None:

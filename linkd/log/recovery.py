@@ -13,7 +13,7 @@ import msgspec
 from linkd.config.settings import LogSettings
 from linkd.errors import LogDamaged
 from linkd.log.base import new_token
-from linkd.log.files import Environment, Files, explain_os_error
+from linkd.log.files import DiskFiles, Environment, explain_os_error
 from linkd.log.interface import OperatorNotice
 from linkd.log.logclock import LogClock, load_note, save_note
 from linkd.log.reader import CorruptSegment
@@ -87,7 +87,7 @@ class Found(msgspec.Struct):
     notices: list[OperatorNotice] = msgspec.field(default_factory=list)
 
 
-def recover(folder: Path, files: Files, wall: Callable[[], float]) -> Found:
+def recover(folder: Path, files: DiskFiles, wall: Callable[[], float]) -> Found:
     """Recover the log in `folder`: cut a torn end off its last segment, repair damaged ones.
 
     Raises:
@@ -128,7 +128,7 @@ def _guess(folder: Path) -> Identity | None:
     return Identity(log, seed, 0, 1)
 
 
-def _find(folder: Path, files: Files, repairer: SegmentRepairer) -> Found:
+def _find(folder: Path, files: DiskFiles, repairer: SegmentRepairer) -> Found:
     """Read all segments' heads and indexes, and the last segment in full.
 
     Raises:
@@ -164,7 +164,7 @@ def _find(folder: Path, files: Files, repairer: SegmentRepairer) -> Found:
     return found
 
 
-def _sealed(folder: Path, files: Files, head: SegmentHead, after: SegmentHead) -> Index:
+def _sealed(folder: Path, files: DiskFiles, head: SegmentHead, after: SegmentHead) -> Index:
     """Return the index of a sealed segment; `after` is the head of the next one.
 
     Raises:
@@ -189,7 +189,7 @@ def _sealed(folder: Path, files: Files, head: SegmentHead, after: SegmentHead) -
 
 def _state(
     folder: Path,
-    files: Files,
+    files: DiskFiles,
     repairer: SegmentRepairer,
     heads: dict[int, SegmentHead],
     found: Found,
@@ -253,7 +253,7 @@ def _older_state(
     return state, bases
 
 
-def _bases(folder: Path, files: Files, heads: dict[int, SegmentHead]) -> list[Base]:
+def _bases(folder: Path, files: DiskFiles, heads: dict[int, SegmentHead]) -> list[Base]:
     """Return the places from which the state can be read, oldest first; delete unusable files."""
     bases = [Base(number) for number, head in heads.items() if head.format <= CARRYING]
     for part in list(folder.iterdir()):
@@ -276,7 +276,9 @@ def _no_pause() -> None:
     """Do nothing: the reactor does not run yet, so a start need not yield to it."""
 
 
-def _read_headers(folder: Path, files: Files, repairer: SegmentRepairer) -> dict[int, SegmentHead]:
+def _read_headers(
+    folder: Path, files: DiskFiles, repairer: SegmentRepairer
+) -> dict[int, SegmentHead]:
     """Return the head of each segment.
 
     Raises:
@@ -305,7 +307,7 @@ def _read_headers(folder: Path, files: Files, repairer: SegmentRepairer) -> dict
 
 def _recover_tail(
     folder: Path,
-    files: Files,
+    files: DiskFiles,
     repairer: SegmentRepairer,
     head: SegmentHead,
     state: State,
@@ -359,7 +361,9 @@ def _recover_tail(
     found.segments.append(index)
 
 
-def _persist_identity(folder: Path, files: Files, repairer: SegmentRepairer, found: Found) -> Found:
+def _persist_identity(
+    folder: Path, files: DiskFiles, repairer: SegmentRepairer, found: Found
+) -> Found:
     """Store durably from which offset on appends may go; return the recovered log.
 
     After a lost tail the log skips OFFSET_SKIP offsets: peers may hold the lost records, and no

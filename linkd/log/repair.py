@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from linkd.errors import LogDamaged
-from linkd.log.files import Files, room
+from linkd.log.files import DiskFiles, room
 from linkd.log.frame import BATCH, CHANGES, HEAD, Frame, frame_prefix, head_of
 from linkd.log.interface import OperatorNotice
 from linkd.log.reader import CorruptSegment
@@ -66,7 +66,7 @@ class PendingLossReports:
         folder: The folder of the segments.
     """
 
-    def __init__(self, files: Files, folder: Path) -> None:
+    def __init__(self, files: DiskFiles, folder: Path) -> None:
         self._files = files
         self._folder = folder
 
@@ -145,7 +145,7 @@ class SegmentRepairer:
     def __init__(
         self,
         folder: Path,
-        files: Files,
+        files: DiskFiles,
         identity: Identity,
         wall: Callable[[], float],
         repaired: set[str] | None = None,

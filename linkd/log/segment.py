@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from linkd.errors import BadRecord, StateTooNew
-from linkd.log.files import Files
+from linkd.log.files import DiskFiles
 from linkd.log.frame import (
     BATCH,
     CURSOR,
@@ -177,7 +177,9 @@ def ids_path(folder: Path, number: int) -> Path:
     return folder / f"{number:012d}.ids"
 
 
-def seal(files: Files, folder: Path, index: Index, ids: Sequence[tuple[str, bytes, int]]) -> None:
+def seal(
+    files: DiskFiles, folder: Path, index: Index, ids: Sequence[tuple[str, bytes, int]]
+) -> None:
     """Write a segment's index and ids; where that fails the next start makes them again."""
     encode = msgspec.msgpack.encode
     with suppress(OSError):
@@ -232,7 +234,7 @@ def load_ids(folder: Path, index: Index, seed: int, ids: RecentIds) -> None:
         return
 
 
-def write_small(files: Files, path: Path, content: bytes, stamp: float) -> None:
+def write_small(files: DiskFiles, path: Path, content: bytes, stamp: float) -> None:
     """Write a small file whole, or not at all.
 
     Raises:
@@ -291,7 +293,7 @@ def load_identity(folder: Path) -> Identity | None:
         return None
 
 
-def save_identity(files: Files, folder: Path, identity: Identity) -> None:
+def save_identity(files: DiskFiles, folder: Path, identity: Identity) -> None:
     """Write who the log is.
 
     Raises:

@@ -11,7 +11,7 @@ import msgspec
 
 from linkd.config.settings import LogSettings
 from linkd.log.cache import TailCache
-from linkd.log.files import Files
+from linkd.log.files import DiskFiles
 from linkd.log.frame import BATCH, HEAD, NewFrame, batch_of
 from linkd.log.reader import CorruptSegment, FilePosition, Reader, walk
 from linkd.log.segment import (
@@ -272,7 +272,7 @@ class Retention:
         return segment.first < segment.next <= self.owed_from and segment.stamp < oldest
 
 
-def remove(files: Files, folder: Path, numbers: Sequence[int]) -> None:
+def remove(files: DiskFiles, folder: Path, numbers: Sequence[int]) -> None:
     """Delete segments and their index files, as far as the disk permits."""
     for number in numbers:
         for path in (index_path, ids_path, segment_path):
@@ -300,7 +300,7 @@ class SegmentRoller:
     def __init__(
         self,
         folder: Path,
-        files: Files,
+        files: DiskFiles,
         segment_set: SegmentSet,
         reader: Reader,
         identity: Identity,

@@ -32,7 +32,7 @@ import msgspec
 
 from linkd.errors import StateTooNew
 from linkd.log.commit import Post
-from linkd.log.files import Files
+from linkd.log.files import DiskFiles
 from linkd.log.frame import CHANGES, CURSOR, EPOCH, PREFIX_BYTES, STATE, NewFrame, frame_prefix
 from linkd.log.origins import Origins, Undo, Verdict
 from linkd.log.reader import Change, CorruptSegment, walk
@@ -315,7 +315,7 @@ def _check_head(path: Path, head: bytes, log: str, number: int) -> None:
 
 
 def write_snapshot(
-    files: Files,
+    files: DiskFiles,
     folder: Path,
     head: SnapshotHead,
     seed: int,
@@ -347,7 +347,7 @@ def write_snapshot(
 
 
 def _write_slices(
-    files: Files,
+    files: DiskFiles,
     fd: int,
     seed: int,
     head: SnapshotHead,
@@ -415,7 +415,7 @@ def _slices_at(folder: Path, base: Base, log: str, seed: int) -> Iterator[tuple[
 
 
 def write_at_start(
-    files: Files, folder: Path, number: int, seed: int, state: State, carried: Snapshot
+    files: DiskFiles, folder: Path, number: int, seed: int, state: State, carried: Snapshot
 ) -> Base:
     """Write a snapshot at a start: nobody else has work to do, and the state is at hand.
 
@@ -429,7 +429,7 @@ def write_at_start(
     return write_snapshot(files, folder, head, seed, slices, lambda: None)
 
 
-def remove_snapshots(files: Files, folder: Path, before: int) -> None:
+def remove_snapshots(files: DiskFiles, folder: Path, before: int) -> None:
     """Delete the snapshots before number `before`, as far as the disk lets us."""
     for number in snapshot_numbers(folder):
         if number < before:
@@ -460,7 +460,7 @@ class Snapshots:
     """
 
     def __init__(
-        self, folder: Path, files: Files, log: str, seed: int, post: Post, bases: Sequence[Base]
+        self, folder: Path, files: DiskFiles, log: str, seed: int, post: Post, bases: Sequence[Base]
     ) -> None:
         self.bases = list(bases)
         self.size = _bytes_of(bases)

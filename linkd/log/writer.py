@@ -18,7 +18,7 @@ from queue import Empty, SimpleQueue
 import msgspec
 
 from linkd.log.commit import CommitGroup, Post
-from linkd.log.files import Files
+from linkd.log.files import DiskFiles
 from linkd.log.frame import HEAD, NewFrame, frame_prefix
 from linkd.log.segment import Index
 
@@ -144,7 +144,7 @@ class Writer:
 
     def __init__(
         self,
-        files: Files,
+        files: DiskFiles,
         folder: Path,
         seed: int,
         post: Post,

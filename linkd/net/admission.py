@@ -21,7 +21,7 @@ import msgspec
 from linkd.config import LimitSettings
 from linkd.errors import is_passing
 from linkd.events import emit
-from linkd.log.files import RealFiles
+from linkd.log.files import DiskFiles
 from linkd.log.segment import read_small, write_small
 from linkd.net.rate_limit import origin
 
@@ -159,7 +159,7 @@ class GreetedAddresses:
             OSError: The disk failed; `not_written` schedules a retry.
         """
         if self._path is not None:
-            write_small(RealFiles(), self._path, content, 0.0)
+            write_small(DiskFiles(), self._path, content, 0.0)
 
     def not_written(self, error: BaseException | None) -> None:
         """Schedule a retry a minute later, and log an error that does not pass by itself."""

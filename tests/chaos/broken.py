@@ -18,7 +18,7 @@ from linkd.core.inbound import Inbound
 from linkd.core.link import Refusal, Takeovers
 from linkd.core.liveness import Liveness
 from linkd.log import recovery
-from linkd.log.files import Files
+from linkd.log.files import DiskFiles
 from linkd.log.origins import Origins, Undo, Verdict
 from linkd.log.recovery import Found
 from linkd.protocol.peer import EpochEnd
@@ -61,7 +61,7 @@ def cursor_apart() -> None:
     """Keep how far a peer's log is stored here apart from the records: a crash takes it back."""
     whole = recovery.recover
 
-    def stale(folder: Path, files: Files, wall: Callable[[], float]) -> Found:
+    def stale(folder: Path, files: DiskFiles, wall: Callable[[], float]) -> Found:
         found = whole(folder, files, wall)
         if (state := found.state) is not None:
             for peer, (log, ends) in list(state.cursors.items()):

@@ -22,13 +22,13 @@ from tests.support.pairs import memory
 
 STALLS = """
 import os, time
-from linkd.log.files import RealFiles
-taken = RealFiles.write
+from linkd.log.files import DiskFiles
+taken = DiskFiles.write
 def write(self, fd, at, buffers):
     while os.path.exists({flag!r}):
         time.sleep(0.02)
     taken(self, fd, at, buffers)
-RealFiles.write = write
+DiskFiles.write = write
 from linkd.cli import main
 raise SystemExit(main())
 """

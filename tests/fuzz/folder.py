@@ -1,4 +1,4 @@
-"""A folder of files in memory, for the code that finds a log: paths, descriptors, `Files`.
+"""A folder of files in memory, for the code that finds a log: paths, descriptors, `DiskFiles`.
 
 Only what that code asks of a folder is there; tests hold it against a real one.
 """
@@ -127,7 +127,7 @@ class FilePath:
 
 
 class MemoryFiles:
-    """`linkd.log.files.Files` on such a folder."""
+    """`linkd.log.files.DiskFiles` on such a folder."""
 
     def open(self, path: Any, *, create: bool = False) -> int:
         """Open a file for writing."""

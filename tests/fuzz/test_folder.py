@@ -11,7 +11,7 @@ import pytest
 import linkd.log.reader
 import linkd.log.segment
 from linkd.errors import LinkdError
-from linkd.log.files import RealFiles
+from linkd.log.files import DiskFiles
 from linkd.log.repair import PendingLossReports
 from tests.fuzz import folder
 from tests.fuzz.targets.recovery import TEMPLATE, damaged, found_in
@@ -54,14 +54,14 @@ def test_same_as_on_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         where.mkdir()
         for name, content in files.items():
             (where / name).write_bytes(content)
-        real = _shown(found_in(where, RealFiles()), str(where))
+        real = _shown(found_in(where, DiskFiles()), str(where))
         with monkeypatch.context() as patched:
             patched.setattr(linkd.log.reader, "os", folder)
             patched.setattr(linkd.log.segment, "os", folder)
             memory = folder.Folder(files).path()
             found = found_in(memory, folder.MemoryFiles())
         assert _shown(found, "/log") == real
-        assert _untold(folder.MemoryFiles(), memory, "/log") == _untold(RealFiles(), where, where)
+        assert _untold(folder.MemoryFiles(), memory, "/log") == _untold(DiskFiles(), where, where)
         left = {path.name: path.read_bytes() for path in where.iterdir()}
         for each in (files, left):
             each.pop("untold", None)  # it names the folder

@@ -10,12 +10,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from linkd.log.files import RealFiles
+from linkd.log.files import DiskFiles
 
 Steps = list[tuple[Any, ...]]
 
 
-class RecordingFiles(RealFiles):
+class RecordingFiles(DiskFiles):
     """Real files; every change is noted in `steps`, and may be refused.
 
     Attributes:
@@ -92,7 +92,7 @@ class RecordingFiles(RealFiles):
         return super().free_bytes(path) if self.free is None else self.free
 
 
-class Breaking(RealFiles):
+class Breaking(DiskFiles):
     """Real files; after so many changes the disk is gone."""
 
     def __init__(self, left: int) -> None:
@@ -225,7 +225,7 @@ def _put(content: bytearray, at: int, written: bytes) -> None:
     content[at : at + len(written)] = written
 
 
-class SmallDisk(RealFiles):
+class SmallDisk(DiskFiles):
     """Real files in a folder, on a disk of so many bytes.
 
     Attributes:

@@ -10,7 +10,7 @@ from typing import Any
 
 from linkd.config import LogSettings
 from linkd.log.disk_log import DiskLog
-from linkd.log.files import Environment, RealFiles
+from linkd.log.files import DiskFiles, Environment
 from linkd.log.origins import Origins, OriginsSnapshot
 from linkd.log.writer import Writer
 from linkd.protocol.records import (
@@ -84,7 +84,7 @@ class SegmentBench:
             self.settings,
             self.turns.post,
             Environment(
-                self.files or RealFiles(),
+                self.files or DiskFiles(),
                 Random(),
                 lambda: self.now[0],
                 lambda: self.wall[0],

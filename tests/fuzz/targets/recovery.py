@@ -15,7 +15,7 @@ import linkd.log.reader
 import linkd.log.segment
 from linkd.errors import LinkdError
 from linkd.log.disk_log import DiskLog
-from linkd.log.files import Environment, RealFiles
+from linkd.log.files import DiskFiles, Environment
 from linkd.log.recovery import Found, recover
 from linkd.log.writer import Writer
 from tests.fuzz import folder
@@ -33,7 +33,7 @@ class Bench(SegmentBench):
     def open(self, node: str = "edge") -> DiskLog:
         """Open it, and wait for its epoch."""
         self.wall[0] = _WALL - 1000.0
-        edges = Environment(RealFiles(), Random(7), lambda: self.now[0], lambda: self.wall[0])
+        edges = Environment(DiskFiles(), Random(7), lambda: self.now[0], lambda: self.wall[0])
         self.log = DiskLog(self.path, node, self.settings, self.turns.post, edges)
         self.turns.until(lambda: not self.log._under_way)
         return self.log

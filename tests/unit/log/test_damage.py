@@ -13,7 +13,7 @@ import pytest
 
 from linkd.errors import Gap, LogDamaged
 from linkd.log import frame, inspect, repair, verify
-from linkd.log.files import RealFiles, explain_os_error
+from linkd.log.files import DiskFiles, explain_os_error
 from linkd.log.frame import HEAD, SMALL, frame_prefix
 from linkd.log.reader import CorruptSegment
 from linkd.log.repair import OFFSET_SKIP
@@ -556,7 +556,7 @@ def test_a_segment_that_cannot_be_opened_for_writing_is_named(
     append(bench, draft(b"a"))
     bench.close()
 
-    class ReadOnly(RealFiles):
+    class ReadOnly(DiskFiles):
         def open(self, path: Path, *, create: bool = False) -> int:
             if path.suffix == ".log":
                 raise PermissionError(errno.EACCES, "denied", str(path))
@@ -710,7 +710,7 @@ def test_a_file_is_repaired_once_a_start(bench: SegmentBench) -> None:
     flip(first, 60)
     identity = load_identity(bench.path)
     assert identity is not None
-    repairer = repair.SegmentRepairer(bench.path, RealFiles(), identity, lambda: 1.0)
+    repairer = repair.SegmentRepairer(bench.path, DiskFiles(), identity, lambda: 1.0)
     repairer.repair(CorruptSegment(first, 0))
     with pytest.raises(LogDamaged, match="damaged again at byte 5 after it was repaired"):
         repairer.repair(CorruptSegment(first, 5))
@@ -766,7 +766,7 @@ def test_a_segment_without_a_readable_state_stays_and_a_snapshot_goes(bench: Seg
     bench.close()
     identity = load_identity(bench.path)
     assert identity is not None
-    repairer = repair.SegmentRepairer(bench.path, RealFiles(), identity, lambda: 1.0)
+    repairer = repair.SegmentRepairer(bench.path, DiskFiles(), identity, lambda: 1.0)
     segment = min(bench.path.glob("*.log"))
     snapshot = bench.path / "000000000001.state"
     snapshot.write_bytes(b"nothing")

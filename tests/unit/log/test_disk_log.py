@@ -597,7 +597,7 @@ def test_many_readers_are_each_read_from_their_place(
     for position in (1, 3, 5, 7, 2, 4, 8, 6, 9):
         (batch, *_) = fetch(bench, position, 1)
         assert bodies([batch]) == [b"%d" % (position - 1)]
-    assert len(bench.log._reader._hints) == 3
+    assert len(bench.log._reader.hints) == 3
 
 
 def test_times_and_totals_of_what_memory_no_longer_has(

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from linkd.log.files import RealFiles
+from linkd.log.files import DiskFiles
 
 
 def test_many_buffers_lie_one_behind_the_other(tmp_path: Path) -> None:
-    files = RealFiles()
+    files = DiskFiles()
     fd = files.open(tmp_path / "f", create=True)
     buffers = [b"%05d" % number for number in range(5000)]
     files.write(fd, 3, buffers)
@@ -30,7 +30,7 @@ def test_a_write_that_was_taken_in_part_is_gone_on_with(
 
     monkeypatch.setattr(os, "pwritev", some)
     monkeypatch.setattr(os, "pwrite", lambda fd, rest, at: pwrite(fd, rest[:5], at))
-    files = RealFiles()
+    files = DiskFiles()
     fd = files.open(tmp_path / "f", create=True)
     files.write(fd, 2, [b"abc", b"defgh", b"", b"ijklmnopq"])
     files.close(fd)

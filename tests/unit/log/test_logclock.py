@@ -10,7 +10,7 @@ import pytest
 import linkd
 from linkd.clock import PROGRAM_DATE
 from linkd.log.disk_log import DiskLog
-from linkd.log.files import RealFiles
+from linkd.log.files import DiskFiles
 from linkd.log.interface import Appended
 from linkd.log.logclock import Doubt, LogClock, Note, load_note, save_note
 from linkd.log.segment import write_small
@@ -194,11 +194,11 @@ def test_the_note_is_read_back_or_is_none(tmp_path: Path) -> None:
     note = Note("word", 1.0, 2.0, 3.0, True, (Doubt(1.0, 2.0, None),))
     save_note(Breaking(0), tmp_path, note)
     assert load_note(tmp_path) is None
-    save_note(RealFiles(), tmp_path, note)
+    save_note(DiskFiles(), tmp_path, note)
     assert load_note(tmp_path) == note
     (tmp_path / "clock").write_bytes((tmp_path / "clock").read_bytes()[:-1])
     assert load_note(tmp_path) is None
-    write_small(RealFiles(), tmp_path / "clock", b"\xc1", 0.0)
+    write_small(DiskFiles(), tmp_path / "clock", b"\xc1", 0.0)
     assert load_note(tmp_path) is None
 
 

@@ -19,7 +19,7 @@ def test_reads_for_links_come_first_and_others_have_every_fourth_turn() -> None:
     turns, order = Turns(), list[str]()
     reader = Reader(0, turns.post)
     begin = threading.Event()
-    reader.start()
+    reader.thread.start()
     reader.work(begin.wait)
 
     def note(name: str) -> Callable[[Any], None]:

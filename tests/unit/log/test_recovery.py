@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from linkd.log import recovery, segment, verify
-from linkd.log.files import RealFiles
+from linkd.log.files import DiskFiles
 from linkd.log.segment import load_identity, load_index
 from linkd.log.snapshot import snapshot_path, write_at_start
 from linkd.log.state import Snapshot, State
@@ -89,7 +89,7 @@ def test_an_index_that_says_another_size_is_not_believed(
     index = load_index(bench.path, 1, bench.log.id)
     assert index is not None
     right, index.size = index.size, index.size - 1
-    segment.seal(RealFiles(), bench.path, index, ())
+    segment.seal(DiskFiles(), bench.path, index, ())
     bench.open()
     assert scanned[0] == first.name
     found = load_index(bench.path, 1, bench.log.id)
@@ -97,7 +97,7 @@ def test_an_index_that_says_another_size_is_not_believed(
     assert found.size == right
 
 
-class NoIndex(RealFiles):
+class NoIndex(DiskFiles):
     """Files on a disk that takes no index."""
 
     def open(self, path: Path, *, create: bool = False) -> int:
@@ -134,7 +134,7 @@ def test_a_snapshot_that_knows_of_records_that_are_gone_is_deleted(
     state.producers.note(numbered("p", 7), COUNT, (1,), 1.0, [])
     state.next = COUNT + 1
     number = len(list(bench.path.glob("*.log"))) + ahead
-    write_at_start(RealFiles(), bench.path, number, identity.seed, state, Snapshot())
+    write_at_start(DiskFiles(), bench.path, number, identity.seed, state, Snapshot())
     bench.open()
     assert snapshot_path(bench.path, number).exists() == serves
     assert append(bench, draft(b"x", producer=numbered("p", 7)))[0].duplicate == serves

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from linkd.log.files import RealFiles
+from linkd.log.files import DiskFiles
 from linkd.log.frame import HEAD
 from linkd.log.reader import Reader
 from linkd.log.segment import (
@@ -24,13 +24,13 @@ from linkd.log.segment_set import SegmentRoller, SegmentSet
 
 
 def succession(
-    folder: Path, files: RealFiles | None = None
+    folder: Path, files: DiskFiles | None = None
 ) -> tuple[SegmentRoller, SegmentSet, Reader]:
     """Return one of a log without segments."""
     segment_set, reader = SegmentSet(folder, 7, []), Reader(7, lambda call: call())
     identity = Identity("log", 7, 0, 40)
     return (
-        SegmentRoller(folder, files or RealFiles(), segment_set, reader, identity),
+        SegmentRoller(folder, files or DiskFiles(), segment_set, reader, identity),
         segment_set,
         reader,
     )
@@ -38,7 +38,7 @@ def succession(
 
 def done(reader: Reader) -> None:
     """Let the reader do what it has."""
-    reader.start()
+    reader.thread.start()
     reader.stop()
 
 
@@ -104,7 +104,7 @@ def test_what_goes_is_noted_before_it_is_deleted(tmp_path: Path) -> None:
     assert load_identity(tmp_path) == Identity("log", 7, 3, 40, 3, 30)
 
 
-class Refusing(RealFiles):
+class Refusing(DiskFiles):
     """Files on a disk that takes nothing."""
 
     def open(self, path: Path, *, create: bool = False) -> int:

@@ -19,7 +19,7 @@ import pytest
 from linkd.errors import StateTooNew
 from linkd.log import open_cursors, snapshot, verify
 from linkd.log.commit import ignore
-from linkd.log.files import RealFiles
+from linkd.log.files import DiskFiles
 from linkd.log.frame import BATCH, CHANGES, STATE, frame_prefix
 from linkd.log.frame import HEAD as FRAME_HEAD
 from linkd.log.interface import UNOWNED, Appended, PeerCursor
@@ -77,7 +77,7 @@ def quiet(bench: SegmentBench) -> None:
 
 def found_in(folder: Path) -> Found:
     """Return what a start finds."""
-    return recover(folder, RealFiles(), lambda: 1_700_000_000.0)
+    return recover(folder, DiskFiles(), lambda: 1_700_000_000.0)
 
 
 def shown(state: State) -> list[Snapshot]:
@@ -293,7 +293,7 @@ def test_a_segment_that_is_dropped_does_not_come_back(bench: SegmentBench) -> No
 
 
 def test_a_disk_that_refuses_a_snapshot_is_named_once_and_asked_again(tmp_path: Path) -> None:
-    class Refusing(RealFiles):
+    class Refusing(DiskFiles):
         refuses = True
 
         def open(self, path: Path, *, create: bool = False) -> int:
@@ -439,7 +439,7 @@ def test_a_snapshot_behind_which_much_has_come_is_made_without_pauses(
             return Base(9, 1)
 
     ended = threading.Event()
-    one = Alone(tmp_path, RealFiles(), "log", 5, lambda call: (call(), ended.set()), [Base(3, 1)])
+    one = Alone(tmp_path, DiskFiles(), "log", 5, lambda call: (call(), ended.set()), [Base(3, 1)])
     one.changes.begin(3 + behind)  # so long as it is made, what comes behind it counts too
     one.make(9, (), lambda state: None, (), lambda error: None)
     assert ended.wait(5.0)
@@ -577,7 +577,7 @@ HEAD = SnapshotHead(1, "0.1", "log", 7)
 
 def write(folder: Path, *slices: Snapshot, head: SnapshotHead = HEAD) -> Path:
     """Write a snapshot; return its file."""
-    write_snapshot(RealFiles(), folder, head, 5, slices, go_on)
+    write_snapshot(DiskFiles(), folder, head, 5, slices, go_on)
     return snapshot_path(folder, head.number)
 
 
@@ -721,7 +721,7 @@ def test_a_large_snapshot_holds_the_interpreter_for_a_moment_only(tmp_path: Path
 def _hold_the_interpreter(tmp_path: Path) -> None:
     before = snapshot_path(tmp_path, 1)
     write_snapshot(
-        RealFiles(),
+        DiskFiles(),
         tmp_path,
         SnapshotHead(1, "0.1", "log", 1),
         5,
@@ -747,7 +747,7 @@ def _hold_the_interpreter(tmp_path: Path) -> None:
         def _pause(self) -> None:
             held.append(time.thread_time())
 
-    one = Alone(tmp_path, RealFiles(), "log", 5, lambda call: (call(), made.set()), [Base(1, size)])
+    one = Alone(tmp_path, DiskFiles(), "log", 5, lambda call: (call(), made.set()), [Base(1, size)])
     one.make(2, (), lambda state: None, (), lambda error: None)
     assert made.wait(60.0)
     assert snapshot_path(tmp_path, 2).stat().st_size > size // 2

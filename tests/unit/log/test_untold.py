@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from linkd.errors import LogDamaged
-from linkd.log.files import RealFiles
+from linkd.log.files import DiskFiles
 from linkd.log.interface import OperatorNotice
 from linkd.log.recovery import recover
 from linkd.log.repair import PendingLossReports
@@ -33,9 +33,9 @@ def bench(tmp_path: Path) -> Iterator[SegmentBench]:
     one.close()
 
 
-def found(folder: Path, files: RealFiles | None = None) -> list[OperatorNotice]:
+def found(folder: Path, files: DiskFiles | None = None) -> list[OperatorNotice]:
     """Find a log, and end before anybody is told; return what would have been."""
-    return recover(folder, files or RealFiles(), lambda: 1_700_000_000.0).notices
+    return recover(folder, files or DiskFiles(), lambda: 1_700_000_000.0).notices
 
 
 def losses(told: Sequence[OperatorNotice]) -> list[str]:
@@ -133,7 +133,7 @@ def test_what_is_mended_while_it_is_read_is_noted_until_it_was_told(bench: Segme
     first.write_bytes(bytes(content))
     noted: list[list[OperatorNotice]] = []
     bench.log.on_notice.append(
-        lambda told: noted.append(PendingLossReports(RealFiles(), bench.path).notices())
+        lambda told: noted.append(PendingLossReports(DiskFiles(), bench.path).notices())
     )
     assert len(bodies(everything(bench))) == COUNT - 1
     assert noted == [list(bench.log.notices)]
@@ -142,7 +142,7 @@ def test_what_is_mended_while_it_is_read_is_noted_until_it_was_told(bench: Segme
     assert bench.log.notices == []
 
 
-class Full(RealFiles):
+class Full(DiskFiles):
     """A disk on which there is no room for the note."""
 
     def open(self, path: Path, *, create: bool = False) -> int:
@@ -166,7 +166,7 @@ def test_a_note_that_the_disk_refuses_hinders_no_mending(bench: SegmentBench) ->
 
 
 def test_a_note_is_kept_until_each_of_it_was_told(tmp_path: Path) -> None:
-    note = PendingLossReports(RealFiles(), tmp_path)
+    note = PendingLossReports(DiskFiles(), tmp_path)
     (tmp_path / "1.log.damaged-5").write_bytes(b"")
     note.note("one", "1.log.damaged-5")
     note.note("two")
@@ -182,17 +182,17 @@ def test_a_note_is_kept_until_each_of_it_was_told(tmp_path: Path) -> None:
 
 
 def test_a_note_that_cannot_be_read_says_nothing(tmp_path: Path) -> None:
-    note = PendingLossReports(RealFiles(), tmp_path)
+    note = PendingLossReports(DiskFiles(), tmp_path)
     note.note("one")
     (tmp_path / "untold").write_bytes(b"rubbish")
     assert note.notices() == []
-    write_small(RealFiles(), tmp_path / "untold", b"\x05", 0.0)
+    write_small(DiskFiles(), tmp_path / "untold", b"\x05", 0.0)
     assert note.notices() == []
 
 
 def test_a_note_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("linkd.log.repair._MOST", 3)
-    note = PendingLossReports(RealFiles(), tmp_path)
+    note = PendingLossReports(DiskFiles(), tmp_path)
     for number in range(9):
         note.note(str(number))
     assert [told.detail for told in note.notices()] == ["0", "1", "2"]
