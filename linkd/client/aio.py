@@ -11,7 +11,7 @@ from typing import Any, Unpack, cast
 from linkd.client.api import WAIT_SECONDS, ClientCore, NodeBase
 from linkd.client.connection import Wire, bearer
 from linkd.client.errors import ClientError, NoDaemon
-from linkd.client.iterator import RecordQueue, Records
+from linkd.client.iterator import RecordIterator, RecordQueue
 from linkd.client.options import (
     Address,
     Observable,
@@ -222,7 +222,7 @@ class _Hold:
                 self._loop.call_soon_threadsafe(self._inbox.close)
 
 
-class Subscription(Records):
+class Subscription(RecordIterator):
     """An asynchronous iterator of records; across reconnects none is repeated or skipped.
 
     It ends with `close`, at the end of an `async with`, or when neither it nor a record of it is

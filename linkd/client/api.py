@@ -12,7 +12,7 @@ from typing import Any, Final, Generic, Self, TypeVar, Unpack
 
 from linkd.client.connection import Loop, Reconnector, Wire
 from linkd.client.errors import ClientError, NoDaemon, stored_at
-from linkd.client.iterator import RecordQueue, Records
+from linkd.client.iterator import RecordIterator, RecordQueue
 from linkd.client.options import (
     Address,
     Observable,
@@ -109,7 +109,7 @@ class TypeHandlers:
 
     def __init__(
         self,
-        subscribe: Callable[[str], Records],
+        subscribe: Callable[[str], RecordIterator],
         report: Callable[[Exception], None],
         loop: Loop,
     ) -> None:
@@ -117,7 +117,7 @@ class TypeHandlers:
         self._report = report
         self._loop = loop
         self._functions: dict[str, dict[tuple[str, Function], None]] = {}
-        self._records: dict[str, Records] = {}
+        self._records: dict[str, RecordIterator] = {}
 
     def on(self, type_: str, function: Function, pattern: str) -> None:
         """Call `function` for each record of that type; a repeated registration has no effect.
@@ -158,7 +158,7 @@ class TypeHandlers:
         self._records.pop(pattern).end()
 
     async def _pump(
-        self, pattern: str, functions: dict[tuple[str, Function], None], records: Records
+        self, pattern: str, functions: dict[tuple[str, Function], None], records: RecordIterator
     ) -> None:
         """Call the functions for each record, one after the other, in order."""
         try:
@@ -438,7 +438,7 @@ class ClientCore:
 
     def on(
         self,
-        subscribe: Callable[[str], Records],
+        subscribe: Callable[[str], RecordIterator],
         type: str,
         function: Function,
         channel: str,
@@ -474,25 +474,28 @@ def _terms(options: PublishOptions | PublishManyOptions) -> Terms:
     return Terms(ttl, (id_,) if id_ else (), wait or "")
 
 
-Watch = TypeVar("Watch", bound=Observable[Status])
-Following = TypeVar("Following", bound=Records)
+StatusType = TypeVar("StatusType", bound=Observable[Status])
+SubscriptionType = TypeVar("SubscriptionType", bound=RecordIterator)
 
 
-class NodeBase(ABC, Generic[Watch, Following]):
+class NodeBase(ABC, Generic[StatusType, SubscriptionType]):
     """A client of one daemon, across reconnects; `async with` starts and closes it.
 
     Args:
         calls: Its operations.
         status: The state of the connection and the links, which `calls` keeps up to date.
-        following: Makes a subscription of a queue of records.
+        make_subscription: Makes a subscription of a queue of records.
     """
 
     def __init__(
-        self, calls: ClientCore, status: Watch, following: Callable[[RecordQueue], Following]
+        self,
+        calls: ClientCore,
+        status: StatusType,
+        make_subscription: Callable[[RecordQueue], SubscriptionType],
     ) -> None:
         self._calls = calls
         self._status = status
-        self._following = following
+        self._make_subscription = make_subscription
 
     async def __aenter__(self) -> Self:
         self.start()
@@ -512,7 +515,7 @@ class NodeBase(ABC, Generic[Watch, Following]):
         return min(MAX_BODY_BYTES, self._calls.session.max_body_bytes or MAX_BODY_BYTES)
 
     @property
-    def status(self) -> Watch:
+    def status(self) -> StatusType:
         """The state of the connection and the links; observable."""
         return self._status
 
@@ -524,7 +527,7 @@ class NodeBase(ABC, Generic[Watch, Following]):
     def close(self) -> Awaitable[None]:
         """Close the connection; pending operations fail with Closed."""
 
-    def subscribe(self, *patterns: str, **options: Unpack[SubscribeOptions]) -> Following:
+    def subscribe(self, *patterns: str, **options: Unpack[SubscribeOptions]) -> SubscriptionType:
         """Subscribe to channels: an asynchronous iterator of records, which begins now.
 
         Args:
@@ -534,7 +537,7 @@ class NodeBase(ABC, Generic[Watch, Following]):
         Raises:
             ChannelRefused: A pattern is malformed. The iterator raises refusals by the daemon.
         """
-        return self._following(self._calls.inbox(patterns, options))
+        return self._make_subscription(self._calls.inbox(patterns, options))
 
     def on(self, type: str, function: Function, channel: str = ">") -> None:
         """Call `function` with each record of a type that arrives on a channel from now on.

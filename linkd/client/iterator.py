@@ -114,7 +114,7 @@ class RecordQueue:
             self.reader.reading = msgspec.structs.replace(self.reader.reading, ack=hold)
 
 
-class Records:
+class RecordIterator:
     """An asynchronous iterator of records; across reconnects none is repeated or skipped.
 
     Only one task at a time may iterate over it. It ends when its queue is closed, at the latest at

@@ -26,7 +26,7 @@ from twisted.python.failure import Failure
 from linkd.client.api import ClientCore, NodeBase
 from linkd.client.connection import Wire, bearer
 from linkd.client.errors import NoDaemon
-from linkd.client.iterator import Records
+from linkd.client.iterator import RecordIterator
 from linkd.client.options import (
     Address,
     ConnectOptions,
@@ -225,7 +225,7 @@ def connect(
     return Node(reactor, address(where), Settings(**options))
 
 
-class Subscription(Records):
+class Subscription(RecordIterator):
     """An asynchronous iterator of records; across reconnects none is repeated or skipped.
 
     It ends with `close`, or at the end of an `async with`. Only one task at a time may iterate.
