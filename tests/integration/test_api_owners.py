@@ -111,49 +111,60 @@ RECORD = encode_records((Record(b"x", "", "i"),))
 
 FRAMES: dict[type, list[Callable[[Names], list[Any]]]] = {
     client.Open: [
-        lambda n: [client.Open(1, n["producer"])],
-        lambda n: [client.Open(1, f"{n['owner']}/{n['producer']}")],
+        lambda n: [client.Open(client.VERSION, n["producer"])],
+        lambda n: [client.Open(client.VERSION, f"{n['owner']}/{n['producer']}")],
     ],
     client.Publish: [
         lambda n: [
-            client.Open(1, n["producer"]),
+            client.Open(client.VERSION, n["producer"]),
             client.Publish(1, "chat", 1, RECORD),
             client.Publish(2**62, "chat", 1, RECORD),
         ],
-        lambda n: [client.Open(1, n["producer"]), client.Publish(1, "orders", 1, RECORD)],
         lambda n: [
-            client.Open(1),
+            client.Open(client.VERSION, n["producer"]),
+            client.Publish(1, "orders", 1, RECORD),
+        ],
+        lambda n: [
+            client.Open(client.VERSION),
             client.Publish(
                 1, "chat", 1, encode_records((Record(b"x", "", n["id"]),)), None, (n["id"],)
             ),
         ],
     ],
-    client.Wait: [lambda _: [client.Open(1), client.Wait(1, "hub", "orders", 1, 0.1)]],
+    client.Wait: [lambda _: [client.Open(client.VERSION), client.Wait(1, "hub", "orders", 1, 0.1)]],
     client.Subscribe: [
-        lambda n: [client.Open(1), client.Subscribe(1, ("chat",), "latest", n["consumer"], 10)],
-        lambda n: [client.Open(1), client.Subscribe(1, ("orders",), 1, n["consumer"], 10)],
         lambda n: [
-            client.Open(1),
+            client.Open(client.VERSION),
+            client.Subscribe(1, ("chat",), "latest", n["consumer"], 10),
+        ],
+        lambda n: [
+            client.Open(client.VERSION),
+            client.Subscribe(1, ("orders",), 1, n["consumer"], 10),
+        ],
+        lambda n: [
+            client.Open(client.VERSION),
             client.Subscribe(1, ("chat",), "latest", f"{n['owner']}/{n['consumer']}"[:63], 10),
         ],
     ],
     client.Unsubscribe: [
         lambda n: [
-            client.Open(1),
+            client.Open(client.VERSION),
             client.Subscribe(1, ("chat",), "latest", n["consumer"], 10),
             client.Unsubscribe(1),
         ]
     ],
-    client.Credit: [lambda _: [client.Open(1), client.Credit(1, 99), client.Ack(1, 99)]],
+    client.Credit: [
+        lambda _: [client.Open(client.VERSION), client.Credit(1, 99), client.Ack(1, 99)]
+    ],
     client.Ack: [
         lambda n: [
-            client.Open(1),
+            client.Open(client.VERSION),
             client.Subscribe(1, ("chat",), "latest", n["consumer"], 10),
             client.Ack(1, 2**62),
         ],
-        lambda _: [client.Open(1), client.Ack(1, 2**62)],
+        lambda _: [client.Open(client.VERSION), client.Ack(1, 2**62)],
     ],
-    client.Watch: [lambda _: [client.Open(1), client.Watch()]],
+    client.Watch: [lambda _: [client.Open(client.VERSION), client.Watch()]],
 }
 
 TEXTS: dict[str, list[str]] = {

@@ -433,7 +433,9 @@ def test_numbers_begin_above_those_that_the_daemon_has_of_the_producer() -> None
     settled: list[Published | LinkdError] = []
     session.flight.add("a", 1, b"x", settled.append)
     session.connected()
-    assert frames(session)[0] == client.Open(1, "p", f"linkd-python {__version__}", "r")
+    assert frames(session)[0] == client.Open(
+        client.VERSION, "p", f"linkd-python {__version__}", "r"
+    )
     tell(session, opened_above(7))
     _, sent = frames(session)
     assert isinstance(sent, client.Publish)
