@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -83,6 +84,21 @@ def test_a_beginning_seals_the_one_before_and_is_noted(tmp_path: Path) -> None:
     order.drop(1)
     order.free(2, lambda: None)
     assert segment_set.beside_bytes == 0
+
+
+def test_an_index_written_before_its_segment_went_does_not_count(tmp_path: Path) -> None:
+    calls: list[Callable[[], None]] = []
+    segment_set, reader = SegmentSet(tmp_path, 7, []), Reader(7, calls.append)
+    order = SegmentRoller(tmp_path, DiskFiles(), segment_set, reader, Identity("log", 7, 0, 40))
+    order.begun(Index(1, "log", "edge", 1, 9, 500, 5.0, False, []), ())
+    order.begun(Index(2, "log", "edge", 9, 60, 300, 6.0, False, []), ())
+    order.drop(1)
+    while reader._first:  # the index is written, and its size is on the way to the reactor
+        reader._first.popleft()()
+    order.free(2, lambda: None)
+    for call in calls:
+        call()
+    assert (len(calls), segment_set.beside_bytes) == (1, 0)
 
 
 def test_what_goes_is_noted_before_it_is_deleted(tmp_path: Path) -> None:
