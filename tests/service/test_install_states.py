@@ -100,6 +100,7 @@ def test_a_newer_segment_is_put_aside_if_it_holds_no_message(
     else:
         wanted = "linkd 1.0 is running"
         assert f"put {SEGMENT} aside" in done.stderr
+        assert node.sh(f"ls {SEGMENT}.*").startswith(f"{SEGMENT}.damaged-")  # linkd ignores these
         assert node.read("/var/lib/linkd/log/identity") == "1"
     assert last(done).endswith(wanted)
 
