@@ -167,6 +167,18 @@ def foreign(offset: int, peer: str = "edge", channel: str = "orders") -> Batch:
     return Batch(offset, channel, 1, BODY, 1.0, origin, "e1", source=source)
 
 
+def test_a_committed_batch_counts_into_the_backlog_of_a_peer_that_gets_it() -> None:
+    for relays in (True, False):
+        outbound = begun(relays=relays).outbound
+        peer = outbound._settings.peer
+        assert outbound.add(foreign(1, peer)) is False
+        assert outbound.owed_records == 0
+        assert outbound.add(foreign(2, "edge")) is (True if relays else None)
+        assert outbound.add(own(3)) is True
+        assert outbound.owed_records == (2 if relays else 1)
+        assert outbound.owed_bytes == len(BODY) * outbound.owed_records
+
+
 def test_a_peer_that_takes_no_relayed_records_is_sent_none_and_the_sender_hears_of_it() -> None:
     for relays in (True, False):
         outbound = begun(relays=relays).outbound

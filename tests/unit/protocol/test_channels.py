@@ -230,4 +230,7 @@ def test_remembered_answers_are_bounded_and_stay_right() -> None:
             assert not patterns.match(f"c.{number}")
     assert len(patterns._known) <= REMEMBERED
     assert not patterns.match("a." + "b" * 300)  # no channel
+    index: PatternIndex[int] = PatternIndex()
+    index.add(("a.>",), 1)
+    assert not index.match("a..b")
     assert max(map(len, patterns._known)) <= MAX_CHANNEL_BYTES
