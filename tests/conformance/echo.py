@@ -90,6 +90,9 @@ class _Nodes:
     def busy(self) -> None:
         """It is not."""
 
+    def refused(self, *_: object) -> None:
+        """Nobody asks who was refused."""
+
 
 def listener(port: int) -> Any:
     """Listen as a node does; return the factory."""
