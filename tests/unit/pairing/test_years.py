@@ -173,7 +173,7 @@ class World:
         monkeypatch.setattr(os, "fsync", lambda _: None)  # a thousand of them take their time
         monkeypatch.setattr(joining, "wall", self.wall)
         monkeypatch.setattr(joining, "_exchange", self.exchange)
-        monkeypatch.setattr(joining, "_trusting", lambda vouching: vouching)
+        monkeypatch.setattr(joining, "_client_context", lambda anchor: anchor)
         monkeypatch.setattr(events, "emit", self.emit)
         self.hub = Hub(directory / "hub", self)
         self.edges = [Edge(directory / f"edge-{n}", f"edge-{n}", self) for n in range(edges)]
@@ -211,7 +211,7 @@ class World:
         body = msgspec.json.encode(ask(leaf))
         self.now += 10.0
         status, content = self.hub.pairing.post(messages.PATH, body, "192.0.2.7", self.now)
-        return joining._read(status, content, answer), leaf
+        return joining._decode_reply(status, content, answer), leaf
 
 
 REMEDY = "pair again"
