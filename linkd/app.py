@@ -198,6 +198,7 @@ class Application:
             self._leaf,
             lambda: in_reactor(reload),
             lambda name: in_reactor(self._revoked, name),
+            lambda: None if self._tls is None else self._tls.leaf_before,
         )
         pairing = PairingServer(hooks, folder, self._reactor.seconds, wall)
         pairing.open()

@@ -251,6 +251,7 @@ class ServerTls:
         self.complaint: str | None = None
         self._stamps = self._look()
         self._asks = False
+        self.leaf_before: x509.Certificate | None = None
         self._pair, self._options, self._revoked = self._load()
 
     @property
@@ -279,8 +280,11 @@ class ServerTls:
             stay.
         """
         self._stamps = self._look()
+        leaf = self.leaf
         try:
             self._pair, self._options, self._revoked = self._load()
+            if self.leaf != leaf:
+                self.leaf_before = leaf
         except (ConfigError, Unavailable) as error:
             complaint = f"{error}; the certificate in force stays"
             if complaint != self.complaint:

@@ -134,12 +134,15 @@ class PairingHooks:
         leaf: Returns the listener's current certificate; None without TLS.
         reload: Reloads the configuration, as SIGHUP does.
         revoked: Closes the connection of that peer at once, and reloads the listener's TLS.
+        leaf_before: Returns the listener's certificate before the current one; None where there
+            was none. A connection that began with it may still ask.
     """
 
     config: Callable[[], Config]
     leaf: Callable[[], x509.Certificate | None]
     reload: Callable[[], None]
     revoked: Callable[[str], None]
+    leaf_before: Callable[[], x509.Certificate | None] = lambda: None
 
 
 def peer_table(

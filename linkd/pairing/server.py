@@ -317,13 +317,16 @@ class PairingServer:
             anchor, _ = self._trust_anchor(leaf)
             pem = anchor.public_bytes(serialization.Encoding.PEM).decode()
             return messages.AuthorityReply(pem, self._config().node.name)
+        before = self._hooks.leaf_before()
+        shown = [leaf] if before is None else [leaf, before]
         if isinstance(ask, messages.RenewalRequest):
-            return self._renew(ask, leaf)
-        return self._join(ask, leaf, now)
+            return self._renew(ask, shown)
+        return self._join(ask, shown, now)
 
     def _join(
-        self, ask: messages.JoinRequest, leaf: x509.Certificate, now: float
+        self, ask: messages.JoinRequest, shown: list[x509.Certificate], now: float
     ) -> messages.JoinReply:
+        """Accept a node with a code; its proof covers the listener's leaf that it was shown."""
         invitation = self._invitations.get(ask.invitation)
         if invitation is None:
             raise PairingRefused(
@@ -335,9 +338,12 @@ class PairingServer:
             raise PairingRefused("the code was used before: each can be used once")
         if now >= invitation.ends:
             raise PairingRefused("the code has expired or was taken back: make a new one")
-        secret, der = invitation.code.secret, leaf.public_bytes(serialization.Encoding.DER)
-        expected = messages.join_proof(secret, der, ask)
-        if not hmac.compare_digest(expected.encode(), ask.proof.encode("utf-8", "replace")):
+        secret, proof = invitation.code.secret, ask.proof.encode("utf-8", "replace")
+        for leaf in shown:
+            der = leaf.public_bytes(serialization.Encoding.DER)
+            if hmac.compare_digest(messages.join_proof(secret, der, ask).encode(), proof):
+                break
+        else:
             invitation.wrong += 1
             if invitation.wrong >= MAX_WRONG_PROOFS:
                 invitation.ends = now
@@ -360,14 +366,16 @@ class PairingServer:
             proof="",
             authorities=self._authorities(leaf),
         )
-        proof = messages.hub_proof(secret, der, ask, answer)
-        answer = msgspec.structs.replace(answer, proof=proof)
+        answer = msgspec.structs.replace(answer, proof=messages.hub_proof(secret, der, ask, answer))
         invitation.answered = (ask, answer)
         events.emit("pairing.joined", name=ask.name)
         self._hooks.reload()
         return answer
 
-    def _renew(self, ask: messages.RenewalRequest, leaf: x509.Certificate) -> messages.RenewalReply:
+    def _renew(
+        self, ask: messages.RenewalRequest, shown: list[x509.Certificate]
+    ) -> messages.RenewalReply:
+        """Renew a certificate; the signature covers the listener's leaf that the peer was shown."""
         authority = self._open_authority()
         try:
             old = x509.load_pem_x509_certificate(ask.certificate.encode())
@@ -386,16 +394,12 @@ class PairingServer:
         lifetime = entry.expires - entry.issued
         if entry.expires - self._wall() > lifetime / 3 + _EARLY_SECONDS:
             raise PairingRefused("it is too early: a third of the certificate's time must be left")
-        text = messages.renewal_text(leaf.public_bytes(serialization.Encoding.DER), ask.request)
-        try:
-            assert isinstance(key, ec.EllipticCurvePublicKey)
-            key.verify(signature, text, ec.ECDSA(hashes.SHA256()))
-        except _INVALID:
-            raise PairingRefused("the request is not signed by the certificate's key") from None
+        if not any(_is_signed(key, signature, leaf, ask.request) for leaf in shown):
+            raise PairingRefused("the request is not signed by the certificate's key")
         request = _load_request(ask.request)
         if request.public_key() != key:
             raise PairingRefused("the request is not for the certificate's own key")
-        return messages.RenewalReply(authority.renew(entry, request), self._authorities(leaf))
+        return messages.RenewalReply(authority.renew(entry, request), self._authorities(shown[0]))
 
     # State
 
@@ -536,6 +540,17 @@ def _load_request(pem: str) -> x509.CertificateSigningRequest:
         return x509.load_pem_x509_csr(pem.encode())
     except ValueError:
         raise PairingRefused("expected a certificate signing request") from None
+
+
+def _is_signed(key: object, signature: bytes, leaf: x509.Certificate, request: str) -> bool:
+    """Return whether a renewal was signed with `key` on a connection that showed `leaf`."""
+    text = messages.renewal_text(leaf.public_bytes(serialization.Encoding.DER), request)
+    try:
+        assert isinstance(key, ec.EllipticCurvePublicKey)
+        key.verify(signature, text, ec.ECDSA(hashes.SHA256()))
+    except _INVALID:
+        return False
+    return True
 
 
 def _refusal(status: int, error: str, message: str) -> tuple[int, bytes]:

@@ -491,6 +491,26 @@ def test_a_renewal_is_for_the_same_key(edge: Edge) -> None:
     assert (status, message) == (403, "the request is not for the certificate's own key")
 
 
+@pytest.mark.parametrize(("keeps_before", "status"), [(True, 200), (False, 403)])
+def test_a_renewal_that_began_before_the_hubs_own_renewal_succeeds(
+    edge: Edge, keeps_before: bool, status: int
+) -> None:
+    """It was refused: its signature covers the hub's certificate of the handshake."""
+    desk = edge.desk
+    shown = desk._leaf()
+    newer = x509.load_pem_x509_certificate(edge.authority.issue(csr("edge-9"), "edge-9").encode())
+    hooks = PairingHooks(
+        lambda: desk.config,
+        lambda: newer,
+        lambda: None,
+        desk.ended.append,
+        lambda: shown if keeps_before else None,
+    )
+    desk.pairing._hooks = hooks
+    desk.wall.now += 250 * DAY
+    assert edge.renew()[0] == status
+
+
 def test_a_new_pairing_revokes_what_the_name_had(authority: Authority, tmp_path: Path) -> None:
     first = x509.load_pem_x509_certificate(authority.issue(csr(), "edge-1").encode())
     other = x509.load_pem_x509_certificate(authority.issue(csr("edge-2"), "edge-2").encode())
