@@ -89,7 +89,7 @@ def _frame(payload: bytes | str) -> bytes:
 
 
 def _stream_frames(frames: list[client.FromClient]) -> Callable[[int], bytes]:
-    opened = _frame(client.encode([client.Open(1, "", "full size")]))
+    opened = _frame(client.encode([client.Open(client.VERSION, "", "full size")]))
     return _always(opened + _frame(message_of(frames)))
 
 

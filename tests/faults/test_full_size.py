@@ -50,7 +50,7 @@ def _patterns(number: int) -> tuple[str, ...]:
 
 
 FRAMES: dict[FromClient, Callable[[], list[list[stream.FromClient]]]] = {
-    stream.Open: lambda: [[stream.Open(1, "p" * 128, "s" * 100)] * stream.MAX_FRAMES],
+    stream.Open: lambda: [[stream.Open(stream.VERSION, "p" * 128, "s" * 100)] * stream.MAX_FRAMES],
     stream.Publish: lambda: [
         [stream.Publish(n + 1, f"c.{n % 5000}", 1, ONE) for n in range(30_000)],
         [stream.Publish(n + 1, "big", 1, MEGABYTE) for n in range(18)],
@@ -163,7 +163,7 @@ def pair() -> Iterator[Pair]:
             "ws://localhost/v1/stream",
             subprotocols=[stream.SUBPROTOCOL],  # type: ignore[list-item]
         ) as client:
-            client.send(stream.encode([stream.Open(1, "", "full size")]))
+            client.send(stream.encode([stream.Open(stream.VERSION, "", "full size")]))
             client.send(
                 stream.encode([stream.Publish(n + 1, "big", 1, MEGABYTE) for n in range(18)])
             )
@@ -245,7 +245,7 @@ def test_a_frame_at_its_full_size(pair: Pair, kind: FromClient) -> None:
                 close_timeout=0.1,
             ) as client,
         ):
-            client.send(stream.encode([stream.Open(1, "", "full size")]))
+            client.send(stream.encode([stream.Open(stream.VERSION, "", "full size")]))
             send_all(client, [message])
 
 
