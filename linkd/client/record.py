@@ -90,11 +90,9 @@ def encoded(encode: Encode, value: Any) -> tuple[bytes, str]:
         BadRecord: `encode_value` has no encoding for the value.
     """
     pair = encode(value)
-    try:
+    given = type(pair).__name__
+    if isinstance(pair, tuple | list) and len(pair) == 2:
         body, content_type = pair
-    except (TypeError, ValueError):
-        given = type(pair).__name__
-    else:
         if isinstance(body, bytearray | memoryview):
             body = bytes(body)
         if isinstance(body, bytes) and isinstance(content_type, str):

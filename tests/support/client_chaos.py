@@ -389,9 +389,11 @@ class CommandChaos(Chaos):
             if is_cancelled and number >= last and process.returncode is None:
                 process.send_signal(signal.SIGINT)
         out, err = await process.communicate(b"")
-        text = (out + err).decode()
-        self.done[f"publish: exit {process.returncode}"] += 1
-        self._note(tags, process.returncode, text)
+        text, code = (out + err).decode(), process.returncode
+        if code == -signal.SIGINT:
+            code = 130  # it came while the interpreter ended; shells report it so
+        self.done[f"publish: exit {code}"] += 1
+        self._note(tags, code, text)
         return number
 
     def _note(self, tags: list[str], code: int | None, text: str) -> None:
