@@ -150,6 +150,9 @@ TARGETS: dict[tuple[str, str], str] = {
     ("GET", "/metrics"): "/metrics",
     ("GET", "/"): "/",
     ("GET", "/linkd.js"): "/linkd.js",
+    ("GET", "/linkd.mjs"): "/linkd.mjs",
+    ("GET", "/linkd.d.ts"): "/linkd.d.ts",
+    ("GET", "/linkd.d.mts"): "/linkd.d.mts",
     ("GET", "/dashboard/{file}"): "/dashboard/dashboard.js",
 }
 
