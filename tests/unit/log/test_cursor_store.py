@@ -386,3 +386,14 @@ def test_many_consumers_with_long_patterns_take_little_of_the_disk(tmp_path: Pat
     before = dict(pair.cursors.consumers())
     assert dict(pair.restart().consumers()) == before
     pair.close()
+
+
+def test_cursors_in_memory_are_carried_and_close_at_once() -> None:
+    cursors, closed, removed = CursorStore(), list[bool](), list[Any]()
+    cursors.set_peer(PeerCursor("edge", 1, 7))
+    cursors.remove_consumer(("", "nobody"), removed.append)
+    assert removed == [None]
+    carried = [each for part in cursors.carried() for each in part.acks]
+    assert [(each[0], each[2]) for each in carried] == [("edge", 7)]
+    cursors.close(lambda: closed.append(True))
+    assert closed == [True]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from linkd.errors import LogDamaged
+from linkd.errors import LogDamaged, LogFull
 from linkd.log.segment import load_identity
 from linkd.log.writer import (
     FILL_BYTES,
@@ -374,3 +374,15 @@ def test_segments_are_small_on_a_small_disk(tmp_path: Path) -> None:
     one = SegmentBench(folder, files=disk, segment_bytes=64 * MIB)
     assert one.log._segment_bytes <= 10 * MIB
     one.close()
+
+
+def test_a_commit_to_a_file_that_was_deleted_is_refused(bench: SegmentBench) -> None:
+    """Also where the publish came before the log had noticed."""
+    assert append(bench, draft(b"1"))[0].offset == 1
+    max(bench.path.glob("*.log")).unlink()
+    writer, end = bench.log._writer, time.monotonic() + 10.0
+    while not writer._gone:  # the writer has noticed, and its report is not taken yet
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert isinstance(append(bench, draft(b"2"))[0], LogFull)
+    assert [notice.event for notice in bench.log.notices][-1:] == ["log.gone"]
