@@ -208,7 +208,9 @@ def test_without_relay_both_ends_say_what_is_left_out(make: Callable[..., Paths]
     assert check_line(status)[0] == 1
     assert "relay" in check_line(status)[1]
     assert metric(b, 'linkd_records_dropped_total{peer="c",reason="not-relayed"}') == 3
+    changed = time.monotonic()
     paths.set([("a", "b"), ("b", "c")])
+    b.wait_line(10.0, changed, event="link.up", peer="c")  # until its new hello c gets none of a's
     publish(a, 1, 3)
     paths.drained()
     until(lambda: texts(c) == ["b-0", "a-3"])
