@@ -76,7 +76,7 @@ MEANINGS: dict[str, str] = {
     "Probed.size": "Bytes of its padding.",
     "Resend.next": "Where the next step begins.",
     "GapNotice.previous": "Where the receiver's cursor must stand.",
-    "GapNotice.next": "Where it stands from now on.",
+    "GapNotice.next": "The receiver's new position in the log.",
     "GapNotice.epoch": "The epoch of the sender's log just below `next`.",
     "AuthorityReply.certificate": "The authenticating certificate, PEM: an authority's or its own.",
     "AuthorityReply.node": "The hub's name, unproved.",

@@ -40,7 +40,7 @@ def add(subparsers: Any) -> None:
         description="Write versions, the configuration in force, status, outages, events,"
         " consumers, metrics and the last 1,000 lines of the journal to one text file. It holds"
         " names and addresses of hosts, but no secrets and no messages: read it before you send it."
-        " A part that cannot be had is named in the file; the daemon need not run.",
+        " A part that is not available is named in the file; the daemon need not run.",
     )
     add_socket(parser)
     parser.add_argument(
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _content(part: Callable[[], str]) -> str:
-    """Return a part of the report, or why it cannot be had."""
+    """Return a part of the report, or why it is not available."""
     try:
         return part()
     except (LinkdError, OSError, subprocess.SubprocessError) as error:

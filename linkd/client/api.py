@@ -70,7 +70,7 @@ class PublishQueue:
 
     @property
     def is_free(self) -> bool:
-        """Whether a publish may start now: there is room, and nobody waits."""
+        """Whether a publish may start now: there is room, and none is queued."""
         return not self._waiting and self._has_room()
 
     def append(self, *entry: Any) -> None:

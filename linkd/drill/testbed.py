@@ -306,9 +306,9 @@ def prepare(directory: Path, bare: bool = False) -> tuple[Loopback, str]:
 
 
 def free_port() -> int:
-    """Return a port of loopback that nobody listens on.
+    """Return an unused port of loopback, outside the range of ephemeral ports.
 
-    None that the kernel gives to outgoing connections: one of those might take it first.
+    An outgoing connection might take one of those first.
     """
     while True:
         port = random.randrange(16_384, 32_768)

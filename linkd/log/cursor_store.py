@@ -409,7 +409,7 @@ def _joined(key: Owned) -> str:
 
 
 def _packed(kind: str, row: bytes) -> bytes:
-    """Return what stands in the file for a row."""
+    """Return a row as it is stored in the file."""
     return zlib.compress(row, 1) if kind == _CONSUMER and len(row) > _LONG_ROW else row
 
 

@@ -237,7 +237,7 @@ class Writer:
             return 0
         written_jobs = Written(jobs, self._free, self._measured_at, time.monotonic() - began)
         self._post(partial(self._report, written_jobs))
-        # All else comes behind the report, so that nobody waits for it.
+        # The rest comes after the report, so that no publisher waits for it.
         if self._size - self._uncached >= UNCACHE_BYTES:
             self._files.uncache(self._fd, self._uncached, self._size - self._uncached)
             self._uncached = self._size
