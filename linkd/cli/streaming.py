@@ -201,6 +201,8 @@ class _Lines:
         self._arguments = arguments
         self._headers = headers_of(arguments)
         self._under_way: deque[tuple[int, Enqueued]] = deque()
+        self._behind = 0  # lines since the first that is not known to be stored
+        self._unknown = 0  # those of them up to the last that is or may be stored
 
     async def all(self, given: Input) -> None:
         """Publish to the end of the input, with several publishes in flight."""
@@ -221,11 +223,10 @@ class _Lines:
                 while self._under_way:
                     with suppress(LinkdError):
                         await self._settle()
-        unknown = 0
         for count, under_way in self._under_way:
-            self._add(under_way.stored)
-            unknown += count - under_way.stored.count
-        more = f"of {unknown:,} more it is not known, " if unknown else ""
+            self._add(under_way, count)
+            self._unknown = self._behind
+        more = f"of {self._unknown:,} more it is not known, " if self._unknown else ""
         return f"{plural(self.total.count, 'message')} stored, {more}then: {why}"
 
     async def _send(self, lines: list[bytes], rest: bytes = b"") -> None:
@@ -256,12 +257,22 @@ class _Lines:
             await under_way
         finally:
             if under_way.done():
-                self._under_way.popleft()
-                self._add(under_way.stored)
+                self._add(under_way, self._under_way.popleft()[0])
 
-    def _add(self, stored: Stored) -> None:
-        first, last = self.total.first or stored.first, stored.last or self.total.last
-        self.total = Stored(first, last, self.total.count + stored.count)
+    def _add(self, under_way: Enqueued, count: int) -> None:
+        """Count a publish of `count` lines.
+
+        A log that was full may have room again for what comes next: lines behind a refused one do
+        not count as stored before it.
+        """
+        stored, leading = under_way.stored, 0
+        if not self._behind:
+            leading = under_way.leading
+            first, last = self.total.first or stored.first, stored.last or self.total.last
+            self.total = Stored(first, last, self.total.count + leading)
+        self._behind += count - leading
+        if stored.count > leading:
+            self._unknown = self._behind
 
 
 class Input:

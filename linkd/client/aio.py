@@ -252,10 +252,12 @@ class Enqueued:
 
     Attributes:
         stored: The values known to be stored, even if others were refused.
+        leading: How many values are stored before the first that was refused or is not settled.
     """
 
     def __init__(self, under_way: list[tuple[int, Awaitable[Published]]]) -> None:
         self.stored = Stored(0, 0, 0)
+        self.leading = 0
         self._task = asyncio.ensure_future(self._settle(under_way))
         self._task.add_done_callback(_seen)
 
@@ -271,6 +273,8 @@ class Enqueued:
         for count, outcome in under_way:
             try:
                 self.stored = plus(self.stored, count, await outcome)
+                if error is None:
+                    self.leading += count
             except LinkdError as failed:
                 error = error or failed
         if error is not None:
