@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
@@ -93,6 +95,20 @@ def failing(at: int | None, error: Callable[[], BaseException]) -> Iterator[list
             call(f"open {path}")
         return real_open(path, flags, *rest)  # type: ignore[arg-type]
 
+    class FailingWriter(io.BufferedWriter):
+        """Its content reaches the system at the first flush."""
+
+        has_flushed = False
+
+        def flush(self) -> None:
+            if not self.has_flushed:
+                self.has_flushed = True
+                call("write")
+            super().flush()
+
+    def fake_fdopen(descriptor: int, mode: str) -> FailingWriter:
+        return FailingWriter(io.FileIO(descriptor, mode))
+
     def fake_fsync(descriptor: int) -> None:
         call("fsync")
         real_fsync(descriptor)
@@ -107,6 +123,7 @@ def failing(at: int | None, error: Callable[[], BaseException]) -> Iterator[list
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(os, "open", fake_open)
+        patched.setattr(os, "fdopen", fake_fdopen)
         patched.setattr(os, "fsync", fake_fsync)
         patched.setattr(Path, "replace", fake_replace)
         patched.setattr(Path, "unlink", fake_unlink)
@@ -159,9 +176,40 @@ def test_a_revocation_is_in_force_or_the_command_fails(
         assert hub.listed()
         if len(made) <= step:
             break
-    assert len(outcomes) == 9  # eight calls, and one run without a failure
+    assert len(outcomes) == 11  # ten calls, and one run without a failure
     assert outcomes[0] == ("killed" if error is Killed else "not revoked")
     assert outcomes[-1] == "revoked"
+
+
+def kill_this_process() -> BaseException:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("still alive")
+
+
+def test_a_hub_that_is_killed_at_any_step_refuses_what_it_reported_as_revoked(
+    tmp_path: Path,
+) -> None:
+    """A process of its own ends by SIGKILL ahead of each call that changes the disk."""
+    ends = []
+    for step in count():
+        hub = Hub(tmp_path / str(step))
+        child = os.fork()
+        if child == 0:
+            with suppress(BaseException), failing(step, kill_this_process):
+                os._exit(0 if attempt(hub) == "revoked" else 1)
+            os._exit(2)
+        _, status = os.waitpid(child, 0)
+        ends.append(os.waitstatus_to_exitcode(status))
+        hub.start()
+        assert hub.listed() == hub.refuses(), f"step {step}"
+        if ends[-1] == 0:
+            assert hub.refuses()
+            break
+        assert len(hub.authority.revoke("edge")) == 1
+        hub.start()
+        assert hub.refuses()
+        assert hub.listed()
+    assert ends == [-signal.SIGKILL] * 10 + [0]
 
 
 def test_a_full_disk_is_an_error_each_time_and_room_is_enough(tmp_path: Path) -> None:
@@ -281,7 +329,7 @@ def test_a_successor_that_was_cut_short_is_made_at_the_next_start(
         assert all(each.get_revoked_certificate_by_serial_number(serial) for each in lists)
         if len(made) <= step:
             break
-    assert len(made) == 8
+    assert len(made) == 10
 
 
 @pytest.mark.parametrize("is_put_back", [False, True])
