@@ -43,6 +43,7 @@ def add(subparsers: Any) -> None:
         " report damage. Exit code 1 if anything is damaged.",
     )
     verify.add_argument("--json", action="store_true", help="print an object")
+    verify.add_argument("--segment", metavar="FILE", help="read only this segment of the log")
     trim = verbs.add_parser(
         "trim",
         help="delete records below an offset",
@@ -128,10 +129,14 @@ def _print_log(log: LogStatus) -> None:
 
 def _verify(arguments: argparse.Namespace) -> int:
     """Read every file of the log; return 1 if anything is damaged."""
-    from linkd.log import verify  # noqa: PLC0415 - only where the files are read
+    from linkd.log import verify, verify_segment  # noqa: PLC0415 - only where the files are read
 
-    directory = _directory(arguments)
-    found = verify(directory)
+    if arguments.segment is not None:
+        directory = Path(arguments.segment)
+        found = verify_segment(directory)
+    else:
+        directory = _directory(arguments)
+        found = verify(directory)
     if arguments.json:
         print(json_text(msgspec.json.encode(found)))
     else:

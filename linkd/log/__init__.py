@@ -14,7 +14,7 @@ from linkd.log.commit import Post
 from linkd.log.cursor_store import CursorStore, SqliteCursorStore
 from linkd.log.disk_log import DiskLog
 from linkd.log.files import Environment
-from linkd.log.inspect import stat, verify
+from linkd.log.inspect import stat, verify, verify_segment
 
 __all__ = [
     "CursorStore",
@@ -25,6 +25,7 @@ __all__ = [
     "open_log",
     "stat",
     "verify",
+    "verify_segment",
 ]
 
 

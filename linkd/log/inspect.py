@@ -151,6 +151,27 @@ def verify(path: Path) -> Verified:
     return Verified(not damage, len(present), records, size, damage, notes)
 
 
+def verify_segment(file: Path) -> Verified:
+    """Read one segment, wherever it is, and return what is damaged.
+
+    `scripts/install` asks so whether a segment holds records, of this release or of another one.
+
+    Raises:
+        LogDamaged: It can't be read at all.
+        StateTooNew: It was written by a newer linkd.
+    """
+    damage: list[str] = []
+    notes: list[str] = []
+    try:
+        index = _checked(file, None, damage, notes)
+        size = file.stat().st_size
+    except OSError as error:
+        raise LogDamaged(explain_os_error(error, file.parent)) from None
+    blocks = [] if index is None else index.blocks
+    records = sum(n for block in blocks for n, _ in block.totals.values())
+    return Verified(not damage, 1, records, size, damage, notes)
+
+
 def _kept(path: Path, identity: Identity | None) -> list[int]:
     """Return the numbers of the segments whose records are still in the log.
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from linkd.log.frame import BATCH, EPOCH, HEAD, frame_prefix
 from tests.support.fake_host import LOCK, SEGMENT, STATE, FakeHost, Linkd, can_fake
+from tests.support.logs import SegmentBench, append, draft
 from tests.support.needs import lacking, need
 
 OLD, NEW = Linkd("1.0"), Linkd("2.0")
@@ -84,18 +84,23 @@ def test_a_state_that_the_version_before_finds_too_new_is_put_back(node: FakeHos
     assert node.running() == "1.0"
 
 
-@pytest.mark.parametrize("kind", [EPOCH, BATCH])
+@pytest.mark.parametrize("content", ["no message", "a message", "damage"])
 def test_a_newer_segment_is_put_aside_if_it_holds_no_message(
-    node: FakeHost, tmp_path: Path, kind: int
+    node: FakeHost, tmp_path: Path, content: str
 ) -> None:
-    segment = tmp_path / "segment"
-    frames = [frame_prefix((each, 0, b"head", b""), 0, 0.0, 0.0) + b"head" for each in (HEAD, kind)]
-    segment.write_bytes(b"".join(frames) + bytes(4096))
+    """The version that wrote it judges: the one before can't read it."""
+    bench = SegmentBench(tmp_path / "bench")
+    if content == "a message":
+        append(bench, draft(b"one"))
+    bench.close()
+    (segment,) = (tmp_path / "bench").rglob("0*.log")
+    if content == "damage":
+        segment.write_bytes(b"x" + segment.read_bytes()[1:])
     node.sh(f"cp {segment} /run/fake/segment")
     done = node.install(Linkd("2.0", "dies", format=2))
     assert done.returncode == 1
     assert node.read(STATE) == "1"
-    if kind == BATCH:
+    if content != "no message":
         wanted = f"linkd is DOWN: linkd: {SEGMENT} was written by a newer linkd (format 2)"
     else:
         wanted = "linkd 1.0 is running"

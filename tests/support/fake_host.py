@@ -91,7 +91,6 @@ case "$1 $2" in
     cp "$2/linkd" "$(dirname "$0")/linkd" ;;
 "-c "*version_info*) echo "$0" ;;
 "-c import venv"*) ;;
-"-c "*candidate_at*) exec TESTS_PYTHON "$@" ;;
 "-c "*) exec /usr/bin/python3 "$@" ;;
 *) exec sh "$@" ;;
 esac
@@ -141,6 +140,10 @@ run)
     echo {self.format} >/var/lib/linkd/log/identity
     [ {self.format} = 1 ] || [ ! -e /run/fake/segment ] || cp /run/fake/segment {SEGMENT}
     exit {code} ;;
+log)  # as the real one; a version refuses what a newer one has written
+    [ {self.format} = 2 ] || exit 4
+    cd /
+    exec {sys.executable} -m linkd "$@" ;;
 esac
 """
 
@@ -159,7 +162,7 @@ class FakeHost(Namespace):
             made.mkdir()
         programs = {
             "systemctl": _SYSTEMCTL,
-            "python3.99": _PYTHON.replace("TESTS_PYTHON", sys.executable),
+            "python3.99": _PYTHON,
             "journalctl": "#!/bin/sh\nexec tail -n 20 /run/fake/journal\n",
             "systemd-sysusers": "#!/bin/sh\nexec useradd --system --user-group --no-create-home"
             " --comment linkd --home-dir /var/lib/linkd --shell /usr/sbin/nologin linkd\n",

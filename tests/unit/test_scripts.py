@@ -470,3 +470,9 @@ def test_rules_of_the_other_kind_of_iptables_are_found(
     while "linkd-drop" in box.sh("iptables-nft -S; iptables-legacy -S"):
         assert time.monotonic() < end, "its timer does not find what the other kind has made"
         time.sleep(0.05)
+
+
+def test_install_uses_no_internals_of_a_release() -> None:
+    """It meets releases that are older and newer than itself: only their commands are stable."""
+    text = (ROOT / "scripts" / "install").read_text()
+    assert not re.search(r"(import|from) linkd\.?\w* ?import|import linkd|-m linkd", text)

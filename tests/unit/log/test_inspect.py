@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from linkd.errors import LogDamaged
-from linkd.log import stat, verify
+from linkd.log import stat, verify, verify_segment
 from linkd.log.frame import HEAD, frame_prefix
 from linkd.log.segment import FORMAT, SegmentHead, load_identity, read_head, segment_path
 from tests.support.logs import SegmentBench, append, draft
@@ -156,3 +156,24 @@ def test_a_head_longer_than_the_first_read_is_read_whole(tmp_path: Path) -> None
     path = tmp_path / "000000000001.log"
     path.write_bytes(frame_prefix(part, 0, 0.0, 0.0) + part[2])
     assert read_head(path)[0] == head
+
+
+def test_one_segment_is_judged_wherever_it_is(tmp_path: Path) -> None:
+    """An upgrade that is taken back asks whether the segment that it began holds a record."""
+    bench = SegmentBench(tmp_path / "log")
+    file = segment_path(tmp_path / "log", 1)
+    elsewhere = tmp_path / "elsewhere"
+    for count in (0, 2):
+        if count:
+            append(bench, draft(b"one", b"two"))
+        elsewhere.write_bytes(file.read_bytes())
+        found = verify_segment(elsewhere)
+        assert (found.sound, found.segments, found.records) == (True, 1, count)
+        assert found.bytes == file.stat().st_size
+    bench.close()
+    elsewhere.write_bytes(b"x" + file.read_bytes()[1:])
+    found = verify_segment(elsewhere)
+    assert (found.sound, found.records) == (False, 0)
+    assert found.damage == [f"{elsewhere}: it does not open as a segment"]
+    with pytest.raises(LogDamaged, match="No such file"):
+        verify_segment(tmp_path / "nothing")
