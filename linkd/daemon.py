@@ -256,7 +256,8 @@ class Daemon:
         line = f"{up} up, {len(down)} down"
         if down:
             line += f" ({', '.join(down[:5])}{', …' if len(down) > 5 else ''})"
-        self._manager.status(f"links: {line}")
+        word = "draining, " if parts.node.drain.active else ""
+        self._manager.status(f"{word}links: {line}")
 
     def _feed(self, parts: Application) -> None:
         """Notify the watchdog while every dialer makes progress."""

@@ -156,6 +156,23 @@ class CertificateStatus(msgspec.Struct, frozen=True):
     expires_seconds: float
 
 
+class DrainStatus(msgspec.Struct, frozen=True):
+    """How far `linkd drain` is.
+
+    `done`: all links have ended. `seconds`: since it began, or how long it took; null where the
+    node does not drain. `links`: those still connected; `unacknowledged`: those of them that have
+    yet to acknowledge, or to be acknowledged, what was owed when the drain began. `owed_records`
+    counts what all peers are owed, also those that were down: it waits for them in the log.
+    """
+
+    draining: bool
+    done: bool
+    seconds: float | None
+    links: int
+    unacknowledged: int
+    owed_records: int
+
+
 class NodeStatus(msgspec.Struct, frozen=True):
     """A node, as it is now.
 
@@ -163,6 +180,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     link's, for as long as it lasts: `status --check` is WARNING meanwhile. `absent` has the peers
     whose `[[peer]]` is missing, `refused` the connections that were refused in the last
     hour, newest first; `certificates` lists when those in files end, and those of paired peers.
+    `draining`: it takes no links (`linkd drain`).
     """
 
     node: str
@@ -175,6 +193,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     absent: list[AbsentPeer] = []
     refused: list[RefusedConnection] = []
     certificates: list[CertificateStatus] = []
+    draining: bool = False
 
 
 class Event(msgspec.Struct, frozen=True):

@@ -412,6 +412,7 @@ def _of_node(status: NodeStatus) -> Iterator[str]:
             "For which the disk has not finished a commit; 0 below 5.",
             log.stalled_seconds or 0.0,
         ),
+        ("linkd_draining", "1 while the node takes no links: `linkd drain`.", int(status.draining)),
         ("linkd_uptime_seconds", "Since the node started.", status.uptime_seconds),
     ):
         yield _head(name, about, "gauge")

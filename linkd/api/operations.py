@@ -83,6 +83,8 @@ class StaticFiles:
 DRILL_PATTERN = r"^[a-z][a-z0-9-]{0,31}$"
 """Valid names of drills."""
 
+MAX_DRAIN_SECONDS = 3600.0
+
 PENDING_SECONDS = 0.05
 """For so long one call may count what consumers have yet to read: some ms for each GiB."""
 
@@ -204,6 +206,13 @@ class Confirmed(msgspec.Struct, forbid_unknown_fields=True):
     confirmed: bool = False
 
 
+class DrainWanted(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of a drain: how long to wait for acknowledgements, when peers should come back."""
+
+    timeout: Annotated[float, msgspec.Meta(ge=0, le=MAX_DRAIN_SECONDS)] = 10.0
+    retry_after: Annotated[float, msgspec.Meta(ge=0, le=MAX_DRAIN_SECONDS)] = 1.0
+
+
 class Trim(msgspec.Struct, forbid_unknown_fields=True):
     """The body of a trim: records below `before`."""
 
@@ -233,6 +242,26 @@ async def resync(api: ApiServer, call: Call) -> Response:
     with known_peer(peer):
         effect = await api.node.resync(peer, wanted.confirmed)
     return answer({"peer": peer, "message": effect, "done": wanted.confirmed})
+
+
+async def begin_drain(api: ApiServer, call: Call) -> Response:
+    """Take no new links, and end those that are up."""
+    call.caller.check_operator()
+    wanted = call.json(DrainWanted)
+    api.node.drain.begin(wanted.timeout, wanted.retry_after)
+    return answer(api.node.drain.status())
+
+
+async def drain_status(api: ApiServer, _: Call) -> Response:
+    """Answer how far the drain is."""
+    return answer(api.node.drain.status())
+
+
+async def undo_drain(api: ApiServer, call: Call) -> Response:
+    """Take links again."""
+    call.caller.check_operator()
+    api.node.drain.undo()
+    return answer(api.node.drain.status())
 
 
 async def forget_peer(api: ApiServer, call: Call) -> Response:
@@ -310,10 +339,12 @@ async def healthz(api: ApiServer, _: Call) -> Response:
 
 
 async def readyz(api: ApiServer, call: Call) -> Response:
-    """Answer whether all required links are up."""
+    """Answer whether all required links are up and the node takes links."""
     node = api.node
     if node.starting or node.stopping:
         return answer({"ready": False, "waiting_for": []}, 503)
+    if node.drain.active:
+        return answer({"ready": False, "waiting_for": [], "draining": True}, 503)
     links = await api.link_statuses(call.caller.name)
     down = [link.peer for link in links if link.required and link.state != "up"]
     return answer({"ready": not down, "waiting_for": down}, 503 if down else 200)

@@ -345,6 +345,40 @@ ROUTES: tuple[Route, ...] = (
         produces=(),
     ),
     Route(
+        "POST /v1/drain",
+        "Take no new links, end those that are up, and report how far that is.",
+        {200: "It drains."},
+        operations.begin_drain,
+        fields=(
+            Param(
+                "timeout",
+                "Seconds to wait for acknowledgements before the links end, 10 by default.",
+                "number",
+                minimum=0,
+                maximum=operations.MAX_DRAIN_SECONDS,
+            ),
+            Param(
+                "retry_after",
+                "Seconds after which peers should come back, 1 by default.",
+                "number",
+                minimum=0,
+                maximum=operations.MAX_DRAIN_SECONDS,
+            ),
+        ),
+    ),
+    Route(
+        "GET /v1/drain",
+        "Return how far a drain is.",
+        {200: "Whether the node drains, and which links are left."},
+        operations.drain_status,
+    ),
+    Route(
+        "DELETE /v1/drain",
+        "Take links again.",
+        {200: "It takes links, as if there had been no drain."},
+        operations.undo_drain,
+    ),
+    Route(
         "POST /v1/log/trim",
         "Return the number of records below an offset; delete them if confirmed.",
         {200: "The records to delete, or that were deleted."},
@@ -496,7 +530,7 @@ ROUTES: tuple[Route, ...] = (
     Route(
         "GET /readyz",
         "All required links are up.",
-        {200: "They are.", 503: "Some are not, or the node starts or stops."},
+        {200: "They are.", 503: "Some are not, or the node starts, stops or drains."},
         operations.readyz,
         access="open",
         available_while_starting=True,

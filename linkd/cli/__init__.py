@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "token": ("token", "a token that opens one connection, or the dashboard"),
     "drill": ("drill", "make a fault on purpose, and judge what comes of it"),
     "resync": ("resync", "restart a diverged link"),
+    "drain": ("drain", "end all links ahead of a restart or maintenance"),
     "invite": ("pairing", "make a code that lets another node join"),
     "join": ("pairing", "join a node by its code"),
     "peers": ("pairing", "list the peers that were paired"),
@@ -56,7 +57,7 @@ _GROUPS: dict[str, tuple[str, ...]] = {
     "messages": ("publish", "subscribe", "token"),
     "set up": ("check", "invite", "join", "revoke", "completion"),
     "act on a link": ("kick", "resync", "drill"),
-    "the daemon": ("run", "version"),
+    "the daemon": ("run", "drain", "version"),
 }
 """The commands as `linkd help` lists them."""
 

@@ -33,6 +33,7 @@ _EXAMPLES: Final = {
     "log": ("linkd log stat", "linkd log verify"),
     "token": ("linkd token --dashboard",),
     "drill": ("linkd drill --lab blackhole --show", "linkd drill blackhole hub"),
+    "drain": ("linkd drain && systemctl restart linkd", "linkd drain --undo"),
     "invite": ("linkd invite edge-1 --address hub.example.net --receive orders",),
     "join": ("linkd join CODE",),
     "report": ("sudo linkd report",),

@@ -97,6 +97,11 @@ class Backoff:
         """Return the delay after a peer asked for one: at least that, up to twice that."""
         return min(retry_after, MAX_RETRY_AFTER) * (1 + self._random())
 
+    def sent_away(self, retry_after: float) -> float:
+        """Return the delay after a goodbye with a time: the next URL, if there is one, at once."""
+        self._round = []
+        return self.failed("busy", retry_after)
+
     def rejected(self) -> float:
         """Return the delay after the peer refused us for a reason that an operator must fix."""
         return self._spread(REJECTED_DELAY)

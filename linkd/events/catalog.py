@@ -441,6 +441,17 @@ NODE_EVENTS = (
     # The daemon
     info("node.starting", "The daemon starts.", fields="node version state_dir"),
     info("node.ready", "All sockets listen.", fields="node peers start_seconds"),
+    warn(
+        "node.drain-started",
+        "An operator drains the node (`linkd drain`): it takes no new links, and ends the others.",
+        fields="links",
+    ),
+    info(
+        "node.drained",
+        "All links have ended. The node takes none until `linkd drain --undo` or a restart.",
+        fields="drain_seconds",
+    ),
+    info("node.drain-undone", "An operator has ended the drain; links are taken again."),
     info("node.stopping", "A clean stop has begun; peers get a goodbye.", fields="signal"),
     info(
         "node.stopped",

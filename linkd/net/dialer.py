@@ -431,6 +431,10 @@ class LinkDialer(ClientFactory, ReconnectingClientFactory):  # type: ignore[misc
         self.next_attempt = self.clock.seconds() + after
         self.retry(SimpleNamespace(connect=self.begin_attempt))  # type: ignore[no-untyped-call]
 
+    def skip_url(self) -> None:
+        """Dial the next URL first: the node at the last one asked for some time."""
+        self._url = (self._url + 1) % len(self.targets)
+
     def stop(self) -> None:
         """Stop dialing, and end the current attempt."""
         self._stopped = True

@@ -236,6 +236,9 @@ _KEPT = _LOST | {
     "log.stall-ended",
     "log.stalled",
     "log.trimmed",
+    "node.drain-started",
+    "node.drain-undone",
+    "node.drained",
 }
 """Events that `linkd events` shows in addition to the state changes of links."""
 

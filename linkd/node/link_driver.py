@@ -85,6 +85,11 @@ class LinkDriver:
         return self.replicator.connection
 
     @property
+    def is_connected(self) -> bool:
+        """Whether a connection of the peer is still open, be it on its way to the close."""
+        return bool(self._greeted)
+
+    @property
     def generation(self) -> str | None:
         """The generation of the live connection, for logs and status."""
         connection = self.connection
@@ -157,6 +162,8 @@ class LinkDriver:
         spread = connection.return_spread
         if goodbye is not None and goodbye.return_spread:
             spread = goodbye.return_spread
+        if self.dialer is not None and retry_after is not None:
+            self.dialer.skip_url()  # another URL of the peer may take the link at once
         self._run(links.Lost(connection.key, reason, detail, retry_after, silent, spread))
         if self._dials_at_once:
             self._dials_at_once = False
@@ -226,6 +233,8 @@ class LinkDriver:
         """Stop: send a goodbye, and stop dialing."""
         connection = self.connection
         if connection is not None:
+            if self.link.state == "up":
+                self.replicator.acknowledge()
             connection.goodbye(wire.goodbye("stopped", detail, retry_after))
         self._run(links.Stop(detail))
         self.replicator.drop()
@@ -446,7 +455,9 @@ class LinkDriver:
             return
         if effect.reason == "duplicate":
             self._log_duplicate(held[0].address, effect.detail)
-        held[0].goodbye(wire.goodbye(effect.reason, effect.detail))
+        # One that was upgraded before a drain began, and comes too late.
+        wait = self._node.busy() if effect.reason == "stopped" else None
+        held[0].goodbye(wire.goodbye(effect.reason, effect.detail, wait))
 
     def _changed(self, effect: links.Changed) -> None:
         silence, self._last_silence = self._last_silence, None

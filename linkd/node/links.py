@@ -377,7 +377,8 @@ class Links:
         if settings.dial:
             driver.dialer = self._make_dialer(driver)
         self._node.dispatcher.changed()
-        driver.start()
+        if not self._node.drain.active:
+            driver.start()
 
     def _remove(self, name: str, detail: str) -> None:
         """Stop the link to one peer."""

@@ -25,6 +25,7 @@ from linkd.log.interface import Appended, OnDurable, Owned
 from linkd.net.dialer import LinkDialer
 from linkd.net.timers import call_when_idle
 from linkd.node.dispatcher import ChannelRules, Dispatcher, VolatileSequence, messages_of
+from linkd.node.drain import Drain
 from linkd.node.history import History, LinkRecorder, Strangers
 from linkd.node.link_driver import LinkDriver
 from linkd.node.links import Held, Links
@@ -116,6 +117,7 @@ class Node:
         warnings: Standing warnings for status, a sentence each, by what they are about. Anyone who
             finds one sets it, and removes it once it is over.
         links: The links to all peers.
+        drain: Refuses new links and ends the others, on an operator's request.
         subscriptions: Readers of the log and named consumers.
         dispatcher: Distributes committed and volatile records to links and readers.
         recorder: Records every change of the links.
@@ -157,6 +159,7 @@ class Node:
         self.held = Held(log, lambda: len(self.links.drivers))
         self.links = Links(self, stores.cursors, partial(make_dialer, self), rng)
         self.link: Callable[[str], LinkDriver | None] = self.links.drivers.get
+        self.drain = Drain(self)
         self.subscriptions = Subscriptions(self, log, stores.cursors)
         self.warnings: dict[str, str] = {}
         self.certificates: Sequence[tuple[CertificateRole, str | None, float]] = ()
@@ -188,6 +191,7 @@ class Node:
         if self._tick.running:
             self._tick.stop()
         self.subscriptions.stop()
+        self.drain.stop()
         self.links.stop(detail)
         done: Deferred[None] = Deferred()
         self._cursors.close(lambda: self.log.close(lambda: done.callback(None)))
@@ -214,7 +218,7 @@ class Node:
 
     def busy(self) -> float | None:
         """Return after how many seconds newcomers should come back, or None."""
-        return 1.0 if self.starting or self.stopping else None
+        return 1.0 if self.starting or self.stopping else self.drain.busy()
 
     def refused(self, claimed: str | None, address: str, reason: Reason, detail: str) -> None:
         """A connection was refused; status shows it."""
@@ -383,6 +387,7 @@ class Node:
                 CertificateStatus(role, peer, ends - wall())
                 for role, peer, ends in self.certificates
             ],
+            draining=self.drain.active,
         )
 
     def link_status(self, peer: str) -> LinkStatus | None:

@@ -182,7 +182,7 @@ class Replicator:
         self._unwanted: dict[str, None] = {}
         self._acked_before = 0  # records acknowledged when the connection began
         self._begun: list[sessions.Effect] = []
-        self._acks = AckScheduler(self._clock, self._acknowledge)
+        self._acks = AckScheduler(self._clock, self.acknowledge)
         self._read_effects: list[sessions.Effect] = []  # what a read at once has led to
         self._version = 0  # of the protocol, as the peer speaks it
         self._part_bytes = 0  # of a record that has come in part, as the account has it
@@ -633,7 +633,7 @@ class Replicator:
             places["records"] = outcome.unproven
             log_event("error", "link.unproven-records", peer=self.peer, **places, detail=detail)
 
-    def _acknowledge(self) -> None:
+    def acknowledge(self) -> None:
         """Acknowledge all committed records in one message."""
         self.perform(self.session.inbound.ack())
 

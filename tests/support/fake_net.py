@@ -111,6 +111,7 @@ class FakeDialer:
         self.deadline: float | None = None
         self.next_attempt: float | None = None
         self.segment_bytes = 0
+        self.skipped = 0
         self._net = net
         self._driver = driver
         self._timer = None
@@ -129,6 +130,9 @@ class FakeDialer:
         under_way, self._under_way = self._under_way, None
         if under_way is not None and not (under_way.greeted or under_way.ended):
             under_way.abandon()
+
+    def skip_url(self) -> None:
+        self.skipped += 1
 
     def _attempt(self) -> None:
         self.next_attempt = None

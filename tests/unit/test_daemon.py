@@ -53,7 +53,8 @@ class Parts:
     """What the daemon drives."""
 
     def __init__(self) -> None:
-        self.node = self.links = self
+        self.node = self.links = self.drain = self
+        self.active = False
         self.calls: list[str] = []
         self.refuses: Exception | None = None
         self.stuck: str | None = None

@@ -9,13 +9,13 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 
-from linkd.cli import main
+from linkd.cli import drain, main
 from linkd.cli.output import Colours
 from linkd.cli.status import decode, node_text
 from tests.support.http_daemon import HttpDaemon
@@ -316,6 +316,90 @@ def test_what_can_be_no_name_is_not_asked_for(
     assert main([*words, word, *more]) == 2
     assert capsys.readouterr().err == f"linkd: expected a name, got {word!r}\n"
     assert daemon.asked == []
+
+
+def drained(**fields: object) -> dict[str, object]:
+    now = {"draining": True, "done": False, "seconds": 0.4, "links": 2, "unacknowledged": 1}
+    return {**now, "owed_records": 0, **fields}
+
+
+@pytest.mark.parametrize(
+    ("answers", "code", "out", "err"),
+    [
+        (
+            [drained(), drained(), drained(done=True, links=0)],
+            0,
+            "drained in 400ms, all links have ended\n",
+            "linkd: draining: 2 links left, 1 of them with acknowledgements owed\n",
+        ),
+        (
+            [drained(done=True, owed_records=1)],
+            0,
+            "drained in 400ms, all links have ended; 1 owed record waits in the log\n",
+            "",
+        ),
+        (
+            [drained(done=True, owed_records=1200)],
+            0,
+            "drained in 400ms, all links have ended; 1,200 owed records wait in the log\n",
+            "",
+        ),
+        ([drained(draining=False)], 1, "", "linkd: somebody else has ended the drain\n"),
+        (
+            [drained(unacknowledged=0)] * 99,
+            5,
+            "",
+            "linkd: draining: 2 links left\n"
+            "linkd: 2 links left after 15s; the node goes on draining\n",
+        ),
+    ],
+)
+def test_a_drain_shows_its_progress_and_its_end(
+    answers: list[dict[str, object]],
+    code: int,
+    out: str,
+    err: str,
+    daemon: HttpDaemon,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += 1.0
+        daemon.answers["GET /v1/drain"] = (200, answers[min(int(now[0]), len(answers) - 1)])
+
+    monkeypatch.setattr(drain, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    daemon.answers["POST /v1/drain"] = (200, answers[0])
+    assert main(["drain", "--retry-after", "0.5"]) == code
+    assert daemon.asked[0].body == b'{"timeout":10.0,"retry_after":0.5}'
+    printed = capsys.readouterr()
+    assert printed.out == out
+    assert printed.err == err
+
+
+def test_an_interrupted_drain_goes_on(
+    daemon: HttpDaemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(drain, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=interrupted))
+    daemon.answers["POST /v1/drain"] = (200, drained())
+    assert main(["drain"]) == 130
+    assert "the node goes on draining; `linkd drain --undo` ends that" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("draining", [True, False])
+def test_a_drain_is_undone(
+    draining: bool, daemon: HttpDaemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    daemon.answers["GET /v1/drain"] = (200, drained(draining=draining))
+    daemon.answers["DELETE /v1/drain"] = (200, drained(draining=False))
+    assert main(["drain", "--undo"]) == 0
+    assert [each.method for each in daemon.asked] == ["GET", "DELETE"]
+    said = "links are taken again\n" if draining else "the node was not draining\n"
+    assert capsys.readouterr().out == said
 
 
 def test_refusals_are_4_and_time_outs_5(

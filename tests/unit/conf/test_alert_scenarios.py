@@ -49,11 +49,11 @@ class Host:
         """Change what status says of a link."""
         self.node.links[peer] = msgspec.structs.replace(self.node.links[peer], **fields)
 
-    def fall(self, peer: str, silence: float) -> None:
+    def fall(self, peer: str, silence: float, reason: str = "silence") -> None:
         """Have a link leave `up`."""
         self.set(peer, state="waiting")
         for told in self.node.on_fell:
-            told(peer, "silence", silence)
+            told(peer, reason, silence)
 
     def rise(self, peer: str, seconds: float) -> None:
         """Have a link come up again."""
@@ -277,6 +277,25 @@ def test_a_hub_of_100_peers_restarts_with_a_long_history(tmp_path: Path) -> None
         hub.rise("p7", 8.0)
         prometheus.run(60)
     prometheus.firing("LinkdLinkFlapping instance=hub peer=p7")
+    prometheus.judge(tmp_path)
+
+
+def test_a_drain_that_was_forgotten(
+    edge: Host, hub: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prometheus = Prometheus(edge, hub)
+    prometheus.run(300)
+    status = hub.node.status
+    monkeypatch.setattr(
+        hub.node, "status", lambda: msgspec.structs.replace(status(), draining=True)
+    )
+    prometheus.run(1500)
+    prometheus.firing()
+    prometheus.run(600)
+    prometheus.firing("LinkdDraining instance=hub")
+    monkeypatch.undo()
+    prometheus.run(60)
+    prometheus.firing()
     prometheus.judge(tmp_path)
 
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from linkd.core.backoff import Backoff, tcp_timeout
+from linkd.core.backoff import NEXT_URL_DELAY, Backoff, tcp_timeout
 
 LEAST, MOST = 0.0, 1.0 - 2**-53
 
@@ -94,6 +94,14 @@ def test_the_next_url_comes_at_once_and_the_round_waits_for_its_least() -> None:
     assert each.failed("busy", 20.0) == pytest.approx(0.05)
     assert each.failed("unreachable") == pytest.approx(0.4)
     assert each.failed("rejected") == pytest.approx(0.05)
+
+
+def test_a_goodbye_with_a_time_counts_as_a_failure_at_its_url() -> None:
+    assert backoff(0.5).sent_away(2.0) == 3.0
+    two = backoff(0.5, urls=2)
+    two.failed("refused")
+    assert two.sent_away(2.0) == NEXT_URL_DELAY
+    assert two.failed("busy", 8.0) == 3.0  # a round: the least of both
 
 
 def test_a_lost_connection_begins_a_new_round() -> None:

@@ -1,0 +1,111 @@
+"""`linkd drain`: end all links before a restart or maintenance, and wait until they are gone."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import Any, Final
+
+import msgspec
+
+from linkd.cli import exits, http
+from linkd.cli.exits import CommandError
+from linkd.cli.options import add_socket, wait_seconds
+from linkd.cli.output import duration, plural
+from linkd.status import DrainStatus
+
+POLL_SECONDS: Final = 0.05
+PROGRESS_SECONDS: Final = 1.0
+
+CLOSE_SECONDS: Final = 5.0
+"""Seconds for the links to close once they end; a peer that does not answer is cut after 3 s."""
+
+
+def add(subparsers: Any) -> None:
+    """Add the command's parser."""
+    parser = subparsers.add_parser(
+        "drain",
+        help="end all links ahead of a restart or maintenance",
+        description="Take no new links, exchange the acknowledgements that are owed, end all links"
+        " with a time to come back, and wait until they are gone. /readyz answers 503 meanwhile;"
+        " the API works as before, and what is published waits in the log. The node drains until"
+        " --undo or a restart. Exit: 0 all links are gone, 5 some are left.",
+    )
+    add_socket(parser)
+    parser.add_argument(
+        "--timeout",
+        type=wait_seconds,
+        default=10.0,
+        metavar="SECONDS",
+        help="end the links after so many seconds even if acknowledgements are missing (default:"
+        " 10); nothing is lost, the rest is sent once the link is back",
+    )
+    parser.add_argument(
+        "--retry-after",
+        type=wait_seconds,
+        default=1.0,
+        metavar="SECONDS",
+        help="when the peers should come back (default: 1); a peer with several URLs for this node"
+        " tries the next one at once",
+    )
+    parser.add_argument("--undo", action="store_true", help="take links again")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Drain the node and wait; with `--undo` end the drain."""
+    if arguments.undo:
+        was = _decoded(http.get(arguments, "/v1/drain").body)
+        http.delete(arguments, "/v1/drain")
+        print("links are taken again" if was.draining else "the node was not draining")
+        return exits.OK
+    began = time.monotonic()
+    wanted = {"timeout": arguments.timeout, "retry_after": arguments.retry_after}
+    now = _decoded(http.post(arguments, "/v1/drain", wanted).body)
+    limit = began + arguments.timeout + CLOSE_SECONDS
+    shown = ""
+    shown_at = began
+    try:
+        while now.draining and not now.done and time.monotonic() < limit:
+            time.sleep(POLL_SECONDS)
+            now = _decoded(http.get(arguments, "/v1/drain").body)
+            line = _progress(now)
+            is_due = time.monotonic() - shown_at >= PROGRESS_SECONDS
+            if is_due and line != shown and not now.done:
+                sys.stderr.write(f"linkd: {line}\n")
+                shown, shown_at = line, time.monotonic()
+    except KeyboardInterrupt:
+        sys.stderr.write("linkd: the node goes on draining; `linkd drain --undo` ends that\n")
+        raise
+    return _result(now, arguments.timeout)
+
+
+def _decoded(content: bytes) -> DrainStatus:
+    return msgspec.json.decode(content, type=DrainStatus)
+
+
+def _progress(now: DrainStatus) -> str:
+    line = f"draining: {plural(now.links, 'link')} left"
+    if now.unacknowledged:
+        line += f", {now.unacknowledged:,} of them with acknowledgements owed"
+    return line
+
+
+def _result(now: DrainStatus, timeout: float) -> int:
+    """Print how the drain ended, and return the exit code."""
+    if not now.draining:
+        raise CommandError(exits.NEGATIVE, "somebody else has ended the drain")
+    if not now.done:
+        raise CommandError(
+            exits.TIMED_OUT,
+            f"{plural(now.links, 'link')} left after {duration(timeout + CLOSE_SECONDS)};"
+            " the node goes on draining",
+        )
+    owed = ""
+    if now.owed_records:
+        owed = f"; {plural(now.owed_records, 'owed record')} waits in the log"
+        if now.owed_records > 1:
+            owed = owed.replace(" waits ", " wait ")
+    print(f"drained in {duration(now.seconds)}, all links have ended{owed}")
+    return exits.OK
