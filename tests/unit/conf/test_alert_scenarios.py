@@ -280,6 +280,18 @@ def test_a_hub_of_100_peers_restarts_with_a_long_history(tmp_path: Path) -> None
     prometheus.judge(tmp_path)
 
 
+def test_planned_restarts_of_the_hub_are_no_flapping(edge: Host, tmp_path: Path) -> None:
+    """Nor are reloads and drains, of either end; with one more unplanned fall it is."""
+    prometheus = Prometheus(edge)
+    for unplanned in (5, 1):
+        for reason in ("stopped",) * 8 + ("closed",) * unplanned:
+            edge.fall("hub", 0.1, reason)
+            edge.rise("hub", 1.0)
+            prometheus.run(60)
+        prometheus.firing(*["LinkdLinkFlapping instance=edge peer=hub"] * (unplanned == 1))
+    prometheus.judge(tmp_path)
+
+
 def test_a_drain_that_was_forgotten(
     edge: Host, hub: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
