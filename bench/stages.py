@@ -12,7 +12,7 @@ from twisted.internet.task import Clock
 from websockets.protocol import State
 
 from bench.floor import Bench, folder
-from linkd.api.http import Account
+from linkd.api.http import MemoryBudget
 from linkd.api.metrics import Metrics
 from linkd.api.stream import StreamSession, StreamSink
 from linkd.client.record import RecordContext, pack
@@ -99,7 +99,7 @@ def _stream_session(publish: Callable[[NewRecords, Any], None], clock: Clock) ->
         reactor=clock,
         producers=None,
         metrics=measured,
-        account=Account(),
+        budget=MemoryBudget(),
         share=FairShare(clock),
     )
     caller: Any = _Caller()

@@ -75,7 +75,7 @@ MEANINGS: dict[str, str] = {
     "Probe.padding": "Whatever.",
     "Probed.size": "Bytes of its padding.",
     "Resend.next": "Where the next step begins.",
-    "GapNotice.previous": "Where the receiver's cursor must stand.",
+    "GapNotice.previous": "Where the receiver's cursor must be.",
     "GapNotice.next": "The receiver's new position in the log.",
     "GapNotice.epoch": "The epoch of the sender's log just below `next`.",
     "AuthorityReply.certificate": "The authenticating certificate, PEM: an authority's or its own.",

@@ -37,7 +37,7 @@ SMALL_BYTES: Final = 65_536
 """So little of a connection need not be counted: it is no more than its buffers."""
 
 
-class Account:
+class MemoryBudget:
     """Counts the bytes held for all callers.
 
     Args:
@@ -50,15 +50,15 @@ class Account:
     def __init__(self, most: int = MAX_HELD_BYTES) -> None:
         self.most = most
         self.held = 0
-        self._parts: dict[str, Part] = {}
+        self._callers: dict[str, CallerBudget] = {}
         self._waiting: dict[Callable[[], None], None] = {}
 
-    def part(self, name: str) -> Part:
-        """Return the part of a caller, by its name: there are as many as keys."""
-        part = self._parts.get(name)
-        if part is None:
-            part = self._parts[name] = Part(self)
-        return part
+    def for_caller(self, name: str) -> CallerBudget:
+        """Return the budget of a caller, by its name: there are as many as keys."""
+        budget = self._callers.get(name)
+        if budget is None:
+            budget = self._callers[name] = CallerBudget(self)
+        return budget
 
     def when_freed(self, call: Callable[[], None]) -> None:
         """Have `call` made once, as soon as anything was given back."""
@@ -69,24 +69,24 @@ class Account:
         self._waiting.pop(call, None)
 
     def freed(self, size: int) -> None:
-        """Count that some part holds less, and call those who wait for it."""
+        """Count that some caller holds less, and call those who wait for it."""
         self.held -= size
         waiting, self._waiting = self._waiting, {}
         for call in waiting:
             call()
 
 
-class Part:
+class CallerBudget:
     """Counts the bytes held for one caller.
 
     Attributes:
         held: How many bytes.
     """
 
-    __slots__ = ("_account", "held")
+    __slots__ = ("_total", "held")
 
-    def __init__(self, account: Account) -> None:
-        self._account = account
+    def __init__(self, total: MemoryBudget) -> None:
+        self._total = total
         self.held = 0
 
     def reserve(self, size: int) -> bool:
@@ -94,24 +94,24 @@ class Part:
         has_room = self.has_room(size)
         if has_room:
             self.held += size
-            self._account.held += size
+            self._total.held += size
         return has_room
 
     def has_room(self, size: int) -> bool:
         """Return whether so many bytes more may be held."""
-        account = self._account
-        return self.held + size <= account.most - account.held - size
+        total = self._total
+        return self.held + size <= total.most - total.held - size
 
     def add(self, size: int) -> None:
         """Count bytes that are held already, whether there is room or not."""
         self.held += size
-        self._account.held += size
+        self._total.held += size
 
     def release(self, size: int) -> None:
         """Count bytes that are no longer held."""
         if size:
             self.held -= size
-            self._account.freed(size)
+            self._total.freed(size)
 
 
 SOCKET: Final = "socket"
@@ -257,7 +257,7 @@ class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
         self._chunks: list[bytes] = []
         self._size = 0
         self._refused = False
-        self._part: Part | None = None
+        self._budget: CallerBudget | None = None
         self._held = 0
         self._running: Deferred[Any] | None = None
 
@@ -290,17 +290,17 @@ class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
             self.hold(length)
 
     @property
-    def part(self) -> Part:
-        """The caller's part of the account."""
-        if self._part is None:
+    def budget(self) -> CallerBudget:
+        """The memory budget of the caller."""
+        if self._budget is None:
             caller = getattr(self.admitted, "caller", None)
             name = "" if caller is None else caller.name
-            self._part = self.channel.site.account.part(name)
-        return self._part
+            self._budget = self.channel.site.budget.for_caller(name)
+        return self._budget
 
     def hold(self, size: int) -> None:
         """Count bytes that are held until the request is answered; raise ApiError without room."""
-        if not self.part.reserve(size):
+        if not self.budget.reserve(size):
             raise ApiError(
                 "unavailable",
                 "too many bytes of this caller are on their way",
@@ -407,7 +407,7 @@ class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
     def _drop_body(self) -> None:
         if self._held:
             held, self._held = self._held, 0
-            self.part.release(held)
+            self.budget.release(held)
         self._chunks, self._size = [], 0
 
     # going out
@@ -440,9 +440,9 @@ class ApiRequest(_Request):  # type: ignore[misc]  # Twisted's HTTP has no types
             self.setHeader(b"Content-Length", b"%d" % len(result.body))
         body = result.body if result.status not in (204, 304) else b""
         if len(body) > SMALL_BYTES:
-            self.part.add(len(body))
+            self.budget.add(len(body))
             self.write(body)
-            self.channel.hold_answer(self.part, len(body))
+            self.channel.hold_answer(self.budget, len(body))
         else:
             self.write(body)
 

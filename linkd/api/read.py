@@ -67,7 +67,7 @@ async def read(api: ApiServer, call: Call) -> Response | None:
         left = deadline - api.reactor.seconds()
         if left <= 0:
             break
-        await arrived(api, call.caller, pattern, page, left)
+        await wait_for_records(api, call.caller, pattern, page, left)
         await page.fill()
     return Response(200, page.body())
 
@@ -270,7 +270,9 @@ def _consumer_position(
     return position
 
 
-async def arrived(api: ApiServer, caller: Caller, pattern: str, page: Page, within: float) -> None:
+async def wait_for_records(
+    api: ApiServer, caller: Caller, pattern: str, page: Page, within: float
+) -> None:
     """Wait until something came for a page, or the time is over.
 
     Only records that the page wants wake it: it follows its pattern.

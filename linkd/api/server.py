@@ -29,7 +29,7 @@ from linkd.api.access import (
 from linkd.api.auth import STRANGER, Caller, FailedKeyLimiter, Keyring
 from linkd.api.call import Call, check_consumer
 from linkd.api.errors import ApiError, refusal_of
-from linkd.api.http import Account, ApiRequest, ConnectionSlots, Response, refused
+from linkd.api.http import ApiRequest, ConnectionSlots, MemoryBudget, Response, refused
 from linkd.api.metrics import Metrics
 from linkd.api.operations import StaticFiles
 from linkd.api.presence import Presence
@@ -197,7 +197,7 @@ class ApiServer:
         self.metrics.api_refused = self.slots.refused
         self.description = describe()
         self.share = FairShare(reactor)
-        self.account = Account()
+        self.budget = MemoryBudget()
         self.page_reads = DeferredSemaphore(PAGE_READS)
         self.streams: set[EventStream] = set()
         self.websockets = WebSockets(self, self._make_session)

@@ -12,7 +12,7 @@ from linkd.protocol.records import Batch
 
 if TYPE_CHECKING:
     from linkd.api.auth import Caller
-    from linkd.api.http import Part
+    from linkd.api.http import CallerBudget
     from linkd.api.server import ApiServer
     from linkd.node.subscriptions import Follower, Start
 
@@ -33,16 +33,16 @@ class ApiSink(ABC):
 
     Args:
         api: The API.
-        part: The caller's part of the account.
+        budget: The memory budget of the caller.
 
     Attributes:
         subscription: The source of the records, until it has ended.
     """
 
-    def __init__(self, api: ApiServer, part: Part) -> None:
+    def __init__(self, api: ApiServer, budget: CallerBudget) -> None:
         self.subscription: Follower | None = None
         self._api = api
-        self._part = part
+        self._budget = budget
         self._stopped = False
         self._queues = False
         self._paid = 0
@@ -53,7 +53,7 @@ class ApiSink(ABC):
     ) -> Follower:
         """Follow these patterns; raise ApiError where that is refused, or takes too much memory."""
         cost = SUBSCRIPTION_BYTES + PATTERN_COST * sum(map(len, patterns))
-        if not self._part.reserve(cost):
+        if not self._budget.reserve(cost):
             raise ApiError("too-many", "the subscriptions of this caller take too much memory")
         self._paid = cost
         self._caller = caller.name
@@ -66,9 +66,9 @@ class ApiSink(ABC):
         return found
 
     def refund(self) -> None:
-        """Return its cost to the account."""
+        """Return its cost to the budget."""
         paid, self._paid = self._paid, 0
-        self._part.release(paid)
+        self._budget.release(paid)
 
     @abstractmethod
     def batch(self, batch: Batch) -> bool:
@@ -102,8 +102,8 @@ class ApiSink(ABC):
     def hold(self, size: int) -> bool:
         """Count bytes that are read ahead, negative where they are no longer held."""
         if size > 0:
-            return self._part.reserve(size)
-        self._part.release(-size)
+            return self._budget.reserve(size)
+        self._budget.release(-size)
         return True
 
     def _queue(self) -> None:
@@ -135,8 +135,8 @@ class ApiSink(ABC):
 class SlicedSink(ApiSink, Generic[Piece]):
     """A sink that opens batches: a batch of many records goes out in slices of time."""
 
-    def __init__(self, api: ApiServer, part: Part) -> None:
-        super().__init__(api, part)
+    def __init__(self, api: ApiServer, budget: CallerBudget) -> None:
+        super().__init__(api, budget)
         self._rest: Iterator[Piece] | None = None  # of the batch that is going out
         self._batch_bytes = 0  # of that batch as a whole
 

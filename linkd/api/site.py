@@ -16,7 +16,14 @@ from linkd.api.access import wants_websocket
 from linkd.api.auth import ANYONE, STRANGER
 from linkd.api.bodies import to_json
 from linkd.api.errors import ApiError
-from linkd.api.http import BODY_BYTES, REFUSAL_SLOTS, SOCKET, ApiRequest, ConnectionSlots, Part
+from linkd.api.http import (
+    BODY_BYTES,
+    REFUSAL_SLOTS,
+    SOCKET,
+    ApiRequest,
+    CallerBudget,
+    ConnectionSlots,
+)
 from linkd.net.rate_limit import drop_buffers, origin, serve_last
 from linkd.net.timers import cancel
 
@@ -55,7 +62,7 @@ class ApiChannel(_Channel):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         self._queues = self._lost = False
-        self._unread: list[tuple[Part, int]] = []  # of answers that wait for the other end
+        self._unread: list[tuple[CallerBudget, int]] = []  # of answers that wait for the other end
         self._body_began = 0.0
         self._body_seen = 0
         self.requestFactory = ApiRequest
@@ -147,17 +154,17 @@ class ApiChannel(_Channel):  # type: ignore[misc]
             since = self.site.reactor.seconds() - self._body_began
             self._start_deadline(min(BODY_SECONDS, BODY_SECONDS + size / BODY_BYTES - since))
 
-    def hold_answer(self, part: Part, size: int) -> None:
-        """Give bytes of an answer back to their part once the other end has read them."""
+    def hold_answer(self, budget: CallerBudget, size: int) -> None:
+        """Give bytes of an answer back to their budget once the other end has read them."""
         if self._waitingForTransport and not self._lost:
-            self._unread.append((part, size))
+            self._unread.append((budget, size))
         else:
-            part.release(size)
+            budget.release(size)
 
     def _release_unread(self) -> None:
         unread, self._unread = self._unread, []
-        for part, size in unread:
-            part.release(size)
+        for budget, size in unread:
+            budget.release(size)
 
     def close_soon(self, request: ApiRequest) -> None:
         """Close after this request's answer, even if its body goes on."""
@@ -250,7 +257,7 @@ class ApiSite(_Factory):  # type: ignore[misc]
         super().__init__(timeout=IDLE_SECONDS, reactor=reactor)
         self.answering = answering
         self.share = answering.share
-        self.account = answering.account
+        self.budget = answering.budget
         self.channels: set[ApiChannel] = set()
         self._header_bytes = header_bytes
         self._slots = slots

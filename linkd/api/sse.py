@@ -36,7 +36,7 @@ class EventStream:
         call: The call that it answers.
 
     Attributes:
-        part: The caller's part of the account.
+        budget: The memory budget of the caller.
         paused: The caller reads too slowly just now.
     """
 
@@ -46,7 +46,7 @@ class EventStream:
         self.caller = call.caller
         self.paused = False
         self._waiting = 0  # bytes that wait for the caller to read them
-        self.part = call.request.part
+        self.budget = call.request.budget
         self._beat = LoopingCall(self._send_beat)
         self._beat.clock = api.reactor
         self.on_room: Callable[[], None] = _nothing
@@ -77,13 +77,13 @@ class EventStream:
             self._request.write(lines)
             if self.paused:
                 self._waiting += len(lines)
-                self.part.add(len(lines))
+                self.budget.add(len(lines))
         return not self.paused
 
     def _forget_waiting(self) -> None:
         if self._waiting:
             waiting, self._waiting = self._waiting, 0
-            self.part.release(waiting)
+            self.budget.release(waiting)
 
     def allow(self, caller: Caller) -> None:
         """The caller's rights have changed: end what they no longer cover."""
@@ -142,7 +142,7 @@ class RecordStream(SlicedSink[bytes]):
     """A sink that writes records as events."""
 
     def __init__(self, api: ApiServer, stream: EventStream) -> None:
-        super().__init__(api, stream.part)
+        super().__init__(api, stream.budget)
         self._stream = stream
         self._dropped = 0
 
@@ -150,9 +150,9 @@ class RecordStream(SlicedSink[bytes]):
         """Return whether the caller reads, and has room for `size` bytes; else `resume` comes."""
         if self._stream.paused:
             return False
-        if size <= SMALL_BYTES or self._part.has_room(size):
+        if size <= SMALL_BYTES or self._budget.has_room(size):
             return True
-        self._api.account.when_freed(self.resume)
+        self._api.budget.when_freed(self.resume)
         return False
 
     def pieces(self, batch: Batch) -> Iterator[bytes]:

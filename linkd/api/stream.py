@@ -65,7 +65,7 @@ class StreamSession(ClientSession):
         self._version = client.MIN_VERSION
         self._subscriptions: dict[int, StreamSink] = {}
         self._pattern_bytes = 0
-        self._part = api.account.part(caller.name)
+        self._budget = api.budget.for_caller(caller.name)
         self._waits: dict[int, Deferred[Any]] = {}
         self._out: list[bytes] = []
         self._urgent: list[bytes] = []
@@ -81,7 +81,7 @@ class StreamSession(ClientSession):
             client.Unsubscribe: self._unsubscribe,
             client.Credit: self._credit,
             client.Ack: self._ack,
-            client.Watch: self._watch,
+            client.WatchStatus: self._watch,
         }
 
     def allow(self, caller: Caller) -> None:
@@ -244,17 +244,19 @@ class StreamSession(ClientSession):
 
     def _wait(self, frame: client.Wait) -> None:
         if frame.id in self._waits or len(self._waits) >= MAX_WAITS:
-            self.send(client.Waited(frame.id, "too-many", f"at most {MAX_WAITS}, each its own id"))
+            self.send(
+                client.WaitResult(frame.id, "too-many", f"at most {MAX_WAITS}, each its own id")
+            )
             return
         timeout = min(frame.timeout, MAX_WAIT_SECONDS)
         try:
             self.caller.check_publish(frame.channel)
             check_wait(self.api.node, frame.peer, frame.channel)
         except ApiError as refusal:
-            self.send(client.Waited(frame.id, refusal.error, refusal.message))
+            self.send(client.WaitResult(frame.id, refusal.error, refusal.message))
             return
-        if not self._part.reserve(WAIT_BYTES):
-            self.send(client.Waited(frame.id, "too-many", "too many waits of this caller"))
+        if not self._budget.reserve(WAIT_BYTES):
+            self.send(client.WaitResult(frame.id, "too-many", "too many waits of this caller"))
             return
         next_ = frame.next or self.api.node.log.next
         waiting = Deferred.fromCoroutine(wait_until_acked(self.api, frame.peer, next_, timeout))
@@ -265,7 +267,7 @@ class StreamSession(ClientSession):
         )
 
     def _give_wait_back(self, result: Any) -> Any:
-        self._part.release(WAIT_BYTES)
+        self._budget.release(WAIT_BYTES)
         return result
 
     def _cancel_waits(self) -> None:
@@ -281,15 +283,15 @@ class StreamSession(ClientSession):
         """Answer a wait for a peer that was removed."""
         refusal = why.value
         if self._waits.pop(frame.id, None) is not None and isinstance(refusal, ApiError):
-            self.send(client.Waited(frame.id, refusal.error, refusal.message))
+            self.send(client.WaitResult(frame.id, refusal.error, refusal.message))
 
     def _waited(self, frame: client.Wait, there: bool) -> None:
         self._waits.pop(frame.id, None)
         if there:
-            self.send(client.Waited(frame.id))
+            self.send(client.WaitResult(frame.id))
         else:
             late = f"{frame.peer} did not have it within {frame.timeout:g} s; it stays owed"
-            self.send(client.Waited(frame.id, "timeout", late))
+            self.send(client.WaitResult(frame.id, "timeout", late))
 
     def _subscribe(self, frame: client.Subscribe) -> None:
         most = self.api.node.config.limits.subscriptions
@@ -367,7 +369,7 @@ class StreamSession(ClientSession):
 
     # status
 
-    def _watch(self, _: client.Watch) -> None:
+    def _watch(self, _: client.WatchStatus) -> None:
         """Send the status of all links, once for all requests that came before it is sent."""
         self.watch_links()
         self._all_links_due = True
@@ -400,7 +402,7 @@ class StreamSink(ApiSink):
     def __init__(
         self, session: StreamSession, id: int, patterns: tuple[str, ...], credit: int
     ) -> None:
-        super().__init__(session.api, session.api.account.part(session.caller.name))
+        super().__init__(session.api, session.api.budget.for_caller(session.caller.name))
         self.id = id
         self.patterns = patterns
         self._session = session

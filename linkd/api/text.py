@@ -429,7 +429,7 @@ class TextSink(SlicedSink[OutgoingMessage]):
     def __init__(
         self, session: TextSession, api: ApiServer, pattern: str, name: Name | None = None
     ) -> None:
-        super().__init__(api, api.account.part(session.caller.name))
+        super().__init__(api, api.budget.for_caller(session.caller.name))
         self.pattern = pattern
         self.patterns: tuple[str, ...] = (pattern,)
         self.name = name

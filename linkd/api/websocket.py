@@ -30,7 +30,7 @@ from linkd.api.access import (
 from linkd.api.auth import Caller
 from linkd.api.call import Call, seconds_between
 from linkd.api.errors import ApiError
-from linkd.api.http import SMALL_BYTES, ApiRequest, Part
+from linkd.api.http import SMALL_BYTES, ApiRequest, CallerBudget
 from linkd.api.session import ClientSession
 from linkd.core.liveness import FLOW_BYTES, ClientLiveness
 from linkd.net.linux import keep_unsent_small, path_of
@@ -159,7 +159,7 @@ class ApiWebSocket(PingedSilence, FrameReader, ServerProtocol):
         self._frames = 0
         self._life_at: float | None = None  # when a sign of life is due; a message is coming in
         self._goes_on: Callable[[], None] | None = None  # once the other end reads
-        self._part: Part | None = None
+        self._budget: CallerBudget | None = None
         self._confirmed: Callable[[], None] | None = None
         self._confirms: deque[bytes] = deque(maxlen=MAX_PINGS)  # pings, any of whose pongs confirms
         self._acked = 0  # bytes that the other end's kernel had when the silence was last judged
@@ -175,7 +175,7 @@ class ApiWebSocket(PingedSilence, FrameReader, ServerProtocol):
     def onOpen(self) -> None:
         """The handshake is over."""
         self.open = True
-        self._part = self.websockets.api.account.part(self.session.caller.name)
+        self._budget = self.websockets.api.budget.for_caller(self.session.caller.name)
         self.most_whole = self.maxFramePayloadSize
         keep_unsent_small(self.transport)
         self.pace = AdaptiveBuffer(self.transport, self.is_text)
@@ -324,12 +324,12 @@ class ApiWebSocket(PingedSilence, FrameReader, ServerProtocol):
         if awaited <= SMALL_BYTES:
             awaited = 0
         more = awaited - self._incoming
-        part = self._part
-        if more == 0 or part is None:
+        budget = self._budget
+        if more == 0 or budget is None:
             return True
         if more < 0:
-            part.release(-more)
-        elif not part.reserve(more):
+            budget.release(-more)
+        elif not budget.reserve(more):
             if self._incoming:
                 self.close(TRY_AGAIN, "too many bytes of this caller are on their way")
                 return True
@@ -360,7 +360,7 @@ class ApiWebSocket(PingedSilence, FrameReader, ServerProtocol):
         no_room = not self._hold_incoming()
         self.busy = self.open and (self.session.busy or self.is_stuck or no_room)
         if no_room:
-            self.websockets.api.account.when_freed(self._on_freed)
+            self.websockets.api.budget.when_freed(self._on_freed)
         elif self.busy:
             self.go_on_later(self._go_on)
         else:
@@ -408,9 +408,9 @@ class ApiWebSocket(PingedSilence, FrameReader, ServerProtocol):
             return
         self.send_message(payload, binary)
         self.life.sent_at = self.clock.seconds()
-        if self.paused and self._part is not None:
+        if self.paused and self._budget is not None:
             self.waiting += len(payload)
-            self._part.add(len(payload))
+            self._budget.add(len(payload))
 
     def confirm(self, call: Callable[[], None]) -> None:
         """Send a ping behind all that was sent; make a call once its pong comes, or a later one's.
@@ -440,38 +440,38 @@ class ApiWebSocket(PingedSilence, FrameReader, ServerProtocol):
     def has_room(self, size: int, overtakes: bool = False) -> bool:
         """Return whether records of `size` bytes may be sent now; else `on_writable` follows."""
         most = OVERTAKING_BYTES - self.waiting if overtakes else 0
-        if self._part is None or (self.paused and size >= most):
+        if self._budget is None or (self.paused and size >= most):
             return False
-        if size <= SMALL_BYTES or self._part.has_room(size):
+        if size <= SMALL_BYTES or self._budget.has_room(size):
             return True
-        self.websockets.api.account.when_freed(self._on_room)
+        self.websockets.api.budget.when_freed(self._on_room)
         return False
 
     def _on_freed(self) -> None:
-        """Continue reading if the bytes returned to the account suffice."""
+        """Continue reading if the bytes returned to the budget suffice."""
         self.websockets.api.share.queue(self._go_on, self.caller.name)
 
     def _on_room(self) -> None:
-        """Continue sending: bytes were returned to the account."""
+        """Continue sending: bytes were returned to the budget."""
         if self.open and not self.paused:
             share = self.websockets.api.share
             share.queue(lambda: self._guarded(self.session.on_writable), self.caller.name)
 
     def _forget_all(self) -> None:
-        """Return all bytes held for this connection to the account."""
+        """Return all bytes held for this connection to the budget."""
         self._forget_waiting()
         incoming, self._incoming = self._incoming, 0
-        if self._part is not None:
-            self._part.release(incoming)
+        if self._budget is not None:
+            self._budget.release(incoming)
         cancel(self._whole_by)
-        self.websockets.api.account.forget(self._on_freed)
-        self.websockets.api.account.forget(self._on_room)
+        self.websockets.api.budget.forget(self._on_freed)
+        self.websockets.api.budget.forget(self._on_room)
 
     def _forget_waiting(self) -> None:
-        """Return the bytes of unsent messages to the account."""
+        """Return the bytes of unsent messages to the budget."""
         waiting, self.waiting = self.waiting, 0
-        if self._part is not None and waiting:
-            self._part.release(waiting)
+        if self._budget is not None and waiting:
+            self._budget.release(waiting)
 
     def close(self, code: int, reason: str) -> None:
         """Send a close frame; cut the connection 3 s later."""

@@ -95,7 +95,7 @@ class Session:
             client.PublishFailed: self._publish_failed,
             client.Opened: self._opened,
             client.StatusChanged: self._status,
-            client.Waited: self._waited,
+            client.WaitResult: self._waited,
             client.Failed: self._failed,
             client.DeliverVolatile: to_reader(SubscriptionState.deliver_volatile),
             client.Acked: to_reader(SubscriptionState.acked),
@@ -288,7 +288,7 @@ class Session:
             return
         self.open = True
         self.flight.begin_above(frame.highest)
-        self._control.append(client.Watch())
+        self._control.append(client.WatchStatus())
         self._control += [reader.restore(agreed) for reader in self._readers.values()]
         self.on_open()
 
@@ -315,7 +315,7 @@ class Session:
             asked.append(client.Wait(id_, each.peer, each.channel, each.next, left))
         return asked
 
-    def _waited(self, frame: client.Waited) -> None:
+    def _waited(self, frame: client.WaitResult) -> None:
         id_, error = frame.id, frame.error
         self._asked = max(0, self._asked - 1)
         question = self._questions.get(id_)

@@ -271,7 +271,7 @@ class Inbound:
         """Take the next step of the peer's log.
 
         Raises:
-            RemoteProtocolError: It does not begin where we stand, or is malformed.
+            RemoteProtocolError: It does not begin at our cursor, or is malformed.
         """
         if self.discards and self._discarded(step.previous):
             return []
@@ -347,7 +347,7 @@ class Inbound:
         return [Send(encode(Ack(self.committed)))]
 
     def _check_place(self, previous: int, next: int) -> list[Effect]:
-        """Hold a step against where we stand; the very first one sets our cursor."""
+        """Compare a step with our cursor; the very first one sets it."""
         if self._step is not None:
             raise RemoteProtocolError("a new step while parts of the last one are missing")
         if next <= previous:

@@ -321,7 +321,7 @@ class Outbound:
         self.deadline = None
         return self._more()
 
-    def wake(self, now: float) -> list[Effect]:
+    def on_deadline(self, now: float) -> list[Effect]:
         """Send the position if it moved over skipped records alone and the deadline has come."""
         if self.deadline is None or now < self.deadline:
             return []

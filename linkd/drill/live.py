@@ -25,7 +25,7 @@ from linkd.client.http import call, expect
 from linkd.drill import deadman
 from linkd.drill.deadman import DrillFailed, Switch, admin_path
 from linkd.drill.expectations import LATE_SECONDS, Bounds, Expectation, judge, silent_for
-from linkd.drill.monitor import DaemonClient, LinkMonitor, Publisher, Tally, arrived
+from linkd.drill.monitor import DaemonClient, LinkMonitor, Publisher, Tally, received_numbers
 from linkd.drill.report import Check, Report
 from linkd.drill.runner import DRAIN_SECONDS, GRACE_SECONDS, Course, Progress
 from linkd.status import LinkStatus
@@ -388,7 +388,9 @@ class _LiveRun(Course):
         if far_socket is None:
             return []
         try:
-            messages[channel] = publisher.judge(arrived(far_socket, channel, publisher.mark))
+            messages[channel] = publisher.judge(
+                received_numbers(far_socket, channel, publisher.mark)
+            )
         except ClientError as error:
             what = f"{self._request.peer} reports what it has of {channel}"
             return [Check(what, False, str(error))]

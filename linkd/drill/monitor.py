@@ -196,7 +196,7 @@ class Publisher(threading.Thread):
         )
 
 
-def arrived(socket: str, channel: str, mark: str) -> list[int]:
+def received_numbers(socket: str, channel: str, mark: str) -> list[int]:
     """Return the numbers of a publisher's messages in a daemon's log, in log order.
 
     Raises:

@@ -12,7 +12,7 @@ from linkd.client.errors import ClientError
 from linkd.clock import wall
 from linkd.drill.deadman import DrillFailed
 from linkd.drill.expectations import Bounds, judge
-from linkd.drill.monitor import LinkMonitor, Publisher, Span, Tally, arrived
+from linkd.drill.monitor import LinkMonitor, Publisher, Span, Tally, received_numbers
 from linkd.drill.report import Check, EndReport, Report, Where
 from linkd.drill.scenarios import Drill
 from linkd.drill.testbed import DOWN_CHANNEL, UP_CHANNEL, Testbed, faketime
@@ -285,8 +285,8 @@ class _Run(Course):
         hub, edge = self._pair.nodes
         up, down = self.publishers
         return {
-            UP_CHANNEL: up.judge(arrived(hub.daemon.socket, UP_CHANNEL, "lab")),
-            DOWN_CHANNEL: down.judge(arrived(edge.daemon.socket, DOWN_CHANNEL, "lab")),
+            UP_CHANNEL: up.judge(received_numbers(hub.daemon.socket, UP_CHANNEL, "lab")),
+            DOWN_CHANNEL: down.judge(received_numbers(edge.daemon.socket, DOWN_CHANNEL, "lab")),
         }
 
 

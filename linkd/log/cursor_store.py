@@ -319,8 +319,8 @@ class SqliteCursorStore(CursorStore):
                 "warn",
                 "cursors.rebuilt",
                 f"{what}; made again from the log: {len(self.peers)} peers and"
-                f" {len(self._consumers)} consumers stand where they last were noted there and may"
-                " get records again; the history of outages and events is empty",
+                f" {len(self._consumers)} consumers continue where they were last noted there and"
+                " may get records again; the history of outages and events is empty",
             )
         )
 

@@ -77,7 +77,7 @@ def _describe(node: str, log: Log, driver: LinkDriver) -> str:
         f"this node has nothing of {peer}'s log yet"
         if cursor is None or cursor.next <= 1
         else f"this node has {peer}'s log {cursor.log} up to offset {cursor.next - 1}; after"
-        f" a resync {peer} sends again from where its own notes stand: records that this node"
+        f" a resync {peer} sends again from its own cursor on: records that this node"
         " knows by their origin are left out, others may come a second time, and what is not"
         " there any more is lost"
     )

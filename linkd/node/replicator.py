@@ -192,7 +192,7 @@ class Replicator:
         self._relay_logged = False  # that records were not relayed, on this connection
         self._late_logged = False  # that records came late, on this link
         self.not_relayed_records = 0
-        self._wake_timer: DelayedCall | None = None
+        self._deadline_timer: DelayedCall | None = None
         self._performers: dict[type, Callable[..., None]] = {
             sessions.Send: self._send,
             sessions.Read: self._read,
@@ -272,9 +272,9 @@ class Replicator:
 
     def stop(self) -> None:
         """Cancel the timer: the link has ended."""
-        if self._wake_timer is not None and self._wake_timer.active():
-            self._wake_timer.cancel()
-        self._wake_timer = None
+        if self._deadline_timer is not None and self._deadline_timer.active():
+            self._deadline_timer.cancel()
+        self._deadline_timer = None
 
     def received(self, connection: Connection, message: wire.Message) -> None:
         """Process a message; a late one of an older connection is dropped here."""
@@ -443,14 +443,14 @@ class Replicator:
             effects = outbound.writable(True, self._log.clock(), self._clock.seconds())
             if not effects:
                 break
-        if outbound.deadline is not None and self._wake_timer is None:
+        if outbound.deadline is not None and self._deadline_timer is None:
             after = max(0.0, outbound.deadline - self._clock.seconds())
-            self._wake_timer = self._clock.callLater(after, self._wake)
+            self._deadline_timer = self._clock.callLater(after, self._on_deadline)
 
-    def _wake(self) -> None:
+    def _on_deadline(self) -> None:
         """Handle the session's deadline."""
-        self._wake_timer = None
-        self.perform(self.session.outbound.wake(self._clock.seconds()))
+        self._deadline_timer = None
+        self.perform(self.session.outbound.on_deadline(self._clock.seconds()))
 
     def _send(self, effect: sessions.Send) -> None:
         if self.connection is not None:

@@ -86,7 +86,7 @@ class Publish(msgspec.Struct, array_like=True, frozen=True, tag=2, gc=False):
 
 
 class Wait(msgspec.Struct, array_like=True, frozen=True, tag=3):
-    """Ask for an answer (`Waited`) once `peer` has everything below `next` on disk.
+    """Ask for an answer (`WaitResult`) once `peer` has everything below `next` on disk.
 
     Args:
         id: The client's number for this question.
@@ -145,7 +145,7 @@ class Ack(msgspec.Struct, array_like=True, frozen=True, tag=7, gc=False):
     next: Natural
 
 
-class Watch(msgspec.Struct, array_like=True, frozen=True, tag=8):
+class WatchStatus(msgspec.Struct, array_like=True, frozen=True, tag=8):
     """Ask for `StatusChanged`: all links at once, then each change ahead of all messages."""
 
 
@@ -224,7 +224,7 @@ class PublishFailed(msgspec.Struct, array_like=True, frozen=True, tag=35):
     message: str
 
 
-class Waited(msgspec.Struct, array_like=True, frozen=True, tag=36):
+class WaitResult(msgspec.Struct, array_like=True, frozen=True, tag=36):
     """The answer to `Wait`: the peer has it, or an `error` says why not (`timeout`, `not-sent`)."""
 
     id: Natural
@@ -329,13 +329,13 @@ class Position(msgspec.Struct, array_like=True, frozen=True, tag=46):
     next: Natural
 
 
-FromClient = Open | Publish | Wait | Subscribe | Unsubscribe | Credit | Ack | Watch
+FromClient = Open | Publish | Wait | Subscribe | Unsubscribe | Credit | Ack | WatchStatus
 FromDaemon = (
     Opened
     | Published
     | PublishedRun
     | PublishFailed
-    | Waited
+    | WaitResult
     | Subscribed
     | Deliver
     | DeliverVolatile

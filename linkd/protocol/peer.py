@@ -141,7 +141,7 @@ class BatchMessage(msgspec.Struct, array_like=True, frozen=True, tag="batch", gc
     A step without records (`count` 0) only carries the position over what was skipped.
 
     Args:
-        previous: Where the receiver's cursor must stand.
+        previous: Where the receiver's cursor must be.
         next: Where it stands once this is stored.
         epoch: The epoch of the sender's log just below `next`.
         channel: The batch's channel; empty in a step without records.

@@ -84,7 +84,10 @@ FRAMES: dict[FromClient, Callable[[], list[list[stream.FromClient]]]] = {
             *[stream.Ack(1, number) for number in range(65_000)],
         ]
     ],
-    stream.Watch: lambda: [[stream.Watch()] * stream.MAX_FRAMES, [stream.Watch()] * 300_000],
+    stream.WatchStatus: lambda: [
+        [stream.WatchStatus()] * stream.MAX_FRAMES,
+        [stream.WatchStatus()] * 300_000,
+    ],
 }
 
 

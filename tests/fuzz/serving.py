@@ -12,7 +12,7 @@ from typing import Any
 from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 
-from linkd.api.http import Account
+from linkd.api.http import MemoryBudget
 from linkd.api.server import ApiServer
 from linkd.net.rate_limit import FairShare
 from tests.support import fake_node
@@ -77,7 +77,7 @@ class Bench:
             self._beginning = self.node.log.next
         api = self.api
         api.node, api.reactor = self.node, self.clock
-        api.share, api.account = FairShare(self.clock), Account()
+        api.share, api.budget = FairShare(self.clock), MemoryBudget()
         api.streams.clear()
         api.producers._states.clear()
         api.keyring._tokens.clear()

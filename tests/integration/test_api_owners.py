@@ -164,7 +164,7 @@ FRAMES: dict[type, list[Callable[[Names], list[Any]]]] = {
         ],
         lambda _: [client.Open(client.VERSION), client.Ack(1, 2**62)],
     ],
-    client.Watch: [lambda _: [client.Open(client.VERSION), client.Watch()]],
+    client.WatchStatus: [lambda _: [client.Open(client.VERSION), client.WatchStatus()]],
 }
 
 TEXTS: dict[str, list[str]] = {

@@ -1103,7 +1103,7 @@ async def test_gaps_volatile_and_status(served: Served) -> None:
         frames = [client.hear(), client.hear(), client.hear()]
         assert stream.Published(1, 0, 1) in frames
         assert any(isinstance(frame, stream.DeliverVolatile) for frame in frames)
-        client.say(stream.Watch())
+        client.say(stream.WatchStatus())
         assert client.hear(stream.StatusChanged).links[0].state == "up"
         reactor.callFromThread(served.node.change, "hub", "waiting", "silence")
         told = client.hear(stream.StatusChanged)
@@ -1118,16 +1118,16 @@ async def test_waits_for_peers(served: Served) -> None:
         from tests.support.api_calls import reactor
 
         client.say(stream.Wait(1, "hub", "orders", 5, 10.0), stream.Wait(2, "x", "orders", 5, 1.0))
-        assert client.hear(stream.Waited).error == "not-found"
+        assert client.hear(stream.WaitResult).error == "not-found"
         client.say(stream.Wait(3, "hub", "private", 5, 1.0), stream.Wait(4, "hub", "a", 99, 0.1))
-        assert client.hear(stream.Waited).error == "not-sent"
-        assert client.hear(stream.Waited).error == "timeout"
+        assert client.hear(stream.WaitResult).error == "not-sent"
+        assert client.hear(stream.WaitResult).error == "timeout"
         reactor.callFromThread(served.node.reach, "hub", 5)
-        assert client.hear(stream.Waited) == stream.Waited(1)
+        assert client.hear(stream.WaitResult) == stream.WaitResult(1)
         client.say(stream.Wait(5, "hub", "orders", 99, 10.0))
         time.sleep(0.1)
         reactor.callFromThread(served.node.remove, "hub")
-        assert client.hear(stream.Waited).error == "not-found"
+        assert client.hear(stream.WaitResult).error == "not-found"
 
     await pump(served, run)
 

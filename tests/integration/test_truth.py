@@ -125,7 +125,7 @@ class StreamStatus(Watcher):
             compression=None,
         ) as wire:
             follow = client.Subscribe(1, (self._channel,), "latest", "", 2**40)
-            wire.send(client.encode((client.Open(1), client.Watch(), follow)))
+            wire.send(client.encode((client.Open(1), client.WatchStatus(), follow)))
             for message in wire:
                 assert isinstance(message, bytes)
                 for frame in client.decode_from_daemon(message):

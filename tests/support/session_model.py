@@ -139,7 +139,7 @@ class Link:
         outbound = self.session.outbound
         if self.out is not None:
             self.perform(outbound.writable(True, self.node.log.clock(), 0.0))
-            self.perform(self.session.outbound.wake(1e9))
+            self.perform(self.session.outbound.on_deadline(1e9))
             self.perform(self.session.inbound.ack())
 
     def perform(self, effects: list[types.Effect]) -> None:

@@ -118,11 +118,11 @@ class StreamDaemon:
             )
         elif isinstance(frame, client.Publish):
             await self._publish(connection, producer, frame)
-        elif isinstance(frame, client.Watch):
+        elif isinstance(frame, client.WatchStatus):
             await self._send(connection, client.StatusChanged((LINK,)))
         elif isinstance(frame, client.Wait):
             error = "" if frame.peer == "hub" else "not-found"
-            await self._send(connection, client.Waited(frame.id, error))
+            await self._send(connection, client.WaitResult(frame.id, error))
         elif isinstance(frame, client.Subscribe):
             self.subscribed[frame.patterns] += 1
             start = {"earliest": self.first, "latest": self.next}.get(str(frame.start), frame.start)

@@ -1,5 +1,5 @@
 // @ts-check
-// Numbers and times as people read them. Units stand with every number; what is not known is a dash.
+// Numbers and times as people read them. Every number has its unit; what is not known is a dash.
 
 export const DASH = "–";
 

@@ -113,7 +113,7 @@ class Driven:
             self.perform(outbound.writable(bool(self.given.byte() & 1), 3.0, self.now))
         elif what == 4:
             self.now += self.given.byte() / 8
-            self.perform(self.session.outbound.wake(self.now))
+            self.perform(self.session.outbound.on_deadline(self.now))
         elif what == 5:
             self.perform(self.session.inbound.ack())
         elif self.connected:

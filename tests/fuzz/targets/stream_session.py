@@ -83,7 +83,7 @@ def _frame(given: Input) -> client.FromClient:
     if what == 5:
         return client.Ack(number, abs(given.signed()))
     if what == 6:
-        return client.Watch()
+        return client.WatchStatus()
     ids = given.choice(((), (), ("a", "a"), ("b",), ("",)))
     count = given.choice((1, 1, 2, 3, 2**32, 2**62))
     ttl = given.choice((None, None, 0.0, 1.0, 1e10))

@@ -1,4 +1,4 @@
-"""The account of the bytes that are held for callers. The API's connections are bounded over all
+"""The budget of the bytes that are held for callers. The API's connections are bounded over all
 of its addresses, below the limit of descriptors.
 """
 
@@ -7,58 +7,58 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from linkd.api.http import MAX_REFUSAL_SLOTS, REFUSAL_SLOTS, SOCKET, Account, ConnectionSlots
+from linkd.api.http import MAX_REFUSAL_SLOTS, REFUSAL_SLOTS, SOCKET, ConnectionSlots, MemoryBudget
 from linkd.config import LimitSettings
 
 
 def test_one_caller_may_hold_half_of_the_memory() -> None:
-    account = Account(1000)
-    one, two, three = (account.part(name) for name in ("one", "two", "three"))
+    budget = MemoryBudget(1000)
+    one, two, three = (budget.for_caller(name) for name in ("one", "two", "three"))
     assert one.reserve(500)
     assert not one.reserve(1)
     assert two.reserve(250)
     assert not two.reserve(1)
     assert three.reserve(125)
-    assert account.held == 875
+    assert budget.held == 875
 
 
 def test_released_bytes_wake_each_waiting_caller_once() -> None:
-    account = Account(1000)
-    part = account.part("one")
-    assert account.part("one") is part
+    budget = MemoryBudget(1000)
+    part = budget.for_caller("one")
+    assert budget.for_caller("one") is part
     woken: list[int] = []
 
     def wake() -> None:
         woken.append(part.held)
 
     part.add(700)
-    account.when_freed(wake)
-    account.when_freed(wake)
+    budget.when_freed(wake)
+    budget.when_freed(wake)
     part.add(0)
     part.release(0)
     assert not woken
     part.release(600)
     part.release(100)
     assert woken == [100]
-    account.when_freed(wake)
-    account.forget(wake)
-    account.forget(wake)
+    budget.when_freed(wake)
+    budget.forget(wake)
+    budget.forget(wake)
     part.add(1)
     part.release(1)
     assert woken == [100]
-    assert account.held == 0
+    assert budget.held == 0
 
 
 @given(
     st.lists(st.tuples(st.integers(0, 9), st.integers(1, 300)), max_size=100),
 )
 def test_another_caller_always_gets_half_of_the_free_memory(takes: list[tuple[int, int]]) -> None:
-    account = Account(1000)
+    budget = MemoryBudget(1000)
     for caller, size in takes:
-        account.part(str(caller)).reserve(size)
-    assert account.held <= 1000
-    assert account.part("another").reserve((1000 - account.held) // 2)
-    most = max(account.part(str(caller)).held for caller in range(10))
+        budget.for_caller(str(caller)).reserve(size)
+    assert budget.held <= 1000
+    assert budget.for_caller("another").reserve((1000 - budget.held) // 2)
+    most = max(budget.for_caller(str(caller)).held for caller in range(10))
     assert most <= 500
 
 

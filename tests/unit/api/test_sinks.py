@@ -25,7 +25,7 @@ class Sink(SlicedSink[bytes]):
     """One whose client reads when the test says so; each record takes a quarter of a slice."""
 
     def __init__(self, bench: Bench) -> None:
-        super().__init__(bench.api, bench.api.account.part("shop"))
+        super().__init__(bench.api, bench.api.budget.for_caller("shop"))
         self.reads = True
         self.got: list[bytes] = []
         self.clock = bench.clock
@@ -110,27 +110,27 @@ def test_records_wait_and_are_counted_while_the_client_does_not_read(bench: Benc
     for _ in range(3):
         bench.clock.advance(0)
     assert bench.sink.got == []
-    assert bench.api.account.held > COST + 2000
+    assert bench.api.budget.held > COST + 2000
     bench.sink.reads = True
     bench.sink.resume()
     for _ in range(3):
         bench.clock.advance(0)
     assert bench.sink.got == [b"x" * 1000, b"y" * 1000]
-    assert bench.api.account.held == COST
+    assert bench.api.budget.held == COST
     bench.sink.close()
-    assert bench.api.account.held == 0
+    assert bench.api.budget.held == 0
 
 
 def test_waiting_records_are_dropped_without_memory_and_read_again(bench: Bench) -> None:
     bench.follow()
     bench.sink.reads = False
-    part = bench.api.account.part("shop")
-    filled = bench.api.account.most - bench.api.account.held
+    part = bench.api.budget.for_caller("shop")
+    filled = bench.api.budget.most - bench.api.budget.held
     part.add(filled)
     bodies = [b"%d" % number for number in range(5)]
     for body in bodies:
         bench.publish(body)
-    assert bench.api.account.held == bench.api.account.most
+    assert bench.api.budget.held == bench.api.budget.most
     part.release(filled)
     bench.sink.reads = True
     bench.sink.resume()
@@ -152,11 +152,11 @@ def test_records_wait_for_a_turn_when_the_share_is_used_up(bench: Bench) -> None
 def test_a_subscription_without_memory_is_refused_and_a_failed_one_costs_nothing(
     bench: Bench,
 ) -> None:
-    part = bench.api.account.part("shop")
-    part.add(bench.api.account.most)
+    part = bench.api.budget.for_caller("shop")
+    part.add(bench.api.budget.most)
     with pytest.raises(ApiError, match="too much memory"):
         bench.sink.subscribe(ANYONE, ("a",), "latest")
-    part.release(bench.api.account.most)
+    part.release(bench.api.budget.most)
 
     def refuse(*_: object) -> None:
         raise ApiError("too-many", "refused")
@@ -164,14 +164,14 @@ def test_a_subscription_without_memory_is_refused_and_a_failed_one_costs_nothing
     bench.node.subscriptions.subscribe = refuse  # type: ignore[method-assign, assignment]
     with pytest.raises(ApiError, match="refused"):
         bench.sink.subscribe(ANYONE, ("a",), "latest")
-    assert bench.api.account.held == 0
+    assert bench.api.budget.held == 0
 
 
 class Stream:
     """An event stream whose caller reads when the test says so."""
 
     def __init__(self, bench: Bench) -> None:
-        self.part = bench.api.account.part("shop")
+        self.budget = bench.api.budget.for_caller("shop")
         self.paused = False
         self.got = b""
 

@@ -15,9 +15,9 @@ from linkd.api.errors import ApiError
 from linkd.api.http import (
     MAX_REQUEST_BYTES,
     SMALL_BYTES,
-    Account,
     ApiRequest,
     ConnectionSlots,
+    MemoryBudget,
     Response,
 )
 from linkd.api.site import BODY_BYTES, BODY_SECONDS, HEAD_SECONDS, ApiChannel, ApiSite
@@ -31,7 +31,7 @@ class Answering:
 
     def __init__(self, clock: StepClock) -> None:
         self.share = FairShare(clock)
-        self.account = Account()
+        self.budget = MemoryBudget()
         self.served: list[str] = []
         self.waiting: list[Deferred[Response | None]] = []
         self.body = b""
@@ -223,16 +223,16 @@ def test_an_open_route_takes_no_body(site: Site, head: bytes) -> None:
     site.send(b"DELETE /open HTTP/1.1\r\nHost: localhost\r\n%b\r\n" % head)
     assert b"413" in site.transport.value()
     assert b"takes no body" in site.transport.value()
-    assert site.answering.account.held == 0
+    assert site.answering.budget.held == 0
 
 
 def test_a_body_is_counted_until_its_response(site: Site) -> None:
     site.send(post("/later", 300_000))
-    assert site.answering.account.held == 300_000
+    assert site.answering.budget.held == 300_000
     site.send(b"x" * 300_000)
-    assert site.answering.account.held == 300_000
+    assert site.answering.budget.held == 300_000
     site.answering.waiting[0].callback(Response(204))
-    assert site.answering.account.held == 0
+    assert site.answering.budget.held == 0
 
 
 def test_bodies_of_one_caller_leave_memory_for_others(site: Site) -> None:
@@ -247,14 +247,14 @@ def test_bodies_of_one_caller_leave_memory_for_others(site: Site) -> None:
     for channel, _ in channels:
         channel.connectionLost(Any)
     site.channel.connectionLost(Any)
-    assert site.answering.account.held == 0
+    assert site.answering.budget.held == 0
 
 
 def test_a_chunked_body_is_counted_as_it_arrives(site: Site) -> None:
     site.send(b"POST /later HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
     site.send(b"186a0\r\n" + b"x" * 100_000 + b"\r\n")
-    assert site.answering.account.held == 100_000
-    site.answering.account.part("").add(site.answering.account.most - 200_000)
+    assert site.answering.budget.held == 100_000
+    site.answering.budget.for_caller("").add(site.answering.budget.most - 200_000)
     site.send(b"186a0\r\n" + b"x" * 100_000 + b"\r\n")
     assert b"503" in site.transport.value()
 
@@ -262,15 +262,15 @@ def test_a_chunked_body_is_counted_as_it_arrives(site: Site) -> None:
 def test_a_response_is_counted_until_it_is_read(site: Site) -> None:
     site.answering.body = b"x" * (SMALL_BYTES + 1)
     site.send(get("/0"))
-    assert site.answering.account.held == 0
+    assert site.answering.budget.held == 0
     site.transport.full = True
     site.send(get("/1"))
-    assert site.answering.account.held == SMALL_BYTES + 1
+    assert site.answering.budget.held == SMALL_BYTES + 1
     site.channel.resumeProducing()
-    assert site.answering.account.held == 0
+    assert site.answering.budget.held == 0
     site.send(get("/2"))
     site.channel.connectionLost(Any)
-    assert site.answering.account.held == 0
+    assert site.answering.budget.held == 0
 
 
 def test_a_stalled_body_is_cut(site: Site) -> None:

@@ -133,23 +133,23 @@ def test_no_frames_are_accepted_from_a_client_that_does_not_read(bench: Bench) -
 
 
 def test_repeated_watch_requests_get_one_status(bench: Bench) -> None:
-    bench.say(*[client.Watch()] * 1000)
+    bench.say(*[client.WatchStatus()] * 1000)
     bench.clock.advance(0)
     assert len(bench.heard(client.StatusChanged)) == 1
-    bench.say(client.Watch())
+    bench.say(client.WatchStatus())
     bench.clock.advance(0)
     assert len(bench.heard(client.StatusChanged)) == 2
 
 
 def test_link_changes_are_merged_for_a_client_that_does_not_read(bench: Bench) -> None:
     bench.node.links["other"] = link("other")
-    bench.say(client.Watch())
+    bench.say(client.WatchStatus())
     bench.clock.advance(0)
     bench.socket.paused = True
     for state in ("waiting", "up") * 50:
         bench.node.change("hub", state)
         bench.node.change("other", state)
-        bench.say(client.Watch())
+        bench.say(client.WatchStatus())
         bench.clock.advance(0)
     assert len(bench.heard(client.StatusChanged)) == 1
     bench.socket.paused = False
@@ -170,12 +170,12 @@ def test_patterns_are_bounded_for_each_subscription_and_each_connection(bench: B
     for number in range(2, 20):
         bench.say(client.Subscribe(number, fitting, "latest", "", 1))
     assert len(bench.heard(client.Subscribed)) == MAX_PATTERNS_BYTES // size
-    held = bench.api.account.held
+    held = bench.api.budget.held
     bench.say(client.Unsubscribe(2), client.Subscribe(30, fitting, "latest", "", 1))
     assert len(bench.heard(client.Subscribed)) == MAX_PATTERNS_BYTES // size + 1
-    assert bench.api.account.held == held
+    assert bench.api.budget.held == held
     bench.session.closed()
-    assert bench.api.account.held == 0
+    assert bench.api.budget.held == 0
 
 
 def test_too_many_records_in_a_publish_are_refused(bench: Bench) -> None:
@@ -185,17 +185,17 @@ def test_too_many_records_in_a_publish_are_refused(bench: Bench) -> None:
 
 def test_waits_are_counted_and_cancelled_in_slices(bench: Bench) -> None:
     bench.say(*(client.Wait(number, "hub", "orders", 2**40, 60.0) for number in range(100)))
-    assert bench.api.account.held == 100 * 4096
+    assert bench.api.budget.held == 100 * 4096
     bench.session.closed()
     for _ in range(3):
         bench.clock.advance(0)
-    assert bench.api.account.held == 0
-    bench.api.account.part(ANYONE.name).add(bench.api.account.most)
+    assert bench.api.budget.held == 0
+    bench.api.budget.for_caller(ANYONE.name).add(bench.api.budget.most)
     session = StreamSession(bench.api, ANYONE, bench.socket)
     session.message(client.encode([client.Open(1)]), True)
     session.message(client.encode([client.Wait(1, "hub", "orders", 2**40, 60.0)]), True)
     session.flush()
-    assert bench.heard(client.Waited)[-1].error == "too-many"
+    assert bench.heard(client.WaitResult)[-1].error == "too-many"
 
 
 def test_a_run_with_a_malformed_publish_goes_one_by_one_in_slices(bench: Bench) -> None:

@@ -79,7 +79,7 @@ def up(session: Session, **more: object) -> list[client.FromClient]:
     assert isinstance(hello, client.Open)
     tell(session, opened(**more))  # type: ignore[arg-type]
     watch, *restored = frames(session)
-    assert watch == client.Watch()
+    assert watch == client.WatchStatus()
     return restored
 
 
@@ -374,7 +374,7 @@ def test_waits_are_asked_again_and_end_in_time() -> None:
     frames(session)
     tell(session, opened())
     assert [f.timeout for f in frames(session, 10.0) if isinstance(f, client.Wait)] == [20.0, 30.0]
-    tell(session, client.Waited(first.id))
+    tell(session, client.WaitResult(first.id))
     assert done == [None]
     assert session.expire(39.0) == 40.0
     assert session.expire(40.0) is None
@@ -382,7 +382,7 @@ def test_waits_are_asked_again_and_end_in_time() -> None:
     session.wait("x", "a", 8, 99.0, done.append)
     (third,) = frames(session, 50.0)
     assert isinstance(third, client.Wait)
-    tell(session, client.Waited(third.id, "not-found", "no x"), client.Waited(third.id))
+    tell(session, client.WaitResult(third.id, "not-found", "no x"), client.WaitResult(third.id))
     assert isinstance(done[2], Refused)
 
 
@@ -554,10 +554,10 @@ def test_a_daemon_that_waits_less_than_was_asked_for_is_asked_again() -> None:
     session.wait("hub", "a", 8, 7200.0, done.append)
     (asked,) = frames(session)
     assert isinstance(asked, client.Wait)
-    tell(session, client.Waited(asked.id, "timeout"))
+    tell(session, client.WaitResult(asked.id, "timeout"))
     assert frames(session, 3600.0) == [client.Wait(asked.id, "hub", "a", 8, 3600.0)]
     assert done == []
-    tell(session, client.Waited(asked.id, "timeout"))
+    tell(session, client.WaitResult(asked.id, "timeout"))
     assert frames(session, 7200.0) == []
     assert [type(each) for each in done] == [TimedOut]
 

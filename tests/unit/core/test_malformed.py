@@ -93,12 +93,12 @@ def test_more_records_than_bytes_are_refused(count: int) -> None:
 
 def test_frames_of_a_long_message_are_decoded_one_by_one() -> None:
     large = client.Publish(1, "a", 1, bytes(client.WHOLE_BYTES))
-    frames = [large, client.Watch()]
+    frames = [large, client.WatchStatus()]
     message = client.encode(frames)
     found = client.split_from_client(message)
     assert [client.decode_one(frame) for frame in found] == frames  # type: ignore[arg-type]
-    short = client.encode([client.Watch()])
-    assert client.split_from_client(short) == [client.Watch()]
+    short = client.encode([client.WatchStatus()])
+    assert client.split_from_client(short) == [client.WatchStatus()]
     bad = client.split_from_client(client.join([client.encode_frame(large), b"\x91\x7f"], 2))
     with pytest.raises(RemoteProtocolError, match="expected an array of frames"):
         client.decode_one(bad[1])  # type: ignore[arg-type]

@@ -560,16 +560,16 @@ def test_a_position_over_skipped_records_alone_is_told_when_it_is_due_not_before
     private = batch(1, *[b"x"] * 99, origin=ORIGIN)
     assert outbound.read([private], 0.0, 7.0) == []
     assert outbound.deadline == 7.5
-    assert outbound.wake(7.49) == []
-    assert sent(outbound.wake(7.5)) == [BatchMessage(1, 100, "m1")]
+    assert outbound.on_deadline(7.49) == []
+    assert sent(outbound.on_deadline(7.5)) == [BatchMessage(1, 100, "m1")]
     assert outbound.deadline is None
-    assert outbound.wake(9.0) == []
+    assert outbound.on_deadline(9.0) == []
     assert session.received(Ack(100), 0.0)[0] == Acked(100)
     # Live: what the log has just committed is offered, and nothing of it is for the peer.
     assert outbound.offer([], 105, 0.0, 8.0) == []
     assert outbound.offer([], 106, 0.0, 8.2) == []
     assert outbound.deadline == 8.5
-    assert sent(outbound.wake(8.5)) == [BatchMessage(100, 106, "m1")]
+    assert sent(outbound.on_deadline(8.5)) == [BatchMessage(100, 106, "m1")]
     outbound.offer([], 107, 0.0, 9.0)
     (message,) = sent(outbound.offer([batch(110, b"y")], 112, 0.0, 9.1))
     assert isinstance(message, BatchMessage)
@@ -583,7 +583,7 @@ def test_a_position_over_skipped_records_alone_is_told_when_it_is_due_not_before
     outbound.offer([], 114, 0.0, 9.3)
     session.disconnected()
     assert outbound.deadline is None
-    assert outbound.wake(99.0) == []
+    assert outbound.on_deadline(99.0) == []
 
 
 def test_a_position_waits_for_the_rest_of_a_large_record() -> None:
@@ -593,7 +593,7 @@ def test_a_position_waits_for_the_rest_of_a_large_record() -> None:
     (first,) = sent(outbound.read([batch(1, bytes(200_000))], 0.0, 0.0))
     assert isinstance(first, BatchMessage)
     outbound.deadline = 1.0
-    assert outbound.wake(1.0) == []
+    assert outbound.on_deadline(1.0) == []
 
 
 def test_a_crowd_of_small_batches_fills_the_window_and_what_may_wait() -> None:

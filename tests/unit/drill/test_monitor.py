@@ -96,7 +96,7 @@ def test_pages_are_followed_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
         return Answer(200, {}, pages[position].encode())
 
     monkeypatch.setattr(monitor, "call", call)
-    assert monitor.arrived("/socket", "orders", "mark") == [0, 1]
+    assert monitor.received_numbers("/socket", "orders", "mark") == [0, 1]
 
 
 def test_the_thread_ends_when_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
