@@ -132,7 +132,7 @@ def client_out(load: Load) -> Iterator[Run]:
     session = ClientSession("bench")
     session.open = True
     socket = WebSocket("ws://localhost/v1/stream", client.SUBPROTOCOL, {})
-    socket._protocol.state = State.OPEN  # without a handshake
+    socket.state = State.OPEN  # without a handshake
     socket.to_send()
     number = 0
 
@@ -143,7 +143,7 @@ def client_out(load: Load) -> Iterator[Run]:
             packed = pack([Record(body) for body in load.bodies])
             session.flight.add("bench", load.count, packed, _ignore)
             for message in session.take(0.0):
-                socket.send(message)
+                socket.send_binary(message)
             socket.to_send()
             session.received(client.encode([client.Published(number, 1, load.count)]))
 

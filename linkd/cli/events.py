@@ -15,7 +15,7 @@ from linkd.cli.exits import end_when_gone
 from linkd.cli.options import add_socket, socket_path
 from linkd.cli.output import json_text, printable
 from linkd.client.errors import ClientError, NoDaemon, Refused
-from linkd.client.http import Answer, Exchange, call, expect
+from linkd.client.http import Answer, call, connected, expect
 from linkd.status import Event
 
 AGAIN_SECONDS: Final = 0.5
@@ -103,7 +103,7 @@ def _newest(path: str) -> int:
 
 def _stream(path: str, last: int) -> Iterator[Event]:
     """Yield the events of one event stream until it ends."""
-    with Exchange(path, SILENCE_SECONDS) as exchange:
+    with connected(path, SILENCE_SECONDS) as exchange:
         exchange.send(
             "GET",
             "/v1/events",

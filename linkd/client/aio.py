@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterable
-from typing import Any, Unpack, cast
+from typing import Any, Unpack
 
-from linkd.client.api import WAIT_SECONDS, ClientCore, NodeBase
+from linkd.client.api import WAIT_SECONDS, NodeBase
 from linkd.client.connection import Wire, bearer
 from linkd.client.errors import ClientError, NoDaemon
 from linkd.client.iterator import RecordIterator, RecordQueue
@@ -173,11 +173,9 @@ async def _connect(where: Address, settings: Settings, wire: AsyncioWire) -> Non
 class AsyncioWire(Wire, asyncio.Protocol):
     """A connection whose bytes asyncio carries."""
 
-    _transport: asyncio.Transport | None = None
-
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Send the upgrade's request."""
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
+        self.transport = transport
         self.flush()
 
     def data_received(self, data: bytes) -> None:
@@ -191,30 +189,23 @@ class AsyncioWire(Wire, asyncio.Protocol):
         self.ended()
 
     def _writable(self) -> bool:
-        return self._transport is not None and not self._transport.is_closing()
-
-    def _write(self, pieces: Any) -> None:
-        if self._transport is not None:
-            self._transport.write(pieces)
+        return self.transport is not None and not self.transport.is_closing()
 
     def _close(self) -> None:
-        if self._transport is not None:
-            self._transport.close()
+        if self.transport is not None:
+            self.transport.close()
 
     def _abort(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
+        if self.transport is not None:
+            self.transport.abort()
 
 
 class _Hold:
-    """Ends a subscription once neither its iterator nor a record of it is referenced."""
+    """Ends a subscription once neither its iterator nor a record, which refer to it, remains."""
 
     def __init__(self, inbox: RecordQueue, loop: asyncio.AbstractEventLoop) -> None:
         self._inbox = inbox
         self._loop = loop
-
-    def ack(self, next: int, era: int) -> Awaitable[None]:
-        return self._inbox.ack(next, era)
 
     def __del__(self) -> None:
         if not self._inbox.over:
@@ -233,11 +224,11 @@ class Subscription(RecordIterator):
         super().__init__(inbox)
         self._loop = asyncio.get_running_loop()
         self._hold = _Hold(inbox, self._loop)
-        inbox.hold(self._hold.ack)
+        inbox.hold(self._hold)
 
     async def close(self) -> None:
         """End the subscription; the iteration ends after the records that have arrived."""
-        self._inbox.close()
+        self.end()
 
     def __del__(self) -> None:
         if not self._inbox.over:
@@ -253,6 +244,7 @@ class Enqueued:
     Attributes:
         stored: The values known to be stored, even if others were refused.
         leading: How many values are stored before the first that was refused or is not settled.
+        done: Returns whether all values are settled.
     """
 
     def __init__(self, under_way: list[tuple[int, Awaitable[Published]]]) -> None:
@@ -260,13 +252,10 @@ class Enqueued:
         self.leading = 0
         self._task = asyncio.ensure_future(self._settle(under_way))
         self._task.add_done_callback(_seen)
+        self.done = self._task.done
 
     def __await__(self) -> Generator[Any, None, Stored]:
         return asyncio.shield(self._task).__await__()
-
-    def done(self) -> bool:
-        """Return whether all values are settled."""
-        return self._task.done()
 
     async def _settle(self, under_way: list[tuple[int, Awaitable[Published]]]) -> Stored:
         error: LinkdError | None = None
@@ -290,8 +279,7 @@ class Node(NodeBase[StatusWatcher, Subscription]):
 
     def __init__(self, where: Address, settings: Settings) -> None:
         status = StatusWatcher(Status())
-        calls = ClientCore(AsyncioLoop(), dial, where, settings, status)
-        super().__init__(calls, status, Subscription)
+        super().__init__(AsyncioLoop(), dial, where, settings, status, Subscription)
 
     async def opened(self, timeout: float | None = None) -> None:  # noqa: ASYNC109
         """Return once the connection is up.
@@ -305,13 +293,13 @@ class Node(NodeBase[StatusWatcher, Subscription]):
         """
         try:
             async with asyncio.timeout(timeout):
-                await self._calls.until_open()
+                await self._until_open()
         except TimeoutError:
-            raise self._calls.not_open(timeout or 0.0) from None
+            raise self._not_open(timeout or 0.0) from None
 
     async def close(self) -> None:
         """Close the connection; pending operations fail with Closed."""
-        await self._calls.close()
+        await self._close()
 
     def publish(
         self, channel: str, value: Any, **options: Unpack[PublishOptions]
@@ -336,7 +324,7 @@ class Node(NodeBase[StatusWatcher, Subscription]):
             NoDaemon: There is no connection, and `when_down` is `fail`.
         """
         # the coroutine itself: another around it would cost each publish a microsecond
-        return self._calls.publish(channel, value, options)
+        return self._publish(channel, value, options)
 
     async def publish_many(
         self, channel: str, values: Iterable[Any], **options: Unpack[PublishManyOptions]
@@ -347,7 +335,7 @@ class Node(NodeBase[StatusWatcher, Subscription]):
             PublishError: As `publish`; other batches than the one refused may be stored.
         """
         total = await (await self.enqueue(channel, values, **options))
-        await self._calls.wait_as_asked(options, channel, total.last)
+        await self._wait_as_asked(options, channel, total.last)
         return total
 
     async def enqueue(
@@ -357,7 +345,7 @@ class Node(NodeBase[StatusWatcher, Subscription]):
 
         Values are stored in the order of the calls. The option `wait` has no effect here.
         """
-        return Enqueued(await self._calls.send_many(channel, values, options))
+        return Enqueued(await self._send_many(channel, values, options))
 
     async def wait_for(
         self,
@@ -378,11 +366,11 @@ class Node(NodeBase[StatusWatcher, Subscription]):
             TimedOut: Not in time.
             Refused: The peer does not receive that channel, or there is no such peer.
         """
-        await self._calls.wait_for(peer, channel, next, timeout)
+        await self._wait_for(peer, channel, next, timeout)
 
     async def flush(self) -> None:
         """Return once every pending publish is settled."""
-        await self._calls.until_settled()
+        await self._until_settled()
 
 
 def _seen(task: asyncio.Future[Stored]) -> None:

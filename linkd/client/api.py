@@ -203,277 +203,6 @@ DialAt = Callable[[Address, Settings, Session, Callable[[], None]], Awaitable[Wi
 """Opens one connection; the last argument is called after each piece of data from the daemon."""
 
 
-class ClientCore:
-    """A client of one daemon, across reconnects.
-
-    Args:
-        loop: The event loop.
-        dial: Opens a connection.
-        where: The daemon.
-        settings: The options of the connection.
-        status: The state of the connection and the links; kept up to date.
-    """
-
-    def __init__(
-        self,
-        loop: Loop,
-        dial: DialAt,
-        where: Address,
-        settings: Settings,
-        status: Observable[Status],
-    ) -> None:
-        self.session = Session(
-            settings.producer or secrets.token_hex(16),
-            settings.max_in_flight_bytes,
-            secrets.token_hex(16) if settings.producer else "",
-        )
-        self.upkeep = Reconnector(
-            loop,
-            lambda changed: dial(where, settings, self.session, changed),
-            settings,
-            self.session,
-            status,
-            LOCAL_DELAY if where.socket else MAX_DELAY,
-        )
-        self._start = self._start_publish  # one bound method for all
-        self._queue = PublishQueue(loop, self.session.flight, settings.max_in_flight_bytes)
-        self.upkeep.on_wake = self._admit
-        self.upkeep.on_flush = self._turned
-        self._loop = loop
-        self._where = where
-        self._settings = settings
-        self._status = status
-        self._handlers: TypeHandlers | None = None
-        self._expiry_off: Callable[[], None] | None = None
-        self._expiry_at = 0.0
-
-    # life
-
-    async def until_open(self) -> None:
-        """Return once the connection is up; raise the final error if it never will be."""
-        while not self.session.open:
-            self.check()
-            await self.upkeep.changed()
-
-    def not_open(self, seconds: float) -> NoDaemon:
-        """Return the error for a connection that was not up in time."""
-        reason = self._status.value.reason or "no answer"
-        return NoDaemon(f"no daemon at {self._where} in {seconds:g} s: {reason}")
-
-    async def until_settled(self) -> None:
-        """Return once every pending publish is settled."""
-        self.upkeep.flush()
-        self.session.gatherer.seal()
-        while len(self.session.flight) or self._queue:
-            self.check()
-            await self.upkeep.changed()
-
-    async def close(self) -> None:
-        """Close the connection; pending operations fail with Closed."""
-        self._loop.check()
-        if self._handlers is not None:
-            self._handlers.close()
-        if self._expiry_off is not None:
-            self._expiry_off()
-        await self.upkeep.close()
-
-    def check(self) -> None:
-        """Raise an error if the node was not started, or has failed for good."""
-        if self.upkeep.failed is not None:
-            raise self.upkeep.failed
-        if not self.upkeep.started:
-            raise ClientError("the node was not started: `start()`, or `async with`")
-
-    # publishing
-
-    async def publish(self, channel: str, value: Any, options: PublishOptions) -> int:
-        """Publish one value; return its offset once it is on the daemon's disk."""
-        terms = _terms(options)
-        self.check()
-        promise = self._loop.promise()
-        if self._queue.is_free:
-            self._start_publish(promise, channel, value, options, terms)
-        else:
-            self._queue.append(self._start, promise, channel, value, options, terms)
-            self.upkeep.plan_flush()
-        offset: int = await promise
-        if "wait" in options:
-            await self.wait_as_asked(options, channel, offset)
-        return offset
-
-    def _start_publish(
-        self, promise: Any, channel: str, value: Any, options: PublishOptions, terms: Terms
-    ) -> None:
-        """Encode one value and put it in flight."""
-        body, content_type = encoded(self._settings.encode, value)
-        type_, id_ = options.get("type", ""), options.get("id", "")
-        check_words(type_, id_, content_type)
-        self._check_publish(channel, len(body))
-        headers = options.get("headers")
-        record = pack(
-            [Encoded(body, type_, id_, content_type, check_headers(headers) if headers else None)]
-        )
-        self._queue.passed += len(record) + BATCH_OVERHEAD_BYTES
-        self.session.gatherer.add(channel, record, terms, partial(self._loop.settle, promise))
-        self.upkeep.plan_flush()
-
-    async def send_many(
-        self, channel: str, values: Iterable[Any], options: PublishManyOptions
-    ) -> list[tuple[int, Awaitable[Published]]]:
-        """Queue many values in order as room allows; return each batch's count and outcome."""
-        self._check_publish(channel, 0)
-        under_way: list[tuple[int, Awaitable[Published]]] = []
-        terms = _terms(options)
-        type_, headers = options.get("type", ""), check_headers(options.get("headers") or {})
-        encode, check_body = self._settings.encode, self.session.check_body
-        for count, records in batches(values, type_, encode, headers, check_body):
-            started, outcome = self._loop.promise(), self._loop.promise()
-            under_way.append((count, outcome))
-            batch = (outcome, channel, count, records, terms)
-            if self._queue.is_free:
-                self._start_batch(started, *batch)
-            else:
-                self._queue.append(self._start_batch, started, *batch)
-                self.upkeep.plan_flush()
-                await started
-        return under_way
-
-    def _start_batch(
-        self, started: Any, outcome: Any, channel: str, count: int, records: bytes, terms: Terms
-    ) -> None:
-        """Put one batch in flight."""
-        self._check_publish(channel, 0)
-        self._queue.passed += len(records) + count * VALUE_BYTES
-        self.session.gatherer.seal()
-        settle = partial(self._loop.settle, outcome)
-        self.session.flight.add(channel, count, records, settle, terms)
-        self.upkeep.plan_flush()
-        self._loop.settle(started, None)
-
-    async def wait_as_asked(
-        self, options: PublishOptions | PublishManyOptions, channel: str, last: int
-    ) -> None:
-        """Return once the peer in `wait`, if any, has everything up to offset `last`.
-
-        Raises:
-            ClientError: Not in time, or never; everything is stored, and the error has `last`.
-        """
-        if peer := options.get("wait"):
-            timeout = options.get("timeout", WAIT_SECONDS)
-            try:
-                await self.wait_for(peer, channel, last + 1 if last else 0, timeout)
-            except ClientError as error:
-                raise stored_at(error, last) from None
-
-    async def wait_for(self, peer: str, channel: str, next: int, seconds: float) -> None:
-        """Return once `peer` has everything of `channel` below offset `next` on disk."""
-        self.check()
-        check_wait(peer, seconds)
-        check_channel(channel)
-        check_next(next)
-        promise = self._loop.promise()
-        settle = partial(self._loop.settle, promise)
-        self.session.wait(peer, channel, next, self._loop.time() + seconds, settle)
-        self.upkeep.plan_flush()
-        self._plan_expiry()
-        await promise
-
-    def _check_publish(self, channel: str, size: int) -> None:
-        """Raise at once if the publish can only fail."""
-        self.check()
-        self.session.check_publish(channel, size, self._settings.when_down)
-
-    def _turned(self) -> None:
-        """Start another iteration of the loop."""
-        self._queue.passed = 0
-        self._admit()
-
-    def _admit(self) -> None:
-        """Admit publishes that wait for room; all of them if they can only fail."""
-        if not self._queue:
-            return
-        fails = self._settings.when_down == "fail" and not self.session.open
-        self._queue.admit(everyone=fails or self.upkeep.failed is not None)
-
-    def _plan_expiry(self) -> None:
-        """Expire waits at their deadline, with or without a connection."""
-        now = self._loop.time()
-        deadline = self.session.expire(now - GRACE_SECONDS)
-        if deadline is None or (self._expiry_off is not None and self._expiry_at <= deadline):
-            return
-        if self._expiry_off is not None:
-            self._expiry_off()
-        self._expiry_at = deadline
-        left = max(0.0, deadline + GRACE_SECONDS - now)
-        self._expiry_off = self._loop.later(left, self._expire)
-
-    def _expire(self) -> None:
-        self._expiry_off = None
-        self._plan_expiry()
-
-    # reading
-
-    def inbox(self, patterns: tuple[str, ...], options: SubscribeOptions) -> RecordQueue:
-        """Start a subscription; raise ChannelRefused, ValueError or TypeError."""
-        self.check()
-        self._loop.check()
-        check_start(options.get("start", "latest"))
-        check_window(options.get("window", DEFAULT_WINDOW))
-        reader = self.session.subscribe(
-            patterns,
-            options.get("start", "latest"),
-            options.get("consumer", ""),
-            options.get("window", DEFAULT_WINDOW),
-        )
-        inbox = RecordQueue(self._loop, self.session, reader, self.upkeep.plan_flush)
-        on_gap = options.get("on_gap", self.upkeep.report)
-        inbox.on_gap = lambda gap: self.upkeep.call(on_gap, gap)
-        if self._settings.on_message is not None:
-            inbox.on_message = self._message
-            inbox.on_full = self._nobody_iterates
-        reader.queue = inbox
-        reader.reading = RecordContext(self._settings.decode, inbox.ack)
-        self.upkeep.plan_flush()
-        return inbox
-
-    def on(
-        self,
-        subscribe: Callable[[str], RecordIterator],
-        type: str,
-        function: Function,
-        channel: str,
-    ) -> None:
-        """Call `function` with each record of a type on a channel."""
-        if self._handlers is None:
-            self._handlers = TypeHandlers(subscribe, self.upkeep.report, self._loop)
-        self._handlers.on(type, function, channel)
-
-    def off(self, type: str, function: Function | None) -> None:
-        """Remove a function, or all functions of a type."""
-        if self._handlers is not None:
-            self._handlers.off(type, function)
-
-    def _message(self, record: Record) -> None:
-        self.upkeep.call(self._settings.on_message, record)
-
-    def _nobody_iterates(self, patterns: tuple[str, ...]) -> None:
-        """Report that the window is full, since it looks as if nothing more was published."""
-        sentence = "its window is full: on_message gets no more until something iterates over it"
-        self.upkeep.report(
-            ClientError(f"the subscription of {', '.join(patterns)[:200]}: {sentence}")
-        )
-
-
-def _terms(options: PublishOptions | PublishManyOptions) -> Terms:
-    """Return the checked options of a publish."""
-    if not options:  # nearly always: a publish costs microseconds
-        return NO_TERMS
-    ttl, wait = check_ttl(options.get("ttl")), options.get("wait")
-    check_wait(wait, options.get("timeout", WAIT_SECONDS))
-    id_: Any = options.get("id")
-    return Terms(ttl, (id_,) if id_ else (), wait or "")
-
-
 StatusType = TypeVar("StatusType", bound=Observable[Status])
 SubscriptionType = TypeVar("SubscriptionType", bound=RecordIterator)
 
@@ -482,20 +211,48 @@ class NodeBase(ABC, Generic[StatusType, SubscriptionType]):
     """A client of one daemon, across reconnects; `async with` starts and closes it.
 
     Args:
-        calls: Its operations.
-        status: The state of the connection and the links, which `calls` keeps up to date.
+        loop: The event loop.
+        dial: Opens a connection.
+        where: The daemon.
+        settings: The options of the connection.
+        status: The state of the connection and the links; kept up to date.
         make_subscription: Makes a subscription of a queue of records.
     """
 
     def __init__(
         self,
-        calls: ClientCore,
+        loop: Loop,
+        dial: DialAt,
+        where: Address,
+        settings: Settings,
         status: StatusType,
         make_subscription: Callable[[RecordQueue], SubscriptionType],
     ) -> None:
-        self._calls = calls
+        self._session = Session(
+            settings.producer or secrets.token_hex(16),
+            settings.max_in_flight_bytes,
+            secrets.token_hex(16) if settings.producer else "",
+        )
+        self._upkeep = Reconnector(
+            loop,
+            lambda changed: dial(where, settings, self._session, changed),
+            settings,
+            self._session,
+            status,
+            LOCAL_DELAY if where.socket else MAX_DELAY,
+        )
+        self._start = self._start_publish  # one bound method for all
+        self._queue = PublishQueue(loop, self._session.flight, settings.max_in_flight_bytes)
+        self._upkeep.on_wake = self._admit
+        self._upkeep.on_flush = self._turned
+        self._loop = loop
+        self._where = where
+        self._settings = settings
         self._status = status
         self._make_subscription = make_subscription
+        self._handlers: TypeHandlers | None = None
+        self._expiry_off: Callable[[], None] | None = None
+        self._expiry_at = 0.0
 
     async def __aenter__(self) -> Self:
         self.start()
@@ -507,12 +264,12 @@ class NodeBase(ABC, Generic[StatusType, SubscriptionType]):
     @property
     def name(self) -> str:
         """The daemon's node name; empty before the first connection."""
-        return self._calls.session.node
+        return self._session.node
 
     @property
     def max_body_bytes(self) -> int:
         """The largest body that can be published, as far as known."""
-        return min(MAX_BODY_BYTES, self._calls.session.max_body_bytes or MAX_BODY_BYTES)
+        return min(MAX_BODY_BYTES, self._session.max_body_bytes or MAX_BODY_BYTES)
 
     @property
     def status(self) -> StatusType:
@@ -521,7 +278,9 @@ class NodeBase(ABC, Generic[StatusType, SubscriptionType]):
 
     def start(self) -> None:
         """Start connecting, and stay connected until `close`."""
-        self._calls.upkeep.start()
+        if not self._upkeep.started:
+            self._loop.bind()
+            self._upkeep.start()
 
     @abstractmethod
     def close(self) -> Awaitable[None]:
@@ -537,7 +296,7 @@ class NodeBase(ABC, Generic[StatusType, SubscriptionType]):
         Raises:
             ChannelRefused: A pattern is malformed. The iterator raises refusals by the daemon.
         """
-        return self._make_subscription(self._calls.inbox(patterns, options))
+        return self._make_subscription(self._open_queue(patterns, options))
 
     def on(self, type: str, function: Function, channel: str = ">") -> None:
         """Call `function` with each record of a type that arrives on a channel from now on.
@@ -550,8 +309,220 @@ class NodeBase(ABC, Generic[StatusType, SubscriptionType]):
             function: Called with a record.
             channel: A channel or pattern.
         """
-        self._calls.on(self.subscribe, type, function, channel)
+        if self._handlers is None:
+            self._handlers = TypeHandlers(self.subscribe, self._upkeep.report, self._loop)
+        self._handlers.on(type, function, channel)
 
     def off(self, type: str, function: Function | None = None) -> None:
         """Remove a function, or all functions of a type."""
-        self._calls.off(type, function)
+        if self._handlers is not None:
+            self._handlers.off(type, function)
+
+    # life
+
+    async def _until_open(self) -> None:
+        """Return once the connection is up; raise the final error if it never will be."""
+        while not self._session.open:
+            self._check()
+            await self._upkeep.changed()
+
+    def _not_open(self, seconds: float) -> NoDaemon:
+        """Return the error for a connection that was not up in time."""
+        reason = self._status.value.reason or "no answer"
+        return NoDaemon(f"no daemon at {self._where} in {seconds:g} s: {reason}")
+
+    async def _until_settled(self) -> None:
+        """Return once every pending publish is settled."""
+        self._upkeep.flush()
+        self._session.gatherer.seal()
+        while len(self._session.flight) or self._queue:
+            self._check()
+            await self._upkeep.changed()
+
+    async def _close(self) -> None:
+        """Close the connection; pending operations fail with Closed."""
+        self._loop.check()
+        if self._handlers is not None:
+            self._handlers.close()
+        if self._expiry_off is not None:
+            self._expiry_off()
+        await self._upkeep.close()
+
+    def _check(self) -> None:
+        """Raise an error if the node was not started, or has failed for good."""
+        if self._upkeep.failed is not None:
+            raise self._upkeep.failed
+        if not self._upkeep.started:
+            raise ClientError("the node was not started: `start()`, or `async with`")
+
+    # publishing
+
+    async def _publish(self, channel: str, value: Any, options: PublishOptions) -> int:
+        """Publish one value; return its offset once it is on the daemon's disk."""
+        terms = _terms(options)
+        self._check()
+        promise = self._loop.promise()
+        if self._queue.is_free:
+            self._start_publish(promise, channel, value, options, terms)
+        else:
+            self._queue.append(self._start, promise, channel, value, options, terms)
+            self._upkeep.plan_flush()
+        offset: int = await promise
+        if "wait" in options:
+            await self._wait_as_asked(options, channel, offset)
+        return offset
+
+    def _start_publish(
+        self, promise: Any, channel: str, value: Any, options: PublishOptions, terms: Terms
+    ) -> None:
+        """Encode one value and put it in flight."""
+        body, content_type = encoded(self._settings.encode, value)
+        type_, id_ = options.get("type", ""), options.get("id", "")
+        check_words(type_, id_, content_type)
+        self._check_publish(channel, len(body))
+        headers = options.get("headers")
+        record = pack(
+            [Encoded(body, type_, id_, content_type, check_headers(headers) if headers else None)]
+        )
+        self._queue.passed += len(record) + BATCH_OVERHEAD_BYTES
+        self._session.gatherer.add(channel, record, terms, partial(self._loop.settle, promise))
+        self._upkeep.plan_flush()
+
+    async def _send_many(
+        self, channel: str, values: Iterable[Any], options: PublishManyOptions
+    ) -> list[tuple[int, Awaitable[Published]]]:
+        """Queue many values in order as room allows; return each batch's count and outcome."""
+        self._check_publish(channel, 0)
+        under_way: list[tuple[int, Awaitable[Published]]] = []
+        terms = _terms(options)
+        type_, headers = options.get("type", ""), check_headers(options.get("headers") or {})
+        encode, check_body = self._settings.encode, self._session.check_body
+        for count, records in batches(values, type_, encode, headers, check_body):
+            started, outcome = self._loop.promise(), self._loop.promise()
+            under_way.append((count, outcome))
+            batch = (outcome, channel, count, records, terms)
+            if self._queue.is_free:
+                self._start_batch(started, *batch)
+            else:
+                self._queue.append(self._start_batch, started, *batch)
+                self._upkeep.plan_flush()
+                await started
+        return under_way
+
+    def _start_batch(
+        self, started: Any, outcome: Any, channel: str, count: int, records: bytes, terms: Terms
+    ) -> None:
+        """Put one batch in flight."""
+        self._check_publish(channel, 0)
+        self._queue.passed += len(records) + count * VALUE_BYTES
+        self._session.gatherer.seal()
+        settle = partial(self._loop.settle, outcome)
+        self._session.flight.add(channel, count, records, settle, terms)
+        self._upkeep.plan_flush()
+        self._loop.settle(started, None)
+
+    async def _wait_as_asked(
+        self, options: PublishOptions | PublishManyOptions, channel: str, last: int
+    ) -> None:
+        """Return once the peer in `wait`, if any, has everything up to offset `last`.
+
+        Raises:
+            ClientError: Not in time, or never; everything is stored, and the error has `last`.
+        """
+        if peer := options.get("wait"):
+            timeout = options.get("timeout", WAIT_SECONDS)
+            try:
+                await self._wait_for(peer, channel, last + 1 if last else 0, timeout)
+            except ClientError as error:
+                raise stored_at(error, last) from None
+
+    async def _wait_for(self, peer: str, channel: str, next: int, seconds: float) -> None:
+        """Return once `peer` has everything of `channel` below offset `next` on disk."""
+        self._check()
+        check_wait(peer, seconds)
+        check_channel(channel)
+        check_next(next)
+        promise = self._loop.promise()
+        settle = partial(self._loop.settle, promise)
+        self._session.wait(peer, channel, next, self._loop.time() + seconds, settle)
+        self._upkeep.plan_flush()
+        self._plan_expiry()
+        await promise
+
+    def _check_publish(self, channel: str, size: int) -> None:
+        """Raise at once if the publish can only fail."""
+        self._check()
+        self._session.check_publish(channel, size, self._settings.when_down)
+
+    def _turned(self) -> None:
+        """Start another iteration of the loop."""
+        self._queue.passed = 0
+        self._admit()
+
+    def _admit(self) -> None:
+        """Admit publishes that wait for room; all of them if they can only fail."""
+        if not self._queue:
+            return
+        fails = self._settings.when_down == "fail" and not self._session.open
+        self._queue.admit(everyone=fails or self._upkeep.failed is not None)
+
+    def _plan_expiry(self) -> None:
+        """Expire waits at their deadline, with or without a connection."""
+        now = self._loop.time()
+        deadline = self._session.expire(now - GRACE_SECONDS)
+        if deadline is None or (self._expiry_off is not None and self._expiry_at <= deadline):
+            return
+        if self._expiry_off is not None:
+            self._expiry_off()
+        self._expiry_at = deadline
+        left = max(0.0, deadline + GRACE_SECONDS - now)
+        self._expiry_off = self._loop.later(left, self._expire)
+
+    def _expire(self) -> None:
+        self._expiry_off = None
+        self._plan_expiry()
+
+    # reading
+
+    def _open_queue(self, patterns: tuple[str, ...], options: SubscribeOptions) -> RecordQueue:
+        """Start a subscription; raise ChannelRefused, ValueError or TypeError."""
+        self._check()
+        self._loop.check()
+        check_start(options.get("start", "latest"))
+        check_window(options.get("window", DEFAULT_WINDOW))
+        reader = self._session.subscribe(
+            patterns,
+            options.get("start", "latest"),
+            options.get("consumer", ""),
+            options.get("window", DEFAULT_WINDOW),
+        )
+        inbox = RecordQueue(self._loop, self._session, reader, self._upkeep.plan_flush)
+        on_gap = options.get("on_gap", self._upkeep.report)
+        inbox.on_gap = lambda gap: self._upkeep.call(on_gap, gap)
+        if self._settings.on_message is not None:
+            inbox.on_message = self._message
+            inbox.on_full = self._nobody_iterates
+        reader.queue = inbox
+        reader.reading = RecordContext(self._settings.decode, inbox.ack)
+        self._upkeep.plan_flush()
+        return inbox
+
+    def _message(self, record: Record) -> None:
+        self._upkeep.call(self._settings.on_message, record)
+
+    def _nobody_iterates(self, patterns: tuple[str, ...]) -> None:
+        """Report that the window is full, since it looks as if nothing more was published."""
+        sentence = "its window is full: on_message gets no more until something iterates over it"
+        self._upkeep.report(
+            ClientError(f"the subscription of {', '.join(patterns)[:200]}: {sentence}")
+        )
+
+
+def _terms(options: PublishOptions | PublishManyOptions) -> Terms:
+    """Return the checked options of a publish."""
+    if not options:  # nearly always: a publish costs microseconds
+        return NO_TERMS
+    ttl, wait = check_ttl(options.get("ttl")), options.get("wait")
+    check_wait(wait, options.get("timeout", WAIT_SECONDS))
+    id_: Any = options.get("id")
+    return Terms(ttl, (id_,) if id_ else (), wait or "")

@@ -137,6 +137,7 @@ class Wire:
         gone: Whether the connection was lost.
         last_received: The loop's time of the last byte.
         failure: Why we ended it, if we did.
+        transport: What writes the bytes, once there is one.
 
     Args:
         where: The daemon.
@@ -145,6 +146,8 @@ class Wire:
         changed: Called after each piece of data from the daemon.
         loop: The event loop.
     """
+
+    transport: Any = None
 
     def __init__(
         self,
@@ -175,10 +178,6 @@ class Wire:
         """Return whether there is a transport that is not closing."""
 
     @abstractmethod
-    def _write(self, pieces: Any) -> None:
-        """Send bytes."""
-
-    @abstractmethod
     def _close(self) -> None:
         """Close once all is sent."""
 
@@ -200,9 +199,9 @@ class Wire:
             return
         if self._begun and not self._websocket.closing:
             for message in self._session.take(self._time()):
-                self._websocket.send(message)
+                self._websocket.send_binary(message)
         if pieces := self._websocket.to_send():
-            self._write(pieces)
+            self.transport.write(pieces)
 
     def close(self) -> None:
         """Send pending messages, then begin the closing handshake."""
@@ -239,7 +238,7 @@ class Wire:
 
     def ended(self) -> None:
         """Notify the session, which keeps pending operations for the next connection."""
-        self._websocket.lost()
+        self._websocket.receive_eof()
         if self._begun:
             self._session.lost()
         self.gone = True
@@ -306,10 +305,8 @@ class Reconnector:
 
     def start(self) -> None:
         """Start connecting."""
-        if not self.started:
-            self._loop.bind()
-            self.started = True
-            self._cancel = self._loop.run(self._keep_connected())
+        self.started = True
+        self._cancel = self._loop.run(self._keep_connected())
 
     async def close(self) -> None:
         """Close the connection and end the attempts; pending operations fail with Closed."""

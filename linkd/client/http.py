@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Iterator, Mapping
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import msgspec
 
@@ -52,7 +53,7 @@ def call(
         NoDaemon: Nothing answers at the socket.
         ClientError: The answer is not HTTP, or ends too early.
     """
-    with Exchange(path, timeout) as exchange:
+    with connected(path, timeout) as exchange:
         exchange.send(method, target, body, headers)
         return Answer(exchange.status, exchange.headers, b"".join(exchange.pieces()))
 
@@ -84,6 +85,27 @@ def expect(answer: Answer) -> Answer:
     )
 
 
+@contextlib.contextmanager
+def connected(path: str, timeout: float | None) -> Iterator[Exchange]:
+    """Yield a connection to the daemon; close it at the end.
+
+    Raises:
+        NoDaemon: Nothing answers at the socket.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stream:
+        stream.settimeout(timeout)
+        try:
+            stream.connect(path)
+        except PermissionError:
+            raise NoDaemon(
+                f"{path}: permission denied; call as root, or as a user in the socket's group"
+                " (`sudo adduser NAME linkd`, then log in again)"
+            ) from None
+        except OSError as error:
+            raise NoDaemon(f"no daemon at {path}: {error.strerror or error}") from None
+        yield Exchange(path, stream)
+
+
 class Exchange:
     """One connection, one request, one answer that may be endless.
 
@@ -92,30 +114,12 @@ class Exchange:
         headers: Its headers, names in lower case.
     """
 
-    def __init__(self, path: str, timeout: float | None) -> None:
+    def __init__(self, path: str, stream: socket.socket) -> None:
         self.status = 0
         self.headers: dict[str, str] = {}
         self._path = path
         self._rest = b""
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(timeout)
-        try:
-            self._socket.connect(path)
-        except PermissionError:
-            self._socket.close()
-            raise NoDaemon(
-                f"{path}: permission denied; call as root, or as a user in the socket's group"
-                " (`sudo adduser NAME linkd`, then log in again)"
-            ) from None
-        except OSError as error:
-            self._socket.close()
-            raise NoDaemon(f"no daemon at {path}: {error.strerror or error}") from None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._socket.close()
+        self._socket = stream
 
     def send(
         self,

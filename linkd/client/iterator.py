@@ -91,8 +91,7 @@ class RecordQueue:
         self.flush()
 
     def ack(self, next: int, era: int | None = None) -> Awaitable[None]:
-        """Set the consumer's cursor; raise TypeError or ValueError if `next` is no offset."""
-        check_next(next)
+        """Set the consumer's cursor; await it to know that it is on disk."""
         durable: Awaitable[None] = self._loop.promise()
         self.reader.ack(next, partial(self._loop.settle, durable), era)
         self.flush()
@@ -108,10 +107,10 @@ class RecordQueue:
         self.chunks.clear()
         self.reader.reading = None
 
-    def hold(self, hold: Callable[[int, int], Awaitable[None]]) -> None:
-        """Have records acknowledge through `hold`, so that each keeps its owner alive."""
+    def hold(self, owner: object) -> None:
+        """Have each record keep `owner` alive."""
         if self.reader.reading is not None:
-            self.reader.reading = msgspec.structs.replace(self.reader.reading, ack=hold)
+            self.reader.reading = msgspec.structs.replace(self.reader.reading, owner=owner)
 
 
 class RecordIterator:
@@ -119,9 +118,13 @@ class RecordIterator:
 
     Only one task at a time may iterate over it. It ends when its queue is closed, at the latest at
     the end of an `async with`.
+
+    Attributes:
+        end: Ends the subscription; the iteration ends after the records that have arrived.
     """
 
     def __init__(self, inbox: RecordQueue) -> None:
+        self.end = inbox.close
         self._inbox = inbox
         self._current: list[Record] = []
         self._at = 0
@@ -170,15 +173,17 @@ class RecordIterator:
         return self._inbox.lost_volatile
 
     def ack(self, next: int) -> Awaitable[None]:
-        """Acknowledge all records below `next`; await it to know that the ack is on disk."""
-        return self._inbox.ack(next)
+        """Acknowledge all records below `next`; await it to know that the ack is on disk.
 
-    def end(self) -> None:
-        """End the subscription; the iteration ends after the records that have arrived."""
-        self._inbox.close()
+        Raises:
+            TypeError: `next` is no integer.
+            ValueError: It is no offset.
+        """
+        check_next(next)
+        return self._inbox.ack(next)
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._inbox.close()
+        self.end()

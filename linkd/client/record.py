@@ -153,6 +153,8 @@ class RecordContext(msgspec.Struct, frozen=True, eq=False):
     decode: Decode
     ack: Ack
     era: int = 0
+    owner: object = None
+    """What the records keep alive."""
 
 
 class Record(msgspec.Struct, frozen=True, eq=False):

@@ -23,10 +23,10 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from linkd.client.api import ClientCore, NodeBase
+from linkd.client.api import NodeBase
 from linkd.client.connection import Wire, bearer
 from linkd.client.errors import NoDaemon
-from linkd.client.iterator import RecordIterator
+from linkd.client.iterator import RecordIterator, RecordQueue
 from linkd.client.options import (
     Address,
     ConnectOptions,
@@ -179,8 +179,6 @@ class Dialer:
 class TwistedWire(Wire, Protocol):
     """A connection whose bytes Twisted carries."""
 
-    transport: Any
-
     def connectionMade(self) -> None:
         """Send the upgrade's request."""
         self.flush()
@@ -195,9 +193,6 @@ class TwistedWire(Wire, Protocol):
 
     def _writable(self) -> bool:
         return self.transport is not None and not self.gone
-
-    def _write(self, pieces: Any) -> None:
-        self.transport.write(pieces)
 
     def _close(self) -> None:
         if self.transport is not None:
@@ -229,11 +224,14 @@ class Subscription(RecordIterator):
     """An asynchronous iterator of records; across reconnects none is repeated or skipped.
 
     It ends with `close`, or at the end of an `async with`. Only one task at a time may iterate.
+
+    Attributes:
+        close: Ends the subscription; the iteration ends after the records that have arrived.
     """
 
-    def close(self) -> None:
-        """End the subscription; the iteration ends after the records that have arrived."""
-        self._inbox.close()
+    def __init__(self, inbox: RecordQueue) -> None:
+        super().__init__(inbox)
+        self.close = self.end
 
 
 class Node(NodeBase[Observable[Status], Subscription]):
@@ -243,29 +241,29 @@ class Node(NodeBase[Observable[Status], Subscription]):
         self._reactor = reactor
         status = Observable(Status())
         loop, dial = TwistedLoop(reactor), Dialer(reactor).dial
-        super().__init__(ClientCore(loop, dial, where, settings, status), status, Subscription)
+        super().__init__(loop, dial, where, settings, status, Subscription)
 
     def opened(self, timeout: float | None = None) -> Deferred[None]:
         """Fire once the connection is up; NoDaemon if it isn't within `timeout` seconds."""
-        waiting = Deferred.fromCoroutine(self._calls.until_open())
+        waiting = Deferred.fromCoroutine(self._until_open())
         if timeout is None:
             return waiting
 
         def late(_: object, seconds: float) -> None:
-            raise self._calls.not_open(seconds)
+            raise self._not_open(seconds)
 
         return waiting.addTimeout(timeout, self._reactor, late)
 
     def close(self) -> Deferred[None]:
         """Close the connection; pending operations fail with Closed. Fires when all is closed."""
-        return Deferred.fromCoroutine(self._calls.close())
+        return Deferred.fromCoroutine(self._close())
 
     def publish(self, channel: str, value: Any, **options: Unpack[PublishOptions]) -> Deferred[int]:
         """Publish one value; fire with its offset once it is on the daemon's disk.
 
         See `linkd.client.aio.Node.publish` for arguments and errors.
         """
-        return Deferred.fromCoroutine(self._calls.publish(channel, value, options))
+        return Deferred.fromCoroutine(self._publish(channel, value, options))
 
     def publish_many(
         self, channel: str, values: Iterable[Any], **options: Unpack[PublishManyOptions]
@@ -275,19 +273,19 @@ class Node(NodeBase[Observable[Status], Subscription]):
 
     def flush(self) -> Deferred[None]:
         """Fire once every pending publish is settled."""
-        return Deferred.fromCoroutine(self._calls.until_settled())
+        return Deferred.fromCoroutine(self._until_settled())
 
     async def _publish_many(
         self, channel: str, values: Iterable[Any], options: PublishManyOptions
     ) -> Stored:
         total = Stored(0, 0, 0)
         error: LinkdError | None = None
-        for count, outcome in await self._calls.send_many(channel, values, options):
+        for count, outcome in await self._send_many(channel, values, options):
             try:
                 total = plus(total, count, await outcome)
             except LinkdError as failed:
                 error = error or failed
         if error is not None:
             raise error
-        await self._calls.wait_as_asked(options, channel, total.last)
+        await self._wait_as_asked(options, channel, total.last)
         return total

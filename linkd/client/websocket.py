@@ -22,8 +22,8 @@ from linkd.client.errors import ClientError, Refused
 MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
 
 
-class WebSocket:
-    """One client connection, from its first byte to its last.
+class WebSocket(ClientProtocol):
+    """One client connection of the library, which also assembles messages from frames.
 
     Attributes:
         opened: The daemon has accepted the upgrade.
@@ -35,45 +35,37 @@ class WebSocket:
     """
 
     def __init__(self, url: str, subprotocol: str, headers: Mapping[str, str]) -> None:
-        self.opened = False
-        self._wanted = subprotocol
-        self._protocol = ClientProtocol(
+        super().__init__(
             parse_uri(url), subprotocols=[Subprotocol(subprotocol)], max_size=MAX_MESSAGE_BYTES
         )
-        request = self._protocol.connect()
+        self.opened = False
+        self._wanted = subprotocol
+        request = self.connect()
         for name, value in headers.items():
             request.headers[name] = value
-        self._protocol.send_request(request)
+        self.send_request(request)
         self._pieces: list[bytes] = []
 
     @property
     def closing(self) -> bool:
         """Whether either end has begun to close, or the connection is broken."""
-        return self._protocol.state in (State.CLOSING, State.CLOSED)
+        return self.state in (State.CLOSING, State.CLOSED)
 
     @property
     def farewell(self) -> str:
         """The daemon's reason for closing, if it gave one."""
-        code, reason = self._protocol.close_code, self._protocol.close_reason
+        code, reason = self.close_code, self.close_reason
         return "the connection was lost" if code in (None, 1006) else f"{code} {reason}".strip()
-
-    def lost(self) -> None:
-        """Note the end of the transport's data; `farewell` is final from then on."""
-        self._protocol.receive_eof()
 
     def to_send(self) -> bytes:
         """Return what the transport must send now, in order; empty if nothing."""
-        pieces = self._protocol.data_to_send()
+        pieces = self.data_to_send()
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-    def send(self, message: bytes) -> None:
-        """Queue one binary message; only while opened and not closing."""
-        self._protocol.send_binary(message)
 
     def close(self) -> None:
         """Queue the closing handshake, if the connection is open."""
-        if self._protocol.state is State.OPEN:
-            self._protocol.send_close(1000)
+        if self.state is State.OPEN:
+            self.send_close(1000)
 
     def receive(self, received: bytes) -> list[bytes]:
         """Take bytes from the transport and return the messages that they complete.
@@ -82,23 +74,23 @@ class WebSocket:
             Refused: The daemon refused the upgrade; it has the HTTP status.
             ClientError: The answer is not a WebSocket, or has another subprotocol.
         """
-        self._protocol.receive_data(received)
+        self.receive_data(received)
         messages: list[bytes] = []
-        for event in self._protocol.events_received():
+        for event in self.events_received():
             if isinstance(event, Response):
                 self._upgraded(event)
             elif isinstance(event, Frame):
                 self._take(event, messages)
-        if not self.opened and self._protocol.handshake_exc is not None:
-            raise _refusal(self._protocol.handshake_exc)
+        if not self.opened and self.handshake_exc is not None:
+            raise _refusal(self.handshake_exc)
         return messages
 
     def _upgraded(self, response: Response) -> None:
-        if self._protocol.handshake_exc is not None:
-            raise _refusal(self._protocol.handshake_exc, response)
-        if self._protocol.subprotocol != self._wanted:
+        if self.handshake_exc is not None:
+            raise _refusal(self.handshake_exc, response)
+        if self.subprotocol != self._wanted:
             raise ClientError(
-                f"expected subprotocol {self._wanted}, got {self._protocol.subprotocol or 'none'}"
+                f"expected subprotocol {self._wanted}, got {self.subprotocol or 'none'}"
             )
         self.opened = True
 

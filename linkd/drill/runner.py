@@ -15,7 +15,7 @@ from linkd.drill.expectations import Bounds, judge
 from linkd.drill.monitor import LinkMonitor, Publisher, Span, Tally, received_numbers
 from linkd.drill.report import Check, EndReport, Report, Where
 from linkd.drill.scenarios import Drill
-from linkd.drill.testbed import DOWN_CHANNEL, UP_CHANNEL, Testbed, faketime
+from linkd.drill.testbed import DOWN_CHANNEL, UP_CHANNEL, Testbed, faketime, running_pair
 from linkd.protocol.json import rfc3339
 
 Progress = Callable[[str], None]
@@ -60,7 +60,7 @@ def run(
     if "libfaketime" in drill.needs and faketime() is None:
         return _skipped(drill, "libfaketime is not installed")
     progress("starting a pair")
-    with Testbed(drill.setup, bounds, bare) as pair:
+    with running_pair(drill.setup, bounds, bare) as pair:
         if "namespaces" in drill.needs and not pair.network.namespaces:
             return _skipped(drill, f"needs network namespaces: {pair.bare}")
         return _Run(drill, bounds, progress, show, pair).run()

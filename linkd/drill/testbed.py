@@ -19,9 +19,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Final, Self
+from typing import IO, Any, Final
 
 import msgspec
 
@@ -589,8 +589,21 @@ class DrillNode:
             self._process = None
 
 
+@contextlib.contextmanager
+def running_pair(setup: Setup, bounds: Bounds, bare: bool = False) -> Iterator[Testbed]:
+    """Yield a pair whose link is up, if both nodes are to run; remove everything at the end.
+
+    Raises:
+        DrillFailed: It can't be made; nothing is left.
+    """
+    with contextlib.ExitStack() as stack:
+        pair = Testbed(setup, bounds, bare, stack)
+        pair.start_all()
+        yield pair
+
+
 class Testbed:
-    """The two nodes and the path between them; a context that removes everything.
+    """The two nodes and the path between them.
 
     Attributes:
         hub, edge: The nodes; the edge dials.
@@ -601,24 +614,19 @@ class Testbed:
         clocks: The wall clocks of the nodes by their names, if they can be stepped.
     """
 
-    def __init__(self, setup: Setup, bounds: Bounds, bare: bool = False) -> None:
-        """Prepare the pair; entering the context starts it.
+    def __init__(
+        self, setup: Setup, bounds: Bounds, bare: bool, stack: contextlib.ExitStack
+    ) -> None:
+        """Prepare the pair; `stack` receives what removes it again.
 
         Raises:
-            DrillFailed: It can't be made; nothing is left.
+            DrillFailed: It can't be made.
         """
         self.setup = setup
         self._bounds = bounds
-        self._stack = contextlib.ExitStack()
+        self._stack = stack
         self.clocks: dict[str, SteppedClock] = {}
         self.path: FilteredPath | Relay
-        try:
-            self._prepare(bare)
-        except BaseException:
-            self._stack.close()
-            raise
-
-    def _prepare(self, bare: bool) -> None:
         remove_leftovers(Path(tempfile.gettempdir()), wall())
         self.directory = Path(tempfile.mkdtemp(prefix=PREFIX))
         self._stack.callback(shutil.rmtree, self.directory, ignore_errors=True)
@@ -644,28 +652,19 @@ class Testbed:
                 node.environment |= self.clocks[node.name].environment
         self._configure()
 
-    def __enter__(self) -> Self:
+    def start_all(self) -> None:
         """Start the daemons, and wait until the link is up if both are to run."""
-        try:
-            if self.setup.small_disk:
-                state = self.hub.directory / "state"
-                state.mkdir()
-                self.hub.host.sh(f"mount -t tmpfs -o size={SMALL_DISK},mode=700 tmpfs '{state}'")
-            if self.setup.nameless:
-                self.network.name_known(False)
-            for node in self.nodes:
-                if not (self.setup.hub_absent and node is self.hub):
-                    self.start(node.name)
-            if not (self.setup.hub_absent or self.setup.nameless):
-                self._await_up()
-        except BaseException:
-            self._stack.close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Stop and remove everything."""
-        self._stack.close()
+        if self.setup.small_disk:
+            state = self.hub.directory / "state"
+            state.mkdir()
+            self.hub.host.sh(f"mount -t tmpfs -o size={SMALL_DISK},mode=700 tmpfs '{state}'")
+        if self.setup.nameless:
+            self.network.name_known(False)
+        for node in self.nodes:
+            if not (self.setup.hub_absent and node is self.hub):
+                self.start(node.name)
+        if not (self.setup.hub_absent or self.setup.nameless):
+            self._await_up()
 
     def node(self, name: str) -> DrillNode:
         """Return the node of that name."""

@@ -132,7 +132,7 @@ async def attempt(reactor, hook, kind):
         await node.publish("a", "1")
         assert "rejected" in states
         states.clear()
-        node._calls.upkeep._wire.abort()
+        node._upkeep._wire.abort()
         while "waiting" not in states or node.status.value.state != "up":
             await task.deferLater(reactor, 0.005)
         await node.publish("a", "2")

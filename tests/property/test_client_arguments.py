@@ -161,7 +161,7 @@ def test_connect_refuses_what_can_only_hang(where: Any, more: dict[str, Any]) ->
         failed = asyncio.ensure_future(node.opened(0.02))
         await asyncio.wait([failed])
         assert isinstance(failed.exception(), LinkdError | TypeError)  # TypeError: of `tls`
-        assert more.get("max_attempts") is not None or not node._calls.upkeep.failed
+        assert more.get("max_attempts") is not None or not node._upkeep.failed
         await asyncio.wait_for(node.close(), 5)
 
     asyncio.run(check())

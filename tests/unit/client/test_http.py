@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from linkd.client.errors import ClientError, NoDaemon, Refused, TimedOut
-from linkd.client.http import Answer, Exchange, call, expect
+from linkd.client.http import Answer, call, connected, expect
 
 
 @contextmanager
@@ -77,7 +77,7 @@ def test_broken_answers_are_errors(tmp_path: Path, said: bytes, kind: type[Excep
 
 def test_lines_come_as_they_are_sent(tmp_path: Path) -> None:
     said = HEAD + b"Content-Type: text/event-stream\r\n\r\n: hi\r\ndata: 1\n\n"
-    with answering(tmp_path / "s", said, linger=True) as path, Exchange(path, 5.0) as exchange:
+    with answering(tmp_path / "s", said, linger=True) as path, connected(path, 5.0) as exchange:
         exchange.send("GET", "/v1/events")
         lines = exchange.lines()
         assert [next(lines) for _ in range(3)] == [b": hi", b"data: 1", b""]
@@ -99,7 +99,7 @@ def test_a_daemon_that_is_away_is_named(tmp_path: Path) -> None:
 def test_headers_cannot_be_smuggled(tmp_path: Path) -> None:
     with (
         answering(tmp_path / "s", HEAD + b"\r\n", linger=True) as path,
-        Exchange(path, 1.0) as exchange,
+        connected(path, 1.0) as exchange,
     ):
         with pytest.raises(Refused):
             exchange.send("GET", "/", headers={"Linkd-Type": "a\r\nX: y"})

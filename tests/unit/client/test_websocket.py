@@ -38,7 +38,7 @@ def test_messages_both_ways_however_they_are_cut() -> None:
     got = [message for byte in said(server) for message in client.receive(bytes((byte,)))]
     assert got == [b"one", b"two"]
     assert client.opened
-    client.send(b"three")
+    client.send_binary(b"three")
     server.receive_data(client.to_send())
     frames = [frame for frame in server.events_received() if isinstance(frame, Frame)]
     assert [(frame.opcode, bytes(frame.data)) for frame in frames] == [
@@ -76,7 +76,7 @@ def test_a_close_says_why() -> None:
     server.send_close(1001, "restart")
     assert client.receive(said(server)) == []
     assert client.closing
-    client.lost()
+    client.receive_eof()
     assert client.farewell == "1001 restart"
     client.close()
 
